@@ -1,0 +1,92 @@
+# Every target installs what it needs into .venv; nothing else has to be set up.
+#
+#   make demo      a shipped planner crosses a maze: a table, and pictures in demo/
+#   make test      the test suite, with its coverage
+#   make gates     what CI checks beside the tests
+#   make oldest    the suite on the oldest supported stack (.ci/oldest.txt)
+
+# The build of torch that results were measured with. Another one, for example for
+# your CUDA version: make test TORCH="torch==2.13.0 --index-url ..."
+TORCH ?= torch==2.13.0
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+OLDEST ?= .venv-oldest
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := -m pip install -qq
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format types contracts sizes gates coverage wheel oldest clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n '/^#   make/s/^#  //p' Makefile
+
+demo: $(VENV)/.demo
+	$(BIN)/diffuser-policy evaluate multi2d-large --episodes 10 --seed 0
+	$(BIN)/diffuser-policy plan multi2d-large --seed 0 --out demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest --cov --cov-report=term $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+contracts: $(VENV)/.dev
+	$(BIN)/lint-imports
+
+sizes: $(VENV)/.dev
+	$(BIN)/python .ci/check_sizes.py
+
+gates: lint contracts sizes types wheel
+
+coverage: test
+	$(BIN)/coverage html
+	@echo "open htmlcov/index.html"
+
+# sdist -> wheel -> a clean environment, outside the repository.
+wheel: $(VENV)/.dev
+	PYTHON="$(PYTHON)" TORCH="$(TORCH)" BUILDER="$(BIN)/python" bash .ci/wheel_smoke.sh
+
+oldest: $(OLDEST)/.dev
+	$(OLDEST)/bin/python -m pytest $(PYTEST_ARGS)
+
+clean:
+	rm -rf $(VENV) $(OLDEST) build dist demo htmlcov .coverage .coverage.* \
+	    .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+
+# Stamps: an environment is installed again only when pyproject.toml changes.
+
+%/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo 'Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11'; exit 1; }
+	$(PYTHON) -m venv $*
+
+$(VENV)/.torch: | $(VENV)/bin/python
+	@echo 'installing into $(@D): a few minutes, once'
+	$(BIN)/python $(PIP) $(TORCH)
+	@touch $@
+
+$(VENV)/.demo: pyproject.toml | $(VENV)/.torch
+	$(BIN)/python $(PIP) --editable '.[maze,data,plot]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/.torch
+	$(BIN)/python $(PIP) --editable '.[all,dev]'
+	@touch $@ $(VENV)/.demo
+
+$(OLDEST)/.dev: pyproject.toml .ci/oldest.txt | $(OLDEST)/bin/python
+	@echo 'installing into $(@D): a few minutes, once'
+	$(OLDEST)/bin/python $(PIP) $(TORCH)
+	$(OLDEST)/bin/python $(PIP) --constraint .ci/oldest.txt --editable '.[all,dev]'
+	@touch $@

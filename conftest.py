@@ -1,0 +1,53 @@
+"""Settings of the whole suite, and the collection of examples from README and docs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+# Before anything is imported: child processes inherit these.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["MPLBACKEND"] = "Agg"
+
+import hypothesis
+import pytest
+from sybil import Sybil
+from sybil.parsers import markdown, rest
+
+hypothesis.settings.register_profile(
+    "suite",
+    deadline=None,  # no test depends on the clock
+    derandomize="CI" in os.environ,
+)
+hypothesis.settings.load_profile("suite")
+
+_readme = Sybil(
+    parsers=[markdown.PythonCodeBlockParser(), markdown.SkipParser()],
+    patterns=["README.md"],
+)
+_docstrings = Sybil(
+    parsers=[rest.DocTestParser()],
+    patterns=["diffuser_policy/*.py", "diffuser_policy/**/*.py", "envs/**/*.py"],
+)
+pytest_collect_file = (_readme + _docstrings).pytest()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    needing = [item for item in items if item.get_closest_marker("cuda")]
+    if not needing:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in needing:
+            item.add_marker(pytest.mark.skip(reason="no GPU"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the suite, child processes included, off the user's datasets and caches."""
+    with pytest.MonkeyPatch.context() as patch:
+        for variable in ("DIFFUSER_POLICY_CACHE", "MINARI_DATASETS_PATH", "HF_HOME"):
+            patch.setenv(variable, str(tmp_path_factory.mktemp(variable.lower())))
+        yield

@@ -1,0 +1,110 @@
+"""Diffuser, planning with diffusion, as a policy for any Gymnasium loop.
+
+    policy = DiffuserPolicy.from_pretrained("multi2d-large")
+    action, state = policy.predict(observation)
+
+The public names below are imported when they are first used, so that importing the
+package, or asking the command line for help, does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from diffuser_policy.conditions import Conditions
+    from diffuser_policy.data.flat import FlatDataset
+    from diffuser_policy.data.minari import load_flat
+    from diffuser_policy.data.windows import WindowDataset
+    from diffuser_policy.denoiser import Denoiser
+    from diffuser_policy.errors import DiffuserPolicyError
+    from diffuser_policy.evaluation import Evaluation, evaluate
+    from diffuser_policy.executors import (
+        PlannedActions,
+        PursuitExecutor,
+        TrackingExecutor,
+    )
+    from diffuser_policy.layout import TrajectoryLayout
+    from diffuser_policy.networks import TemporalUNet
+    from diffuser_policy.normalizers import (
+        GaussianNormalizer,
+        IdentityNormalizer,
+        LimitsNormalizer,
+    )
+    from diffuser_policy.plan import Plan
+    from diffuser_policy.planner import Planner
+    from diffuser_policy.policy import DiffuserPolicy
+    from diffuser_policy.sampler import DDIMSampler, DDPMSampler, Sampler
+    from diffuser_policy.schedule import NoiseSchedule
+    from diffuser_policy.time_to_goal import TimeToGoal
+
+__all__ = [
+    "Conditions",
+    "DDIMSampler",
+    "DDPMSampler",
+    "Denoiser",
+    "DiffuserPolicy",
+    "DiffuserPolicyError",
+    "Evaluation",
+    "FlatDataset",
+    "GaussianNormalizer",
+    "IdentityNormalizer",
+    "LimitsNormalizer",
+    "NoiseSchedule",
+    "Plan",
+    "PlannedActions",
+    "Planner",
+    "PursuitExecutor",
+    "Sampler",
+    "TemporalUNet",
+    "TimeToGoal",
+    "TrackingExecutor",
+    "TrajectoryLayout",
+    "WindowDataset",
+    "evaluate",
+    "load_flat",
+]
+
+_MODULES = {
+    "Conditions": "conditions",
+    "DDIMSampler": "sampler",
+    "DDPMSampler": "sampler",
+    "Denoiser": "denoiser",
+    "DiffuserPolicy": "policy",
+    "DiffuserPolicyError": "errors",
+    "Evaluation": "evaluation",
+    "FlatDataset": "data.flat",
+    "GaussianNormalizer": "normalizers",
+    "IdentityNormalizer": "normalizers",
+    "LimitsNormalizer": "normalizers",
+    "NoiseSchedule": "schedule",
+    "Plan": "plan",
+    "PlannedActions": "executors",
+    "Planner": "planner",
+    "PursuitExecutor": "executors",
+    "Sampler": "sampler",
+    "TemporalUNet": "networks",
+    "TimeToGoal": "time_to_goal",
+    "TrackingExecutor": "executors",
+    "TrajectoryLayout": "layout",
+    "WindowDataset": "data.windows",
+    "evaluate": "evaluation",
+    "load_flat": "data.minari",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use (PEP 562)."""
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("diffuser-policy")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names, loaded or not."""
+    return sorted({*globals(), *__all__, "__version__"})

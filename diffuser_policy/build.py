@@ -1,0 +1,318 @@
+"""The one module that turns settings into objects.
+
+    PolicyConfig → PlannerNetworks (weights) → Planner, Executor, Replanning
+
+Everything else takes plain arguments and knows no config.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from diffuser_policy.config import (
+    SCHEMA,
+    ExecutionConfig,
+    NetworkConfig,
+    PlannerConfig,
+    TimeToGoalConfig,
+    TrainConfig,
+    WindowConfig,
+    from_json,
+    to_json,
+)
+from diffuser_policy.data.flat import FlatDataset
+from diffuser_policy.denoiser import Denoiser
+from diffuser_policy.errors import CheckpointError, ConfigError, DatasetError
+from diffuser_policy.executors import (
+    Executor,
+    PlannedActions,
+    PursuitExecutor,
+    TrackingExecutor,
+)
+from diffuser_policy.layout import TrajectoryLayout
+from diffuser_policy.networks import TemporalUNet
+from diffuser_policy.normalizers import Normalizer, normalizer_class
+from diffuser_policy.planner import Planner
+from diffuser_policy.ranking import (
+    FirstRanking,
+    Ranking,
+    SmoothnessRanking,
+    TimeToGoalRanking,
+)
+from diffuser_policy.receding import Replanning
+from diffuser_policy.sampler import DDIMSampler, DDPMSampler, Sampler
+from diffuser_policy.schedule import NoiseSchedule
+from diffuser_policy.spaces import SpaceSpec, check_action_bounds, find_goal_columns
+from diffuser_policy.time_to_goal import TimeToGoal
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig:
+    """Everything but the weights that makes a saved planner."""
+
+    spaces: SpaceSpec
+    """Spaces of the environment."""
+    layout: TrajectoryLayout
+    """Columns of a trajectory."""
+    window: WindowConfig
+    """Horizon, stride and normalizer of the training windows."""
+    network: NetworkConfig
+    """Denoiser."""
+    time_to_goal: TimeToGoalConfig | None
+    """Network for predicted horizons, if there is one."""
+    planner: PlannerConfig
+    """How to plan."""
+    execution: ExecutionConfig
+    """How to follow a plan."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Where the weights come from: dataset, its settings, seed, steps, versions."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON data with the schema number first."""
+        return {
+            "schema": SCHEMA,
+            "spaces": to_json(self.spaces),
+            "layout": self.layout.to_json(),
+            "window": to_json(self.window),
+            "network": to_json(self.network),
+            "time_to_goal": self.time_to_goal and to_json(self.time_to_goal),
+            "planner": to_json(self.planner),
+            "execution": to_json(self.execution),
+            "provenance": dict(self.provenance),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> PolicyConfig:
+        """Rebuild from `to_json`'s data.
+
+        Raises:
+            CheckpointError: Another schema, or settings that are missing or foreign.
+        """
+        if "schema" not in data:
+            raise CheckpointError(
+                "config.json is not of this package: it has no 'schema'. Planners are "
+                "written by save_pretrained or `diffuser-policy train`."
+            )
+        if data["schema"] != SCHEMA:
+            raise CheckpointError(
+                f"The planner has schema {data['schema']}, this version reads schema "
+                f"{SCHEMA}. Install the version that wrote it, or train it again."
+            )
+        try:
+            time_to_goal = data["time_to_goal"]
+            return cls(
+                spaces=from_json(SpaceSpec, data["spaces"]),
+                layout=TrajectoryLayout.from_json(data["layout"]),
+                window=from_json(WindowConfig, data["window"]),
+                network=from_json(NetworkConfig, data["network"]),
+                time_to_goal=time_to_goal and from_json(TimeToGoalConfig, time_to_goal),
+                planner=from_json(PlannerConfig, data["planner"]),
+                execution=from_json(ExecutionConfig, data["execution"]),
+                provenance=data["provenance"],
+            )
+        except (LookupError, TypeError, AttributeError, ConfigError) as error:
+            raise CheckpointError(
+                f"config.json lacks settings, or has some that this version does not "
+                f"know: {error!r}."
+            ) from error
+
+
+class PlannerNetworks(nn.Module):
+    """All weights of a planner: what model.safetensors holds."""
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        normalizer: Normalizer,
+        time_to_goal: TimeToGoal | None,
+    ) -> None:
+        """Combine the parts."""
+        super().__init__()
+        self.denoiser = denoiser
+        self.normalizer = normalizer
+        self.time_to_goal = time_to_goal
+
+
+def build_networks(config: PolicyConfig) -> PlannerNetworks:
+    """Return untrained networks and an identity normalizer of the right sizes.
+
+    Raises:
+        HorizonError: The network cannot represent the horizon.
+    """
+    settings = config.network
+    network = TemporalUNet(
+        config.layout.transition_dim,
+        dim=settings.dim,
+        multipliers=settings.multipliers,
+        kernel_size=settings.kernel_size,
+        attention=settings.attention,
+    )
+    network.check_horizon(config.window.num_planning_steps)
+    denoiser = Denoiser(
+        network,
+        NoiseSchedule(settings.num_denoising_steps),
+        prediction_target=settings.prediction_target,
+        clip=settings.clip,
+    )
+    normalizer = normalizer_class(config.window.normalizer).blank(
+        config.layout.transition_dim
+    )
+    time_to_goal = None
+    if config.time_to_goal is not None:
+        time_to_goal = TimeToGoal(
+            config.layout.observation_dim,
+            len(config.layout.columns("goal")),
+            width=config.time_to_goal.width,
+            max_steps=config.time_to_goal.max_steps,
+        )
+    return PlannerNetworks(denoiser, normalizer, time_to_goal)
+
+
+def build_planner(config: PolicyConfig, networks: PlannerNetworks) -> Planner:
+    """Return the planner that the settings describe.
+
+    Raises:
+        ConfigError: A choice that lacks what it needs.
+    """
+    settings, window = config.planner, config.window
+    return Planner(
+        build_sampler(settings, networks.denoiser),
+        layout=config.layout,
+        normalizer=networks.normalizer,
+        horizon=window.horizon,
+        min_horizon=window.min_horizon,
+        stride=window.stride,
+        horizon_multiple=networks.denoiser.horizon_multiple,
+        horizon_choice=settings.horizon,
+        horizon_offset=settings.horizon_offset,
+        time_to_goal=networks.time_to_goal,
+        num_candidates=settings.num_candidates,
+        ranking=build_ranking(settings.ranking, networks, window.stride),
+        pin_goal_velocity=settings.goal_velocity,
+    )
+
+
+def build_sampler(settings: PlannerConfig, denoiser: Denoiser) -> Sampler:
+    """Return the reverse process of that name.
+
+    Raises:
+        ConfigError: More steps than the denoiser was trained with.
+    """
+    if settings.sampler == "ddpm":
+        return DDPMSampler(denoiser, settings.num_sampling_steps)
+    return DDIMSampler(denoiser, settings.num_sampling_steps)
+
+
+def build_ranking(name: str, networks: PlannerNetworks, stride: int) -> Ranking:
+    """Return the ranking of that name.
+
+    Raises:
+        ConfigError: "time_to_goal" without such a network.
+    """
+    if name == "first":
+        return FirstRanking()
+    if name == "smoothness":
+        return SmoothnessRanking()
+    if networks.time_to_goal is None:
+        raise ConfigError(
+            "ranking='time_to_goal' needs a time-to-goal network, and this planner was "
+            "trained without one. Use 'smoothness' or 'first'."
+        )
+    return TimeToGoalRanking(networks.time_to_goal, stride)
+
+
+def build_executor(config: PolicyConfig) -> Executor:
+    """Return the executor that the settings describe.
+
+    Raises:
+        ConfigError: The plans lack the columns it needs.
+    """
+    settings = config.execution
+    if settings.executor == "actions":
+        return PlannedActions(config.layout, config.window.stride)
+    if settings.executor == "pursuit":
+        return PursuitExecutor(
+            config.layout,
+            position_gain=settings.position_gain,
+            velocity_gain=settings.velocity_gain,
+            lookahead=settings.lookahead,
+        )
+    return TrackingExecutor(
+        config.layout,
+        position_gain=settings.position_gain,
+        velocity_gain=settings.velocity_gain,
+    )
+
+
+def build_replanning(settings: ExecutionConfig) -> Replanning:
+    """Return when to plan anew.
+
+    Raises:
+        ConfigError: An interval or deviation that is not positive.
+    """
+    return Replanning(
+        interval=settings.replan_interval, deviation=settings.replan_deviation
+    )
+
+
+def policy_config(train: TrainConfig, flat: FlatDataset) -> PolicyConfig:
+    """Return the config of the planner that training on a dataset will make.
+
+    Args:
+        train: Training settings.
+        flat: The dataset, read.
+
+    Raises:
+        DatasetError: The dataset does not say what its actions are bounded by.
+    """
+    spaces = space_spec(flat)
+    aliases = dict(flat.metadata.get("observation_columns", {}))
+    if spaces.has_goal:
+        aliases["goal"] = spaces.goal_columns
+    layout = TrajectoryLayout(
+        action_dim=flat.action_size if train.window.actions else 0,
+        observation_dim=spaces.planned_size,
+        aliases={name: tuple(columns) for name, columns in aliases.items()},
+    )
+    return PolicyConfig(
+        spaces=spaces,
+        layout=layout,
+        window=train.window,
+        network=train.network,
+        time_to_goal=train.time_to_goal,
+        planner=train.planner,
+        execution=train.execution,
+        provenance={"training": to_json(train), "dataset": dict(flat.metadata)},
+    )
+
+
+def space_spec(flat: FlatDataset) -> SpaceSpec:
+    """Return the spaces of the environment that a dataset was recorded in.
+
+    Raises:
+        DatasetError: The dataset does not say what its actions are bounded by.
+    """
+    low, high = flat.metadata.get("action_low"), flat.metadata.get("action_high")
+    if low is None or high is None:
+        raise DatasetError(
+            f"{flat!r} does not name the bounds of its actions. Set 'action_low' and "
+            f"'action_high' in its metadata."
+        )
+    check_action_bounds(low, high)
+    goal_columns: tuple[int, ...] = ()
+    if flat.has_goals:
+        goal_columns = find_goal_columns(
+            flat.fields["observation"], flat.fields["achieved_goal"]
+        )
+    return SpaceSpec(
+        observation_size=flat.observation_size,
+        goal_size=flat.goal_size,
+        goal_columns=goal_columns,
+        action_low=tuple(np.asarray(low, float).tolist()),
+        action_high=tuple(np.asarray(high, float).tolist()),
+    )

@@ -1,0 +1,151 @@
+"""`diffuser-policy info`: what is there, or what one planner is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from diffuser_policy.training.presets import PRESETS, preset
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoSettings:
+    """List planners, presets and environments, or describe one planner."""
+
+    planner: Annotated[
+        tyro.conf.Positional[str | None],
+        tyro.conf.arg(metavar="PLANNER", help_behavior_hint=""),
+    ] = None
+    """Name of a shipped planner, folder, or hub id."""
+
+
+def run(settings: InfoSettings) -> int:
+    """Print the lists, or the description.
+
+    Returns:
+        The exit status.
+    """
+    from rich.console import Console
+
+    console = Console()
+    if settings.planner is None:
+        for table in (_planners(), _presets(), _environments()):
+            console.print(table)
+    else:
+        console.print(_describe(settings.planner))
+    return 0
+
+
+def _planners() -> Table:
+    """Return the shipped planners."""
+    from diffuser_policy.checkpoint import CONFIG, SHIPPED, shipped_planners
+
+    table = _table("Shipped planners", "name", "environment", "horizon", "size")
+    for name in shipped_planners():
+        folder = SHIPPED / name
+        config = json.loads((folder / CONFIG).read_text())
+        size = sum(file.stat().st_size for file in folder.iterdir())
+        table.add_row(
+            name,
+            str(config["provenance"].get("dataset", {}).get("env_id")),
+            str(config["window"]["horizon"]),
+            f"{size / 1e6:.1f} MB",
+        )
+    return table
+
+
+def _presets() -> Table:
+    """Return the training presets."""
+    table = _table("Training presets", "name", "dataset", "horizon", "gradient steps")
+    for name in PRESETS:
+        config = preset(name)
+        table.add_row(
+            name,
+            config.dataset,
+            str(config.window.horizon),
+            f"{config.optimization.num_steps:,}",
+        )
+    return table
+
+
+def _environments() -> Table:
+    """Return the environments of every package that offers demonstrators."""
+    import gymnasium
+
+    from diffuser_policy.data.demonstrators import GROUP
+    from diffuser_policy.envs import register_namespace
+
+    table = _table("Environments", "id", "env steps")
+    packages = {point.module.partition(".")[0] for point in entry_points(group=GROUP)}
+    for package in sorted(packages):
+        register_namespace(f"{package}/any")
+        for env_id, spec in gymnasium.registry.items():
+            if spec.namespace == package:
+                table.add_row(env_id, str(spec.max_episode_steps or "unlimited"))
+    return table
+
+
+def _describe(planner: str) -> Table:
+    """Return what a planner is, where it comes from and how it plans."""
+    from diffuser_policy.checkpoint import locate, read_planner
+
+    config, networks = read_planner(planner)
+    provenance = config.provenance
+    dataset = provenance.get("dataset", {})
+    training = provenance.get("training", {})
+    window, plans = config.window, config.planner
+    count = sum(parameter.numel() for parameter in networks.parameters())
+    rows: dict[str, Any] = {
+        "folder": locate(planner),
+        "environment": dataset.get("env_id"),
+        "dataset": dataset.get("dataset_id"),
+        "trained": f"{provenance.get('steps')} gradient steps, "
+        f"seed {training.get('seed')}",
+        "weights": f"{count:,} numbers",
+        "trajectory": f"{config.layout.action_dim} action and "
+        f"{config.layout.observation_dim} observation columns",
+        "horizon": f"{plans.horizon}, at most {window.horizon} env steps, "
+        f"stride {window.stride}",
+        "sampler": f"{plans.sampler}, {plans.num_sampling_steps or 'all'} of "
+        f"{config.network.num_denoising_steps} denoising steps",
+        "candidates": f"{plans.num_candidates}, ranked by {plans.ranking}",
+        "executor": config.execution.executor,
+        "replanning": _replanning(config.execution),
+        "versions": ", ".join(
+            f"{name} {version}"
+            for name, version in provenance.get("versions", {}).items()
+        ),
+    }
+    table = _table(planner, "", "")
+    table.show_header = False
+    for label, value in rows.items():
+        table.add_row(label, str(value))
+    return table
+
+
+def _replanning(execution: Any) -> str:
+    """Return when plans are made anew, in words."""
+    whens = ["on a new goal"]
+    if execution.replan_interval is not None:
+        whens.append(f"every {execution.replan_interval} env steps")
+    if execution.replan_deviation is not None:
+        whens.append(f"{execution.replan_deviation} m off the plan")
+    return ", ".join(whens)
+
+
+def _table(title: str, *headers: str) -> Table:
+    """Return an empty table."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for header in headers:
+        table.add_column(header, overflow="fold")
+    return table

@@ -1,0 +1,104 @@
+"""Options that the subcommands `evaluate` and `plan` share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from diffuser_policy.errors import ConfigError
+
+if TYPE_CHECKING:
+    from diffuser_policy.policy import DiffuserPolicy
+
+
+def shown_as(metavar: str) -> Any:
+    """Name the values of an option in its help, and say nothing of its default."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanningOptions:
+    """How to plan and to execute; what is not given is as the planner was saved."""
+
+    sampler: Annotated[Literal["ddim", "ddpm"] | None, shown_as("ddim|ddpm")] = None
+    """Reverse process; ddpm takes all denoising steps unless told otherwise."""
+    steps: Annotated[int | Literal["all"] | None, shown_as("N|all")] = None
+    """Denoising steps."""
+    horizon: Annotated[
+        Literal["fixed", "shrinking", "predicted"] | None,
+        shown_as("fixed|shrinking|predicted"),
+    ] = None
+    """How many env steps a plan covers."""
+    horizon_offset: Annotated[int | None, shown_as("N")] = None
+    """Env steps added to the predicted time to the goal."""
+    candidates: Annotated[int | None, shown_as("N")] = None
+    """Trajectories sampled per plan."""
+    ranking: Annotated[
+        Literal["first", "smoothness", "time_to_goal"] | None,
+        shown_as("first|smoothness|time_to_goal"),
+    ] = None
+    """How the plan is chosen among the candidates."""
+    executor: Annotated[
+        Literal["tracking", "pursuit", "actions"] | None,
+        shown_as("tracking|pursuit|actions"),
+    ] = None
+    """How the plan is followed."""
+    position_gain: Annotated[float | None, shown_as("X")] = None
+    """Tracking: action per meter of position error."""
+    velocity_gain: Annotated[float | None, shown_as("X")] = None
+    """Tracking: action per meter per second of velocity error."""
+    lookahead: Annotated[float | None, shown_as("X")] = None
+    """Pursuit: how far ahead to steer, in planned env steps."""
+    replan_interval: Annotated[int | Literal["never"] | None, shown_as("N|never")] = (
+        None
+    )
+    """Env steps after which a plan is made anew."""
+    replan_deviation: Annotated[
+        float | Literal["never"] | None, shown_as("X|never")
+    ] = None
+    """Distance from the plan in meters beyond which it is made anew."""
+
+    def settings(self) -> dict[str, Any]:
+        """Return those that were given, as `DiffuserPolicy.with_settings` takes them.
+
+        Options with a word for "no limit" stand for a setting that may be None.
+        """
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        if given.get("sampler") == "ddpm":
+            given.setdefault("steps", "all")
+        named = {"steps": "num_sampling_steps", "candidates": "num_candidates"}
+        return {
+            named.get(name, name): None if value in ("all", "never") else value
+            for name, value in given.items()
+        }
+
+
+def load_policy(planner: str, options: PlanningOptions, *, seed: int) -> DiffuserPolicy:
+    """Load a planner with the options that were given.
+
+    Raises:
+        CheckpointNotFoundError: Nothing of that name; the nearest are named.
+        CheckpointError: Truncated, foreign, or of another schema.
+        ConfigError: Options that contradict each other or the planner.
+    """
+    from diffuser_policy.policy import DiffuserPolicy
+
+    return DiffuserPolicy.from_pretrained(planner, seed=seed, **options.settings())
+
+
+def env_of(policy: DiffuserPolicy, env: str | None) -> str:
+    """Return the environment to use: by default that of the planner's data.
+
+    Raises:
+        ConfigError: None was given and the planner doesn't know its own.
+    """
+    if env is not None:
+        return env
+    recorded = policy.config.provenance.get("dataset", {}).get("env_id")
+    if not recorded:
+        raise ConfigError(
+            "The planner's data does not name its environment. Name one: --env ID."
+        )
+    return str(recorded)

@@ -1,0 +1,158 @@
+"""`diffuser-policy plan`: draw one plan, how it was followed and how it came about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from diffuser_policy.cli.options import (
+    PlanningOptions,
+    env_of,
+    load_policy,
+    shown_as,
+)
+from diffuser_policy.errors import ConfigError, require_extra
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from diffuser_policy.envs import Env
+    from diffuser_policy.evaluation.records import EpisodeRecord
+    from diffuser_policy.plan import Plan
+    from diffuser_policy.plotting import Scene
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSettings:
+    """Draw one plan, how it was followed, and how it came out of noise.
+
+    Writes plan.png, chain.png and chain.gif.
+    """
+
+    planner: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PLANNER")]
+    """Name of a shipped planner, folder, or hub id."""
+    env: Annotated[str | None, shown_as("ID")] = None
+    """Environment (default: the one that the planner's data is from)."""
+    seed: int = 0
+    """Fixes start, goal and noise."""
+    goal: Annotated[tuple[float, float] | None, shown_as("X Y")] = None
+    """Where to go, in meters (default: as the environment draws it)."""
+    start: Annotated[tuple[float, float] | None, shown_as("X Y")] = None
+    """Where to start, in meters (default: as the environment draws it)."""
+    out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("plan")
+    """Folder for the pictures."""
+    planning: tyro.conf.OmitArgPrefixes[PlanningOptions] = field(
+        default_factory=PlanningOptions
+    )
+
+
+def run(settings: PlanSettings) -> int:
+    """Plan, execute, draw, and say what came of it.
+
+    Returns:
+        The exit status.
+    """
+    require_extra("matplotlib", "plot")
+    import numpy as np
+    from rich.console import Console
+
+    from diffuser_policy.envs import make_env
+    from diffuser_policy.evaluation.drivers import episode_stream
+    from diffuser_policy.evaluation.rollout import run_episode
+    from diffuser_policy.plotting import (
+        Scene,
+        chain_figure,
+        plan_figure,
+        save_chain_gif,
+        save_figure,
+    )
+
+    policy = load_policy(settings.planner, settings.planning, seed=settings.seed)
+    env_id = env_of(policy, settings.env)
+    env = make_env(env_id)
+    try:
+        policy.spaces.check(env)
+        observation = _reset(env, settings)
+        scene = Scene.of(env, policy.planner.layout, observation)
+        # The drawn plan is the one that is executed: the same random stream, which is
+        # also that of the first episode of `evaluate` with this seed.
+        state = policy.initial_state(1, np.array([episode_stream(settings.seed, 0)]))
+        plan = policy.plan(observation, state=state, keep_chain=True)
+        episode = run_episode(policy, env, observation, seed=settings.seed, state=state)
+    finally:
+        env.close()
+    path = np.concatenate([policy.spaces.read(o)[0] for o in episode.observations])
+    name = f"{env_id.rpartition('/')[2]}, seed {settings.seed}"
+    out, title = settings.out, f"{name}: {_outcome(episode.record)}"
+    save_figure(plan_figure(plan, scene, rollout=path, title=title), out / "plan.png")
+    save_figure(
+        chain_figure(plan, scene, title=f"{name}: denoising"), out / "chain.png"
+    )
+    save_chain_gif(plan, scene, out / "chain.gif", title=name)
+    Console().print(_table(plan, scene, episode.record, title=name))
+    print(f"Wrote {out / 'plan.png'}, {out / 'chain.png'}, {out / 'chain.gif'}")
+    return 0
+
+
+def _reset(env: Env, settings: PlanSettings) -> Any:
+    """Reset to the start and goal that were asked for; return the observation."""
+    wanted = {"goal": settings.goal, "start": settings.start}
+    options = {name: list(xy) for name, xy in wanted.items() if xy is not None}
+    try:
+        observation, _ = env.reset(seed=settings.seed, options=options or None)
+    except ValueError as error:  # the environment knows its walls, and says so
+        raise ConfigError(str(error)) from error
+    for name, key in (("goal", "desired_goal"), ("start", "achieved_goal")):
+        if name in options and (
+            not isinstance(observation, dict)
+            or abs(observation[key] - options[name]).max() > 1e-6
+        ):
+            raise ConfigError(
+                f"{settings.env or 'This environment'} ignores reset(options={{"
+                f"{name!r}: …}}). Leave --{name} out, or wrap the environment in "
+                f"diffuser_envs.GoalResampling."
+            )
+    return observation
+
+
+def _outcome(record: EpisodeRecord) -> str:
+    """Return what came of the episode in a few words."""
+    if record.success is None:
+        return f"return {record.episode_return:.1f}"
+    arrival = "did not arrive"
+    if record.time_to_goal is not None:
+        arrival = f"arrived after {record.time_to_goal} env steps"
+    score = "" if record.score is None else f", score {record.score:.1f}"
+    return f"{arrival}{score}"
+
+
+def _table(plan: Plan, scene: Scene, record: EpisodeRecord, *, title: str) -> Table:
+    """Return planned and actual figures, one a row."""
+    from rich.table import Table
+
+    planned = scene.arrival(plan)
+    rows = {
+        "start": _point(record.start),
+        "goal": _point(record.goal),
+        "planned length": f"{plan.durations[0]} env steps",
+        "planned arrival": "–" if planned is None else f"{planned} env steps",
+        "actual arrival": "–"
+        if record.time_to_goal is None
+        else f"{record.time_to_goal} env steps",
+        "return": f"{record.episode_return:.1f} in {record.length} env steps",
+        "score": "–" if record.score is None else f"{record.score:.1f}",
+    }
+    table = Table(title=title, show_header=False)
+    for label, value in rows.items():
+        table.add_row(label, value)
+    return table
+
+
+def _point(values: tuple[float, ...] | None) -> str:
+    """Return coordinates with two digits, or a dash."""
+    if values is None:
+        return "–"
+    return f"({', '.join(f'{value:.2f}' for value in values)})"

@@ -1,0 +1,202 @@
+"""`diffuser-policy train`: train a planner, or go on where training stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from diffuser_policy.cli.options import shown_as
+from diffuser_policy.config import (
+    ExecutionConfig,
+    NetworkConfig,
+    OptimizationConfig,
+    PlannerConfig,
+    TimeToGoalConfig,
+    TrainConfig,
+    WindowConfig,
+)
+from diffuser_policy.errors import ConfigError, require_extra
+from diffuser_policy.training.presets import PRESETS, preset
+
+if TYPE_CHECKING:
+    from diffuser_policy.training.trainer import Trainer
+
+INTERRUPTED = 130  # what a shell reports for a command ended by Ctrl-C
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """Train a planner on a Minari dataset.
+
+    A preset gives all settings, and every one can be changed; `train PRESET --help`
+    shows its values. Without a preset, name a --dataset of your own. Stop it at any
+    time: the same command goes on where it was. Several processes share the work under
+    `accelerate launch` or `torchrun`.
+    """
+
+    preset: Annotated[
+        tyro.conf.Positional[str | None],
+        tyro.conf.arg(metavar="PRESET", help_behavior_hint=""),
+    ] = None
+    """Settings to start from."""
+    dataset: Annotated[str | None, tyro.conf.arg(metavar="ID")] = None
+    """Minari dataset."""
+    output: Annotated[Path | None, shown_as("FOLDER")] = None
+    """Where the planner and its checkpoints go (default: runs/ and the preset)."""
+    device: str = "auto"
+    """Where to compute: cpu, cuda, or a GPU if there is one."""
+    save_interval: int = 1000
+    """Gradient steps between two checkpoints."""
+    tensorboard: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Log losses for TensorBoard, besides training/metrics.jsonl."""
+    seed: int = 0
+    """Fixes initial weights, windows and noise."""
+    optimization: tyro.conf.OmitArgPrefixes[OptimizationConfig] = field(
+        default_factory=OptimizationConfig
+    )
+    window: WindowConfig = field(default_factory=WindowConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    time_to_goal: bool = False
+    """Also train a network that predicts the time to the goal, for horizons."""
+    prediction: Annotated[TimeToGoalConfig, tyro.conf.arg(name="time-to-goal")] = field(
+        default_factory=TimeToGoalConfig
+    )
+    planner: PlannerConfig = field(default_factory=PlannerConfig)
+    execution: ExecutionConfig = field(default_factory=ExecutionConfig)
+
+    @classmethod
+    def of_preset(cls, name: str) -> TrainSettings:
+        """Return the settings of a preset.
+
+        Raises:
+            UnknownNameError: No preset of that name; the nearest are named.
+        """
+        config = preset(name)
+        parts = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+        prediction = parts.pop("time_to_goal")
+        return cls(
+            preset=name,
+            time_to_goal=prediction is not None,
+            prediction=prediction or TimeToGoalConfig(),
+            **parts,
+        )
+
+    def config(self) -> TrainConfig:
+        """Return what determines the trained planner.
+
+        Raises:
+            ConfigError: Neither a preset nor a dataset.
+        """
+        if self.dataset is None:
+            raise ConfigError(
+                f"Name a preset or a dataset: diffuser-policy train PRESET, or "
+                f"diffuser-policy train --dataset ID. Presets: {', '.join(PRESETS)}."
+            )
+        names = {item.name for item in dataclasses.fields(TrainConfig)}
+        parts = {name: value for name, value in vars(self).items() if name in names}
+        prediction = self.prediction if self.time_to_goal else None
+        return TrainConfig(**{**parts, "time_to_goal": prediction})
+
+    def folder(self) -> Path:
+        """Return the output folder."""
+        name = self.preset or str(self.dataset).replace("/", "-")
+        return self.output or Path("runs") / name
+
+
+def parse(arguments: list[str]) -> TrainSettings:
+    """Read the command line, with the preset's settings as defaults.
+
+    Raises:
+        UnknownNameError: No preset of that name; the nearest are named.
+    """
+    named = arguments[:1] if arguments and not arguments[0].startswith("-") else []
+    default = TrainSettings.of_preset(named[0]) if named else TrainSettings()
+    return tyro.cli(
+        TrainSettings,
+        prog="diffuser-policy train",
+        description=(
+            f"{inspect.cleandoc(TrainSettings.__doc__ or '')}\n\n"
+            f"Presets: {', '.join(PRESETS)}."
+        ),
+        args=arguments[len(named) :],
+        default=default,
+        use_underscores=False,
+    )
+
+
+def run(settings: TrainSettings) -> int:
+    """Train, and say where the planner is.
+
+    Returns:
+        The exit status.
+    """
+    from diffuser_policy.data.minari import load_flat
+    from diffuser_policy.policy import DiffuserPolicy
+    from diffuser_policy.training.processes import Processes
+    from diffuser_policy.training.trainer import Trainer
+
+    config, output = settings.config(), settings.folder()
+    log = _tensorboard(output) if settings.tensorboard else None
+    processes = Processes.launched(settings.device)
+    say = print if processes.is_main else _nothing
+    flat = load_flat(config.dataset, progress=processes.is_main)
+    trainer = Trainer(config, flat, output, device=settings.device, processes=processes)
+    # What would be saved has to work: find out now, not when training is over.
+    DiffuserPolicy(trainer.policy_config, trainer.planner_networks)
+    say(_announcement(trainer, settings))
+    try:
+        trainer.run(save_interval=settings.save_interval, on_metrics=log)
+    except KeyboardInterrupt:
+        say(_farewell(output), file=sys.stderr)
+        return INTERRUPTED
+    say(f"Trained: {output}\nNext: diffuser-policy evaluate {output}")
+    return 0
+
+
+def _announcement(trainer: Trainer, settings: TrainSettings) -> str:
+    """Return what is about to happen."""
+    total, done = trainer.config.optimization.num_steps, trainer.step
+    what = f"{settings.preset or 'A planner'} on {trainer.config.dataset}"
+    where = f"in {trainer.output}, on {trainer.processes.device}"
+    if done >= total:
+        return f"{what}: all {total:,} gradient steps are done already, {where}."
+    if done:
+        return f"{what}: resuming at gradient step {done:,} of {total:,} {where}."
+    return f"{what}: {total:,} gradient steps {where}."
+
+
+def _farewell(output: Path) -> str:
+    """Return where an interrupted run will go on."""
+    from diffuser_policy.training.state import checkpoints
+
+    saved = checkpoints(output / "training")
+    if not saved:
+        return "Stopped before anything was saved."
+    step = int(saved[-1].name.rpartition("-")[2])
+    return f"Stopped; gradient step {step:,} is saved. The same command goes on there."
+
+
+def _tensorboard(output: Path) -> Callable[[int, dict[str, float]], None]:
+    """Return a function that logs losses for TensorBoard."""
+    require_extra("tensorboard", "tensorboard")
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer: Any = SummaryWriter(str(output / "training" / "tensorboard"))
+
+    def log(step: int, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
+            writer.add_scalar(f"loss/{name}", value, step)
+        writer.flush()
+
+    return log
+
+
+def _nothing(*_: object, **__: object) -> None:
+    """Say nothing: another process does the talking."""

@@ -1,0 +1,147 @@
+"""Conditions: values pinned at planning steps, as in inpainting.
+
+(Janner et al. 2022, §3.3, goal-conditioned reinforcement learning as inpainting.)
+`Conditions` says in environment units what a plan has to satisfy: the first
+observation is the current one, the last position is the goal. `compile` turns that
+into an `Inpainting`, the mask and normalized values that a sampler writes back after
+every denoising step. This hard replacement is an *approximation* of conditional
+sampling: pinned entries are met exactly, but the rest of the trajectory is drawn
+from a distribution that is only close to the conditional one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffuser_policy.errors import ConditionError
+from diffuser_policy.layout import TrajectoryLayout
+from diffuser_policy.normalizers import Normalizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pin:
+    """One pinned set of columns at one planning step.
+
+    Attributes:
+        step: Planning step; negative steps count from the end of the plan.
+        columns: Name of a field or alias of the layout.
+        values: `[batch, size]` or `[size]`, environment units.
+    """
+
+    step: int
+    columns: str
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class Inpainting:
+    """Pinned entries of a batch of normalized trajectories.
+
+    Attributes:
+        mask: `[1 or batch, horizon, transition]`, true where an entry is pinned.
+        values: `[batch, horizon, transition]`, normalized; used where the mask is true.
+    """
+
+    mask: Tensor
+    values: Tensor
+
+    def apply(self, trajectories: Tensor) -> Tensor:
+        """Return the trajectories with pinned entries replaced."""
+        return torch.where(self.mask, self.values, trajectories)
+
+    def repeat(self, num_candidates: int) -> Inpainting:
+        """Return the inpainting of `num_candidates` trajectories for every row."""
+        if num_candidates == 1:
+            return self
+        mask = self.mask
+        if mask.shape[0] > 1:
+            mask = mask.repeat_interleave(num_candidates, dim=0)
+        return Inpainting(mask, self.values.repeat_interleave(num_candidates, dim=0))
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """An ordered set of pins; immutable, built by `pin`."""
+
+    pins: tuple[Pin, ...] = ()
+
+    def pin(
+        self, step: int, columns: str, values: Tensor | Sequence[float]
+    ) -> Conditions:
+        """Return these conditions and one more.
+
+        Args:
+            step: Planning step, negative from the end.
+            columns: "observation", "action", or an alias such as "goal".
+            values: `[batch, size]` or `[size]`, environment units, finite.
+
+        Raises:
+            ConditionError: Values that are not finite or not one or two-dimensional.
+        """
+        tensor = torch.as_tensor(values, dtype=torch.float32)
+        if tensor.ndim not in (1, 2) or not bool(torch.isfinite(tensor).all()):
+            raise ConditionError(
+                f"The condition on {columns!r} at step {step} needs finite values "
+                f"[batch, size] or [size], got shape {tuple(tensor.shape)}: {tensor}."
+            )
+        pin = Pin(step=step, columns=columns, values=tensor)
+        return Conditions((*self.pins, pin))
+
+    def __or__(self, other: Conditions) -> Conditions:
+        """Return both sets of conditions; `other` wins where they overlap."""
+        return Conditions(self.pins + other.pins)
+
+    def compile(
+        self,
+        layout: TrajectoryLayout,
+        normalizer: Normalizer,
+        *,
+        num_planning_steps: int,
+        batch_size: int,
+    ) -> Inpainting:
+        """Return the mask and normalized values for plans of one length.
+
+        Args:
+            layout: Names of the columns.
+            normalizer: Map of all trajectory columns.
+            num_planning_steps: Rows of the plan.
+            batch_size: Number of plans.
+
+        Raises:
+            ConditionError: A step outside the plan, or values of the wrong size.
+            UnknownNameError: Columns that the layout does not have.
+        """
+        shape = (num_planning_steps, layout.transition_dim)
+        device = normalizer.shift.device
+        mask = torch.zeros(1, *shape, dtype=torch.bool, device=device)
+        values = torch.zeros(batch_size, *shape, device=device)
+        for pin in self.pins:
+            columns = layout.columns(pin.columns)
+            step = _checked_step(pin, num_planning_steps)
+            _check_values(pin, len(columns), batch_size)
+            mask[0, step, list(columns)] = True
+            normalized = normalizer.normalize(pin.values.to(device), columns)
+            values[:, step, list(columns)] = normalized
+        return Inpainting(mask, values)
+
+
+def _checked_step(pin: Pin, num_planning_steps: int) -> int:
+    if not -num_planning_steps <= pin.step < num_planning_steps:
+        raise ConditionError(
+            f"The condition on {pin.columns!r} pins planning step {pin.step}, but the "
+            f"plan has {num_planning_steps} steps."
+        )
+    return pin.step % num_planning_steps
+
+
+def _check_values(pin: Pin, size: int, batch_size: int) -> None:
+    allowed = [(size,), (1, size), (batch_size, size)]
+    if tuple(pin.values.shape) not in allowed:
+        raise ConditionError(
+            f"The condition on {pin.columns!r} needs values of shape ({size},) or "
+            f"({batch_size}, {size}), got {tuple(pin.values.shape)}."
+        )

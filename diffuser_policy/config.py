@@ -1,0 +1,261 @@
+"""Settings of a planner and of its training, as plain data.
+
+Frozen keyword-only dataclasses, written as JSON beside the weights. They name no
+class of the package and import nothing heavy; `diffuser_policy.build` is the one
+module that turns them into objects. `SCHEMA` grows when the meaning of a saved
+setting changes; another schema is refused, by both numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from diffuser_policy.errors import ConfigError, UnknownNameError
+
+SCHEMA = 1
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowConfig:
+    """Which slices of the data a planner is trained on."""
+
+    horizon: int = 128
+    """Env steps a plan covers, the current observation included: planning steps
+    times stride. The longest one if horizons are mixed."""
+    min_horizon: int | None = None
+    """Shortest window in env steps: lengths up to `horizon` are drawn per batch, so
+    that one network is sharp at every length. Not given: `horizon` only."""
+    stride: int = 1
+    """Env steps between two planning steps."""
+    actions: bool = True
+    """Plan actions beside observations; off for states-only trajectories."""
+    padding: Literal["none", "repeat"] = "none"
+    """Continue each run with its last observation past its end."""
+    hindsight_goal: Literal["none", "goal", "observation"] = "goal"
+    """What is pinned at the last planning step: nothing, the goal's columns, or the
+    whole observation."""
+    normalizer: Literal["limits", "gaussian", "identity"] = "limits"
+    """Map between environment units and the network's units."""
+
+    def __post_init__(self) -> None:
+        """Check that the horizons are made of whole planning steps."""
+        positive(self, "horizon", "stride")
+        for name in ("horizon", "min_horizon"):
+            value = getattr(self, name)
+            if value is not None and value % self.stride:
+                raise ConfigError(
+                    f"{name} must be a multiple of the stride: got {value} env steps "
+                    f"with stride {self.stride}."
+                )
+        if self.min_horizon is not None and not 0 < self.min_horizon <= self.horizon:
+            raise ConfigError(
+                f"min_horizon must be in 1..horizon, got {self.min_horizon} with "
+                f"horizon {self.horizon}."
+            )
+
+    @property
+    def num_planning_steps(self) -> int:
+        """Rows of the longest window."""
+        return self.horizon // self.stride
+
+    @property
+    def min_planning_steps(self) -> int:
+        """Rows of the shortest window."""
+        return (self.min_horizon or self.horizon) // self.stride
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """Temporal U-Net and its diffusion process."""
+
+    dim: int = 32
+    """Base width in channels."""
+    multipliers: tuple[int, ...] = (1, 2, 4)
+    """Width of each resolution, in units of `dim`."""
+    kernel_size: int = 5
+    """Width of the temporal convolutions, in planning steps."""
+    attention: bool = False
+    """Linear attention in every stage."""
+    num_denoising_steps: int = 64
+    """Denoising steps of the training schedule."""
+    prediction_target: Literal["clean", "noise", "velocity"] = "clean"
+    """What the network outputs."""
+    clip: bool = True
+    """Clamp denoised trajectories to [-1, 1] (for the limits normalizer)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeToGoalConfig:
+    """Network that predicts env steps from a state to a goal."""
+
+    width: int = 256
+    """Hidden units per layer."""
+    max_steps: int = 450
+    """Longest time apart of a training pair, in env steps."""
+    expectile: float = 0.05
+    """Low values learn the short ways of the data, not the average one."""
+    batch_size: int = 512
+    """Pairs per training step."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        positive(self, "width", "max_steps", "batch_size")
+        if not 0 < self.expectile < 1:
+            raise ConfigError(f"expectile must be in (0, 1), got {self.expectile}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannerConfig:
+    """How a trained denoiser is used to plan."""
+
+    sampler: Literal["ddim", "ddpm"] = "ddim"
+    """Reverse process."""
+    num_sampling_steps: int | None = 5
+    """Denoising steps of DDIM; not given: all of the training schedule."""
+    num_candidates: int = 8
+    """Trajectories sampled per plan."""
+    ranking: Literal["first", "smoothness", "time_to_goal"] = "smoothness"
+    """How the plan is chosen among the candidates."""
+    horizon: Literal["fixed", "shrinking", "predicted"] = "fixed"
+    """How many env steps a plan covers."""
+    horizon_offset: int = 0
+    """Env steps added to the predicted time to the goal."""
+    goal_velocity: bool = False
+    """Pin zero velocity at the goal beside the position."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutionConfig:
+    """How a plan is followed and when it is made anew."""
+
+    executor: Literal["tracking", "pursuit", "actions"] = "tracking"
+    """Track the planned states, pursue the planned path as fast as the actions allow,
+    or apply the planned actions."""
+    position_gain: float = 1.0
+    """Tracking: action per meter of position error."""
+    velocity_gain: float = 1.0
+    """Tracking: action per meter per second of velocity error."""
+    lookahead: float = 10.0
+    """Pursuit: how far ahead to steer, in planned env steps."""
+    replan_interval: int | None = None
+    """Env steps after which a plan is made anew; not given: at its end only."""
+    replan_deviation: float | None = None
+    """Distance from the plan, in meters, beyond which it is made anew."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizationConfig:
+    """Optimizer and averaging of the weights."""
+
+    num_steps: int = 20_000
+    """Gradient steps."""
+    batch_size: int = 32
+    """Windows per gradient step and accumulation."""
+    num_accumulations: int = 1
+    """Batches summed into one gradient step."""
+    learning_rate: float = 1e-3
+    """Adam's step size."""
+    learning_rate_schedule: Literal["cosine", "constant"] = "cosine"
+    """Cosine decay to zero, or constant."""
+    max_gradient_norm: float | None = 1.0
+    """Gradients are scaled down to this norm, per network."""
+    ema_decay: float = 0.999
+    """Decay of the averaged weights that planning uses."""
+    ema_interval: int = 1
+    """Gradient steps between two updates of the average."""
+    ema_start: int = 0
+    """Until this gradient step the average is a copy of the weights."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        positive(self, "num_steps", "batch_size", "num_accumulations", "learning_rate")
+        positive(self, "ema_interval")
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"ema_decay must be in [0, 1), got {self.ema_decay}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that determines a trained planner, besides the data."""
+
+    dataset: str
+    """Minari dataset id."""
+    window: WindowConfig = field(default_factory=WindowConfig)
+    """Slices of the data."""
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    """Denoiser."""
+    time_to_goal: TimeToGoalConfig | None = None
+    """Network for predicted horizons; not given: none is trained."""
+    optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
+    """Optimizer."""
+    planner: PlannerConfig = field(default_factory=PlannerConfig)
+    """Saved with the weights as the planner's defaults."""
+    execution: ExecutionConfig = field(default_factory=ExecutionConfig)
+    """Saved with the weights as the policy's defaults."""
+    seed: int = 0
+    """Fixes initial weights, windows and noise."""
+
+
+def positive(config: object, *names: str) -> None:
+    """Refuse settings that are not above zero.
+
+    Raises:
+        ConfigError: Names the setting and its value.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if value <= 0:
+            raise ConfigError(f"{name} must be positive, got {value}.")
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """Return a config dataclass as plain JSON data."""
+    data: dict[str, Any] = dataclasses.asdict(config)
+    return data
+
+
+def from_json(cls: type[T], data: Mapping[str, Any]) -> T:
+    """Rebuild a config dataclass from `to_json`'s data.
+
+    Args:
+        cls: The dataclass.
+        data: Its settings; settings left out take their defaults.
+
+    Raises:
+        UnknownNameError: A setting that the dataclass does not have.
+        ConfigError: A setting of the wrong type.
+    """
+    hints = typing.get_type_hints(cls)
+    names = {item.name for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for name in data:
+        if name not in names:
+            raise UnknownNameError(f"setting of {cls.__name__}", name, names)
+    return cls(**{name: _value(hints[name], value) for name, value in data.items()})
+
+
+def _value(hint: Any, value: Any) -> Any:
+    """Convert one JSON value to the annotated type."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        [hint] = [option for option in arguments if option is not type(None)]
+        return _value(hint, value)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return from_json(hint, value)
+    if origin is tuple:
+        return tuple(_value(arguments[0], item) for item in value)
+    if origin is Literal:
+        if value not in arguments:
+            raise UnknownNameError("setting", str(value), map(str, arguments))
+        return value
+    accepted = (int, float) if hint is float else hint
+    if not isinstance(value, accepted) or isinstance(value, bool) != (hint is bool):
+        raise ConfigError(f"Expected {hint.__name__} as a setting, got {value!r}.")
+    return value

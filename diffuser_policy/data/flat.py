@@ -1,0 +1,265 @@
+"""A dataset as a few long arrays: what every window is a view of.
+
+Offline data arrives as thousands of short episodes. Training wants long arrays and
+the ranges in which time is continuous. With `N` rows (one per environment step) and
+`R` *runs* (stretches without a reset):
+
+    fields["observation"][t]   the observation before step t          [N, O]
+    fields["action"][t]        the action of step t                   [N, A]
+    fields["reward"][t]        what step t paid                       [N]
+    run_starts[r] … run_starts[r + 1]      the rows of run r          [R + 1]
+
+Rows `t` and `t + 1` of one run are successive states of the system, whatever the
+episodes were. The very last observation of a run has no action and no row.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from diffuser_policy.data.files import replaced_folder
+from diffuser_policy.errors import DatasetError, DatasetNotFoundError, StorageError
+
+SCHEMA = 1
+META_FILE = "meta.json"
+REQUIRED = ("observation", "action", "reward", "terminated")
+GOALS = ("achieved_goal", "desired_goal")
+FLAGS = ("terminated",)  # everything else is float32
+PER_ROW = ("reward", "terminated")  # one number a row, not a vector
+
+
+@dataclass(frozen=True, eq=False)
+class FlatDataset:
+    """Observations, actions and rewards of many runs, row by row.
+
+    Attributes:
+        fields: Name → array. `observation` `[N, O]`, `action` `[N, A]` and `reward`
+            `[N]` in float32, `terminated` `[N]` in bool; with goals also
+            `achieved_goal` and `desired_goal` `[N, G]`. Environment units.
+        run_starts: int64 `[R + 1]`; run `r` is rows `run_starts[r]` up to, and
+            without, `run_starts[r + 1]`.
+        metadata: JSON-able facts on the origin: dataset and env id, the generator's
+            settings, names of observation columns.
+
+    Raises:
+        DatasetError: Fields are missing, of different lengths, or not finite, or
+            the runs don't tile the rows.
+    """
+
+    fields: Mapping[str, np.ndarray]
+    run_starts: np.ndarray
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Bring the arrays to their types without copying right ones, and check."""
+        missing = [name for name in REQUIRED if name not in self.fields]
+        if missing:
+            raise DatasetError(
+                f"A dataset needs the fields {', '.join(REQUIRED)}; "
+                f"{', '.join(missing)} missing, got {', '.join(self.fields) or 'none'}."
+            )
+        arrays = {name: _typed(name, array) for name, array in self.fields.items()}
+        starts = np.ascontiguousarray(self.run_starts, dtype=np.int64)
+        object.__setattr__(self, "fields", arrays)
+        object.__setattr__(self, "run_starts", starts)
+        for name, array in arrays.items():
+            _check_shape(name, array, num_rows=len(arrays["action"]))
+        if (GOALS[0] in arrays) != (GOALS[1] in arrays):
+            raise DatasetError(f"{GOALS[0]} and {GOALS[1]} only make sense together.")
+        self._check_runs()
+        for name, array in arrays.items():
+            _check_finite(
+                f"{self.metadata.get('dataset_id', 'dataset')}: {name}", array
+            )
+
+    def __repr__(self) -> str:
+        """Name the origin and the shapes."""
+        shapes = ", ".join(f"{n} {list(a.shape)}" for n, a in self.fields.items())
+        origin = self.metadata.get("dataset_id", "unnamed")
+        return f"FlatDataset({origin!r}: {self.num_runs:,} runs, {shapes})"
+
+    @property
+    def num_rows(self) -> int:
+        """Number of environment steps."""
+        return len(self.fields["action"])
+
+    @property
+    def num_runs(self) -> int:
+        """Number of stretches without a reset."""
+        return len(self.run_starts) - 1
+
+    @property
+    def run_lengths(self) -> np.ndarray:
+        """Steps of each run, int64 `[R]`."""
+        return np.diff(self.run_starts)
+
+    @property
+    def observation_size(self) -> int:
+        """Number of observation columns."""
+        return int(self.fields["observation"].shape[1])
+
+    @property
+    def action_size(self) -> int:
+        """Number of action columns."""
+        return int(self.fields["action"].shape[1])
+
+    @property
+    def goal_size(self) -> int:
+        """Number of goal columns; zero when the observations carry no goal."""
+        return int(self.fields[GOALS[0]].shape[1]) if self.has_goals else 0
+
+    @property
+    def has_goals(self) -> bool:
+        """Whether each row says which goal was achieved and which was desired."""
+        return GOALS[0] in self.fields
+
+    def save(self, folder: str | Path) -> Path:
+        """Write one `.npy` file per field, and `meta.json`; all or nothing.
+
+        Args:
+            folder: Created; replaced if it holds a dataset saved earlier.
+
+        Raises:
+            StorageError: No space or no permission, or something else lives there.
+            DatasetError: The metadata are not JSON-able.
+        """
+        folder = Path(folder)
+        if _is_foreign(folder):
+            raise StorageError(
+                f"{folder} exists and is not a saved dataset. Choose another folder."
+            )
+        meta = {
+            "schema": SCHEMA,
+            "num_rows": self.num_rows,
+            "fields": list(self.fields),
+            "metadata": dict(self.metadata),
+        }
+        try:
+            text = json.dumps(meta, indent=1)
+        except TypeError as error:
+            raise DatasetError(f"The metadata must be JSON-able: {error}.") from error
+        with replaced_folder(folder) as partial:
+            for name, array in self.fields.items():
+                np.save(partial / f"{name}.npy", array, allow_pickle=False)
+            np.save(partial / "run_starts.npy", self.run_starts, allow_pickle=False)
+            (partial / META_FILE).write_text(text)
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Map a saved dataset into memory.
+
+        The pages are shared between the processes that load the same folder and are
+        copied when written to, so nothing ever changes the files.
+
+        Raises:
+            DatasetNotFoundError: There is no saved dataset.
+            DatasetError: A file is missing, truncated, or of another schema.
+        """
+        folder = Path(folder)
+        if not (folder / META_FILE).is_file():
+            raise DatasetNotFoundError(f"{folder} holds no saved dataset.")
+        try:
+            meta = json.loads((folder / META_FILE).read_text())
+            if meta["schema"] != SCHEMA:
+                raise DatasetError(
+                    f"{folder} has schema {meta['schema']}, this version reads "
+                    f"{SCHEMA}. Save the dataset again."
+                )
+            arrays = {name: _mapped(folder, name) for name in meta["fields"]}
+            dataset = cls(arrays, _mapped(folder, "run_starts"), meta["metadata"])
+        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+            raise DatasetError(f"{folder} cannot be read: {error}") from error
+        if dataset.num_rows != meta["num_rows"]:
+            raise DatasetError(
+                f"{folder} should have {meta['num_rows']:,} rows and has "
+                f"{dataset.num_rows:,}."
+            )
+        return dataset
+
+    def _check_runs(self) -> None:
+        """Every row is in one run, and no run is empty."""
+        starts = self.run_starts
+        if (
+            starts.ndim != 1
+            or len(starts) < 2
+            or starts[0] != 0
+            or starts[-1] != self.num_rows
+            or bool((np.diff(starts) < 1).any())
+        ):
+            raise DatasetError(
+                f"run_starts must rise from 0 to the number of rows "
+                f"({self.num_rows:,}) with no empty run, got {starts!r}."
+            )
+
+
+def _is_foreign(folder: Path) -> bool:
+    """Return whether a folder holds something else than a saved dataset.
+
+    Asked twice, because another process may be replacing it at this moment.
+    """
+    for pause in (0.0, 0.1):
+        time.sleep(pause)
+        try:
+            names = os.listdir(folder)
+        except FileNotFoundError:
+            return False
+        if not names or META_FILE in names:
+            return False
+    return True
+
+
+def _typed(name: str, array: np.ndarray) -> np.ndarray:
+    """Return a plain C-ordered array of the field's type, copying only if it must."""
+    return np.ascontiguousarray(array, dtype=np.bool_ if name in FLAGS else np.float32)
+
+
+def _check_shape(name: str, array: np.ndarray, *, num_rows: int) -> None:
+    """Raise unless a field has one entry a row and the right number of axes."""
+    if not name.isidentifier():
+        raise DatasetError(f"{name!r} cannot name a field: it is not an identifier.")
+    if array.ndim != (1 if name in PER_ROW else 2):
+        expected = "[rows]" if name in PER_ROW else "[rows, size]"
+        raise DatasetError(
+            f"{name} must have shape {expected}, got {list(array.shape)}."
+        )
+    if len(array) != num_rows:
+        raise DatasetError(
+            f"{name} has {len(array):,} rows and action has {num_rows:,}; "
+            "every field needs one entry per step."
+        )
+
+
+def _check_finite(name: str, array: np.ndarray) -> None:
+    """Raise at the first NaN or infinity.
+
+    The sum of float32 numbers is finite exactly when all of them are and it doesn't
+    overflow: one pass without a temporary array. Only a doubtful sum is looked into.
+    """
+    if array.dtype == np.bool_:
+        return
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(np.sum(array, dtype=np.float32)):
+            return
+    bad = ~np.isfinite(array).reshape(len(array), -1).all(axis=1)
+    if not bad.any():
+        return
+    row = int(np.argmax(bad))
+    raise DatasetError(
+        f"{name} is not finite in {int(bad.sum()):,} of {len(array):,} rows; the first "
+        f"is row {row}: {array[row].tolist()}. Remove or repair these steps."
+    )
+
+
+def _mapped(folder: Path, name: str) -> np.ndarray:
+    """Map one array copy-on-write: torch takes writable memory without a warning."""
+    path = folder / f"{name}.npy"
+    return np.asarray(np.load(path, mmap_mode="c", allow_pickle=False))

@@ -1,0 +1,127 @@
+"""Independent jobs on several processes.
+
+Workers are spawned, not forked (simulators and their threads don't survive a fork),
+run single-threaded, ignore Ctrl-C (the parent decides), and end when the parent does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from diffuser_policy.errors import DiffuserPolicyError
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+THREAD_COUNTS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def map_unordered(
+    function: Callable[[Job], Result], jobs: Sequence[Job], *, num_workers: int
+) -> Generator[Result, None, None]:
+    """Yield the results of independent jobs as they are done.
+
+    Closing the iterator, or an exception in one job, lets the jobs that are running
+    end and starts no others.
+
+    Args:
+        function: Picklable.
+        jobs: Each is handed to one call.
+        num_workers: Number of processes; one runs the jobs in this process.
+    """
+    num_workers = min(num_workers, len(jobs))
+    if num_workers <= 1:
+        yield from map(function, jobs)
+        return
+    with _single_threaded_children():
+        executor = ProcessPoolExecutor(
+            num_workers,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_start_worker,
+        )
+        waiting = iter(jobs)
+        running: set[Future[Result]] = set()
+        try:
+            while True:
+                # No more jobs are handed out than there are workers, so that an
+                # interrupt waits for one job at most.
+                for job in itertools.islice(waiting, num_workers - len(running)):
+                    with _interrupts_held_back():  # submitting may start a worker
+                        running.add(executor.submit(function, job))
+                if not running:
+                    return
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield future.result()
+        except BrokenProcessPool as error:
+            raise WorkerError(
+                "A worker process died; the jobs that were done are kept. If memory "
+                "ran out, use fewer workers. A script that starts workers must keep "
+                'its own work under `if __name__ == "__main__":`.'
+            ) from error
+        finally:
+            executor.shutdown(wait=True, cancel_futures=True)
+
+
+class WorkerError(DiffuserPolicyError, RuntimeError):
+    """A worker process ended without a result."""
+
+
+def num_cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _start_worker() -> None:
+    """Leave Ctrl-C to the parent, and end with it even when it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_exit_after, args=(parent,), daemon=True).start()
+
+
+def _exit_after(parent: multiprocessing.process.BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Deliver Ctrl-C only after the block; processes it starts never get any.
+
+    A worker inherits the signal mask. Without it, a Ctrl-C while it imports modules
+    would end it with a traceback of its own.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _single_threaded_children() -> Iterator[None]:
+    """Start child processes with one thread each: they already use all cores."""
+    before = {name: os.environ.get(name) for name in THREAD_COUNTS}
+    os.environ.update(dict.fromkeys(THREAD_COUNTS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

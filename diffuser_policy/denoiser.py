@@ -1,0 +1,128 @@
+r"""Denoiser: network + noise schedule + prediction target → clean trajectory.
+
+Given a noisy trajectory $x_i = s_i x_0 + n_i \epsilon$ (signal s, noise n), the
+network outputs one of three targets; each determines the clean trajectory:
+
+| target | network output u | clean trajectory |
+|---|---|---|
+| clean | $x_0$ | $u$ |
+| noise | $\epsilon$ | $(x_i - n_i u) / s_i$ |
+| velocity (Salimans & Ho 2022) | $s_i \epsilon - n_i x_0$ | $s_i x_i - n_i u$ |
+
+The loss is the mean squared error of the target over all entries that are *not*
+pinned by conditions. Masking, instead of overwriting the output with clean values,
+is right for all three targets.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from diffuser_policy.conditions import Inpainting
+from diffuser_policy.errors import UnknownNameError
+from diffuser_policy.schedule import NoiseSchedule
+
+PredictionTarget = Literal["clean", "noise", "velocity"]
+PREDICTION_TARGETS: tuple[PredictionTarget, ...] = ("clean", "noise", "velocity")
+
+
+class Denoiser(nn.Module):
+    """Predicts the clean trajectory from a noisy one."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule: NoiseSchedule,
+        *,
+        prediction_target: PredictionTarget = "clean",
+        clip: bool = True,
+    ) -> None:
+        """Combine the three parts.
+
+        Args:
+            network: Maps `[batch, horizon, transition]` and `[batch]` steps to the
+                prediction target.
+            schedule: Signal and noise at every denoising step.
+            prediction_target: What the network outputs.
+            clip: Clamp clean trajectories to [-1, 1]; right for the limits normalizer.
+
+        Raises:
+            UnknownNameError: A prediction target that does not exist.
+        """
+        super().__init__()
+        if prediction_target not in PREDICTION_TARGETS:
+            raise UnknownNameError(
+                "prediction target", prediction_target, PREDICTION_TARGETS
+            )
+        self.network = network
+        self.schedule = schedule
+        self.prediction_target = prediction_target
+        self.clip = clip
+
+    @property
+    def horizon_multiple(self) -> int:
+        """Planning steps come in multiples of this number."""
+        return int(getattr(self.network, "horizon_multiple", 1))
+
+    def forward(self, noisy: Tensor, i: int) -> Tensor:
+        """Return the clean trajectories predicted from noisy ones.
+
+        Args:
+            noisy: `[batch, horizon, transition]` at denoising step `i`, normalized.
+            i: Denoising step, 0..N-1, the same for the whole batch.
+        """
+        steps = torch.full((noisy.shape[0],), i, dtype=torch.long, device=noisy.device)
+        clean = self._clean(self.network(noisy, steps), noisy, steps)
+        return clean.clamp(-1.0, 1.0) if self.clip else clean
+
+    def loss(
+        self, clean: Tensor, inpainting: Inpainting, generator: torch.Generator
+    ) -> Tensor:
+        """Return the denoising loss of a batch of clean trajectories, a scalar.
+
+        Denoising steps and noise are drawn from the generator.
+
+        Args:
+            clean: `[batch, horizon, transition]`, normalized.
+            inpainting: Entries that are given and carry no loss.
+            generator: Source of all randomness, advanced by the call.
+        """
+        num_steps = self.schedule.num_denoising_steps
+        steps = torch.randint(num_steps, (clean.shape[0],), generator=generator)
+        noise = torch.randn(clean.shape, generator=generator)
+        steps, noise = steps.to(clean.device), noise.to(clean.device)
+        noisy = inpainting.apply(self.add_noise(clean, noise, steps))
+        error = self.network(noisy, steps) - self._target(clean, noise, steps)
+        free = (~inpainting.mask).expand_as(error).to(error.dtype)
+        loss: Tensor = (error.square() * free).sum() / free.sum().clamp(min=1)
+        return loss
+
+    def add_noise(self, clean: Tensor, noise: Tensor, i: Tensor) -> Tensor:
+        """Return $x_i$, the clean trajectories with noise of steps `i` `[batch]`."""
+        signal, sigma = self._scales(i)
+        return signal * clean + sigma * noise
+
+    def _scales(self, i: Tensor) -> tuple[Tensor, Tensor]:
+        steps = i.cpu()
+        signal = self.schedule.signal(steps)[:, None, None]
+        sigma = self.schedule.noise(steps)[:, None, None]
+        return signal.to(i.device), sigma.to(i.device)
+
+    def _target(self, clean: Tensor, noise: Tensor, i: Tensor) -> Tensor:
+        if self.prediction_target == "clean":
+            return clean
+        if self.prediction_target == "noise":
+            return noise
+        signal, sigma = self._scales(i)
+        return signal * noise - sigma * clean
+
+    def _clean(self, output: Tensor, noisy: Tensor, i: Tensor) -> Tensor:
+        if self.prediction_target == "clean":
+            return output
+        signal, sigma = self._scales(i)
+        if self.prediction_target == "noise":
+            return (noisy - sigma * output) / signal
+        return signal * noisy - sigma * output

@@ -1,0 +1,91 @@
+"""Environments by id, whoever registered them.
+
+Gymnasium loads no plugins by itself: `diffuser_envs/Multi2D-Large-v1` exists only
+after `import diffuser_envs`. By convention the namespace of an id is the name of the
+module that registers it, so that module is imported when the namespace is unknown.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.error import DependencyNotInstalled
+
+from diffuser_policy.errors import MissingExtraError, UnknownNameError
+
+Env = gym.Env[Any, Any]
+Space = gym.Space[Any]
+SIMULATORS = ("gymnasium_robotics", "mujoco")  # what the extra `maze` installs
+
+
+def register_namespace(env_id: str) -> str:
+    """Import the module that registers an id, and return the id without prefix.
+
+    Args:
+        env_id: `module:id` imports `module`; `namespace/Name-v1` imports the module
+            named like the namespace, if that namespace is not registered yet.
+    """
+    module, _, bare_id = env_id.rpartition(":")
+    namespace = bare_id.rpartition("/")[0]
+    if not module and any(s.namespace == namespace for s in gym.registry.values()):
+        module = ""
+    elif not module and namespace.isidentifier():
+        module = namespace
+    if bare_id.startswith("PointMaze") and bare_id not in gym.registry:
+        module = module or "gymnasium_robotics"
+    if module:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name != module:
+                raise
+    return bare_id
+
+
+def env_spec(env_id: str) -> EnvSpec:
+    """Return the registration of an environment, importing its namespace if needed.
+
+    Raises:
+        UnknownNameError: No environment of that id; the nearest are named.
+    """
+    bare_id = register_namespace(env_id)
+    try:
+        return gym.spec(bare_id)
+    except gym.error.Error as error:
+        raise UnknownNameError("environment", env_id, _near(bare_id)) from error
+
+
+def make_env(env_id: str, **kwargs: Any) -> Env:
+    """Make an environment, importing the module its namespace is named after.
+
+    Args:
+        env_id: An id that Gymnasium knows, or will know after that import.
+        **kwargs: Passed to `gymnasium.make`.
+
+    Raises:
+        UnknownNameError: No environment of that id; the nearest are named.
+        MissingExtraError: The simulator is not installed.
+    """
+    spec = env_spec(env_id)
+    try:
+        return gym.make(spec, **kwargs)
+    except ModuleNotFoundError as error:
+        if error.name and error.name.partition(".")[0] in SIMULATORS:
+            raise MissingExtraError(error.name, "maze") from error
+        raise
+    except DependencyNotInstalled as error:
+        missing = next((name for name in SIMULATORS if name in str(error)), None)
+        if missing is None:
+            raise
+        raise MissingExtraError(missing, "maze") from error
+
+
+def _near(env_id: str) -> list[str]:
+    """Return the ids of the same namespace, or the most similar ones of all."""
+    namespace = env_id.rpartition("/")[0]
+    same = [i for i in gym.registry if namespace and i.startswith(f"{namespace}/")]
+    return same or difflib.get_close_matches(env_id, gym.registry, n=5, cutoff=0.3)

@@ -1,0 +1,121 @@
+"""Every error that the package raises on purpose.
+
+All derive from `DiffuserPolicyError` and from the built-in they refine, so both
+`except DiffuserPolicyError` and `except ValueError` work. A message says what was
+given, what was expected, and what to do about it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from types import ModuleType
+
+
+class DiffuserPolicyError(Exception):
+    """Base of all errors raised on purpose by this package."""
+
+
+class ConfigError(DiffuserPolicyError, ValueError):
+    """A setting, or a combination of settings, that cannot work."""
+
+
+class HorizonError(ConfigError):
+    """A horizon that the network or the stride cannot represent."""
+
+
+class ConditionError(DiffuserPolicyError, ValueError):
+    """A condition that names missing columns or steps, or clashes with another."""
+
+
+class ObservationError(DiffuserPolicyError, ValueError):
+    """An observation of the wrong structure, shape, or with non-finite values."""
+
+
+class SpaceMismatchError(DiffuserPolicyError, ValueError):
+    """An environment whose spaces differ from those the planner was trained on."""
+
+
+class DatasetError(DiffuserPolicyError, ValueError):
+    """A dataset that cannot be used as asked."""
+
+
+class DatasetNotFoundError(DatasetError, FileNotFoundError):
+    """No dataset of that name is on this machine."""
+
+
+class CheckpointError(DiffuserPolicyError, ValueError):
+    """A checkpoint that is truncated, foreign, unsafe, or of another schema."""
+
+
+class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
+    """Neither a shipped planner, a folder, nor a reachable hub repository."""
+
+
+class StorageError(DiffuserPolicyError, OSError):
+    """Files could not be written: no space, no permission. Nothing was changed."""
+
+
+class UnknownNameError(DiffuserPolicyError, LookupError):
+    """A name that is not registered; the nearest registered ones are offered."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        """Build the message from the lookup.
+
+        Args:
+            kind: What was looked up, for example "planner".
+            name: The name that was given.
+            known: All names that would have been accepted.
+        """
+        self.kind, self.name, self.known = kind, name, sorted(known)
+        super().__init__(
+            f"Unknown {kind} {name!r}. {suggestion(name, self.known)}"
+            f"Known: {', '.join(self.known) or 'none'}."
+        )
+
+
+class MissingExtraError(DiffuserPolicyError, ImportError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, module: str, extra: str) -> None:
+        """Build the message with the command that installs the extra.
+
+        Args:
+            module: The module that could not be imported.
+            extra: The extra of this distribution that brings it.
+        """
+        self.module, self.extra = module, extra
+        super().__init__(
+            f"This needs the module {module!r}, which is not installed. "
+            f'Install it with: pip install "diffuser-policy[{extra}]"'
+        )
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return "Did you mean …? " for the nearest known names, or an empty string."""
+    names = sorted(known)
+    folded = {candidate.lower(): candidate for candidate in names}
+    near = difflib.get_close_matches(name.lower(), folded, n=3, cutoff=0.5)
+    if not near:
+        return ""
+    return f"Did you mean {' or '.join(repr(folded[match]) for match in near)}? "
+
+
+def require_extra(module: str, extra: str) -> ModuleType:
+    """Import an optional module, or say which extra brings it.
+
+    Args:
+        module: Dotted name of the module to import.
+        extra: The extra of this distribution that installs it.
+
+    Returns:
+        The imported module.
+
+    Raises:
+        MissingExtraError: The module is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(module, extra) from error

@@ -1,0 +1,168 @@
+"""What an evaluation keeps: every episode, how long planning took, and the summary.
+
+    Evaluation = episodes (bit-equal for equal settings) + timing (of this machine)
+
+Means of episodes carry 95 % bootstrap intervals, success rates Wilson's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from diffuser_policy.evaluation.statistics import (
+    Interval,
+    mean_interval,
+    proportion_interval,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeRecord:
+    """Results of one episode.
+
+    Attributes:
+        seed: What the environment was reset with.
+        episode_return: Undiscounted sum of rewards.
+        score: Return on the environment's benchmark scale, if it has one.
+        length: Env steps.
+        success: Whether `info["success"]` was ever true; none without such info.
+        final_success: Whether it was true after the last env step.
+        time_to_goal: First env step that ended in success, counted from 1; none if
+            there was none.
+        num_plans: Plans made; none if the policy doesn't tell.
+        start: First achieved goal, or first observation where there are no goals.
+        goal: First desired goal; none where there are no goals.
+    """
+
+    seed: int
+    episode_return: float
+    score: float | None
+    length: int
+    success: bool | None
+    final_success: bool | None
+    time_to_goal: int | None
+    num_plans: int | None
+    start: tuple[float, ...]
+    goal: tuple[float, ...] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Wall-clock times of the calls of `predict`.
+
+    Attributes:
+        predict_seconds: Total over all calls.
+        env_steps: Actions that they returned for running episodes.
+        plan_seconds: Of each call that planned, in order.
+        plan_rows: Rows planned for in each of these calls.
+    """
+
+    predict_seconds: float
+    env_steps: int
+    plan_seconds: tuple[float, ...] = ()
+    plan_rows: tuple[int, ...] = ()
+
+    def add(self, seconds: float, *, env_steps: int, num_plans: int = 0) -> Timing:
+        """Return the times with one more call.
+
+        Args:
+            seconds: How long it took.
+            env_steps: Actions that it returned for running episodes.
+            num_plans: Rows that it planned for.
+        """
+        return Timing(
+            predict_seconds=self.predict_seconds + seconds,
+            env_steps=self.env_steps + env_steps,
+            plan_seconds=(*self.plan_seconds, *([seconds] if num_plans else [])),
+            plan_rows=(*self.plan_rows, *([num_plans] if num_plans else [])),
+        )
+
+    @property
+    def control_rate(self) -> float:
+        """Actions per second, planning included."""
+        return self.env_steps / self.predict_seconds if self.predict_seconds else 0.0
+
+    def plan_milliseconds(self) -> np.ndarray:
+        """Return the time per planned row `[calls]` of each call that planned.
+
+        The first call also warms up the libraries; it is left out if there are others.
+        """
+        rows = np.asarray(self.plan_rows, dtype=np.float64)
+        times = 1000 * np.asarray(self.plan_seconds) / rows
+        return times[1:] if len(times) > 1 else times
+
+    def call_milliseconds(self) -> np.ndarray:
+        """Return the time `[calls]` of each call that planned, for all of its rows."""
+        times = 1000 * np.asarray(self.plan_seconds, dtype=np.float64)
+        return times[1:] if len(times) > 1 else times
+
+
+Summary = dict[str, Interval | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Results of evaluating one policy in one environment.
+
+    Attributes:
+        episodes: One record per episode, in the order of their seeds.
+        timing: How long it took to decide.
+        settings: Environment, seeds, and what the policy says of itself.
+        versions: Of the packages that results depend on.
+    """
+
+    episodes: tuple[EpisodeRecord, ...]
+    timing: Timing
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Name the figures that matter instead of printing every episode."""
+        figures = [
+            f"{name} {interval.mean:.4g}"
+            for name, interval in self.summary().items()
+            if interval is not None
+        ]
+        return f"Evaluation({len(self.episodes)} episodes: {', '.join(figures)})"
+
+    @property
+    def returns(self) -> np.ndarray:
+        """Undiscounted returns `[episodes]`."""
+        return np.array([episode.episode_return for episode in self.episodes])
+
+    def summary(self) -> Summary:
+        """Return the figures by name; none where nothing was there to measure.
+
+        - `score`: on the benchmark's scale; `return`: undiscounted;
+        - `success_rate`: reached the goal at least once; `final_success_rate`: was
+          there in the end;
+        - `time_to_goal`: env steps, over the episodes that reached it;
+        - `plan_ms`: milliseconds per plan; `plan_call_ms`: per call of `predict` that
+          planned, for all of its rows.
+        """
+        episodes, timing = self.episodes, self.timing
+        return {
+            "score": _mean([episode.score for episode in episodes]),
+            "return": _mean([episode.episode_return for episode in episodes]),
+            "success_rate": _rate([episode.success for episode in episodes]),
+            "final_success_rate": _rate(
+                [episode.final_success for episode in episodes]
+            ),
+            "time_to_goal": _mean([episode.time_to_goal for episode in episodes]),
+            "plan_ms": _mean(timing.plan_milliseconds().tolist()),
+            "plan_call_ms": _mean(timing.call_milliseconds().tolist()),
+        }
+
+
+def _mean(values: list[Any]) -> Interval | None:
+    known = [float(value) for value in values if value is not None]
+    return mean_interval(known) if known else None
+
+
+def _rate(values: list[bool | None]) -> Interval | None:
+    known = [value for value in values if value is not None]
+    return proportion_interval(sum(known), len(known)) if known else None

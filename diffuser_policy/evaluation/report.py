@@ -1,0 +1,120 @@
+"""Reports of an evaluation: JSON for machines, a table for people."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from diffuser_policy.data.files import hidden_sibling, replaced_file, storage_error
+from diffuser_policy.errors import StorageError
+from diffuser_policy.evaluation.records import Evaluation
+from diffuser_policy.evaluation.statistics import Interval
+
+ROWS = {  # name in the summary: (label, digits, unit)
+    "score": ("score", 1, ""),
+    "return": ("return", 1, ""),
+    "success_rate": ("success rate", 1, "%"),
+    "final_success_rate": ("at the goal in the end", 1, "%"),
+    "time_to_goal": ("time to goal", 1, "env steps"),
+    "plan_ms": ("one plan", 1, "ms"),
+    "plan_call_ms": ("one planning call", 1, "ms"),
+}
+
+
+def to_json(evaluation: Evaluation) -> dict[str, Any]:
+    """Return an evaluation as JSON data.
+
+        {"summary": {"score": {"mean": …, "low": …, "high": …}, "success_rate": …,
+                     "time_to_goal": …, "plan_ms": …, …},
+         "episodes": [{"seed": …, "return": …, …}, …], "settings": …, "versions": …}
+
+    A figure that was not there to be measured is null, and so are the ends of an
+    interval that a single episode says nothing about.
+    """
+    summary: dict[str, Any] = {
+        name: None if interval is None else _interval(interval)
+        for name, interval in evaluation.summary().items()
+    }
+    summary["control_rate"] = evaluation.timing.control_rate
+    episodes = []
+    for record in evaluation.episodes:
+        data = dataclasses.asdict(record)
+        episodes.append(
+            {"seed": data.pop("seed"), "return": data.pop("episode_return")}
+        )
+        episodes[-1].update(data)
+    return {
+        "summary": summary,
+        "episodes": episodes,
+        "settings": dict(evaluation.settings),
+        "versions": dict(evaluation.versions),
+    }
+
+
+def write_json(evaluation: Evaluation, path: Path) -> None:
+    """Write `to_json`'s data to a file, atomically.
+
+    Raises:
+        StorageError: It could not be written; what was there before is intact.
+    """
+    text = json.dumps(to_json(evaluation), indent=1, allow_nan=False)
+    with replaced_file(path) as partial:
+        partial.write_text(text + "\n")
+
+
+def check_writable(path: Path) -> None:
+    """Find out now, instead of after the evaluation, whether a file can be written.
+
+    Raises:
+        StorageError: It cannot.
+    """
+    if path.is_dir():
+        raise StorageError(f"{path} is a folder; name a file.")
+    probe = hidden_sibling(path, "probe")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise storage_error(path, error) from error
+
+
+def table(evaluation: Evaluation) -> Table:
+    """Return the summary as a table: one figure a row, with its 95 % interval."""
+    settings = evaluation.settings
+    count = len(evaluation.episodes)
+    first = settings.get("seed", 0)
+    shown = Table(
+        title=str(settings.get("env", "")),
+        caption=(
+            f"{count} episodes, seeds {first}–{first + count - 1}, "
+            f"{settings.get('num_envs', 1)} environments at a time"
+        ),
+        min_width=44,
+    )
+    shown.add_column("")
+    shown.add_column("mean", justify="right", style="bold")
+    shown.add_column("95 % interval", justify="right")
+    shown.add_column("")
+    for name, interval in evaluation.summary().items():
+        if interval is not None:
+            label, digits, unit = ROWS[name]
+            scale = 100 if unit == "%" else 1
+            mean, low, high = (
+                f"{scale * end:,.{digits}f}"
+                for end in (interval.mean, interval.low, interval.high)
+            )
+            known = not math.isnan(interval.low)
+            shown.add_row(label, mean, f"{low} – {high}" if known else "", unit)
+    shown.add_row("control rate", f"{evaluation.timing.control_rate:,.0f}", "", "Hz")
+    return shown
+
+
+def _interval(interval: Interval) -> dict[str, float | None]:
+    ends = dataclasses.asdict(interval)
+    return {key: None if math.isnan(end) else end for key, end in ends.items()}

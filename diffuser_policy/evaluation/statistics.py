@@ -1,0 +1,179 @@
+r"""Means with intervals, so that no number stands alone.
+
+- Means: the percentile bootstrap (Efron 1979). Episodes are drawn with replacement;
+  the interval holds the central 95 % of the means of the draws.
+- Proportions: Wilson's score interval (Wilson 1927), all p with
+  $|\hat p - p| \le z \sqrt{p (1 - p) / n}$. It stays informative at 0 and n
+  successes, where a bootstrap has nothing to draw from.
+- Several runs pooled: the interquartile mean, the mean of the middle half, with runs
+  drawn within each group, such as a task (Agarwal et al. 2021).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+from diffuser_policy.errors import ConfigError
+
+NUM_RESAMPLES = 10_000
+CHUNK = 4_000_000  # numbers drawn at a time: what keeps the memory small
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A point estimate and its confidence interval.
+
+    Attributes:
+        mean: The estimate.
+        low: Lower end; NaN where a single number gives no idea of the spread.
+        high: Upper end, likewise.
+    """
+
+    mean: float
+    low: float
+    high: float
+
+
+def mean_interval(
+    values: Sequence[float] | np.ndarray,
+    *,
+    confidence: float = 0.95,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """Return the mean with its percentile-bootstrap interval.
+
+    Args:
+        values: `[n]` independent results, such as the scores of episodes.
+        confidence: Probability mass of the interval.
+        num_resamples: Draws of n values with replacement.
+        seed: Fixes the draws.
+
+    Raises:
+        ConfigError: No values, or a confidence outside of (0, 1).
+    """
+    return _bootstrap(
+        [values], _mean, confidence=confidence, num_resamples=num_resamples, seed=seed
+    )
+
+
+def iqm_interval(
+    groups: Sequence[Sequence[float] | np.ndarray],
+    *,
+    confidence: float = 0.95,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """Return the interquartile mean of pooled runs with its stratified interval.
+
+    Args:
+        groups: Results of the runs of each group; draws stay within their group.
+        confidence: Probability mass of the interval.
+        num_resamples: Draws of all runs with replacement.
+        seed: Fixes the draws.
+
+    Raises:
+        ConfigError: No groups, an empty group, or a confidence outside of (0, 1).
+    """
+    return _bootstrap(
+        groups, _iqm, confidence=confidence, num_resamples=num_resamples, seed=seed
+    )
+
+
+def iqm(values: Sequence[float] | np.ndarray) -> float:
+    """Return the mean of `[n]` values without the lowest and highest quarter of them.
+
+    Raises:
+        ConfigError: No values.
+    """
+    return float(_iqm(_checked(values)[None])[0])
+
+
+def proportion_interval(
+    successes: int, total: int, *, confidence: float = 0.95
+) -> Interval:
+    """Return the success rate with Wilson's score interval.
+
+    Args:
+        successes: How many of them succeeded.
+        total: Independent trials.
+        confidence: Probability mass of the interval.
+
+    Raises:
+        ConfigError: No trials, more successes than trials, or a confidence outside of
+            (0, 1).
+    """
+    if total < 1 or not 0 <= successes <= total:
+        raise ConfigError(f"{successes} successes of {total} trials is no proportion.")
+    z2 = NormalDist().inv_cdf((1 + _checked_confidence(confidence)) / 2) ** 2
+    rate = successes / total
+    middle = (rate + z2 / (2 * total)) / (1 + z2 / total)
+    spread = math.sqrt(z2 * (rate * (1 - rate) + z2 / (4 * total)) / total)
+    half = spread / (1 + z2 / total)
+    # Rounding must not push the ends past what they are at 0 and n successes.
+    low = 0.0 if successes == 0 else middle - half
+    high = 1.0 if successes == total else middle + half
+    return Interval(rate, low, high)
+
+
+def _bootstrap(
+    groups: Sequence[Sequence[float] | np.ndarray],
+    statistic: Callable[[np.ndarray], np.ndarray],
+    *,
+    confidence: float,
+    num_resamples: int,
+    seed: int,
+) -> Interval:
+    arrays = [_checked(values) for values in groups]
+    if not arrays:
+        raise ConfigError("There are no results to average.")
+    tail = (1 - _checked_confidence(confidence)) / 2
+    estimate = float(statistic(np.concatenate(arrays)[None])[0])
+    if max(map(len, arrays)) == 1:
+        return Interval(estimate, math.nan, math.nan)
+    draws = _draws(arrays, num_resamples, np.random.default_rng(seed))
+    estimates = np.concatenate([statistic(draw) for draw in draws])
+    low, high = np.quantile(estimates, [tail, 1 - tail])
+    return Interval(estimate, float(low), float(high))
+
+
+def _draws(
+    arrays: list[np.ndarray], num_resamples: int, rng: np.random.Generator
+) -> Iterator[np.ndarray]:
+    """Yield `[some, n]` resamples, in total `num_resamples` rows."""
+    at_once = max(1, CHUNK // sum(map(len, arrays)))
+    for begin in range(0, num_resamples, at_once):
+        rows = min(at_once, num_resamples - begin)
+        parts = [a[rng.integers(len(a), size=(rows, len(a)))] for a in arrays]
+        yield np.concatenate(parts, axis=1)
+
+
+def _mean(samples: np.ndarray) -> np.ndarray:
+    means: np.ndarray = samples.mean(axis=1)
+    return means
+
+
+def _iqm(samples: np.ndarray) -> np.ndarray:
+    cut = samples.shape[1] // 4
+    middle = np.sort(samples, axis=1)[:, cut : samples.shape[1] - cut]
+    return _mean(middle)
+
+
+def _checked(values: Sequence[float] | np.ndarray) -> np.ndarray:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or len(array) == 0:
+        raise ConfigError(
+            f"Statistics need a list of at least one number, got shape {array.shape}."
+        )
+    return array
+
+
+def _checked_confidence(confidence: float) -> float:
+    if not 0 < confidence < 1:
+        raise ConfigError(f"confidence must be in (0, 1), got {confidence}.")
+    return confidence

@@ -1,0 +1,208 @@
+r"""Executors: how a plan and the current observation become an action.
+
+- `PlannedActions` applies the plan's own actions.
+- `TrackingExecutor` steers towards the planned states, as the authors' Maze2D
+  evaluation does (with unit gains):
+  $a = k_p\,(p_{t+1} - p) + k_v\,(v_{t+1} - v)$, clipped to the action space. After
+  the plan it holds the last planned position at zero velocity, so the goal is kept.
+
+Indices: a plan made at env step 0 with stride 1 has observations s_0 … s_{L-1} and
+actions a_0 … a_{L-1}; at age t the executor applies a_t, or steers towards s_{t+1}.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from diffuser_policy.errors import ConfigError
+from diffuser_policy.layout import TrajectoryLayout
+from diffuser_policy.plan import interpolate
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Following:
+    """Plans being followed, one per row.
+
+    Attributes:
+        observations: `[rows, steps, observation]`, environment units.
+        actions: `[rows, steps, action]`.
+        lengths: `[rows]` planning steps.
+        progress: `[rows]` how far each plan has been followed, in planned env steps.
+        stride: Env steps between planning steps.
+    """
+
+    observations: np.ndarray
+    actions: np.ndarray
+    lengths: np.ndarray
+    progress: np.ndarray
+    stride: int
+
+    @property
+    def durations(self) -> np.ndarray:
+        """Planned env steps `[rows]` from the first to the last planning step."""
+        return (self.lengths - 1) * self.stride
+
+    def reference(self, ahead: float = 0.0) -> np.ndarray:
+        """Return planned observations `[rows, observation]`, some env steps ahead."""
+        return interpolate(
+            self.observations, self.lengths, self.stride, self.progress + ahead
+        )
+
+
+class Executor:
+    """Turns plans and observations into actions; subclasses implement `act`."""
+
+    def progress(
+        self,
+        following: Following,
+        observations: np.ndarray,  # noqa: ARG002 (subclasses look at where they are)
+    ) -> np.ndarray:
+        """Return how far the plans have been followed after one more env step.
+
+        Args:
+            following: The plans, and how far they had been followed.
+            observations: `[rows, observation]` current observations.
+        """
+        return following.progress + 1
+
+    def act(self, following: Following, observations: np.ndarray) -> np.ndarray:
+        """Return actions `[rows, action]`, not yet clipped to the action space.
+
+        Args:
+            following: The plans, and how far they have been followed.
+            observations: `[rows, observation]` current observations.
+        """
+        raise NotImplementedError
+
+
+class PlannedActions(Executor):
+    """Applies the planned actions; after the plan its last one."""
+
+    def __init__(self, layout: TrajectoryLayout, stride: int) -> None:
+        """Check that there is one planned action per env step.
+
+        Raises:
+            ConfigError: States-only plans, or a stride above one.
+        """
+        if layout.action_dim == 0 or stride != 1:
+            raise ConfigError(
+                f"The executor 'actions' needs planned actions at every env step; this "
+                f"planner has {layout.action_dim} action columns and stride {stride}. "
+                f"Use the executor 'tracking'."
+            )
+
+    def act(
+        self,
+        following: Following,
+        observations: np.ndarray,  # noqa: ARG002 (open loop)
+    ) -> np.ndarray:
+        """Return the action of the current planning step."""
+        step = np.minimum(following.progress, following.lengths - 1).astype(np.int64)
+        actions: np.ndarray = following.actions[np.arange(len(step)), step]
+        return actions
+
+
+class TrackingExecutor(Executor):
+    """Steers towards planned positions and velocities, and holds the last one."""
+
+    def __init__(
+        self,
+        layout: TrajectoryLayout,
+        *,
+        position_gain: float = 1.0,
+        velocity_gain: float = 1.0,
+    ) -> None:
+        """Find the columns and store the gains.
+
+        Args:
+            layout: Needs the aliases "position" and "velocity".
+            position_gain: Action per meter of position error.
+            velocity_gain: Action per meter per second of velocity error.
+
+        Raises:
+            ConfigError: The observation does not name position and velocity.
+        """
+        missing = {"position", "velocity"} - set(layout.aliases)
+        if missing:
+            raise ConfigError(
+                f"Tracking needs observation columns named {sorted(missing)}; name "
+                f"them in the environment's metadata['observation_columns'], or use "
+                f"the executor 'actions'."
+            )
+        self.position = list(layout.observation_columns("position"))
+        self.velocity = list(layout.observation_columns("velocity"))
+        self.position_gain, self.velocity_gain = position_gain, velocity_gain
+
+    def act(self, following: Following, observations: np.ndarray) -> np.ndarray:
+        """Return the proportional-derivative action towards the next env step."""
+        return self._steer(following, observations, ahead=1.0)
+
+    def _steer(
+        self, following: Following, observations: np.ndarray, *, ahead: float
+    ) -> np.ndarray:
+        target = following.reference(ahead)
+        arrived = following.progress + ahead > following.durations
+        velocity = np.where(arrived[:, None], 0.0, target[:, self.velocity])
+        off_position = target[:, self.position] - observations[:, self.position]
+        off_velocity = velocity - observations[:, self.velocity]
+        action: np.ndarray = (
+            self.position_gain * off_position + self.velocity_gain * off_velocity
+        )
+        return action
+
+
+class PursuitExecutor(TrackingExecutor):
+    """Follows the planned *path* as fast as the actions allow (pure pursuit).
+
+    Instead of the state planned for the next env step, it steers towards the one
+    `lookahead` env steps beyond the point of the path that is nearest to the current
+    position (Coulter 1992). The plan says where to go; its timing is a lower bound on
+    the speed no longer. Progress never goes back.
+    """
+
+    def __init__(
+        self,
+        layout: TrajectoryLayout,
+        *,
+        position_gain: float = 10.0,
+        velocity_gain: float = 1.0,
+        lookahead: float = 10.0,
+        search: int = 20,
+    ) -> None:
+        """Store the settings.
+
+        Args:
+            layout: Needs the aliases "position" and "velocity".
+            position_gain: Action per meter of position error.
+            velocity_gain: Action per meter per second of velocity error.
+            lookahead: How far ahead to steer, in planned env steps.
+            search: How far ahead the nearest point is looked for, in planned env steps.
+        """
+        super().__init__(
+            layout, position_gain=position_gain, velocity_gain=velocity_gain
+        )
+        self.lookahead, self.search = lookahead, search
+
+    def progress(self, following: Following, observations: np.ndarray) -> np.ndarray:
+        """Return the nearest point of each path from the current progress on."""
+        position = observations[:, self.position]
+        best = np.full(len(position), np.inf)
+        nearest = following.progress
+        for ahead in range(self.search + 1):
+            point = following.reference(ahead)[:, self.position]
+            distance = np.square(point - position).sum(axis=1)
+            closer = distance < best
+            best = np.where(closer, distance, best)
+            nearest = np.where(
+                closer, np.maximum(nearest, following.progress + ahead), nearest
+            )
+        on_path = np.minimum(nearest, following.durations)
+        # Never slower than the plan, and past its end the clock runs on.
+        progress: np.ndarray = np.maximum(on_path, following.progress + 1)
+        return progress
+
+    def act(self, following: Following, observations: np.ndarray) -> np.ndarray:
+        """Return the action towards the path `lookahead` env steps on."""
+        return self._steer(following, observations, ahead=self.lookahead)

@@ -1,0 +1,243 @@
+"""The authors' checkpoints: reading them safely, and exporting our networks to them.
+
+The released code (jannerm/diffuser) saves `{step, model, ema}` with `torch.save`.
+`model` and `ema` are state dicts of a whole diffusion process: schedule buffers, loss
+weights, and under the prefix `model.` a temporal U-Net that equals `TemporalUNet`
+under other names. Their branches differ in one slot of a stage:
+
+| layout | members of a stage | released for |
+|---|---|---|
+| main | block, block, attention or nothing, resampling | locomotion |
+| maze2d | block, block, resampling | Maze2D |
+
+    checkpoint = read_authors_checkpoint("state_1980000.pt")
+    network = load_authors_network(checkpoint.weights)
+
+Pickled code is never run: PyTorch's tensors-only loader refuses it. The `.pkl` files
+beside the checkpoints can't be read that way; what they say is in the presets.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError  # the error only: nothing is unpickled here
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from diffuser_policy.errors import CheckpointError, ConfigError, UnknownNameError
+from diffuser_policy.networks import TemporalUNet
+
+AuthorsLayout = Literal["main", "maze2d"]
+LAYOUTS: tuple[AuthorsLayout, ...] = ("main", "maze2d")
+NETWORK_PREFIX = "model."
+
+_BLOCK = {
+    "conv_in.conv": "blocks.0.block.0",
+    "conv_in.norm": "blocks.0.block.2",
+    "conv_out.conv": "blocks.1.block.0",
+    "conv_out.norm": "blocks.1.block.2",
+    "time.1": "time_mlp.1",
+    "skip": "residual_conv",
+}
+_ATTENTION = {
+    "gain": "fn.norm.g",
+    "bias": "fn.norm.b",
+    "to_qkv": "fn.fn.to_qkv",
+    "to_out": "fn.fn.to_out",
+}
+_ENDS = {
+    "time_embedding": "time_mlp",
+    "head.0.conv": "final_conv.0.block.0",
+    "head.0.norm": "final_conv.0.block.2",
+    "head.1": "final_conv.1",
+}
+_STAGE = re.compile(r"((?:downs|ups)\.\d+)\.(first|second|attention|resample)\.(.*)")
+_MID = re.compile(r"mid\.(first|second|attention)\.(.*)")
+_RESAMPLING = re.compile(r"(?:downs|ups)\.\d+\.([23])\.conv\.weight")
+_FIRST_CONVOLUTION = "downs.{}.0.blocks.0.block.0.weight"
+_HEAD = ("final_conv.0.block.0.weight", "final_conv.1.weight")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuthorsCheckpoint:
+    """What can be read from one of the authors' `.pt` files.
+
+    Attributes:
+        step: Training steps done.
+        weights: The network's state dict under the authors' names, without prefix.
+        num_denoising_steps: Length of the noise schedule, if it was saved.
+        horizon: Planning steps of the training windows, if they were saved.
+    """
+
+    step: int
+    weights: Mapping[str, Tensor]
+    num_denoising_steps: int | None
+    horizon: int | None
+
+
+def read_authors_checkpoint(
+    path: str | Path, *, weights: Literal["ema", "model"] = "ema"
+) -> AuthorsCheckpoint:
+    """Read one of the authors' `.pt` files on the CPU, without running its code.
+
+    Args:
+        path: For example `state_1980000.pt`.
+        weights: The averaged weights, with which to plan, or the trained ones.
+
+    Raises:
+        CheckpointError: Missing, truncated, with pickled code, or of another kind.
+    """
+    path = Path(path)
+    saved = _tensors_only(path)
+    process = saved.get(weights) if isinstance(saved, Mapping) else None
+    if not isinstance(process, Mapping):
+        found = sorted(map(str, saved)) if isinstance(saved, Mapping) else type(saved)
+        raise CheckpointError(
+            f"{path} is no checkpoint of the authors' trainer: expected a dictionary "
+            f"with 'step' and the state dicts 'model' and 'ema', got {found}."
+        )
+    network = {
+        name.removeprefix(NETWORK_PREFIX): tensor
+        for name, tensor in process.items()
+        if name.startswith(NETWORK_PREFIX)
+    }
+    if _HEAD[0] not in network:
+        raise CheckpointError(
+            f"{path} holds no temporal U-Net under {NETWORK_PREFIX!r}; its first names "
+            f"are {sorted(process)[:3]}. Value functions and the Kuka networks are "
+            f"other architectures."
+        )
+    betas, loss_weights = process.get("betas"), process.get("loss_fn.weights")
+    return AuthorsCheckpoint(
+        step=int(saved.get("step", 0)),
+        weights=network,
+        num_denoising_steps=None if betas is None else len(betas),
+        horizon=None if loss_weights is None else len(loss_weights),
+    )
+
+
+def load_authors_network(state_dict: Mapping[str, Tensor]) -> TemporalUNet:
+    """Return a network with the authors' weights; its sizes are read off the shapes.
+
+    Args:
+        state_dict: The network's tensors under the names of either branch.
+
+    Raises:
+        CheckpointError: Tensors are missing, left over, or of the wrong shape.
+    """
+    missing = [name for name in _HEAD if name not in state_dict]
+    if missing:
+        raise CheckpointError(
+            f"These weights are no temporal U-Net of the authors: {missing} missing. "
+            f"Pass AuthorsCheckpoint.weights."
+        )
+    transition_dim, dim, _ = state_dict[_HEAD[1]].shape
+    widths: list[int] = []
+    while _FIRST_CONVOLUTION.format(len(widths)) in state_dict:
+        widths.append(state_dict[_FIRST_CONVOLUTION.format(len(widths))].shape[0])
+    try:
+        network = TemporalUNet(
+            transition_dim,
+            dim=dim,
+            multipliers=[width // dim for width in widths],
+            kernel_size=state_dict[_HEAD[0]].shape[-1],
+            attention=any(name.endswith("to_qkv.weight") for name in state_dict),
+        )
+        names = authors_names(network, layout=_layout_of(state_dict))
+        ours = {theirs: mine for mine, theirs in names.items()}
+        # Names that we don't know stay as they are, and fail to load by name.
+        network.load_state_dict({ours.get(k, k): v for k, v in state_dict.items()})
+    except (ConfigError, RuntimeError) as error:
+        raise CheckpointError(
+            f"These weights don't fit the temporal U-Net their shapes suggest: {error}"
+        ) from error
+    return network
+
+
+def to_authors_state_dict(
+    network: TemporalUNet, *, layout: AuthorsLayout = "main"
+) -> dict[str, Tensor]:
+    """Return a network's tensors under the authors' names, without prefix.
+
+    Args:
+        network: Any of ours; its tensors are shared, not copied.
+        layout: Branch of the authors' code that is to load them.
+
+    Raises:
+        ConfigError: Attention, which the branch "maze2d" does not have.
+        UnknownNameError: A layout that does not exist.
+    """
+    names = authors_names(network, layout=layout)
+    return {names[name]: tensor for name, tensor in network.state_dict().items()}
+
+
+def authors_names(network: TemporalUNet, *, layout: AuthorsLayout) -> dict[str, str]:
+    """Return the authors' name of each tensor of a network, by our name.
+
+    Args:
+        network: Its tensors are named.
+        layout: Branch of the authors' code.
+
+    Raises:
+        ConfigError: Attention, which the branch "maze2d" does not have.
+        UnknownNameError: A layout that does not exist.
+    """
+    if layout not in LAYOUTS:
+        raise UnknownNameError("layout", layout, LAYOUTS)
+    ours = list(network.state_dict())
+    if layout == "maze2d" and any(".attention." in name for name in ours):
+        raise ConfigError(
+            "The authors' branch 'maze2d' has no attention, and this network does; "
+            "export it with layout='main'."
+        )
+    return {name: _authors_name(name, layout) for name in ours}
+
+
+def _authors_name(name: str, layout: AuthorsLayout) -> str:
+    if match := _STAGE.fullmatch(name):
+        stage, member, rest = match.groups()
+        if member == "resample":
+            return f"{stage}.{3 if layout == 'main' else 2}.conv.{rest}"
+        if member == "attention":
+            return f"{stage}.2.{_renamed(rest, _ATTENTION)}"
+        return f"{stage}.{0 if member == 'first' else 1}.{_renamed(rest, _BLOCK)}"
+    if match := _MID.fullmatch(name):
+        member, rest = match.groups()
+        if member == "attention":
+            return f"mid_attn.{_renamed(rest, _ATTENTION)}"
+        return f"mid_block{1 if member == 'first' else 2}.{_renamed(rest, _BLOCK)}"
+    return _renamed(name, _ENDS)
+
+
+def _renamed(name: str, prefixes: Mapping[str, str]) -> str:
+    """Replace the one prefix that matches."""
+    for mine, theirs in prefixes.items():
+        if name == mine or name.startswith(f"{mine}."):
+            return theirs + name.removeprefix(mine)
+    raise ConfigError(f"{name!r} has no counterpart in the authors' networks.")
+
+
+def _layout_of(state_dict: Mapping[str, Tensor]) -> AuthorsLayout:
+    """Tell the branch by the slot of the resampling convolutions."""
+    slots = {m[1] for name in state_dict if (m := _RESAMPLING.fullmatch(name))}
+    return "maze2d" if slots == {"2"} else "main"
+
+
+def _tensors_only(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} holds pickled code, or is no PyTorch file at all; nothing of it "
+            f"was run. If you trust its origin, open it where you can afford to run "
+            f"it, and save its tensors alone: torch.save(network.state_dict(), path)."
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read: missing, truncated, or no PyTorch file ({error})."
+        ) from error

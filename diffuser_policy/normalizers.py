@@ -1,0 +1,164 @@
+r"""Per-column invertible maps from environment units to the network's units.
+
+| normalizer | map | use |
+|---|---|---|
+| limits | $2 (x - low) / (high - low) - 1$, into [-1, 1] | Diffuser's mazes |
+| gaussian | $(x - mean) / std$ | Diffuser's locomotion |
+| identity | $x$ | data that is scaled already |
+
+All three are the affine map $(x - shift) / scale$. A column that is constant in the
+data gets scale 1, so it maps to 0 and back without a division by zero.
+Statistics are buffers: they travel in the state dict and are saved with the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from diffuser_policy.errors import ConfigError, DatasetError, UnknownNameError
+
+Statistics = np.ndarray | Tensor
+CONSTANT = 1e-6  # relative spread below which a column counts as constant
+
+
+class Normalizer(nn.Module):
+    """Affine per-column map; subclasses choose how it is fitted to data."""
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, shift: Tensor, scale: Tensor) -> None:
+        """Store the map.
+
+        Args:
+            shift: `[columns]`, environment units.
+            scale: `[columns]`, environment units, positive.
+        """
+        super().__init__()
+        if shift.shape != scale.shape or shift.ndim != 1 or not bool((scale > 0).all()):
+            raise ConfigError(
+                f"A normalizer needs shift and positive scale of one shape [columns], "
+                f"got {tuple(shift.shape)} and {tuple(scale.shape)}."
+            )
+        self.register_buffer("shift", shift.detach().clone().float())
+        self.register_buffer("scale", scale.detach().clone().float())
+
+    @classmethod
+    def blank(cls, num_columns: int) -> Self:
+        """Return an identity map of the right size, ready to load a state dict."""
+        return cls(torch.zeros(num_columns), torch.ones(num_columns))
+
+    @classmethod
+    def fit(cls, rows: np.ndarray) -> Self:
+        """Fit the map to data.
+
+        Args:
+            rows: `[num_rows, columns]`, environment units, finite.
+        """
+        raise NotImplementedError
+
+    def normalize(self, values: Tensor, columns: Sequence[int] | None = None) -> Tensor:
+        """Map environment units to normalized units.
+
+        Args:
+            values: `[..., columns]`.
+            columns: Which columns `values` holds; all of them if not given.
+        """
+        shift, scale = self._statistics(columns)
+        return (values - shift) / scale
+
+    def unnormalize(
+        self, values: Tensor, columns: Sequence[int] | None = None
+    ) -> Tensor:
+        """Map normalized units back to environment units (inverse of `normalize`)."""
+        shift, scale = self._statistics(columns)
+        return values * scale + shift
+
+    def _statistics(self, columns: Sequence[int] | None) -> tuple[Tensor, Tensor]:
+        if columns is None:
+            return self.shift, self.scale
+        index = list(columns)
+        return self.shift[index], self.scale[index]
+
+
+class LimitsNormalizer(Normalizer):
+    """Maps each column's range in the data to [-1, 1]."""
+
+    @classmethod
+    def fit(cls, rows: np.ndarray) -> Self:
+        """Fit to the smallest and largest value of each column."""
+        check_rows(rows)
+        low, high = rows.min(axis=0), rows.max(axis=0)
+        return cls(*_affine((low + high) / 2, (high - low) / 2))
+
+
+class GaussianNormalizer(Normalizer):
+    """Maps each column to zero mean and unit variance."""
+
+    @classmethod
+    def fit(cls, rows: np.ndarray) -> Self:
+        """Fit to the mean and standard deviation of each column."""
+        check_rows(rows)
+        wide = rows.astype(np.float64, copy=False)
+        return cls(*_affine(wide.mean(axis=0), wide.std(axis=0)))
+
+
+class IdentityNormalizer(Normalizer):
+    """Leaves every column as it is."""
+
+    @classmethod
+    def fit(cls, rows: np.ndarray) -> Self:
+        """Return the identity for as many columns as the data has."""
+        check_rows(rows)
+        return cls.blank(rows.shape[1])
+
+
+NORMALIZERS: dict[str, type[Normalizer]] = {
+    "limits": LimitsNormalizer,
+    "gaussian": GaussianNormalizer,
+    "identity": IdentityNormalizer,
+}
+
+
+def normalizer_class(name: str) -> type[Normalizer]:
+    """Return a normalizer class by its name in a config.
+
+    Raises:
+        UnknownNameError: No normalizer of that name.
+    """
+    if name not in NORMALIZERS:
+        raise UnknownNameError("normalizer", name, NORMALIZERS)
+    return NORMALIZERS[name]
+
+
+def check_rows(rows: np.ndarray) -> None:
+    """Refuse data that no normalizer can be fitted to.
+
+    Raises:
+        DatasetError: Not a non-empty matrix, or with non-finite values.
+    """
+    if rows.ndim != 2 or rows.shape[0] == 0:
+        raise DatasetError(
+            f"A normalizer is fitted to a matrix [num_rows, columns], got {rows.shape}."
+        )
+    finite = np.isfinite(rows).all(axis=0)
+    if not finite.all():
+        raise DatasetError(
+            f"Columns {np.flatnonzero(~finite).tolist()} hold NaN or infinite values; "
+            f"remove those rows before fitting a normalizer."
+        )
+
+
+def _affine(shift: np.ndarray, scale: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Return shift and scale as tensors, with scale 1 for constant columns."""
+    constant = scale <= CONSTANT * np.maximum(1.0, np.abs(shift))
+    safe = np.where(constant, 1.0, scale)
+    return (
+        torch.as_tensor(np.asarray(shift, dtype=np.float32)),
+        torch.as_tensor(np.asarray(safe, dtype=np.float32)),
+    )

@@ -1,0 +1,84 @@
+"""Plan: what a planner decided, in environment units, for a batch of rows.
+
+    env step   0      1      …     stride          2·stride       …  duration   after
+    planned    s_0    (interpolated)  s_1    …        s_2            s_{L-1}    s_{L-1}
+
+Row r has `lengths[r]` planning steps, `stride` env steps apart, starting with the
+current observation. Plans of one batch may differ in length; shorter ones repeat
+their last planned observation, which is also what "after the plan" means.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Plan:
+    """Chosen trajectories of a batch of rows, and what they were chosen from.
+
+    Attributes:
+        observations: `[rows, steps, observation]`, environment units.
+        actions: `[rows, steps, action]`; no columns for states-only plans.
+        lengths: `[rows]` planning steps of each plan.
+        stride: Env steps between two planning steps.
+        values: `[rows, candidates]` what the ranking gave them; higher is better.
+        chosen: `[rows]` index of the chosen candidate.
+        candidates: `[rows, candidates, steps, observation]` all sampled plans.
+        chain: `[denoising steps + 1, rows, candidates, steps, observation]` from
+            noise to plan, if it was asked for.
+    """
+
+    observations: np.ndarray
+    actions: np.ndarray
+    lengths: np.ndarray
+    stride: int
+    values: np.ndarray
+    chosen: np.ndarray
+    candidates: np.ndarray
+    chain: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.lengths)
+
+    def __repr__(self) -> str:
+        """Name sizes instead of printing arrays."""
+        return (
+            f"Plan({len(self)} rows of up to {self.observations.shape[1]} planning "
+            f"steps, stride {self.stride}, {self.values.shape[1]} candidates)"
+        )
+
+    @property
+    def durations(self) -> np.ndarray:
+        """Env steps `[rows]` from the current observation to the last planned one."""
+        return (self.lengths - 1) * self.stride
+
+    def path(self, row: int = 0) -> np.ndarray:
+        """Return the planned observations `[length, observation]` of one row."""
+        return self.observations[row, : self.lengths[row]]
+
+
+def interpolate(
+    observations: np.ndarray, lengths: np.ndarray, stride: int, env_steps: np.ndarray
+) -> np.ndarray:
+    """Return the planned observation `[rows, observation]` at an env step of each row.
+
+    Between planning steps plans are linear; after the end they stay.
+
+    Args:
+        observations: `[rows, steps, observation]`.
+        lengths: `[rows]` planning steps.
+        stride: Env steps between planning steps.
+        env_steps: `[rows]` where on each plan, in env steps from its start.
+    """
+    rows = np.arange(len(lengths))
+    position = np.minimum(env_steps / stride, lengths - 1)
+    before = np.floor(position).astype(np.int64)
+    after = np.minimum(before + 1, lengths - 1)
+    share = (position - before)[:, None]
+    planned: np.ndarray = (1 - share) * observations[rows, before]
+    planned += share * observations[rows, after]
+    return planned

@@ -1,0 +1,258 @@
+"""Planner: observations + goals (+ further conditions) → Plan.
+
+    horizon of each row → conditions → candidates → ranking → Plan
+
+The first planning step is pinned to the current observation, the last one to the
+goal, so *when* to arrive is part of the question. Three answers (`horizon`):
+
+- fixed: always the training horizon (Janner et al. 2022). Replanning with it keeps
+  the goal as far away as ever; it is meant for one plan per episode.
+- shrinking: the training horizon at first, then what is left of it.
+- predicted: the time-to-goal network's answer for this observation and goal, plus
+  `horizon_offset`.
+
+Rows of equal length are sampled in one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffuser_policy.conditions import Conditions
+from diffuser_policy.errors import ConfigError, HorizonError
+from diffuser_policy.layout import TrajectoryLayout
+from diffuser_policy.normalizers import Normalizer
+from diffuser_policy.plan import Plan
+from diffuser_policy.ranking import FirstRanking, Ranking
+from diffuser_policy.sampler import Sampler, Samples
+from diffuser_policy.time_to_goal import TimeToGoal
+
+HorizonChoice = Literal["fixed", "shrinking", "predicted"]
+
+
+class Planner:
+    """Samples and ranks trajectories under conditions."""
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        *,
+        layout: TrajectoryLayout,
+        normalizer: Normalizer,
+        horizon: int,
+        min_horizon: int | None = None,
+        stride: int = 1,
+        horizon_multiple: int = 1,
+        horizon_choice: HorizonChoice = "fixed",
+        horizon_offset: int = 0,
+        time_to_goal: TimeToGoal | None = None,
+        num_candidates: int = 1,
+        ranking: Ranking | None = None,
+        pin_goal_velocity: bool = False,
+    ) -> None:
+        """Combine the parts.
+
+        Args:
+            sampler: Runs the reverse process.
+            layout: Columns of a trajectory.
+            normalizer: Between environment units and the network's.
+            horizon: Longest plan, in env steps.
+            min_horizon: Shortest plan, in env steps.
+            stride: Env steps between two planning steps.
+            horizon_multiple: Planning steps come in multiples of this.
+            horizon_choice: How the horizon of a row is found.
+            horizon_offset: Env steps added to a predicted horizon; negative plans
+                are more ambitious.
+            time_to_goal: Needed for predicted horizons.
+            num_candidates: Trajectories per row.
+            ranking: How one of them is chosen.
+            pin_goal_velocity: Pin zeros in the layout's "velocity" at the goal.
+
+        Raises:
+            ConfigError: A choice that lacks what it needs.
+        """
+        if num_candidates < 1:
+            raise ConfigError(f"num_candidates must be positive, got {num_candidates}.")
+        if horizon_choice == "predicted" and time_to_goal is None:
+            raise ConfigError(
+                "horizon='predicted' needs a time-to-goal network, and this planner "
+                "was trained without one. Use 'fixed' or 'shrinking', or train with "
+                "--time-to-goal."
+            )
+        if pin_goal_velocity and "velocity" not in layout.aliases:
+            raise ConfigError("goal_velocity needs a layout with the alias 'velocity'.")
+        self.sampler, self.layout, self.normalizer = sampler, layout, normalizer
+        self.stride, self.horizon_multiple = stride, horizon_multiple
+        self.max_planning_steps = self._checked_steps(horizon)
+        self.min_planning_steps = self.round_up((min_horizon or horizon) / stride)
+        self.horizon_choice, self.horizon_offset = horizon_choice, horizon_offset
+        self.time_to_goal = time_to_goal
+        self.num_candidates = num_candidates
+        self.ranking = FirstRanking() if ranking is None else ranking
+        self.pin_goal_velocity = pin_goal_velocity
+
+    @torch.inference_mode()
+    def plan(
+        self,
+        observations: np.ndarray,
+        goals: np.ndarray | None,
+        generators: Sequence[torch.Generator],
+        *,
+        remaining: np.ndarray | None = None,
+        conditions: Conditions | None = None,
+        step_noise: bool = True,
+        keep_chain: bool = False,
+    ) -> Plan:
+        """Plan for every row.
+
+        Args:
+            observations: `[rows, observation]`, environment units.
+            goals: `[rows, goal]`, environment units, or none.
+            generators: One source of noise per row, advanced by the call.
+            remaining: `[rows]` env steps left of the previous plan, for shrinking
+                horizons; negative where there is none.
+            conditions: Pinned besides start and goal, for plans of equal length.
+            step_noise: Noise while denoising; off, the initial noise alone decides.
+            keep_chain: Keep the denoising chain; all rows need the same length.
+
+        Raises:
+            ConditionError: Conditions that don't fit the plan.
+        """
+        lengths = self.planning_steps(observations, goals, remaining)
+        parts = {}
+        for length in np.unique(lengths):
+            rows = np.flatnonzero(lengths == length)
+            given = self._conditions(
+                observations[rows], None if goals is None else goals[rows]
+            )
+            inpainting = (given | (conditions or Conditions())).compile(
+                self.layout,
+                self.normalizer,
+                num_planning_steps=int(length),
+                batch_size=len(rows),
+            )
+            samples = self.sampler.sample(
+                inpainting,
+                [generators[row] for row in rows.tolist()],
+                num_candidates=self.num_candidates,
+                step_noise=step_noise,
+                keep_chain=keep_chain,
+            )
+            parts[int(length)] = (rows, samples)
+        return self._collect(lengths, parts)
+
+    def planning_steps(
+        self,
+        observations: np.ndarray,
+        goals: np.ndarray | None,
+        remaining: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Return the planning steps `[rows]` of the plans to make, as in `plan`."""
+        full = np.full(len(observations), self.max_planning_steps)
+        if self.horizon_choice == "fixed" or goals is None:
+            return full
+        if self.horizon_choice == "predicted":
+            return self.steps_for(self.predict_time(observations, goals))
+        if remaining is None:
+            return full
+        return np.where(remaining < 0, full, self.steps_for(remaining))
+
+    def predict_time(self, observations: np.ndarray, goals: np.ndarray) -> np.ndarray:
+        """Return the planned arrival time `[rows]` in env steps, offset included.
+
+        Raises:
+            ConfigError: The planner has no time-to-goal network.
+        """
+        if self.time_to_goal is None:
+            raise ConfigError("This planner has no time-to-goal network.")
+        columns = self.layout.columns("observation")
+        device = self.normalizer.shift.device
+        states = self.normalizer.normalize(_tensor(observations).to(device), columns)
+        targets = self.normalizer.normalize(
+            _tensor(goals).to(device), self.layout.columns("goal")
+        )
+        with torch.inference_mode():
+            times = self.time_to_goal(states, targets)
+        predicted: np.ndarray = times.cpu().numpy()
+        return predicted + self.horizon_offset
+
+    def steps_for(self, env_steps: np.ndarray) -> np.ndarray:
+        """Return planning steps `[rows]` whose last one is that many env steps away."""
+        wanted = np.ceil(np.maximum(env_steps, 0) / self.stride) + 1
+        rounded = np.ceil(wanted / self.horizon_multiple) * self.horizon_multiple
+        clipped = np.clip(rounded, self.min_planning_steps, self.max_planning_steps)
+        steps: np.ndarray = clipped.astype(np.int64)
+        return steps
+
+    def round_up(self, planning_steps: float) -> int:
+        """Return the next multiple of planning steps that the network takes."""
+        multiple = self.horizon_multiple
+        return max(multiple, int(np.ceil(planning_steps / multiple)) * multiple)
+
+    def _checked_steps(self, horizon: int) -> int:
+        steps, rest = divmod(horizon, self.stride)
+        if rest or steps < 1 or steps % self.horizon_multiple:
+            unit = self.stride * self.horizon_multiple
+            raise HorizonError(
+                f"The horizon must be a positive multiple of {unit} env steps (stride "
+                f"{self.stride} times {self.horizon_multiple}), got {horizon}."
+            )
+        return steps
+
+    def _conditions(
+        self, observations: np.ndarray, goals: np.ndarray | None
+    ) -> Conditions:
+        given = Conditions().pin(0, "observation", _tensor(observations))
+        if goals is None or not self.layout.goal_conditioned:
+            return given
+        given = given.pin(-1, "goal", _tensor(goals))
+        if self.pin_goal_velocity:
+            still = torch.zeros(len(self.layout.columns("velocity")))
+            given = given.pin(-1, "velocity", still)
+        return given
+
+    def _collect(
+        self, lengths: np.ndarray, parts: dict[int, tuple[np.ndarray, Samples]]
+    ) -> Plan:
+        """Rank candidates and put plans of all lengths into one batch."""
+        layout, longest = self.layout, int(lengths.max())
+        num_rows, num_candidates = len(lengths), self.num_candidates
+        observations = np.empty(
+            (num_rows, num_candidates, longest, layout.observation_dim), np.float32
+        )
+        actions = np.zeros((num_rows, longest, layout.action_dim), np.float32)
+        values = np.empty((num_rows, num_candidates), np.float32)
+        goal_columns = list(layout.aliases.get("goal", range(layout.observation_dim)))
+        chain = None
+        for length, (rows, samples) in parts.items():
+            planned = samples.trajectories[..., layout.observations]
+            values[rows] = self.ranking(planned, goal_columns).cpu().numpy()
+            physical = self.normalizer.unnormalize(samples.trajectories).cpu().numpy()
+            observations[rows, :, :length] = physical[..., layout.observations]
+            observations[rows, :, length:] = observations[rows, :, length - 1 : length]
+            best = values[rows].argmax(axis=1)
+            chosen_actions = physical[np.arange(len(rows)), best, :, layout.actions]
+            actions[rows, :length] = chosen_actions
+            if samples.chain is not None and len(parts) == 1:
+                chain = self.normalizer.unnormalize(samples.chain).cpu().numpy()
+                chain = chain[..., layout.observations]
+        chosen = values.argmax(axis=1)
+        return Plan(
+            observations=observations[np.arange(num_rows), chosen],
+            actions=actions,
+            lengths=lengths,
+            stride=self.stride,
+            values=values,
+            chosen=chosen,
+            candidates=observations,
+            chain=chain,
+        )
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    return torch.as_tensor(np.ascontiguousarray(array, dtype=np.float32))

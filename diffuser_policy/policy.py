@@ -1,0 +1,163 @@
+"""DiffuserPolicy: a trained planner as a policy for any Gymnasium loop.
+
+    policy = DiffuserPolicy.from_pretrained("multi2d-large")
+    action, state = policy.predict(observation)
+
+The front door: it loads and saves planners, and hands out copies with other settings.
+How it decides is in `diffuser_policy.receding` and `diffuser_policy.planner`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from diffuser_policy.build import (
+    PlannerNetworks,
+    PolicyConfig,
+    build_executor,
+    build_planner,
+    build_replanning,
+)
+from diffuser_policy.checkpoint import read_planner, write_planner
+from diffuser_policy.conditions import Conditions
+from diffuser_policy.config import (
+    ExecutionConfig,
+    PlannerConfig,
+    from_json,
+    to_json,
+)
+from diffuser_policy.errors import UnknownNameError
+from diffuser_policy.plan import Plan
+from diffuser_policy.receding import PolicyState, RecedingHorizonPolicy
+
+
+class DiffuserPolicy(RecedingHorizonPolicy):
+    """Plans by denoising a whole trajectory, and follows the plan."""
+
+    def __init__(
+        self, config: PolicyConfig, networks: PlannerNetworks, *, seed: int = 0
+    ) -> None:
+        """Build the policy that the settings describe.
+
+        Args:
+            config: Settings of a planner.
+            networks: Its weights.
+            seed: Noise of deterministic plans, and first of the random streams.
+
+        Raises:
+            ConfigError: Settings that contradict each other or the weights.
+        """
+        super().__init__(
+            build_planner(config, networks),
+            build_executor(config),
+            spaces=config.spaces,
+            replanning=build_replanning(config.execution),
+            seed=seed,
+        )
+        self.config, self.networks = config, networks
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | Path, *, seed: int = 0, **settings: Any
+    ) -> DiffuserPolicy:
+        """Load a planner by path, by the name of a shipped one, or by hub id.
+
+        Args:
+            source: For example "multi2d-large", "runs/mine", or "someone/theirs".
+            seed: As in the constructor.
+            settings: Planning and execution settings to change, as in `with_settings`.
+
+        Raises:
+            CheckpointNotFoundError: Nothing of that name.
+            CheckpointError: Truncated, foreign, or of another schema.
+            UnknownNameError: A setting that does not exist.
+        """
+        config, networks = read_planner(source)
+        policy = cls(config, networks, seed=seed)
+        return policy.with_settings(**settings) if settings else policy
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json, model.safetensors and a model card.
+
+        Args:
+            folder: Created if needed; each file is replaced atomically.
+
+        Raises:
+            StorageError: No space or no permission; complete files stay as they were.
+        """
+        write_planner(Path(folder), self.config, self.networks)
+
+    def with_settings(self, **settings: Any) -> DiffuserPolicy:
+        """Return a policy that shares the weights and plans or executes differently.
+
+        Args:
+            settings: Fields of `PlannerConfig` and `ExecutionConfig`, for example
+                `num_sampling_steps=3, horizon="fixed", replan_interval=10`.
+
+        Raises:
+            UnknownNameError: A setting that neither has; the nearest are named.
+            ConfigError: Settings that contradict each other.
+        """
+        planner, execution = (
+            to_json(self.config.planner),
+            to_json(self.config.execution),
+        )
+        for name, value in settings.items():
+            if name not in planner and name not in execution:
+                raise UnknownNameError("setting", name, [*planner, *execution])
+            (planner if name in planner else execution)[name] = value
+        config = dataclasses.replace(
+            self.config,
+            planner=from_json(PlannerConfig, planner),
+            execution=from_json(ExecutionConfig, execution),
+        )
+        return DiffuserPolicy(config, self.networks, seed=self.seed)
+
+    def to(self, device: str | torch.device) -> DiffuserPolicy:
+        """Move the networks, in place, and return the policy.
+
+        Args:
+            device: Where to plan; observations and actions stay NumPy arrays.
+        """
+        self.networks.to(device)
+        return self
+
+    def plan(
+        self,
+        observation: Any,
+        *,
+        state: PolicyState | None = None,
+        conditions: Conditions | None = None,
+        keep_chain: bool = False,
+    ) -> Plan:
+        """Return the plan for an observation, to look at or to draw.
+
+        Args:
+            observation: Single or batched.
+            state: Of `initial_state`: the plan is the one that `predict` makes with
+                it. Not given: noise from the policy's seed.
+            conditions: Pinned besides start and goal.
+            keep_chain: Keep the trajectories at every denoising step.
+
+        Raises:
+            ObservationError: An observation that cannot be planned from.
+        """
+        rows, goals, _ = self.spaces.read(observation)
+        if state is None:
+            generators = [torch.Generator().manual_seed(self.seed) for _ in rows]
+        else:
+            index = np.arange(len(rows))
+            generators = self._generators(state, index, deterministic=False)
+        return self.planner.plan(
+            rows,
+            goals,
+            generators,
+            remaining=np.full(len(rows), -1),
+            conditions=conditions,
+            keep_chain=keep_chain,
+        )

@@ -1,0 +1,318 @@
+"""Receding horizon: when to plan anew, and what to remember in between.
+
+`RecedingHorizonPolicy.predict` follows Stable-Baselines3's contract. Everything it
+remembers of an environment is a row of `PolicyState`, which the caller passes back:
+
+    predict(observation)                     plans, every time; always right
+    predict(observation, state)              follows the plan in `state`
+    … episode_start=[True, False, …]         rows to forget
+
+A row is planned for when it has no plan, its goal changed, it strayed further than
+`deviation` from the plan, its plan is `interval` env steps old, or a plan without a
+goal has run out. A plan made because of the interval replaces the running one only
+if it arrives earlier: replanning never loses what a good plan had.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from diffuser_policy.errors import ConfigError, ObservationError
+from diffuser_policy.executors import Executor, Following
+from diffuser_policy.planner import Planner
+from diffuser_policy.spaces import SpaceSpec
+
+
+class PolicyState(NamedTuple):
+    """What `predict` remembers, one row per environment.
+
+    Attributes:
+        observations: `[n, steps, observation]` plans, environment units.
+        actions: `[n, steps, action]` planned actions.
+        lengths: `[n]` planning steps; zero where there is no plan.
+        ages: `[n]` env steps since the plan was made.
+        progress: `[n]` how far it has been followed, in planned env steps.
+        goals: `[n, goal]` what the plan leads to.
+        streams: `[n]` random stream of each row.
+        num_plans: `[n]` plans made in this episode.
+        started: `[n]` whether the last call began an episode.
+    """
+
+    observations: np.ndarray
+    actions: np.ndarray
+    lengths: np.ndarray
+    ages: np.ndarray
+    progress: np.ndarray
+    goals: np.ndarray
+    streams: np.ndarray
+    num_plans: np.ndarray
+    started: np.ndarray
+
+    def rows(self, index: Any) -> PolicyState:
+        """Return the state of some rows, for example of those still running."""
+        return PolicyState(*(part[index] for part in self))
+
+    def with_rows(self, index: Any, other: PolicyState) -> PolicyState:
+        """Return a copy in which some rows are those of another state."""
+        parts = []
+        for mine, theirs in zip(self, other, strict=True):
+            part = mine.copy()
+            part[index] = theirs
+            parts.append(part)
+        return PolicyState(*parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replanning:
+    """When a running plan is made anew.
+
+    Attributes:
+        interval: Env steps between plans; none: only when needed.
+        deviation: Distance from the planned position in meters; none: any.
+        keep_started: A row flagged as an episode start on two calls in a row keeps
+            its plan. Stable-Baselines3's `evaluate_policy` leaves the flag up for
+            environments that have no episodes left to give; only real episodes of a
+            single step are confused with that.
+    """
+
+    interval: int | None = None
+    deviation: float | None = None
+    keep_started: bool = True
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if self.interval is not None and self.interval < 1:
+            raise ConfigError(f"replan_interval must be >= 1, got {self.interval}.")
+        if self.deviation is not None and self.deviation <= 0:
+            raise ConfigError(f"replan_deviation must be > 0, got {self.deviation}.")
+
+
+class RecedingHorizonPolicy:
+    """Plans, follows the plan, and plans anew when it has to."""
+
+    def __init__(
+        self,
+        planner: Planner,
+        executor: Executor,
+        *,
+        spaces: SpaceSpec,
+        replanning: Replanning | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Combine the parts.
+
+        Args:
+            planner: Makes plans.
+            executor: Follows them.
+            spaces: Observations and actions of the environment.
+            replanning: When to plan anew.
+            seed: Noise of deterministic plans, and first of the random streams.
+        """
+        self.planner, self.executor, self.spaces = planner, executor, spaces
+        self.replanning = Replanning() if replanning is None else replanning
+        self.observation_space = spaces.observation_space()
+        self.action_space = spaces.action_space()
+        self.set_random_seed(seed)
+
+    def set_random_seed(self, seed: int) -> None:
+        """Restart the random streams that rows without a state are given."""
+        self.seed = seed
+        self._streams = np.random.default_rng(seed)
+
+    def initial_state(
+        self, num_envs: int, streams: np.ndarray | None = None
+    ) -> PolicyState:
+        """Return the state of environments that have no plan yet.
+
+        Args:
+            num_envs: Number of rows.
+            streams: `[num_envs]` random stream of each row, non-negative; drawn from
+                the policy's seed if not given.
+        """
+        layout, steps = self.planner.layout, self.planner.max_planning_steps
+        if streams is None:
+            streams = self._streams.integers(0, 2**63 - 1, num_envs)
+        return PolicyState(
+            observations=np.zeros(
+                (num_envs, steps, layout.observation_dim), np.float32
+            ),
+            actions=np.zeros((num_envs, steps, layout.action_dim), np.float32),
+            lengths=np.zeros(num_envs, np.int64),
+            ages=np.zeros(num_envs, np.int64),
+            progress=np.zeros(num_envs, np.float64),
+            goals=np.zeros((num_envs, self.spaces.goal_size), np.float32),
+            streams=np.array(streams, np.int64),
+            num_plans=np.zeros(num_envs, np.int64),
+            started=np.zeros(num_envs, np.bool_),
+        )
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, PolicyState]:
+        """Return actions, and the state to pass to the next call.
+
+        Args:
+            observation: Single or batched, as the environment returned it.
+            state: What the last call returned; nothing before the first.
+            episode_start: `[n]` rows whose episode just began.
+            deterministic: Fix the initial noise by the policy's seed and add none
+                while denoising: the same observation gives the same action.
+
+        Returns:
+            Actions `[action]` or `[n, action]` inside the action space, and the state.
+
+        Raises:
+            ObservationError: An observation that cannot be planned from, or a state or
+                flags for another number of environments. Nothing was changed.
+        """
+        rows, goals, batch = self.spaces.read(observation)
+        flags = _flags(episode_start, len(rows))
+        current = self._incoming(state, len(rows))
+        forget = flags & ~(current.started & self.replanning.keep_started)
+        if goals is not None:
+            forget |= (goals != current.goals).any(axis=1)
+        current = current._replace(
+            lengths=np.where(forget, 0, current.lengths),
+            ages=current.ages + 1,
+            progress=self.executor.progress(self._following(current), rows),
+            started=flags,
+        )
+        current = self._replan(current, rows, goals, deterministic=deterministic)
+        actions = self.executor.act(self._following(current), rows)
+        low, high = self.action_space.low, self.action_space.high
+        clipped = np.clip(actions, low, high).astype(self.action_space.dtype)
+        return clipped.reshape(*batch, *self.action_space.shape), current
+
+    def _incoming(self, state: Any, num_rows: int) -> PolicyState:
+        """Return the state that was passed in, checked, or a fresh one."""
+        if state is None:
+            return self.initial_state(num_rows)
+        if not isinstance(state, tuple) or len(state) != len(PolicyState._fields):
+            raise ObservationError(
+                f"state must be what predict returned last, or None; got "
+                f"{type(state).__name__}."
+            )
+        given = PolicyState(*state)
+        if len(given.lengths) != num_rows:
+            raise ObservationError(
+                f"state remembers {len(given.lengths)} environments, but the "
+                f"observation has {num_rows} rows."
+            )
+        return given
+
+    def _following(self, state: PolicyState) -> Following:
+        return Following(
+            observations=state.observations,
+            actions=state.actions,
+            lengths=state.lengths,
+            progress=state.progress,
+            stride=self.planner.stride,
+        )
+
+    def _replan(
+        self,
+        state: PolicyState,
+        rows: np.ndarray,
+        goals: np.ndarray | None,
+        *,
+        deterministic: bool,
+    ) -> PolicyState:
+        """Plan for the rows that need it, in one call."""
+        needed, optional = self._due(state, rows, goals)
+        index = np.flatnonzero(needed | optional)
+        if len(index) == 0:
+            return state
+        duration = (state.lengths - 1) * self.planner.stride
+        remaining = np.maximum(duration - state.progress, 0)
+        chosen_goals = None if goals is None else goals[index]
+        plan = self.planner.plan(
+            rows[index],
+            chosen_goals,
+            self._generators(state, index, deterministic=deterministic),
+            remaining=np.where(state.lengths > 0, remaining, -1)[index],
+            step_noise=not deterministic,
+        )
+        num_plans = state.num_plans.copy()
+        num_plans[index] += 1
+        state = state._replace(num_plans=num_plans)
+        better = needed[index] | (plan.durations < remaining[index])
+        keep = np.flatnonzero(better)
+        adopted = state.rows(index[keep])
+        observations, actions = adopted.observations.copy(), adopted.actions.copy()
+        steps = plan.observations.shape[1]
+        observations[:, :steps] = plan.observations[keep]
+        actions[:, :steps] = plan.actions[keep]
+        adopted = adopted._replace(
+            observations=observations,
+            actions=actions,
+            lengths=plan.lengths[keep],
+            ages=np.zeros(len(keep), np.int64),
+            progress=np.zeros(len(keep), np.float64),
+        )
+        if chosen_goals is not None:
+            adopted = adopted._replace(goals=chosen_goals[keep])
+        return state.with_rows(index[keep], adopted)
+
+    def _due(
+        self, state: PolicyState, rows: np.ndarray, goals: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return which rows need a plan, and which may get a better one."""
+        needed = state.lengths == 0
+        duration = (state.lengths - 1) * self.planner.stride
+        if goals is None:
+            needed = needed | (state.progress > duration)
+        if self.replanning.deviation is not None:
+            needed = needed | (self._deviation(state, rows) > self.replanning.deviation)
+        optional = np.zeros_like(needed)
+        if self.replanning.interval is not None:
+            underway = state.progress < duration
+            optional = underway & (state.ages % self.replanning.interval == 0)
+            if goals is None:
+                needed, optional = needed | optional, np.zeros_like(needed)
+        return needed, optional & ~needed
+
+    def _deviation(self, state: PolicyState, rows: np.ndarray) -> np.ndarray:
+        """Return the distance `[n]` between planned and current position, meters."""
+        layout = self.planner.layout
+        name = "position" if "position" in layout.aliases else "observation"
+        columns = list(layout.observation_columns(name))
+        planned = self._following(state).reference()[:, columns]
+        distance: np.ndarray = np.linalg.norm(planned - rows[:, columns], axis=1)
+        return np.where(state.lengths > 0, distance, 0.0)
+
+    def _generators(
+        self, state: PolicyState, index: np.ndarray, *, deterministic: bool
+    ) -> list[torch.Generator]:
+        """Return the noise source of each row's next plan."""
+        if deterministic:
+            return [torch.Generator().manual_seed(self.seed) for _ in index]
+        keys = zip(
+            state.streams[index].tolist(), state.num_plans[index].tolist(), strict=True
+        )
+        return [_generator(stream, number) for stream, number in keys]
+
+
+def _generator(stream: int, number: int) -> torch.Generator:
+    words = np.random.SeedSequence((stream, number)).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(words[0]))
+
+
+def _flags(episode_start: Any, num_rows: int) -> np.ndarray:
+    """Return a fresh boolean array `[num_rows]`; callers reuse theirs in place."""
+    if episode_start is None:
+        return np.zeros(num_rows, np.bool_)
+    flags = np.array(episode_start, np.bool_).reshape(-1)
+    if len(flags) != num_rows:
+        raise ObservationError(
+            f"episode_start has {len(flags)} flags, but the observation has "
+            f"{num_rows} rows."
+        )
+    return flags

@@ -1,0 +1,313 @@
+"""The conformance check of Stable-Baselines3's `predict` contract.
+
+    action, state = policy.predict(observation, state, episode_start, deterministic)
+
+`check_policy` asks a policy for actions in every way a Gymnasium loop does, and raises
+`PolicyContractError` with the name and the text of the first rule that is broken. It
+works on any object with such a `predict`, from this package or not.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+
+from diffuser_policy.errors import DiffuserPolicyError, UnknownNameError
+from diffuser_policy.testing.observations import (
+    batch_observations,
+    damaged,
+    sample_observation,
+)
+
+RULES = {
+    "shapes": "One observation gives one action, a batch of n gives n actions.",
+    "dtype": "Actions have the action space's dtype.",
+    "bounds": "Every action lies inside the action space.",
+    "determinism": "With deterministic=True, equal observations give equal actions.",
+    "memory": "predict(observation) without a state remembers no earlier call.",
+    "state_unchanged": "predict does not write into the state that it is given.",
+    "input_unchanged": "predict does not write into observations or episode_start.",
+    "state_repeats": "The same observation and state give the same action again.",
+    "episode_start": "A row that begins an episode acts as if it had no state, and "
+    "other rows are not affected.",
+    "flags_copied": "A caller may overwrite its episode_start array after the call.",
+    "batch_of_one": "A batch of one gives the action of the single observation.",
+    "row_independence": "An action does not depend on the other rows of the batch.",
+    "global_randomness": "The random states of torch, numpy and random are untouched.",
+    "refuses_tuple": "(observation, info) is refused, and changes nothing.",
+    "refuses_nan": "NaN observations are refused, and change nothing.",
+    "refuses_shape": "Observations of the wrong shape are refused, and change nothing.",
+}
+
+
+class PolicyContractError(DiffuserPolicyError, AssertionError):
+    """A policy broke a rule of the contract.
+
+    Attributes:
+        rule: Its name, a key of `RULES`.
+    """
+
+    def __init__(self, rule: str, found: str) -> None:
+        """Build the message.
+
+        Args:
+            rule: Name of the rule.
+            found: What happened instead.
+        """
+        self.rule = rule
+        super().__init__(f"{rule}: {RULES[rule]} Found: {found}")
+
+
+def check_policy(
+    policy: Any,
+    observation_space: spaces.Space[Any] | None = None,
+    action_space: spaces.Space[Any] | None = None,
+    *,
+    num_envs: int = 3,
+    tolerance: float = 1e-4,
+    seed: int = 0,
+    skip: Collection[str] = (),
+    observe: Callable[[], Any] | None = None,
+) -> list[str]:
+    """Check that a policy keeps the contract of `predict`.
+
+    Args:
+        policy: Anything with `predict`.
+        observation_space: Of one environment; the policy's own if not given.
+        action_space: Of one environment; the policy's own if not given.
+        num_envs: Rows of a batch, at least 2.
+        tolerance: Largest difference between actions that should be equal but are
+            computed in batches of different size, in action units.
+        seed: Of the observations.
+        skip: Rules not to check; policies of other libraries may keep fewer.
+        observe: Returns one valid observation per call, where samples of the
+            observation space are none.
+
+    Returns:
+        The names of the rules that were checked. A rule that can't be checked in this
+        observation space, such as NaN in a space of integers, is left out.
+
+    Raises:
+        PolicyContractError: The first rule that is broken.
+        UnknownNameError: A rule to skip that does not exist.
+    """
+    for name in skip:
+        if name not in RULES:
+            raise UnknownNameError("rule", name, RULES)
+    observation_space = observation_space or policy.observation_space
+    action_space = action_space or policy.action_space
+    rng = np.random.default_rng(seed)
+    observe = observe or partial(sample_observation, observation_space, rng)
+    check = _Check(policy, action_space, tolerance, frozenset(skip))
+    check.first = [observe() for _ in range(num_envs)]
+    check.later = [observe() for _ in range(num_envs)]
+    with_global_randomness = _global_randomness()
+    check.actions()
+    check.determinism()
+    check.states()
+    check.episode_starts()
+    check.rows()
+    check.refusals(observation_space)
+    check.require(
+        "global_randomness",
+        _same(with_global_randomness, _global_randomness()),
+        "a global random state changed during the check.",
+    )
+    return [rule for rule in RULES if rule in check.done]
+
+
+class _Check:
+    """One check of one policy: its observations, and the rules done so far."""
+
+    def __init__(
+        self,
+        policy: Any,
+        action_space: spaces.Space[Any],
+        tolerance: float,
+        skip: frozenset[str],
+    ) -> None:
+        self.policy, self.action_space = policy, action_space
+        self.tolerance, self.skip = tolerance, skip
+        self.first: list[Any] = []
+        self.later: list[Any] = []
+        self.done: set[str] = set()
+
+    def require(self, rule: str, kept: bool, found: str) -> None:
+        """Note a rule as checked, or raise."""
+        if rule in self.skip:
+            return
+        if not kept:
+            raise PolicyContractError(rule, found)
+        self.done.add(rule)
+
+    def predict(self, observation: Any, *memory: Any) -> tuple[np.ndarray, Any]:
+        """Return the deterministic action and the state."""
+        action, state = self.policy.predict(observation, *memory, deterministic=True)
+        return np.asarray(action), state
+
+    def same_actions(self, rule: str, found: str, a: np.ndarray, b: np.ndarray) -> None:
+        """Require two actions to agree within the tolerance."""
+        off = float(np.abs(np.subtract(a, b, dtype=np.float64)).max())
+        self.require(rule, off <= self.tolerance, f"{found} differ by {off:.3g}.")
+
+    def actions(self) -> None:
+        """Check shape, type and bounds, with and without determinism."""
+        single, batch = self.first[0], batch_observations(self.first)
+        shape, dtype = self.action_space.shape or (), self.action_space.dtype
+        for deterministic in (True, False):
+            for observation, expected in (
+                (single, shape),
+                (batch, (len(self.first), *shape)),
+            ):
+                given = copy.deepcopy(observation)
+                action, _ = self.policy.predict(
+                    observation, deterministic=deterministic
+                )
+                action = np.asarray(action)
+                self.require(
+                    "shapes",
+                    action.shape == expected,
+                    f"an action of shape {action.shape}, expected {expected}.",
+                )
+                self.require(
+                    "dtype",
+                    action.dtype == dtype,
+                    f"{action.dtype} instead of {dtype}.",
+                )
+                for row in action.reshape(-1, *shape):
+                    self.require(
+                        "bounds",
+                        self.action_space.contains(row.astype(dtype)),
+                        f"{row} is not in {self.action_space}.",
+                    )
+                self.require(
+                    "input_unchanged",
+                    _same(given, observation),
+                    "the observation was changed.",
+                )
+
+    def determinism(self) -> None:
+        """Check that nothing but the observation decides, and nothing is remembered."""
+        for observation in (*self.first, batch_observations(self.first)):
+            action, _ = self.predict(observation)
+            again, _ = self.predict(observation)
+            self.require(
+                "determinism", _same(action, again), f"{action}, and then {again}."
+            )
+        action, state = self.predict(self.first[0])
+        self.predict(self.later[0], state)
+        again, _ = self.predict(self.first[0])
+        self.require(
+            "memory",
+            _same(action, again),
+            f"{action}, and {again} after another observation.",
+        )
+
+    def states(self) -> None:
+        """Check that states are values: kept by the caller, never written to."""
+        first, later = batch_observations(self.first), batch_observations(self.later)
+        _, state = self.predict(first)
+        kept = copy.deepcopy(state)
+        action, _ = self.predict(later, state)
+        self.require("state_unchanged", _same(kept, state), "the state was written to.")
+        again, _ = self.predict(later, state)
+        self.require("state_repeats", _same(action, again), f"{action}, then {again}.")
+
+    def episode_starts(self) -> None:
+        """Check the flags as SB3's loops use them: one array, overwritten in place."""
+        first, later = batch_observations(self.first), batch_observations(self.later)
+        flags = np.ones(len(self.first), np.bool_)
+        _, state = self.predict(first, None, flags)
+        self.require("input_unchanged", bool(flags.all()), "episode_start was changed.")
+        kept = copy.deepcopy(state)
+        flags[:] = False
+        self.require(
+            "flags_copied",
+            _same(kept, state),
+            "the state changed with the caller's array.",
+        )
+        going_on, state = self.predict(later, state, flags)
+        going_on, _ = self.predict(later, state, flags)
+        flags[0] = True
+        started, _ = self.predict(later, state, flags)
+        fresh, _ = self.predict(later)
+        self.same_actions(
+            "episode_start", "a fresh and a restarted row", started[0], fresh[0]
+        )
+        self.same_actions(
+            "episode_start", "rows beside a restarted one", started[1:], going_on[1:]
+        )
+
+    def rows(self) -> None:
+        """Check that batching changes nothing."""
+        together, _ = self.predict(batch_observations(self.first))
+        backwards, _ = self.predict(batch_observations(self.first[::-1]))
+        self.same_actions(
+            "row_independence", "rows in another order", together, backwards[::-1]
+        )
+        for index, observation in enumerate(self.first):
+            alone, _ = self.predict(observation)
+            batch_of_one, _ = self.predict(batch_observations([observation]))
+            self.same_actions(
+                "batch_of_one", "a single action and its batch", alone, batch_of_one[0]
+            )
+            self.same_actions(
+                "row_independence",
+                "an action alone and in a batch",
+                alone,
+                together[index],
+            )
+
+    def refusals(self, observation_space: spaces.Space[Any]) -> None:
+        """Check that bad input raises and leaves the policy as it was."""
+        good = self.first[0]
+        expected, state = self.predict(good)
+        kept = copy.deepcopy(state)
+        cases = {"refuses_tuple": (good, {}), **damaged(good, observation_space)}
+        for rule, bad in cases.items():
+            for memory in ((), (state,)):
+                self.require(rule, self._raises(bad, *memory), "no error.")
+            again, _ = self.predict(good)
+            self.require(
+                rule,
+                _same(expected, again) and _same(kept, state),
+                "the policy or its state changed after the error.",
+            )
+
+    def _raises(self, *arguments: Any) -> bool:
+        try:
+            self.predict(*arguments)
+        except Exception:  # any error is a refusal
+            return True
+        return False
+
+
+def _global_randomness() -> tuple[Any, ...]:
+    """Return the random states that belong to the caller's program."""
+    legacy = np.random.get_state()  # noqa: NPY002 (it is to stay as it is)
+    return (random.getstate(), legacy, torch.random.get_rng_state())
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Compare nested containers of arrays, bit for bit."""
+    if isinstance(a, Mapping):
+        return (
+            isinstance(b, Mapping)
+            and a.keys() == b.keys()
+            and all(_same(a[key], b[key]) for key in a)
+        )
+    if isinstance(a, (list, tuple)):
+        pairs = zip(a, b, strict=False)
+        return len(a) == len(b) and all(_same(x, y) for x, y in pairs)
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, np.ndarray):
+        return bool(np.array_equal(a, b, equal_nan=a.dtype.kind == "f"))
+    return bool(a == b)

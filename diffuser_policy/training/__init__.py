@@ -1,0 +1,1 @@
+"""Training a planner: loss, averaged weights, exact resume, presets."""

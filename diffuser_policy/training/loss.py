@@ -1,0 +1,129 @@
+"""Losses of everything a planner learns, as one module.
+
+One forward call draws a batch and returns the losses: wrapped for several processes,
+this is the call that synchronizes gradients. All randomness of step s on process r
+comes from a generator seeded by (seed, s, r), so a step can be repeated exactly
+without saving any random state.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from diffuser_policy.config import TrainConfig
+from diffuser_policy.data.windows import WindowDataset
+from diffuser_policy.denoiser import Denoiser
+from diffuser_policy.time_to_goal import TimeToGoal
+
+
+def step_generator(seed: int, step: int, *stream: int) -> torch.Generator:
+    """Return the random source of one training step.
+
+    Args:
+        seed: The run's seed.
+        step: Gradient step.
+        stream: Further numbers that tell sources apart, such as process and batch.
+    """
+    words = np.random.SeedSequence((seed, step, *stream)).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(words[0]))
+
+
+def draw_num_planning_steps(config: TrainConfig, step: int, multiple: int) -> int:
+    """Return the window length of one training step, the same on every process.
+
+    Args:
+        config: Says between which lengths to draw.
+        step: Gradient step.
+        multiple: Planning steps come in multiples of this number.
+    """
+    longest = config.window.num_planning_steps
+    shortest = -(-config.window.min_planning_steps // multiple) * multiple
+    if shortest >= longest:
+        return longest
+    choices = (longest - shortest) // multiple + 1
+    generator = step_generator(config.seed, step)
+    drawn = int(torch.randint(choices, (1,), generator=generator))
+    return shortest + drawn * multiple
+
+
+def hindsight_pairs(
+    windows: WindowDataset,
+    batch_size: int,
+    max_steps: int,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a batch for the time-to-goal network, half of it from close by.
+
+    Drawn evenly, nearly all pairs are far apart, and the time to a goal at arm's
+    length, where a detour costs most, is learnt last.
+
+    Args:
+        windows: The data.
+        batch_size: Number of pairs.
+        max_steps: Longest time apart, in env steps; close by is a tenth of it.
+        generator: Source of randomness, advanced by the call.
+
+    Returns:
+        Observations, goals and times, as `WindowDataset.sample_pairs`.
+    """
+    near = batch_size // 2
+    close = windows.sample_pairs(near, max(1, max_steps // 10), generator)
+    every = windows.sample_pairs(batch_size - near, max_steps, generator)
+    observations, goals, times = (
+        torch.cat(parts) for parts in zip(close, every, strict=True)
+    )
+    return observations, goals, times
+
+
+class PlannerLoss(nn.Module):
+    """Loss of the denoiser and, if there is one, of the time-to-goal network."""
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        time_to_goal: TimeToGoal | None,
+        *,
+        windows: WindowDataset,
+        config: TrainConfig,
+        device: torch.device,
+    ) -> None:
+        """Hold the networks and the data.
+
+        Args:
+            denoiser: Trained on windows.
+            time_to_goal: Trained on hindsight pairs of the same data.
+            windows: Data, on the CPU.
+            config: Batch sizes, lengths, seed.
+            device: Where the networks are.
+        """
+        super().__init__()
+        self.denoiser, self.time_to_goal = denoiser, time_to_goal
+        self.windows, self.config, self.device = windows, config, device
+
+    def forward(self, step: int, process: int, accumulation: int) -> dict[str, Tensor]:
+        """Return the scalar loss of every network on a fresh batch.
+
+        Args:
+            step: Gradient step.
+            process: Rank of this process.
+            accumulation: Which of the batches that make up one gradient step.
+        """
+        config = self.config
+        length = draw_num_planning_steps(config, step, self.denoiser.horizon_multiple)
+        generator = step_generator(config.seed, step, 1 + process, accumulation)
+        batch_size = config.optimization.batch_size
+        clean = self.windows.sample(batch_size, length, generator).to(self.device)
+        given = self.windows.conditions(clean)
+        losses = {"denoiser": self.denoiser.loss(clean, given, generator)}
+        if self.time_to_goal is not None and config.time_to_goal is not None:
+            settings = config.time_to_goal
+            pairs = hindsight_pairs(
+                self.windows, settings.batch_size, settings.max_steps, generator
+            )
+            observations, goals, times = (part.to(self.device) for part in pairs)
+            losses["time_to_goal"] = self.time_to_goal.loss(
+                observations, goals, times, expectile=settings.expectile
+            )
+        return losses

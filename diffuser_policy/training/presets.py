@@ -1,0 +1,112 @@
+"""Settings by name: what `diffuser-policy train PRESET` starts from.
+
+`multi2d-*` train the shipped planners in about an hour on one CPU core: states only,
+planned every few env steps, horizons mixed, the horizon predicted by a time-to-goal
+network. `maze2d-*-paper` have the released hyperparameters of Janner et al. 2022
+(branch `maze2d` of their code): actions and states at every env step, one fixed
+horizon, full DDPM, followed open loop with unit tracking gains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from diffuser_policy.config import (
+    ExecutionConfig,
+    NetworkConfig,
+    OptimizationConfig,
+    PlannerConfig,
+    TimeToGoalConfig,
+    TrainConfig,
+    WindowConfig,
+)
+from diffuser_policy.errors import UnknownNameError
+
+
+def _fast(
+    maze: str, *, horizon: int, min_horizon: int, stride: int, num_steps: int
+) -> TrainConfig:
+    return TrainConfig(
+        dataset=f"diffuser/multi2d-{maze}-v1",
+        window=WindowConfig(
+            horizon=horizon,
+            min_horizon=min_horizon,
+            stride=stride,
+            actions=False,
+        ),
+        network=NetworkConfig(),
+        time_to_goal=TimeToGoalConfig(max_steps=horizon),
+        optimization=OptimizationConfig(num_steps=num_steps, batch_size=64),
+        planner=PlannerConfig(
+            num_sampling_steps=3,
+            num_candidates=8,
+            ranking="time_to_goal",
+            horizon="predicted",
+        ),
+        execution=ExecutionConfig(
+            executor="pursuit",
+            lookahead=30.0,
+            position_gain=10.0,
+            velocity_gain=1.0,
+            replan_deviation=0.75,
+        ),
+    )
+
+
+def _paper(maze: str, *, horizon: int, num_denoising_steps: int) -> TrainConfig:
+    return TrainConfig(
+        dataset=f"diffuser/multi2d-{maze}-v1",
+        window=WindowConfig(horizon=horizon, hindsight_goal="observation"),
+        network=NetworkConfig(
+            multipliers=(1, 4, 8), num_denoising_steps=num_denoising_steps
+        ),
+        optimization=OptimizationConfig(
+            num_steps=2_000_000,
+            batch_size=32,
+            num_accumulations=2,
+            learning_rate=2e-4,
+            learning_rate_schedule="constant",
+            max_gradient_norm=None,
+            ema_decay=0.995,
+            ema_interval=10,
+            ema_start=2000,
+        ),
+        planner=PlannerConfig(
+            sampler="ddpm",
+            num_sampling_steps=None,
+            num_candidates=1,
+            ranking="first",
+            horizon="fixed",
+            goal_velocity=True,
+        ),
+        execution=ExecutionConfig(position_gain=1.0, velocity_gain=1.0),
+    )
+
+
+PRESETS: dict[str, Callable[[], TrainConfig]] = {
+    "multi2d-umaze": lambda: _fast(
+        "umaze", horizon=192, min_horizon=24, stride=3, num_steps=12_000
+    ),
+    "multi2d-medium": lambda: _fast(
+        "medium", horizon=320, min_horizon=32, stride=4, num_steps=16_000
+    ),
+    "multi2d-large": lambda: _fast(
+        "large", horizon=480, min_horizon=48, stride=6, num_steps=20_000
+    ),
+    "maze2d-umaze-paper": lambda: _paper("umaze", horizon=128, num_denoising_steps=64),
+    "maze2d-medium-paper": lambda: _paper(
+        "medium", horizon=256, num_denoising_steps=256
+    ),
+    "maze2d-large-paper": lambda: _paper("large", horizon=384, num_denoising_steps=256),
+}
+
+
+def preset(name: str) -> TrainConfig:
+    """Return the settings of that name.
+
+    Raises:
+        UnknownNameError: No preset of that name; the nearest are named.
+    """
+    if name not in PRESETS:
+        raise UnknownNameError("preset", name, PRESETS)
+    return PRESETS[name]()

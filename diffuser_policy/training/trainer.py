@@ -1,0 +1,292 @@
+"""The training loop: draw windows, descend, average, save, resume.
+
+Output folder of a run:
+
+    config.json, model.safetensors, README.md   the planner so far (averaged weights)
+    training/step-00012000/                     resumable checkpoints
+    training/settings.json                      settings; a resumed run must agree
+    training/metrics.jsonl                      losses by gradient step
+
+A run that is killed at any moment and started again with the same settings ends with
+the same weights, bit for bit on a CPU: a checkpoint holds weights, averages and the
+optimizer's moments, and each step draws its batch from its own generator.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from diffuser_policy.build import PlannerNetworks, build_networks, policy_config
+from diffuser_policy.checkpoint import write_planner
+from diffuser_policy.config import OptimizationConfig, TrainConfig, to_json
+from diffuser_policy.data.files import replaced_file
+from diffuser_policy.data.flat import FlatDataset
+from diffuser_policy.data.windows import WindowDataset, join_rows
+from diffuser_policy.errors import ConfigError
+from diffuser_policy.normalizers import normalizer_class
+from diffuser_policy.training.average import WeightAverage
+from diffuser_policy.training.interrupt import held_interrupt
+from diffuser_policy.training.loss import PlannerLoss
+from diffuser_policy.training.processes import Processes
+from diffuser_policy.training.state import checkpoints, load_state, save_state
+
+Metrics = dict[str, float]
+
+
+class Trainer:
+    """Trains the networks of one planner and writes it to a folder."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        flat: FlatDataset,
+        output: Path,
+        *,
+        device: str = "auto",
+        processes: Processes | None = None,
+    ) -> None:
+        """Build networks and data, and restore the latest checkpoint if there is one.
+
+        Args:
+            config: Settings; saved with the planner.
+            flat: The data.
+            output: Folder of the run, created on the first save.
+            device: "auto" takes a GPU if there is one.
+            processes: How several processes share the work; one process if not given.
+
+        Raises:
+            ConfigError: The folder holds a run with other settings.
+        """
+        self.config, self.output = config, output
+        self.processes = processes or Processes.single(device)
+        self.policy_config = policy_config(config, flat)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(config.seed)  # the CPU's: weights
+            self.networks = build_networks(self.policy_config)
+        rows = join_rows(flat, self.policy_config.layout)
+        normalizer = normalizer_class(config.window.normalizer).fit(rows)
+        self.networks.normalizer = normalizer
+        windows = self._windows(flat)
+        self.networks.to(self.processes.device)
+        average = copy.deepcopy(self.networks)
+        self.loss = PlannerLoss(
+            self.networks.denoiser,
+            self.networks.time_to_goal,
+            windows=windows,
+            config=config,
+            device=self.processes.device,
+        )
+        settings = config.optimization
+        self.average = WeightAverage(
+            average,
+            decay=settings.ema_decay,
+            interval=settings.ema_interval,
+            start=settings.ema_start,
+        )
+        self.optimizer = torch.optim.Adam(
+            self.networks.parameters(), lr=settings.learning_rate
+        )
+        self.step = 0
+        self._resume()
+        self.prepared = self.processes.prepare(self.loss)
+
+    @property
+    def planner_networks(self) -> PlannerNetworks:
+        """The averaged networks, with which to plan."""
+        networks = self.average.average
+        if not isinstance(networks, PlannerNetworks):
+            raise ConfigError("The averaged copy is not a planner.")
+        return networks
+
+    def run(
+        self,
+        *,
+        save_interval: int = 1000,
+        progress: bool | None = None,
+        on_metrics: Callable[[int, Metrics], None] | None = None,
+    ) -> None:
+        """Train to the last step; save at intervals, at the end and when interrupted.
+
+        Args:
+            save_interval: Gradient steps between checkpoints.
+            progress: Show a progress bar; not given: if standard error is a terminal.
+            on_metrics: Called with the gradient step and the mean losses since the
+                last call, at every checkpoint.
+
+        Raises:
+            StorageError: A checkpoint could not be written; earlier ones are intact.
+            KeyboardInterrupt: Ctrl-C was pressed; the finished step has been saved.
+        """
+        totals: dict[str, float] = {}
+        since = self.step
+        with held_interrupt() as interrupted, self._bar(progress) as bar:
+            while self.step < self.config.optimization.num_steps:
+                for name, value in self._descend().items():
+                    totals[name] = totals.get(name, 0.0) + value
+                bar.update()
+                last = self.step == self.config.optimization.num_steps
+                if last or self.step % save_interval == 0:
+                    means = {k: v / (self.step - since) for k, v in totals.items()}
+                    bar.set_postfix({k: f"{v:.5f}" for k, v in means.items()})
+                    self._log(means, on_metrics)
+                    self.save()
+                    totals, since = {}, self.step
+                if interrupted():
+                    self.save()
+                    raise KeyboardInterrupt
+        if since == self.step:  # perhaps killed after the last checkpoint, within save
+            self.save()
+
+    def save(self) -> None:
+        """Write a checkpoint and the planner so far, each atomically."""
+        if not self.processes.is_main:
+            return
+        settings = self.output / "training" / "settings.json"
+        if not settings.exists():
+            with replaced_file(settings) as partial:
+                partial.write_text(json.dumps(to_json(self.config), indent=1))
+        save_state(
+            self.output / "training",
+            self.step,
+            network=self.networks,
+            average=self.average.average,
+            optimizer=self.optimizer,
+        )
+        write_planner(
+            self.output,
+            self.policy_config,
+            self.planner_networks,
+            provenance={"steps": self.step, "processes": self.processes.num_processes},
+        )
+
+    def _windows(self, flat: FlatDataset) -> WindowDataset:
+        window = self.config.window
+        return WindowDataset(
+            flat,
+            layout=self.policy_config.layout,
+            normalizer=self.networks.normalizer,
+            stride=window.stride,
+            padding=window.padding,
+            max_planning_steps=window.num_planning_steps,
+            hindsight_goal=window.hindsight_goal,
+        )
+
+    def _descend(self) -> Metrics:
+        """Take one gradient step; return the losses, averaged over accumulations."""
+        settings = self.config.optimization
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(settings, self.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        metrics: Metrics = {}
+        for accumulation in range(settings.num_accumulations):
+            losses: dict[str, Tensor] = self.prepared(
+                self.step, self.processes.rank, accumulation
+            )
+            total = torch.stack(list(losses.values())).sum()
+            self.processes.backward(total / settings.num_accumulations)
+            for name, value in losses.items():
+                share = value.item() / settings.num_accumulations
+                metrics[name] = metrics.get(name, 0.0) + share
+        self._clip_gradients(settings.max_gradient_norm)
+        self.optimizer.step()
+        self.step += 1
+        self.average.update(self.networks, self.step)
+        return metrics
+
+    def _clip_gradients(self, max_norm: float | None) -> None:
+        """Scale each network's gradients down, so that none affects another."""
+        if max_norm is None:
+            return
+        for part in (self.networks.denoiser, self.networks.time_to_goal):
+            if part is not None:
+                nn.utils.clip_grad_norm_(part.parameters(), max_norm)
+
+    def _resume(self) -> None:
+        settings = self.output / "training" / "settings.json"
+        if settings.exists():
+            saved = json.loads(settings.read_text())
+            current = json.loads(json.dumps(to_json(self.config)))
+            for data in (saved, current):  # how to plan does not change the weights
+                data.pop("planner", None)
+                data.pop("execution", None)
+            different = differences(saved, current)
+            if different:
+                raise ConfigError(
+                    f"{self.output} holds a run with other settings: "
+                    f"{'; '.join(different)}. Use another output folder, or the same "
+                    f"settings to resume."
+                )
+        found = checkpoints(self.output / "training")
+        if found:
+            self.step = load_state(
+                found[-1],
+                network=self.networks,
+                average=self.average.average,
+                optimizer=self.optimizer,
+            )
+        self._forget_metrics_after(self.step)
+
+    def _forget_metrics_after(self, step: int) -> None:
+        """Drop losses of steps that will be taken again."""
+        path = self.output / "training" / "metrics.jsonl"
+        if not self.processes.is_main or not path.exists():
+            return
+        lines = path.read_text().splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("\n")]  # a kill cuts the last
+        kept = [line for line in whole if json.loads(line)["step"] <= step]
+        with replaced_file(path) as partial:
+            partial.write_text("".join(kept))
+
+    def _log(
+        self, means: Metrics, on_metrics: Callable[[int, Metrics], None] | None
+    ) -> None:
+        if not self.processes.is_main:
+            return
+        path = self.output / "training" / "metrics.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.write(json.dumps({"step": self.step, **means}) + "\n")
+        if on_metrics is not None:
+            on_metrics(self.step, means)
+
+    def _bar(self, progress: bool | None) -> tqdm[Any]:
+        hidden = None if progress is None else not progress
+        return tqdm(
+            total=self.config.optimization.num_steps,
+            initial=self.step,
+            desc="train",
+            unit="step",
+            disable=hidden if self.processes.is_main else True,
+            smoothing=0.05,
+        )
+
+
+def learning_rate(settings: OptimizationConfig, step: int) -> float:
+    """Return Adam's step size at a gradient step (0 is the first)."""
+    if settings.learning_rate_schedule == "constant":
+        return settings.learning_rate
+    return (
+        settings.learning_rate
+        * 0.5
+        * (1 + math.cos(math.pi * step / settings.num_steps))
+    )
+
+
+def differences(saved: Any, current: Any, path: str = "") -> list[str]:
+    """Return where two JSON trees differ, as "name: saved → current"."""
+    if isinstance(saved, dict) and isinstance(current, dict):
+        found = []
+        for key in sorted(saved.keys() | current.keys()):
+            inner = f"{path}.{key}" if path else key
+            found += differences(saved.get(key), current.get(key), inner)
+        return found
+    return [] if saved == current else [f"{path}: {saved} → {current}"]

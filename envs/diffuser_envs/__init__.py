@@ -1,0 +1,72 @@
+"""Gymnasium environments for Diffuser planners.
+
+Importing this package registers the maze environments by name and loads nothing heavy:
+neither a simulator nor torch is imported before an environment is made.
+
+    import gymnasium, diffuser_envs
+    env = gymnasium.make("diffuser_envs/Multi2D-Large-v1")
+
+`gymnasium.make("diffuser_envs:diffuser_envs/Multi2D-Large-v1")` does both in one line.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+
+from diffuser_envs.maze.layouts import LAYOUTS
+
+if TYPE_CHECKING:
+    from diffuser_envs.maze.demonstrator import WaypointDemonstrator
+    from diffuser_envs.maze.env import Maze2DEnv
+    from diffuser_envs.maze.wrappers import GoalResampling
+    from diffuser_envs.scores import REFERENCE_SCORES, get_normalized_score
+
+__all__ = [
+    "REFERENCE_SCORES",
+    "GoalResampling",
+    "Maze2DEnv",
+    "WaypointDemonstrator",
+    "get_normalized_score",
+    "register_envs",
+]
+
+_LAZY = {
+    "GoalResampling": "diffuser_envs.maze.wrappers",
+    "Maze2DEnv": "diffuser_envs.maze.env",
+    "WaypointDemonstrator": "diffuser_envs.maze.demonstrator",
+    "REFERENCE_SCORES": "diffuser_envs.scores",
+    "get_normalized_score": "diffuser_envs.scores",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
+
+
+def register_envs() -> None:
+    """Register `diffuser_envs/{Maze2D,Multi2D}-{UMaze,Medium,Large}-v1`.
+
+    Runs on import; calling it again changes nothing.
+    """
+    for family, goal in (("Maze2D", "fixed"), ("Multi2D", "random")):
+        for layout in LAYOUTS.values():
+            env_id = f"diffuser_envs/{family}-{layout.title}-v1"
+            if env_id not in gymnasium.registry:
+                gymnasium.register(
+                    id=env_id,
+                    entry_point="diffuser_envs.maze.env:Maze2DEnv",
+                    max_episode_steps=layout.max_episode_steps,
+                    kwargs={"layout": layout.name, "goal": goal},
+                )
+
+
+register_envs()

@@ -1,0 +1,65 @@
+"""Errors of the environments.
+
+Every error derives from `DiffuserEnvsError` and from the built-in exception that it
+refines, so `except ValueError` keeps working. Whoever raises one has changed no state.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DiffuserEnvsError(Exception):
+    """Base of all errors that `diffuser_envs` raises on purpose."""
+
+
+class MazeError(DiffuserEnvsError, ValueError):
+    """A maze environment was given something that it cannot use."""
+
+
+class MazeOptionError(MazeError):
+    """`reset(options=...)` or a constructor argument is unknown or malformed."""
+
+
+class MazePositionError(MazeError):
+    """A goal or start lies in a wall, outside of the maze, or is not finite."""
+
+
+class MazeActionError(MazeError):
+    """An action has the wrong shape or is not finite."""
+
+
+class MazeObservationError(MazeError):
+    """An observation lacks what a maze demonstrator needs."""
+
+
+class UnsupportedEnvError(DiffuserEnvsError, TypeError):
+    """An environment is not a maze with goals."""
+
+
+class MissingExtraError(DiffuserEnvsError, ImportError):
+    """A package that this part needs is not installed."""
+
+
+class RenderingError(DiffuserEnvsError, RuntimeError):
+    """The wanted renderer does not work on this machine."""
+
+
+class UnknownEnvError(DiffuserEnvsError, LookupError):
+    """There are no reference scores for an environment id."""
+
+
+def nearest_names(name: str, known: Iterable[str]) -> str:
+    """Return the end of an error message that offers the known names closest to `name`.
+
+    Args:
+        name: What was asked for.
+        known: All names that exist.
+    """
+    names = sorted(known)
+    lowered = {each.lower(): each for each in names}
+    close = difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.4)
+    if close:
+        return "did you mean " + " or ".join(repr(lowered[each]) for each in close)
+    return "known names: " + ", ".join(names)

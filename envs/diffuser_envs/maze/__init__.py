@@ -1,0 +1,1 @@
+"""Point-mass mazes: layouts, environment, goal resampling, demonstrator, drawing."""

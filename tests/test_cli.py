@@ -1,0 +1,145 @@
+"""The command line's front: overview, dispatch, and how failures are told."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import types
+from dataclasses import dataclass
+
+import pytest
+
+from diffuser_policy.cli import COMMANDS, main
+from diffuser_policy.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class StubSettings:
+    """A stand-in for a subcommand."""
+
+    fail: str = "no"
+    """How to fail."""
+
+
+def run_stub(settings: StubSettings) -> int:
+    """Fail as asked."""
+    if settings.fail == "error":
+        raise ConfigError("Horizon 7 is odd.\nChoose a multiple of 8.")
+    if settings.fail == "interrupt":
+        raise KeyboardInterrupt
+    return 0
+
+
+@pytest.fixture
+def stub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make `plan` the stand-in."""
+    module = types.ModuleType("diffuser_policy.cli.plan")
+    vars(module)["run"] = run_stub
+    monkeypatch.setitem(sys.modules, "diffuser_policy.cli.plan", module)
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h", "help"])
+def test_help_lists_every_command(
+    flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The overview names each command with its summary, within 80 columns."""
+    assert main([flag]) == 0
+    out = capsys.readouterr().out
+    for name, summary in COMMANDS.items():
+        assert f"  {name}" in out
+        assert summary in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_no_command_shows_the_overview_and_fails(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A bare `diffuser-policy` in a script is a mistake, not a success."""
+    assert main([]) == 2
+    assert "usage: diffuser-policy" in capsys.readouterr().out
+
+
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--version` names the distribution and its version."""
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("diffuser-policy 0.")
+
+
+def test_unknown_command_offers_the_nearest(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A misspelt command is one clean message on standard error."""
+    assert main(["evalute"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == (
+        "error: Unknown command 'evalute'. Did you mean 'evaluate'? "
+        "Known: collect, evaluate, info, plan, train.\n"
+    )
+
+
+@pytest.mark.usefixtures("stub")
+def test_the_exit_status_of_a_command_is_passed_on() -> None:
+    """A command that succeeds returns 0."""
+    assert main(["plan"]) == 0
+
+
+@pytest.mark.usefixtures("stub")
+def test_an_error_is_told_without_a_traceback(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """An error of ours is its message, whole, and status 2."""
+    assert main(["plan", "--fail", "error"]) == 2
+    expected = "error: Horizon 7 is odd.\nChoose a multiple of 8.\n"
+    assert capsys.readouterr().err == expected
+
+
+@pytest.mark.usefixtures("stub")
+def test_ctrl_c_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """An interrupted command ends with the shell's status for it."""
+    assert main(["plan", "--fail", "interrupt"]) == 130
+    assert capsys.readouterr().err == "interrupted: stopped by Ctrl-C.\n"
+
+
+@pytest.mark.usefixtures("stub")
+def test_an_unknown_option_is_refused_with_status_2(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What the parser refuses has the same status as any other error."""
+    with pytest.raises(SystemExit) as stop:
+        main(["plan", "--nope"])
+    assert stop.value.code == 2
+    assert "--nope" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_help_loads_neither_torch_nor_simulators(command: str | None) -> None:
+    """Help answers in well under a second because nothing heavy is imported."""
+    arguments = ["--help"] if command is None else [command, "--help"]
+    code = (
+        "import json, sys\n"
+        "from diffuser_policy.cli import main\n"
+        "try:\n"
+        f"    main({arguments!r})\n"
+        "except SystemExit as stop:\n"
+        "    assert not stop.code\n"
+        "print(json.dumps(sorted(sys.modules)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    loaded = set(json.loads(done.stdout.splitlines()[-1]))
+    heavy = {"torch", "mujoco", "gymnasium", "minari", "matplotlib", "h5py"}
+    assert not loaded & heavy
+
+
+def test_the_package_runs_as_a_module() -> None:
+    """`python -m diffuser_policy` is the same program."""
+    done = subprocess.run(
+        [sys.executable, "-m", "diffuser_policy", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "usage: diffuser-policy" in done.stdout

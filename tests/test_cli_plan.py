@@ -1,0 +1,73 @@
+"""`diffuser-policy plan`: pictures, the short table, and refusals."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from diffuser_policy.cli import main
+from diffuser_policy.evaluation import evaluate
+from diffuser_policy.policy import DiffuserPolicy
+from tests.point_env import POINT, save_planner
+
+MAZE = "diffuser_envs/Multi2D-UMaze-v1"
+PICTURES = {"plan.png", "chain.png", "chain.gif"}
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def planner(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_planner(tmp_path_factory.mktemp("planner"))
+
+
+def rows(shown: str) -> dict[str, str]:
+    """Return the cells of the printed table by their labels."""
+    return dict(re.findall(r"│ (.*?) +│ (.*?) *│", shown))
+
+
+def test_maze_is_drawn_with_the_goal_that_was_asked_for(
+    planner: str, tmp_path: Path, capsys: Capture
+) -> None:
+    where = ["--start", "1.2", "0", "--goal", "-1.0", "1"]
+    arguments = ["plan", planner, "--env", MAZE, *where, "--out", str(tmp_path)]
+    assert main(arguments) == 0
+    table = rows(capsys.readouterr().out)
+    assert (table["start"], table["goal"]) == ("(1.20, 0.00)", "(-1.00, 1.00)")
+    assert table["planned length"].endswith("env steps")
+    assert table["return"].endswith("in 300 env steps")
+    assert {path.name for path in tmp_path.iterdir()} == PICTURES
+
+
+def test_drawn_episode_is_the_first_one_of_evaluate(
+    planner: str, tmp_path: Path, capsys: Capture
+) -> None:
+    assert main(["plan", planner, "--seed", "4", "--out", str(tmp_path)]) == 0
+    table = rows(capsys.readouterr().out)
+    policy = DiffuserPolicy.from_pretrained(planner, seed=4)
+    [record] = evaluate(policy, POINT, episodes=1, seed=4, num_envs=1).episodes
+    assert table["actual arrival"] == f"{record.time_to_goal} env steps"
+    assert table["return"].startswith(f"{record.episode_return:.1f} in ")
+    assert table["score"] == f"{record.score:.1f}"
+    assert {path.name for path in tmp_path.iterdir()} == PICTURES
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--env", MAZE, "--goal", "0", "0"], "inside a wall or outside"),
+        (["--env", MAZE, "--start", "50", "0"], "inside a wall or outside"),
+        (["--env", MAZE, "--goal", "nan", "0"], "finite"),
+        (["--start", "0.25", "0"], "ignores reset(options={'start'"),
+        (["--env", "diffuser_envs/Multi2D-UMase-v1"], "Did you mean"),
+        (["--env", "Pendulum-v1"], "expects the observation space"),
+    ],
+)
+def test_mistakes_are_explained(
+    planner: str, arguments: list[str], message: str, tmp_path: Path, capsys: Capture
+) -> None:
+    out = tmp_path / "out"
+    assert main(["plan", planner, *arguments, "--out", str(out)]) == 2
+    assert message in capsys.readouterr().err.replace("\n", " ")
+    assert not out.exists()

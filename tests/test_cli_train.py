@@ -1,0 +1,204 @@
+"""`diffuser-policy train`: presets and overrides, resuming, interrupts, refusals."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from diffuser_policy.checkpoint import read_planner
+from diffuser_policy.cli import main
+from diffuser_policy.cli.train import TrainSettings, parse
+from diffuser_policy.config import TimeToGoalConfig
+from diffuser_policy.data.collection import collect_episodes
+from diffuser_policy.errors import ConfigError, UnknownNameError
+from diffuser_policy.training.presets import PRESETS, preset
+from diffuser_policy.training.trainer import Trainer
+from tests.point_env import PointEnv
+
+DATASET = "test/point-v0"
+SMALL = (
+    *("--dataset", DATASET, "--device", "cpu", "--save-interval", "2"),
+    *("--num-steps", "6", "--batch-size", "4", "--window.horizon", "16"),
+    *("--network.dim", "8", "--network.multipliers", "1", "2"),
+    *("--network.num-denoising-steps", "8", "--execution.position-gain", "10"),
+)
+Capture = pytest.CaptureFixture[str]
+
+
+class Wander:
+    """Acts at random."""
+
+    def __init__(self) -> None:
+        self.rng = np.random.default_rng(0)
+
+    def predict(self, *_: Any, **__: Any) -> tuple[np.ndarray, None]:
+        return self.rng.uniform(-1, 1, 2).astype(np.float32), None
+
+
+class Limited(PointEnv):
+    """Ends its own episodes."""
+
+    def step(self, action: np.ndarray) -> Any:
+        self.num_steps += 1
+        observation, reward, _, _, info = super().step(action)
+        return observation, reward, False, self.num_steps == 40, info
+
+    def reset(self, **arguments: Any) -> Any:
+        self.num_steps = 0
+        return super().reset(**arguments)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _dataset() -> None:
+    env = Limited()
+    collect_episodes(
+        env,
+        Wander(),
+        num_episodes=3,
+        dataset_id=DATASET,
+        overwrite=True,
+        progress=False,
+    )
+    env.close()
+
+
+def losses(folder: Path) -> list[dict[str, float]]:
+    lines = (folder / "training" / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_the_defaults(name: str) -> None:
+    assert parse([name]).config() == preset(name)
+
+
+def test_every_setting_of_a_preset_can_be_changed() -> None:
+    settings = parse(
+        [
+            *("multi2d-large", "--num-steps", "7", "--window.horizon", "240"),
+            *("--planner.num-sampling-steps", "None", "--time-to-goal.width", "8"),
+            *("--seed", "5", "--dataset", "my/data-v0", "--window.actions"),
+        ]
+    )
+    config, original = settings.config(), preset("multi2d-large")
+    assert (config.dataset, config.seed) == ("my/data-v0", 5)
+    assert config.optimization.num_steps == 7
+    assert config.optimization.batch_size == original.optimization.batch_size
+    assert (config.window.horizon, config.window.actions) == (240, True)
+    assert config.window.stride == original.window.stride
+    assert config.planner.num_sampling_steps is None
+    assert config.time_to_goal is not None
+    assert config.time_to_goal.width == 8
+    assert settings.folder() == Path("runs/multi2d-large")
+
+
+def test_time_to_goal_is_trained_on_request() -> None:
+    assert parse(["--dataset", "a/b-v0"]).config().time_to_goal is None
+    asked = parse(["--dataset", "a/b-v0", "--time-to-goal"])
+    assert asked.config().time_to_goal == TimeToGoalConfig()
+    assert asked.folder() == Path("runs/a-b-v0")
+    declined = parse(["multi2d-umaze", "--no-time-to-goal"])
+    assert declined.config().time_to_goal is None
+
+
+def test_unknown_presets_are_answered_with_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match="Did you mean 'multi2d-large'"):
+        parse(["multi2d-lage"])
+
+
+def test_nothing_to_train_on_is_explained() -> None:
+    with pytest.raises(ConfigError, match="Presets: multi2d-umaze"):
+        TrainSettings().config()
+
+
+def test_training_saves_a_planner_and_resumes(tmp_path: Path, capsys: Capture) -> None:
+    arguments = ["train", *SMALL, "--output", str(tmp_path / "run")]
+    assert main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "6 gradient steps in" in shown
+    assert f"diffuser-policy evaluate {tmp_path / 'run'}" in shown
+    config, _ = read_planner(tmp_path / "run")
+    assert config.provenance["steps"] == 6
+    assert config.execution.position_gain == 10
+    assert [entry["step"] for entry in losses(tmp_path / "run")] == [2, 4, 6]
+    assert main(arguments) == 0
+    assert "all 6 gradient steps are done already" in capsys.readouterr().out
+
+
+def test_interrupted_training_saves_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    descend = Trainer._descend
+
+    def interrupted(trainer: Trainer) -> dict[str, float]:
+        if trainer.step == 2:
+            signal.raise_signal(signal.SIGINT)  # this step is finished all the same
+        return descend(trainer)
+
+    arguments = ["train", *SMALL, "--output", str(tmp_path / "run")]
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_descend", interrupted)
+        assert main(arguments) == 130
+    assert "gradient step 3 is saved" in capsys.readouterr().err
+    assert main(arguments) == 0
+    assert "resuming at gradient step 3 of 6" in capsys.readouterr().out
+    assert main(["train", *SMALL, "--output", str(tmp_path / "whole")]) == 0
+    resumed, whole = (
+        read_planner(tmp_path / name)[1].state_dict() for name in ("run", "whole")
+    )
+    assert all(torch.equal(resumed[key], whole[key]) for key in whole)
+
+
+def test_interrupt_before_the_first_checkpoint_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def twice(_: Trainer) -> dict[str, float]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "_descend", twice)
+    assert main(["train", *SMALL, "--output", str(tmp_path)]) == 130
+    assert "Stopped before anything was saved" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_losses_are_logged_for_tensorboard(tmp_path: Path) -> None:
+    arguments = ["train", *SMALL, "--output", str(tmp_path), "--tensorboard"]
+    assert main(arguments) == 0
+    [events] = (tmp_path / "training" / "tensorboard").iterdir()
+    assert b"loss/denoiser" in events.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset", "test/pint-v0"], "No dataset 'test/pint-v0'"),
+        (["--window.horizon", "64"], "64"),
+        (["--window.horizon", "17"], "multiple"),
+        (["--planner.horizon", "predicted"], "train with --time-to-goal"),
+        (["--execution.executor", "actions", "--window.no-actions"], "planned actions"),
+    ],
+)
+def test_mistakes_are_explained_before_anything_is_written(
+    arguments: list[str], message: str, tmp_path: Path, capsys: Capture
+) -> None:
+    out = tmp_path / "run"
+    assert main(["train", *SMALL, *arguments, "--output", str(out)]) == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_other_settings_are_refused_by_a_started_run(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    arguments = ["train", *SMALL, "--output", str(tmp_path)]
+    assert main(arguments) == 0
+    before = sorted(tmp_path.rglob("*"))
+    assert main([*arguments, "--seed", "1"]) == 2
+    assert "seed: 0 → 1" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before

@@ -1,0 +1,147 @@
+"""Settings: plain data that survives JSON, and refuses what it doesn't know."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from diffuser_policy.config import (
+    ExecutionConfig,
+    NetworkConfig,
+    OptimizationConfig,
+    PlannerConfig,
+    TimeToGoalConfig,
+    TrainConfig,
+    WindowConfig,
+    from_json,
+    to_json,
+)
+from diffuser_policy.errors import ConfigError, DiffuserPolicyError, UnknownNameError
+from diffuser_policy.testing import toy_config
+from diffuser_policy.training.presets import PRESETS, preset
+
+EVERY = [*PRESETS]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_presets_survive_json(name: str) -> None:
+    config = preset(name)
+    assert from_json(TrainConfig, json.loads(json.dumps(to_json(config)))) == config
+
+
+@pytest.mark.parametrize(
+    ("maze", "horizon", "num_denoising_steps"),
+    [("umaze", 128, 64), ("medium", 256, 256), ("large", 384, 256)],
+)
+def test_the_papers_presets_are_the_released_hyperparameters(
+    maze: str, horizon: int, num_denoising_steps: int
+) -> None:
+    config = preset(f"maze2d-{maze}-paper")
+    window, network, optimization = config.window, config.network, config.optimization
+    assert (window.horizon, window.stride, window.actions) == (horizon, 1, True)
+    assert (window.normalizer, window.hindsight_goal) == ("limits", "observation")
+    assert (network.dim, network.multipliers) == (32, (1, 4, 8))
+    assert network.num_denoising_steps == num_denoising_steps
+    assert network.prediction_target == "clean"
+    assert network.clip
+    assert (optimization.batch_size, optimization.num_accumulations) == (32, 2)
+    assert optimization.learning_rate == 2e-4
+    assert optimization.learning_rate_schedule == "constant"
+    assert (optimization.ema_decay, optimization.ema_interval) == (0.995, 10)
+    assert (optimization.ema_start, optimization.num_steps) == (2000, 2_000_000)
+    assert optimization.max_gradient_norm is None
+    assert (config.planner.sampler, config.planner.horizon) == ("ddpm", "fixed")
+    assert config.planner.num_sampling_steps is None
+    assert config.planner.goal_velocity
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_presets_window_fits_its_network(name: str) -> None:
+    config = preset(name)
+    multiple = 2 ** (len(config.network.multipliers) - 1)
+    assert config.window.num_planning_steps % multiple == 0
+
+
+def test_an_unknown_preset_names_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match="Did you mean 'multi2d-large'"):
+        preset("multi2d-lage")
+
+
+@pytest.mark.parametrize("parts", [{}, {"time_to_goal": None}, {"seed": 5}])
+def test_optional_parts_survive_json(parts: dict[str, Any]) -> None:
+    config = toy_config(**parts)
+    data = json.loads(json.dumps(to_json(config)))
+    rebuilt = from_json(TrainConfig, data)
+    assert rebuilt == config
+    assert isinstance(rebuilt.network.multipliers, tuple)
+
+
+def test_settings_left_out_take_their_defaults() -> None:
+    assert from_json(NetworkConfig, {"dim": 16}) == NetworkConfig(dim=16)
+
+
+def test_integers_are_accepted_as_floats() -> None:
+    assert from_json(ExecutionConfig, {"position_gain": 10}).position_gain == 10
+
+
+def test_configs_are_frozen_and_keyword_only() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        NetworkConfig().dim = 8  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        NetworkConfig(8)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("cls", "data", "message"),
+    [
+        (NetworkConfig, {"dims": 8}, "Did you mean 'dim'"),
+        (NetworkConfig, {"dim": "wide"}, "Expected int .* got 'wide'"),
+        (NetworkConfig, {"dim": 8.5}, "Expected int"),
+        (NetworkConfig, {"dim": True}, "Expected int"),
+        (NetworkConfig, {"clip": 1}, "Expected bool"),
+        (NetworkConfig, {"multipliers": [1, "2"]}, "Expected int"),
+        (NetworkConfig, {"prediction_target": "cleen"}, "Did you mean 'clean'"),
+        (PlannerConfig, {"num_sampling_steps": "all"}, "Expected int"),
+        (PlannerConfig, {"horizon": None}, "Unknown"),
+        (TrainConfig, {"dataset": "x/y-v0", "window": {"horizont": 8}}, "'horizon'"),
+    ],
+)
+def test_foreign_settings_are_refused(
+    cls: type[Any], data: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DiffuserPolicyError, match=message):
+        from_json(cls, data)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: WindowConfig(horizon=0), "horizon must be positive"),
+        (lambda: WindowConfig(stride=0), "stride must be positive"),
+        (lambda: WindowConfig(horizon=10, stride=3), "multiple of the stride: got 10"),
+        (
+            lambda: WindowConfig(horizon=12, min_horizon=10, stride=3),
+            "min_horizon must be a multiple of the stride",
+        ),
+        (lambda: WindowConfig(horizon=12, min_horizon=16), r"in 1\.\.horizon, got 16"),
+        (lambda: WindowConfig(horizon=12, min_horizon=0), r"in 1\.\.horizon, got 0"),
+        (lambda: TimeToGoalConfig(expectile=1.0), "expectile"),
+        (lambda: TimeToGoalConfig(max_steps=0), "max_steps must be positive"),
+        (lambda: OptimizationConfig(batch_size=0), "batch_size must be positive"),
+        (lambda: OptimizationConfig(learning_rate=-1), "learning_rate must be"),
+        (lambda: OptimizationConfig(ema_decay=1.0), "ema_decay"),
+        (lambda: OptimizationConfig(ema_interval=0), "ema_interval must be positive"),
+    ],
+)
+def test_impossible_settings_are_refused(make: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def test_planning_steps_are_counted_in_strides() -> None:
+    window = WindowConfig(horizon=24, min_horizon=6, stride=3)
+    assert (window.num_planning_steps, window.min_planning_steps) == (8, 2)
+    assert WindowConfig(horizon=24, stride=3).min_planning_steps == 8

@@ -1,0 +1,357 @@
+"""Collecting: physics, targets, workers, and interrupted work."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from diffuser_policy.cli.collect import CollectCommand, run
+from diffuser_policy.data.collection import (
+    CollectSettings,
+    collect,
+    collect_episodes,
+    default_dataset_id,
+)
+from diffuser_policy.data.demonstrators import Demonstrator, find_demonstrator
+from diffuser_policy.data.minari import _any_episodes, load_flat
+from diffuser_policy.data.workers import WorkerError, map_unordered
+from diffuser_policy.envs import Env, make_env
+from diffuser_policy.errors import (
+    ConfigError,
+    DatasetError,
+    UnknownNameError,
+)
+from tests.data_helpers import COLLECTED, ENV, EXPERT, SMALL, assert_same, record
+
+pytest.importorskip("gymnasium_robotics")
+minari = pytest.importorskip("minari")
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
+    monkeypatch.setenv("DIFFUSER_POLICY_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "datasets"
+
+
+# --- what is recorded -------------------------------------------------------------
+
+
+def test_steps_are_split_into_runs() -> None:
+    episodes = record()
+    assert [len(episode) for episode in episodes] == [400, 400, 300]
+    for episode in episodes:
+        assert not episode.terminations.any()
+        assert episode.truncations.nonzero()[0].tolist() == [len(episode) - 1]
+    flat = load_flat(COLLECTED)
+    assert flat.run_starts.tolist() == [0, 400, 800, 1100]
+
+
+@pytest.mark.parametrize("action_noise", [0.0, 0.5])
+def test_replaying_the_actions_gives_every_row_again(action_noise: float) -> None:
+    """No row is stale: each is the physical successor of the one before."""
+    episodes = record(replace(SMALL, action_noise=action_noise))
+    base: Any = make_env(ENV).unwrapped
+    for episode in episodes:
+        rows = episode.observations
+        start = {"start": rows["observation"][0], "goal": rows["desired_goal"][0]}
+        base.reset(seed=0, options=start)
+        for step, action in enumerate(episode.actions):
+            base.set_goal(rows["desired_goal"][step])
+            observation, reward, *_ = base.step(action)
+            np.testing.assert_allclose(
+                observation["observation"],
+                rows["observation"][step + 1],
+                rtol=0,
+                atol=1e-12,
+            )
+            assert reward == episode.rewards[step]
+        np.testing.assert_array_equal(rows["achieved_goal"], rows["observation"][:, :2])
+
+
+def test_the_target_changes_exactly_when_it_is_reached() -> None:
+    limit = 60
+    num_reached = num_given_up = 0
+    for episode in record(replace(SMALL, max_steps_per_goal=limit)):
+        goals = episode.observations["desired_goal"]
+        achieved = episode.observations["achieved_goal"]
+        since = 0
+        for step in range(len(episode)):
+            since += 1
+            reached = np.linalg.norm(achieved[step + 1] - goals[step]) < 0.1
+            changed = not np.array_equal(goals[step], goals[step + 1])
+            assert changed == (reached or since == limit)
+            num_reached += bool(reached)
+            num_given_up += bool(changed and not reached)
+            since = 0 if changed else since
+    assert num_reached > 5
+    assert num_given_up > 2
+
+
+def test_targets_cover_the_maze_also_where_the_task_has_one_goal() -> None:
+    episodes = record(replace(SMALL, env_id="diffuser_envs/Maze2D-UMaze-v1"))
+    targets = [episode.observations["desired_goal"] for episode in episodes]
+    assert len(np.unique(np.concatenate(targets), axis=0)) > 6
+    assert len(np.unique([target[0] for target in targets], axis=0)) == 3
+
+
+def test_every_run_has_a_demonstrator_with_a_seed_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expert = find_demonstrator(EXPERT)
+    build = expert.from_env
+    seeds: list[object] = []
+
+    def from_env(env: Env, **settings: object) -> Demonstrator:
+        seeds.append(settings["seed"])
+        return build(env, **settings)
+
+    monkeypatch.setattr(expert, "from_env", from_env)
+    record()
+    record(replace(SMALL, seed=4, overwrite=True))
+    assert len(set(seeds)) == 6
+
+
+def test_action_noise_changes_actions_within_their_bounds() -> None:
+    quiet = record(replace(SMALL, num_steps=400))
+    noisy = record(replace(SMALL, num_steps=400, action_noise=0.5, overwrite=True))
+    assert not np.array_equal(quiet[0].actions, noisy[0].actions)
+    assert np.abs(noisy[0].actions).max() <= 1.0
+
+
+def test_options_reach_the_demonstrator() -> None:
+    plain = record(replace(SMALL, num_steps=400))
+    options = {"d_gain": -3.0}
+    other = record(
+        replace(SMALL, num_steps=400, demonstrator_options=options, overwrite=True)
+    )
+    assert not np.array_equal(plain[0].actions, other[0].actions)
+
+
+def test_the_settings_and_versions_are_in_the_metadata() -> None:
+    record(replace(SMALL, action_noise=0.25, demonstrator_options={"d_gain": -2.0}))
+    metadata = load_flat(COLLECTED).metadata
+    collection = metadata["collection"]
+    assert (collection["seed"], collection["run_length"]) == (3, 400)
+    assert collection["recipe"]["action_noise"] == 0.25
+    assert collection["recipe"]["options"]["d_gain"] == -2.0
+    assert collection["recipe"]["options"]["waypoint_jitter"] == 0.2  # a default
+    assert collection["recipe"]["max_steps_per_goal"] == 300  # the env's limit
+    assert {"mujoco", "gymnasium"} <= set(collection["versions"])
+    assert metadata["observation_columns"] == {"position": [0, 1], "velocity": [2, 3]}
+    assert metadata["env_id"] == ENV
+
+
+def test_minari_makes_the_environment_again() -> None:
+    record()
+    env = minari.load_dataset(COLLECTED).recover_environment()
+    assert env.spec is not None
+    assert (env.spec.id, env.spec.max_episode_steps) == (ENV, 300)
+    env.close()
+
+
+# --- workers ----------------------------------------------------------------------
+
+
+def test_the_number_of_workers_changes_nothing() -> None:
+    alone = record(replace(SMALL, num_workers=1))
+    together = record(replace(SMALL, num_workers=2, overwrite=True))
+    assert_same(alone, together)
+
+
+def test_a_run_depends_on_seed_and_index_only() -> None:
+    short = record(replace(SMALL, num_steps=800))
+    long = record(replace(SMALL, num_steps=1200, overwrite=True))
+    other = record(replace(SMALL, num_steps=800, seed=4, overwrite=True))
+    assert_same(short, long[:2])
+    assert not np.array_equal(short[0].actions, short[1].actions)
+    assert not np.array_equal(short[0].actions, other[0].actions)
+
+
+def test_a_worker_that_dies_is_reported() -> None:
+    with pytest.raises(WorkerError, match="fewer workers"):
+        list(map_unordered(os._exit, [3, 3], num_workers=2))
+
+
+def test_workers_have_one_thread_each_and_the_parent_keeps_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    names = ["OMP_NUM_THREADS"] * 3
+    assert list(map_unordered(os.getenv, names, num_workers=2)) == ["1", "1", "1"]
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+
+
+# --- settings that cannot work ------------------------------------------------------
+
+
+def test_an_existing_dataset_is_replaced_only_if_asked() -> None:
+    record(replace(SMALL, num_steps=400))
+    with pytest.raises(DatasetError, match="--overwrite"):
+        record(SMALL)
+    assert load_flat(COLLECTED).num_rows == 400
+    record(replace(SMALL, overwrite=True))
+    assert load_flat(COLLECTED).num_rows == 1100
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_steps": 0},
+        {"run_length": 0},
+        {"max_steps_per_goal": 0},
+        {"num_workers": 0},
+        {"action_noise": -0.1},
+        {"seed": -1},
+    ],
+)
+def test_impossible_numbers_are_refused(changes: dict[str, Any]) -> None:
+    (name,) = changes
+    with pytest.raises(ConfigError, match=name):
+        replace(SMALL, **changes)
+
+
+def test_unknown_names_are_refused_with_the_nearest(root: Path) -> None:
+    with pytest.raises(
+        UnknownNameError, match=r"Did you mean 'diffuser_envs/Multi2D-U"
+    ):
+        collect(replace(SMALL, env_id="diffuser_envs/Multi2D-UMze-v1"))
+    with pytest.raises(UnknownNameError, match="demonstrator 'nobody'"):
+        collect(replace(SMALL, demonstrator="nobody"))
+    with pytest.raises(UnknownNameError, match="demonstrator"):
+        collect(replace(SMALL, demonstrator="diffuser_envs.maze.demonstrator:Nobody"))
+    with pytest.raises(ConfigError, match=r"no option gain.*d_gain"):
+        collect(replace(SMALL, demonstrator_options={"gain": 1.0}))
+    with pytest.raises(ConfigError, match="not a Minari id"):
+        collect(replace(SMALL, dataset_id="nonsense"))
+    assert not list(root.rglob("*.npz"))
+
+
+def test_an_env_whose_goal_cannot_change_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"PendulumEnv.*set_goal.*collect_episodes"):
+        collect(CollectSettings(env_id="Pendulum-v1", demonstrator=EXPERT))
+
+
+def test_a_class_is_found_by_module_and_name() -> None:
+    assert find_demonstrator(EXPERT).__name__ == "WaypointDemonstrator"
+
+
+def test_default_dataset_ids_follow_the_environment() -> None:
+    assert default_dataset_id("diffuser_envs/Multi2D-Large-v1") == (
+        "diffuser/multi2d-large-v1"
+    )
+    assert default_dataset_id("package:ns/Some-v3") == "diffuser/some-v3"
+
+
+# --- episodes of any environment ----------------------------------------------------
+
+
+class RandomPolicy:
+    """Uniform actions, counting its steps in its state."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        self.space = env.action_space
+        self.starts: list[bool] = []
+
+    def predict(
+        self,
+        observation: Any,  # noqa: ARG002
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,  # noqa: ARG002
+    ) -> tuple[np.ndarray, Any]:
+        self.starts.append(bool(episode_start[0]))
+        assert (state is None) == bool(episode_start[0])
+        return self.space.sample(), (np.zeros(1),)
+
+
+@pytest.fixture
+def pendulum() -> Iterator[gym.Env[Any, Any]]:
+    env = gym.make("Pendulum-v1", max_episode_steps=25)
+    env.action_space.seed(0)
+    yield env
+    env.close()
+
+
+def test_episodes_of_any_env_and_policy_are_recorded(
+    pendulum: gym.Env[Any, Any],
+) -> None:
+    policy = RandomPolicy(pendulum)
+    folder = collect_episodes(
+        pendulum, policy, num_episodes=3, dataset_id="test/pendulum-v0", seed=5
+    )
+    flat = load_flat("test/pendulum-v0")
+    assert flat.run_starts.tolist() == [0, 25, 50, 75]
+    assert sum(policy.starts) == 3
+    assert flat.metadata["collection"]["seed"] == 5
+    facts = json.loads((folder / "data" / "metadata.json").read_text())
+    assert facts["algorithm_name"] == "RandomPolicy"
+    stored = minari.load_dataset("test/pendulum-v0").storage
+    seeds = [facts["seed"] for facts in stored.get_episode_metadata(range(3))]
+    for seed, episode in zip(seeds, _any_episodes(folder / "data"), strict=True):
+        replayed, _ = pendulum.reset(seed=seed)
+        for step, action in enumerate(episode.actions):
+            np.testing.assert_array_equal(
+                replayed, episode.observations["observation"][step]
+            )
+            replayed, *_ = pendulum.step(action)
+
+
+def test_episodes_of_a_goal_env_are_recorded() -> None:
+    env = make_env(ENV, max_episode_steps=30)
+    demonstrator = find_demonstrator(EXPERT).from_env(env, seed=0)
+    collect_episodes(env, demonstrator, num_episodes=2, dataset_id="test/goal-v0")
+    flat = load_flat("test/goal-v0")
+    assert flat.has_goals
+    assert flat.run_lengths.tolist() == [30, 30]
+    env.close()
+
+
+def test_episodes_of_discrete_actions_are_refused_before_acting() -> None:
+    env = gym.make("CartPole-v1")
+    policy = RandomPolicy(env)
+    with pytest.raises(DatasetError, match="Discrete"):
+        collect_episodes(env, policy, num_episodes=1, dataset_id="test/cart-v0")
+    assert not policy.starts
+    with pytest.raises(ConfigError, match="num_episodes"):
+        collect_episodes(env, policy, num_episodes=0, dataset_id="test/cart-v0")
+    env.close()
+
+
+# --- the command --------------------------------------------------------------------
+
+
+def test_the_command_records_and_says_where(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = CollectCommand(
+        env_id=ENV,
+        dataset="test/command-v0",
+        demonstrator=EXPERT,
+        num_steps=500,
+        run_length=250,
+        options={"d_gain": -2.0},
+        num_workers=1,
+    )
+    assert run(command) == 0
+    printed = capsys.readouterr().out
+    assert "500 steps" in printed
+    assert str(root / "test" / "command-v0") in printed
+    assert load_flat("test/command-v0").num_runs == 2
+
+
+def test_the_command_imports_no_torch() -> None:
+    code = "import sys, diffuser_policy.cli.collect, diffuser_policy.data.collection\n"
+    code += "sys.exit('torch' in sys.modules or 'mujoco' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)

@@ -1,0 +1,227 @@
+"""FlatDataset: what it accepts, and that saving is all or nothing."""
+
+from __future__ import annotations
+
+import errno
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from diffuser_policy.data.flat import FlatDataset
+from diffuser_policy.errors import DatasetError, DatasetNotFoundError, StorageError
+
+
+def make_fields(num_rows: int = 10) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {
+        "observation": rng.normal(size=(num_rows, 4)).astype(np.float32),
+        "action": rng.normal(size=(num_rows, 2)).astype(np.float32),
+        "reward": rng.normal(size=num_rows).astype(np.float32),
+        "terminated": rng.random(num_rows) < 0.2,
+        "achieved_goal": rng.normal(size=(num_rows, 2)).astype(np.float32),
+        "desired_goal": rng.normal(size=(num_rows, 2)).astype(np.float32),
+    }
+
+
+def make_dataset(num_rows: int = 10, **metadata: Any) -> FlatDataset:
+    starts = np.array([0, num_rows // 3, num_rows])
+    return FlatDataset(make_fields(num_rows), starts, metadata)
+
+
+def files_of(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def test_sizes_are_read_off_the_arrays() -> None:
+    dataset = make_dataset(9, dataset_id="test/tiny-v0")
+    assert (dataset.num_rows, dataset.num_runs) == (9, 2)
+    assert dataset.run_lengths.tolist() == [3, 6]
+    assert (dataset.observation_size, dataset.action_size) == (4, 2)
+    assert (dataset.goal_size, dataset.has_goals) == (2, True)
+    assert "test/tiny-v0" in repr(dataset)
+    assert "observation [9, 4]" in repr(dataset)
+
+
+def test_goals_are_optional() -> None:
+    fields = make_fields()
+    del fields["achieved_goal"], fields["desired_goal"]
+    dataset = FlatDataset(fields, np.array([0, 10]))
+    assert (dataset.goal_size, dataset.has_goals) == (0, False)
+
+
+def test_right_arrays_are_not_copied() -> None:
+    fields = make_fields()
+    dataset = FlatDataset(fields, np.array([0, 10]))
+    for name, array in fields.items():
+        assert np.shares_memory(dataset.fields[name], array)
+
+
+def test_other_number_types_are_converted() -> None:
+    fields = {name: array.astype(np.float64) for name, array in make_fields().items()}
+    dataset = FlatDataset(fields, np.array([0, 10]))
+    assert dataset.fields["observation"].dtype == np.float32
+    assert dataset.fields["terminated"].dtype == np.bool_
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["observation", "action", "reward", "desired_goal"])
+def test_values_that_are_not_finite_are_named(name: str, value: float) -> None:
+    fields = make_fields(100)
+    fields[name].reshape(100, -1)[[71, 90], -1] = value
+    with pytest.raises(DatasetError, match=rf"{name} is not finite in 2 .* row 71"):
+        FlatDataset(fields, np.array([0, 100]))
+
+
+def test_opposite_infinities_do_not_hide_each_other() -> None:
+    fields = make_fields()
+    fields["reward"][[2, 3]] = np.inf, -np.inf
+    with pytest.raises(DatasetError, match="reward is not finite"):
+        FlatDataset(fields, np.array([0, 10]))
+
+
+def test_finite_values_may_overflow_their_sum() -> None:
+    fields = make_fields()
+    fields["reward"][:] = np.finfo(np.float32).max
+    assert FlatDataset(fields, np.array([0, 10])).num_rows == 10
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"action": None}, "action missing"),
+        ({"reward": np.zeros(9)}, "reward has 9 rows and action has 10"),
+        ({"reward": np.zeros((10, 1))}, r"reward must have shape \[rows\]"),
+        ({"observation": np.zeros(10)}, r"observation must have shape \[rows, size\]"),
+        ({"achieved_goal": None}, "only make sense together"),
+        ({"../escape": np.zeros((10, 1))}, "not an identifier"),
+    ],
+)
+def test_fields_of_wrong_shape_are_refused(
+    changes: dict[str, np.ndarray | None], message: str
+) -> None:
+    fields = {**make_fields(), **changes}
+    given = {name: array for name, array in fields.items() if array is not None}
+    with pytest.raises(DatasetError, match=message):
+        FlatDataset(given, np.array([0, 10]))
+
+
+@pytest.mark.parametrize(
+    "starts", [[0], [1, 10], [0, 9], [0, 5, 5, 10], [0, 7, 3, 10], [[0, 10]]]
+)
+def test_runs_must_tile_the_rows(starts: list[int]) -> None:
+    with pytest.raises(DatasetError, match="run_starts must rise from 0"):
+        FlatDataset(make_fields(), np.array(starts))
+
+
+def test_saving_and_loading_changes_nothing(tmp_path: Path) -> None:
+    saved = make_dataset(20, dataset_id="test/tiny-v0", nested={"a": [1, 2.5, None]})
+    loaded = FlatDataset.load(saved.save(tmp_path / "deep" / "data"))
+    assert loaded.metadata == saved.metadata
+    assert list(loaded.fields) == list(saved.fields)
+    np.testing.assert_array_equal(loaded.run_starts, saved.run_starts)
+    for name, array in saved.fields.items():
+        np.testing.assert_array_equal(loaded.fields[name], array)
+        assert type(loaded.fields[name]) is np.ndarray
+
+
+def test_writing_to_loaded_arrays_leaves_the_files_alone(tmp_path: Path) -> None:
+    folder = make_dataset().save(tmp_path / "data")
+    first = FlatDataset.load(folder)
+    before = first.fields["reward"].copy()
+    first.fields["reward"][:] = 7.0
+    np.testing.assert_array_equal(FlatDataset.load(folder).fields["reward"], before)
+
+
+def test_saving_again_replaces_the_dataset(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    make_dataset(10).save(folder)
+    make_dataset(30).save(folder)
+    assert FlatDataset.load(folder).num_rows == 30
+    assert files_of(tmp_path)[0] == "data"
+    assert not [name for name in files_of(tmp_path) if name.startswith(".")]
+
+
+def test_a_folder_with_other_files_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(StorageError, match="not a saved dataset"):
+        make_dataset().save(tmp_path)
+    assert (tmp_path / "thesis.tex").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()],
+)
+def test_a_failing_save_leaves_the_old_dataset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
+) -> None:
+    folder = make_dataset(10).save(tmp_path / "data")
+    before = files_of(tmp_path)
+
+    def fail(*_: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(Path, "write_text", fail)  # meta.json, the last to be written
+    expected = StorageError if isinstance(failure, OSError) else KeyboardInterrupt
+    with pytest.raises(expected) as caught:
+        make_dataset(30).save(folder)
+    if isinstance(failure, OSError):
+        assert "No space left" in str(caught.value)
+        assert "Free some space" in str(caught.value)
+    monkeypatch.undo()
+    assert files_of(tmp_path) == before
+    assert FlatDataset.load(folder).num_rows == 10
+
+
+def test_many_writers_of_one_folder_leave_a_whole_dataset(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    with ThreadPoolExecutor(8) as pool:
+        list(
+            pool.map(
+                lambda n: make_dataset(n).save(folder), [50 + n % 3 for n in range(40)]
+            )
+        )
+    assert FlatDataset.load(folder).num_rows in {50, 51, 52}
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_metadata_must_be_json(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="must be JSON-able"):
+        make_dataset(values=np.zeros(2)).save(tmp_path / "data")
+    assert not files_of(tmp_path)
+
+
+def test_loading_nothing_says_so(tmp_path: Path) -> None:
+    with pytest.raises(DatasetNotFoundError, match="holds no saved dataset"):
+        FlatDataset.load(tmp_path)
+
+
+def test_damaged_files_are_refused(tmp_path: Path) -> None:
+    folder = make_dataset(100).save(tmp_path / "data")
+    meta = json.loads((folder / "meta.json").read_text())
+
+    for name in ("observation.npy", "meta.json", "run_starts.npy"):
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(DatasetError, match="cannot be read"):
+            FlatDataset.load(folder)
+        (folder / name).write_bytes(whole)
+
+    (folder / "meta.json").write_text(json.dumps({**meta, "schema": 99}))
+    with pytest.raises(DatasetError, match="schema 99"):
+        FlatDataset.load(folder)
+    (folder / "meta.json").write_text(json.dumps({**meta, "num_rows": 99}))
+    with pytest.raises(DatasetError, match="should have 99 rows"):
+        FlatDataset.load(folder)
+
+
+def test_a_million_rows_are_ready_in_two_seconds(tmp_path: Path) -> None:
+    folder = make_dataset(1_000_000).save(tmp_path / "data")
+    start = time.perf_counter()
+    FlatDataset.load(folder)
+    assert time.perf_counter() - start < 2.0

@@ -1,0 +1,218 @@
+"""Minari datasets: reading and writing them, and damaged ones."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from diffuser_policy.data.episodes import flatten
+from diffuser_policy.data.minari import (
+    _any_episodes,
+    load_flat,
+    local_dataset_ids,
+    read_minari,
+    write_minari,
+)
+from diffuser_policy.errors import (
+    ConfigError,
+    DatasetError,
+    DatasetNotFoundError,
+    StorageError,
+)
+from tests.data_helpers import DATASET, SpacesOnly, cut_stream, make_episode, write
+
+
+@pytest.fixture(autouse=True)
+def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
+    monkeypatch.setenv("DIFFUSER_POLICY_CACHE", str(tmp_path / "cache"))
+
+
+def data_folder(tmp_path: Path) -> Path:
+    return tmp_path / "datasets" / DATASET / "data"
+
+
+def edit_metadata(folder: Path, **changes: object) -> None:
+    path = folder / "metadata.json"
+    facts = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({k: v for k, v in facts.items() if v is not None}))
+
+
+def test_a_goal_dataset_is_read_as_it_was_written() -> None:
+    episodes, _ = cut_stream([40, 30, 25])
+    write(episodes)
+    flat, direct = load_flat(DATASET), flatten(episodes, num_rows=95)
+    assert set(flat.fields) == set(direct.fields)
+    for name, array in direct.fields.items():
+        np.testing.assert_array_equal(flat.fields[name], array, err_msg=name)
+    np.testing.assert_array_equal(flat.run_starts, direct.run_starts)
+    assert flat.metadata["dataset_id"] == DATASET
+    assert flat.metadata["env_id"] == "test/Nowhere-v0"
+    assert flat.metadata["action_low"] == [-1.0, -1.0]
+    assert flat.metadata["action_high"] == [1.0, 1.0]
+    assert flat.metadata["observation_columns"] == {"position": [0, 1]}
+    assert flat.metadata["collection"]["policy"] == "test"
+    assert flat.metadata["minari_version"]
+
+
+def test_a_box_dataset_is_read_as_it_was_written() -> None:
+    states = np.random.default_rng(0).normal(size=(31, 4))
+    write([make_episode(states)], SpacesOnly(spaces.Box(-9, 9, (4,), np.float32)))
+    flat = load_flat(DATASET)
+    assert not flat.has_goals
+    np.testing.assert_array_equal(
+        flat.fields["observation"], states[:-1].astype(np.float32)
+    )
+
+
+def test_minari_reads_the_same(tmp_path: Path) -> None:
+    minari = pytest.importorskip("minari")
+    episodes, _ = cut_stream([40, 30, 25])
+    write(episodes)
+    dataset = minari.load_dataset(DATASET)
+    assert (dataset.total_steps, dataset.total_episodes) == (95, 3)
+    assert list(minari.list_local_datasets()) == [DATASET] == local_dataset_ids()
+    slow = flatten(_any_episodes(data_folder(tmp_path)), num_rows=95)
+    for name, array in load_flat(DATASET).fields.items():
+        np.testing.assert_array_equal(slow.fields[name], array)
+
+
+def test_other_formats_are_read_through_minari(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import minari
+
+    write(cut_stream([4, 3])[0])
+    stored = minari.MinariDataset(data_folder(tmp_path))
+    edit_metadata(data_folder(tmp_path), data_format="arrow")
+    monkeypatch.setattr(minari, "MinariDataset", lambda _: stored)
+    assert read_minari(data_folder(tmp_path)).num_rows == 7
+
+
+def test_the_step_limit_and_the_environment_do_not_matter(tmp_path: Path) -> None:
+    write(cut_stream([4, 3])[0])
+    spec = json.loads((data_folder(tmp_path) / "metadata.json").read_text())["env_spec"]
+    limit = {**json.loads(spec), "max_episode_steps": 1000000.0}
+    edit_metadata(data_folder(tmp_path), env_spec=json.dumps(limit))
+    assert load_flat(DATASET).num_rows == 7
+
+
+def test_spaces_missing_from_the_metadata_are_read_off_the_file(tmp_path: Path) -> None:
+    write(cut_stream([4, 3])[0])
+    edit_metadata(data_folder(tmp_path), observation_space=None, action_space=None)
+    assert load_flat(DATASET).has_goals
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        (
+            SpacesOnly(action_space=spaces.Discrete(3)),
+            "action is a Discrete space.*no discrete actions",
+        ),
+        (
+            SpacesOnly(spaces.Box(0, 255, (48, 48, 3), np.uint8)),
+            r"observation is a Box space of shape \[48, 48, 3\]",
+        ),
+        (
+            SpacesOnly(spaces.Dict({"joints": spaces.Box(-1, 1, (4,))})),
+            r"keys \['joints'\].*flatten",
+        ),
+    ],
+    ids=["discrete", "image", "dictionary"],
+)
+def test_unsupported_spaces_are_refused(
+    env: SpacesOnly, message: str, tmp_path: Path
+) -> None:
+    from minari.serialization import serialize_space
+
+    write(cut_stream([4])[0])
+    edit_metadata(
+        data_folder(tmp_path),
+        observation_space=serialize_space(env.observation_space),
+        action_space=serialize_space(env.action_space),
+    )
+    with pytest.raises(DatasetError, match=message):
+        load_flat(DATASET)
+
+
+def test_a_missing_dataset_says_what_to_do(tmp_path: Path) -> None:
+    write(cut_stream([4])[0])
+    with pytest.raises(DatasetNotFoundError) as caught:
+        load_flat("test/mazes/tinny-v2")
+    text = str(caught.value)
+    assert "'test/mazes/tinny-v2'" in text
+    assert str(tmp_path / "datasets") in text
+    assert f"Did you mean '{DATASET}'?" in text
+    assert "diffuser-policy collect" in text
+    assert "minari download test/mazes/tinny-v2" in text
+    assert isinstance(caught.value, FileNotFoundError)
+
+
+def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    episodes, _ = cut_stream([4, 3])
+    episodes[1].observations["observation"][1, 2] = np.nan
+    write(episodes)
+    with pytest.raises(DatasetError, match=rf"{DATASET}: observation .* row 5"):
+        load_flat(DATASET)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
+    write(cut_stream([400, 300])[0])
+    path = data_folder(tmp_path) / "main_data.hdf5"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(DatasetError, match=r"main_data.hdf5 cannot be read"):
+        load_flat(DATASET)
+
+
+def test_a_missing_episode_is_named(tmp_path: Path) -> None:
+    import h5py
+
+    write(cut_stream([4, 3])[0])
+    with h5py.File(data_folder(tmp_path) / "main_data.hdf5", "a") as file:
+        del file["episode_1/rewards"]
+    with pytest.raises(DatasetError, match=r"episode 1, cannot be read"):
+        load_flat(DATASET)
+
+
+def test_damaged_metadata_are_refused(tmp_path: Path) -> None:
+    write(cut_stream([4])[0])
+    (data_folder(tmp_path) / "metadata.json").write_text("{")
+    with pytest.raises(DatasetError, match=r"metadata.json cannot be read"):
+        load_flat(DATASET)
+
+
+# --- writing --------------------------------------------------------------------
+
+
+def test_a_dataset_is_never_replaced_unasked() -> None:
+    write(cut_stream([4])[0])
+    with pytest.raises(DatasetError, match="exists already"):
+        write(cut_stream([9])[0])
+    assert load_flat(DATASET).num_rows == 4
+
+
+@pytest.mark.parametrize(
+    "dataset_id", ["noversion", "a/b-v0", "x y-v0", "../up-v0", ""]
+)
+def test_malformed_ids_are_refused(dataset_id: str) -> None:
+    with pytest.raises(ConfigError, match="not a Minari id"):
+        write_minari(dataset_id, [], env=SpacesOnly(), collection={})
+
+
+def test_a_full_disk_leaves_no_dataset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    free = iter([2**30, 2**10])  # room for the first episode only
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=next(free)))
+    with pytest.raises(StorageError, match="No space left"):
+        write_minari(DATASET, cut_stream([4, 3])[0], env=SpacesOnly(), collection={})
+    assert local_dataset_ids() == []
+    assert not [p for p in (tmp_path / "datasets").rglob("*") if p.is_file()]

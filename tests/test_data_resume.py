@@ -1,0 +1,217 @@
+"""Collecting that is interrupted, killed, or runs out of disk, and goes on."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from diffuser_policy.cli.collect import CollectCommand
+from diffuser_policy.data.collection import (
+    CollectSettings,
+)
+from diffuser_policy.data.episodes import Episode
+from diffuser_policy.data.minari import local_dataset_ids
+from diffuser_policy.data.shards import ShardFolder
+from diffuser_policy.errors import (
+    ConfigError,
+    DatasetError,
+    StorageError,
+)
+from tests.data_helpers import SMALL, assert_same, record
+
+pytest.importorskip("gymnasium_robotics")
+minari = pytest.importorskip("minari")
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
+    monkeypatch.setenv("DIFFUSER_POLICY_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "datasets"
+
+
+def shards(root: Path) -> list[Path]:
+    return sorted(root.rglob(".*.collecting/run-*.npz"))
+
+
+# --- interrupted work ---------------------------------------------------------------
+
+
+def stop_after(
+    num_saved: int, failure: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Let saving fail once some runs are saved."""
+    save = ShardFolder.save
+    saved: list[int] = []
+
+    def failing(self: ShardFolder, index: int, episode: Episode) -> None:
+        if len(saved) == num_saved:
+            raise failure
+        saved.append(index)
+        save(self, index, episode)
+
+    monkeypatch.setattr(ShardFolder, "save", failing)
+
+
+def test_interrupted_and_resumed_is_never_interrupted(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = record(replace(SMALL, dataset_id="test/whole-v0"))
+    with monkeypatch.context() as patch:
+        stop_after(2, KeyboardInterrupt(), patch)
+        with pytest.raises(KeyboardInterrupt):
+            record()
+    assert len(shards(root)) == 2
+    assert local_dataset_ids() == ["test/whole-v0"]
+    stamps = [path.stat().st_mtime_ns for path in shards(root)]
+    with monkeypatch.context() as patch:
+        stop_after(0, KeyboardInterrupt(), patch)
+        with pytest.raises(KeyboardInterrupt):
+            record()
+    assert [path.stat().st_mtime_ns for path in shards(root)] == stamps
+    assert_same(record(), whole)
+    assert not list(root.rglob("*.collecting"))
+
+
+def test_an_interrupt_while_writing_the_dataset_loses_nothing(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> Episode:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardFolder, "load", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            record()
+    assert len(shards(root)) == 3
+    assert local_dataset_ids() == []
+    assert len(record()) == 3
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
+def test_ctrl_c_stops_the_command_and_its_workers(root: Path) -> None:
+    settings = replace(SMALL, num_steps=100_000, num_workers=2)
+    process = start_command(settings)
+    wait_until(lambda: len(shards(root)) >= 3, process)
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "The same command goes on" in stderr
+    assert "Traceback" not in stderr
+    assert wait_for_silence(process.pid)
+    kept = len(shards(root))
+    assert 3 <= kept < 250
+    for path in shards(root):
+        np.load(path)["actions"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_killing_the_command_ends_its_workers_and_keeps_its_runs(root: Path) -> None:
+    process = start_command(replace(SMALL, num_steps=100_000, num_workers=2))
+    wait_until(lambda: len(shards(root)) >= 3, process)
+    process.kill()
+    process.communicate(timeout=30)
+    assert wait_for_silence(process.pid)
+    for path in shards(root):
+        np.load(path)["actions"]
+
+
+def start_command(settings: CollectSettings) -> subprocess.Popen[str]:
+    """Start `diffuser-policy collect` as the leader of its own process group."""
+    command = CollectCommand(
+        env_id=settings.env_id,
+        demonstrator=settings.demonstrator,
+        num_steps=settings.num_steps,
+        run_length=settings.run_length,
+        seed=settings.seed,
+        num_workers=settings.num_workers,
+    )
+    code = (
+        "import signal, sys; from diffuser_policy.cli.collect import *; "
+        # A shell's background jobs ignore Ctrl-C, and so would this one in turn.
+        "signal.signal(signal.SIGINT, signal.default_int_handler); "
+        f"sys.exit(run({command!r}))"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_until(condition: Any, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def wait_for_silence(group: int) -> bool:
+    """Return whether all processes of a group end within ten seconds."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_work_with_other_settings_is_not_mixed_in(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(1, KeyboardInterrupt(), patch)
+        with pytest.raises(KeyboardInterrupt):
+            record()
+    with pytest.raises(ConfigError) as caught:
+        record(replace(SMALL, action_noise=0.5))
+    text = str(caught.value)
+    assert "action_noise was 0.0 and is 0.5" in text
+    assert "--overwrite" in text
+    assert len(shards(root)) == 1
+    noisy = record(replace(SMALL, action_noise=0.5, overwrite=True))
+    assert len(noisy) == 3
+
+
+def test_a_full_disk_keeps_the_finished_runs(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "savez", full)
+        with pytest.raises(StorageError, match="No space left on device"):
+            record()
+    assert shards(root) == []
+    assert not list(root.rglob("*.partial"))
+    assert len(record()) == 3
+
+
+def test_a_damaged_shard_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(2, KeyboardInterrupt(), patch)
+        with pytest.raises(KeyboardInterrupt):
+            record()
+    path = shards(root)[1]
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(DatasetError, match=r"run-00001.npz is damaged.*Delete it"):
+        record()
+    path.unlink()
+    assert len(record()) == 3

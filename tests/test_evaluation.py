@@ -1,0 +1,431 @@
+"""The evaluator: seeds, masks, what an episode's record says, and reports."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from diffuser_policy import evaluate
+from diffuser_policy.errors import (
+    ConfigError,
+    SpaceMismatchError,
+    StorageError,
+    UnknownNameError,
+)
+from diffuser_policy.evaluation import EpisodeRecord, Evaluation, Timing
+from diffuser_policy.evaluation.drivers import episode_stream
+from diffuser_policy.evaluation.loop import Tally
+from diffuser_policy.evaluation.report import (
+    check_writable,
+    table,
+    to_json,
+    write_json,
+)
+from diffuser_policy.evaluation.rollout import run_episode
+from diffuser_policy.policy import DiffuserPolicy
+from diffuser_policy.testing import toy_policy
+from tests.point_env import POINT, PointEnv
+
+run = partial(evaluate, episodes=7, num_envs=3, progress=False)
+
+
+@pytest.fixture(scope="module")
+def policy() -> DiffuserPolicy:
+    return toy_policy()
+
+
+@pytest.fixture(autouse=True)
+def _every_env_is_closed() -> Any:
+    before = PointEnv.num_open
+    yield
+    assert PointEnv.num_open == before
+
+
+class Beeline:
+    """Straight to the goal, by Stable-Baselines3's contract; records its calls."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, np.ndarray]] = []
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, Any]:
+        del deterministic
+        offset = observation["desired_goal"] - observation["achieved_goal"]
+        self.calls.append((len(offset), episode_start))
+        steps = np.zeros(len(offset)) if state is None else state[0]
+        assert len(steps) == len(offset)  # an opaque state keeps its size
+        return np.clip(10 * offset, -1, 1), (steps + 1,)
+
+
+class Script(gym.Env[np.ndarray, Any]):
+    """Plays back what it is told of success; rewards 1 per env step."""
+
+    observation_space = gym.spaces.Box(-1.0, 1.0, (3,))
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, successes: list[bool | None]) -> None:
+        self.successes, self.step_number = successes, 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed, options=options)
+        self.step_number = 0
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action)
+        success = self.successes[self.step_number]
+        self.step_number += 1
+        info = {} if success is None else {"is_success": success}
+        last = self.step_number == len(self.successes)
+        return np.ones(3, np.float32), 1.0, False, last, info
+
+
+class Zeros:
+    """A policy of discrete actions."""
+
+    def predict(self, observation: Any, **_: Any) -> tuple[np.ndarray, None]:
+        return np.zeros(len(observation), np.int64), None
+
+
+def test_episodes_have_consecutive_seeds_and_their_own_starts(
+    policy: DiffuserPolicy,
+) -> None:
+    evaluation = run(policy, POINT, seed=5)
+    env = PointEnv()
+    for i, record in enumerate(evaluation.episodes):
+        observation, _ = env.reset(seed=5 + i)
+        assert record.seed == 5 + i
+        assert record.start == tuple(observation["achieved_goal"])
+        assert record.goal == tuple(observation["desired_goal"])
+    env.close()
+
+
+def test_results_are_bit_equal_for_the_same_number_of_envs(
+    policy: DiffuserPolicy,
+) -> None:
+    assert run(policy, POINT).episodes == run(policy, POINT).episodes
+
+
+@pytest.mark.parametrize("num_envs", [1, 2, 16])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_results_agree_across_numbers_of_envs(
+    policy: DiffuserPolicy, num_envs: int, deterministic: bool
+) -> None:
+    some = run(policy, POINT, deterministic=deterministic).episodes
+    others = run(policy, POINT, deterministic=deterministic, num_envs=num_envs).episodes
+    for one, other in zip(some, others, strict=True):
+        assert other == dataclasses.replace(
+            one, episode_return=other.episode_return, score=other.score
+        )
+        assert one.episode_return == pytest.approx(other.episode_return, rel=1e-3)
+
+
+def test_noise_comes_from_the_seed_and_the_number_of_the_episode(
+    policy: DiffuserPolicy,
+) -> None:
+    second, first = (
+        run(policy, POINT, seed=seed).episodes[index]
+        for seed, index in ((3, 1), (4, 0))
+    )
+    assert second.start == first.start
+    assert second.episode_return != first.episode_return
+    streams = {episode_stream(seed, i) for seed in range(20) for i in range(20)}
+    assert len(streams) == 400
+    assert min(streams) >= 0
+
+
+def test_deterministic_episodes_depend_on_the_start_alone(
+    policy: DiffuserPolicy,
+) -> None:
+    fixed = partial(run, policy, POINT, num_envs=1, deterministic=True)
+    assert fixed(seed=3).episodes[1:] == fixed(seed=4).episodes[:-1]
+
+
+def test_global_random_state_is_left_alone(policy: DiffuserPolicy) -> None:
+    before = torch.get_rng_state(), str(np.random.get_state())  # noqa: NPY002
+    run(policy, POINT)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1] == str(np.random.get_state())  # noqa: NPY002
+
+
+def test_finished_episodes_are_not_planned_for(
+    policy: DiffuserPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    inner = policy.predict
+
+    def predict(observation: Any, *args: Any, **kwargs: Any) -> Any:
+        sizes.append(len(observation["observation"]))
+        return inner(observation, *args, **kwargs)
+
+    monkeypatch.setattr(policy, "predict", predict)
+    evaluation = run(policy, POINT)
+    assert sizes[0] == 3
+    assert sizes[-1] == 1
+    assert sum(sizes) == sum(record.length for record in evaluation.episodes)
+    assert sizes == sorted(sizes, reverse=True)
+    assert [record.num_plans for record in evaluation.episodes] == [1] * 7
+
+
+def test_policies_without_rows_keep_their_batch_and_get_flags_once() -> None:
+    beeline = Beeline()
+    evaluation = run(beeline, POINT)
+    assert {size for size, _ in beeline.calls} == {3}
+    flags = np.array([flag for _, flag in beeline.calls])
+    assert flags[0].all()
+    assert flags.sum() == 7
+    assert [record.success for record in evaluation.episodes] == [True] * 7
+    assert [record.num_plans for record in evaluation.episodes] == [None] * 7
+    assert evaluation.summary()["plan_ms"] is None
+    assert evaluation.timing.env_steps == sum(r.length for r in evaluation.episodes)
+
+
+def test_policies_without_rows_agree_across_numbers_of_envs() -> None:
+    one, many = (run(Beeline(), POINT, num_envs=n).episodes for n in (1, 5))
+    assert one == many
+
+
+def test_more_envs_than_episodes_are_not_made(policy: DiffuserPolicy) -> None:
+    made = []
+
+    def make() -> gym.Env[Any, Any]:
+        made.append(gym.make(POINT))
+        return made[-1]
+
+    assert len(run(policy, make, episodes=2, num_envs=50).episodes) == 2
+    assert len(made) == 2
+
+
+@pytest.mark.parametrize(
+    ("successes", "success", "final", "time"),
+    [
+        ([False, True, False], True, False, 2),
+        ([True, False, True], True, True, 1),
+        ([False, False, False], False, False, None),
+        ([None, None, None], None, None, None),
+    ],
+)
+def test_record_tells_whether_when_and_to_stay(
+    successes: list[bool | None],
+    success: bool | None,
+    final: bool | None,
+    time: int | None,
+) -> None:
+    evaluation = run(Zeros(), lambda: Script(successes), episodes=1)
+    [record] = evaluation.episodes
+    assert (record.success, record.final_success) == (success, final)
+    assert record.time_to_goal == time
+    assert (record.episode_return, record.length, record.score) == (3.0, 3, None)
+    assert (record.start, record.goal) == ((0.0, 0.0, 0.0), None)
+    assert evaluation.settings["env"] == "Script"
+
+
+def test_scores_are_the_environments_own(policy: DiffuserPolicy) -> None:
+    evaluation = run(policy, POINT)
+    for record in evaluation.episodes:
+        assert record.score == 100 + record.episode_return
+    score = evaluation.summary()["score"]
+    assert score is not None
+    assert score.mean == pytest.approx(100 + evaluation.returns.mean())
+    assert score.low < score.mean < score.high
+
+
+def test_rollout_is_the_evaluators_first_episode(policy: DiffuserPolicy) -> None:
+    [record] = run(policy, POINT, episodes=1, seed=9).episodes
+    env = gym.make(POINT)
+    observation, _ = env.reset(seed=9)
+    state = policy.initial_state(1, np.array([episode_stream(9, 0)]))
+    rollout = run_episode(policy, env, observation, seed=9, state=state)
+    env.close()
+    assert dataclasses.replace(rollout.record, num_plans=1) == record
+    assert len(rollout.observations) == record.length + 1
+
+
+def test_rollout_executes_the_plan_that_was_asked_for(policy: DiffuserPolicy) -> None:
+    env = PointEnv()
+    observation, _ = env.reset(seed=9)
+    env.close()
+    state = policy.initial_state(1, np.array([123]))
+    plan = policy.plan(observation, state=state)
+    _, following = policy.predict(observation, state)
+    length = plan.lengths[0]
+    assert np.array_equal(plan.path(), following.observations[0, :length])
+
+
+def test_progress_counts_env_steps(
+    policy: DiffuserPolicy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate(policy, POINT, episodes=3, num_envs=2, progress=True)
+    shown = capsys.readouterr().err
+    assert "90.0/90.0" in shown
+    assert "episodes=3" in shown
+    assert "success=" in shown
+    run(policy, POINT)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"episodes": 0}, "episodes must be at least 1, got 0"),
+        ({"num_envs": 0}, "num_envs must be at least 1, got 0"),
+        ({"seed": -1}, "seed must not be negative, got -1"),
+    ],
+)
+def test_counts_are_checked(
+    policy: DiffuserPolicy, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run(policy, POINT, **arguments)
+
+
+def test_one_environment_is_not_enough(policy: DiffuserPolicy) -> None:
+    env: Any = gym.make(POINT)
+    with pytest.raises(ConfigError, match="Pass an id, or a function"):
+        run(policy, env)
+    env.close()
+
+
+def test_unknown_environments_are_answered_with_the_nearest(
+    policy: DiffuserPolicy,
+) -> None:
+    with pytest.raises(UnknownNameError, match="test/Point-v0"):
+        run(policy, "test/Pint-v0")
+
+
+def test_environments_with_other_spaces_are_refused(policy: DiffuserPolicy) -> None:
+    with pytest.raises(SpaceMismatchError, match="observation space"):
+        run(policy, lambda: Script([True]))
+
+
+def test_failing_policies_leave_no_environment_open(
+    policy: DiffuserPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def predict(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(policy, "predict", predict)
+    with pytest.raises(KeyboardInterrupt):
+        run(policy, POINT)
+
+
+def test_timing_leaves_the_warm_up_out() -> None:
+    timing = Timing(predict_seconds=0.0, env_steps=0)
+    for seconds, num_plans in ((1.0, 4), (0.5, 0), (0.2, 2), (0.1, 1)):
+        timing = timing.add(seconds, env_steps=4, num_plans=num_plans)
+    assert timing.plan_milliseconds().tolist() == pytest.approx([100, 100])
+    assert timing.call_milliseconds().tolist() == pytest.approx([200, 100])
+    assert timing.control_rate == pytest.approx(16 / 1.8)
+    assert Timing(predict_seconds=0.0, env_steps=0).control_rate == 0
+    alone = Timing(predict_seconds=0.0, env_steps=0).add(1.0, env_steps=1, num_plans=2)
+    assert alone.plan_milliseconds().tolist() == [500]
+
+
+def make_evaluation(**changes: Any) -> Evaluation:
+    tally = Tally(7, {"achieved_goal": [0, 0], "desired_goal": [1.0, 2.0]})
+    tally.add(1.0, {"success": True})
+    record: EpisodeRecord = tally.record(gym.Env())
+    timing = Timing(predict_seconds=2.0, env_steps=100)
+    settings = {"env": "test/Point-v0", "seed": 7, "num_envs": 2}
+    return Evaluation(
+        **{
+            "episodes": (record, dataclasses.replace(record, seed=8, score=1.0)),
+            "timing": timing,
+            "settings": settings,
+            "versions": {"numpy": "2"},
+            **changes,
+        }
+    )
+
+
+def test_json_has_the_documented_form(policy: DiffuserPolicy, tmp_path: Path) -> None:
+    evaluation = run(policy, POINT)
+    write_json(evaluation, tmp_path / "deep" / "results.json")
+    data = json.loads((tmp_path / "deep" / "results.json").read_text())
+    assert data == json.loads(json.dumps(to_json(evaluation)))
+    assert list(data) == ["summary", "episodes", "settings", "versions"]
+    for name in ("score", "success_rate", "time_to_goal", "plan_ms", "return"):
+        assert set(data["summary"][name]) == {"mean", "low", "high"}
+    assert data["summary"]["control_rate"] > 0
+    assert len(data["episodes"]) == 7
+    assert set(data["episodes"][0]) == {
+        *("seed", "return", "score", "length", "success", "final_success"),
+        *("time_to_goal", "num_plans", "start", "goal"),
+    }
+    settings = data["settings"]
+    assert settings["env"] == POINT
+    assert (settings["episodes"], settings["num_envs"]) == (7, 3)
+    assert settings["policy"]["planner"]["num_candidates"] == 2
+    assert {"diffuser-policy", "gymnasium", "torch"} <= set(data["versions"])
+
+
+def test_json_says_null_of_what_is_not_known() -> None:
+    [record, _] = make_evaluation().episodes
+    data = to_json(make_evaluation(episodes=(record,)))
+    assert data["summary"]["score"] is None
+    assert data["summary"]["plan_ms"] is None
+    assert data["summary"]["return"] == {"mean": 1.0, "low": None, "high": None}
+    json.dumps(data, allow_nan=False)
+
+
+def test_json_is_written_completely_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "results.json"
+    path.write_text("before")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(StorageError, match="No space left"):
+        write_json(make_evaluation(), path)
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["", "file/results.json"])
+def test_unwritable_results_are_found_before_the_work(
+    tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError):
+        check_writable(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_table_shows_figures_with_intervals_and_units() -> None:
+    console = Console(width=100, file=io.StringIO())
+    with console.capture() as capture:
+        console.print(table(make_evaluation()))
+    text = capture.get()
+    lines = {
+        line.split("│")[1].strip(): line for line in text.splitlines() if "│" in line
+    }
+    assert "100.0 │  34.2 – 100.0 │ %" in lines["success rate"]
+    assert "1.0 │     1.0 – 1.0 │ env steps" in lines["time to goal"]
+    assert lines["score"].count("1.0") == 1  # one score: no interval
+    assert "50" in lines["control rate"]
+    assert "2 episodes, seeds 7–8, 2 environments at a time" in text
+    assert "test/Point-v0" in text
+
+
+def test_evaluation_prints_its_figures() -> None:
+    assert repr(make_evaluation()).startswith("Evaluation(2 episodes: score 1")

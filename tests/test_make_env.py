@@ -1,0 +1,111 @@
+"""Environments by id: namespaces are imported, wrong ids get nearest ones."""
+
+from __future__ import annotations
+
+import builtins
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import gymnasium as gym
+import pytest
+
+from diffuser_policy.envs import env_spec, make_env
+from diffuser_policy.errors import MissingExtraError, UnknownNameError
+
+PLUGIN = """
+import gymnasium
+gymnasium.register("tiny_plugin/Small-v0", "gymnasium.envs.classic_control:PendulumEnv")
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Make a module that registers an environment when it is imported."""
+    (tmp_path / "tiny_plugin.py").write_text(PLUGIN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tiny_plugin", raising=False)
+    gym.registry.pop("tiny_plugin/Small-v0", None)
+    return "tiny_plugin/Small-v0"
+
+
+@pytest.mark.parametrize("prefix", ["", "tiny_plugin:"])
+def test_the_module_named_like_the_namespace_is_imported(
+    plugin: str, prefix: str
+) -> None:
+    env = make_env(prefix + plugin, max_episode_steps=7)
+    assert env.spec is not None
+    assert (env.spec.id, env.spec.max_episode_steps) == (plugin, 7)
+    env.close()
+
+
+def test_ids_without_namespace_are_gymnasiums() -> None:
+    assert env_spec("Pendulum-v1").id == "Pendulum-v1"
+
+
+def test_point_mazes_are_registered_when_asked_for() -> None:
+    pytest.importorskip("gymnasium_robotics")
+    assert env_spec("PointMaze_UMaze-v3").id == "PointMaze_UMaze-v3"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "near"),
+    [
+        ("diffuser_envs/Multi2D-Lrge-v1", "diffuser_envs/Multi2D-Large-v1"),
+        ("diffuser_envs/Multi2D-Large-v7", "diffuser_envs/Multi2D-Large-v1"),
+        ("diffuser_envs/Multi2D-Large", "diffuser_envs/Multi2D-Large-v1"),
+        ("Pendulm-v1", "Pendulum-v1"),
+        ("no_such_plugin/Pendulum-v1", "Pendulum-v1"),
+        ("no_such_plugin:Pendulm-v1", "Pendulum-v1"),
+    ],
+)
+def test_unknown_ids_name_the_nearest(wrong: str, near: str) -> None:
+    with pytest.raises(UnknownNameError, match="environment") as caught:
+        make_env(wrong)
+    assert near in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("wrong", ["", "   ", "ns/", "not an id"])
+def test_what_is_no_id_at_all_is_unknown_too(wrong: str) -> None:
+    with pytest.raises(UnknownNameError):
+        make_env(wrong)
+
+
+def test_a_plugin_that_fails_to_import_is_not_hidden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_plugin.py").write_text("import no_such_module_at_all\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="no_such_module_at_all"):
+        make_env("broken_plugin/Any-v0")
+
+
+@pytest.mark.parametrize("module", ["mujoco", "gymnasium_robotics"])
+def test_a_missing_simulator_names_the_extra(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether an environment's own code or Gymnasium's asks for it."""
+    (tmp_path / "needs_simulator.py").write_text(
+        "import gymnasium\n"
+        "gymnasium.register('needs_simulator/Any-v0', 'needs_simulator:make')\n"
+        f"def make(render_mode=None):\n    import {module}.absent_part\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "needs_simulator", raising=False)
+    gym.registry.pop("needs_simulator/Any-v0", None)
+    _hide(module, monkeypatch)
+    with pytest.raises(MissingExtraError, match=r"diffuser-policy\[maze\]"):
+        make_env("needs_simulator/Any-v0")
+
+
+def _hide(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a package look as if it were not installed."""
+    real = builtins.__import__
+
+    def hiding(module: str, *args: object, **kwargs: object) -> ModuleType:
+        if module.partition(".")[0] == name:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return real(module, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(builtins, "__import__", hiding)

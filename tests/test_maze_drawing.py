@@ -1,0 +1,194 @@
+"""Pictures of mazes: pixels where they belong, and a picture without OpenGL."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+
+from diffuser_envs.errors import MazeOptionError, RenderingError
+from diffuser_envs.maze import drawing, rendering
+from diffuser_envs.maze.drawing import draw_maze
+from diffuser_envs.maze.env import Maze2DEnv
+from diffuser_envs.maze.layouts import get_layout
+
+MEDIUM = get_layout("medium")
+SIZE = 400
+SCALE = SIZE / 8
+
+
+def pixel(picture: np.ndarray, x: float, y: float) -> tuple[int, ...]:
+    """Return the color at a point of the medium maze, in meters."""
+    column, row = int((x + 4) * SCALE), int((4 - y) * SCALE)
+    return tuple(int(value) for value in picture[row, column])
+
+
+# --- the drawing ----------------------------------------------------------------------
+
+
+def test_every_cell_has_its_color() -> None:
+    picture = draw_maze(MEDIUM.maze_map, size=SIZE)
+    assert picture.shape == (SIZE, SIZE, 3)
+    assert picture.dtype == np.uint8
+    for i, row in enumerate(MEDIUM.maze_map):
+        for j, wall in enumerate(row):
+            block = picture[50 * i : 50 * i + 50, 50 * j : 50 * j + 50]
+            assert (block == (drawing.WALL if wall else drawing.FLOOR)).all()
+
+
+def test_ball_and_goal_are_where_the_coordinates_say() -> None:
+    position, goal = (-2.5, 2.5), (2.6, -2.4)
+    picture = draw_maze(MEDIUM.maze_map, position=position, goal=goal, size=SIZE)
+    assert pixel(picture, *position) == drawing.BALL
+    assert pixel(picture, *goal) == drawing.GOAL
+    inside = pixel(picture, 2.6 - 0.4, -2.4)
+    outside = pixel(picture, 2.6 - 0.55, -2.4)
+    assert inside not in (drawing.FLOOR, drawing.GOAL)
+    assert outside == drawing.FLOOR
+
+
+def test_the_ball_covers_its_area() -> None:
+    plain = draw_maze(MEDIUM.maze_map, size=SIZE).astype(float)
+    picture = draw_maze(MEDIUM.maze_map, position=(-2.5, 2.5), size=SIZE)
+    # Blending is linear: the summed change over the full change is the covered area.
+    change = (plain - picture)[..., 0].sum() / (drawing.FLOOR[0] - drawing.BALL[0])
+    radius = 1.4 * drawing.BALL_RADIUS * SCALE
+    assert change == pytest.approx(np.pi * radius**2, rel=0.02)
+
+
+def test_a_path_runs_from_blue_to_orange() -> None:
+    path = [(-2.5, 2.5), (-1.5, 2.5), (-1.5, -0.5)]
+    picture = draw_maze(MEDIUM.maze_map, path=path, size=SIZE)
+    assert pixel(picture, -2.0, 2.5) == drawing.PATH_START
+    assert pixel(picture, -1.5, 0.5) == drawing.PATH_END
+    assert pixel(picture, -2.0, 2.3) == drawing.FLOOR
+
+
+def test_odd_inputs_draw_what_they_can() -> None:
+    plain = draw_maze(MEDIUM.maze_map, size=SIZE)
+    for path in (np.zeros((0, 2)), [(-2.5, 2.5)]):
+        np.testing.assert_array_equal(
+            draw_maze(MEDIUM.maze_map, path=path, size=SIZE), plain
+        )
+    far = draw_maze(MEDIUM.maze_map, position=(50.0, 50.0), size=SIZE)
+    np.testing.assert_array_equal(far, plain)
+
+
+def test_other_shapes_are_fitted_and_centered() -> None:
+    picture = draw_maze(get_layout("large").maze_map, size=(240, 240))
+    assert (picture[:30] == drawing.BACKGROUND).all()
+    assert (picture[-30:] == drawing.BACKGROUND).all()
+    assert (picture[31] == drawing.WALL).all()
+    wide = draw_maze(MEDIUM.maze_map, size=(300, 100))
+    assert wide.shape == (100, 300, 3)
+    assert (wide[:, :100] == drawing.BACKGROUND).all()
+
+
+def test_cell_size_scales_positions() -> None:
+    small = draw_maze(MEDIUM.maze_map, position=(-2.5, 2.5), size=SIZE)
+    large = draw_maze(MEDIUM.maze_map, position=(-10, 10), size=SIZE, cell_size=4.0)
+    np.testing.assert_array_equal(small, large)
+
+
+# --- the environment's render ---------------------------------------------------------
+
+
+def test_topdown_is_the_drawing() -> None:
+    env = gymnasium.make(
+        "diffuser_envs/Maze2D-Medium-v1", render_mode="rgb_array", renderer="topdown"
+    )
+    observation, _ = env.reset(seed=0)
+    picture: Any = env.render()
+    expected = draw_maze(
+        MEDIUM.maze_map,
+        position=observation["achieved_goal"],
+        goal=observation["desired_goal"],
+    )
+    np.testing.assert_array_equal(picture, expected)
+    env.step(np.ones(2, np.float32))
+    assert not np.array_equal(picture, np.asarray(env.render()))
+    env.close()
+
+
+def test_auto_draws_with_or_without_opengl() -> None:
+    env = gymnasium.make(
+        "diffuser_envs/Multi2D-UMaze-v1", render_mode="rgb_array", width=160, height=120
+    )
+    env.reset(seed=0)
+    picture: Any = env.render()
+    assert picture.shape == (120, 160, 3)
+    assert picture.dtype == np.uint8
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 3
+    env.close()
+
+
+def test_mujoco_shows_the_goal_where_it_is() -> None:
+    env = Maze2DEnv("umaze", goal="random", render_mode="rgb_array", renderer="mujoco")
+    reds = []
+    for goal in ([-1.0, 1.0], [1.0, 1.0], [1.0, -1.0]):
+        env.reset(seed=0, options={"goal": goal, "start": [-1.0, -1.0]})
+        try:
+            picture = env.render().astype(int)
+        except RenderingError:
+            pytest.skip("no OpenGL here")
+        red, green, blue = np.moveaxis(picture, -1, 0)
+        rows, columns = np.nonzero((red > 150) & (green < 60) & (blue < 60))
+        reds.append((rows.mean(), columns.mean()))
+    env.close()
+    (top, left), (same_top, right), (bottom, same_right) = reds
+    assert left < 240 < right
+    assert top < 240 < bottom
+    assert same_top == pytest.approx(top, abs=15)
+    assert same_right == pytest.approx(right, abs=25)
+
+
+def test_without_opengl_auto_falls_back_and_mujoco_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rendering, "_try_context", lambda _: "broken")
+    env = Maze2DEnv("umaze", render_mode="rgb_array")
+    env.reset(seed=0)
+    assert env.render().shape == (480, 480, 3)
+    for settings in (
+        {"render_mode": "rgb_array", "renderer": "mujoco"},
+        {"render_mode": "depth_array", "renderer": "auto"},
+        {"render_mode": "depth_array", "renderer": "topdown"},
+    ):
+        env = Maze2DEnv("umaze", **settings)  # type: ignore[arg-type]
+        env.reset(seed=0)
+        with pytest.raises(RenderingError):
+            env.render()
+
+
+def test_a_broken_opengl_is_noticed_quietly(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "disabled")
+    env = Maze2DEnv("umaze", render_mode="rgb_array")
+    env.reset(seed=0)
+    assert env.render().shape == (480, 480, 3)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_no_mode_draws_nothing_and_unknown_renderers_are_refused() -> None:
+    env = Maze2DEnv("umaze")
+    env.reset(seed=0)
+    assert env.render() is None
+    with pytest.raises(MazeOptionError, match="topdown"):
+        Maze2DEnv("umaze", renderer="top")  # type: ignore[arg-type]
+
+
+def test_platforms_are_tried_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "linux")
+    for name in ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    assert rendering._candidate_platforms() == ("egl",)
+    monkeypatch.setenv("DISPLAY", ":0")
+    assert rendering._candidate_platforms() == ("glfw", "egl")
+    monkeypatch.setenv("MUJOCO_GL", "OSMesa")
+    assert rendering._candidate_platforms() == ("osmesa",)
+    monkeypatch.delenv("MUJOCO_GL")
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert rendering._candidate_platforms() == ("glfw",)

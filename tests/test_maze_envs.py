@@ -1,0 +1,444 @@
+"""The mazes against D4RL's protocol, PointMaze's physics and Gymnasium's checkers."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+import diffuser_envs
+from diffuser_envs.errors import (
+    DiffuserEnvsError,
+    MazeActionError,
+    MazeOptionError,
+    MazePositionError,
+    UnknownEnvError,
+)
+from diffuser_envs.maze.env import Maze2DEnv
+from diffuser_envs.maze.layouts import LAYOUTS, MazeLayout
+from diffuser_envs.scores import REFERENCE_SCORES, get_normalized_score
+
+TITLES = ("UMaze", "Medium", "Large")
+IDS = [f"diffuser_envs/{f}-{t}-v1" for f in ("Maze2D", "Multi2D") for t in TITLES]
+STEPS = {"UMaze": 300, "Medium": 600, "Large": 800}
+
+# D4RL's goal cells (1, 1), (6, 6), (7, 9) by the formula of the layouts' docstring.
+FIXED_GOALS = {
+    "umaze": (-0.8, 0.8),
+    "medium": (2.7, -2.7),
+    "large": (3.7, -3.2),
+}
+
+
+def make(env_id: str) -> Maze2DEnv:
+    env = gymnasium.make(env_id).unwrapped
+    assert isinstance(env, Maze2DEnv)
+    return env
+
+
+def to_d4rl(layout: MazeLayout, xy: np.ndarray) -> np.ndarray:
+    """Undo the map to PointMaze: (row, column) as D4RL's qpos has them."""
+    num_rows, num_columns = layout.walls.shape
+    rows = num_rows / 2 - 0.7 - xy[..., 1]
+    columns = xy[..., 0] + num_columns / 2 - 0.7
+    return np.stack([rows, columns], axis=-1)
+
+
+def run_python(code: str) -> str:
+    """Run a fresh interpreter beside the package and return what it prints."""
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(diffuser_envs.__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return result.stdout.strip()
+
+
+# --- registration ---------------------------------------------------------------------
+
+
+def test_ids_are_registered_with_d4rls_step_limits() -> None:
+    for env_id in IDS:
+        spec = gymnasium.spec(env_id)
+        title = env_id.split("-")[1]
+        assert spec.max_episode_steps == STEPS[title]
+        assert isinstance(spec.entry_point, str)
+
+
+def test_registering_again_changes_nothing() -> None:
+    before = dict(gymnasium.registry)
+    diffuser_envs.register_envs()
+    assert gymnasium.registry == before
+
+
+def test_module_prefix_makes_the_env() -> None:
+    env = gymnasium.make("diffuser_envs:diffuser_envs/Multi2D-Large-v1")
+    assert env.spec is not None
+    assert env.spec.id == "diffuser_envs/Multi2D-Large-v1"
+
+
+def test_import_loads_neither_torch_nor_a_simulator() -> None:
+    code = (
+        "import sys, diffuser_envs, diffuser_envs.scores;"
+        "heavy = {'torch', 'mujoco', 'gymnasium_robotics', 'PIL', 'minari'};"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    assert run_python(code) == "[]"
+
+
+def test_a_missing_simulator_is_named_with_its_remedy() -> None:
+    code = (
+        "import sys; sys.modules['gymnasium_robotics'] = None\n"
+        "import diffuser_envs.errors as errors\n"
+        "try:\n    import diffuser_envs.maze.env\n"
+        "except errors.MissingExtraError as error:\n    print(error)"
+    )
+    assert "pip install" in run_python(code)
+
+
+def test_public_names_resolve() -> None:
+    for name in diffuser_envs.__all__:
+        assert getattr(diffuser_envs, name) is not None
+        assert name in dir(diffuser_envs)
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = diffuser_envs.no_such_name
+
+
+def test_spec_round_trips_through_json() -> None:
+    env = gymnasium.make("diffuser_envs/Multi2D-Medium-v1", renderer="topdown")
+    assert env.spec is not None
+    text = env.spec.to_json()
+    json.loads(text)
+    twin = gymnasium.make(gymnasium.envs.registration.EnvSpec.from_json(text))
+    assert twin.spec == env.spec
+    first, _ = env.reset(seed=3)
+    second, _ = twin.reset(seed=3)
+    np.testing.assert_equal(first, second)
+
+
+def test_copies_are_made_with_the_same_arguments() -> None:
+    env = Maze2DEnv("umaze", goal="random", width=64)
+    twin = copy.deepcopy(env)
+    np.testing.assert_equal(twin.reset(seed=1)[0], env.reset(seed=1)[0])
+
+
+def test_making_an_env_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    Maze2DEnv("umaze").close()
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- checkers -------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:.*Box observation space.*infinity")
+@pytest.mark.parametrize("env_id", IDS)
+def test_gymnasium_checks_the_env(env_id: str) -> None:
+    check_env(gymnasium.make(env_id).unwrapped, skip_render_check=True)
+
+
+@pytest.mark.parametrize("family", ["Maze2D", "Multi2D"])
+def test_stable_baselines3_checks_the_env(family: str) -> None:
+    checker = pytest.importorskip("stable_baselines3.common.env_checker")
+    checker.check_env(make(f"diffuser_envs/{family}-UMaze-v1"), warn=True)
+
+
+def test_spaces_are_pointmazes() -> None:
+    ours = gymnasium.make(IDS[0])
+    theirs = gymnasium.make("PointMaze_UMaze-v3")
+    assert ours.observation_space == theirs.observation_space
+    assert ours.action_space == theirs.action_space
+    assert ours.metadata["observation_columns"] == {
+        "position": [0, 1],
+        "velocity": [2, 3],
+    }
+
+
+# --- protocol -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_maze2d_goal_is_d4rls_cell(name: str) -> None:
+    env = Maze2DEnv(name)
+    for seed in range(3):
+        observation, info = env.reset(seed=seed)
+        np.testing.assert_allclose(observation["desired_goal"], FIXED_GOALS[name])
+        np.testing.assert_array_equal(info["goal"], observation["desired_goal"])
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_starts_and_goals_are_distributed_as_d4rls(name: str) -> None:
+    env = Maze2DEnv(name, goal="random")
+    env.reset(seed=0)
+    resets = [env.reset()[0] for _ in range(1500)]
+    states = np.array([observation["observation"] for observation in resets])
+    goals = np.array([observation["desired_goal"] for observation in resets])
+    free = set(env.layout.free_cells)
+    for points in (states[:, :2], goals):
+        assert env.is_free(points).all()
+        cells = to_d4rl(env.layout, points)
+        noise = cells - np.round(cells)
+        assert np.abs(noise).max() <= 0.1 + 1e-12
+        assert noise.std() == pytest.approx(0.2 / np.sqrt(12), rel=0.1)
+        visited = [(int(i), int(j)) for i, j in np.round(cells)]
+        assert set(visited) == free
+        counts = np.array([visited.count(cell) for cell in free])
+        expected = len(resets) / len(free)
+        # Pearson's statistic has mean k - 1 and variance 2 (k - 1) if cells are equal.
+        statistic = float(np.square(counts - expected).sum() / expected)
+        freedom = len(free) - 1
+        assert statistic < freedom + 5 * np.sqrt(2 * freedom)
+    assert states[:, 2:].mean() == pytest.approx(0.0, abs=0.01)
+    assert states[:, 2:].std() == pytest.approx(0.1, rel=0.1)
+    distances = np.linalg.norm(states[:, :2] - goals, axis=1)
+    assert (distances < 0.5).any()  # nothing keeps the start away from the goal
+
+
+def test_a_seed_means_the_same_start_whatever_the_goal() -> None:
+    fixed, drawn = Maze2DEnv("large"), Maze2DEnv("large", goal="random")
+    start = fixed.reset(seed=7)[0]["observation"]
+    np.testing.assert_array_equal(drawn.reset(seed=7)[0]["observation"], start)
+    goal = {"goal": [-0.5, 1.0]}
+    observation, _ = drawn.reset(seed=7, options=goal)
+    np.testing.assert_array_equal(observation["observation"], start)
+    np.testing.assert_array_equal(observation["desired_goal"], goal["goal"])
+
+
+def test_a_seed_fixes_the_whole_rollout() -> None:
+    def roll_out() -> list[dict[str, np.ndarray]]:
+        env = Maze2DEnv("umaze", goal="random")
+        env.action_space.seed(1)
+        observations = [env.reset(seed=11 if i == 0 else None)[0] for i in range(3)]
+        for _ in range(100):
+            observations += [env.step(env.action_space.sample())[0]]
+        return observations
+
+    np.testing.assert_equal(roll_out(), roll_out())
+
+
+@pytest.mark.parametrize("env_id", [IDS[0], IDS[3]])
+def test_nothing_terminates_and_the_limit_truncates(env_id: str) -> None:
+    env = gymnasium.make(env_id)
+    env.reset(seed=0, options={"start": [-0.8, 0.8], "goal": [-0.8, 0.8]})
+    total, steps, truncated = 0.0, 0, False
+    while not truncated:
+        _, reward, terminated, truncated, info = env.step(np.zeros(2, np.float32))
+        assert not terminated
+        assert info["success"]
+        assert reward == 1.0
+        total, steps = total + float(reward), steps + 1
+    assert (steps, total) == (300, 300.0)
+
+
+def test_reward_is_compute_reward_of_the_reached_state() -> None:
+    env = make("diffuser_envs/Multi2D-UMaze-v1")
+    env.reset(seed=2)
+    env.action_space.seed(2)
+    achieved, desired, rewards = [], [], []
+    for step in range(600):
+        if step % 20 == 0:
+            env.reset()
+        observation, reward, _, _, info = env.step(env.action_space.sample())
+        achieved.append(observation["achieved_goal"])
+        desired.append(observation["desired_goal"])
+        rewards.append(reward)
+        assert info["success"] == (reward == 1.0)
+    assert 0 < sum(rewards) < len(rewards)
+    batch = env.compute_reward(np.array(achieved), np.array(desired), {})
+    np.testing.assert_array_equal(batch, rewards)
+    tensor = env.compute_reward(
+        np.reshape(achieved, (2, 300, 2)), np.reshape(desired, (2, 300, 2)), {}
+    )
+    np.testing.assert_array_equal(tensor, np.reshape(rewards, (2, 300)))
+
+
+def test_the_goal_disc_has_radius_one_half_and_is_closed() -> None:
+    env = make(IDS[0])
+    offsets = np.array([[0.0, 0.0], [0.5, 0.0], [0.3, 0.4], [0.5 + 1e-9, 0.0]])
+    np.testing.assert_array_equal(
+        env.compute_reward(offsets, np.zeros(2), None), [1.0, 1.0, 1.0, 0.0]
+    )
+
+
+# --- physics --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("title", TITLES)
+def test_physics_equals_pointmazes_step_by_step(title: str) -> None:
+    theirs: Any = gymnasium.make(f"PointMaze_{title}-v3").unwrapped
+    theirs.reset(seed=0)
+    ours = make(f"diffuser_envs/Maze2D-{title}-v1")
+    assert ours.maze_map == theirs.maze.maze_map
+    observation, _ = ours.reset(seed=0)
+    state = observation["observation"]
+    theirs.point_env.reset()
+    theirs.point_env.set_state(state[:2], state[2:])
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        action = rng.uniform(-1.5, 1.5, size=2).astype(np.float32)
+        for _ in range(5):
+            mine = ours.step(action)[0]["observation"]
+            np.testing.assert_array_equal(mine, theirs.step(action)[0]["observation"])
+
+
+def test_velocity_is_limited_before_each_step() -> None:
+    env = make(IDS[0])
+    env.reset(options={"start": [-0.8, 0.8, 30.0, 0.0]})
+    observation, *_ = env.step(np.zeros(2, np.float32))
+    assert observation["observation"][0] <= -0.8 + 5.0 * 0.01
+    assert 4.5 < observation["observation"][2] <= 5.0
+
+
+def test_actions_are_clipped() -> None:
+    env = make(IDS[0])
+    states = []
+    for action in ([1.0, -1.0], [9.0, -50.0]):
+        env.reset(seed=0)
+        states.append(env.step(np.array(action, np.float32))[0]["observation"])
+    np.testing.assert_array_equal(states[0], states[1])
+
+
+# --- reset options and bad input ------------------------------------------------------
+
+
+def test_options_place_goal_and_start_exactly() -> None:
+    env = make("diffuser_envs/Multi2D-Large-v1")
+    goal, start = [0.3, -0.4], [-4.4, 3.1, 0.2, -0.3]
+    observation, info = env.reset(seed=0, options={"goal": goal, "start": start})
+    np.testing.assert_array_equal(observation["observation"], start)
+    np.testing.assert_array_equal(observation["achieved_goal"], start[:2])
+    np.testing.assert_array_equal(observation["desired_goal"], goal)
+    np.testing.assert_array_equal(info["goal"], goal)
+    np.testing.assert_array_equal(env.data.qpos, start[:2])
+    np.testing.assert_array_equal(env.data.qvel, start[2:])
+    resting, _ = env.reset(options={"start": start[:2]})
+    np.testing.assert_array_equal(resting["observation"], [*start[:2], 0.0, 0.0])
+
+
+def test_success_at_the_start_is_reported() -> None:
+    env = make(IDS[0])
+    _, info = env.reset(options={"start": [-0.8, 0.8]})
+    assert info["success"]
+    _, info = env.reset(options={"start": [-0.8, -0.8]})
+    assert not info["success"]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"gaol": [0, 0]}, MazeOptionError, "did you mean 'goal'"),
+        ({"goal": [0.0]}, MazeOptionError, r"shape \(2,\), not \(1,\)"),
+        ({"goal": [[0.0, 0.0]]}, MazeOptionError, "shape"),
+        ({"goal": "north"}, MazeOptionError, "numbers"),
+        ({"start": [0.0, 0.0, 0.0]}, MazeOptionError, r"\(2,\) or \(4,\)"),
+        ({"goal": [np.nan, 0.0]}, MazePositionError, "finite"),
+        ({"start": [-0.8, 0.8, np.inf, 0.0]}, MazePositionError, "finite"),
+        ({"goal": [-1.0, 0.0]}, MazePositionError, "wall"),
+        ({"start": [-1.0, 0.0]}, MazePositionError, "wall"),
+        ({"goal": [99.0, 0.0]}, MazePositionError, "outside"),
+        ({"start": [0.0, -99.0]}, MazePositionError, "outside"),
+    ],
+)
+def test_bad_options_are_refused_and_change_nothing(
+    options: dict[str, object], error: type[Exception], message: str
+) -> None:
+    env = make("diffuser_envs/Multi2D-UMaze-v1")
+    env.reset(seed=0)
+    stream = env.np_random.bit_generator.state
+    before = (env.goal, env.data.qpos.copy(), env.data.qvel.copy())
+    with pytest.raises(error, match=message) as caught:
+        env.reset(seed=1, options=options)
+    assert isinstance(caught.value, DiffuserEnvsError)
+    assert isinstance(caught.value, ValueError)
+    assert env.np_random.bit_generator.state == stream
+    np.testing.assert_equal((env.goal, env.data.qpos, env.data.qvel), before)
+
+
+@pytest.mark.parametrize("action", [[0.0], [[0.0, 0.0]], [np.nan, 0.0], [np.inf, 0.0]])
+def test_bad_actions_are_refused_and_change_nothing(action: list[float]) -> None:
+    env = make(IDS[0])
+    env.reset(seed=0)
+    before = env.data.qpos.copy()
+    with pytest.raises(MazeActionError):
+        env.step(np.array(action, np.float32))
+    np.testing.assert_array_equal(env.data.qpos, before)
+
+
+def test_bad_constructor_arguments_offer_the_right_ones() -> None:
+    with pytest.raises(MazeOptionError, match="did you mean 'medium'"):
+        Maze2DEnv("mediun")
+    with pytest.raises(MazeOptionError, match="fixed"):
+        Maze2DEnv("umaze", goal="moving")  # type: ignore[arg-type]
+    with pytest.raises(MazeOptionError, match="rgb_array"):
+        Maze2DEnv("umaze", render_mode="rgb")
+
+
+# --- helpers --------------------------------------------------------------------------
+
+
+def test_set_goal_is_seen_at_the_next_step() -> None:
+    env = make("diffuser_envs/Multi2D-UMaze-v1")
+    env.reset(seed=0, options={"start": [0.8, -0.8]})
+    env.set_goal([0.8, -0.8])
+    observation, reward, _, _, info = env.step(np.zeros(2, np.float32))
+    np.testing.assert_array_equal(observation["desired_goal"], [0.8, -0.8])
+    assert (reward, info["success"]) == (1.0, True)
+    with pytest.raises(MazePositionError):
+        env.set_goal([-1.0, 0.0])
+    np.testing.assert_array_equal(env.goal, [0.8, -0.8])
+
+
+def test_changing_what_the_env_returns_does_not_change_the_env() -> None:
+    env = make(IDS[0])
+    observation, info = env.reset(seed=0)
+    expected = env.goal
+    for array in (*observation.values(), info["goal"], env.goal):
+        array[:] = 5.0
+    np.testing.assert_array_equal(env.goal, expected)
+    observation, *_ = env.step(np.zeros(2, np.float32))
+    np.testing.assert_array_equal(observation["desired_goal"], expected)
+
+
+def test_is_free_agrees_with_the_map_for_any_shape_of_points() -> None:
+    env = make("diffuser_envs/Maze2D-Medium-v1")
+    walls = np.array(env.maze_map) == 1
+    columns, rows = np.meshgrid(np.arange(8) - 3.5, 3.5 - np.arange(8))
+    np.testing.assert_array_equal(env.is_free(np.stack([columns, rows], -1)), ~walls)
+    assert env.is_free([-2.5, 2.5])
+    assert not env.is_free([[np.nan, 0.0], [100.0, 0.0], [-100.0, 0.0]]).any()
+
+
+def test_sample_goal_draws_from_the_given_generator_and_sets_nothing() -> None:
+    env = make("diffuser_envs/Multi2D-Large-v1")
+    env.reset(seed=0)
+    before = env.goal
+    first = env.sample_goal(np.random.default_rng(4))
+    np.testing.assert_array_equal(first, env.sample_goal(np.random.default_rng(4)))
+    np.testing.assert_array_equal(env.goal, before)
+
+
+def test_scores_are_d4rls() -> None:
+    assert set(REFERENCE_SCORES) == set(IDS)
+    assert get_normalized_score("diffuser_envs/Maze2D-Large-v1", 6.7) == 0.0
+    scores = get_normalized_score("m:diffuser_envs/Multi2D-UMaze-v1", [23.85, 161.86])
+    np.testing.assert_allclose(scores, [0.0, 100.0])
+    # Always inside the disc: 200.1, 222.1 and 296.8 by D4RL's formula.
+    for title, best in (("UMaze", 200.1), ("Medium", 222.1), ("Large", 296.8)):
+        env = make(f"diffuser_envs/Multi2D-{title}-v1")
+        assert env.get_normalized_score(STEPS[title]) == pytest.approx(best, abs=0.05)
+    with pytest.raises(UnknownEnvError, match="Maze2D-UMaze-v1") as caught:
+        get_normalized_score("diffuser_envs/Maze2D-Umaze-v0", 1.0)
+    assert isinstance(caught.value, LookupError)

@@ -1,0 +1,136 @@
+"""Normalizers: invertible on any data, constant columns included."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from diffuser_policy.errors import ConfigError, DatasetError, UnknownNameError
+from diffuser_policy.normalizers import (
+    NORMALIZERS,
+    GaussianNormalizer,
+    IdentityNormalizer,
+    LimitsNormalizer,
+    Normalizer,
+    normalizer_class,
+)
+
+EVERY = pytest.mark.parametrize("cls", NORMALIZERS.values())
+ROWS = hnp.arrays(
+    np.float32,
+    hnp.array_shapes(min_dims=2, max_dims=2, max_side=8),
+    elements=st.floats(-1000, 1000, width=32),
+)
+
+
+def constant_in(column: int) -> np.ndarray:
+    rows = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+    rows[:, column] = 7.25
+    return rows
+
+
+@EVERY
+@given(rows=ROWS)
+def test_unnormalize_inverts_normalize(cls: type[Normalizer], rows: np.ndarray) -> None:
+    normalizer = cls.fit(rows)
+    values = torch.from_numpy(rows)
+    back = normalizer.unnormalize(normalizer.normalize(values))
+    # One rounding of numbers as large as the shift, at each of three operations.
+    allowed = 1e-6 * (1 + np.abs(rows).max())
+    np.testing.assert_allclose(back.numpy(), rows, atol=allowed, rtol=1e-6)
+
+
+@EVERY
+def test_a_constant_column_survives(cls: type[Normalizer]) -> None:
+    rows = constant_in(1)
+    normalizer = cls.fit(rows)
+    normalized = normalizer.normalize(torch.from_numpy(rows))
+    assert torch.isfinite(normalized).all()
+    back = normalizer.unnormalize(normalized)
+    np.testing.assert_allclose(back.numpy(), rows, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("cls", [LimitsNormalizer, GaussianNormalizer])
+def test_a_constant_column_maps_to_zero(cls: type[Normalizer]) -> None:
+    rows = constant_in(2)
+    normalized = cls.fit(rows).normalize(torch.from_numpy(rows))
+    assert (normalized[:, 2] == 0).all()
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_rounding_noise_counts_as_constant(offset: float) -> None:
+    rows = offset + np.random.default_rng(0).normal(size=(50, 1)) * 1e-8
+    normalizer = GaussianNormalizer.fit(rows)
+    assert normalizer.scale.item() == 1.0
+
+
+@given(rows=ROWS)
+def test_limits_are_reached_and_kept(rows: np.ndarray) -> None:
+    normalizer = LimitsNormalizer.fit(rows)
+    normalized = normalizer.normalize(torch.from_numpy(rows)).numpy()
+    assert np.abs(normalized).max() <= 1 + 1e-3
+    varied = rows.max(axis=0) - rows.min(axis=0) > 1e-2 * (1 + np.abs(rows).max())
+    np.testing.assert_allclose(normalized.min(axis=0)[varied], -1, atol=1e-3)
+    np.testing.assert_allclose(normalized.max(axis=0)[varied], 1, atol=1e-3)
+
+
+def test_gaussian_gives_zero_mean_and_unit_variance() -> None:
+    rows = np.random.default_rng(0).normal(3.0, 0.2, size=(1000, 2)).astype(np.float32)
+    normalized = GaussianNormalizer.fit(rows).normalize(torch.from_numpy(rows))
+    np.testing.assert_allclose(normalized.mean(0), 0, atol=1e-4)
+    np.testing.assert_allclose(normalized.std(0, correction=0), 1, atol=1e-4)
+
+
+def test_identity_changes_nothing() -> None:
+    rows = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(IdentityNormalizer.fit(rows.numpy()).normalize(rows), rows)
+
+
+def test_some_columns_are_normalized_like_all_of_them() -> None:
+    rows = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+    normalizer = LimitsNormalizer.fit(rows)
+    values = torch.from_numpy(rows)
+    some = normalizer.normalize(values[:, [3, 1]], [3, 1])
+    assert torch.equal(some, normalizer.normalize(values)[:, [3, 1]])
+    assert torch.equal(
+        normalizer.unnormalize(some, (3, 1)),
+        normalizer.unnormalize(normalizer.normalize(values))[:, [3, 1]],
+    )
+
+
+def test_statistics_travel_in_the_state_dict() -> None:
+    fitted = GaussianNormalizer.fit(constant_in(0))
+    blank = GaussianNormalizer.blank(3)
+    blank.load_state_dict(fitted.state_dict())
+    assert torch.equal(blank.shift, fitted.shift)
+    assert torch.equal(blank.scale, fitted.scale)
+
+
+@EVERY
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_data_that_is_not_finite_is_refused(cls: type[Normalizer], bad: float) -> None:
+    rows = constant_in(0)
+    rows[3, 1] = bad
+    with pytest.raises(DatasetError, match=r"Columns \[1\] hold NaN"):
+        cls.fit(rows)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (4,)])
+def test_data_that_is_no_matrix_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(DatasetError, match="matrix"):
+        LimitsNormalizer.fit(np.zeros(shape))
+
+
+def test_a_scale_of_zero_is_refused() -> None:
+    with pytest.raises(ConfigError, match="positive scale"):
+        Normalizer(torch.zeros(2), torch.tensor([1.0, 0.0]))
+
+
+def test_an_unknown_name_offers_the_nearest() -> None:
+    assert normalizer_class("gaussian") is GaussianNormalizer
+    with pytest.raises(UnknownNameError, match="Did you mean 'limits'"):
+        normalizer_class("limit")

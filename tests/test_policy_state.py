@@ -1,0 +1,167 @@
+"""predict never writes into what it is given, and errors leave everything as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from diffuser_policy.config import PlannerConfig
+from diffuser_policy.errors import ObservationError
+from diffuser_policy.policy import DiffuserPolicy
+from diffuser_policy.receding import PolicyState
+from diffuser_policy.testing import toy_config, toy_policy
+from tests.policy_helpers import copied, count_plans, follow, observe, unchanged
+
+Observation = dict[str, np.ndarray]
+
+
+@pytest.fixture
+def policy() -> DiffuserPolicy:
+    return toy_policy()
+
+
+# --- immutability and errors ----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        lambda policy, state: policy.predict(observe(3), state),
+        lambda policy, state: policy.predict(observe(3, goal=-1), state),
+        lambda policy, state: policy.predict(observe(3), state, [True, False, True]),
+    ],
+)
+def test_the_given_state_is_never_written_to(
+    policy: DiffuserPolicy, then: Callable[[DiffuserPolicy, PolicyState], object]
+) -> None:
+    state = follow(policy, 2, observe(3))
+    kept = copied(state)
+    for part in state:
+        part.setflags(write=False)
+    then(policy, state)
+    assert unchanged(kept, state)
+
+
+def test_the_flags_are_copied(policy: DiffuserPolicy) -> None:
+    flags = np.array([True, False])
+    _, state = policy.predict(observe(2), None, flags)
+    flags[:] = [False, True]
+    assert state.started.tolist() == [True, False]
+
+
+def test_the_observation_is_not_kept(policy: DiffuserPolicy) -> None:
+    observation = observe(2)
+    _, state = policy.predict(observation)
+    kept = copied(state)
+    for part in observation.values():
+        part[:] = 99.0
+    assert unchanged(kept, state)
+
+
+def nan_in(key: str) -> Observation:
+    observation = observe(2)
+    observation[key][1, 0] = np.nan
+    return {str(name): part for name, part in observation.items()}
+
+
+def without(key: str) -> Observation:
+    return {name: part for name, part in observe(2).items() if name != key}
+
+
+BAD_CALLS: dict[str, tuple[Callable[[PolicyState], tuple[Any, ...]], str]] = {
+    "info": (lambda state: ((observe(2), {}), state), r"\(observation, info\)"),
+    "nan": (lambda state: (nan_in("observation"), state), "observation holds NaN"),
+    "nan goal": (lambda state: (nan_in("desired_goal"), state), "desired_goal holds"),
+    "infinite": (
+        lambda state: ({**observe(2), "desired_goal": np.full((2, 2), np.inf)}, state),
+        "infinite",
+    ),
+    "missing": (lambda state: (without("desired_goal"), state), r"\['desired_goal'\]"),
+    "columns": (
+        lambda state: ({**observe(2), "observation": np.zeros((2, 5))}, state),
+        r"shape \(4,\), or \(num_envs, 4\)",
+    ),
+    "axes": (
+        lambda state: ({**observe(2), "observation": np.zeros((1, 2, 4))}, state),
+        "got",
+    ),
+    "flat": (lambda state: (np.zeros(9), state), "goal dictionaries"),
+    "text": (
+        lambda state: ({**observe(2), "observation": "north"}, state),
+        "not numeric",
+    ),
+    "more envs": (lambda state: (observe(3), state), "remembers 2 environments"),
+    "no envs": (lambda state: (observe(0), state), "shape"),
+    "state": (lambda _: (observe(2), "memory"), "state must be"),
+    "flags": (lambda state: (observe(2), state, [True]), "1 flags"),
+    "flags and no state": (lambda _: (observe(2), None, [True]), "1 flags"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CALLS)
+def test_bad_input_is_refused_and_changes_nothing(
+    policy: DiffuserPolicy, name: str
+) -> None:
+    arguments, message = BAD_CALLS[name]
+    made = count_plans(policy)
+    _, state = policy.predict(observe(2))
+    kept = copied(state)
+    with pytest.raises(ObservationError, match=message):
+        policy.predict(*arguments(state))
+    assert made == [2]
+    assert unchanged(kept, state)
+    # Not even the next random stream has moved on.
+    twin = toy_policy()
+    twin.predict(observe(2))
+    assert unchanged(policy.predict(observe(2))[1], twin.predict(observe(2))[1])
+
+
+def test_an_error_while_planning_changes_nothing(
+    policy: DiffuserPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, state = policy.predict(observe(2))
+    kept = copied(state)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(policy.planner.sampler, "sample", fail)
+        with pytest.raises(KeyboardInterrupt):
+            policy.predict(observe(2, goal=-1), state)
+    assert unchanged(kept, state)
+    policy.predict(observe(2, goal=-1), state)
+
+
+# --- copies with other settings -------------------------------------------------
+
+
+def test_settings_give_a_copy_with_the_same_weights(policy: DiffuserPolicy) -> None:
+    other = policy.with_settings(num_candidates=5, position_gain=2.0)
+    assert other.networks is policy.networks
+    assert other.planner.num_candidates == 5
+    assert policy.planner.num_candidates == 2
+    assert other.config.execution.position_gain == 2.0
+    assert other.config.planner.num_sampling_steps == 2  # as it was
+
+
+def test_plan_gives_the_deterministic_plan(policy: DiffuserPolicy) -> None:
+    plan = policy.plan(observe(2), keep_chain=True)
+    _, state = policy.predict(observe(2), deterministic=True)
+    np.testing.assert_array_equal(plan.observations, state.observations)
+    assert plan.chain is not None
+    assert plan.chain.shape == (3, 2, 2, 16, 4)
+
+
+def test_actions_follow_the_plans_actions() -> None:
+    policy = toy_policy(
+        toy_config(planner=PlannerConfig(num_candidates=1)), executor="actions"
+    )
+    state: Any = None
+    for step in range(3):
+        action, state = policy.predict(observe(2), state)
+        expected = state.actions[:, step].clip(-1, 1)
+        np.testing.assert_array_equal(action, expected)

@@ -1,0 +1,366 @@
+"""Samplers against the truth: Gaussian moments, order of convergence, diffusers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from diffuser_policy.conditions import Inpainting
+from diffuser_policy.denoiser import PREDICTION_TARGETS, Denoiser, PredictionTarget
+from diffuser_policy.errors import ConfigError
+from diffuser_policy.networks import TemporalUNet
+from diffuser_policy.sampler import DDIMSampler, DDPMSampler, Sampler
+from diffuser_policy.schedule import NoiseSchedule
+from diffuser_policy.testing import GaussianDenoiser
+
+MEAN = torch.tensor([[0.5], [-0.2]])
+COVARIANCE = torch.tensor([[0.6, 0.45], [0.45, 0.5]])
+TARGETS = pytest.mark.parametrize("target", PREDICTION_TARGETS)
+Make = Callable[[Denoiser], Sampler]
+
+
+def gaussian(
+    num_steps: int = 50, target: PredictionTarget = "clean"
+) -> GaussianDenoiser:
+    return GaussianDenoiser(
+        MEAN, COVARIANCE, NoiseSchedule(num_steps), prediction_target=target
+    )
+
+
+def free(rows: int, horizon: int = 2, transition_dim: int = 1) -> Inpainting:
+    """Return conditions that pin nothing."""
+    mask = torch.zeros(1, horizon, transition_dim, dtype=torch.bool)
+    return Inpainting(mask, torch.zeros(rows, horizon, transition_dim))
+
+
+def generators(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def many(sampler: Sampler, num_candidates: int = 40_000) -> Tensor:
+    """Return `[candidates, entries]` unconditional samples."""
+    samples = sampler.sample(free(1), generators(0), num_candidates=num_candidates)
+    return samples.trajectories[0].flatten(1).double()
+
+
+def network_denoiser(num_steps: int = 12, **settings: Any) -> Denoiser:
+    """Return a denoiser with a small random network."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = TemporalUNet(3, dim=8, multipliers=(1, 2))
+    return Denoiser(network.eval(), NoiseSchedule(num_steps), **settings)
+
+
+# --- moments ----------------------------------------------------------------------
+
+
+def linear_moments(denoiser: GaussianDenoiser, eta: float) -> tuple[Tensor, Tensor]:
+    """Return mean and covariance of ancestral sampling, by propagating matrices.
+
+    Every step is x' = A x + b + sigma z, written here from the definitions of the
+    posterior mean and of DDIM (Song et al. 2021, eq. 12 and 16), eigenbasis-free.
+    """
+    identity = torch.eye(2, dtype=torch.float64)
+    mu, cov = MEAN.flatten().double(), COVARIANCE.double()
+    mean, spread = torch.zeros(2, dtype=torch.float64), identity
+    bars = [*denoiser.schedule.alpha_bars.tolist()]
+    for i in reversed(range(len(bars))):
+        here, there = bars[i], bars[i - 1] if i else 1.0
+        gain = here**0.5 * cov @ torch.linalg.inv(here * cov + (1 - here) * identity)
+        shift = mu - here**0.5 * gain @ mu  # predicted clean = gain x + shift
+        sigma = eta * ((1 - there) / (1 - here) * (1 - here / there)) ** 0.5
+        along = max(1 - there - sigma**2, 0.0) ** 0.5
+        along /= (1 - here) ** 0.5
+        matrix = (there**0.5 - along * here**0.5) * gain + along * identity
+        mean = matrix @ mean + (there**0.5 - along * here**0.5) * shift
+        spread = matrix @ spread @ matrix.T + (sigma**2 if i else 0.0) * identity
+    return mean, spread
+
+
+@TARGETS
+@pytest.mark.parametrize("kind", ["ddpm", "ddim", "ddim half"])
+def test_moments_are_those_of_the_linear_recursion(
+    kind: str, target: PredictionTarget
+) -> None:
+    denoiser = gaussian(target=target)
+    make: dict[str, Make] = {
+        "ddpm": DDPMSampler,
+        "ddim": DDIMSampler,
+        "ddim half": lambda d: DDIMSampler(d, eta=0.5),
+    }
+    eta = {"ddpm": 1.0, "ddim": 0.0, "ddim half": 0.5}[kind]
+    mean, covariance = linear_moments(denoiser, eta)
+    found = many(make[kind](denoiser))
+    torch.testing.assert_close(found.mean(0), mean, rtol=0, atol=0.015)
+    torch.testing.assert_close(found.T.cov(), covariance, rtol=0, atol=0.015)
+
+
+@pytest.mark.parametrize("make", [DDPMSampler, DDIMSampler])
+def test_moments_approach_those_of_the_data(make: type[Sampler]) -> None:
+    """With an exact denoiser, samples are the data's Gaussian up to the step size."""
+    found = many(make(gaussian(200)))
+    torch.testing.assert_close(
+        found.mean(0), MEAN.flatten().double(), rtol=0, atol=0.02
+    )
+    torch.testing.assert_close(found.T.cov(), COVARIANCE.double(), rtol=0, atol=0.03)
+    eta = 1.0 if make is DDPMSampler else 0.0
+    errors = [
+        (linear_moments(gaussian(n), eta)[1] - COVARIANCE).abs().max().item()
+        for n in (25, 50, 100, 200)
+    ]
+    assert all(finer < 0.6 * coarser for coarser, finer in pairwise(errors))
+
+
+# --- DDIM -------------------------------------------------------------------------
+
+
+def test_the_error_of_ddim_falls_at_first_order() -> None:
+    """Against the exact flow, halving the steps doubles the error."""
+    denoiser = GaussianDenoiser(MEAN, COVARIANCE, NoiseSchedule(2000))
+    num_steps = np.array([20, 40, 80, 160])
+    start = DDIMSampler(denoiser, 1).sample(
+        free(1), generators(0), num_candidates=200, keep_chain=True
+    )
+    assert start.chain is not None
+    truth = denoiser.flow(start.chain[0, 0], 1999)
+    errors = []
+    for count in num_steps:
+        samples = DDIMSampler(denoiser, int(count)).sample(
+            free(1), generators(0), num_candidates=200
+        )
+        off = samples.trajectories[0] - truth
+        errors.append(off.square().mean().sqrt().item())
+    slope = np.polyfit(np.log(num_steps), np.log(errors), 1)[0]
+    assert -1.25 < slope < -0.8
+    assert errors[-1] < 0.02
+
+
+@pytest.mark.parametrize("clip", [True, False])
+def test_eta_one_on_the_full_grid_is_ddpm(clip: bool) -> None:
+    denoiser = network_denoiser(clip=clip)
+    given = free(2, 8, 3)
+    ancestral = DDPMSampler(denoiser).sample(given, generators(3, 4))
+    eta_one = DDIMSampler(denoiser, eta=1.0).sample(given, generators(3, 4))
+    torch.testing.assert_close(
+        eta_one.trajectories, ancestral.trajectories, rtol=1e-3, atol=1e-4
+    )
+
+
+def test_eta_zero_needs_the_initial_noise_only() -> None:
+    sampler, source = DDIMSampler(network_denoiser(), 4), generators(3)
+    sampler.sample(free(1, 8, 3), source)
+    expected = generators(3)
+    torch.randn(1, 8, 3, generator=expected[0])
+    assert torch.equal(source[0].get_state(), expected[0].get_state())
+
+
+# --- grids ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "grid"),
+    [
+        (1, [9, -1]),
+        (2, [9, 0, -1]),
+        (4, [9, 6, 3, 0, -1]),
+        (None, [9, 8, 7, 6, 5, 4, 3, 2, 1, 0, -1]),
+    ],
+)
+def test_grids_start_at_noise_and_end_clean(
+    num_steps: int | None, grid: list[int]
+) -> None:
+    assert DDIMSampler(network_denoiser(10), num_steps).grid == grid
+
+
+@pytest.mark.parametrize("num_steps", range(1, 65))
+def test_no_step_is_visited_twice(num_steps: int) -> None:
+    grid = DDIMSampler(network_denoiser(64), num_steps).grid
+    assert len(grid) == num_steps + 1
+    assert all(i > j for i, j in pairwise(grid))
+
+
+@pytest.mark.parametrize("num_steps", [0, 11, -1])
+def test_more_steps_than_trained_are_refused(num_steps: int) -> None:
+    with pytest.raises(ConfigError, match=f"1 to 10 of them, got {num_steps}"):
+        DDPMSampler(network_denoiser(10), num_steps)
+
+
+@pytest.mark.parametrize("eta", [-0.1, 1.1])
+def test_eta_outside_its_range_is_refused(eta: float) -> None:
+    with pytest.raises(ConfigError, match="eta"):
+        DDIMSampler(network_denoiser(), eta=eta)
+
+
+# --- an independent implementation ------------------------------------------------
+
+
+THEIR_TARGET = {"clean": "sample", "noise": "epsilon", "velocity": "v_prediction"}
+
+
+class TheirNoise:
+    """Feeds diffusers the noise that our samplers draw from the same seed."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.generator, self.shape = generators(7)[0], shape
+
+    def __call__(self) -> Tensor:
+        return torch.randn(self.shape, generator=self.generator)
+
+
+def their_loop(scheduler: Any, denoiser: Denoiser, num_steps: int) -> Tensor:
+    """Run a whole reverse process with a scheduler of diffusers."""
+    scheduler.set_timesteps(num_steps)
+    noise = TheirNoise((2, 8, 3))
+    x, source = noise(), noise.generator
+    for step in scheduler.timesteps:
+        output = denoiser.network(x, step.repeat(2))
+        x = scheduler.step(output, step, x, generator=source).prev_sample
+    return x
+
+
+@TARGETS
+@torch.no_grad()
+def test_ddpm_agrees_with_diffusers(target: PredictionTarget) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    denoiser = network_denoiser(32, prediction_target=target, clip=False)
+    scheduler = diffusers.DDPMScheduler(
+        32,
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type=THEIR_TARGET[target],
+        variance_type="fixed_small_log",
+        clip_sample=False,
+    )
+    expected = their_loop(scheduler, denoiser, 32)
+    found = DDPMSampler(denoiser).sample(free(1, 8, 3), generators(7), num_candidates=2)
+    error = (found.trajectories[0] - expected).abs().max()
+    assert error < 1e-3 * expected.abs().max()
+
+
+@TARGETS
+@pytest.mark.parametrize("num_steps", [32, 8])
+@torch.no_grad()
+def test_ddim_agrees_with_diffusers(target: PredictionTarget, num_steps: int) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    denoiser = network_denoiser(32, prediction_target=target, clip=False)
+    scheduler = diffusers.DDIMScheduler(
+        32,
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type=THEIR_TARGET[target],
+        clip_sample=False,
+        set_alpha_to_one=True,
+        timestep_spacing="trailing",
+    )
+
+    class Trailing(DDIMSampler):
+        """Visits the steps that diffusers' "trailing" spacing does."""
+
+        @property
+        def grid(self) -> list[int]:
+            return list(range(31, -2, -32 // num_steps))
+
+    expected = their_loop(scheduler, denoiser, num_steps)
+    found = Trailing(denoiser).sample(free(1, 8, 3), generators(7), num_candidates=2)
+    error = (found.trajectories[0] - expected).abs().max()
+    assert error < 1e-3 * expected.abs().max()
+
+
+# --- conditions, rows, candidates, randomness --------------------------------------
+
+
+@pytest.mark.parametrize("make", [DDPMSampler, DDIMSampler])
+def test_conditions_are_met_exactly_at_every_step(make: type[Sampler]) -> None:
+    mask = torch.zeros(1, 8, 3, dtype=torch.bool)
+    mask[0, 0, 1:] = mask[0, -1, 2] = True
+    values = torch.randn(2, 8, 3, generator=generators(1)[0]) * 3  # beyond the clip
+    samples = make(network_denoiser()).sample(
+        Inpainting(mask, values), generators(0, 1), num_candidates=3, keep_chain=True
+    )
+    assert samples.chain is not None
+    assert samples.chain.shape == (13, 2, 3, 8, 3)
+    pinned = mask.expand_as(values)
+    for rows in samples.chain.movedim(2, 1).flatten(0, 1):
+        assert torch.equal(rows[pinned], values[pinned])
+    assert torch.equal(samples.chain[-1], samples.trajectories)
+
+
+@pytest.mark.parametrize("make", [DDPMSampler, DDIMSampler])
+def test_pinning_an_independent_entry_changes_no_other(make: type[Sampler]) -> None:
+    """The one case in which inpainting is exact conditional sampling."""
+    denoiser = GaussianDenoiser(
+        MEAN, torch.diag(torch.tensor([0.6, 0.5])), NoiseSchedule(20)
+    )
+    sampler, mask = make(denoiser), torch.tensor([[[True], [False]]])
+    given = Inpainting(mask, torch.full((1, 2, 1), 0.9))
+    pinned = sampler.sample(given, generators(0), num_candidates=50).trajectories
+    plain = sampler.sample(free(1), generators(0), num_candidates=50).trajectories
+    assert (pinned[..., 0, 0] == 0.9).all()
+    torch.testing.assert_close(pinned[..., 1, 0], plain[..., 1, 0])
+
+
+@pytest.mark.parametrize("make", [DDPMSampler, DDIMSampler])
+def test_a_row_does_not_depend_on_its_batch(make: type[Sampler]) -> None:
+    sampler = make(network_denoiser())
+    values = torch.randn(3, 8, 3, generator=generators(1)[0])
+    mask = torch.zeros(1, 8, 3, dtype=torch.bool)
+    mask[0, 0] = True
+    together = sampler.sample(
+        Inpainting(mask, values), generators(10, 11, 12), num_candidates=2
+    )
+    alone = sampler.sample(
+        Inpainting(mask, values[1:2]), generators(11), num_candidates=2
+    )
+    torch.testing.assert_close(
+        together.trajectories[1], alone.trajectories[0], rtol=1e-4, atol=1e-4
+    )
+
+
+def test_permuting_the_initial_noise_permutes_the_candidates(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sampler, order = DDIMSampler(network_denoiser(), 4), [2, 0, 3, 1]
+    plain = sampler.sample(free(1, 8, 3), generators(0), num_candidates=4)
+    randn = torch.randn
+
+    def permuted(size: Any, **arguments: Any) -> Tensor:
+        return randn(size, **arguments)[order]
+
+    monkeypatch.setattr(torch, "randn", permuted)
+    again = sampler.sample(free(1, 8, 3), generators(0), num_candidates=4)
+    torch.testing.assert_close(
+        again.trajectories, plain.trajectories[:, order], rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("make", [DDPMSampler, DDIMSampler])
+def test_global_random_state_is_not_touched(make: type[Sampler]) -> None:
+    before = torch.random.get_rng_state()
+    make(network_denoiser()).sample(free(2, 8, 3), generators(0, 1))
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_without_step_noise_ddpm_takes_the_mean_of_every_step() -> None:
+    sampler, source = DDPMSampler(network_denoiser()), generators(5)
+    given = free(1, 8, 3)
+    quiet = sampler.sample(given, source, step_noise=False, keep_chain=True)
+    assert quiet.chain is not None
+    x = quiet.chain[0, 0]
+    assert torch.equal(x, torch.randn(1, 8, 3, generator=generators(5)[0]))
+    for i in reversed(range(12)):
+        of_clean, of_noisy, _ = sampler.denoiser.schedule.posterior(i, i - 1)
+        with torch.no_grad():
+            x = of_clean * sampler.denoiser(x, i) + of_noisy * x
+    torch.testing.assert_close(quiet.trajectories[0], x, rtol=1e-5, atol=1e-5)
+    noisy = sampler.sample(given, generators(5)).trajectories
+    assert (noisy - quiet.trajectories).abs().max() > 0.01
+
+
+def test_the_chain_is_kept_only_on_request() -> None:
+    samples = DDIMSampler(network_denoiser(), 2).sample(free(1, 8, 3), generators(0))
+    assert samples.chain is None
+    assert samples.trajectories.shape == (1, 1, 8, 3)

@@ -1,0 +1,223 @@
+"""SpaceSpec: reading observations, comparing environments, finding goal columns."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from diffuser_policy.build import space_spec
+from diffuser_policy.config import from_json, to_json
+from diffuser_policy.data.flat import FlatDataset
+from diffuser_policy.errors import DatasetError, ObservationError, SpaceMismatchError
+from diffuser_policy.spaces import SpaceSpec, check_action_bounds, find_goal_columns
+from diffuser_policy.testing import toy_dataset
+
+BOUNDS: dict[str, Any] = {"action_low": (-1.0, -2.0), "action_high": (1.0, 2.0)}
+FLAT = SpaceSpec(observation_size=4, **BOUNDS)
+GOAL = SpaceSpec(observation_size=4, goal_size=2, goal_columns=(0, 1), **BOUNDS)
+APPENDED = SpaceSpec(observation_size=4, goal_size=2, goal_columns=(4, 5), **BOUNDS)
+
+
+def goal_dict(*batch: int) -> dict[str, np.ndarray]:
+    return {
+        "observation": np.arange(np.prod((*batch, 4)), dtype=float).reshape(*batch, 4),
+        "achieved_goal": np.full((*batch, 2), 7.0),
+        "desired_goal": np.full((*batch, 2), 9.0),
+    }
+
+
+def env(
+    observation_space: spaces.Space[Any], action_space: spaces.Space[Any] | None = None
+) -> Any:
+    return SimpleNamespace(
+        observation_space=observation_space,
+        action_space=action_space or GOAL.action_space(),
+    )
+
+
+# --- reading ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch", [(), (1,), (3,)])
+def test_rows_and_batch_shape_are_told_apart(batch: tuple[int, ...]) -> None:
+    rows, goals, found = GOAL.read(goal_dict(*batch))
+    assert found == batch
+    assert rows.shape == ((*batch, 4) if batch else (1, 4))
+    assert goals is not None
+    assert goals.tolist() == [[9.0, 9.0]] * len(rows)
+    rows, goals, found = FLAT.read(np.zeros((*batch, 4)))
+    assert (rows.shape[1], goals, found) == (4, None, batch)
+
+
+def test_rows_are_float32_whatever_comes() -> None:
+    for given in ([0, 1, 2, 3], np.arange(4), np.arange(4.0)):
+        assert FLAT.read(given)[0].dtype == np.float32
+
+
+def test_an_achieved_goal_that_is_no_column_is_appended() -> None:
+    rows, _, _ = APPENDED.read(goal_dict(3))
+    assert APPENDED.planned_size == 6
+    assert rows[1].tolist() == [4.0, 5.0, 6.0, 7.0, 7.0, 7.0]
+    assert GOAL.planned_size == 4
+
+
+def test_the_achieved_goal_is_needed_only_when_appended() -> None:
+    partial = goal_dict()
+    del partial["achieved_goal"]
+    GOAL.read(partial)
+    with pytest.raises(ObservationError, match=r"lacks \['achieved_goal'\]"):
+        APPENDED.read(partial)
+
+
+@pytest.mark.parametrize("batch", [(), (3,)])
+def test_flattened_goal_dictionaries_are_read(batch: tuple[int, ...]) -> None:
+    """As by FlattenObservation (keys in order), or with the goal behind."""
+    parts = goal_dict(*batch)
+    ordered = np.concatenate([parts[key] for key in sorted(parts)], axis=-1)
+    behind = np.concatenate([parts["observation"], parts["desired_goal"]], axis=-1)
+    expected = GOAL.read(parts)
+    for flattened in (ordered, behind):
+        found = GOAL.read(flattened)
+        for mine, theirs in zip(found, expected, strict=True):
+            assert np.array_equal(mine, theirs)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("spec", "observation", "message"),
+    [
+        (FLAT, (np.zeros(4), {}), r"observation, info = env\.reset\(\)"),
+        (GOAL, (goal_dict(), {}), r"observation, info = env\.reset\(\)"),
+        (FLAT, goal_dict(), "takes flat observations"),
+        (GOAL, np.zeros(4), "takes goal dictionaries"),
+        (FLAT, np.zeros(5), r"shape \(4,\), or \(num_envs, 4\) for a batch; got \(5,"),
+        (FLAT, np.zeros((2, 2, 4)), "got"),
+        (FLAT, 3.0, "got"),
+        (FLAT, np.zeros((0, 4)), "got"),
+        (FLAT, [0, 1, 2, "three"], "not numeric"),
+        (FLAT, [0, 1, 2, np.nan], "NaN or infinite"),
+        (FLAT, [0, 1, 2, -np.inf], "NaN or infinite"),
+        (GOAL, {**goal_dict(), "desired_goal": np.zeros(3)}, "desired_goal must have"),
+        (GOAL, {**goal_dict(2), "desired_goal": np.zeros(2)}, "batch shape"),
+        (GOAL, {**goal_dict(2), "desired_goal": np.zeros((3, 2))}, "batch shape"),
+        (
+            APPENDED,
+            {**goal_dict(2), "achieved_goal": np.zeros((3, 2))},
+            "achieved_goal",
+        ),
+        (GOAL, {"observation": np.zeros(4)}, r"lacks \['desired_goal'\]"),
+    ],
+)
+def test_what_cannot_be_planned_from_is_refused(
+    spec: SpaceSpec,
+    observation: Any,
+    message: str,
+) -> None:
+    with pytest.raises(ObservationError, match=message):
+        spec.read(observation)
+
+
+# --- environments -----------------------------------------------------------------
+
+
+def test_spaces_are_those_of_the_observations() -> None:
+    space = GOAL.observation_space()
+    assert space.contains(goal_dict())
+    assert FLAT.observation_space().shape == (4,)
+    assert GOAL.action_space() == spaces.Box(
+        np.array([-1, -2], np.float32), np.array([1, 2], np.float32)
+    )
+
+
+def test_bounds_and_types_of_observations_do_not_matter() -> None:
+    FLAT.check(env(spaces.Box(-8, 8, (4,), np.float32)))
+    FLAT.check(env(spaces.Box(0, np.inf, (4,))))
+    GOAL.check(env(GOAL.observation_space()))
+
+
+def test_action_bounds_of_another_precision_are_the_same() -> None:
+    spec = SpaceSpec(observation_size=4, action_low=(-0.4,), action_high=(0.4,))
+    box = spaces.Box(-1, 1, (4,))
+    spec.check(env(box, spaces.Box(-0.4, 0.4, (1,), np.float64)))
+    spec.check(env(box, spaces.Box(-0.4, 0.4, (1,), np.float32)))
+
+
+@pytest.mark.parametrize(
+    ("observation_space", "action_space", "message"),
+    [
+        (spaces.Box(-1, 1, (4,)), None, "observation space"),
+        (spaces.Box(-1, 1, (5,)), None, "observation space"),
+        (spaces.Discrete(4), None, "observation space"),
+        (
+            spaces.Dict({"observation": spaces.Box(-1, 1, (4,))}),
+            None,
+            "observation space",
+        ),
+        (GOAL.observation_space(), spaces.Box(-1, 1, (2,)), "action space"),
+        (GOAL.observation_space(), spaces.Box(-1, 1, (3,)), "action space"),
+        (GOAL.observation_space(), spaces.Discrete(2), "action space"),
+    ],
+)
+def test_another_environment_is_refused_by_both_spaces(
+    observation_space: spaces.Space[Any],
+    action_space: spaces.Space[Any] | None,
+    message: str,
+) -> None:
+    other = env(observation_space, action_space)
+    with pytest.raises(SpaceMismatchError, match=f"expects the {message}") as caught:
+        GOAL.check(other)
+    which = "observation_space" if "observation" in message else "action_space"
+    assert str(getattr(other, which)) in str(caught.value)
+
+
+# --- data -------------------------------------------------------------------------
+
+
+def test_goal_columns_are_found_where_they_repeat() -> None:
+    rows = np.random.default_rng(0).normal(size=(500, 5)).astype(np.float32)
+    assert find_goal_columns(rows, rows[:, [3, 1]]) == (3, 1)
+    assert find_goal_columns(rows, rows[:, [2, 2]]) == (5, 6)  # one column, two goals
+    assert find_goal_columns(rows, rows[:, [0, 1]] + 0.1) == (5, 6)
+    # Only one row differs: it has to be looked at.
+    almost = rows[:, [0, 1]].copy()
+    almost[321] += 1
+    assert find_goal_columns(rows, almost) == (5, 6)
+
+
+def test_equal_columns_are_used_once_each() -> None:
+    rows = np.zeros((10, 3))
+    assert find_goal_columns(rows, np.zeros((10, 2))) == (0, 1)
+
+
+def test_a_dataset_says_what_its_environment_is_like() -> None:
+    assert space_spec(toy_dataset()) == SpaceSpec(
+        observation_size=4,
+        goal_size=2,
+        goal_columns=(0, 1),
+        action_low=(-1.0, -1.0),
+        action_high=(1.0, 1.0),
+    )
+    assert not space_spec(toy_dataset(goals=False)).has_goal
+
+
+def test_json_round_trip() -> None:
+    for spec in (FLAT, GOAL, APPENDED):
+        assert from_json(SpaceSpec, to_json(spec)) == spec
+
+
+def test_unbounded_actions_are_refused() -> None:
+    with pytest.raises(DatasetError, match="bounded Box"):
+        check_action_bounds([-1.0], [np.inf])
+    flat = toy_dataset()
+    unbounded = {**flat.metadata, "action_high": [1.0, np.inf]}
+    with pytest.raises(DatasetError, match="bounded Box"):
+        space_spec(FlatDataset(flat.fields, flat.run_starts, unbounded))
+
+
+def test_a_dataset_without_bounds_is_refused() -> None:
+    flat = toy_dataset()
+    with pytest.raises(DatasetError, match="does not name the bounds"):
+        space_spec(FlatDataset(flat.fields, flat.run_starts, {}))

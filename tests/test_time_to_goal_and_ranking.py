@@ -1,0 +1,116 @@
+"""TimeToGoal finds the expectile it is asked for; rankings choose by their rule."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from diffuser_policy.ranking import FirstRanking, SmoothnessRanking, TimeToGoalRanking
+from diffuser_policy.time_to_goal import TimeToGoal
+
+
+def time_to_goal(max_steps: int = 100) -> TimeToGoal:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return TimeToGoal(2, 1, width=16, max_steps=max_steps)
+
+
+def fitted_constant(expectile: float, times: np.ndarray) -> float:
+    """Return what a network without inputs learns from these times."""
+    network = time_to_goal()
+    observations, goals = torch.zeros(len(times), 2), torch.zeros(len(times), 1)
+    target = torch.from_numpy(times).float()
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    for _ in range(300):
+        optimizer.zero_grad()
+        loss = network.loss(observations, goals, target, expectile=expectile)
+        torch.autograd.backward(loss)
+        optimizer.step()
+    return float(network(observations[:1], goals[:1]).item())
+
+
+def true_expectile(tau: float, values: np.ndarray) -> float:
+    """Solve tau E[(x - e)+] = (1 - tau) E[(e - x)+] by bisection."""
+    low, high = values.min(), values.max()
+    for _ in range(60):
+        middle = (low + high) / 2
+        above = np.maximum(values - middle, 0).mean()
+        below = np.maximum(middle - values, 0).mean()
+        low, high = (middle, high) if tau * above > (1 - tau) * below else (low, middle)
+    return float(low)
+
+
+@pytest.mark.parametrize("expectile", [0.05, 0.5, 0.9])
+def test_the_loss_is_minimal_at_the_expectile(expectile: float) -> None:
+    times = np.random.default_rng(0).uniform(10, 60, size=200)
+    found = fitted_constant(expectile, times)
+    assert found == pytest.approx(true_expectile(expectile, times), abs=0.5)
+
+
+def test_half_is_the_mean_and_low_leans_on_short_ways() -> None:
+    times = np.array([10.0] * 3 + [50.0] * 7)
+    assert true_expectile(0.5, times) == pytest.approx(times.mean())
+    assert true_expectile(0.05, times) < 15
+
+
+def test_times_are_in_env_steps_whatever_the_unit() -> None:
+    network = time_to_goal(max_steps=7)
+    observations, goals = torch.ones(3, 2, 2), torch.ones(3, 2, 1)
+    assert network(observations, goals).shape == (3, 2)
+    raw = network.layers(torch.ones(1, 3)).item()
+    assert network(observations, goals)[0, 0].item() == pytest.approx(7 * raw)
+
+
+# --- rankings ---------------------------------------------------------------------
+
+
+class _Distance(TimeToGoal):
+    """Needs ten env steps per unit of distance, known instead of learned."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 1, width=1, max_steps=1)
+
+    def forward(self, observations: Tensor, goals: Tensor) -> Tensor:
+        return 10 * (observations[..., 0] - goals[..., 0]).abs()
+
+
+def candidates(*paths: list[float]) -> Tensor:
+    """Return one row of candidates; the second column is no goal column."""
+    positions = torch.tensor(paths)
+    return torch.stack([positions, 1000 * positions.flip(-1).square()], dim=-1)[None]
+
+
+STEADY = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+JUMPING = [0.0, 0.0, 0.5, 4.5, 5.0, 5.0]
+CURVED = [0.0, 2.0, 3.0, 4.0, 4.5, 5.0]
+
+
+def test_first_takes_the_first() -> None:
+    values = FirstRanking()(candidates(JUMPING, STEADY), [0])
+    assert values.shape == (1, 2)
+    assert values.argmax(dim=1).tolist() == [0]
+
+
+def test_smoothness_is_the_largest_displacement_of_goal_columns() -> None:
+    values = SmoothnessRanking()(candidates(JUMPING, STEADY, CURVED), [0])
+    assert values.tolist() == [[-16.0, -1.0, -4.0]]
+
+
+def test_time_to_goal_is_the_worst_excess_over_the_planned_time() -> None:
+    ranking = TimeToGoalRanking(_Distance(), stride=3, reach=2)
+    values = ranking(candidates(JUMPING, STEADY, CURVED), [0])
+    # Two planning steps are six env steps; the largest two-step moves: 4.5, 2, 3.
+    assert values.tolist() == [[6 - 45.0, 6 - 20.0, 6 - 30.0]]
+
+
+def test_a_plan_shorter_than_the_reach_is_judged_by_its_ends() -> None:
+    ranking = TimeToGoalRanking(_Distance(), stride=3, reach=50)
+    values = ranking(candidates(JUMPING, STEADY), [0])
+    assert values.tolist() == [[15 - 50.0, 15 - 50.0]]
+
+
+def test_rows_are_ranked_apart() -> None:
+    rows = torch.cat([candidates(JUMPING, STEADY), candidates(STEADY, JUMPING)])
+    assert SmoothnessRanking()(rows, [0]).argmax(dim=1).tolist() == [1, 0]

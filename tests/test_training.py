@@ -1,0 +1,294 @@
+"""Training: the loss falls, the average lags, and the settings mean what they say."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from diffuser_policy.config import (
+    NetworkConfig,
+    OptimizationConfig,
+    TrainConfig,
+    WindowConfig,
+)
+from diffuser_policy.data.flat import FlatDataset
+from diffuser_policy.denoiser import PREDICTION_TARGETS
+from diffuser_policy.errors import ConfigError, DatasetError, StorageError
+from diffuser_policy.policy import DiffuserPolicy
+from diffuser_policy.testing import check_policy, toy_config, toy_dataset
+from diffuser_policy.training.average import WeightAverage
+from diffuser_policy.training.loss import draw_num_planning_steps, step_generator
+from diffuser_policy.training.trainer import Trainer, learning_rate
+
+
+def trained(output: Path, config: TrainConfig | None = None, **run: Any) -> Trainer:
+    trainer = Trainer(config or toy_config(), toy_dataset(), output, device="cpu")
+    trainer.run(progress=False, **run)
+    return trainer
+
+
+def optimization(**settings: Any) -> OptimizationConfig:
+    return OptimizationConfig(**{"num_steps": 6, "batch_size": 4, **settings})
+
+
+# --- it learns ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", PREDICTION_TARGETS)
+def test_the_loss_falls(tmp_path: Path, target: Any) -> None:
+    config = toy_config(
+        network=NetworkConfig(
+            dim=8, multipliers=(1, 2), num_denoising_steps=8, prediction_target=target
+        ),
+        optimization=optimization(num_steps=120, batch_size=32, learning_rate=3e-3),
+    )
+    history: list[dict[str, float]] = []
+    trained(
+        tmp_path, config, save_interval=20, on_metrics=lambda _, m: history.append(m)
+    )
+    assert len(history) == 6
+    assert history[-1]["denoiser"] < 0.6 * history[0]["denoiser"]
+    assert history[-1]["time_to_goal"] < 0.6 * history[0]["time_to_goal"]
+
+
+def test_a_trained_planner_is_a_policy(tmp_path: Path) -> None:
+    trained(tmp_path)
+    policy = DiffuserPolicy.from_pretrained(tmp_path)
+    check_policy(policy)
+    provenance = policy.config.provenance
+    assert provenance["steps"] == 6
+    assert provenance["processes"] == 1
+    assert provenance["dataset"]["dataset_id"] == "toy/point-v0"
+    assert provenance["training"]["optimization"]["num_steps"] == 6
+    assert provenance["versions"]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"window": WindowConfig(horizon=16, actions=False, stride=2)},
+        {"window": WindowConfig(horizon=80, padding="repeat")},
+        {"window": WindowConfig(horizon=16, normalizer="gaussian")},
+        {"window": WindowConfig(horizon=16, hindsight_goal="observation")},
+        {"window": WindowConfig(horizon=16, hindsight_goal="none")},
+        {"time_to_goal": None},
+    ],
+)
+def test_every_kind_of_window_can_be_trained_on(
+    tmp_path: Path, parts: dict[str, Any]
+) -> None:
+    config = toy_config(**{**parts, "optimization": optimization(num_steps=1)})
+    trained(tmp_path, config)
+    assert DiffuserPolicy.from_pretrained(tmp_path).config.window == config.window
+
+
+def test_planning_uses_the_averaged_weights(tmp_path: Path) -> None:
+    trainer = trained(tmp_path, toy_config(optimization=optimization(ema_decay=0.9)))
+    saved = DiffuserPolicy.from_pretrained(tmp_path).networks.state_dict()
+    average = trainer.average.average.state_dict()
+    assert all(torch.equal(saved[name], average[name]) for name in saved)
+    weights = trainer.networks.state_dict()
+    assert not all(torch.equal(saved[name], weights[name]) for name in saved)
+
+
+def test_global_random_state_is_not_touched(tmp_path: Path) -> None:
+    before = torch.random.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index] # noqa: NPY002
+    trained(tmp_path)
+    after = torch.random.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index] # noqa: NPY002
+    assert torch.equal(before[0], after[0])
+    assert before[1] == after[1]
+
+
+def test_the_seed_decides_and_nothing_else(tmp_path: Path) -> None:
+    def weights(name: str, seed: int) -> bytes:
+        config = toy_config(seed=seed, optimization=optimization(num_steps=2))
+        trained(tmp_path / name, config)
+        return (tmp_path / name / "model.safetensors").read_bytes()
+
+    first = weights("first", 1)
+    torch.randn(5)  # moves the global state
+    assert weights("again", 1) == first
+    assert weights("other", 2) != first
+
+
+# --- one gradient step ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_accumulations", [1, 3])
+def test_gradients_are_means_over_accumulated_batches(
+    tmp_path: Path, num_accumulations: int
+) -> None:
+    config = toy_config(
+        optimization=optimization(
+            num_accumulations=num_accumulations, max_gradient_norm=None
+        )
+    )
+    trainer = Trainer(config, toy_dataset(), tmp_path, device="cpu")
+    losses = [sum(trainer.loss(0, 0, n).values()) for n in range(num_accumulations)]
+    parameters = list(trainer.networks.parameters())
+    expected = torch.autograd.grad(sum(losses) / num_accumulations, parameters)  # type: ignore[arg-type]
+    metrics = trainer._descend()
+    for parameter, gradient in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
+    mean = float(sum(losses)) / num_accumulations
+    assert sum(metrics.values()) == pytest.approx(mean, rel=1e-4)
+
+
+def test_gradients_are_clipped_network_by_network(tmp_path: Path) -> None:
+    config = toy_config(optimization=optimization(max_gradient_norm=1e-3))
+    trainer = Trainer(config, toy_dataset(), tmp_path, device="cpu")
+    trainer._descend()
+    for network in (trainer.networks.denoiser, trainer.networks.time_to_goal):
+        assert network is not None
+        norms = [p.grad.norm() for p in network.parameters() if p.grad is not None]
+        assert torch.stack(norms).norm().item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_learning_rates_follow_their_schedule() -> None:
+    cosine = optimization(num_steps=100, learning_rate=0.2)
+    assert learning_rate(cosine, 0) == 0.2
+    assert learning_rate(cosine, 50) == pytest.approx(0.1)
+    assert learning_rate(cosine, 25) == pytest.approx(0.1 * (1 + math.sqrt(0.5)))
+    assert 0 < learning_rate(cosine, 99) < 1e-4
+    constant = dataclasses.replace(cosine, learning_rate_schedule="constant")
+    assert {learning_rate(constant, step) for step in (0, 50, 99)} == {0.2}
+
+
+def test_the_optimizer_gets_the_schedules_rate(tmp_path: Path) -> None:
+    trainer = Trainer(toy_config(), toy_dataset(), tmp_path, device="cpu")
+    for step in range(3):
+        trainer._descend()
+        expected = learning_rate(trainer.config.optimization, step)
+        assert trainer.optimizer.param_groups[0]["lr"] == expected
+
+
+def test_the_average_is_a_copy_and_then_a_moving_mean() -> None:
+    network, average = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    mean = WeightAverage(average, decay=0.9, interval=2, start=4)
+    expected = {2: 2.0, 3: 2.0, 4: 4.0, 5: 4.0, 6: 4.2, 7: 4.2, 8: 4.58}
+    for step in range(1, 9):
+        network.weight.data.fill_(step)
+        mean.update(network, step)
+        if step in expected:
+            assert average.weight.item() == pytest.approx(expected[step]), step
+    assert not average.weight.requires_grad
+
+
+# --- batches --------------------------------------------------------------------------
+
+
+def test_every_step_process_and_batch_has_its_own_noise() -> None:
+    drawn = {
+        float(torch.rand(1, generator=step_generator(seed, step, process, batch)))
+        for seed in range(2)
+        for step in range(3)
+        for process in range(2)
+        for batch in range(2)
+    }
+    assert len(drawn) == 24
+    again = float(torch.rand(1, generator=step_generator(1, 2, 1, 1)))
+    assert again in drawn
+
+
+def test_mixed_horizons_are_multiples_and_all_occur() -> None:
+    window = WindowConfig(horizon=48, min_horizon=9, stride=3)
+    config = toy_config(window=window)
+    lengths = [draw_num_planning_steps(config, step, 4) for step in range(200)]
+    assert set(lengths) == {4, 8, 12, 16}
+    fixed = toy_config(window=WindowConfig(horizon=48, stride=3))
+    assert {draw_num_planning_steps(fixed, step, 4) for step in range(50)} == {16}
+
+
+def test_processes_see_other_windows_of_the_same_length(tmp_path: Path) -> None:
+    trainer = Trainer(toy_config(), toy_dataset(), tmp_path, device="cpu")
+    shapes, sums = [], []
+    sample = trainer.loss.windows.sample
+
+    def spy(*arguments: Any) -> torch.Tensor:
+        windows = sample(*arguments)
+        shapes.append(windows.shape)
+        sums.append(windows.sum().item())
+        return windows
+
+    trainer.loss.windows.sample = spy  # type: ignore[method-assign]
+    for process in (0, 1):
+        trainer.loss(3, process, 0)
+    assert shapes[0] == shapes[1]
+    assert sums[0] != sums[1]
+
+
+# --- files and refusals -----------------------------------------------------------------
+
+
+def test_metrics_are_logged_at_every_checkpoint(tmp_path: Path) -> None:
+    seen: list[int] = []
+    trained(tmp_path, save_interval=4, on_metrics=lambda step, _: seen.append(step))
+    lines = (tmp_path / "training" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [4, 6] == seen
+    assert set(json.loads(lines[0])) == {"step", "denoiser", "time_to_goal"}
+
+
+def test_progress_is_shown_on_request(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = Trainer(toy_config(), toy_dataset(), tmp_path, device="cpu")
+    trainer.run(progress=True)
+    shown = capsys.readouterr().err
+    assert "6/6" in shown
+    assert "step/s" in shown
+
+
+def test_a_full_disk_keeps_the_checkpoints_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(toy_config(), toy_dataset(), tmp_path, device="cpu")
+    write_bytes = Path.write_bytes
+
+    def full(path: Path, data: bytes) -> int:
+        if trainer.step > 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write_bytes(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(StorageError, match="Free some space"):
+            trainer.run(save_interval=2, progress=False)
+    names = sorted(path.name for path in (tmp_path / "training").iterdir())
+    assert names == ["metrics.jsonl", "settings.json", "step-00000002"]
+    assert DiffuserPolicy.from_pretrained(tmp_path).config.provenance["steps"] == 2
+    resumed = trained(tmp_path, save_interval=2)
+    assert resumed.step == 6
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_data_that_is_not_finite_is_refused(bad: float) -> None:
+    flat = toy_dataset()
+    observation = flat.fields["observation"].copy()
+    observation[5, 1] = bad
+    with pytest.raises(DatasetError, match="not finite"):
+        FlatDataset(
+            {**flat.fields, "observation": observation}, flat.run_starts, flat.metadata
+        )
+
+
+def test_a_dataset_shorter_than_the_window_is_refused(tmp_path: Path) -> None:
+    config = toy_config(window=WindowConfig(horizon=62))
+    with pytest.raises(DatasetError, match="longest continuous run has 60"):
+        Trainer(config, toy_dataset(), tmp_path, device="cpu")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_goal_that_the_data_lack_is_refused(tmp_path: Path) -> None:
+    config = toy_config(time_to_goal=None)
+    with pytest.raises(ConfigError, match="no goal columns"):
+        Trainer(config, toy_dataset(goals=False), tmp_path, device="cpu")
