@@ -7,6 +7,9 @@ from collections.abc import Iterator
 
 # Before anything is imported: child processes inherit these.
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # tiny networks; threads only get in the way
 os.environ["MPLBACKEND"] = "Agg"
 
 import hypothesis

@@ -6,8 +6,8 @@
 
 `predict` keeps Stable-Baselines3's contract: what the policy remembers of an episode is
 in `state`, and the loop passes it back. Episode i is reset with seed i everywhere. It
-ends with the largest difference between the returns of an episode in any two loops. Plans
-of a batch may differ from single ones in the last bits of the arithmetic, nothing else.
+ends with the largest difference between the returns of an episode in any two loops: a
+batch may differ from single rows in the last bits of the arithmetic, in nothing else.
 """
 
 from __future__ import annotations

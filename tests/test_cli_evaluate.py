@@ -6,12 +6,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
 from diffuser_policy.cli import main
 from diffuser_policy.cli.options import PlanningOptions
+from diffuser_policy.config import ExecutionConfig, PlannerConfig
 from diffuser_policy.evaluation import evaluate
 from diffuser_policy.evaluation.report import to_json
 from diffuser_policy.policy import DiffuserPolicy
@@ -86,6 +87,13 @@ def test_options_become_settings(
 ) -> None:
     expected = options if settings is None else settings
     assert PlanningOptions(**options).settings() == expected
+
+
+def test_options_offer_the_choices_of_the_settings() -> None:
+    choices = get_type_hints(PlannerConfig) | get_type_hints(ExecutionConfig)
+    offered = get_type_hints(PlanningOptions)
+    for name in ("sampler", "horizon", "ranking", "executor"):
+        assert set(get_args(get_args(offered[name])[0])) == set(get_args(choices[name]))
 
 
 def test_every_option_is_a_setting_of_the_policy(planner: str) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from diffuser_policy.data.cache import DatasetCache
+from diffuser_policy.data.episodes import flatten
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.minari import (
     load_flat,
@@ -138,3 +141,52 @@ def test_the_cache_folder_can_be_given(tmp_path: Path) -> None:
     load_flat(DATASET, cache_dir=tmp_path / "elsewhere")
     assert not (tmp_path / "cache").exists()
     assert list((tmp_path / "elsewhere").glob("test--mazes--tiny-v2-*/*/meta.json"))
+
+
+def test_datasets_of_one_name_in_two_places_keep_an_entry_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: list[Path]
+) -> None:
+    for place, length in (("here", 4), ("there", 9)):
+        monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / place))
+        write(cut_stream([length])[0])
+        load_flat(DATASET)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "here"))
+    assert load_flat(DATASET).num_rows == 4
+    assert len(reads) == 2
+
+
+def test_files_that_change_while_they_are_read_are_not_cached(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    flat = flatten(cut_stream([4])[0], num_rows=4)
+
+    def read() -> FlatDataset:
+        (tmp_path / "source" / "late.hdf5").touch()
+        return flat
+
+    assert DatasetCache(tmp_path / "cache").get("x", tmp_path / "source", read) is flat
+    assert not cache_entries(tmp_path)
+
+
+def test_what_killed_writers_left_is_deleted_after_a_day(tmp_path: Path) -> None:
+    write(cut_stream([4])[0])
+    load_flat(DATASET)
+    entry = cache_entries(tmp_path)[0]
+    fresh, stale = (entry.with_name(f".{name}.partial") for name in ("new", "old"))
+    for folder in (fresh, stale):
+        folder.mkdir()
+    os.utime(stale, (1, 1))
+    os.utime(data_folder(tmp_path) / "main_data.hdf5", ns=(1, 1))
+    load_flat(DATASET)
+    assert fresh.exists()
+    assert not stale.exists()
+
+
+def test_readers_at_the_same_time_get_the_same(tmp_path: Path) -> None:
+    write(cut_stream([40, 30])[0])
+    with ThreadPoolExecutor(6) as pool:
+        datasets = list(pool.map(load_flat, [DATASET] * 12))
+    for dataset in datasets:
+        np.testing.assert_array_equal(
+            dataset.fields["action"], datasets[0].fields["action"]
+        )
+    assert len(cache_entries(tmp_path)) == 1

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 from diffuser_policy.cli.collect import CollectCommand, run
+from diffuser_policy.data import demonstrators
 from diffuser_policy.data.collection import (
     CollectSettings,
     collect,
@@ -240,6 +242,29 @@ def test_unknown_names_are_refused_with_the_nearest(root: Path) -> None:
 def test_an_env_whose_goal_cannot_change_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"PendulumEnv.*set_goal.*collect_episodes"):
         collect(CollectSettings(env_id="Pendulum-v1", demonstrator=EXPERT))
+
+
+def test_a_demonstrator_is_found_by_its_entry_point(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    point = EntryPoint("maze-waypoint", EXPERT, demonstrators.GROUP)
+    monkeypatch.setattr(
+        demonstrators,
+        "entry_points",
+        lambda group: [point] if group == demonstrators.GROUP else [],
+    )
+    record(replace(SMALL, demonstrator=None, num_steps=400))
+    recipe = load_flat(COLLECTED).metadata["collection"]["recipe"]
+    assert recipe["demonstrator"] == "maze-waypoint"
+    with pytest.raises(UnknownNameError, match="Did you mean 'maze-waypoint'"):
+        find_demonstrator("maze-waypoin")
+
+
+def test_an_env_without_a_demonstrator_of_its_own_needs_one_named() -> None:
+    env = make_env("Pendulum-v1")
+    with pytest.raises(ConfigError, match="--demonstrator"):
+        demonstrators.default_demonstrator(env)
+    env.close()
 
 
 def test_a_class_is_found_by_module_and_name() -> None:

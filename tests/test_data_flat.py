@@ -150,6 +150,8 @@ def test_a_folder_with_other_files_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(StorageError, match="not a saved dataset"):
         make_dataset().save(tmp_path)
+    with pytest.raises(StorageError, match="not a saved dataset"):
+        make_dataset().save(tmp_path / "thesis.tex")
     assert (tmp_path / "thesis.tex").read_text() == "precious"
 
 

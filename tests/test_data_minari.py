@@ -72,10 +72,13 @@ def test_a_box_dataset_is_read_as_it_was_written() -> None:
 
 def test_minari_reads_the_same(tmp_path: Path) -> None:
     minari = pytest.importorskip("minari")
+    from minari.namespace import list_local_namespaces
+
     episodes, _ = cut_stream([40, 30, 25])
     write(episodes)
     dataset = minari.load_dataset(DATASET)
     assert (dataset.total_steps, dataset.total_episodes) == (95, 3)
+    assert set(list_local_namespaces()) == {"test", "test/mazes"}
     assert list(minari.list_local_datasets()) == [DATASET] == local_dataset_ids()
     slow = flatten(_any_episodes(data_folder(tmp_path)), num_rows=95)
     for name, array in load_flat(DATASET).fields.items():

@@ -60,12 +60,17 @@ class PlanningOptions:
     ] = None
     """Distance from the plan in meters beyond which it is made anew."""
 
+    threads: Annotated[int, tyro.conf.arg(metavar="N")] = 1
+    """CPU threads of PyTorch. The shipped planners are small: one is fastest, and two
+    on a busy machine are many times slower."""
+
     def settings(self) -> dict[str, Any]:
         """Return those that were given, as `DiffuserPolicy.with_settings` takes them.
 
         Options with a word for "no limit" stand for a setting that may be None.
         """
         given = {name: value for name, value in vars(self).items() if value is not None}
+        given.pop("threads")
         if given.get("sampler") == "ddpm":
             given.setdefault("steps", "all")
         named = {"steps": "num_sampling_steps", "candidates": "num_candidates"}
@@ -83,8 +88,13 @@ def load_policy(planner: str, options: PlanningOptions, *, seed: int) -> Diffuse
         CheckpointError: Truncated, foreign, or of another schema.
         ConfigError: Options that contradict each other or the planner.
     """
+    import torch
+
     from diffuser_policy.policy import DiffuserPolicy
 
+    if options.threads < 1:
+        raise ConfigError(f"--threads must be at least 1, got {options.threads}.")
+    torch.set_num_threads(options.threads)
     return DiffuserPolicy.from_pretrained(planner, seed=seed, **options.settings())
 
 

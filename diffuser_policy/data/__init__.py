@@ -1,0 +1,1 @@
+"""Data: recorded, read once, and cut into windows."""

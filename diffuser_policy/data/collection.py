@@ -201,10 +201,10 @@ def collect_episodes(
     new_folder(dataset_id, overwrite=overwrite)
     check_spaces(env)
     bar = tqdm(range(num_episodes), unit="episode", disable=None if progress else True)
-    episodes = (
+    episodes = [
         record_episode(env, policy, _env_seed(seed, i), deterministic=deterministic)
         for i in bar
-    )
+    ]
     return write_minari(
         dataset_id,
         episodes,

@@ -16,7 +16,6 @@ episodes were. The very last observation of a run has no action and no row.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -209,9 +208,11 @@ def _is_foreign(folder: Path) -> bool:
     for pause in (0.0, 0.1):
         time.sleep(pause)
         try:
-            names = os.listdir(folder)
+            names = [path.name for path in folder.iterdir()]
         except FileNotFoundError:
             return False
+        except NotADirectoryError:
+            return True
         if not names or META_FILE in names:
             return False
     return True

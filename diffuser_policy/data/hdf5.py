@@ -40,8 +40,6 @@ def hdf5_episodes(path: Path, num_episodes: int) -> Iterator[Episode]:
                 group = h5py.h5g.open(file.id, f"episode_{number}".encode())
                 yield _read_episode(h5py, group)
     except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        if isinstance(error, DatasetError):
-            raise
         where = f", episode {number}," if number >= 0 else ""
         raise DatasetError(f"{path}{where} cannot be read: {error}.") from error
 

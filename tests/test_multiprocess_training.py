@@ -1,0 +1,134 @@
+"""Two processes through Accelerate: one model, trained on the batches of both."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from diffuser_policy.config import NetworkConfig, OptimizationConfig, TrainConfig
+from diffuser_policy.errors import MissingExtraError
+from diffuser_policy.policy import DiffuserPolicy
+from diffuser_policy.testing import toy_config, toy_dataset
+from diffuser_policy.training.processes import Processes
+from diffuser_policy.training.trainer import Trainer
+
+WORKER = """
+import sys
+from pathlib import Path
+
+from safetensors.torch import save_file
+from diffuser_policy.testing import toy_dataset
+from diffuser_policy.training.processes import Processes
+from diffuser_policy.training.trainer import Trainer
+from tests.test_multiprocess_training import config
+
+processes = Processes.launched("cpu")
+output = Path(sys.argv[1])
+trainer = Trainer(config(), toy_dataset(), output / "run", processes=processes)
+trainer.run(save_interval=2, progress=False)
+weights = trainer.networks.state_dict()
+save_file(weights, output / f"rank-{processes.rank}.safetensors")
+"""
+
+
+def config() -> TrainConfig:
+    return toy_config(
+        network=NetworkConfig(dim=16, multipliers=(1, 2), num_denoising_steps=8),
+        optimization=OptimizationConfig(
+            num_steps=5, batch_size=4, num_accumulations=2, learning_rate=1e-3
+        ),
+    )
+
+
+def alone(output: Path, processes: Processes | None = None) -> dict[str, Tensor]:
+    """Return the weights that one process learns."""
+    processes = processes or Processes.single("cpu")
+    trainer = Trainer(config(), toy_dataset(), output, processes=processes)
+    trainer.run(progress=False)
+    return trainer.networks.state_dict()
+
+
+def averaging(ranks: int) -> Processes:
+    """Return one process that computes the batches of all ranks by itself."""
+
+    def prepare(loss: nn.Module) -> Callable[..., dict[str, Tensor]]:
+        def mean(step: int, _: int, accumulation: int) -> dict[str, Tensor]:
+            losses = [loss(step, rank, accumulation) for rank in range(ranks)]
+            return {
+                name: torch.stack([each[name] for each in losses]).mean()
+                for name in losses[0]
+            }
+
+        return mean
+
+    return dataclasses.replace(Processes.single("cpu"), prepare=prepare)
+
+
+def largest_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+@pytest.mark.timeout(280)
+def test_two_processes_average_their_gradients(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    root = Path(__file__).parent.parent
+    process = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node", "2", str(script), str(tmp_path)),
+        ],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    first = load_file(tmp_path / "rank-0.safetensors")
+    second = load_file(tmp_path / "rank-1.safetensors")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+    # The same as one process that does the work of both, up to rounding; and not
+    # the same as a process that sees its own batches only.
+    both = largest_difference(first, alone(tmp_path / "both", averaging(2)))
+    one = largest_difference(first, alone(tmp_path / "one"))
+    assert both < 2e-5
+    assert one > 100 * both
+
+    provenance = DiffuserPolicy.from_pretrained(tmp_path / "run").config.provenance
+    assert provenance["processes"] == 2
+    assert provenance["steps"] == 5
+
+
+def test_without_a_launcher_there_is_one_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    processes = Processes.launched("cpu")
+    assert (processes.rank, processes.num_processes) == (0, 1)
+    assert processes.is_main
+    assert processes.device == torch.device("cpu")
+
+
+def test_several_processes_need_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(MissingExtraError, match=r"diffuser-policy\[train\]"):
+        Processes.launched("cpu")
+
+
+def test_only_the_main_process_writes(tmp_path: Path) -> None:
+    other = dataclasses.replace(Processes.single("cpu"), rank=1)
+    alone(tmp_path, other)
+    assert list(tmp_path.iterdir()) == []

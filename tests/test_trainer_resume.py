@@ -1,0 +1,313 @@
+"""A run that is killed or interrupted at any moment ends as if it never had been."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from diffuser_policy.config import TrainConfig
+from diffuser_policy.errors import CheckpointError, ConfigError
+from diffuser_policy.testing import toy_config, toy_dataset
+from diffuser_policy.training.interrupt import held_interrupt
+from diffuser_policy.training.state import checkpoints
+from diffuser_policy.training.trainer import Trainer, differences
+
+PLANNER = ("model.safetensors", "config.json")
+
+
+def make_trainer(output: Path, config: TrainConfig | None = None) -> Trainer:
+    return Trainer(config or toy_config(), toy_dataset(), output, device="cpu")
+
+
+def result(output: Path) -> dict[str, bytes]:
+    """Return what a run leaves: the planner, and the last checkpoint's tensors."""
+    files = {name: (output / name).read_bytes() for name in PLANNER}
+    last = checkpoints(output / "training")[-1]
+    return {**files, last.name: (last / "tensors.safetensors").read_bytes()}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    output = tmp_path_factory.mktemp("uninterrupted")
+    make_trainer(output).run(progress=False)
+    return result(output)
+
+
+# --- killed -----------------------------------------------------------------------
+
+KILLED = """
+    import os, signal, sys, threading, time
+    from pathlib import Path
+
+    from diffuser_policy.config import OptimizationConfig
+    from diffuser_policy.testing import toy_config, toy_dataset
+    from diffuser_policy.training.trainer import Trainer
+
+    NUM_STEPS = 40
+    CONFIG = toy_config(
+        optimization=OptimizationConfig(num_steps=NUM_STEPS, batch_size=2)
+    )
+
+    def kill_after(trainer, step, delay):
+        while trainer.step < step:
+            time.sleep(0.0005)
+        time.sleep(delay)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def kill_within_write(number):
+        write_bytes, count = Path.write_bytes, 0
+
+        def write(path, data):
+            nonlocal count
+            count += 1
+            if count == number:
+                write_bytes(path, data[: len(data) // 2])
+                os.kill(os.getpid(), signal.SIGKILL)
+            return write_bytes(path, data)
+
+        Path.write_bytes = write
+
+    def train(output, step=None, delay=0.0, write=None):
+        trainer = Trainer(CONFIG, toy_dataset(), Path(output), device="cpu")
+        if step is not None:
+            watch = threading.Thread(
+                target=kill_after, args=(trainer, step, delay), daemon=True
+            )
+            watch.start()
+        if write is not None:
+            kill_within_write(write)
+        trainer.run(save_interval=3, progress=False)
+
+    def status(output, **kill):
+        child = os.fork()
+        if child == 0:
+            train(output, **kill)
+            os._exit(0)
+        return os.waitpid(child, 0)[1]
+
+    folder, *moments = sys.argv[1:]
+    assert status(f"{folder}/whole") == 0
+    for moment in moments:
+        step, delay, write = moment.split(",")
+        kill = {"write": int(write)} if write else {}
+        if step:
+            kill |= {"step": int(step), "delay": float(delay)}
+        assert status(f"{folder}/killed", **kill) == signal.SIGKILL, moment
+        print(sorted(os.listdir(f"{folder}/killed/training")))
+    assert status(f"{folder}/killed") == 0
+"""
+
+
+def test_killed_at_random_moments_and_resumed_equals_never_killed(
+    tmp_path: Path,
+) -> None:
+    """Three SIGKILLs between two instructions, and two in the middle of a write."""
+    moments = [
+        f"{random.randrange(low, low + 8)},{random.uniform(0, 0.01):.4f},"
+        for low in (1, 11, 21)
+    ]
+    # Of a checkpoint's writes, the first is tensors.safetensors, the fourth the
+    # planner's weights.
+    moments += [",,1", ",,4"]
+    process = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path), *moments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert process.returncode == 0, (moments, process.stdout, process.stderr)
+    whole, killed = result(tmp_path / "whole"), result(tmp_path / "killed")
+    assert whole.keys() == killed.keys()
+    for name, content in whole.items():
+        assert content == killed[name], (moments, name)
+
+
+def test_a_kill_between_the_last_checkpoint_and_the_planner_is_made_good(
+    tmp_path: Path, uninterrupted: dict[str, bytes]
+) -> None:
+    make_trainer(tmp_path).run(save_interval=4, progress=False)
+    for name in PLANNER:
+        (tmp_path / name).unlink()
+    make_trainer(tmp_path).run(progress=False)
+    assert result(tmp_path) == uninterrupted
+
+
+# --- interrupted ------------------------------------------------------------------
+
+
+def press_ctrl_c(trainer: Trainer, *, at_step: int, times: int = 1) -> None:
+    """Press Ctrl-C within a gradient step, between the loss and the optimizer."""
+    step = trainer.optimizer.step
+
+    def pressed(*arguments: Any, **settings: Any) -> Any:
+        if trainer.step == at_step:
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
+        return step(*arguments, **settings)
+
+    trainer.optimizer.step = pressed  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("at_step", [0, 2, 5])
+def test_ctrl_c_finishes_the_step_and_saves(
+    tmp_path: Path, uninterrupted: dict[str, bytes], at_step: int
+) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    trainer = make_trainer(tmp_path)
+    press_ctrl_c(trainer, at_step=at_step)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run(progress=False)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert checkpoints(tmp_path / "training")[-1].name == f"step-{at_step + 1:08d}"
+    make_trainer(tmp_path).run(progress=False)
+    assert result(tmp_path) == uninterrupted
+
+
+def test_a_second_ctrl_c_stops_at_once_and_saves_nothing(
+    tmp_path: Path, uninterrupted: dict[str, bytes]
+) -> None:
+    trainer = make_trainer(tmp_path)
+    press_ctrl_c(trainer, at_step=3, times=2)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run(save_interval=2, progress=False)
+    assert trainer.step == 3
+    assert checkpoints(tmp_path / "training")[-1].name == "step-00000002"
+    make_trainer(tmp_path).run(progress=False)
+    assert result(tmp_path) == uninterrupted
+
+
+def test_nothing_is_held_outside_the_main_thread(tmp_path: Path) -> None:
+    asked: list[bool] = []
+
+    def run() -> None:
+        with held_interrupt() as interrupted:
+            asked.append(interrupted())
+        make_trainer(tmp_path).run(progress=False)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert asked == [False]
+    assert checkpoints(tmp_path / "training")
+
+
+# --- resumed ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("save_interval", [1, 4, 100])
+def test_the_save_interval_does_not_matter(
+    tmp_path: Path, uninterrupted: dict[str, bytes], save_interval: int
+) -> None:
+    make_trainer(tmp_path).run(save_interval=save_interval, progress=False)
+    assert result(tmp_path) == uninterrupted
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    make_trainer(tmp_path).run(save_interval=1, progress=False)
+    names = [path.name for path in checkpoints(tmp_path / "training")]
+    assert names == ["step-00000005", "step-00000006"]
+
+
+def test_a_finished_run_stays_as_it_is(
+    tmp_path: Path, uninterrupted: dict[str, bytes]
+) -> None:
+    for _ in range(2):
+        make_trainer(tmp_path).run(progress=False)
+        assert result(tmp_path) == uninterrupted
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 3}, "seed: 0 → 3"),
+        ({"dataset": "toy/other-v0"}, "dataset: toy/point-v0 → toy/other-v0"),
+        ({"time_to_goal": None}, "time_to_goal"),
+    ],
+)
+def test_a_folder_of_another_run_is_refused(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    make_trainer(tmp_path).run(progress=False)
+    before = result(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        make_trainer(tmp_path, dataclasses.replace(toy_config(), **change))
+    assert result(tmp_path) == before
+
+
+def test_differences_are_named_by_their_path() -> None:
+    saved = {"a": {"b": 1, "c": [1, 2]}, "d": None}
+    assert differences(saved, saved) == []
+    other = {"a": {"b": 2, "c": [1, 2]}, "e": 3}
+    assert differences(saved, other) == ["a.b: 1 → 2", "e: None → 3"]
+
+
+# --- broken checkpoints -----------------------------------------------------------
+
+
+@pytest.fixture
+def half_done(tmp_path: Path) -> Path:
+    trainer = make_trainer(tmp_path)
+    press_ctrl_c(trainer, at_step=3)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run(save_interval=2, progress=False)
+    return tmp_path
+
+
+def test_unfinished_folders_are_ignored(half_done: Path) -> None:
+    (half_done / "training" / "step-00000009").mkdir()
+    partial = half_done / "training" / ".step-00000005.123-abc.partial"
+    shutil.copytree(checkpoints(half_done / "training")[-1], partial)
+    trainer = make_trainer(half_done)
+    assert trainer.step == 4
+
+
+@pytest.mark.parametrize("kept", [0, 1000])
+def test_a_truncated_checkpoint_is_refused_with_advice(
+    half_done: Path, kept: int, uninterrupted: dict[str, bytes]
+) -> None:
+    last = checkpoints(half_done / "training")[-1]
+    tensors = last / "tensors.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:kept])
+    with pytest.raises(CheckpointError, match="Delete it to resume from the"):
+        make_trainer(half_done)
+    shutil.rmtree(last)
+    make_trainer(half_done).run(progress=False)
+    assert result(half_done) == uninterrupted
+
+
+def test_a_checkpoint_of_another_schema_is_refused(half_done: Path) -> None:
+    state = checkpoints(half_done / "training")[-1] / "state.json"
+    state.write_text(json.dumps({"schema": 99, "step": 4}))
+    with pytest.raises(CheckpointError, match="schema 99"):
+        make_trainer(half_done)
+
+
+def test_a_checkpoint_of_another_network_is_refused(half_done: Path) -> None:
+    (half_done / "training" / "settings.json").unlink()
+    network = dataclasses.replace(toy_config().network, dim=16)
+    with pytest.raises(CheckpointError, match="another network"):
+        make_trainer(half_done, dataclasses.replace(toy_config(), network=network))
+
+
+def test_the_optimizers_moments_are_restored(half_done: Path) -> None:
+    """The step after a resume uses them: without, Adam would start anew."""
+    resumed = make_trainer(half_done)
+    states = resumed.optimizer.state_dict()["state"]
+    assert {int(state["step"]) for state in states.values()} == {4}
+    assert any(torch.any(state["exp_avg_sq"] > 0) for state in states.values())
+    assert resumed.optimizer.param_groups[0]["betas"] == (0.9, 0.999)
