@@ -27,7 +27,8 @@ hypothesis.settings.load_profile("suite")
 _readme = Sybil(
     parsers=[markdown.PythonCodeBlockParser(), markdown.SkipParser()],
     patterns=["README.md"],
-    excludes=["diffuser_policy/pretrained/*/README.md"],  # model cards name folders that don't exist
+    # Model cards name folders that don't exist.
+    excludes=["diffuser_policy/pretrained/*/README.md"],
 )
 _docstrings = Sybil(
     parsers=[rest.DocTestParser()],

@@ -14,6 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from diffuser_policy.conditions import Conditions
+    from diffuser_policy.config import TrainConfig
+    from diffuser_policy.data.collection import (
+        CollectSettings,
+        collect,
+        collect_episodes,
+    )
     from diffuser_policy.data.flat import FlatDataset
     from diffuser_policy.data.minari import load_flat
     from diffuser_policy.data.windows import WindowDataset
@@ -38,8 +44,11 @@ if TYPE_CHECKING:
     from diffuser_policy.sampler import DDIMSampler, DDPMSampler, Sampler
     from diffuser_policy.schedule import NoiseSchedule
     from diffuser_policy.time_to_goal import TimeToGoal
+    from diffuser_policy.training.presets import preset
+    from diffuser_policy.training.trainer import Trainer
 
 __all__ = [
+    "CollectSettings",
     "Conditions",
     "DDIMSampler",
     "DDPMSampler",
@@ -60,13 +69,19 @@ __all__ = [
     "TemporalUNet",
     "TimeToGoal",
     "TrackingExecutor",
+    "TrainConfig",
+    "Trainer",
     "TrajectoryLayout",
     "WindowDataset",
+    "collect",
+    "collect_episodes",
     "evaluate",
     "load_flat",
+    "preset",
 ]
 
 _MODULES = {
+    "CollectSettings": "data.collection",
     "Conditions": "conditions",
     "DDIMSampler": "sampler",
     "DDPMSampler": "sampler",
@@ -87,10 +102,15 @@ _MODULES = {
     "TemporalUNet": "networks",
     "TimeToGoal": "time_to_goal",
     "TrackingExecutor": "executors",
+    "TrainConfig": "config",
+    "Trainer": "training.trainer",
     "TrajectoryLayout": "layout",
     "WindowDataset": "data.windows",
+    "collect": "data.collection",
+    "collect_episodes": "data.collection",
     "evaluate": "evaluation",
     "load_flat": "data.minari",
+    "preset": "training.presets",
 }
 
 

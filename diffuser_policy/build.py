@@ -93,7 +93,7 @@ class PolicyConfig:
         Raises:
             CheckpointError: Another schema, or settings that are missing or foreign.
         """
-        if "schema" not in data:
+        if not isinstance(data, dict) or "schema" not in data:
             raise CheckpointError(
                 "config.json is not of this package: it has no 'schema'. Planners are "
                 "written by save_pretrained or `diffuser-policy train`."
@@ -157,7 +157,9 @@ def build_networks(config: PolicyConfig) -> PlannerNetworks:
         network,
         NoiseSchedule(settings.num_denoising_steps),
         prediction_target=settings.prediction_target,
-        clip=settings.clip,
+        clip=config.window.normalizer == "limits"
+        if settings.clip is None
+        else settings.clip,
     )
     normalizer = normalizer_class(config.window.normalizer).blank(
         config.layout.transition_dim
@@ -235,6 +237,14 @@ def build_executor(config: PolicyConfig) -> Executor:
     settings = config.execution
     if settings.executor == "actions":
         return PlannedActions(config.layout, config.window.stride)
+    for name in ("position", "velocity"):
+        columns = config.layout.aliases.get(name)
+        if columns is not None and len(columns) != len(config.spaces.action_low):
+            raise ConfigError(
+                f"Tracking pushes along every column of {name!r}: it needs as many as "
+                f"there are actions ({len(config.spaces.action_low)}), got {columns}. "
+                f"Use the executor 'actions'."
+            )
     if settings.executor == "pursuit":
         return PursuitExecutor(
             config.layout,
@@ -272,8 +282,22 @@ def policy_config(train: TrainConfig, flat: FlatDataset) -> PolicyConfig:
     """
     spaces = space_spec(flat)
     aliases = dict(flat.metadata.get("observation_columns", {}))
+    for name in ("position", "velocity"):
+        columns = getattr(train.window, name)
+        if columns is not None:
+            aliases[name] = columns
     if spaces.has_goal:
         aliases["goal"] = spaces.goal_columns
+    elif train.time_to_goal is not None:
+        raise ConfigError(
+            "A time-to-goal network needs data with goals, and this dataset has none. "
+            "Train with --no-time-to-goal."
+        )
+    if train.network.clip and train.window.normalizer != "limits":
+        raise ConfigError(
+            f"clip=True cuts trajectories off at [-1, 1], and the normalizer "
+            f"{train.window.normalizer!r} does not map data into it. Leave clip out."
+        )
     layout = TrajectoryLayout(
         action_dim=flat.action_size if train.window.actions else 0,
         observation_dim=spaces.planned_size,

@@ -9,6 +9,8 @@ setting changes; another schema is refused, by both numbers.
 from __future__ import annotations
 
 import dataclasses
+import math
+import numbers
 import types
 import typing
 from collections.abc import Mapping
@@ -42,6 +44,10 @@ class WindowConfig:
     whole observation."""
     normalizer: Literal["limits", "gaussian", "identity"] = "limits"
     """Map between environment units and the network's units."""
+    position: tuple[int, ...] | None = None
+    """Observation columns of the position, for data that does not name them."""
+    velocity: tuple[int, ...] | None = None
+    """Observation columns of the velocity, for data that does not name them."""
 
     def __post_init__(self) -> None:
         """Check that the horizons are made of whole planning steps."""
@@ -86,8 +92,12 @@ class NetworkConfig:
     """Denoising steps of the training schedule."""
     prediction_target: Literal["clean", "noise", "velocity"] = "clean"
     """What the network outputs."""
-    clip: bool = True
-    """Clamp denoised trajectories to [-1, 1] (for the limits normalizer)."""
+    clip: bool | None = None
+    """Clamp denoised trajectories to [-1, 1]; not given: with the limits normalizer."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        positive(self, "dim", "kernel_size", "num_denoising_steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +139,10 @@ class PlannerConfig:
     goal_velocity: bool = False
     """Pin zero velocity at the goal beside the position."""
 
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        positive(self, "num_candidates")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutionConfig:
@@ -138,15 +152,22 @@ class ExecutionConfig:
     """Track the planned states, pursue the planned path as fast as the actions allow,
     or apply the planned actions."""
     position_gain: float = 1.0
-    """Tracking: action per meter of position error."""
+    """Tracking and pursuit: action per meter of position error."""
     velocity_gain: float = 1.0
-    """Tracking: action per meter per second of velocity error."""
+    """Tracking and pursuit: action per meter per second of velocity error."""
     lookahead: float = 10.0
     """Pursuit: how far ahead to steer, in planned env steps."""
     replan_interval: int | None = None
-    """Env steps after which a plan is made anew; not given: at its end only."""
+    """Env steps after which a plan is made anew; not given: only when needed."""
     replan_deviation: float | None = None
     """Distance from the plan, in meters, beyond which it is made anew."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        positive(self, "lookahead")
+        for name in ("position_gain", "velocity_gain"):
+            if not math.isfinite(getattr(self, name)):
+                raise ConfigError(f"{name} must be finite, got {getattr(self, name)}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +197,8 @@ class OptimizationConfig:
         """Check ranges."""
         positive(self, "num_steps", "batch_size", "num_accumulations", "learning_rate")
         positive(self, "ema_interval")
+        if self.max_gradient_norm is not None:
+            positive(self, "max_gradient_norm")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"ema_decay must be in [0, 1), got {self.ema_decay}.")
 
@@ -210,7 +233,7 @@ def positive(config: object, *names: str) -> None:
     """
     for name in names:
         value = getattr(config, name)
-        if value <= 0:
+        if not value > 0:  # NaN is not
             raise ConfigError(f"{name} must be positive, got {value}.")
 
 
@@ -236,26 +259,26 @@ def from_json(cls: type[T], data: Mapping[str, Any]) -> T:
     for name in data:
         if name not in names:
             raise UnknownNameError(f"setting of {cls.__name__}", name, names)
-    return cls(**{name: _value(hints[name], value) for name, value in data.items()})
+    return cls(**{k: _value(k, hints[k], value) for k, value in data.items()})
 
 
-def _value(hint: Any, value: Any) -> Any:
-    """Convert one JSON value to the annotated type."""
+def _value(name: str, hint: Any, value: Any) -> Any:
+    """Convert the JSON value of one setting to the annotated type."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in arguments:
             return None
         [hint] = [option for option in arguments if option is not type(None)]
-        return _value(hint, value)
+        return _value(name, hint, value)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return from_json(hint, value)
     if origin is tuple:
-        return tuple(_value(arguments[0], item) for item in value)
+        return tuple(_value(name, arguments[0], item) for item in value)
     if origin is Literal:
         if value not in arguments:
-            raise UnknownNameError("setting", str(value), map(str, arguments))
+            raise UnknownNameError(f"value of {name}", str(value), map(str, arguments))
         return value
-    accepted = (int, float) if hint is float else hint
-    if not isinstance(value, accepted) or isinstance(value, bool) != (hint is bool):
-        raise ConfigError(f"Expected {hint.__name__} as a setting, got {value!r}.")
-    return value
+    kind = {float: numbers.Real, int: numbers.Integral}.get(hint, hint)
+    if not isinstance(value, kind) or isinstance(value, bool) != (hint is bool):
+        raise ConfigError(f"{name} must be of type {hint.__name__}, got {value!r}.")
+    return hint(value)

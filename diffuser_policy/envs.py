@@ -73,15 +73,25 @@ def make_env(env_id: str, **kwargs: Any) -> Env:
     spec = env_spec(env_id)
     try:
         return gym.make(spec, **kwargs)
-    except ModuleNotFoundError as error:
-        if error.name and error.name.partition(".")[0] in SIMULATORS:
-            raise MissingExtraError(error.name, "maze") from error
-        raise
-    except DependencyNotInstalled as error:
-        missing = next((name for name in SIMULATORS if name in str(error)), None)
+    except (ImportError, DependencyNotInstalled) as error:
+        missing = _missing_simulator(error)
         if missing is None:
             raise
         raise MissingExtraError(missing, "maze") from error
+
+
+def _missing_simulator(error: BaseException | None) -> str | None:
+    """Return which simulator is not installed, if that is what caused an error."""
+    while error is not None:
+        name = ""
+        if isinstance(error, ModuleNotFoundError):
+            name = (error.name or "").partition(".")[0]
+        elif isinstance(error, DependencyNotInstalled):
+            name = next((name for name in SIMULATORS if name in str(error)), "")
+        if name in SIMULATORS:
+            return name
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _near(env_id: str) -> list[str]:

@@ -52,7 +52,14 @@ class Following:
 
 
 class Executor:
-    """Turns plans and observations into actions; subclasses implement `act`."""
+    """Turns plans and observations into actions; subclasses implement `act`.
+
+    Attributes:
+        holds_goal: Whether it keeps the goal after the plan has ended; if not, the end
+            of a plan calls for another one.
+    """
+
+    holds_goal: bool = True
 
     def progress(
         self,
@@ -78,7 +85,9 @@ class Executor:
 
 
 class PlannedActions(Executor):
-    """Applies the planned actions; after the plan its last one."""
+    """Applies the planned actions; it cannot hold a goal beyond them."""
+
+    holds_goal = False
 
     def __init__(self, layout: TrajectoryLayout, stride: int) -> None:
         """Check that there is one planned action per env step.
@@ -127,9 +136,10 @@ class TrackingExecutor(Executor):
         missing = {"position", "velocity"} - set(layout.aliases)
         if missing:
             raise ConfigError(
-                f"Tracking needs observation columns named {sorted(missing)}; name "
-                f"them in the environment's metadata['observation_columns'], or use "
-                f"the executor 'actions'."
+                f"Tracking needs observation columns named {sorted(missing)}. Name "
+                f"them in the environment's metadata['observation_columns'], or train "
+                f"with --window.position and --window.velocity and their numbers; or "
+                f"use the executor 'actions'."
             )
         self.position = list(layout.observation_columns("position"))
         self.velocity = list(layout.observation_columns("velocity"))
@@ -158,8 +168,8 @@ class PursuitExecutor(TrackingExecutor):
 
     Instead of the state planned for the next env step, it steers towards the one
     `lookahead` env steps beyond the point of the path that is nearest to the current
-    position (Coulter 1992). The plan says where to go; its timing is a lower bound on
-    the speed no longer. Progress never goes back.
+    position (Coulter 1992). The plan says where to go, and how fast at least: progress
+    is one planned env step per env step or more, and never goes back.
     """
 
     def __init__(

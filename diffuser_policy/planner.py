@@ -11,7 +11,8 @@ goal, so *when* to arrive is part of the question. Three answers (`horizon`):
 - predicted: the time-to-goal network's answer for this observation and goal, plus
   `horizon_offset`.
 
-Rows of equal length are sampled in one batch.
+All rows that get a plan of the same length are sampled in one batch: a shorter plan
+padded to the length of another would be another plan.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor
 
 from diffuser_policy.conditions import Conditions
-from diffuser_policy.errors import ConfigError, HorizonError
+from diffuser_policy.errors import ConditionError, ConfigError, HorizonError
 from diffuser_policy.layout import TrajectoryLayout
 from diffuser_policy.normalizers import Normalizer
 from diffuser_policy.plan import Plan
@@ -62,7 +63,8 @@ class Planner:
             layout: Columns of a trajectory.
             normalizer: Between environment units and the network's.
             horizon: Longest plan, in env steps.
-            min_horizon: Shortest plan, in env steps.
+            min_horizon: Shortest plan, in env steps; by default the shortest that the
+                network takes.
             stride: Env steps between two planning steps.
             horizon_multiple: Planning steps come in multiples of this.
             horizon_choice: How the horizon of a row is found.
@@ -89,7 +91,9 @@ class Planner:
         self.sampler, self.layout, self.normalizer = sampler, layout, normalizer
         self.stride, self.horizon_multiple = stride, horizon_multiple
         self.max_planning_steps = self._checked_steps(horizon)
-        self.min_planning_steps = self.round_up((min_horizon or horizon) / stride)
+        if min_horizon is None:
+            min_horizon = horizon if horizon_choice == "fixed" else stride
+        self.min_planning_steps = self.round_up(min_horizon / stride)
         self.horizon_choice, self.horizon_offset = horizon_choice, horizon_offset
         self.time_to_goal = time_to_goal
         self.num_candidates = num_candidates
@@ -121,9 +125,15 @@ class Planner:
             keep_chain: Keep the denoising chain; all rows need the same length.
 
         Raises:
-            ConditionError: Conditions that don't fit the plan.
+            ConditionError: Conditions that don't fit the plan, or a chain of plans of
+                different lengths.
         """
         lengths = self.planning_steps(observations, goals, remaining)
+        if keep_chain and len(np.unique(lengths)) > 1:
+            raise ConditionError(
+                f"keep_chain needs plans of one length, but these rows need "
+                f"{np.unique(lengths).tolist()} planning steps. Plan for one row."
+            )
         parts = {}
         for length in np.unique(lengths):
             rows = np.flatnonzero(lengths == length)
@@ -160,7 +170,7 @@ class Planner:
             return self.steps_for(self.predict_time(observations, goals))
         if remaining is None:
             return full
-        return np.where(remaining < 0, full, self.steps_for(remaining))
+        return np.where(remaining < 0, full, self.steps_within(remaining))
 
     def predict_time(self, observations: np.ndarray, goals: np.ndarray) -> np.ndarray:
         """Return the planned arrival time `[rows]` in env steps, offset included.
@@ -189,6 +199,23 @@ class Planner:
         steps: np.ndarray = clipped.astype(np.int64)
         return steps
 
+    def steps_within(self, env_steps: np.ndarray) -> np.ndarray:
+        """Return planning steps `[rows]` whose last one is at most that far away.
+
+        Rounded down, so that a shrinking horizon never puts off the arrival; at the
+        very end the shortest plan may.
+        """
+        fitting = np.floor(np.maximum(env_steps, 0) / self.stride) + 1
+        rounded = np.floor(fitting / self.horizon_multiple) * self.horizon_multiple
+        clipped = np.clip(rounded, self.min_planning_steps, self.max_planning_steps)
+        steps: np.ndarray = clipped.astype(np.int64)
+        return steps
+
+    @property
+    def horizon_unit(self) -> int:
+        """Env steps by which two plans can differ in length."""
+        return self.stride * self.horizon_multiple
+
     def round_up(self, planning_steps: float) -> int:
         """Return the next multiple of planning steps that the network takes."""
         multiple = self.horizon_multiple
@@ -197,9 +224,9 @@ class Planner:
     def _checked_steps(self, horizon: int) -> int:
         steps, rest = divmod(horizon, self.stride)
         if rest or steps < 1 or steps % self.horizon_multiple:
-            unit = self.stride * self.horizon_multiple
             raise HorizonError(
-                f"The horizon must be a positive multiple of {unit} env steps (stride "
+                f"The horizon must be a positive multiple of {self.horizon_unit} env "
+                f"steps (stride "
                 f"{self.stride} times {self.horizon_multiple}), got {horizon}."
             )
         return steps

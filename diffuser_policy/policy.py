@@ -140,7 +140,7 @@ class DiffuserPolicy(RecedingHorizonPolicy):
         Args:
             observation: Single or batched.
             state: Of `initial_state`: the plan is the one that `predict` makes with
-                it. Not given: noise from the policy's seed.
+                it. Not given: the plan of `predict(…, deterministic=True)`.
             conditions: Pinned besides start and goal.
             keep_chain: Keep the trajectories at every denoising step.
 
@@ -160,4 +160,5 @@ class DiffuserPolicy(RecedingHorizonPolicy):
             remaining=np.full(len(rows), -1),
             conditions=conditions,
             keep_chain=keep_chain,
+            step_noise=state is not None,
         )

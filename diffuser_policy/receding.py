@@ -9,8 +9,9 @@ remembers of an environment is a row of `PolicyState`, which the caller passes b
 
 A row is planned for when it has no plan, its goal changed, it strayed further than
 `deviation` from the plan, its plan is `interval` env steps old, or a plan without a
-goal has run out. A plan made because of the interval replaces the running one only
-if it arrives earlier: replanning never loses what a good plan had.
+goal (or one that the executor cannot hold) has run out. A plan made because of the
+interval replaces the running one only if it arrives no later: what is left of a good
+plan is not traded for a later arrival.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class PolicyState(NamedTuple):
         progress: `[n]` how far it has been followed, in planned env steps.
         goals: `[n, goal]` what the plan leads to.
         streams: `[n]` random stream of each row.
-        num_plans: `[n]` plans made in this episode.
+        num_plans: `[n]` plans made from this stream.
         started: `[n]` whether the last call began an episode.
     """
 
@@ -111,15 +112,34 @@ class RecedingHorizonPolicy:
             spaces: Observations and actions of the environment.
             replanning: When to plan anew.
             seed: Noise of deterministic plans, and first of the random streams.
+
+        Raises:
+            ConfigError: An interval with a fixed horizon to a goal, or a bad seed.
         """
         self.planner, self.executor, self.spaces = planner, executor, spaces
         self.replanning = Replanning() if replanning is None else replanning
         self.observation_space = spaces.observation_space()
         self.action_space = spaces.action_space()
+        if (
+            spaces.has_goal
+            and self.replanning.interval is not None
+            and planner.horizon_choice == "fixed"
+        ):
+            raise ConfigError(
+                "replan_interval with horizon='fixed' would keep the goal a full "
+                "horizon away for ever. Use horizon='shrinking' or 'predicted', or no "
+                "replan_interval."
+            )
         self.set_random_seed(seed)
 
     def set_random_seed(self, seed: int) -> None:
-        """Restart the random streams that rows without a state are given."""
+        """Restart the random streams that rows without a state are given.
+
+        Raises:
+            ConfigError: A negative seed.
+        """
+        if seed < 0:
+            raise ConfigError(f"seed must not be negative, got {seed}.")
         self.seed = seed
         self._streams = np.random.default_rng(seed)
 
@@ -206,6 +226,13 @@ class RecedingHorizonPolicy:
                 f"state remembers {len(given.lengths)} environments, but the "
                 f"observation has {num_rows} rows."
             )
+        layout, steps = self.planner.layout, self.planner.max_planning_steps
+        expected = (num_rows, steps, layout.observation_dim)
+        if given.observations.shape != expected:
+            raise ObservationError(
+                f"state is of another planner: its plans have shape "
+                f"{given.observations.shape}, expected {expected}. Pass None at first."
+            )
         return given
 
     def _following(self, state: PolicyState) -> Following:
@@ -232,18 +259,20 @@ class RecedingHorizonPolicy:
             return state
         duration = (state.lengths - 1) * self.planner.stride
         remaining = np.maximum(duration - state.progress, 0)
+        # Shrinking horizons are rounded down; a plan that must be is given the time.
+        slack = np.where(needed, self.planner.horizon_unit - 1, 0)
         chosen_goals = None if goals is None else goals[index]
         plan = self.planner.plan(
             rows[index],
             chosen_goals,
             self._generators(state, index, deterministic=deterministic),
-            remaining=np.where(state.lengths > 0, remaining, -1)[index],
+            remaining=np.where(state.lengths > 0, remaining + slack, -1)[index],
             step_noise=not deterministic,
         )
         num_plans = state.num_plans.copy()
         num_plans[index] += 1
         state = state._replace(num_plans=num_plans)
-        better = needed[index] | (plan.durations < remaining[index])
+        better = needed[index] | (plan.durations <= remaining[index])
         keep = np.flatnonzero(better)
         adopted = state.rows(index[keep])
         observations, actions = adopted.observations.copy(), adopted.actions.copy()
@@ -267,7 +296,7 @@ class RecedingHorizonPolicy:
         """Return which rows need a plan, and which may get a better one."""
         needed = state.lengths == 0
         duration = (state.lengths - 1) * self.planner.stride
-        if goals is None:
+        if goals is None or not self.executor.holds_goal:
             needed = needed | (state.progress > duration)
         if self.replanning.deviation is not None:
             needed = needed | (self._deviation(state, rows) > self.replanning.deviation)

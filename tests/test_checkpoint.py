@@ -168,7 +168,7 @@ def test_unreadable_settings_are_refused(saved: Path, text: str) -> None:
         (lambda data: data.pop("schema"), "no 'schema'"),
         (lambda data: data.pop("network"), "lacks settings.*network"),
         (lambda data: data["network"].update(depth=3), "does not know.*depth"),
-        (lambda data: data["network"].update(dim="x"), "Expected int"),
+        (lambda data: data["network"].update(dim="x"), "must be of type int"),
         (lambda data: data["planner"].update(sampler="heun"), "heun"),
         (lambda data: data.update(layout=None), "lacks settings"),
         (lambda data: data["window"].update(stride=0), "stride must be positive"),

@@ -129,7 +129,7 @@ def test_every_option_is_a_setting_of_the_policy(planner: str) -> None:
 def test_mistakes_are_explained(
     planner: str, arguments: list[str], message: str, tmp_path: Path, capsys: Capture
 ) -> None:
-    path = tmp_path / "results.json"
+    path = tmp_path / "new" / "folder" / "results.json"
     assert main(["evaluate", planner, *arguments, "--json", str(path)]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -107,9 +107,25 @@ def test_time_to_goal_is_trained_on_request() -> None:
     assert declined.config().time_to_goal is None
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_may_stand_behind_options(name: str) -> None:
+    first = parse([name, "--dataset", "my/data-v0", "--seed", "1"])
+    assert parse(["--dataset", "my/data-v0", "--seed", "1", name]) == first
+    assert parse(["--seed", "1", name, "--dataset", "my/data-v0"]) == first
+    assert parse(["--seed", "0", name]).config() == preset(name)
+
+
+def test_two_presets_are_one_too_many(capsys: Capture) -> None:
+    with pytest.raises(SystemExit):
+        parse(["multi2d-umaze", "multi2d-large"])
+    assert "multi2d-large" in capsys.readouterr().err
+
+
 def test_unknown_presets_are_answered_with_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'multi2d-large'"):
         parse(["multi2d-lage"])
+    with pytest.raises(UnknownNameError, match="Did you mean 'multi2d-large'"):
+        parse(["--seed", "1", "multi2d-lage"])
 
 
 def test_nothing_to_train_on_is_explained() -> None:
@@ -178,6 +194,9 @@ def test_losses_are_logged_for_tensorboard(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--dataset", "test/pint-v0"], "No dataset 'test/pint-v0'"),
+        (["--dataset", "test/pint-v0", "--tensorboard"], "No dataset 'test/pint-v0'"),
+        (["--save-interval", "0", "--tensorboard"], "save_interval must be at least 1"),
+        (["--device", "gpu"], "There is no device 'gpu'"),
         (["--window.horizon", "64"], "64"),
         (["--window.horizon", "17"], "multiple"),
         (["--planner.horizon", "predicted"], "train with --time-to-goal"),

@@ -25,7 +25,7 @@ from tests.point_env import POINT
 
 MAZE = "diffuser_envs:diffuser_envs/Multi2D-UMaze-v1"
 NUM_MAZE_STEPS = 120
-SEED, NUM_ENVS, PER_ENV = 11, 4, 3
+SEED, NUM_ENVS, PER_ENV = 5, 4, 3
 HAS_MODES = hasattr(gym.vector, "AutoresetMode")  # since Gymnasium 1.1
 MODES = ["NextStep", "SameStep", "Disabled"] if HAS_MODES else ["NextStep"]
 
@@ -34,7 +34,7 @@ Result = tuple[float, int]
 
 @pytest.fixture(scope="module")
 def policy() -> DiffuserPolicy:
-    return toy_policy(replan_interval=5)
+    return toy_policy(horizon="shrinking", replan_interval=5)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -97,6 +98,24 @@ def test_a_missing_simulator_names_the_extra(
     _hide(module, monkeypatch)
     with pytest.raises(MissingExtraError, match=r"diffuser-policy\[maze\]"):
         make_env("needs_simulator/Any-v0")
+
+
+@pytest.mark.parametrize("module", ["mujoco", "gymnasium_robotics"])
+def test_mazes_without_their_simulator_name_the_extra(module: str) -> None:
+    pytest.importorskip("gymnasium_robotics")
+    script = (
+        f"import sys; sys.modules[{module!r}] = None\n"
+        "from diffuser_policy.envs import make_env\n"
+        "from diffuser_policy.errors import MissingExtraError\n"
+        "try:\n    make_env('diffuser_envs/Multi2D-UMaze-v1')\n"
+        "except MissingExtraError as error:\n    print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"{module!r}, which is not installed" in done.stdout
+    assert "diffuser-policy[maze]" in done.stdout
 
 
 def _hide(name: str, monkeypatch: pytest.MonkeyPatch) -> None:

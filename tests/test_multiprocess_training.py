@@ -8,6 +8,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from diffuser_policy.config import NetworkConfig, OptimizationConfig, TrainConfig
-from diffuser_policy.errors import MissingExtraError
+from diffuser_policy.errors import ConfigError, MissingExtraError
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.testing import toy_config, toy_dataset
 from diffuser_policy.training.processes import Processes
@@ -126,6 +128,42 @@ def test_several_processes_need_accelerate(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(MissingExtraError, match=r"diffuser-policy\[train\]"):
         Processes.launched("cpu")
+
+
+@pytest.mark.parametrize("launched", [False, True])
+@pytest.mark.parametrize("device", ["gpu", "cuda", "cuda:0"])
+def test_devices_that_are_not_there_are_refused(
+    device: str, launched: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    if launched:
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setitem(sys.modules, "accelerate", ModuleType("accelerate"))
+    make = Processes.launched if launched else Processes.single
+    with pytest.raises(ConfigError, match=f"no device '{device}'.*have: cpu"):
+        make(device)
+
+
+def test_the_launchers_precision_is_overruled(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def accelerator(**settings: Any) -> SimpleNamespace:
+        asked.update(settings)
+        return SimpleNamespace(
+            device=torch.device("cpu"),
+            process_index=0,
+            num_processes=2,
+            prepare=None,
+            backward=None,
+        )
+
+    accelerate = ModuleType("accelerate")
+    monkeypatch.setattr(accelerate, "Accelerator", accelerator, raising=False)
+    monkeypatch.setitem(sys.modules, "accelerate", accelerate)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    Processes.launched("cpu")
+    assert asked == {"cpu": True, "mixed_precision": "no"}
 
 
 def test_only_the_main_process_writes(tmp_path: Path) -> None:

@@ -105,16 +105,18 @@ def test_fixed_plans_cover_the_training_horizon() -> None:
     [
         (-1, 16),  # no plan before: the training horizon
         (45, 16),  # 15 strides and the current observation
-        (44.5, 16),
-        (40, 16),  # 13.3 strides: 14, the current one, up to an even number
+        (44.5, 14),
+        (44, 14),  # 14.7 strides: 14 and the current one, down to an even number
         (39, 14),
-        (30, 12),
+        (30, 10),
         (3, 4),  # never below the shortest window of training
         (0, 4),
         (1000, 16),
     ],
 )
-def test_shrinking_plans_cover_what_is_left(remaining: float, steps: int) -> None:
+def test_shrinking_plans_arrive_no_later_than_before(
+    remaining: float, steps: int
+) -> None:
     planner = make_planner(horizon_choice="shrinking")
     found = planner.planning_steps(START[:1], GOALS[:1], np.array([remaining]))
     assert found.tolist() == [steps]
@@ -135,7 +137,7 @@ def test_the_offset_moves_predicted_times_only() -> None:
     assert early.planning_steps(START, GOALS).tolist() == [4, 4, 16]
     shrinking = make_planner(horizon_choice="shrinking", horizon_offset=6)
     remaining = np.array([30])
-    assert shrinking.planning_steps(START[:1], GOALS[:1], remaining).tolist() == [12]
+    assert shrinking.planning_steps(START[:1], GOALS[:1], remaining).tolist() == [10]
 
 
 @pytest.mark.parametrize("choice", ["fixed", "shrinking", "predicted"])
@@ -144,9 +146,9 @@ def test_without_a_goal_plans_are_of_full_length(choice: Any) -> None:
     assert planner.planning_steps(START, None, np.array([5, 5, 5])).tolist() == [16] * 3
 
 
-def test_without_a_shortest_window_there_is_one_length() -> None:
+def test_without_a_shortest_window_the_network_sets_it() -> None:
     planner = make_planner(horizon_choice="predicted", min_horizon=None)
-    assert planner.planning_steps(START, GOALS).tolist() == [16, 16, 16]
+    assert planner.planning_steps(START, GOALS).tolist() == [6, 2, 16]
 
 
 @pytest.mark.parametrize("horizon", [0, 5, 9, 47, -6])

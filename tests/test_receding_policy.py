@@ -40,7 +40,7 @@ def goalless() -> DiffuserPolicy:
         {},
         {"horizon": "predicted", "ranking": "time_to_goal"},
         {"executor": "actions", "sampler": "ddpm", "num_sampling_steps": None},
-        {"executor": "pursuit", "replan_interval": 1},
+        {"executor": "pursuit", "horizon": "shrinking", "replan_interval": 1},
         {"horizon": "shrinking", "replan_deviation": 0.1},
     ],
 )

@@ -15,14 +15,17 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from diffuser_policy.config import TrainConfig
+from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.errors import CheckpointError, ConfigError
 from diffuser_policy.testing import toy_config, toy_dataset
 from diffuser_policy.training.interrupt import held_interrupt
-from diffuser_policy.training.state import checkpoints
+from diffuser_policy.training.processes import Processes
+from diffuser_policy.training.state import checkpoints, save_state
 from diffuser_policy.training.trainer import Trainer, differences
 
 PLANNER = ("model.safetensors", "config.json")
@@ -247,6 +250,84 @@ def test_a_folder_of_another_run_is_refused(
     with pytest.raises(ConfigError, match=message):
         make_trainer(tmp_path, dataclasses.replace(toy_config(), **change))
     assert result(tmp_path) == before
+
+
+@pytest.mark.parametrize("changed", ["observation", "action", "run_starts"])
+def test_other_data_of_the_same_name_are_refused(tmp_path: Path, changed: str) -> None:
+    make_trainer(tmp_path).run(progress=False)
+    flat = toy_dataset()
+    fields, starts = dict(flat.fields), flat.run_starts
+    if changed == "run_starts":
+        starts = np.delete(starts, 1)
+    else:
+        fields[changed] = fields[changed].copy()
+        fields[changed][7, 0] += 1e-3
+    other = FlatDataset(fields, starts, flat.metadata)
+    with pytest.raises(ConfigError, match=r"data\.checksum"):
+        Trainer(toy_config(), other, tmp_path, device="cpu")
+
+
+def test_another_number_of_rows_is_refused(tmp_path: Path) -> None:
+    make_trainer(tmp_path).run(progress=False)
+    with pytest.raises(ConfigError, match=r"data\.num_rows"):
+        Trainer(toy_config(), toy_dataset(1), tmp_path, device="cpu")
+
+
+def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
+    make_trainer(tmp_path).run(progress=False)
+    two = dataclasses.replace(Processes.single("cpu"), num_processes=2)
+    with pytest.raises(ConfigError, match="num_processes: 1 → 2"):
+        Trainer(toy_config(), toy_dataset(), tmp_path, processes=two)
+
+
+def test_runs_that_never_said_what_their_data_were_go_on(tmp_path: Path) -> None:
+    make_trainer(tmp_path).run(progress=False)
+    path = tmp_path / "training" / "settings.json"
+    saved = json.loads(path.read_text())
+    del saved["data"], saved["num_processes"]
+    path.write_text(json.dumps(saved))
+    assert make_trainer(tmp_path).step == 6
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_no_step_is_saved_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted: bool
+) -> None:
+    saved: list[int] = []
+
+    def counted(folder: Path, step: int, **parts: Any) -> Path:
+        saved.append(step)
+        return save_state(folder, step, **parts)
+
+    monkeypatch.setattr("diffuser_policy.training.trainer.save_state", counted)
+    trainer = make_trainer(tmp_path)
+    if interrupted:
+        press_ctrl_c(trainer, at_step=3)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.run(save_interval=2, progress=False)
+    else:
+        trainer.run(save_interval=2, progress=False)
+    assert saved == ([2, 4] if interrupted else [2, 4, 6])
+
+
+def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
+    make_trainer(tmp_path).run(progress=False)
+    before = sorted(tmp_path.rglob("*"))
+    kept = tmp_path / ".results.json.12-abcd0123.partial"
+    for name in (
+        ".model.safetensors.12-abcd0123.partial",
+        "training/.settings.json.12-abcd0123.partial",
+        "training/.step-00000009.12-abcd0123.partial/tensors.safetensors",
+        "training/.step-00000009.12-abcd0124.old/state.json",
+        kept.name,
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    other = dataclasses.replace(Processes.single("cpu"), rank=1)
+    Trainer(toy_config(), toy_dataset(), tmp_path, processes=other)
+    assert len(list(tmp_path.rglob(".*"))) == 5
+    make_trainer(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == sorted([*before, kept])
 
 
 def test_differences_are_named_by_their_path() -> None:

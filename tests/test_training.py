@@ -312,6 +312,34 @@ def test_a_full_disk_keeps_the_checkpoints_before(
     assert resumed.step == 6
 
 
+def test_a_disk_too_full_for_the_losses_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(toy_config(), toy_dataset(), tmp_path, device="cpu")
+    open_path = Path.open
+
+    def full(path: Path, *arguments: Any, **settings: Any) -> Any:
+        if path.name == "metrics.jsonl":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return open_path(path, *arguments, **settings)
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(StorageError, match=r"metrics\.jsonl.*Free some space"):
+        trainer.run(save_interval=2, progress=False)
+    assert DiffuserPolicy.from_pretrained(tmp_path).config.provenance["steps"] == 2
+
+
+@pytest.mark.parametrize("save_interval", [0, -1])
+def test_no_interval_between_checkpoints_is_refused(
+    tmp_path: Path, save_interval: int
+) -> None:
+    trainer = Trainer(toy_config(), toy_dataset(), tmp_path, device="cpu")
+    with pytest.raises(ConfigError, match="save_interval must be at least 1"):
+        trainer.run(save_interval=save_interval, progress=False)
+    assert trainer.step == 0
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_data_that_is_not_finite_is_refused(bad: float) -> None:
     flat = toy_dataset()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import sys
 from collections.abc import Callable
@@ -116,8 +117,17 @@ def parse(arguments: list[str]) -> TrainSettings:
     Raises:
         UnknownNameError: No preset of that name; the nearest are named.
     """
-    named = arguments[:1] if arguments and not arguments[0].startswith("-") else []
-    default = TrainSettings.of_preset(named[0]) if named else TrainSettings()
+    default = TrainSettings()
+    if arguments and not arguments[0].startswith("-"):
+        default = TrainSettings.of_preset(arguments[0])
+    settings = _parse(arguments, default)
+    if settings.preset is not None and settings.preset != default.preset:
+        # Named behind options: what they leave open is for that preset to say.
+        settings = _parse(arguments, TrainSettings.of_preset(settings.preset))
+    return settings
+
+
+def _parse(arguments: list[str], default: TrainSettings) -> TrainSettings:
     return tyro.cli(
         TrainSettings,
         prog="diffuser-policy train",
@@ -125,7 +135,7 @@ def parse(arguments: list[str]) -> TrainSettings:
             f"{inspect.cleandoc(TrainSettings.__doc__ or '')}\n\n"
             f"Presets: {', '.join(PRESETS)}."
         ),
-        args=arguments[len(named) :],
+        args=arguments,
         default=default,
         use_underscores=False,
     )
@@ -184,16 +194,21 @@ def _farewell(output: Path) -> str:
 
 
 def _tensorboard(output: Path) -> Callable[[int, dict[str, float]], None]:
-    """Return a function that logs losses for TensorBoard."""
+    """Return a function that logs losses for TensorBoard, creating files when called.
+
+    The trainer calls it on the main process only, and not before there are losses.
+    """
     require_extra("tensorboard", "tensorboard")
     from torch.utils.tensorboard import SummaryWriter
 
-    writer: Any = SummaryWriter(str(output / "training" / "tensorboard"))
+    @functools.cache
+    def writer() -> Any:
+        return SummaryWriter(str(output / "training" / "tensorboard"))
 
     def log(step: int, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():
-            writer.add_scalar(f"loss/{name}", value, step)
-        writer.flush()
+            writer().add_scalar(f"loss/{name}", value, step)
+        writer().flush()
 
     return log
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from diffuser_policy.data.flat import SCHEMA, FlatDataset
+from diffuser_policy.data.flat import META_FILE, SCHEMA, FlatDataset
 from diffuser_policy.errors import DatasetError, StorageError
 
 VARIABLE = "DIFFUSER_POLICY_CACHE"
@@ -55,7 +55,8 @@ class DatasetCache:
         dataset = read()
         if entry != self.entry(name, source):
             return dataset  # the files changed meanwhile: don't keep it
-        shutil.rmtree(entry, ignore_errors=True)  # there is one only if it is damaged
+        if not (entry / META_FILE).is_file():  # whole entries appear with it
+            shutil.rmtree(entry, ignore_errors=True)
         try:
             dataset.save(entry)
         except StorageError as error:
@@ -65,7 +66,9 @@ class DatasetCache:
                 f"environment variable {VARIABLE}.",
             ) from error
         self._drop_others(entry)
-        return FlatDataset.load(entry)
+        with contextlib.suppress(DatasetError):
+            return FlatDataset.load(entry)
+        return dataset  # another process is replacing the entry at this moment
 
     def entry(self, name: str, source: Path) -> Path:
         """Return the folder of a dataset's entry, whether or not it exists."""

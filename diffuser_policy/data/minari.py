@@ -256,9 +256,21 @@ def _flat_metadata(facts: Mapping[str, Any]) -> dict[str, Any]:
         "minari_version": facts.get("minari_version"),
         "action_low": action.get("low"),
         "action_high": action.get("high"),
-        "observation_columns": collection.get("observation_columns", {}),
+        "observation_columns": collection.get("observation_columns")
+        or known_columns(str(spec.get("id"))),
         COLLECTION: collection,
     }
+
+
+def known_columns(env_id: str) -> dict[str, list[int]]:
+    """Return the observation columns of environments that don't name them themselves.
+
+    Args:
+        env_id: Gymnasium-Robotics' `PointMaze_*` observe position and velocity.
+    """
+    if env_id.startswith("PointMaze_"):
+        return {"position": [0, 1], "velocity": [2, 3]}
+    return {}
 
 
 def _check_spaces(facts: Mapping[str, Any]) -> None:

@@ -70,14 +70,18 @@ def write_json(evaluation: Evaluation, path: Path) -> None:
 def check_writable(path: Path) -> None:
     """Find out now, instead of after the evaluation, whether a file can be written.
 
+    Leaves nothing behind: folders that are missing are not created yet.
+
     Raises:
         StorageError: It cannot.
     """
     if path.is_dir():
         raise StorageError(f"{path} is a folder; name a file.")
-    probe = hidden_sibling(path, "probe")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = path.parent
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        probe = hidden_sibling(folder / path.name, "probe")
         probe.touch()
         probe.unlink()
     except OSError as error:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffuser_policy.errors import require_extra
+from diffuser_policy.errors import ConfigError, require_extra
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +42,15 @@ class Processes:
 
     @classmethod
     def single(cls, device: str = "auto") -> Processes:
-        """Return the plain loop on one process."""
+        """Return the plain loop on one process.
+
+        Raises:
+            ConfigError: There is no such device on this machine.
+        """
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         return cls(
-            device=torch.device(device),
+            device=_available(device),
             rank=0,
             num_processes=1,
             prepare=lambda module: module,
@@ -61,12 +65,18 @@ class Processes:
             device: "cpu" keeps the processes off the GPUs.
 
         Raises:
+            ConfigError: There is no such device on this machine.
             MissingExtraError: Several processes without Accelerate installed.
         """
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls.single(device)
         accelerate = require_extra("accelerate", "train")
-        accelerator = accelerate.Accelerator(cpu=device == "cpu")
+        if device != "auto":
+            _available(device)
+        accelerator = accelerate.Accelerator(
+            cpu=device == "cpu",
+            mixed_precision="no",  # whatever the launcher is configured to
+        )
         return cls(
             device=accelerator.device,
             rank=accelerator.process_index,
@@ -74,3 +84,25 @@ class Processes:
             prepare=accelerator.prepare,
             backward=accelerator.backward,
         )
+
+
+def _available(name: str) -> torch.device:
+    """Return a device, after making sure that this machine and this PyTorch have it."""
+    available = {"cpu": 1}
+    accelerator = torch.accelerator.current_accelerator()
+    if accelerator is not None and torch.accelerator.is_available():
+        available[accelerator.type] = torch.accelerator.device_count()
+    try:
+        device = torch.device(name)
+    except RuntimeError:  # no device of any machine
+        device = None
+    if device is None or (device.index or 0) >= available.get(device.type, 0):
+        known = [
+            kind if count == 1 else f"{kind} ({count} of them)"
+            for kind, count in available.items()
+        ]
+        raise ConfigError(
+            f"There is no device {name!r}; this machine and this PyTorch have: "
+            f"{', '.join(known)}."
+        )
+    return device

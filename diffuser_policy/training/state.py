@@ -12,23 +12,31 @@ previous checkpoint as the latest one.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from diffuser_policy.data.files import replaced_folder
+from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.errors import CheckpointError
 
 SCHEMA = 1
 FOLDER = re.compile(r"step-(\d{8})")
 NUM_KEPT = 2
+LEFTOVER = re.compile(
+    r"\.(step-\d{8}|(settings|config)\.json|metrics\.jsonl"
+    r"|model\.safetensors|README\.md)\.\d+-[0-9a-f]+\.(partial|old)"
+)  # as named by `hidden_sibling`
 
 
 def save_state(
@@ -72,6 +80,33 @@ def checkpoints(folder: Path) -> list[Path]:
         return []
     found = [path for path in folder.iterdir() if FOLDER.fullmatch(path.name)]
     return sorted(path for path in found if (path / "state.json").is_file())
+
+
+def remove_leftovers(output: Path) -> None:
+    """Delete what a killed process was writing into the folder of a run.
+
+    Args:
+        output: Folder of the run; only hidden names that its files are written under
+            are touched.
+    """
+    for folder in (output, output / "training"):
+        if not folder.is_dir():
+            continue
+        for path in [p for p in folder.iterdir() if LEFTOVER.fullmatch(p.name)]:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+
+def data_facts(flat: FlatDataset) -> dict[str, int]:
+    """Return the size of a dataset and a checksum that tells it from another one."""
+    checksum = 0
+    fields = flat.fields
+    for array in (fields["observation"], fields["action"], flat.run_starts):
+        checksum = zlib.crc32(np.ascontiguousarray(array).data, checksum)
+    return {"num_rows": flat.num_rows, "checksum": checksum}
 
 
 def load_state(

@@ -4,7 +4,8 @@ Output folder of a run:
 
     config.json, model.safetensors, README.md   the planner so far (averaged weights)
     training/step-00012000/                     resumable checkpoints
-    training/settings.json                      settings; a resumed run must agree
+    training/settings.json                      settings, data, number of processes;
+                                                a resumed run must agree
     training/metrics.jsonl                      losses by gradient step
 
 A run that is killed at any moment and started again with the same settings ends with
@@ -28,7 +29,7 @@ from tqdm import tqdm
 from diffuser_policy.build import PlannerNetworks, build_networks, policy_config
 from diffuser_policy.checkpoint import write_planner
 from diffuser_policy.config import OptimizationConfig, TrainConfig, to_json
-from diffuser_policy.data.files import replaced_file
+from diffuser_policy.data.files import replaced_file, storage_error
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.windows import WindowDataset, join_rows
 from diffuser_policy.errors import ConfigError
@@ -37,7 +38,13 @@ from diffuser_policy.training.average import WeightAverage
 from diffuser_policy.training.interrupt import held_interrupt
 from diffuser_policy.training.loss import PlannerLoss
 from diffuser_policy.training.processes import Processes
-from diffuser_policy.training.state import checkpoints, load_state, save_state
+from diffuser_policy.training.state import (
+    checkpoints,
+    data_facts,
+    load_state,
+    remove_leftovers,
+    save_state,
+)
 
 Metrics = dict[str, float]
 
@@ -64,11 +71,16 @@ class Trainer:
             processes: How several processes share the work; one process if not given.
 
         Raises:
-            ConfigError: The folder holds a run with other settings.
+            ConfigError: The folder holds a run with other settings or other data.
         """
         self.config, self.output = config, output
         self.processes = processes or Processes.single(device)
         self.policy_config = policy_config(config, flat)
+        self.settings = {
+            **to_json(config),
+            "data": data_facts(flat),
+            "num_processes": self.processes.num_processes,
+        }
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(config.seed)  # the CPU's: weights
             self.networks = build_networks(self.policy_config)
@@ -96,6 +108,7 @@ class Trainer:
             self.networks.parameters(), lr=settings.learning_rate
         )
         self.step = 0
+        self._saved_step: int | None = None
         self._resume()
         self.prepared = self.processes.prepare(self.loss)
 
@@ -123,9 +136,12 @@ class Trainer:
                 last call, at every checkpoint.
 
         Raises:
+            ConfigError: No interval between checkpoints.
             StorageError: A checkpoint could not be written; earlier ones are intact.
             KeyboardInterrupt: Ctrl-C was pressed; the finished step has been saved.
         """
+        if save_interval < 1:
+            raise ConfigError(f"save_interval must be at least 1, got {save_interval}.")
         totals: dict[str, float] = {}
         since = self.step
         with held_interrupt() as interrupted, self._bar(progress) as bar:
@@ -137,23 +153,23 @@ class Trainer:
                 if last or self.step % save_interval == 0:
                     means = {k: v / (self.step - since) for k, v in totals.items()}
                     bar.set_postfix({k: f"{v:.5f}" for k, v in means.items()})
-                    self._log(means, on_metrics)
                     self.save()
+                    self._log(means, on_metrics)
                     totals, since = {}, self.step
                 if interrupted():
-                    self.save()
+                    self._save_once()
                     raise KeyboardInterrupt
-        if since == self.step:  # perhaps killed after the last checkpoint, within save
-            self.save()
+        self._save_once()  # perhaps killed after the last checkpoint, within save
 
     def save(self) -> None:
         """Write a checkpoint and the planner so far, each atomically."""
+        self._saved_step = self.step
         if not self.processes.is_main:
             return
         settings = self.output / "training" / "settings.json"
         if not settings.exists():
             with replaced_file(settings) as partial:
-                partial.write_text(json.dumps(to_json(self.config), indent=1))
+                partial.write_text(json.dumps(self.settings, indent=1))
         save_state(
             self.output / "training",
             self.step,
@@ -167,6 +183,11 @@ class Trainer:
             self.planner_networks,
             provenance={"steps": self.step, "processes": self.processes.num_processes},
         )
+
+    def _save_once(self) -> None:
+        """Save, unless this step is saved already."""
+        if self._saved_step != self.step:
+            self.save()
 
     def _windows(self, flat: FlatDataset) -> WindowDataset:
         window = self.config.window
@@ -211,20 +232,9 @@ class Trainer:
                 nn.utils.clip_grad_norm_(part.parameters(), max_norm)
 
     def _resume(self) -> None:
-        settings = self.output / "training" / "settings.json"
-        if settings.exists():
-            saved = json.loads(settings.read_text())
-            current = json.loads(json.dumps(to_json(self.config)))
-            for data in (saved, current):  # how to plan does not change the weights
-                data.pop("planner", None)
-                data.pop("execution", None)
-            different = differences(saved, current)
-            if different:
-                raise ConfigError(
-                    f"{self.output} holds a run with other settings: "
-                    f"{'; '.join(different)}. Use another output folder, or the same "
-                    f"settings to resume."
-                )
+        self._check_settings()
+        if self.processes.is_main:
+            remove_leftovers(self.output)
         found = checkpoints(self.output / "training")
         if found:
             self.step = load_state(
@@ -234,6 +244,27 @@ class Trainer:
                 optimizer=self.optimizer,
             )
         self._forget_metrics_after(self.step)
+
+    def _check_settings(self) -> None:
+        """Refuse a folder whose weights came from something else."""
+        settings = self.output / "training" / "settings.json"
+        if not settings.exists():
+            return
+        saved = json.loads(settings.read_text())
+        current = json.loads(json.dumps(self.settings))
+        for key in ("data", "num_processes"):  # not in the files of earlier versions
+            if key not in saved:
+                del current[key]
+        for tree in (saved, current):  # how to plan does not change the weights
+            tree.pop("planner", None)
+            tree.pop("execution", None)
+        different = differences(saved, current)
+        if different:
+            raise ConfigError(
+                f"{self.output} holds a run with other settings: "
+                f"{'; '.join(different)}. Use another output folder, or the same "
+                f"settings, data and number of processes to resume."
+            )
 
     def _forget_metrics_after(self, step: int) -> None:
         """Drop losses of steps that will be taken again."""
@@ -252,9 +283,11 @@ class Trainer:
         if not self.processes.is_main:
             return
         path = self.output / "training" / "metrics.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            file.write(json.dumps({"step": self.step, **means}) + "\n")
+        try:
+            with path.open("a") as file:
+                file.write(json.dumps({"step": self.step, **means}) + "\n")
+        except OSError as error:
+            raise storage_error(path, error) from error
         if on_metrics is not None:
             on_metrics(self.step, means)
 

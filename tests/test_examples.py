@@ -1,0 +1,120 @@
+"""Examples run by the commands in their docstrings, and end with a number."""
+
+from __future__ import annotations
+
+import ast
+import re
+import runpy
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import gymnasium
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SMALL = {
+    "01_plan_in_a_maze.py": "--picture plan.png",
+    "02_any_loop.py": "--episodes 2",
+    "03_collect_train_evaluate.py": (
+        "--num-data-steps 2000 --num-gradient-steps 3 --episodes 2 --num-workers 1"
+    ),
+    "04_your_own_env.py": (
+        "--num-data-episodes 10 --num-gradient-steps 3 --episodes 4"
+    ),
+}
+
+Run = Callable[[list[str]], str]
+
+
+def commands(example: str) -> list[list[str]]:
+    """Return the command lines of an example's docstring, in words."""
+    source = (ROOT / "examples" / example).read_text()
+    text = (ast.get_docstring(ast.parse(source)) or "").replace("\\\n", " ")
+    lines = re.findall(r"^    python (examples/\S+.*)$", text, flags=re.MULTILINE)
+    return [shlex.split(line) for line in lines]
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Iterator[Run]:
+    """Run a command in an empty folder, in this process; return what it printed."""
+    monkeypatch.chdir(tmp_path)
+    # Examples set it themselves; this takes back whatever they do.
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    known = set(gymnasium.registry)
+
+    def run_command(words: list[str]) -> str:
+        monkeypatch.setattr(sys, "argv", words)
+        runpy.run_path(str(ROOT / words[0]), run_name="__main__")
+        return capsys.readouterr().out
+
+    yield run_command
+    for name in set(gymnasium.registry) - known:
+        if name.startswith("examples/"):
+            del gymnasium.registry[name]
+
+
+def run_small(run: Run, example: str, index: int = 0) -> list[str]:
+    """Run one of an example's commands with small numbers; return the lines."""
+    return run(commands(example)[index] + SMALL[example].split()).splitlines()
+
+
+def test_every_numbered_example_is_run_here() -> None:
+    """An example that no test runs would rot."""
+    numbered = {path.name for path in (ROOT / "examples").glob("[0-9]*.py")}
+    assert numbered == set(SMALL)
+
+
+@pytest.mark.parametrize("example", SMALL)
+def test_an_example_states_how_to_run_it_and_how_to_make_it_bigger(
+    example: str,
+) -> None:
+    """Two commands, both of the example itself; the first needs no options."""
+    first, second = commands(example)
+    assert first == [f"examples/{example}"]
+    assert second[0] == first[0]
+    assert len(second) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("example", SMALL)
+def test_an_example_ends_with_a_number(run: Run, example: str, index: int) -> None:
+    """Both of its commands run, and the last line says what came of it."""
+    assert re.search(r"\d", run_small(run, example, index)[-1])
+
+
+@pytest.mark.slow
+def test_the_planner_beats_the_demonstrator_across_the_large_maze(run: Run) -> None:
+    """The first example arrives, earlier than the demonstrator, and draws it."""
+    *_, demonstrator, planner = run_small(run, "01_plan_in_a_maze.py")
+    steps = [re.search(r"(\d+) env steps", line) for line in (demonstrator, planner)]
+    reference, own = (int(found[1]) if found else None for found in steps)
+    assert own is not None
+    assert reference is None or own < reference
+    assert Path("plan.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_four_loops_agree(run: Run) -> None:
+    """The second example finds no difference; arithmetic may move an arrival by one."""
+    last = run_small(run, "02_any_loop.py")[-1]
+    assert float(last.rpartition(" ")[2]) <= 1.0
+
+
+@pytest.mark.slow
+def test_a_policy_of_an_own_environment_keeps_the_contract(run: Run) -> None:
+    """The fourth example checks every rule, even of a planner that learned nothing."""
+    lines = run_small(run, "04_your_own_env.py")
+    assert lines[0] == "contract of predict: 16 rules kept"
+    assert [line.partition(":")[0] for line in lines[1:]] == [
+        "random actions",
+        "the script",
+        "the planner",
+    ]
+    assert "success 100%" in lines[2]

@@ -1,0 +1,88 @@
+"""The README keeps its promises: its commands run, its links and names exist.
+
+Its Python is run as it stands (conftest.py); its commands are run here, in the order in
+which a reader would, with smaller numbers.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from diffuser_policy.cli import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+PICTURE_LIMIT = 200_000  # bytes
+SMALL = {
+    "collect": "--num-steps 2000 --run-length 1000 --num-workers 1",
+    "train": "--num-steps 2 --batch-size 2",
+    "evaluate": "--episodes 1",
+    "plan": "",
+}
+
+
+def blocks(language: str) -> list[str]:
+    """Return the code blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+
+
+def commands(program: str) -> list[list[str]]:
+    """Return the arguments of all commands of a program, without comments."""
+    lines = "".join(blocks("sh")).splitlines()
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [arguments for name, *arguments in words if name == program]
+
+
+def test_it_fits_on_two_pages() -> None:
+    """Whatever is longer is not read."""
+    assert len(README.splitlines()) <= 150
+
+
+def test_its_links_lead_somewhere() -> None:
+    """Files it links to, pictures included, are in the repository."""
+    inline = re.findall(r"\]\(([^)\s]+)\)", README)
+    named = re.findall(r"^\[\w+\]: (\S+)", README, re.MULTILINE)
+    assert len(inline) + len(named) >= 6
+    for target in inline + named:
+        assert (ROOT / target).is_file(), target
+
+
+def test_its_picture_is_small() -> None:
+    """Cloning stays quick."""
+    for picture in (ROOT / "examples" / "images").iterdir():
+        assert picture.stat().st_size < PICTURE_LIMIT
+
+
+def test_its_make_targets_exist() -> None:
+    """`make demo` and the others are in the Makefile."""
+    targets = {arguments[0] for arguments in commands("make")}
+    assert targets == {"demo", "test"}
+    makefile = (ROOT / "Makefile").read_text()
+    assert all(re.search(rf"^{t}:", makefile, re.MULTILINE) for t in targets)
+
+
+def test_the_chain_of_nouns_names_modules() -> None:
+    """Every word below a noun is a module or a sub-package of diffuser_policy."""
+    [picture] = blocks("text")
+    named = set(re.findall(r"\b[a-z_]+\b", picture)) - {"candidates", "predict"}
+    package = ROOT / "diffuser_policy"
+    assert len(named) >= 12
+    for name in named:
+        assert (package / f"{name}.py").is_file() or (package / name).is_dir(), name
+
+
+@pytest.mark.slow
+def test_its_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Collect, train, evaluate, draw: each command succeeds where the last one ended."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
+    own = "diffuser/multi2d-umaze-v1"  # stands in for datasets that need a download
+    for name, *arguments in commands("diffuser-policy"):
+        local = [own if word.startswith("D4RL/") else word for word in arguments]
+        assert main([name, *local, *SMALL[name].split()]) == 0, (name, arguments)
+    for path in ("umaze.json", "pictures/plan.png", "runs/pointmaze/config.json"):
+        assert Path(path).is_file()
