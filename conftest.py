@@ -1,4 +1,4 @@
-"""Settings of the whole suite, and the collection of examples from README and docs."""
+"""Settings of the whole suite, and the collection of examples from docstrings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ os.environ["MPLBACKEND"] = "Agg"
 import hypothesis
 import pytest
 from sybil import Sybil
-from sybil.parsers import markdown, rest
+from sybil.parsers import rest
 
 hypothesis.settings.register_profile(
     "suite",
@@ -24,17 +24,11 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("suite")
 
-_readme = Sybil(
-    parsers=[markdown.PythonCodeBlockParser(), markdown.SkipParser()],
-    patterns=["README.md"],
-    # Model cards name folders that don't exist.
-    excludes=["diffuser_policy/pretrained/*/README.md"],
-)
-_docstrings = Sybil(
+# The README, whose blocks need each other in order, is run by tests/test_readme.py.
+pytest_collect_file = Sybil(
     parsers=[rest.DocTestParser()],
     patterns=["diffuser_policy/*.py", "diffuser_policy/**/*.py", "envs/**/*.py"],
-)
-pytest_collect_file = (_readme + _docstrings).pytest()
+).pytest()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,7 +1,7 @@
 """Plan to a goal of your choice, follow the plan, and save a picture of both.
 
     python examples/01_plan_in_a_maze.py
-    python examples/01_plan_in_a_maze.py --goal 1.2 1.8 --picture demo/another.png
+    python examples/01_plan_in_a_maze.py --goal 2.5 1.5 --picture demo/another.png
 
 The planner was never trained for a particular goal. It ends with how many env steps it
 took, beside the demonstrator whose data it learned from, over the same start and goal.

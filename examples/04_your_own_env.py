@@ -8,7 +8,7 @@ through the gap. What a planner needs from an environment is
 
 - a Box action space, and observations that are a Box or a goal dictionary;
 - for tracking, `metadata["observation_columns"]`: which columns are position and which
-  velocity (without it, plan actions: `WindowConfig(stride=1)`, `executor="actions"`);
+  velocity (where there is no such thing, plan actions and use `executor="actions"`);
 - for success rates, `info["success"]`.
 
 It takes about 40 s on one core, and ends with the success rate beside that of random

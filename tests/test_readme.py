@@ -1,12 +1,13 @@
 """The README keeps its promises: its commands run, its links and names exist.
 
-Its Python is run as it stands (conftest.py); its commands are run here, in the order in
-which a reader would, with smaller numbers.
+Its Python runs as it stands, its commands in the order in which a reader would run
+them, with smaller numbers.
 """
 
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -76,8 +77,29 @@ def test_the_chain_of_nouns_names_modules() -> None:
 
 
 @pytest.mark.slow
+def test_its_python_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All blocks, one after the other, end at the goal and with a plan that does."""
+    code = [""] * len(README.splitlines())
+    for match in re.finditer(
+        r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE
+    ):
+        line = README[: match.start(1)].count(
+            "\n"
+        )  # so that errors name README's lines
+        block = match[1].splitlines()
+        code[line : line + len(block)] = block
+    script = tmp_path / "README.py"
+    script.write_text("\n".join(code))
+    names = runpy.run_path(str(script))
+    assert "at the goal: True" in capsys.readouterr().out
+    assert names["mean_return"] > 300
+    goal = names["observation"]["desired_goal"]
+    assert names["plan"].path()[-1, :2] == pytest.approx(goal, abs=1e-3)
+
+
+@pytest.mark.slow
 def test_its_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Collect, train, evaluate, draw: each command succeeds where the last one ended."""
+    """Collect, train, evaluate, draw: each goes on where the last one ended."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
     own = "diffuser/multi2d-umaze-v1"  # stands in for datasets that need a download
