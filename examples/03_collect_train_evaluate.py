@@ -5,8 +5,8 @@
         --num-gradient-steps 6000 --episodes 100
 
 It takes about 40 s on one core, ends with success rate and score, and leaves nothing
-behind. It is a small experiment in the smallest maze: the data and the training of the
-shipped planners are 50 and 20 times as long, their networks four times as large. The
+behind. It is a small experiment in the smallest maze: data and training of the shipped
+planners are at least 50 and 20 times as long, their networks four times as large. The
 untrained planner is no zero either: whatever the network says, a plan ends at the goal,
 so goals in a straight line are reached.
 
@@ -22,11 +22,16 @@ from pathlib import Path
 
 import tyro
 
-from diffuser_policy import DiffuserPolicy, evaluate, load_flat
+from diffuser_policy import (
+    CollectSettings,
+    DiffuserPolicy,
+    Trainer,
+    collect,
+    evaluate,
+    load_flat,
+    preset,
+)
 from diffuser_policy.config import NetworkConfig, OptimizationConfig, WindowConfig
-from diffuser_policy.data.collection import CollectSettings, collect
-from diffuser_policy.training.presets import preset
-from diffuser_policy.training.trainer import Trainer
 
 ENV_ID = "diffuser_envs/Multi2D-UMaze-v1"
 DATASET = "examples/umaze-v0"

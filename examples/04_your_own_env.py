@@ -27,19 +27,23 @@ import numpy as np
 import tyro
 from gymnasium import spaces
 
-from diffuser_policy import DiffuserPolicy, evaluate, load_flat
+from diffuser_policy import (
+    DiffuserPolicy,
+    TrainConfig,
+    Trainer,
+    collect_episodes,
+    evaluate,
+    load_flat,
+)
 from diffuser_policy.config import (
     ExecutionConfig,
     NetworkConfig,
     OptimizationConfig,
     PlannerConfig,
     TimeToGoalConfig,
-    TrainConfig,
     WindowConfig,
 )
-from diffuser_policy.data.collection import collect_episodes
 from diffuser_policy.testing import check_policy
-from diffuser_policy.training.trainer import Trainer
 
 ENV_ID, DATASET = "examples/Table-v0", "examples/table-v0"
 SECONDS_PER_STEP = 0.1

@@ -14,7 +14,7 @@ from diffuser_policy.config import NetworkConfig, WindowConfig
 from diffuser_policy.errors import ConditionError, ConfigError, HorizonError
 from diffuser_policy.layout import TrajectoryLayout
 from diffuser_policy.normalizers import LimitsNormalizer
-from diffuser_policy.planner import Planner
+from diffuser_policy.planner import HorizonChoice, Planner
 from diffuser_policy.ranking import Ranking
 from diffuser_policy.sampler import DDIMSampler, Sampler, Samples
 from diffuser_policy.schedule import NoiseSchedule
@@ -141,14 +141,21 @@ def test_the_offset_moves_predicted_times_only() -> None:
 
 
 @pytest.mark.parametrize("choice", ["fixed", "shrinking", "predicted"])
-def test_without_a_goal_plans_are_of_full_length(choice: Any) -> None:
+def test_without_a_goal_plans_are_of_full_length(choice: HorizonChoice) -> None:
     planner = make_planner(horizon_choice=choice)
     assert planner.planning_steps(START, None, np.array([5, 5, 5])).tolist() == [16] * 3
 
 
-def test_without_a_shortest_window_the_network_sets_it() -> None:
-    planner = make_planner(horizon_choice="predicted", min_horizon=None)
-    assert planner.planning_steps(START, GOALS).tolist() == [6, 2, 16]
+@pytest.mark.parametrize(
+    ("choice", "steps"),
+    [("fixed", [16, 16]), ("shrinking", [2, 2]), ("predicted", [6, 2])],
+)
+def test_without_a_shortest_window_the_network_sets_it(
+    choice: HorizonChoice, steps: list[int]
+) -> None:
+    planner = make_planner(horizon_choice=choice, min_horizon=None)
+    found = planner.planning_steps(START[:2], GOALS[:2], np.array([0, 0]))
+    assert found.tolist() == steps
 
 
 @pytest.mark.parametrize("horizon", [0, 5, 9, 47, -6])
@@ -279,6 +286,12 @@ def test_the_chain_is_in_environment_units() -> None:
     assert plan.chain is not None
     np.testing.assert_allclose(plan.chain[-1], plan.candidates, rtol=1e-5)
     assert make_planner().plan(START, GOALS, generators(3)).chain is None
+
+
+def test_a_chain_needs_plans_of_one_length() -> None:
+    planner = make_planner(horizon_choice="predicted")
+    with pytest.raises(ConditionError, match=r"one length.*\[4, 6, 16\]"):
+        planner.plan(START, GOALS, generators(3), keep_chain=True)
 
 
 def test_states_only_plans_have_no_actions() -> None:

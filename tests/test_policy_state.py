@@ -96,6 +96,13 @@ BAD_CALLS: dict[str, tuple[Callable[[PolicyState], tuple[Any, ...]], str]] = {
     "more envs": (lambda state: (observe(3), state), "remembers 2 environments"),
     "no envs": (lambda state: (observe(0), state), "shape"),
     "state": (lambda _: (observe(2), "memory"), "state must be"),
+    "foreign state": (
+        lambda state: (
+            observe(2),
+            state._replace(observations=state.observations[:, :8]),
+        ),
+        "state is of another planner",
+    ),
     "flags": (lambda state: (observe(2), state, [True]), "1 flags"),
     "flags and no state": (lambda _: (observe(2), None, [True]), "1 flags"),
 }

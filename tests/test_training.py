@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
-import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +19,7 @@ from diffuser_policy.config import (
     TrainConfig,
     WindowConfig,
 )
-from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.denoiser import PredictionTarget
-from diffuser_policy.errors import ConfigError, DatasetError, StorageError
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.testing import check_policy, toy_config, toy_dataset
 from diffuser_policy.training.average import WeightAverage
@@ -226,6 +221,24 @@ def test_the_average_is_a_copy_and_then_a_moving_mean() -> None:
     assert not average.weight.requires_grad
 
 
+def test_the_trainer_averages_after_each_gradient_step(tmp_path: Path) -> None:
+    config = toy_config(
+        optimization=optimization(ema_interval=2, ema_start=2, ema_decay=0.75)
+    )
+    trainer = Trainer(config, toy_dataset(), tmp_path, device="cpu")
+    weight = next(trainer.networks.parameters())
+    average = next(trainer.average.average.parameters())
+    expected = average.clone()
+    for step in range(1, 7):
+        trainer._descend()
+        if step == 2:
+            expected = weight.detach().clone()
+        elif step % 2 == 0:
+            expected = 0.75 * expected + 0.25 * weight.detach()
+        torch.testing.assert_close(average, expected)
+    assert not torch.equal(average, weight)
+
+
 # --- batches ----------------------------------------------------------------------
 
 
@@ -251,114 +264,21 @@ def test_mixed_horizons_are_multiples_and_all_occur() -> None:
     assert {draw_num_planning_steps(fixed, step, 4) for step in range(50)} == {16}
 
 
-def test_processes_see_other_windows_of_the_same_length(tmp_path: Path) -> None:
-    trainer = Trainer(toy_config(), toy_dataset(), tmp_path, device="cpu")
-    shapes, sums = [], []
+def test_steps_processes_and_accumulations_see_other_windows(tmp_path: Path) -> None:
+    config = toy_config(window=WindowConfig(horizon=16))
+    trainer = Trainer(config, toy_dataset(), tmp_path, device="cpu")
+    seen = []
     sample = trainer.loss.windows.sample
 
     def spy(*arguments: Any, **more: Any) -> torch.Tensor:
         windows = sample(*arguments, **more)
-        shapes.append(windows.shape)
-        sums.append(windows.sum().item())
+        seen.append(windows.sum().item())
         return windows
 
     trainer.loss.windows.sample = spy  # type: ignore[method-assign]
-    for process in (0, 1):
-        trainer.loss(3, process, 0)
-    assert shapes[0] == shapes[1]
-    assert sums[0] != sums[1]
-
-
-# --- files and refusals -----------------------------------------------------------
-
-
-def test_metrics_are_logged_at_every_checkpoint(tmp_path: Path) -> None:
-    seen: list[int] = []
-    trained(tmp_path, save_interval=4, on_metrics=lambda step, _: seen.append(step))
-    lines = (tmp_path / "training" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [4, 6] == seen
-    assert set(json.loads(lines[0])) == {"step", "denoiser", "time_to_goal"}
-
-
-def test_progress_is_shown_on_request(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    trainer = Trainer(toy_config(), toy_dataset(), tmp_path, device="cpu")
-    trainer.run(progress=True)
-    shown = capsys.readouterr().err
-    assert "6/6" in shown
-    assert "step/s" in shown
-
-
-def test_a_full_disk_keeps_the_checkpoints_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trainer = Trainer(toy_config(), toy_dataset(), tmp_path, device="cpu")
-    write_bytes = Path.write_bytes
-
-    def full(path: Path, data: bytes) -> int:
-        if trainer.step > 2:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return write_bytes(path, data)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", full)
-        with pytest.raises(StorageError, match="Free some space"):
-            trainer.run(save_interval=2, progress=False)
-    names = sorted(path.name for path in (tmp_path / "training").iterdir())
-    assert names == ["metrics.jsonl", "settings.json", "step-00000002"]
-    assert DiffuserPolicy.from_pretrained(tmp_path).config.provenance["steps"] == 2
-    resumed = trained(tmp_path, save_interval=2)
-    assert resumed.step == 6
-
-
-def test_a_disk_too_full_for_the_losses_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trainer = Trainer(toy_config(), toy_dataset(), tmp_path, device="cpu")
-    open_path = Path.open
-
-    def full(path: Path, *arguments: Any, **settings: Any) -> Any:
-        if path.name == "metrics.jsonl":
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return open_path(path, *arguments, **settings)
-
-    monkeypatch.setattr(Path, "open", full)
-    with pytest.raises(StorageError, match=r"metrics\.jsonl.*Free some space"):
-        trainer.run(save_interval=2, progress=False)
-    assert DiffuserPolicy.from_pretrained(tmp_path).config.provenance["steps"] == 2
-
-
-@pytest.mark.parametrize("save_interval", [0, -1])
-def test_no_interval_between_checkpoints_is_refused(
-    tmp_path: Path, save_interval: int
-) -> None:
-    trainer = Trainer(toy_config(), toy_dataset(), tmp_path, device="cpu")
-    with pytest.raises(ConfigError, match="save_interval must be at least 1"):
-        trainer.run(save_interval=save_interval, progress=False)
-    assert trainer.step == 0
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_data_that_is_not_finite_is_refused(bad: float) -> None:
-    flat = toy_dataset()
-    observation = flat.fields["observation"].copy()
-    observation[5, 1] = bad
-    with pytest.raises(DatasetError, match="not finite"):
-        FlatDataset(
-            {**flat.fields, "observation": observation}, flat.run_starts, flat.metadata
-        )
-
-
-def test_a_dataset_shorter_than_the_window_is_refused(tmp_path: Path) -> None:
-    config = toy_config(window=WindowConfig(horizon=62))
-    with pytest.raises(DatasetError, match="longest continuous run has 60"):
-        Trainer(config, toy_dataset(), tmp_path, device="cpu")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_goal_that_the_data_lack_is_refused(tmp_path: Path) -> None:
-    config = toy_config(time_to_goal=None)
-    with pytest.raises(ConfigError, match="no goal columns"):
-        Trainer(config, toy_dataset(goals=False), tmp_path, device="cpu")
+    batches = [(step, rank, n) for step in (0, 1) for rank in (0, 1) for n in (0, 1)]
+    for batch in batches:
+        trainer.loss(*batch)
+    assert len(set(seen)) == len(batches)
+    trainer.loss(*batches[3])
+    assert seen[-1] == seen[3]

@@ -171,6 +171,14 @@ def test_padding_never_reaches_the_next_run() -> None:
     assert len(started) == 12
 
 
+def test_shorter_windows_start_before_the_padding_too() -> None:
+    windows = windows_of([3, 8], padding="repeat", max_planning_steps=6, stride=2)
+    assert windows.num_windows(2) == 11
+    starts = windows.rows[windows.starts(2)]
+    assert starts[:, TIME].tolist() == [*range(3), *range(8)]
+    assert (starts[:, 0] >= 100).all()  # real actions: no start is padding
+
+
 def test_without_padding_short_runs_have_no_windows() -> None:
     windows = windows_of([3, 8], max_planning_steps=6)
     assert windows.rows[windows.starts(6)][:, RUN].tolist() == [1.0, 1.0, 1.0]
