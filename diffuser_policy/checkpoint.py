@@ -18,7 +18,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from diffuser_policy.build import PlannerNetworks, PolicyConfig, build_networks
-from diffuser_policy.data.files import replaced_file
 from diffuser_policy.errors import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -26,6 +25,7 @@ from diffuser_policy.errors import (
     require_extra,
     suggestion,
 )
+from diffuser_policy.files import replaced_file
 from diffuser_policy.versions import versions
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"

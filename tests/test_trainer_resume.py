@@ -109,7 +109,8 @@ KILLED = """
         if step:
             kill |= {"step": int(step), "delay": float(delay)}
         assert status(f"{folder}/killed", **kill) == signal.SIGKILL, moment
-        print(sorted(os.listdir(f"{folder}/killed/training")))
+        left = Path(folder, "killed", "training")  # absent if killed before a save
+        print(sorted(os.listdir(left)) if left.exists() else "nothing yet")
     assert status(f"{folder}/killed") == 0
 """
 

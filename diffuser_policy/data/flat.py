@@ -24,8 +24,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from diffuser_policy.data.files import replaced_folder
 from diffuser_policy.errors import DatasetError, DatasetNotFoundError, StorageError
+from diffuser_policy.files import replaced_folder
 
 SCHEMA = 1
 META_FILE = "meta.json"

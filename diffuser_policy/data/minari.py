@@ -28,7 +28,6 @@ from tqdm import tqdm
 
 from diffuser_policy.data.cache import DatasetCache
 from diffuser_policy.data.episodes import Episode, flatten
-from diffuser_policy.data.files import replaced_folder
 from diffuser_policy.data.flat import GOALS, FlatDataset
 from diffuser_policy.data.hdf5 import hdf5_episodes
 from diffuser_policy.envs import Env, Space
@@ -39,6 +38,7 @@ from diffuser_policy.errors import (
     require_extra,
     suggestion,
 )
+from diffuser_policy.files import replaced_folder
 
 ROOT_VARIABLE = "MINARI_DATASETS_PATH"
 DATASET_ID = re.compile(r"([\w-][\w/-]*[\w-]/)?[\w-]+-v\d+")

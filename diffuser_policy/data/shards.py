@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from diffuser_policy.data.episodes import Episode
-from diffuser_policy.data.files import replaced_file
 from diffuser_policy.errors import ConfigError, DatasetError
+from diffuser_policy.files import replaced_file
 
 OBSERVATION_PREFIX = "observations."
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from rich.table import Table
 
-from diffuser_policy.data.files import hidden_sibling, replaced_file, storage_error
 from diffuser_policy.errors import StorageError
 from diffuser_policy.evaluation.records import Evaluation
 from diffuser_policy.evaluation.statistics import Interval
+from diffuser_policy.files import hidden_sibling, replaced_file, storage_error
 
 ROWS = {  # name in the summary: (label, digits, unit)
     "score": ("score", 1, ""),

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diffuser_policy.data.files import replaced_file
 from diffuser_policy.errors import ConfigError, require_extra
+from diffuser_policy.files import replaced_file
 from diffuser_policy.plan import Plan
 from diffuser_policy.plotting.drawing import (
     counted,

@@ -26,9 +26,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from diffuser_policy.data.files import replaced_folder
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.errors import CheckpointError
+from diffuser_policy.files import replaced_folder
 
 SCHEMA = 1
 FOLDER = re.compile(r"step-(\d{8})")

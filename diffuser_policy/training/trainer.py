@@ -29,10 +29,10 @@ from tqdm import tqdm
 from diffuser_policy.build import PlannerNetworks, build_networks, policy_config
 from diffuser_policy.checkpoint import write_planner
 from diffuser_policy.config import OptimizationConfig, TrainConfig, to_json
-from diffuser_policy.data.files import replaced_file, storage_error
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.windows import WindowDataset, join_rows
 from diffuser_policy.errors import ConfigError
+from diffuser_policy.files import replaced_file, storage_error
 from diffuser_policy.normalizers import normalizer_class
 from diffuser_policy.training.average import WeightAverage
 from diffuser_policy.training.interrupt import held_interrupt
