@@ -197,5 +197,20 @@ def card(config: PolicyConfig, networks: PlannerNetworks) -> str:
         f"- Weights: {count:,} numbers, {provenance.get('steps', '?')} gradient steps",
         "",
         f"Everything needed to train it again is in `{CONFIG}` under `provenance`.",
+        *_results(provenance.get("results", {})),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _results(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the lines of a model card on what the planner scored where."""
+    if not results:
+        return []
+    lines = ["", "| environment | episodes | score | success |", "|---|---|---|---|"]
+    for env_id, result in results.items():
+        mean, low, high = (result["score"][key] for key in ("mean", "low", "high"))
+        lines.append(
+            f"| {env_id} | {result['episodes']} | {mean:.1f} [{low:.1f}, {high:.1f}] "
+            f"| {result['success_rate']['mean']:.0%} |"
+        )
+    return lines

@@ -1,4 +1,4 @@
-"""Every error that the package raises on purpose.
+"""The errors that users of the package may want to catch.
 
 All derive from `DiffuserPolicyError` and from the built-in they refine, so both
 `except DiffuserPolicyError` and `except ValueError` work. A message says what was

@@ -1,6 +1,6 @@
 """Files that are there completely or not at all.
 
-Everything is written beside its destination under a hidden name, flushed, and moved
+Everything is written beside its destination under a hidden name, and moved
 into place with one rename. An interrupt, a full disk or a second process doing the
 same leaves either the old state or the new one.
 """

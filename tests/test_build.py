@@ -1,0 +1,169 @@
+"""Settings that contradict each other or the data are refused before any work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from diffuser_policy.build import PolicyConfig, build_networks, policy_config
+from diffuser_policy.config import ExecutionConfig, NetworkConfig, WindowConfig
+from diffuser_policy.data.flat import FlatDataset
+from diffuser_policy.errors import CheckpointError, ConfigError
+from diffuser_policy.executors import PlannedActions, PursuitExecutor, TrackingExecutor
+from diffuser_policy.layout import TrajectoryLayout
+from diffuser_policy.sampler import DDIMSampler, DDPMSampler
+from diffuser_policy.testing import toy_config, toy_dataset, toy_policy
+from tests.policy_helpers import observe
+
+
+def unnamed(**metadata: Any) -> FlatDataset:
+    """Return toy data that does not name its columns."""
+    flat = toy_dataset()
+    kept = {k: v for k, v in flat.metadata.items() if k != "observation_columns"}
+    return FlatDataset(flat.fields, flat.run_starts, {**kept, **metadata})
+
+
+@pytest.mark.parametrize(
+    ("settings", "executor", "sampler"),
+    [
+        ({"executor": "actions", "sampler": "ddim"}, PlannedActions, DDIMSampler),
+        ({"executor": "tracking", "sampler": "ddpm"}, TrackingExecutor, DDPMSampler),
+        ({"executor": "pursuit"}, PursuitExecutor, DDIMSampler),
+    ],
+)
+def test_names_in_settings_choose_the_parts(
+    settings: dict[str, Any], executor: type[object], sampler: type[object]
+) -> None:
+    policy = toy_policy().with_settings(**settings)
+    assert type(policy.executor) is executor
+    assert type(policy.planner.sampler) is sampler
+
+
+def test_all_settings_of_an_executor_arrive() -> None:
+    policy = toy_policy(
+        executor="pursuit", position_gain=3.0, velocity_gain=0.5, lookahead=7.0
+    )
+    executor = policy.executor
+    assert isinstance(executor, PursuitExecutor)
+    assert (executor.position_gain, executor.velocity_gain) == (3.0, 0.5)
+    assert executor.lookahead == 7.0
+
+
+def test_columns_are_those_of_the_data_with_the_goal() -> None:
+    layout = policy_config(toy_config(), toy_dataset()).layout
+    assert layout == TrajectoryLayout(
+        action_dim=2,
+        observation_dim=4,
+        aliases={"position": (0, 1), "velocity": (2, 3), "goal": (0, 1)},
+    )
+
+
+def test_columns_can_be_named_by_the_user() -> None:
+    window = WindowConfig(horizon=16, position=(1, 0), velocity=(3, 2))
+    layout = policy_config(toy_config(window=window), unnamed()).layout
+    assert layout.aliases["position"] == (1, 0)
+    assert layout.aliases["velocity"] == (3, 2)
+
+
+def test_tracking_without_names_says_how_to_give_them() -> None:
+    with pytest.raises(ConfigError, match=r"--window\.position"):
+        toy_policy(flat=unnamed())
+
+
+def test_tracking_needs_a_column_per_action() -> None:
+    flat = unnamed(observation_columns={"position": [0, 1, 2], "velocity": [2, 3]})
+    with pytest.raises(ConfigError, match=r"every column of 'position'.*\(2\)"):
+        toy_policy(flat=flat)
+    toy_policy(toy_config(execution=ExecutionConfig(executor="actions")), flat=flat)
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "clip", "expected"),
+    [
+        ("limits", None, True),
+        ("gaussian", None, False),
+        ("limits", False, False),
+        ("gaussian", False, False),
+    ],
+)
+def test_clipping_goes_with_the_limits_normalizer(
+    normalizer: Any, clip: bool | None, expected: bool
+) -> None:
+    window = WindowConfig(horizon=16, normalizer=normalizer)
+    config = toy_config(
+        window=window, network=NetworkConfig(dim=8, multipliers=(1, 2), clip=clip)
+    )
+    networks = build_networks(policy_config(config, toy_dataset()))
+    assert networks.denoiser.clip is expected
+
+
+def test_clipping_with_another_normalizer_is_refused() -> None:
+    config = toy_config(
+        window=WindowConfig(horizon=16, normalizer="gaussian"),
+        network=NetworkConfig(clip=True),
+    )
+    with pytest.raises(ConfigError, match="Leave clip out"):
+        policy_config(config, toy_dataset())
+
+
+def test_time_to_goal_needs_goals() -> None:
+    with pytest.raises(ConfigError, match="needs data with goals"):
+        policy_config(toy_config(), toy_dataset(goals=False))
+
+
+@pytest.mark.parametrize("gain", [float("nan"), float("inf")])
+def test_gains_are_finite(gain: float) -> None:
+    with pytest.raises(ConfigError, match="position_gain must be finite"):
+        ExecutionConfig(position_gain=gain)
+
+
+def test_replanning_at_intervals_needs_a_horizon_that_shrinks() -> None:
+    with pytest.raises(ConfigError, match="a full horizon away for ever"):
+        toy_policy(horizon="fixed", replan_interval=5)
+    toy_policy(horizon="shrinking", replan_interval=5)
+
+
+def test_seeds_are_not_negative() -> None:
+    with pytest.raises(ConfigError, match="must not be negative, got -1"):
+        toy_policy().set_random_seed(-1)
+
+
+@pytest.mark.parametrize("data", [[], 5, None, {}])
+def test_what_is_no_config_is_refused(data: Any) -> None:
+    with pytest.raises(CheckpointError, match="no 'schema'"):
+        PolicyConfig.from_json(data)
+
+
+# --- the policy's plan --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_plan_is_the_plan_that_predict_follows(sampler: str) -> None:
+    policy = toy_policy(sampler=sampler)
+    _, state = policy.predict(observe(2), deterministic=True)
+    plan = policy.plan(observe(2))
+    np.testing.assert_array_equal(plan.observations, state.observations)
+    initial = policy.initial_state(2, np.array([5, 6]))
+    _, state = policy.predict(observe(2), initial)
+    plan = policy.plan(observe(2), state=initial)
+    np.testing.assert_array_equal(plan.observations, state.observations)
+
+
+def test_moving_the_networks_gives_the_policy_back() -> None:
+    policy = toy_policy()
+    expected, _ = policy.predict(observe(), deterministic=True)
+    assert policy.to("cpu") is policy
+    np.testing.assert_array_equal(
+        policy.predict(observe(), deterministic=True)[0], expected
+    )
+
+
+@pytest.mark.cuda
+def test_on_a_gpu_the_plan_is_the_same() -> None:
+    expected = toy_policy().plan(observe(3))
+    plan = toy_policy().to("cuda").plan(observe(3))
+    np.testing.assert_allclose(
+        plan.observations, expected.observations, rtol=1e-3, atol=1e-3
+    )
