@@ -28,11 +28,9 @@ class WindowConfig:
     """Which slices of the data a planner is trained on."""
 
     horizon: int = 128
-    """Env steps a plan covers, the current observation included: planning steps
-    times stride. The longest one if horizons are mixed."""
+    """Env steps of the longest plan, planning steps times stride."""
     min_horizon: int | None = None
-    """Shortest window in env steps: lengths up to `horizon` are drawn per batch, so
-    that one network is sharp at every length. Not given: `horizon` only."""
+    """Env steps of the shortest window: mixed lengths are drawn; default: `horizon`."""
     stride: int = 1
     """Env steps between two planning steps."""
     actions: bool = True
@@ -40,8 +38,7 @@ class WindowConfig:
     padding: Literal["none", "repeat"] = "none"
     """Continue each run with its last observation past its end."""
     hindsight_goal: Literal["none", "goal", "observation"] = "goal"
-    """What is pinned at the last planning step: nothing, the goal's columns, or the
-    whole observation."""
+    """What is pinned at the last planning step of a window."""
     normalizer: Literal["limits", "gaussian", "identity"] = "limits"
     """Map between environment units and the network's units."""
     position: tuple[int, ...] | None = None
@@ -149,8 +146,7 @@ class ExecutionConfig:
     """How a plan is followed and when it is made anew."""
 
     executor: Literal["tracking", "pursuit", "actions"] = "tracking"
-    """Track the planned states, pursue the planned path as fast as the actions allow,
-    or apply the planned actions."""
+    """Track the planned states, pursue their path at full speed, or apply actions."""
     position_gain: float = 1.0
     """Tracking and pursuit: action per meter of position error."""
     velocity_gain: float = 1.0

@@ -49,6 +49,8 @@ class SmoothnessRanking(Ranking):
 
     def __call__(self, observations: Tensor, goal_columns: list[int]) -> Tensor:
         """Return the negative largest displacement between planning steps."""
+        if observations.shape[2] < 2:  # nothing moves
+            return observations.new_zeros(observations.shape[:2])
         moved = observations[..., goal_columns].diff(dim=2)
         return -moved.square().sum(dim=-1).amax(dim=-1)
 
@@ -70,6 +72,8 @@ class TimeToGoalRanking(Ranking):
     def __call__(self, observations: Tensor, goal_columns: list[int]) -> Tensor:
         """Return the negative largest excess of needed over planned time, env steps."""
         reach = min(self.reach, observations.shape[2] - 1)
+        if reach == 0:  # a single planning step asks for nothing
+            return observations.new_zeros(observations.shape[:2])
         later = observations[:, :, reach:][..., goal_columns]
         needed = self.time_to_goal(observations[:, :, :-reach], later)
         excess: Tensor = (needed - reach * self.stride).amax(dim=-1)

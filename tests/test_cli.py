@@ -143,3 +143,17 @@ def test_the_package_runs_as_a_module() -> None:
         check=True,
     )
     assert "usage: diffuser-policy" in done.stdout
+
+
+def test_a_reader_that_has_read_enough_is_no_error() -> None:
+    """As in `diffuser-policy train multi2d-large --help | head -1`."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "diffuser_policy", "train", "multi2d-large", "--help"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""

@@ -114,3 +114,9 @@ def test_a_plan_shorter_than_the_reach_is_judged_by_its_ends() -> None:
 def test_rows_are_ranked_apart() -> None:
     rows = torch.cat([candidates(JUMPING, STEADY), candidates(STEADY, JUMPING)])
     assert SmoothnessRanking()(rows, [0]).argmax(dim=1).tolist() == [1, 0]
+
+
+def test_a_single_planning_step_leaves_nothing_to_rank() -> None:
+    rows = torch.zeros(2, 3, 1, 4)
+    for ranking in (SmoothnessRanking(), TimeToGoalRanking(_Distance(), stride=3)):
+        assert ranking(rows, [0]).tolist() == [[0.0] * 3] * 2

@@ -10,6 +10,7 @@ torch and simulators inside `run` only, so that help answers at once.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, get_type_hints
@@ -38,7 +39,7 @@ COMMANDS = {
     "info": "List shipped planners, training presets and environments.",
 }
 
-EXIT_OK, EXIT_ERROR, EXIT_INTERRUPTED = 0, 2, 130
+EXIT_OK, EXIT_ERROR, EXIT_INTERRUPTED, EXIT_PIPE = 0, 2, 130, 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0 for success, 2 for an error that was explained on standard
-        error, 130 after Ctrl-C.
+        error, 130 after Ctrl-C, 141 when nobody reads standard output any more.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -60,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _complain("interrupted", "stopped by Ctrl-C.")
         return EXIT_INTERRUPTED
+    except BrokenPipeError:  # `… | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_PIPE
 
 
 def _dispatch(arguments: list[str]) -> int:
