@@ -239,6 +239,17 @@ def to_json(config: Any) -> dict[str, Any]:
     return data
 
 
+def differences(saved: Any, current: Any, path: str = "") -> list[str]:
+    """Return where two JSON trees differ, as "name: saved → current"."""
+    if isinstance(saved, dict) and isinstance(current, dict):
+        found = []
+        for key in sorted(saved.keys() | current.keys()):
+            inner = f"{path}.{key}" if path else key
+            found += differences(saved.get(key), current.get(key), inner)
+        return found
+    return [] if saved == current else [f"{path}: {saved} → {current}"]
+
+
 def from_json(cls: type[T], data: Mapping[str, Any]) -> T:
     """Rebuild a config dataclass from `to_json`'s data.
 

@@ -182,7 +182,7 @@ def test_work_with_other_settings_is_not_mixed_in(
     with pytest.raises(ConfigError) as caught:
         record(replace(SMALL, action_noise=0.5))
     text = str(caught.value)
-    assert "action_noise was 0.0 and is 0.5" in text
+    assert "recipe.action_noise: 0.0 → 0.5" in text
     assert "--overwrite" in text
     assert len(shards(root)) == 1
     noisy = record(replace(SMALL, action_noise=0.5, overwrite=True))

@@ -16,7 +16,6 @@ from diffuser_policy.config import (
     NetworkConfig,
     OptimizationConfig,
     TimeToGoalConfig,
-    TrainConfig,
     WindowConfig,
 )
 from diffuser_policy.denoiser import PredictionTarget
@@ -25,12 +24,7 @@ from diffuser_policy.testing import check_policy, toy_config, toy_dataset
 from diffuser_policy.training.average import WeightAverage
 from diffuser_policy.training.loss import draw_num_planning_steps, step_generator
 from diffuser_policy.training.trainer import Trainer, learning_rate
-
-
-def trained(output: Path, config: TrainConfig | None = None, **run: Any) -> Trainer:
-    trainer = Trainer(config or toy_config(), toy_dataset(), output, device="cpu")
-    trainer.run(progress=False, **run)
-    return trainer
+from tests.training_helpers import trained
 
 
 def optimization(**settings: Any) -> OptimizationConfig:

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from diffuser_policy.config import (
-    TrainConfig,
     WindowConfig,
 )
 from diffuser_policy.data.flat import FlatDataset
@@ -20,12 +19,7 @@ from diffuser_policy.errors import ConfigError, DatasetError, StorageError
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.testing import toy_config, toy_dataset
 from diffuser_policy.training.trainer import Trainer
-
-
-def trained(output: Path, config: TrainConfig | None = None, **run: Any) -> Trainer:
-    trainer = Trainer(config or toy_config(), toy_dataset(), output, device="cpu")
-    trainer.run(progress=False, **run)
-    return trainer
+from tests.training_helpers import trained
 
 
 def test_metrics_are_logged_at_every_checkpoint(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from diffuser_policy.config import differences
 from diffuser_policy.data.episodes import Episode
 from diffuser_policy.errors import ConfigError, DatasetError
 from diffuser_policy.files import replaced_file
@@ -61,10 +62,11 @@ class ShardFolder:
             if found == self.identity:
                 return
             if not discard:
+                different = "; ".join(differences(found, self.identity))
                 raise ConfigError(
                     f"{self.path} holds unfinished work with other settings: "
-                    f"{_differences(found, self.identity)}. Finish it with its own "
-                    "settings, choose another dataset id, or discard it (--overwrite)."
+                    f"{different}. Finish it with its own settings, choose another "
+                    f"dataset id, or discard it (--overwrite)."
                 )
         if self.path.exists():
             shutil.rmtree(self.path)
@@ -129,15 +131,3 @@ class ShardFolder:
 
     def _file(self, index: int) -> Path:
         return self.path / f"run-{index:05d}.npz"
-
-
-def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """Name the entries in which two JSON-able mappings differ, nested ones dotted."""
-    parts = []
-    for key in sorted({*found, *wanted}):
-        old, new = found.get(key), wanted.get(key)
-        if isinstance(old, dict) and isinstance(new, dict) and old != new:
-            parts.append(_differences(old, new))
-        elif old != new:
-            parts.append(f"{key} was {old!r} and is {new!r}")
-    return ", ".join(parts)

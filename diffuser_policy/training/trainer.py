@@ -28,7 +28,12 @@ from tqdm import tqdm
 
 from diffuser_policy.build import PlannerNetworks, build_networks, policy_config
 from diffuser_policy.checkpoint import write_planner
-from diffuser_policy.config import OptimizationConfig, TrainConfig, to_json
+from diffuser_policy.config import (
+    OptimizationConfig,
+    TrainConfig,
+    differences,
+    to_json,
+)
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.windows import WindowDataset, join_rows
 from diffuser_policy.errors import ConfigError
@@ -312,14 +317,3 @@ def learning_rate(settings: OptimizationConfig, step: int) -> float:
         * 0.5
         * (1 + math.cos(math.pi * step / settings.num_steps))
     )
-
-
-def differences(saved: Any, current: Any, path: str = "") -> list[str]:
-    """Return where two JSON trees differ, as "name: saved → current"."""
-    if isinstance(saved, dict) and isinstance(current, dict):
-        found = []
-        for key in sorted(saved.keys() | current.keys()):
-            inner = f"{path}.{key}" if path else key
-            found += differences(saved.get(key), current.get(key), inner)
-        return found
-    return [] if saved == current else [f"{path}: {saved} → {current}"]

@@ -146,9 +146,7 @@ def _try_context(platform: str) -> str | None:
             context = importlib.import_module(f"mujoco.{platform}").GLContext(64, 64)
             context.make_current()
             context.free()
-    except (
-        Exception
-    ) as error:  # OpenGL bindings raise anything, AttributeError included
+    except Exception as error:  # bindings raise anything, even AttributeError
         if before is None:
             os.environ.pop("PYOPENGL_PLATFORM", None)
         return f"{type(error).__name__}: {error}"
