@@ -24,13 +24,17 @@ if TYPE_CHECKING:
     from diffuser_policy.data.minari import load_flat
     from diffuser_policy.data.windows import WindowDataset
     from diffuser_policy.denoiser import Denoiser
-    from diffuser_policy.errors import DiffuserPolicyError
+    from diffuser_policy.errors import DiffuserPolicyError, GuideError
     from diffuser_policy.evaluation import Evaluation, evaluate
     from diffuser_policy.executors import (
         PlannedActions,
         PursuitExecutor,
         TrackingExecutor,
     )
+    from diffuser_policy.guidance import Guidance
+    from diffuser_policy.guides.guide import Guide, as_guide, cost_guide
+    from diffuser_policy.guides.registry import make_guide, register_guide
+    from diffuser_policy.guides.trajectory import Trajectory
     from diffuser_policy.layout import TrajectoryLayout
     from diffuser_policy.networks import TemporalUNet
     from diffuser_policy.normalizers import (
@@ -41,23 +45,33 @@ if TYPE_CHECKING:
     from diffuser_policy.plan import Plan
     from diffuser_policy.planner import Planner
     from diffuser_policy.policy import DiffuserPolicy
-    from diffuser_policy.sampler import DDIMSampler, DDPMSampler, Sampler
+    from diffuser_policy.sampler import (
+        DDIMSampler,
+        DDPMSampler,
+        DPMSolverSampler,
+        Sampler,
+    )
     from diffuser_policy.schedule import NoiseSchedule
     from diffuser_policy.time_to_goal import TimeToGoal
     from diffuser_policy.training.presets import preset
     from diffuser_policy.training.trainer import Trainer
+    from diffuser_policy.value import ValueNetwork
 
 __all__ = [
     "CollectSettings",
     "Conditions",
     "DDIMSampler",
     "DDPMSampler",
+    "DPMSolverSampler",
     "Denoiser",
     "DiffuserPolicy",
     "DiffuserPolicyError",
     "Evaluation",
     "FlatDataset",
     "GaussianNormalizer",
+    "Guidance",
+    "Guide",
+    "GuideError",
     "IdentityNormalizer",
     "LimitsNormalizer",
     "NoiseSchedule",
@@ -71,13 +85,19 @@ __all__ = [
     "TrackingExecutor",
     "TrainConfig",
     "Trainer",
+    "Trajectory",
     "TrajectoryLayout",
+    "ValueNetwork",
     "WindowDataset",
+    "as_guide",
     "collect",
     "collect_episodes",
+    "cost_guide",
     "evaluate",
     "load_flat",
+    "make_guide",
     "preset",
+    "register_guide",
 ]
 
 _MODULES = {
@@ -85,12 +105,16 @@ _MODULES = {
     "Conditions": "conditions",
     "DDIMSampler": "sampler",
     "DDPMSampler": "sampler",
+    "DPMSolverSampler": "sampler",
     "Denoiser": "denoiser",
     "DiffuserPolicy": "policy",
     "DiffuserPolicyError": "errors",
     "Evaluation": "evaluation",
     "FlatDataset": "data.flat",
     "GaussianNormalizer": "normalizers",
+    "Guidance": "guidance",
+    "Guide": "guides.guide",
+    "GuideError": "errors",
     "IdentityNormalizer": "normalizers",
     "LimitsNormalizer": "normalizers",
     "NoiseSchedule": "schedule",
@@ -104,13 +128,19 @@ _MODULES = {
     "TrackingExecutor": "executors",
     "TrainConfig": "config",
     "Trainer": "training.trainer",
+    "Trajectory": "guides.trajectory",
     "TrajectoryLayout": "layout",
+    "ValueNetwork": "value",
     "WindowDataset": "data.windows",
+    "as_guide": "guides.guide",
     "collect": "data.collection",
     "collect_episodes": "data.collection",
+    "cost_guide": "guides.guide",
     "evaluate": "evaluation",
     "load_flat": "data.minari",
+    "make_guide": "guides.registry",
     "preset": "training.presets",
+    "register_guide": "guides.registry",
 }
 
 

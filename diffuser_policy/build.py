@@ -21,6 +21,7 @@ from diffuser_policy.config import (
     PlannerConfig,
     TimeToGoalConfig,
     TrainConfig,
+    ValueConfig,
     WindowConfig,
     from_json,
     to_json,
@@ -34,21 +35,37 @@ from diffuser_policy.executors import (
     PursuitExecutor,
     TrackingExecutor,
 )
+from diffuser_policy.guidance import Guidance
+from diffuser_policy.guides.guide import Guide
+from diffuser_policy.guides.registry import guide_from_json, guide_to_json
 from diffuser_policy.layout import TrajectoryLayout
 from diffuser_policy.networks import TemporalUNet
 from diffuser_policy.normalizers import Normalizer, normalizer_class
 from diffuser_policy.planner import Planner
 from diffuser_policy.ranking import (
     FirstRanking,
+    GuideRanking,
     Ranking,
     SmoothnessRanking,
     TimeToGoalRanking,
 )
 from diffuser_policy.receding import Replanning
-from diffuser_policy.sampler import DDIMSampler, DDPMSampler, Sampler
+from diffuser_policy.sampler import (
+    DDIMSampler,
+    DDPMSampler,
+    DPMSolverSampler,
+    Sampler,
+)
 from diffuser_policy.schedule import NoiseSchedule
 from diffuser_policy.spaces import SpaceSpec, check_action_bounds, find_goal_columns
 from diffuser_policy.time_to_goal import TimeToGoal
+from diffuser_policy.value import ValueNetwork
+
+SAMPLERS: dict[str, type[DDPMSampler] | type[DDIMSampler] | type[DPMSolverSampler]] = {
+    "ddim": DDIMSampler,
+    "ddpm": DDPMSampler,
+    "dpm": DPMSolverSampler,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +86,10 @@ class PolicyConfig:
     """How to plan."""
     execution: ExecutionConfig
     """How to follow a plan."""
+    value: ValueConfig | None = None
+    """Network that predicts returns, if there is one."""
+    guide: Guide | None = None
+    """What plans are steered by."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Where the weights come from: dataset, its settings, seed, steps, versions."""
 
@@ -83,6 +104,8 @@ class PolicyConfig:
             "time_to_goal": self.time_to_goal and to_json(self.time_to_goal),
             "planner": to_json(self.planner),
             "execution": to_json(self.execution),
+            "value": self.value and to_json(self.value),
+            "guide": self.guide and guide_to_json(self.guide),
             "provenance": dict(self.provenance),
         }
 
@@ -105,6 +128,7 @@ class PolicyConfig:
             )
         try:
             time_to_goal = data["time_to_goal"]
+            value, guide = data.get("value"), data.get("guide")  # younger than schema
             return cls(
                 spaces=from_json(SpaceSpec, data["spaces"]),
                 layout=TrajectoryLayout.from_json(data["layout"]),
@@ -113,6 +137,8 @@ class PolicyConfig:
                 time_to_goal=time_to_goal and from_json(TimeToGoalConfig, time_to_goal),
                 planner=from_json(PlannerConfig, data["planner"]),
                 execution=from_json(ExecutionConfig, data["execution"]),
+                value=value and from_json(ValueConfig, value),
+                guide=guide and guide_from_json(guide),
                 provenance=data["provenance"],
             )
         except (LookupError, TypeError, AttributeError, ConfigError) as error:
@@ -130,12 +156,14 @@ class PlannerNetworks(nn.Module):
         denoiser: Denoiser,
         normalizer: Normalizer,
         time_to_goal: TimeToGoal | None,
+        value: ValueNetwork | None = None,
     ) -> None:
         """Combine the parts."""
         super().__init__()
         self.denoiser = denoiser
         self.normalizer = normalizer
         self.time_to_goal = time_to_goal
+        self.value = value
 
 
 def build_networks(config: PolicyConfig) -> PlannerNetworks:
@@ -172,7 +200,36 @@ def build_networks(config: PolicyConfig) -> PlannerNetworks:
             width=config.time_to_goal.width,
             max_steps=config.time_to_goal.max_steps,
         )
-    return PlannerNetworks(denoiser, normalizer, time_to_goal)
+    value = None if config.value is None else build_value_network(config)
+    return PlannerNetworks(denoiser, normalizer, time_to_goal, value)
+
+
+def build_value_network(config: PolicyConfig) -> ValueNetwork:
+    """Return an untrained value network for a planner.
+
+    Raises:
+        ConfigError: Settings without one, widths that the architecture does not
+            allow, or a flattening network for plans of several lengths.
+    """
+    settings, window = config.value, config.window
+    if settings is None:
+        raise ConfigError("These settings have no value network: `value` is not set.")
+    mixed = window.min_planning_steps != window.num_planning_steps
+    if settings.pooling == "flatten" and mixed:
+        raise ConfigError(
+            f"pooling='flatten' values plans of one length, and this planner makes "
+            f"plans of {window.min_planning_steps} to {window.num_planning_steps} "
+            f"planning steps. Use pooling='mean'."
+        )
+    return ValueNetwork(
+        config.layout.transition_dim,
+        dim=settings.dim,
+        multipliers=settings.multipliers,
+        kernel_size=settings.kernel_size,
+        num_planning_steps=(
+            window.num_planning_steps if settings.pooling == "flatten" else None
+        ),
+    )
 
 
 def build_planner(config: PolicyConfig, networks: PlannerNetworks) -> Planner:
@@ -182,6 +239,7 @@ def build_planner(config: PolicyConfig, networks: PlannerNetworks) -> Planner:
         ConfigError: A choice that lacks what it needs.
     """
     settings, window = config.planner, config.window
+    guide = config.guide.bind(networks) if config.guide is not None else None
     return Planner(
         build_sampler(settings, networks.denoiser),
         layout=config.layout,
@@ -191,10 +249,14 @@ def build_planner(config: PolicyConfig, networks: PlannerNetworks) -> Planner:
         stride=window.stride,
         horizon_multiple=networks.denoiser.horizon_multiple,
         horizon_choice=settings.horizon,
+        horizon_scale=settings.horizon_scale,
         horizon_offset=settings.horizon_offset,
         time_to_goal=networks.time_to_goal,
         num_candidates=settings.num_candidates,
-        ranking=build_ranking(settings.ranking, networks, window.stride),
+        ranking=build_ranking(settings, networks, guide),
+        guidance=build_guidance(settings, guide),
+        warm_start=settings.warm_start,
+        warm_start_steps=settings.warm_start_steps,
         pin_goal_velocity=settings.goal_velocity,
     )
 
@@ -205,27 +267,55 @@ def build_sampler(settings: PlannerConfig, denoiser: Denoiser) -> Sampler:
     Raises:
         ConfigError: More steps than the denoiser was trained with.
     """
-    if settings.sampler == "ddpm":
-        return DDPMSampler(denoiser, settings.num_sampling_steps)
-    return DDIMSampler(denoiser, settings.num_sampling_steps)
+    return SAMPLERS[settings.sampler](
+        denoiser,
+        settings.num_sampling_steps,
+        temperature=settings.temperature,
+        spacing=settings.step_spacing,
+    )
 
 
-def build_ranking(name: str, networks: PlannerNetworks, stride: int) -> Ranking:
-    """Return the ranking of that name.
+def build_guidance(settings: PlannerConfig, guide: Guide | None) -> Guidance | None:
+    """Return what steers plans, if there is a guide."""
+    if guide is None:
+        return None
+    return Guidance(
+        guide=guide,
+        placement=settings.guide_placement,
+        scale=settings.guide_scale,
+        num_steps=settings.guide_steps,
+        cutoff=settings.guide_cutoff,
+        variance_scaling=settings.guide_variance,
+    )
+
+
+def build_ranking(
+    settings: PlannerConfig, networks: PlannerNetworks, guide: Guide | None
+) -> Ranking:
+    """Return the ranking that the settings name.
 
     Raises:
-        ConfigError: "time_to_goal" without such a network.
+        ConfigError: "time_to_goal" without such a network, "guide" without a guide.
     """
-    if name == "first":
+    if settings.ranking == "first":
         return FirstRanking()
-    if name == "smoothness":
+    if settings.ranking == "smoothness":
         return SmoothnessRanking()
-    if networks.time_to_goal is None:
+    feasible = (
+        None
+        if networks.time_to_goal is None
+        else TimeToGoalRanking(networks.time_to_goal)
+    )
+    if settings.ranking == "guide":
+        if guide is None:
+            raise ConfigError("ranking='guide' needs a guide: policy.with_guide(…).")
+        return GuideRanking(guide, feasible, settings.ranking_tolerance)
+    if feasible is None:
         raise ConfigError(
             "ranking='time_to_goal' needs a time-to-goal network, and this planner was "
             "trained without one. Use 'smoothness' or 'first'."
         )
-    return TimeToGoalRanking(networks.time_to_goal, stride)
+    return feasible
 
 
 def build_executor(config: PolicyConfig) -> Executor:

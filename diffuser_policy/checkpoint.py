@@ -195,11 +195,21 @@ def card(config: PolicyConfig, networks: PlannerNetworks) -> str:
         f"- Horizon: {window.horizon} env steps, stride {window.stride}",
         f"- Plans: {'actions and observations' if window.actions else 'observations'}",
         f"- Weights: {count:,} numbers, {provenance.get('steps', '?')} gradient steps",
+        *_value(config),
         "",
         f"Everything needed to train it again is in `{CONFIG}` under `provenance`.",
         *_results(provenance.get("results", {})),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _value(config: PolicyConfig) -> list[str]:
+    """Return the line of a model card on what the value network predicts."""
+    if config.value is None:
+        return []
+    steps = config.provenance.get("value", {}).get("steps", "?")
+    kind = f"return-to-go with discount {config.value.discount:g}"
+    return [f"- Value network: {kind}, {steps} gradient steps"]
 
 
 def _results(results: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -118,27 +118,92 @@ class TimeToGoalConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ValueConfig:
+    """Network that predicts the return-to-go of noisy trajectories."""
+
+    dim: int = 32
+    """Base width in channels."""
+    multipliers: tuple[int, ...] = (1, 2, 4)
+    """Width of each stage, in units of `dim`."""
+    kernel_size: int = 5
+    """Width of the temporal convolutions, in planning steps."""
+    pooling: Literal["mean", "flatten"] = "mean"
+    """Average over a horizon of any length, or flatten one, as the authors do."""
+    discount: float = 0.997
+    """Weight of a reward one env step later."""
+    termination_penalty: float = 0.0
+    """Taken off the reward of a step that terminates; the authors' is 100."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        positive(self, "dim", "kernel_size")
+        if not 0 < self.discount <= 1:
+            raise ConfigError(f"discount must be in (0, 1], got {self.discount}.")
+        if not math.isfinite(self.termination_penalty):
+            raise ConfigError(
+                f"termination_penalty must be finite, got {self.termination_penalty}."
+            )
+        if self.pooling not in ("mean", "flatten"):
+            raise UnknownNameError("pooling", self.pooling, ["mean", "flatten"])
+
+
+@dataclass(frozen=True, kw_only=True)
 class PlannerConfig:
     """How a trained denoiser is used to plan."""
 
-    sampler: Literal["ddim", "ddpm"] = "ddim"
+    sampler: Literal["ddim", "ddpm", "dpm"] = "ddim"
     """Reverse process."""
     num_sampling_steps: int | None = 5
-    """Denoising steps of DDIM; not given: all of the training schedule."""
+    """Denoising steps; not given: all of the training schedule."""
+    step_spacing: Literal["linspace", "trailing", "leading", "quadratic", "log-snr"] = (
+        "linspace"
+    )
+    """How the denoising steps are spread over the training schedule."""
+    temperature: float = 1.0
+    """Scales the noise that plans start from and are denoised with."""
     num_candidates: int = 8
     """Trajectories sampled per plan."""
-    ranking: Literal["first", "smoothness", "time_to_goal"] = "smoothness"
+    ranking: Literal["first", "smoothness", "time_to_goal", "guide"] = "smoothness"
     """How the plan is chosen among the candidates."""
+    ranking_tolerance: float = 10.0
+    """Ranking by a guide: env steps by which a candidate may be less feasible."""
     horizon: Literal["fixed", "shrinking", "predicted"] = "fixed"
     """How many env steps a plan covers."""
+    horizon_scale: float = 1.0
+    """Factor of the predicted time to the goal, for ways around or slower ones."""
     horizon_offset: int = 0
     """Env steps added to the predicted time to the goal."""
     goal_velocity: bool = False
     """Pin zero velocity at the goal beside the position."""
+    guide_placement: Literal["clean", "mean", "noisy"] = "clean"
+    """Where the gradient of a guide is taken."""
+    guide_scale: float = 1.0
+    """Size of a step along it; zero: not at all."""
+    guide_steps: int = 1
+    """Gradient steps for each denoising step."""
+    guide_cutoff: int = 0
+    """Denoising steps of the schedule at the clean end that go unguided."""
+    guide_variance: bool | None = None
+    """Multiply by the variance of the step; not given: unless placed on clean plans."""
+    warm_start: float | None = None
+    """Share of the schedule that a plan is noised to when it is made anew."""
+    warm_start_steps: int | None = None
+    """Denoising steps from there; not given: that share of them all."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        positive(self, "num_candidates")
+        positive(self, "num_candidates", "horizon_scale", "guide_steps")
+        for name in ("temperature", "ranking_tolerance", "guide_cutoff"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ConfigError(f"{name} must be 0 or more, got {value}.")
+        if not math.isfinite(self.guide_scale):
+            raise ConfigError(f"guide_scale must be finite, got {self.guide_scale}.")
+        if self.warm_start is not None and not 0 < self.warm_start <= 1:
+            raise ConfigError(f"warm_start must be in (0, 1], got {self.warm_start}.")
+        for name in ("num_sampling_steps", "warm_start_steps"):
+            if getattr(self, name) is not None:
+                positive(self, name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +282,20 @@ class TrainConfig:
     """Saved with the weights as the planner's defaults."""
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
     """Saved with the weights as the policy's defaults."""
+    seed: int = 0
+    """Fixes initial weights, windows and noise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueTrainConfig:
+    """Everything that determines a value network, besides the planner and the data."""
+
+    dataset: str
+    """Minari dataset id."""
+    value: ValueConfig = field(default_factory=ValueConfig)
+    """Network and targets."""
+    optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
+    """Optimizer."""
     seed: int = 0
     """Fixes initial weights, windows and noise."""
 

@@ -16,11 +16,12 @@ is right for all three targets.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from diffuser_policy.acceleration import Acceleration, Runner, accelerate
 from diffuser_policy.conditions import Inpainting
 from diffuser_policy.errors import UnknownNameError
 from diffuser_policy.schedule import NoiseSchedule
@@ -39,6 +40,7 @@ class Denoiser(nn.Module):
         *,
         prediction_target: PredictionTarget = "clean",
         clip: bool = True,
+        acceleration: Acceleration = "auto",
     ) -> None:
         """Combine the three parts.
 
@@ -48,9 +50,11 @@ class Denoiser(nn.Module):
             schedule: Signal and noise at every denoising step.
             prediction_target: What the network outputs.
             clip: Clamp clean trajectories to [-1, 1]; right for the limits normalizer.
+            acceleration: How the network is run where gradients are off, see
+                `diffuser_policy.acceleration`.
 
         Raises:
-            UnknownNameError: A prediction target that does not exist.
+            UnknownNameError: A prediction target or acceleration that does not exist.
         """
         super().__init__()
         if prediction_target not in PREDICTION_TARGETS:
@@ -61,6 +65,26 @@ class Denoiser(nn.Module):
         self.schedule = schedule
         self.prediction_target = prediction_target
         self.clip = clip
+        self.acceleration = acceleration
+        self._runner: Runner | None = accelerate(network, acceleration)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is made anew from the network: copies own their weights."""
+        return {**self.__dict__, "_runner": None}
+
+    def accelerated(self, acceleration: Acceleration) -> Denoiser:
+        """Return a denoiser that shares the network and runs it another way.
+
+        Raises:
+            UnknownNameError: An acceleration that does not exist.
+        """
+        return Denoiser(
+            self.network,
+            self.schedule,
+            prediction_target=self.prediction_target,
+            clip=self.clip,
+            acceleration=acceleration,
+        )
 
     @property
     def horizon_multiple(self) -> int:
@@ -75,7 +99,11 @@ class Denoiser(nn.Module):
             i: Denoising step, 0..N-1, the same for the whole batch.
         """
         steps = torch.full((noisy.shape[0],), i, dtype=torch.long, device=noisy.device)
-        clean = self._clean(self.network(noisy, steps), noisy, steps)
+        if torch.is_grad_enabled():
+            output = self.network(noisy, steps)
+        else:
+            output = self._running()(noisy, i)
+        clean = self._clean(output, noisy, steps)
         return clean.clamp(-1.0, 1.0) if self.clip else clean
 
     def loss(
@@ -104,6 +132,12 @@ class Denoiser(nn.Module):
         """Return $x_i$, the clean trajectories with noise of steps `i` `[batch]`."""
         signal, sigma = self._scales(i)
         return signal * clean + sigma * noise
+
+    def _running(self) -> Runner:
+        """Return what runs the network, which may have been replaced."""
+        if self._runner is None or self._runner.network is not self.network:
+            self._runner = accelerate(self.network, self.acceleration)
+        return self._runner
 
     def _scales(self, i: Tensor) -> tuple[Tensor, Tensor]:
         steps = i.cpu()

@@ -75,6 +75,23 @@ class UnknownNameError(DiffuserPolicyError, LookupError):
         )
 
 
+class MissingColumnsError(UnknownNameError, AttributeError):  # type: ignore[misc]
+    """A guide asks for columns that the planner's trajectories don't have."""
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        """Build the message from the lookup.
+
+        Args:
+            name: The columns that were asked for.
+            known: The columns that there are.
+        """
+        super().__init__("trajectory column", name, known)
+
+
+class GuideError(DiffuserPolicyError, ValueError):
+    """A guide that cannot steer: NaN, a wrong shape, no gradient, a bad parameter."""
+
+
 class MissingExtraError(DiffuserPolicyError, ImportError):
     """An optional dependency is not installed."""
 

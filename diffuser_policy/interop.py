@@ -13,6 +13,11 @@ under other names. Their branches differ in one slot of a stage:
     checkpoint = read_authors_checkpoint("state_1980000.pt")
     network = load_authors_network(checkpoint.weights)
 
+Their value functions are files of the same kind, and equal `ValueNetwork`:
+
+    checkpoint = read_authors_checkpoint("values/state_200000.pt")
+    value = load_authors_value_network(checkpoint.weights, num_planning_steps=32)
+
 Pickled code is never run: PyTorch's tensors-only loader refuses it. The `.pkl` files
 beside the checkpoints can't be read that way; what they say is in the presets.
 """
@@ -31,6 +36,7 @@ from torch import Tensor
 
 from diffuser_policy.errors import CheckpointError, ConfigError, UnknownNameError
 from diffuser_policy.networks import TemporalUNet
+from diffuser_policy.value import NUM_NARROWING, ValueNetwork, remaining_steps
 
 AuthorsLayout = Literal["main", "maze2d"]
 LAYOUTS: tuple[AuthorsLayout, ...] = ("main", "maze2d")
@@ -61,6 +67,12 @@ _MID = re.compile(r"mid\.(first|second|attention)\.(.*)")
 _RESAMPLING = re.compile(r"(?:downs|ups)\.\d+\.([23])\.conv\.weight")
 _FIRST_CONVOLUTION = "downs.{}.0.blocks.0.block.0.weight"
 _HEAD = ("final_conv.0.block.0.weight", "final_conv.1.weight")
+_VALUE_STAGE = re.compile(r"downs\.(\d+)\.(first|second|resample)\.(.*)")
+_VALUE_NARROW = re.compile(r"narrow(_resample)?\.([01])\.(.*)")
+_VALUE_ENDS = {"time_embedding": "time_mlp", "head": "final_block"}
+_VALUE_HEAD = ("final_block.0.weight", "final_block.2.weight")
+_VALUE_CONVOLUTION = "blocks.{}.0.blocks.0.block.0.weight"
+_SCALE = ("return_mean", "return_std")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,11 +118,11 @@ def read_authors_checkpoint(
         for name, tensor in process.items()
         if name.startswith(NETWORK_PREFIX)
     }
-    if _HEAD[0] not in network:
+    if _HEAD[0] not in network and _VALUE_HEAD[0] not in network:
         raise CheckpointError(
-            f"{path} holds no temporal U-Net under {NETWORK_PREFIX!r}; its first names "
-            f"are {sorted(process)[:3]}. Value functions and the Kuka networks are "
-            f"other architectures."
+            f"{path} holds neither a temporal U-Net nor a value function under "
+            f"{NETWORK_PREFIX!r}; its first names are {sorted(process)[:3]}. The Kuka "
+            f"networks are other architectures."
         )
     betas, loss_weights = process.get("betas"), process.get("loss_fn.weights")
     return AuthorsCheckpoint(
@@ -132,9 +144,14 @@ def load_authors_network(state_dict: Mapping[str, Tensor]) -> TemporalUNet:
     """
     missing = [name for name in _HEAD if name not in state_dict]
     if missing:
+        is_value = _VALUE_HEAD[0] in state_dict
         raise CheckpointError(
             f"These weights are no temporal U-Net of the authors: {missing} missing. "
-            f"Pass AuthorsCheckpoint.weights."
+            + (
+                "They are of a value function: load_authors_value_network."
+                if is_value
+                else "Pass AuthorsCheckpoint.weights."
+            )
         )
     transition_dim, dim, _ = state_dict[_HEAD[1]].shape
     widths: list[int] = []
@@ -196,6 +213,104 @@ def authors_names(network: TemporalUNet, *, layout: AuthorsLayout) -> dict[str, 
             "export it with layout='main'."
         )
     return {name: _authors_name(name, layout) for name in ours}
+
+
+def load_authors_value_network(
+    state_dict: Mapping[str, Tensor], *, num_planning_steps: int
+) -> ValueNetwork:
+    """Return a value network with the authors' weights, in raw units of reward.
+
+    Args:
+        state_dict: The network's tensors under the authors' names.
+        num_planning_steps: Horizon it was trained with. Its files don't say: 4 for
+            the released halfcheetah networks, 32 for the others.
+
+    Raises:
+        CheckpointError: Tensors are missing, left over, or of the wrong shape, also
+            because the horizon is another one.
+    """
+    missing = [name for name in _VALUE_HEAD if name not in state_dict]
+    missing += [n for n in (_VALUE_CONVOLUTION.format(0),) if n not in state_dict]
+    if missing:
+        raise CheckpointError(
+            f"These weights are no value function of the authors: {missing} missing. "
+            f"Pass AuthorsCheckpoint.weights."
+        )
+    shapes: list[torch.Size] = []
+    while _VALUE_CONVOLUTION.format(len(shapes)) in state_dict:
+        shapes.append(state_dict[_VALUE_CONVOLUTION.format(len(shapes))].shape)
+    features = 2 * state_dict[_VALUE_HEAD[0]].shape[0]
+    dim = state_dict[_VALUE_HEAD[0]].shape[1] - features
+    left = remaining_steps(num_planning_steps, len(shapes) + NUM_NARROWING)
+    if left * shapes[-1][0] // 4 != features:
+        raise CheckpointError(
+            f"These weights flatten {features} features, and plans of "
+            f"{num_planning_steps} planning steps have {left * shapes[-1][0] // 4}. "
+            f"Name the horizon that the value function was trained with."
+        )
+    try:
+        network = ValueNetwork(
+            shapes[0][1],
+            dim=dim,
+            multipliers=[shape[0] // max(dim, 1) for shape in shapes],
+            kernel_size=shapes[0][2],
+            num_planning_steps=num_planning_steps,
+        )
+        names = authors_value_names(network)
+        ours = {theirs: mine for mine, theirs in names.items()}
+        weights = {ours.get(k, k): v for k, v in state_dict.items()}
+        scale = {name: network.state_dict()[name] for name in _SCALE}
+        network.load_state_dict({**weights, **scale})
+    except (ConfigError, RuntimeError) as error:
+        raise CheckpointError(
+            f"These weights don't fit the value function their shapes suggest: {error}"
+        ) from error
+    return network
+
+
+def to_authors_value_state_dict(network: ValueNetwork) -> dict[str, Tensor]:
+    """Return a value network's tensors under the authors' names, without prefix.
+
+    Their networks predict raw returns: the scale of ours goes into the last layer.
+    Their code builds the right shapes for horizons of 4 with multipliers (1, 4, 8) and
+    of 32 with (1, 2, 4, 8), and wrong ones for many others.
+
+    Raises:
+        ConfigError: A network that averages over the horizon, which theirs never does.
+    """
+    if network.num_planning_steps is None:
+        raise ConfigError(
+            "The authors' value functions flatten a fixed horizon, and this network "
+            "averages over any. Train one with pooling='flatten'."
+        )
+    tensors = network.state_dict()
+    mean, std = (tensors[name] for name in _SCALE)
+    tensors["head.2.weight"] = std * tensors["head.2.weight"]
+    tensors["head.2.bias"] = std * tensors["head.2.bias"] + mean
+    names = authors_value_names(network)
+    return {theirs: tensors[mine] for mine, theirs in names.items()}
+
+
+def authors_value_names(network: ValueNetwork) -> dict[str, str]:
+    """Return the authors' name of each trained tensor of a value network, by ours."""
+    ours = (name for name in network.state_dict() if name not in _SCALE)
+    return {name: _authors_value_name(name) for name in ours}
+
+
+def _authors_value_name(name: str) -> str:
+    if match := _VALUE_STAGE.fullmatch(name):
+        stage, member, rest = match.groups()
+        if member == "resample":
+            return f"blocks.{stage}.2.conv.{rest}"
+        slot = 0 if member == "first" else 1
+        return f"blocks.{stage}.{slot}.{_renamed(rest, _BLOCK)}"
+    if match := _VALUE_NARROW.fullmatch(name):
+        resample, index, rest = match.groups()
+        number = int(index) + 1
+        if resample:
+            return f"mid_down{number}.conv.{rest}"
+        return f"mid_block{number}.{_renamed(rest, _BLOCK)}"
+    return _renamed(name, _VALUE_ENDS)
 
 
 def _authors_name(name: str, layout: AuthorsLayout) -> str:

@@ -64,7 +64,7 @@ class Plan:
 def interpolate(
     observations: np.ndarray, lengths: np.ndarray, stride: int, env_steps: np.ndarray
 ) -> np.ndarray:
-    """Return the planned observation `[rows, observation]` at an env step of each row.
+    """Return the planned observations at env steps of each row.
 
     Between planning steps plans are linear; after the end they stay.
 
@@ -72,13 +72,19 @@ def interpolate(
         observations: `[rows, steps, observation]`.
         lengths: `[rows]` planning steps.
         stride: Env steps between planning steps.
-        env_steps: `[rows]` where on each plan, in env steps from its start.
+        env_steps: `[rows]` or `[rows, times]` where on each plan, in env steps from
+            its start.
+
+    Returns:
+        `[rows, observation]` or `[rows, times, observation]`.
     """
-    rows = np.arange(len(lengths))
-    position = np.minimum(env_steps / stride, lengths - 1)
+    extra = (1,) * (env_steps.ndim - 1)
+    rows = np.arange(len(lengths)).reshape(-1, *extra)
+    last = (lengths - 1).reshape(-1, *extra)
+    position = np.minimum(env_steps / stride, last)
     before = np.floor(position).astype(np.int64)
-    after = np.minimum(before + 1, lengths - 1)
-    share = (position - before)[:, None]
+    after = np.minimum(before + 1, last)
+    share = (position - before)[..., None]
     planned: np.ndarray = (1 - share) * observations[rows, before]
     planned += share * observations[rows, after]
     return planned

@@ -10,12 +10,14 @@ How it decides is in `diffuser_policy.receding` and `diffuser_policy.planner`.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from diffuser_policy.acceleration import Acceleration
 from diffuser_policy.build import (
     PlannerNetworks,
     PolicyConfig,
@@ -32,6 +34,7 @@ from diffuser_policy.config import (
     to_json,
 )
 from diffuser_policy.errors import UnknownNameError
+from diffuser_policy.guides.guide import Guide, GuideFunction, as_guide
 from diffuser_policy.plan import Plan
 from diffuser_policy.receding import PolicyState, RecedingHorizonPolicy
 
@@ -103,20 +106,48 @@ class DiffuserPolicy(RecedingHorizonPolicy):
             UnknownNameError: A setting that neither has; the nearest are named.
             ConfigError: Settings that contradict each other.
         """
-        planner, execution = (
-            to_json(self.config.planner),
-            to_json(self.config.execution),
+        return self._changed(settings)
+
+    def with_guide(
+        self, guide: Guide | GuideFunction | None, **settings: Any
+    ) -> DiffuserPolicy:
+        """Return a policy that shares the weights and is steered by a guide.
+
+        Args:
+            guide: A guide, a sum of guides, a plain function of a `Trajectory`, or
+                none to plan without. It replaces the guide that there was.
+            settings: As in `with_settings`, for example `guide_scale=2.0,
+                guide_placement="mean", ranking="guide"`.
+
+        Raises:
+            GuideError: Something that is no guide.
+            UnknownNameError: A setting that does not exist.
+            ConfigError: Settings that contradict each other.
+        """
+        chosen = None if guide is None else as_guide(guide)
+        return self._changed(settings, guide=chosen)
+
+    def accelerated(self, acceleration: Acceleration) -> DiffuserPolicy:
+        """Return a policy that shares the weights and runs the denoiser another way.
+
+        Plans stay the same up to rounding. What cannot be had on this machine is named
+        in an `AccelerationWarning`, and planning goes on without it.
+
+        Args:
+            acceleration: "auto", "off", "fused", "compile" or "cuda-graphs", see
+                `diffuser_policy.acceleration`.
+
+        Raises:
+            UnknownNameError: An acceleration that does not exist.
+        """
+        shared = self.networks
+        networks = PlannerNetworks(
+            shared.denoiser.accelerated(acceleration),
+            shared.normalizer,
+            shared.time_to_goal,
+            shared.value,
         )
-        for name, value in settings.items():
-            if name not in planner and name not in execution:
-                raise UnknownNameError("setting", name, [*planner, *execution])
-            (planner if name in planner else execution)[name] = value
-        config = dataclasses.replace(
-            self.config,
-            planner=from_json(PlannerConfig, planner),
-            execution=from_json(ExecutionConfig, execution),
-        )
-        return DiffuserPolicy(config, self.networks, seed=self.seed)
+        return DiffuserPolicy(self.config, networks, seed=self.seed)
 
     def to(self, device: str | torch.device) -> DiffuserPolicy:
         """Move the networks, in place, and return the policy.
@@ -162,3 +193,25 @@ class DiffuserPolicy(RecedingHorizonPolicy):
             keep_chain=keep_chain,
             step_noise=state is not None,
         )
+
+    def _changed(self, settings: Mapping[str, Any], **parts: Any) -> DiffuserPolicy:
+        """Return a policy with other settings and other parts of the config."""
+        configs = {
+            "planner": to_json(self.config.planner),
+            "execution": to_json(self.config.execution),
+        }
+        for name, value in settings.items():
+            for known in configs.values():
+                if name in known:
+                    known[name] = value
+                    break
+            else:
+                every = [name for known in configs.values() for name in known]
+                raise UnknownNameError("setting", name, every)
+        config = dataclasses.replace(
+            self.config,
+            planner=from_json(PlannerConfig, configs["planner"]),
+            execution=from_json(ExecutionConfig, configs["execution"]),
+            **parts,
+        )
+        return DiffuserPolicy(config, self.networks, seed=self.seed)

@@ -1,6 +1,6 @@
 r"""Rankings: which of the sampled candidates becomes the plan.
 
-A ranking gives every candidate a value; the highest is taken.
+A ranking gives every candidate a value; the highest is taken, the first of equals.
 
 - `FirstRanking` takes the first candidate: plain sampling.
 - `SmoothnessRanking` prefers a small largest displacement between planning steps:
@@ -9,6 +9,9 @@ A ranking gives every candidate a value; the highest is taken.
   be reached from the one m planning steps before it in the planned time, and prefers
   the smallest worst excess, $-\max_t [T(o_t, g(o_{t+m})) - m k]$ with stride k. A
   plan that cuts through a wall asks for a way around in no time.
+- `GuideRanking` prefers a high value of a guide, among the candidates that another
+  ranking finds about as good as its best. With no gradient this is sampling and
+  selecting (Lu et al. 2025, "What makes a good diffusion planner").
 """
 
 from __future__ import annotations
@@ -16,18 +19,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from diffuser_policy.guides.guide import Guide, value_of
+from diffuser_policy.guides.trajectory import Trajectory
 from diffuser_policy.time_to_goal import TimeToGoal
 
 
 class Ranking:
     """Values candidates; subclasses implement `__call__`."""
 
-    def __call__(self, observations: Tensor, goal_columns: list[int]) -> Tensor:
+    def __call__(self, trajectory: Trajectory, num_candidates: int) -> Tensor:
         """Return values `[rows, candidates]`, higher is better.
 
         Args:
-            observations: `[rows, candidates, steps, observation]`, normalized.
-            goal_columns: Columns that a goal pins, such as the position.
+            trajectory: The candidates of all rows, row by row.
+            num_candidates: How many each row has.
         """
         raise NotImplementedError
 
@@ -35,46 +40,77 @@ class Ranking:
 class FirstRanking(Ranking):
     """Takes the first candidate."""
 
-    def __call__(
-        self,
-        observations: Tensor,
-        goal_columns: list[int],  # noqa: ARG002 (has no opinion)
-    ) -> Tensor:
+    def __call__(self, trajectory: Trajectory, num_candidates: int) -> Tensor:
         """Return zeros: ties go to the first."""
-        return observations.new_zeros(observations.shape[:2])
+        zeros = trajectory.normalized.new_zeros(len(trajectory))
+        return zeros.reshape(-1, num_candidates)
 
 
 class SmoothnessRanking(Ranking):
     """Takes the candidate whose largest displacement is smallest."""
 
-    def __call__(self, observations: Tensor, goal_columns: list[int]) -> Tensor:
+    def __call__(self, trajectory: Trajectory, num_candidates: int) -> Tensor:
         """Return the negative largest displacement between planning steps."""
-        if observations.shape[2] < 2:  # nothing moves
-            return observations.new_zeros(observations.shape[:2])
-        moved = observations[..., goal_columns].diff(dim=2)
-        return -moved.square().sum(dim=-1).amax(dim=-1)
+        if trajectory.num_planning_steps < 2:  # nothing moves
+            return FirstRanking()(trajectory, num_candidates)
+        moved = trajectory.normalized[..., _position(trajectory)].diff(dim=1)
+        values = -moved.square().sum(dim=-1).amax(dim=-1)
+        return values.reshape(-1, num_candidates)
 
 
 class TimeToGoalRanking(Ranking):
     """Takes the candidate whose neighbouring states are closest in time."""
 
-    def __init__(self, time_to_goal: TimeToGoal, stride: int, reach: int = 4) -> None:
+    def __init__(self, time_to_goal: TimeToGoal, reach: int = 4) -> None:
         """Choose what counts as neighbouring.
 
         Args:
             time_to_goal: Predicts env steps between states.
-            stride: Env steps between two planning steps.
             reach: Planning steps between the compared states.
         """
-        self.time_to_goal, self.stride, self.reach = time_to_goal, stride, reach
+        self.time_to_goal, self.reach = time_to_goal, reach
 
     @torch.inference_mode()
-    def __call__(self, observations: Tensor, goal_columns: list[int]) -> Tensor:
+    def __call__(self, trajectory: Trajectory, num_candidates: int) -> Tensor:
         """Return the negative largest excess of needed over planned time, env steps."""
-        reach = min(self.reach, observations.shape[2] - 1)
+        reach = min(self.reach, trajectory.num_planning_steps - 1)
         if reach == 0:  # a single planning step asks for nothing
-            return observations.new_zeros(observations.shape[:2])
-        later = observations[:, :, reach:][..., goal_columns]
-        needed = self.time_to_goal(observations[:, :, :-reach], later)
-        excess: Tensor = (needed - reach * self.stride).amax(dim=-1)
-        return -excess
+            return FirstRanking()(trajectory, num_candidates)
+        states = trajectory.normalized[..., trajectory.layout.observations]
+        later = trajectory.normalized[:, reach:, _position(trajectory)]
+        needed = self.time_to_goal(states[:, :-reach], later)
+        excess = (needed - reach * trajectory.stride).amax(dim=-1)
+        values: Tensor = -excess
+        return values.reshape(-1, num_candidates)
+
+
+class GuideRanking(Ranking):
+    """Takes the candidate that a guide likes best, of those that are feasible."""
+
+    def __init__(
+        self, guide: Guide, among: Ranking | None = None, tolerance: float = 0.0
+    ) -> None:
+        """Choose the guide and what counts as feasible.
+
+        Args:
+            guide: Compares the candidates.
+            among: Only candidates that are at most `tolerance` worse than the best of
+                this ranking are compared.
+            tolerance: In units of that ranking.
+        """
+        self.guide, self.tolerance = guide, tolerance
+        self.among = FirstRanking() if among is None else among
+
+    @torch.inference_mode()
+    def __call__(self, trajectory: Trajectory, num_candidates: int) -> Tensor:
+        """Return the guide's values; minus infinity for infeasible candidates."""
+        values = value_of(self.guide, trajectory).reshape(-1, num_candidates)
+        feasible = self.among(trajectory, num_candidates)
+        best = feasible.amax(dim=1, keepdim=True)
+        return values.masked_fill(feasible < best - self.tolerance, -torch.inf)
+
+
+def _position(trajectory: Trajectory) -> list[int]:
+    """Return the columns that a goal pins, or else all of the observation."""
+    name = "goal" if trajectory.layout.goal_conditioned else "observation"
+    return list(trajectory.layout.columns(name))

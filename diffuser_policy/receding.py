@@ -11,11 +11,13 @@ A row is planned for when it has no plan, its goal changed, it strayed further t
 `deviation` from the plan, its plan is `interval` env steps old, or a plan without a
 goal (or one that the executor cannot hold) has run out. A plan made because of the
 interval replaces the running one only if it arrives no later: what is left of a good
-plan is not traded for a later arrival.
+plan is not traded for a later arrival. With a planner that starts warm, rows that are
+still on their plan hand over what is left of it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -41,6 +43,7 @@ class PolicyState(NamedTuple):
         streams: `[n]` random stream of each row.
         num_plans: `[n]` plans made from this stream.
         started: `[n]` whether the last call began an episode.
+        planners: `[n]` fingerprint of the planner that the plans are of.
     """
 
     observations: np.ndarray
@@ -52,6 +55,7 @@ class PolicyState(NamedTuple):
     streams: np.ndarray
     num_plans: np.ndarray
     started: np.ndarray
+    planners: np.ndarray
 
     def rows(self, index: Any) -> PolicyState:
         """Return the state of some rows, for example of those still running."""
@@ -168,6 +172,7 @@ class RecedingHorizonPolicy:
             streams=np.array(streams, np.int64),
             num_plans=np.zeros(num_envs, np.int64),
             started=np.zeros(num_envs, np.bool_),
+            planners=np.full(num_envs, self.planner.fingerprint, np.int64),
         )
 
     def predict(
@@ -233,6 +238,12 @@ class RecedingHorizonPolicy:
                 f"state is of another planner: its plans have shape "
                 f"{given.observations.shape}, expected {expected}. Pass None at first."
             )
+        if (given.planners != self.planner.fingerprint).any():
+            raise ObservationError(
+                "state is of another planner: same sizes, other weights. Its plans "
+                "would be followed and built upon. Pass None at first, or the state "
+                "that this policy returned."
+            )
         return given
 
     def _following(self, state: PolicyState) -> Following:
@@ -267,6 +278,7 @@ class RecedingHorizonPolicy:
             chosen_goals,
             self._generators(state, index, deterministic=deterministic),
             remaining=np.where(state.lengths > 0, remaining + slack, -1)[index],
+            previous=self._underway(state, rows).rows(index),
             step_noise=not deterministic,
         )
         num_plans = state.num_plans.copy()
@@ -307,6 +319,15 @@ class RecedingHorizonPolicy:
             if goals is None:
                 needed, optional = needed | optional, np.zeros_like(needed)
         return needed, optional & ~needed
+
+    def _underway(self, state: PolicyState, rows: np.ndarray) -> Following:
+        """Return the plans that are still followed; of length zero for other rows."""
+        following = self._following(state)
+        underway = state.progress < following.durations
+        if self.replanning.deviation is not None:
+            underway &= self._deviation(state, rows) <= self.replanning.deviation
+        lengths = np.where(underway, state.lengths, 0)
+        return dataclasses.replace(following, lengths=lengths)
 
     def _deviation(self, state: PolicyState, rows: np.ndarray) -> np.ndarray:
         """Return the distance `[n]` between planned and current position, meters."""

@@ -1,16 +1,35 @@
 r"""Samplers: the reverse process from noise to clean trajectories.
 
 A sampler visits a decreasing grid of denoising steps $i_1 > i_2 > … > i_K$, ending
-in the clean trajectory. At each it asks the denoiser for $\hat x_0$ and moves on by
+in the clean trajectory. At each it asks the denoiser for $\hat x_0$ and moves on to
+$x_j = \mu + \sigma z$ by
 
 | sampler | step from i to j < i |
 |---|---|
 | DDPM | mean and variance of $q(x_j \mid x_i, \hat x_0)$ |
 | DDIM | $s_j \hat x_0 + \sqrt{n_j^2 - \sigma^2}\,\hat\epsilon + \sigma z$ |
+| DPM-Solver++(2M) | $s_j \hat D + n_j (x_i - s_i \hat D) / n_i$ |
 
-(Ho et al. 2020, eq. 6-7; Song et al. 2021, eq. 12) with
-$\sigma = \eta \sqrt{\tilde\beta}$; eta = 1 on the full grid is DDPM. Conditions are
-written back into the noise and after every step. Subclasses override `step`.
+(Ho et al. 2020, eq. 6-7; Song et al. 2021, eq. 12; Lu et al. 2022, "DPM-Solver++",
+algorithm 2) with $\sigma = \eta \sqrt{\tilde\beta}$; eta = 1 on the full grid is DDPM.
+DPM-Solver++ is DDIM (eta = 0) with a prediction that is extrapolated to the middle of
+the step, in half log signal-to-noise ratio $\lambda$, from that of the step before,
+from h to i:
+
+$$\hat D = \hat x_0(x_i) + \frac{\lambda_j - \lambda_i}{2 (\lambda_i - \lambda_h)}
+\left(\hat x_0(x_i) - \hat x_0(x_h)\right).$$
+
+Its first step has none before it, and its last one, to $\lambda = \infty$, has no
+middle: both are DDIM's. So one or two steps are DDIM altogether.
+
+Every step is a sum of the noisy trajectory, the predictions and noise, with weights
+that depend on nothing but i, j and h and are computed once: subclasses override
+`weights`, or `step` where a step is something else. Conditions are written back into
+the noise and after every step; a guide may shift what is denoised, the prediction, or
+the mean (`diffuser_policy.guidance`).
+
+Warm start (Janner et al. 2022, §5.4): instead of noise, start from an earlier plan that
+is noised to a denoising step in the middle of the schedule.
 
 Randomness is explicit and *per row*: row r draws from its own generator, so its plan
 does not depend on which other rows are in the batch.
@@ -18,9 +37,11 @@ does not depend on which other rows are in the batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +49,8 @@ from torch import Tensor
 from diffuser_policy.conditions import Inpainting
 from diffuser_policy.denoiser import Denoiser
 from diffuser_policy.errors import ConfigError
+from diffuser_policy.grids import Spacing, check_spacing, half_log_snr, step_grid
+from diffuser_policy.guidance import Steering
 
 
 @dataclass(frozen=True)
@@ -44,55 +67,165 @@ class Samples:
     chain: Tensor | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class WarmStart:
+    """Where the reverse process begins instead of in noise.
+
+    Attributes:
+        trajectories: `[rows, horizon, transition]`, normalized: earlier plans, shifted.
+        level: Share of the schedule that they are noised to, in (0, 1].
+        num_steps: Denoising steps from there.
+    """
+
+    trajectories: Tensor
+    level: float
+    num_steps: int
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if not 0.0 < self.level <= 1.0:
+            raise ConfigError(
+                f"warm_start must be a share of the schedule in (0, 1], got "
+                f"{self.level}."
+            )
+        if self.num_steps < 1:
+            raise ConfigError(
+                f"warm_start_steps must be at least 1, got {self.num_steps}."
+            )
+
+
+class Prediction(NamedTuple):
+    """What the denoiser said at an earlier denoising step.
+
+    Attributes:
+        clean: `[batch, horizon, transition]`, normalized.
+        step: The denoising step.
+    """
+
+    clean: Tensor
+    step: int
+
+
+class Move(NamedTuple):
+    """Distribution of the trajectories at the next denoising step.
+
+    Attributes:
+        mean: `[batch, horizon, transition]`, normalized.
+        noise: Standard deviation around it.
+    """
+
+    mean: Tensor
+    noise: float = 0.0
+
+
+class Weights(NamedTuple):
+    """One step as a weighted sum.
+
+    Attributes:
+        noisy: Of the trajectories at the step to leave.
+        clean: Of the prediction there.
+        before: Of the prediction at the step before.
+        noise: Standard deviation of what is added.
+    """
+
+    noisy: float
+    clean: float
+    before: float = 0.0
+    noise: float = 0.0
+
+
 class Sampler:
     """Reverse process over a grid of denoising steps."""
 
-    def __init__(self, denoiser: Denoiser, num_steps: int | None = None) -> None:
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        num_steps: int | None = None,
+        *,
+        temperature: float = 1.0,
+        spacing: Spacing = "linspace",
+    ) -> None:
         """Choose the grid.
 
         Args:
             denoiser: Predicts clean trajectories.
-            num_steps: Denoising steps to visit, evenly spaced over the training
-                schedule; all of them if not given.
+            num_steps: Denoising steps to visit; all of the schedule if not given.
+            temperature: Scales the initial noise and that of every step; below 1,
+                plans are more alike and more typical (Ajay et al. 2023, §4).
+            spacing: How the steps are spread over the schedule
+                (`diffuser_policy.grids`).
 
         Raises:
-            ConfigError: More steps than the schedule has, or none.
+            ConfigError: More steps than the schedule has, or none, or a temperature
+                that is negative or not finite.
+            UnknownNameError: A spacing that does not exist.
         """
         available = denoiser.schedule.num_denoising_steps
         num_steps = available if num_steps is None else num_steps
-        if not 1 <= num_steps <= available:
+        if num_steps not in range(1, available + 1):  # nor are fractions or NaN
             raise ConfigError(
                 f"The denoiser was trained with {available} denoising steps; sample "
                 f"with 1 to {available} of them, got {num_steps}."
             )
+        if not (math.isfinite(temperature) and temperature >= 0):
+            raise ConfigError(f"temperature must be 0 or more, got {temperature}.")
+        check_spacing(spacing)
         self.denoiser = denoiser
         self.num_steps = num_steps
+        self.temperature = temperature
+        self.spacing = spacing
+        self._grids: dict[tuple[int, int], list[int]] = {}
+        self._weights: dict[tuple[int, int, int | None], Weights] = {}
 
     @property
     def grid(self) -> list[int]:
         """Denoising steps in the order they are visited, ending with -1 (clean)."""
-        last = self.denoiser.schedule.num_denoising_steps - 1
-        steps = torch.linspace(last, 0, self.num_steps, dtype=torch.float64).round()
-        if self.num_steps == 1:
-            steps = steps[:1]
-        return [*map(int, steps.tolist()), -1]
+        return self.grid_from(1.0, self.num_steps)
+
+    def grid_from(self, level: float, num_steps: int) -> list[int]:
+        """Return denoising steps that begin at a share of the schedule.
+
+        Args:
+            level: 1 begins with the noisiest step.
+            num_steps: How many at most; no step is visited twice.
+        """
+        schedule = self.denoiser.schedule
+        first = max(math.ceil(level * schedule.num_denoising_steps) - 1, 0)
+        key = (first, min(num_steps, first + 1))
+        if key not in self._grids:
+            self._grids[key] = step_grid(
+                schedule, key[1], spacing=self.spacing, first=first
+            )
+        return self._grids[key].copy()
 
     def step(
-        self,
-        noisy: Tensor,
-        clean: Tensor,
-        i: int,
-        j: int,
-        draw: Callable[[], Tensor],
-    ) -> Tensor:
-        """Return trajectories at denoising step j, given those at step i > j.
+        self, noisy: Tensor, clean: Tensor, i: int, j: int, before: Prediction | None
+    ) -> Move:
+        """Return the distribution of trajectories at step j, given those at i > j.
 
         Args:
             noisy: `[batch, horizon, transition]` at step i.
             clean: The denoiser's prediction from `noisy`, of the same shape.
             i: Denoising step to leave.
             j: Denoising step to reach; -1 is clean.
-            draw: Returns standard normal noise of the same shape, or zero.
+            before: The prediction at the step before i; none at the first.
+        """
+        key = (i, j, None if before is None else before.step)
+        weights = self._weights.get(key)
+        if weights is None:
+            weights = self._weights[key] = self.weights(*key)
+        mean = torch.add(weights.noisy * noisy, clean, alpha=weights.clean)
+        if before is not None and weights.before != 0.0:
+            mean = mean.add_(before.clean, alpha=weights.before)
+        return Move(mean, weights.noise)
+
+    def weights(self, i: int, j: int, h: int | None) -> Weights:
+        """Return the step from i to j as a weighted sum.
+
+        Args:
+            i: Denoising step to leave.
+            j: Denoising step to reach; -1 is clean.
+            h: The step before i, if there was one.
         """
         raise NotImplementedError
 
@@ -103,6 +236,8 @@ class Sampler:
         generators: Sequence[torch.Generator],
         *,
         num_candidates: int = 1,
+        steering: Callable[[Inpainting], Steering] | None = None,
+        warm_start: WarmStart | None = None,
         step_noise: bool = True,
         keep_chain: bool = False,
     ) -> Samples:
@@ -112,6 +247,8 @@ class Sampler:
             inpainting: Conditions of each row; its values give the shape of a plan.
             generators: One source of noise per row, advanced by the call.
             num_candidates: Trajectories per row.
+            steering: Makes the guidance for the conditions of the whole batch.
+            warm_start: Begin with these trajectories, noised, instead of with noise.
             step_noise: Off: the initial noise alone decides, and every step takes
                 its mean. What DDIM with eta = 0 does anyway.
             keep_chain: Also return the trajectories at every denoising step.
@@ -119,21 +256,29 @@ class Sampler:
         rows, *shape = inpainting.values.shape
         given = inpainting.repeat(num_candidates)
         device = given.values.device
+        steer = None if steering is None else steering(given)
 
         def draw() -> Tensor:
             size = (num_candidates, *shape)
             noise = [torch.randn(size, generator=generator) for generator in generators]
-            return torch.cat(noise).to(device)
+            return self.temperature * torch.cat(noise).to(device)
 
-        def silence() -> Tensor:
-            return torch.zeros((), device=device)
-
-        x = given.apply(draw())
+        grid, x = self._begin(draw(), warm_start, num_candidates)
+        x = given.apply(x)
         chain = [x]
-        grid = self.grid
+        before: Prediction | None = None
         for i, j in pairwise(grid):
+            if steer is not None:
+                x = steer.noisy(x, i, j)
             clean = self.denoiser(x, i)
-            x = given.apply(self.step(x, clean, i, j, draw if step_noise else silence))
+            if steer is not None:
+                clean = steer.clean(clean, i, j)
+            mean, noise = self.step(x, clean, i, j, before)
+            if steer is not None:
+                mean = steer.mean(mean, i, j)
+            x = mean + noise * draw() if step_noise and noise > 0.0 else mean
+            x = given.apply(x)
+            before = Prediction(clean, i)
             if keep_chain:
                 chain.append(x)
 
@@ -143,29 +288,38 @@ class Sampler:
         stacked = torch.stack([by_row(x) for x in chain]) if keep_chain else None
         return Samples(by_row(x), stacked)
 
+    def _begin(
+        self, noise: Tensor, warm_start: WarmStart | None, num_candidates: int
+    ) -> tuple[list[int], Tensor]:
+        """Return the steps to visit, and the trajectories at the first of them."""
+        if warm_start is None:
+            return self.grid, noise
+        grid = self.grid_from(warm_start.level, warm_start.num_steps)
+        start = warm_start.trajectories.repeat_interleave(num_candidates, dim=0)
+        at = torch.full((len(start),), grid[0], device=start.device)
+        return grid, self.denoiser.add_noise(start, noise, at)
+
 
 class DDPMSampler(Sampler):
     """Ancestral sampling from the posterior of each step."""
 
-    def step(
-        self,
-        noisy: Tensor,
-        clean: Tensor,
-        i: int,
-        j: int,
-        draw: Callable[[], Tensor],
-    ) -> Tensor:
-        """Return posterior mean plus noise; no noise on the last step."""
+    def weights(self, i: int, j: int, h: int | None) -> Weights:  # noqa: ARG002
+        """Return the posterior; the last step has no noise."""
         of_clean, of_noisy, variance = self.denoiser.schedule.posterior(i, j)
-        mean = of_clean * clean + of_noisy * noisy
-        return mean if j < 0 else mean + variance**0.5 * draw()
+        return Weights(of_noisy, of_clean, noise=variance**0.5)
 
 
 class DDIMSampler(Sampler):
     """Deterministic sampling from the initial noise (eta = 0), or less and less so."""
 
     def __init__(
-        self, denoiser: Denoiser, num_steps: int | None = None, *, eta: float = 0.0
+        self,
+        denoiser: Denoiser,
+        num_steps: int | None = None,
+        *,
+        eta: float = 0.0,
+        temperature: float = 1.0,
+        spacing: Spacing = "linspace",
     ) -> None:
         """Choose grid and randomness.
 
@@ -173,27 +327,35 @@ class DDIMSampler(Sampler):
             denoiser: Predicts clean trajectories.
             num_steps: Denoising steps to visit.
             eta: Noise of each step, in [0, 1]: 0 is deterministic, 1 is ancestral.
+            temperature: Scales all noise.
+            spacing: How the steps are spread.
         """
-        super().__init__(denoiser, num_steps)
+        super().__init__(denoiser, num_steps, temperature=temperature, spacing=spacing)
         if not 0.0 <= eta <= 1.0:
             raise ConfigError(f"eta must be in [0, 1], got {eta}.")
         self.eta = eta
 
-    def step(
-        self,
-        noisy: Tensor,
-        clean: Tensor,
-        i: int,
-        j: int,
-        draw: Callable[[], Tensor],
-    ) -> Tensor:
+    def weights(self, i: int, j: int, h: int | None) -> Weights:  # noqa: ARG002
         """Return the clean trajectory with the predicted noise of step j."""
-        if j < 0:
-            return clean
         schedule = self.denoiser.schedule
         here, there = schedule.alpha_bar(i), schedule.alpha_bar(j)
-        noise = (noisy - here**0.5 * clean) / (1 - here) ** 0.5
         variance = self.eta**2 * schedule.posterior(i, j)[2]
-        direction = max(1 - there - variance, 0.0) ** 0.5
-        x: Tensor = there**0.5 * clean + direction * noise
-        return x + variance**0.5 * draw() if variance else x
+        direction = math.sqrt(max(1 - there - variance, 0.0) / (1 - here))
+        of_clean = math.sqrt(there) - direction * math.sqrt(here)
+        return Weights(direction, of_clean, noise=math.sqrt(variance))
+
+
+class DPMSolverSampler(Sampler):
+    """DPM-Solver++(2M): deterministic, with an error of second order in step size."""
+
+    def weights(self, i: int, j: int, h: int | None) -> Weights:
+        """Return the first-order step, leaning away from the prediction before."""
+        schedule = self.denoiser.schedule
+        here, there = schedule.alpha_bar(i), schedule.alpha_bar(j)
+        of_noisy = math.sqrt((1 - there) / (1 - here))
+        of_clean = math.sqrt(there) - of_noisy * math.sqrt(here)
+        if h is None or j < 0:
+            return Weights(of_noisy, of_clean)
+        at_h, at_i, at_j = (half_log_snr(schedule, step) for step in (h, i, j))
+        lean = (at_j - at_i) / (2 * (at_i - at_h))
+        return Weights(of_noisy, of_clean * (1 + lean), -of_clean * lean)

@@ -53,14 +53,16 @@ class NoiseSchedule:
         alpha_bar = torch.cos(angle * math.pi / 2) ** 2
         self.betas = (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(0.0, MAX_BETA)
         self.alpha_bars = torch.cumprod(1 - self.betas, dim=0)
+        self._signal = self.alpha_bars.sqrt().float()
+        self._noise = (1 - self.alpha_bars).sqrt().float()
 
     def signal(self, i: Tensor) -> Tensor:
         r"""Return $\sqrt{\bar\alpha_i}$, float32, of the shape of `i`."""
-        return self.alpha_bars.sqrt().float()[i]
+        return self._signal[i]
 
     def noise(self, i: Tensor) -> Tensor:
         r"""Return $\sqrt{1-\bar\alpha_i}$, float32, of the shape of `i`."""
-        return (1 - self.alpha_bars).sqrt().float()[i]
+        return self._noise[i]
 
     def alpha_bar(self, i: int) -> float:
         r"""Return $\bar\alpha_i$; one for i = -1, the clean trajectory."""

@@ -74,8 +74,8 @@ def test_unknown_command_offers_the_nearest(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == (
-        "error: Unknown command 'evalute'. Did you mean 'evaluate'? "
-        "Known: collect, evaluate, info, plan, train.\n"
+        "error: Unknown command 'evalute'. Did you mean 'evaluate' or 'train-value'? "
+        "Known: bench, collect, evaluate, guides, info, plan, train, train-value.\n"
     )
 
 

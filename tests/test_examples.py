@@ -23,6 +23,14 @@ SMALL = {
     "04_your_own_env.py": (
         "--num-data-episodes 10 --num-gradient-steps 3 --episodes 4"
     ),
+    "10_long_horizon.py": "--episodes 1 --num-sequences 2",
+    "11_stitching.py": "--num-trips 20 --num-gradient-steps 2 --num-pairs 2",
+    "12_variable_length.py": "--lengths 48 --episodes 1",
+    "08_warm_start.py": (
+        "--planner multi2d-umaze --env-id diffuser_envs/Multi2D-UMaze-v1 "
+        "--episodes 1 --executors pursuit --intervals 20 --num-steps 1 2 "
+        "--timed-plans 2"
+    ),
 }
 
 Run = Callable[[list[str]], str]

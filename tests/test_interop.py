@@ -225,7 +225,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         ({"step": 3}, r"got \['step'\]"),
         ({"ema": 3}, "no checkpoint of the authors' trainer"),
         ({"ema": {"denoise_fn.downs": torch.zeros(1)}}, "denoise_fn"),
-        ({"ema": {"model.blocks.0.0": torch.zeros(1)}}, "Value functions"),
+        ({"ema": {"model.blocks.0.0": torch.zeros(1)}}, "neither a temporal U-Net"),
     ],
 )
 def test_other_contents_are_refused(tmp_path: Path, saved: Any, message: str) -> None:

@@ -12,11 +12,12 @@ from torch import Tensor
 from diffuser_policy.conditions import Conditions, Inpainting
 from diffuser_policy.config import NetworkConfig, WindowConfig
 from diffuser_policy.errors import ConditionError, ConfigError, HorizonError
+from diffuser_policy.guides.trajectory import Trajectory
 from diffuser_policy.layout import TrajectoryLayout
 from diffuser_policy.normalizers import LimitsNormalizer
 from diffuser_policy.planner import HorizonChoice, Planner
 from diffuser_policy.ranking import Ranking
-from diffuser_policy.sampler import DDIMSampler, Sampler, Samples
+from diffuser_policy.sampler import DDIMSampler, Sampler, Samples, WarmStart
 from diffuser_policy.schedule import NoiseSchedule
 from diffuser_policy.testing import GaussianDenoiser, toy_config, toy_policy
 from diffuser_policy.time_to_goal import TimeToGoal
@@ -43,9 +44,12 @@ class WhiteNoise(Sampler):
         generators: Any,
         *,
         num_candidates: int = 1,
+        steering: Any = None,
+        warm_start: WarmStart | None = None,
         step_noise: bool = True,
         keep_chain: bool = False,
     ) -> Samples:
+        self.steering, self.warm_start = steering, warm_start
         rows, *shape = inpainting.values.shape
         self.batches.append((rows, shape[0]))
         self.step_noise = step_noise
@@ -243,9 +247,9 @@ def test_a_row_does_not_depend_on_lengths_of_others() -> None:
 class _Last(Ranking):
     """Values candidates by their number, or by row if there is a tie to break."""
 
-    def __call__(self, observations: Tensor, goal_columns: list[int]) -> Tensor:
-        self.seen = observations, goal_columns
-        rows, num_candidates = observations.shape[:2]
+    def __call__(self, trajectory: Trajectory, num_candidates: int) -> Tensor:
+        self.seen = trajectory
+        rows = len(trajectory) // num_candidates
         return torch.arange(num_candidates).float().expand(rows, -1)
 
 
@@ -258,10 +262,13 @@ def test_the_highest_value_is_chosen_and_all_are_kept() -> None:
     assert plan.values.tolist() == [[0, 1, 2, 3]] * 3
     assert plan.candidates.shape == (3, 4, 16, 4)
     np.testing.assert_array_equal(plan.candidates[:, 3], plan.observations)
-    normalized, goal_columns = ranking.seen
-    assert goal_columns == [0, 1]  # into the observation
-    np.testing.assert_allclose(
-        normalized[..., :2] * 10 + 5, plan.candidates[..., :2], rtol=1e-4, atol=1e-4
+    seen = ranking.seen
+    assert seen.denoising_step == -1
+    assert seen.desired_goal is not None
+    position = seen.position.reshape(3, 4, 16, 2)
+    np.testing.assert_allclose(position, plan.candidates[..., :2], rtol=1e-6)
+    np.testing.assert_array_equal(
+        seen.desired_goal.reshape(3, 4, 2)[:, 3], GOALS.astype(np.float32)
     )
 
 

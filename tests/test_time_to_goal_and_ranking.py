@@ -7,7 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffuser_policy.ranking import FirstRanking, SmoothnessRanking, TimeToGoalRanking
+from diffuser_policy.guides.guide import as_guide
+from diffuser_policy.guides.trajectory import Trajectory
+from diffuser_policy.layout import TrajectoryLayout
+from diffuser_policy.normalizers import IdentityNormalizer
+from diffuser_policy.ranking import (
+    FirstRanking,
+    GuideRanking,
+    SmoothnessRanking,
+    TimeToGoalRanking,
+)
 from diffuser_policy.time_to_goal import TimeToGoal
 
 
@@ -76,10 +85,19 @@ class _Distance(TimeToGoal):
         return 10 * (observations[..., 0] - goals[..., 0]).abs()
 
 
-def candidates(*paths: list[float]) -> Tensor:
-    """Return one row of candidates; the second column is no goal column."""
+LAYOUT = TrajectoryLayout(action_dim=1, observation_dim=2, aliases={"goal": (0,)})
+
+
+def candidates(*paths: list[float]) -> Trajectory:
+    """Return candidates; neither the action nor the last column is the goal's."""
     positions = torch.tensor(paths)
-    return torch.stack([positions, 1000 * positions.flip(-1).square()], dim=-1)[None]
+    noise = 1000 * positions.flip(-1).square()
+    return Trajectory(
+        normalized=torch.stack([noise, positions, noise], dim=-1),
+        layout=LAYOUT,
+        normalizer=IdentityNormalizer.blank(3),
+        stride=3,
+    )
 
 
 STEADY = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
@@ -88,35 +106,49 @@ CURVED = [0.0, 2.0, 3.0, 4.0, 4.5, 5.0]
 
 
 def test_first_takes_the_first() -> None:
-    values = FirstRanking()(candidates(JUMPING, STEADY), [0])
+    values = FirstRanking()(candidates(JUMPING, STEADY), 2)
     assert values.shape == (1, 2)
     assert values.argmax(dim=1).tolist() == [0]
 
 
 def test_smoothness_is_the_largest_displacement_of_goal_columns() -> None:
-    values = SmoothnessRanking()(candidates(JUMPING, STEADY, CURVED), [0])
+    values = SmoothnessRanking()(candidates(JUMPING, STEADY, CURVED), 3)
     assert values.tolist() == [[-16.0, -1.0, -4.0]]
 
 
 def test_time_to_goal_is_the_worst_excess_over_the_planned_time() -> None:
-    ranking = TimeToGoalRanking(_Distance(), stride=3, reach=2)
-    values = ranking(candidates(JUMPING, STEADY, CURVED), [0])
+    ranking = TimeToGoalRanking(_Distance(), reach=2)
+    values = ranking(candidates(JUMPING, STEADY, CURVED), 3)
     # Two planning steps are six env steps; the largest two-step moves: 4.5, 2, 3.
     assert values.tolist() == [[6 - 45.0, 6 - 20.0, 6 - 30.0]]
 
 
 def test_a_plan_shorter_than_the_reach_is_judged_by_its_ends() -> None:
-    ranking = TimeToGoalRanking(_Distance(), stride=3, reach=50)
-    values = ranking(candidates(JUMPING, STEADY), [0])
+    ranking = TimeToGoalRanking(_Distance(), reach=50)
+    values = ranking(candidates(JUMPING, STEADY), 2)
     assert values.tolist() == [[15 - 50.0, 15 - 50.0]]
 
 
 def test_rows_are_ranked_apart() -> None:
-    rows = torch.cat([candidates(JUMPING, STEADY), candidates(STEADY, JUMPING)])
-    assert SmoothnessRanking()(rows, [0]).argmax(dim=1).tolist() == [1, 0]
+    rows = candidates(JUMPING, STEADY, STEADY, JUMPING)
+    assert SmoothnessRanking()(rows, 2).argmax(dim=1).tolist() == [1, 0]
 
 
 def test_a_single_planning_step_leaves_nothing_to_rank() -> None:
-    rows = torch.zeros(2, 3, 1, 4)
-    for ranking in (SmoothnessRanking(), TimeToGoalRanking(_Distance(), stride=3)):
-        assert ranking(rows, [0]).tolist() == [[0.0] * 3] * 2
+    rows = candidates(*[[float(start)] for start in range(6)])
+    for ranking in (SmoothnessRanking(), TimeToGoalRanking(_Distance())):
+        assert ranking(rows, 3).tolist() == [[0.0] * 3] * 2
+
+
+def test_a_guide_chooses_among_the_feasible() -> None:
+    """Jerky paths are liked best, and left out unless they are feasible enough."""
+    liked = as_guide(lambda t: t["goal"].diff(dim=1).square().sum(dim=(1, 2)))
+    paths = candidates(STEADY, CURVED, JUMPING)  # worst displacement 1, 4, 16
+    free = GuideRanking(liked)(paths, 3)
+    assert free.tolist() == [[5.0, 6.5, 16.5]]
+    for tolerance, best in ((0.0, 0), (3.0, 1), (15.0, 2)):
+        ranking = GuideRanking(liked, SmoothnessRanking(), tolerance)
+        values = ranking(paths, 3)
+        assert values.argmax(dim=1).tolist() == [best]
+        kept = torch.isfinite(values)
+        torch.testing.assert_close(values[kept], free[kept])

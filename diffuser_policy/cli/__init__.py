@@ -1,10 +1,11 @@
 """The command `diffuser-policy`: one module per subcommand, imported when it is used.
 
-A subcommand `name` is the module `diffuser_policy.cli.name` with a function `run`
-of one argument, a frozen keyword-only dataclass: its fields are the options, their
-docstrings the help. `run` returns the exit status. A module whose options depend on
-one another may parse them itself, in `parse(arguments) -> settings`. Modules import
-torch and simulators inside `run` only, so that help answers at once.
+A subcommand `name` is the module `diffuser_policy.cli.name` (`_` for `-`) with a
+function `run` of one argument, a frozen keyword-only dataclass: its fields are the
+options, their docstrings the help. `run` returns the exit status. A module whose
+options depend on one another may parse them itself, in
+`parse(arguments) -> settings`. Modules import torch and simulators inside `run` only,
+so that help answers at once.
 """
 
 from __future__ import annotations
@@ -34,8 +35,11 @@ for example:
 COMMANDS = {
     "collect": "Record a dataset with an environment's demonstrator.",
     "train": "Train a planner on a dataset, or go on where training stopped.",
+    "train-value": "Train a planner's value network, for value guidance.",
     "evaluate": "Run episodes with a planner; report scores and their intervals.",
     "plan": "Draw a plan in its maze, the rollout, and the denoising chain.",
+    "bench": "Measure how fast a planner plans, beside the paper's setting.",
+    "guides": "List the guides that plans can be steered by, or explain one.",
     "info": "List shipped planners, training presets and environments.",
 }
 
@@ -79,7 +83,7 @@ def _dispatch(arguments: list[str]) -> int:
         return EXIT_OK
     if name not in COMMANDS:
         raise UnknownNameError("command", name, COMMANDS)
-    module = importlib.import_module(f"{__name__}.{name}")
+    module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
     run: Callable[[Any], int] = module.run
     parse: Callable[[list[str]], Any] | None = getattr(module, "parse", None)
     return run(_parse(name, run, rest) if parse is None else parse(rest))
@@ -100,7 +104,7 @@ def _parse(name: str, run: Callable[[Any], int], arguments: list[str]) -> Any:
 
 def _print_overview() -> None:
     """Print what the program is for and its subcommands."""
-    commands = "\n".join(f"  {name:<10}{COMMANDS[name]}" for name in COMMANDS)
+    commands = "\n".join(f"  {name:<13}{COMMANDS[name]}" for name in COMMANDS)
     print(OVERVIEW.format(commands=commands))
 
 

@@ -95,6 +95,7 @@ def _environments() -> Table:
 def _describe(planner: str) -> Table:
     """Return what a planner is, where it comes from and how it plans."""
     from diffuser_policy.checkpoint import locate, read_planner
+    from diffuser_policy.guides.guide import described
 
     config, networks = read_planner(planner)
     provenance = config.provenance
@@ -116,6 +117,7 @@ def _describe(planner: str) -> Table:
         "sampler": f"{plans.sampler}, {plans.num_sampling_steps or 'all'} of "
         f"{config.network.num_denoising_steps} denoising steps",
         "candidates": f"{plans.num_candidates}, ranked by {plans.ranking}",
+        "guide": "none" if config.guide is None else described(config.guide),
         "executor": config.execution.executor,
         "replanning": _replanning(config.execution),
         "versions": ", ".join(

@@ -22,22 +22,46 @@ def shown_as(metavar: str) -> Any:
 class PlanningOptions:
     """How to plan and to execute; what is not given is as the planner was saved."""
 
-    sampler: Annotated[Literal["ddim", "ddpm"] | None, shown_as("ddim|ddpm")] = None
+    guide: tyro.conf.UseAppendAction[
+        Annotated[tuple[str, ...], shown_as("[W*]NAME:KEY=VALUE;…")]
+    ] = ()
+    """Steer plans by a guide; several add up. `diffuser-policy guides` lists them.
+    For example --guide 'keep-out:center=3,4;radius=0.6'."""
+    guide_scale: Annotated[float | None, shown_as("X")] = None
+    """How hard the guides are followed; 0: not at all."""
+    guide_placement: Annotated[
+        Literal["clean", "mean", "noisy"] | None, shown_as("clean|mean|noisy")
+    ] = None
+    """Where their gradient is taken."""
+    guide_steps: Annotated[int | None, shown_as("N")] = None
+    """Gradient steps for each denoising step."""
+
+    sampler: Annotated[
+        Literal["ddim", "ddpm", "dpm"] | None, shown_as("ddim|ddpm|dpm")
+    ] = None
     """Reverse process; ddpm takes all denoising steps unless told otherwise."""
     steps: Annotated[int | Literal["all"] | None, shown_as("N|all")] = None
     """Denoising steps."""
+    temperature: Annotated[float | None, shown_as("X")] = None
+    """Scales the noise that plans start from and are denoised with."""
+    warm_start: Annotated[float | Literal["never"] | None, shown_as("X|never")] = None
+    """Share of the schedule that a plan is noised to when it is made anew."""
+    warm_start_steps: Annotated[int | None, shown_as("N")] = None
+    """Denoising steps from there."""
     horizon: Annotated[
         Literal["fixed", "shrinking", "predicted"] | None,
         shown_as("fixed|shrinking|predicted"),
     ] = None
     """How many env steps a plan covers."""
+    horizon_scale: Annotated[float | None, shown_as("X")] = None
+    """Factor of the predicted time to the goal, for ways around or slower ones."""
     horizon_offset: Annotated[int | None, shown_as("N")] = None
     """Env steps added to the predicted time to the goal."""
     candidates: Annotated[int | None, shown_as("N")] = None
     """Trajectories sampled per plan."""
     ranking: Annotated[
-        Literal["first", "smoothness", "time_to_goal"] | None,
-        shown_as("first|smoothness|time_to_goal"),
+        Literal["first", "smoothness", "time_to_goal", "guide"] | None,
+        shown_as("first|smoothness|time_to_goal|guide"),
     ] = None
     """How the plan is chosen among the candidates."""
     executor: Annotated[
@@ -60,6 +84,11 @@ class PlanningOptions:
     ] = None
     """Distance from the plan in meters beyond which it is made anew."""
 
+    acceleration: Annotated[
+        Literal["auto", "off", "fused", "compile", "cuda-graphs"],
+        tyro.conf.arg(metavar="auto|off|fused|compile|cuda-graphs"),
+    ] = "auto"
+    """How the network is run; plans stay the same up to rounding."""
     threads: Annotated[int, tyro.conf.arg(metavar="N")] = 1
     """CPU threads of PyTorch. The shipped planners are small: one is fastest, and two
     on a busy machine are many times slower."""
@@ -67,10 +96,11 @@ class PlanningOptions:
     def settings(self) -> dict[str, Any]:
         """Return those that were given, as `DiffuserPolicy.with_settings` takes them.
 
+        The guides are none of them: `DiffuserPolicy.with_guide` takes their sum.
         Options with a word for "no limit" stand for a setting that may be None.
         """
         given = {name: value for name, value in vars(self).items() if value is not None}
-        given.pop("threads")
+        del given["threads"], given["guide"], given["acceleration"]
         if given.get("sampler") == "ddpm":
             given.setdefault("steps", "all")
         named = {"steps": "num_sampling_steps", "candidates": "num_candidates"}
@@ -86,16 +116,24 @@ def load_policy(planner: str, options: PlanningOptions, *, seed: int) -> Diffuse
     Raises:
         CheckpointNotFoundError: Nothing of that name; the nearest are named.
         CheckpointError: Truncated, foreign, or of another schema.
+        UnknownNameError: No guide of a name; the nearest are named.
+        GuideError: A guide that cannot be read.
         ConfigError: Options that contradict each other or the planner.
     """
     import torch
 
+    from diffuser_policy.guides.text import parse_guides
     from diffuser_policy.policy import DiffuserPolicy
 
     if options.threads < 1:
         raise ConfigError(f"--threads must be at least 1, got {options.threads}.")
     torch.set_num_threads(options.threads)
-    return DiffuserPolicy.from_pretrained(planner, seed=seed, **options.settings())
+    guide, settings = parse_guides(options.guide), options.settings()
+    policy = DiffuserPolicy.from_pretrained(planner, seed=seed)
+    policy = policy.accelerated(options.acceleration)
+    if guide is None:
+        return policy.with_settings(**settings)
+    return policy.with_guide(guide, **settings)
 
 
 def env_of(policy: DiffuserPolicy, env: str | None) -> str:

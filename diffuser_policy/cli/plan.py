@@ -76,7 +76,9 @@ def run(settings: PlanSettings) -> int:
     try:
         policy.spaces.check(env)
         observation = _reset(env, settings)
-        scene = Scene.of(env, policy.planner.layout, observation)
+        scene = Scene.of(
+            env, policy.planner.layout, observation, guide=policy.config.guide
+        )
         # The drawn plan is the one that is executed: the same random stream, which is
         # also that of the first episode of `evaluate` with this seed.
         state = policy.initial_state(1, np.array([episode_stream(settings.seed, 0)]))

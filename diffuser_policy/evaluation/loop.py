@@ -10,6 +10,7 @@ bits of batched arithmetic may differ.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ from diffuser_policy.envs import Env, make_env
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.evaluation.drivers import Driver, episode_stream, make_driver
 from diffuser_policy.evaluation.records import EpisodeRecord, Evaluation
+from diffuser_policy.guides.registry import guide_record
 from diffuser_policy.versions import versions
 
 
@@ -234,6 +236,11 @@ def describe(policy: Any) -> dict[str, Any]:
     described: dict[str, Any] = {"class": type(policy).__name__}
     config: Any = getattr(policy, "config", None)
     if hasattr(config, "provenance") and hasattr(config, "to_json"):
+        # Described apart, because a guide need not have a form in JSON.
+        guide = getattr(config, "guide", None)
+        if guide is not None:
+            config = dataclasses.replace(config, guide=None)
+            described["guide"] = guide_record(guide)
         data = config.to_json()
         described |= {key: data[key] for key in ("planner", "execution")}
         described["seed"] = policy.seed

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from diffuser_policy.errors import require_extra
+from diffuser_policy.guides.guide import Mark
 from diffuser_policy.plan import Plan
 from diffuser_policy.plotting.scene import HIDDEN_WALL, MazeMap, Scene
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 FLOOR, WALL = "#f4f5f8", "#3d465c"
 START, GOAL = "#159560", "#d63031"
 PLAN, CANDIDATE = "#2b5fd9", "#8b97b5"
+MARK = "#7b3fb5"
 TIME_COLORS = (START, "#f0b429", GOAL)  # from start to goal, visible on floor and wall
 SETTLED = 0.03  # of the path's size: how near to its end a path counts as over
 
@@ -73,6 +75,29 @@ def draw_scene(ax: Axes, scene: Scene) -> None:
                 (x, y), scene.goal_radius, fill=False, edgecolor=GOAL, lw=1, zorder=1
             )
         )
+    for mark in scene.marks:
+        draw_mark(ax, mark)
+
+
+def draw_mark(ax: Axes, mark: Mark) -> None:
+    """Draw a region or point of a guide; what is to be avoided is hatched."""
+    patches = require_extra("matplotlib.patches", "plot")
+    low, high = np.array(mark.low[:2]), np.array(mark.high[:2])
+    center, size = (low + high) / 2, high - low
+    if not size.any():
+        ax.plot(*center, marker="X", ms=11, mfc=MARK, mec="white", zorder=6)
+        return
+    style: dict[str, Any] = {"edgecolor": MARK, "lw": 1.4, "zorder": 2}
+    if mark.kind == "avoid":
+        style |= {"facecolor": MARK + "40", "hatch": "////"}
+    else:
+        style |= {"fill": False, "ls": (0, (4, 2))}
+    shape = (
+        patches.Ellipse(center, *size, **style)
+        if mark.round
+        else patches.Rectangle(low, *size, **style)
+    )
+    ax.add_patch(shape)
 
 
 def draw_ends(ax: Axes, scene: Scene, start: np.ndarray) -> None:

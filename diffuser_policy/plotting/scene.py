@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from diffuser_policy.errors import ConfigError
+from diffuser_policy.guides.guide import Guide, Mark
 from diffuser_policy.layout import TrajectoryLayout
 from diffuser_policy.plan import Plan, interpolate
 
@@ -33,6 +34,7 @@ class Scene:
         cell_size: Side of a cell in meters.
         goal: `[2]` goal, in meters, if there is one.
         goal_radius: Distance in meters that counts as reaching it, if it is known.
+        marks: What guides want, in the columns that are drawn.
     """
 
     columns: tuple[int, int]
@@ -41,15 +43,24 @@ class Scene:
     cell_size: float = 1.0
     goal: np.ndarray | None = None
     goal_radius: float | None = None
+    marks: tuple[Mark, ...] = ()
 
     @classmethod
-    def of(cls, env: Any, layout: TrajectoryLayout, observation: Any) -> Scene:
+    def of(
+        cls,
+        env: Any,
+        layout: TrajectoryLayout,
+        observation: Any,
+        *,
+        guide: Guide | None = None,
+    ) -> Scene:
         """Read the scene off an environment that was just reset.
 
         Args:
             env: Mazes offer `maze_map` and `cell_size`, or Gymnasium-Robotics' `maze`.
             layout: The planner's; its "position", or its goal, is what is drawn.
             observation: What `reset` returned.
+            guide: What the plans are steered by.
 
         Raises:
             ConfigError: Observations of a single column have no map.
@@ -76,6 +87,12 @@ class Scene:
             cell_size=cell_size,
             goal=goal,
             goal_radius=getattr(unwrapped, "success_radius", None),
+            marks=tuple(
+                mark
+                for mark in ([] if guide is None else guide.marks())
+                if mark.columns in layout.aliases
+                and layout.aliases[mark.columns][:2] == columns[:2]
+            ),
         )
 
     @property

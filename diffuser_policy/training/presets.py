@@ -24,7 +24,13 @@ from diffuser_policy.errors import UnknownNameError
 
 
 def _fast(
-    maze: str, *, horizon: int, min_horizon: int, stride: int, num_steps: int
+    maze: str,
+    *,
+    horizon: int,
+    min_horizon: int,
+    stride: int,
+    num_steps: int,
+    num_sampling_steps: int,
 ) -> TrainConfig:
     return TrainConfig(
         dataset=f"diffuser/multi2d-{maze}-v1",
@@ -38,7 +44,7 @@ def _fast(
         time_to_goal=TimeToGoalConfig(max_steps=horizon),
         optimization=OptimizationConfig(num_steps=num_steps, batch_size=64),
         planner=PlannerConfig(
-            num_sampling_steps=3,
+            num_sampling_steps=num_sampling_steps,
             num_candidates=8,
             ranking="time_to_goal",
             horizon="predicted",
@@ -85,13 +91,28 @@ def _paper(maze: str, *, horizon: int, num_denoising_steps: int) -> TrainConfig:
 
 PRESETS: dict[str, Callable[[], TrainConfig]] = {
     "multi2d-umaze": lambda: _fast(
-        "umaze", horizon=192, min_horizon=24, stride=3, num_steps=12_000
+        "umaze",
+        horizon=192,
+        min_horizon=24,
+        stride=3,
+        num_steps=12_000,
+        num_sampling_steps=1,
     ),
     "multi2d-medium": lambda: _fast(
-        "medium", horizon=320, min_horizon=32, stride=4, num_steps=16_000
+        "medium",
+        horizon=320,
+        min_horizon=32,
+        stride=4,
+        num_steps=16_000,
+        num_sampling_steps=1,
     ),
     "multi2d-large": lambda: _fast(
-        "large", horizon=480, min_horizon=48, stride=6, num_steps=20_000
+        "large",
+        horizon=480,
+        min_horizon=48,
+        stride=6,
+        num_steps=20_000,
+        num_sampling_steps=2,
     ),
     "maze2d-umaze-paper": lambda: _paper("umaze", horizon=128, num_denoising_steps=64),
     "maze2d-medium-paper": lambda: _paper(

@@ -20,13 +20,18 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from diffuser_policy.build import PlannerNetworks, build_networks, policy_config
+from diffuser_policy.build import (
+    PlannerNetworks,
+    PolicyConfig,
+    build_networks,
+    policy_config,
+)
 from diffuser_policy.checkpoint import write_planner
 from diffuser_policy.config import (
     OptimizationConfig,
@@ -38,7 +43,7 @@ from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.windows import WindowDataset, join_rows
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.files import replaced_file, storage_error
-from diffuser_policy.normalizers import normalizer_class
+from diffuser_policy.normalizers import Normalizer, normalizer_class
 from diffuser_policy.training.average import WeightAverage
 from diffuser_policy.training.interrupt import held_interrupt
 from diffuser_policy.training.loss import PlannerLoss
@@ -52,78 +57,70 @@ from diffuser_policy.training.state import (
 )
 
 Metrics = dict[str, float]
+Networks = TypeVar("Networks", bound=nn.Module)
 
 
-class Trainer:
-    """Trains the networks of one planner and writes it to a folder."""
+class TrainingRun(Generic[Networks]):
+    """Descends a loss, averages the weights, saves, resumes.
+
+    Subclasses say what is trained and what planner results from it.
+
+    Attributes:
+        networks: What is trained.
+        average: Updates its averaged copy.
+        settings: JSON data that a resumed run has to agree with.
+        step: Gradient steps done.
+    """
+
+    unimportant: tuple[str, ...] = ()  # settings that don't change the weights
 
     def __init__(
         self,
-        config: TrainConfig,
-        flat: FlatDataset,
-        output: Path,
+        networks: Networks,
+        loss: nn.Module,
         *,
-        device: str = "auto",
-        processes: Processes | None = None,
+        optimization: OptimizationConfig,
+        settings: dict[str, Any],
+        output: Path,
+        processes: Processes,
     ) -> None:
-        """Build networks and data, and restore the latest checkpoint if there is one.
+        """Restore the latest checkpoint if there is one.
 
         Args:
-            config: Settings; saved with the planner.
-            flat: The data.
+            networks: Initial weights, on the device of the processes.
+            loss: `loss(step, process, accumulation)` returns losses by name.
+            optimization: Optimizer and averaging.
+            settings: What determines the weights.
             output: Folder of the run, created on the first save.
-            device: "auto" takes a GPU if there is one.
-            processes: How several processes share the work; one process if not given.
+            processes: How several processes share the work.
 
         Raises:
             ConfigError: The folder holds a run with other settings or other data.
         """
-        self.config, self.output = config, output
-        self.processes = processes or Processes.single(device)
-        self.policy_config = policy_config(config, flat)
-        self.settings = {
-            **to_json(config),
-            "data": data_facts(flat),
-            "num_processes": self.processes.num_processes,
-        }
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(config.seed)  # the CPU's: weights
-            self.networks = build_networks(self.policy_config)
-        rows = join_rows(flat, self.policy_config.layout)
-        normalizer = normalizer_class(config.window.normalizer).fit(rows)
-        self.networks.normalizer = normalizer
-        windows = self._windows(flat)
-        self.networks.to(self.processes.device)
-        average = copy.deepcopy(self.networks)
-        self.loss = PlannerLoss(
-            self.networks.denoiser,
-            self.networks.time_to_goal,
-            windows=windows,
-            config=config,
-            device=self.processes.device,
-        )
-        settings = config.optimization
+        self.networks, self.loss, self.optimization = networks, loss, optimization
+        self.output, self.processes = output, processes
+        self.settings = {**settings, "num_processes": processes.num_processes}
         self.average = WeightAverage(
-            average,
-            decay=settings.ema_decay,
-            interval=settings.ema_interval,
-            start=settings.ema_start,
+            copy.deepcopy(networks),
+            decay=optimization.ema_decay,
+            interval=optimization.ema_interval,
+            start=optimization.ema_start,
         )
         self.optimizer = torch.optim.Adam(
-            self.networks.parameters(), lr=settings.learning_rate
+            networks.parameters(), lr=optimization.learning_rate
         )
         self.step = 0
         self._saved_step: int | None = None
         self._resume()
-        self.prepared = self.processes.prepare(self.loss)
+        self.prepared = processes.prepare(loss)
 
-    @property
-    def planner_networks(self) -> PlannerNetworks:
-        """The averaged networks, with which to plan."""
-        networks = self.average.average
-        if not isinstance(networks, PlannerNetworks):
-            raise ConfigError("The averaged copy is not a planner.")
-        return networks
+    def write_planner(self) -> None:
+        """Write the planner so far, with averaged weights, into the output folder."""
+        raise NotImplementedError
+
+    def clipped(self) -> list[nn.Module]:
+        """Return the networks whose gradients are clipped, each by itself."""
+        return [self.networks]
 
     def run(
         self,
@@ -150,11 +147,11 @@ class Trainer:
         totals: dict[str, float] = {}
         since = self.step
         with held_interrupt() as interrupted, self._bar(progress) as bar:
-            while self.step < self.config.optimization.num_steps:
+            while self.step < self.optimization.num_steps:
                 for name, value in self._descend().items():
                     totals[name] = totals.get(name, 0.0) + value
                 bar.update()
-                last = self.step == self.config.optimization.num_steps
+                last = self.step == self.optimization.num_steps
                 if last or self.step % save_interval == 0:
                     means = {k: v / (self.step - since) for k, v in totals.items()}
                     bar.set_postfix({k: f"{v:.5f}" for k, v in means.items()})
@@ -182,33 +179,16 @@ class Trainer:
             average=self.average.average,
             optimizer=self.optimizer,
         )
-        write_planner(
-            self.output,
-            self.policy_config,
-            self.planner_networks,
-            provenance={"steps": self.step, "processes": self.processes.num_processes},
-        )
+        self.write_planner()
 
     def _save_once(self) -> None:
         """Save, unless this step is saved already."""
         if self._saved_step != self.step:
             self.save()
 
-    def _windows(self, flat: FlatDataset) -> WindowDataset:
-        window = self.config.window
-        return WindowDataset(
-            flat,
-            layout=self.policy_config.layout,
-            normalizer=self.networks.normalizer,
-            stride=window.stride,
-            padding=window.padding,
-            max_planning_steps=window.num_planning_steps,
-            hindsight_goal=window.hindsight_goal,
-        )
-
     def _descend(self) -> Metrics:
         """Take one gradient step; return the losses, averaged over accumulations."""
-        settings = self.config.optimization
+        settings = self.optimization
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(settings, self.step)
         self.optimizer.zero_grad(set_to_none=True)
@@ -232,9 +212,8 @@ class Trainer:
         """Scale each network's gradients down, so that none affects another."""
         if max_norm is None:
             return
-        for part in (self.networks.denoiser, self.networks.time_to_goal):
-            if part is not None:
-                nn.utils.clip_grad_norm_(part.parameters(), max_norm)
+        for part in self.clipped():
+            nn.utils.clip_grad_norm_(part.parameters(), max_norm)
 
     def _resume(self) -> None:
         self._check_settings()
@@ -260,9 +239,9 @@ class Trainer:
         for key in ("data", "num_processes"):  # not in the files of earlier versions
             if key not in saved:
                 del current[key]
-        for tree in (saved, current):  # how to plan does not change the weights
-            tree.pop("planner", None)
-            tree.pop("execution", None)
+        for tree in (saved, current):
+            for name in self.unimportant:
+                tree.pop(name, None)
         different = differences(saved, current)
         if different:
             raise ConfigError(
@@ -299,13 +278,103 @@ class Trainer:
     def _bar(self, progress: bool | None) -> tqdm[Any]:
         hidden = None if progress is None else not progress
         return tqdm(
-            total=self.config.optimization.num_steps,
+            total=self.optimization.num_steps,
             initial=self.step,
             desc="train",
             unit="step",
             disable=hidden if self.processes.is_main else True,
             smoothing=0.05,
         )
+
+
+class Trainer(TrainingRun[PlannerNetworks]):
+    """Trains the networks of one planner and writes it to a folder."""
+
+    unimportant = ("planner", "execution")  # how to plan
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        flat: FlatDataset,
+        output: Path,
+        *,
+        device: str = "auto",
+        processes: Processes | None = None,
+    ) -> None:
+        """Build networks and data, and restore the latest checkpoint if there is one.
+
+        Args:
+            config: Settings; saved with the planner.
+            flat: The data.
+            output: Folder of the run, created on the first save.
+            device: "auto" takes a GPU if there is one.
+            processes: How several processes share the work; one process if not given.
+
+        Raises:
+            ConfigError: The folder holds a run with other settings or other data.
+        """
+        self.config = config
+        processes = processes or Processes.single(device)
+        self.policy_config = policy_config(config, flat)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(config.seed)  # the CPU's: weights
+            networks = build_networks(self.policy_config)
+        rows = join_rows(flat, self.policy_config.layout)
+        networks.normalizer = normalizer_class(config.window.normalizer).fit(rows)
+        windows = WindowDataset(
+            flat, **window_settings(self.policy_config, networks.normalizer)
+        )
+        networks.to(processes.device)
+        loss = PlannerLoss(
+            networks.denoiser,
+            networks.time_to_goal,
+            windows=windows,
+            config=config,
+            device=processes.device,
+        )
+        super().__init__(
+            networks,
+            loss,
+            optimization=config.optimization,
+            settings={**to_json(config), "data": data_facts(flat)},
+            output=output,
+            processes=processes,
+        )
+
+    @property
+    def planner_networks(self) -> PlannerNetworks:
+        """The averaged networks, with which to plan."""
+        networks = self.average.average
+        if not isinstance(networks, PlannerNetworks):
+            raise ConfigError("The averaged copy is not a planner.")
+        return networks
+
+    def write_planner(self) -> None:
+        """Write the planner with averaged weights."""
+        write_planner(
+            self.output,
+            self.policy_config,
+            self.planner_networks,
+            provenance={"steps": self.step, "processes": self.processes.num_processes},
+        )
+
+    def clipped(self) -> list[nn.Module]:
+        """Return the networks of the planner, so that none affects another."""
+        parts = (self.networks.denoiser, self.networks.time_to_goal)
+        return [part for part in parts if part is not None]
+
+
+def window_settings(config: PolicyConfig, normalizer: Normalizer) -> dict[str, Any]:
+    """Return how a planner's data are cut into windows, for `WindowDataset`."""
+    window = config.window
+    return {
+        "layout": config.layout,
+        "normalizer": normalizer,
+        "stride": window.stride,
+        "padding": window.padding,
+        "max_planning_steps": window.num_planning_steps,
+        "hindsight_goal": window.hindsight_goal,
+    }
 
 
 def learning_rate(settings: OptimizationConfig, step: int) -> float:

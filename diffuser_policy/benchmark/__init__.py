@@ -1,0 +1,15 @@
+"""How fast a planner plans, beside the paper's setting and beside what is possible.
+
+    measured = benchmark(policy, "diffuser_envs/Multi2D-Large-v1")
+
+| module | holds |
+|---|---|
+| floor | multiplications and additions of a network, and what a core does of them |
+| timing | interleaved measurements, so that a busy machine slows all cases alike |
+| cases | what is measured |
+| report | tables and JSON |
+"""
+
+from diffuser_policy.benchmark.run import Benchmark, benchmark
+
+__all__ = ["Benchmark", "benchmark"]

@@ -1,0 +1,163 @@
+"""A benchmark as tables for people and as JSON for machines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from diffuser_policy.benchmark.cases import (
+    GUIDE,
+    LOOP,
+    NETWORK,
+    PAPER,
+    SAMPLER,
+    TOGETHER,
+)
+from diffuser_policy.benchmark.run import Benchmark
+from diffuser_policy.benchmark.timing import Timing
+from diffuser_policy.files import replaced_file
+
+TITLES = {
+    PAPER: "The paper's setting: 256 DDPM steps, stride 1, one candidate, eager",
+    TOGETHER: "Planning for several environments in one call",
+    SAMPLER: "By sampler and steps, one environment",
+    LOOP: "A new plan in every env step, one environment",
+    GUIDE: "Unguided and guided, one environment",
+    NETWORK: "One call of the network, by acceleration",
+    "horizon": "Sampling alone, by horizon in env steps",
+    "candidates": "Sampling alone, by candidates",
+    "envs": "Sampling alone, by environments",
+}
+
+FLOOR = "Floor: the networks' operations over that throughput, ms a call."
+BUSY = 0.1  # share of the time without the processor that is worth a word
+
+
+def tables(measured: Benchmark) -> Iterator[Table]:
+    """Yield one table per group of cases that was measured."""
+    for group, title in TITLES.items():
+        timings = measured.group(group)
+        if timings:
+            yield _table(measured, timings, title)
+
+
+def summary(measured: Benchmark) -> list[str]:
+    """Return what matters most, in sentences."""
+    alone, baseline = measured.default, measured.baseline
+    machine, rounds = measured.machine, measured.settings["rounds"]
+    faster = baseline.plan_ms / alone.plan_ms
+    lines = [
+        f"{machine['cpu']}, threads: {machine['threads']}. Medians of {rounds} rounds.",
+        f"Fastest matrix product or convolution: {measured.peak / 1e9:.0f} GFLOP/s.",
+    ]
+    lines.append(
+        f"As saved, a plan takes {alone.plan_ms:.1f} ms, {faster:.0f} times less than "
+        f"in the paper's setting with the same network."
+    )
+    loops = measured.group(LOOP)
+    lines += [
+        f"Closed loop, {t.case.name}: {t.plans_per_second:.0f} Hz." for t in loops
+    ]
+    lines += [_together(measured), FLOOR]
+    busy = 1 - sum(t.cpu_ms for t in loops) / sum(t.call_ms for t in loops)
+    if busy > BUSY:
+        rates = ", ".join(f"{1e3 / t.cpu_ms:.0f} Hz {t.case.name}" for t in loops)
+        lines.append(
+            f"Other work had the processor for {busy:.0%} of the time: ratios hold. By "
+            f"processor time, a plan takes {alone.cpu_ms:.1f} ms, and the loop runs at "
+            f"{rates}."
+        )
+    return lines
+
+
+def _together(measured: Benchmark) -> str:
+    """Return what planning together gains, and what it could gain at most."""
+    alone, largest = measured.default, measured.group(TOGETHER)[-1]
+    gain = largest.plans_per_second / alone.plans_per_second
+    line = (
+        f"{largest.case.batch} environments together get {gain:.1f} times the plans "
+        f"per second of one by one."
+    )
+    floor = alone.floor_ms(measured.peak)
+    if floor is not None:
+        line += f" At the floor it would be {alone.plan_ms / floor:.1f} times."
+    return line
+
+
+def to_json(measured: Benchmark) -> dict[str, Any]:
+    """Return a benchmark as JSON data, times in milliseconds of one planning call."""
+    return {
+        "cases": [_json(measured, timing) for timing in measured.timings],
+        "flops_per_second": measured.throughput,
+        "settings": measured.settings,
+        "machine": measured.machine,
+        "versions": measured.versions,
+    }
+
+
+def write_json(measured: Benchmark, path: Path) -> None:
+    """Write `to_json`'s data to a file, atomically.
+
+    Raises:
+        StorageError: It could not be written; what was there before is intact.
+    """
+    text = json.dumps(to_json(measured), indent=1, allow_nan=False)
+    with replaced_file(path) as partial:
+        partial.write_text(text + "\n")
+
+
+def speedup(measured: Benchmark, timing: Timing) -> float | None:
+    """Return how many times more plans a second than the paper's setting."""
+    if timing.case.group == NETWORK:
+        return None
+    return measured.baseline.plan_ms / timing.plan_ms
+
+
+def _table(measured: Benchmark, timings: list[Timing], title: str) -> Table:
+    table = Table(
+        title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+    table.add_column("", min_width=23, no_wrap=True)
+    for header in ("ms a call", "range", "plans/s", "×paper", "floor"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for timing in timings:
+        low, high = timing.spread
+        ratio, floor = speedup(measured, timing), timing.floor_ms(measured.peak)
+        plans = "" if ratio is None else _figure(timing.plans_per_second)
+        table.add_row(
+            timing.case.name,
+            _figure(timing.call_ms),
+            f"{_figure(low)}–{_figure(high)}",
+            plans,
+            "" if ratio is None else _figure(ratio),
+            "" if floor is None else _figure(floor),
+        )
+    return table
+
+
+def _figure(value: float) -> str:
+    """Return a number with about three digits."""
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2
+    return f"{value:,.{digits}f}"
+
+
+def _json(measured: Benchmark, timing: Timing) -> dict[str, Any]:
+    low, high = timing.spread
+    return {
+        "group": timing.case.group,
+        "name": timing.case.name,
+        "envs": timing.case.batch,
+        "median_ms": timing.call_ms,
+        "cpu_ms": timing.cpu_ms,
+        "fastest_ms": low,
+        "slowest_ms": high,
+        "plans_per_second": timing.plans_per_second,
+        "times_paper": speedup(measured, timing),
+        "flops": timing.case.flops,
+        "floor_ms": timing.floor_ms(measured.peak),
+    }

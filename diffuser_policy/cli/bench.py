@@ -1,0 +1,116 @@
+"""`diffuser-policy bench`: how fast a planner plans, beside the paper's setting."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from diffuser_policy.cli.options import (
+    PlanningOptions,
+    env_of,
+    load_policy,
+    shown_as,
+)
+from diffuser_policy.errors import require_extra
+
+if TYPE_CHECKING:
+    from diffuser_policy.benchmark import Benchmark
+
+FIGURE = "bench.png"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchSettings:
+    """Measure how fast a planner plans, beside the paper's setting and the floor.
+
+    All cases take turns, so that other work on the machine slows them alike.
+    """
+
+    planner: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PLANNER")]
+    """Name of a shipped planner, folder, or hub id."""
+    env: Annotated[str | None, shown_as("ID")] = None
+    """Environment (default: the one that the planner's data is from)."""
+    rounds: int = 7
+    """Times that every case has its turn; medians are reported."""
+    quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """A few cases only, and the paper's setting from 4 of its steps."""
+    compiled: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Also measure torch.compile, which may take minutes to start."""
+    seed: int = 0
+    """Fixes the observations that are planned from."""
+    out: Annotated[Path | None, shown_as("FOLDER")] = None
+    """Folder for bench.png: latency against horizon, candidates and environments."""
+    json: Annotated[Path | None, shown_as("FILE")] = None
+    """File for all figures, the machine and versions."""
+    planning: tyro.conf.OmitArgPrefixes[PlanningOptions] = field(
+        default_factory=PlanningOptions
+    )
+
+
+def run(settings: BenchSettings) -> int:
+    """Measure, print the tables, and write the files.
+
+    Returns:
+        The exit status.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from diffuser_policy.benchmark import benchmark
+    from diffuser_policy.benchmark.report import summary, tables, write_json
+    from diffuser_policy.evaluation.report import check_writable
+
+    if settings.out is not None:
+        require_extra("matplotlib", "plot")
+        check_writable(settings.out / FIGURE)
+    if settings.json is not None:
+        check_writable(settings.json)
+    policy = load_policy(settings.planner, settings.planning, seed=settings.seed)
+    env_id = env_of(policy, settings.env)
+    with Progress(transient=True, console=Console(stderr=True)) as bar:
+        task = bar.add_task("measuring", total=1.0)
+        measured = benchmark(
+            policy,
+            env_id,
+            rounds=settings.rounds,
+            seed=settings.seed,
+            quick=settings.quick,
+            compiled=settings.compiled,
+            progress=lambda share: bar.update(task, completed=share),
+        )
+    console = Console(highlight=False)
+    for table in tables(measured):
+        console.print(table)
+    print("\n".join(summary(measured)))
+    if settings.out is not None:
+        _draw(measured, settings.out / FIGURE, title=settings.planner)
+    if settings.json is not None:
+        write_json(measured, settings.json)
+        print(f"Wrote {settings.json}")
+    return 0
+
+
+def _draw(measured: Benchmark, path: Path, *, title: str) -> None:
+    """Write the figure of the three scalings."""
+    from diffuser_policy.benchmark.cases import SCALINGS
+    from diffuser_policy.plotting.figures import save_figure
+    from diffuser_policy.plotting.scaling import Curve, scaling_figure
+
+    labels = dict(zip(SCALINGS, ("env steps", *SCALINGS[1:]), strict=True))
+    curves = {}
+    for group, label in labels.items():
+        timings = measured.group(group)
+        lows, highs = zip(*(timing.spread for timing in timings), strict=True)
+        floors = [timing.floor_ms(measured.peak) for timing in timings]
+        curves[label] = Curve(
+            sizes=[float(timing.case.name) for timing in timings],
+            medians=[timing.call_ms for timing in timings],
+            lows=lows,
+            highs=highs,
+            floors=[f for f in floors if f is not None] or None,
+        )
+    save_figure(scaling_figure(curves, title=title), path)
+    print(f"Wrote {path}")

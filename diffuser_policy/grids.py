@@ -1,0 +1,136 @@
+r"""Step grids: which denoising steps a sampler visits when it does not visit all.
+
+From the noisiest step F (N - 1, or lower for a warm start) down, K steps
+$g_0 > g_1 > … > g_{K-1}$, then -1, the clean trajectory:
+
+| spacing | $g_k$, rounded | due to |
+|---|---|---|
+| linspace | $F\,(1 - k/(K-1))$ | Nichol & Dhariwal 2021, §4 |
+| trailing | $(F+1)(1 - k/K) - 1$ | Lin et al. 2024, table 2 |
+| leading | $(K-1-k)\lfloor (F+1)/K \rfloor$ | DDIM as released (Lin et al. 2024) |
+| quadratic | $F\,(1 - k/(K-1))^2$ | Song et al. 2021 (DDIM), app. D.2 |
+| log-snr | even in $\lambda$, from $\lambda_F$ to $\lambda_0$ | Lu et al. 2022 |
+
+$\lambda = \ln(s/n)$ is half the log signal-to-noise ratio. All but "leading" begin at
+F; "leading" begins below it, where the denoiser expects signal that noise does not
+have, so with few steps it is of historical interest only. At step 0 little is left to
+denoise: "trailing" spends no step there, so two of its steps do what three of the
+others do. A single step is F itself ("leading": 0). Where rounding would visit a step
+twice, its neighbors make way, so that there are always K different steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+from diffuser_policy.errors import ConfigError, UnknownNameError
+from diffuser_policy.schedule import NoiseSchedule
+
+Spacing = Literal["linspace", "trailing", "leading", "quadratic", "log-snr"]
+
+
+def step_grid(
+    schedule: NoiseSchedule,
+    num_steps: int,
+    *,
+    spacing: Spacing = "linspace",
+    first: int | None = None,
+) -> list[int]:
+    """Return the denoising steps to visit, strictly decreasing, and -1 at the end.
+
+    Args:
+        schedule: That of the denoiser.
+        num_steps: K.
+        spacing: How they are spread.
+        first: F; not given: the noisiest step of the schedule.
+
+    Raises:
+        UnknownNameError: A spacing that does not exist.
+        ConfigError: No steps, or more than there are from F down.
+    """
+    check_spacing(spacing)
+    if first is None:
+        first = schedule.num_denoising_steps - 1
+    if num_steps not in range(1, first + 2):  # nor are fractions or NaN
+        raise ConfigError(
+            f"A grid from denoising step {first} down has 1 to {first + 1} steps, got "
+            f"{num_steps}."
+        )
+    wanted = SPACINGS[spacing](schedule, first, int(num_steps))
+    return [*apart([round(step) for step in wanted], first), -1]
+
+
+def check_spacing(spacing: str) -> None:
+    """Refuse names that are not in `SPACINGS`.
+
+    Raises:
+        UnknownNameError: A spacing that does not exist; the nearest are offered.
+    """
+    if spacing not in SPACINGS:
+        raise UnknownNameError("step spacing", spacing, SPACINGS)
+
+
+def apart(steps: list[int], first: int) -> list[int]:
+    """Move steps that coincide as little as needed: first upwards, then down from F.
+
+    Args:
+        steps: Decreasing, not strictly, none above `first`.
+        first: Highest step to visit.
+    """
+    highest = first - len(steps) + 1  # for the last step, so that all fit below F
+    moved, slack = [], 0
+    for rank, step in enumerate(reversed(steps)):
+        slack = max(slack, step - rank)
+        moved.append(min(slack, highest) + rank)
+    return moved[::-1]
+
+
+def _share(k: int, num_steps: int) -> float:
+    """Return how much of the way down is left at the k-th step; all for the first."""
+    return 1.0 - k / max(num_steps - 1, 1)
+
+
+def _linspace(_: NoiseSchedule, first: int, num_steps: int) -> list[float]:
+    return [first * _share(k, num_steps) for k in range(num_steps)]
+
+
+def _trailing(_: NoiseSchedule, first: int, num_steps: int) -> list[float]:
+    return [(first + 1) * (1 - k / num_steps) - 1 for k in range(num_steps)]
+
+
+def _leading(_: NoiseSchedule, first: int, num_steps: int) -> list[float]:
+    ratio = (first + 1) // num_steps
+    return [float(ratio * (num_steps - 1 - k)) for k in range(num_steps)]
+
+
+def _quadratic(_: NoiseSchedule, first: int, num_steps: int) -> list[float]:
+    return [first * _share(k, num_steps) ** 2 for k in range(num_steps)]
+
+
+def _log_snr(schedule: NoiseSchedule, first: int, num_steps: int) -> list[float]:
+    ratios = [half_log_snr(schedule, i) for i in range(first + 1)]
+    noisy, clean = ratios[first], ratios[0]
+    wanted = [clean + _share(k, num_steps) * (noisy - clean) for k in range(num_steps)]
+    return [
+        float(min(range(first + 1), key=lambda i: abs(ratios[i] - ratio)))
+        for ratio in wanted
+    ]
+
+
+def half_log_snr(schedule: NoiseSchedule, i: int) -> float:
+    r"""Return $\lambda_i = \ln(s_i / n_i)$; infinite for the clean trajectory, -1."""
+    alpha_bar = schedule.alpha_bar(i)
+    if alpha_bar == 1.0:
+        return math.inf
+    return 0.5 * math.log(alpha_bar / (1 - alpha_bar))
+
+
+SPACINGS: dict[str, Callable[[NoiseSchedule, int, int], list[float]]] = {
+    "linspace": _linspace,
+    "trailing": _trailing,
+    "leading": _leading,
+    "quadratic": _quadratic,
+    "log-snr": _log_snr,
+}

@@ -1,0 +1,167 @@
+r"""Guidance: where a guide's gradient enters the reverse process.
+
+With guide J, scale s, and the step from i down to j with posterior variance
+$\tilde\beta_{ij}$, the three placements are
+
+| placement | moves | by |
+|---|---|---|
+| noisy | $x_i$, before it is denoised | $s\,\tilde\beta_{ij}\,\nabla J(x_i)$ |
+| mean | the mean $\mu_j$ of the step | $s\,\tilde\beta_{ij}\,\nabla J(\mu_j)$ |
+| clean | the prediction $\hat x_0$ | $s\,D^{-2}\,\nabla J(\hat x_0)$ |
+
+"noisy" is what the authors released, "mean" is Algorithm 1 of their paper (Janner et
+al. 2022), "clean" is due to He et al. (2024, MPGD).
+"noisy" and "mean" suit learned guides that were trained on noisy trajectories. "clean"
+shows the guide what the plan is going to be, which analytic costs need, and takes no
+gradient through the denoiser; dividing by the squares of the normalizer's scales D
+makes it a step in environment units, so that a scale of 1 moves a position by the
+gradient in meters, whatever the size of the maze. All
+three can repeat the step, and leave out the last denoising steps (`cutoff`). Pinned
+entries are never moved.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from diffuser_policy.conditions import Inpainting
+from diffuser_policy.errors import ConfigError, UnknownNameError
+from diffuser_policy.guides.guide import Guide, gradient_of
+from diffuser_policy.guides.trajectory import CLEAN, Trajectory
+from diffuser_policy.schedule import NoiseSchedule
+
+Placement = Literal["clean", "mean", "noisy"]
+View = Callable[[Tensor, int], Trajectory]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Guidance:
+    """A guide, where its gradient is taken, and how hard it is followed.
+
+    Attributes:
+        guide: The objective.
+        placement: "clean", "mean" or "noisy".
+        scale: Size of a step along the gradient; zero does nothing at all.
+        num_steps: Gradient steps for each denoising step.
+        cutoff: Denoising steps of the schedule at the clean end that go unguided.
+        variance_scaling: Multiply by the posterior variance of the denoising step;
+            not given: "noisy" and "mean" do, "clean" does not.
+    """
+
+    guide: Guide
+    placement: Placement = "clean"
+    scale: float = 1.0
+    num_steps: int = 1
+    cutoff: int = 0
+    variance_scaling: bool | None = None
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if self.placement not in PLACEMENTS:
+            raise UnknownNameError("guide placement", self.placement, PLACEMENTS)
+        if not math.isfinite(self.scale):
+            raise ConfigError(f"guide_scale must be finite, got {self.scale}.")
+        if self.num_steps < 1:
+            raise ConfigError(f"guide_steps must be at least 1, got {self.num_steps}.")
+        if self.cutoff < 0:
+            raise ConfigError(f"guide_cutoff must not be negative, got {self.cutoff}.")
+
+    def steering(
+        self, schedule: NoiseSchedule, given: Inpainting, view: View
+    ) -> Steering:
+        """Return the guidance of one sampling call.
+
+        Args:
+            schedule: That of the denoiser.
+            given: Conditions of the whole batch.
+            view: Makes what a guide sees of normalized trajectories at a step.
+        """
+        return PLACEMENTS[self.placement](self, schedule, given, view)
+
+
+@dataclass(frozen=True, eq=False)
+class Steering:
+    """Guidance of one sampling call. Subclasses move one of three things."""
+
+    guidance: Guidance
+    schedule: NoiseSchedule
+    given: Inpainting
+    view: View
+
+    def noisy(self, x: Tensor, i: int, j: int) -> Tensor:  # noqa: ARG002
+        """Return the trajectories `[batch, horizon, transition]` to denoise at i."""
+        return x
+
+    def clean(self, x: Tensor, i: int, j: int) -> Tensor:  # noqa: ARG002
+        """Return the clean trajectories that were predicted at i."""
+        return x
+
+    def mean(self, x: Tensor, i: int, j: int) -> Tensor:  # noqa: ARG002
+        """Return the mean of the step from i to j."""
+        return x
+
+    def metric(self, gradient: Tensor) -> Tensor:
+        """Return the direction of ascent: the gradient in normalized units."""
+        return gradient
+
+    def climb(self, x: Tensor, i: int, j: int, *, seen_as: int, scaled: bool) -> Tensor:
+        """Return trajectories after the gradient steps of one denoising step.
+
+        Args:
+            x: `[batch, horizon, transition]`, normalized.
+            i: Denoising step that is being left.
+            j: Denoising step that is being reached.
+            seen_as: How noisy the guide is told that `x` is.
+            scaled: Whether this placement multiplies by the posterior variance.
+        """
+        guidance = self.guidance
+        if guidance.variance_scaling is not None:
+            scaled = guidance.variance_scaling
+        size = guidance.scale * (self.schedule.posterior(i, j)[2] if scaled else 1.0)
+        if size == 0.0 or i < guidance.cutoff:
+            return x
+        for _ in range(guidance.num_steps):
+            x = self.given.apply(x)
+            gradient = gradient_of(guidance.guide, x, lambda y: self.view(y, seen_as))
+            x = x + size * self.metric(gradient)
+        return self.given.apply(x)
+
+
+class NoisySteering(Steering):
+    """As the authors' release: the denoiser sees the shifted trajectories."""
+
+    def noisy(self, x: Tensor, i: int, j: int) -> Tensor:
+        """Climb from the noisy trajectories of step i."""
+        return self.climb(x, i, j, seen_as=i, scaled=True)
+
+
+class MeanSteering(Steering):
+    """As Algorithm 1 of the paper: the mean of the step is shifted."""
+
+    def mean(self, x: Tensor, i: int, j: int) -> Tensor:
+        """Climb from the mean of the step to j."""
+        return self.climb(x, i, j, seen_as=j, scaled=True)
+
+
+class CleanSteering(Steering):
+    """The predicted clean trajectories are shifted, in environment units."""
+
+    def clean(self, x: Tensor, i: int, j: int) -> Tensor:
+        """Climb from the prediction."""
+        return self.climb(x, i, j, seen_as=CLEAN, scaled=False)
+
+    def metric(self, gradient: Tensor) -> Tensor:
+        """Return the normalized image of the gradient in environment units."""
+        return gradient / self.view(gradient, CLEAN).normalizer.scale.square()
+
+
+PLACEMENTS: dict[str, type[Steering]] = {
+    "clean": CleanSteering,
+    "mean": MeanSteering,
+    "noisy": NoisySteering,
+}

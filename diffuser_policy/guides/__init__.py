@@ -1,0 +1,1 @@
+"""Guides: test-time objectives of a plan, and where to find them by name."""

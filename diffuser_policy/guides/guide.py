@@ -1,0 +1,261 @@
+r"""Guides: scalar objectives of a trajectory; higher is better.
+
+A guide J maps a batch of trajectories to one number each. Samplers climb its gradient
+(`diffuser_policy.guidance`), rankings compare its values. Guides add and scale:
+
+    slow_and_wide = 2.0 * KeepOut(center=(1.0, 0.0), radius=0.5) - cost
+    shorter = as_guide(lambda t: -t.position.diff(dim=1).square().sum(dim=(1, 2)))
+
+Janner et al. 2022, §3.2: with $h(\tau) = \exp J(\tau)$, sampling from
+$p(\tau) h(\tau)$ shifts every denoising step by the gradient of J; the sum of two
+guides is the product of their distributions.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from diffuser_policy.errors import GuideError
+from diffuser_policy.guides.trajectory import Trajectory
+
+GuideFunction = Callable[[Trajectory], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """Something for a picture of what a guide wants, in units of its columns.
+
+    Attributes:
+        kind: What plans should do about it.
+        columns: Columns of the trajectory that it lies in, such as "position".
+        low: Lower corner of its bounding box.
+        high: Upper corner; that of `low` for a point.
+        round: A disc; otherwise a box.
+    """
+
+    kind: Literal["avoid", "stay inside", "pass by"]
+    columns: str
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    round: bool = True
+
+
+class Guide:
+    """An objective; subclasses implement `__call__`."""
+
+    def __call__(self, trajectory: Trajectory) -> Tensor:
+        """Return one value per trajectory, `[batch]`; differentiable."""
+        raise NotImplementedError
+
+    @property
+    def name(self) -> str:
+        """What errors and tables call it."""
+        return type(self).__name__
+
+    def bind(self, networks: Any) -> Guide:  # noqa: ARG002 (most need none)
+        """Return the guide ready for a planner; those that are networks fetch them.
+
+        Args:
+            networks: Weights of the planner, `diffuser_policy.build.PlannerNetworks`.
+        """
+        return self
+
+    def marks(self) -> list[Mark]:
+        """Return what a picture of a plan should show of it."""
+        return []
+
+    def parts(self) -> list[tuple[float, Guide]]:
+        """Return the guides that this one is the weighted sum of."""
+        return [(1.0, self)]
+
+    def __add__(self, other: object) -> Guide:
+        """Return the sum of two guides."""
+        if not isinstance(other, Guide) and not callable(other):
+            return NotImplemented
+        return WeightedSum((*self.parts(), *as_guide(other).parts()))
+
+    __radd__ = __add__
+
+    def __sub__(self, other: object) -> Guide:
+        """Return this guide minus another."""
+        if not isinstance(other, Guide) and not callable(other):
+            return NotImplemented
+        return self + -as_guide(other)
+
+    def __mul__(self, factor: object) -> Guide:
+        """Return this guide, scaled."""
+        if not isinstance(factor, numbers.Real):
+            return NotImplemented
+        if not math.isfinite(factor):
+            raise GuideError(
+                f"A guide's factor must be finite, got {factor} for {self.name}."
+            )
+        scaled = [(float(factor) * weight, guide) for weight, guide in self.parts()]
+        return WeightedSum(tuple(scaled))
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> Guide:
+        """Return the cost that this guide is the negative of."""
+        return -1.0 * self
+
+
+@dataclass(frozen=True)
+class WeightedSum(Guide):
+    """Several guides at once.
+
+    Attributes:
+        terms: Weights and guides, none of them a sum.
+    """
+
+    terms: tuple[tuple[float, Guide], ...]
+
+    def __call__(self, trajectory: Trajectory) -> Tensor:
+        """Return the weighted sum of the values."""
+        values = [weight * value_of(guide, trajectory) for weight, guide in self.terms]
+        return torch.stack(values).sum(dim=0)
+
+    @property
+    def name(self) -> str:
+        """The formula."""
+        return " + ".join(
+            guide.name if weight == 1.0 else f"{weight:g} * {guide.name}"
+            for weight, guide in self.terms
+        )
+
+    def bind(self, networks: Any) -> Guide:
+        """Return the sum of the bound guides."""
+        return WeightedSum(tuple((w, g.bind(networks)) for w, g in self.terms))
+
+    def marks(self) -> list[Mark]:
+        """Return what the terms ask to be shown."""
+        return [mark for _, guide in self.terms for mark in guide.marks()]
+
+    def parts(self) -> list[tuple[float, Guide]]:
+        """Return the terms."""
+        return list(self.terms)
+
+
+@dataclass(frozen=True)
+class FunctionGuide(Guide):
+    """A plain function of a trajectory.
+
+    Attributes:
+        function: Maps a `Trajectory` to values `[batch]`.
+    """
+
+    function: GuideFunction
+
+    def __call__(self, trajectory: Trajectory) -> Tensor:
+        """Return the function's values."""
+        return self.function(trajectory)
+
+    @property
+    def name(self) -> str:
+        """The function's own name."""
+        return str(getattr(self.function, "__qualname__", repr(self.function)))
+
+
+def as_guide(objective: Any) -> Guide:
+    """Return a guide as it is, and a plain function of a trajectory as a guide.
+
+    Raises:
+        GuideError: Neither.
+    """
+    if isinstance(objective, Guide):
+        return objective
+    if callable(objective) and not isinstance(objective, type):
+        return FunctionGuide(objective)
+    raise GuideError(
+        f"A guide is a Guide or a function of a trajectory, got {objective!r}. "
+        f"Guides by name come from make_guide(name, **parameters)."
+    )
+
+
+def cost_guide(cost: GuideFunction) -> Guide:
+    """Return the guide that keeps a cost low.
+
+    Args:
+        cost: Maps a `Trajectory` to costs `[batch]`; also usable as a decorator.
+    """
+    return -FunctionGuide(cost)
+
+
+def value_of(guide: Guide, trajectory: Trajectory) -> Tensor:
+    """Return a guide's values `[batch]`, checked.
+
+    Raises:
+        GuideError: Not a tensor, of another shape, NaN, or, where a gradient is
+            wanted, cut off from the trajectory. The guide is named.
+    """
+    value = guide(trajectory)
+    if isinstance(guide, WeightedSum):  # its terms have been checked
+        return value
+    if not isinstance(value, Tensor) or value.shape != (len(trajectory),):
+        given = (
+            f"shape {tuple(value.shape)}"
+            if isinstance(value, Tensor)
+            else type(value).__name__
+        )
+        raise GuideError(
+            f"The guide {guide.name} must return one value per trajectory, a tensor of "
+            f"shape ({len(trajectory)},); got {given}. Sum or average over planning "
+            f"steps and columns, for example with .sum(dim=1)."
+        )
+    if not bool(torch.isfinite(value).all()):
+        raise GuideError(
+            f"The guide {guide.name} returned NaN or infinite values: {value}. Look "
+            f"for divisions by zero, logarithms, and square roots of zero."
+        )
+    wanted = torch.is_grad_enabled() and trajectory.normalized.requires_grad
+    if wanted and not value.requires_grad:
+        raise GuideError(
+            f"The guide {guide.name} has no gradient: its value does not depend on the "
+            f"trajectory by differentiable operations. Avoid .detach(), NumPy, "
+            f"comparisons and argmax; or use it without a gradient, with "
+            f"guide_scale=0 and ranking='guide'."
+        )
+    return value
+
+
+def gradient_of(
+    guide: Guide, trajectories: Tensor, view: Callable[[Tensor], Trajectory]
+) -> Tensor:
+    """Return the gradient of a guide with respect to normalized trajectories.
+
+    Works inside `torch.inference_mode` too.
+
+    Args:
+        guide: The objective.
+        trajectories: `[batch, steps, transition]`, normalized.
+        view: Makes what the guide sees of them.
+
+    Raises:
+        GuideError: As `value_of`, or a gradient that is not finite.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        variable = trajectories.clone().requires_grad_()
+        total = value_of(guide, view(variable)).sum()
+        [gradient] = torch.autograd.grad(total, [variable])
+    if not bool(torch.isfinite(gradient).all()):
+        raise GuideError(
+            f"The gradient of the guide {guide.name} is NaN or infinite. A common "
+            f"cause is the norm of a zero vector: add a small number under the root."
+        )
+    return gradient
+
+
+def described(guide: Guide) -> str:
+    """Return a guide's formula with parameters, for tables and titles."""
+    texts = []
+    for weight, part in guide.parts():
+        text = repr(part) if not isinstance(part, FunctionGuide) else part.name
+        texts.append(text if weight == 1.0 else f"{weight:g} * {text}")
+    return " + ".join(texts)

@@ -1,0 +1,93 @@
+"""What a guide sees: a batch of trajectories with named columns in environment units.
+
+    trajectory.position        [batch, steps, 2]     an alias of the layout, in meters
+    trajectory["observation"]  [batch, steps, observation]
+    trajectory.actions         [batch, steps, action]
+    trajectory.times           [steps]               env steps since the plan began
+
+Values come from the normalized trajectories of the sampler by differentiable maps, so
+that a gradient finds its way back to them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffuser_policy.errors import MissingColumnsError
+from diffuser_policy.layout import TrajectoryLayout
+from diffuser_policy.normalizers import Normalizer
+
+CLEAN = -1
+PLURALS = {"actions": "action", "observations": "observation"}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trajectory:
+    """A batch of trajectories, noisy or clean.
+
+    Attributes:
+        normalized: `[batch, steps, transition]`, what the networks see. For guides
+            that are networks; others take columns by name.
+        layout: Names of the columns.
+        normalizer: To environment units.
+        stride: Env steps between two planning steps.
+        denoising_step: How noisy the trajectories are: 0 and up on the denoiser's
+            schedule, -1 for clean ones.
+        desired_goal: `[batch, goal]` what the plan leads to, environment units, if
+            the environment has goals.
+    """
+
+    normalized: Tensor
+    layout: TrajectoryLayout
+    normalizer: Normalizer
+    stride: int = 1
+    denoising_step: int = CLEAN
+    desired_goal: Tensor | None = None
+
+    def __len__(self) -> int:
+        """Number of trajectories."""
+        return self.normalized.shape[0]
+
+    @property
+    def num_planning_steps(self) -> int:
+        """Planning steps of each trajectory."""
+        return self.normalized.shape[1]
+
+    @property
+    def times(self) -> Tensor:
+        """Env steps `[steps]` from the start of the plan to each planning step."""
+        steps = torch.arange(self.num_planning_steps, device=self.normalized.device)
+        return steps * self.stride
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the columns that there are."""
+        actions = ["action"] if self.layout.action_dim else []
+        return [*actions, "observation", *self.layout.aliases]
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return the columns of a field or alias, in environment units.
+
+        Args:
+            name: "observation", "action", or an alias such as "position".
+
+        Returns:
+            `[batch, steps, columns]`.
+
+        Raises:
+            MissingColumnsError: The planner has no columns of that name.
+        """
+        name = PLURALS.get(name, name)
+        if name not in self.names:
+            raise MissingColumnsError(name, self.names)
+        columns = list(self.layout.columns(name))
+        return self.normalizer.unnormalize(self.normalized[..., columns], columns)
+
+    def __getattr__(self, name: str) -> Tensor:
+        """Return columns by attribute, as `trajectory.position`."""
+        if name.startswith("__"):  # copy and pickle ask for these
+            raise AttributeError(name)
+        return self[name]

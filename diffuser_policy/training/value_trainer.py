@@ -1,0 +1,220 @@
+"""Training a value network for a planner that is trained already.
+
+A batch is made like the planner's own: windows of its lengths, noised to random
+denoising steps of its schedule, with its conditions written back. The value network
+learns the return-to-go of the first row. The output folder is a planner of its own:
+the same denoiser, and the value network beside it (`training/trainer.py` shows its
+files and how it is resumed).
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from diffuser_policy.build import (
+    PlannerNetworks,
+    PolicyConfig,
+    build_value_network,
+    space_spec,
+)
+from diffuser_policy.checkpoint import write_planner
+from diffuser_policy.config import (
+    TrainConfig,
+    ValueTrainConfig,
+    WindowConfig,
+    to_json,
+)
+from diffuser_policy.data.flat import FlatDataset
+from diffuser_policy.denoiser import Denoiser
+from diffuser_policy.errors import ConfigError, DatasetError, SpaceMismatchError
+from diffuser_policy.training.loss import draw_num_planning_steps, step_generator
+from diffuser_policy.training.processes import Processes
+from diffuser_policy.training.state import data_facts
+from diffuser_policy.training.trainer import TrainingRun, window_settings
+from diffuser_policy.training.value_data import ValuedWindows, returns_to_go
+from diffuser_policy.value import ValueNetwork
+
+
+class ValueLoss(nn.Module):
+    """Loss of a value network on a fresh batch of noisy windows."""
+
+    def __init__(
+        self,
+        value: ValueNetwork,
+        denoiser: Denoiser,
+        *,
+        windows: ValuedWindows,
+        window: WindowConfig,
+        config: ValueTrainConfig,
+        device: torch.device,
+    ) -> None:
+        """Hold the network and the data.
+
+        Args:
+            value: Trained.
+            denoiser: Of the planner; its schedule says how noisy step i is.
+            windows: Data, on the CPU.
+            window: Between which lengths the planner plans.
+            config: Batch size and seed.
+            device: Where the networks are.
+        """
+        super().__init__()
+        self.value, self.windows = value, windows
+        self.config, self.device = config, device
+        self._lengths = TrainConfig(
+            dataset=config.dataset, window=window, seed=config.seed
+        )
+        self._process = (denoiser,)  # a tuple: no part of what is trained and saved
+
+    def forward(self, step: int, process: int, accumulation: int) -> dict[str, Tensor]:
+        """Return the scalar loss, by the network's name.
+
+        Args:
+            step: Gradient step.
+            process: Rank of this process.
+            accumulation: Which of the batches that make up one gradient step.
+        """
+        [denoiser] = self._process
+        length = draw_num_planning_steps(self._lengths, step, denoiser.horizon_multiple)
+        generator = step_generator(self.config.seed, step, 1 + process, accumulation)
+        batch_size = self.config.optimization.batch_size
+        clean, returns = self.windows.sample_valued(batch_size, length, generator)
+        num_steps = denoiser.schedule.num_denoising_steps
+        i = torch.randint(num_steps, (batch_size,), generator=generator)
+        noise = torch.randn(clean.shape, generator=generator)
+        given = self.windows.conditions(clean)
+        noisy = given.apply(denoiser.add_noise(clean, noise, i))
+        arguments = (part.to(self.device) for part in (noisy, i, returns))
+        return {"value": self.value.loss(*arguments)}
+
+
+class ValueTrainer(TrainingRun[ValueNetwork]):
+    """Trains a value network and writes it to a folder, with the planner it values."""
+
+    def __init__(
+        self,
+        config: ValueTrainConfig,
+        planner: tuple[PolicyConfig, PlannerNetworks],
+        flat: FlatDataset,
+        output: Path,
+        *,
+        processes: Processes | None = None,
+    ) -> None:
+        """Build network and data, and restore the latest checkpoint if there is one.
+
+        Args:
+            config: Settings; saved with the planner.
+            planner: What `read_planner` returns; left as it is.
+            flat: The data, with rewards.
+            output: Folder of the run, created on the first save.
+            processes: How several processes share the work; one process if not given.
+
+        Raises:
+            ConfigError: The folder holds a run with other settings, data or planner.
+            SpaceMismatchError: Data of another environment than the planner's.
+            DatasetError: Data without rewards to learn from.
+        """
+        processes = processes or Processes.single()
+        planner_config, self.planner_networks = planner[0], copy.deepcopy(planner[1])
+        _check_spaces(planner_config, flat)
+        self.config, self.flat_facts = config, value_data_facts(flat)
+        self.policy_config = dataclasses.replace(planner_config, value=config.value)
+        returns = returns_to_go(
+            flat, config.value.discount, config.value.termination_penalty
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(config.seed)  # the CPU's: weights
+            network = build_value_network(self.policy_config)
+        network.set_scale(*_scale(returns, flat))
+        network.to(processes.device)
+        networks = self.planner_networks
+        settings = window_settings(self.policy_config, networks.normalizer)
+        loss = ValueLoss(
+            network,
+            networks.denoiser,
+            windows=ValuedWindows(flat, returns=returns, **settings),
+            window=planner_config.window,
+            config=config,
+            device=processes.device,
+        )
+        super().__init__(
+            network,
+            loss,
+            optimization=config.optimization,
+            settings={
+                **to_json(config),
+                "data": self.flat_facts,
+                "weights": _checksum(networks.denoiser, networks.normalizer),
+            },
+            output=output,
+            processes=processes,
+        )
+        networks.value = self.value
+
+    @property
+    def value(self) -> ValueNetwork:
+        """The averaged value network, with which to rank and to steer."""
+        average = self.average.average
+        if not isinstance(average, ValueNetwork):
+            raise ConfigError("The averaged copy is not a value network.")
+        return average
+
+    def write_planner(self) -> None:
+        """Write the planner with the averaged value network."""
+        trained = {
+            "training": to_json(self.config),
+            "data": self.flat_facts,
+            "steps": self.step,
+            "processes": self.processes.num_processes,
+        }
+        write_planner(
+            self.output,
+            self.policy_config,
+            self.planner_networks,
+            provenance={"value": trained},
+        )
+
+
+def value_data_facts(flat: FlatDataset) -> dict[str, int]:
+    """Return what tells a dataset from another one, rewards included."""
+    rewards = zlib.crc32(np.ascontiguousarray(flat.fields["reward"]).data)
+    return {**data_facts(flat), "rewards": rewards}
+
+
+def _check_spaces(planner: PolicyConfig, flat: FlatDataset) -> None:
+    """Refuse data whose observations or actions are not the planner's."""
+    given, expected = space_spec(flat), planner.spaces
+    if given != expected:
+        raise SpaceMismatchError(
+            f"The planner was trained in the spaces {expected}, and {flat!r} was "
+            f"recorded in {given}. Use data of the planner's environment."
+        )
+
+
+def _scale(returns: np.ndarray, flat: FlatDataset) -> tuple[float, float]:
+    """Return mean and standard deviation of the targets."""
+    mean = float(returns.mean(dtype=np.float64))
+    std = float(returns.std(dtype=np.float64))
+    if std <= 1e-6 * max(abs(mean), 1e-12):
+        raise DatasetError(
+            f"All returns of {flat!r} are {mean:g}: no trajectory is better than "
+            f"another, and there is no value to learn."
+        )
+    return mean, std
+
+
+def _checksum(*modules: nn.Module) -> int:
+    """Return a checksum of weights, which tells a planner from another one."""
+    checksum = 0
+    for module in modules:
+        for tensor in module.state_dict().values():
+            array = np.ascontiguousarray(tensor.detach().cpu().numpy())
+            checksum = zlib.crc32(array.data, checksum)
+    return checksum

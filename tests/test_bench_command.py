@@ -1,0 +1,166 @@
+"""`diffuser-policy bench`: what is measured, printed and written."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from diffuser_policy.benchmark import Benchmark, benchmark
+from diffuser_policy.benchmark.cases import SCALINGS, Subject, all_cases
+from diffuser_policy.benchmark.report import TITLES, summary, to_json
+from diffuser_policy.cli import main
+from diffuser_policy.errors import SpaceMismatchError
+from diffuser_policy.policy import DiffuserPolicy
+from diffuser_policy.sampler import Sampler
+from tests.point_env import POINT, save_planner
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def planner(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_planner(tmp_path_factory.mktemp("planner"))
+
+
+@pytest.fixture(scope="module")
+def policy(planner: str) -> DiffuserPolicy:
+    return DiffuserPolicy.from_pretrained(planner)
+
+
+@pytest.fixture(scope="module")
+def measured(policy: DiffuserPolicy) -> Benchmark:
+    return benchmark(policy, POINT, rounds=1, quick=True)
+
+
+def test_every_table_has_its_cases(measured: Benchmark) -> None:
+    assert {timing.case.group for timing in measured.timings} == set(TITLES)
+    assert all(timing.plan_ms > 0 for timing in measured.timings)
+
+
+def test_nothing_is_faster_than_the_floor(measured: Benchmark) -> None:
+    for timing in measured.timings:
+        floor = timing.floor_ms(measured.peak)
+        assert floor is None or timing.call_ms > floor, timing.case.name
+
+
+def test_cases_say_how_many_plans_they_make(
+    policy: DiffuserPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against the rows that the sampler is asked for."""
+    rows: list[int] = []
+    sample = Sampler.sample
+
+    def counted(sampler: Sampler, given: Any, *rest: Any, **named: Any) -> Any:
+        rows.append(len(given.values))
+        return sample(sampler, given, *rest, **named)
+
+    cases = all_cases(Subject(policy, POINT, quick=True))
+    monkeypatch.setattr(Sampler, "sample", counted)
+    for case in cases:
+        rows.clear()
+        plans = case.run()
+        if case.group != "network":
+            assert sum(rows) == plans, case.name
+            assert len(rows) * case.batch == plans or case.batch > 1, case.name
+
+
+def test_the_paper_setting_is_256_steps_at_stride_1(policy: DiffuserPolicy) -> None:
+    """With this planner's network: 256 calls of as many rows as env steps."""
+    from diffuser_policy.benchmark.floor import network_flops
+
+    [first, *_] = all_cases(Subject(policy, POINT, quick=True))
+    network: Any = policy.networks.denoiser.network
+    window = policy.config.window
+    assert first.flops == 256 * network_flops(network, 1, window.horizon)
+
+
+def test_the_json_holds_every_figure(measured: Benchmark) -> None:
+    data = json.loads(json.dumps(to_json(measured), allow_nan=False))
+    assert len(data["cases"]) == len(measured.timings)
+    baseline = data["cases"][0]
+    assert (baseline["group"], baseline["times_paper"]) == ("paper's setting", 1.0)
+    for case in data["cases"]:
+        assert case["fastest_ms"] == pytest.approx(case["median_ms"])  # of one round
+        assert case["slowest_ms"] == pytest.approx(case["median_ms"])
+        if case["group"] != "network":
+            rate = 1000 * case["envs"] / case["median_ms"]
+            assert case["plans_per_second"] == pytest.approx(rate)
+            ratio = rate / baseline["plans_per_second"]
+            assert case["times_paper"] == pytest.approx(ratio)
+    assert data["machine"]["threads"] >= 1
+    assert data["machine"]["cpu"]
+    assert "torch" in data["versions"]
+
+
+def test_the_summary_says_when_the_machine_was_busy(measured: Benchmark) -> None:
+    def with_share(share: float) -> str:
+        timings = [
+            dataclasses.replace(t, cpu_seconds=[share * s for s in t.seconds])
+            for t in measured.timings
+        ]
+        return "\n".join(summary(dataclasses.replace(measured, timings=timings)))
+
+    assert "Other work had the processor for 60% of the time" in with_share(0.4)
+    assert "Other work" not in with_share(0.95)
+
+
+def test_the_command_prints_draws_and_writes(
+    planner: str, tmp_path: Path, capsys: Capture
+) -> None:
+    image = pytest.importorskip("PIL.Image")
+    arguments = ["bench", planner, "--quick", "--rounds", "1"]
+    files = ["--out", str(tmp_path / "out"), "--json", str(tmp_path / "bench.json")]
+    assert main([*arguments, *files]) == 0
+    shown = capsys.readouterr().out
+    for title in TITLES.values():
+        assert title in shown
+    assert "times less than in the paper's setting" in shown
+    assert max(map(len, shown.splitlines()[:40])) <= 80  # fits a terminal, uncut
+    assert "…" not in shown
+    assert json.loads((tmp_path / "bench.json").read_text())["settings"]["quick"]
+    pixels = np.asarray(image.open(tmp_path / "out" / "bench.png"))
+    assert pixels.std() > 10  # something is drawn
+
+
+def test_what_cannot_be_measured_is_refused_first(
+    policy: DiffuserPolicy, planner: str, tmp_path: Path
+) -> None:
+    with pytest.raises(SpaceMismatchError):
+        benchmark(policy, "CartPole-v1", rounds=1, quick=True)
+    assert main(["bench", planner, "--json", str(tmp_path)]) == 2
+    assert main(["bench", planner, "--rounds", "0", "--quick"]) == 2
+
+
+def test_scalings_vary_one_size(policy: DiffuserPolicy) -> None:
+    cases = all_cases(Subject(policy, POINT, quick=True))
+    for group in SCALINGS:
+        sizes = [(float(c.name), c.flops) for c in cases if c.group == group]
+        (small, fewer), (large, more) = sizes
+        assert fewer is not None
+        assert more == pytest.approx(fewer * large / small, rel=0.15)
+
+
+def test_the_figure_shows_measurements_and_their_floor() -> None:
+    pytest.importorskip("matplotlib")
+    from diffuser_policy.plotting.scaling import Curve, scaling_figure
+
+    sizes, medians = [1.0, 2.0, 4.0], [3.0, 5.0, 9.0]
+    known = Curve(
+        sizes=sizes,
+        medians=medians,
+        lows=[2.0, 4.0, 8.0],
+        highs=[4.0, 6.0, 10.0],
+        floors=[1.0, 2.0, 4.0],
+    )
+    unknown = dataclasses.replace(known, floors=None)
+    figure = scaling_figure({"envs": known, "candidates": unknown}, title="here")
+    first, second = figure.axes
+    assert (first.get_xlabel(), second.get_xlabel()) == ("envs", "candidates")
+    shown = [np.asarray(line.get_ydata()).tolist() for line in first.lines]
+    assert shown == [medians, [1.0, 2.0, 4.0]]
+    assert len(second.lines) == 1

@@ -1,0 +1,340 @@
+"""Guides on the command line: as text, in lists, and as options of the others."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from diffuser_policy.cli import main
+from diffuser_policy.cli.options import PlanningOptions, load_policy
+from diffuser_policy.errors import ConfigError, GuideError, UnknownNameError
+from diffuser_policy.guides import registry
+from diffuser_policy.guides.guide import Guide
+from diffuser_policy.guides.registry import make_guide, register_guide
+from diffuser_policy.guides.text import (
+    example_texts,
+    guide_texts,
+    parse_guide,
+    parse_guides,
+)
+from diffuser_policy.guides.trajectory import Trajectory
+from tests.point_env import save_planner
+
+Capture = pytest.CaptureFixture[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spot(Guide):
+    """Stays near a spot.
+
+    Or near
+    another.
+
+    $$J = -x$$
+
+        2 * make_guide("spot", center=(1, -2), columns="velocity")
+        make_guide("spot", center=center) is no example
+
+    Attributes:
+        center: Meters.
+        columns: Where to look.
+    """
+
+    center: tuple[float, float]
+    columns: str = "position"
+    corners: tuple[tuple[float, float], ...] = ()
+    names: tuple[str, ...] = ("a",)
+    steps: tuple[int, ...] | None = None
+    inside: bool = False
+    power: Any = 2
+
+    def __call__(self, trajectory: Trajectory) -> Tensor:
+        return -trajectory[self.columns].sum(dim=(1, 2))
+
+
+def plain_guide(trajectory: Trajectory, *, strength: float = 1.5) -> Tensor:
+    return strength * trajectory.position.sum(dim=(1, 2))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _registered() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "_IN_PROCESS", {})
+        register_guide("spot")(Spot)
+        register_guide("plain")(plain_guide)
+        yield
+
+
+@pytest.fixture(scope="module")
+def planner(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_planner(tmp_path_factory.mktemp("planner"))
+
+
+# --- as text ------------------------------------------------------------------
+
+HERE = (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("spot:center=3,4", Spot(center=(3.0, 4.0))),
+        (" spot : center = -3 , 4e-1 ; ", Spot(center=(-3.0, 0.4))),
+        ("spot:center=[0,1]", Spot(center=HERE)),
+        ("spot:center=0,1;columns=velocity", Spot(center=HERE, columns="velocity")),
+        ("spot:center=0,1;columns=3", Spot(center=HERE, columns="3")),
+        ("spot:center=0,1;columns=true", Spot(center=HERE, columns="true")),
+        ("spot:center=0,1;columns=a,b", Spot(center=HERE, columns="a,b")),
+        ('spot:center=0,1;columns="a;b"', Spot(center=HERE, columns="a;b")),
+        ("spot:center=0,1;inside=True", Spot(center=HERE, inside=True)),
+        ("spot:center=0,1;steps=none", Spot(center=HERE)),
+        ("spot:center=0,1;steps=7", Spot(center=HERE, steps=(7,))),
+        ("spot:center=0,1;steps=7,", Spot(center=HERE, steps=(7,))),
+        ("spot:center=0,1;steps=1,-2,3", Spot(center=HERE, steps=(1, -2, 3))),
+        ("spot:center=0,1;names=b,c", Spot(center=HERE, names=("b", "c"))),
+        (
+            "spot:center=0,1;corners=[[0,0],[1,2]]",
+            Spot(center=HERE, corners=((0.0, 0.0), (1.0, 2.0))),
+        ),
+        ("spot:center=0,1;power=0.5", Spot(center=HERE, power=0.5)),
+        ("2*spot:center=0,1", 2 * Spot(center=HERE)),
+        ("-0.5*spot:center=0,1", -0.5 * Spot(center=HERE)),
+    ],
+)
+def test_texts_are_read(text: str, expected: Guide) -> None:
+    guide = parse_guide(text)
+    assert guide == expected
+    assert parse_guides(guide_texts(guide)) == guide
+
+
+def test_functions_have_texts_too() -> None:
+    assert parse_guide("plain") == make_guide("plain")
+    assert parse_guide("plain:strength=2") == make_guide("plain", strength=2.0)
+
+
+def test_several_texts_add_up() -> None:
+    guide = parse_guides(["2*spot:center=0,1", "plain", "-1*plain"])
+    assert guide == 2 * Spot(center=HERE) + make_guide("plain") - make_guide("plain")
+    assert parse_guides([]) is None
+    assert guide is not None
+    assert guide_texts(guide)[1:] == ["plain:strength=1.5", "-1*plain:strength=1.5"]
+
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+
+
+@settings(max_examples=50)
+@given(
+    guide=st.builds(
+        Spot,
+        center=st.tuples(finite, finite),
+        columns=st.text(),
+        corners=st.lists(st.tuples(finite, finite), max_size=2).map(tuple),
+        names=st.lists(st.text(), max_size=3).map(tuple),
+        steps=st.none() | st.lists(st.integers(), max_size=3).map(tuple),
+        inside=st.booleans(),
+        power=finite | st.text() | st.booleans() | st.none(),
+    ),
+    weight=finite,
+)
+def test_every_guide_has_a_text_that_is_read_as_itself(
+    guide: Spot, weight: float
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:  # looking for packages is the slow part
+        patch.setattr(registry, "entry_points", lambda *, group: ())  # noqa: ARG005
+        assert parse_guides(guide_texts(guide)) == guide
+        if weight != 1.0:
+            assert parse_guides(guide_texts(weight * guide)) == weight * guide
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "not of the form NAME:PARAMETER=VALUE"),
+        ("spot=3", "not of the form NAME:PARAMETER=VALUE"),
+        ("2*3*spot", "not of the form NAME:PARAMETER=VALUE"),
+        ("two*spot:center=0,1", "its weight 'two' is no number"),
+        ("*spot:center=0,1", "its weight '' is no number"),
+        ("nan*spot:center=0,1", "its weight 'nan' is no number"),
+        ("spot", r"needs center\. Its parameters: center \(required\)"),
+        ("spot:center", "'center' is not of the form PARAMETER=VALUE"),
+        ("spot:center=", "'center=' is not of the form PARAMETER=VALUE"),
+        ("spot:=3", "'=3' is not of the form PARAMETER=VALUE"),
+        ("spot:center=0,1;center=0,1", "'center' is given twice"),
+        ("spot:centre=0,1", "no parameter 'centre'. Did you mean 'center'"),
+        ("spot:center=1", "'center' of the guide 'spot' must be 2 numbers, got 1"),
+        ("spot:center=0,nan", r"must be 2 numbers, got \(0, nan\)"),
+        ("spot:center=0,x", r"must be 2 numbers, got \(0, 'x'\)"),
+        ("spot:center=[0,1", r"'\[0,1' begins like JSON and is none"),
+        ("spot:center=0,1;inside=2", "must be true or false, got 2"),
+    ],
+)
+def test_texts_that_are_wrong_are_shown_with_one_that_is_right(
+    text: str, reason: str
+) -> None:
+    with pytest.raises(GuideError, match=reason) as caught:
+        parse_guide(text)
+    message = str(caught.value)
+    assert message.startswith(f"Cannot read the guide {text!r}: ")
+    example = message.rpartition("Example: ")[2].strip("'")
+    parse_guide(example)  # is right
+
+
+def test_an_unknown_name_offers_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match=r"'spott'\. Did you mean 'spot'"):
+        parse_guide("spott:center=0,1")
+
+
+def test_examples_are_those_of_the_documentation() -> None:
+    documented = example_texts(registry.find_guide("spot"))
+    assert documented == ["2*spot:center=1,-2;columns=velocity"]
+    assert example_texts(registry.find_guide("plain")) == ["plain:strength=1.5"]
+
+
+# --- in lists -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_guides_are_listed(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main(["guides"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= columns
+    shown = "\n".join(lines)
+    for words in ("keep-out", "center (required)", "power=2", "registered in process"):
+        assert words in shown
+    assert "diffuser-policy 0." in shown
+    [spot] = [line for line in lines if line.startswith("spot")]
+    assert "Stays near a spot" in spot
+    assert lines.index(spot) < len(lines) - 7  # waypoint follows: sorted by name
+
+
+def test_a_guide_is_explained(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["guides", "spot"]) == 0
+    shown = capsys.readouterr().out
+    assert "\nOr near another.\n" in shown  # flows again
+    assert "\n$$J = -x$$\n" in shown
+    assert '\n    2 * make_guide("spot"' in shown
+    assert "Attributes:" not in shown
+    lines = {line.split()[0]: line for line in shown.splitlines() if line.strip()}
+    assert lines["center"].split() == ["center", "required", "2", "numbers", "Meters."]
+    assert "Where to look." in lines["columns"]
+    assert shown.rstrip().endswith("--guide '2*spot:center=1,-2;columns=velocity'")
+
+
+def test_a_guide_without_a_description_is_explained(capsys: Capture) -> None:
+    assert main(["guides", "plain"]) == 0
+    assert "It has no description." in capsys.readouterr().out
+
+
+def test_an_unknown_guide_is_explained(capsys: Capture) -> None:
+    assert main(["guides", "spoot"]) == 2
+    assert "Unknown guide 'spoot'. Did you mean 'spot'" in capsys.readouterr().err
+
+
+# --- as options ---------------------------------------------------------------
+
+
+def test_options_of_guides_and_samplers_become_settings() -> None:
+    options = PlanningOptions(
+        guide=("plain",),
+        guide_scale=0.5,
+        guide_placement="mean",
+        guide_steps=3,
+        sampler="dpm",
+        temperature=0.5,
+        warm_start="never",
+        warm_start_steps=2,
+        horizon_scale=1.5,
+        ranking="guide",
+    )
+    assert options.settings() == {
+        "guide_scale": 0.5,
+        "guide_placement": "mean",
+        "guide_steps": 3,
+        "sampler": "dpm",
+        "temperature": 0.5,
+        "warm_start": None,
+        "warm_start_steps": 2,
+        "horizon_scale": 1.5,
+        "ranking": "guide",
+    }
+
+
+def test_guides_are_given_to_the_policy(planner: str) -> None:
+    options = PlanningOptions(
+        guide=("2*spot:center=0,1", "plain"), guide_scale=0.5, ranking="guide"
+    )
+    policy = load_policy(planner, options, seed=3)
+    assert policy.config.guide == 2 * Spot(center=HERE) + make_guide("plain")
+    assert policy.config.planner.guide_scale == 0.5
+    assert policy.seed == 3
+    assert load_policy(planner, PlanningOptions(), seed=3).config.guide is None
+
+
+def test_a_saved_guide_stays_unless_another_is_given(
+    planner: str, tmp_path: Path
+) -> None:
+    saved = load_policy(planner, PlanningOptions(guide=("plain",)), seed=0)
+    saved.save_pretrained(tmp_path)
+    kept = load_policy(str(tmp_path), PlanningOptions(guide_scale=0.1), seed=0)
+    assert kept.config.guide == make_guide("plain")
+    other = PlanningOptions(guide=("spot:center=0,1",))
+    assert load_policy(str(tmp_path), other, seed=0).config.guide == Spot(center=HERE)
+
+
+def test_evaluate_takes_guides(planner: str, tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "results.json"
+    arguments = ["evaluate", planner, "--episodes", "1", "--json", str(path)]
+    guides = ["--guide", "plain", "--guide=-2*spot:center=0,1", "--guide-scale", "0.1"]
+    assert main([*arguments, *guides]) == 0
+    capsys.readouterr()
+    recorded = json.loads(path.read_text())["settings"]["policy"]
+    assert recorded["planner"]["guide_scale"] == 0.1
+    assert [part["guide"] for part in recorded["guide"]] == ["plain", "spot"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--guide", "spott"], "Unknown guide 'spott'. Did you mean 'spot'"),
+        (["--guide", "spot:centre=0,1"], "no parameter 'centre'"),
+        (["--guide", "plain", "--guide-scale", "nan"], "guide_scale must be finite"),
+        (["--guide", "plain", "--guide-steps", "0"], "guide_steps must be positive"),
+        (["--guide", "spot:center=0,1;columns=spin"], "trajectory column 'spin'"),
+        (["--ranking", "guide"], "ranking='guide' needs a guide"),
+        (["--warm-start", "1.5"], "warm_start must be in (0, 1]"),
+        (["--temperature", "-1"], "temperature must be 0 or more"),
+    ],
+)
+def test_mistakes_are_explained(
+    planner: str, arguments: list[str], message: str, tmp_path: Path, capsys: Capture
+) -> None:
+    path = tmp_path / "results.json"
+    command = ["evaluate", planner, "--episodes", "1", "--json", str(path)]
+    assert main([*command, *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not path.exists()
+
+
+def test_no_weights_are_read_for_a_guide_that_is_wrong(tmp_path: Path) -> None:
+    options = PlanningOptions(guide=("plain:strength=nan",))
+    with pytest.raises(GuideError, match="finite"):
+        load_policy(str(tmp_path / "nothing"), options, seed=0)
+
+
+def test_scales_that_are_no_number_are_refused(planner: str) -> None:
+    options = PlanningOptions(guide=("plain",), guide_scale=math.nan)
+    with pytest.raises(ConfigError, match="guide_scale must be finite, got nan"):
+        load_policy(planner, options, seed=0)

@@ -1,0 +1,384 @@
+"""Guides by name: registering, making, parameters and their types, saving."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from diffuser_policy.errors import GuideError, UnknownNameError
+from diffuser_policy.guides import registry
+from diffuser_policy.guides.guide import Guide, as_guide
+from diffuser_policy.guides.registry import (
+    find_guide,
+    guide_from_json,
+    guide_to_json,
+    make_guide,
+    register_guide,
+)
+from diffuser_policy.guides.trajectory import Trajectory
+from diffuser_policy.layout import TrajectoryLayout
+from diffuser_policy.normalizers import LimitsNormalizer
+
+if TYPE_CHECKING:
+    from collections import OrderedDict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disc(Guide):
+    """Stays out of a disc.
+
+    Attributes:
+        center: Its middle,
+            meters.
+        radius: Meters.
+        network: What it was bound to.
+    """
+
+    center: tuple[float, float]
+    radius: float = 0.5
+    columns: tuple[str, ...] = ("position",)
+    norm: Literal["l1", "l2"] = "l2"
+    time: int | None = None
+    inside: bool = False
+    network: Any = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.radius < 0:
+            raise ValueError("negative radius")
+
+    def __call__(self, trajectory: Trajectory) -> Tensor:
+        offset = trajectory.position - trajectory.position.new_tensor(self.center)
+        return torch.relu(offset.norm(dim=-1) - self.radius).sum(dim=1)
+
+
+def keep_left(
+    trajectory: Trajectory,
+    *,
+    strength: float = 1.0,
+    extra: OrderedDict[str, float] | None = None,  # noqa: ARG001
+    power: Any = 1,
+) -> Tensor:
+    """Keeps to the left."""
+    return -strength * trajectory.position[..., 0].pow(power).mean(dim=1)
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Register the two above, and forget all names afterwards."""
+    monkeypatch.setattr(registry, "_IN_PROCESS", {})
+    assert register_guide("disc")(Disc) is Disc
+    assert register_guide("keep-left")(keep_left) is keep_left
+
+
+@pytest.fixture
+def trajectory() -> Trajectory:
+    rows = torch.linspace(-1, 1, 40).reshape(2, 5, 4)
+    return Trajectory(
+        normalized=rows,
+        layout=TrajectoryLayout(
+            observation_dim=4, action_dim=0, aliases={"position": (0, 1)}
+        ),
+        normalizer=LimitsNormalizer.fit(np.array([[-2.0] * 4, [2.0] * 4])),
+    )
+
+
+# --- making -------------------------------------------------------------------
+
+
+def test_a_class_is_made_with_its_fields() -> None:
+    assert make_guide("disc", center=(1, 2), time=3) == Disc(center=(1.0, 2.0), time=3)
+
+
+def test_a_function_is_called_with_its_parameters(trajectory: Trajectory) -> None:
+    guide = make_guide("keep-left", strength=3, power=2)
+    expected = keep_left(trajectory, strength=3.0, power=2)
+    assert torch.equal(guide(trajectory), expected)
+    assert not torch.equal(guide(trajectory), keep_left(trajectory))
+    assert torch.equal((2 * guide)(trajectory), 2 * expected)
+
+
+def test_guides_of_functions_are_values() -> None:
+    guide = make_guide("keep-left", strength=3)
+    assert guide == make_guide("keep-left", strength=3.0)
+    assert hash(guide) == hash(make_guide("keep-left", strength=3.0))
+    assert guide != make_guide("keep-left")
+    assert guide.name == "keep-left"
+    assert repr(guide) == "keep-left(strength=3.0, extra=None, power=1)"
+
+
+def test_a_parameter_may_be_called_name() -> None:
+    @register_guide("named")
+    def named(trajectory: Trajectory, *, name: str) -> Tensor:
+        return trajectory[name].sum(dim=(1, 2))
+
+    assert make_guide("named", name="position").name == "named"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"center": [1, 2]}, (1.0, 2.0)),
+        ({"center": np.array([1.0, 2.0])}, (1.0, 2.0)),
+        ({"center": torch.tensor([1, 2])}, (1.0, 2.0)),
+        ({"center": (0, 0), "radius": np.float32(0.25)}, 0.25),
+        ({"center": (0, 0), "radius": 2}, 2.0),
+        ({"center": (0, 0), "columns": ["a", "b", "c"]}, ("a", "b", "c")),
+        ({"center": (0, 0), "norm": "l1"}, "l1"),
+        ({"center": (0, 0), "time": np.int64(4)}, 4),
+        ({"center": (0, 0), "time": None}, None),
+        ({"center": (0, 0), "inside": True}, True),
+    ],
+)
+def test_values_become_the_annotated_type(given: dict[str, Any], expected: Any) -> None:
+    value = getattr(make_guide("disc", **given), [*given][-1])
+    assert value == expected
+    assert type(value) is type(expected)
+    if isinstance(value, tuple):
+        assert [*map(type, value)] == [*map(type, expected)]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kind"),
+    [
+        ("center", (1, 2, 3), "2 numbers"),
+        ("center", 1.0, "2 numbers"),
+        ("center", "12", "2 numbers"),
+        ("center", (1, math.nan), "2 numbers"),
+        ("radius", math.nan, "a finite number"),
+        ("radius", math.inf, "a finite number"),
+        ("radius", "wide", "a finite number"),
+        ("radius", True, "a finite number"),
+        ("radius", None, "a finite number"),
+        ("columns", (1,), "values"),
+        ("norm", "l3", "'l1' or 'l2'"),
+        ("time", 1.5, "a whole number or none"),
+        ("time", False, "a whole number or none"),
+        ("inside", 1, "true or false"),
+    ],
+)
+def test_values_of_other_types_are_refused(name: str, value: Any, kind: str) -> None:
+    with pytest.raises(GuideError) as caught:
+        make_guide("disc", **{"center": (0, 0), name: value})
+    message = (
+        f"The parameter {name!r} of the guide 'disc' must be {kind}, got {value!r}."
+    )
+    assert str(caught.value) == message
+
+
+def test_nan_is_refused_where_any_value_would_do() -> None:
+    with pytest.raises(GuideError, match="must be a value that is finite, got nan"):
+        make_guide("keep-left", power=math.nan)
+
+
+def test_an_unknown_guide_offers_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match=r"guide 'dsic'\. Did you mean 'disc'"):
+        make_guide("dsic", center=(0, 0))
+
+
+def test_an_unknown_parameter_offers_the_nearest_and_lists_all() -> None:
+    with pytest.raises(GuideError) as caught:
+        make_guide("disc", centre=(0, 0))
+    assert str(caught.value) == (
+        "The guide 'disc' has no parameter 'centre'. Did you mean 'center'? Its "
+        "parameters: center (required), radius=0.5, columns=position, norm=l2, "
+        "time=none, inside=false."
+    )
+
+
+def test_bound_state_is_no_parameter() -> None:
+    with pytest.raises(GuideError, match="no parameter 'network'"):
+        make_guide("disc", center=(0, 0), network=None)
+
+
+def test_a_missing_parameter_is_named() -> None:
+    with pytest.raises(GuideError, match=r"needs center\. Its parameters: center \("):
+        make_guide("disc", radius=1)
+
+
+def test_what_the_guide_itself_refuses_is_told() -> None:
+    with pytest.raises(GuideError, match=r"guide 'disc' refuses .*negative radius"):
+        make_guide("disc", center=(0, 0), radius=-1)
+
+
+def test_helps_come_from_the_docstring() -> None:
+    found = find_guide("disc")
+    assert found.summary == "Stays out of a disc."
+    helps = {parameter.name: parameter.help for parameter in found.parameters}
+    assert helps["center"] == "Its middle, meters."
+    assert helps["radius"] == "Meters."
+    assert helps["time"] == ""
+
+
+# --- registering --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["Keep", "keep_out", "", "-x", "a--b", "a ", "2d", 3])
+def test_names_are_lower_case_words_with_dashes(name: Any) -> None:
+    with pytest.raises(GuideError, match="lower-case words joined by dashes"):
+        register_guide(name)
+
+
+def another(trajectory: Trajectory) -> Tensor:
+    return trajectory.position.sum(dim=(1, 2))
+
+
+def test_a_name_that_is_taken_tells_both_origins() -> None:
+    with pytest.raises(GuideError, match=r"twice, by .*:Disc and by .*:another\."):
+        register_guide("disc")(another)
+    assert find_guide("disc").target is Disc
+
+
+def test_our_names_are_taken() -> None:
+    with pytest.raises(GuideError, match=r"by diffuser_policy.*:KeepOut and by"):
+        register_guide("keep-out")(another)
+
+
+def test_the_same_definition_may_be_run_again() -> None:
+    def define(sign: float) -> None:
+        @register_guide("mine")
+        def mine(trajectory: Trajectory) -> Tensor:
+            return sign * trajectory.position.sum(dim=(1, 2))
+
+    define(1.0)
+    first = find_guide("mine").target
+    define(-1.0)
+    assert find_guide("mine").target is not first
+
+
+def test_unknown_parameters_need_no_annotations_that_resolve(
+    trajectory: Trajectory,
+) -> None:
+    """Names imported for type checkers only are common, and no obstacle."""
+    assert make_guide("keep-left", extra={"a": 1.0})(trajectory).shape == (2,)
+
+
+class Thawed(Guide):
+    """Not a dataclass."""
+
+
+@dataclass
+class Mutable(Guide):
+    """Not frozen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unresolved(Guide):
+    """Annotated with something that is not there at run time."""
+
+    extra: OrderedDict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Misnamed(Guide):
+    """A field that hides a method."""
+
+    parts: int  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (Thawed, "must be a frozen dataclass"),
+        (Mutable, "must be a frozen dataclass"),
+        (Unresolved, "OrderedDict.*not under TYPE_CHECKING"),
+        (Misnamed, "has a field 'parts'"),
+        (int, "int is a class that does not derive from Guide"),
+        (3.0, "is no guide: expected a dataclass .*got 3.0"),
+        (as_guide(another), "is no guide"),
+        (lambda: 0, "first argument of .* must be the trajectory"),
+        (lambda *, strength: strength, "first argument of .* must be the trajectory"),
+        (lambda t, **rest: (t, rest), r"'\*\*rest' of .* cannot be given by name"),
+        (lambda t, *rest: (t, rest), r"'\*rest' of .* cannot be given by name"),
+    ],
+)
+def test_what_is_no_guide_is_refused(target: Any, message: str) -> None:
+    with pytest.raises(GuideError, match=message):
+        register_guide("wrong")(target)
+    assert "wrong" not in registry._IN_PROCESS
+
+
+# --- saving -------------------------------------------------------------------
+
+
+def test_guides_survive_json() -> None:
+    disc = Disc(center=(1.0, 2.0), columns=("position", "velocity"), norm="l1")
+    guide = 2.0 * disc - make_guide("keep-left", strength=0.1) + Disc(center=(0.0, 0.0))
+    data = guide_to_json(guide)
+    assert [(part["guide"], part["weight"]) for part in data] == [
+        ("disc", 2.0),
+        ("keep-left", -1.0),
+        ("disc", 1.0),
+    ]
+    assert data[0]["parameters"]["center"] == [1.0, 2.0]
+    assert "network" not in data[0]["parameters"]
+    text = json.dumps(data, allow_nan=False)
+    assert json.loads(text) == data
+    assert guide_from_json(json.loads(text)) == guide
+
+
+def test_a_single_guide_stays_one() -> None:
+    disc = Disc(center=(1.0, 2.0))
+    assert guide_from_json(guide_to_json(disc)) == disc
+    assert guide_from_json(guide_to_json(-disc)) == -disc
+
+
+def test_arrays_are_saved_as_lists() -> None:
+    guide = Disc(center=np.array([1.0, 2.0]))  # type: ignore[arg-type]
+    assert guide_to_json(guide)[0]["parameters"]["center"] == [1.0, 2.0]
+
+
+def test_a_registered_function_that_is_used_directly_is_saved() -> None:
+    [part] = guide_to_json(as_guide(keep_left))
+    assert part["guide"] == "keep-left"
+    assert part["parameters"] == {"strength": 1.0, "extra": None, "power": 1}
+
+
+@pytest.mark.parametrize("objective", [another, lambda t: t.position.sum((1, 2))])
+def test_what_is_not_registered_cannot_be_saved(objective: Any) -> None:
+    with pytest.raises(GuideError, match=r"not registered.* Put @register_guide"):
+        guide_to_json(2 * as_guide(objective))
+
+
+def test_a_record_needs_no_registration() -> None:
+    disc = 2 * Disc(center=(1.0, 2.0))
+    assert registry.guide_record(disc) == guide_to_json(disc)
+    record = registry.guide_record(disc + another)
+    assert isinstance(record, str)
+    assert record.startswith("2 * Disc(center=(1.0, 2.0)")
+    assert record.endswith(" + another")
+
+
+def test_a_value_without_a_form_in_json_is_named() -> None:
+    guide = make_guide("keep-left", power=object())
+    with pytest.raises(GuideError, match="'power' of the guide 'keep-left' cannot be"):
+        guide_to_json(guide)
+
+
+def test_a_saved_guide_that_is_not_here_says_what_may_be_missing() -> None:
+    with pytest.raises(GuideError, match=r"may not be installed.* mean 'disc'\?"):
+        guide_from_json([{"guide": "discs", "weight": 1.0, "parameters": {}}])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        [],
+        "disc",
+        {"guide": "disc"},
+        ["disc"],
+        [{"name": "disc"}],
+        [{"guide": "keep-left", "weight": "2"}],
+        [{"guide": "keep-left", "weight": math.nan}],
+        [{"guide": "keep-left", "parameters": [1.0]}],
+    ],
+)
+def test_data_of_another_form_is_refused(data: Any) -> None:
+    with pytest.raises(GuideError, match=r"A saved guide is a list of .*got"):
+        guide_from_json(data)

@@ -1,0 +1,182 @@
+"""Samplers against an independent implementation: Hugging Face diffusers' schedulers.
+
+Both run whole reverse processes from the same noise, with the same noise in every step.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffuser_policy.conditions import Inpainting
+from diffuser_policy.denoiser import PREDICTION_TARGETS, Denoiser, PredictionTarget
+from diffuser_policy.grids import SPACINGS, Spacing, step_grid
+from diffuser_policy.networks import TemporalUNet
+from diffuser_policy.sampler import (
+    DDIMSampler,
+    DDPMSampler,
+    DPMSolverSampler,
+    Sampler,
+)
+from diffuser_policy.schedule import NoiseSchedule
+from diffuser_policy.testing import GaussianDenoiser
+
+diffusers = pytest.importorskip("diffusers")
+
+# Tensors passed to NumPy, inside diffusers.
+pytestmark = pytest.mark.filterwarnings("ignore:.*__array_:DeprecationWarning")
+
+N = 32
+HORIZON, DIM = 8, 3
+THEIR_TARGET = {"clean": "sample", "noise": "epsilon", "velocity": "v_prediction"}
+THEIR_COMMON = {"num_train_timesteps": N, "beta_schedule": "squaredcos_cap_v2"}
+SAMPLERS: dict[str, type[Sampler]] = {
+    "ddpm": DDPMSampler,
+    "ddim": DDIMSampler,
+    "dpm": DPMSolverSampler,
+}
+TARGETS = pytest.mark.parametrize("target", PREDICTION_TARGETS)
+
+
+def exact_denoiser(target: PredictionTarget) -> GaussianDenoiser:
+    """Return an exact denoiser of correlated entries; it amplifies no rounding."""
+    source = torch.Generator().manual_seed(1)
+    mean = torch.randn(HORIZON, DIM, generator=source)
+    factor = torch.randn(24, 24, generator=source) / 24**0.5
+    schedule, covariance = NoiseSchedule(N), factor @ factor.T
+    return GaussianDenoiser(mean, covariance, schedule, prediction_target=target)
+
+
+def scheduler(name: str, target: PredictionTarget, **settings: Any) -> Any:
+    """Return diffusers' scheduler of that name, set up as the method is published."""
+    common = THEIR_COMMON | {"prediction_type": THEIR_TARGET[target]} | settings
+    if name == "ddpm":
+        return diffusers.DDPMScheduler(
+            **common, variance_type="fixed_small_log", clip_sample=False
+        )
+    if name == "ddim":
+        return diffusers.DDIMScheduler(
+            **common, clip_sample=False, set_alpha_to_one=True
+        )
+    return diffusers.DPMSolverMultistepScheduler(
+        **common, algorithm_type="dpmsolver++", solver_type="midpoint"
+    )
+
+
+def their_loop(theirs: Any, denoiser: Denoiser, **settings: Any) -> Tensor:
+    """Run a whole reverse process with a scheduler whose steps are set already."""
+    source = torch.Generator().manual_seed(7)
+    x = torch.randn(2, HORIZON, DIM, generator=source)
+    for step in theirs.timesteps:
+        output = denoiser.network(x, step.repeat(2))
+        x = theirs.step(output, step, x, generator=source, **settings).prev_sample
+    return x
+
+
+def our_loop(sampler: Sampler) -> Tensor:
+    mask = torch.zeros(1, HORIZON, DIM, dtype=torch.bool)
+    given = Inpainting(mask, torch.zeros(1, HORIZON, DIM))
+    source = [torch.Generator().manual_seed(7)]
+    return sampler.sample(given, source, num_candidates=2).trajectories[0]
+
+
+def assert_agree(ours: Tensor, theirs: Tensor, tolerance: float = 2e-5) -> None:
+    error = (ours - theirs).abs().max() / theirs.abs().max()
+    assert error < tolerance, f"relative error {error:.1e}"
+
+
+@TARGETS
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+@pytest.mark.parametrize("num_steps", [2, 8, N])
+@pytest.mark.parametrize("name", ["ddpm", "ddim"])
+@torch.no_grad()
+def test_one_step_methods_agree_on_grids_of_their_making(
+    name: str, num_steps: int, spacing: Spacing, target: PredictionTarget
+) -> None:
+    denoiser = exact_denoiser(target)
+    theirs = scheduler(name, target, timestep_spacing=spacing)
+    theirs.set_timesteps(num_steps)
+    sampler = SAMPLERS[name](denoiser, num_steps, spacing=spacing)
+    assert sampler.grid[:-1] == theirs.timesteps.tolist()
+    assert_agree(our_loop(sampler), their_loop(theirs, denoiser))
+
+
+@TARGETS
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("num_steps", [1, 3, 5, 14, 15, N])
+@pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("dpm", 2)])
+@torch.no_grad()
+def test_deterministic_methods_agree_on_every_grid(
+    name: str,
+    order: int,
+    num_steps: int,
+    spacing: Spacing,
+    target: PredictionTarget,
+) -> None:
+    """Of first order, their DPM-Solver++ is DDIM, and it takes any grid."""
+    denoiser = exact_denoiser(target)
+    theirs = scheduler("dpm", target, solver_order=order)
+    sampler = SAMPLERS[name](denoiser, num_steps, spacing=spacing)
+    theirs.set_timesteps(timesteps=sampler.grid[:-1])
+    assert_agree(our_loop(sampler), their_loop(theirs, denoiser))
+
+
+@TARGETS
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("num_steps", [3, 5, 15])
+@torch.no_grad()
+def test_ddpm_agrees_on_every_grid(
+    num_steps: int, spacing: Spacing, target: PredictionTarget
+) -> None:
+    denoiser = exact_denoiser(target)
+    theirs = scheduler("ddpm", target)
+    sampler = DDPMSampler(denoiser, num_steps, spacing=spacing)
+    theirs.set_timesteps(timesteps=sampler.grid[:-1])
+    assert_agree(our_loop(sampler), their_loop(theirs, denoiser))
+
+
+@TARGETS
+@pytest.mark.parametrize("name", SAMPLERS)
+@torch.no_grad()
+def test_whole_networks_agree(name: str, target: PredictionTarget) -> None:
+    """Untrained, a network multiplies rounding errors from step to step."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = TemporalUNet(DIM, dim=8, multipliers=(1, 2)).eval()
+    denoiser = Denoiser(network, NoiseSchedule(N), prediction_target=target, clip=False)
+    theirs = scheduler(name, target, timestep_spacing="trailing")
+    theirs.set_timesteps(8)
+    sampler = SAMPLERS[name](denoiser, 8, spacing="trailing")
+    assert_agree(our_loop(sampler), their_loop(theirs, denoiser), tolerance=2e-3)
+
+
+@TARGETS
+@pytest.mark.parametrize("eta", [0.3, 1.0])
+@torch.no_grad()
+def test_ddim_with_noise_agrees(eta: float, target: PredictionTarget) -> None:
+    denoiser = exact_denoiser(target)
+    theirs = scheduler("ddim", target, timestep_spacing="trailing")
+    theirs.set_timesteps(8)
+    sampler = DDIMSampler(denoiser, 8, eta=eta, spacing="trailing")
+    assert_agree(our_loop(sampler), their_loop(theirs, denoiser, eta=eta))
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddim"])
+@pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
+@pytest.mark.parametrize("num_steps", [2, 3, 5, 7, 10, 20, N])
+def test_grids_are_theirs(name: str, spacing: Spacing, num_steps: int) -> None:
+    theirs = scheduler(name, "clean", timestep_spacing=spacing)
+    theirs.set_timesteps(num_steps)
+    ours = step_grid(NoiseSchedule(N), num_steps, spacing=spacing)
+    assert ours[:-1] == theirs.timesteps.tolist()
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 5, 8, 20])
+def test_trailing_grids_are_those_of_their_dpm_solver(num_steps: int) -> None:
+    theirs = scheduler("dpm", "clean", timestep_spacing="trailing")
+    theirs.set_timesteps(num_steps)
+    ours = step_grid(NoiseSchedule(N), num_steps, spacing="trailing")
+    assert ours[:-1] == cast("Tensor", theirs.timesteps).tolist()
