@@ -7,28 +7,18 @@ Everything else takes plain arguments and knows no config.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+import zlib
+from functools import cached_property
 
-import numpy as np
+import torch
 from torch import nn
 
 from diffuser_policy.config import (
-    SCHEMA,
     ExecutionConfig,
-    NetworkConfig,
     PlannerConfig,
-    TimeToGoalConfig,
-    TrainConfig,
-    ValueConfig,
-    WindowConfig,
-    from_json,
-    to_json,
 )
-from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.denoiser import Denoiser
-from diffuser_policy.errors import CheckpointError, ConfigError, DatasetError
+from diffuser_policy.errors import ConfigError
 from diffuser_policy.executors import (
     Executor,
     PlannedActions,
@@ -37,11 +27,11 @@ from diffuser_policy.executors import (
 )
 from diffuser_policy.guidance import Guidance
 from diffuser_policy.guides.guide import Guide
-from diffuser_policy.guides.registry import guide_from_json, guide_to_json
-from diffuser_policy.layout import TrajectoryLayout
+from diffuser_policy.horizons import Horizons
 from diffuser_policy.networks import TemporalUNet
 from diffuser_policy.normalizers import Normalizer, normalizer_class
 from diffuser_policy.planner import Planner
+from diffuser_policy.policy_config import PolicyConfig
 from diffuser_policy.ranking import (
     FirstRanking,
     GuideRanking,
@@ -57,7 +47,6 @@ from diffuser_policy.sampler import (
     Sampler,
 )
 from diffuser_policy.schedule import NoiseSchedule
-from diffuser_policy.spaces import SpaceSpec, check_action_bounds, find_goal_columns
 from diffuser_policy.time_to_goal import TimeToGoal
 from diffuser_policy.value import ValueNetwork
 
@@ -66,86 +55,6 @@ SAMPLERS: dict[str, type[DDPMSampler] | type[DDIMSampler] | type[DPMSolverSample
     "ddpm": DDPMSampler,
     "dpm": DPMSolverSampler,
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class PolicyConfig:
-    """Everything but the weights that makes a saved planner."""
-
-    spaces: SpaceSpec
-    """Spaces of the environment."""
-    layout: TrajectoryLayout
-    """Columns of a trajectory."""
-    window: WindowConfig
-    """Horizon, stride and normalizer of the training windows."""
-    network: NetworkConfig
-    """Denoiser."""
-    time_to_goal: TimeToGoalConfig | None
-    """Network for predicted horizons, if there is one."""
-    planner: PlannerConfig
-    """How to plan."""
-    execution: ExecutionConfig
-    """How to follow a plan."""
-    value: ValueConfig | None = None
-    """Network that predicts returns, if there is one."""
-    guide: Guide | None = None
-    """What plans are steered by."""
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    """Where the weights come from: dataset, its settings, seed, steps, versions."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return JSON data with the schema number first."""
-        return {
-            "schema": SCHEMA,
-            "spaces": to_json(self.spaces),
-            "layout": self.layout.to_json(),
-            "window": to_json(self.window),
-            "network": to_json(self.network),
-            "time_to_goal": self.time_to_goal and to_json(self.time_to_goal),
-            "planner": to_json(self.planner),
-            "execution": to_json(self.execution),
-            "value": self.value and to_json(self.value),
-            "guide": self.guide and guide_to_json(self.guide),
-            "provenance": dict(self.provenance),
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> PolicyConfig:
-        """Rebuild from `to_json`'s data.
-
-        Raises:
-            CheckpointError: Another schema, or settings that are missing or foreign.
-        """
-        if not isinstance(data, dict) or "schema" not in data:
-            raise CheckpointError(
-                "config.json is not of this package: it has no 'schema'. Planners are "
-                "written by save_pretrained or `diffuser-policy train`."
-            )
-        if data["schema"] != SCHEMA:
-            raise CheckpointError(
-                f"The planner has schema {data['schema']}, this version reads schema "
-                f"{SCHEMA}. Install the version that wrote it, or train it again."
-            )
-        try:
-            time_to_goal = data["time_to_goal"]
-            value, guide = data.get("value"), data.get("guide")  # younger than schema
-            return cls(
-                spaces=from_json(SpaceSpec, data["spaces"]),
-                layout=TrajectoryLayout.from_json(data["layout"]),
-                window=from_json(WindowConfig, data["window"]),
-                network=from_json(NetworkConfig, data["network"]),
-                time_to_goal=time_to_goal and from_json(TimeToGoalConfig, time_to_goal),
-                planner=from_json(PlannerConfig, data["planner"]),
-                execution=from_json(ExecutionConfig, data["execution"]),
-                value=value and from_json(ValueConfig, value),
-                guide=guide and guide_from_json(guide),
-                provenance=data["provenance"],
-            )
-        except (LookupError, TypeError, AttributeError, ConfigError) as error:
-            raise CheckpointError(
-                f"config.json lacks settings, or has some that this version does not "
-                f"know: {error!r}."
-            ) from error
 
 
 class PlannerNetworks(nn.Module):
@@ -164,6 +73,17 @@ class PlannerNetworks(nn.Module):
         self.normalizer = normalizer
         self.time_to_goal = time_to_goal
         self.value = value
+
+    @cached_property
+    def fingerprint(self) -> int:
+        """A number that tells planners with other weights apart."""
+        checksum = 0
+        for part in (self.normalizer, self.denoiser):
+            for tensor in part.state_dict().values():
+                # As bytes: NumPy has no bfloat16.
+                data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+                checksum = zlib.crc32(data.numpy(), checksum)
+        return checksum
 
 
 def build_networks(config: PolicyConfig) -> PlannerNetworks:
@@ -241,35 +161,57 @@ def build_planner(config: PolicyConfig, networks: PlannerNetworks) -> Planner:
     settings, window = config.planner, config.window
     guide = config.guide.bind(networks) if config.guide is not None else None
     return Planner(
-        build_sampler(settings, networks.denoiser),
+        build_sampler(
+            settings,
+            networks.denoiser,
+            guided=guide is not None and settings.guide_scale != 0.0,
+        ),
         layout=config.layout,
         normalizer=networks.normalizer,
-        horizon=window.horizon,
-        min_horizon=window.min_horizon,
-        stride=window.stride,
-        horizon_multiple=networks.denoiser.horizon_multiple,
-        horizon_choice=settings.horizon,
-        horizon_scale=settings.horizon_scale,
-        horizon_offset=settings.horizon_offset,
-        time_to_goal=networks.time_to_goal,
+        horizons=Horizons(
+            window.horizon,
+            layout=config.layout,
+            normalizer=networks.normalizer,
+            shortest=window.min_horizon,
+            stride=window.stride,
+            multiple=networks.denoiser.horizon_multiple,
+            choice=settings.horizon,
+            scale=settings.horizon_scale,
+            offset=settings.horizon_offset,
+            time_to_goal=networks.time_to_goal,
+        ),
         num_candidates=settings.num_candidates,
         ranking=build_ranking(settings, networks, guide),
         guidance=build_guidance(settings, guide),
         warm_start=settings.warm_start,
         warm_start_steps=settings.warm_start_steps,
         pin_goal_velocity=settings.goal_velocity,
+        fingerprint=zlib.crc32(
+            repr((config.layout, window.stride)).encode(), networks.fingerprint
+        ),
     )
 
 
-def build_sampler(settings: PlannerConfig, denoiser: Denoiser) -> Sampler:
+def build_sampler(
+    settings: PlannerConfig, denoiser: Denoiser, *, guided: bool = False
+) -> Sampler:
     """Return the reverse process of that name.
+
+    Args:
+        settings: How to plan.
+        denoiser: Predicts clean trajectories.
+        guided: Plans are steered by a guide.
 
     Raises:
         ConfigError: More steps than the denoiser was trained with.
     """
+    num_steps = settings.num_sampling_steps
+    if guided and num_steps is not None:
+        available = denoiser.schedule.num_denoising_steps
+        num_steps = max(num_steps, min(settings.min_guided_steps, available))
     return SAMPLERS[settings.sampler](
         denoiser,
-        settings.num_sampling_steps,
+        num_steps,
         temperature=settings.temperature,
         spacing=settings.step_spacing,
     )
@@ -357,76 +299,4 @@ def build_replanning(settings: ExecutionConfig) -> Replanning:
     """
     return Replanning(
         interval=settings.replan_interval, deviation=settings.replan_deviation
-    )
-
-
-def policy_config(train: TrainConfig, flat: FlatDataset) -> PolicyConfig:
-    """Return the config of the planner that training on a dataset will make.
-
-    Args:
-        train: Training settings.
-        flat: The dataset, read.
-
-    Raises:
-        DatasetError: The dataset does not say what its actions are bounded by.
-    """
-    spaces = space_spec(flat)
-    aliases = dict(flat.metadata.get("observation_columns", {}))
-    for name in ("position", "velocity"):
-        columns = getattr(train.window, name)
-        if columns is not None:
-            aliases[name] = columns
-    if spaces.has_goal:
-        aliases["goal"] = spaces.goal_columns
-    elif train.time_to_goal is not None:
-        raise ConfigError(
-            "A time-to-goal network needs data with goals, and this dataset has none. "
-            "Train with --no-time-to-goal."
-        )
-    if train.network.clip and train.window.normalizer != "limits":
-        raise ConfigError(
-            f"clip=True cuts trajectories off at [-1, 1], and the normalizer "
-            f"{train.window.normalizer!r} does not map data into it. Leave clip out."
-        )
-    layout = TrajectoryLayout(
-        action_dim=flat.action_size if train.window.actions else 0,
-        observation_dim=spaces.planned_size,
-        aliases={name: tuple(columns) for name, columns in aliases.items()},
-    )
-    return PolicyConfig(
-        spaces=spaces,
-        layout=layout,
-        window=train.window,
-        network=train.network,
-        time_to_goal=train.time_to_goal,
-        planner=train.planner,
-        execution=train.execution,
-        provenance={"training": to_json(train), "dataset": dict(flat.metadata)},
-    )
-
-
-def space_spec(flat: FlatDataset) -> SpaceSpec:
-    """Return the spaces of the environment that a dataset was recorded in.
-
-    Raises:
-        DatasetError: The dataset does not say what its actions are bounded by.
-    """
-    low, high = flat.metadata.get("action_low"), flat.metadata.get("action_high")
-    if low is None or high is None:
-        raise DatasetError(
-            f"{flat!r} does not name the bounds of its actions. Set 'action_low' and "
-            f"'action_high' in its metadata."
-        )
-    check_action_bounds(low, high)
-    goal_columns: tuple[int, ...] = ()
-    if flat.has_goals:
-        goal_columns = find_goal_columns(
-            flat.fields["observation"], flat.fields["achieved_goal"]
-        )
-    return SpaceSpec(
-        observation_size=flat.observation_size,
-        goal_size=flat.goal_size,
-        goal_columns=goal_columns,
-        action_low=tuple(np.asarray(low, float).tolist()),
-        action_high=tuple(np.asarray(high, float).tolist()),
     )

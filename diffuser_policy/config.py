@@ -155,6 +155,8 @@ class PlannerConfig:
     """Reverse process."""
     num_sampling_steps: int | None = 5
     """Denoising steps; not given: all of the training schedule."""
+    min_guided_steps: int = 3
+    """Denoising steps that guided plans take at least, to settle after a shift."""
     step_spacing: Literal["linspace", "trailing", "leading", "quadratic", "log-snr"] = (
         "linspace"
     )
@@ -179,8 +181,8 @@ class PlannerConfig:
     """Where the gradient of a guide is taken."""
     guide_scale: float = 1.0
     """Size of a step along it; zero: not at all."""
-    guide_steps: int = 1
-    """Gradient steps for each denoising step."""
+    guide_steps: int | None = None
+    """Gradient steps for each denoising step; not given: what suits the placement."""
     guide_cutoff: int = 0
     """Denoising steps of the schedule at the clean end that go unguided."""
     guide_variance: bool | None = None
@@ -192,7 +194,7 @@ class PlannerConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        positive(self, "num_candidates", "horizon_scale", "guide_steps")
+        positive(self, "num_candidates", "horizon_scale", "min_guided_steps")
         for name in ("temperature", "ranking_tolerance", "guide_cutoff"):
             value = getattr(self, name)
             if not 0 <= value < math.inf:
@@ -201,7 +203,7 @@ class PlannerConfig:
             raise ConfigError(f"guide_scale must be finite, got {self.guide_scale}.")
         if self.warm_start is not None and not 0 < self.warm_start <= 1:
             raise ConfigError(f"warm_start must be in (0, 1], got {self.warm_start}.")
-        for name in ("num_sampling_steps", "warm_start_steps"):
+        for name in ("num_sampling_steps", "warm_start_steps", "guide_steps"):
             if getattr(self, name) is not None:
                 positive(self, name)
 

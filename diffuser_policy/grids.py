@@ -13,10 +13,10 @@ $g_0 > g_1 > … > g_{K-1}$, then -1, the clean trajectory:
 
 $\lambda = \ln(s/n)$ is half the log signal-to-noise ratio. All but "leading" begin at
 F; "leading" begins below it, where the denoiser expects signal that noise does not
-have, so with few steps it is of historical interest only. At step 0 little is left to
-denoise: "trailing" spends no step there, so two of its steps do what three of the
-others do. A single step is F itself ("leading": 0). Where rounding would visit a step
-twice, its neighbors make way, so that there are always K different steps.
+have, so with few steps it is of historical interest only. "trailing" spends no step
+at 0, where little is left to denoise. A single step is F itself ("leading": 0). Where
+rounding would visit a step twice, its neighbors make way, so that there are always K
+different steps.
 """
 
 from __future__ import annotations

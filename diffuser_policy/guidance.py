@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -47,7 +47,9 @@ class Guidance:
         guide: The objective.
         placement: "clean", "mean" or "noisy".
         scale: Size of a step along the gradient; zero does nothing at all.
-        num_steps: Gradient steps for each denoising step.
+        num_steps: Gradient steps for each denoising step; not given: 2 for "noisy" (the
+            release), 1 for "mean" (the paper), 5 for "clean", whose few denoising
+            steps have to be enough.
         cutoff: Denoising steps of the schedule at the clean end that go unguided.
         variance_scaling: Multiply by the posterior variance of the denoising step;
             not given: "noisy" and "mean" do, "clean" does not.
@@ -56,7 +58,7 @@ class Guidance:
     guide: Guide
     placement: Placement = "clean"
     scale: float = 1.0
-    num_steps: int = 1
+    num_steps: int | None = None
     cutoff: int = 0
     variance_scaling: bool | None = None
 
@@ -66,7 +68,7 @@ class Guidance:
             raise UnknownNameError("guide placement", self.placement, PLACEMENTS)
         if not math.isfinite(self.scale):
             raise ConfigError(f"guide_scale must be finite, got {self.scale}.")
-        if self.num_steps < 1:
+        if self.num_steps is not None and self.num_steps < 1:
             raise ConfigError(f"guide_steps must be at least 1, got {self.num_steps}.")
         if self.cutoff < 0:
             raise ConfigError(f"guide_cutoff must not be negative, got {self.cutoff}.")
@@ -86,12 +88,22 @@ class Guidance:
 
 @dataclass(frozen=True, eq=False)
 class Steering:
-    """Guidance of one sampling call. Subclasses move one of three things."""
+    """Guidance of one sampling call. Subclasses move one of three things.
+
+    Attributes:
+        guidance: Guide and settings.
+        schedule: That of the denoiser.
+        given: Conditions of the whole batch.
+        view: Makes what a guide sees of normalized trajectories at a step.
+    """
 
     guidance: Guidance
     schedule: NoiseSchedule
     given: Inpainting
     view: View
+
+    default_num_steps: ClassVar[int] = 1
+    default_scaling: ClassVar[bool] = True
 
     def noisy(self, x: Tensor, i: int, j: int) -> Tensor:  # noqa: ARG002
         """Return the trajectories `[batch, horizon, transition]` to denoise at i."""
@@ -109,7 +121,7 @@ class Steering:
         """Return the direction of ascent: the gradient in normalized units."""
         return gradient
 
-    def climb(self, x: Tensor, i: int, j: int, *, seen_as: int, scaled: bool) -> Tensor:
+    def climb(self, x: Tensor, i: int, j: int, *, seen_as: int) -> Tensor:
         """Return trajectories after the gradient steps of one denoising step.
 
         Args:
@@ -117,15 +129,14 @@ class Steering:
             i: Denoising step that is being left.
             j: Denoising step that is being reached.
             seen_as: How noisy the guide is told that `x` is.
-            scaled: Whether this placement multiplies by the posterior variance.
         """
         guidance = self.guidance
-        if guidance.variance_scaling is not None:
-            scaled = guidance.variance_scaling
+        scaled = guidance.variance_scaling
+        scaled = self.default_scaling if scaled is None else scaled
         size = guidance.scale * (self.schedule.posterior(i, j)[2] if scaled else 1.0)
         if size == 0.0 or i < guidance.cutoff:
             return x
-        for _ in range(guidance.num_steps):
+        for _ in range(guidance.num_steps or self.default_num_steps):
             x = self.given.apply(x)
             gradient = gradient_of(guidance.guide, x, lambda y: self.view(y, seen_as))
             x = x + size * self.metric(gradient)
@@ -135,9 +146,11 @@ class Steering:
 class NoisySteering(Steering):
     """As the authors' release: the denoiser sees the shifted trajectories."""
 
+    default_num_steps = 2
+
     def noisy(self, x: Tensor, i: int, j: int) -> Tensor:
         """Climb from the noisy trajectories of step i."""
-        return self.climb(x, i, j, seen_as=i, scaled=True)
+        return self.climb(x, i, j, seen_as=i)
 
 
 class MeanSteering(Steering):
@@ -145,15 +158,18 @@ class MeanSteering(Steering):
 
     def mean(self, x: Tensor, i: int, j: int) -> Tensor:
         """Climb from the mean of the step to j."""
-        return self.climb(x, i, j, seen_as=j, scaled=True)
+        return self.climb(x, i, j, seen_as=j)
 
 
 class CleanSteering(Steering):
     """The predicted clean trajectories are shifted, in environment units."""
 
+    default_num_steps = 5
+    default_scaling = False
+
     def clean(self, x: Tensor, i: int, j: int) -> Tensor:
         """Climb from the prediction."""
-        return self.climb(x, i, j, seen_as=CLEAN, scaled=False)
+        return self.climb(x, i, j, seen_as=CLEAN)
 
     def metric(self, gradient: Tensor) -> Tensor:
         """Return the normalized image of the gradient in environment units."""

@@ -2,14 +2,8 @@
 
     horizon of each row → conditions (+ guidance) → candidates → ranking → Plan
 
-The first planning step is pinned to the current observation, the last one to the
-goal, so *when* to arrive is part of the question. Three answers (`horizon`):
-
-- fixed: always the training horizon (Janner et al. 2022). Replanning with it keeps
-  the goal as far away as ever; it is meant for one plan per episode.
-- shrinking: the training horizon at first, then what is left of it.
-- predicted: the time-to-goal network's answer for this observation and goal, times
-  `horizon_scale`, plus `horizon_offset`. Guides that lengthen the way need time.
+The first planning step is pinned to the current observation, the last one to the goal;
+how many lie between them is for `diffuser_policy.horizons` to say.
 
 All rows that get a plan of the same length are sampled in one batch: a shorter plan
 padded to the length of another would be another plan. With a warm start, rows that have
@@ -20,28 +14,23 @@ the new horizon if there is a goal to arrive at, and are a batch of their own.
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Callable, Sequence
-from functools import cached_property
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from diffuser_policy.conditions import Conditions, Inpainting
-from diffuser_policy.errors import ConditionError, ConfigError, HorizonError
+from diffuser_policy.errors import ConditionError, ConfigError
 from diffuser_policy.executors import Following
 from diffuser_policy.guidance import Guidance, Steering
 from diffuser_policy.guides.trajectory import CLEAN, Trajectory
+from diffuser_policy.horizons import Horizons
 from diffuser_policy.layout import TrajectoryLayout
 from diffuser_policy.normalizers import Normalizer
 from diffuser_policy.plan import Plan
 from diffuser_policy.ranking import FirstRanking, Ranking
 from diffuser_policy.sampler import Sampler, Samples, WarmStart
-from diffuser_policy.time_to_goal import TimeToGoal
-
-HorizonChoice = Literal["fixed", "shrinking", "predicted"]
 
 
 class Planner:
@@ -53,20 +42,14 @@ class Planner:
         *,
         layout: TrajectoryLayout,
         normalizer: Normalizer,
-        horizon: int,
-        min_horizon: int | None = None,
-        stride: int = 1,
-        horizon_multiple: int = 1,
-        horizon_choice: HorizonChoice = "fixed",
-        horizon_scale: float = 1.0,
-        horizon_offset: int = 0,
-        time_to_goal: TimeToGoal | None = None,
+        horizons: Horizons,
         num_candidates: int = 1,
         ranking: Ranking | None = None,
         guidance: Guidance | None = None,
         warm_start: float | None = None,
         warm_start_steps: int | None = None,
         pin_goal_velocity: bool = False,
+        fingerprint: int = 0,
     ) -> None:
         """Combine the parts.
 
@@ -74,16 +57,7 @@ class Planner:
             sampler: Runs the reverse process.
             layout: Columns of a trajectory.
             normalizer: Between environment units and the network's.
-            horizon: Longest plan, in env steps.
-            min_horizon: Shortest plan, in env steps; by default the shortest that the
-                network takes.
-            stride: Env steps between two planning steps.
-            horizon_multiple: Planning steps come in multiples of this.
-            horizon_choice: How the horizon of a row is found.
-            horizon_scale: Factor of a predicted horizon.
-            horizon_offset: Env steps added to a predicted horizon; negative plans
-                are more ambitious.
-            time_to_goal: Needed for predicted horizons.
+            horizons: How many env steps the plan of each row covers.
             num_candidates: Trajectories per row.
             ranking: How one of them is chosen.
             guidance: What plans are steered by.
@@ -92,29 +66,17 @@ class Planner:
             warm_start_steps: Denoising steps from there; that share of the sampler's,
                 rounded up, if not given.
             pin_goal_velocity: Pin zeros in the layout's "velocity" at the goal.
+            fingerprint: A number that tells planners with other weights apart.
 
         Raises:
             ConfigError: A choice that lacks what it needs.
         """
         if num_candidates < 1:
             raise ConfigError(f"num_candidates must be positive, got {num_candidates}.")
-        if horizon_choice == "predicted" and time_to_goal is None:
-            raise ConfigError(
-                "horizon='predicted' needs a time-to-goal network, and this planner "
-                "was trained without one. Use 'fixed' or 'shrinking', or train with "
-                "--time-to-goal."
-            )
         if pin_goal_velocity and "velocity" not in layout.aliases:
             raise ConfigError("goal_velocity needs a layout with the alias 'velocity'.")
         self.sampler, self.layout, self.normalizer = sampler, layout, normalizer
-        self.stride, self.horizon_multiple = stride, horizon_multiple
-        self.max_planning_steps = self._checked_steps(horizon)
-        if min_horizon is None:
-            min_horizon = horizon if horizon_choice == "fixed" else stride
-        self.min_planning_steps = self.round_up(min_horizon / stride)
-        self.horizon_choice = horizon_choice
-        self.horizon_scale, self.horizon_offset = horizon_scale, horizon_offset
-        self.time_to_goal = time_to_goal
+        self.horizons = horizons
         self.num_candidates = num_candidates
         self.ranking = FirstRanking() if ranking is None else ranking
         self.guidance = guidance
@@ -124,6 +86,12 @@ class Planner:
             warm_start_steps = math.ceil(round(warm_start * sampler.num_steps, 9))
         self.warm_start_steps = warm_start_steps
         self.pin_goal_velocity = pin_goal_velocity
+        self.fingerprint = fingerprint
+
+    @property
+    def stride(self) -> int:
+        """Env steps between two planning steps."""
+        return self.horizons.stride
 
     @torch.no_grad()
     def plan(
@@ -146,8 +114,7 @@ class Planner:
             generators: One source of noise per row, advanced by the call.
             remaining: `[rows]` env steps left of the previous plan, for shrinking
                 horizons; negative where there is none.
-            previous: Plans that rows are following, for warm starts; of length zero
-                where there is none.
+            previous: Plans that rows follow, for warm starts; of length zero for none.
             conditions: Pinned besides start and goal, for plans of equal length.
             step_noise: Noise while denoising; off, the initial noise alone decides.
             keep_chain: Keep the denoising chain; all rows need the same length.
@@ -156,7 +123,7 @@ class Planner:
             ConditionError: Conditions that don't fit the plan, or a chain of plans of
                 different lengths or starts.
         """
-        lengths = self.planning_steps(observations, goals, remaining)
+        lengths = self.horizons.planning_steps(observations, goals, remaining)
         warm = self._warm(lengths, previous)
         parts = []
         kinds = {*zip(lengths.tolist(), warm.tolist(), strict=True)}
@@ -187,92 +154,6 @@ class Planner:
             )
             parts.append((rows, samples, self._values(samples, targets)))
         return self._collect(lengths, parts)
-
-    def planning_steps(
-        self,
-        observations: np.ndarray,
-        goals: np.ndarray | None,
-        remaining: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """Return the planning steps `[rows]` of the plans to make, as in `plan`."""
-        full = np.full(len(observations), self.max_planning_steps)
-        if self.horizon_choice == "fixed" or goals is None:
-            return full
-        if self.horizon_choice == "predicted":
-            return self.steps_for(self.predict_time(observations, goals))
-        if remaining is None:
-            return full
-        return np.where(remaining < 0, full, self.steps_within(remaining))
-
-    def predict_time(self, observations: np.ndarray, goals: np.ndarray) -> np.ndarray:
-        """Return the planned arrival time `[rows]` in env steps, scaled and offset.
-
-        Raises:
-            ConfigError: The planner has no time-to-goal network.
-        """
-        if self.time_to_goal is None:
-            raise ConfigError("This planner has no time-to-goal network.")
-        columns = self.layout.columns("observation")
-        device = self.normalizer.shift.device
-        states = self.normalizer.normalize(_tensor(observations).to(device), columns)
-        targets = self.normalizer.normalize(
-            _tensor(goals).to(device), self.layout.columns("goal")
-        )
-        with torch.inference_mode():
-            times = self.time_to_goal(states, targets)
-        predicted: np.ndarray = times.cpu().numpy()
-        return self.horizon_scale * predicted + self.horizon_offset
-
-    def steps_for(self, env_steps: np.ndarray) -> np.ndarray:
-        """Return planning steps `[rows]` whose last one is that many env steps away."""
-        wanted = np.ceil(np.maximum(env_steps, 0) / self.stride) + 1
-        rounded = np.ceil(wanted / self.horizon_multiple) * self.horizon_multiple
-        clipped = np.clip(rounded, self.min_planning_steps, self.max_planning_steps)
-        steps: np.ndarray = clipped.astype(np.int64)
-        return steps
-
-    def steps_within(self, env_steps: np.ndarray) -> np.ndarray:
-        """Return planning steps `[rows]` whose last one is at most that far away.
-
-        Rounded down, so that a shrinking horizon never puts off the arrival; at the
-        very end the shortest plan may.
-        """
-        fitting = np.floor(np.maximum(env_steps, 0) / self.stride) + 1
-        rounded = np.floor(fitting / self.horizon_multiple) * self.horizon_multiple
-        clipped = np.clip(rounded, self.min_planning_steps, self.max_planning_steps)
-        steps: np.ndarray = clipped.astype(np.int64)
-        return steps
-
-    @cached_property
-    def fingerprint(self) -> int:
-        """A number that tells planners with other weights or columns apart."""
-        checksum = zlib.crc32(repr((self.layout, self.stride)).encode())
-        for part in (self.normalizer, self.sampler.denoiser):
-            for tensor in part.state_dict().values():
-                # As bytes: NumPy has no bfloat16.
-                data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-                checksum = zlib.crc32(data.numpy(), checksum)
-        return checksum
-
-    @property
-    def horizon_unit(self) -> int:
-        """Env steps by which two plans can differ in length."""
-        return self.stride * self.horizon_multiple
-
-    def round_up(self, planning_steps: float) -> int:
-        """Return the next multiple of planning steps that the network takes."""
-        multiple = self.horizon_multiple
-        return max(multiple, int(np.ceil(planning_steps / multiple)) * multiple)
-
-    def _checked_steps(self, horizon: int) -> int:
-        steps, rest = divmod(horizon, self.stride)
-        if rest or steps < 1 or steps % self.horizon_multiple:
-            raise HorizonError(
-                f"The horizon must be a positive multiple of {self.horizon_unit} env "
-                f"steps (stride "
-                f"{self.stride} times {self.horizon_multiple}), got {horizon}."
-            )
-        return steps
 
     def _conditions(
         self, observations: np.ndarray, goals: np.ndarray | None

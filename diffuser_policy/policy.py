@@ -20,7 +20,6 @@ import torch
 from diffuser_policy.acceleration import Acceleration
 from diffuser_policy.build import (
     PlannerNetworks,
-    PolicyConfig,
     build_executor,
     build_planner,
     build_replanning,
@@ -36,6 +35,7 @@ from diffuser_policy.config import (
 from diffuser_policy.errors import UnknownNameError
 from diffuser_policy.guides.guide import Guide, GuideFunction, as_guide
 from diffuser_policy.plan import Plan
+from diffuser_policy.policy_config import PolicyConfig
 from diffuser_policy.receding import PolicyState, RecedingHorizonPolicy
 
 

@@ -127,7 +127,7 @@ class RecedingHorizonPolicy:
         if (
             spaces.has_goal
             and self.replanning.interval is not None
-            and planner.horizon_choice == "fixed"
+            and planner.horizons.choice == "fixed"
         ):
             raise ConfigError(
                 "replan_interval with horizon='fixed' would keep the goal a full "
@@ -157,7 +157,7 @@ class RecedingHorizonPolicy:
             streams: `[num_envs]` random stream of each row, non-negative; drawn from
                 the policy's seed if not given.
         """
-        layout, steps = self.planner.layout, self.planner.max_planning_steps
+        layout, steps = self.planner.layout, self.planner.horizons.max_planning_steps
         if streams is None:
             streams = self._streams.integers(0, 2**63 - 1, num_envs)
         return PolicyState(
@@ -231,7 +231,7 @@ class RecedingHorizonPolicy:
                 f"state remembers {len(given.lengths)} environments, but the "
                 f"observation has {num_rows} rows."
             )
-        layout, steps = self.planner.layout, self.planner.max_planning_steps
+        layout, steps = self.planner.layout, self.planner.horizons.max_planning_steps
         expected = (num_rows, steps, layout.observation_dim)
         if given.observations.shape != expected:
             raise ObservationError(
@@ -271,7 +271,7 @@ class RecedingHorizonPolicy:
         duration = (state.lengths - 1) * self.planner.stride
         remaining = np.maximum(duration - state.progress, 0)
         # Shrinking horizons are rounded down; a plan that must be is given the time.
-        slack = np.where(needed, self.planner.horizon_unit - 1, 0)
+        slack = np.where(needed, self.planner.horizons.unit - 1, 0)
         chosen_goals = None if goals is None else goals[index]
         plan = self.planner.plan(
             rows[index],

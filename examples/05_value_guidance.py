@@ -19,7 +19,7 @@ retraining:
 - both: the release's own recipe, guided candidates and the best of them.
 
 All run the same episodes. The second command took 40 minutes on a core that other work
-shared; the first, a fraction of it, shows the difference on few episodes.
+shared; the first does less of everything.
 """
 
 from __future__ import annotations

@@ -21,8 +21,10 @@ so differences are of the same starts and goals. Cells that the results file has
 run again; the time of a plan is that of one environment, on one thread, and always
 measured.
 
-It ends with the cheapest warm start whose score is not below that of the longest cold
-chain: the 95 % interval of the paired difference reaches zero.
+The first plan matters, too: what DDPM's whole schedule gives is better than DDIM's 20
+steps, and a warm start keeps much of it. So both are also followed without planning
+anew. It ends with the cheapest warm start whose score is not below that of the longest
+cold chain: the 95 % interval of the paired difference reaches zero.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -70,6 +73,11 @@ class Cell(NamedTuple):
         """Its name in the results file."""
         every = "once" if self.interval is None else f"every {self.interval}"
         return f"{self.executor}, {every}, {self.start}, {self.num_steps} steps"
+
+    @property
+    def work(self) -> str:
+        """What the time of its plans depends on."""
+        return f"{self.start}, {self.num_steps} steps"
 
     def policy(self, base: DiffuserPolicy) -> DiffuserPolicy:
         """Return the policy that plans like this."""
@@ -171,82 +179,115 @@ def time_plans(policy: DiffuserPolicy, env_id: str, num_plans: int) -> float:
     return float(np.median(times[:num_plans]))
 
 
-def cheapest(results: Results, cells: Sequence[Cell]) -> Cell | None:
-    """Return the fastest warm cell that is not below the longest cold chain."""
-    reference = longest_cold(cells)
-    good = [
-        cell
-        for cell in cells
-        if cell.start != "cold" and results.difference(cell, reference).high >= 0
-    ]
+@dataclass(frozen=True)
+class Panel:
+    """Cells that share executor and interval, and what they are compared with.
 
-    def cost(cell: Cell) -> tuple[int, float]:
-        return cell.num_steps, -results.scores(cell).mean()
+    Attributes:
+        cells: All ways to plan anew.
+        reference: The executor's longest cold chain, at the longest interval.
+        once: What planning once gives, with either first plan.
+    """
 
-    return min(good, key=cost, default=None)
+    cells: tuple[Cell, ...]
+    reference: Cell
+    once: tuple[Cell, Cell]
 
+    @property
+    def title(self) -> str:
+        """What the cells share."""
+        executor, interval, *_ = self.cells[0]
+        every = "env step" if interval == 1 else f"{interval} env steps"
+        return f"{executor}: a plan every {every}"
 
-def conclusion(results: Results, cells: Sequence[Cell]) -> str:
-    """Return the cheapest good warm start, in words."""
-    best = cheapest(results, cells)
-    if best is None:
-        return f"No warm start is as good as {longest_cold(cells).key}."
-    milliseconds = results.milliseconds[f"{best.start}, {best.num_steps}"]
-    return (
-        f"Cheapest warm start no worse than the longest cold chain: {best.key}: "
-        f"score {results.scores(best).mean():.1f}, {milliseconds:.1f} ms a plan, "
-        f"{1000 / milliseconds:.0f} plans a second."
-    )
+    def cheapest(self, results: Results) -> Cell | None:
+        """Return the warm cell of the fewest steps that is not below the reference."""
 
+        def cost(cell: Cell) -> tuple[int, float]:
+            return cell.num_steps, -results.scores(cell).mean()
 
-def longest_cold(cells: Sequence[Cell]) -> Cell:
-    """Return the cell that the others are compared with."""
-    return max(
-        (cell for cell in cells if cell.start == "cold"), key=lambda c: c.num_steps
-    )
+        warm = [cell for cell in self.cells if cell.start != "cold"]
+        good = [c for c in warm if results.difference(c, self.reference).high >= 0]
+        return min(good, key=cost, default=None)
 
-
-def as_markdown(results: Results, panels: Sequence[Sequence[Cell]]) -> str:
-    """Return a table for every executor and interval."""
-    lines = ["# Warm start: score against denoising steps", ""]
-    lines += [f"Made by `examples/08_warm_start.py`; {_described(results)}.", ""]
-    for cells in panels:
-        reference = longest_cold(cells)
-        once = reference._replace(interval=None)
-        columns = ["start", "steps", "score", f"minus cold {reference.num_steps}"]
-        columns += ["success %", "plans an episode", "ms a plan"]
-        every = _counted(reference.interval)
-        lines += [
-            f"## Executor {reference.executor}, a plan every {every}",
-            "",
-            f"One plan an episode: {_shown(mean_interval(results.scores(once)))}.",
-            "",
-            f"| {' | '.join(columns)} |",
-            "|---" * len(columns) + "|",
-        ]
-        for cell in cells:
-            episodes = results.episodes[cell.key]
-            success = proportion_interval(
-                sum(reached for _, reached, _ in episodes), len(episodes)
-            )
-            plans = np.mean([count for _, _, count in episodes])
-            milliseconds = results.milliseconds[f"{cell.start}, {cell.num_steps}"]
-            lines.append(
-                f"| {cell.start} | {cell.num_steps} "
-                f"| {_shown(mean_interval(results.scores(cell)))} "
-                f"| {_shown(results.difference(cell, reference))} "
-                f"| {100 * success.mean:.0f} [{100 * success.low:.0f}, "
-                f"{100 * success.high:.0f}] | {plans:.0f} | {milliseconds:.1f} |"
-            )
-        lines += ["", conclusion(results, cells), ""]
-    return "\n".join(lines[:-1]) + "\n"
+    def conclusion(self, results: Results) -> str:
+        """Return the cheapest good warm start, in words."""
+        best = self.cheapest(results)
+        if best is None:
+            return f"No warm start is as good as {self.reference.key}."
+        milliseconds = results.milliseconds[best.work]
+        return (
+            f"Cheapest warm start that is not worse than {self.reference.key}: "
+            f"{best.start}, {best.num_steps} steps; score "
+            f"{results.scores(best).mean():.1f}, {milliseconds:.1f} ms a plan, "
+            f"{1000 / milliseconds:.0f} plans a second."
+        )
 
 
-def _described(results: Results) -> str:
+def make_panels(
+    executors: Sequence[Executor],
+    intervals: Sequence[int],
+    num_steps: Sequence[int],
+    *,
+    max_rate: float,
+    num_denoising_steps: int,
+) -> list[Panel]:
+    """Return a panel for every executor and interval; arguments are those of `main`."""
+    panels = []
+    longest = max(k for k in num_steps if k <= max_rate * max(intervals))
+    for executor, interval in product(executors, intervals):
+        once = (
+            Cell(executor, None, "cold", FIRST_STEPS),
+            Cell(executor, None, "last K", num_denoising_steps),
+        )
+        cells = tuple(
+            Cell(executor, interval, start, k)
+            for start, k in product(STARTS, num_steps)
+            if k <= max_rate * interval
+        )
+        reference = Cell(executor, max(intervals), "cold", longest)
+        panels.append(Panel(cells, reference, once))
+    return panels
+
+
+def as_markdown(results: Results, panels: Sequence[Panel]) -> str:
+    """Return a table for every panel."""
     settings = results.settings
-    return (
+    made = (
+        f"Made by `examples/08_warm_start.py`, whose docstring explains the rows: "
         f"{settings['planner']} in {settings['env_id']}, {settings['episodes']} "
-        "episodes, one candidate, mean [95 % interval], one thread"
+        f"episodes, one candidate. Mean [95 % interval]; the difference is that of "
+        f"equal episodes; milliseconds are of one core."
+    )
+    lines = ["# Warm start: score against denoising steps", "", made]
+    for panel in panels:
+        ddim, ddpm = (_shown(mean_interval(results.scores(c))) for c in panel.once)
+        columns = ["start", "steps", "score", "difference", "success %"]
+        columns += ["plans an episode", "ms a plan"]
+        once = (
+            f"One plan an episode: {ddim} with DDIM and {panel.once[0].num_steps} "
+            f"steps, {ddpm} with DDPM and all {panel.once[1].num_steps}. The "
+            f"difference is that to: {panel.reference.key}."
+        )
+        lines += ["", f"## {panel.title.capitalize()}", "", once, ""]
+        lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+        lines += [_row(results, cell, panel.reference) for cell in panel.cells]
+        lines += ["", panel.conclusion(results)]
+    return "\n".join(lines) + "\n"
+
+
+def _row(results: Results, cell: Cell, reference: Cell) -> str:
+    episodes = results.episodes[cell.key]
+    reached = sum(success for _, success, _ in episodes)
+    success = proportion_interval(reached, len(episodes))
+    plans = np.mean([count for _, _, count in episodes])
+    return (
+        f"| {cell.start} | {cell.num_steps} "
+        f"| {_shown(mean_interval(results.scores(cell)))} "
+        f"| {_shown(results.difference(cell, reference))} "
+        f"| {100 * success.mean:.0f} [{100 * success.low:.0f}, "
+        f"{100 * success.high:.0f}] | {plans:.0f} "
+        f"| {results.milliseconds[cell.work]:.1f} |"
     )
 
 
@@ -254,18 +295,15 @@ def _shown(interval: Interval) -> str:
     return f"{interval.mean:.1f} [{interval.low:.1f}, {interval.high:.1f}]"
 
 
-def _counted(interval: int | None) -> str:
-    return "env step" if interval == 1 else f"{interval} env steps"
-
-
-def draw(results: Results, panels: Sequence[Sequence[Cell]], path: Path) -> None:
-    """Draw score against denoising steps, a panel per executor and interval."""
-    figure = Figure(figsize=(4.2 * len(panels), 3.9), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axis, cells in zip(axes, panels, strict=True):
-        for shift, start in zip((0.96, 1.0, 1.04), STARTS, strict=True):
-            drawn = [cell for cell in cells if cell.start == start]
-            means = [mean_interval(results.scores(cell)) for cell in drawn]
+def draw(results: Results, panels: Sequence[Panel], path: Path) -> None:
+    """Draw the paired differences of the score against denoising steps."""
+    figure = Figure(figsize=(3.6 * len(panels) + 0.6, 3.9), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    ticks = sorted({cell.num_steps for panel in panels for cell in panel.cells})
+    for axis, panel in zip(axes, panels, strict=True):
+        for shift, start in zip((0.95, 1.0, 1.05), STARTS, strict=True):
+            drawn = [cell for cell in panel.cells if cell.start == start]
+            means = [results.difference(cell, panel.reference) for cell in drawn]
             axis.errorbar(
                 [shift * cell.num_steps for cell in drawn],
                 [mean.mean for mean in means],
@@ -276,20 +314,22 @@ def draw(results: Results, panels: Sequence[Sequence[Cell]], path: Path) -> None
                 markersize=4,
                 capsize=2,
             )
-        reference = longest_cold(cells)
-        once = results.scores(reference._replace(interval=None)).mean()
-        axis.axhline(once, color="black", linestyle=":", label="one plan an episode")
-        ticks = sorted({cell.num_steps for cell in cells})
+        for cell, name in zip(panel.once, ("DDIM", "DDPM"), strict=True):
+            axis.axhline(
+                results.difference(cell, panel.reference).mean,
+                label=f"one plan: {name}, {cell.num_steps} steps",
+                color=COLORS[cell.start],
+                linestyle=":",
+            )
         axis.set_xscale("log")
+        axis.set_xlim(0.8, 1.25 * max(ticks))
         axis.set_xticks(ticks, list(map(str, ticks)), minor=False)
         axis.set_xticks([], minor=True)
         axis.set_xlabel("denoising steps a plan")
-        axis.set_title(
-            f"{reference.executor}: a plan every {_counted(reference.interval)}",
-            fontsize=10,
-        )
+        axis.set_title(panel.title, fontsize=10)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("score [95 % interval]")
+    steps = panels[0].reference.num_steps
+    axes[0].set_ylabel(f"score minus that of cold, {steps} steps [95 %]")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside lower center", ncols=len(labels), frameon=False
@@ -330,33 +370,29 @@ def main(
     base = DiffuserPolicy.from_pretrained(planner)
     settings = {"planner": planner, "env_id": env_id, "episodes": episodes}
     measured = load(results, settings)
-    panels = [
-        [
-            Cell(executor, interval, start, k)
-            for start in STARTS
-            for k in num_steps
-            if k <= max_rate * interval
-        ]
-        for executor in executors
-        for interval in intervals
-    ]
-    for cells in panels:
-        for cell in (longest_cold(cells)._replace(interval=None), *cells):
+    panels = make_panels(
+        executors,
+        intervals,
+        num_steps,
+        max_rate=max_rate,
+        num_denoising_steps=base.config.network.num_denoising_steps,
+    )
+    for panel in panels:
+        for cell in (*panel.once, panel.reference, *panel.cells):
             if cell.key not in measured.episodes:
                 policy = cell.policy(base)
                 measured.episodes[cell.key] = run_cell(policy, env_id, episodes)
                 measured.save(results)
             mean = mean_interval(measured.scores(cell))
             print(f"{cell.key:40} score {_shown(mean)}", flush=True)
-    for cell in max(panels, key=len):
+    for cell in max((panel.cells for panel in panels), key=len):
         policy = cell._replace(interval=1).policy(base)
-        key = f"{cell.start}, {cell.num_steps}"
-        measured.milliseconds[key] = time_plans(policy, env_id, timed_plans)
+        measured.milliseconds[cell.work] = time_plans(policy, env_id, timed_plans)
     measured.save(results)
     results.with_suffix(".md").write_text(as_markdown(measured, panels))
     draw(measured, panels, picture)
-    for cells in panels:
-        print(conclusion(measured, cells))
+    for panel in panels:
+        print(panel.conclusion(measured))
 
 
 if __name__ == "__main__":

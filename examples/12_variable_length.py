@@ -70,7 +70,7 @@ def places(
         points = [env.unwrapped.sample_goal(rng) for _ in range(400)]
         starts, goals = np.array(points[:200]), np.array(points[200:])
         at_rest = np.concatenate([starts, np.zeros_like(starts)], axis=1)
-        times = policy.planner.predict_time(at_rest, goals)
+        times = policy.planner.horizons.predict_time(at_rest, goals)
         suited = (times > SLACK * horizon) & (times <= horizon)
         found += [
             {"start": start, "goal": goal}
@@ -149,7 +149,7 @@ def nearest_fit(policy: DiffuserPolicy, env: Any, horizon: int) -> dict[str, Any
     """Return the shown start and the goal whose predicted time fits a plan best."""
     goals = env.unwrapped.layout.free_points
     starts = np.tile([*SHOWN_START, 0.0, 0.0], (len(goals), 1))
-    times = policy.planner.predict_time(starts, goals)
+    times = policy.planner.horizons.predict_time(starts, goals)
     best = np.abs(times - 0.9 * horizon).argmin()
     return {"start": SHOWN_START, "goal": goals[best]}
 

@@ -87,6 +87,7 @@ def expected_shift(guidance: Guidance, sampler: Sampler) -> Tensor:
     for i, j in pairwise(sampler.grid):
         here, there = schedule.alpha_bar(i), schedule.alpha_bar(j)
         variance = (1 - there) / (1 - here) * (1 - here / there)
+        assert guidance.num_steps is not None
         size = guidance.num_steps * guidance.scale * (i >= guidance.cutoff)
         if guidance.placement == "noisy":
             shift = shift + size * variance * SCALE * slope
@@ -135,6 +136,7 @@ def test_variance_scaling_can_be_chosen(placement: Placement) -> None:
             guide=FunctionGuide(linear),
             placement=placement,
             variance_scaling=scaling,
+            num_steps=1,
             scale=0.5,
         )
         steering = guidance.steering(NoiseSchedule(NUM_STEPS), unpinned(), view)
@@ -179,12 +181,41 @@ def test_guides_are_told_how_noisy_what_they_see_is() -> None:
             guide=FunctionGuide(telling(placement)),
             placement=placement,
             variance_scaling=False,
+            num_steps=1,
         )
         sampled(sampler, guidance)
     first, middle, last, clean = sampler.grid
     assert steps["noisy"] == [first, middle, last]
     assert steps["mean"] == [middle, last, clean]
     assert steps["clean"] == [clean] * 3
+
+
+@pytest.mark.parametrize(
+    ("placement", "count"), [("clean", 5), ("mean", 1), ("noisy", 2)]
+)
+def test_each_placement_has_its_number_of_gradient_steps(
+    placement: Placement, count: int
+) -> None:
+    calls: list[int] = []
+
+    def counting(trajectory: Trajectory) -> Tensor:
+        calls.append(len(trajectory))
+        return linear(trajectory)
+
+    guidance = Guidance(guide=FunctionGuide(counting), placement=placement)
+    steering = guidance.steering(NoiseSchedule(NUM_STEPS), unpinned(), view)
+    getattr(steering, placement)(torch.zeros(1, HORIZON, 1), 5, 4)
+    assert len(calls) == count
+
+
+def test_guided_plans_take_more_denoising_steps_than_plain_ones() -> None:
+    policy = toy_policy(num_sampling_steps=1)
+    guided = policy.with_guide(linear)
+    assert [p.planner.sampler.num_steps for p in (policy, guided)] == [1, 3]
+    assert guided.with_settings(min_guided_steps=1).planner.sampler.num_steps == 1
+    assert guided.with_settings(guide_scale=0.0).planner.sampler.num_steps == 1
+    assert guided.with_settings(num_sampling_steps=5).planner.sampler.num_steps == 5
+    assert guided.with_settings(num_sampling_steps=None).planner.sampler.num_steps == 8
 
 
 def test_guidance_of_one_row_does_not_depend_on_the_others() -> None:

@@ -50,14 +50,13 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "smoothness": [{}, {"columns": "action"}],
     "value": [{}],
 }
-OURS = sorted(
-    name for name, guide in available_guides().items() if "polic" in str(guide.target)
-)
 SETTINGS = [(name, case) for name in CASES for case in CASES[name]]
 
 
 class ToyValue(nn.Module):
     """A smooth function of trajectories and denoising steps."""
+
+    weights: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,7 +104,6 @@ def of(guide: Guide) -> Callable[[Tensor], Tensor]:
 
 def test_every_guide_of_ours_is_checked_here() -> None:
     """A guide that is added without a case would go unchecked."""
-    assert set(OURS) >= set(CASES)
     ours = {
         name
         for name, guide in available_guides().items()

@@ -175,7 +175,7 @@ def test_a_length_is_a_plans_length_and_its_goals_are_that_far(
         observation, _ = env.reset(options=options)
         plan = policy.plan(observation)
         assert plan.lengths[0] * plan.stride == length
-        [time] = policy.planner.predict_time(
+        [time] = policy.planner.horizons.predict_time(
             observation["observation"][None], observation["desired_goal"][None]
         )
         assert lengths.SLACK * length < time <= length

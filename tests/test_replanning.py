@@ -139,7 +139,7 @@ class _Arrival:
 
     def __init__(self, policy: DiffuserPolicy, env_steps: float) -> None:
         self.env_steps = env_steps
-        policy.planner.predict_time = self.predict_time  # type: ignore[method-assign]
+        policy.planner.horizons.predict_time = self.predict_time  # type: ignore[method-assign]
 
     def predict_time(
         self,
@@ -214,7 +214,7 @@ def test_one_sampling_call_per_length() -> None:
         times: np.ndarray = 20.0 * observations[:, 0] + 0 * goals[:, 0]
         return times
 
-    policy.planner.predict_time = predict_time  # type: ignore[method-assign]
+    policy.planner.horizons.predict_time = predict_time  # type: ignore[method-assign]
     sampled = []
     sample = policy.planner.sampler.sample
 

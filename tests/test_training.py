@@ -22,7 +22,11 @@ from diffuser_policy.denoiser import PredictionTarget
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.testing import check_policy, toy_config, toy_dataset
 from diffuser_policy.training.average import WeightAverage
-from diffuser_policy.training.loss import draw_num_planning_steps, step_generator
+from diffuser_policy.training.loss import (
+    PlannerLoss,
+    draw_num_planning_steps,
+    step_generator,
+)
 from diffuser_policy.training.trainer import Trainer, learning_rate
 from tests.training_helpers import trained
 
@@ -261,18 +265,20 @@ def test_mixed_horizons_are_multiples_and_all_occur() -> None:
 def test_steps_processes_and_accumulations_see_other_windows(tmp_path: Path) -> None:
     config = toy_config(window=WindowConfig(horizon=16))
     trainer = Trainer(config, toy_dataset(), tmp_path, device="cpu")
+    loss = trainer.loss
+    assert isinstance(loss, PlannerLoss)
     seen = []
-    sample = trainer.loss.windows.sample
+    sample = loss.windows.sample
 
     def spy(*arguments: Any, **more: Any) -> torch.Tensor:
         windows = sample(*arguments, **more)
         seen.append(windows.sum().item())
         return windows
 
-    trainer.loss.windows.sample = spy  # type: ignore[method-assign]
+    loss.windows.sample = spy  # type: ignore[method-assign]
     batches = [(step, rank, n) for step in (0, 1) for rank in (0, 1) for n in (0, 1)]
     for batch in batches:
-        trainer.loss(*batch)
+        loss(*batch)
     assert len(set(seen)) == len(batches)
-    trainer.loss(*batches[3])
+    loss(*batches[3])
     assert seen[-1] == seen[3]

@@ -227,7 +227,7 @@ def network_cases(subject: Subject) -> Iterator[Case]:
     """Yield one call of the network, run in every way."""
     denoiser, planner = subject.sampler.denoiser, subject.policy.planner
     device = planner.normalizer.shift.device
-    length = planner.round_up(planner.max_planning_steps / 2)
+    length = planner.horizons.round_up(planner.horizons.max_planning_steps / 2)
     ways: list[Acceleration] = ["off", "fused"]
     ways += ["compile"] if subject.compiled else []
     ways += ["cuda-graphs"] if device.type == "cuda" else []
@@ -248,12 +248,13 @@ def network_cases(subject: Subject) -> Iterator[Case]:
 def scaling_cases(subject: Subject) -> Iterator[Case]:
     """Yield sampling with one size varied and the others as they are."""
     planner = subject.policy.planner
-    shortest, longest = planner.min_planning_steps, planner.max_planning_steps
+    horizons = planner.horizons
+    shortest, longest = horizons.min_planning_steps, horizons.max_planning_steps
     count = 2 if subject.quick else 6
-    lengths = {planner.round_up(x) for x in np.geomspace(shortest, longest, count)}
+    lengths = {horizons.round_up(x) for x in np.geomspace(shortest, longest, count)}
     widths = WIDTHS[:count]
     usual = {
-        "length": planner.round_up(longest / 2),
+        "length": horizons.round_up(longest / 2),
         "num_candidates": planner.num_candidates,
         "envs": 1,
     }
@@ -286,7 +287,7 @@ def plan_flops(policy: DiffuserPolicy, observations: Sequence[Any]) -> int | Non
 
 def _planning_steps(policy: DiffuserPolicy, observations: Sequence[Any]) -> np.ndarray:
     rows, goals, _ = policy.spaces.read(batched(observations))
-    return policy.planner.planning_steps(rows, goals)
+    return policy.planner.horizons.planning_steps(rows, goals)
 
 
 def _flops(denoiser: Denoiser, batch: int, length: int) -> int | None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffuser_policy.build import build_networks, policy_config
+from diffuser_policy.build import build_networks
 from diffuser_policy.config import (
     ExecutionConfig,
     NetworkConfig,
@@ -25,6 +25,7 @@ from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.windows import join_rows
 from diffuser_policy.normalizers import normalizer_class
 from diffuser_policy.policy import DiffuserPolicy
+from diffuser_policy.policy_config import policy_config
 
 SECONDS_PER_STEP = 0.1
 

@@ -26,12 +26,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from diffuser_policy.build import (
-    PlannerNetworks,
-    PolicyConfig,
-    build_networks,
-    policy_config,
-)
+from diffuser_policy.build import PlannerNetworks, build_networks
 from diffuser_policy.checkpoint import write_planner
 from diffuser_policy.config import (
     OptimizationConfig,
@@ -44,6 +39,7 @@ from diffuser_policy.data.windows import WindowDataset, join_rows
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.files import replaced_file, storage_error
 from diffuser_policy.normalizers import Normalizer, normalizer_class
+from diffuser_policy.policy_config import PolicyConfig, policy_config
 from diffuser_policy.training.average import WeightAverage
 from diffuser_policy.training.interrupt import held_interrupt
 from diffuser_policy.training.loss import PlannerLoss

@@ -18,12 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffuser_policy.build import (
-    PlannerNetworks,
-    PolicyConfig,
-    build_value_network,
-    space_spec,
-)
+from diffuser_policy.build import PlannerNetworks, build_value_network
 from diffuser_policy.checkpoint import write_planner
 from diffuser_policy.config import (
     TrainConfig,
@@ -34,6 +29,7 @@ from diffuser_policy.config import (
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.denoiser import Denoiser
 from diffuser_policy.errors import ConfigError, DatasetError, SpaceMismatchError
+from diffuser_policy.policy_config import PolicyConfig, space_spec
 from diffuser_policy.training.loss import draw_num_planning_steps, step_generator
 from diffuser_policy.training.processes import Processes
 from diffuser_policy.training.state import data_facts

@@ -1,0 +1,159 @@
+"""Horizons: how many env steps a plan covers.
+
+The last planning step of a plan is pinned to the goal, so *when* to arrive is part of
+the question. Three answers:
+
+- fixed: always the training horizon (Janner et al. 2022). Replanning with it keeps
+  the goal as far away as ever; it is meant for one plan per episode.
+- shrinking: the training horizon at first, then what is left of it.
+- predicted: the time-to-goal network's answer for this observation and goal, times
+  `horizon_scale`, plus `horizon_offset`. Guides that lengthen the way need time.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import torch
+
+from diffuser_policy.errors import ConfigError, HorizonError
+from diffuser_policy.layout import TrajectoryLayout
+from diffuser_policy.normalizers import Normalizer
+from diffuser_policy.time_to_goal import TimeToGoal
+
+HorizonChoice = Literal["fixed", "shrinking", "predicted"]
+
+
+class Horizons:
+    """Chooses the number of planning steps of every row.
+
+    Attributes:
+        max_planning_steps: Of the longest plan.
+        min_planning_steps: Of the shortest.
+    """
+
+    def __init__(
+        self,
+        longest: int,
+        *,
+        layout: TrajectoryLayout,
+        normalizer: Normalizer,
+        shortest: int | None = None,
+        stride: int = 1,
+        multiple: int = 1,
+        choice: HorizonChoice = "fixed",
+        scale: float = 1.0,
+        offset: int = 0,
+        time_to_goal: TimeToGoal | None = None,
+    ) -> None:
+        """Check and store the limits.
+
+        Args:
+            longest: Longest plan, in env steps.
+            layout: Columns of a trajectory.
+            normalizer: Between environment units and the network's.
+            shortest: Shortest plan, in env steps; by default the shortest that the
+                network takes.
+            stride: Env steps between two planning steps.
+            multiple: Planning steps come in multiples of this.
+            choice: How the horizon of a row is found.
+            scale: Factor of a predicted horizon.
+            offset: Env steps added to a predicted horizon; negative plans are more
+                ambitious.
+            time_to_goal: Needed for predicted horizons.
+
+        Raises:
+            ConfigError: Predicted horizons without a network that predicts them.
+            HorizonError: A length that the network or the stride cannot represent.
+        """
+        if choice == "predicted" and time_to_goal is None:
+            raise ConfigError(
+                "horizon='predicted' needs a time-to-goal network, and this planner "
+                "was trained without one. Use 'fixed' or 'shrinking', or train with "
+                "--time-to-goal."
+            )
+        self.layout, self.normalizer = layout, normalizer
+        self.stride, self.multiple = stride, multiple
+        self.max_planning_steps = self._checked_steps(longest)
+        if shortest is None:
+            shortest = longest if choice == "fixed" else stride
+        self.min_planning_steps = self.round_up(shortest / stride)
+        self.choice, self.scale, self.offset = choice, scale, offset
+        self.time_to_goal = time_to_goal
+
+    def planning_steps(
+        self,
+        observations: np.ndarray,
+        goals: np.ndarray | None,
+        remaining: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Return the planning steps `[rows]` of the plans to make, as in `plan`."""
+        full = np.full(len(observations), self.max_planning_steps)
+        if self.choice == "fixed" or goals is None:
+            return full
+        if self.choice == "predicted":
+            return self.steps_for(self.predict_time(observations, goals))
+        if remaining is None:
+            return full
+        return np.where(remaining < 0, full, self.steps_within(remaining))
+
+    def predict_time(self, observations: np.ndarray, goals: np.ndarray) -> np.ndarray:
+        """Return the planned arrival time `[rows]` in env steps, scaled and offset.
+
+        Raises:
+            ConfigError: The planner has no time-to-goal network.
+        """
+        if self.time_to_goal is None:
+            raise ConfigError("This planner has no time-to-goal network.")
+        columns = self.layout.columns("observation")
+        tensor = partial(
+            torch.as_tensor, dtype=torch.float32, device=self.normalizer.shift.device
+        )
+        states = self.normalizer.normalize(tensor(observations), columns)
+        targets = self.normalizer.normalize(tensor(goals), self.layout.columns("goal"))
+        with torch.inference_mode():
+            times = self.time_to_goal(states, targets)
+        predicted: np.ndarray = times.cpu().numpy()
+        return self.scale * predicted + self.offset
+
+    def steps_for(self, env_steps: np.ndarray) -> np.ndarray:
+        """Return planning steps `[rows]` whose last one is that many env steps away."""
+        wanted = np.ceil(np.maximum(env_steps, 0) / self.stride) + 1
+        rounded = np.ceil(wanted / self.multiple) * self.multiple
+        clipped = np.clip(rounded, self.min_planning_steps, self.max_planning_steps)
+        steps: np.ndarray = clipped.astype(np.int64)
+        return steps
+
+    def steps_within(self, env_steps: np.ndarray) -> np.ndarray:
+        """Return planning steps `[rows]` whose last one is at most that far away.
+
+        Rounded down, so that a shrinking horizon never puts off the arrival; at the
+        very end the shortest plan may.
+        """
+        fitting = np.floor(np.maximum(env_steps, 0) / self.stride) + 1
+        rounded = np.floor(fitting / self.multiple) * self.multiple
+        clipped = np.clip(rounded, self.min_planning_steps, self.max_planning_steps)
+        steps: np.ndarray = clipped.astype(np.int64)
+        return steps
+
+    @property
+    def unit(self) -> int:
+        """Env steps by which two plans can differ in length."""
+        return self.stride * self.multiple
+
+    def round_up(self, planning_steps: float) -> int:
+        """Return the next multiple of planning steps that the network takes."""
+        multiple = self.multiple
+        return max(multiple, int(np.ceil(planning_steps / multiple)) * multiple)
+
+    def _checked_steps(self, horizon: int) -> int:
+        steps, rest = divmod(horizon, self.stride)
+        if rest or steps < 1 or steps % self.multiple:
+            raise HorizonError(
+                f"The horizon must be a positive multiple of {self.unit} env "
+                f"steps (stride "
+                f"{self.stride} times {self.multiple}), got {horizon}."
+            )
+        return steps

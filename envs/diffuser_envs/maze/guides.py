@@ -1,0 +1,79 @@
+r"""A guide for mazes: keep a plan off the walls.
+
+A planner has learned where the walls are from data in which nothing touches them. A plan
+that other guides push away from that data may cut a wall; this one holds against it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffuser_envs.maze.layouts import get_layout
+from diffuser_policy.errors import GuideError
+from diffuser_policy.guides.guide import Guide
+from diffuser_policy.guides.trajectory import Trajectory
+
+SOFTENING = 1e-4  # m; at a wall's very corner, distances stay differentiable
+
+
+@dataclass(frozen=True, kw_only=True)
+class MazeWalls(Guide):
+    r"""Keeps a path at a distance from the walls of a maze.
+
+    $$J = -\tfrac12 \sum_t \max(c - d_t, 0)^2$$
+
+    with the distance $d_t$ in meters of planning step t to the nearest wall, negative
+    inside a wall.
+
+        make_guide("maze-walls", layout="large")
+
+    Attributes:
+        layout: The maze: "umaze", "medium" or "large".
+        clearance: c, in meters; the ball has a radius of 0.1 m.
+        columns: Which columns of the trajectory are the position.
+    """
+
+    layout: str
+    clearance: float = 0.15
+    columns: str = "position"
+
+    def __post_init__(self) -> None:
+        """Check that there is such a maze."""
+        get_layout(self.layout)
+        if not 0 <= self.clearance < 0.5:
+            raise GuideError(
+                f"MazeWalls.clearance must be in [0, 0.5) of the corridors' meter, got "
+                f"{self.clearance!r}."
+            )
+
+    def __call__(self, trajectory: Trajectory) -> Tensor:
+        """Return minus half the squared lacks of distance."""
+        maze = get_layout(self.layout)
+        path = trajectory[self.columns] / maze.cell_size
+        walls, free = (
+            _distance(path, path.new_tensor(_centers(maze.maze_map, kind)))
+            for kind in (1, 0)
+        )
+        lack = torch.relu(self.clearance - (walls - free) * maze.cell_size)
+        return -0.5 * lack.square().sum(dim=1)
+
+
+def _centers(maze_map: tuple[tuple[int, ...], ...], kind: int) -> list[list[float]]:
+    """Return the centers of all cells of a kind, in cells from the maze's middle."""
+    height, width = len(maze_map), len(maze_map[0])
+    return [
+        [column + 0.5 - width / 2, height / 2 - row - 0.5]
+        for row in range(height)
+        for column in range(width)
+        if maze_map[row][column] == kind
+    ]
+
+
+def _distance(path: Tensor, centers: Tensor) -> Tensor:
+    """Return the distance `[batch, steps]` to the nearest of unit squares."""
+    off = torch.relu((path[:, :, None] - centers).abs() - 0.5)
+    squared = off.square().sum(dim=-1).amin(dim=-1)
+    return (squared + SOFTENING**2).sqrt() - SOFTENING

@@ -1,0 +1,99 @@
+"""Horizons: how long plans are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from diffuser_policy.errors import ConfigError, HorizonError
+from diffuser_policy.horizons import HorizonChoice
+from tests.planner_helpers import GOALS, START, make_horizons
+
+
+def test_fixed_plans_cover_the_training_horizon() -> None:
+    horizons = make_horizons(choice="fixed")
+    remaining = np.array([5, 0, -1])
+    assert horizons.planning_steps(START, GOALS, remaining).tolist() == [
+        16,
+        16,
+        16,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("remaining", "steps"),
+    [
+        (-1, 16),  # no plan before: the training horizon
+        (45, 16),  # 15 strides and the current observation
+        (44.5, 14),
+        (44, 14),  # 14.7 strides: 14 and the current one, down to an even number
+        (39, 14),
+        (30, 10),
+        (3, 4),  # never below the shortest window of training
+        (0, 4),
+        (1000, 16),
+    ],
+)
+def test_shrinking_plans_arrive_no_later_than_before(
+    remaining: float, steps: int
+) -> None:
+    horizons = make_horizons(choice="shrinking")
+    found = horizons.planning_steps(START[:1], GOALS[:1], np.array([remaining]))
+    assert found.tolist() == [steps]
+    assert horizons.planning_steps(START[:1], GOALS[:1]).tolist() == [16]
+
+
+def test_predicted_plans_cover_the_predicted_time() -> None:
+    horizons = make_horizons(choice="predicted")
+    # Distances in normalized units: 1, 0 and 29.7.
+    assert horizons.predict_time(START, GOALS)[:2] == pytest.approx([10.0, 0.0])
+    assert horizons.planning_steps(START, GOALS).tolist() == [6, 4, 16]
+
+
+def test_the_offset_moves_predicted_times_only() -> None:
+    late = make_horizons(choice="predicted", offset=6)
+    assert late.planning_steps(START, GOALS).tolist() == [8, 4, 16]
+    early = make_horizons(choice="predicted", offset=-6)
+    assert early.planning_steps(START, GOALS).tolist() == [4, 4, 16]
+    shrinking = make_horizons(choice="shrinking", offset=6)
+    remaining = np.array([30])
+    assert shrinking.planning_steps(START[:1], GOALS[:1], remaining).tolist() == [10]
+
+
+@pytest.mark.parametrize("choice", ["fixed", "shrinking", "predicted"])
+def test_without_a_goal_plans_are_of_full_length(choice: HorizonChoice) -> None:
+    horizons = make_horizons(choice=choice)
+    assert (
+        horizons.planning_steps(START, None, np.array([5, 5, 5])).tolist() == [16] * 3
+    )
+
+
+@pytest.mark.parametrize(
+    ("choice", "steps"),
+    [("fixed", [16, 16]), ("shrinking", [2, 2]), ("predicted", [6, 2])],
+)
+def test_without_a_shortest_window_the_network_sets_it(
+    choice: HorizonChoice, steps: list[int]
+) -> None:
+    horizons = make_horizons(choice=choice, shortest=None)
+    found = horizons.planning_steps(START[:2], GOALS[:2], np.array([0, 0]))
+    assert found.tolist() == steps
+
+
+@pytest.mark.parametrize("horizon", [0, 5, 9, 47, -6])
+def test_a_horizon_that_does_not_fit_the_network_is_refused(horizon: int) -> None:
+    with pytest.raises(HorizonError, match=f"multiple of 6 env steps .* got {horizon}"):
+        make_horizons(longest=horizon)
+
+
+def test_predictions_need_a_network() -> None:
+    with pytest.raises(ConfigError, match="needs a time-to-goal network"):
+        make_horizons(choice="predicted", time_to_goal=None)
+    with pytest.raises(ConfigError, match="no time-to-goal network"):
+        make_horizons(time_to_goal=None).predict_time(START, GOALS)
+
+
+def test_the_scale_stretches_predicted_times_before_the_offset() -> None:
+    horizons = make_horizons(choice="predicted", scale=2.5, offset=4)
+    assert horizons.predict_time(START, GOALS)[:2] == pytest.approx([29.0, 4.0])
+    assert horizons.planning_steps(START, GOALS).tolist() == [12, 4, 16]
