@@ -1,7 +1,7 @@
 r"""Following a planned path carefully: at the planned speed or slower, and close to it.
 
-A guide may bend a plan away from what the dynamics can follow on time. The path is worth
-keeping all the same, so `PathExecutor` lets its clock run slow. With the planned
+A guide may bend a plan away from what the dynamics can follow on time. The path is
+worth keeping all the same, so `PathExecutor` lets its clock run slow. With the planned
 positions p(s) at s env steps and the planned speed |v(s)|, progress per env step is
 
 $$\dot s = \min\Bigl(r, \frac{|v(s)|}{|p'(s)|}\Bigr)\;

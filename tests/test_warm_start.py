@@ -294,6 +294,15 @@ def test_weights_of_any_type_can_be_told_apart() -> None:
     assert len(fingerprints) == 2
 
 
+def test_planners_are_told_apart_by_their_weights_and_not_by_their_settings() -> None:
+    """So a state survives a change of settings, and no exchange of weights."""
+    policy, other = warm_policy(), toy_policy(seed=1)
+    changed = policy.with_settings(num_candidates=5, warm_start=None)
+    fingerprints = [each.planner.fingerprint for each in (policy, changed, other)]
+    assert fingerprints[0] == fingerprints[1] == warm_policy().planner.fingerprint
+    assert fingerprints[0] != fingerprints[2]
+
+
 @pytest.mark.parametrize(
     ("setting", "value"),
     [("warm_start", value) for value in (0.0, -0.1, 1.01, np.nan, np.inf, "0.3")]

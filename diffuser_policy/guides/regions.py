@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from diffuser_policy.guides.geometry import (
     segment_offsets,
     sideways,
 )
-from diffuser_policy.guides.guide import Guide
+from diffuser_policy.guides.guide import Guide, Mark
 from diffuser_policy.guides.trajectory import Trajectory
 
 ON_PATH = 1e-4  # share of a radius below which a path counts as through the center
@@ -71,6 +72,10 @@ class KeepOut(Guide):
         offsets = torch.where(through[..., None], aside, offsets)
         inside = torch.relu(self.radius + self.margin - lengths(offsets))
         return -0.5 * inside.square().sum(dim=1)
+
+    def marks(self) -> list[Mark]:
+        """Return the disc."""
+        return [_disc("avoid", self.columns, self.center, self.radius)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +142,21 @@ class KeepIn(Guide):
         below = torch.relu(low + self.margin - path)
         above = torch.relu(path - high + self.margin)
         return -0.5 * (below.square() + above.square()).sum(dim=(1, 2))
+
+    def marks(self) -> list[Mark]:
+        """Return the region."""
+        if self.center is not None:
+            return [_disc("stay inside", self.columns, self.center, self._radius)]
+        low, high = self.low or (), self.high or ()
+        return [
+            Mark(
+                kind="stay inside",
+                columns=self.columns,
+                low=low,
+                high=high,
+                round=False,
+            )
+        ]
 
     @property
     def _radius(self) -> float:
@@ -209,6 +229,10 @@ class Waypoint(Guide):
         nearest = torch.logsumexp(-squared / (2 * variance), dim=1)
         return variance * (nearest - math.log(squared.shape[1]))
 
+    def marks(self) -> list[Mark]:
+        """Return the point."""
+        return [_disc("pass by", self.columns, self.position, 0.0)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class GoalDistance(Guide):
@@ -247,3 +271,18 @@ class GoalDistance(Guide):
                 "GoalDistance(goal=(3.0, 4.0), columns='position')."
             )
         return -lengths(path - goal, SOFTENING).sum(dim=1)
+
+
+def _disc(
+    kind: Literal["avoid", "stay inside", "pass by"],
+    columns: str,
+    center: tuple[float, ...],
+    radius: float,
+) -> Mark:
+    """Return the mark of a disc, or of a point."""
+    return Mark(
+        kind=kind,
+        columns=columns,
+        low=tuple(x - radius for x in center),
+        high=tuple(x + radius for x in center),
+    )

@@ -1,7 +1,8 @@
 r"""A guide for mazes: keep a plan off the walls.
 
-A planner has learned where the walls are from data in which nothing touches them. A plan
-that other guides push away from that data may cut a wall; this one holds against it.
+A planner has learned where the walls are from data in which nothing touches them. A
+plan that other guides push away from that data may cut a wall; this one holds against
+it.
 """
 
 from __future__ import annotations
