@@ -30,6 +30,7 @@ from diffuser_policy.guides.guide import Guide
 from diffuser_policy.horizons import Horizons
 from diffuser_policy.networks import TemporalUNet
 from diffuser_policy.normalizers import Normalizer, normalizer_class
+from diffuser_policy.path_following import PathExecutor
 from diffuser_policy.planner import Planner
 from diffuser_policy.policy_config import PolicyConfig
 from diffuser_policy.ranking import (
@@ -277,6 +278,18 @@ def build_executor(config: PolicyConfig) -> Executor:
                 f"there are actions ({len(config.spaces.action_low)}), got {columns}. "
                 f"Use the executor 'actions'."
             )
+    if settings.executor == "path":
+        if settings.seconds_per_step is None:
+            raise ConfigError(
+                "executor='path' relates planned velocities to positions: it needs "
+                "seconds_per_step, the duration of an env step."
+            )
+        return PathExecutor(
+            config.layout,
+            seconds_per_step=settings.seconds_per_step,
+            tempo=settings.tempo,
+            tolerance=settings.tolerance,
+        )
     if settings.executor == "pursuit":
         return PursuitExecutor(
             config.layout,

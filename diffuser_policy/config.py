@@ -212,14 +212,21 @@ class PlannerConfig:
 class ExecutionConfig:
     """How a plan is followed and when it is made anew."""
 
-    executor: Literal["tracking", "pursuit", "actions"] = "tracking"
-    """Track the planned states, pursue their path at full speed, or apply actions."""
+    executor: Literal["tracking", "pursuit", "path", "actions"] = "tracking"
+    """Track the planned states, pursue their path at full speed, keep to their path in
+    its own time, or apply planned actions."""
     position_gain: float = 1.0
     """Tracking and pursuit: action per meter of position error."""
     velocity_gain: float = 1.0
     """Tracking and pursuit: action per meter per second of velocity error."""
     lookahead: float = 10.0
     """Pursuit: how far ahead to steer, in planned env steps."""
+    tempo: float = 1.0
+    """Path: planned env steps per env step, at most; below 1, slower than planned."""
+    tolerance: float = 0.3
+    """Path: meters off it at which progress almost stops."""
+    seconds_per_step: float | None = None
+    """Path: duration of an env step, which relates velocities to positions."""
     replan_interval: int | None = None
     """Env steps after which a plan is made anew; not given: only when needed."""
     replan_deviation: float | None = None
@@ -227,7 +234,9 @@ class ExecutionConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        positive(self, "lookahead")
+        positive(self, "lookahead", "tempo", "tolerance")
+        if self.seconds_per_step is not None:
+            positive(self, "seconds_per_step")
         for name in ("position_gain", "velocity_gain"):
             if not math.isfinite(getattr(self, name)):
                 raise ConfigError(f"{name} must be finite, got {getattr(self, name)}.")

@@ -65,8 +65,8 @@ class PlanningOptions:
     ] = None
     """How the plan is chosen among the candidates."""
     executor: Annotated[
-        Literal["tracking", "pursuit", "actions"] | None,
-        shown_as("tracking|pursuit|actions"),
+        Literal["tracking", "pursuit", "path", "actions"] | None,
+        shown_as("tracking|pursuit|path|actions"),
     ] = None
     """How the plan is followed."""
     position_gain: Annotated[float | None, shown_as("X")] = None
@@ -75,6 +75,10 @@ class PlanningOptions:
     """Tracking: action per meter per second of velocity error."""
     lookahead: Annotated[float | None, shown_as("X")] = None
     """Pursuit: how far ahead to steer, in planned env steps."""
+    tempo: Annotated[float | None, shown_as("X")] = None
+    """Path: planned env steps per env step; below 1, slower than planned."""
+    tolerance: Annotated[float | None, shown_as("X")] = None
+    """Path: meters off it at which progress almost stops."""
     replan_interval: Annotated[int | Literal["never"] | None, shown_as("N|never")] = (
         None
     )

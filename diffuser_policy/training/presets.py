@@ -55,6 +55,7 @@ def _fast(
             position_gain=10.0,
             velocity_gain=1.0,
             replan_deviation=0.75,
+            seconds_per_step=0.01,
         ),
     )
 
