@@ -188,7 +188,8 @@ class PlannerConfig:
     guide_variance: bool | None = None
     """Multiply by the variance of the step; not given: unless placed on clean plans."""
     warm_start: float | None = None
-    """Share of the schedule that a plan is noised to when it is made anew."""
+    """Share of the schedule that a plan is noised to when it is made anew, which is
+    every `replan_interval`; not given: plans start from noise."""
     warm_start_steps: int | None = None
     """Denoising steps from there; not given: that share of them all."""
 

@@ -190,7 +190,9 @@ class Sampler:
             num_steps: How many at most; no step is visited twice.
         """
         schedule = self.denoiser.schedule
-        first = max(math.ceil(level * schedule.num_denoising_steps) - 1, 0)
+        # Rounded first: 7 / 50 * 50 is a little more than 7.
+        share = round(level * schedule.num_denoising_steps, 9)
+        first = max(math.ceil(share) - 1, 0)
         key = (first, min(num_steps, first + 1))
         if key not in self._grids:
             self._grids[key] = step_grid(

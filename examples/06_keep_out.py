@@ -14,8 +14,9 @@ The same planner, untrained for any of this, then runs the same episode with gui
 
     2 * (KeepOut(disc 1) + KeepOut(disc 2)) + 1.5 * MazeWalls + Smoothness
 
-and an executor that stays on the bent path. `--ablation-episodes` also leaves out one
-thing at a time, on episodes of other seeds, which the settings were chosen on.
+and an executor that stays on the bent path: at full speed the ball cannot follow it.
+`--ablation-episodes` also leaves out or changes one thing at a time, on episodes of
+other seeds, which the settings were chosen on.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
@@ -34,6 +35,7 @@ from matplotlib.patches import Circle
 
 import diffuser_envs  # noqa: F401 (registers the mazes)
 from diffuser_envs.maze.guides import MazeWalls
+from diffuser_envs.maze.obstacles import Discs, FreeSpace
 from diffuser_policy import DiffuserPolicy
 from diffuser_policy.evaluation.rollout import Rollout, run_episode
 from diffuser_policy.evaluation.statistics import mean_interval, proportion_interval
@@ -41,14 +43,12 @@ from diffuser_policy.files import replaced_file
 from diffuser_policy.guides.guide import Guide
 from diffuser_policy.guides.motion import Smoothness
 from diffuser_policy.guides.regions import KeepOut
+from diffuser_policy.layout import TrajectoryLayout
 from diffuser_policy.path_following import PathExecutor
 from diffuser_policy.plotting import Scene, draw_ends, draw_scene, save_figure
 from diffuser_policy.versions import versions
 
 ENV_ID = "diffuser_envs/Multi2D-Large-v1"
-GRID, BALL, CLEARANCE = 0.025, 0.1, 0.1  # m
-RADII = np.arange(0.5, 0.09, -0.05)  # m
-DETOUR = 1.0  # m
 SECONDS_PER_STEP = 0.01
 ABLATION_SEED = 1000
 
@@ -67,12 +67,13 @@ class Method:
     num_candidates: int = 32
     temperature: float = 1.5
     ranking: str = "guide"
-    tempo: float | None = 0.7  # none: the planner's own executor
+    executor: Literal["path", "tracking", "pursuit"] = "path"
+    tempo: float = 1.0
 
     def policy(self, planner: DiffuserPolicy, discs: Discs) -> DiffuserPolicy:
         """Return a planner that is steered around discs."""
         guide: Guide = self.keep_out * (
-            discs.guide(0, self.margin) + discs.guide(1, self.margin)
+            keep_out(discs, 0, self.margin) + keep_out(discs, 1, self.margin)
         )
         guide = guide + self.walls * MazeWalls(layout="large")
         guide = guide + self.smooth * Smoothness()
@@ -84,9 +85,10 @@ class Method:
             temperature=self.temperature,
             ranking=self.ranking,
             ranking_tolerance=1000.0,
-            replan_deviation=0.4 if self.tempo else 0.75,
+            replan_deviation=0.4 if self.executor == "path" else 0.75,
+            executor="pursuit" if self.executor == "pursuit" else "tracking",
         )
-        if self.tempo:
+        if self.executor == "path":
             policy.executor = PathExecutor(
                 policy.planner.layout,
                 seconds_per_step=SECONDS_PER_STEP,
@@ -105,32 +107,16 @@ ABLATIONS = {
     "8 candidates": replace(DEFAULT, num_candidates=8),
     "temperature 1": replace(DEFAULT, temperature=1.0),
     "ranked by time to goal": replace(DEFAULT, ranking="time_to_goal"),
-    "at the planned speed": replace(DEFAULT, tempo=1.0),
-    "pursuit at full speed": replace(DEFAULT, tempo=None),
+    "more slowly, tempo 0.7": replace(DEFAULT, tempo=0.7),
+    "tracked on time": replace(DEFAULT, executor="tracking"),
+    "pursued at full speed": replace(DEFAULT, executor="pursuit"),
 }
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Discs:
-    """Two discs on a path.
-
-    Attributes:
-        centers: `[2, 2]` in meters.
-        radius: Of both, in meters.
-    """
-
-    centers: np.ndarray
-    radius: float
-
-    def guide(self, index: int, margin: float) -> KeepOut:
-        """Return the guide of one disc."""
-        x, y = self.centers[index].tolist()
-        return KeepOut(center=(x, y), radius=self.radius, margin=margin)
-
-    def gap(self, path: np.ndarray) -> float:
-        """Return the least distance of a path `[n, 2]` to a disc; negative inside."""
-        off = np.linalg.norm(path[:, None] - self.centers, axis=-1)
-        return float(off.min() - self.radius)
+def keep_out(discs: Discs, index: int, margin: float) -> KeepOut:
+    """Return the guide of one of the discs."""
+    x, y = discs.centers[index].tolist()
+    return KeepOut(center=(x, y), radius=discs.radius, margin=margin)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +127,6 @@ class Outcome:
     success: bool
     score: float
     time_to_goal: int | None
-    num_plans: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -163,83 +148,6 @@ class Trial:
             "goal": self.goal.tolist(),
             **{name: asdict(outcome) for name, outcome in self.outcomes.items()},
         }
-
-
-class Grid:
-    """Free space of a maze for the ball's center, on a fine grid."""
-
-    def __init__(self, maze_map: Any) -> None:
-        """Measure the distance of every grid point to the walls."""
-        walls = np.array(maze_map) == 1
-        height, width = walls.shape
-        x = np.arange(GRID / 2, width, GRID) - width / 2
-        y = np.arange(GRID / 2, height, GRID) - height / 2
-        self.points = np.stack(np.meshgrid(x, y, indexing="ij"), axis=-1)
-        distance = np.full(self.points.shape[:2], np.inf)
-        for row, column in np.argwhere(walls):
-            center = np.array([column + 0.5 - width / 2, height / 2 - row - 0.5])
-            off = np.maximum(np.abs(self.points - center) - 0.5, 0.0)
-            distance = np.minimum(distance, np.linalg.norm(off, axis=-1))
-        self.free = distance >= BALL + CLEARANCE
-
-    def place(self, path: np.ndarray, goal: np.ndarray) -> Discs | None:
-        """Return the largest discs on a path that leave a way around.
-
-        Args:
-            path: `[n, 2]` positions from the start on, in meters.
-            goal: `[2]` in meters.
-        """
-        near = np.linalg.norm(path - goal, axis=1)
-        arrived = np.flatnonzero(near < 0.1)
-        path = path[: (arrived[0] if len(arrived) else near.argmin()) + 1]
-        steps = np.linalg.norm(np.diff(path, axis=0), axis=1)
-        length = np.concatenate([[0.0], steps.cumsum()])
-        thirds = np.searchsorted(length, length[-1] * np.array([1, 2]) / 3)
-        centers = path[thirds]
-        ends = np.linalg.norm(centers[:, None] - np.stack([path[0], goal]), axis=-1)
-        direct = self.way(self.free, path[0], goal)
-        for radius in RADII.tolist():
-            if direct is None or ends.min() < radius + 0.2:
-                continue
-            off = np.linalg.norm(self.points[:, :, None] - centers, axis=-1)
-            outside = off.min(axis=-1) >= radius + CLEARANCE
-            around = self.way(self.free & outside, path[0], goal)
-            if around is not None and around <= direct + DETOUR:
-                return Discs(centers=centers, radius=round(radius, 2))
-        return None
-
-    def way(self, free: np.ndarray, start: np.ndarray, goal: np.ndarray) -> Any:
-        """Return the Chebyshev length of the shortest way in meters, if there is one.
-
-        Between the free points of `self.free` that are nearest to start and goal.
-        """
-        first, last = (self._nearest(point) for point in (start, goal))
-        if not free[first] or not free[last]:
-            return None
-        seen = np.zeros_like(free)
-        seen[first] = True
-        front, count = seen.copy(), 0
-        while not seen[last]:
-            front = _spread(_spread(front).T).T & free & ~seen
-            if not front.any():
-                return None
-            seen |= front
-            count += 1
-        return count * GRID
-
-    def _nearest(self, point: np.ndarray) -> tuple[int, int]:
-        off = np.linalg.norm(self.points - point, axis=-1)
-        index = np.where(self.free, off, np.inf).argmin()
-        row, column = np.unravel_index(index, off.shape)
-        return int(row), int(column)
-
-
-def _spread(front: np.ndarray) -> np.ndarray:
-    """Return a set of grid points with its neighbours along the first axis."""
-    wider = front.copy()
-    wider[1:] |= front[:-1]
-    wider[:-1] |= front[1:]
-    return wider
 
 
 def episode(policy: DiffuserPolicy, env: Env, seed: int) -> tuple[np.ndarray, Rollout]:
@@ -274,13 +182,13 @@ def run_trials(
         seed: Of the first episode.
     """
     env = gymnasium.make(ENV_ID)
-    grid = Grid(env.get_wrapper_attr("maze_map"))
+    free_space = FreeSpace(env.get_wrapper_attr("maze_map"))
     trials: list[Trial] = []
     skipped: list[int] = []
     while len(trials) < episodes:
         path, rollout = episode(planner, env, seed)
         goal = np.asarray(rollout.observations[0]["desired_goal"])
-        discs = grid.place(path, goal)
+        discs = free_space.place_discs(path, goal)
         if discs is None:
             skipped.append(seed)
         else:
@@ -322,3 +230,107 @@ def table(trials: list[Trial], *, header: str) -> list[str]:
 def _percent(share: Any) -> str:
     low, high = 100 * share.low, 100 * share.high
     return f"{100 * share.mean:.0f} [{low:.0f}, {high:.0f}]"
+
+
+def report(parts: dict[str, list[str]], trials: list[Trial], skipped: list[int]) -> str:
+    """Return the results as a Markdown page."""
+    radii, counts = np.unique([t.discs.radius for t in trials], return_counts=True)
+    sizes = ", ".join(
+        f"{radius:g} m: {count}" for radius, count in zip(radii, counts, strict=True)
+    )
+    left = ", ".join(map(str, skipped)) or "none"
+    page = [
+        "# Keep out",
+        "",
+        "Made by `python examples/06_keep_out.py`, whose docstring says where the",
+        "discs lie. Brackets are 95 % intervals (success and entering: Wilson; score:",
+        "bootstrap). A path enters a disc if the ball's center does at any env step.",
+        "",
+        f"Seeds {trials[0].seed} to {trials[-1].seed}; no room for two discs: {left}.",
+        f"Radii (number of episodes): {sizes}.",
+    ]
+    for title, lines in parts.items():
+        page += ["", f"## {title}", "", *lines]
+    return "\n".join(page) + "\n"
+
+
+def draw(trials: list[Trial], layout: TrajectoryLayout, picture: Path) -> None:
+    """Draw up to six episodes, unguided and guided: long ones with large discs."""
+    env = gymnasium.make(ENV_ID)
+    observation, _ = env.reset(seed=0)
+    scene = Scene.of(env, layout, observation)
+    env.close()
+    sizes = [
+        trial.discs.radius * np.linalg.norm(trial.paths["unguided"][0] - trial.goal)
+        for trial in trials
+    ]
+    order = np.argsort(sizes)[::-1]
+    columns = min(3, len(trials))
+    rows = 2 if len(trials) >= 6 else 1
+    figure = Figure(figsize=(4.2 * columns, 3.1 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis, index in zip(axes.flat, order, strict=False):
+        trial = trials[index]
+        draw_scene(axis, replace(scene, goal=trial.goal))
+        for center in trial.discs.centers.tolist():
+            disc = Circle(center, trial.discs.radius, fc="#d63031", alpha=0.35, lw=0)
+            axis.add_patch(disc)
+        for name, color in (("unguided", "#8b97b5"), ("guided", "#2b5fd9")):
+            axis.plot(*trial.paths[name].T, color=color, lw=1.8, label=name, zorder=4)
+        draw_ends(axis, replace(scene, goal=trial.goal), trial.paths["unguided"][0])
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=len(labels), frameon=False
+    )
+    save_figure(figure, picture)
+
+
+def main(
+    planner: str = "multi2d-large",
+    *,
+    episodes: int = 3,
+    seed: int = 0,
+    ablation_episodes: int = 0,
+    results: Path = Path("demo/keep_out.json"),
+    picture: Path = Path("demo/keep_out.png"),
+) -> None:
+    """Run episodes with and without guides; print, save and draw what came of them.
+
+    Args:
+        planner: A shipped planner for this maze, or a folder.
+        episodes: How many.
+        seed: Of the first.
+        ablation_episodes: How many more, of other seeds, with one thing left out.
+        results: JSON with every episode; a table in Markdown is written beside it.
+        picture: Where to save the picture.
+    """
+    torch.set_num_threads(1)
+    policy = DiffuserPolicy.from_pretrained(planner)
+    trials, skipped = run_trials(policy, {"guided": DEFAULT}, episodes, seed)
+    parts = {"The same episodes": table(trials, header="plans")}
+    saved: dict[str, Any] = {
+        "trials": [trial.to_json() for trial in trials],
+        "skipped": skipped,
+    }
+    if ablation_episodes:
+        others, _ = run_trials(policy, ABLATIONS, ablation_episodes, ABLATION_SEED)
+        title = f"One thing changed: {ablation_episodes} episodes from {ABLATION_SEED}"
+        parts[title] = table(others, header="plans")
+        saved["ablations"] = [trial.to_json() for trial in others]
+    saved = {**saved, "method": asdict(DEFAULT), "versions": versions()}
+    with replaced_file(results) as partial:
+        partial.write_text(json.dumps(saved, indent=1) + "\n")
+    with replaced_file(results.with_suffix(".md")) as partial:
+        partial.write_text(report(parts, trials, skipped))
+    draw(trials, policy.planner.layout, picture)
+    for lines in parts.values():
+        print("\n".join(lines))
+    entered = [
+        sum(trial.outcomes[name].gap < 0 for trial in trials)
+        for name in ("unguided", "guided")
+    ]
+    print(f"entered a disc: {entered[0]} of {episodes} unguided, {entered[1]} guided")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -23,6 +23,8 @@ SMALL = {
     "04_your_own_env.py": (
         "--num-data-episodes 10 --num-gradient-steps 3 --episodes 4"
     ),
+    "06_keep_out.py": "--episodes 1 --ablation-episodes 0",
+    "07_compose_guides.py": "--episodes 1",
     "10_long_horizon.py": "--episodes 1 --num-sequences 2",
     "11_stitching.py": "--num-trips 20 --num-gradient-steps 2 --num-pairs 2",
     "12_variable_length.py": "--lengths 48 --episodes 1",

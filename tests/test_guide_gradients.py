@@ -45,7 +45,7 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"position": (0.0, 0.6), "time": 1000.0},
     ],
     "goal-distance": [{}, {"goal": (1.0, -2.0), "columns": "velocity"}],
-    "speed-limit": [{"speed": 0.0}, {"speed": 1.5}],
+    "speed-limit": [{"speed": 0.0}, {"speed": 1.5, "margin": 0.5}],
     "action-effort": [{}],
     "smoothness": [{}, {"columns": "action"}],
     "value": [{}],

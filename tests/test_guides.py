@@ -323,6 +323,7 @@ def assert_same(one: Any, other: Any) -> None:
         (lambda: GoalDistance(goal=(math.nan, 0.0)), "GoalDistance.goal"),
         (lambda: SpeedLimit(speed=-1.0), "SpeedLimit.speed"),
         (lambda: SpeedLimit(speed="fast"), "SpeedLimit.speed"),  # type: ignore[arg-type]
+        (lambda: SpeedLimit(speed=1.0, margin=2.0), "leaves nothing"),
     ],
 )
 def test_parameters_that_cannot_be_meant_are_refused(make: Any, words: str) -> None:

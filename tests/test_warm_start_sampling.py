@@ -21,6 +21,13 @@ COVARIANCE = torch.tensor([[0.6, 0.3, 0.1], [0.3, 0.5, 0.2], [0.1, 0.2, 0.4]])
 PLAN = torch.tensor([[1.0], [0.4], [-0.7]])
 
 
+def test_a_level_of_k_over_n_begins_with_step_k() -> None:
+    denoiser = GaussianDenoiser(MEAN, COVARIANCE, NoiseSchedule(50))
+    sampler = DDIMSampler(denoiser)
+    begins = [sampler.grid_from(k / 50, 1)[0] for k in range(1, 51)]
+    assert begins == [*range(50)]
+
+
 # --- what is left of a plan -------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffuser_policy.errors import GuideError
 from diffuser_policy.guides.geometry import checked_number, lengths
 from diffuser_policy.guides.guide import Guide
 from diffuser_policy.guides.trajectory import Trajectory
@@ -22,28 +23,41 @@ SOFTENING = 1e-3  # speed, in units of the columns, at which its direction fades
 class SpeedLimit(Guide):
     r"""Keeps the planned speed below a limit.
 
-    $$J = -\tfrac12 \sum_t \max(|v_t| - v_{max}, 0)^2$$
+    $$J = -\tfrac12 \sum_t \max(|v_t| - (v_{max} - m), 0)^2$$
 
-    A slower plan takes longer: give it time with `horizon_scale`, and follow it with an
-    executor that keeps to the plan's times, "tracking".
+    It moves planned velocities, not positions: follow the plan with an executor that
+    takes its pace from them, `diffuser_policy.path_following.PathExecutor`.
 
         make_guide("speed-limit", speed=1.5)
 
     Attributes:
         speed: The limit, in units of the columns (mazes: meters per second).
+        margin: m, how far below the limit to stay: an executor overshoots a little.
         columns: Which columns of the trajectory are a velocity.
     """
 
     speed: float
+    margin: float = 0.0
     columns: str = "velocity"
 
     def __post_init__(self) -> None:
-        """Check ranges."""
+        """Check ranges.
+
+        Raises:
+            GuideError: Negative or not finite, or a margin above the speed.
+        """
         checked_number(self, "speed")
+        checked_number(self, "margin")
+        if self.margin > self.speed:
+            raise GuideError(
+                f"SpeedLimit's margin of {self.margin} leaves nothing of the speed "
+                f"{self.speed}. Lower it."
+            )
 
     def __call__(self, trajectory: Trajectory) -> Tensor:
         """Return minus half the squared excesses."""
-        excess = lengths(trajectory[self.columns], SOFTENING) - self.speed
+        limit = self.speed - self.margin
+        excess = lengths(trajectory[self.columns], SOFTENING) - limit
         return -0.5 * torch.relu(excess).square().sum(dim=1)
 
 
