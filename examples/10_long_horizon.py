@@ -17,7 +17,7 @@ as often as it likes. It may maximize
 Plainly it draws a push for every env step; keeping each for half a second gets further.
 Sequences are 400 env steps long, and a new one is chosen every 50. Episode i is reset
 with seed i and ends at the goal. It takes about half a
-minute on one core, the second command a quarter of an hour. It ends with how many goals
+minute on one core, the second command ten minutes. It ends with how many goals
 that are at least 8 cells away each reached within the longest plan that the planner was
 trained to make, with 95 % intervals; above are the rates for whole episodes, and the
 seconds of computing.

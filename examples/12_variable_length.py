@@ -41,6 +41,7 @@ from diffuser_policy.plotting import (
 
 SHOWN_START = (-4.3, 2.8)
 COLOR = "#2b5fd9"
+NUM_SAMPLING_STEPS = 10  # plans followed blindly deserve more than the fast default
 SLACK = 0.75  # the shortest predicted time, as a share of the plan's
 Outcome = tuple[np.ndarray, float]  # path of the ball, distance to the goal
 
@@ -55,7 +56,9 @@ def of_length(policy: DiffuserPolicy, horizon: int) -> DiffuserPolicy:
         velocity_gain=1.0,
         replan_deviation=None,
     )
-    planner = replace(policy.config.planner, horizon="fixed")
+    planner = replace(
+        policy.config.planner, horizon="fixed", num_sampling_steps=NUM_SAMPLING_STEPS
+    )
     config = replace(policy.config, window=window, planner=planner, execution=execution)
     return DiffuserPolicy(config, policy.networks)
 
