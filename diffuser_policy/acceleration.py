@@ -12,7 +12,8 @@ All give the numbers of the network itself, up to rounding:
 
 What cannot be had says why in an `AccelerationWarning`, and "fused" runs instead:
 planning never stops for the lack of a compiler. Weights may change between calls, in
-place or by assignment; what is written through a parameter's `.data` goes unnoticed.
+place or by assignment. What is written through a parameter's `.data` goes unnoticed,
+as do replaced submodules and hooks: run networks that change so with "off".
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ Everything else takes plain arguments and knows no config.
 
 from __future__ import annotations
 
+import math
 import zlib
 from functools import cached_property
 
@@ -161,12 +162,16 @@ def build_planner(config: PolicyConfig, networks: PlannerNetworks) -> Planner:
     """
     settings, window = config.planner, config.window
     guide = config.guide.bind(networks) if config.guide is not None else None
+    guided = guide is not None and settings.guide_scale != 0.0
+    sampler = build_sampler(settings, networks.denoiser, guided=guided)
+    check_guided_steps(settings, sampler, guided=guided)
+    warm_steps = settings.warm_start_steps
+    if settings.warm_start is not None and warm_steps is None:
+        # Rounded first: 0.07 * 100 is a little more than 7.
+        warm_steps = math.ceil(round(settings.warm_start * sampler.num_steps, 9))
+        warm_steps = max(warm_steps, settings.min_guided_steps if guided else 1)
     return Planner(
-        build_sampler(
-            settings,
-            networks.denoiser,
-            guided=guide is not None and settings.guide_scale != 0.0,
-        ),
+        sampler,
         layout=config.layout,
         normalizer=networks.normalizer,
         horizons=Horizons(
@@ -185,7 +190,7 @@ def build_planner(config: PolicyConfig, networks: PlannerNetworks) -> Planner:
         ranking=build_ranking(settings, networks, guide),
         guidance=build_guidance(settings, guide),
         warm_start=settings.warm_start,
-        warm_start_steps=settings.warm_start_steps,
+        warm_start_steps=warm_steps or 1,
         pin_goal_velocity=settings.goal_velocity,
         fingerprint=zlib.crc32(
             repr((config.layout, window.stride)).encode(), networks.fingerprint
@@ -216,6 +221,28 @@ def build_sampler(
         temperature=settings.temperature,
         spacing=settings.step_spacing,
     )
+
+
+def check_guided_steps(
+    settings: PlannerConfig, sampler: Sampler, *, guided: bool
+) -> None:
+    """Refuse guidance that would do nothing.
+
+    Raises:
+        ConfigError: A single denoising step has no variance to scale a gradient by.
+    """
+    scaled = settings.guide_variance
+    if scaled is None:
+        scaled = settings.guide_placement != "clean"
+    counts = [sampler.num_steps]
+    if settings.warm_start is not None and settings.warm_start_steps is not None:
+        counts.append(settings.warm_start_steps)
+    if guided and scaled and min(counts) < 2:
+        raise ConfigError(
+            f"Guided with guide_placement={settings.guide_placement!r}, plans need at "
+            f"least 2 denoising steps: gradients are scaled by the variance of a step, "
+            f"and the last has none. Take more, or guide_variance=False."
+        )
 
 
 def build_guidance(settings: PlannerConfig, guide: Guide | None) -> Guidance | None:
@@ -251,7 +278,10 @@ def build_ranking(
     )
     if settings.ranking == "guide":
         if guide is None:
-            raise ConfigError("ranking='guide' needs a guide: policy.with_guide(…).")
+            raise ConfigError(
+                "ranking='guide' needs a guide: policy.with_guide(…). To plan without "
+                "one, name another ranking."
+            )
         return GuideRanking(guide, feasible, settings.ranking_tolerance)
     if feasible is None:
         raise ConfigError(

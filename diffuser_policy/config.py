@@ -191,7 +191,8 @@ class PlannerConfig:
     """Share of the schedule that a plan is noised to when it is made anew, which is
     every `replan_interval`; not given: plans start from noise."""
     warm_start_steps: int | None = None
-    """Denoising steps from there; not given: that share of them all."""
+    """Denoising steps from there; not given: that share of them all, and no less than
+    `min_guided_steps` for guided plans."""
 
     def __post_init__(self) -> None:
         """Check ranges."""

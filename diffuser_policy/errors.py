@@ -60,17 +60,20 @@ class StorageError(DiffuserPolicyError, OSError):
 class UnknownNameError(DiffuserPolicyError, LookupError):
     """A name that is not registered; the nearest registered ones are offered."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+    def __init__(
+        self, kind: str, name: str, known: Iterable[str], remark: str = ""
+    ) -> None:
         """Build the message from the lookup.
 
         Args:
             kind: What was looked up, for example "planner".
             name: The name that was given.
             known: All names that would have been accepted.
+            remark: Said after the name.
         """
         self.kind, self.name, self.known = kind, name, sorted(known)
         super().__init__(
-            f"Unknown {kind} {name!r}. {suggestion(name, self.known)}"
+            f"Unknown {kind} {name!r}{remark}. {suggestion(name, self.known)}"
             f"Known: {', '.join(self.known) or 'none'}."
         )
 
@@ -78,14 +81,17 @@ class UnknownNameError(DiffuserPolicyError, LookupError):
 class MissingColumnsError(UnknownNameError, AttributeError):  # type: ignore[misc]
     """A guide asks for columns that the planner's trajectories don't have."""
 
-    def __init__(self, name: str, known: Iterable[str]) -> None:
+    def __init__(self, name: str, known: Iterable[str], guide: str = "") -> None:
         """Build the message from the lookup.
 
         Args:
             name: The columns that were asked for.
             known: The columns that there are.
+            guide: The guide that asked.
         """
-        super().__init__("trajectory column", name, known)
+        self.guide = guide
+        asked = f" (asked for by the guide {guide})" if guide else ""
+        super().__init__("trajectory column", name, known, asked)
 
 
 class GuideError(DiffuserPolicyError, ValueError):

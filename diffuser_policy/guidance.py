@@ -73,8 +73,19 @@ class Guidance:
         if self.cutoff < 0:
             raise ConfigError(f"guide_cutoff must not be negative, got {self.cutoff}.")
 
+    @property
+    def key(self) -> int:
+        """A number that tells guidances of this process apart; zero for no effect."""
+        if self.scale == 0.0:
+            return 0
+        settings = (self.placement, self.scale, self.num_steps, self.cutoff)
+        try:
+            return hash((self.guide, *settings, self.variance_scaling))
+        except TypeError:  # a guide of its user's, with parts that cannot be hashed
+            return hash((id(self.guide), *settings, self.variance_scaling))
+
     def steering(
-        self, schedule: NoiseSchedule, given: Inpainting, view: View
+        self, schedule: NoiseSchedule, given: Inpainting, view: View, *, scales: Tensor
     ) -> Steering:
         """Return the guidance of one sampling call.
 
@@ -82,8 +93,9 @@ class Guidance:
             schedule: That of the denoiser.
             given: Conditions of the whole batch.
             view: Makes what a guide sees of normalized trajectories at a step.
+            scales: `[transition]` environment units per normalized unit.
         """
-        return PLACEMENTS[self.placement](self, schedule, given, view)
+        return PLACEMENTS[self.placement](self, schedule, given, view, scales)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,12 +107,14 @@ class Steering:
         schedule: That of the denoiser.
         given: Conditions of the whole batch.
         view: Makes what a guide sees of normalized trajectories at a step.
+        scales: `[transition]` environment units per normalized unit.
     """
 
     guidance: Guidance
     schedule: NoiseSchedule
     given: Inpainting
     view: View
+    scales: Tensor
 
     default_num_steps: ClassVar[int] = 1
     default_scaling: ClassVar[bool] = True
@@ -173,7 +187,7 @@ class CleanSteering(Steering):
 
     def metric(self, gradient: Tensor) -> Tensor:
         """Return the normalized image of the gradient in environment units."""
-        return gradient / self.view(gradient, CLEAN).normalizer.scale.square()
+        return gradient / self.scales.square()
 
 
 PLACEMENTS: dict[str, type[Steering]] = {

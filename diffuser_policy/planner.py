@@ -13,7 +13,6 @@ the new horizon if there is a goal to arrive at, and are a batch of their own.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -47,7 +46,7 @@ class Planner:
         ranking: Ranking | None = None,
         guidance: Guidance | None = None,
         warm_start: float | None = None,
-        warm_start_steps: int | None = None,
+        warm_start_steps: int = 1,
         pin_goal_velocity: bool = False,
         fingerprint: int = 0,
     ) -> None:
@@ -63,8 +62,7 @@ class Planner:
             guidance: What plans are steered by.
             warm_start: Share of the schedule that what is left of a plan is noised to
                 when it is made anew; none: every plan starts from noise.
-            warm_start_steps: Denoising steps from there; that share of the sampler's,
-                rounded up, if not given.
+            warm_start_steps: Denoising steps from there.
             pin_goal_velocity: Pin zeros in the layout's "velocity" at the goal.
             fingerprint: A number that tells planners with other weights apart.
 
@@ -81,9 +79,6 @@ class Planner:
         self.ranking = FirstRanking() if ranking is None else ranking
         self.guidance = guidance
         self.warm_start = warm_start
-        if warm_start is not None and warm_start_steps is None:
-            # Rounded first: 0.07 * 100 is a little more than 7.
-            warm_start_steps = math.ceil(round(warm_start * sampler.num_steps, 9))
         self.warm_start_steps = warm_start_steps
         self.pin_goal_velocity = pin_goal_velocity
         self.fingerprint = fingerprint
@@ -112,8 +107,7 @@ class Planner:
             observations: `[rows, observation]`, environment units.
             goals: `[rows, goal]`, environment units, or none.
             generators: One source of noise per row, advanced by the call.
-            remaining: `[rows]` env steps left of the previous plan, for shrinking
-                horizons; negative where there is none.
+            remaining: `[rows]` env steps left, for shrinking horizons; negative: none.
             previous: Plans that rows follow, for warm starts; of length zero for none.
             conditions: Pinned besides start and goal, for plans of equal length.
             step_noise: Noise while denoising; off, the initial noise alone decides.
@@ -143,12 +137,13 @@ class Planner:
                 num_planning_steps=length,
                 batch_size=len(rows),
             )
+            start = self._start(previous, rows, length, targets) if is_warm else None
             samples = self.sampler.sample(
                 inpainting,
                 [generators[row] for row in rows.tolist()],
                 num_candidates=self.num_candidates,
                 steering=self._steering(targets),
-                warm_start=self._start(previous, rows, length, targets),
+                warm_start=start,
                 step_noise=step_noise,
                 keep_chain=keep_chain,
             )
@@ -185,9 +180,7 @@ class Planner:
         Plans to a goal are stretched to end there. Others are shifted: there is no
         time to arrive at, and stretching would slow them down with every new plan.
         """
-        if previous is None or self.warm_start is None or self.warm_start_steps is None:
-            return None
-        if not previous.lengths[rows].all():
+        if previous is None or self.warm_start is None:
             return None
         aimed = goals is not None and self.layout.goal_conditioned
         left = previous.rows(rows).rest(length, stretched=aimed)
@@ -206,7 +199,8 @@ class Planner:
         desired = None
         if goals is not None:
             repeated = np.repeat(goals, num_candidates, axis=0)
-            desired = _tensor(repeated).to(self.normalizer.shift.device)
+            with torch.inference_mode(False):  # gradients lead past it
+                desired = _tensor(repeated)[:, None].to(self.normalizer.shift.device)
 
         def view(normalized: Tensor, denoising_step: int) -> Trajectory:
             return Trajectory(
@@ -229,7 +223,8 @@ class Planner:
             return None
         view = self._view(goals, self.num_candidates)
         schedule = self.sampler.denoiser.schedule
-        return lambda given: guidance.steering(schedule, given, view)
+        scales = self.normalizer.scale
+        return lambda given: guidance.steering(schedule, given, view, scales=scales)
 
     def _values(self, samples: Samples, goals: np.ndarray | None) -> np.ndarray:
         """Return what the ranking makes of candidates, `[rows, candidates]`."""

@@ -32,7 +32,7 @@ from diffuser_policy.config import (
     from_json,
     to_json,
 )
-from diffuser_policy.errors import UnknownNameError
+from diffuser_policy.errors import ObservationError, UnknownNameError
 from diffuser_policy.guides.guide import Guide, GuideFunction, as_guide
 from diffuser_policy.plan import Plan
 from diffuser_policy.policy_config import PolicyConfig
@@ -78,6 +78,7 @@ class DiffuserPolicy(RecedingHorizonPolicy):
         Raises:
             CheckpointNotFoundError: Nothing of that name.
             CheckpointError: Truncated, foreign, or of another schema.
+            GuideError: It was saved with a guide of a package that is not installed.
             UnknownNameError: A setting that does not exist.
         """
         config, networks = read_planner(source)
@@ -115,7 +116,8 @@ class DiffuserPolicy(RecedingHorizonPolicy):
 
         Args:
             guide: A guide, a sum of guides, a plain function of a `Trajectory`, or
-                none to plan without. It replaces the guide that there was.
+                none to plan without. It replaces the guide that there was. Guided
+                plans take at least `min_guided_steps` denoising steps.
             settings: As in `with_settings`, for example `guide_scale=2.0,
                 guide_placement="mean", ranking="guide"`.
 
@@ -176,12 +178,19 @@ class DiffuserPolicy(RecedingHorizonPolicy):
             keep_chain: Keep the trajectories at every denoising step.
 
         Raises:
-            ObservationError: An observation that cannot be planned from.
+            ObservationError: An observation that cannot be planned from, or a state of
+                another policy or with plans under way.
         """
         rows, goals, _ = self.spaces.read(observation)
         if state is None:
             generators = [torch.Generator().manual_seed(self.seed) for _ in rows]
         else:
+            state = self._incoming(state, len(rows))
+            if state.lengths.any():
+                raise ObservationError(
+                    "state has plans under way, and plan() makes a first one. Pass a "
+                    "state of initial_state(), or none."
+                )
             index = np.arange(len(rows))
             generators = self._generators(state, index, deterministic=False)
         return self.planner.plan(

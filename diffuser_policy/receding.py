@@ -7,9 +7,9 @@ remembers of an environment is a row of `PolicyState`, which the caller passes b
     predict(observation, state)              follows the plan in `state`
     … episode_start=[True, False, …]         rows to forget
 
-A row is planned for when it has no plan, its goal changed, it strayed further than
-`deviation` from the plan, its plan is `interval` env steps old, or a plan without a
-goal (or one that the executor cannot hold) has run out. A plan made because of the
+A row is planned for when it has no plan, its goal or guide changed, it strayed further
+than `deviation` from the plan, its plan is `interval` env steps old, or a plan without
+a goal (or one that the executor cannot hold) has run out. A plan made because of the
 interval replaces the running one only if it arrives no later: what is left of a good
 plan is not traded for a later arrival. With a planner that starts warm, rows that are
 still on their plan hand over what is left of it.
@@ -44,6 +44,7 @@ class PolicyState(NamedTuple):
         num_plans: `[n]` plans made from this stream.
         started: `[n]` whether the last call began an episode.
         planners: `[n]` fingerprint of the planner that the plans are of.
+        guides: `[n]` key of the guidance that the plans were made under.
     """
 
     observations: np.ndarray
@@ -56,6 +57,7 @@ class PolicyState(NamedTuple):
     num_plans: np.ndarray
     started: np.ndarray
     planners: np.ndarray
+    guides: np.ndarray
 
     def rows(self, index: Any) -> PolicyState:
         """Return the state of some rows, for example of those still running."""
@@ -173,6 +175,7 @@ class RecedingHorizonPolicy:
             num_plans=np.zeros(num_envs, np.int64),
             started=np.zeros(num_envs, np.bool_),
             planners=np.full(num_envs, self.planner.fingerprint, np.int64),
+            guides=np.zeros(num_envs, np.int64),
         )
 
     def predict(
@@ -297,6 +300,7 @@ class RecedingHorizonPolicy:
             lengths=plan.lengths[keep],
             ages=np.zeros(len(keep), np.int64),
             progress=np.zeros(len(keep), np.float64),
+            guides=np.full(len(keep), self._guide_key, np.int64),
         )
         if chosen_goals is not None:
             adopted = adopted._replace(goals=chosen_goals[keep])
@@ -306,7 +310,7 @@ class RecedingHorizonPolicy:
         self, state: PolicyState, rows: np.ndarray, goals: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return which rows need a plan, and which may get a better one."""
-        needed = state.lengths == 0
+        needed = (state.lengths == 0) | (state.guides != self._guide_key)
         duration = (state.lengths - 1) * self.planner.stride
         if goals is None or not self.executor.holds_goal:
             needed = needed | (state.progress > duration)
@@ -319,6 +323,12 @@ class RecedingHorizonPolicy:
             if goals is None:
                 needed, optional = needed | optional, np.zeros_like(needed)
         return needed, optional & ~needed
+
+    @property
+    def _guide_key(self) -> int:
+        """A number that tells guidances apart; zero for none."""
+        guidance = self.planner.guidance
+        return 0 if guidance is None else guidance.key
 
     def _underway(self, state: PolicyState, rows: np.ndarray) -> Following:
         """Return the plans that are still followed; of length zero for other rows."""

@@ -55,7 +55,7 @@ PARTS = ("keep-out", "waypoint", "speed-limit")
 SETTINGS: dict[str, Any] = {
     "guide_scale": 0.7,
     "guide_steps": 20,
-    "num_candidates": 32,
+    "num_candidates": 64,
     "temperature": 1.5,
     "ranking": "guide",
     "ranking_tolerance": 1000.0,
@@ -83,10 +83,10 @@ class Task:
 
     def guide(self, parts: frozenset[str]) -> Guide:
         """Return the sum of some guides, and of what keeps plans feasible."""
-        guide: Guide = 1.5 * MazeWalls(layout="large") + Smoothness()
+        guide: Guide = 2.0 * MazeWalls(layout="large") + Smoothness()
         if "keep-out" in parts:
             for x, y in self.discs.centers.tolist():
-                guide = guide + 2.0 * KeepOut(center=(x, y), radius=self.discs.radius)
+                guide = guide + 2.5 * KeepOut(center=(x, y), radius=self.discs.radius)
         if "waypoint" in parts:
             x, y = self.waypoint.tolist()
             guide = guide + Waypoint(position=(x, y))
@@ -165,7 +165,7 @@ def attempt(
     """Return the path `[n, 2]` and the measures of one combination."""
     policy = planner.with_guide(task.guide(parts), **SETTINGS)
     policy.executor = PathExecutor(
-        policy.planner.layout, seconds_per_step=SECONDS_PER_STEP
+        policy.planner.layout, seconds_per_step=SECONDS_PER_STEP, tempo=0.8
     )
     seen, _, record = run(policy, env, task.seed)
     path = seen[:, :2]

@@ -60,7 +60,7 @@ def sampled(
 
     def steering(given: Inpainting) -> Steering:
         assert guidance is not None
-        return guidance.steering(schedule, given, view)
+        return guidance.steering(schedule, given, view, scales=torch.tensor([SCALE]))
 
     samples = sampler.sample(
         unpinned() if given is None else given,
@@ -139,7 +139,9 @@ def test_variance_scaling_can_be_chosen(placement: Placement) -> None:
             num_steps=1,
             scale=0.5,
         )
-        steering = guidance.steering(NoiseSchedule(NUM_STEPS), unpinned(), view)
+        steering = guidance.steering(
+            NoiseSchedule(NUM_STEPS), unpinned(), view, scales=torch.tensor([SCALE])
+        )
         move = getattr(steering, placement)
         last[scaling] = move(torch.zeros(1, HORIZON, 1), 0, -1).squeeze()
     assert last[True].abs().max() == 0.0
@@ -203,7 +205,9 @@ def test_each_placement_has_its_number_of_gradient_steps(
         return linear(trajectory)
 
     guidance = Guidance(guide=FunctionGuide(counting), placement=placement)
-    steering = guidance.steering(NoiseSchedule(NUM_STEPS), unpinned(), view)
+    steering = guidance.steering(
+        NoiseSchedule(NUM_STEPS), unpinned(), view, scales=torch.tensor([SCALE])
+    )
     getattr(steering, placement)(torch.zeros(1, HORIZON, 1), 5, 4)
     assert len(calls) == count
 
@@ -235,14 +239,14 @@ def test_a_guide_can_ask_for_the_goal_of_its_row() -> None:
     def towards(trajectory: Trajectory) -> Tensor:
         assert trajectory.desired_goal is not None
         seen.append(trajectory.desired_goal.clone())
-        off = trajectory.position - trajectory.desired_goal[:, None]
+        off = trajectory.position - trajectory.desired_goal
         return -off.square().sum(dim=(1, 2))
 
     policy = toy_policy(num_candidates=2).with_guide(towards)
     observation = observe(2)
     observation["desired_goal"][1] = -0.75
     policy.plan(observation)
-    assert seen[0].tolist() == [[0.5, 0.5]] * 2 + [[-0.75, -0.75]] * 2
+    assert seen[0].squeeze(1).tolist() == [[0.5, 0.5]] * 2 + [[-0.75, -0.75]] * 2
 
 
 # --- the policy -------------------------------------------------------------------
@@ -291,12 +295,21 @@ def test_ranking_by_a_guide_selects_without_a_gradient() -> None:
 
 
 def test_predict_takes_another_guide_between_calls() -> None:
-    policy, observation = toy_policy(replan_interval=1, horizon="predicted"), observe()
+    """Plans that were made under another guide are made anew at once."""
+    policy, observation = toy_policy(), observe()
     _, state = policy.predict(observation)
-    guided = policy.with_guide(lambda t: t.position.sum(dim=(1, 2)))
-    _, state = guided.predict(observation, state)
-    _, state = policy.predict(observation, state)
-    assert state.ages.shape == (1,)
+    guided = policy.with_guide(lambda t: t.position.sum(dim=(1, 2)), guide_scale=5.0)
+    _, plain = policy.predict(observation, state)
+    assert plain.num_plans.tolist() == [1]
+    _, steered = guided.predict(observation, state)
+    assert steered.num_plans.tolist() == [2]
+    moved = steered.observations[0, 1:7, :2] - plain.observations[0, 1:7, :2]
+    assert moved.min() > 1.0
+    _, steered = guided.predict(observation, steered)
+    assert steered.num_plans.tolist() == [2]
+    for other in (policy, guided.with_settings(guide_scale=0.0)):
+        _, state = other.predict(observation, steered)
+        assert state.num_plans.tolist() == [3]
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,7 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "action-effort": [{}],
     "smoothness": [{}, {"columns": "action"}],
     "value": [{}],
+    "maze-walls": [{"layout": "large"}, {"layout": "umaze", "clearance": 0.4}],
 }
 SETTINGS = [(name, case) for name in CASES for case in CASES[name]]
 
@@ -73,7 +74,7 @@ def normalizer() -> GaussianNormalizer:
 
 
 def view(normalized: Tensor, denoising_step: int = 2) -> Trajectory:
-    goal = torch.tensor([[2.0, 0.5]]).expand(len(normalized), -1)
+    goal = torch.tensor([[[2.0, 0.5]]]).expand(len(normalized), -1, -1)
     return Trajectory(
         normalized=normalized,
         layout=LAYOUT,
@@ -107,7 +108,7 @@ def test_every_guide_of_ours_is_checked_here() -> None:
     ours = {
         name
         for name, guide in available_guides().items()
-        if guide.target.__module__.startswith("diffuser_policy.")
+        if guide.target.__module__.startswith(("diffuser_policy.", "diffuser_envs."))
     }
     assert ours == set(CASES)
 

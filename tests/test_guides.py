@@ -143,10 +143,10 @@ def test_a_waypoint_at_any_time_counts_the_nearest_part_of_the_path() -> None:
 
 def test_the_goal_is_the_environments_or_a_given_one() -> None:
     path = [[0.0, 0.0], [3.0, 0.0]]
-    goal = torch.tensor([[3.0, 4.0]])
+    goal = torch.tensor([[[3.0, 4.0]]])
     own = GoalDistance()(moving(path, desired_goal=goal)).item()
     given = GoalDistance(goal=(3.0, 4.0))(moving(path)).item()
-    assert own == given == pytest.approx(-9.0, abs=0.03)
+    assert own == given == pytest.approx(-8.8, abs=0.03)
     with pytest.raises(GuideError, match=r"has none.*goal="):
         GoalDistance()(moving(path))
 

@@ -32,17 +32,17 @@ def load(name: str) -> Any:
 
 @pytest.fixture(scope="module")
 def far() -> Any:
-    return load("10_long_horizon")
+    return load("09_long_horizon")
 
 
 @pytest.fixture(scope="module")
 def stitching() -> Any:
-    return load("11_stitching")
+    return load("10_stitching")
 
 
 @pytest.fixture(scope="module")
 def lengths() -> Any:
-    return load("12_variable_length")
+    return load("11_variable_length")
 
 
 @pytest.fixture

@@ -206,12 +206,14 @@ def guide_cases(subject: Subject, observations: Sequence[Any]) -> Iterator[Case]
     """Yield planning without a guide, and with one at each placement."""
     few = observations[: QUICK_SINGLES if subject.quick else SINGLES]
     policy, guide = subject.policy, subject.policy.config.guide
-    yield _singly(policy.with_guide(None), few, group=GUIDE, name="none")
     guide = example_guide(policy) if guide is None else guide
+    steps = policy.with_guide(guide).planner.sampler.num_steps
+    unguided = policy.with_guide(guide, guide_scale=0.0, num_sampling_steps=steps)
+    yield _singly(unguided, few, group=GUIDE, name=f"none, {steps} steps")
     placements: tuple[str, ...] = ("clean", "mean", "noisy")
     for placement in placements[: 1 if subject.quick else 3]:
         guided = policy.with_guide(guide, guide_placement=placement)
-        name = f"{type(guide).__name__}, {placement}"
+        name = f"{guide.name}, {placement}, {steps} steps"
         yield _singly(guided, few, group=GUIDE, name=name)
 
 

@@ -11,6 +11,7 @@ u = \mathrm{clip}\bigl((c - a)\cdot(b - a) / |b - a|^2, 0, 1\bigr)$$
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any
 
 import torch
@@ -128,8 +129,9 @@ def checked_number(guide: Guide, name: str, *, above_zero: bool = False) -> None
         GuideError: Negative, not finite, or no number; zero, if it is to be above.
     """
     value: Any = getattr(guide, name)
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     above = number and math.isfinite(value) and value >= 0
     if not above or (above_zero and value == 0):
         wanted = "a positive number" if above_zero else "zero or a positive number"
         raise GuideError(f"{guide.name}.{name} must be {wanted}, got {value!r}.")
+    object.__setattr__(guide, name, float(value))

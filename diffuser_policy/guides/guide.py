@@ -22,7 +22,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from diffuser_policy.errors import GuideError
+from diffuser_policy.errors import (
+    DiffuserPolicyError,
+    GuideError,
+    MissingColumnsError,
+)
 from diffuser_policy.guides.trajectory import Trajectory
 
 GuideFunction = Callable[[Trajectory], Tensor]
@@ -81,7 +85,13 @@ class Guide:
             return NotImplemented
         return WeightedSum((*self.parts(), *as_guide(other).parts()))
 
-    __radd__ = __add__
+    def __radd__(self, other: object) -> Guide:
+        """Return the sum of two guides; zero is where `sum` starts."""
+        if isinstance(other, numbers.Real) and other == 0:
+            return self
+        if not callable(other):
+            return NotImplemented
+        return as_guide(other) + self
 
     def __sub__(self, other: object) -> Guide:
         """Return this guide minus another."""
@@ -98,9 +108,23 @@ class Guide:
                 f"A guide's factor must be finite, got {factor} for {self.name}."
             )
         scaled = [(float(factor) * weight, guide) for weight, guide in self.parts()]
+        if len(scaled) == 1 and scaled[0][0] == 1.0:
+            return scaled[0][1]
         return WeightedSum(tuple(scaled))
 
     __rmul__ = __mul__
+
+    def __truediv__(self, divisor: object) -> Guide:
+        """Return this guide, divided by a number."""
+        if not isinstance(divisor, numbers.Real) or divisor == 0:
+            return NotImplemented
+        return (1.0 / float(divisor)) * self
+
+    def __rsub__(self, other: object) -> Guide:
+        """Return a plain function minus this guide."""
+        if not callable(other):
+            return NotImplemented
+        return as_guide(other) + -self
 
     def __neg__(self) -> Guide:
         """Return the cost that this guide is the negative of."""
@@ -185,7 +209,7 @@ def cost_guide(cost: GuideFunction) -> Guide:
     Args:
         cost: Maps a `Trajectory` to costs `[batch]`; also usable as a decorator.
     """
-    return -FunctionGuide(cost)
+    return -as_guide(cost)
 
 
 def value_of(guide: Guide, trajectory: Trajectory) -> Tensor:
@@ -195,7 +219,17 @@ def value_of(guide: Guide, trajectory: Trajectory) -> Tensor:
         GuideError: Not a tensor, of another shape, NaN, or, where a gradient is
             wanted, cut off from the trajectory. The guide is named.
     """
-    value = guide(trajectory)
+    try:
+        value = guide(trajectory)
+    except MissingColumnsError as error:
+        if error.guide:
+            raise
+        raise MissingColumnsError(error.name, error.known, guide.name) from error
+    except DiffuserPolicyError:
+        raise
+    except Exception as error:
+        error.add_note(f"Raised by the guide {guide.name}.")
+        raise
     if isinstance(guide, WeightedSum):  # its terms have been checked
         return value
     if not isinstance(value, Tensor) or value.shape != (len(trajectory),):
@@ -222,7 +256,8 @@ def value_of(guide: Guide, trajectory: Trajectory) -> Tensor:
             f"comparisons and argmax; or use it without a gradient, with "
             f"guide_scale=0 and ranking='guide'."
         )
-    return value
+    # What a comparison returns has a place in rankings, too.
+    return value if value.is_floating_point() else value.to(trajectory.normalized.dtype)
 
 
 def gradient_of(
@@ -243,8 +278,17 @@ def gradient_of(
     with torch.inference_mode(False), torch.enable_grad():
         variable = trajectories.clone().requires_grad_()
         total = value_of(guide, view(variable)).sum()
-        [gradient] = torch.autograd.grad(total, [variable])
+        [gradient] = torch.autograd.grad(total, [variable], allow_unused=True)
+    if gradient is None:
+        raise GuideError(
+            f"The guide {guide.name} has no gradient with respect to the trajectory: "
+            f"its value depends on something else. Avoid .detach() and NumPy."
+        )
     if not bool(torch.isfinite(gradient).all()):
+        terms = guide.parts()
+        if len(terms) > 1:  # name the one that it is
+            for _, term in terms:
+                gradient_of(term, trajectories, view)
         raise GuideError(
             f"The gradient of the guide {guide.name} is NaN or infinite. A common "
             f"cause is the norm of a zero vector: add a small number under the root."

@@ -1,8 +1,9 @@
 r"""Guides about where a trajectory goes: keep out, keep in, pass by, come near.
 
-Penalties are halves of squared distances, summed over the trajectory: a step of scale 1
-on clean trajectories moves a position by as much as it is off. Positions between
-planning steps count as well (`diffuser_policy.guides.geometry`).
+Penalties are halves of squared distances, summed over the trajectory: a gradient step
+of scale 1 on clean trajectories moves a position by about as much as it is off. Between
+planning steps positions count as well (`diffuser_policy.guides.geometry`), so that one
+planning step at which two segments are nearest moves by twice as much.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from diffuser_policy.guides.trajectory import Trajectory
 
 ON_PATH = 1e-4  # share of a radius below which a path counts as through the center
 SOFTENING = 0.01  # distance in units of the columns at which a pull fades out
+GOAL_SOFTENING = 0.1  # wide enough for steps of 0.1 to settle at the goal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +197,8 @@ class Waypoint(Guide):
     Attributes:
         position: The point, in units of the columns (mazes: meters).
         time: When to be there, in env steps since the plan began; past its end, at its
-            end. None: any time.
+            end. None: any time. Every new plan counts anew: when replanning at
+            intervals, drop the guide once the point has been passed.
         softness: σ, in the same units as the position; for any time only.
         columns: Which columns of the trajectory the point is in.
     """
@@ -264,13 +267,13 @@ class GoalDistance(Guide):
         if self.goal is not None:
             goal = point_like(self, trajectory, self.columns, self.goal)
         elif trajectory.desired_goal is not None:
-            goal = trajectory.desired_goal.to(path.dtype)[:, None]
+            goal = trajectory.desired_goal.to(path.dtype)
         else:
             raise GuideError(
                 "GoalDistance needs a goal, and this environment has none. Name one: "
                 "GoalDistance(goal=(3.0, 4.0), columns='position')."
             )
-        return -lengths(path - goal, SOFTENING).sum(dim=1)
+        return -lengths(path - goal, GOAL_SOFTENING).sum(dim=1)
 
 
 def _disc(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffuser_policy.errors import MissingColumnsError
+from diffuser_policy.errors import GuideError, MissingColumnsError
 from diffuser_policy.layout import TrajectoryLayout
 from diffuser_policy.normalizers import Normalizer
 
@@ -36,7 +36,7 @@ class Trajectory:
         stride: Env steps between two planning steps.
         denoising_step: How noisy the trajectories are: 0 and up on the denoiser's
             schedule, -1 for clean ones.
-        desired_goal: `[batch, goal]` what the plan leads to, environment units, if
+        desired_goal: `[batch, 1, goal]` what the plan leads to, environment units, if
             the environment has goals.
     """
 
@@ -79,12 +79,23 @@ class Trajectory:
 
         Raises:
             MissingColumnsError: The planner has no columns of that name.
+            GuideError: Indexed by something else than a name.
         """
+        if not isinstance(name, str):
+            raise GuideError(
+                f"A trajectory is indexed by the name of its columns, one of "
+                f"{', '.join(self.names)}; got {name!r}. Slice what it returns, for "
+                f"example trajectory['observation'][:, 0]."
+            )
         name = PLURALS.get(name, name)
         if name not in self.names:
             raise MissingColumnsError(name, self.names)
         columns = list(self.layout.columns(name))
         return self.normalizer.unnormalize(self.normalized[..., columns], columns)
+
+    def __contains__(self, name: object) -> bool:
+        """Return whether there are columns of that name."""
+        return PLURALS.get(str(name), name) in self.names
 
     def __getattr__(self, name: str) -> Tensor:
         """Return columns by attribute, as `trajectory.position`."""
