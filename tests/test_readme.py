@@ -23,6 +23,8 @@ SMALL = {
     "train": "--num-steps 2 --batch-size 2",
     "evaluate": "--episodes 1",
     "plan": "",
+    "guides": "",
+    "bench": "--quick --rounds 1",
 }
 
 
@@ -38,9 +40,9 @@ def commands(program: str) -> list[list[str]]:
     return [arguments for name, *arguments in words if name == program]
 
 
-def test_it_fits_on_two_pages() -> None:
+def test_it_fits_on_three_pages() -> None:
     """Whatever is longer is not read."""
-    assert len(README.splitlines()) <= 150
+    assert len(README.splitlines()) <= 195
 
 
 def test_its_links_lead_somewhere() -> None:
@@ -92,6 +94,7 @@ def test_its_python_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     names = runpy.run_path(str(script))
     assert "at the goal: True" in capsys.readouterr().out
     assert names["mean_return"] > 300
+    assert names["clearance"] > 0.25  # the guide's disc
     goal = names["observation"]["desired_goal"]
     assert names["plan"].path()[-1, :2] == pytest.approx(goal, abs=1e-3)
 
