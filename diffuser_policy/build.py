@@ -170,6 +170,7 @@ def build_planner(config: PolicyConfig, networks: PlannerNetworks) -> Planner:
         # Rounded first: 0.07 * 100 is a little more than 7.
         warm_steps = math.ceil(round(settings.warm_start * sampler.num_steps, 9))
         warm_steps = max(warm_steps, settings.min_guided_steps if guided else 1)
+    check_warm_steps(settings, networks.denoiser)
     return Planner(
         sampler,
         layout=config.layout,
@@ -221,6 +222,24 @@ def build_sampler(
         temperature=settings.temperature,
         spacing=settings.step_spacing,
     )
+
+
+def check_warm_steps(settings: PlannerConfig, denoiser: Denoiser) -> None:
+    """Refuse more steps of a warm start than its share of the schedule has.
+
+    Raises:
+        ConfigError: More steps than there are.
+    """
+    if settings.warm_start is None or settings.warm_start_steps is None:
+        return
+    every = denoiser.schedule.num_denoising_steps
+    share = math.ceil(round(settings.warm_start * every, 9))
+    if settings.warm_start_steps > share:
+        raise ConfigError(
+            f"warm_start={settings.warm_start} leaves {share} of {every} denoising "
+            f"steps: warm_start_steps must be 1 to {share}, got "
+            f"{settings.warm_start_steps}."
+        )
 
 
 def check_guided_steps(

@@ -27,16 +27,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from diffuser_policy.conditions import Inpainting
 from diffuser_policy.errors import ConfigError, UnknownNameError
-from diffuser_policy.guides.guide import Guide, gradient_of
+from diffuser_policy.guides.guide import (
+    Guide,
+    gradient_of,
+    value_and_gradient,
+    value_of,
+)
 from diffuser_policy.guides.trajectory import CLEAN, Trajectory
 from diffuser_policy.schedule import NoiseSchedule
 
 Placement = Literal["clean", "mean", "noisy"]
 View = Callable[[Tensor, int], Trajectory]
+StepView = Callable[[Tensor], Trajectory]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -150,9 +157,27 @@ class Steering:
         size = guidance.scale * (self.schedule.posterior(i, j)[2] if scaled else 1.0)
         if size == 0.0 or i < guidance.cutoff:
             return x
-        for _ in range(guidance.num_steps or self.default_num_steps):
+        num_steps = guidance.num_steps or self.default_num_steps
+        return self.ascend(x, size, num_steps, lambda y: self.view(y, seen_as))
+
+    def ascend(
+        self,
+        x: Tensor,
+        size: float,
+        num_steps: int,
+        view: Callable[[Tensor], Trajectory],
+    ) -> Tensor:
+        """Return trajectories after gradient steps of one size.
+
+        Args:
+            x: `[batch, horizon, transition]`, normalized.
+            size: Factor of the gradient.
+            num_steps: How many.
+            view: Makes what the guide sees.
+        """
+        for _ in range(num_steps):
             x = self.given.apply(x)
-            gradient = gradient_of(guidance.guide, x, lambda y: self.view(y, seen_as))
+            gradient = gradient_of(self.guidance.guide, x, view)
             x = x + size * self.metric(gradient)
         return self.given.apply(x)
 
@@ -176,7 +201,11 @@ class MeanSteering(Steering):
 
 
 class CleanSteering(Steering):
-    """The predicted clean trajectories are shifted, in environment units."""
+    """The predicted clean trajectories are shifted, in environment units.
+
+    A step that makes a trajectory worse is taken back and halved: a guide that curves
+    more than its scale allows would otherwise throw the plan out of the world.
+    """
 
     default_num_steps = 5
     default_scaling = False
@@ -188,6 +217,32 @@ class CleanSteering(Steering):
     def metric(self, gradient: Tensor) -> Tensor:
         """Return the normalized image of the gradient in environment units."""
         return gradient / self.scales.square()
+
+    def ascend(
+        self,
+        x: Tensor,
+        size: float,
+        num_steps: int,
+        view: Callable[[Tensor], Trajectory],
+    ) -> Tensor:
+        """Return trajectories after gradient steps, each of which made them better."""
+        guide, sign = self.guidance.guide, math.copysign(1.0, size)
+        sizes = torch.full((len(x), 1, 1), size, device=x.device)
+        best = self.given.apply(x)
+        value, gradient = value_and_gradient(guide, best, view)
+        for left in reversed(range(num_steps)):
+            x = self.given.apply(best + sizes * self.metric(gradient))
+            if left:
+                reached, slope = value_and_gradient(guide, x, view)
+            else:  # the last one need not be climbed from
+                reached, slope = value_of(guide, view(x)), gradient
+            worse = sign * (reached - value) <= 0  # or no better
+            value = torch.where(worse, value, reached)
+            kept = worse[:, None, None]
+            best = torch.where(kept, best, x)
+            gradient = torch.where(kept, gradient, slope)
+            sizes = torch.where(kept, sizes / 2, sizes)
+        return best
 
 
 PLACEMENTS: dict[str, type[Steering]] = {

@@ -32,8 +32,8 @@ from diffuser_policy.config import (
     from_json,
     to_json,
 )
-from diffuser_policy.errors import ObservationError, UnknownNameError
-from diffuser_policy.guides.guide import Guide, GuideFunction, as_guide
+from diffuser_policy.errors import ConfigError, ObservationError, UnknownNameError
+from diffuser_policy.guides.guide import Guide, GuideFunction, as_guide, described
 from diffuser_policy.plan import Plan
 from diffuser_policy.policy_config import PolicyConfig
 from diffuser_policy.receding import PolicyState, RecedingHorizonPolicy
@@ -127,7 +127,27 @@ class DiffuserPolicy(RecedingHorizonPolicy):
             ConfigError: Settings that contradict each other.
         """
         chosen = None if guide is None else as_guide(guide)
+        if chosen is None and self.config.planner.ranking == "guide":
+            feasible = self.networks.time_to_goal is not None
+            usual = "time_to_goal" if feasible else "smoothness"
+            settings = {"ranking": usual, **settings}
         return self._changed(settings, guide=chosen)
+
+    @property
+    def guide(self) -> Guide | None:
+        """What plans are steered by."""
+        return self.config.guide
+
+    def __repr__(self) -> str:
+        """Name what plans depend on."""
+        plans, guide = self.config.planner, self.config.guide
+        steps = self.planner.sampler.num_steps
+        return (
+            f"DiffuserPolicy({plans.sampler}, {steps} denoising steps, "
+            f"{plans.num_candidates} candidates ranked by {plans.ranking}, "
+            f"guide {'none' if guide is None else described(guide)}, "
+            f"executor {self.config.execution.executor})"
+        )
 
     def accelerated(self, acceleration: Acceleration) -> DiffuserPolicy:
         """Return a policy that shares the weights and runs the denoiser another way.
@@ -215,6 +235,8 @@ class DiffuserPolicy(RecedingHorizonPolicy):
                     known[name] = value
                     break
             else:
+                if name == "guide":
+                    raise ConfigError("Guides are changed with policy.with_guide(…).")
                 every = [name for known in configs.values() for name in known]
                 raise UnknownNameError("setting", name, every)
         config = dataclasses.replace(

@@ -38,6 +38,7 @@ OURS = {
     "goal-distance",
     "keep-in",
     "keep-out",
+    "maze-walls",
     "smoothness",
     "speed-limit",
     "value",

@@ -146,7 +146,7 @@ def test_the_goal_is_the_environments_or_a_given_one() -> None:
     goal = torch.tensor([[[3.0, 4.0]]])
     own = GoalDistance()(moving(path, desired_goal=goal)).item()
     given = GoalDistance(goal=(3.0, 4.0))(moving(path)).item()
-    assert own == given == pytest.approx(-8.8, abs=0.03)
+    assert own == given == pytest.approx(-0.088, abs=0.0003)
     with pytest.raises(GuideError, match=r"has none.*goal="):
         GoalDistance()(moving(path))
 

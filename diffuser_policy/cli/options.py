@@ -135,9 +135,27 @@ def load_policy(planner: str, options: PlanningOptions, *, seed: int) -> Diffuse
     guide, settings = parse_guides(options.guide), options.settings()
     policy = DiffuserPolicy.from_pretrained(planner, seed=seed)
     policy = policy.accelerated(options.acceleration)
-    if guide is None:
-        return policy.with_settings(**settings)
-    return policy.with_guide(guide, **settings)
+    if guide is not None:
+        policy = policy.with_guide(guide)
+    policy = policy.with_settings(**settings)
+    _refuse_idle(options, policy)
+    return policy
+
+
+def _refuse_idle(options: PlanningOptions, policy: DiffuserPolicy) -> None:
+    """Refuse options that would have no effect.
+
+    Raises:
+        ConfigError: Guidance without a guide, or a warm start of plans that are never
+            made anew.
+    """
+    for name in ("guide_scale", "guide_placement", "guide_steps"):
+        if getattr(options, name) is not None and policy.guide is None:
+            option = name.replace("_", "-")
+            raise ConfigError(f"--{option} has no effect without --guide.")
+    starts_warm = options.warm_start not in (None, "never")
+    if starts_warm and policy.replanning.interval is None:
+        raise ConfigError("--warm-start has no effect without --replan-interval.")
 
 
 def env_of(policy: DiffuserPolicy, env: str | None) -> str:

@@ -56,7 +56,9 @@ class Guide:
 
     def __call__(self, trajectory: Trajectory) -> Tensor:
         """Return one value per trajectory, `[batch]`; differentiable."""
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} must define __call__(self, trajectory)."
+        )
 
     @property
     def name(self) -> str:
@@ -199,7 +201,7 @@ def as_guide(objective: Any) -> Guide:
         return FunctionGuide(objective)
     raise GuideError(
         f"A guide is a Guide or a function of a trajectory, got {objective!r}. "
-        f"Guides by name come from make_guide(name, **parameters)."
+        f"Guides by name come from make_guide(name, **parameters); several are added."
     )
 
 
@@ -260,10 +262,10 @@ def value_of(guide: Guide, trajectory: Trajectory) -> Tensor:
     return value if value.is_floating_point() else value.to(trajectory.normalized.dtype)
 
 
-def gradient_of(
+def value_and_gradient(
     guide: Guide, trajectories: Tensor, view: Callable[[Tensor], Trajectory]
-) -> Tensor:
-    """Return the gradient of a guide with respect to normalized trajectories.
+) -> tuple[Tensor, Tensor]:
+    """Return the values of a guide, and its gradient by normalized trajectories.
 
     Works inside `torch.inference_mode` too.
 
@@ -272,13 +274,16 @@ def gradient_of(
         trajectories: `[batch, steps, transition]`, normalized.
         view: Makes what the guide sees of them.
 
+    Returns:
+        `[batch]`, and `[batch, steps, transition]`.
+
     Raises:
         GuideError: As `value_of`, or a gradient that is not finite.
     """
     with torch.inference_mode(False), torch.enable_grad():
         variable = trajectories.clone().requires_grad_()
-        total = value_of(guide, view(variable)).sum()
-        [gradient] = torch.autograd.grad(total, [variable], allow_unused=True)
+        values = value_of(guide, view(variable))
+        [gradient] = torch.autograd.grad(values.sum(), [variable], allow_unused=True)
     if gradient is None:
         raise GuideError(
             f"The guide {guide.name} has no gradient with respect to the trajectory: "
@@ -288,12 +293,19 @@ def gradient_of(
         terms = guide.parts()
         if len(terms) > 1:  # name the one that it is
             for _, term in terms:
-                gradient_of(term, trajectories, view)
+                value_and_gradient(term, trajectories, view)
         raise GuideError(
             f"The gradient of the guide {guide.name} is NaN or infinite. A common "
             f"cause is the norm of a zero vector: add a small number under the root."
         )
-    return gradient
+    return values.detach(), gradient
+
+
+def gradient_of(
+    guide: Guide, trajectories: Tensor, view: Callable[[Tensor], Trajectory]
+) -> Tensor:
+    """Return the gradient `[batch, steps, transition]` alone."""
+    return value_and_gradient(guide, trajectories, view)[1]
 
 
 def described(guide: Guide) -> str:

@@ -44,6 +44,8 @@ class KeepOut(Guide):
 
         make_guide("keep-out", center=(1.5, -0.5), radius=0.4)
 
+    Follow such plans with the executor "path": at full speed, corners are cut.
+
     Attributes:
         center: Of the disc, in units of the columns (mazes: meters).
         radius: Of the disc, in the same units.
@@ -241,23 +243,27 @@ class Waypoint(Guide):
 class GoalDistance(Guide):
     r"""Draws a whole path towards the goal: to be near it soon, and to stay.
 
-    $$J = -\sum_t |p_t - g|$$
+    $$J = -w \sum_t |p_t - g|$$
 
-    A step of scale s on clean trajectories moves every position by s towards the goal.
+    It knows no walls: a strong pull draws plans through them. A gradient step of scale
+    1 on clean trajectories moves every position by w towards the goal.
 
-        0.05 * make_guide("goal-distance")
-        0.05 * make_guide("goal-distance", goal=(4.5, 3.0))
+        make_guide("goal-distance")
+        make_guide("goal-distance", goal=(4.5, 3.0), pull=0.05)
 
     Attributes:
+        pull: w, in units of the columns.
         goal: In units of the columns (mazes: meters); None: that of the environment.
         columns: Which columns of the trajectory the goal is in.
     """
 
+    pull: float = 0.01
     goal: tuple[float, ...] | None = None
     columns: str = "goal"
 
     def __post_init__(self) -> None:
-        """Check the goal."""
+        """Check the goal and the pull."""
+        checked_number(self, "pull")
         if self.goal is not None:
             checked_point(self, "goal")
 
@@ -273,7 +279,7 @@ class GoalDistance(Guide):
                 "GoalDistance needs a goal, and this environment has none. Name one: "
                 "GoalDistance(goal=(3.0, 4.0), columns='position')."
             )
-        return -lengths(path - goal, GOAL_SOFTENING).sum(dim=1)
+        return -self.pull * lengths(path - goal, GOAL_SOFTENING).sum(dim=1)
 
 
 def _disc(

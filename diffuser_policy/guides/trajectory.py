@@ -24,9 +24,9 @@ CLEAN = -1
 PLURALS = {"actions": "action", "observations": "observation"}
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Trajectory:
-    """A batch of trajectories, noisy or clean.
+    """A batch of trajectories, noisy or clean: all candidates of all environments.
 
     Attributes:
         normalized: `[batch, steps, transition]`, what the networks see. For guides
@@ -46,6 +46,13 @@ class Trajectory:
     stride: int = 1
     denoising_step: int = CLEAN
     desired_goal: Tensor | None = None
+
+    def __repr__(self) -> str:
+        """Name sizes instead of printing tensors."""
+        return (
+            f"Trajectory({len(self)} of {self.num_planning_steps} planning steps, "
+            f"denoising step {self.denoising_step}, columns {', '.join(self.names)})"
+        )
 
     def __len__(self) -> int:
         """Number of trajectories."""

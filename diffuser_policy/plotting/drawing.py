@@ -85,9 +85,19 @@ def draw_mark(ax: Axes, mark: Mark) -> None:
     low, high = np.array(mark.low[:2]), np.array(mark.high[:2])
     center, size = (low + high) / 2, high - low
     if not size.any():
-        ax.plot(*center, marker="X", ms=11, mfc=MARK, mec="white", zorder=6)
+        ax.plot(
+            *center,
+            marker="X",
+            ms=11,
+            ls="none",
+            mfc=MARK,
+            mec="white",
+            zorder=6,
+            label=mark.kind,
+        )
         return
     style: dict[str, Any] = {"edgecolor": MARK, "lw": 1.4, "zorder": 2}
+    style["label"] = mark.kind
     if mark.kind == "avoid":
         style |= {"facecolor": MARK + "40", "hatch": "////"}
     else:

@@ -68,7 +68,10 @@ def plan_figure(
         beside = panels[1].inset_axes((1.02, 0.0, 0.03, 1.0))
         figure.colorbar(colored, cax=beside, label="env step", extend="max")
     figure.suptitle(title, fontweight="bold")
-    handles, labels = panels[0].get_legend_handles_labels()
+    # One entry for all marks of a kind.
+    handles_labels = zip(*panels[0].get_legend_handles_labels(), strict=True)
+    entries = {label: handle for handle, label in handles_labels}
+    labels, handles = list(entries), list(entries.values())
     figure.legend(
         handles, labels, loc="outside lower center", ncols=len(labels), frameon=False
     )
