@@ -6,7 +6,7 @@ All give the numbers of the network itself, up to rounding:
 |---|---|
 | off | the network as it is written |
 | fused | on a CPU, `diffuser_policy.inference`'s form of the temporal U-Net |
-| compile | what `torch.compile` makes of the network |
+| compile | what `torch.compile` makes of the network, after half a minute or more |
 | cuda-graphs | the network's kernels, recorded once per shape and replayed |
 | auto | cuda-graphs on a GPU, fused elsewhere |
 

@@ -2,7 +2,7 @@
 
     python examples/06_keep_out.py
     python examples/06_keep_out.py --episodes 100 --fresh-episodes 100 \
-        --ablation-episodes 40 --results keep_out.json --picture keep_out.png
+        --ablation-episodes 20 --results keep_out.json --picture keep_out.png
 
 Every episode is run unguided first. Then two discs are centered on its own path, at a
 third and two thirds of the way, as large as leaves a way around: at most half a meter,

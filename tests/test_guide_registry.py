@@ -342,7 +342,7 @@ def test_a_registered_function_that_is_used_directly_is_saved() -> None:
 
 @pytest.mark.parametrize("objective", [another, lambda t: t.position.sum((1, 2))])
 def test_what_is_not_registered_cannot_be_saved(objective: Any) -> None:
-    with pytest.raises(GuideError, match=r"not registered.* Put @register_guide"):
+    with pytest.raises(GuideError, match=r"not registered.* put @register_guide"):
         guide_to_json(2 * as_guide(objective))
 
 

@@ -85,7 +85,11 @@ def _together(measured: Benchmark) -> str:
     )
     floor = alone.floor_ms(measured.peak)
     if floor is not None:
-        line += f" At the floor it would be {alone.plan_ms / floor:.1f} times."
+        line += (
+            f" The operations of a plan alone take {floor:.1f} of its "
+            f"{alone.plan_ms:.1f} ms: more than {alone.plan_ms / floor:.1f} times is "
+            f"out of reach."
+        )
     return line
 
 

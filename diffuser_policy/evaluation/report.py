@@ -97,7 +97,7 @@ def table(evaluation: Evaluation) -> Table:
         title=str(settings.get("env", "")),
         caption=(
             f"{count} episodes, seeds {first}–{first + count - 1}, "
-            f"{settings.get('num_envs', 1)} environments at a time"
+            f"{min(settings.get('num_envs', 1), count)} environments at a time"
         ),
         min_width=44,
     )

@@ -81,7 +81,7 @@ def parameters_of(target: Any) -> tuple[Parameter, ...]:
     if not issubclass(target, Guide):
         raise GuideError(
             f"{where} is a class that does not derive from Guide, and cannot be "
-            f"registered as a guide."
+            f"registered as a guide. Derive it from diffuser_policy.Guide."
         )
     settings = vars(target).get("__dataclass_params__")
     if settings is None or not settings.frozen:

@@ -96,8 +96,8 @@ def register_guide(name: str) -> Callable[[Registrable], Registrable]:
     """
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise GuideError(
-            f"A guide's name is lower-case words joined by dashes, as 'keep-out', got "
-            f"{name!r}."
+            f"A guide's name is lower-case words joined by dashes, as in "
+            f"@register_guide('keep-out'); got {name!r}."
         )
 
     def decorate(target: Registrable) -> Registrable:
@@ -266,7 +266,8 @@ def _registered(part: Guide) -> RegisteredGuide:
             return entry.guide
     raise GuideError(
         f"The guide {part.name} is not registered, so it cannot be saved or told by "
-        f'name. Put @register_guide("some-name") above its definition ({where}).'
+        f"name. Make it a named function, or a frozen dataclass that derives from Guide, "
+        f'and put @register_guide("some-name") above its definition ({where}).'
     )
 
 
