@@ -23,16 +23,20 @@ SMALL = {
     "04_your_own_env.py": (
         "--num-data-episodes 10 --num-gradient-steps 3 --episodes 4"
     ),
+    "05_value_guidance.py": (
+        "--num-data-episodes 5 --num-gradient-steps 3 --num-value-steps 3 "
+        "--episodes 2 --num-candidates 2 --scales 1.0"
+    ),
     "06_keep_out.py": "--episodes 1 --fresh-episodes 0 --ablation-episodes 0",
     "07_compose_guides.py": "--episodes 1",
-    "09_long_horizon.py": "--episodes 1 --num-sequences 2",
-    "10_stitching.py": "--num-trips 20 --num-gradient-steps 2 --num-pairs 2",
-    "11_variable_length.py": "--lengths 48 --episodes 1",
     "08_warm_start.py": (
         "--planner multi2d-umaze --env-id diffuser_envs/Multi2D-UMaze-v1 "
         "--episodes 1 --executors pursuit --intervals 20 --num-steps 1 2 "
         "--timed-plans 2"
     ),
+    "09_long_horizon.py": "--episodes 1 --num-sequences 2",
+    "10_stitching.py": "--num-trips 20 --num-gradient-steps 2 --num-pairs 2",
+    "11_variable_length.py": "--lengths 48 --episodes 1",
 }
 
 Run = Callable[[list[str]], str]

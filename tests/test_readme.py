@@ -35,7 +35,7 @@ def blocks(language: str) -> list[str]:
 
 def commands(program: str) -> list[list[str]]:
     """Return the arguments of all commands of a program, without comments."""
-    lines = "".join(blocks("sh")).splitlines()
+    lines = "".join(blocks("sh")).replace("\\\n", " ").splitlines()
     words = [shlex.split(line, comments=True) for line in lines]
     return [arguments for name, *arguments in words if name == program]
 

@@ -266,8 +266,8 @@ def _registered(part: Guide) -> RegisteredGuide:
             return entry.guide
     raise GuideError(
         f"The guide {part.name} is not registered, so it cannot be saved or told by "
-        f"name. Make it a named function, or a frozen dataclass that derives from Guide, "
-        f'and put @register_guide("some-name") above its definition ({where}).'
+        f"name. Make it a named function, or a frozen dataclass that derives from "
+        f'Guide, and put @register_guide("some-name") above its definition ({where}).'
     )
 
 
