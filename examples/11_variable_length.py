@@ -129,7 +129,7 @@ def draw(
     last.errorbar(
         list(errors),
         mean,
-        [mean - low, high - mean],
+        np.array([mean - low, high - mean]),
         marker="o",
         capsize=3,
         color=COLOR,

@@ -183,7 +183,7 @@ def draw(results: dict[str, dict[str, Cell]]) -> Figure:
             mean, low, high = np.transpose(
                 [lost(cells[setting.name], cells[FULL]) for setting in shown]
             )
-            bars = [mean - low, high - mean]
+            bars = np.array([mean - low, high - mean])
             x = steps * 1.05 ** (index - 1)  # side by side
             ax.errorbar(x, mean, bars, fmt="o-", color=color, label=label, **STYLE)
         ax.set_xscale("log")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,13 +11,11 @@ import torch
 from torch import Tensor
 
 from diffuser_policy.conditions import Inpainting
-from diffuser_policy.errors import ConfigError, GuideError, UnknownNameError
 from diffuser_policy.guidance import Guidance, Placement, Steering
 from diffuser_policy.guides.guide import FunctionGuide
 from diffuser_policy.guides.trajectory import Trajectory
 from diffuser_policy.layout import TrajectoryLayout
 from diffuser_policy.normalizers import LimitsNormalizer
-from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.sampler import DDIMSampler, DDPMSampler, Sampler
 from diffuser_policy.schedule import NoiseSchedule
 from diffuser_policy.testing import GaussianDenoiser
@@ -250,129 +247,6 @@ def test_a_guide_can_ask_for_the_goal_of_its_row() -> None:
     assert seen[0].squeeze(1).tolist() == [[0.5, 0.5]] * 2 + [[-0.75, -0.75]] * 2
 
 
-# --- the policy -------------------------------------------------------------------
-
-
-def test_a_guide_changes_plans_and_leaves_its_policy_alone() -> None:
-    policy, observation = toy_policy(), observe()
-    before = policy.plan(observation)
-    guided = policy.with_guide(lambda t: t.position.sum(dim=(1, 2)), guide_scale=0.2)
-    assert guided.networks is policy.networks
-    moved = guided.plan(observation).path()[1:-1, :2] - before.path()[1:-1, :2]
-    assert moved.mean() > 0.05
-    np.testing.assert_array_equal(
-        policy.plan(observation).observations, before.observations
-    )
-    np.testing.assert_array_equal(
-        guided.with_guide(None).plan(observation).observations, before.observations
-    )
-
-
-def test_settings_of_a_guide_survive_other_settings() -> None:
-    guided = toy_policy().with_guide(linear, guide_scale=0.2, guide_placement="mean")
-    changed = guided.with_settings(num_candidates=3)
-    assert changed.config.guide is guided.config.guide
-    assert changed.config.planner.guide_scale == 0.2
-    assert changed.planner.guidance is not None
-    assert changed.planner.guidance.placement == "mean"
-
-
-def test_ranking_by_a_guide_selects_without_a_gradient() -> None:
-    """Scale zero and ranking "guide": sample and select."""
-
-    def to_the_right(trajectory: Trajectory) -> Tensor:
-        return trajectory.position[:, 5, 0].detach()
-
-    policy = toy_policy(num_candidates=16)
-    chosen = policy.with_guide(
-        to_the_right, guide_scale=0.0, ranking="guide", ranking_tolerance=1e6
-    ).plan(observe())
-    plain = policy.plan(observe())
-    np.testing.assert_array_equal(chosen.candidates, plain.candidates)
-    assert chosen.chosen[0] == plain.candidates[0, :, 5, 0].argmax()
-    np.testing.assert_allclose(
-        chosen.values[0], plain.candidates[0, :, 5, 0], rtol=1e-5, atol=1e-6
-    )
-
-
-def test_predict_takes_another_guide_between_calls() -> None:
-    """Plans that were made under another guide are made anew at once."""
-    policy, observation = toy_policy(), observe()
-    _, state = policy.predict(observation)
-    guided = policy.with_guide(lambda t: t.position.sum(dim=(1, 2)), guide_scale=5.0)
-    _, plain = policy.predict(observation, state)
-    assert plain.num_plans.tolist() == [1]
-    _, steered = guided.predict(observation, state)
-    assert steered.num_plans.tolist() == [2]
-    moved = steered.observations[0, 1:7, :2] - plain.observations[0, 1:7, :2]
-    assert moved.min() > 1.0
-    _, steered = guided.predict(observation, steered)
-    assert steered.num_plans.tolist() == [2]
-    for other in (policy, guided.with_settings(guide_scale=0.0)):
-        _, state = other.predict(observation, steered)
-        assert state.num_plans.tolist() == [3]
-
-
-@pytest.mark.parametrize(
-    ("settings", "error", "words"),
-    [
-        ({"guide_scale": float("nan")}, ConfigError, "guide_scale must be finite"),
-        ({"guide_steps": 0}, ConfigError, "guide_steps"),
-        ({"guide_cutoff": -1}, ConfigError, "guide_cutoff"),
-        ({"guide_placement": "cleen"}, UnknownNameError, "'clean'"),
-        ({"guide_scal": 1.0}, UnknownNameError, "'guide_scale'"),
-    ],
-)
-def test_bad_settings_are_named(
-    settings: dict[str, object], error: type[Exception], words: str
-) -> None:
-    with pytest.raises(error, match=words):
-        toy_policy().with_guide(linear, **settings)
-
-
-def test_ranking_by_a_guide_needs_one() -> None:
-    with pytest.raises(ConfigError, match="with_guide"):
-        toy_policy(ranking="guide")
-
-
-def test_columns_that_a_planner_lacks_are_listed() -> None:
-    policy = toy_policy().with_guide(lambda t: t.altitude.sum(dim=(1, 2)))
-    with pytest.raises(UnknownNameError, match=r"'altitude'.*position, velocity"):
-        policy.plan(observe())
-    with pytest.raises(AttributeError, match="altitude"):
-        policy.plan(observe())
-
-
-def test_a_failing_guide_leaves_the_state_as_it_was() -> None:
-    policy = toy_policy(replan_interval=1, horizon="predicted")
-    _, state = policy.predict(observe())
-    before = [part.copy() for part in state]
-    broken = policy.with_guide(lambda t: t.position.sum(dim=(1, 2)) * float("nan"))
-    with pytest.raises(GuideError, match="NaN"):
-        broken.predict(observe(), state)
-    assert all(map(np.array_equal, before, state))
-
-
-def test_a_function_without_a_name_cannot_be_saved(tmp_path: Path) -> None:
-    guided = toy_policy().with_guide(lambda t: t.position.sum(dim=(1, 2)))
-    with pytest.raises(GuideError, match="register_guide"):
-        guided.save_pretrained(tmp_path / "guided")
-    assert not (tmp_path / "guided" / "config.json").exists()
-
-
-def test_guides_are_saved_with_the_planner(tmp_path: Path) -> None:
-    from diffuser_policy.guides.registry import make_guide
-
-    guide = 2.0 * make_guide("keep-out", center=(0.5, 0.0), radius=0.25)
-    guided = toy_policy().with_guide(guide, guide_scale=0.5)
-    guided.save_pretrained(tmp_path)
-    loaded = DiffuserPolicy.from_pretrained(tmp_path)
-    assert loaded.config.guide == guided.config.guide
-    np.testing.assert_array_equal(
-        loaded.plan(observe()).observations, guided.plan(observe()).observations
-    )
-
-
 # --- clean plans are never made worse ---------------------------------------------
 
 
@@ -406,42 +280,3 @@ def test_a_negative_scale_descends_and_settles_too() -> None:
     )
     found = view(steering.clean(torch.ones(1, HORIZON, 1), 5, 4), -1)["observation"]
     assert found.abs().max() < 1.0
-
-
-def test_removing_a_guide_goes_back_to_a_ranking_that_needs_none() -> None:
-    guided = toy_policy().with_guide(linear, ranking="guide")
-    assert "guide linear" in repr(guided)
-    assert guided.guide is not None
-    assert guided.with_guide(None).config.planner.ranking == "time_to_goal"
-    assert guided.with_guide(None, ranking="first").config.planner.ranking == "first"
-    with pytest.raises(ConfigError, match="with_guide"):
-        guided.with_settings(guide=None)
-
-
-@pytest.mark.parametrize("placement", ["mean", "noisy"])
-def test_guidance_that_could_do_nothing_is_refused(placement: Placement) -> None:
-    """The only denoising step there is has no variance to scale a gradient by."""
-    settings = {"num_sampling_steps": 1, "min_guided_steps": 1}
-    with pytest.raises(ConfigError, match="at least 2 denoising steps"):
-        toy_policy().with_guide(linear, guide_placement=placement, **settings)
-    toy_policy().with_guide(linear, **settings)
-
-
-@pytest.mark.parametrize("placement", PLACEMENTS)
-def test_warm_replans_are_guided_at_every_placement(placement: Placement) -> None:
-    calls: list[int] = []
-
-    def counting(trajectory: Trajectory) -> Tensor:
-        calls.append(trajectory.denoising_step)
-        return linear_position(trajectory)
-
-    policy = toy_policy(warm_start=0.2, replan_interval=1, horizon="shrinking")
-    guided = policy.with_guide(counting, guide_placement=placement, guide_scale=0.1)
-    _, state = guided.predict(observe())
-    calls.clear()
-    guided.predict(observe(), state)
-    assert len(calls) > 0
-
-
-def linear_position(trajectory: Trajectory) -> Tensor:
-    return trajectory.position.sum(dim=(1, 2))
