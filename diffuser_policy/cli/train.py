@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from diffuser_policy.cli.options import shown_as
+from diffuser_policy.cli.runs import announcement, farewell
 from diffuser_policy.config import (
     ExecutionConfig,
     NetworkConfig,
@@ -27,7 +28,7 @@ from diffuser_policy.errors import ConfigError, require_extra
 from diffuser_policy.training.presets import PRESETS, preset
 
 if TYPE_CHECKING:
-    from diffuser_policy.training.trainer import Trainer
+    pass
 
 INTERRUPTED = 130  # what a shell reports for a command ended by Ctrl-C
 
@@ -160,37 +161,18 @@ def run(settings: TrainSettings) -> int:
     trainer = Trainer(config, flat, output, device=settings.device, processes=processes)
     # What would be saved has to work: find out now, not when training is over.
     DiffuserPolicy(trainer.policy_config, trainer.planner_networks)
-    say(_announcement(trainer, settings))
+    say(
+        announcement(
+            trainer, f"{settings.preset or 'A planner'} on {trainer.config.dataset}"
+        )
+    )
     try:
         trainer.run(save_interval=settings.save_interval, on_metrics=log)
     except KeyboardInterrupt:
-        say(_farewell(output), file=sys.stderr)
+        say(farewell(output), file=sys.stderr)
         return INTERRUPTED
     say(f"Trained: {output}\nNext: diffuser-policy evaluate {output}")
     return 0
-
-
-def _announcement(trainer: Trainer, settings: TrainSettings) -> str:
-    """Return what is about to happen."""
-    total, done = trainer.config.optimization.num_steps, trainer.step
-    what = f"{settings.preset or 'A planner'} on {trainer.config.dataset}"
-    where = f"in {trainer.output}, on {trainer.processes.device}"
-    if done >= total:
-        return f"{what}: all {total:,} gradient steps are done already, {where}."
-    if done:
-        return f"{what}: resuming at gradient step {done:,} of {total:,} {where}."
-    return f"{what}: {total:,} gradient steps {where}."
-
-
-def _farewell(output: Path) -> str:
-    """Return where an interrupted run will go on."""
-    from diffuser_policy.training.state import checkpoints
-
-    saved = checkpoints(output / "training")
-    if not saved:
-        return "Stopped before anything was saved."
-    step = int(saved[-1].name.rpartition("-")[2])
-    return f"Stopped; gradient step {step:,} is saved. The same command goes on there."
 
 
 def _tensorboard(output: Path) -> Callable[[int, dict[str, float]], None]:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from diffuser_policy.cli.options import shown_as
+from diffuser_policy.cli.runs import announcement, farewell
 from diffuser_policy.config import OptimizationConfig, ValueConfig, ValueTrainConfig
 from diffuser_policy.errors import ConfigError
 
 if TYPE_CHECKING:
-    from diffuser_policy.training.value_trainer import ValueTrainer
+    pass
 
 INTERRUPTED = 130  # what a shell reports for a command ended by Ctrl-C
 
@@ -96,12 +97,16 @@ def run(settings: TrainValueSettings) -> int:
     flat = load_flat(config.dataset, progress=processes.is_main)
     trainer = ValueTrainer(config, planner, flat, output, processes=processes)
     if processes.is_main:
-        print(_announcement(trainer, settings))
+        print(
+            announcement(
+                trainer, f"Value of {settings.planner} on {trainer.config.dataset}"
+            )
+        )
     try:
         trainer.run(save_interval=settings.save_interval)
     except KeyboardInterrupt:
         if processes.is_main:
-            print(_farewell(output), file=sys.stderr)
+            print(farewell(output), file=sys.stderr)
         return INTERRUPTED
     if processes.is_main:
         print(
@@ -109,26 +114,3 @@ def run(settings: TrainValueSettings) -> int:
             f"--guide value --guide-scale 0 --ranking guide --candidates 16"
         )
     return 0
-
-
-def _announcement(trainer: ValueTrainer, settings: TrainValueSettings) -> str:
-    """Return what is about to happen."""
-    total, done = trainer.optimization.num_steps, trainer.step
-    what = f"Value of {settings.planner} on {trainer.config.dataset}"
-    where = f"in {trainer.output}, on {trainer.processes.device}"
-    if done >= total:
-        return f"{what}: all {total:,} gradient steps are done already, {where}."
-    if done:
-        return f"{what}: resuming at gradient step {done:,} of {total:,} {where}."
-    return f"{what}: {total:,} gradient steps {where}."
-
-
-def _farewell(output: Path) -> str:
-    """Return where an interrupted run will go on."""
-    from diffuser_policy.training.state import checkpoints
-
-    saved = checkpoints(output / "training")
-    if not saved:
-        return "Stopped before anything was saved."
-    step = int(saved[-1].name.rpartition("-")[2])
-    return f"Stopped; gradient step {step:,} is saved. The same command goes on there."
