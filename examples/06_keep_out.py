@@ -45,12 +45,10 @@ from diffuser_policy.guides.guide import Guide
 from diffuser_policy.guides.motion import Smoothness
 from diffuser_policy.guides.regions import KeepOut
 from diffuser_policy.layout import TrajectoryLayout
-from diffuser_policy.path_following import PathExecutor
 from diffuser_policy.plotting import Scene, draw_ends, draw_scene, save_figure
 from diffuser_policy.versions import versions
 
 ENV_ID = "diffuser_envs/Multi2D-Large-v1"
-SECONDS_PER_STEP = 0.01
 ABLATION_SEED, FRESH_SEED = 1000, 3000
 
 Env = gymnasium.Env[Any, Any]
@@ -78,7 +76,7 @@ class Method:
         )
         guide = guide + self.walls * MazeWalls(layout="large")
         guide = guide + self.smooth * Smoothness()
-        policy = planner.with_guide(
+        return planner.with_guide(
             guide,
             guide_scale=0.7,
             guide_steps=self.guide_steps,
@@ -87,15 +85,9 @@ class Method:
             ranking=self.ranking,
             ranking_tolerance=1000.0,
             replan_deviation=0.4 if self.executor == "path" else 0.75,
-            executor="pursuit" if self.executor == "pursuit" else "tracking",
+            executor=self.executor,
+            tempo=self.tempo,
         )
-        if self.executor == "path":
-            policy.executor = PathExecutor(
-                policy.planner.layout,
-                seconds_per_step=SECONDS_PER_STEP,
-                tempo=self.tempo,
-            )
-        return policy
 
 
 DEFAULT = Method()

@@ -43,7 +43,6 @@ from diffuser_policy.files import replaced_file
 from diffuser_policy.guides.guide import Guide
 from diffuser_policy.guides.motion import Smoothness, SpeedLimit
 from diffuser_policy.guides.regions import KeepOut, Waypoint
-from diffuser_policy.path_following import PathExecutor
 from diffuser_policy.plotting import Scene, draw_ends, draw_scene, save_figure
 from diffuser_policy.versions import versions
 
@@ -60,6 +59,8 @@ SETTINGS: dict[str, Any] = {
     "ranking": "guide",
     "ranking_tolerance": 1000.0,
     "replan_deviation": 0.4,
+    "executor": "path",
+    "tempo": 0.8,
 }
 
 Env = gymnasium.Env[Any, Any]
@@ -164,9 +165,6 @@ def attempt(
 ) -> tuple[np.ndarray, Outcome]:
     """Return the path `[n, 2]` and the measures of one combination."""
     policy = planner.with_guide(task.guide(parts), **SETTINGS)
-    policy.executor = PathExecutor(
-        policy.planner.layout, seconds_per_step=SECONDS_PER_STEP, tempo=0.8
-    )
     seen, _, record = run(policy, env, task.seed)
     path = seen[:, :2]
     speeds = np.linalg.norm(
