@@ -27,9 +27,15 @@ if TYPE_CHECKING:
     from diffuser_policy.errors import DiffuserPolicyError, GuideError
     from diffuser_policy.evaluation import Evaluation, evaluate
     from diffuser_policy.executors import (
+        FeaturesExecutor,
         PlannedActions,
         PursuitExecutor,
         TrackingExecutor,
+    )
+    from diffuser_policy.features import (
+        Featurizer,
+        make_featurizer,
+        register_featurizer,
     )
     from diffuser_policy.guidance import Guidance
     from diffuser_policy.guides.guide import Guide, as_guide, cost_guide
@@ -67,6 +73,8 @@ __all__ = [
     "DiffuserPolicy",
     "DiffuserPolicyError",
     "Evaluation",
+    "FeaturesExecutor",
+    "Featurizer",
     "FlatDataset",
     "GaussianNormalizer",
     "Guidance",
@@ -95,8 +103,10 @@ __all__ = [
     "cost_guide",
     "evaluate",
     "load_flat",
+    "make_featurizer",
     "make_guide",
     "preset",
+    "register_featurizer",
     "register_guide",
 ]
 
@@ -110,6 +120,8 @@ _MODULES = {
     "DiffuserPolicy": "policy",
     "DiffuserPolicyError": "errors",
     "Evaluation": "evaluation",
+    "FeaturesExecutor": "executors",
+    "Featurizer": "features",
     "FlatDataset": "data.flat",
     "GaussianNormalizer": "normalizers",
     "Guidance": "guidance",
@@ -138,8 +150,10 @@ _MODULES = {
     "cost_guide": "guides.guide",
     "evaluate": "evaluation",
     "load_flat": "data.minari",
+    "make_featurizer": "features",
     "make_guide": "guides.registry",
     "preset": "training.presets",
+    "register_featurizer": "features",
     "register_guide": "guides.registry",
 }
 

@@ -1,8 +1,9 @@
 """The one module that turns settings into objects.
 
-    PolicyConfig → PlannerNetworks (weights) → Planner, Executor, Replanning
+    PolicyConfig → PlannerNetworks (weights) → Planner
 
-Everything else takes plain arguments and knows no config.
+Everything else takes plain arguments and knows no config, except for the other half of
+this module, `diffuser_policy.build_execution`.
 """
 
 from __future__ import annotations
@@ -14,34 +15,29 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from diffuser_policy.config import (
-    ExecutionConfig,
-    PlannerConfig,
-)
+from diffuser_policy.classifier import StateClassifier
+from diffuser_policy.config import PlannerConfig
 from diffuser_policy.denoiser import Denoiser
 from diffuser_policy.errors import ConfigError
-from diffuser_policy.executors import (
-    Executor,
-    PlannedActions,
-    PursuitExecutor,
-    TrackingExecutor,
-)
+from diffuser_policy.features import Featurizer
 from diffuser_policy.guidance import Guidance
 from diffuser_policy.guides.guide import Guide
 from diffuser_policy.horizons import Horizons
-from diffuser_policy.networks import TemporalUNet
+from diffuser_policy.networks import StartConditionedUNet, TemporalUNet
 from diffuser_policy.normalizers import Normalizer, normalizer_class
-from diffuser_policy.path_following import PathExecutor
+from diffuser_policy.objects import ObjectTransformer
 from diffuser_policy.planner import Planner
-from diffuser_policy.policy_config import PolicyConfig
+from diffuser_policy.policy_config import PolicyConfig, config_featurizer
 from diffuser_policy.ranking import (
+    FeasibilityRanking,
     FirstRanking,
     GuideRanking,
     Ranking,
     SmoothnessRanking,
+    SumRanking,
     TimeToGoalRanking,
+    has_feasibility,
 )
-from diffuser_policy.receding import Replanning
 from diffuser_policy.sampler import (
     DDIMSampler,
     DDPMSampler,
@@ -68,6 +64,7 @@ class PlannerNetworks(nn.Module):
         normalizer: Normalizer,
         time_to_goal: TimeToGoal | None,
         value: ValueNetwork | None = None,
+        classifier: StateClassifier | None = None,
     ) -> None:
         """Combine the parts."""
         super().__init__()
@@ -75,6 +72,7 @@ class PlannerNetworks(nn.Module):
         self.normalizer = normalizer
         self.time_to_goal = time_to_goal
         self.value = value
+        self.classifier = classifier
 
     @cached_property
     def fingerprint(self) -> int:
@@ -88,6 +86,39 @@ class PlannerNetworks(nn.Module):
         return checksum
 
 
+def build_network(
+    config: PolicyConfig,
+) -> TemporalUNet | StartConditionedUNet | ObjectTransformer:
+    """Return the untrained denoising network of that architecture.
+
+    Raises:
+        ConfigError: A layout without what the architecture works on.
+    """
+    settings, layout = config.network, config.layout
+    if settings.architecture == "objects":
+        named = "position" in layout.aliases
+        return ObjectTransformer(
+            layout.transition_dim,
+            objects=[
+                [layout.action_dim + column for column in columns]
+                for columns in layout.objects
+            ],
+            position=layout.columns("position") if named else (),
+            num_planning_steps=config.window.num_planning_steps,
+            dim=settings.dim,
+            depth=settings.depth,
+            patch=settings.patch,
+        )
+    unet = StartConditionedUNet if settings.residual else TemporalUNet
+    return unet(
+        layout.transition_dim,
+        dim=settings.dim,
+        multipliers=settings.multipliers,
+        kernel_size=settings.kernel_size,
+        attention=settings.attention,
+    )
+
+
 def build_networks(config: PolicyConfig) -> PlannerNetworks:
     """Return untrained networks and an identity normalizer of the right sizes.
 
@@ -95,13 +126,7 @@ def build_networks(config: PolicyConfig) -> PlannerNetworks:
         HorizonError: The network cannot represent the horizon.
     """
     settings = config.network
-    network = TemporalUNet(
-        config.layout.transition_dim,
-        dim=settings.dim,
-        multipliers=settings.multipliers,
-        kernel_size=settings.kernel_size,
-        attention=settings.attention,
-    )
+    network = build_network(config)
     network.check_horizon(config.window.num_planning_steps)
     denoiser = Denoiser(
         network,
@@ -110,6 +135,8 @@ def build_networks(config: PolicyConfig) -> PlannerNetworks:
         clip=config.window.normalizer == "limits"
         if settings.clip is None
         else settings.clip,
+        residual=settings.residual,
+        loss_floor=settings.loss_floor,
     )
     normalizer = normalizer_class(config.window.normalizer).blank(
         config.layout.transition_dim
@@ -123,7 +150,25 @@ def build_networks(config: PolicyConfig) -> PlannerNetworks:
             max_steps=config.time_to_goal.max_steps,
         )
     value = None if config.value is None else build_value_network(config)
-    return PlannerNetworks(denoiser, normalizer, time_to_goal, value)
+    classifier = None if config.classifier is None else build_classifier(config)
+    return PlannerNetworks(denoiser, normalizer, time_to_goal, value, classifier)
+
+
+def build_classifier(config: PolicyConfig) -> StateClassifier:
+    """Return an untrained classifier of a planner's states.
+
+    Raises:
+        ConfigError: Settings without one, or without labels to predict.
+    """
+    settings = config.classifier
+    if settings is None:
+        raise ConfigError("These settings have no classifier: it is not set.")
+    return StateClassifier(
+        config.layout.transition_dim,
+        settings.classes,
+        width=settings.width,
+        depth=settings.depth,
+    )
 
 
 def build_value_network(config: PolicyConfig) -> ValueNetwork:
@@ -154,13 +199,23 @@ def build_value_network(config: PolicyConfig) -> ValueNetwork:
     )
 
 
-def build_planner(config: PolicyConfig, networks: PlannerNetworks) -> Planner:
+def build_planner(
+    config: PolicyConfig,
+    networks: PlannerNetworks,
+    featurizer: Featurizer | None = None,
+) -> Planner:
     """Return the planner that the settings describe.
+
+    Args:
+        config: Settings.
+        networks: Weights.
+        featurizer: What makes its planning columns; made by name if not given.
 
     Raises:
         ConfigError: A choice that lacks what it needs.
     """
     settings, window = config.planner, config.window
+    featurizer = featurizer or config_featurizer(config)
     guide = config.guide.bind(networks) if config.guide is not None else None
     guided = guide is not None and settings.guide_scale != 0.0
     sampler = build_sampler(settings, networks.denoiser, guided=guided)
@@ -188,13 +243,15 @@ def build_planner(config: PolicyConfig, networks: PlannerNetworks) -> Planner:
             time_to_goal=networks.time_to_goal,
         ),
         num_candidates=settings.num_candidates,
-        ranking=build_ranking(settings, networks, guide),
+        ranking=build_ranking(settings, networks, guide=guide, featurizer=featurizer),
         guidance=build_guidance(settings, guide),
         warm_start=settings.warm_start,
         warm_start_steps=warm_steps or 1,
+        steadiness=settings.steadiness,
         pin_goal_velocity=settings.goal_velocity,
         fingerprint=zlib.crc32(
-            repr((config.layout, window.stride)).encode(), networks.fingerprint
+            repr((config.layout, window.stride, window.features)).encode(),
+            networks.fingerprint,
         ),
     )
 
@@ -279,86 +336,46 @@ def build_guidance(settings: PlannerConfig, guide: Guide | None) -> Guidance | N
 
 
 def build_ranking(
-    settings: PlannerConfig, networks: PlannerNetworks, guide: Guide | None
+    settings: PlannerConfig,
+    networks: PlannerNetworks,
+    *,
+    guide: Guide | None,
+    featurizer: Featurizer,
 ) -> Ranking:
     """Return the ranking that the settings name.
 
+    A guide chooses among the candidates that the featurizer, or else the time-to-goal
+    network, finds feasible. Without a guide, the sum is feasibility alone.
+
     Raises:
-        ConfigError: "time_to_goal" without such a network, "guide" without a guide.
+        ConfigError: "time_to_goal" without such a network, "guide" without a guide,
+            "feasibility" without a featurizer that judges it.
     """
     if settings.ranking == "first":
         return FirstRanking()
     if settings.ranking == "smoothness":
         return SmoothnessRanking()
-    feasible = (
+    if settings.ranking in ("feasibility", "sum"):
+        feasibility = FeasibilityRanking(featurizer)
+        if settings.ranking == "feasibility" or guide is None:
+            return feasibility
+        return SumRanking(guide, feasibility, settings.ranking_weight)
+    in_time = (
         None
         if networks.time_to_goal is None
         else TimeToGoalRanking(networks.time_to_goal)
     )
     if settings.ranking == "guide":
+        judged = FeasibilityRanking(featurizer) if has_feasibility(featurizer) else None
         if guide is None:
             raise ConfigError(
                 "ranking='guide' needs a guide: policy.with_guide(…). To plan without "
                 "one, name another ranking."
             )
-        return GuideRanking(guide, feasible, settings.ranking_tolerance)
-    if feasible is None:
+        return GuideRanking(guide, judged or in_time, settings.ranking_tolerance)
+    if in_time is None:
         raise ConfigError(
             "ranking='time_to_goal' needs a time-to-goal network, and this planner was "
             "trained without one. Use 'smoothness' or 'first'."
         )
-    return feasible
-
-
-def build_executor(config: PolicyConfig) -> Executor:
-    """Return the executor that the settings describe.
-
-    Raises:
-        ConfigError: The plans lack the columns it needs.
-    """
-    settings = config.execution
-    if settings.executor == "actions":
-        return PlannedActions(config.layout, config.window.stride)
-    for name in ("position", "velocity"):
-        columns = config.layout.aliases.get(name)
-        if columns is not None and len(columns) != len(config.spaces.action_low):
-            raise ConfigError(
-                f"Tracking pushes along every column of {name!r}: it needs as many as "
-                f"there are actions ({len(config.spaces.action_low)}), got {columns}. "
-                f"Use the executor 'actions'."
-            )
-    if settings.executor == "path":
-        if settings.seconds_per_step is None:
-            raise ConfigError(
-                "executor='path' relates planned velocities to positions: it needs "
-                "seconds_per_step, the duration of an env step."
-            )
-        return PathExecutor(
-            config.layout,
-            seconds_per_step=settings.seconds_per_step,
-            tempo=settings.tempo,
-            tolerance=settings.tolerance,
-        )
-    if settings.executor == "pursuit":
-        return PursuitExecutor(
-            config.layout,
-            position_gain=settings.position_gain,
-            velocity_gain=settings.velocity_gain,
-            lookahead=settings.lookahead,
-        )
-    return TrackingExecutor(
-        config.layout,
-        position_gain=settings.position_gain,
-        velocity_gain=settings.velocity_gain,
-    )
-
-
-def build_replanning(settings: ExecutionConfig) -> Replanning:
-    """Return when to plan anew.
-
-    Raises:
-        ConfigError: An interval or deviation that is not positive.
-    """
-    return Replanning(
-        interval=settings.replan_interval, deviation=settings.replan_deviation
-    )
+    return in_time

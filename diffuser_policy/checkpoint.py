@@ -197,6 +197,7 @@ def card(config: PolicyConfig, networks: PlannerNetworks) -> str:
         f"- Plans: {'actions and observations' if window.actions else 'observations'}",
         f"- Weights: {count:,} numbers, {provenance.get('steps', '?')} gradient steps",
         *_value(config),
+        *_classifier(config),
         "",
         f"Everything needed to train it again is in `{CONFIG}` under `provenance`.",
         *_results(provenance.get("results", {})),
@@ -211,6 +212,15 @@ def _value(config: PolicyConfig) -> list[str]:
     steps = config.provenance.get("value", {}).get("steps", "?")
     kind = f"return-to-go with discount {config.value.discount:g}"
     return [f"- Value network: {kind}, {steps} gradient steps"]
+
+
+def _classifier(config: PolicyConfig) -> list[str]:
+    """Return the line of a model card on what the classifier tells."""
+    if config.classifier is None:
+        return []
+    steps = config.provenance.get("classifier", {}).get("steps", "?")
+    count = len(config.classifier.classes)
+    return [f"- Classifier: {count} labels of noisy states, {steps} gradient steps"]
 
 
 def _results(results: Mapping[str, Mapping[str, Any]]) -> list[str]:

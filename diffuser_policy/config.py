@@ -41,6 +41,8 @@ class WindowConfig:
     """What is pinned at the last planning step of a window."""
     normalizer: Literal["limits", "gaussian", "identity"] = "limits"
     """Map between environment units and the network's units."""
+    features: str | None = None
+    """Featurizer whose columns are planned in; not given: those of the observation."""
     position: tuple[int, ...] | None = None
     """Observation columns of the position, for data that does not name them."""
     velocity: tuple[int, ...] | None = None
@@ -75,26 +77,43 @@ class WindowConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """Temporal U-Net and its diffusion process."""
+    """Denoising network and its diffusion process."""
 
+    architecture: Literal["unet", "objects"] = "unet"
+    """Temporal U-Net, or a transformer over the layout's objects."""
     dim: int = 32
     """Base width in channels."""
     multipliers: tuple[int, ...] = (1, 2, 4)
-    """Width of each resolution, in units of `dim`."""
+    """U-Net: width of each resolution, in units of `dim`."""
     kernel_size: int = 5
-    """Width of the temporal convolutions, in planning steps."""
+    """U-Net: width of the temporal convolutions, in planning steps."""
     attention: bool = False
-    """Linear attention in every stage."""
+    """U-Net: linear attention in every stage."""
+    depth: int = 4
+    """Objects: number of transformer blocks."""
+    patch: int = 8
+    """Objects: planning steps per token."""
+    residual: bool = False
+    """Tell the network the current state, and predict deviations from it."""
     num_denoising_steps: int = 64
     """Denoising steps of the training schedule."""
     prediction_target: Literal["clean", "noise", "velocity"] = "clean"
     """What the network outputs."""
     clip: bool | None = None
     """Clamp denoised trajectories to [-1, 1]; not given: with the limits normalizer."""
+    loss_floor: float | None = None
+    """Weigh errors by 1 / (noise² + this), for precise plans; not given: all alike."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        positive(self, "dim", "kernel_size", "num_denoising_steps")
+        positive(self, "dim", "kernel_size", "num_denoising_steps", "depth", "patch")
+        if self.loss_floor is not None:
+            positive(self, "loss_floor")
+        if self.architecture == "objects" and not self.residual:
+            raise ConfigError(
+                "architecture='objects' predicts deviations from the current state: "
+                "set residual=True."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +167,22 @@ class ValueConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClassifierConfig:
+    """Network that predicts which labels hold at a noisy planning step."""
+
+    width: int = 256
+    """Hidden units per layer."""
+    depth: int = 3
+    """Hidden layers."""
+    classes: tuple[str, ...] = ()
+    """Labels to predict, in the order of the outputs; not given: all that there are."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        positive(self, "width", "depth")
+
+
+@dataclass(frozen=True, kw_only=True)
 class PlannerConfig:
     """How a trained denoiser is used to plan."""
 
@@ -165,10 +200,15 @@ class PlannerConfig:
     """Scales the noise that plans start from and are denoised with."""
     num_candidates: int = 8
     """Trajectories sampled per plan."""
-    ranking: Literal["first", "smoothness", "time_to_goal", "guide"] = "smoothness"
+    ranking: Literal[
+        "first", "smoothness", "time_to_goal", "feasibility", "guide", "sum"
+    ] = "smoothness"
     """How the plan is chosen among the candidates."""
     ranking_tolerance: float = 10.0
-    """Ranking by a guide: env steps by which a candidate may be less feasible."""
+    """Ranking by a guide: how much less feasible than the best a candidate may be, in
+    env steps, or in the unit of the featurizer's feasibility."""
+    ranking_weight: float = 1.0
+    """Ranking by the sum: feasibility that a unit of the guide's value is worth."""
     horizon: Literal["fixed", "shrinking", "predicted"] = "fixed"
     """How many env steps a plan covers."""
     horizon_scale: float = 1.0
@@ -193,6 +233,9 @@ class PlannerConfig:
     warm_start_steps: int | None = None
     """Denoising steps from there; not given: that share of them all, and no less than
     `min_guided_steps` for guided plans."""
+    steadiness: float | None = None
+    """What is left of a plan stays, unless a new one is better by this much, in the
+    unit of the ranking; not given: the new one replaces it."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -214,9 +257,9 @@ class PlannerConfig:
 class ExecutionConfig:
     """How a plan is followed and when it is made anew."""
 
-    executor: Literal["tracking", "pursuit", "path", "actions"] = "tracking"
+    executor: Literal["tracking", "pursuit", "path", "actions", "features"] = "tracking"
     """Track the planned states, pursue their path at full speed, keep to their path in
-    its own time, or apply planned actions."""
+    its own time, apply planned actions, or take the featurizer's own way back."""
     position_gain: float = 1.0
     """Tracking and pursuit: action per meter of position error."""
     velocity_gain: float = 1.0
@@ -311,6 +354,22 @@ class ValueTrainConfig:
     """Optimizer."""
     seed: int = 0
     """Fixes initial weights, windows and noise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierTrainConfig:
+    """Everything that determines a classifier, besides the planner and the data."""
+
+    dataset: str
+    """Minari dataset id."""
+    labels: str
+    """Function of labels, by name."""
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    """Network."""
+    optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
+    """Optimizer."""
+    seed: int = 0
+    """Fixes initial weights, states and noise."""
 
 
 def positive(config: object, *names: str) -> None:

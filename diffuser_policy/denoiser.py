@@ -12,6 +12,15 @@ network outputs one of three targets; each determines the clean trajectory:
 The loss is the mean squared error of the target over all entries that are *not*
 pinned by conditions. Masking, instead of overwriting the output with clean values,
 is right for all three targets.
+
+*Residual* denoisers see and predict deviations $y = x - o_0$ from the first planning
+step, which is the current state and pinned. With $y_i = x_i - s_i o_0 = s_i y_0 + n_i
+\epsilon$ the table holds for y as it does for x, and $x_0 = o_0 + y_0$: the diffusion
+process stays the same, only the network is told what it would have to copy.
+
+With a *loss floor* f, errors of step i weigh $1 / (n_i^2 + f)$: the weight that clean
+errors have in velocity prediction, $1 / n_i^2$, capped at $1/f$. Nearly clean plans are
+then learnt as precisely as the vague ones from pure noise.
 """
 
 from __future__ import annotations
@@ -40,16 +49,22 @@ class Denoiser(nn.Module):
         *,
         prediction_target: PredictionTarget = "clean",
         clip: bool = True,
+        residual: bool = False,
+        loss_floor: float | None = None,
         acceleration: Acceleration = "auto",
     ) -> None:
         """Combine the three parts.
 
         Args:
             network: Maps `[batch, horizon, transition]` and `[batch]` steps to the
-                prediction target.
+                prediction target; a residual one also takes `start` `[batch,
+                transition]` and `signal` `[batch]` by name.
             schedule: Signal and noise at every denoising step.
             prediction_target: What the network outputs.
             clip: Clamp clean trajectories to [-1, 1]; right for the limits normalizer.
+            residual: The network works on deviations from the first planning step.
+            loss_floor: Caps how much more errors weigh at little noise; not given: all
+                denoising steps weigh the same.
             acceleration: How the network is run where gradients are off, see
                 `diffuser_policy.acceleration`.
 
@@ -65,6 +80,8 @@ class Denoiser(nn.Module):
         self.schedule = schedule
         self.prediction_target = prediction_target
         self.clip = clip
+        self.residual = residual
+        self.loss_floor = loss_floor
         self.acceleration = acceleration
         self._runner: Runner | None = accelerate(network, acceleration)
 
@@ -83,6 +100,8 @@ class Denoiser(nn.Module):
             self.schedule,
             prediction_target=self.prediction_target,
             clip=self.clip,
+            residual=self.residual,
+            loss_floor=self.loss_floor,
             acceleration=acceleration,
         )
 
@@ -99,6 +118,8 @@ class Denoiser(nn.Module):
             i: Denoising step, 0..N-1, the same for the whole batch.
         """
         steps = torch.full((noisy.shape[0],), i, dtype=torch.long, device=noisy.device)
+        if self.residual:
+            return self._from_deviations(noisy, steps)
         if torch.is_grad_enabled():
             output = self.network(noisy, steps)
         else:
@@ -123,15 +144,44 @@ class Denoiser(nn.Module):
         noise = torch.randn(clean.shape, generator=generator)
         steps, noise = steps.to(clean.device), noise.to(clean.device)
         noisy = inpainting.apply(self.add_noise(clean, noise, steps))
-        error = self.network(noisy, steps) - self._target(clean, noise, steps)
+        if self.residual:
+            output = self._output(noisy, steps)
+            target = self._target(clean - clean[:, :1], noise, steps)
+        else:
+            output, target = (
+                self.network(noisy, steps),
+                self._target(clean, noise, steps),
+            )
+        error = output - target
         free = (~inpainting.mask).expand_as(error).to(error.dtype)
-        loss: Tensor = (error.square() * free).sum() / free.sum().clamp(min=1)
+        squares = error.square() * free
+        if self.loss_floor is not None:
+            _, sigma = self._scales(steps)
+            squares = squares / (sigma.square() + self.loss_floor)
+        loss: Tensor = squares.sum() / free.sum().clamp(min=1)
         return loss
 
     def add_noise(self, clean: Tensor, noise: Tensor, i: Tensor) -> Tensor:
         """Return $x_i$, the clean trajectories with noise of steps `i` `[batch]`."""
         signal, sigma = self._scales(i)
         return signal * clean + sigma * noise
+
+    def _output(self, noisy: Tensor, i: Tensor) -> Tensor:
+        """Return what a residual network predicts of deviations, at steps `[batch]`."""
+        start = noisy[:, 0]
+        signal, _ = self._scales(i)
+        deviations = noisy - signal * start[:, None]
+        signals = signal[:, 0, 0]
+        output: Tensor = self.network(deviations, i, start=start, signal=signals)
+        return output
+
+    def _from_deviations(self, noisy: Tensor, i: Tensor) -> Tensor:
+        """Return clean trajectories from predicted deviations."""
+        start = noisy[:, :1]
+        signal, _ = self._scales(i)
+        deviations = self._clean(self._output(noisy, i), noisy - signal * start, i)
+        clean = start + deviations
+        return clean.clamp(-1.0, 1.0) if self.clip else clean
 
     def _running(self) -> Runner:
         """Return what runs the network, which may have been replaced."""

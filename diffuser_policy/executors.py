@@ -5,6 +5,7 @@ r"""Executors: how a plan and the current observation become an action.
   evaluation does (with unit gains):
   $a = k_p\,(p_{t+1} - p) + k_v\,(v_{t+1} - v)$, clipped to the action space. After
   the plan it holds the last planned position at zero velocity, so the goal is kept.
+- `FeaturesExecutor` takes the way back that comes with derived planning columns.
 
 Indices: a plan made at env step 0 with stride 1 has observations s_0 … s_{L-1} and
 actions a_0 … a_{L-1}; at age t the executor applies a_t, or steers towards s_{t+1}.
@@ -13,10 +14,12 @@ actions a_0 … a_{L-1}; at age t the executor applies a_t, or steers towards s_
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from diffuser_policy.errors import ConfigError
+from diffuser_policy.features import FeaturizerError
 from diffuser_policy.layout import TrajectoryLayout
 from diffuser_policy.plan import interpolate
 
@@ -88,9 +91,12 @@ class Executor:
     Attributes:
         holds_goal: Whether it keeps the goal after the plan has ended; if not, the end
             of a plan calls for another one.
+        sees_environment: Whether it is shown the environment's own observations; if
+            not, the planning columns that a featurizer makes of them.
     """
 
     holds_goal: bool = True
+    sees_environment: bool = False
 
     def progress(
         self,
@@ -141,6 +147,45 @@ class PlannedActions(Executor):
         """Return the action of the current planning step."""
         step = np.minimum(following.progress, following.lengths - 1).astype(np.int64)
         actions: np.ndarray = following.actions[np.arange(len(step)), step]
+        return actions
+
+
+class FeaturesExecutor(Executor):
+    """Follows plans of derived columns by the way back of their featurizer."""
+
+    sees_environment = True
+
+    def __init__(self, featurizer: Any) -> None:
+        """Store the featurizer.
+
+        Args:
+            featurizer: `act(plans, observations)` returns actions `[rows, action]` for
+                `Following` and the environment's observations.
+
+        Raises:
+            ConfigError: It offers no way back.
+        """
+        if not callable(getattr(featurizer, "act", None)):
+            raise ConfigError(
+                f"The executor 'features' needs a featurizer with a method `act`, its "
+                f"way back from planning columns to actions; "
+                f"{type(featurizer).__name__} has none. Use another executor."
+            )
+        self.featurizer = featurizer
+
+    def act(self, following: Following, observations: np.ndarray) -> np.ndarray:
+        """Return the featurizer's actions.
+
+        Raises:
+            FeaturizerError: They are not finite numbers, one row per plan.
+        """
+        actions = np.asarray(self.featurizer.act(following, observations))
+        rows, name = len(observations), type(self.featurizer).__name__
+        if actions.ndim != 2 or len(actions) != rows or not np.isfinite(actions).all():
+            raise FeaturizerError(
+                f"`act` of the featurizer {name} must return finite actions [rows, "
+                f"action] for {rows} rows, got {actions.shape}: {actions}."
+            )
         return actions
 
 

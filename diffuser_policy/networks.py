@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -164,15 +165,17 @@ class TemporalUNet(nn.Module):
         multipliers: Sequence[int] = (1, 2, 4),
         kernel_size: int = 5,
         attention: bool = False,
+        input_dim: int | None = None,
     ) -> None:
         """Build the network.
 
         Args:
-            transition_dim: Columns of a trajectory.
+            transition_dim: Columns of a trajectory, and of the output.
             dim: Base width, a multiple of 8; also the width of the time embedding.
             multipliers: Width of each resolution in units of `dim`; the first is 1.
             kernel_size: Odd width of the temporal convolutions, in planning steps.
             attention: Linear attention in every stage (released halfcheetah networks).
+            input_dim: Columns of the input; those of a trajectory if not given.
 
         Raises:
             ConfigError: A width or multiplier that the architecture does not allow.
@@ -193,7 +196,7 @@ class TemporalUNet(nn.Module):
             nn.Linear(4 * dim, dim),
         )
         widths = [dim * multiplier for multiplier in multipliers]
-        pairs = list(pairwise([transition_dim, *widths]))
+        pairs = list(pairwise([input_dim or transition_dim, *widths]))
 
         def stage(channels: tuple[int, int], resample: nn.Module | None) -> Stage:
             return Stage(
@@ -259,3 +262,35 @@ class TemporalUNet(nn.Module):
             x = stage.resample(x)  # type: ignore[operator]
         out: Tensor = self.head(x).transpose(1, 2)
         return out
+
+
+class StartConditionedUNet(TemporalUNet):
+    """Temporal U-Net that is told the current state at every planning step."""
+
+    def __init__(self, transition_dim: int, **settings: Any) -> None:
+        """Build a U-Net with twice as many input columns.
+
+        Args:
+            transition_dim: Columns of a trajectory.
+            settings: Of `TemporalUNet`.
+        """
+        super().__init__(transition_dim, input_dim=2 * transition_dim, **settings)
+
+    def forward(  # type: ignore[override]  # residual denoisers tell it more
+        self,
+        trajectories: Tensor,
+        i: Tensor,
+        *,
+        start: Tensor,
+        signal: Tensor,  # noqa: ARG002 (a convolution learns it from i)
+    ) -> Tensor:
+        """Map noisy deviations from the current state to the prediction target.
+
+        Args:
+            trajectories: `[batch, horizon, transition]`, normalized.
+            i: `[batch]` denoising steps.
+            start: `[batch, transition]` current state, normalized.
+            signal: `[batch]` share of the clean deviations in the noisy ones.
+        """
+        state = start[:, None].expand_as(trajectories)
+        return super().forward(torch.cat([trajectories, state], dim=-1), i)

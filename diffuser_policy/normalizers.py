@@ -62,6 +62,22 @@ class Normalizer(nn.Module):
         """
         raise NotImplementedError
 
+    @classmethod
+    def fit_tied(cls, rows: np.ndarray, ties: Sequence[Sequence[int]]) -> Self:
+        """Fit the map to data, with one map for all columns of a group.
+
+        Args:
+            rows: `[num_rows, columns]`, environment units, finite.
+            ties: Groups of columns that mean the same, such as the heights of things.
+        """
+        fitted = cls.fit(rows)
+        for group in ties:
+            index = list(group)
+            pooled = cls.fit(rows[:, index].reshape(-1, 1))
+            fitted.shift[index] = pooled.shift
+            fitted.scale[index] = pooled.scale
+        return fitted
+
     def normalize(self, values: Tensor, columns: Sequence[int] | None = None) -> Tensor:
         """Map environment units to normalized units.
 

@@ -9,6 +9,10 @@ All rows that get a plan of the same length are sampled in one batch: a shorter 
 padded to the length of another would be another plan. With a warm start, rows that have
 a plan already start from what is left of it (Janner et al. 2022, §5.4), stretched over
 the new horizon if there is a goal to arrive at, and are a batch of their own.
+
+With `steadiness`, what is left of a plan is a candidate itself, and the new ones have
+to be better by that much: plans that are made anew every few steps would otherwise
+change their mind as often.
 """
 
 from __future__ import annotations
@@ -47,6 +51,7 @@ class Planner:
         guidance: Guidance | None = None,
         warm_start: float | None = None,
         warm_start_steps: int = 1,
+        steadiness: float | None = None,
         pin_goal_velocity: bool = False,
         fingerprint: int = 0,
     ) -> None:
@@ -63,6 +68,8 @@ class Planner:
             warm_start: Share of the schedule that what is left of a plan is noised to
                 when it is made anew; none: every plan starts from noise.
             warm_start_steps: Denoising steps from there.
+            steadiness: How much better than what is left of a plan a new one has to
+                be, in the unit of the ranking; none: what is left is no candidate.
             pin_goal_velocity: Pin zeros in the layout's "velocity" at the goal.
             fingerprint: A number that tells planners with other weights apart.
 
@@ -80,6 +87,7 @@ class Planner:
         self.guidance = guidance
         self.warm_start = warm_start
         self.warm_start_steps = warm_start_steps
+        self.steadiness = steadiness
         self.pin_goal_velocity = pin_goal_velocity
         self.fingerprint = fingerprint
 
@@ -104,11 +112,13 @@ class Planner:
         """Plan for every row.
 
         Args:
-            observations: `[rows, observation]`, environment units.
-            goals: `[rows, goal]`, environment units, or none.
+            observations: `[rows, observation]` planning columns, environment units.
+            goals: `[rows, goal]`, environment units, or none. Pinned at the last step
+                if the layout has goal columns; guides see them in any case.
             generators: One source of noise per row, advanced by the call.
             remaining: `[rows]` env steps left, for shrinking horizons; negative: none.
-            previous: Plans that rows follow, for warm starts; of length zero for none.
+            previous: Plans that rows follow, for warm starts and steadiness; of length
+                zero for none.
             conditions: Pinned besides start and goal, for plans of equal length.
             step_noise: Noise while denoising; off, the initial noise alone decides.
             keep_chain: Keep the denoising chain; all rows need the same length.
@@ -117,7 +127,8 @@ class Planner:
             ConditionError: Conditions that don't fit the plan, or a chain of plans of
                 different lengths or starts.
         """
-        lengths = self.horizons.planning_steps(observations, goals, remaining)
+        aims = goals if self.layout.goal_conditioned else None
+        lengths = self.horizons.planning_steps(observations, aims, remaining)
         warm = self._warm(lengths, previous)
         parts = []
         kinds = {*zip(lengths.tolist(), warm.tolist(), strict=True)}
@@ -147,7 +158,15 @@ class Planner:
                 step_noise=step_noise,
                 keep_chain=keep_chain,
             )
-            parts.append((rows, samples, self._values(samples, targets)))
+            values = self._values(samples.trajectories, targets)
+            if self.steadiness is not None and previous is not None:
+                going = previous.rows(rows)
+                left = self._left(going, length, targets, observations[rows])
+                kept = self._values(left, targets) + self.steadiness
+                kept[going.lengths == 0] = -np.inf
+                values = np.concatenate([values, kept], axis=1)
+                samples = samples.with_candidates(left)
+            parts.append((rows, samples, values))
         return self._collect(lengths, parts)
 
     def _conditions(
@@ -192,6 +211,27 @@ class Planner:
             num_steps=self.warm_start_steps,
         )
 
+    def _left(
+        self,
+        previous: Following,
+        length: int,
+        goals: np.ndarray | None,
+        observations: np.ndarray,
+    ) -> Tensor:
+        """Return what is left of plans, `[rows, 1, length, transition]`, normalized.
+
+        It begins where the rows really are. Rows without a plan stay there.
+        """
+        aimed = goals is not None and self.layout.goal_conditioned
+        left = previous.rest(length, stretched=aimed)
+        columns = self.layout.observations
+        left[:, 0, columns] = observations
+        left[previous.lengths == 0, :, columns] = observations[
+            previous.lengths == 0, None
+        ]
+        rows = _tensor(left).to(self.normalizer.shift.device)
+        return self.normalizer.normalize(rows)[:, None]
+
     def _view(
         self, goals: np.ndarray | None, num_candidates: int
     ) -> Callable[[Tensor, int], Trajectory]:
@@ -226,11 +266,17 @@ class Planner:
         scales = self.normalizer.scale
         return lambda given: guidance.steering(schedule, given, view, scales=scales)
 
-    def _values(self, samples: Samples, goals: np.ndarray | None) -> np.ndarray:
-        """Return what the ranking makes of candidates, `[rows, candidates]`."""
-        view = self._view(goals, self.num_candidates)
-        trajectory = view(samples.trajectories.flatten(0, 1), CLEAN)
-        values: np.ndarray = self.ranking(trajectory, self.num_candidates).cpu().numpy()
+    def _values(self, trajectories: Tensor, goals: np.ndarray | None) -> np.ndarray:
+        """Return what the ranking makes of candidates, `[rows, candidates]`.
+
+        Args:
+            trajectories: `[rows, candidates, length, transition]`, normalized.
+            goals: `[rows, goal]`, or none.
+        """
+        num_candidates = trajectories.shape[1]
+        view = self._view(goals, num_candidates)
+        trajectory = view(trajectories.flatten(0, 1), CLEAN)
+        values: np.ndarray = self.ranking(trajectory, num_candidates).cpu().numpy()
         return values
 
     def _collect(
@@ -240,7 +286,7 @@ class Planner:
     ) -> Plan:
         """Put plans of all lengths into one batch, and choose."""
         layout, longest = self.layout, int(lengths.max())
-        num_rows, num_candidates = len(lengths), self.num_candidates
+        num_rows, num_candidates = len(lengths), parts[0][2].shape[1]
         observations = np.empty(
             (num_rows, num_candidates, longest, layout.observation_dim), np.float32
         )

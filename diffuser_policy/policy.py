@@ -18,12 +18,8 @@ import numpy as np
 import torch
 
 from diffuser_policy.acceleration import Acceleration
-from diffuser_policy.build import (
-    PlannerNetworks,
-    build_executor,
-    build_planner,
-    build_replanning,
-)
+from diffuser_policy.build import PlannerNetworks, build_planner
+from diffuser_policy.build_execution import build_executor, build_replanning
 from diffuser_policy.checkpoint import read_planner, write_planner
 from diffuser_policy.conditions import Conditions
 from diffuser_policy.config import (
@@ -35,8 +31,10 @@ from diffuser_policy.config import (
 from diffuser_policy.errors import ConfigError, ObservationError, UnknownNameError
 from diffuser_policy.guides.guide import Guide, GuideFunction, as_guide, described
 from diffuser_policy.plan import Plan
-from diffuser_policy.policy_config import PolicyConfig
-from diffuser_policy.receding import PolicyState, RecedingHorizonPolicy
+from diffuser_policy.policy_config import PolicyConfig, config_featurizer
+from diffuser_policy.policy_state import PolicyState
+from diffuser_policy.ranking import has_feasibility
+from diffuser_policy.receding import RecedingHorizonPolicy
 
 
 class DiffuserPolicy(RecedingHorizonPolicy):
@@ -54,12 +52,15 @@ class DiffuserPolicy(RecedingHorizonPolicy):
 
         Raises:
             ConfigError: Settings that contradict each other or the weights.
+            FeaturizerError: Its featurizer is not registered here, or another version.
         """
+        featurizer = config_featurizer(config)
         super().__init__(
-            build_planner(config, networks),
-            build_executor(config),
+            build_planner(config, networks, featurizer),
+            build_executor(config, featurizer),
             spaces=config.spaces,
             replanning=build_replanning(config.execution),
+            featurizer=featurizer,
             seed=seed,
         )
         self.config, self.networks = config, networks
@@ -79,6 +80,7 @@ class DiffuserPolicy(RecedingHorizonPolicy):
             CheckpointNotFoundError: Nothing of that name.
             CheckpointError: Truncated, foreign, or of another schema.
             GuideError: It was saved with a guide of a package that is not installed.
+            FeaturizerError: It plans in the columns of such a package.
             UnknownNameError: A setting that does not exist.
         """
         config, networks = read_planner(source)
@@ -128,9 +130,7 @@ class DiffuserPolicy(RecedingHorizonPolicy):
         """
         chosen = None if guide is None else as_guide(guide)
         if chosen is None and self.config.planner.ranking == "guide":
-            feasible = self.networks.time_to_goal is not None
-            usual = "time_to_goal" if feasible else "smoothness"
-            settings = {"ranking": usual, **settings}
+            settings = {"ranking": self._usual_ranking(), **settings}
         return self._changed(settings, guide=chosen)
 
     @property
@@ -168,6 +168,7 @@ class DiffuserPolicy(RecedingHorizonPolicy):
             shared.normalizer,
             shared.time_to_goal,
             shared.value,
+            shared.classifier,
         )
         return DiffuserPolicy(self.config, networks, seed=self.seed)
 
@@ -201,7 +202,7 @@ class DiffuserPolicy(RecedingHorizonPolicy):
             ObservationError: An observation that cannot be planned from, or a state of
                 another policy or with plans under way.
         """
-        rows, goals, _ = self.spaces.read(observation)
+        rows, goals = self.read(observation)
         if state is None:
             generators = [torch.Generator().manual_seed(self.seed) for _ in rows]
         else:
@@ -222,6 +223,12 @@ class DiffuserPolicy(RecedingHorizonPolicy):
             keep_chain=keep_chain,
             step_noise=state is not None,
         )
+
+    def _usual_ranking(self) -> str:
+        """Return how to choose among candidates without a guide."""
+        if has_feasibility(self.featurizer):
+            return "feasibility"
+        return "smoothness" if self.networks.time_to_goal is None else "time_to_goal"
 
     def _changed(self, settings: Mapping[str, Any], **parts: Any) -> DiffuserPolicy:
         """Return a policy with other settings and other parts of the config."""

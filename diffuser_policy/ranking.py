@@ -9,16 +9,25 @@ A ranking gives every candidate a value; the highest is taken, the first of equa
   be reached from the one m planning steps before it in the planned time, and prefers
   the smallest worst excess, $-\max_t [T(o_t, g(o_{t+m})) - m k]$ with stride k. A
   plan that cuts through a wall asks for a way around in no time.
+- `FeasibilityRanking` asks the featurizer of derived planning columns how well a
+  candidate can be executed: is the tool where the plan asks for a grasp?
 - `GuideRanking` prefers a high value of a guide, among the candidates that another
   ranking finds about as good as its best. With no gradient this is sampling and
   selecting (Lu et al. 2025, "What makes a good diffusion planner").
+- `SumRanking` adds a guide's value to the feasibility: candidates that please the guide
+  alike are told apart by how well they can be executed.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
+from diffuser_policy.errors import ConfigError
+from diffuser_policy.features import FeaturizerError
 from diffuser_policy.guides.guide import Guide, value_of
 from diffuser_policy.guides.trajectory import Trajectory
 from diffuser_policy.time_to_goal import TimeToGoal
@@ -84,6 +93,48 @@ class TimeToGoalRanking(Ranking):
         return values.reshape(-1, num_candidates)
 
 
+class FeasibilityRanking(Ranking):
+    """Takes the candidate that can be executed best, as the featurizer has it."""
+
+    def __init__(self, featurizer: Any) -> None:
+        """Store the featurizer.
+
+        Args:
+            featurizer: `feasibility(candidates, stride)` returns `[n]`, higher is
+                better, for candidates `[n, steps, columns]` in environment units.
+
+        Raises:
+            ConfigError: It does not offer that.
+        """
+        if not has_feasibility(featurizer):
+            raise ConfigError(
+                f"ranking='feasibility' needs a featurizer with a method `feasibility` "
+                f"(--window.features when training), and {type(featurizer).__name__} "
+                f"has none. Use 'smoothness' or 'first'."
+            )
+        self.featurizer = featurizer
+
+    @torch.inference_mode()
+    def __call__(self, trajectory: Trajectory, num_candidates: int) -> Tensor:
+        """Return the featurizer's values.
+
+        Raises:
+            FeaturizerError: They are not one finite number per candidate.
+        """
+        candidates = trajectory["observation"].cpu().numpy()
+        found = self.featurizer.feasibility(candidates, trajectory.stride)
+        values = np.asarray(found, np.float32)
+        if values.shape != (len(trajectory),) or not np.isfinite(values).all():
+            name = type(self.featurizer).__name__
+            raise FeaturizerError(
+                f"`feasibility` of the featurizer {name} must return a "
+                f"finite number for each of {len(trajectory)} candidates, got "
+                f"{values.shape}: {values}."
+            )
+        tensor = torch.from_numpy(values).to(trajectory.normalized.device)
+        return tensor.reshape(-1, num_candidates)
+
+
 class GuideRanking(Ranking):
     """Takes the candidate that a guide likes best, of those that are feasible."""
 
@@ -108,6 +159,31 @@ class GuideRanking(Ranking):
         feasible = self.among(trajectory, num_candidates)
         best = feasible.amax(dim=1, keepdim=True)
         return values.masked_fill(feasible < best - self.tolerance, -torch.inf)
+
+
+class SumRanking(Ranking):
+    """Takes the candidate with the highest sum of feasibility and a guide's value."""
+
+    def __init__(self, guide: Guide, feasibility: Ranking, weight: float) -> None:
+        """Choose what is added.
+
+        Args:
+            guide: Compares the candidates.
+            feasibility: Says how well they can be executed.
+            weight: Of the guide's value, in units of feasibility.
+        """
+        self.guide, self.feasibility, self.weight = guide, feasibility, weight
+
+    @torch.inference_mode()
+    def __call__(self, trajectory: Trajectory, num_candidates: int) -> Tensor:
+        """Return the sums."""
+        values = value_of(self.guide, trajectory).reshape(-1, num_candidates)
+        return self.feasibility(trajectory, num_candidates) + self.weight * values
+
+
+def has_feasibility(featurizer: Any) -> bool:
+    """Return whether a featurizer says how well plans can be executed."""
+    return callable(getattr(featurizer, "feasibility", None))
 
 
 def _position(trajectory: Trajectory) -> list[int]:

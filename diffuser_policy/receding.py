@@ -13,64 +13,26 @@ a goal (or one that the executor cannot hold) has run out. A plan made because o
 interval replaces the running one only if it arrives no later: what is left of a good
 plan is not traded for a later arrival. With a planner that starts warm, rows that are
 still on their plan hand over what is left of it.
+
+Plans live in planning columns, which a featurizer may derive from observations
+(`diffuser_policy.features`): there a plan is made, remembered, and strayed from.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 from diffuser_policy.errors import ConfigError, ObservationError
 from diffuser_policy.executors import Executor, Following
+from diffuser_policy.features import Featurizer, Identity, planning_columns
 from diffuser_policy.planner import Planner
+from diffuser_policy.policy_state import PolicyState
 from diffuser_policy.spaces import SpaceSpec
-
-
-class PolicyState(NamedTuple):
-    """What `predict` remembers, one row per environment.
-
-    Attributes:
-        observations: `[n, steps, observation]` plans, environment units.
-        actions: `[n, steps, action]` planned actions.
-        lengths: `[n]` planning steps; zero where there is no plan.
-        ages: `[n]` env steps since the plan was made.
-        progress: `[n]` how far it has been followed, in planned env steps.
-        goals: `[n, goal]` what the plan leads to.
-        streams: `[n]` random stream of each row.
-        num_plans: `[n]` plans made from this stream.
-        started: `[n]` whether the last call began an episode.
-        planners: `[n]` fingerprint of the planner that the plans are of.
-        guides: `[n]` key of the guidance that the plans were made under.
-    """
-
-    observations: np.ndarray
-    actions: np.ndarray
-    lengths: np.ndarray
-    ages: np.ndarray
-    progress: np.ndarray
-    goals: np.ndarray
-    streams: np.ndarray
-    num_plans: np.ndarray
-    started: np.ndarray
-    planners: np.ndarray
-    guides: np.ndarray
-
-    def rows(self, index: Any) -> PolicyState:
-        """Return the state of some rows, for example of those still running."""
-        return PolicyState(*(part[index] for part in self))
-
-    def with_rows(self, index: Any, other: PolicyState) -> PolicyState:
-        """Return a copy in which some rows are those of another state."""
-        parts = []
-        for mine, theirs in zip(self, other, strict=True):
-            part = mine.copy()
-            part[index] = theirs
-            parts.append(part)
-        return PolicyState(*parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +70,7 @@ class RecedingHorizonPolicy:
         *,
         spaces: SpaceSpec,
         replanning: Replanning | None = None,
+        featurizer: Featurizer | None = None,
         seed: int = 0,
     ) -> None:
         """Combine the parts.
@@ -117,6 +80,8 @@ class RecedingHorizonPolicy:
             executor: Follows them.
             spaces: Observations and actions of the environment.
             replanning: When to plan anew.
+            featurizer: Makes planning columns of observations; not given: they are
+                the observations.
             seed: Noise of deterministic plans, and first of the random streams.
 
         Raises:
@@ -124,6 +89,7 @@ class RecedingHorizonPolicy:
         """
         self.planner, self.executor, self.spaces = planner, executor, spaces
         self.replanning = Replanning() if replanning is None else replanning
+        self.featurizer = featurizer or Identity(spaces.planned_size)
         self.observation_space = spaces.observation_space()
         self.action_space = spaces.action_space()
         if (
@@ -178,6 +144,18 @@ class RecedingHorizonPolicy:
             guides=np.zeros(num_envs, np.int64),
         )
 
+    def read(self, observation: Any) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return planning columns `[n, columns]` and goals `[n, goal]`, or none.
+
+        Args:
+            observation: Single or batched, as the environment returned it.
+
+        Raises:
+            ObservationError: An observation that cannot be planned from.
+        """
+        seen, goals, _ = self.spaces.read(observation)
+        return planning_columns(self.featurizer, seen), goals
+
     def predict(
         self,
         observation: Any,
@@ -201,20 +179,23 @@ class RecedingHorizonPolicy:
             ObservationError: An observation that cannot be planned from, or a state or
                 flags for another number of environments. Nothing was changed.
         """
-        rows, goals, batch = self.spaces.read(observation)
+        seen, goals, batch = self.spaces.read(observation)
+        rows = planning_columns(self.featurizer, seen)
+        if not self.executor.sees_environment:
+            seen = rows
         flags = _flags(episode_start, len(rows))
-        current = self._incoming(state, len(rows))
+        current = self._incoming(state, len(rows)).for_goals(goals)
         forget = flags & ~(current.started & self.replanning.keep_started)
         if goals is not None:
             forget |= (goals != current.goals).any(axis=1)
         current = current._replace(
             lengths=np.where(forget, 0, current.lengths),
             ages=current.ages + 1,
-            progress=self.executor.progress(self._following(current), rows),
+            progress=self.executor.progress(self._following(current), seen),
             started=flags,
         )
         current = self._replan(current, rows, goals, deterministic=deterministic)
-        actions = self.executor.act(self._following(current), rows)
+        actions = self.executor.act(self._following(current), seen)
         low, high = self.action_space.low, self.action_space.high
         clipped = np.clip(actions, low, high).astype(self.action_space.dtype)
         return clipped.reshape(*batch, *self.action_space.shape), current
@@ -310,9 +291,10 @@ class RecedingHorizonPolicy:
         self, state: PolicyState, rows: np.ndarray, goals: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return which rows need a plan, and which may get a better one."""
+        aimed = goals is not None and self.planner.layout.goal_conditioned
         needed = (state.lengths == 0) | (state.guides != self._guide_key)
         duration = (state.lengths - 1) * self.planner.stride
-        if goals is None or not self.executor.holds_goal:
+        if not aimed or not self.executor.holds_goal:
             needed = needed | (state.progress > duration)
         if self.replanning.deviation is not None:
             needed = needed | (self._deviation(state, rows) > self.replanning.deviation)
@@ -320,7 +302,7 @@ class RecedingHorizonPolicy:
         if self.replanning.interval is not None:
             underway = state.progress < duration
             optional = underway & (state.ages % self.replanning.interval == 0)
-            if goals is None:
+            if not aimed:
                 needed, optional = needed | optional, np.zeros_like(needed)
         return needed, optional & ~needed
 
@@ -340,7 +322,10 @@ class RecedingHorizonPolicy:
         return dataclasses.replace(following, lengths=lengths)
 
     def _deviation(self, state: PolicyState, rows: np.ndarray) -> np.ndarray:
-        """Return the distance `[n]` between planned and current position, meters."""
+        """Return the distance `[n]` between planned and current position, meters.
+
+        Without a position, it is that between all planning columns.
+        """
         layout = self.planner.layout
         name = "position" if "position" in layout.aliases else "observation"
         columns = list(layout.observation_columns(name))

@@ -66,6 +66,15 @@ class Samples:
     trajectories: Tensor
     chain: Tensor | None = None
 
+    def with_candidates(self, trajectories: Tensor) -> Samples:
+        """Return these samples and more candidates of each row, which have no chain.
+
+        Args:
+            trajectories: `[rows, candidates, horizon, transition]`, normalized.
+        """
+        joined = torch.cat([self.trajectories, trajectories], dim=1)
+        return Samples(joined, self.chain)
+
 
 @dataclass(frozen=True, kw_only=True)
 class WarmStart:

@@ -6,7 +6,9 @@ Two kinds of observation are planned in:
 - a goal `Dict` with `observation`, `achieved_goal` and `desired_goal` (each a flat
   `Box`), Gymnasium-Robotics' convention.
 
-A goal dictionary may also come flattened: `[observation, desired_goal]`, or all three
+Planners that were trained without goals take goal dictionaries as well: they plan from
+`observation`, and hand `desired_goal` on to guides. Planners with goals read one, and
+it may also come flattened: `[observation, desired_goal]`, or all three
 parts in the order of `gymnasium.wrappers.FlattenObservation` (alphabetical).
 
 Plans are made of observations, so a goal has to be some columns of them. If the
@@ -92,6 +94,9 @@ class SpaceSpec:
             SpaceMismatchError: Both spaces are named, the expected and the given.
         """
         given = env.observation_space
+        unpinned = not self.has_goal and _is_goal_dict(given)
+        if unpinned and _shapes(given["observation"]) == (self.observation_size,):
+            given = self.observation_space()
         flattened = self.has_goal and isinstance(given, spaces.Box)
         if flattened and given.shape in {(size,) for size in self._flat_sizes()}:
             given = self.observation_space()
@@ -117,7 +122,8 @@ class SpaceSpec:
 
         Returns:
             Observations `[n, planned]`, goals `[n, goal]` or none, and the batch
-            shape: `()` for a single observation, `(n,)` for a batch.
+            shape: `()` for a single observation, `(n,)` for a batch. Goals of a
+            planner that was trained without any are of any size.
 
         Raises:
             ObservationError: Structure, shape, or values that cannot be planned from.
@@ -128,15 +134,32 @@ class SpaceSpec:
                 "(observation, info); pass the observation alone: "
                 "observation, info = env.reset()."
             )
-        if not self.has_goal:
-            if isinstance(observation, Mapping):
-                raise ObservationError(
-                    f"This planner takes flat observations [{self.observation_size}], "
-                    f"got a dictionary with {sorted(map(str, observation))}."
-                )
-            rows, batch = _rows("observation", observation, self.observation_size)
-            return rows, None, batch
-        return self._read_goal(observation)
+        if self.has_goal:
+            return self._read_goal(observation)
+        if isinstance(observation, Mapping):
+            return self._read_unpinned(observation)
+        rows, batch = _rows("observation", observation, self.observation_size)
+        return rows, None, batch
+
+    def _read_unpinned(
+        self, observation: Mapping[str, Any]
+    ) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
+        """Read a goal dictionary for a planner that was trained without goals."""
+        missing = [key for key in GOAL_KEYS[1:] if key not in observation]
+        if missing:
+            raise ObservationError(
+                f"This planner takes flat observations [{self.observation_size}], or "
+                f"goal dictionaries with {list(GOAL_KEYS)}; got a dictionary with "
+                f"{sorted(map(str, observation))}."
+            )
+        rows, batch = _rows(
+            "observation", observation["observation"], self.observation_size
+        )
+        desired = observation["desired_goal"]
+        size = np.shape(desired)[-1] if np.ndim(desired) else 0
+        goals, goal_batch = _rows("desired_goal", desired, size)
+        _check_batches(batch, goal_batch, "desired_goal")
+        return rows, goals, batch
 
     def _read_goal(
         self, observation: Any
@@ -218,6 +241,11 @@ def find_goal_columns(observation: np.ndarray, achieved: np.ndarray) -> tuple[in
             return tuple(range(size, size + achieved.shape[1]))
         columns.append(free[0])
     return tuple(columns)
+
+
+def _is_goal_dict(space: Any) -> bool:
+    """Return whether a space has the parts that planners read of goal dictionaries."""
+    return isinstance(space, spaces.Dict) and set(GOAL_KEYS[1:]) <= set(space.spaces)
 
 
 def _shapes(space: Any) -> Any:

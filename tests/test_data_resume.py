@@ -19,9 +19,8 @@ from diffuser_policy.cli.collect import CollectCommand
 from diffuser_policy.data.collection import (
     CollectSettings,
 )
-from diffuser_policy.data.episodes import Episode
 from diffuser_policy.data.minari import local_dataset_ids
-from diffuser_policy.data.shards import ShardFolder
+from diffuser_policy.data.shards import Shard, ShardFolder
 from diffuser_policy.errors import (
     ConfigError,
     DatasetError,
@@ -41,7 +40,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def shards(root: Path) -> list[Path]:
-    return sorted(root.rglob(".*.collecting/run-*.npz"))
+    return sorted(root.rglob(".*.collecting/shard-*.npz"))
 
 
 # --- interrupted work ---------------------------------------------------------------
@@ -54,11 +53,11 @@ def stop_after(
     save = ShardFolder.save
     saved: list[int] = []
 
-    def failing(self: ShardFolder, index: int, episode: Episode) -> None:
+    def failing(self: ShardFolder, index: int, shard: Shard) -> None:
         if len(saved) == num_saved:
             raise failure
         saved.append(index)
-        save(self, index, episode)
+        save(self, index, shard)
 
     monkeypatch.setattr(ShardFolder, "save", failing)
 
@@ -86,7 +85,7 @@ def test_interrupted_and_resumed_is_never_interrupted(
 def test_an_interrupt_while_writing_the_dataset_loses_nothing(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*_: object) -> Episode:
+    def interrupted(*_: object) -> Shard:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -211,7 +210,7 @@ def test_a_damaged_shard_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -
             record()
     path = shards(root)[1]
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(DatasetError, match=r"run-00001.npz is damaged.*Delete it"):
+    with pytest.raises(DatasetError, match=r"shard-00001.npz is damaged.*Delete it"):
         record()
     path.unlink()
     assert len(record()) == 3

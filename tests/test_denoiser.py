@@ -153,3 +153,72 @@ def test_the_gaussian_denoiser_is_the_best_linear_one(target: PredictionTarget) 
     seen = noisy.flatten(1) - noisy.flatten(1).mean(0)
     correlation = error.T @ seen / len(seen)
     assert correlation.abs().max() < 0.05
+
+
+class ResidualOracle(nn.Module):
+    """Knows the clean deviations, and checks what it is told."""
+
+    def __init__(self, clean: Tensor, target: PredictionTarget, mask: Tensor) -> None:
+        super().__init__()
+        self.clean, self.target, self.mask = clean, target, mask
+
+    def forward(
+        self, deviations: Tensor, i: Tensor, *, start: Tensor, signal: Tensor
+    ) -> Tensor:
+        torch.testing.assert_close(start, self.clean[:, 0])
+        torch.testing.assert_close(signal, SCHEDULE.signal(i))
+        known = self.clean - start[:, None]
+        sigma = SCHEDULE.noise(i)[:, None, None]
+        noise = (deviations - signal[:, None, None] * known) / sigma
+        outputs = {
+            "clean": known,
+            "noise": noise,
+            "velocity": signal[:, None, None] * noise - sigma * known,
+        }
+        return torch.where(self.mask, torch.tensor(1e3), outputs[self.target])
+
+
+@TARGETS
+def test_a_residual_denoiser_predicts_the_same_trajectories(
+    target: PredictionTarget,
+) -> None:
+    """Deviations go through the table of targets, the first state is added back."""
+    clean = randn(5, 4, 3)
+    mask = torch.zeros(1, 4, 3, dtype=torch.bool)
+    mask[:, 0] = True
+    given = Inpainting(mask, clean)
+    denoiser = Denoiser(
+        ResidualOracle(clean, target, mask),
+        SCHEDULE,
+        prediction_target=target,
+        clip=False,
+        residual=True,
+    )
+
+    loss = denoiser.loss(clean, given, torch.Generator().manual_seed(0))
+    steps = torch.full((5,), 9)
+    noisy = given.apply(denoiser.add_noise(clean, randn(5, 4, 3, seed=2), steps))
+    denoised = denoiser(noisy, 9)
+
+    assert loss < 1e-8
+    torch.testing.assert_close(denoised[:, 1:], clean[:, 1:], atol=1e-4, rtol=1e-4)
+    assert denoiser.accelerated("off").residual
+
+
+def test_a_loss_floor_weighs_errors_by_their_noise() -> None:
+    """A network that is always off by one loses the mean of 1 / (n_i² + f)."""
+    clean = torch.zeros(4000, 2, 1)
+    none = Inpainting(torch.zeros(1, 2, 1, dtype=torch.bool), clean)
+
+    class One(nn.Module):
+        def forward(self, noisy: Tensor, i: Tensor) -> Tensor:
+            return torch.ones_like(noisy) + 0.0 * i[:, None, None]
+
+    weighted = Denoiser(One(), SCHEDULE, loss_floor=0.1)
+    plain = Denoiser(One(), SCHEDULE)
+    every = SCHEDULE.noise(torch.arange(16)).square() + 0.1
+
+    loss = weighted.loss(clean, none, torch.Generator().manual_seed(0))
+
+    torch.testing.assert_close(loss, every.reciprocal().mean(), rtol=0.05, atol=0)
+    assert plain.loss(clean, none, torch.Generator().manual_seed(0)) == 1.0

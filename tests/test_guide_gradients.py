@@ -10,9 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from diffuser_envs.kuka.columns import ordered_pairs
+from diffuser_envs.kuka.features import BlockFeatures
+from diffuser_envs.kuka.stages import tower_goal
 from diffuser_policy.guides.guide import Guide, gradient_of
 from diffuser_policy.guides.registry import available_guides, make_guide
-from diffuser_policy.guides.trajectory import Trajectory
+from diffuser_policy.guides.trajectory import CLEAN, Trajectory
 from diffuser_policy.layout import TrajectoryLayout
 from diffuser_policy.normalizers import GaussianNormalizer
 
@@ -51,7 +54,38 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "value": [{}],
     "maze-walls": [{"layout": "large"}, {"layout": "umaze", "clearance": 0.4}],
 }
-SETTINGS = [(name, case) for name in CASES for case in CASES[name]]
+BLOCK_CASES: dict[str, list[dict[str, Any]]] = {
+    "avoid-blocks": [{}, {"clearance": 0.06}],
+    "contact": [
+        {},
+        {"block": 1, "window": (4.0, 12.0), "throughout": True},
+        {"tower": (3, 0, 2)},
+    ],
+    "place": [{}, {"block": 2, "position": (0.5, 0.1, 0.09)}, {"window": 0.0}],
+    "stack-match": [{}, {"top": 2, "bottom": 0, "window": 8.0}, {"tower": (1, 0)}],
+    "stack-task": [{}, {"match": 0.5, "place": 0.0, "avoid": 2.0}],
+}
+SETTINGS = [
+    (name, case)
+    for group in (CASES, BLOCK_CASES)
+    for name in group
+    for case in group[name]
+]
+
+BLOCKS = BlockFeatures()
+BLOCK_LAYOUT = TrajectoryLayout(
+    action_dim=0, observation_dim=BLOCKS.num_columns, aliases=BLOCKS.columns
+)
+TOOL = torch.tensor([0.50, 0.02, 0.16])
+POSED = torch.tensor(  # blocks 0 to 3 and their flags, close together, 3 on 1
+    [
+        [0.45, 0.00, 0.03, 0.4],
+        [0.55, 0.04, 0.03, 0.2],
+        [0.50, 0.08, 0.05, 0.1],
+        [0.55, 0.05, 0.09, 0.3],
+    ]
+)
+BLOCK_STATE = torch.cat([TOOL, POSED.flatten()]).double()
 
 
 class ToyValue(nn.Module):
@@ -67,6 +101,23 @@ class ToyValue(nn.Module):
     def forward(self, trajectories: Tensor, i: Tensor) -> Tensor:
         """Return one number per trajectory."""
         return torch.tanh(trajectories @ self.weights).sum(dim=1) * (1.0 + i)
+
+
+class ToyClassifier(nn.Module):
+    """Smooth functions of single states and denoising steps, one per pair of blocks."""
+
+    weights: Tensor
+    labels = tuple(f"on_{top}_{bottom}" for top, bottom in ordered_pairs())
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        weights = torch.randn(BLOCKS.num_columns, 12, generator=generator)
+        self.register_buffer("weights", weights)
+
+    def forward(self, states: Tensor, i: Tensor) -> Tensor:
+        """Return logits."""
+        return torch.tanh(states @ self.weights) * (1.0 + i)[:, None, None]
 
 
 def normalizer() -> GaussianNormalizer:
@@ -85,6 +136,41 @@ def view(normalized: Tensor, denoising_step: int = 2) -> Trajectory:
     )
 
 
+def block_normalizer() -> GaussianNormalizer:
+    return GaussianNormalizer(
+        BLOCK_STATE.float(), torch.linspace(0.1, 0.3, 19)
+    ).double()
+
+
+def view_blocks(normalized: Tensor, denoising_step: int = 2) -> Trajectory:
+    goal = torch.from_numpy(tower_goal((1, 2, 0), 4)).double()
+    return Trajectory(
+        normalized=normalized,
+        layout=BLOCK_LAYOUT,
+        normalizer=block_normalizer(),
+        stride=4,
+        denoising_step=denoising_step,
+        desired_goal=goal.expand(len(normalized), 1, -1),
+    )
+
+
+def view_clean_blocks(normalized: Tensor) -> Trajectory:
+    return view_blocks(normalized, CLEAN)
+
+
+def view_of(name: str) -> Callable[[Tensor], Trajectory]:
+    return view_blocks if name in BLOCK_CASES else view
+
+
+def given_to(name: str, batch: int = 3) -> Tensor:
+    """Return normalized trajectories for a guide, in float64."""
+    if name not in BLOCK_CASES:
+        return trajectories(batch)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(batch, 6, 19, generator=generator, dtype=torch.float64)
+    return 0.2 * noise
+
+
 def trajectories(batch: int = 3, seed: int = 0) -> Tensor:
     """Return normalized trajectories `[batch, 6, 6]` about PATH, in float64."""
     generator = torch.Generator().manual_seed(seed)
@@ -95,12 +181,16 @@ def trajectories(batch: int = 3, seed: int = 0) -> Tensor:
 
 
 def made(name: str, parameters: dict[str, Any]) -> Guide:
-    network = ToyValue().double()
-    return make_guide(name, **parameters).bind(SimpleNamespace(value=network))
+    networks = SimpleNamespace(
+        value=ToyValue().double(), classifier=ToyClassifier().double()
+    )
+    return make_guide(name, **parameters).bind(networks)
 
 
-def of(guide: Guide) -> Callable[[Tensor], Tensor]:
-    return lambda normalized: guide(view(normalized))
+def of(
+    guide: Guide, seen: Callable[[Tensor], Trajectory] = view
+) -> Callable[[Tensor], Tensor]:
+    return lambda normalized: guide(seen(normalized))
 
 
 def test_every_guide_of_ours_is_checked_here() -> None:
@@ -110,38 +200,56 @@ def test_every_guide_of_ours_is_checked_here() -> None:
         for name, guide in available_guides().items()
         if guide.target.__module__.startswith(("diffuser_policy.", "diffuser_envs."))
     }
-    assert ours == set(CASES)
+    assert ours == {*CASES, *BLOCK_CASES}
 
 
 @pytest.mark.parametrize(("name", "parameters"), SETTINGS)
 def test_gradients_agree_with_finite_differences(
     name: str, parameters: dict[str, Any]
 ) -> None:
-    guide, normalized = made(name, parameters), trajectories()
-    value = guide(view(normalized))
+    guide, normalized, seen = made(name, parameters), given_to(name), view_of(name)
+    value = guide(seen(normalized))
     assert value.shape == (3,)
     assert value.dtype == torch.float64
-    assert gradient_of(guide, normalized, view).abs().amax() > 1e-3  # not flat here
+    assert gradient_of(guide, normalized, seen).abs().amax() > 1e-4  # not flat here
     assert torch.autograd.gradcheck(
-        of(guide), [normalized.requires_grad_()], eps=1e-6, atol=1e-7, rtol=1e-5
+        of(guide, seen), [normalized.requires_grad_()], eps=1e-6, atol=1e-7, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("name", BLOCK_CASES)
+def test_gradients_on_clean_plans_of_blocks_agree_as_well(name: str) -> None:
+    """Clean, the other blocks are taken from the first state, and lead there."""
+    guide, normalized = made(name, BLOCK_CASES[name][0]), given_to(name)
+    assert torch.autograd.gradcheck(
+        of(guide, view_clean_blocks),
+        [normalized.requires_grad_()],
+        eps=1e-6,
+        atol=1e-7,
+        rtol=1e-5,
     )
 
 
 def test_the_gradient_of_a_sum_agrees_with_finite_differences() -> None:
-    every = [made(name, parameters) for name, parameters in SETTINGS]
-    guide = every[0]
-    for weight, other in enumerate(every[1:], 2):
-        guide = guide + 0.5 * weight * other
-    assert torch.autograd.gradcheck(
-        of(-guide), [trajectories().requires_grad_()], eps=1e-6, atol=1e-6, rtol=1e-5
-    )
+    for group, name in ((CASES, "keep-out"), (BLOCK_CASES, "contact")):
+        every = [made(each, case) for each in group for case in group[each]]
+        guide = every[0]
+        for weight, other in enumerate(every[1:], 2):
+            guide = guide + 0.5 * weight * other
+        assert torch.autograd.gradcheck(
+            of(-guide, view_of(name)),
+            [given_to(name).requires_grad_()],
+            eps=1e-6,
+            atol=1e-6,
+            rtol=1e-5,
+        )
 
 
 @pytest.mark.parametrize(("name", "parameters"), SETTINGS)
 def test_rows_do_not_see_each_other(name: str, parameters: dict[str, Any]) -> None:
-    guide, normalized = made(name, parameters), trajectories(4)
-    alone = torch.cat([guide(view(row[None])) for row in normalized])
-    torch.testing.assert_close(guide(view(normalized)), alone)
+    guide, normalized, seen = made(name, parameters), given_to(name, 4), view_of(name)
+    alone = torch.cat([guide(seen(row[None])) for row in normalized])
+    torch.testing.assert_close(guide(seen(normalized)), alone)
 
 
 @pytest.mark.parametrize(("name", "parameters"), SETTINGS)
@@ -149,12 +257,14 @@ def test_rows_do_not_see_each_other(name: str, parameters: dict[str, Any]) -> No
 def test_plans_of_one_or_two_steps_have_finite_gradients(
     name: str, parameters: dict[str, Any], steps: int
 ) -> None:
-    normalized = trajectories()[:, :steps]
-    gradient = gradient_of(made(name, parameters), normalized, view)
+    normalized = given_to(name)[:, :steps]
+    gradient = gradient_of(made(name, parameters), normalized, view_of(name))
     assert gradient.shape == normalized.shape
 
 
-@pytest.mark.parametrize(("name", "parameters"), SETTINGS)
+@pytest.mark.parametrize(
+    ("name", "parameters"), [(name, case) for name in CASES for case in CASES[name]]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_gradients_are_finite_at_rest_on_every_point_that_is_named(
     name: str, parameters: dict[str, Any], dtype: torch.dtype
@@ -173,3 +283,12 @@ def test_gradients_are_finite_at_rest_on_every_point_that_is_named(
         if name != "value":  # a network has a type of its own
             values = values.to(dtype)
         assert gradient_of(guide, values, view).isfinite().all()
+
+
+@pytest.mark.parametrize("name", BLOCK_CASES)
+def test_gradients_are_finite_where_tool_and_blocks_coincide(name: str) -> None:
+    values = torch.zeros(2, 6, 19).double()
+    values[1, :, 6::4] = 1.0  # and all of them held
+    guide = made(name, BLOCK_CASES[name][0])
+    normalized = block_normalizer().normalize(values)
+    assert gradient_of(guide, normalized, view_blocks).isfinite().all()

@@ -52,6 +52,32 @@ def test_json_round_trip() -> None:
     assert TrajectoryLayout.from_json(data) == LAYOUT
 
 
+def test_objects_are_kept_and_absent_where_there_are_none() -> None:
+    layout = dataclasses.replace(LAYOUT, objects=((0, 2), (1, 3)))
+    data = json.loads(json.dumps(layout.to_json()))
+    assert TrajectoryLayout.from_json(data) == layout != LAYOUT
+    assert "objects" not in LAYOUT.to_json()  # as older versions write and read it
+    assert LAYOUT.objects == ()
+
+
+@pytest.mark.parametrize(
+    ("objects", "message"),
+    [
+        (((0, 1), (2,)), "equally many columns"),
+        (((), ()), "equally many columns"),
+        (((0,), (4,)), "indices in 0..3"),
+        (((0,), (-1,)), "indices in 0..3"),
+        (((0, 1), (1, 2)), "one object at most"),
+        (((0, 0),), "one object at most"),
+    ],
+)
+def test_objects_that_cannot_be_exchanged_are_refused(
+    objects: tuple[tuple[int, ...], ...], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(LAYOUT, objects=objects)
+
+
 def test_aliases_are_copied() -> None:
     columns = [0, 1]
     layout = TrajectoryLayout(

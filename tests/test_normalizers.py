@@ -134,3 +134,15 @@ def test_an_unknown_name_offers_the_nearest() -> None:
     assert normalizer_class("gaussian") is GaussianNormalizer
     with pytest.raises(UnknownNameError, match="Did you mean 'limits'"):
         normalizer_class("limit")
+
+
+def test_tied_columns_share_one_map() -> None:
+    """Heights of tool and blocks are compared by a network: they need one scale."""
+    rows = np.array([[0.0, 1.0, 5.0], [1.0, 9.0, 7.0]], np.float32)
+
+    tied = LimitsNormalizer.fit_tied(rows, [(0, 1)])
+    plain = LimitsNormalizer.fit(rows)
+
+    assert tied.shift.tolist() == [4.5, 4.5, 6.0]
+    assert tied.scale.tolist() == [4.5, 4.5, 1.0]
+    assert LimitsNormalizer.fit_tied(rows, []).shift.tolist() == plain.shift.tolist()

@@ -73,6 +73,22 @@ def test_the_achieved_goal_is_needed_only_when_appended() -> None:
         APPENDED.read(partial)
 
 
+@pytest.mark.parametrize("size", [2, 12])
+@pytest.mark.parametrize("batch", [(), (3,)])
+def test_planners_without_goals_read_goal_dictionaries(
+    batch: tuple[int, ...], size: int
+) -> None:
+    """They plan from the observation, and hand on goals of any size."""
+    seen = {**goal_dict(*batch), "desired_goal": np.full((*batch, size), 7.0)}
+    rows, goals, found = FLAT.read(seen)
+    plain, none, _ = FLAT.read(seen["observation"])
+    np.testing.assert_array_equal(rows, plain)
+    assert none is None
+    assert goals is not None
+    assert goals.tolist() == [[7.0] * size] * len(rows)
+    assert found == batch
+
+
 @pytest.mark.parametrize("batch", [(), (3,)])
 def test_flattened_goal_dictionaries_are_read(batch: tuple[int, ...]) -> None:
     """As by FlattenObservation (keys in order), or with the goal behind."""
@@ -91,7 +107,8 @@ def test_flattened_goal_dictionaries_are_read(batch: tuple[int, ...]) -> None:
     [
         (FLAT, (np.zeros(4), {}), r"observation, info = env\.reset\(\)"),
         (GOAL, (goal_dict(), {}), r"observation, info = env\.reset\(\)"),
-        (FLAT, goal_dict(), "takes flat observations"),
+        (FLAT, {"observation": np.zeros(4)}, "takes flat observations"),
+        (FLAT, {"image": np.zeros(4)}, r"goal dictionaries with .*with \['image'\]"),
         (GOAL, np.zeros(4), "takes goal dictionaries"),
         (FLAT, np.zeros(5), r"shape \(4,\), or \(num_envs, 4\) for a batch; got \(5,"),
         (FLAT, np.zeros((2, 2, 4)), "got"),
@@ -108,6 +125,11 @@ def test_flattened_goal_dictionaries_are_read(batch: tuple[int, ...]) -> None:
             {**goal_dict(2), "achieved_goal": np.zeros((3, 2))},
             "achieved_goal",
         ),
+        (FLAT, {**goal_dict(), "observation": np.zeros(5)}, "observation must have"),
+        (FLAT, {**goal_dict(), "desired_goal": np.nan}, "desired_goal must have"),
+        (FLAT, {**goal_dict(), "desired_goal": [np.nan]}, "desired_goal holds NaN"),
+        (FLAT, {**goal_dict(2), "desired_goal": np.zeros((3, 2))}, "batch shape"),
+        (FLAT, {**goal_dict(2), "desired_goal": np.zeros(2)}, "batch shape"),
         (GOAL, {"observation": np.zeros(4)}, r"lacks \['desired_goal'\]"),
     ],
 )
@@ -136,6 +158,16 @@ def test_bounds_and_types_of_observations_do_not_matter() -> None:
     FLAT.check(env(spaces.Box(-8, 8, (4,), np.float32)))
     FLAT.check(env(spaces.Box(0, np.inf, (4,))))
     GOAL.check(env(GOAL.observation_space()))
+
+
+def test_planners_without_goals_fit_environments_with_goals() -> None:
+    FLAT.check(env(GOAL.observation_space()))
+    larger = SpaceSpec(observation_size=5, goal_size=2, **BOUNDS)
+    other = spaces.Dict({"observation": spaces.Box(-1, 1, (4,))})
+    for space in (larger.observation_space(), other):
+        with pytest.raises(SpaceMismatchError, match="observation space") as caught:
+            FLAT.check(env(space))
+        assert str(space) in str(caught.value)
 
 
 def test_action_bounds_of_another_precision_are_the_same() -> None:

@@ -17,7 +17,7 @@ from diffuser_policy.errors import ConditionError, ConfigError, ObservationError
 from diffuser_policy.executors import Following
 from diffuser_policy.guides.trajectory import Trajectory
 from diffuser_policy.policy import DiffuserPolicy
-from diffuser_policy.receding import PolicyState
+from diffuser_policy.policy_state import PolicyState
 from diffuser_policy.sampler import DDIMSampler, WarmStart
 from diffuser_policy.schedule import NoiseSchedule
 from diffuser_policy.testing import (

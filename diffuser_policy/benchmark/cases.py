@@ -35,7 +35,7 @@ from diffuser_policy.guides.motion import Smoothness
 from diffuser_policy.guides.regions import KeepOut
 from diffuser_policy.networks import TemporalUNet
 from diffuser_policy.policy import DiffuserPolicy
-from diffuser_policy.receding import PolicyState
+from diffuser_policy.policy_state import PolicyState
 from diffuser_policy.sampler import DDPMSampler, Sampler
 from diffuser_policy.schedule import NoiseSchedule
 
@@ -128,7 +128,8 @@ def paper_cases(subject: Subject, observations: Sequence[Any]) -> Iterator[Case]
     steps = QUICK_PAPER_STEPS if subject.quick else PAPER_STEPS
     ours = policy.networks.denoiser.network
     theirs = TemporalUNet(
-        policy.spaces.planned_size + len(policy.spaces.action_low), **PAPER_NETWORK
+        policy.planner.layout.observation_dim + len(policy.spaces.action_low),
+        **PAPER_NETWORK,
     )
     lengths = _planning_steps(policy, observations)
     planned = int((lengths.mean() - 1) * policy.planner.stride)
@@ -288,7 +289,7 @@ def plan_flops(policy: DiffuserPolicy, observations: Sequence[Any]) -> int | Non
 
 
 def _planning_steps(policy: DiffuserPolicy, observations: Sequence[Any]) -> np.ndarray:
-    rows, goals, _ = policy.spaces.read(batched(observations))
+    rows, goals = policy.read(batched(observations))
     return policy.planner.horizons.planning_steps(rows, goals)
 
 

@@ -34,10 +34,11 @@ for example:
 
 COMMANDS = {
     "collect": "Record a dataset with an environment's demonstrator.",
-    "train": "Train a planner on a dataset, or go on where training stopped.",
+    "train": "Train a planner on a dataset, or go on where it stopped.",
     "train-value": "Train a planner's value network, for value guidance.",
-    "evaluate": "Run episodes with a planner; report scores and their intervals.",
-    "plan": "Draw a plan in its maze, the rollout, and the denoising chain.",
+    "train-classifier": "Train a planner's classifier of states, for guides.",
+    "evaluate": "Run episodes with a planner; report scores and intervals.",
+    "plan": "Draw a plan in its maze, the rollout, the denoising chain.",
     "bench": "Measure how fast a planner plans, beside the paper's setting.",
     "guides": "List the guides that plans can be steered by, or explain one.",
     "info": "List shipped planners, training presets and environments.",
@@ -104,7 +105,7 @@ def _parse(name: str, run: Callable[[Any], int], arguments: list[str]) -> Any:
 
 def _print_overview() -> None:
     """Print what the program is for and its subcommands."""
-    commands = "\n".join(f"  {name:<13}{COMMANDS[name]}" for name in COMMANDS)
+    commands = "\n".join(f"  {name:<17}{COMMANDS[name]}" for name in COMMANDS)
     print(OVERVIEW.format(commands=commands))
 
 

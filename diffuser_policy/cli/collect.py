@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -14,30 +15,38 @@ from diffuser_policy.cli.options import shown_as
 
 @dataclass(frozen=True, kw_only=True)
 class CollectCommand:
-    """Record a Minari dataset by D4RL's maze2d recipe, on all cores.
+    """Record a Minari dataset of demonstrations, on all cores.
 
-    A scripted expert chases one random target after another without a reset. Stop it
-    at any time; the same command goes on where it was.
+    Mazes are recorded by D4RL's maze2d recipe: a scripted expert chases one random
+    target after another without a reset. Block stacking is recorded in whole episodes,
+    each ending in a tower. Stop it at any time; the same command goes on where it was.
     """
 
     env_id: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ENV")]
     """Environment, for example diffuser_envs/Multi2D-Large-v1."""
     dataset: Annotated[str | None, shown_as("ID")] = None
-    """Minari id of the dataset (default: diffuser/<name of the environment>)."""
-    num_steps: int = 1_000_000
-    """Environment steps in total."""
-    run_length: int = 10_000
-    """Environment steps between two resets."""
+    """Minari id of the dataset (default: diffuser/<name of the environment>, or the
+    generator's own)."""
+    num_steps: Annotated[int | None, shown_as("N")] = None
+    """Runs: environment steps in total (default: a million)."""
+    run_length: Annotated[int | None, shown_as("N")] = None
+    """Runs: environment steps between two resets (default: 10,000)."""
     max_steps_per_goal: Annotated[int | None, shown_as("N")] = None
-    """Steps after which a target is given up (default: the env's step limit)."""
+    """Runs: steps after which a target is given up (default: the env's step limit)."""
     action_noise: float = 0.0
-    """Standard deviation of Gaussian noise added to every action."""
+    """Runs: standard deviation of Gaussian noise added to every action."""
+    num_episodes: Annotated[int | None, shown_as("N")] = None
+    """Episodes: how many (default: 10,000)."""
+    generator: Annotated[str | None, shown_as("NAME")] = None
+    """Episodes: how they are made, such as kinematic or physics for block stacking
+    (default: the expert's first)."""
     demonstrator: Annotated[str | None, shown_as("NAME")] = None
     """Registered expert, or module:Class (default: the environment's own)."""
     options: Annotated[dict[str, float], shown_as("[NAME VALUE ...]")] = field(
         default_factory=dict
     )
-    """Settings of the expert in pairs, for example: waypoint_jitter 0.1 d_gain -2."""
+    """Settings of the expert (or generator) in pairs, for example: waypoint_jitter 0.1
+    d_gain -2."""
     seed: int = 0
     """Fixes everything that is drawn, whatever the number of workers."""
     num_workers: Annotated[int | None, shown_as("N")] = None
@@ -53,6 +62,7 @@ def run(command: CollectCommand) -> int:
         The exit status.
     """
     from diffuser_policy.data.collection import CollectSettings, collect
+    from diffuser_policy.data.minari import recorded_facts
 
     settings = CollectSettings(
         env_id=command.env_id,
@@ -61,6 +71,8 @@ def run(command: CollectCommand) -> int:
         run_length=command.run_length,
         max_steps_per_goal=command.max_steps_per_goal,
         action_noise=command.action_noise,
+        num_episodes=command.num_episodes,
+        generator=command.generator,
         demonstrator=command.demonstrator,
         demonstrator_options=command.options,
         seed=command.seed,
@@ -72,5 +84,19 @@ def run(command: CollectCommand) -> int:
     except KeyboardInterrupt:
         print("Interrupted. The same command goes on from here.", file=sys.stderr)
         return EXIT_INTERRUPTED
-    print(f"Recorded {command.num_steps:,} steps: {folder}")
+    print(f"Recorded {_summary(recorded_facts(folder))}: {folder}")
     return 0
+
+
+def _summary(facts: Mapping[str, Any]) -> str:
+    """Say how much was recorded, what failed, and what was verified."""
+    parts = [f"{facts['total_steps']:,} steps"]
+    collection = facts["collection"]
+    if "num_episodes" in collection:
+        parts.insert(0, f"{facts['total_episodes']:,} episodes")
+        parts.append(f"{collection['failures']:,} failed attempts left out")
+    if collection.get("verified"):
+        parts.append(
+            "{confirmed} of {episodes} verified".format(**collection["verified"])
+        )
+    return ", ".join(parts)

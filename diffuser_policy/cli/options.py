@@ -60,13 +60,14 @@ class PlanningOptions:
     candidates: Annotated[int | None, shown_as("N")] = None
     """Trajectories sampled per plan."""
     ranking: Annotated[
-        Literal["first", "smoothness", "time_to_goal", "guide"] | None,
-        shown_as("first|smoothness|time_to_goal|guide"),
+        Literal["first", "smoothness", "time_to_goal", "feasibility", "guide", "sum"]
+        | None,
+        shown_as("first|smoothness|time_to_goal|feasibility|guide|sum"),
     ] = None
     """How the plan is chosen among the candidates."""
     executor: Annotated[
-        Literal["tracking", "pursuit", "path", "actions"] | None,
-        shown_as("tracking|pursuit|path|actions"),
+        Literal["tracking", "pursuit", "path", "actions", "features"] | None,
+        shown_as("tracking|pursuit|path|actions|features"),
     ] = None
     """How the plan is followed."""
     position_gain: Annotated[float | None, shown_as("X")] = None

@@ -86,7 +86,7 @@ def run(settings: PlanSettings) -> int:
         episode = run_episode(policy, env, observation, seed=settings.seed, state=state)
     finally:
         env.close()
-    path = np.concatenate([policy.spaces.read(o)[0] for o in episode.observations])
+    path = np.concatenate([policy.read(o)[0] for o in episode.observations])
     name = f"{env_id.rpartition('/')[2]}, seed {settings.seed}"
     out, title = settings.out, f"{name}: {_outcome(episode.record)}"
     save_figure(plan_figure(plan, scene, rollout=path, title=title), out / "plan.png")

@@ -1,9 +1,11 @@
-"""Recording datasets: many runs on all cores, interrupted and resumed at will.
+"""Recording datasets: on all cores, interrupted and resumed at will.
 
-`collect` splits the steps into runs (`recipe.py`). Run `i` depends on `(seed, i)`
-alone, so the dataset is the same, bit for bit, whatever the number of workers and
-however often it was interrupted. Finished runs are shards in a hidden folder beside
-the dataset to be; the last step turns them into one Minari dataset.
+`collect` records either long runs of many goals (`recipe.py`) or, where the
+demonstrator offers generators, whole episodes (`generators.py`). Both are split into
+shards. Shard `i` depends on the settings and `i` alone, so the dataset is the same, bit
+for bit, whatever the number of workers and however often it was interrupted. Finished
+shards are in a hidden folder beside the dataset to be; the last step turns them into
+one Minari dataset.
 
 `collect_episodes` records ordinary episodes of any environment with any policy.
 """
@@ -27,8 +29,15 @@ from diffuser_policy.data.demonstrators import (
     demonstrator_options,
 )
 from diffuser_policy.data.episodes import Episode
+from diffuser_policy.data.generators import (
+    EpisodePlan,
+    choose_generator,
+    generator_options,
+    generators_of,
+    verify_sample,
+)
 from diffuser_policy.data.minari import check_spaces, new_folder, write_minari
-from diffuser_policy.data.recipe import Recipe, check_goal_env, record_run
+from diffuser_policy.data.recipe import Recipe, RunPlan, check_goal_env
 from diffuser_policy.data.shards import ShardFolder
 from diffuser_policy.data.workers import map_unordered, num_cores
 from diffuser_policy.envs import Env, make_env
@@ -36,7 +45,18 @@ from diffuser_policy.errors import ConfigError, require_extra
 from diffuser_policy.versions import versions
 
 FALLBACK_STEPS_PER_GOAL = 1000  # for environments without a step limit
-GENERATOR = ("diffuser-policy", "gymnasium", "gymnasium-robotics", "mujoco", "numpy")
+RUN_SETTINGS = ("num_steps", "run_length", "max_steps_per_goal")
+DEFAULT_STEPS = 1_000_000
+DEFAULT_RUN_LENGTH = 10_000
+DEFAULT_EPISODES = 10_000
+GENERATOR = (
+    "diffuser-policy",
+    "gymnasium",
+    "gymnasium-robotics",
+    "mujoco",
+    "numpy",
+    "pybullet",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,15 +64,20 @@ class CollectSettings:
     """What to record, and how.
 
     Attributes:
-        env_id: A goal environment whose goals can be switched without a reset.
+        env_id: An environment whose demonstrator offers generators of episodes, or a
+            goal environment whose goals can be switched without a reset, for runs.
         dataset_id: Minari id; derived from the environment's by default.
-        num_steps: Env steps in total.
-        run_length: Env steps between two resets; the last run may be shorter.
-        max_steps_per_goal: Env steps after which a target is given up; the
+        num_steps: Runs: env steps in total; a million by default.
+        run_length: Runs: env steps between two resets, 10,000 by default; the last
+            run may be shorter.
+        max_steps_per_goal: Runs: env steps after which a target is given up; the
             environment's step limit by default.
-        action_noise: Standard deviation of Gaussian noise on the actions.
+        action_noise: Runs: standard deviation of Gaussian noise on the actions.
+        num_episodes: Episodes: how many; 10,000 by default.
+        generator: Episodes: by which of the demonstrator's generators; its first one
+            by default.
         demonstrator: Name of the expert; the environment's own by default.
-        demonstrator_options: Keyword arguments of the demonstrator.
+        demonstrator_options: Keyword arguments of the demonstrator, or the generator.
         seed: Fixes everything that is drawn.
         num_workers: Processes; one per core by default. Not part of the result.
         overwrite: Replace a dataset, or unfinished work, of the same id.
@@ -60,10 +85,12 @@ class CollectSettings:
 
     env_id: str
     dataset_id: str | None = None
-    num_steps: int = 1_000_000
-    run_length: int = 10_000
+    num_steps: int | None = None
+    run_length: int | None = None
     max_steps_per_goal: int | None = None
     action_noise: float = 0.0
+    num_episodes: int | None = None
+    generator: str | None = None
     demonstrator: str | None = None
     demonstrator_options: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
@@ -72,7 +99,7 @@ class CollectSettings:
 
     def __post_init__(self) -> None:
         """Reject settings that cannot work, before anything starts."""
-        for name in ("num_steps", "run_length", "max_steps_per_goal", "num_workers"):
+        for name in (*RUN_SETTINGS, "num_episodes", "num_workers"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}.")
@@ -83,30 +110,7 @@ class CollectSettings:
                 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunPlan:
-    """Everything that the runs of a dataset depend on."""
-
-    env_id: str
-    num_steps: int
-    run_length: int
-    seed: int
-    recipe: Recipe
-    versions: Mapping[str, str]
-
-    @property
-    def num_runs(self) -> int:
-        """Number of runs that the steps are split into."""
-        return -(-self.num_steps // self.run_length)
-
-    def length(self, index: int) -> int:
-        """Env steps of a run."""
-        return min(self.run_length, self.num_steps - index * self.run_length)
-
-    def record(self, index: int, env: Env) -> Episode:
-        """Record one run; it depends on nothing but the plan and its index."""
-        seed = np.random.SeedSequence(self.seed, spawn_key=(index,))
-        return record_run(env, self.recipe, length=self.length(index), seed=seed)
+Plan = RunPlan | EpisodePlan
 
 
 def default_dataset_id(env_id: str) -> str:
@@ -118,7 +122,7 @@ def default_dataset_id(env_id: str) -> str:
 
 
 def collect(settings: CollectSettings, *, progress: bool = True) -> Path:
-    """Record a Minari dataset with D4RL's maze2d recipe (`recipe.py`).
+    """Record a Minari dataset: runs by D4RL's maze2d recipe, or whole episodes.
 
     Interrupted at any moment, it goes on where it was when called again with the same
     settings (`num_workers` may differ). Worker processes import the caller's main
@@ -138,22 +142,23 @@ def collect(settings: CollectSettings, *, progress: bool = True) -> Path:
         DatasetError: The dataset exists already.
         StorageError: The disk is full, or cannot be written.
     """
-    dataset_id = settings.dataset_id or default_dataset_id(settings.env_id)
-    folder = new_folder(dataset_id, overwrite=settings.overwrite)
     require_extra("minari", "data")  # before an hour's work, not after it
     env = make_env(settings.env_id)
     try:
         plan = _plan(settings, env)
+        dataset_id = settings.dataset_id or _own_dataset_id(plan)
+        folder = new_folder(dataset_id, overwrite=settings.overwrite)
         shards = ShardFolder.beside(folder, dataclasses.asdict(plan))
         shards.open(discard=settings.overwrite)
         _record_missing(plan, shards, settings.num_workers, progress=progress)
         write_minari(
             dataset_id,
-            map(shards.load, range(plan.num_runs)),
+            (each for i in range(plan.num_shards) for each in shards.load(i).episodes),
             env=env,
             collection={
                 **dataclasses.asdict(plan),
-                "policy": plan.recipe.demonstrator,
+                **_outcome(plan, shards, env),
+                "policy": plan.demonstrator,
                 "observation_columns": _observation_columns(env),
             },
             overwrite=settings.overwrite,
@@ -247,15 +252,51 @@ def record_episode(
     )
 
 
-def _plan(settings: CollectSettings, env: Env) -> RunPlan:
+def _plan(settings: CollectSettings, env: Env) -> Plan:
     """Fill in what the settings leave open, and check the rest."""
-    check_goal_env(env)
     demonstrator = settings.demonstrator or default_demonstrator(env)
+    if settings.generator is not None or generators_of(demonstrator):
+        return _episode_plan(settings, demonstrator)
+    return _run_plan(settings, demonstrator, env)
+
+
+def _episode_plan(settings: CollectSettings, demonstrator: str) -> EpisodePlan:
+    """Plan whole episodes."""
+    generator = choose_generator(demonstrator, settings.generator)
+    unused = [name for name in RUN_SETTINGS if getattr(settings, name) is not None]
+    unused += ["action_noise"] * (settings.action_noise != 0.0)
+    if unused:
+        raise ConfigError(
+            f"The demonstrator {demonstrator!r} makes whole episodes; "
+            f"{', '.join(unused)} belong to runs. Say num_episodes (--num-episodes)."
+        )
+    return EpisodePlan(
+        env_id=settings.env_id,
+        num_episodes=settings.num_episodes or DEFAULT_EPISODES,
+        demonstrator=demonstrator,
+        generator=generator,
+        seed=settings.seed,
+        options=generator_options(
+            demonstrator, generator, settings.demonstrator_options
+        ),
+        versions=versions(*GENERATOR),
+    )
+
+
+def _run_plan(settings: CollectSettings, demonstrator: str, env: Env) -> RunPlan:
+    """Plan runs of many goals."""
+    check_goal_env(env)
+    if settings.num_episodes is not None:
+        raise ConfigError(
+            f"The demonstrator {demonstrator!r} makes runs of many goals, not "
+            "episodes. Say num_steps (--num-steps) instead of num_episodes."
+        )
     limit = env.spec.max_episode_steps if env.spec else None
+    num_steps = settings.num_steps or DEFAULT_STEPS
     return RunPlan(
         env_id=settings.env_id,
-        num_steps=settings.num_steps,
-        run_length=min(settings.run_length, settings.num_steps),
+        num_steps=num_steps,
+        run_length=min(settings.run_length or DEFAULT_RUN_LENGTH, num_steps),
         seed=settings.seed,
         recipe=Recipe(
             demonstrator=demonstrator,
@@ -269,12 +310,33 @@ def _plan(settings: CollectSettings, env: Env) -> RunPlan:
     )
 
 
+def _own_dataset_id(plan: Plan) -> str:
+    """Return the id that the generator names, or the environment's."""
+    named = None
+    if isinstance(plan, EpisodePlan):
+        factory = generators_of(plan.demonstrator)[plan.generator]
+        named = getattr(factory, "dataset_id", None)
+    return str(named or default_dataset_id(plan.env_id))
+
+
+def _outcome(plan: Plan, shards: ShardFolder, env: Env) -> dict[str, Any]:
+    """Return what is known of episodes once they are recorded."""
+    if not isinstance(plan, EpisodePlan):
+        return {}
+    facts = [shards.facts(index) for index in range(plan.num_shards)]
+    seeds = [seed for shard_seeds, _ in facts for seed in shard_seeds]
+    return {
+        "failures": sum(failures for _, failures in facts),
+        "verified": verify_sample(plan.make(env), seeds),
+    }
+
+
 def _record_missing(
-    plan: RunPlan, shards: ShardFolder, num_workers: int | None, *, progress: bool
+    plan: Plan, shards: ShardFolder, num_workers: int | None, *, progress: bool
 ) -> None:
-    """Record the runs that have no shard yet, showing all steps as one bar."""
-    missing = [i for i in range(plan.num_runs) if not shards.has(i)]
-    finished = plan.num_steps - sum(map(plan.length, missing))
+    """Record the shards that are not there yet, showing all of them as one bar."""
+    missing = [i for i in range(plan.num_shards) if not shards.has(i)]
+    finished = plan.total - sum(map(plan.size, missing))
     results = map_unordered(
         partial(_record_shard, plan, shards),
         missing,
@@ -282,19 +344,19 @@ def _record_missing(
     )
     bar = tqdm(
         desc=f"Collecting {plan.env_id}",
-        total=plan.num_steps,
+        total=plan.total,
         initial=finished,
-        unit="step",
+        unit=plan.unit,
         unit_scale=True,
         disable=None if progress else True,
     )
     with closing(results), bar:
         for index in results:
-            bar.update(plan.length(index))
+            bar.update(plan.size(index))
 
 
-def _record_shard(plan: RunPlan, shards: ShardFolder, index: int) -> int:
-    """Record one run in a worker and save it; return its index."""
+def _record_shard(plan: Plan, shards: ShardFolder, index: int) -> int:
+    """Record one shard in a worker and save it; return its index."""
     shards.save(index, plan.record(index, _worker_env(plan.env_id)))
     return index
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import Any, Protocol
 
@@ -101,7 +101,23 @@ def demonstrator_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: It has no such option.
     """
-    parameters = inspect.signature(find_demonstrator(name)).parameters
+    return all_options(f"demonstrator {name!r}", find_demonstrator(name), given)
+
+
+def all_options(
+    what: str, factory: Callable[..., object], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the keyword arguments of a class: its defaults, and the given ones.
+
+    Args:
+        what: How errors call it.
+        factory: The class; what has no default is no option, and neither is `seed`.
+        given: Keyword arguments.
+
+    Raises:
+        ConfigError: It has no such option.
+    """
+    parameters = inspect.signature(factory).parameters
     options = {
         key: parameter.default
         for key, parameter in parameters.items()
@@ -110,7 +126,7 @@ def demonstrator_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     unknown = [key for key in given if key not in options]
     if unknown:
         raise ConfigError(
-            f"The demonstrator {name!r} has no option {', '.join(unknown)}. "
+            f"The {what} has no option {', '.join(unknown)}. "
             f"It has: {', '.join(options) or 'none'}."
         )
     return {**options, **given}

@@ -148,7 +148,7 @@ def write_minari(
                 "requirements": [
                     f"{name}=={version}"
                     for name, version in collection.get("versions", {}).items()
-                    if name in {"gymnasium", "gymnasium-robotics", "mujoco"}
+                    if name in {"gymnasium", "gymnasium-robotics", "mujoco", "pybullet"}
                 ],
                 COLLECTION: dict(collection),
             }
@@ -158,6 +158,18 @@ def write_minari(
     if namespace and namespace not in list_local_namespaces():
         create_namespace(namespace)
     return folder
+
+
+def recorded_facts(folder: Path) -> dict[str, Any]:
+    """Return what a dataset's metadata say of it; our own are under "collection".
+
+    Args:
+        folder: Of the dataset, as `write_minari` returns it.
+
+    Raises:
+        DatasetError: They cannot be read.
+    """
+    return _read_metadata(folder / "data")
 
 
 def datasets_root() -> Path:

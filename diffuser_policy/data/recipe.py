@@ -16,13 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import gymnasium as gym
 import numpy as np
 
 from diffuser_policy.data.demonstrators import Demonstrator, find_demonstrator
 from diffuser_policy.data.episodes import Episode
+from diffuser_policy.data.shards import Shard
 from diffuser_policy.envs import Env
 from diffuser_policy.errors import ConfigError
 
@@ -43,6 +44,45 @@ class Recipe:
     max_steps_per_goal: int
     action_noise: float = 0.0
     options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlan:
+    """Everything that the runs of a dataset depend on."""
+
+    env_id: str
+    num_steps: int
+    run_length: int
+    seed: int
+    recipe: Recipe
+    versions: Mapping[str, str]
+
+    unit: ClassVar[str] = "step"
+
+    @property
+    def demonstrator(self) -> str:
+        """Name of the expert."""
+        return self.recipe.demonstrator
+
+    @property
+    def total(self) -> int:
+        """Number of steps."""
+        return self.num_steps
+
+    @property
+    def num_shards(self) -> int:
+        """Number of runs that the steps are split into."""
+        return -(-self.num_steps // self.run_length)
+
+    def size(self, index: int) -> int:
+        """Env steps of a run."""
+        return min(self.run_length, self.num_steps - index * self.run_length)
+
+    def record(self, index: int, env: Env) -> Shard:
+        """Record one run; it depends on nothing but the plan and its index."""
+        seed = np.random.SeedSequence(self.seed, spawn_key=(index,))
+        run = record_run(env, self.recipe, length=self.size(index), seed=seed)
+        return Shard([run])
 
 
 class GoalSwitchingEnv(Protocol):

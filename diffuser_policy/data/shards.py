@@ -1,11 +1,11 @@
-"""Unfinished work on disk: one file per finished run, and what it is part of.
+"""Unfinished work on disk: finished episodes, and what they are part of.
 
     <root>/diffuser/.multi2d-large-v1.collecting/
-        settings.json     what every run was recorded with
-        run-00000.npz …   finished runs, each written in one go
+        settings.json       what everything was recorded with
+        shard-00000.npz …   some episodes each (or one long run), written in one go
 
-Work goes on only with the very same settings and versions; otherwise the runs of one
-dataset would come from different generators.
+Work goes on only with the very same settings and versions; otherwise the episodes of
+one dataset would come from different generators.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,15 +27,30 @@ from diffuser_policy.errors import ConfigError, DatasetError
 from diffuser_policy.files import replaced_file
 
 OBSERVATION_PREFIX = "observations."
+STEP_ARRAYS = ("actions", "rewards", "terminations", "truncations")
+NO_SEED = -1
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Episodes that were recorded in one go.
+
+    Attributes:
+        episodes: At least one.
+        failures: How many attempts were left out.
+    """
+
+    episodes: Sequence[Episode]
+    failures: int = 0
 
 
 @dataclass(frozen=True)
 class ShardFolder:
-    """Finished runs of one dataset in the making.
+    """Finished shards of one dataset in the making.
 
     Attributes:
         path: The hidden folder.
-        identity: JSON-able; everything that the runs depend on.
+        identity: JSON-able; everything that the episodes depend on.
     """
 
     path: Path
@@ -74,60 +90,90 @@ class ShardFolder:
             partial.write_text(json.dumps(self.identity, indent=1))
 
     def has(self, index: int) -> bool:
-        """Return whether a run is finished."""
+        """Return whether a shard is finished."""
         return self._file(index).is_file()
 
-    def save(self, index: int, episode: Episode) -> None:
-        """Write a finished run.
+    def save(self, index: int, shard: Shard) -> None:
+        """Write a finished shard.
 
         Raises:
             StorageError: It could not be written; nothing is left behind.
         """
+        episodes = shard.episodes
         arrays = {
-            f"{OBSERVATION_PREFIX}{n}": v for n, v in episode.observations.items()
-        }
-        with replaced_file(self._file(index)) as partial, partial.open("wb") as file:
-            np.savez(
-                file,
-                allow_pickle=False,
-                actions=episode.actions,
-                rewards=episode.rewards,
-                terminations=episode.terminations,
-                truncations=episode.truncations,
-                seed=np.asarray(episode.seed),
-                **arrays,
+            f"{OBSERVATION_PREFIX}{name}": np.concatenate(
+                [episode.observations[name] for episode in episodes]
             )
+            for name in episodes[0].observations
+        }
+        for name in STEP_ARRAYS:
+            arrays[name] = np.concatenate([getattr(each, name) for each in episodes])
+        arrays["lengths"] = np.array([len(episode) for episode in episodes])
+        arrays["seeds"] = np.array([_stored_seed(episode) for episode in episodes])
+        arrays["failures"] = np.asarray(shard.failures)
+        with replaced_file(self._file(index)) as partial, partial.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
 
-    def load(self, index: int) -> Episode:
-        """Read a finished run.
+    def load(self, index: int) -> Shard:
+        """Read a finished shard.
 
         Raises:
             DatasetError: The file is damaged.
         """
-        path = self._file(index)
-        try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                return Episode(
-                    observations={
-                        name.removeprefix(OBSERVATION_PREFIX): arrays[name]
-                        for name in arrays.files
-                        if name.startswith(OBSERVATION_PREFIX)
-                    },
-                    actions=arrays["actions"],
-                    rewards=arrays["rewards"],
-                    terminations=arrays["terminations"],
-                    truncations=arrays["truncations"],
-                    seed=int(arrays["seed"]),
-                )
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise DatasetError(
-                f"{path} is damaged: {error}. Delete it and collect again; the other "
-                "runs are kept."
-            ) from error
+        with self._opened(index) as stored:
+            arrays = dict(stored)
+            return Shard(_split(arrays), int(arrays["failures"]))
+
+    def facts(self, index: int) -> tuple[list[int], int]:
+        """Return the seeds of a finished shard's episodes, and its failures.
+
+        Raises:
+            DatasetError: The file is damaged.
+        """
+        with self._opened(index) as stored:
+            return stored["seeds"].tolist(), int(stored["failures"])
 
     def remove(self) -> None:
         """Delete everything."""
         shutil.rmtree(self.path, ignore_errors=True)
 
+    @contextmanager
+    def _opened(self, index: int) -> Iterator[Mapping[str, np.ndarray]]:
+        """Open a finished shard; what goes wrong in the block is damage to it."""
+        path = self._file(index)
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+                yield stored
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise DatasetError(
+                f"{path} is damaged: {error}. Delete it and collect again; the others "
+                "are kept."
+            ) from error
+
     def _file(self, index: int) -> Path:
-        return self.path / f"run-{index:05d}.npz"
+        return self.path / f"shard-{index:05d}.npz"
+
+
+def _split(arrays: Mapping[str, np.ndarray]) -> list[Episode]:
+    """Cut a shard's arrays into its episodes; each has one observation more."""
+    lengths = arrays["lengths"]
+    steps = np.cumsum(lengths)[:-1]
+    rows = np.cumsum(lengths + 1)[:-1]
+    observations = {
+        name.removeprefix(OBSERVATION_PREFIX): np.split(values, rows)
+        for name, values in arrays.items()
+        if name.startswith(OBSERVATION_PREFIX)
+    }
+    parts = {name: np.split(arrays[name], steps) for name in STEP_ARRAYS}
+    return [
+        Episode(
+            observations={name: cut[i] for name, cut in observations.items()},
+            seed=None if seed == NO_SEED else seed,
+            **{name: cut[i] for name, cut in parts.items()},
+        )
+        for i, seed in enumerate(arrays["seeds"].tolist())
+    ]
+
+
+def _stored_seed(episode: Episode) -> int:
+    return NO_SEED if episode.seed is None else episode.seed

@@ -12,6 +12,7 @@ gathered into a batch (`sample`); they never exist as Python objects.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Literal
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch import Tensor
 from diffuser_policy.conditions import Inpainting
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.errors import ConfigError, DatasetError
+from diffuser_policy.features import Featurizer, Identity, planning_columns
 from diffuser_policy.layout import TrajectoryLayout
 from diffuser_policy.normalizers import Normalizer
 
@@ -51,7 +53,7 @@ class WindowDataset:
         """Normalize the data and, if asked, pad the runs.
 
         Args:
-            flat: Rows of all runs.
+            flat: Rows of all runs; for derived columns, of `in_planning_columns`.
             layout: Which columns a trajectory has.
             normalizer: Fitted to trajectory columns.
             stride: Env steps between two planning steps.
@@ -194,6 +196,23 @@ class WindowDataset:
             f"{span} env steps. Plan a shorter horizon, use padding='repeat', or "
             f"collect longer runs."
         )
+
+
+def in_planning_columns(flat: FlatDataset, featurizer: Featurizer) -> FlatDataset:
+    """Return a dataset whose observations are planning columns, mapped once.
+
+    Args:
+        flat: The dataset, in the environment's observations.
+        featurizer: Maps them; with `Identity` the dataset is returned as it is.
+
+    Raises:
+        FeaturizerError: As `planning_columns`.
+    """
+    if isinstance(featurizer, Identity):
+        return flat
+    planned = planning_columns(featurizer, flat.fields["observation"])
+    fields = {**flat.fields, "observation": planned}
+    return dataclasses.replace(flat, fields=fields)
 
 
 def join_rows(flat: FlatDataset, layout: TrajectoryLayout) -> np.ndarray:

@@ -22,10 +22,10 @@ from diffuser_policy.config import (
     WindowConfig,
 )
 from diffuser_policy.data.flat import FlatDataset
-from diffuser_policy.data.windows import join_rows
+from diffuser_policy.data.windows import in_planning_columns, join_rows
 from diffuser_policy.normalizers import normalizer_class
 from diffuser_policy.policy import DiffuserPolicy
-from diffuser_policy.policy_config import policy_config
+from diffuser_policy.policy_config import config_featurizer, policy_config
 
 SECONDS_PER_STEP = 0.1
 
@@ -110,7 +110,7 @@ def toy_policy(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # not the GPUs' generators
         networks = build_networks(made)
-    rows = join_rows(flat, made.layout)
+    rows = join_rows(in_planning_columns(flat, config_featurizer(made)), made.layout)
     networks.normalizer = normalizer_class(made.window.normalizer).fit(rows)
     policy = DiffuserPolicy(made, networks.requires_grad_(False).eval(), seed=seed)
     return policy.with_settings(**settings) if settings else policy

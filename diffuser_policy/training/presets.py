@@ -90,6 +90,62 @@ def _paper(maze: str, *, horizon: int, num_denoising_steps: int) -> TrainConfig:
     )
 
 
+def _kuka() -> TrainConfig:
+    return TrainConfig(
+        dataset="diffuser/kuka-stack-v1",
+        window=WindowConfig(
+            horizon=128,
+            stride=4,
+            actions=False,
+            padding="repeat",
+            hindsight_goal="none",
+            features="kuka-blocks",
+        ),
+        network=NetworkConfig(
+            architecture="objects", residual=True, dim=128, loss_floor=0.1
+        ),
+        optimization=OptimizationConfig(num_steps=36_000, batch_size=64),
+        planner=PlannerConfig(
+            num_sampling_steps=8, num_candidates=16, ranking="sum", steadiness=0.0
+        ),
+        execution=ExecutionConfig(executor="features", replan_interval=10),
+    )
+
+
+def _kuka_paper() -> TrainConfig:
+    return TrainConfig(
+        dataset="diffuser/kuka-stack-v1",
+        window=WindowConfig(
+            horizon=128,
+            actions=False,
+            padding="repeat",
+            hindsight_goal="none",
+            features="kuka-joints",
+        ),
+        network=NetworkConfig(
+            dim=128,
+            multipliers=(1, 2, 4, 8),
+            attention=True,
+            num_denoising_steps=100,
+            prediction_target="noise",
+        ),
+        optimization=OptimizationConfig(
+            num_steps=500_000,
+            batch_size=32,
+            learning_rate=4e-5,
+            learning_rate_schedule="constant",
+            max_gradient_norm=None,
+            ema_decay=0.995,
+            ema_interval=10,
+            ema_start=2000,
+        ),
+        planner=PlannerConfig(
+            sampler="ddpm", num_sampling_steps=None, num_candidates=1, ranking="first"
+        ),
+        execution=ExecutionConfig(executor="features", replan_interval=128),
+    )
+
+
 PRESETS: dict[str, Callable[[], TrainConfig]] = {
     "multi2d-umaze": lambda: _fast(
         "umaze",
@@ -115,6 +171,8 @@ PRESETS: dict[str, Callable[[], TrainConfig]] = {
         num_steps=20_000,
         num_sampling_steps=2,
     ),
+    "kuka-stack": _kuka,
+    "kuka-stack-paper": _kuka_paper,
     "maze2d-umaze-paper": lambda: _paper("umaze", horizon=128, num_denoising_steps=64),
     "maze2d-medium-paper": lambda: _paper(
         "medium", horizon=256, num_denoising_steps=256

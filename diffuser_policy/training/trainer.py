@@ -35,11 +35,19 @@ from diffuser_policy.config import (
     to_json,
 )
 from diffuser_policy.data.flat import FlatDataset
-from diffuser_policy.data.windows import WindowDataset, join_rows
+from diffuser_policy.data.windows import (
+    WindowDataset,
+    in_planning_columns,
+    join_rows,
+)
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.files import replaced_file, storage_error
 from diffuser_policy.normalizers import Normalizer, normalizer_class
-from diffuser_policy.policy_config import PolicyConfig, policy_config
+from diffuser_policy.policy_config import (
+    PolicyConfig,
+    config_featurizer,
+    policy_config,
+)
 from diffuser_policy.training.average import WeightAverage
 from diffuser_policy.training.interrupt import held_interrupt
 from diffuser_policy.training.loss import PlannerLoss
@@ -315,10 +323,13 @@ class Trainer(TrainingRun[PlannerNetworks]):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(config.seed)  # the CPU's: weights
             networks = build_networks(self.policy_config)
-        rows = join_rows(flat, self.policy_config.layout)
-        networks.normalizer = normalizer_class(config.window.normalizer).fit(rows)
+        planned = in_planning_columns(flat, config_featurizer(self.policy_config))
+        rows = join_rows(planned, self.policy_config.layout)
+        networks.normalizer = normalizer_class(config.window.normalizer).fit_tied(
+            rows, self.policy_config.layout.ties
+        )
         windows = WindowDataset(
-            flat, **window_settings(self.policy_config, networks.normalizer)
+            planned, **window_settings(self.policy_config, networks.normalizer)
         )
         networks.to(processes.device)
         loss = PlannerLoss(

@@ -27,9 +27,15 @@ from diffuser_policy.config import (
     to_json,
 )
 from diffuser_policy.data.flat import FlatDataset
+from diffuser_policy.data.windows import in_planning_columns
 from diffuser_policy.denoiser import Denoiser
 from diffuser_policy.errors import ConfigError, DatasetError, SpaceMismatchError
-from diffuser_policy.policy_config import PolicyConfig, space_spec
+from diffuser_policy.features import Featurizer
+from diffuser_policy.policy_config import (
+    PolicyConfig,
+    config_featurizer,
+    space_spec,
+)
 from diffuser_policy.training.loss import draw_num_planning_steps, step_generator
 from diffuser_policy.training.processes import Processes
 from diffuser_policy.training.state import data_facts
@@ -119,7 +125,8 @@ class ValueTrainer(TrainingRun[ValueNetwork]):
         """
         processes = processes or Processes.single()
         planner_config, self.planner_networks = planner[0], copy.deepcopy(planner[1])
-        _check_spaces(planner_config, flat)
+        featurizer = config_featurizer(planner_config)
+        check_spaces(planner_config, flat, featurizer)
         self.config, self.flat_facts = config, value_data_facts(flat)
         self.policy_config = dataclasses.replace(planner_config, value=config.value)
         returns = returns_to_go(
@@ -135,7 +142,9 @@ class ValueTrainer(TrainingRun[ValueNetwork]):
         loss = ValueLoss(
             network,
             networks.denoiser,
-            windows=ValuedWindows(flat, returns=returns, **settings),
+            windows=ValuedWindows(
+                in_planning_columns(flat, featurizer), returns=returns, **settings
+            ),
             window=planner_config.window,
             config=config,
             device=processes.device,
@@ -147,7 +156,7 @@ class ValueTrainer(TrainingRun[ValueNetwork]):
             settings={
                 **to_json(config),
                 "data": self.flat_facts,
-                "weights": _checksum(networks.denoiser, networks.normalizer),
+                "weights": checksum(networks.denoiser, networks.normalizer),
             },
             output=output,
             processes=processes,
@@ -184,9 +193,12 @@ def value_data_facts(flat: FlatDataset) -> dict[str, int]:
     return {**data_facts(flat), "rewards": rewards}
 
 
-def _check_spaces(planner: PolicyConfig, flat: FlatDataset) -> None:
+def check_spaces(
+    planner: PolicyConfig, flat: FlatDataset, featurizer: Featurizer
+) -> None:
     """Refuse data whose observations or actions are not the planner's."""
-    given, expected = space_spec(flat), planner.spaces
+    derived = planner.window.features is not None
+    given, expected = space_spec(flat, featurizer if derived else None), planner.spaces
     if given != expected:
         raise SpaceMismatchError(
             f"The planner was trained in the spaces {expected}, and {flat!r} was "
@@ -206,7 +218,7 @@ def _scale(returns: np.ndarray, flat: FlatDataset) -> tuple[float, float]:
     return mean, std
 
 
-def _checksum(*modules: nn.Module) -> int:
+def checksum(*modules: nn.Module) -> int:
     """Return a checksum of weights, which tells a planner from another one."""
     checksum = 0
     for module in modules:

@@ -1,7 +1,7 @@
 """Gymnasium environments for Diffuser planners.
 
-Importing this package registers the maze environments by name and loads nothing heavy:
-neither a simulator nor torch is imported before an environment is made.
+Importing this package registers the mazes and the block-stacking tasks by name and
+loads nothing heavy: no simulator and no torch before an environment is made.
 
     import gymnasium, diffuser_envs
     env = gymnasium.make("diffuser_envs/Multi2D-Large-v1")
@@ -15,10 +15,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
+from gymnasium.envs.registration import WrapperSpec
 
 from diffuser_envs.maze.layouts import LAYOUTS
 
 if TYPE_CHECKING:
+    from diffuser_envs.kuka.demonstrator import StackDemonstrator
+    from diffuser_envs.kuka.env import KukaStackEnv
     from diffuser_envs.maze.demonstrator import WaypointDemonstrator
     from diffuser_envs.maze.env import Maze2DEnv
     from diffuser_envs.maze.wrappers import GoalResampling
@@ -27,7 +30,9 @@ if TYPE_CHECKING:
 __all__ = [
     "REFERENCE_SCORES",
     "GoalResampling",
+    "KukaStackEnv",
     "Maze2DEnv",
+    "StackDemonstrator",
     "WaypointDemonstrator",
     "get_normalized_score",
     "register_envs",
@@ -35,11 +40,18 @@ __all__ = [
 
 _LAZY = {
     "GoalResampling": "diffuser_envs.maze.wrappers",
+    "KukaStackEnv": "diffuser_envs.kuka.env",
     "Maze2DEnv": "diffuser_envs.maze.env",
+    "StackDemonstrator": "diffuser_envs.kuka.demonstrator",
     "WaypointDemonstrator": "diffuser_envs.maze.demonstrator",
     "REFERENCE_SCORES": "diffuser_envs.scores",
     "get_normalized_score": "diffuser_envs.scores",
 }
+# Plans have 128 steps: the paper's three of them; a rearrangement takes up to seven.
+_STACKING_STEPS = {"Unconditional": 384, "Conditional": 384, "Rearrangement": 896}
+_FINAL_SCORE = WrapperSpec(
+    name="FinalScore", entry_point="diffuser_envs.kuka.wrappers:FinalScore", kwargs={}
+)
 
 
 def __getattr__(name: str) -> Any:
@@ -53,9 +65,11 @@ def __dir__() -> list[str]:
 
 
 def register_envs() -> None:
-    """Register `diffuser_envs/{Maze2D,Multi2D}-{UMaze,Medium,Large}-v1`.
+    """Register the mazes and the block-stacking tasks.
 
-    Runs on import; calling it again changes nothing.
+    The ids are `diffuser_envs/{Maze2D,Multi2D}-{UMaze,Medium,Large}-v1` and
+    `diffuser_envs/KukaStack-{Unconditional,Conditional,Rearrangement}-v1`. Runs on
+    import; calling it again changes nothing.
     """
     for family, goal in (("Maze2D", "fixed"), ("Multi2D", "random")):
         for layout in LAYOUTS.values():
@@ -67,6 +81,16 @@ def register_envs() -> None:
                     max_episode_steps=layout.max_episode_steps,
                     kwargs={"layout": layout.name, "goal": goal},
                 )
+    for task, max_episode_steps in _STACKING_STEPS.items():
+        env_id = f"diffuser_envs/KukaStack-{task}-v1"
+        if env_id not in gymnasium.registry:
+            gymnasium.register(
+                id=env_id,
+                entry_point="diffuser_envs.kuka.env:KukaStackEnv",
+                max_episode_steps=max_episode_steps,
+                kwargs={"task": task.lower()},
+                additional_wrappers=(_FINAL_SCORE,),
+            )
 
 
 register_envs()

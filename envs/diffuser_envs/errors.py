@@ -34,6 +34,30 @@ class MazeObservationError(MazeError):
     """An observation lacks what a maze demonstrator needs."""
 
 
+class KukaError(DiffuserEnvsError, ValueError):
+    """A block-stacking environment was given something that it cannot use."""
+
+
+class KukaOptionError(KukaError):
+    """`reset(options=...)` or a constructor argument is unknown or malformed."""
+
+
+class KukaArrangementError(KukaError):
+    """Blocks cannot stand like that: out of reach, overlapping, or no tower."""
+
+
+class KukaActionError(KukaError):
+    """An action has the wrong shape or is not finite."""
+
+
+class ClosedEnvError(DiffuserEnvsError, RuntimeError):
+    """An environment was used after `close()`, or before `reset()`."""
+
+
+class KukaObservationError(KukaError):
+    """An observation lacks what a block-stacking demonstrator needs."""
+
+
 class UnsupportedEnvError(DiffuserEnvsError, TypeError):
     """An environment is not a maze with goals."""
 

@@ -1,0 +1,228 @@
+"""Training a classifier of states for a planner that is trained already.
+
+A batch holds single rows of the planner's data, each noised to a random denoising step
+of its schedule; the classifier learns which labels held before the noise. The output
+folder is a planner of its own: the same denoiser, and the classifier beside it
+(`training/trainer.py` shows its files and how it is resumed).
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from diffuser_policy.build import PlannerNetworks, build_classifier
+from diffuser_policy.checkpoint import write_planner
+from diffuser_policy.classifier import StateClassifier
+from diffuser_policy.config import ClassifierTrainConfig, to_json
+from diffuser_policy.data.flat import FlatDataset
+from diffuser_policy.data.windows import in_planning_columns, join_rows
+from diffuser_policy.denoiser import Denoiser
+from diffuser_policy.errors import ConfigError, DatasetError, UnknownNameError
+from diffuser_policy.labels import labelled
+from diffuser_policy.policy_config import PolicyConfig, config_featurizer
+from diffuser_policy.training.loss import step_generator
+from diffuser_policy.training.processes import Processes
+from diffuser_policy.training.state import data_facts
+from diffuser_policy.training.trainer import TrainingRun
+from diffuser_policy.training.value_trainer import check_spaces, checksum
+
+
+class ClassifierLoss(nn.Module):
+    """Loss of a classifier on a fresh batch of noisy states."""
+
+    def __init__(
+        self,
+        classifier: StateClassifier,
+        denoiser: Denoiser,
+        *,
+        rows: Tensor,
+        targets: Tensor,
+        config: ClassifierTrainConfig,
+        device: torch.device,
+    ) -> None:
+        """Hold the network and the data.
+
+        Args:
+            classifier: Trained.
+            denoiser: Of the planner; its schedule says how noisy step i is.
+            rows: `[rows, transition]`, normalized, on the CPU.
+            targets: `[rows, labels]`, bool.
+            config: Batch size and seed.
+            device: Where the networks are.
+        """
+        super().__init__()
+        self.classifier, self.config, self.device = classifier, config, device
+        # A tuple: no part of what is trained and saved.
+        self._data = (denoiser, rows, targets)
+
+    def forward(self, step: int, process: int, accumulation: int) -> dict[str, Tensor]:
+        """Return the scalar loss, by the network's name.
+
+        Args:
+            step: Gradient step.
+            process: Rank of this process.
+            accumulation: Which of the batches that make up one gradient step.
+        """
+        denoiser, rows, targets = self._data
+        generator = step_generator(self.config.seed, step, 1 + process, accumulation)
+        size = (self.config.optimization.batch_size,)
+        drawn = torch.randint(len(rows), size, generator=generator)
+        clean = rows[drawn][:, None]
+        num_steps = denoiser.schedule.num_denoising_steps
+        i = torch.randint(num_steps, size, generator=generator)
+        noise = torch.randn(clean.shape, generator=generator)
+        noisy = denoiser.add_noise(clean, noise, i)
+        wanted = targets[drawn][:, None].float()
+        arguments = (part.to(self.device) for part in (noisy, i, wanted))
+        return {"classifier": self.classifier.loss(*arguments)}
+
+
+class ClassifierTrainer(TrainingRun[StateClassifier]):
+    """Trains a classifier and writes it to a folder, with the planner it is for."""
+
+    def __init__(
+        self,
+        config: ClassifierTrainConfig,
+        planner: tuple[PolicyConfig, PlannerNetworks],
+        flat: FlatDataset,
+        output: Path,
+        *,
+        processes: Processes | None = None,
+    ) -> None:
+        """Build network and data, and restore the latest checkpoint if there is one.
+
+        Args:
+            config: Settings; saved with the planner.
+            planner: What `read_planner` returns; left as it is.
+            flat: The data.
+            output: Folder of the run, created on the first save.
+            processes: How several processes share the work; one process if not given.
+
+        Raises:
+            ConfigError: The folder holds a run with other settings, data or planner.
+            SpaceMismatchError: Data of another environment than the planner's.
+            UnknownNameError: No such labels.
+            DatasetError: Labels that hold always or never in the data.
+        """
+        processes = processes or Processes.single()
+        planner_config, self.planner_networks = planner[0], copy.deepcopy(planner[1])
+        networks = self.planner_networks
+        rows, names, targets = _examples(config, planner_config, flat)
+        self.config, self.flat_facts = config, _facts(flat, targets)
+        self.policy_config = dataclasses.replace(
+            planner_config,
+            classifier=dataclasses.replace(config.classifier, classes=names),
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(config.seed)  # the CPU's: weights
+            network = build_classifier(self.policy_config)
+        network.set_balance(_shares(names, targets, flat))
+        network.to(processes.device)
+        loss = ClassifierLoss(
+            network,
+            networks.denoiser,
+            rows=networks.normalizer.normalize(torch.from_numpy(rows)),
+            targets=torch.from_numpy(targets),
+            config=config,
+            device=processes.device,
+        )
+        super().__init__(
+            network,
+            loss,
+            optimization=config.optimization,
+            settings={
+                **to_json(config),
+                "data": self.flat_facts,
+                "weights": checksum(networks.denoiser, networks.normalizer),
+            },
+            output=output,
+            processes=processes,
+        )
+        networks.classifier = self.classifier
+
+    @property
+    def classifier(self) -> StateClassifier:
+        """The averaged classifier, with which to steer."""
+        average = self.average.average
+        if not isinstance(average, StateClassifier):
+            raise ConfigError("The averaged copy is not a classifier.")
+        return average
+
+    def write_planner(self) -> None:
+        """Write the planner with the averaged classifier."""
+        trained: dict[str, Any] = {
+            "training": to_json(self.config),
+            "data": self.flat_facts,
+            "steps": self.step,
+            "processes": self.processes.num_processes,
+        }
+        write_planner(
+            self.output,
+            self.policy_config,
+            self.planner_networks,
+            provenance={"classifier": trained},
+        )
+
+
+def _examples(
+    config: ClassifierTrainConfig, planner: PolicyConfig, flat: FlatDataset
+) -> tuple[np.ndarray, tuple[str, ...], np.ndarray]:
+    """Return rows `[rows, transition]`, names of labels, and `[rows, labels]`.
+
+    Raises:
+        SpaceMismatchError: Data of another environment than the planner's.
+        UnknownNameError: No such labels.
+    """
+    featurizer = config_featurizer(planner)
+    check_spaces(planner, flat, featurizer)
+    rows = join_rows(in_planning_columns(flat, featurizer), planner.layout)
+    names, targets = labelled(config.labels, rows, planner.layout)
+    return rows, *_chosen(config.classifier.classes, names, targets)
+
+
+def _facts(flat: FlatDataset, targets: np.ndarray) -> dict[str, int]:
+    """Return what tells a labelled dataset from another one."""
+    labels = zlib.crc32(np.ascontiguousarray(targets).data)
+    return {**data_facts(flat), "labels": labels}
+
+
+def _chosen(
+    wanted: tuple[str, ...], names: tuple[str, ...], targets: np.ndarray
+) -> tuple[tuple[str, ...], np.ndarray]:
+    """Return the labels that are asked for, all of them if none are named.
+
+    Raises:
+        UnknownNameError: A label that there is not.
+    """
+    for name in wanted:
+        if name not in names:
+            raise UnknownNameError("label", name, names)
+    if not wanted:
+        return names, targets
+    return wanted, targets[:, [names.index(name) for name in wanted]]
+
+
+def _shares(names: tuple[str, ...], targets: np.ndarray, flat: FlatDataset) -> Tensor:
+    """Return the share of the rows in which each label holds.
+
+    Raises:
+        DatasetError: All or none: there is nothing to learn.
+    """
+    shares = targets.mean(axis=0, dtype=np.float64)
+    for name, share in zip(names, shares.tolist(), strict=True):
+        if share in (0.0, 1.0):
+            raise DatasetError(
+                f"The label {name!r} holds in {'all' if share else 'none'} of the "
+                f"{flat.num_rows:,} rows of {flat!r}: there is nothing to learn. "
+                f"Record data in which it comes and goes, or choose others with "
+                f"--classes."
+            )
+    return torch.from_numpy(shares).float()

@@ -1,0 +1,1 @@
+"""Block stacking with a KUKA arm."""

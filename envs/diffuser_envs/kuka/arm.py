@@ -1,0 +1,200 @@
+"""Kinematics of the KUKA LBR iiwa 14 with a straight tool, in closed form.
+
+The arm is a spherical shoulder, an elbow and a spherical wrist (S-R-S), so its seven
+joints turn about z and y in turn:
+
+    R(q) = Rz(q1) Ry(q2) Rz(q3) Ry(-q4) Rz(q5) Ry(q6) Rz(q7)
+
+with the shoulder 0.36 m above the base, 0.42 m from shoulder to elbow, 0.40 m from
+elbow to wrist, and the tool's tip straight on from the wrist. Plans keep the tool
+pointing straight down with a fixed yaw *in the world*: a carried block only
+translates, and a tool position determines all joints, continuously.
+
+Everything here is vectorised NumPy and needs no simulator. Positions are in meters in
+the frame of the arm's base, z up; angles are in radians.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray: TypeAlias = npt.NDArray[np.float64]
+BoolArray: TypeAlias = npt.NDArray[np.bool_]
+
+SHOULDER_HEIGHT = 0.36
+UPPER_ARM = 0.42
+FOREARM = 0.40
+FLANGE = 0.126  # from the wrist's centre to the face that tools are fixed to
+TOOL_LENGTH = 0.10
+WRIST_TO_TIP = FLANGE + TOOL_LENGTH
+
+# The limits of pybullet_data's kuka_iiwa/model.urdf.
+JOINT_HIGH: FloatArray = np.array(
+    [2.96705972839, 2.09439510239] * 3 + [3.05432619099], dtype=np.float64
+)
+JOINT_LOW: FloatArray = -JOINT_HIGH
+# Rated speeds of the LBR iiwa 14 R820, whose lengths these are (data sheet), rad/s.
+JOINT_SPEED: FloatArray = np.deg2rad([85.0, 85.0, 100.0, 75.0, 130.0, 135.0, 135.0])
+
+
+def tool_pose(joints: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
+    """Return where the tool is: forward kinematics.
+
+    Args:
+        joints: Shape `[..., 7]`.
+
+    Returns:
+        Position of the tip, `[..., 3]`, and rotation, `[..., 3, 3]`, whose third
+        column is the direction in which the tool points.
+    """
+    angles = np.asarray(joints, dtype=np.float64)
+    upper = _z_turn(angles[..., 0]) @ _y_turn(angles[..., 1])
+    fore = upper @ _z_turn(angles[..., 2]) @ _y_turn(-angles[..., 3])
+    tool = fore @ _z_turn(angles[..., 4]) @ _y_turn(angles[..., 5])
+    tool = tool @ _z_turn(angles[..., 6])
+    position = (
+        UPPER_ARM * upper[..., 2] + FOREARM * fore[..., 2] + WRIST_TO_TIP * tool[..., 2]
+    )
+    position[..., 2] += SHOULDER_HEIGHT
+    return position, tool
+
+
+def tool_position(joints: npt.ArrayLike) -> FloatArray:
+    """Return the position of the tool's tip, shape `[..., 3]`.
+
+    Args:
+        joints: Shape `[..., 7]`.
+    """
+    return tool_pose(joints)[0]
+
+
+def inverse(
+    position: npt.ArrayLike, yaw: npt.ArrayLike = 0.0, swivel: npt.ArrayLike = 0.0
+) -> FloatArray:
+    """Return the joints that put the tool's tip somewhere, pointing straight down.
+
+    With swivel 0 the whole arm lies in the vertical plane through the base and the
+    tip, elbow up: joints 3 and 5 are zero, joint 1 is the azimuth and joint 7 the
+    azimuth minus the yaw. So yaw 0 keeps joint 7 as far from its limits as joint 1.
+
+    Args:
+        position: Tip of the tool, shape `[..., 3]`.
+        yaw: Of the tool in the world; broadcasts over the positions.
+        swivel: Turn of the elbow about the line from shoulder to wrist; broadcasts.
+
+    Returns:
+        Joints, shape `[..., 7]`; NaN in rows where no posture of this kind is within
+        the joint limits.
+    """
+    tip = np.asarray(position, dtype=np.float64)
+    x, y = tip[..., 0], tip[..., 1]
+    height = tip[..., 2] + WRIST_TO_TIP - SHOULDER_HEIGHT  # wrist above shoulder
+    radius = np.hypot(x, y)
+    azimuth = np.arctan2(y, x)
+    bend_cosine = (radius**2 + height**2 - UPPER_ARM**2 - FOREARM**2) / (
+        2.0 * UPPER_ARM * FOREARM
+    )
+    with np.errstate(invalid="ignore"):  # the cosine exceeds 1 out of reach: NaN
+        bend = np.arccos(bend_cosine)
+    lean = np.arctan2(radius, height) - np.arctan2(
+        FOREARM * np.sin(bend), UPPER_ARM + FOREARM * np.cos(bend)
+    )
+    heading = _wrapped(azimuth - np.asarray(yaw, dtype=np.float64))
+    flat = np.stack(
+        np.broadcast_arrays(
+            azimuth, lean, 0.0, -bend, 0.0, np.pi - lean - bend, heading
+        ),
+        axis=-1,
+    )
+    if np.any(swivel):
+        flat = _swivelled(flat, np.asarray(swivel, dtype=np.float64))
+    inside = ((flat >= JOINT_LOW) & (flat <= JOINT_HIGH)).all(axis=-1, keepdims=True)
+    return np.where(inside, flat, np.nan)
+
+
+def reachable(position: npt.ArrayLike) -> BoolArray:
+    """Tell which tool positions the arm reaches, straight down at yaw and swivel 0.
+
+    Args:
+        position: Tip of the tool, shape `[..., 3]`.
+
+    Returns:
+        Shape `[...]`.
+    """
+    return np.asarray(np.isfinite(inverse(position)).all(axis=-1))
+
+
+def _swivelled(flat: FloatArray, swivel: FloatArray) -> FloatArray:
+    """Turn the elbow of flat postures, keeping the tool where it is.
+
+    Args:
+        flat: Postures of swivel 0, shape `[..., 7]`.
+        swivel: Broadcasts over them.
+    """
+    upper = _z_turn(flat[..., 0]) @ _y_turn(flat[..., 1])
+    fore = upper @ _y_turn(-flat[..., 3])
+    _, tool = tool_pose(flat)
+    wrist = UPPER_ARM * upper[..., 2] + FOREARM * fore[..., 2]
+    axis = wrist / np.linalg.norm(wrist, axis=-1, keepdims=True)
+    elbow = _turned(upper[..., 2], axis, swivel[..., None])
+    # Of the two ways to point the upper arm, keep the one that joint 1 was near.
+    facing = np.cos(flat[..., 0]) * elbow[..., 0] + np.sin(flat[..., 0]) * elbow[..., 1]
+    side = np.where(facing < 0.0, -1.0, 1.0)
+    q1 = np.arctan2(side * elbow[..., 1], side * elbow[..., 0])
+    q2 = side * np.arccos(np.clip(elbow[..., 2], -1.0, 1.0))
+    shoulder = _z_turn(q1) @ _y_turn(q2)
+    along = _applied(np.swapaxes(shoulder, -1, -2), wrist - UPPER_ARM * elbow)
+    q3 = np.arctan2(along[..., 1], along[..., 0])
+    fore = shoulder @ _z_turn(q3) @ _y_turn(-flat[..., 3])
+    hand = np.swapaxes(fore, -1, -2) @ tool  # = Rz(q5) Ry(q6) Rz(q7)
+    q5 = np.arctan2(hand[..., 1, 2], hand[..., 0, 2])
+    q6 = np.arccos(np.clip(hand[..., 2, 2], -1.0, 1.0))
+    q7 = np.arctan2(hand[..., 2, 1], -hand[..., 2, 0])
+    bend = np.broadcast_to(flat[..., 3], q1.shape)
+    return np.stack((q1, q2, q3, bend, q5, q6, q7), axis=-1)
+
+
+def _wrapped(angle: FloatArray) -> FloatArray:
+    """Return angles in (-π, π]; those that are there already unchanged."""
+    turns = np.ceil(angle / (2.0 * np.pi) - 0.5)
+    return angle - 2.0 * np.pi * turns
+
+
+def _z_turn(angle: FloatArray) -> FloatArray:
+    """Return rotations about z, shape `[..., 3, 3]`."""
+    return _turn(angle, 0, 1, 2)
+
+
+def _y_turn(angle: FloatArray) -> FloatArray:
+    """Return rotations about y, shape `[..., 3, 3]`."""
+    return _turn(angle, 2, 0, 1)
+
+
+def _turn(angle: FloatArray, first: int, second: int, fixed: int) -> FloatArray:
+    """Return rotations that take axis `first` toward axis `second`."""
+    rotation = np.zeros((*np.shape(angle), 3, 3))
+    cosine, sine = np.cos(angle), np.sin(angle)
+    rotation[..., first, first] = rotation[..., second, second] = cosine
+    rotation[..., second, first] = sine
+    rotation[..., first, second] = -sine
+    rotation[..., fixed, fixed] = 1.0
+    return rotation
+
+
+def _applied(rotation: FloatArray, vector: FloatArray) -> FloatArray:
+    """Rotate vectors, shape `[..., 3]`."""
+    return np.asarray((rotation @ vector[..., None])[..., 0])
+
+
+def _turned(vector: FloatArray, axis: FloatArray, angle: FloatArray) -> FloatArray:
+    """Turn vectors about unit axes (Rodrigues' formula)."""
+    cosine, sine = np.cos(angle), np.sin(angle)
+    along = (vector * axis).sum(axis=-1, keepdims=True) * axis
+    turned = along + cosine * (vector - along) + sine * np.cross(axis, vector)
+    return np.asarray(turned, dtype=np.float64)
+
+
+HOME: FloatArray = inverse((0.50, 0.0, 0.35))

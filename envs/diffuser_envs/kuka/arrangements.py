@@ -1,0 +1,399 @@
+"""Where blocks stand: random starts, random stacks, goals, and what is possible.
+
+An arrangement is the centres of all blocks, shape `[n, 3]`, meters in the frame of the
+arm's base; the table's top is at z = 0 and blocks keep their sides parallel to the
+axes. Blocks stand in a ring sector around the arm that it reaches at every height of a
+tower, at least `SPACING` apart, so that a carried block fits between any two.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from diffuser_envs.errors import KukaArrangementError
+from diffuser_envs.kuka.columns import (
+    BLOCK_HEIGHT,
+    BLOCK_WIDTH,
+    FloatArray,
+    layer_height,
+    ordered_pairs,
+)
+
+MIN_RADIUS, MAX_RADIUS = 0.42, 0.68
+MAX_AZIMUTH = 1.4
+SPACING = 0.16  # between the centres of blocks on the table; their diagonal is 0.141
+TABLE = -1  # what a block stands on that stands on no other block
+
+STACKED_XY = 0.5 * BLOCK_WIDTH
+STACKED_Z = 0.012
+MATCHED = 0.03  # how far from its goal position a block may be
+
+_ATTEMPTS = 200
+_SLACK = 1e-6
+
+Order: TypeAlias = Sequence[int]
+
+
+def random_place(
+    rng: np.random.Generator, occupied: npt.ArrayLike = (), spacing: float = SPACING
+) -> FloatArray:
+    """Draw a place on the table, uniform over the free part of the work sector.
+
+    Args:
+        rng: Draws.
+        occupied: Centres that it keeps away from, shape `[k, 2]`.
+        spacing: By how much at least, meters.
+
+    Returns:
+        x and y.
+
+    Raises:
+        KukaArrangementError: No free place was found.
+    """
+    taken = np.asarray(occupied, dtype=np.float64).reshape(-1, 2)
+    for _ in range(_ATTEMPTS):
+        radius = math.sqrt(rng.uniform(MIN_RADIUS**2, MAX_RADIUS**2))
+        azimuth = rng.uniform(-MAX_AZIMUTH, MAX_AZIMUTH)
+        x, y = radius * math.cos(azimuth), radius * math.sin(azimuth)
+        if all(math.hypot(x - a, y - b) >= spacing for a, b in taken.tolist()):
+            return np.array((x, y))
+    raise KukaArrangementError(
+        f"no free place is left in the work sector beside {len(taken)} others,"
+        f" {spacing} m apart; use fewer blocks"
+    )
+
+
+def random_places(
+    num_places: int, rng: np.random.Generator, occupied: npt.ArrayLike = ()
+) -> FloatArray:
+    """Draw places that are apart from each other and from the occupied ones.
+
+    Args:
+        num_places: How many.
+        rng: Draws.
+        occupied: Centres that they keep away from, shape `[k, 2]`.
+
+    Returns:
+        Shape `[num_places, 2]`.
+
+    Raises:
+        KukaArrangementError: They do not fit.
+    """
+    before = np.asarray(occupied, dtype=np.float64).reshape(-1, 2)
+    error = None
+    for _ in range(20):  # an unlucky first choice can leave no room for the rest
+        taken = before
+        try:
+            for _ in range(num_places):
+                taken = np.vstack((taken, random_place(rng, taken)))
+        except KukaArrangementError as failed:
+            error = failed
+            continue
+        return taken[len(before) :]
+    raise KukaArrangementError(
+        f"{num_places} places do not fit into the work sector beside"
+        f" {len(before)} others, {SPACING} m apart; use fewer blocks"
+    ) from error
+
+
+def scattered(num_blocks: int, rng: np.random.Generator) -> FloatArray:
+    """Draw an arrangement in which every block stands on the table.
+
+    Args:
+        num_blocks: How many.
+        rng: Draws.
+
+    Returns:
+        Shape `[num_blocks, 3]`.
+
+    Raises:
+        KukaArrangementError: So many do not fit.
+    """
+    places = random_places(num_blocks, rng)
+    return np.column_stack((places, np.full(num_blocks, layer_height(0))))
+
+
+def random_stacks(
+    num_blocks: int,
+    rng: np.random.Generator,
+    *,
+    max_height: int = 3,
+    jitter: float = 0.0,
+    occupied: npt.ArrayLike = (),
+) -> FloatArray:
+    """Draw random piles, at least one of them of two blocks or more.
+
+    Args:
+        num_blocks: At least two.
+        rng: Draws.
+        max_height: Of the highest pile, in blocks.
+        jitter: Standard deviation, meters, of how far a block is off the one below;
+            cut at three of them.
+        occupied: Places that the piles keep away from, shape `[k, 2]`.
+
+    Returns:
+        Shape `[num_blocks, 3]`.
+
+    Raises:
+        KukaArrangementError: Fewer than two blocks, or the piles do not fit.
+    """
+    if num_blocks < 2 or max_height < 2:
+        raise KukaArrangementError(
+            f"a pile needs two blocks, got num_blocks={num_blocks} and"
+            f" max_height={max_height}"
+        )
+    heights: list[int] = []
+    while max(heights, default=1) == 1:
+        heights = []
+        while sum(heights) < num_blocks:
+            left = num_blocks - sum(heights)
+            heights.append(int(rng.integers(1, min(max_height, left) + 1)))
+    blocks = rng.permutation(num_blocks)
+    positions = np.empty((num_blocks, 3))
+    places = random_places(len(heights), rng, occupied)
+    first = 0
+    for place, height in zip(places, heights, strict=True):
+        centre = place
+        for layer, block in enumerate(blocks[first : first + height]):
+            positions[block, :2] = centre
+            positions[block, 2] = layer_height(layer)
+            if jitter > 0.0:
+                shift = rng.normal(0.0, jitter, 2)
+                centre = within_ring(centre + shift.clip(-3 * jitter, 3 * jitter))
+        first += height
+    return positions
+
+
+def within_ring(place: npt.ArrayLike) -> FloatArray:
+    """Return the nearest place at a distance from the base that blocks may have.
+
+    Args:
+        place: x and y.
+    """
+    xy = np.asarray(place, dtype=np.float64)
+    radius = float(np.hypot(xy[0], xy[1]))
+    return xy * (min(max(radius, MIN_RADIUS), MAX_RADIUS) / radius)
+
+
+def random_rearrangement(
+    num_blocks: int, rng: np.random.Generator
+) -> tuple[FloatArray, FloatArray]:
+    """Draw two arrangements in stacks; no block is where it is to go.
+
+    The goal's places may be occupied at the start, by whichever blocks.
+
+    Args:
+        num_blocks: At least two.
+        rng: Draws.
+
+    Returns:
+        Start and goal, each of shape `[num_blocks, 3]`.
+
+    Raises:
+        KukaArrangementError: The piles do not fit.
+    """
+    start = random_stacks(num_blocks, rng)
+    for _ in range(_ATTEMPTS):
+        goal: FloatArray | None = random_stacks(num_blocks, rng)
+        if goal is not None and rng.random() < 0.5:
+            goal = _moved_onto(goal, start, rng)  # take over an occupied place
+        if goal is not None and not matched(start, goal).any():
+            return start, goal
+    raise KukaArrangementError(
+        f"no goal was found that moves all {num_blocks} blocks; use fewer blocks"
+    )
+
+
+def _moved_onto(
+    goal: FloatArray, start: FloatArray, rng: np.random.Generator
+) -> FloatArray | None:
+    """Move a pile of the goal to a place of the start, if the others leave room."""
+    bases = goal[goal[:, 2] < BLOCK_HEIGHT, :2]
+    base = bases[rng.integers(len(bases))]
+    occupied = start[start[:, 2] < BLOCK_HEIGHT, :2]
+    place = occupied[rng.integers(len(occupied))]
+    others = bases[(bases != base).any(axis=1)]
+    if (np.linalg.norm(others - place, axis=1) < SPACING).any():
+        return None
+    pile = (goal[:, :2] == base).all(axis=1)
+    moved = goal.copy()
+    moved[pile, :2] = place
+    return moved
+
+
+def matched(positions: npt.ArrayLike, goal: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+    """Tell which blocks are within `MATCHED` of their goal.
+
+    Args:
+        positions: Shape `[..., n, 3]`.
+        goal: Shape `[..., n, 3]`.
+
+    Returns:
+        Shape `[..., n]`.
+    """
+    difference = np.asarray(positions) - np.asarray(goal)
+    return np.asarray(np.linalg.norm(difference, axis=-1) <= MATCHED)
+
+
+def on_top(
+    positions: npt.ArrayLike, held: npt.ArrayLike = False
+) -> npt.NDArray[np.bool_]:
+    """Tell which block lies on which.
+
+    Args:
+        positions: Shape `[..., n, 3]`.
+        held: Which blocks are held, shape `[..., n]`: they lie on none and carry none.
+
+    Returns:
+        `[..., i, j]`: block i lies on block j.
+    """
+    centres = np.asarray(positions, dtype=np.float64)
+    offset = centres[..., :, None, :] - centres[..., None, :, :]
+    on = np.hypot(offset[..., 0], offset[..., 1]) < STACKED_XY
+    on &= np.abs(offset[..., 2] - BLOCK_HEIGHT) < STACKED_Z
+    free = ~np.broadcast_to(np.asarray(held, dtype=np.bool_), centres.shape[:-1])
+    return np.asarray(on & free[..., :, None] & free[..., None, :])
+
+
+def supports(positions: npt.ArrayLike) -> list[int]:
+    """Return what each block stands on: another block, or `TABLE`.
+
+    Args:
+        positions: Shape `[n, 3]`.
+    """
+    centres = np.asarray(positions, dtype=np.float64)
+    on = on_top(centres)
+    found = []
+    for block, row in enumerate(on):
+        below = np.flatnonzero(row)
+        if len(below) > 1:
+            gaps = np.linalg.norm(centres[below, :2] - centres[block, :2], axis=1)
+            below = below[[int(gaps.argmin())]]
+        found.append(int(below[0]) if len(below) else TABLE)
+    return found
+
+
+def check_arrangement(positions: npt.ArrayLike, num_blocks: int) -> FloatArray:
+    """Return an arrangement as an array, if blocks can stand in that way.
+
+    Args:
+        positions: Centres of all blocks.
+        num_blocks: How many there must be.
+
+    Raises:
+        KukaArrangementError: Of another shape, not finite, out of reach, overlapping,
+            or a block that stands on nothing.
+    """
+    try:
+        centres = np.array(positions, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise KukaArrangementError(
+            f"positions must be {num_blocks} times (x, y, z), got {positions!r}"
+        ) from None
+    if centres.shape != (num_blocks, 3) or not np.isfinite(centres).all():
+        raise KukaArrangementError(
+            f"positions must be {num_blocks} times (x, y, z), all finite, got"
+            f" {centres.tolist()}"
+        )
+    for block, (x, y, _) in enumerate(centres.tolist()):
+        radius, azimuth = math.hypot(x, y), math.atan2(y, x)
+        near = MIN_RADIUS - MATCHED <= radius <= MAX_RADIUS + MATCHED
+        if not near or abs(azimuth) > MAX_AZIMUTH + _SLACK:
+            raise KukaArrangementError(
+                f"block {block} at ({x:.3f}, {y:.3f}) is out of reach: keep its"
+                f" distance from the arm within {MIN_RADIUS}-{MAX_RADIUS} m and its"
+                f" direction within {MAX_AZIMUTH} rad (got {radius:.3f} m,"
+                f" {azimuth:.3f} rad)"
+            )
+    _check_room(centres)
+    return centres
+
+
+def _check_room(centres: FloatArray) -> None:
+    """Raise unless blocks are apart and each stands on something."""
+    gap = np.abs(centres[:, None] - centres[None])
+    inside = (gap < (BLOCK_WIDTH, BLOCK_WIDTH, BLOCK_HEIGHT - STACKED_Z)).all(axis=-1)
+    first, second = np.nonzero(np.triu(inside, k=1))
+    if len(first):
+        raise KukaArrangementError(
+            f"blocks {first[0]} and {second[0]} overlap: centres"
+            f" {centres[first[0]].tolist()} and {centres[second[0]].tolist()}; blocks"
+            f" are {BLOCK_WIDTH} m wide and {BLOCK_HEIGHT} m high"
+        )
+    standing = np.abs(centres[:, 2] - layer_height(0)) < STACKED_Z
+    for block, below in enumerate(supports(centres)):
+        if below == TABLE and not standing[block]:
+            raise KukaArrangementError(
+                f"block {block} at {centres[block].tolist()} stands on nothing: on the"
+                f" table z is {layer_height(0)}, and {BLOCK_HEIGHT} more with every"
+                " block below"
+            )
+
+
+def check_order(order: Sequence[int], num_blocks: int) -> tuple[int, ...]:
+    """Return a tower's order, bottom to top, if it names every block once.
+
+    Args:
+        order: Block numbers.
+        num_blocks: How many there are.
+
+    Raises:
+        KukaArrangementError: A block is missing, unknown or named twice.
+    """
+    names = tuple(int(block) for block in order)
+    if sorted(names) != list(range(num_blocks)):
+        raise KukaArrangementError(
+            f"a tower names each of the blocks 0 to {num_blocks - 1} once, bottom to"
+            f" top, got {list(names)}"
+        )
+    return names
+
+
+def order_of_pairs(pairs: npt.ArrayLike, num_blocks: int) -> tuple[int, ...]:
+    """Return the tower, bottom to top, that a goal of ordered pairs describes.
+
+    Args:
+        pairs: One number for each (top, bottom), top first, 1 where wanted: shape
+            `[n (n - 1)]`.
+        num_blocks: How many there are.
+
+    Raises:
+        KukaArrangementError: The pairs are no single tower of all blocks.
+    """
+    wanted = np.asarray(pairs, dtype=np.float64)
+    if wanted.shape != (num_blocks * (num_blocks - 1),):
+        raise KukaArrangementError(
+            f"a goal of pairs has {num_blocks * (num_blocks - 1)} numbers, got shape"
+            f" {list(wanted.shape)}"
+        )
+    below: dict[int, int] = {}
+    above: dict[int, int] = {}
+    for (top, bottom), value in zip(ordered_pairs(num_blocks), wanted, strict=True):
+        if value <= 0.5:
+            continue
+        if top in below or bottom in above:
+            raise KukaArrangementError(
+                f"block {top if top in below else bottom} is named twice: a block"
+                " lies on one other at most, and carries one at most"
+            )
+        below[top], above[bottom] = bottom, top
+    bases = [block for block in range(num_blocks) if block not in below]
+    if len(bases) != 1:
+        problem = "no block is at the bottom: the pairs go round in a circle"
+        if bases:
+            problem = f"blocks {bases} have nothing below them"
+        raise KukaArrangementError(f"the pairs are no single tower: {problem}")
+    order = [bases[0]]
+    while order[-1] in above:
+        order.append(above[order[-1]])
+    if len(order) != num_blocks:
+        raise KukaArrangementError(
+            f"the pairs are no single tower: only blocks {order} stand on the table,"
+            " the others go round in a circle"
+        )
+    return tuple(order)

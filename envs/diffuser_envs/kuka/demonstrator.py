@@ -1,0 +1,380 @@
+"""The block-stacking demonstrator: a task and motion planner in any loop.
+
+It looks at the blocks, searches for the shortest order of moves
+(`diffuser_envs.kuka.task_planner`), plans the arm's motion for the first of them
+(`motions`), and carries it out step by step. When something is not where the motion
+expects it (a missed grasp, a block that fell or was pushed), it plans anew from what it
+sees. A steady error of the joints is measured and made up for. When the task is done,
+it rises a little and rests.
+
+It solves all three tasks, and is the reference that planners are compared with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, TypeAlias
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+
+from diffuser_envs.errors import (
+    KukaArrangementError,
+    KukaObservationError,
+    KukaOptionError,
+    UnsupportedEnvError,
+)
+from diffuser_envs.kuka.arm import tool_position
+from diffuser_envs.kuka.arrangements import TABLE, order_of_pairs, random_place
+from diffuser_envs.kuka.columns import (
+    BLOCK_HEIGHT,
+    NUM_BLOCKS,
+    NUM_JOINTS,
+    FloatArray,
+    layer_height,
+    observation_size,
+)
+from diffuser_envs.kuka.kinematic import carried_blocks
+from diffuser_envs.kuka.motions import NOTHING, TOP, Route, Style, Trajectory
+from diffuser_envs.kuka.recorders import RECORDERS, TowerRecorder
+from diffuser_envs.kuka.task_planner import Move, plan_rearrangement, plan_tower
+
+State: TypeAlias = tuple[npt.NDArray[np.object_], ...]
+Observation: TypeAlias = npt.ArrayLike | Mapping[str, npt.ArrayLike]
+
+TASKS = ("unconditional", "conditional", "rearrangement")
+BLOCK_TOLERANCE = 0.012  # how far a block may be off what was planned, meters
+JOINT_TOLERANCE = 0.2  # rad; less is made up for by going on
+MAX_TRIM = 0.15  # rad; a larger miss is no steady error
+TRIM_GAIN = 0.5
+
+
+@dataclass(slots=True)
+class MotionMemory:
+    """What the demonstrator remembers of one environment between steps.
+
+    Attributes:
+        goal: The desired goal it works for; none before the first step.
+        order: Of the tower it builds, bottom to top; empty for Rearrangement.
+        motion: What the arm is doing; none before the first step.
+        blocks: Where the blocks are then, `[T + 1, n, 3]`.
+        step: Row of the motion that the next observation should show.
+        resting: Whether the task was done when the motion was planned.
+        sent: Joint targets of the last action; none before the first step.
+        trim: By how much the joints miss their targets, `[7]`, rad.
+    """
+
+    goal: tuple[float, ...] | None = None
+    order: tuple[int, ...] = ()
+    motion: Trajectory | None = None
+    blocks: FloatArray | None = None
+    step: int = 0
+    resting: bool = False
+    sent: FloatArray | None = None
+    trim: FloatArray = field(default_factory=lambda: np.zeros(NUM_JOINTS))
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """What one observation says.
+
+    Attributes:
+        joints: `[7]`, rad.
+        blocks: Centres, `[n, 3]`, m.
+        held: Which block is held, or `NOTHING`.
+        goal: The desired goal; empty if there is none.
+    """
+
+    joints: FloatArray
+    blocks: FloatArray
+    held: int
+    goal: FloatArray
+
+
+class StackDemonstrator:
+    """Build towers or rearrange blocks; follows Stable-Baselines3's `predict`.
+
+    Nothing is remembered between calls but in `state`. Random numbers are a function
+    of `seed` and the observation at hand, so the actions for one environment do not
+    depend on which others share its batch.
+
+    Args:
+        task: `"unconditional"`, `"conditional"` or `"rearrangement"`; `from_env` takes
+            the environment's.
+        num_blocks: How many blocks.
+        clearance: Meters between what moves and what it passes over.
+        grasp_steps: Env steps that the tool rests when it grasps or releases.
+        off_centre: Standard deviation, meters, of where beside the middle of its top
+            a block is taken; the placement makes up for it.
+        seed: Fixes the orders of unconditional towers, spare places and grasps.
+    """
+
+    generators: ClassVar[Mapping[str, type[TowerRecorder]]] = RECORDERS
+
+    def __init__(
+        self,
+        task: str = "unconditional",
+        num_blocks: int = NUM_BLOCKS,
+        *,
+        clearance: float = 0.04,
+        grasp_steps: int = 4,
+        off_centre: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        if task not in TASKS:
+            raise KukaOptionError(f"task must be one of {TASKS}, got {task!r}")
+        self.task = task
+        self.num_blocks = num_blocks
+        self.style = Style(clearance=clearance, grasp_steps=int(grasp_steps))
+        self.off_centre = off_centre
+        self.seed = seed
+
+    @classmethod
+    def from_env(
+        cls, env: gymnasium.Env[Any, Any], **settings: Any
+    ) -> StackDemonstrator:
+        """Make a demonstrator for an environment's task.
+
+        Args:
+            env: One of the block-stacking environments, wrapped or not.
+            **settings: The constructor's keyword arguments.
+
+        Raises:
+            UnsupportedEnvError: It is another environment.
+        """
+        base: Any = env.unwrapped
+        task = getattr(getattr(base, "task", None), "name", None)
+        if task not in TASKS:
+            raise UnsupportedEnvError(
+                "this demonstrator stacks blocks: it needs a KukaStack environment,"
+                f" got {type(base).__name__}"
+            )
+        return cls(task, base.num_blocks, **settings)
+
+    def predict(
+        self,
+        observation: Observation,
+        state: State | None = None,
+        episode_start: npt.ArrayLike | None = None,
+        deterministic: bool = False,
+    ) -> tuple[npt.NDArray[np.float32], State]:
+        """Choose actions.
+
+        Args:
+            observation: Of one environment or of a batch (`[n, ...]`); a goal
+                dictionary where the task has goals.
+            state: What the last call returned; none plans anew.
+            episode_start: Which rows start an episode, shape `[n]`.
+            deterministic: Take blocks in the middle.
+
+        Returns:
+            Actions, shape `[8]` or `[n, 8]` as the observation, and the next state.
+
+        Raises:
+            KukaObservationError: The observation is not finite or of another size, or
+                the state is of another number of environments.
+            KukaArrangementError: A goal that no arrangement of the blocks meets.
+        """
+        rows, goals, batched = self._read(observation)
+        memories = _restored(state, episode_start, len(rows))
+        actions = np.empty((len(rows), NUM_JOINTS + 1), dtype=np.float32)
+        for row, (values, goal) in enumerate(zip(rows, goals, strict=True)):
+            scene = _scene(values, goal)
+            actions[row] = self.act(scene, memories[row], deterministic=deterministic)
+        return (actions if batched else actions[0]), (memories,)
+
+    def act(
+        self, scene: Scene, memory: MotionMemory, *, deterministic: bool = False
+    ) -> FloatArray:
+        """Choose the action for one environment and update its memory in place.
+
+        Args:
+            scene: What is observed.
+            memory: Of this environment; a new `MotionMemory()` to begin with.
+            deterministic: Take blocks in the middle.
+
+        Returns:
+            Joint targets and grasp, shape `[8]`.
+        """
+        goal = tuple(scene.goal.tolist())
+        if memory.goal != goal:
+            memory.goal, memory.order = goal, self._order(scene)
+            memory.motion = None
+        if _surprised(scene, memory) or _finished(memory):
+            self._plan(scene, memory, deterministic=deterministic)
+        motion = memory.motion
+        if motion is None:  # a block is out of reach: nothing can be done
+            return np.append(scene.joints, float(scene.held != NOTHING))
+        self._trim(scene, memory)
+        memory.step = min(memory.step + 1, len(motion.held) - 1)
+        memory.sent = motion.joints[memory.step] - memory.trim
+        grasp = motion.held[memory.step] != NOTHING
+        return np.append(memory.sent, float(grasp))
+
+    def _trim(self, scene: Scene, memory: MotionMemory) -> None:
+        """Learn by how much the joints miss what they are told."""
+        if memory.sent is not None:
+            missed = scene.joints - memory.sent
+            if np.abs(missed).max() < MAX_TRIM:
+                memory.trim = memory.trim + TRIM_GAIN * (missed - memory.trim)
+
+    def _order(self, scene: Scene) -> tuple[int, ...]:
+        """Return the tower to build, bottom to top; none for Rearrangement."""
+        if self.task == "conditional":
+            return order_of_pairs(scene.goal, self.num_blocks)
+        if self.task == "unconditional":
+            return tuple(self._rng(scene).permutation(self.num_blocks).tolist())
+        return ()
+
+    def _plan(self, scene: Scene, memory: MotionMemory, *, deterministic: bool) -> None:
+        """Plan the next move, or rest, from what is observed."""
+        rng = self._rng(scene)
+        memory.motion, memory.step = None, 0
+        route = Route(tool_position(scene.joints), held=scene.held, style=self.style)
+        try:
+            move = self._next_move(scene, memory, rng)
+            memory.resting = move is None
+            if move is None:
+                route.finish(1)
+            else:
+                self._carry_out(move, scene, route, None if deterministic else rng)
+            memory.motion = route.timed()
+        except KukaArrangementError:
+            return
+        memory.blocks = carried_blocks(memory.motion, scene.blocks)
+
+    def _next_move(
+        self, scene: Scene, memory: MotionMemory, rng: np.random.Generator
+    ) -> Move | None:
+        """Return the first move of a shortest plan; None if the task is done.
+
+        A block that is held is planned with as if it stood on a free place, where it
+        is put if nothing better can be done with it.
+        """
+        blocks = scene.blocks.copy()
+        aside = None
+        if scene.held != NOTHING:
+            aside = random_place(rng, np.delete(blocks[:, :2], scene.held, axis=0))
+            blocks[scene.held] = (*aside, layer_height(0))
+        if self.task == "rearrangement":
+            goal = scene.goal.reshape(self.num_blocks, 3)
+            moves = plan_rearrangement(blocks, goal, rng)
+        else:
+            moves = plan_tower(blocks, memory.order, rng)
+        first = moves[0] if moves else None
+        if aside is not None and (first is None or first.block != scene.held):
+            return Move(scene.held, TABLE, aside)
+        return first
+
+    def _carry_out(
+        self, move: Move, scene: Scene, route: Route, rng: np.random.Generator | None
+    ) -> None:
+        """Append the legs of a move."""
+        blocks = scene.blocks
+        if scene.held == NOTHING:
+            grasp = np.array((0.0, 0.0, TOP))
+            if rng is not None and self.off_centre > 0.0:
+                limit = 2.0 * self.off_centre
+                grasp[:2] = rng.normal(0.0, self.off_centre, 2).clip(-limit, limit)
+            route.take(move.block, blocks, grasp)
+        else:
+            grasp = tool_position(scene.joints) - blocks[move.block]
+        if move.place is not None:
+            target = np.array((*move.place, layer_height(0)))
+        else:
+            target = blocks[move.onto] + np.array((0.0, 0.0, BLOCK_HEIGHT))
+        route.put(target, blocks, grasp)
+
+    def _read(self, observation: Observation) -> tuple[FloatArray, FloatArray, bool]:
+        """Return states `[n, size]`, goals `[n, ...]`, and whether it was a batch."""
+        goals: npt.ArrayLike = ()
+        states = observation
+        if isinstance(observation, Mapping):
+            missing = {"observation", "desired_goal"} - set(observation)
+            if missing:
+                raise KukaObservationError(
+                    f"the goal observation lacks {sorted(missing)}; it has"
+                    f" {sorted(observation)}"
+                )
+            states, goals = observation["observation"], observation["desired_goal"]
+        elif self.task != "unconditional":
+            raise KukaObservationError(
+                f"the task {self.task} needs goal observations (a dictionary with"
+                " 'observation' and 'desired_goal'), got an array"
+            )
+        values = np.asarray(states, dtype=np.float64)
+        size = observation_size(self.num_blocks)
+        if (
+            values.ndim not in (1, 2)
+            or values.shape[-1] != size
+            or not np.isfinite(values).all()
+        ):
+            raise KukaObservationError(
+                f"the state must be {size} finite numbers ({self.num_blocks} blocks),"
+                f" or a batch of such, got shape {values.shape}"
+            )
+        batched = values.ndim == 2
+        rows = np.atleast_2d(values)
+        wanted = np.asarray(goals, dtype=np.float64)
+        return rows, wanted.reshape(len(rows), -1), batched
+
+    def _rng(self, scene: Scene) -> np.random.Generator:
+        """Return the generator of an observation."""
+        seen = np.concatenate((scene.joints, scene.blocks.reshape(-1)))
+        bits = seen.astype(np.float32).view(np.uint32)
+        return np.random.default_rng([self.seed, *bits.tolist()])
+
+
+def _scene(values: FloatArray, goal: FloatArray) -> Scene:
+    """Return what an observation says."""
+    blocks = values[NUM_JOINTS:].reshape(-1, 8)
+    held = np.flatnonzero(blocks[:, 7] > 0.5)
+    return Scene(
+        joints=values[:NUM_JOINTS],
+        blocks=blocks[:, :3],
+        held=int(held[0]) if len(held) else NOTHING,
+        goal=goal,
+    )
+
+
+def _finished(memory: MotionMemory) -> bool:
+    """Tell whether the motion is over and another one may follow."""
+    motion = memory.motion
+    over = motion is not None and memory.step == len(motion.held) - 1
+    return over and not memory.resting
+
+
+def _surprised(scene: Scene, memory: MotionMemory) -> bool:
+    """Tell whether the observation is not what the motion expects."""
+    motion, blocks, step = memory.motion, memory.blocks, memory.step
+    if motion is None or blocks is None or motion.held[step] != scene.held:
+        return True
+    expected = blocks[step].copy()
+    if scene.held != NOTHING:  # where the tool is; its own error is made up for
+        expected[scene.held] += tool_position(scene.joints) - motion.tool[step]
+    off = np.linalg.norm(scene.blocks - expected, axis=1).max()
+    turned = np.abs(scene.joints - motion.joints[step]).max()
+    return bool(off > BLOCK_TOLERANCE or turned > JOINT_TOLERANCE)
+
+
+def _restored(
+    state: State | None, episode_start: npt.ArrayLike | None, num_rows: int
+) -> npt.NDArray[np.object_]:
+    """Copy each row's memory; a new one where none is or an episode starts."""
+    if state is not None and len(state[0]) != num_rows:
+        raise KukaObservationError(
+            f"the state is of {len(state[0])} environments, the observation of"
+            f" {num_rows}; pass state=None to start over"
+        )
+    starts = np.zeros(num_rows, dtype=np.bool_)
+    if episode_start is not None:
+        starts |= np.asarray(episode_start, dtype=np.bool_)
+    memories = np.empty(num_rows, dtype=np.object_)
+    for row in range(num_rows):
+        if state is None or starts[row]:
+            memories[row] = MotionMemory()
+        else:
+            memories[row] = replace(state[0][row])
+    return memories

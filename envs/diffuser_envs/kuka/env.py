@@ -1,0 +1,394 @@
+"""Block stacking with a KUKA iiwa arm: the paper's three tasks, 20 steps a second.
+
+The action is the next joint targets and whether to grip. Targets are clipped to the
+joint limits and to 1.5 times the arm's rated joint speeds. The reward of a step is the
+share of the task that the present state meets; nothing latches and nothing terminates.
+
+Gripping (`grasp`):
+
+| | takes hold of | until |
+|---|---|---|
+| `"contact"` | a block whose surface is within 20 mm of the tool's tip | let go of |
+| `"suction"` | one whose top is within 6 mm and 8 degrees | let go of, or pulled off |
+| `"magic"` | the nearest block, however far (the authors' rule) | let go of |
+
+A block is taken at the end of a step and let go of at the beginning of one. The command
+and the flag are separate: one may ask for the grip and not get it.
+
+The score of an episode, 0 to 100, is that of its final state: after the last step the
+tool lets go, 0.6 s pass, and the share of the task that is then met counts. The
+authors' latched score is computed beside it, under its own name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+from gymnasium.utils import EzPickle
+
+from diffuser_envs.errors import ClosedEnvError, KukaActionError
+from diffuser_envs.kuka.arm import HOME, JOINT_HIGH, JOINT_LOW, JOINT_SPEED
+from diffuser_envs.kuka.columns import (
+    FARTHEST,
+    NUM_BLOCKS,
+    NUM_JOINTS,
+    STEP_SECONDS,
+    BoolArray,
+    FloatArray,
+    observation_columns,
+)
+from diffuser_envs.kuka.events import EpisodeLog
+from diffuser_envs.kuka.grips import Grasp, Grip, box_distance, seen_from_blocks
+from diffuser_envs.kuka.options import (
+    check_arguments,
+    check_render_mode,
+    read_reset_options,
+)
+from diffuser_envs.kuka.rendering import BlockCamera
+from diffuser_envs.kuka.scores import latching_pairs, on_pairs
+from diffuser_envs.kuka.tasks import Rearrangement, make_task, observation_space
+from diffuser_envs.kuka.world import DEFAULT_SUBSTEPS, BlockWorld
+
+Observation: TypeAlias = Any  # an array, or with goals a dictionary of arrays
+Info: TypeAlias = dict[str, Any]
+RewardFunction: TypeAlias = Callable[..., FloatArray | np.float64]
+
+SPEED_FACTOR = 1.5
+SETTLING_STEPS = 12  # 0.6 s
+JOINT_REACH: FloatArray = SPEED_FACTOR * STEP_SECONDS * JOINT_SPEED
+
+
+class KukaStackEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle):
+    """Blocks to be stacked, in one of three tasks.
+
+    Observations are float32, `[39]` for four blocks, with the columns that
+    `metadata["observation_columns"]` names; Conditional and Rearrangement put them into
+    a goal dictionary. `info` holds `success` (all of the task is met now) and `held`
+    (the held block, -1 for none); at the end of an episode also what `finish` returns.
+
+    `reset(options={...})` places what it names exactly: `blocks` (centers, `[n, 3]`),
+    `joints` (`[7]`), `goal` (ordered pairs of one tower, or positions). What is not
+    given is drawn as it would be without options.
+
+    Args:
+        task: `"unconditional"`, `"conditional"` or `"rearrangement"`.
+        num_blocks: Number of blocks.
+        grasp: When the tool takes hold of a block.
+        joint_noise: Standard deviation, rad, of an error of every joint that stays the
+            same from one change of the grip command to the next: for robustness
+            studies.
+        substeps: Physics steps per step of 0.05 s.
+        render_mode: `"rgb_array"` or none.
+        width: Width of a picture in pixels.
+        height: Height of a picture in pixels.
+
+    Raises:
+        KukaOptionError: An argument is not one of the values above.
+    """
+
+    metadata: dict[str, Any] = {  # noqa: RUF012 (Gymnasium declares it like this)
+        "render_modes": ["rgb_array"],
+        "render_fps": 20,
+        "observation_columns": {
+            name: list(columns) for name, columns in observation_columns().items()
+        },
+        "demonstrator": "kuka-stack",
+    }
+
+    def __init__(
+        self,
+        task: str = "unconditional",
+        *,
+        num_blocks: int = NUM_BLOCKS,
+        grasp: Grasp = "contact",
+        joint_noise: float = 0.0,
+        substeps: int = DEFAULT_SUBSTEPS,
+        render_mode: str | None = None,
+        width: int = 480,
+        height: int = 360,
+    ) -> None:
+        EzPickle.__init__(
+            self,
+            task,
+            num_blocks=num_blocks,
+            grasp=grasp,
+            joint_noise=joint_noise,
+            substeps=substeps,
+            render_mode=render_mode,
+            width=width,
+            height=height,
+        )
+        check_arguments(num_blocks, joint_noise, substeps)
+        check_render_mode(render_mode, self.metadata["render_modes"])
+        self.task = make_task(task, num_blocks)
+        self.num_blocks = num_blocks
+        self.joint_noise = joint_noise
+        self.render_mode = render_mode
+        self.metadata = {
+            **self.metadata,
+            "observation_columns": {
+                name: list(columns)
+                for name, columns in observation_columns(num_blocks).items()
+            },
+        }
+        self.action_space = spaces.Box(
+            np.append(JOINT_LOW, 0.0).astype(np.float32),
+            np.append(JOINT_HIGH, 1.0).astype(np.float32),
+        )
+        self.observation_space = observation_space(self.task)
+        self._grip = Grip(grasp)
+        self._camera = BlockCamera(width, height)
+        self._goal = np.zeros(self.task.goal_size)
+        self._log: EpisodeLog | None = None
+        self._world = BlockWorld(
+            num_blocks,
+            substeps=substeps,
+            visuals=render_mode is not None,
+            grip_force=self._grip.force,
+        )
+
+    @property
+    def grasp(self) -> Grasp:
+        """When the tool takes hold of a block."""
+        return self._grip.grasp
+
+    @property
+    def goal(self) -> FloatArray:
+        """The current goal, `[goal_size]`; empty for Unconditional."""
+        return self._goal.copy()
+
+    @property
+    def held(self) -> int | None:
+        """The block that the tool holds."""
+        return self._world.held
+
+    @property
+    def log(self) -> EpisodeLog:
+        """The episode's attempts to grip.
+
+        Raises:
+            ClosedEnvError: There is no episode.
+        """
+        if self._log is None:
+            raise ClosedEnvError("there is no episode; call reset() first")
+        return self._log
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, Info]:
+        """Start an episode.
+
+        Args:
+            seed: Fixes all later randomness of the environment.
+            options: `goal`, `blocks` and `joints`.
+
+        Raises:
+            KukaOptionError: An option is unknown or has the wrong shape.
+            KukaArrangementError: Positions are out of reach, overlap or stand on
+                nothing; a goal names a block twice or is no tower.
+            ClosedEnvError: The environment is closed.
+        """
+        self._check_open()
+        goal, start, joints = read_reset_options(self.task, options)
+        super().reset(seed=seed)
+        # All is always drawn, and in this order: an option changes only what it names.
+        drawn_start, drawn_goal = self.task.draw(self.np_random)
+        self._noise_rng = np.random.default_rng(self.np_random.integers(2**63))
+        self._goal = drawn_goal if goal is None else goal
+        self._world.reset(
+            HOME if joints is None else joints, drawn_start if start is None else start
+        )
+        has_places = isinstance(self.task, Rearrangement)
+        places = self._goal.reshape(-1, 3) if has_places else None
+        self._log = EpisodeLog(places=places)
+        self._steps = 0
+        self._latched = np.zeros(self.num_blocks * (self.num_blocks - 1))
+        self._draw_noise()
+        self._read_world()
+        share = self._share()
+        return self._observe(), self._info(share)
+
+    def step(
+        self, action: npt.NDArray[np.float32]
+    ) -> tuple[Observation, float, bool, bool, Info]:
+        """Move for 0.05 s.
+
+        Args:
+            action: Joint targets in rad and the grip command, on above 0.5: `[8]`.
+
+        Raises:
+            KukaActionError: The action has another shape or is not finite.
+            ClosedEnvError: The environment is closed, or was never reset.
+        """
+        self._check_open()
+        log = self.log
+        command = np.asarray(action, dtype=np.float64)
+        if command.shape != (NUM_JOINTS + 1,):
+            raise KukaActionError(
+                f"an action has shape (8,): 7 joint targets and the grip command; got"
+                f" {command.shape}"
+            )
+        if not np.isfinite(command).all():
+            raise KukaActionError(f"an action is finite, not {command.tolist()}")
+        asked = bool(command[-1] > 0.5)
+        if log.ask(self._steps, asked, self._poses[:, :3]):
+            self._draw_noise()
+        if not asked:
+            self._let_go()
+        self._world.step(self._targets(command[:NUM_JOINTS]))
+        self._steps += 1
+        self._read_world()
+        if asked:
+            self._grip_blocks()
+        share = self._share()
+        log.best_share = max(log.best_share, share)
+        return self._observe(), share, False, False, self._info(share)
+
+    def finish(self) -> Info:
+        """Let go, let the blocks settle for 0.6 s, and score the episode.
+
+        Environments that `gymnasium.make` builds do this by themselves at their step
+        limit and add the result to `info`.
+
+        Returns:
+            `score`: 0 to 100, of the settled state.
+            `latched_score`: 0 to 100, of the pairs that ever held by the authors' rule.
+            `pairs`: The ordered pairs that hold, `[n (n - 1)]`.
+            `met`: The parts of the goal that are met: storeys (Unconditional), ordered
+            pairs (Conditional) or blocks (Rearrangement).
+            `failure`: Why it is not 100; none if it is.
+            `attempts`: Number of attempts to grip with each outcome.
+            `positions`: Of the blocks, `[n, 3]`, m.
+
+        Raises:
+            ClosedEnvError: The environment is closed, or was never reset.
+        """
+        self._check_open()
+        log = self.log
+        holding = self.held is not None
+        self._let_go()
+        for _ in range(SETTLING_STEPS):
+            self._world.step(self._world.targets)
+        self._read_world()
+        positions = self._poses[:, :3]
+        log.finish(positions)
+        share = self._share()
+        achieved = self.task.achieved(positions, self._held)
+        latched = self.task.latched_share(self._latched, self._goal)
+        return {
+            "score": 100.0 * share,
+            "latched_score": 100.0 * float(latched),
+            "pairs": on_pairs(positions, self._held),
+            "met": self.task.met(achieved, self._goal),
+            "failure": log.failure(share, holding=holding),
+            "attempts": log.counts(),
+            "positions": positions.copy(),
+        }
+
+    @property
+    def compute_reward(self) -> RewardFunction:
+        """The function (achieved goals, desired goals, info) -> rewards.
+
+        Goals have shape `[..., goal_size]`, rewards are shares in [0, 1] of shape
+        `[...]`; `info` is not used. Unconditional has no goals and no such attribute:
+        this is how goal environments are told from others.
+        """
+        if not self.task.goal_size:
+            raise AttributeError("the Unconditional task has no goals to reward")
+        return self._reward
+
+    def render(self) -> Any:
+        """Draw the arm and the blocks, and what the goal asks for.
+
+        Returns:
+            A picture, `[height, width, 3]`, for `"rgb_array"`; otherwise none.
+
+        Raises:
+            ClosedEnvError: The environment is closed.
+        """
+        self._check_open()
+        if self.render_mode is None:
+            return None
+        return self._camera.render(self._world.client, self.task, self._goal)
+
+    def close(self) -> None:
+        """Free the Bullet client; closing again does nothing."""
+        self._world.close()
+
+    def _reward(
+        self, achieved: npt.ArrayLike, desired: npt.ArrayLike, _: object = None
+    ) -> FloatArray | np.float64:
+        return self.task.share(achieved, desired)[()]
+
+    def _targets(self, joints: FloatArray) -> FloatArray:
+        last = self._world.targets
+        targets = (joints + self._offset).clip(JOINT_LOW, JOINT_HIGH)
+        return targets.clip(last - JOINT_REACH, last + JOINT_REACH)
+
+    def _draw_noise(self) -> None:
+        self._offset = self.joint_noise * self._noise_rng.standard_normal(NUM_JOINTS)
+
+    def _let_go(self, *, lost: bool = False) -> None:
+        if self.held is not None:
+            self.log.let_go(self._poses[:, :3], lost=lost)
+            # The authors' environment stops a block that it lets go of.
+            self._world.release(stop=self.grasp == "magic")
+            self._read_held()
+
+    def _grip_blocks(self) -> None:
+        """Take hold of a block if possible; notice one that came off."""
+        tip, down = self._world.tool_pose()
+        local, _ = seen_from_blocks(tip, down, self._poses)
+        self.log.near(float(box_distance(local).min()))
+        if self.held is None:
+            block = self._grip.find(tip, down, self._poses)
+            if block is not None:
+                self._world.hold(block)
+                self.log.take(block, float(np.hypot(*local[block, :2])))
+                self._read_held()
+        elif self._grip.has_slipped(self.held, tip, down, self._poses):
+            self._let_go(lost=True)
+
+    def _read_world(self) -> None:
+        self._poses = self._world.poses()
+        self._joints = self._world.joints()
+        self._read_held()
+
+    def _read_held(self) -> None:
+        self._held: BoolArray = np.zeros(self.num_blocks, dtype=np.bool_)
+        if self.held is not None:
+            self._held[self.held] = True
+
+    def _share(self) -> float:
+        # Of what the observation says in float32, so that compute_reward agrees.
+        positions = self._poses[:, :3]
+        self._achieved = self.task.achieved(positions, self._held).astype(np.float32)
+        counted = latching_pairs(positions, self._held)
+        self._latched = np.maximum(self._latched, counted)
+        return float(self.task.share(self._achieved, self._goal.astype(np.float32)))
+
+    def _observe(self) -> Observation:
+        blocks = np.column_stack((self._poses, self._held)).reshape(-1)
+        state = np.concatenate((self._joints, blocks)).clip(-FARTHEST, FARTHEST)
+        observation = state.astype(np.float32)
+        if not self.task.goal_size:
+            return observation
+        return {
+            "observation": observation,
+            "achieved_goal": self._achieved.copy(),
+            "desired_goal": self._goal.astype(np.float32),
+        }
+
+    def _info(self, share: float) -> Info:
+        return {"success": share >= 1.0, "held": -1 if self.held is None else self.held}
+
+    def _check_open(self) -> None:
+        if self._world.client < 0:
+            raise ClosedEnvError(
+                "the environment is closed; make a new one with gymnasium.make"
+            )

@@ -1,0 +1,328 @@
+"""Demonstrations without physics: inverse kinematics and blocks that follow the tool.
+
+What the block-stacking environment would show, written down directly: a held block
+moves with the tool, a released one stays. That is what its physics does, too, as long
+as nothing is touched on the way, and it takes a small part of the time. A sample
+should be replayed in physics (`diffuser-policy collect` does).
+
+Two scenarios, each ending in a tower of all blocks, in a random order:
+
+* *tower*: the blocks are scattered over the table;
+* *rebuild*: they stand in random stacks, which have to be taken apart; the tower may
+  have to stand on a new place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from diffuser_envs.errors import KukaOptionError
+from diffuser_envs.kuka.arm import HOME, FloatArray, reachable, tool_position
+from diffuser_envs.kuka.arrangements import (
+    random_place,
+    random_stacks,
+    scattered,
+    within_ring,
+)
+from diffuser_envs.kuka.columns import (
+    BLOCK_HEIGHT,
+    NUM_BLOCKS,
+    NUM_JOINTS,
+    layer_height,
+    observation_size,
+)
+from diffuser_envs.kuka.motions import (
+    NOTHING,
+    TOP,
+    Route,
+    Style,
+    Trajectory,
+    lowest_tool,
+)
+from diffuser_envs.kuka.scores import built_share, on_pairs
+from diffuser_envs.kuka.task_planner import Move, plan_tower
+
+MAX_OFF_CENTRE = 0.02
+LOW_GAP = 0.16  # from the middle of a block to where a low start is, meters
+LOW_HEIGHTS = (0.01, 0.12)  # above what is below it
+DETOUR_HEIGHTS = (0.01, 0.05)
+DETOUR_ROOM = 0.22  # from others that are as high
+CLOSEST = 0.414  # to the base that the tool gets at every height, meters
+HIGHEST_START = 0.42
+_MIRRORED_JOINTS = (-1.0, 1.0) * 3 + (-1.0,)
+_CONTACT = 0.005  # what stands lower is no obstacle
+_HOME_TOOL = tool_position(HOME)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Demonstration:
+    """One episode of `T` steps as the environment would record it.
+
+    Attributes:
+        observations: float32 `[T + 1, 7 + 8n]`.
+        actions: float32 `[T, 8]`: joint targets and grasp.
+        rewards: `[T]`: share of the tower that stands after each step.
+        scenario: `"tower"` or `"rebuild"`.
+        order: Of the tower, bottom to top.
+        moves: The pick-and-places.
+    """
+
+    observations: np.ndarray
+    actions: np.ndarray
+    rewards: FloatArray
+    scenario: str
+    order: tuple[int, ...]
+    moves: tuple[Move, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KinematicGenerator:
+    """Draws demonstrations; each is a function of the generator's settings and a seed.
+
+    Attributes:
+        num_blocks: How many blocks.
+        rebuild_share: Share of episodes that begin with stacks.
+        new_base_share: Share of those in which the tower must stand on a new place.
+        random_start_share: Share of episodes that begin with the tool somewhere above
+            the blocks instead of at home.
+        low_start_share: Share of those in which it is close to a block.
+        detour_share: Share of approaches, loaded or not, that come down beside where
+            they should, a little too high, and correct that: what to do when one is
+            off the way.
+        detour: Standard deviation of how far beside, meters; cut at twice that.
+        off_centre_share: Share of grasps beside the middle of the block; the placement
+            makes up for it.
+        off_centre: Standard deviation of such a grasp, meters; 0.02 at most are used.
+        scatter: Standard deviation of where a block is put, meters; cut at twice that.
+        clearance_low: Least clearance over blocks, meters.
+        clearance_high: Largest; every pick-and-place draws its own.
+        grasp_steps: Env steps that the tool rests when it grasps or releases.
+        hold_steps: Env steps that the arm rests above the finished tower.
+        min_steps: Env steps of the shortest episode; it rests longer until then, so
+            that no window of this length is lost.
+    """
+
+    num_blocks: int = NUM_BLOCKS
+    rebuild_share: float = 0.25
+    new_base_share: float = 0.5
+    random_start_share: float = 0.5
+    low_start_share: float = 0.5
+    detour_share: float = 0.15
+    detour: float = 0.02
+    off_centre_share: float = 0.7
+    off_centre: float = 0.008
+    scatter: float = 0.003
+    clearance_low: float = 0.03
+    clearance_high: float = 0.06
+    grasp_steps: int = 4
+    hold_steps: int = 40
+    min_steps: int = 128
+
+    def __post_init__(self) -> None:
+        """Reject options that cannot be meant.
+
+        Raises:
+            KukaOptionError: A share beyond 0 to 1, or another option that is negative.
+        """
+        for option in dataclasses.fields(self):
+            if option.type not in ("int", "float"):
+                continue
+            value = getattr(self, option.name)
+            highest = 1.0 if option.name.endswith("_share") else np.inf
+            if not 0.0 <= value <= highest:
+                raise KukaOptionError(
+                    f"{option.name} must be from 0 to {highest:g}, got {value}"
+                )
+        if self.clearance_low > self.clearance_high:
+            raise KukaOptionError(
+                f"clearance_low ({self.clearance_low}) must not be larger than"
+                f" clearance_high ({self.clearance_high})"
+            )
+
+    def demonstrate(self, seed: int | Sequence[int]) -> Demonstration:
+        """Return one demonstration.
+
+        Args:
+            seed: Fixes all that is drawn.
+
+        Raises:
+            KukaArrangementError: More blocks than fit.
+        """
+        rng = np.random.default_rng(seed)
+        order = tuple(int(block) for block in rng.permutation(self.num_blocks))
+        rebuild = rng.random() < self.rebuild_share
+        base = None
+        if rebuild:
+            blocks = random_stacks(
+                self.num_blocks,
+                rng,
+                max_height=min(3, self.num_blocks - 1),
+                jitter=2.0 * self.scatter,
+            )
+            if rng.random() < self.new_base_share:
+                base = random_place(rng, blocks[:, :2])
+        else:
+            blocks = scattered(self.num_blocks, rng)
+        moves = plan_tower(blocks, order, rng, base=base)
+        tool = self._start(blocks, rng)
+        trajectory, paths = self._carry_out(moves, blocks, tool, rng)
+        observations, actions = self._recorded(trajectory, paths)
+        return Demonstration(
+            observations=observations,
+            actions=actions,
+            rewards=self._rewards(trajectory, paths),
+            scenario="rebuild" if rebuild else "tower",
+            order=order,
+            moves=tuple(moves),
+        )
+
+    def _start(self, blocks: FloatArray, rng: np.random.Generator) -> FloatArray:
+        """Draw where the tool is at the beginning."""
+        if rng.random() >= self.random_start_share:
+            return _HOME_TOOL
+        low = rng.random() < self.low_start_share
+        lowest = blocks[:, 2].max() + TOP + self.clearance_low
+        while True:
+            if low:
+                angle, gap = rng.uniform(-np.pi, np.pi), rng.uniform(0.0, LOW_GAP)
+                near = blocks[rng.integers(self.num_blocks), :2]
+                xy = near + gap * np.array((np.cos(angle), np.sin(angle)))
+                lowest = lowest_tool(xy, blocks) + LOW_HEIGHTS[0]
+                tool = np.array((*xy, lowest + rng.uniform(0.0, LOW_HEIGHTS[1])))
+            else:
+                place = random_place(rng)
+                tool = np.array((*place, rng.uniform(lowest, HIGHEST_START)))
+            if np.hypot(*tool[:2]) >= CLOSEST and reachable(tool):
+                return tool
+
+    def _carry_out(
+        self,
+        moves: Sequence[Move],
+        blocks: FloatArray,
+        tool: FloatArray,
+        rng: np.random.Generator,
+    ) -> tuple[Trajectory, FloatArray]:
+        """Return the arm's motion, and the blocks' `[T + 1, n, 3]`."""
+        start, centres = blocks, blocks.copy()
+        route = Route(tool)
+        for move in moves:
+            route.style = Style(
+                clearance=rng.uniform(self.clearance_low, self.clearance_high),
+                grasp_steps=self.grasp_steps,
+            )
+            target = self._target(move, centres, rng)
+            grasp = self._grasp(centres[move.block], target, rng)
+            around = np.delete(centres, move.block, axis=0)
+            detour = self._detour(centres[move.block] + grasp, around, rng)
+            route.take(move.block, centres, grasp, detour)
+            centres[move.block] = target
+            detour = self._detour(target + grasp, around, rng)
+            route.put(target, centres, grasp, detour)
+        route.finish(self.hold_steps)
+        trajectory = route.timed().padded(self.min_steps)
+        return trajectory, carried_blocks(trajectory, start)
+
+    def _grasp(
+        self, block: FloatArray, target: FloatArray, rng: np.random.Generator
+    ) -> FloatArray:
+        """Draw where on its top a block is taken, (x, y, z) from its centre."""
+        if rng.random() < self.off_centre_share:
+            offset = rng.normal(0.0, self.off_centre, 2)
+            ends = np.stack((block[:2], target[:2])) + offset
+            near = np.hypot(ends[:, 0], ends[:, 1]).min() < CLOSEST
+            if np.hypot(*offset) <= MAX_OFF_CENTRE and not near:
+                return np.array((*offset, TOP))
+        return np.array((0.0, 0.0, TOP))
+
+    def _detour(
+        self, tool: FloatArray, around: FloatArray, rng: np.random.Generator
+    ) -> FloatArray | None:
+        """Draw how far off the tool comes down at first; mostly it does not."""
+        if rng.random() >= self.detour_share:
+            return None
+        limit = 2.0 * self.detour
+        beside = rng.normal(0.0, self.detour, 2).clip(-limit, limit)
+        detour = np.array((*beside, rng.uniform(*DETOUR_HEIGHTS)))
+        taller = around[around[:, 2] + TOP > tool[2] - BLOCK_HEIGHT + _CONTACT]
+        gaps = np.hypot(*(taller[:, :2] - tool[:2]).T)
+        clear = (gaps > DETOUR_ROOM).all()
+        return detour if clear and np.hypot(*(tool + detour)[:2]) >= CLOSEST else None
+
+    def _target(
+        self, move: Move, centres: FloatArray, rng: np.random.Generator
+    ) -> FloatArray:
+        """Draw where a block is put."""
+        if move.place is not None:
+            return np.array((*move.place, layer_height(0)))
+        limit = 2.0 * self.scatter
+        shift = rng.normal(0.0, self.scatter, 2).clip(-limit, limit)
+        below = centres[move.onto]
+        return np.array((*within_ring(below[:2] + shift), below[2] + BLOCK_HEIGHT))
+
+    def _rewards(self, trajectory: Trajectory, paths: FloatArray) -> FloatArray:
+        """Return the share of the tower that stands after each step."""
+        held = trajectory.held[1:, None] == np.arange(self.num_blocks)
+        return built_share(on_pairs(paths[1:], held))
+
+    def _recorded(
+        self, trajectory: Trajectory, paths: FloatArray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return observations and actions as the environment's columns."""
+        joints, held = trajectory.joints, trajectory.held
+        observations = np.zeros(
+            (len(held), observation_size(self.num_blocks)), np.float32
+        )
+        observations[:, :NUM_JOINTS] = joints
+        blocks = observations[:, NUM_JOINTS:].reshape(len(held), self.num_blocks, 8)
+        blocks[..., :3] = paths
+        blocks[..., 6] = 1.0
+        blocks[..., 7] = held[:, None] == np.arange(self.num_blocks)
+        actions = np.empty((len(held) - 1, NUM_JOINTS + 1), np.float32)
+        actions[:, :NUM_JOINTS] = joints[1:]
+        actions[:, NUM_JOINTS] = held[1:] != NOTHING
+        return observations, actions
+
+
+def mirrored(
+    observations: np.ndarray, actions: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what happens in a mirror that swaps left and right (y and -y).
+
+    Exact: the arm, the table and the work sector are symmetric.
+
+    Args:
+        observations: Shape `[..., 7 + 8n]`.
+        actions: Shape `[..., 8]`.
+    """
+    num_blocks = (observations.shape[-1] - NUM_JOINTS) // 8
+    block = (1.0, -1.0, 1.0, -1.0, 1.0, -1.0, 1.0, 1.0)
+    signs = np.array(_MIRRORED_JOINTS + block * num_blocks, observations.dtype)
+    turns = np.array((*_MIRRORED_JOINTS, 1.0), actions.dtype)
+    return observations * signs, actions * turns
+
+
+def carried_blocks(trajectory: Trajectory, start: FloatArray) -> FloatArray:
+    """Return where all blocks are: held ones go with the tool.
+
+    Args:
+        trajectory: Of the arm, `T` steps.
+        start: Centres of the blocks at its beginning, `[n, 3]`.
+
+    Returns:
+        Shape `[T + 1, n, 3]`.
+    """
+    tool, held = trajectory.tool, trajectory.held
+    paths = np.repeat(start[None], len(held), axis=0)
+    changes = np.flatnonzero(np.diff(held)) + 1
+    for first, end in itertools.pairwise((0, *changes.tolist(), len(held))):
+        block, before = held[first], max(first - 1, 0)
+        if block != NOTHING:
+            offset = paths[before, block] - tool[before]
+            paths[first:end, block] = tool[first:end] + offset
+            paths[end:, block] = paths[end - 1, block]
+    return paths

@@ -1,0 +1,336 @@
+"""What to move next: from where the blocks are and a goal to one pick-and-place.
+
+An episode is a sequence of stages, each of which moves one block. The next one is the
+first of a shortest sequence that reaches the goal, found by breadth-first search over
+arrangements: which block is on which, on its goal place, or out of the way. It is a
+function of the state alone, so that it can be asked at any moment. A block that is held
+is put down first, where that is the best of it.
+
+Goals are what the environments desire: ordered pairs (Conditional) or positions of all
+blocks (Rearrangement), told apart by their values: pairs are all 0 or 1.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from diffuser_envs.errors import KukaArrangementError
+from diffuser_envs.kuka.arrangements import (
+    SPACING,
+    TABLE,
+    matched,
+    on_top,
+    supports,
+)
+from diffuser_envs.kuka.columns import (
+    BLOCK_HEIGHT,
+    BLOCK_WIDTH,
+    FloatArray,
+    IntArray,
+    layer_height,
+    ordered_pairs,
+)
+from diffuser_envs.kuka.scores import on_pairs
+
+NONE = -1  # no block
+RADII, AZIMUTHS = np.linspace(0.45, 0.65, 5), np.linspace(-1.3, 1.3, 27)
+SPOTS = np.stack(
+    [np.outer(RADII, np.cos(AZIMUTHS)), np.outer(RADII, np.sin(AZIMUTHS))], axis=-1
+).reshape(-1, 2)
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The next pick-and-place of each of several episodes.
+
+    Attributes:
+        block: `[rows]` which block to move; -1 where the goal is reached.
+        support: `[rows]` the block that it is to stand on; -1 for the table.
+        target: `[rows, 3]` where its center is to be, m; zero where the goal is
+            reached.
+        held: `[rows]` the block that is held now; -1 for none.
+        moves: `[rows]` how many pick-and-places are left, this one included.
+    """
+
+    block: IntArray
+    support: IntArray
+    target: FloatArray
+    held: IntArray
+    moves: IntArray
+
+
+def tower_goal(tower: Sequence[int], num_blocks: int) -> np.ndarray:
+    """Return the goal of a tower, as ordered pairs.
+
+    Args:
+        tower: Blocks from the bottom to the top, two or more.
+        num_blocks: How many there are.
+
+    Raises:
+        KukaArrangementError: A block that is named twice or does not exist.
+    """
+    known = range(num_blocks)
+    if len(tower) < 2 or len(set(tower)) < len(tower) or set(tower) - set(known):
+        raise KukaArrangementError(
+            f"A tower names two or more different blocks of 0..{num_blocks - 1} from "
+            f"the bottom to the top, as (2, 0, 1); got {tuple(tower)}."
+        )
+    wanted = set(zip(tower[1:], tower[:-1], strict=True))
+    pairs = ordered_pairs(num_blocks)
+    return np.array([pair in wanted for pair in pairs], dtype=np.float32)
+
+
+def pair_labels(columns: Mapping[str, Any]) -> dict[str, npt.NDArray[np.bool_]]:
+    """Return which block is on which, by name: what a classifier is taught.
+
+    Args:
+        columns: "block_0", "flag_0" and so on, `[rows, columns]`, m.
+
+    Returns:
+        "on_0_1" (block 0 on block 1) and so on, `[rows]`, bool.
+    """
+    count = max(count_blocks(columns), 1)
+    positions = [np.asarray(columns[f"block_{k}"]) for k in range(count)]
+    flags = [np.asarray(columns[f"flag_{k}"])[..., 0] for k in range(count)]
+    on = on_pairs(np.stack(positions, axis=-2), np.stack(flags, axis=-1) > 0.5)
+    pairs = ordered_pairs(count)
+    return {f"on_{i}_{j}": on[..., k] > 0.5 for k, (i, j) in enumerate(pairs)}
+
+
+def count_blocks(columns: Container[str]) -> int:
+    """Return how many blocks the columns are of."""
+    count = 0
+    while f"block_{count}" in columns and f"flag_{count}" in columns:
+        count += 1
+    return count
+
+
+def next_stages(positions: np.ndarray, flags: np.ndarray, goals: np.ndarray) -> Stages:
+    """Return the next pick-and-place of each episode.
+
+    Args:
+        positions: `[rows, blocks, 3]` of the centers, m.
+        flags: `[rows, blocks]`, above 0.5 while held.
+        goals: `[rows, goal]`, ordered pairs or positions of all blocks.
+
+    Raises:
+        KukaArrangementError: A goal of another size, or one that cannot be reached.
+    """
+    rows, count = positions.shape[:2]
+    _check_size(goals, count)
+    flat = np.concatenate(
+        [positions.reshape(rows, -1), flags > 0.5, goals], axis=1, dtype=np.float32
+    )
+    # Candidates of one plan share their state and come one after the other.
+    fresh = np.ones(rows, dtype=bool)
+    fresh[1:] = (flat[1:] != flat[:-1]).any(axis=1)
+    found = [_stage(row.tobytes(), count) for row in flat[fresh]]
+    inverse = np.cumsum(fresh) - 1
+    block, support, target, held, moves = (
+        np.array([one[part] for one in found])[inverse] for part in range(5)
+    )
+    return Stages(block, support, target, held, moves)
+
+
+Stage = tuple[int, int, tuple[float, ...], int, int]
+
+
+@lru_cache(maxsize=4096)
+def _stage(data: bytes, count: int) -> Stage:
+    """Return the next pick-and-place of one episode, as `Stages` has them."""
+    row = np.frombuffer(data, dtype=np.float32).astype(np.float64)
+    positions = row[: 3 * count].reshape(count, 3)
+    flags, goal = row[3 * count : 4 * count], row[4 * count :]
+    places = None if _is_pairs(goal) else goal.reshape(count, 3)
+    puzzle = _puzzle(positions, flags > 0.5, goal, places)
+    move = _solve(puzzle)
+    held = puzzle.held.index(True) if any(puzzle.held) else NONE
+    if move is None:
+        return NONE, NONE, (0.0, 0.0, 0.0), held, 0
+    block, away, moves = move
+    if away:
+        target = _free_spot(np.delete(positions, block, axis=0), places)
+        return block, TABLE, tuple(target), held, moves
+    support = puzzle.wanted[block]
+    if places is None:
+        target = positions[support] + (0.0, 0.0, BLOCK_HEIGHT)
+    else:
+        target = places[block]
+    return block, support, tuple(target), held, moves
+
+
+def _check_size(goals: np.ndarray, count: int) -> None:
+    sizes = {count * (count - 1), 3 * count}
+    if goals.shape[-1] not in sizes:
+        raise KukaArrangementError(
+            f"A goal of {count} blocks is {count * (count - 1)} ordered pairs or "
+            f"{3 * count} coordinates; got {goals.shape[-1]} numbers."
+        )
+
+
+def _is_pairs(goal: np.ndarray) -> bool:
+    """Return whether a goal is ordered pairs: no place of a block is all 0 or 1."""
+    return bool(((goal == 0) | (goal == 1)).all())
+
+
+# --- arrangements, as the search sees them ------------------------------------------
+
+START, HOME, AWAY = range(3)  # where a block is: as found, where it belongs, put aside
+ANYWHERE = -2  # what a block is to stand on that the goal says nothing of
+
+
+@dataclass(frozen=True)
+class Puzzle:
+    """An arrangement and a goal, without coordinates.
+
+    Attributes:
+        state: Where each block is: `START`, or `HOME` already.
+        held: Which one is held.
+        resting: Which blocks each one stands on, or hangs over.
+        wanted: The block that each is to stand on, `TABLE` for a place of its own
+            there, or `ANYWHERE`.
+        covering: Whose places on the table each one stands in.
+    """
+
+    state: tuple[int, ...]
+    held: tuple[bool, ...]
+    resting: tuple[frozenset[int], ...]
+    wanted: tuple[int, ...]
+    covering: tuple[frozenset[int], ...]
+
+
+def _puzzle(
+    positions: FloatArray, held: np.ndarray, goal: FloatArray, places: FloatArray | None
+) -> Puzzle:
+    """Return the puzzle that coordinates stand for."""
+    count = len(positions)
+    offset = positions[:, None] - positions[None]
+    above = np.abs(offset[..., 2] - BLOCK_HEIGHT) < BLOCK_HEIGHT / 2
+    rests = above & (np.hypot(offset[..., 0], offset[..., 1]) < BLOCK_WIDTH)
+    rests &= ~held[:, None] & ~held
+    covers = np.zeros((count, count), dtype=bool)
+    if places is None:
+        wanted = _wanted(goal, count)
+        on = on_top(positions, held)
+        home = np.array([to >= 0 and on[k, to] for k, to in enumerate(wanted)])
+    else:
+        wanted = supports(places)
+        settled = [to == TABLE or rests[k, to] for k, to in enumerate(wanted)]
+        home = matched(positions, places) & settled & ~held
+        off = positions[:, None, :2] - places[:, :2]
+        covers = np.hypot(off[..., 0], off[..., 1]) < SPACING
+        covers &= ((positions[:, 2] < BLOCK_HEIGHT) & ~home & ~held)[:, None]
+        np.fill_diagonal(covers, False)
+    return Puzzle(
+        state=tuple(np.where(home, HOME, START).tolist()),
+        held=tuple(held.tolist()),
+        resting=tuple(frozenset(np.flatnonzero(row).tolist()) for row in rests),
+        wanted=tuple(wanted),
+        covering=tuple(frozenset(np.flatnonzero(row).tolist()) for row in covers),
+    )
+
+
+def _wanted(goal: FloatArray, count: int) -> list[int]:
+    """Return what each block is to stand on by a goal of ordered pairs.
+
+    Raises:
+        KukaArrangementError: A block on two others or under two others, or a cycle.
+    """
+    every = zip(ordered_pairs(count), goal, strict=True)
+    pairs = [pair for pair, on in every if on > 0.5]
+    below = dict(pairs)
+    wrong = len(below) < len(pairs) or len(set(below.values())) < len(pairs)
+    for first in below:
+        block, steps = first, 0
+        while block in below and steps <= count:
+            block, steps = below[block], steps + 1
+        wrong |= steps > count
+    if wrong:
+        named = ", ".join(f"{top} on {bottom}" for top, bottom in pairs)
+        raise KukaArrangementError(
+            f"Blocks cannot stand as the goal asks: {named}. Each block lies on one "
+            f"other at most and carries one at most, and pairs make no circle."
+        )
+    return [below.get(block, ANYWHERE) for block in range(count)]
+
+
+@lru_cache(maxsize=4096)
+def _solve(puzzle: Puzzle) -> tuple[int, bool, int] | None:
+    """Return the first of the fewest moves, and how many there are.
+
+    A block is moved home, or away to a free spot of the table: on another block it
+    would be in the way no less. The one that is held is moved first.
+
+    Returns:
+        The block, whether it moves away, and the number of moves; None: all is done.
+    """
+    queue: deque[tuple[tuple[int, ...], tuple[int, bool] | None, int]]
+    queue = deque([(puzzle.state, None, 0)])
+    seen = {puzzle.state}
+    while queue:
+        state, first, moves = queue.popleft()
+        lifted = any(puzzle.held) and moves == 0
+        if not lifted and _solved(puzzle, state):
+            return None if first is None else (*first, moves)
+        for block, away in _moves(puzzle, state, lifted=lifted):
+            after = (*state[:block], AWAY if away else HOME, *state[block + 1 :])
+            if after not in seen:
+                seen.add(after)
+                queue.append((after, first or (block, away), moves + 1))
+    raise KukaArrangementError(f"No sequence of moves leads to the goal of {puzzle}.")
+
+
+def _solved(puzzle: Puzzle, state: tuple[int, ...]) -> bool:
+    pairs = zip(state, puzzle.wanted, strict=True)
+    return all(at == HOME or to == ANYWHERE for at, to in pairs)
+
+
+def _moves(
+    puzzle: Puzzle, state: tuple[int, ...], *, lifted: bool
+) -> list[tuple[int, bool]]:
+    """Return the moves that are possible, those to where blocks belong first."""
+    blocks = range(len(state))
+    carried: list[set[int]] = [set() for _ in blocks]
+    taken: set[int] = set()
+    for k in blocks:
+        if state[k] == START:
+            taken |= puzzle.covering[k]
+            for below in puzzle.resting[k]:
+                carried[below].add(k)
+        elif state[k] == HOME and puzzle.wanted[k] >= 0:
+            carried[puzzle.wanted[k]].add(k)
+    clear = [k for k in blocks if (puzzle.held[k] if lifted else not carried[k])]
+    homewards = []
+    for k in clear:
+        to = puzzle.wanted[k]
+        if to == TABLE:
+            ready = k not in taken
+        else:
+            settled = to >= 0 and (state[to] == HOME or puzzle.wanted[to] == ANYWHERE)
+            ready = settled and carried[to] <= {k}
+        if ready and state[k] != HOME:
+            homewards.append((k, False))
+    return homewards + [(k, True) for k in clear if state[k] != AWAY]
+
+
+def _free_spot(others: FloatArray, places: FloatArray | None) -> FloatArray:
+    """Return the spot of the table that is furthest from everything, m.
+
+    Where the moved block is now does not count, so that the spot stays the same while
+    the block is carried there.
+
+    Args:
+        others: `[blocks, 3]` positions of the other blocks, m.
+        places: `[blocks, 3]` where blocks are to be in the end, m.
+    """
+    points = others if places is None else np.concatenate([others, places])
+    away = SPOTS[:, None] - points[:, :2]
+    nearest = np.hypot(away[..., 0], away[..., 1]).min(axis=1)
+    return np.append(SPOTS[nearest.argmax()], layer_height(0))

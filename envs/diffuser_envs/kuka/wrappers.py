@@ -1,0 +1,41 @@
+"""The score of an episode, added to the last step's `info`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+from gymnasium.utils import RecordConstructorArgs
+
+
+class FinalScore(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
+    """Lets the blocks settle when an episode ends, and adds what they are worth.
+
+    `gymnasium.make` puts it around the step limit, whatever limit that is. What it
+    adds to `info` is what `KukaStackEnv.finish` returns.
+
+    Args:
+        env: A block-stacking environment with its step limit.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+        RecordConstructorArgs.__init__(self)
+        gymnasium.Wrapper.__init__(self, env)
+
+    @property
+    def compute_reward(self) -> Any:
+        """The environment's, where it has goals."""
+        base: Any = self.unwrapped
+        return base.compute_reward
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Take a step, and score the episode if it was the last one.
+
+        Args:
+            action: Of the environment.
+        """
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        if terminated or truncated:
+            base: Any = self.unwrapped
+            info = {**info, **base.finish()}
+        return observation, reward, terminated, truncated, info

@@ -1,0 +1,385 @@
+"""Featurizers: planning in columns that an environment's package derives."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from diffuser_policy import features
+from diffuser_policy.config import (
+    ValueTrainConfig,
+)
+from diffuser_policy.data.flat import FlatDataset
+from diffuser_policy.data.windows import WindowDataset, in_planning_columns
+from diffuser_policy.errors import ConfigError, SpaceMismatchError, UnknownNameError
+from diffuser_policy.features import (
+    FeaturizerError,
+    Identity,
+    available_featurizers,
+    make_featurizer,
+    planning_columns,
+    register_featurizer,
+)
+from diffuser_policy.policy import DiffuserPolicy
+from diffuser_policy.policy_config import PolicyConfig, policy_config, space_spec
+from diffuser_policy.testing import (
+    toy_config,
+    toy_dataset,
+    toy_policy,
+)
+from diffuser_policy.training.trainer import Trainer
+from diffuser_policy.training.value_trainer import ValueTrainer
+from tests.features_helpers import KNOWN, Copied, Turned, config, turned_policy
+from tests.policy_helpers import observe
+from tests.value_helpers import rewarded
+
+
+@pytest.fixture(autouse=True)
+def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "_IN_PROCESS", dict(KNOWN))
+
+
+# --- by name ----------------------------------------------------------------------
+
+
+def test_a_featurizer_is_found_by_its_name() -> None:
+    assert isinstance(make_featurizer("turned"), Turned)
+    assert {"turned", "pinned", "kuka-blocks"} <= set(available_featurizers())
+
+
+def test_listing_names_loads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if "diffuser_envs.kuka" in name]:
+        monkeypatch.delitem(sys.modules, name)
+    available_featurizers()
+    assert "diffuser_envs.kuka.features" not in sys.modules
+
+
+def test_a_function_may_make_one() -> None:
+    @register_featurizer("made")
+    def make() -> Turned:
+        return Turned()
+
+    assert isinstance(make_featurizer("made"), Turned)
+
+
+def test_defining_one_anew_replaces_it() -> None:
+    def define(size: int) -> Any:
+        class Again(Copied):
+            observation_size = size
+
+        return Again
+
+    for size in (4, 5):
+        register_featurizer("again")(define(size))
+    assert make_featurizer("again").observation_size == 5
+
+
+@pytest.mark.parametrize("name", ["Turned", "two words", "-x", "", 3])
+def test_names_are_words_joined_by_dashes(name: Any) -> None:
+    with pytest.raises(FeaturizerError, match="joined by dashes"):
+        register_featurizer(name)
+
+
+def test_a_name_means_one_thing() -> None:
+    for name in ("copied", "kuka-blocks"):
+        with pytest.raises(FeaturizerError, match="offered twice"):
+            register_featurizer(name)(Turned)
+
+
+def test_what_cannot_be_called_makes_no_featurizer() -> None:
+    with pytest.raises(FeaturizerError, match="takes a class, or a function"):
+        register_featurizer("thing")(3)  # type: ignore[type-var]
+
+
+def test_an_unknown_name_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match="Did you mean 'turned'"):
+        make_featurizer("turne")
+    with pytest.raises(UnknownNameError, match="featurizer 'turne'"):
+        policy_config(config("turne"), toy_dataset())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_columns": 0}, "num_columns=0, expected a positive"),
+        ({"observation_size": "4"}, "observation_size='4', expected a positive"),
+        ({"columns": [("position", 0)]}, "needs `columns`"),
+        ({"features": None}, "a method `features`"),
+    ],
+)
+def test_a_featurizer_of_the_wrong_form_is_refused(
+    change: dict[str, Any], message: str
+) -> None:
+    register_featurizer("wrong")(type("Wrong", (Turned,), change))
+    with pytest.raises(FeaturizerError, match=message):
+        make_featurizer("wrong")
+
+
+def test_what_lacks_parts_is_no_featurizer() -> None:
+    register_featurizer("empty")(dict)
+    with pytest.raises(FeaturizerError, match="lacks observation_size, columns"):
+        make_featurizer("empty")
+
+
+def test_a_featurizer_that_cannot_be_made_is_named() -> None:
+    @register_featurizer("needy")
+    def make(size: int) -> Turned:
+        raise AssertionError(size)
+
+    with pytest.raises(FeaturizerError, match=r"'needy' .* cannot be made: TypeError"):
+        make_featurizer("needy")
+
+
+Install = Callable[[str, str], None]
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+    """Return a function that installs a distribution that offers one featurizer."""
+
+    def install_one(name: str, code: str) -> None:
+        folder = tmp_path / f"{name}-1.0.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n"
+        )
+        text = f"[{features.GROUP}]\nforeign = {name}:Foreign\n"
+        (folder / "entry_points.txt").write_text(text)
+        (tmp_path / f"{name}.py").write_text(code)
+        importlib.invalidate_caches()
+
+    monkeypatch.syspath_prepend(tmp_path)
+    yield install_one
+    for name in [n for n in sys.modules if n.startswith("foreign_")]:
+        del sys.modules[name]
+
+
+GOOD = """
+class Foreign:
+    observation_size, num_columns, columns, objects = 4, 4, {}, ()
+
+    def features(self, observations):
+        return 2 * observations
+"""
+
+
+def test_another_distribution_offers_one(install: Install) -> None:
+    install("foreign_good", GOOD)
+    assert "foreign" in available_featurizers()
+    found = planning_columns(make_featurizer("foreign"), np.ones((2, 4), np.float32))
+    assert found.tolist() == [[2.0] * 4] * 2
+
+
+def test_a_broken_distribution_is_named(install: Install) -> None:
+    install("foreign_broken", "raise RuntimeError('out of order')")
+    with pytest.raises(
+        FeaturizerError, match=r"cannot be loaded from 'foreign_broken.*out of order"
+    ):
+        make_featurizer("foreign")
+
+
+def test_a_name_that_two_distributions_offer_is_refused(install: Install) -> None:
+    install("foreign_first", GOOD)
+    install("foreign_second", GOOD)
+    with pytest.raises(FeaturizerError, match="offered twice, by foreign_"):
+        make_featurizer("foreign")
+
+
+def test_a_plug_in_keeps_its_name_from_others_in_process(install: Install) -> None:
+    register_featurizer("foreign")(Turned)
+    install("foreign_late", GOOD)
+    with pytest.raises(FeaturizerError, match="offered twice"):
+        make_featurizer("foreign")
+
+
+# --- columns ----------------------------------------------------------------------
+
+
+def test_rows_are_mapped_in_chunks() -> None:
+    rows = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
+    found = planning_columns(Turned(), rows, chunk=3)
+    np.testing.assert_array_equal(found, Turned().features(rows))
+    assert found.dtype == np.float32
+
+
+def test_without_a_featurizer_nothing_is_copied() -> None:
+    rows, flat = np.ones((2, 4), np.float32), toy_dataset()
+    assert planning_columns(Identity(4), rows) is rows
+    assert in_planning_columns(flat, Identity(4)) is flat
+
+
+class Wide(Turned):
+    """Promises three columns and returns four."""
+
+    def features(self, observations: np.ndarray) -> np.ndarray:
+        return observations
+
+
+class Holey(Turned):
+    """Divides by the first column."""
+
+    def features(self, observations: np.ndarray) -> np.ndarray:
+        with np.errstate(all="ignore"):
+            columns: np.ndarray = super().features(observations)
+            return np.asarray(columns / observations[..., :1])
+
+
+def test_wrong_columns_are_refused() -> None:
+    rows = np.ones((2, 4), np.float32)
+    with pytest.raises(FeaturizerError, match=r"takes observations of 4 columns"):
+        planning_columns(Turned(), rows[:, :3])
+    with pytest.raises(FeaturizerError, match=r"shape \[2, 4\] .* expected \[2, 3\]"):
+        planning_columns(Wide(), rows)
+    rows[1, 0] = 0
+    with pytest.raises(FeaturizerError, match=r"NaN or infinite .* 1 obs.*\[0.0, 1.0"):
+        planning_columns(Holey(), rows)
+
+
+# --- settings and data --------------------------------------------------------------
+
+
+def test_the_layout_is_that_of_the_planning_columns() -> None:
+    made = policy_config(config(), toy_dataset())
+    assert made.layout.observation_dim == 3
+    assert made.layout.aliases == {"position": (0, 1), "speed": (2,)}
+    assert made.layout.objects == ((0,), (1,))
+    assert made.spaces.observation_size == 4
+    again = PolicyConfig.from_json(json.loads(json.dumps(made.to_json())))
+    assert dataclasses.replace(again, provenance={}) == dataclasses.replace(
+        made, provenance={}
+    )
+
+
+def test_goals_count_only_where_the_featurizer_names_their_columns() -> None:
+    flat = toy_dataset()
+    assert not policy_config(config("turned"), flat).spaces.has_goal
+    pinned = policy_config(config("pinned"), flat)
+    assert (pinned.spaces.goal_size, pinned.layout.aliases["goal"]) == (2, (0, 1))
+    without = policy_config(config("pinned"), toy_dataset(goals=False))
+    assert not without.layout.goal_conditioned
+
+
+def test_data_of_another_environment_are_refused() -> None:
+    flat = toy_dataset(goals=False)
+    fields = {**flat.fields, "observation": flat.fields["observation"][:, :3]}
+    other = FlatDataset(fields, flat.run_starts, flat.metadata)
+    with pytest.raises(FeaturizerError, match=r"of 4 columns, and .* has 3"):
+        policy_config(config(), other)
+    register_featurizer("long")(type("Long", (Turned,), {"columns": {"goal": (0,)}}))
+    with pytest.raises(FeaturizerError, match=r"1 columns that a goal pins.*have 2"):
+        policy_config(config("long"), toy_dataset())
+
+
+def test_windows_are_of_planning_columns() -> None:
+    flat = toy_dataset()
+    made = policy_config(config(), flat)
+    policy = toy_policy(config(), flat=flat)
+    windows = WindowDataset(
+        in_planning_columns(flat, Turned()),
+        layout=made.layout,
+        normalizer=policy.networks.normalizer,
+    )
+    expected = Turned().features(flat.fields["observation"])
+    rows = policy.networks.normalizer.unnormalize(windows.rows).numpy()
+    np.testing.assert_allclose(rows, expected, atol=1e-6)
+    # The limits of the data are the limits of the normalized columns.
+    assert windows.rows.amin(0).tolist() == pytest.approx([-1.0] * 3)
+    assert windows.rows.amax(0).tolist() == pytest.approx([1.0] * 3)
+
+
+def test_a_planner_is_trained_saved_and_loaded(tmp_path: Path) -> None:
+    trainer = Trainer(config(), toy_dataset(), tmp_path, device="cpu")
+    trainer.run(progress=False)
+    policy = DiffuserPolicy.from_pretrained(tmp_path)
+    assert policy.config.window.features == "turned"
+    action, _ = policy.predict(observe()["observation"])
+    assert action.shape == (2,)
+    Trainer(config(), toy_dataset(), tmp_path, device="cpu")  # resumes
+    with pytest.raises(ConfigError, match=r"window.features: turned → pinned"):
+        Trainer(config("pinned"), toy_dataset(), tmp_path, device="cpu")
+
+
+def test_a_value_network_sees_planning_columns(tmp_path: Path) -> None:
+    flat = rewarded()
+    policy = toy_policy(config(), flat=flat)
+    settings = ValueTrainConfig(
+        dataset="toy/point-v0", optimization=toy_config().optimization
+    )
+    trainer = ValueTrainer(settings, (policy.config, policy.networks), flat, tmp_path)
+    trainer.run(progress=False)
+    valued = DiffuserPolicy.from_pretrained(tmp_path)
+    assert valued.networks.value is not None
+    planner = (policy.config, policy.networks)
+    fields = {**flat.fields, "observation": flat.fields["observation"][:, :2]}
+    short = FlatDataset(fields, flat.run_starts, flat.metadata)
+    with pytest.raises(FeaturizerError, match="takes observations of 4 columns"):
+        ValueTrainer(settings, planner, short, tmp_path)
+    bounds = {**flat.metadata, "action_low": [-2.0, -2.0]}
+    other = FlatDataset(flat.fields, flat.run_starts, bounds)
+    with pytest.raises(SpaceMismatchError, match="recorded in"):
+        ValueTrainer(settings, planner, other, tmp_path)
+
+
+# --- checkpoints --------------------------------------------------------------------
+
+
+def test_a_checkpoint_says_which_featurizer_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turned_policy().save_pretrained(tmp_path)
+    monkeypatch.setattr(features, "_IN_PROCESS", {})
+    with pytest.raises(FeaturizerError, match=r"'turned', which is not registered"):
+        DiffuserPolicy.from_pretrained(tmp_path)
+    # What it is can be read all the same.
+    found = PolicyConfig.from_json(json.loads((tmp_path / "config.json").read_text()))
+    assert found.window.features == "turned"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_columns": 4},
+        {"observation_size": 5},
+        {"columns": {"position": (1, 0), "speed": (2,)}},
+        {"objects": ()},
+    ],
+)
+def test_a_featurizer_that_has_changed_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    turned_policy().save_pretrained(tmp_path)
+    changed = type("Turned", (Turned,), change)
+    monkeypatch.setattr(features, "_IN_PROCESS", {"turned": changed})
+    with pytest.raises(FeaturizerError, match="another version of the featurizer"):
+        DiffuserPolicy.from_pretrained(tmp_path)
+
+
+def test_older_checkpoints_are_read(tmp_path: Path) -> None:
+    """Without the settings and fields that came with featurizers."""
+    policy = toy_policy()
+    policy.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    data = json.loads(file.read_text())
+    assert "objects" not in data["layout"]
+    del data["window"]["features"]
+    file.write_text(json.dumps(data))
+    older = DiffuserPolicy.from_pretrained(tmp_path)
+    assert older.config.window == policy.config.window
+    for observation in (observe(), observe(2)):
+        a, _ = policy.predict(observation, deterministic=True)
+        b, _ = older.predict(observation, deterministic=True)
+        np.testing.assert_array_equal(a, b)
+
+
+def test_spaces_are_the_environments_own() -> None:
+    flat = toy_dataset()
+    assert space_spec(flat, Turned()).observation_space().shape == (4,)
+    assert space_spec(flat).goal_size == 2
