@@ -26,6 +26,7 @@ from diffuser_policy.horizons import Horizons
 from diffuser_policy.networks import StartConditionedUNet, TemporalUNet
 from diffuser_policy.normalizers import Normalizer, normalizer_class
 from diffuser_policy.objects import ObjectTransformer
+from diffuser_policy.pair_classifier import PairClassifier
 from diffuser_policy.planner import Planner
 from diffuser_policy.policy_config import PolicyConfig, config_featurizer
 from diffuser_policy.ranking import (
@@ -163,6 +164,18 @@ def build_classifier(config: PolicyConfig) -> StateClassifier:
     settings = config.classifier
     if settings is None:
         raise ConfigError("These settings have no classifier: it is not set.")
+    layout = config.layout
+    if settings.architecture == "pairs":
+        named = "position" in layout.aliases
+        return PairClassifier(
+            layout.transition_dim,
+            settings.classes,
+            objects=[
+                [layout.action_dim + column for column in columns]
+                for columns in layout.objects
+            ],
+            place=len(layout.columns("position")) if named else 3,
+        )
     return StateClassifier(
         config.layout.transition_dim,
         settings.classes,

@@ -194,7 +194,8 @@ def card(config: PolicyConfig, networks: PlannerNetworks) -> str:
         f"- Environment: {dataset.get('env_id', 'not recorded')}",
         f"- Dataset: {dataset.get('dataset_id', 'not recorded')}",
         f"- Horizon: {window.horizon} env steps, stride {window.stride}",
-        f"- Plans: {'actions and observations' if window.actions else 'observations'}",
+        f"- Plans: {'actions and ' if window.actions else ''}{_columns(config)}",
+        f"- Network: {_network(config)}",
         f"- Weights: {count:,} numbers, {provenance.get('steps', '?')} gradient steps",
         *_value(config),
         *_classifier(config),
@@ -203,6 +204,19 @@ def card(config: PolicyConfig, networks: PlannerNetworks) -> str:
         *_results(provenance.get("results", {})),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _columns(config: PolicyConfig) -> str:
+    """Return what a planner's columns are made of, for its model card."""
+    name = config.window.features
+    return "observations" if name is None else f"columns of the featurizer `{name}`"
+
+
+def _network(config: PolicyConfig) -> str:
+    """Return what the denoising network is, for a planner's model card."""
+    settings = config.network
+    kind = "residual" if settings.residual else "plain"
+    return f"{kind}, architecture `{settings.architecture}`, width {settings.dim}"
 
 
 def _value(config: PolicyConfig) -> list[str]:

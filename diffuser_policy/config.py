@@ -8,19 +8,33 @@ setting changes; another schema is refused, by both numbers.
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import numbers
-import types
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 from diffuser_policy.errors import ConfigError, UnknownNameError
+from diffuser_policy.settings import differences, from_json, positive, to_json
+
+__all__ = [
+    "SCHEMA",
+    "ClassifierConfig",
+    "ClassifierTrainConfig",
+    "ExecutionConfig",
+    "NetworkConfig",
+    "OptimizationConfig",
+    "PlannerConfig",
+    "TimeToGoalConfig",
+    "TrainConfig",
+    "ValueConfig",
+    "ValueTrainConfig",
+    "WindowConfig",
+    "differences",
+    "from_json",
+    "positive",
+    "to_json",
+]
 
 SCHEMA = 1
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,10 +184,13 @@ class ValueConfig:
 class ClassifierConfig:
     """Network that predicts which labels hold at a noisy planning step."""
 
+    architecture: Literal["mlp", "pairs"] = "mlp"
+    """A perceptron of the whole state, or log-odds that are quadratic in the offset of
+    each ordered pair of objects."""
     width: int = 256
-    """Hidden units per layer."""
+    """Perceptron: hidden units per layer."""
     depth: int = 3
-    """Hidden layers."""
+    """Perceptron: hidden layers."""
     classes: tuple[str, ...] = ()
     """Labels to predict, in the order of the outputs; not given: all that there are."""
 
@@ -244,8 +261,11 @@ class PlannerConfig:
             value = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise ConfigError(f"{name} must be 0 or more, got {value}.")
-        if not math.isfinite(self.guide_scale):
-            raise ConfigError(f"guide_scale must be finite, got {self.guide_scale}.")
+        if self.steadiness is not None and not 0 <= self.steadiness < math.inf:
+            raise ConfigError(f"steadiness must be 0 or more, got {self.steadiness}.")
+        for name in ("guide_scale", "ranking_weight"):
+            if not math.isfinite(getattr(self, name)):
+                raise ConfigError(f"{name} must be finite, got {getattr(self, name)}.")
         if self.warm_start is not None and not 0 < self.warm_start <= 1:
             raise ConfigError(f"warm_start must be in (0, 1], got {self.warm_start}.")
         for name in ("num_sampling_steps", "warm_start_steps", "guide_steps"):
@@ -370,73 +390,3 @@ class ClassifierTrainConfig:
     """Optimizer."""
     seed: int = 0
     """Fixes initial weights, states and noise."""
-
-
-def positive(config: object, *names: str) -> None:
-    """Refuse settings that are not above zero.
-
-    Raises:
-        ConfigError: Names the setting and its value.
-    """
-    for name in names:
-        value = getattr(config, name)
-        if not value > 0:  # NaN is not
-            raise ConfigError(f"{name} must be positive, got {value}.")
-
-
-def to_json(config: Any) -> dict[str, Any]:
-    """Return a config dataclass as plain JSON data."""
-    data: dict[str, Any] = dataclasses.asdict(config)
-    return data
-
-
-def differences(saved: Any, current: Any, path: str = "") -> list[str]:
-    """Return where two JSON trees differ, as "name: saved → current"."""
-    if isinstance(saved, dict) and isinstance(current, dict):
-        found = []
-        for key in sorted(saved.keys() | current.keys()):
-            inner = f"{path}.{key}" if path else key
-            found += differences(saved.get(key), current.get(key), inner)
-        return found
-    return [] if saved == current else [f"{path}: {saved} → {current}"]
-
-
-def from_json(cls: type[T], data: Mapping[str, Any]) -> T:
-    """Rebuild a config dataclass from `to_json`'s data.
-
-    Args:
-        cls: The dataclass.
-        data: Its settings; settings left out take their defaults.
-
-    Raises:
-        UnknownNameError: A setting that the dataclass does not have.
-        ConfigError: A setting of the wrong type.
-    """
-    hints = typing.get_type_hints(cls)
-    names = {item.name for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for name in data:
-        if name not in names:
-            raise UnknownNameError(f"setting of {cls.__name__}", name, names)
-    return cls(**{k: _value(k, hints[k], value) for k, value in data.items()})
-
-
-def _value(name: str, hint: Any, value: Any) -> Any:
-    """Convert the JSON value of one setting to the annotated type."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in arguments:
-            return None
-        [hint] = [option for option in arguments if option is not type(None)]
-        return _value(name, hint, value)
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return from_json(hint, value)
-    if origin is tuple:
-        return tuple(_value(name, arguments[0], item) for item in value)
-    if origin is Literal:
-        if value not in arguments:
-            raise UnknownNameError(f"value of {name}", str(value), map(str, arguments))
-        return value
-    kind = {float: numbers.Real, int: numbers.Integral}.get(hint, hint)
-    if not isinstance(value, kind) or isinstance(value, bool) != (hint is bool):
-        raise ConfigError(f"{name} must be of type {hint.__name__}, got {value!r}.")
-    return hint(value)

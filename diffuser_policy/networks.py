@@ -181,13 +181,7 @@ class TemporalUNet(nn.Module):
             ConfigError: A width or multiplier that the architecture does not allow.
         """
         super().__init__()
-        if dim % GROUPS or dim < GROUPS or not multipliers or multipliers[0] != 1:
-            raise ConfigError(
-                f"TemporalUNet needs dim in multiples of {GROUPS} and a first "
-                f"multiplier of 1, got dim={dim}, multipliers={tuple(multipliers)}."
-            )
-        if kernel_size % 2 == 0:
-            raise ConfigError(f"kernel_size must be odd, got {kernel_size}.")
+        _check_widths(dim, multipliers, kernel_size)
         self.transition_dim = transition_dim
         self.time_embedding = nn.Sequential(
             SinusoidalEmbedding(dim),
@@ -262,6 +256,21 @@ class TemporalUNet(nn.Module):
             x = stage.resample(x)  # type: ignore[operator]
         out: Tensor = self.head(x).transpose(1, 2)
         return out
+
+
+def _check_widths(dim: int, multipliers: Sequence[int], kernel_size: int) -> None:
+    """Refuse what the architecture does not allow.
+
+    Raises:
+        ConfigError: A width or multiplier of another form.
+    """
+    if dim % GROUPS or dim < GROUPS or not multipliers or multipliers[0] != 1:
+        raise ConfigError(
+            f"TemporalUNet needs dim in multiples of {GROUPS} and a first "
+            f"multiplier of 1, got dim={dim}, multipliers={tuple(multipliers)}."
+        )
+    if kernel_size % 2 == 0:
+        raise ConfigError(f"kernel_size must be odd, got {kernel_size}.")
 
 
 class StartConditionedUNet(TemporalUNet):

@@ -75,6 +75,47 @@ class ModulatedBlock(nn.Module):
         return out
 
 
+def _check_columns(
+    objects: Sequence[Sequence[int]],
+    position: Sequence[int],
+    *,
+    dim: int,
+    num_heads: int,
+) -> None:
+    """Refuse columns that have no objects, or no position to compare them with.
+
+    Raises:
+        ConfigError: No objects, no position, or a width that the heads don't share.
+    """
+    size, place = (len(objects[0]) if objects else 0), len(position)
+    if not objects or not place or size < place or dim % num_heads:
+        raise ConfigError(
+            f"An object transformer needs objects whose first columns are a "
+            f"position like the robot's, and dim in multiples of {num_heads}; got "
+            f"objects {tuple(objects)}, position {tuple(position)} and dim={dim}. "
+            f"Plan in the columns of a featurizer that names objects, or use the "
+            f"architecture 'unet'."
+        )
+
+
+def _step_embedding(dim: int) -> nn.Sequential:
+    """Return what makes denoising steps `[batch]` into vectors `[batch, dim]`."""
+    return nn.Sequential(
+        SinusoidalEmbedding(EMBEDDING_DIM),
+        nn.Linear(EMBEDDING_DIM, dim),
+        nn.SiLU(),
+        nn.Linear(dim, dim),
+        nn.SiLU(),
+    )
+
+
+def _start_small(*heads: nn.Linear) -> None:
+    """Initialize layers whose outputs are to be almost zero at first."""
+    for head in heads:
+        nn.init.normal_(head.weight, std=0.01)
+        nn.init.zeros_(head.bias)
+
+
 class ObjectTransformer(nn.Module):
     """Denoises plans of a robot and interchangeable objects."""
 
@@ -108,39 +149,24 @@ class ObjectTransformer(nn.Module):
             HorizonError: Planning steps that are no multiple of `patch`.
         """
         super().__init__()
-        size, place = (len(objects[0]) if objects else 0), len(position)
-        if not objects or not place or size < place or dim % num_heads:
-            raise ConfigError(
-                f"An object transformer needs objects whose first columns are a "
-                f"position like the robot's, and dim in multiples of {num_heads}; got "
-                f"objects {tuple(objects)}, position {tuple(position)} and dim={dim}. "
-                f"Plan in the columns of a featurizer that names objects, or use the "
-                f"architecture 'unet'."
-            )
-        taken = {column for columns in objects for column in columns}
-        others = [c for c in range(transition_dim) if c not in {*taken, *position}]
+        _check_columns(objects, position, dim=dim, num_heads=num_heads)
+        size, place = len(objects[0]), len(position)
         self.num_objects, self.size, self.place = len(objects), size, place
-        self.robot_columns = [*position, *others]
         self.object_columns = [column for columns in objects for column in columns]
+        taken = {*self.object_columns, *position}
+        others = [c for c in range(transition_dim) if c not in taken]
+        self.robot_columns = [*position, *others]
         self.patch, self.num_planning_steps = patch, num_planning_steps
         self.check_horizon(num_planning_steps)
-        order = self.robot_columns + self.object_columns
-        inverse = torch.empty(transition_dim, dtype=torch.long)
-        inverse[order] = torch.arange(transition_dim)
-        self.register_buffer("order", torch.tensor(order), persistent=False)
-        self.register_buffer("inverse", inverse, persistent=False)
+        order = torch.tensor(self.robot_columns + self.object_columns)
+        self.register_buffer("order", order, persistent=False)
+        self.register_buffer("inverse", order.argsort(), persistent=False)
         robot = len(self.robot_columns)
         self.read_robot = nn.Linear(patch * robot + robot, dim)
         self.read_object = nn.Linear(patch * (size + place) + place + size, dim)
         self.time = nn.Parameter(0.02 * torch.randn(num_planning_steps // patch, dim))
         self.kind = nn.Parameter(0.02 * torch.randn(2, dim))
-        self.step = nn.Sequential(
-            SinusoidalEmbedding(EMBEDDING_DIM),
-            nn.Linear(EMBEDDING_DIM, dim),
-            nn.SiLU(),
-            nn.Linear(dim, dim),
-            nn.SiLU(),
-        )
+        self.step = _step_embedding(dim)
         self.blocks = nn.ModuleList(
             ModulatedBlock(dim, num_heads) for _ in range(depth)
         )
@@ -151,9 +177,7 @@ class ObjectTransformer(nn.Module):
         self.object_sizes = [size, place, place, 1, 1, POINTER_DIM, POINTER_DIM]
         self.write_robot = nn.Linear(dim, patch * sum(self.robot_sizes))
         self.write_object = nn.Linear(dim, patch * sum(self.object_sizes))
-        for head in (self.write_robot, self.write_object):
-            nn.init.normal_(head.weight, std=0.01)
-            nn.init.zeros_(head.bias)
+        _start_small(self.write_robot, self.write_object)
 
     order: Tensor
     inverse: Tensor

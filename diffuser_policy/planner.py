@@ -131,15 +131,8 @@ class Planner:
         lengths = self.horizons.planning_steps(observations, aims, remaining)
         warm = self._warm(lengths, previous)
         parts = []
-        kinds = {*zip(lengths.tolist(), warm.tolist(), strict=True)}
-        if keep_chain and len(kinds) > 1:
-            raise ConditionError(
-                f"keep_chain needs plans of one length, all warm or all cold; these "
-                f"rows need {np.unique(lengths).tolist()} planning steps, and "
-                f"{warm.sum()} of {len(warm)} are warm. Plan for one row."
-            )
-        for length, is_warm in sorted(kinds):
-            rows = np.flatnonzero((lengths == length) & (warm == is_warm))
+        for rows in _batches(lengths, warm, alike=keep_chain):
+            length, is_warm = int(lengths[rows[0]]), warm[rows[0]]
             targets = None if goals is None else goals[rows]
             given = self._conditions(observations[rows], targets)
             inpainting = (given | (conditions or Conditions())).compile(
@@ -158,15 +151,9 @@ class Planner:
                 step_noise=step_noise,
                 keep_chain=keep_chain,
             )
-            values = self._values(samples.trajectories, targets)
-            if self.steadiness is not None and previous is not None:
-                going = previous.rows(rows)
-                left = self._left(going, length, targets, observations[rows])
-                kept = self._values(left, targets) + self.steadiness
-                kept[going.lengths == 0] = -np.inf
-                values = np.concatenate([values, kept], axis=1)
-                samples = samples.with_candidates(left)
-            parts.append((rows, samples, values))
+            going = None if previous is None else previous.rows(rows)
+            judged = self._judged(samples, going, targets, observations[rows])
+            parts.append((rows, *judged))
         return self._collect(lengths, parts)
 
     def _conditions(
@@ -211,6 +198,31 @@ class Planner:
             num_steps=self.warm_start_steps,
         )
 
+    def _judged(
+        self,
+        samples: Samples,
+        previous: Following | None,
+        goals: np.ndarray | None,
+        observations: np.ndarray,
+    ) -> tuple[Samples, np.ndarray]:
+        """Return candidates and their values; the last may be what is left of plans.
+
+        All are ranked together, because a ranking may compare them. Rows without a
+        plan get a copy of their first candidate that is never chosen.
+        """
+        if self.steadiness is None or previous is None:
+            return samples, self._values(samples.trajectories, goals)
+        length = samples.trajectories.shape[2]
+        left = self._left(previous, length, goals, observations)
+        none = previous.lengths == 0
+        rows = torch.as_tensor(none, device=left.device)
+        left[rows] = samples.trajectories[rows, :1]
+        samples = samples.with_candidates(left)
+        values = self._values(samples.trajectories, goals).copy()
+        values[:, -1] += self.steadiness
+        values[none, -1] = -np.inf
+        return samples, values
+
     def _left(
         self,
         previous: Following,
@@ -220,15 +232,11 @@ class Planner:
     ) -> Tensor:
         """Return what is left of plans, `[rows, 1, length, transition]`, normalized.
 
-        It begins where the rows really are. Rows without a plan stay there.
+        It begins where the rows really are.
         """
         aimed = goals is not None and self.layout.goal_conditioned
         left = previous.rest(length, stretched=aimed)
-        columns = self.layout.observations
-        left[:, 0, columns] = observations
-        left[previous.lengths == 0, :, columns] = observations[
-            previous.lengths == 0, None
-        ]
+        left[:, 0, self.layout.observations] = observations
         rows = _tensor(left).to(self.normalizer.shift.device)
         return self.normalizer.normalize(rows)[:, None]
 
@@ -316,6 +324,30 @@ class Planner:
             candidates=observations,
             chain=chain,
         )
+
+
+def _batches(lengths: np.ndarray, warm: np.ndarray, *, alike: bool) -> list[np.ndarray]:
+    """Return the rows of each sampling call: those of one length, all warm or cold.
+
+    Args:
+        lengths: `[rows]` planning steps.
+        warm: `[rows]` whether they start from what is left of a plan.
+        alike: Refuse to make more than one call.
+
+    Raises:
+        ConditionError: There would be more than one.
+    """
+    kinds = {*zip(lengths.tolist(), warm.tolist(), strict=True)}
+    if alike and len(kinds) > 1:
+        raise ConditionError(
+            f"keep_chain needs plans of one length, all warm or all cold; these "
+            f"rows need {np.unique(lengths).tolist()} planning steps, and "
+            f"{warm.sum()} of {len(warm)} are warm. Plan for one row."
+        )
+    return [
+        np.flatnonzero((lengths == length) & (warm == is_warm))
+        for length, is_warm in sorted(kinds)
+    ]
 
 
 def _tensor(array: np.ndarray) -> Tensor:

@@ -50,6 +50,23 @@ class Pinned(Turned):
     columns: Mapping[str, tuple[int, ...]] = {**Turned.columns, "goal": (0, 1)}
 
 
+class Scene(Turned):
+    """The toy world as a robot and two objects, which have a position and a flag.
+
+    One is where the velocity points to, the other lags behind and is larger than life.
+    """
+
+    num_columns = 8
+    columns: Mapping[str, tuple[int, ...]] = {"position": (0, 1), "flags": (4, 7)}
+    objects: tuple[tuple[int, ...], ...] = ((2, 3, 4), (5, 6, 7))
+
+    def features(self, observations: np.ndarray) -> np.ndarray:
+        place, velocity = observations[..., :2], observations[..., 2:]
+        flag = (velocity > 0).astype(np.float32)
+        parts = [-place, velocity, flag[..., :1], 3 * place - velocity, flag[..., 1:]]
+        return np.concatenate(parts, axis=-1, dtype=np.float32)
+
+
 class Copied:
     """The observation itself, but by way of a featurizer."""
 
@@ -61,7 +78,7 @@ class Copied:
         return observations.copy()
 
 
-KNOWN = {"turned": Turned, "pinned": Pinned, "copied": Copied}
+KNOWN = {"turned": Turned, "pinned": Pinned, "copied": Copied, "scene": Scene}
 
 
 def config(name: str | None = "turned", **parts: Any) -> TrainConfig:

@@ -96,6 +96,8 @@ def test_the_card_says_what_the_planner_is(saved: Path) -> None:
     assert card.startswith("---\n")
     for fact in ("toy/Point-v0", "toy/point-v0", "16 env steps", "from_pretrained"):
         assert fact in card
+    assert "- Plans: actions and observations\n" in card
+    assert "- Network: plain, architecture `unet`, width 8\n" in card
 
 
 # --- broken and foreign folders ---------------------------------------------------
@@ -167,7 +169,7 @@ def test_unreadable_settings_are_refused(saved: Path, text: str) -> None:
         ),
         (lambda data: data.pop("schema"), "no 'schema'"),
         (lambda data: data.pop("network"), "lacks settings.*network"),
-        (lambda data: data["network"].update(depth=3), "does not know.*depth"),
+        (lambda data: data["network"].update(breadth=3), "not know.*breadth"),
         (lambda data: data["network"].update(dim="x"), "must be of type int"),
         (lambda data: data["planner"].update(sampler="heun"), "heun"),
         (lambda data: data.update(layout=None), "lacks settings"),

@@ -11,8 +11,9 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from diffuser_policy.cli import main
-from diffuser_policy.cli.options import PlanningOptions
+from diffuser_policy.cli.options import PlanningOptions, parse_assignments
 from diffuser_policy.config import ExecutionConfig, PlannerConfig
+from diffuser_policy.errors import ConfigError
 from diffuser_policy.evaluation import evaluate
 from diffuser_policy.evaluation.report import to_json
 from diffuser_policy.policy import DiffuserPolicy
@@ -79,6 +80,8 @@ def test_deterministic_and_env_are_passed_on(
             {"num_candidates": 2, "horizon": "fixed"},
         ),
         ({"replan_interval": "never"}, {"replan_interval": None}),
+        ({"steadiness": 0.0}, {"steadiness": 0.0}),
+        ({"steadiness": "never"}, {"steadiness": None}),
         ({"replan_deviation": 0.5, "lookahead": 3.0}, None),
     ],
 )
@@ -124,6 +127,9 @@ def test_every_option_is_a_setting_of_the_policy(planner: str) -> None:
         (["--episodes", "0"], "episodes must be at least 1"),
         (["--candidates", "0"], "num_candidates must be positive"),
         (["--steps", "999"], "trained with 8 denoising steps"),
+        (["--steadiness", "0.1"], "--steadiness has no effect without --replan"),
+        (["--env-option", "terminate"], "takes KEY=VALUE"),
+        (["--env-option", "size=3"], "cannot be made with {'size': 3}"),
     ],
 )
 def test_mistakes_are_explained(
@@ -133,6 +139,32 @@ def test_mistakes_are_explained(
     assert main(["evaluate", planner, *arguments, "--json", str(path)]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_options_of_the_environment_are_passed_on(planner: str, tmp_path: Path) -> None:
+    path = tmp_path / "point.json"
+    options = ("--env-option", "terminate=false", "--env-option", "max_episode_steps=4")
+    arguments = ("evaluate", planner, "--episodes", "2", "--json", str(path))
+    assert main([*arguments, *options]) == 0
+    data = json.loads(path.read_text())
+    assert data["settings"]["env_options"] == {
+        "terminate": False,
+        "max_episode_steps": 4,
+    }
+    assert [episode["length"] for episode in data["episodes"]] == [4, 4]
+
+
+def test_assignments_are_json_or_plain_text() -> None:
+    texts = ["a=0.01", "b=magic", "c=[1, 2]", "d=null", "e=x=y", 'f="7"', "g="]
+    settings = parse_assignments(texts, option="--env-option")
+    values = [0.01, "magic", [1, 2], None, "x=y", "7", ""]
+    assert settings == dict(zip("abcdefg", values, strict=True))
+
+
+@pytest.mark.parametrize("texts", [["a"], ["=1"], ["a b=1"], ["a=1", "a=2"]])
+def test_assignments_are_checked(texts: list[str]) -> None:
+    with pytest.raises(ConfigError, match="--env-option"):
+        parse_assignments(texts, option="--env-option")
 
 
 def test_missing_planners_are_explained(tmp_path: Path, capsys: Capture) -> None:

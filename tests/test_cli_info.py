@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,8 @@ def test_planner_is_described(tmp_path: Path, capsys: Capture) -> None:
     shown = capsys.readouterr().out
     for words in (POINT, "toy/point-v0", "2 of 8 denoising steps", "at most 16 env"):
         assert words in shown
+    assert "4 observation columns" in shown
+    assert re.search(r"temporal U-Net, width 8\s*$", shown, re.MULTILINE)
 
 
 def test_missing_planners_are_explained(capsys: Capture) -> None:

@@ -62,6 +62,8 @@ def test_the_papers_presets_are_the_released_hyperparameters(
 def test_every_presets_window_fits_its_network(name: str) -> None:
     config = preset(name)
     multiple = 2 ** (len(config.network.multipliers) - 1)
+    if config.network.architecture == "objects":
+        multiple = config.network.patch
     assert config.window.num_planning_steps % multiple == 0
 
 
@@ -91,7 +93,7 @@ def test_configs_are_frozen_and_keyword_only() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         NetworkConfig().dim = 8  # type: ignore[misc]
     with pytest.raises(TypeError):
-        NetworkConfig(8)  # type: ignore[call-arg]
+        NetworkConfig(8)  # type: ignore[arg-type, call-arg]
 
 
 @pytest.mark.parametrize(
@@ -128,6 +130,14 @@ def test_foreign_settings_are_refused(
         ),
         (lambda: WindowConfig(horizon=12, min_horizon=16), r"in 1\.\.horizon, got 16"),
         (lambda: WindowConfig(horizon=12, min_horizon=0), r"in 1\.\.horizon, got 0"),
+        (lambda: NetworkConfig(architecture="objects"), "set residual=True"),
+        (lambda: NetworkConfig(loss_floor=0.0), "loss_floor must be positive"),
+        (lambda: NetworkConfig(loss_floor=float("nan")), "loss_floor must be positive"),
+        (lambda: NetworkConfig(depth=0), "depth must be positive"),
+        (lambda: NetworkConfig(patch=0), "patch must be positive"),
+        (lambda: PlannerConfig(ranking_weight=float("nan")), "ranking_weight must be"),
+        (lambda: PlannerConfig(ranking_weight=float("inf")), "ranking_weight must be"),
+        (lambda: PlannerConfig(guide_scale=float("inf")), "guide_scale must be finite"),
         (lambda: TimeToGoalConfig(expectile=1.0), "expectile"),
         (lambda: TimeToGoalConfig(max_steps=0), "max_steps must be positive"),
         (lambda: OptimizationConfig(batch_size=0), "batch_size must be positive"),

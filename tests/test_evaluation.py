@@ -235,6 +235,69 @@ def test_scores_are_the_environments_own(policy: DiffuserPolicy) -> None:
     assert score.low < score.mean < score.high
 
 
+class Scored(Script):
+    """Scores its episodes itself: 40 and then 60, on the last step."""
+
+    def __init__(self, *, numbers: tuple[float, ...] = (40.0, 60.0)) -> None:
+        super().__init__([False, True])
+        self.scores = iter(numbers)
+
+    def get_normalized_score(self, episode_return: float) -> float:
+        return -episode_return
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, last, info = super().step(action)
+        info = {**info, "held": -1}
+        if last:
+            score = next(self.scores)
+            facts = {"latched_score": np.float32(score + 5), "episode": {"t": 0.3}}
+            outcome = {"failure": None if np.all(score > 50) else "dropped"}
+            kinds = {"pairs": np.eye(2), "flag": np.bool_(True), "n": {1: np.int64(3)}}
+            odd = {"bad": np.nan, "other": Ellipsis}
+            info |= {"score": score, **facts, **outcome, **kinds, **odd}
+        return observation, reward, terminated, last, info
+
+
+def test_a_score_in_the_last_info_wins_and_brings_details_along() -> None:
+    evaluation = run(Zeros(), Scored, episodes=2, num_envs=1)
+    assert [record.score for record in evaluation.episodes] == [40.0, 60.0]
+    assert evaluation.episodes[0].details == {
+        "latched_score": 45.0,
+        "failure": "dropped",
+        "pairs": [[1.0, 0.0], [0.0, 1.0]],
+        "flag": True,
+        "n": {"1": 3},
+        "bad": None,
+        "other": "Ellipsis",
+    }
+    latched = evaluation.summary()["latched_score"]
+    assert latched is not None
+    assert latched.mean == 55.0
+    assert evaluation.failures() == {"dropped": 1}
+
+
+@pytest.mark.parametrize("score", [np.nan, np.ones(2)])
+def test_a_score_that_is_no_number_is_none_of_the_environments(score: Any) -> None:
+    evaluation = run(Zeros(), lambda: Scored(numbers=(score,)), episodes=1)
+    [record] = evaluation.episodes
+    assert (record.score, record.details) == (-2.0, {})
+
+
+def test_options_reach_the_environment_and_the_report(policy: DiffuserPolicy) -> None:
+    stay = {"terminate": False, "max_episode_steps": 4}
+    evaluation = run(policy, POINT, env_options=stay)
+    assert {record.length for record in evaluation.episodes} == {4}
+    assert evaluation.settings["env_options"] == stay
+    assert "env_options" not in run(policy, POINT, episodes=1).settings
+
+
+def test_options_that_an_environment_lacks_are_refused(policy: DiffuserPolicy) -> None:
+    with pytest.raises(ConfigError, match=r"cannot be made with .*'size'"):
+        run(policy, POINT, env_options={"size": 3})
+    with pytest.raises(ConfigError, match="go with the id"):
+        run(policy, PointEnv, env_options={"terminate": False})
+
+
 def test_rollout_is_the_evaluators_first_episode(policy: DiffuserPolicy) -> None:
     [record] = run(policy, POINT, episodes=1, seed=9).episodes
     env = gym.make(POINT)

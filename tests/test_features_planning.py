@@ -220,10 +220,33 @@ def test_a_guide_chooses_among_the_feasible() -> None:
     assert policy.with_guide(None).config.planner.ranking == "feasibility"
 
 
+@pytest.mark.parametrize("weight", [None, 0.5, -3.0])
+def test_the_sum_is_feasibility_and_the_guides_value(weight: float | None) -> None:
+    def high(trajectory: Trajectory) -> Tensor:
+        return trajectory.position[:, -1, 1]
+
+    rows = observe(3)["observation"]
+    settings = {} if weight is None else {"ranking_weight": weight}
+    unguided = turned_policy(ranking="sum", **settings)
+    plain, alone = turned_policy().plan(rows), unguided.plan(rows)
+    np.testing.assert_array_equal(alone.values, plain.values)
+    np.testing.assert_array_equal(alone.observations, plain.observations)
+
+    plan = unguided.with_guide(high, guide_scale=0.0, min_guided_steps=1).plan(rows)
+    np.testing.assert_array_equal(plan.candidates, plain.candidates)
+    liked = plan.candidates[:, :, -1, 1]
+    expected = plain.values + (1.0 if weight is None else weight) * liked
+    np.testing.assert_allclose(plan.values, expected, atol=1e-5)
+    np.testing.assert_array_equal(plan.chosen, expected.argmax(axis=1))
+
+
 def test_choosing_and_acting_need_what_the_featurizer_may_lack() -> None:
     plain = ExecutionConfig()
     with pytest.raises(ConfigError, match=r"a method `feasibility`.*Copied has none"):
         toy_policy(config("copied", execution=plain))
+    added = PlannerConfig(num_sampling_steps=2, ranking="sum")
+    with pytest.raises(ConfigError, match=r"a method `feasibility`.*Identity has none"):
+        toy_policy(config(None, execution=plain, planner=added))
     smooth = PlannerConfig(num_sampling_steps=2, ranking="smoothness")
     with pytest.raises(ConfigError, match=r"a method `act`.*Copied has none"):
         toy_policy(config("copied", planner=smooth))

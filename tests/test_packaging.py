@@ -32,6 +32,8 @@ EXTRAS = {
     "minari",
     "mujoco",
     "pandas",
+    "pybullet",
+    "pybullet_data",
     "stable_baselines3",
     "tensorboard",
 }
@@ -82,6 +84,8 @@ def test_source_roots_are_no_packages(folder: str) -> None:
 @pytest.mark.parametrize("package", [diffuser_policy, diffuser_envs])
 def test_public_names_resolve_and_are_documented(package: Any) -> None:
     """Each name of __all__ exists, once, in order, listed by dir, with a docstring."""
+    if package is diffuser_envs:
+        pytest.importorskip("pybullet", reason="needs the extra 'kuka'")
     names = package.__all__
     assert len(set(names)) == len(names)
     assert set(names) <= set(dir(package))

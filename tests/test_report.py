@@ -73,6 +73,37 @@ def test_json_says_null_of_what_is_not_known() -> None:
     json.dumps(data, allow_nan=False)
 
 
+def test_what_an_environment_says_of_its_episodes_is_reported() -> None:
+    """Its other scores have rows of their own, and failures are counted."""
+    [record, other] = make_evaluation().episodes
+    failed = {"latched_score": 50.0, "failure": "dropped"}
+    scored = make_evaluation(
+        episodes=(
+            dataclasses.replace(record, details=failed),
+            dataclasses.replace(
+                other, details={"latched_score": 100.0, "failure": None}
+            ),
+        )
+    )
+    data = to_json(scored)
+    assert data["summary"]["latched_score"]["mean"] == 75.0
+    assert data["summary"]["failures"] == {"dropped": 1}
+    assert data["episodes"][0]["details"] == failed
+    console = Console(width=100, file=io.StringIO())
+    with console.capture() as capture:
+        console.print(table(scored))
+    lines = {
+        line.split("│")[1].strip(): line
+        for line in capture.get().splitlines()
+        if "│" in line
+    }
+    assert "75.0 │  50.0 – 100.0" in lines["latched score"]
+    assert lines["failed: dropped"].split("│")[2].strip() == "1"
+    plain = to_json(make_evaluation())
+    assert "failures" not in plain["summary"]
+    assert "details" not in plain["episodes"][0]
+
+
 def test_json_is_written_completely_or_not_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

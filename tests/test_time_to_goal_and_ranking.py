@@ -15,6 +15,7 @@ from diffuser_policy.ranking import (
     FirstRanking,
     GuideRanking,
     SmoothnessRanking,
+    SumRanking,
     TimeToGoalRanking,
 )
 from diffuser_policy.time_to_goal import TimeToGoal
@@ -152,3 +153,14 @@ def test_a_guide_chooses_among_the_feasible() -> None:
         assert values.argmax(dim=1).tolist() == [best]
         kept = torch.isfinite(values)
         torch.testing.assert_close(values[kept], free[kept])
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, -2.0])
+def test_a_sum_adds_the_guides_value_to_the_feasibility(weight: float) -> None:
+    """Row by row; an infeasible candidate can be made up for."""
+    liked = as_guide(lambda t: t["goal"].diff(dim=1).square().sum(dim=(1, 2)))
+    paths = candidates(STEADY, CURVED, JUMPING, CURVED)
+    values = SumRanking(liked, SmoothnessRanking(), weight)(paths, 2)
+    feasible, pleased = [[-1.0, -4.0], [-16.0, -4.0]], [[5.0, 6.5], [16.5, 6.5]]
+    expected = torch.tensor(feasible) + weight * torch.tensor(pleased)
+    torch.testing.assert_close(values, expected)

@@ -9,7 +9,13 @@ from typing import Annotated
 
 import tyro
 
-from diffuser_policy.cli.options import PlanningOptions, env_of, load_policy, shown_as
+from diffuser_policy.cli.options import (
+    PlanningOptions,
+    env_of,
+    load_policy,
+    parse_assignments,
+    shown_as,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +29,11 @@ class EvaluateSettings:
     """Name of a shipped planner, folder, or hub id."""
     env: Annotated[str | None, shown_as("ID")] = None
     """Environment (default: the one that the planner's data is from)."""
+    env_option: tyro.conf.UseAppendAction[
+        Annotated[tuple[str, ...], shown_as("KEY=VALUE")]
+    ] = ()
+    """Setting of the environment; may be given several times.
+    For example --env-option joint_noise=0.01 --env-option grasp=magic."""
     episodes: int = 100
     """How many."""
     seed: int = 0
@@ -51,6 +62,7 @@ def run(settings: EvaluateSettings) -> int:
 
     if settings.json is not None:
         check_writable(settings.json)
+    env_options = parse_assignments(settings.env_option, option="--env-option")
     policy = load_policy(settings.planner, settings.planning, seed=settings.seed)
     results = evaluate(
         policy,
@@ -59,6 +71,7 @@ def run(settings: EvaluateSettings) -> int:
         seed=settings.seed,
         num_envs=settings.num_envs,
         deterministic=settings.deterministic,
+        env_options=env_options,
     )
     named = {"planner": settings.planner, **results.settings}
     results = dataclasses.replace(results, settings=named)

@@ -111,7 +111,9 @@ def _describe(planner: str) -> Table:
         f"seed {training.get('seed')}",
         "weights": f"{count:,} numbers",
         "trajectory": f"{config.layout.action_dim} action and "
-        f"{config.layout.observation_dim} observation columns",
+        f"{config.layout.observation_dim} "
+        f"{'observation' if window.features is None else window.features} columns",
+        "network": _network(config.network),
         "horizon": f"{plans.horizon}, at most {window.horizon} env steps, "
         f"stride {window.stride}",
         "sampler": f"{plans.sampler}, {plans.num_sampling_steps or 'all'} of "
@@ -130,6 +132,13 @@ def _describe(planner: str) -> Table:
     for label, value in rows.items():
         table.add_row(label, str(value))
     return table
+
+
+def _network(network: Any) -> str:
+    """Return what denoises, in words."""
+    kind = {"unet": "temporal U-Net", "objects": "transformer over objects"}
+    deviations = ", residual" if network.residual else ""
+    return f"{kind[network.architecture]}, width {network.dim}{deviations}"
 
 
 def _replanning(execution: Any) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -65,6 +67,9 @@ class PlanningOptions:
         shown_as("first|smoothness|time_to_goal|feasibility|guide|sum"),
     ] = None
     """How the plan is chosen among the candidates."""
+    steadiness: Annotated[float | Literal["never"] | None, shown_as("X|never")] = None
+    """How much better a new plan has to be than what is left of the running one, in
+    the unit of the ranking; never: that one is not kept."""
     executor: Annotated[
         Literal["tracking", "pursuit", "path", "actions", "features"] | None,
         shown_as("tracking|pursuit|path|actions|features"),
@@ -147,16 +152,44 @@ def _refuse_idle(options: PlanningOptions, policy: DiffuserPolicy) -> None:
     """Refuse options that would have no effect.
 
     Raises:
-        ConfigError: Guidance without a guide, or a warm start of plans that are never
-            made anew.
+        ConfigError: Guidance without a guide, or a warm start or steadiness of plans
+            that are never made anew.
     """
     for name in ("guide_scale", "guide_placement", "guide_steps"):
         if getattr(options, name) is not None and policy.guide is None:
             option = name.replace("_", "-")
             raise ConfigError(f"--{option} has no effect without --guide.")
-    starts_warm = options.warm_start not in (None, "never")
-    if starts_warm and policy.replanning.interval is None:
-        raise ConfigError("--warm-start has no effect without --replan-interval.")
+    for name in ("warm_start", "steadiness"):
+        given = getattr(options, name) not in (None, "never")
+        if given and policy.replanning.interval is None:
+            option = name.replace("_", "-")
+            raise ConfigError(f"--{option} has no effect without --replan-interval.")
+
+
+def parse_assignments(texts: Iterable[str], *, option: str) -> dict[str, Any]:
+    """Return the settings that `KEY=VALUE` texts name.
+
+    Args:
+        texts: Values are read as JSON if they are, and as plain text if not.
+        option: That they were given with.
+
+    Raises:
+        ConfigError: No `=`, no key, or a key that was given before.
+    """
+    settings: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key.isidentifier():
+            raise ConfigError(
+                f"{option} takes KEY=VALUE, such as joint_noise=0.01; got {text!r}."
+            )
+        if key in settings:
+            raise ConfigError(f"{option} {key} was given twice.")
+        try:
+            settings[key] = json.loads(value)
+        except ValueError:
+            settings[key] = value
+    return settings
 
 
 def env_of(policy: DiffuserPolicy, env: str | None) -> str:

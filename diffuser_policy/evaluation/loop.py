@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,8 @@ from diffuser_policy.evaluation.records import EpisodeRecord, Evaluation
 from diffuser_policy.guides.registry import guide_record
 from diffuser_policy.versions import versions
 
+UNRECORDED = ("episode",)  # wrappers put wall-clock times there
+
 
 def evaluate(
     policy: Any,
@@ -34,6 +38,7 @@ def evaluate(
     num_envs: int = 16,
     deterministic: bool = False,
     progress: bool | None = None,
+    env_options: Mapping[str, Any] | None = None,
 ) -> Evaluation:
     """Run episodes and keep the result of each.
 
@@ -46,15 +51,17 @@ def evaluate(
         num_envs: Environments at a time.
         deterministic: Passed to `predict`.
         progress: Show a progress bar; not given: if standard error is a terminal.
+        env_options: Settings of the environment, as `gymnasium.make` takes them.
 
     Raises:
-        ConfigError: A count that is not positive, or an environment that was made
-            already, of which there is only one.
+        ConfigError: A count that is not positive, an environment that was made
+            already, of which there is only one, or options that it does not have.
         UnknownNameError: No environment of that id.
         SpaceMismatchError: An environment with other spaces than the policy's.
     """
     _check(episodes=episodes, num_envs=num_envs, seed=seed)
-    make = _maker(env)
+    options = dict(env_options or {})
+    make = _maker(env, options)
     with contextlib.ExitStack() as stack:
         envs = []
         for _ in range(min(num_envs, episodes)):
@@ -69,6 +76,7 @@ def evaluate(
         env_id = envs[0].spec.id if envs[0].spec else type(envs[0].unwrapped).__name__
     settings = {
         "env": env_id,
+        **({"env_options": options} if options else {}),
         "episodes": episodes,
         "seed": seed,
         "num_envs": num_envs,
@@ -97,6 +105,8 @@ class Tally:
         self.total, self.length = 0.0, 0
         self.success: bool | None = None
         self.time_to_goal: int | None = None
+        self.info: dict[str, Any] = {}
+        self.usual: set[str] = set()  # what info also holds before the end
         has_goal = isinstance(observation, dict) and "desired_goal" in observation
         self.goal = _numbers(observation["desired_goal"]) if has_goal else None
         self.start = _numbers(observation["achieved_goal"] if has_goal else observation)
@@ -105,6 +115,8 @@ class Tally:
         """Count one env step."""
         self.length += 1
         self.total += float(reward)
+        self.usual |= self.info.keys()
+        self.info = info
         reached = info.get("success", info.get("is_success"))
         self.success = None if reached is None else bool(reached)
         if self.success and self.time_to_goal is None:
@@ -112,11 +124,14 @@ class Tally:
 
     def record(self, env: Env, num_plans: int | None = None) -> EpisodeRecord:
         """Return the results of the episode that just ended in `env`."""
+        score, details = self._own_score()
         normalized = getattr(env.unwrapped, "get_normalized_score", None)
+        if score is None and normalized is not None:
+            score = float(normalized(self.total))
         return EpisodeRecord(
             seed=self.seed,
             episode_return=self.total,
-            score=None if normalized is None else float(normalized(self.total)),
+            score=score,
             length=self.length,
             success=None if self.success is None else self.time_to_goal is not None,
             final_success=self.success,
@@ -124,7 +139,17 @@ class Tally:
             num_plans=num_plans,
             start=self.start,
             goal=self.goal,
+            details=details,
         )
+
+    def _own_score(self) -> tuple[float | None, dict[str, Any]]:
+        """Return the environment's score of the episode and what else it says of it."""
+        score = self.info.get("score")
+        if not isinstance(score, Real) or not math.isfinite(score):
+            return None, {}
+        known = self.usual | {"score", *UNRECORDED}
+        details = {k: json_data(v) for k, v in self.info.items() if k not in known}
+        return float(score), details
 
 
 class EpisodeLoop:
@@ -231,6 +256,26 @@ class ProgressBar:
         self.bar.set_postfix(shown, refresh=False)
 
 
+def json_data(value: Any) -> Any:
+    """Return a value as JSON data: arrays as lists, and strings for what JSON lacks.
+
+    Numbers that are not finite, which JSON lacks as well, become none.
+    """
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): json_data(item) for key, item in value.items()}
+    if isinstance(value, np.bool_):
+        return bool(value)
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, (np.ndarray, list, tuple)):
+        return [json_data(item) for item in value]
+    return str(value)
+
+
 def describe(policy: Any) -> dict[str, Any]:
     """Return what a policy says of itself, as JSON data, to go with its results."""
     described: dict[str, Any] = {"class": type(policy).__name__}
@@ -258,15 +303,32 @@ def _check(*, episodes: int, num_envs: int, seed: int) -> None:
         raise ConfigError(f"seed must not be negative, got {seed}.")
 
 
-def _maker(env: str | Callable[[], Env]) -> Callable[[], Env]:
+def _maker(
+    env: str | Callable[[], Env], options: Mapping[str, Any]
+) -> Callable[[], Env]:
     if isinstance(env, str):
-        return lambda: make_env(env)
+        return lambda: _make_with(env, options)
+    if options:
+        raise ConfigError(
+            "env_options go with the id of an environment; a function that makes one "
+            "sets them itself."
+        )
     if not callable(env):
         raise ConfigError(
             f"evaluate makes its own environments, so that episodes can run side by "
             f"side. Pass an id, or a function that makes one, instead of {env!r}."
         )
     return env
+
+
+def _make_with(env_id: str, options: Mapping[str, Any]) -> Env:
+    """Make an environment, and blame the options if that fails because of them."""
+    if not options:
+        return make_env(env_id)
+    try:
+        return make_env(env_id, **options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{env_id} cannot be made with {options}: {error}") from error
 
 
 def _numbers(values: Any) -> tuple[float, ...]:

@@ -3,10 +3,16 @@
     Evaluation = episodes (bit-equal for equal settings) + timing (of this machine)
 
 Means of episodes carry 95 % bootstrap intervals, success rates Wilson's.
+
+An environment that scores its episodes itself puts a number under `score` into the
+`info` of the last step. What else appears in that `info`, and did not before, are facts
+of the episode: its `details`. Two kinds are summed up: numbers named `..._score` are
+averaged under their own names, and `failure`, a reason or none, is counted.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,7 +33,8 @@ class EpisodeRecord:
     Attributes:
         seed: What the environment was reset with.
         episode_return: Undiscounted sum of rewards.
-        score: Return on the environment's benchmark scale, if it has one.
+        score: The environment's own score of the episode, or else the return on its
+            benchmark scale, if it has one.
         length: Env steps.
         success: Whether `info["success"]` was ever true; none without such info.
         final_success: Whether it was true after the last env step.
@@ -36,6 +43,8 @@ class EpisodeRecord:
         num_plans: Plans made; none if the policy doesn't tell.
         start: First achieved goal, or first observation where there are no goals.
         goal: First desired goal; none where there are no goals.
+        details: What an environment that scores its episodes says of this one, as
+            JSON data.
     """
 
     seed: int
@@ -48,6 +57,7 @@ class EpisodeRecord:
     num_plans: int | None
     start: tuple[float, ...]
     goal: tuple[float, ...] | None
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,10 +144,17 @@ class Evaluation:
         """Undiscounted returns `[episodes]`."""
         return np.array([episode.episode_return for episode in self.episodes])
 
+    def failures(self) -> dict[str, int]:
+        """Return how many episodes failed for each reason, the most frequent first."""
+        reasons = (episode.details.get("failure") for episode in self.episodes)
+        return dict(Counter(str(r) for r in reasons if r is not None).most_common())
+
     def summary(self) -> Summary:
         """Return the figures by name; none where nothing was there to measure.
 
-        - `score`: on the benchmark's scale; `return`: undiscounted;
+        - `score`: the environment's own, or the return on the benchmark's scale;
+        - other scores of the environment under their own names, `..._score`;
+        - `return`: undiscounted;
         - `success_rate`: reached the goal at least once; `final_success_rate`: was
           there in the end;
         - `time_to_goal`: env steps, over the episodes that reached it;
@@ -147,6 +164,7 @@ class Evaluation:
         episodes, timing = self.episodes, self.timing
         return {
             "score": _mean([episode.score for episode in episodes]),
+            **self._other_scores(),
             "return": _mean([episode.episode_return for episode in episodes]),
             "success_rate": _rate([episode.success for episode in episodes]),
             "final_success_rate": _rate(
@@ -156,6 +174,14 @@ class Evaluation:
             "plan_ms": _mean(timing.plan_milliseconds().tolist()),
             "plan_call_ms": _mean(timing.call_milliseconds().tolist()),
         }
+
+    def _other_scores(self) -> Summary:
+        """Return the scores among the details of the episodes."""
+        every = [episode.details for episode in self.episodes]
+        names = dict.fromkeys(
+            name for details in every for name in details if name.endswith("_score")
+        )
+        return {name: _mean([details.get(name) for details in every]) for name in names}
 
 
 def _mean(values: list[Any]) -> Interval | None:

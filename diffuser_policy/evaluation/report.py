@@ -34,16 +34,21 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
          "episodes": [{"seed": …, "return": …, …}, …], "settings": …, "versions": …}
 
     A figure that was not there to be measured is null, and so are the ends of an
-    interval that a single episode says nothing about.
+    interval that a single episode says nothing about. Where the environment scores its
+    episodes, each has `details`, and the summary counts its `failures` by their reason.
     """
     summary: dict[str, Any] = {
         name: None if interval is None else _interval(interval)
         for name, interval in evaluation.summary().items()
     }
     summary["control_rate"] = evaluation.timing.control_rate
+    if any(record.details for record in evaluation.episodes):
+        summary["failures"] = evaluation.failures()
     episodes = []
     for record in evaluation.episodes:
         data = dataclasses.asdict(record)
+        if not record.details:
+            del data["details"]
         episodes.append(
             {"seed": data.pop("seed"), "return": data.pop("episode_return")}
         )
@@ -107,7 +112,7 @@ def table(evaluation: Evaluation) -> Table:
     shown.add_column("")
     for name, interval in evaluation.summary().items():
         if interval is not None:
-            label, digits, unit = ROWS[name]
+            label, digits, unit = ROWS.get(name, (name.replace("_", " "), 1, ""))
             scale = 100 if unit == "%" else 1
             mean, low, high = (
                 f"{scale * end:,.{digits}f}"
@@ -116,6 +121,8 @@ def table(evaluation: Evaluation) -> Table:
             known = not math.isnan(interval.low)
             shown.add_row(label, mean, f"{low} – {high}" if known else "", unit)
     shown.add_row("control rate", f"{evaluation.timing.control_rate:,.0f}", "", "Hz")
+    for reason, number in evaluation.failures().items():
+        shown.add_row(f"failed: {reason}", str(number), "", f"of {count}")
     return shown
 
 

@@ -111,6 +111,8 @@ def toy_policy(
         torch.default_generator.manual_seed(seed)  # not the GPUs' generators
         networks = build_networks(made)
     rows = join_rows(in_planning_columns(flat, config_featurizer(made)), made.layout)
-    networks.normalizer = normalizer_class(made.window.normalizer).fit(rows)
+    networks.normalizer = normalizer_class(made.window.normalizer).fit_tied(
+        rows, made.layout.ties
+    )
     policy = DiffuserPolicy(made, networks.requires_grad_(False).eval(), seed=seed)
     return policy.with_settings(**settings) if settings else policy

@@ -129,9 +129,8 @@ class ValueTrainer(TrainingRun[ValueNetwork]):
         check_spaces(planner_config, flat, featurizer)
         self.config, self.flat_facts = config, value_data_facts(flat)
         self.policy_config = dataclasses.replace(planner_config, value=config.value)
-        returns = returns_to_go(
-            flat, config.value.discount, config.value.termination_penalty
-        )
+        discount, penalty = config.value.discount, config.value.termination_penalty
+        returns = returns_to_go(flat, discount, penalty)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(config.seed)  # the CPU's: weights
             network = build_value_network(self.policy_config)
@@ -139,12 +138,11 @@ class ValueTrainer(TrainingRun[ValueNetwork]):
         network.to(processes.device)
         networks = self.planner_networks
         settings = window_settings(self.policy_config, networks.normalizer)
+        planned = in_planning_columns(flat, featurizer)
         loss = ValueLoss(
             network,
             networks.denoiser,
-            windows=ValuedWindows(
-                in_planning_columns(flat, featurizer), returns=returns, **settings
-            ),
+            windows=ValuedWindows(planned, returns=returns, **settings),
             window=planner_config.window,
             config=config,
             device=processes.device,

@@ -112,21 +112,32 @@ class BlockFeatures:
     def act(self, plans: Plans, observations: np.ndarray) -> np.ndarray:
         """Return joint targets and grasp `[rows, 8]` for the next env step.
 
-        A target out of reach is approached as far as the arm gets on the straight way
-        from where the tool is.
+        While a block is held, it is the block that is brought to where it is planned:
+        where on it the tool took hold is not quite where the plan had it. A target out
+        of reach is approached as far as the arm gets on the straight way from where the
+        tool is.
 
         Args:
             plans: What is followed.
             observations: `[rows, 7 + 8 n]` of the environment.
         """
-        target = np.asarray(plans.reference(1.0), np.float64)
-        joints = arm.inverse(target[:, :3])
+        planned = np.asarray(plans.reference(1.0), np.float64)
+        flags = list(self.columns["flags"])
+        now = self.features(observations).astype(np.float64)
+        held = (now[:, flags] > UP) & (planned[:, flags] > UP)
+        carrying, block = np.nonzero(held)
+        target = planned[:, :3].copy()
+        for axis in range(3):
+            column = np.array([self.objects[k][axis] for k in block], np.int64)
+            offset = now[carrying, axis] - now[carrying, column]
+            target[carrying, axis] = planned[carrying, column] + offset
+        joints = arm.inverse(target)
         outside = np.flatnonzero(np.isnan(joints[:, 0]))
         if len(outside):
             joints[outside] = _towards(
-                target[outside, :3], observations[outside, :NUM_JOINTS]
+                target[outside], observations[outside, :NUM_JOINTS]
             )
-        grasp: np.ndarray = target[:, list(self.columns["flags"])].max(axis=1) > UP
+        grasp: np.ndarray = planned[:, flags].max(axis=1) > UP
         return np.concatenate([joints, grasp[:, None]], axis=1)
 
     def feasibility(self, candidates: np.ndarray, stride: int) -> np.ndarray:
@@ -161,7 +172,7 @@ class BlockFeatures:
         done = resting & (built_share(on_pairs(place[:, 0])) >= 1.0)
         cost += IDLE_WEIGHT * (resting & ~done)
         cost += IDLE_WEIGHT * ((grasps | holding) & ~releases)
-        landing = released.any(axis=2)
+        landing = np.any(released, axis=2)
         first = np.where(landing.any(axis=1), landing.argmax(axis=1), steps - 1)
         cost += DELAY_WEIGHT * stride * first * ~done
         return -cost

@@ -18,8 +18,8 @@ from diffuser_policy.guides.trajectory import Trajectory
 class StackTask(Guide):
     """The sum that suits a task: StackMatch + Contact, Place + Contact, AvoidBlocks.
 
-    Nothing but a sum: a weight of 0 leaves a part out. A full pull to the place would
-    tear the block from the tool, while the denoiser makes a plan of part of it.
+    Nothing but a sum: a weight of 0 leaves a part out. It asks for nothing where the
+    environment has no goal, so that one policy does the unconditional task as well.
 
         make_guide("stack-task", match=1.0, place=0.0)
 
@@ -49,8 +49,22 @@ class StackTask(Guide):
 
     def bind(self, networks: Any) -> Guide:
         """Return the sum of the bound guides."""
-        return WeightedSum(tuple(self.parts())).bind(networks)
+        bound = tuple((weight, part.bind(networks)) for weight, part in self.parts())
+        return _TaskSum(bound, goal_needed=self.tower is None)
 
     def __call__(self, trajectory: Trajectory) -> Tensor:
-        """Return the weighted sum of the values."""
-        return WeightedSum(tuple(self.parts()))(trajectory)
+        """Return the weighted sum of the values; zero where nothing is asked for."""
+        return _TaskSum(tuple(self.parts()), goal_needed=self.tower is None)(trajectory)
+
+
+@dataclass(frozen=True)
+class _TaskSum(WeightedSum):
+    """A sum that is zero where its parts would look for a goal in vain."""
+
+    goal_needed: bool = True
+
+    def __call__(self, trajectory: Trajectory) -> Tensor:
+        """Return the weighted sum of the values, or zeros."""
+        if self.goal_needed and trajectory.desired_goal is None:
+            return 0.0 * trajectory.normalized.sum(dim=(1, 2))
+        return super().__call__(trajectory)

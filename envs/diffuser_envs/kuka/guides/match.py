@@ -24,6 +24,8 @@ from diffuser_policy.guides.geometry import checked_number
 from diffuser_policy.guides.guide import Guide
 from diffuser_policy.guides.trajectory import CLEAN, Trajectory
 
+JUDGED = 4  # planning steps that are shown to the classifier: blocks rest by then
+
 
 @dataclass(frozen=True, kw_only=True)
 class StackMatch(Guide):
@@ -31,11 +33,11 @@ class StackMatch(Guide):
 
     $$J = \frac{\sigma^2}{|W|} \sum_{t \in W} \log p(\mathrm{top\ on\ bottom} | s_t)$$
 
-    over the last planning steps W, from where the plan lets go of the block, with the
-    planner's classifier of single noisy states (Janner et al. 2022, Appendix B). Where
-    a block is to stand on the table, the probability that it is on nothing. Clean plans
-    are judged with all other blocks where they are now: a plan that brought the bottom
-    to the top would not count.
+    over some planning steps W, from where the plan lets go of the block to its end,
+    with the planner's classifier of single noisy states (Janner et al. 2022, Appendix
+    B). Where a block is to stand on the table, the probability that it is on nothing.
+    Clean plans are judged with all other blocks where they are now: a plan that brought
+    the bottom to the top would not count.
 
         make_guide("stack-match", top=1, bottom=0)
         make_guide("stack-match")
@@ -103,8 +105,9 @@ class StackMatch(Guide):
         else:
             task = current_task(self, trajectory, self.tower)
         index = self._labels(count_blocks(trajectory), task.block.device)
-        logits = self._logits(trajectory, task.block)
         tops = task.block.clamp(min=0)
+        _, settled = settling_steps(trajectory, tops, self.window)
+        logits = self._logits(trajectory, task.block, _spread(settled))
         pair = index[tops, task.support.clamp(min=0)]
         on_it = F.logsigmoid(_picked(logits, pair[:, None]))
         others = (
@@ -114,17 +117,17 @@ class StackMatch(Guide):
         wanted = torch.where(
             (task.support >= 0)[:, None], on_it.sum(dim=2), on_none.sum(dim=2)
         )
-        _, settled = settling_steps(trajectory, tops, self.window)
-        mean = (wanted * settled).sum(dim=1) / settled.sum(dim=1)
-        return self.softness**2 * task.some * mean
+        return self.softness**2 * task.some * wanted.mean(dim=1)
 
-    def _logits(self, trajectory: Trajectory, block: Tensor) -> Tensor:
-        """Return the logits `[batch, steps, labels]`."""
+    def _logits(self, trajectory: Trajectory, block: Tensor, judged: Tensor) -> Tensor:
+        """Return the logits `[batch, judged, labels]` of some planning steps."""
         network: Any = self.network
-        states = trajectory.normalized
+        every = trajectory.normalized
+        rows = torch.arange(len(every), device=every.device)[:, None]
+        states = every[rows, judged]
         if trajectory.denoising_step == CLEAN:
             own = _columns_free(trajectory)[block.clamp(min=0)][:, None]
-            states = torch.where(own, states, states[:, :1])
+            states = torch.where(own, states, every[:, :1])
         step = max(trajectory.denoising_step, 0)
         steps = torch.full((len(states),), step, device=states.device)
         logits: Tensor = network(states, steps)
@@ -151,6 +154,17 @@ class StackMatch(Guide):
                 )
             index[top, bottom] = names[name]
         return index
+
+
+def _spread(settled: Tensor) -> Tensor:
+    """Return a few of the steps `[batch, JUDGED]` that are true in `[batch, steps]`.
+
+    They are true from some step on: the first, the last, and evenly between.
+    """
+    last = settled.shape[1] - 1
+    first = settled.to(torch.int8).argmax(dim=1)
+    shares = torch.linspace(0.0, 1.0, JUDGED, device=settled.device)
+    return (first[:, None] + (last - first)[:, None] * shares).round().long()
 
 
 def _columns_free(trajectory: Trajectory) -> Tensor:
