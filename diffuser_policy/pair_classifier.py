@@ -6,10 +6,10 @@ $$\ell_{ab} = \beta_i - \tfrac12 \sum_k \lambda_{i,k}\,
 (p_a - p_b - \mu_i)_k^2 + g_i(e_a, e_b)$$
 
 as it is for Gaussian classes of shared shape (quadratic discriminant analysis), with
-offset μ, precision λ and bias β learnt for every denoising step i, and a small network g
-of the objects' other columns e. All pairs share the weights. Unlike those of a network
-that is free to be flat or crooked where there are no data, its gradient leads to the
-relation from anywhere, which is what a guide needs.
+offset μ, precision λ and bias β learnt for every denoising step i, and a small network
+g of the objects' other columns e. All pairs share the weights. Unlike those of a
+network that is free to be flat or crooked where there are no data, its gradient leads
+to the relation from anywhere, which is what a guide needs.
 """
 
 from __future__ import annotations

@@ -49,11 +49,11 @@ NUM_PLANS = {"Unconditional": 3, "Conditional": 3, "Rearrangement": 7}
 PLAN_STEPS = 125  # env steps until a plan of the shipped planner has run out
 # Those of the shipped planner, so that one of your own is measured in the same way.
 SETTINGS = {
-    "num_sampling_steps": 8,
+    "num_sampling_steps": 4,
     "num_candidates": 16,
     "ranking": "sum",
-    "steadiness": 0.0,
-    "replan_interval": 10,
+    "steadiness": 0.01,
+    "replan_interval": 12,
 }
 SINGLE = {"num_candidates": 1, "ranking": "first", "steadiness": None}
 

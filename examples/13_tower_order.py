@@ -7,7 +7,7 @@
 The shipped planner was trained on towers in any order. `Contact` makes its plans take
 hold of the block whose turn it is, `Place` makes them leave it on the tower:
 
-    2.0 * Contact(tower=(2, 0, 3, 1)) + 0.3 * Place(tower=(2, 0, 3, 1))
+    Contact(tower=(2, 0, 3, 1)) + Place(tower=(2, 0, 3, 1))
 
 Both look at the state that a plan begins with to see how far the tower is. Another
 guide is added to the sum in the same way. The environment's own goal is set to the same
@@ -33,7 +33,6 @@ from diffuser_policy import DiffuserPolicy
 from diffuser_policy.guides.guide import Guide
 
 ENV_ID = "diffuser_envs/KukaStack-Conditional-v1"
-SETTINGS = {"ranking": "sum", "steadiness": 0.0}
 STEPS_PER_SECOND = 20
 
 Env = gymnasium.Env[Any, Any]
@@ -48,7 +47,7 @@ def tower_guide(order: tuple[int, ...]) -> Guide:
     Args:
         order: Numbers of the blocks, bottom to top.
     """
-    return 2.0 * Contact(tower=order) + 0.3 * Place(tower=order)
+    return Contact(tower=order) + Place(tower=order)
 
 
 def run(
@@ -129,7 +128,7 @@ def main(
     """
     torch.set_num_threads(1)
     policy = DiffuserPolicy.from_pretrained(planner, seed=seed)
-    policy = policy.with_guide(tower_guide(order), **SETTINGS)
+    policy = policy.with_guide(tower_guide(order))
     env = gymnasium.make(
         ENV_ID,
         render_mode="rgb_array",

@@ -63,6 +63,7 @@ BLOCK_CASES: dict[str, list[dict[str, Any]]] = {
     ],
     "place": [{}, {"block": 2, "position": (0.5, 0.1, 0.09)}, {"window": 0.0}],
     "stack-match": [{}, {"top": 2, "bottom": 0, "window": 8.0}, {"tower": (1, 0)}],
+    "rest": [{}],
     "stack-task": [{}, {"match": 0.5, "place": 0.0, "avoid": 2.0}],
 }
 SETTINGS = [

@@ -35,12 +35,18 @@ from tests.policy_helpers import observe
 PLUGIN = Path(__file__).parents[1] / "examples" / "guide_plugin"
 OURS = {
     "action-effort",
+    "avoid-blocks",
+    "contact",
     "goal-distance",
     "keep-in",
     "keep-out",
     "maze-walls",
+    "place",
+    "rest",
     "smoothness",
     "speed-limit",
+    "stack-match",
+    "stack-task",
     "value",
     "waypoint",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,17 +32,22 @@ from tests.kuka_guide_helpers import (
 
 
 def test_a_task_is_the_sum_of_its_parts() -> None:
-    task = StackTask(match=0.5, place=2.0, contact=1.0, avoid=3.0)
+    task = StackTask(match=0.5, place=2.0, contact=1.0, avoid=3.0, rest=0.0)
     networks = SimpleNamespace(classifier=Logits())
     parts = 0.5 * matching() + 2.0 * Place() + Contact() + 3.0 * AvoidBlocks()
     plan = shown(moving(0, (0.5, 0.3, 0.05)))
     torch.testing.assert_close(task.bind(networks)(plan), parts(plan))
-    assert [type(part).__name__ for _, part in StackTask().parts()] == [
-        "Place",
-        "Contact",
-    ]
-    doubled = 2.0 * StackTask()
-    assert [weight for weight, _ in doubled.parts()] == [0.6, 4.0]
+    (weight, doubled), *none = (2.0 * StackTask()).parts()
+    assert (weight, doubled, none) == (2.0, StackTask(), [])  # itself, when saved
+
+
+def test_a_task_without_a_goal_asks_for_nothing() -> None:
+    """Saved, weighted or bound: one policy does the unconditional task as well."""
+    plan = replace(shown(moving(0, (0.5, 0.3, 0.05))), desired_goal=None)
+    for guide in (StackTask(), 2.0 * StackTask(), StackTask().bind(SimpleNamespace())):
+        assert guide(plan).tolist() == [0.0] * len(plan)
+    with pytest.raises(GuideError, match="from the goal"):
+        (Place() + Contact())(plan)
 
 
 def test_guides_are_saved_and_given_by_name() -> None:

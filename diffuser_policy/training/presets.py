@@ -106,9 +106,9 @@ def _kuka() -> TrainConfig:
         ),
         optimization=OptimizationConfig(num_steps=36_000, batch_size=64),
         planner=PlannerConfig(
-            num_sampling_steps=8, num_candidates=16, ranking="sum", steadiness=0.01
+            num_sampling_steps=4, num_candidates=16, ranking="sum", steadiness=0.01
         ),
-        execution=ExecutionConfig(executor="features", replan_interval=10),
+        execution=ExecutionConfig(executor="features", replan_interval=12),
     )
 
 

@@ -10,7 +10,7 @@ pick-and-place towards the environment's goal, or towards a `tower` of one's own
 """
 
 from diffuser_envs.kuka.guides.composed import StackTask
-from diffuser_envs.kuka.guides.constraints import AvoidBlocks, Contact, Place
+from diffuser_envs.kuka.guides.constraints import AvoidBlocks, Contact, Place, Rest
 from diffuser_envs.kuka.guides.match import StackMatch
 
-__all__ = ["AvoidBlocks", "Contact", "Place", "StackMatch", "StackTask"]
+__all__ = ["AvoidBlocks", "Contact", "Place", "Rest", "StackMatch", "StackTask"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from diffuser_envs.kuka.guides.constraints import AvoidBlocks, Contact, Place
+from diffuser_envs.kuka.guides.constraints import AvoidBlocks, Contact, Place, Rest
 from diffuser_envs.kuka.guides.match import StackMatch
 from diffuser_envs.kuka.guides.task import Tower
 from diffuser_policy.guides.guide import Guide, WeightedSum
@@ -16,7 +16,7 @@ from diffuser_policy.guides.trajectory import Trajectory
 
 @dataclass(frozen=True, kw_only=True)
 class StackTask(Guide):
-    """The sum that suits a task: StackMatch + Contact, Place + Contact, AvoidBlocks.
+    """The sum that suits a task: Place, StackMatch, Contact, AvoidBlocks, and Rest.
 
     Nothing but a sum: a weight of 0 leaves a part out. It asks for nothing where the
     environment has no goal, so that one policy does the unconditional task as well.
@@ -28,33 +28,36 @@ class StackTask(Guide):
         place: Weight of `Place`.
         contact: Weight of `Contact`.
         avoid: Weight of `AvoidBlocks`.
+        rest: Weight of `Rest`.
         tower: Blocks from the bottom to the top, instead of the environment's goal.
     """
 
     match: float = 0.0
-    place: float = 0.3
-    contact: float = 2.0
+    place: float = 1.0
+    contact: float = 1.0
     avoid: float = 0.0
+    rest: float = 1.0
     tower: Tower = None
 
-    def parts(self) -> list[tuple[float, Guide]]:
+    def _terms(self) -> list[tuple[float, Guide]]:
         """Return the guides that are added."""
         every: list[tuple[float, Guide]] = [
             (self.match, StackMatch(tower=self.tower)),
             (self.place, Place(tower=self.tower)),
             (self.contact, Contact(tower=self.tower)),
             (self.avoid, AvoidBlocks()),
+            (self.rest, Rest(tower=self.tower)),
         ]
         return [(weight, guide) for weight, guide in every if weight != 0.0]
 
     def bind(self, networks: Any) -> Guide:
         """Return the sum of the bound guides."""
-        bound = tuple((weight, part.bind(networks)) for weight, part in self.parts())
+        bound = tuple((weight, part.bind(networks)) for weight, part in self._terms())
         return _TaskSum(bound, goal_needed=self.tower is None)
 
     def __call__(self, trajectory: Trajectory) -> Tensor:
         """Return the weighted sum of the values; zero where nothing is asked for."""
-        return _TaskSum(tuple(self.parts()), goal_needed=self.tower is None)(trajectory)
+        return _TaskSum(tuple(self._terms()), goal_needed=self.tower is None)(trajectory)
 
 
 @dataclass(frozen=True)

@@ -215,3 +215,28 @@ class AvoidBlocks(Guide):
         sideways = radius + self.clearance - aside
         upwards = height + due - offsets[..., 2]
         return torch.relu(torch.minimum(sideways, upwards))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rest(Guide):
+    r"""Keeps the tool where it is, once there is nothing left to do.
+
+    $$J = -\tfrac12 \sum_t |x_t - x_0|^2$$
+
+    with the tool's planned positions x, and 0 while the goal is not reached. A planner
+    that has seen towers being built would go on, and touch what stands.
+
+        make_guide("rest")
+
+    Attributes:
+        tower: Blocks from the bottom to the top, instead of the environment's goal.
+    """
+
+    tower: Tower = None
+
+    def __call__(self, trajectory: Trajectory) -> Tensor:
+        """Return minus half the squared distances from where the tool is."""
+        done = 1 - current_task(self, trajectory, self.tower).some
+        tool = trajectory["tool"]
+        moved = (tool - tool[:, :1].detach()).square().sum(dim=(1, 2))
+        return -0.5 * done * moved
