@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from diffuser_policy.classifier import StateClassifier
     from diffuser_policy.conditions import Conditions
     from diffuser_policy.config import TrainConfig
     from diffuser_policy.data.collection import (
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
         IdentityNormalizer,
         LimitsNormalizer,
     )
+    from diffuser_policy.objects import ObjectTransformer
+    from diffuser_policy.pair_classifier import PairClassifier
     from diffuser_policy.plan import Plan
     from diffuser_policy.planner import Planner
     from diffuser_policy.policy import DiffuserPolicy
@@ -83,11 +86,14 @@ __all__ = [
     "IdentityNormalizer",
     "LimitsNormalizer",
     "NoiseSchedule",
+    "ObjectTransformer",
+    "PairClassifier",
     "Plan",
     "PlannedActions",
     "Planner",
     "PursuitExecutor",
     "Sampler",
+    "StateClassifier",
     "TemporalUNet",
     "TimeToGoal",
     "TrackingExecutor",
@@ -130,11 +136,14 @@ _MODULES = {
     "IdentityNormalizer": "normalizers",
     "LimitsNormalizer": "normalizers",
     "NoiseSchedule": "schedule",
+    "ObjectTransformer": "objects",
+    "PairClassifier": "pair_classifier",
     "Plan": "plan",
     "PlannedActions": "executors",
     "Planner": "planner",
     "PursuitExecutor": "executors",
     "Sampler": "sampler",
+    "StateClassifier": "classifier",
     "TemporalUNet": "networks",
     "TimeToGoal": "time_to_goal",
     "TrackingExecutor": "executors",

@@ -238,6 +238,11 @@ def build_planner(
         # Rounded first: 0.07 * 100 is a little more than 7.
         warm_steps = math.ceil(round(settings.warm_start * sampler.num_steps, 9))
         warm_steps = max(warm_steps, settings.min_guided_steps if guided else 1)
+    if settings.steadiness is not None and settings.ranking == "first":
+        raise ConfigError(
+            "ranking='first' takes the first new candidate, and steadiness compares it "
+            "with what is left of the plan. Use steadiness=None, or another ranking."
+        )
     check_warm_steps(settings, networks.denoiser)
     return Planner(
         sampler,

@@ -13,7 +13,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from diffuser_policy.errors import ConfigError, UnknownNameError
-from diffuser_policy.settings import differences, from_json, positive, to_json
+from diffuser_policy.settings import (
+    differences,
+    from_json,
+    literal,
+    positive,
+    to_json,
+)
 
 __all__ = [
     "SCHEMA",
@@ -120,6 +126,7 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
+        literal(self, "architecture")
         positive(self, "dim", "kernel_size", "num_denoising_steps", "depth", "patch")
         if self.loss_floor is not None:
             positive(self, "loss_floor")
@@ -196,6 +203,7 @@ class ClassifierConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
+        literal(self, "architecture")
         positive(self, "width", "depth")
 
 

@@ -7,19 +7,25 @@ module that registers it, so that module is imported when the namespace is unkno
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 from typing import Any
 
 import gymnasium as gym
-from gymnasium.envs.registration import EnvSpec
+from gymnasium.envs.registration import EnvSpec, parse_env_id
 from gymnasium.error import DependencyNotInstalled
 
 from diffuser_policy.errors import MissingExtraError, UnknownNameError
 
 Env = gym.Env[Any, Any]
 Space = gym.Space[Any]
-SIMULATORS = ("gymnasium_robotics", "mujoco")  # what the extra `maze` installs
+# Simulators, and the extras that install them.
+SIMULATORS = {"gymnasium_robotics": "maze", "mujoco": "maze", "pybullet": "kuka"}
+ADVICE = {
+    "pybullet": "It has wheels for CPython up to 3.11 on Linux (x86-64) alone; "
+    "elsewhere the extra leaves it out, and `pip install pybullet` has to compile it."
+}
 
 
 def register_namespace(env_id: str) -> str:
@@ -59,6 +65,31 @@ def env_spec(env_id: str) -> EnvSpec:
         raise UnknownNameError("environment", env_id, _near(bare_id)) from error
 
 
+def other_versions(env_id: str) -> list[str]:
+    """Return the ids of an environment's versions, if that of the id is not among them.
+
+    None for environments that are not known here, and for those without a namespace:
+    Gymnasium drops versions of its own that much data is from.
+
+    Args:
+        env_id: As data record it.
+    """
+    with contextlib.suppress(ImportError):  # a package that is broken says so when used
+        env_id = register_namespace(env_id)
+    try:
+        namespace, name, version = parse_env_id(env_id)
+    except gym.error.Error:  # no id
+        return []
+    if namespace is None:
+        return []
+    known = [
+        s for s in gym.registry.values() if (s.namespace, s.name) == (namespace, name)
+    ]
+    if version in {spec.version for spec in known}:
+        return []
+    return sorted(spec.id for spec in known)
+
+
 def make_env(env_id: str, **kwargs: Any) -> Env:
     """Make an environment, importing the module its namespace is named after.
 
@@ -77,7 +108,8 @@ def make_env(env_id: str, **kwargs: Any) -> Env:
         missing = _missing_simulator(error)
         if missing is None:
             raise
-        raise MissingExtraError(missing, "maze") from error
+        extra, advice = SIMULATORS[missing], ADVICE.get(missing, "")
+        raise MissingExtraError(missing, extra, advice) from error
 
 
 def _missing_simulator(error: BaseException | None) -> str | None:

@@ -101,17 +101,19 @@ class GuideError(DiffuserPolicyError, ValueError):
 class MissingExtraError(DiffuserPolicyError, ImportError):
     """An optional dependency is not installed."""
 
-    def __init__(self, module: str, extra: str) -> None:
+    def __init__(self, module: str, extra: str, advice: str = "") -> None:
         """Build the message with the command that installs the extra.
 
         Args:
             module: The module that could not be imported.
             extra: The extra of this distribution that brings it.
+            advice: What else to know, a sentence.
         """
         self.module, self.extra = module, extra
         super().__init__(
             f"This needs the module {module!r}, which is not installed. "
             f'Install it with: pip install "diffuser-policy[{extra}]"'
+            f"{'. ' if advice else ''}{advice}"
         )
 
 

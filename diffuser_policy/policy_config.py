@@ -25,6 +25,7 @@ from diffuser_policy.config import (
     to_json,
 )
 from diffuser_policy.data.flat import FlatDataset
+from diffuser_policy.envs import other_versions
 from diffuser_policy.errors import CheckpointError, ConfigError, DatasetError
 from diffuser_policy.features import (
     Featurizer,
@@ -219,9 +220,11 @@ def space_spec(flat: FlatDataset, featurizer: Featurizer | None = None) -> Space
             only if it says which columns they pin.
 
     Raises:
-        DatasetError: The dataset does not say what its actions are bounded by.
+        DatasetError: The dataset does not say what its actions are bounded by, or is of
+            another version of its environment than the one that is here.
         FeaturizerError: A featurizer of another environment.
     """
+    _check_version(flat)
     low, high = flat.metadata.get("action_low"), flat.metadata.get("action_high")
     if low is None or high is None:
         raise DatasetError(
@@ -244,6 +247,23 @@ def space_spec(flat: FlatDataset, featurizer: Featurizer | None = None) -> Space
         action_low=tuple(np.asarray(low, float).tolist()),
         action_high=tuple(np.asarray(high, float).tolist()),
     )
+
+
+def _check_version(flat: FlatDataset) -> None:
+    """Refuse data of a version of their environment that is not here, if others are.
+
+    Raises:
+        DatasetError: Columns may have meant something else, or moved otherwise.
+    """
+    recorded = flat.metadata.get("env_id")
+    others = other_versions(recorded) if recorded else []
+    if others:
+        raise DatasetError(
+            f"{flat!r} was recorded in {recorded}, and here there is "
+            f"{', '.join(others)}: another version is another environment. Record it "
+            f"anew (`diffuser-policy collect {others[-1]}`), or install the version "
+            f"that it was recorded with."
+        )
 
 
 def _pinned_goal_size(flat: FlatDataset, featurizer: Featurizer) -> int:

@@ -54,9 +54,9 @@ class Replanning:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        if self.interval is not None and self.interval < 1:
+        if self.interval is not None and not self.interval >= 1:  # NaN is not
             raise ConfigError(f"replan_interval must be >= 1, got {self.interval}.")
-        if self.deviation is not None and self.deviation <= 0:
+        if self.deviation is not None and not self.deviation > 0:
             raise ConfigError(f"replan_deviation must be > 0, got {self.deviation}.")
 
 

@@ -29,6 +29,19 @@ def positive(config: object, *names: str) -> None:
             raise ConfigError(f"{name} must be positive, got {value}.")
 
 
+def literal(config: Any, *names: str) -> None:
+    """Refuse settings that are none of the values their annotation lists.
+
+    Raises:
+        UnknownNameError: Names the setting, its value, and the nearest known ones.
+    """
+    hints = typing.get_type_hints(type(config))
+    for name in names:
+        value, known = getattr(config, name), typing.get_args(hints[name])
+        if value not in known:
+            raise UnknownNameError(f"value of {name}", str(value), map(str, known))
+
+
 def to_json(config: Any) -> dict[str, Any]:
     """Return a config dataclass as plain JSON data."""
     data: dict[str, Any] = dataclasses.asdict(config)

@@ -27,6 +27,7 @@ import tyro
 from PIL import Image
 
 import diffuser_envs  # noqa: F401 (registers the environments)
+from diffuser_envs.kuka.columns import NUM_BLOCKS
 from diffuser_envs.kuka.guides import Contact, Place
 from diffuser_envs.kuka.tasks import tower_goal
 from diffuser_policy import DiffuserPolicy
@@ -126,6 +127,8 @@ def main(
         gif: Where to save the animation, which plays at twice the speed.
         picture: Where to save the sheet.
     """
+    if sorted(order) != list(range(NUM_BLOCKS)):
+        raise SystemExit(f"--order names each block of 0..{NUM_BLOCKS - 1} once.")
     torch.set_num_threads(1)
     policy = DiffuserPolicy.from_pretrained(planner, seed=seed)
     policy = policy.with_guide(tower_guide(order))

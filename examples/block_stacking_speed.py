@@ -41,11 +41,11 @@ from diffuser_policy.versions import versions
 
 TASKS = ("Unconditional", "Conditional", "Rearrangement")
 SETTINGS: dict[str, Any] = {
-    "num_sampling_steps": 8,
+    "num_sampling_steps": 4,
     "num_candidates": 16,
     "ranking": "sum",
-    "steadiness": 0.0,
-    "replan_interval": 10,
+    "steadiness": 0.01,
+    "replan_interval": 12,
 }
 PARTS = ("network", "guide", "ranking", "rest of planning", "environment")
 

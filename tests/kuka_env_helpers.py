@@ -8,7 +8,8 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 
-from diffuser_envs.kuka.arm import HOME, FloatArray, inverse, tool_position
+from diffuser_envs.kuka.arm import HOME, inverse, tool_position
+from diffuser_envs.kuka.columns import FloatArray
 
 IDS = {
     name.lower(): f"diffuser_envs/KukaStack-{name}-v1"

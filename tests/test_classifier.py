@@ -252,6 +252,9 @@ def test_some_of_the_labels_can_be_asked_for(tmp_path: Path) -> None:
     unknown = ClassifierConfig(classes=("rihgt",))
     with pytest.raises(UnknownNameError, match="right"):
         make_trainer(tmp_path / "other", classifier=unknown)
+    pairs = ClassifierConfig(architecture="pairs", classes=("slow", "right"))
+    with pytest.raises(ConfigError, match="in their own order"):
+        make_trainer(tmp_path / "other", classifier=pairs)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:

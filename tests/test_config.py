@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from diffuser_policy.config import (
+    ClassifierConfig,
     ExecutionConfig,
     NetworkConfig,
     OptimizationConfig,
@@ -155,3 +156,11 @@ def test_planning_steps_are_counted_in_strides() -> None:
     window = WindowConfig(horizon=24, min_horizon=6, stride=3)
     assert (window.num_planning_steps, window.min_planning_steps) == (8, 2)
     assert WindowConfig(horizon=24, stride=3).min_planning_steps == 8
+
+
+def test_architectures_that_there_are_not_are_refused() -> None:
+    """They would be built as the one that is left over."""
+    with pytest.raises(UnknownNameError, match="Did you mean 'objects'"):
+        NetworkConfig(architecture="object")  # type: ignore[arg-type]
+    with pytest.raises(UnknownNameError, match="Did you mean 'pairs'"):
+        ClassifierConfig(architecture="pair")  # type: ignore[arg-type]

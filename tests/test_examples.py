@@ -82,8 +82,6 @@ def run_small(run: Run, example: str, index: int = 0) -> list[str]:
     """Run one of an example's commands with small numbers; return the lines."""
     if example in STACKING:
         pytest.importorskip("pybullet", reason="needs the extra 'kuka'")
-        if not (ROOT / "diffuser_policy" / "pretrained" / "kuka-stack").is_dir():
-            pytest.skip("needs the planner kuka-stack, which is not here")
     return run(commands(example)[index] + SMALL[example].split()).splitlines()
 
 

@@ -180,6 +180,9 @@ def test_bad_input_is_refused(envs: dict[str, gym.Env[Any, Any]]) -> None:
         goal.predict({"observation": good, "desired_goal": pairs})
     with pytest.raises(KukaOptionError, match="task must be"):
         StackDemonstrator("juggling")
+    for name, value in (("clearance", np.nan), ("off_centre", -0.1), ("seed", -1)):
+        with pytest.raises(KukaOptionError, match=f"{name} must be"):
+            StackDemonstrator(**{name: value})  # type: ignore[arg-type]
     with pytest.raises(UnsupportedEnvError, match="KukaStack"):
         StackDemonstrator.from_env(gym.make("Pendulum-v1"))
 

@@ -94,6 +94,8 @@ def test_reward_is_compute_reward_of_any_batch(task: str) -> None:
     base: Any = env.unwrapped
     assert base.compute_reward(achieved, desired, {}).tolist() == rewards
     assert base.compute_reward(achieved[3], desired[3], {}) == rewards[3]
+    named = {"achieved_goal": achieved, "desired_goal": desired, "info": {}}
+    assert base.compute_reward(**named).tolist() == rewards
     wide = achieved.astype(np.float64)
     assert (base.compute_reward(wide, wide, [{}] * len(seen)) == 1.0).all()
     env.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -50,6 +51,11 @@ def test_a_task_without_a_goal_asks_for_nothing() -> None:
         (Place() + Contact())(plan)
 
 
+def test_a_task_without_parts_asks_for_nothing() -> None:
+    plan = shown(moving(0, (0.5, 0.3, 0.05)))
+    assert StackTask(place=0.0, contact=0.0, rest=0.0)(plan).tolist() == [0.0]
+
+
 def test_guides_are_saved_and_given_by_name() -> None:
     guide = (
         StackMatch(top=1, bottom=0) + 0.5 * Contact(window=(8.0, 40.0)) + StackTask()
@@ -80,6 +86,11 @@ def test_guides_are_saved_and_given_by_name() -> None:
         (lambda: Place(position=(0.5, 0.2, 0.03)), "or neither"),
         (lambda: Place(block=1, position=(0.5, 0.2)), "three coordinates"),  # type: ignore[arg-type]
         (lambda: AvoidBlocks(clearance=-0.1), "AvoidBlocks.clearance"),
+        (lambda: Contact(block=1.5), "whole numbers"),  # type: ignore[arg-type]
+        (lambda: Contact(tower=(0, 1, 0)), "Contact.tower names a block twice"),
+        (lambda: Place(tower=(2,)), "two or more blocks"),
+        (lambda: StackTask(tower=(1, 1)), "twice"),
+        (lambda: StackTask(contact=math.nan), "StackTask.contact must be finite"),
     ],
 )
 def test_parameters_that_cannot_be_meant_are_refused(make: Any, words: str) -> None:

@@ -150,7 +150,12 @@ def test_five_blocks_make_a_tower_of_five() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("rebuild_share", 1.5), ("scatter", -0.1), ("clearance_low", 0.2)],
+    [
+        ("rebuild_share", 1.5),
+        ("scatter", -0.1),
+        ("clearance_low", 0.2),
+        ("clearance_high", 0.3),
+    ],
 )
 def test_impossible_options_are_refused(name: str, value: float) -> None:
     with pytest.raises(KukaOptionError, match=name):

@@ -6,10 +6,15 @@ import numpy as np
 import pytest
 
 from diffuser_envs.errors import KukaArrangementError
-from diffuser_envs.kuka.arm import HOME, JOINT_SPEED, inverse, tool_position
+from diffuser_envs.kuka.arm import (
+    HOME,
+    JOINT_SPEED,
+    SPEED_FACTOR,
+    inverse,
+    tool_position,
+)
 from diffuser_envs.kuka.motions import (
     NOTHING,
-    SPEED_FACTOR,
     TOP,
     Route,
     Style,

@@ -82,9 +82,12 @@ def test_a_plugin_that_fails_to_import_is_not_hidden(
         make_env("broken_plugin/Any-v0")
 
 
-@pytest.mark.parametrize("module", ["mujoco", "gymnasium_robotics"])
+@pytest.mark.parametrize(
+    ("module", "extra"),
+    [("mujoco", "maze"), ("gymnasium_robotics", "maze"), ("pybullet", "kuka")],
+)
 def test_a_missing_simulator_names_the_extra(
-    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    module: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether an environment's own code or Gymnasium's asks for it."""
     (tmp_path / "needs_simulator.py").write_text(
@@ -96,8 +99,23 @@ def test_a_missing_simulator_names_the_extra(
     monkeypatch.delitem(sys.modules, "needs_simulator", raising=False)
     gym.registry.pop("needs_simulator/Any-v0", None)
     _hide(module, monkeypatch)
-    with pytest.raises(MissingExtraError, match=r"diffuser-policy\[maze\]"):
+    with pytest.raises(MissingExtraError, match=rf"diffuser-policy\[{extra}\]"):
         make_env("needs_simulator/Any-v0")
+
+
+def test_block_stacking_without_its_simulator_says_where_it_has_wheels() -> None:
+    script = (
+        "import sys; sys.modules['pybullet'] = None\n"
+        "from diffuser_policy.cli import main\n"
+        "sys.exit(main(['collect', 'diffuser_envs/KukaStack-Unconditional-v1']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert "diffuser-policy[kuka]" in done.stderr
+    assert "up to 3.11 on Linux" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("module", ["mujoco", "gymnasium_robotics"])

@@ -200,7 +200,12 @@ def test_without_a_goal_intervals_always_replace(goalless: DiffuserPolicy) -> No
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("replan_interval", 0), ("replan_deviation", 0.0), ("replan_deviation", -1.0)],
+    [
+        ("replan_interval", 0),
+        ("replan_deviation", 0.0),
+        ("replan_deviation", -1.0),
+        ("replan_deviation", float("nan")),
+    ],
 )
 def test_impossible_replanning_is_refused(setting: str, value: float) -> None:
     with pytest.raises(ConfigError, match=setting):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -253,3 +254,25 @@ def test_a_dataset_without_bounds_is_refused() -> None:
     flat = toy_dataset()
     with pytest.raises(DatasetError, match="does not name the bounds"):
         space_spec(FlatDataset(flat.fields, flat.run_starts, {}))
+
+
+# --- versions ---------------------------------------------------------------------
+
+
+def test_data_of_another_version_of_its_environment_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    flat = toy_dataset()
+    recorded = flat.metadata["env_id"]
+    assert recorded == "toy/Point-v0"
+    expected = space_spec(flat)  # it is not known here: nothing to compare with
+    registry = dict(gym.registry)
+    monkeypatch.setattr(gym.envs.registration, "registry", registry)
+    monkeypatch.setattr(gym, "registry", registry)
+    gym.register("toy/Point-v1", "toy:Point")
+    with pytest.raises(DatasetError, match=r"toy/Point-v0, and here .* toy/Point-v1"):
+        space_spec(flat)
+    gym.register(recorded, "toy:Point")
+    assert space_spec(flat) == expected
+    monkeypatch.setitem(flat.metadata, "env_id", "Hopper-v1")
+    assert space_spec(flat) == expected  # Gymnasium's own come and go

@@ -38,7 +38,7 @@ COMMANDS = {
     "train-value": "Train a planner's value network, for value guidance.",
     "train-classifier": "Train a planner's classifier of states, for guides.",
     "evaluate": "Run episodes with a planner; report scores and intervals.",
-    "plan": "Draw a plan in its maze, the rollout, the denoising chain.",
+    "plan": "Draw a plan from above, the rollout, the denoising chain.",
     "bench": "Measure how fast a planner plans, beside the paper's setting.",
     "guides": "List the guides that plans can be steered by, or explain one.",
     "info": "List shipped planners, training presets and environments.",

@@ -119,6 +119,10 @@ def _describe(planner: str) -> Table:
         "sampler": f"{plans.sampler}, {plans.num_sampling_steps or 'all'} of "
         f"{config.network.num_denoising_steps} denoising steps",
         "candidates": f"{plans.num_candidates}, ranked by {plans.ranking}",
+        "classifier": "none"
+        if config.classifier is None
+        else f"of {len(config.classifier.classes)} labels: "
+        f"{', '.join(config.classifier.classes)}",
         "guide": "none" if config.guide is None else described(config.guide),
         "executor": config.execution.executor,
         "replanning": _replanning(config.execution),

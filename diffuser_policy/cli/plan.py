@@ -25,11 +25,15 @@ if TYPE_CHECKING:
     from diffuser_policy.plotting import Scene
 
 
+MOST_SHOWN = 12  # numbers of a point
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlanSettings:
     """Draw one plan, how it was followed, and how it came out of noise.
 
-    Writes plan.png, chain.png and chain.gif.
+    Pictures show the position from above: in a maze, or that of an arm's tool. Writes
+    plan.png, chain.png and chain.gif.
     """
 
     planner: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PLANNER")]
@@ -39,9 +43,9 @@ class PlanSettings:
     seed: int = 0
     """Fixes start, goal and noise."""
     goal: Annotated[tuple[float, float] | None, shown_as("X Y")] = None
-    """Where to go, in meters (default: as the environment draws it)."""
+    """Mazes: where to go, in meters (default: as the environment draws it)."""
     start: Annotated[tuple[float, float] | None, shown_as("X Y")] = None
-    """Where to start, in meters (default: as the environment draws it)."""
+    """Mazes: where to start, in meters (default: as the environment draws it)."""
     out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("plan")
     """Folder for the pictures."""
     planning: tyro.conf.OmitArgPrefixes[PlanningOptions] = field(
@@ -154,7 +158,9 @@ def _table(plan: Plan, scene: Scene, record: EpisodeRecord, *, title: str) -> Ta
 
 
 def _point(values: tuple[float, ...] | None) -> str:
-    """Return coordinates with two digits, or a dash."""
+    """Return coordinates with two digits, how many if there are many, or a dash."""
     if values is None:
         return "–"
+    if len(values) > MOST_SHOWN:
+        return f"{len(values)} numbers"
     return f"({', '.join(f'{value:.2f}' for value in values)})"

@@ -13,6 +13,7 @@ one Minari dataset.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -104,9 +105,10 @@ class CollectSettings:
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}.")
         for name in ("action_noise", "seed"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:  # NaN is not
                 raise ConfigError(
-                    f"{name} must not be negative, got {getattr(self, name)}."
+                    f"{name} must be finite and not negative, got "
+                    f"{getattr(self, name)}."
                 )
 
 
@@ -256,7 +258,9 @@ def _plan(settings: CollectSettings, env: Env) -> Plan:
     """Fill in what the settings leave open, and check the rest."""
     demonstrator = settings.demonstrator or default_demonstrator(env)
     if settings.generator is not None or generators_of(demonstrator):
-        return _episode_plan(settings, demonstrator)
+        plan = _episode_plan(settings, demonstrator)
+        plan.make(env)  # refuses what it cannot use, before the work begins
+        return plan
     return _run_plan(settings, demonstrator, env)
 
 

@@ -115,9 +115,19 @@ class EpisodePlan:
         return min(EPISODES_PER_SHARD, self.num_episodes - index * EPISODES_PER_SHARD)
 
     def make(self, env: Env) -> EpisodeGenerator:
-        """Return the generator."""
+        """Return the generator.
+
+        Raises:
+            ConfigError: It refuses the environment or the options.
+        """
         factory = generators_of(self.demonstrator)[self.generator]
-        return factory.from_env(env, **self.options)
+        try:
+            return factory.from_env(env, **self.options)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"The generator {self.generator!r} of {self.demonstrator!r} cannot be "
+                f"made: {error}"
+            ) from error
 
     def record(self, index: int, env: Env) -> Shard:
         """Record one shard; it depends on nothing but the plan and its index.

@@ -82,7 +82,7 @@ class Scene:
             columns=(columns[0], columns[1]),
             labels=("x (m)", "y (m)")
             if maze_map is not None
-            else (f"observation[{columns[0]}]", f"observation[{columns[1]}]"),
+            else (_column_label(layout, columns[0]), _column_label(layout, columns[1])),
             maze_map=maze_map,
             cell_size=cell_size,
             goal=goal,
@@ -126,6 +126,19 @@ class Scene:
         """Return the points `[..., 2]` of observations `[..., observation]`."""
         drawn: np.ndarray = np.asarray(observations)[..., list(self.columns)]
         return drawn
+
+
+def _column_label(layout: TrajectoryLayout, column: int) -> str:
+    """Return a column of planned observations by a name of its own, as "tool[0]".
+
+    Args:
+        layout: Names columns, or does not.
+        column: Which one.
+    """
+    for name, columns in layout.aliases.items():
+        if name not in {"position", "velocity", "goal"} and column in columns:
+            return f"{name}[{columns.index(column)}]"
+    return f"observation[{column}]"
 
 
 def _find_maze(unwrapped: Any) -> tuple[MazeMap | None, float]:

@@ -21,7 +21,11 @@ from torch import Tensor, nn
 from diffuser_policy.build import PlannerNetworks, build_classifier
 from diffuser_policy.checkpoint import write_planner
 from diffuser_policy.classifier import StateClassifier
-from diffuser_policy.config import ClassifierTrainConfig, to_json
+from diffuser_policy.config import (
+    ClassifierConfig,
+    ClassifierTrainConfig,
+    to_json,
+)
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.windows import in_planning_columns, join_rows
 from diffuser_policy.denoiser import Denoiser
@@ -185,7 +189,7 @@ def _examples(
     check_spaces(planner, flat, featurizer)
     rows = join_rows(in_planning_columns(flat, featurizer), planner.layout)
     names, targets = labelled(config.labels, rows, planner.layout)
-    return rows, *_chosen(config.classifier.classes, names, targets)
+    return rows, *_chosen(config.classifier, names, targets)
 
 
 def _facts(flat: FlatDataset, targets: np.ndarray) -> dict[str, int]:
@@ -195,18 +199,26 @@ def _facts(flat: FlatDataset, targets: np.ndarray) -> dict[str, int]:
 
 
 def _chosen(
-    wanted: tuple[str, ...], names: tuple[str, ...], targets: np.ndarray
+    classifier: ClassifierConfig, names: tuple[str, ...], targets: np.ndarray
 ) -> tuple[tuple[str, ...], np.ndarray]:
     """Return the labels that are asked for, all of them if none are named.
 
     Raises:
         UnknownNameError: A label that there is not.
+        ConfigError: Some labels, or another order, for a classifier of pairs.
     """
+    wanted = classifier.classes
     for name in wanted:
         if name not in names:
             raise UnknownNameError("label", name, names)
-    if not wanted:
+    if not wanted or wanted == names:
         return names, targets
+    if classifier.architecture == "pairs":
+        raise ConfigError(
+            "architecture='pairs' has one output for each ordered pair of objects, and "
+            "learns all labels in their own order. Leave classes (--classes) out, or "
+            "use architecture='mlp'."
+        )
     return wanted, targets[:, [names.index(name) for name in wanted]]
 
 

@@ -59,7 +59,7 @@ class KukaObservationError(KukaError):
 
 
 class UnsupportedEnvError(DiffuserEnvsError, TypeError):
-    """An environment is not a maze with goals."""
+    """An environment is of another kind than a demonstrator was written for."""
 
 
 class MissingExtraError(DiffuserEnvsError, ImportError):

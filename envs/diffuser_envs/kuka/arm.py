@@ -16,13 +16,10 @@ the frame of the arm's base, z up; angles are in radians.
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
 import numpy as np
 import numpy.typing as npt
 
-FloatArray: TypeAlias = npt.NDArray[np.float64]
-BoolArray: TypeAlias = npt.NDArray[np.bool_]
+from diffuser_envs.kuka.columns import STEP_SECONDS, BoolArray, FloatArray
 
 SHOULDER_HEIGHT = 0.36
 UPPER_ARM = 0.42
@@ -38,6 +35,9 @@ JOINT_HIGH: FloatArray = np.array(
 JOINT_LOW: FloatArray = -JOINT_HIGH
 # Rated speeds of the LBR iiwa 14 R820, whose lengths these are (data sheet), rad/s.
 JOINT_SPEED: FloatArray = np.deg2rad([85.0, 85.0, 100.0, 75.0, 130.0, 135.0, 135.0])
+SPEED_FACTOR = 1.5  # how much faster than rated environments let the joints turn
+# How far that is in an env step, rad.
+JOINT_REACH: FloatArray = SPEED_FACTOR * STEP_SECONDS * JOINT_SPEED
 
 
 def tool_pose(joints: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:

@@ -109,6 +109,9 @@ class StackDemonstrator:
         off_centre: Standard deviation, meters, of where beside the middle of its top
             a block is taken; the placement makes up for it.
         seed: Fixes the orders of unconditional towers, spare places and grasps.
+
+    Raises:
+        KukaOptionError: A task that there is not, or a setting out of its range.
     """
 
     generators: ClassVar[Mapping[str, type[TowerRecorder]]] = RECORDERS
@@ -125,6 +128,11 @@ class StackDemonstrator:
     ) -> None:
         if task not in TASKS:
             raise KukaOptionError(f"task must be one of {TASKS}, got {task!r}")
+        lowest = {"clearance": (clearance, 0.0), "off_centre": (off_centre, 0.0)}
+        lowest |= {"grasp_steps": (grasp_steps, 1), "seed": (seed, 0)}
+        for name, (value, least) in lowest.items():
+            if not least <= value < np.inf:  # NaN is not
+                raise KukaOptionError(f"{name} must be {least:g} or more, got {value}")
         self.task = task
         self.num_blocks = num_blocks
         self.style = Style(clearance=clearance, grasp_steps=int(grasp_steps))

@@ -32,12 +32,11 @@ from gymnasium import spaces
 from gymnasium.utils import EzPickle
 
 from diffuser_envs.errors import ClosedEnvError, KukaActionError
-from diffuser_envs.kuka.arm import HOME, JOINT_HIGH, JOINT_LOW, JOINT_SPEED
+from diffuser_envs.kuka.arm import HOME, JOINT_HIGH, JOINT_LOW, JOINT_REACH
 from diffuser_envs.kuka.columns import (
     FARTHEST,
     NUM_BLOCKS,
     NUM_JOINTS,
-    STEP_SECONDS,
     BoolArray,
     FloatArray,
     observation_columns,
@@ -58,9 +57,7 @@ Observation: TypeAlias = Any  # an array, or with goals a dictionary of arrays
 Info: TypeAlias = dict[str, Any]
 RewardFunction: TypeAlias = Callable[..., FloatArray | np.float64]
 
-SPEED_FACTOR = 1.5
 SETTLING_STEPS = 12  # 0.6 s
-JOINT_REACH: FloatArray = SPEED_FACTOR * STEP_SECONDS * JOINT_SPEED
 
 
 class KukaStackEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle):
@@ -72,8 +69,10 @@ class KukaStackEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle
     (the held block, -1 for none); at the end of an episode also what `finish` returns.
 
     `reset(options={...})` places what it names exactly: `blocks` (centers, `[n, 3]`),
-    `joints` (`[7]`), `goal` (ordered pairs of one tower, or positions). What is not
-    given is drawn as it would be without options.
+    `joints` (`[7]`), and `goal`: for Conditional what
+    `diffuser_envs.kuka.tasks.tower_goal((2, 0, 3, 1))` returns for a tower from the
+    bottom to the top, for Rearrangement centers, `[n, 3]`. What is not given is drawn
+    as it would be without options.
 
     Args:
         task: `"unconditional"`, `"conditional"` or `"rearrangement"`.
@@ -292,7 +291,7 @@ class KukaStackEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle
 
     @property
     def compute_reward(self) -> RewardFunction:
-        """The function (achieved goals, desired goals, info) -> rewards.
+        """The function (achieved_goal, desired_goal, info) -> rewards.
 
         Goals have shape `[..., goal_size]`, rewards are shares in [0, 1] of shape
         `[...]`; `info` is not used. Unconditional has no goals and no such attribute:
@@ -321,9 +320,12 @@ class KukaStackEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle
         self._world.close()
 
     def _reward(
-        self, achieved: npt.ArrayLike, desired: npt.ArrayLike, _: object = None
+        self,
+        achieved_goal: npt.ArrayLike,
+        desired_goal: npt.ArrayLike,
+        info: object = None,  # noqa: ARG002 (the interface of goal environments)
     ) -> FloatArray | np.float64:
-        return self.task.share(achieved, desired)[()]
+        return self.task.share(achieved_goal, desired_goal)[()]
 
     def _targets(self, joints: FloatArray) -> FloatArray:
         last = self._world.targets

@@ -21,7 +21,7 @@ SUCTION_DISTANCE = 0.006
 SUCTION_TILT = np.deg2rad(8.0)
 SUCTION_FORCE = 20.0
 SLIP_DISTANCE = 0.005
-GRIP_FORCE = 500.0
+GRIP_FORCE = 500.0  # newtons, as that of suction
 HALF_SIZE: FloatArray = np.array([BLOCK_WIDTH / 2, BLOCK_WIDTH / 2, BLOCK_HEIGHT / 2])
 
 

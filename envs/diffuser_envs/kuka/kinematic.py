@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from diffuser_envs.errors import KukaOptionError
-from diffuser_envs.kuka.arm import HOME, FloatArray, reachable, tool_position
+from diffuser_envs.kuka.arm import HOME, reachable, tool_position
 from diffuser_envs.kuka.arrangements import (
     random_place,
     random_stacks,
@@ -33,6 +33,7 @@ from diffuser_envs.kuka.columns import (
     BLOCK_HEIGHT,
     NUM_BLOCKS,
     NUM_JOINTS,
+    FloatArray,
     layer_height,
     observation_size,
 )
@@ -54,6 +55,7 @@ DETOUR_HEIGHTS = (0.01, 0.05)
 DETOUR_ROOM = 0.22  # from others that are as high
 CLOSEST = 0.414  # to the base that the tool gets at every height, meters
 HIGHEST_START = 0.42
+MAX_CLEARANCE = 0.2  # with more, the arm does not get over a tower, meters
 _MIRRORED_JOINTS = (-1.0, 1.0) * 3 + (-1.0,)
 _CONTACT = 0.005  # what stands lower is no obstacle
 _HOME_TOOL = tool_position(HOME)
@@ -142,6 +144,11 @@ class KinematicGenerator:
             raise KukaOptionError(
                 f"clearance_low ({self.clearance_low}) must not be larger than"
                 f" clearance_high ({self.clearance_high})"
+            )
+        if self.clearance_high > MAX_CLEARANCE:
+            raise KukaOptionError(
+                f"clearance_high must be {MAX_CLEARANCE} m at most, for the arm to get"
+                f" over a tower; got {self.clearance_high}"
             )
 
     def demonstrate(self, seed: int | Sequence[int]) -> Demonstration:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffuser_envs.errors import KukaArrangementError
-from diffuser_envs.kuka.arm import JOINT_SPEED, TOOL_LENGTH, inverse
+from diffuser_envs.kuka.arm import JOINT_SPEED, SPEED_FACTOR, TOOL_LENGTH, inverse
 from diffuser_envs.kuka.columns import (
     BLOCK_HEIGHT,
     BLOCK_WIDTH,
@@ -30,7 +30,6 @@ from diffuser_envs.kuka.columns import (
 )
 
 NOTHING = -1  # held by the tool
-SPEED_FACTOR = 1.5  # how much faster than rated the joints may turn
 MIN_LEG_STEPS = 3
 TOP = 0.5 * BLOCK_HEIGHT  # of a block above its centre: where the tool takes it
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -27,17 +29,20 @@ def check_arguments(num_blocks: int, joint_noise: float, substeps: int) -> None:
     Raises:
         KukaOptionError: One of them is out of its range.
     """
-    if not 2 <= num_blocks <= MAX_BLOCKS:
+    whole = isinstance(num_blocks, Integral)
+    if not (whole and 2 <= num_blocks <= MAX_BLOCKS):
         raise KukaOptionError(
             f"num_blocks must be 2 to {MAX_BLOCKS} (more do not fit into the arm's"
             f" work sector), got {num_blocks}"
         )
-    if not (np.isfinite(joint_noise) and joint_noise >= 0.0):
+    if not (isinstance(joint_noise, Real) and 0.0 <= joint_noise < math.inf):
         raise KukaOptionError(
             f"joint_noise is a standard deviation in rad, 0 or more; got {joint_noise}"
         )
-    if substeps < 1:
-        raise KukaOptionError(f"substeps must be 1 or more, got {substeps}")
+    if not (isinstance(substeps, Integral) and substeps >= 1):
+        raise KukaOptionError(
+            f"substeps must be a whole number, 1 or more; got {substeps}"
+        )
 
 
 def check_render_mode(render_mode: str | None, known: Sequence[str]) -> None:

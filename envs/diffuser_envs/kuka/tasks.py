@@ -57,6 +57,7 @@ class Task(ABC):
     name: ClassVar[str]
     fewest_blocks: ClassVar[int] = 2
     goal_bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    goal_meaning: ClassVar[str] = ""
 
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
@@ -101,6 +102,19 @@ class Task(ABC):
             desired: The goal, `[goal_size]`.
         """
 
+    def _numbers(self, goal: npt.ArrayLike) -> FloatArray:
+        """Return a goal as `[goal_size]` finite numbers; nested lists are flattened."""
+        try:
+            numbers = np.asarray(goal, dtype=np.float64).reshape(-1)
+        except (TypeError, ValueError):
+            numbers = np.full(1, np.nan)
+        if numbers.shape != (self.goal_size,) or not np.isfinite(numbers).all():
+            raise KukaOptionError(
+                f"this task's goal has {self.goal_size} finite numbers"
+                f" ({self.goal_meaning}), got {goal!r}"
+            )
+        return numbers
+
 
 class Unconditional(Task):
     """Build a tower of all blocks, in any order.
@@ -143,6 +157,7 @@ class Conditional(Task):
     """Build one tower of all blocks in a given order."""
 
     name = "conditional"
+    goal_meaning = "diffuser_envs.kuka.tasks.tower_goal(order), blocks bottom to top"
 
     def __init__(self, num_blocks: int) -> None:
         super().__init__(num_blocks)
@@ -155,7 +170,7 @@ class Conditional(Task):
 
     def read_goal(self, goal: npt.ArrayLike) -> FloatArray:
         """Return the pairs of one tower."""
-        order = order_of_pairs(_numbers(goal, self.goal_size), self.num_blocks)
+        order = order_of_pairs(self._numbers(goal), self.num_blocks)
         return tower_goal(order)
 
     def achieved(self, positions: FloatArray, held: npt.ArrayLike) -> FloatArray:
@@ -179,6 +194,7 @@ class Rearrangement(Task):
     """Take random stacks apart and build others at given places."""
 
     name = "rearrangement"
+    goal_meaning = "(x, y, z) of every block's center in meters"
     goal_bounds = (-FARTHEST, FARTHEST)
 
     def __init__(self, num_blocks: int) -> None:
@@ -192,7 +208,7 @@ class Rearrangement(Task):
 
     def read_goal(self, goal: npt.ArrayLike) -> FloatArray:
         """Return positions that blocks can stand in."""
-        numbers = _numbers(goal, self.goal_size).reshape(self.num_blocks, 3)
+        numbers = self._numbers(goal).reshape(self.num_blocks, 3)
         return check_arrangement(numbers, self.num_blocks).reshape(-1)
 
     def achieved(self, positions: FloatArray, held: npt.ArrayLike) -> FloatArray:  # noqa: ARG002
@@ -268,16 +284,3 @@ def tower_goal(order: Sequence[int]) -> FloatArray:
     names = check_order(order, len(order))
     wanted = set(zip(names[1:], names[:-1], strict=True))
     return np.array([float(pair in wanted) for pair in ordered_pairs(len(names))])
-
-
-def _numbers(goal: npt.ArrayLike, size: int) -> FloatArray:
-    """Return a goal as `[size]` finite numbers; nested lists are flattened."""
-    try:
-        numbers = np.asarray(goal, dtype=np.float64).reshape(-1)
-    except (TypeError, ValueError):
-        numbers = np.full(1, np.nan)
-    if numbers.shape != (size,) or not np.isfinite(numbers).all():
-        raise KukaOptionError(
-            f"this task's goal has {size} finite numbers, got {goal!r}"
-        )
-    return numbers

@@ -21,13 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from diffuser_envs.kuka.bullet import pybullet
-from diffuser_envs.kuka.columns import (
-    BLOCK_HEIGHT,
-    BLOCK_WIDTH,
-    NUM_JOINTS,
-    STEP_SECONDS,
-    FloatArray,
-)
+from diffuser_envs.kuka.columns import NUM_JOINTS, STEP_SECONDS, FloatArray
+from diffuser_envs.kuka.grips import GRIP_FORCE, HALF_SIZE
 from diffuser_envs.kuka.tool import TOOL_LINK, arm_file
 
 Untyped: TypeAlias = Any  # PyBullet ships no types
@@ -38,7 +33,6 @@ Vector: TypeAlias = tuple[float, ...]
 DEFAULT_SUBSTEPS = 6
 BLOCK_MASS = 0.1
 MOTOR_FORCE = 300.0  # the arm's largest joint torque, Nm, by its URDF file
-GRIP_FORCE = 500.0
 TABLE_HALF_WIDTH = 10.0  # so wide that nothing falls off
 TABLE_SEEN_HALF_WIDTH = 1.0
 BLOCK_COLORS = (
@@ -49,7 +43,6 @@ BLOCK_COLORS = (
     (0.58, 0.36, 0.70, 1.0),
 )
 _NO_TURN = (0.0, 0.0, 0.0, 1.0)
-_HALF_SIZE = (BLOCK_WIDTH / 2, BLOCK_WIDTH / 2, BLOCK_HEIGHT / 2)
 
 
 class BlockWorld:
@@ -247,7 +240,7 @@ class BlockWorld:
         )
         self._blocks: list[int] = [
             self._make_box(
-                _HALF_SIZE,
+                tuple(HALF_SIZE.tolist()),
                 (100.0 + 10.0 * index, 100.0, 100.0),
                 mass=BLOCK_MASS,
                 color=BLOCK_COLORS[index % len(BLOCK_COLORS)] if visuals else None,

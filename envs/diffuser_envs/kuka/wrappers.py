@@ -12,7 +12,8 @@ class FinalScore(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     """Lets the blocks settle when an episode ends, and adds what they are worth.
 
     `gymnasium.make` puts it around the step limit, whatever limit that is. What it
-    adds to `info` is what `KukaStackEnv.finish` returns.
+    adds to `info` is what `KukaStackEnv.finish` returns; on the last step, "success"
+    is about the settled state as well.
 
     Args:
         env: A block-stacking environment with its step limit.
@@ -37,5 +38,6 @@ class FinalScore(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         observation, reward, terminated, truncated, info = self.env.step(action)
         if terminated or truncated:
             base: Any = self.unwrapped
-            info = {**info, **base.finish()}
+            scored = base.finish()
+            info = {**info, **scored, "success": bool(scored["score"] >= 100.0)}
         return observation, reward, terminated, truncated, info

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,8 @@ from torch import Tensor
 
 from diffuser_envs.kuka.guides.constraints import AvoidBlocks, Contact, Place, Rest
 from diffuser_envs.kuka.guides.match import StackMatch
-from diffuser_envs.kuka.guides.task import Tower
+from diffuser_envs.kuka.guides.task import Tower, check_tower
+from diffuser_policy.errors import GuideError
 from diffuser_policy.guides.guide import Guide, WeightedSum
 from diffuser_policy.guides.trajectory import Trajectory
 
@@ -39,6 +41,18 @@ class StackTask(Guide):
     rest: float = 1.0
     tower: Tower = None
 
+    def __post_init__(self) -> None:
+        """Check the weights and the tower.
+
+        Raises:
+            GuideError: A weight that is not finite, or a tower that cannot be.
+        """
+        for name in ("match", "place", "contact", "avoid", "rest"):
+            weight = getattr(self, name)
+            if not math.isfinite(weight):
+                raise GuideError(f"{self.name}.{name} must be finite, got {weight}.")
+        check_tower(self, self.tower)
+
     def _terms(self) -> list[tuple[float, Guide]]:
         """Return the guides that are added."""
         every: list[tuple[float, Guide]] = [
@@ -57,7 +71,8 @@ class StackTask(Guide):
 
     def __call__(self, trajectory: Trajectory) -> Tensor:
         """Return the weighted sum of the values; zero where nothing is asked for."""
-        return _TaskSum(tuple(self._terms()), goal_needed=self.tower is None)(trajectory)
+        terms = tuple(self._terms())
+        return _TaskSum(terms, goal_needed=self.tower is None)(trajectory)
 
 
 @dataclass(frozen=True)
@@ -68,6 +83,7 @@ class _TaskSum(WeightedSum):
 
     def __call__(self, trajectory: Trajectory) -> Tensor:
         """Return the weighted sum of the values, or zeros."""
-        if self.goal_needed and trajectory.desired_goal is None:
+        goalless = self.goal_needed and trajectory.desired_goal is None
+        if goalless or not self.terms:
             return 0.0 * trajectory.normalized.sum(dim=(1, 2))
         return super().__call__(trajectory)

@@ -17,6 +17,7 @@ from diffuser_envs.kuka.guides.task import (
     Tower,
     block_positions,
     check_blocks,
+    check_tower,
     current_task,
     fixed_task,
     settling_steps,
@@ -64,6 +65,7 @@ class Contact(Guide):
     def __post_init__(self) -> None:
         """Check the window."""
         check_blocks(self, self.block)
+        check_tower(self, self.tower)
         checked_point(self, "window")
         if len(self.window) != 2 or not 0 <= self.window[0] <= self.window[1]:
             raise GuideError(
@@ -106,7 +108,7 @@ class Place(Guide):
 
     over the last planning steps W, from where the plan lets go of the block. There, in
     R, the tool's tip q is to be on the block's top as well: a block that moved alone
-    would be no plan. A plan that never lets go is judged by its end.
+    would be no plan. A plan that lets go late, or never, is judged by its end.
 
         make_guide("place")
         make_guide("place", block=1, position=(0.5, 0.2, 0.03))
@@ -114,7 +116,7 @@ class Place(Guide):
     Attributes:
         block: Which one; None, with `position`: that of the current stage.
         position: Of its center, m.
-        window: How many env steps at its end count if the plan never lets go.
+        window: How many env steps at the plan's end count in any case.
         tower: Blocks from the bottom to the top, instead of the environment's goal.
     """
 
@@ -126,6 +128,7 @@ class Place(Guide):
     def __post_init__(self) -> None:
         """Check that there are a block and its position, or neither."""
         check_blocks(self, self.block)
+        check_tower(self, self.tower)
         checked_number(self, "window")
         if (self.block is None) != (self.position is None):
             raise GuideError(
@@ -233,6 +236,10 @@ class Rest(Guide):
     """
 
     tower: Tower = None
+
+    def __post_init__(self) -> None:
+        """Check the tower."""
+        check_tower(self, self.tower)
 
     def __call__(self, trajectory: Trajectory) -> Tensor:
         """Return minus half the squared distances from where the tool is."""

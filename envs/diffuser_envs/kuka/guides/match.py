@@ -13,6 +13,7 @@ from diffuser_envs.kuka.columns import ordered_pairs
 from diffuser_envs.kuka.guides.task import (
     Tower,
     check_blocks,
+    check_tower,
     checked_count,
     current_task,
     fixed_task,
@@ -47,7 +48,7 @@ class StackMatch(Guide):
     Attributes:
         top: Block that is to be moved; None, with `bottom`: that of the current stage.
         bottom: Block that it is to stand on.
-        window: How many env steps at its end are judged if the plan never lets go.
+        window: How many env steps at the plan's end are judged in any case.
         softness: σ, meters: roughly how far a gradient step of scale 1 moves a block.
         tower: Blocks from the bottom to the top, instead of the environment's goal.
         network: The classifier; planners fill it in.
@@ -72,6 +73,7 @@ class StackMatch(Guide):
                 f"current stage); got top={self.top} and bottom={self.bottom}."
             )
         check_blocks(self, self.top, self.bottom)
+        check_tower(self, self.tower)
 
     def bind(self, networks: Any) -> StackMatch:
         """Return the guide with the planner's classifier.
@@ -83,8 +85,9 @@ class StackMatch(Guide):
         if network is None:
             raise GuideError(
                 "The guide StackMatch needs a classifier, and this planner has none. "
-                "Train one with: diffuser-policy train-classifier PLANNER. Without "
-                "one, the guide 'place' asks for the same position."
+                "Train one with: diffuser-policy train-classifier PLANNER --labels "
+                "kuka-pairs --architecture pairs. Without one, the guide 'place' asks "
+                "for the same position."
             )
         return replace(self, network=network)
 
@@ -150,7 +153,7 @@ class StackMatch(Guide):
                     f"StackMatch needs a classifier of the label {name!r}, and this "
                     f"planner's was taught {', '.join(names) or 'none'}. Train one "
                     f"with: diffuser-policy train-classifier PLANNER --labels "
-                    f"kuka-pairs"
+                    f"kuka-pairs --architecture pairs"
                 )
             index[top, bottom] = names[name]
         return index

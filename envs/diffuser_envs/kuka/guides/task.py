@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -42,11 +44,32 @@ def check_blocks(guide: Guide, *blocks: int | None) -> None:
     """Refuse numbers that cannot be those of blocks.
 
     Raises:
-        GuideError: A negative one.
+        GuideError: A negative one, or no whole number.
     """
     for block in blocks:
-        if block is not None and block < 0:
-            raise GuideError(f"{guide.name} counts blocks from 0, got {block}.")
+        whole = isinstance(block, Integral) and not isinstance(block, bool)
+        if block is not None and not (whole and block >= 0):
+            raise GuideError(
+                f"{guide.name} counts blocks from 0, in whole numbers; got {block!r}."
+            )
+
+
+def check_tower(guide: Guide, tower: Tower) -> None:
+    """Refuse what is no tower, however many blocks there are.
+
+    Raises:
+        GuideError: Fewer than two blocks, one of them twice, or no block.
+    """
+    if tower is None:
+        return
+    if not isinstance(tower, Sequence) or len(tower) < 2:
+        raise GuideError(
+            f"{guide.name}.tower names two or more blocks from the bottom to the top, "
+            f"as (2, 0, 1); got {tower!r}."
+        )
+    check_blocks(guide, *tower)
+    if len(set(tower)) < len(tower):
+        raise GuideError(f"{guide.name}.tower names a block twice: {tuple(tower)}.")
 
 
 def checked_count(trajectory: Trajectory, *named: int) -> int:
@@ -106,9 +129,12 @@ def current_task(guide: Guide, trajectory: Trajectory, tower: Tower) -> Task:
         )
     first = replace(trajectory, normalized=trajectory.normalized[:, :1].detach())
     flags = torch.cat([first[f"flag_{k}"] for k in range(count)], dim=2)
-    stages = next_stages(
-        _array(block_positions(first)[:, 0]), _array(flags[:, 0]), goals
-    )
+    try:
+        stages = next_stages(
+            _array(block_positions(first)[:, 0]), _array(flags[:, 0]), goals
+        )
+    except KukaArrangementError as error:
+        raise GuideError(f"{guide.name}: {error}") from error
     values = trajectory.normalized
     return Task(
         block=torch.from_numpy(stages.block).to(values.device),
