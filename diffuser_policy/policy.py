@@ -213,7 +213,7 @@ class DiffuserPolicy(RecedingHorizonPolicy):
                     "state of initial_state(), or none."
                 )
             index = np.arange(len(rows))
-            generators = self._generators(state, index, deterministic=False)
+            generators = self._generators(state, rows, index, deterministic=False)
         return self.planner.plan(
             rows,
             goals,

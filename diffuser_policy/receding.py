@@ -21,6 +21,7 @@ Plans live in planning columns, which a featurizer may derive from observations
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -170,7 +171,7 @@ class RecedingHorizonPolicy:
             state: What the last call returned; nothing before the first.
             episode_start: `[n]` rows whose episode just began.
             deterministic: Fix the initial noise by the policy's seed and add none
-                while denoising: the same observation gives the same action.
+                while denoising: the same observation and plan give the same action.
 
         Returns:
             Actions `[action]` or `[n, action]` inside the action space, and the state.
@@ -260,7 +261,7 @@ class RecedingHorizonPolicy:
         plan = self.planner.plan(
             rows[index],
             chosen_goals,
-            self._generators(state, index, deterministic=deterministic),
+            self._generators(state, rows, index, deterministic=deterministic),
             remaining=np.where(state.lengths > 0, remaining + slack, -1)[index],
             previous=self._underway(state, rows).rows(index),
             step_noise=not deterministic,
@@ -334,15 +335,29 @@ class RecedingHorizonPolicy:
         return np.where(state.lengths > 0, distance, 0.0)
 
     def _generators(
-        self, state: PolicyState, index: np.ndarray, *, deterministic: bool
+        self,
+        state: PolicyState,
+        rows: np.ndarray,
+        index: np.ndarray,
+        *,
+        deterministic: bool,
     ) -> list[torch.Generator]:
-        """Return the noise source of each row's next plan."""
-        if deterministic:
-            return [torch.Generator().manual_seed(self.seed) for _ in index]
-        keys = zip(
-            state.streams[index].tolist(), state.num_plans[index].tolist(), strict=True
-        )
-        return [_generator(stream, number) for stream, number in keys]
+        """Return the noise source of each row's next plan.
+
+        Deterministic plans begin with the same noise where nothing is under way. A plan
+        made anew gets noise that depends on where the row is: with the same every time,
+        a policy that has come to a halt would plan its halt for ever.
+        """
+        if not deterministic:
+            streams, numbers = state.streams[index], state.num_plans[index]
+            keys = zip(streams.tolist(), numbers.tolist(), strict=True)
+            return [_generator(stream, number) for stream, number in keys]
+        return [
+            _generator(self.seed, zlib.crc32(rows[row].tobytes()))
+            if state.lengths[row] > 0
+            else torch.Generator().manual_seed(self.seed)
+            for row in index.tolist()
+        ]
 
 
 def _generator(stream: int, number: int) -> torch.Generator:

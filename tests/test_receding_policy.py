@@ -178,3 +178,28 @@ def test_rows_can_be_taken_out_and_put_back(policy: DiffuserPolicy) -> None:
     other = state.with_rows([1], some.rows([0]))
     assert np.array_equal(other.observations[1], state.observations[2])
     assert not np.array_equal(state.observations[1], state.observations[2])
+
+
+def test_a_deterministic_plan_made_anew_gets_the_noise_of_its_place(
+    goalless: DiffuserPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one noise for all, a policy that has come to a halt would stay there."""
+    policy = goalless.with_settings(replan_interval=1)
+    plan, seeds = policy.planner.plan, []
+
+    def counted(observations: Any, goals: Any, generators: Any, **settings: Any) -> Any:
+        seeds.append([generator.initial_seed() for generator in generators])
+        return plan(observations, goals, generators, **settings)
+
+    monkeypatch.setattr(policy.planner, "plan", counted)
+    here = np.zeros((2, policy.spaces.observation_size), np.float32)
+    there = here.copy()
+    there[1] += 0.01
+    _, state = policy.predict(here, deterministic=True)
+    policy.predict(there, state, deterministic=True)
+    policy.predict(there, state, deterministic=True)
+
+    first, anew, again = seeds
+    assert first == [policy.seed, policy.seed]
+    assert anew[0] != anew[1]
+    assert again == anew
