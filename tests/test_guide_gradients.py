@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -159,7 +160,16 @@ def view_clean_blocks(normalized: Tensor) -> Trajectory:
     return view_blocks(normalized, CLEAN)
 
 
+def view_reached(normalized: Tensor) -> Trajectory:
+    """Desire the places where the blocks are: nothing is left to do."""
+    seen = view_blocks(normalized)
+    blocks = [seen[f"block_{k}"][:, :1].detach() for k in range(4)]
+    return replace(seen, desired_goal=torch.cat(blocks, dim=2))
+
+
 def view_of(name: str) -> Callable[[Tensor], Trajectory]:
+    if name == "rest":
+        return view_reached
     return view_blocks if name in BLOCK_CASES else view
 
 
