@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffuser_policy.benchmark import Benchmark, benchmark
-from diffuser_policy.benchmark.cases import SCALINGS, Subject, all_cases
-from diffuser_policy.benchmark.report import TITLES, summary, to_json
+from diffuser_policy.speed import Benchmark, benchmark
+from diffuser_policy.speed.cases import SCALINGS, Subject, all_cases
+from diffuser_policy.speed.report import TITLES, summary, to_json
 from diffuser_policy.cli import main
 from diffuser_policy.errors import SpaceMismatchError
 from diffuser_policy.policy import DiffuserPolicy
@@ -71,7 +71,7 @@ def test_cases_say_how_many_plans_they_make(
 
 def test_the_paper_setting_is_256_steps_at_stride_1(policy: DiffuserPolicy) -> None:
     """With this planner's network: 256 calls of as many rows as env steps."""
-    from diffuser_policy.benchmark.floor import network_flops
+    from diffuser_policy.speed.floor import network_flops
 
     [first, *_] = all_cases(Subject(policy, POINT, quick=True))
     network: Any = policy.networks.denoiser.network

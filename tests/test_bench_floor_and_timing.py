@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffuser_policy.benchmark.floor import network_flops, throughput
-from diffuser_policy.benchmark.timing import Case, measure
+from diffuser_policy.speed.floor import network_flops, throughput
+from diffuser_policy.speed.timing import Case, measure
 from diffuser_policy.errors import ConfigError
 from tests.network_helpers import batch, random_network
 

@@ -17,7 +17,7 @@ from diffuser_policy.cli.options import (
 from diffuser_policy.errors import require_extra
 
 if TYPE_CHECKING:
-    from diffuser_policy.benchmark import Benchmark
+    from diffuser_policy.speed import Benchmark
 
 FIGURE = "bench.png"
 
@@ -59,8 +59,8 @@ def run(settings: BenchSettings) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
-    from diffuser_policy.benchmark import benchmark
-    from diffuser_policy.benchmark.report import summary, tables, write_json
+    from diffuser_policy.speed import benchmark
+    from diffuser_policy.speed.report import summary, tables, write_json
     from diffuser_policy.evaluation.report import check_writable
 
     if settings.out is not None:
@@ -95,7 +95,7 @@ def run(settings: BenchSettings) -> int:
 
 def _draw(measured: Benchmark, path: Path, *, title: str) -> None:
     """Write the figure of the three scalings."""
-    from diffuser_policy.benchmark.cases import SCALINGS
+    from diffuser_policy.speed.cases import SCALINGS
     from diffuser_policy.plotting.figures import save_figure
     from diffuser_policy.plotting.scaling import Curve, scaling_figure
 

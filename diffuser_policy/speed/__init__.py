@@ -10,6 +10,6 @@
 | report | tables and JSON |
 """
 
-from diffuser_policy.benchmark.run import Benchmark, benchmark
+from diffuser_policy.speed.measurement import Benchmark, benchmark
 
 __all__ = ["Benchmark", "benchmark"]

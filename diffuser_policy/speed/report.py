@@ -10,7 +10,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from diffuser_policy.benchmark.cases import (
+from diffuser_policy.speed.cases import (
     GUIDE,
     LOOP,
     NETWORK,
@@ -18,8 +18,8 @@ from diffuser_policy.benchmark.cases import (
     SAMPLER,
     TOGETHER,
 )
-from diffuser_policy.benchmark.run import Benchmark
-from diffuser_policy.benchmark.timing import Timing
+from diffuser_policy.speed.measurement import Benchmark
+from diffuser_policy.speed.timing import Timing
 from diffuser_policy.files import replaced_file
 
 TITLES = {

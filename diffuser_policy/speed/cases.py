@@ -24,8 +24,8 @@ import numpy as np
 import torch
 
 from diffuser_policy.acceleration import Acceleration
-from diffuser_policy.benchmark.floor import network_flops
-from diffuser_policy.benchmark.timing import Case
+from diffuser_policy.speed.floor import network_flops
+from diffuser_policy.speed.timing import Case
 from diffuser_policy.conditions import Inpainting
 from diffuser_policy.denoiser import Denoiser
 from diffuser_policy.envs import make_env
