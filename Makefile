@@ -3,7 +3,8 @@
 #   make demo      a shipped planner crosses a maze: a table, and pictures in demo/
 #   make test      the test suite, with its coverage
 #   make gates     what CI checks beside the tests
-#   make oldest    the suite on the oldest supported stack (.ci/oldest.txt)
+#   make oldest    the suite on the oldest supported stack (.ci/oldest.txt), which is
+#                  also where d3rlpy and ray are
 
 # The build of torch that results were measured with. Another one, for example for
 # your CUDA version: make test TORCH="torch==2.13.0 --index-url ..."
@@ -88,5 +89,6 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/.torch
 $(OLDEST)/.dev: pyproject.toml .ci/oldest.txt | $(OLDEST)/bin/python
 	@echo 'installing into $(@D): a few minutes, once'
 	$(OLDEST)/bin/python $(PIP) $(TORCH)
-	$(OLDEST)/bin/python $(PIP) --constraint .ci/oldest.txt --editable '.[all,dev]'
+	$(OLDEST)/bin/python $(PIP) --constraint .ci/oldest.txt \
+	    --editable '.[all,dev,baselines,ray]'
 	@touch $@

@@ -1,4 +1,4 @@
-"""What a new user does first, against the installed wheel: load, make, act.
+"""What a new user does first, against the installed wheel: load, make, act, compare.
 
 Runs in a clean environment outside the repository, with the `maze` extra only.
 """
@@ -12,6 +12,7 @@ import gymnasium
 
 import diffuser_policy
 from diffuser_policy import DiffuserPolicy
+from diffuser_policy.benchmark.methods import find_method, method_names
 
 NUM_STEPS = 3
 
@@ -32,7 +33,11 @@ def main() -> int:
             print(f"not an action of the environment: {action!r}")
             return 1
         observation, *_ = env.step(action)
-    print(f"wheel: version {diffuser_policy.__version__} acts")
+    labels = [find_method(name).label for name in method_names()]
+    if "Diffuser" not in labels:
+        print(f"methods are missing: {labels}")
+        return 1
+    print(f"wheel: version {diffuser_policy.__version__} acts, {len(labels)} methods")
     return 0
 
 

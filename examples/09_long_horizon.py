@@ -32,11 +32,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import gymnasium
-import mujoco
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
-from mujoco import rollout
 
 import diffuser_envs
 from diffuser_policy import DiffuserPolicy
@@ -44,7 +42,6 @@ from diffuser_policy.evaluation.statistics import proportion_interval
 from diffuser_policy.plotting import Scene, draw_ends, draw_plan, draw_scene
 from diffuser_policy.plotting import save_figure as save
 
-SPEED_LIMIT = 5.0  # m/s, clipped by the environment before every step
 FAR = 8  # cells
 PLANNER, SHOOTING = "#2b5fd9", ("#9b6fd0", "#e0a52c", "#e0632b")  # by kind
 Objective = Literal["reward", "dense"]
@@ -59,23 +56,12 @@ KINDS: tuple[tuple[Objective, int], ...] = (
 def simulate(env: Any, state: np.ndarray, actions: np.ndarray) -> np.ndarray:
     """Return the states `[sequences, steps, 4]` that pushes lead to.
 
-    A copy of the environment's dynamics for many sequences side by side; the
-    environment itself is left alone.
-
     Args:
-        env: A maze, unwrapped.
+        env: A maze, unwrapped; it is left alone.
         state: `[4]` position and velocity to start from.
         actions: `[sequences, steps, 2]`.
     """
-    data = mujoco.MjData(env.model)
-    full = np.zeros((len(actions), 5))  # time, position, velocity
-    full[:, 1:] = state
-    states = np.empty((*actions.shape[:2], 4))
-    for step in range(actions.shape[1]):
-        full[:, 3:] = full[:, 3:].clip(-SPEED_LIMIT, SPEED_LIMIT)
-        after, _ = rollout.rollout(env.model, data, full, actions[:, step, None])
-        full = after[:, -1]
-        states[:, step] = full[:, 1:]
+    states: np.ndarray = env.simulate(np.tile(state, (len(actions), 1)), actions)
     return states
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
 import runpy
 import shlex
@@ -41,6 +42,9 @@ SMALL = {
         "--episodes 1 --tasks Unconditional --methods paper demonstrator"
     ),
     "13_tower_order.py": "--steps 60 --every 30",
+    "14_your_own_methods.py": (
+        "--num-data-steps 2000 --num-gradient-steps 20 --num-env-steps 120 --episodes 2"
+    ),
 }
 STACKING = ("12_block_stacking.py", "13_tower_order.py")
 
@@ -63,8 +67,9 @@ def run(
 ) -> Iterator[Run]:
     """Run a command in an empty folder, in this process; return what it printed."""
     monkeypatch.chdir(tmp_path)
-    # Examples set it themselves; this takes back whatever they do.
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    # Examples set them themselves; this takes back whatever they do.
+    for variable in ("MINARI_DATASETS_PATH", "DIFFUSER_POLICY_CACHE"):
+        monkeypatch.setenv(variable, str(tmp_path))
     known = set(gymnasium.registry)
 
     def run_command(words: list[str]) -> str:
@@ -139,3 +144,17 @@ def test_a_policy_of_an_own_environment_keeps_the_contract(run: Run) -> None:
         "the planner",
     ]
     assert "success 100%" in lines[2]
+
+
+@pytest.mark.slow
+def test_guests_take_part_in_a_benchmark(run: Run) -> None:
+    """The script, the agent and the algorithm get a score each, in one table."""
+    *_, header, _, row, empty, last = run_small(run, "14_your_own_methods.py")
+    names = {"demonstrator", "straight", "online"}
+    if importlib.util.find_spec("d3rlpy"):
+        names.add("imitation")
+    assert {name.strip().lower() for name in header.split("|")[2:-1]} == names
+    scores = [re.search(r"-?[0-9.]+ \[", cell) for cell in row.split("|")[2:-1]]
+    assert all(scores)
+    assert not empty
+    assert last == f"{len(names)} methods, the same 2 episodes for each"

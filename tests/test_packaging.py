@@ -24,7 +24,9 @@ ROOT = Path(__file__).resolve().parent.parent
 EXTRAS = {
     "PIL",
     "accelerate",
+    "d3rlpy",
     "diffusers",
+    "gym",
     "gymnasium_robotics",
     "h5py",
     "huggingface_hub",
@@ -34,7 +36,11 @@ EXTRAS = {
     "pandas",
     "pybullet",
     "pybullet_data",
+    "pytorch_mppi",
+    "ray",
+    "sklearn",
     "stable_baselines3",
+    "submitit",
     "tensorboard",
 }
 
@@ -121,6 +127,16 @@ def test_using_every_public_name_loads_no_extra() -> None:
     assert not loaded & (EXTRAS | {"diffuser_envs"})
 
 
+def test_finding_every_method_loads_no_extra() -> None:
+    """Tables need the methods' labels where their libraries are not installed."""
+    code = (
+        "from diffuser_policy.benchmark.methods import find_method, method_names\n"
+        "assert {'diffuser', 'iql', 'mppi-learned', 'sac-her'} <= {*method_names()}\n"
+        "for name in method_names(): find_method(name)"
+    )
+    assert not modules_after(code) & EXTRAS
+
+
 def test_importing_the_environments_loads_neither_torch_nor_a_simulator() -> None:
     """Registration is by name; the simulator comes with the first environment."""
     loaded = modules_after("import diffuser_envs")
@@ -193,9 +209,24 @@ def test_version_is_one_literal_and_in_the_changelog(pyproject: dict[str, Any]) 
     assert f"## [{literal}]" in changelog
 
 
-def test_entry_points_load() -> None:
-    """Each demonstrator that we announce can be imported."""
-    points = entry_points(group="diffuser_policy.demonstrators")
-    assert "maze-waypoint" in points.names
+@pytest.mark.parametrize(
+    ("group", "member"), [("demonstrators", "maze-waypoint"), ("methods", "td3-bc")]
+)
+def test_entry_points_load(pyproject: dict[str, Any], group: str, member: str) -> None:
+    """Each demonstrator and method that we announce can be imported."""
+    announced = pyproject["project"]["entry-points"][f"diffuser_policy.{group}"]
+    points = entry_points(group=f"diffuser_policy.{group}")
+    assert member in announced
+    assert set(announced) <= points.names
     for point in points:
         assert callable(point.load())
+
+
+def test_what_would_downgrade_everybody_is_asked_for_by_name(
+    pyproject: dict[str, Any],
+) -> None:
+    """d3rlpy wants an old gymnasium, ray much space: neither is part of `all`."""
+    extras = pyproject["project"]["optional-dependencies"]
+    (everything,) = (Requirement(line) for line in extras["all"])
+    assert everything.extras == extras.keys() - {"all", "dev", "baselines", "ray"}
+    assert not {"d3rlpy", "ray"} & {Requirement(line).name for line in extras["dev"]}

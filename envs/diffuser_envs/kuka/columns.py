@@ -61,6 +61,15 @@ def observation_columns(num_blocks: int = NUM_BLOCKS) -> dict[str, tuple[int, ..
 COLUMNS: dict[str, tuple[int, ...]] = observation_columns()
 
 
+def metadata_columns(num_blocks: int = NUM_BLOCKS) -> dict[str, list[int]]:
+    """Name the columns as an environment's metadata do: with lists, as in JSON.
+
+    Args:
+        num_blocks: Number of blocks.
+    """
+    return {name: list(c) for name, c in observation_columns(num_blocks).items()}
+
+
 def ordered_pairs(num_blocks: int = NUM_BLOCKS) -> tuple[tuple[int, int], ...]:
     """Return all (top, bottom) pairs in the order in which goals list them.
 

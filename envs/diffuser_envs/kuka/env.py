@@ -39,7 +39,7 @@ from diffuser_envs.kuka.columns import (
     NUM_JOINTS,
     BoolArray,
     FloatArray,
-    observation_columns,
+    metadata_columns,
 )
 from diffuser_envs.kuka.events import EpisodeLog
 from diffuser_envs.kuka.grips import Grasp, Grip, box_distance, seen_from_blocks
@@ -93,9 +93,8 @@ class KukaStackEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle
     metadata: dict[str, Any] = {  # noqa: RUF012 (Gymnasium declares it like this)
         "render_modes": ["rgb_array"],
         "render_fps": 20,
-        "observation_columns": {
-            name: list(columns) for name, columns in observation_columns().items()
-        },
+        "observation_columns": metadata_columns(),
+        "action_targets": [*range(NUM_JOINTS), -1],  # targets of these columns
         "demonstrator": "kuka-stack",
     }
 
@@ -128,13 +127,8 @@ class KukaStackEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle
         self.num_blocks = num_blocks
         self.joint_noise = joint_noise
         self.render_mode = render_mode
-        self.metadata = {
-            **self.metadata,
-            "observation_columns": {
-                name: list(columns)
-                for name, columns in observation_columns(num_blocks).items()
-            },
-        }
+        columns = metadata_columns(num_blocks)
+        self.metadata = {**self.metadata, "observation_columns": columns}
         self.action_space = spaces.Box(
             np.append(JOINT_LOW, 0.0).astype(np.float32),
             np.append(JOINT_HIGH, 1.0).astype(np.float32),
@@ -300,6 +294,10 @@ class KukaStackEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle
         if not self.task.goal_size:
             raise AttributeError("the Unconditional task has no goals to reward")
         return self._reward
+
+    def achieved_goals(self, observations: npt.ArrayLike) -> FloatArray:
+        """Return the goals `[..., goal_size]` that observations `[..., size]` meet."""
+        return self.task.achieved_goals(observations)
 
     def render(self) -> Any:
         """Draw the arm and the blocks, and what the goal asks for.

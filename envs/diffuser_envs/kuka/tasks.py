@@ -32,6 +32,7 @@ from diffuser_envs.kuka.arrangements import (
 from diffuser_envs.kuka.columns import (
     FARTHEST,
     NUM_BLOCKS,
+    NUM_JOINTS,
     FloatArray,
     observation_size,
     ordered_pairs,
@@ -73,12 +74,24 @@ class Task(ABC):
 
     @abstractmethod
     def achieved(self, positions: FloatArray, held: npt.ArrayLike) -> FloatArray:
-        """Return what of the goal's numbers a state has, `[goal_size]`.
+        """Return what of the goal's numbers a state has, shape `[..., goal_size]`.
 
         Args:
-            positions: Centers of the blocks, `[n, 3]`, m.
-            held: Whether the tool holds each block, `[n]`.
+            positions: Centers of the blocks, shape `[..., n, 3]`, m.
+            held: Whether the tool holds each block, shape `[..., n]`.
         """
+
+    def achieved_goals(self, observations: npt.ArrayLike) -> FloatArray:
+        """Return what observations say was achieved, shape `[..., goal_size]`.
+
+        Args:
+            observations: Shape `[..., size]`.
+        """
+        values = np.asarray(observations, dtype=np.float64)
+        blocks = values[..., NUM_JOINTS:].reshape(
+            *values.shape[:-1], self.num_blocks, -1
+        )
+        return self.achieved(blocks[..., :3], blocks[..., -1] > 0.5)
 
     @abstractmethod
     def share(self, achieved: npt.ArrayLike, desired: npt.ArrayLike) -> FloatArray:
@@ -213,7 +226,7 @@ class Rearrangement(Task):
 
     def achieved(self, positions: FloatArray, held: npt.ArrayLike) -> FloatArray:  # noqa: ARG002
         """Return the positions."""
-        return positions.reshape(-1)
+        return positions.reshape(*positions.shape[:-2], -1)
 
     def share(self, achieved: npt.ArrayLike, desired: npt.ArrayLike) -> FloatArray:
         """Return the share of blocks that are in their places."""

@@ -52,6 +52,8 @@ try:
     # Its import prints a notice about robot hands, which are not in any maze.
     with contextlib.redirect_stderr(io.StringIO()):
         from gymnasium_robotics.envs.maze.point_maze import PointMazeEnv
+
+    from diffuser_envs.maze.simulator import MazeSimulator
 except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
     raise MissingExtraError(
         f"the mazes need Gymnasium-Robotics and MuJoCo ({error});"
@@ -128,6 +130,7 @@ class Maze2DEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle):
         self._renderer = MazeRenderer(
             self.point_env, self.layout, renderer, size=(width, height)
         )
+        self._simulator: MazeSimulator | None = None
         self._fixed_goal = self.layout.cell_to_xy(self.layout.goal_cell or (1, 1))
         self._goal = self._fixed_goal
         self.action_space = spaces.Box(-1.0, 1.0, shape=(2,), dtype=np.float32)
@@ -202,6 +205,25 @@ class Maze2DEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle):
             np.float64
         )
         return rewards
+
+    def simulate(self, states: npt.ArrayLike, actions: npt.ArrayLike) -> FloatArray:
+        """Return where actions would lead; the environment stays as it is.
+
+        Args:
+            states: (x, y, vx, vy) to start from, shape `[n, 4]`, meters and m/s.
+            actions: Forces, shape `[n, steps, 2]`; clipped to [-1, 1].
+
+        Returns:
+            States after every action, shape `[n, steps, 4]`
+            (`diffuser_envs.maze.simulator` says how exact they are).
+
+        Raises:
+            MazeObservationError: States of another shape, or not finite.
+            MazeActionError: Actions of another shape, or not finite.
+        """
+        if self._simulator is None:
+            self._simulator = MazeSimulator(self.model)
+        return self._simulator.simulate(states, actions)
 
     def render(self) -> Any:
         """Draw the maze.

@@ -1,0 +1,14 @@
+"""Methods to compare with: offline RL, planning with models, online RL, demonstrators.
+
+| module | holds |
+|---|---|
+| codec | environment units ↔ what networks of baselines see |
+| transitions | batches of transitions; goals and rewards in hindsight |
+| weights | algorithms' weights and moments in safetensors |
+| d3rlpy_training | gradient steps with d3rlpy's algorithms, resumed after a kill |
+| d3rlpy_methods | BC, BCQ, CQL, IQL, TD3+BC, AWAC, ReBRAC |
+| decision_transformer | DT |
+| online | SAC + HER of Stable-Baselines3 |
+| dynamics, diffuser_dynamics, shooting, planning_methods | MPPI and CEM |
+| own_methods | Diffuser, demonstrators |
+"""

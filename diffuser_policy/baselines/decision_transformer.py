@@ -1,0 +1,378 @@
+r"""Decision Transformer (Chen et al. 2021) through d3rlpy: actions that earn a return.
+
+    (return to go, input, action) of the last `context` steps → next action
+
+Every stretch of data as long as an episode counts as one: its return to go at step j is
+what it pays from step j to its end. While it acts, the return to go starts at what the
+best stretches of the data paid, and falls by what is earned. `predict` is told no
+rewards, so they are computed from the goals in the observation; environments without
+goals are refused.
+
+| setting | here | paper |
+|---|---|---|
+| context, batch | 20, 64 | 20, 64 |
+| width, layers, heads | 64, 2, 1, which a CPU can train | 128, 3, 1 |
+| AdamW | 1e-4, decay 1e-4, gradient norm 0.25 | the same, with a warm-up |
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from diffuser_policy.baselines.codec import Codec
+from diffuser_policy.baselines.d3rlpy_methods import MODULES
+from diffuser_policy.baselines.d3rlpy_training import (
+    CHECKPOINT,
+    DEFAULT_STEPS,
+    parts_of,
+)
+from diffuser_policy.baselines.transitions import SingleTask, make_transitions
+from diffuser_policy.baselines.weights import load_parts, save_parts
+from diffuser_policy.benchmark.checked import flat_observation
+from diffuser_policy.benchmark.methods import register_method
+from diffuser_policy.benchmark.training import Training
+from diffuser_policy.envs import Env
+from diffuser_policy.errors import ConfigError, require_extra
+
+CHECKPOINT_STEPS = 500
+
+Memory = tuple[np.ndarray, ...]  # inputs, actions, returns to go, steps, return left
+
+
+class Stretches:
+    """Windows of stretches of data, each stretch as long as an episode.
+
+    A run that is shorter than an episode is one stretch.
+
+    Attributes:
+        returns: `[stretches]`, what each stretch paid.
+        scale: Returns are divided by it: the largest in size.
+        num_steps: Env steps of a stretch at most.
+    """
+
+    def __init__(self, data: SingleTask, num_steps: int) -> None:
+        """Find the stretches.
+
+        Args:
+            data: Rows with the rewards of the one task.
+            num_steps: Env steps of an episode.
+
+        Raises:
+            ConfigError: No stretch pays anything.
+        """
+        self.data, self.num_steps = data, num_steps
+        flat = data.flat
+        lengths = np.minimum(flat.run_lengths, num_steps)
+        counts = flat.run_lengths - lengths + 1
+        run = np.repeat(np.arange(flat.num_runs), counts)
+        first = np.cumsum(counts) - counts
+        self.starts = flat.run_starts[run] + np.arange(len(run)) - first[run]
+        self.lengths = lengths[run]
+        rewards = data.reward.astype(np.float64)
+        self.paid = np.concatenate([[0.0], np.cumsum(rewards)])
+        ends = self.starts + self.lengths
+        self.returns = self.paid[ends] - self.paid[self.starts]
+        self.scale = float(np.abs(self.returns).max())
+        if not self.scale:
+            raise ConfigError(
+                f"No stretch of {num_steps} steps of {flat!r} has a return other than "
+                f"0: there is nothing that a Decision Transformer could aim at."
+            )
+
+    def target(self, best_share: float) -> float:
+        """Return the mean return of the best stretches.
+
+        Args:
+            best_share: How many of all, in (0, 1]; at least one.
+
+        Raises:
+            ConfigError: Not in that range.
+        """
+        if not 0 < best_share <= 1:
+            raise ConfigError(f"best_share must be in (0, 1], got {best_share}.")
+        number = max(1, int(best_share * len(self.returns)))
+        return float(np.partition(self.returns, -number)[-number:].mean())
+
+    def batch(self, rng: np.random.Generator, size: int, context: int) -> Any:
+        """Draw windows as d3rlpy takes them; what is before a stretch is masked.
+
+        Args:
+            rng: Source of randomness.
+            size: How many.
+            context: Steps of a window.
+        """
+        chosen = rng.integers(len(self.starts), size=size)
+        starts, lengths = self.starts[chosen], self.lengths[chosen]
+        last = rng.integers(lengths)  # the window's last step, from 0
+        steps = last[:, None] + np.arange(1 - context, 1)
+        mask = steps >= 0
+        rows = np.where(mask, starts[:, None] + steps, starts[:, None])
+        to_go = (self.paid[starts + lengths][:, None] - self.paid[rows]) / self.scale
+        data, flat_rows = self.data, rows.ravel()
+        here = data.observation[flat_rows]
+        inputs = task_inputs(data.codec, here, data.goal)
+        actions = data.codec.encode(data.action[flat_rows], here)
+        rewards = data.reward[rows] / self.scale
+
+        def masked(values: np.ndarray) -> np.ndarray:
+            shaped: np.ndarray = values.reshape(size, context, -1) * mask[..., None]
+            return shaped.astype(np.float32)
+
+        return require_extra("d3rlpy.dataset", "baselines").TrajectoryMiniBatch(
+            observations=masked(inputs),
+            actions=masked(actions),
+            rewards=masked(rewards),
+            returns_to_go=masked(to_go),
+            terminals=np.zeros((size, context, 1), np.float32),
+            timesteps=np.where(mask, steps + 1, 0).astype(np.float32),
+            masks=mask.astype(np.float32),
+            length=context,
+        )
+
+
+class TransformerPolicy:
+    """Acts to earn a return, by Stable-Baselines3's contract.
+
+    Its state is the last `context` steps of every environment. Without a state, each
+    call is the first step of an episode.
+
+    Args:
+        algorithm: d3rlpy's, built.
+        codec: Scales inputs and actions.
+        compute_reward: Of achieved goals and desired goals.
+        target: Return to aim at.
+        scale: Returns are divided by it.
+    """
+
+    def __init__(
+        self,
+        algorithm: Any,
+        codec: Codec,
+        compute_reward: Any,
+        *,
+        target: float,
+        scale: float,
+    ) -> None:
+        self.algorithm, self.codec = algorithm, codec
+        self.compute_reward = compute_reward
+        self.target, self.scale = target, scale
+        self.context: int = algorithm.config.context_size
+        self.max_step: int = algorithm.config.max_timestep - 1
+
+    def predict(
+        self,
+        observation: Any,
+        state: Memory | None = None,
+        episode_start: Any = None,
+        deterministic: bool = False,  # noqa: ARG002 (nothing is drawn)
+    ) -> tuple[np.ndarray, Memory]:
+        """Return actions and the memory of each environment, one a row.
+
+        Args:
+            observation: A goal dictionary, single or batched.
+            state: As returned last; it is not changed.
+            episode_start: `[n]`, which environments begin an episode.
+            deterministic: Not used.
+        """
+        rows = flat_observation(observation)
+        batch = np.atleast_2d(rows)
+        memory = self._fresh(len(batch)) if state is None else state
+        memory = tuple(part.copy() for part in memory)
+        if episode_start is not None:
+            begins = np.broadcast_to(np.asarray(episode_start, np.bool_), len(batch))
+            for part, fresh in zip(memory, self._fresh(len(batch)), strict=True):
+                part[begins] = fresh[begins]
+        inputs, actions, to_go, steps, left = memory
+        earned = self.compute_reward(
+            np.atleast_2d(observation["achieved_goal"]),
+            np.atleast_2d(observation["desired_goal"]),
+            {},
+        )
+        left -= np.where(steps > 0, earned, 0.0)  # the first step had none before it
+        steps += 1
+        for table, newest in (
+            (inputs, self.codec.inputs(batch)),
+            (actions, np.zeros_like(actions[:, 0])),
+            (to_go, left / self.scale),
+        ):
+            table[:, :-1], table[:, -1] = table[:, 1:].copy(), newest
+        actions[:, -1] = encoded = self._act(inputs, actions, to_go, steps)
+        decoded = self.codec.decode(encoded, batch)
+        return (decoded[0] if rows.ndim == 1 else decoded), memory
+
+    def _fresh(self, num_envs: int) -> Memory:
+        shape = (num_envs, self.context)
+        return (
+            np.zeros((*shape, len(self.codec.mean)), np.float32),
+            np.zeros((*shape, len(self.codec.low)), np.float32),
+            np.zeros(shape, np.float32),
+            np.zeros(num_envs, np.int64),
+            np.full(num_envs, self.target, np.float64),
+        )
+
+    @torch.no_grad()
+    def _act(
+        self,
+        inputs: np.ndarray,
+        actions: np.ndarray,
+        to_go: np.ndarray,
+        steps: np.ndarray,
+    ) -> np.ndarray:
+        """Return the actions `[n, actions]` of the last step.
+
+        d3rlpy's own `predict` takes one environment at a time.
+        """
+        numbers = steps[:, None] + np.arange(1 - self.context, 1)
+        times = torch.from_numpy(numbers.clip(0, self.max_step))
+        hidden = torch.from_numpy((numbers < 1).astype(np.float32))
+        transformer = self.algorithm.impl.modules.transformer
+        transformer.eval()
+        predicted = transformer(
+            torch.from_numpy(inputs),
+            torch.from_numpy(actions),
+            torch.from_numpy(to_go)[..., None],
+            times,
+            hidden,
+        )
+        last: np.ndarray = predicted[:, -1].numpy()
+        return last
+
+
+@register_method("dt", label="DT", goals=("none",), modules=MODULES)
+def decision_transformer(
+    training: Training,
+    *,
+    width: int = 64,
+    num_layers: int = 2,
+    context: int = 20,
+    batch_size: int = 64,
+    learning_rate: float = 1e-4,
+    best_share: float = 0.001,
+) -> TransformerPolicy:
+    """Model the data as sequences, and ask for those that pay.
+
+    Args:
+        training: The workplace; a checkpoint in its folder is gone on from.
+        width: Of the transformer.
+        num_layers: Of the transformer.
+        context: Steps that it sees.
+        batch_size: Windows of a gradient step.
+        learning_rate: Of AdamW.
+        best_share: The return to aim at is the mean of this share of the stretches of
+            data, the best ones.
+
+    Raises:
+        ConfigError: The environment has no fixed goal, or the data pay nothing.
+    """
+    torch.set_num_threads(1)
+    env = training.make_env()
+    check_reward(env)
+    data = make_transitions(training.problem, training.dataset)
+    if not isinstance(data, SingleTask):
+        raise ConfigError('dt does problems with one reward, goals="none".')
+    limit = env.spec.max_episode_steps if env.spec else None
+    stretches = Stretches(data, limit or int(data.flat.run_lengths.max()))
+    target = stretches.target(best_share)
+    torch.manual_seed(training.seed)
+    algorithm = make_algorithm(
+        width=width,
+        num_layers=num_layers,
+        context_size=context,
+        max_timestep=stretches.num_steps + 1,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+    )
+    algorithm.create_impl((data.num_inputs,), data.num_actions)
+    policy = TransformerPolicy(
+        algorithm,
+        data.codec,
+        env.unwrapped.compute_reward,  # type: ignore[attr-defined]
+        target=target,
+        scale=stretches.scale,
+    )
+    env.close()
+    step = _take_steps(training, policy, stretches)
+    transformer = algorithm.impl.modules.transformer
+    training.facts |= {
+        "num_steps": step,
+        "num_parameters": sum(p.numel() for p in transformer.parameters()),
+        "flat": training.is_flat(),
+        "target_return": target,
+    }
+    return policy
+
+
+def make_algorithm(*, width: int, num_layers: int, **config: Any) -> Any:
+    """Return d3rlpy's algorithm, not built yet.
+
+    Args:
+        width: Of the transformer.
+        num_layers: Of the transformer.
+        **config: The rest of d3rlpy's configuration.
+    """
+    d3rlpy = require_extra("d3rlpy", "baselines")
+    return d3rlpy.algos.DecisionTransformerConfig(
+        num_layers=num_layers,
+        encoder_factory=d3rlpy.models.VectorEncoderFactory(
+            [width], exclude_last_activation=True
+        ),
+        optim_factory=d3rlpy.optimizers.AdamWFactory(
+            weight_decay=1e-4, clip_grad_norm=0.25
+        ),
+        **config,
+    ).create()
+
+
+def check_reward(env: Env) -> None:
+    """Raise unless a policy can tell from its observations what it has earned.
+
+    Raises:
+        ConfigError: There are no goals, or no reward of them.
+    """
+    space: Any = env.observation_space
+    has_goals = "desired_goal" in getattr(space, "spaces", {})
+    if not has_goals or not hasattr(env.unwrapped, "compute_reward"):
+        raise ConfigError(
+            f"A Decision Transformer has to know what it has earned so far. predict is "
+            f"told no rewards, and {type(env.unwrapped).__name__} has no goals with "
+            f"compute_reward to compute them from. Leave dt out of this problem."
+        )
+
+
+def task_inputs(
+    codec: Codec, observations: np.ndarray, goal: np.ndarray | None
+) -> np.ndarray:
+    """Return scaled inputs `[n, inputs]` of observations under one goal `[1, goal]`."""
+    if goal is None:
+        return codec.inputs(observations)
+    goals = np.repeat(goal, len(observations), axis=0)
+    return codec.inputs(np.concatenate([observations, goals], axis=1))
+
+
+def _take_steps(
+    training: Training, policy: TransformerPolicy, stretches: Stretches
+) -> int:
+    """Go on from the checkpoint; return the number of gradient steps in the end."""
+    algorithm, path = policy.algorithm, training.folder / CHECKPOINT
+    if training.num_steps is None:
+        training.num_steps = training.max_steps = DEFAULT_STEPS
+    parts = parts_of(algorithm)
+    step = load_parts(path, parts) if path.is_file() else 0
+    training.forget_curve(step)
+    while not training.finished(step):
+        rng = np.random.default_rng((training.seed, step))
+        torch.manual_seed(int(rng.integers(2**62)))
+        batch = stretches.batch(rng, algorithm.batch_size, policy.context)
+        losses = algorithm.update(batch)
+        step += 1
+        if step % 100 == 0:
+            training.progress(step, figures=losses)
+        if training.curve_due(step):
+            training.curve(step, policy)
+        if step % CHECKPOINT_STEPS == 0:
+            save_parts(path, parts, step=step)
+    save_parts(path, parts, step=step)
+    return step

@@ -1,0 +1,308 @@
+r"""Learned one-step dynamics: an ensemble of networks, each with an opinion.
+
+    normalized (state, action) → network e → normalized change of state → next state
+
+(Chua et al. 2018, "PETS", with deterministic members.) Every member has its own first
+weights and its own batches, and imagines whole trajectories by itself: where the data
+say little, members disagree, and a plan is worth the mean of what they promise.
+Imagined states are kept within the range of the data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from diffuser_policy.config import OptimizationConfig
+from diffuser_policy.data.flat import FlatDataset
+from diffuser_policy.errors import ConfigError, DatasetError, SpaceMismatchError
+from diffuser_policy.files import replaced_file
+from diffuser_policy.settings import positive
+from diffuser_policy.training.loss import step_generator
+from diffuser_policy.training.processes import Processes
+from diffuser_policy.training.state import data_facts
+from diffuser_policy.training.trainer import TrainingRun
+
+WEIGHTS_FILE = "model.safetensors"
+EMA_DECAY = 0.99  # short: the step size falls to zero in any case
+CONSTANT = 1e-6  # columns that spread less are not scaled
+
+
+@dataclass(frozen=True, kw_only=True)
+class DynamicsConfig:
+    """What is trained, besides the data.
+
+    Attributes:
+        num_members: Networks.
+        width: Units of each of their hidden layers.
+        num_layers: Hidden layers.
+        num_steps: Gradient steps.
+        batch_size: Transitions per member and gradient step.
+        learning_rate: Adam's first step size, which falls to zero as a cosine.
+        seed: Of weights and batches.
+    """
+
+    num_members: int = 5
+    width: int = 128
+    num_layers: int = 2
+    num_steps: int = 20_000
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        positive(self, "num_members", "width", "num_layers", "num_steps")
+        positive(self, "batch_size", "learning_rate")
+
+
+class DynamicsEnsemble(nn.Module):
+    """Predicts next states; a `Model` of `diffuser_policy.baselines.shooting`."""
+
+    moments: Tensor
+    limits: Tensor
+
+    def __init__(
+        self,
+        state_size: int,
+        action_size: int,
+        *,
+        num_members: int = 5,
+        width: int = 128,
+        num_layers: int = 2,
+    ) -> None:
+        """Draw first weights.
+
+        Args:
+            state_size: Columns of the state.
+            action_size: Columns of the action.
+            num_members: Networks.
+            width: Units of each hidden layer.
+            num_layers: Hidden layers.
+        """
+        super().__init__()
+        self.state_size, self.action_size = state_size, action_size
+        sizes = [state_size + action_size, *[width] * num_layers, state_size]
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        for fan_in, fan_out in pairwise(sizes):
+            bound = fan_in**-0.5
+            weight = torch.empty(num_members, fan_in, fan_out).uniform_(-bound, bound)
+            self.weights.append(nn.Parameter(weight))
+            self.biases.append(nn.Parameter(torch.zeros(num_members, 1, fan_out)))
+        # Rows: shift and scale; columns: state, action, change of state.
+        columns = 2 * state_size + action_size
+        blank = torch.stack([torch.zeros(columns), torch.ones(columns)])
+        self.register_buffer("moments", blank)
+        self.register_buffer("limits", torch.full((2, state_size), torch.inf))
+
+    @property
+    def num_members(self) -> int:
+        """How many networks there are."""
+        return len(self.biases[0])
+
+    def fit_moments(
+        self, states: np.ndarray, actions: np.ndarray, following: np.ndarray
+    ) -> None:
+        """Measure how inputs and outputs are scaled.
+
+        Args:
+            states: `[n, state]`, environment units.
+            actions: `[n, action]`.
+            following: `[n, state]` the states after the actions.
+        """
+        rows = np.concatenate([states, actions, following - states], axis=1)
+        mean = rows.mean(axis=0, dtype=np.float64)
+        std = rows.std(axis=0, dtype=np.float64)
+        std[std < CONSTANT] = 1.0
+        self.moments.copy_(torch.from_numpy(np.stack([mean, std])))
+        limits = np.stack([following.min(axis=0), following.max(axis=0)])
+        self.limits.copy_(torch.from_numpy(limits))
+
+    def forward(self, states: Tensor, actions: Tensor) -> Tensor:
+        """Return each member's normalized change of state `[members, n, state]`.
+
+        Args:
+            states: `[members, n, state]`, environment units.
+            actions: `[members, n, action]`.
+        """
+        shift, scale = self.moments[:, : self.state_size + self.action_size]
+        x: Tensor = (torch.cat([states, actions], dim=-1) - shift) / scale
+        last = len(self.weights) - 1
+        for layer, weight in enumerate(self.weights):
+            x = torch.baddbmm(self.biases[layer], x, weight)
+            if layer < last:
+                x = nn.functional.silu(x)
+        return x
+
+    def loss(self, states: Tensor, actions: Tensor, following: Tensor) -> Tensor:
+        """Return the mean squared error, summed over members, a scalar.
+
+        Args:
+            states: `[members, n, state]`, environment units.
+            actions: `[members, n, action]`.
+            following: `[members, n, state]`.
+        """
+        shift, scale = self._of_change()
+        target = (following - states - shift) / scale
+        error: Tensor = self(states, actions) - target
+        total: Tensor = error.square().mean(dim=(1, 2)).sum()
+        return total
+
+    @torch.inference_mode()
+    def simulate(self, states: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        """Return what every member imagines, `[members, n, steps, state]`.
+
+        Args:
+            states: `[n, state]` to start from, environment units.
+            actions: `[n, steps, action]`.
+
+        Raises:
+            SpaceMismatchError: States or actions of another size.
+        """
+        given = (states.shape[-1], actions.shape[-1])
+        if given != (self.state_size, self.action_size):
+            raise SpaceMismatchError(
+                f"These dynamics are of states with {self.state_size} and actions with "
+                f"{self.action_size} columns; got {given[0]} and {given[1]}."
+            )
+        device = self.moments.device
+        first = torch.as_tensor(np.array(states, np.float32), device=device)
+        pushes = torch.as_tensor(np.array(actions, np.float32), device=device)
+        x = first.expand(self.num_members, *first.shape)
+        shift, scale = self._of_change()
+        imagined = []
+        for step in range(pushes.shape[1]):
+            action = pushes[:, step].expand(self.num_members, -1, -1)
+            x = x + shift + scale * self(x, action)
+            x = x.clamp(self.limits[0], self.limits[1])
+            imagined.append(x)
+        return torch.stack(imagined, dim=2).cpu().numpy()
+
+    def _of_change(self) -> Tensor:
+        """Return shift and scale of changes of state."""
+        return self.moments[:, self.state_size + self.action_size :]
+
+
+class DynamicsLoss(nn.Module):
+    """Loss of an ensemble on fresh batches, one for each member."""
+
+    def __init__(
+        self,
+        ensemble: DynamicsEnsemble,
+        transitions: tuple[np.ndarray, np.ndarray, np.ndarray],
+        config: DynamicsConfig,
+    ) -> None:
+        """Hold the network and the data.
+
+        Args:
+            ensemble: Trained.
+            transitions: What `transitions` returns.
+            config: Batch size and seed.
+        """
+        super().__init__()
+        self.ensemble, self.transitions, self.config = ensemble, transitions, config
+
+    def forward(self, step: int, process: int, accumulation: int) -> dict[str, Tensor]:
+        """Return the scalar loss, by the network's name.
+
+        Args:
+            step: Gradient step.
+            process: Rank of this process.
+            accumulation: Which of the batches that make up one gradient step.
+        """
+        generator = step_generator(self.config.seed, step, 1 + process, accumulation)
+        size = (self.ensemble.num_members, self.config.batch_size)
+        rows = torch.randint(len(self.transitions[0]), size, generator=generator)
+        device = self.ensemble.moments.device
+        batch = (
+            torch.from_numpy(part[rows.numpy()]).to(device) for part in self.transitions
+        )
+        return {"dynamics": self.ensemble.loss(*batch)}
+
+
+class DynamicsRun(TrainingRun[DynamicsEnsemble]):
+    """Trains an ensemble, with checkpoints, in a folder of its own."""
+
+    def __init__(self, config: DynamicsConfig, flat: FlatDataset, output: Path) -> None:
+        """Build the networks, and restore the latest checkpoint if there is one.
+
+        Args:
+            config: Settings.
+            flat: The data.
+            output: Folder of the run, created on the first save.
+
+        Raises:
+            ConfigError: The folder holds a run with other settings or other data.
+            DatasetError: The data hold no two successive states.
+        """
+        processes = Processes.single("cpu")
+        rows = transitions(flat)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(config.seed)
+            ensemble = DynamicsEnsemble(
+                flat.observation_size,
+                flat.action_size,
+                num_members=config.num_members,
+                width=config.width,
+                num_layers=config.num_layers,
+            )
+        ensemble.fit_moments(*rows)
+        super().__init__(
+            ensemble,
+            DynamicsLoss(ensemble, rows, config),
+            optimization=OptimizationConfig(
+                num_steps=config.num_steps,
+                batch_size=config.batch_size,
+                learning_rate=config.learning_rate,
+                ema_decay=EMA_DECAY,
+            ),
+            settings={**asdict(config), "data": data_facts(flat)},
+            output=output,
+            processes=processes,
+        )
+
+    @property
+    def ensemble(self) -> DynamicsEnsemble:
+        """The averaged networks, with which to plan."""
+        average = self.average.average
+        if not isinstance(average, DynamicsEnsemble):
+            raise ConfigError("The averaged copy is not an ensemble.")
+        return average
+
+    def write_planner(self) -> None:
+        """Write the averaged weights into the output folder."""
+        tensors = {
+            name: tensor.detach().cpu().contiguous()
+            for name, tensor in self.ensemble.state_dict().items()
+        }
+        with replaced_file(self.output / WEIGHTS_FILE) as partial:
+            partial.write_bytes(save(tensors))
+
+
+def transitions(flat: FlatDataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return states `[n, state]`, actions `[n, action]` and the states after them.
+
+    Rows after which the run ends have no next state, and neither have terminal ones.
+
+    Args:
+        flat: The dataset; observations are its states.
+
+    Raises:
+        DatasetError: There are no two successive states.
+    """
+    usable = ~flat.fields["terminated"]
+    usable[flat.run_starts[1:] - 1] = False
+    rows = np.flatnonzero(usable)
+    if not len(rows):
+        raise DatasetError(
+            f"{flat!r} holds no two successive states, so there are no dynamics to "
+            f"learn. Record runs of two steps or more."
+        )
+    observations, actions = flat.fields["observation"], flat.fields["action"]
+    return observations[rows], actions[rows], observations[rows + 1]

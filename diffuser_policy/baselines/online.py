@@ -1,0 +1,304 @@
+"""SAC with hindsight goals, by Stable-Baselines3: what practising in an env gives.
+
+The online reference of benchmarks: it reads no data and steps the environment instead,
+with one gradient step an env step (Haarnoja et al. 2018; Andrychowicz et al. 2017).
+Stable-Baselines3 unpickles what it saved, so checkpoints are made here: networks and
+optimizers and the replay buffer in safetensors, always between episodes.
+Episode i draws from generators of `(seed, i)`, so a training that was killed goes on to
+the same result.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from diffuser_policy.baselines.weights import Parts, load_parts, save_parts
+from diffuser_policy.benchmark.methods import register_method
+from diffuser_policy.benchmark.training import Training
+from diffuser_policy.envs import Env
+from diffuser_policy.errors import CheckpointError, ConfigError
+from diffuser_policy.files import replaced_folder
+from diffuser_policy.spaces import GOAL_KEYS
+
+DEFAULT_STEPS = 50_000
+BUFFER_ROWS = 1_000_000
+CHECKPOINT = "checkpoint"
+WEIGHTS_FILE, REPLAY_FILE = "weights.safetensors", "replay.safetensors"
+TABLES = ("actions", "rewards", "dones", "timeouts", "ep_start", "ep_length")
+GOAL_TABLES = ("observations", "next_observations")
+COUNTS = ("_n_updates", "_episode_num")
+
+
+class SeededEpisodes(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Resets every episode with a seed of its own, so that any can be begun again.
+
+    Attributes:
+        episode: Number of the next episode.
+    """
+
+    def __init__(self, env: Env, seed: int) -> None:
+        """Wrap an environment.
+
+        Args:
+            env: To be reset.
+            seed: Of the training, from which those of the episodes follow.
+        """
+        super().__init__(env)
+        self.seed, self.episode = seed, 0
+
+    def reset(
+        self,
+        *,
+        seed: int | None = None,  # noqa: ARG002 (episodes have their own)
+        options: dict[str, Any] | None = None,
+    ) -> tuple[Any, dict[str, Any]]:
+        """Begin the next episode."""
+        number = episode_seed(self.seed, self.episode)
+        self.episode += 1
+        return self.env.reset(seed=number, options=options)
+
+
+class MeanActions:
+    """An agent of Stable-Baselines3 without its exploration noise.
+
+    Args:
+        agent: With `predict`.
+    """
+
+    def __init__(self, agent: Any) -> None:
+        self.agent = agent
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = True,  # noqa: ARG002 (it always is)
+    ) -> tuple[np.ndarray, Any]:
+        """Return the means of the action distributions, and the state as given."""
+        action, state = self.agent.predict(
+            observation, state, episode_start, deterministic=True
+        )
+        return np.asarray(action), state
+
+
+@register_method(
+    "sac-her",
+    label="SAC+HER",
+    needs_dataset=False,
+    modules={"stable_baselines3": "sb3"},
+)
+def sac_her(
+    training: Training,
+    *,
+    width: int = 256,
+    batch_size: int = 256,
+    learning_rate: float = 1e-3,
+    discount: float = 0.99,
+    goals_per_row: int = 4,
+    warm_up: int = 1000,
+) -> MeanActions:
+    """Practise until the budget of env steps is used up, rounded up to an episode.
+
+    Args:
+        training: The workplace; its steps are env steps.
+        width: Of the two hidden layers of actor and critics.
+        batch_size: Rows of a gradient step.
+        learning_rate: Of Adam, for actor, critics and temperature.
+        discount: Per env step.
+        goals_per_row: Goals in hindsight, per goal that was asked for.
+        warm_up: Env steps of random actions before the first gradient step.
+
+    Raises:
+        ConfigError: The environment has no goals.
+        CheckpointError: The checkpoint of a killed training cannot be read.
+    """
+    torch.set_num_threads(1)
+    if training.num_steps is None:
+        training.num_steps = training.max_steps = DEFAULT_STEPS
+    env = SeededEpisodes(training.make_env(), training.seed)
+    check_goals(env)
+    limit = (env.spec.max_episode_steps if env.spec else None) or 0
+    agent = make_agent(
+        env,
+        policy_kwargs={"net_arch": [width, width]},
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        gamma=discount,
+        learning_starts=warm_up,
+        buffer_size=min((training.max_steps or 0) + limit, BUFFER_ROWS),
+        replay_buffer_kwargs={"n_sampled_goal": goals_per_row},
+        seed=training.seed,
+    )
+    policy = MeanActions(agent)
+    practise(training, agent, env, policy)
+    env.close()
+    training.facts |= {
+        "num_steps": int(agent._n_updates),
+        "num_env_steps": int(agent.num_timesteps),
+        "num_parameters": _count(agent.actor) + _count(agent.critic),
+        "flat": training.is_flat(),
+    }
+    return policy
+
+
+def practise(
+    training: Training, agent: Any, env: SeededEpisodes, policy: MeanActions
+) -> None:
+    """Go on from the checkpoint, episode by episode, until training is finished.
+
+    Args:
+        training: The workplace.
+        agent: Fresh.
+        env: The agent's.
+        policy: What the learning curve is of.
+    """
+    folder = training.folder / CHECKPOINT
+    if folder.is_dir():
+        load_agent(agent, env, folder)
+    training.forget_curve(agent.num_timesteps)
+    while not training.finished(before := agent.num_timesteps):
+        seed_draws(agent, training.seed)
+        agent.learn(1, reset_num_timesteps=False, log_interval=None)  # an episode
+        step = agent.num_timesteps
+        if any(training.curve_due(each) for each in range(before + 1, step + 1)):
+            training.curve(step, policy)
+            save_agent(agent, folder)
+        total = float(agent.ep_info_buffer[-1]["r"])
+        training.progress(step, figures={"episode_return": total})
+    save_agent(agent, folder)
+
+
+def check_goals(env: Env) -> None:
+    """Raise unless there can be hindsight.
+
+    Args:
+        env: To practise in.
+
+    Raises:
+        ConfigError: Observations carry no goals, or there is no reward of goals.
+    """
+    space = env.observation_space
+    keys = sorted(space.spaces) if isinstance(space, gymnasium.spaces.Dict) else []
+    if keys != sorted(GOAL_KEYS) or not hasattr(env.unwrapped, "compute_reward"):
+        raise ConfigError(
+            f"sac-her learns from goals in hindsight: it needs an environment with "
+            f"compute_reward and observations of {', '.join(GOAL_KEYS)}; "
+            f"{type(env.unwrapped).__name__} observes {keys or space}. Leave it out of "
+            f"this problem."
+        )
+
+
+def make_agent(env: SeededEpisodes, **options: Any) -> Any:
+    """Return an agent that learns after every episode, as often as it has stepped.
+
+    Args:
+        env: To practise in.
+        **options: Of Stable-Baselines3's SAC.
+    """
+    from stable_baselines3 import SAC, HerReplayBuffer
+
+    return SAC(
+        "MultiInputPolicy",
+        env,
+        replay_buffer_class=HerReplayBuffer,
+        train_freq=(1, "episode"),
+        gradient_steps=-1,
+        device="cpu",
+        **options,
+    )
+
+
+def seed_draws(agent: Any, seed: int) -> None:
+    """Fix what an agent draws in its next episode, and the gradient steps after it.
+
+    Args:
+        agent: Its buffer and networks draw from global generators.
+        seed: Of the training.
+    """
+    number = episode_seed(seed, agent._episode_num)
+    np.random.seed(number)  # noqa: NPY002 (the library draws from it)
+    torch.manual_seed(number)
+    agent.action_space.seed(number)
+
+
+def episode_seed(seed: int, episode: int) -> int:
+    """Return the seed of an episode, in 0 … 2^32 - 1."""
+    return int(np.random.SeedSequence((seed, episode)).generate_state(1)[0])
+
+
+def save_agent(agent: Any, folder: Path) -> None:
+    """Save, between two episodes, all that the training goes on from.
+
+    Args:
+        agent: Its last episode has ended.
+        folder: Replaced.
+    """
+    buffer = agent.replay_buffer
+    rows = buffer.size()
+    tables = {name: getattr(buffer, name)[:rows] for name in TABLES}
+    for name in GOAL_TABLES:
+        parts = getattr(buffer, name)
+        tables |= {f"{name}/{key}": parts[key][:rows] for key in parts}
+    counts = {name: getattr(agent, name) for name in COUNTS}
+    place = {"pos": buffer.pos, "full": buffer.full}
+    with replaced_folder(folder) as partial:
+        step = agent.num_timesteps
+        save_parts(partial / WEIGHTS_FILE, parts_of(agent), step=step)
+        numbers = {name: np.array(value) for name, value in (counts | place).items()}
+        save_file(tables | numbers, partial / REPLAY_FILE)
+
+
+def load_agent(agent: Any, env: SeededEpisodes, folder: Path) -> None:
+    """Bring a fresh agent, and its environment, to where a saved one was.
+
+    Args:
+        agent: Made with the same settings.
+        env: Its environment.
+        folder: As `save_agent` wrote it.
+
+    Raises:
+        CheckpointError: A file is damaged, or of other settings.
+    """
+    agent.num_timesteps = load_parts(folder / WEIGHTS_FILE, parts_of(agent))
+    buffer, path = agent.replay_buffer, folder / REPLAY_FILE
+    try:
+        saved = load_file(path)
+        for name in COUNTS:
+            setattr(agent, name, int(saved.pop(name)))
+        buffer.pos, buffer.full = int(saved.pop("pos")), bool(saved.pop("full"))
+        for key, rows in saved.items():
+            name, _, part = key.partition("/")
+            table = getattr(buffer, name)
+            (table[part] if part else table)[: len(rows)] = rows
+    except (OSError, SafetensorError, ValueError, LookupError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read, or is of other settings ({error}). Delete "
+            f"{folder} to train again from the beginning."
+        ) from error
+    buffer._current_ep_start[:] = buffer.pos
+    env.episode = agent._episode_num
+
+
+def parts_of(agent: Any) -> Parts:
+    """Return the modules and optimizers of a SAC agent by name."""
+    # A tensor, but parts are modules: this one shares its memory.
+    temperature = torch.nn.Parameter(agent.log_ent_coef)
+    return {
+        "policy": agent.policy,
+        "actor_optimizer": agent.actor.optimizer,
+        "critic_optimizer": agent.critic.optimizer,
+        "temperature": torch.nn.ParameterDict({"log": temperature}),
+        "temperature_optimizer": agent.ent_coef_optimizer,
+    }
+
+
+def _count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,363 @@
+r"""Planning by trial: sequences of actions are drawn, a model says where they lead.
+
+    every `replan_interval` env steps, in every environment:
+        what is left of the last plan → optimizer (draw, simulate, improve) → new plan
+
+| optimizer | a plan is improved by |
+|---|---|
+| `MPPI` | averaging drawn plans, weighted by $\exp(return / \lambda)$ |
+| `CrossEntropy` | fitting a Gaussian to the best of the drawn plans, again and again |
+
+(Williams et al. 2017, "Information theoretic MPC", algorithm 2; Rubinstein 1999, in
+the form of Chua et al. 2018, "PETS", with a warm start.) MPPI's arithmetic is
+`pytorch_mppi`'s. The model may be a simulator, a learned one, or a denoiser: it is
+asked for whole sequences. A *knot* is one action of the plan; it is kept for `hold`
+env steps, because the effects of pushes that change every step cancel out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffuser_policy.errors import ConfigError, ObservationError, require_extra
+from diffuser_policy.settings import positive
+from diffuser_policy.spaces import SpaceSpec
+
+Valuation = Callable[[np.ndarray], np.ndarray]  # plans [n, knots, A] → returns [n]
+SMALLEST_SPREAD = 0.05  # of the action range: the cross-entropy method keeps drawing
+
+
+class Model(Protocol):
+    """Predicts where actions lead."""
+
+    def simulate(self, states: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        """Return the states after every action.
+
+        Args:
+            states: `[n, state]` to start from, environment units.
+            actions: `[n, steps, action]`, environment units.
+
+        Returns:
+            `[n, steps, state]`; with axes before those, several opinions.
+        """
+
+
+class Objective(Protocol):
+    """Says what trajectories are worth."""
+
+    def __call__(self, states: np.ndarray, goal: np.ndarray) -> np.ndarray:
+        """Return the mean reward a step `[…]`.
+
+        Args:
+            states: `[…, steps, state]`, environment units.
+            goal: `[goal]`, environment units.
+        """
+
+
+class Optimizer(Protocol):
+    """Improves a plan whose actions are scaled to [-1, 1]."""
+
+    def improve(
+        self, plan: np.ndarray, value: Valuation, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Return a better plan `[knots, action]`.
+
+        Args:
+            plan: `[knots, action]` to start from.
+            value: Returns of plans.
+            rng: Source of all randomness.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class MPPI:
+    r"""Model-predictive path integral control, by `pytorch_mppi`.
+
+    Attributes:
+        num_samples: Plans drawn an iteration.
+        num_iterations: How often the plan is improved before it is executed.
+        temperature: $\lambda$, in units of the mean reward a step.
+        noise: Standard deviation of the drawn actions, in units of half their range.
+    """
+
+    num_samples: int = 256
+    num_iterations: int = 4
+    temperature: float = 0.01
+    noise: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        positive(self, "num_samples", "num_iterations", "temperature", "noise")
+
+    def improve(
+        self, plan: np.ndarray, value: Valuation, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Return a better plan `[knots, action]`.
+
+        Args:
+            plan: `[knots, action]` to start from.
+            value: Returns of plans.
+            rng: Source of all randomness.
+
+        Raises:
+            MissingExtraError: `pytorch_mppi` is not installed.
+        """
+        library = require_extra("pytorch_mppi", "baselines")
+        horizon, size = plan.shape
+
+        def costs(_: Tensor, actions: Tensor) -> Tensor:
+            values = value(actions[0].numpy())
+            return -torch.as_tensor(values, dtype=torch.float64)
+
+        # The library steps a model; ours are asked for whole sequences, at their end.
+        controller = library.MPPI(
+            lambda state, _: state,
+            lambda state, _: state.new_zeros(len(state)),
+            nx=1,
+            noise_sigma=self.noise**2 * torch.eye(size, dtype=torch.float64),
+            num_samples=self.num_samples,
+            horizon=horizon,
+            terminal_state_cost=costs,
+            lambda_=self.temperature,
+            u_min=-torch.ones(size, dtype=torch.float64),
+            u_max=torch.ones(size, dtype=torch.float64),
+            U_init=torch.as_tensor(plan, dtype=torch.float64),
+        )
+        with _torch_seeded(rng):  # the library draws from the global generator
+            for _ in range(self.num_iterations):
+                controller.command(torch.zeros(1), shift_nominal_trajectory=False)
+        better: np.ndarray = controller.U.numpy().clip(-1.0, 1.0)
+        return better
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossEntropy:
+    """The cross-entropy method with a diagonal Gaussian.
+
+    Attributes:
+        num_samples: Plans drawn an iteration.
+        num_iterations: How often the Gaussian is fitted.
+        elite_share: Share of the drawn plans that it is fitted to.
+        noise: First standard deviation, in units of half the actions' range.
+    """
+
+    num_samples: int = 256
+    num_iterations: int = 4
+    elite_share: float = 0.1
+    noise: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        positive(self, "num_samples", "num_iterations", "elite_share", "noise")
+        if self.elite_share > 1:
+            raise ConfigError(f"elite_share must be at most 1, got {self.elite_share}.")
+
+    def improve(
+        self, plan: np.ndarray, value: Valuation, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Return a better plan `[knots, action]`.
+
+        Args:
+            plan: `[knots, action]` to start from.
+            value: Returns of plans.
+            rng: Source of all randomness.
+        """
+        mean, spread = plan, np.full(plan.shape, self.noise)
+        num_elites = max(round(self.elite_share * self.num_samples), 1)
+        for _ in range(self.num_iterations):
+            noise = rng.standard_normal((self.num_samples, *plan.shape))
+            drawn = (mean + spread * noise).clip(-1.0, 1.0)
+            order = np.argsort(-value(drawn), kind="stable")
+            elites = drawn[order[:num_elites]]
+            mean = elites.mean(axis=0)
+            spread = np.maximum(elites.std(axis=0), SMALLEST_SPREAD)
+        return mean
+
+
+class ShootingState(NamedTuple):
+    """What `predict` remembers, one row per environment.
+
+    Attributes:
+        plans: `[n, knots, action]` actions to come, scaled to [-1, 1].
+        ages: `[n]` env steps since the plan was made; -1: there is none.
+        streams: `[n]` random stream of each row.
+        num_plans: `[n]` plans made from this stream.
+    """
+
+    plans: np.ndarray
+    ages: np.ndarray
+    streams: np.ndarray
+    num_plans: np.ndarray
+
+    def rows(self, index: Any) -> ShootingState:
+        """Return the state of some rows."""
+        return ShootingState(*(part[index] for part in self))
+
+    def with_rows(self, index: Any, other: ShootingState) -> ShootingState:
+        """Return a copy in which some rows are those of another state."""
+        parts = [part.copy() for part in self]
+        for mine, theirs in zip(parts, other, strict=True):
+            mine[index] = theirs
+        return ShootingState(*parts)
+
+
+class ShootingPolicy:
+    """Model-predictive control with a warm start; keeps `predict`'s contract."""
+
+    def __init__(
+        self,
+        model: Model,
+        objective: Objective,
+        optimizer: Optimizer,
+        *,
+        spaces: SpaceSpec,
+        horizon: int,
+        hold: int = 1,
+        replan_interval: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Combine the parts.
+
+        Args:
+            model: Says where actions lead.
+            objective: Says what that is worth.
+            optimizer: Finds better plans.
+            spaces: Of the environment: goal dictionaries.
+            horizon: Env steps of a plan.
+            hold: Env steps that each action is kept for.
+            replan_interval: Env steps between plans; `hold` by default.
+            seed: Of all randomness.
+
+        Raises:
+            ConfigError: Numbers of env steps that don't go into each other, or an
+                environment without goals in its observations.
+        """
+        interval = hold if replan_interval is None else replan_interval
+        if hold < 1 or horizon < 1 or horizon % hold:
+            raise ConfigError(
+                f"horizon must be a multiple of hold, both in env steps and positive; "
+                f"got horizon={horizon} and hold={hold}."
+            )
+        if interval % hold or not 1 <= interval <= horizon:
+            raise ConfigError(
+                f"replan_interval must be a multiple of hold={hold} env steps, up to "
+                f"the horizon of {horizon}; got {interval}."
+            )
+        if not spaces.has_goal or spaces.appends_goal:
+            raise ConfigError(
+                "Planning by trial needs goal dictionaries whose achieved goal repeats "
+                "columns of the observation, such as a position."
+            )
+        self.model, self.objective, self.optimizer = model, objective, optimizer
+        self.spaces, self.horizon, self.hold = spaces, horizon, hold
+        self.replan_interval, self.seed = interval, seed
+        low, high = np.array(spaces.action_low), np.array(spaces.action_high)
+        self._center, self._half = (low + high) / 2, (high - low) / 2
+
+    def initial_state(
+        self, num_envs: int, streams: np.ndarray | None = None
+    ) -> ShootingState:
+        """Return the state before the first step.
+
+        Args:
+            num_envs: Rows.
+            streams: `[num_envs]` random streams; 0, 1, 2, … by default.
+        """
+        knots = self.horizon // self.hold
+        given = np.arange(num_envs) if streams is None else np.asarray(streams)
+        return ShootingState(
+            plans=np.zeros((num_envs, knots, len(self._center))),
+            ages=np.full(num_envs, -1),
+            streams=given.astype(np.int64),
+            num_plans=np.zeros(num_envs, np.int64),
+        )
+
+    def predict(
+        self,
+        observation: Any,
+        state: ShootingState | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,  # noqa: ARG002 (searching is what it does)
+    ) -> tuple[np.ndarray, ShootingState]:
+        """Return actions, and what to pass as `state` the next time.
+
+        Args:
+            observation: Goal dictionary, single or batched.
+            state: What the last call returned; none at first.
+            episode_start: `[n]` which rows begin an episode.
+            deterministic: Not used; all randomness is the seed's.
+
+        Raises:
+            ObservationError: An observation that cannot be planned from, or a state of
+                another number of environments.
+        """
+        observations, given, batch = self.spaces.read(observation)
+        goals = np.empty((0, 0)) if given is None else given  # never, with goal spaces
+        rows = len(observations)
+        if state is None:
+            state = self.initial_state(rows)
+        elif len(state.ages) != rows:
+            raise ObservationError(
+                f"state has {len(state.ages)} rows and the observation {rows}; pass "
+                f"the state that the last call returned, or none."
+            )
+        plans, ages, num_plans = (
+            state.plans.copy(),
+            state.ages.copy(),
+            state.num_plans.copy(),
+        )
+        if episode_start is not None:
+            begun = np.broadcast_to(np.asarray(episode_start, np.bool_), rows)
+            plans[begun], ages[begun] = 0.0, -1
+        for row in np.flatnonzero((ages < 0) | (ages >= self.replan_interval)):
+            rng = np.random.default_rng(
+                (self.seed, int(state.streams[row]), int(num_plans[row]))
+            )
+            left = self._rest(plans[row], int(ages[row]))
+            plans[row] = self._plan(observations[row], goals[row], left, rng)
+            ages[row], num_plans[row] = 0, num_plans[row] + 1
+        scaled = plans[np.arange(rows), ages // self.hold]
+        actions = (self._center + self._half * scaled).astype(np.float32)
+        following = ShootingState(plans, ages + 1, state.streams, num_plans)
+        return actions.reshape(*batch, -1), following
+
+    def _rest(self, plan: np.ndarray, age: int) -> np.ndarray:
+        """Return what is left of a plan, with zeros after it."""
+        done = max(age, 0) // self.hold
+        rest = np.zeros_like(plan)
+        rest[: len(plan) - done] = plan[done:]
+        return rest
+
+    def _plan(
+        self,
+        observation: np.ndarray,
+        goal: np.ndarray,
+        left: np.ndarray,
+        rng: np.random.Generator,
+    ) -> np.ndarray:
+        """Return a plan `[knots, action]` for one environment."""
+
+        def value(plans: np.ndarray) -> np.ndarray:
+            actions = (self._center + self._half * plans).repeat(self.hold, axis=1)
+            first = np.broadcast_to(observation, (len(plans), len(observation)))
+            returns = self.objective(self.model.simulate(first, actions), goal)
+            opinions = tuple(range(returns.ndim - 1))
+            mean: np.ndarray = returns.mean(axis=opinions) if opinions else returns
+            return mean
+
+        return self.optimizer.improve(left, value, rng)
+
+
+@contextlib.contextmanager
+def _torch_seeded(rng: np.random.Generator) -> Any:
+    """Make torch's global generator follow `rng`, and put it back afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(rng.integers(2**63)))
+        yield

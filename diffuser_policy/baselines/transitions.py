@@ -1,0 +1,290 @@
+r"""Batches of transitions $(s_t, a_t, r_t, s_{t+1})$ for off-policy learning.
+
+Row t of the data and row t + 1 of the same run make a transition; the reward is that of
+arriving, $r_t = r(s_{t+1}, g)$.
+
+- `SingleTask`: one reward. Data with goals are relabelled to the one goal that the
+  environment has; other data keep their rewards.
+- `Hindsight`: every drawn transition gets a goal that its run reached k steps later,
+  $k \sim \mathrm{Geometric}(1 - \gamma_g)$, cut at the end of the run (Andrychowicz et
+  al. 2017, "future"; the geometric form is that of Eysenbach et al. 2022), and the
+  reward of that goal.
+
+Nothing terminates unless the data say so: reaching a goal does not end an episode here.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from diffuser_policy.baselines.codec import Codec
+from diffuser_policy.benchmark.problem import Problem
+from diffuser_policy.data.flat import FlatDataset
+from diffuser_policy.envs import Env
+from diffuser_policy.errors import ConfigError, DatasetError
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Batch:
+    """Transitions, scaled; float32.
+
+    Attributes:
+        observations: `[n, inputs]`, with the goal behind the observation.
+        actions: `[n, actions]`.
+        rewards: `[n, 1]`.
+        next_observations: `[n, inputs]`.
+        next_actions: `[n, actions]`.
+        terminals: `[n, 1]`, 1 where the data terminated.
+    """
+
+    observations: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    next_observations: np.ndarray
+    next_actions: np.ndarray
+    terminals: np.ndarray
+
+
+class Transitions(ABC):
+    """The transitions of a dataset.
+
+    Attributes:
+        codec: Scales what networks see.
+        rows: `[transitions]` rows of the data that have a successor, or terminated.
+    """
+
+    codec: Codec
+
+    def __init__(self, flat: FlatDataset) -> None:
+        """Find the rows.
+
+        Args:
+            flat: The data.
+        """
+        self.flat = flat
+        self.ends = np.repeat(
+            flat.run_starts[1:], flat.run_lengths
+        )  # of each row's run
+        index = np.arange(flat.num_rows)
+        self.rows = np.flatnonzero((index + 1 < self.ends) | flat.fields["terminated"])
+        if not len(self.rows):
+            raise DatasetError(
+                f"{flat!r} has no transitions: every run has a single step."
+            )
+        self.observation, self.action = (
+            flat.fields["observation"],
+            flat.fields["action"],
+        )
+
+    @property
+    def num_inputs(self) -> int:
+        """Numbers that networks see."""
+        return len(self.codec.mean)
+
+    @property
+    def num_actions(self) -> int:
+        """Numbers of an action."""
+        return self.flat.action_size
+
+    def batch(self, rng: np.random.Generator, size: int) -> Batch:
+        """Draw transitions, uniformly over the rows.
+
+        Args:
+            rng: Source of randomness.
+            size: How many.
+        """
+        rows = self.rows[rng.integers(len(self.rows), size=size)]
+        following = np.minimum(rows + 1, self.ends[rows] - 1)
+        goals, rewards = self._task(rng, rows, following)
+        here, there = self.observation[rows], self.observation[following]
+        return Batch(
+            observations=self._inputs(here, goals),
+            actions=self.codec.encode(self.action[rows], here),
+            rewards=rewards.astype(np.float32)[:, None],
+            next_observations=self._inputs(there, goals),
+            next_actions=self.codec.encode(self.action[following], there),
+            terminals=self.flat.fields["terminated"][rows].astype(np.float32)[:, None],
+        )
+
+    def _inputs(self, observations: np.ndarray, goals: np.ndarray | None) -> np.ndarray:
+        if goals is not None:
+            observations = np.concatenate([observations, goals], axis=1)
+        return self.codec.inputs(observations)
+
+    @abstractmethod
+    def _task(
+        self, rng: np.random.Generator, rows: np.ndarray, following: np.ndarray
+    ) -> tuple[np.ndarray | None, np.ndarray]:
+        """Return goals `[n, goal]`, or none, and rewards `[n]` of some rows."""
+
+
+class SingleTask(Transitions):
+    """Transitions with one reward.
+
+    Args:
+        flat: The data.
+        env: Where its policies will act.
+
+    Raises:
+        ConfigError: The environment has another goal in every episode.
+    """
+
+    def __init__(self, flat: FlatDataset, env: Env) -> None:
+        super().__init__(flat)
+        self.reward = task_rewards(flat, env)
+        goal = fixed_goal(env)
+        parts: np.ndarray | None = None
+        if goal is not None:
+            # Policies are asked in goal environments: they see a goal that is constant.
+            parts = np.broadcast_to(goal.astype(np.float32), (1, len(goal)))
+        self.goal = parts
+        self.codec = Codec.fit(env, self.observation, self.action, parts)
+
+    def _task(
+        self,
+        rng: np.random.Generator,  # noqa: ARG002 (nothing is drawn)
+        rows: np.ndarray,
+        following: np.ndarray,  # noqa: ARG002
+    ) -> tuple[np.ndarray | None, np.ndarray]:
+        if self.goal is None:
+            return None, self.reward[rows]
+        return np.repeat(self.goal, len(rows), axis=0), self.reward[rows]
+
+
+class Hindsight(Transitions):
+    r"""Transitions with goals that were reached later.
+
+    Args:
+        flat: The data; it has achieved goals, or the environment computes them.
+        env: Has `compute_reward`.
+        discount: $\gamma_g$ of the number of steps to the goal.
+
+    Raises:
+        ConfigError: The environment has no goals.
+    """
+
+    def __init__(self, flat: FlatDataset, env: Env, *, discount: float = 0.99) -> None:
+        super().__init__(flat)
+        if not 0 < discount < 1:
+            raise ConfigError(f"goal_discount must be in (0, 1), got {discount}.")
+        self.achieved = achieved_goals(flat, env)
+        self.discount = discount
+        self.compute_reward = env.unwrapped.compute_reward  # type: ignore[attr-defined]
+        self.codec = Codec.fit(env, self.observation, self.action, self.achieved)
+
+    def _task(
+        self, rng: np.random.Generator, rows: np.ndarray, following: np.ndarray
+    ) -> tuple[np.ndarray | None, np.ndarray]:
+        later = rows + rng.geometric(1 - self.discount, size=len(rows))
+        goals = self.achieved[np.minimum(later, self.ends[rows] - 1)]
+        rewards = self.compute_reward(self.achieved[following], goals, {})
+        return goals, np.asarray(rewards)
+
+
+def make_transitions(
+    problem: Problem, flat: FlatDataset, *, goal_discount: float = 0.99
+) -> Transitions:
+    """Return the transitions that a problem lets methods see.
+
+    Args:
+        problem: With or without goals.
+        flat: Its data.
+        goal_discount: For goals in hindsight.
+
+    Raises:
+        ConfigError: The environment lacks the goal or the reward.
+        DatasetError: The data do.
+    """
+    env = problem.make_env()
+    try:
+        if problem.goals == "hindsight":
+            return Hindsight(flat, env, discount=goal_discount)
+        return SingleTask(flat, env)
+    finally:
+        env.close()
+
+
+def fixed_goal(env: Env) -> np.ndarray | None:
+    """Return the goal `[goal]` that all episodes of an environment have.
+
+    Returns:
+        None where observations have no goal.
+
+    Raises:
+        ConfigError: Goals differ from episode to episode.
+    """
+    observations = [env.reset(seed=seed)[0] for seed in (0, 1)]
+    if not isinstance(observations[0], dict):
+        return None
+    first, second = (np.asarray(item["desired_goal"]) for item in observations)
+    if not np.array_equal(first, second):
+        raise ConfigError(
+            f"{_name(env)} has another goal in every episode, which a single reward "
+            f'cannot tell. Use goals="hindsight" for this problem.'
+        )
+    return first
+
+
+def task_rewards(flat: FlatDataset, env: Env) -> np.ndarray:
+    """Return the reward `[rows]` of each row for the environment's one task.
+
+    Args:
+        flat: The data.
+        env: With a fixed goal, or without goals.
+
+    Raises:
+        ConfigError: Goals differ from episode to episode.
+        DatasetError: The data were recorded for other goals, and don't say which goals
+            were achieved.
+    """
+    goal = fixed_goal(env)
+    if goal is None:
+        reward = flat.fields["reward"]
+        if not np.ptp(reward):
+            raise DatasetError(
+                f"The reward of {flat.metadata.get('dataset_id', 'the dataset')} is "
+                f"{reward[0]} in every step: there is nothing to learn from it. Record "
+                f'rewards, or use goals="hindsight" if the environment has goals.'
+            )
+        return reward
+    achieved = achieved_goals(flat, env)
+    ends = np.repeat(flat.run_starts[1:], flat.run_lengths)
+    following = np.minimum(np.arange(flat.num_rows) + 1, ends - 1)
+    compute: Any = env.unwrapped.compute_reward  # type: ignore[attr-defined]
+    rewards = compute(achieved[following], np.broadcast_to(goal, achieved.shape), {})
+    return np.asarray(rewards, dtype=np.float32)
+
+
+def achieved_goals(flat: FlatDataset, env: Env) -> np.ndarray:
+    """Return the goal `[rows, goal]` that each row had achieved before its step.
+
+    That is in the data, or the environment tells by `achieved_goals(observations)`.
+
+    Raises:
+        ConfigError: The environment has no goals.
+        DatasetError: Neither is the case.
+    """
+    base: Any = env.unwrapped
+    space: Any = env.observation_space
+    if not hasattr(base, "compute_reward"):
+        raise ConfigError(
+            f"{_name(env)} has no compute_reward(achieved, desired, info): goals "
+            f'cannot be relabelled. Use goals="none" for this problem.'
+        )
+    size = space["desired_goal"].shape[0]
+    if hasattr(base, "achieved_goals"):
+        return np.asarray(base.achieved_goals(flat.fields["observation"]), np.float32)
+    if flat.goal_size == size:
+        return flat.fields["achieved_goal"]
+    raise DatasetError(
+        f"{flat!r} has goals of size {flat.goal_size}, {_name(env)} asks for {size}. "
+        f"Use data of this environment, or give it achieved_goals(observations)."
+    )
+
+
+def _name(env: Env) -> str:
+    return env.spec.id if env.spec else type(env.unwrapped).__name__

@@ -1,0 +1,213 @@
+"""Methods by name: functions that make a policy for a problem.
+
+    @register_method("straight", label="Straight ahead", needs_dataset=False)
+    def straight(training, *, speed: float = 1.0):
+        return Straight(speed)                  # anything with SB3's `predict`
+
+A method is a function of a `Training`; its keyword-only arguments are its settings. It
+is found by the name it was registered under, by a name in the entry-point group
+`diffuser_policy.methods` of an installed distribution, or as `module:function` or
+`file.py:function`. Cells run in processes of their own, which know the last three.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+from diffuser_policy.benchmark.problem import Goals, Problem
+from diffuser_policy.data.demonstrators import all_options
+from diffuser_policy.errors import ConfigError, UnknownNameError, require_extra
+
+GROUP = "diffuser_policy.methods"
+NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+Function = TypeVar("Function", bound=Callable[..., Any])
+_ATTRIBUTE = "__benchmark_method__"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A method.
+
+    Attributes:
+        name: It is asked for by this name.
+        function: Makes a policy from a `Training` and settings.
+        label: Its name in tables.
+        goals: Kinds of problems that it can do.
+        needs_dataset: Whether it learns from the problem's data.
+        modules: Optional modules that it imports, and the extras that bring them.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    label: str
+    goals: tuple[Goals, ...] = ("none", "hindsight")
+    needs_dataset: bool = True
+    modules: tuple[tuple[str, str], ...] = ()
+
+    def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return all settings: the defaults, updated with the given ones.
+
+        Raises:
+            ConfigError: It has no such setting.
+        """
+        return all_options(f"method {self.name!r}", self.function, given)
+
+    def check(self, problem: Problem, settings: Mapping[str, Any]) -> None:
+        """Refuse what would fail later: wrong problem, settings, or missing modules.
+
+        Args:
+            problem: What it is to be trained for.
+            settings: Those that were given.
+
+        Raises:
+            ConfigError: It cannot do such problems, or has no such setting.
+            MissingExtraError: A module is not installed.
+        """
+        self.settings(settings)
+        if problem.goals not in self.goals:
+            raise ConfigError(
+                f"The method {self.name!r} does problems with goals="
+                f"{' or '.join(map(repr, self.goals))}, but {problem.name} has "
+                f"goals={problem.goals!r}. Leave it out of this problem."
+            )
+        for module, extra in self.modules:
+            require_extra(module, extra)
+
+
+_IN_PROCESS: dict[str, Method] = {}
+
+
+def register_method(
+    name: str,
+    *,
+    label: str | None = None,
+    goals: tuple[Goals, ...] = ("none", "hindsight"),
+    needs_dataset: bool = True,
+    modules: Mapping[str, str] | None = None,
+) -> Callable[[Function], Function]:
+    """Return a decorator that makes a function a method.
+
+    Args:
+        name: Lower-case words joined by dashes, as "td3-bc".
+        label: Its name in tables; by default the name.
+        goals: Kinds of problems that it can do.
+        needs_dataset: Whether it learns from the problem's data.
+        modules: Optional modules that it imports → extras that bring them.
+
+    Raises:
+        ConfigError: The name is of another form.
+    """
+    if not NAME.fullmatch(name):
+        raise ConfigError(
+            f"A method's name is lower-case words joined by dashes, as in "
+            f'@register_method("td3-bc"); got {name!r}.'
+        )
+
+    def decorate(function: Function) -> Function:
+        method = Method(
+            name=name,
+            function=function,
+            label=label or name,
+            goals=goals,
+            needs_dataset=needs_dataset,
+            modules=tuple((modules or {}).items()),
+        )
+        setattr(function, _ATTRIBUTE, method)
+        _IN_PROCESS[name] = method
+        return function
+
+    return decorate
+
+
+def find_method(name: str) -> Method:
+    """Return a method.
+
+    Args:
+        name: A registered name, `module:function`, or `file.py:function`.
+
+    Raises:
+        UnknownNameError: There is none.
+        ConfigError: What is found is no function.
+    """
+    offered = {point.name: point for point in entry_points(group=GROUP)}
+    if name in _IN_PROCESS:
+        return _IN_PROCESS[name]
+    if name in offered:
+        return _method_of(name, offered[name].load())
+    place, colon, attribute = name.rpartition(":")
+    if not colon:
+        raise UnknownNameError(
+            "method", name, {*offered, *_IN_PROCESS}, " (nor module:function)"
+        )
+    try:
+        found = getattr(_module(place), attribute)
+    except (ModuleNotFoundError, FileNotFoundError, AttributeError) as error:
+        raise UnknownNameError(
+            "method", name, {*offered, *_IN_PROCESS}, f" ({error})"
+        ) from error
+    return _method_of(name, found)
+
+
+def method_names() -> list[str]:
+    """Return the names that are registered or offered."""
+    return sorted({point.name for point in entry_points(group=GROUP)} | {*_IN_PROCESS})
+
+
+def label(name: str) -> str:
+    """Return a method's name in tables; the name itself if it cannot be found."""
+    try:
+        return find_method(name).label
+    except (UnknownNameError, ConfigError, ImportError):
+        return name
+
+
+def short_name(name: str) -> str:
+    """Return a name that fits into that of a file: without module or folder."""
+    return re.sub(r"[^a-z0-9]+", "-", name.rpartition(":")[2].lower()).strip("-")
+
+
+def _method_of(name: str, found: Any) -> Method:
+    """Return what the decorator made of a function, under the name asked for."""
+    if not callable(found):
+        raise ConfigError(f"The method {name!r} is no function, but {found!r}.")
+    made: Method | None = getattr(found, _ATTRIBUTE, None)
+    if made is not None:
+        return made
+    if not inspect.signature(found).parameters:
+        raise ConfigError(
+            f"The method {name!r} takes no argument; it is called with the training."
+        )
+    return Method(name=short_name(name), function=found, label=short_name(name))
+
+
+def _module(place: str) -> ModuleType:
+    """Import a module by name, or from a file."""
+    if not place.endswith(".py"):
+        return importlib.import_module(place)
+    path = Path(place).resolve()
+    if not path.is_file():
+        raise FileNotFoundError(f"{place} is no file")
+    name = f"_methods_{path.stem}_{abs(hash(str(path)))}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ModuleNotFoundError(f"{place} cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module

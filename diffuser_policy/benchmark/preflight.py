@@ -1,0 +1,217 @@
+"""What is checked before any cell is run, so that no night is lost to a typing error.
+
+Methods, their settings and libraries; environments; data; and what the output folder
+holds already. Every check either passes or raises an error that says what to do, and
+none writes anything but caches.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gymnasium import spaces
+
+from diffuser_policy.benchmark.cell_process import RECORDED
+from diffuser_policy.benchmark.cells import Cell, CellFolder
+from diffuser_policy.benchmark.methods import find_method
+from diffuser_policy.benchmark.problem import Problem
+from diffuser_policy.benchmark.results import CellResult, read_result
+from diffuser_policy.benchmark.suites import Suite
+from diffuser_policy.data.flat import FlatDataset
+from diffuser_policy.data.minari import load_flat, local_dataset_ids
+from diffuser_policy.errors import (
+    CheckpointError,
+    ConfigError,
+    DatasetError,
+    DatasetNotFoundError,
+)
+from diffuser_policy.settings import differences, to_json
+from diffuser_policy.versions import versions
+
+SUITE_FILE, LOCK_FILE = "suite.json", "run.lock"
+SHOWN = 5  # differences that one error lists
+
+
+def check_cells(cells: Sequence[Cell], *, progress: bool = False) -> None:
+    """Refuse cells that could not be run.
+
+    Args:
+        cells: All that would be run.
+        progress: Show a bar while data is read that was not read before.
+
+    Raises:
+        ConfigError: No cells, two of the same name, a method that cannot do a problem
+            or lacks a setting, or an environment whose goals are not as stated.
+        UnknownNameError: No method or environment of a name.
+        MissingExtraError: A method or an environment needs a module that is missing.
+        DatasetError: Data that is missing or of another environment.
+    """
+    if not cells:
+        raise ConfigError("No cells are left to run: ask for more methods or problems.")
+    _refuse_equal_names(cells)
+    for cell in cells:
+        find_method(cell.method).check(cell.problem, cell.settings)
+    for problem in {cell.problem.name: cell.problem for cell in cells}.values():
+        env = problem.make_env()
+        try:
+            _check_goals(problem, env.observation_space)
+            if any(
+                find_method(cell.method).needs_dataset
+                for cell in cells
+                if cell.problem == problem
+            ):
+                _check_data(problem, env, progress=progress)
+        finally:
+            env.close()
+
+
+def suite_settings(suite: Suite) -> dict[str, Any]:
+    """Return what all cells of a folder have in common, as JSON data."""
+    return {
+        "name": suite.name,
+        "num_steps": suite.num_steps,
+        "max_steps": suite.max_steps,
+        "evaluation": {**to_json(suite.evaluation), "seeds": [*suite.evaluation.seeds]},
+    }
+
+
+def check_folder(
+    output: Path, suite: Suite, cells: Sequence[Cell], *, keep_other_versions: bool
+) -> dict[str, CellResult]:
+    """Refuse a folder whose results would not fit to those of these cells.
+
+    Args:
+        output: Folder of the benchmark; it need not exist.
+        suite: With the settings that were asked for.
+        cells: All that would be run.
+        keep_other_versions: Accept results made with other versions of packages.
+
+    Returns:
+        The results of those cells that are finished, by cell id.
+
+    Raises:
+        ConfigError: It holds another suite, or cells of other settings or versions.
+        CheckpointError: A result in it is damaged.
+    """
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"{output} is a file; name a folder for the results.")
+    if (output / SUITE_FILE).is_file():
+        _check_suite(output, suite_settings(suite))
+    elif _entries(output) - {LOCK_FILE}:
+        raise ConfigError(
+            f"{output} is not empty and holds no benchmark: there is no {SUITE_FILE}. "
+            f"Choose another folder: --output."
+        )
+    for cell in cells:
+        folder = CellFolder(output, cell.id)
+        if folder.read("cell") is not None:
+            folder.prepare(cell)  # compares
+    results = {
+        path.parent.name: read_result(path)
+        for path in sorted(output.glob("cells/*/result.json"))
+    }
+    if not keep_other_versions:
+        _check_versions(output, results)
+    for cell in cells:
+        if cell.id in results and results[cell.id].cell.digest != cell.digest:
+            raise ConfigError(
+                f"The result in {output / 'cells' / cell.id} is not of the cell that "
+                f"cell.json beside it describes. Delete that folder, or choose another "
+                f"one with --output."
+            )
+    return {cell.id: results[cell.id] for cell in cells if cell.id in results}
+
+
+def _entries(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+
+
+def _refuse_equal_names(cells: Sequence[Cell]) -> None:
+    seen: dict[str, Cell] = {}
+    for cell in cells:
+        other = seen.setdefault(cell.id, cell)
+        if other is not cell:
+            raise ConfigError(
+                f"Two cells would share the folder {cell.id!r}: the methods "
+                f"{other.method!r} and {cell.method!r}. Name methods once, and give "
+                f"functions different names."
+            )
+
+
+def _check_goals(problem: Problem, space: spaces.Space[Any]) -> None:
+    """Refuse goals in an environment that has none."""
+    has_goals = isinstance(space, spaces.Dict) and "desired_goal" in space.spaces
+    if problem.goals == "hindsight" and not has_goals:
+        raise ConfigError(
+            f"The problem {problem.name} has goals='hindsight', but observations of "
+            f"{problem.env} carry no desired_goal. Use goals='none', or an environment "
+            f"with goals (gymnasium_robotics.core.GoalEnv)."
+        )
+
+
+def _check_data(problem: Problem, env: Any, *, progress: bool) -> None:
+    """Read the data once, so that cells find it in the cache, and compare the sizes."""
+    if problem.dataset not in local_dataset_ids():
+        raise DatasetNotFoundError(
+            f"The problem {problem.name} needs the dataset {problem.dataset!r}, which "
+            f"is not on this machine. Record it with: diffuser-policy collect "
+            f"{problem.env} --dataset {problem.dataset}"
+        )
+    flat = load_flat(problem.dataset, progress=progress)
+    if problem.goals == "hindsight" and not flat.has_goals:
+        raise DatasetError(
+            f"The problem {problem.name} has goals='hindsight', but {problem.dataset} "
+            f"lacks goals: its fields are {', '.join(flat.fields)}. Record data of "
+            f"{problem.env} with goals, or use goals='none'."
+        )
+    space = env.observation_space
+    if isinstance(space, spaces.Dict):
+        space = space["observation"]
+    _check_sizes(problem, flat, space.shape, env.action_space.shape)
+
+
+def _check_sizes(
+    problem: Problem, flat: FlatDataset, observation: Any, action: Any
+) -> None:
+    found = ((flat.observation_size,), (flat.action_size,))
+    if found != (observation, action):
+        raise DatasetError(
+            f"{problem.dataset} is not of {problem.env}: its observations and actions "
+            f"have the shapes {found[0]} and {found[1]}, those of the environment "
+            f"{observation} and {action}."
+        )
+
+
+def _check_suite(output: Path, asked: dict[str, Any]) -> None:
+    path = output / SUITE_FILE
+    try:
+        saved = json.loads(path.read_text())
+        found = differences({name: saved.get(name) for name in asked}, asked)
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error!r}). If the cells beside it are of the "
+            f"suite {asked['name']!r}, delete the file and run again."
+        ) from error
+    if found:
+        raise ConfigError(
+            f"{output} holds a benchmark with other settings (there → asked for): "
+            f"{'; '.join(found[:SHOWN])}. Choose another folder with --output, or ask "
+            f"for the same; nothing was changed."
+        )
+
+
+def _check_versions(output: Path, results: dict[str, CellResult]) -> None:
+    """Refuse results of other versions; packages that are not there don't count."""
+    current = versions(*RECORDED)
+    for cell_id, result in results.items():
+        for package, version in result.versions.items():
+            if current.get(package, version) != version:
+                raise ConfigError(
+                    f"The result of {cell_id} in {output} was made with {package} "
+                    f"{version}; installed is {current[package]}. Results would be "
+                    f"mixed: choose another folder with --output, install {package} "
+                    f"{version}, or accept it with --keep-other-versions."
+                )

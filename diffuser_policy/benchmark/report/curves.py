@@ -1,0 +1,76 @@
+"""Learning curves: over training seeds, and whether they had become flat."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from diffuser_policy.benchmark.report.study import Entry
+from diffuser_policy.benchmark.results import CellResult
+
+POINTS = 3  # at the end, compared with as many before them
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A learning curve.
+
+    Attributes:
+        steps: `[points]` gradient steps.
+        mean: `[points]` of all training seeds that got there.
+        low: `[points]` of the band.
+        high: `[points]` likewise.
+    """
+
+    steps: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def curve_of(entry: Entry) -> Curve | None:
+    """Return the learning curve of a method on a problem; none if it has none.
+
+    With one training seed, the band is the 95 % interval over that evaluation's
+    episodes; with several, it reaches from the lowest to the highest of their means.
+    """
+    points: dict[int, list[dict[str, float]]] = {}
+    for result in entry.results:
+        for point in result.curve:
+            figures: Any = point.get(entry.row.measure)
+            if figures is not None:
+                points.setdefault(int(point["step"]), []).append(figures)
+    if not points:
+        return None
+    columns = []
+    for step, found in sorted(points.items()):
+        means = [figures["mean"] for figures in found]
+        band = [_known(found[0]["low"]), _known(found[0]["high"])]
+        if len(entry.results) > 1:
+            band = [min(means), max(means)]
+        columns.append([step, float(np.mean(means)), *band])
+    return Curve(*np.array(columns, dtype=np.float64).T)
+
+
+def rise_of(result: CellResult) -> tuple[float, float] | None:
+    """Return how much a curve rose in the end, and the standard error of that.
+
+    Both are of the episodes' scores: those of the last three evaluations against those
+    of the three before. None where the curve is shorter, or keeps no episodes.
+    """
+    values = [point.get("values") for point in result.curve]
+    if len(values) < 2 * POINTS or not all(values):
+        return None
+    last = np.concatenate([np.asarray(v, float) for v in values[-POINTS:]])
+    before = np.concatenate(
+        [np.asarray(v, float) for v in values[-2 * POINTS : -POINTS]]
+    )
+    error = math.sqrt(last.var() / len(last) + before.var() / len(before))
+    return float(last.mean() - before.mean()), error
+
+
+def _known(value: float | None) -> float:
+    return math.nan if value is None else value

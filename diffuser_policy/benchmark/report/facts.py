@@ -1,0 +1,314 @@
+"""The tables beside the scores: outcomes, failures, costs, data, versions, gaps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from diffuser_policy.benchmark.report.curves import rise_of
+from diffuser_policy.benchmark.report.document import Cell, Table
+from diffuser_policy.benchmark.report.estimates import run_interval
+from diffuser_policy.benchmark.report.study import Entry, Row, Study, method_label
+from diffuser_policy.benchmark.report.versions import version_groups
+from diffuser_policy.benchmark.report.wording import (
+    UNKNOWN,
+    duration,
+    estimate,
+    number,
+    run_command,
+    spread,
+)
+from diffuser_policy.benchmark.results import CellResult
+
+SHOWN_FACTS = {"num_steps", "num_parameters", "settings"}  # in columns of their own
+LONG = 300  # characters of settings that a table can bear
+
+
+def outcome_table(study: Study, rows: Sequence[Row]) -> Table:
+    """Return what else was measured in each episode, one method on one problem a row.
+
+    Args:
+        study: The benchmark.
+        rows: Problems.
+    """
+    entries = entries_of(study, rows)
+    extra = sorted(
+        {
+            name
+            for entry in entries
+            for result in entry.results
+            for episode in result.episodes
+            for name in episode.get("details", {})
+            if name.endswith("_score")
+        }
+    )
+    body = [
+        (
+            _name(entry),
+            Cell(estimate(entry.score)),
+            Cell(estimate(entry.rate("success"), scale=100)),
+            Cell(estimate(entry.rate("final_success"), scale=100)),
+            Cell(estimate(entry.time_to_goal)),
+            *(Cell(estimate(run_interval(entry.values(name)))) for name in extra),
+            Cell(estimate(run_interval(entry.values("return")))),
+            Cell(str(entry.num_episodes)),
+            Cell(", ".join(map(str, entry.seeds))),
+        )
+        for entry in entries
+    ]
+    return Table(
+        title="Outcomes",
+        header=(
+            "problem",
+            *("score", "success, %", "in the end, %", "env steps to the goal"),
+            *(name.replace("_", " ") for name in extra),
+            *("return", "episodes", "training seeds"),
+        ),
+        rows=tuple(body),
+        notes=(
+            (
+                "Means with 95 % intervals. Success: at the goal at least once; in "
+                "the end: after the last env step. Env steps are of the episodes that "
+                "reach the goal, so a method that reaches only near ones looks fast."
+            ),
+        ),
+        command=run_command(study, rows, study.methods_of(rows)),
+    )
+
+
+def failure_table(study: Study, rows: Sequence[Row]) -> Table | None:
+    """Return why episodes failed, where environments say so.
+
+    Args:
+        study: The benchmark.
+        rows: Problems.
+    """
+    found = [(entry, entry.failures()) for entry in entries_of(study, rows)]
+    totals: dict[str, int] = {}
+    for _, counts in found:
+        for reason, count in counts.items():
+            totals[reason] = totals.get(reason, 0) + count
+    if not totals:
+        return None
+    reasons = sorted(totals, key=lambda reason: (-totals[reason], reason))
+    body = [
+        (
+            _name(entry),
+            *(Cell(str(counts.get(reason, 0))) for reason in reasons),
+            Cell(str(sum(counts.values()))),
+            Cell(str(entry.num_episodes)),
+        )
+        for entry, counts in found
+    ]
+    return Table(
+        title="Failures by reason",
+        header=("problem", *reasons, "failed", "episodes"),
+        rows=tuple(body),
+        notes=("Number of episodes, as the environment explains them.",),
+        command=run_command(study, rows, study.methods_of(rows)),
+    )
+
+
+def compute_table(study: Study) -> Table:
+    """Return what each method took, over all of its cells."""
+    body = []
+    for method in study.methods:
+        entries = [e for e in entries_of(study, study.rows) if e.method == method]
+        results = [result for entry in entries for result in entry.results]
+        facts = [result.training for result in results]
+        body.append(
+            (
+                Cell(method_label(method)),
+                Cell(str(len(results))),
+                Cell(spread(fact.get("num_steps") for fact in facts)),
+                Cell(spread(fact.get("num_parameters") for fact in facts)),
+                Cell(duration(_total(results, "train_cpu_seconds"))),
+                Cell(duration(_total(results, "train_seconds"))),
+                Cell(duration(_total(results, "evaluate_seconds"))),
+                Cell(spread((r.timing.get("act_ms") for r in results), 2)),
+                Cell(spread((r.timing.get("plan_ms") for r in results), 1)),
+            )
+        )
+    return Table(
+        title="Computing per method",
+        header=(
+            *("method", "cells", "gradient steps", "parameters"),
+            *("training, CPU", "training, clock", "evaluation, clock"),
+            *("ms per action", "ms per plan"),
+        ),
+        rows=tuple(body),
+        notes=(
+            (
+                "Totals over all cells; gradient steps, parameters and milliseconds as "
+                "ranges over cells. An action's time is that of predict for one "
+                "environment of a batch, planning included. The training of planners "
+                "that come trained is not part of the benchmark: their facts are "
+                "listed below."
+            ),
+        ),
+        command=run_command(study, study.rows, study.methods),
+    )
+
+
+def cell_table(study: Study) -> Table:
+    """Return every cell's training: steps, curve, costs, settings."""
+    body = [
+        (
+            Cell(result.cell.id),
+            Cell(number(result.training.get("num_steps"), 0)),
+            Cell(_flatness(result)),
+            Cell(number(result.training.get("num_parameters"), 0)),
+            Cell(duration(result.timing.get("train_cpu_seconds"))),
+            Cell(duration(result.timing.get("train_seconds"))),
+            Cell(duration(result.timing.get("evaluate_seconds"))),
+            Cell(str(result.timing.get("attempts", UNKNOWN))),
+            Cell(str(result.timing.get("machine", UNKNOWN))),
+            Cell(str(result.timing.get("finished", UNKNOWN))),
+        )
+        for result in study.results
+    ]
+    return Table(
+        title="Cells",
+        header=(
+            *("cell", "gradient steps", "curve in the end", "parameters"),
+            *("training, CPU", "training, clock", "evaluation", "attempts"),
+            *("machine", "finished"),
+        ),
+        rows=tuple(body),
+        notes=(
+            (
+                "Curve in the end: the mean score of the last three evaluations during "
+                "training minus that of the three before; flat if this is at most "
+                "twice its standard error. A curve that still rises is of a training "
+                "that was cut off: more gradient steps may have helped."
+            ),
+        ),
+        command=run_command(study, study.rows, study.methods),
+    )
+
+
+def settings_table(study: Study) -> Table:
+    """Return each method's settings and further facts of its training, by problem."""
+    body = []
+    for entry in entries_of(study, study.rows):
+        training = entry.results[0].training
+        settings = training.get("settings") or entry.results[0].cell.settings
+        rest = {k: v for k, v in training.items() if k not in SHOWN_FACTS}
+        body.append((_name(entry), Cell(_compact(settings)), Cell(_compact(rest))))
+    return Table(
+        title="Settings and facts of the trainings",
+        header=("problem", "settings", "facts, of the first training seed"),
+        rows=tuple(body),
+    )
+
+
+def dataset_table(study: Study) -> Table:
+    """Return each problem's data and goals."""
+    body = []
+    for row in study.rows:
+        found = [e.results[0].dataset for e in entries_of(study, [row])]
+        known: Mapping[str, Any] = next((facts for facts in found if facts), {})
+        rest = {k: v for k, v in known.items() if k not in ("id", "num_steps")}
+        goals = {"none": "one task", "hindsight": "goals relabelled in hindsight"}
+        body.append(
+            (
+                Cell(row.title),
+                Cell(row.problem.env),
+                Cell(_compact(row.problem.env_options)),
+                Cell(row.problem.dataset),
+                Cell(goals[row.problem.goals]),
+                Cell(number(known.get("num_steps"), 0)),
+                Cell(_compact(rest)),
+            )
+        )
+    return Table(
+        title="Problems and their data",
+        header=(
+            *("problem", "environment", "its settings", "dataset", "seen as"),
+            *("transitions", "collection"),
+        ),
+        rows=tuple(body),
+    )
+
+
+def seed_table(study: Study) -> Table:
+    """Return the seeds of trainings and evaluations, by problem."""
+    body = []
+    for row in study.rows:
+        for entry in entries_of(study, [row]):
+            plans = [result.cell.evaluation for result in entry.results]
+            body.append(
+                (
+                    _name(entry),
+                    Cell(", ".join(map(str, entry.seeds))),
+                    Cell(", ".join(map(str, plans[0].seeds))),
+                    Cell(str(plans[0].episodes)),
+                )
+            )
+    return Table(
+        title="Seeds",
+        header=("problem", "training", "evaluation, first seeds", "episodes of each"),
+        rows=tuple(body),
+        notes=("Episode i of an evaluation is reset with its first seed + i.",),
+    )
+
+
+def version_table(study: Study) -> Table:
+    """Return the versions that made the results."""
+    body = [
+        (
+            Cell(package),
+            Cell(", ".join(sorted(groups))),
+            Cell(str(sum(map(len, groups.values())))),
+        )
+        for package, groups in sorted(version_groups(study.results).items())
+    ]
+    return Table(
+        title="Versions", header=("package", "version", "cells"), rows=tuple(body)
+    )
+
+
+def open_table(study: Study) -> Table:
+    """Return the cells without a result."""
+    return Table(
+        title="Cells without a result",
+        header=("cell", "state"),
+        rows=tuple((Cell(cell.name), Cell(cell.state)) for cell in study.open_cells),
+        notes=("They take no part in any figure of this report.",),
+    )
+
+
+def entries_of(study: Study, rows: Sequence[Row]) -> list[Entry]:
+    """Return the results on some problems, by problem and method."""
+    found = [study.entry(row, method) for row in rows for method in study.methods]
+    return [entry for entry in found if entry is not None]
+
+
+def _name(entry: Entry) -> Cell:
+    return Cell(f"{entry.row.title}, {method_label(entry.method)}")
+
+
+def _total(results: Sequence[CellResult], name: str) -> float:
+    return float(np.sum([result.timing.get(name) or 0.0 for result in results]))
+
+
+def _flatness(result: CellResult) -> str:
+    found = rise_of(result)
+    if found is None:
+        return UNKNOWN
+    rise, error = found
+    kind = "rising" if rise > 2 * error else "flat"
+    kind = "falling" if rise < -2 * error else kind
+    return f"{kind}: {rise:+.1f} ± {error:.1f}"
+
+
+def _compact(data: Any) -> str:
+    """Return JSON data on one line, cut where it gets long."""
+    if not data:
+        return UNKNOWN
+    text = json.dumps(data, ensure_ascii=False, default=str)
+    text = text if len(text) <= LONG else text[: LONG - 2] + " …"
+    return text[1:-1] if text[0] == "{" and text[-1] == "}" else text

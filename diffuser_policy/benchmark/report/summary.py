@@ -1,0 +1,182 @@
+"""What a report says first: who leads where, and whether that is beyond doubt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from diffuser_policy.benchmark.report.curves import rise_of
+from diffuser_policy.benchmark.report.document import Block, Bullets, Paragraph, Remark
+from diffuser_policy.benchmark.report.estimates import disjoint
+from diffuser_policy.benchmark.report.study import (
+    PLANNER,
+    REFERENCES,
+    Entry,
+    Row,
+    Study,
+    method_label,
+)
+from diffuser_policy.benchmark.report.tables import ONE_RUN, SEVERAL_RUNS
+from diffuser_policy.benchmark.report.wording import estimate, listed
+from diffuser_policy.plotting.drawing import counted
+
+PAPER = ("bcq", "cql", "iql")  # what the paper compares with
+
+
+def summary(study: Study) -> list[Block]:
+    """Return the blocks of a report's beginning."""
+    blocks: list[Block] = [Paragraph(_scope(study)), *remarks(study)]
+    sentences = [*_paper(study), *_leaders(study), *_rising(study)]
+    blocks.append(Bullets(tuple(sentences)))
+    blocks.append(Paragraph(SEVERAL_RUNS if study.most_seeds > 1 else ONE_RUN))
+    return blocks
+
+
+def remarks(study: Study) -> list[Remark]:
+    """Return what must not be overlooked: gaps, failures, mixed versions."""
+    found = []
+    failed = [cell for cell in study.open_cells if cell.failed]
+    if study.open_cells:
+        others = len(study.open_cells) - len(failed)
+        found.append(
+            Remark(
+                f"Not complete: {counted(len(failed), 'cell')} failed, "
+                f'{counted(others, "cell")} not finished; see "Gaps".'
+            )
+        )
+    if study.mixed:
+        found.append(
+            Remark(
+                f"Mixed versions: {'; '.join(study.mixed)}. Scores may differ by it."
+            )
+        )
+    for row in study.rows:
+        seeds = {
+            frozenset(run)
+            for method in study.methods_of([row])
+            for run in _entry(study, row, method).by_seed(row.measure)
+        }
+        if len(seeds) > 1:
+            found.append(
+                Remark(
+                    f"Not all cells of {row.title} ran the same episodes; differences "
+                    "between methods are of those that both ran."
+                )
+            )
+    return found
+
+
+def leader(study: Study, row: Row) -> Entry | None:
+    """Return the entry with the highest mean score that is no mere reference."""
+    found = [
+        _entry(study, row, method)
+        for method in study.methods_of([row])
+        if method not in REFERENCES
+    ]
+    return max(found, key=lambda entry: entry.score.mean, default=None)
+
+
+def _scope(study: Study) -> str:
+    results = study.results
+    episodes = sum(len(result.episodes) for result in results)
+    suites = f" of the suite {listed(study.suites)}" if study.suites else ""
+    methods = listed([*map(method_label, study.methods)])
+    return (
+        f"{counted(len(results), 'finished cell')}{suites}: "
+        f"{counted(len(study.rows), 'problem')}, "
+        f"{counted(len(study.methods), 'method')} ({methods}), "
+        f"{episodes:,} episodes. All methods of a problem learn from the same dataset "
+        "and are evaluated in the same loop on the same episodes."
+    )
+
+
+def _paper(study: Study) -> list[str]:
+    """Say whether Diffuser is ahead of the paper's baselines, problem by problem."""
+    rows = [row for row in study.rows if study.entry(row, PLANNER)]
+    ahead, not_ahead, lacking, names = [], [], [], set()
+    for row in rows:
+        ours = _entry(study, row, PLANNER)
+        others = [m for m in PAPER if study.entry(row, m)]
+        names.update(others)
+        block = study.methods_of(study.block(row.block))
+        absent = [m for m in PAPER if m in block and m not in others]
+        if absent:
+            missing = listed([*map(method_label, absent)])
+            lacking.append(f"{row.title} ({missing})")
+        behind = [
+            m for m in others if disjoint(ours.score, _entry(study, row, m).score) < 1
+        ]
+        if behind:
+            against = listed([*map(method_label, behind)])
+            not_ahead.append(f"{row.title} ({against})")
+        elif others:
+            ahead.append(row.title)
+    if not names:
+        return []
+    ordered = listed([method_label(m) for m in PAPER if m in names])
+    planner, total = method_label(PLANNER), len(ahead) + len(not_ahead)
+    text = (
+        f"Against the paper's baselines that were run ({ordered}): {planner} is ahead "
+        f"of all of them, with disjoint 95 % intervals, on {len(ahead)} of {total} "
+        f"problems{f' ({listed(ahead)})' if ahead and not_ahead else ''}."
+    )
+    if lacking:
+        text += f" Missing on {listed(lacking)}."
+    if not_ahead:
+        text += f" Not so on {listed(not_ahead)}."
+    return [text]
+
+
+def _leaders(study: Study) -> list[str]:
+    """Say who has the highest score, problems with the same answer together."""
+    clear: dict[str, list[str]] = {}
+    close = []
+    for row in study.rows:
+        first = leader(study, row)
+        if first is None:
+            continue
+        rivals = _rivals(study, row, first)
+        if not rivals:
+            clear.setdefault(first.method, []).append(row.title)
+            continue
+        named = [f"{method_label(e.method)} {estimate(e.score)}" for e in rivals]
+        close.append(
+            f"{row.title}: {method_label(first.method)} has the highest mean, "
+            f"{estimate(first.score)}, but its interval overlaps with {listed(named)}."
+        )
+    sentences = [
+        f"{method_label(method)} leads on "
+        f"{'every problem' if len(titles) == len(study.rows) else listed(titles)}: its "
+        "interval lies above that of every other method but the references."
+        for method, titles in clear.items()
+    ]
+    return [*sentences, *close]
+
+
+def _rising(study: Study) -> list[str]:
+    """Say which trainings were cut off while their learning curve still rose."""
+    rises = {result.cell.id: rise_of(result) for result in study.results}
+    known = {name: rise for name, rise in rises.items() if rise is not None}
+    rising = [name for name, (rise, error) in known.items() if rise > 2 * error]
+    if not known:
+        return []
+    if not rising:
+        return [f"All {len(known)} learning curves had stopped rising in the end."]
+    return [
+        f"{len(rising)} of {counted(len(known), 'learning curve')} still rose when the "
+        f"training ended, by more than twice the standard error: {listed(rising)}. "
+        f"Of curves that are flat, 1 in 40 looks like that by chance."
+    ]
+
+
+def _rivals(study: Study, row: Row, first: Entry) -> Sequence[Entry]:
+    """Return the methods whose intervals do not lie below the leader's."""
+    others = [
+        _entry(study, row, method)
+        for method in study.methods_of([row])
+        if method not in REFERENCES and method != first.method
+    ]
+    return [entry for entry in others if disjoint(first.score, entry.score) < 1]
+
+
+def _entry(study: Study, row: Row, method: str) -> Entry:
+    return study.entries[row.name, method]

@@ -1,0 +1,119 @@
+"""How numbers, times and commands are written."""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from diffuser_policy.benchmark.cells import Cell
+from diffuser_policy.benchmark.report.study import Row, Study
+from diffuser_policy.benchmark.suites import SUITES
+from diffuser_policy.evaluation.statistics import Interval
+
+MINUTE, HOUR = 60.0, 3600.0
+UNKNOWN = "–"
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    """Return a number, or a dash where there is none."""
+    if value is None or not math.isfinite(value):
+        return UNKNOWN
+    text = f"{value:,.{digits}f}"
+    return text.removeprefix("-") if float(text.replace(",", "")) == 0 else text
+
+
+def ends(interval: Interval, *, digits: int = 1, scale: float = 1.0) -> str:
+    """Return the ends of an interval, as "[1.0, 2.0]"; nothing if they are unknown."""
+    if not math.isfinite(interval.low):
+        return ""
+    low, high = (number(scale * end, digits) for end in (interval.low, interval.high))
+    return f"[{low}, {high}]"
+
+
+def estimate(interval: Interval | None, *, digits: int = 1, scale: float = 1.0) -> str:
+    """Return a mean with its interval, as "1.5 [1.0, 2.0]"."""
+    if interval is None:
+        return UNKNOWN
+    mean = number(scale * interval.mean, digits)
+    return f"{mean} {ends(interval, digits=digits, scale=scale)}".rstrip()
+
+
+def signed(value: float) -> str:
+    """Return a difference with its sign."""
+    text = number(value)
+    return text if value <= 0 or text == UNKNOWN else f"+{text}"
+
+
+def duration(seconds: float | None) -> str:
+    """Return a time in the unit that suits it."""
+    if seconds is None or not math.isfinite(seconds):
+        return UNKNOWN
+    if seconds < 2 * MINUTE:
+        return f"{seconds:.1f} s"
+    if seconds < 2 * HOUR:
+        return f"{seconds / MINUTE:.1f} min"
+    return f"{seconds / HOUR:.1f} h"
+
+
+def spread(values: Iterable[float | None], digits: int = 0) -> str:
+    """Return the range of numbers, as "1 – 5", or the one that all are."""
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    if not known:
+        return UNKNOWN
+    low, high = number(min(known), digits), number(max(known), digits)
+    return low if low == high else f"{low} – {high}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names as "a, b and c"."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def shown_folder(study: Study) -> str:
+    """Return the benchmark's folder as commands name it: no path of this machine."""
+    relative = Path(os.path.relpath(study.folder)).as_posix()
+    return study.folder.name if relative.startswith("..") else relative
+
+
+def report_command(study: Study) -> str:
+    """Return the command that makes the report anew."""
+    return f"diffuser-policy benchmark report {shlex.quote(shown_folder(study))}"
+
+
+def run_command(study: Study, rows: Sequence[Row], methods: Sequence[str]) -> str:
+    """Return the commands that make the results of some problems and methods anew.
+
+    Args:
+        study: The benchmark.
+        rows: Problems.
+        methods: Names.
+    """
+    entries = [study.entry(row, method) for row in rows for method in methods]
+    found = [entry for entry in entries if entry is not None]
+    suites = sorted({r.cell.suite for entry in found for r in entry.results} - {""})
+    seeds = sorted({seed for entry in found for seed in entry.seeds})
+    folder = shown_folder(study)
+    lines = []
+    for suite in suites or ["SUITE"]:
+        cells = [r.cell for entry in found for r in entry.results]
+        parts = ["diffuser-policy", "benchmark", "run", *_suite_options(suite, cells)]
+        parts += ["--methods", *methods, "--problems", *(row.name for row in rows)]
+        parts += ["--seeds", *map(str, seeds), "--output", folder]
+        lines.append(shlex.join(parts))
+    return "\n".join([*lines, report_command(study)])
+
+
+def _suite_options(suite: str, cells: Sequence[Cell]) -> list[str]:
+    """Return the suite, and with what of it was changed on the command line."""
+    if suite not in SUITES:
+        return [suite if suite == "SUITE" else f"{suite}.toml"]
+    known, cell, options = SUITES[suite](), cells[0], [suite]
+    if cell.num_steps not in (None, known.num_steps):
+        options += ["--budget", str(cell.num_steps)]
+    if cell.evaluation.episodes != known.evaluation.episodes:
+        options += ["--episodes", str(cell.evaluation.episodes)]
+    return options

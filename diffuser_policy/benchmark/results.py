@@ -1,0 +1,118 @@
+"""Results of cells, read again: every episode, the learning curve, the costs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffuser_policy.benchmark.cells import Cell, CellFolder
+from diffuser_policy.errors import CheckpointError, ConfigError
+
+SCHEMA = 1
+FIELDS = ("cell", "digest", "evaluations", "curve", "training", "versions", "timing")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellResult:
+    """What a cell left.
+
+    Attributes:
+        cell: What was done.
+        evaluations: One for each evaluation seed: `seed` and `episodes`.
+        curve: Evaluations during training.
+        training: Facts that the method tells of its training.
+        policy: What the policy says of itself.
+        dataset: Facts on the data; none for methods that need none.
+        versions: Of the packages that results depend on.
+        timing: Seconds, of this machine; all else repeats on any.
+    """
+
+    cell: Cell
+    evaluations: tuple[Mapping[str, Any], ...]
+    curve: tuple[Mapping[str, Any], ...]
+    training: Mapping[str, Any]
+    policy: Mapping[str, Any]
+    dataset: Mapping[str, Any] | None
+    versions: Mapping[str, str]
+    timing: Mapping[str, Any]
+
+    @property
+    def episodes(self) -> list[Mapping[str, Any]]:
+        """All episodes, in the order of their seeds."""
+        return [episode for item in self.evaluations for episode in item["episodes"]]
+
+    @property
+    def scores(self) -> np.ndarray:
+        """Score `[episodes]` of each episode; its return where there is no score."""
+        return np.array(
+            [e["return"] if e["score"] is None else e["score"] for e in self.episodes]
+        )
+
+
+def read_result(path: Path) -> CellResult:
+    """Read a `result.json`.
+
+    Raises:
+        CheckpointError: It is damaged, or of another schema.
+    """
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error}). Delete it, and run the cell again."
+        ) from error
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+        given = data.get("schema") if isinstance(data, dict) else None
+        raise CheckpointError(
+            f"{path} has schema {given}, this version reads {SCHEMA}. Run the cell "
+            f"again in another folder."
+        )
+    missing = [name for name in FIELDS if name not in data]
+    if missing:
+        raise CheckpointError(f"{path} lacks {', '.join(missing)}; run the cell again.")
+    try:
+        cell = Cell.from_json(data["cell"])
+    except (ConfigError, LookupError) as error:
+        raise CheckpointError(f"{path} describes no cell: {error}") from error
+    return CellResult(
+        cell=cell,
+        evaluations=tuple(data["evaluations"]),
+        curve=tuple(data["curve"]),
+        training=data["training"],
+        policy=data.get("policy", {}),
+        dataset=data.get("dataset"),
+        versions=data["versions"],
+        timing=data["timing"],
+    )
+
+
+def cell_folders(benchmark: str | Path) -> list[CellFolder]:
+    """Return the folders of all cells of a benchmark, by name.
+
+    Raises:
+        ConfigError: The folder holds no benchmark.
+    """
+    root = Path(benchmark)
+    if not (root / "cells").is_dir():
+        raise ConfigError(
+            f"{root} holds no benchmark: there is no folder {root / 'cells'}. Make one "
+            f"with: diffuser-policy benchmark run SUITE --output {root}"
+        )
+    found = sorted(path.parent.name for path in (root / "cells").glob("*/cell.json"))
+    return [CellFolder(root, name) for name in found]
+
+
+def load_results(benchmark: str | Path) -> list[CellResult]:
+    """Return the results of all finished cells of a benchmark.
+
+    Raises:
+        ConfigError: The folder holds no benchmark.
+        CheckpointError: A result is damaged, or of another schema.
+    """
+    paths = [folder.path / "result.json" for folder in cell_folders(benchmark)]
+    return [read_result(path) for path in paths if path.is_file()]

@@ -1,0 +1,285 @@
+"""Suites: lists of cells by name, or from a TOML file.
+
+    name = "mine"
+    num_steps = 50000                     # gradient steps of every method, at least
+    max_steps = 100000                    # where a learning curve that still rises ends
+    seeds = [0, 1]                        # of the trainings
+
+    [evaluation]
+    seeds = [30000, 31000, 32000]         # the first of 100 each
+    episodes = 100
+
+    [[problems]]
+    env = "diffuser_envs/Multi2D-Large-v1"
+    dataset = "diffuser/multi2d-large-v1"
+    goals = "hindsight"                   # left out: "none", a single task
+    methods = ["diffuser", "iql"]         # left out: all of them
+
+    [methods.bc]
+    [methods.iql]
+    width = 128
+    [methods.diffuser]
+    multi2d-large = { planner = "multi2d-large" }      # settings for one problem
+
+A suite's problems, methods and episodes are the same for everybody who asks for it;
+another number of steps, episodes or seeds makes other cells.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from diffuser_policy.benchmark.cells import Cell, EvaluationPlan
+from diffuser_policy.benchmark.problem import Goals, Problem
+from diffuser_policy.errors import ConfigError, UnknownNameError
+from diffuser_policy.settings import from_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """Problems and methods.
+
+    Attributes:
+        name: Of the suite.
+        problems: What methods are compared on.
+        methods: Names → settings, as far as they are not the method's defaults. A
+            setting named like a problem holds settings for that problem alone.
+        methods_of: Problem name → methods that are run on it; by default all.
+        seeds: Training seeds.
+        num_steps: Gradient steps of every method that learns, at least.
+        max_steps: And at most, while its learning curve rises.
+        evaluation: Episodes for all.
+    """
+
+    name: str
+    problems: tuple[Problem, ...]
+    methods: Mapping[str, Mapping[str, Any]]
+    methods_of: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    seeds: tuple[int, ...] = (0,)
+    num_steps: int | None = None
+    max_steps: int | None = None
+    evaluation: EvaluationPlan = field(default_factory=EvaluationPlan)
+
+    def __post_init__(self) -> None:
+        """Check the seeds and names."""
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ConfigError(
+                f"A suite needs different training seeds, at least one; got "
+                f"{list(self.seeds)}."
+            )
+        names = [problem.name for problem in self.problems]
+        for methods in self.methods_of.values():
+            for method in methods:
+                if method not in self.methods:
+                    raise UnknownNameError("method of the suite", method, self.methods)
+        if len(set(names)) != len(names):
+            raise ConfigError(
+                f"Two problems of the suite {self.name!r} have the same name: {names}."
+            )
+
+    def cells(
+        self,
+        *,
+        methods: Sequence[str] | None = None,
+        problems: Sequence[str] | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> tuple[Cell, ...]:
+        """Return the cells, or some of them.
+
+        Args:
+            methods: Names; those that the suite lacks are added with their defaults.
+            problems: Names of problems.
+            seeds: Training seeds instead of the suite's.
+
+        Raises:
+            UnknownNameError: No problem of that name.
+            ConfigError: Seeds that are negative or given twice.
+        """
+        known = {problem.name: problem for problem in self.problems}
+        for name in problems or ():
+            if name.lower() not in known:
+                raise UnknownNameError("problem", name, known)
+        if seeds is not None and (len(set(seeds)) != len(seeds) or not seeds):
+            raise ConfigError(f"Training seeds have to differ; got {list(seeds)}.")
+        chosen = [name.lower() for name in problems] if problems else list(known)
+        return tuple(
+            self._cell(known[problem], method, seed)
+            for problem in chosen
+            for method in methods or self.methods_of.get(problem, tuple(self.methods))
+            for seed in (self.seeds if seeds is None else seeds)
+        )
+
+    def _cell(self, problem: Problem, method: str, seed: int) -> Cell:
+        given = self.methods.get(method, {})
+        names = {item.name for item in self.problems}
+        settings = {key: value for key, value in given.items() if key not in names}
+        return Cell(
+            suite=self.name,
+            problem=problem,
+            method=method,
+            seed=seed,
+            settings={**settings, **given.get(problem.name, {})},
+            num_steps=self.num_steps,
+            max_steps=self.max_steps,
+            evaluation=self.evaluation,
+        )
+
+
+# Ten actions are drawn for each of 256 rows: networks of 256 take hours on a CPU.
+NARROW = {"width": 128}
+MAZES = ("umaze", "medium", "large")
+
+
+def _mazes() -> Suite:
+    """The paper's table 1, and stronger baselines."""
+    problems, planners = [], {}
+    families: dict[str, Goals] = {"Maze2D": "none", "Multi2D": "hindsight"}
+    for family, goals in families.items():
+        for maze, title in zip(MAZES, ("UMaze", "Medium", "Large"), strict=True):
+            problem = Problem(
+                env=f"diffuser_envs/{family}-{title}-v1",
+                dataset=f"diffuser/multi2d-{maze}-v1",
+                goals=goals,
+            )
+            problems.append(problem)
+            planners[problem.name] = {"planner": f"multi2d-{maze}"}
+    methods: dict[str, Mapping[str, Any]] = {
+        "diffuser": planners,
+        "bc": {},
+        "bcq": NARROW,
+        "cql": NARROW,
+        "iql": {},
+        "td3-bc": {},
+        "rebrac": {},
+        "demonstrator": {},
+    }
+    return Suite(
+        name="maze",
+        problems=tuple(problems),
+        methods=methods,
+        num_steps=50_000,
+        max_steps=100_000,
+    )
+
+
+def _kuka() -> Suite:
+    """The paper's table 3."""
+    tasks: dict[str, Goals] = {
+        "Unconditional": "none",
+        "Conditional": "hindsight",
+        "Rearrangement": "hindsight",
+    }
+    problems = [
+        Problem(
+            env=f"diffuser_envs/KukaStack-{task}-v1",
+            dataset="diffuser/kuka-stack-v1",
+            goals=goals,
+        )
+        for task, goals in tasks.items()
+    ]
+    return Suite(
+        name="kuka",
+        problems=tuple(problems),
+        methods={
+            "diffuser": {"planner": "kuka-stack"},
+            "bcq": NARROW,
+            "cql": NARROW,
+            "bc": {},
+            "demonstrator": {},
+        },
+        num_steps=50_000,
+        max_steps=100_000,
+        evaluation=EvaluationPlan(num_envs=25),
+    )
+
+
+def _planning() -> Suite:
+    """Planning by trial: with the true simulator, and with learned models."""
+    problems = tuple(p for p in _mazes().problems if p.goals == "hindsight")
+    models = ("mppi-simulator", "cem-simulator", "mppi-learned", "cem-learned")
+    return Suite(
+        name="planning",
+        problems=problems,
+        methods={"random": {}, **{name: {} for name in models}},
+        evaluation=EvaluationPlan(seeds=(30_000,), episodes=50),
+    )
+
+
+def _tiny() -> Suite:
+    """Two methods on one maze in minutes: does everything work here?"""
+    problem = _mazes().problems[0]
+    return Suite(
+        name="tiny",
+        problems=(problem,),
+        methods={"diffuser": {"planner": "multi2d-umaze"}, "bc": {"width": 64}},
+        num_steps=2_000,
+        evaluation=EvaluationPlan(seeds=(30_000,), episodes=10, curve_points=4),
+    )
+
+
+SUITES = {"maze": _mazes, "kuka": _kuka, "planning": _planning, "tiny": _tiny}
+
+
+def load_suite(source: str | Path) -> Suite:
+    """Return a suite by name, or from a TOML file.
+
+    Raises:
+        UnknownNameError: No suite of that name, and no file.
+        ConfigError: The file is no suite.
+    """
+    if str(source) in SUITES:
+        return SUITES[str(source)]()
+    path = Path(source)
+    if path.suffix != ".toml":
+        raise UnknownNameError("suite", str(source), SUITES, " (nor a .toml file)")
+    try:
+        data = tomllib.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read as a suite: {error}") from error
+    try:
+        return suite_from(data, name=path.stem)
+    except (KeyError, TypeError, AttributeError, LookupError, ConfigError) as error:
+        raise ConfigError(f"{path} is no suite: {error}") from error
+
+
+def suite_from(data: Mapping[str, Any], *, name: str) -> Suite:
+    """Return the suite that a TOML file describes.
+
+    Args:
+        data: As in the module's example.
+        name: If the file gives none.
+
+    Raises:
+        UnknownNameError: An entry that suites don't have.
+        ConfigError: A value of the wrong type.
+    """
+    known = {item.name for item in dataclasses.fields(Suite)} - {"methods_of"}
+    for key in data:
+        if key not in known:
+            raise UnknownNameError("entry of a suite", key, known)
+    for key in ("problems", "methods"):
+        if not data.get(key):
+            raise ConfigError(f"it needs {key}, and has none.")
+    problems, methods_of = [], {}
+    for entry in data["problems"]:
+        fields = dict(entry)
+        chosen = fields.pop("methods", None)
+        problem = Problem.from_json(fields)
+        problems.append(problem)
+        if chosen is not None:
+            methods_of[problem.name] = tuple(chosen)
+    return Suite(
+        name=data.get("name", name),
+        problems=tuple(problems),
+        methods=data["methods"],
+        methods_of=methods_of,
+        seeds=tuple(data.get("seeds", (0,))),
+        num_steps=data.get("num_steps"),
+        max_steps=data.get("max_steps"),
+        evaluation=from_json(EvaluationPlan, data.get("evaluation", {})),
+    )

@@ -1,0 +1,288 @@
+"""Cells: what one process does, leaves, refuses, and does not do twice."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from diffuser_policy.benchmark import Problem, Training
+from diffuser_policy.benchmark.cell_process import main, run_cell
+from diffuser_policy.benchmark.cells import Cell, CellFolder, EvaluationPlan
+from diffuser_policy.benchmark.results import load_results, read_result
+from diffuser_policy.errors import CheckpointError, ConfigError, UnknownNameError
+
+PLAN = EvaluationPlan(
+    seeds=(5, 50), episodes=3, num_envs=2, curve_episodes=2, curve_points=4
+)
+METHODS = '''
+import numpy as np
+
+class Constant:
+    def __init__(self, value, shape=(1,)):
+        self.value, self.shape = value, shape
+
+    def predict(self, observation, state=None, episode_start=None, deterministic=False):
+        return np.full((len(observation), *self.shape), self.value, np.float32), None
+
+def right(training, *, push=1.0):
+    """Push to the right."""
+    with (training.folder / "calls.txt").open("a") as file:
+        file.write("called\\n")
+    return Constant(push)
+
+def too_far(training):
+    return Constant(1.5)
+
+def no_number(training):
+    return Constant(float("nan"))
+
+def wrong_shape(training):
+    return Constant(0.0, shape=(3,))
+
+def nothing(training):
+    pass
+
+def no_policy(training):
+    return object()
+
+def bare_predict(training):
+    class Bare:
+        def predict(self, observation):
+            return observation
+    return Bare()
+
+def fails(training):
+    raise RuntimeError("the optimizer is on fire")
+
+def noisy(training):
+    class Noisy:
+        def predict(self, observation, **rest):
+            return np.random.uniform(-1, 1, (len(observation), 1)).astype("f4"), None
+    return Noisy()
+'''
+
+
+@pytest.fixture
+def methods(tmp_path: Path) -> Path:
+    path = tmp_path / "methods.py"
+    path.write_text(METHODS)
+    return path
+
+
+def make_cell(method: str, **changes: Any) -> Cell:
+    problem = Problem(env="test/Line-none-v0", dataset="test/line-v0")
+    settings: dict[str, Any] = {"problem": problem, "evaluation": PLAN, **changes}
+    return Cell(method=method, **settings)
+
+
+def prepared(folder: Path, cell: Cell) -> CellFolder:
+    import tests.baseline_helpers  # noqa: F401 (registers the environments)
+
+    files = CellFolder(folder, cell.id)
+    files.prepare(cell)
+    return files
+
+
+def test_a_cell_leaves_every_episode(methods: Path, tmp_path: Path) -> None:
+    cell = make_cell(f"{methods}:right", settings={"push": 0.5})
+    result = run_cell(cell, prepared(tmp_path, cell))
+    assert [item["seed"] for item in result["evaluations"]] == [5, 50]
+    seeds = [e["seed"] for item in result["evaluations"] for e in item["episodes"]]
+    assert seeds == [5, 6, 7, 50, 51, 52]
+    assert result["training"]["settings"] == {"push": 0.5}
+    [read] = load_results(tmp_path)
+    assert read.cell == cell
+    assert len(read.episodes) == 6
+    assert read.timing["attempts"] == 1
+    assert read.versions["gymnasium"]
+
+
+def test_a_finished_cell_is_not_run_again(methods: Path, tmp_path: Path) -> None:
+    cell = make_cell(f"{methods}:right")
+    files = prepared(tmp_path, cell)
+    assert main([str(tmp_path), cell.id]) == 0
+    before = (files.path / "result.json").read_bytes()
+    assert main([str(tmp_path), cell.id]) == 0
+    assert (files.path / "result.json").read_bytes() == before
+    assert (files.work / "calls.txt").read_text() == "called\n"
+
+
+def test_evaluations_that_are_there_are_kept(methods: Path, tmp_path: Path) -> None:
+    cell = make_cell(f"{methods}:noisy")
+    files = prepared(tmp_path, cell)
+    first = run_cell(cell, files)
+    files.remove("result")
+    files.remove("evaluation-50")  # as if killed in the second evaluation
+    marked = files.read("evaluation-5")
+    marked["episodes"][0]["return"] = 123.0
+    files.write("evaluation-5", marked)
+    second = run_cell(cell, files)
+    assert second["evaluations"][0]["episodes"][0]["return"] == 123.0
+    assert second["evaluations"][1] == first["evaluations"][1]  # same seeds, same noise
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("too_far", "outside of the action space"),
+        ("no_number", "outside of the action space"),
+        ("wrong_shape", "actions of shape"),
+        ("nothing", "returned nothing"),
+        ("no_policy", "has no predict"),
+        ("bare_predict", "contract is predict"),
+        ("fails", "the optimizer is on fire"),
+    ],
+)
+def test_what_goes_wrong_is_written_down(
+    name: str, message: str, methods: Path, tmp_path: Path
+) -> None:
+    cell = make_cell(f"{methods}:{name}")
+    files = prepared(tmp_path, cell)
+    assert main([str(tmp_path), cell.id]) == 1
+    error = files.read("error")
+    assert message in error["message"]
+    assert files.result() is None
+
+
+def test_a_failure_is_forgotten_when_it_is_repaired(
+    methods: Path, tmp_path: Path
+) -> None:
+    cell = make_cell(f"{methods}:right")
+    files = prepared(tmp_path, cell)
+    files.write("error", {"message": "of another day"})
+    assert main([str(tmp_path), cell.id]) == 0
+    assert files.read("error") is None
+
+
+def test_a_cell_is_a_process(methods: Path, tmp_path: Path) -> None:
+    cell = make_cell(f"{methods}:right")
+    cell = Cell.from_json(
+        {**cell.to_json(), "problem": {**cell.problem.to_json(), "env": "CartPole-v1"}}
+    )
+    prepared(tmp_path, cell)
+    command = [sys.executable, "-m", "diffuser_policy.benchmark.cell_process"]
+    done = subprocess.run(
+        [*command, str(tmp_path), cell.id], capture_output=True, text=True, check=False
+    )
+    # CartPole's actions are numbers, not arrays of one: explained, not crashed.
+    assert done.returncode == 1
+    assert "actions of shape" in done.stderr
+
+
+def test_other_settings_in_the_same_folder_are_refused(
+    methods: Path, tmp_path: Path
+) -> None:
+    files = prepared(tmp_path, make_cell(f"{methods}:right"))
+    before = (files.path / "cell.json").read_bytes()
+    other = make_cell(f"{methods}:right", settings={"push": 0.5}, num_steps=7)
+    with pytest.raises(ConfigError, match=r"num_steps: None → 7.*push: None → 0.5"):
+        CellFolder(tmp_path, other.id).prepare(other)
+    assert (files.path / "cell.json").read_bytes() == before
+
+
+def test_a_cell_survives_json() -> None:
+    cell = make_cell(
+        "iql", seed=3, settings={"width": 64}, num_steps=10, max_steps=20, suite="mine"
+    )
+    again = Cell.from_json(json.loads(json.dumps(cell.to_json())))
+    assert again == cell
+    assert again.digest == cell.digest
+    assert cell.id == "line-none--iql--seed-3"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"settings": {"width": 8}},
+        {"num_steps": 11},
+        {"evaluation": EvaluationPlan(seeds=(5, 50), episodes=4)},
+        {"problem": Problem(env="test/Line-new-v0", dataset="test/line-v0")},
+    ],
+)
+def test_whatever_changes_results_changes_the_digest(change: dict[str, Any]) -> None:
+    assert make_cell("iql").digest != make_cell("iql", **change).digest
+    assert make_cell("iql", suite="a").digest == make_cell("iql", suite="b").digest
+
+
+@pytest.mark.parametrize(
+    ("seeds", "message"),
+    [((), "needs seeds"), ((-1,), "not negative"), ((0, 2), "share episodes")],
+)
+def test_evaluation_seeds_do_not_overlap(seeds: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        EvaluationPlan(seeds=seeds, episodes=3)
+
+
+def test_damaged_results_say_so(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    for text, message in (
+        ("{", "cannot be read"),
+        ('{"schema": 7}', "schema 7"),
+        ('{"schema": 1}', "lacks"),
+        ("[]", "schema None"),
+    ):
+        path.write_text(text)
+        with pytest.raises(CheckpointError, match=message):
+            read_result(path)
+    with pytest.raises(ConfigError, match="holds no benchmark"):
+        load_results(tmp_path)
+
+
+class Scripted:
+    """A policy that always goes on to the right, as far as it is told."""
+
+    def __init__(self, push: float) -> None:
+        self.push = push
+
+    def predict(self, observation: Any, **_: Any) -> tuple[np.ndarray, None]:
+        return np.full((len(observation), 1), self.push, np.float32), None
+
+
+def workplace(folder: Path, **budget: int) -> Training:
+    problem = Problem(env="test/Line-fixed-v0", dataset="test/line-v0")
+    budget = {"num_steps": 40, "max_steps": 80, **budget}
+    cell = make_cell("right", problem=problem, **budget)
+    return Training(cell, prepared(folder, cell), {})
+
+
+def test_the_curve_has_its_points_once(tmp_path: Path) -> None:
+    training = workplace(tmp_path)
+    due = [step for step in range(1, 41) if training.curve_due(step)]
+    assert due == [10, 20, 30, 40]
+    for step in (10, 20, 20, 30):
+        training.curve(step, Scripted(1.0))
+    assert [point["step"] for point in training.curve_points] == [10, 20, 30]
+    again = workplace(tmp_path)  # after a kill
+    again.forget_curve(20)
+    assert [point["step"] for point in again.curve_points] == [10, 20]
+
+
+def test_training_goes_on_while_its_curve_rises(tmp_path: Path) -> None:
+    training = workplace(tmp_path)
+    for index, push in enumerate((0.0, 0.3, 0.35, 0.4, 0.45, 0.51), start=1):
+        training.curve(10 * index, Scripted(push))
+    values = [np.mean(point["values"]) for point in training.curve_points]
+    assert values == sorted(values)
+    assert values[0] < values[-1]
+    assert not training.is_flat()
+    assert not training.finished(39)
+    assert not training.finished(60)
+    assert training.finished(80)  # but not for ever
+    for step in range(70, 121, 10):
+        training.curve(step, Scripted(1.0))
+    assert training.is_flat()
+    assert training.finished(60)
+
+
+def test_unknown_fields_of_problems_are_refused() -> None:
+    with pytest.raises(UnknownNameError, match="datset"):
+        Problem.from_json({"env": "a/B-v0", "datset": "x-v0"})
+    with pytest.raises(UnknownNameError, match="hindsigt"):
+        Problem.from_json({"env": "a/B-v0", "dataset": "x-v0", "goals": "hindsigt"})

@@ -1,0 +1,218 @@
+"""`diffuser-policy benchmark`: its help, its lists, and what it refuses to begin."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from rich.console import Console
+
+from diffuser_policy.benchmark.cells import CellFolder
+from diffuser_policy.benchmark.progress import (
+    Counts,
+    LineDisplay,
+    LiveDisplay,
+    Watched,
+    live_table,
+    make_display,
+)
+from diffuser_policy.benchmark.suites import SUITES
+from diffuser_policy.cli import main
+from diffuser_policy.data.collection import collect_episodes
+from tests.benchmark_helpers import write_suite
+from tests.point_env import PointEnv
+
+Capture = pytest.CaptureFixture[str]
+PLAIN = "test/plain-points-v0"
+
+
+def refused(capsys: Capture, *arguments: str | Path) -> str:
+    """Run a command that has to fail before anything is run; returns what it said."""
+    assert main(["benchmark", *map(str, arguments)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    return " ".join(captured.err.split())
+
+
+@pytest.mark.parametrize("command", ["run", "report", "suites"])
+def test_help_answers_at_once(command: str) -> None:
+    code = (
+        "import sys\n"
+        "from diffuser_policy.cli import main\n"
+        "try:\n"
+        f"    main(['benchmark', '{command}', '--help'])\n"
+        "finally:\n"
+        "    print(sorted({'torch', 'gymnasium', 'ray', 'submitit'} & {*sys.modules}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"usage: diffuser-policy benchmark {command} [-h]" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_overview(capsys: Capture) -> None:
+    for arguments, status in (([], 2), (["--help"], 0)):
+        with pytest.raises(SystemExit) as stop:
+            main(["benchmark", *arguments])
+        assert stop.value.code == status
+        out = capsys.readouterr().out
+        assert all(f"  {name} " in out for name in ("run", "report", "suites"))
+        assert max(map(len, out.splitlines())) <= 80
+
+
+def test_unknown_subcommand(capsys: Capture) -> None:
+    assert "Did you mean 'report'" in refused(capsys, "repot")
+
+
+def test_suites_are_listed(capsys: Capture) -> None:
+    assert main(["benchmark", "suites"]) == 0
+    out = capsys.readouterr().out
+    for name, make in SUITES.items():
+        [line] = [line for line in out.splitlines() if line.startswith(f"{name} ")]
+        assert line.split()[-1] == str(len(make().cells()))
+
+
+def test_a_suite_is_described(tmp_path: Path, capsys: Capture) -> None:
+    suite = write_suite(tmp_path, "straight", seeds=(3, 4))
+    assert main(["benchmark", "suites", str(suite)]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"point: {tmp_path}/methods.py:straight" in out
+    assert "goals: hindsight, data: test/missing-v0" in out
+    assert "2 cells. Training seeds 3, 4; 100 gradient steps; evaluation" in out
+    assert "4 episodes from each of the seeds 100, 200" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--methods", "diffusr"], "Unknown method 'diffusr'"),
+        (["--methods", "{0}:strait"], "strait"),
+        (["--methods", "{0}:slow", "{0}:slow"], "would share the folder"),
+        (["--methods", "{0}:goalless"], "goals='hindsight'. Leave it out"),
+        (["--methods", "{0}:luxury"], 'pip install "diffuser-policy[baselines]"'),
+        (["--methods", "{0}:learner"], "collect tests.point_env:test/Point-v0"),
+        (["--methods"], "--methods needs at least one value"),
+        (["--problems", "pont"], "Did you mean 'point'"),
+        (["--envs", "Point-v0"], "Known: point"),
+        (["--seeds", "0", "0"], "Training seeds have to differ; got [0, 0]"),
+        (["--seeds", "-1"], "A training seed is not negative; got -1"),
+        (["--seeds"], "--seeds needs at least one value"),
+        (["--budget", "0"], "num_steps must be positive, got 0"),
+        (["--episodes", "0"], "episodes must be positive, got 0"),
+        (["--episodes", "101"], "share episodes"),
+        (["--executor-option", "x"], "--executor-option takes KEY=VALUE"),
+        (["--executor-option", "mem_gb=4"], "takes no options, got 'mem_gb'"),
+        (["--workers", "0"], "--workers must be at least 1, got 0"),
+    ],
+)
+def test_bad_options(
+    tmp_path: Path, capsys: Capture, options: list[str], told: str
+) -> None:
+    suite = write_suite(tmp_path, "straight")
+    filled = [option.format(tmp_path / "methods.py") for option in options]
+    error = refused(capsys, "run", suite, "--output", tmp_path / "out", *filled)
+    assert told in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("suite", "told"),
+    [
+        ("tniy", "Did you mean 'tiny'"),
+        ("missing.toml", "missing.toml cannot be read as a suite"),
+    ],
+)
+def test_unknown_suite(capsys: Capture, suite: str, told: str) -> None:
+    assert told in refused(capsys, "run", suite)
+    assert told in refused(capsys, "suites", suite)
+
+
+@pytest.mark.parametrize(
+    ("env", "told"),
+    [
+        ("tests.point_env:test/Pint-v0", "Unknown environment"),
+        ("Pendulum-v1", "carry no desired_goal"),
+    ],
+)
+def test_environments_that_do_not_fit(
+    tmp_path: Path, capsys: Capture, env: str, told: str
+) -> None:
+    suite = write_suite(tmp_path, "straight", env=env)
+    assert told in refused(capsys, "run", suite, "--output", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+class _Idle:
+    """Does nothing."""
+
+    def predict(self, *_: object, **__: object) -> tuple[np.ndarray, None]:
+        return np.zeros(2, np.float32), None
+
+
+@pytest.mark.parametrize(
+    ("goals", "told"),
+    [
+        ("hindsight", f"{PLAIN} lacks goals"),
+        ("none", f"{PLAIN} is not of tests.point_env:test/Point-v0"),
+    ],
+)
+def test_data_that_do_not_fit(
+    tmp_path: Path, capsys: Capture, goals: str, told: str
+) -> None:
+    limited = gym.wrappers.TimeLimit(PointEnv(), 5)
+    env = gym.wrappers.FlattenObservation(limited)
+    collect_episodes(
+        env, _Idle(), num_episodes=2, dataset_id=PLAIN, overwrite=True, progress=False
+    )
+    env.close()
+    suite = write_suite(tmp_path, "learner")
+    text = suite.read_text().replace("test/missing-v0", PLAIN)
+    suite.write_text(text.replace('"hindsight"', f'"{goals}"'))
+    assert told in refused(capsys, "run", suite, "--output", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_table_shows_what_a_cell_told(tmp_path: Path) -> None:
+    folder = CellFolder(tmp_path, "maze--bc--seed-0")
+    watched = {"maze--bc--seed-0": Watched(folder)}
+    watched["maze--bc--seed-0"].since -= 3725
+
+    def shown() -> str:
+        console = Console(file=io.StringIO(), width=100, record=True)
+        console.print(live_table(watched, Counts(total=9, before=2, failed=1)))
+        return " ".join(console.export_text().split())
+
+    assert shown().startswith("maze--bc--seed-0 starting 1:02:05")
+    told = {"stage": "train", "done": 1200, "total": 50_000, "time": 0.0}
+    folder.write("progress", {**told, "figures": {"loss": 0.25, "score": 12.34567}})
+    expected = "maze--bc--seed-0 train 1,200/50,000 score 12.35 loss 0.25 1:02:05"
+    assert shown() == f"{expected} 2 of 9 cells finished, 1 failed"
+    (folder.path / "progress.json").write_text(json.dumps(told)[:10])
+    assert "starting" in shown()
+
+
+def test_a_terminal_gets_a_table_and_a_log_gets_lines(tmp_path: Path) -> None:
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=90)
+    assert isinstance(make_display(terminal), LiveDisplay)
+    log = Console(file=(text := io.StringIO()), width=30)
+    watched = {"a--b--seed-0": Watched(CellFolder(tmp_path, "a--b--seed-0"))}
+    with make_display(log) as display:
+        assert isinstance(display, LineDisplay)
+        display.say("something that is longer than a line of [30] columns")
+        display.update(watched, Counts())
+        watched["a--b--seed-0"].since -= 61
+        display.update(watched, Counts())
+        display.update(watched, Counts())
+    assert text.getvalue().splitlines() == [
+        "something that is longer than a line of [30] columns",
+        "a--b--seed-0: starting, 1:01",
+    ]

@@ -1,0 +1,176 @@
+"""Methods and suites by name: found, described, refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from diffuser_policy.benchmark import Problem, Training, register_method
+from diffuser_policy.benchmark.methods import (
+    find_method,
+    label,
+    method_names,
+    short_name,
+)
+from diffuser_policy.benchmark.suites import SUITES, Suite, load_suite
+from diffuser_policy.errors import ConfigError, MissingExtraError, UnknownNameError
+
+PROBLEM = Problem(env="diffuser_envs/Multi2D-UMaze-v1", dataset="x/y-v0")
+SUITE = """
+num_steps = 10
+seeds = [0, 1]
+[evaluation]
+seeds = [7]
+episodes = 3
+[[problems]]
+env = "diffuser_envs/Multi2D-UMaze-v1"
+dataset = "diffuser/multi2d-umaze-v1"
+goals = "hindsight"
+[[problems]]
+env = "diffuser_envs/Maze2D-UMaze-v1"
+dataset = "diffuser/multi2d-umaze-v1"
+methods = ["iql"]
+[methods.iql]
+width = 8
+multi2d-umaze = { expectile = 0.9 }
+[methods.demonstrator]
+"""
+
+
+def test_a_registered_function_is_found_with_its_settings() -> None:
+    @register_method("test-slow", label="Slow", goals=("none",), needs_dataset=False)
+    def slow(training: Training, *, speed: float = 1.0) -> object:
+        """Go slowly."""
+
+    method = find_method("test-slow")
+    assert method.label == "Slow"
+    assert label("test-slow") == "Slow"
+    assert "test-slow" in method_names()
+    assert method.settings({}) == {"speed": 1.0}
+    assert method.settings({"speed": 2.0}) == {"speed": 2.0}
+    with pytest.raises(ConfigError, match="no option sped"):
+        method.settings({"sped": 1.0})
+    hindsight = Problem(env="a/B-v0", dataset="x/y-v0", goals="hindsight")
+    with pytest.raises(ConfigError, match="Leave it out"):
+        method.check(hindsight, {})
+
+
+def test_a_missing_module_is_told_before_anything_runs() -> None:
+    @register_method("test-absent", modules={"no_such_module": "baselines"})
+    def absent(training: Training) -> object: ...
+
+    with pytest.raises(MissingExtraError, match=r"diffuser-policy\[baselines\]"):
+        find_method("test-absent").check(PROBLEM, {})
+
+
+def test_a_function_of_a_file_is_a_method(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("def north(training): ...\nvalue = 3\ndef empty(): ...\n")
+    method = find_method(f"{path}:north")
+    assert method.label == "north"
+    assert find_method(f"{path}:north").function is method.function  # one import
+    for name, message in (("south", "no attribute"), ("value", "no function")):
+        with pytest.raises((UnknownNameError, ConfigError), match=message):
+            find_method(f"{path}:{name}")
+    with pytest.raises(ConfigError, match="takes no argument"):
+        find_method(f"{path}:empty")
+    with pytest.raises(UnknownNameError, match="is no file"):
+        find_method(f"{tmp_path}/other.py:north")
+
+
+def test_our_methods_are_offered_and_need_nothing_to_be_listed() -> None:
+    for name in ("bc", "bcq", "cql", "iql", "td3-bc", "awac", "rebrac", "diffuser"):
+        assert name in method_names()
+        assert find_method(name).name == name
+    assert find_method("iql").settings({})["expectile"] == 0.7
+    assert find_method("bcq").settings({})["num_action_samples"] == 10  # as the paper
+
+
+def test_misspelled_names_get_suggestions() -> None:
+    with pytest.raises(UnknownNameError, match=r"Did you mean 'td3-bc'"):
+        find_method("td3bc")
+    with pytest.raises(UnknownNameError, match=r"Did you mean 'maze'"):
+        load_suite("mase")
+    with pytest.raises(ConfigError, match="lower-case words"):
+        register_method("Not A Name")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("td3-bc", "td3-bc"), ("a/b/my file.py:North_East", "north-east"), ("m:f", "f")],
+)
+def test_names_fit_into_folders(name: str, expected: str) -> None:
+    assert short_name(name) == expected
+
+
+def test_a_suite_is_read_from_toml(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(SUITE)
+    suite = load_suite(path)
+    cells = suite.cells()
+    assert suite.name == "mine"
+    assert [cell.id for cell in cells] == [
+        "multi2d-umaze--iql--seed-0",
+        "multi2d-umaze--iql--seed-1",
+        "multi2d-umaze--demonstrator--seed-0",
+        "multi2d-umaze--demonstrator--seed-1",
+        "maze2d-umaze--iql--seed-0",
+        "maze2d-umaze--iql--seed-1",
+    ]
+    assert cells[0].settings == {"width": 8, "expectile": 0.9}
+    assert cells[4].settings == {"width": 8}
+    assert cells[0].num_steps == 10
+    assert cells[0].evaluation.seeds == (7,)
+    chosen = suite.cells(methods=["bc"], problems=["Maze2D-UMaze"], seeds=[5])
+    assert [cell.id for cell in chosen] == ["maze2d-umaze--bc--seed-5"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("num_steps = 10", "num_stps = 10", "num_stps"),
+        ("seeds = [0, 1]", "seeds = [0, 0]", "different training seeds"),
+        ('methods = ["iql"]', 'methods = ["cql"]', "cql"),
+        ('goals = "hindsight"', 'goals = "foresight"', "foresight"),
+        ("[methods.iql]", "[methods", "cannot be read"),
+        ("episodes = 3", "episodes = 0", "episodes must be positive"),
+    ],
+)
+def test_bad_suites_are_explained(
+    before: str, after: str, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "bad.toml"
+    assert before in SUITE
+    path.write_text(SUITE.replace(before, after))
+    with pytest.raises((ConfigError, UnknownNameError), match=message):
+        load_suite(path)
+
+
+def test_seeds_and_problems_are_checked() -> None:
+    suite = load_suite("maze")
+    with pytest.raises(UnknownNameError, match="Did you mean 'multi2d-large'"):
+        suite.cells(problems=["multi2d-lage"])
+    for seeds in ([0, 0], []):
+        with pytest.raises(ConfigError, match="have to differ"):
+            suite.cells(seeds=seeds)
+    with pytest.raises(ConfigError, match="not negative"):
+        suite.cells(seeds=[-1])
+
+
+def test_the_suites_cover_the_papers_tables() -> None:
+    assert len(load_suite("maze").cells()) == 6 * 8
+    assert len(load_suite("kuka").cells()) == 3 * 5
+    for name in SUITES:
+        for cell in load_suite(name).cells():
+            method = find_method(cell.method)
+            method.settings(cell.settings)
+            assert cell.problem.goals in method.goals
+        ids = [cell.id for cell in load_suite(name).cells()]
+        assert len(set(ids)) == len(ids)
+
+
+def test_two_problems_of_one_name_are_refused() -> None:
+    other = Problem(env="other/Multi2D-UMaze-v3", dataset="x/y-v0")
+    with pytest.raises(ConfigError, match="same name"):
+        Suite(name="twice", problems=(PROBLEM, other), methods={})

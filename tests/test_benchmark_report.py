@@ -1,0 +1,384 @@
+"""What benchmark reports say: tables, summaries, gaps."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from diffuser_policy.benchmark.report import compact_tables, load_study
+from diffuser_policy.benchmark.report.curves import curve_of, rise_of
+from diffuser_policy.benchmark.report.document import Bullets, Remark, Table
+from diffuser_policy.benchmark.report.facts import (
+    cell_table,
+    compute_table,
+    failure_table,
+    open_table,
+    outcome_table,
+)
+from diffuser_policy.benchmark.report.published import PUBLISHED, published_for
+from diffuser_policy.benchmark.report.study import Study
+from diffuser_policy.benchmark.report.summary import summary
+from diffuser_policy.benchmark.report.tables import (
+    difference_table,
+    groups_of,
+    iqm_groups,
+    iqm_table,
+    published_table,
+    score_table,
+)
+from diffuser_policy.benchmark.report.wording import run_command
+from diffuser_policy.evaluation.statistics import iqm, mean_interval
+from tests.benchmark_report_helpers import (
+    KUKA,
+    MAZES,
+    result_of,
+    with_scores,
+    write_benchmark,
+    write_result,
+)
+
+UMAZE, LARGE = MAZES[0], MAZES[5]
+
+
+@pytest.fixture(scope="module")
+def maze(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_benchmark(tmp_path_factory.mktemp("maze"), episodes=10)
+
+
+@pytest.fixture(scope="module")
+def kuka(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("kuka")
+    return write_benchmark(folder, suite="kuka", seeds=(0, 1, 2), episodes=10)
+
+
+def scored(folder: Path, scores: dict[str, list[float]], env: str = UMAZE) -> Study:
+    """Return a study of one problem with the given scores of methods."""
+    for method, values in scores.items():
+        write_result(folder, with_scores(result_of(env, method), values))
+    return load_study(folder)
+
+
+def texts(table: Table | None, row: int) -> dict[str, str]:
+    """Return the first lines of a row by column."""
+    assert table is not None
+    cells = [cell.text for cell in table.rows[row]]
+    return dict(zip(table.header, cells, strict=True))
+
+
+def raw(folder: Path, cell: str) -> dict[str, Any]:
+    path = folder / "cells" / cell / "result.json"
+    data: dict[str, Any] = json.loads(path.read_text())
+    return data
+
+
+def scores_of(data: dict[str, Any]) -> list[float]:
+    return [e["score"] for item in data["evaluations"] for e in item["episodes"]]
+
+
+def test_table_1_has_the_papers_rows_and_our_means(maze: Path) -> None:
+    study = load_study(maze)
+    [(group, _)] = groups_of(study)
+    table = score_table(study, group)
+    names = [row[0].text for row in table.rows]
+    assert names == [
+        *("Maze2D-UMaze", "Maze2D-Medium", "Maze2D-Large", "Maze2D, average"),
+        *("Multi2D-UMaze", "Multi2D-Medium", "Multi2D-Large", "Multi2D, average"),
+    ]
+    assert len(table.header) == 1 + 8
+    column = table.header.index(
+        next(name for name in table.header if name.lower() == "iql")
+    )
+    means = []
+    for row, size in enumerate(("umaze", "medium", "large")):
+        values = scores_of(raw(maze, f"maze2d-{size}--iql--seed-0"))
+        cell, known = table.rows[row][column], mean_interval(values)
+        means.append(np.mean(values))
+        assert cell.text == f"{np.mean(values):.1f}"
+        low, high = (float(end) for end in cell.small[0][1:-1].split(", "))
+        assert (low, high) == pytest.approx((known.low, known.high), abs=0.5)
+    assert table.rows[3][column].text == f"{np.mean(means):.1f}"
+    assert table.summary_rows == {3, 7}
+
+
+def test_success_and_time_stand_beside_the_score(maze: Path) -> None:
+    study = load_study(maze)
+    [(group, _)] = groups_of(study)
+    data = raw(maze, "maze2d-umaze--bc--seed-0")
+    episodes = [e for item in data["evaluations"] for e in item["episodes"]]
+    times = [e["time_to_goal"] for e in episodes if e["success"]]
+    table = score_table(study, group)
+    column = [name.lower() for name in table.header].index("bc")
+    _, success, time = table.rows[0][column].small
+    assert success.startswith(f"{100 * len(times) / len(episodes):.0f} % [")
+    assert time == f"in {np.mean(times):.0f} steps"
+
+
+def test_a_missing_cell_shows_as_missing_and_has_no_average(
+    maze: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "partly"
+    shutil.copytree(maze, folder)
+    lost = folder / "cells" / "maze2d-umaze--iql--seed-0"
+    (lost / "result.json").unlink()
+    failed = folder / "cells" / "maze2d-large--bcq--seed-0"
+    (failed / "result.json").unlink()
+    (failed / "error.json").write_text(
+        '{"type": "ValueError", "message": "NaN\\nhere"}'
+    )
+    begun = folder / "cells" / "maze2d-large--cql--seed-0"
+    (begun / "result.json").unlink()
+    (begun / "progress.json").write_text('{"stage": "train", "done": 7, "total": 9}')
+    study = load_study(folder)
+    [(group, rows)] = groups_of(study)
+    table = score_table(study, group)
+    column = [name.lower() for name in table.header].index("iql")
+    assert table.rows[0][column].text == "missing"
+    assert table.rows[3][column].text == "–"
+    assert table.rows[7][column].text not in ("missing", "–")
+    differences = difference_table(study, rows)
+    assert differences is not None
+    assert "missing" in [cell.text for cell in differences.rows[0]]
+    states = {row[0].text: row[1].text for row in open_table(study).rows}
+    assert states == {
+        "maze2d-umaze--iql--seed-0": "not begun",
+        "maze2d-large--bcq--seed-0": "failed: ValueError: NaN here",
+        "maze2d-large--cql--seed-0": "unfinished: train, 7 of 9",
+    }
+    said = [block for block in summary(study) if isinstance(block, Remark)]
+    assert "1 cell failed, 2 cells not finished" in said[0].text
+    [bullets] = [block for block in summary(study) if isinstance(block, Bullets)]
+    assert "Missing on Maze2D-UMaze" in bullets.items[0]
+
+
+def test_the_best_is_strong_and_references_do_not_count(tmp_path: Path) -> None:
+    study = scored(
+        tmp_path,
+        {"diffuser": [4, 5, 6], "iql": [1, 2, 3], "demonstrator": [7, 8, 9]},
+    )
+    [(group, _)] = groups_of(study)
+    row = score_table(study, group).rows[0]
+    assert [cell.strong for cell in row] == [False, True, False, False]
+    assert [cell.text for cell in row[1:]] == ["5.0", "2.0", "8.0"]
+
+
+def test_the_summary_says_who_leads_and_whether_beyond_doubt(tmp_path: Path) -> None:
+    clear = {"diffuser": [90.0, 91, 92, 93], "iql": [10.0, 11, 12, 13]}
+    scored(tmp_path, clear)
+    close = {"diffuser": [50.0, 90, 10, 70], "iql": [40.0, 95, 20, 80]}
+    study = scored(tmp_path, close, LARGE)
+    [bullets] = [block for block in summary(study) if isinstance(block, Bullets)]
+    paper, leads, doubt = bullets.items
+    assert "with disjoint 95 % intervals, on 1 of 2 problems (Maze2D-UMaze)" in paper
+    assert "Not so on Multi2D-Large" in paper
+    assert "leads on Maze2D-UMaze: its interval lies above" in leads
+    assert doubt.startswith("Multi2D-Large: ")
+    assert "has the highest mean, 58.8" in doubt
+    assert "overlaps with" in doubt
+
+
+def test_differences_are_of_the_same_episodes(tmp_path: Path) -> None:
+    study = scored(tmp_path, {"diffuser": [10.0, 20, 30], "iql": [9.0, 15, 33]})
+    [(_, rows)] = groups_of(study)
+    table = difference_table(study, rows)
+    assert table is not None
+    cell = table.rows[0][1]
+    assert cell.text == "+1.0"
+    assert cell.small[1].startswith("better 67 [")
+    assert cell.small[2] == "overlapping"
+
+
+def test_differences_are_of_shared_episodes_alone(tmp_path: Path) -> None:
+    study = scored(tmp_path, {"diffuser": [10.0, 20, 30], "iql": [9.0, 18]})
+    [(_, rows)] = groups_of(study)
+    assert "+1.5" in texts(difference_table(study, rows), 0).values()
+    remarks = [block for block in summary(study) if isinstance(block, Remark)]
+    assert "Not all cells of Maze2D-UMaze ran the same episodes" in remarks[0].text
+
+
+def test_without_diffuser_there_are_no_differences(tmp_path: Path) -> None:
+    study = scored(tmp_path, {"bc": [1.0, 2], "iql": [3.0, 4]})
+    [(_, rows)] = groups_of(study)
+    assert difference_table(study, rows) is None
+    [bullets] = [block for block in summary(study) if isinstance(block, Bullets)]
+    assert len(bullets.items) == 1
+
+
+def test_several_training_seeds_are_pooled_and_said(kuka: Path) -> None:
+    study = load_study(kuka)
+    [(group, rows)] = groups_of(study)
+    table = score_table(study, group)
+    column = [name.lower() for name in table.header].index("cql")
+    names = [f"kukastack-conditional--cql--seed-{seed}" for seed in range(3)]
+    values = [score for name in names for score in scores_of(raw(kuka, name))]
+    assert table.rows[1][column].text == f"{np.mean(values):.1f}"
+    assert any("training seeds with replacement" in note for note in table.notes)
+    assert any(line.startswith("latched ") for line in table.rows[1][column].small)
+    outcomes = outcome_table(study, rows)
+    found = texts(
+        outcomes,
+        [r[0].text.lower() for r in outcomes.rows].index("kukastack-conditional, cql"),
+    )
+    assert (found["episodes"], found["training seeds"]) == ("90", "0, 1, 2")
+
+
+def test_failures_are_counted_by_reason(kuka: Path) -> None:
+    study = load_study(kuka)
+    table = failure_table(study, study.rows)
+    assert table is not None
+    names = [f"kukastack-unconditional--bc--seed-{seed}" for seed in range(3)]
+    reasons = [
+        episode["details"]["failure"]
+        for name in names
+        for item in raw(kuka, name)["evaluations"]
+        for episode in item["episodes"]
+    ]
+    row = [r[0].text.lower() for r in table.rows].index("kukastack-unconditional, bc")
+    found = texts(table, row)
+    for reason in {reason for reason in reasons if reason}:
+        assert found[reason] == str(reasons.count(reason))
+    assert found["failed"] == str(sum(reason is not None for reason in reasons))
+
+
+def test_interquartile_means_are_of_runs_where_all_have_several(
+    tmp_path: Path,
+) -> None:
+    for env in KUKA:
+        for method in ("diffuser", "cql"):
+            for seed in (0, 1):
+                write_result(tmp_path, result_of(env, method, seed, episodes=10))
+    study = load_study(tmp_path)
+    entries = [study.entries[row.name, "cql"] for row in study.rows]
+    groups = iqm_groups(entries, by_runs=True)
+    assert [len(group) for group in groups] == [2, 2, 2]
+    means = [
+        float(np.mean(scores_of(raw(tmp_path, f"kukastack-{task}--cql--seed-{seed}"))))
+        for task in ("unconditional", "conditional", "rearrangement")
+        for seed in (0, 1)
+    ]
+    table = iqm_table(study)
+    assert table is not None
+    column = [name.lower() for name in table.header].index("cql")
+    assert table.rows[0][column].text == f"{iqm(means):.1f}"
+    assert "training runs" in table.notes[0]
+
+
+def test_computing_is_summed_over_cells(kuka: Path) -> None:
+    study = load_study(kuka)
+    table = compute_table(study)
+    row = [r[0].text.lower() for r in table.rows].index("bcq")
+    found = texts(table, row)
+    assert found["cells"] == "9"
+    assert found["gradient steps"] == "50,000"
+    # 3 problems of 812, 813 and 814 s each.
+    assert found["training, CPU"] == f"{3 * (812 + 813 + 814) / 3600:.1f} h"
+
+
+def test_published_figures_stay_in_tables_of_their_own(maze: Path) -> None:
+    study = load_study(maze)
+    [(group, rows)] = groups_of(study)
+    printed = {
+        text
+        for table in PUBLISHED
+        for figures in table.figures.values()
+        for text in figures.values()
+        if "±" in text
+    }
+    ours = {cell.text for row in score_table(study, group).rows for cell in row}
+    assert not printed & ours
+    shown = published_for(tuple(row.name for row in rows))
+    assert len(shown) == 3
+    assert all(published_table(table).kind == "published" for table in shown)
+    first = published_table(shown[0])
+    assert texts(first, 2)["IQL"] == "58.6"
+    assert texts(first, 3)["Diffuser"] == "119.5"
+    assert "table 1" in first.notes[0]
+
+
+def test_published_averages_are_those_of_their_rows() -> None:
+    for table in PUBLISHED:
+        for method, figures in table.figures.items():
+            printed = [text for text in figures.values() if text.strip()]
+            odd = (table.problems[0], method) == ("kukastack-unconditional", "CQL")
+            if len(printed) < len(figures) or odd:
+                continue  # the odd one is printed so, and the report says so
+            *rows, average = (
+                float(text.split()[0].replace("−", "-")) for text in printed
+            )
+            assert average == pytest.approx(np.mean(rows), abs=0.11), method
+
+
+def test_compact_tables_keep_published_columns_apart(maze: Path) -> None:
+    lines = compact_tables(maze).splitlines()
+    assert lines[0].endswith("| Diffuser, published |")
+    assert lines[2].endswith("| *113.9 ± 3.1* |")
+    assert lines[5].endswith("| *119.5* |")
+    assert "<br>" not in "".join(lines)
+    values = scores_of(raw(maze, "maze2d-umaze--diffuser--seed-0"))
+    assert f"**{np.mean(values):.1f}** [" in lines[2]
+    assert "published" not in compact_tables(load_study(maze), published=())
+
+
+def test_curves_of_several_seeds_span_their_means(kuka: Path, maze: Path) -> None:
+    entry = load_study(kuka).entries["kukastack-conditional", "cql"]
+    curve = curve_of(entry)
+    assert curve is not None
+    means = np.array(
+        [[point["score"]["mean"] for point in r.curve] for r in entry.results]
+    )
+    np.testing.assert_allclose(curve.mean, means.mean(axis=0))
+    np.testing.assert_allclose(curve.low, means.min(axis=0))
+    np.testing.assert_allclose(curve.high, means.max(axis=0))
+    alone = load_study(maze).entries["maze2d-umaze", "cql"]
+    band = curve_of(alone)
+    assert band is not None
+    assert band.low[0] == alone.results[0].curve[0]["score"]["low"]
+    assert curve_of(load_study(maze).entries["maze2d-umaze", "diffuser"]) is None
+
+
+@pytest.mark.parametrize(
+    ("step", "kind"), [(0.0, "flat"), (5.0, "rising"), (-5.0, "falling")]
+)
+def test_a_curve_that_still_rises_is_called_so(
+    tmp_path: Path, step: float, kind: str
+) -> None:
+    result = result_of(UMAZE, "iql")
+    noise = np.random.default_rng(0).normal(size=(10, 20))
+    for index, point in enumerate(result["curve"]):
+        point["values"] = (step * index + noise[index]).tolist()
+    write_result(tmp_path, result)
+    study = load_study(tmp_path)
+    found = rise_of(study.results[0])
+    assert found is not None
+    assert found[0] == pytest.approx(
+        3 * step + noise[7:].mean() - noise[4:7].mean(), abs=1e-9
+    )
+    assert texts(cell_table(study), 0)["curve in the end"].startswith(f"{kind}: ")
+
+
+def test_commands_name_what_they_make(tmp_path: Path) -> None:
+    folder = tmp_path / "a folder"
+    study = scored(folder, {"diffuser": [1.0, 2], "iql": [3.0, 4]})
+    run, report = run_command(study, study.rows, ["iql"]).splitlines()
+    assert run.startswith("diffuser-policy benchmark run maze")
+    assert "--methods iql --problems maze2d-umaze --seeds 0" in run
+    assert report == "diffuser-policy benchmark report 'a folder'"
+    assert str(tmp_path) not in run
+
+
+def test_returns_are_compared_where_there_is_no_score(tmp_path: Path) -> None:
+    env = "somebody/Walk-v0"
+    for method, score in (("diffuser", 5.0), ("bc", 2.0)):
+        result = with_scores(result_of(env, method), [score, score + 1])
+        for episode in result["evaluations"][0]["episodes"]:
+            episode |= {"score": None, "success": None, "time_to_goal": None}
+        write_result(tmp_path, result)
+    study = load_study(tmp_path)
+    [(group, _)] = groups_of(study)
+    table = score_table(study, group)
+    assert [cell.text for cell in table.rows[0]] == ["Walk", "5.5", "2.5"]
+    assert table.rows[0][0].small == ("return",)

@@ -1,0 +1,96 @@
+"""What benchmark reports refuse: results that are damaged or do not belong together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diffuser_policy.benchmark.report import load_study
+from diffuser_policy.benchmark.report.document import Remark
+from diffuser_policy.benchmark.report.summary import summary
+from diffuser_policy.errors import CheckpointError, ConfigError
+from tests.benchmark_report_helpers import (
+    MAZES,
+    VERSIONS,
+    cell_of,
+    result_of,
+    write_cell,
+    write_result,
+)
+
+UMAZE = MAZES[0]
+
+
+def test_versions_have_to_agree_unless_allowed(tmp_path: Path) -> None:
+    write_result(tmp_path, result_of(UMAZE, "iql"))
+    other = VERSIONS | {"torch": "2.6.0", "numpy": "2.0.0"}
+    write_result(tmp_path, result_of(UMAZE, "bc", versions=other))
+    with pytest.raises(ConfigError, match=r"torch 2\.6\.0 \(1 cells.*2\.9\.0.*--mixed"):
+        load_study(tmp_path)
+    study = load_study(tmp_path, mixed=True)
+    remarks = [block for block in summary(study) if isinstance(block, Remark)]
+    assert "Mixed versions: torch 2.6.0" in remarks[0].text
+
+
+def test_a_package_that_one_cell_lacks_is_no_difference(tmp_path: Path) -> None:
+    write_result(tmp_path, result_of(UMAZE, "iql"))
+    fewer = {name: VERSIONS[name] for name in VERSIONS if name != "d3rlpy"}
+    write_result(tmp_path, result_of(UMAZE, "diffuser", versions=fewer))
+    assert load_study(tmp_path).mixed == ()
+
+
+def test_seeds_of_other_settings_are_not_averaged(tmp_path: Path) -> None:
+    write_result(tmp_path, result_of(UMAZE, "iql", 0))
+    other = result_of(UMAZE, "iql", 1)
+    other["cell"]["num_steps"] = 100
+    write_result(tmp_path, other)
+    with pytest.raises(ConfigError, match="num_steps: 50000 → 100"):
+        load_study(tmp_path)
+
+
+def test_problems_of_one_name_have_to_be_one(tmp_path: Path) -> None:
+    write_result(tmp_path, result_of(UMAZE, "iql"))
+    other = result_of(UMAZE, "bc")
+    other["cell"]["problem"]["dataset"] = "somebody/else-v0"
+    write_result(tmp_path, other)
+    with pytest.raises(ConfigError, match=r"different problems.*somebody/else-v0"):
+        load_study(tmp_path)
+
+
+def test_folders_without_results_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no benchmark"):
+        load_study(tmp_path)
+    write_cell(tmp_path, cell_of(UMAZE, "iql", 0, suite="maze"))
+    with pytest.raises(ConfigError, match=r"No cell of .* is finished"):
+        load_study(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"schema": 99}, "schema 99"),
+        ({"evaluations": []}, "damaged: no episodes"),
+        ({"evaluations": [{"episodes": [{"seed": 1}]}]}, "lacks its seed or return"),
+        (
+            {"evaluations": [{"episodes": [{"seed": 1, "return": float("nan")}]}]},
+            "returns that are no numbers",
+        ),
+    ],
+)
+def test_damaged_results_are_named(
+    tmp_path: Path, change: dict[str, Any], complaint: str
+) -> None:
+    place = write_result(tmp_path, result_of(UMAZE, "iql", episodes=2) | change)
+    with pytest.raises(CheckpointError, match=complaint) as caught:
+        load_study(tmp_path)
+    assert str(place / "result.json") in str(caught.value)
+
+
+def test_a_truncated_result_is_named(tmp_path: Path) -> None:
+    place = write_result(tmp_path, result_of(UMAZE, "iql", episodes=2))
+    path = place / "result.json"
+    path.write_text(path.read_text()[:100])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_study(tmp_path)

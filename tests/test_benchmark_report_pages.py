@@ -1,0 +1,246 @@
+"""Benchmark reports as files: Markdown with pictures, one HTML page, the command."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+image = pytest.importorskip("PIL.Image", reason="needs the extra 'plot'")
+pytest.importorskip("matplotlib", reason="needs the extra 'plot'")
+
+from diffuser_policy.benchmark.report import write_report  # noqa: E402
+from diffuser_policy.benchmark.report.document import (  # noqa: E402
+    Bullets,
+    Cell,
+    Document,
+    Paragraph,
+    Remark,
+    Section,
+    Table,
+)
+from diffuser_policy.benchmark.report.html import to_html  # noqa: E402
+from diffuser_policy.benchmark.report.markdown import escape, to_markdown  # noqa: E402
+from diffuser_policy.benchmark.report.palette import styles  # noqa: E402
+from diffuser_policy.cli import main  # noqa: E402
+from tests.benchmark_report_helpers import (  # noqa: E402
+    MAZES,
+    VERSIONS,
+    result_of,
+    write_benchmark,
+    write_result,
+)
+
+VOID = {"meta", "img", "link", "br", "hr", "input"}
+HOSTILE = '<script>alert("1")</script> | **bold** `code` [a](http://x) & \\ \n# no'
+
+
+class Page(HTMLParser):
+    """Checks that tags nest, and keeps what a browser would fetch or run."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        """Return the attributes of all tags of a name."""
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def picture(path: Path, size: tuple[int, int] = (30, 20)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.new("RGB", size, "red").save(path)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("benchmark")
+    for env in MAZES[:2]:
+        for method, mean in (("diffuser", 150.0), ("iql", 60.0), ("bc", 20.0)):
+            write_result(folder, result_of(env, method, mean=mean, episodes=5))
+    write_result(folder, result_of(MAZES[0], "mine.py:evil", episodes=5))
+    pictures = folder / "cells" / "maze2d-umaze--diffuser--seed-0" / "pictures"
+    picture(pictures / "plan_1.png")
+    picture(pictures / "plan_2.png")
+    (pictures / "plan_2.json").write_text(json.dumps({"caption": HOSTILE}))
+    (pictures / "broken.png").write_text("no picture")
+    lost = folder / "cells" / "maze2d-medium--bc--seed-0"
+    (lost / "result.json").unlink()
+    (lost / "error.json").write_text(json.dumps({"type": "X", "message": HOSTILE}))
+    write_report(folder)
+    return folder
+
+
+def test_the_page_is_well_formed_and_needs_nothing_else(written: Path) -> None:
+    text = (written / "report" / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert not page.all("script")
+    assert not page.all("link")
+    assert not page.all("iframe")
+    for tag, attributes in page.tags:
+        assert not any(name.startswith("on") for name in attributes), tag
+        for name in ("src", "href", "data", "srcset", "action"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("#", "data:image/png")), value
+    assert "url(" not in text
+    assert "@import" not in text
+
+
+def test_every_picture_is_inside_and_can_be_read(written: Path) -> None:
+    text = (written / "report" / "report.html").read_text(encoding="utf-8")
+    pictures = Page(text).all("img")
+    # Scores, episodes, curves and differences of two problems; two plans.
+    assert len(pictures) == 4 * 2 + 2
+    for attributes in pictures:
+        head, _, data = (attributes["src"] or "").partition(",")
+        assert head == "data:image/png;base64"
+        found = image.open(io.BytesIO(base64.b64decode(data, validate=True)))
+        found.load()
+        assert found.size == (
+            int(attributes["width"] or 0),
+            int(attributes["height"] or 0),
+        )
+        assert attributes["alt"]
+
+
+def test_links_of_the_page_lead_to_headings(written: Path) -> None:
+    page = Page((written / "report" / "report.html").read_text(encoding="utf-8"))
+    anchors = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(set(anchors)) == len(anchors)
+    links = {attributes["href"] for attributes in page.all("a")}
+    assert links == {f"#{anchor}" for anchor in anchors}
+    assert {"scores", "figures", "plans", "gaps"} <= set(anchors)
+
+
+def test_the_page_fits_screens_and_eyes(written: Path) -> None:
+    text = (written / "report" / "report.html").read_text(encoding="utf-8")
+    assert 'name="viewport" content="width=device-width, initial-scale=1"' in text
+    assert "prefers-color-scheme: dark" in text
+    page = Page(text)
+    boxes = [a for a in page.all("div") if a.get("class") == "scroll"]
+    assert len(boxes) == len(page.all("table"))
+    assert all(box["tabindex"] == "0" and box["aria-label"] for box in boxes)
+
+
+def test_what_results_say_stays_text(written: Path) -> None:
+    page = Page((written / "report" / "report.html").read_text(encoding="utf-8"))
+    assert " ".join(HOSTILE.split()) in " ".join(page.text.split())
+    markdown = (written / "report" / "report.md").read_text(encoding="utf-8")
+    assert "<script" not in re.sub(r"\\<", "", markdown)
+    [row] = [line for line in markdown.splitlines() if "maze2d-medium--bc" in line]
+    assert len(re.findall(r"(?<!\\)\|", row)) == 3  # two columns
+
+
+def test_files_with_code_are_not_imported_for_their_label(written: Path) -> None:
+    markdown = (written / "report" / "report.md").read_text(encoding="utf-8")
+    assert "| evil |" in markdown
+
+
+def test_pictures_of_markdown_are_beside_it(written: Path) -> None:
+    place = written / "report"
+    markdown = (place / "report.md").read_text(encoding="utf-8")
+    sources = re.findall(r'<img src="([^"]+)"', markdown)
+    assert len(sources) == 4 * 2 + 2
+    for source in sources:
+        assert not source.startswith(("/", ".."))
+        with image.open(place / source) as found:
+            assert found.format == "PNG"
+
+
+def test_gaps_and_costs_are_listed(written: Path) -> None:
+    markdown = (written / "report" / "report.md").read_text(encoding="utf-8")
+    for title in ("## Gaps", "## Computing", "### Versions", "### Seeds"):
+        assert f"\n{title}\n" in markdown
+    assert "| mujoco | 3.1.6 |" in markdown
+    assert "> **Note.** Not complete: 1 cell failed" in markdown
+    assert "30000, 31000, 32000" in markdown
+
+
+def test_reports_of_the_same_results_are_equal(written: Path, tmp_path: Path) -> None:
+    again = write_report(written, tmp_path / "again")
+    first = (written / "report" / "report.html").read_bytes()
+    assert again.html.read_bytes() == first
+
+
+def test_the_command_writes_and_prints(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, output = tmp_path / "runs", tmp_path / "out"
+    write_benchmark(folder, suite="kuka", episodes=3)
+    status = main(["benchmark", "report", str(folder), "--output", str(output)])
+    shown = capsys.readouterr().out
+    assert status == 0
+    assert "| KukaStack-Unconditional |" in shown
+    assert f"Wrote {output / 'report.html'}" in shown
+    assert (output / "report.md").is_file()
+    assert not (folder / "report").exists()
+
+
+def test_the_command_refuses_mixed_versions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_result(tmp_path, result_of(MAZES[0], "iql", episodes=2))
+    other = VERSIONS | {"mujoco": "9.9.9"}
+    write_result(tmp_path, result_of(MAZES[0], "bc", episodes=2, versions=other))
+    assert main(["benchmark", "report", str(tmp_path)]) == 2
+    assert "mujoco 3.1.6" in capsys.readouterr().err.replace("\n", " ")
+    assert not (tmp_path / "report").exists()
+    assert main(["benchmark", "report", str(tmp_path), "--mixed"]) == 0
+    page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    assert "Mixed versions: mujoco 3.1.6" in page
+
+
+def test_both_forms_escape_all_that_a_document_can_hold(tmp_path: Path) -> None:
+    table = Table(
+        title=HOSTILE,
+        header=(HOSTILE, HOSTILE),
+        rows=((Cell(HOSTILE, (HOSTILE,)), Cell(HOSTILE, strong=True)),),
+        notes=(HOSTILE,),
+        command="echo 'a' > b",
+    )
+    blocks = (Paragraph(HOSTILE), Bullets((HOSTILE,)), Remark(HOSTILE), table)
+    section = Section(title=HOSTILE, blocks=blocks)
+    document = Document(title=HOSTILE, lead=blocks, sections=(section,))
+    page = Page(to_html(document))
+    assert not page.all("script")
+    assert page.text.count('alert("1")') > 10
+    markdown = to_markdown(document, tmp_path)
+    assert not re.search(r"(?<!\\)<script", markdown)
+    assert not re.search(r"(?<!\\)\*\*bold", markdown)
+    assert "](http" not in markdown.replace("\\](", "")
+
+
+@pytest.mark.parametrize(
+    "text", ["12.5 [1.0, 2.0]", "-0.7 [-3.5, 2.0]", "time_to_goal", "99 % [98, 100]"]
+)
+def test_figures_need_no_escapes(text: str) -> None:
+    assert escape(text) == text
+
+
+def test_methods_are_told_apart() -> None:
+    names = ["diffuser", "bcq", "cql", "iql", "td3-bc", "rebrac", "bc", "demonstrator"]
+    found = styles([*names, "mine", "awac", "dt", "sac-her"])
+    assert len(set(found.values())) == len(found)
+    assert found["iql"] == styles(["iql"])["iql"]

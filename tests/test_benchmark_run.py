@@ -1,0 +1,268 @@
+"""Runs of a benchmark: kills, repetitions, failures, and folders that are taken."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from diffuser_policy.benchmark.cells import CellFolder
+from diffuser_policy.benchmark.runner import write_suite as write_suite_file
+from diffuser_policy.benchmark.suites import load_suite
+from diffuser_policy.cli import main
+from tests.benchmark_helpers import is_alive, results, start, steps, until, write_suite
+
+Capture = pytest.CaptureFixture[str]
+TOTAL = 12  # steps of a "slow" cell
+
+
+def run(suite: Path, output: Path, *options: str, workers: int = 2) -> int:
+    """Run a benchmark in this process; its cells have their own."""
+    return main(
+        [
+            *("benchmark", "run", str(suite), "--output", str(output)),
+            *("--workers", str(workers), *options),
+        ]
+    )
+
+
+@pytest.fixture
+def started() -> Iterator[list[subprocess.Popen[str]]]:
+    """Processes that end with the test, whatever happens."""
+    processes: list[subprocess.Popen[str]] = []
+    yield processes
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.slow
+def test_kills_change_nothing(
+    tmp_path: Path, started: list[subprocess.Popen[str]]
+) -> None:
+    suite = write_suite(tmp_path, "slow", "straight", seeds=(0, 1))
+    assert run(suite, tmp_path / "whole") == 0
+    output = tmp_path / "killed"
+    command = ("run", suite, "--output", output, "--workers", "2")
+    runner = start(*command, SLOW_SECONDS="0.5")
+    started.append(runner)
+    cells = ["point--slow--seed-0", "point--slow--seed-1"]
+    until(lambda: all(len(steps(output, cell)) >= 2 for cell in cells))
+    os.kill(steps(output, cells[0])[-1], signal.SIGKILL)
+    until(lambda: results(output).keys() >= {"point--straight--seed-0"})
+    runner.kill()
+    runner.wait()
+    before = {path: path.stat().st_ino for path in output.glob("cells/*/result.json")}
+    assert cells[0] not in results(output), "it was killed too late"
+    again = start(*command)
+    started.append(again)
+    told = again.communicate(timeout=120)[0]
+    assert again.returncode == 0, told
+    assert {path: path.stat().st_ino for path in before} == before, "repeated"
+    assert results(output) == results(tmp_path / "whole")
+    assert [len(steps(output, cell)) for cell in cells] == [TOTAL, TOTAL]
+    assert f"{len(before)} of them finished before" in told
+
+
+def test_finished_cells_are_not_run_again(tmp_path: Path, capsys: Capture) -> None:
+    suite = write_suite(tmp_path, "straight")
+    assert run(suite, tmp_path / "out", workers=1) == 0
+    log = tmp_path / "out/cells/point--straight--seed-0/log.txt"
+    before = log.stat().st_mtime_ns
+    assert run(suite, tmp_path / "out", workers=1) == 0
+    assert log.stat().st_mtime_ns == before
+    told = capsys.readouterr().out
+    assert "1 of them finished before" in told
+    assert "Next: diffuser-policy benchmark report" in told
+
+
+def test_a_failure_is_told_and_the_others_go_on(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite, output = write_suite(tmp_path, "unlucky", "straight"), tmp_path / "out"
+    assert run(suite, output, workers=1) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "1 of 2 cells failed; the same command runs them again."
+    assert "point--unlucky--seed-0 failed: RuntimeError: no luck [today]" in lines
+    log = output / "cells/point--unlucky--seed-0/log.txt"
+    assert lines[-2] == f"  log: {log}"
+    assert "RuntimeError: no luck" in log.read_text()
+    assert set(results(output)) == {"point--straight--seed-0"}
+
+    monkeypatch.setenv("LUCK", "1")
+    assert run(suite, output, "--no-retry", workers=1) == 1
+    assert "left alone: RuntimeError: no luck" in capsys.readouterr().out
+    assert run(suite, output, workers=1) == 0
+    assert set(results(output)) == {
+        "point--straight--seed-0",
+        "point--unlucky--seed-0",
+    }
+
+
+def test_a_killed_cell_is_told(
+    tmp_path: Path, started: list[subprocess.Popen[str]]
+) -> None:
+    suite, output = write_suite(tmp_path, "slow"), tmp_path / "out"
+    started.append(start("run", suite, "--output", output, SLOW_SECONDS="60"))
+    cell = CellFolder(output, "point--slow--seed-0")
+    until((cell.path / "clock.json").exists)
+    children = f"/proc/{started[0].pid}/task/{started[0].pid}/children"
+    [pid] = map(int, Path(children).read_text().split())
+    os.kill(pid, signal.SIGKILL)
+    told = started[0].communicate(timeout=60)[0]
+    assert started[0].returncode == 1
+    assert "the process was ended by SIGKILL" in told
+    assert "fewer --workers" in told
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_the_cells(
+    tmp_path: Path, started: list[subprocess.Popen[str]], number: int
+) -> None:
+    suite, output = write_suite(tmp_path, "slow"), tmp_path / "out"
+    started.append(start("run", suite, "--output", output, SLOW_SECONDS="0.5"))
+    until(lambda: len(steps(output, "point--slow--seed-0")) >= 2)
+    started[0].send_signal(number)
+    told = started[0].communicate(timeout=60)[0]
+    assert started[0].returncode == 130
+    assert "The same command goes on" in told
+    assert not is_alive(steps(output, "point--slow--seed-0")[-1])
+    assert run(suite, output) == 0
+    assert len(steps(output, "point--slow--seed-0")) == TOTAL
+
+
+def test_a_cell_that_is_at_work_elsewhere_is_waited_for(
+    tmp_path: Path, capsys: Capture, started: list[subprocess.Popen[str]]
+) -> None:
+    toml, output = write_suite(tmp_path, "slow"), tmp_path / "out"
+    suite, name = load_suite(str(toml)), "point--slow--seed-0"
+    CellFolder(output, name).prepare(suite.cells()[0])
+    write_suite_file(output, suite, [])
+    orphan = subprocess.Popen(  # what a killed runner may leave behind
+        [sys.executable, "-m", "diffuser_policy.benchmark.cell_process", output, name],
+        env={**os.environ, "SLOW_SECONDS": "0.5"},
+        text=True,
+    )
+    started.append(orphan)
+    until(lambda: steps(output, name))
+    assert run(toml, output) == 0
+    assert "another process is at work on it" in capsys.readouterr().out
+    assert steps(output, name) == [orphan.pid] * TOTAL
+    assert not (output / "cells" / name / "log.txt").exists(), "it was run again"
+
+
+def test_cells_end_with_a_runner_that_is_killed(
+    tmp_path: Path, started: list[subprocess.Popen[str]]
+) -> None:
+    suite, output = write_suite(tmp_path, "slow"), tmp_path / "out"
+    started.append(start("run", suite, "--output", output, SLOW_SECONDS="0.2"))
+    until(lambda: steps(output, "point--slow--seed-0"))
+    started[0].kill()
+    until(lambda: not is_alive(steps(output, "point--slow--seed-0")[-1]), 15)
+    assert len(steps(output, "point--slow--seed-0")) < TOTAL
+
+
+def test_two_runs_in_one_folder(
+    tmp_path: Path, capsys: Capture, started: list[subprocess.Popen[str]]
+) -> None:
+    suite, output = write_suite(tmp_path, "slow"), tmp_path / "out"
+    first = start("run", suite, "--output", output, SLOW_SECONDS="0.4")
+    started.append(first)
+    until(lambda: steps(output, "point--slow--seed-0"))
+    assert run(suite, output) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert f"Another benchmark is being run in {output}" in error
+    assert f"process {first.pid} on" in error
+    told = first.communicate(timeout=60)[0]
+    assert first.returncode == 0, told
+    assert len(steps(output, "point--slow--seed-0")) == TOTAL
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A suite that was run, and its folder."""
+    folder = tmp_path_factory.mktemp("finished")
+    suite = write_suite(folder, "straight")
+    assert run(suite, folder / "out") == 0
+    return suite, folder / "out"
+
+
+@pytest.mark.parametrize(
+    ("options", "difference"),
+    [
+        (["--budget", "50"], "num_steps: 100 → 50"),
+        (["--episodes", "7"], "evaluation.episodes: 4 → 7"),
+    ],
+)
+def test_other_settings_in_one_folder(
+    finished: tuple[Path, Path], capsys: Capture, options: list[str], difference: str
+) -> None:
+    suite, output = finished
+    before = sorted(path.stat().st_mtime_ns for path in output.rglob("*.json"))
+    assert run(suite, output, *options) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert difference in error
+    assert str(output) in error
+    assert before == sorted(path.stat().st_mtime_ns for path in output.rglob("*.json"))
+
+
+def test_settings_of_one_method_in_one_folder(
+    finished: tuple[Path, Path], tmp_path: Path, capsys: Capture
+) -> None:
+    suite, output = finished
+    other = tmp_path / "toy.toml"
+    other.write_text(suite.read_text() + "speed = 2.0\n")
+    assert run(other, output) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "settings.speed: None → 2.0" in error
+    assert "point--straight--seed-0" in error
+
+
+def test_another_suite_in_one_folder(
+    finished: tuple[Path, Path], tmp_path: Path, capsys: Capture
+) -> None:
+    suite, output = finished
+    other = tmp_path / "other.toml"
+    other.write_text(suite.read_text().replace('name = "toy"', 'name = "other"'))
+    assert run(other, output) == 2
+    assert "name: toy → other" in " ".join(capsys.readouterr().err.split())
+
+
+def test_results_of_other_versions(tmp_path: Path, capsys: Capture) -> None:
+    suite, output = write_suite(tmp_path, "straight"), tmp_path / "out"
+    assert run(suite, output) == 0
+    path = output / "cells/point--straight--seed-0/result.json"
+    data = json.loads(path.read_text())
+    data["versions"] |= {"numpy": "1.0.0", "d3rlpy-of-yore": "1"}
+    path.write_text(json.dumps(data))
+    assert run(suite, output) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    for part in ("point--straight--seed-0", "numpy 1.0.0; installed is", "--output"):
+        assert part in error
+    assert run(suite, output, "--keep-other-versions") == 0
+
+
+def test_a_damaged_result(tmp_path: Path, capsys: Capture) -> None:
+    suite, output = write_suite(tmp_path, "straight"), tmp_path / "out"
+    assert run(suite, output) == 0
+    path = output / "cells/point--straight--seed-0/result.json"
+    path.write_text(path.read_text()[:100])
+    assert run(suite, output) == 2
+    assert "Delete it" in capsys.readouterr().err
+    path.unlink()
+    assert run(suite, output) == 0
+
+
+def test_a_folder_of_something_else(tmp_path: Path, capsys: Capture) -> None:
+    suite, output = write_suite(tmp_path, "straight"), tmp_path / "out"
+    output.mkdir()
+    (output / "thesis.txt").write_text("all of it")
+    assert run(suite, output) == 2
+    assert "is not empty and holds no benchmark" in capsys.readouterr().err
+    assert [path.name for path in output.iterdir()] == ["thesis.txt"]

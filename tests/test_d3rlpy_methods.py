@@ -1,0 +1,176 @@
+"""Methods of d3rlpy: each learns what can be learned, and resumes exactly."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from diffuser_policy.benchmark import Problem
+from diffuser_policy.benchmark.cells import Cell, CellFolder, EvaluationPlan
+from diffuser_policy.benchmark.methods import Method, find_method
+from diffuser_policy.benchmark.training import Training
+from diffuser_policy.data.flat import FlatDataset
+from diffuser_policy.errors import CheckpointError
+from tests.baseline_helpers import line_data
+
+d3rlpy = pytest.importorskip(
+    "d3rlpy", reason="needs the extra 'baselines', which pins Gymnasium 1.0"
+)
+
+LEARNERS = ("bc", "bcq", "cql", "iql", "td3-bc", "awac", "rebrac")
+FAST = {"learning_rate": 3e-3}
+FAST_ACTOR_CRITIC = {"actor_learning_rate": 3e-3, "critic_learning_rate": 3e-3}
+PLAN = EvaluationPlan(
+    seeds=(1,), episodes=2, num_envs=2, curve_episodes=2, curve_points=2
+)
+
+
+def workplace(
+    folder: Path, flat: FlatDataset, *, method: str, goals: str = "none", **budget: Any
+) -> Training:
+    """Return a training on data that are not on any disk."""
+    env = {"none": "test/Line-none-v0", "hindsight": "test/Line-new-v0"}[goals]
+    cell = Cell(
+        problem=Problem.from_json(
+            {"env": env, "dataset": "test/line-v0", "goals": goals}
+        ),
+        method=method,
+        evaluation=PLAN,
+        **{"num_steps": 40, **budget},
+    )
+    files = CellFolder(folder, cell.id)
+    files.prepare(cell)
+    training = Training(cell, files, {})
+    training.dataset = flat
+    return training
+
+
+def trained(method: Method, training: Training, **settings: Any) -> Any:
+    return method.function(training, **{"width": 16, "batch_size": 32, **settings})
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize("goals", ["none", "hindsight"])
+def test_every_method_makes_a_policy(name: str, goals: str, tmp_path: Path) -> None:
+    flat = line_data(goals=goals != "none")
+    training = workplace(tmp_path, flat, method=name, goals=goals, num_steps=6)
+    policy = trained(find_method(name), training)
+    env = training.make_env()
+    observation, _ = env.reset(seed=0)
+    action, state = policy.predict(observation)
+    assert env.action_space.contains(action)
+    assert state is None
+    assert training.facts["num_steps"] == 6
+    assert training.facts["num_parameters"] > 0
+    assert [point["step"] for point in training.curve_points] == [3, 6]
+
+
+def bandit(seed: int = 0, size: int = 2000) -> FlatDataset:
+    """Return steps whose reward falls with the action's distance from 0.5."""
+    rng = np.random.default_rng(seed)
+    action = rng.uniform(-1, 1, (size, 1))
+    observation = rng.uniform(-1, 1, (size, 2))
+    fields: dict[str, np.ndarray] = {
+        "observation": observation,
+        "action": action,
+        "reward": -np.abs(action[:, 0] - 0.5),
+        "terminated": np.ones(size, np.bool_),
+    }
+    return FlatDataset(fields, np.arange(size + 1), {"dataset_id": "test/bandit-v0"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("bcq", {"flexibility": 0.3, **FAST}),
+        ("cql", {"conservative_weight": 0.1, **FAST_ACTOR_CRITIC}),
+        ("iql", {"expectile": 0.9, "temperature": 10.0, **FAST}),
+        ("td3-bc", {"alpha": 10.0, **FAST}),
+        ("awac", {"temperature": 0.1, **FAST}),
+        ("rebrac", {"actor_beta": 0.001, **FAST}),
+    ],
+)
+def test_actions_that_pay_are_preferred(
+    name: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    training = workplace(
+        tmp_path, bandit(), method=name, num_steps=800 if name == "td3-bc" else 250
+    )
+    policy = trained(find_method(name), training, width=32, **settings)
+    observations = np.random.default_rng(1).uniform(-1, 1, (200, 2)).astype(np.float32)
+    actions, _ = policy.predict(observations)
+    paid = np.abs(actions[:, 0] - 0.5) < 0.25
+    assert paid.mean() > 0.6  # a random policy: 0.25; the data's mean action: 0
+
+
+def test_cloning_finds_the_demonstrators_rule(tmp_path: Path) -> None:
+    flat = line_data(num_runs=20)
+    fields = dict(flat.fields)
+    fields["action"] = -np.tanh(2 * fields["observation"][:, :1])
+    rule = FlatDataset(fields, flat.run_starts)
+    training = workplace(tmp_path, rule, method="bc", num_steps=600)
+    policy = trained(find_method("bc"), training, width=32)
+    actions, _ = policy.predict(fields["observation"])
+    assert np.abs(actions - fields["action"]).mean() < 0.05
+
+
+def test_cloning_in_hindsight_goes_to_the_goal(tmp_path: Path) -> None:
+    flat = line_data(num_runs=40, run_length=30)
+    training = workplace(tmp_path, flat, method="bc", goals="hindsight", num_steps=800)
+    policy = trained(find_method("bc"), training, width=32, goal_discount=0.7)
+    states = np.zeros((2, 2), np.float32)
+    goals = np.array([[-0.2], [0.2]], np.float32)
+    observation = {"observation": states, "desired_goal": goals, "achieved_goal": goals}
+    left, right = policy.predict(observation)[0][:, 0]
+    assert left < -0.1
+    assert right > 0.1
+
+
+@pytest.mark.parametrize("name", ["bcq", "cql", "td3-bc"])
+def test_a_training_that_was_killed_goes_on_to_the_same_weights(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = "diffuser_policy.baselines.d3rlpy_training"
+    monkeypatch.setattr(f"{module}.CHECKPOINT_STEPS", 10)
+    method, flat = find_method(name), line_data(goals=False)
+    whole = trained(method, workplace(tmp_path / "whole", flat, method=name))
+
+    class Killed(BaseException):
+        pass
+
+    def die(*_: object, **__: object) -> None:
+        raise Killed
+
+    training = workplace(tmp_path / "killed", flat, method=name)
+    with monkeypatch.context() as patch:
+        update = type(whole.algorithm).update
+        calls: list[None] = []
+
+        def counted(self: Any, batch: Any) -> Any:
+            calls.append(None)
+            return die() if len(calls) == 27 else update(self, batch)
+
+        patch.setattr(type(whole.algorithm), "update", counted)
+        with pytest.raises(Killed):
+            trained(method, training)
+    resumed = trained(method, workplace(tmp_path / "killed", flat, method=name))
+    for part, module in whole.algorithm.impl.modules.get_torch_modules().items():
+        other = resumed.algorithm.impl.modules.get_torch_modules()[part]
+        for key, value in module.state_dict().items():
+            assert torch.equal(value, other.state_dict()[key]), f"{part}.{key}"
+
+
+def test_a_checkpoint_of_another_method_is_refused(tmp_path: Path) -> None:
+    flat = line_data(goals=False)
+    first = workplace(tmp_path, flat, method="bc", num_steps=4)
+    trained(find_method("bc"), first)
+    other = workplace(tmp_path, flat, method="iql", num_steps=4)
+    shutil.copytree(first.folder, other.folder, dirs_exist_ok=True)
+    with pytest.raises(CheckpointError, match="another algorithm"):
+        trained(find_method("iql"), other)

@@ -1,0 +1,242 @@
+"""Decision Transformer: its batches and actions are d3rlpy's, and returns matter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+
+from diffuser_policy.baselines import decision_transformer as dt
+from diffuser_policy.baselines.transitions import SingleTask, make_transitions
+from diffuser_policy.benchmark.methods import find_method
+from diffuser_policy.benchmark.problem import Problem
+from diffuser_policy.benchmark.training import Training
+from diffuser_policy.data.flat import FlatDataset
+from diffuser_policy.errors import ConfigError
+from diffuser_policy.evaluation import evaluate
+from tests.goal_point import FIXED_POINT, GOAL_POINT, NUM_STEPS, training_of
+
+d3rlpy = pytest.importorskip("d3rlpy", reason="needs the extra 'baselines'")
+
+SMALL = {"width": 16, "num_layers": 1, "context": 4, "learning_rate": 3e-3}
+
+
+def point_data(num_runs: int = 60, run_length: int = 30) -> FlatDataset:
+    """Return runs that go to the goal at the origin, and as many that flee from it."""
+    rng = np.random.default_rng(0)
+    env = gymnasium.make(FIXED_POINT, max_episode_steps=run_length)
+    rows: dict[str, list[Any]] = {"observation": [], "action": [], "achieved_goal": []}
+    for run in range(num_runs):
+        sign = 1.0 if run % 2 else -1.0
+        observation, _ = env.reset(seed=run)
+        for _ in range(run_length):
+            wish = -sign * 10 * observation["achieved_goal"]
+            action = (wish + 0.3 * rng.normal(size=2)).clip(-1, 1).astype(np.float32)
+            for name in ("observation", "achieved_goal"):
+                rows[name].append(observation[name])
+            rows["action"].append(action)
+            observation = env.step(action)[0]
+    fields = {name: np.array(values) for name, values in rows.items()}
+    count = num_runs * run_length
+    fields |= {
+        "desired_goal": np.zeros((count, 2)),
+        "reward": np.zeros(count),
+        "terminated": np.zeros(count, np.bool_),
+    }
+    return FlatDataset(fields, np.arange(0, count + 1, run_length))
+
+
+@pytest.fixture(scope="module")
+def data() -> FlatDataset:
+    """The runs."""
+    return point_data()
+
+
+def workplace(
+    folder: Path, flat: FlatDataset, *, num_steps: int = 4, **settings: Any
+) -> Training:
+    """Return a training on the point with a fixed goal."""
+    training = training_of(
+        "dt",
+        folder,
+        env=FIXED_POINT,
+        goals="none",
+        num_steps=num_steps,
+        settings={**SMALL, **settings},
+    )
+    training.dataset = flat
+    return training
+
+
+def train(training: Training) -> Any:
+    """Run the method as a cell does."""
+    return dt.decision_transformer(training, **training.settings)
+
+
+def stretches_of(flat: FlatDataset) -> Any:
+    """Return the stretches of a dataset for the point's one task."""
+    problem = Problem(env=FIXED_POINT, dataset="test/point-v0")
+    data = make_transitions(problem, flat)
+    assert isinstance(data, SingleTask)
+    return dt.Stretches(data, NUM_STEPS)
+
+
+def test_a_batch_is_what_d3rlpy_cuts_out_of_the_same_episodes(
+    data: FlatDataset,
+) -> None:
+    """Windows, returns to go, times and masks agree with d3rlpy's own slicer."""
+    stretches, context, size = stretches_of(data), 6, 200
+    batch = stretches.batch(np.random.default_rng(5), size, context)
+    rng = np.random.default_rng(5)
+    chosen = rng.integers(len(stretches.starts), size=size)
+    last = rng.integers(stretches.lengths[chosen])
+    codec, observed = stretches.data.codec, data.fields["observation"]
+    inputs = codec.inputs(np.concatenate([observed, np.zeros((len(observed), 2))], 1))
+    actions = codec.encode(data.fields["action"], observed)
+    slicer = d3rlpy.dataset.BasicTrajectorySlicer()
+    for index, (stretch, end) in enumerate(zip(chosen, last, strict=True)):
+        start = stretches.starts[stretch]
+        rows = slice(start, start + stretches.lengths[stretch])
+        episode = d3rlpy.dataset.Episode(
+            observations=inputs[rows],
+            actions=actions[rows],
+            rewards=(stretches.data.reward[rows, None] / stretches.scale).astype("f4"),
+            terminated=False,
+        )
+        part = slicer(episode, int(end), context)
+        for name in ("observations", "actions", "rewards", "returns_to_go", "masks"):
+            own = getattr(batch, name)[index]
+            np.testing.assert_allclose(own, getattr(part, name), atol=2e-6)
+        np.testing.assert_array_equal(batch.timesteps[index], part.timesteps)
+
+
+def test_every_stretch_as_long_as_an_episode_counts(data: FlatDataset) -> None:
+    """Runs of 30 steps hold 11 stretches of 20; a shorter run is one stretch."""
+    assert len(stretches_of(data).starts) == 60 * 11
+    short = FlatDataset(data.fields, np.array([0, 7, 1800]))
+    stretches = stretches_of(short)
+    assert stretches.lengths[0] == 7
+    assert (stretches.starts[1:] == 7 + np.arange(1793 - 20 + 1)).all()
+    rewards = stretches.data.reward
+    expected = [rewards[s : s + 20].sum() for s in stretches.starts[1:]]
+    np.testing.assert_allclose(stretches.returns[1:], expected, atol=1e-4)
+
+
+def test_the_target_is_the_mean_of_the_best_stretches(data: FlatDataset) -> None:
+    """A share of all stretches, at least one; a share above one is refused."""
+    stretches = stretches_of(data)
+    ordered = np.sort(stretches.returns)
+    assert stretches.target(1e-9) == ordered[-1]
+    assert stretches.target(0.1) == pytest.approx(ordered[-66:].mean())
+    with pytest.raises(ConfigError, match=r"best_share must be in \(0, 1\], got 2"):
+        stretches.target(2.0)
+
+
+def test_it_acts_as_d3rlpys_own_wrapper_does(tmp_path: Path, data: FlatDataset) -> None:
+    """Three environments at a time, which begin at different steps, one by one."""
+    policy = train(workplace(tmp_path, data))
+    wrappers = [
+        policy.algorithm.as_stateful_wrapper(target_return=policy.target / policy.scale)
+        for _ in range(3)
+    ]
+    envs = [gymnasium.make(FIXED_POINT) for _ in range(3)]
+    observations = [env.reset(seed=i)[0] for i, env in enumerate(envs)]
+    rewards, starts = [0.0] * 3, np.ones(3, np.bool_)
+    state: Any = None
+    codec = policy.codec
+    for step in range(NUM_STEPS):
+        if step == 7:  # one begins again in the middle
+            observations[1], rewards[1], starts[1] = envs[1].reset(seed=9)[0], 0.0, True
+            wrappers[1].reset()
+        batch = {k: np.stack([o[k] for o in observations]) for k in observations[0]}
+        before = [part.copy() for part in state or ()]
+        actions, following = policy.predict(batch, state, starts)
+        for part, kept in zip(state or (), before, strict=True):
+            np.testing.assert_array_equal(part, kept)
+        state, starts = following, np.zeros(3, np.bool_)
+        for i, env in enumerate(envs):
+            row = np.concatenate([batch["observation"][i], batch["desired_goal"][i]])
+            expected = wrappers[i].predict(
+                codec.inputs(row.astype(np.float32)), rewards[i] / policy.scale
+            )
+            decoded = codec.decode(expected[None], row[None])[0]
+            np.testing.assert_allclose(actions[i], decoded, atol=1e-5)
+            # Straight to the goal, so that there are rewards to count.
+            push = (-10 * observations[i]["achieved_goal"]).clip(-1, 1)
+            observations[i], reward, *_ = env.step(push.astype(np.float32))
+            rewards[i] = float(reward)
+    assert (state[4] < policy.target).all()  # something was earned, and taken off
+
+
+def test_a_single_observation_gives_a_single_action(
+    tmp_path: Path, data: FlatDataset
+) -> None:
+    """As in Stable-Baselines3, with the state of one environment."""
+    policy = train(workplace(tmp_path, data))
+    observation = gymnasium.make(FIXED_POINT).reset(seed=0)[0]
+    action, state = policy.predict(observation)
+    assert action.shape == (2,)
+    again, _ = policy.predict({k: v[None] for k, v in observation.items()})
+    np.testing.assert_array_equal(again, action[None])
+    assert [len(part) for part in state] == [1] * 5
+
+
+def test_what_it_is_asked_for_is_what_it_does(
+    tmp_path: Path, data: FlatDataset
+) -> None:
+    """Half of the data flee: asked for much it arrives, asked for nothing it flees."""
+    settings = {"width": 32, "learning_rate": 5e-3}
+    policy = train(workplace(tmp_path, data, num_steps=600, **settings))
+    returns = {}
+    for target in (policy.target, 0.0):
+        policy.target = target
+        episodes = evaluate(policy, FIXED_POINT, episodes=20, progress=False).episodes
+        returns[target] = np.mean([e.episode_return for e in episodes])
+    best, worst = returns.values()
+    assert best > 12  # of 20; straight lines take about 4 steps
+    assert worst < 2
+
+
+def test_a_killed_training_goes_on_to_the_same_weights(
+    tmp_path: Path, data: FlatDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoints every third step, a kill in between."""
+    monkeypatch.setattr(dt, "CHECKPOINT_STEPS", 3)
+    whole = train(workplace(tmp_path / "whole", data, num_steps=8))
+
+    training = workplace(tmp_path / "killed", data, num_steps=8)
+
+    def killed_after_five(step: int) -> bool:
+        if step > 5:
+            raise KeyboardInterrupt
+        return False
+
+    monkeypatch.setattr(training, "curve_due", killed_after_five)
+    with pytest.raises(KeyboardInterrupt):
+        train(training)
+    resumed = train(workplace(tmp_path / "killed", data, num_steps=8))
+    pairs = zip(
+        *(
+            vars(p.algorithm.impl.modules)["transformer"].state_dict().items()
+            for p in (whole, resumed)
+        ),
+        strict=True,
+    )
+    for (name, first), (_, second) in pairs:
+        assert (first == second).all(), name
+
+
+def test_problems_it_cannot_do_are_refused(tmp_path: Path, data: FlatDataset) -> None:
+    """Goals in every episode, no goals at all, and data that earn nothing."""
+    hindsight = Problem(env=GOAL_POINT, dataset="test/point-v0", goals="hindsight")
+    with pytest.raises(ConfigError, match="goals='none', but goalpoint has"):
+        find_method("dt").check(hindsight, {})
+    with pytest.raises(ConfigError, match="predict is told no rewards, and Pendulum"):
+        dt.check_reward(gymnasium.make("Pendulum-v1"))
+    far = dict(data.fields)
+    far["achieved_goal"] = far["achieved_goal"] + 100
+    with pytest.raises(ConfigError, match="nothing that a Decision Transformer could"):
+        train(workplace(tmp_path, FlatDataset(far, data.run_starts)))

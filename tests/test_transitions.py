@@ -1,0 +1,185 @@
+"""Transitions against loops over the rows, and the codec against its definition."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffuser_policy.baselines.codec import Codec
+from diffuser_policy.baselines.transitions import (
+    Hindsight,
+    SingleTask,
+    task_rewards,
+)
+from diffuser_policy.data.flat import FlatDataset
+from diffuser_policy.errors import ConfigError, DatasetError
+from tests.baseline_helpers import RADIUS, LineEnv, line_data
+
+RNG_SEED = 7
+
+
+def raw(transitions: SingleTask | Hindsight, inputs: np.ndarray) -> np.ndarray:
+    """Undo the scaling of inputs."""
+    codec = transitions.codec
+    unscaled: np.ndarray = inputs * codec.std + codec.mean
+    return unscaled
+
+
+def test_rewards_of_the_fixed_goal_are_those_of_arriving() -> None:
+    flat = line_data()
+    rewards = task_rewards(flat, LineEnv(goals="fixed"))
+    x, ends = flat.fields["observation"][:, 0], set(flat.run_starts[1:].tolist())
+    for row in range(flat.num_rows):
+        arrived = x[row] if row + 1 in ends else x[row + 1]
+        assert rewards[row] == float(abs(arrived - 0.5) <= RADIUS)
+    assert 0 < rewards.mean() < 1
+
+
+def test_rewards_of_data_without_goals_are_kept() -> None:
+    flat = line_data(goals=False)
+    rewards = task_rewards(flat, LineEnv(goals="none"))
+    np.testing.assert_array_equal(rewards, flat.fields["reward"])
+
+
+def test_successors_are_of_the_same_run_and_one_action_away() -> None:
+    flat = line_data()
+    transitions = SingleTask(flat, LineEnv(goals="fixed"))
+    batch = transitions.batch(np.random.default_rng(RNG_SEED), 2000)
+    here = raw(transitions, batch.observations)
+    there = raw(transitions, batch.next_observations)
+    np.testing.assert_allclose(here[:, 1], there[:, 1], atol=1e-5)
+    moved = there[:, 0] - here[:, 0]
+    np.testing.assert_allclose(moved, 0.1 * batch.actions[:, 0], atol=1e-5)
+    assert not batch.terminals.any()
+    # The last row of a run has no successor, and is never drawn.
+    assert len(transitions.rows) == flat.num_rows - flat.num_runs
+
+
+def test_rows_that_terminate_are_kept_and_marked() -> None:
+    transitions = SingleTask(line_data(terminated=True), LineEnv(goals="fixed"))
+    assert len(transitions.rows) == transitions.flat.num_rows
+    batch = transitions.batch(np.random.default_rng(RNG_SEED), 4000)
+    assert batch.terminals.mean() == pytest.approx(1 / 50, abs=0.01)
+
+
+def test_goals_in_hindsight_are_reached_later_in_the_same_run() -> None:
+    flat = line_data(num_runs=3, run_length=200)
+    # Where the row is can be read from the achieved goal.
+    fields = dict(flat.fields)
+    fields["achieved_goal"] = np.arange(flat.num_rows, dtype=np.float32)[:, None]
+    flat = FlatDataset(fields, flat.run_starts)
+    transitions = Hindsight(flat, LineEnv(goals="new"), discount=0.9)
+    rng = np.random.default_rng(RNG_SEED)
+    rows = transitions.rows[rng.integers(len(transitions.rows), size=5000)]
+    goals, _ = transitions._task(rng, rows, rows + 1)
+    assert goals is not None
+    later = goals[:, 0] - rows
+    assert later.min() == 1
+    assert (goals[:, 0] < transitions.ends[rows]).all()
+    assert (goals[:, 0] // 200 == rows // 200).all()
+    # Geometric: mean 1 / (1 - γ), where no run ends soon.
+    free = transitions.ends[rows] - rows > 120
+    assert later[free].mean() == pytest.approx(10, rel=0.05)
+    assert (later[free] == 1).mean() == pytest.approx(0.1, abs=0.02)
+
+
+def test_rewards_in_hindsight_are_the_environments() -> None:
+    flat, env = line_data(), LineEnv(goals="new")
+    transitions = Hindsight(flat, env)
+    batch = transitions.batch(np.random.default_rng(RNG_SEED), 1000)
+    there = raw(transitions, batch.next_observations)
+    expected = np.abs(there[:, 0] - there[:, 2]) <= RADIUS
+    assert (batch.rewards[:, 0] == expected).mean() > 0.99  # but for rounding
+    np.testing.assert_allclose(
+        raw(transitions, batch.observations)[:, 2], there[:, 2], atol=1e-6
+    )
+
+
+def test_a_single_task_needs_one_goal() -> None:
+    with pytest.raises(ConfigError, match="another goal in every episode"):
+        SingleTask(line_data(), LineEnv(goals="new"))
+
+
+def test_hindsight_needs_an_environment_with_goals() -> None:
+    with pytest.raises(ConfigError, match="no compute_reward"):
+        Hindsight(line_data(), LineEnv(goals="none"))
+
+
+def test_hindsight_needs_data_with_goals() -> None:
+    with pytest.raises(DatasetError, match="goals of size 0"):
+        Hindsight(line_data(goals=False), LineEnv(goals="new"))
+
+
+def test_rewards_that_never_change_are_refused() -> None:
+    flat = line_data(goals=False)
+    fields = {**flat.fields, "reward": np.zeros(flat.num_rows)}
+    with pytest.raises(DatasetError, match="nothing to learn"):
+        task_rewards(FlatDataset(fields, flat.run_starts), LineEnv(goals="none"))
+
+
+@pytest.mark.parametrize("targets", [[-1], [0]])
+def test_actions_survive_the_codec(targets: list[int]) -> None:
+    flat = line_data()
+    env = LineEnv(goals="none", targets=targets)
+    observations, actions = flat.fields["observation"], flat.fields["action"]
+    codec = Codec.fit(env, observations, actions)
+    encoded = codec.encode(actions, observations)
+    assert np.abs(encoded).max() <= 1
+    np.testing.assert_allclose(codec.decode(encoded, observations), actions, atol=1e-5)
+
+
+def test_targets_are_learned_relative_to_their_column() -> None:
+    observations = np.linspace(-3, 3, 50, dtype=np.float32)[:, None].repeat(2, 1)
+    actions = np.clip(observations[:, :1] + 0.01, -1, 1)  # a little further each time
+    near = np.abs(observations[:, 0]) < 0.9
+    env = LineEnv(goals="none", targets=[0])
+    codec = Codec.fit(env, observations[near], actions[near])
+    encoded = codec.encode(actions[near], observations[near])
+    assert np.ptp(encoded) < 0.5  # the same move everywhere
+    far = np.array([[2.0, 0.0]], np.float32)
+    assert codec.decode(np.zeros((1, 1), np.float32), far) == 1  # inside of the space
+
+
+def test_inputs_have_no_mean_and_unit_spread() -> None:
+    flat = line_data(num_runs=20)
+    goals = flat.fields["achieved_goal"]
+    env = LineEnv(goals="new")
+    codec = Codec.fit(env, flat.fields["observation"], flat.fields["action"], goals)
+    rows = np.concatenate([flat.fields["observation"], goals], axis=1)
+    inputs = codec.inputs(rows)
+    np.testing.assert_allclose(inputs.mean(axis=0), 0, atol=1e-4)
+    np.testing.assert_allclose(inputs.std(axis=0), 1, atol=1e-3)
+    observation = {
+        "observation": rows[0, :2],
+        "desired_goal": rows[0, 2:],
+        "achieved_goal": rows[0, :1],
+    }
+    np.testing.assert_array_equal(codec.read(observation), inputs[0])
+
+
+def test_a_codec_is_read_as_it_was_written(tmp_path: Path) -> None:
+    flat = line_data()
+    observations, actions = flat.fields["observation"], flat.fields["action"]
+    codec = Codec.fit(LineEnv(goals="none", targets=[0]), observations, actions)
+    codec.save(tmp_path / "codec.json")
+    again = Codec.load(tmp_path / "codec.json")
+    assert again.targets == (0,)
+    np.testing.assert_array_equal(
+        again.inputs(observations), codec.inputs(observations)
+    )
+    np.testing.assert_array_equal(
+        again.encode(actions, observations), codec.encode(actions, observations)
+    )
+
+
+@pytest.mark.parametrize("targets", [[0, 1], [5]])
+def test_targets_have_to_be_columns(targets: list[int]) -> None:
+    flat = line_data()
+    with pytest.raises(ConfigError, match="action_targets"):
+        Codec.fit(
+            LineEnv(goals="none", targets=targets),
+            flat.fields["observation"],
+            flat.fields["action"],
+        )
