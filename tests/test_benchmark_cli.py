@@ -159,15 +159,23 @@ class _Idle:
 
 
 @pytest.mark.parametrize(
-    ("goals", "told"),
+    ("goals", "env_tells_goals", "told"),
     [
-        ("hindsight", f"{PLAIN} lacks goals"),
-        ("none", f"{PLAIN} is not of tests.point_env:test/Point-v0"),
+        ("hindsight", False, f"of size 2, but {PLAIN} has no goals"),
+        ("hindsight", True, f"{PLAIN} is not of tests.point_env:test/Point-v0"),
+        ("none", False, f"{PLAIN} is not of tests.point_env:test/Point-v0"),
     ],
 )
 def test_data_that_do_not_fit(
-    tmp_path: Path, capsys: Capture, goals: str, told: str
+    tmp_path: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+    goals: str,
+    env_tells_goals: bool,
+    told: str,
 ) -> None:
+    if env_tells_goals:
+        monkeypatch.setattr(PointEnv, "achieved_goals", np.asarray, raising=False)
     limited = gym.wrappers.TimeLimit(PointEnv(), 5)
     env = gym.wrappers.FlattenObservation(limited)
     collect_episodes(

@@ -16,6 +16,7 @@ from diffuser_policy.benchmark.report.document import Bullets, Remark, Table
 from diffuser_policy.benchmark.report.facts import (
     cell_table,
     compute_table,
+    dataset_table,
     failure_table,
     open_table,
     outcome_table,
@@ -172,7 +173,7 @@ def test_the_summary_says_who_leads_and_whether_beyond_doubt(tmp_path: Path) -> 
     close = {"diffuser": [50.0, 90, 10, 70], "iql": [40.0, 95, 20, 80]}
     study = scored(tmp_path, close, LARGE)
     [bullets] = [block for block in summary(study) if isinstance(block, Bullets)]
-    paper, leads, doubt = bullets.items
+    paper, leads, doubt, _ = bullets.items
     assert "with disjoint 95 % intervals, on 1 of 2 problems (Maze2D-UMaze)" in paper
     assert "Not so on Multi2D-Large" in paper
     assert "leads on Maze2D-UMaze: its interval lies above" in leads
@@ -205,7 +206,7 @@ def test_without_diffuser_there_are_no_differences(tmp_path: Path) -> None:
     [(_, rows)] = groups_of(study)
     assert difference_table(study, rows) is None
     [bullets] = [block for block in summary(study) if isinstance(block, Bullets)]
-    assert len(bullets.items) == 1
+    assert "leads on every problem" in bullets.items[0]
 
 
 def test_several_training_seeds_are_pooled_and_said(kuka: Path) -> None:
@@ -276,6 +277,15 @@ def test_computing_is_summed_over_cells(kuka: Path) -> None:
     assert found["gradient steps"] == "50,000"
     # 3 problems of 812, 813 and 814 s each.
     assert found["training, CPU"] == f"{3 * (812 + 813 + 814) / 3600:.1f} h"
+
+
+def test_data_are_told_with_all_of_their_settings(kuka: Path) -> None:
+    found = texts(dataset_table(load_study(kuka)), 1)
+    assert found["dataset"] == "diffuser/kuka-v1"
+    assert found["seen as"] == "goals relabelled in hindsight"
+    assert found["transitions"] == "1,000,000"
+    told = "collection.demonstrator: maze-waypoint; collection.seed: 0"
+    assert found["collection"] == told
 
 
 def test_published_figures_stay_in_tables_of_their_own(maze: Path) -> None:
@@ -358,6 +368,9 @@ def test_a_curve_that_still_rises_is_called_so(
         3 * step + noise[7:].mean() - noise[4:7].mean(), abs=1e-9
     )
     assert texts(cell_table(study), 0)["curve in the end"].startswith(f"{kind}: ")
+    [bullets] = [block for block in summary(study) if isinstance(block, Bullets)]
+    said = "1 of 1 learning curve still rose" in bullets.items[-1]
+    assert said == (kind == "rising")
 
 
 def test_commands_name_what_they_make(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_kills_change_nothing(
     assert cells[0] not in results(output), "it was killed too late"
     again = start(*command)
     started.append(again)
-    told = again.communicate(timeout=120)[0]
+    told = again.communicate(timeout=150)[0]
     assert again.returncode == 0, told
     assert {path: path.stat().st_ino for path in before} == before, "repeated"
     assert results(output) == results(tmp_path / "whole")
@@ -115,7 +115,7 @@ def test_a_killed_cell_is_told(
     children = f"/proc/{started[0].pid}/task/{started[0].pid}/children"
     [pid] = map(int, Path(children).read_text().split())
     os.kill(pid, signal.SIGKILL)
-    told = started[0].communicate(timeout=60)[0]
+    told = started[0].communicate(timeout=150)[0]
     assert started[0].returncode == 1
     assert "the process was ended by SIGKILL" in told
     assert "fewer --workers" in told
@@ -129,7 +129,7 @@ def test_ctrl_c_ends_the_cells(
     started.append(start("run", suite, "--output", output, SLOW_SECONDS="0.5"))
     until(lambda: len(steps(output, "point--slow--seed-0")) >= 2)
     started[0].send_signal(number)
-    told = started[0].communicate(timeout=60)[0]
+    told = started[0].communicate(timeout=150)[0]
     assert started[0].returncode == 130
     assert "The same command goes on" in told
     assert not is_alive(steps(output, "point--slow--seed-0")[-1])
@@ -179,7 +179,7 @@ def test_two_runs_in_one_folder(
     error = " ".join(capsys.readouterr().err.split())
     assert f"Another benchmark is being run in {output}" in error
     assert f"process {first.pid} on" in error
-    told = first.communicate(timeout=60)[0]
+    told = first.communicate(timeout=150)[0]
     assert first.returncode == 0, told
     assert len(steps(output, "point--slow--seed-0")) == TOTAL
 

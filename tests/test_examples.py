@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import re
 import runpy
 import shlex
@@ -144,17 +143,3 @@ def test_a_policy_of_an_own_environment_keeps_the_contract(run: Run) -> None:
         "the planner",
     ]
     assert "success 100%" in lines[2]
-
-
-@pytest.mark.slow
-def test_guests_take_part_in_a_benchmark(run: Run) -> None:
-    """The script, the agent and the algorithm get a score each, in one table."""
-    *_, header, _, row, empty, last = run_small(run, "14_your_own_methods.py")
-    names = {"demonstrator", "straight", "online"}
-    if importlib.util.find_spec("d3rlpy"):
-        names.add("imitation")
-    assert {name.strip().lower() for name in header.split("|")[2:-1]} == names
-    scores = [re.search(r"-?[0-9.]+ \[", cell) for cell in row.split("|")[2:-1]]
-    assert all(scores)
-    assert not empty
-    assert last == f"{len(names)} methods, the same 2 episodes for each"

@@ -16,21 +16,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from diffuser_policy.baselines.diffuser_dynamics import DiffuserDynamics
-from diffuser_policy.baselines.dynamics import (
-    DynamicsConfig,
-    DynamicsEnsemble,
-    DynamicsRun,
-)
 from diffuser_policy.baselines.objectives import (
     ObjectiveName,
     env_spaces,
     make_objective,
+)
+from diffuser_policy.baselines.planning_models import (
+    ACTION_PLANNER_HORIZON,
+    check_horizon,
+    learn_dynamics,
+    simulator_of,
+    train_action_planner,
 )
 from diffuser_policy.baselines.shooting import (
     MPPI,
@@ -42,22 +43,10 @@ from diffuser_policy.baselines.shooting import (
 )
 from diffuser_policy.benchmark.methods import register_method
 from diffuser_policy.benchmark.training import Training
-from diffuser_policy.config import (
-    NetworkConfig,
-    OptimizationConfig,
-    PlannerConfig,
-    TrainConfig,
-    WindowConfig,
-)
 from diffuser_policy.envs import Env
-from diffuser_policy.errors import ConfigError
 from diffuser_policy.policy import DiffuserPolicy
-from diffuser_policy.training.trainer import Trainer, TrainingRun
 
 MPPI_MODULES = {"pytorch_mppi": "baselines"}
-SAVE_INTERVAL = 1000
-ACTION_PLANNER_STEPS = 6000
-ACTION_PLANNER_NETWORK = NetworkConfig(dim=32, multipliers=(1, 2, 4))
 
 
 @register_method(
@@ -200,16 +189,14 @@ def mppi_diffuser(
         temperature: As for all of them.
         noise: As for all of them.
     """
+    if planner is None:
+        check_horizon(horizon, ACTION_PLANNER_HORIZON - 1)  # before it is trained
     folder = train_action_planner(training) if planner is None else planner
     policy = DiffuserPolicy.from_pretrained(
         folder, num_sampling_steps=num_sampling_steps
     )
     model = DiffuserDynamics.of(policy, seed=training.seed)
-    if horizon > model.max_steps:
-        raise ConfigError(
-            f"This Diffuser says where up to {model.max_steps} actions lead; a horizon "
-            f"of {horizon} env steps is too long. Shorten it, or train a longer one."
-        )
+    check_horizon(horizon, model.max_steps)
     optimizer = MPPI(
         num_samples=num_samples,
         num_iterations=num_iterations,
@@ -319,77 +306,3 @@ class RandomPolicy:
         ]
         drawn = np.reshape(actions, (*batch, len(self.low))).astype(np.float32)
         return drawn, state._replace(ages=state.ages + 1)
-
-
-def simulator_of(env: Env) -> Model:
-    """Return an environment's own simulator.
-
-    Args:
-        env: The mazes offer `simulate(states, actions)`.
-
-    Raises:
-        ConfigError: The environment offers none.
-    """
-    base: Any = env.unwrapped
-    if not callable(getattr(base, "simulate", None)):
-        raise ConfigError(
-            f"{type(base).__name__} has no simulate(states [n, state], actions [n, "
-            f"steps, action]), which planning in the true simulator needs. The mazes "
-            f"have it; elsewhere use mppi-learned or cem-learned."
-        )
-    model: Model = base
-    return model
-
-
-def learn_dynamics(
-    training: Training, *, num_members: int, width: int
-) -> DynamicsEnsemble:
-    """Train one-step dynamics on the problem's data, or go on with it.
-
-    Args:
-        training: The workplace; `num_steps` gradient steps.
-        num_members: Networks.
-        width: Of their hidden layers.
-    """
-    config = DynamicsConfig(
-        num_members=num_members,
-        width=width,
-        num_steps=training.num_steps or DynamicsConfig.num_steps,
-        seed=training.seed,
-    )
-    run = DynamicsRun(config, training.dataset, training.folder)
-    _run(training, run, config.num_steps)
-    return run.ensemble
-
-
-def train_action_planner(training: Training) -> Path:
-    """Train a Diffuser that plans actions for every env step; return its folder.
-
-    Args:
-        training: The workplace; `num_steps` gradient steps.
-    """
-    num_steps = training.num_steps or ACTION_PLANNER_STEPS
-    config = TrainConfig(
-        dataset=training.problem.dataset,
-        window=WindowConfig(
-            horizon=64, min_horizon=64, stride=1, actions=True, hindsight_goal="none"
-        ),
-        network=ACTION_PLANNER_NETWORK,
-        optimization=OptimizationConfig(num_steps=num_steps, batch_size=64),
-        planner=PlannerConfig(horizon="fixed", ranking="first"),
-        seed=training.seed,
-    )
-    run = Trainer(config, training.dataset, training.folder)
-    _run(training, run, num_steps)
-    return training.folder
-
-
-def _run(training: Training, run: TrainingRun[Any], num_steps: int) -> None:
-    """Train to the end, and note what it was."""
-
-    def tell(step: int, losses: dict[str, float]) -> None:
-        training.progress(step, num_steps, figures=losses)
-
-    run.run(save_interval=SAVE_INTERVAL, progress=False, on_metrics=tell)
-    weights = (p.numel() for p in run.networks.parameters())
-    training.facts |= {"num_steps": num_steps, "num_parameters": sum(weights)}

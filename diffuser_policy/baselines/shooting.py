@@ -87,10 +87,10 @@ class MPPI:
         noise: Standard deviation of the drawn actions, in units of half their range.
     """
 
-    num_samples: int = 256
+    num_samples: int = 64
     num_iterations: int = 4
     temperature: float = 0.01
-    noise: float = 0.5
+    noise: float = 1.0
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -148,10 +148,10 @@ class CrossEntropy:
         noise: First standard deviation, in units of half the actions' range.
     """
 
-    num_samples: int = 256
+    num_samples: int = 64
     num_iterations: int = 4
     elite_share: float = 0.1
-    noise: float = 0.5
+    noise: float = 1.0
 
     def __post_init__(self) -> None:
         """Check ranges."""

@@ -9,9 +9,13 @@
 | training | what a method is given |
 | cells | a cell, and the folder that it leaves its results in |
 | cell_process | a cell as a process of its own |
+| pictures | of plans |
 | results | results that are read again |
 | suites | lists of cells by name |
-| engines, runner | who runs them |
+| preflight | what is checked before a run |
+| engines, runner | who runs them, and where |
+| lifeline | processes that end with the one that started them |
+| progress | what is seen of a run |
 | report | tables, figures, pages |
 """
 

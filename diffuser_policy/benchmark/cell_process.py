@@ -24,7 +24,9 @@ import numpy as np
 
 from diffuser_policy.benchmark.cells import Cell, CellFolder
 from diffuser_policy.benchmark.checked import CheckedPolicy, as_policy
+from diffuser_policy.benchmark.lifeline import end_with_parent
 from diffuser_policy.benchmark.methods import Method, find_method
+from diffuser_policy.benchmark.pictures import draw_plan
 from diffuser_policy.benchmark.results import SCHEMA
 from diffuser_policy.benchmark.training import Training
 from diffuser_policy.errors import ConfigError
@@ -79,6 +81,7 @@ def run_cell(cell: Cell, folder: CellFolder) -> dict[str, Any]:
     training.clock.count("train")
     evaluations = _evaluate(policy, cell, folder, training)
     training.clock.count("evaluate")
+    draw_plan(policy, cell.problem, cell.evaluation.seeds[0], folder.path / "pictures")
     described = evaluations[0].pop("policy")
     result = {
         "schema": SCHEMA,
@@ -96,7 +99,7 @@ def run_cell(cell: Cell, folder: CellFolder) -> dict[str, Any]:
         "versions": versions(*RECORDED),
         "timing": {**training.clock.seconds, **_act_times(evaluations), **_machine()},
     }
-    folder.write("result", json.loads(json.dumps(result)))
+    folder.write("result", json.loads(json.dumps(result)), indent=None)
     return result
 
 
@@ -152,7 +155,7 @@ def _evaluate(
                 "env_steps": results.timing.env_steps,
                 "plan_ms": data["summary"]["plan_ms"],
             }
-            folder.write(name, json.loads(json.dumps(evaluation)))
+            folder.write(name, json.loads(json.dumps(evaluation)), indent=None)
         found.append(evaluation)
     return found
 
@@ -200,6 +203,7 @@ def use_one_thread() -> None:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     use_one_thread()
     sys.path.insert(0, str(Path.cwd()))
     sys.exit(main(sys.argv[1:]))

@@ -151,10 +151,17 @@ class CellFolder:
         self.work = self.path / "work"
         self.log = self.path / "log.txt"
 
-    def write(self, name: str, data: Any) -> None:
-        """Write JSON atomically into the file `name.json`."""
+    def write(self, name: str, data: Any, *, indent: int | None = 1) -> None:
+        """Write JSON atomically into the file `name.json`.
+
+        Args:
+            name: Of the file.
+            data: To be written.
+            indent: None for files with thousands of numbers.
+        """
         with replaced_file(self.path / f"{name}.json") as partial:
-            partial.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
+            text = json.dumps(data, indent=indent, allow_nan=False)
+            partial.write_text(text + "\n")
 
     def read(self, name: str) -> Any:
         """Return what is in the file `name.json`; none if there is none.

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 from diffuser_policy.benchmark.problem import Goals, Problem
 from diffuser_policy.data.demonstrators import all_options
-from diffuser_policy.errors import ConfigError, UnknownNameError, require_extra
+from diffuser_policy.errors import ConfigError, MissingExtraError, UnknownNameError
 
 GROUP = "diffuser_policy.methods"
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
@@ -81,7 +81,8 @@ class Method:
                 f"goals={problem.goals!r}. Leave it out of this problem."
             )
         for module, extra in self.modules:
-            require_extra(module, extra)
+            if importlib.util.find_spec(module) is None:  # importing it takes seconds
+                raise MissingExtraError(module, extra)
 
 
 _IN_PROCESS: dict[str, Method] = {}

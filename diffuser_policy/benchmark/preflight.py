@@ -161,16 +161,25 @@ def _check_data(problem: Problem, env: Any, *, progress: bool) -> None:
             f"{problem.env} --dataset {problem.dataset}"
         )
     flat = load_flat(problem.dataset, progress=progress)
-    if problem.goals == "hindsight" and not flat.has_goals:
-        raise DatasetError(
-            f"The problem {problem.name} has goals='hindsight', but {problem.dataset} "
-            f"lacks goals: its fields are {', '.join(flat.fields)}. Record data of "
-            f"{problem.env} with goals, or use goals='none'."
-        )
+    if problem.goals == "hindsight":
+        _check_goal_data(problem, flat, env)
     space = env.observation_space
     if isinstance(space, spaces.Dict):
         space = space["observation"]
     _check_sizes(problem, flat, space.shape, env.action_space.shape)
+
+
+def _check_goal_data(problem: Problem, flat: FlatDataset, env: Any) -> None:
+    """Refuse data that don't say which goals were achieved, if the env can't either."""
+    size = env.observation_space["desired_goal"].shape[0]
+    if hasattr(env.unwrapped, "achieved_goals") or flat.goal_size == size:
+        return
+    goals = f"goals of size {flat.goal_size}" if flat.has_goals else "no goals"
+    raise DatasetError(
+        f"The problem {problem.name} has goals='hindsight', of size {size}, but "
+        f"{problem.dataset} has {goals}. Record data of {problem.env}, give the "
+        f"environment achieved_goals(observations), or use goals='none'."
+    )
 
 
 def _check_sizes(
@@ -196,6 +205,7 @@ def _check_suite(output: Path, asked: dict[str, Any]) -> None:
             f"suite {asked['name']!r}, delete the file and run again."
         ) from error
     if found:
+        found.sort(key=lambda text: not text.startswith("name: "))  # says it best
         raise ConfigError(
             f"{output} holds a benchmark with other settings (there → asked for): "
             f"{'; '.join(found[:SHOWN])}. Choose another folder with --output, or ask "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from diffuser_policy.benchmark.report.wording import (
 from diffuser_policy.benchmark.results import CellResult
 
 SHOWN_FACTS = {"num_steps", "num_parameters", "settings"}  # in columns of their own
-LONG = 300  # characters of settings that a table can bear
+LONG = 1500  # characters of settings that a table can bear
 
 
 def outcome_table(study: Study, rows: Sequence[Row]) -> Table:
@@ -306,9 +306,16 @@ def _flatness(result: CellResult) -> str:
 
 
 def _compact(data: Any) -> str:
-    """Return JSON data on one line, cut where it gets long."""
-    if not data:
-        return UNKNOWN
-    text = json.dumps(data, ensure_ascii=False, default=str)
-    text = text if len(text) <= LONG else text[: LONG - 2] + " …"
-    return text[1:-1] if text[0] == "{" and text[-1] == "}" else text
+    """Return JSON data on one line, as "a: 1; b.c: 2", cut where it gets very long."""
+    text = "; ".join(_items(data, ""))
+    return (text if len(text) <= LONG else f"{text[:LONG]} …") or UNKNOWN
+
+
+def _items(data: Any, name: str) -> Iterator[str]:
+    """Yield the leaves of a tree, each with the names that lead to it."""
+    if isinstance(data, Mapping):
+        for key, value in data.items():
+            yield from _items(value, f"{name}.{key}" if name else str(key))
+    elif data is not None and data != []:
+        text = data if isinstance(data, str) else json.dumps(data, default=str)
+        yield f"{name}: {text}" if name else text

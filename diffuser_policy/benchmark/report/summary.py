@@ -132,7 +132,7 @@ def _leaders(study: Study) -> list[str]:
     close = []
     for row in study.rows:
         first = leader(study, row)
-        if first is None:
+        if first is None or len(study.methods_of([row])) == 1:
             continue
         rivals = _rivals(study, row, first)
         if not rivals:
@@ -159,13 +159,15 @@ def _rising(study: Study) -> list[str]:
     rising = [name for name, (rise, error) in known.items() if rise > 2 * error]
     if not known:
         return []
+    curves = counted(len(known), "learning curve")
     if not rising:
-        return [f"All {len(known)} learning curves had stopped rising in the end."]
-    return [
-        f"{len(rising)} of {counted(len(known), 'learning curve')} still rose when the "
-        f"training ended, by more than twice the standard error: {listed(rising)}. "
-        f"Of curves that are flat, 1 in 40 looks like that by chance."
-    ]
+        return [f"None of {curves} still rose when the training ended."]
+    text = (
+        f"{len(rising)} of {curves} still rose when the training ended, by more than "
+        f"twice the standard error: {listed(rising)}. (Of flat curves, about 2 % look "
+        "so by chance.)"
+    )
+    return [text]
 
 
 def _rivals(study: Study, row: Row, first: Entry) -> Sequence[Entry]:

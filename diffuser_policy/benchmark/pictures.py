@@ -1,0 +1,65 @@
+"""Pictures of plans: what a planner meant to do in an episode, and what came of it.
+
+They are of the first episode of an evaluation, planned with the same random stream, so
+they show what was counted.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffuser_policy.benchmark.problem import Problem
+from diffuser_policy.evaluation.drivers import episode_stream
+from diffuser_policy.evaluation.rollout import run_episode
+from diffuser_policy.files import replaced_file
+
+
+def draw_plan(policy: Any, problem: Problem, seed: int, folder: Path) -> Path | None:
+    """Draw the plan and the path of the first episode of an evaluation.
+
+    Args:
+        policy: Only a `DiffuserPolicy` has plans to draw.
+        problem: Where it acts.
+        seed: Of the evaluation.
+        folder: For `plan.png` and its caption.
+
+    Returns:
+        The picture; none for other policies, and without the extra `plot`.
+    """
+    from diffuser_policy.policy import DiffuserPolicy
+
+    if not isinstance(policy, DiffuserPolicy) or not _can_draw():
+        return None
+    from diffuser_policy.plotting import Scene, plan_figure, save_figure
+
+    env = problem.make_env()
+    try:
+        observation, _ = env.reset(seed=seed)
+        scene = Scene.of(
+            env, policy.planner.layout, observation, guide=policy.config.guide
+        )
+        state = policy.initial_state(1, np.array([episode_stream(seed, 0)]))
+        plan = policy.plan(observation, state=state)
+        episode = run_episode(policy, env, observation, seed=seed, state=state)
+    finally:
+        env.close()
+    path = np.concatenate([policy.read(o)[0] for o in episode.observations])
+    record = episode.record
+    arrived = record.time_to_goal
+    outcome = "never there" if arrived is None else f"there after {arrived} env steps"
+    score = "" if record.score is None else f", score {record.score:.1f}"
+    caption = f"first plan and path, seed {seed}: {outcome}{score}"
+    picture = folder / "plan.png"
+    save_figure(plan_figure(plan, scene, rollout=path, title=caption), picture)
+    with replaced_file(picture.with_suffix(".json")) as partial:
+        partial.write_text(json.dumps({"caption": caption}) + "\n")
+    return picture
+
+
+def _can_draw() -> bool:
+    return importlib.util.find_spec("matplotlib") is not None

@@ -1,0 +1,146 @@
+"""Planning by trial as methods: found by name, and run on a maze with tiny settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from diffuser_policy.baselines import planning_methods
+from diffuser_policy.baselines.dynamics import DynamicsEnsemble
+from diffuser_policy.baselines.planning_methods import RandomPolicy
+from diffuser_policy.baselines.planning_models import simulator_of
+from diffuser_policy.baselines.shooting import ShootingPolicy
+from diffuser_policy.benchmark.cells import Cell, CellFolder
+from diffuser_policy.benchmark.methods import find_method
+from diffuser_policy.benchmark.problem import Problem
+from diffuser_policy.benchmark.training import Training
+from diffuser_policy.data.flat import FlatDataset
+from diffuser_policy.envs import make_env
+from diffuser_policy.errors import ConfigError
+from diffuser_policy.evaluation import evaluate
+
+ENV = "diffuser_envs/Maze2D-UMaze-v1"
+SMALL = {"horizon": 20, "hold": 10, "num_samples": 4, "num_iterations": 1}
+NAMES = (
+    "mppi-simulator",
+    "cem-simulator",
+    "mppi-learned",
+    "cem-learned",
+    "mppi-diffuser",
+)
+
+
+def pushed_around(env: Any, num_steps: int = 300) -> FlatDataset:
+    """Return one run of random pushes in a maze."""
+    rng = np.random.default_rng(0)
+    start = env.reset(seed=0)[0]
+    actions = rng.uniform(-1, 1, (num_steps // 10, 2)).repeat(10, axis=0)
+    states = env.unwrapped.simulate(start["observation"][None], actions[None])[0]
+    states = np.concatenate([start["observation"][None], states[:-1]])
+    return FlatDataset(
+        {
+            "observation": states,
+            "achieved_goal": states[:, :2],
+            "desired_goal": np.tile(start["desired_goal"], (num_steps, 1)),
+            "action": actions,
+            "reward": np.zeros(num_steps),
+            "terminated": np.zeros(num_steps, np.bool_),
+        },
+        np.array([0, num_steps]),
+        {"dataset_id": "test/pushes-v0", "action_low": [-1, -1], "action_high": [1, 1]},
+    )
+
+
+@pytest.fixture
+def training(tmp_path: Path) -> Training:
+    cell = Cell(
+        problem=Problem(env=ENV, dataset="test/pushes-v0"), method="none", num_steps=2
+    )
+    folder = CellFolder(tmp_path, cell.id)
+    folder.path.mkdir(parents=True)
+    made = Training(cell, folder, {})
+    env = made.make_env()
+    made.__dict__["dataset"] = pushed_around(env)
+    env.close()
+    return made
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_method_plans_in_a_maze(training: Training, name: str) -> None:
+    if name.startswith("mppi"):
+        pytest.importorskip("pytorch_mppi", reason="needs the extra 'baselines'")
+    method = find_method(
+        f"diffuser_policy.baselines.planning_methods:{_function(name)}"
+    )
+    assert method.name == name
+    given: dict[str, Any] = dict(SMALL)
+    if name == "mppi-diffuser":
+        given["num_sampling_steps"] = 1
+    method.check(training.problem, given)
+    policy = method.function(training, **method.settings(given))
+    assert isinstance(policy, ShootingPolicy)
+    results = evaluate(
+        policy, lambda: _short(training), episodes=2, num_envs=2, progress=False
+    )
+    again = evaluate(
+        policy, lambda: _short(training), episodes=2, num_envs=1, progress=False
+    )
+    assert [each.num_plans for each in results.episodes] == [3, 3]
+    assert results.episodes == again.episodes
+    if "simulator" not in name:
+        assert training.facts["num_steps"] == 2
+        assert training.facts["num_parameters"] > 0
+
+
+def test_a_learned_model_is_not_trained_twice(
+    training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = planning_methods.cem_learned(training)
+    monkeypatch.setattr(DynamicsEnsemble, "loss", None)  # nobody may descend it
+    second = planning_methods.cem_learned(training)
+    states, actions = np.zeros((1, 4)), np.zeros((1, 3, 2))
+    np.testing.assert_array_equal(
+        first.model.simulate(states, actions), second.model.simulate(states, actions)
+    )
+
+
+def test_a_horizon_beyond_the_diffusers_is_refused(training: Training) -> None:
+    with pytest.raises(ConfigError, match="up to 63 actions"):
+        planning_methods.mppi_diffuser(training, horizon=70)
+
+
+def test_an_environment_without_a_simulator_is_refused() -> None:
+    env = make_env("Pendulum-v1")
+    with pytest.raises(ConfigError, match="no simulate"):
+        simulator_of(env)
+    env.close()
+
+
+def test_random_actions_are_uniform_and_each_row_has_its_own() -> None:
+    policy = RandomPolicy(np.array([-1.0, 0.0]), np.array([1.0, 4.0]), seed=1)
+    state = policy.initial_state(3, np.array([5, 6, 5]))
+    drawn = []
+    for _ in range(2000):
+        action, state = policy.predict({"observation": np.zeros((3, 7))}, state)
+        drawn.append(action)
+    actions = np.array(drawn)
+    np.testing.assert_array_equal(actions[:, 0], actions[:, 2])
+    assert (actions[:, 0] != actions[:, 1]).any(axis=1).all()
+    np.testing.assert_allclose(actions[:, 0].mean(axis=0), [0.0, 2.0], atol=0.1)
+    np.testing.assert_allclose(
+        actions[:, 0].std(axis=0), [2 / 12**0.5, 4 / 12**0.5], atol=0.05
+    )
+    single, _ = policy.predict(np.zeros(7))
+    assert single.shape == (2,)
+    assert single.dtype == np.float32
+
+
+def _function(name: str) -> str:
+    return name.replace("-", "_")
+
+
+def _short(training: Training) -> Any:
+    return make_env(training.problem.env, max_episode_steps=25)
