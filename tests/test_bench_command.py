@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffuser_policy.speed import Benchmark, benchmark
-from diffuser_policy.speed.cases import SCALINGS, Subject, all_cases
-from diffuser_policy.speed.report import TITLES, summary, to_json
 from diffuser_policy.cli import main
 from diffuser_policy.errors import SpaceMismatchError
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.sampler import Sampler
+from diffuser_policy.speed import SpeedMeasurement, measure_speed
+from diffuser_policy.speed.cases import SCALINGS, Subject, all_cases
+from diffuser_policy.speed.report import TITLES, summary, to_json
 from tests.point_env import POINT, save_planner
 
 Capture = pytest.CaptureFixture[str]
@@ -33,16 +33,16 @@ def policy(planner: str) -> DiffuserPolicy:
 
 
 @pytest.fixture(scope="module")
-def measured(policy: DiffuserPolicy) -> Benchmark:
-    return benchmark(policy, POINT, rounds=1, quick=True)
+def measured(policy: DiffuserPolicy) -> SpeedMeasurement:
+    return measure_speed(policy, POINT, rounds=1, quick=True)
 
 
-def test_every_table_has_its_cases(measured: Benchmark) -> None:
+def test_every_table_has_its_cases(measured: SpeedMeasurement) -> None:
     assert {timing.case.group for timing in measured.timings} == set(TITLES)
     assert all(timing.plan_ms > 0 for timing in measured.timings)
 
 
-def test_nothing_is_faster_than_the_floor(measured: Benchmark) -> None:
+def test_nothing_is_faster_than_the_floor(measured: SpeedMeasurement) -> None:
     for timing in measured.timings:
         floor = timing.floor_ms(measured.peak)
         assert floor is None or timing.call_ms > floor, timing.case.name
@@ -79,7 +79,7 @@ def test_the_paper_setting_is_256_steps_at_stride_1(policy: DiffuserPolicy) -> N
     assert first.flops == 256 * network_flops(network, 1, window.horizon)
 
 
-def test_the_json_holds_every_figure(measured: Benchmark) -> None:
+def test_the_json_holds_every_figure(measured: SpeedMeasurement) -> None:
     data = json.loads(json.dumps(to_json(measured), allow_nan=False))
     assert len(data["cases"]) == len(measured.timings)
     baseline = data["cases"][0]
@@ -97,7 +97,7 @@ def test_the_json_holds_every_figure(measured: Benchmark) -> None:
     assert "torch" in data["versions"]
 
 
-def test_the_summary_says_when_the_machine_was_busy(measured: Benchmark) -> None:
+def test_the_summary_says_when_the_machine_was_busy(measured: SpeedMeasurement) -> None:
     def with_share(share: float) -> str:
         timings = [
             dataclasses.replace(t, cpu_seconds=[share * s for s in t.seconds])
@@ -131,7 +131,7 @@ def test_what_cannot_be_measured_is_refused_first(
     policy: DiffuserPolicy, planner: str, tmp_path: Path
 ) -> None:
     with pytest.raises(SpaceMismatchError):
-        benchmark(policy, "CartPole-v1", rounds=1, quick=True)
+        measure_speed(policy, "CartPole-v1", rounds=1, quick=True)
     assert main(["bench", planner, "--json", str(tmp_path)]) == 2
     assert main(["bench", planner, "--rounds", "0", "--quick"]) == 2
 

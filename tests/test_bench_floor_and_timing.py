@@ -1,4 +1,4 @@
-"""Benchmark: operations against PyTorch's own count, and turns under a known clock."""
+"""Speed: operations against PyTorch's own count, and turns under a known clock."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from diffuser_policy.errors import ConfigError
 from diffuser_policy.speed.floor import network_flops, throughput
 from diffuser_policy.speed.timing import Case, measure
-from diffuser_policy.errors import ConfigError
 from tests.network_helpers import batch, random_network
 
 

@@ -17,7 +17,7 @@ from diffuser_policy.cli.options import (
 from diffuser_policy.errors import require_extra
 
 if TYPE_CHECKING:
-    from diffuser_policy.speed import Benchmark
+    from diffuser_policy.speed import SpeedMeasurement
 
 FIGURE = "bench.png"
 
@@ -59,9 +59,9 @@ def run(settings: BenchSettings) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
-    from diffuser_policy.speed import benchmark
-    from diffuser_policy.speed.report import summary, tables, write_json
     from diffuser_policy.evaluation.report import check_writable
+    from diffuser_policy.speed import measure_speed
+    from diffuser_policy.speed.report import summary, tables, write_json
 
     if settings.out is not None:
         require_extra("matplotlib", "plot")
@@ -72,7 +72,7 @@ def run(settings: BenchSettings) -> int:
     env_id = env_of(policy, settings.env)
     with Progress(transient=True, console=Console(stderr=True)) as bar:
         task = bar.add_task("measuring", total=1.0)
-        measured = benchmark(
+        measured = measure_speed(
             policy,
             env_id,
             rounds=settings.rounds,
@@ -93,11 +93,11 @@ def run(settings: BenchSettings) -> int:
     return 0
 
 
-def _draw(measured: Benchmark, path: Path, *, title: str) -> None:
+def _draw(measured: SpeedMeasurement, path: Path, *, title: str) -> None:
     """Write the figure of the three scalings."""
-    from diffuser_policy.speed.cases import SCALINGS
     from diffuser_policy.plotting.figures import save_figure
     from diffuser_policy.plotting.scaling import Curve, scaling_figure
+    from diffuser_policy.speed.cases import SCALINGS
 
     labels = dict(zip(SCALINGS, ("env steps", *SCALINGS[1:]), strict=True))
     curves = {}

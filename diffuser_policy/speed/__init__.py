@@ -1,6 +1,6 @@
 """How fast a planner plans, beside the paper's setting and beside what is possible.
 
-    measured = benchmark(policy, "diffuser_envs/Multi2D-Large-v1")
+    measured = measure_speed(policy, "diffuser_envs/Multi2D-Large-v1")
 
 | module | holds |
 |---|---|
@@ -10,6 +10,6 @@
 | report | tables and JSON |
 """
 
-from diffuser_policy.speed.measurement import Benchmark, benchmark
+from diffuser_policy.speed.measurement import SpeedMeasurement, measure_speed
 
-__all__ = ["Benchmark", "benchmark"]
+__all__ = ["SpeedMeasurement", "measure_speed"]

@@ -1,4 +1,4 @@
-"""Cases: what a planner's benchmark measures.
+"""Cases: what is measured of a planner.
 
 | group | is |
 |---|---|
@@ -24,8 +24,6 @@ import numpy as np
 import torch
 
 from diffuser_policy.acceleration import Acceleration
-from diffuser_policy.speed.floor import network_flops
-from diffuser_policy.speed.timing import Case
 from diffuser_policy.conditions import Inpainting
 from diffuser_policy.denoiser import Denoiser
 from diffuser_policy.envs import make_env
@@ -38,6 +36,8 @@ from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.policy_state import PolicyState
 from diffuser_policy.sampler import DDPMSampler, Sampler
 from diffuser_policy.schedule import NoiseSchedule
+from diffuser_policy.speed.floor import network_flops
+from diffuser_policy.speed.timing import Case
 
 PAPER_STEPS = 256  # Janner et al. 2022, Appendix C; also their release for Maze2D
 PAPER_NETWORK: dict[str, Any] = {"dim": 32, "multipliers": (1, 4, 8)}
@@ -94,7 +94,7 @@ class Subject:
 
 
 def all_cases(subject: Subject) -> list[Case]:
-    """Return every case of a benchmark, baseline first."""
+    """Return every case, baseline first."""
     observations = first_observations(subject)
     return [
         *paper_cases(subject, observations),

@@ -1,4 +1,4 @@
-"""One benchmark: all cases in turns, the floor, and on what they were measured."""
+"""One measurement: all cases in turns, the floor, and on what they were measured."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import Any
 
 import torch
 
+from diffuser_policy.config import to_json
+from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.speed.cases import PAPER, TOGETHER, Subject, all_cases
 from diffuser_policy.speed.floor import throughput
 from diffuser_policy.speed.timing import Timing, measure
-from diffuser_policy.config import to_json
-from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.versions import versions
 
 CPU_INFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Benchmark:
+class SpeedMeasurement:
     """What was measured, and on what.
 
     Attributes:
         timings: One per case; the first is the paper's setting.
         throughput: Floating point operations per second, by kind of operation.
-        settings: Planner, environment and sizes of the benchmark.
+        settings: Planner, environment and sizes.
         machine: Processor, threads and device.
         versions: Of the packages that results depend on.
     """
@@ -58,7 +58,7 @@ class Benchmark:
         return max(self.throughput.values())
 
 
-def benchmark(
+def measure_speed(
     policy: DiffuserPolicy,
     env_id: str,
     *,
@@ -67,7 +67,7 @@ def benchmark(
     quick: bool = False,
     compiled: bool = False,
     progress: Callable[[float], None] | None = None,
-) -> Benchmark:
+) -> SpeedMeasurement:
     """Measure how fast a policy plans, beside the paper's setting and the floor.
 
     Args:
@@ -86,7 +86,7 @@ def benchmark(
     """
     subject = Subject(policy, env_id, seed=seed, quick=quick, compiled=compiled)
     timings = measure(all_cases(subject), rounds=rounds, progress=progress)
-    return Benchmark(
+    return SpeedMeasurement(
         timings=timings,
         throughput=throughput(),
         settings={

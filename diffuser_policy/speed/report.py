@@ -1,4 +1,4 @@
-"""A benchmark as tables for people and as JSON for machines."""
+"""Measured speed as tables for people and as JSON for machines."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from diffuser_policy.files import replaced_file
 from diffuser_policy.speed.cases import (
     GUIDE,
     LOOP,
@@ -18,9 +19,8 @@ from diffuser_policy.speed.cases import (
     SAMPLER,
     TOGETHER,
 )
-from diffuser_policy.speed.measurement import Benchmark
+from diffuser_policy.speed.measurement import SpeedMeasurement
 from diffuser_policy.speed.timing import Timing
-from diffuser_policy.files import replaced_file
 
 TITLES = {
     PAPER: "The paper's setting: 256 DDPM steps, stride 1, one candidate, eager",
@@ -38,7 +38,7 @@ FLOOR = "Floor: the networks' operations over that throughput, ms a call."
 BUSY = 0.1  # share of the time without the processor that is worth a word
 
 
-def tables(measured: Benchmark) -> Iterator[Table]:
+def tables(measured: SpeedMeasurement) -> Iterator[Table]:
     """Yield one table per group of cases that was measured."""
     for group, title in TITLES.items():
         timings = measured.group(group)
@@ -46,7 +46,7 @@ def tables(measured: Benchmark) -> Iterator[Table]:
             yield _table(measured, timings, title)
 
 
-def summary(measured: Benchmark) -> list[str]:
+def summary(measured: SpeedMeasurement) -> list[str]:
     """Return what matters most, in sentences."""
     alone, baseline = measured.default, measured.baseline
     machine, rounds = measured.machine, measured.settings["rounds"]
@@ -75,7 +75,7 @@ def summary(measured: Benchmark) -> list[str]:
     return lines
 
 
-def _together(measured: Benchmark) -> str:
+def _together(measured: SpeedMeasurement) -> str:
     """Return what planning together gains, and what it could gain at most."""
     alone, largest = measured.default, measured.group(TOGETHER)[-1]
     gain = largest.plans_per_second / alone.plans_per_second
@@ -93,8 +93,8 @@ def _together(measured: Benchmark) -> str:
     return line
 
 
-def to_json(measured: Benchmark) -> dict[str, Any]:
-    """Return a benchmark as JSON data, times in milliseconds of one planning call."""
+def to_json(measured: SpeedMeasurement) -> dict[str, Any]:
+    """Return it as JSON data, times in milliseconds of one planning call."""
     return {
         "cases": [_json(measured, timing) for timing in measured.timings],
         "flops_per_second": measured.throughput,
@@ -104,7 +104,7 @@ def to_json(measured: Benchmark) -> dict[str, Any]:
     }
 
 
-def write_json(measured: Benchmark, path: Path) -> None:
+def write_json(measured: SpeedMeasurement, path: Path) -> None:
     """Write `to_json`'s data to a file, atomically.
 
     Raises:
@@ -115,14 +115,14 @@ def write_json(measured: Benchmark, path: Path) -> None:
         partial.write_text(text + "\n")
 
 
-def speedup(measured: Benchmark, timing: Timing) -> float | None:
+def speedup(measured: SpeedMeasurement, timing: Timing) -> float | None:
     """Return how many times more plans a second than the paper's setting."""
     if timing.case.group == NETWORK:
         return None
     return measured.baseline.plan_ms / timing.plan_ms
 
 
-def _table(measured: Benchmark, timings: list[Timing], title: str) -> Table:
+def _table(measured: SpeedMeasurement, timings: list[Timing], title: str) -> Table:
     table = Table(
         title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
     )
@@ -150,7 +150,7 @@ def _figure(value: float) -> str:
     return f"{value:,.{digits}f}"
 
 
-def _json(measured: Benchmark, timing: Timing) -> dict[str, Any]:
+def _json(measured: SpeedMeasurement, timing: Timing) -> dict[str, Any]:
     low, high = timing.spread
     return {
         "group": timing.case.group,
