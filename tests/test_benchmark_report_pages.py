@@ -207,7 +207,7 @@ def test_the_command_refuses_mixed_versions(
     assert main(["benchmark", "report", str(tmp_path)]) == 2
     assert "mujoco 3.1.6" in capsys.readouterr().err.replace("\n", " ")
     assert not (tmp_path / "report").exists()
-    assert main(["benchmark", "report", str(tmp_path), "--mixed"]) == 0
+    assert main(["benchmark", "report", str(tmp_path), "--mixed-versions"]) == 0
     page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
     assert "Mixed versions: mujoco 3.1.6" in page
 

@@ -245,7 +245,7 @@ def test_results_of_other_versions(tmp_path: Path, capsys: Capture) -> None:
     error = " ".join(capsys.readouterr().err.split())
     for part in ("point--straight--seed-0", "numpy 1.0.0; installed is", "--output"):
         assert part in error
-    assert run(suite, output, "--keep-other-versions") == 0
+    assert run(suite, output, "--mixed-versions") == 0
 
 
 def test_a_damaged_result(tmp_path: Path, capsys: Capture) -> None:

@@ -79,7 +79,7 @@ def suite_settings(suite: Suite) -> dict[str, Any]:
 
 
 def check_folder(
-    output: Path, suite: Suite, cells: Sequence[Cell], *, keep_other_versions: bool
+    output: Path, suite: Suite, cells: Sequence[Cell], *, mixed_versions: bool
 ) -> dict[str, CellResult]:
     """Refuse a folder whose results would not fit to those of these cells.
 
@@ -87,7 +87,7 @@ def check_folder(
         output: Folder of the benchmark; it need not exist.
         suite: With the settings that were asked for.
         cells: All that would be run.
-        keep_other_versions: Accept results made with other versions of packages.
+        mixed_versions: Accept results made with other versions of packages.
 
     Returns:
         The results of those cells that are finished, by cell id.
@@ -113,7 +113,7 @@ def check_folder(
         path.parent.name: read_result(path)
         for path in sorted(output.glob("cells/*/result.json"))
     }
-    if not keep_other_versions:
+    if not mixed_versions:
         _check_versions(output, results)
     for cell in cells:
         if cell.id in results and results[cell.id].cell.digest != cell.digest:
@@ -223,5 +223,5 @@ def _check_versions(output: Path, results: dict[str, CellResult]) -> None:
                     f"The result of {cell_id} in {output} was made with {package} "
                     f"{version}; installed is {current[package]}. Results would be "
                     f"mixed: choose another folder with --output, install {package} "
-                    f"{version}, or accept it with --keep-other-versions."
+                    f"{version}, or accept it with --mixed-versions."
                 )

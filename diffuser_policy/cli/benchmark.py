@@ -79,7 +79,7 @@ class RunSettings:
     """Where results go (default: runs/benchmark-SUITE)."""
     retry: bool = True
     """Run cells again that failed in an earlier run."""
-    keep_other_versions: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    mixed_versions: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Accept results in the folder that were made with other versions of packages."""
 
     def chosen_suite(self) -> Suite:
@@ -198,14 +198,14 @@ def run_suite(settings: RunSettings, *, arguments: Sequence[str] = ()) -> int:
     output = settings.folder(suite)
     cells = settings.chosen_cells(suite)
     workers = num_cores() if settings.workers is None else settings.workers
-    keep = settings.keep_other_versions
+    keep = settings.mixed_versions
     check_engine(settings.executor, workers=workers, options=options)
-    check_folder(output, suite, cells, keep_other_versions=keep)
+    check_folder(output, suite, cells, mixed_versions=keep)
     check_cells(cells, progress=True)
     try:
         with run_lock(output):
             # Once more: another run may have ended between the look and the lock.
-            done = check_folder(output, suite, cells, keep_other_versions=keep)
+            done = check_folder(output, suite, cells, mixed_versions=keep)
             write_suite(output, suite, ["diffuser-policy", "benchmark", *arguments])
             with (
                 make_engine(

@@ -22,7 +22,7 @@ class ReportSettings:
     """Folder of the benchmark."""
     output: Annotated[Path | None, shown_as("FOLDER")] = None
     """Where to write report.md, report.html and figures/ (default: DIR/report)."""
-    mixed: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    mixed_versions: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Accept cells made by different versions; the report says so."""
 
 
@@ -34,7 +34,9 @@ def run(settings: ReportSettings) -> int:
     """
     from diffuser_policy.benchmark.report import compact_tables, write_report
 
-    report = write_report(settings.folder, settings.output, mixed=settings.mixed)
+    report = write_report(
+        settings.folder, settings.output, mixed=settings.mixed_versions
+    )
     print(compact_tables(report.study))
     for cell in report.study.open_cells:
         print(f"No result: {cell.name} ({cell.state})")

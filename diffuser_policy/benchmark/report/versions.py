@@ -46,6 +46,6 @@ def check_versions(results: Sequence[CellResult], *, allow: bool = False) -> lis
         raise ConfigError(
             f"The cells were made by different versions: {'; '.join(differing)}. "
             f"Expected one version of each. Run the cells of one of them again, in a "
-            f"folder of their own, or report them all the same with --mixed."
+            f"folder of their own, or report them all the same with --mixed-versions."
         )
     return differing
