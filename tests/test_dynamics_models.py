@@ -101,13 +101,17 @@ def test_members_differ(trained: DynamicsRun) -> None:
     assert imagined[:, 0, -1].std(axis=0).min() > 0
 
 
-def test_imagined_states_stay_within_the_data(trained: DynamicsRun) -> None:
-    low, high = trained.ensemble.limits.numpy()
-    imagined = trained.ensemble.simulate(np.full((1, 2), 9.0), np.ones((1, 30, 1)))
-    assert (imagined >= low).all()
-    assert (imagined <= high).all()
-    observed = spring_data().fields["observation"]
-    assert high.max() <= observed.max() + 1e-6
+def test_imagined_states_stay_within_twice_the_range_of_the_data(
+    trained: DynamicsRun,
+) -> None:
+    following = transitions(spring_data())[2]
+    low, high = following.min(axis=0), following.max(axis=0)
+    slack = 0.5 * (high - low)
+    far = np.array([[1e6, -1e6]], np.float32)
+    imagined = trained.ensemble.simulate(far, np.ones((1, 30, 1)))
+    assert (imagined >= low - slack - 1e-5).all()
+    assert (imagined <= high + slack + 1e-5).all()
+    assert (imagined[:, 0, 0] > high).any()
 
 
 def test_each_member_imagines_by_itself() -> None:
@@ -129,8 +133,7 @@ def test_each_member_imagines_by_itself() -> None:
         for step in range(3):
             a = torch.tensor(actions[:, step], dtype=torch.float32).expand(2, 4, 1)
             scaled = ensemble(x, a).numpy() * change.std(axis=0) + change.mean(axis=0)
-            low, high = rows[2].min(axis=0), rows[2].max(axis=0)
-            x = torch.tensor((x.numpy() + scaled).clip(low, high), dtype=torch.float32)
+            x = torch.tensor(x.numpy() + scaled, dtype=torch.float32)
             np.testing.assert_allclose(imagined[:, :, step], x, atol=1e-5)
 
 

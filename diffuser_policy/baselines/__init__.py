@@ -9,6 +9,8 @@
 | d3rlpy_methods | BC, BCQ, CQL, IQL, TD3+BC, AWAC, ReBRAC |
 | decision_transformer | DT |
 | online | SAC + HER of Stable-Baselines3 |
-| dynamics, diffuser_dynamics, shooting, planning_methods | MPPI and CEM |
+| shooting, objectives | MPPI and CEM |
+| dynamics, diffuser_dynamics, planning_models | what they plan with |
+| planning_methods | both together |
 | own_methods | Diffuser, demonstrators |
 """

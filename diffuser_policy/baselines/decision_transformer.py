@@ -29,7 +29,7 @@ from diffuser_policy.baselines.d3rlpy_training import (
     DEFAULT_STEPS,
     parts_of,
 )
-from diffuser_policy.baselines.transitions import SingleTask, make_transitions
+from diffuser_policy.baselines.transitions import SingleTask
 from diffuser_policy.baselines.weights import load_parts, save_parts
 from diffuser_policy.benchmark.checked import flat_observation
 from diffuser_policy.benchmark.methods import register_method
@@ -270,9 +270,7 @@ def decision_transformer(
     torch.set_num_threads(1)
     env = training.make_env()
     check_reward(env)
-    data = make_transitions(training.problem, training.dataset)
-    if not isinstance(data, SingleTask):
-        raise ConfigError('dt does problems with one reward, goals="none".')
+    data = SingleTask(training.dataset, env)
     limit = env.spec.max_episode_steps if env.spec else None
     stretches = Stretches(data, limit or int(data.flat.run_lengths.max()))
     target = stretches.target(best_share)

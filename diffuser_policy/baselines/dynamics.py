@@ -5,7 +5,8 @@ r"""Learned one-step dynamics: an ensemble of networks, each with an opinion.
 (Chua et al. 2018, "PETS", with deterministic members.) Every member has its own first
 weights and its own batches, and imagines whole trajectories by itself: where the data
 say little, members disagree, and a plan is worth the mean of what they promise.
-Imagined states are kept within the range of the data.
+Imagined states are kept within twice the range of the data, so that returns stay
+finite; a tighter limit would be a wall that is not there, on which plans would lean.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from diffuser_policy.training.trainer import TrainingRun
 
 WEIGHTS_FILE = "model.safetensors"
 EMA_DECAY = 0.99  # short: the step size falls to zero in any case
+SLACK = 0.5  # of the data's range, on either side: where imagination ends
 CONSTANT = 1e-6  # columns that spread less are not scaled
 
 
@@ -176,11 +178,13 @@ class DynamicsEnsemble(nn.Module):
         pushes = torch.as_tensor(np.array(actions, np.float32), device=device)
         x = first.expand(self.num_members, *first.shape)
         shift, scale = self._of_change()
+        low, high = self.limits
+        slack = SLACK * (high - low)
         imagined = []
         for step in range(pushes.shape[1]):
             action = pushes[:, step].expand(self.num_members, -1, -1)
             x = x + shift + scale * self(x, action)
-            x = x.clamp(self.limits[0], self.limits[1])
+            x = x.clamp(low - slack, high + slack)
             imagined.append(x)
         return torch.stack(imagined, dim=2).cpu().numpy()
 

@@ -201,12 +201,33 @@ def _kuka() -> Suite:
 def _planning() -> Suite:
     """Planning by trial: with the true simulator, and with learned models."""
     problems = tuple(p for p in _mazes().problems if p.goals == "hindsight")
-    models = ("mppi-simulator", "cem-simulator", "mppi-learned", "cem-learned")
+    # What models learn of walls, from demonstrators that avoid them, is little.
+    short = {"horizon": 60, "num_iterations": 1}
+    methods: dict[str, Mapping[str, Any]] = {
+        "random": {},
+        "mppi-simulator": {},
+        "cem-simulator": {},
+        "mppi-learned": short,
+        "cem-learned": {"horizon": 60},
+        "mppi-diffuser": {},  # the paper's ablation, section 5.4
+    }
     return Suite(
         name="planning",
         problems=problems,
-        methods={"random": {}, **{name: {} for name in models}},
+        methods=methods,
+        methods_of={p.name: tuple(methods)[:-1] for p in problems[1:]},
         evaluation=EvaluationPlan(seeds=(30_000,), episodes=50),
+    )
+
+
+def _online() -> Suite:
+    """A reference: SAC + HER, which practises in the environment."""
+    return Suite(
+        name="online",
+        problems=tuple(p for p in _mazes().problems if p.goals == "hindsight"),
+        methods={"sac-her": {}},
+        num_steps=50_000,
+        max_steps=100_000,
     )
 
 
@@ -222,7 +243,13 @@ def _tiny() -> Suite:
     )
 
 
-SUITES = {"maze": _mazes, "kuka": _kuka, "planning": _planning, "tiny": _tiny}
+SUITES = {
+    "maze": _mazes,
+    "kuka": _kuka,
+    "planning": _planning,
+    "online": _online,
+    "tiny": _tiny,
+}
 
 
 def load_suite(source: str | Path) -> Suite:
