@@ -209,7 +209,7 @@ def _planning() -> Suite:
         "cem-simulator": {},
         "mppi-learned": short,
         "cem-learned": {"horizon": 60},
-        "mppi-diffuser": {},  # the paper's ablation, section 5.4
+        "mppi-diffuser": {},  # the paper's ablation
     }
     return Suite(
         name="planning",
