@@ -12,6 +12,15 @@ import importlib
 from collections.abc import Iterable
 from types import ModuleType
 
+# What to know before an extra is installed.
+ADVICE = {
+    "baselines": (
+        "Best in an environment of its own: it takes gymnasium down to 1.0.0, "
+        "gymnasium-robotics to 1.3.1 and mujoco to 3.1.6. Where mujoco 4 is installed, "
+        "first: pip uninstall mujoco mujoco-core mujoco-studio"
+    )
+}
+
 
 class DiffuserPolicyError(Exception):
     """Base of all errors raised on purpose by this package."""
@@ -143,4 +152,4 @@ def require_extra(module: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise MissingExtraError(module, extra) from error
+        raise MissingExtraError(module, extra, ADVICE.get(extra, "")) from error

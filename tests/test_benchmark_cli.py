@@ -170,6 +170,7 @@ def test_data_that_do_not_fit(
     tmp_path: Path,
     capsys: Capture,
     monkeypatch: pytest.MonkeyPatch,
+    *,
     goals: str,
     env_tells_goals: bool,
     told: str,

@@ -195,6 +195,7 @@ def test_without_a_lifeline_nothing_is_watched() -> None:
 )
 def test_bad_settings(
     tmp_path: Path,
+    *,
     name: str,
     workers: int,
     options: dict[str, Any],

@@ -8,20 +8,23 @@ training that was killed goes on to the same result.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.random import Generator
 
 from diffuser_policy.baselines.codec import Codec
-from diffuser_policy.baselines.transitions import Batch, Transitions, make_transitions
+from diffuser_policy.baselines.transitions import Batch, make_transitions
 from diffuser_policy.baselines.weights import Parts, load_parts, save_parts
 from diffuser_policy.benchmark.checked import flat_observation
 from diffuser_policy.benchmark.training import Training
 from diffuser_policy.errors import ConfigError, require_extra
 
 CHECKPOINT = "checkpoint.safetensors"
-CHECKPOINT_STEPS = 2_000
+CHECKPOINT_STEPS = 1_000
+PROGRESS_STEPS = 100
 DEFAULT_STEPS = 50_000
 
 
@@ -79,9 +82,11 @@ def train_d3rlpy(
     algorithm = config.create()
     algorithm.create_impl((transitions.num_inputs,), transitions.num_actions)
     policy = D3rlpyPolicy(algorithm, transitions.codec)
-    if training.num_steps is None:
-        training.num_steps = training.max_steps = DEFAULT_STEPS
-    step = _take_steps(training, policy, transitions, config.batch_size)
+    step = take_steps(
+        training,
+        policy,
+        lambda rng: mini_batch(transitions.batch(rng, config.batch_size)),
+    )
     modules = algorithm.impl.modules.get_torch_modules()
     training.facts |= {
         "num_steps": step,
@@ -91,14 +96,26 @@ def train_d3rlpy(
     return policy
 
 
-def _take_steps(
-    training: Training,
-    policy: D3rlpyPolicy,
-    transitions: Transitions,
-    batch_size: int,
+def take_steps(
+    training: Training, policy: Any, draw: Callable[[Generator], Any]
 ) -> int:
-    """Go on from the checkpoint; return the number of gradient steps in the end."""
+    """Go on from the checkpoint in the training's folder, if there is one.
+
+    Args:
+        training: Says when to stop; without a budget, after `DEFAULT_STEPS`.
+        policy: For the learning curve; its `algorithm` takes the steps.
+        draw: Returns a batch as the algorithm's `update` takes it.
+
+    Returns:
+        The number of gradient steps in the end.
+
+    Raises:
+        ConfigError: Losses are no longer finite.
+        CheckpointError: The checkpoint is damaged, or of another algorithm.
+    """
     algorithm, path = policy.algorithm, training.folder / CHECKPOINT
+    if training.num_steps is None:
+        training.num_steps = training.max_steps = DEFAULT_STEPS
     parts = parts_of(algorithm)
     step = load_parts(path, parts) if path.is_file() else 0
     training.forget_curve(step)
@@ -106,10 +123,9 @@ def _take_steps(
     while not training.finished(step):
         rng = np.random.default_rng((training.seed, step))
         torch.manual_seed(int(rng.integers(2**62)))
-        batch = transitions.batch(rng, batch_size)
-        losses = algorithm.update(mini_batch(batch))
+        losses = algorithm.update(draw(rng))
         step += 1
-        if step % 500 == 0:
+        if step % PROGRESS_STEPS == 0:
             _check(losses, step)
             training.progress(step, figures=losses)
         if training.curve_due(step):

@@ -24,20 +24,13 @@ import torch
 
 from diffuser_policy.baselines.codec import Codec
 from diffuser_policy.baselines.d3rlpy_methods import MODULES
-from diffuser_policy.baselines.d3rlpy_training import (
-    CHECKPOINT,
-    DEFAULT_STEPS,
-    parts_of,
-)
+from diffuser_policy.baselines.d3rlpy_training import take_steps
 from diffuser_policy.baselines.transitions import SingleTask
-from diffuser_policy.baselines.weights import load_parts, save_parts
 from diffuser_policy.benchmark.checked import flat_observation
 from diffuser_policy.benchmark.methods import register_method
 from diffuser_policy.benchmark.training import Training
 from diffuser_policy.envs import Env
 from diffuser_policy.errors import ConfigError, require_extra
-
-CHECKPOINT_STEPS = 500
 
 Memory = tuple[np.ndarray, ...]  # inputs, actions, returns to go, steps, return left
 
@@ -292,7 +285,11 @@ def decision_transformer(
         scale=stretches.scale,
     )
     env.close()
-    step = _take_steps(training, policy, stretches)
+    step = take_steps(
+        training,
+        policy,
+        lambda rng: stretches.batch(rng, algorithm.batch_size, policy.context),
+    )
     transformer = algorithm.impl.modules.transformer
     training.facts |= {
         "num_steps": step,
@@ -348,29 +345,3 @@ def task_inputs(
         return codec.inputs(observations)
     goals = np.repeat(goal, len(observations), axis=0)
     return codec.inputs(np.concatenate([observations, goals], axis=1))
-
-
-def _take_steps(
-    training: Training, policy: TransformerPolicy, stretches: Stretches
-) -> int:
-    """Go on from the checkpoint; return the number of gradient steps in the end."""
-    algorithm, path = policy.algorithm, training.folder / CHECKPOINT
-    if training.num_steps is None:
-        training.num_steps = training.max_steps = DEFAULT_STEPS
-    parts = parts_of(algorithm)
-    step = load_parts(path, parts) if path.is_file() else 0
-    training.forget_curve(step)
-    while not training.finished(step):
-        rng = np.random.default_rng((training.seed, step))
-        torch.manual_seed(int(rng.integers(2**62)))
-        batch = stretches.batch(rng, algorithm.batch_size, policy.context)
-        losses = algorithm.update(batch)
-        step += 1
-        if step % 100 == 0:
-            training.progress(step, figures=losses)
-        if training.curve_due(step):
-            training.curve(step, policy)
-        if step % CHECKPOINT_STEPS == 0:
-            save_parts(path, parts, step=step)
-    save_parts(path, parts, step=step)
-    return step

@@ -23,7 +23,11 @@ from typing import Any
 import numpy as np
 
 from diffuser_policy.benchmark.cells import Cell, CellFolder
-from diffuser_policy.benchmark.checked import CheckedPolicy, as_policy
+from diffuser_policy.benchmark.checked import (
+    CheckedPolicy,
+    acts_deterministically,
+    as_policy,
+)
 from diffuser_policy.benchmark.lifeline import end_with_parent
 from diffuser_policy.benchmark.methods import Method, find_method
 from diffuser_policy.benchmark.pictures import draw_plan
@@ -31,6 +35,7 @@ from diffuser_policy.benchmark.results import SCHEMA
 from diffuser_policy.benchmark.training import Training
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.evaluation import evaluate
+from diffuser_policy.evaluation.loop import describe
 from diffuser_policy.evaluation.report import to_json as evaluation_json
 from diffuser_policy.versions import PACKAGES, versions
 
@@ -143,6 +148,7 @@ def _evaluate(
                 episodes=plan.episodes,
                 seed=seed,
                 num_envs=plan.num_envs,
+                deterministic=acts_deterministically(policy),
                 progress=False,
             )
             data = evaluation_json(results)
@@ -150,7 +156,7 @@ def _evaluate(
                 "digest": cell.digest,
                 "seed": seed,
                 "episodes": data["episodes"],
-                "policy": data["settings"]["policy"],
+                "policy": describe(policy),
                 "predict_seconds": results.timing.predict_seconds,
                 "env_steps": results.timing.env_steps,
                 "plan_ms": data["summary"]["plan_ms"],

@@ -80,6 +80,16 @@ def as_policy(made: Any) -> Any:
     return made
 
 
+def acts_deterministically(policy: Any) -> bool:
+    """Return whether a policy is evaluated with `deterministic=True`.
+
+    As Stable-Baselines3's `evaluate_policy` does it: agents act without their
+    exploration noise. Policies whose state has a random stream for every episode, such
+    as planners, draw from it instead.
+    """
+    return not hasattr(policy, "initial_state")
+
+
 class CheckedPolicy:
     """A policy whose actions have to be in the action space; else it is left as it is.
 

@@ -26,7 +26,12 @@ from typing import Any, TypeVar
 
 from diffuser_policy.benchmark.problem import Goals, Problem
 from diffuser_policy.data.demonstrators import all_options
-from diffuser_policy.errors import ConfigError, MissingExtraError, UnknownNameError
+from diffuser_policy.errors import (
+    ADVICE,
+    ConfigError,
+    MissingExtraError,
+    UnknownNameError,
+)
 
 GROUP = "diffuser_policy.methods"
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
@@ -82,7 +87,7 @@ class Method:
             )
         for module, extra in self.modules:
             if importlib.util.find_spec(module) is None:  # importing it takes seconds
-                raise MissingExtraError(module, extra)
+                raise MissingExtraError(module, extra, ADVICE.get(extra, ""))
 
 
 _IN_PROCESS: dict[str, Method] = {}

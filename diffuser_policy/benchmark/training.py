@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from diffuser_policy.benchmark.cells import Cell, CellFolder
+from diffuser_policy.benchmark.checked import acts_deterministically
 from diffuser_policy.benchmark.clock import Clock
 from diffuser_policy.benchmark.problem import Problem
 from diffuser_policy.data.flat import FlatDataset
@@ -141,6 +142,7 @@ class Training:
             episodes=self._plan.curve_episodes,
             seed=CURVE_SEED,
             num_envs=self._plan.num_envs,
+            deterministic=acts_deterministically(policy),
             progress=False,
         )
         self.clock.count("evaluate")
