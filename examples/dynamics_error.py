@@ -15,7 +15,8 @@ interval. The last is what a Diffuser of 64 planning steps can predict.
 - Actions "of the data" are those that were recorded after the state, which all models
   were trained on; "new every step" are uniform random ones, and "kept for 9 steps" are
   too, but change only every ninth env step, as sequences that MPPI tries do.
-- "Standing still" says that the ball stays where it is.
+- "Standing still" says that the ball stays where it is; "no actions" is the simulator
+  itself, which is told that nothing pushes the ball: right but for the actions.
 - "Learned" models predict one env step and are fed their own predictions: one network,
   and the mean of an ensemble's states, of which the one is the first member.
 - "Diffuser" fills in states between the first one and all actions, which are pinned.
@@ -47,6 +48,7 @@ from diffuser_policy.baselines.planning_models import (
     simulator_of,
     train_action_planner,
 )
+from diffuser_policy.baselines.shooting import Model
 from diffuser_policy.benchmark import Training
 from diffuser_policy.benchmark.cells import Cell, CellFolder
 from diffuser_policy.benchmark.problem import Problem
@@ -62,8 +64,8 @@ MOMENTS = {1: 4, 8: 3, 63: 2}  # env steps that are looked at: digits in the tab
 NUM_STEPS = max(MOMENTS)
 KEPT = 9  # env steps
 OF_DATA, NEW, LASTING = "of the data", "new every step", f"kept for {KEPT} steps"
-STILL, MEMBER, ENSEMBLE = "standing still", "learned, one", "learned, mean of {}"
-RECORDING = "the recording"
+STILL, UNPUSHED, RECORDING = "standing still", "no actions", "the recording"
+MEMBER, ENSEMBLE = "learned, one", "learned, mean of {}"
 HEADING = """# How far off models of the dynamics are
 
 Made by `python examples/dynamics_error.py`, whose docstring explains the rows.
@@ -89,10 +91,12 @@ def learned_models(work: Training) -> dict[str, Simulate]:
     ensemble = learn_dynamics(work, num_members=5, width=128)
 
     def member(states: np.ndarray, actions: np.ndarray) -> np.ndarray:
-        return ensemble.simulate(states, actions)[0]
+        first: np.ndarray = ensemble.simulate(states, actions)[0]
+        return first
 
     def mean(states: np.ndarray, actions: np.ndarray) -> np.ndarray:
-        return ensemble.simulate(states, actions).mean(axis=0)
+        average: np.ndarray = ensemble.simulate(states, actions).mean(axis=0)
+        return average
 
     return {MEMBER: member, ENSEMBLE.format(ensemble.num_members): mean}
 
@@ -111,6 +115,15 @@ def diffuser_models(
         )
         for steps, copy in changed.items()
     }
+
+
+def simple_models(simulator: Model) -> dict[str, Simulate]:
+    """Return what every model should beat: no motion, and no actions."""
+
+    def unpushed(states: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        return simulator.simulate(states, np.zeros_like(actions))
+
+    return {STILL: stand_still, UNPUSHED: unpushed}
 
 
 def stand_still(states: np.ndarray, actions: np.ndarray) -> np.ndarray:
@@ -153,15 +166,15 @@ def error(states: np.ndarray, truth: np.ndarray) -> dict[int, list[float]]:
     return {step: [i.mean, i.low, i.high] for step, i in intervals.items()}
 
 
-def measure(flat: FlatDataset, models: dict[str, Simulate], num_starts: int) -> Errors:
+def measure(
+    flat: FlatDataset, simulator: Model, models: dict[str, Simulate], num_starts: int
+) -> Errors:
     """Return how far off every model is, for every kind of actions."""
     rng = np.random.default_rng(0)
     rows = starts(flat, num_starts, rng)
     within = rows[:, None] + np.arange(NUM_STEPS)
     states = flat.fields["observation"][rows].astype(np.float64)
     recorded = flat.fields["action"][within].astype(np.float64)
-    env = PROBLEM.make_env()
-    simulator = simulator_of(env)
     errors: Errors = {}
     for kind, actions in sequences(recorded, rng).items():
         truth = simulator.simulate(states, actions)
@@ -172,7 +185,6 @@ def measure(flat: FlatDataset, models: dict[str, Simulate], num_starts: int) -> 
         if kind == OF_DATA:
             after = flat.fields["observation"][within + 1]
             errors[kind][RECORDING] = error(after, truth)
-    env.close()
     return errors
 
 
@@ -216,14 +228,17 @@ def main(
     """
     torch.set_num_threads(1)
     work = training(folder, "mppi-learned", num_dynamics_steps)
-    models = {STILL: stand_still, **learned_models(work)}
+    env = PROBLEM.make_env()
+    simulator = simulator_of(env)
+    models = {**simple_models(simulator), **learned_models(work)}
     if planner is None:
         planner = train_action_planner(
             training(folder, "mppi-diffuser", num_planner_steps)
         )
     policy = DiffuserPolicy.from_pretrained(planner)
     models |= diffuser_models(policy, num_sampling_steps)
-    errors = measure(work.dataset, models, num_starts)
+    errors = measure(work.dataset, simulator, models, num_starts)
+    env.close()
     trained = policy.config.provenance["training"]["optimization"]
     settings = {
         "env": PROBLEM.env,
