@@ -25,8 +25,8 @@ interval. The last is what a Diffuser of 64 planning steps can predict.
 
 Intervals are over starts and actions; models and denoising noise have a single seed.
 Needs the dataset: diffuser-policy collect diffuser_envs/Multi2D-UMaze-v1
-The ensemble takes a minute or two of one core; the Diffuser, if none is given, half an
-hour. What was trained stays in the folder, and is not trained again.
+The ensemble takes a minute or two of one core; the Diffuser, if none is given, a
+quarter of an hour. What was trained stays in the folder, and is not trained again.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ def table(errors: Errors) -> str:
 def main(
     *,
     planner: Path | None = None,
-    num_starts: int = 512,
+    num_starts: int = 256,
     num_dynamics_steps: int = 20_000,
     num_planner_steps: int = ACTION_PLANNER_STEPS,
     num_sampling_steps: tuple[int, ...] = (1, 8, 64),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from diffuser_policy.benchmark.report import compact_tables, load_study
-from diffuser_policy.benchmark.report.curves import curve_of, rise_of
+from diffuser_policy.benchmark.report.curves import curve_of
 from diffuser_policy.benchmark.report.document import Bullets, Remark, Table
 from diffuser_policy.benchmark.report.facts import (
     cell_table,
@@ -33,6 +33,7 @@ from diffuser_policy.benchmark.report.tables import (
     score_table,
 )
 from diffuser_policy.benchmark.report.wording import run_command
+from diffuser_policy.benchmark.results import rise_of
 from diffuser_policy.evaluation.statistics import iqm, mean_interval
 from tests.benchmark_report_helpers import (
     KUKA,
@@ -362,7 +363,7 @@ def test_a_curve_that_still_rises_is_called_so(
         point["values"] = (step * index + noise[index]).tolist()
     write_result(tmp_path, result)
     study = load_study(tmp_path)
-    found = rise_of(study.results[0])
+    found = rise_of(study.results[0].curve)
     assert found is not None
     assert found[0] == pytest.approx(
         3 * step + noise[7:].mean() - noise[4:7].mean(), abs=1e-9

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from diffuser_policy.benchmark.cells import Cell, CellFolder
 from diffuser_policy.errors import CheckpointError, ConfigError
 
 SCHEMA = 1
+POINTS = 3  # at the end of a curve, compared with as many before them
 FIELDS = ("cell", "digest", "evaluations", "curve", "training", "versions", "timing")
 
 
@@ -89,6 +91,29 @@ def read_result(path: Path) -> CellResult:
         versions=data["versions"],
         timing=data["timing"],
     )
+
+
+def rise_of(curve: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:
+    """Return how much a learning curve rose in the end, and the standard error of that.
+
+    Both are of the episodes' scores: those of the last three evaluations against those
+    of the three before.
+
+    Args:
+        curve: Evaluations during training.
+
+    Returns:
+        None where the curve is shorter, or keeps no episodes.
+    """
+    values = [point.get("values") for point in curve]
+    if len(values) < 2 * POINTS or not all(values):
+        return None
+    last = np.concatenate([np.asarray(v, float) for v in values[-POINTS:]])
+    before = np.concatenate(
+        [np.asarray(v, float) for v in values[-2 * POINTS : -POINTS]]
+    )
+    error = math.sqrt(last.var() / len(last) + before.var() / len(before))
+    return float(last.mean() - before.mean()), error
 
 
 def cell_folders(benchmark: str | Path) -> list[CellFolder]:

@@ -19,6 +19,7 @@ from diffuser_policy.benchmark.cells import Cell, CellFolder
 from diffuser_policy.benchmark.checked import acts_deterministically
 from diffuser_policy.benchmark.clock import Clock
 from diffuser_policy.benchmark.problem import Problem
+from diffuser_policy.benchmark.results import rise_of
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.minari import load_flat
 from diffuser_policy.envs import Env
@@ -27,7 +28,6 @@ from diffuser_policy.evaluation.statistics import mean_interval, proportion_inte
 
 CURVE_SEED = 900_000  # its episodes are nobody else's
 PROGRESS_SECONDS = 2.0
-FLAT_POINTS = 3  # compared with as many before them
 
 
 class Training:
@@ -187,13 +187,8 @@ class Training:
 
     def is_flat(self) -> bool:
         """Return whether the learning curve has stopped rising; see `finished`."""
-        values = [point["values"] for point in self._points]
-        if len(values) < 2 * FLAT_POINTS:
-            return False
-        last = np.concatenate(values[-FLAT_POINTS:])
-        before = np.concatenate(values[-2 * FLAT_POINTS : -FLAT_POINTS])
-        error = np.sqrt(last.var() / len(last) + before.var() / len(before))
-        return bool(last.mean() - before.mean() <= 2 * error)
+        found = rise_of(self._points)
+        return found is not None and found[0] <= 2 * found[1]
 
 
 def _interval(interval: Any) -> dict[str, float | None]:

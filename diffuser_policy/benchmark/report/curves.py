@@ -9,9 +9,6 @@ from typing import Any
 import numpy as np
 
 from diffuser_policy.benchmark.report.study import Entry
-from diffuser_policy.benchmark.results import CellResult
-
-POINTS = 3  # at the end, compared with as many before them
 
 
 @dataclass(frozen=True)
@@ -53,23 +50,6 @@ def curve_of(entry: Entry) -> Curve | None:
             band = [min(means), max(means)]
         columns.append([step, float(np.mean(means)), *band])
     return Curve(*np.array(columns, dtype=np.float64).T)
-
-
-def rise_of(result: CellResult) -> tuple[float, float] | None:
-    """Return how much a curve rose in the end, and the standard error of that.
-
-    Both are of the episodes' scores: those of the last three evaluations against those
-    of the three before. None where the curve is shorter, or keeps no episodes.
-    """
-    values = [point.get("values") for point in result.curve]
-    if len(values) < 2 * POINTS or not all(values):
-        return None
-    last = np.concatenate([np.asarray(v, float) for v in values[-POINTS:]])
-    before = np.concatenate(
-        [np.asarray(v, float) for v in values[-2 * POINTS : -POINTS]]
-    )
-    error = math.sqrt(last.var() / len(last) + before.var() / len(before))
-    return float(last.mean() - before.mean()), error
 
 
 def _known(value: float | None) -> float:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from diffuser_policy.benchmark.report.curves import rise_of
 from diffuser_policy.benchmark.report.document import Cell, Table
 from diffuser_policy.benchmark.report.estimates import run_interval
 from diffuser_policy.benchmark.report.study import Entry, Row, Study, method_label
@@ -21,7 +20,7 @@ from diffuser_policy.benchmark.report.wording import (
     run_command,
     spread,
 )
-from diffuser_policy.benchmark.results import CellResult
+from diffuser_policy.benchmark.results import CellResult, rise_of
 
 SHOWN_FACTS = {"num_steps", "num_parameters", "settings"}  # in columns of their own
 LONG = 1500  # characters of settings that a table can bear
@@ -296,7 +295,7 @@ def _total(results: Sequence[CellResult], name: str) -> float:
 
 
 def _flatness(result: CellResult) -> str:
-    found = rise_of(result)
+    found = rise_of(result.curve)
     if found is None:
         return UNKNOWN
     rise, error = found

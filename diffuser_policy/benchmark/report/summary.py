@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from diffuser_policy.benchmark.report.curves import rise_of
 from diffuser_policy.benchmark.report.document import Block, Bullets, Paragraph, Remark
 from diffuser_policy.benchmark.report.estimates import disjoint
 from diffuser_policy.benchmark.report.study import (
@@ -17,6 +16,7 @@ from diffuser_policy.benchmark.report.study import (
 )
 from diffuser_policy.benchmark.report.tables import ONE_RUN, SEVERAL_RUNS
 from diffuser_policy.benchmark.report.wording import estimate, listed
+from diffuser_policy.benchmark.results import rise_of
 from diffuser_policy.plotting.drawing import counted
 
 PAPER = ("bcq", "cql", "iql")  # what the paper compares with
@@ -154,7 +154,7 @@ def _leaders(study: Study) -> list[str]:
 
 def _rising(study: Study) -> list[str]:
     """Say which trainings were cut off while their learning curve still rose."""
-    rises = {result.cell.id: rise_of(result) for result in study.results}
+    rises = {result.cell.id: rise_of(result.curve) for result in study.results}
     known = {name: rise for name, rise in rises.items() if rise is not None}
     rising = [name for name, (rise, error) in known.items() if rise > 2 * error]
     if not known:
