@@ -60,7 +60,7 @@ from diffuser_policy.versions import versions
 PROBLEM = Problem(
     env="diffuser_envs/Multi2D-UMaze-v1", dataset="diffuser/multi2d-umaze-v1"
 )
-MOMENTS = {1: 4, 8: 3, 63: 2}  # env steps that are looked at: digits in the table
+MOMENTS = {1: 5, 8: 4, 63: 2}  # env steps that are looked at: digits in the table
 NUM_STEPS = max(MOMENTS)
 KEPT = 9  # env steps
 OF_DATA, NEW, LASTING = "of the data", "new every step", f"kept for {KEPT} steps"
@@ -69,7 +69,7 @@ MEMBER, ENSEMBLE = "learned, one", "learned, mean of {}"
 HEADING = """# How far off models of the dynamics are
 
 Made by `python examples/dynamics_error.py`, whose docstring explains the rows.
-{env}, {num_starts} starts; the ensemble was trained for {num_dynamics_steps:,}
+`{env}`, {num_starts} starts; the ensemble was trained for {num_dynamics_steps:,}
 gradient steps, the Diffuser for {num_planner_steps:,}. Distance to the simulator's
 position in meters: mean and 95 % interval.
 """

@@ -81,7 +81,7 @@ def made_up_episode(
 
 def cell_of(env: str, method: str, seed: int, *, suite: str) -> dict[str, Any]:
     """Return a cell.json."""
-    name, scripted = problem_name(env), method in UNTRAINED
+    name = problem_name(env)
     single = "maze2d" in name or "unconditional" in name
     dataset = "diffuser/kuka-v1" if "kuka" in name else f"diffuser/{name}-v1"
     return {
@@ -95,8 +95,8 @@ def cell_of(env: str, method: str, seed: int, *, suite: str) -> dict[str, Any]:
         "method": method,
         "seed": seed,
         "settings": {},
-        "num_steps": None if scripted else 50_000,
-        "max_steps": None,
+        "num_steps": 50_000,
+        "max_steps": 100_000,
         "evaluation": {
             "seeds": [30_000, 31_000, 32_000],
             "episodes": 100,
@@ -120,7 +120,7 @@ def result_of(
     """Return a cell's result.json with made-up episodes around a mean score."""
     cell, scripted = cell_of(env, method, seed, suite=suite), method in UNTRAINED
     cell["evaluation"]["episodes"] = episodes
-    kuka = "Kuka" in env
+    kuka, dataset = "Kuka" in env, cell["problem"]["dataset"]
     rng = np.random.default_rng([seed, *f"{env}{method}".encode()])
     mean = mean + (0.0 if kuka or scripted else 6 * rng.normal())
     evaluations = [
@@ -144,10 +144,13 @@ def result_of(
             "num_steps": None if scripted else 50_000,
             "num_parameters": None if method == "demonstrator" else 12_345,
             "settings": {} if scripted else {"width": 64, "batch_size": 256},
+            **({"loaded": True} if method == "diffuser" else {}),
         },
-        "policy": {},
-        "dataset": {
-            "id": cell["problem"]["dataset"],
+        "policy": {"dataset": dataset} if method == "diffuser" else {},
+        "dataset": None
+        if scripted
+        else {
+            "id": dataset,
             "num_steps": 1_000_000,
             "collection": {"demonstrator": "maze-waypoint", "seed": 0},
         },

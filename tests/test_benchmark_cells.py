@@ -13,8 +13,14 @@ import pytest
 
 from diffuser_policy.benchmark import Problem, Training
 from diffuser_policy.benchmark.cell_process import main, run_cell
-from diffuser_policy.benchmark.cells import Cell, CellFolder, EvaluationPlan
+from diffuser_policy.benchmark.cells import (
+    CURVE_SEED,
+    Cell,
+    CellFolder,
+    EvaluationPlan,
+)
 from diffuser_policy.benchmark.results import load_results, read_result
+from diffuser_policy.benchmark.suites import SUITES, load_suite
 from diffuser_policy.errors import CheckpointError, ConfigError, UnknownNameError
 
 PLAN = EvaluationPlan(
@@ -131,7 +137,7 @@ def test_evaluations_that_are_there_are_kept(methods: Path, tmp_path: Path) -> N
     ("name", "message"),
     [
         ("too_far", "outside of the action space"),
-        ("no_number", "outside of the action space"),
+        ("no_number", "not numbers"),
         ("wrong_shape", "actions of shape"),
         ("nothing", "returned nothing"),
         ("no_policy", "has no predict"),
@@ -213,11 +219,41 @@ def test_whatever_changes_results_changes_the_digest(change: dict[str, Any]) -> 
 
 @pytest.mark.parametrize(
     ("seeds", "message"),
-    [((), "needs seeds"), ((-1,), "not negative"), ((0, 2), "share episodes")],
+    [
+        ((), "needs seeds"),
+        ((-1,), "not negative"),
+        ((0, 2), "share episodes"),
+        ((900_019,), "share|shares episodes with the learning curves"),
+    ],
 )
 def test_evaluation_seeds_do_not_overlap(seeds: tuple[int, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         EvaluationPlan(seeds=seeds, episodes=3)
+
+
+def test_no_suite_is_evaluated_on_episodes_of_the_curves() -> None:
+    for name in SUITES:
+        plan = load_suite(name).evaluation
+        curve = set(range(CURVE_SEED, CURVE_SEED + plan.curve_episodes))
+        for seed in plan.seeds:
+            assert not curve & set(range(seed, seed + plan.episodes))
+
+
+@pytest.mark.parametrize(
+    "budget", [{"max_steps": 5}, {"num_steps": 5, "max_steps": 4}, {"num_steps": 0}]
+)
+def test_budgets_make_sense(budget: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="num_steps"):
+        make_cell("iql", **budget)
+
+
+def test_a_default_that_changed_is_noticed(tmp_path: Path) -> None:
+    cell = make_cell("right")
+    files = CellFolder(tmp_path, cell.id)
+    files.prepare(cell, {"push": 0.1})
+    files.prepare(cell, {"push": 0.1})
+    with pytest.raises(ConfigError, match=r"push: 0.1 → 0.9"):
+        files.prepare(cell, {"push": 0.9})
 
 
 def test_damaged_results_say_so(tmp_path: Path) -> None:
@@ -279,6 +315,25 @@ def test_training_goes_on_while_its_curve_rises(tmp_path: Path) -> None:
         training.curve(step, Scripted(1.0))
     assert training.is_flat()
     assert training.finished(60)
+
+
+def test_actions_are_checked_while_the_curve_is_made(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="outside of the action space"):
+        workplace(tmp_path).curve(10, Scripted(1.5))
+
+
+def test_without_a_budget_training_would_have_no_end(tmp_path: Path) -> None:
+    cell = make_cell("right")
+    files = prepared(tmp_path, cell)
+    assert Training(cell, files, {}, num_steps=7).finished(7)
+    with pytest.raises(ConfigError, match="--budget"):
+        Training(cell, files, {}).finished(7)
+
+
+def test_names_of_problems_lose_their_version_alone() -> None:
+    problem = Problem(env="my/Half-velocity-Env-v12", dataset="x-v0")
+    assert problem.title == "Half-velocity-Env"
+    assert problem.name == "half-velocity-env"
 
 
 def test_unknown_fields_of_problems_are_refused() -> None:

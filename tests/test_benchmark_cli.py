@@ -128,7 +128,7 @@ def test_bad_options(
     ("suite", "told"),
     [
         ("tniy", "Did you mean 'tiny'"),
-        ("missing.toml", "missing.toml cannot be read as a suite"),
+        ("missing.toml", "There is no file missing.toml"),
     ],
 )
 def test_unknown_suite(capsys: Capture, suite: str, told: str) -> None:

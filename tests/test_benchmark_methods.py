@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,22 @@ def test_a_registered_function_is_found_with_its_settings() -> None:
         method.check(hindsight, {})
 
 
+def test_names_of_installed_methods_are_taken() -> None:
+    with pytest.raises(ConfigError, match="'bc' is taken by diffuser_policy"):
+
+        @register_method("bc")
+        def bc(training: Training) -> object: ...
+
+
+def test_modules_of_the_current_folder_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_methods_here.py").write_text("def east(training): ...\n")
+    monkeypatch.setattr("sys.path", [*sys.path])
+    monkeypatch.chdir(tmp_path)
+    assert find_method("my_methods_here:east").label == "east"
+
+
 def test_a_missing_module_is_told_before_anything_runs() -> None:
     @register_method("test-absent", modules={"no_such_module": "baselines"})
     def absent(training: Training) -> object: ...
@@ -70,7 +87,7 @@ def test_a_function_of_a_file_is_a_method(tmp_path: Path) -> None:
     method = find_method(f"{path}:north")
     assert method.label == "north"
     assert find_method(f"{path}:north").function is method.function  # one import
-    for name, message in (("south", "no attribute"), ("value", "no function")):
+    for name, message in (("south", "Did you mean 'north'"), ("value", "no function")):
         with pytest.raises((UnknownNameError, ConfigError), match=message):
             find_method(f"{path}:{name}")
     with pytest.raises(ConfigError, match="takes no argument"):
@@ -122,6 +139,8 @@ def test_a_suite_is_read_from_toml(tmp_path: Path) -> None:
     assert cells[4].settings == {"width": 8}
     assert cells[0].num_steps == 10
     assert cells[0].evaluation.seeds == (7,)
+    named = suite.cells(methods=["iql", "demonstrator"], seeds=[0])
+    assert len(named) == 3  # the demonstrator has no place on the second problem
     chosen = suite.cells(methods=["bc"], problems=["Maze2D-UMaze"], seeds=[5])
     assert [cell.id for cell in chosen] == ["maze2d-umaze--bc--seed-5"]
 

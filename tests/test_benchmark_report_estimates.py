@@ -8,11 +8,13 @@ import math
 import numpy as np
 import pytest
 
+from diffuser_policy.benchmark.report import estimates
 from diffuser_policy.benchmark.report.estimates import (
     average_interval,
     compare,
     crossed_draws,
     disjoint,
+    iqm_run_interval,
     mean_draws,
     pooled_mean,
     rate_interval,
@@ -20,6 +22,8 @@ from diffuser_policy.benchmark.report.estimates import (
 )
 from diffuser_policy.evaluation.statistics import (
     Interval,
+    iqm,
+    iqm_interval,
     mean_interval,
     proportion_interval,
 )
@@ -27,23 +31,27 @@ from diffuser_policy.evaluation.statistics import (
 NAN = math.nan
 
 
+def close(first: Interval, second: Interval) -> bool:
+    """Return whether two intervals are the same but for rounding."""
+    ends = [(i.mean, i.low, i.high) for i in (first, second)]
+    return bool(np.allclose(*ends, rtol=0, atol=1e-9))
+
+
 def test_one_run_is_the_bootstrap_over_episodes() -> None:
     values = np.random.default_rng(0).normal(50, 20, 300)
-    ours, known = run_interval([values]), mean_interval(values)
+    ours, known = run_interval(values[None]), mean_interval(values)
     assert ours.mean == pytest.approx(known.mean)
     assert ours.low == pytest.approx(known.low, abs=0.15)
     assert ours.high == pytest.approx(known.high, abs=0.15)
 
 
 def test_draws_of_two_runs_follow_the_exact_distribution() -> None:
-    runs = [np.array([0.0, 1.0]), np.array([10.0, 20.0])]
+    runs = np.array([[0.0, 1.0], [10.0, 20.0]])
     exact: dict[float, float] = {}
-    for chosen in itertools.product(runs, repeat=2):
-        for picks in itertools.product(
-            *(itertools.product(run, run) for run in chosen)
-        ):
-            mean = float(np.mean(picks))
-            exact[mean] = exact.get(mean, 0.0) + 1 / 64
+    for chosen in itertools.product(range(2), repeat=2):
+        for episodes in itertools.product(range(2), repeat=2):
+            mean = float(runs[np.ix_(chosen, episodes)].mean())
+            exact[mean] = exact.get(mean, 0.0) + 1 / 16
     draws = mean_draws(runs, num_resamples=64_000, seed=1)
     found, counts = np.unique(draws, return_counts=True)
     assert set(found) == set(exact)
@@ -55,8 +63,8 @@ def test_draws_of_two_runs_follow_the_exact_distribution() -> None:
 
 def test_runs_that_differ_widen_the_interval() -> None:
     rng = np.random.default_rng(2)
-    runs = [rng.normal(mean, 5, 100) for mean in (20, 50, 80)]
-    nested, flat = run_interval(runs), run_interval([np.concatenate(runs)])
+    runs = np.array([rng.normal(mean, 5, 100) for mean in (20, 50, 80)])
+    nested, flat = run_interval(runs), run_interval(runs.reshape(1, -1))
     assert nested.mean == pytest.approx(flat.mean)
     # Of three runs, all draws are the lowest one in 1 of 27 cases: beyond 2.5 %.
     assert nested.low == pytest.approx(np.mean(runs[0]), abs=2)
@@ -67,7 +75,7 @@ def test_runs_that_differ_widen_the_interval() -> None:
 def test_chunks_change_nothing_but_the_order_of_draws(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    runs = [np.random.default_rng(seed).normal(seed, 1, 40) for seed in range(3)]
+    runs = np.random.default_rng(0).normal([[0], [1], [2]], 1, (3, 40))
     whole = mean_draws(runs, num_resamples=4000)
     monkeypatch.setattr("diffuser_policy.benchmark.report.estimates.CHUNK", 1000)
     parts = mean_draws(runs, num_resamples=4000)
@@ -77,21 +85,22 @@ def test_chunks_change_nothing_but_the_order_of_draws(
 
 
 def test_episodes_without_a_figure_are_left_out_of_means() -> None:
-    runs = [np.array([10.0, NAN, 20.0]), np.array([NAN, 30.0])]
+    runs = np.array([[10.0, NAN, 20.0], [NAN, NAN, 30.0]])
     assert pooled_mean(runs) == 20
-    assert math.isnan(pooled_mean([np.array([NAN])]))
+    assert math.isnan(pooled_mean(np.array([[NAN]])))
     draws = mean_draws(runs, num_resamples=2000)
     # Draws without any figure exist, and are no number.
     assert np.isnan(draws).any()
     interval = run_interval(runs)
     assert 10 <= interval.low < interval.mean < interval.high <= 30
-    assert math.isnan(run_interval([np.array([NAN, NAN])]).mean)
+    assert math.isnan(run_interval(np.array([[NAN, NAN]])).mean)
 
 
 def test_a_single_episode_has_no_interval() -> None:
-    interval = run_interval([np.array([5.0])])
-    assert interval.mean == 5
-    assert math.isnan(interval.low)
+    for values in ([[5.0]], [[4.0], [6.0]], [[NAN, 5.0, NAN]]):
+        interval = run_interval(np.array(values))
+        assert interval.mean == 5
+        assert math.isnan(interval.low)
     alone = compare(np.array([[5.0]]), np.array([[3.0]]))
     assert alone.difference.mean == 2
     assert math.isnan(alone.difference.low)
@@ -100,21 +109,105 @@ def test_a_single_episode_has_no_interval() -> None:
 def test_average_weighs_problems_alike() -> None:
     rng = np.random.default_rng(3)
     long, short = rng.normal(100, 10, 1000), rng.normal(0, 10, 10)
-    interval = average_interval([[long], [short]])
+    interval = average_interval([long[None], short[None]])
     assert interval.mean == pytest.approx((long.mean() + short.mean()) / 2)
     error = math.sqrt(long.var() / 1000 + short.var() / 10) / 2
     assert interval.high - interval.low == pytest.approx(2 * 1.96 * error, rel=0.05)
 
 
 def test_rates_are_wilsons_and_wider_with_runs_that_differ() -> None:
-    alone = rate_interval([np.array([1.0] * 90 + [0.0] * 10)])
+    alone = rate_interval(np.array([[1.0] * 90 + [0.0] * 10]))
     assert alone == proportion_interval(90, 100)
-    differing = [np.ones(100), np.zeros(100)]
-    both = rate_interval(differing)
+    both = rate_interval(np.array([np.ones(100), np.zeros(100)]))
     assert both.mean == 0.5
     assert (both.low, both.high) == (0.0, 1.0)
-    perfect = rate_interval([np.ones(50), np.ones(50)])
-    assert perfect == proportion_interval(100, 100)
+    perfect = rate_interval(np.ones((2, 50)))
+    assert close(perfect, proportion_interval(50, 50))
+    assert not close(perfect, proportion_interval(100, 100))
+
+
+def test_rates_add_both_sources_as_squares() -> None:
+    rng = np.random.default_rng(8)
+    values = (rng.random((3, 200)) < np.array([[0.7], [0.8], [0.9]])).astype(float)
+    found, rate = rate_interval(values), float(values.mean())
+    wilson = proportion_interval(round(200 * rate), 200)
+    drawn = [np.mean(means) for means in itertools.product(values.mean(1), repeat=3)]
+    low, high = np.quantile(drawn, [0.025, 0.975], method="inverted_cdf")
+    assert rate - found.low == pytest.approx(
+        math.hypot(rate - wilson.low, rate - low), abs=1e-9
+    )
+    assert found.high - rate == pytest.approx(
+        math.hypot(wilson.high - rate, high - rate), abs=1e-9
+    )
+
+
+def test_rates_are_of_known_episodes() -> None:
+    found = rate_interval(np.array([[1.0, 0.0, NAN, 1.0, 1.0]]))
+    assert found == proportion_interval(3, 4)
+
+
+def test_three_copies_of_a_run_have_the_interval_of_one() -> None:
+    rng = np.random.default_rng(6)
+    one = [rng.normal(mean, 20, (1, 200)) for mean in (40, 60, 90, 95)]
+    three = [np.repeat(values, 3, axis=0) for values in one]
+    assert close(run_interval(three[0]), run_interval(one[0]))
+    assert close(average_interval(three), average_interval(one))
+    for by_runs in (False, True):
+        alone = iqm_run_interval(one, by_runs=by_runs)
+        assert close(iqm_run_interval(three, by_runs=by_runs), alone)
+        assert alone.high - alone.low > 1
+    success = (one[0] > 20).astype(float)
+    copies = np.repeat(success, 3, axis=0)
+    assert close(rate_interval(copies), rate_interval(success))
+    times = np.where(success > 0, one[0], NAN)
+    assert close(run_interval(np.repeat(times, 3, axis=0)), run_interval(times))
+
+
+def test_intervals_of_several_runs_cover_the_truth() -> None:
+    rng = np.random.default_rng(9)
+    hits = 0
+    for _ in range(200):
+        # Episodes differ, runs do not: as with one planner and several seeds.
+        episodes = rng.normal(0, 10, 100)
+        values = episodes + rng.normal(0, 1, (3, 100))
+        found = run_interval(values, num_resamples=1000)
+        hits += found.low <= 0 <= found.high
+    assert 0.89 <= hits / 200 <= 0.99
+
+
+def test_interquartile_means_of_one_run_are_the_known_ones() -> None:
+    rng = np.random.default_rng(7)
+    values = [rng.normal(mean, 20, 120) for mean in (0, 50, 80)]
+    ours = iqm_run_interval([v[None] for v in values], by_runs=False)
+    known = iqm_interval(values)
+    assert ours.mean == pytest.approx(known.mean)
+    assert ours.low == pytest.approx(known.low, abs=0.4)
+    assert ours.high == pytest.approx(known.high, abs=0.4)
+
+
+@pytest.mark.parametrize("by_runs", [False, True])
+def test_draws_of_interquartile_means_are_those_of_drawn_tables(
+    by_runs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(10)
+    problems = [rng.normal(mean, 5, (3, 7)) for mean in (0, 10)]
+    kept: list[np.ndarray] = []
+    monkeypatch.setattr(
+        estimates,
+        "interval_of",
+        lambda _, draws: kept.append(draws) or Interval(0, 0, 0),
+    )
+    iqm_run_interval(problems, by_runs=by_runs, num_resamples=5)
+    for draw in range(5):
+        pooled = []
+        for number, values in enumerate(problems):
+            a, e = (
+                estimates._counts(size, 5, (number, 0, factor))[draw].astype(int)
+                for size, factor in ((3, 0), (7, 2))
+            )
+            table = np.repeat(np.repeat(values, a, axis=0), e, axis=1)
+            pooled.append(table.mean(axis=1) if by_runs else table.ravel())
+        assert kept[0][draw] == pytest.approx(iqm(np.concatenate(pooled)))
 
 
 def test_paired_differences_use_the_pairs() -> None:
@@ -130,7 +223,7 @@ def test_paired_differences_use_the_pairs() -> None:
     assert found.difference.high == pytest.approx(known.high, abs=0.05)
     assert found.win.mean == pytest.approx((first > second).mean())
     # Without the pairs, 3 would be nothing beside 50.
-    assert not disjoint(run_interval([first[0]]), run_interval([second[0]]))
+    assert not disjoint(run_interval(first), run_interval(second))
     assert found.difference.low > 2
 
 

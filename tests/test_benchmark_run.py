@@ -143,7 +143,7 @@ def test_a_cell_that_is_at_work_elsewhere_is_waited_for(
     toml, output = write_suite(tmp_path, "slow"), tmp_path / "out"
     suite, name = load_suite(str(toml)), "point--slow--seed-0"
     CellFolder(output, name).prepare(suite.cells()[0])
-    write_suite_file(output, suite, [])
+    write_suite_file(output, suite, "mine.toml")
     orphan = subprocess.Popen(  # what a killed runner may leave behind
         [sys.executable, "-m", "diffuser_policy.benchmark.cell_process", output, name],
         env={**os.environ, "SLOW_SECONDS": "0.5"},

@@ -13,6 +13,7 @@ import torch
 from diffuser_policy.benchmark import Problem
 from diffuser_policy.benchmark.cells import Cell, CellFolder, EvaluationPlan
 from diffuser_policy.benchmark.methods import Method, find_method
+from diffuser_policy.benchmark.suites import MAZE_REBRAC
 from diffuser_policy.benchmark.training import Training
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.errors import CheckpointError
@@ -68,6 +69,75 @@ def test_every_method_makes_a_policy(name: str, goals: str, tmp_path: Path) -> N
     assert training.facts["num_steps"] == 6
     assert training.facts["num_parameters"] > 0
     assert [point["step"] for point in training.curve_points] == [3, 6]
+
+
+def configured(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **settings: Any
+) -> dict[str, Any]:
+    """Return the configuration that a method hands to d3rlpy."""
+    method = find_method(name)
+    module = "diffuser_policy.baselines.d3rlpy_methods.train_d3rlpy"
+    monkeypatch.setattr(module, lambda _, config, **__: config)
+    training = workplace(tmp_path, line_data(goals=False), method=name)
+    return vars(method.function(training, **settings))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("bc", {"learning_rate": 1e-3}),
+        (
+            "bcq",
+            {
+                "n_action_samples": 10,
+                "action_flexibility": 0.05,
+                "lam": 0.75,
+                "actor_learning_rate": 1e-3,
+                "critic_learning_rate": 1e-3,
+            },
+        ),
+        (
+            "cql",
+            {
+                "n_action_samples": 10,
+                "conservative_weight": 5.0,
+                "alpha_learning_rate": 0.0,
+                "actor_learning_rate": 1e-4,
+                "critic_learning_rate": 3e-4,
+            },
+        ),
+        (
+            "iql",
+            {"expectile": 0.7, "weight_temp": 3.0, "actor_learning_rate": 3e-4},
+        ),
+        ("td3-bc", {"alpha": 2.5, "update_actor_interval": 2}),
+        ("awac", {"lam": 1.0, "actor_learning_rate": 3e-4}),
+        ("rebrac", {"actor_beta": 0.01, "critic_beta": 0.01}),
+    ],
+)
+def test_settings_are_those_of_the_table(
+    name: str,
+    expected: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    config = configured(name, monkeypatch, tmp_path)
+    assert {key: config[key] for key in expected} == expected
+    assert config["batch_size"] == 256
+    assert config.get("gamma", 0.99) == 0.99
+
+
+def test_rebrac_in_the_mazes_is_its_authors(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Tarasov et al.'s configuration for maze2d, in the CORL repository."""
+    config = configured("rebrac", monkeypatch, tmp_path, **MAZE_REBRAC)
+    assert (config["actor_beta"], config["critic_beta"]) == (0.003, 0.001)
+    assert config["actor_learning_rate"] == config["critic_learning_rate"] == 3e-4
+    for part in ("actor", "critic"):
+        assert config[f"{part}_encoder_factory"].hidden_units == [256] * 3
+    assert config["critic_encoder_factory"].use_layer_norm
+    assert not config["actor_encoder_factory"].use_layer_norm
 
 
 def bandit(seed: int = 0, size: int = 2000) -> FlatDataset:
@@ -164,6 +234,16 @@ def test_a_training_that_was_killed_goes_on_to_the_same_weights(
         other = resumed.algorithm.impl.modules.get_torch_modules()[part]
         for key, value in module.state_dict().items():
             assert torch.equal(value, other.state_dict()[key]), f"{part}.{key}"
+
+
+def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path) -> None:
+    method = find_method("bc")
+    first = workplace(tmp_path, line_data(goals=False), method="bc", num_steps=4)
+    trained(method, first)
+    data = line_data(goals=False, seed=1)  # recorded anew under the same name
+    again = workplace(tmp_path, data, method="bc", num_steps=4)
+    with pytest.raises(CheckpointError, match="other data"):
+        trained(method, again)
 
 
 def test_a_checkpoint_of_another_method_is_refused(tmp_path: Path) -> None:

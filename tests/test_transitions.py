@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+import gymnasium
 import numpy as np
 import pytest
 
@@ -151,27 +150,28 @@ def test_inputs_have_no_mean_and_unit_spread() -> None:
     inputs = codec.inputs(rows)
     np.testing.assert_allclose(inputs.mean(axis=0), 0, atol=1e-4)
     np.testing.assert_allclose(inputs.std(axis=0), 1, atol=1e-3)
-    observation = {
-        "observation": rows[0, :2],
-        "desired_goal": rows[0, 2:],
-        "achieved_goal": rows[0, :1],
-    }
-    np.testing.assert_array_equal(codec.read(observation), inputs[0])
 
 
-def test_a_codec_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_next_actions_are_relative_to_where_they_are_taken() -> None:
     flat = line_data()
-    observations, actions = flat.fields["observation"], flat.fields["action"]
-    codec = Codec.fit(LineEnv(goals="none", targets=[0]), observations, actions)
-    codec.save(tmp_path / "codec.json")
-    again = Codec.load(tmp_path / "codec.json")
-    assert again.targets == (0,)
-    np.testing.assert_array_equal(
-        again.inputs(observations), codec.inputs(observations)
-    )
-    np.testing.assert_array_equal(
-        again.encode(actions, observations), codec.encode(actions, observations)
-    )
+    transitions = SingleTask(flat, LineEnv(goals="fixed", targets=[0]))
+    batch = transitions.batch(np.random.default_rng(RNG_SEED), 500)
+    there = raw(transitions, batch.next_observations)[:, :2]
+    decoded = transitions.codec.decode(batch.next_actions, there)
+    observations, actions = _pairs(flat)
+    apart = np.abs(there[:, None] - observations[None]).max(axis=2)
+    np.testing.assert_allclose(decoded, actions[apart.argmin(axis=1)], atol=1e-3)
+
+
+def _pairs(flat: FlatDataset) -> tuple[np.ndarray, np.ndarray]:
+    return flat.fields["observation"], flat.fields["action"]
+
+
+def test_actions_without_bounds_are_refused() -> None:
+    env = LineEnv(goals="none")
+    env.action_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,))
+    with pytest.raises(ConfigError, match="has none"):
+        Codec.fit(env, *_pairs(line_data()))
 
 
 @pytest.mark.parametrize("targets", [[0, 1], [5]])

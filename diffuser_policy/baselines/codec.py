@@ -10,21 +10,16 @@ r"""Between environment units and what the networks of baselines see.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from diffuser_policy.benchmark.checked import flat_observation
 from diffuser_policy.envs import Env
 from diffuser_policy.errors import ConfigError
-from diffuser_policy.files import replaced_file
 
 MIN_SPREAD = 1e-3  # of a column; what never changes must not be blown up
 MARGIN = 1.02  # so that actions of the data are not at the very end of tanh
-FIELDS = ("mean", "std", "low", "high", "space_low", "space_high")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,7 +62,8 @@ class Codec:
             goals: `[rows, goal]` achieved goals, for problems with goals.
 
         Raises:
-            ConfigError: The environment names targets that are no columns.
+            ConfigError: The environment names targets that are no columns, or its
+                actions have no bounds.
         """
         parts = [observations] if goals is None else [observations, goals]
         mean = np.concatenate([part.mean(axis=0, dtype=np.float64) for part in parts])
@@ -77,7 +73,11 @@ class Codec:
         columns = np.array(targets) >= 0
         moved = actions[:, columns] - observations[:, np.array(targets)[columns]]
         low, high = space.low.astype(np.float32), space.high.astype(np.float32)
-        low, high = low.copy(), high.copy()
+        if not np.isfinite([low, high]).all():
+            raise ConfigError(
+                f"Actions are scaled by their bounds, and the action space has none: "
+                f"{space}. Wrap the environment so that it has."
+            )
         low[columns], high[columns] = moved.min(axis=0), moved.max(axis=0)
         middle, half = (low + high) / 2, np.maximum((high - low) / 2, 1e-6)
         half[columns] *= MARGIN
@@ -90,10 +90,6 @@ class Codec:
             space_high=space.high.astype(np.float32),
             targets=targets,
         )
-
-    def read(self, observation: Any) -> np.ndarray:
-        """Return the inputs `[..., inputs]` of an environment's observation."""
-        return self.inputs(flat_observation(observation))
 
     def inputs(self, rows: np.ndarray) -> np.ndarray:
         """Return scaled inputs of observations, or observations and goals.
@@ -132,19 +128,6 @@ class Codec:
         relative = self.low + (encoded + 1) / 2 * (self.high - self.low)
         actions: np.ndarray = relative + self._base(observations)
         return actions.clip(self.space_low, self.space_high).astype(np.float32)
-
-    def save(self, path: Path) -> None:
-        """Write JSON."""
-        data = {name: getattr(self, name).tolist() for name in FIELDS}
-        with replaced_file(path) as partial:
-            partial.write_text(json.dumps({**data, "targets": self.targets}, indent=1))
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read what `save` wrote."""
-        data = json.loads(path.read_text())
-        arrays = {name: np.array(data[name], dtype=np.float32) for name in FIELDS}
-        return cls(targets=tuple(data["targets"]), **arrays)
 
     def _base(self, observations: np.ndarray) -> np.ndarray:
         """Return `[n, actions]`: what actions are relative to; zero for nothing."""

@@ -25,7 +25,6 @@ from diffuser_policy.errors import ConfigError, require_extra
 CHECKPOINT = "checkpoint.safetensors"
 CHECKPOINT_STEPS = 1_000
 PROGRESS_STEPS = 100
-DEFAULT_STEPS = 50_000
 
 
 class D3rlpyPolicy:
@@ -102,7 +101,7 @@ def take_steps(
     """Go on from the checkpoint in the training's folder, if there is one.
 
     Args:
-        training: Says when to stop; without a budget, after `DEFAULT_STEPS`.
+        training: Says when to stop.
         policy: For the learning curve; its `algorithm` takes the steps.
         draw: Returns a batch as the algorithm's `update` takes it.
 
@@ -114,10 +113,9 @@ def take_steps(
         CheckpointError: The checkpoint is damaged, or of another algorithm.
     """
     algorithm, path = policy.algorithm, training.folder / CHECKPOINT
-    if training.num_steps is None:
-        training.num_steps = training.max_steps = DEFAULT_STEPS
     parts = parts_of(algorithm)
-    step = load_parts(path, parts) if path.is_file() else 0
+    data = training.data_facts
+    step = load_parts(path, parts, data=data) if path.is_file() else 0
     training.forget_curve(step)
     algorithm.set_grad_step(step)
     while not training.finished(step):
@@ -131,8 +129,8 @@ def take_steps(
         if training.curve_due(step):
             training.curve(step, policy)
         if step % CHECKPOINT_STEPS == 0:
-            save_parts(path, parts, step=step)
-    save_parts(path, parts, step=step)
+            save_parts(path, parts, step=step, data=data)
+    save_parts(path, parts, step=step, data=data)
     return step
 
 

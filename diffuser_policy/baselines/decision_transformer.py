@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from diffuser_policy.baselines.codec import Codec
-from diffuser_policy.baselines.d3rlpy_methods import MODULES
+from diffuser_policy.baselines.d3rlpy_methods import MODULES, NUM_STEPS
 from diffuser_policy.baselines.d3rlpy_training import take_steps
 from diffuser_policy.baselines.transitions import SingleTask
 from diffuser_policy.benchmark.checked import flat_observation
@@ -234,7 +234,9 @@ class TransformerPolicy:
         return last
 
 
-@register_method("dt", label="DT", goals=("none",), modules=MODULES)
+@register_method(
+    "dt", label="DT", goals=("none",), modules=MODULES, num_steps=NUM_STEPS
+)
 def decision_transformer(
     training: Training,
     *,

@@ -2,7 +2,7 @@
 
     pinned: first state, all actions  →  denoised: the states in between
 
-(The ablation of Janner et al. 2022, §5.1: a conventional optimizer that plans in the
+(The ablation of Janner et al. 2022: a conventional optimizer that plans in the
 learnt distribution of trajectories, instead of sampling plans from it.) Nothing forces
 a denoiser to believe the actions it is given: it learnt what demonstrators do next, and
 the actions of demonstrators follow from where they are going.

@@ -27,7 +27,6 @@ from diffuser_policy.errors import CheckpointError, ConfigError
 from diffuser_policy.files import replaced_folder
 from diffuser_policy.spaces import GOAL_KEYS
 
-DEFAULT_STEPS = 50_000
 BUFFER_ROWS = 1_000_000
 CHECKPOINT = "checkpoint"
 WEIGHTS_FILE, REPLAY_FILE = "weights.safetensors", "replay.safetensors"
@@ -94,6 +93,7 @@ class MeanActions:
     label="SAC+HER",
     needs_dataset=False,
     modules={"stable_baselines3": "sb3"},
+    num_steps=50_000,
 )
 def sac_her(
     training: Training,
@@ -121,8 +121,6 @@ def sac_her(
         CheckpointError: The checkpoint of a killed training cannot be read.
     """
     torch.set_num_threads(1)
-    if training.num_steps is None:
-        training.num_steps = training.max_steps = DEFAULT_STEPS
     env = SeededEpisodes(training.make_env(), training.seed)
     check_goals(env)
     limit = (env.spec.max_episode_steps if env.spec else None) or 0

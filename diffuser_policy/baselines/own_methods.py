@@ -7,7 +7,11 @@ from typing import Any
 
 from diffuser_policy.benchmark.methods import register_method
 from diffuser_policy.benchmark.training import Training
-from diffuser_policy.data.demonstrators import default_demonstrator, find_demonstrator
+from diffuser_policy.data.demonstrators import (
+    Policy,
+    default_demonstrator,
+    find_demonstrator,
+)
 from diffuser_policy.errors import ConfigError
 
 PLANNER = "planner"  # subfolder of a training's folder
@@ -27,7 +31,7 @@ def diffuser(
             the dataset and the seed, and for the gradient steps if there is a budget.
 
     Raises:
-        ConfigError: Both are given, or neither.
+        ConfigError: Both are given, or neither; or the planner is of other data.
     """
     import torch
 
@@ -42,6 +46,13 @@ def diffuser(
     torch.set_num_threads(1)
     source = planner or _train(training, str(preset))
     policy = DiffuserPolicy.from_pretrained(source, seed=training.seed)
+    recorded = policy.config.provenance.get("dataset", {}).get("dataset_id")
+    if recorded != training.problem.dataset:
+        raise ConfigError(
+            f"The planner {planner!r} was trained on {recorded!r}, but methods of "
+            f"{training.problem.name} learn from {training.problem.dataset!r}. Name a "
+            f"planner of the same data, or train one with preset=…."
+        )
     parameters = sum(p.numel() for p in policy.networks.parameters())
     training.facts |= {
         "num_steps": policy.config.provenance.get("steps"),
@@ -80,10 +91,31 @@ def _train(training: Training, preset_name: str) -> str:
 
 @register_method("demonstrator", label="Demonstrator", needs_dataset=False)
 def demonstrator(training: Training) -> Any:
-    """Act as the environment's demonstrator, which the data are from."""
+    """Act as the environment's demonstrator, with the variety that the data have."""
     env = training.make_env()
     try:
         factory = find_demonstrator(default_demonstrator(env))
-        return factory.from_env(env, seed=training.seed)
+        return AsRecorded(factory.from_env(env, seed=training.seed))
     finally:
         env.close()
+
+
+class AsRecorded:
+    """A demonstrator that always acts as it does when data are recorded.
+
+    Args:
+        demonstrator: With `predict`.
+    """
+
+    def __init__(self, demonstrator: Policy) -> None:
+        self.demonstrator = demonstrator
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,  # noqa: ARG002 (never)
+    ) -> tuple[Any, Any]:
+        """Return actions, and what to pass as `state` the next time."""
+        return self.demonstrator.predict(observation, state, episode_start)

@@ -8,6 +8,7 @@ Random state is not saved: every gradient step seeds its own.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,13 +23,14 @@ from diffuser_policy.files import replaced_file
 Parts = Mapping[str, nn.Module | torch.optim.Optimizer]
 
 
-def save_parts(path: Path, parts: Parts, *, step: int) -> None:
+def save_parts(path: Path, parts: Parts, *, step: int, data: object = None) -> None:
     """Write modules and optimizers atomically.
 
     Args:
         path: Of the file.
         parts: By name.
         step: Gradient steps done.
+        data: JSON-able facts on what they were done with.
     """
     tensors: dict[str, Tensor] = {}
     for name, part in parts.items():
@@ -40,18 +42,28 @@ def save_parts(path: Path, parts: Parts, *, step: int) -> None:
     # Modules may share tensors; every name gets a copy of its own.
     tensors = {key: value.detach().cpu().clone() for key, value in tensors.items()}
     with replaced_file(path) as partial:
-        save_file(tensors, partial, metadata={"step": str(step)})
+        save_file(
+            tensors, partial, metadata={"step": str(step), "data": json.dumps(data)}
+        )
 
 
-def load_parts(path: Path, parts: Parts) -> int:
+def load_parts(path: Path, parts: Parts, *, data: object = None) -> int:
     """Restore modules and optimizers in place; return the gradient steps done.
 
+    Args:
+        path: Of the file.
+        parts: By name, as they were saved.
+        data: Facts on what training would go on with.
+
     Raises:
-        CheckpointError: The file is damaged, or of other parts.
+        CheckpointError: The file is damaged, or of other parts or data.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            step = int((file.metadata() or {})["step"])
+            metadata = file.metadata() or {}
+            step, saved = int(metadata["step"]), json.loads(metadata["data"])
+            if saved != data:
+                raise ValueError(f"it was trained on other data: {saved}, not {data}")
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         for name, part in parts.items():
             mine = {
@@ -65,8 +77,8 @@ def load_parts(path: Path, parts: Parts) -> int:
                 part.load_state_dict(mine)
     except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise CheckpointError(
-            f"{path} cannot be read, or is of another algorithm ({error}). Delete it "
-            f"to train again from the beginning."
+            f"{path} cannot be read, or is of another algorithm or other data "
+            f"({error}). Delete it to train again from the beginning."
         ) from error
     return step
 

@@ -9,6 +9,7 @@ written into `error.json`; the exit status is then 1.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
@@ -23,23 +24,17 @@ from typing import Any
 import numpy as np
 
 from diffuser_policy.benchmark.cells import Cell, CellFolder
-from diffuser_policy.benchmark.checked import (
-    CheckedPolicy,
-    acts_deterministically,
-    as_policy,
-)
+from diffuser_policy.benchmark.checked import acts_deterministically, as_policy
 from diffuser_policy.benchmark.lifeline import end_with_parent
 from diffuser_policy.benchmark.methods import Method, find_method
 from diffuser_policy.benchmark.pictures import draw_plan
-from diffuser_policy.benchmark.results import SCHEMA
+from diffuser_policy.benchmark.results import RECORDED, SCHEMA
 from diffuser_policy.benchmark.training import Training
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.evaluation import evaluate
 from diffuser_policy.evaluation.loop import describe
 from diffuser_policy.evaluation.report import to_json as evaluation_json
-from diffuser_policy.versions import PACKAGES, versions
-
-RECORDED = (*PACKAGES, "d3rlpy", "pybullet", "pytorch-mppi", "stable-baselines3")
+from diffuser_policy.versions import versions
 
 
 def main(arguments: list[str]) -> int:
@@ -80,17 +75,19 @@ def run_cell(cell: Cell, folder: CellFolder) -> dict[str, Any]:
     """
     method = find_method(cell.method)
     method.check(cell.problem, cell.settings)
-    training = Training(cell, folder, method.settings(cell.settings))
+    training = Training(
+        cell, folder, method.settings(cell.settings), num_steps=method.num_steps
+    )
     seed_everything(cell.seed)
     policy = _train(method, training)
     training.clock.count("train")
     evaluations = _evaluate(policy, cell, folder, training)
     training.clock.count("evaluate")
-    draw_plan(policy, cell.problem, cell.evaluation.seeds[0], folder.path / "pictures")
     described = evaluations[0].pop("policy")
     result = {
         "schema": SCHEMA,
         "cell": cell.to_json(),
+        "label": method.label,
         "digest": cell.digest,
         "evaluations": [_without_times(item) for item in evaluations],
         "curve": training.curve_points,
@@ -105,6 +102,9 @@ def run_cell(cell: Cell, folder: CellFolder) -> dict[str, Any]:
         "timing": {**training.clock.seconds, **_act_times(evaluations), **_machine()},
     }
     folder.write("result", json.loads(json.dumps(result)), indent=None)
+    with contextlib.suppress(Exception):  # a picture is not worth a cell
+        seed = cell.evaluation.seeds[0]
+        draw_plan(policy, cell.problem, seed, folder.path / "pictures")
     return result
 
 
@@ -133,9 +133,7 @@ def _evaluate(
 ) -> list[dict[str, Any]]:
     """Return the evaluations of all seeds; those that are there are not repeated."""
     plan, found = cell.evaluation, []
-    env = cell.problem.make_env()
-    checked = CheckedPolicy(policy, env.action_space, cell.method)
-    env.close()
+    checked = training.checked(policy)
     for index, seed in enumerate(plan.seeds):
         training.progress(index, len(plan.seeds), stage="evaluate")
         name = f"evaluation-{seed}"
@@ -190,6 +188,7 @@ def _dataset_facts(training: Training) -> dict[str, Any] | None:
         "id": training.problem.dataset,
         "num_steps": training.dataset.num_rows,
         "num_runs": training.dataset.num_runs,
+        "checksum": training.data_facts["checksum"],
         "collection": metadata.get("collection"),
     }
 

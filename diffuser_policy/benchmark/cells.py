@@ -29,6 +29,8 @@ from diffuser_policy.errors import CheckpointError, ConfigError
 from diffuser_policy.files import replaced_file
 from diffuser_policy.settings import differences, from_json, positive, to_json
 
+CURVE_SEED = 900_000  # the first of the learning curves' episodes: nobody else's
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationPlan:
@@ -61,6 +63,15 @@ class EvaluationPlan:
                 raise ConfigError(
                     f"Evaluation seeds {before} and {after} share episodes: they have "
                     f"to lie at least {self.episodes} apart, as many as the episodes."
+                )
+        for seed in ranges:
+            if (
+                seed < CURVE_SEED + self.curve_episodes
+                and seed + self.episodes > CURVE_SEED
+            ):
+                raise ConfigError(
+                    f"The evaluation seed {seed} shares episodes with the learning "
+                    f"curves, which begin at seed {CURVE_SEED}. Choose another seed."
                 )
 
 
@@ -96,6 +107,11 @@ class Cell:
         for name in ("num_steps", "max_steps"):
             if getattr(self, name) is not None:
                 positive(self, name)
+        if self.max_steps and not (self.num_steps and self.num_steps <= self.max_steps):
+            raise ConfigError(
+                f"max_steps must be at least num_steps, and needs it: got num_steps="
+                f"{self.num_steps}, max_steps={self.max_steps}."
+            )
 
     @property
     def id(self) -> str:
@@ -183,18 +199,24 @@ class CellFolder:
         """Delete the file `name.json`, if there is one."""
         (self.path / f"{name}.json").unlink(missing_ok=True)
 
-    def prepare(self, cell: Cell) -> None:
+    def prepare(self, cell: Cell, settings: Mapping[str, Any] | None = None) -> None:
         """Say in the folder which cell it is for.
+
+        Args:
+            cell: What will be done there.
+            settings: All of the method's settings: its defaults may change.
 
         Raises:
             ConfigError: It is for a cell with other settings.
         """
         saved = self.read("cell")
+        asked = {**cell.to_json(), "all_settings": dict(settings or cell.settings)}
         if saved is None:
-            self.write("cell", {**cell.to_json(), "digest": cell.digest})
-        elif saved.get("digest") != cell.digest:
-            found = {key: saved[key] for key in saved if key not in ("digest", "suite")}
-            asked = {k: v for k, v in cell.to_json().items() if k != "suite"}
+            self.write("cell", {**asked, "digest": cell.digest})
+            return
+        found = {name: saved.get(name) for name in asked if name != "suite"}
+        del asked["suite"]
+        if found != json.loads(json.dumps(asked)):
             raise ConfigError(
                 f"{self.path} holds results of other settings (there → asked for): "
                 f"{'; '.join(differences(found, asked))}. Choose another output folder "
@@ -210,7 +232,8 @@ class CellFolder:
         saved = self.read("cell")
         if saved is None:
             raise ConfigError(f"{self.path} is for no cell: it lacks cell.json.")
-        return Cell.from_json({k: v for k, v in saved.items() if k != "digest"})
+        added = ("digest", "all_settings")
+        return Cell.from_json({k: v for k, v in saved.items() if k not in added})
 
     def result(self) -> dict[str, Any] | None:
         """Return the cell's result, if it is finished."""

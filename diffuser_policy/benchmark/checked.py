@@ -66,6 +66,8 @@ def as_policy(made: Any) -> Any:
             f"A method has to return an object with predict(observation, state, "
             f"episode_start, deterministic); {type(made).__name__} has no predict."
         )
+    if isinstance(made, CheckedPolicy):
+        return made
     if type(made).__module__.startswith("d3rlpy."):
         return FlatPolicy(made)
     parameters = inspect.signature(predict).parameters
@@ -129,6 +131,11 @@ class CheckedPolicy:
         within = (actions >= space.low - slack) & (actions <= space.high + slack)
         if within.all():  # false for NaN
             return
+        if np.isnan(actions).any():
+            raise ConfigError(
+                f"The method {self._name!r} returned actions that are not numbers "
+                f"(NaN). Look for divisions by zero, or for a training that diverged."
+            )
         row = int(np.flatnonzero(~within.reshape(len(actions), -1).all(axis=1))[0])
         raise ConfigError(
             f"The method {self._name!r} returned an action outside of the action "

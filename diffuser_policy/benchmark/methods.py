@@ -12,6 +12,7 @@ is found by the name it was registered under, by a name in the entry-point group
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -50,6 +51,7 @@ class Method:
         goals: Kinds of problems that it can do.
         needs_dataset: Whether it learns from the problem's data.
         modules: Optional modules that it imports, and the extras that bring them.
+        num_steps: Gradient steps that it takes where nobody sets a budget.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Method:
     goals: tuple[Goals, ...] = ("none", "hindsight")
     needs_dataset: bool = True
     modules: tuple[tuple[str, str], ...] = ()
+    num_steps: int | None = None
 
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return all settings: the defaults, updated with the given ones.
@@ -100,6 +103,7 @@ def register_method(
     goals: tuple[Goals, ...] = ("none", "hindsight"),
     needs_dataset: bool = True,
     modules: Mapping[str, str] | None = None,
+    num_steps: int | None = None,
 ) -> Callable[[Function], Function]:
     """Return a decorator that makes a function a method.
 
@@ -109,9 +113,10 @@ def register_method(
         goals: Kinds of problems that it can do.
         needs_dataset: Whether it learns from the problem's data.
         modules: Optional modules that it imports → extras that bring them.
+        num_steps: Gradient steps that it takes where nobody sets a budget.
 
     Raises:
-        ConfigError: The name is of another form.
+        ConfigError: The name is of another form, or an installed package's.
     """
     if not NAME.fullmatch(name):
         raise ConfigError(
@@ -120,6 +125,13 @@ def register_method(
         )
 
     def decorate(function: Function) -> Function:
+        taken = {point.name: point.value for point in entry_points(group=GROUP)}
+        address = f"{function.__module__}:{function.__qualname__}"
+        if taken.get(name, address) != address:
+            # A cell's own process would find the installed one.
+            raise ConfigError(
+                f"The method name {name!r} is taken by {taken[name]}; choose another."
+            )
         method = Method(
             name=name,
             function=function,
@@ -127,6 +139,7 @@ def register_method(
             goals=goals,
             needs_dataset=needs_dataset,
             modules=tuple((modules or {}).items()),
+            num_steps=num_steps,
         )
         setattr(function, _ATTRIBUTE, method)
         _IN_PROCESS[name] = method
@@ -156,12 +169,15 @@ def find_method(name: str) -> Method:
             "method", name, {*offered, *_IN_PROCESS}, " (nor module:function)"
         )
     try:
-        found = getattr(_module(place), attribute)
-    except (ModuleNotFoundError, FileNotFoundError, AttributeError) as error:
+        module = _module(place)
+    except (ModuleNotFoundError, FileNotFoundError) as error:
         raise UnknownNameError(
             "method", name, {*offered, *_IN_PROCESS}, f" ({error})"
         ) from error
-    return _method_of(name, found)
+    if not hasattr(module, attribute):
+        functions = [key for key, value in vars(module).items() if callable(value)]
+        raise UnknownNameError(f"function of {place}", attribute, functions)
+    return _method_of(name, getattr(module, attribute))
 
 
 def method_names() -> list[str]:
@@ -199,11 +215,13 @@ def _method_of(name: str, found: Any) -> Method:
 def _module(place: str) -> ModuleType:
     """Import a module by name, or from a file."""
     if not place.endswith(".py"):
+        if str(Path.cwd()) not in sys.path:
+            sys.path.append(str(Path.cwd()))  # as for scripts that are run there
         return importlib.import_module(place)
     path = Path(place).resolve()
     if not path.is_file():
         raise FileNotFoundError(f"{place} is no file")
-    name = f"_methods_{path.stem}_{abs(hash(str(path)))}"
+    name = f"_methods_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)

@@ -12,14 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 from gymnasium import spaces
 
-from diffuser_policy.benchmark.cell_process import RECORDED
 from diffuser_policy.benchmark.cells import Cell, CellFolder
 from diffuser_policy.benchmark.methods import find_method
 from diffuser_policy.benchmark.problem import Problem
-from diffuser_policy.benchmark.results import CellResult, read_result
+from diffuser_policy.benchmark.results import RECORDED, CellResult, read_result
 from diffuser_policy.benchmark.suites import Suite
+from diffuser_policy.data.collection import default_dataset_id
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.minari import load_flat, local_dataset_ids
 from diffuser_policy.errors import (
@@ -68,6 +69,11 @@ def check_cells(cells: Sequence[Cell], *, progress: bool = False) -> None:
             env.close()
 
 
+def all_settings(cell: Cell) -> dict[str, Any]:
+    """Return all settings of a cell's method: defaults may change between versions."""
+    return find_method(cell.method).settings(cell.settings)
+
+
 def suite_settings(suite: Suite) -> dict[str, Any]:
     """Return what all cells of a folder have in common, as JSON data."""
     return {
@@ -108,7 +114,7 @@ def check_folder(
     for cell in cells:
         folder = CellFolder(output, cell.id)
         if folder.read("cell") is not None:
-            folder.prepare(cell)  # compares
+            folder.prepare(cell, all_settings(cell))  # compares
     results = {
         path.parent.name: read_result(path)
         for path in sorted(output.glob("cells/*/result.json"))
@@ -157,8 +163,7 @@ def _check_data(problem: Problem, env: Any, *, progress: bool) -> None:
     if problem.dataset not in local_dataset_ids():
         raise DatasetNotFoundError(
             f"The problem {problem.name} needs the dataset {problem.dataset!r}, which "
-            f"is not on this machine. Record it with: diffuser-policy collect "
-            f"{problem.env} --dataset {problem.dataset}"
+            f"is not on this machine. Record it with: {_recorded_by(problem)}"
         )
     flat = load_flat(problem.dataset, progress=progress)
     if problem.goals == "hindsight":
@@ -167,6 +172,22 @@ def _check_data(problem: Problem, env: Any, *, progress: bool) -> None:
     if isinstance(space, spaces.Dict):
         space = space["observation"]
     _check_sizes(problem, flat, space.shape, env.action_space.shape)
+
+
+def _recorded_by(problem: Problem) -> str:
+    """Return the command that records a dataset: as a rule, in another environment.
+
+    Environments share data, Maze2D those of Multi2D; so that a name means the same data
+    to everybody, it is the environment whose own dataset this is.
+    """
+    namespace = problem.env.rpartition(":")[2].rpartition("/")[0]
+    for env_id, spec in gymnasium.registry.items():
+        if (
+            spec.namespace == namespace
+            and default_dataset_id(env_id) == problem.dataset
+        ):
+            return f"diffuser-policy collect {env_id}"
+    return f"diffuser-policy collect {problem.env} --dataset {problem.dataset}"
 
 
 def _check_goal_data(problem: Problem, flat: FlatDataset, env: Any) -> None:

@@ -9,6 +9,7 @@ al. (2022).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -40,10 +41,15 @@ class Problem:
         literal(self, "goals")
 
     @property
-    def name(self) -> str:
-        """The environment's name in lower case, without namespace and version."""
+    def title(self) -> str:
+        """The environment's name, without namespace and version."""
         bare = self.env.rpartition("/")[2].rpartition(":")[2]
-        return bare.rpartition("-v")[0].lower() or bare.lower()
+        return re.sub(r"-v\d+$", "", bare)
+
+    @property
+    def name(self) -> str:
+        """The environment's name in lower case."""
+        return self.title.lower()
 
     def make_env(self) -> Env:
         """Make the environment.

@@ -13,8 +13,10 @@ import numpy as np
 
 from diffuser_policy.benchmark.cells import Cell, CellFolder
 from diffuser_policy.errors import CheckpointError, ConfigError
+from diffuser_policy.versions import PACKAGES
 
 SCHEMA = 1
+RECORDED = (*PACKAGES, "d3rlpy", "pybullet", "pytorch-mppi", "stable-baselines3")
 POINTS = 3  # at the end of a curve, compared with as many before them
 FIELDS = ("cell", "digest", "evaluations", "curve", "training", "versions", "timing")
 
@@ -25,6 +27,7 @@ class CellResult:
 
     Attributes:
         cell: What was done.
+        label: The method's name in tables.
         evaluations: One for each evaluation seed: `seed` and `episodes`.
         curve: Evaluations during training.
         training: Facts that the method tells of its training.
@@ -35,6 +38,7 @@ class CellResult:
     """
 
     cell: Cell
+    label: str = ""
     evaluations: tuple[Mapping[str, Any], ...]
     curve: tuple[Mapping[str, Any], ...]
     training: Mapping[str, Any]
@@ -83,6 +87,7 @@ def read_result(path: Path) -> CellResult:
         raise CheckpointError(f"{path} describes no cell: {error}") from error
     return CellResult(
         cell=cell,
+        label=str(data.get("label", "")),
         evaluations=tuple(data["evaluations"]),
         curve=tuple(data["curve"]),
         training=data["training"],

@@ -21,7 +21,12 @@ from typing import Any
 
 from diffuser_policy.benchmark.cells import Cell, CellFolder
 from diffuser_policy.benchmark.engines import Ended, Engine, Job
-from diffuser_policy.benchmark.preflight import LOCK_FILE, SUITE_FILE, suite_settings
+from diffuser_policy.benchmark.preflight import (
+    LOCK_FILE,
+    SUITE_FILE,
+    all_settings,
+    suite_settings,
+)
 from diffuser_policy.benchmark.progress import (
     ELSEWHERE,
     Counts,
@@ -109,15 +114,15 @@ def stops_as_interrupt() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def write_suite(output: Path, suite: Suite, command: Sequence[str]) -> None:
+def write_suite(output: Path, suite: Suite, source: str) -> None:
     """Say in the folder what it is for.
 
     Args:
         output: Folder of the benchmark.
         suite: With the settings of this run.
-        command: That made it, for people to repeat.
+        source: The suite's name or file, for people to repeat the run.
     """
-    data = {"schema": 1, **suite_settings(suite), "command": [*command]}
+    data = {"schema": 1, **suite_settings(suite), "source": source}
     with replaced_file(output / SUITE_FILE) as partial:
         partial.write_text(json.dumps(data, indent=1) + "\n")
 
@@ -157,7 +162,7 @@ class Runner:
         self.outcome.before = [cell.id for cell in cells if cell.id in finished]
         for cell in cells:
             folder = CellFolder(self.output, cell.id)
-            folder.prepare(cell)
+            folder.prepare(cell, all_settings(cell))
             if cell.id in finished:
                 continue
             error = None if self.retry else folder.read("error")

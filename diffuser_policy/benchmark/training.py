@@ -15,18 +15,23 @@ from typing import Any
 
 import numpy as np
 
-from diffuser_policy.benchmark.cells import Cell, CellFolder
-from diffuser_policy.benchmark.checked import acts_deterministically
+from diffuser_policy.benchmark.cells import CURVE_SEED, Cell, CellFolder
+from diffuser_policy.benchmark.checked import (
+    CheckedPolicy,
+    acts_deterministically,
+    as_policy,
+)
 from diffuser_policy.benchmark.clock import Clock
 from diffuser_policy.benchmark.problem import Problem
 from diffuser_policy.benchmark.results import rise_of
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.minari import load_flat
 from diffuser_policy.envs import Env
+from diffuser_policy.errors import ConfigError
 from diffuser_policy.evaluation import evaluate
 from diffuser_policy.evaluation.statistics import mean_interval, proportion_interval
+from diffuser_policy.training.state import data_facts
 
-CURVE_SEED = 900_000  # its episodes are nobody else's
 PROGRESS_SECONDS = 2.0
 
 
@@ -44,7 +49,12 @@ class Training:
     """
 
     def __init__(
-        self, cell: Cell, folder: CellFolder, settings: Mapping[str, Any]
+        self,
+        cell: Cell,
+        folder: CellFolder,
+        settings: Mapping[str, Any],
+        *,
+        num_steps: int | None = None,
     ) -> None:
         """Open the workplace.
 
@@ -52,15 +62,16 @@ class Training:
             cell: What is to be done.
             folder: Where.
             settings: All of the method's settings.
+            num_steps: Gradient steps where the cell sets no budget.
         """
         self.problem: Problem = cell.problem
         self.seed = cell.seed
         self.settings = dict(settings)
-        self.num_steps = cell.num_steps
-        self.max_steps = cell.max_steps or cell.num_steps
+        self.num_steps = cell.num_steps or num_steps
+        self.max_steps = cell.max_steps or self.num_steps
         self.facts: dict[str, Any] = {}
         self.clock = Clock(folder)
-        self._plan = cell.evaluation
+        self._plan, self._method = cell.evaluation, cell.method
         self._files = folder
         self._points: list[dict[str, Any]] = folder.read("curve") or []
         self._told = 0.0
@@ -79,6 +90,11 @@ class Training:
             DatasetNotFoundError: It is not on this machine.
         """
         return load_flat(self.problem.dataset, progress=False)
+
+    @cached_property
+    def data_facts(self) -> dict[str, Any]:
+        """Rows and checksum of the data: what tells them from others of that name."""
+        return data_facts(self.dataset)
 
     def make_env(self) -> Env:
         """Make the problem's environment."""
@@ -109,7 +125,8 @@ class Training:
         shown = {k: float(v) for k, v in (figures or {}).items() if np.isfinite(v)}
         if self._points:
             last = self._points[-1]
-            shown["score"] = (last["score"] or last["return"])["mean"]
+            score = (last["score"] or last["return"])["mean"]
+            shown |= {} if score is None else {"score": score}
         self._files.write(
             "progress",
             {
@@ -132,12 +149,16 @@ class Training:
 
         Args:
             step: Gradient steps done.
-            policy: Anything with Stable-Baselines3's `predict`.
+            policy: Anything with Stable-Baselines3's `predict`, or an algorithm of
+                d3rlpy.
+
+        Raises:
+            ConfigError: Its actions are not in the action space.
         """
         self._points = [point for point in self._points if point["step"] < step]
         self.clock.count("train")
         results = evaluate(
-            policy,
+            self.checked(policy),
             self.problem.make_env,
             episodes=self._plan.curve_episodes,
             seed=CURVE_SEED,
@@ -165,6 +186,16 @@ class Training:
         )
         self._files.write("curve", self._points)
 
+    def checked(self, policy: Any) -> CheckedPolicy:
+        """Return a policy by Stable-Baselines3's contract that checks its actions.
+
+        Args:
+            policy: What the method made.
+        """
+        env = self.make_env()
+        env.close()
+        return CheckedPolicy(as_policy(policy), env.action_space, self._method)
+
     @property
     def curve_points(self) -> list[dict[str, Any]]:
         """The learning curve so far."""
@@ -180,8 +211,16 @@ class Training:
         That is the budget, and beyond it as long as the learning curve rises: as the
         mean of its last three evaluations is above that of the three before by more
         than twice the standard error of the difference.
+
+        Raises:
+            ConfigError: There is no budget.
         """
-        if self.num_steps is None or step < self.num_steps:
+        if self.num_steps is None:
+            raise ConfigError(
+                f"How many gradient steps is {self._method!r} to take? Set num_steps "
+                f"in the suite, pass --budget, or give register_method a num_steps."
+            )
+        if step < self.num_steps:
             return False
         return step >= (self.max_steps or 0) or self.is_flat()
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -52,12 +51,13 @@ class RunSettings:
     suite: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SUITE")]
     """Name of a suite (`diffuser-policy benchmark suites`), or a TOML file."""
     methods: Annotated[tuple[str, ...] | None, shown_as("NAME …")] = None
-    """Only these, or others: by name, module:function or file.py:function."""
+    """Only these of the suite, or others: by name, as module:function or
+    file.py:function."""
     problems: Annotated[
         tuple[str, ...] | None,
         tyro.conf.arg(metavar="NAME …", help_behavior_hint="", aliases=["--envs"]),
     ] = None
-    """Only these, such as multi2d-large, or ids of environments."""
+    """Only these of the suite, such as multi2d-large; ids of environments will do."""
     seeds: Annotated[tuple[int, ...] | None, shown_as("N …")] = None
     """Training seeds, instead of the suite's."""
     budget: Annotated[int | None, shown_as("N")] = None
@@ -150,8 +150,7 @@ def parse(arguments: list[str]) -> Command:
         module = importlib.import_module("diffuser_policy.cli.benchmark_report")
         function, settings = module.run, module.ReportSettings
     elif name == "run":
-        function = functools.partial(run_suite, arguments=arguments)
-        settings = RunSettings
+        function, settings = run_suite, RunSettings
     else:
         function, settings = list_suites, SuitesSettings
     parsed = tyro.cli(
@@ -172,12 +171,11 @@ def run(command: Command) -> int:
     return command.function(command.settings)
 
 
-def run_suite(settings: RunSettings, *, arguments: Sequence[str] = ()) -> int:
+def run_suite(settings: RunSettings) -> int:
     """Check everything, run the cells, and say what came of it.
 
     Args:
         settings: What to run.
-        arguments: Of `benchmark` that these settings are from, for the record.
 
     Returns:
         The exit status: 1 if a cell failed.
@@ -206,7 +204,7 @@ def run_suite(settings: RunSettings, *, arguments: Sequence[str] = ()) -> int:
         with run_lock(output):
             # Once more: another run may have ended between the look and the lock.
             done = check_folder(output, suite, cells, mixed_versions=keep)
-            write_suite(output, suite, ["diffuser-policy", "benchmark", *arguments])
+            write_suite(output, suite, settings.suite)
             with (
                 make_engine(
                     settings.executor, workers=workers, options=options, folder=output

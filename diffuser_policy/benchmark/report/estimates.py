@@ -1,12 +1,17 @@
 r"""Estimates with intervals from training runs that each have many episodes.
 
-    Mean of a method    draws training runs, then episodes within each drawn run
+All runs of a method have the same episodes: the same starts and goals. So training runs
+and episodes are crossed factors, and both are drawn with replacement:
+
+    Mean of a method    draws training runs and, once for all of them, episodes
     A minus B           draws runs of A, runs of B, and the episodes that both share
     Average of problems every problem's own draws, averaged draw by draw
 
 All are percentile bootstraps (Efron 1979). With a single training run there is nothing
-to draw on the first level: the interval is over episodes only, and says nothing of what
-another training seed would give. NaN stands for an episode without that figure, such as
+to draw of the first factor: the interval is over episodes only, and says nothing of
+what another training seed would give; copies of a run have the interval of that run.
+
+Values are `[runs, episodes]`. NaN stands for an episode without that figure, such as
 the time to a goal that was not reached; it takes part in the draws and is left out of
 their means.
 """
@@ -14,7 +19,7 @@ their means.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -24,45 +29,39 @@ from diffuser_policy.evaluation.statistics import (
     CHUNK,
     NUM_RESAMPLES,
     Interval,
+    iqm,
     proportion_interval,
 )
 
-Runs = Sequence[np.ndarray]
 
+def pooled_mean(values: np.ndarray) -> float:
+    """Return the mean over all episodes of all runs; NaN if there are none.
 
-def pooled_mean(runs: Runs) -> float:
-    """Return the mean `[]` over all episodes of all runs; NaN if there are none."""
-    values = np.concatenate(runs)
+    Args:
+        values: `[runs, episodes]`; NaN where there is none.
+    """
     known = values[np.isfinite(values)]
     return float(known.mean()) if len(known) else math.nan
 
 
 def mean_draws(
-    runs: Runs, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
+    values: np.ndarray, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
 ) -> np.ndarray:
-    """Return bootstrap means `[num_resamples]`: runs are drawn, then their episodes.
+    """Return bootstrap means `[num_resamples]`: runs and episodes are drawn.
 
     Args:
-        runs: `[episodes]` values of each training run; NaN where there is none.
+        values: `[runs, episodes]`; NaN where there is none.
         num_resamples: How many.
         seed: Fixes the draws.
     """
-    rng = np.random.default_rng(seed)
-    chosen = rng.integers(len(runs), size=(num_resamples, len(runs)))
-    sums, numbers = np.zeros(chosen.shape), np.zeros(chosen.shape)
-    for index, values in enumerate(runs):
-        at = np.flatnonzero(chosen.ravel() == index)
-        rows = max(1, CHUNK // len(values))
-        for begin in range(0, len(at), rows):
-            part = at[begin : begin + rows]
-            drawn = values[rng.integers(len(values), size=(len(part), len(values)))]
-            known = np.isfinite(drawn)
-            sums.flat[part] = np.where(known, drawn, 0).sum(axis=1)
-            numbers.flat[part] = known.sum(axis=1)
-    total, count = sums.sum(axis=1), numbers.sum(axis=1)
-    means: np.ndarray = np.divide(
-        total, count, out=np.full(num_resamples, math.nan), where=count > 0
-    )
+    runs, episodes = values.shape
+    known = np.isfinite(values)
+    filled, means = np.where(known, values, 0), np.empty(num_resamples)
+    for part in _parts(num_resamples, episodes):
+        count = part.stop - part.start
+        a = _counts(runs, count, (seed, part.start, 0))
+        e = _counts(episodes, count, (seed, part.start, 2))
+        means[part] = _ratio((a * (e @ filled.T)).sum(1), (a * (e @ known.T)).sum(1))
     return means
 
 
@@ -76,60 +75,105 @@ def interval_of(estimate: float, draws: np.ndarray) -> Interval:
 
 
 def run_interval(
-    runs: Runs, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
+    values: np.ndarray, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
 ) -> Interval:
-    """Return the mean over all episodes with its interval.
+    """Return the mean over all episodes with its interval; of one episode, without.
 
     Args:
-        runs: `[episodes]` values of each training run; NaN where there is none.
+        values: `[runs, episodes]`; NaN where there is none.
         num_resamples: Draws.
         seed: Fixes the draws.
     """
-    if sum(map(len, runs)) == 1:
-        return Interval(pooled_mean(runs), math.nan, math.nan)
-    draws = mean_draws(runs, num_resamples=num_resamples, seed=seed)
-    return interval_of(pooled_mean(runs), draws)
+    if _num_known(values) < 2:
+        return Interval(pooled_mean(values), math.nan, math.nan)
+    draws = mean_draws(values, num_resamples=num_resamples, seed=seed)
+    return interval_of(pooled_mean(values), draws)
 
 
 def average_interval(
-    problems: Sequence[Runs], *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
+    problems: Sequence[np.ndarray],
+    *,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
 ) -> Interval:
     """Return the mean over problems of their means, each problem counting alike.
 
     Args:
-        problems: For each problem the `[episodes]` values of each training run.
+        problems: `[runs, episodes]` of each problem.
         num_resamples: Draws within each problem.
         seed: Fixes the draws.
     """
     draws = [
-        mean_draws(runs, num_resamples=num_resamples, seed=seed + number)
-        for number, runs in enumerate(problems)
+        mean_draws(values, num_resamples=num_resamples, seed=seed + number)
+        for number, values in enumerate(problems)
     ]
-    estimate = float(np.mean([pooled_mean(runs) for runs in problems]))
+    estimate = float(np.mean([pooled_mean(values) for values in problems]))
     return interval_of(estimate, np.mean(draws, axis=0))
 
 
 def rate_interval(
-    runs: Runs, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
+    values: np.ndarray, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
 ) -> Interval:
     """Return the share of successes of all episodes.
 
-    Wilson's interval knows of episodes alone. With several training runs the interval
-    is widened to that of drawn runs, wherever this reaches further.
+    Wilson's interval is of episodes alone: of as many as there are different ones,
+    however many runs repeat them. With several runs, what drawn runs add is independent
+    of it, so distances to the ends add up as squares (Zou and Donner 2008).
 
     Args:
-        runs: `[episodes]` zeros and ones of each training run.
+        values: `[runs, episodes]` zeros and ones; NaN where there is none.
         num_resamples: Draws.
         seed: Fixes the draws.
     """
-    successes = sum(int(np.sum(values)) for values in runs)
-    wilson = proportion_interval(successes, sum(map(len, runs)))
-    if len(runs) == 1:
+    rate, total = pooled_mean(values), _num_known(values)
+    wilson = proportion_interval(round(rate * total), total)
+    if len(values) == 1:
         return wilson
-    drawn = run_interval(runs, num_resamples=num_resamples, seed=seed)
-    return Interval(
-        wilson.mean, min(wilson.low, drawn.low), max(wilson.high, drawn.high)
-    )
+    known = np.isfinite(values)
+    chosen = _counts(len(values), num_resamples, (seed, 0, 0))
+    successes, trials = np.where(known, values, 0).sum(1), known.sum(1)
+    drawn = interval_of(rate, _ratio(chosen @ successes, chosen @ trials))
+    below = math.hypot(rate - wilson.low, rate - drawn.low)
+    above = math.hypot(wilson.high - rate, drawn.high - rate)
+    return Interval(rate, max(0.0, rate - below), min(1.0, rate + above))
+
+
+def iqm_run_interval(
+    problems: Sequence[np.ndarray],
+    *,
+    by_runs: bool,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """Return the interquartile mean over problems (Agarwal et al. 2021).
+
+    Runs and, once for all of them, episodes are drawn within each problem.
+
+    Args:
+        problems: `[runs, episodes]` of each problem, without NaN.
+        by_runs: Of the runs' means instead of all episodes.
+        num_resamples: Draws.
+        seed: Fixes the draws.
+    """
+    pooled = [v.mean(axis=1) if by_runs else v.ravel() for v in problems]
+    estimate = iqm(np.concatenate(pooled))
+    if max(values.shape[1] for values in problems) == 1:
+        return Interval(estimate, math.nan, math.nan)
+    draws = np.empty(num_resamples)
+    for part in _parts(num_resamples, 4 * sum(v.shape[1] for v in problems)):
+        columns, weights = [], []
+        for number, values in enumerate(problems):
+            count, (runs, episodes) = part.stop - part.start, values.shape
+            a = _counts(runs, count, (seed + number, part.start, 0))
+            e = _counts(episodes, count, (seed + number, part.start, 2))
+            if by_runs:
+                columns.append(e @ values.T / episodes)
+                weights.append(a)
+            else:
+                columns.append(values.reshape(1, -1))
+                weights.append((a[:, :, None] * e[:, None, :]).reshape(count, -1))
+        draws[part] = _iqm_of_counts(np.hstack(columns), np.hstack(weights))
+    return interval_of(estimate, draws)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +214,7 @@ def compare(
     draws = crossed_draws(
         np.stack([difference, win]), num_resamples=num_resamples, seed=seed
     )
-    alone = win.size == 1
+    alone = first.shape[1] == 1
     return Comparison(
         difference=interval_of(
             float(difference.mean()), draws[0] if not alone else draws[0, :0]
@@ -194,27 +238,64 @@ def crossed_draws(
     """
     figures, runs, others, episodes = values.shape
     means = np.empty((figures, num_resamples))
-    rows = max(1, CHUNK // episodes)
-    for begin in range(0, num_resamples, rows):
-        count = min(rows, num_resamples - begin)
+    for part in _parts(num_resamples, episodes):
+        count = part.stop - part.start
         a, b, e = (
-            _weights(size, count, (seed, begin, factor))
+            _counts(size, count, (seed, part.start, factor)) / size
             for factor, size in enumerate((runs, others, episodes))
         )
         by_runs = np.einsum("re,fabe->frab", e, values, optimize=True)
-        means[:, begin : begin + count] = np.einsum("ra,rb,frab->fr", a, b, by_runs)
+        means[:, part] = np.einsum("ra,rb,frab->fr", a, b, by_runs)
     return means
 
 
-@lru_cache(maxsize=8)  # methods are compared with one on the same episodes
-def _weights(size: int, count: int, seed: tuple[int, ...]) -> np.ndarray:
-    """Return how often each of `size` is drawn, as a share `[count, size]`.
+def _parts(num_resamples: int, size: int) -> Iterator[slice]:
+    """Yield which draws are made at a time; `size` numbers each."""
+    rows = max(1, CHUNK // size)
+    for begin in range(0, num_resamples, rows):
+        yield slice(begin, min(begin + rows, num_resamples))
+
+
+@lru_cache(maxsize=8)  # methods are rated, and compared with one, on the same episodes
+def _counts(size: int, count: int, seed: tuple[int, ...]) -> np.ndarray:
+    """Return how often each of `size` is drawn `[count, size]`.
 
     The mean of a draw is then a weighted mean.
     """
     rng = np.random.default_rng(seed)
-    shares: np.ndarray = rng.multinomial(size, np.full(size, 1 / size), count) / size
-    return shares
+    drawn: np.ndarray = rng.multinomial(size, np.full(size, 1 / size), count)
+    return drawn.astype(np.float64)
+
+
+def _ratio(sums: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Return means `[n]`, NaN where there is nothing to average."""
+    means: np.ndarray = np.divide(
+        sums, numbers, out=np.full(len(sums), math.nan), where=numbers > 0
+    )
+    return means
+
+
+def _num_known(values: np.ndarray) -> int:
+    """Return how many different episodes of `[runs, episodes]` have the figure."""
+    return int(np.isfinite(values).any(axis=0).sum())
+
+
+def _iqm_of_counts(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return interquartile means `[draws]` of values that are drawn several times.
+
+    Args:
+        values: `[draws, n]`, or `[1, n]` that all draws are of.
+        counts: `[draws, n]` with the same sum in every row.
+    """
+    order = np.argsort(values, axis=1)
+    ordered = np.take_along_axis(values, order, axis=1)
+    counts = np.take_along_axis(counts, np.broadcast_to(order, counts.shape), axis=1)
+    ends = counts.cumsum(axis=1)
+    total = float(ends[0, -1])
+    cut = total // 4
+    kept = np.minimum(ends, total - cut) - np.maximum(ends - counts, cut)
+    means: np.ndarray = (kept.clip(0) * ordered).sum(axis=1) / (total - 2 * cut)
+    return means
 
 
 def disjoint(first: Interval, second: Interval) -> int:

@@ -10,7 +10,8 @@ import numpy as np
 
 from diffuser_policy.benchmark.report.document import Cell, Table
 from diffuser_policy.benchmark.report.estimates import run_interval
-from diffuser_policy.benchmark.report.study import Entry, Row, Study, method_label
+from diffuser_policy.benchmark.report.study import Entry, Row, Study, entries_of
+from diffuser_policy.benchmark.report.tables import interval_notes
 from diffuser_policy.benchmark.report.versions import version_groups
 from diffuser_policy.benchmark.report.wording import (
     UNKNOWN,
@@ -46,7 +47,7 @@ def outcome_table(study: Study, rows: Sequence[Row]) -> Table:
     )
     body = [
         (
-            _name(entry),
+            _name(study, entry),
             Cell(estimate(entry.score)),
             Cell(estimate(entry.rate("success"), scale=100)),
             Cell(estimate(entry.rate("final_success"), scale=100)),
@@ -73,6 +74,7 @@ def outcome_table(study: Study, rows: Sequence[Row]) -> Table:
                 "the end: after the last env step. Env steps are of the episodes that "
                 "reach the goal, so a method that reaches only near ones looks fast."
             ),
+            *interval_notes(study, entries),
         ),
         command=run_command(study, rows, study.methods_of(rows)),
     )
@@ -95,7 +97,7 @@ def failure_table(study: Study, rows: Sequence[Row]) -> Table | None:
     reasons = sorted(totals, key=lambda reason: (-totals[reason], reason))
     body = [
         (
-            _name(entry),
+            _name(study, entry),
             *(Cell(str(counts.get(reason, 0))) for reason in reasons),
             Cell(str(sum(counts.values()))),
             Cell(str(entry.num_episodes)),
@@ -120,7 +122,7 @@ def compute_table(study: Study) -> Table:
         facts = [result.training for result in results]
         body.append(
             (
-                Cell(method_label(method)),
+                Cell(study.label(method)),
                 Cell(str(len(results))),
                 Cell(spread(fact.get("num_steps") for fact in facts)),
                 Cell(spread(fact.get("num_parameters") for fact in facts)),
@@ -196,7 +198,9 @@ def settings_table(study: Study) -> Table:
         training = entry.results[0].training
         settings = training.get("settings") or entry.results[0].cell.settings
         rest = {k: v for k, v in training.items() if k not in SHOWN_FACTS}
-        body.append((_name(entry), Cell(_compact(settings)), Cell(_compact(rest))))
+        body.append(
+            (_name(study, entry), Cell(_compact(settings)), Cell(_compact(rest)))
+        )
     return Table(
         title="Settings and facts of the trainings",
         header=("problem", "settings", "facts, of the first training seed"),
@@ -241,7 +245,7 @@ def seed_table(study: Study) -> Table:
             plans = [result.cell.evaluation for result in entry.results]
             body.append(
                 (
-                    _name(entry),
+                    _name(study, entry),
                     Cell(", ".join(map(str, entry.seeds))),
                     Cell(", ".join(map(str, plans[0].seeds))),
                     Cell(str(plans[0].episodes)),
@@ -280,14 +284,8 @@ def open_table(study: Study) -> Table:
     )
 
 
-def entries_of(study: Study, rows: Sequence[Row]) -> list[Entry]:
-    """Return the results on some problems, by problem and method."""
-    found = [study.entry(row, method) for row in rows for method in study.methods]
-    return [entry for entry in found if entry is not None]
-
-
-def _name(entry: Entry) -> Cell:
-    return Cell(f"{entry.row.title}, {method_label(entry.method)}")
+def _name(study: Study, entry: Entry) -> Cell:
+    return Cell(f"{entry.row.title}, {study.label(entry.method)}")
 
 
 def _total(results: Sequence[CellResult], name: str) -> float:

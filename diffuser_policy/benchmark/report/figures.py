@@ -17,7 +17,6 @@ from diffuser_policy.benchmark.report.study import (
     Entry,
     Row,
     Study,
-    method_label,
 )
 from diffuser_policy.benchmark.report.tables import BlockGroup, comparisons
 from diffuser_policy.benchmark.report.wording import number, run_command
@@ -140,7 +139,7 @@ def difference_picture(
         (
             (
                 "Mean difference on the same episodes with its 95 % interval; right of "
-                f"0, {method_label(PLANNER)} is better."
+                f"0, {study.label(PLANNER)} is better."
             ),
         ),
         run_command(study, rows, study.methods_of(rows)),
@@ -199,10 +198,10 @@ def _described(kind: str, study: Study, row: Row) -> str:
         "scores": "Mean scores",
         "episodes": "Scores of all episodes",
         "curves": "Learning curves",
-        "differences": f"Differences between {method_label(PLANNER)} and others",
+        "differences": f"Differences between {study.label(PLANNER)} and others",
     }
     means = [
-        f"{method_label(entry.method)} {number(entry.score.mean)}"
+        f"{study.label(entry.method)} {number(entry.score.mean)}"
         for entry in _entries(study, row)
     ]
     return f"{names[kind]} on {row.title}. Means: {', '.join(means)}."
@@ -217,7 +216,7 @@ def _draw_scores(ax: Axes, study: Study, row: Row) -> bool:
     entries, style = _entries(study, row), styles(study.methods)
     for place, entry in enumerate(entries):
         _draw_interval(ax, place, entry.score, style[entry.method])
-    _name_methods(ax, [entry.method for entry in entries])
+    _name_methods(ax, study, [entry.method for entry in entries])
     ax.set_xlabel(row.measure)
     low, high = ax.get_xlim()
     ax.set_xlim(min(low, 0), high)
@@ -229,9 +228,9 @@ def _draw_episodes(ax: Axes, study: Study, row: Row) -> bool:
     rng = np.random.default_rng(0)
     for place, entry in enumerate(entries):
         color, _ = style[entry.method]
-        scores = np.concatenate(entry.values(row.measure))
+        scores = entry.values(row.measure).ravel()
         shown = _spread(scores, rng)
-        success = np.concatenate(entry.values("success"))
+        success = entry.values("success").ravel()
         heights = place + rng.uniform(-0.3, 0.3, len(scores))
         failed = success == 0
         for marker, alpha, chosen in (("o", 0.35, ~failed), ("x", 0.5, failed)):
@@ -246,7 +245,7 @@ def _draw_episodes(ax: Axes, study: Study, row: Row) -> bool:
             )
         ax.vlines(scores.mean(), place - 0.4, place + 0.4, color="white", lw=4)
         ax.vlines(scores.mean(), place - 0.4, place + 0.4, color=INK, lw=1.8)
-    _name_methods(ax, [entry.method for entry in entries])
+    _name_methods(ax, study, [entry.method for entry in entries])
     ax.set_xlabel(f"{row.measure} of an episode")
     return bool(entries)
 
@@ -255,7 +254,7 @@ def _draw_curves(ax: Axes, study: Study, row: Row) -> bool:
     style, trained = styles(study.methods), False
     for entry in _entries(study, row):
         color, marker = style[entry.method]
-        name, curve = method_label(entry.method), curve_of(entry)
+        name, curve = study.label(entry.method), curve_of(entry)
         if curve is None:
             ax.axhline(
                 entry.score.mean, color=color, ls=(0, (5, 3)), lw=1.6, label=name
@@ -297,8 +296,8 @@ def _draw_differences(ax: Axes, study: Study, row: Row) -> bool:
     for place, (method, comparison) in enumerate(found.items()):
         _draw_interval(ax, place, comparison.difference, style[method])
     ax.axvline(0, color=INK, lw=1)
-    _name_methods(ax, list(found))
-    ax.set_xlabel(f"{row.measure}: {method_label(PLANNER)} minus the method")
+    _name_methods(ax, study, list(found))
+    ax.set_xlabel(f"{row.measure}: {study.label(PLANNER)} minus the method")
     return bool(found)
 
 
@@ -329,9 +328,9 @@ def _spread(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return values + rng.uniform(-width, width, len(values))
 
 
-def _name_methods(ax: Axes, methods: Sequence[str]) -> None:
+def _name_methods(ax: Axes, study: Study, methods: Sequence[str]) -> None:
     """Put methods on the vertical axis, the first on top."""
-    ax.set_yticks(range(len(methods)), [method_label(name) for name in methods])
+    ax.set_yticks(range(len(methods)), [study.label(name) for name in methods])
     ax.set_ylim(len(methods) - 0.4, -0.6)
     _tidy(ax)
     ax.grid(visible=False, axis="y")

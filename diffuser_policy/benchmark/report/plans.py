@@ -11,7 +11,7 @@ from pathlib import Path
 
 from diffuser_policy.benchmark.cells import CellFolder
 from diffuser_policy.benchmark.report.document import Panel, Picture
-from diffuser_policy.benchmark.report.study import Study, method_label
+from diffuser_policy.benchmark.report.study import Study
 from diffuser_policy.benchmark.report.wording import run_command
 from diffuser_policy.files import replaced_file
 
@@ -44,7 +44,7 @@ def plan_pictures(study: Study, folder: Path) -> list[Picture]:
         if panels:
             found.append(
                 Picture(
-                    title=f"{method_label(method)}: plans",
+                    title=f"{study.label(method)}: plans",
                     panels=tuple(panels),
                     wide=True,
                     command=run_command(study, rows, [method]),

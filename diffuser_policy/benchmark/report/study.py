@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import numpy as np
 
 from diffuser_policy.benchmark.cells import CellFolder
 from diffuser_policy.benchmark.methods import label, short_name
+from diffuser_policy.benchmark.preflight import SUITE_FILE
 from diffuser_policy.benchmark.problem import Problem
 from diffuser_policy.benchmark.report.estimates import (
     pooled_mean,
@@ -70,16 +72,15 @@ class Entry:
     method: str
     results: tuple[CellResult, ...]
 
-    def values(self, name: str) -> list[np.ndarray]:
-        """Return a figure `[episodes]` for each training seed, NaN where it lacks.
+    def values(self, name: str) -> np.ndarray:
+        """Return a figure `[training seeds, episodes]`, NaN where it lacks.
 
         Args:
             name: Of the episode or among its details, such as `score`.
         """
-        return [
-            np.array([_number(episode, name) for episode in result.episodes])
-            for result in self.results
-        ]
+        return np.array(
+            [[_number(e, name) for e in result.episodes] for result in self.results]
+        )
 
     def has(self, name: str) -> bool:
         """Return whether any episode has a figure."""
@@ -106,7 +107,7 @@ class Entry:
         """Return the share of successes with its interval; none if they lack."""
         if not self.has(name):
             return None
-        return rate_interval([v[np.isfinite(v)] for v in self.values(name)])
+        return rate_interval(self.values(name))
 
     def failures(self) -> dict[str, int]:
         """Return how many episodes failed for each reason that was given."""
@@ -122,6 +123,11 @@ class Entry:
     def num_episodes(self) -> int:
         """Of all training seeds."""
         return sum(len(result.episodes) for result in self.results)
+
+    @property
+    def repeats_planner(self) -> bool:
+        """Whether training seeds loaded the same planner: no trainings of their own."""
+        return sum(is_loaded(result) for result in self.results) > 1
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -156,6 +162,8 @@ class Study:
         open_cells: Those without a result.
         mixed: Versions that differ between cells, if this was allowed.
         suites: Names of the suites that the cells are of.
+        sources: Files of those suites, by name, as far as known.
+        labels: Methods' names in tables, as their cells recorded them.
     """
 
     folder: Path
@@ -165,6 +173,12 @@ class Study:
     open_cells: tuple[OpenCell, ...]
     mixed: tuple[str, ...]
     suites: tuple[str, ...]
+    sources: Mapping[str, str]
+    labels: Mapping[str, str]
+
+    def label(self, method: str) -> str:
+        """Return a method's name in tables; code named by its place is not imported."""
+        return self.labels.get(method) or _registered_label(method)
 
     def entry(self, row: Row, method: str) -> Entry | None:
         """Return the results of a method on a problem, if there are any."""
@@ -193,11 +207,6 @@ class Study:
             if entry is not None
             for result in entry.results
         ]
-
-    @property
-    def most_seeds(self) -> int:
-        """The largest number of training seeds of any entry."""
-        return max(len(entry.results) for entry in self.entries.values())
 
 
 def load_study(folder: str | Path, *, mixed: bool = False) -> Study:
@@ -243,13 +252,44 @@ def load_study(folder: str | Path, *, mixed: bool = False) -> Study:
         ),
         mixed=tuple(differing),
         suites=tuple(sorted({r.cell.suite for r in results if r.cell.suite})),
+        sources=_sources(Path(folder)),
+        labels=_labels(results),
     )
 
 
+def entries_of(study: Study, rows: Sequence[Row]) -> list[Entry]:
+    """Return the results on some problems, by problem and method."""
+    found = [study.entry(row, method) for row in rows for method in study.methods]
+    return [entry for entry in found if entry is not None]
+
+
+def is_loaded(result: CellResult) -> bool:
+    """Return whether a cell loaded a planner that had been trained before."""
+    return bool(result.training.get("loaded"))
+
+
+def _labels(results: Sequence[CellResult]) -> dict[str, str]:
+    """Return recorded labels; those that several methods share, with their names."""
+    found = {r.cell.method: r.label for r in results if r.label}
+    labels = [*found.values()]
+    return {
+        name: text if labels.count(text) == 1 else f"{text} ({short_name(name)})"
+        for name, text in found.items()
+    }
+
+
 @cache  # a look-up goes through all installed packages
-def method_label(name: str) -> str:
-    """Return a method's name in tables; code named by its place is not imported."""
+def _registered_label(name: str) -> str:
     return short_name(name) if ":" in name else label(name)
+
+
+def _sources(folder: Path) -> dict[str, str]:
+    """Return where the suite of the last run is from: its name or file."""
+    try:
+        data = json.loads((folder / SUITE_FILE).read_text(encoding="utf-8"))
+        return {str(data["name"]): str(data["source"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}  # of older versions, or put together by hand
 
 
 def _number(episode: Mapping[str, Any], name: str) -> float:
@@ -274,8 +314,7 @@ def _rows(results: Sequence[CellResult]) -> tuple[Row, ...]:
         scored[problem.name] = scored.get(problem.name, True) and every
     rows = []
     for name, problem in problems.items():
-        bare = problem.env.rpartition("/")[2].rpartition(":")[2]
-        title = bare.rpartition("-v")[0] or bare
+        title = problem.title
         block = next((b for b in BLOCKS if title.startswith(f"{b}-")), OTHER)
         rows.append(Row(problem, title, block, "score" if scored[name] else "return"))
     return tuple(sorted(rows, key=_row_order))
@@ -320,8 +359,9 @@ def _check_episodes(results: Sequence[CellResult], folder: Path) -> None:
 
 
 def _check_alike(results: Sequence[CellResult]) -> None:
-    """Refuse to average training seeds of different settings."""
+    """Refuse to average training seeds of different settings or episodes."""
     first = results[0].cell
+    episodes = [episode["seed"] for episode in results[0].episodes]
     for result in results[1:]:
         there, here = first.to_json(), result.cell.to_json()
         for data in (there, here):
@@ -331,6 +371,12 @@ def _check_alike(results: Sequence[CellResult]) -> None:
                 f"{first.id} and {result.cell.id} differ in more than their training "
                 f"seed ({'; '.join(differences(there, here))}), so they cannot share a "
                 f"column. Keep them in folders of their own."
+            )
+        if [episode["seed"] for episode in result.episodes] != episodes:
+            raise ConfigError(
+                f"{first.id} and {result.cell.id} have different episodes, so they "
+                f"cannot share a column. Delete the result.json that lacks some, and "
+                f"run the cell again."
             )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from diffuser_policy.benchmark.report.document import Block, Bullets, Paragraph, Remark
 from diffuser_policy.benchmark.report.estimates import disjoint
@@ -12,11 +12,12 @@ from diffuser_policy.benchmark.report.study import (
     Entry,
     Row,
     Study,
-    method_label,
+    entries_of,
+    is_loaded,
 )
-from diffuser_policy.benchmark.report.tables import ONE_RUN, SEVERAL_RUNS
+from diffuser_policy.benchmark.report.tables import interval_notes
 from diffuser_policy.benchmark.report.wording import estimate, listed
-from diffuser_policy.benchmark.results import rise_of
+from diffuser_policy.benchmark.results import CellResult, rise_of
 from diffuser_policy.plotting.drawing import counted
 
 PAPER = ("bcq", "cql", "iql")  # what the paper compares with
@@ -27,8 +28,8 @@ def summary(study: Study) -> list[Block]:
     blocks: list[Block] = [Paragraph(_scope(study)), *remarks(study)]
     sentences = [*_paper(study), *_leaders(study), *_rising(study)]
     blocks.append(Bullets(tuple(sentences)))
-    blocks.append(Paragraph(SEVERAL_RUNS if study.most_seeds > 1 else ONE_RUN))
-    return blocks
+    notes = interval_notes(study, entries_of(study, study.rows))
+    return [*blocks, *map(Paragraph, notes)]
 
 
 def remarks(study: Study) -> list[Remark]:
@@ -79,14 +80,49 @@ def _scope(study: Study) -> str:
     results = study.results
     episodes = sum(len(result.episodes) for result in results)
     suites = f" of the suite {listed(study.suites)}" if study.suites else ""
-    methods = listed([*map(method_label, study.methods)])
+    methods = listed([*map(study.label, study.methods)])
     return (
         f"{counted(len(results), 'finished cell')}{suites}: "
         f"{counted(len(study.rows), 'problem')}, "
         f"{counted(len(study.methods), 'method')} ({methods}), "
-        f"{episodes:,} episodes. All methods of a problem learn from the same dataset "
-        "and are evaluated in the same loop on the same episodes."
+        f"{episodes:,} episodes. {' '.join(_origins(study))} All are evaluated in the "
+        "same loop, on the same episodes of a problem."
     )
+
+
+def _origins(study: Study) -> list[str]:
+    """Say which methods learned from the problems' data, and what others come from."""
+    loaded = [result for result in study.results if is_loaded(result)]
+    before = {result.cell.method for result in loaded}
+    learned = {r.cell.method for r in study.results if r.dataset is not None} - before
+    sentences = []
+    if learned:
+        sentences.append(
+            f"{_methods(study, learned)} learned from the dataset of the problem, the "
+            "same for all."
+        )
+    if loaded:
+        known = sorted({str(r.policy.get("dataset") or "") for r in loaded} - {""})
+        other = sorted({r.cell.id for r in loaded if _is_of_other_data(r)})
+        data = listed(known) if known else "data that it does not name"
+        sentences.append(
+            f"{_methods(study, before)} loaded planners that had been trained before, "
+            f"on {data}"
+            + (f": other data than the problem's in {listed(other)}." if other else ".")
+        )
+    rest = set(study.methods) - before - learned
+    if rest:
+        sentences.append(f"{_methods(study, rest)} learned from no dataset.")
+    return sentences
+
+
+def _is_of_other_data(result: CellResult) -> bool:
+    known = result.policy.get("dataset")
+    return known is not None and known != result.cell.problem.dataset
+
+
+def _methods(study: Study, names: Collection[str]) -> str:
+    return listed([study.label(name) for name in study.methods if name in names])
 
 
 def _paper(study: Study) -> list[str]:
@@ -100,20 +136,20 @@ def _paper(study: Study) -> list[str]:
         block = study.methods_of(study.block(row.block))
         absent = [m for m in PAPER if m in block and m not in others]
         if absent:
-            missing = listed([*map(method_label, absent)])
+            missing = listed([*map(study.label, absent)])
             lacking.append(f"{row.title} ({missing})")
         behind = [
             m for m in others if disjoint(ours.score, _entry(study, row, m).score) < 1
         ]
         if behind:
-            against = listed([*map(method_label, behind)])
+            against = listed([*map(study.label, behind)])
             not_ahead.append(f"{row.title} ({against})")
         elif others:
             ahead.append(row.title)
     if not names:
         return []
-    ordered = listed([method_label(m) for m in PAPER if m in names])
-    planner, total = method_label(PLANNER), len(ahead) + len(not_ahead)
+    ordered = listed([study.label(m) for m in PAPER if m in names])
+    planner, total = study.label(PLANNER), len(ahead) + len(not_ahead)
     text = (
         f"Against the paper's baselines that were run ({ordered}): {planner} is ahead "
         f"of all of them, with disjoint 95 % intervals, on {len(ahead)} of {total} "
@@ -138,13 +174,13 @@ def _leaders(study: Study) -> list[str]:
         if not rivals:
             clear.setdefault(first.method, []).append(row.title)
             continue
-        named = [f"{method_label(e.method)} {estimate(e.score)}" for e in rivals]
+        named = [f"{study.label(e.method)} {estimate(e.score)}" for e in rivals]
         close.append(
-            f"{row.title}: {method_label(first.method)} has the highest mean, "
+            f"{row.title}: {study.label(first.method)} has the highest mean, "
             f"{estimate(first.score)}, but its interval overlaps with {listed(named)}."
         )
     sentences = [
-        f"{method_label(method)} leads on "
+        f"{study.label(method)} leads on "
         f"{'every problem' if len(titles) == len(study.rows) else listed(titles)}: its "
         "interval lies above that of every other method but the references."
         for method, titles in clear.items()

@@ -14,6 +14,7 @@ from diffuser_policy.benchmark.report.estimates import (
     average_interval,
     compare,
     disjoint,
+    iqm_run_interval,
 )
 from diffuser_policy.benchmark.report.published import (
     AVERAGE,
@@ -27,26 +28,27 @@ from diffuser_policy.benchmark.report.study import (
     Entry,
     Row,
     Study,
-    method_label,
+    entries_of,
 )
 from diffuser_policy.benchmark.report.wording import (
     UNKNOWN,
     ends,
     estimate,
+    listed,
     number,
     run_command,
     signed,
 )
-from diffuser_policy.evaluation.statistics import Interval, iqm_interval
 
 ONE_RUN = (
-    "Every method was trained once per problem: intervals are over episodes only and "
-    "say nothing of what another training seed would give."
+    "Every method has one training seed per problem: intervals are over episodes only "
+    "and say nothing of what another training seed would give."
 )
 SEVERAL_RUNS = (
-    "Bootstrap draws are hierarchical: training seeds with replacement, then episodes "
-    "within each drawn seed. Where a method has one training seed, and where a few "
-    "seeds are all there is to draw from, intervals are too narrow."
+    "Bootstrap draws are of training seeds and, as all of them have the same episodes, "
+    "of episodes once for all seeds; both with replacement. Where a method has one "
+    "training seed, and where a few seeds are all there is to draw from, intervals are "
+    "too narrow."
 )
 LATCHED = "latched_score"
 
@@ -71,6 +73,26 @@ GROUPS = (
     BlockGroup("Table 3: block stacking", "Block stacking", ("KukaStack",)),
     BlockGroup("Other environments", "Other environments", (OTHER,)),
 )
+
+
+def interval_notes(study: Study, entries: Sequence[Entry]) -> tuple[str, ...]:
+    """Return what has to be known of intervals: which trainings they are of."""
+    several = any(len(entry.results) > 1 for entry in entries)
+    return (SEVERAL_RUNS if several else ONE_RUN, *planner_notes(study, entries))
+
+
+def planner_notes(study: Study, entries: Sequence[Entry]) -> tuple[str, ...]:
+    """Say which methods' training seeds are no trainings of their own, if any."""
+    repeated = {entry.method for entry in entries if entry.repeats_planner}
+    if not repeated:
+        return ()
+    names = listed([study.label(m) for m in study.methods if m in repeated])
+    text = (
+        f"{names}: several training seeds loaded the same planner. They are not "
+        "independent trainings but differ only in what is drawn while it plans, and "
+        "intervals say nothing of what another training would give."
+    )
+    return (text,)
 
 
 def groups_of(study: Study) -> list[tuple[BlockGroup, list[Row]]]:
@@ -110,7 +132,7 @@ def score_table(study: Study, group: BlockGroup, *, details: bool = True) -> Tab
             )
     return Table(
         title=f"{group.title}, our figures",
-        header=("problem", *map(method_label, methods)),
+        header=("problem", *map(study.label, methods)),
         rows=tuple(rows),
         notes=_score_notes(study, every, details=details),
         command=run_command(study, every, methods),
@@ -156,21 +178,23 @@ def iqm_table(study: Study) -> Table | None:
         )
         for name in blocks
     ]
-    drawn = (
-        "of the mean scores of training runs, drawn within each problem"
+    pooled = (
+        "the mean scores of training runs"
         if by_runs
-        else "of the scores of episodes, drawn within each problem: not every method "
-        "has several training seeds"
+        else "the scores of episodes, as not every method has several training seeds"
     )
     return Table(
         title="Interquartile means over problems",
-        header=("problems", *map(method_label, methods)),
+        header=("problems", *map(study.label, methods)),
         rows=tuple(rows),
         notes=(
             (
-                f"Mean of the middle half {drawn} (stratified bootstrap, 95 %; Agarwal "
-                "et al. 2021). A method that lacks a problem has none."
+                f"Mean of the middle half of {pooled} (stratified bootstrap, 95 %; "
+                "Agarwal et al. 2021). Training seeds, and episodes once for all of "
+                "them, are drawn within each problem. A method that lacks a problem "
+                "has none."
             ),
+            *planner_notes(study, entries_of(study, every)),
         ),
         command=run_command(study, every, methods),
     )
@@ -215,20 +239,22 @@ def difference_table(study: Study, rows: Sequence[Row]) -> Table | None:
         )
         for row in rows
     ]
-    planner = method_label(PLANNER)
+    planner = study.label(PLANNER)
     return Table(
         title=f"{planner} minus each other method, on the same episodes",
-        header=("problem", *(f"{planner} − {method_label(m)}" for m in methods)),
+        header=("problem", *(f"{planner} − {study.label(m)}" for m in methods)),
         rows=tuple(body),
         notes=(
             (
                 "Mean difference of the scores of episodes with the same seed, thus "
                 "the same start and goal, and its 95 % interval; training seeds of "
-                "both and episodes are drawn. Better: the probability that "
-                f"{planner} scores higher in an episode, ties counting half. Disjoint: "
+                "both, and episodes once for all of them, are drawn. Better: the "
+                f"probability that {planner} scores higher in an episode, ties "
+                "counting half. Disjoint: "
                 "the 95 % intervals of the two means, in the table of scores, do not "
                 "overlap, which asks for more than a difference that excludes 0."
             ),
+            *planner_notes(study, entries_of(study, rows)),
         ),
         command=run_command(study, rows, [PLANNER, *methods]),
     )
@@ -253,7 +279,7 @@ def _score_cell(entry: Entry | None, strong: bool, details: bool) -> Cell:
             small.append(f"in {number(time.mean, 0)} steps")
     if details and entry.has(LATCHED):
         latched = replace(entry.row, measure=LATCHED)
-        small.append(f"latched {estimate(Entry(latched, '', entry.results).score)}")
+        small.append(f"latched {estimate(replace(entry, row=latched).score)}")
     return Cell(number(entry.score.mean), tuple(filter(None, small)), strong)
 
 
@@ -300,13 +326,14 @@ def _score_notes(
             "take no part in that: the demonstrator, and what practises or searches in "
             "the environment itself."
         ),
-        SEVERAL_RUNS if several else ONE_RUN,
+        *interval_notes(study, entries),
     ]
     if details:
         notes.append(
             "Below: success, the share of the episodes that reached the goal at least "
-            "once, with Wilson's interval"
-            + (", widened to that of drawn training seeds" if several else "")
+            "once, with Wilson's interval of as many trials as there are different "
+            "episodes"
+            + (", widened by what drawn training seeds add" if several else "")
             + "; mean env steps until then, of the episodes that did (their interval "
             'is under "Outcomes").'
         )
@@ -324,28 +351,15 @@ def _printed(text: str) -> Cell:
 
 
 def _several_runs_everywhere(study: Study, rows: Sequence[Row]) -> bool:
-    entries = [entry for entry in study.entries.values() if entry.row in rows]
-    return all(len(entry.results) > 1 for entry in entries)
-
-
-def iqm_groups(entries: Sequence[Entry], *, by_runs: bool) -> list[np.ndarray]:
-    """Return what interquartile means are of, by problem.
-
-    Args:
-        entries: A method on each problem.
-        by_runs: Mean scores of training runs instead of the scores of episodes.
-    """
-    every = [entry.values(entry.row.measure) for entry in entries]
-    if by_runs:
-        return [np.array([run.mean() for run in runs]) for runs in every]
-    return [np.concatenate(runs) for runs in every]
+    return all(len(entry.results) > 1 for entry in entries_of(study, rows))
 
 
 def _iqm_cell(study: Study, rows: Sequence[Row], method: str, by_runs: bool) -> Cell:
     known = complete_entries(study, rows, method)
     if known is None:
         return MISSING
-    interval: Interval = iqm_interval(iqm_groups(known, by_runs=by_runs))
+    values = [entry.values(entry.row.measure) for entry in known]
+    interval = iqm_run_interval(values, by_runs=by_runs)
     return Cell(number(interval.mean), tuple(filter(None, [ends(interval)])))
 
 

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from diffuser_policy.benchmark.results import CellResult
+from diffuser_policy.benchmark.results import RECORDED, CellResult
 from diffuser_policy.errors import ConfigError
-
-# What results depend on. A package that one method needs, and that is missing where
-# another method ran, is no difference.
-RELEVANT = ("diffuser-policy", "torch", "gymnasium", "mujoco", "pybullet", "d3rlpy")
 
 
 def version_groups(results: Sequence[CellResult]) -> dict[str, dict[str, list[str]]]:
@@ -25,6 +21,9 @@ def version_groups(results: Sequence[CellResult]) -> dict[str, dict[str, list[st
 def check_versions(results: Sequence[CellResult], *, allow: bool = False) -> list[str]:
     """Return a sentence for each package of which several versions made the results.
 
+    A package that one method needs, and that is missing where another method ran, is no
+    difference.
+
     Args:
         results: Of a benchmark.
         allow: Accept them.
@@ -39,7 +38,7 @@ def check_versions(results: Sequence[CellResult], *, allow: bool = False) -> lis
             f"{version} ({len(cells)} cells, such as {cells[0]})"
             for version, cells in sorted(groups[package].items())
         )
-        for package in RELEVANT
+        for package in RECORDED
         if len(groups.get(package, {})) > 1
     ]
     if differing and not allow:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from diffuser_policy.benchmark.cells import Cell
 from diffuser_policy.benchmark.report.study import Row, Study
-from diffuser_policy.benchmark.suites import SUITES
+from diffuser_policy.benchmark.suites import SUITES, load_suite
+from diffuser_policy.errors import DiffuserPolicyError
 from diffuser_policy.evaluation.statistics import Interval
 
 MINUTE, HOUR = 60.0, 3600.0
@@ -93,26 +94,42 @@ def run_command(study: Study, rows: Sequence[Row], methods: Sequence[str]) -> st
         methods: Names.
     """
     entries = [study.entry(row, method) for row in rows for method in methods]
-    found = [entry for entry in entries if entry is not None]
-    suites = sorted({r.cell.suite for entry in found for r in entry.results} - {""})
-    seeds = sorted({seed for entry in found for seed in entry.seeds})
-    folder = shown_folder(study)
+    cells = [r.cell for entry in entries if entry is not None for r in entry.results]
+    alike: dict[tuple[str, ...], list[Cell]] = {}
+    for cell in cells:
+        start = (_source(study, cell.suite), *_suite_options(study, cell))
+        alike.setdefault(start, []).append(cell)
     lines = []
-    for suite in suites or ["SUITE"]:
-        cells = [r.cell for entry in found for r in entry.results]
-        parts = ["diffuser-policy", "benchmark", "run", *_suite_options(suite, cells)]
-        parts += ["--methods", *methods, "--problems", *(row.name for row in rows)]
-        parts += ["--seeds", *map(str, seeds), "--output", folder]
-        lines.append(shlex.join(parts))
+    for start, own in sorted(alike.items()):
+        made, solved = {c.method for c in own}, {c.problem.name for c in own}
+        parts = ["diffuser-policy", "benchmark", "run", *start]
+        parts += ["--methods", *(name for name in methods if name in made)]
+        parts += ["--problems", *(row.name for row in rows if row.name in solved)]
+        parts += ["--seeds", *map(str, sorted({cell.seed for cell in own}))]
+        lines.append(shlex.join([*parts, "--output", shown_folder(study)]))
     return "\n".join([*lines, report_command(study)])
 
 
-def _suite_options(suite: str, cells: Sequence[Cell]) -> list[str]:
-    """Return the suite, and with what of it was changed on the command line."""
-    if suite not in SUITES:
-        return [suite if suite == "SUITE" else f"{suite}.toml"]
-    known, cell, options = SUITES[suite](), cells[0], [suite]
-    if cell.num_steps not in (None, known.num_steps):
+def _source(study: Study, suite: str) -> str:
+    """Return a suite as commands name it: by name or file, no path of this machine."""
+    known = suite if suite in SUITES else f"{suite}.toml" if suite else "SUITE"
+    source = study.sources.get(suite, known)
+    if not Path(source).is_absolute():
+        return source
+    relative = Path(os.path.relpath(source)).as_posix()
+    return Path(source).name if relative.startswith("..") else relative
+
+
+def _suite_options(study: Study, cell: Cell) -> list[str]:
+    """Return the options by which a cell's run differs from its suite."""
+    try:
+        known = load_suite(study.sources.get(cell.suite, cell.suite))
+    except DiffuserPolicyError:
+        return []  # its file is not here to compare with
+    options = []
+    budget = (cell.num_steps, cell.max_steps)
+    suites = (known.num_steps, known.max_steps)
+    if budget != suites and cell.num_steps is not None and cell.max_steps is None:
         options += ["--budget", str(cell.num_steps)]
     if cell.evaluation.episodes != known.evaluation.episodes:
         options += ["--episodes", str(cell.evaluation.episodes)]
