@@ -31,7 +31,6 @@ from diffuser_policy.benchmark.report.tables import (
     published_table,
     score_table,
 )
-from diffuser_policy.benchmark.report.wording import run_command
 from diffuser_policy.benchmark.results import rise_of
 from diffuser_policy.evaluation.statistics import iqm, mean_interval
 from tests.benchmark_report_helpers import (
@@ -368,16 +367,6 @@ def test_a_curve_that_still_rises_is_called_so(
     [bullets] = [block for block in summary(study) if isinstance(block, Bullets)]
     said = "1 of 1 learning curve still rose" in bullets.items[-1]
     assert said == (kind == "rising")
-
-
-def test_commands_name_what_they_make(tmp_path: Path) -> None:
-    folder = tmp_path / "a folder"
-    study = scored(folder, {"diffuser": [1.0, 2], "iql": [3.0, 4]})
-    run, report = run_command(study, study.rows, ["iql"]).splitlines()
-    assert run.startswith("diffuser-policy benchmark run maze")
-    assert "--methods iql --problems maze2d-umaze --seeds 0" in run
-    assert report == "diffuser-policy benchmark report 'a folder'"
-    assert str(tmp_path) not in run
 
 
 def test_returns_are_compared_where_there_is_no_score(tmp_path: Path) -> None:

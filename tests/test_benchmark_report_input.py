@@ -43,6 +43,24 @@ def test_a_package_that_one_cell_lacks_is_no_difference(tmp_path: Path) -> None:
     assert load_study(tmp_path).mixed == ()
 
 
+@pytest.mark.parametrize("package", ["numpy", "pytorch-mppi", "stable-baselines3"])
+def test_all_recorded_versions_have_to_agree(tmp_path: Path, package: str) -> None:
+    for method, version in (("iql", "1.0"), ("bc", "2.0")):
+        versions = VERSIONS | {package: version}
+        write_result(tmp_path, result_of(UMAZE, method, episodes=2, versions=versions))
+    with pytest.raises(ConfigError, match=rf"{package} 1\.0"):
+        load_study(tmp_path)
+
+
+def test_seeds_of_other_episodes_are_not_averaged(tmp_path: Path) -> None:
+    write_result(tmp_path, result_of(UMAZE, "iql", 0, episodes=2))
+    other = result_of(UMAZE, "iql", 1, episodes=2)
+    del other["evaluations"][2]
+    write_result(tmp_path, other)
+    with pytest.raises(ConfigError, match="have different episodes"):
+        load_study(tmp_path)
+
+
 def test_seeds_of_other_settings_are_not_averaged(tmp_path: Path) -> None:
     write_result(tmp_path, result_of(UMAZE, "iql", 0))
     other = result_of(UMAZE, "iql", 1)

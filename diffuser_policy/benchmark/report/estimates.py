@@ -57,10 +57,10 @@ def mean_draws(
     runs, episodes = values.shape
     known = np.isfinite(values)
     filled, means = np.where(known, values, 0), np.empty(num_resamples)
+    of_runs = _counts(runs, num_resamples, (seed, 0))
+    of_episodes = _counts(episodes, num_resamples, (seed, 2))
     for part in _parts(num_resamples, episodes):
-        count = part.stop - part.start
-        a = _counts(runs, count, (seed, part.start, 0))
-        e = _counts(episodes, count, (seed, part.start, 2))
+        a, e = of_runs[part], of_episodes[part].astype(np.float64)
         means[part] = _ratio((a * (e @ filled.T)).sum(1), (a * (e @ known.T)).sum(1))
     return means
 
@@ -130,7 +130,7 @@ def rate_interval(
     if len(values) == 1:
         return wilson
     known = np.isfinite(values)
-    chosen = _counts(len(values), num_resamples, (seed, 0, 0))
+    chosen = _counts(len(values), num_resamples, (seed, 0))
     successes, trials = np.where(known, values, 0).sum(1), known.sum(1)
     drawn = interval_of(rate, _ratio(chosen @ successes, chosen @ trials))
     below = math.hypot(rate - wilson.low, rate - drawn.low)
@@ -163,15 +163,16 @@ def iqm_run_interval(
     for part in _parts(num_resamples, 4 * sum(v.shape[1] for v in problems)):
         columns, weights = [], []
         for number, values in enumerate(problems):
-            count, (runs, episodes) = part.stop - part.start, values.shape
-            a = _counts(runs, count, (seed + number, part.start, 0))
-            e = _counts(episodes, count, (seed + number, part.start, 2))
+            a, e = (
+                _counts(size, num_resamples, (seed + number, factor))[part]
+                for size, factor in zip(values.shape, (0, 2), strict=True)
+            )
             if by_runs:
-                columns.append(e @ values.T / episodes)
+                columns.append(e.astype(np.float64) @ values.T / e.shape[1])
                 weights.append(a)
             else:
                 columns.append(values.reshape(1, -1))
-                weights.append((a[:, :, None] * e[:, None, :]).reshape(count, -1))
+                weights.append((a[:, :, None] * e[:, None, :]).reshape(len(a), -1))
         draws[part] = _iqm_of_counts(np.hstack(columns), np.hstack(weights))
     return interval_of(estimate, draws)
 
@@ -239,9 +240,8 @@ def crossed_draws(
     figures, runs, others, episodes = values.shape
     means = np.empty((figures, num_resamples))
     for part in _parts(num_resamples, episodes):
-        count = part.stop - part.start
         a, b, e = (
-            _counts(size, count, (seed, part.start, factor)) / size
+            _counts(size, num_resamples, (seed, factor))[part] / size
             for factor, size in enumerate((runs, others, episodes))
         )
         by_runs = np.einsum("re,fabe->frab", e, values, optimize=True)
@@ -256,15 +256,19 @@ def _parts(num_resamples: int, size: int) -> Iterator[slice]:
         yield slice(begin, min(begin + rows, num_resamples))
 
 
-@lru_cache(maxsize=8)  # methods are rated, and compared with one, on the same episodes
-def _counts(size: int, count: int, seed: tuple[int, ...]) -> np.ndarray:
-    """Return how often each of `size` is drawn `[count, size]`.
+@lru_cache(maxsize=32)  # all methods have the same numbers of runs and episodes
+def _counts(size: int, num_resamples: int, seed: tuple[int, ...]) -> np.ndarray:
+    """Return how often each of `size` is drawn `[num_resamples, size]`.
 
     The mean of a draw is then a weighted mean.
     """
     rng = np.random.default_rng(seed)
-    drawn: np.ndarray = rng.multinomial(size, np.full(size, 1 / size), count)
-    return drawn.astype(np.float64)
+    counts = np.empty((num_resamples, size), dtype=np.int32)
+    for part in _parts(num_resamples, size):
+        rows = part.stop - part.start
+        counts[part] = rng.multinomial(size, np.full(size, 1 / size), rows)
+    counts.flags.writeable = False
+    return counts
 
 
 def _ratio(sums: np.ndarray, numbers: np.ndarray) -> np.ndarray:
@@ -289,9 +293,12 @@ def _iqm_of_counts(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """
     order = np.argsort(values, axis=1)
     ordered = np.take_along_axis(values, order, axis=1)
-    counts = np.take_along_axis(counts, np.broadcast_to(order, counts.shape), axis=1)
+    if len(order) == 1:
+        counts = counts[:, order[0]]
+    else:
+        counts = np.take_along_axis(counts, order, axis=1)
     ends = counts.cumsum(axis=1)
-    total = float(ends[0, -1])
+    total = int(ends[0, -1])
     cut = total // 4
     kept = np.minimum(ends, total - cut) - np.maximum(ends - counts, cut)
     means: np.ndarray = (kept.clip(0) * ordered).sum(axis=1) / (total - 2 * cut)
