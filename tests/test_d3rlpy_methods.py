@@ -79,7 +79,8 @@ def configured(
     module = "diffuser_policy.baselines.d3rlpy_methods.train_d3rlpy"
     monkeypatch.setattr(module, lambda _, config, **__: config)
     training = workplace(tmp_path, line_data(goals=False), method=name)
-    return vars(method.function(training, **settings))
+    config: dict[str, Any] = vars(method.function(training, **settings))
+    return config
 
 
 @pytest.mark.parametrize(

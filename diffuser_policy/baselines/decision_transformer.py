@@ -256,8 +256,7 @@ def decision_transformer(
         context: Steps that it sees.
         batch_size: Windows of a gradient step.
         learning_rate: Of AdamW.
-        best_share: The return to aim at is the mean of this share of the stretches of
-            data, the best ones.
+        best_share: It aims at the mean return of the best stretches, this share of all.
 
     Raises:
         ConfigError: The environment has no fixed goal, or the data pay nothing.
@@ -288,14 +287,12 @@ def decision_transformer(
     )
     env.close()
     step = take_steps(
-        training,
-        policy,
-        lambda rng: stretches.batch(rng, algorithm.batch_size, policy.context),
+        training, policy, lambda rng: stretches.batch(rng, batch_size, context)
     )
-    transformer = algorithm.impl.modules.transformer
+    weights = algorithm.impl.modules.transformer.parameters()
     training.facts |= {
         "num_steps": step,
-        "num_parameters": sum(p.numel() for p in transformer.parameters()),
+        "num_parameters": sum(part.numel() for part in weights),
         "flat": training.is_flat(),
         "target_return": target,
     }
