@@ -25,6 +25,7 @@ from diffuser_policy.benchmark.engines import (
 )
 from diffuser_policy.benchmark.engines.submitit_engine import _Resumable
 from diffuser_policy.benchmark.lifeline import start_child, stop_children
+from diffuser_policy.benchmark.preflight import all_settings
 from diffuser_policy.benchmark.progress import LineDisplay
 from diffuser_policy.benchmark.runner import Runner
 from diffuser_policy.benchmark.suites import load_suite
@@ -274,7 +275,7 @@ def test_the_same_results_on_every_engine(tmp_path: Path, engine: Engine) -> Non
     suite = load_suite(str(write_suite(tmp_path, "straight", "slow")))
     for output in (tmp_path / "by-hand", tmp_path / "out"):
         for cell in suite.cells():
-            CellFolder(output, cell.id).prepare(cell)
+            CellFolder(output, cell.id).prepare(cell, all_settings(cell))
     for cell in suite.cells():
         subprocess.run(
             [

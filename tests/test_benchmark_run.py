@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from diffuser_policy.benchmark.cells import CellFolder
+from diffuser_policy.benchmark.preflight import all_settings
 from diffuser_policy.benchmark.runner import write_suite as write_suite_file
 from diffuser_policy.benchmark.suites import load_suite
 from diffuser_policy.cli import main
@@ -142,7 +143,8 @@ def test_a_cell_that_is_at_work_elsewhere_is_waited_for(
 ) -> None:
     toml, output = write_suite(tmp_path, "slow"), tmp_path / "out"
     suite, name = load_suite(str(toml)), "point--slow--seed-0"
-    CellFolder(output, name).prepare(suite.cells()[0])
+    [cell] = suite.cells()
+    CellFolder(output, name).prepare(cell, all_settings(cell))
     write_suite_file(output, suite, "mine.toml")
     orphan = subprocess.Popen(  # what a killed runner may leave behind
         [sys.executable, "-m", "diffuser_policy.benchmark.cell_process", output, name],
