@@ -46,6 +46,14 @@ def test_the_beginning_says_who_learned_from_what(tmp_path: Path) -> None:
     assert "SAC+HER and Demonstrator learned from no dataset." in scope
 
 
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"note": "100 is best."}'])
+def test_the_suite_says_what_its_scores_are(text: str, tmp_path: Path) -> None:
+    write_result(tmp_path, result_of(UMAZE, "bc", episodes=2))
+    (tmp_path / "suite.json").write_text(text)
+    scope = lead(load_study(tmp_path))[0]
+    assert scope.endswith("100 is best." if "note" in text else "of a problem.")
+
+
 def test_planners_of_other_data_are_named(tmp_path: Path) -> None:
     foreign = result_of(UMAZE, "diffuser", episodes=2)
     foreign["policy"]["dataset"] = "somebody/else-v0"

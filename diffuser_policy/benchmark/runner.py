@@ -122,7 +122,7 @@ def write_suite(output: Path, suite: Suite, source: str) -> None:
         suite: With the settings of this run.
         source: The suite's name or file, for people to repeat the run.
     """
-    data = {"schema": 1, **suite_settings(suite), "source": source}
+    data = {"schema": 1, **suite_settings(suite), "source": source, "note": suite.note}
     with replaced_file(output / SUITE_FILE) as partial:
         partial.write_text(json.dumps(data, indent=1) + "\n")
 

@@ -1,6 +1,7 @@
 """Suites: lists of cells by name, or from a TOML file.
 
     name = "mine"
+    note = "100 is best."                 # on scores, for readers of the report
     num_steps = 50000                     # gradient steps of every method, at least
     max_steps = 100000                    # where a learning curve that still rises ends
     seeds = [0, 1]                        # of the trainings
@@ -54,6 +55,7 @@ class Suite:
         num_steps: Gradient steps of every method that learns, at least.
         max_steps: And at most, while its learning curve rises.
         evaluation: Episodes for all.
+        note: What readers of its report have to know of its scores.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Suite:
     num_steps: int | None = None
     max_steps: int | None = None
     evaluation: EvaluationPlan = field(default_factory=EvaluationPlan)
+    note: str = ""
 
     def __post_init__(self) -> None:
         """Check the seeds and names."""
@@ -145,6 +148,10 @@ MAZE_REBRAC = {
     "learning_rate": 3e-4,
     "num_layers": 3,
 }
+MAZE_NOTE = (
+    "Scores are D4RL's: every env step inside the goal disc pays 1; 0 is what a random "
+    "policy earns, 100 D4RL's own controller."
+)
 MAZES = ("umaze", "medium", "large")
 
 
@@ -177,6 +184,7 @@ def _mazes() -> Suite:
         methods=methods,
         num_steps=50_000,
         max_steps=100_000,
+        note=MAZE_NOTE,
     )
 
 
@@ -208,6 +216,10 @@ def _kuka() -> Suite:
         num_steps=50_000,
         max_steps=100_000,
         evaluation=EvaluationPlan(num_envs=25),
+        note=(
+            "Scores are the share of the task that the settled final state meets, in "
+            "percent; the paper counts what was ever met."
+        ),
     )
 
 
@@ -229,6 +241,7 @@ def _planning() -> Suite:
         problems=problems,
         methods=methods,
         methods_of={p.name: tuple(methods)[:-1] for p in problems[1:]},
+        note=MAZE_NOTE,
         evaluation=EvaluationPlan(seeds=(30_000,), episodes=50),
     )
 
@@ -241,6 +254,7 @@ def _online() -> Suite:
         methods={"sac-her": {}},
         num_steps=50_000,
         max_steps=100_000,
+        note=MAZE_NOTE,
     )
 
 
@@ -253,6 +267,7 @@ def _tiny() -> Suite:
         methods={"diffuser": {"planner": "multi2d-umaze"}, "bc": {"width": 64}},
         num_steps=2_000,
         evaluation=EvaluationPlan(seeds=(30_000,), episodes=10, curve_points=4),
+        note=f"A test of the machinery, from which nothing follows. {MAZE_NOTE}",
     )
 
 
@@ -326,4 +341,5 @@ def suite_from(data: Mapping[str, Any], *, name: str) -> Suite:
         num_steps=data.get("num_steps"),
         max_steps=data.get("max_steps"),
         evaluation=from_json(EvaluationPlan, data.get("evaluation", {})),
+        note=data.get("note", ""),
     )

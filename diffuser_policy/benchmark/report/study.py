@@ -164,6 +164,7 @@ class Study:
         suites: Names of the suites that the cells are of.
         sources: Files of those suites, by name, as far as known.
         labels: Methods' names in tables, as their cells recorded them.
+        note: What the suite of the last run says of its scores.
     """
 
     folder: Path
@@ -175,6 +176,7 @@ class Study:
     suites: tuple[str, ...]
     sources: Mapping[str, str]
     labels: Mapping[str, str]
+    note: str
 
     def label(self, method: str) -> str:
         """Return a method's name in tables; code named by its place is not imported."""
@@ -240,6 +242,8 @@ def load_study(folder: str | Path, *, mixed: bool = False) -> Study:
         found.sort(key=lambda result: result.cell.seed)
         _check_alike(found)
         entries[name, method] = Entry(by_name[name], method, tuple(found))
+    about = _about_suite(Path(folder))
+    sources = {str(about["name"]): str(about["source"])} if "source" in about else {}
     return Study(
         folder=Path(folder),
         rows=rows,
@@ -252,8 +256,9 @@ def load_study(folder: str | Path, *, mixed: bool = False) -> Study:
         ),
         mixed=tuple(differing),
         suites=tuple(sorted({r.cell.suite for r in results if r.cell.suite})),
-        sources=_sources(Path(folder)),
+        sources=sources,
         labels=_labels(results),
+        note=str(about.get("note") or ""),
     )
 
 
@@ -283,13 +288,13 @@ def _registered_label(name: str) -> str:
     return short_name(name) if ":" in name else label(name)
 
 
-def _sources(folder: Path) -> dict[str, str]:
-    """Return where the suite of the last run is from: its name or file."""
+def _about_suite(folder: Path) -> dict[str, Any]:
+    """Return what is known of the suite of the last run."""
     try:
         data = json.loads((folder / SUITE_FILE).read_text(encoding="utf-8"))
-        return {str(data["name"]): str(data["source"])}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}  # of older versions, or put together by hand
+    except (OSError, ValueError):
+        return {}  # put together by hand
+    return data if isinstance(data, dict) else {}
 
 
 def _number(episode: Mapping[str, Any], name: str) -> float:

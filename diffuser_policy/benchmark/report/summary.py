@@ -85,8 +85,9 @@ def _scope(study: Study) -> str:
         f"{counted(len(results), 'finished cell')}{suites}: "
         f"{counted(len(study.rows), 'problem')}, "
         f"{counted(len(study.methods), 'method')} ({methods}), "
-        f"{episodes:,} episodes. {' '.join(_origins(study))} All are evaluated in the "
-        "same loop, on the same episodes of a problem."
+        f"{episodes:,} episodes in all. A cell is a method on a problem, trained with "
+        f"one seed. {' '.join(_origins(study))} All are evaluated in the same loop, on "
+        f"the same episodes of a problem. {study.note}".rstrip()
     )
 
 
