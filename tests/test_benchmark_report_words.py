@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,14 @@ def test_the_suite_says_what_its_scores_are(text: str, tmp_path: Path) -> None:
     (tmp_path / "suite.json").write_text(text)
     scope = lead(load_study(tmp_path))[0]
     assert scope.endswith("100 is best." if "note" in text else "of a problem.")
+
+
+def test_nobody_leads_where_there_are_only_references(tmp_path: Path) -> None:
+    for method in ("diffuser", "demonstrator"):
+        write_result(tmp_path, result_of(UMAZE, method, episodes=2))
+    assert not re.search("leads|highest", str(summary(load_study(tmp_path))))
+    write_result(tmp_path, result_of(UMAZE, "bc", episodes=2))
+    assert re.search("leads|highest", str(summary(load_study(tmp_path))))
 
 
 def test_planners_of_other_data_are_named(tmp_path: Path) -> None:

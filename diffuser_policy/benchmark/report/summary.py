@@ -169,8 +169,11 @@ def _leaders(study: Study) -> list[str]:
     close = []
     for row in study.rows:
         first = leader(study, row)
-        if first is None or len(study.methods_of([row])) == 1:
-            continue
+        if first is None or not {*study.methods_of([row])} - {
+            first.method,
+            *REFERENCES,
+        }:
+            continue  # there is nobody to lead
         rivals = _rivals(study, row, first)
         if not rivals:
             clear.setdefault(first.method, []).append(row.title)
