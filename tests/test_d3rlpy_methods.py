@@ -13,7 +13,7 @@ import torch
 from diffuser_policy.benchmark import Problem
 from diffuser_policy.benchmark.cells import Cell, CellFolder, EvaluationPlan
 from diffuser_policy.benchmark.methods import Method, find_method
-from diffuser_policy.benchmark.suites import MAZE_REBRAC
+from diffuser_policy.benchmark.suites import load_suite
 from diffuser_policy.benchmark.training import Training
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.errors import CheckpointError
@@ -128,11 +128,13 @@ def test_settings_are_those_of_the_table(
     assert config.get("gamma", 0.99) == 0.99
 
 
-def test_rebrac_in_the_mazes_is_its_authors(
+def test_rebrac_can_be_set_as_by_its_authors(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Tarasov et al.'s configuration for maze2d, in the CORL repository."""
-    config = configured("rebrac", monkeypatch, tmp_path, **MAZE_REBRAC)
+    """Their configuration for maze2d, in the CORL repository."""
+    suite = load_suite(Path(__file__).parents[1] / "examples/benchmark_rebrac.toml")
+    [cell] = suite.cells()
+    config = configured("rebrac", monkeypatch, tmp_path, **cell.settings)
     assert (config["actor_beta"], config["critic_beta"]) == (0.003, 0.001)
     assert config["actor_learning_rate"] == config["critic_learning_rate"] == 3e-4
     for part in ("actor", "critic"):

@@ -10,11 +10,11 @@
 | awac | Nair et al. 2020 | λ 1, Adam 3e-4 |
 | rebrac | Tarasov et al. 2023 | β 0.01 twice, layer norm in critics, Adam 1e-3 |
 
-ReBRAC's paper tunes β, the layers and the learning rate for every dataset: the suite
-`maze` has its authors' for maze2d. All see normalized observations and have γ 0.99,
-batches of 256 and, but for ReBRAC there, two hidden layers; d3rlpy's own defaults are
-batches of 100 for BCQ and of 1024 for AWAC and ReBRAC, BCQ's paper has networks of 400
-and 300 units, and 750 in its generative model.
+All see normalized observations and have γ 0.99, batches of 256 and two hidden layers.
+d3rlpy's own defaults are batches of 100 for BCQ and of 1024 for AWAC and ReBRAC; BCQ's
+paper has networks of 400 and 300 units. ReBRAC's paper tunes β, layers and learning
+rates for every dataset; its authors' values for D4RL's maze2d are in
+`examples/benchmark_rebrac.toml`.
 """
 
 from __future__ import annotations

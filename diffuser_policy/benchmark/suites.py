@@ -141,13 +141,6 @@ class Suite:
 
 # Ten actions are drawn for each of 256 rows: networks of 256 take hours on a CPU.
 NARROW = {"width": 128}
-# Of the authors' configurations for maze2d, in the CORL repository.
-MAZE_REBRAC = {
-    "actor_beta": 0.003,
-    "critic_beta": 0.001,
-    "learning_rate": 3e-4,
-    "num_layers": 3,
-}
 MAZE_NOTE = (
     "Scores are D4RL's: every env step inside the goal disc pays 1; 0 is what a random "
     "policy earns, 100 D4RL's own controller."
@@ -175,7 +168,7 @@ def _mazes() -> Suite:
         "cql": NARROW,
         "iql": {},
         "td3-bc": {},
-        "rebrac": MAZE_REBRAC,
+        "rebrac": {},
         "demonstrator": {},
     }
     return Suite(
