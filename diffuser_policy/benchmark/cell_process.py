@@ -9,7 +9,6 @@ written into `error.json`; the exit status is then 1.
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import json
 import os
@@ -102,9 +101,11 @@ def run_cell(cell: Cell, folder: CellFolder) -> dict[str, Any]:
         "timing": {**training.clock.seconds, **_act_times(evaluations), **_machine()},
     }
     folder.write("result", json.loads(json.dumps(result)), indent=None)
-    with contextlib.suppress(Exception):  # a picture is not worth a cell
+    try:
         seed = cell.evaluation.seeds[0]
         draw_plan(policy, cell.problem, seed, folder.path / "pictures")
+    except Exception:  # a picture is not worth a cell, but a line in its log
+        traceback.print_exc()
     return result
 
 
@@ -201,14 +202,7 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def use_one_thread() -> None:
-    """Keep libraries from sharing this cell's core with themselves."""
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ.setdefault(variable, "1")
-
-
 if __name__ == "__main__":
     end_with_parent()
-    use_one_thread()
     sys.path.insert(0, str(Path.cwd()))
     sys.exit(main(sys.argv[1:]))
