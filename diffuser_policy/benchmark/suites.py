@@ -201,7 +201,8 @@ def _kuka() -> Suite:
         problems=tuple(problems),
         methods={
             "diffuser": {"planner": "kuka-stack"},
-            "bcq": NARROW,
+            # With its paper's rate of 1e-3 its critic diverges on these data.
+            "bcq": {**NARROW, "learning_rate": 3e-4},
             "cql": NARROW,
             "bc": {},
             "demonstrator": {},
