@@ -371,30 +371,30 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ValueTrainConfig:
-    """Everything that determines a value network, besides the planner and the data."""
+class CompanionTrainConfig:
+    """What determines a network that is trained for a planner, besides the planner."""
 
     dataset: str
     """Minari dataset id."""
-    value: ValueConfig = field(default_factory=ValueConfig)
-    """Network and targets."""
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
     """Optimizer."""
     seed: int = 0
-    """Fixes initial weights, windows and noise."""
+    """Fixes initial weights, batches and noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifierTrainConfig:
+class ValueTrainConfig(CompanionTrainConfig):
+    """Everything that determines a value network, besides the planner and the data."""
+
+    value: ValueConfig = field(default_factory=ValueConfig)
+    """Network and targets."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierTrainConfig(CompanionTrainConfig):
     """Everything that determines a classifier, besides the planner and the data."""
 
-    dataset: str
-    """Minari dataset id."""
     labels: str
     """Function of labels, by name."""
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     """Network."""
-    optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
-    """Optimizer."""
-    seed: int = 0
-    """Fixes initial weights, states and noise."""

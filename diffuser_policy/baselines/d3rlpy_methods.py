@@ -101,8 +101,15 @@ def cql(
     goal_discount: float = 0.99,
     num_action_samples: int = 10,
     conservative_weight: float = 5.0,
+    conservative_learning_rate: float = 0.0,
+    conservative_gap: float = 10.0,
 ) -> D3rlpyPolicy:
-    """Learn values that are low where there are no data."""
+    """Learn values that are low where there are no data.
+
+    The weight of that is fixed, as in the paper for locomotion; with a learning rate
+    it is the paper's Lagrangian, which lowers the weight while values elsewhere are by
+    more than the gap below those of the data.
+    """
     config = _algos().CQLConfig(
         batch_size=batch_size,
         actor_learning_rate=actor_learning_rate,
@@ -111,7 +118,8 @@ def cql(
         gamma=discount,
         n_action_samples=num_action_samples,
         conservative_weight=conservative_weight,
-        alpha_learning_rate=0.0,  # a fixed weight, without the Lagrangian
+        alpha_learning_rate=conservative_learning_rate,
+        alpha_threshold=conservative_gap,
         **_networks(width, "actor", "critic"),
     )
     return train_d3rlpy(training, config, goal_discount=goal_discount)

@@ -1,9 +1,7 @@
 """Training a classifier of states for a planner that is trained already.
 
 A batch holds single rows of the planner's data, each noised to a random denoising step
-of its schedule; the classifier learns which labels held before the noise. The output
-folder is a planner of its own: the same denoiser, and the classifier beside it
-(`training/trainer.py` shows its files and how it is resumed).
+of its schedule; the classifier learns which labels held before the noise.
 """
 
 from __future__ import annotations
@@ -12,31 +10,29 @@ import copy
 import dataclasses
 import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from diffuser_policy.build import PlannerNetworks, build_classifier
-from diffuser_policy.checkpoint import write_planner
 from diffuser_policy.classifier import StateClassifier
-from diffuser_policy.config import (
-    ClassifierConfig,
-    ClassifierTrainConfig,
-    to_json,
-)
+from diffuser_policy.config import ClassifierConfig, ClassifierTrainConfig
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.windows import in_planning_columns, join_rows
 from diffuser_policy.denoiser import Denoiser
 from diffuser_policy.errors import ConfigError, DatasetError, UnknownNameError
 from diffuser_policy.labels import labelled
 from diffuser_policy.policy_config import PolicyConfig, config_featurizer
+from diffuser_policy.training.companion import (
+    CompanionTrainer,
+    check_spaces,
+    initial,
+    noised,
+)
 from diffuser_policy.training.loss import step_generator
 from diffuser_policy.training.processes import Processes
 from diffuser_policy.training.state import data_facts
-from diffuser_policy.training.trainer import TrainingRun
-from diffuser_policy.training.value_trainer import check_spaces, checksum
 
 
 class ClassifierLoss(nn.Module):
@@ -79,18 +75,16 @@ class ClassifierLoss(nn.Module):
         generator = step_generator(self.config.seed, step, 1 + process, accumulation)
         size = (self.config.optimization.batch_size,)
         drawn = torch.randint(len(rows), size, generator=generator)
-        clean = rows[drawn][:, None]
-        num_steps = denoiser.schedule.num_denoising_steps
-        i = torch.randint(num_steps, size, generator=generator)
-        noise = torch.randn(clean.shape, generator=generator)
-        noisy = denoiser.add_noise(clean, noise, i)
+        noisy, i = noised(denoiser, rows[drawn][:, None], generator)
         wanted = targets[drawn][:, None].float()
         arguments = (part.to(self.device) for part in (noisy, i, wanted))
         return {"classifier": self.classifier.loss(*arguments)}
 
 
-class ClassifierTrainer(TrainingRun[StateClassifier]):
+class ClassifierTrainer(CompanionTrainer[StateClassifier]):
     """Trains a classifier and writes it to a folder, with the planner it is for."""
+
+    part = "classifier"
 
     def __init__(
         self,
@@ -117,17 +111,13 @@ class ClassifierTrainer(TrainingRun[StateClassifier]):
             DatasetError: Labels that hold always or never in the data.
         """
         processes = processes or Processes.single()
-        planner_config, self.planner_networks = planner[0], copy.deepcopy(planner[1])
-        networks = self.planner_networks
+        planner_config, networks = planner[0], copy.deepcopy(planner[1])
         rows, names, targets = _examples(config, planner_config, flat)
-        self.config, self.flat_facts = config, _facts(flat, targets)
-        self.policy_config = dataclasses.replace(
+        classifying = dataclasses.replace(
             planner_config,
             classifier=dataclasses.replace(config.classifier, classes=names),
         )
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(config.seed)  # the CPU's: weights
-            network = build_classifier(self.policy_config)
+        network = initial(lambda: build_classifier(classifying), config.seed)
         network.set_balance(_shares(names, targets, flat))
         network.to(processes.device)
         loss = ClassifierLoss(
@@ -141,16 +131,12 @@ class ClassifierTrainer(TrainingRun[StateClassifier]):
         super().__init__(
             network,
             loss,
-            optimization=config.optimization,
-            settings={
-                **to_json(config),
-                "data": self.flat_facts,
-                "weights": checksum(networks.denoiser, networks.normalizer),
-            },
+            config=config,
+            planner=(classifying, networks),
+            data=_facts(flat, targets),
             output=output,
             processes=processes,
         )
-        networks.classifier = self.classifier
 
     @property
     def classifier(self) -> StateClassifier:
@@ -159,21 +145,6 @@ class ClassifierTrainer(TrainingRun[StateClassifier]):
         if not isinstance(average, StateClassifier):
             raise ConfigError("The averaged copy is not a classifier.")
         return average
-
-    def write_planner(self) -> None:
-        """Write the planner with the averaged classifier."""
-        trained: dict[str, Any] = {
-            "training": to_json(self.config),
-            "data": self.flat_facts,
-            "steps": self.step,
-            "processes": self.processes.num_processes,
-        }
-        write_planner(
-            self.output,
-            self.policy_config,
-            self.planner_networks,
-            provenance={"classifier": trained},
-        )
 
 
 def _examples(

@@ -2,9 +2,7 @@
 
 A batch is made like the planner's own: windows of its lengths, noised to random
 denoising steps of its schedule, with its conditions written back. The value network
-learns the return-to-go of the first row. The output folder is a planner of its own:
-the same denoiser, and the value network beside it (`training/trainer.py` shows its
-files and how it is resumed).
+learns the return-to-go of the first row.
 """
 
 from __future__ import annotations
@@ -19,27 +17,22 @@ import torch
 from torch import Tensor, nn
 
 from diffuser_policy.build import PlannerNetworks, build_value_network
-from diffuser_policy.checkpoint import write_planner
-from diffuser_policy.config import (
-    TrainConfig,
-    ValueTrainConfig,
-    WindowConfig,
-    to_json,
-)
+from diffuser_policy.config import TrainConfig, ValueTrainConfig, WindowConfig
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.windows import in_planning_columns
 from diffuser_policy.denoiser import Denoiser
-from diffuser_policy.errors import ConfigError, DatasetError, SpaceMismatchError
-from diffuser_policy.features import Featurizer
-from diffuser_policy.policy_config import (
-    PolicyConfig,
-    config_featurizer,
-    space_spec,
+from diffuser_policy.errors import ConfigError, DatasetError
+from diffuser_policy.policy_config import PolicyConfig, config_featurizer
+from diffuser_policy.training.companion import (
+    CompanionTrainer,
+    check_spaces,
+    initial,
+    noised,
 )
 from diffuser_policy.training.loss import draw_num_planning_steps, step_generator
 from diffuser_policy.training.processes import Processes
 from diffuser_policy.training.state import data_facts
-from diffuser_policy.training.trainer import TrainingRun, window_settings
+from diffuser_policy.training.trainer import window_settings
 from diffuser_policy.training.value_data import ValuedWindows, returns_to_go
 from diffuser_policy.value import ValueNetwork
 
@@ -88,17 +81,16 @@ class ValueLoss(nn.Module):
         generator = step_generator(self.config.seed, step, 1 + process, accumulation)
         batch_size = self.config.optimization.batch_size
         clean, returns = self.windows.sample_valued(batch_size, length, generator)
-        num_steps = denoiser.schedule.num_denoising_steps
-        i = torch.randint(num_steps, (batch_size,), generator=generator)
-        noise = torch.randn(clean.shape, generator=generator)
-        given = self.windows.conditions(clean)
-        noisy = given.apply(denoiser.add_noise(clean, noise, i))
+        noisy, i = noised(denoiser, clean, generator)
+        noisy = self.windows.conditions(clean).apply(noisy)
         arguments = (part.to(self.device) for part in (noisy, i, returns))
         return {"value": self.value.loss(*arguments)}
 
 
-class ValueTrainer(TrainingRun[ValueNetwork]):
+class ValueTrainer(CompanionTrainer[ValueNetwork]):
     """Trains a value network and writes it to a folder, with the planner it values."""
+
+    part = "value"
 
     def __init__(
         self,
@@ -124,20 +116,16 @@ class ValueTrainer(TrainingRun[ValueNetwork]):
             DatasetError: Data without rewards to learn from.
         """
         processes = processes or Processes.single()
-        planner_config, self.planner_networks = planner[0], copy.deepcopy(planner[1])
+        planner_config, networks = planner[0], copy.deepcopy(planner[1])
         featurizer = config_featurizer(planner_config)
         check_spaces(planner_config, flat, featurizer)
-        self.config, self.flat_facts = config, value_data_facts(flat)
-        self.policy_config = dataclasses.replace(planner_config, value=config.value)
+        valued = dataclasses.replace(planner_config, value=config.value)
         discount, penalty = config.value.discount, config.value.termination_penalty
         returns = returns_to_go(flat, discount, penalty)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(config.seed)  # the CPU's: weights
-            network = build_value_network(self.policy_config)
+        network = initial(lambda: build_value_network(valued), config.seed)
         network.set_scale(*_scale(returns, flat))
         network.to(processes.device)
-        networks = self.planner_networks
-        settings = window_settings(self.policy_config, networks.normalizer)
+        settings = window_settings(valued, networks.normalizer)
         planned = in_planning_columns(flat, featurizer)
         loss = ValueLoss(
             network,
@@ -150,16 +138,12 @@ class ValueTrainer(TrainingRun[ValueNetwork]):
         super().__init__(
             network,
             loss,
-            optimization=config.optimization,
-            settings={
-                **to_json(config),
-                "data": self.flat_facts,
-                "weights": checksum(networks.denoiser, networks.normalizer),
-            },
+            config=config,
+            planner=(valued, networks),
+            data=value_data_facts(flat),
             output=output,
             processes=processes,
         )
-        networks.value = self.value
 
     @property
     def value(self) -> ValueNetwork:
@@ -169,39 +153,11 @@ class ValueTrainer(TrainingRun[ValueNetwork]):
             raise ConfigError("The averaged copy is not a value network.")
         return average
 
-    def write_planner(self) -> None:
-        """Write the planner with the averaged value network."""
-        trained = {
-            "training": to_json(self.config),
-            "data": self.flat_facts,
-            "steps": self.step,
-            "processes": self.processes.num_processes,
-        }
-        write_planner(
-            self.output,
-            self.policy_config,
-            self.planner_networks,
-            provenance={"value": trained},
-        )
-
 
 def value_data_facts(flat: FlatDataset) -> dict[str, int]:
     """Return what tells a dataset from another one, rewards included."""
     rewards = zlib.crc32(np.ascontiguousarray(flat.fields["reward"]).data)
     return {**data_facts(flat), "rewards": rewards}
-
-
-def check_spaces(
-    planner: PolicyConfig, flat: FlatDataset, featurizer: Featurizer
-) -> None:
-    """Refuse data whose observations or actions are not the planner's."""
-    derived = planner.window.features is not None
-    given, expected = space_spec(flat, featurizer if derived else None), planner.spaces
-    if given != expected:
-        raise SpaceMismatchError(
-            f"The planner was trained in the spaces {expected}, and {flat!r} was "
-            f"recorded in {given}. Use data of the planner's environment."
-        )
 
 
 def _scale(returns: np.ndarray, flat: FlatDataset) -> tuple[float, float]:
@@ -214,13 +170,3 @@ def _scale(returns: np.ndarray, flat: FlatDataset) -> tuple[float, float]:
             f"another, and there is no value to learn."
         )
     return mean, std
-
-
-def checksum(*modules: nn.Module) -> int:
-    """Return a checksum of weights, which tells a planner from another one."""
-    checksum = 0
-    for module in modules:
-        for tensor in module.state_dict().values():
-            array = np.ascontiguousarray(tensor.detach().cpu().numpy())
-            checksum = zlib.crc32(array.data, checksum)
-    return checksum
