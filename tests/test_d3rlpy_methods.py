@@ -102,7 +102,8 @@ def configured(
             {
                 "n_action_samples": 10,
                 "conservative_weight": 5.0,
-                "alpha_learning_rate": 0.0,
+                "alpha_learning_rate": 3e-4,
+                "alpha_threshold": 10.0,
                 "actor_learning_rate": 1e-4,
                 "critic_learning_rate": 3e-4,
             },

@@ -4,7 +4,7 @@
 |---|---|---|
 | bc | | mean squared error, Adam 1e-3 |
 | bcq | Fujimoto et al. 2019 | 10 action samples, flexibility 0.05, λ 0.75, Adam 1e-3 |
-| cql | Kumar et al. 2020 | 10 action samples, α 5, actor 1e-4, critic 3e-4 |
+| cql | Kumar et al. 2020 | Lagrangian: gap 10, 3e-4; actor 1e-4, critic 3e-4 |
 | iql | Kostrikov et al. 2022 | expectile 0.7, temperature 3, Adam 3e-4 |
 | td3-bc | Fujimoto & Gu 2021 | α 2.5, Adam 3e-4, delay 2 |
 | awac | Nair et al. 2020 | λ 1, Adam 3e-4 |
@@ -101,14 +101,14 @@ def cql(
     goal_discount: float = 0.99,
     num_action_samples: int = 10,
     conservative_weight: float = 5.0,
-    conservative_learning_rate: float = 0.0,
+    conservative_learning_rate: float = 3e-4,
     conservative_gap: float = 10.0,
 ) -> D3rlpyPolicy:
     """Learn values that are low where there are no data.
 
-    The weight of that is fixed, as in the paper for locomotion; with a learning rate
-    it is the paper's Lagrangian, which lowers the weight while values elsewhere are by
-    more than the gap below those of the data.
+    How strongly is for the paper's Lagrangian, which lowers the weight while values
+    elsewhere are by less than the gap above those of the data. With a fixed weight
+    (no learning rate) values fall without end on data as narrow as demonstrations.
     """
     config = _algos().CQLConfig(
         batch_size=batch_size,
