@@ -86,17 +86,17 @@ def _differences(study: Study, folder: Path) -> tuple[Block, ...]:
     blocks: list[Table | Picture | None] = []
     for group, rows in groups_of(study):
         blocks.append(difference_table(study, rows))
-        blocks.append(figures.difference_picture(study, group, rows, folder))
+        blocks.append(figures.picture(figures.DIFFERENCES, study, group, rows, folder))
     return tuple(_known(blocks))
 
 
 def _figures(study: Study, folder: Path) -> tuple[Block, ...]:
-    kinds = (figures.score_picture, figures.curve_picture, figures.episode_picture)
+    kinds = (figures.SCORES, figures.CURVES, figures.EPISODES)
     return tuple(
         _known(
-            draw(study, group, rows, folder)
+            figures.picture(kind, study, group, rows, folder)
             for group, rows in groups_of(study)
-            for draw in kinds
+            for kind in kinds
         )
     )
 

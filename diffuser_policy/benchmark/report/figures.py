@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,142 +37,68 @@ COLORS = 128  # of a picture's palette: half the size, no visible change
 Draw = Callable[["Axes", Study, Row], bool]
 
 
-def score_picture(
-    study: Study, group: BlockGroup, rows: Sequence[Row], folder: Path
+@dataclass(frozen=True)
+class Kind:
+    """A kind of figure.
+
+    Attributes:
+        name: In names of files.
+        title: Behind the subject of the problems.
+        shows: What a panel shows, for those who do not see it.
+        draw: Draws a problem; false where there is nothing to draw.
+        note: Below the figure.
+        height: Of a panel, in inches; by default it grows with the methods.
+    """
+
+    name: str
+    title: str
+    shows: str
+    draw: Draw
+    note: str
+    height: float | None = None
+
+
+def picture(
+    kind: Kind, study: Study, group: BlockGroup, rows: Sequence[Row], folder: Path
 ) -> Picture | None:
-    """Draw the mean score of every method with its interval.
+    """Draw one panel per problem.
 
     Args:
+        kind: Of figure.
         study: The benchmark.
         group: That the problems are of.
-        rows: Problems.
+        rows: Problems; those without anything to draw are left out.
         folder: For the pictures.
+
+    Returns:
+        None where no problem has anything to draw.
 
     Raises:
         MissingExtraError: Matplotlib is not installed.
     """
-    panels = _panels("scores", study, rows, folder, _draw_scores)
-    return _picture(
-        f"{group.subject}: scores",
-        panels,
-        ("Means with 95 % intervals, the same as in the table.",),
-        run_command(study, rows, study.methods_of(rows)),
-    )
-
-
-def episode_picture(
-    study: Study, group: BlockGroup, rows: Sequence[Row], folder: Path
-) -> Picture | None:
-    """Draw the score of every single episode.
-
-    Args:
-        study: The benchmark.
-        group: That the problems are of.
-        rows: Problems.
-        folder: For the pictures.
-
-    Raises:
-        MissingExtraError: Matplotlib is not installed.
-    """
-    panels = _panels("episodes", study, rows, folder, _draw_episodes)
-    return _picture(
-        f"{group.subject}: every episode",
-        panels,
-        (
-            (
-                "One mark an episode, spread in height, and where there are few "
-                "different scores also in width, to be seen; crosses are episodes "
-                "without success. The line is the mean."
-            ),
-        ),
-        run_command(study, rows, study.methods_of(rows)),
-    )
-
-
-def curve_picture(
-    study: Study, group: BlockGroup, rows: Sequence[Row], folder: Path
-) -> Picture | None:
-    """Draw the learning curves; none where nothing was trained.
-
-    Args:
-        study: The benchmark.
-        group: That the problems are of.
-        rows: Problems.
-        folder: For the pictures.
-
-    Raises:
-        MissingExtraError: Matplotlib is not installed.
-    """
-    panels = _panels("curves", study, rows, folder, _draw_curves)
-    return _picture(
-        f"{group.subject}: learning curves",
-        panels,
-        (
-            (
-                "Evaluations during training, on episodes of their own. Band: with one "
-                "training seed the 95 % interval over these episodes, with several "
-                "from the lowest to the highest of their means. Dashed: the final "
-                "score of methods that are not trained here."
-            ),
-        ),
-        run_command(study, rows, study.methods_of(rows)),
-    )
-
-
-def difference_picture(
-    study: Study, group: BlockGroup, rows: Sequence[Row], folder: Path
-) -> Picture | None:
-    """Draw Diffuser minus every other method; none where it takes no part.
-
-    Args:
-        study: The benchmark.
-        group: That the problems are of.
-        rows: Problems.
-        folder: For the pictures.
-
-    Raises:
-        MissingExtraError: Matplotlib is not installed.
-    """
-    panels = _panels("differences", study, rows, folder, _draw_differences)
-    return _picture(
-        f"{group.subject}: differences",
-        panels,
-        (
-            (
-                "Mean difference on the same episodes with its 95 % interval; right of "
-                f"0, {study.label(PLANNER)} is better."
-            ),
-        ),
-        run_command(study, rows, study.methods_of(rows)),
-    )
-
-
-def _picture(
-    title: str, panels: tuple[Panel, ...], notes: tuple[str, ...], command: str
-) -> Picture | None:
+    drawn = (_panel(kind, study, row, folder) for row in rows)
+    panels = tuple(panel for panel in drawn if panel is not None)
     if not panels:
         return None
-    return Picture(title=title, panels=panels, notes=notes, command=command)
+    return Picture(
+        title=f"{group.subject}: {kind.title}",
+        panels=panels,
+        notes=(kind.note.format(planner=study.label(PLANNER)),),
+        command=run_command(study, rows, study.methods_of(rows)),
+    )
 
 
-def _panels(
-    kind: str, study: Study, rows: Sequence[Row], folder: Path, draw: Draw
-) -> tuple[Panel, ...]:
-    """Draw and write one panel per problem; those without anything are left out."""
+def _panel(kind: Kind, study: Study, row: Row, folder: Path) -> Panel | None:
     figures = require_extra("matplotlib.figure", "plot")
-    found = []
-    for row in rows:
-        count = len(study.methods_of([row]))
-        height = 3.5 if kind == "curves" else 1.0 + 0.32 * count
-        figure = figures.Figure((WIDTH, height), layout="constrained")
-        ax = figure.subplots()
-        if not draw(ax, study, row):
-            continue
-        ax.set_title(row.title, fontsize=11, color=INK, loc="left", weight="bold")
-        path = folder / f"{kind}-{row.name}.png"
-        save_png(figure, path)
-        found.append(Panel(path, _described(kind, study, row)))
-    return tuple(found)
+    height = kind.height or 1.0 + 0.32 * len(study.methods_of([row]))
+    figure = figures.Figure((WIDTH, height), layout="constrained")
+    ax = figure.subplots()
+    if not kind.draw(ax, study, row):
+        return None
+    ax.set_title(row.title, fontsize=11, color=INK, loc="left", weight="bold")
+    path = folder / f"{kind.name}-{row.name}.png"
+    save_png(figure, path)
+    return Panel(path, _described(kind, study, row))
 
 
 def save_png(figure: Figure, path: Path) -> None:
@@ -192,19 +119,14 @@ def save_png(figure: Figure, path: Path) -> None:
         reduced.save(partial, format="PNG", optimize=True)
 
 
-def _described(kind: str, study: Study, row: Row) -> str:
+def _described(kind: Kind, study: Study, row: Row) -> str:
     """Return in words what a panel shows."""
-    names = {
-        "scores": "Mean scores",
-        "episodes": "Scores of all episodes",
-        "curves": "Learning curves",
-        "differences": f"Differences between {study.label(PLANNER)} and others",
-    }
+    shows = kind.shows.format(planner=study.label(PLANNER))
     means = [
         f"{study.label(entry.method)} {number(entry.score.mean)}"
         for entry in _entries(study, row)
     ]
-    return f"{names[kind]} on {row.title}. Means: {', '.join(means)}."
+    return f"{shows} on {row.title}. Means: {', '.join(means)}."
 
 
 def _entries(study: Study, row: Row) -> list[Entry]:
@@ -342,3 +264,40 @@ def _tidy(ax: Axes) -> None:
     ax.spines[["top", "right"]].set_visible(False)
     ax.spines[["left", "bottom"]].set_color("#9aa3b5")
     ax.tick_params(colors=INK, labelsize=9.5, length=3)
+
+
+SCORES = Kind(
+    "scores",
+    "scores",
+    "Mean scores",
+    _draw_scores,
+    "Means with 95 % intervals, the same as in the table.",
+)
+EPISODES = Kind(
+    "episodes",
+    "every episode",
+    "Scores of all episodes",
+    _draw_episodes,
+    "One mark an episode, spread in height, and where there are few different scores "
+    "also in width, to be seen; crosses are episodes without success. The line is the "
+    "mean.",
+)
+CURVES = Kind(
+    "curves",
+    "learning curves",
+    "Learning curves",
+    _draw_curves,
+    "Evaluations during training, on episodes of their own. Band: with one training "
+    "seed the 95 % interval over these episodes, with several from the lowest to the "
+    "highest of their means. Dashed: the final score of methods that are not trained "
+    "here.",
+    height=3.5,
+)
+DIFFERENCES = Kind(
+    "differences",
+    "differences",
+    "Differences between {planner} and others",
+    _draw_differences,
+    "Mean difference on the same episodes with its 95 % interval; right of 0, "
+    "{planner} is better.",
+)
