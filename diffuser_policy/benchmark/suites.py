@@ -141,6 +141,8 @@ class Suite:
 
 # Ten actions are drawn for each of 256 rows: networks of 256 take hours on a CPU.
 NARROW = {"width": 128}
+# With its paper's rate of 1e-3 its critic diverges on these data.
+BCQ = {**NARROW, "learning_rate": 3e-4}
 MAZE_NOTE = (
     "Scores are D4RL's: every env step inside the goal disc pays 1; 0 is what a random "
     "policy earns, 100 D4RL's own controller."
@@ -164,7 +166,7 @@ def _mazes() -> Suite:
     methods: dict[str, Mapping[str, Any]] = {
         "diffuser": planners,
         "bc": {},
-        "bcq": NARROW,
+        "bcq": BCQ,
         "cql": NARROW,
         "iql": {},
         "td3-bc": {},
@@ -201,8 +203,7 @@ def _kuka() -> Suite:
         problems=tuple(problems),
         methods={
             "diffuser": {"planner": "kuka-stack"},
-            # With its paper's rate of 1e-3 its critic diverges on these data.
-            "bcq": {**NARROW, "learning_rate": 3e-4},
+            "bcq": BCQ,
             "cql": NARROW,
             "bc": {},
             "demonstrator": {},
