@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from diffuser_policy.cli import EXIT_INTERRUPTED
 from diffuser_policy.cli.options import parse_assignments, shown_as
 from diffuser_policy.errors import ConfigError, UnknownNameError
 
@@ -36,7 +37,7 @@ for example:
   diffuser-policy benchmark run tiny
   diffuser-policy benchmark report runs/benchmark-tiny"""
 
-EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
+EXIT_FAILED = 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 import tyro
 
 from diffuser_policy.cli.options import shown_as
-from diffuser_policy.cli.runs import announcement, farewell
+from diffuser_policy.cli.runs import carry_out
 from diffuser_policy.config import CompanionTrainConfig
 from diffuser_policy.errors import ConfigError
 
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
     from diffuser_policy.training.companion import CompanionTrainer
 
 Trainer = TypeVar("Trainer", bound="CompanionTrainer[Any]")
-
-INTERRUPTED = 130  # what a shell reports for a command ended by Ctrl-C
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,15 +111,9 @@ def train_companion(
     processes = Processes.launched(settings.device)
     flat = load_flat(config.dataset, progress=processes.is_main)
     trainer = trainer_class(config, planner, flat, output, processes=processes)
-    if processes.is_main:
-        what = f"{settings.part.capitalize()} of {settings.planner}"
-        print(announcement(trainer, f"{what} on {config.dataset}"))
-    try:
-        trainer.run(save_interval=settings.save_interval)
-    except KeyboardInterrupt:
-        if processes.is_main:
-            print(farewell(output), file=sys.stderr)
-        return INTERRUPTED
-    if processes.is_main:
-        print(f"Trained: {output}\n{result(trainer)}")
-    return 0
+    return carry_out(
+        trainer,
+        f"{settings.part.capitalize()} of {settings.planner} on {config.dataset}",
+        result(trainer),
+        save_interval=settings.save_interval,
+    )

@@ -1,12 +1,41 @@
-"""What the subcommands that train say of a run."""
+"""What the subcommands that train share: they run it, and say what became of it."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffuser_policy.cli import EXIT_INTERRUPTED, EXIT_OK
+
 if TYPE_CHECKING:
     from diffuser_policy.training.trainer import TrainingRun
+
+
+def carry_out(
+    run: TrainingRun[Any], what: str, result: str, *, save_interval: int, **options: Any
+) -> int:
+    """Train to the end, or until Ctrl-C.
+
+    Args:
+        run: Restored, if it had begun before.
+        what: Is trained on what.
+        result: Said of a run that came to its end.
+        save_interval: Gradient steps between checkpoints.
+        options: More of `TrainingRun.run`.
+
+    Returns:
+        The exit status.
+    """
+    say = print if run.processes.is_main else _nothing
+    say(announcement(run, what))
+    try:
+        run.run(save_interval=save_interval, **options)
+    except KeyboardInterrupt:
+        say(farewell(run.output), file=sys.stderr)
+        return EXIT_INTERRUPTED
+    say(f"Trained: {run.output}\n{result}")
+    return EXIT_OK
 
 
 def announcement(run: TrainingRun[Any], what: str) -> str:
@@ -34,3 +63,7 @@ def farewell(output: Path) -> str:
         return "Stopped before anything was saved."
     step = int(saved[-1].name.rpartition("-")[2])
     return f"Stopped; gradient step {step:,} is saved. The same command goes on there."
+
+
+def _nothing(*_: object, **__: object) -> None:
+    """Say nothing: another process does the talking."""

@@ -5,16 +5,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
 
 from diffuser_policy.cli.options import shown_as
-from diffuser_policy.cli.runs import announcement, farewell
+from diffuser_policy.cli.runs import carry_out
 from diffuser_policy.config import (
     ExecutionConfig,
     NetworkConfig,
@@ -26,11 +25,6 @@ from diffuser_policy.config import (
 )
 from diffuser_policy.errors import ConfigError, require_extra
 from diffuser_policy.training.presets import PRESETS, preset
-
-if TYPE_CHECKING:
-    pass
-
-INTERRUPTED = 130  # what a shell reports for a command ended by Ctrl-C
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,23 +150,17 @@ def run(settings: TrainSettings) -> int:
     config, output = settings.config(), settings.folder()
     log = _tensorboard(output) if settings.tensorboard else None
     processes = Processes.launched(settings.device)
-    say = print if processes.is_main else _nothing
     flat = load_flat(config.dataset, progress=processes.is_main)
     trainer = Trainer(config, flat, output, device=settings.device, processes=processes)
     # What would be saved has to work: find out now, not when training is over.
     DiffuserPolicy(trainer.policy_config, trainer.planner_networks)
-    say(
-        announcement(
-            trainer, f"{settings.preset or 'A planner'} on {trainer.config.dataset}"
-        )
+    return carry_out(
+        trainer,
+        f"{settings.preset or 'A planner'} on {trainer.config.dataset}",
+        f"Next: diffuser-policy evaluate {output}",
+        save_interval=settings.save_interval,
+        on_metrics=log,
     )
-    try:
-        trainer.run(save_interval=settings.save_interval, on_metrics=log)
-    except KeyboardInterrupt:
-        say(farewell(output), file=sys.stderr)
-        return INTERRUPTED
-    say(f"Trained: {output}\nNext: diffuser-policy evaluate {output}")
-    return 0
 
 
 def _tensorboard(output: Path) -> Callable[[int, dict[str, float]], None]:
@@ -193,7 +181,3 @@ def _tensorboard(output: Path) -> Callable[[int, dict[str, float]], None]:
         writer().flush()
 
     return log
-
-
-def _nothing(*_: object, **__: object) -> None:
-    """Say nothing: another process does the talking."""
