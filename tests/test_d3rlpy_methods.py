@@ -101,10 +101,10 @@ def configured(
             "cql",
             {
                 "n_action_samples": 10,
-                "conservative_weight": 5.0,
+                "conservative_weight": 10.0,
                 "alpha_learning_rate": 3e-4,
-                "alpha_threshold": 10.0,
-                "actor_learning_rate": 1e-4,
+                "alpha_threshold": 5.0,
+                "actor_learning_rate": 3e-5,
                 "critic_learning_rate": 3e-4,
             },
         ),

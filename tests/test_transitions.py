@@ -131,14 +131,42 @@ def test_actions_survive_the_codec(targets: list[int]) -> None:
 
 def test_targets_are_learned_relative_to_their_column() -> None:
     observations = np.linspace(-3, 3, 50, dtype=np.float32)[:, None].repeat(2, 1)
-    actions = np.clip(observations[:, :1] + 0.01, -1, 1)  # a little further each time
+    steps = np.tile([[0.01], [0.03]], (25, 1)).astype(np.float32)
+    actions = np.clip(observations[:, :1] + steps, -1, 1)  # a little further each time
     near = np.abs(observations[:, 0]) < 0.9
     env = LineEnv(goals="none", targets=[0])
     codec = Codec.fit(env, observations[near], actions[near])
-    encoded = codec.encode(actions[near], observations[near])
-    assert np.ptp(encoded) < 0.5  # the same move everywhere
+    encoded = codec.encode(actions[near], observations[near])[:, 0]
+    expected = np.where(steps[near, 0] > 0.02, 1, -1) / 1.02  # the same two everywhere
+    np.testing.assert_allclose(encoded, expected, atol=1e-4)
     far = np.array([[2.0, 0.0]], np.float32)
     assert codec.decode(np.zeros((1, 1), np.float32), far) == 1  # inside of the space
+
+
+@pytest.mark.parametrize("targets", [[-1, -1, -1], [0, 0, -1]])
+def test_actions_that_never_change_are_for_the_environment_alone(
+    targets: list[int],
+) -> None:
+    rng = np.random.default_rng(RNG_SEED)
+    observations = rng.uniform(-0.3, 0.3, (200, 2)).astype(np.float32)
+    env = LineEnv(goals="none", targets=targets)
+    env.action_space = gymnasium.spaces.Box(-1, 1, (3,), np.float32)
+    actions = np.where(np.array(targets) >= 0, observations[:, :1], 0.4)
+    actions[:, 0] += rng.uniform(-0.2, 0.2, 200)
+    codec = Codec.fit(env, observations, actions.astype(np.float32))
+    assert codec.columns == (0,)
+    assert codec.num_actions == 1
+    encoded = codec.encode(actions, observations)
+    assert encoded.shape == (200, 1)
+    np.testing.assert_allclose(codec.decode(encoded, observations), actions, atol=1e-6)
+    other = codec.decode(np.zeros((200, 1), np.float32), observations)
+    np.testing.assert_allclose(other[:, 1:], actions[:, 1:], atol=1e-6)
+
+
+def test_data_in_which_nothing_is_done_are_refused() -> None:
+    observations, actions = _pairs(line_data())
+    with pytest.raises(DatasetError, match="never change"):
+        Codec.fit(LineEnv(goals="none"), observations, np.full_like(actions, 0.5))
 
 
 def test_inputs_have_no_mean_and_unit_spread() -> None:

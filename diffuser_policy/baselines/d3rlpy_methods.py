@@ -4,17 +4,18 @@
 |---|---|---|
 | bc | | mean squared error, Adam 1e-3 |
 | bcq | Fujimoto et al. 2019 | 10 action samples, flexibility 0.05, λ 0.75, Adam 1e-3 |
-| cql | Kumar et al. 2020 | Lagrangian: gap 10, 3e-4; actor 1e-4, critic 3e-4 |
+| cql | Kumar et al. 2020 | Lagrangian: gap 5; weight 10, actor 3e-5, critic 3e-4 |
 | iql | Kostrikov et al. 2022 | expectile 0.7, temperature 3, Adam 3e-4 |
 | td3-bc | Fujimoto & Gu 2021 | α 2.5, Adam 3e-4, delay 2 |
 | awac | Nair et al. 2020 | λ 1, Adam 3e-4 |
 | rebrac | Tarasov et al. 2023 | β 0.01 twice, layer norm in critics, Adam 1e-3 |
 
 All see normalized observations and have γ 0.99, batches of 256 and two hidden layers.
-d3rlpy's own defaults are batches of 100 for BCQ and of 1024 for AWAC and ReBRAC; BCQ's
-paper has networks of 400 and 300 units. ReBRAC's paper tunes β, layers and learning
-rates for every dataset; its authors' values for D4RL's maze2d are in
-`examples/benchmark_rebrac.toml`.
+d3rlpy's own defaults are batches of 100 for BCQ and of 1024 for AWAC and ReBRAC, and an
+actor's β of 0.001; BCQ's paper has networks of 400 and 300 units, and its authors' code
+compares 100 actions when it acts. CQL's values are those of CORL for D4RL's mazes.
+ReBRAC's paper tunes β, layers and learning rates for every dataset; its authors' values
+for D4RL's maze2d are in `examples/benchmark_rebrac.toml`.
 """
 
 from __future__ import annotations
@@ -95,14 +96,14 @@ def cql(
     *,
     width: int = 256,
     batch_size: int = 256,
-    actor_learning_rate: float = 1e-4,
+    actor_learning_rate: float = 3e-5,
     critic_learning_rate: float = 3e-4,
     discount: float = 0.99,
     goal_discount: float = 0.99,
     num_action_samples: int = 10,
-    conservative_weight: float = 5.0,
+    conservative_weight: float = 10.0,
     conservative_learning_rate: float = 3e-4,
-    conservative_gap: float = 10.0,
+    conservative_gap: float = 5.0,
 ) -> D3rlpyPolicy:
     """Learn values that are low where there are no data.
 

@@ -200,7 +200,7 @@ class TransformerPolicy:
         shape = (num_envs, self.context)
         return (
             np.zeros((*shape, len(self.codec.mean)), np.float32),
-            np.zeros((*shape, len(self.codec.low)), np.float32),
+            np.zeros((*shape, self.codec.num_actions), np.float32),
             np.zeros(shape, np.float32),
             np.zeros(num_envs, np.int64),
             np.full(num_envs, self.target, np.float64),

@@ -87,8 +87,8 @@ class Transitions(ABC):
 
     @property
     def num_actions(self) -> int:
-        """Numbers of an action."""
-        return self.flat.action_size
+        """Numbers of an action that networks see."""
+        return self.codec.num_actions
 
     def batch(self, rng: np.random.Generator, size: int) -> Batch:
         """Draw transitions, uniformly over the rows.

@@ -171,6 +171,7 @@ def _mazes() -> Suite:
         "iql": {},
         "td3-bc": {},
         "rebrac": {},
+        "awac": {},
         "demonstrator": {},
     }
     return Suite(
@@ -198,14 +199,15 @@ def _kuka() -> Suite:
         )
         for task, goals in tasks.items()
     ]
+    far = {"goal_discount": 0.997}  # a tower takes 250 steps
     return Suite(
         name="kuka",
         problems=tuple(problems),
         methods={
             "diffuser": {"planner": "kuka-stack"},
-            "bcq": BCQ,
-            "cql": NARROW,
-            "bc": {},
+            "bcq": {**BCQ, **far},
+            "cql": {**NARROW, **far},
+            "bc": far,
             "demonstrator": {},
         },
         num_steps=50_000,
