@@ -20,6 +20,7 @@ from diffuser_policy.benchmark.report.facts import (
     failure_table,
     open_table,
     outcome_table,
+    peak_table,
 )
 from diffuser_policy.benchmark.report.published import PUBLISHED, published_for
 from diffuser_policy.benchmark.report.study import Study
@@ -172,7 +173,7 @@ def test_the_summary_says_who_leads_and_whether_beyond_doubt(tmp_path: Path) -> 
     close = {"diffuser": [50.0, 90, 10, 70], "iql": [40.0, 95, 20, 80]}
     study = scored(tmp_path, close, LARGE)
     [bullets] = [block for block in summary(study) if isinstance(block, Bullets)]
-    paper, leads, doubt, _ = bullets.items
+    paper, leads, doubt, *_ = bullets.items
     assert "with disjoint 95 % intervals, on 1 of 2 problems (Maze2D-UMaze)" in paper
     assert "Not so on Multi2D-Large" in paper
     assert "leads on Maze2D-UMaze: its interval lies above" in leads
@@ -367,6 +368,25 @@ def test_a_curve_that_still_rises_is_called_so(
     [bullets] = [block for block in summary(study) if isinstance(block, Bullets)]
     said = "1 of 1 learning curve still rose" in bullets.items[-1]
     assert said == (kind == "rising")
+
+
+def test_the_highest_evaluation_is_told_apart_from_the_last(tmp_path: Path) -> None:
+    write_result(tmp_path, result_of(UMAZE, "diffuser"))
+    score = load_study(tmp_path).entries["maze2d-umaze", "diffuser"].score.mean
+    for method, peak in (("iql", score - 1), ("bc", score + 1)):
+        result = result_of(UMAZE, method)
+        for index, point in enumerate(result["curve"]):
+            point["score"]["mean"] = peak - abs(index - 3)
+        write_result(tmp_path, result)
+    study = load_study(tmp_path)
+    table = peak_table(study, study.rows)
+    assert table is not None
+    step = result["curve"][3]["step"]
+    assert texts(table, 0)["IQL"] == f"{score - 1:.1f} at {step:,}"
+    [bullets] = [block for block in summary(study) if isinstance(block, Bullets)]
+    [said] = [item for item in bullets.items if "highest evaluation" in item]
+    assert "below Diffuser's score in 1 of 2 learning curves" in said
+    assert f"not so: BC on Maze2D-UMaze, {score + 1:.1f}" in said
 
 
 def test_returns_are_compared_where_there_is_no_score(tmp_path: Path) -> None:

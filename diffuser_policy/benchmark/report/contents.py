@@ -104,7 +104,11 @@ def _figures(study: Study, folder: Path) -> tuple[Block, ...]:
 def _outcomes(study: Study) -> tuple[Block, ...]:
     blocks: list[Table | None] = []
     for _, rows in groups_of(study):
-        blocks += [facts.outcome_table(study, rows), facts.failure_table(study, rows)]
+        blocks += [
+            facts.outcome_table(study, rows),
+            facts.peak_table(study, rows),
+            facts.failure_table(study, rows),
+        ]
     return tuple(_known(blocks))
 
 

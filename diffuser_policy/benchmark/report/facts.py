@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from diffuser_policy.benchmark.report.curves import Curve, curve_of
 from diffuser_policy.benchmark.report.document import Cell, Table
 from diffuser_policy.benchmark.report.estimates import run_interval
 from diffuser_policy.benchmark.report.study import Entry, Row, Study, entries_of
@@ -78,6 +79,47 @@ def outcome_table(study: Study, rows: Sequence[Row]) -> Table:
         ),
         command=run_command(study, rows, study.methods_of(rows)),
     )
+
+
+def peak_table(study: Study, rows: Sequence[Row]) -> Table | None:
+    """Return the highest evaluation of each learning curve.
+
+    Args:
+        study: The benchmark.
+        rows: Problems.
+    """
+    curves = {
+        (row.name, entry.method): curve
+        for row in rows
+        for entry in entries_of(study, [row])
+        if (curve := curve_of(entry)) is not None
+    }
+    if not curves:
+        return None
+    methods = [m for m in study.methods_of(rows) if any(m == key[1] for key in curves)]
+    body = []
+    for row in rows:
+        found = [curves.get((row.name, method)) for method in methods]
+        cells = [UNKNOWN if curve is None else _peak(curve) for curve in found]
+        body.append((Cell(row.title), *map(Cell, cells)))
+    return Table(
+        title="The highest evaluation of each learning curve",
+        header=("problem", *map(study.label, methods)),
+        rows=tuple(body),
+        notes=(
+            (
+                "Mean over the few episodes of one evaluation during training, and its "
+                "gradient step. Chosen as the highest of its curve, it flatters: the "
+                "scores of this report are those of the last step."
+            ),
+        ),
+        command=run_command(study, rows, methods),
+    )
+
+
+def _peak(curve: Curve) -> str:
+    best = int(curve.mean.argmax())
+    return f"{number(float(curve.mean[best]))} at {number(float(curve.steps[best]), 0)}"
 
 
 def failure_table(study: Study, rows: Sequence[Row]) -> Table | None:

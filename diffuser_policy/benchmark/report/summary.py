@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from diffuser_policy.benchmark.report.curves import curve_of
 from diffuser_policy.benchmark.report.document import Block, Bullets, Paragraph, Remark
 from diffuser_policy.benchmark.report.estimates import disjoint
 from diffuser_policy.benchmark.report.study import (
@@ -16,7 +17,7 @@ from diffuser_policy.benchmark.report.study import (
     is_loaded,
 )
 from diffuser_policy.benchmark.report.tables import interval_notes
-from diffuser_policy.benchmark.report.wording import estimate, listed
+from diffuser_policy.benchmark.report.wording import estimate, listed, number
 from diffuser_policy.benchmark.results import CellResult, rise_of
 from diffuser_policy.plotting.drawing import counted
 
@@ -26,7 +27,7 @@ PAPER = ("bcq", "cql", "iql")  # what the paper compares with
 def summary(study: Study) -> list[Block]:
     """Return the blocks of a report's beginning."""
     blocks: list[Block] = [Paragraph(_scope(study)), *remarks(study)]
-    sentences = [*_paper(study), *_leaders(study), *_rising(study)]
+    sentences = [*_paper(study), *_leaders(study), *_peaks(study), *_rising(study)]
     blocks.append(Bullets(tuple(sentences)))
     notes = interval_notes(study, entries_of(study, study.rows))
     return [*blocks, *map(Paragraph, notes)]
@@ -190,6 +191,31 @@ def _leaders(study: Study) -> list[str]:
         for method, titles in clear.items()
     ]
     return [*sentences, *close]
+
+
+def _peaks(study: Study) -> list[str]:
+    """Say whether any learning curve was ever above Diffuser's score."""
+    above, below = [], 0
+    for row in study.rows:
+        ours = study.entry(row, PLANNER)
+        for method in study.methods_of([row]):
+            curve = curve_of(_entry(study, row, method))
+            if ours is None or curve is None or method == PLANNER:
+                continue
+            highest = float(curve.mean.max())
+            if highest < ours.score.mean:
+                below += 1
+            else:
+                named = f"{study.label(method)} on {row.title}, {number(highest)}"
+                above.append(named)
+    if not above and not below:
+        return []
+    planner = study.label(PLANNER)
+    text = (
+        f"The highest evaluation during training, which flatters, is below {planner}'s "
+        f"score in {below} of {counted(below + len(above), 'learning curve')}"
+    )
+    return [f"{text}; not so: {'; '.join(above)}." if above else f"{text}."]
 
 
 def _rising(study: Study) -> list[str]:
