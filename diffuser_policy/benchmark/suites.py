@@ -171,7 +171,6 @@ def _mazes() -> Suite:
         "iql": {},
         "td3-bc": {},
         "rebrac": {},
-        "awac": {},
         "demonstrator": {},
     }
     return Suite(
