@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from diffuser_policy.benchmark.report.document import Table
+
 MAZES = [
     f"diffuser_envs/{kind}-{size}-v1"
     for kind in ("Maze2D", "Multi2D")
@@ -233,3 +235,10 @@ def write_benchmark(
                 )
                 write_result(folder, result)
     return folder
+
+
+def texts(table: Table | None, row: int) -> dict[str, str]:
+    """Return the first lines of a row by column."""
+    assert table is not None
+    cells = [cell.text for cell in table.rows[row]]
+    return dict(zip(table.header, cells, strict=True))

@@ -85,6 +85,7 @@ class ClassifierTrainer(CompanionTrainer[StateClassifier]):
     """Trains a classifier and writes it to a folder, with the planner it is for."""
 
     part = "classifier"
+    config: ClassifierTrainConfig
 
     def __init__(
         self,

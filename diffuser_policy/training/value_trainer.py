@@ -91,6 +91,7 @@ class ValueTrainer(CompanionTrainer[ValueNetwork]):
     """Trains a value network and writes it to a folder, with the planner it values."""
 
     part = "value"
+    config: ValueTrainConfig
 
     def __init__(
         self,
