@@ -37,7 +37,8 @@ class CompanionSettings:
     dataset: Annotated[str | None, shown_as("ID")] = None
     """Minari dataset (default: the one that the planner is from)."""
     output: Annotated[Path | None, shown_as("FOLDER")] = None
-    """Where planner, network and checkpoints go (default: in runs/, by their names)."""
+    """Where planner, network and checkpoints go (default: runs/PLANNER-value, or
+    -classifier)."""
     device: str = "auto"
     """Where to compute: cpu, cuda, or a GPU if there is one."""
     save_interval: int = 1000
