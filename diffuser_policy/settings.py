@@ -68,14 +68,23 @@ def from_json(cls: type[T], data: Mapping[str, Any]) -> T:
 
     Raises:
         UnknownNameError: A setting that the dataclass does not have.
-        ConfigError: A setting of the wrong type.
+        ConfigError: A setting of the wrong type, or one without a default is missing.
     """
     hints = typing.get_type_hints(cls)
-    names = {item.name for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name in data:
-        if name not in names:
-            raise UnknownNameError(f"setting of {cls.__name__}", name, names)
+        if name not in fields:
+            raise UnknownNameError(f"setting of {cls.__name__}", name, fields)
+    missing = [name for name in fields if name not in data and _is_needed(fields[name])]
+    if missing:
+        given = ", ".join(data) or "nothing"
+        raise ConfigError(f"{cls.__name__} needs {', '.join(missing)}; got {given}.")
     return cls(**{k: _value(k, hints[k], value) for k, value in data.items()})
+
+
+def _is_needed(field: dataclasses.Field[Any]) -> bool:
+    """Return whether a field has no default."""
+    return field.default is field.default_factory is dataclasses.MISSING
 
 
 def _value(name: str, hint: Any, value: Any) -> Any:
@@ -86,10 +95,16 @@ def _value(name: str, hint: Any, value: Any) -> Any:
             return None
         [hint] = [option for option in arguments if option is not type(None)]
         return _value(name, hint, value)
+    if hint is Any:
+        return value
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return from_json(hint, value)
+        return from_json(hint, _of_kind(name, value, Mapping, "a table"))
+    if origin is Mapping:
+        items = _of_kind(name, value, Mapping, "a table").items()
+        return {k: _value(f"{name}.{k}", arguments[1], item) for k, item in items}
     if origin is tuple:
-        return tuple(_value(name, arguments[0], item) for item in value)
+        items = _of_kind(name, value, (list, tuple), "a list")
+        return tuple(_value(name, arguments[0], item) for item in items)
     if origin is Literal:
         if value not in arguments:
             raise UnknownNameError(f"value of {name}", str(value), map(str, arguments))
@@ -98,3 +113,9 @@ def _value(name: str, hint: Any, value: Any) -> Any:
     if not isinstance(value, kind) or isinstance(value, bool) != (hint is bool):
         raise ConfigError(f"{name} must be of type {hint.__name__}, got {value!r}.")
     return hint(value)
+
+
+def _of_kind(name: str, value: Any, kind: Any, called: str) -> Any:
+    if not isinstance(value, kind):
+        raise ConfigError(f"{name} must be {called}, got {value!r}.")
+    return value

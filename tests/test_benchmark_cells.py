@@ -185,11 +185,32 @@ def test_other_settings_in_the_same_folder_are_refused(
     methods: Path, tmp_path: Path
 ) -> None:
     files = prepared(tmp_path, make_cell(f"{methods}:right"))
+    (files.work / "checkpoint").mkdir(parents=True)
     before = (files.path / "cell.json").read_bytes()
     other = make_cell(f"{methods}:right", settings={"push": 0.5}, num_steps=7)
     with pytest.raises(ConfigError, match=r"num_steps: None → 7.*push: None → 0.5"):
         CellFolder(tmp_path, other.id).prepare(other)
     assert (files.path / "cell.json").read_bytes() == before
+
+
+def test_settings_can_be_corrected_before_anything_was_done(tmp_path: Path) -> None:
+    files = prepared(tmp_path, make_cell("bc", settings={"width": 0}))
+    files.write("error", {"type": "ConfigError", "message": "width must be positive"})
+    right = make_cell("bc", settings={"width": 8})
+    files.prepare(right)
+    assert files.cell() == right
+
+
+def test_results_of_code_that_was_edited_are_refused(
+    methods: Path, tmp_path: Path
+) -> None:
+    cell = make_cell(f"{methods}:right")
+    files = prepared(tmp_path, cell)
+    files.write("curve", [])
+    files.prepare(cell)
+    methods.write_text(methods.read_text() + "\n# changed\n")
+    with pytest.raises(ConfigError, match=r"code: \w+ → \w+.*begin the cell anew"):
+        files.prepare(cell)
 
 
 def test_a_cell_survives_json() -> None:
@@ -251,6 +272,7 @@ def test_a_default_that_changed_is_noticed(tmp_path: Path) -> None:
     cell = make_cell("right")
     files = CellFolder(tmp_path, cell.id)
     files.prepare(cell, {"push": 0.1})
+    files.write("curve", [])
     files.prepare(cell, {"push": 0.1})
     with pytest.raises(ConfigError, match=r"push: 0.1 → 0.9"):
         files.prepare(cell, {"push": 0.9})

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from diffuser_policy.benchmark import Problem, Training, register_method
 from diffuser_policy.benchmark.methods import (
+    check_reachable,
     find_method,
     label,
     method_names,
     short_name,
 )
-from diffuser_policy.benchmark.suites import SUITES, Suite, load_suite
+from diffuser_policy.benchmark.suites import SUITES, Suite, load_suite, suite_from
 from diffuser_policy.errors import ConfigError, MissingExtraError, UnknownNameError
 
 PROBLEM = Problem(env="diffuser_envs/Multi2D-UMaze-v1", dataset="x/y-v0")
@@ -154,6 +156,13 @@ def test_a_suite_is_read_from_toml(tmp_path: Path) -> None:
         ('goals = "hindsight"', 'goals = "foresight"', "foresight"),
         ("[methods.iql]", "[methods", "cannot be read"),
         ("episodes = 3", "episodes = 0", "episodes must be positive"),
+        ("episodes = 3", 'episodes = "3"', "episodes must be of type int"),
+        ("num_steps = 10", 'num_steps = "many"', "num_steps must be of type int"),
+        ("seeds = [0, 1]", 'seeds = "01"', "seeds must be a list"),
+        ("seeds = [0, 1]", "seeds = [0.5]", "seeds must be of type int"),
+        ('methods = ["iql"]', 'methods = "iql"', "must be a list"),
+        ("[methods.demonstrator]", "[methods]\nbc = 3", "methods.bc must be a table"),
+        ('env = "diffuser_envs/Maze2D-UMaze-v1"', "", "Problem needs env"),
     ],
 )
 def test_bad_suites_are_explained(
@@ -164,6 +173,11 @@ def test_bad_suites_are_explained(
     path.write_text(SUITE.replace(before, after))
     with pytest.raises((ConfigError, UnknownNameError), match=message):
         load_suite(path)
+
+
+def test_problems_are_a_list_of_tables() -> None:
+    with pytest.raises(ConfigError, match="problems are tables"):
+        suite_from({"problems": {"env": "a"}, "methods": {"bc": {}}}, name="mine")
 
 
 def test_seeds_and_problems_are_checked() -> None:
@@ -193,3 +207,61 @@ def test_two_problems_of_one_name_are_refused() -> None:
     other = Problem(env="other/Multi2D-UMaze-v3", dataset="x/y-v0")
     with pytest.raises(ConfigError, match="same name"):
         Suite(name="twice", problems=(PROBLEM, other), methods={})
+
+
+def test_a_method_that_cells_would_not_find_is_refused() -> None:
+    @register_method("test-mine", needs_dataset=False)
+    def mine(training: Training) -> Any:
+        return training
+
+    with pytest.raises(ConfigError, match=r"'test_benchmark_methods\.py:mine'"):
+        check_reachable("test-mine")
+    check_reachable("bc")
+    check_reachable(f"{Path(__file__)}:mine")  # whether it is there, is asked later
+
+
+@pytest.mark.parametrize(
+    ("given", "fits"),
+    [
+        ({"width": "a"}, False),
+        ({"width": 0.5}, False),
+        ({"width": True}, False),
+        ({"learning_rate": "fast"}, False),
+        ({"width": 64, "learning_rate": 1}, True),
+    ],
+)
+def test_settings_are_of_the_type_of_their_default(
+    given: dict[str, Any], fits: bool
+) -> None:
+    method = find_method("bc")
+    if fits:
+        assert method.settings(given).items() >= given.items()
+        return
+    [name] = given
+    with pytest.raises(ConfigError, match=f"setting {name} of the method 'bc' must be"):
+        method.settings(given)
+
+
+@pytest.mark.parametrize(
+    ("settings", "refusal"),
+    [
+        ({}, "either planner"),
+        ({"planner": "multi2d-umaze", "preset": "multi2d-umaze"}, "either planner"),
+        ({"planner": "multi2d-large"}, "was trained on 'diffuser/multi2d-large-v1'"),
+        ({"planner": "multi2d-umaze"}, None),
+        ({"preset": "multi2d-umaze"}, None),
+    ],
+)
+def test_diffuser_needs_one_planner_of_the_same_data(
+    settings: dict[str, Any], refusal: str | None
+) -> None:
+    problem = Problem(
+        env="diffuser_envs/Multi2D-UMaze-v1",
+        dataset="diffuser/multi2d-umaze-v1",
+        goals="hindsight",
+    )
+    if refusal is None:
+        find_method("diffuser").check(problem, settings)
+        return
+    with pytest.raises(ConfigError, match=refusal):
+        find_method("diffuser").check(problem, settings)

@@ -11,7 +11,7 @@ from diffuser_policy.benchmark.report import load_study
 from diffuser_policy.benchmark.report.document import Bullets
 from diffuser_policy.benchmark.report.facts import cell_table, peak_table
 from diffuser_policy.benchmark.report.summary import summary
-from diffuser_policy.benchmark.results import rise_of
+from diffuser_policy.benchmark.results import Rise, rise_of
 from tests.benchmark_report_helpers import MAZES, result_of, texts, write_result
 
 UMAZE = MAZES[0]
@@ -31,13 +31,28 @@ def test_a_curve_that_still_rises_is_called_so(
     study = load_study(tmp_path)
     found = rise_of(study.results[0].curve)
     assert found is not None
-    assert found[0] == pytest.approx(
+    assert found.mean == pytest.approx(
         3 * step + noise[7:].mean() - noise[4:7].mean(), abs=1e-9
     )
     assert texts(cell_table(study), 0)["curve in the end"].startswith(f"{kind}: ")
     [bullets] = [block for block in summary(study) if isinstance(block, Bullets)]
     said = "1 of 1 learning curve still rose" in bullets.items[-1]
     assert said == (kind == "rising")
+
+
+def test_episodes_of_a_curve_are_compared_with_themselves() -> None:
+    """One episode is worth ten times another: a rise of all of them is still one."""
+    rng = np.random.default_rng(1)
+    hardness, noise = rng.normal(size=20) * 100, rng.normal(size=(6, 20))
+    points = [hardness + 5 * (index > 2) + noise[index] for index in range(6)]
+    rise = rise_of([{"values": values.tolist()} for values in points])
+    assert rise is not None
+    assert rise.kind == "rising"
+    assert rise.error == pytest.approx(np.sqrt(2 / 3 / 20), rel=0.5)
+    steady = [{"values": (hardness + noise[0]).tolist()}] * 6
+    assert rise_of(steady) == Rise(0.0, 0.0)
+    assert rise_of(steady[:5]) is None
+    assert rise_of([*steady[:5], {"values": [1.0, 2.0]}]) is None
 
 
 def test_the_highest_evaluation_is_told_apart_from_the_last(tmp_path: Path) -> None:

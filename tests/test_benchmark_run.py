@@ -14,7 +14,7 @@ import pytest
 
 from diffuser_policy.benchmark.cells import CellFolder
 from diffuser_policy.benchmark.preflight import all_settings
-from diffuser_policy.benchmark.runner import write_suite as write_suite_file
+from diffuser_policy.benchmark.suite_file import write_suite as write_suite_file
 from diffuser_policy.benchmark.suites import load_suite
 from diffuser_policy.cli import main
 from tests.benchmark_helpers import is_alive, results, start, steps, until, write_suite

@@ -7,11 +7,9 @@ import numpy as np
 import pytest
 
 from diffuser_policy.baselines.codec import Codec
-from diffuser_policy.baselines.transitions import (
-    Hindsight,
-    SingleTask,
-    task_rewards,
-)
+from diffuser_policy.baselines.transitions import Hindsight, SingleTask
+from diffuser_policy.benchmark.problem import Goals, Problem
+from diffuser_policy.benchmark.task import check_task, task_rewards
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.errors import ConfigError, DatasetError
 from tests.baseline_helpers import RADIUS, LineEnv, line_data
@@ -107,7 +105,7 @@ def test_hindsight_needs_an_environment_with_goals() -> None:
 
 
 def test_hindsight_needs_data_with_goals() -> None:
-    with pytest.raises(DatasetError, match="goals of size 0"):
+    with pytest.raises(DatasetError, match="has no goals"):
         Hindsight(line_data(goals=False), LineEnv(goals="new"))
 
 
@@ -116,6 +114,31 @@ def test_rewards_that_never_change_are_refused() -> None:
     fields = {**flat.fields, "reward": np.zeros(flat.num_rows)}
     with pytest.raises(DatasetError, match="nothing to learn"):
         task_rewards(FlatDataset(fields, flat.run_starts), LineEnv(goals="none"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "goals", "data_has_goals", "refusal"),
+    [
+        ("new", "none", True, "another goal in every episode"),
+        ("none", "hindsight", True, "no compute_reward"),
+        ("new", "hindsight", False, "has no goals"),
+        ("none", "none", False, "nothing to learn"),
+        ("fixed", "none", True, None),
+        ("new", "hindsight", True, None),
+    ],
+)
+def test_what_cannot_be_learned_is_refused_before_anything_is_run(
+    kind: str, goals: Goals, data_has_goals: bool, refusal: str | None
+) -> None:
+    flat = line_data(goals=data_has_goals)
+    fields = {**flat.fields, "reward": np.zeros(flat.num_rows)}
+    problem = Problem(env=f"test/Line-{kind}-v0", dataset="test/line-v0", goals=goals)
+    constant, env = FlatDataset(fields, flat.run_starts), LineEnv(goals=kind)
+    if refusal is None:
+        check_task(problem, constant, env)
+        return
+    with pytest.raises((ConfigError, DatasetError), match=refusal):
+        check_task(problem, constant, env)
 
 
 @pytest.mark.parametrize("targets", [[-1], [0]])

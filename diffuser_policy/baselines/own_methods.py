@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from diffuser_policy.benchmark.methods import register_method
+from diffuser_policy.benchmark.problem import Problem
 from diffuser_policy.benchmark.training import Training
 from diffuser_policy.data.demonstrators import (
     Policy,
@@ -18,7 +20,35 @@ PLANNER = "planner"  # subfolder of a training's folder
 SAVE_INTERVAL = 500
 
 
-@register_method("diffuser", label="Diffuser", needs_dataset=False)
+def _refuse_planner(problem: Problem, settings: Mapping[str, Any]) -> None:
+    """Refuse settings that name no planner, two, or one of other data."""
+    planner, preset = settings["planner"], settings["preset"]
+    if (planner is None) == (preset is None):
+        raise ConfigError(
+            f"The method 'diffuser' needs either planner (a name or a folder) or "
+            f"preset (settings to train with); got planner={planner!r} and "
+            f"preset={preset!r}."
+        )
+    if planner is None:
+        from diffuser_policy.training.presets import preset as find_preset
+
+        find_preset(preset)
+        return
+    from diffuser_policy.checkpoint import read_planner
+
+    config, _ = read_planner(planner)
+    recorded = config.provenance.get("dataset", {}).get("dataset_id")
+    if recorded != problem.dataset:
+        raise ConfigError(
+            f"The planner {planner!r} was trained on {recorded!r}, but methods of "
+            f"{problem.name} learn from {problem.dataset!r}. Name a planner of the "
+            f"same data, or train one with preset=…."
+        )
+
+
+@register_method(
+    "diffuser", label="Diffuser", needs_dataset=False, refuses=_refuse_planner
+)
 def diffuser(
     training: Training, *, planner: str | None = None, preset: str | None = None
 ) -> Any:
@@ -29,30 +59,14 @@ def diffuser(
         planner: Name of a shipped planner, folder, or hub id.
         preset: Settings of the training, as `diffuser-policy train` knows them, but for
             the dataset and the seed, and for the gradient steps if there is a budget.
-
-    Raises:
-        ConfigError: Both are given, or neither; or the planner is of other data.
     """
     import torch
 
     from diffuser_policy.policy import DiffuserPolicy
 
-    if (planner is None) == (preset is None):
-        raise ConfigError(
-            f"The method 'diffuser' needs either planner (a name or a folder) or "
-            f"preset (settings to train with); got planner={planner!r} and "
-            f"preset={preset!r}."
-        )
     torch.set_num_threads(1)
     source = planner or _train(training, str(preset))
     policy = DiffuserPolicy.from_pretrained(source, seed=training.seed)
-    recorded = policy.config.provenance.get("dataset", {}).get("dataset_id")
-    if recorded != training.problem.dataset:
-        raise ConfigError(
-            f"The planner {planner!r} was trained on {recorded!r}, but methods of "
-            f"{training.problem.name} learn from {training.problem.dataset!r}. Name a "
-            f"planner of the same data, or train one with preset=…."
-        )
     parameters = sum(p.numel() for p in policy.networks.parameters())
     training.facts |= {
         "num_steps": policy.config.provenance.get("steps"),

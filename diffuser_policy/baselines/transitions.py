@@ -17,12 +17,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from diffuser_policy.baselines.codec import Codec
 from diffuser_policy.benchmark.problem import Problem
+from diffuser_policy.benchmark.task import achieved_goals, fixed_goal, task_rewards
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.envs import Env
 from diffuser_policy.errors import ConfigError, DatasetError
@@ -66,9 +66,7 @@ class Transitions(ABC):
             flat: The data.
         """
         self.flat = flat
-        self.ends = np.repeat(
-            flat.run_starts[1:], flat.run_lengths
-        )  # of each row's run
+        self.ends = flat.run_ends
         index = np.arange(flat.num_rows)
         self.rows = np.flatnonzero((index + 1 < self.ends) | flat.fields["terminated"])
         if not len(self.rows):
@@ -206,85 +204,3 @@ def make_transitions(
         return SingleTask(flat, env)
     finally:
         env.close()
-
-
-def fixed_goal(env: Env) -> np.ndarray | None:
-    """Return the goal `[goal]` that all episodes of an environment have.
-
-    Returns:
-        None where observations have no goal.
-
-    Raises:
-        ConfigError: Goals differ from episode to episode.
-    """
-    observations = [env.reset(seed=seed)[0] for seed in (0, 1)]
-    if not isinstance(observations[0], dict):
-        return None
-    first, second = (np.asarray(item["desired_goal"]) for item in observations)
-    if not np.array_equal(first, second):
-        raise ConfigError(
-            f"{_name(env)} has another goal in every episode, which a single reward "
-            f'cannot tell. Use goals="hindsight" for this problem.'
-        )
-    return first
-
-
-def task_rewards(flat: FlatDataset, env: Env) -> np.ndarray:
-    """Return the reward `[rows]` of each row for the environment's one task.
-
-    Args:
-        flat: The data.
-        env: With a fixed goal, or without goals.
-
-    Raises:
-        ConfigError: Goals differ from episode to episode.
-        DatasetError: The data were recorded for other goals, and don't say which goals
-            were achieved.
-    """
-    goal = fixed_goal(env)
-    if goal is None:
-        reward = flat.fields["reward"]
-        if not np.ptp(reward):
-            raise DatasetError(
-                f"The reward of {flat.metadata.get('dataset_id', 'the dataset')} is "
-                f"{reward[0]} in every step: there is nothing to learn from it. Record "
-                f'rewards, or use goals="hindsight" if the environment has goals.'
-            )
-        return reward
-    achieved = achieved_goals(flat, env)
-    ends = np.repeat(flat.run_starts[1:], flat.run_lengths)
-    following = np.minimum(np.arange(flat.num_rows) + 1, ends - 1)
-    compute: Any = env.unwrapped.compute_reward  # type: ignore[attr-defined]
-    rewards = compute(achieved[following], np.broadcast_to(goal, achieved.shape), {})
-    return np.asarray(rewards, dtype=np.float32)
-
-
-def achieved_goals(flat: FlatDataset, env: Env) -> np.ndarray:
-    """Return the goal `[rows, goal]` that each row had achieved before its step.
-
-    That is in the data, or the environment tells by `achieved_goals(observations)`.
-
-    Raises:
-        ConfigError: The environment has no goals.
-        DatasetError: Neither is the case.
-    """
-    base: Any = env.unwrapped
-    space: Any = env.observation_space
-    if not hasattr(base, "compute_reward"):
-        raise ConfigError(
-            f"{_name(env)} has no compute_reward(achieved, desired, info): goals "
-            f'cannot be relabelled. Use goals="none" for this problem.'
-        )
-    size = space["desired_goal"].shape[0]
-    if hasattr(base, "achieved_goals"):
-        return np.asarray(base.achieved_goals(flat.fields["observation"]), np.float32)
-    if flat.goal_size == size:
-        return flat.fields["achieved_goal"]
-    raise DatasetError(
-        f"{flat!r} has goals of size {flat.goal_size}, {_name(env)} asks for {size}. "
-        f"Use data of this environment, or give it achieved_goals(observations)."
-    )
-
-
-def _name(env: Env) -> str:
-    return env.spec.id if env.spec else type(env.unwrapped).__name__

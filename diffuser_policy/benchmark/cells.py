@@ -23,13 +23,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffuser_policy.benchmark.methods import short_name
+from diffuser_policy.benchmark.methods import checksum_of_file, short_name
 from diffuser_policy.benchmark.problem import Problem
 from diffuser_policy.errors import CheckpointError, ConfigError
 from diffuser_policy.files import replaced_file
 from diffuser_policy.settings import differences, from_json, positive, to_json
 
 CURVE_SEED = 900_000  # the first of the learning curves' episodes: nobody else's
+ADDED = ("digest", "all_settings", "code")  # to a cell's own fields, in its file
+NOT_COMPARED = {"suite", "digest"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,21 +209,40 @@ class CellFolder:
             settings: All of the method's settings: its defaults may change.
 
         Raises:
-            ConfigError: It is for a cell with other settings.
+            ConfigError: It holds work of a cell with other settings.
         """
-        saved = self.read("cell")
-        asked = {**cell.to_json(), "all_settings": dict(settings or cell.settings)}
-        if saved is None:
-            self.write("cell", {**asked, "digest": cell.digest})
+        self.check(cell, settings)
+        self.write("cell", {**_described(cell, settings), "digest": cell.digest})
+
+    def check(self, cell: Cell, settings: Mapping[str, Any] | None = None) -> None:
+        """Refuse a folder that holds work of a cell with other settings.
+
+        Args:
+            cell: What would be done there.
+            settings: All of the method's settings.
+
+        Raises:
+            ConfigError: It does, be it a result, a learning curve or a checkpoint.
+        """
+        saved, asked = self.read("cell"), _described(cell, settings)
+        if saved is None or not self._holds_work():
             return
-        found = {name: saved.get(name) for name in asked if name != "suite"}
-        del asked["suite"]
-        if found != json.loads(json.dumps(asked)):
+        names = (saved.keys() | asked) - NOT_COMPARED
+        found = {name: saved.get(name) for name in names}
+        wanted = {name: asked.get(name) for name in names}
+        if found != wanted:
             raise ConfigError(
                 f"{self.path} holds results of other settings (there → asked for): "
-                f"{'; '.join(differences(found, asked))}. Choose another output folder "
-                f"or ask for the same settings; nothing was changed."
+                f"{'; '.join(differences(found, wanted))}. Choose another output "
+                f"folder, ask for the same settings, or delete that folder to begin "
+                f"the cell anew; nothing was changed."
             )
+
+    def _holds_work(self) -> bool:
+        """Return whether anything was done that took time."""
+        written = [self.path / "curve.json", self.path / "result.json"]
+        written += [*self.path.glob("evaluation-*.json"), *self.work.glob("*")]
+        return any(path.exists() for path in written)
 
     def cell(self) -> Cell:
         """Return the cell that the folder is for.
@@ -232,8 +253,7 @@ class CellFolder:
         saved = self.read("cell")
         if saved is None:
             raise ConfigError(f"{self.path} is for no cell: it lacks cell.json.")
-        added = ("digest", "all_settings")
-        return Cell.from_json({k: v for k, v in saved.items() if k not in added})
+        return Cell.from_json({k: v for k, v in saved.items() if k not in ADDED})
 
     def result(self) -> dict[str, Any] | None:
         """Return the cell's result, if it is finished."""
@@ -258,3 +278,13 @@ class CellFolder:
                 yield False
                 return
             yield True
+
+
+def _described(cell: Cell, settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return a cell's file: its fields, all settings, and which code it runs."""
+    data = {**cell.to_json(), "all_settings": dict(settings or cell.settings)}
+    checksum = checksum_of_file(cell.method)
+    if checksum is not None:
+        data["code"] = checksum
+    plain: dict[str, Any] = json.loads(json.dumps(data))
+    return plain

@@ -52,6 +52,8 @@ class Method:
         needs_dataset: Whether it learns from the problem's data.
         modules: Optional modules that it imports, and the extras that bring them.
         num_steps: Gradient steps that it takes where nobody sets a budget.
+        refuses: Called with the problem and all settings before anything is run; raises
+            for those with which the function would fail.
     """
 
     name: str
@@ -61,14 +63,26 @@ class Method:
     needs_dataset: bool = True
     modules: tuple[tuple[str, str], ...] = ()
     num_steps: int | None = None
+    refuses: Callable[[Problem, Mapping[str, Any]], None] | None = None
 
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return all settings: the defaults, updated with the given ones.
 
         Raises:
-            ConfigError: It has no such setting.
+            ConfigError: It has no such setting, or one is of another type than the
+                default.
         """
-        return all_options(f"method {self.name!r}", self.function, given)
+        options = all_options(f"method {self.name!r}", self.function, given)
+        parameters = inspect.signature(self.function).parameters
+        for name, value in given.items():
+            known = _kinds(parameters[name])
+            if known and not _is_of(value, known):
+                raise ConfigError(
+                    f"The setting {name} of the method {self.name!r} must be of type "
+                    f"{known[0].__name__}, as its default {parameters[name].default!r} "
+                    f"is; got {value!r}."
+                )
+        return options
 
     def check(self, problem: Problem, settings: Mapping[str, Any]) -> None:
         """Refuse what would fail later: wrong problem, settings, or missing modules.
@@ -81,7 +95,7 @@ class Method:
             ConfigError: It cannot do such problems, or has no such setting.
             MissingExtraError: A module is not installed.
         """
-        self.settings(settings)
+        options = self.settings(settings)
         if problem.goals not in self.goals:
             raise ConfigError(
                 f"The method {self.name!r} does problems with goals="
@@ -91,6 +105,8 @@ class Method:
         for module, extra in self.modules:
             if importlib.util.find_spec(module) is None:  # importing it takes seconds
                 raise MissingExtraError(module, extra, ADVICE.get(extra, ""))
+        if self.refuses is not None:
+            self.refuses(problem, options)
 
 
 _IN_PROCESS: dict[str, Method] = {}
@@ -104,6 +120,7 @@ def register_method(
     needs_dataset: bool = True,
     modules: Mapping[str, str] | None = None,
     num_steps: int | None = None,
+    refuses: Callable[[Problem, Mapping[str, Any]], None] | None = None,
 ) -> Callable[[Function], Function]:
     """Return a decorator that makes a function a method.
 
@@ -114,6 +131,8 @@ def register_method(
         needs_dataset: Whether it learns from the problem's data.
         modules: Optional modules that it imports → extras that bring them.
         num_steps: Gradient steps that it takes where nobody sets a budget.
+        refuses: Called with the problem and all settings before anything is run, to
+            raise for those with which the function would fail.
 
     Raises:
         ConfigError: The name is of another form, or an installed package's.
@@ -140,6 +159,7 @@ def register_method(
             needs_dataset=needs_dataset,
             modules=tuple((modules or {}).items()),
             num_steps=num_steps,
+            refuses=refuses,
         )
         setattr(function, _ATTRIBUTE, method)
         _IN_PROCESS[name] = method
@@ -180,6 +200,36 @@ def find_method(name: str) -> Method:
     return _method_of(name, getattr(module, attribute))
 
 
+def check_reachable(name: str) -> None:
+    """Refuse a method that only this process knows: cells have their own.
+
+    Raises:
+        ConfigError: It was registered here, and no other process would find it.
+    """
+    offered = {point.name for point in entry_points(group=GROUP)}
+    if name in _IN_PROCESS and name not in offered and ":" not in name:
+        function = _IN_PROCESS[name].function
+        place = inspect.getsourcefile(function) or "FILE.py"
+        raise ConfigError(
+            f"The method {name!r} is registered in this process alone; cells run in "
+            f"processes of their own. Ask for it as "
+            f"'{Path(place).name}:{function.__name__}' (its file and function), or "
+            f"offer it through the entry-point group {GROUP!r}."
+        )
+
+
+def checksum_of_file(name: str) -> str | None:
+    """Return a checksum of the file of a method `file.py:function`.
+
+    Returns:
+        None for other names, whose code packages' versions tell, and missing files.
+    """
+    place = Path(name.rpartition(":")[0])
+    if place.suffix != ".py" or not place.is_file():
+        return None
+    return hashlib.sha256(place.read_bytes()).hexdigest()[:16]
+
+
 def method_names() -> list[str]:
     """Return the names that are registered or offered."""
     return sorted({point.name for point in entry_points(group=GROUP)} | {*_IN_PROCESS})
@@ -196,6 +246,24 @@ def label(name: str) -> str:
 def short_name(name: str) -> str:
     """Return a name that fits into that of a file: without module or folder."""
     return re.sub(r"[^a-z0-9]+", "-", name.rpartition(":")[2].lower()).strip("-")
+
+
+def _kinds(parameter: inspect.Parameter) -> tuple[type, ...]:
+    """Return the types that a setting may have; none if nothing is known of them."""
+    default = parameter.default
+    if isinstance(default, bool | str):
+        return (type(default),)
+    if isinstance(default, int) and parameter.annotation in (int, "int"):
+        return (int,)
+    if isinstance(default, int | float):
+        return (float, int)
+    if isinstance(default, tuple | list):
+        return (list, tuple)
+    return ()
+
+
+def _is_of(value: Any, kinds: tuple[type, ...]) -> bool:
+    return isinstance(value, kinds) and isinstance(value, bool) == (bool in kinds)
 
 
 def _method_of(name: str, found: Any) -> Method:

@@ -7,7 +7,6 @@ none writes anything but caches.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,24 +15,19 @@ import gymnasium
 from gymnasium import spaces
 
 from diffuser_policy.benchmark.cells import Cell, CellFolder
-from diffuser_policy.benchmark.methods import find_method
+from diffuser_policy.benchmark.methods import check_reachable, find_method
 from diffuser_policy.benchmark.problem import Problem
 from diffuser_policy.benchmark.results import RECORDED, CellResult, read_result
+from diffuser_policy.benchmark.suite_file import SUITE_FILE, check_suite
 from diffuser_policy.benchmark.suites import Suite
+from diffuser_policy.benchmark.task import check_task
 from diffuser_policy.data.collection import default_dataset_id
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.minari import load_flat, local_dataset_ids
-from diffuser_policy.errors import (
-    CheckpointError,
-    ConfigError,
-    DatasetError,
-    DatasetNotFoundError,
-)
-from diffuser_policy.settings import differences, to_json
+from diffuser_policy.errors import ConfigError, DatasetError, DatasetNotFoundError
 from diffuser_policy.versions import versions
 
-SUITE_FILE, LOCK_FILE = "suite.json", "run.lock"
-SHOWN = 5  # differences that one error lists
+LOCK_FILE = "run.lock"
 
 
 def check_cells(cells: Sequence[Cell], *, progress: bool = False) -> None:
@@ -54,6 +48,7 @@ def check_cells(cells: Sequence[Cell], *, progress: bool = False) -> None:
         raise ConfigError("No cells are left to run: ask for more methods or problems.")
     _refuse_equal_names(cells)
     for cell in cells:
+        check_reachable(cell.method)
         find_method(cell.method).check(cell.problem, cell.settings)
     for problem in {cell.problem.name: cell.problem for cell in cells}.values():
         env = problem.make_env()
@@ -72,16 +67,6 @@ def check_cells(cells: Sequence[Cell], *, progress: bool = False) -> None:
 def all_settings(cell: Cell) -> dict[str, Any]:
     """Return all settings of a cell's method: defaults may change between versions."""
     return find_method(cell.method).settings(cell.settings)
-
-
-def suite_settings(suite: Suite) -> dict[str, Any]:
-    """Return what all cells of a folder have in common, as JSON data."""
-    return {
-        "name": suite.name,
-        "num_steps": suite.num_steps,
-        "max_steps": suite.max_steps,
-        "evaluation": {**to_json(suite.evaluation), "seeds": [*suite.evaluation.seeds]},
-    }
 
 
 def check_folder(
@@ -105,16 +90,14 @@ def check_folder(
     if output.exists() and not output.is_dir():
         raise ConfigError(f"{output} is a file; name a folder for the results.")
     if (output / SUITE_FILE).is_file():
-        _check_suite(output, suite_settings(suite))
+        check_suite(output, suite)
     elif _entries(output) - {LOCK_FILE}:
         raise ConfigError(
             f"{output} is not empty and holds no benchmark: there is no {SUITE_FILE}. "
             f"Choose another folder: --output."
         )
     for cell in cells:
-        folder = CellFolder(output, cell.id)
-        if folder.read("cell") is not None:
-            folder.prepare(cell, all_settings(cell))  # compares
+        CellFolder(output, cell.id).check(cell, all_settings(cell))
     results = {
         path.parent.name: read_result(path)
         for path in sorted(output.glob("cells/*/result.json"))
@@ -166,12 +149,11 @@ def _check_data(problem: Problem, env: Any, *, progress: bool) -> None:
             f"is not on this machine. Record it with: {_recorded_by(problem)}"
         )
     flat = load_flat(problem.dataset, progress=progress)
-    if problem.goals == "hindsight":
-        _check_goal_data(problem, flat, env)
     space = env.observation_space
     if isinstance(space, spaces.Dict):
         space = space["observation"]
     _check_sizes(problem, flat, space.shape, env.action_space.shape)
+    check_task(problem, flat, env)
 
 
 def _recorded_by(problem: Problem) -> str:
@@ -190,19 +172,6 @@ def _recorded_by(problem: Problem) -> str:
     return f"diffuser-policy collect {problem.env} --dataset {problem.dataset}"
 
 
-def _check_goal_data(problem: Problem, flat: FlatDataset, env: Any) -> None:
-    """Refuse data that don't say which goals were achieved, if the env can't either."""
-    size = env.observation_space["desired_goal"].shape[0]
-    if hasattr(env.unwrapped, "achieved_goals") or flat.goal_size == size:
-        return
-    goals = f"goals of size {flat.goal_size}" if flat.has_goals else "no goals"
-    raise DatasetError(
-        f"The problem {problem.name} has goals='hindsight', of size {size}, but "
-        f"{problem.dataset} has {goals}. Record data of {problem.env}, give the "
-        f"environment achieved_goals(observations), or use goals='none'."
-    )
-
-
 def _check_sizes(
     problem: Problem, flat: FlatDataset, observation: Any, action: Any
 ) -> None:
@@ -212,25 +181,6 @@ def _check_sizes(
             f"{problem.dataset} is not of {problem.env}: its observations and actions "
             f"have the shapes {found[0]} and {found[1]}, those of the environment "
             f"{observation} and {action}."
-        )
-
-
-def _check_suite(output: Path, asked: dict[str, Any]) -> None:
-    path = output / SUITE_FILE
-    try:
-        saved = json.loads(path.read_text())
-        found = differences({name: saved.get(name) for name in asked}, asked)
-    except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({error!r}). If the cells beside it are of the "
-            f"suite {asked['name']!r}, delete the file and run again."
-        ) from error
-    if found:
-        found.sort(key=lambda text: not text.startswith("name: "))  # says it best
-        raise ConfigError(
-            f"{output} holds a benchmark with other settings (there → asked for): "
-            f"{'; '.join(found[:SHOWN])}. Choose another folder with --output, or ask "
-            f"for the same; nothing was changed."
         )
 
 

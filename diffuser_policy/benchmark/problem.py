@@ -70,22 +70,6 @@ class Problem:
 
         Raises:
             UnknownNameError: A field that problems don't have.
-            ConfigError: A value of the wrong type.
+            ConfigError: A field is missing, or of the wrong type.
         """
-        rest = {key: value for key, value in data.items() if key != "env_options"}
-        plain = from_json(_Fields, rest)
-        return cls(
-            env=plain.env,
-            dataset=plain.dataset,
-            goals=plain.goals,
-            env_options=dict(data.get("env_options", {})),
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Fields:
-    """The fields of a problem that are not free-form."""
-
-    env: str
-    dataset: str
-    goals: Goals = "none"
+        return from_json(cls, data)

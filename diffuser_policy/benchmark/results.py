@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -60,6 +60,26 @@ class CellResult:
         )
 
 
+@dataclass(frozen=True)
+class Rise:
+    """How much a learning curve rose in the end.
+
+    Attributes:
+        mean: In units of the score.
+        error: Its standard error.
+    """
+
+    mean: float
+    error: float
+
+    @property
+    def kind(self) -> Literal["rising", "flat", "falling"]:
+        """Whether it is beyond twice its standard error."""
+        if abs(self.mean) <= 2 * self.error:
+            return "flat"
+        return "rising" if self.mean > 0 else "falling"
+
+
 def read_result(path: Path) -> CellResult:
     """Read a `result.json`.
 
@@ -98,11 +118,14 @@ def read_result(path: Path) -> CellResult:
     )
 
 
-def rise_of(curve: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:
-    """Return how much a learning curve rose in the end, and the standard error of that.
+def rise_of(curve: Sequence[Mapping[str, Any]]) -> Rise | None:
+    """Return how much a learning curve rose in the end.
 
-    Both are of the episodes' scores: those of the last three evaluations against those
-    of the three before.
+    That is the mean score of its last three evaluations minus that of the three before.
+    All have the same episodes, so the error is that of the episodes' own rises: what
+    makes one episode harder than another cancels out. How much checkpoints differ among
+    themselves is not in it. Curves that go up and down are therefore called rising more
+    often than by chance, and trainings go on rather than end too early.
 
     Args:
         curve: Evaluations during training.
@@ -110,15 +133,18 @@ def rise_of(curve: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:
     Returns:
         None where the curve is shorter, or keeps no episodes.
     """
-    values = [point.get("values") for point in curve]
-    if len(values) < 2 * POINTS or not all(values):
+    values = [point.get("values") or () for point in curve[-2 * POINTS :]]
+    count = len(values[0]) if values else 0
+    if (
+        len(values) < 2 * POINTS
+        or count < 2
+        or any(len(other) != count for other in values)
+    ):
         return None
-    last = np.concatenate([np.asarray(v, float) for v in values[-POINTS:]])
-    before = np.concatenate(
-        [np.asarray(v, float) for v in values[-2 * POINTS : -POINTS]]
-    )
-    error = math.sqrt(last.var() / len(last) + before.var() / len(before))
-    return float(last.mean() - before.mean()), error
+    scores = np.asarray(values, float)
+    rises = scores[POINTS:].mean(axis=0) - scores[:POINTS].mean(axis=0)
+    error = float(rises.std(ddof=1)) / math.sqrt(count)
+    return Rise(mean=float(rises.mean()), error=error)
 
 
 def cell_folders(benchmark: str | Path) -> list[CellFolder]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import platform
 import signal
@@ -21,12 +20,7 @@ from typing import Any
 
 from diffuser_policy.benchmark.cells import Cell, CellFolder
 from diffuser_policy.benchmark.engines import Ended, Engine, Job
-from diffuser_policy.benchmark.preflight import (
-    LOCK_FILE,
-    SUITE_FILE,
-    all_settings,
-    suite_settings,
-)
+from diffuser_policy.benchmark.preflight import LOCK_FILE, all_settings
 from diffuser_policy.benchmark.progress import (
     ELSEWHERE,
     Counts,
@@ -35,9 +29,7 @@ from diffuser_policy.benchmark.progress import (
     duration,
 )
 from diffuser_policy.benchmark.results import read_result
-from diffuser_policy.benchmark.suites import Suite
 from diffuser_policy.errors import ConfigError
-from diffuser_policy.files import replaced_file
 
 MODULE = "diffuser_policy.benchmark.cell_process"
 WAIT = 0.5  # seconds between two looks at the cells
@@ -112,19 +104,6 @@ def stops_as_interrupt() -> Iterator[None]:
     finally:
         for number, handler in zip(numbers, previous, strict=True):
             signal.signal(number, handler)
-
-
-def write_suite(output: Path, suite: Suite, source: str) -> None:
-    """Say in the folder what it is for.
-
-    Args:
-        output: Folder of the benchmark.
-        suite: With the settings of this run.
-        source: The suite's name or file, for people to repeat the run.
-    """
-    data = {"schema": 1, **suite_settings(suite), "source": source, "note": suite.note}
-    with replaced_file(output / SUITE_FILE) as partial:
-        partial.write_text(json.dumps(data, indent=1) + "\n")
 
 
 class Runner:

@@ -298,7 +298,7 @@ def load_suite(source: str | Path) -> Suite:
         raise ConfigError(f"{path} cannot be read as a suite: {error}") from error
     try:
         return suite_from(data, name=path.stem)
-    except (KeyError, TypeError, AttributeError, LookupError, ConfigError) as error:
+    except (UnknownNameError, ConfigError) as error:
         raise ConfigError(f"{path} is no suite: {error}") from error
 
 
@@ -320,22 +320,12 @@ def suite_from(data: Mapping[str, Any], *, name: str) -> Suite:
     for key in ("problems", "methods"):
         if not data.get(key):
             raise ConfigError(f"it needs {key}, and has none.")
-    problems, methods_of = [], {}
-    for entry in data["problems"]:
-        fields = dict(entry)
-        chosen = fields.pop("methods", None)
-        problem = Problem.from_json(fields)
-        problems.append(problem)
-        if chosen is not None:
-            methods_of[problem.name] = tuple(chosen)
-    return Suite(
-        name=data.get("name", name),
-        problems=tuple(problems),
-        methods=data["methods"],
-        methods_of=methods_of,
-        seeds=tuple(data.get("seeds", (0,))),
-        num_steps=data.get("num_steps"),
-        max_steps=data.get("max_steps"),
-        evaluation=from_json(EvaluationPlan, data.get("evaluation", {})),
-        note=data.get("note", ""),
-    )
+    problems, methods_of = data["problems"], {}
+    if not isinstance(problems, list) or not all(isinstance(p, dict) for p in problems):
+        raise ConfigError(f"problems are tables, [[problems]]; got {problems!r}.")
+    bare = [{k: v for k, v in entry.items() if k != "methods"} for entry in problems]
+    for entry, fields in zip(problems, bare, strict=True):
+        if "methods" in entry:
+            methods_of[Problem.from_json(fields).name] = entry["methods"]
+    found = {"name": name, **data, "problems": bare, "methods_of": methods_of}
+    return from_json(Suite, found)

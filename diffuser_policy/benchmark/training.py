@@ -210,7 +210,7 @@ class Training:
 
         That is the budget, and beyond it as long as the learning curve rises: as the
         mean of its last three evaluations is above that of the three before by more
-        than twice the standard error of the difference.
+        than twice the standard error of the difference (`rise_of`).
 
         Raises:
             ConfigError: There is no budget.
@@ -227,7 +227,7 @@ class Training:
     def is_flat(self) -> bool:
         """Return whether the learning curve has stopped rising; see `finished`."""
         found = rise_of(self._points)
-        return found is not None and found[0] <= 2 * found[1]
+        return found is not None and found.kind != "rising"
 
 
 def _interval(interval: Any) -> dict[str, float | None]:

@@ -188,8 +188,8 @@ def run_suite(settings: RunSettings) -> int:
         Runner,
         run_lock,
         stops_as_interrupt,
-        write_suite,
     )
+    from diffuser_policy.benchmark.suite_file import write_suite
     from diffuser_policy.data.workers import num_cores
 
     options = parse_assignments(settings.executor_option, option="--executor-option")

@@ -101,6 +101,11 @@ class FlatDataset:
         return np.diff(self.run_starts)
 
     @property
+    def run_ends(self) -> np.ndarray:
+        """The row `[rows]` behind the last one of each row's run."""
+        return np.repeat(self.run_starts[1:], self.run_lengths)
+
+    @property
     def observation_size(self) -> int:
         """Number of observation columns."""
         return int(self.fields["observation"].shape[1])

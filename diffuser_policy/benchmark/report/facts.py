@@ -224,9 +224,10 @@ def cell_table(study: Study) -> Table:
         notes=(
             (
                 "Curve in the end: the mean score of the last three evaluations during "
-                "training minus that of the three before; flat if this is at most "
-                "twice its standard error. A curve that still rises is of a training "
-                "that was cut off: more gradient steps may have helped."
+                "training minus that of the three before, on the same episodes; flat "
+                "if this is at most twice its standard error over episodes. A curve "
+                "that still rises is of a training that was cut off: more gradient "
+                "steps may have helped."
             ),
         ),
         command=run_command(study, study.rows, study.methods),
@@ -338,10 +339,7 @@ def _flatness(result: CellResult) -> str:
     found = rise_of(result.curve)
     if found is None:
         return UNKNOWN
-    rise, error = found
-    kind = "rising" if rise > 2 * error else "flat"
-    kind = "falling" if rise < -2 * error else kind
-    return f"{kind}: {rise:+.1f} ± {error:.1f}"
+    return f"{found.kind}: {found.mean:+.1f} ± {found.error:.1f}"
 
 
 def _compact(data: Any) -> str:

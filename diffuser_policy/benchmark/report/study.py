@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ import numpy as np
 
 from diffuser_policy.benchmark.cells import CellFolder
 from diffuser_policy.benchmark.methods import label, short_name
-from diffuser_policy.benchmark.preflight import SUITE_FILE
 from diffuser_policy.benchmark.problem import Problem
 from diffuser_policy.benchmark.report.estimates import (
     pooled_mean,
@@ -23,6 +21,7 @@ from diffuser_policy.benchmark.report.estimates import (
 )
 from diffuser_policy.benchmark.report.versions import check_versions
 from diffuser_policy.benchmark.results import CellResult, cell_folders, load_results
+from diffuser_policy.benchmark.suite_file import read_suite
 from diffuser_policy.errors import CheckpointError, ConfigError
 from diffuser_policy.evaluation.statistics import Interval
 from diffuser_policy.settings import differences
@@ -30,6 +29,7 @@ from diffuser_policy.settings import differences
 BLOCKS = ("Maze2D", "Multi2D", "KukaStack")
 OTHER = "Other"
 SIZES = ("UMaze", "Medium", "Large", "Unconditional", "Conditional", "Rearrangement")
+NOT_BEGUN = "not begun"
 PLANNER = "diffuser"
 BASELINES = ("bcq", "cql", "iql", "td3-bc", "rebrac", "awac", "bc", "dt")
 # They practise or search in the environment itself, or are what the data are from.
@@ -242,17 +242,23 @@ def load_study(folder: str | Path, *, mixed: bool = False) -> Study:
         found.sort(key=lambda result: result.cell.seed)
         _check_alike(found)
         entries[name, method] = Entry(by_name[name], method, tuple(found))
-    about = _about_suite(Path(folder))
+    about = read_suite(Path(folder))
+    begun = cell_folders(folder)
+    names = {cell.path.name for cell in begun}
+    others = [name for name in about.get("cells", []) if name not in names]
     sources = {str(about["name"]): str(about["source"])} if "source" in about else {}
     return Study(
         folder=Path(folder),
         rows=rows,
         methods=tuple(sorted({r.cell.method for r in results}, key=_method_order)),
         entries=entries,
-        open_cells=tuple(
-            _open_cell(cell)
-            for cell in cell_folders(folder)
-            if not (cell.path / "result.json").is_file()
+        open_cells=(
+            *(
+                _open_cell(cell)
+                for cell in begun
+                if not (cell.path / "result.json").is_file()
+            ),
+            *(OpenCell(name, NOT_BEGUN, False) for name in others),
         ),
         mixed=tuple(differing),
         suites=tuple(sorted({r.cell.suite for r in results if r.cell.suite})),
@@ -286,15 +292,6 @@ def _labels(results: Sequence[CellResult]) -> dict[str, str]:
 @cache  # a look-up goes through all installed packages
 def _registered_label(name: str) -> str:
     return short_name(name) if ":" in name else label(name)
-
-
-def _about_suite(folder: Path) -> dict[str, Any]:
-    """Return what is known of the suite of the last run."""
-    try:
-        data = json.loads((folder / SUITE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}  # put together by hand
-    return data if isinstance(data, dict) else {}
 
 
 def _number(episode: Mapping[str, Any], name: str) -> float:
@@ -396,4 +393,4 @@ def _open_cell(folder: CellFolder) -> OpenCell:
         done, total = progress.get("done"), progress.get("total")
         state = f"unfinished: {progress.get('stage', '')}, {done} of {total}"
         return OpenCell(folder.path.name, state, False)
-    return OpenCell(folder.path.name, "not begun", False)
+    return OpenCell(folder.path.name, NOT_BEGUN, False)

@@ -222,16 +222,16 @@ def _rising(study: Study) -> list[str]:
     """Say which trainings were cut off while their learning curve still rose."""
     rises = {result.cell.id: rise_of(result.curve) for result in study.results}
     known = {name: rise for name, rise in rises.items() if rise is not None}
-    rising = [name for name, (rise, error) in known.items() if rise > 2 * error]
+    rising = [name for name, rise in known.items() if rise.kind == "rising"]
     if not known:
         return []
     curves = counted(len(known), "learning curve")
     if not rising:
-        return [f"None of {curves} still rose when the training ended."]
+        text = f"None of {curves} still rose when the training ended"
+        return [f"{text}, by more than twice the standard error."]
     text = (
         f"{len(rising)} of {curves} still rose when the training ended, by more than "
-        f"twice the standard error: {listed(rising)}. (Of flat curves, about 2 % look "
-        "so by chance.)"
+        f"twice the standard error: {listed(rising)}."
     )
     return [text]
 
