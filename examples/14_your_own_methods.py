@@ -163,7 +163,7 @@ def main(
     if importlib.util.find_spec("d3rlpy"):
         suite += f'"{file}:imitation" = {{}}\n'
     else:
-        print('without d3rlpy: pip install "diffuser-policy[baselines]"')
+        print('without d3rlpy: pip install ".[baselines]"')
     with tempfile.TemporaryDirectory() as folder:
         # Instead of ~/.minari/datasets and ~/.cache/diffuser-policy, for cells as well.
         os.environ |= {"MINARI_DATASETS_PATH": folder, "DIFFUSER_POLICY_CACHE": folder}

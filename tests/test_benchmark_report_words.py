@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from diffuser_policy.benchmark.report import load_study
-from diffuser_policy.benchmark.report.document import Paragraph
-from diffuser_policy.benchmark.report.facts import outcome_table
+from diffuser_policy.benchmark.report.document import Bullets, Paragraph, Remark
+from diffuser_policy.benchmark.report.facts import compute_table, outcome_table
 from diffuser_policy.benchmark.report.study import Study
 from diffuser_policy.benchmark.report.summary import summary
 from diffuser_policy.benchmark.report.tables import (
@@ -21,7 +21,7 @@ from diffuser_policy.benchmark.report.tables import (
     score_table,
 )
 from diffuser_policy.benchmark.report.wording import run_command
-from tests.benchmark_report_helpers import KUKA, MAZES, result_of, write_result
+from tests.benchmark_report_helpers import KUKA, MAZES, result_of, texts, write_result
 
 UMAZE, LARGE = MAZES[0], MAZES[-1]
 REPEATED = "several training seeds loaded the same planner"
@@ -45,6 +45,52 @@ def test_the_beginning_says_who_learned_from_what(tmp_path: Path) -> None:
     assert "Diffuser loaded planners that had been trained before" in scope
     assert "before, on diffuser/maze2d-umaze-v1. " in scope
     assert "SAC+HER and Demonstrator learned from no dataset." in scope
+
+
+def test_the_beginning_says_what_turns_plans_into_actions(tmp_path: Path) -> None:
+    planned = result_of(UMAZE, "diffuser", episodes=2)
+    planned["policy"] |= {"execution": {"executor": "pursuit"}, "guide": [{}]}
+    write_result(tmp_path, planned)
+    write_result(tmp_path, result_of(UMAZE, "bc", episodes=2))
+    scope = lead(load_study(tmp_path))[0]
+    assert (
+        "Diffuser plans states, which a controller that pursues the planned path turns "
+        "into actions; Diffuser is guided by hand-written costs; all others act "
+        "directly."
+    ) in scope
+    planned["policy"] |= {"execution": {"executor": "actions"}, "guide": None}
+    write_result(tmp_path, planned)
+    assert "act directly" not in lead(load_study(tmp_path))[0]
+
+
+def test_cells_of_the_suite_that_were_never_begun_are_gaps(tmp_path: Path) -> None:
+    write_result(tmp_path, result_of(UMAZE, "bc", episodes=2))
+    there, absent = "maze2d-umaze--bc--seed-0", "maze2d-umaze--iql--seed-0"
+    (tmp_path / "suite.json").write_text(json.dumps({"cells": [there, absent]}))
+    study = load_study(tmp_path)
+    assert [(c.name, c.state) for c in study.open_cells] == [(absent, "not begun")]
+    [remark] = [block for block in summary(study) if isinstance(block, Remark)]
+    assert remark.text == 'Not complete: 1 cell of the suite not begun; see "Gaps".'
+
+
+def test_being_ahead_of_some_baselines_is_not_being_ahead_of_all(
+    tmp_path: Path,
+) -> None:
+    for env, methods in ((UMAZE, ("bcq", "iql")), (MAZES[1], ("iql",))):
+        write_result(tmp_path, result_of(env, "diffuser", mean=190.0))
+        for method in methods:
+            write_result(tmp_path, result_of(env, method, mean=20.0))
+    [bullets] = [b for b in summary(load_study(tmp_path)) if isinstance(b, Bullets)]
+    assert "on 1 of 2 problems (Maze2D-UMaze)." in bullets.items[0]
+    assert "those that were run on Maze2D-Medium (without BCQ)." in bullets.items[0]
+
+
+def test_loading_a_planner_is_no_training(tmp_path: Path) -> None:
+    for method in ("diffuser", "bc"):
+        write_result(tmp_path, result_of(UMAZE, method, episodes=2))
+    table = compute_table(load_study(tmp_path))
+    assert texts(table, 0)["training, CPU"] == "trained before"
+    assert texts(table, 1)["training, CPU"] not in ("trained before", "–")
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"note": "100 is best."}'])
@@ -116,9 +162,9 @@ def test_commands_name_what_they_make(tmp_path: Path) -> None:
     run, report = run_command(study, study.rows, ["iql"]).splitlines()
     assert run == (
         "diffuser-policy benchmark run maze --methods iql --problems maze2d-umaze "
-        "--seeds 0 --output 'a folder'"
+        "--seeds 0 --output 'a folder-again'"
     )
-    assert report == "diffuser-policy benchmark report 'a folder'"
+    assert report == "diffuser-policy benchmark report 'a folder-again'"
     assert str(tmp_path) not in run
 
 

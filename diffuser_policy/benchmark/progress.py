@@ -50,7 +50,7 @@ class Watched:
         """Return stage, steps, figures and elapsed time as text."""
         told = self.read()
         stage = self.place or told.get("stage", "starting")
-        return stage, steps(told), figures(told), duration(self.elapsed)
+        return stage, steps(told), figures(told), as_clock(self.elapsed)
 
 
 @dataclass
@@ -169,10 +169,10 @@ def figures(told: Mapping[str, Any]) -> str:
     return " ".join(f"{name} {value:.4g}" for name, value in {**first, **shown}.items())
 
 
-def duration(seconds: float) -> str:
+def as_clock(seconds: float) -> str:
     """Return a duration as "m:ss" or "h:mm:ss".
 
-    >>> duration(65.4), duration(3725)
+    >>> as_clock(65.4), as_clock(3725)
     ('1:05', '1:02:05')
     """
     minutes, second = divmod(int(seconds), 60)

@@ -26,7 +26,7 @@ from diffuser_policy.benchmark.progress import (
     Counts,
     Display,
     Watched,
-    duration,
+    as_clock,
 )
 from diffuser_policy.benchmark.results import read_result
 from diffuser_policy.errors import ConfigError
@@ -216,7 +216,7 @@ class Runner:
         result = read_result(path)
         del self._watched[name]
         self.outcome.finished.append(name)
-        took = duration(watched.elapsed)
+        took = as_clock(watched.elapsed)
         self.display.say(
             f"{name}: finished in {took}, score {result.scores.mean():.1f}"
         )
@@ -228,7 +228,7 @@ class Runner:
         log = CellFolder(self.output, name).log
         self.outcome.failures.append(Failure(cell=name, error=what, log=log))
         watched = self._watched.pop(name, None)
-        how = f"FAILED after {duration(watched.elapsed)}" if watched else "left alone"
+        how = f"FAILED after {as_clock(watched.elapsed)}" if watched else "left alone"
         self.display.say(f"{name}: {how}: {what}", style="red")
 
     def _counts(self) -> Counts:

@@ -59,7 +59,7 @@ class RunSettings:
         tyro.conf.arg(metavar="NAME …", help_behavior_hint="", aliases=["--envs"]),
     ] = None
     """Only these of the suite, such as multi2d-large; ids of environments will do."""
-    seeds: Annotated[tuple[int, ...] | None, shown_as("N …")] = None
+    seeds: Annotated[tuple[str, ...] | None, shown_as("N …")] = None
     """Training seeds, instead of the suite's."""
     budget: Annotated[int | None, shown_as("N")] = None
     """Gradient steps of every method that learns; exactly so many."""
@@ -107,7 +107,8 @@ class RunSettings:
                 raise ConfigError(f"--{option} needs at least one value, got none.")
         names = {problem.env: problem.name for problem in suite.problems}
         problems = self.problems and [names.get(name, name) for name in self.problems]
-        return suite.cells(methods=self.methods, problems=problems, seeds=self.seeds)
+        seeds = None if self.seeds is None else _whole_numbers("--seeds", self.seeds)
+        return suite.cells(methods=self.methods, problems=problems, seeds=seeds)
 
     def folder(self, suite: Suite) -> Path:
         """Return the output folder."""
@@ -120,7 +121,7 @@ class SuitesSettings:
 
     suite: Annotated[
         tyro.conf.Positional[str | None],
-        tyro.conf.arg(metavar="SUITE", help_behavior_hint=""),
+        tyro.conf.arg(metavar="[SUITE]", help_behavior_hint=""),
     ] = None
     """Name of a suite, or a TOML file."""
 
@@ -258,6 +259,17 @@ def list_suites(settings: SuitesSettings) -> int:
         print(f"    {problem.env}, goals: {problem.goals}, data: {problem.dataset}")
     print(f"\n{len(cells)} cells. {_settings_in_words(suite)}")
     return 0
+
+
+def _whole_numbers(option: str, given: tuple[str, ...]) -> tuple[int, ...]:
+    """Read numbers of the command line; the parser's own error is a page long."""
+    try:
+        return tuple(int(text) for text in given)
+    except ValueError as error:
+        raise ConfigError(
+            f"{option} takes whole numbers with spaces between them, such as {option} "
+            f"0 1 2; got {' '.join(given)!r}."
+        ) from error
 
 
 def _settings_in_words(suite: Suite) -> str:

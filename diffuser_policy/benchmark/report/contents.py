@@ -59,9 +59,9 @@ def document_of(study: Study, folder: Path) -> Document:
             title="How to make this again",
             blocks=(
                 Paragraph(
-                    "Below every table and figure are the commands that make its "
-                    f"results and this page. Of results that are there: "
-                    f"{report_command(study)}"
+                    "Below every table and figure are the commands that run its cells "
+                    "again, in another folder, and make their report. This page, of "
+                    f"the results that are there: {report_command(study)}"
                 ),
             ),
         ),
@@ -77,8 +77,8 @@ def _scores(study: Study) -> tuple[Block, ...]:
     blocks: list[Block] = []
     for group, rows in groups_of(study):
         blocks.append(score_table(study, group))
-        names = tuple(row.name for row in rows)
-        blocks += [published_table(table) for table in published_for(names)]
+        titles = [row.title for row in rows]
+        blocks += [published_table(table) for table in published_for(titles)]
     return (*blocks, *_known([iqm_table(study)]))
 
 

@@ -145,8 +145,3 @@ class Document:
     title: str
     lead: tuple[Block, ...]
     sections: Sequence[Section] = field(default_factory=tuple)
-
-    def pictures(self) -> list[Picture]:
-        """Return all pictures, in order."""
-        blocks = [*self.lead, *(b for s in self.sections for b in s.blocks)]
-        return [block for block in blocks if isinstance(block, Picture)]

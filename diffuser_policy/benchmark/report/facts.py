@@ -11,7 +11,13 @@ import numpy as np
 from diffuser_policy.benchmark.report.curves import Curve, curve_of
 from diffuser_policy.benchmark.report.document import Cell, Table
 from diffuser_policy.benchmark.report.estimates import run_interval
-from diffuser_policy.benchmark.report.study import Entry, Row, Study, entries_of
+from diffuser_policy.benchmark.report.study import (
+    Entry,
+    Row,
+    Study,
+    entries_of,
+    is_loaded,
+)
 from diffuser_policy.benchmark.report.tables import interval_notes
 from diffuser_policy.benchmark.report.versions import version_groups
 from diffuser_policy.benchmark.report.wording import (
@@ -25,6 +31,7 @@ from diffuser_policy.benchmark.report.wording import (
 from diffuser_policy.benchmark.results import CellResult, rise_of
 
 SHOWN_FACTS = {"num_steps", "num_parameters", "settings"}  # in columns of their own
+WRAPPING = {"class", "seed"}  # of a policy, which say nothing of how it acts
 LONG = 1500  # characters of settings that a table can bear
 
 
@@ -168,8 +175,7 @@ def compute_table(study: Study) -> Table:
                 Cell(str(len(results))),
                 Cell(spread(fact.get("num_steps") for fact in facts)),
                 Cell(spread(fact.get("num_parameters") for fact in facts)),
-                Cell(duration(_total(results, "train_cpu_seconds"))),
-                Cell(duration(_total(results, "train_seconds"))),
+                *_training_time(results),
                 Cell(duration(_total(results, "evaluate_seconds"))),
                 Cell(spread((r.timing.get("act_ms") for r in results), 2)),
                 Cell(spread((r.timing.get("plan_ms") for r in results), 1)),
@@ -187,9 +193,8 @@ def compute_table(study: Study) -> Table:
             (
                 "Totals over all cells; gradient steps, parameters and milliseconds as "
                 "ranges over cells. An action's time is that of predict for one "
-                "environment of a batch, planning included. The training of planners "
-                "that come trained is not part of the benchmark: their facts are "
-                "listed below."
+                "environment of a batch, planning included. Planners that come trained "
+                "took their gradient steps before; how long that was is not recorded."
             ),
         ),
         command=run_command(study, study.rows, study.methods),
@@ -204,9 +209,8 @@ def cell_table(study: Study) -> Table:
             Cell(number(result.training.get("num_steps"), 0)),
             Cell(_flatness(result)),
             Cell(number(result.training.get("num_parameters"), 0)),
-            Cell(duration(result.timing.get("train_cpu_seconds"))),
-            Cell(duration(result.timing.get("train_seconds"))),
-            Cell(duration(result.timing.get("evaluate_seconds"))),
+            *_training_time([result]),
+            Cell(duration(_total([result], "evaluate_seconds"))),
             Cell(str(result.timing.get("attempts", UNKNOWN))),
             Cell(str(result.timing.get("machine", UNKNOWN))),
             Cell(str(result.timing.get("finished", UNKNOWN))),
@@ -241,12 +245,16 @@ def settings_table(study: Study) -> Table:
         training = entry.results[0].training
         settings = training.get("settings") or entry.results[0].cell.settings
         rest = {k: v for k, v in training.items() if k not in SHOWN_FACTS}
-        body.append(
-            (_name(study, entry), Cell(_compact(settings)), Cell(_compact(rest)))
-        )
+        policy = entry.results[0].policy
+        acting = {k: v for k, v in policy.items() if k not in WRAPPING}
+        columns = (settings, acting, rest)
+        body.append((_name(study, entry), *(Cell(_compact(d)) for d in columns)))
     return Table(
         title="Settings and facts of the trainings",
-        header=("problem", "settings", "facts, of the first training seed"),
+        header=(
+            *("problem", "settings of the training", "of the policy"),
+            "facts, of the first training seed",
+        ),
         rows=tuple(body),
     )
 
@@ -329,6 +337,16 @@ def open_table(study: Study) -> Table:
 
 def _name(study: Study, entry: Entry) -> Cell:
     return Cell(f"{entry.row.title}, {study.label(entry.method)}")
+
+
+def _training_time(results: Sequence[CellResult]) -> tuple[Cell, Cell]:
+    """Return the CPU's and the clock's time of trainings, not of loading planners."""
+    trained = [result for result in results if not is_loaded(result)]
+    if not trained:
+        return Cell("trained before"), Cell("trained before")
+    names = ("train_cpu_seconds", "train_seconds")
+    cpu, clock = (Cell(duration(_total(trained, name))) for name in names)
+    return cpu, clock
 
 
 def _total(results: Sequence[CellResult], name: str) -> float:

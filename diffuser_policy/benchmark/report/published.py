@@ -4,21 +4,22 @@ The datasets of the papers could not be had: the mazes' data here are generated 
 D4RL's recipe, the blocks' by a demonstrator of ours. A figure of a paper and one of
 this benchmark are therefore no comparison of methods; they say what is usual.
 
-Problems are named as `Problem.name`; figures are as printed, `±` included.
+Problems are named as `Problem.title`; figures are as printed, `±` included.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 Figures = dict[str, dict[str, str]]  # method → problem or "average" → as printed
 
-MAZE2D = ("maze2d-umaze", "maze2d-medium", "maze2d-large")
-MULTI2D = ("multi2d-umaze", "multi2d-medium", "multi2d-large")
+MAZE2D = ("Maze2D-UMaze", "Maze2D-Medium", "Maze2D-Large")
+MULTI2D = ("Multi2D-UMaze", "Multi2D-Medium", "Multi2D-Large")
 KUKA = (
-    "kukastack-unconditional",
-    "kukastack-conditional",
-    "kukastack-rearrangement",
+    "KukaStack-Unconditional",
+    "KukaStack-Conditional",
+    "KukaStack-Rearrangement",
 )
 AVERAGE = "average"
 
@@ -93,8 +94,9 @@ PUBLISHED = (
                 "DT": " |  |  | 28.5",
             },
         ),
-        remark=f"{OTHER_DATA} A best checkpoint is chosen with the evaluation's own "
-        "scores, so it is no estimate of what a user would get.",
+        remark=f"{OTHER_DATA} Trained for a million gradient steps. A best checkpoint "
+        "is chosen with the evaluation's own scores, so it is no estimate of what a "
+        "user would get.",
     ),
     Published(
         title="Multi2D as published",
@@ -129,14 +131,6 @@ PUBLISHED = (
 )
 
 
-def published_for(problems: tuple[str, ...]) -> list[Published]:
-    """Return the published tables that have a row for one of these problems."""
-    return [table for table in PUBLISHED if set(table.problems) & set(problems)]
-
-
-def published_title(problem: str) -> str:
-    """Return the title of a row, as "Maze2D-UMaze" for "maze2d-umaze"."""
-    special = {"maze2d": "Maze2D", "multi2d": "Multi2D", "umaze": "UMaze"}
-    special["kukastack"] = "KukaStack"
-    words = problem.split("-")
-    return "-".join(special.get(word, word.capitalize()) for word in words)
+def published_for(titles: Collection[str]) -> list[Published]:
+    """Return the published tables that have a row for a problem of these titles."""
+    return [table for table in PUBLISHED if set(table.problems) & set(titles)]

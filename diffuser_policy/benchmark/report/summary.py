@@ -8,6 +8,7 @@ from diffuser_policy.benchmark.report.curves import curve_of
 from diffuser_policy.benchmark.report.document import Block, Bullets, Paragraph, Remark
 from diffuser_policy.benchmark.report.estimates import disjoint
 from diffuser_policy.benchmark.report.study import (
+    NOT_BEGUN,
     PLANNER,
     REFERENCES,
     Entry,
@@ -22,6 +23,11 @@ from diffuser_policy.benchmark.results import CellResult, rise_of
 from diffuser_policy.plotting.drawing import counted
 
 PAPER = ("bcq", "cql", "iql")  # what the paper compares with
+ACTING = {  # executors that do more than the planned actions
+    "pursuit": "a controller that pursues the planned path",
+    "path": "a controller that keeps to the planned path",
+    "features": "the inverse of the features that it plans in (for arms: kinematics)",
+}
 
 
 def summary(study: Study) -> list[Block]:
@@ -38,13 +44,18 @@ def remarks(study: Study) -> list[Remark]:
     found = []
     failed = [cell for cell in study.open_cells if cell.failed]
     if study.open_cells:
-        others = len(study.open_cells) - len(failed)
-        found.append(
-            Remark(
-                f"Not complete: {counted(len(failed), 'cell')} failed, "
-                f'{counted(others, "cell")} not finished; see "Gaps".'
+        idle = sum(cell.state == NOT_BEGUN for cell in study.open_cells)
+        others = len(study.open_cells) - len(failed) - idle
+        counts = [
+            f"{counted(number, 'cell')} {state}"
+            for number, state in (
+                (len(failed), "failed"),
+                (others, "not finished"),
+                (idle, "of the suite not begun"),
             )
-        )
+            if number
+        ]
+        found.append(Remark(f'Not complete: {", ".join(counts)}; see "Gaps".'))
     if study.mixed:
         found.append(
             Remark(
@@ -88,7 +99,7 @@ def _scope(study: Study) -> str:
         f"{counted(len(study.methods), 'method')} ({methods}), "
         f"{episodes:,} episodes in all. A cell is a method on a problem, trained with "
         f"one seed. {' '.join(_origins(study))} All are evaluated in the same loop, on "
-        f"the same episodes of a problem. {study.note}".rstrip()
+        f"the same episodes of a problem. {_acting(study)}{study.note}".rstrip()
     )
 
 
@@ -118,6 +129,24 @@ def _origins(study: Study) -> list[str]:
     return sentences
 
 
+def _acting(study: Study) -> str:
+    """Say what stands between some methods' networks and their actions."""
+    found: dict[str, set[str]] = {}
+    for result in study.results:
+        name = result.policy.get("execution", {}).get("executor")
+        if name in ACTING:
+            found.setdefault(result.cell.method, set()).add(ACTING[name])
+    said = [
+        f"{study.label(method)} plans states, which {listed(sorted(ways))} "
+        f"{'turn' if len(ways) > 1 else 'turns'} into actions"
+        for method, ways in found.items()
+    ]
+    guided = {r.cell.method for r in study.results if r.policy.get("guide")}
+    if guided:
+        said.append(f"{_methods(study, guided)} is guided by hand-written costs")
+    return f"{'; '.join(said)}; all others act directly. " if said else ""
+
+
 def _is_of_other_data(result: CellResult) -> bool:
     known = result.policy.get("dataset")
     return known is not None and known != result.cell.problem.dataset
@@ -130,35 +159,36 @@ def _methods(study: Study, names: Collection[str]) -> str:
 def _paper(study: Study) -> list[str]:
     """Say whether Diffuser is ahead of the paper's baselines, problem by problem."""
     rows = [row for row in study.rows if study.entry(row, PLANNER)]
-    ahead, not_ahead, lacking, names = [], [], [], set()
+    ahead, not_ahead, undecided, names = [], [], [], set()
     for row in rows:
         ours = _entry(study, row, PLANNER)
         others = [m for m in PAPER if study.entry(row, m)]
         names.update(others)
         block = study.methods_of(study.block(row.block))
         absent = [m for m in PAPER if m in block and m not in others]
-        if absent:
-            missing = listed([*map(study.label, absent)])
-            lacking.append(f"{row.title} ({missing})")
         behind = [
             m for m in others if disjoint(ours.score, _entry(study, row, m).score) < 1
         ]
         if behind:
             against = listed([*map(study.label, behind)])
             not_ahead.append(f"{row.title} ({against})")
+        elif absent:
+            missing = listed([*map(study.label, absent)])
+            undecided.append(f"{row.title} (without {missing})")
         elif others:
             ahead.append(row.title)
     if not names:
         return []
     ordered = listed([study.label(m) for m in PAPER if m in names])
-    planner, total = study.label(PLANNER), len(ahead) + len(not_ahead)
+    planner = study.label(PLANNER)
+    total = len(ahead) + len(not_ahead) + len(undecided)
     text = (
         f"Against the paper's baselines that were run ({ordered}): {planner} is ahead "
         f"of all of them, with disjoint 95 % intervals, on {len(ahead)} of {total} "
-        f"problems{f' ({listed(ahead)})' if ahead and not_ahead else ''}."
+        f"problems{f' ({listed(ahead)})' if ahead and len(ahead) < total else ''}."
     )
-    if lacking:
-        text += f" Missing on {listed(lacking)}."
+    if undecided:
+        text += f" Ahead of those that were run on {listed(undecided)}."
     if not_ahead:
         text += f" Not so on {listed(not_ahead)}."
     return [text]

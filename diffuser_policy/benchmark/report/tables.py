@@ -16,11 +16,7 @@ from diffuser_policy.benchmark.report.estimates import (
     disjoint,
     iqm_run_interval,
 )
-from diffuser_policy.benchmark.report.published import (
-    AVERAGE,
-    Published,
-    published_title,
-)
+from diffuser_policy.benchmark.report.published import AVERAGE, Published
 from diffuser_policy.benchmark.report.study import (
     OTHER,
     PLANNER,
@@ -143,13 +139,13 @@ def score_table(study: Study, group: BlockGroup, *, details: bool = True) -> Tab
 def published_table(published: Published) -> Table:
     """Return a published table."""
     header = ("problem", *published.figures)
-    titles = {name: published_title(name) for name in published.problems}
+    names = (*published.problems, AVERAGE)
     rows = [
         (
-            Cell(title),
+            Cell("average, as printed" if name == AVERAGE else name),
             *(_printed(published.figures[method][name]) for method in header[1:]),
         )
-        for name, title in (titles | {AVERAGE: "average, as printed"}).items()
+        for name in names
     ]
     return Table(
         title=published.title,

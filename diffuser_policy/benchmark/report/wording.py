@@ -81,12 +81,18 @@ def shown_folder(study: Study) -> str:
 
 
 def report_command(study: Study) -> str:
-    """Return the command that makes the report anew."""
-    return f"diffuser-policy benchmark report {shlex.quote(shown_folder(study))}"
+    """Return the command that makes the report of the results that are there."""
+    return _report_of(shown_folder(study))
+
+
+def _report_of(folder: str) -> str:
+    return f"diffuser-policy benchmark report {shlex.quote(folder)}"
 
 
 def run_command(study: Study, rows: Sequence[Row], methods: Sequence[str]) -> str:
     """Return the commands that make the results of some problems and methods anew.
+
+    They name another folder: in that of the results, all is finished.
 
     Args:
         study: The benchmark.
@@ -99,15 +105,15 @@ def run_command(study: Study, rows: Sequence[Row], methods: Sequence[str]) -> st
     for cell in cells:
         start = (_source(study, cell.suite), *_suite_options(study, cell))
         alike.setdefault(start, []).append(cell)
-    lines = []
+    lines, output = [], f"{shown_folder(study)}-again"
     for start, own in sorted(alike.items()):
         made, solved = {c.method for c in own}, {c.problem.name for c in own}
         parts = ["diffuser-policy", "benchmark", "run", *start]
         parts += ["--methods", *(name for name in methods if name in made)]
         parts += ["--problems", *(row.name for row in rows if row.name in solved)]
         parts += ["--seeds", *map(str, sorted({cell.seed for cell in own}))]
-        lines.append(shlex.join([*parts, "--output", shown_folder(study)]))
-    return "\n".join([*lines, report_command(study)])
+        lines.append(shlex.join([*parts, "--output", output]))
+    return "\n".join([*lines, _report_of(output)])
 
 
 def _source(study: Study, suite: str) -> str:

@@ -10,11 +10,7 @@ from diffuser_policy.benchmark.report.contents import document_of
 from diffuser_policy.benchmark.report.document import Cell, Table
 from diffuser_policy.benchmark.report.html import to_html
 from diffuser_policy.benchmark.report.markdown import table_lines, to_markdown
-from diffuser_policy.benchmark.report.published import (
-    AVERAGE,
-    PUBLISHED,
-    published_title,
-)
+from diffuser_policy.benchmark.report.published import AVERAGE, PUBLISHED
 from diffuser_policy.benchmark.report.study import Study, load_study
 from diffuser_policy.benchmark.report.tables import BlockGroup, groups_of, score_table
 from diffuser_policy.files import replaced_file
@@ -95,7 +91,7 @@ def _with_published(table: Table, group: BlockGroup, methods: Sequence[str]) -> 
         (*row, *(Cell(figures[m].get(row[0].text, "–"), italic=True) for m in shown))
         for row in table.rows
     )
-    header = (*table.header, *(f"{method}, published" for method in shown))
+    header = (*table.header, *(f"{method}, published, other data" for method in shown))
     return replace(table, header=header, rows=rows, title=group.title)
 
 
@@ -104,7 +100,6 @@ def _published_rows(method: str) -> dict[str, str]:
     found = {}
     for table in PAPER_TABLES:
         for name, text in table.figures.get(method, {}).items():
-            block = published_title(table.problems[0]).partition("-")[0]
-            title = f"{block}, average" if name == AVERAGE else published_title(name)
-            found[title] = text
+            block = table.problems[0].partition("-")[0]
+            found[f"{block}, average" if name == AVERAGE else name] = text
     return found
