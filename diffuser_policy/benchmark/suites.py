@@ -198,7 +198,9 @@ def _kuka() -> Suite:
         )
         for task, goals in tasks.items()
     ]
-    far = {"goal_discount": 0.997}  # a tower takes 250 steps
+    # A tower takes 250 steps: with 0.99, few goals in hindsight would be whole towers.
+    # Critics keep 0.99, after 250 steps of which 8 % of a reward are left.
+    far = {"goal_discount": 0.997}
     return Suite(
         name="kuka",
         problems=tuple(problems),
