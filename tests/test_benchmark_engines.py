@@ -23,6 +23,7 @@ from diffuser_policy.benchmark.engines import (
     Job,
     make_engine,
 )
+from diffuser_policy.benchmark.engines.base import run_job, shipped
 from diffuser_policy.benchmark.engines.submitit_engine import _Resumable
 from diffuser_policy.benchmark.lifeline import start_child, stop_children
 from diffuser_policy.benchmark.preflight import all_settings
@@ -64,8 +65,8 @@ SLEEP = """
     from diffuser_policy.benchmark.lifeline import end_with_parent
     end_with_parent()
     import os, pathlib, sys, time
-    pathlib.Path(sys.argv[1]).write_text(str(os.getpid()))
     try:
+        pathlib.Path(sys.argv[1]).write_text(str(os.getpid()))
         time.sleep(60)
     except KeyboardInterrupt:
         pathlib.Path(sys.argv[1] + ".saved").touch()
@@ -131,6 +132,18 @@ def test_a_job_is_the_same_on_every_engine(engine: Engine, tmp_path: Path) -> No
     for name in names:
         lines = (tmp_path / f"{name}.txt").read_text().splitlines()
         assert lines == ["threads 1 1", f"folder {tmp_path} passed on"]
+
+
+def test_a_worker_of_a_runner_in_the_background_can_be_interrupted(
+    tmp_path: Path,
+) -> None:
+    """Shells let background processes ignore interrupts, and workers inherit that."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert run_job(**shipped(job(tmp_path, "idle", "pass"))) == 0
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_leaving_an_engine_ends_its_jobs(engine: Engine, tmp_path: Path) -> None:

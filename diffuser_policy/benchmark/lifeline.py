@@ -99,12 +99,21 @@ def end_with_parent(*, grace: float = GRACE) -> None:
     lifeline = os.dup(0)  # not inherited by processes that this one starts
     with open(os.devnull, "rb") as nothing:  # noqa: PTH123 (descriptors, not files)
         os.dup2(nothing.fileno(), 0)
-    # Ignored if a shell runs the parent in the background, blocked by some engines.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    hears_interrupts()
     threading.Thread(
         target=_end_after, args=(lifeline, grace), name="lifeline", daemon=True
     ).start()
+
+
+def hears_interrupts() -> None:
+    """Let an interrupt raise KeyboardInterrupt in this process, as it does by default.
+
+    It is ignored where a shell runs the parent in the background, and blocked by some
+    engines; processes inherit both. Without an effect in other threads than the first.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _end_after(lifeline: int, grace: float) -> None:

@@ -12,7 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from diffuser_policy.benchmark.lifeline import start_child, stop_children
+from diffuser_policy.benchmark.lifeline import (
+    hears_interrupts,
+    start_child,
+    stop_children,
+)
 from diffuser_policy.errors import DiffuserPolicyError
 
 ONE_THREAD = dict.fromkeys(
@@ -146,6 +150,7 @@ def run_job(
     Returns:
         The exit status, minus the signal's number if it was killed.
     """
+    hears_interrupts()
     job = Job(cell="", arguments=tuple(arguments), log=log, folder=folder)
     child = start_cell(job, variables)
     try:
