@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from diffuser_policy.benchmark.lifeline import hears_interrupts
+from diffuser_policy.benchmark.lifeline import hear_interrupts
 
 METHODS = '''
 import os, pathlib, time
@@ -120,7 +120,7 @@ def steps(output: Path, cell: str) -> list[int]:
 
 def start(*arguments: str | Path, **variables: str) -> subprocess.Popen[str]:
     """Start the command line in a process of its own, which hears Ctrl-C."""
-    hears_interrupts()  # inherited; a shell lets what is in the background ignore it
+    hear_interrupts()  # inherited; a shell lets what is in the background ignore it
     return subprocess.Popen(
         [sys.executable, "-m", "diffuser_policy", "benchmark", *map(str, arguments)],
         stdout=subprocess.PIPE,

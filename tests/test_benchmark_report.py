@@ -147,7 +147,7 @@ def test_a_missing_cell_shows_as_missing_and_has_no_average(
         in said[0].text
     )
     [bullets] = [block for block in summary(study) if isinstance(block, Bullets)]
-    assert "Maze2D-UMaze (without IQL)" in bullets.items[0]
+    assert "Maze2D-UMaze (IQL)" in bullets.items[0]
 
 
 def test_the_best_is_strong_and_references_do_not_count(tmp_path: Path) -> None:

@@ -99,13 +99,13 @@ def end_with_parent(*, grace: float = GRACE) -> None:
     lifeline = os.dup(0)  # not inherited by processes that this one starts
     with open(os.devnull, "rb") as nothing:  # noqa: PTH123 (descriptors, not files)
         os.dup2(nothing.fileno(), 0)
-    hears_interrupts()
+    hear_interrupts()
     threading.Thread(
         target=_end_after, args=(lifeline, grace), name="lifeline", daemon=True
     ).start()
 
 
-def hears_interrupts() -> None:
+def hear_interrupts() -> None:
     """Let an interrupt raise KeyboardInterrupt in this process, as it does by default.
 
     It is ignored where a shell runs the parent in the background, and blocked by some

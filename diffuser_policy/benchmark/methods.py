@@ -207,7 +207,7 @@ def check_reachable(name: str) -> None:
         ConfigError: It was registered here, and no other process would find it.
     """
     offered = {point.name for point in entry_points(group=GROUP)}
-    if name in _IN_PROCESS and name not in offered and ":" not in name:
+    if name in _IN_PROCESS and name not in offered:
         function = _IN_PROCESS[name].function
         place = inspect.getsourcefile(function) or "FILE.py"
         raise ConfigError(

@@ -47,8 +47,9 @@ def check_cells(cells: Sequence[Cell], *, progress: bool = False) -> None:
     if not cells:
         raise ConfigError("No cells are left to run: ask for more methods or problems.")
     _refuse_equal_names(cells)
+    for method in dict.fromkeys(cell.method for cell in cells):
+        check_reachable(method)
     for cell in cells:
-        check_reachable(cell.method)
         find_method(cell.method).check(cell.problem, cell.settings)
     for problem in {cell.problem.name: cell.problem for cell in cells}.values():
         env = problem.make_env()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from diffuser_policy.benchmark.lifeline import (
-    hears_interrupts,
+    hear_interrupts,
     start_child,
     stop_children,
 )
@@ -150,7 +150,7 @@ def run_job(
     Returns:
         The exit status, minus the signal's number if it was killed.
     """
-    hears_interrupts()
+    hear_interrupts()
     job = Job(cell="", arguments=tuple(arguments), log=log, folder=folder)
     child = start_cell(job, variables)
     try:

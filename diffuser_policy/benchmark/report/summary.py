@@ -143,7 +143,7 @@ def _acting(study: Study) -> str:
     ]
     guided = {r.cell.method for r in study.results if r.policy.get("guide")}
     if guided:
-        said.append(f"{_methods(study, guided)} is guided by hand-written costs")
+        said.append(f"{_methods(study, guided)} is guided by costs")
     return f"{'; '.join(said)}; all others act directly. " if said else ""
 
 
@@ -174,7 +174,7 @@ def _paper(study: Study) -> list[str]:
             not_ahead.append(f"{row.title} ({against})")
         elif absent:
             missing = listed([*map(study.label, absent)])
-            undecided.append(f"{row.title} (without {missing})")
+            undecided.append(f"{row.title} ({missing})")
         elif others:
             ahead.append(row.title)
     if not names:
@@ -188,7 +188,7 @@ def _paper(study: Study) -> list[str]:
         f"problems{f' ({listed(ahead)})' if ahead and len(ahead) < total else ''}."
     )
     if undecided:
-        text += f" Ahead of those that were run on {listed(undecided)}."
+        text += f" Undecided, as results are missing, on {listed(undecided)}."
     if not_ahead:
         text += f" Not so on {listed(not_ahead)}."
     return [text]
