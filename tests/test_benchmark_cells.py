@@ -14,6 +14,7 @@ import pytest
 from diffuser_policy.benchmark import Problem, Training
 from diffuser_policy.benchmark.cell_process import main, run_cell
 from diffuser_policy.benchmark.cells import (
+    BUSY,
     CURVE_SEED,
     Cell,
     CellFolder,
@@ -166,6 +167,17 @@ def test_a_failure_is_forgotten_when_it_is_repaired(
     assert files.read("error") is None
 
 
+def test_a_cell_that_another_process_holds_is_left_alone(
+    methods: Path, tmp_path: Path
+) -> None:
+    cell = make_cell(f"{methods}:right")
+    files = prepared(tmp_path, cell)
+    with files.lock():
+        assert main([str(tmp_path), cell.id]) == BUSY
+    assert files.read("versions") is files.result() is files.read("error") is None
+    assert main([str(tmp_path), cell.id]) == 0
+
+
 def test_a_cell_is_a_process(methods: Path, tmp_path: Path) -> None:
     cell = make_cell(f"{methods}:right")
     cell = Cell.from_json(
@@ -244,7 +256,7 @@ def test_whatever_changes_results_changes_the_digest(change: dict[str, Any]) -> 
         ((), "needs seeds"),
         ((-1,), "not negative"),
         ((0, 2), "share episodes"),
-        ((900_019,), "share|shares episodes with the learning curves"),
+        ((900_019,), "shares episodes with the learning curves"),
     ],
 )
 def test_evaluation_seeds_do_not_overlap(seeds: tuple[int, ...], message: str) -> None:
@@ -329,13 +341,13 @@ def test_training_goes_on_while_its_curve_rises(tmp_path: Path) -> None:
     values = [np.mean(point["values"]) for point in training.curve_points]
     assert values == sorted(values)
     assert values[0] < values[-1]
-    assert not training.is_flat()
+    assert not training.has_stopped_rising()
     assert not training.finished(39)
     assert not training.finished(60)
     assert training.finished(80)  # but not for ever
     for step in range(70, 121, 10):
         training.curve(step, Scripted(1.0))
-    assert training.is_flat()
+    assert training.has_stopped_rising()
     assert training.finished(60)
 
 

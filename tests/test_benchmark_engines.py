@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from diffuser_policy.benchmark.cells import CellFolder
+from diffuser_policy.benchmark.cells import BUSY, CellFolder
 from diffuser_policy.benchmark.engines import (
     Ended,
     Engine,
@@ -24,11 +25,12 @@ from diffuser_policy.benchmark.engines import (
     make_engine,
 )
 from diffuser_policy.benchmark.engines.base import run_job, shipped
+from diffuser_policy.benchmark.engines.process_engine import ProcessEngine
 from diffuser_policy.benchmark.engines.submitit_engine import _Resumable
 from diffuser_policy.benchmark.lifeline import start_child, stop_children
 from diffuser_policy.benchmark.preflight import all_settings
 from diffuser_policy.benchmark.progress import LineDisplay
-from diffuser_policy.benchmark.runner import Runner
+from diffuser_policy.benchmark.runner import Outcome, Runner
 from diffuser_policy.benchmark.suites import load_suite
 from diffuser_policy.errors import ConfigError, MissingExtraError, UnknownNameError
 from tests.benchmark_helpers import is_alive, results, until, write_suite
@@ -264,6 +266,62 @@ def test_jobs_of_slurm(slurm: Path, tmp_path: Path) -> None:
     asked = (slurm / "submitted.sh").read_text()
     for line in ("--partition=cpu", "--time=90", "--mem=3GB", "--cpus-per-task=1"):
         assert f"#SBATCH {line}\n" in asked
+
+
+def test_a_cluster_that_takes_no_job(slurm: Path, tmp_path: Path) -> None:
+    (slurm / "sbatch").write_text("#!/bin/bash\necho QOSMaxSubmit >&2\nexit 1\n")
+    with make_engine("submitit", workers=1, options={}, folder=tmp_path) as engine:
+        with pytest.raises(EngineError, match="does not take the job of one: QOSMax"):
+            engine.start(job(tmp_path, "one", REPORT, "0"))
+        assert not engine.running
+
+
+class Picky(ProcessEngine):
+    """Takes one job at a time, whatever it says, or none at all."""
+
+    places = 1
+
+    def _start(self, job: Job) -> subprocess.Popen[bytes]:
+        if len(self.running) >= self.places:
+            raise EngineError("full")
+        return super()._start(job)
+
+
+class Late(ProcessEngine):
+    """Its first job finds that another process has begun the cell."""
+
+    late = False
+
+    def _start(self, job: Job) -> subprocess.Popen[bytes]:
+        if not self.late:
+            self.late = True
+            status = f"raise SystemExit({BUSY})"
+            job = dataclasses.replace(job, arguments=("-c", status))
+        return super()._start(job)
+
+
+def run_on(engine: Engine, tmp_path: Path) -> Outcome:
+    """Run a suite of two cells."""
+    cells = load_suite(str(write_suite(tmp_path, "straight", "slow"))).cells()
+    with LineDisplay(Console(quiet=True)) as display, engine:
+        return Runner(tmp_path / "out", engine, display).run(cells, {})
+
+
+@pytest.mark.parametrize("kind", [Picky, Late])
+def test_cells_that_are_not_taken_at_once_are_run_later(
+    kind: type[ProcessEngine], tmp_path: Path
+) -> None:
+    outcome = run_on(kind(2, {}, tmp_path), tmp_path)
+    assert not outcome.failures
+    assert len(outcome.finished) == len(results(tmp_path / "out")) == 2
+
+
+def test_an_engine_that_takes_nothing_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Picky, "places", 0)
+    with pytest.raises(EngineError, match="full"):
+        run_on(Picky(2, {}, tmp_path), tmp_path)
 
 
 def test_jobs_of_slurm_are_cancelled(slurm: Path, tmp_path: Path) -> None:

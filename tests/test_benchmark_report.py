@@ -14,7 +14,6 @@ from diffuser_policy.benchmark.report import compact_tables, load_study
 from diffuser_policy.benchmark.report.curves import curve_of
 from diffuser_policy.benchmark.report.document import Bullets, Remark
 from diffuser_policy.benchmark.report.facts import (
-    compute_table,
     dataset_table,
     failure_table,
     open_table,
@@ -30,6 +29,7 @@ from diffuser_policy.benchmark.report.tables import (
     published_table,
     score_table,
 )
+from diffuser_policy.benchmark.report.trainings import compute_table
 from diffuser_policy.evaluation.statistics import iqm, mean_interval
 from tests.benchmark_report_helpers import (
     KUKA,

@@ -8,13 +8,24 @@ import numpy as np
 import pytest
 
 from diffuser_policy.benchmark.report import load_study
-from diffuser_policy.benchmark.report.document import Bullets
-from diffuser_policy.benchmark.report.facts import cell_table, peak_table
+from diffuser_policy.benchmark.report.document import Bullets, Table
+from diffuser_policy.benchmark.report.study import Study
 from diffuser_policy.benchmark.report.summary import summary
+from diffuser_policy.benchmark.report.trainings import cell_table, peak_table
 from diffuser_policy.benchmark.results import Rise, rise_of
 from tests.benchmark_report_helpers import MAZES, result_of, texts, write_result
 
 UMAZE = MAZES[0]
+
+
+def bullets_of(study: Study) -> str:
+    """Return the sentences of a report's beginning."""
+    [bullets] = [block for block in summary(study) if isinstance(block, Bullets)]
+    return "\n".join(bullets.items)
+
+
+def map_rows(table: Table) -> list[dict[str, str]]:
+    return [texts(table, index) for index in range(len(table.rows))]
 
 
 @pytest.mark.parametrize(
@@ -35,9 +46,45 @@ def test_a_curve_that_still_rises_is_called_so(
         3 * step + noise[7:].mean() - noise[4:7].mean(), abs=1e-9
     )
     assert texts(cell_table(study), 0)["curve in the end"].startswith(f"{kind}: ")
-    [bullets] = [block for block in summary(study) if isinstance(block, Bullets)]
-    said = "1 of 1 learning curve still rose" in bullets.items[-1]
-    assert said == (kind == "rising")
+    said = bullets_of(study)
+    assert ("1 of 1 learning curve still rose" in said) == (kind == "rising")
+    assert ("1 of 1 learning curve fell" in said) == (kind == "falling")
+    assert "beginning to end" not in said
+
+
+def test_a_curve_that_never_changed_says_nothing(tmp_path: Path) -> None:
+    result = result_of(UMAZE, "iql")
+    for point in result["curve"]:
+        point["values"] = [0.0] * 20
+    write_result(tmp_path, result)
+    study = load_study(tmp_path)
+    assert texts(cell_table(study), 0)["curve in the end"] == "always 0.0"
+    assert "1 of 1 learning curve had the same score from beginning" in bullets_of(
+        study
+    )
+
+
+@pytest.mark.parametrize(
+    ("median", "kind"),
+    [(28_700.0, "too high"), (-48.0, "too low"), (103.0, ""), (-4.0, "")],
+)
+def test_values_that_cannot_be_true_are_told(
+    tmp_path: Path, median: float, kind: str
+) -> None:
+    result = result_of(UMAZE, "bcq")
+    values = {"low": 0.0, "median": median, "high": 0.0, "possible": [0.0, 100.0]}
+    result["training"]["values"] = values
+    write_result(tmp_path, result)
+    write_result(tmp_path, result_of(UMAZE, "bc"))  # has no critic
+    study = load_study(tmp_path)
+    shown = {row["cell"]: row["values"] for row in map_rows(cell_table(study))}
+    wanted = f"{median:,.0f} of 0 to 100" + (f": {kind}" if kind else "")
+    assert shown == {
+        "maze2d-umaze--bcq--seed-0": wanted,
+        "maze2d-umaze--bc--seed-0": "–",
+    }
+    said = "The values of 1 of 1 critic are outside" in bullets_of(study)
+    assert said == bool(kind)
 
 
 def test_episodes_of_a_curve_are_compared_with_themselves() -> None:
@@ -67,7 +114,14 @@ def test_the_highest_evaluation_is_told_apart_from_the_last(tmp_path: Path) -> N
     table = peak_table(study, study.rows)
     assert table is not None
     step = result["curve"][3]["step"]
-    assert texts(table, 0)["IQL"] == f"{score - 1:.1f} at {step:,}"
+    [iql] = [
+        cell
+        for cell, name in zip(table.rows[0], table.header, strict=True)
+        if name == "IQL"
+    ]
+    assert iql.text == f"{score - 1:.1f} at {step:,}"
+    last = score - 1 - np.abs(np.arange(len(result["curve"]))[-3:] - 3)
+    assert iql.small == (f"last 3: {last.mean():.1f} ± {last.std(ddof=1):.1f}",)
     [bullets] = [block for block in summary(study) if isinstance(block, Bullets)]
     [said] = [item for item in bullets.items if "highest evaluation" in item]
     assert "below Diffuser's score in 1 of 2 learning curves" in said

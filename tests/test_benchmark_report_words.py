@@ -11,7 +11,7 @@ import pytest
 
 from diffuser_policy.benchmark.report import load_study
 from diffuser_policy.benchmark.report.document import Bullets, Paragraph, Remark
-from diffuser_policy.benchmark.report.facts import compute_table, outcome_table
+from diffuser_policy.benchmark.report.facts import outcome_table
 from diffuser_policy.benchmark.report.study import Study
 from diffuser_policy.benchmark.report.summary import summary
 from diffuser_policy.benchmark.report.tables import (
@@ -20,6 +20,7 @@ from diffuser_policy.benchmark.report.tables import (
     iqm_table,
     score_table,
 )
+from diffuser_policy.benchmark.report.trainings import compute_table
 from diffuser_policy.benchmark.report.wording import run_command
 from tests.benchmark_report_helpers import KUKA, MAZES, result_of, texts, write_result
 

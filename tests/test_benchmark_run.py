@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from diffuser_policy.benchmark.cells import CellFolder
@@ -248,6 +249,40 @@ def test_results_of_other_versions(tmp_path: Path, capsys: Capture) -> None:
     for part in ("point--straight--seed-0", "numpy 1.0.0; installed is", "--output"):
         assert part in error
     assert run(suite, output, "--mixed-versions") == 0
+
+
+def test_work_of_other_versions_is_not_gone_on_with(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    toml, output = write_suite(tmp_path, "slow"), tmp_path / "out"
+    suite, name = load_suite(str(toml)), "point--slow--seed-0"
+    [cell] = suite.cells()
+    files = CellFolder(output, name)
+    files.prepare(cell, all_settings(cell))
+    write_suite_file(output, suite, "mine.toml")
+    files.write("versions", {"numpy": "1.0.0"})
+    files.work.mkdir()
+    (files.work / "steps.txt").write_text("1\n2\n")
+    assert run(toml, output) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert f"The work on {name} in {output} was done with numpy 1.0.0" in error
+    assert run(toml, output, "--mixed-versions") == 0
+    made = results(output)[name]["versions"]
+    assert made["numpy"].startswith("1.0.0, then ")
+    assert made["numpy"].endswith(np.__version__)
+
+
+def test_versions_do_not_matter_before_any_work(tmp_path: Path) -> None:
+    toml, output = write_suite(tmp_path, "straight"), tmp_path / "out"
+    files = CellFolder(output, "point--straight--seed-0")
+    suite = load_suite(str(toml))
+    [cell] = suite.cells()
+    files.prepare(cell, all_settings(cell))
+    write_suite_file(output, suite, "mine.toml")
+    files.write("versions", {"numpy": "1.0.0"})
+    assert run(toml, output) == 0
+    assert results(output)[cell.id]["versions"]["numpy"] == np.__version__
+    assert files.read("versions")["numpy"] == np.__version__
 
 
 def test_a_damaged_result(tmp_path: Path, capsys: Capture) -> None:

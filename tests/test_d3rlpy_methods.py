@@ -68,6 +68,7 @@ def test_every_method_makes_a_policy(name: str, goals: str, tmp_path: Path) -> N
     assert state is None
     assert training.facts["num_steps"] == 6
     assert training.facts["num_parameters"] > 0
+    assert (training.facts["values"] is None) == (name == "bc")
     assert [point["step"] for point in training.curve_points] == [3, 6]
 
 
@@ -127,6 +128,20 @@ def test_settings_are_those_of_the_table(
     assert {key: config[key] for key in expected} == expected
     assert config["batch_size"] == 256
     assert config.get("gamma", 0.99) == 0.99
+
+
+@pytest.mark.parametrize("suite", ["maze", "kuka"])
+@pytest.mark.parametrize("name", ["bcq", "cql"])
+def test_suites_set_what_their_comments_say(
+    suite: str, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for number, cell in enumerate(load_suite(suite).cells(methods=[name])):
+        folder = tmp_path / str(number)
+        config = configured(name, monkeypatch, folder, **cell.settings)
+        assert config["critic_encoder_factory"].hidden_units == [128, 128]
+        assert config["critic_learning_rate"] == 3e-4
+        assert config["actor_learning_rate"] == (3e-4 if name == "bcq" else 3e-5)
+        assert (cell.num_steps, cell.max_steps) == (50_000, 100_000)
 
 
 def test_rebrac_can_be_set_as_by_its_authors(

@@ -55,10 +55,27 @@ def test_successors_are_of_the_same_run_and_one_action_away() -> None:
 
 
 def test_rows_that_terminate_are_kept_and_marked() -> None:
-    transitions = SingleTask(line_data(terminated=True), LineEnv(goals="fixed"))
-    assert len(transitions.rows) == transitions.flat.num_rows
+    flat = line_data(goals=False, terminated=True)
+    transitions = SingleTask(flat, LineEnv(goals="none"))
+    assert len(transitions.rows) == flat.num_rows
     batch = transitions.batch(np.random.default_rng(RNG_SEED), 4000)
     assert batch.terminals.mean() == pytest.approx(1 / 50, abs=0.01)
+    ends = flat.run_starts[1:] - 1
+    paid = set(batch.rewards[batch.terminals == 1].tolist())
+    assert paid <= set(flat.fields["reward"][ends].astype(np.float32).tolist())
+    assert paid
+
+
+@pytest.mark.parametrize(("kind", "goals"), [("fixed", "none"), ("new", "hindsight")])
+def test_data_that_end_at_the_goal_cannot_be_relabelled(
+    kind: str, goals: Goals
+) -> None:
+    flat, env = line_data(terminated=True), LineEnv(goals=kind)
+    problem = Problem(env=f"test/Line-{kind}-v0", dataset="test/line-v0", goals=goals)
+    with pytest.raises(DatasetError, match="terminate"):
+        check_task(problem, flat, env)
+    with pytest.raises(DatasetError, match="terminate"):
+        SingleTask(flat, env) if goals == "none" else Hindsight(flat, env)
 
 
 def test_goals_in_hindsight_are_reached_later_in_the_same_run() -> None:

@@ -17,6 +17,7 @@ from numpy.random import Generator
 
 from diffuser_policy.baselines.codec import Codec
 from diffuser_policy.baselines.transitions import Batch, make_transitions
+from diffuser_policy.baselines.values import value_facts
 from diffuser_policy.baselines.weights import Parts, load_parts, save_parts
 from diffuser_policy.benchmark.checked import flat_observation
 from diffuser_policy.benchmark.training import Training
@@ -25,6 +26,7 @@ from diffuser_policy.errors import ConfigError, require_extra
 CHECKPOINT = "checkpoint.safetensors"
 CHECKPOINT_STEPS = 1_000
 PROGRESS_STEPS = 100
+NUM_RATED = 10_000  # transitions on which a critic is looked at in the end
 
 
 class D3rlpyPolicy:
@@ -87,10 +89,11 @@ def train_d3rlpy(
         lambda rng: mini_batch(transitions.batch(rng, config.batch_size)),
     )
     modules = algorithm.impl.modules.get_torch_modules()
+    rated = transitions.batch(np.random.default_rng(training.seed), NUM_RATED)
     training.facts |= {
         "num_steps": step,
         "num_parameters": _count(modules),
-        "flat": training.is_flat(),
+        "values": value_facts(algorithm, rated),
     }
     return policy
 

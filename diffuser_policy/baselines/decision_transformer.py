@@ -293,7 +293,6 @@ def decision_transformer(
     training.facts |= {
         "num_steps": step,
         "num_parameters": sum(part.numel() for part in weights),
-        "flat": training.is_flat(),
         "target_return": target,
     }
     return policy

@@ -142,7 +142,6 @@ def sac_her(
         "num_steps": int(agent._n_updates),
         "num_env_steps": int(agent.num_timesteps),
         "num_parameters": _count(agent.actor) + _count(agent.critic),
-        "flat": training.is_flat(),
     }
     return policy
 

@@ -10,7 +10,8 @@ arriving, $r_t = r(s_{t+1}, g)$.
   al. 2017, "future"; the geometric form is that of Eysenbach et al. 2022), and the
   reward of that goal.
 
-Nothing terminates unless the data say so: reaching a goal does not end an episode here.
+Nothing terminates unless the data say so, and data whose goals are relabelled may not:
+reaching a goal does not end an episode here.
 """
 
 from __future__ import annotations

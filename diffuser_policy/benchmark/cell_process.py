@@ -4,7 +4,8 @@
 
 It trains, evaluates seed by seed, and writes one JSON file in the end. What is there
 already is not done again, so the same command goes on after a kill. A failure is
-written into `error.json`; the exit status is then 1.
+written into `error.json`; the exit status is then 1. Where another process is at work
+on the cell, nothing is done, and the exit status is `BUSY`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from diffuser_policy.benchmark.cells import Cell, CellFolder
+from diffuser_policy.benchmark.cells import BUSY, Cell, CellFolder
 from diffuser_policy.benchmark.checked import acts_deterministically, as_policy
 from diffuser_policy.benchmark.lifeline import end_with_parent
 from diffuser_policy.benchmark.methods import Method, find_method
@@ -40,7 +41,9 @@ def main(arguments: list[str]) -> int:
     """Run a cell; return the exit status."""
     benchmark, cell_id = arguments
     folder = CellFolder(benchmark, cell_id)
-    with folder.lock():
+    with folder.lock(wait=False) as held:
+        if not held:
+            return BUSY
         cell = folder.cell()
         result = folder.result()
         if result is not None and result.get("digest") == cell.digest:
@@ -74,6 +77,7 @@ def run_cell(cell: Cell, folder: CellFolder) -> dict[str, Any]:
     """
     method = find_method(cell.method)
     method.check(cell.problem, cell.settings)
+    begun_with = _note_versions(folder)
     training = Training(
         cell, folder, method.settings(cell.settings), num_steps=method.num_steps
     )
@@ -97,7 +101,7 @@ def run_cell(cell: Cell, folder: CellFolder) -> dict[str, Any]:
         },
         "policy": described,
         "dataset": _dataset_facts(training),
-        "versions": versions(*RECORDED),
+        "versions": _joined(begun_with, versions(*RECORDED)),
         "timing": {**training.clock.seconds, **_act_times(evaluations), **_machine()},
     }
     folder.write("result", json.loads(json.dumps(result)), indent=None)
@@ -107,6 +111,26 @@ def run_cell(cell: Cell, folder: CellFolder) -> dict[str, Any]:
     except Exception:  # a picture is not worth a cell, but a line in its log
         traceback.print_exc()
     return result
+
+
+def _note_versions(folder: CellFolder) -> dict[str, str]:
+    """Return the versions that a cell was begun with, which its folder keeps."""
+    known: dict[str, str] | None = folder.read("versions")
+    if known is None or not folder.holds_work():
+        known = versions(*RECORDED)
+        folder.write("versions", known)
+    return known
+
+
+def _joined(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
+    """Return versions now, and those before where they were others."""
+    return {
+        name: version
+        if before.get(name, version) == version
+        # Somebody accepted it: preflight refuses to go on with other versions.
+        else f"{before[name]}, then {version}"
+        for name, version in now.items()
+    }
 
 
 def seed_everything(seed: int) -> None:

@@ -1,6 +1,7 @@
 """A cell: one problem, one method, one training seed; and the folder it works in.
 
 <benchmark>/cells/<id>/cell.json       what the cell is, and its digest
+                       versions.json   of the packages that it was begun with
                        lock            held while a process runs it
                        progress.json   what it is doing
                        curve.json      evaluations during training
@@ -18,6 +19,7 @@ import fcntl
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +34,7 @@ from diffuser_policy.settings import differences, from_json, positive, to_json
 CURVE_SEED = 900_000  # the first of the learning curves' episodes: nobody else's
 ADDED = ("digest", "all_settings", "code")  # to a cell's own fields, in its file
 NOT_COMPARED = {"suite", "digest"}
+BUSY = os.EX_TEMPFAIL  # exit status of a cell that another process is at work on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +228,7 @@ class CellFolder:
             ConfigError: It does, be it a result, a learning curve or a checkpoint.
         """
         saved, asked = self.read("cell"), _described(cell, settings)
-        if saved is None or not self._holds_work():
+        if saved is None or not self.holds_work():
             return
         names = (saved.keys() | asked) - NOT_COMPARED
         found = {name: saved.get(name) for name in names}
@@ -238,7 +241,7 @@ class CellFolder:
                 f"the cell anew; nothing was changed."
             )
 
-    def _holds_work(self) -> bool:
+    def holds_work(self) -> bool:
         """Return whether anything was done that took time."""
         written = [self.path / "curve.json", self.path / "result.json"]
         written += [*self.path.glob("evaluation-*.json"), *self.work.glob("*")]

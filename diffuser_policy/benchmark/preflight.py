@@ -7,7 +7,7 @@ none writes anything but caches.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,8 @@ def check_folder(
         for path in sorted(output.glob("cells/*/result.json"))
     }
     if not mixed_versions:
-        _check_versions(output, results)
+        made = {name: result.versions for name, result in results.items()}
+        _check_versions(output, {**_begun_with(output), **made})
     for cell in cells:
         if cell.id in results and results[cell.id].cell.digest != cell.digest:
             raise ConfigError(
@@ -185,14 +186,24 @@ def _check_sizes(
         )
 
 
-def _check_versions(output: Path, results: dict[str, CellResult]) -> None:
-    """Refuse results of other versions; packages that are not there don't count."""
+def _begun_with(output: Path) -> dict[str, Mapping[str, str]]:
+    """Return the versions with which cells that hold work were begun."""
+    found = {}
+    for path in sorted(output.glob("cells/*/versions.json")):
+        folder = CellFolder(output, path.parent.name)
+        if folder.holds_work():
+            found[path.parent.name] = folder.read("versions")
+    return found
+
+
+def _check_versions(output: Path, made: Mapping[str, Mapping[str, str]]) -> None:
+    """Refuse work of other versions; packages that are not there don't count."""
     current = versions(*RECORDED)
-    for cell_id, result in results.items():
-        for package, version in result.versions.items():
+    for cell_id, known in made.items():
+        for package, version in known.items():
             if current.get(package, version) != version:
                 raise ConfigError(
-                    f"The result of {cell_id} in {output} was made with {package} "
+                    f"The work on {cell_id} in {output} was done with {package} "
                     f"{version}; installed is {current[package]}. Results would be "
                     f"mixed: choose another folder with --output, install {package} "
                     f"{version}, or accept it with --mixed-versions."

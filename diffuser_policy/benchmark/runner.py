@@ -12,14 +12,15 @@ import os
 import platform
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffuser_policy.benchmark.cells import Cell, CellFolder
-from diffuser_policy.benchmark.engines import Ended, Engine, Job
+from diffuser_policy.benchmark.cells import BUSY, Cell, CellFolder
+from diffuser_policy.benchmark.engines import Ended, Engine, EngineError, Job
 from diffuser_policy.benchmark.preflight import LOCK_FILE, all_settings
 from diffuser_policy.benchmark.progress import (
     ELSEWHERE,
@@ -33,6 +34,7 @@ from diffuser_policy.errors import ConfigError
 
 MODULE = "diffuser_policy.benchmark.cell_process"
 WAIT = 0.5  # seconds between two looks at the cells
+REFUSED = 60.0  # seconds until a cluster that took no more jobs is asked again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +128,7 @@ class Runner:
         self._queue: deque[str] = deque()
         self._elsewhere: list[str] = []
         self._watched: dict[str, Watched] = {}
+        self._resume_at = 0.0
 
     def run(self, cells: Sequence[Cell], finished: Mapping[str, Any]) -> Outcome:
         """Run cells to their ends.
@@ -162,20 +165,38 @@ class Runner:
         return self.outcome
 
     def _start(self) -> None:
-        """Start as many cells as there is room for."""
+        """Start as many cells as there is room for.
+
+        Raises:
+            EngineError: None is running, and the engine takes none.
+        """
+        if time.monotonic() < self._resume_at and self.engine.running:
+            return
         while self._queue and self.engine.has_room:
             name = self._queue.popleft()
             folder = CellFolder(self.output, name)
             if not _is_free(folder):
-                self._elsewhere.append(name)
-                self._watched[name] = Watched(folder, ELSEWHERE)
-                self.display.say(f"{name}: another process is at work on it; waiting")
+                self._wait_for(name)
                 continue
             folder.remove("error")
             folder.remove("progress")
+            try:
+                self.engine.start(self._job(name, folder))
+            except EngineError as error:
+                if not self.engine.running:
+                    raise
+                self._queue.appendleft(name)
+                self._resume_at = time.monotonic() + REFUSED
+                self.display.say(f"{name}: not taken now, tried again later: {error}")
+                return
             self._watched[name] = Watched(folder)
-            self.engine.start(self._job(name, folder))
             self.display.say(f"{name}: started")
+
+    def _wait_for(self, name: str) -> None:
+        """Leave a cell to the process that is at work on it."""
+        self._elsewhere.append(name)
+        self._watched[name] = Watched(CellFolder(self.output, name), ELSEWHERE)
+        self.display.say(f"{name}: another process is at work on it; waiting")
 
     def _job(self, name: str, folder: CellFolder) -> Job:
         return Job(
@@ -202,6 +223,9 @@ class Runner:
         """Note how a cell's process ended: its result says it, not its status."""
         folder = self._watched[end.cell].folder
         if self._settle(end.cell):
+            return
+        if end.status == BUSY:  # a job of an earlier run has begun it in the meantime
+            self._wait_for(end.cell)
             return
         if folder.read("error") is None:
             folder.write("error", _ended_early(end, folder.log))

@@ -22,8 +22,8 @@ def check_task(problem: Problem, flat: FlatDataset, env: Env) -> None:
 
     Raises:
         ConfigError: The environment lacks a fixed goal or `compute_reward`.
-        DatasetError: The data don't say which goals were achieved, or have the same
-            reward everywhere.
+        DatasetError: The data don't say which goals were achieved, terminate, or have
+            the same reward everywhere.
     """
     if problem.goals == "none" and fixed_goal(env) is None:
         _varying_reward(flat)
@@ -62,7 +62,7 @@ def task_rewards(flat: FlatDataset, env: Env) -> np.ndarray:
     Raises:
         ConfigError: Goals differ from episode to episode.
         DatasetError: The data were recorded for other goals, and don't say which goals
-            were achieved; or their reward never changes.
+            were achieved, or terminate; or their reward never changes.
     """
     goal = fixed_goal(env)
     if goal is None:
@@ -81,7 +81,7 @@ def achieved_goals(flat: FlatDataset, env: Env) -> np.ndarray:
 
     Raises:
         ConfigError: The environment has no goals.
-        DatasetError: Neither is the case.
+        DatasetError: Neither is the case, or the data terminate.
     """
     if _has_achieved_goals(flat, env):
         return flat.fields["achieved_goal"]
@@ -97,6 +97,13 @@ def _has_achieved_goals(flat: FlatDataset, env: Env) -> bool:
         raise ConfigError(
             f"{_name(env)} has no compute_reward(achieved, desired, info): goals "
             f'cannot be relabelled. Use goals="none" for this problem.'
+        )
+    if flat.fields["terminated"].any():
+        raise DatasetError(
+            f"Steps of {flat!r} terminate. What was observed after them is not kept, "
+            f"so whether they reached a relabelled goal cannot be told, and arriving "
+            f"would never pay. Record data of an environment that goes on at the goal "
+            f"(continuing_task=True in Gymnasium-Robotics' mazes)."
         )
     if hasattr(base, "achieved_goals"):
         return False

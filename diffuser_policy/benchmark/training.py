@@ -222,10 +222,10 @@ class Training:
             )
         if step < self.num_steps:
             return False
-        return step >= (self.max_steps or 0) or self.is_flat()
+        return step >= (self.max_steps or 0) or self.has_stopped_rising()
 
-    def is_flat(self) -> bool:
-        """Return whether the learning curve has stopped rising; see `finished`."""
+    def has_stopped_rising(self) -> bool:
+        """Return whether the learning curve is flat or falls; see `finished`."""
         found = rise_of(self._points)
         return found is not None and found.kind != "rising"
 

@@ -15,6 +15,7 @@ from diffuser_policy.benchmark.engines.base import (
     MARGIN,
     Ended,
     Engine,
+    EngineError,
     Job,
     run_job,
     shipped,
@@ -56,8 +57,14 @@ class SubmititEngine(Engine):
         self._all_ended_well = True
 
     def _start(self, job: Job) -> Any:
-        with _interrupts_held_back():  # local jobs would complain of a Ctrl-C
-            return self._executor.submit(_Resumable(), **shipped(job))
+        utils = require_extra("submitit.core.utils", "cluster")
+        refusals = (utils.FailedJobError, utils.FailedSubmissionError)
+        try:
+            with _interrupts_held_back():  # local jobs would complain of a Ctrl-C
+                return self._executor.submit(_Resumable(), **shipped(job))
+        except refusals as error:
+            told = f"the cluster does not take the job of {job.cell}: {error}"
+            raise EngineError(told.strip()) from error
 
     def _ended(self, cell: str, handle: Any) -> Ended | None:
         if not handle.done():

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
 
-from diffuser_policy.benchmark.report import facts, figures
+from diffuser_policy.benchmark.report import facts, figures, trainings
 from diffuser_policy.benchmark.report.document import (
     Block,
     Document,
@@ -106,14 +106,18 @@ def _outcomes(study: Study) -> tuple[Block, ...]:
     for _, rows in groups_of(study):
         blocks += [
             facts.outcome_table(study, rows),
-            facts.peak_table(study, rows),
+            trainings.peak_table(study, rows),
             facts.failure_table(study, rows),
         ]
     return tuple(_known(blocks))
 
 
 def _computing(study: Study) -> tuple[Block, ...]:
-    tables = (facts.compute_table, facts.cell_table, facts.settings_table)
+    tables = (
+        trainings.compute_table,
+        trainings.cell_table,
+        trainings.settings_table,
+    )
     return tuple(table(study) for table in tables)
 
 

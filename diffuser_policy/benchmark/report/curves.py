@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from diffuser_policy.benchmark.report.study import Entry
+from diffuser_policy.benchmark.results import CellResult
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,12 @@ def curve_of(entry: Entry) -> Curve | None:
             band = [min(means), max(means)]
         columns.append([step, float(np.mean(means)), *band])
     return Curve(*np.array(columns, dtype=np.float64).T)
+
+
+def constant_score(result: CellResult) -> float | None:
+    """Return the score of all episodes of a learning curve, if they have the same."""
+    scores = {value for point in result.curve for value in point.get("values") or ()}
+    return float(scores.pop()) if len(scores) == 1 else None
 
 
 def _known(value: float | None) -> float:

@@ -287,7 +287,8 @@ CURVES = Kind(
     "learning curves",
     "Learning curves",
     _draw_curves,
-    "Evaluations during training, on episodes of their own. Band: with one training "
+    "Evaluations during training, on episodes of their own, which may be easier or "
+    "harder than those of the scores. Band: with one training "
     "seed the 95 % interval over these episodes, with several from the lowest to the "
     "highest of their means. Dashed: the final score of methods that are not trained "
     "here.",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from diffuser_policy.benchmark.report.curves import curve_of
+from diffuser_policy.benchmark.report.critics import critic_of
+from diffuser_policy.benchmark.report.curves import constant_score, curve_of
 from diffuser_policy.benchmark.report.document import Block, Bullets, Paragraph, Remark
 from diffuser_policy.benchmark.report.estimates import disjoint
 from diffuser_policy.benchmark.report.study import (
@@ -33,7 +34,8 @@ ACTING = {  # executors that do more than the planned actions
 def summary(study: Study) -> list[Block]:
     """Return the blocks of a report's beginning."""
     blocks: list[Block] = [Paragraph(_scope(study)), *remarks(study)]
-    sentences = [*_paper(study), *_leaders(study), *_peaks(study), *_rising(study)]
+    told = (_paper, _leaders, _peaks, _curve_ends, _critics)
+    sentences = [sentence for tell in told for sentence in tell(study)]
     blocks.append(Bullets(tuple(sentences)))
     notes = interval_notes(study, entries_of(study, study.rows))
     return [*blocks, *map(Paragraph, notes)]
@@ -242,26 +244,61 @@ def _peaks(study: Study) -> list[str]:
         return []
     planner = study.label(PLANNER)
     text = (
-        f"The highest evaluation during training, which flatters, is below {planner}'s "
-        f"score in {below} of {counted(below + len(above), 'learning curve')}"
+        "The highest evaluation during training, which flatters and is of other "
+        f"episodes, is below {planner}'s score in {below} of "
+        f"{counted(below + len(above), 'learning curve')}"
     )
     return [f"{text}; not so: {'; '.join(above)}." if above else f"{text}."]
 
 
-def _rising(study: Study) -> list[str]:
-    """Say which trainings were cut off while their learning curve still rose."""
+def _curve_ends(study: Study) -> list[str]:
+    """Say which learning curves still rose, fell or told nothing in the end."""
     rises = {result.cell.id: rise_of(result.curve) for result in study.results}
     known = {name: rise for name, rise in rises.items() if rise is not None}
-    rising = [name for name, rise in known.items() if rise.kind == "rising"]
+    rising, falling = (
+        [name for name, rise in known.items() if rise.kind == kind]
+        for kind in ("rising", "falling")
+    )
+    silent = [
+        result.cell.id
+        for result in study.results
+        if result.cell.id in known and constant_score(result) is not None
+    ]
     if not known:
         return []
-    curves = counted(len(known), "learning curve")
-    if not rising:
-        text = f"None of {curves} still rose when the training ended"
-        return [f"{text}, by more than twice the standard error."]
+    number_of = counted(len(known), "learning curve")
     text = (
-        f"{len(rising)} of {curves} still rose when the training ended, by more than "
-        f"twice the standard error: {listed(rising)}."
+        f"{len(rising) or 'None'} of {number_of} still rose when the training ended, "
+        "by more than twice the standard error"
+    )
+    sentences = [f"{text}: {listed(rising)}." if rising else f"{text}."]
+    if falling:
+        sentences.append(
+            f"{len(falling)} of {number_of} fell by as much, so that an earlier step "
+            f"would have been better: {listed(falling)}."
+        )
+    if silent:
+        sentences.append(
+            f"{len(silent)} of {number_of} had the same score from beginning to end, "
+            "which does not tell whether anything was being learned: "
+            f"{listed(silent)}."
+        )
+    return sentences
+
+
+def _critics(study: Study) -> list[str]:
+    """Say which critics give values that cannot be true."""
+    found = [(result.cell.id, critic_of(result)) for result in study.results]
+    known = [(name, critic) for name, critic in found if critic is not None]
+    wrong = [
+        f"{name} ({critic})" for name, critic in known if critic.kind != "possible"
+    ]
+    if not wrong:
+        return []
+    text = (
+        f"The values of {len(wrong)} of {counted(len(known), 'critic')} are outside of "
+        "what rewards and discount allow, so that these trainings failed, whatever "
+        f"their methods could do: {listed(wrong)}."
     )
     return [text]
 

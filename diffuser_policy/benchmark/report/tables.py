@@ -38,7 +38,8 @@ from diffuser_policy.benchmark.report.wording import (
 
 ONE_RUN = (
     "Every method has one training seed per problem: intervals are over episodes only "
-    "and say nothing of what another training seed would give."
+    "and say nothing of what another training seed would give, or another last step "
+    "(how much evaluations differ from step to step is with the learning curves)."
 )
 SEVERAL_RUNS = (
     "Bootstrap draws are of training seeds and, as all of them have the same episodes, "
@@ -318,9 +319,10 @@ def _score_notes(
         (
             "Mean over all episodes of all evaluation seeds and training seeds "
             f"({' or '.join(map(str, counts))} episodes) with its 95 % bootstrap "
-            "interval. The highest mean of a row is bold; references "
-            "take no part in that: the demonstrator, and what practises or searches in "
-            "the environment itself."
+            "interval; where all episodes have the same score, there is nothing to "
+            "draw from, and it has no width. The highest mean of a row is bold; "
+            "references take no part in that: the demonstrator, and what practises or "
+            "searches in the environment itself."
         ),
         *interval_notes(study, entries),
     ]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from diffuser_policy.benchmark.cells import Cell
 from diffuser_policy.benchmark.report.study import Row, Study
@@ -16,6 +18,7 @@ from diffuser_policy.evaluation.statistics import Interval
 
 MINUTE, HOUR = 60.0, 3600.0
 UNKNOWN = "–"
+LONG = 1500  # characters of settings that a table can bear
 
 
 def number(value: float | None, digits: int = 1) -> str:
@@ -72,6 +75,22 @@ def listed(names: Sequence[str]) -> str:
     """Return names as "a, b and c"."""
     *first, last = names
     return f"{', '.join(first)} and {last}" if first else last
+
+
+def compact(data: Any) -> str:
+    """Return JSON data on one line, as "a: 1; b.c: 2", cut where it gets very long."""
+    text = "; ".join(_items(data, ""))
+    return (text if len(text) <= LONG else f"{text[:LONG]} …") or UNKNOWN
+
+
+def _items(data: Any, name: str) -> Iterator[str]:
+    """Yield the leaves of a tree, each with the names that lead to it."""
+    if isinstance(data, Mapping):
+        for key, value in data.items():
+            yield from _items(value, f"{name}.{key}" if name else str(key))
+    elif data is not None and data != []:
+        text = data if isinstance(data, str) else json.dumps(data, default=str)
+        yield f"{name}: {text}" if name else text
 
 
 def shown_folder(study: Study) -> str:

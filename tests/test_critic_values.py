@@ -1,0 +1,68 @@
+"""What critics say of the data's actions, against values that are known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from diffuser_policy.baselines.transitions import Batch
+from diffuser_policy.baselines.values import possible_values, value_facts
+
+GAMMA = 0.9
+
+
+class Critic:
+    """Says that every action is worth the observation's first number."""
+
+    gamma = GAMMA
+
+    def predict_value(self, x: np.ndarray, action: np.ndarray) -> Any:
+        assert len(x) == len(action)
+        return x[:, 0]
+
+
+class Cloner(Critic):
+    """Has no values."""
+
+    def predict_value(self, x: np.ndarray, action: np.ndarray) -> Any:
+        raise NotImplementedError("there is no critic")
+
+
+def batch_of(values: np.ndarray, rewards: np.ndarray) -> Batch:
+    column = np.zeros((len(values), 1))
+    return Batch(
+        observations=values[:, None],
+        actions=column,
+        rewards=rewards[:, None],
+        next_observations=values[:, None],
+        next_actions=column,
+        terminals=column,
+    )
+
+
+def test_quantiles_and_range_are_those_of_the_batch() -> None:
+    values, rewards = np.arange(101.0), np.linspace(-2.0, 3.0, 101)
+    found = value_facts(Critic(), batch_of(values, rewards))
+    assert found is not None
+    assert (found["low"], found["median"], found["high"]) == (5.0, 50.0, 95.0)
+    assert found["possible"] == pytest.approx([-20.0, 30.0])
+
+
+def test_what_has_no_critic_has_no_values() -> None:
+    assert value_facts(Cloner(), batch_of(np.zeros(3), np.zeros(3))) is None
+
+
+@pytest.mark.parametrize(
+    "rewards", [[1.0], [0.0, 1.0], [-1.0, 0.0], [-3.0, -1.0], [2.0, 5.0]]
+)
+@pytest.mark.parametrize("length", [1, 2, 50, 500])
+def test_no_sum_of_rewards_is_impossible(rewards: list[float], length: int) -> None:
+    """Episodes of any length, of the best and of the worst reward alone."""
+    lowest, highest = possible_values(np.array(rewards), GAMMA)
+    for reward in rewards:
+        total = sum(GAMMA**step * reward for step in range(length))
+        assert lowest <= total <= highest
+    longest = max(rewards, key=abs) / (1 - GAMMA)
+    assert longest == pytest.approx(lowest if longest < 0 else highest)
