@@ -290,6 +290,22 @@ def test_a_default_that_changed_is_noticed(tmp_path: Path) -> None:
         files.prepare(cell, {"push": 0.9})
 
 
+def test_a_setting_that_is_new_is_no_difference_unless_it_is_set(
+    tmp_path: Path,
+) -> None:
+    cell = make_cell("right", settings={"push": 0.1})
+    files = CellFolder(tmp_path, cell.id)
+    files.prepare(cell, {"push": 0.1})
+    files.write("curve", [])
+    files.prepare(cell, {"push": 0.1, "pull": 0.0})
+    files.write("cell", {**files.read("cell"), "all_settings": {"push": 0.1}})
+    pulling = make_cell("right", settings={"push": 0.1, "pull": 0.0})
+    with pytest.raises(ConfigError, match=r"settings\.pull: None → 0\.0"):
+        files.prepare(pulling, {"push": 0.1, "pull": 0.0})
+    with pytest.raises(ConfigError, match=r"push: 0\.1 → None"):
+        files.prepare(make_cell("right", settings={"push": 0.1}), {"pull": 0.0})
+
+
 def test_damaged_results_say_so(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     for text, message in (

@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from diffuser_policy.baselines.d3rlpy_training import mini_batch
+from diffuser_policy.baselines.transitions import SingleTask
+from diffuser_policy.baselines.values import possible_values
 from diffuser_policy.benchmark import Problem
 from diffuser_policy.benchmark.cells import Cell, CellFolder, EvaluationPlan
 from diffuser_policy.benchmark.methods import Method, find_method
@@ -17,7 +20,7 @@ from diffuser_policy.benchmark.suites import load_suite
 from diffuser_policy.benchmark.training import Training
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.errors import CheckpointError
-from tests.baseline_helpers import line_data
+from tests.baseline_helpers import LineEnv, line_data
 
 d3rlpy = pytest.importorskip(
     "d3rlpy", reason="needs the extra 'baselines', which pins Gymnasium 1.0"
@@ -219,6 +222,28 @@ def test_cloning_in_hindsight_goes_to_the_goal(tmp_path: Path) -> None:
     left, right = policy.predict(observation)[0][:, 0]
     assert left < -0.1
     assert right > 0.1
+
+
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("name", ["bcq", "cql"])
+def test_clipped_values_are_possible_whatever_critics_say(
+    name: str, clip: bool, tmp_path: Path
+) -> None:
+    flat = line_data(goals=False)
+    training = workplace(tmp_path, flat, method=name, num_steps=2)
+    policy = trained(find_method(name), training, clip_values=clip)
+    low, high = possible_values(flat.fields["reward"], 0.99)
+    for parameter in policy.algorithm.impl.modules.targ_q_funcs.parameters():
+        torch.nn.init.normal_(parameter, std=1e4)
+    transitions = SingleTask(flat, LineEnv(goals="none"))
+    batch = mini_batch(transitions.batch(np.random.default_rng(0), 200))
+    torch_batch = d3rlpy.torch_utility.TorchMiniBatch.from_batch(
+        batch=batch, gamma=0.99, compute_returns_to_go=False, device="cpu"
+    )
+    targets = policy.algorithm.impl.compute_target(torch_batch).numpy()
+    inside = (targets >= low - 1e-3) & (targets <= high + 1e-3)
+    assert inside.all() == clip
+    assert np.isfinite(targets).all()
 
 
 @pytest.mark.parametrize("name", ["bcq", "cql", "td3-bc"])

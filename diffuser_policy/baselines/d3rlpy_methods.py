@@ -14,6 +14,7 @@ All see normalized observations and have γ 0.99, batches of 256 and two hidden 
 d3rlpy's own defaults are batches of 100 for BCQ and of 1024 for AWAC and ReBRAC, and an
 actor's β of 0.001; BCQ's paper has networks of 400 and 300 units, and its authors' code
 compares 100 actions when it acts. CQL's values are those of CORL for D4RL's mazes.
+`clip_values` (of BCQ and CQL) is of none of their papers: see `values`.
 ReBRAC's paper tunes β, layers and learning rates for every dataset; its authors' values
 for D4RL's maze2d are in `examples/benchmark_rebrac.toml`.
 """
@@ -75,6 +76,7 @@ def bcq(
     goal_discount: float = 0.99,
     num_action_samples: int = 10,
     flexibility: float = 0.05,
+    clip_values: bool = False,
 ) -> D3rlpyPolicy:
     """Choose among actions that a generative model of the data proposes."""
     config = _algos().BCQConfig(
@@ -87,7 +89,9 @@ def bcq(
         action_flexibility=flexibility,
         **_networks(width, "actor", "critic", "imitator"),
     )
-    return train_d3rlpy(training, config, goal_discount=goal_discount)
+    return train_d3rlpy(
+        training, config, goal_discount=goal_discount, clip_values=clip_values
+    )
 
 
 @register_method("cql", label="CQL", modules=MODULES, num_steps=NUM_STEPS)
@@ -104,6 +108,7 @@ def cql(
     conservative_weight: float = 10.0,
     conservative_learning_rate: float = 3e-4,
     conservative_gap: float = 5.0,
+    clip_values: bool = False,
 ) -> D3rlpyPolicy:
     """Learn values that are low where there are no data.
 
@@ -123,7 +128,9 @@ def cql(
         alpha_threshold=conservative_gap,
         **_networks(width, "actor", "critic"),
     )
-    return train_d3rlpy(training, config, goal_discount=goal_discount)
+    return train_d3rlpy(
+        training, config, goal_discount=goal_discount, clip_values=clip_values
+    )
 
 
 @register_method("iql", label="IQL", modules=MODULES, num_steps=NUM_STEPS)

@@ -17,7 +17,7 @@ from numpy.random import Generator
 
 from diffuser_policy.baselines.codec import Codec
 from diffuser_policy.baselines.transitions import Batch, make_transitions
-from diffuser_policy.baselines.values import value_facts
+from diffuser_policy.baselines.values import clip_targets, possible_values, value_facts
 from diffuser_policy.baselines.weights import Parts, load_parts, save_parts
 from diffuser_policy.benchmark.checked import flat_observation
 from diffuser_policy.benchmark.training import Training
@@ -26,7 +26,7 @@ from diffuser_policy.errors import ConfigError, require_extra
 CHECKPOINT = "checkpoint.safetensors"
 CHECKPOINT_STEPS = 1_000
 PROGRESS_STEPS = 100
-NUM_RATED = 10_000  # transitions on which a critic is looked at in the end
+NUM_RATED = 10_000  # transitions whose rewards and values are looked at
 
 
 class D3rlpyPolicy:
@@ -63,7 +63,11 @@ class D3rlpyPolicy:
 
 
 def train_d3rlpy(
-    training: Training, config: Any, *, goal_discount: float = 0.99
+    training: Training,
+    config: Any,
+    *,
+    goal_discount: float = 0.99,
+    clip_values: bool = False,
 ) -> D3rlpyPolicy:
     """Train an algorithm until the training is finished.
 
@@ -71,6 +75,7 @@ def train_d3rlpy(
         training: The workplace; a checkpoint in its folder is gone on from.
         config: Of the algorithm, such as `d3rlpy.algos.IQLConfig(...)`.
         goal_discount: For goals in hindsight.
+        clip_values: Bootstrap from values that rewards and discount allow, no others.
 
     Raises:
         ConfigError: Losses are no longer finite.
@@ -83,13 +88,15 @@ def train_d3rlpy(
     algorithm = config.create()
     algorithm.create_impl((transitions.num_inputs,), transitions.num_actions)
     policy = D3rlpyPolicy(algorithm, transitions.codec)
+    rated = transitions.batch(np.random.default_rng(training.seed), NUM_RATED)
+    if clip_values:
+        clip_targets(algorithm, possible_values(rated.rewards, config.gamma))
     step = take_steps(
         training,
         policy,
         lambda rng: mini_batch(transitions.batch(rng, config.batch_size)),
     )
     modules = algorithm.impl.modules.get_torch_modules()
-    rated = transitions.batch(np.random.default_rng(training.seed), NUM_RATED)
     training.facts |= {
         "num_steps": step,
         "num_parameters": _count(modules),

@@ -3,7 +3,8 @@ r"""Whether a trained critic says what could be true.
 A value is a discounted sum of rewards, $Q = \sum_t \gamma^t r_t$, so it lies between
 the lowest and the highest reward, or 0 where an episode ends, times $1 / (1 - \gamma)$.
 A critic that bootstraps can leave this range without any loss becoming infinite: it has
-diverged, and its policy's score is that of a failed training.
+diverged, and its policy's score is that of a failed training. `clip_targets` keeps what
+critics learn from inside of it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,20 @@ def possible_values(rewards: np.ndarray, discount: float) -> tuple[float, float]
     """
     low, high = min(float(rewards.min()), 0.0), max(float(rewards.max()), 0.0)
     return low / (1 - discount), high / (1 - discount)
+
+
+def clip_targets(algorithm: Any, possible: tuple[float, float]) -> None:
+    """Let an algorithm bootstrap from values that are possible, and no others.
+
+    As in hindsight experience replay (Andrychowicz et al. 2017, appendix A).
+
+    Args:
+        algorithm: Of d3rlpy, whose networks are made; it is changed.
+        possible: The lowest and the highest value.
+    """
+    impl, (low, high) = algorithm.impl, possible
+    unclipped = impl.compute_target
+    impl.compute_target = lambda batch: unclipped(batch).clamp(low, high)
 
 
 def value_facts(algorithm: Any, batch: Batch) -> dict[str, Any] | None:

@@ -220,6 +220,8 @@ class CellFolder:
     def check(self, cell: Cell, settings: Mapping[str, Any] | None = None) -> None:
         """Refuse a folder that holds work of a cell with other settings.
 
+        New settings of a method are no difference, unless the cell sets them.
+
         Args:
             cell: What would be done there.
             settings: All of the method's settings.
@@ -230,6 +232,11 @@ class CellFolder:
         saved, asked = self.read("cell"), _described(cell, settings)
         if saved is None or not self.holds_work():
             return
+        # Defaults of settings that the method did not have then keep what it did.
+        then = saved.get("all_settings", {})
+        asked["all_settings"] = {
+            name: value for name, value in asked["all_settings"].items() if name in then
+        }
         names = (saved.keys() | asked) - NOT_COMPARED
         found = {name: saved.get(name) for name in names}
         wanted = {name: asked.get(name) for name in names}
