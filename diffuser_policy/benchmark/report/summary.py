@@ -297,8 +297,9 @@ def _critics(study: Study) -> list[str]:
         return []
     text = (
         f"The values of {len(wrong)} of {counted(len(known), 'critic')} are outside of "
-        "what rewards and discount allow, so that these trainings failed, whatever "
-        f"their methods could do: {listed(wrong)}."
+        "what rewards and discount allow: too high, they diverged; too low, they are "
+        "more pessimistic than any policy deserves. These scores may not be the best "
+        f"that their methods can do: {listed(wrong)}."
     )
     return [text]
 

@@ -148,7 +148,7 @@ def cell_table(study: Study) -> Table:
                 "Values: the median that the critic gives the data's own actions, and "
                 "the range that rewards and discount allow. Far above it, the critic "
                 "has diverged; far below it, it is more pessimistic than any policy "
-                "deserves. Either way the score is that of a training that failed."
+                "deserves. Either way the method may be able to do better."
             ),
         ),
         command=run_command(study, study.rows, study.methods),
