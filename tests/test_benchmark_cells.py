@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -348,6 +349,23 @@ def test_the_curve_has_its_points_once(tmp_path: Path) -> None:
     again = workplace(tmp_path)  # after a kill
     again.forget_curve(20)
     assert [point["step"] for point in again.curve_points] == [10, 20]
+
+
+def test_progress_is_told_now_and_then_and_when_the_stage_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = workplace(tmp_path)
+    clock = iter([100.0, 100.5, 100.6, 100.7, 103.0])
+    stopped = types.SimpleNamespace(time=clock.__next__)
+    monkeypatch.setattr("diffuser_policy.benchmark.training.time", stopped)
+    told = []
+    for done, stage in ((0, "train"), (1, "train"), (0, "eval"), (1, "eval")):
+        training.progress(done, 9, stage=stage)
+        told.append(training._files.read("progress"))
+    training.progress(2, 9, stage="eval")
+    told.append(training._files.read("progress"))
+    shown = [(item["stage"], item["done"]) for item in told]
+    assert shown == [("train", 0), ("train", 0), ("eval", 0), ("eval", 0), ("eval", 2)]
 
 
 def test_training_goes_on_while_its_curve_rises(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ class Training:
         self._plan, self._method = cell.evaluation, cell.method
         self._files = folder
         self._points: list[dict[str, Any]] = folder.read("curve") or []
-        self._told = 0.0
+        self._told, self._stage = 0.0, ""
 
     @property
     def folder(self) -> Path:
@@ -118,9 +118,10 @@ class Training:
         """
         now = time.time()
         total = total or self.max_steps
-        if now - self._told < PROGRESS_SECONDS and done != total:
+        is_new = now - self._told >= PROGRESS_SECONDS or stage != self._stage
+        if not is_new and done != total:
             return
-        self._told = now
+        self._told, self._stage = now, stage
         self.clock.count(stage)
         shown = {k: float(v) for k, v in (figures or {}).items() if np.isfinite(v)}
         if self._points:
