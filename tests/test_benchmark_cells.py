@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from diffuser_policy.benchmark import Problem, Training
+from diffuser_policy.benchmark import Problem
 from diffuser_policy.benchmark.cell_process import main, run_cell
 from diffuser_policy.benchmark.cells import (
     BUSY,
@@ -320,82 +318,6 @@ def test_damaged_results_say_so(tmp_path: Path) -> None:
             read_result(path)
     with pytest.raises(ConfigError, match="holds no benchmark"):
         load_results(tmp_path)
-
-
-class Scripted:
-    """A policy that always goes on to the right, as far as it is told."""
-
-    def __init__(self, push: float) -> None:
-        self.push = push
-
-    def predict(self, observation: Any, **_: Any) -> tuple[np.ndarray, None]:
-        return np.full((len(observation), 1), self.push, np.float32), None
-
-
-def workplace(folder: Path, **budget: int) -> Training:
-    problem = Problem(env="test/Line-fixed-v0", dataset="test/line-v0")
-    budget = {"num_steps": 40, "max_steps": 80, **budget}
-    cell = make_cell("right", problem=problem, **budget)
-    return Training(cell, prepared(folder, cell), {})
-
-
-def test_the_curve_has_its_points_once(tmp_path: Path) -> None:
-    training = workplace(tmp_path)
-    due = [step for step in range(1, 41) if training.curve_due(step)]
-    assert due == [10, 20, 30, 40]
-    for step in (10, 20, 20, 30):
-        training.curve(step, Scripted(1.0))
-    assert [point["step"] for point in training.curve_points] == [10, 20, 30]
-    again = workplace(tmp_path)  # after a kill
-    again.forget_curve(20)
-    assert [point["step"] for point in again.curve_points] == [10, 20]
-
-
-def test_progress_is_told_now_and_then_and_when_the_stage_changes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    training = workplace(tmp_path)
-    clock = iter([100.0, 100.5, 100.6, 100.7, 103.0])
-    stopped = types.SimpleNamespace(time=clock.__next__)
-    monkeypatch.setattr("diffuser_policy.benchmark.training.time", stopped)
-    told = []
-    for done, stage in ((0, "train"), (1, "train"), (0, "eval"), (1, "eval")):
-        training.progress(done, 9, stage=stage)
-        told.append(training._files.read("progress"))
-    training.progress(2, 9, stage="eval")
-    told.append(training._files.read("progress"))
-    shown = [(item["stage"], item["done"]) for item in told]
-    assert shown == [("train", 0), ("train", 0), ("eval", 0), ("eval", 0), ("eval", 2)]
-
-
-def test_training_goes_on_while_its_curve_rises(tmp_path: Path) -> None:
-    training = workplace(tmp_path)
-    for index, push in enumerate((0.0, 0.3, 0.35, 0.4, 0.45, 0.51), start=1):
-        training.curve(10 * index, Scripted(push))
-    values = [np.mean(point["values"]) for point in training.curve_points]
-    assert values == sorted(values)
-    assert values[0] < values[-1]
-    assert not training.has_stopped_rising()
-    assert not training.finished(39)
-    assert not training.finished(60)
-    assert training.finished(80)  # but not for ever
-    for step in range(70, 121, 10):
-        training.curve(step, Scripted(1.0))
-    assert training.has_stopped_rising()
-    assert training.finished(60)
-
-
-def test_actions_are_checked_while_the_curve_is_made(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="outside of the action space"):
-        workplace(tmp_path).curve(10, Scripted(1.5))
-
-
-def test_without_a_budget_training_would_have_no_end(tmp_path: Path) -> None:
-    cell = make_cell("right")
-    files = prepared(tmp_path, cell)
-    assert Training(cell, files, {}, num_steps=7).finished(7)
-    with pytest.raises(ConfigError, match="--budget"):
-        Training(cell, files, {}).finished(7)
 
 
 def test_names_of_problems_lose_their_version_alone() -> None:
