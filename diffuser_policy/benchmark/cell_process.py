@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
     """Run a cell; return the exit status."""
     benchmark, cell_id = arguments
     folder = CellFolder(benchmark, cell_id)
-    with folder.lock(wait=False) as held:
+    with folder.lock() as held:
         if not held:
             return BUSY
         cell = folder.cell()

@@ -271,19 +271,16 @@ class CellFolder:
         return found
 
     @contextlib.contextmanager
-    def lock(self, *, wait: bool = True) -> Iterator[bool]:
+    def lock(self) -> Iterator[bool]:
         """Hold the cell, which the end of the process gives back, however it ends.
 
-        Args:
-            wait: Until another process gives it back.
-
         Yields:
-            Whether it is held.
+            Whether it is held; not so while another process holds it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / "lock").open("w") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 yield False
                 return

@@ -267,7 +267,7 @@ class Runner:
 
 def _is_free(folder: CellFolder) -> bool:
     """Whether no process is at work on a cell."""
-    with folder.lock(wait=False) as held:
+    with folder.lock() as held:
         return held
 
 
