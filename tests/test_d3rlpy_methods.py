@@ -133,15 +133,22 @@ def test_settings_are_those_of_the_table(
     assert config.get("gamma", 0.99) == 0.99
 
 
-@pytest.mark.parametrize("suite", ["maze", "kuka"])
-@pytest.mark.parametrize("name", ["bcq", "cql"])
+@pytest.mark.parametrize(
+    ("suite", "name", "width"),
+    [
+        ("maze", "bcq", 256),
+        ("maze", "cql", 128),
+        ("kuka", "bcq", 128),
+        ("kuka", "cql", 128),
+    ],
+)
 def test_suites_set_what_their_comments_say(
-    suite: str, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    suite: str, name: str, width: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for number, cell in enumerate(load_suite(suite).cells(methods=[name])):
         folder = tmp_path / str(number)
         config = configured(name, monkeypatch, folder, **cell.settings)
-        assert config["critic_encoder_factory"].hidden_units == [128, 128]
+        assert config["critic_encoder_factory"].hidden_units == [width, width]
         assert config["critic_learning_rate"] == 3e-4
         assert config["actor_learning_rate"] == (3e-4 if name == "bcq" else 3e-5)
         assert (cell.num_steps, cell.max_steps) == (50_000, 100_000)

@@ -12,5 +12,6 @@
 | shooting, objectives | MPPI and CEM |
 | dynamics, diffuser_dynamics, planning_models | what they plan with |
 | planning_methods | both together |
-| own_methods | Diffuser, demonstrators |
+| values | whether critics say what can be true |
+| diffuser, demonstrator | Diffuser itself, the experts that the data are from |
 """

@@ -139,11 +139,12 @@ class Suite:
         )
 
 
-# Ten actions are drawn for each of 256 rows: networks of 256 take hours on a CPU.
+# Ten actions are drawn for each of 256 rows: half the width of the others spares hours
+# on a CPU. What it costs: examples/benchmark_widths.toml.
 NARROW = {"width": 128}
 # With its paper's rate of 1e-3 its critic diverged on U-Maze; on the arm with any: the
 # median value, at most 100, was 30,000 after 50,000 steps, with 1e-4 still 3,800.
-BCQ = {**NARROW, "learning_rate": 3e-4}
+BCQ = {"learning_rate": 3e-4}
 MAZE_NOTE = (
     "Scores are D4RL's: every env step inside the goal disc pays 1; 0 is what a random "
     "policy earns, 100 D4RL's own controller."
@@ -167,7 +168,7 @@ def _mazes() -> Suite:
     methods: dict[str, Mapping[str, Any]] = {
         "diffuser": planners,
         "bc": {},
-        "bcq": BCQ,
+        "bcq": {"width": 256, **BCQ},
         "cql": NARROW,
         "iql": {},
         "td3-bc": {},
@@ -180,10 +181,7 @@ def _mazes() -> Suite:
         methods=methods,
         num_steps=50_000,
         max_steps=100_000,
-        note=(
-            f"{MAZE_NOTE} BCQ and CQL have half the others' width: with all of it, "
-            "BCQ has 31.2 [28.5, 33.9] on Maze2D-UMaze (examples/benchmark_wide.toml)."
-        ),
+        note=MAZE_NOTE,
     )
 
 
@@ -210,7 +208,7 @@ def _kuka() -> Suite:
         problems=tuple(problems),
         methods={
             "diffuser": {"planner": "kuka-stack"},
-            "bcq": {**BCQ, **far},
+            "bcq": {**NARROW, **BCQ, **far},
             "cql": {**NARROW, **far},
             "bc": far,
             "demonstrator": {},

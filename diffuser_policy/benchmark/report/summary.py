@@ -267,8 +267,9 @@ def _curve_ends(study: Study) -> list[str]:
     if not known:
         return []
     number_of = counted(len(known), "learning curve")
+    first = f"{len(rising)} of {number_of}" if rising else f"No curve (of {len(known)})"
     text = (
-        f"{len(rising) or 'None'} of {number_of} still rose when the training ended, "
+        f"{first} still rose when the training ended, "
         "by more than twice the standard error"
     )
     sentences = [f"{text}: {listed(rising)}." if rising else f"{text}."]

@@ -1,4 +1,4 @@
-"""Diffuser, and the demonstrators that the data are from, as methods."""
+"""Diffuser as a method."""
 
 from __future__ import annotations
 
@@ -9,11 +9,6 @@ from typing import Any
 from diffuser_policy.benchmark.methods import register_method
 from diffuser_policy.benchmark.problem import Problem
 from diffuser_policy.benchmark.training import Training
-from diffuser_policy.data.demonstrators import (
-    Policy,
-    default_demonstrator,
-    find_demonstrator,
-)
 from diffuser_policy.errors import ConfigError
 
 PLANNER = "planner"  # subfolder of a training's folder
@@ -101,35 +96,3 @@ def _train(training: Training, preset_name: str) -> str:
         ),
     )
     return str(folder)
-
-
-@register_method("demonstrator", label="Demonstrator", needs_dataset=False)
-def demonstrator(training: Training) -> Any:
-    """Act as the environment's demonstrator, with the variety that the data have."""
-    env = training.make_env()
-    try:
-        factory = find_demonstrator(default_demonstrator(env))
-        return AsRecorded(factory.from_env(env, seed=training.seed))
-    finally:
-        env.close()
-
-
-class AsRecorded:
-    """A demonstrator that always acts as it does when data are recorded.
-
-    Args:
-        demonstrator: With `predict`.
-    """
-
-    def __init__(self, demonstrator: Policy) -> None:
-        self.demonstrator = demonstrator
-
-    def predict(
-        self,
-        observation: Any,
-        state: Any = None,
-        episode_start: Any = None,
-        deterministic: bool = False,  # noqa: ARG002 (never)
-    ) -> tuple[Any, Any]:
-        """Return actions, and what to pass as `state` the next time."""
-        return self.demonstrator.predict(observation, state, episode_start)

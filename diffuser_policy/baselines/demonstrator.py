@@ -1,0 +1,45 @@
+"""The demonstrators that the data are from, as a method."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffuser_policy.benchmark.methods import register_method
+from diffuser_policy.benchmark.training import Training
+from diffuser_policy.data.demonstrators import (
+    Policy,
+    default_demonstrator,
+    find_demonstrator,
+)
+
+
+@register_method("demonstrator", label="Demonstrator", needs_dataset=False)
+def demonstrator(training: Training) -> Any:
+    """Act as the environment's demonstrator, with the variety that the data have."""
+    env = training.make_env()
+    try:
+        factory = find_demonstrator(default_demonstrator(env))
+        return AsRecorded(factory.from_env(env, seed=training.seed))
+    finally:
+        env.close()
+
+
+class AsRecorded:
+    """A demonstrator that always acts as it does when data are recorded.
+
+    Args:
+        demonstrator: With `predict`.
+    """
+
+    def __init__(self, demonstrator: Policy) -> None:
+        self.demonstrator = demonstrator
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,  # noqa: ARG002 (never)
+    ) -> tuple[Any, Any]:
+        """Return actions, and what to pass as `state` the next time."""
+        return self.demonstrator.predict(observation, state, episode_start)
