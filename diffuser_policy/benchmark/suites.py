@@ -140,7 +140,7 @@ class Suite:
 
 
 # Ten actions are drawn for each of 256 rows: half the width of the others spares hours
-# on a CPU. What it costs: examples/benchmark_widths.toml.
+# on a CPU. What it does: examples/benchmark_narrow.toml, benchmark_wide.toml.
 NARROW = {"width": 128}
 # With its paper's rate of 1e-3 its critic diverged on U-Maze; on the arm with any: the
 # median value, at most 100, was 30,000 after 50,000 steps, with 1e-4 still 3,800.
