@@ -149,24 +149,37 @@ MAZE_NOTE = (
     "Scores are D4RL's: every env step inside the goal disc pays 1; 0 is what a random "
     "policy earns, 100 D4RL's own controller."
 )
-MAZES = ("umaze", "medium", "large")
+
+
+def _maze_problems(family: str, goals: Goals) -> tuple[Problem, ...]:
+    """Return the three mazes."""
+    return tuple(
+        Problem(
+            env=f"diffuser_envs/{family}-{maze}-v1",
+            dataset=f"diffuser/multi2d-{maze.lower()}-v1",
+            goals=goals,
+        )
+        for maze in ("UMaze", "Medium", "Large")
+    )
+
+
+SINGLE_TASK = _maze_problems("Maze2D", "none")
+MULTI_TASK = _maze_problems("Multi2D", "hindsight")
+
+
+def _shipped_planners(problems: Sequence[Problem]) -> dict[str, dict[str, str]]:
+    """Return Diffuser's settings for mazes: the planner of each one's data."""
+    return {
+        problem.name: {"planner": f"multi2d-{problem.name.partition('-')[2]}"}
+        for problem in problems
+    }
 
 
 def _mazes() -> Suite:
     """The paper's table 1, and stronger baselines."""
-    problems, planners = [], {}
-    families: dict[str, Goals] = {"Maze2D": "none", "Multi2D": "hindsight"}
-    for family, goals in families.items():
-        for maze, title in zip(MAZES, ("UMaze", "Medium", "Large"), strict=True):
-            problem = Problem(
-                env=f"diffuser_envs/{family}-{title}-v1",
-                dataset=f"diffuser/multi2d-{maze}-v1",
-                goals=goals,
-            )
-            problems.append(problem)
-            planners[problem.name] = {"planner": f"multi2d-{maze}"}
+    problems = (*SINGLE_TASK, *MULTI_TASK)
     methods: dict[str, Mapping[str, Any]] = {
-        "diffuser": planners,
+        "diffuser": _shipped_planners(problems),
         "bc": {},
         "bcq": {"width": 256, **BCQ},
         "cql": NARROW,
@@ -177,7 +190,7 @@ def _mazes() -> Suite:
     }
     return Suite(
         name="maze",
-        problems=tuple(problems),
+        problems=problems,
         methods=methods,
         num_steps=50_000,
         max_steps=100_000,
@@ -227,10 +240,10 @@ def _kuka() -> Suite:
 
 def _planning() -> Suite:
     """Planning by trial: with the true simulator, and with learned models."""
-    problems = tuple(p for p in _mazes().problems if p.goals == "hindsight")
     # What models learn of walls, from demonstrators that avoid them, is little.
     short = {"horizon": 60, "num_iterations": 1}
     methods: dict[str, Mapping[str, Any]] = {
+        "diffuser": _shipped_planners(MULTI_TASK),
         "random": {},
         "mppi-simulator": {},
         "cem-simulator": {},
@@ -240,9 +253,9 @@ def _planning() -> Suite:
     }
     return Suite(
         name="planning",
-        problems=problems,
+        problems=MULTI_TASK,
         methods=methods,
-        methods_of={p.name: tuple(methods)[:-1] for p in problems[1:]},
+        methods_of={p.name: tuple(methods)[:-1] for p in MULTI_TASK[1:]},
         note=MAZE_NOTE,
         evaluation=EvaluationPlan(seeds=(30_000,), episodes=50),
     )
@@ -252,7 +265,7 @@ def _online() -> Suite:
     """A reference: SAC + HER, which practises in the environment."""
     return Suite(
         name="online",
-        problems=tuple(p for p in _mazes().problems if p.goals == "hindsight"),
+        problems=MULTI_TASK,
         methods={"sac-her": {}},
         num_steps=50_000,
         max_steps=100_000,
@@ -262,10 +275,9 @@ def _online() -> Suite:
 
 def _tiny() -> Suite:
     """Two methods on one maze in minutes: does everything work here?"""
-    problem = _mazes().problems[0]
     return Suite(
         name="tiny",
-        problems=(problem,),
+        problems=SINGLE_TASK[:1],
         methods={"diffuser": {"planner": "multi2d-umaze"}, "bc": {"width": 64}},
         num_steps=2_000,
         evaluation=EvaluationPlan(seeds=(30_000,), episodes=10, curve_points=4),
