@@ -154,6 +154,24 @@ def test_suites_set_what_their_comments_say(
         assert (cell.num_steps, cell.max_steps) == (50_000, 100_000)
 
 
+@pytest.mark.parametrize(
+    ("file", "name", "width", "num_steps", "num_problems"),
+    [("narrow", "bcq", 128, 50_000, 6), ("wide", "cql", 256, 20_000, 1)],
+)
+def test_suites_of_other_widths_change_nothing_else(
+    file: str, name: str, width: int, num_steps: int, num_problems: int
+) -> None:
+    folder = Path(__file__).parents[1] / "examples"
+    cells = load_suite(folder / f"benchmark_{file}.toml").cells()
+    assert [cell.method for cell in cells] == [name] * num_problems
+    mazes = load_suite("maze").cells(methods=[name])
+    for cell, usual in zip(cells, mazes[:num_problems], strict=True):
+        assert cell.settings == {**usual.settings, "width": width}
+        assert usual.settings["width"] != width
+        assert (cell.problem, cell.evaluation) == (usual.problem, usual.evaluation)
+        assert cell.num_steps == num_steps
+
+
 def test_rebrac_can_be_set_as_by_its_authors(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
