@@ -19,7 +19,7 @@ PIP := -m pip install -qq
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types contracts sizes gates coverage wheel oldest clean
+.PHONY: help demo test lint format types contracts gates coverage wheel oldest clean
 .DELETE_ON_ERROR:
 
 help:
@@ -46,10 +46,7 @@ types: $(VENV)/.dev
 contracts: $(VENV)/.dev
 	$(BIN)/lint-imports
 
-sizes: $(VENV)/.dev
-	$(BIN)/python .ci/check_sizes.py
-
-gates: lint contracts sizes types wheel
+gates: lint contracts types wheel
 
 coverage: test
 	$(BIN)/coverage html

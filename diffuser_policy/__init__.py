@@ -13,8 +13,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diffuser_policy.classifier import StateClassifier
-    from diffuser_policy.conditions import Conditions
+    from diffuser_policy.columns.features import (
+        Featurizer,
+        make_featurizer,
+        register_featurizer,
+    )
+    from diffuser_policy.columns.layout import TrajectoryLayout
+    from diffuser_policy.columns.normalizers import (
+        GaussianNormalizer,
+        IdentityNormalizer,
+        LimitsNormalizer,
+    )
     from diffuser_policy.config import TrainConfig
     from diffuser_policy.data.collection import (
         CollectSettings,
@@ -24,47 +33,37 @@ if TYPE_CHECKING:
     from diffuser_policy.data.flat import FlatDataset
     from diffuser_policy.data.minari import load_flat
     from diffuser_policy.data.windows import WindowDataset
-    from diffuser_policy.denoiser import Denoiser
-    from diffuser_policy.errors import DiffuserPolicyError, GuideError
-    from diffuser_policy.evaluation import Evaluation, evaluate
-    from diffuser_policy.executors import (
-        FeaturesExecutor,
-        PlannedActions,
-        PursuitExecutor,
-        TrackingExecutor,
-    )
-    from diffuser_policy.features import (
-        Featurizer,
-        make_featurizer,
-        register_featurizer,
-    )
-    from diffuser_policy.guidance import Guidance
-    from diffuser_policy.guides.guide import Guide, as_guide, cost_guide
-    from diffuser_policy.guides.registry import make_guide, register_guide
-    from diffuser_policy.guides.trajectory import Trajectory
-    from diffuser_policy.layout import TrajectoryLayout
-    from diffuser_policy.networks import TemporalUNet
-    from diffuser_policy.normalizers import (
-        GaussianNormalizer,
-        IdentityNormalizer,
-        LimitsNormalizer,
-    )
-    from diffuser_policy.objects import ObjectTransformer
-    from diffuser_policy.pair_classifier import PairClassifier
-    from diffuser_policy.plan import Plan
-    from diffuser_policy.planner import Planner
-    from diffuser_policy.policy import DiffuserPolicy
-    from diffuser_policy.sampler import (
+    from diffuser_policy.diffusion.conditions import Conditions
+    from diffuser_policy.diffusion.denoiser import Denoiser
+    from diffuser_policy.diffusion.guidance import Guidance
+    from diffuser_policy.diffusion.sampler import (
         DDIMSampler,
         DDPMSampler,
         DPMSolverSampler,
         Sampler,
     )
-    from diffuser_policy.schedule import NoiseSchedule
-    from diffuser_policy.time_to_goal import TimeToGoal
+    from diffuser_policy.diffusion.schedule import NoiseSchedule
+    from diffuser_policy.errors import DiffuserPolicyError, GuideError
+    from diffuser_policy.evaluation import Evaluation, evaluate
+    from diffuser_policy.guides.guide import Guide, as_guide, cost_guide
+    from diffuser_policy.guides.registry import make_guide, register_guide
+    from diffuser_policy.guides.trajectory import Trajectory
+    from diffuser_policy.networks.classifiers import PairClassifier, StateClassifier
+    from diffuser_policy.networks.objects import ObjectTransformer
+    from diffuser_policy.networks.time_to_goal import TimeToGoal
+    from diffuser_policy.networks.unet import TemporalUNet
+    from diffuser_policy.networks.value import ValueNetwork
+    from diffuser_policy.planning.executors import (
+        FeaturesExecutor,
+        PlannedActions,
+        PursuitExecutor,
+        TrackingExecutor,
+    )
+    from diffuser_policy.planning.plan import Plan
+    from diffuser_policy.planning.planner import Planner
+    from diffuser_policy.policy import DiffuserPolicy
     from diffuser_policy.training.presets import preset
     from diffuser_policy.training.trainer import Trainer
-    from diffuser_policy.value import ValueNetwork
 
 __all__ = [
     "CollectSettings",
@@ -118,40 +117,40 @@ __all__ = [
 
 _MODULES = {
     "CollectSettings": "data.collection",
-    "Conditions": "conditions",
-    "DDIMSampler": "sampler",
-    "DDPMSampler": "sampler",
-    "DPMSolverSampler": "sampler",
-    "Denoiser": "denoiser",
+    "Conditions": "diffusion.conditions",
+    "DDIMSampler": "diffusion.sampler",
+    "DDPMSampler": "diffusion.sampler",
+    "DPMSolverSampler": "diffusion.sampler",
+    "Denoiser": "diffusion.denoiser",
     "DiffuserPolicy": "policy",
     "DiffuserPolicyError": "errors",
     "Evaluation": "evaluation",
-    "FeaturesExecutor": "executors",
-    "Featurizer": "features",
+    "FeaturesExecutor": "planning.executors",
+    "Featurizer": "columns.features",
     "FlatDataset": "data.flat",
-    "GaussianNormalizer": "normalizers",
-    "Guidance": "guidance",
+    "GaussianNormalizer": "columns.normalizers",
+    "Guidance": "diffusion.guidance",
     "Guide": "guides.guide",
     "GuideError": "errors",
-    "IdentityNormalizer": "normalizers",
-    "LimitsNormalizer": "normalizers",
-    "NoiseSchedule": "schedule",
-    "ObjectTransformer": "objects",
-    "PairClassifier": "pair_classifier",
-    "Plan": "plan",
-    "PlannedActions": "executors",
-    "Planner": "planner",
-    "PursuitExecutor": "executors",
-    "Sampler": "sampler",
-    "StateClassifier": "classifier",
-    "TemporalUNet": "networks",
-    "TimeToGoal": "time_to_goal",
-    "TrackingExecutor": "executors",
+    "IdentityNormalizer": "columns.normalizers",
+    "LimitsNormalizer": "columns.normalizers",
+    "NoiseSchedule": "diffusion.schedule",
+    "ObjectTransformer": "networks.objects",
+    "PairClassifier": "networks.classifiers",
+    "Plan": "planning.plan",
+    "PlannedActions": "planning.executors",
+    "Planner": "planning.planner",
+    "PursuitExecutor": "planning.executors",
+    "Sampler": "diffusion.sampler",
+    "StateClassifier": "networks.classifiers",
+    "TemporalUNet": "networks.unet",
+    "TimeToGoal": "networks.time_to_goal",
+    "TrackingExecutor": "planning.executors",
     "TrainConfig": "config",
     "Trainer": "training.trainer",
     "Trajectory": "guides.trajectory",
-    "TrajectoryLayout": "layout",
-    "ValueNetwork": "value",
+    "TrajectoryLayout": "columns.layout",
+    "ValueNetwork": "networks.value",
     "WindowDataset": "data.windows",
     "as_guide": "guides.guide",
     "collect": "data.collection",
@@ -159,10 +158,10 @@ _MODULES = {
     "cost_guide": "guides.guide",
     "evaluate": "evaluation",
     "load_flat": "data.minari",
-    "make_featurizer": "features",
+    "make_featurizer": "columns.features",
     "make_guide": "guides.registry",
     "preset": "training.presets",
-    "register_featurizer": "features",
+    "register_featurizer": "columns.features",
     "register_guide": "guides.registry",
 }
 

@@ -1,9 +1,8 @@
 """The one module that turns settings into objects.
 
-    PolicyConfig → PlannerNetworks (weights) → Planner
+    PolicyConfig → PlannerNetworks (weights) → Planner, Executor
 
-Everything else takes plain arguments and knows no config, except for the other half of
-this module, `diffuser_policy.build_execution`.
+Everything else takes plain arguments and knows no config.
 """
 
 from __future__ import annotations
@@ -15,21 +14,41 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from diffuser_policy.classifier import StateClassifier
-from diffuser_policy.config import PlannerConfig
-from diffuser_policy.denoiser import Denoiser
+from diffuser_policy.columns.features import (
+    Featurizer,
+    FeaturizerError,
+    Identity,
+    saved_featurizer,
+)
+from diffuser_policy.columns.normalizers import Normalizer, normalizer_class
+from diffuser_policy.config import PlannerConfig, PolicyConfig
+from diffuser_policy.diffusion.denoiser import Denoiser
+from diffuser_policy.diffusion.guidance import Guidance
+from diffuser_policy.diffusion.sampler import (
+    DDIMSampler,
+    DDPMSampler,
+    DPMSolverSampler,
+    Sampler,
+)
+from diffuser_policy.diffusion.schedule import NoiseSchedule
 from diffuser_policy.errors import ConfigError
-from diffuser_policy.features import Featurizer
-from diffuser_policy.guidance import Guidance
 from diffuser_policy.guides.guide import Guide
-from diffuser_policy.horizons import Horizons
-from diffuser_policy.networks import StartConditionedUNet, TemporalUNet
-from diffuser_policy.normalizers import Normalizer, normalizer_class
-from diffuser_policy.objects import ObjectTransformer
-from diffuser_policy.pair_classifier import PairClassifier
-from diffuser_policy.planner import Planner
-from diffuser_policy.policy_config import PolicyConfig, config_featurizer
-from diffuser_policy.ranking import (
+from diffuser_policy.networks.classifiers import PairClassifier, StateClassifier
+from diffuser_policy.networks.objects import ObjectTransformer
+from diffuser_policy.networks.time_to_goal import TimeToGoal
+from diffuser_policy.networks.unet import StartConditionedUNet, TemporalUNet
+from diffuser_policy.networks.value import ValueNetwork
+from diffuser_policy.planning.executors import (
+    Executor,
+    FeaturesExecutor,
+    PathExecutor,
+    PlannedActions,
+    PursuitExecutor,
+    TrackingExecutor,
+)
+from diffuser_policy.planning.horizons import Horizons
+from diffuser_policy.planning.planner import Planner
+from diffuser_policy.planning.ranking import (
     FeasibilityRanking,
     FirstRanking,
     GuideRanking,
@@ -39,15 +58,6 @@ from diffuser_policy.ranking import (
     TimeToGoalRanking,
     has_feasibility,
 )
-from diffuser_policy.sampler import (
-    DDIMSampler,
-    DDPMSampler,
-    DPMSolverSampler,
-    Sampler,
-)
-from diffuser_policy.schedule import NoiseSchedule
-from diffuser_policy.time_to_goal import TimeToGoal
-from diffuser_policy.value import ValueNetwork
 
 SAMPLERS: dict[str, type[DDPMSampler] | type[DDIMSampler] | type[DPMSolverSampler]] = {
     "ddim": DDIMSampler,
@@ -85,6 +95,35 @@ class PlannerNetworks(nn.Module):
                 data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
                 checksum = zlib.crc32(data.numpy(), checksum)
         return checksum
+
+
+def config_featurizer(config: PolicyConfig) -> Featurizer:
+    """Return what makes planning columns of a planner's observations.
+
+    Raises:
+        FeaturizerError: It is not registered here, is broken, or has changed since the
+            planner was trained.
+    """
+    name, layout, spaces = config.window.features, config.layout, config.spaces
+    if name is None:
+        return Identity(spaces.planned_size)
+    featurizer = saved_featurizer(name)
+    sizes = featurizer.observation_size, featurizer.num_columns
+    columns = {key: tuple(value) for key, value in featurizer.columns.items()}
+    ours = {key: layout.aliases.get(key, value) for key, value in columns.items()}
+    if (
+        sizes != (spaces.observation_size, layout.observation_dim)
+        or ours != columns
+        or tuple(map(tuple, featurizer.objects)) != layout.objects
+    ):
+        raise FeaturizerError(
+            f"The planner was trained with another version of the featurizer {name!r}: "
+            f"from {spaces.observation_size} observed to {layout.observation_dim} "
+            f"planning columns, {dict(layout.aliases)}; here it goes from {sizes[0]} "
+            f"to {sizes[1]}, {columns}. Install the version that it was trained with, "
+            f"or train it again."
+        )
+    return featurizer
 
 
 def build_network(
@@ -228,6 +267,16 @@ def build_planner(
         ConfigError: A choice that lacks what it needs.
     """
     settings, window = config.planner, config.window
+    if (
+        config.spaces.has_goal
+        and config.execution.replan_interval is not None
+        and settings.horizon == "fixed"
+    ):
+        raise ConfigError(
+            "replan_interval with horizon='fixed' would keep the goal a full horizon "
+            "away for ever. Use horizon='shrinking' or 'predicted', or no "
+            "replan_interval."
+        )
     featurizer = featurizer or config_featurizer(config)
     guide = config.guide.bind(networks) if config.guide is not None else None
     guided = guide is not None and settings.guide_scale != 0.0
@@ -397,3 +446,60 @@ def build_ranking(
             "trained without one. Use 'smoothness' or 'first'."
         )
     return in_time
+
+
+def build_executor(
+    config: PolicyConfig, featurizer: Featurizer | None = None
+) -> Executor:
+    """Return the executor that the settings describe.
+
+    Args:
+        config: Settings.
+        featurizer: What makes the planning columns; made by name if not given.
+
+    Raises:
+        ConfigError: The plans lack the columns it needs.
+    """
+    settings = config.execution
+    if settings.executor == "actions":
+        return PlannedActions(config.layout, config.window.stride)
+    if settings.executor == "features":
+        return FeaturesExecutor(featurizer or config_featurizer(config))
+    for name in ("position", "velocity"):
+        columns = config.layout.aliases.get(name)
+        if columns is not None and len(columns) != len(config.spaces.action_low):
+            raise ConfigError(
+                f"Tracking pushes along every column of {name!r}: it needs as many as "
+                f"there are actions ({len(config.spaces.action_low)}), got {columns}. "
+                f"Use the executor 'actions'{_way_back(config)}."
+            )
+    if settings.executor == "path":
+        if settings.seconds_per_step is None:
+            raise ConfigError(
+                "executor='path' relates planned velocities to positions: it needs "
+                "seconds_per_step, the duration of an env step."
+            )
+        return PathExecutor(
+            config.layout,
+            seconds_per_step=settings.seconds_per_step,
+            tempo=settings.tempo,
+            tolerance=settings.tolerance,
+        )
+    if settings.executor == "pursuit":
+        return PursuitExecutor(
+            config.layout,
+            position_gain=settings.position_gain,
+            velocity_gain=settings.velocity_gain,
+            lookahead=settings.lookahead,
+        )
+    return TrackingExecutor(
+        config.layout,
+        position_gain=settings.position_gain,
+        velocity_gain=settings.velocity_gain,
+    )
+
+
+def _way_back(config: PolicyConfig) -> str:
+    """Return the end of an advice where plans are made of derived columns."""
+    derived = config.window.features is not None
+    return ", or 'features' if the featurizer offers a way back" if derived else ""

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from diffuser_policy.build import PlannerNetworks, build_networks
+from diffuser_policy.config import PolicyConfig
 from diffuser_policy.errors import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -26,7 +27,6 @@ from diffuser_policy.errors import (
     suggestion,
 )
 from diffuser_policy.files import replaced_file
-from diffuser_policy.policy_config import PolicyConfig
 from diffuser_policy.versions import versions
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"

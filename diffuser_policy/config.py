@@ -1,44 +1,25 @@
 """Settings of a planner and of its training, as plain data.
 
-Frozen keyword-only dataclasses, written as JSON beside the weights. They name no
-class of the package and import nothing heavy; `diffuser_policy.build` is the one
-module that turns them into objects. `SCHEMA` grows when the meaning of a saved
-setting changes; another schema is refused, by both numbers.
+Frozen keyword-only dataclasses, written as JSON beside the weights. They name no class
+of the package; `diffuser_policy.build` alone turns them into objects. `PolicyConfig`
+holds all of a saved planner but its weights: config.json. `SCHEMA` grows when the
+meaning of a saved setting changes; another schema is refused, by both numbers.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from diffuser_policy.errors import ConfigError, UnknownNameError
-from diffuser_policy.settings import (
-    differences,
-    from_json,
-    literal,
-    positive,
-    to_json,
-)
+from diffuser_policy.errors import CheckpointError, ConfigError, UnknownNameError
+from diffuser_policy.settings import from_json, literal, positive, to_json
 
-__all__ = [
-    "SCHEMA",
-    "ClassifierConfig",
-    "ClassifierTrainConfig",
-    "ExecutionConfig",
-    "NetworkConfig",
-    "OptimizationConfig",
-    "PlannerConfig",
-    "TimeToGoalConfig",
-    "TrainConfig",
-    "ValueConfig",
-    "ValueTrainConfig",
-    "WindowConfig",
-    "differences",
-    "from_json",
-    "positive",
-    "to_json",
-]
+if TYPE_CHECKING:
+    from diffuser_policy.columns.layout import TrajectoryLayout
+    from diffuser_policy.guides.guide import Guide
+    from diffuser_policy.spaces import SpaceSpec
 
 SCHEMA = 1
 
@@ -308,8 +289,9 @@ class ExecutionConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         positive(self, "lookahead", "tempo", "tolerance")
-        if self.seconds_per_step is not None:
-            positive(self, "seconds_per_step")
+        for name in ("seconds_per_step", "replan_interval", "replan_deviation"):
+            if getattr(self, name) is not None:
+                positive(self, name)
         for name in ("position_gain", "velocity_gain"):
             if not math.isfinite(getattr(self, name)):
                 raise ConfigError(f"{name} must be finite, got {getattr(self, name)}.")
@@ -398,3 +380,96 @@ class ClassifierTrainConfig(CompanionTrainConfig):
     """Function of labels, by name."""
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     """Network."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig:
+    """Everything but the weights that makes a saved planner."""
+
+    spaces: SpaceSpec
+    """Spaces of the environment."""
+    layout: TrajectoryLayout
+    """Columns of a trajectory."""
+    window: WindowConfig
+    """Horizon, stride and normalizer of the training windows."""
+    network: NetworkConfig
+    """Denoiser."""
+    time_to_goal: TimeToGoalConfig | None
+    """Network for predicted horizons, if there is one."""
+    planner: PlannerConfig
+    """How to plan."""
+    execution: ExecutionConfig
+    """How to follow a plan."""
+    value: ValueConfig | None = None
+    """Network that predicts returns, if there is one."""
+    classifier: ClassifierConfig | None = None
+    """Network that predicts labels of states, if there is one."""
+    guide: Guide | None = None
+    """What plans are steered by."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Where the weights come from: dataset, its settings, seed, steps, versions."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON data with the schema number first."""
+        from diffuser_policy.guides.registry import guide_to_json
+
+        return {
+            "schema": SCHEMA,
+            "spaces": to_json(self.spaces),
+            "layout": self.layout.to_json(),
+            "window": to_json(self.window),
+            "network": to_json(self.network),
+            "time_to_goal": self.time_to_goal and to_json(self.time_to_goal),
+            "planner": to_json(self.planner),
+            "execution": to_json(self.execution),
+            "value": self.value and to_json(self.value),
+            "classifier": self.classifier and to_json(self.classifier),
+            "guide": self.guide and guide_to_json(self.guide),
+            "provenance": dict(self.provenance),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> PolicyConfig:
+        """Rebuild from `to_json`'s data.
+
+        Raises:
+            CheckpointError: Another schema, or settings that are missing or foreign.
+        """
+        # Here, not above: the command line reads settings without torch.
+        from diffuser_policy.columns.layout import TrajectoryLayout
+        from diffuser_policy.guides.registry import guide_from_json
+        from diffuser_policy.spaces import SpaceSpec
+
+        if not isinstance(data, dict) or "schema" not in data:
+            raise CheckpointError(
+                "config.json is not of this package: it has no 'schema'. Planners are "
+                "written by save_pretrained or `diffuser-policy train`."
+            )
+        if data["schema"] != SCHEMA:
+            raise CheckpointError(
+                f"The planner has schema {data['schema']}, this version reads schema "
+                f"{SCHEMA}. Install the version that wrote it, or train it again."
+            )
+        try:
+            time_to_goal = data["time_to_goal"]
+            # These are younger than the schema.
+            value, guide = data.get("value"), data.get("guide")
+            classifier = data.get("classifier")
+            return cls(
+                spaces=from_json(SpaceSpec, data["spaces"]),
+                layout=TrajectoryLayout.from_json(data["layout"]),
+                window=from_json(WindowConfig, data["window"]),
+                network=from_json(NetworkConfig, data["network"]),
+                time_to_goal=time_to_goal and from_json(TimeToGoalConfig, time_to_goal),
+                planner=from_json(PlannerConfig, data["planner"]),
+                execution=from_json(ExecutionConfig, data["execution"]),
+                value=value and from_json(ValueConfig, value),
+                classifier=classifier and from_json(ClassifierConfig, classifier),
+                guide=guide and guide_from_json(guide),
+                provenance=data["provenance"],
+            )
+        except (LookupError, TypeError, AttributeError, ConfigError) as error:
+            raise CheckpointError(
+                f"config.json lacks settings, or has some that this version does not "
+                f"know: {error!r}."
+            ) from error

@@ -35,8 +35,8 @@ import torch
 from torch import Tensor
 
 from diffuser_policy.errors import CheckpointError, ConfigError, UnknownNameError
-from diffuser_policy.networks import TemporalUNet
-from diffuser_policy.value import NUM_NARROWING, ValueNetwork, remaining_steps
+from diffuser_policy.networks.unet import TemporalUNet
+from diffuser_policy.networks.value import NUM_NARROWING, ValueNetwork, remaining_steps
 
 AuthorsLayout = Literal["main", "maze2d"]
 LAYOUTS: tuple[AuthorsLayout, ...] = ("main", "maze2d")

@@ -3,41 +3,54 @@
     policy = DiffuserPolicy.from_pretrained("multi2d-large")
     action, state = policy.predict(observation)
 
-The front door: it loads and saves planners, and hands out copies with other settings.
-How it decides is in `diffuser_policy.receding` and `diffuser_policy.planner`.
+`predict` follows Stable-Baselines3's contract. Everything it remembers of an
+environment is a row of `PolicyState`, which the caller passes back:
+
+    predict(observation)                     plans on every call; always right
+    predict(observation, state)              follows the plan in `state`
+    … episode_start=[True, False, …]         rows to forget
+
+A row gets a new plan when it has none, when its goal or the guide changed, when it
+strayed further than `replan_deviation` from its plan, when the plan is
+`replan_interval` env steps old, or when a plan without a goal (or one that the executor
+cannot hold) has run out. A plan made because of the interval replaces the running one
+only if it arrives no later: a good plan is not traded for a later arrival. With a
+planner that starts warm, rows still on their plan hand over what is left of it.
+
+Plans live in planning columns, which a featurizer may derive from observations
+(`diffuser_policy.columns.features`): a plan is made, remembered and left there.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from diffuser_policy.acceleration import Acceleration
-from diffuser_policy.build import PlannerNetworks, build_planner
-from diffuser_policy.build_execution import build_executor, build_replanning
-from diffuser_policy.checkpoint import read_planner, write_planner
-from diffuser_policy.conditions import Conditions
-from diffuser_policy.config import (
-    ExecutionConfig,
-    PlannerConfig,
-    from_json,
-    to_json,
+from diffuser_policy.build import (
+    PlannerNetworks,
+    build_executor,
+    build_planner,
+    config_featurizer,
 )
+from diffuser_policy.checkpoint import read_planner, write_planner
+from diffuser_policy.columns.features import planning_columns
+from diffuser_policy.config import ExecutionConfig, PlannerConfig, PolicyConfig
+from diffuser_policy.diffusion.conditions import Conditions
 from diffuser_policy.errors import ConfigError, ObservationError, UnknownNameError
 from diffuser_policy.guides.guide import Guide, GuideFunction, as_guide, described
-from diffuser_policy.plan import Plan
-from diffuser_policy.policy_config import PolicyConfig, config_featurizer
-from diffuser_policy.policy_state import PolicyState
-from diffuser_policy.ranking import has_feasibility
-from diffuser_policy.receding import RecedingHorizonPolicy
+from diffuser_policy.networks.runtime import Acceleration
+from diffuser_policy.planning.plan import Following, Plan
+from diffuser_policy.planning.ranking import has_feasibility
+from diffuser_policy.settings import from_json, to_json
 
 
-class DiffuserPolicy(RecedingHorizonPolicy):
+class DiffuserPolicy:
     """Plans by denoising a whole trajectory, and follows the plan."""
 
     def __init__(
@@ -51,19 +64,17 @@ class DiffuserPolicy(RecedingHorizonPolicy):
             seed: Noise of deterministic plans, and first of the random streams.
 
         Raises:
-            ConfigError: Settings that contradict each other or the weights.
+            ConfigError: Settings that contradict each other or the weights, or a
+                negative seed.
             FeaturizerError: Its featurizer is not registered here, or another version.
         """
-        featurizer = config_featurizer(config)
-        super().__init__(
-            build_planner(config, networks, featurizer),
-            build_executor(config, featurizer),
-            spaces=config.spaces,
-            replanning=build_replanning(config.execution),
-            featurizer=featurizer,
-            seed=seed,
-        )
-        self.config, self.networks = config, networks
+        self.config, self.networks, self.spaces = config, networks, config.spaces
+        self.featurizer = config_featurizer(config)
+        self.planner = build_planner(config, networks, self.featurizer)
+        self.executor = build_executor(config, self.featurizer)
+        self.observation_space = self.spaces.observation_space()
+        self.action_space = self.spaces.action_space()
+        self.set_random_seed(seed)
 
     @classmethod
     def from_pretrained(
@@ -98,88 +109,51 @@ class DiffuserPolicy(RecedingHorizonPolicy):
         """
         write_planner(Path(folder), self.config, self.networks)
 
-    def with_settings(self, **settings: Any) -> DiffuserPolicy:
-        """Return a policy that shares the weights and plans or executes differently.
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, PolicyState]:
+        """Return actions, and the state to pass to the next call.
 
         Args:
-            settings: Fields of `PlannerConfig` and `ExecutionConfig`, for example
-                `num_sampling_steps=3, horizon="fixed", replan_interval=10`.
+            observation: Single or batched, as the environment returned it.
+            state: What the last call returned; nothing before the first.
+            episode_start: `[n]` rows whose episode just began.
+            deterministic: Fix the initial noise by the policy's seed and add none
+                while denoising: the same observation and plan give the same action.
+
+        Returns:
+            Actions `[action]` or `[n, action]` inside the action space, and the state.
 
         Raises:
-            UnknownNameError: A setting that neither has; the nearest are named.
-            ConfigError: Settings that contradict each other.
+            ObservationError: An observation that cannot be planned from, or a state or
+                flags for another number of environments. Nothing was changed.
         """
-        return self._changed(settings)
-
-    def with_guide(
-        self, guide: Guide | GuideFunction | None, **settings: Any
-    ) -> DiffuserPolicy:
-        """Return a policy that shares the weights and is steered by a guide.
-
-        Args:
-            guide: A guide, a sum of guides, a plain function of a `Trajectory`, or
-                none to plan without. It replaces the guide that there was. Guided
-                plans take at least `min_guided_steps` denoising steps.
-            settings: As in `with_settings`, for example `guide_scale=2.0,
-                guide_placement="mean", ranking="guide"`.
-
-        Raises:
-            GuideError: Something that is no guide.
-            UnknownNameError: A setting that does not exist.
-            ConfigError: Settings that contradict each other.
-        """
-        chosen = None if guide is None else as_guide(guide)
-        if chosen is None and self.config.planner.ranking == "guide":
-            settings = {"ranking": self._usual_ranking(), **settings}
-        return self._changed(settings, guide=chosen)
-
-    @property
-    def guide(self) -> Guide | None:
-        """What plans are steered by."""
-        return self.config.guide
-
-    def __repr__(self) -> str:
-        """Name what plans depend on."""
-        plans, guide = self.config.planner, self.config.guide
-        steps = self.planner.sampler.num_steps
-        return (
-            f"DiffuserPolicy({plans.sampler}, {steps} denoising steps, "
-            f"{plans.num_candidates} candidates ranked by {plans.ranking}, "
-            f"guide {'none' if guide is None else described(guide)}, "
-            f"executor {self.config.execution.executor})"
+        seen, goals, batch = self.spaces.read(observation)
+        rows = planning_columns(self.featurizer, seen)
+        if not self.executor.sees_environment:
+            seen = rows
+        flags = _flags(episode_start, len(rows))
+        current = self._incoming(state, len(rows)).for_goals(goals)
+        # Stable-Baselines3's `evaluate_policy` leaves the flag up for environments that
+        # have no episodes left to give: a row flagged twice in a row keeps its plan.
+        forget = flags & ~current.started
+        if goals is not None:
+            forget |= (goals != current.goals).any(axis=1)
+        current = current._replace(
+            lengths=np.where(forget, 0, current.lengths),
+            ages=current.ages + 1,
+            progress=self.executor.progress(self._following(current), seen),
+            started=flags,
         )
-
-    def accelerated(self, acceleration: Acceleration) -> DiffuserPolicy:
-        """Return a policy that shares the weights and runs the denoiser another way.
-
-        Plans stay the same up to rounding. What cannot be had on this machine is named
-        in an `AccelerationWarning`, and planning goes on without it.
-
-        Args:
-            acceleration: "auto", "off", "fused", "compile" or "cuda-graphs", see
-                `diffuser_policy.acceleration`.
-
-        Raises:
-            UnknownNameError: An acceleration that does not exist.
-        """
-        shared = self.networks
-        networks = PlannerNetworks(
-            shared.denoiser.accelerated(acceleration),
-            shared.normalizer,
-            shared.time_to_goal,
-            shared.value,
-            shared.classifier,
-        )
-        return DiffuserPolicy(self.config, networks, seed=self.seed)
-
-    def to(self, device: str | torch.device) -> DiffuserPolicy:
-        """Move the networks, in place, and return the policy.
-
-        Args:
-            device: Where to plan; observations and actions stay NumPy arrays.
-        """
-        self.networks.to(device)
-        return self
+        current = self._replan(current, rows, goals, deterministic=deterministic)
+        actions = self.executor.act(self._following(current), seen)
+        low, high = self.action_space.low, self.action_space.high
+        clipped = np.clip(actions, low, high).astype(self.action_space.dtype)
+        return clipped.reshape(*batch, *self.action_space.shape), current
 
     def plan(
         self,
@@ -224,6 +198,302 @@ class DiffuserPolicy(RecedingHorizonPolicy):
             step_noise=state is not None,
         )
 
+    def initial_state(
+        self, num_envs: int, streams: np.ndarray | None = None
+    ) -> PolicyState:
+        """Return the state of environments that have no plan yet.
+
+        Args:
+            num_envs: Number of rows.
+            streams: `[num_envs]` random stream of each row, non-negative; drawn from
+                the policy's seed if not given.
+        """
+        layout, steps = self.planner.layout, self.planner.horizons.max_planning_steps
+        if streams is None:
+            streams = self._streams.integers(0, 2**63 - 1, num_envs)
+        return PolicyState(
+            observations=np.zeros(
+                (num_envs, steps, layout.observation_dim), np.float32
+            ),
+            actions=np.zeros((num_envs, steps, layout.action_dim), np.float32),
+            lengths=np.zeros(num_envs, np.int64),
+            ages=np.zeros(num_envs, np.int64),
+            progress=np.zeros(num_envs, np.float64),
+            goals=np.zeros((num_envs, self.spaces.goal_size), np.float32),
+            streams=np.array(streams, np.int64),
+            num_plans=np.zeros(num_envs, np.int64),
+            started=np.zeros(num_envs, np.bool_),
+            planners=np.full(num_envs, self.planner.fingerprint, np.int64),
+            guides=np.zeros(num_envs, np.int64),
+        )
+
+    def set_random_seed(self, seed: int) -> None:
+        """Restart the random streams that rows without a state are given.
+
+        Raises:
+            ConfigError: A negative seed.
+        """
+        if seed < 0:
+            raise ConfigError(f"seed must not be negative, got {seed}.")
+        self.seed = seed
+        self._streams = np.random.default_rng(seed)
+
+    def read(self, observation: Any) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return planning columns `[n, columns]` and goals `[n, goal]`, or none.
+
+        Args:
+            observation: Single or batched, as the environment returned it.
+
+        Raises:
+            ObservationError: An observation that cannot be planned from.
+        """
+        seen, goals, _ = self.spaces.read(observation)
+        return planning_columns(self.featurizer, seen), goals
+
+    def with_settings(self, **settings: Any) -> DiffuserPolicy:
+        """Return a policy that shares the weights and plans or executes differently.
+
+        Args:
+            settings: Fields of `PlannerConfig` and `ExecutionConfig`, for example
+                `num_sampling_steps=3, horizon="fixed", replan_interval=10`.
+
+        Raises:
+            UnknownNameError: A setting that neither has; the nearest are named.
+            ConfigError: Settings that contradict each other.
+        """
+        return self._changed(settings)
+
+    def with_guide(
+        self, guide: Guide | GuideFunction | None, **settings: Any
+    ) -> DiffuserPolicy:
+        """Return a policy that shares the weights and is steered by a guide.
+
+        Args:
+            guide: A guide, a sum of guides, a plain function of a `Trajectory`, or
+                none to plan without. It replaces the guide that there was. Guided
+                plans take at least `min_guided_steps` denoising steps.
+            settings: As in `with_settings`, for example `guide_scale=2.0,
+                guide_placement="mean", ranking="guide"`.
+
+        Raises:
+            GuideError: Something that is no guide.
+            UnknownNameError: A setting that does not exist.
+            ConfigError: Settings that contradict each other.
+        """
+        chosen = None if guide is None else as_guide(guide)
+        if chosen is None and self.config.planner.ranking == "guide":
+            settings = {"ranking": self._usual_ranking(), **settings}
+        return self._changed(settings, guide=chosen)
+
+    @property
+    def guide(self) -> Guide | None:
+        """What plans are steered by."""
+        return self.config.guide
+
+    def accelerated(self, acceleration: Acceleration) -> DiffuserPolicy:
+        """Return a policy that shares the weights and runs the denoiser another way.
+
+        Plans stay the same up to rounding. What cannot be had on this machine is named
+        in an `AccelerationWarning`, and planning goes on without it.
+
+        Args:
+            acceleration: "auto", "off", "fused", "compile" or "cuda-graphs", see
+                `diffuser_policy.networks.runtime`.
+
+        Raises:
+            UnknownNameError: An acceleration that does not exist.
+        """
+        shared = self.networks
+        networks = PlannerNetworks(
+            shared.denoiser.accelerated(acceleration),
+            shared.normalizer,
+            shared.time_to_goal,
+            shared.value,
+            shared.classifier,
+        )
+        return DiffuserPolicy(self.config, networks, seed=self.seed)
+
+    def to(self, device: str | torch.device) -> DiffuserPolicy:
+        """Move the networks, in place, and return the policy.
+
+        Args:
+            device: Where to plan; observations and actions stay NumPy arrays.
+        """
+        self.networks.to(device)
+        return self
+
+    def __repr__(self) -> str:
+        """Name what plans depend on."""
+        plans, guide = self.config.planner, self.config.guide
+        steps = self.planner.sampler.num_steps
+        return (
+            f"DiffuserPolicy({plans.sampler}, {steps} denoising steps, "
+            f"{plans.num_candidates} candidates ranked by {plans.ranking}, "
+            f"guide {'none' if guide is None else described(guide)}, "
+            f"executor {self.config.execution.executor})"
+        )
+
+    def _incoming(self, state: Any, num_rows: int) -> PolicyState:
+        """Return the state that was passed in, checked, or a fresh one."""
+        if state is None:
+            return self.initial_state(num_rows)
+        if not isinstance(state, tuple) or len(state) != len(PolicyState._fields):
+            raise ObservationError(
+                f"state must be what predict returned last, or None; got "
+                f"{type(state).__name__}."
+            )
+        given = PolicyState(*state)
+        if len(given.lengths) != num_rows:
+            raise ObservationError(
+                f"state remembers {len(given.lengths)} environments, but the "
+                f"observation has {num_rows} rows."
+            )
+        layout, steps = self.planner.layout, self.planner.horizons.max_planning_steps
+        expected = (num_rows, steps, layout.observation_dim)
+        if given.observations.shape != expected:
+            raise ObservationError(
+                f"state is of another planner: its plans have shape "
+                f"{given.observations.shape}, expected {expected}. Pass None at first."
+            )
+        if (given.planners != self.planner.fingerprint).any():
+            raise ObservationError(
+                "state is of another planner: same sizes, other weights. Its plans "
+                "would be followed and built upon. Pass None at first, or the state "
+                "that this policy returned."
+            )
+        return given
+
+    def _following(self, state: PolicyState) -> Following:
+        return Following(
+            observations=state.observations,
+            actions=state.actions,
+            lengths=state.lengths,
+            progress=state.progress,
+            stride=self.planner.stride,
+        )
+
+    def _replan(
+        self,
+        state: PolicyState,
+        rows: np.ndarray,
+        goals: np.ndarray | None,
+        *,
+        deterministic: bool,
+    ) -> PolicyState:
+        """Plan for the rows that need it, in one call."""
+        needed, optional = self._due(state, rows, goals)
+        index = np.flatnonzero(needed | optional)
+        if len(index) == 0:
+            return state
+        duration = (state.lengths - 1) * self.planner.stride
+        remaining = np.maximum(duration - state.progress, 0)
+        # Shrinking horizons are rounded down; a plan that must be is given the time.
+        slack = np.where(needed, self.planner.horizons.unit - 1, 0)
+        chosen_goals = None if goals is None else goals[index]
+        plan = self.planner.plan(
+            rows[index],
+            chosen_goals,
+            self._generators(state, rows, index, deterministic=deterministic),
+            remaining=np.where(state.lengths > 0, remaining + slack, -1)[index],
+            previous=self._underway(state, rows).rows(index),
+            step_noise=not deterministic,
+        )
+        num_plans = state.num_plans.copy()
+        num_plans[index] += 1
+        state = state._replace(num_plans=num_plans)
+        better = needed[index] | (plan.durations <= remaining[index])
+        keep = np.flatnonzero(better)
+        adopted = state.rows(index[keep])
+        observations, actions = adopted.observations.copy(), adopted.actions.copy()
+        steps = plan.observations.shape[1]
+        observations[:, :steps] = plan.observations[keep]
+        actions[:, :steps] = plan.actions[keep]
+        adopted = adopted._replace(
+            observations=observations,
+            actions=actions,
+            lengths=plan.lengths[keep],
+            ages=np.zeros(len(keep), np.int64),
+            progress=np.zeros(len(keep), np.float64),
+            guides=np.full(len(keep), self._guide_key, np.int64),
+        )
+        if chosen_goals is not None:
+            adopted = adopted._replace(goals=chosen_goals[keep])
+        return state.with_rows(index[keep], adopted)
+
+    def _due(
+        self, state: PolicyState, rows: np.ndarray, goals: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return which rows need a plan, and which may get a better one."""
+        execution = self.config.execution
+        aimed = goals is not None and self.planner.layout.goal_conditioned
+        needed = (state.lengths == 0) | (state.guides != self._guide_key)
+        duration = (state.lengths - 1) * self.planner.stride
+        if not aimed or not self.executor.holds_goal:
+            needed = needed | (state.progress > duration)
+        if execution.replan_deviation is not None:
+            strayed = self._deviation(state, rows) > execution.replan_deviation
+            needed = needed | strayed
+        optional = np.zeros_like(needed)
+        if execution.replan_interval is not None:
+            underway = state.progress < duration
+            optional = underway & (state.ages % execution.replan_interval == 0)
+            if not aimed:
+                needed, optional = needed | optional, np.zeros_like(needed)
+        return needed, optional & ~needed
+
+    @property
+    def _guide_key(self) -> int:
+        """A number that tells guidances apart; zero for none."""
+        guidance = self.planner.guidance
+        return 0 if guidance is None else guidance.key
+
+    def _underway(self, state: PolicyState, rows: np.ndarray) -> Following:
+        """Return the plans that are still followed; of length zero for other rows."""
+        following = self._following(state)
+        underway = state.progress < following.durations
+        limit = self.config.execution.replan_deviation
+        if limit is not None:
+            underway &= self._deviation(state, rows) <= limit
+        lengths = np.where(underway, state.lengths, 0)
+        return dataclasses.replace(following, lengths=lengths)
+
+    def _deviation(self, state: PolicyState, rows: np.ndarray) -> np.ndarray:
+        """Return the distance `[n]` between planned and current position, meters.
+
+        Without a position, it is that between all planning columns.
+        """
+        layout = self.planner.layout
+        name = "position" if "position" in layout.aliases else "observation"
+        columns = list(layout.observation_columns(name))
+        planned = self._following(state).reference()[:, columns]
+        distance: np.ndarray = np.linalg.norm(planned - rows[:, columns], axis=1)
+        return np.where(state.lengths > 0, distance, 0.0)
+
+    def _generators(
+        self,
+        state: PolicyState,
+        rows: np.ndarray,
+        index: np.ndarray,
+        *,
+        deterministic: bool,
+    ) -> list[torch.Generator]:
+        """Return the noise source of each row's next plan.
+
+        Deterministic plans begin with the same noise where nothing is under way. A plan
+        made anew gets noise that depends on where the row is: with the same every time,
+        a policy that has come to a halt would plan its halt for ever.
+        """
+        if not deterministic:
+            streams, numbers = state.streams[index], state.num_plans[index]
+            keys = zip(streams.tolist(), numbers.tolist(), strict=True)
+            return [_generator(stream, number) for stream, number in keys]
+        return [
+            _generator(self.seed, zlib.crc32(rows[row].tobytes()))
+            if state.lengths[row] > 0
+            else torch.Generator().manual_seed(self.seed)
+            for row in index.tolist()
+        ]
+
     def _usual_ranking(self) -> str:
         """Return how to choose among candidates without a guide."""
         if has_feasibility(self.featurizer):
@@ -253,3 +523,90 @@ class DiffuserPolicy(RecedingHorizonPolicy):
             **parts,
         )
         return DiffuserPolicy(config, self.networks, seed=self.seed)
+
+
+class PolicyState(NamedTuple):
+    """What `predict` remembers, one row per environment.
+
+    Attributes:
+        observations: `[n, steps, observation]` plans in planning columns, environment
+            units.
+        actions: `[n, steps, action]` planned actions.
+        lengths: `[n]` planning steps; zero where there is no plan.
+        ages: `[n]` env steps since the plan was made.
+        progress: `[n]` how far it has been followed, in planned env steps.
+        goals: `[n, goal]` what the plan leads to; no columns before it is known how
+            many there are.
+        streams: `[n]` random stream of each row.
+        num_plans: `[n]` plans made from this stream.
+        started: `[n]` whether the last call began an episode.
+        planners: `[n]` fingerprint of the planner that the plans are of.
+        guides: `[n]` key of the guidance that the plans were made under.
+    """
+
+    observations: np.ndarray
+    actions: np.ndarray
+    lengths: np.ndarray
+    ages: np.ndarray
+    progress: np.ndarray
+    goals: np.ndarray
+    streams: np.ndarray
+    num_plans: np.ndarray
+    started: np.ndarray
+    planners: np.ndarray
+    guides: np.ndarray
+
+    def rows(self, index: Any) -> PolicyState:
+        """Return the state of some rows, for example of those still running."""
+        return PolicyState(*(part[index] for part in self))
+
+    def with_rows(self, index: Any, other: PolicyState) -> PolicyState:
+        """Return a copy in which some rows are those of another state."""
+        parts = []
+        width = max(self.goals.shape[1], other.goals.shape[1])
+        wide, other = self._with_goals(width), other._with_goals(width)
+        for mine, theirs in zip(wide, other, strict=True):
+            part = mine.copy()
+            part[index] = theirs
+            parts.append(part)
+        return PolicyState(*parts)
+
+    def for_goals(self, goals: np.ndarray | None) -> PolicyState:
+        """Return a state that remembers goals of the size of those at hand.
+
+        A planner that was trained without goals learns here how many columns they
+        have; plans that were made for others are forgotten.
+
+        Args:
+            goals: `[n, goal]`, or none.
+        """
+        width = 0 if goals is None else goals.shape[1]
+        if self.goals.shape[1] == width:
+            return self
+        none = np.zeros((len(self.goals), width), np.float32)
+        return self._replace(goals=none, lengths=np.zeros_like(self.lengths))
+
+    def _with_goals(self, width: int) -> PolicyState:
+        """Return the state with room for wider goals; a row without one has zeros."""
+        missing = width - self.goals.shape[1]
+        if not missing:
+            return self
+        return self._replace(goals=np.pad(self.goals, ((0, 0), (0, missing))))
+
+
+def _generator(stream: int, number: int) -> torch.Generator:
+    words = np.random.SeedSequence((stream, number)).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(words[0]))
+
+
+def _flags(episode_start: Any, num_rows: int) -> np.ndarray:
+    """Return a fresh boolean array `[num_rows]`; callers reuse theirs in place."""
+    if episode_start is None:
+        return np.zeros(num_rows, np.bool_)
+    flags = np.array(episode_start, np.bool_).reshape(-1)
+    if len(flags) != num_rows:
+        raise ObservationError(
+            f"episode_start has {len(flags)} flags, but the observation has "
+            f"{num_rows} rows."
+        )
+    return flags

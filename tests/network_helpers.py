@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffuser_policy.networks import TemporalUNet
+from diffuser_policy.networks.unet import TemporalUNet
 
 
 def random_network(

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffuser_policy.conditions import Inpainting
-from diffuser_policy.horizons import Horizons
-from diffuser_policy.layout import TrajectoryLayout
-from diffuser_policy.normalizers import LimitsNormalizer
-from diffuser_policy.planner import Planner
-from diffuser_policy.sampler import Sampler, Samples, WarmStart
-from diffuser_policy.time_to_goal import TimeToGoal
+from diffuser_policy.columns.layout import TrajectoryLayout
+from diffuser_policy.columns.normalizers import LimitsNormalizer
+from diffuser_policy.diffusion.conditions import Inpainting
+from diffuser_policy.diffusion.sampler import Sampler, Samples, WarmStart
+from diffuser_policy.networks.time_to_goal import TimeToGoal
+from diffuser_policy.planning.horizons import Horizons
+from diffuser_policy.planning.planner import Planner
 
 LAYOUT = TrajectoryLayout(
     action_dim=2,

@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from diffuser_policy.policy import DiffuserPolicy
-from diffuser_policy.policy_state import PolicyState
+from diffuser_policy.policy import DiffuserPolicy, PolicyState
 
 
 def observe(num_envs: int | None = None, *, goal: float = 0.5, seed: int = 0) -> Any:

@@ -9,20 +9,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffuser_policy import inference
-from diffuser_policy.acceleration import (
+from diffuser_policy.diffusion.denoiser import Denoiser
+from diffuser_policy.diffusion.schedule import NoiseSchedule
+from diffuser_policy.errors import UnknownNameError
+from diffuser_policy.networks import runtime
+from diffuser_policy.networks.runtime import (
     ACCELERATIONS,
     AccelerationWarning,
     CompiledRunner,
     FusedRunner,
+    FusedUNet,
     GraphRunner,
     accelerate,
 )
-from diffuser_policy.denoiser import Denoiser
-from diffuser_policy.errors import UnknownNameError
-from diffuser_policy.inference import FusedUNet
-from diffuser_policy.networks import TemporalUNet
-from diffuser_policy.schedule import NoiseSchedule
+from diffuser_policy.networks.unet import TemporalUNet
 from tests.network_helpers import random_network
 
 EXACT: Any = {"rtol": 1e-9, "atol": 1e-9}  # float64: the sums in another order
@@ -55,7 +55,7 @@ def network() -> TemporalUNet:
 def test_the_fused_form_gives_the_networks_numbers(
     settings: dict[str, Any], max_gathered: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inference, "MAX_GATHERED", max_gathered)
+    monkeypatch.setattr(runtime, "MAX_GATHERED", max_gathered)
     network = random_network(**settings).double()
     fused = FusedUNet(network)
     for horizon in (2 * network.horizon_multiple, 5 * network.horizon_multiple):
@@ -70,7 +70,7 @@ def test_mish_is_mish_up_to_its_limits() -> None:
     """Both ends of float32 included, where the exponential over- or underflows."""
     x = torch.cat([torch.linspace(-120, 120, 2001), torch.tensor([-3e38, 3e38])])
     expected = nn.functional.mish(x.double()).float()
-    torch.testing.assert_close(inference.mish(x), expected, rtol=1e-6, atol=2e-6)
+    torch.testing.assert_close(runtime.mish(x), expected, rtol=1e-6, atol=2e-6)
 
 
 @torch.no_grad()
@@ -121,7 +121,7 @@ def test_unchanged_weights_are_laid_out_once(
             made.append(network)
             super().__init__(network)
 
-    monkeypatch.setattr("diffuser_policy.acceleration.FusedUNet", Counted)
+    monkeypatch.setattr("diffuser_policy.networks.runtime.FusedUNet", Counted)
     runner = FusedRunner(network)
     for i in range(4):
         runner(randn(2, 8, 4), i)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from diffuser_policy.cli import main
+from diffuser_policy.diffusion.sampler import Sampler
 from diffuser_policy.errors import SpaceMismatchError
 from diffuser_policy.policy import DiffuserPolicy
-from diffuser_policy.sampler import Sampler
 from diffuser_policy.speed import SpeedMeasurement, measure_speed
 from diffuser_policy.speed.cases import SCALINGS, Subject, all_cases
 from diffuser_policy.speed.report import TITLES, summary, to_json

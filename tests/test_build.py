@@ -8,14 +8,23 @@ import numpy as np
 import pytest
 
 from diffuser_policy.build import build_networks
-from diffuser_policy.config import ExecutionConfig, NetworkConfig, WindowConfig
+from diffuser_policy.columns.layout import TrajectoryLayout
+from diffuser_policy.config import (
+    ExecutionConfig,
+    NetworkConfig,
+    PolicyConfig,
+    WindowConfig,
+)
 from diffuser_policy.data.flat import FlatDataset
+from diffuser_policy.diffusion.sampler import DDIMSampler, DDPMSampler
 from diffuser_policy.errors import CheckpointError, ConfigError
-from diffuser_policy.executors import PlannedActions, PursuitExecutor, TrackingExecutor
-from diffuser_policy.layout import TrajectoryLayout
-from diffuser_policy.policy_config import PolicyConfig, policy_config
-from diffuser_policy.sampler import DDIMSampler, DDPMSampler
+from diffuser_policy.planning.executors import (
+    PlannedActions,
+    PursuitExecutor,
+    TrackingExecutor,
+)
 from diffuser_policy.testing import toy_config, toy_dataset, toy_policy
+from diffuser_policy.training.derive import policy_config
 from tests.policy_helpers import observe
 
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from diffuser_policy.checkpoint import read_planner
-from diffuser_policy.classifier import StateClassifier
-from diffuser_policy.config import ClassifierConfig, OptimizationConfig
+from diffuser_policy.columns.labels import NamedColumns, find_labels, labelled
+from diffuser_policy.columns.layout import TrajectoryLayout
+from diffuser_policy.config import ClassifierConfig, OptimizationConfig, PolicyConfig
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.errors import (
     ConfigError,
@@ -21,10 +22,8 @@ from diffuser_policy.errors import (
     SpaceMismatchError,
     UnknownNameError,
 )
-from diffuser_policy.labels import NamedColumns, find_labels, labelled
-from diffuser_policy.layout import TrajectoryLayout
+from diffuser_policy.networks.classifiers import StateClassifier
 from diffuser_policy.policy import DiffuserPolicy
-from diffuser_policy.policy_config import PolicyConfig
 from diffuser_policy.testing import toy_dataset, toy_policy
 from diffuser_policy.training.classifier_trainer import (
     ClassifierLoss,

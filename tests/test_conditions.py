@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffuser_policy.conditions import Conditions, Inpainting
+from diffuser_policy.columns.layout import TrajectoryLayout
+from diffuser_policy.columns.normalizers import LimitsNormalizer, Normalizer
+from diffuser_policy.diffusion.conditions import Conditions, Inpainting
 from diffuser_policy.errors import ConditionError, UnknownNameError
-from diffuser_policy.layout import TrajectoryLayout
-from diffuser_policy.normalizers import LimitsNormalizer, Normalizer
 
 LAYOUT = TrajectoryLayout(
     action_dim=1, observation_dim=3, aliases={"goal": (2, 0), "velocity": (1,)}

@@ -17,10 +17,9 @@ from diffuser_policy.config import (
     TimeToGoalConfig,
     TrainConfig,
     WindowConfig,
-    from_json,
-    to_json,
 )
 from diffuser_policy.errors import ConfigError, DiffuserPolicyError, UnknownNameError
+from diffuser_policy.settings import from_json, to_json
 from diffuser_policy.testing import toy_config
 from diffuser_policy.training.presets import PRESETS, preset
 

@@ -6,10 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffuser_policy.conditions import Inpainting
-from diffuser_policy.denoiser import PREDICTION_TARGETS, Denoiser, PredictionTarget
+from diffuser_policy.diffusion.conditions import Inpainting
+from diffuser_policy.diffusion.denoiser import (
+    PREDICTION_TARGETS,
+    Denoiser,
+    PredictionTarget,
+)
+from diffuser_policy.diffusion.schedule import NoiseSchedule
 from diffuser_policy.errors import UnknownNameError
-from diffuser_policy.schedule import NoiseSchedule
 from diffuser_policy.testing import GaussianDenoiser
 
 SCHEDULE = NoiseSchedule(16)

@@ -19,19 +19,19 @@ from diffuser_policy.baselines.dynamics import (
     DynamicsRun,
     transitions,
 )
-from diffuser_policy.conditions import Inpainting
+from diffuser_policy.columns.layout import TrajectoryLayout
+from diffuser_policy.columns.normalizers import IdentityNormalizer
 from diffuser_policy.data.flat import FlatDataset
-from diffuser_policy.denoiser import Denoiser
+from diffuser_policy.diffusion.conditions import Inpainting
+from diffuser_policy.diffusion.denoiser import Denoiser
+from diffuser_policy.diffusion.sampler import DDIMSampler, DDPMSampler, Sampler
+from diffuser_policy.diffusion.schedule import NoiseSchedule
 from diffuser_policy.errors import (
     ConditionError,
     ConfigError,
     DatasetError,
     SpaceMismatchError,
 )
-from diffuser_policy.layout import TrajectoryLayout
-from diffuser_policy.normalizers import IdentityNormalizer
-from diffuser_policy.sampler import DDIMSampler, DDPMSampler, Sampler
-from diffuser_policy.schedule import NoiseSchedule
 from tests.planner_helpers import LAYOUT, NORMALIZER, WhiteNoise
 
 MATRIX = np.array([[1.0, 0.1], [-0.1, 0.95]])

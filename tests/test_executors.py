@@ -9,16 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.errors import ConfigError
-from diffuser_policy.executors import (
+from diffuser_policy.planning.executors import (
     Executor,
-    Following,
     PlannedActions,
     PursuitExecutor,
     TrackingExecutor,
 )
-from diffuser_policy.layout import TrajectoryLayout
-from diffuser_policy.plan import interpolate
+from diffuser_policy.planning.plan import Following, interpolate
 
 LAYOUT = TrajectoryLayout(
     action_dim=1, observation_dim=2, aliases={"position": (0,), "velocity": (1,)}

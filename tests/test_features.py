@@ -13,14 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffuser_policy import features
-from diffuser_policy.config import (
-    ValueTrainConfig,
-)
-from diffuser_policy.data.flat import FlatDataset
-from diffuser_policy.data.windows import WindowDataset, in_planning_columns
-from diffuser_policy.errors import ConfigError, SpaceMismatchError, UnknownNameError
-from diffuser_policy.features import (
+from diffuser_policy.columns import features
+from diffuser_policy.columns.features import (
     FeaturizerError,
     Identity,
     available_featurizers,
@@ -28,13 +22,20 @@ from diffuser_policy.features import (
     planning_columns,
     register_featurizer,
 )
+from diffuser_policy.config import (
+    PolicyConfig,
+    ValueTrainConfig,
+)
+from diffuser_policy.data.flat import FlatDataset
+from diffuser_policy.data.windows import WindowDataset, in_planning_columns
+from diffuser_policy.errors import ConfigError, SpaceMismatchError, UnknownNameError
 from diffuser_policy.policy import DiffuserPolicy
-from diffuser_policy.policy_config import PolicyConfig, policy_config, space_spec
 from diffuser_policy.testing import (
     toy_config,
     toy_dataset,
     toy_policy,
 )
+from diffuser_policy.training.derive import policy_config, space_spec
 from diffuser_policy.training.trainer import Trainer
 from diffuser_policy.training.value_trainer import ValueTrainer
 from tests.features_helpers import KNOWN, Copied, Turned, config, turned_policy

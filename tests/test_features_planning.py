@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from diffuser_policy import features
+from diffuser_policy.columns import features
+from diffuser_policy.columns.features import (
+    FeaturizerError,
+)
 from diffuser_policy.config import (
     ExecutionConfig,
     PlannerConfig,
 )
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.evaluation import evaluate
-from diffuser_policy.features import (
-    FeaturizerError,
-)
 from diffuser_policy.guides.trajectory import Trajectory
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.testing import (

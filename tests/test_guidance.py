@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffuser_policy.conditions import Inpainting
-from diffuser_policy.guidance import Guidance, Placement, Steering
+from diffuser_policy.columns.layout import TrajectoryLayout
+from diffuser_policy.columns.normalizers import LimitsNormalizer
+from diffuser_policy.diffusion.conditions import Inpainting
+from diffuser_policy.diffusion.guidance import Guidance, Placement, Steering
+from diffuser_policy.diffusion.sampler import DDIMSampler, DDPMSampler, Sampler
+from diffuser_policy.diffusion.schedule import NoiseSchedule
 from diffuser_policy.guides.guide import FunctionGuide
 from diffuser_policy.guides.trajectory import Trajectory
-from diffuser_policy.layout import TrajectoryLayout
-from diffuser_policy.normalizers import LimitsNormalizer
-from diffuser_policy.sampler import DDIMSampler, DDPMSampler, Sampler
-from diffuser_policy.schedule import NoiseSchedule
 from diffuser_policy.testing import GaussianDenoiser
 from diffuser_policy.testing.toys import toy_policy
 from tests.policy_helpers import observe

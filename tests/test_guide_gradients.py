@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from diffuser_envs.kuka.columns import ordered_pairs
 from diffuser_envs.kuka.features import BlockFeatures
 from diffuser_envs.kuka.stages import tower_goal
+from diffuser_policy.columns.layout import TrajectoryLayout
+from diffuser_policy.columns.normalizers import GaussianNormalizer
 from diffuser_policy.guides.guide import Guide, gradient_of
 from diffuser_policy.guides.registry import available_guides, make_guide
 from diffuser_policy.guides.trajectory import CLEAN, Trajectory
-from diffuser_policy.layout import TrajectoryLayout
-from diffuser_policy.normalizers import GaussianNormalizer
 
 LAYOUT = TrajectoryLayout(
     action_dim=2,

@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffuser_policy.columns.layout import TrajectoryLayout
+from diffuser_policy.columns.normalizers import LimitsNormalizer
 from diffuser_policy.errors import GuideError, UnknownNameError
 from diffuser_policy.guides import registry
 from diffuser_policy.guides.guide import Guide, as_guide
@@ -23,8 +25,6 @@ from diffuser_policy.guides.registry import (
     register_guide,
 )
 from diffuser_policy.guides.trajectory import Trajectory
-from diffuser_policy.layout import TrajectoryLayout
-from diffuser_policy.normalizers import LimitsNormalizer
 
 if TYPE_CHECKING:
     from collections import OrderedDict

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diffuser_policy.errors import ConfigError, HorizonError
-from diffuser_policy.horizons import HorizonChoice
+from diffuser_policy.planning.horizons import HorizonChoice
 from tests.planner_helpers import GOALS, START, make_horizons
 
 

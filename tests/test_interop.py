@@ -18,7 +18,7 @@ from diffuser_policy.interop import (
     read_authors_checkpoint,
     to_authors_state_dict,
 )
-from diffuser_policy.networks import TemporalUNet
+from diffuser_policy.networks.unet import TemporalUNet
 from tests.network_helpers import batch, random_network
 
 LAYOUTS = pytest.mark.parametrize("layout", ["main", "maze2d"])

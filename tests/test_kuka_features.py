@@ -16,9 +16,10 @@ from diffuser_envs.kuka.columns import (
 )
 from diffuser_envs.kuka.features import BlockFeatures
 from diffuser_envs.kuka.kinematic import KinematicGenerator
-from diffuser_policy.executors import FeaturesExecutor, Following
-from diffuser_policy.features import make_featurizer, planning_columns
-from diffuser_policy.layout import TrajectoryLayout
+from diffuser_policy.columns.features import make_featurizer, planning_columns
+from diffuser_policy.columns.layout import TrajectoryLayout
+from diffuser_policy.planning.executors import FeaturesExecutor
+from diffuser_policy.planning.plan import Following
 
 FEATURES = BlockFeatures()
 TABLE = BLOCK_HEIGHT / 2

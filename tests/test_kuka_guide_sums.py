@@ -17,10 +17,10 @@ from diffuser_envs.kuka.guides import (
     StackMatch,
     StackTask,
 )
+from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.errors import GuideError, MissingColumnsError
 from diffuser_policy.guides.registry import guide_from_json, guide_to_json, make_guide
 from diffuser_policy.guides.text import parse_guide
-from diffuser_policy.layout import TrajectoryLayout
 from tests.kuka_guide_helpers import (
     Logits,
     matching,

@@ -19,10 +19,10 @@ from diffuser_envs.kuka.guides import (
     StackTask,
 )
 from diffuser_envs.kuka.stages import next_stages, tower_goal
+from diffuser_policy.columns.normalizers import IdentityNormalizer
 from diffuser_policy.errors import GuideError
 from diffuser_policy.guides.guide import Guide, gradient_of, value_of
 from diffuser_policy.guides.trajectory import CLEAN, Trajectory
-from diffuser_policy.normalizers import IdentityNormalizer
 from tests.kuka_guide_helpers import (
     FEATURES,
     LAYOUT,

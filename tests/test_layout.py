@@ -7,8 +7,8 @@ import json
 
 import pytest
 
+from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.errors import ConfigError, UnknownNameError
-from diffuser_policy.layout import TrajectoryLayout
 
 LAYOUT = TrajectoryLayout(
     action_dim=2,

@@ -10,11 +10,11 @@ from diffuser_envs.errors import MazeOptionError
 from diffuser_envs.maze.guides import MazeWalls
 from diffuser_envs.maze.layouts import get_layout
 from diffuser_envs.maze.obstacles import BALL_RADIUS, CLEARANCE, Discs, FreeSpace
+from diffuser_policy.columns.layout import TrajectoryLayout
+from diffuser_policy.columns.normalizers import IdentityNormalizer
 from diffuser_policy.errors import GuideError
 from diffuser_policy.guides.guide import gradient_of
 from diffuser_policy.guides.trajectory import Trajectory
-from diffuser_policy.layout import TrajectoryLayout
-from diffuser_policy.normalizers import IdentityNormalizer
 
 HALL = [[1] * 8, [1, *[0] * 6, 1], [1, *[0] * 6, 1], [1] * 8]  # 6 m by 2 m of floor
 CORRIDOR = [[1] * 8, [1, *[0] * 6, 1], [1] * 8]  # 6 m by 1 m

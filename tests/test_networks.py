@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from diffuser_policy.errors import ConfigError, HorizonError
-from diffuser_policy.networks import LinearAttention, SinusoidalEmbedding
+from diffuser_policy.networks.unet import LinearAttention, SinusoidalEmbedding
 from tests.network_helpers import batch, random_network
 
 

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from diffuser_policy.errors import ConfigError, DatasetError, UnknownNameError
-from diffuser_policy.normalizers import (
+from diffuser_policy.columns.normalizers import (
     NORMALIZERS,
     GaussianNormalizer,
     IdentityNormalizer,
@@ -18,6 +17,7 @@ from diffuser_policy.normalizers import (
     Normalizer,
     normalizer_class,
 )
+from diffuser_policy.errors import ConfigError, DatasetError, UnknownNameError
 
 EVERY = pytest.mark.parametrize("cls", NORMALIZERS.values())
 ROWS = hnp.arrays(

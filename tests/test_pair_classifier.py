@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from diffuser_policy.errors import ConfigError
-from diffuser_policy.pair_classifier import PairClassifier
+from diffuser_policy.networks.classifiers import PairClassifier
 
 OBJECTS = [(3, 4, 5, 6), (7, 8, 9, 10), (11, 12, 13, 14)]
 LABELS = [f"on_{a}_{b}" for a in range(3) for b in range(3) if a != b]
@@ -41,6 +41,7 @@ def taught() -> PairClassifier:
     made.set_balance(torch.full((6,), 1 / 12))
     optimizer = torch.optim.Adam(made.parameters(), 0.02)
     for step in range(300):
+        optimizer.param_groups[0]["lr"] = 0.02 * (1 - step / 300)  # settles
         states, targets = scenes(128, step)
         optimizer.zero_grad()
         loss = made.loss(states, torch.zeros(128, dtype=torch.long), targets)

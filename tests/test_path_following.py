@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.errors import ConfigError
-from diffuser_policy.executors import Following
-from diffuser_policy.layout import TrajectoryLayout
-from diffuser_policy.path_following import FLOOR, PathExecutor
+from diffuser_policy.planning.executors import FLOOR, PathExecutor
+from diffuser_policy.planning.plan import Following
 
 LAYOUT = TrajectoryLayout(
     action_dim=0, observation_dim=4, aliases={"position": (0, 1), "velocity": (2, 3)}

@@ -7,17 +7,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffuser_policy.conditions import Conditions
+from diffuser_policy.columns.layout import TrajectoryLayout
+from diffuser_policy.columns.normalizers import LimitsNormalizer
 from diffuser_policy.config import NetworkConfig, WindowConfig
+from diffuser_policy.diffusion.conditions import Conditions
+from diffuser_policy.diffusion.sampler import DDIMSampler
+from diffuser_policy.diffusion.schedule import NoiseSchedule
 from diffuser_policy.errors import ConditionError, ConfigError, HorizonError
 from diffuser_policy.guides.trajectory import Trajectory
-from diffuser_policy.horizons import Horizons
-from diffuser_policy.layout import TrajectoryLayout
-from diffuser_policy.normalizers import LimitsNormalizer
-from diffuser_policy.planner import Planner
-from diffuser_policy.ranking import Ranking
-from diffuser_policy.sampler import DDIMSampler
-from diffuser_policy.schedule import NoiseSchedule
+from diffuser_policy.planning.horizons import Horizons
+from diffuser_policy.planning.planner import Planner
+from diffuser_policy.planning.ranking import Ranking
 from diffuser_policy.testing import GaussianDenoiser, toy_config, toy_policy
 from tests.planner_helpers import (
     GOALS,

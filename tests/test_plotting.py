@@ -18,9 +18,9 @@ from matplotlib.patches import Circle
 from PIL import Image
 
 from diffuser_envs.maze.layouts import LAYOUTS
+from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.errors import ConfigError, MissingExtraError, StorageError
-from diffuser_policy.layout import TrajectoryLayout
-from diffuser_policy.plan import Plan
+from diffuser_policy.planning.plan import Plan
 from diffuser_policy.plotting import (
     Scene,
     chain_figure,

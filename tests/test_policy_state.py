@@ -10,8 +10,7 @@ import pytest
 
 from diffuser_policy.config import PlannerConfig
 from diffuser_policy.errors import ObservationError
-from diffuser_policy.policy import DiffuserPolicy
-from diffuser_policy.policy_state import PolicyState
+from diffuser_policy.policy import DiffuserPolicy, PolicyState
 from diffuser_policy.testing import toy_config, toy_policy
 from tests.policy_helpers import copied, count_plans, follow, observe, unchanged
 

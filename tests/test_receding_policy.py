@@ -11,7 +11,6 @@ import torch
 
 from diffuser_policy.config import WindowConfig
 from diffuser_policy.policy import DiffuserPolicy
-from diffuser_policy.receding import Replanning
 from diffuser_policy.testing import check_policy, toy_config, toy_dataset, toy_policy
 from tests.policy_helpers import count_plans, follow, observe, unchanged
 
@@ -151,15 +150,6 @@ def test_a_sticky_flag_is_one_episode_start(policy: DiffuserPolicy) -> None:
     assert made == [2, 1]
     _, state = policy.predict(observe(2), state, np.array([False, True]))
     assert made == [2, 1, 1]
-
-
-def test_every_flag_counts_when_asked_to(policy: DiffuserPolicy) -> None:
-    policy.replanning = Replanning(keep_started=False)
-    made = count_plans(policy)
-    state: Any = None
-    for _ in range(3):
-        _, state = policy.predict(observe(), state, np.array([True]))
-    assert made == [1, 1, 1]
 
 
 def test_new_plans_draw_new_noise(policy: DiffuserPolicy) -> None:

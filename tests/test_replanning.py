@@ -10,7 +10,6 @@ import pytest
 from diffuser_policy.config import WindowConfig
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.policy import DiffuserPolicy
-from diffuser_policy.receding import Replanning
 from diffuser_policy.testing import toy_config, toy_dataset, toy_policy
 from tests.policy_helpers import count_plans, follow, observe
 
@@ -94,8 +93,8 @@ def test_straying_from_a_shrinking_plan_leaves_its_arrival_time(
 ) -> None:
     policy = toy_policy(horizon="shrinking")
     state = follow(policy, age)  # of age - 1
+    policy = policy.with_settings(replan_deviation=1e-6)
     made = count_plans(policy)
-    policy.replanning = Replanning(deviation=1e-6)
     _, state = policy.predict(observe(seed=5), state)
     assert made == [1]
     assert state.lengths.tolist() == [length]

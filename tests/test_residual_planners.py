@@ -10,25 +10,24 @@ import numpy as np
 import pytest
 import torch
 
-from diffuser_policy import features
 from diffuser_policy.build import build_network, build_networks
 from diffuser_policy.checkpoint import CARD
 from diffuser_policy.cli import main
+from diffuser_policy.columns import features
 from diffuser_policy.config import (
     NetworkConfig,
     OptimizationConfig,
     TrainConfig,
     WindowConfig,
-    from_json,
-    to_json,
 )
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.errors import ConfigError, HorizonError
-from diffuser_policy.networks import StartConditionedUNet, TemporalUNet
-from diffuser_policy.objects import ObjectTransformer
+from diffuser_policy.networks.objects import ObjectTransformer
+from diffuser_policy.networks.unet import StartConditionedUNet, TemporalUNet
 from diffuser_policy.policy import DiffuserPolicy
-from diffuser_policy.policy_config import policy_config
+from diffuser_policy.settings import from_json, to_json
 from diffuser_policy.testing import check_policy, toy_dataset, toy_policy
+from diffuser_policy.training.derive import policy_config
 from diffuser_policy.training.presets import preset
 from diffuser_policy.training.trainer import Trainer
 from tests.features_helpers import KNOWN, Scene, config

@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffuser_policy.conditions import Inpainting
-from diffuser_policy.denoiser import PREDICTION_TARGETS, Denoiser, PredictionTarget
-from diffuser_policy.errors import ConfigError
-from diffuser_policy.networks import TemporalUNet
-from diffuser_policy.sampler import (
+from diffuser_policy.diffusion.conditions import Inpainting
+from diffuser_policy.diffusion.denoiser import (
+    PREDICTION_TARGETS,
+    Denoiser,
+    PredictionTarget,
+)
+from diffuser_policy.diffusion.sampler import (
     DDIMSampler,
     DDPMSampler,
     DPMSolverSampler,
@@ -24,7 +26,9 @@ from diffuser_policy.sampler import (
     WarmStart,
     Weights,
 )
-from diffuser_policy.schedule import NoiseSchedule
+from diffuser_policy.diffusion.schedule import NoiseSchedule
+from diffuser_policy.errors import ConfigError
+from diffuser_policy.networks.unet import TemporalUNet
 from diffuser_policy.testing import GaussianDenoiser
 
 MEAN = torch.tensor([[0.5], [-0.2]])

@@ -11,17 +11,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffuser_policy.conditions import Inpainting
-from diffuser_policy.denoiser import PREDICTION_TARGETS, Denoiser, PredictionTarget
-from diffuser_policy.grids import SPACINGS, Spacing, step_grid
-from diffuser_policy.networks import TemporalUNet
-from diffuser_policy.sampler import (
+from diffuser_policy.diffusion.conditions import Inpainting
+from diffuser_policy.diffusion.denoiser import (
+    PREDICTION_TARGETS,
+    Denoiser,
+    PredictionTarget,
+)
+from diffuser_policy.diffusion.sampler import (
     DDIMSampler,
     DDPMSampler,
     DPMSolverSampler,
     Sampler,
 )
-from diffuser_policy.schedule import NoiseSchedule
+from diffuser_policy.diffusion.schedule import (
+    SPACINGS,
+    NoiseSchedule,
+    Spacing,
+    step_grid,
+)
+from diffuser_policy.networks.unet import TemporalUNet
 from diffuser_policy.testing import GaussianDenoiser
 
 diffusers = pytest.importorskip("diffusers")

@@ -9,11 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from diffuser_policy.conditions import Inpainting
+from diffuser_policy.diffusion.conditions import Inpainting
+from diffuser_policy.diffusion.sampler import DDIMSampler, WarmStart
+from diffuser_policy.diffusion.schedule import (
+    SPACINGS,
+    NoiseSchedule,
+    Spacing,
+    half_log_snr,
+    step_grid,
+)
 from diffuser_policy.errors import ConfigError, UnknownNameError
-from diffuser_policy.grids import SPACINGS, Spacing, half_log_snr, step_grid
-from diffuser_policy.sampler import DDIMSampler, WarmStart
-from diffuser_policy.schedule import NoiseSchedule
 from diffuser_policy.testing import GaussianDenoiser
 
 ALL = pytest.mark.parametrize("spacing", SPACINGS)

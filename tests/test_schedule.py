@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from diffuser_policy.diffusion.schedule import NoiseSchedule
 from diffuser_policy.errors import ConfigError
-from diffuser_policy.schedule import NoiseSchedule
 
 # Values of the released code (float32): first two betas, last alpha bar, and the
 # posterior variances of steps 1, 2 and N - 1.

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from diffuser_policy.config import from_json, to_json
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.errors import DatasetError, ObservationError, SpaceMismatchError
-from diffuser_policy.policy_config import space_spec
+from diffuser_policy.settings import from_json, to_json
 from diffuser_policy.spaces import SpaceSpec, check_action_bounds, find_goal_columns
 from diffuser_policy.testing import toy_dataset
+from diffuser_policy.training.derive import space_spec
 
 BOUNDS: dict[str, Any] = {"action_low": (-1.0, -2.0), "action_high": (1.0, 2.0)}
 FLAT = SpaceSpec(observation_size=4, **BOUNDS)

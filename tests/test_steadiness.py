@@ -8,16 +8,14 @@ import numpy as np
 import pytest
 from torch import Tensor
 
+from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.config import PlannerConfig, WindowConfig
 from diffuser_policy.errors import ConfigError
-from diffuser_policy.executors import Following
 from diffuser_policy.guides.guide import as_guide
 from diffuser_policy.guides.trajectory import Trajectory
-from diffuser_policy.layout import TrajectoryLayout
-from diffuser_policy.plan import Plan
-from diffuser_policy.policy import DiffuserPolicy
-from diffuser_policy.policy_state import PolicyState
-from diffuser_policy.ranking import GuideRanking, Ranking
+from diffuser_policy.planning.plan import Following, Plan
+from diffuser_policy.planning.ranking import GuideRanking, Ranking
+from diffuser_policy.policy import DiffuserPolicy, PolicyState
 from diffuser_policy.testing import check_policy, toy_config, toy_dataset, toy_policy
 from tests.planner_helpers import (
     GOALS,

@@ -7,18 +7,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffuser_policy.columns.layout import TrajectoryLayout
+from diffuser_policy.columns.normalizers import IdentityNormalizer
 from diffuser_policy.guides.guide import as_guide
 from diffuser_policy.guides.trajectory import Trajectory
-from diffuser_policy.layout import TrajectoryLayout
-from diffuser_policy.normalizers import IdentityNormalizer
-from diffuser_policy.ranking import (
+from diffuser_policy.networks.time_to_goal import TimeToGoal
+from diffuser_policy.planning.ranking import (
     FirstRanking,
     GuideRanking,
     SmoothnessRanking,
     SumRanking,
     TimeToGoalRanking,
 )
-from diffuser_policy.time_to_goal import TimeToGoal
 
 
 def time_to_goal(max_steps: int = 100) -> TimeToGoal:

@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 import torch
 
-from diffuser_policy.config import TrainConfig, differences
+from diffuser_policy.config import TrainConfig
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.errors import CheckpointError, ConfigError
+from diffuser_policy.settings import differences
 from diffuser_policy.testing import toy_config, toy_dataset
 from diffuser_policy.training.interrupt import held_interrupt
 from diffuser_policy.training.processes import Processes

@@ -18,7 +18,7 @@ from diffuser_policy.config import (
     TimeToGoalConfig,
     WindowConfig,
 )
-from diffuser_policy.denoiser import PredictionTarget
+from diffuser_policy.diffusion.denoiser import PredictionTarget
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.testing import check_policy, toy_config, toy_dataset
 from diffuser_policy.training.average import WeightAverage

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffuser_policy.config import ValueConfig, from_json, to_json
+from diffuser_policy.config import ValueConfig
 from diffuser_policy.errors import ConfigError, HorizonError, UnknownNameError
-from diffuser_policy.value import ValueNetwork, remaining_steps
+from diffuser_policy.networks.value import ValueNetwork, remaining_steps
+from diffuser_policy.settings import from_json, to_json
 from tests.value_helpers import random_value_network
 
 RELEASED = [

@@ -18,7 +18,7 @@ from diffuser_policy.interop import (
     to_authors_state_dict,
     to_authors_value_state_dict,
 )
-from diffuser_policy.value import ValueNetwork
+from diffuser_policy.networks.value import ValueNetwork
 from tests.network_helpers import random_network
 from tests.value_helpers import random_value_network
 

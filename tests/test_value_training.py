@@ -11,14 +11,18 @@ import torch
 from torch import Tensor
 
 from diffuser_policy.checkpoint import read_planner, shipped_planners
-from diffuser_policy.config import OptimizationConfig, ValueConfig, WindowConfig
+from diffuser_policy.columns.layout import TrajectoryLayout
+from diffuser_policy.columns.normalizers import IdentityNormalizer
+from diffuser_policy.config import (
+    OptimizationConfig,
+    PolicyConfig,
+    ValueConfig,
+    WindowConfig,
+)
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.windows import WindowDataset
 from diffuser_policy.errors import ConfigError, DatasetError, SpaceMismatchError
-from diffuser_policy.layout import TrajectoryLayout
-from diffuser_policy.normalizers import IdentityNormalizer
 from diffuser_policy.policy import DiffuserPolicy
-from diffuser_policy.policy_config import PolicyConfig
 from diffuser_policy.testing import toy_config, toy_dataset, toy_policy
 from diffuser_policy.training.processes import Processes
 from diffuser_policy.training.value_data import ValuedWindows, returns_to_go

@@ -12,14 +12,13 @@ from torch import Tensor, nn
 
 from diffuser_policy.build import PlannerNetworks
 from diffuser_policy.config import NetworkConfig, WindowConfig
-from diffuser_policy.denoiser import Denoiser
+from diffuser_policy.diffusion.denoiser import Denoiser
+from diffuser_policy.diffusion.sampler import DDIMSampler, WarmStart
+from diffuser_policy.diffusion.schedule import NoiseSchedule
 from diffuser_policy.errors import ConditionError, ConfigError, ObservationError
-from diffuser_policy.executors import Following
 from diffuser_policy.guides.trajectory import Trajectory
-from diffuser_policy.policy import DiffuserPolicy
-from diffuser_policy.policy_state import PolicyState
-from diffuser_policy.sampler import DDIMSampler, WarmStart
-from diffuser_policy.schedule import NoiseSchedule
+from diffuser_policy.planning.plan import Following
+from diffuser_policy.policy import DiffuserPolicy, PolicyState
 from diffuser_policy.testing import (
     check_policy,
     toy_config,

@@ -8,12 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from diffuser_policy.conditions import Inpainting
-from diffuser_policy.denoiser import Denoiser
+from diffuser_policy.diffusion.conditions import Inpainting
+from diffuser_policy.diffusion.denoiser import Denoiser
+from diffuser_policy.diffusion.sampler import (
+    DDIMSampler,
+    DDPMSampler,
+    Sampler,
+    WarmStart,
+)
+from diffuser_policy.diffusion.schedule import NoiseSchedule
 from diffuser_policy.errors import ConfigError
-from diffuser_policy.executors import Following
-from diffuser_policy.sampler import DDIMSampler, DDPMSampler, Sampler, WarmStart
-from diffuser_policy.schedule import NoiseSchedule
+from diffuser_policy.planning.plan import Following
 from diffuser_policy.testing import GaussianDenoiser
 
 MEAN = torch.tensor([[0.5], [-0.2], [0.1]])

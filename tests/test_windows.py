@@ -10,11 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from diffuser_policy.columns.layout import TrajectoryLayout
+from diffuser_policy.columns.normalizers import IdentityNormalizer, Normalizer
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.windows import WindowDataset, join_rows
 from diffuser_policy.errors import ConfigError, DatasetError
-from diffuser_policy.layout import TrajectoryLayout
-from diffuser_policy.normalizers import IdentityNormalizer, Normalizer
 
 LAYOUT = TrajectoryLayout(action_dim=1, observation_dim=3, aliases={"goal": (0, 1)})
 RUN, TIME, ROW = 1, 2, 3  # trajectory columns; 0 is the action

@@ -15,8 +15,8 @@ from diffuser_policy.config import (
     WindowConfig,
 )
 from diffuser_policy.data.flat import FlatDataset
+from diffuser_policy.networks.value import ValueNetwork
 from diffuser_policy.testing import toy_config, toy_dataset
-from diffuser_policy.value import ValueNetwork
 
 
 def random_value_network(

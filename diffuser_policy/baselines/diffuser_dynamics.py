@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffuser_policy.conditions import Conditions
+from diffuser_policy.columns.layout import TrajectoryLayout
+from diffuser_policy.columns.normalizers import Normalizer
+from diffuser_policy.diffusion.conditions import Conditions
+from diffuser_policy.diffusion.sampler import Sampler
 from diffuser_policy.errors import ConditionError, ConfigError, SpaceMismatchError
-from diffuser_policy.layout import TrajectoryLayout
-from diffuser_policy.normalizers import Normalizer
 from diffuser_policy.policy import DiffuserPolicy
-from diffuser_policy.sampler import Sampler
 
 
 class DiffuserDynamics:

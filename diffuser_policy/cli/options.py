@@ -161,7 +161,7 @@ def _refuse_idle(options: PlanningOptions, policy: DiffuserPolicy) -> None:
             raise ConfigError(f"--{option} has no effect without --guide.")
     for name in ("warm_start", "steadiness"):
         given = getattr(options, name) not in (None, "never")
-        if given and policy.replanning.interval is None:
+        if given and policy.config.execution.replan_interval is None:
             option = name.replace("_", "-")
             raise ConfigError(f"--{option} has no effect without --replan-interval.")
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from diffuser_policy.envs import Env
     from diffuser_policy.evaluation.records import EpisodeRecord
-    from diffuser_policy.plan import Plan
+    from diffuser_policy.planning.plan import Plan
     from diffuser_policy.plotting import Scene
 
 

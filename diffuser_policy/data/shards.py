@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from diffuser_policy.config import differences
 from diffuser_policy.data.episodes import Episode
 from diffuser_policy.errors import ConfigError, DatasetError
 from diffuser_policy.files import replaced_file
+from diffuser_policy.settings import differences
 
 OBSERVATION_PREFIX = "observations."
 STEP_ARRAYS = ("actions", "rewards", "terminations", "truncations")

@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffuser_policy.conditions import Inpainting
+from diffuser_policy.columns.features import Featurizer, Identity, planning_columns
+from diffuser_policy.columns.layout import TrajectoryLayout
+from diffuser_policy.columns.normalizers import Normalizer
 from diffuser_policy.data.flat import FlatDataset
+from diffuser_policy.diffusion.conditions import Inpainting
 from diffuser_policy.errors import ConfigError, DatasetError
-from diffuser_policy.features import Featurizer, Identity, planning_columns
-from diffuser_policy.layout import TrajectoryLayout
-from diffuser_policy.normalizers import Normalizer
 
 Padding = Literal["none", "repeat"]
 HindsightGoal = Literal["none", "goal", "observation"]

@@ -1,7 +1,8 @@
 r"""Guides: scalar objectives of a trajectory; higher is better.
 
 A guide J maps a batch of trajectories to one number each. Samplers climb its gradient
-(`diffuser_policy.guidance`), rankings compare its values. Guides add and scale:
+(`diffuser_policy.diffusion.guidance`), rankings compare its values. Guides add and
+scale:
 
     slow_and_wide = 2.0 * KeepOut(center=(1.0, 0.0), radius=0.5) - cost
     shorter = as_guide(lambda t: -t.position.diff(dim=1).square().sum(dim=(1, 2)))

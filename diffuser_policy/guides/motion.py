@@ -26,7 +26,7 @@ class SpeedLimit(Guide):
     $$J = -\tfrac12 \sum_t \max(|v_t| - (v_{max} - m), 0)^2$$
 
     It moves planned velocities, not positions: follow the plan with an executor that
-    takes its pace from them, `diffuser_policy.path_following.PathExecutor`.
+    takes its pace from them, `diffuser_policy.planning.executors.PathExecutor`.
 
         make_guide("speed-limit", speed=1.5)
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffuser_policy.columns.layout import TrajectoryLayout
+from diffuser_policy.columns.normalizers import Normalizer
 from diffuser_policy.errors import GuideError, MissingColumnsError
-from diffuser_policy.layout import TrajectoryLayout
-from diffuser_policy.normalizers import Normalizer
 
 CLEAN = -1
 PLURALS = {"actions": "action", "observations": "observation"}

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from diffuser_policy.errors import require_extra
 from diffuser_policy.guides.guide import Mark
-from diffuser_policy.plan import Plan
+from diffuser_policy.planning.plan import Plan
 from diffuser_policy.plotting.scene import HIDDEN_WALL, MazeMap, Scene
 
 if TYPE_CHECKING:

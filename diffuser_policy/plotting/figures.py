@@ -9,7 +9,7 @@ import numpy as np
 
 from diffuser_policy.errors import ConfigError, require_extra
 from diffuser_policy.files import replaced_file
-from diffuser_policy.plan import Plan
+from diffuser_policy.planning.plan import Plan
 from diffuser_policy.plotting.drawing import (
     counted,
     draw_chain_step,

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.guides.guide import Guide, Mark
-from diffuser_policy.layout import TrajectoryLayout
-from diffuser_policy.plan import Plan, interpolate
+from diffuser_policy.planning.plan import Plan, interpolate
 
 MazeMap = Sequence[Sequence[int | str]]
 

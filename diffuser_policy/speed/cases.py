@@ -23,19 +23,18 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from diffuser_policy.acceleration import Acceleration
-from diffuser_policy.conditions import Inpainting
-from diffuser_policy.denoiser import Denoiser
+from diffuser_policy.diffusion.conditions import Inpainting
+from diffuser_policy.diffusion.denoiser import Denoiser
+from diffuser_policy.diffusion.sampler import DDPMSampler, Sampler
+from diffuser_policy.diffusion.schedule import NoiseSchedule
 from diffuser_policy.envs import make_env
 from diffuser_policy.evaluation.drivers import batched
 from diffuser_policy.guides.guide import Guide
 from diffuser_policy.guides.motion import Smoothness
 from diffuser_policy.guides.regions import KeepOut
-from diffuser_policy.networks import TemporalUNet
-from diffuser_policy.policy import DiffuserPolicy
-from diffuser_policy.policy_state import PolicyState
-from diffuser_policy.sampler import DDPMSampler, Sampler
-from diffuser_policy.schedule import NoiseSchedule
+from diffuser_policy.networks.runtime import Acceleration
+from diffuser_policy.networks.unet import TemporalUNet
+from diffuser_policy.policy import DiffuserPolicy, PolicyState
 from diffuser_policy.speed.floor import network_flops
 from diffuser_policy.speed.timing import Case
 

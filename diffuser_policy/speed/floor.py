@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from diffuser_policy.networks import (
+from diffuser_policy.networks.unet import (
     ATTENTION_HEAD_DIM,
     ATTENTION_HEADS,
     LinearAttention,

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from diffuser_policy.config import to_json
 from diffuser_policy.policy import DiffuserPolicy
+from diffuser_policy.settings import to_json
 from diffuser_policy.speed.cases import PAPER, TOGETHER, Subject, all_cases
 from diffuser_policy.speed.floor import throughput
 from diffuser_policy.speed.timing import Timing, measure

@@ -16,9 +16,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from diffuser_policy.denoiser import Denoiser, PredictionTarget
+from diffuser_policy.diffusion.denoiser import Denoiser, PredictionTarget
+from diffuser_policy.diffusion.schedule import NoiseSchedule
 from diffuser_policy.errors import ConfigError
-from diffuser_policy.schedule import NoiseSchedule
 
 
 class GaussianDenoiser(Denoiser):

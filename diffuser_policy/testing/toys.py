@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffuser_policy.build import build_networks
+from diffuser_policy.build import build_networks, config_featurizer
+from diffuser_policy.columns.normalizers import normalizer_class
 from diffuser_policy.config import (
     ExecutionConfig,
     NetworkConfig,
@@ -23,9 +24,8 @@ from diffuser_policy.config import (
 )
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.windows import in_planning_columns, join_rows
-from diffuser_policy.normalizers import normalizer_class
 from diffuser_policy.policy import DiffuserPolicy
-from diffuser_policy.policy_config import config_featurizer, policy_config
+from diffuser_policy.training.derive import policy_config
 
 SECONDS_PER_STEP = 0.1
 

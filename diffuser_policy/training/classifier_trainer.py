@@ -15,15 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffuser_policy.build import PlannerNetworks, build_classifier
-from diffuser_policy.classifier import StateClassifier
-from diffuser_policy.config import ClassifierConfig, ClassifierTrainConfig
+from diffuser_policy.build import PlannerNetworks, build_classifier, config_featurizer
+from diffuser_policy.columns.labels import labelled
+from diffuser_policy.config import ClassifierConfig, ClassifierTrainConfig, PolicyConfig
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.windows import in_planning_columns, join_rows
-from diffuser_policy.denoiser import Denoiser
+from diffuser_policy.diffusion.denoiser import Denoiser
 from diffuser_policy.errors import ConfigError, DatasetError, UnknownNameError
-from diffuser_policy.labels import labelled
-from diffuser_policy.policy_config import PolicyConfig, config_featurizer
+from diffuser_policy.networks.classifiers import StateClassifier
 from diffuser_policy.training.companion import (
     CompanionTrainer,
     check_spaces,

@@ -19,12 +19,13 @@ from torch import Generator, Tensor, nn
 
 from diffuser_policy.build import PlannerNetworks
 from diffuser_policy.checkpoint import write_planner
-from diffuser_policy.config import CompanionTrainConfig, to_json
+from diffuser_policy.columns.features import Featurizer
+from diffuser_policy.config import CompanionTrainConfig, PolicyConfig
 from diffuser_policy.data.flat import FlatDataset
-from diffuser_policy.denoiser import Denoiser
+from diffuser_policy.diffusion.denoiser import Denoiser
 from diffuser_policy.errors import SpaceMismatchError
-from diffuser_policy.features import Featurizer
-from diffuser_policy.policy_config import PolicyConfig, space_spec
+from diffuser_policy.settings import to_json
+from diffuser_policy.training.derive import space_spec
 from diffuser_policy.training.processes import Processes
 from diffuser_policy.training.trainer import TrainingRun
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from diffuser_policy.config import TrainConfig
 from diffuser_policy.data.windows import WindowDataset
-from diffuser_policy.denoiser import Denoiser
-from diffuser_policy.time_to_goal import TimeToGoal
+from diffuser_policy.diffusion.denoiser import Denoiser
+from diffuser_policy.networks.time_to_goal import TimeToGoal
 
 
 def step_generator(seed: int, step: int, *stream: int) -> torch.Generator:

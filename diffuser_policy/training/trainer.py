@@ -26,14 +26,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from diffuser_policy.build import PlannerNetworks, build_networks
+from diffuser_policy.build import PlannerNetworks, build_networks, config_featurizer
 from diffuser_policy.checkpoint import write_planner
-from diffuser_policy.config import (
-    OptimizationConfig,
-    TrainConfig,
-    differences,
-    to_json,
-)
+from diffuser_policy.columns.normalizers import Normalizer, normalizer_class
+from diffuser_policy.config import OptimizationConfig, PolicyConfig, TrainConfig
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.windows import (
     WindowDataset,
@@ -42,13 +38,9 @@ from diffuser_policy.data.windows import (
 )
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.files import replaced_file, storage_error
-from diffuser_policy.normalizers import Normalizer, normalizer_class
-from diffuser_policy.policy_config import (
-    PolicyConfig,
-    config_featurizer,
-    policy_config,
-)
+from diffuser_policy.settings import differences, to_json
 from diffuser_policy.training.average import WeightAverage
+from diffuser_policy.training.derive import policy_config
 from diffuser_policy.training.interrupt import held_interrupt
 from diffuser_policy.training.loss import PlannerLoss
 from diffuser_policy.training.processes import Processes

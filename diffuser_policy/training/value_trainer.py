@@ -16,13 +16,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffuser_policy.build import PlannerNetworks, build_value_network
-from diffuser_policy.config import TrainConfig, ValueTrainConfig, WindowConfig
+from diffuser_policy.build import (
+    PlannerNetworks,
+    build_value_network,
+    config_featurizer,
+)
+from diffuser_policy.config import (
+    PolicyConfig,
+    TrainConfig,
+    ValueTrainConfig,
+    WindowConfig,
+)
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.windows import in_planning_columns
-from diffuser_policy.denoiser import Denoiser
+from diffuser_policy.diffusion.denoiser import Denoiser
 from diffuser_policy.errors import ConfigError, DatasetError
-from diffuser_policy.policy_config import PolicyConfig, config_featurizer
+from diffuser_policy.networks.value import ValueNetwork
 from diffuser_policy.training.companion import (
     CompanionTrainer,
     check_spaces,
@@ -34,7 +43,6 @@ from diffuser_policy.training.processes import Processes
 from diffuser_policy.training.state import data_facts
 from diffuser_policy.training.trainer import window_settings
 from diffuser_policy.training.value_data import ValuedWindows, returns_to_go
-from diffuser_policy.value import ValueNetwork
 
 
 class ValueLoss(nn.Module):

@@ -23,7 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from diffuser_policy.errors import ConfigError, HorizonError
-from diffuser_policy.networks import GROUPS, ResidualBlock, SinusoidalEmbedding, Stage
+from diffuser_policy.networks.unet import (
+    GROUPS,
+    ResidualBlock,
+    SinusoidalEmbedding,
+    Stage,
+)
 
 NUM_NARROWING = 2
 

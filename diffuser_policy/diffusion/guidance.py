@@ -30,7 +30,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from diffuser_policy.conditions import Inpainting
+from diffuser_policy.diffusion.conditions import Inpainting
+from diffuser_policy.diffusion.schedule import NoiseSchedule
 from diffuser_policy.errors import ConfigError, UnknownNameError
 from diffuser_policy.guides.guide import (
     Guide,
@@ -39,7 +40,6 @@ from diffuser_policy.guides.guide import (
     value_of,
 )
 from diffuser_policy.guides.trajectory import CLEAN, Trajectory
-from diffuser_policy.schedule import NoiseSchedule
 
 Placement = Literal["clean", "mean", "noisy"]
 View = Callable[[Tensor, int], Trajectory]

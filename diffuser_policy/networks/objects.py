@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffuser_policy.errors import ConfigError, HorizonError
-from diffuser_policy.networks import SinusoidalEmbedding
+from diffuser_policy.networks.unet import SinusoidalEmbedding
 
 EMBEDDING_DIM = 64  # of the denoising step
 POINTER_DIM = 16  # of queries and keys of the pointers

@@ -26,11 +26,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffuser_policy.columns.features import FeaturizerError
 from diffuser_policy.errors import ConfigError
-from diffuser_policy.features import FeaturizerError
 from diffuser_policy.guides.guide import Guide, value_of
 from diffuser_policy.guides.trajectory import Trajectory
-from diffuser_policy.time_to_goal import TimeToGoal
+from diffuser_policy.networks.time_to_goal import TimeToGoal
 
 
 class Ranking:

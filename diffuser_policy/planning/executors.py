@@ -5,6 +5,8 @@ r"""Executors: how a plan and the current observation become an action.
   evaluation does (with unit gains):
   $a = k_p\,(p_{t+1} - p) + k_v\,(v_{t+1} - v)$, clipped to the action space. After
   the plan it holds the last planned position at zero velocity, so the goal is kept.
+- `PursuitExecutor` follows the path as fast as the actions allow.
+- `PathExecutor` keeps to the path, at the planned speed or slower.
 - `FeaturesExecutor` takes the way back that comes with derived planning columns.
 
 Indices: a plan made at env step 0 with stride 1 has observations s_0 … s_{L-1} and
@@ -13,76 +15,14 @@ actions a_0 … a_{L-1}; at age t the executor applies a_t, or steers towards s_
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from diffuser_policy.columns.features import FeaturizerError
+from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.errors import ConfigError
-from diffuser_policy.features import FeaturizerError
-from diffuser_policy.layout import TrajectoryLayout
-from diffuser_policy.plan import interpolate
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Following:
-    """Plans being followed, one per row.
-
-    Attributes:
-        observations: `[rows, steps, observation]`, environment units.
-        actions: `[rows, steps, action]`.
-        lengths: `[rows]` planning steps.
-        progress: `[rows]` how far each plan has been followed, in planned env steps.
-        stride: Env steps between planning steps.
-    """
-
-    observations: np.ndarray
-    actions: np.ndarray
-    lengths: np.ndarray
-    progress: np.ndarray
-    stride: int
-
-    @property
-    def durations(self) -> np.ndarray:
-        """Planned env steps `[rows]` from the first to the last planning step."""
-        return (self.lengths - 1) * self.stride
-
-    def rows(self, index: np.ndarray) -> Following:
-        """Return some of the rows."""
-        return Following(
-            observations=self.observations[index],
-            actions=self.actions[index],
-            lengths=self.lengths[index],
-            progress=self.progress[index],
-            stride=self.stride,
-        )
-
-    def rest(self, num_planning_steps: int, *, stretched: bool) -> np.ndarray:
-        """Return what is left of the plans, laid over new planning steps.
-
-        Args:
-            num_planning_steps: Of the new plans.
-            stretched: Arrive with the new plans' last step, sooner or later than
-                planned; otherwise the plans are shifted by their progress, keep their
-                pace, and stay at their end.
-
-        Returns:
-            `[rows, num_planning_steps, transition]`, actions first, environment units.
-        """
-        last = num_planning_steps - 1
-        time = np.full(self.durations.shape, float(last * self.stride))
-        if stretched:
-            time = np.maximum(self.durations - self.progress, 0)
-        share = np.arange(num_planning_steps) / max(last, 1)
-        env_steps = self.progress[:, None] + time[:, None] * share
-        joined = np.concatenate([self.actions, self.observations], axis=2)
-        return interpolate(joined, self.lengths, self.stride, env_steps)
-
-    def reference(self, ahead: float = 0.0) -> np.ndarray:
-        """Return planned observations `[rows, observation]`, some env steps ahead."""
-        return interpolate(
-            self.observations, self.lengths, self.stride, self.progress + ahead
-        )
+from diffuser_policy.planning.plan import Following, interpolate
 
 
 class Executor:
@@ -292,3 +232,107 @@ class PursuitExecutor(TrackingExecutor):
     def act(self, following: Following, observations: np.ndarray) -> np.ndarray:
         """Return the action towards the path `lookahead` env steps on."""
         return self._steer(following, observations, ahead=self.lookahead)
+
+
+FLOOR = 0.2  # share of the tempo at which the clock runs at least
+STILL = 1e-9  # planned displacement per env step below which nothing moves
+
+
+class PathExecutor(TrackingExecutor):
+    r"""Keeps to the planned path, at the planned speed or slower.
+
+    A guide may bend a plan away from what the dynamics can follow on time. The path is
+    worth keeping all the same, so this executor lets its clock run slow. With the
+    planned positions p(s) at s env steps and the planned speed |v(s)|, progress per env
+    step is
+
+    $$\dot s = \min\Bigl(r, \frac{|v(s)|}{|p'(s)|}\Bigr)\;
+    \mathrm{clip}\bigl(2 - 2\,|p(s) - p| / d, f, 1\bigr)$$
+
+    with tempo r, tolerance d and floor f: planned positions say where to go, planned
+    velocities how fast, and a ball that has strayed is waited for. The action is
+    $k_p\,(p(s) - p) + k_v\,(\dot s\,p'(s) - v)$.
+    """
+
+    def __init__(
+        self,
+        layout: TrajectoryLayout,
+        *,
+        seconds_per_step: float,
+        tempo: float = 1.0,
+        tolerance: float = 0.3,
+        position_gain: float = 40.0,
+        velocity_gain: float = 2.0,
+    ) -> None:
+        """Store the settings.
+
+        Args:
+            layout: Needs the aliases "position" and "velocity".
+            seconds_per_step: Duration of an env step; compares velocities with
+                positions.
+            tempo: Planned env steps per env step, at most; below 1 it is slower than
+                planned.
+            tolerance: Distance from the path at which the clock almost stops, in units
+                of the position.
+            position_gain: Action per meter of position error.
+            velocity_gain: Action per meter per second of velocity error.
+
+        Raises:
+            ConfigError: The observation does not name position and velocity, or a
+                duration, tempo or tolerance that is not positive.
+        """
+        super().__init__(
+            layout, position_gain=position_gain, velocity_gain=velocity_gain
+        )
+        for name, value in (
+            ("seconds_per_step", seconds_per_step),
+            ("tempo", tempo),
+            ("tolerance", tolerance),
+        ):
+            if not 0 < value < np.inf:
+                raise ConfigError(f"{name} must be positive and finite, got {value}.")
+        self.seconds_per_step, self.tempo = seconds_per_step, tempo
+        self.tolerance = tolerance
+
+    def progress(self, following: Following, observations: np.ndarray) -> np.ndarray:
+        """Return the progress of the clock, which waits for a ball off the path."""
+        position = following.reference()[:, self.position]
+        off = np.linalg.norm(position - observations[:, self.position], axis=1)
+        waiting = np.clip(2 - 2 * off / self.tolerance, FLOOR, 1.0)
+        rate = self.pace(following) * waiting
+        over = following.progress >= following.durations
+        progress: np.ndarray = following.progress + np.where(over, 1.0, rate)
+        return progress
+
+    def act(self, following: Following, observations: np.ndarray) -> np.ndarray:
+        """Return the action towards the current point of the path."""
+        along = self._along(following) * self.pace(following)[:, None]
+        over = following.progress >= following.durations
+        velocity = np.where(over[:, None], 0.0, along / self.seconds_per_step)
+        off_position = (
+            following.reference()[:, self.position] - observations[:, self.position]
+        )
+        off_velocity = velocity - observations[:, self.velocity]
+        action: np.ndarray = (
+            self.position_gain * off_position + self.velocity_gain * off_velocity
+        )
+        return action
+
+    def pace(self, following: Following) -> np.ndarray:
+        """Return planned env steps `[rows]` per env step, on the path."""
+        step = np.linalg.norm(self._along(following), axis=1)
+        speed = np.linalg.norm(following.reference()[:, self.velocity], axis=1)
+        planned = speed * self.seconds_per_step / np.maximum(step, STILL)
+        pace: np.ndarray = np.clip(planned, FLOOR * self.tempo, self.tempo)
+        return pace
+
+    def _along(self, following: Following) -> np.ndarray:
+        """Return the planned displacement `[rows, 2]` per env step."""
+        half = following.stride / 2
+        behind = np.maximum(following.progress - half, 0.0)
+        between = np.stack([behind, following.progress + half], axis=1)
+        points = interpolate(
+            following.observations, following.lengths, following.stride, between
+        )[..., self.position]
+        along: np.ndarray = np.diff(points, axis=1)[:, 0] / np.diff(between, axis=1)
+        return along

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffuser_policy.columns.layout import TrajectoryLayout
+from diffuser_policy.columns.normalizers import Normalizer
 from diffuser_policy.errors import ConditionError
-from diffuser_policy.layout import TrajectoryLayout
-from diffuser_policy.normalizers import Normalizer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,3 +88,64 @@ def interpolate(
     planned: np.ndarray = (1 - share) * observations[rows, before]
     planned += share * observations[rows, after]
     return planned
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Following:
+    """Plans being followed, one per row.
+
+    Attributes:
+        observations: `[rows, steps, observation]`, environment units.
+        actions: `[rows, steps, action]`.
+        lengths: `[rows]` planning steps.
+        progress: `[rows]` how far each plan has been followed, in planned env steps.
+        stride: Env steps between planning steps.
+    """
+
+    observations: np.ndarray
+    actions: np.ndarray
+    lengths: np.ndarray
+    progress: np.ndarray
+    stride: int
+
+    @property
+    def durations(self) -> np.ndarray:
+        """Planned env steps `[rows]` from the first to the last planning step."""
+        return (self.lengths - 1) * self.stride
+
+    def rows(self, index: np.ndarray) -> Following:
+        """Return some of the rows."""
+        return Following(
+            observations=self.observations[index],
+            actions=self.actions[index],
+            lengths=self.lengths[index],
+            progress=self.progress[index],
+            stride=self.stride,
+        )
+
+    def rest(self, num_planning_steps: int, *, stretched: bool) -> np.ndarray:
+        """Return what is left of the plans, laid over new planning steps.
+
+        Args:
+            num_planning_steps: Of the new plans.
+            stretched: Arrive with the new plans' last step, sooner or later than
+                planned; otherwise the plans are shifted by their progress, keep their
+                pace, and stay at their end.
+
+        Returns:
+            `[rows, num_planning_steps, transition]`, actions first, environment units.
+        """
+        last = num_planning_steps - 1
+        time = np.full(self.durations.shape, float(last * self.stride))
+        if stretched:
+            time = np.maximum(self.durations - self.progress, 0)
+        share = np.arange(num_planning_steps) / max(last, 1)
+        env_steps = self.progress[:, None] + time[:, None] * share
+        joined = np.concatenate([self.actions, self.observations], axis=2)
+        return interpolate(joined, self.lengths, self.stride, env_steps)
+
+    def reference(self, ahead: float = 0.0) -> np.ndarray:
+        """Return planned observations `[rows, observation]`, some env steps ahead."""
+        return interpolate(
+            self.observations, self.lengths, self.stride, self.progress + ahead
+        )

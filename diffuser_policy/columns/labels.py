@@ -7,7 +7,7 @@ A function of labels tells of every row which of its labels hold:
 
 It gets a mapping from the names of planning columns to arrays `[rows, columns]` in
 environment units, and returns one boolean array `[rows]` by name. A distribution offers
-such functions in the entry-point group `diffuser_policy.labels`, names to
+such functions in the entry-point group `diffuser_policy.columns.labels`, names to
 `module:attribute`; they need nothing of this package. `diffuser-policy
 train-classifier` teaches them to a planner's classifier.
 """
@@ -20,8 +20,8 @@ from importlib.metadata import entry_points
 
 import numpy as np
 
+from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.errors import DatasetError, MissingColumnsError, UnknownNameError
-from diffuser_policy.layout import TrajectoryLayout
 
 GROUP = "diffuser_policy.labels"
 Labels = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]

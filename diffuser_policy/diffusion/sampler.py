@@ -26,7 +26,7 @@ Every step is a sum of the noisy trajectory, the predictions and noise, with wei
 that depend on nothing but i, j and h and are computed once: subclasses override
 `weights`, or `step` where a step is something else. Conditions are written back into
 the noise and after every step; a guide may shift what is denoised, the prediction, or
-the mean (`diffuser_policy.guidance`).
+the mean (`diffuser_policy.diffusion.guidance`).
 
 Warm start (Janner et al. 2022, §5.4): instead of noise, start from an earlier plan that
 is noised to a denoising step in the middle of the schedule.
@@ -46,11 +46,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffuser_policy.conditions import Inpainting
-from diffuser_policy.denoiser import Denoiser
+from diffuser_policy.diffusion.conditions import Inpainting
+from diffuser_policy.diffusion.denoiser import Denoiser
+from diffuser_policy.diffusion.guidance import Steering
+from diffuser_policy.diffusion.schedule import (
+    Spacing,
+    check_spacing,
+    half_log_snr,
+    step_grid,
+)
 from diffuser_policy.errors import ConfigError
-from diffuser_policy.grids import Spacing, check_spacing, half_log_snr, step_grid
-from diffuser_policy.guidance import Steering
 
 
 @dataclass(frozen=True)
@@ -162,7 +167,7 @@ class Sampler:
             temperature: Scales the initial noise and that of every step; below 1,
                 plans are more alike and more typical (Ajay et al. 2023, §4).
             spacing: How the steps are spread over the schedule
-                (`diffuser_policy.grids`).
+                (`diffuser_policy.diffusion.schedule`).
 
         Raises:
             ConfigError: More steps than the schedule has, or none, or a temperature

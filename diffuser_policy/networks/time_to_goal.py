@@ -7,8 +7,8 @@ as a value loss in Kostrikov et al. 2022, IQL, eq. 5)
 $$L = |\tau - 1[k < T]|\,(k - T)^2 .$$
 
 A low expectile $\tau$ leans on the *short* ways in the data instead of the average
-detour. A planner asks it which horizon to plan with; `diffuser_policy.ranking` asks
-it whether neighbouring states of a plan can be as close in time as the plan says.
+detour. A planner asks it which horizon to plan with; `diffuser_policy.planning.ranking`
+asks it whether neighbouring states of a plan can be as close in time as the plan says.
 """
 
 from __future__ import annotations

@@ -214,7 +214,7 @@ def check_featurizer(featurizer: Any, name: str) -> None:
         raise FeaturizerError(
             f"The featurizer {name!r} ({type(featurizer).__name__}) lacks "
             f"{', '.join(missing)}. A featurizer has {', '.join(NEEDED)}, see "
-            f"diffuser_policy.features.Featurizer."
+            f"diffuser_policy.columns.features.Featurizer."
         )
     for part in ("observation_size", "num_columns"):
         size = getattr(featurizer, part)

@@ -18,10 +18,10 @@ from typing import Literal
 import numpy as np
 import torch
 
+from diffuser_policy.columns.layout import TrajectoryLayout
+from diffuser_policy.columns.normalizers import Normalizer
 from diffuser_policy.errors import ConfigError, HorizonError
-from diffuser_policy.layout import TrajectoryLayout
-from diffuser_policy.normalizers import Normalizer
-from diffuser_policy.time_to_goal import TimeToGoal
+from diffuser_policy.networks.time_to_goal import TimeToGoal
 
 HorizonChoice = Literal["fixed", "shrinking", "predicted"]
 

@@ -3,7 +3,7 @@
     horizon of each row → conditions (+ guidance) → candidates → ranking → Plan
 
 The first planning step is pinned to the current observation, the last one to the goal;
-how many lie between them is for `diffuser_policy.horizons` to say.
+how many lie between them is for `diffuser_policy.planning.horizons` to say.
 
 All rows that get a plan of the same length are sampled in one batch: a shorter plan
 padded to the length of another would be another plan. With a warm start, rows that have
@@ -23,17 +23,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffuser_policy.conditions import Conditions, Inpainting
+from diffuser_policy.columns.layout import TrajectoryLayout
+from diffuser_policy.columns.normalizers import Normalizer
+from diffuser_policy.diffusion.conditions import Conditions, Inpainting
+from diffuser_policy.diffusion.guidance import Guidance, Steering
+from diffuser_policy.diffusion.sampler import Sampler, Samples, WarmStart
 from diffuser_policy.errors import ConditionError, ConfigError
-from diffuser_policy.executors import Following
-from diffuser_policy.guidance import Guidance, Steering
 from diffuser_policy.guides.trajectory import CLEAN, Trajectory
-from diffuser_policy.horizons import Horizons
-from diffuser_policy.layout import TrajectoryLayout
-from diffuser_policy.normalizers import Normalizer
-from diffuser_policy.plan import Plan
-from diffuser_policy.ranking import FirstRanking, Ranking
-from diffuser_policy.sampler import Sampler, Samples, WarmStart
+from diffuser_policy.planning.horizons import Horizons
+from diffuser_policy.planning.plan import Following, Plan
+from diffuser_policy.planning.ranking import FirstRanking, Ranking
 
 
 class Planner:

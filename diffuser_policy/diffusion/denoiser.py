@@ -30,10 +30,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from diffuser_policy.acceleration import Acceleration, Runner, accelerate
-from diffuser_policy.conditions import Inpainting
+from diffuser_policy.diffusion.conditions import Inpainting
+from diffuser_policy.diffusion.schedule import NoiseSchedule
 from diffuser_policy.errors import UnknownNameError
-from diffuser_policy.schedule import NoiseSchedule
+from diffuser_policy.networks.runtime import Acceleration, Runner, accelerate
 
 PredictionTarget = Literal["clean", "noise", "velocity"]
 PREDICTION_TARGETS: tuple[PredictionTarget, ...] = ("clean", "noise", "velocity")
@@ -66,7 +66,7 @@ class Denoiser(nn.Module):
             loss_floor: Caps how much more errors weigh at little noise; not given: all
                 denoising steps weigh the same.
             acceleration: How the network is run where gradients are off, see
-                `diffuser_policy.acceleration`.
+                `diffuser_policy.networks.runtime`.
 
         Raises:
             UnknownNameError: A prediction target or acceleration that does not exist.

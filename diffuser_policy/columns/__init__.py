@@ -1,0 +1,1 @@
+"""Columns of a trajectory: their layout, units, derived features and labels."""

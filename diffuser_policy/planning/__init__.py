@@ -1,0 +1,1 @@
+"""From samples to plans, and from plans to actions."""

@@ -1,0 +1,156 @@
+"""What training settings and data say of the planner to train.
+
+TrainConfig, FlatDataset → PolicyConfig
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from diffuser_policy.columns.features import (
+    Featurizer,
+    FeaturizerError,
+    make_featurizer,
+)
+from diffuser_policy.columns.layout import TrajectoryLayout
+from diffuser_policy.config import PolicyConfig, TrainConfig
+from diffuser_policy.data.flat import FlatDataset
+from diffuser_policy.envs import other_versions
+from diffuser_policy.errors import ConfigError, DatasetError
+from diffuser_policy.settings import to_json
+from diffuser_policy.spaces import SpaceSpec, check_action_bounds, find_goal_columns
+
+
+def policy_config(train: TrainConfig, flat: FlatDataset) -> PolicyConfig:
+    """Return the config of the planner that training on a dataset will make.
+
+    Args:
+        train: Training settings.
+        flat: The dataset, read.
+
+    Raises:
+        DatasetError: The dataset does not say what its actions are bounded by.
+        UnknownNameError: A featurizer that is not registered.
+        FeaturizerError: One that is broken, or of another environment.
+    """
+    features = train.window.features
+    featurizer = None if features is None else make_featurizer(features)
+    spaces = space_spec(flat, featurizer)
+    aliases = dict(flat.metadata.get("observation_columns", {}))
+    if featurizer is not None:
+        aliases = {k: v for k, v in featurizer.columns.items() if k != "goal"}
+    for name in ("position", "velocity"):
+        columns = getattr(train.window, name)
+        if columns is not None:
+            aliases[name] = columns
+    if spaces.has_goal:
+        aliases["goal"] = (
+            spaces.goal_columns if featurizer is None else featurizer.columns["goal"]
+        )
+    elif train.time_to_goal is not None:
+        raise ConfigError(
+            "A time-to-goal network needs data with goals, and this dataset has none, "
+            "or the featurizer none to pin. Train with --no-time-to-goal."
+        )
+    if train.network.clip and train.window.normalizer != "limits":
+        raise ConfigError(
+            f"clip=True cuts trajectories off at [-1, 1], and the normalizer "
+            f"{train.window.normalizer!r} does not map data into it. Leave clip out."
+        )
+    layout = TrajectoryLayout(
+        action_dim=flat.action_size if train.window.actions else 0,
+        observation_dim=(
+            spaces.planned_size if featurizer is None else featurizer.num_columns
+        ),
+        aliases={name: tuple(columns) for name, columns in aliases.items()},
+        objects=() if featurizer is None else featurizer.objects,
+    )
+    return PolicyConfig(
+        spaces=spaces,
+        layout=layout,
+        window=train.window,
+        network=train.network,
+        time_to_goal=train.time_to_goal,
+        planner=train.planner,
+        execution=train.execution,
+        provenance={"training": to_json(train), "dataset": dict(flat.metadata)},
+    )
+
+
+def space_spec(flat: FlatDataset, featurizer: Featurizer | None = None) -> SpaceSpec:
+    """Return the spaces of the environment that a dataset was recorded in.
+
+    Args:
+        flat: The dataset.
+        featurizer: What planning columns are made by. Goals of the data count as goals
+            only if it says which columns they pin.
+
+    Raises:
+        DatasetError: The dataset does not say what its actions are bounded by, or is of
+            another version of its environment than the one that is here.
+        FeaturizerError: A featurizer of another environment.
+    """
+    _check_version(flat)
+    low, high = flat.metadata.get("action_low"), flat.metadata.get("action_high")
+    if low is None or high is None:
+        raise DatasetError(
+            f"{flat!r} does not name the bounds of its actions. Set 'action_low' and "
+            f"'action_high' in its metadata."
+        )
+    check_action_bounds(low, high)
+    goal_columns: tuple[int, ...] = ()
+    goal_size = flat.goal_size
+    if featurizer is not None:
+        goal_size = _pinned_goal_size(flat, featurizer)
+    elif flat.has_goals:
+        goal_columns = find_goal_columns(
+            flat.fields["observation"], flat.fields["achieved_goal"]
+        )
+    return SpaceSpec(
+        observation_size=flat.observation_size,
+        goal_size=goal_size,
+        goal_columns=goal_columns,
+        action_low=tuple(np.asarray(low, float).tolist()),
+        action_high=tuple(np.asarray(high, float).tolist()),
+    )
+
+
+def _check_version(flat: FlatDataset) -> None:
+    """Refuse data of a version of their environment that is not here, if others are.
+
+    Raises:
+        DatasetError: Columns may have meant something else, or moved otherwise.
+    """
+    recorded = flat.metadata.get("env_id")
+    others = other_versions(recorded) if recorded else []
+    if others:
+        raise DatasetError(
+            f"{flat!r} was recorded in {recorded}, and here there is "
+            f"{', '.join(others)}: another version is another environment. Record it "
+            f"anew (`diffuser-policy collect {others[-1]}`), or install the version "
+            f"that it was recorded with."
+        )
+
+
+def _pinned_goal_size(flat: FlatDataset, featurizer: Featurizer) -> int:
+    """Return how many goal columns a featurizer's plans pin; zero for none.
+
+    Raises:
+        FeaturizerError: It takes other observations, or pins other goals.
+    """
+    name = type(featurizer).__name__
+    if featurizer.observation_size != flat.observation_size:
+        raise FeaturizerError(
+            f"The featurizer {name} takes observations of "
+            f"{featurizer.observation_size} columns, and {flat!r} has "
+            f"{flat.observation_size}. Use data of its environment."
+        )
+    pinned = len(featurizer.columns.get("goal", ()))
+    if not flat.has_goals or not pinned:
+        return 0
+    if pinned != flat.goal_size:
+        raise FeaturizerError(
+            f"The featurizer {name} names {pinned} columns that a goal pins, and "
+            f"goals of {flat!r} have {flat.goal_size}."
+        )
+    return pinned
