@@ -29,7 +29,7 @@ import numpy as np
 import tyro
 
 from diffuser_envs.kuka.features import BlockFeatures
-from diffuser_envs.kuka.kinematic import KinematicGenerator
+from diffuser_envs.kuka.generators import KinematicGenerator
 from diffuser_policy import DiffuserPolicy, Trainer, load_flat, preset
 from diffuser_policy.config import NetworkConfig, TrainConfig
 from diffuser_policy.files import replaced_file

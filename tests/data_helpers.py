@@ -11,7 +11,7 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
 from diffuser_policy.data.collection import CollectSettings, collect
-from diffuser_policy.data.episodes import Episode
+from diffuser_policy.data.flat import Episode
 from diffuser_policy.data.minari import _any_episodes, write_minari
 
 DATASET = "test/mazes/tiny-v2"

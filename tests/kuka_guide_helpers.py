@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from diffuser_envs.kuka.columns import ordered_pairs
 from diffuser_envs.kuka.features import BlockFeatures
 from diffuser_envs.kuka.guides import StackMatch
-from diffuser_envs.kuka.stages import tower_goal
+from diffuser_envs.kuka.tasks import tower_goal
 from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.columns.normalizers import IdentityNormalizer
 from diffuser_policy.guides.trajectory import Trajectory

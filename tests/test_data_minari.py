@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from diffuser_policy.data.episodes import flatten
+from diffuser_policy.data.flat import flatten
 from diffuser_policy.data.minari import (
     _any_episodes,
     load_flat,
@@ -196,7 +196,7 @@ def test_damaged_metadata_are_refused(tmp_path: Path) -> None:
 
 def test_a_dataset_is_never_replaced_unasked() -> None:
     write(cut_stream([4])[0])
-    with pytest.raises(DatasetError, match="exists already"):
+    with pytest.raises(DatasetError, match="already exists"):
         write(cut_stream([9])[0])
     assert load_flat(DATASET).num_rows == 4
 

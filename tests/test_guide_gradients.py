@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from diffuser_envs.kuka.columns import ordered_pairs
 from diffuser_envs.kuka.features import BlockFeatures
-from diffuser_envs.kuka.stages import tower_goal
+from diffuser_envs.kuka.tasks import tower_goal
 from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.columns.normalizers import GaussianNormalizer
 from diffuser_policy.guides.guide import Guide, gradient_of

@@ -18,7 +18,7 @@ from diffuser_envs.errors import (
 from diffuser_envs.kuka.arm import HOME
 from diffuser_envs.kuka.columns import ordered_pairs
 from diffuser_envs.kuka.demonstrator import StackDemonstrator
-from diffuser_envs.kuka.recorders import KinematicRecorder, PhysicsRecorder, replay
+from diffuser_envs.kuka.generators import KinematicRecorder, PhysicsRecorder, replay
 
 pybullet = pytest.importorskip("pybullet", reason="needs the extra 'kuka'")
 

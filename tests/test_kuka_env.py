@@ -1,7 +1,13 @@
-"""The block-stacking environments: spaces, rewards, moving and gripping."""
+"""Block stacking: spaces, grips, bad input, repeatability, and scores of episodes."""
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import pickle
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -11,8 +17,17 @@ from gymnasium.utils.env_checker import check_env
 
 pytest.importorskip("pybullet", reason="needs the extra 'kuka'")
 
+import diffuser_envs
+from diffuser_envs.errors import (
+    ClosedEnvError,
+    KukaActionError,
+    KukaArrangementError,
+    KukaOptionError,
+)
 from diffuser_envs.kuka.arm import HOME, JOINT_LOW, JOINT_SPEED, inverse
-from diffuser_envs.kuka.columns import COLUMNS
+from diffuser_envs.kuka.arrangements import order_of_pairs
+from diffuser_envs.kuka.columns import observation_columns, ordered_pairs
+from diffuser_envs.kuka.env import KukaStackEnv
 from diffuser_envs.kuka.grips import Grip
 from diffuser_envs.kuka.tasks import tower_goal
 from tests.kuka_env_helpers import (
@@ -25,6 +40,9 @@ from tests.kuka_env_helpers import (
     start,
     state_of,
 )
+
+COLUMNS = observation_columns()
+PAIRS = ordered_pairs()
 
 # --- interface ------------------------------------------------------------------------
 
@@ -230,3 +248,306 @@ def test_noise_and_options_leave_the_drawn_episode_alone() -> None:
     assert (following["desired_goal"] == again["desired_goal"]).all()
     plain.close()
     noisy.close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_blocks": 6}, "2 to 5"),
+        ({"num_blocks": 1}, "2 to 5"),
+        ({"grasp": "sucton"}, "did you mean 'suction'"),
+        ({"task": "conditionel"}, "did you mean 'conditional'"),
+        ({"joint_noise": -0.1}, "joint_noise"),
+        ({"joint_noise": float("nan")}, "joint_noise"),
+        ({"num_blocks": 2.5}, "2 to 5"),
+        ({"substeps": 0}, "substeps"),
+        ({"substeps": float("nan")}, "substeps"),
+        ({"render_mode": "humen"}, "rgb_array"),
+        ({"width": 0}, "pixel"),
+    ],
+)
+def test_arguments_are_checked(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(KukaOptionError, match=message):
+        KukaStackEnv(**settings)
+
+
+TWICE = [float(pair in {(0, 1), (2, 1), (3, 2)}) for pair in PAIRS]
+CYCLE = [float(pair in {(0, 1), (1, 0), (3, 2)}) for pair in PAIRS]
+TOO_FAR = [[0.9, 0.0, 0.03], *ROW[1:].tolist()]
+OVERLAPPING = [[0.5, -0.15, 0.03], *ROW[1:].tolist()]
+FLOATING = [[0.5, -0.3, 0.2], *ROW[1:].tolist()]
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "error", "message"),
+    [
+        ("conditional", {"goal": TWICE}, KukaArrangementError, "twice"),
+        ("conditional", {"goal": CYCLE}, KukaArrangementError, "circle"),
+        ("conditional", {"goal": [1.0]}, KukaOptionError, "12 finite"),
+        ("conditional", {"goal": "tower"}, KukaOptionError, "12 finite"),
+        ("unconditional", {"goal": TWICE}, KukaOptionError, "has no goal"),
+        ("rearrangement", {"goal": TOO_FAR}, KukaArrangementError, "out of reach"),
+        ("rearrangement", {"goal": OVERLAPPING}, KukaArrangementError, "overlap"),
+        ("rearrangement", {"goal": FLOATING}, KukaArrangementError, "stands on"),
+        ("rearrangement", {"goal": np.full(12, np.nan)}, KukaOptionError, "finite"),
+        ("unconditional", {"blocks": TOO_FAR}, KukaArrangementError, "out of reach"),
+        ("unconditional", {"blocks": ROW[:3]}, KukaArrangementError, "4 times"),
+        ("unconditional", {"joints": [0.0] * 6}, KukaOptionError, "7 finite"),
+        ("unconditional", {"joints": [9.0] * 7}, KukaOptionError, "limits"),
+        ("unconditional", {"block": ROW}, KukaOptionError, "did you mean 'blocks'"),
+    ],
+)
+def test_reset_options_are_checked_before_anything_changes(
+    task: str, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    env = make(task)
+    start(env, seed=4)
+    state = state_of(env.step(STILL)[0])
+    with pytest.raises(error, match=message):
+        env.reset(seed=5, options=options)
+    assert state_of(env.step(STILL)[0])[7:] == pytest.approx(state[7:], abs=1e-4)
+    env.close()
+
+
+@pytest.mark.parametrize(
+    "action", [np.zeros(7), np.zeros((1, 8)), np.full(8, np.nan), np.full(8, np.inf)]
+)
+def test_actions_are_checked(action: np.ndarray) -> None:
+    env = KukaStackEnv()
+    env.reset(seed=0)
+    with pytest.raises(KukaActionError, match="an action"):
+        env.step(action)
+    env.step(STILL)
+    env.close()
+
+
+def test_nothing_works_after_close_or_before_reset() -> None:
+    env = KukaStackEnv(render_mode="rgb_array")
+    with pytest.raises(ClosedEnvError, match="reset"):
+        env.step(STILL)
+    with pytest.raises(ClosedEnvError, match="reset"):
+        env.finish()
+    env.reset(seed=0)
+    env.close()
+    env.close()
+    for use in (lambda: env.step(STILL), env.reset, env.render, env.finish):
+        with pytest.raises(ClosedEnvError, match="closed"):
+            use()
+
+
+HASH = """
+import sys
+sys.path.insert(0, {root!r})
+from tests.test_kuka_env import episode_hash
+print(episode_hash())
+"""
+
+
+def episode_hash(env: Any = None) -> str:
+    """Hash all observations of one episode with a tower, a fall and random moves."""
+    own = env is None
+    env = env or make("rearrangement", joint_noise=0.002)
+    mover, _ = start(env, seed=11, blocks=ROW)
+    mover.stack(1, 0)
+    mover.pick(2)
+    for action in random_actions(11, 40):
+        mover.act(action)
+    states = np.stack(mover.states).tobytes()
+    end = env.unwrapped.finish()["positions"].tobytes()
+    if own:
+        env.close()
+    return hashlib.sha256(states + end).hexdigest()
+
+
+@pytest.mark.parametrize("grasp", ["contact", "suction", "magic"])
+def test_same_seed_same_episode_whatever_was_before(grasp: str) -> None:
+    fresh = make(grasp=grasp)
+    expected = episode_hash(fresh)
+    fresh.close()
+    env = make(grasp=grasp)
+    mover, _ = start(env, seed=1, blocks=ROW)
+    mover.pick(3)
+    assert mover.info["held"] == 3  # abandoned while it carries
+    assert episode_hash(env) == expected
+    assert episode_hash(env) == expected
+    env.close()
+
+
+def test_same_episode_in_another_process() -> None:
+    code = HASH.format(root=str(Path(__file__).parents[1]))
+    printed = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(diffuser_envs.__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert printed.strip() == episode_hash()
+
+
+def test_seeds_give_other_episodes() -> None:
+    env = make("conditional")
+    starts = [start(env, seed=seed)[1] for seed in range(6)]
+    assert len({each["observation"].tobytes() for each in starts}) == 6
+    orders = {order_of_pairs(each["desired_goal"], 4) for each in starts}
+    assert len(orders) > 2
+    first, _ = env.reset(seed=0)
+    second, _ = env.reset()
+    assert (first["observation"] != second["observation"]).any()
+    env.close()
+
+
+def test_pickled_env_is_made_anew() -> None:
+    env = KukaStackEnv("conditional", num_blocks=3, grasp="magic")
+    copy = pickle.loads(pickle.dumps(env))  # noqa: S301
+    assert (copy.num_blocks, copy.grasp) == (3, "magic")
+    assert copy.metadata["observation_columns"] == env.metadata["observation_columns"]
+    copy.reset(seed=0)
+    copy.close()
+    env.close()
+
+
+# --- many at once ---------------------------------------------------------------------
+
+
+def test_32_envs_in_one_process() -> None:
+    envs = [make() for _ in range(32)]
+    for env in envs:
+        env.reset(seed=0, options={"blocks": ROW})
+    states = [env.step(STILL)[0] for env in envs]
+    assert all((state == states[0]).all() for state in states)
+    for env in envs:
+        env.close()
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_vector_envs_score_their_episodes(mode: str) -> None:
+    envs = gymnasium.make_vec(
+        IDS["conditional"], 2, vectorization_mode=mode, max_episode_steps=3
+    )
+    try:
+        observation, _ = envs.reset(seed=0)
+        assert observation["desired_goal"].shape == (2, 12)
+        for _ in range(3):
+            *_, truncated, info = envs.step(np.stack([STILL, STILL]))
+        assert truncated.all()
+        assert info["score"].tolist() == [0.0, 0.0]
+        assert info["pairs"].shape == (2, 12)
+        assert info["failure"].tolist() == ["never reached"] * 2
+    finally:
+        envs.close()
+
+
+def test_sb3_runs_it_in_another_process() -> None:
+    vector = pytest.importorskip("stable_baselines3.common.vec_env")
+    name = f"diffuser_envs:{IDS['unconditional']}"
+    short = functools.partial(gymnasium.make, name, max_episode_steps=2)
+    envs = vector.SubprocVecEnv([short], start_method="forkserver")
+    try:
+        envs.seed(0)
+        envs.reset()
+        for _ in range(2):
+            _, _, dones, infos = envs.step(STILL[None])
+        assert dones.all()
+        assert [info["score"] for info in infos] == [0.0]
+    finally:
+        envs.close()
+
+
+PAIRS = ordered_pairs()
+
+
+def test_last_step_carries_the_settled_score() -> None:
+    env = make("conditional", max_episode_steps=200)
+    mover, _ = start(env, blocks=ROW, goal=tower_goal((0, 1, 2, 3)))
+    mover.stack(1, 0)
+    mover.pick(2)
+    above = mover.block(1) * (1, 1, 0) + (0.0, 0.0, 0.1801)  # above its place, held
+    mover.go(above + np.array([0.0, 0.0, 0.2]), grip=True, steps=25)
+    while "score" not in mover.info:
+        mover.go(above, grip=True, steps=max(1, 175 - len(mover.states)))
+    info = mover.info
+    assert mover.reward == pytest.approx(1 / 3)  # held: not on anything yet
+    assert info["score"] == pytest.approx(200 / 3)  # let go of and settled: it is
+    assert info["latched_score"] == pytest.approx(200 / 3)
+    assert {PAIRS[i] for i in np.flatnonzero(info["met"])} == {(1, 0), (2, 1)}
+    assert (info["pairs"] == info["met"]).all()
+    assert info["failure"] == "out of time"
+    assert info["attempts"]["placed"] == 2
+    assert info["positions"].shape == (4, 3)
+    env.close()
+
+
+def test_latched_score_keeps_what_has_fallen() -> None:
+    env = make()
+    mover, _ = start(env, blocks=ROW)
+    mover.stack(1, 0)
+    mover.pick(1)
+    mover.place(ROW[1] + (0.0, 0.0, 0.001))
+    base: Any = env.unwrapped
+    report = base.finish()
+    assert report["score"] == 0.0
+    assert report["latched_score"] == pytest.approx(100 / 3)
+    assert report["failure"] == "knocked over"
+    env.close()
+
+
+def test_finished_tower_has_no_failure() -> None:
+    env = make("rearrangement")
+    goal = ROW.copy()
+    goal[0] = ROW[1] + (0.0, 0.0, 0.06)
+    goal[2] = ROW[3] + (0.0, 0.0, 0.06)
+    mover, _ = start(env, blocks=ROW, goal=goal)
+    base: Any = env.unwrapped
+    assert base.goal.tolist() == goal.reshape(-1).tolist()
+    mover.stack(0, 1)
+    assert mover.reward == 0.75  # 1 and 3 never had to move
+    mover.stack(2, 3)
+    report = base.finish()
+    assert report["score"] == report["latched_score"] == 100.0
+    assert report["failure"] is None
+    assert report["met"].tolist() == [1, 1, 1, 1]
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("aside", "height", "reason"),
+    [(0.07, 0.0925, "off-centre"), (0.0, 0.25, None), (0.2, 0.2, "dropped")],
+)
+def test_bad_releases_are_named(aside: float, height: float, reason: str) -> None:
+    env = make(num_blocks=2)
+    mover, _ = start(env, blocks=ROW[:2])
+    mover.pick(0)
+    mover.place((0.5, -0.1 + aside, height))
+    base: Any = env.unwrapped
+    report = base.finish()
+    assert report["failure"] == reason
+    assert (report["score"] == 100.0) == (reason is None)
+    env.close()
+
+
+def test_miss_is_named() -> None:
+    env = make()
+    mover, _ = start(env, blocks=ROW)
+    mover.pick(0, offset=np.array([0.08, 0.0, 0.0]))
+    assert mover.flag(0) == 0.0
+    base: Any = env.unwrapped
+    report = base.finish()
+    assert report["failure"] == "missed grasp"
+    assert report["attempts"]["missed"] == 1
+    env.close()
+
+
+def test_score_waits_for_what_is_still_falling() -> None:
+    env = make(num_blocks=2)
+    mover, _ = start(env, blocks=ROW[:2])
+    mover.pick(0)
+    mover.go((0.5, -0.1, 0.35), grip=True)
+    mover.go((0.5, -0.1, 0.2), grip=True)
+    assert mover.reward == 0.0
+    base: Any = env.unwrapped
+    report = base.finish()
+    assert report["score"] == 100.0
+    assert report["failure"] is None
+    assert report["positions"][0] == pytest.approx((0.5, -0.1, 0.09), abs=5e-3)
+    env.close()

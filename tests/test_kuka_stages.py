@@ -16,15 +16,9 @@ from diffuser_envs.kuka.arrangements import (
     scattered,
 )
 from diffuser_envs.kuka.columns import ordered_pairs
-from diffuser_envs.kuka.scores import matched_share, on_pairs
-from diffuser_envs.kuka.stages import (
-    Stages,
-    count_blocks,
-    next_stages,
-    pair_labels,
-    tower_goal,
-)
+from diffuser_envs.kuka.stages import Stages, count_blocks, next_stages, pair_labels
 from diffuser_envs.kuka.task_planner import plan_rearrangement, plan_tower
+from diffuser_envs.kuka.tasks import matched_share, on_pairs, tower_goal
 
 A, B, C, D = (0.5, -0.4), (0.5, -0.1), (0.5, 0.2), (0.5, 0.5)  # places, 0.3 m apart
 

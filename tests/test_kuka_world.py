@@ -35,7 +35,7 @@ def test_registering_needs_no_simulator() -> None:
     printed, _ = run_python(
         f"{HOOK}; import gymnasium, diffuser_envs;"
         " import diffuser_envs.kuka.arm, diffuser_envs.kuka.columns;"
-        " import diffuser_envs.kuka.scores, diffuser_envs.kuka.tasks;"
+        " import diffuser_envs.kuka.tasks, diffuser_envs.kuka.tasks;"
         " print(gymnasium.spec('diffuser_envs/KukaStack-Conditional-v1').id,"
         " 'torch' in sys.modules)"
     )

@@ -1,11 +1,11 @@
-"""Recording datasets: on all cores, interrupted and resumed at will.
+"""Recording datasets on all cores, with interrupts and resumption.
 
-`collect` records either long runs of many goals (`recipe.py`) or, where the
-demonstrator offers generators, whole episodes (`generators.py`). Both are split into
-shards. Shard `i` depends on the settings and `i` alone, so the dataset is the same, bit
-for bit, whatever the number of workers and however often it was interrupted. Finished
-shards are in a hidden folder beside the dataset to be; the last step turns them into
-one Minari dataset.
+`collect` records long runs of many goals (`recipe.py`) or, if the demonstrator offers
+generators, whole episodes (`generators.py`). It splits both into shards. Shard `i`
+depends on the settings and `i` alone, so the dataset is the same, bit for bit, whatever
+the number of workers and however often the work was interrupted. Finished shards wait
+in a hidden folder beside the future dataset; the last step turns them into one Minari
+dataset.
 
 `collect_episodes` records ordinary episodes of any environment with any policy.
 """
@@ -26,23 +26,22 @@ from tqdm import tqdm
 
 from diffuser_policy.data.demonstrators import (
     Policy,
+    all_options,
     default_demonstrator,
     demonstrator_options,
 )
-from diffuser_policy.data.episodes import Episode
+from diffuser_policy.data.flat import Episode
 from diffuser_policy.data.generators import (
-    EpisodePlan,
-    choose_generator,
-    generator_options,
+    EpisodeProtocol,
     generators_of,
     verify_sample,
 )
 from diffuser_policy.data.minari import check_spaces, new_folder, write_minari
-from diffuser_policy.data.recipe import Recipe, RunPlan, check_goal_env
+from diffuser_policy.data.recipe import Recipe, RunProtocol, check_goal_env
 from diffuser_policy.data.shards import ShardFolder
 from diffuser_policy.data.workers import map_unordered, num_cores
 from diffuser_policy.envs import Env, make_env
-from diffuser_policy.errors import ConfigError, require_extra
+from diffuser_policy.errors import ConfigError, UnknownNameError, require_extra
 from diffuser_policy.versions import versions
 
 FALLBACK_STEPS_PER_GOAL = 1000  # for environments without a step limit
@@ -65,22 +64,23 @@ class CollectSettings:
     """What to record, and how.
 
     Attributes:
-        env_id: An environment whose demonstrator offers generators of episodes, or a
-            goal environment whose goals can be switched without a reset, for runs.
+        env_id: For episodes, an environment whose demonstrator offers generators; for
+            runs, a goal environment that can change its goal without a reset.
         dataset_id: Minari id; derived from the environment's by default.
         num_steps: Runs: env steps in total; a million by default.
         run_length: Runs: env steps between two resets, 10,000 by default; the last
             run may be shorter.
-        max_steps_per_goal: Runs: env steps after which a target is given up; the
+        max_steps_per_goal: Runs: env steps after which a run gives up a target; the
             environment's step limit by default.
         action_noise: Runs: standard deviation of Gaussian noise on the actions.
-        num_episodes: Episodes: how many; 10,000 by default.
-        generator: Episodes: by which of the demonstrator's generators; its first one
-            by default.
+        num_episodes: Episodes: number of episodes; 10,000 by default.
+        generator: Episodes: name of one of the demonstrator's generators; its first
+            one by default.
         demonstrator: Name of the expert; the environment's own by default.
         demonstrator_options: Keyword arguments of the demonstrator, or the generator.
-        seed: Fixes everything that is drawn.
-        num_workers: Processes; one per core by default. Not part of the result.
+        seed: Fixes everything random.
+        num_workers: Processes; one per core by default. The result does not depend on
+            it.
         overwrite: Replace a dataset, or unfinished work, of the same id.
     """
 
@@ -112,7 +112,7 @@ class CollectSettings:
                 )
 
 
-Plan = RunPlan | EpisodePlan
+CollectionProtocol = RunProtocol | EpisodeProtocol
 
 
 def default_dataset_id(env_id: str) -> str:
@@ -126,8 +126,8 @@ def default_dataset_id(env_id: str) -> str:
 def collect(settings: CollectSettings, *, progress: bool = True) -> Path:
     """Record a Minari dataset: runs by D4RL's maze2d recipe, or whole episodes.
 
-    Interrupted at any moment, it goes on where it was when called again with the same
-    settings (`num_workers` may differ). Worker processes import the caller's main
+    After an interrupt at any moment, a call with the same settings (`num_workers` may
+    differ) resumes the work. Worker processes import the caller's main
     module, so a script needs the usual `if __name__ == "__main__":`.
 
     Args:
@@ -138,29 +138,33 @@ def collect(settings: CollectSettings, *, progress: bool = True) -> Path:
         The folder of the dataset.
 
     Raises:
-        UnknownNameError: No such environment or demonstrator.
-        ConfigError: The environment cannot be recorded in this way, or unfinished
-            work of this id has other settings.
-        DatasetError: The dataset exists already.
+        UnknownNameError: No such environment, demonstrator or generator.
+        ConfigError: The settings do not suit the environment, or unfinished work of
+            this id has other settings.
+        DatasetError: The dataset already exists.
         StorageError: The disk is full, or cannot be written.
     """
     require_extra("minari", "data")  # before an hour's work, not after it
     env = make_env(settings.env_id)
     try:
-        plan = _plan(settings, env)
-        dataset_id = settings.dataset_id or _own_dataset_id(plan)
+        protocol = _protocol(settings, env)
+        dataset_id = settings.dataset_id
+        if dataset_id is None and isinstance(protocol, EpisodeProtocol):
+            dataset_id = getattr(protocol.factory, "dataset_id", None)
+        dataset_id = dataset_id or default_dataset_id(settings.env_id)
         folder = new_folder(dataset_id, overwrite=settings.overwrite)
-        shards = ShardFolder.beside(folder, dataclasses.asdict(plan))
+        shards = ShardFolder.beside(folder, dataclasses.asdict(protocol))
         shards.open(discard=settings.overwrite)
-        _record_missing(plan, shards, settings.num_workers, progress=progress)
+        _record_missing(protocol, shards, settings.num_workers, progress=progress)
+        indices = range(protocol.num_shards)
         write_minari(
             dataset_id,
-            (each for i in range(plan.num_shards) for each in shards.load(i).episodes),
+            (each for index in indices for each in shards.load(index).episodes),
             env=env,
             collection={
-                **dataclasses.asdict(plan),
-                **_outcome(plan, shards, env),
-                "policy": plan.demonstrator,
+                **dataclasses.asdict(protocol),
+                **_outcome(protocol, shards, env),
+                "policy": protocol.demonstrator,
                 "observation_columns": _observation_columns(env),
             },
             overwrite=settings.overwrite,
@@ -185,10 +189,10 @@ def collect_episodes(
     """Record episodes of any environment with any policy as a Minari dataset.
 
     Args:
-        env: Box or goal-Dict observations, Box actions; ends its own episodes
+        env: Box or goal-Dict observations, Box actions. It must end its episodes itself
             (`gymnasium.make` adds the step limit).
         policy: Follows Stable-Baselines3's `predict`.
-        num_episodes: How many.
+        num_episodes: Number of episodes.
         dataset_id: Minari id of the new dataset.
         seed: Episode `i` is reset with a seed drawn from `(seed, i)`.
         deterministic: Passed to the policy.
@@ -200,7 +204,7 @@ def collect_episodes(
 
     Raises:
         ConfigError: Fewer than one episode, or a malformed id.
-        DatasetError: The dataset exists, or the spaces are of an unsupported kind.
+        DatasetError: The dataset exists, or a space is of an unsupported kind.
         StorageError: The disk is full, or cannot be written.
     """
     if num_episodes < 1:
@@ -254,50 +258,62 @@ def record_episode(
     )
 
 
-def _plan(settings: CollectSettings, env: Env) -> Plan:
+def _protocol(settings: CollectSettings, env: Env) -> CollectionProtocol:
     """Fill in what the settings leave open, and check the rest."""
     demonstrator = settings.demonstrator or default_demonstrator(env)
     if settings.generator is not None or generators_of(demonstrator):
-        plan = _episode_plan(settings, demonstrator)
-        plan.make(env)  # refuses what it cannot use, before the work begins
-        return plan
-    return _run_plan(settings, demonstrator, env)
+        protocol = _episode_protocol(settings, demonstrator)
+        protocol.make(env)  # an impossible option fails now, before the work begins
+        return protocol
+    return _run_protocol(settings, demonstrator, env)
 
 
-def _episode_plan(settings: CollectSettings, demonstrator: str) -> EpisodePlan:
-    """Plan whole episodes."""
-    generator = choose_generator(demonstrator, settings.generator)
-    unused = [name for name in RUN_SETTINGS if getattr(settings, name) is not None]
+def _episode_protocol(settings: CollectSettings, demonstrator: str) -> EpisodeProtocol:
+    """Return the protocol of whole episodes."""
+    known = generators_of(demonstrator)
+    if not known:
+        raise ConfigError(
+            f"The demonstrator {demonstrator!r} has no generators of episodes; leave "
+            "generator (--generator) and num_episodes (--num-episodes) out."
+        )
+    name = next(iter(known)) if settings.generator is None else settings.generator
+    if name not in known:
+        raise UnknownNameError("generator", name, known)
+    unused = [each for each in RUN_SETTINGS if getattr(settings, each) is not None]
     unused += ["action_noise"] * (settings.action_noise != 0.0)
     if unused:
         raise ConfigError(
             f"The demonstrator {demonstrator!r} makes whole episodes; "
-            f"{', '.join(unused)} belong to runs. Say num_episodes (--num-episodes)."
+            f"{', '.join(unused)} belong to runs. Give num_episodes (--num-episodes)."
         )
-    return EpisodePlan(
+    return EpisodeProtocol(
         env_id=settings.env_id,
         num_episodes=settings.num_episodes or DEFAULT_EPISODES,
         demonstrator=demonstrator,
-        generator=generator,
+        generator=name,
         seed=settings.seed,
-        options=generator_options(
-            demonstrator, generator, settings.demonstrator_options
+        options=all_options(
+            f"generator {name!r} of {demonstrator!r}",
+            known[name],
+            settings.demonstrator_options,
         ),
         versions=versions(*GENERATOR),
     )
 
 
-def _run_plan(settings: CollectSettings, demonstrator: str, env: Env) -> RunPlan:
-    """Plan runs of many goals."""
+def _run_protocol(
+    settings: CollectSettings, demonstrator: str, env: Env
+) -> RunProtocol:
+    """Return the protocol of runs of many goals."""
     check_goal_env(env)
     if settings.num_episodes is not None:
         raise ConfigError(
             f"The demonstrator {demonstrator!r} makes runs of many goals, not "
-            "episodes. Say num_steps (--num-steps) instead of num_episodes."
+            "episodes. Give num_steps (--num-steps) instead of num_episodes."
         )
     limit = env.spec.max_episode_steps if env.spec else None
     num_steps = settings.num_steps or DEFAULT_STEPS
-    return RunPlan(
+    return RunProtocol(
         env_id=settings.env_id,
         num_steps=num_steps,
         run_length=min(settings.run_length or DEFAULT_RUN_LENGTH, num_steps),
@@ -314,60 +330,57 @@ def _run_plan(settings: CollectSettings, demonstrator: str, env: Env) -> RunPlan
     )
 
 
-def _own_dataset_id(plan: Plan) -> str:
-    """Return the id that the generator names, or the environment's."""
-    named = None
-    if isinstance(plan, EpisodePlan):
-        factory = generators_of(plan.demonstrator)[plan.generator]
-        named = getattr(factory, "dataset_id", None)
-    return str(named or default_dataset_id(plan.env_id))
-
-
-def _outcome(plan: Plan, shards: ShardFolder, env: Env) -> dict[str, Any]:
-    """Return what is known of episodes once they are recorded."""
-    if not isinstance(plan, EpisodePlan):
+def _outcome(
+    protocol: CollectionProtocol, shards: ShardFolder, env: Env
+) -> dict[str, Any]:
+    """Return the facts about episodes that are known once they are recorded."""
+    if not isinstance(protocol, EpisodeProtocol):
         return {}
-    facts = [shards.facts(index) for index in range(plan.num_shards)]
+    facts = [shards.facts(index) for index in range(protocol.num_shards)]
     seeds = [seed for shard_seeds, _ in facts for seed in shard_seeds]
     return {
         "failures": sum(failures for _, failures in facts),
-        "verified": verify_sample(plan.make(env), seeds),
+        "verified": verify_sample(protocol.make(env), seeds),
     }
 
 
 def _record_missing(
-    plan: Plan, shards: ShardFolder, num_workers: int | None, *, progress: bool
+    protocol: CollectionProtocol,
+    shards: ShardFolder,
+    num_workers: int | None,
+    *,
+    progress: bool,
 ) -> None:
-    """Record the shards that are not there yet, showing all of them as one bar."""
-    missing = [i for i in range(plan.num_shards) if not shards.has(i)]
-    finished = plan.total - sum(map(plan.size, missing))
+    """Record the missing shards; one bar shows the progress of all."""
+    missing = [i for i in range(protocol.num_shards) if not shards.has(i)]
+    finished = protocol.total - sum(map(protocol.size, missing))
     results = map_unordered(
-        partial(_record_shard, plan, shards),
+        partial(_record_shard, protocol, shards),
         missing,
         num_workers=num_workers or num_cores(),
     )
     bar = tqdm(
-        desc=f"Collecting {plan.env_id}",
-        total=plan.total,
+        desc=f"Collecting {protocol.env_id}",
+        total=protocol.total,
         initial=finished,
-        unit=plan.unit,
+        unit=protocol.unit,
         unit_scale=True,
         disable=None if progress else True,
     )
     with closing(results), bar:
         for index in results:
-            bar.update(plan.size(index))
+            bar.update(protocol.size(index))
 
 
-def _record_shard(plan: Plan, shards: ShardFolder, index: int) -> int:
+def _record_shard(protocol: CollectionProtocol, shards: ShardFolder, index: int) -> int:
     """Record one shard in a worker and save it; return its index."""
-    shards.save(index, plan.record(index, _worker_env(plan.env_id)))
+    shards.save(index, protocol.record(index, _worker_env(protocol.env_id)))
     return index
 
 
 @lru_cache(maxsize=1)
 def _worker_env(env_id: str) -> Env:
-    """Return this process's environment: making one takes longer than a short run."""
+    """Return this process's environment; making one takes longer than a short run."""
     return make_env(env_id)
 
 
@@ -378,7 +391,7 @@ def _env_seed(seed: int, index: int) -> int:
 
 
 def _stacked(observations: list[Any]) -> dict[str, np.ndarray]:
-    """Turn a list of observations into arrays, one per field."""
+    """Stack observations into one array per field."""
     if not isinstance(observations[0], Mapping):
         return {"observation": np.asarray(observations)}
     return {
@@ -388,5 +401,5 @@ def _stacked(observations: list[Any]) -> dict[str, np.ndarray]:
 
 
 def _observation_columns(env: Env) -> dict[str, list[int]]:
-    """Return the names that the environment gives to columns of its observation."""
+    """Return the environment's names for columns of its observation."""
     return dict(env.unwrapped.metadata.get("observation_columns", {}))

@@ -1,4 +1,4 @@
-"""A dataset as a few long arrays: what every window is a view of.
+"""Episodes as recorded, and a dataset of them as a few long arrays.
 
 Offline data arrives as thousands of short episodes. Training wants long arrays and
 the ranges in which time is continuous. With `N` rows (one per environment step) and
@@ -6,18 +6,29 @@ the ranges in which time is continuous. With `N` rows (one per environment step)
 
     fields["observation"][t]   the observation before step t          [N, O]
     fields["action"][t]        the action of step t                   [N, A]
-    fields["reward"][t]        what step t paid                       [N]
+    fields["reward"][t]        the reward of step t                   [N]
     run_starts[r] … run_starts[r + 1]      the rows of run r          [R + 1]
 
-Rows `t` and `t + 1` of one run are successive states of the system, whatever the
-episodes were. The very last observation of a run has no action and no row.
+Rows `t` and `t + 1` of one run are successive states of the system, whichever episodes
+they come from. The last observation of a run has no action and no row.
+
+An episode of `L` steps has `L + 1` observations. `flatten` lays episodes end to end and
+decides which of them form one run:
+
+* An episode *continues the run* of the one before if it begins in the very observation
+  in which that one ended, and that one was cut rather than terminated. Some recorders
+  cut a stream at every success without a reset (Minari's `D4RL/pointmaze/*`).
+* The first `desired_goal` of a continued episode is still the previous episode's,
+  because the observation is older than the new goal. `flatten` replaces it by the goal
+  of the rest of the episode.
+* Every other episode begins with a reset and so begins a new run.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -35,18 +46,64 @@ FLAGS = ("terminated",)  # everything else is float32
 PER_ROW = ("reward", "terminated")  # one number a row, not a vector
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Episode:
+    """One recorded episode of `L` steps.
+
+    Attributes:
+        observations: Field → `[L + 1, size]`: `observation`, and for goal
+            environments `achieved_goal` and `desired_goal`.
+        actions: `[L, A]`.
+        rewards: `[L]`.
+        terminations: bool `[L]`.
+        truncations: bool `[L]`.
+        seed: The seed of the reset, if known.
+    """
+
+    observations: Mapping[str, np.ndarray]
+    actions: np.ndarray
+    rewards: np.ndarray
+    terminations: np.ndarray
+    truncations: np.ndarray
+    seed: int | None = None
+
+    def __len__(self) -> int:
+        """Number of steps."""
+        return len(self.rewards)
+
+    @classmethod
+    def cut(
+        cls,
+        observations: Mapping[str, np.ndarray],
+        actions: np.ndarray,
+        rewards: np.ndarray,
+        seed: int,
+    ) -> Episode:
+        """Return an episode that was cut at its end, not terminated."""
+        truncations = np.zeros(len(rewards), np.bool_)
+        truncations[-1] = True
+        return cls(
+            observations=observations,
+            actions=actions,
+            rewards=np.asarray(rewards, np.float64),
+            terminations=np.zeros(len(rewards), np.bool_),
+            truncations=truncations,
+            seed=seed,
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class FlatDataset:
-    """Observations, actions and rewards of many runs, row by row.
+    """Observations, actions and rewards of many runs, one row per environment step.
 
     Attributes:
         fields: Name → array. `observation` `[N, O]`, `action` `[N, A]` and `reward`
             `[N]` in float32, `terminated` `[N]` in bool; with goals also
             `achieved_goal` and `desired_goal` `[N, G]`. Environment units.
-        run_starts: int64 `[R + 1]`; run `r` is rows `run_starts[r]` up to, and
-            without, `run_starts[r + 1]`.
-        metadata: JSON-able facts on the origin: dataset and env id, the generator's
-            settings, names of observation columns.
+        run_starts: int64 `[R + 1]`; run `r` is rows `run_starts[r]` to
+            `run_starts[r + 1] - 1`.
+        metadata: JSON-able facts about the origin: dataset and env id, how it was
+            collected, names of observation columns.
 
     Raises:
         DatasetError: Fields are missing, of different lengths, or not finite, or
@@ -58,7 +115,7 @@ class FlatDataset:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Bring the arrays to their types without copying right ones, and check."""
+        """Convert the arrays to their types, copying only where needed, and check."""
         missing = [name for name in REQUIRED if name not in self.fields]
         if missing:
             raise DatasetError(
@@ -72,7 +129,9 @@ class FlatDataset:
         for name, array in arrays.items():
             _check_shape(name, array, num_rows=len(arrays["action"]))
         if (GOALS[0] in arrays) != (GOALS[1] in arrays):
-            raise DatasetError(f"{GOALS[0]} and {GOALS[1]} only make sense together.")
+            raise DatasetError(
+                f"A dataset needs both {GOALS[0]} and {GOALS[1]}, or none."
+            )
         self._check_runs()
         for name, array in arrays.items():
             _check_finite(
@@ -80,7 +139,7 @@ class FlatDataset:
             )
 
     def __repr__(self) -> str:
-        """Name the origin and the shapes."""
+        """Show the origin and the shapes."""
         shapes = ", ".join(f"{n} {list(a.shape)}" for n, a in self.fields.items())
         origin = self.metadata.get("dataset_id", "unnamed")
         return f"FlatDataset({origin!r}: {self.num_runs:,} runs, {shapes})"
@@ -102,7 +161,7 @@ class FlatDataset:
 
     @property
     def run_ends(self) -> np.ndarray:
-        """The row `[rows]` behind the last one of each row's run."""
+        """The first row behind the run of each row, int64 `[N]`."""
         return np.repeat(self.run_starts[1:], self.run_lengths)
 
     @property
@@ -122,17 +181,17 @@ class FlatDataset:
 
     @property
     def has_goals(self) -> bool:
-        """Whether each row says which goal was achieved and which was desired."""
+        """Whether rows hold the achieved and the desired goal."""
         return GOALS[0] in self.fields
 
     def save(self, folder: str | Path) -> Path:
-        """Write one `.npy` file per field, and `meta.json`; all or nothing.
+        """Write one `.npy` file per field and `meta.json`, all or nothing.
 
         Args:
             folder: Created; replaced if it holds a dataset saved earlier.
 
         Raises:
-            StorageError: No space or no permission, or something else lives there.
+            StorageError: No space, no permission, or the folder holds other files.
             DatasetError: The metadata are not JSON-able.
         """
         folder = Path(folder)
@@ -161,11 +220,11 @@ class FlatDataset:
     def load(cls, folder: str | Path) -> Self:
         """Map a saved dataset into memory.
 
-        The pages are shared between the processes that load the same folder and are
-        copied when written to, so nothing ever changes the files.
+        Processes that load the same folder share its pages. A page is copied when it is
+        written to, so nothing changes the files.
 
         Raises:
-            DatasetNotFoundError: There is no saved dataset.
+            DatasetNotFoundError: The folder holds no saved dataset.
             DatasetError: A file is missing, truncated, or of another schema.
         """
         folder = Path(folder)
@@ -175,8 +234,8 @@ class FlatDataset:
             meta = json.loads((folder / META_FILE).read_text())
             if meta["schema"] != SCHEMA:
                 raise DatasetError(
-                    f"{folder} has schema {meta['schema']}, this version reads "
-                    f"{SCHEMA}. Save the dataset again."
+                    f"{folder} has schema {meta['schema']}, but this version reads "
+                    f"schema {SCHEMA}. Save the dataset again."
                 )
             arrays = {name: _mapped(folder, name) for name in meta["fields"]}
             dataset = cls(arrays, _mapped(folder, "run_starts"), meta["metadata"])
@@ -190,7 +249,7 @@ class FlatDataset:
         return dataset
 
     def _check_runs(self) -> None:
-        """Every row is in one run, and no run is empty."""
+        """Raise unless every row is in one run and no run is empty."""
         starts = self.run_starts
         if (
             starts.ndim != 1
@@ -201,14 +260,14 @@ class FlatDataset:
         ):
             raise DatasetError(
                 f"run_starts must rise from 0 to the number of rows "
-                f"({self.num_rows:,}) with no empty run, got {starts!r}."
+                f"({self.num_rows:,}) without an empty run, got {starts!r}."
             )
 
 
 def _is_foreign(folder: Path) -> bool:
-    """Return whether a folder holds something else than a saved dataset.
+    """Return whether a folder holds something other than a saved dataset.
 
-    Asked twice, because another process may be replacing it at this moment.
+    Looks twice, because another process may be replacing the folder at this moment.
     """
     for pause in (0.0, 0.1):
         time.sleep(pause)
@@ -229,7 +288,7 @@ def _typed(name: str, array: np.ndarray) -> np.ndarray:
 
 
 def _check_shape(name: str, array: np.ndarray, *, num_rows: int) -> None:
-    """Raise unless a field has one entry a row and the right number of axes."""
+    """Raise unless a field has one entry per row and the right number of axes."""
     if not name.isidentifier():
         raise DatasetError(f"{name!r} cannot name a field: it is not an identifier.")
     if array.ndim != (1 if name in PER_ROW else 2):
@@ -247,8 +306,9 @@ def _check_shape(name: str, array: np.ndarray, *, num_rows: int) -> None:
 def _check_finite(name: str, array: np.ndarray) -> None:
     """Raise at the first NaN or infinity.
 
-    The sum of float32 numbers is finite exactly when all of them are and it doesn't
-    overflow: one pass without a temporary array. Only a doubtful sum is looked into.
+    The sum of float32 numbers is finite exactly if all of them are and it does not
+    overflow: one pass without a temporary array. Only if it is not finite, a second
+    pass looks for the rows.
     """
     if array.dtype == np.bool_:
         return
@@ -269,3 +329,86 @@ def _mapped(folder: Path, name: str) -> np.ndarray:
     """Map one array copy-on-write: torch takes writable memory without a warning."""
     path = folder / f"{name}.npy"
     return np.asarray(np.load(path, mmap_mode="c", allow_pickle=False))
+
+
+def flatten(
+    episodes: Iterable[Episode],
+    *,
+    num_rows: int,
+    metadata: Mapping[str, Any] | None = None,
+) -> FlatDataset:
+    """Lay episodes end to end in preallocated arrays, in the given order.
+
+    Args:
+        episodes: Read one at a time; only one needs to fit in memory.
+        num_rows: Total number of steps.
+        metadata: Becomes the dataset's.
+
+    Raises:
+        DatasetError: No episodes, a total other than `num_rows`, or values that are
+            not finite.
+    """
+    fields: dict[str, np.ndarray] = {}
+    run_starts: list[int] = []
+    row = 0
+    last: np.ndarray | None = None  # the observation that would continue the run
+    for number, episode in enumerate(episodes):
+        length = len(episode)
+        _check_lengths(episode, number)
+        if row + length > num_rows:
+            raise DatasetError(
+                f"The dataset is damaged: from episode {number} on it holds more than "
+                f"the {num_rows:,} steps that it announces."
+            )
+        if length == 0:
+            continue
+        fields = fields or _allocated(episode, num_rows)
+        rows = slice(row, row + length)
+        for name, values in episode.observations.items():
+            fields[name][rows] = values[:-1]
+        fields["action"][rows] = episode.actions
+        fields["reward"][rows] = episode.rewards
+        fields["terminated"][rows] = episode.terminations
+
+        observation = episode.observations["observation"]
+        if last is None or not np.array_equal(last, observation[0]):
+            run_starts.append(row)
+        else:
+            goals = episode.observations.get("desired_goal")
+            if goals is not None and bool((goals[1:] == goals[1]).all()):
+                fields["desired_goal"][row] = goals[1]
+        last = None if episode.terminations[-1] else observation[-1].copy()
+        row += length
+    if row == 0:
+        raise DatasetError("The dataset holds no steps.")
+    if row != num_rows:
+        raise DatasetError(
+            f"The episodes have {row:,} steps, but the dataset announces "
+            f"{num_rows:,}: it is damaged or still being written."
+        )
+    return FlatDataset(fields, np.asarray([*run_starts, row]), dict(metadata or {}))
+
+
+def _check_lengths(episode: Episode, number: int) -> None:
+    """Raise unless an episode's arrays agree on its length; name it by `number`."""
+    length = len(episode)
+    lengths = {name: len(v) - 1 for name, v in episode.observations.items()}
+    lengths["actions"] = len(episode.actions)
+    lengths["terminations"] = len(episode.terminations)
+    wrong = [name for name, found in lengths.items() if found != length]
+    if wrong:
+        raise DatasetError(
+            f"Episode {number} has {length} rewards, so it needs {length} actions "
+            f"and terminations and {length + 1} observations; wrong: "
+            f"{', '.join(wrong)}."
+        )
+
+
+def _allocated(first: Episode, num_rows: int) -> dict[str, np.ndarray]:
+    """Return empty fields for all rows, with the sizes of the first episode."""
+    sizes = {name: v.shape[1:] for name, v in first.observations.items()}
+    sizes |= {"action": first.actions.shape[1:], "reward": ()}
+    fields = {
+        name: np.empty((num_rows, *size), np.float32) for name, size in sizes.items()
+    }
+    return {**fields, "terminated": np.empty(num_rows, np.bool_)}

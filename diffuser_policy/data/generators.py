@@ -1,7 +1,7 @@
 """Datasets of whole episodes, made by a generator that the demonstrator offers.
 
 Where episodes have a beginning and an end worth showing (a tower is built), one run of
-many goals makes no sense. A demonstrator then names generators of episodes:
+many goals makes no sense. Such a demonstrator names generators of episodes:
 
     class MyDemonstrator:
         generators = {"physics": MyGenerator}   # the first is the default
@@ -12,10 +12,10 @@ many goals makes no sense. A demonstrator then names generators of episodes:
         @classmethod
         def from_env(cls, env, **options): …
         def record(self, seed): …               # an episode; None if it failed
-        def verify(self, seed): …               # optional: replayed, is it true?
+        def verify(self, seed): …               # optional: does a replay confirm it?
 
-Every episode is a function of the options and its seed, so the dataset is the same
-whatever the number of workers. A failed attempt is left out, counted, and made up for.
+Options and seed determine an episode, so the dataset is the same whatever the number of
+workers. A failed attempt is left out, counted, and replaced by another.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from diffuser_policy.data.demonstrators import all_options, find_demonstrator
-from diffuser_policy.data.episodes import Episode
+from diffuser_policy.data.demonstrators import find_demonstrator
+from diffuser_policy.data.flat import Episode
 from diffuser_policy.data.shards import Shard
 from diffuser_policy.envs import Env
-from diffuser_policy.errors import ConfigError, DatasetError, UnknownNameError
+from diffuser_policy.errors import ConfigError, DatasetError
 
 EPISODES_PER_SHARD = 10
 MAX_ATTEMPTS = 20  # for one episode
@@ -54,18 +54,18 @@ class Recorded(Protocol):
 
 
 class EpisodeGenerator(Protocol):
-    """Makes episodes from seeds; see the module's head."""
+    """Makes episodes from seeds; the module's docstring shows one."""
 
     @classmethod
     def from_env(cls, env: Env, **options: Any) -> EpisodeGenerator:
-        """Build one for an environment."""
+        """Build a generator for an environment."""
 
     def record(self, seed: int) -> Recorded | None:
         """Return the episode of a seed, or None if the demonstrator failed."""
 
 
 def generators_of(demonstrator: str) -> Mapping[str, type[EpisodeGenerator]]:
-    """Return the generators that a demonstrator offers, by name; none for runs.
+    """Return the generators that a demonstrator offers, by name; none if it makes runs.
 
     Args:
         demonstrator: As for `find_demonstrator`.
@@ -77,17 +77,17 @@ def generators_of(demonstrator: str) -> Mapping[str, type[EpisodeGenerator]]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EpisodePlan:
-    """Everything that the episodes of a dataset depend on.
+class EpisodeProtocol:
+    """Everything that determines the episodes of a dataset.
 
     Attributes:
-        env_id: Where they are from.
-        num_episodes: How many.
-        demonstrator: Who makes them.
-        generator: Which of its generators.
-        seed: Fixes all of them.
+        env_id: The environment.
+        num_episodes: Number of episodes.
+        demonstrator: Name of the expert.
+        generator: Name of one of its generators.
+        seed: Fixes all episodes.
         options: All options of the generator.
-        versions: Of the packages that matter.
+        versions: Versions of the packages involved.
     """
 
     env_id: str
@@ -107,8 +107,13 @@ class EpisodePlan:
 
     @property
     def num_shards(self) -> int:
-        """Number of shards that the episodes are split into."""
+        """Number of shards, each of up to ten episodes."""
         return -(-self.num_episodes // EPISODES_PER_SHARD)
+
+    @property
+    def factory(self) -> type[EpisodeGenerator]:
+        """The generator's class."""
+        return generators_of(self.demonstrator)[self.generator]
 
     def size(self, index: int) -> int:
         """Number of episodes of a shard."""
@@ -120,9 +125,8 @@ class EpisodePlan:
         Raises:
             ConfigError: It refuses the environment or the options.
         """
-        factory = generators_of(self.demonstrator)[self.generator]
         try:
-            return factory.from_env(env, **self.options)
+            return self.factory.from_env(env, **self.options)
         except (TypeError, ValueError) as error:
             raise ConfigError(
                 f"The generator {self.generator!r} of {self.demonstrator!r} cannot be "
@@ -130,28 +134,32 @@ class EpisodePlan:
             ) from error
 
     def record(self, index: int, env: Env) -> Shard:
-        """Record one shard; it depends on nothing but the plan and its index.
+        """Record one shard; it depends on the protocol and its index alone.
 
         Raises:
-            DatasetError: An episode failed again and again.
+            DatasetError: All attempts at an episode failed.
         """
         generator = self.make(env)
         first = index * EPISODES_PER_SHARD
-        episodes, failures = [], 0
-        for number in range(first, first + self.size(index)):
-            episode, failed = self._succeed(generator, number)
-            episodes.append(episode)
-            failures += failed
-        return Shard(episodes, failures)
+        recorded = [
+            self._succeed(generator, number)
+            for number in range(first, first + self.size(index))
+        ]
+        episodes, failures = zip(*recorded, strict=True)
+        return Shard(episodes, sum(failures))
 
     def _succeed(self, generator: EpisodeGenerator, number: int) -> tuple[Episode, int]:
-        """Return one episode, and how often it failed before."""
+        """Return one episode, and how many attempts at it failed before."""
         for attempt in range(MAX_ATTEMPTS):
             sequence = np.random.SeedSequence(self.seed, spawn_key=(number, attempt))
             seed = int(sequence.generate_state(1)[0])
             recorded = generator.record(seed)
             if recorded is not None:
-                return _as_episode(recorded, seed), attempt
+                fields = recorded.observations
+                if not isinstance(fields, Mapping):
+                    fields = {"observation": fields}
+                episode = Episode.cut(fields, recorded.actions, recorded.rewards, seed)
+                return episode, attempt
         raise DatasetError(
             f"The generator {self.generator!r} of {self.demonstrator!r} failed "
             f"{MAX_ATTEMPTS} times in a row at episode {number}. Look at its options: "
@@ -159,49 +167,17 @@ class EpisodePlan:
         )
 
 
-def choose_generator(demonstrator: str, name: str | None) -> str:
-    """Return the name of the generator to use: the first by default.
-
-    Raises:
-        ConfigError: A name is given, but the demonstrator only makes runs.
-        UnknownNameError: It has no such generator.
-    """
-    known = generators_of(demonstrator)
-    if name is None:
-        return next(iter(known))
-    if not known:
-        raise ConfigError(
-            f"The demonstrator {demonstrator!r} has no generators of episodes; leave "
-            "generator (--generator) and num_episodes (--num-episodes) out."
-        )
-    if name not in known:
-        raise UnknownNameError("generator", name, known)
-    return name
-
-
-def generator_options(
-    demonstrator: str, name: str, given: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return all options of a generator: its defaults, updated with the given ones.
-
-    Raises:
-        ConfigError: It has no such option.
-    """
-    factory = generators_of(demonstrator)[name]
-    return all_options(f"generator {name!r} of {demonstrator!r}", factory, given)
-
-
 def verify_sample(
     generator: EpisodeGenerator, seeds: list[int]
 ) -> dict[str, int] | None:
-    """Replay a sample, evenly spread over all episodes, if the generator can.
+    """Replay a sample of all episodes, evenly spread, if the generator can.
 
     Args:
         generator: May have a method `verify(seed)`.
-        seeds: Of all episodes.
+        seeds: The seeds of all episodes.
 
     Returns:
-        How many were replayed (`"episodes"`), and how many came out as recorded
+        How many were replayed (`"episodes"`), and how many the replay confirmed
         (`"confirmed"`); None if the generator cannot verify.
     """
     verify = getattr(generator, "verify", None)
@@ -210,21 +186,3 @@ def verify_sample(
     picked = np.linspace(0, len(seeds) - 1, min(VERIFIED_EPISODES, len(seeds)))
     outcomes = [bool(verify(seeds[round(number)])) for number in picked]
     return {"episodes": len(outcomes), "confirmed": sum(outcomes)}
-
-
-def _as_episode(recorded: Recorded, seed: int) -> Episode:
-    """Return what was recorded as an episode that was cut, not terminated."""
-    observations = recorded.observations
-    if not isinstance(observations, Mapping):
-        observations = {"observation": observations}
-    length = len(recorded.rewards)
-    truncations = np.zeros(length, np.bool_)
-    truncations[-1] = True
-    return Episode(
-        observations=observations,
-        actions=recorded.actions,
-        rewards=np.asarray(recorded.rewards, np.float64),
-        terminations=np.zeros(length, np.bool_),
-        truncations=truncations,
-        seed=seed,
-    )

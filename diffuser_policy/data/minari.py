@@ -7,44 +7,63 @@ file in which every episode is a group:
     episode_0/observations[/observation, …]  [L + 1, size]
     episode_0/actions  rewards  terminations  truncations  [L, …]
 
-Opening thousands of small arrays one by one is slow in any format, so reading goes
-through a cache of long arrays (`cache.py`). The environment is never made: official
-datasets hold step limits that Gymnasium refuses.
+Opening thousands of small arrays one by one is slow in any format. So `load_flat` reads
+a dataset once and then keeps it as long arrays in a cache:
+
+    <cache>/diffuser--multi2d-large-v1-<digest of the path>/<digest of the files>/
+
+The second digest covers names, sizes and modification times of the data files: a
+dataset that has changed is read again, and its old entry deleted. Entries appear
+complete or not at all; one that cannot be read is rebuilt.
+
+Reading never makes the environment: official datasets hold step limits that Gymnasium
+refuses.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import hashlib
 import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from tqdm import tqdm
 
-from diffuser_policy.data.cache import DatasetCache
-from diffuser_policy.data.episodes import Episode, flatten
-from diffuser_policy.data.flat import GOALS, FlatDataset
-from diffuser_policy.data.hdf5 import hdf5_episodes
+from diffuser_policy.data.flat import (
+    GOALS,
+    META_FILE,
+    SCHEMA,
+    Episode,
+    FlatDataset,
+    flatten,
+)
 from diffuser_policy.envs import Env, Space
 from diffuser_policy.errors import (
     ConfigError,
     DatasetError,
     DatasetNotFoundError,
+    StorageError,
     require_extra,
     suggestion,
 )
 from diffuser_policy.files import replaced_folder
 
 ROOT_VARIABLE = "MINARI_DATASETS_PATH"
+CACHE_VARIABLE = "DIFFUSER_POLICY_CACHE"
 DATASET_ID = re.compile(r"([\w-][\w/-]*[\w-]/)?[\w-]+-v\d+")
 COLLECTION = "collection"  # our own entry in Minari's metadata
 HDF5_FILE = "main_data.hdf5"
 HDF5_RESERVE = 2**20  # bytes that closing a file may still need
+ABANDONED = 24 * 3600.0  # seconds after which a half-written entry has no writer
 
 
 def load_flat(
@@ -62,19 +81,36 @@ def load_flat(
         progress: Show a bar while reading, on a terminal.
 
     Raises:
-        DatasetNotFoundError: No such dataset on this machine; what to do is said.
+        DatasetNotFoundError: No such dataset on this machine; the message says how to
+            get it.
         DatasetError: Spaces that are not flat boxes or goal dictionaries, damaged
             files, or values that are not finite.
         StorageError: The cache cannot be written.
         MissingExtraError: The extra `data` is not installed.
     """
-    folder = _existing_folder(dataset_id)
-    cache = DatasetCache(cache_dir)
-    return cache.get(
-        dataset_id,
-        folder / "data",
-        lambda: read_minari(folder / "data", progress=progress),
-    )
+    source = _existing_folder(dataset_id) / "data"
+    default = Path.home() / ".cache" / "diffuser-policy"
+    cache = Path(cache_dir or os.environ.get(CACHE_VARIABLE) or default)
+    entry = _cache_entry(cache, dataset_id, source)
+    with contextlib.suppress(DatasetError):
+        return FlatDataset.load(entry)
+    dataset = read_minari(source, progress=progress)
+    if entry != _cache_entry(cache, dataset_id, source):
+        return dataset  # the files changed meanwhile: don't keep it
+    if not (entry / META_FILE).is_file():  # a complete entry has one
+        shutil.rmtree(entry, ignore_errors=True)
+    try:
+        dataset.save(entry)
+    except StorageError as error:
+        raise StorageError(
+            error.errno,
+            f"{error.strerror or error} To move the cache elsewhere, set the "
+            f"environment variable {CACHE_VARIABLE}.",
+        ) from error
+    _delete_old_entries(entry)
+    with contextlib.suppress(DatasetError):
+        return FlatDataset.load(entry)
+    return dataset  # another process is replacing the entry at this moment
 
 
 def read_minari(data_folder: Path, *, progress: bool = True) -> FlatDataset:
@@ -86,9 +122,8 @@ def read_minari(data_folder: Path, *, progress: bool = True) -> FlatDataset:
     """
     facts = _read_metadata(data_folder)
     _check_spaces(facts)
-    episodes: Iterator[Episode]
     if facts.get("data_format", "hdf5") == "hdf5":
-        episodes = hdf5_episodes(data_folder / HDF5_FILE, facts["total_episodes"])
+        episodes = _hdf5_episodes(data_folder / HDF5_FILE, facts["total_episodes"])
     else:
         episodes = _any_episodes(data_folder)
     bar = tqdm(
@@ -113,9 +148,10 @@ def write_minari(
 
     Args:
         dataset_id: `namespace/name-v0`.
-        episodes: Consumed one at a time.
-        env: Where they come from: its spec and spaces are stored.
-        collection: JSON-able settings of the generator, stored under "collection".
+        episodes: Read one at a time.
+        env: Where they come from; its spec and spaces are stored.
+        collection: JSON-able facts on how they were collected, stored under
+            "collection".
         overwrite: Replace a dataset of the same id.
 
     Returns:
@@ -153,33 +189,32 @@ def write_minari(
                 COLLECTION: dict(collection),
             }
         )
-        with_room = _while_there_is_room(episodes, partial)
-        storage.update_episodes(_buffers(with_room, env.observation_space))
+        storage.update_episodes(_buffers(episodes, env.observation_space, partial))
     if namespace and namespace not in list_local_namespaces():
         create_namespace(namespace)
     return folder
 
 
 def recorded_facts(folder: Path) -> dict[str, Any]:
-    """Return what a dataset's metadata say of it; our own are under "collection".
+    """Return a dataset's metadata; those of its collection are under "collection".
 
     Args:
-        folder: Of the dataset, as `write_minari` returns it.
+        folder: The dataset's, as `write_minari` returns it.
 
     Raises:
-        DatasetError: They cannot be read.
+        DatasetError: The metadata cannot be read.
     """
     return _read_metadata(folder / "data")
 
 
 def datasets_root() -> Path:
-    """Return the folder that Minari keeps its datasets in."""
+    """Return the folder in which Minari keeps its datasets."""
     default = Path.home() / ".minari" / "datasets"
     return Path(os.environ.get(ROOT_VARIABLE) or default)
 
 
 def check_spaces(env: Env) -> None:
-    """Refuse an environment whose episodes could not be read again.
+    """Refuse an environment whose episodes `load_flat` could not read.
 
     Raises:
         DatasetError: Its spaces are not flat boxes or goal dictionaries.
@@ -205,28 +240,28 @@ def local_dataset_ids() -> list[str]:
 
 
 def new_folder(dataset_id: str, *, overwrite: bool = False) -> Path:
-    """Return where a new dataset goes.
+    """Return the folder of a new dataset.
 
     Raises:
         ConfigError: The id is malformed.
-        DatasetError: The dataset exists, and may not be replaced.
+        DatasetError: The dataset exists and `overwrite` is false.
     """
     if not DATASET_ID.fullmatch(dataset_id):
         raise ConfigError(
-            f"{dataset_id!r} is not a Minari id. Expected namespace/name-v0, the "
-            "namespace at least two letters long, for example diffuser/my-maze-v0."
+            f"{dataset_id!r} is not a Minari id. Expected namespace/name-v0 with at "
+            "least two letters of namespace, for example diffuser/my-maze-v0."
         )
     folder = datasets_root() / dataset_id
     if folder.exists() and not overwrite:
         raise DatasetError(
-            f"The dataset {dataset_id!r} exists already, in {folder}. Choose another "
+            f"The dataset {dataset_id!r} already exists, in {folder}. Choose another "
             "id (--dataset) or replace it (--overwrite)."
         )
     return folder
 
 
 def _existing_folder(dataset_id: str) -> Path:
-    """Return a dataset's folder, or say what was looked for and what to do."""
+    """Return a dataset's folder; if there is none, say how to get it."""
     root = datasets_root()
     folder = root / dataset_id
     if dataset_id and (folder / "data" / "metadata.json").is_file():
@@ -242,7 +277,7 @@ def _existing_folder(dataset_id: str) -> Path:
 
 
 def _read_metadata(data_folder: Path) -> dict[str, Any]:
-    """Return metadata.json with the spaces decoded into dictionaries."""
+    """Return `metadata.json`, its spaces decoded into dictionaries."""
     path = data_folder / "metadata.json"
     try:
         facts = json.loads(path.read_text())
@@ -257,7 +292,7 @@ def _read_metadata(data_folder: Path) -> dict[str, Any]:
 
 
 def _flat_metadata(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the facts worth keeping with the arrays and with what is trained."""
+    """Return the facts that stay with the arrays and with what is trained on them."""
     collection = facts.get(COLLECTION) or {}
     spec = json.loads(facts.get("env_spec") or "null") or {}
     action = facts.get("action_space") or {}
@@ -275,7 +310,7 @@ def _flat_metadata(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def known_columns(env_id: str) -> dict[str, list[int]]:
-    """Return the observation columns of environments that don't name them themselves.
+    """Return the observation columns of an environment that does not name them itself.
 
     Args:
         env_id: Gymnasium-Robotics' `PointMaze_*` observe position and velocity.
@@ -286,7 +321,7 @@ def known_columns(env_id: str) -> dict[str, list[int]]:
 
 
 def _check_spaces(facts: Mapping[str, Any]) -> None:
-    """Raise unless the spaces, where known, can be laid out in flat columns."""
+    """Raise unless the spaces, if known, fit into flat columns."""
     observation, action = facts.get("observation_space"), facts.get("action_space")
     if observation is None or action is None:
         return
@@ -328,35 +363,100 @@ def _any_episodes(data_folder: Path) -> Iterator[Episode]:
         )
 
 
-def _while_there_is_room(
-    episodes: Iterable[Episode], folder: Path
-) -> Iterator[Episode]:
-    """Yield episodes, but raise before one that the disk may have no room for.
+def _buffers(episodes: Iterable[Episode], space: Space, folder: Path) -> Iterator[Any]:
+    """Yield Minari's buffers; raise before one for which the disk may have no room.
 
     HDF5 does not survive a full disk: it reports errors when its objects are freed,
     where Python cannot raise them, and then crashes.
     """
+    from minari.data_collector.episode_buffer import EpisodeBuffer
+
+    is_dict = isinstance(space, gym.spaces.Dict)
     for episode in episodes:
-        arrays = (*episode.observations.values(), episode.actions, episode.rewards)
+        fields = dict(episode.observations)
+        arrays = (*fields.values(), episode.actions, episode.rewards)
         needed = HDF5_RESERVE + 2 * sum(array.nbytes for array in arrays)
         if shutil.disk_usage(folder).free < needed:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        yield episode
-
-
-def _buffers(episodes: Iterable[Episode], space: Space) -> Iterator[Any]:
-    """Yield Minari's buffers, with arrays instead of dictionaries for Box spaces."""
-    from minari.data_collector.episode_buffer import EpisodeBuffer
-
-    for episode in episodes:
-        fields = dict(episode.observations)
         yield EpisodeBuffer(
             seed=episode.seed,
-            observations=fields
-            if isinstance(space, gym.spaces.Dict)
-            else fields["observation"],
+            observations=fields if is_dict else fields["observation"],
             actions=episode.actions,
             rewards=episode.rewards,
             terminations=episode.terminations,
             truncations=episode.truncations,
         )
+
+
+def _hdf5_episodes(path: Path, num_episodes: int) -> Iterator[Episode]:
+    """Yield the episodes of a Minari file in order, without their infos.
+
+    Such a file costs time per array, not per byte, and an episode is a dozen arrays.
+    So this opens and reads them through HDF5's own interface, which also converts to
+    float32, instead of h5py's convenient one.
+
+    Args:
+        path: `main_data.hdf5`.
+        num_episodes: The file must hold episodes 0 … num_episodes - 1.
+
+    Raises:
+        DatasetError: The file is damaged, lacks an episode or one of its arrays, or
+            holds an array of something other than numbers.
+        MissingExtraError: h5py is not installed.
+    """
+    h5py: Any = require_extra("h5py", "data")
+
+    def read(group: Any, name: bytes, dtype: type[np.generic]) -> np.ndarray:
+        dataset = h5py.h5d.open(group, name)
+        array = np.empty(dataset.shape, dtype)
+        if array.size:
+            dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, array)
+        return array
+
+    number = -1
+    try:
+        with h5py.File(path, "r") as file:
+            for number in range(num_episodes):
+                group = h5py.h5g.open(file.id, f"episode_{number}".encode())
+                observed = h5py.h5o.open(group, b"observations")
+                if isinstance(observed, h5py.h5g.GroupID):
+                    fields = {
+                        n.decode(): read(observed, n, np.float32) for n in observed
+                    }
+                else:
+                    fields = {"observation": read(group, b"observations", np.float32)}
+                yield Episode(
+                    observations=fields,
+                    actions=read(group, b"actions", np.float32),
+                    rewards=read(group, b"rewards", np.float32),
+                    terminations=read(group, b"terminations", np.bool_),
+                    truncations=read(group, b"truncations", np.bool_),
+                )
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        where = f", episode {number}," if number >= 0 else ""
+        raise DatasetError(f"{path}{where} cannot be read: {error}.") from error
+
+
+def _cache_entry(cache: Path, name: str, source: Path) -> Path:
+    """Return the folder of a dataset's entry, whether or not it exists."""
+    files = [f"schema {SCHEMA}"]
+    for path in sorted(source.rglob("*")):
+        stat = path.stat()
+        name_in_source = path.relative_to(source).as_posix()
+        files.append(f"{name_in_source} {stat.st_size} {stat.st_mtime_ns}")
+    place = _digest(str(source.resolve()))[:8]
+    digest = _digest("\n".join(files))[:16]
+    return cache / f"{name.replace('/', '--')}-{place}" / digest
+
+
+def _delete_old_entries(entry: Path) -> None:
+    """Delete older states of a dataset, and what interrupted writers left."""
+    for other in entry.parent.iterdir():
+        with contextlib.suppress(OSError):
+            age = time.time() - other.stat().st_mtime
+            if other != entry and (not other.name.startswith(".") or age > ABANDONED):
+                shutil.rmtree(other)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

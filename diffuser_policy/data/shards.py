@@ -1,11 +1,11 @@
-"""Unfinished work on disk: finished episodes, and what they are part of.
+"""Unfinished collections on disk: finished shards, and the settings they share.
 
     <root>/diffuser/.multi2d-large-v1.collecting/
-        settings.json       what everything was recorded with
-        shard-00000.npz …   some episodes each (or one long run), written in one go
+        settings.json       the settings and versions of all shards
+        shard-00000.npz …   some episodes each (or one long run), written at once
 
-Work goes on only with the very same settings and versions; otherwise the episodes of
-one dataset would come from different generators.
+Only a call with the same settings and versions resumes the work; otherwise the episodes
+of one dataset would come from different generators.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from diffuser_policy.data.episodes import Episode
+from diffuser_policy.data.flat import Episode
 from diffuser_policy.errors import ConfigError, DatasetError
 from diffuser_policy.files import replaced_file
 from diffuser_policy.settings import differences
@@ -33,11 +33,11 @@ NO_SEED = -1
 
 @dataclass(frozen=True)
 class Shard:
-    """Episodes that were recorded in one go.
+    """Episodes that one job recorded.
 
     Attributes:
         episodes: At least one.
-        failures: How many attempts were left out.
+        failures: Number of failed attempts, which are left out.
     """
 
     episodes: Sequence[Episode]
@@ -46,11 +46,11 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardFolder:
-    """Finished shards of one dataset in the making.
+    """The finished shards of one unfinished dataset.
 
     Attributes:
         path: The hidden folder.
-        identity: JSON-able; everything that the episodes depend on.
+        identity: Everything that determines the episodes, JSON-able.
     """
 
     path: Path
@@ -63,13 +63,13 @@ class ShardFolder:
         return cls(dataset_folder.with_name(name), json.loads(json.dumps(identity)))
 
     def open(self, *, discard: bool) -> None:
-        """Create the folder, or check that the work in it is the same.
+        """Create the folder, or check that the work in it has the same settings.
 
         Args:
             discard: Delete work with other settings instead of raising.
 
         Raises:
-            ConfigError: There is unfinished work with other settings.
+            ConfigError: The folder holds unfinished work with other settings.
             StorageError: The folder cannot be written.
         """
         settings = self.path / "settings.json"
@@ -97,7 +97,7 @@ class ShardFolder:
         """Write a finished shard.
 
         Raises:
-            StorageError: It could not be written; nothing is left behind.
+            StorageError: The file could not be written; nothing is left behind.
         """
         episodes = shard.episodes
         arrays = {
@@ -109,7 +109,8 @@ class ShardFolder:
         for name in STEP_ARRAYS:
             arrays[name] = np.concatenate([getattr(each, name) for each in episodes])
         arrays["lengths"] = np.array([len(episode) for episode in episodes])
-        arrays["seeds"] = np.array([_stored_seed(episode) for episode in episodes])
+        seeds = [NO_SEED if each.seed is None else each.seed for each in episodes]
+        arrays["seeds"] = np.array(seeds)
         arrays["failures"] = np.asarray(shard.failures)
         with replaced_file(self._file(index)) as partial, partial.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
@@ -139,15 +140,15 @@ class ShardFolder:
 
     @contextmanager
     def _opened(self, index: int) -> Iterator[Mapping[str, np.ndarray]]:
-        """Open a finished shard; what goes wrong in the block is damage to it."""
+        """Open a finished shard; an error within the block means that it is damaged."""
         path = self._file(index)
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 yield stored
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise DatasetError(
-                f"{path} is damaged: {error}. Delete it and collect again; the others "
-                "are kept."
+                f"{path} is damaged: {error}. Delete it and collect again; the other "
+                "shards are kept."
             ) from error
 
     def _file(self, index: int) -> Path:
@@ -155,7 +156,7 @@ class ShardFolder:
 
 
 def _split(arrays: Mapping[str, np.ndarray]) -> list[Episode]:
-    """Cut a shard's arrays into its episodes; each has one observation more."""
+    """Cut a shard's arrays into episodes of L steps and L + 1 observations."""
     lengths = arrays["lengths"]
     steps = np.cumsum(lengths)[:-1]
     rows = np.cumsum(lengths + 1)[:-1]
@@ -173,7 +174,3 @@ def _split(arrays: Mapping[str, np.ndarray]) -> list[Episode]:
         )
         for i, seed in enumerate(arrays["seeds"].tolist())
     ]
-
-
-def _stored_seed(episode: Episode) -> int:
-    return NO_SEED if episode.seed is None else episode.seed

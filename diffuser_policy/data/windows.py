@@ -1,13 +1,13 @@
 """Windows: length-horizon slices of continuous runs, the training data of a planner.
 
-All rows of a dataset are normalized once into one table `[num_rows, transition]`.
+`WindowDataset` normalizes all rows once into one table `[num_rows, transition]`.
 A window of H planning steps with stride k is the rows s, s+k, …, s+(H-1)k of one run:
 
     run   | 0 1 2 3 4 5 6 7 8 9 …          (env steps)
     window  s     s+k   s+2k                (planning steps)
 
-Windows are addressed by their first row and read as views of the table (`view`), or
-gathered into a batch (`sample`); they never exist as Python objects.
+Its first row stands for a window. `view` reads windows as views of the table, and
+`sample` gathers some into a batch; they never exist as Python objects.
 """
 
 from __future__ import annotations
@@ -53,18 +53,18 @@ class WindowDataset:
         """Normalize the data and, if asked, pad the runs.
 
         Args:
-            flat: Rows of all runs; for derived columns, of `in_planning_columns`.
-            layout: Which columns a trajectory has.
+            flat: Rows of all runs; for derived columns, from `in_planning_columns`.
+            layout: The columns of a trajectory.
             normalizer: Fitted to trajectory columns.
             stride: Env steps between two planning steps.
             padding: "repeat" continues every run with its last observation and zero
                 actions, so that windows may reach past its end.
-            max_planning_steps: Longest window that will be asked for.
+            max_planning_steps: Length of the longest window to be read.
             hindsight_goal: What `conditions` pins at the last planning step: nothing,
                 the goal columns, or the whole observation.
 
         Raises:
-            ConfigError: A stride below one, or a goal the layout does not name.
+            ConfigError: A stride below one, or a goal that the layout does not name.
             DatasetError: No run is as long as the longest window.
         """
         if stride < 1:
@@ -95,7 +95,7 @@ class WindowDataset:
     def view(self, num_planning_steps: int) -> Tensor:
         """Return `[num_rows - span, horizon, transition]`, a view without a copy.
 
-        Entry s is the window that starts at row s; only those of `starts` stay
+        Entry s is the window that starts at row s. Only the windows of `starts` stay
         within one run.
         """
         span = (num_planning_steps - 1) * self.stride + 1
@@ -108,7 +108,7 @@ class WindowDataset:
 
         Args:
             batch_size: Number of windows.
-            num_planning_steps: Their length.
+            num_planning_steps: Length of each.
             generator: Source of randomness, advanced by the call.
 
         Returns:
@@ -126,7 +126,7 @@ class WindowDataset:
 
         Args:
             batch_size: Number of pairs.
-            max_steps: Longest time apart, in env steps.
+            max_steps: Greatest time between the two, in env steps.
             generator: Source of randomness, advanced by the call.
 
         Returns:
@@ -146,10 +146,10 @@ class WindowDataset:
         return self.rows[starts][:, self.layout.observations], goals, times.float()
 
     def conditions(self, windows: Tensor) -> Inpainting:
-        """Return what is given about each window in training.
+        """Return the values that training pins in each window.
 
-        The first observation, and with `hindsight_goal` the last position (or whole
-        observation): any state reached in the data serves as the goal that was meant.
+        These are the first observation and, with `hindsight_goal`, the last position
+        or observation: any state that the data reaches serves as an intended goal.
 
         Args:
             windows: `[batch, horizon, transition]`, normalized.
@@ -172,7 +172,7 @@ class WindowDataset:
         return self.run_starts[run] + ranks - (ends - counts)[run]
 
     def _pad(self, num_rows: int, normalizer: Normalizer) -> None:
-        """Continue every run with copies of its last row, actions zero."""
+        """Continue every run with copies of its last row and zero actions."""
         pieces = []
         still = normalizer.normalize(torch.zeros(self.layout.transition_dim))
         for begin, end in zip(
@@ -199,11 +199,11 @@ class WindowDataset:
 
 
 def in_planning_columns(flat: FlatDataset, featurizer: Featurizer) -> FlatDataset:
-    """Return a dataset whose observations are planning columns, mapped once.
+    """Return the dataset with planning columns in place of observations.
 
     Args:
         flat: The dataset, in the environment's observations.
-        featurizer: Maps them; with `Identity` the dataset is returned as it is.
+        featurizer: Maps them; `Identity` returns the dataset unchanged.
 
     Raises:
         FeaturizerError: As `planning_columns`.

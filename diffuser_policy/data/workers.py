@@ -1,7 +1,7 @@
 """Independent jobs on several processes.
 
-Workers are spawned, not forked (simulators and their threads don't survive a fork),
-run single-threaded, ignore Ctrl-C (the parent decides), and end when the parent does.
+Workers are spawned, not forked (simulators and their threads do not survive a fork).
+They run single-threaded, ignore Ctrl-C (the parent decides), and end with the parent.
 """
 
 from __future__ import annotations
@@ -27,15 +27,18 @@ THREAD_COUNTS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 def map_unordered(
     function: Callable[[Job], Result], jobs: Sequence[Job], *, num_workers: int
 ) -> Generator[Result, None, None]:
-    """Yield the results of independent jobs as they are done.
+    """Yield the results of independent jobs as they finish.
 
-    Closing the iterator, or an exception in one job, lets the jobs that are running
-    end and starts no others.
+    When the iterator is closed, or a job raises, the running jobs finish and no others
+    start.
 
     Args:
         function: Picklable.
-        jobs: Each is handed to one call.
-        num_workers: Number of processes; one runs the jobs in this process.
+        jobs: Each is the argument of one call.
+        num_workers: Number of processes; with one, the jobs run in this process.
+
+    Raises:
+        WorkerError: A worker process died.
     """
     num_workers = min(num_workers, len(jobs))
     if num_workers <= 1:
@@ -51,8 +54,8 @@ def map_unordered(
         running: set[Future[Result]] = set()
         try:
             while True:
-                # No more jobs are handed out than there are workers, so that an
-                # interrupt waits for one job at most.
+                # Each worker has one job at most, so that an interrupt waits for no
+                # other.
                 for job in itertools.islice(waiting, num_workers - len(running)):
                     with _interrupts_held_back():  # submitting may start a worker
                         running.add(executor.submit(function, job))
@@ -63,9 +66,9 @@ def map_unordered(
                     yield future.result()
         except BrokenProcessPool as error:
             raise WorkerError(
-                "A worker process died; the jobs that were done are kept. If memory "
-                "ran out, use fewer workers. A script that starts workers must keep "
-                'its own work under `if __name__ == "__main__":`.'
+                "A worker process died; finished jobs are kept. If memory ran out, use "
+                "fewer workers. A script that starts workers must keep its own work "
+                'under `if __name__ == "__main__":`.'
             ) from error
         finally:
             executor.shutdown(wait=True, cancel_futures=True)
@@ -83,7 +86,7 @@ def num_cores() -> int:
 
 
 def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it even when it is killed."""
+    """Leave Ctrl-C to the parent, and end with it even if it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -97,9 +100,9 @@ def _exit_after(parent: multiprocessing.process.BaseProcess) -> None:
 
 @contextlib.contextmanager
 def _interrupts_held_back() -> Iterator[None]:
-    """Deliver Ctrl-C only after the block; processes it starts never get any.
+    """Delay Ctrl-C until the block ends; processes started within never receive it.
 
-    A worker inherits the signal mask. Without it, a Ctrl-C while it imports modules
+    A worker inherits the signal mask. Without the mask, a Ctrl-C during its imports
     would end it with a traceback of its own.
     """
     if not hasattr(signal, "pthread_sigmask"):
@@ -114,7 +117,7 @@ def _interrupts_held_back() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _single_threaded_children() -> Iterator[None]:
-    """Start child processes with one thread each: they already use all cores."""
+    """Limit child processes to one thread each: together they use all cores."""
     before = {name: os.environ.get(name) for name in THREAD_COUNTS}
     os.environ.update(dict.fromkeys(THREAD_COUNTS, "1"))
     try:

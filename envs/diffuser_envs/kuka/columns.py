@@ -58,9 +58,6 @@ def observation_columns(num_blocks: int = NUM_BLOCKS) -> dict[str, tuple[int, ..
     return columns
 
 
-COLUMNS: dict[str, tuple[int, ...]] = observation_columns()
-
-
 def metadata_columns(num_blocks: int = NUM_BLOCKS) -> dict[str, list[int]]:
     """Name the columns as an environment's metadata do: with lists, as in JSON.
 
@@ -78,9 +75,6 @@ def ordered_pairs(num_blocks: int = NUM_BLOCKS) -> tuple[tuple[int, int], ...]:
     """
     blocks = range(num_blocks)
     return tuple((top, bottom) for top in blocks for bottom in blocks if top != bottom)
-
-
-PAIRS: tuple[tuple[int, int], ...] = ordered_pairs()
 
 
 def layer_height(layer: int) -> float:

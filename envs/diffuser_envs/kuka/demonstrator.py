@@ -36,9 +36,8 @@ from diffuser_envs.kuka.columns import (
     layer_height,
     observation_size,
 )
-from diffuser_envs.kuka.kinematic import carried_blocks
+from diffuser_envs.kuka.generators import RECORDERS, TowerRecorder, carried_blocks
 from diffuser_envs.kuka.motions import NOTHING, TOP, Route, Style, Trajectory
-from diffuser_envs.kuka.recorders import RECORDERS, TowerRecorder
 from diffuser_envs.kuka.task_planner import Move, plan_rearrangement, plan_tower
 
 State: TypeAlias = tuple[npt.NDArray[np.object_], ...]

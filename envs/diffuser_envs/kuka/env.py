@@ -22,7 +22,9 @@ authors' latched score is computed beside it, under its own name.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
+from numbers import Integral, Real
 from typing import Any, TypeAlias
 
 import gymnasium
@@ -31,10 +33,17 @@ import numpy.typing as npt
 from gymnasium import spaces
 from gymnasium.utils import EzPickle
 
-from diffuser_envs.errors import ClosedEnvError, KukaActionError
+from diffuser_envs.errors import (
+    ClosedEnvError,
+    KukaActionError,
+    KukaOptionError,
+    nearest_names,
+)
 from diffuser_envs.kuka.arm import HOME, JOINT_HIGH, JOINT_LOW, JOINT_REACH
+from diffuser_envs.kuka.arrangements import check_arrangement
 from diffuser_envs.kuka.columns import (
     FARTHEST,
+    MAX_BLOCKS,
     NUM_BLOCKS,
     NUM_JOINTS,
     BoolArray,
@@ -43,14 +52,15 @@ from diffuser_envs.kuka.columns import (
 )
 from diffuser_envs.kuka.events import EpisodeLog
 from diffuser_envs.kuka.grips import Grasp, Grip, box_distance, seen_from_blocks
-from diffuser_envs.kuka.options import (
-    check_arguments,
-    check_render_mode,
-    read_reset_options,
-)
 from diffuser_envs.kuka.rendering import BlockCamera
-from diffuser_envs.kuka.scores import latching_pairs, on_pairs
-from diffuser_envs.kuka.tasks import Rearrangement, make_task, observation_space
+from diffuser_envs.kuka.tasks import (
+    Rearrangement,
+    Task,
+    latching_pairs,
+    make_task,
+    observation_space,
+    on_pairs,
+)
 from diffuser_envs.kuka.world import DEFAULT_SUBSTEPS, BlockWorld
 
 Observation: TypeAlias = Any  # an array, or with goals a dictionary of arrays
@@ -58,6 +68,7 @@ Info: TypeAlias = dict[str, Any]
 RewardFunction: TypeAlias = Callable[..., FloatArray | np.float64]
 
 SETTLING_STEPS = 12  # 0.6 s
+RESET_OPTIONS = ("goal", "blocks", "joints")
 
 
 class KukaStackEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle):
@@ -121,8 +132,7 @@ class KukaStackEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle
             width=width,
             height=height,
         )
-        check_arguments(num_blocks, joint_noise, substeps)
-        check_render_mode(render_mode, self.metadata["render_modes"])
+        _check_arguments(num_blocks, joint_noise, substeps, render_mode)
         self.task = make_task(task, num_blocks)
         self.num_blocks = num_blocks
         self.joint_noise = joint_noise
@@ -187,7 +197,7 @@ class KukaStackEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle
             ClosedEnvError: The environment is closed.
         """
         self._check_open()
-        goal, start, joints = read_reset_options(self.task, options)
+        goal, start, joints = _read_reset_options(self.task, options)
         super().reset(seed=seed)
         # All is always drawn, and in this order: an option changes only what it names.
         drawn_start, drawn_goal = self.task.draw(self.np_random)
@@ -392,3 +402,61 @@ class KukaStackEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle
             raise ClosedEnvError(
                 "the environment is closed; make a new one with gymnasium.make"
             )
+
+
+def _check_arguments(
+    num_blocks: int, joint_noise: float, substeps: int, render_mode: str | None
+) -> None:
+    """Raise unless these arguments are within their ranges."""
+    whole = isinstance(num_blocks, Integral)
+    if not (whole and 2 <= num_blocks <= MAX_BLOCKS):
+        raise KukaOptionError(
+            f"num_blocks must be 2 to {MAX_BLOCKS} (more do not fit into the arm's"
+            f" work sector), got {num_blocks}"
+        )
+    if not (isinstance(joint_noise, Real) and 0.0 <= joint_noise < math.inf):
+        raise KukaOptionError(
+            f"joint_noise is a standard deviation in rad, 0 or more; got {joint_noise}"
+        )
+    if not (isinstance(substeps, Integral) and substeps >= 1):
+        raise KukaOptionError(
+            f"substeps must be a whole number, 1 or more; got {substeps}"
+        )
+    known = KukaStackEnv.metadata["render_modes"]
+    if render_mode is not None and render_mode not in known:
+        hint = nearest_names(str(render_mode), known)
+        raise KukaOptionError(f"unknown render_mode {render_mode!r}; {hint}")
+
+
+def _read_reset_options(
+    task: Task, options: Mapping[str, Any] | None
+) -> tuple[FloatArray | None, FloatArray | None, FloatArray | None]:
+    """Return the goal `[goal_size]`, blocks `[n, 3]` and joints `[7]` of options."""
+    given = dict(options or {})
+    for name in given:
+        if name not in RESET_OPTIONS:
+            hint = nearest_names(str(name), RESET_OPTIONS)
+            raise KukaOptionError(f"unknown reset option {name!r}; {hint}")
+    goal, blocks, joints = (given.get(name) for name in RESET_OPTIONS)
+    return (
+        None if goal is None else task.read_goal(goal),
+        None if blocks is None else check_arrangement(blocks, task.num_blocks),
+        None if joints is None else _read_joints(joints),
+    )
+
+
+def _read_joints(joints: Any) -> FloatArray:
+    try:
+        angles = np.array(joints, dtype=np.float64)
+    except (TypeError, ValueError):
+        angles = np.zeros(0)
+    if angles.shape != (NUM_JOINTS,) or not np.isfinite(angles).all():
+        raise KukaOptionError(f"joints must be 7 finite numbers, got {joints!r}")
+    outside = np.flatnonzero((angles < JOINT_LOW) | (angles > JOINT_HIGH))
+    if len(outside):
+        worst = int(outside[0])
+        raise KukaOptionError(
+            f"joint {worst} at {angles[worst]:.3f} rad is beyond its limits, +-"
+            f" {JOINT_HIGH[worst]:.3f}"
+        )
+    return angles

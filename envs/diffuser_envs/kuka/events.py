@@ -31,7 +31,7 @@ import numpy as np
 
 from diffuser_envs.kuka.arrangements import MATCHED
 from diffuser_envs.kuka.columns import BLOCK_HEIGHT, BLOCK_WIDTH, FloatArray
-from diffuser_envs.kuka.scores import on_pairs, pair_matrix
+from diffuser_envs.kuka.tasks import on_pairs, pair_matrix
 
 NEAR = 0.1
 AIR = 0.03

@@ -1,32 +1,46 @@
-r"""Planning columns of block stacking, the way back to joints, and what a plan needs.
+r"""Planning columns of block stacking, and how plans become joint targets.
+
+`BlockFeatures` plans tool and blocks:
 
     observation  7 joints | xyz, quaternion, flag of each block       7 + 8 n
     plan         tool xyz | xyz, flag of each block                   3 + 4 n
 
-Seven joints that agree on a tool position are hard to denoise, the position itself is
+Seven joints that agree on a tool position are hard to denoise; the position itself is
 not. Plans keep the tool pointing straight down with a fixed yaw, so a planned position
-determines the joints (`diffuser_envs.kuka.arm`), and the grasp is on while any planned
-flag is up.
+determines the joints (`diffuser_envs.kuka.arm`). The grasp is on while any planned flag
+is up.
 
-`feasibility` asks of a plan what its execution will need: is the tool at the top of
-the block whose flag goes up, does a block that is let go stand on something, does
-everything else stay where it is. It is a cost in meters with the sign turned:
+`JointFeatures` plans the observation itself, as the paper does, and needs no
+kinematics: the planned joints of the next env step are the joint targets (Janner et al.
+2022, §5.2).
+
+`feasibility` measures whether a plan can be executed: is the tool at the top of the
+block whose flag goes up, does a released block stand on something, does everything else
+stay where it is. It is the negative of a cost in meters:
 
 $$-\bigl[\overline{g} + \overline{s} + w_m m + w_c c + w_2\, d + w_0 (i_g + i_r)
 + w_t\, t\bigr]$$
 
-with grasp misses g (lateral + 1.5 vertical), landing misses s (xy + z), the largest
-move m of a block that no flag holds, the largest slip c of a carried block against the
-tool, the share d of steps with two flags up, i for a plan that never grasps, or holds a
-block and never lets go, and the env steps t until the first block is put down: of two
-good plans the sooner one is less likely to be given up for another. A bar averages over
-events with weights 1, ½, ¼, … in the order of time: plans are made anew before their
-later part counts. Where all blocks are one tower there is nothing left to grasp, and
-$i_g$ and t are 0.
+| symbol | meaning |
+|---|---|
+| g | grasp misses: lateral + 1.5 vertical |
+| s | landing misses: xy + z |
+| m | largest move of a block that no flag holds |
+| c | largest slip of a carried block against the tool |
+| d | share of steps with two flags up |
+| $i_g$ | 1 for a plan that never grasps |
+| $i_r$ | 1 for a plan that holds a block and never releases it |
+| t | env steps until the first block is put down |
+
+The term t prefers the sooner of two good plans, which is less likely to be given up for
+another. A bar averages over events with weights 1, ½, ¼, … in the order of time: the
+policy replans before the later part of a plan counts. If all blocks form one tower,
+nothing is left to grasp, and $i_g$ and t are 0.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
@@ -39,7 +53,7 @@ from diffuser_envs.kuka.columns import (
     observation_columns,
     observation_size,
 )
-from diffuser_envs.kuka.scores import built_share, on_pairs
+from diffuser_envs.kuka.tasks import built_share, on_pairs
 
 PLANNED = 4  # columns of a planned block: xyz, flag
 UP = 0.5  # above it, a flag is up
@@ -233,3 +247,58 @@ def _event_mean(costs: np.ndarray, events: np.ndarray) -> np.ndarray:
     total = weights.sum(axis=1)
     mean: np.ndarray = (weights * costs).sum(axis=1) / np.maximum(total, 1e-12)
     return mean
+
+
+class JointFeatures:
+    """Plans the whole observation, and follows plans joint by joint.
+
+    Attributes:
+        observation_size: Columns of an observation.
+        num_columns: Planning columns, as many.
+        columns: "joints", "block_0", "quaternion_0" and "flag_0" and so on.
+        objects: The columns of each block.
+    """
+
+    def __init__(self, num_blocks: int = NUM_BLOCKS) -> None:
+        """Lay out the columns.
+
+        Args:
+            num_blocks: As in the environment.
+        """
+        self.observation_size = self.num_columns = observation_size(num_blocks)
+        self.columns: Mapping[str, tuple[int, ...]] = observation_columns(num_blocks)
+        self.objects = tuple(
+            (
+                *self.columns[f"block_{block}"],
+                *self.columns[f"quaternion_{block}"],
+                *self.columns[f"flag_{block}"],
+            )
+            for block in range(num_blocks)
+        )
+        self._blocks = BlockFeatures(num_blocks)
+        self._flags = [self.columns[f"flag_{block}"][0] for block in range(num_blocks)]
+
+    def features(self, observations: np.ndarray) -> np.ndarray:
+        """Return the observations, float32 `[..., 7 + 8 n]`."""
+        return np.asarray(observations, np.float32)
+
+    def act(self, plans: Plans, observations: np.ndarray) -> np.ndarray:  # noqa: ARG002 (planned joints are targets, wherever the arm is)
+        """Return joint targets and grasp `[rows, 8]` for the next env step.
+
+        Args:
+            plans: What is followed.
+            observations: `[rows, 7 + 8 n]` of the environment.
+        """
+        target = plans.reference(1.0)
+        grasp = target[:, self._flags].max(axis=1) > UP
+        joints = target[:, :NUM_JOINTS]
+        return np.concatenate([joints, grasp[:, None]], axis=1)
+
+    def feasibility(self, candidates: np.ndarray, stride: int) -> np.ndarray:
+        """Return how well plans can be executed, as `BlockFeatures.feasibility`.
+
+        Args:
+            candidates: `[n, steps, 7 + 8 n]`; the first step is the present.
+            stride: Env steps between two planning steps.
+        """
+        return self._blocks.feasibility(self._blocks.features(candidates), stride)

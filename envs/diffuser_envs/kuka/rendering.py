@@ -24,11 +24,10 @@ import numpy.typing as npt
 
 from diffuser_envs.errors import KukaOptionError, MissingExtraError
 from diffuser_envs.kuka.arrangements import order_of_pairs
-from diffuser_envs.kuka.bullet import pybullet
 from diffuser_envs.kuka.columns import FloatArray
 from diffuser_envs.kuka.grips import HALF_SIZE
 from diffuser_envs.kuka.tasks import Conditional, Rearrangement, Task
-from diffuser_envs.kuka.world import BLOCK_COLORS
+from diffuser_envs.kuka.world import BLOCK_COLORS, pybullet
 
 Picture: TypeAlias = npt.NDArray[np.uint8]
 Untyped: TypeAlias = Any

@@ -13,7 +13,7 @@ blocks (Rearrangement), told apart by their values: pairs are all 0 or 1.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -37,7 +37,7 @@ from diffuser_envs.kuka.columns import (
     layer_height,
     ordered_pairs,
 )
-from diffuser_envs.kuka.scores import on_pairs
+from diffuser_envs.kuka.tasks import on_pairs
 
 NONE = -1  # no block
 RADII, AZIMUTHS = np.linspace(0.45, 0.65, 5), np.linspace(-1.3, 1.3, 27)
@@ -64,27 +64,6 @@ class Stages:
     target: FloatArray
     held: IntArray
     moves: IntArray
-
-
-def tower_goal(tower: Sequence[int], num_blocks: int) -> np.ndarray:
-    """Return the goal of a tower, as ordered pairs.
-
-    Args:
-        tower: Blocks from the bottom to the top, two or more.
-        num_blocks: How many there are.
-
-    Raises:
-        KukaArrangementError: A block that is named twice or does not exist.
-    """
-    known = range(num_blocks)
-    if len(tower) < 2 or len(set(tower)) < len(tower) or set(tower) - set(known):
-        raise KukaArrangementError(
-            f"A tower names two or more different blocks of 0..{num_blocks - 1} from "
-            f"the bottom to the top, as (2, 0, 1); got {tuple(tower)}."
-        )
-    wanted = set(zip(tower[1:], tower[:-1], strict=True))
-    pairs = ordered_pairs(num_blocks)
-    return np.array([pair in wanted for pair in pairs], dtype=np.float32)
 
 
 def pair_labels(columns: Mapping[str, Any]) -> dict[str, npt.NDArray[np.bool_]]:

@@ -4,27 +4,68 @@ A control step takes 0.05 s. Joint targets are reached along a straight line in 
 space, one point per substep, with position gain 1: the arm then follows without error
 and without jumps, so the next joints of a plan are the action that gets there.
 
-A world that is reset behaves bit for bit like a new one, whatever happened in it.
-Bullet keeps more than positions between steps (contact points with their impulses, the
-order of bodies that collide, motor targets), and neither moving the bodies nor
-`restoreState` clears it. What does: let go of everything, move all blocks far away from
-everything, put the bodies in order, stop the arm, simulate one step, which drops all
-contacts, and only then put everything in place.
+A world that is reset behaves bit for bit like a new one. Bullet keeps more than
+positions between steps (contact points with their impulses, the order of bodies that
+collide, motor targets), and neither moving the bodies nor `restoreState` clears it. So
+`reset` releases the block, moves all blocks far away, puts the bodies in order, stops
+the arm, and simulates one step, which drops all contacts. Only then does it put
+everything in place.
+
+The arm is `pybullet_data`'s iiwa. Its file is read when a world is built, and a
+straight tool is appended as one more link; this package holds no copy of it.
+
+This module is the only one that imports PyBullet. On import PyBullet writes its build
+time to the process's standard error, past Python's own `sys.stderr`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from diffuser_envs.kuka.bullet import pybullet
+from diffuser_envs.errors import MissingExtraError
+from diffuser_envs.kuka.arm import TOOL_LENGTH
 from diffuser_envs.kuka.columns import NUM_JOINTS, STEP_SECONDS, FloatArray
 from diffuser_envs.kuka.grips import GRIP_FORCE, HALF_SIZE
-from diffuser_envs.kuka.tool import TOOL_LINK, arm_file
 
+__all__ = ["BlockWorld", "arm_file", "pybullet", "pybullet_data"]
+
+_STDERR = 2
+ARM_FILE = "kuka_iiwa/model.urdf"
+TOOL_RADIUS = 0.02
+TOOL_LINK = 7  # index of the tool in Bullet's list of links
+# pybullet_data ends its last link in the face that tools are fixed to.
+_LAST_LINK = "lbr_iiwa_link_7"
+_LAST_LINK_LENGTH = 0.045
+_TOOL_SHAPE = (
+    f'<origin rpy="0 0 0" xyz="0 0 {-TOOL_LENGTH / 2}"/>'
+    f'<geometry><cylinder radius="{TOOL_RADIUS}" length="{TOOL_LENGTH}"/>'
+    "</geometry>"
+)
+_TOOL_LINKS = f"""
+  <link name="tool">
+    <inertial>
+      <origin rpy="0 0 0" xyz="0 0 {-TOOL_LENGTH / 2}"/>
+      <mass value="0.2"/>
+      <inertia ixx="0.0002" ixy="0" ixz="0" iyy="0.0002" iyz="0" izz="0.00004"/>
+    </inertial>
+    <visual>{_TOOL_SHAPE}<material name="Grey"/></visual>
+    <collision>{_TOOL_SHAPE}</collision>
+  </link>
+  <joint name="tool_joint" type="fixed">
+    <parent link="{_LAST_LINK}"/>
+    <child link="tool"/>
+    <origin rpy="0 0 0" xyz="0 0 {_LAST_LINK_LENGTH + TOOL_LENGTH}"/>
+  </joint>
+"""
 Untyped: TypeAlias = Any  # PyBullet ships no types
 Vector: TypeAlias = tuple[float, ...]
 
@@ -43,6 +84,62 @@ BLOCK_COLORS = (
     (0.58, 0.36, 0.70, 1.0),
 )
 _NO_TURN = (0.0, 0.0, 0.0, 1.0)
+_FORCES = [MOTOR_FORCE] * NUM_JOINTS
+_GAINS = [1.0] * NUM_JOINTS
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Discard what the process writes to standard error, if it has one."""
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        sys.stderr.flush()
+    try:
+        kept = os.dup(_STDERR)
+    except OSError:
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, _STDERR)
+        yield
+    finally:
+        os.dup2(kept, _STDERR)
+        os.close(kept)
+        os.close(nowhere)
+
+
+try:
+    with _quiet():
+        import pybullet
+        import pybullet_data
+except ImportError as error:
+    raise MissingExtraError(
+        f"the block-stacking environments need PyBullet ({error}); run"
+        ' `pip install "diffuser-policy[kuka]"`. PyBullet 3.2.7 has wheels for CPython'
+        " up to 3.11 on Linux (x86-64); elsewhere the extra leaves it out and"
+        " `pip install pybullet` has to compile it"
+    ) from error
+
+
+@contextlib.contextmanager
+def arm_file() -> Iterator[str]:
+    """Write the arm with its tool to a temporary file, deleted after the block.
+
+    The tool link's frame is at its tip, z pointing out of the arm.
+
+    Yields:
+        Path of a URDF file.
+    """
+    source = Path(pybullet_data.getDataPath()) / ARM_FILE
+    text = source.read_text(encoding="utf-8")
+    # Bullet looks for meshes beside the file that names them.
+    text = text.replace('filename="meshes/', f'filename="{source.parent}/meshes/')
+    head, _, tail = text.rpartition("</robot>")
+    head += _TOOL_LINKS
+    with tempfile.TemporaryDirectory(prefix="diffuser_envs_") as folder:
+        path = Path(folder) / "arm.urdf"
+        path.write_text(f"{head}</robot>{tail}", encoding="utf-8")
+        yield str(path)
 
 
 class BlockWorld:
@@ -51,7 +148,7 @@ class BlockWorld:
     Args:
         num_blocks: Number of blocks.
         substeps: Physics steps per control step of 0.05 s.
-        visuals: Load what only pictures need.
+        visuals: Load the shapes and colors that only pictures need.
         grip_force: Greatest force of the grip, newtons.
     """
 
@@ -87,11 +184,11 @@ class BlockWorld:
         return self._targets.copy()
 
     def reset(self, joints: npt.ArrayLike, positions: npt.ArrayLike) -> None:
-        """Put arm and blocks somewhere, at rest, and forget everything that was.
+        """Put arm and blocks somewhere, at rest, with no trace of earlier steps.
 
         Args:
             joints: Shape `[7]`, rad.
-            positions: Centers of the blocks, shape `[n, 3]`, m; blocks are upright.
+            positions: Centers of the blocks, shape `[n, 3]`, m; blocks stand upright.
         """
         angles = np.asarray(joints, dtype=np.float64)
         self.release()
@@ -122,7 +219,7 @@ class BlockWorld:
             pybullet.stepSimulation(physicsClientId=self._client)
 
     def hold(self, block: int) -> None:
-        """Fix a block to the tool as it is now.
+        """Fix a block to the tool in its present pose.
 
         Args:
             block: Index of the block.
@@ -160,10 +257,10 @@ class BlockWorld:
         self.held = block
 
     def release(self, *, stop: bool = False) -> None:
-        """Let go of the block that is held, if there is one.
+        """Let go of the held block, if there is one.
 
         Args:
-            stop: Take its speed away.
+            stop: Also stop the block.
         """
         if self._grip is None or self.held is None:
             return
@@ -193,7 +290,7 @@ class BlockWorld:
         return poses
 
     def tool_pose(self) -> tuple[FloatArray, FloatArray]:
-        """Return the tip's position, `[3]`, and the way the tool points, `[3]`."""
+        """Return the tip's position, `[3]`, m, and the tool's direction, `[3]`."""
         state = pybullet.getLinkState(
             self._arm,
             TOOL_LINK,
@@ -315,7 +412,7 @@ class BlockWorld:
         )
 
     def _collide(self, block: int, *, enabled: bool) -> None:
-        """Let a block touch the tool, or not: what is held overlaps it."""
+        """Switch contacts of a block and the tool; a held block overlaps the tool."""
         pybullet.setCollisionFilterPair(
             self._arm,
             self._blocks[block],
@@ -324,7 +421,3 @@ class BlockWorld:
             int(enabled),
             physicsClientId=self._client,
         )
-
-
-_FORCES = [MOTOR_FORCE] * NUM_JOINTS
-_GAINS = [1.0] * NUM_JOINTS

@@ -1,12 +1,19 @@
-"""Who draws a maze: MuJoCo where OpenGL works, our own top-down drawing elsewhere.
+"""Pictures of mazes: by MuJoCo where OpenGL works, drawn top-down by numpy elsewhere.
 
 Gymnasium's renderer tries GLFW first, which warns and then fails without a display.
-Here a context is tried out before the renderer needs it, and nothing is written to the
-console:
+`MazeRenderer` tries an OpenGL context before MuJoCo needs it and writes nothing to the
+console. It uses
 
-- `MUJOCO_GL` is set: that platform, and no other;
-- no display on Linux: EGL, which needs none;
-- otherwise: what Gymnasium chooses.
+- the platform that `MUJOCO_GL` names, and no other;
+- EGL, which needs no display, on Linux without a display;
+- otherwise what Gymnasium chooses.
+
+`draw_maze` needs no OpenGL. Its shapes are discs and capsules, given by their signed
+distance d to a pixel's center (in pixels, negative inside). A shape covers the pixel by
+
+    coverage = clip(1/2 - d, 0, 1)
+
+which smooths its edge over one pixel.
 """
 
 from __future__ import annotations
@@ -16,26 +23,41 @@ import importlib
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from diffuser_envs.errors import MazeOptionError, RenderingError, nearest_names
-from diffuser_envs.maze.drawing import draw_maze
 from diffuser_envs.maze.layouts import FloatArray, MazeLayout
 
 RendererName: TypeAlias = Literal["auto", "mujoco", "topdown"]
 RENDERERS = ("auto", "mujoco", "topdown")
+Picture = npt.NDArray[np.uint8]
+
+BACKGROUND = (255, 255, 255)
+FLOOR = (238, 240, 244)
+WALL = (68, 78, 99)
+BALL = (22, 150, 86)
+GOAL = (214, 48, 49)
+PATH_START = (65, 105, 225)
+PATH_END = (255, 140, 0)
+
+BALL_RADIUS = 0.1
+GOAL_RADIUS = 0.5
+PATH_WIDTH = 0.08
 
 
 class MazeRenderer:
-    """Draws one environment; OpenGL is looked for at the first picture.
+    """Draws one environment; it looks for OpenGL when it draws the first picture.
 
     Args:
         point: The simulated ball, a Gymnasium MuJoCo environment.
         layout: The maze.
-        renderer: Who draws.
+        renderer: `"auto"`, `"mujoco"` or `"topdown"`.
         size: Width and height of a picture in pixels.
 
     Raises:
@@ -155,7 +177,7 @@ def _try_context(platform: str) -> str | None:
 
 @contextlib.contextmanager
 def _environment_variable(name: str, value: str | None) -> Iterator[None]:
-    """Set an environment variable for a while."""
+    """Set an environment variable within the block."""
     before = os.environ.get(name)
     if value is not None:
         os.environ[name] = value
@@ -166,3 +188,133 @@ def _environment_variable(name: str, value: str | None) -> Iterator[None]:
             os.environ.pop(name, None)
         else:
             os.environ[name] = before
+
+
+def draw_maze(
+    maze_map: Sequence[Sequence[int | str]],
+    *,
+    position: npt.ArrayLike | None = None,
+    goal: npt.ArrayLike | None = None,
+    path: npt.ArrayLike | None = None,
+    size: int | tuple[int, int] = 480,
+    cell_size: float = 1.0,
+    goal_radius: float = GOAL_RADIUS,
+) -> Picture:
+    """Draw a maze from above, x to the right and y upwards, as PointMaze's coordinates.
+
+    Args:
+        maze_map: Rows of cells from top to bottom; 1 is a wall.
+        position: Ball (x, y), meters.
+        goal: Goal (x, y), meters, with its success disc.
+        path: Points (x, y) to join, from blue to orange, shape `[n, 2]`, meters.
+        size: Width and height of the picture in pixels, or both at once.
+        cell_size: Side of a cell in meters.
+        goal_radius: Radius of the success disc in meters.
+
+    Returns:
+        A picture, uint8, shape `[height, width, 3]`.
+    """
+    width, height = (size, size) if isinstance(size, int) else size
+    layout = MazeLayout.from_map(maze_map, cell_size=cell_size)
+    canvas = _Canvas.of_maze(layout, width, height)
+    if goal is not None:
+        center = np.asarray(goal, dtype=np.float64)
+        canvas.disc(center, goal_radius, GOAL, opacity=0.25)
+    if path is not None:
+        canvas.polyline(np.asarray(path, dtype=np.float64).reshape(-1, 2))
+    if goal is not None:
+        canvas.disc(center, 1.2 * BALL_RADIUS * cell_size, GOAL)
+    if position is not None:
+        center = np.asarray(position, dtype=np.float64)
+        canvas.disc(center, 1.4 * BALL_RADIUS * cell_size, BALL)
+    return np.rint(canvas.pixels).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class _Canvas:
+    """Pixels and where the maze lies on them.
+
+    Attributes:
+        pixels: Colors, float, shape `[height, width, 3]`; drawn on in place.
+        scale: Pixels per meter.
+        middle: Column and row, in pixels, of the maze's origin.
+        cell_size: Side of a cell in meters.
+    """
+
+    pixels: FloatArray
+    scale: float
+    middle: FloatArray
+    cell_size: float
+
+    @classmethod
+    def of_maze(cls, layout: MazeLayout, width: int, height: int) -> _Canvas:
+        scale = _fitting_scale(layout, width, height)
+        pixels = _draw_walls(layout, width, height).astype(np.float64)
+        middle = np.array([width / 2, height / 2])
+        return cls(pixels, scale / layout.cell_size, middle, layout.cell_size)
+
+    def disc(
+        self,
+        center: FloatArray,
+        radius: float,
+        color: tuple[int, int, int],
+        opacity: float = 1.0,
+    ) -> None:
+        self._capsule(center, center, radius, color, opacity)
+
+    def polyline(self, points: FloatArray) -> None:
+        shades = np.linspace(PATH_START, PATH_END, num=max(len(points) - 1, 0))
+        radius = 0.5 * PATH_WIDTH * self.cell_size
+        for start, end, shade in zip(points[:-1], points[1:], shades, strict=True):
+            self._capsule(start, end, radius, tuple(shade), 1.0)
+
+    def _capsule(
+        self,
+        start: FloatArray,
+        end: FloatArray,
+        radius: float,
+        color: tuple[float, ...],
+        opacity: float,
+    ) -> None:
+        """Blend what is within `radius` meters of a segment; touch only its box."""
+        flip = np.array([self.scale, -self.scale])
+        first, last = self.middle + start * flip, self.middle + end * flip
+        reach = radius * self.scale
+        height, width, _ = self.pixels.shape
+        low = np.floor(np.minimum(first, last) - reach - 1).astype(int)
+        high = np.ceil(np.maximum(first, last) + reach + 1).astype(int)
+        left, top = np.clip(low, 0, (width, height))
+        right, bottom = np.clip(high, 0, (width, height))
+        columns = np.arange(left, right) + 0.5 - first[0]
+        rows = (np.arange(top, bottom) + 0.5 - first[1])[:, None]
+        direction = last - first
+        length_squared = float(direction @ direction) or 1.0
+        along = (columns * direction[0] + rows * direction[1]) / length_squared
+        along = np.clip(along, 0.0, 1.0)
+        distance = np.hypot(columns - along * direction[0], rows - along * direction[1])
+        coverage = opacity * np.clip(0.5 - (distance - reach), 0.0, 1.0)[..., None]
+        patch = self.pixels[top:bottom, left:right]
+        patch += coverage * (np.array(color) - patch)
+
+
+def _fitting_scale(layout: MazeLayout, width: int, height: int) -> float:
+    """Return the pixels per cell with which the maze just fills the picture."""
+    num_rows, num_columns = layout.walls.shape
+    return float(min(width / num_columns, height / num_rows))
+
+
+@lru_cache(maxsize=32)
+def _draw_walls(layout: MazeLayout, width: int, height: int) -> Picture:
+    """Color each pixel by the cell that its center lies in."""
+    num_rows, num_columns = layout.walls.shape
+    scale = _fitting_scale(layout, width, height)
+    rows = (np.arange(height) + 0.5 - height / 2) / scale + num_rows / 2
+    columns = (np.arange(width) + 0.5 - width / 2) / scale + num_columns / 2
+    inside = ((rows >= 0) & (rows < num_rows))[:, None]
+    inside = inside & ((columns >= 0) & (columns < num_columns))
+    i = np.clip(rows.astype(int), 0, num_rows - 1)
+    j = np.clip(columns.astype(int), 0, num_columns - 1)
+    picture = np.where(layout.walls[i[:, None], j][..., None], WALL, FLOOR)
+    picture = np.where(inside[..., None], picture, BACKGROUND).astype(np.uint8)
+    picture.setflags(write=False)
+    return picture

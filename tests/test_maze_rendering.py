@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from diffuser_envs.errors import MazeOptionError, RenderingError
-from diffuser_envs.maze import drawing, rendering
-from diffuser_envs.maze.drawing import draw_maze
+from diffuser_envs.maze import rendering
 from diffuser_envs.maze.env import Maze2DEnv
 from diffuser_envs.maze.layouts import get_layout
+from diffuser_envs.maze.rendering import draw_maze
 
 MEDIUM = get_layout("medium")
 SIZE = 400
@@ -35,35 +35,35 @@ def test_every_cell_has_its_color() -> None:
     for i, row in enumerate(MEDIUM.maze_map):
         for j, wall in enumerate(row):
             block = picture[50 * i : 50 * i + 50, 50 * j : 50 * j + 50]
-            assert (block == (drawing.WALL if wall else drawing.FLOOR)).all()
+            assert (block == (rendering.WALL if wall else rendering.FLOOR)).all()
 
 
 def test_ball_and_goal_are_where_the_coordinates_say() -> None:
     position, goal = (-2.5, 2.5), (2.6, -2.4)
     picture = draw_maze(MEDIUM.maze_map, position=position, goal=goal, size=SIZE)
-    assert pixel(picture, *position) == drawing.BALL
-    assert pixel(picture, *goal) == drawing.GOAL
+    assert pixel(picture, *position) == rendering.BALL
+    assert pixel(picture, *goal) == rendering.GOAL
     inside = pixel(picture, 2.6 - 0.4, -2.4)
     outside = pixel(picture, 2.6 - 0.55, -2.4)
-    assert inside not in (drawing.FLOOR, drawing.GOAL)
-    assert outside == drawing.FLOOR
+    assert inside not in (rendering.FLOOR, rendering.GOAL)
+    assert outside == rendering.FLOOR
 
 
 def test_the_ball_covers_its_area() -> None:
     plain = draw_maze(MEDIUM.maze_map, size=SIZE).astype(float)
     picture = draw_maze(MEDIUM.maze_map, position=(-2.5, 2.5), size=SIZE)
     # Blending is linear: the summed change over the full change is the covered area.
-    change = (plain - picture)[..., 0].sum() / (drawing.FLOOR[0] - drawing.BALL[0])
-    radius = 1.4 * drawing.BALL_RADIUS * SCALE
+    change = (plain - picture)[..., 0].sum() / (rendering.FLOOR[0] - rendering.BALL[0])
+    radius = 1.4 * rendering.BALL_RADIUS * SCALE
     assert change == pytest.approx(np.pi * radius**2, rel=0.02)
 
 
 def test_a_path_runs_from_blue_to_orange() -> None:
     path = [(-2.5, 2.5), (-1.5, 2.5), (-1.5, -0.5)]
     picture = draw_maze(MEDIUM.maze_map, path=path, size=SIZE)
-    assert pixel(picture, -2.0, 2.5) == drawing.PATH_START
-    assert pixel(picture, -1.5, 0.5) == drawing.PATH_END
-    assert pixel(picture, -2.0, 2.3) == drawing.FLOOR
+    assert pixel(picture, -2.0, 2.5) == rendering.PATH_START
+    assert pixel(picture, -1.5, 0.5) == rendering.PATH_END
+    assert pixel(picture, -2.0, 2.3) == rendering.FLOOR
 
 
 def test_odd_inputs_draw_what_they_can() -> None:
@@ -78,12 +78,12 @@ def test_odd_inputs_draw_what_they_can() -> None:
 
 def test_other_shapes_are_fitted_and_centered() -> None:
     picture = draw_maze(get_layout("large").maze_map, size=(240, 240))
-    assert (picture[:30] == drawing.BACKGROUND).all()
-    assert (picture[-30:] == drawing.BACKGROUND).all()
-    assert (picture[31] == drawing.WALL).all()
+    assert (picture[:30] == rendering.BACKGROUND).all()
+    assert (picture[-30:] == rendering.BACKGROUND).all()
+    assert (picture[31] == rendering.WALL).all()
     wide = draw_maze(MEDIUM.maze_map, size=(300, 100))
     assert wide.shape == (100, 300, 3)
-    assert (wide[:, :100] == drawing.BACKGROUND).all()
+    assert (wide[:, :100] == rendering.BACKGROUND).all()
 
 
 def test_cell_size_scales_positions() -> None:

@@ -1,27 +1,34 @@
-"""Demonstrations without physics: inverse kinematics and blocks that follow the tool.
+"""Generators of demonstrations: towers, with and without physics.
 
-What the block-stacking environment would show, written down directly: a held block
-moves with the tool, a released one stays. That is what its physics does, too, as long
-as nothing is touched on the way, and it takes a small part of the time. A sample
-should be replayed in physics (`diffuser-policy collect` does).
+`diffuser-policy collect` runs the two recorders. Both write the episodes that the
+Unconditional environment would record:
+
+* *kinematic* computes them by inverse kinematics: a held block moves with the tool, a
+  released one stays. As long as nothing is touched on the way, physics does the same,
+  and takes much longer. `verify` replays an episode in physics.
+* *physics* carries out the same joint motions in the environment and records what it
+  observes. An attempt that does not end in a tower is a failure.
 
 Two scenarios, each ending in a tower of all blocks, in a random order:
 
 * *tower*: the blocks are scattered over the table;
-* *rebuild*: they stand in random stacks, which have to be taken apart; the tower may
-  have to stand on a new place.
+* *rebuild*: the blocks stand in random stacks, which have to be taken apart; the tower
+  may have to stand on a new place.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, ClassVar, Self
 
+import gymnasium
 import numpy as np
 
-from diffuser_envs.errors import KukaOptionError
+from diffuser_envs.errors import KukaOptionError, UnsupportedEnvError
 from diffuser_envs.kuka.arm import HOME, reachable, tool_position
 from diffuser_envs.kuka.arrangements import (
     random_place,
@@ -45,8 +52,8 @@ from diffuser_envs.kuka.motions import (
     Trajectory,
     lowest_tool,
 )
-from diffuser_envs.kuka.scores import built_share, on_pairs
 from diffuser_envs.kuka.task_planner import Move, plan_tower
+from diffuser_envs.kuka.tasks import built_share, on_pairs
 
 MAX_OFF_CENTRE = 0.02
 LOW_GAP = 0.16  # from the middle of a block to where a low start is, meters
@@ -56,9 +63,11 @@ DETOUR_ROOM = 0.22  # from others that are as high
 CLOSEST = 0.414  # to the base that the tool gets at every height, meters
 HIGHEST_START = 0.42
 MAX_CLEARANCE = 0.2  # with more, the arm does not get over a tower, meters
-_MIRRORED_JOINTS = (-1.0, 1.0) * 3 + (-1.0,)
 _CONTACT = 0.005  # what stands lower is no obstacle
 _HOME_TOOL = tool_position(HOME)
+# How far a replay may be off what was written down.
+JOINT_TOLERANCE = 0.005
+BLOCK_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -295,24 +304,6 @@ class KinematicGenerator:
         return observations, actions
 
 
-def mirrored(
-    observations: np.ndarray, actions: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return what happens in a mirror that swaps left and right (y and -y).
-
-    Exact: the arm, the table and the work sector are symmetric.
-
-    Args:
-        observations: Shape `[..., 7 + 8n]`.
-        actions: Shape `[..., 8]`.
-    """
-    num_blocks = (observations.shape[-1] - NUM_JOINTS) // 8
-    block = (1.0, -1.0, 1.0, -1.0, 1.0, -1.0, 1.0, 1.0)
-    signs = np.array(_MIRRORED_JOINTS + block * num_blocks, observations.dtype)
-    turns = np.array((*_MIRRORED_JOINTS, 1.0), actions.dtype)
-    return observations * signs, actions * turns
-
-
 def carried_blocks(trajectory: Trajectory, start: FloatArray) -> FloatArray:
     """Return where all blocks are: held ones go with the tool.
 
@@ -333,3 +324,115 @@ def carried_blocks(trajectory: Trajectory, start: FloatArray) -> FloatArray:
             paths[first:end, block] = tool[first:end] + offset
             paths[end:, block] = paths[end - 1, block]
     return paths
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerRecorder(KinematicGenerator):
+    """What the generators share: an environment, and options with defaults.
+
+    Attributes:
+        env: The Unconditional environment, unwrapped.
+        num_blocks: The environment's.
+    """
+
+    dataset_id: ClassVar[str] = "diffuser/kuka-stack-v1"
+
+    env: Any
+    num_blocks: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Take the number of blocks from the environment."""
+        object.__setattr__(self, "num_blocks", self.env.num_blocks)
+        super().__post_init__()
+
+    @classmethod
+    def from_env(cls, env: gymnasium.Env[Any, Any], **options: Any) -> Self:
+        """Make a generator for an environment.
+
+        Args:
+            env: Unconditional block stacking, wrapped or not.
+            **options: The other attributes; whole numbers may be floats.
+
+        Raises:
+            UnsupportedEnvError: It is another environment.
+            KukaOptionError: An option is out of range.
+        """
+        base: Any = env.unwrapped
+        if getattr(getattr(base, "task", None), "name", None) != "unconditional":
+            raise UnsupportedEnvError(
+                "demonstrations of towers are recorded in"
+                " diffuser_envs/KukaStack-Unconditional-v1 (they serve all three"
+                f" tasks), got {type(base).__name__}"
+                f" {getattr(env.spec, 'id', '')}".rstrip()
+            )
+        whole = {each.name for each in dataclasses.fields(cls) if each.type == "int"}
+        return cls(
+            env=base,
+            **{
+                name: int(value) if name in whole else value
+                for name, value in options.items()
+            },
+        )
+
+
+class KinematicRecorder(TowerRecorder):
+    """Demonstrations without physics."""
+
+    def record(self, seed: int) -> Demonstration:
+        """Return the demonstration of a seed; it never fails."""
+        return self.demonstrate(seed)
+
+    def verify(self, seed: int) -> bool:
+        """Replay a demonstration in physics, and tell whether it is true.
+
+        Args:
+            seed: Of the demonstration.
+
+        Returns:
+            Whether joints stayed within 0.005 rad and blocks within 10 mm of what
+            was written down, with the same flags and the same tower at the end.
+        """
+        planned = self.demonstrate(seed)
+        replayed = replay(self.env, planned)
+        error = np.abs(replayed.observations - planned.observations)
+        blocks = error[:, NUM_JOINTS:].reshape(len(error), self.num_blocks, 8)
+        return bool(
+            error[:, :NUM_JOINTS].max() <= JOINT_TOLERANCE
+            and blocks[..., :3].max() <= BLOCK_TOLERANCE
+            and not blocks[..., 7].any()
+            and replayed.rewards[-1] == planned.rewards[-1]
+        )
+
+
+class PhysicsRecorder(TowerRecorder):
+    """Demonstrations carried out in the environment."""
+
+    def record(self, seed: int) -> Demonstration | None:
+        """Return the episode of a seed, or None if it built no tower."""
+        replayed = replay(self.env, self.demonstrate(seed))
+        return replayed if replayed.rewards[-1] == 1.0 else None
+
+
+RECORDERS: Mapping[str, type[TowerRecorder]] = MappingProxyType(
+    {"kinematic": KinematicRecorder, "physics": PhysicsRecorder}
+)
+
+
+def replay(env: Any, demonstration: Demonstration) -> Demonstration:
+    """Carry out a demonstration's actions, and return what is observed.
+
+    Args:
+        env: The Unconditional environment, unwrapped.
+        demonstration: From which start, and what to do.
+    """
+    planned = demonstration.observations
+    observations = np.empty_like(planned)
+    rewards = np.empty_like(demonstration.rewards)
+    blocks = planned[0, NUM_JOINTS:].reshape(-1, 8)[:, :3]
+    start = {"joints": planned[0, :NUM_JOINTS], "blocks": blocks}
+    observations[0], _ = env.reset(seed=0, options=start)
+    for step, action in enumerate(demonstration.actions):
+        observations[step + 1], rewards[step], *_ = env.step(action)
+    return dataclasses.replace(
+        demonstration, observations=observations, rewards=rewards
+    )

@@ -1,4 +1,4 @@
-"""Demonstrations without physics: what they show, and that it is varied and even."""
+"""Demonstrations of towers that are computed without physics."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import pytest
 from diffuser_envs.errors import KukaOptionError
 from diffuser_envs.kuka.arm import HOME, JOINT_SPEED, tool_position
 from diffuser_envs.kuka.arrangements import check_arrangement, supports
-from diffuser_envs.kuka.kinematic import (
+from diffuser_envs.kuka.generators import (
     Demonstration,
     KinematicGenerator,
     carried_blocks,
-    mirrored,
 )
 from diffuser_envs.kuka.motions import NOTHING, Trajectory
 
@@ -160,29 +159,6 @@ def test_five_blocks_make_a_tower_of_five() -> None:
 def test_impossible_options_are_refused(name: str, value: float) -> None:
     with pytest.raises(KukaOptionError, match=name):
         replace(KinematicGenerator(), **{name: value})  # type: ignore[arg-type]
-
-
-def test_the_mirror_image_is_a_demonstration_too() -> None:
-    each = KinematicGenerator().demonstrate(4)
-    observations, actions = mirrored(each.observations, each.actions)
-    tool, image = tool_position(each.actions[:, :7]), tool_position(actions[:, :7])
-    np.testing.assert_allclose(image, tool * (1.0, -1.0, 1.0), atol=1e-6)
-    blocks = blocks_of(each)[..., :3]
-    image = observations[:, 7:].reshape(len(observations), -1, 8)[..., :3]
-    np.testing.assert_array_equal(image, blocks * [1.0, -1.0, 1.0])
-    np.testing.assert_array_equal(observations[1:, :7], actions[:, :7])
-    twice, _ = mirrored(observations, actions)
-    np.testing.assert_array_equal(twice, each.observations)
-
-
-def test_a_mirrored_turn_is_the_turn_in_the_mirror() -> None:
-    angle = 0.7  # about x, y and z in turn
-    for axis, flipped in ((0, -1.0), (1, 1.0), (2, -1.0)):
-        row = np.zeros(15)
-        row[10 + axis], row[13] = np.sin(angle / 2), np.cos(angle / 2)
-        image, _ = mirrored(row, np.zeros(8))
-        assert image[10 + axis] == pytest.approx(flipped * np.sin(angle / 2))
-        assert image[13] == pytest.approx(np.cos(angle / 2))
 
 
 def test_a_block_that_is_held_at_first_is_carried_too() -> None:

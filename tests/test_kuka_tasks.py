@@ -10,26 +10,29 @@ import pytest
 from diffuser_envs.errors import KukaArrangementError, KukaOptionError
 from diffuser_envs.kuka.arrangements import order_of_pairs, random_stacks
 from diffuser_envs.kuka.columns import (
-    COLUMNS,
-    PAIRS,
     layer_height,
     observation_columns,
     ordered_pairs,
 )
 from diffuser_envs.kuka.events import EpisodeLog
-from diffuser_envs.kuka.scores import (
+from diffuser_envs.kuka.tasks import (
     built_share,
     latched_tower_share,
     latching_pairs,
+    make_task,
     matched_places,
     matched_share,
     met_pairs,
     num_blocks_of_pairs,
     on_pairs,
     pair_matrix,
+    tower_goal,
     tower_height,
 )
-from diffuser_envs.kuka.tasks import make_task, tower_goal
+
+PAIRS = ordered_pairs()
+
+COLUMNS = observation_columns()
 
 FLAT = np.array([[0.5, y, 0.03] for y in (-0.3, -0.1, 0.1, 0.3)])
 
