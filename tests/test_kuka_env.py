@@ -454,9 +454,6 @@ def test_sb3_runs_it_in_another_process() -> None:
         envs.close()
 
 
-PAIRS = ordered_pairs()
-
-
 def test_last_step_carries_the_settled_score() -> None:
     env = make("conditional", max_episode_steps=200)
     mover, _ = start(env, blocks=ROW, goal=tower_goal((0, 1, 2, 3)))

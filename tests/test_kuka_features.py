@@ -249,10 +249,7 @@ def test_feasibility_is_that_of_the_blocks() -> None:
     assert value[1] < value[0] - 0.05
 
 
-FEATURES = BlockFeatures()
-TABLE = BLOCK_HEIGHT / 2
 BLOCKS = np.array([[0.5, 0.0], [0.5, 0.3], [0.5, -0.3], [0.6, 0.15]])
-STRIDE = 4
 STANDING = np.concatenate([BLOCKS, np.full((4, 1), TABLE)], axis=1)
 ON_1 = STANDING[1] + np.array([0, 0, BLOCK_HEIGHT])
 

@@ -17,10 +17,8 @@ from diffuser_envs.kuka.columns import (
 from diffuser_envs.kuka.events import EpisodeLog
 from diffuser_envs.kuka.tasks import (
     built_share,
-    latched_tower_share,
     latching_pairs,
     make_task,
-    matched_places,
     matched_share,
     met_pairs,
     num_blocks_of_pairs,
@@ -139,7 +137,8 @@ def test_cycle_of_pairs_counts_no_further_than_all_blocks() -> None:
 
 def test_latched_tower_is_the_fullest_row() -> None:
     latched = [float(pair in {(3, 0), (3, 1), (2, 0)}) for pair in PAIRS]
-    assert latched_tower_share(latched) == pytest.approx(2 / 3)
+    share = make_task("unconditional").latched_share(np.array(latched), np.zeros(0))
+    assert share == pytest.approx(2 / 3)
 
 
 # --- goals ----------------------------------------------------------------------------
@@ -184,8 +183,8 @@ def test_places_match_within_thirty_millimeters() -> None:
     moved[0] += (0.0, 0.0299, 0.0)
     moved[1] += (0.0, 0.0301, 0.0)
     moved[2] += (0.02, 0.02, 0.02)  # 0.0346 m in space
-    assert matched_places(moved.reshape(-1), goal).tolist() == [1, 0, 0, 1]
     task = make_task("rearrangement")
+    assert task.met(moved.reshape(-1), goal).tolist() == [1, 0, 0, 1]
     assert task.share(moved.reshape(-1), goal) == pytest.approx(0.5)
     assert task.share(np.stack([goal, moved.reshape(-1)]), goal).tolist() == [1, 0.5]
 

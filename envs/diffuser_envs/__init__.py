@@ -1,7 +1,7 @@
 """Gymnasium environments for Diffuser planners.
 
-Importing this package registers the mazes and the block-stacking tasks by name and
-loads nothing heavy: no simulator and no torch before an environment is made.
+Importing this package registers the mazes and the block-stacking tasks by name. It
+loads neither a simulator nor torch; making an environment does.
 
     import gymnasium, diffuser_envs
     env = gymnasium.make("diffuser_envs/Multi2D-Large-v1")
@@ -47,7 +47,8 @@ _LAZY = {
     "REFERENCE_SCORES": "diffuser_envs.scores",
     "get_normalized_score": "diffuser_envs.scores",
 }
-# Plans have 128 steps: the paper's three of them; a rearrangement takes up to seven.
+# Plans have 128 steps. An episode is three plans, as in the paper; a rearrangement
+# takes up to seven.
 _STACKING_STEPS = {"Unconditional": 384, "Conditional": 384, "Rearrangement": 896}
 _FINAL_SCORE = WrapperSpec(
     name="FinalScore", entry_point="diffuser_envs.kuka.wrappers:FinalScore", kwargs={}
@@ -68,8 +69,8 @@ def register_envs() -> None:
     """Register the mazes and the block-stacking tasks.
 
     The ids are `diffuser_envs/{Maze2D,Multi2D}-{UMaze,Medium,Large}-v1` and
-    `diffuser_envs/KukaStack-{Unconditional,Conditional,Rearrangement}-v1`. Runs on
-    import; calling it again changes nothing.
+    `diffuser_envs/KukaStack-{Unconditional,Conditional,Rearrangement}-v1`. The package
+    calls this on import; calling it again changes nothing.
     """
     for family, goal in (("Maze2D", "fixed"), ("Multi2D", "random")):
         for layout in LAYOUTS.values():

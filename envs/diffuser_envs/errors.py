@@ -1,7 +1,7 @@
 """Errors of the environments.
 
 Every error derives from `DiffuserEnvsError` and from the built-in exception that it
-refines, so `except ValueError` keeps working. Whoever raises one has changed no state.
+refines, so `except ValueError` keeps working. Raising one changes no state.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ class DiffuserEnvsError(Exception):
 
 
 class MazeError(DiffuserEnvsError, ValueError):
-    """A maze environment was given something that it cannot use."""
+    """A maze environment cannot use what it was given."""
 
 
 class MazeOptionError(MazeError):
@@ -23,7 +23,7 @@ class MazeOptionError(MazeError):
 
 
 class MazePositionError(MazeError):
-    """A goal or start lies in a wall, outside of the maze, or is not finite."""
+    """A goal or start lies in a wall, outside the maze, or is not finite."""
 
 
 class MazeActionError(MazeError):
@@ -35,7 +35,7 @@ class MazeObservationError(MazeError):
 
 
 class KukaError(DiffuserEnvsError, ValueError):
-    """A block-stacking environment was given something that it cannot use."""
+    """A block-stacking environment cannot use what it was given."""
 
 
 class KukaOptionError(KukaError):
@@ -43,7 +43,7 @@ class KukaOptionError(KukaError):
 
 
 class KukaArrangementError(KukaError):
-    """Blocks cannot stand like that: out of reach, overlapping, or no tower."""
+    """Blocks cannot stand as asked: out of reach, overlapping, or no tower."""
 
 
 class KukaActionError(KukaError):
@@ -59,26 +59,26 @@ class KukaObservationError(KukaError):
 
 
 class UnsupportedEnvError(DiffuserEnvsError, TypeError):
-    """An environment is of another kind than a demonstrator was written for."""
+    """A demonstrator or wrapper does not support this kind of environment."""
 
 
 class MissingExtraError(DiffuserEnvsError, ImportError):
-    """A package that this part needs is not installed."""
+    """An optional package is needed and not installed."""
 
 
 class RenderingError(DiffuserEnvsError, RuntimeError):
-    """The wanted renderer does not work on this machine."""
+    """The requested renderer does not work on this machine."""
 
 
 class UnknownEnvError(DiffuserEnvsError, LookupError):
-    """There are no reference scores for an environment id."""
+    """An environment id has no reference scores."""
 
 
 def nearest_names(name: str, known: Iterable[str]) -> str:
-    """Return the end of an error message that offers the known names closest to `name`.
+    """Return the end of an error message: the known names closest to `name`.
 
     Args:
-        name: What was asked for.
+        name: The unknown name.
         known: All names that exist.
     """
     names = sorted(known)

@@ -3,12 +3,12 @@
     score = 100 (return - min) / (max - min)
 
 where `min` is the published return of a uniform random policy and `max` that of D4RL's
-waypoint controller. Only steps inside the goal disc pay, so the score measures how fast
-a policy arrives and how well it then stays. The controller was not restarted between
-episodes, so `max` is no upper bound: standing on the goal from the first step scores
-200 on U-Maze, 222 on Medium and 297 on Large (`examples/reference_returns.py`).
-Multi2D has no scores of its own; like the paper (Janner et al., 2022, table 1) it uses
-those of Maze2D.
+waypoint controller. Only steps inside the goal disc are rewarded, so the score measures
+how fast a policy arrives and how well it then stays. D4RL did not restart the
+controller between episodes, so `max` is no upper bound: standing on the goal from the
+first step scores 200 on U-Maze, 222 on Medium and 297 on Large
+(`examples/reference_returns.py`).
+Multi2D uses the scores of Maze2D, as the paper does (Janner et al., 2022, table 1).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from diffuser_envs.errors import UnknownEnvError, nearest_names
 
 
 class ReferenceScore(NamedTuple):
-    """Returns that score 0 and 100."""
+    """The returns that score 0 and 100."""
 
     min: float
     max: float
@@ -50,7 +50,7 @@ def get_normalized_score(
 def get_normalized_score(
     env_id: str, returns: npt.ArrayLike
 ) -> float | npt.NDArray[np.float64]:
-    """Convert episode returns to D4RL's score: 0 is random, 100 its controller.
+    """Convert episode returns to D4RL's score: 0 is random, 100 is its controller.
 
     Args:
         env_id: Id of a registered maze, with or without the `module:` prefix.
@@ -60,7 +60,7 @@ def get_normalized_score(
         A number for a number, otherwise an array of the same shape.
 
     Raises:
-        UnknownEnvError: There are no reference scores for `env_id`.
+        UnknownEnvError: `env_id` has no reference scores.
     """
     name = env_id.rpartition(":")[2]
     if name not in REFERENCE_SCORES:

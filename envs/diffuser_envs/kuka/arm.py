@@ -6,11 +6,11 @@ joints turn about z and y in turn:
     R(q) = Rz(q1) Ry(q2) Rz(q3) Ry(-q4) Rz(q5) Ry(q6) Rz(q7)
 
 with the shoulder 0.36 m above the base, 0.42 m from shoulder to elbow, 0.40 m from
-elbow to wrist, and the tool's tip straight on from the wrist. Plans keep the tool
-pointing straight down with a fixed yaw *in the world*: a carried block only
-translates, and a tool position determines all joints, continuously.
+elbow to wrist, and the tool's tip in line with the wrist. Plans keep the tool pointing
+straight down with a fixed yaw *in the world*: a carried block only translates, and a
+tool position determines all joints, continuously.
 
-Everything here is vectorised NumPy and needs no simulator. Positions are in meters in
+Everything here is vectorized NumPy and needs no simulator. Positions are in meters in
 the frame of the arm's base, z up; angles are in radians.
 """
 
@@ -24,7 +24,7 @@ from diffuser_envs.kuka.columns import STEP_SECONDS, BoolArray, FloatArray
 SHOULDER_HEIGHT = 0.36
 UPPER_ARM = 0.42
 FOREARM = 0.40
-FLANGE = 0.126  # from the wrist's centre to the face that tools are fixed to
+FLANGE = 0.126  # from the wrist's center to the face that tools are fixed to
 TOOL_LENGTH = 0.10
 WRIST_TO_TIP = FLANGE + TOOL_LENGTH
 
@@ -36,12 +36,12 @@ JOINT_LOW: FloatArray = -JOINT_HIGH
 # Rated speeds of the LBR iiwa 14 R820, whose lengths these are (data sheet), rad/s.
 JOINT_SPEED: FloatArray = np.deg2rad([85.0, 85.0, 100.0, 75.0, 130.0, 135.0, 135.0])
 SPEED_FACTOR = 1.5  # how much faster than rated environments let the joints turn
-# How far that is in an env step, rad.
+# The largest turn in an env step, rad.
 JOINT_REACH: FloatArray = SPEED_FACTOR * STEP_SECONDS * JOINT_SPEED
 
 
 def tool_pose(joints: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
-    """Return where the tool is: forward kinematics.
+    """Return position and rotation of the tool: forward kinematics.
 
     Args:
         joints: Shape `[..., 7]`.
@@ -74,15 +74,15 @@ def tool_position(joints: npt.ArrayLike) -> FloatArray:
 def inverse(
     position: npt.ArrayLike, yaw: npt.ArrayLike = 0.0, swivel: npt.ArrayLike = 0.0
 ) -> FloatArray:
-    """Return the joints that put the tool's tip somewhere, pointing straight down.
+    """Return joints that put the tool's tip at a position, pointing straight down.
 
     With swivel 0 the whole arm lies in the vertical plane through the base and the
-    tip, elbow up: joints 3 and 5 are zero, joint 1 is the azimuth and joint 7 the
+    tip, elbow up: joints 3 and 5 are zero, joint 1 is the azimuth, and joint 7 is the
     azimuth minus the yaw. So yaw 0 keeps joint 7 as far from its limits as joint 1.
 
     Args:
         position: Tip of the tool, shape `[..., 3]`.
-        yaw: Of the tool in the world; broadcasts over the positions.
+        yaw: The tool's, in the world; broadcasts over the positions.
         swivel: Turn of the elbow about the line from shoulder to wrist; broadcasts.
 
     Returns:
@@ -116,7 +116,7 @@ def inverse(
 
 
 def reachable(position: npt.ArrayLike) -> BoolArray:
-    """Tell which tool positions the arm reaches, straight down at yaw and swivel 0.
+    """Return which tool positions the arm reaches, straight down at yaw and swivel 0.
 
     Args:
         position: Tip of the tool, shape `[..., 3]`.
@@ -158,7 +158,7 @@ def _swivelled(flat: FloatArray, swivel: FloatArray) -> FloatArray:
 
 
 def _wrapped(angle: FloatArray) -> FloatArray:
-    """Return angles in (-π, π]; those that are there already unchanged."""
+    """Return angles in (-π, π]; angles within stay unchanged."""
     turns = np.ceil(angle / (2.0 * np.pi) - 0.5)
     return angle - 2.0 * np.pi * turns
 

@@ -1,16 +1,15 @@
-"""Where blocks stand: random starts, random stacks, goals, and what is possible.
+"""Where blocks stand: random starts, random stacks, goals, and validity checks.
 
-An arrangement is the centres of all blocks, shape `[n, 3]`, meters in the frame of the
+An arrangement is the centers of all blocks, shape `[n, 3]`, meters in the frame of the
 arm's base; the table's top is at z = 0 and blocks keep their sides parallel to the
-axes. Blocks stand in a ring sector around the arm that it reaches at every height of a
-tower, at least `SPACING` apart, so that a carried block fits between any two.
+axes. Blocks stand in a ring sector that the arm reaches at every height of a tower.
+They stand at least `SPACING` apart, so that a carried block fits between any two.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +25,8 @@ from diffuser_envs.kuka.columns import (
 
 MIN_RADIUS, MAX_RADIUS = 0.42, 0.68
 MAX_AZIMUTH = 1.4
-SPACING = 0.16  # between the centres of blocks on the table; their diagonal is 0.141
-TABLE = -1  # what a block stands on that stands on no other block
+SPACING = 0.16  # between the centers of blocks on the table; their diagonal is 0.141
+TABLE = -1  # the support of a block that stands on no other block
 
 STACKED_XY = 0.5 * BLOCK_WIDTH
 STACKED_Z = 0.012
@@ -36,8 +35,6 @@ MATCHED = 0.03  # how far from its goal position a block may be
 _ATTEMPTS = 200
 _SLACK = 1e-6
 
-Order: TypeAlias = Sequence[int]
-
 
 def random_place(
     rng: np.random.Generator, occupied: npt.ArrayLike = (), spacing: float = SPACING
@@ -45,9 +42,9 @@ def random_place(
     """Draw a place on the table, uniform over the free part of the work sector.
 
     Args:
-        rng: Draws.
-        occupied: Centres that it keeps away from, shape `[k, 2]`.
-        spacing: By how much at least, meters.
+        rng: Source of randomness.
+        occupied: Centers to keep away from, shape `[k, 2]`.
+        spacing: Least distance to them, meters.
 
     Returns:
         x and y.
@@ -71,18 +68,18 @@ def random_place(
 def random_places(
     num_places: int, rng: np.random.Generator, occupied: npt.ArrayLike = ()
 ) -> FloatArray:
-    """Draw places that are apart from each other and from the occupied ones.
+    """Draw places at a distance from each other and from the occupied ones.
 
     Args:
-        num_places: How many.
-        rng: Draws.
-        occupied: Centres that they keep away from, shape `[k, 2]`.
+        num_places: Number of places.
+        rng: Source of randomness.
+        occupied: Centers to keep away from, shape `[k, 2]`.
 
     Returns:
         Shape `[num_places, 2]`.
 
     Raises:
-        KukaArrangementError: They do not fit.
+        KukaArrangementError: The places do not fit.
     """
     before = np.asarray(occupied, dtype=np.float64).reshape(-1, 2)
     error = None
@@ -105,14 +102,14 @@ def scattered(num_blocks: int, rng: np.random.Generator) -> FloatArray:
     """Draw an arrangement in which every block stands on the table.
 
     Args:
-        num_blocks: How many.
-        rng: Draws.
+        num_blocks: Number of blocks.
+        rng: Source of randomness.
 
     Returns:
         Shape `[num_blocks, 3]`.
 
     Raises:
-        KukaArrangementError: So many do not fit.
+        KukaArrangementError: So many blocks do not fit.
     """
     places = random_places(num_blocks, rng)
     return np.column_stack((places, np.full(num_blocks, layer_height(0))))
@@ -130,11 +127,11 @@ def random_stacks(
 
     Args:
         num_blocks: At least two.
-        rng: Draws.
-        max_height: Of the highest pile, in blocks.
-        jitter: Standard deviation, meters, of how far a block is off the one below;
-            cut at three of them.
-        occupied: Places that the piles keep away from, shape `[k, 2]`.
+        rng: Source of randomness.
+        max_height: Height of the highest pile, in blocks.
+        jitter: Standard deviation, meters, of a block's offset from the one below; cut
+            at three standard deviations.
+        occupied: Places to keep away from, shape `[k, 2]`.
 
     Returns:
         Shape `[num_blocks, 3]`.
@@ -158,19 +155,19 @@ def random_stacks(
     places = random_places(len(heights), rng, occupied)
     first = 0
     for place, height in zip(places, heights, strict=True):
-        centre = place
+        center = place
         for layer, block in enumerate(blocks[first : first + height]):
-            positions[block, :2] = centre
+            positions[block, :2] = center
             positions[block, 2] = layer_height(layer)
             if jitter > 0.0:
                 shift = rng.normal(0.0, jitter, 2)
-                centre = within_ring(centre + shift.clip(-3 * jitter, 3 * jitter))
+                center = within_ring(center + shift.clip(-3 * jitter, 3 * jitter))
         first += height
     return positions
 
 
 def within_ring(place: npt.ArrayLike) -> FloatArray:
-    """Return the nearest place at a distance from the base that blocks may have.
+    """Return the nearest place within the ring in which blocks may stand.
 
     Args:
         place: x and y.
@@ -183,13 +180,13 @@ def within_ring(place: npt.ArrayLike) -> FloatArray:
 def random_rearrangement(
     num_blocks: int, rng: np.random.Generator
 ) -> tuple[FloatArray, FloatArray]:
-    """Draw two arrangements in stacks; no block is where it is to go.
+    """Draw two arrangements of stacks; no block starts at its goal.
 
-    The goal's places may be occupied at the start, by whichever blocks.
+    Any blocks may occupy the goal's places at the start.
 
     Args:
         num_blocks: At least two.
-        rng: Draws.
+        rng: Source of randomness.
 
     Returns:
         Start and goal, each of shape `[num_blocks, 3]`.
@@ -205,7 +202,7 @@ def random_rearrangement(
         if goal is not None and not matched(start, goal).any():
             return start, goal
     raise KukaArrangementError(
-        f"no goal was found that moves all {num_blocks} blocks; use fewer blocks"
+        f"found no goal that moves all {num_blocks} blocks; use fewer blocks"
     )
 
 
@@ -227,7 +224,7 @@ def _moved_onto(
 
 
 def matched(positions: npt.ArrayLike, goal: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-    """Tell which blocks are within `MATCHED` of their goal.
+    """Return which blocks are within `MATCHED` of their goal.
 
     Args:
         positions: Shape `[..., n, 3]`.
@@ -243,64 +240,65 @@ def matched(positions: npt.ArrayLike, goal: npt.ArrayLike) -> npt.NDArray[np.boo
 def on_top(
     positions: npt.ArrayLike, held: npt.ArrayLike = False
 ) -> npt.NDArray[np.bool_]:
-    """Tell which block lies on which.
+    """Return which block lies on which.
 
     Args:
         positions: Shape `[..., n, 3]`.
-        held: Which blocks are held, shape `[..., n]`: they lie on none and carry none.
+        held: Which blocks the tool holds, shape `[..., n]`; these lie on none and
+            carry none.
 
     Returns:
         `[..., i, j]`: block i lies on block j.
     """
-    centres = np.asarray(positions, dtype=np.float64)
-    offset = centres[..., :, None, :] - centres[..., None, :, :]
+    centers = np.asarray(positions, dtype=np.float64)
+    offset = centers[..., :, None, :] - centers[..., None, :, :]
     on = np.hypot(offset[..., 0], offset[..., 1]) < STACKED_XY
     on &= np.abs(offset[..., 2] - BLOCK_HEIGHT) < STACKED_Z
-    free = ~np.broadcast_to(np.asarray(held, dtype=np.bool_), centres.shape[:-1])
+    free = ~np.broadcast_to(np.asarray(held, dtype=np.bool_), centers.shape[:-1])
     return np.asarray(on & free[..., :, None] & free[..., None, :])
 
 
 def supports(positions: npt.ArrayLike) -> list[int]:
-    """Return what each block stands on: another block, or `TABLE`.
+    """Return the support of each block: another block, or `TABLE`.
 
     Args:
         positions: Shape `[n, 3]`.
     """
-    centres = np.asarray(positions, dtype=np.float64)
-    on = on_top(centres)
+    centers = np.asarray(positions, dtype=np.float64)
+    on = on_top(centers)
     found = []
     for block, row in enumerate(on):
         below = np.flatnonzero(row)
         if len(below) > 1:
-            gaps = np.linalg.norm(centres[below, :2] - centres[block, :2], axis=1)
+            gaps = np.linalg.norm(centers[below, :2] - centers[block, :2], axis=1)
             below = below[[int(gaps.argmin())]]
         found.append(int(below[0]) if len(below) else TABLE)
     return found
 
 
 def check_arrangement(positions: npt.ArrayLike, num_blocks: int) -> FloatArray:
-    """Return an arrangement as an array, if blocks can stand in that way.
+    """Check that blocks can stand in an arrangement, and return it as an array.
 
     Args:
-        positions: Centres of all blocks.
-        num_blocks: How many there must be.
+        positions: Centers of all blocks.
+        num_blocks: Number of blocks.
 
     Raises:
-        KukaArrangementError: Of another shape, not finite, out of reach, overlapping,
-            or a block that stands on nothing.
+        KukaArrangementError: Wrong shape, not finite, out of reach, overlapping, or a
+            block that stands on nothing.
     """
     try:
-        centres = np.array(positions, dtype=np.float64)
+        centers = np.array(positions, dtype=np.float64)
     except (TypeError, ValueError):
         raise KukaArrangementError(
             f"positions must be {num_blocks} times (x, y, z), got {positions!r}"
         ) from None
-    if centres.shape != (num_blocks, 3) or not np.isfinite(centres).all():
+    if centers.shape != (num_blocks, 3) or not np.isfinite(centers).all():
         raise KukaArrangementError(
             f"positions must be {num_blocks} times (x, y, z), all finite, got"
-            f" {centres.tolist()}"
+            f" {centers.tolist()}"
         )
-    for block, (x, y, _) in enumerate(centres.tolist()):
+    for block, (x, y, _) in enumerate(centers.tolist()):
         radius, azimuth = math.hypot(x, y), math.atan2(y, x)
         near = MIN_RADIUS - MATCHED <= radius <= MAX_RADIUS + MATCHED
         if not near or abs(azimuth) > MAX_AZIMUTH + _SLACK:
@@ -310,37 +308,37 @@ def check_arrangement(positions: npt.ArrayLike, num_blocks: int) -> FloatArray:
                 f" direction within {MAX_AZIMUTH} rad (got {radius:.3f} m,"
                 f" {azimuth:.3f} rad)"
             )
-    _check_room(centres)
-    return centres
+    _check_room(centers)
+    return centers
 
 
-def _check_room(centres: FloatArray) -> None:
-    """Raise unless blocks are apart and each stands on something."""
-    gap = np.abs(centres[:, None] - centres[None])
+def _check_room(centers: FloatArray) -> None:
+    """Raise unless blocks do not overlap and each stands on something."""
+    gap = np.abs(centers[:, None] - centers[None])
     inside = (gap < (BLOCK_WIDTH, BLOCK_WIDTH, BLOCK_HEIGHT - STACKED_Z)).all(axis=-1)
     first, second = np.nonzero(np.triu(inside, k=1))
     if len(first):
         raise KukaArrangementError(
-            f"blocks {first[0]} and {second[0]} overlap: centres"
-            f" {centres[first[0]].tolist()} and {centres[second[0]].tolist()}; blocks"
+            f"blocks {first[0]} and {second[0]} overlap: centers"
+            f" {centers[first[0]].tolist()} and {centers[second[0]].tolist()}; blocks"
             f" are {BLOCK_WIDTH} m wide and {BLOCK_HEIGHT} m high"
         )
-    standing = np.abs(centres[:, 2] - layer_height(0)) < STACKED_Z
-    for block, below in enumerate(supports(centres)):
+    standing = np.abs(centers[:, 2] - layer_height(0)) < STACKED_Z
+    for block, below in enumerate(supports(centers)):
         if below == TABLE and not standing[block]:
             raise KukaArrangementError(
-                f"block {block} at {centres[block].tolist()} stands on nothing: on the"
+                f"block {block} at {centers[block].tolist()} stands on nothing: on the"
                 f" table z is {layer_height(0)}, and {BLOCK_HEIGHT} more with every"
                 " block below"
             )
 
 
 def check_order(order: Sequence[int], num_blocks: int) -> tuple[int, ...]:
-    """Return a tower's order, bottom to top, if it names every block once.
+    """Check that a tower's order names every block once, and return it.
 
     Args:
-        order: Block numbers.
-        num_blocks: How many there are.
+        order: Block numbers, bottom to top.
+        num_blocks: Number of blocks.
 
     Raises:
         KukaArrangementError: A block is missing, unknown or named twice.
@@ -360,10 +358,10 @@ def order_of_pairs(pairs: npt.ArrayLike, num_blocks: int) -> tuple[int, ...]:
     Args:
         pairs: One number for each (top, bottom), top first, 1 where wanted: shape
             `[n (n - 1)]`.
-        num_blocks: How many there are.
+        num_blocks: Number of blocks.
 
     Raises:
-        KukaArrangementError: The pairs are no single tower of all blocks.
+        KukaArrangementError: The pairs do not form a single tower of all blocks.
     """
     wanted = np.asarray(pairs, dtype=np.float64)
     if wanted.shape != (num_blocks * (num_blocks - 1),):

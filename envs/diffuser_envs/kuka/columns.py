@@ -1,8 +1,8 @@
-"""Sizes, names and columns that all parts of the block-stacking suite share.
+"""Sizes, names and columns that all parts of block stacking share.
 
 An observation of n blocks has 7 + 8n columns, 39 for the paper's four:
 
-| columns | what | unit |
+| columns | content | unit |
 |---|---|---|
 | 0 .. 6 | joints | rad |
 | 7 + 8i .. 9 + 8i | position of block i (center) | m |
@@ -26,7 +26,7 @@ IntArray: TypeAlias = npt.NDArray[np.int64]
 
 NUM_JOINTS = 7
 NUM_BLOCKS = 4
-MAX_BLOCKS = 5  # as many as fit beside each other in the work sector, with room to work
+MAX_BLOCKS = 5  # more do not fit side by side in the work sector with room to work
 BLOCK_WIDTH = 0.1
 BLOCK_HEIGHT = 0.06
 STEP_SECONDS = 0.05
@@ -59,7 +59,7 @@ def observation_columns(num_blocks: int = NUM_BLOCKS) -> dict[str, tuple[int, ..
 
 
 def metadata_columns(num_blocks: int = NUM_BLOCKS) -> dict[str, list[int]]:
-    """Name the columns as an environment's metadata do: with lists, as in JSON.
+    """Name the columns as in an environment's metadata: with lists, as in JSON.
 
     Args:
         num_blocks: Number of blocks.

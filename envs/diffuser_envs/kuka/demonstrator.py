@@ -1,13 +1,13 @@
-"""The block-stacking demonstrator: a task and motion planner in any loop.
+"""The block-stacking demonstrator: a task and motion planner for any loop.
 
-It looks at the blocks, searches for the shortest order of moves
+From the positions of the blocks it searches for the shortest order of moves
 (`diffuser_envs.kuka.task_planner`), plans the arm's motion for the first of them
-(`motions`), and carries it out step by step. When something is not where the motion
-expects it (a missed grasp, a block that fell or was pushed), it plans anew from what it
-sees. A steady error of the joints is measured and made up for. When the task is done,
-it rises a little and rests.
+(`motions`), and carries it out step by step. If something is not where the motion
+expects it (a missed grasp, a block that fell or was pushed), it plans anew from the
+observation. It measures and corrects a steady error of the joints. When the task is
+done, the arm rises a little and rests.
 
-It solves all three tasks, and is the reference that planners are compared with.
+The demonstrator solves all three tasks and is the reference for planners.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ State: TypeAlias = tuple[npt.NDArray[np.object_], ...]
 Observation: TypeAlias = npt.ArrayLike | Mapping[str, npt.ArrayLike]
 
 TASKS = ("unconditional", "conditional", "rearrangement")
-BLOCK_TOLERANCE = 0.012  # how far a block may be off what was planned, meters
-JOINT_TOLERANCE = 0.2  # rad; less is made up for by going on
-MAX_TRIM = 0.15  # rad; a larger miss is no steady error
+BLOCK_TOLERANCE = 0.012  # meters; a block further off its plan calls for a new one
+JOINT_TOLERANCE = 0.2  # rad; the motion itself corrects smaller errors
+MAX_TRIM = 0.15  # rad; a larger error is no steady one
 TRIM_GAIN = 0.5
 
 
@@ -55,14 +55,14 @@ class MotionMemory:
     """What the demonstrator remembers of one environment between steps.
 
     Attributes:
-        goal: The desired goal it works for; none before the first step.
-        order: Of the tower it builds, bottom to top; empty for Rearrangement.
-        motion: What the arm is doing; none before the first step.
-        blocks: Where the blocks are then, `[T + 1, n, 3]`.
+        goal: The desired goal of the motion; None before the first step.
+        order: Order of the tower, bottom to top; empty for Rearrangement.
+        motion: The arm's motion; None before the first step.
+        blocks: Positions of the blocks during the motion, `[T + 1, n, 3]`.
         step: Row of the motion that the next observation should show.
         resting: Whether the task was done when the motion was planned.
-        sent: Joint targets of the last action; none before the first step.
-        trim: By how much the joints miss their targets, `[7]`, rad.
+        sent: Joint targets of the last action; None before the first step.
+        trim: Steady error of the joints, observed minus target, `[7]`, rad.
     """
 
     goal: tuple[float, ...] | None = None
@@ -77,12 +77,12 @@ class MotionMemory:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """What one observation says.
+    """The content of one observation.
 
     Attributes:
         joints: `[7]`, rad.
-        blocks: Centres, `[n, 3]`, m.
-        held: Which block is held, or `NOTHING`.
+        blocks: Centers, `[n, 3]`, m.
+        held: The held block, or `NOTHING`.
         goal: The desired goal; empty if there is none.
     """
 
@@ -95,22 +95,22 @@ class Scene:
 class StackDemonstrator:
     """Build towers or rearrange blocks; follows Stable-Baselines3's `predict`.
 
-    Nothing is remembered between calls but in `state`. Random numbers are a function
-    of `seed` and the observation at hand, so the actions for one environment do not
-    depend on which others share its batch.
+    All memory between calls is in `state`. Random numbers are a function of `seed` and
+    the observation, so the actions for one environment do not depend on the others in
+    its batch.
 
     Args:
         task: `"unconditional"`, `"conditional"` or `"rearrangement"`; `from_env` takes
             the environment's.
-        num_blocks: How many blocks.
-        clearance: Meters between what moves and what it passes over.
+        num_blocks: Number of blocks.
+        clearance: Meters between tool or carried block and the blocks below.
         grasp_steps: Env steps that the tool rests when it grasps or releases.
-        off_centre: Standard deviation, meters, of where beside the middle of its top
-            a block is taken; the placement makes up for it.
+        off_centre: Standard deviation, meters, of a grasp's distance from the middle of
+            the block's top; the placement corrects it.
         seed: Fixes the orders of unconditional towers, spare places and grasps.
 
     Raises:
-        KukaOptionError: A task that there is not, or a setting out of its range.
+        KukaOptionError: An unknown task, or a setting out of its range.
     """
 
     generators: ClassVar[Mapping[str, type[TowerRecorder]]] = RECORDERS
@@ -149,7 +149,7 @@ class StackDemonstrator:
             **settings: The constructor's keyword arguments.
 
         Raises:
-            UnsupportedEnvError: It is another environment.
+            UnsupportedEnvError: The environment does not stack blocks.
         """
         base: Any = env.unwrapped
         task = getattr(getattr(base, "task", None), "name", None)
@@ -170,19 +170,19 @@ class StackDemonstrator:
         """Choose actions.
 
         Args:
-            observation: Of one environment or of a batch (`[n, ...]`); a goal
-                dictionary where the task has goals.
-            state: What the last call returned; none plans anew.
+            observation: For one environment or a batch (`[n, ...]`); a goal dictionary
+                if the task has goals.
+            state: The state that the last call returned; None plans anew.
             episode_start: Which rows start an episode, shape `[n]`.
             deterministic: Take blocks in the middle.
 
         Returns:
-            Actions, shape `[8]` or `[n, 8]` as the observation, and the next state.
+            Actions, shape `[8]` or, for a batch, `[n, 8]`, and the next state.
 
         Raises:
-            KukaObservationError: The observation is not finite or of another size, or
-                the state is of another number of environments.
-            KukaArrangementError: A goal that no arrangement of the blocks meets.
+            KukaObservationError: The observation is not finite or has another size, or
+                the state is for another number of environments.
+            KukaArrangementError: No arrangement of the blocks meets the goal.
         """
         rows, goals, batched = self._read(observation)
         memories = _restored(state, episode_start, len(rows))
@@ -198,8 +198,8 @@ class StackDemonstrator:
         """Choose the action for one environment and update its memory in place.
 
         Args:
-            scene: What is observed.
-            memory: Of this environment; a new `MotionMemory()` to begin with.
+            scene: The observation.
+            memory: The environment's; pass a new `MotionMemory()` at first.
             deterministic: Take blocks in the middle.
 
         Returns:
@@ -212,7 +212,7 @@ class StackDemonstrator:
         if _surprised(scene, memory) or _finished(memory):
             self._plan(scene, memory, deterministic=deterministic)
         motion = memory.motion
-        if motion is None:  # a block is out of reach: nothing can be done
+        if motion is None:  # a block is out of reach: stay
             return np.append(scene.joints, float(scene.held != NOTHING))
         self._trim(scene, memory)
         memory.step = min(memory.step + 1, len(motion.held) - 1)
@@ -221,14 +221,14 @@ class StackDemonstrator:
         return np.append(memory.sent, float(grasp))
 
     def _trim(self, scene: Scene, memory: MotionMemory) -> None:
-        """Learn by how much the joints miss what they are told."""
+        """Update the estimate of the joints' steady error."""
         if memory.sent is not None:
             missed = scene.joints - memory.sent
             if np.abs(missed).max() < MAX_TRIM:
                 memory.trim = memory.trim + TRIM_GAIN * (missed - memory.trim)
 
     def _order(self, scene: Scene) -> tuple[int, ...]:
-        """Return the tower to build, bottom to top; none for Rearrangement."""
+        """Return the tower to build, bottom to top; empty for Rearrangement."""
         if self.task == "conditional":
             return order_of_pairs(scene.goal, self.num_blocks)
         if self.task == "unconditional":
@@ -236,7 +236,7 @@ class StackDemonstrator:
         return ()
 
     def _plan(self, scene: Scene, memory: MotionMemory, *, deterministic: bool) -> None:
-        """Plan the next move, or rest, from what is observed."""
+        """Plan the next move, or a rest, from the observation."""
         rng = self._rng(scene)
         memory.motion, memory.step = None, 0
         route = Route(tool_position(scene.joints), held=scene.held, style=self.style)
@@ -257,8 +257,8 @@ class StackDemonstrator:
     ) -> Move | None:
         """Return the first move of a shortest plan; None if the task is done.
 
-        A block that is held is planned with as if it stood on a free place, where it
-        is put if nothing better can be done with it.
+        The plan treats a held block as if it stood on a free place. If it is not the
+        first block to move, the arm puts it down there.
         """
         blocks = scene.blocks.copy()
         aside = None
@@ -295,7 +295,7 @@ class StackDemonstrator:
         route.put(target, blocks, grasp)
 
     def _read(self, observation: Observation) -> tuple[FloatArray, FloatArray, bool]:
-        """Return states `[n, size]`, goals `[n, ...]`, and whether it was a batch."""
+        """Return states `[n, size]`, goals `[n, ...]`, and whether they are a batch."""
         goals: npt.ArrayLike = ()
         states = observation
         if isinstance(observation, Mapping):
@@ -328,14 +328,14 @@ class StackDemonstrator:
         return rows, wanted.reshape(len(rows), -1), batched
 
     def _rng(self, scene: Scene) -> np.random.Generator:
-        """Return the generator of an observation."""
+        """Return the random generator for an observation."""
         seen = np.concatenate((scene.joints, scene.blocks.reshape(-1)))
         bits = seen.astype(np.float32).view(np.uint32)
         return np.random.default_rng([self.seed, *bits.tolist()])
 
 
 def _scene(values: FloatArray, goal: FloatArray) -> Scene:
-    """Return what an observation says."""
+    """Return the content of an observation."""
     blocks = values[NUM_JOINTS:].reshape(-1, 8)
     held = np.flatnonzero(blocks[:, 7] > 0.5)
     return Scene(
@@ -347,19 +347,19 @@ def _scene(values: FloatArray, goal: FloatArray) -> Scene:
 
 
 def _finished(memory: MotionMemory) -> bool:
-    """Tell whether the motion is over and another one may follow."""
+    """Return whether the motion is over and another one may follow."""
     motion = memory.motion
     over = motion is not None and memory.step == len(motion.held) - 1
     return over and not memory.resting
 
 
 def _surprised(scene: Scene, memory: MotionMemory) -> bool:
-    """Tell whether the observation is not what the motion expects."""
+    """Return whether the observation differs from what the motion expects."""
     motion, blocks, step = memory.motion, memory.blocks, memory.step
     if motion is None or blocks is None or motion.held[step] != scene.held:
         return True
     expected = blocks[step].copy()
-    if scene.held != NOTHING:  # where the tool is; its own error is made up for
+    if scene.held != NOTHING:  # a held block shares the error of the tool
         expected[scene.held] += tool_position(scene.joints) - motion.tool[step]
     off = np.linalg.norm(scene.blocks - expected, axis=1).max()
     turned = np.abs(scene.joints - motion.joints[step]).max()
@@ -369,10 +369,10 @@ def _surprised(scene: Scene, memory: MotionMemory) -> bool:
 def _restored(
     state: State | None, episode_start: npt.ArrayLike | None, num_rows: int
 ) -> npt.NDArray[np.object_]:
-    """Copy each row's memory; a new one where none is or an episode starts."""
+    """Copy each row's memory; a row without one, or at a start, gets a new one."""
     if state is not None and len(state[0]) != num_rows:
         raise KukaObservationError(
-            f"the state is of {len(state[0])} environments, the observation of"
+            f"the state is for {len(state[0])} environments, the observation for"
             f" {num_rows}; pass state=None to start over"
         )
     starts = np.zeros(num_rows, dtype=np.bool_)

@@ -1,23 +1,24 @@
 """Block stacking with a KUKA iiwa arm: the paper's three tasks, 20 steps a second.
 
-The action is the next joint targets and whether to grip. Targets are clipped to the
-joint limits and to 1.5 times the arm's rated joint speeds. The reward of a step is the
-share of the task that the present state meets; nothing latches and nothing terminates.
+An action is the next joint targets and whether to grip. The environment clips targets
+to the joint limits and to 1.5 times the arm's rated joint speeds. The reward of a step
+is the share of the task that the present state meets; rewards do not latch, and
+episodes do not terminate.
 
 Gripping (`grasp`):
 
 | | takes hold of | until |
 |---|---|---|
-| `"contact"` | a block whose surface is within 20 mm of the tool's tip | let go of |
-| `"suction"` | one whose top is within 6 mm and 8 degrees | let go of, or pulled off |
-| `"magic"` | the nearest block, however far (the authors' rule) | let go of |
+| `"contact"` | a block whose surface is within 20 mm of the tool's tip | released |
+| `"suction"` | one whose top is within 6 mm and 8 degrees | released, or pulled off |
+| `"magic"` | the nearest block, however far (the authors' rule) | released |
 
-A block is taken at the end of a step and let go of at the beginning of one. The command
-and the flag are separate: one may ask for the grip and not get it.
+The tool takes a block at the end of a step and releases it at the beginning of one. The
+command is not the flag: an action may ask for the grip and take no block.
 
 The score of an episode, 0 to 100, is that of its final state: after the last step the
-tool lets go, 0.6 s pass, and the share of the task that is then met counts. The
-authors' latched score is computed beside it, under its own name.
+tool releases its block, 0.6 s pass, and then the share of the task that is met counts.
+The authors' latched score stands beside it, under its own name.
 """
 
 from __future__ import annotations
@@ -72,28 +73,28 @@ RESET_OPTIONS = ("goal", "blocks", "joints")
 
 
 class KukaStackEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle):
-    """Blocks to be stacked, in one of three tasks.
+    """Block stacking in one of three tasks.
 
     Observations are float32, `[39]` for four blocks, with the columns that
     `metadata["observation_columns"]` names; Conditional and Rearrangement put them into
-    a goal dictionary. `info` holds `success` (all of the task is met now) and `held`
-    (the held block, -1 for none); at the end of an episode also what `finish` returns.
+    a goal dictionary. `info` holds `success` (the state meets all of the task) and
+    `held` (the held block, -1 for none); at the end of an episode also the result of
+    `finish`.
 
-    `reset(options={...})` places what it names exactly: `blocks` (centers, `[n, 3]`),
-    `joints` (`[7]`), and `goal`: for Conditional what
-    `diffuser_envs.kuka.tasks.tower_goal((2, 0, 3, 1))` returns for a tower from the
-    bottom to the top, for Rearrangement centers, `[n, 3]`. What is not given is drawn
-    as it would be without options.
+    `reset(options={...})` sets `blocks` (centers, `[n, 3]`), `joints` (`[7]`) and
+    `goal` exactly. A goal for Conditional is the result of
+    `diffuser_envs.kuka.tasks.tower_goal((2, 0, 3, 1))`, blocks bottom to top; for
+    Rearrangement it is centers, `[n, 3]`. An option does not change what a seed draws
+    for the rest.
 
     Args:
         task: `"unconditional"`, `"conditional"` or `"rearrangement"`.
         num_blocks: Number of blocks.
-        grasp: When the tool takes hold of a block.
-        joint_noise: Standard deviation, rad, of an error of every joint that stays the
-            same from one change of the grip command to the next: for robustness
-            studies.
+        grasp: `"contact"`, `"suction"` or `"magic"`, as above.
+        joint_noise: Standard deviation, rad, of an error of every joint, for robustness
+            studies. Errors are drawn anew when the grip command changes.
         substeps: Physics steps per step of 0.05 s.
-        render_mode: `"rgb_array"` or none.
+        render_mode: `"rgb_array"` or None.
         width: Width of a picture in pixels.
         height: Height of a picture in pixels.
 
@@ -167,7 +168,7 @@ class KukaStackEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle
 
     @property
     def held(self) -> int | None:
-        """The block that the tool holds."""
+        """The block that the tool holds; None for no block."""
         return self._world.held
 
     @property
@@ -175,7 +176,7 @@ class KukaStackEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle
         """The episode's attempts to grip.
 
         Raises:
-            ClosedEnvError: There is no episode.
+            ClosedEnvError: No episode has begun.
         """
         if self._log is None:
             raise ClosedEnvError("there is no episode; call reset() first")
@@ -192,14 +193,14 @@ class KukaStackEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle
 
         Raises:
             KukaOptionError: An option is unknown or has the wrong shape.
-            KukaArrangementError: Positions are out of reach, overlap or stand on
-                nothing; a goal names a block twice or is no tower.
+            KukaArrangementError: Blocks are out of reach, overlap or stand on nothing;
+                or a goal names a block twice or is no tower.
             ClosedEnvError: The environment is closed.
         """
         self._check_open()
         goal, start, joints = _read_reset_options(self.task, options)
         super().reset(seed=seed)
-        # All is always drawn, and in this order: an option changes only what it names.
+        # Always draw all, in this order. Then an option changes only what it names.
         drawn_start, drawn_goal = self.task.draw(self.np_random)
         self._noise_rng = np.random.default_rng(self.np_random.integers(2**63))
         self._goal = drawn_goal if goal is None else goal
@@ -253,10 +254,10 @@ class KukaStackEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle
         return self._observe(), share, False, False, self._info(share)
 
     def finish(self) -> Info:
-        """Let go, let the blocks settle for 0.6 s, and score the episode.
+        """Release the block, let all blocks settle for 0.6 s, and score the episode.
 
-        Environments that `gymnasium.make` builds do this by themselves at their step
-        limit and add the result to `info`.
+        Environments that `gymnasium.make` builds do this at their step limit and add
+        the result to `info`.
 
         Returns:
             `score`: 0 to 100, of the settled state.
@@ -264,9 +265,9 @@ class KukaStackEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle
             `pairs`: The ordered pairs that hold, `[n (n - 1)]`.
             `met`: The parts of the goal that are met: storeys (Unconditional), ordered
             pairs (Conditional) or blocks (Rearrangement).
-            `failure`: Why it is not 100; none if it is.
+            `failure`: Why the score is below 100; None if it is 100.
             `attempts`: Number of attempts to grip with each outcome.
-            `positions`: Of the blocks, `[n, 3]`, m.
+            `positions`: Positions of the blocks, `[n, 3]`, m.
 
         Raises:
             ClosedEnvError: The environment is closed, or was never reset.
@@ -279,7 +280,7 @@ class KukaStackEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle
             self._world.step(self._world.targets)
         self._read_world()
         positions = self._poses[:, :3]
-        log.finish(positions)
+        log.judge(positions)
         share = self._share()
         achieved = self.task.achieved(positions, self._held)
         latched = self.task.latched_share(self._latched, self._goal)
@@ -298,8 +299,8 @@ class KukaStackEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle
         """The function (achieved_goal, desired_goal, info) -> rewards.
 
         Goals have shape `[..., goal_size]`, rewards are shares in [0, 1] of shape
-        `[...]`; `info` is not used. Unconditional has no goals and no such attribute:
-        this is how goal environments are told from others.
+        `[...]`; `info` is not used. Unconditional has no goals and so lacks this
+        attribute, which tells goal environments from others.
         """
         if not self.task.goal_size:
             raise AttributeError("the Unconditional task has no goals to reward")
@@ -310,10 +311,10 @@ class KukaStackEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle
         return self.task.achieved_goals(observations)
 
     def render(self) -> Any:
-        """Draw the arm and the blocks, and what the goal asks for.
+        """Draw the arm, the blocks and the goal.
 
         Returns:
-            A picture, `[height, width, 3]`, for `"rgb_array"`; otherwise none.
+            A picture, `[height, width, 3]`, for `"rgb_array"`; otherwise None.
 
         Raises:
             ClosedEnvError: The environment is closed.
@@ -346,12 +347,12 @@ class KukaStackEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle
     def _let_go(self, *, lost: bool = False) -> None:
         if self.held is not None:
             self.log.let_go(self._poses[:, :3], lost=lost)
-            # The authors' environment stops a block that it lets go of.
+            # The authors' environment stops a block that it releases.
             self._world.release(stop=self.grasp == "magic")
             self._read_held()
 
     def _grip_blocks(self) -> None:
-        """Take hold of a block if possible; notice one that came off."""
+        """Take hold of a block if possible; release one that came off."""
         tip, down = self._world.tool_pose()
         local, _ = seen_from_blocks(tip, down, self._poses)
         self.log.near(float(box_distance(local).min()))
@@ -359,7 +360,7 @@ class KukaStackEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle
             block = self._grip.find(tip, down, self._poses)
             if block is not None:
                 self._world.hold(block)
-                self.log.take(block, float(np.hypot(*local[block, :2])))
+                self.log.take(block)
                 self._read_held()
         elif self._grip.has_slipped(self.held, tip, down, self._poses):
             self._let_go(lost=True)
@@ -375,7 +376,7 @@ class KukaStackEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle
             self._held[self.held] = True
 
     def _share(self) -> float:
-        # Of what the observation says in float32, so that compute_reward agrees.
+        # The share of the float32 observation, so that compute_reward agrees.
         positions = self._poses[:, :3]
         self._achieved = self.task.achieved(positions, self._held).astype(np.float32)
         counted = latching_pairs(positions, self._held)

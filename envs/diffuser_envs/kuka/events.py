@@ -1,26 +1,25 @@
 """What happened in an episode, and why it failed.
 
-An attempt lasts from the step at which the grip is asked for to the one at which it no
-longer is. It gets a block or misses. What becomes of the block is read when the next
-attempt begins, or from the settled state at the end:
+An attempt lasts as long as actions ask for the grip. It takes a block or misses. Its
+outcome is judged when the next attempt begins, or by the settled state at the end:
 
 - *placed*: it is on another block, or within 30 mm of its place in the goal;
-- *dropped*: it came off by itself, or was let go of more than 30 mm above what was
-  beneath it, and is not placed;
-- *off-centre*: it was let go of on another block (their centers less than a block's
+- *dropped*: it came off by itself, or was released more than 30 mm above its support,
+  and is not placed;
+- *off-centre*: it was released on another block (their centers less than a block's
   width apart, at most 30 mm of air between) and is not on it;
-- *put down*: anything else, such as on the table.
+- *put down*: anything else, such as a block on the table.
 
 An episode that scores less than 100 failed for the first of these reasons that holds:
 
-| reason | means |
+| reason | meaning |
 |---|---|
 | `"never reached"` | no attempt came within 0.1 m of a block |
 | `"out of time"` | a block was still held at the end |
-| `"missed grasp"`, `"dropped"`, `"off-centre"` | what became of the last attempt |
-| `"knocked over"` | more of the task had been met at some time before |
-| `"missed grasp"`, ... | what became of the latest attempt that went wrong |
-| `"out of time"` | nothing went wrong: it was still building |
+| `"missed grasp"`, `"dropped"`, `"off-centre"` | the last attempt failed in this way |
+| `"knocked over"` | an earlier state met more of the task |
+| `"missed grasp"`, ... | the latest failed attempt failed in this way |
+| `"out of time"` | no attempt failed: the tower was still being built |
 """
 
 from __future__ import annotations
@@ -48,22 +47,18 @@ class Attempt:
     """One request for the grip.
 
     Attributes:
-        step: When it began.
-        nearest: Least distance of the tip to a block while it lasted, m.
-        block: The block that was taken; none if it missed.
-        grasp_offset: Horizontal distance of tip and block when it was taken, m.
-        released_at: Where the block was let go of, `[3]`, m; none while it is held.
-        below: The block that it was let go of above; none above the table.
-        air: Free height under it then, m.
+        step: Number of its first step.
+        nearest: Least distance of the tip to a block during the attempt, m.
+        block: The block that was taken; None if it missed.
+        below: The block beneath it at the release; None above the table.
+        air: Free height under it at the release, m.
         lost: Whether it came off by itself.
-        outcome: One of `OUTCOMES`; empty while that is open.
+        outcome: One of `OUTCOMES`; empty until it is judged.
     """
 
     step: int
     nearest: float = np.inf
     block: int | None = None
-    grasp_offset: float = 0.0
-    released_at: FloatArray | None = None
     below: int | None = None
     air: float = 0.0
     lost: bool = False
@@ -71,7 +66,7 @@ class Attempt:
 
     @property
     def failed(self) -> bool:
-        """Whether it came to nothing."""
+        """Whether the attempt failed."""
         return self.outcome in _REASONS
 
 
@@ -80,8 +75,8 @@ class EpisodeLog:
     """Collects the attempts of an episode.
 
     Attributes:
-        places: The goal's places, `[n, 3]`, m; none where the task has none.
-        attempts: In order.
+        places: The goal's places, `[n, 3]`, m; None if the task has none.
+        attempts: All attempts, in order.
         best_share: Greatest share of the task that any step met.
     """
 
@@ -91,12 +86,12 @@ class EpisodeLog:
     _asked: bool = False
 
     def ask(self, step: int, asked: bool, positions: FloatArray) -> bool:
-        """Note the grip command of a step, before it is carried out.
+        """Note the grip command of a step, before the step.
 
         Args:
             step: Number of the step.
-            asked: Whether the grip is asked for.
-            positions: Of the blocks, `[n, 3]`, m.
+            asked: Whether the action asks for the grip.
+            positions: The blocks', `[n, 3]`, m.
 
         Returns:
             Whether the command changed.
@@ -104,62 +99,52 @@ class EpisodeLog:
         changed = asked != self._asked
         self._asked = asked
         if asked and changed:
-            self._judge_last(positions)
+            self.judge(positions)
             self.attempts.append(Attempt(step))
         return changed
 
     def near(self, distance: float) -> None:
-        """Note how near the tip is to a block while the grip is asked for.
+        """Note the distance of the tip to the nearest block during an attempt.
 
         Args:
-            distance: m.
+            distance: In meters.
         """
         attempt = self.attempts[-1]
         attempt.nearest = min(attempt.nearest, distance)
 
-    def take(self, block: int, offset: float) -> None:
+    def take(self, block: int) -> None:
         """Note that a block was taken.
 
         Args:
-            block: Which.
-            offset: Horizontal distance of tip and block, m.
+            block: Its number.
         """
         attempt = self.attempts[-1]
-        if attempt.block is not None:  # taken again after it had come off
+        if attempt.block is not None:  # taken again after it came off
             attempt.outcome = "dropped"
             attempt = Attempt(attempt.step, attempt.nearest)
             self.attempts.append(attempt)
-        attempt.block, attempt.grasp_offset = block, offset
+        attempt.block = block
 
     def let_go(self, positions: FloatArray, *, lost: bool = False) -> None:
-        """Note that the held block was let go of.
+        """Note that the held block was released.
 
         Args:
-            positions: Of the blocks then, `[n, 3]`, m.
-            lost: It came off by itself.
+            positions: The blocks' at the release, `[n, 3]`, m.
+            lost: The block came off by itself.
         """
         attempt = self.attempts[-1]
         if attempt.block is None:
             return
         attempt.lost = lost
-        attempt.released_at = positions[attempt.block].copy()
         attempt.below, rest = _support(positions, attempt.block)
-        attempt.air = float(attempt.released_at[2]) - rest
-
-    def finish(self, positions: FloatArray) -> None:
-        """Judge the last attempt by the settled state.
-
-        Args:
-            positions: Of the blocks, `[n, 3]`, m.
-        """
-        self._judge_last(positions)
+        attempt.air = float(positions[attempt.block, 2]) - rest
 
     def failure(self, share: float, *, holding: bool) -> str | None:
-        """Return why the episode failed, or none if all of the task is met.
+        """Return why the episode failed; None if all of the task is met.
 
         Args:
-            share: Of the task, at the end.
-            holding: Whether a block was held when time ran out.
+            share: Share of the task that is met at the end.
+            holding: Whether the tool held a block when time ran out.
         """
         if share >= 1.0:
             return None
@@ -176,13 +161,18 @@ class EpisodeLog:
         return wrong[-1] if wrong else "out of time"
 
     def counts(self) -> dict[str, int]:
-        """Return how many attempts had each outcome."""
+        """Return the number of attempts with each outcome."""
         return {
             outcome: sum(each.outcome == outcome for each in self.attempts)
             for outcome in OUTCOMES
         }
 
-    def _judge_last(self, positions: FloatArray) -> None:
+    def judge(self, positions: FloatArray) -> None:
+        """Judge the last attempt by a later state.
+
+        Args:
+            positions: The blocks', `[n, 3]`, m.
+        """
         if self.attempts and not self.attempts[-1].outcome:
             attempt = self.attempts[-1]
             attempt.outcome = _outcome(attempt, positions, self.places)
@@ -203,7 +193,7 @@ def _outcome(attempt: Attempt, positions: FloatArray, places: FloatArray | None)
 
 
 def _support(positions: FloatArray, block: int) -> tuple[int | None, float]:
-    """Return what is beneath a block, and how high it would rest on it, m."""
+    """Return the block beneath a block, and the height at which it would rest, m."""
     offset = positions - positions[block]
     beneath = np.hypot(offset[:, 0], offset[:, 1]) < BLOCK_WIDTH
     beneath &= offset[:, 2] < -BLOCK_HEIGHT / 2

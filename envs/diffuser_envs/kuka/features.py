@@ -56,7 +56,7 @@ from diffuser_envs.kuka.columns import (
 from diffuser_envs.kuka.tasks import built_share, on_pairs
 
 PLANNED = 4  # columns of a planned block: xyz, flag
-UP = 0.5  # above it, a flag is up
+UP = 0.5  # a flag above this is up
 VERTICAL_WEIGHT = 1.5
 MOVE_WEIGHT = 1.0
 SLIP_WEIGHT = 1.0
@@ -67,20 +67,20 @@ SHARES = np.linspace(1.0, 0.0, 9)  # of the way to a target that is out of reach
 
 
 class Plans(Protocol):
-    """Plans that are followed."""
+    """Plans in execution."""
 
     def reference(self, ahead: float = 0.0) -> np.ndarray:
         """Return planned columns `[rows, columns]`, some env steps ahead of now."""
 
 
 class BlockFeatures:
-    """Plans tool and blocks, and follows plans by inverse kinematics.
+    """Plans for tool and blocks, followed by inverse kinematics.
 
     Attributes:
         observation_size: Columns of an observation.
         num_columns: Planning columns.
-        columns: "tool" (also "position"), "block_0" and "flag_0" and so on, "blocks"
-            and "flags" for all of them.
+        columns: "tool" (also "position"), "block_0" and "flag_0" and so on; "blocks"
+            and "flags" for all blocks together.
         objects: The columns of each block, xyz and flag.
     """
 
@@ -115,7 +115,7 @@ class BlockFeatures:
         """Return tool and blocks, float32 `[..., 3 + 4 n]`.
 
         Args:
-            observations: `[..., 7 + 8 n]`; quaternions are left out, because a carried
+            observations: `[..., 7 + 8 n]`. Plans need no quaternions, because a carried
                 block only translates.
         """
         observed = np.asarray(observations)
@@ -126,13 +126,12 @@ class BlockFeatures:
     def act(self, plans: Plans, observations: np.ndarray) -> np.ndarray:
         """Return joint targets and grasp `[rows, 8]` for the next env step.
 
-        While a block is held, it is the block that is brought to where it is planned:
-        where on it the tool took hold is not quite where the plan had it. A target out
-        of reach is approached as far as the arm gets on the straight way from where the
-        tool is.
+        A held block, rather than the tool, is brought to its planned position, because
+        the tool rarely takes it at exactly the planned point. If a target is out of
+        reach, the arm goes as far as it can on the straight way from the tool.
 
         Args:
-            plans: What is followed.
+            plans: The plans to follow.
             observations: `[rows, 7 + 8 n]` of the environment.
         """
         planned = np.asarray(plans.reference(1.0), np.float64)
@@ -193,7 +192,7 @@ class BlockFeatures:
 
 
 def _towards(target: np.ndarray, joints: np.ndarray) -> np.ndarray:
-    """Return joints `[rows, 7]` on the way from the current ones to a target."""
+    """Return joints `[rows, 7]` as far on the way to a target as the arm reaches."""
     tool = arm.tool_position(joints)
     found = np.array(joints, np.float64)
     waiting = np.ones(len(found), np.bool_)
@@ -228,7 +227,7 @@ def _landing_miss(place: np.ndarray, held: np.ndarray) -> np.ndarray:
 
     Args:
         place: `[n, steps, blocks, 3]`.
-        held: `[n, steps, blocks]`; nothing stands on a block that is held.
+        held: `[n, steps, blocks]`; no block stands on a held one.
     """
     on_table: np.ndarray = np.abs(place[..., 2] - BLOCK_HEIGHT / 2)
     top = place + np.array([0.0, 0.0, BLOCK_HEIGHT])
@@ -241,7 +240,7 @@ def _landing_miss(place: np.ndarray, held: np.ndarray) -> np.ndarray:
 
 
 def _event_mean(costs: np.ndarray, events: np.ndarray) -> np.ndarray:
-    """Return the mean cost `[n]` of events, each weighing half of the one before."""
+    """Return the mean cost `[n]` of events, each with half the weight of the last."""
     flat, costs = events.reshape(len(events), -1), costs.reshape(len(costs), -1)
     weights = 0.5 ** (np.cumsum(flat, axis=1) - 1.0) * flat
     total = weights.sum(axis=1)
@@ -250,11 +249,11 @@ def _event_mean(costs: np.ndarray, events: np.ndarray) -> np.ndarray:
 
 
 class JointFeatures:
-    """Plans the whole observation, and follows plans joint by joint.
+    """Plans for the whole observation, followed joint by joint.
 
     Attributes:
         observation_size: Columns of an observation.
-        num_columns: Planning columns, as many.
+        num_columns: Planning columns, the same number.
         columns: "joints", "block_0", "quaternion_0" and "flag_0" and so on.
         objects: The columns of each block.
     """
@@ -286,7 +285,7 @@ class JointFeatures:
         """Return joint targets and grasp `[rows, 8]` for the next env step.
 
         Args:
-            plans: What is followed.
+            plans: The plans to follow.
             observations: `[rows, 7 + 8 n]` of the environment.
         """
         target = plans.reference(1.0)
@@ -295,7 +294,7 @@ class JointFeatures:
         return np.concatenate([joints, grasp[:, None]], axis=1)
 
     def feasibility(self, candidates: np.ndarray, stride: int) -> np.ndarray:
-        """Return how well plans can be executed, as `BlockFeatures.feasibility`.
+        """Return how well plans can be executed, like `BlockFeatures.feasibility`.
 
         Args:
             candidates: `[n, steps, 7 + 8 n]`; the first step is the present.

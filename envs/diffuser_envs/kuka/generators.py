@@ -56,16 +56,16 @@ from diffuser_envs.kuka.task_planner import Move, plan_tower
 from diffuser_envs.kuka.tasks import built_share, on_pairs
 
 MAX_OFF_CENTRE = 0.02
-LOW_GAP = 0.16  # from the middle of a block to where a low start is, meters
-LOW_HEIGHTS = (0.01, 0.12)  # above what is below it
+LOW_GAP = 0.16  # meters from the middle of a block to a low start, at most
+LOW_HEIGHTS = (0.01, 0.12)  # meters above the obstacles below
 DETOUR_HEIGHTS = (0.01, 0.05)
-DETOUR_ROOM = 0.22  # from others that are as high
-CLOSEST = 0.414  # to the base that the tool gets at every height, meters
+DETOUR_ROOM = 0.22  # meters to other blocks of the same height
+CLOSEST = 0.414  # meters from the base that the tool reaches at every height
 HIGHEST_START = 0.42
-MAX_CLEARANCE = 0.2  # with more, the arm does not get over a tower, meters
-_CONTACT = 0.005  # what stands lower is no obstacle
+MAX_CLEARANCE = 0.2  # meters; with more, the arm does not get over a tower
+_CONTACT = 0.005  # meters; lower blocks are no obstacles
 _HOME_TOOL = tool_position(HOME)
-# How far a replay may be off what was written down.
+# How far a replay may deviate from the computed episode, rad and meters.
 JOINT_TOLERANCE = 0.005
 BLOCK_TOLERANCE = 0.01
 
@@ -79,7 +79,7 @@ class Demonstration:
         actions: float32 `[T, 8]`: joint targets and grasp.
         rewards: `[T]`: share of the tower that stands after each step.
         scenario: `"tower"` or `"rebuild"`.
-        order: Of the tower, bottom to top.
+        order: Order of the tower, bottom to top.
         moves: The pick-and-places.
     """
 
@@ -93,29 +93,29 @@ class Demonstration:
 
 @dataclass(frozen=True, kw_only=True)
 class KinematicGenerator:
-    """Draws demonstrations; each is a function of the generator's settings and a seed.
+    """Draws demonstrations; settings and seed determine each.
 
     Attributes:
-        num_blocks: How many blocks.
+        num_blocks: Number of blocks.
         rebuild_share: Share of episodes that begin with stacks.
         new_base_share: Share of those in which the tower must stand on a new place.
         random_start_share: Share of episodes that begin with the tool somewhere above
             the blocks instead of at home.
-        low_start_share: Share of those in which it is close to a block.
-        detour_share: Share of approaches, loaded or not, that come down beside where
-            they should, a little too high, and correct that: what to do when one is
-            off the way.
-        detour: Standard deviation of how far beside, meters; cut at twice that.
+        low_start_share: Share of those in which the tool starts close to a block.
+        detour_share: Share of approaches, loaded or not, that come down beside their
+            target and a little too high, and then correct it. They show how to return
+            to the way.
+        detour: Standard deviation of the distance beside, meters; cut at twice that.
         off_centre_share: Share of grasps beside the middle of the block; the placement
-            makes up for it.
-        off_centre: Standard deviation of such a grasp, meters; 0.02 at most are used.
-        scatter: Standard deviation of where a block is put, meters; cut at twice that.
+            corrects them.
+        off_centre: Standard deviation of such a grasp, meters; cut at 0.02.
+        scatter: Standard deviation of a placement, meters; cut at twice that.
         clearance_low: Least clearance over blocks, meters.
-        clearance_high: Largest; every pick-and-place draws its own.
+        clearance_high: Largest clearance; every pick-and-place draws its own.
         grasp_steps: Env steps that the tool rests when it grasps or releases.
         hold_steps: Env steps that the arm rests above the finished tower.
-        min_steps: Env steps of the shortest episode; it rests longer until then, so
-            that no window of this length is lost.
+        min_steps: Env steps of the shortest episode. The arm rests until then, so that
+            every episode holds a window of this length.
     """
 
     num_blocks: int = NUM_BLOCKS
@@ -135,10 +135,11 @@ class KinematicGenerator:
     min_steps: int = 128
 
     def __post_init__(self) -> None:
-        """Reject options that cannot be meant.
+        """Reject options out of their range.
 
         Raises:
-            KukaOptionError: A share beyond 0 to 1, or another option that is negative.
+            KukaOptionError: A share outside 0 to 1, or another option below 0 or too
+                large.
         """
         for option in dataclasses.fields(self):
             if option.type not in ("int", "float"):
@@ -164,10 +165,10 @@ class KinematicGenerator:
         """Return one demonstration.
 
         Args:
-            seed: Fixes all that is drawn.
+            seed: Fixes everything random.
 
         Raises:
-            KukaArrangementError: More blocks than fit.
+            KukaArrangementError: The blocks do not fit on the table.
         """
         rng = np.random.default_rng(seed)
         order = tuple(int(block) for block in rng.permutation(self.num_blocks))
@@ -198,7 +199,7 @@ class KinematicGenerator:
         )
 
     def _start(self, blocks: FloatArray, rng: np.random.Generator) -> FloatArray:
-        """Draw where the tool is at the beginning."""
+        """Draw the position of the tool at the start."""
         if rng.random() >= self.random_start_share:
             return _HOME_TOOL
         low = rng.random() < self.low_start_share
@@ -224,21 +225,21 @@ class KinematicGenerator:
         rng: np.random.Generator,
     ) -> tuple[Trajectory, FloatArray]:
         """Return the arm's motion, and the blocks' `[T + 1, n, 3]`."""
-        start, centres = blocks, blocks.copy()
+        start, centers = blocks, blocks.copy()
         route = Route(tool)
         for move in moves:
             route.style = Style(
                 clearance=rng.uniform(self.clearance_low, self.clearance_high),
                 grasp_steps=self.grasp_steps,
             )
-            target = self._target(move, centres, rng)
-            grasp = self._grasp(centres[move.block], target, rng)
-            around = np.delete(centres, move.block, axis=0)
-            detour = self._detour(centres[move.block] + grasp, around, rng)
-            route.take(move.block, centres, grasp, detour)
-            centres[move.block] = target
+            target = self._target(move, centers, rng)
+            grasp = self._grasp(centers[move.block], target, rng)
+            around = np.delete(centers, move.block, axis=0)
+            detour = self._detour(centers[move.block] + grasp, around, rng)
+            route.take(move.block, centers, grasp, detour)
+            centers[move.block] = target
             detour = self._detour(target + grasp, around, rng)
-            route.put(target, centres, grasp, detour)
+            route.put(target, centers, grasp, detour)
         route.finish(self.hold_steps)
         trajectory = route.timed().padded(self.min_steps)
         return trajectory, carried_blocks(trajectory, start)
@@ -246,7 +247,7 @@ class KinematicGenerator:
     def _grasp(
         self, block: FloatArray, target: FloatArray, rng: np.random.Generator
     ) -> FloatArray:
-        """Draw where on its top a block is taken, (x, y, z) from its centre."""
+        """Draw the point at which the tool takes a block, (x, y, z) from its center."""
         if rng.random() < self.off_centre_share:
             offset = rng.normal(0.0, self.off_centre, 2)
             ends = np.stack((block[:2], target[:2])) + offset
@@ -258,7 +259,7 @@ class KinematicGenerator:
     def _detour(
         self, tool: FloatArray, around: FloatArray, rng: np.random.Generator
     ) -> FloatArray | None:
-        """Draw how far off the tool comes down at first; mostly it does not."""
+        """Draw a detour, (x, y, z) from the target; mostly none."""
         if rng.random() >= self.detour_share:
             return None
         limit = 2.0 * self.detour
@@ -270,14 +271,14 @@ class KinematicGenerator:
         return detour if clear and np.hypot(*(tool + detour)[:2]) >= CLOSEST else None
 
     def _target(
-        self, move: Move, centres: FloatArray, rng: np.random.Generator
+        self, move: Move, centers: FloatArray, rng: np.random.Generator
     ) -> FloatArray:
-        """Draw where a block is put."""
+        """Draw the position at which a block is put down."""
         if move.place is not None:
             return np.array((*move.place, layer_height(0)))
         limit = 2.0 * self.scatter
         shift = rng.normal(0.0, self.scatter, 2).clip(-limit, limit)
-        below = centres[move.onto]
+        below = centers[move.onto]
         return np.array((*within_ring(below[:2] + shift), below[2] + BLOCK_HEIGHT))
 
     def _rewards(self, trajectory: Trajectory, paths: FloatArray) -> FloatArray:
@@ -288,7 +289,7 @@ class KinematicGenerator:
     def _recorded(
         self, trajectory: Trajectory, paths: FloatArray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return observations and actions as the environment's columns."""
+        """Return observations and actions in the environment's columns."""
         joints, held = trajectory.joints, trajectory.held
         observations = np.zeros(
             (len(held), observation_size(self.num_blocks)), np.float32
@@ -305,11 +306,11 @@ class KinematicGenerator:
 
 
 def carried_blocks(trajectory: Trajectory, start: FloatArray) -> FloatArray:
-    """Return where all blocks are: held ones go with the tool.
+    """Return the positions of all blocks; a held one moves with the tool.
 
     Args:
-        trajectory: Of the arm, `T` steps.
-        start: Centres of the blocks at its beginning, `[n, 3]`.
+        trajectory: The arm's, `T` steps.
+        start: Centers of the blocks at its start, `[n, 3]`.
 
     Returns:
         Shape `[T + 1, n, 3]`.
@@ -328,11 +329,11 @@ def carried_blocks(trajectory: Trajectory, start: FloatArray) -> FloatArray:
 
 @dataclass(frozen=True, kw_only=True)
 class TowerRecorder(KinematicGenerator):
-    """What the generators share: an environment, and options with defaults.
+    """Records demonstrations of an environment.
 
     Attributes:
         env: The Unconditional environment, unwrapped.
-        num_blocks: The environment's.
+        num_blocks: The environment's number of blocks.
     """
 
     dataset_id: ClassVar[str] = "diffuser/kuka-stack-v1"
@@ -354,7 +355,7 @@ class TowerRecorder(KinematicGenerator):
             **options: The other attributes; whole numbers may be floats.
 
         Raises:
-            UnsupportedEnvError: It is another environment.
+            UnsupportedEnvError: The environment is another one.
             KukaOptionError: An option is out of range.
         """
         base: Any = env.unwrapped
@@ -379,18 +380,18 @@ class KinematicRecorder(TowerRecorder):
     """Demonstrations without physics."""
 
     def record(self, seed: int) -> Demonstration:
-        """Return the demonstration of a seed; it never fails."""
+        """Return the demonstration of a seed; this never fails."""
         return self.demonstrate(seed)
 
     def verify(self, seed: int) -> bool:
-        """Replay a demonstration in physics, and tell whether it is true.
+        """Replay a demonstration in physics, and return whether it is confirmed.
 
         Args:
-            seed: Of the demonstration.
+            seed: The demonstration's.
 
         Returns:
-            Whether joints stayed within 0.005 rad and blocks within 10 mm of what
-            was written down, with the same flags and the same tower at the end.
+            Whether joints stayed within 0.005 rad and blocks within 10 mm of the
+            demonstration, with the same flags and the same tower at the end.
         """
         planned = self.demonstrate(seed)
         replayed = replay(self.env, planned)
@@ -405,10 +406,10 @@ class KinematicRecorder(TowerRecorder):
 
 
 class PhysicsRecorder(TowerRecorder):
-    """Demonstrations carried out in the environment."""
+    """Demonstrations carried out in physics."""
 
     def record(self, seed: int) -> Demonstration | None:
-        """Return the episode of a seed, or None if it built no tower."""
+        """Return the episode of a seed; None if it did not end in a tower."""
         replayed = replay(self.env, self.demonstrate(seed))
         return replayed if replayed.rewards[-1] == 1.0 else None
 
@@ -419,11 +420,11 @@ RECORDERS: Mapping[str, type[TowerRecorder]] = MappingProxyType(
 
 
 def replay(env: Any, demonstration: Demonstration) -> Demonstration:
-    """Carry out a demonstration's actions, and return what is observed.
+    """Carry out a demonstration's actions, and return the observed episode.
 
     Args:
         env: The Unconditional environment, unwrapped.
-        demonstration: From which start, and what to do.
+        demonstration: Start and actions.
     """
     planned = demonstration.observations
     observations = np.empty_like(planned)

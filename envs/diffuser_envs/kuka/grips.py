@@ -1,7 +1,7 @@
 """When the tool takes hold of a block, and when it loses it.
 
-A block is a box whose upper face the tool is meant for. All rules read the tool's tip
-and direction and the blocks' poses; none looks at a plan.
+The tool is meant to take a block by its upper face. All rules depend on the tool's tip
+and direction and the blocks' poses alone, never on a plan.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SUCTION_DISTANCE = 0.006
 SUCTION_TILT = np.deg2rad(8.0)
 SUCTION_FORCE = 20.0
 SLIP_DISTANCE = 0.005
-GRIP_FORCE = 500.0  # newtons, as that of suction
+GRIP_FORCE = 500.0  # newtons, like `SUCTION_FORCE`
 HALF_SIZE: FloatArray = np.array([BLOCK_WIDTH / 2, BLOCK_WIDTH / 2, BLOCK_HEIGHT / 2])
 
 
@@ -32,7 +32,7 @@ class Grip:
         grasp: `"contact"`, `"suction"` or `"magic"`.
 
     Raises:
-        KukaOptionError: There is no such rule.
+        KukaOptionError: No such rule.
     """
 
     def __init__(self, grasp: Grasp) -> None:
@@ -49,7 +49,7 @@ class Grip:
         Args:
             tip: Position of the tool's tip, `[3]`, m.
             down: Direction in which the tool points, `[3]`.
-            poses: Of the blocks, `[n, 7]`.
+            poses: The blocks', `[n, 7]`.
         """
         local, direction = seen_from_blocks(tip, down, poses)
         distance = box_distance(local)
@@ -68,13 +68,13 @@ class Grip:
     def has_slipped(
         self, block: int, tip: FloatArray, down: FloatArray, poses: FloatArray
     ) -> bool:
-        """Tell whether a held block came off: suction only.
+        """Return whether a held block came off, which happens with suction only.
 
         Args:
             block: The held block.
             tip: Position of the tool's tip, `[3]`, m.
             down: Direction in which the tool points, `[3]`.
-            poses: Of the blocks, `[n, 7]`.
+            poses: The blocks', `[n, 7]`.
         """
         if self.grasp != "suction":
             return False
@@ -105,7 +105,7 @@ def seen_from_blocks(
 
 
 def box_distance(local: FloatArray) -> FloatArray:
-    """Return the distances of points to a block; 0 inside of it.
+    """Return the distances of points to a block; 0 for points inside.
 
     Args:
         local: Points in the block's frame, `[n, 3]`, m.

@@ -36,20 +36,20 @@ from diffuser_policy.guides.guide import Guide, Mark, WeightedSum
 from diffuser_policy.guides.trajectory import CLEAN, Trajectory
 
 Tower = tuple[int, ...] | None
-SHARPNESS = 0.1  # of a flag, over which the best moment of a contact is averaged
-FUNNEL = 0.03  # m off a block's axis from which the full clearance above it is due
+SHARPNESS = 0.1  # of a flag: width of the soft maximum over the steps of a contact
+FUNNEL = 0.03  # m off a block's axis at which the full clearance above it is due
 SOFTENING = 1e-3  # m; on a block's very axis, distances stay differentiable
-JUDGED = 4  # planning steps that are shown to the classifier: blocks rest by then
+JUDGED = 4  # planning steps that the classifier judges
 
 
 @dataclass(frozen=True)
-class Task:
+class PickAndPlace:
     """The pick-and-place that each trajectory should make.
 
     Attributes:
-        block: `[batch]` which block; -1 where there is nothing left to do.
-        support: `[batch]` the block that it is to stand on; -1 for the table.
-        target: `[batch, 1, 3]` where its center is to be, m.
+        block: `[batch]` the block to move; -1 if nothing is left to do.
+        support: `[batch]` the block on which to put it; -1 for the table.
+        target: `[batch, 1, 3]` where to put its center, m.
     """
 
     block: Tensor
@@ -58,29 +58,29 @@ class Task:
 
     @property
     def some(self) -> Tensor:
-        """Which trajectories have something to do, `[batch]`, 0 or 1."""
+        """Whether each trajectory has something to do, `[batch]`, 0 or 1."""
         return (self.block >= 0).to(self.target.dtype)
 
 
 def check_blocks(guide: Guide, *blocks: int | None) -> None:
-    """Refuse numbers that cannot be those of blocks.
+    """Refuse what cannot be the number of a block.
 
     Raises:
-        GuideError: A negative one, or no whole number.
+        GuideError: A negative number, or no whole one.
     """
     for block in blocks:
         whole = isinstance(block, Integral) and not isinstance(block, bool)
         if block is not None and not (whole and block >= 0):
             raise GuideError(
-                f"{guide.name} counts blocks from 0, in whole numbers; got {block!r}."
+                f"{guide.name} numbers blocks 0, 1, 2 and so on; got {block!r}."
             )
 
 
 def check_tower(guide: Guide, tower: Tower) -> None:
-    """Refuse what is no tower, however many blocks there are.
+    """Refuse what is no tower of any number of blocks.
 
     Raises:
-        GuideError: Fewer than two blocks, one of them twice, or no block.
+        GuideError: Fewer than two blocks, a block twice, or no block number.
     """
     if tower is None:
         return
@@ -95,11 +95,11 @@ def check_tower(guide: Guide, tower: Tower) -> None:
 
 
 def checked_count(trajectory: Trajectory, *named: int) -> int:
-    """Return how many blocks the planner plans for.
+    """Return the number of blocks in the planner's trajectories.
 
     Raises:
-        MissingColumnsError: No columns of blocks.
-        GuideError: A block is named that it does not plan for.
+        MissingColumnsError: The trajectory has no columns of blocks.
+        GuideError: A named block is not among them.
     """
     count = count_blocks(trajectory)
     if count == 0:
@@ -111,29 +111,29 @@ def checked_count(trajectory: Trajectory, *named: int) -> int:
     return count
 
 
-def fixed_task(
+def fixed_pick(
     trajectory: Trajectory,
     block: int,
     *,
     support: int = -1,
     target: tuple[float, ...] = (0.0, 0.0, 0.0),
-) -> Task:
-    """Return the same task for every trajectory."""
+) -> PickAndPlace:
+    """Return the same pick-and-place for every trajectory."""
     checked_count(trajectory, block, support)
     values = trajectory.normalized
     size = (len(trajectory),)
-    return Task(
+    return PickAndPlace(
         block=torch.full(size, block, device=values.device),
         support=torch.full(size, support, device=values.device),
         target=values.new_tensor(target).expand(len(trajectory), 1, -1),
     )
 
 
-def current_task(guide: Guide, trajectory: Trajectory, tower: Tower) -> Task:
+def current_pick(guide: Guide, trajectory: Trajectory, tower: Tower) -> PickAndPlace:
     """Return the next pick-and-place from the first state of each trajectory.
 
     Raises:
-        GuideError: There is no goal.
+        GuideError: The environment has no goal, and the guide no tower.
     """
     count = checked_count(trajectory)
     if tower is not None:
@@ -145,7 +145,7 @@ def current_task(guide: Guide, trajectory: Trajectory, tower: Tower) -> Task:
         goals = _array(trajectory.desired_goal[:, 0])
     else:
         raise GuideError(
-            f"{guide.name} takes its block from the goal, and this environment has "
+            f"{guide.name} takes its block from the goal, but this environment has "
             f"none. Name blocks, or a tower from the bottom to the top: "
             f"{guide.name}(tower=(2, 0, 1))."
         )
@@ -158,7 +158,7 @@ def current_task(guide: Guide, trajectory: Trajectory, tower: Tower) -> Task:
     except KukaArrangementError as error:
         raise GuideError(f"{guide.name}: {error}") from error
     values = trajectory.normalized
-    return Task(
+    return PickAndPlace(
         block=torch.from_numpy(stages.block).to(values.device),
         support=torch.from_numpy(stages.support).to(values.device),
         target=torch.from_numpy(stages.target).to(values)[:, None],
@@ -171,7 +171,7 @@ def _array(values: Tensor) -> np.ndarray:
 
 
 def block_positions(trajectory: Trajectory) -> Tensor:
-    """Return where the blocks are, `[batch, steps, blocks, 3]`, m."""
+    """Return the positions of the blocks, `[batch, steps, blocks, 3]`, m."""
     blocks = range(checked_count(trajectory))
     return torch.stack([trajectory[f"block_{k}"] for k in blocks], dim=2)
 
@@ -179,18 +179,19 @@ def block_positions(trajectory: Trajectory) -> Tensor:
 def settling_steps(
     trajectory: Trajectory, block: Tensor, window: float
 ) -> tuple[Tensor, Tensor]:
-    """Return when plans let go of their block, and from when on it is to be settled.
+    """Return the steps at which plans release their block, and those after.
 
-    Both are constants: no gradient leads through them.
+    Both are constants: no gradient flows through them.
 
     Args:
-        trajectory: What is guided.
-        block: `[batch]` which one.
-        window: Env steps at the end that count in any case.
+        trajectory: The trajectories.
+        block: `[batch]` the block of each.
+        window: Env steps at the end that always count as after.
 
     Returns:
-        `[batch, steps]`, bool: the last step of the first hold and the step after it,
-        none if there is no such; and all steps after it, and those of the window.
+        Two masks `[batch, steps]`, bool. The first marks the last step of the first
+        hold and the step after it, if there are such. The second marks all steps after
+        that hold, and those of the window.
     """
     count = checked_count(trajectory)
     flags = torch.cat([trajectory[f"flag_{k}"] for k in range(count)], dim=2)
@@ -206,25 +207,26 @@ def settling_steps(
 
 @dataclass(frozen=True, kw_only=True)
 class Contact(Guide):
-    r"""Makes a plan take hold of one block, and of no other.
+    r"""Makes a plan take one block, and no other.
 
     $$J = -\tfrac12 \Bigl[ (1 - \max_{t \in W} f_t)^2
     + \sum_{t \in W} \sum_{\mathrm{others}} f_t'^2 \Bigr]$$
 
     with the planned contact flags f, 0 to 1, of the block and f' of the others, within
-    a window W of the plan. The maximum is a soft one: the steps at which a contact is
-    likeliest are made one, so that the plan keeps its own time. With `throughout`, the
-    first term is a sum over all steps of W instead: the block is held all the while
-    (Janner et al. 2022, Appendix B: the first half of the plan).
+    a window W of the plan. The maximum is a soft one: the guide raises the flags at the
+    steps where a contact is likeliest already, so that the plan keeps its own timing.
+    With `throughout`, the first term is a sum over all steps of W instead: the plan
+    holds the block during the whole window (Janner et al. 2022, Appendix B: the first
+    half of the plan).
 
         make_guide("contact")
         make_guide("contact", block=2, window=(30.0, 60.0), throughout=True)
 
     Attributes:
-        block: Which one; None: that of the current stage. Where nothing is left to do,
-            none is to be taken.
+        block: The block; None for that of the current stage. If nothing is left to do,
+            the plan should take no block.
         window: First and last env step since the plan began.
-        throughout: Hold it in the whole window, not at some time within.
+        throughout: Hold the block in the whole window, not at some time within.
         tower: Blocks from the bottom to the top, instead of the environment's goal.
     """
 
@@ -234,7 +236,7 @@ class Contact(Guide):
     tower: Tower = None
 
     def __post_init__(self) -> None:
-        """Check the window."""
+        """Check blocks and window."""
         check_blocks(self, self.block)
         check_tower(self, self.tower)
         checked_point(self, "window")
@@ -245,11 +247,11 @@ class Contact(Guide):
             )
 
     def __call__(self, trajectory: Trajectory) -> Tensor:
-        """Return minus half the squared lacks and excesses of contact."""
+        """Return minus half the squared shortfalls and excesses of contact."""
         if self.block is not None:
-            block = fixed_task(trajectory, self.block).block
+            block = fixed_pick(trajectory, self.block).block
         else:
-            block = current_task(self, trajectory, self.tower).block
+            block = current_pick(self, trajectory, self.tower).block
         times = trajectory.times
         start, end = self.window
         inside = torch.nonzero((times >= start) & (times <= end))[:, 0]
@@ -277,17 +279,17 @@ class Place(Guide):
     $$J = -\tfrac12 \sum_{t \in W} |p_t - p^*|^2
     - \tfrac12 \sum_{t \in R} |q_t - q^*|^2$$
 
-    over the last planning steps W, from where the plan lets go of the block. There, in
-    R, the tool's tip q is to be on the block's top as well: a block that moved alone
-    would be no plan. A plan that lets go late, or never, is judged by its end.
+    over the planning steps W from the release of the block to the end. At the release,
+    R, the tool's tip q should be on the block's top as well, because a block does not
+    move alone. A plan that releases late, or never, is judged by its end.
 
         make_guide("place")
         make_guide("place", block=1, position=(0.5, 0.2, 0.03))
 
     Attributes:
-        block: Which one; None, with `position`: that of the current stage.
-        position: Of its center, m.
-        window: How many env steps at the plan's end count in any case.
+        block: The block; None, together with `position`, for that of the current stage.
+        position: Position of its center, m.
+        window: Number of env steps at the plan's end that always count.
         tower: Blocks from the bottom to the top, instead of the environment's goal.
     """
 
@@ -297,7 +299,7 @@ class Place(Guide):
     tower: Tower = None
 
     def __post_init__(self) -> None:
-        """Check that there are a block and its position, or neither."""
+        """Check the parameters; block and position belong together."""
         check_blocks(self, self.block)
         check_tower(self, self.tower)
         checked_number(self, "window")
@@ -316,19 +318,19 @@ class Place(Guide):
     def __call__(self, trajectory: Trajectory) -> Tensor:
         """Return minus half the squared distances at the end."""
         if self.block is not None and self.position is not None:
-            task = fixed_task(trajectory, self.block, target=self.position)
+            pick = fixed_pick(trajectory, self.block, target=self.position)
         else:
-            task = current_task(self, trajectory, self.tower)
-        rows = torch.arange(len(trajectory), device=task.block.device)
-        block = task.block.clamp(min=0)
+            pick = current_pick(self, trajectory, self.tower)
+        rows = torch.arange(len(trajectory), device=pick.block.device)
+        block = pick.block.clamp(min=0)
         release, after = settling_steps(trajectory, block, self.window)
-        off = (block_positions(trajectory)[rows, :, block] - task.target).square()
+        off = (block_positions(trajectory)[rows, :, block] - pick.target).square()
         value = (off.sum(dim=2) * (release | after)).sum(dim=1)
         if "tool" in trajectory:
-            top = task.target + task.target.new_tensor((0.0, 0.0, BLOCK_HEIGHT / 2))
+            top = pick.target + pick.target.new_tensor((0.0, 0.0, BLOCK_HEIGHT / 2))
             apart = (trajectory["tool"] - top).square().sum(dim=2)
             value = value + (apart * release).sum(dim=1)
-        return -0.5 * task.some * value
+        return -0.5 * pick.some * value
 
     def marks(self) -> list[Mark]:
         """Return the position, if it is given."""
@@ -347,15 +349,15 @@ class AvoidBlocks(Guide):
     $$J = -\tfrac12 \sum_t \sum_{\mathrm{blocks}}
     \max\bigl(\min(r + c - d_{xy},\ h + c\,u(d_{xy}) - d_z), 0\bigr)^2$$
 
-    with the distances of the tool's tip to a block, and of a carried block to each
-    other one: sideways, where they would touch at r, and upwards, where they would at
-    h. Right above a block the clearance u narrows to nothing, so that plans may descend
-    onto it, to grasp it or to leave another one there.
+    with the distances d of the tool's tip to a block, and of a carried block to each
+    other one. Sideways they would touch at r, upwards at h. Right above a block the
+    clearance c u narrows to nothing, so that plans may descend onto it, to grasp it or
+    to leave another one there.
 
         make_guide("avoid-blocks", clearance=0.03)
 
     Attributes:
-        clearance: c, meters.
+        clearance: c, in meters.
     """
 
     clearance: float = 0.02
@@ -365,7 +367,7 @@ class AvoidBlocks(Guide):
         checked_number(self, "clearance")
 
     def __call__(self, trajectory: Trajectory) -> Tensor:
-        """Return minus half the squared lacks of distance."""
+        """Return minus half the squared shortfalls of distance."""
         count = count_blocks(trajectory)
         blocks = block_positions(trajectory)
         flags = torch.cat([trajectory[f"flag_{k}"] for k in range(count)], dim=2)
@@ -383,7 +385,7 @@ class AvoidBlocks(Guide):
         return -0.5 * (squares + carried.square().sum(dim=(1, 2, 3)))
 
     def _lacks(self, offsets: Tensor, radius: float, height: float) -> Tensor:
-        """Return what is lacking of the distances, by the shorter way out."""
+        """Return the shortfalls of distance, by the shorter way out."""
         aside = lengths(offsets[..., :2], SOFTENING)
         due = self.clearance * (aside / FUNNEL).clamp(max=1.0)
         sideways = radius + self.clearance - aside
@@ -393,12 +395,12 @@ class AvoidBlocks(Guide):
 
 @dataclass(frozen=True, kw_only=True)
 class Rest(Guide):
-    r"""Keeps the tool where it is, once there is nothing left to do.
+    r"""Keeps the tool in place once nothing is left to do.
 
     $$J = -\tfrac12 \sum_t |x_t - x_0|^2$$
 
-    with the tool's planned positions x, and 0 while the goal is not reached. A planner
-    that has seen towers being built would go on, and touch what stands.
+    with the tool's planned positions x; 0 until the goal is reached. A planner trained
+    on towers being built would otherwise go on, and touch the finished one.
 
         make_guide("rest")
 
@@ -413,8 +415,8 @@ class Rest(Guide):
         check_tower(self, self.tower)
 
     def __call__(self, trajectory: Trajectory) -> Tensor:
-        """Return minus half the squared distances from where the tool is."""
-        done = 1 - current_task(self, trajectory, self.tower).some
+        """Return minus half the squared distances from the tool's present position."""
+        done = 1 - current_pick(self, trajectory, self.tower).some
         tool = trajectory["tool"]
         moved = (tool - tool[:, :1].detach()).square().sum(dim=(1, 2))
         return -0.5 * done * moved
@@ -426,11 +428,11 @@ class StackMatch(Guide):
 
     $$J = \frac{\sigma^2}{|W|} \sum_{t \in W} \log p(\mathrm{top\ on\ bottom} | s_t)$$
 
-    over some planning steps W, from where the plan lets go of the block to its end,
-    with the planner's classifier of single noisy states (Janner et al. 2022, Appendix
-    B). Where a block is to stand on the table, the probability that it is on nothing.
-    Clean plans are judged with all other blocks where they are now: a plan that brought
-    the bottom to the top would not count.
+    over some planning steps W, from the release of the block to the plan's end, with
+    the planner's classifier of single noisy states (Janner et al. 2022, Appendix B).
+    For a block that should stand on the table, p is the probability that it is on no
+    other. The classifier judges clean plans with all other blocks at their present
+    positions, so that moving the bottom block under the top one does not count.
 
         make_guide("stack-match", top=1, bottom=0)
         make_guide("stack-match")
@@ -438,10 +440,12 @@ class StackMatch(Guide):
     The planner needs a classifier, which `diffuser-policy train-classifier` trains.
 
     Attributes:
-        top: Block that is to be moved; None, with `bottom`: that of the current stage.
-        bottom: Block that it is to stand on.
-        window: How many env steps at the plan's end are judged in any case.
-        softness: σ, meters: roughly how far a gradient step of scale 1 moves a block.
+        top: The block to move; None, together with `bottom`, for that of the current
+            stage.
+        bottom: The block on which to put it.
+        window: Number of env steps at the plan's end that always count.
+        softness: σ, in meters: roughly the distance by which a gradient step of scale 1
+            moves a block.
         tower: Blocks from the bottom to the top, instead of the environment's goal.
         network: The classifier; planners fill it in.
     """
@@ -454,7 +458,7 @@ class StackMatch(Guide):
     network: nn.Module | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Check ranges, and that a pair is two blocks."""
+        """Check ranges, blocks and tower."""
         checked_number(self, "window")
         checked_number(self, "softness", above_zero=True)
         if (self.top is None) != (self.bottom is None) or (
@@ -476,10 +480,10 @@ class StackMatch(Guide):
         network = getattr(networks, "classifier", None)
         if network is None:
             raise GuideError(
-                "The guide StackMatch needs a classifier, and this planner has none. "
+                "The guide StackMatch needs a classifier, but this planner has none. "
                 "Train one with: diffuser-policy train-classifier PLANNER --labels "
-                "kuka-pairs --architecture pairs. Without one, the guide 'place' asks "
-                "for the same position."
+                "kuka-pairs --architecture pairs. The guide 'place' asks for the same "
+                "position without one."
             )
         return replace(self, network=network)
 
@@ -487,8 +491,8 @@ class StackMatch(Guide):
         """Return the mean log-probabilities at the end.
 
         Raises:
-            GuideError: No planner has filled in a classifier, or it was taught other
-                labels.
+            GuideError: The guide is not bound to a classifier, or the classifier has
+                other labels.
         """
         if self.network is None:
             raise GuideError(
@@ -496,23 +500,23 @@ class StackMatch(Guide):
                 "policy.with_guide(…), or call its bind(policy.networks)."
             )
         if self.top is not None and self.bottom is not None:
-            task = fixed_task(trajectory, self.top, support=self.bottom)
+            pick = fixed_pick(trajectory, self.top, support=self.bottom)
         else:
-            task = current_task(self, trajectory, self.tower)
-        index = self._labels(count_blocks(trajectory), task.block.device)
-        tops = task.block.clamp(min=0)
+            pick = current_pick(self, trajectory, self.tower)
+        index = self._labels(count_blocks(trajectory), pick.block.device)
+        tops = pick.block.clamp(min=0)
         _, settled = settling_steps(trajectory, tops, self.window)
-        logits = self._logits(trajectory, task.block, _spread(settled))
-        pair = index[tops, task.support.clamp(min=0)]
+        logits = self._logits(trajectory, pick.block, _spread(settled))
+        pair = index[tops, pick.support.clamp(min=0)]
         on_it = F.logsigmoid(_picked(logits, pair[:, None]))
         others = (
             tops[:, None] + torch.arange(1, len(index), device=tops.device)
         ) % len(index)
         on_none = F.logsigmoid(-_picked(logits, index[tops[:, None], others]))
         wanted = torch.where(
-            (task.support >= 0)[:, None], on_it.sum(dim=2), on_none.sum(dim=2)
+            (pick.support >= 0)[:, None], on_it.sum(dim=2), on_none.sum(dim=2)
         )
-        return self.softness**2 * task.some * wanted.mean(dim=1)
+        return self.softness**2 * pick.some * wanted.mean(dim=1)
 
     def _logits(self, trajectory: Trajectory, block: Tensor, judged: Tensor) -> Tensor:
         """Return the logits `[batch, judged, labels]` of some planning steps."""
@@ -529,10 +533,10 @@ class StackMatch(Guide):
         return logits
 
     def _labels(self, count: int, device: torch.device) -> Tensor:
-        """Return which logit `[top, bottom]` stands for which pair.
+        """Return the number of the logit of each pair, `[top, bottom]`.
 
         Raises:
-            GuideError: The classifier was taught something else.
+            GuideError: The classifier has other labels.
         """
         names: dict[str, int] = {
             name: k for k, name in enumerate(getattr(self.network, "labels", ()))
@@ -542,8 +546,8 @@ class StackMatch(Guide):
             name = f"on_{top}_{bottom}"
             if name not in names:
                 raise GuideError(
-                    f"StackMatch needs a classifier of the label {name!r}, and this "
-                    f"planner's was taught {', '.join(names) or 'none'}. Train one "
+                    f"StackMatch needs a classifier with the label {name!r}, but this "
+                    f"planner's has {', '.join(names) or 'none'}. Train one "
                     f"with: diffuser-policy train-classifier PLANNER --labels "
                     f"kuka-pairs --architecture pairs"
                 )
@@ -552,9 +556,10 @@ class StackMatch(Guide):
 
 
 def _spread(settled: Tensor) -> Tensor:
-    """Return a few of the steps `[batch, JUDGED]` that are true in `[batch, steps]`.
+    """Return some true steps `[batch, JUDGED]` of a mask `[batch, steps]`.
 
-    They are true from some step on: the first, the last, and evenly between.
+    The mask is true from some step on. The result holds the first true step, the last,
+    and evenly spaced ones between.
     """
     last = settled.shape[1] - 1
     first = settled.to(torch.int8).argmax(dim=1)
@@ -563,7 +568,7 @@ def _spread(settled: Tensor) -> Tensor:
 
 
 def _columns_free(trajectory: Trajectory) -> Tensor:
-    """Return which columns `[blocks, transition]` are not those of another block."""
+    """Return the columns `[blocks, transition]` that belong to no other block, bool."""
     layout, count = trajectory.layout, checked_count(trajectory)
     free = torch.ones(count, layout.transition_dim, dtype=torch.bool)
     for block in range(count):
@@ -579,7 +584,7 @@ def _picked(logits: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         logits: `[batch, steps, labels]`.
-        labels: `[batch, picked]` which.
+        labels: `[batch, picked]`, their numbers.
     """
     index = labels[:, None].expand(-1, logits.shape[1], -1)
     return torch.gather(logits, 2, index)
@@ -587,10 +592,10 @@ def _picked(logits: Tensor, labels: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class StackTask(Guide):
-    """The sum that suits a task: Place, StackMatch, Contact, AvoidBlocks, and Rest.
+    """The weighted sum of Place, StackMatch, Contact, AvoidBlocks and Rest for a task.
 
-    Nothing but a sum: a weight of 0 leaves a part out. It asks for nothing where the
-    environment has no goal, so that one policy does the unconditional task as well.
+    A weight of 0 leaves a part out. In an environment without a goal the sum is 0, so
+    that one policy serves the Unconditional task as well.
 
         make_guide("stack-task", match=1.0, place=0.0)
 
@@ -614,7 +619,7 @@ class StackTask(Guide):
         """Check the weights and the tower.
 
         Raises:
-            GuideError: A weight that is not finite, or a tower that cannot be.
+            GuideError: A weight that is not finite, or an impossible tower.
         """
         for name in ("match", "place", "contact", "avoid", "rest"):
             weight = getattr(self, name)
@@ -639,14 +644,14 @@ class StackTask(Guide):
         return _TaskSum(bound, goal_needed=self.tower is None)
 
     def __call__(self, trajectory: Trajectory) -> Tensor:
-        """Return the weighted sum of the values; zero where nothing is asked for."""
+        """Return the weighted sum of the values; zero if the sum asks for nothing."""
         terms = tuple(self._terms())
         return _TaskSum(terms, goal_needed=self.tower is None)(trajectory)
 
 
 @dataclass(frozen=True)
 class _TaskSum(WeightedSum):
-    """A sum that is zero where its parts would look for a goal in vain."""
+    """A sum that is zero if its parts need a goal and the environment has none."""
 
     goal_needed: bool = True
 

@@ -1,13 +1,13 @@
-"""How the tool moves: way-points with clearance, timed within the joint speeds.
+"""Motions of the tool: waypoints with clearance, timed within the joint speeds.
 
 A pick-and-place is a chain of legs, each from rest to rest:
 
     rise → transit → descend → grasp ‖ lift → transit → descend → release
 
-Rising and descending are straight up and down. A transit follows a cylinder about the
-arm's base, high enough above every block near its way. Along a leg the tool follows a
-minimum-jerk profile (Flash and Hogan, 1985), as fast as the joints may turn.
-Obstacles are avoided by this clearance alone; nothing asks a collision checker.
+The tool rises and descends vertically. A transit follows a cylinder about the arm's
+base, high enough above every block near its way. Along a leg the tool follows a
+minimum-jerk profile (Flash and Hogan, 1985), as fast as the joints may turn. This
+clearance alone avoids obstacles; there is no collision checker.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from diffuser_envs.kuka.columns import (
     IntArray,
 )
 
-NOTHING = -1  # held by the tool
+NOTHING = -1  # the tool holds no block
 MIN_LEG_STEPS = 3
-TOP = 0.5 * BLOCK_HEIGHT  # of a block above its centre: where the tool takes it
+TOP = 0.5 * BLOCK_HEIGHT  # of a block above its center, where the tool takes it
 
 _DIAGONAL = BLOCK_WIDTH * math.sqrt(2.0)
 _NEAR_EMPTY = 0.5 * _DIAGONAL + 0.05  # half a block and half a wrist
@@ -39,7 +39,7 @@ _NEAR_TOOL = 0.5 * _DIAGONAL + 0.03  # half a block and half a tool
 _NEAR_LOADED = _DIAGONAL + 0.02
 _CHECKED_POINTS = 16
 _TIMING_POINTS = 24
-_TIMED = -1  # a leg as fast as possible
+_TIMED = -1  # steps of a leg that is as fast as possible
 _MARGIN = 0.98  # between sampled and true top speeds
 _NEGLIGIBLE = 1e-9
 
@@ -52,7 +52,7 @@ class Style:
     """How a pick-and-place is carried out.
 
     Attributes:
-        clearance: Meters between what moves and what it passes over.
+        clearance: Meters between tool or carried block and the blocks below.
         grasp_steps: Env steps that the tool rests when it grasps or releases.
         lift: Meters that the tool rises after the last release.
     """
@@ -69,8 +69,8 @@ class Trajectory:
     Attributes:
         tool: Tip of the tool, `[T + 1, 3]`.
         joints: `[T + 1, 7]`.
-        held: Which block the tool holds, or `NOTHING`: `[T + 1]`. It changes while the
-            tool rests.
+        held: The block that the tool holds, or `NOTHING`: `[T + 1]`. It changes while
+            the tool rests.
     """
 
     tool: FloatArray
@@ -78,17 +78,17 @@ class Trajectory:
     held: IntArray
 
     def padded(self, steps: int) -> Trajectory:
-        """Return the motion with a rest at its end, if it is shorter than `steps`."""
+        """Return the motion, with a rest at its end if it is shorter than `steps`."""
         rows = np.arange(max(len(self.held), steps + 1)).clip(max=len(self.held) - 1)
         return Trajectory(self.tool[rows], self.joints[rows], self.held[rows])
 
 
 class Route:
-    """A chain of legs in the making, beginning where the tool is.
+    """A growing chain of legs that begins at the tool.
 
     Args:
         tool: Tip of the tool, (x, y, z).
-        held: What it holds.
+        held: The block that it holds, or `NOTHING`.
         style: Clearances and pauses.
     """
 
@@ -106,13 +106,13 @@ class Route:
         blocks: FloatArray,
         detour: npt.ArrayLike | None = None,
     ) -> None:
-        """Go to a tool position from above, over all blocks that are in the way.
+        """Go to a tool position from above, over all blocks in the way.
 
         Args:
-            target: Where to, (x, y, z).
-            blocks: Centres of the blocks, shape `[n, 3]`; the held one is left out.
-            detour: From the target to where the tool comes down at first, (x, y, z);
-                it then moves level until it is above the target.
+            target: Position, (x, y, z).
+            blocks: Centers of the blocks, shape `[n, 3]`; a held one does not count.
+            detour: Offset from the target, (x, y, z), at which the tool first comes
+                down; it then moves level until it is above the target.
         """
         goal = np.asarray(target, dtype=np.float64)
         end = _cylindrical(goal)
@@ -125,7 +125,7 @@ class Route:
         self._go(end)
 
     def rise(self, height: float) -> None:
-        """Go straight up to a height; nowhere if the tool is as high already."""
+        """Go straight up to a height; stay if the tool is there or higher."""
         radius, azimuth, now = self._at
         self._go((radius, azimuth, max(height, now)))
 
@@ -133,8 +133,9 @@ class Route:
         """Stay for some env steps.
 
         Args:
-            steps: How many.
-            held: What the tool holds from the first of them on; unchanged by default.
+            steps: Number of env steps.
+            held: The block that the tool holds from the first of them on; unchanged by
+                default.
         """
         self._held = self._held if held is None else held
         self._legs.append((self._at, self._at, self._held, steps))
@@ -149,9 +150,9 @@ class Route:
         """Go to a block and grasp it.
 
         Args:
-            block: Which.
-            blocks: Centres of all blocks, shape `[n, 3]`.
-            grasp: From the block's centre to the tool, (x, y, z).
+            block: Its number.
+            blocks: Centers of all blocks, shape `[n, 3]`.
+            grasp: Offset from the block's center to the tool, (x, y, z).
             detour: As for `travel`.
         """
         self.travel(blocks[block] + grasp, blocks, detour)
@@ -164,22 +165,22 @@ class Route:
         grasp: FloatArray,
         detour: npt.ArrayLike | None = None,
     ) -> None:
-        """Bring the held block somewhere and release it.
+        """Bring the held block to a position and release it.
 
         Args:
-            target: Where its centre goes, (x, y, z).
-            blocks: Centres of all blocks, shape `[n, 3]`.
-            grasp: From the held block's centre to the tool, (x, y, z).
+            target: Position of its center, (x, y, z).
+            blocks: Centers of all blocks, shape `[n, 3]`.
+            grasp: Offset from the held block's center to the tool, (x, y, z).
             detour: As for `travel`.
         """
         self.travel(target + grasp, blocks, detour)
         self.rest(self.style.grasp_steps, NOTHING)
 
     def finish(self, steps: int) -> None:
-        """Rise a little from what was released, and rest.
+        """Rise a little above the released block, and rest.
 
         Args:
-            steps: Env steps of rest.
+            steps: Env steps of the rest.
         """
         self.rise(self._at[2] + self.style.lift)
         self.rest(steps)
@@ -188,7 +189,7 @@ class Route:
         """Return the motion, every leg as fast as the joints may turn.
 
         Raises:
-            KukaArrangementError: A way-point is out of the arm's reach.
+            KukaArrangementError: The arm does not reach a waypoint.
         """
         legs = self._legs or [(self._start, self._start, self._held, 0)]
         starts = np.array([leg[0] for leg in legs])
@@ -206,8 +207,8 @@ class Route:
         if not np.isfinite(joints).all():
             worst = tool[np.isnan(joints).any(axis=1)][0]
             raise KukaArrangementError(
-                f"the tool cannot get to {np.round(worst, 3).tolist()}, pointing down:"
-                " it is out of the arm's reach"
+                f"the arm does not reach {np.round(worst, 3).tolist()} with its tool"
+                " pointing down"
             )
         held = np.array([self._held_first, *(leg[2] for leg in legs)])
         return Trajectory(tool, joints, held[np.concatenate(([0], leg + 1))])
@@ -219,7 +220,7 @@ class Route:
             self._at = end
 
     def _safe_height(self, end: _Point, blocks: FloatArray) -> float:
-        """Return how high the tool must be between here and there."""
+        """Return the height at which the tool clears all blocks on the way."""
         loaded = self._held != NOTHING
         others = np.delete(blocks, self._held, axis=0) if loaded else blocks
         way = np.linspace(self._at[:2], end[:2], _CHECKED_POINTS)
@@ -236,8 +237,8 @@ def lowest_tool(xy: npt.ArrayLike, blocks: FloatArray) -> float:
     """Return the least height at which the empty tool touches nothing.
 
     Args:
-        xy: Where the tool is.
-        blocks: Centres, shape `[n, 3]`.
+        xy: Position of the tool.
+        blocks: Centers, shape `[n, 3]`.
     """
     gaps = np.hypot(*(blocks[:, :2] - np.asarray(xy)).T)
     tops = blocks[:, 2] + TOP
@@ -247,11 +248,11 @@ def lowest_tool(xy: npt.ArrayLike, blocks: FloatArray) -> float:
 
 
 def _leg_steps(starts: FloatArray, ends: FloatArray) -> IntArray:
-    """Return in how many env steps the joints manage each leg.
+    """Return the fewest env steps in which the joints manage each leg.
 
     Args:
-        starts: Cylindrical, shape `[k, 3]`.
-        ends: The same.
+        starts: Cylindrical coordinates, shape `[k, 3]`.
+        ends: Likewise.
     """
     share = _minimum_jerk(np.linspace(0.0, 1.0, _TIMING_POINTS + 1))[:, None, None]
     joints = inverse(_cartesian(starts + share * (ends - starts)))
@@ -262,7 +263,7 @@ def _leg_steps(starts: FloatArray, ends: FloatArray) -> IntArray:
 
 
 def _minimum_jerk(time: FloatArray) -> FloatArray:
-    """Return how much of a leg is done after a share of its time."""
+    """Return the share of a leg that is done after a share of its time."""
     return np.asarray(time**3 * (10.0 - 15.0 * time + 6.0 * time**2))
 
 

@@ -1,7 +1,7 @@
 """Pictures of the arm and the blocks, drawn by Bullet without a graphics card.
 
-The goal is drawn into them: a Rearrangement's places as outlines in the blocks' colors,
-a Conditional tower as a small stack in the corner.
+They show the goal: a Rearrangement's places as outlines in the blocks' colors, a
+Conditional tower as a small stack in the corner.
 
     env = gymnasium.make(
         "diffuser_envs/KukaStack-Conditional-v1", render_mode="rgb_array_list"
@@ -32,7 +32,7 @@ from diffuser_envs.kuka.world import BLOCK_COLORS, pybullet
 Picture: TypeAlias = npt.NDArray[np.uint8]
 Untyped: TypeAlias = Any
 
-# The arm stretched upward and the ends of the work sector are just in the picture.
+# The picture just holds the arm stretched upward and the ends of the work sector.
 EYE = (1.65, -0.5, 1.15)
 TARGET = (0.17, -0.03, 0.37)
 FIELD_OF_VIEW = 44.0
@@ -51,8 +51,8 @@ class BlockCamera:
     """A camera that shows all of the work sector and the arm.
 
     Args:
-        width: Of a picture in pixels.
-        height: Of a picture in pixels.
+        width: Width of a picture in pixels.
+        height: Height of a picture in pixels.
 
     Raises:
         KukaOptionError: A size is not positive.
@@ -75,8 +75,8 @@ class BlockCamera:
         """Draw the world of a Bullet client.
 
         Args:
-            client: Its number.
-            task: Says what the goal means.
+            client: Number of the client.
+            task: Decides how the goal is drawn.
             goal: `[goal_size]`.
 
         Returns:
@@ -102,7 +102,7 @@ class BlockCamera:
         return picture
 
     def pixels_of(self, points: npt.ArrayLike) -> FloatArray:
-        """Tell where points of the world appear.
+        """Return where points of the world appear in the picture.
 
         Args:
             points: Shape `[..., 3]`, m.
@@ -136,19 +136,19 @@ def save_gif(
     fps: float = 20.0,
     every: int = 1,
 ) -> Path:
-    """Write pictures as an animation that loops.
+    """Write pictures as a looping animation.
 
     Args:
         pictures: `[height, width, 3]` each, uint8.
-        path: Of the file to write; missing folders are made.
+        path: The file to write; missing folders are made.
         fps: Pictures per second of the episode.
-        every: Keep each such picture only; the speed stays.
+        every: Keep only every n-th picture, at the same speed.
 
     Returns:
         The path.
 
     Raises:
-        KukaOptionError: There are no pictures, or `fps` or `every` is not positive.
+        KukaOptionError: No pictures, or `fps` or `every` is not positive.
     """
     if fps <= 0.0 or every < 1:
         raise KukaOptionError(
@@ -179,7 +179,7 @@ def save_gif(
 
 
 def _with_tower(picture: Picture, order: Iterable[int]) -> Picture:
-    """Draw a tower, given bottom to top, as a small stack in the corner."""
+    """Draw a tower, bottom to top, as a small stack in the corner."""
     canvas, draw = _canvas(picture)
     unit = max(picture.shape[1] // 80, 2)
     names = list(order)

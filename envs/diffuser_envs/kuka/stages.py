@@ -1,13 +1,13 @@
-"""What to move next: from where the blocks are and a goal to one pick-and-place.
+"""The next pick-and-place, from the positions of the blocks and a goal.
 
 An episode is a sequence of stages, each of which moves one block. The next one is the
-first of a shortest sequence that reaches the goal, found by breadth-first search over
-arrangements: which block is on which, on its goal place, or out of the way. It is a
-function of the state alone, so that it can be asked at any moment. A block that is held
-is put down first, where that is the best of it.
+first of a shortest sequence that reaches the goal. A breadth-first search over
+arrangements finds it: which block is on which, on its goal place, or out of the way.
+The stage is a function of the state alone, so a guide may ask for it at any moment. A
+held block is put down first, at its goal if possible.
 
-Goals are what the environments desire: ordered pairs (Conditional) or positions of all
-blocks (Rearrangement), told apart by their values: pairs are all 0 or 1.
+A goal is the environment's: ordered pairs (Conditional) or positions of all blocks
+(Rearrangement). Their values tell them apart: pairs are all 0 or 1.
 """
 
 from __future__ import annotations
@@ -51,12 +51,11 @@ class Stages:
     """The next pick-and-place of each of several episodes.
 
     Attributes:
-        block: `[rows]` which block to move; -1 where the goal is reached.
-        support: `[rows]` the block that it is to stand on; -1 for the table.
-        target: `[rows, 3]` where its center is to be, m; zero where the goal is
-            reached.
-        held: `[rows]` the block that is held now; -1 for none.
-        moves: `[rows]` how many pick-and-places are left, this one included.
+        block: `[rows]` the block to move; -1 if the goal is reached.
+        support: `[rows]` the block on which to put it; -1 for the table.
+        target: `[rows, 3]` where to put its center, m; zero if the goal is reached.
+        held: `[rows]` the held block; -1 for none.
+        moves: `[rows]` number of pick-and-places left, including this one.
     """
 
     block: IntArray
@@ -67,7 +66,7 @@ class Stages:
 
 
 def pair_labels(columns: Mapping[str, Any]) -> dict[str, npt.NDArray[np.bool_]]:
-    """Return which block is on which, by name: what a classifier is taught.
+    """Return which block is on which, by name: the labels of a classifier.
 
     Args:
         columns: "block_0", "flag_0" and so on, `[rows, columns]`, m.
@@ -84,7 +83,7 @@ def pair_labels(columns: Mapping[str, Any]) -> dict[str, npt.NDArray[np.bool_]]:
 
 
 def count_blocks(columns: Container[str]) -> int:
-    """Return how many blocks the columns are of."""
+    """Return the number of blocks that have columns."""
     count = 0
     while f"block_{count}" in columns and f"flag_{count}" in columns:
         count += 1
@@ -100,7 +99,7 @@ def next_stages(positions: np.ndarray, flags: np.ndarray, goals: np.ndarray) -> 
         goals: `[rows, goal]`, ordered pairs or positions of all blocks.
 
     Raises:
-        KukaArrangementError: A goal of another size, or one that cannot be reached.
+        KukaArrangementError: A goal of another size, or one that no moves reach.
     """
     rows, count = positions.shape[:2]
     _check_size(goals, count)
@@ -123,7 +122,7 @@ Stage = tuple[int, int, tuple[float, ...], int, int]
 
 @lru_cache(maxsize=4096)
 def _stage(data: bytes, count: int) -> Stage:
-    """Return the next pick-and-place of one episode, as `Stages` has them."""
+    """Return the next pick-and-place of one episode: one row of `Stages`."""
     row = np.frombuffer(data, dtype=np.float32).astype(np.float64)
     positions = row[: 3 * count].reshape(count, 3)
     flags, goal = row[3 * count : 4 * count], row[4 * count :]
@@ -155,14 +154,14 @@ def _check_size(goals: np.ndarray, count: int) -> None:
 
 
 def _is_pairs(goal: np.ndarray) -> bool:
-    """Return whether a goal is ordered pairs: no place of a block is all 0 or 1."""
+    """Return whether a goal is ordered pairs: places are never all 0 or 1."""
     return bool(((goal == 0) | (goal == 1)).all())
 
 
 # --- arrangements, as the search sees them ------------------------------------------
 
-START, HOME, AWAY = range(3)  # where a block is: as found, where it belongs, put aside
-ANYWHERE = -2  # what a block is to stand on that the goal says nothing of
+START, HOME, AWAY = range(3)  # a block's place: at first, in the goal, put aside
+ANYWHERE = -2  # the wanted support of a block that the goal does not mention
 
 
 @dataclass(frozen=True)
@@ -170,12 +169,12 @@ class Puzzle:
     """An arrangement and a goal, without coordinates.
 
     Attributes:
-        state: Where each block is: `START`, or `HOME` already.
-        held: Which one is held.
-        resting: Which blocks each one stands on, or hangs over.
-        wanted: The block that each is to stand on, `TABLE` for a place of its own
-            there, or `ANYWHERE`.
-        covering: Whose places on the table each one stands in.
+        state: Each block's place: `HOME` if it is in its goal, otherwise `START`.
+        held: Whether the tool holds each block.
+        resting: The blocks on which each one stands, or over which it hangs.
+        wanted: The goal's support of each block: a block, `TABLE` for a place of its
+            own, or `ANYWHERE`.
+        covering: The blocks in whose places on the table each one stands.
     """
 
     state: tuple[int, ...]
@@ -188,7 +187,7 @@ class Puzzle:
 def _puzzle(
     positions: FloatArray, held: np.ndarray, goal: FloatArray, places: FloatArray | None
 ) -> Puzzle:
-    """Return the puzzle that coordinates stand for."""
+    """Return the puzzle of some coordinates."""
     count = len(positions)
     offset = positions[:, None] - positions[None]
     above = np.abs(offset[..., 2] - BLOCK_HEIGHT) < BLOCK_HEIGHT / 2
@@ -217,7 +216,7 @@ def _puzzle(
 
 
 def _wanted(goal: FloatArray, count: int) -> list[int]:
-    """Return what each block is to stand on by a goal of ordered pairs.
+    """Return the support of each block by a goal of ordered pairs.
 
     Raises:
         KukaArrangementError: A block on two others or under two others, or a cycle.
@@ -235,20 +234,21 @@ def _wanted(goal: FloatArray, count: int) -> list[int]:
         named = ", ".join(f"{top} on {bottom}" for top, bottom in pairs)
         raise KukaArrangementError(
             f"Blocks cannot stand as the goal asks: {named}. Each block lies on one "
-            f"other at most and carries one at most, and pairs make no circle."
+            f"other at most and carries one at most, and pairs do not form a circle."
         )
     return [below.get(block, ANYWHERE) for block in range(count)]
 
 
 @lru_cache(maxsize=4096)
 def _solve(puzzle: Puzzle) -> tuple[int, bool, int] | None:
-    """Return the first of the fewest moves, and how many there are.
+    """Return the first move of a shortest sequence, and the number of moves.
 
-    A block is moved home, or away to a free spot of the table: on another block it
-    would be in the way no less. The one that is held is moved first.
+    A move takes a block home, or away to a free spot of the table; on another block it
+    would still be in the way. The first move is that of the held block, if there is
+    one.
 
     Returns:
-        The block, whether it moves away, and the number of moves; None: all is done.
+        The block, whether it moves away, and the number of moves; None if all is done.
     """
     queue: deque[tuple[tuple[int, ...], tuple[int, bool] | None, int]]
     queue = deque([(puzzle.state, None, 0)])
@@ -274,7 +274,7 @@ def _solved(puzzle: Puzzle, state: tuple[int, ...]) -> bool:
 def _moves(
     puzzle: Puzzle, state: tuple[int, ...], *, lifted: bool
 ) -> list[tuple[int, bool]]:
-    """Return the moves that are possible, those to where blocks belong first."""
+    """Return the possible moves, those into the goal first."""
     blocks = range(len(state))
     carried: list[set[int]] = [set() for _ in blocks]
     taken: set[int] = set()
@@ -300,14 +300,14 @@ def _moves(
 
 
 def _free_spot(others: FloatArray, places: FloatArray | None) -> FloatArray:
-    """Return the spot of the table that is furthest from everything, m.
+    """Return the spot of the table that is furthest from blocks and places, m.
 
-    Where the moved block is now does not count, so that the spot stays the same while
-    the block is carried there.
+    The position of the moved block does not count, so that the spot stays the same
+    while the arm carries it there.
 
     Args:
         others: `[blocks, 3]` positions of the other blocks, m.
-        places: `[blocks, 3]` where blocks are to be in the end, m.
+        places: `[blocks, 3]` the goal's places, m.
     """
     points = others if places is None else np.concatenate([others, places])
     away = SPOTS[:, None] - points[:, :2]

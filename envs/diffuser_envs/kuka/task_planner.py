@@ -1,15 +1,16 @@
-"""In which order blocks are moved: search over what every block stands on.
+"""The order of moves: a search over the support of every block.
 
-A state is a tuple: for each block the block below it, or the place on the table, which
-is numbered from `num_blocks` on. A move takes a block that carries nothing and puts it
+A state is a tuple with the support of each block: the block below it, or its place on
+the table, numbered from `num_blocks` on. A move takes a block that carries nothing and
+puts it
 
-* where the goal wants it, if that is free;
+* on its support in the goal, if that is free;
 * on another block that carries nothing; or
 * on a spare place of the table.
 
-Blocks that already stand as the goal wants them, down to the table, stay. The search
-is A* with the number of the other blocks as its bound (each moves at least once), so
-plans are as short as can be; among equally short ones chance decides.
+Blocks that already stand as in the goal, down to the table, stay. The search is A*. Its
+bound is the number of the other blocks, each of which moves at least once, so plans are
+as short as possible. Among equally short ones chance decides.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from diffuser_envs.kuka.columns import FloatArray
 State = tuple[int, ...]
 
 NUM_SPARES = 3
-_ANYWHERE = -1  # goal of a tower's bottom block that may stand where it likes
+_ANYWHERE = -1  # goal of a tower's bottom block that may stand anywhere
 _MAX_EXPANSIONS = 20_000
 
 
@@ -44,9 +45,9 @@ class Move:
     """One pick-and-place.
 
     Attributes:
-        block: Which block is moved.
-        onto: The block it is put on, or `TABLE`.
-        place: Where on the table, (x, y); None when it is put on a block.
+        block: The block to move.
+        onto: The block on which to put it, or `TABLE`.
+        place: Its place on the table, (x, y); None on another block.
     """
 
     block: int
@@ -64,23 +65,23 @@ def plan_tower(
     """Return the moves that build a tower.
 
     Args:
-        positions: Centres of all blocks, shape `[n, 3]`.
-        order: Of the tower, bottom to top.
-        rng: Draws spare places, and among equally short plans.
-        base: Where its bottom block must stand, (x, y); anywhere by default.
+        positions: Centers of all blocks, shape `[n, 3]`.
+        order: Order of the tower, bottom to top.
+        rng: Draws spare places, and one of equally short plans.
+        base: Place of its bottom block, (x, y); anywhere by default.
 
     Returns:
-        The moves; none if it stands already.
+        The moves; an empty list if the tower already stands.
 
     Raises:
         KukaArrangementError: The order does not name every block once, or no plan
             was found.
     """
-    centres = np.asarray(positions, dtype=np.float64)
-    names = check_order(order, len(centres))
+    centers = np.asarray(positions, dtype=np.float64)
+    names = check_order(order, len(centers))
     places = [] if base is None else [np.asarray(base, dtype=np.float64)]
-    table = _Table(centres, places, rng)
-    goal = [_ANYWHERE if base is None else table.goal_place(0)] * len(centres)
+    table = _Table(centers, places, rng)
+    goal = [_ANYWHERE if base is None else table.goal_place(0)] * len(centers)
     for below, above in itertools.pairwise(names):
         goal[above] = below
     return table.moves(_search(table, tuple(goal), rng))
@@ -92,21 +93,21 @@ def plan_rearrangement(
     """Return the moves that bring every block to its goal position.
 
     Args:
-        positions: Centres of all blocks, shape `[n, 3]`.
-        goal: Where they are to be, shape `[n, 3]`; a valid arrangement.
-        rng: Draws spare places, and among equally short plans.
+        positions: Centers of all blocks, shape `[n, 3]`.
+        goal: Their goal positions, shape `[n, 3]`; a valid arrangement.
+        rng: Draws spare places, and one of equally short plans.
 
     Returns:
-        The moves; none if all blocks are there.
+        The moves; an empty list if all blocks are in place.
 
     Raises:
         KukaArrangementError: No plan was found.
     """
-    centres = np.asarray(positions, dtype=np.float64)
+    centers = np.asarray(positions, dtype=np.float64)
     targets = np.asarray(goal, dtype=np.float64)
     below = supports(targets)
     bases = [block for block, support in enumerate(below) if support == TABLE]
-    table = _Table(centres, [targets[block, :2] for block in bases], rng)
+    table = _Table(centers, [targets[block, :2] for block in bases], rng)
     wanted = list(below)
     for number, block in enumerate(bases):
         wanted[block] = table.goal_place(number)
@@ -114,14 +115,14 @@ def plan_rearrangement(
 
 
 class _Table:
-    """The places of one problem: goal places, spare places, and where blocks stand.
+    """The places of one problem: goal places, spare places, and the blocks' own.
 
-    A block that stands within `SNAP` of a goal place stands on it. Other blocks' places
-    are theirs at the start only: who left one does not come back to it.
+    A block within `SNAP` of a goal place stands on it. Every other block has a place of
+    its own at the start, to which it does not return.
 
     Args:
-        centres: Of all blocks, shape `[n, 3]`.
-        goals: Places (x, y) that blocks are to be brought to.
+        centers: Centers of all blocks, shape `[n, 3]`.
+        goals: Places (x, y) of the goal.
         rng: Draws the spare places.
     """
 
@@ -129,17 +130,17 @@ class _Table:
 
     def __init__(
         self,
-        centres: FloatArray,
+        centers: FloatArray,
         goals: Sequence[FloatArray],
         rng: np.random.Generator,
     ) -> None:
-        self.num_blocks = len(centres)
+        self.num_blocks = len(centers)
         self.num_goals = len(goals)
         self.places: list[FloatArray] = list(goals)
-        start = supports(centres)
+        start = supports(centers)
         for block, support in enumerate(start):
             if support == TABLE:
-                start[block] = self._place_at(centres[block, :2])
+                start[block] = self._place_at(centers[block, :2])
         self.start: State = tuple(start)
         first = len(self.places)
         for _ in range(NUM_SPARES):
@@ -156,11 +157,11 @@ class _Table:
         ]
 
     def goal_place(self, number: int) -> int:
-        """Return the support that stands for a goal place."""
+        """Return the support number of a goal place."""
         return self.num_blocks + number
 
     def is_free(self, support: int, state: State, block: int) -> bool:
-        """Tell whether a block can be put on a place or on another block."""
+        """Return whether a block can be put on a place or on another block."""
         others = (*state[:block], *state[block + 1 :])
         if support < self.num_blocks:
             return support not in others
@@ -169,7 +170,7 @@ class _Table:
         )
 
     def moves(self, steps: Sequence[tuple[int, int]]) -> list[Move]:
-        """Turn the search's (block, support) into moves."""
+        """Turn the (block, support) pairs of the search into moves."""
         return [
             Move(block, support)
             if support < self.num_blocks
@@ -178,7 +179,7 @@ class _Table:
         ]
 
     def _place_at(self, xy: FloatArray) -> int:
-        """Return the goal place at which a block stands, or make it one of its own."""
+        """Return the goal place at which a block stands, or add a place of its own."""
         for number, place in enumerate(self.places[: self.num_goals]):
             if np.hypot(*(place - xy)) < self.SNAP:
                 return self.num_blocks + number
@@ -224,7 +225,7 @@ def _options(
     unsettled: Sequence[int],
     rng: np.random.Generator,
 ) -> Iterator[tuple[int, int]]:
-    """Yield the moves that are worth trying, each as (block, new support)."""
+    """Yield the moves worth trying, each as (block, new support)."""
     clear = [block for block in range(table.num_blocks) if block not in state]
     for block in clear:
         if block not in unsettled:
@@ -240,7 +241,7 @@ def _options(
 
 
 def _unsettled(state: State, goal: State) -> list[int]:
-    """Return the blocks that do not stand as they should, down to the table."""
+    """Return the blocks that do not stand as in the goal, down to the table."""
     num_blocks = len(state)
     found = []
     for first in range(num_blocks):

@@ -56,11 +56,11 @@ LATCH_HEIGHT = 0.05
 
 
 def on_pairs(positions: npt.ArrayLike, held: npt.ArrayLike | None = None) -> FloatArray:
-    """Tell which blocks stand on which.
+    """Return which blocks stand on which.
 
     Args:
         positions: Centers, shape `[..., n, 3]`, m.
-        held: Whether the tool holds each block, shape `[..., n]`; nothing held if none.
+        held: Whether the tool holds each block, shape `[..., n]`; by default no block.
 
     Returns:
         1 for each ordered pair that holds and 0 otherwise, shape `[..., n (n - 1)]`.
@@ -73,15 +73,16 @@ def on_pairs(positions: npt.ArrayLike, held: npt.ArrayLike | None = None) -> Flo
 def latching_pairs(
     positions: npt.ArrayLike, held: npt.ArrayLike | None = None
 ) -> FloatArray:
-    """Tell which pairs the authors' rule counts, which then never unlatch.
+    """Return which pairs latch by the authors' rule.
 
-    Their rule asks for centers less than a block's width apart and at least 0.05 m of
-    height between them (of blocks 0.06 m high), and that the upper block is not held.
-    It means to ask the same of the lower one, but their code tests the upper one twice.
+    A pair latches for the rest of the episode if its centers are less than a block's
+    width apart, at least 0.05 m of height lies between them (blocks are 0.06 m high),
+    and the upper block is not held. The rule means to ask the same of the lower block,
+    but the authors' code tests the upper one twice.
 
     Args:
         positions: Centers, shape `[..., n, 3]`, m.
-        held: Whether the tool holds each block, shape `[..., n]`; nothing held if none.
+        held: Whether the tool holds each block, shape `[..., n]`; by default no block.
 
     Returns:
         Like `on_pairs`.
@@ -104,7 +105,7 @@ def tower_height(pairs: npt.ArrayLike) -> IntArray:
         pairs: Shape `[..., n (n - 1)]`.
 
     Returns:
-        Shape `[...]`; 1 where nothing is stacked.
+        Shape `[...]`; 1 for states without a stack.
     """
     on = pair_matrix(pairs)
     num_blocks = on.shape[-1]
@@ -112,12 +113,12 @@ def tower_height(pairs: npt.ArrayLike) -> IntArray:
     for _ in range(num_blocks - 1):
         below = np.where(on, heights[..., None, :], 0).max(axis=-1)
         heights = np.maximum(heights, 1 + below)
-    # Pairs that contradict each other (a cycle) would count without end.
+    # A cycle of pairs, which contradicts itself, would count beyond all blocks.
     return np.asarray(np.minimum(heights.max(axis=-1), num_blocks))
 
 
 def built_share(pairs: npt.ArrayLike) -> FloatArray:
-    """Return the Unconditional task's share: (tallest tower - 1) / (n - 1).
+    """Return the share of the Unconditional task: (tallest tower - 1) / (n - 1).
 
     Args:
         pairs: Shape `[..., n (n - 1)]`.
@@ -128,14 +129,14 @@ def built_share(pairs: npt.ArrayLike) -> FloatArray:
 
 
 def met_pairs(achieved: npt.ArrayLike, desired: npt.ArrayLike) -> FloatArray:
-    """Tell which desired pairs hold, each with all that should be beneath it.
+    """Return which desired pairs hold together with all desired pairs beneath.
 
-    A pair counts only if the desired pairs that its bottom block stands on count. For
-    a tower this is the longest correct prefix, from the ground up.
+    A pair counts only if the desired pairs beneath its bottom block count. For a tower
+    this is the longest correct prefix, from the ground up.
 
     Args:
         achieved: Pairs of a state, shape `[..., n (n - 1)]`.
-        desired: Wanted pairs, broadcast against them.
+        desired: Wanted pairs, broadcast against `achieved`.
 
     Returns:
         1 for each wanted pair that counts and 0 otherwise.
@@ -143,7 +144,7 @@ def met_pairs(achieved: npt.ArrayLike, desired: npt.ArrayLike) -> FloatArray:
     wanted = pair_matrix(desired)
     holds = wanted & pair_matrix(achieved)
     num_blocks = wanted.shape[-1]
-    # To begin with, the blocks that the goal puts on no other.
+    # At first, the blocks that the goal puts on no other.
     based = np.broadcast_to(~wanted.any(axis=-1), holds.shape[:-1])
     counted = np.zeros_like(holds)
     for _ in range(num_blocks - 1):
@@ -154,13 +155,13 @@ def met_pairs(achieved: npt.ArrayLike, desired: npt.ArrayLike) -> FloatArray:
 
 
 def matched_share(achieved: npt.ArrayLike, desired: npt.ArrayLike) -> FloatArray:
-    """Return the Conditional task's share: met pairs of the wanted ones.
+    """Return the share of the Conditional task: the share of wanted pairs that count.
 
-    A goal without any pair is met by a state without any pair.
+    A goal without pairs is met by a state without pairs.
 
     Args:
         achieved: Pairs of a state, shape `[..., n (n - 1)]`.
-        desired: Wanted pairs, broadcast against them.
+        desired: Wanted pairs, broadcast against `achieved`.
     """
     wanted = np.asarray(desired, dtype=np.float64) > 0.5
     count = wanted.sum(axis=-1)
@@ -168,37 +169,6 @@ def matched_share(achieved: npt.ArrayLike, desired: npt.ArrayLike) -> FloatArray
     nothing = ~(np.asarray(achieved, dtype=np.float64) > 0.5).any(axis=-1)
     share = np.where(count > 0, met / np.maximum(count, 1), nothing)
     return np.asarray(share, dtype=np.float64)
-
-
-def matched_places(achieved: npt.ArrayLike, desired: npt.ArrayLike) -> FloatArray:
-    """Tell which blocks are within 30 mm of their places.
-
-    Args:
-        achieved: Positions, shape `[..., 3 n]`, m.
-        desired: Places, broadcast against them.
-
-    Returns:
-        1 or 0 for each block, shape `[..., n]`.
-    """
-    have = np.asarray(achieved, dtype=np.float64)
-    want = np.asarray(desired, dtype=np.float64)
-    have = have.reshape(*have.shape[:-1], -1, 3)
-    want = want.reshape(*want.shape[:-1], -1, 3)
-    return matched(have, want).astype(np.float64)
-
-
-def latched_tower_share(latched: npt.ArrayLike) -> FloatArray:
-    """Return the authors' Unconditional score: the fullest row of latched pairs.
-
-    Args:
-        latched: Pairs that were ever counted, shape `[..., n (n - 1)]`.
-
-    Returns:
-        Share of the greatest possible row sum, n - 1.
-    """
-    table = pair_matrix(latched)
-    most = table.sum(axis=-1).max(axis=-1)
-    return np.asarray(most / max(table.shape[-1] - 1, 1), dtype=np.float64)
 
 
 @lru_cache
@@ -214,7 +184,7 @@ def pair_indices(num_blocks: int) -> tuple[IntArray, IntArray]:
 
 
 def pair_matrix(pairs: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-    """Write pairs as tables: entry [..., i, j] tells whether i is on j.
+    """Return pairs as tables: entry [..., i, j] tells whether i is on j.
 
     Args:
         pairs: Shape `[..., n (n - 1)]`.
@@ -228,7 +198,7 @@ def pair_matrix(pairs: npt.ArrayLike) -> npt.NDArray[np.bool_]:
 
 
 def num_blocks_of_pairs(num_pairs: int) -> int:
-    """Return how many blocks have so many ordered pairs.
+    """Return the number of blocks that have so many ordered pairs.
 
     Args:
         num_pairs: n (n - 1).
@@ -237,7 +207,7 @@ def num_blocks_of_pairs(num_pairs: int) -> int:
 
 
 class Task(ABC):
-    """What an environment asks of its blocks.
+    """The rules of one task.
 
     Args:
         num_blocks: Number of blocks.
@@ -258,11 +228,11 @@ class Task(ABC):
 
     @abstractmethod
     def read_goal(self, goal: npt.ArrayLike) -> FloatArray:
-        """Return a user's goal as `[goal_size]`, if it can be reached."""
+        """Check that a user's goal can be reached, and return it as `[goal_size]`."""
 
     @abstractmethod
     def achieved(self, positions: FloatArray, held: npt.ArrayLike) -> FloatArray:
-        """Return what of the goal's numbers a state has, shape `[..., goal_size]`.
+        """Return the goal that a state achieves, shape `[..., goal_size]`.
 
         Args:
             positions: Centers of the blocks, shape `[..., n, 3]`, m.
@@ -270,7 +240,7 @@ class Task(ABC):
         """
 
     def achieved_goals(self, observations: npt.ArrayLike) -> FloatArray:
-        """Return what observations say was achieved, shape `[..., goal_size]`.
+        """Return the goals that observations achieve, shape `[..., goal_size]`.
 
         Args:
             observations: Shape `[..., size]`.
@@ -296,7 +266,7 @@ class Task(ABC):
 
     @abstractmethod
     def latched_share(self, latched: FloatArray, desired: FloatArray) -> FloatArray:
-        """Return the authors' score of the pairs that ever held, in [0, 1].
+        """Return the authors' score, in [0, 1], of the pairs that ever latched.
 
         Args:
             latched: Ordered pairs, `[n (n - 1)]`.
@@ -320,7 +290,7 @@ class Task(ABC):
 class Unconditional(Task):
     """Build a tower of all blocks, in any order.
 
-    What it has achieved are the ordered pairs; none is desired in particular.
+    The ordered pairs are what it achieves; no pair is desired.
     """
 
     name = "unconditional"
@@ -330,7 +300,7 @@ class Unconditional(Task):
         return scattered(self.num_blocks, rng), np.zeros(0)
 
     def read_goal(self, goal: npt.ArrayLike) -> FloatArray:  # noqa: ARG002
-        """Refuse: any tower will do."""
+        """Refuse every goal: any tower counts."""
         raise KukaOptionError(
             "the Unconditional task has no goal (any tower counts); use"
             " diffuser_envs/KukaStack-Conditional-v1 to ask for an order"
@@ -350,8 +320,9 @@ class Unconditional(Task):
         return (height > np.arange(1, self.num_blocks)).astype(np.float64)
 
     def latched_share(self, latched: FloatArray, desired: FloatArray) -> FloatArray:  # noqa: ARG002
-        """Return the fullest row of the latched pairs, as a share."""
-        return latched_tower_share(latched)
+        """Return the fullest row of latched pairs, as a share of n - 1."""
+        most = pair_matrix(latched).sum(axis=-1).max(axis=-1)
+        return np.asarray(most / max(self.num_blocks - 1, 1), dtype=np.float64)
 
 
 class Conditional(Task):
@@ -379,15 +350,15 @@ class Conditional(Task):
         return on_pairs(positions, held)
 
     def share(self, achieved: npt.ArrayLike, desired: npt.ArrayLike) -> FloatArray:
-        """Return the share of wanted pairs that hold from the ground up."""
+        """Return the share of wanted pairs that hold, from the ground up."""
         return matched_share(achieved, desired)
 
     def met(self, achieved: npt.ArrayLike, desired: npt.ArrayLike) -> FloatArray:
-        """Return which ordered pairs are wanted and hold from the ground up."""
+        """Return which ordered pairs are wanted and hold, from the ground up."""
         return met_pairs(achieved, desired)
 
     def latched_share(self, latched: FloatArray, desired: FloatArray) -> FloatArray:
-        """Return the share of wanted pairs that latched from the ground up."""
+        """Return the share of wanted pairs that latched, from the ground up."""
         return matched_share(latched, desired)
 
 
@@ -408,7 +379,7 @@ class Rearrangement(Task):
         return start, goal.reshape(-1)
 
     def read_goal(self, goal: npt.ArrayLike) -> FloatArray:
-        """Return positions that blocks can stand in."""
+        """Check that blocks can stand at the positions, and return them."""
         numbers = self._numbers(goal).reshape(self.num_blocks, 3)
         return check_arrangement(numbers, self.num_blocks).reshape(-1)
 
@@ -417,15 +388,19 @@ class Rearrangement(Task):
         return positions.reshape(*positions.shape[:-2], -1)
 
     def share(self, achieved: npt.ArrayLike, desired: npt.ArrayLike) -> FloatArray:
-        """Return the share of blocks that are in their places."""
+        """Return the share of blocks in their places."""
         return np.asarray(self.met(achieved, desired).mean(axis=-1))
 
     def met(self, achieved: npt.ArrayLike, desired: npt.ArrayLike) -> FloatArray:
-        """Return which blocks are in their places, `[n]`."""
-        return matched_places(achieved, desired)
+        """Return which blocks are within 30 mm of their places, `[..., n]`."""
+        have, want = (
+            np.asarray(each, dtype=np.float64).reshape(*np.shape(each)[:-1], -1, 3)
+            for each in (achieved, desired)
+        )
+        return matched(have, want).astype(np.float64)
 
     def latched_share(self, latched: FloatArray, desired: FloatArray) -> FloatArray:
-        """Return the share of the reference's pairs that ever held.
+        """Return the share of the reference's pairs that ever latched.
 
         The authors score this task by pairs alone, wherever they stand.
         """
@@ -446,7 +421,7 @@ def make_task(name: str, num_blocks: int = NUM_BLOCKS) -> Task:
         num_blocks: Number of blocks.
 
     Raises:
-        KukaOptionError: There is no task of that name.
+        KukaOptionError: No such task.
     """
     if name not in TASKS:
         raise KukaOptionError(f"unknown task {name!r}; {nearest_names(name, TASKS)}")
@@ -454,11 +429,7 @@ def make_task(name: str, num_blocks: int = NUM_BLOCKS) -> Task:
 
 
 def observation_space(task: Task) -> Any:
-    """Return the space of a task's observations.
-
-    Args:
-        task: With goals, the space is a goal dictionary.
-    """
+    """Return the space of a task's observations; a goal dictionary if it has goals."""
     size = observation_size(task.num_blocks)
     state = spaces.Box(-FARTHEST, FARTHEST, (size,), np.float32)
     if not task.goal_size:

@@ -9,11 +9,11 @@ from gymnasium.utils import RecordConstructorArgs
 
 
 class FinalScore(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
-    """Lets the blocks settle when an episode ends, and adds what they are worth.
+    """Lets the blocks settle at the end of an episode, and adds the score to `info`.
 
-    `gymnasium.make` puts it around the step limit, whatever limit that is. What it
-    adds to `info` is what `KukaStackEnv.finish` returns; on the last step, "success"
-    is about the settled state as well.
+    `gymnasium.make` puts this wrapper around the step limit. It adds the result of
+    `KukaStackEnv.finish` to `info`; on the last step, "success" refers to the settled
+    state.
 
     Args:
         env: A block-stacking environment with its step limit.
@@ -30,10 +30,10 @@ class FinalScore(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         return base.compute_reward
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Take a step, and score the episode if it was the last one.
+        """Take a step, and score the episode if the step is its last.
 
         Args:
-            action: Of the environment.
+            action: An action of the environment.
         """
         observation, reward, terminated, truncated, info = self.env.step(action)
         if terminated or truncated:

@@ -1,1 +1,1 @@
-"""Point-mass mazes: layouts, environment, goal resampling, demonstrator, drawing."""
+"""Point-mass mazes: layouts, environment, goal resampling, demonstrator, pictures."""

@@ -1,7 +1,7 @@
-"""D4RL's waypoint controller, which made maze2d's data and reference scores.
+"""D4RL's waypoint controller, which produced maze2d's data and reference scores.
 
-It walks the shortest way over cells and pushes the ball from waypoint to waypoint with
-a proportional-derivative law (Fu et al., 2020):
+It follows the shortest way over cells and pushes the ball from waypoint to waypoint
+with a proportional-derivative law (Fu et al., 2020):
 
     force = clip(k_p (waypoint - position) + k_d velocity, -1, 1),  k_p = 10, k_d = -1
 
@@ -10,8 +10,8 @@ last waypoint is the goal. The others are the points of their cells, each moved 
 U(0, 0.2) toward the middle of the corridor in both directions, so that demonstrations
 vary (`diffuser_envs.maze.layouts` shows why the points are off the middle).
 
-The ball is never told to brake early: waypoints are crossed at speed, and a goal is
-reached in flight and then held.
+The controller never brakes early: it crosses waypoints at speed, reaches the goal in
+flight and then holds it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from diffuser_envs.maze.layouts import Cell, FloatArray, MazeLayout, layout_of
 Point: TypeAlias = tuple[float, float]
 State: TypeAlias = tuple[npt.NDArray[np.object_], ...]
 
-# D4RL prefers these moves, in this order, where two ways are equally short.
+# If two ways are equally short, D4RL prefers these moves, in this order.
 _MOVES = ((0, -1), (0, 1), (-1, 0), (1, 0))
 _FIELDS = ("observation", "desired_goal")
 
@@ -41,9 +41,9 @@ class RouteMemory:
     """What the demonstrator remembers of one environment between steps.
 
     Attributes:
-        goal: Goal (x, y) of the route; none before the first step.
+        goal: Goal (x, y) of the route, meters; None before the first step.
         waypoints: Points (x, y) to visit, the goal last, meters.
-        index: Which waypoint is next.
+        index: Number of the next waypoint.
     """
 
     goal: Point | None = None
@@ -54,23 +54,23 @@ class RouteMemory:
 class WaypointDemonstrator:
     """Reach any goal of a maze by waypoints; follows Stable-Baselines3's `predict`.
 
-    Nothing is remembered between calls but in `state` (or `RouteMemory`). Random
-    numbers are a function of `seed` and the observation at hand, so the actions for one
-    environment do not depend on which others share its batch.
+    All memory between calls is in `state` (or `RouteMemory`). Random numbers are a
+    function of `seed` and the observation, so the actions for one environment do not
+    depend on the others in its batch.
 
     Args:
         layout: The maze; see also `from_env`.
         p_gain: Force per meter from the waypoint.
         d_gain: Force per meter per second.
-        threshold: Distance in meters within which a waypoint is solved and a goal
+        threshold: Distance in meters within which a waypoint is solved, or a goal
             reached.
         waypoint_jitter: Side in meters of the square in which a waypoint is drawn.
         action_noise: Standard deviation of Gaussian noise on the force; D4RL's "noisy"
             variant and Minari's data use 0.5.
         snap_goal: Steer to the point of the goal's cell instead of the goal itself, as
             D4RL does.
-        keep_route: Keep the route when an episode starts, as D4RL's reference score
-            did: only another goal makes a new route.
+        keep_route: Keep the route when an episode starts, as for D4RL's reference
+            score; only another goal makes a new route.
         seed: Fixes jitter and noise.
     """
 
@@ -126,16 +126,16 @@ class WaypointDemonstrator:
 
         Args:
             observation: Goal dictionary of one environment or of a batch (`[n, ...]`).
-            state: What the last call returned; none makes new routes.
+            state: The state that the last call returned; None makes new routes.
             episode_start: Which rows start an episode, shape `[n]`.
             deterministic: Leave the action noise out.
 
         Returns:
-            Actions, shape `[2]` or `[n, 2]` as the observation, and the next state.
+            Actions, shape `[2]` or, for a batch, `[n, 2]`, and the next state.
 
         Raises:
             MazeObservationError: The observation is not a finite goal dictionary, or
-                the state is of another number of environments.
+                the state is for another number of environments.
             MazePositionError: A goal is not in a free cell or cannot be reached.
         """
         states, goals, batched = _read_observation(observation)
@@ -166,7 +166,7 @@ class WaypointDemonstrator:
             position: Ball (x, y), meters.
             velocity: Ball (vx, vy), meters per second.
             goal: Goal (x, y), meters.
-            memory: Of this environment; a new `RouteMemory()` to begin with.
+            memory: The environment's; pass a new `RouteMemory()` at first.
             deterministic: Leave the action noise out.
 
         Returns:
@@ -201,7 +201,7 @@ class WaypointDemonstrator:
     def has_reached(
         self, achieved_goal: npt.ArrayLike, desired_goal: npt.ArrayLike
     ) -> bool:
-        """Tell whether the ball is within `threshold` of where the route ends.
+        """Return whether the ball is within `threshold` of the end of the route.
 
         This is when D4RL draws the next goal; the task's own success disc is larger.
 
@@ -260,7 +260,7 @@ class WaypointDemonstrator:
     def _ball_cell(self, x: float, y: float) -> Cell:
         if self.layout.is_free((x, y)):
             return self.layout.xy_to_cell(x, y)
-        # Contacts are soft: a pressed ball may stand a little inside a wall.
+        # Contacts are soft: a ball under pressure may lie a little inside a wall.
         distances = np.square(self.layout.free_points - (x, y)).sum(axis=1)
         return self.layout.free_cells[int(distances.argmin())]
 
@@ -271,10 +271,10 @@ class WaypointDemonstrator:
     def _restore(
         self, state: State | None, episode_start: npt.ArrayLike | None, num_rows: int
     ) -> npt.NDArray[np.object_]:
-        """Copy each row's memory; a new one where none is or an episode starts."""
+        """Copy each row's memory; a row without one, or at a start, gets a new one."""
         if state is not None and len(state[0]) != num_rows:
             raise MazeObservationError(
-                f"the state is of {len(state[0])} environments, the observation of"
+                f"the state is for {len(state[0])} environments, the observation for"
                 f" {num_rows}; pass state=None to start over"
             )
         starts = np.zeros(num_rows, dtype=np.bool_)
@@ -295,7 +295,7 @@ def _pair(point: npt.ArrayLike) -> Point:
 
 
 def _next_cells(layout: MazeLayout, target: Cell) -> dict[Cell, Cell]:
-    """Map each cell that can reach `target` to the next cell of a shortest way."""
+    """Map each cell that can reach `target` to its next cell on a shortest way."""
     steps = {target: 0}
     queue = deque([target])
     free = set(layout.free_cells)
@@ -322,7 +322,7 @@ def _neighbors(cell: Cell) -> list[Cell]:
 def _read_observation(
     observation: Mapping[str, npt.ArrayLike],
 ) -> tuple[FloatArray, FloatArray, bool]:
-    """Return states `[n, 4]`, goals `[n, 2]`, and whether they came as a batch."""
+    """Return states `[n, 4]`, goals `[n, 2]`, and whether they are a batch."""
     if isinstance(observation, tuple):
         raise MazeObservationError(
             "got a tuple; pass the observation alone: `observation, info = env.reset()`"

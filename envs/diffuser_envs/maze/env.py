@@ -1,7 +1,7 @@
 """D4RL's maze2d-v1 task on Gymnasium-Robotics' PointMaze physics.
 
-A ball of radius 0.1 m is pushed by a force a in [-1, 1]^2 through a maze. The reward is
-1 for every step that ends within 0.5 m of the goal, and nothing ever terminates:
+A force a in [-1, 1]^2 pushes a ball of radius 0.1 m through a maze. The reward is 1 for
+every step that ends within 0.5 m of the goal, and episodes never terminate:
 
     r_t = 1 if |position_{t+1} - goal| <= 0.5 else 0
 
@@ -50,7 +50,7 @@ from diffuser_envs.maze.rendering import MazeRenderer, RendererName
 from diffuser_envs.scores import get_normalized_score
 
 try:
-    # Its import prints a notice about robot hands, which are not in any maze.
+    # The import prints a notice about robot hands, which no maze has.
     with contextlib.redirect_stderr(io.StringIO()):
         from gymnasium_robotics.envs.maze.point_maze import PointMazeEnv
 
@@ -78,12 +78,13 @@ class Maze2DEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle):
     holds `success`, whether the ball is inside the goal disc, and `goal`.
 
     `reset(options={"goal": [x, y], "start": [x, y] or [x, y, vx, vy]})` places either
-    exactly, without noise; a start without velocity is at rest. What is not given is
-    drawn as it would be without options: a seed means the same start either way.
+    exactly, without noise; a start without velocity is at rest. Options do not change
+    what a seed draws: with a goal given, the start is the same as without.
 
     Args:
         layout: `"umaze"`, `"medium"` or `"large"`.
-        goal: Fixed evaluation goal, or a random one at every reset.
+        goal: `"fixed"` for the evaluation goal, `"random"` for a new one at every
+            reset.
         render_mode: `"human"`, `"rgb_array"`, `"depth_array"` or none.
         renderer: Who draws `rgb_array`: `"mujoco"` (needs OpenGL), `"topdown"` (our own
             drawing), or `"auto"`: MuJoCo where it works and the drawing elsewhere.
@@ -154,8 +155,8 @@ class Maze2DEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle):
         """
         goal, start = read_reset_options(self.layout, options)
         super().reset(seed=seed)
-        # Both are always drawn, and in this order: an option then changes only what it
-        # names, and Maze2D and Multi2D start alike under one seed.
+        # Always draw both, in this order. Then an option changes only what it names,
+        # and Maze2D and Multi2D start alike under one seed.
         drawn_start = self._sample_start()
         drawn_goal = self.sample_goal() if self.random_goal else self._fixed_goal
         start = drawn_start if start is None else start
@@ -263,10 +264,10 @@ class Maze2DEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle):
 
         Returns:
             A picture, shape `[height, width, 3]` for `"rgb_array"` and
-            `[height, width]` for `"depth_array"`; otherwise none.
+            `[height, width]` for `"depth_array"`; otherwise None.
 
         Raises:
-            RenderingError: The renderer that was asked for does not work here.
+            RenderingError: The requested renderer does not work here.
         """
         return self._renderer.render(
             self.render_mode, position=self.data.qpos, goal=self._goal
@@ -312,7 +313,7 @@ class Maze2DEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle):
         return self._goal.copy()
 
     def set_goal(self, xy: npt.ArrayLike) -> None:
-        """Move the goal, now; all later observations and rewards are of it.
+        """Move the goal at once; all later observations and rewards refer to it.
 
         Args:
             xy: Goal (x, y), shape `[2]`, meters.
@@ -339,7 +340,7 @@ class Maze2DEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle):
         return self.layout.sample_point(np_random or self.np_random)
 
     def is_free(self, xy: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-        """Tell which points, shape `[..., 2]`, meters, lie inside free cells."""
+        """Return which points, shape `[..., 2]`, meters, lie inside free cells."""
         return self.layout.is_free(xy)
 
     def get_normalized_score(
@@ -382,7 +383,7 @@ def _goal_space() -> Untyped:
 def _make_simulation(
     layout: MazeLayout, render_mode: str | None, width: int, height: int
 ) -> Untyped:
-    """Build PointMaze, and remove the model file that it would leave behind."""
+    """Build PointMaze, and delete the model file that it leaves behind."""
     simulation = PointMazeEnv.__new__(PointMazeEnv)
     try:
         simulation.__init__(

@@ -1,8 +1,7 @@
 r"""A guide for mazes: keep a plan off the walls.
 
-A planner has learned where the walls are from data in which nothing touches them. A
-plan that other guides push away from that data may cut a wall; this one holds against
-it.
+A planner has learned where the walls are from data in which nothing touches them. Other
+guides may push a plan away from that data and through a wall; this guide pushes back.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ class MazeWalls(Guide):
     Attributes:
         layout: The maze: "umaze", "medium" or "large".
         clearance: c, in meters; the ball has a radius of 0.1 m.
-        columns: Which columns of the trajectory are the position.
+        columns: Name of the position columns.
     """
 
     layout: str
@@ -42,7 +41,7 @@ class MazeWalls(Guide):
     columns: str = "position"
 
     def __post_init__(self) -> None:
-        """Check that there is such a maze."""
+        """Check the maze and the clearance."""
         get_layout(self.layout)
         if not 0 <= self.clearance < 0.5:
             raise GuideError(
@@ -51,15 +50,15 @@ class MazeWalls(Guide):
             )
 
     def __call__(self, trajectory: Trajectory) -> Tensor:
-        """Return minus half the squared lacks of distance."""
+        """Return minus half the squared shortfalls of distance."""
         maze = get_layout(self.layout)
         path = trajectory[self.columns] / maze.cell_size
         walls, free = (
             _distance(path, path.new_tensor(_centers(maze.maze_map, kind)))
             for kind in (1, 0)
         )
-        lack = torch.relu(self.clearance - (walls - free) * maze.cell_size)
-        return -0.5 * lack.square().sum(dim=1)
+        shortfall = torch.relu(self.clearance - (walls - free) * maze.cell_size)
+        return -0.5 * shortfall.square().sum(dim=1)
 
 
 def _centers(maze_map: tuple[tuple[int, ...], ...], kind: int) -> list[list[float]]:
@@ -74,7 +73,7 @@ def _centers(maze_map: tuple[tuple[int, ...], ...], kind: int) -> list[list[floa
 
 
 def _distance(path: Tensor, centers: Tensor) -> Tensor:
-    """Return the distance `[batch, steps]` to the nearest of unit squares."""
+    """Return the distance `[batch, steps]` to the nearest of some unit squares."""
     off = torch.relu((path[:, :, None] - centers).abs() - 0.5)
     squared = off.square().sum(dim=-1).amin(dim=-1)
     return (squared + SOFTENING**2).sqrt() - SOFTENING

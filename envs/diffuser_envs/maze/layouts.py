@@ -1,4 +1,4 @@
-"""Maze layouts, and how D4RL's cell coordinates map onto PointMaze's.
+"""Maze layouts, and the map from D4RL's cell coordinates to PointMaze's.
 
 A layout is a grid of square cells (row i from the top, column j from the left), each a
 wall or free. D4RL (Fu et al., 2020) and Gymnasium-Robotics simulate the same walls,
@@ -13,8 +13,8 @@ ball and forces but write positions differently (h rows, w columns, 1 m cells):
 | point (i, j) of D4RL | (i, j) | (j + 0.7 - w/2, h/2 - i - 0.7) |
 
 In D4RL's world the ball's body sits at 1.2 and the wall of cell (0, 0) is centered at
-1.0, so the integer point (i, j), around which D4RL draws starts and goals, is not the
-middle of its cell but lies 0.2 below and 0.2 to the right of it:
+1.0. So the integer point (i, j), around which D4RL draws starts and goals, lies 0.2
+below and 0.2 to the right of the middle of its cell:
 
     +-----------+
     |           |     c  center of the cell: PointMaze's starts and goals
@@ -24,9 +24,9 @@ middle of its cell but lies 0.2 below and 0.2 to the right of it:
     +-----------+
 
 `MazeLayout.cell_to_xy` returns d for D4RL's mazes and c for others (`cell_offset` is
-0.2 or 0). The offset is read off D4RL's model, and it matters: on U-Maze a uniform
-random policy returns 27.0 +- 1.2 (standard error) with it and 35.8 +- 3.6 without; D4RL
-published 23.85, from 100 episodes, which alone leave a standard error of 6
+0.2 or 0). The offset comes from D4RL's model, and it matters: on U-Maze a uniform
+random policy returns 27.0 +- 1.2 (standard error) with it and 35.8 +- 3.6 without. D4RL
+published 23.85 from 100 episodes, which alone leave a standard error of 6
 (`examples/reference_returns.py`).
 """
 
@@ -65,7 +65,7 @@ class MazeLayout:
         name: Key in `LAYOUTS`.
         title: Name inside environment ids.
         maze_map: Rows of cells from top to bottom; 1 is a wall, 0 is free.
-        goal_cell: Row and column of the fixed evaluation goal, where there is one.
+        goal_cell: Row and column of the fixed evaluation goal, if there is one.
         max_episode_steps: Length of an episode in environment steps.
         cell_offset: Distance in meters, downward and to the right, from the center of
             a cell to the point that stands for the cell.
@@ -84,7 +84,7 @@ class MazeLayout:
     def from_map(
         cls, maze_map: Sequence[Sequence[int | str]], *, cell_size: float = 1.0
     ) -> MazeLayout:
-        """Make a layout from Gymnasium-Robotics' map (any cell but 1 is free).
+        """Make a layout from a map of Gymnasium-Robotics, where any cell but 1 is free.
 
         Args:
             maze_map: Rows of cells, all of the same length.
@@ -127,7 +127,7 @@ class MazeLayout:
         return int(row), int(column)
 
     def is_free(self, xy: npt.ArrayLike) -> BoolArray:
-        """Tell which points lie inside a free cell; points that are not finite do not.
+        """Return which points lie inside a free cell; infinite and NaN ones do not.
 
         Args:
             xy: Points, shape `[..., 2]`, meters.
@@ -166,16 +166,16 @@ class MazeLayout:
     def read_point(
         self, name: str, value: npt.ArrayLike, *, sizes: tuple[int, ...]
     ) -> FloatArray:
-        """Read a point or state that a user gave.
+        """Check a point or state that a user gave, and return it as an array.
 
         Args:
-            name: What it is, for messages.
+            name: Its name in messages.
             value: Position (x, y), perhaps followed by a velocity.
-            sizes: How many numbers it may have.
+            sizes: The allowed counts of numbers.
 
         Raises:
-            MazeOptionError: It is not an array of numbers of a right size.
-            MazePositionError: It is in a wall, outside, or not finite.
+            MazeOptionError: The value is no array of numbers of an allowed size.
+            MazePositionError: The point is in a wall, outside, or not finite.
         """
         try:
             point = np.array(value, dtype=np.float64)
@@ -189,7 +189,8 @@ class MazeLayout:
         if not self.is_free(point[:2]):
             raise MazePositionError(
                 f"{name} {point[:2].tolist()} is inside a wall or outside of the maze"
-                f" {self.name!r}; `env.unwrapped.is_free(xy)` tells which points work"
+                f" {self.name!r}; `env.unwrapped.is_free(xy)` tells which points are"
+                " free"
             )
         return point
 
@@ -262,7 +263,7 @@ def get_layout(name: str) -> MazeLayout:
     """Return one of D4RL's layouts by its name.
 
     Raises:
-        MazeOptionError: There is no layout of that name.
+        MazeOptionError: No such layout.
     """
     if name not in LAYOUTS:
         hint = nearest_names(str(name), LAYOUTS)
@@ -296,7 +297,7 @@ def read_reset_options(
 
     Returns:
         Goal (x, y), shape `[2]`, and start (x, y, vx, vy), shape `[4]`, in meters and
-        meters per second; none for what is not given.
+        meters per second; None for an option that is not given.
 
     Raises:
         MazeOptionError: An option is unknown or has the wrong shape.

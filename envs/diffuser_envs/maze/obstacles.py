@@ -1,7 +1,7 @@
-"""Obstacles on a path: two discs in the way, as large as leaves a way around.
+"""Obstacles on a path: the two largest discs that leave a way around.
 
-A disc keeps the ball's *center* out; the ball has a radius of its own, and walls keep
-it away by that. Ways are searched on a fine grid of positions of the center.
+A disc keeps the ball's *center* out, and walls keep it at a distance of the ball's
+radius. The search for a way runs on a fine grid of positions of the center.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ GRID = 0.025  # m
 BALL_RADIUS = 0.1  # m
 CLEARANCE = 0.1  # m, to walls and discs, on a way around
 END_CLEARANCE = 0.2  # m, of start and goal
-DETOUR = 1.0  # m, that a way around may be longer, diagonal steps counting as one
+DETOUR = 1.0  # m that a way around may be longer, counting a diagonal step as one
 ARRIVED = 0.1  # m
 RADII = (0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15, 0.1)  # m
 
@@ -35,16 +35,17 @@ class Discs:
     radius: float
 
     def gap(self, path: FloatArray) -> float:
-        """Return the least distance of a path `[steps, 2]` to a disc; negative inside.
+        """Return the least distance of a path's points to a disc; negative inside.
 
-        Of its points: pass one for every env step.
+        Args:
+            path: `[steps, 2]` in meters, one point for every env step.
         """
         off = np.linalg.norm(path[:, None] - self.centers, axis=-1)
         return float(off.min() - self.radius)
 
 
 class FreeSpace:
-    """Where the ball's center may be in a maze, on a grid."""
+    """The grid positions in a maze where the ball's center may be."""
 
     def __init__(self, maze_map: Sequence[Sequence[int]]) -> None:
         """Measure the distance of every grid point to the walls.
@@ -68,11 +69,11 @@ class FreeSpace:
         """Return the largest two discs on a path that leave a way around, if any do.
 
         Their centers are at a third and two thirds of the path's length. Start and goal
-        lie outside, and a way between them that is not much longer exists.
+        lie outside, and the way around is not much longer than the direct one.
 
         Args:
-            path: `[steps, 2]` positions from the start on, in meters; what comes after
-                it arrives is left out.
+            path: `[steps, 2]` positions from the start on, in meters; steps after the
+                arrival do not count.
             goal: `[2]` in meters.
         """
         near = np.linalg.norm(path - goal, axis=1)
@@ -104,12 +105,13 @@ class FreeSpace:
     ) -> float | None:
         """Return the Chebyshev length of the shortest way in meters, if there is one.
 
-        It leads between the free points nearest to start and goal.
+        The way leads from the free point nearest to the start to that nearest to the
+        goal.
 
         Args:
             start: `[2]` in meters.
             goal: `[2]` in meters.
-            discs: To stay clear of.
+            discs: Obstacles.
         """
         free = self.free
         if discs is not None:
@@ -130,7 +132,7 @@ class FreeSpace:
         return count * GRID
 
     def _nearest(self, point: FloatArray) -> tuple[int, int]:
-        """Return the index of the free grid point that is nearest."""
+        """Return the index of the nearest free grid point."""
         off = np.linalg.norm(self.points - point, axis=-1)
         index = np.where(self.free, off, np.inf).argmin()
         row, column = np.unravel_index(index, off.shape)
@@ -138,7 +140,7 @@ class FreeSpace:
 
 
 def _spread(front: BoolArray) -> BoolArray:
-    """Return a set of grid points with its neighbours along the first axis."""
+    """Return a set of grid points and their neighbors along the first axis."""
     wider = front.copy()
     wider[1:] |= front[:-1]
     wider[:-1] |= front[1:]

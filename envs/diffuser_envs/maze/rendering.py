@@ -61,7 +61,7 @@ class MazeRenderer:
         size: Width and height of a picture in pixels.
 
     Raises:
-        MazeOptionError: There is no renderer of that name.
+        MazeOptionError: No such renderer.
     """
 
     def __init__(
@@ -92,15 +92,15 @@ class MazeRenderer:
     def render(
         self, mode: str | None, *, position: FloatArray, goal: FloatArray
     ) -> Any:
-        """Draw the maze as Gymnasium's `render_mode` says; nothing without a mode.
+        """Draw the maze in Gymnasium's `render_mode`.
 
         Args:
-            mode: `"human"`, `"rgb_array"`, `"depth_array"` or none.
+            mode: `"human"`, `"rgb_array"`, `"depth_array"`, or None to draw nothing.
             position: Ball (x, y), shape `[2]`, meters.
             goal: Goal (x, y), shape `[2]`, meters.
 
         Raises:
-            RenderingError: MuJoCo is needed and no OpenGL context can be made.
+            RenderingError: The mode needs MuJoCo, and no OpenGL context works.
         """
         if mode is None:
             return None
@@ -124,7 +124,7 @@ class MazeRenderer:
         )
 
     def close(self) -> None:
-        """Free the OpenGL contexts, where there are any."""
+        """Free the OpenGL contexts, if there are any."""
         self._point.close()
 
     def _choose(self, *, required: bool) -> None:
@@ -155,7 +155,7 @@ def _candidate_platforms() -> tuple[str, ...]:
 
 
 def _try_context(platform: str) -> str | None:
-    """Make and free a small OpenGL context; return what went wrong, if anything."""
+    """Make and free a small OpenGL context; return the problem, if there is one."""
     if platform not in ("egl", "glfw", "osmesa"):
         return "not an off-screen platform"
     before = os.environ.get("PYOPENGL_PLATFORM")
@@ -168,7 +168,7 @@ def _try_context(platform: str) -> str | None:
             context = importlib.import_module(f"mujoco.{platform}").GLContext(64, 64)
             context.make_current()
             context.free()
-    except Exception as error:  # bindings raise anything, even AttributeError
+    except Exception as error:  # the bindings raise any error, even AttributeError
         if before is None:
             os.environ.pop("PYOPENGL_PLATFORM", None)
         return f"{type(error).__name__}: {error}"
@@ -232,7 +232,7 @@ def draw_maze(
 
 @dataclass(frozen=True)
 class _Canvas:
-    """Pixels and where the maze lies on them.
+    """A picture in the making, and the position of the maze in it.
 
     Attributes:
         pixels: Colors, float, shape `[height, width, 3]`; drawn on in place.
@@ -276,7 +276,7 @@ class _Canvas:
         color: tuple[float, ...],
         opacity: float,
     ) -> None:
-        """Blend what is within `radius` meters of a segment; touch only its box."""
+        """Blend a color within `radius` meters of a segment; touch only its box."""
         flip = np.array([self.scale, -self.scale])
         first, last = self.middle + start * flip, self.middle + end * flip
         reach = radius * self.scale
@@ -305,7 +305,7 @@ def _fitting_scale(layout: MazeLayout, width: int, height: int) -> float:
 
 @lru_cache(maxsize=32)
 def _draw_walls(layout: MazeLayout, width: int, height: int) -> Picture:
-    """Color each pixel by the cell that its center lies in."""
+    """Color each pixel by the cell in which its center lies."""
     num_rows, num_columns = layout.walls.shape
     scale = _fitting_scale(layout, width, height)
     rows = (np.arange(height) + 0.5 - height / 2) / scale + num_rows / 2

@@ -32,7 +32,7 @@ _MAX_DRAWS = 100
 
 
 class GoalResampling(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
-    """Draw a new goal at every reset and, on request, whenever the goal is reached.
+    """Draw a new goal at every reset and, if asked to, whenever the goal is reached.
 
     Goals come from all free cells (D4RL's points of them in our mazes, the centers
     elsewhere) and from the environment's own random stream, so the seed given to
@@ -48,7 +48,7 @@ class GoalResampling(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArg
     Args:
         env: A maze with goals, wrapped or not.
         goal_noise: Half width in meters of the uniform noise around a cell's point.
-        on_success: What happens to a goal that is reached.
+        on_success: `"keep"` or `"resample"` a goal that is reached.
 
     Raises:
         UnsupportedEnvError: The environment is not a maze with goals.
@@ -95,9 +95,7 @@ class GoalResampling(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArg
         goal, start = read_reset_options(self._layout, options)
         ball = getattr(self._maze, "point_env", None)
         if start is not None and ball is None:
-            raise UnsupportedEnvError(
-                f"{self._maze!r} has no ball that could be placed"
-            )
+            raise UnsupportedEnvError(f"{self._maze!r} has no ball to place at a start")
         observation, info = self.env.reset(seed=seed)
         if start is not None and ball is not None:
             ball.set_state(start[:2], start[2:])
@@ -111,7 +109,7 @@ class GoalResampling(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArg
         return self._report(observation, {**info, "goal_changed": True}, success=None)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Act, and draw a new goal if this one was reached and that is wanted."""
+        """Take a step; with `on_success="resample"`, replace a goal that it reaches."""
         previous = np.array(self._maze.goal)
         observation, reward, terminated, truncated, info = self.env.step(action)
         position = observation["achieved_goal"]
@@ -127,7 +125,10 @@ class GoalResampling(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArg
     def _report(
         self, observation: Any, info: dict[str, Any], *, success: bool | None
     ) -> tuple[Any, dict[str, Any]]:
-        """Show the current goal; `success` none means that of the current goal."""
+        """Return observation and info with the current goal.
+
+        Without a `success`, info tells whether the current goal is reached.
+        """
         goal = np.array(self._maze.goal)
         if success is None:
             success = self._is_reached(observation["achieved_goal"], goal)
@@ -142,7 +143,7 @@ class GoalResampling(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArg
             self._maze.update_target_site_pos()
 
     def _sample_unreached(self, position: FloatArray) -> FloatArray:
-        """Draw until the goal is not reached; a maze of one cell has no such goal."""
+        """Draw a goal that is not reached yet; a maze of one cell may have none."""
         goal = self._layout.sample_point(self.np_random, self._goal_noise)
         for _ in range(_MAX_DRAWS):
             if not self._is_reached(position, goal):
