@@ -130,9 +130,9 @@ def test_using_every_public_name_loads_no_extra() -> None:
 def test_finding_every_method_loads_no_extra() -> None:
     """Tables need the methods' labels where their libraries are not installed."""
     code = (
-        "from diffuser_policy.benchmark.methods import find_method, method_names\n"
-        "assert {'diffuser', 'iql', 'mppi-learned', 'sac-her'} <= {*method_names()}\n"
-        "for name in method_names(): find_method(name)"
+        "from diffuser_policy.benchmark.methods import METHODS, find_method\n"
+        "assert {'diffuser', 'iql', 'mppi-learned', 'sac-her'} <= {*METHODS.names()}\n"
+        "for name in METHODS.names(): find_method(name)"
     )
     assert not modules_after(code) & EXTRAS
 

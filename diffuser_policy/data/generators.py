@@ -26,11 +26,12 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from diffuser_policy.data.demonstrators import all_options, find_demonstrator
+from diffuser_policy.data.demonstrators import find_demonstrator
 from diffuser_policy.data.episodes import Episode
 from diffuser_policy.data.shards import Shard
 from diffuser_policy.envs import Env
 from diffuser_policy.errors import ConfigError, DatasetError, UnknownNameError
+from diffuser_policy.settings import all_options
 
 EPISODES_PER_SHARD = 10
 MAX_ATTEMPTS = 20  # for one episode
@@ -188,7 +189,7 @@ def generator_options(
         ConfigError: It has no such option.
     """
     factory = generators_of(demonstrator)[name]
-    return all_options(f"generator {name!r} of {demonstrator!r}", factory, given)
+    return all_options(f"the generator {name!r} of {demonstrator!r}", factory, given)
 
 
 def verify_sample(
