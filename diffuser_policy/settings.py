@@ -6,9 +6,9 @@
     to_json(config)
 
 Values come from Python, JSON, TOML or the command line, and become the annotated type,
-so that what was saved equals what is loaded. `True` is no number, 8.0 is no whole
-number, and NaN and infinity are not values. Whoever passes something else is told the
-name, what it may be, and what was given.
+so that what was saved equals what is loaded. `True` is not a number, 8.0 is not a whole
+number, and NaN and infinity are refused. Errors name the setting, what it may be, and
+what was given.
 """
 
 from __future__ import annotations
@@ -51,18 +51,7 @@ PLURALS = {int: "whole numbers", float: "numbers", str: "texts"}
 
 
 class MisfitError(ValueError):
-    """A value that its annotated type does not admit.
-
-    Attributes:
-        value: The value, or the item of a mapping.
-        hint: The type.
-        path: Keys of the mappings that it is in, such as ".bc".
-    """
-
-    def __init__(self, value: Any, hint: Any = Any, path: str = "") -> None:
-        """Store where the value is."""
-        super().__init__(f"{value!r} is not {in_words(hint)}")
-        self.value, self.hint, self.path = value, hint, path
+    """A value that its annotated type does not admit; says what it may be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,14 +170,11 @@ def checked(
         raise error(f"{subject} needs {' and '.join(missing)}. {takes}")
     values = {}
     for name, value in given.items():
+        what = f"The {noun} {name!r} of {owner}"
         try:
-            values[name] = converted(value, known[name].hint)
+            values[name] = converted(value, known[name].hint, what)
         except MisfitError as misfit:
-            nearest = suggestion(str(misfit.value), _choices(misfit.hint))
-            raise error(
-                f"The {noun} {name + misfit.path!r} of {owner} must be "
-                f"{in_words(misfit.hint)}, got {misfit.value!r}. {nearest}".rstrip()
-            ) from misfit
+            raise error(str(misfit)) from misfit
     return values
 
 
@@ -248,13 +234,14 @@ def literal(config: Any, *names: str) -> None:
 # --- from and to plain data ---------------------------------------------------------
 
 
-def converted(value: Any, hint: Any) -> Any:
+def converted(value: Any, hint: Any, what: str = "It") -> Any:
     """Return a value as an annotated type; arrays and lists become tuples.
 
     Args:
         value: Plain value, array, or something that is of the type already.
         hint: `bool`, `int`, `float`, `str`, `None`, `Any`, a `Literal`, a union, a
             tuple or sequence, a mapping, a dataclass, or any other class.
+        what: What errors call the value.
 
     Raises:
         MisfitError: It is of another type, or not finite.
@@ -263,11 +250,10 @@ def converted(value: Any, hint: Any) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     kind = origin or hint
     plain = value.tolist() if hasattr(value, "tolist") else value
-    misfit = MisfitError(value, hint)
     if isinstance(plain, float) and not math.isfinite(plain):
-        raise misfit
+        kind = None  # fits no type
     if kind is typing.Annotated:
-        return converted(value, arguments[0])
+        return converted(value, arguments[0], what)
     if kind in UNIONS:
         for option in arguments:
             with contextlib.suppress(MisfitError):
@@ -284,8 +270,12 @@ def converted(value: Any, hint: Any) -> Any:
                 if len(hints) == len(plain):
                     return tuple(map(converted, plain, hints))
     elif kind in MAPPINGS:
+        item = arguments[1] if arguments else Any
         if isinstance(value, Mapping):
-            return {key: _item(value, key, *arguments[1:]) for key in value}
+            return {  # `Any` is other people's data, kept as they are
+                key: v if item is Any else converted(v, item, f"{what}, at {key!r},")
+                for key, v in value.items()
+            }
     elif kind is float or kind is int:
         number: Any = numbers.Real if kind is float else numbers.Integral
         if isinstance(plain, number) and not isinstance(plain, bool):
@@ -294,22 +284,14 @@ def converted(value: Any, hint: Any) -> Any:
         return plain
     elif dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
         return from_json(typing.cast(Any, kind), value)
-    elif not isinstance(hint, type) or isinstance(value, hint):
-        return value
-    elif isinstance(plain, hint):
-        return plain
-    raise misfit
-
-
-def _item(mapping: Mapping[Any, Any], key: Any, hint: Any = Any) -> Any:
-    """Return an item of a mapping as a type; any data are kept as they are."""
-    if hint is Any:
-        return mapping[key]
-    try:
-        return converted(mapping[key], hint)
-    except MisfitError as error:
-        path = f".{key}{error.path}"
-        raise MisfitError(error.value, error.hint, path) from error
+    elif kind is not None:
+        for candidate in (value, plain):
+            if not isinstance(kind, type) or isinstance(candidate, kind):
+                return candidate
+    nearest = suggestion(str(value), _choices(hint))
+    raise MisfitError(
+        f"{what} must be {in_words(hint)}, got {value!r}. {nearest}".rstrip()
+    )
 
 
 def from_json(cls: type[T], data: Mapping[str, Any]) -> T:

@@ -146,7 +146,7 @@ def test_a_suite_is_read_from_toml(tmp_path: Path) -> None:
         (
             "[methods.demonstrator]",
             "[methods]\nbc = 3",
-            "'methods.bc' of Suite must be a table, got 3",
+            "at 'bc', must be a table, got 3",
         ),
         ('env = "diffuser_envs/Maze2D-UMaze-v1"', "", "Problem needs env"),
     ],

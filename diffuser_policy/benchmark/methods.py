@@ -40,15 +40,15 @@ class Method:
     """A method.
 
     Attributes:
-        name: It is asked for by this name.
+        name: Name.
         function: Makes a policy from a `Training` and settings.
         label: Its name in tables.
         goals: Kinds of problems that it can do.
         needs_dataset: Whether it learns from the problem's data.
-        modules: Optional modules that it imports, and the extras that bring them.
+        modules: Optional modules that it imports, and the extras that install them.
         num_steps: Gradient steps that it takes where nobody sets a budget.
-        refuses: Called with the problem and all settings before anything is run; raises
-            for those with which the function would fail.
+        refuses: Called with the problem and all settings before anything runs; raises
+            an error for settings with which the function would fail.
     """
 
     name: str
@@ -127,10 +127,9 @@ def register_method(
         label: Its name in tables; by default the name.
         goals: Kinds of problems that it can do.
         needs_dataset: Whether it learns from the problem's data.
-        modules: Optional modules that it imports → extras that bring them.
+        modules: Optional modules that it imports → extras that install them.
         num_steps: Gradient steps that it takes where nobody sets a budget.
-        refuses: Called with the problem and all settings before anything is run, to
-            raise for those with which the function would fail.
+        refuses: As the attribute of `Method`.
 
     Raises:
         ConfigError: The name is of another form or taken, or the function takes no

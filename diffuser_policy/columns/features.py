@@ -5,10 +5,10 @@ r"""Featurizers: planning in columns that are derived from the observation.
     action a ◀──────────────────────── act ───────────────────────────┘
 
 A robot observes joint angles, but a small denoiser learns where the tool goes much
-sooner than seven angles that agree on it. An environment's package may therefore supply
-a *featurizer*: a map φ from observations to the columns that are planned in, and the
-way back, an executor that turns the plan and the current observation into an action.
-Without one, plans are made of the observation itself (`Identity`).
+sooner than which seven angles take it there. An environment's package may therefore
+supply a *featurizer*: a map φ from observations to the columns that are planned in, and
+the way back, an executor that turns the plan and the current observation into an
+action. Without one, plans are made of the observation itself (`Identity`).
 
     @register_featurizer("polar")
     class Polar: ...
@@ -16,8 +16,9 @@ Without one, plans are made of the observation itself (`Identity`).
     WindowConfig(features="polar"), ExecutionConfig(executor="features")
 
 A distribution offers featurizers in the entry-point group
-`diffuser_policy.featurizers`, names to `module:attribute`. They need nothing of this
-package: whatever has the attributes of `Featurizer` is one. Checkpoints keep the name.
+`diffuser_policy.featurizers` (`diffuser_policy.plugins` has the rules). A featurizer
+imports nothing of this package: whatever has the attributes of `Featurizer` is one.
+Checkpoints keep its name.
 """
 
 from __future__ import annotations
@@ -178,7 +179,7 @@ def _made(plugin: Plugin) -> Featurizer:
 
 
 def check_featurizer(featurizer: Any, name: str) -> None:
-    """Refuse what is no featurizer.
+    """Refuse what is not a featurizer.
 
     Args:
         featurizer: Anything.
@@ -221,7 +222,7 @@ def planning_columns(
 
     Raises:
         FeaturizerError: It takes observations of another size, or returned something
-            else than finite numbers of the shape it promised.
+            other than finite numbers of the shape it promised.
     """
     if isinstance(featurizer, Identity):
         return observations
