@@ -12,7 +12,7 @@ import gymnasium
 
 import diffuser_policy
 from diffuser_policy import DiffuserPolicy
-from diffuser_policy.benchmark.methods import find_method, method_names
+from diffuser_policy.benchmark.methods import METHODS, find_method
 
 NUM_STEPS = 3
 
@@ -33,7 +33,7 @@ def main() -> int:
             print(f"not an action of the environment: {action!r}")
             return 1
         observation, *_ = env.step(action)
-    labels = [find_method(name).label for name in method_names()]
+    labels = [find_method(name).label for name in METHODS.names()]
     if "Diffuser" not in labels:
         print(f"methods are missing: {labels}")
         return 1

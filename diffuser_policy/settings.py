@@ -1,20 +1,209 @@
-"""Settings as plain data: checked, written as JSON, read back, compared.
+"""Plain values and typed values: settings, parameters of guides, options of methods.
 
-What `diffuser_policy.config` and every other dataclass of settings is made with.
+    converted([3, 4], tuple[float, float])        (3.0, 4.0)
+    checked("the guide 'disc'", parameters_of(Disc), {"center": [3, 4]})
+    from_json(PlannerConfig, {"horizon": 64})     a dataclass of settings, and back:
+    to_json(config)
+
+Values come from Python, JSON, TOML or the command line, and become the annotated type,
+so that what was saved equals what is loaded. `True` is not a number, 8.0 is not a whole
+number, and NaN and infinity are refused. Errors name the setting, what it may be, and
+what was given.
 """
 
 from __future__ import annotations
 
+import collections.abc
+import contextlib
 import dataclasses
+import inspect
+import json
+import math
 import numbers
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from diffuser_policy.errors import ConfigError, UnknownNameError
+from diffuser_policy.errors import (
+    ConfigError,
+    DiffuserPolicyError,
+    UnknownNameError,
+    suggestion,
+)
 
 T = TypeVar("T")
+REQUIRED: Any = inspect.Parameter.empty
+SEQUENCES = (tuple, list, collections.abc.Sequence)
+MAPPINGS = (dict, collections.abc.Mapping)
+UNIONS = (types.UnionType, typing.Union)
+BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+WORDS: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a finite number",
+    str: "a text",
+    type(None): "none",
+    Any: "a value that is finite",
+}
+PLURALS = {int: "whole numbers", float: "numbers", str: "texts"}
+
+
+class MisfitError(ValueError):
+    """A value that its annotated type does not admit; says what it may be."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameter:
+    """What a function, class or dataclass takes by name.
+
+    Attributes:
+        name: Name.
+        hint: Annotated type; without one, that of the default, or `Any`.
+        default: `REQUIRED` where there is none.
+    """
+
+    name: str
+    hint: Any = Any
+    default: Any = REQUIRED
+
+    @property
+    def required(self) -> bool:
+        """Whether it has no default."""
+        return self.default is REQUIRED
+
+    def __str__(self) -> str:
+        """Return `name=default`, or `name (required)`."""
+        if self.required:
+            return f"{self.name} (required)"
+        if dataclasses.is_dataclass(self.default):
+            return self.name
+        return f"{self.name}={value_text(self.default)}"
+
+
+# --- what is taken ------------------------------------------------------------------
+
+
+def parameters_of(target: Any) -> tuple[Parameter, ...]:
+    """Return what a dataclass, class or function takes by name.
+
+    Raises:
+        NameError: A dataclass is annotated with a name that exists for type checkers
+            only. Elsewhere such a parameter takes any value.
+    """
+    if not dataclasses.is_dataclass(target):
+        arguments = inspect.signature(target).parameters.values()
+        return tuple(
+            Parameter(name=a.name, hint=_hint(target, a), default=a.default)
+            for a in arguments
+            if a.kind in BY_NAME
+        )
+    hints = typing.get_type_hints(target)
+    return tuple(
+        Parameter(name=item.name, hint=hints[item.name], default=_default(item))
+        for item in dataclasses.fields(target)
+        if item.init
+    )
+
+
+def _default(item: dataclasses.Field[Any]) -> Any:
+    """Return the default of a field."""
+    if item.default_factory is not dataclasses.MISSING:
+        return item.default_factory()
+    return REQUIRED if item.default is dataclasses.MISSING else item.default
+
+
+def _hint(target: Any, argument: inspect.Parameter) -> Any:
+    """Return the type of an argument."""
+    default = argument.default
+    if argument.annotation is inspect.Parameter.empty:
+        if isinstance(default, bool | str):
+            return type(default)
+        if isinstance(default, int | float):
+            return int | float
+        return tuple if isinstance(default, tuple | list) else Any
+    function = target
+    if isinstance(target, type):
+        function = getattr(target, "__init__", target)
+    alone = types.SimpleNamespace(__annotations__={"it": argument.annotation})
+    scope = getattr(inspect.unwrap(function), "__globals__", {})
+    try:
+        return typing.get_type_hints(alone, globalns=scope)["it"]
+    except NameError:  # imported for type checkers only
+        return Any
+
+
+# --- what is given ------------------------------------------------------------------
+
+
+def checked(
+    owner: str,
+    parameters: Sequence[Parameter],
+    given: Mapping[str, Any],
+    *,
+    noun: str = "setting",
+    error: type[DiffuserPolicyError] = ConfigError,
+) -> dict[str, Any]:
+    """Return the given values as the annotated types.
+
+    Args:
+        owner: What takes them, such as "the guide 'keep-out'".
+        parameters: What it takes.
+        given: Names and values.
+        noun: What errors call one of them.
+        error: Raised for a name that it does not take, one that is missing, and a
+            value that is not of the annotated type.
+    """
+    known = {parameter.name: parameter for parameter in parameters}
+    subject = owner[0].upper() + owner[1:]
+    takes = f"It has no {noun}s."
+    if known:
+        takes = f"Its {noun}s: {', '.join(map(str, parameters))}."
+    for name in given:
+        if name not in known:
+            raise error(
+                f"{subject} has no {noun} {name!r}. {suggestion(name, known)}{takes}"
+            )
+    missing = [p.name for p in parameters if p.required and p.name not in given]
+    if missing:
+        raise error(f"{subject} needs {' and '.join(missing)}. {takes}")
+    values = {}
+    for name, value in given.items():
+        what = f"The {noun} {name!r} of {owner}"
+        try:
+            values[name] = converted(value, known[name].hint, what)
+        except MisfitError as misfit:
+            raise error(str(misfit)) from misfit
+    return values
+
+
+def all_options(
+    owner: str,
+    factory: Callable[..., object],
+    given: Mapping[str, Any],
+    *,
+    noun: str = "option",
+) -> dict[str, Any]:
+    """Return the keyword arguments of a function or class: defaults and given values.
+
+    Args:
+        owner: How errors call it.
+        factory: Function or class. An argument without a default is no option, and
+            neither is `seed`.
+        given: Keyword arguments.
+        noun: What errors call one of them.
+
+    Raises:
+        ConfigError: It has no such option, or the value is of another type.
+    """
+    parameters = [
+        parameter
+        for parameter in parameters_of(factory)
+        if not parameter.required and parameter.name != "seed"
+    ]
+    defaults = {parameter.name: parameter.default for parameter in parameters}
+    return defaults | checked(owner, parameters, given, noun=noun)
 
 
 def positive(config: object, *names: str) -> None:
@@ -42,10 +231,99 @@ def literal(config: Any, *names: str) -> None:
             raise UnknownNameError(f"value of {name}", str(value), map(str, known))
 
 
+# --- from and to plain data ---------------------------------------------------------
+
+
+def converted(value: Any, hint: Any, what: str = "It") -> Any:
+    """Return a value as an annotated type; arrays and lists become tuples.
+
+    Args:
+        value: Plain value, array, or something that is of the type already.
+        hint: `bool`, `int`, `float`, `str`, `None`, `Any`, a `Literal`, a union, a
+            tuple or sequence, a mapping, a dataclass, or any other class.
+        what: What errors call the value.
+
+    Raises:
+        MisfitError: It is of another type, or not finite.
+        ConfigError: A dataclass refuses a setting.
+    """
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    kind = origin or hint
+    plain = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(plain, float) and not math.isfinite(plain):
+        kind = None  # fits no type
+    if kind is typing.Annotated:
+        return converted(value, arguments[0], what)
+    if kind in UNIONS:
+        for option in arguments:
+            with contextlib.suppress(MisfitError):
+                return converted(value, option)
+    elif kind is Literal:
+        for choice in arguments:
+            if choice == plain and type(choice) is type(plain):
+                return choice
+    elif kind in SEQUENCES or (kind is Any and isinstance(plain, list | tuple)):
+        if isinstance(plain, list | tuple):
+            fixed = len(arguments) > 1 and arguments[-1] is not ...
+            hints = arguments if fixed else (*arguments, Any)[:1] * len(plain)
+            with contextlib.suppress(MisfitError):
+                if len(hints) == len(plain):
+                    return tuple(map(converted, plain, hints))
+    elif kind in MAPPINGS:
+        item = arguments[1] if arguments else Any
+        if isinstance(value, Mapping):
+            return {  # `Any` is other people's data, kept as they are
+                key: v if item is Any else converted(v, item, f"{what}, at {key!r},")
+                for key, v in value.items()
+            }
+    elif kind is float or kind is int:
+        number: Any = numbers.Real if kind is float else numbers.Integral
+        if isinstance(plain, number) and not isinstance(plain, bool):
+            return kind(plain)
+    elif kind is Any:
+        return plain
+    elif dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+        return from_json(typing.cast(Any, kind), value)
+    elif kind is not None:
+        for candidate in (value, plain):
+            if not isinstance(kind, type) or isinstance(candidate, kind):
+                return candidate
+    nearest = suggestion(str(value), _choices(hint))
+    raise MisfitError(
+        f"{what} must be {in_words(hint)}, got {value!r}. {nearest}".rstrip()
+    )
+
+
+def from_json(cls: type[T], data: Mapping[str, Any]) -> T:
+    """Rebuild a config dataclass from `to_json`'s data.
+
+    Args:
+        cls: The dataclass.
+        data: Its settings; settings left out take their defaults.
+
+    Raises:
+        ConfigError: The dataclass has no such setting, one without a default is
+            missing, or a value is of another type.
+    """
+    return cls(**checked(cls.__name__, parameters_of(cls), data))
+
+
 def to_json(config: Any) -> dict[str, Any]:
     """Return a config dataclass as plain JSON data."""
     data: dict[str, Any] = dataclasses.asdict(config)
     return data
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON data.
+
+    Raises:
+        MisfitError: It has no form in JSON.
+    """
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise MisfitError(value) from error
 
 
 def differences(saved: Any, current: Any, path: str = "") -> list[str]:
@@ -59,63 +337,43 @@ def differences(saved: Any, current: Any, path: str = "") -> list[str]:
     return [] if saved == current else [f"{path}: {saved} → {current}"]
 
 
-def from_json(cls: type[T], data: Mapping[str, Any]) -> T:
-    """Rebuild a config dataclass from `to_json`'s data.
-
-    Args:
-        cls: The dataclass.
-        data: Its settings; settings left out take their defaults.
-
-    Raises:
-        UnknownNameError: A setting that the dataclass does not have.
-        ConfigError: A setting of the wrong type, or one without a default is missing.
-    """
-    hints = typing.get_type_hints(cls)
-    fields = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for name in data:
-        if name not in fields:
-            raise UnknownNameError(f"setting of {cls.__name__}", name, fields)
-    missing = [name for name in fields if name not in data and _is_needed(fields[name])]
-    if missing:
-        given = ", ".join(data) or "nothing"
-        raise ConfigError(f"{cls.__name__} needs {', '.join(missing)}; got {given}.")
-    return cls(**{k: _value(k, hints[k], value) for k, value in data.items()})
+# --- in words -----------------------------------------------------------------------
 
 
-def _is_needed(field: dataclasses.Field[Any]) -> bool:
-    """Return whether a field has no default."""
-    return field.default is field.default_factory is dataclasses.MISSING
+def value_text(value: Any) -> str:
+    """Return a value as the command line takes it: `3,4`, `true`, `none`."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return ",".join(map(value_text, value))
+    if isinstance(value, float) and value.is_integer():
+        return f"{value:.0f}"
+    return str(value)
 
 
-def _value(name: str, hint: Any, value: Any) -> Any:
-    """Convert the JSON value of one setting to the annotated type."""
+def in_words(hint: Any) -> str:
+    """Return what a type admits, for messages and tables."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in arguments:
-            return None
-        [hint] = [option for option in arguments if option is not type(None)]
-        return _value(name, hint, value)
-    if hint is Any:
-        return value
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return from_json(hint, _of_kind(name, value, Mapping, "a table"))
-    if origin is Mapping:
-        items = _of_kind(name, value, Mapping, "a table").items()
-        return {k: _value(f"{name}.{k}", arguments[1], item) for k, item in items}
-    if origin is tuple:
-        items = _of_kind(name, value, (list, tuple), "a list")
-        return tuple(_value(name, arguments[0], item) for item in items)
-    if origin is Literal:
-        if value not in arguments:
-            raise UnknownNameError(f"value of {name}", str(value), map(str, arguments))
-        return value
-    kind = {float: numbers.Real, int: numbers.Integral}.get(hint, hint)
-    if not isinstance(value, kind) or isinstance(value, bool) != (hint is bool):
-        raise ConfigError(f"{name} must be of type {hint.__name__}, got {value!r}.")
-    return hint(value)
+    kind = origin or hint
+    if kind is typing.Annotated:
+        return in_words(arguments[0])
+    if kind in UNIONS:
+        return " or ".join(map(in_words, arguments))
+    if kind is Literal:
+        return " or ".join(map(repr, arguments))
+    if kind in MAPPINGS or dataclasses.is_dataclass(kind):
+        return "a table"
+    if kind in SEQUENCES:
+        inner = {item for item in arguments if item is not ...}
+        things = PLURALS.get(inner.pop(), "values") if len(inner) == 1 else "values"
+        fixed = len(arguments) > 1 and arguments[-1] is not ...
+        return f"{len(arguments)} {things}" if fixed else f"a list of {things}"
+    return WORDS.get(hint, str(getattr(hint, "__name__", hint)).lower())
 
 
-def _of_kind(name: str, value: Any, kind: Any, called: str) -> Any:
-    if not isinstance(value, kind):
-        raise ConfigError(f"{name} must be {called}, got {value!r}.")
-    return value
+def _choices(hint: Any) -> list[str]:
+    """Return the texts among which a type lets one choose."""
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        return [choice for choice in arguments if isinstance(choice, str)]
+    return [choice for item in arguments for choice in _choices(item)]

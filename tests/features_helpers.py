@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pytest
 
+from diffuser_policy.columns.features import FEATURIZERS, register_featurizer
 from diffuser_policy.config import (
     ExecutionConfig,
     PlannerConfig,
@@ -79,6 +81,13 @@ class Copied:
 
 
 KNOWN = {"turned": Turned, "pinned": Pinned, "copied": Copied, "scene": Scene}
+
+
+def register_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Register these featurizers, and no others, for one test."""
+    monkeypatch.setattr(FEATURIZERS, "registered", {})
+    for name, featurizer in KNOWN.items():
+        register_featurizer(name)(featurizer)
 
 
 def config(name: str | None = "turned", **parts: Any) -> TrainConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,10 @@ import pytest
 
 from diffuser_policy.benchmark import Problem, Training, register_method
 from diffuser_policy.benchmark.methods import (
+    METHODS,
     check_reachable,
     find_method,
     label,
-    method_names,
     short_name,
 )
 from diffuser_policy.benchmark.suites import SUITES, Suite, load_suite, suite_from
@@ -49,30 +48,14 @@ def test_a_registered_function_is_found_with_its_settings() -> None:
     method = find_method("test-slow")
     assert method.label == "Slow"
     assert label("test-slow") == "Slow"
-    assert "test-slow" in method_names()
+    assert "test-slow" in METHODS.names()
     assert method.settings({}) == {"speed": 1.0}
     assert method.settings({"speed": 2.0}) == {"speed": 2.0}
-    with pytest.raises(ConfigError, match="no option sped"):
+    with pytest.raises(ConfigError, match=r"no setting 'sped'\. Did you mean 'speed'"):
         method.settings({"sped": 1.0})
     hindsight = Problem(env="a/B-v0", dataset="x/y-v0", goals="hindsight")
     with pytest.raises(ConfigError, match="Leave it out"):
         method.check(hindsight, {})
-
-
-def test_names_of_installed_methods_are_taken() -> None:
-    with pytest.raises(ConfigError, match="'bc' is taken by diffuser_policy"):
-
-        @register_method("bc")
-        def bc(training: Training) -> object: ...
-
-
-def test_modules_of_the_current_folder_are_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "my_methods_here.py").write_text("def east(training): ...\n")
-    monkeypatch.setattr("sys.path", [*sys.path])
-    monkeypatch.chdir(tmp_path)
-    assert find_method("my_methods_here:east").label == "east"
 
 
 def test_a_missing_module_is_told_before_anything_runs() -> None:
@@ -85,22 +68,15 @@ def test_a_missing_module_is_told_before_anything_runs() -> None:
 
 def test_a_function_of_a_file_is_a_method(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
-    path.write_text("def north(training): ...\nvalue = 3\ndef empty(): ...\n")
-    method = find_method(f"{path}:north")
-    assert method.label == "north"
-    assert find_method(f"{path}:north").function is method.function  # one import
-    for name, message in (("south", "Did you mean 'north'"), ("value", "no function")):
-        with pytest.raises((UnknownNameError, ConfigError), match=message):
-            find_method(f"{path}:{name}")
+    path.write_text("def north(training): ...\ndef empty(): ...\n")
+    assert find_method(f"{path}:north").label == "north"
     with pytest.raises(ConfigError, match="takes no argument"):
         find_method(f"{path}:empty")
-    with pytest.raises(UnknownNameError, match="is no file"):
-        find_method(f"{tmp_path}/other.py:north")
 
 
 def test_our_methods_are_offered_and_need_nothing_to_be_listed() -> None:
     for name in ("bc", "bcq", "cql", "iql", "td3-bc", "awac", "rebrac", "diffuser"):
-        assert name in method_names()
+        assert name in METHODS.names()
         assert find_method(name).name == name
     assert find_method("iql").settings({})["expectile"] == 0.7
     assert find_method("bcq").settings({})["num_action_samples"] == 10  # as the paper
@@ -111,8 +87,6 @@ def test_misspelled_names_get_suggestions() -> None:
         find_method("td3bc")
     with pytest.raises(UnknownNameError, match=r"Did you mean 'maze'"):
         load_suite("mase")
-    with pytest.raises(ConfigError, match="lower-case words"):
-        register_method("Not A Name")
 
 
 @pytest.mark.parametrize(
@@ -156,12 +130,24 @@ def test_a_suite_is_read_from_toml(tmp_path: Path) -> None:
         ('goals = "hindsight"', 'goals = "foresight"', "foresight"),
         ("[methods.iql]", "[methods", "cannot be read"),
         ("episodes = 3", "episodes = 0", "episodes must be positive"),
-        ("episodes = 3", 'episodes = "3"', "episodes must be of type int"),
-        ("num_steps = 10", 'num_steps = "many"', "num_steps must be of type int"),
-        ("seeds = [0, 1]", 'seeds = "01"', "seeds must be a list"),
-        ("seeds = [0, 1]", "seeds = [0.5]", "seeds must be of type int"),
+        (
+            "episodes = 3",
+            'episodes = "3"',
+            "'episodes' of .* must be a whole number",
+        ),
+        (
+            "num_steps = 10",
+            'num_steps = "many"',
+            "'num_steps' of .* a whole number or none",
+        ),
+        ("seeds = [0, 1]", 'seeds = "01"', "must be a list of whole numbers, got '01'"),
+        ("seeds = [0, 1]", "seeds = [0.5]", "must be a list of whole numbers"),
         ('methods = ["iql"]', 'methods = "iql"', "must be a list"),
-        ("[methods.demonstrator]", "[methods]\nbc = 3", "methods.bc must be a table"),
+        (
+            "[methods.demonstrator]",
+            "[methods]\nbc = 3",
+            "at 'bc', must be a table, got 3",
+        ),
         ('env = "diffuser_envs/Maze2D-UMaze-v1"', "", "Problem needs env"),
     ],
 )
@@ -238,7 +224,7 @@ def test_settings_are_of_the_type_of_their_default(
         assert method.settings(given).items() >= given.items()
         return
     [name] = given
-    with pytest.raises(ConfigError, match=f"setting {name} of the method 'bc' must be"):
+    with pytest.raises(ConfigError, match=f"{name}' of the method 'bc' must be"):
         method.settings(given)
 
 

@@ -170,7 +170,7 @@ def test_unreadable_settings_are_refused(saved: Path, text: str) -> None:
         (lambda data: data.pop("schema"), "no 'schema'"),
         (lambda data: data.pop("network"), "lacks settings.*network"),
         (lambda data: data["network"].update(breadth=3), "not know.*breadth"),
-        (lambda data: data["network"].update(dim="x"), "must be of type int"),
+        (lambda data: data["network"].update(dim="x"), "must be a whole number"),
         (lambda data: data["planner"].update(sampler="heun"), "heun"),
         (lambda data: data.update(layout=None), "lacks settings"),
         (lambda data: data["window"].update(stride=0), "stride must be positive"),

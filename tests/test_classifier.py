@@ -113,8 +113,8 @@ def test_columns_go_by_their_names() -> None:
 def test_labels_are_found_by_name_and_by_address() -> None:
     assert find_labels(SIDES) is sides
     assert find_labels("kuka-pairs").__module__ == "diffuser_envs.kuka.stages"
-    for name in ("kuka-pears", f"{HERE}:side", "tests.nothing:sides"):
-        with pytest.raises(UnknownNameError, match="kuka-pairs"):
+    for name, nearest in (("kuka-pears", "kuka-pairs"), (f"{HERE}:side", "sides")):
+        with pytest.raises(UnknownNameError, match=f"Did you mean '{nearest}'"):
             find_labels(name)
 
 

@@ -191,7 +191,7 @@ def test_settings_of_the_other_kind_are_refused() -> None:
         collect(replace(TOYS, num_steps=100, action_noise=0.1))
     with pytest.raises(UnknownNameError, match=r"generator 'toi'.*'toy'"):
         collect(replace(TOYS, generator="toi"))
-    with pytest.raises(ConfigError, match=r"no option fails.*failing, scale"):
+    with pytest.raises(ConfigError, match=r"no option 'fails'.*failing.*scale"):
         collect(replace(TOYS, demonstrator_options={"fails": 1.0}))
     with pytest.raises(ConfigError, match="num_episodes"):
         replace(TOYS, num_episodes=0)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from diffuser_policy.columns import features
 from diffuser_policy.columns.features import (
     FeaturizerError,
 )
@@ -25,14 +24,14 @@ from diffuser_policy.testing import (
     toy_dataset,
     toy_policy,
 )
-from tests.features_helpers import KNOWN, Turned, config, turned_policy
+from tests.features_helpers import Turned, config, register_known, turned_policy
 from tests.point_env import POINT, PointEnv
 from tests.policy_helpers import count_plans, observe
 
 
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features, "_IN_PROCESS", dict(KNOWN))
+    register_known(monkeypatch)
 
 
 # --- planning and acting ------------------------------------------------------------

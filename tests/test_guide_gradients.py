@@ -17,7 +17,7 @@ from diffuser_envs.kuka.tasks import tower_goal
 from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.columns.normalizers import GaussianNormalizer
 from diffuser_policy.guides.guide import Guide, gradient_of
-from diffuser_policy.guides.registry import available_guides, make_guide
+from diffuser_policy.guides.registry import GUIDES, make_guide
 from diffuser_policy.guides.trajectory import CLEAN, Trajectory
 
 LAYOUT = TrajectoryLayout(
@@ -224,9 +224,9 @@ def agrees(
 def test_every_guide_of_ours_is_checked_here() -> None:
     """A guide that is added without a case would go unchecked."""
     ours = {
-        name
-        for name, guide in available_guides().items()
-        if guide.target.__module__.startswith(("diffuser_policy.", "diffuser_envs."))
+        plugin.name
+        for plugin in GUIDES.offers()
+        if plugin.address.startswith(("diffuser_policy.", "diffuser_envs."))
     }
     assert ours == {*CASES, *BLOCK_CASES}
 

@@ -79,5 +79,5 @@ def test_towers_are_recorded_in_physics_too() -> None:
 
 
 def test_unknown_options_are_refused_with_those_there_are() -> None:
-    with pytest.raises(ConfigError, match=r"no option clearence.*clearance_low"):
+    with pytest.raises(ConfigError, match=r"no option 'clearence'.*clearance_low"):
         collect(replace(TOWERS, demonstrator_options={"clearence": 0.1}))

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from diffuser_policy.baselines import online
-from diffuser_policy.benchmark import methods
 from diffuser_policy.benchmark.cell_process import run_cell
 from diffuser_policy.benchmark.cells import Cell, CellFolder, EvaluationPlan
-from diffuser_policy.benchmark.methods import find_method
+from diffuser_policy.benchmark.methods import METHODS, find_method
 from diffuser_policy.benchmark.problem import Problem
 from diffuser_policy.benchmark.training import Training
 from diffuser_policy.errors import CheckpointError, ConfigError
@@ -81,7 +80,7 @@ def wild(training):
 @pytest.fixture(autouse=True)
 def registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget the guests afterwards."""
-    monkeypatch.setattr(methods, "_IN_PROCESS", dict(methods._IN_PROCESS))
+    monkeypatch.setattr(METHODS, "registered", dict(METHODS.registered))
 
 
 def train(training: Training) -> online.MeanActions:

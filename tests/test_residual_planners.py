@@ -13,7 +13,6 @@ import torch
 from diffuser_policy.build import build_network, build_networks
 from diffuser_policy.checkpoint import CARD
 from diffuser_policy.cli import main
-from diffuser_policy.columns import features
 from diffuser_policy.config import (
     NetworkConfig,
     OptimizationConfig,
@@ -30,7 +29,7 @@ from diffuser_policy.testing import check_policy, toy_dataset, toy_policy
 from diffuser_policy.training.derive import policy_config
 from diffuser_policy.training.presets import preset
 from diffuser_policy.training.trainer import Trainer
-from tests.features_helpers import KNOWN, Scene, config
+from tests.features_helpers import Scene, config, register_known
 from tests.policy_helpers import observe
 
 UNET = NetworkConfig(
@@ -50,7 +49,7 @@ ROBOT, FLAGS = [0, 1], [4, 7]
 
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features, "_IN_PROCESS", dict(KNOWN))
+    register_known(monkeypatch)
 
 
 def scene(network: NetworkConfig = OBJECTS, **parts: Any) -> TrainConfig:

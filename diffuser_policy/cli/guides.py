@@ -1,4 +1,4 @@
-"""`diffuser-policy guides`: what plans can be steered by."""
+"""`diffuser-policy guides`: the guides that can steer plans."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ import tyro
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from diffuser_policy.guides.registered import RegisteredGuide
-
 
 @dataclass(frozen=True, kw_only=True)
 class GuidesSettings:
     """List the guides of all installed packages, or explain one.
 
-    evaluate and plan take them: --guide 'keep-out:center=3,4;radius=0.6'.
+    Pass them to evaluate and plan: --guide 'keep-out:center=3,4;radius=0.6'.
     """
 
     name: Annotated[
@@ -36,11 +34,8 @@ def run(settings: GuidesSettings) -> int:
     """
     from rich.console import Console
 
-    from diffuser_policy.guides.registry import find_guide
-
     console = Console(highlight=False)
-    found = None if settings.name is None else find_guide(settings.name)
-    for part in _listed() if found is None else _explained(found):
+    for part in _listed() if settings.name is None else _explained(settings.name):
         console.print(part)
     return 0
 
@@ -50,38 +45,41 @@ def _listed() -> Iterator[RenderableType]:
     from rich.table import Table
     from rich.text import Text
 
-    from diffuser_policy.guides.registry import guide_entries
+    from diffuser_policy.guides.registry import GUIDES, registered_guide
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 1, 0))
     for header in ("guide", "parameters", "what it is for", "origin"):
         table.add_column(header, no_wrap=header == "guide", overflow="fold")
     errors = []
-    for entry in guide_entries():
-        parameters, summary = "–", "cannot be used, see below"
-        if entry.guide is not None:
-            parameters = "\n".join(map(str, entry.guide.parameters)) or "none"
-            summary = entry.guide.summary
+    for plugin, error in GUIDES.entries():
+        if error is None:
+            guide, style = registered_guide(plugin), "bold"
+            parameters = "\n".join(map(str, guide.parameters)) or "none"
+            summary = guide.documentation()[0].partition("\n")[0]
         else:
-            errors.append(Text(f"{entry.error}\n", style="red"))
-        style = "bold" if entry.guide is not None else "bold red"
-        cells = (Text(cell) for cell in (parameters, summary, entry.origin))
-        table.add_row(Text(entry.name, style=style), *cells)
+            parameters, summary, style = "–", "cannot be used, see below", "bold red"
+            errors.append(Text(f"{error}\n", style="red"))
+        cells = (Text(cell) for cell in (parameters, summary, plugin.origin))
+        table.add_row(Text(plugin.name, style=style), *cells)
     yield table
     yield from errors
 
 
-def _explained(guide: RegisteredGuide) -> Iterator[RenderableType]:
-    """Yield what a guide is, what it takes, and how it is given."""
+def _explained(name: str) -> Iterator[RenderableType]:
+    """Yield what a guide does, what it takes, and how to pass it."""
     from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
-    from diffuser_policy.guides.parameters import split_docstring, value_text
+    from diffuser_policy.guides.registry import GUIDES, registered_guide
     from diffuser_policy.guides.text import example_texts
+    from diffuser_policy.settings import in_words, value_text
 
-    yield Text.assemble((guide.name, "bold"), f"  {guide.origin}\n")
-    described = split_docstring(guide.target)[0] or "It has no description."
-    yield Text(f"{_reflowed(described)}\n")
+    plugin = GUIDES.find(name)
+    guide = registered_guide(plugin)
+    description, helps = guide.documentation()
+    yield Text.assemble((guide.name, "bold"), f"  {plugin.origin}\n")
+    yield Text(f"{_reflowed(description or 'It has no description.')}\n")
     if guide.parameters:
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for header in ("parameter", "default", "is", ""):
@@ -90,8 +88,8 @@ def _explained(guide: RegisteredGuide) -> Iterator[RenderableType]:
             table.add_row(
                 Text(parameter.name, style="bold"),
                 "required" if parameter.required else value_text(parameter.default),
-                Text(parameter.kind),
-                Text(parameter.help),
+                Text(in_words(parameter.hint)),
+                Text(helps.get(parameter.name, "")),
             )
         yield Padding(table, (0, 0, 1, 0))
     for text in example_texts(guide):

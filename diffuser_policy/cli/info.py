@@ -1,10 +1,9 @@
-"""`diffuser-policy info`: what is there, or what one planner is."""
+"""`diffuser-policy info`: what is installed, or what one planner is."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class InfoSettings:
-    """List planners, presets and environments, or describe one planner."""
+    """List planners, presets, environments and plug-ins, or describe one planner."""
 
     planner: Annotated[
         tyro.conf.Positional[str | None],
@@ -36,7 +35,7 @@ def run(settings: InfoSettings) -> int:
 
     console = Console()
     if settings.planner is None:
-        for table in (_planners(), _presets(), _environments()):
+        for table in (_planners(), _presets(), _environments(), _plugins()):
             console.print(table)
     else:
         console.print(_describe(settings.planner))
@@ -79,16 +78,38 @@ def _environments() -> Table:
     """Return the environments of every package that offers demonstrators."""
     import gymnasium
 
-    from diffuser_policy.data.demonstrators import GROUP
+    from diffuser_policy.data.demonstrators import DEMONSTRATORS
     from diffuser_policy.envs import register_namespace
 
     table = _table("Environments", "id", "env steps")
-    packages = {point.module.partition(".")[0] for point in entry_points(group=GROUP)}
+    points = [plugin.point for plugin in DEMONSTRATORS.offers() if plugin.point]
+    packages = {point.module.partition(".")[0] for point in points}
     for package in sorted(packages):
-        register_namespace(f"{package}/any")
+        try:
+            register_namespace(f"{package}/any")
+        except Exception as error:  # whatever other people's code raises
+            table.add_row(package, f"cannot be imported: {type(error).__name__}")
         for env_id, spec in gymnasium.registry.items():
             if spec.namespace == package:
                 table.add_row(env_id, str(spec.max_episode_steps or "unlimited"))
+    return table
+
+
+def _plugins() -> Table:
+    """Return everything that is found by name, and who offers it."""
+    from diffuser_policy.benchmark.methods import METHODS
+    from diffuser_policy.columns.features import FEATURIZERS
+    from diffuser_policy.columns.labels import LABELS
+    from diffuser_policy.data.demonstrators import DEMONSTRATORS
+    from diffuser_policy.guides.registry import GUIDES
+
+    table = _table("Plug-ins", "kind", "offered by", "names")
+    for kind in (GUIDES, FEATURIZERS, LABELS, METHODS, DEMONSTRATORS):
+        names: dict[str, list[str]] = {}
+        for plugin in kind.offers():
+            names.setdefault(plugin.origin, []).append(plugin.name)
+        for origin, offered in names.items():
+            table.add_row(kind.name, origin, ", ".join(sorted(offered)))
     return table
 
 
@@ -139,14 +160,14 @@ def _describe(planner: str) -> Table:
 
 
 def _network(network: Any) -> str:
-    """Return what denoises, in words."""
+    """Return the architecture of the denoiser, in words."""
     kind = {"unet": "temporal U-Net", "objects": "transformer over objects"}
     deviations = ", residual" if network.residual else ""
     return f"{kind[network.architecture]}, width {network.dim}{deviations}"
 
 
 def _replanning(execution: Any) -> str:
-    """Return when plans are made anew, in words."""
+    """Return when the policy plans again, in words."""
     whens = ["on a new goal"]
     if execution.replan_interval is not None:
         whens.append(f"every {execution.replan_interval} env steps")

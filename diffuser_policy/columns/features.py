@@ -5,10 +5,10 @@ r"""Featurizers: planning in columns that are derived from the observation.
     action a ◀──────────────────────── act ───────────────────────────┘
 
 A robot observes joint angles, but a small denoiser learns where the tool goes much
-sooner than seven angles that agree on it. An environment's package may therefore supply
-a *featurizer*: a map φ from observations to the columns that are planned in, and the
-way back, an executor that turns the plan and the current observation into an action.
-Without one, plans are made of the observation itself (`Identity`).
+sooner than which seven angles take it there. An environment's package may therefore
+supply a *featurizer*: a map φ from observations to the columns that are planned in, and
+the way back, an executor that turns the plan and the current observation into an
+action. Without one, plans are made of the observation itself (`Identity`).
 
     @register_featurizer("polar")
     class Polar: ...
@@ -16,26 +16,23 @@ Without one, plans are made of the observation itself (`Identity`).
     WindowConfig(features="polar"), ExecutionConfig(executor="features")
 
 A distribution offers featurizers in the entry-point group
-`diffuser_policy.featurizers`, names to `module:attribute`. They need nothing of this
-package: whatever has the attributes of `Featurizer` is one. Checkpoints keep the name.
+`diffuser_policy.featurizers` (`diffuser_policy.plugins` has the rules). A featurizer
+imports nothing of this package: whatever has the attributes of `Featurizer` is one.
+Checkpoints keep its name.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 
-from diffuser_policy.errors import ConfigError, UnknownNameError, suggestion
+from diffuser_policy.errors import ConfigError
+from diffuser_policy.plugins import Kind, Plugin, Registrable
 
-GROUP = "diffuser_policy.featurizers"
-NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 CHUNK = 65_536  # rows that are mapped at once: bounds the memory of what φ computes
 NEEDED = ("observation_size", "columns", "num_columns", "objects", "features")
-Registrable = TypeVar("Registrable", bound=Callable[..., Any])
 
 
 class FeaturizerError(ConfigError):
@@ -114,7 +111,23 @@ class Identity:
         return observations
 
 
-_IN_PROCESS: dict[str, Callable[..., Any]] = {}
+def _check_factory(target: Any) -> None:
+    """Refuse what cannot make a featurizer."""
+    if not callable(target):
+        raise FeaturizerError(
+            f"A featurizer is registered as a class, or as a function without "
+            f"arguments that makes one; got {target!r}."
+        )
+
+
+FEATURIZERS = Kind(
+    name="featurizer",
+    group="diffuser_policy.featurizers",
+    example="kuka-blocks",
+    check=_check_factory,
+    error=FeaturizerError,
+    addresses=False,
+)
 
 
 def register_featurizer(name: str) -> Callable[[Registrable], Registrable]:
@@ -130,26 +143,7 @@ def register_featurizer(name: str) -> Callable[[Registrable], Registrable]:
         FeaturizerError: The name is of another form or taken, or what is decorated
             cannot be called.
     """
-    if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise FeaturizerError(
-            f"A featurizer's name is lower-case words joined by dashes, as in "
-            f"@register_featurizer('kuka-blocks'); got {name!r}."
-        )
-
-    def decorate(target: Registrable) -> Registrable:
-        if not callable(target):
-            raise FeaturizerError(
-                f"@register_featurizer({name!r}) takes a class, or a function without "
-                f"arguments that makes a featurizer; got {target!r}."
-            )
-        takers = {point.name: point.value for point in entry_points(group=GROUP)}
-        takers |= {key: _address(known) for key, known in _IN_PROCESS.items()}
-        if takers.get(name, _address(target)) != _address(target):
-            raise _taken(name, takers[name], _address(target))
-        _IN_PROCESS[name] = target
-        return target
-
-    return decorate
+    return FEATURIZERS.register(name)
 
 
 def make_featurizer(name: str) -> Featurizer:
@@ -159,22 +153,7 @@ def make_featurizer(name: str) -> Featurizer:
         UnknownNameError: No featurizer of that name; the nearest are offered.
         FeaturizerError: It is offered twice, cannot be loaded, or is none.
     """
-    points = [point for point in entry_points(group=GROUP) if point.name == name]
-    for other in points[1:]:
-        if other.value != points[0].value:
-            raise _taken(name, points[0].value, other.value)
-    if not points and name not in _IN_PROCESS:
-        raise UnknownNameError("featurizer", name, available_featurizers())
-    factory = _loaded(points[0]) if points else _IN_PROCESS[name]
-    try:
-        featurizer: Featurizer = factory()
-    except Exception as error:  # whatever another package's code raises
-        raise FeaturizerError(
-            f"The featurizer {name!r} ({_address(factory)}) cannot be made: "
-            f"{type(error).__name__}: {error}. It is called without arguments."
-        ) from error
-    check_featurizer(featurizer, name)
-    return featurizer
+    return _made(FEATURIZERS.find(name))
 
 
 def saved_featurizer(name: str) -> Featurizer:
@@ -183,24 +162,24 @@ def saved_featurizer(name: str) -> Featurizer:
     Raises:
         FeaturizerError: As `make_featurizer`, or none of that name is registered here.
     """
+    return _made(FEATURIZERS.find_saved(name, "This planner"))
+
+
+def _made(plugin: Plugin) -> Featurizer:
+    """Return the featurizer that a plug-in makes, checked."""
     try:
-        return make_featurizer(name)
-    except UnknownNameError as error:
+        featurizer: Featurizer = plugin.target()
+    except Exception as error:  # whatever another package's code raises
         raise FeaturizerError(
-            f"This planner plans in the columns of the featurizer {name!r}, which is "
-            f"not registered here. The package that offers it may not be installed, or "
-            f"the module that registers it not imported. "
-            f"{suggestion(name, error.known)}Known: {', '.join(error.known) or 'none'}."
+            f"The featurizer {plugin.name!r} ({plugin.address}) cannot be made: "
+            f"{type(error).__name__}: {error}. It is called without arguments."
         ) from error
-
-
-def available_featurizers() -> list[str]:
-    """Return the names that are offered, without loading anything."""
-    return sorted({*_IN_PROCESS, *(point.name for point in entry_points(group=GROUP))})
+    check_featurizer(featurizer, plugin.name)
+    return featurizer
 
 
 def check_featurizer(featurizer: Any, name: str) -> None:
-    """Refuse what is no featurizer.
+    """Refuse what is not a featurizer.
 
     Args:
         featurizer: Anything.
@@ -243,7 +222,7 @@ def planning_columns(
 
     Raises:
         FeaturizerError: It takes observations of another size, or returned something
-            else than finite numbers of the shape it promised.
+            other than finite numbers of the shape it promised.
     """
     if isinstance(featurizer, Identity):
         return observations
@@ -273,36 +252,3 @@ def planning_columns(
                 f"{int(bad.sum())} observations; the first is {part[row].tolist()}."
             )
     return planned
-
-
-def _loaded(point: EntryPoint) -> Callable[..., Any]:
-    """Return what an entry point names.
-
-    Raises:
-        FeaturizerError: It cannot be imported, or the name has a second meaning here.
-    """
-    try:
-        factory: Callable[..., Any] = point.load()
-    except (Exception, SystemExit) as error:  # whatever plug-ins do on import
-        raise FeaturizerError(
-            f"The featurizer {point.name!r} cannot be loaded from {point.value!r}: "
-            f"{type(error).__name__}: {error}. Repair or uninstall that package."
-        ) from error
-    here = _IN_PROCESS.get(point.name)  # after loading, which may register it
-    if here is not None and _address(here) != _address(factory):
-        raise _taken(point.name, point.value, _address(here))
-    return factory
-
-
-def _address(target: Any) -> str:
-    """Return `module:name` of a class or function."""
-    name = getattr(target, "__qualname__", type(target).__qualname__)
-    return f"{getattr(target, '__module__', '?')}:{name}"
-
-
-def _taken(name: str, first: str, second: str) -> FeaturizerError:
-    """Return the error of a name with two meanings."""
-    return FeaturizerError(
-        f"The featurizer name {name!r} is offered twice, by {first} and by {second}. "
-        f"Rename one, or uninstall its package."
-    )

@@ -1,29 +1,29 @@
 """Labels of states: functions of named columns, found by name.
 
-A function of labels tells of every row which of its labels hold:
+A function of labels says for every row which of its labels hold:
 
     def above(columns):
         return {"above_table": columns["height"][:, 0] > 0}
 
 It gets a mapping from the names of planning columns to arrays `[rows, columns]` in
-environment units, and returns one boolean array `[rows]` by name. A distribution offers
-such functions in the entry-point group `diffuser_policy.columns.labels`, names to
-`module:attribute`; they need nothing of this package. `diffuser-policy
-train-classifier` teaches them to a planner's classifier.
+environment units, and returns one boolean array `[rows]` per label. It needs nothing of
+this package. A distribution offers such functions in the entry-point group
+`diffuser_policy.labels`; `module:function` and `file.py:function` work too
+(`diffuser_policy.plugins`). `diffuser-policy train-classifier` trains a planner's
+classifier to predict them.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator, Mapping
-from importlib.metadata import entry_points
+from typing import Any
 
 import numpy as np
 
 from diffuser_policy.columns.layout import TrajectoryLayout
-from diffuser_policy.errors import DatasetError, MissingColumnsError, UnknownNameError
+from diffuser_policy.errors import ConfigError, DatasetError, MissingColumnsError
+from diffuser_policy.plugins import Kind
 
-GROUP = "diffuser_policy.labels"
 Labels = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
 
@@ -64,33 +64,41 @@ class NamedColumns(Mapping[str, np.ndarray]):
         return len(self._names)
 
 
+def _check_labels(target: Any) -> None:
+    """Refuse what is no function."""
+    if not callable(target):
+        raise ConfigError(
+            f"Labels are a function of named columns that returns one boolean array "
+            f"for each label; got {target!r}."
+        )
+
+
+LABELS = Kind(
+    name="labels",
+    group="diffuser_policy.labels",
+    example="kuka-pairs",
+    check=_check_labels,
+)
+
+
 def find_labels(name: str) -> Labels:
     """Return a function of labels.
 
     Args:
-        name: Registered name, or `module:attribute`.
+        name: Registered name, `module:function`, or `file.py:function`.
 
     Raises:
         UnknownNameError: Neither registered nor importable.
+        ConfigError: It is offered twice, fails on import, or is no function.
     """
-    registered = {point.name: point for point in entry_points(group=GROUP)}
-    if name in registered:
-        found: Labels = registered[name].load()
-        return found
-    module, _, attribute = name.partition(":")
-    try:
-        if not attribute:
-            raise AttributeError(name)
-        found = getattr(importlib.import_module(module), attribute)
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise UnknownNameError("labels", name, registered) from error
+    found: Labels = LABELS.find(name).target
     return found
 
 
 def labelled(
     name: str, rows: np.ndarray, layout: TrajectoryLayout
 ) -> tuple[tuple[str, ...], np.ndarray]:
-    """Return the names of labels, and which of them hold in which row.
+    """Return the names of labels, and which of them hold in each row.
 
     Args:
         name: As for `find_labels`.
@@ -102,7 +110,7 @@ def labelled(
 
     Raises:
         UnknownNameError: No such labels.
-        MissingColumnsError: The planner lacks columns that they are of.
+        MissingColumnsError: The planner lacks columns that they depend on.
         DatasetError: Labels of another shape, or none.
     """
     found = find_labels(name)(NamedColumns(rows, layout))
@@ -110,7 +118,7 @@ def labelled(
     if not shapes or set(shapes.values()) != {(len(rows),)}:
         raise DatasetError(
             f"The labels {name!r} must be one array of shape ({len(rows)},) for each "
-            f"name; got {shapes or 'none'}. Are they made for other columns than "
+            f"name; got {shapes or 'none'}. Were they written for other columns than "
             f"{', '.join(layout.aliases) or 'observation'}?"
         )
     columns = [np.asarray(value, dtype=np.bool_) for value in found.values()]

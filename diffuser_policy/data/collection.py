@@ -26,7 +26,6 @@ from tqdm import tqdm
 
 from diffuser_policy.data.demonstrators import (
     Policy,
-    all_options,
     default_demonstrator,
     demonstrator_options,
 )
@@ -42,6 +41,7 @@ from diffuser_policy.data.shards import ShardFolder
 from diffuser_policy.data.workers import map_unordered, num_cores
 from diffuser_policy.envs import Env, make_env
 from diffuser_policy.errors import ConfigError, UnknownNameError, require_extra
+from diffuser_policy.settings import all_options
 from diffuser_policy.versions import versions
 
 FALLBACK_STEPS_PER_GOAL = 1000  # for environments without a step limit
@@ -293,7 +293,7 @@ def _episode_protocol(settings: CollectSettings, demonstrator: str) -> EpisodePr
         generator=name,
         seed=settings.seed,
         options=all_options(
-            f"generator {name!r} of {demonstrator!r}",
+            f"the generator {name!r} of {demonstrator!r}",
             known[name],
             settings.demonstrator_options,
         ),

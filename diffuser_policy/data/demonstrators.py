@@ -4,26 +4,24 @@ A demonstrator follows Stable-Baselines3's contract, like every policy here:
 
     action, state = demonstrator.predict(observation, state, episode_start)
 
-and says with `has_reached` when its target is reached. It is built by a class method
-`from_env(env, seed=…, **options)`. Any installed distribution offers one through the
-entry-point group `diffuser_policy.demonstrators`; an environment names its own in its
-class's `metadata["demonstrator"]`.
+and says with `has_reached` when its target is reached. Its class method
+`from_env(env, seed=…, **options)` builds it. Any installed distribution offers one in
+the entry-point group `diffuser_policy.demonstrators` (`diffuser_policy.plugins` has the
+rules); an environment names its own in its class's `metadata["demonstrator"]`.
 """
 
 from __future__ import annotations
 
-import importlib
-import inspect
-from collections.abc import Callable, Mapping
-from importlib.metadata import entry_points
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
 from diffuser_policy.envs import Env
-from diffuser_policy.errors import ConfigError, UnknownNameError
+from diffuser_policy.errors import ConfigError
+from diffuser_policy.plugins import Kind
+from diffuser_policy.settings import all_options
 
-GROUP = "diffuser_policy.demonstrators"
 Observation = np.ndarray | dict[str, np.ndarray]
 State = tuple[np.ndarray, ...] | None
 
@@ -52,27 +50,35 @@ class Demonstrator(Policy, Protocol):
         """Return whether it is done with a goal `[G]`."""
 
 
+def _check_demonstrator(target: Any) -> None:
+    """Refuse what no demonstrator is made from."""
+    if not hasattr(target, "from_env") and not hasattr(target, "generators"):
+        raise ConfigError(
+            f"A demonstrator is a class with `from_env(env, seed=…)` or with "
+            f"`generators` of episodes; got {target!r}."
+        )
+
+
+DEMONSTRATORS = Kind(
+    name="demonstrator",
+    group="diffuser_policy.demonstrators",
+    example="maze-waypoint",
+    check=_check_demonstrator,
+)
+
+
 def find_demonstrator(name: str) -> type[Demonstrator]:
     """Return the class behind a demonstrator's name.
 
     Args:
-        name: A name of the entry-point group, or `package.module:Class`.
+        name: Registered name, `module:Class`, or `file.py:Class`.
 
     Raises:
         UnknownNameError: Neither registered nor importable.
+        ConfigError: It is offered twice, fails on import, or is no demonstrator.
     """
-    registered = {point.name: point for point in entry_points(group=GROUP)}
-    if name in registered:
-        factory: type[Demonstrator] = registered[name].load()
-        return factory
-    module, _, attribute = name.partition(":")
-    if attribute:
-        try:
-            factory = getattr(importlib.import_module(module), attribute)
-        except (ModuleNotFoundError, AttributeError) as error:
-            raise UnknownNameError("demonstrator", name, registered) from error
-        return factory
-    raise UnknownNameError("demonstrator", name, registered)
+    found: type[Demonstrator] = DEMONSTRATORS.find(name).target
+    return found
 
 
 def default_demonstrator(env: Env) -> str:
@@ -99,34 +105,6 @@ def demonstrator_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         given: Keyword arguments of its constructor.
 
     Raises:
-        ConfigError: It has no such option.
+        ConfigError: It has no such option, or the value is of another type.
     """
-    return all_options(f"demonstrator {name!r}", find_demonstrator(name), given)
-
-
-def all_options(
-    what: str, factory: Callable[..., object], given: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return the keyword arguments of a class: its defaults, and the given ones.
-
-    Args:
-        what: How errors call it.
-        factory: The class; what has no default is no option, and neither is `seed`.
-        given: Keyword arguments.
-
-    Raises:
-        ConfigError: It has no such option.
-    """
-    parameters = inspect.signature(factory).parameters
-    options = {
-        key: parameter.default
-        for key, parameter in parameters.items()
-        if parameter.default is not parameter.empty and key != "seed"
-    }
-    unknown = [key for key in given if key not in options]
-    if unknown:
-        raise ConfigError(
-            f"The {what} has no option {', '.join(unknown)}. "
-            f"It has: {', '.join(options) or 'none'}."
-        )
-    return {**options, **given}
+    return all_options(f"the demonstrator {name!r}", find_demonstrator(name), given)

@@ -35,14 +35,14 @@ GuideFunction = Callable[[Trajectory], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """Something for a picture of what a guide wants, in units of its columns.
+    """A shape that shows in a picture what a guide asks for, in units of its columns.
 
     Attributes:
-        kind: What plans should do about it.
+        kind: What plans should do with it.
         columns: Columns of the trajectory that it lies in, such as "position".
         low: Lower corner of its bounding box.
-        high: Upper corner; that of `low` for a point.
-        round: A disc; otherwise a box.
+        high: Upper corner; equal to `low` for a point.
+        round: Whether it is a disc rather than a box.
     """
 
     kind: Literal["avoid", "stay inside", "pass by"]
@@ -63,11 +63,11 @@ class Guide:
 
     @property
     def name(self) -> str:
-        """What errors and tables call it."""
+        """Name in errors and tables."""
         return type(self).__name__
 
     def bind(self, networks: Any) -> Guide:  # noqa: ARG002 (most need none)
-        """Return the guide ready for a planner; those that are networks fetch them.
+        """Return the guide ready for a planner; guides that use a network take it here.
 
         Args:
             networks: Weights of the planner, `diffuser_policy.build.PlannerNetworks`.
@@ -75,7 +75,7 @@ class Guide:
         return self
 
     def marks(self) -> list[Mark]:
-        """Return what a picture of a plan should show of it."""
+        """Return the shapes that a picture of a plan should show."""
         return []
 
     def parts(self) -> list[tuple[float, Guide]]:
@@ -130,13 +130,13 @@ class Guide:
         return as_guide(other) + -self
 
     def __neg__(self) -> Guide:
-        """Return the cost that this guide is the negative of."""
+        """Return the cost of which this guide is the negative."""
         return -1.0 * self
 
 
 @dataclass(frozen=True)
 class WeightedSum(Guide):
-    """Several guides at once.
+    """A weighted sum of guides.
 
     Attributes:
         terms: Weights and guides, none of them a sum.
@@ -162,7 +162,7 @@ class WeightedSum(Guide):
         return WeightedSum(tuple((w, g.bind(networks)) for w, g in self.terms))
 
     def marks(self) -> list[Mark]:
-        """Return what the terms ask to be shown."""
+        """Return the shapes of all terms."""
         return [mark for _, guide in self.terms for mark in guide.marks()]
 
     def parts(self) -> list[tuple[float, Guide]]:
@@ -194,7 +194,7 @@ def as_guide(objective: Any) -> Guide:
     """Return a guide as it is, and a plain function of a trajectory as a guide.
 
     Raises:
-        GuideError: Neither.
+        GuideError: It is neither.
     """
     if isinstance(objective, Guide):
         return objective
@@ -259,7 +259,7 @@ def value_of(guide: Guide, trajectory: Trajectory) -> Tensor:
             f"comparisons and argmax; or use it without a gradient, with "
             f"guide_scale=0 and ranking='guide'."
         )
-    # What a comparison returns has a place in rankings, too.
+    # A guide may return booleans or integers: rankings can compare them.
     return value if value.is_floating_point() else value.to(trajectory.normalized.dtype)
 
 

@@ -22,7 +22,7 @@ from diffuser_policy.guides.trajectory import Trajectory
 
 @dataclass(frozen=True, kw_only=True)
 class LearnedValue(Guide):
-    """Prefers trajectories of which the planner's value network expects much reward.
+    """Prefers trajectories whose return the planner's value network expects to be high.
 
     In units of discounted return. The planner needs a value network, which
     `diffuser-policy train-value` trains.
@@ -30,7 +30,7 @@ class LearnedValue(Guide):
         policy.with_guide(make_guide("value"), guide_placement="mean")
 
     Attributes:
-        network: The value network; planners fill it in.
+        network: The value network; a planner fills it in.
     """
 
     network: nn.Module | None = field(default=None, compare=False, repr=False)

@@ -1,9 +1,9 @@
 r"""Guides about where a trajectory goes: keep out, keep in, pass by, come near.
 
 Penalties are halves of squared distances, summed over the trajectory: a gradient step
-of scale 1 on clean trajectories moves a position by about as much as it is off. Between
-planning steps positions count as well (`diffuser_policy.guides.geometry`), so that one
-planning step at which two segments are nearest moves by twice as much.
+of scale 1 on clean trajectories moves a position by about as much as it is off.
+Positions between planning steps count as well (`diffuser_policy.guides.geometry`), so
+that one planning step at which two segments are nearest moves by twice as much.
 """
 
 from __future__ import annotations

@@ -1,83 +1,219 @@
-"""Guides by name: registered in this process, or offered by installed distributions.
+"""Guides by name, with their parameters, and as JSON.
 
     @register_guide("keep-left")
     def keep_left(trajectory, *, strength: float = 1.0):
         return -strength * trajectory.position[..., 0].mean(dim=1)
 
     guide = make_guide("keep-left", strength=2.0)
+    guide_to_json(guide)    [{"guide": "keep-left", "weight": 1.0, "parameters": {…}}]
 
-A distribution offers guides in the entry-point group `diffuser_policy.guides`, names to
-`module:attribute`; this one offers its own in the same way. Nothing is read or imported
-before a name is looked up. A name means one thing: offered twice, it is refused, except
-that a guide of this distribution stays what it is. Plug-ins that fail are reported, and
-never keep the others from working.
+A guide is a frozen dataclass that derives from `Guide`, whose fields are its
+parameters, or a function of a trajectory, whose further arguments are. Distributions
+offer guides in the entry-point group `diffuser_policy.guides`; this one offers its own
+in the same way. `diffuser_policy.plugins` has the rules for names.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import math
 import numbers
-import re
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points
-from importlib.metadata import distribution as distribution_of
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Any
 
-from diffuser_policy.errors import GuideError, UnknownNameError, suggestion
-from diffuser_policy.guides.guide import FunctionGuide, Guide, WeightedSum, described
-from diffuser_policy.guides.parameters import (
-    address,
+from docstring_parser import google
+from torch import Tensor
+
+from diffuser_policy.errors import DiffuserPolicyError, GuideError
+from diffuser_policy.guides.guide import (
+    FunctionGuide,
+    Guide,
+    GuideFunction,
+    WeightedSum,
+    described,
+)
+from diffuser_policy.guides.trajectory import Trajectory
+from diffuser_policy.plugins import Kind, Plugin, Registrable, address
+from diffuser_policy.settings import (
+    BY_NAME,
+    MisfitError,
+    Parameter,
+    checked,
     converted,
+    in_words,
     parameters_of,
     plain,
 )
-from diffuser_policy.guides.registered import RegisteredFunction, RegisteredGuide
 
-GROUP = "diffuser_policy.guides"
-OURS = "diffuser-policy"
-NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
-Registrable = TypeVar("Registrable", bound=Callable[..., Any])
+FORM = 'a list of {"guide": name, "weight": number, "parameters": {…}}'
 
 
-class GuidePluginWarning(UserWarning):
-    """An installed plug-in whose guide cannot be used; the others can."""
-
-
-@dataclass(frozen=True)
-class Offer:
-    """A guide that an installed distribution offers, not loaded yet.
+@dataclass(frozen=True, repr=False)
+class RegisteredFunction(Guide):
+    """A registered function with values of its parameters.
 
     Attributes:
-        name: Of the guide.
-        point: Where it is.
-        origin: The distribution and its version.
+        registered_as: Name in the registry.
+        parameters: Names and values, in the order of the signature.
+        function: Maps a `Trajectory` and parameters to values `[batch]`.
     """
 
-    name: str
-    point: EntryPoint
-    origin: str
+    registered_as: str
+    parameters: tuple[tuple[str, Any], ...]
+    function: GuideFunction
+
+    def __call__(self, trajectory: Trajectory) -> Tensor:
+        """Return the function's values."""
+        return self.function(trajectory, **dict(self.parameters))
+
+    @property
+    def name(self) -> str:
+        """The name in the registry."""
+        return self.registered_as
+
+    def __repr__(self) -> str:
+        """Return the name with the parameters."""
+        values = ", ".join(f"{name}={value!r}" for name, value in self.parameters)
+        return f"{self.registered_as}({values})"
 
 
 @dataclass(frozen=True, kw_only=True)
-class GuideEntry:
-    """A row of the list of guides: a guide, or why there is none.
+class RegisteredGuide:
+    """What stands behind the name of a guide.
 
     Attributes:
-        name: Name that is offered.
-        origin: Who offers it.
-        guide: What stands behind it.
-        error: Why it cannot be used.
+        name: Name in the registry.
+        target: A guide's dataclass, or a function of a trajectory.
+        parameters: Parameters, in the order of fields or arguments.
     """
 
     name: str
-    origin: str
-    guide: RegisteredGuide | None = None
-    error: str | None = None
+    target: Any = field(repr=False)
+    parameters: tuple[Parameter, ...]
+
+    def documentation(self) -> tuple[str, dict[str, str]]:
+        """Return the docstring without its sections, and the parameters' lines."""
+        text = inspect.getdoc(self.target) or ""
+        if isinstance(self.target, type) and text.startswith(
+            f"{self.target.__name__}("
+        ):
+            return "", {}  # what a dataclass without a docstring says of itself
+        found = google.parse(text)
+        last = found.long_description or found.short_description or ""
+        description = text[: text.find(last) + len(last)]
+        helps = {
+            p.arg_name: " ".join((p.description or "").split()) for p in found.params
+        }
+        return description, helps
+
+    def make(self, given: Mapping[str, Any]) -> Guide:
+        """Return the guide with values of its parameters.
+
+        Args:
+            given: Those that differ from the defaults.
+
+        Raises:
+            GuideError: A parameter that it doesn't have, that is missing, or whose
+                value it cannot take.
+        """
+        values = checked(
+            f"the guide {self.name!r}",
+            self.parameters,
+            given,
+            noun="parameter",
+            error=GuideError,
+        )
+        if not isinstance(self.target, type):
+            defaults = {p.name: p.default for p in self.parameters}
+            return RegisteredFunction(
+                self.name, tuple({**defaults, **values}.items()), self.target
+            )
+        try:
+            guide: Guide = self.target(**values)
+        except DiffuserPolicyError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise GuideError(
+                f"The guide {self.name!r} refuses its parameters {values}: {error}"
+            ) from error
+        return guide
 
 
-_IN_PROCESS: dict[str, RegisteredGuide] = {}
+def guide_parameters(target: Any) -> tuple[Parameter, ...]:
+    """Return the parameters of a guide class or function.
+
+    Fields of a dataclass that don't count in comparisons hold state, such as a network
+    that the guide was bound to, and are no parameters.
+
+    Raises:
+        GuideError: It is neither a frozen dataclass that derives from `Guide` nor a
+            function of a trajectory, or its parameters cannot be given by name.
+    """
+    where = address(target)
+    if not isinstance(target, type):
+        _check_function(target, where)
+        return parameters_of(target)[1:]
+    if not issubclass(target, Guide):
+        raise GuideError(
+            f"{where} is a class that does not derive from Guide, and cannot be "
+            f"registered as a guide. Derive it from diffuser_policy.Guide."
+        )
+    settings = vars(target).get("__dataclass_params__")
+    if settings is None or not settings.frozen:
+        raise GuideError(
+            f"{where} must be a frozen dataclass to be a guide by name: its fields are "
+            f"the parameters. Write @dataclass(frozen=True, kw_only=True) right above "
+            f"the class."
+        )
+    fields: Any = target
+    state = {item.name for item in dataclasses.fields(fields) if not item.compare}
+    try:
+        found = [p for p in parameters_of(target) if p.name not in state]
+    except NameError as error:
+        raise GuideError(
+            f"The annotations of {where} cannot be read: {error}. Import what they "
+            f"name at run time, not under TYPE_CHECKING."
+        ) from error
+    for parameter in found:
+        if hasattr(Guide, parameter.name):
+            raise GuideError(
+                f"{where} has a field {parameter.name!r}, which every guide uses for "
+                f"something else. Choose another name."
+            )
+    return tuple(found)
+
+
+def _check_function(target: Any, where: str) -> None:
+    """Refuse what is no function of a trajectory with named parameters."""
+    if not callable(target) or isinstance(target, Guide):
+        raise GuideError(
+            f"{where} is no guide: expected a dataclass that derives from Guide, or a "
+            f"function of a trajectory, got {target!r}."
+        )
+    arguments = list(inspect.signature(target).parameters.values())
+    if not arguments or arguments[0].kind is inspect.Parameter.KEYWORD_ONLY:
+        raise GuideError(
+            f"The first argument of {where} must be the trajectory, as in "
+            f"def guide(trajectory, *, strength: float = 1.0)."
+        )
+    for argument in arguments[1:]:
+        if argument.kind not in BY_NAME:
+            raise GuideError(
+                f"The argument {str(argument)!r} of {where} cannot be given by name. A "
+                f"guide's parameters are spelled out, each with its own name."
+            )
+
+
+GUIDES = Kind(
+    name="guide",
+    group="diffuser_policy.guides",
+    example="keep-out",
+    check=guide_parameters,
+    error=GuideError,
+    addresses=False,
+)
 
 
 def register_guide(name: str) -> Callable[[Registrable], Registrable]:
@@ -94,25 +230,7 @@ def register_guide(name: str) -> Callable[[Registrable], Registrable]:
         GuideError: The name is of another form or taken, or the decorated object is
             neither.
     """
-    if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise GuideError(
-            f"A guide's name is lower-case words joined by dashes, as in "
-            f"@register_guide('keep-out'); got {name!r}."
-        )
-
-    def decorate(target: Registrable) -> Registrable:
-        origin = f"registered in process ({getattr(target, '__module__', '?')})"
-        made = RegisteredGuide(
-            name=name, target=target, origin=origin, parameters=parameters_of(target)
-        )
-        takers = {offer.name: offer.point.value for offer in _own_offers()}
-        takers |= {known.name: address(known.target) for known in _IN_PROCESS.values()}
-        if takers.get(name, address(target)) != address(target):
-            raise _taken(name, takers[name], address(target))
-        _IN_PROCESS[name] = made
-        return target
-
-    return decorate
+    return GUIDES.register(name)
 
 
 def make_guide(name: str, /, **parameters: Any) -> Guide:
@@ -137,41 +255,15 @@ def find_guide(name: str) -> RegisteredGuide:
         UnknownNameError: No guide of that name; the nearest are offered.
         GuideError: It is offered twice, or the plug-in that offers it is broken.
     """
-    for offer in _own_offers():
-        if offer.name == name:
-            return _loaded(offer)
-    return _found(name, _offers())
+    return registered_guide(GUIDES.find(name))
 
 
-def guide_entries() -> list[GuideEntry]:
-    """Return every guide that is offered, those that cannot be used with the reason.
-
-    Imports all plug-ins.
-    """
-    offers = _offers()
-    rows = [_entry(offer, offers) for offer in offers]
-    offered = {offer.name for offer in offers}
-    rows += [
-        GuideEntry(name=name, origin=guide.origin, guide=guide)
-        for name, guide in _IN_PROCESS.items()
-        if name not in offered
-    ]
-    return sorted(rows, key=lambda row: (row.name, row.origin))
-
-
-def available_guides() -> dict[str, RegisteredGuide]:
-    """Return the guides that can be used, by name.
-
-    Warns:
-        GuidePluginWarning: For each one that cannot, with the reason.
-    """
-    found = {}
-    for entry in guide_entries():
-        if entry.guide is not None:
-            found[entry.name] = entry.guide
-        else:
-            warnings.warn(str(entry.error), GuidePluginWarning, stacklevel=2)
-    return found
+def registered_guide(plugin: Plugin) -> RegisteredGuide:
+    """Return a loaded plug-in as a guide with its parameters."""
+    parameters = guide_parameters(plugin.target)
+    return RegisteredGuide(
+        name=plugin.name, target=plugin.target, parameters=parameters
+    )
 
 
 def guide_to_json(guide: Guide) -> list[dict[str, Any]]:
@@ -181,9 +273,9 @@ def guide_to_json(guide: Guide) -> list[dict[str, Any]]:
         GuideError: A part is not registered, or a parameter has no form in JSON.
     """
     return [
-        {"guide": found.name, "weight": weight, "parameters": values}
+        {"guide": found.name, "weight": weight, "parameters": _recorded(part, found)}
         for weight, part in guide.parts()
-        for found, values in [_recorded(part)]
+        for found in [_registered(part)]
     ]
 
 
@@ -199,36 +291,26 @@ def guide_from_json(data: Sequence[Mapping[str, Any]]) -> Guide:
     """Return the guide that `guide_to_json` wrote.
 
     Raises:
-        GuideError: Not of that form, or a guide that is not registered here.
+        GuideError: Data of another form, or a guide that is not registered here.
     """
-    form = 'a list of {"guide": name, "weight": number, "parameters": {…}}'
     if not isinstance(data, Sequence) or isinstance(data, str) or not data:
-        raise GuideError(f"A saved guide is {form}, got {data!r}.")
+        raise GuideError(f"A saved guide is {FORM}, got {data!r}.")
     terms = []
     for item in data:
         if not isinstance(item, Mapping) or not isinstance(item.get("guide"), str):
-            raise GuideError(f"A saved guide is {form}, got {item!r} in it.")
+            raise GuideError(f"A saved guide is {FORM}, got {item!r} in it.")
         weight, parameters = item.get("weight", 1.0), item.get("parameters", {})
         finite = isinstance(weight, numbers.Real) and math.isfinite(weight)
         if not finite or not isinstance(parameters, Mapping):
-            raise GuideError(f"A saved guide is {form}, got {item!r} in it.")
-        try:
-            found = find_guide(item["guide"])
-        except UnknownNameError as error:
-            raise GuideError(
-                f"No guide {item['guide']!r} is registered here. The package that "
-                f"offers it may not be installed, or the module that registers it not "
-                f"imported. {suggestion(error.name, error.known)}"
-                f"Known: {', '.join(error.known)}."
-            ) from error
+            raise GuideError(f"A saved guide is {FORM}, got {item!r} in it.")
+        found = registered_guide(GUIDES.find_saved(item["guide"], "The saved guide"))
         terms.append((float(weight), found.make(parameters)))
     [(first, guide), *rest] = terms
     return WeightedSum(tuple(terms)) if rest or first != 1.0 else guide
 
 
-def _recorded(part: Guide) -> tuple[RegisteredGuide, dict[str, Any]]:
-    """Return the registered guide that a part is of, and its parameters as JSON."""
-    found = _registered(part)
+def _recorded(part: Guide, found: RegisteredGuide) -> dict[str, Any]:
+    """Return the parameters of a guide as JSON data."""
     values = {p.name: p.default for p in found.parameters}
     if isinstance(part, RegisteredFunction):
         values |= dict(part.parameters)
@@ -239,16 +321,17 @@ def _recorded(part: Guide) -> tuple[RegisteredGuide, dict[str, Any]]:
         value = values[parameter.name]
         try:
             data[parameter.name] = plain(converted(value, parameter.hint))
-        except ValueError as error:
+        except MisfitError as error:
             raise GuideError(
                 f"The parameter {parameter.name!r} of the guide {found.name!r} cannot "
-                f"be saved: it must be {parameter.kind}, as plain data, got {value!r}."
+                f"be saved: it must be {in_words(parameter.hint)}, as plain data, got "
+                f"{value!r}."
             ) from error
-    return found, data
+    return data
 
 
 def _registered(part: Guide) -> RegisteredGuide:
-    """Return the registered guide that a part is of.
+    """Return what is registered for a part of a guide.
 
     Plug-ins are imported only where their entry points do not tell.
     """
@@ -256,110 +339,17 @@ def _registered(part: Guide) -> RegisteredGuide:
         return find_guide(part.registered_as)
     target = part.function if isinstance(part, FunctionGuide) else type(part)
     where = address(target)
-    names = [name for name, known in _IN_PROCESS.items() if known.target is target]
-    for offers in (_own_offers, _offers):
-        names += [offer.name for offer in offers() if offer.point.value == where]
-        if names:
-            return find_guide(names[0])
-    for entry in guide_entries():
-        if entry.guide is not None and entry.guide.target is target:
-            return entry.guide
+    for plugin in GUIDES.registered.values():
+        if plugin.target is target:
+            return find_guide(plugin.name)
+    for plugin in GUIDES.offers():
+        if plugin.point is not None and plugin.address == where:
+            return find_guide(plugin.name)
+    for plugin, error in GUIDES.entries():
+        if error is None and plugin.target is target:
+            return registered_guide(plugin)
     raise GuideError(
-        f"The guide {part.name} is not registered, so it cannot be saved or told by "
-        f"name. Make it a named function, or a frozen dataclass that derives from "
+        f"The guide {part.name} is not registered, so it cannot be saved or named in "
+        f"text. Make it a named function, or a frozen dataclass that derives from "
         f'Guide, and put @register_guide("some-name") above its definition ({where}).'
-    )
-
-
-def _own_offers() -> list[Offer]:
-    """Return what this distribution offers, without looking at others."""
-    try:
-        own = distribution_of(OURS)
-    except PackageNotFoundError:
-        return []
-    origin = f"{OURS} {own.version}"
-    points = own.entry_points.select(group=GROUP)
-    return [Offer(point.name, point, origin) for point in points]
-
-
-def _offers() -> list[Offer]:
-    """Return what all distributions offer: first this one, then by name."""
-    origins: dict[int, str] = {}
-    found = []
-    for point in entry_points(group=GROUP):
-        source = point.dist
-        key = id(source)  # shared by its entry points; its metadata is slow to read
-        if key not in origins:
-            origins[key] = (
-                "unknown" if source is None else f"{source.name} {source.version}"
-            )
-        found.append(Offer(point.name, point, origins[key]))
-    own = {offer.origin for offer in _own_offers()}
-    return sorted(found, key=lambda offer: (offer.origin not in own, offer.origin))
-
-
-def _found(name: str, offers: Sequence[Offer]) -> RegisteredGuide:
-    """Return what stands behind a name, among offers and in this process.
-
-    Raises:
-        UnknownNameError: No guide of that name.
-        GuideError: It is offered twice, or the plug-in that offers it is broken.
-    """
-    matching = [offer for offer in offers if offer.name == name]
-    if not matching:
-        if name in _IN_PROCESS:
-            return _IN_PROCESS[name]
-        known = {*_IN_PROCESS, *(offer.name for offer in offers)}
-        raise UnknownNameError("guide", name, known)
-    for other in matching[1:]:
-        if other.point.value != matching[0].point.value:
-            raise _taken(name, matching[0].origin, other.origin)
-    found = _loaded(matching[0])
-    here = _IN_PROCESS.get(name)  # after loading, which may register it
-    if here is not None and address(here.target) != address(found.target):
-        raise _taken(name, found.origin, address(here.target))
-    return found
-
-
-def _loaded(offer: Offer) -> RegisteredGuide:
-    """Return the guide of an offer.
-
-    Raises:
-        GuideError: It cannot be imported, or is no guide.
-    """
-    try:
-        target = offer.point.load()
-        parameters = parameters_of(target)
-    except (Exception, SystemExit) as error:  # whatever plug-ins do on import
-        reason = str(error) or "no message"
-        raise GuideError(
-            f"The guide {offer.name!r} of {offer.origin} cannot be loaded from "
-            f"{offer.point.value!r}: {type(error).__name__}: {reason}. Repair or "
-            f"uninstall that package."
-        ) from error
-    return RegisteredGuide(
-        name=offer.name, target=target, origin=offer.origin, parameters=parameters
-    )
-
-
-def _entry(offer: Offer, offers: Sequence[Offer]) -> GuideEntry:
-    """Return the row of an offer among all of them."""
-    own = {known.name: known for known in _own_offers()}
-    try:
-        if offer.name not in own:
-            guide = _found(offer.name, offers)
-        elif own[offer.name].origin == offer.origin:
-            guide = _loaded(offer)
-        else:
-            raise _taken(offer.name, own[offer.name].origin, offer.origin)
-    except GuideError as error:
-        return GuideEntry(name=offer.name, origin=offer.origin, error=str(error))
-    return GuideEntry(name=offer.name, origin=offer.origin, guide=guide)
-
-
-def _taken(name: str, first: str, second: str) -> GuideError:
-    """Return the error of a name with two meanings."""
-    return GuideError(
-        f"The guide name {name!r} is offered twice, by {first} and by {second}. "
-        f"Rename one, or uninstall its package."
     )

@@ -4,9 +4,9 @@
     0.5*speed-limit:speed=1.5
     waypoint:position=[1,2];columns=position
 
-An optional weight and a star, the guide's name, and after a colon its parameters with
-semicolons in between. Values are numbers, `true`, `false`, `none`, words, several of
-these with commas in between, or JSON.
+A text is an optional weight with a star, the guide's name, and after a colon its
+parameters, separated by semicolons. A value is a number, `true`, `false`, `none`, a
+word, several of these separated by commas, or JSON.
 """
 
 from __future__ import annotations
@@ -20,19 +20,18 @@ from typing import Any
 
 from diffuser_policy.errors import GuideError
 from diffuser_policy.guides.guide import Guide
-from diffuser_policy.guides.parameters import (
+from diffuser_policy.guides.registry import RegisteredGuide, find_guide
+from diffuser_policy.settings import (
+    MisfitError,
     Parameter,
     converted,
     plain,
-    split_docstring,
     value_text,
 )
-from diffuser_policy.guides.registered import RegisteredGuide
-from diffuser_policy.guides.registry import find_guide, guide_to_json
 
 FORM = re.compile(r"(?:(?P<weight>[^*:;=]*)\*)?(?P<name>[^:*;=]+)(?::(?P<rest>.*))?")
 ONE_PARAMETER = re.compile(r'(?:[^;"]|"(?:[^"\\]|\\.)*"|")+')  # quotes hide semicolons
-WORDS = {"true": True, "false": False, "none": None}
+WORDS = {"true": True, "false": False, "none": None, "null": None}
 GENERAL = "keep-out:center=3,4;radius=0.6"
 
 
@@ -59,7 +58,7 @@ def parse_guide(text: str) -> Guide:
             weight = math.nan
         if not math.isfinite(weight):
             raise _unreadable(
-                text, f"its weight {form['weight']!r} is no number", example
+                text, f"its weight {form['weight']!r} is not a number", example
             )
     try:
         guide = found.make(_parameters(found, form["rest"] or ""))
@@ -69,7 +68,7 @@ def parse_guide(text: str) -> Guide:
 
 
 def parse_guides(texts: Sequence[str]) -> Guide | None:
-    """Return the sum of the guides that texts describe; none without a text.
+    """Return the sum of the guides that texts describe, or None without any text.
 
     Args:
         texts: Each as for `parse_guide`.
@@ -85,27 +84,11 @@ def parse_guides(texts: Sequence[str]) -> Guide | None:
     return total
 
 
-def guide_texts(guide: Guide) -> list[str]:
-    """Return the texts that `parse_guides` reads as the guide, one for each part.
-
-    Raises:
-        GuideError: A part is not registered.
-    """
-    return [
-        _text(
-            part["guide"],
-            {name: _value_text(value) for name, value in part["parameters"].items()},
-            part["weight"],
-        )
-        for part in guide_to_json(guide)
-    ]
-
-
 def example_texts(guide: RegisteredGuide) -> list[str]:
     """Return texts that show how a guide is given.
 
-    They are those of the calls of `make_guide` in its documentation; without any, one
-    with its required parameters, or else the first that is not none by default.
+    They come from the calls of `make_guide` in its docstring. Without any, one text is
+    made of its required parameters, or of the first whose default is not none.
     """
     documented = list(_documented(guide))
     if documented:
@@ -118,7 +101,7 @@ def example_texts(guide: RegisteredGuide) -> list[str]:
 
 def _documented(guide: RegisteredGuide) -> Iterator[str]:
     """Yield the texts of the examples in a guide's documentation."""
-    lines = split_docstring(guide.target)[0].splitlines()
+    lines = guide.documentation()[0].splitlines()
     for line in (line for line in lines if "make_guide(" in line):
         try:
             expression = ast.parse(line.strip(), mode="eval").body
@@ -165,27 +148,27 @@ def _parameters(found: RegisteredGuide, text: str) -> dict[str, Any]:
 def _value(text: str, parameter: Parameter | None) -> Any:
     """Return the value that fits a parameter best.
 
-    A single value stands for a list of one, and any text for itself, where a parameter
-    admits that. What fits in no way is left to the guide to refuse.
+    A single value may stand for a list of one, and any text for itself, if the
+    parameter admits that. The guide refuses what does not fit at all.
     """
     literal = _literal(text)
     hint = Any if parameter is None else parameter.hint
     for value in (literal, (literal,), text):
         try:
             return converted(value, hint)
-        except ValueError:
+        except MisfitError:
             continue
     return literal
 
 
 def _literal(text: str) -> Any:
-    """Return the Python value of a text by its look alone."""
+    """Return the Python value that a text looks like."""
     if text[:1] in ("[", "{", '"'):
         try:
             return json.loads(text)
         except json.JSONDecodeError as error:
             raise GuideError(
-                f"{text!r} begins like JSON and is none: {error}."
+                f"{text!r} begins like JSON but is not valid: {error}."
             ) from error
     if "," in text:
         pieces = [piece.strip() for piece in text.removesuffix(",").split(",")]
@@ -201,14 +184,13 @@ def _literal(text: str) -> Any:
 
 
 def _value_text(value: Any) -> str:
-    """Return JSON data as the text of a value."""
+    """Return plain data as the text of a value: as short as can be read back."""
     text = value_text(value)
     try:
-        readable = not set(text) & {";", '"'} and plain(_literal(text)) == value
-    except (GuideError, ValueError):
+        readable = ";" not in text and plain(_literal(text)) == value
+    except GuideError:
         readable = False
-    shown = text.isprintable() and text == text.strip() != ""
-    return text if readable and shown else json.dumps(value)
+    return text if readable else json.dumps(value)
 
 
 def _sample(parameter: Parameter, index: int) -> str:
@@ -219,7 +201,7 @@ def _sample(parameter: Parameter, index: int) -> str:
     for value in (1, point, (1, 2, 3), True, "position", (point, (0, 0))):
         try:
             return _value_text(plain(converted(value, parameter.hint)))
-        except ValueError:
+        except MisfitError:
             continue
     return "VALUE"
 

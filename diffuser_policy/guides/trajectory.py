@@ -71,7 +71,7 @@ class Trajectory:
 
     @property
     def names(self) -> list[str]:
-        """Names of the columns that there are."""
+        """Names of the columns."""
         actions = ["action"] if self.layout.action_dim else []
         return [*actions, "observation", *self.layout.aliases]
 
@@ -86,7 +86,7 @@ class Trajectory:
 
         Raises:
             MissingColumnsError: The planner has no columns of that name.
-            GuideError: Indexed by something else than a name.
+            GuideError: The index is not a name.
         """
         if not isinstance(name, str):
             raise GuideError(

@@ -1,0 +1,337 @@
+"""Found by name: guides, featurizers, labels, methods and demonstrators.
+
+    GUIDES = Kind(name="guide", group="diffuser_policy.guides", check=…, …)
+
+    @GUIDES.register("keep-left")                       registered in this process, or
+    [project.entry-points."diffuser_policy.guides"]     offered by a distribution
+    keep-left = "my_guides:keep_left"
+
+    GUIDES.offers()            every name and its origin; imports nothing
+    GUIDES.find("keep-left")   the one of that name, imported and checked: its `target`
+
+The rules are the same for every kind:
+
+- A name is made of lower-case words joined by dashes.
+- A name means one thing. Whoever looks up a name that is offered twice gets an error
+  that names both origins. Names of this distribution keep their meaning: nobody else
+  can register them. Running the same definition again, as in a notebook, replaces it.
+- Nothing is imported before a name is looked up, and then only what offers that name.
+  A plug-in that fails on import is reported with its origin and keeps no other from
+  working.
+- `module:attribute` and `file.py:attribute` name things that are registered nowhere.
+  Kinds whose names are saved in planners don't allow this: a downloaded planner must
+  not decide what is imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import (
+    Distribution,
+    EntryPoint,
+    PackageNotFoundError,
+    distribution,
+    entry_points,
+)
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+from diffuser_policy.errors import (
+    ConfigError,
+    DiffuserPolicyError,
+    UnknownNameError,
+    suggestion,
+)
+
+OURS = "diffuser-policy"
+NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+Registrable = TypeVar("Registrable", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plugin:
+    """Something that is offered under a name.
+
+    Attributes:
+        name: Name to look it up by.
+        origin: Distribution and version, or the module in this process.
+        address: Where it is defined, as `module:attribute`.
+        point: Entry point that offers it; none if it was registered in this process.
+        target: The thing itself; none before it is loaded.
+    """
+
+    name: str
+    origin: str
+    address: str
+    point: EntryPoint | None = field(default=None, repr=False)
+    target: Any = field(default=None, repr=False)
+
+
+@dataclass(kw_only=True, eq=False)
+class Kind:
+    """One kind of plug-ins.
+
+    Attributes:
+        name: What errors call one of them, such as "guide".
+        group: Entry-point group through which distributions offer them.
+        example: Name that shows the form of names.
+        check: Called with what is registered or loaded; raises for anything else.
+        error: Raised for bad names, conflicts, and plug-ins that cannot be loaded.
+        addresses: Whether `module:attribute` and `file.py:attribute` are names too.
+        registered: Those of this process, by name.
+    """
+
+    name: str
+    group: str
+    example: str
+    check: Callable[[Any], object]
+    error: type[DiffuserPolicyError] = ConfigError
+    addresses: bool = True
+    registered: dict[str, Plugin] = field(default_factory=dict)
+
+    def register(self, name: str) -> Callable[[Registrable], Registrable]:
+        """Return a decorator that registers what it decorates in this process.
+
+        Raises:
+            DiffuserPolicyError: `error`, for a name of another form, one that is
+                taken, or a target that is not of this kind.
+        """
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            raise self.error(
+                f"The name of a {self.name} is lower-case words joined by dashes, such "
+                f"as {self.example!r}; got {name!r}."
+            )
+
+        def decorate(target: Registrable) -> Registrable:
+            self.check(target)
+            where = address(target)
+            for own in self._own(name):
+                if own.address != where:
+                    raise self._taken(name, f"{own.address} ({own.origin})", where)
+            known = self.registered.get(name)
+            if known is not None and not _same(known.target, target):
+                raise self._taken(name, known.address, where)
+            origin = f"this process ({getattr(target, '__module__', '?')})"
+            self.registered[name] = Plugin(
+                name=name, origin=origin, address=where, target=target
+            )
+            return target
+
+        return decorate
+
+    def find(self, name: str) -> Plugin:
+        """Return the plug-in of a name, loaded.
+
+        Args:
+            name: Name, or an address where `addresses` are allowed.
+
+        Raises:
+            UnknownNameError: Nothing of that name; the nearest names are offered.
+            DiffuserPolicyError: `error`, if it is offered twice or cannot be loaded.
+        """
+        if self.addresses and ":" in name:
+            return self._at(name)
+        for offers in (self._own, self.offers):  # looking at others takes longer
+            if found := offers(name):
+                return self._loaded(found[0], found)
+        remark = " (yours: module:attribute or file.py:attribute)"
+        raise UnknownNameError(
+            self.name, name, self.names(), remark if self.addresses else ""
+        )
+
+    def find_saved(self, name: str, user: str) -> Plugin:
+        """Return the plug-in that a file names.
+
+        Args:
+            name: Name.
+            user: What names it, such as "This planner".
+
+        Raises:
+            DiffuserPolicyError: `error`, also where nothing of that name is registered.
+        """
+        try:
+            return self.find(name)
+        except UnknownNameError as error:
+            raise self.error(
+                f"{user} uses the {self.name} {name!r}, which is not registered here. "
+                f"Install the package that offers it, or import the module that "
+                f"registers it. {suggestion(name, error.known)}"
+                f"Known: {', '.join(error.known) or 'none'}."
+            ) from error
+
+    def offers(self, name: str | None = None) -> list[Plugin]:
+        """Return what is offered, not loaded: ours, others', then in this process.
+
+        Args:
+            name: Only what is offered under this name.
+        """
+        points = [
+            point
+            for point in entry_points(group=self.group)
+            if name in (None, point.name)
+        ]
+        sources = {id(point.dist): point.dist for point in points}
+        origins = {key: _origin(source) for key, source in sources.items()}
+        found = [_offered(point, origins[id(point.dist)]) for point in points]
+        found.sort(key=lambda plugin: (not _is_ours(plugin), plugin.origin))
+        names = {plugin.name for plugin in found}
+        here = [p for p in self.registered.values() if name in (None, p.name)]
+        return found + [plugin for plugin in here if plugin.name not in names]
+
+    def names(self) -> list[str]:
+        """Return all names that are registered or offered; imports nothing."""
+        return sorted({*self.registered, *self.installed()})
+
+    def installed(self) -> set[str]:
+        """Return the names that installed distributions offer; imports nothing."""
+        return set(entry_points(group=self.group).names)
+
+    def entries(self) -> Iterator[tuple[Plugin, DiffuserPolicyError | None]]:
+        """Yield every plug-in by name, loaded, and the error of those that are broken.
+
+        Imports them all.
+        """
+        offers = self.offers()
+        for plugin in sorted(offers, key=lambda plugin: (plugin.name, plugin.origin)):
+            try:
+                yield self._loaded(plugin, offers), None
+            except DiffuserPolicyError as error:
+                yield plugin, error
+
+    def _own(self, name: str) -> list[Plugin]:
+        """Return what this distribution offers under a name, ignoring others."""
+        try:
+            own = distribution(OURS)
+        except PackageNotFoundError:
+            return []
+        points = own.entry_points.select(group=self.group, name=name)
+        return [_offered(point, _origin(own)) for point in points]
+
+    def _loaded(self, plugin: Plugin, offers: Sequence[Plugin]) -> Plugin:
+        """Return a plug-in with its target, unless its name has a second meaning."""
+        if plugin.point is None:
+            return plugin
+        first, *others = (offer for offer in offers if offer.name == plugin.name)
+        for other in others:
+            if other.address != first.address and not _is_ours(plugin):
+                raise self._taken(plugin.name, first.origin, other.origin)
+        with self._blaming(f"{plugin.name!r} of {plugin.origin}", plugin.address):
+            target = plugin.point.load()
+            self.check(target)
+        here = self.registered.get(plugin.name)  # the import may have registered it
+        if here is not None and not _same(here.target, target):
+            raise self._taken(plugin.name, plugin.origin, here.address)
+        return replace(plugin, target=target)
+
+    def _at(self, name: str) -> Plugin:
+        """Return what an address names."""
+        place, _, attribute = name.rpartition(":")
+        try:
+            with self._blaming(repr(name), place):
+                module = _module(place)
+        except (ModuleNotFoundError, FileNotFoundError) as error:
+            raise UnknownNameError(
+                self.name, name, self.names(), f" ({error})"
+            ) from error
+        if not hasattr(module, attribute):
+            functions = [key for key, value in vars(module).items() if callable(value)]
+            raise UnknownNameError(f"function of {place}", attribute, functions)
+        target = getattr(module, attribute)
+        with self._blaming(repr(name), place):
+            self.check(target)
+        return Plugin(name=name, origin=place, address=name, target=target)
+
+    @contextlib.contextmanager
+    def _blaming(self, what: str, place: str) -> Iterator[None]:
+        """Turn whatever other people's code raises into an error that names it."""
+        try:
+            yield
+        except (Exception, SystemExit) as error:
+            if _is_missing(place, error):
+                raise
+            raise self.error(
+                f"The {self.name} {what} cannot be loaded from {place!r}: "
+                f"{type(error).__name__}: {str(error) or 'no message'}. Install what "
+                f"it needs, or repair or uninstall it."
+            ) from error
+
+    def _taken(self, name: str, first: str, second: str) -> DiffuserPolicyError:
+        """Return the error of a name with two meanings."""
+        return self.error(
+            f"The {self.name} name {name!r} is offered twice, by {first} and by "
+            f"{second}. Rename one, or uninstall its package."
+        )
+
+
+def address(target: Any) -> str:
+    """Return where a class or function is defined, as entry points write it."""
+    name = getattr(target, "__qualname__", type(target).__qualname__)
+    return f"{getattr(target, '__module__', '?')}:{name}"
+
+
+def _offered(point: EntryPoint, origin: str) -> Plugin:
+    return Plugin(name=point.name, origin=origin, address=point.value, point=point)
+
+
+def _origin(source: Distribution | None) -> str:
+    return "unknown" if source is None else f"{source.name} {source.version}"
+
+
+def _is_ours(plugin: Plugin) -> bool:
+    return plugin.origin.startswith(f"{OURS} ")
+
+
+def _same(first: Any, second: Any) -> bool:
+    """Return whether two targets are the same definition.
+
+    A file that is run as a script and imported as well has two modules.
+    """
+    if first is second or address(first) == address(second):
+        return True
+    try:
+        files = {inspect.getsourcefile(first), inspect.getsourcefile(second)}
+    except (TypeError, OSError):  # not from a file
+        return False
+    names = {address(target).partition(":")[2] for target in (first, second)}
+    return len(files) == len(names) == 1
+
+
+def _is_missing(place: str, error: BaseException) -> bool:
+    """Return whether a module or file does not exist, rather than fails."""
+    if isinstance(error, ModuleNotFoundError):
+        return f"{place}.".startswith(f"{error.name}.")
+    return isinstance(error, FileNotFoundError) and error.filename == place
+
+
+def _module(place: str) -> ModuleType:
+    """Import a module by its name or from its file; the current folder counts."""
+    if not place.endswith(".py"):
+        if str(Path.cwd()) not in sys.path:
+            sys.path.append(str(Path.cwd()))  # as for scripts that are run there
+        return importlib.import_module(place)
+    path = Path(place).resolve()
+    if not path.is_file():
+        raise FileNotFoundError(2, "no such file", place)
+    name = f"_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{place} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
