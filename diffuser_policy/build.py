@@ -23,7 +23,7 @@ from diffuser_policy.columns.features import (
 from diffuser_policy.columns.normalizers import Normalizer, normalizer_class
 from diffuser_policy.config import PlannerConfig, PolicyConfig
 from diffuser_policy.diffusion.denoiser import Denoiser
-from diffuser_policy.diffusion.guidance import Guidance
+from diffuser_policy.diffusion.guidance import PLACEMENTS, Guidance
 from diffuser_policy.diffusion.sampler import (
     DDIMSampler,
     DDPMSampler,
@@ -306,7 +306,6 @@ def build_planner(
             multiple=networks.denoiser.horizon_multiple,
             choice=settings.horizon,
             scale=settings.horizon_scale,
-            offset=settings.horizon_offset,
             time_to_goal=networks.time_to_goal,
         ),
         num_candidates=settings.num_candidates,
@@ -374,9 +373,7 @@ def check_guided_steps(
     Raises:
         ConfigError: A single denoising step has no variance to scale a gradient by.
     """
-    scaled = settings.guide_variance
-    if scaled is None:
-        scaled = settings.guide_placement != "clean"
+    scaled = PLACEMENTS[settings.guide_placement].scaled_by_variance
     counts = [sampler.num_steps]
     if settings.warm_start is not None and settings.warm_start_steps is not None:
         counts.append(settings.warm_start_steps)
@@ -384,7 +381,7 @@ def check_guided_steps(
         raise ConfigError(
             f"Guided with guide_placement={settings.guide_placement!r}, plans need at "
             f"least 2 denoising steps: gradients are scaled by the variance of a step, "
-            f"and the last has none. Take more, or guide_variance=False."
+            f"and the last has none. Take more, or guide_placement='clean'."
         )
 
 
@@ -398,7 +395,6 @@ def build_guidance(settings: PlannerConfig, guide: Guide | None) -> Guidance | N
         scale=settings.guide_scale,
         num_steps=settings.guide_steps,
         cutoff=settings.guide_cutoff,
-        variance_scaling=settings.guide_variance,
     )
 
 

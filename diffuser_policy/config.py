@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 
+RETIRED = {"horizon_offset": 0, "guide_variance": None}
+"""Planner settings that earlier versions saved, and the only value that still loads."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class WindowConfig:
@@ -219,8 +222,6 @@ class PlannerConfig:
     """How many env steps a plan covers."""
     horizon_scale: float = 1.0
     """Factor of the predicted time to the goal, for ways around or slower ones."""
-    horizon_offset: int = 0
-    """Env steps added to the predicted time to the goal."""
     goal_velocity: bool = False
     """Pin zero velocity at the goal beside the position."""
     guide_placement: Literal["clean", "mean", "noisy"] = "clean"
@@ -231,8 +232,6 @@ class PlannerConfig:
     """Gradient steps for each denoising step; not given: what suits the placement."""
     guide_cutoff: int = 0
     """Denoising steps of the schedule at the clean end that go unguided."""
-    guide_variance: bool | None = None
-    """Multiply by the variance of the step; not given: unless placed on clean plans."""
     warm_start: float | None = None
     """Share of the schedule that a plan is noised to when it is made anew, which is
     every `replan_interval`; not given: plans start from noise."""
@@ -461,7 +460,7 @@ class PolicyConfig:
                 window=from_json(WindowConfig, data["window"]),
                 network=from_json(NetworkConfig, data["network"]),
                 time_to_goal=time_to_goal and from_json(TimeToGoalConfig, time_to_goal),
-                planner=from_json(PlannerConfig, data["planner"]),
+                planner=from_json(PlannerConfig, _current(data["planner"])),
                 execution=from_json(ExecutionConfig, data["execution"]),
                 value=value and from_json(ValueConfig, value),
                 classifier=classifier and from_json(ClassifierConfig, classifier),
@@ -473,3 +472,19 @@ class PolicyConfig:
                 f"config.json lacks settings, or has some that this version does not "
                 f"know: {error!r}."
             ) from error
+
+
+def _current(planner: Mapping[str, Any]) -> dict[str, Any]:
+    """Return saved planner settings without those that were retired.
+
+    Raises:
+        ConfigError: A retired setting with a value that changes plans.
+    """
+    for name in planner.keys() & RETIRED.keys():
+        if planner[name] != RETIRED[name]:
+            raise ConfigError(
+                f"{name}={planner[name]!r} is a setting of an earlier version; this "
+                f"version plans as with {name}={RETIRED[name]!r}. Install the version "
+                f"that wrote it, or set it to that value."
+            )
+    return {name: value for name, value in planner.items() if name not in RETIRED}

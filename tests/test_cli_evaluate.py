@@ -104,7 +104,6 @@ def test_every_option_is_a_setting_of_the_policy(planner: str) -> None:
         sampler="ddim",
         steps=2,
         horizon="shrinking",
-        horizon_offset=1,
         candidates=3,
         ranking="first",
         executor="pursuit",

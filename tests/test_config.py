@@ -9,16 +9,23 @@ from typing import Any
 import pytest
 
 from diffuser_policy.config import (
+    RETIRED,
     ClassifierConfig,
     ExecutionConfig,
     NetworkConfig,
     OptimizationConfig,
     PlannerConfig,
+    PolicyConfig,
     TimeToGoalConfig,
     TrainConfig,
     WindowConfig,
 )
-from diffuser_policy.errors import ConfigError, DiffuserPolicyError, UnknownNameError
+from diffuser_policy.errors import (
+    CheckpointError,
+    ConfigError,
+    DiffuserPolicyError,
+    UnknownNameError,
+)
 from diffuser_policy.settings import from_json, to_json
 from diffuser_policy.testing import toy_config
 from diffuser_policy.training.presets import PRESETS, preset
@@ -163,3 +170,16 @@ def test_architectures_that_there_are_not_are_refused() -> None:
         NetworkConfig(architecture="object")  # type: ignore[arg-type]
     with pytest.raises(UnknownNameError, match="Did you mean 'pairs'"):
         ClassifierConfig(architecture="pair")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("setting", ["horizon_offset", "guide_variance"])
+def test_retired_settings_load_only_with_the_value_that_changes_nothing(
+    setting: str,
+) -> None:
+    config = toy_config()
+    saved = json.loads(json.dumps(config.to_json()))
+    saved["planner"][setting] = RETIRED[setting]
+    assert PolicyConfig.from_json(saved) == config
+    saved["planner"][setting] = 6
+    with pytest.raises(CheckpointError, match=f"{setting}=6 is a setting of an earl"):
+        PolicyConfig.from_json(saved)

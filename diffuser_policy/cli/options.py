@@ -57,8 +57,6 @@ class PlanningOptions:
     """How many env steps a plan covers."""
     horizon_scale: Annotated[float | None, shown_as("X")] = None
     """Factor of the predicted time to the goal, for ways around or slower ones."""
-    horizon_offset: Annotated[int | None, shown_as("N")] = None
-    """Env steps added to the predicted time to the goal."""
     candidates: Annotated[int | None, shown_as("N")] = None
     """Trajectories sampled per plan."""
     ranking: Annotated[

@@ -342,7 +342,8 @@ class DDIMSampler(Sampler):
         Args:
             denoiser: Predicts clean trajectories.
             num_steps: Denoising steps to visit.
-            eta: Noise of each step, in [0, 1]: 0 is deterministic, 1 is ancestral.
+            eta: Noise of each step, in [0, 1]: 0 is deterministic, 1 is ancestral. No
+                setting sets it; it lets tests compare DDIM with DDPM (eta = 1).
             temperature: Scales all noise.
             spacing: How the steps are spread.
         """
