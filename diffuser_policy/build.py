@@ -14,13 +14,14 @@ from functools import cached_property
 import torch
 from torch import nn
 
+from diffuser_policy.choices import SamplerName
 from diffuser_policy.columns.features import (
     Featurizer,
     FeaturizerError,
     Identity,
     saved_featurizer,
 )
-from diffuser_policy.columns.normalizers import Normalizer, normalizer_class
+from diffuser_policy.columns.normalizers import NORMALIZERS, Normalizer
 from diffuser_policy.config import PlannerConfig, PolicyConfig
 from diffuser_policy.diffusion.denoiser import Denoiser
 from diffuser_policy.diffusion.guidance import PLACEMENTS, Guidance
@@ -59,7 +60,9 @@ from diffuser_policy.planning.ranking import (
     has_feasibility,
 )
 
-SAMPLERS: dict[str, type[DDPMSampler] | type[DDIMSampler] | type[DPMSolverSampler]] = {
+SAMPLERS: dict[
+    SamplerName, type[DDPMSampler] | type[DDIMSampler] | type[DPMSolverSampler]
+] = {
     "ddim": DDIMSampler,
     "ddpm": DDPMSampler,
     "dpm": DPMSolverSampler,
@@ -178,7 +181,7 @@ def build_networks(config: PolicyConfig) -> PlannerNetworks:
         residual=settings.residual,
         loss_floor=settings.loss_floor,
     )
-    normalizer = normalizer_class(config.window.normalizer).blank(
+    normalizer = NORMALIZERS[config.window.normalizer].blank(
         config.layout.transition_dim
     )
     time_to_goal = None

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffuser_policy.choices import Placement
 from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.columns.normalizers import LimitsNormalizer
 from diffuser_policy.diffusion.conditions import Inpainting
-from diffuser_policy.diffusion.guidance import Guidance, Placement, Steering
+from diffuser_policy.diffusion.guidance import Guidance, Steering
 from diffuser_policy.diffusion.sampler import DDIMSampler, DDPMSampler, Sampler
 from diffuser_policy.diffusion.schedule import NoiseSchedule
 from diffuser_policy.guides.guide import FunctionGuide

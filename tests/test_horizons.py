@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from diffuser_policy.choices import HorizonChoice
 from diffuser_policy.errors import ConfigError, HorizonError
-from diffuser_policy.planning.horizons import HorizonChoice
 from tests.planner_helpers import GOALS, START, make_horizons
 
 

@@ -12,9 +12,11 @@ from typing import Annotated, Any
 
 import tyro
 
-from diffuser_policy.cli.options import shown_as
+from diffuser_policy.cli.options import changed, shown_as
 from diffuser_policy.cli.runs import carry_out
 from diffuser_policy.config import (
+    NETWORK_NEEDS,
+    PLANNING_NEEDS,
     ExecutionConfig,
     NetworkConfig,
     OptimizationConfig,
@@ -22,6 +24,7 @@ from diffuser_policy.config import (
     TimeToGoalConfig,
     TrainConfig,
     WindowConfig,
+    refuse_idle,
 )
 from diffuser_policy.errors import ConfigError, require_extra
 from diffuser_policy.training.presets import PRESETS, preset
@@ -88,13 +91,22 @@ class TrainSettings:
         """Return what determines the trained planner.
 
         Raises:
-            ConfigError: Neither a preset nor a dataset.
+            ConfigError: Neither a preset nor a dataset, or a setting that differs from
+                the preset's and has no effect.
         """
         if self.dataset is None:
             raise ConfigError(
                 f"Name a preset or a dataset: diffuser-policy train PRESET, or "
                 f"diffuser-policy train --dataset ID. Presets: {', '.join(PRESETS)}."
             )
+        default = TrainSettings.of_preset(self.preset) if self.preset else type(self)()
+        planning = {**vars(self.planner), **vars(self.execution)}
+        usual = {**vars(default.planner), **vars(default.execution)}
+        # Saved with the planner, for guides to come and goals of the data.
+        to_come = {"guide": True, "goals": True}
+        refuse_idle(changed(planning, usual), planning | to_come, PLANNING_NEEDS)
+        network = vars(self.network)
+        refuse_idle(changed(network, vars(default.network)), network, NETWORK_NEEDS)
         names = {item.name for item in dataclasses.fields(TrainConfig)}
         parts = {name: value for name, value in vars(self).items() if name in names}
         prediction = self.prediction if self.time_to_goal else None

@@ -8,11 +8,13 @@ from typing import Annotated
 import tyro
 
 from diffuser_policy.cli.companions import CompanionSettings, train_companion
-from diffuser_policy.cli.options import shown_as
+from diffuser_policy.cli.options import changed, shown_as
 from diffuser_policy.config import (
+    CLASSIFIER_NEEDS,
     ClassifierConfig,
     ClassifierTrainConfig,
     OptimizationConfig,
+    refuse_idle,
 )
 
 
@@ -45,8 +47,12 @@ class TrainClassifierSettings(CompanionSettings):
             recorded: Dataset that the planner was trained on, if it is known.
 
         Raises:
-            ConfigError: Neither a dataset nor a planner that knows its own.
+            ConfigError: Neither a dataset nor a planner that knows its own, or a
+                setting that has no effect.
         """
+        network = vars(self.classifier)
+        given = changed(network, vars(ClassifierConfig()))
+        refuse_idle(given, network, CLASSIFIER_NEEDS)
         return ClassifierTrainConfig(
             dataset=self.data(recorded),
             labels=self.labels,

@@ -58,6 +58,6 @@ def run(settings: TrainValueSettings) -> int:
         ValueTrainer,
         lambda trainer: (
             f"Next: diffuser-policy evaluate {trainer.output} --guide value "
-            f"--guide-scale 0 --ranking guide --candidates 16"
+            f"--guide-scale 0 --ranking guide --num-candidates 16"
         ),
     )

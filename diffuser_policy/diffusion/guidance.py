@@ -25,11 +25,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from diffuser_policy.choices import Placement
 from diffuser_policy.diffusion.conditions import Inpainting
 from diffuser_policy.diffusion.schedule import NoiseSchedule
 from diffuser_policy.errors import ConfigError, UnknownNameError
@@ -41,7 +42,6 @@ from diffuser_policy.guides.guide import (
 )
 from diffuser_policy.guides.trajectory import CLEAN, Trajectory
 
-Placement = Literal["clean", "mean", "noisy"]
 View = Callable[[Tensor, int], Trajectory]
 
 
@@ -241,7 +241,7 @@ class CleanSteering(Steering):
         return best
 
 
-PLACEMENTS: dict[str, type[Steering]] = {
+PLACEMENTS: dict[Placement, type[Steering]] = {
     "clean": CleanSteering,
     "mean": MeanSteering,
     "noisy": NoisySteering,

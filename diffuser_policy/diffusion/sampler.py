@@ -46,11 +46,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from diffuser_policy.choices import Spacing
 from diffuser_policy.diffusion.conditions import Inpainting
 from diffuser_policy.diffusion.denoiser import Denoiser
 from diffuser_policy.diffusion.guidance import Steering
 from diffuser_policy.diffusion.schedule import (
-    Spacing,
     check_spacing,
     half_log_snr,
     step_grid,

@@ -13,17 +13,15 @@ the question. Three answers:
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
 
 import numpy as np
 import torch
 
+from diffuser_policy.choices import HorizonChoice
 from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.columns.normalizers import Normalizer
 from diffuser_policy.errors import ConfigError, HorizonError
 from diffuser_policy.networks.time_to_goal import TimeToGoal
-
-HorizonChoice = Literal["fixed", "shrinking", "predicted"]
 
 
 class Horizons:

@@ -18,11 +18,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
+from diffuser_policy.choices import Acceleration, SamplerName
 from diffuser_policy.diffusion.conditions import Inpainting
 from diffuser_policy.diffusion.denoiser import Denoiser
 from diffuser_policy.diffusion.sampler import DDPMSampler, Sampler
@@ -32,7 +33,6 @@ from diffuser_policy.evaluation.drivers import batched
 from diffuser_policy.guides.guide import Guide
 from diffuser_policy.guides.motion import Smoothness
 from diffuser_policy.guides.regions import KeepOut
-from diffuser_policy.networks.runtime import Acceleration
 from diffuser_policy.networks.unet import TemporalUNet
 from diffuser_policy.policy import DiffuserPolicy, PolicyState
 from diffuser_policy.speed.floor import network_flops
@@ -42,7 +42,7 @@ PAPER_STEPS = 256  # Janner et al. 2022, Appendix C; also their release for Maze
 PAPER_NETWORK: dict[str, Any] = {"dim": 32, "multipliers": (1, 4, 8)}
 QUICK_PAPER_STEPS = 4
 ENVS, QUICK_ENVS = (1, 8, 64), (1, 4)
-SAMPLERS: tuple[tuple[Literal["ddim", "dpm", "ddpm"], int | None], ...] = (
+SAMPLERS: tuple[tuple[SamplerName, int | None], ...] = (
     ("ddim", 1),
     ("ddim", 2),
     ("ddim", 3),

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from diffuser_policy.build import build_networks, config_featurizer
-from diffuser_policy.columns.normalizers import normalizer_class
+from diffuser_policy.columns.normalizers import NORMALIZERS
 from diffuser_policy.config import (
     ExecutionConfig,
     NetworkConfig,
@@ -111,7 +111,7 @@ def toy_policy(
         torch.default_generator.manual_seed(seed)  # not the GPUs' generators
         networks = build_networks(made)
     rows = join_rows(in_planning_columns(flat, config_featurizer(made)), made.layout)
-    networks.normalizer = normalizer_class(made.window.normalizer).fit_tied(
+    networks.normalizer = NORMALIZERS[made.window.normalizer].fit_tied(
         rows, made.layout.ties
     )
     policy = DiffuserPolicy(made, networks.requires_grad_(False).eval(), seed=seed)

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from diffuser_policy.build import PlannerNetworks, build_networks, config_featurizer
 from diffuser_policy.checkpoint import write_planner
-from diffuser_policy.columns.normalizers import Normalizer, normalizer_class
+from diffuser_policy.columns.normalizers import NORMALIZERS, Normalizer
 from diffuser_policy.config import OptimizationConfig, PolicyConfig, TrainConfig
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.windows import (
@@ -317,7 +317,7 @@ class Trainer(TrainingRun[PlannerNetworks]):
             networks = build_networks(self.policy_config)
         planned = in_planning_columns(flat, config_featurizer(self.policy_config))
         rows = join_rows(planned, self.policy_config.layout)
-        networks.normalizer = normalizer_class(config.window.normalizer).fit_tied(
+        networks.normalizer = NORMALIZERS[config.window.normalizer].fit_tied(
             rows, self.policy_config.layout.ties
         )
         windows = WindowDataset(
