@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 
 import torch
@@ -91,13 +93,26 @@ class PlannerNetworks(nn.Module):
     @cached_property
     def fingerprint(self) -> int:
         """A number that tells planners with other weights apart."""
-        checksum = 0
-        for part in (self.normalizer, self.denoiser):
-            for tensor in part.state_dict().values():
-                # As bytes: NumPy has no bfloat16.
-                data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-                checksum = zlib.crc32(data.numpy(), checksum)
-        return checksum
+        return weight_checksum(self.normalizer, self.denoiser)
+
+
+def weight_checksum(*modules: nn.Module) -> int:
+    """Return a checksum of weights, which tells a planner from another one."""
+    checksum = 0
+    for module in modules:
+        for tensor in module.state_dict().values():
+            # As bytes: NumPy has no bfloat16.
+            data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            checksum = zlib.crc32(data.numpy(), checksum)
+    return checksum
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed what draws from torch's global CPU generator, and restore it afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # initial weights are drawn on CPUs
+        yield
 
 
 def config_featurizer(config: PolicyConfig) -> Featurizer:
