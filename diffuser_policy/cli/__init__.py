@@ -40,7 +40,7 @@ COMMANDS = {
     "evaluate": "Run episodes with a planner; report scores and intervals.",
     "plan": "Draw a plan from above, the rollout, the denoising chain.",
     "benchmark": "Compare methods, on the same data and the same episodes.",
-    "bench": "Measure how fast a planner plans, beside the paper's setting.",
+    "speed": "Measure how fast a planner plans, beside the paper's setting.",
     "guides": "List the guides that plans can be steered by, or explain one.",
     "info": "List shipped planners, training presets and environments.",
 }

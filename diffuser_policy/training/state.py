@@ -61,7 +61,7 @@ def save_state(
     Raises:
         StorageError: Nothing was changed; the previous checkpoint is intact.
     """
-    parts = {"network": network, "average": average, "optimizer": optimizer}
+    parts: Parts = {"network": network, "average": average, "optimizer": optimizer}
     target = folder / f"step-{step:08d}"
     with replaced_folder(target) as partial:
         (partial / "tensors.safetensors").write_bytes(save(tensors_of(parts)))
@@ -139,8 +139,8 @@ def load_state(
             f"{SCHEMA}. Train with the version that wrote it, or start anew."
         )
     try:
-        parts = {"network": network, "average": average, "optimizer": optimizer}
-        restore(parts, tensors)
+        parts: Parts = {"network": network, "average": average}
+        restore({**parts, "optimizer": optimizer}, tensors)
     except (RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{checkpoint} holds another network than the settings ask for: {error}"
