@@ -34,7 +34,7 @@ for example:
 
 COMMANDS = {
     "collect": "Record a dataset with an environment's demonstrator.",
-    "train": "Train a planner on a dataset, or go on where it stopped.",
+    "train": "Train a planner on a dataset, or resume its training.",
     "train-value": "Train a planner's value network, for value guidance.",
     "train-classifier": "Train a planner's classifier of states, for guides.",
     "evaluate": "Run episodes with a planner; report scores and intervals.",

@@ -1,4 +1,4 @@
-"""`diffuser-policy train`: train a planner, or go on where training stopped."""
+"""`diffuser-policy train`: train a planner, or resume its training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import tyro
 
 from diffuser_policy.cli.options import changed, shown_as
-from diffuser_policy.cli.runs import carry_out
+from diffuser_policy.cli.training import carry_out
 from diffuser_policy.config import (
     NETWORK_NEEDS,
     PLANNING_NEEDS,
@@ -36,7 +36,7 @@ class TrainSettings:
 
     A preset gives all settings, and every one can be changed; `train PRESET --help`
     shows its values. Without a preset, name a --dataset of your own. Stop it at any
-    time: the same command goes on where it was. Several processes share the work under
+    time: the same command resumes. Several processes share the work under
     `accelerate launch` or `torchrun`.
     """
 
