@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 
 import torch
 from torch import nn
 
+from diffuser_policy.choices import SamplerName
 from diffuser_policy.columns.features import (
     Featurizer,
     FeaturizerError,
     Identity,
     saved_featurizer,
 )
-from diffuser_policy.columns.normalizers import Normalizer, normalizer_class
+from diffuser_policy.columns.normalizers import NORMALIZERS, Normalizer
 from diffuser_policy.config import PlannerConfig, PolicyConfig
 from diffuser_policy.diffusion.denoiser import Denoiser
-from diffuser_policy.diffusion.guidance import Guidance
+from diffuser_policy.diffusion.guidance import PLACEMENTS, Guidance
 from diffuser_policy.diffusion.sampler import (
     DDIMSampler,
     DDPMSampler,
@@ -59,7 +62,9 @@ from diffuser_policy.planning.ranking import (
     has_feasibility,
 )
 
-SAMPLERS: dict[str, type[DDPMSampler] | type[DDIMSampler] | type[DPMSolverSampler]] = {
+SAMPLERS: dict[
+    SamplerName, type[DDPMSampler] | type[DDIMSampler] | type[DPMSolverSampler]
+] = {
     "ddim": DDIMSampler,
     "ddpm": DDPMSampler,
     "dpm": DPMSolverSampler,
@@ -88,13 +93,26 @@ class PlannerNetworks(nn.Module):
     @cached_property
     def fingerprint(self) -> int:
         """A number that tells planners with other weights apart."""
-        checksum = 0
-        for part in (self.normalizer, self.denoiser):
-            for tensor in part.state_dict().values():
-                # As bytes: NumPy has no bfloat16.
-                data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-                checksum = zlib.crc32(data.numpy(), checksum)
-        return checksum
+        return weight_checksum(self.normalizer, self.denoiser)
+
+
+def weight_checksum(*modules: nn.Module) -> int:
+    """Return a checksum of weights, which tells a planner from another one."""
+    checksum = 0
+    for module in modules:
+        for tensor in module.state_dict().values():
+            # As bytes: NumPy has no bfloat16.
+            data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            checksum = zlib.crc32(data.numpy(), checksum)
+    return checksum
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed what draws from torch's global CPU generator, and restore it afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # initial weights are drawn on CPUs
+        yield
 
 
 def config_featurizer(config: PolicyConfig) -> Featurizer:
@@ -178,7 +196,7 @@ def build_networks(config: PolicyConfig) -> PlannerNetworks:
         residual=settings.residual,
         loss_floor=settings.loss_floor,
     )
-    normalizer = normalizer_class(config.window.normalizer).blank(
+    normalizer = NORMALIZERS[config.window.normalizer].blank(
         config.layout.transition_dim
     )
     time_to_goal = None
@@ -306,7 +324,6 @@ def build_planner(
             multiple=networks.denoiser.horizon_multiple,
             choice=settings.horizon,
             scale=settings.horizon_scale,
-            offset=settings.horizon_offset,
             time_to_goal=networks.time_to_goal,
         ),
         num_candidates=settings.num_candidates,
@@ -374,9 +391,7 @@ def check_guided_steps(
     Raises:
         ConfigError: A single denoising step has no variance to scale a gradient by.
     """
-    scaled = settings.guide_variance
-    if scaled is None:
-        scaled = settings.guide_placement != "clean"
+    scaled = PLACEMENTS[settings.guide_placement].scaled_by_variance
     counts = [sampler.num_steps]
     if settings.warm_start is not None and settings.warm_start_steps is not None:
         counts.append(settings.warm_start_steps)
@@ -384,7 +399,7 @@ def check_guided_steps(
         raise ConfigError(
             f"Guided with guide_placement={settings.guide_placement!r}, plans need at "
             f"least 2 denoising steps: gradients are scaled by the variance of a step, "
-            f"and the last has none. Take more, or guide_variance=False."
+            f"and the last has none. Take more, or guide_placement='clean'."
         )
 
 
@@ -398,7 +413,6 @@ def build_guidance(settings: PlannerConfig, guide: Guide | None) -> Guidance | N
         scale=settings.guide_scale,
         num_steps=settings.guide_steps,
         cutoff=settings.guide_cutoff,
-        variance_scaling=settings.guide_variance,
     )
 
 

@@ -9,11 +9,27 @@ meaning of a saved setting changes; another schema is refused, by both numbers.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from diffuser_policy.errors import CheckpointError, ConfigError, UnknownNameError
+from diffuser_policy.choices import (
+    Architecture,
+    ClassifierArchitecture,
+    ExecutorName,
+    HindsightGoal,
+    HorizonChoice,
+    LearningRateSchedule,
+    NormalizerName,
+    Padding,
+    Placement,
+    Pooling,
+    PredictionTarget,
+    RankingName,
+    SamplerName,
+    Spacing,
+)
+from diffuser_policy.errors import CheckpointError, ConfigError
 from diffuser_policy.settings import from_json, literal, positive, to_json
 
 if TYPE_CHECKING:
@@ -22,6 +38,9 @@ if TYPE_CHECKING:
     from diffuser_policy.spaces import SpaceSpec
 
 SCHEMA = 1
+
+RETIRED = {"horizon_offset": 0, "guide_variance": None}
+"""Planner settings that earlier versions saved, and the only value that still loads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +55,11 @@ class WindowConfig:
     """Env steps between two planning steps."""
     actions: bool = True
     """Plan actions beside observations; off for states-only trajectories."""
-    padding: Literal["none", "repeat"] = "none"
+    padding: Padding = "none"
     """Continue each run with its last observation past its end."""
-    hindsight_goal: Literal["none", "goal", "observation"] = "goal"
+    hindsight_goal: HindsightGoal = "goal"
     """What is pinned at the last planning step of a window."""
-    normalizer: Literal["limits", "gaussian", "identity"] = "limits"
+    normalizer: NormalizerName = "limits"
     """Map between environment units and the network's units."""
     features: str | None = None
     """Featurizer whose columns are planned in; not given: those of the observation."""
@@ -50,7 +69,8 @@ class WindowConfig:
     """Observation columns of the velocity, for data that does not name them."""
 
     def __post_init__(self) -> None:
-        """Check that the horizons are made of whole planning steps."""
+        """Check names, and that the horizons are made of whole planning steps."""
+        literal(self, "padding", "hindsight_goal", "normalizer")
         positive(self, "horizon", "stride")
         for name in ("horizon", "min_horizon"):
             value = getattr(self, name)
@@ -80,7 +100,7 @@ class WindowConfig:
 class NetworkConfig:
     """Denoising network and its diffusion process."""
 
-    architecture: Literal["unet", "objects"] = "unet"
+    architecture: Architecture = "unet"
     """Temporal U-Net, or a transformer over the layout's objects."""
     dim: int = 32
     """Base width in channels."""
@@ -98,7 +118,7 @@ class NetworkConfig:
     """Tell the network the current state, and predict deviations from it."""
     num_denoising_steps: int = 64
     """Denoising steps of the training schedule."""
-    prediction_target: Literal["clean", "noise", "velocity"] = "clean"
+    prediction_target: PredictionTarget = "clean"
     """What the network outputs."""
     clip: bool | None = None
     """Clamp denoised trajectories to [-1, 1]; not given: with the limits normalizer."""
@@ -106,8 +126,8 @@ class NetworkConfig:
     """Weigh errors by 1 / (noise² + this), for precise plans; not given: all alike."""
 
     def __post_init__(self) -> None:
-        """Check ranges."""
-        literal(self, "architecture")
+        """Check names and ranges."""
+        literal(self, "architecture", "prediction_target")
         positive(self, "dim", "kernel_size", "num_denoising_steps", "depth", "patch")
         if self.loss_floor is not None:
             positive(self, "loss_floor")
@@ -148,7 +168,7 @@ class ValueConfig:
     """Width of each stage, in units of `dim`."""
     kernel_size: int = 5
     """Width of the temporal convolutions, in planning steps."""
-    pooling: Literal["mean", "flatten"] = "mean"
+    pooling: Pooling = "mean"
     """Average over a horizon of any length, or flatten one, as the authors do."""
     discount: float = 0.997
     """Weight of a reward one env step later."""
@@ -156,7 +176,8 @@ class ValueConfig:
     """Taken off the reward of a step that terminates; the authors' is 100."""
 
     def __post_init__(self) -> None:
-        """Check ranges."""
+        """Check names and ranges."""
+        literal(self, "pooling")
         positive(self, "dim", "kernel_size")
         if not 0 < self.discount <= 1:
             raise ConfigError(f"discount must be in (0, 1], got {self.discount}.")
@@ -164,15 +185,13 @@ class ValueConfig:
             raise ConfigError(
                 f"termination_penalty must be finite, got {self.termination_penalty}."
             )
-        if self.pooling not in ("mean", "flatten"):
-            raise UnknownNameError("pooling", self.pooling, ["mean", "flatten"])
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig:
     """Network that predicts which labels hold at a noisy planning step."""
 
-    architecture: Literal["mlp", "pairs"] = "mlp"
+    architecture: ClassifierArchitecture = "mlp"
     """A perceptron of the whole state, or log-odds that are quadratic in the offset of
     each ordered pair of objects."""
     width: int = 256
@@ -183,7 +202,7 @@ class ClassifierConfig:
     """Labels to predict, in the order of the outputs; not given: all that there are."""
 
     def __post_init__(self) -> None:
-        """Check ranges."""
+        """Check names and ranges."""
         literal(self, "architecture")
         positive(self, "width", "depth")
 
@@ -192,59 +211,53 @@ class ClassifierConfig:
 class PlannerConfig:
     """How a trained denoiser is used to plan."""
 
-    sampler: Literal["ddim", "ddpm", "dpm"] = "ddim"
-    """Reverse process."""
+    sampler: SamplerName = "ddim"
+    """Reverse process; on the command line, ddpm takes all steps by default."""
     num_sampling_steps: int | None = 5
-    """Denoising steps; not given: all of the training schedule."""
+    """Denoising steps; None: all of the training schedule."""
     min_guided_steps: int = 3
     """Denoising steps that guided plans take at least, to settle after a shift."""
-    step_spacing: Literal["linspace", "trailing", "leading", "quadratic", "log-snr"] = (
-        "linspace"
-    )
+    step_spacing: Spacing = "linspace"
     """How the denoising steps are spread over the training schedule."""
     temperature: float = 1.0
     """Scales the noise that plans start from and are denoised with."""
     num_candidates: int = 8
     """Trajectories sampled per plan."""
-    ranking: Literal[
-        "first", "smoothness", "time_to_goal", "feasibility", "guide", "sum"
-    ] = "smoothness"
+    ranking: RankingName = "smoothness"
     """How the plan is chosen among the candidates."""
     ranking_tolerance: float = 10.0
     """Ranking by a guide: how much less feasible than the best a candidate may be, in
     env steps, or in the unit of the featurizer's feasibility."""
     ranking_weight: float = 1.0
     """Ranking by the sum: feasibility that a unit of the guide's value is worth."""
-    horizon: Literal["fixed", "shrinking", "predicted"] = "fixed"
+    horizon: HorizonChoice = "fixed"
     """How many env steps a plan covers."""
     horizon_scale: float = 1.0
     """Factor of the predicted time to the goal, for ways around or slower ones."""
-    horizon_offset: int = 0
-    """Env steps added to the predicted time to the goal."""
     goal_velocity: bool = False
     """Pin zero velocity at the goal beside the position."""
-    guide_placement: Literal["clean", "mean", "noisy"] = "clean"
+    guide_placement: Placement = "clean"
     """Where the gradient of a guide is taken."""
     guide_scale: float = 1.0
     """Size of a step along it; zero: not at all."""
     guide_steps: int | None = None
-    """Gradient steps for each denoising step; not given: what suits the placement."""
+    """Gradient steps for each denoising step; None: what suits the placement."""
     guide_cutoff: int = 0
     """Denoising steps of the schedule at the clean end that go unguided."""
-    guide_variance: bool | None = None
-    """Multiply by the variance of the step; not given: unless placed on clean plans."""
     warm_start: float | None = None
-    """Share of the schedule that a plan is noised to when it is made anew, which is
-    every `replan_interval`; not given: plans start from noise."""
+    """Share of the schedule that a plan is noised to when it is made anew, every
+    `replan_interval`; None: plans start from noise."""
     warm_start_steps: int | None = None
-    """Denoising steps from there; not given: that share of them all, and no less than
+    """Denoising steps from there; None: that share of them all, and no less than
     `min_guided_steps` for guided plans."""
     steadiness: float | None = None
     """What is left of a plan stays, unless a new one is better by this much, in the
-    unit of the ranking; not given: the new one replaces it."""
+    unit of the ranking; None: the new one replaces it."""
 
     def __post_init__(self) -> None:
-        """Check ranges."""
+        """Check names and ranges."""
+        literal(self, "sampler", "step_spacing", "ranking", "horizon")
+        literal(self, "guide_placement")
         positive(self, "num_candidates", "horizon_scale", "min_guided_steps")
         for name in ("temperature", "ranking_tolerance", "guide_cutoff"):
             value = getattr(self, name)
@@ -266,7 +279,7 @@ class PlannerConfig:
 class ExecutionConfig:
     """How a plan is followed and when it is made anew."""
 
-    executor: Literal["tracking", "pursuit", "path", "actions", "features"] = "tracking"
+    executor: ExecutorName = "tracking"
     """Track the planned states, pursue their path at full speed, keep to their path in
     its own time, apply planned actions, or take the featurizer's own way back."""
     position_gain: float = 1.0
@@ -282,12 +295,13 @@ class ExecutionConfig:
     seconds_per_step: float | None = None
     """Path: duration of an env step, which relates velocities to positions."""
     replan_interval: int | None = None
-    """Env steps after which a plan is made anew; not given: only when needed."""
+    """Env steps after which a plan is made anew; None: only when needed."""
     replan_deviation: float | None = None
     """Distance from the plan, in meters, beyond which it is made anew."""
 
     def __post_init__(self) -> None:
-        """Check ranges."""
+        """Check names and ranges."""
+        literal(self, "executor")
         positive(self, "lookahead", "tempo", "tolerance")
         for name in ("seconds_per_step", "replan_interval", "replan_deviation"):
             if getattr(self, name) is not None:
@@ -309,7 +323,7 @@ class OptimizationConfig:
     """Batches summed into one gradient step."""
     learning_rate: float = 1e-3
     """Adam's step size."""
-    learning_rate_schedule: Literal["cosine", "constant"] = "cosine"
+    learning_rate_schedule: LearningRateSchedule = "cosine"
     """Cosine decay to zero, or constant."""
     max_gradient_norm: float | None = 1.0
     """Gradients are scaled down to this norm, per network."""
@@ -321,7 +335,8 @@ class OptimizationConfig:
     """Until this gradient step the average is a copy of the weights."""
 
     def __post_init__(self) -> None:
-        """Check ranges."""
+        """Check names and ranges."""
+        literal(self, "learning_rate_schedule")
         positive(self, "num_steps", "batch_size", "num_accumulations", "learning_rate")
         positive(self, "ema_interval")
         if self.max_gradient_norm is not None:
@@ -461,7 +476,7 @@ class PolicyConfig:
                 window=from_json(WindowConfig, data["window"]),
                 network=from_json(NetworkConfig, data["network"]),
                 time_to_goal=time_to_goal and from_json(TimeToGoalConfig, time_to_goal),
-                planner=from_json(PlannerConfig, data["planner"]),
+                planner=from_json(PlannerConfig, _current(data["planner"])),
                 execution=from_json(ExecutionConfig, data["execution"]),
                 value=value and from_json(ValueConfig, value),
                 classifier=classifier and from_json(ClassifierConfig, classifier),
@@ -473,3 +488,91 @@ class PolicyConfig:
                 f"config.json lacks settings, or has some that this version does not "
                 f"know: {error!r}."
             ) from error
+
+
+def _current(planner: Mapping[str, Any]) -> dict[str, Any]:
+    """Return saved planner settings without those that were retired.
+
+    Raises:
+        ConfigError: A retired setting with a value that changes plans.
+    """
+    for name in planner.keys() & RETIRED.keys():
+        if planner[name] != RETIRED[name]:
+            raise ConfigError(
+                f"{name}={planner[name]!r} is a setting of an earlier version; this "
+                f"version plans as with {name}={RETIRED[name]!r}. Install the version "
+                f"that wrote it, or set it to that value."
+            )
+    return {name: value for name, value in planner.items() if name not in RETIRED}
+
+
+Needs = Mapping[str, tuple[str, tuple[str, ...]]]
+
+PLANNING_NEEDS: Needs = {
+    "ranking_tolerance": ("ranking", ("guide",)),
+    "ranking_weight": ("ranking", ("sum",)),
+    "horizon": ("goals", ()),
+    "horizon_scale": ("horizon", ("predicted",)),
+    "goal_velocity": ("goals", ()),
+    "min_guided_steps": ("guide", ()),
+    "guide_placement": ("guide", ()),
+    "guide_scale": ("guide", ()),
+    "guide_steps": ("guide", ()),
+    "guide_cutoff": ("guide", ()),
+    "warm_start": ("replan_interval", ()),
+    "warm_start_steps": ("warm_start", ()),
+    "steadiness": ("replan_interval", ()),
+    "position_gain": ("executor", ("tracking", "pursuit")),
+    "velocity_gain": ("executor", ("tracking", "pursuit")),
+    "lookahead": ("executor", ("pursuit",)),
+    "tempo": ("executor", ("path",)),
+    "tolerance": ("executor", ("path",)),
+    "seconds_per_step": ("executor", ("path",)),
+}
+"""What a setting needs to have an effect: another setting, and the values of it that do
+(none listed: any but None). A planner may also lack a guide, or goals."""
+
+NETWORK_NEEDS: Needs = {
+    "multipliers": ("architecture", ("unet",)),
+    "kernel_size": ("architecture", ("unet",)),
+    "attention": ("architecture", ("unet",)),
+    "depth": ("architecture", ("objects",)),
+    "patch": ("architecture", ("objects",)),
+}
+CLASSIFIER_NEEDS: Needs = {
+    "width": ("architecture", ("mlp",)),
+    "depth": ("architecture", ("mlp",)),
+}
+
+LACKING = {
+    "guide": "without a guide. Leave it out, or add a guide: policy.with_guide(…) in "
+    "Python, --guide on the command line.",
+    "goals": "on a planner without goals. Leave it out.",
+}
+
+
+def refuse_idle(
+    given: Iterable[str], settings: Mapping[str, Any], needs: Needs
+) -> None:
+    """Refuse settings that have no effect in this combination.
+
+    Args:
+        given: Settings that somebody asked for. Saved planners and presets also carry
+            settings for combinations that they do not plan with, which is fine.
+        settings: All of them, and whether there are `guide` and `goals`. None, False
+            and "fixed" switch something off, which needs nothing.
+        needs: What each needs.
+
+    Raises:
+        ConfigError: Names the setting, what it would need, and what to do.
+    """
+    for name in given:
+        if name not in needs or settings[name] in (None, False, "fixed"):
+            continue
+        other, values = needs[name]
+        actual = settings[other]
+        if actual in values or (not values and actual not in (None, False)):
+            continue
+        wanted = " or ".join(f"{other}={value!r}" for value in values) or other
+        otherwise = f"with {other}={actual!r}. Leave it out, or set {wanted}."
+        raise ConfigError(f"{name} has no effect {LACKING.get(other, otherwise)}")

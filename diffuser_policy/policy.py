@@ -39,12 +39,18 @@ from diffuser_policy.build import (
     config_featurizer,
 )
 from diffuser_policy.checkpoint import read_planner, write_planner
+from diffuser_policy.choices import Acceleration
 from diffuser_policy.columns.features import planning_columns
-from diffuser_policy.config import ExecutionConfig, PlannerConfig, PolicyConfig
+from diffuser_policy.config import (
+    PLANNING_NEEDS,
+    ExecutionConfig,
+    PlannerConfig,
+    PolicyConfig,
+    refuse_idle,
+)
 from diffuser_policy.diffusion.conditions import Conditions
 from diffuser_policy.errors import ConfigError, ObservationError, UnknownNameError
 from diffuser_policy.guides.guide import Guide, GuideFunction, as_guide, described
-from diffuser_policy.networks.runtime import Acceleration
 from diffuser_policy.planning.plan import Following, Plan
 from diffuser_policy.planning.ranking import has_feasibility
 from diffuser_policy.settings import from_json, to_json
@@ -259,7 +265,7 @@ class DiffuserPolicy:
 
         Raises:
             UnknownNameError: A setting that neither has; the nearest are named.
-            ConfigError: Settings that contradict each other.
+            ConfigError: Settings that contradict each other, or have no effect.
         """
         return self._changed(settings)
 
@@ -278,7 +284,7 @@ class DiffuserPolicy:
         Raises:
             GuideError: Something that is no guide.
             UnknownNameError: A setting that does not exist.
-            ConfigError: Settings that contradict each other.
+            ConfigError: Settings that contradict each other, or have no effect.
         """
         chosen = None if guide is None else as_guide(guide)
         if chosen is None and self.config.planner.ranking == "guide":
@@ -521,6 +527,15 @@ class DiffuserPolicy:
             planner=from_json(PlannerConfig, configs["planner"]),
             execution=from_json(ExecutionConfig, configs["execution"]),
             **parts,
+        )
+        lacking = {
+            "guide": config.guide is not None,
+            "goals": self.planner.layout.goal_conditioned,
+        }
+        refuse_idle(
+            settings,
+            {**configs["planner"], **configs["execution"], **lacking},
+            PLANNING_NEEDS,
         )
         return DiffuserPolicy(config, self.networks, seed=self.seed)
 

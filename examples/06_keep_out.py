@@ -76,6 +76,11 @@ class Method:
         )
         guide = guide + self.walls * MazeWalls(layout="large")
         guide = guide + self.smooth * Smoothness()
+        settings: dict[str, float] = {}
+        if self.ranking == "guide":
+            settings["ranking_tolerance"] = 1000.0
+        if self.executor == "path":
+            settings["tempo"] = self.tempo
         return planner.with_guide(
             guide,
             guide_scale=0.7,
@@ -83,10 +88,9 @@ class Method:
             num_candidates=self.num_candidates,
             temperature=self.temperature,
             ranking=self.ranking,
-            ranking_tolerance=1000.0,
             replan_deviation=0.4 if self.executor == "path" else 0.75,
             executor=self.executor,
-            tempo=self.tempo,
+            **settings,
         )
 
 

@@ -96,13 +96,16 @@ class Cell(NamedTuple):
                 "warm_start_steps": self.num_steps,
             },
         }
+        chosen = settings[self.start]
+        if self.interval is None:  # no plan is made anew, from what is left or not
+            chosen = {k: v for k, v in chosen.items() if not k.startswith("warm_start")}
         return base.with_settings(
             num_candidates=1,
             ranking="first",
             step_spacing="linspace",
             executor=self.executor,
             replan_interval=self.interval,
-            **settings[self.start],
+            **chosen,
         )
 
 

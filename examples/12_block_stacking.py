@@ -95,7 +95,7 @@ class Method:
         # The Unconditional task asks for no block in particular: nothing to guide to.
         guided = task in GUIDED and self.guide is not None
         guide = make_guide("stack-task", **(self.guide or {})) if guided else None
-        return policy.with_guide(guide, **{**SETTINGS, **self.settings})
+        return policy.with_guide(guide, **SETTINGS).with_settings(**self.settings)
 
     def env_options(self, task: str) -> dict[str, Any]:
         """Return the settings of a task's environment."""

@@ -14,7 +14,7 @@ from diffuser_policy.diffusion.schedule import NoiseSchedule
 from diffuser_policy.errors import UnknownNameError
 from diffuser_policy.networks import runtime
 from diffuser_policy.networks.runtime import (
-    ACCELERATIONS,
+    RUNNERS,
     AccelerationWarning,
     CompiledRunner,
     FusedRunner,
@@ -274,7 +274,7 @@ class TestDenoiser:
         assert set(denoiser.state_dict()) == names
 
     def test_accelerations_are_what_the_denoiser_takes(self) -> None:
-        for acceleration in ACCELERATIONS:
+        for acceleration in RUNNERS:
             assert self.denoiser(acceleration=acceleration)
         with pytest.raises(UnknownNameError, match="'fused'"):
             self.denoiser(acceleration="fuse")

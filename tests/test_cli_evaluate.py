@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 import pytest
+import tyro
 
 from diffuser_policy.cli import main
-from diffuser_policy.cli.options import PlanningOptions, parse_assignments
-from diffuser_policy.config import ExecutionConfig, PlannerConfig
+from diffuser_policy.cli.options import PlanningOptions, load_policy, parse_assignments
+from diffuser_policy.config import PLANNING_NEEDS, ExecutionConfig, PlannerConfig
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.evaluation import evaluate
 from diffuser_policy.evaluation.report import to_json
@@ -34,7 +36,7 @@ def test_evaluation_is_printed_and_written(
     status = main(
         [
             *("evaluate", planner, "--episodes", "5", "--seed", "3"),
-            *("--num-envs", "2", "--steps", "3", "--candidates", "1"),
+            *("--num-envs", "2", "--num-sampling-steps", "3", "--num-candidates", "1"),
             *("--json", str(path)),
         ]
     )
@@ -67,56 +69,39 @@ def test_deterministic_and_env_are_passed_on(
 
 
 @pytest.mark.parametrize(
-    ("options", "settings"),
+    ("arguments", "settings"),
     [
-        ({}, {}),
-        ({"steps": 4}, {"num_sampling_steps": 4}),
-        ({"steps": "all"}, {"num_sampling_steps": None}),
-        ({"sampler": "ddim"}, {"sampler": "ddim"}),
-        ({"sampler": "ddpm"}, {"sampler": "ddpm", "num_sampling_steps": None}),
-        ({"sampler": "ddpm", "steps": 4}, {"sampler": "ddpm", "num_sampling_steps": 4}),
-        (
-            {"candidates": 2, "horizon": "fixed"},
-            {"num_candidates": 2, "horizon": "fixed"},
-        ),
-        ({"replan_interval": "never"}, {"replan_interval": None}),
-        ({"steadiness": 0.0}, {"steadiness": 0.0}),
-        ({"steadiness": "never"}, {"steadiness": None}),
-        ({"replan_deviation": 0.5, "lookahead": 3.0}, None),
+        ([], {}),
+        (["--num-sampling-steps", "4"], {"num_sampling_steps": 4}),
+        (["--num-sampling-steps", "None"], {"num_sampling_steps": None}),
+        (["--no-goal-velocity"], {"goal_velocity": False}),
+        (["--warm-start", "None", "--horizon", "fixed"], None),
+        (["--step-spacing", "log-snr", "--ranking", "time_to_goal"], None),
     ],
 )
-def test_options_become_settings(
-    options: dict[str, Any], settings: dict[str, Any] | None
+def test_options_are_the_settings_that_were_given(
+    arguments: list[str], settings: dict[str, Any] | None
 ) -> None:
-    expected = options if settings is None else settings
-    assert PlanningOptions(**options).settings() == expected
+    if settings is None:
+        names = [name[2:].replace("-", "_") for name in arguments[::2]]
+        values = [None if value == "None" else value for value in arguments[1::2]]
+        settings = dict(zip(names, values, strict=True))
+    options = tyro.cli(PlanningOptions, args=arguments)
+    assert options.settings == settings
 
 
-def test_options_offer_the_choices_of_the_settings() -> None:
-    choices = get_type_hints(PlannerConfig) | get_type_hints(ExecutionConfig)
-    offered = get_type_hints(PlanningOptions)
-    for name in ("sampler", "horizon", "ranking", "executor"):
-        assert set(get_args(get_args(offered[name])[0])) == set(get_args(choices[name]))
+def test_every_planning_and_execution_setting_is_an_option() -> None:
+    names = {f.name for f in [*fields(PlannerConfig), *fields(ExecutionConfig)]}
+    assert {*get_type_hints(get_type_hints(PlanningOptions)["settings"])} == names
+    assert names >= PLANNING_NEEDS.keys()
 
 
-def test_every_option_is_a_setting_of_the_policy(planner: str) -> None:
-    options = PlanningOptions(
-        sampler="ddim",
-        steps=2,
-        horizon="shrinking",
-        horizon_offset=1,
-        candidates=3,
-        ranking="first",
-        executor="pursuit",
-        position_gain=2.0,
-        velocity_gain=0.5,
-        lookahead=5.0,
-        replan_interval=4,
-        replan_deviation=0.3,
-    )
-    policy = DiffuserPolicy.from_pretrained(planner, **options.settings())
-    assert policy.config.planner.num_candidates == 3
-    assert policy.config.execution.replan_deviation == 0.3
+def test_ddpm_takes_all_steps_unless_told_otherwise(planner: str) -> None:
+    def steps(**settings: Any) -> int:
+        options = PlanningOptions(settings={"sampler": "ddpm", **settings})
+        return load_policy(planner, options, seed=0).planner.sampler.num_steps
+
+    assert (steps(), steps(num_sampling_steps=4)) == (8, 4)
 
 
 @pytest.mark.parametrize(
@@ -125,9 +110,9 @@ def test_every_option_is_a_setting_of_the_policy(planner: str) -> None:
         (["--env", "test/Pont-v0"], "Did you mean 'test/Point-v0'"),
         (["--env", "Pendulum-v1"], "expects the observation space"),
         (["--episodes", "0"], "episodes must be at least 1"),
-        (["--candidates", "0"], "num_candidates must be positive"),
-        (["--steps", "999"], "trained with 8 denoising steps"),
-        (["--steadiness", "0.1"], "--steadiness has no effect without --replan"),
+        (["--num-candidates", "0"], "num_candidates must be positive"),
+        (["--num-sampling-steps", "999"], "trained with 8 denoising steps"),
+        (["--steadiness", "0.1"], "steadiness has no effect with replan_interval=None"),
         (["--env-option", "terminate"], "takes KEY=VALUE"),
         (["--env-option", "size=3"], "cannot be made with {'size': 3}"),
     ],

@@ -240,35 +240,10 @@ def test_an_unknown_guide_is_explained(capsys: Capture) -> None:
 # --- as options ---------------------------------------------------------------
 
 
-def test_options_of_guides_and_samplers_become_settings() -> None:
-    options = PlanningOptions(
-        guide=("plain",),
-        guide_scale=0.5,
-        guide_placement="mean",
-        guide_steps=3,
-        sampler="dpm",
-        temperature=0.5,
-        warm_start="never",
-        warm_start_steps=2,
-        horizon_scale=1.5,
-        ranking="guide",
-    )
-    assert options.settings() == {
-        "guide_scale": 0.5,
-        "guide_placement": "mean",
-        "guide_steps": 3,
-        "sampler": "dpm",
-        "temperature": 0.5,
-        "warm_start": None,
-        "warm_start_steps": 2,
-        "horizon_scale": 1.5,
-        "ranking": "guide",
-    }
-
-
 def test_guides_are_given_to_the_policy(planner: str) -> None:
     options = PlanningOptions(
-        guide=("2*spot:center=0,1", "plain"), guide_scale=0.5, ranking="guide"
+        guide=("2*spot:center=0,1", "plain"),
+        settings={"guide_scale": 0.5, "ranking": "guide"},
     )
     policy = load_policy(planner, options, seed=3)
     assert policy.config.guide == 2 * Spot(center=HERE) + make_guide("plain")
@@ -282,7 +257,9 @@ def test_a_saved_guide_stays_unless_another_is_given(
 ) -> None:
     saved = load_policy(planner, PlanningOptions(guide=("plain",)), seed=0)
     saved.save_pretrained(tmp_path)
-    kept = load_policy(str(tmp_path), PlanningOptions(guide_scale=0.1), seed=0)
+    kept = load_policy(
+        str(tmp_path), PlanningOptions(settings={"guide_scale": 0.1}), seed=0
+    )
     assert kept.config.guide == make_guide("plain")
     other = PlanningOptions(guide=("spot:center=0,1",))
     assert load_policy(str(tmp_path), other, seed=0).config.guide == Spot(center=HERE)
@@ -311,6 +288,7 @@ def test_evaluate_takes_guides(planner: str, tmp_path: Path, capsys: Capture) ->
         (["--guide", "plain", "--guide-steps", "0"], "guide_steps must be positive"),
         (["--guide", "spot:center=0,1;columns=spin"], "trajectory column 'spin'"),
         (["--ranking", "guide"], "ranking='guide' needs a guide"),
+        (["--guide-scale", "2"], "guide_scale has no effect without a guide"),
         (["--warm-start", "1.5"], "warm_start must be in (0, 1]"),
         (["--temperature", "-1"], "temperature must be 0 or more"),
     ],
@@ -332,6 +310,6 @@ def test_no_weights_are_read_for_a_guide_that_is_wrong(tmp_path: Path) -> None:
 
 
 def test_scales_that_are_no_number_are_refused(planner: str) -> None:
-    options = PlanningOptions(guide=("plain",), guide_scale=math.nan)
+    options = PlanningOptions(guide=("plain",), settings={"guide_scale": math.nan})
     with pytest.raises(ConfigError, match="must be a finite number, got nan"):
         load_policy(planner, options, seed=0)

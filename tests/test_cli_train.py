@@ -200,7 +200,15 @@ def test_losses_are_logged_for_tensorboard(tmp_path: Path) -> None:
         (["--window.horizon", "64"], "64"),
         (["--window.horizon", "17"], "multiple"),
         (["--planner.horizon", "predicted"], "train with --time-to-goal"),
-        (["--execution.executor", "actions", "--window.no-actions"], "planned actions"),
+        (
+            [
+                *("--execution.executor", "actions", "--window.no-actions"),
+                *("--execution.position-gain", "1"),
+            ],
+            "planned actions",
+        ),
+        (["--execution.tempo", "0.5"], "tempo has no effect with executor='tracking'"),
+        (["--network.depth", "2"], "depth has no effect with architecture='unet'"),
     ],
 )
 def test_mistakes_are_explained_before_anything_is_written(

@@ -4,23 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from diffuser_policy import choices
+from diffuser_policy.build import SAMPLERS
+from diffuser_policy.columns.normalizers import NORMALIZERS
 from diffuser_policy.config import (
+    RETIRED,
     ClassifierConfig,
     ExecutionConfig,
     NetworkConfig,
     OptimizationConfig,
     PlannerConfig,
+    PolicyConfig,
     TimeToGoalConfig,
     TrainConfig,
     WindowConfig,
 )
-from diffuser_policy.errors import ConfigError, DiffuserPolicyError, UnknownNameError
+from diffuser_policy.diffusion.guidance import PLACEMENTS
+from diffuser_policy.diffusion.schedule import SPACINGS
+from diffuser_policy.errors import (
+    CheckpointError,
+    ConfigError,
+    DiffuserPolicyError,
+    UnknownNameError,
+)
+from diffuser_policy.networks.runtime import RUNNERS
 from diffuser_policy.settings import from_json, to_json
-from diffuser_policy.testing import toy_config
+from diffuser_policy.testing import toy_config, toy_policy
 from diffuser_policy.training.presets import PRESETS, preset
 
 EVERY = [*PRESETS]
@@ -163,3 +176,69 @@ def test_architectures_that_there_are_not_are_refused() -> None:
         NetworkConfig(architecture="object")  # type: ignore[arg-type]
     with pytest.raises(UnknownNameError, match="Did you mean 'pairs'"):
         ClassifierConfig(architecture="pair")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("setting", ["horizon_offset", "guide_variance"])
+def test_retired_settings_load_only_with_the_value_that_changes_nothing(
+    setting: str,
+) -> None:
+    config = toy_policy().config
+    saved = json.loads(json.dumps(config.to_json()))
+    saved["planner"][setting] = RETIRED[setting]
+    assert PolicyConfig.from_json(saved).planner == config.planner
+    saved["planner"][setting] = 6
+    with pytest.raises(CheckpointError, match=f"{setting}=6 is a setting of an earl"):
+        PolicyConfig.from_json(saved)
+
+
+@pytest.mark.parametrize(
+    ("table", "names"),
+    [
+        (NORMALIZERS, choices.NormalizerName),
+        (SAMPLERS, choices.SamplerName),
+        (SPACINGS, choices.Spacing),
+        (PLACEMENTS, choices.Placement),
+        (RUNNERS, choices.Acceleration),
+    ],
+)
+def test_every_choice_has_its_class(table: dict[str, Any], names: Any) -> None:
+    assert table.keys() == {*get_args(names)}
+
+
+def test_names_that_settings_do_not_offer_are_refused() -> None:
+    with pytest.raises(UnknownNameError, match=r"value of executor.*'pursuit'"):
+        ExecutionConfig(executor="persuit")  # type: ignore[arg-type]
+    with pytest.raises(UnknownNameError, match="value of step_spacing"):
+        PlannerConfig(step_spacing="even")  # type: ignore[arg-type]
+
+
+IDLE: list[tuple[dict[str, Any], str]] = [
+    ({"tempo": 0.7}, "tempo has no effect with executor='tracking'.*executor='path'"),
+    ({"executor": "path", "position_gain": 4.0}, "position_gain .*'tracking' or exec"),
+    ({"executor": "actions", "lookahead": 3.0}, "lookahead has no effect with exec"),
+    ({"steadiness": 0.1}, "steadiness .* replan_interval=None.*set replan_interval"),
+    ({"warm_start": 0.5}, "warm_start has no effect with replan_interval=None"),
+    ({"warm_start_steps": 2}, "warm_start_steps has no effect with warm_start=None"),
+    ({"horizon_scale": 2.0}, "horizon_scale has no effect with horizon='fixed'"),
+    ({"ranking_weight": 2.0}, "ranking_weight has no effect with ranking='smoothness'"),
+    ({"ranking_tolerance": 2.0}, "ranking_tolerance .*set ranking='guide'"),
+    ({"guide_scale": 2.0}, r"guide_scale has no effect without a guide.*with_guide\("),
+    ({"min_guided_steps": 2}, "min_guided_steps has no effect without a guide"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), IDLE)
+def test_settings_without_an_effect_are_refused(
+    settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        toy_policy(horizon="fixed", ranking="smoothness", **settings)
+
+
+def test_saved_settings_without_an_effect_are_no_mistake() -> None:
+    execution = ExecutionConfig(executor="tracking", lookahead=30.0, tempo=0.7)
+    policy = toy_policy(toy_config(execution=execution))
+    assert policy.with_settings(executor="pursuit").config.execution.lookahead == 30.0
+    assert (
+        policy.with_settings(warm_start=None, steadiness=None).config == policy.config
+    )

@@ -6,12 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from diffuser_policy.choices import PredictionTarget
 from diffuser_policy.diffusion.conditions import Inpainting
-from diffuser_policy.diffusion.denoiser import (
-    PREDICTION_TARGETS,
-    Denoiser,
-    PredictionTarget,
-)
+from diffuser_policy.diffusion.denoiser import PREDICTION_TARGETS, Denoiser
 from diffuser_policy.diffusion.schedule import NoiseSchedule
 from diffuser_policy.errors import UnknownNameError
 from diffuser_policy.testing import GaussianDenoiser

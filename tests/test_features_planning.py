@@ -150,7 +150,9 @@ def test_an_interval_makes_plans_anew_as_without_goals() -> None:
 
 
 def test_shrinking_horizons_do_not_shrink_towards_goals_that_are_not_pinned() -> None:
-    policy = turned_policy(horizon="shrinking", replan_interval=8)
+    policy = toy_policy(
+        config(planner=PlannerConfig(horizon="shrinking")), replan_interval=8
+    )
     seen, state = observe(), None
     for _ in range(10):
         _, state = policy.predict(seen, state)

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffuser_policy.choices import Placement
 from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.columns.normalizers import LimitsNormalizer
 from diffuser_policy.diffusion.conditions import Inpainting
-from diffuser_policy.diffusion.guidance import Guidance, Placement, Steering
+from diffuser_policy.diffusion.guidance import Guidance, Steering
 from diffuser_policy.diffusion.sampler import DDIMSampler, DDPMSampler, Sampler
 from diffuser_policy.diffusion.schedule import NoiseSchedule
 from diffuser_policy.guides.guide import FunctionGuide
@@ -125,25 +126,17 @@ def test_a_linear_guide_shifts_samples_as_the_definition_says(
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
-def test_variance_scaling_can_be_chosen(placement: Placement) -> None:
-    """Unscaled, "mean" moves even the last step, whose variance is zero."""
-    last = {}
-    for scaling in (True, False):
-        guidance = Guidance(
-            guide=FunctionGuide(linear),
-            placement=placement,
-            variance_scaling=scaling,
-            num_steps=1,
-            scale=0.5,
-        )
-        steering = guidance.steering(
-            NoiseSchedule(NUM_STEPS), unpinned(), view, scales=torch.tensor([SCALE])
-        )
-        move = getattr(steering, placement)
-        last[scaling] = move(torch.zeros(1, HORIZON, 1), 0, -1).squeeze()
-    assert last[True].abs().max() == 0.0
-    factor = 1 / SCALE if placement == "clean" else SCALE
-    torch.testing.assert_close(last[False], 0.5 * factor * SLOPE)
+def test_the_last_step_has_no_variance_to_scale_by(placement: Placement) -> None:
+    guidance = Guidance(
+        guide=FunctionGuide(linear), placement=placement, num_steps=1, scale=0.5
+    )
+    steering = guidance.steering(
+        NoiseSchedule(NUM_STEPS), unpinned(), view, scales=torch.tensor([SCALE])
+    )
+    move = getattr(steering, placement)
+    moved = move(torch.zeros(1, HORIZON, 1), 0, -1).squeeze()
+    expected = 0.5 / SCALE * SLOPE if placement == "clean" else torch.zeros(HORIZON)
+    torch.testing.assert_close(moved, expected)
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
@@ -179,13 +172,13 @@ def test_guides_are_told_how_noisy_what_they_see_is() -> None:
         guidance = Guidance(
             guide=FunctionGuide(telling(placement)),
             placement=placement,
-            variance_scaling=False,
             num_steps=1,
         )
         sampled(sampler, guidance)
     first, middle, last, clean = sampler.grid
-    assert steps["noisy"] == [first, middle, last]
-    assert steps["mean"] == [middle, last, clean]
+    # The last step has no variance: neither "noisy" nor "mean" climbs there.
+    assert steps["noisy"] == [first, middle]
+    assert steps["mean"] == [middle, last]
     assert set(steps["clean"]) == {clean}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from diffuser_policy.diffusion.guidance import Placement
+from diffuser_policy.choices import Placement
 from diffuser_policy.errors import ConfigError, GuideError, UnknownNameError
 from diffuser_policy.guides.registry import make_guide
 from diffuser_policy.guides.trajectory import Trajectory

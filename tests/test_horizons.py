@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from diffuser_policy.choices import HorizonChoice
 from diffuser_policy.errors import ConfigError, HorizonError
-from diffuser_policy.planning.horizons import HorizonChoice
 from tests.planner_helpers import GOALS, START, make_horizons
 
 
@@ -50,16 +50,6 @@ def test_predicted_plans_cover_the_predicted_time() -> None:
     assert horizons.planning_steps(START, GOALS).tolist() == [6, 4, 16]
 
 
-def test_the_offset_moves_predicted_times_only() -> None:
-    late = make_horizons(choice="predicted", offset=6)
-    assert late.planning_steps(START, GOALS).tolist() == [8, 4, 16]
-    early = make_horizons(choice="predicted", offset=-6)
-    assert early.planning_steps(START, GOALS).tolist() == [4, 4, 16]
-    shrinking = make_horizons(choice="shrinking", offset=6)
-    remaining = np.array([30])
-    assert shrinking.planning_steps(START[:1], GOALS[:1], remaining).tolist() == [10]
-
-
 @pytest.mark.parametrize("choice", ["fixed", "shrinking", "predicted"])
 def test_without_a_goal_plans_are_of_full_length(choice: HorizonChoice) -> None:
     horizons = make_horizons(choice=choice)
@@ -93,7 +83,7 @@ def test_predictions_need_a_network() -> None:
         make_horizons(time_to_goal=None).predict_time(START, GOALS)
 
 
-def test_the_scale_stretches_predicted_times_before_the_offset() -> None:
-    horizons = make_horizons(choice="predicted", scale=2.5, offset=4)
-    assert horizons.predict_time(START, GOALS)[:2] == pytest.approx([29.0, 4.0])
-    assert horizons.planning_steps(START, GOALS).tolist() == [12, 4, 16]
+def test_the_scale_stretches_predicted_times() -> None:
+    horizons = make_horizons(choice="predicted", scale=2.5)
+    assert horizons.predict_time(START, GOALS)[:2] == pytest.approx([25.0, 0.0])
+    assert horizons.planning_steps(START, GOALS).tolist() == [10, 4, 16]

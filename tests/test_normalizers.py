@@ -15,9 +15,8 @@ from diffuser_policy.columns.normalizers import (
     IdentityNormalizer,
     LimitsNormalizer,
     Normalizer,
-    normalizer_class,
 )
-from diffuser_policy.errors import ConfigError, DatasetError, UnknownNameError
+from diffuser_policy.errors import ConfigError, DatasetError
 
 EVERY = pytest.mark.parametrize("cls", NORMALIZERS.values())
 ROWS = hnp.arrays(
@@ -128,12 +127,6 @@ def test_data_that_is_no_matrix_is_refused(shape: tuple[int, ...]) -> None:
 def test_a_scale_of_zero_is_refused() -> None:
     with pytest.raises(ConfigError, match="positive scale"):
         Normalizer(torch.zeros(2), torch.tensor([1.0, 0.0]))
-
-
-def test_an_unknown_name_offers_the_nearest() -> None:
-    assert normalizer_class("gaussian") is GaussianNormalizer
-    with pytest.raises(UnknownNameError, match="Did you mean 'limits'"):
-        normalizer_class("limit")
 
 
 def test_tied_columns_share_one_map() -> None:

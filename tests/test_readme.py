@@ -24,7 +24,7 @@ SMALL = {
     "evaluate": "--episodes 1",
     "plan": "",
     "guides": "",
-    "bench": "--quick --rounds 1",
+    "speed": "--quick --rounds 1",
     "benchmark": "--methods diffuser --episodes 1",
     "train-classifier": "--num-steps 2 --batch-size 8",
 }

@@ -11,12 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffuser_policy.choices import PredictionTarget
 from diffuser_policy.diffusion.conditions import Inpainting
-from diffuser_policy.diffusion.denoiser import (
-    PREDICTION_TARGETS,
-    Denoiser,
-    PredictionTarget,
-)
+from diffuser_policy.diffusion.denoiser import PREDICTION_TARGETS, Denoiser
 from diffuser_policy.diffusion.sampler import (
     DDIMSampler,
     DDPMSampler,

@@ -11,24 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffuser_policy.choices import PredictionTarget, Spacing
 from diffuser_policy.diffusion.conditions import Inpainting
-from diffuser_policy.diffusion.denoiser import (
-    PREDICTION_TARGETS,
-    Denoiser,
-    PredictionTarget,
-)
+from diffuser_policy.diffusion.denoiser import PREDICTION_TARGETS, Denoiser
 from diffuser_policy.diffusion.sampler import (
     DDIMSampler,
     DDPMSampler,
     DPMSolverSampler,
     Sampler,
 )
-from diffuser_policy.diffusion.schedule import (
-    SPACINGS,
-    NoiseSchedule,
-    Spacing,
-    step_grid,
-)
+from diffuser_policy.diffusion.schedule import SPACINGS, NoiseSchedule, step_grid
 from diffuser_policy.networks.unet import TemporalUNet
 from diffuser_policy.testing import GaussianDenoiser
 

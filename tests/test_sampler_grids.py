@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from diffuser_policy.choices import Spacing
 from diffuser_policy.diffusion.conditions import Inpainting
 from diffuser_policy.diffusion.sampler import DDIMSampler, WarmStart
 from diffuser_policy.diffusion.schedule import (
     SPACINGS,
     NoiseSchedule,
-    Spacing,
     half_log_snr,
     step_grid,
 )

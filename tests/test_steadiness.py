@@ -182,6 +182,7 @@ def test_states_only_plans_have_something_left_as_well() -> None:
         ),
         flat=toy_dataset(goals=False),
         steadiness=SURE,
+        replan_interval=1,
     )
     going = Following(
         observations=running().observations / 20,
@@ -313,13 +314,13 @@ def test_a_steady_policy_goes_on_with_its_plan() -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"warm_start": 0.5}])
 def test_finished_plans_are_not_gone_on_with(settings: dict[str, Any]) -> None:
-    policy = steady_policy(replan_interval=None, **settings)
+    policy = steady_policy(**settings).with_settings(replan_interval=None)
     state = drive(policy, 1)[0]._replace(progress=np.array([14.0, 15.0]))
     rows = observe(2)["observation"]
     _, after = policy.predict(rows, state)
     assert after.ages.tolist() == [1, 0]
     assert after.num_plans.tolist() == [1, 2]
-    unsteady = steady_policy(None, replan_interval=None, **settings)
+    unsteady = steady_policy(None, **settings).with_settings(replan_interval=None)
     _, fresh = unsteady.predict(rows, state)
     np.testing.assert_array_equal(after.observations[1], fresh.observations[1])
     stands = np.broadcast_to(state.observations[1, -1], (15, 4))

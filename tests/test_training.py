@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import nn
 
+from diffuser_policy.choices import PredictionTarget
 from diffuser_policy.config import (
     NetworkConfig,
     OptimizationConfig,
     TimeToGoalConfig,
     WindowConfig,
 )
-from diffuser_policy.diffusion.denoiser import PredictionTarget
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.testing import check_policy, toy_config, toy_dataset
 from diffuser_policy.training.average import WeightAverage

@@ -50,7 +50,8 @@ def keeping(policy: DiffuserPolicy) -> DiffuserPolicy:
 
 def warm_policy(config: Any = None, **settings: Any) -> DiffuserPolicy:
     """Return a policy that plans anew in every env step, from what is left."""
-    chosen = {"horizon": "shrinking", "replan_interval": 1, "warm_start": 0.3}
+    horizon = "fixed" if config is NO_GOAL else "shrinking"
+    chosen = {"horizon": horizon, "replan_interval": 1, "warm_start": 0.3}
     flat = toy_dataset(goals=config is not NO_GOAL)
     return toy_policy(config, flat=flat, **{**chosen, **settings})
 
@@ -145,7 +146,7 @@ def test_only_plans_that_are_being_followed_are_started_from() -> None:
 
 
 def test_a_plan_that_has_run_out_leaves_nothing_to_start_from() -> None:
-    policy = warm_policy(NO_GOAL, horizon="fixed", replan_interval=None)
+    policy = warm_policy(NO_GOAL).with_settings(replan_interval=None)
     started = watch(policy)
     observation = observe(2)["observation"]
     _, state = policy.predict(observation)
@@ -193,7 +194,7 @@ def test_warm_and_cold_rows_of_a_batch_are_as_alone(
     ],
 )
 def test_the_contract_is_kept(settings: dict[str, Any], config: Any) -> None:
-    check_policy(warm_policy(config, **settings))
+    check_policy(warm_policy(config).with_settings(**settings))
 
 
 def test_deterministic_plans_repeat_and_the_state_is_not_written_to() -> None:

@@ -18,10 +18,11 @@ from numpy.random import Generator
 from diffuser_policy.baselines.codec import Codec
 from diffuser_policy.baselines.transitions import Batch, make_transitions
 from diffuser_policy.baselines.values import clip_targets, possible_values, value_facts
-from diffuser_policy.baselines.weights import Parts, load_parts, save_parts
+from diffuser_policy.baselines.weights import load_parts, save_parts
 from diffuser_policy.benchmark.checked import flat_observation
 from diffuser_policy.benchmark.training import Training
 from diffuser_policy.errors import ConfigError, require_extra
+from diffuser_policy.training.state import Parts
 
 CHECKPOINT = "checkpoint.safetensors"
 CHECKPOINT_STEPS = 1_000

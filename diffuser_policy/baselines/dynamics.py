@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from diffuser_policy.build import seeded
 from diffuser_policy.config import OptimizationConfig
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.errors import ConfigError, DatasetError, SpaceMismatchError
@@ -247,8 +248,7 @@ class DynamicsRun(TrainingRun[DynamicsEnsemble]):
         """
         processes = Processes.single("cpu")
         rows = transitions(flat)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(config.seed)
+        with seeded(config.seed):
             ensemble = DynamicsEnsemble(
                 flat.observation_size,
                 flat.action_size,

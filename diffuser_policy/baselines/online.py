@@ -19,13 +19,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from diffuser_policy.baselines.weights import Parts, load_parts, save_parts
+from diffuser_policy.baselines.weights import load_parts, save_parts
 from diffuser_policy.benchmark.methods import register_method
 from diffuser_policy.benchmark.training import Training
 from diffuser_policy.envs import Env
 from diffuser_policy.errors import CheckpointError, ConfigError
 from diffuser_policy.files import replaced_folder
 from diffuser_policy.spaces import GOAL_KEYS
+from diffuser_policy.training.state import Parts
 
 BUFFER_ROWS = 1_000_000
 CHECKPOINT = "checkpoint"

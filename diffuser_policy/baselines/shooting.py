@@ -17,7 +17,6 @@ env steps, because the effects of pushes that change every step cancel out.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -26,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffuser_policy.build import seeded
 from diffuser_policy.errors import ConfigError, ObservationError, require_extra
 from diffuser_policy.settings import positive
 from diffuser_policy.spaces import SpaceSpec
@@ -130,7 +130,8 @@ class MPPI:
             u_max=torch.ones(size, dtype=torch.float64),
             U_init=torch.as_tensor(plan, dtype=torch.float64),
         )
-        with _torch_seeded(rng):  # the library draws from the global generator
+        # The library draws from torch's global generator.
+        with seeded(int(rng.integers(2**63))):
             for _ in range(self.num_iterations):
                 controller.command(torch.zeros(1), shift_nominal_trajectory=False)
         better: np.ndarray = controller.U.numpy().clip(-1.0, 1.0)
@@ -353,11 +354,3 @@ class ShootingPolicy:
             return mean
 
         return self.optimizer.improve(left, value, rng)
-
-
-@contextlib.contextmanager
-def _torch_seeded(rng: np.random.Generator) -> Any:
-    """Make torch's global generator follow `rng`, and put it back afterwards."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(rng.integers(2**63)))
-        yield

@@ -9,18 +9,14 @@ Random state is not saved: every gradient step seeds its own.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
 
 from diffuser_policy.errors import CheckpointError
 from diffuser_policy.files import replaced_file
-
-Parts = Mapping[str, nn.Module | torch.optim.Optimizer]
+from diffuser_policy.training.state import Parts, restore, tensors_of
 
 
 def save_parts(path: Path, parts: Parts, *, step: int, data: object = None) -> None:
@@ -32,19 +28,9 @@ def save_parts(path: Path, parts: Parts, *, step: int, data: object = None) -> N
         step: Gradient steps done.
         data: JSON-able facts on what they were done with.
     """
-    tensors: dict[str, Tensor] = {}
-    for name, part in parts.items():
-        if isinstance(part, torch.optim.Optimizer):
-            for index, moments in part.state_dict()["state"].items():
-                tensors |= {f"{name}/{index}/{key}": v for key, v in moments.items()}
-        else:
-            tensors |= {f"{name}/{key}": v for key, v in part.state_dict().items()}
-    # Modules may share tensors; every name gets a copy of its own.
-    tensors = {key: value.detach().cpu().clone() for key, value in tensors.items()}
     with replaced_file(path) as partial:
-        save_file(
-            tensors, partial, metadata={"step": str(step), "data": json.dumps(data)}
-        )
+        metadata = {"step": str(step), "data": json.dumps(data)}
+        save_file(tensors_of(parts), partial, metadata=metadata)
 
 
 def load_parts(path: Path, parts: Parts, *, data: object = None) -> int:
@@ -65,29 +51,10 @@ def load_parts(path: Path, parts: Parts, *, data: object = None) -> int:
             if saved != data:
                 raise ValueError(f"it was trained on other data: {saved}, not {data}")
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        for name, part in parts.items():
-            mine = {
-                key.removeprefix(f"{name}/"): value
-                for key, value in tensors.items()
-                if key.startswith(f"{name}/")
-            }
-            if isinstance(part, torch.optim.Optimizer):
-                part.load_state_dict(_optimizer_state(part, mine))
-            else:
-                part.load_state_dict(mine)
+        restore(parts, tensors)
     except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{path} cannot be read, or is of another algorithm or other data "
             f"({error}). Delete it to train again from the beginning."
         ) from error
     return step
-
-
-def _optimizer_state(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
-) -> dict[str, object]:
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        index, _, moment = key.partition("/")
-        state.setdefault(int(index), {})[moment] = value
-    return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}

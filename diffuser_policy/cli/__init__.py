@@ -34,13 +34,13 @@ for example:
 
 COMMANDS = {
     "collect": "Record a dataset with an environment's demonstrator.",
-    "train": "Train a planner on a dataset, or go on where it stopped.",
+    "train": "Train a planner on a dataset, or resume its training.",
     "train-value": "Train a planner's value network, for value guidance.",
     "train-classifier": "Train a planner's classifier of states, for guides.",
     "evaluate": "Run episodes with a planner; report scores and intervals.",
     "plan": "Draw a plan from above, the rollout, the denoising chain.",
     "benchmark": "Compare methods, on the same data and the same episodes.",
-    "bench": "Measure how fast a planner plans, beside the paper's setting.",
+    "speed": "Measure how fast a planner plans, beside the paper's setting.",
     "guides": "List the guides that plans can be steered by, or explain one.",
     "info": "List shipped planners, training presets and environments.",
 }

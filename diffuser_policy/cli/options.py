@@ -1,14 +1,21 @@
-"""Options that the subcommands `evaluate` and `plan` share."""
+"""Options that subcommands share: how to plan, and with which environment.
+
+Every planning and execution setting is an option, made from its field and docstring in
+`diffuser_policy.config`.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict, get_type_hints
 
+import docstring_parser
 import tyro
 
+from diffuser_policy.choices import Acceleration
+from diffuser_policy.config import ExecutionConfig, PlannerConfig
 from diffuser_policy.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,6 +27,26 @@ def shown_as(metavar: str) -> Any:
     return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
 
 
+def _setting_options() -> Any:
+    """Return a dictionary type with the planning and execution settings as options."""
+    options = {}
+    for config in (PlannerConfig, ExecutionConfig):
+        hints = get_type_hints(config)
+        for parameter in docstring_parser.parse_from_object(config).params:
+            text = " ".join((parameter.description or "").split())
+            described = tyro.conf.arg(help=text, help_behavior_hint="")
+            name = parameter.arg_name
+            options[name] = Annotated[hints[name], described]
+    # Not total: it holds only what was given.
+    return TypedDict("SettingOptions", options, total=False)  # type: ignore[operator]
+
+
+if TYPE_CHECKING:
+    SettingOptions = dict[str, Any]
+else:
+    SettingOptions = _setting_options()
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlanningOptions:
     """How to plan and to execute; what is not given is as the planner was saved."""
@@ -29,95 +56,12 @@ class PlanningOptions:
     ] = ()
     """Steer plans by a guide; several add up. `diffuser-policy guides` lists them.
     For example --guide 'keep-out:center=3,4;radius=0.6'."""
-    guide_scale: Annotated[float | None, shown_as("X")] = None
-    """How hard the guides are followed; 0: not at all."""
-    guide_placement: Annotated[
-        Literal["clean", "mean", "noisy"] | None, shown_as("clean|mean|noisy")
-    ] = None
-    """Where their gradient is taken."""
-    guide_steps: Annotated[int | None, shown_as("N")] = None
-    """Gradient steps for each denoising step."""
-
-    sampler: Annotated[
-        Literal["ddim", "ddpm", "dpm"] | None, shown_as("ddim|ddpm|dpm")
-    ] = None
-    """Reverse process; ddpm takes all denoising steps unless told otherwise."""
-    steps: Annotated[int | Literal["all"] | None, shown_as("N|all")] = None
-    """Denoising steps."""
-    temperature: Annotated[float | None, shown_as("X")] = None
-    """Scales the noise that plans start from and are denoised with."""
-    warm_start: Annotated[float | Literal["never"] | None, shown_as("X|never")] = None
-    """Share of the schedule that a plan is noised to when it is made anew."""
-    warm_start_steps: Annotated[int | None, shown_as("N")] = None
-    """Denoising steps from there."""
-    horizon: Annotated[
-        Literal["fixed", "shrinking", "predicted"] | None,
-        shown_as("fixed|shrinking|predicted"),
-    ] = None
-    """How many env steps a plan covers."""
-    horizon_scale: Annotated[float | None, shown_as("X")] = None
-    """Factor of the predicted time to the goal, for ways around or slower ones."""
-    horizon_offset: Annotated[int | None, shown_as("N")] = None
-    """Env steps added to the predicted time to the goal."""
-    candidates: Annotated[int | None, shown_as("N")] = None
-    """Trajectories sampled per plan."""
-    ranking: Annotated[
-        Literal["first", "smoothness", "time_to_goal", "feasibility", "guide", "sum"]
-        | None,
-        shown_as("first|smoothness|time_to_goal|feasibility|guide|sum"),
-    ] = None
-    """How the plan is chosen among the candidates."""
-    steadiness: Annotated[float | Literal["never"] | None, shown_as("X|never")] = None
-    """How much better a new plan has to be than what is left of the running one, in
-    the unit of the ranking; never: that one is not kept."""
-    executor: Annotated[
-        Literal["tracking", "pursuit", "path", "actions", "features"] | None,
-        shown_as("tracking|pursuit|path|actions|features"),
-    ] = None
-    """How the plan is followed."""
-    position_gain: Annotated[float | None, shown_as("X")] = None
-    """Tracking: action per meter of position error."""
-    velocity_gain: Annotated[float | None, shown_as("X")] = None
-    """Tracking: action per meter per second of velocity error."""
-    lookahead: Annotated[float | None, shown_as("X")] = None
-    """Pursuit: how far ahead to steer, in planned env steps."""
-    tempo: Annotated[float | None, shown_as("X")] = None
-    """Path: planned env steps per env step; below 1, slower than planned."""
-    tolerance: Annotated[float | None, shown_as("X")] = None
-    """Path: meters off it at which progress almost stops."""
-    replan_interval: Annotated[int | Literal["never"] | None, shown_as("N|never")] = (
-        None
-    )
-    """Env steps after which a plan is made anew."""
-    replan_deviation: Annotated[
-        float | Literal["never"] | None, shown_as("X|never")
-    ] = None
-    """Distance from the plan in meters beyond which it is made anew."""
-
-    acceleration: Annotated[
-        Literal["auto", "off", "fused", "compile", "cuda-graphs"],
-        tyro.conf.arg(metavar="auto|off|fused|compile|cuda-graphs"),
-    ] = "auto"
+    settings: tyro.conf.OmitArgPrefixes[SettingOptions] = field(default_factory=dict)
+    acceleration: Acceleration = "auto"
     """How the network is run; plans stay the same up to rounding."""
     threads: Annotated[int, tyro.conf.arg(metavar="N")] = 1
     """CPU threads of PyTorch. The shipped planners are small: one is fastest, and two
     on a busy machine are many times slower."""
-
-    def settings(self) -> dict[str, Any]:
-        """Return those that were given, as `DiffuserPolicy.with_settings` takes them.
-
-        The guides are none of them: `DiffuserPolicy.with_guide` takes their sum.
-        Options with a word for "no limit" stand for a setting that may be None.
-        """
-        given = {name: value for name, value in vars(self).items() if value is not None}
-        del given["threads"], given["guide"], given["acceleration"]
-        if given.get("sampler") == "ddpm":
-            given.setdefault("steps", "all")
-        named = {"steps": "num_sampling_steps", "candidates": "num_candidates"}
-        return {
-            named.get(name, name): None if value in ("all", "never") else value
-            for name, value in given.items()
-        }
 
 
 def load_policy(planner: str, options: PlanningOptions, *, seed: int) -> DiffuserPolicy:
@@ -128,7 +72,8 @@ def load_policy(planner: str, options: PlanningOptions, *, seed: int) -> Diffuse
         CheckpointError: Truncated, foreign, or of another schema.
         UnknownNameError: No guide of a name; the nearest are named.
         GuideError: A guide that cannot be read.
-        ConfigError: Options that contradict each other or the planner.
+        ConfigError: Options that contradict each other or the planner, or that have no
+            effect.
     """
     import torch
 
@@ -138,32 +83,19 @@ def load_policy(planner: str, options: PlanningOptions, *, seed: int) -> Diffuse
     if options.threads < 1:
         raise ConfigError(f"--threads must be at least 1, got {options.threads}.")
     torch.set_num_threads(options.threads)
-    guide, settings = parse_guides(options.guide), options.settings()
+    guide, settings = parse_guides(options.guide), dict(options.settings)
+    if settings.get("sampler") == "ddpm":  # of historical interest with few steps
+        settings.setdefault("num_sampling_steps", None)
     policy = DiffuserPolicy.from_pretrained(planner, seed=seed)
     policy = policy.accelerated(options.acceleration)
     if guide is not None:
         policy = policy.with_guide(guide)
-    policy = policy.with_settings(**settings)
-    _refuse_idle(options, policy)
-    return policy
+    return policy.with_settings(**settings)
 
 
-def _refuse_idle(options: PlanningOptions, policy: DiffuserPolicy) -> None:
-    """Refuse options that would have no effect.
-
-    Raises:
-        ConfigError: Guidance without a guide, or a warm start or steadiness of plans
-            that are never made anew.
-    """
-    for name in ("guide_scale", "guide_placement", "guide_steps"):
-        if getattr(options, name) is not None and policy.guide is None:
-            option = name.replace("_", "-")
-            raise ConfigError(f"--{option} has no effect without --guide.")
-    for name in ("warm_start", "steadiness"):
-        given = getattr(options, name) not in (None, "never")
-        if given and policy.config.execution.replan_interval is None:
-            option = name.replace("_", "-")
-            raise ConfigError(f"--{option} has no effect without --replan-interval.")
+def changed(settings: Mapping[str, Any], usual: Mapping[str, Any]) -> list[str]:
+    """Return the names of settings that differ from the usual ones."""
+    return [name for name, value in settings.items() if value != usual[name]]
 
 
 def parse_assignments(texts: Iterable[str], *, option: str) -> dict[str, Any]:

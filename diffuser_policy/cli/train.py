@@ -1,4 +1,4 @@
-"""`diffuser-policy train`: train a planner, or go on where training stopped."""
+"""`diffuser-policy train`: train a planner, or resume its training."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from typing import Annotated, Any
 
 import tyro
 
-from diffuser_policy.cli.options import shown_as
-from diffuser_policy.cli.runs import carry_out
+from diffuser_policy.cli.options import changed, shown_as
+from diffuser_policy.cli.training import carry_out
 from diffuser_policy.config import (
+    NETWORK_NEEDS,
+    PLANNING_NEEDS,
     ExecutionConfig,
     NetworkConfig,
     OptimizationConfig,
@@ -22,6 +24,7 @@ from diffuser_policy.config import (
     TimeToGoalConfig,
     TrainConfig,
     WindowConfig,
+    refuse_idle,
 )
 from diffuser_policy.errors import ConfigError, require_extra
 from diffuser_policy.training.presets import PRESETS, preset
@@ -33,7 +36,7 @@ class TrainSettings:
 
     A preset gives all settings, and every one can be changed; `train PRESET --help`
     shows its values. Without a preset, name a --dataset of your own. Stop it at any
-    time: the same command goes on where it was. Several processes share the work under
+    time: the same command resumes. Several processes share the work under
     `accelerate launch` or `torchrun`.
     """
 
@@ -88,13 +91,22 @@ class TrainSettings:
         """Return what determines the trained planner.
 
         Raises:
-            ConfigError: Neither a preset nor a dataset.
+            ConfigError: Neither a preset nor a dataset, or a setting that differs from
+                the preset's and has no effect.
         """
         if self.dataset is None:
             raise ConfigError(
                 f"Name a preset or a dataset: diffuser-policy train PRESET, or "
                 f"diffuser-policy train --dataset ID. Presets: {', '.join(PRESETS)}."
             )
+        default = TrainSettings.of_preset(self.preset) if self.preset else type(self)()
+        planning = {**vars(self.planner), **vars(self.execution)}
+        usual = {**vars(default.planner), **vars(default.execution)}
+        # Saved with the planner, for guides to come and goals of the data.
+        to_come = {"guide": True, "goals": True}
+        refuse_idle(changed(planning, usual), planning | to_come, PLANNING_NEEDS)
+        network = vars(self.network)
+        refuse_idle(changed(network, vars(default.network)), network, NETWORK_NEEDS)
         names = {item.name for item in dataclasses.fields(TrainConfig)}
         parts = {name: value for name, value in vars(self).items() if name in names}
         prediction = self.prediction if self.time_to_goal else None

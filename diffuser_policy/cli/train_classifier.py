@@ -7,12 +7,15 @@ from typing import Annotated
 
 import tyro
 
-from diffuser_policy.cli.companions import CompanionSettings, train_companion
-from diffuser_policy.cli.options import shown_as
+from diffuser_policy.cli.options import changed, shown_as
+from diffuser_policy.cli.training import CompanionSettings, train_companion
 from diffuser_policy.config import (
+    CLASSIFIER_NEEDS,
     ClassifierConfig,
     ClassifierTrainConfig,
+    CompanionTrainConfig,
     OptimizationConfig,
+    refuse_idle,
 )
 
 
@@ -22,11 +25,12 @@ class TrainClassifierSettings(CompanionSettings):
 
     Guides ask for labels: `evaluate --guide stack-match` for one block on another. The
     planner is not changed. The output folder holds a copy of it with the classifier.
-    Stop it at any time: the same command goes on.
+    Stop it at any time: the same command resumes.
     """
 
     part = "classifier"
     suitable = "of its environment"
+    config_type = ClassifierTrainConfig
 
     labels: Annotated[str, shown_as("NAME")]
     """What to learn: labels that a package offers, such as kuka-pairs (which block is
@@ -38,22 +42,12 @@ class TrainClassifierSettings(CompanionSettings):
         default_factory=ClassifierConfig
     )
 
-    def config(self, recorded: str | None) -> ClassifierTrainConfig:
-        """Return what determines the classifier.
-
-        Args:
-            recorded: Dataset that the planner was trained on, if it is known.
-
-        Raises:
-            ConfigError: Neither a dataset nor a planner that knows its own.
-        """
-        return ClassifierTrainConfig(
-            dataset=self.data(recorded),
-            labels=self.labels,
-            classifier=self.classifier,
-            optimization=self.optimization,
-            seed=self.seed,
-        )
+    def config(self, recorded: str | None) -> CompanionTrainConfig:
+        """Return what determines the classifier, as `CompanionSettings` does."""
+        network = vars(self.classifier)
+        given = changed(network, vars(ClassifierConfig()))
+        refuse_idle(given, network, CLASSIFIER_NEEDS)
+        return super().config(recorded)
 
 
 def run(settings: TrainClassifierSettings) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import tyro
 
-from diffuser_policy.cli.companions import CompanionSettings, train_companion
+from diffuser_policy.cli.training import CompanionSettings, train_companion
 from diffuser_policy.config import OptimizationConfig, ValueConfig, ValueTrainConfig
 
 
@@ -17,32 +17,17 @@ class TrainValueSettings(CompanionSettings):
     It learns from the rewards of the dataset. The planner is not changed. The output
     folder holds a copy of it with the value network: `evaluate --guide value` follows
     its gradient, with `--ranking guide` it chooses among candidates. Stop it at any
-    time: the same command goes on.
+    time: the same command resumes.
     """
 
     part = "value"
     suitable = "with rewards"
+    config_type = ValueTrainConfig
 
     optimization: tyro.conf.OmitArgPrefixes[OptimizationConfig] = field(
         default_factory=lambda: OptimizationConfig(num_steps=10_000, batch_size=64)
     )
     value: tyro.conf.OmitArgPrefixes[ValueConfig] = field(default_factory=ValueConfig)
-
-    def config(self, recorded: str | None) -> ValueTrainConfig:
-        """Return what determines the value network.
-
-        Args:
-            recorded: Dataset that the planner was trained on, if it is known.
-
-        Raises:
-            ConfigError: Neither a dataset nor a planner that knows its own.
-        """
-        return ValueTrainConfig(
-            dataset=self.data(recorded),
-            value=self.value,
-            optimization=self.optimization,
-            seed=self.seed,
-        )
 
 
 def run(settings: TrainValueSettings) -> int:
@@ -58,6 +43,6 @@ def run(settings: TrainValueSettings) -> int:
         ValueTrainer,
         lambda trainer: (
             f"Next: diffuser-policy evaluate {trainer.output} --guide value "
-            f"--guide-scale 0 --ranking guide --candidates 16"
+            f"--guide-scale 0 --ranking guide --num-candidates 16"
         ),
     )

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffuser_policy.errors import ConfigError, DatasetError, UnknownNameError
+from diffuser_policy.choices import NormalizerName
+from diffuser_policy.errors import ConfigError, DatasetError
 
 Statistics = np.ndarray | Tensor
 CONSTANT = 1e-6  # relative spread below which a column counts as constant
@@ -134,22 +135,11 @@ class IdentityNormalizer(Normalizer):
         return cls.blank(rows.shape[1])
 
 
-NORMALIZERS: dict[str, type[Normalizer]] = {
+NORMALIZERS: dict[NormalizerName, type[Normalizer]] = {
     "limits": LimitsNormalizer,
     "gaussian": GaussianNormalizer,
     "identity": IdentityNormalizer,
 }
-
-
-def normalizer_class(name: str) -> type[Normalizer]:
-    """Return a normalizer class by its name in a config.
-
-    Raises:
-        UnknownNameError: No normalizer of that name.
-    """
-    if name not in NORMALIZERS:
-        raise UnknownNameError("normalizer", name, NORMALIZERS)
-    return NORMALIZERS[name]
 
 
 def check_rows(rows: np.ndarray) -> None:

@@ -13,21 +13,18 @@ Its first row stands for a window. `view` reads windows as views of the table, a
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from diffuser_policy.choices import HindsightGoal, Padding
 from diffuser_policy.columns.features import Featurizer, Identity, planning_columns
 from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.columns.normalizers import Normalizer
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.diffusion.conditions import Inpainting
 from diffuser_policy.errors import ConfigError, DatasetError
-
-Padding = Literal["none", "repeat"]
-HindsightGoal = Literal["none", "goal", "observation"]
 
 
 class WindowDataset:

@@ -25,18 +25,18 @@ then learnt as precisely as the vague ones from pure noise.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
+from diffuser_policy.choices import Acceleration, PredictionTarget
 from diffuser_policy.diffusion.conditions import Inpainting
 from diffuser_policy.diffusion.schedule import NoiseSchedule
 from diffuser_policy.errors import UnknownNameError
-from diffuser_policy.networks.runtime import Acceleration, Runner, accelerate
+from diffuser_policy.networks.runtime import Runner, accelerate
 
-PredictionTarget = Literal["clean", "noise", "velocity"]
-PREDICTION_TARGETS: tuple[PredictionTarget, ...] = ("clean", "noise", "velocity")
+PREDICTION_TARGETS: tuple[PredictionTarget, ...] = get_args(PredictionTarget)
 
 
 class Denoiser(nn.Module):

@@ -25,11 +25,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from diffuser_policy.choices import Placement
 from diffuser_policy.diffusion.conditions import Inpainting
 from diffuser_policy.diffusion.schedule import NoiseSchedule
 from diffuser_policy.errors import ConfigError, UnknownNameError
@@ -41,9 +42,7 @@ from diffuser_policy.guides.guide import (
 )
 from diffuser_policy.guides.trajectory import CLEAN, Trajectory
 
-Placement = Literal["clean", "mean", "noisy"]
 View = Callable[[Tensor, int], Trajectory]
-StepView = Callable[[Tensor], Trajectory]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,8 +57,6 @@ class Guidance:
             release), 1 for "mean" (the paper), 5 for "clean", whose few denoising
             steps have to be enough.
         cutoff: Denoising steps of the schedule at the clean end that go unguided.
-        variance_scaling: Multiply by the posterior variance of the denoising step;
-            not given: "noisy" and "mean" do, "clean" does not.
     """
 
     guide: Guide
@@ -67,7 +64,6 @@ class Guidance:
     scale: float = 1.0
     num_steps: int | None = None
     cutoff: int = 0
-    variance_scaling: bool | None = None
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -87,9 +83,9 @@ class Guidance:
             return 0
         settings = (self.placement, self.scale, self.num_steps, self.cutoff)
         try:
-            return hash((self.guide, *settings, self.variance_scaling))
+            return hash((self.guide, *settings))
         except TypeError:  # a guide of its user's, with parts that cannot be hashed
-            return hash((id(self.guide), *settings, self.variance_scaling))
+            return hash((id(self.guide), *settings))
 
     def steering(
         self, schedule: NoiseSchedule, given: Inpainting, view: View, *, scales: Tensor
@@ -124,7 +120,7 @@ class Steering:
     scales: Tensor
 
     default_num_steps: ClassVar[int] = 1
-    default_scaling: ClassVar[bool] = True
+    scaled_by_variance: ClassVar[bool] = True
 
     def noisy(self, x: Tensor, i: int, j: int) -> Tensor:  # noqa: ARG002
         """Return the trajectories `[batch, horizon, transition]` to denoise at i."""
@@ -152,9 +148,9 @@ class Steering:
             seen_as: How noisy the guide is told that `x` is.
         """
         guidance = self.guidance
-        scaled = guidance.variance_scaling
-        scaled = self.default_scaling if scaled is None else scaled
-        size = guidance.scale * (self.schedule.posterior(i, j)[2] if scaled else 1.0)
+        size = guidance.scale
+        if self.scaled_by_variance:
+            size *= self.schedule.posterior(i, j)[2]
         if size == 0.0 or i < guidance.cutoff:
             return x
         num_steps = guidance.num_steps or self.default_num_steps
@@ -208,7 +204,7 @@ class CleanSteering(Steering):
     """
 
     default_num_steps = 5
-    default_scaling = False
+    scaled_by_variance = False
 
     def clean(self, x: Tensor, i: int, j: int) -> Tensor:
         """Climb from the prediction."""
@@ -245,7 +241,7 @@ class CleanSteering(Steering):
         return best
 
 
-PLACEMENTS: dict[str, type[Steering]] = {
+PLACEMENTS: dict[Placement, type[Steering]] = {
     "clean": CleanSteering,
     "mean": MeanSteering,
     "noisy": NoisySteering,

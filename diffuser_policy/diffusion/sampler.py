@@ -46,11 +46,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from diffuser_policy.choices import Spacing
 from diffuser_policy.diffusion.conditions import Inpainting
 from diffuser_policy.diffusion.denoiser import Denoiser
 from diffuser_policy.diffusion.guidance import Steering
 from diffuser_policy.diffusion.schedule import (
-    Spacing,
     check_spacing,
     half_log_snr,
     step_grid,
@@ -342,7 +342,8 @@ class DDIMSampler(Sampler):
         Args:
             denoiser: Predicts clean trajectories.
             num_steps: Denoising steps to visit.
-            eta: Noise of each step, in [0, 1]: 0 is deterministic, 1 is ancestral.
+            eta: Noise of each step, in [0, 1]: 0 is deterministic, 1 is ancestral. No
+                setting sets it; it lets tests compare DDIM with DDPM (eta = 1).
             temperature: Scales all noise.
             spacing: How the steps are spread.
         """

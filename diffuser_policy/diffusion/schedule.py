@@ -39,11 +39,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from diffuser_policy.choices import Spacing
 from diffuser_policy.errors import ConfigError, UnknownNameError
 
 COSINE_OFFSET = 0.008
@@ -108,9 +108,6 @@ class NoiseSchedule:
             (1 - there) * math.sqrt(alpha) / (1 - here),
             beta * (1 - there) / (1 - here),
         )
-
-
-Spacing = Literal["linspace", "trailing", "leading", "quadratic", "log-snr"]
 
 
 def step_grid(
@@ -209,7 +206,7 @@ def half_log_snr(schedule: NoiseSchedule, i: int) -> float:
     return 0.5 * math.log(alpha_bar / (1 - alpha_bar))
 
 
-SPACINGS: dict[str, Callable[[NoiseSchedule, int, int], list[float]]] = {
+SPACINGS: dict[Spacing, Callable[[NoiseSchedule, int, int], list[float]]] = {
     "linspace": _linspace,
     "trailing": _trailing,
     "leading": _leading,

@@ -5,14 +5,14 @@ r"""Means with intervals, so that no number stands alone.
 - Proportions: Wilson's score interval (Wilson 1927), all p with
   $|\hat p - p| \le z \sqrt{p (1 - p) / n}$. It stays informative at 0 and n
   successes, where a bootstrap has nothing to draw from.
-- Several runs pooled: the interquartile mean, the mean of the middle half, with runs
-  drawn within each group, such as a task (Agarwal et al. 2021).
+- Several runs pooled: the interquartile mean, the mean of the middle half (Agarwal et
+  al. 2021). `diffuser_policy.benchmark.report.estimates` adds its intervals.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -57,32 +57,18 @@ def mean_interval(
     Raises:
         ConfigError: No values, or a confidence outside of (0, 1).
     """
-    return _bootstrap(
-        [values], _mean, confidence=confidence, num_resamples=num_resamples, seed=seed
-    )
-
-
-def iqm_interval(
-    groups: Sequence[Sequence[float] | np.ndarray],
-    *,
-    confidence: float = 0.95,
-    num_resamples: int = NUM_RESAMPLES,
-    seed: int = 0,
-) -> Interval:
-    """Return the interquartile mean of pooled runs with its stratified interval.
-
-    Args:
-        groups: Results of the runs of each group; draws stay within their group.
-        confidence: Probability mass of the interval.
-        num_resamples: Draws of all runs with replacement.
-        seed: Fixes the draws.
-
-    Raises:
-        ConfigError: No groups, an empty group, or a confidence outside of (0, 1).
-    """
-    return _bootstrap(
-        groups, _iqm, confidence=confidence, num_resamples=num_resamples, seed=seed
-    )
+    array = _checked(values)
+    tail = (1 - _checked_confidence(confidence)) / 2
+    estimate = float(array.mean())
+    if len(array) == 1:
+        return Interval(estimate, math.nan, math.nan)
+    rng, at_once = np.random.default_rng(seed), max(1, CHUNK // len(array))
+    means = []
+    for begin in range(0, num_resamples, at_once):
+        size = (min(at_once, num_resamples - begin), len(array))
+        means.append(array[rng.integers(len(array), size=size)].mean(axis=1))
+    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
+    return Interval(estimate, float(low), float(high))
 
 
 def iqm(values: Sequence[float] | np.ndarray) -> float:
@@ -91,7 +77,9 @@ def iqm(values: Sequence[float] | np.ndarray) -> float:
     Raises:
         ConfigError: No values.
     """
-    return float(_iqm(_checked(values)[None])[0])
+    array = np.sort(_checked(values))
+    cut = len(array) // 4
+    return float(array[cut : len(array) - cut].mean())
 
 
 def proportion_interval(
@@ -119,49 +107,6 @@ def proportion_interval(
     low = 0.0 if successes == 0 else middle - half
     high = 1.0 if successes == total else middle + half
     return Interval(rate, low, high)
-
-
-def _bootstrap(
-    groups: Sequence[Sequence[float] | np.ndarray],
-    statistic: Callable[[np.ndarray], np.ndarray],
-    *,
-    confidence: float,
-    num_resamples: int,
-    seed: int,
-) -> Interval:
-    arrays = [_checked(values) for values in groups]
-    if not arrays:
-        raise ConfigError("There are no results to average.")
-    tail = (1 - _checked_confidence(confidence)) / 2
-    estimate = float(statistic(np.concatenate(arrays)[None])[0])
-    if max(map(len, arrays)) == 1:
-        return Interval(estimate, math.nan, math.nan)
-    draws = _draws(arrays, num_resamples, np.random.default_rng(seed))
-    estimates = np.concatenate([statistic(draw) for draw in draws])
-    low, high = np.quantile(estimates, [tail, 1 - tail])
-    return Interval(estimate, float(low), float(high))
-
-
-def _draws(
-    arrays: list[np.ndarray], num_resamples: int, rng: np.random.Generator
-) -> Iterator[np.ndarray]:
-    """Yield `[some, n]` resamples, in total `num_resamples` rows."""
-    at_once = max(1, CHUNK // sum(map(len, arrays)))
-    for begin in range(0, num_resamples, at_once):
-        rows = min(at_once, num_resamples - begin)
-        parts = [a[rng.integers(len(a), size=(rows, len(a)))] for a in arrays]
-        yield np.concatenate(parts, axis=1)
-
-
-def _mean(samples: np.ndarray) -> np.ndarray:
-    means: np.ndarray = samples.mean(axis=1)
-    return means
-
-
-def _iqm(samples: np.ndarray) -> np.ndarray:
-    cut = samples.shape[1] // 4
-    middle = np.sort(samples, axis=1)[:, cut : samples.shape[1] - cut]
-    return _mean(middle)
 
 
 def _checked(values: Sequence[float] | np.ndarray) -> np.ndarray:

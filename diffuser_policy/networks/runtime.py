@@ -42,12 +42,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffuser_policy.choices import Acceleration
 from diffuser_policy.errors import UnknownNameError
 from diffuser_policy.networks.unet import (
     GROUPS,
@@ -251,8 +252,6 @@ def _resampling(module: nn.Module) -> Convolution | Upsampling | None:
     return Upsampling(module)
 
 
-Acceleration = Literal["auto", "off", "fused", "compile", "cuda-graphs"]
-ACCELERATIONS: tuple[Acceleration, ...] = get_args(Acceleration)
 WARM_UPS = 3  # calls before a recording, in which libraries choose their kernels
 MAX_RECORDINGS = 64  # each keeps its inputs, outputs and scratch memory
 

@@ -7,23 +7,21 @@ the question. Three answers:
   the goal as far away as ever; it is meant for one plan per episode.
 - shrinking: the training horizon at first, then what is left of it.
 - predicted: the time-to-goal network's answer for this observation and goal, times
-  `horizon_scale`, plus `horizon_offset`. Guides that lengthen the way need time.
+  `horizon_scale`. Guides that lengthen the way need time.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
 
 import numpy as np
 import torch
 
+from diffuser_policy.choices import HorizonChoice
 from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.columns.normalizers import Normalizer
 from diffuser_policy.errors import ConfigError, HorizonError
 from diffuser_policy.networks.time_to_goal import TimeToGoal
-
-HorizonChoice = Literal["fixed", "shrinking", "predicted"]
 
 
 class Horizons:
@@ -45,7 +43,6 @@ class Horizons:
         multiple: int = 1,
         choice: HorizonChoice = "fixed",
         scale: float = 1.0,
-        offset: int = 0,
         time_to_goal: TimeToGoal | None = None,
     ) -> None:
         """Check and store the limits.
@@ -60,8 +57,6 @@ class Horizons:
             multiple: Planning steps come in multiples of this.
             choice: How the horizon of a row is found.
             scale: Factor of a predicted horizon.
-            offset: Env steps added to a predicted horizon; negative plans are more
-                ambitious.
             time_to_goal: Needed for predicted horizons.
 
         Raises:
@@ -80,7 +75,7 @@ class Horizons:
         if shortest is None:
             shortest = longest if choice == "fixed" else stride
         self.min_planning_steps = self.round_up(shortest / stride)
-        self.choice, self.scale, self.offset = choice, scale, offset
+        self.choice, self.scale = choice, scale
         self.time_to_goal = time_to_goal
 
     def planning_steps(
@@ -100,7 +95,7 @@ class Horizons:
         return np.where(remaining < 0, full, self.steps_within(remaining))
 
     def predict_time(self, observations: np.ndarray, goals: np.ndarray) -> np.ndarray:
-        """Return the planned arrival time `[rows]` in env steps, scaled and offset.
+        """Return the planned arrival time `[rows]` in env steps, scaled.
 
         Raises:
             ConfigError: The planner has no time-to-goal network.
@@ -116,7 +111,7 @@ class Horizons:
         with torch.inference_mode():
             times = self.time_to_goal(states, targets)
         predicted: np.ndarray = times.cpu().numpy()
-        return self.scale * predicted + self.offset
+        return self.scale * predicted
 
     def steps_for(self, env_steps: np.ndarray) -> np.ndarray:
         """Return planning steps `[rows]` whose last one is that many env steps away."""

@@ -4,8 +4,7 @@
 
 | module | holds |
 |---|---|
-| floor | multiplications and additions of a network, and what a core does of them |
-| timing | interleaved measurements, so that a busy machine slows all cases alike |
+| timing | interleaved measurements, and the floor that operations set |
 | cases | what is measured |
 | report | tables and JSON |
 """

@@ -10,19 +10,21 @@
 | network | one call of the network, run in each way |
 | horizon, candidates, envs | sampling alone, one size varied |
 
-Every call plans anew from observations of the environment; the simulation itself is
-run beforehand and not part of any time.
+Every call plans anew from observations of the environment. The simulation runs
+beforehand and is part of no time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cached_property, partial
+from typing import Any, get_args
 
 import numpy as np
 import torch
 
+from diffuser_policy.choices import Acceleration, Placement, SamplerName
 from diffuser_policy.diffusion.conditions import Inpainting
 from diffuser_policy.diffusion.denoiser import Denoiser
 from diffuser_policy.diffusion.sampler import DDPMSampler, Sampler
@@ -32,25 +34,18 @@ from diffuser_policy.evaluation.drivers import batched
 from diffuser_policy.guides.guide import Guide
 from diffuser_policy.guides.motion import Smoothness
 from diffuser_policy.guides.regions import KeepOut
-from diffuser_policy.networks.runtime import Acceleration
+from diffuser_policy.networks.objects import ObjectTransformer
 from diffuser_policy.networks.unet import TemporalUNet
 from diffuser_policy.policy import DiffuserPolicy, PolicyState
-from diffuser_policy.speed.floor import network_flops
-from diffuser_policy.speed.timing import Case
+from diffuser_policy.speed.timing import Case, network_flops
 
 PAPER_STEPS = 256  # Janner et al. 2022, Appendix C; also their release for Maze2D
 PAPER_NETWORK: dict[str, Any] = {"dim": 32, "multipliers": (1, 4, 8)}
 QUICK_PAPER_STEPS = 4
 ENVS, QUICK_ENVS = (1, 8, 64), (1, 4)
-SAMPLERS: tuple[tuple[Literal["ddim", "dpm", "ddpm"], int | None], ...] = (
-    ("ddim", 1),
-    ("ddim", 2),
-    ("ddim", 3),
-    ("ddim", 5),
-    ("ddim", 10),
-    ("dpm", 2),
-    ("dpm", 3),
-    ("dpm", 5),
+SAMPLERS: tuple[tuple[SamplerName, int | None], ...] = (
+    *(("ddim", steps) for steps in (1, 2, 3, 5, 10)),
+    *(("dpm", steps) for steps in (2, 3, 5)),
     ("ddpm", None),
 )
 SINGLES, QUICK_SINGLES = 8, 1  # plans of different lengths, one by one
@@ -91,76 +86,99 @@ class Subject:
         """The reverse process that the policy plans with."""
         return self.policy.planner.sampler
 
+    @cached_property
+    def observations(self) -> list[Any]:
+        """The first observation of as many episodes as the largest batch has."""
+        env = make_env(self.env_id)
+        try:
+            self.policy.spaces.check(env)
+            count = max(QUICK_ENVS if self.quick else ENVS)
+            return [env.reset(seed=self.seed + number)[0] for number in range(count)]
+        finally:
+            env.close()
+
+    def singly(
+        self,
+        policy: DiffuserPolicy,
+        *,
+        group: str,
+        name: str,
+        observations: Sequence[Any] | None = None,
+    ) -> Case:
+        """Return one planning call for each of a few observations in turn."""
+        if observations is None:
+            count = QUICK_SINGLES if self.quick else SINGLES
+            observations = self.observations[:count]
+
+        def plan() -> int:
+            for observation in observations:
+                policy.predict(observation)
+            return len(observations)
+
+        flops = plan_flops(policy, observations)
+        return Case(group=group, name=name, run=plan, flops=flops)
+
 
 def all_cases(subject: Subject) -> list[Case]:
     """Return every case, baseline first."""
-    observations = first_observations(subject)
-    return [
-        *paper_cases(subject, observations),
-        *together_cases(subject, observations),
-        *sampler_cases(subject, observations),
-        *loop_cases(subject),
-        *guide_cases(subject, observations),
-        *network_cases(subject),
-        *scaling_cases(subject),
-    ]
+    groups = (
+        paper_cases,
+        together_cases,
+        sampler_cases,
+        loop_cases,
+        guide_cases,
+        network_cases,
+        scaling_cases,
+    )
+    return [case for group in groups for case in group(subject)]
 
 
-def first_observations(subject: Subject) -> list[Any]:
-    """Return the first observation of as many episodes as the largest batch has."""
-    env = make_env(subject.env_id)
-    try:
-        subject.policy.spaces.check(env)
-        count = max(QUICK_ENVS if subject.quick else ENVS)
-        return [env.reset(seed=subject.seed + number)[0] for number in range(count)]
-    finally:
-        env.close()
-
-
-def paper_cases(subject: Subject, observations: Sequence[Any]) -> Iterator[Case]:
+def paper_cases(subject: Subject) -> Iterator[Case]:
     """Yield the paper's setting, with this planner's network and with theirs.
 
     Latency does not depend on the weights, so theirs are random. The paper's horizon is
     fixed; the last case has that of the plans as they are made, which is shorter.
     """
-    policy, window = subject.policy, subject.policy.config.window
+    policy, horizon = subject.policy, subject.policy.config.window.horizon
     steps = QUICK_PAPER_STEPS if subject.quick else PAPER_STEPS
     ours = policy.networks.denoiser.network
     theirs = TemporalUNet(
         policy.planner.layout.observation_dim + len(policy.spaces.action_low),
         **PAPER_NETWORK,
     )
-    lengths = _planning_steps(policy, observations)
+    lengths = _planning_steps(policy, subject.observations)
     planned = int((lengths.mean() - 1) * policy.planner.stride)
-    for name, network, horizon in (
-        (f"this network, {window.horizon} steps", ours, window.horizon),
-        (f"their network, {window.horizon} steps", theirs, window.horizon),
-        (f"this network, {planned} steps", ours, planned),
+    residual = policy.networks.denoiser.residual
+    for owner, network, is_residual, columns, env_steps in (
+        ("this", ours, residual, policy.planner.layout.transition_dim, horizon),
+        ("their", theirs, False, theirs.transition_dim, horizon),
+        ("this", ours, residual, policy.planner.layout.transition_dim, planned),
     ):
         denoiser = Denoiser(
             network.eval().requires_grad_(False),
             NoiseSchedule(PAPER_STEPS),
+            residual=is_residual,
             acceleration="off",
         )
         multiple = denoiser.horizon_multiple
-        case = _sampling(
-            DDPMSampler(denoiser, steps), length=-(-horizon // multiple) * multiple
-        )
+        length = -(-env_steps // multiple) * multiple
+        if isinstance(network, ObjectTransformer):  # it takes plans of one length alone
+            length = policy.config.window.num_planning_steps
         yield Case(
             group=PAPER,
-            name=name,
-            run=case.run,
-            flops=case.flops and case.flops * PAPER_STEPS // steps,
+            name=f"{owner} network, {env_steps} steps",
+            run=_sampling(DDPMSampler(denoiser, steps), columns, length),
+            flops=PAPER_STEPS * network_flops(denoiser, columns, length),
             share=steps / PAPER_STEPS,
             once=not subject.quick,
         )
 
 
-def together_cases(subject: Subject, observations: Sequence[Any]) -> Iterator[Case]:
+def together_cases(subject: Subject) -> Iterator[Case]:
     """Yield one planning call for several environments, and one by one."""
-    policy = subject.policy
+    policy, observations = subject.policy, subject.observations
     sizes = QUICK_ENVS if subject.quick else ENVS
-    yield _singly(policy, observations, group=TOGETHER, name="1")
+    yield subject.singly(policy, group=TOGETHER, name="1", observations=observations)
     for size in sizes[1:]:
         batch = batched(observations[:size])
 
@@ -172,16 +190,15 @@ def together_cases(subject: Subject, observations: Sequence[Any]) -> Iterator[Ca
         yield Case(group=TOGETHER, name=f"{size}", run=plan, flops=flops, batch=size)
 
 
-def sampler_cases(subject: Subject, observations: Sequence[Any]) -> Iterator[Case]:
+def sampler_cases(subject: Subject) -> Iterator[Case]:
     """Yield the reverse processes with their numbers of steps."""
-    few = observations[: QUICK_SINGLES if subject.quick else SINGLES]
     available = subject.sampler.denoiser.schedule.num_denoising_steps
     for sampler, steps in SAMPLERS[:: 4 if subject.quick else 1]:
         if steps is not None and steps > available:
             continue
         policy = subject.policy.with_settings(sampler=sampler, num_sampling_steps=steps)
         name = f"{sampler} {steps or available}"
-        yield _singly(policy, few, group=SAMPLER, name=name)
+        yield subject.singly(policy, group=SAMPLER, name=name)
 
 
 def loop_cases(subject: Subject) -> Iterator[Case]:
@@ -190,31 +207,27 @@ def loop_cases(subject: Subject) -> Iterator[Case]:
     if base.config.planner.horizon == "fixed" and base.spaces.has_goal:
         base = base.with_settings(horizon="shrinking")  # a fixed one never arrives
     base = base.with_settings(replan_interval=1)
-    levels = {*(QUICK_WARM_LEVELS if subject.quick else WARM_LEVELS)}
     saved = base.config.planner.warm_start
-    policies = {"cold": base.with_settings(warm_start=None)}
+    yield _loop(base.with_settings(warm_start=None), subject, name="cold")
     if saved is not None:
-        policies["warm, as saved"] = base
-    for level in sorted(levels - {saved}):
-        warm = base.with_settings(warm_start=level, warm_start_steps=None)
-        policies[f"warm from {level:.0%} noise"] = warm
-    for name, policy in policies.items():
-        yield _loop(policy, subject, name=name)
+        yield _loop(base, subject, name="warm, as saved")
+    for level in QUICK_WARM_LEVELS if subject.quick else WARM_LEVELS:
+        if level != saved:
+            warm = base.with_settings(warm_start=level, warm_start_steps=None)
+            yield _loop(warm, subject, name=f"warm from {level:.0%} noise")
 
 
-def guide_cases(subject: Subject, observations: Sequence[Any]) -> Iterator[Case]:
+def guide_cases(subject: Subject) -> Iterator[Case]:
     """Yield planning without a guide, and with one at each placement."""
-    few = observations[: QUICK_SINGLES if subject.quick else SINGLES]
-    policy, guide = subject.policy, subject.policy.config.guide
-    guide = example_guide(policy) if guide is None else guide
+    policy = subject.policy
+    guide = policy.guide or example_guide(policy)
     steps = policy.with_guide(guide).planner.sampler.num_steps
     unguided = policy.with_guide(guide, guide_scale=0.0, num_sampling_steps=steps)
-    yield _singly(unguided, few, group=GUIDE, name=f"none, {steps} steps")
-    placements: tuple[str, ...] = ("clean", "mean", "noisy")
-    for placement in placements[: 1 if subject.quick else 3]:
+    yield subject.singly(unguided, group=GUIDE, name=f"none, {steps} steps")
+    for placement in get_args(Placement)[: 1 if subject.quick else None]:
         guided = policy.with_guide(guide, guide_placement=placement)
         name = f"{guide.name}, {placement}, {steps} steps"
-        yield _singly(guided, few, group=GUIDE, name=name)
+        yield subject.singly(guided, group=GUIDE, name=name)
 
 
 def example_guide(policy: DiffuserPolicy) -> Guide:
@@ -235,6 +248,7 @@ def network_cases(subject: Subject) -> Iterator[Case]:
     ways += ["cuda-graphs"] if device.type == "cuda" else []
     size = (planner.num_candidates, length, planner.layout.transition_dim)
     noisy = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(device)
+    flops = planner.num_candidates * network_flops(denoiser, size[2], length)
     for way in ways:
         run_by = denoiser.accelerated(way)
 
@@ -243,75 +257,46 @@ def network_cases(subject: Subject) -> Iterator[Case]:
             run_by(noisy, 0)
             return 1
 
-        flops = _flops(denoiser, *size[:2])
         yield Case(group=NETWORK, name=way, run=call, flops=flops)
 
 
 def scaling_cases(subject: Subject) -> Iterator[Case]:
     """Yield sampling with one size varied and the others as they are."""
-    planner = subject.policy.planner
+    planner, sampler = subject.policy.planner, subject.sampler
+    columns = planner.layout.transition_dim
     horizons = planner.horizons
     shortest, longest = horizons.min_planning_steps, horizons.max_planning_steps
     count = 2 if subject.quick else 6
     lengths = {horizons.round_up(x) for x in np.geomspace(shortest, longest, count)}
-    widths = WIDTHS[:count]
-    usual = {
-        "length": horizons.round_up(longest / 2),
-        "num_candidates": planner.num_candidates,
-        "envs": 1,
-    }
-    values = {"length": sorted(lengths), "num_candidates": widths, "envs": widths}
-    for group, (size, varied) in zip(SCALINGS, values.items(), strict=True):
-        for value in varied:
-            sizes = {**usual, size: value}
-            unit = planner.stride if size == "length" else 1
-            case = _sampling(subject.sampler, **sizes)
+    usual = (horizons.round_up(longest / 2), planner.num_candidates, 1)
+    varied = (sorted(lengths), WIDTHS[:count], WIDTHS[:count])
+    for place, (group, values) in enumerate(zip(SCALINGS, varied, strict=True)):
+        for value in values:
+            length, candidates, envs = (
+                value if place == number else size for number, size in enumerate(usual)
+            )
+            flops = sampler.num_steps * network_flops(sampler.denoiser, columns, length)
             yield Case(
                 group=group,
-                name=str(value * unit),
-                run=case.run,
-                flops=case.flops,
-                batch=sizes["envs"],
+                name=str(value * planner.stride if group == "horizon" else value),
+                run=_sampling(sampler, columns, length, candidates, envs),
+                flops=envs * candidates * flops,
+                batch=envs,
             )
 
 
-def plan_flops(policy: DiffuserPolicy, observations: Sequence[Any]) -> int | None:
+def plan_flops(policy: DiffuserPolicy, observations: Sequence[Any]) -> int:
     """Return the operations of the networks that plan once for each observation."""
-    sampler, candidates = policy.planner.sampler, policy.planner.num_candidates
-    total = 0
-    for length in _planning_steps(policy, observations).tolist():
-        flops = _flops(sampler.denoiser, candidates, length)
-        if flops is None:
-            return None
-        total += sampler.num_steps * flops
-    return total
+    planner = policy.planner
+    columns = planner.layout.transition_dim
+    count = partial(network_flops, planner.sampler.denoiser, columns)
+    calls = planner.sampler.num_steps * planner.num_candidates
+    return calls * sum(map(count, _planning_steps(policy, observations).tolist()))
 
 
 def _planning_steps(policy: DiffuserPolicy, observations: Sequence[Any]) -> np.ndarray:
     rows, goals = policy.read(batched(observations))
     return policy.planner.horizons.planning_steps(rows, goals)
-
-
-def _flops(denoiser: Denoiser, batch: int, length: int) -> int | None:
-    network = denoiser.network
-    if isinstance(network, TemporalUNet):
-        return network_flops(network, batch, length)
-    return None
-
-
-def _singly(
-    policy: DiffuserPolicy, observations: Sequence[Any], *, group: str, name: str
-) -> Case:
-    """Return one planning call for each observation in turn."""
-
-    def plan() -> int:
-        for observation in observations:
-            policy.predict(observation)
-        return len(observations)
-
-    return Case(
-        group=group, name=name, run=plan, flops=plan_flops(policy, observations)
-    )
 
 
 def _loop(policy: DiffuserPolicy, subject: Subject, *, name: str) -> Case:
@@ -344,25 +329,17 @@ def _loop(policy: DiffuserPolicy, subject: Subject, *, name: str) -> Case:
 
 
 def _sampling(
-    sampler: Sampler, *, length: int, num_candidates: int = 1, envs: int = 1
-) -> Case:
+    sampler: Sampler, columns: int, length: int, candidates: int = 1, envs: int = 1
+) -> Callable[[], int]:
     """Return the reverse process alone, for plans pinned at their first step."""
-    network = sampler.denoiser.network
-    columns = getattr(network, "transition_dim", 1)
-    parameter = next(network.parameters(), torch.zeros(()))
-    mask = torch.zeros(1, length, columns, dtype=torch.bool, device=parameter.device)
+    device = next(sampler.denoiser.parameters()).device
+    mask = torch.zeros(1, length, columns, dtype=torch.bool, device=device)
     mask[:, 0] = True
-    given = Inpainting(mask, torch.zeros(envs, *mask.shape[1:], device=mask.device))
+    given = Inpainting(mask, torch.zeros(envs, length, columns, device=device))
 
     def sample() -> int:
         generators = [torch.Generator().manual_seed(row) for row in range(envs)]
-        sampler.sample(given, generators, num_candidates=num_candidates)
+        sampler.sample(given, generators, num_candidates=candidates)
         return envs
 
-    flops = _flops(sampler.denoiser, envs * num_candidates, length)
-    return Case(
-        group="",
-        name="",
-        run=sample,
-        flops=None if flops is None else sampler.num_steps * flops,
-    )
+    return sample

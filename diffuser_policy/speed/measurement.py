@@ -13,8 +13,7 @@ import torch
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.settings import to_json
 from diffuser_policy.speed.cases import PAPER, TOGETHER, Subject, all_cases
-from diffuser_policy.speed.floor import throughput
-from diffuser_policy.speed.timing import Timing, measure
+from diffuser_policy.speed.timing import Timing, measure, throughput
 from diffuser_policy.versions import versions
 
 CPU_INFO = Path("/proc/cpuinfo")

@@ -1,27 +1,34 @@
-"""Measured speed as tables for people and as JSON for machines."""
+"""Measured speed as tables and a figure for people, and as JSON for machines."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from diffuser_policy.errors import require_extra
 from diffuser_policy.files import replaced_file
+from diffuser_policy.plotting.drawing import CANDIDATE, PLAN
 from diffuser_policy.speed.cases import (
     GUIDE,
     LOOP,
     NETWORK,
     PAPER,
     SAMPLER,
+    SCALINGS,
     TOGETHER,
 )
 from diffuser_policy.speed.measurement import SpeedMeasurement
 from diffuser_policy.speed.timing import Timing
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PANEL = (3.4, 2.9)  # inches
 TITLES = {
     PAPER: "The paper's setting: 256 DDPM steps, stride 1, one candidate, eager",
     TOGETHER: "Planning for several environments in one call",
@@ -51,19 +58,18 @@ def summary(measured: SpeedMeasurement) -> list[str]:
     alone, baseline = measured.default, measured.baseline
     machine, rounds = measured.machine, measured.settings["rounds"]
     faster = baseline.plan_ms / alone.plan_ms
+    loops = measured.group(LOOP)
     lines = [
         f"{machine['cpu']}, threads: {machine['threads']}. Medians of {rounds} rounds.",
         f"Fastest matrix product or convolution: {measured.peak / 1e9:.0f} GFLOP/s.",
+        (
+            f"As saved, a plan takes {alone.plan_ms:.1f} ms, {faster:.0f} times less "
+            f"than in the paper's setting with the same network."
+        ),
+        *(f"Closed loop, {t.case.name}: {t.plans_per_second:.0f} Hz." for t in loops),
+        _together(measured),
+        FLOOR,
     ]
-    lines.append(
-        f"As saved, a plan takes {alone.plan_ms:.1f} ms, {faster:.0f} times less than "
-        f"in the paper's setting with the same network."
-    )
-    loops = measured.group(LOOP)
-    lines += [
-        f"Closed loop, {t.case.name}: {t.plans_per_second:.0f} Hz." for t in loops
-    ]
-    lines += [_together(measured), FLOOR]
     busy = 1 - sum(t.cpu_ms for t in loops) / sum(t.call_ms for t in loops)
     if busy > BUSY:
         rates = ", ".join(f"{1e3 / t.cpu_ms:.0f} Hz {t.case.name}" for t in loops)
@@ -113,6 +119,41 @@ def write_json(measured: SpeedMeasurement, path: Path) -> None:
     text = json.dumps(to_json(measured), indent=1, allow_nan=False)
     with replaced_file(path) as partial:
         partial.write_text(text + "\n")
+
+
+def figure(measured: SpeedMeasurement, *, title: str = "") -> Figure:
+    """Draw latency against each size on doubly logarithmic axes, above its floor.
+
+    Raises:
+        MissingExtraError: Matplotlib is not installed.
+    """
+    figures = require_extra("matplotlib.figure", "plot")
+    ticker = require_extra("matplotlib.ticker", "plot")
+    width, height = PANEL
+    drawn: Figure = figures.Figure(
+        figsize=(width * len(SCALINGS), height), layout="constrained"
+    )
+    panels = drawn.subplots(1, len(SCALINGS), sharey=True)
+    for ax, group in zip(panels, SCALINGS, strict=True):
+        timings = measured.group(group)
+        sizes = [float(timing.case.name) for timing in timings]
+        lows, highs = zip(*(timing.spread for timing in timings), strict=True)
+        medians = [timing.call_ms for timing in timings]
+        ax.fill_between(sizes, lows, highs, color=PLAN, alpha=0.2)
+        ax.plot(sizes, medians, "o-", color=PLAN, ms=4, label="measured")
+        floors = [timing.floor_ms(measured.peak) for timing in timings]
+        ax.plot(sizes, floors, "--", color=CANDIDATE, label="floor")
+        label = "env steps" if group == "horizon" else group
+        ax.set(xscale="log", yscale="log", xlabel=label)
+        ax.set_xticks(sizes)
+        ax.xaxis.set_major_formatter(ticker.FormatStrFormatter("%d"))
+        ax.xaxis.set_minor_locator(ticker.NullLocator())
+        ax.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+        ax.grid(visible=True, which="major", alpha=0.3)
+    panels[0].set_ylabel("ms for all plans")
+    panels[0].legend(frameon=False)
+    drawn.suptitle(title, fontsize=10)
+    return drawn
 
 
 def speedup(measured: SpeedMeasurement, timing: Timing) -> float | None:

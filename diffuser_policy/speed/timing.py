@@ -3,6 +3,10 @@
 Other work on a machine comes and goes. When the cases take turns, it slows all of them
 alike, and their ratios hold. A case's figure is the median over the rounds; lowest and
 highest show how quiet the machine was.
+
+The floor of a case is the floating point operations of its networks, as PyTorch counts
+them, over what the cores deliver. No implementation of the same network is faster; how
+far a measurement is above its floor is what an implementation can still gain.
 """
 
 from __future__ import annotations
@@ -10,11 +14,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from statistics import median
 
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffuser_policy.diffusion.denoiser import Denoiser
 from diffuser_policy.errors import ConfigError
 
 MIN_SECONDS = 0.02  # a round repeats what is shorter than this
+MATRIX_SIZE = 512  # large enough for full speed, and over in milliseconds
+CHANNELS, KERNEL_SIZE, IMAGE = 128, 5, (64, 16)  # of the measured convolution
+ROUNDS = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,3 +147,55 @@ def measure(
             if progress is not None:
                 progress((number + (index + 1) / len(timings)) / rounds)
     return timings
+
+
+@cache
+def network_flops(denoiser: Denoiser, columns: int, length: int) -> int:
+    """Return the floating point operations of one call, for one trajectory.
+
+    Args:
+        denoiser: Its weights don't matter.
+        columns: Of the trajectory.
+        length: Planning steps.
+    """
+    device = next(denoiser.parameters()).device
+    noisy = torch.zeros(1, length, columns, device=device)
+    plain = denoiser.accelerated("off")
+    return flops_of(lambda: plain(noisy, 0))
+
+
+def flops_of(work: Callable[[], object]) -> int:
+    """Return the floating point operations of some work, as PyTorch counts them."""
+    counter = FlopCounterMode(display=False)
+    # Fused attention is not counted on every device, its matrix products are.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        work()
+    return int(counter.get_total_flops())
+
+
+def throughput() -> dict[str, float]:
+    """Return measured operations per second, with as many threads as PyTorch uses.
+
+    Returns:
+        "matmul": a square matrix product; "convolution": one with the shapes of the
+        network's, in a large batch.
+    """
+    square = torch.randn(MATRIX_SIZE, MATRIX_SIZE)
+    images = torch.randn(IMAGE[0], CHANNELS, IMAGE[1])
+    taps = torch.randn(CHANNELS, CHANNELS, KERNEL_SIZE)
+    kinds: dict[str, Callable[[], object]] = {
+        "matmul": lambda: square @ square,
+        "convolution": lambda: F.conv1d(images, taps, padding=KERNEL_SIZE // 2),
+    }
+    return {name: flops_of(work) / _seconds(work) for name, work in kinds.items()}
+
+
+@torch.inference_mode()
+def _seconds(work: Callable[[], object]) -> float:
+    """Return the shortest time of some work, when nothing else disturbed it."""
+    taken = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - start)
+    return min(taken)

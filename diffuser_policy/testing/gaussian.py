@@ -16,7 +16,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from diffuser_policy.diffusion.denoiser import Denoiser, PredictionTarget
+from diffuser_policy.choices import PredictionTarget
+from diffuser_policy.diffusion.denoiser import Denoiser
 from diffuser_policy.diffusion.schedule import NoiseSchedule
 from diffuser_policy.errors import ConfigError
 

@@ -9,10 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 
-from diffuser_policy.build import build_networks, config_featurizer
-from diffuser_policy.columns.normalizers import normalizer_class
+from diffuser_policy.build import config_featurizer
 from diffuser_policy.config import (
     ExecutionConfig,
     NetworkConfig,
@@ -23,9 +21,9 @@ from diffuser_policy.config import (
     WindowConfig,
 )
 from diffuser_policy.data.flat import FlatDataset
-from diffuser_policy.data.windows import in_planning_columns, join_rows
+from diffuser_policy.data.windows import in_planning_columns
 from diffuser_policy.policy import DiffuserPolicy
-from diffuser_policy.training.derive import policy_config
+from diffuser_policy.training.derive import initial_networks, policy_config
 
 SECONDS_PER_STEP = 0.1
 
@@ -107,12 +105,7 @@ def toy_policy(
     """
     flat = toy_dataset() if flat is None else flat
     made = policy_config(toy_config() if config is None else config, flat)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # not the GPUs' generators
-        networks = build_networks(made)
-    rows = join_rows(in_planning_columns(flat, config_featurizer(made)), made.layout)
-    networks.normalizer = normalizer_class(made.window.normalizer).fit_tied(
-        rows, made.layout.ties
-    )
+    planned = in_planning_columns(flat, config_featurizer(made))
+    networks = initial_networks(made, planned, seed)
     policy = DiffuserPolicy(made, networks.requires_grad_(False).eval(), seed=seed)
     return policy.with_settings(**settings) if settings else policy

@@ -6,16 +6,20 @@ After gradient step s: average ← decay · average + (1 - decay) · weights, ev
 
 from __future__ import annotations
 
+from typing import Generic, TypeVar
+
 import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+Network = TypeVar("Network", bound=nn.Module)
 
-class WeightAverage:
+
+class WeightAverage(Generic[Network]):
     """Updates a copy of a network towards it."""
 
     def __init__(
-        self, average: nn.Module, *, decay: float, interval: int, start: int
+        self, average: Network, *, decay: float, interval: int, start: int
     ) -> None:
         """Take the copy over.
 
@@ -25,7 +29,8 @@ class WeightAverage:
             interval: Gradient steps between updates.
             start: Until this gradient step, copy the weights.
         """
-        self.average = average.requires_grad_(False)
+        self.average = average
+        average.requires_grad_(False)
         self.interval, self.start = interval, start
         self._blend = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
 

@@ -15,7 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffuser_policy.build import PlannerNetworks, build_classifier, config_featurizer
+from diffuser_policy.build import (
+    PlannerNetworks,
+    build_classifier,
+    config_featurizer,
+    seeded,
+)
 from diffuser_policy.columns.labels import labelled
 from diffuser_policy.config import ClassifierConfig, ClassifierTrainConfig, PolicyConfig
 from diffuser_policy.data.flat import FlatDataset
@@ -26,7 +31,6 @@ from diffuser_policy.networks.classifiers import StateClassifier
 from diffuser_policy.training.companion import (
     CompanionTrainer,
     check_spaces,
-    initial,
     noised,
 )
 from diffuser_policy.training.loss import step_generator
@@ -117,7 +121,8 @@ class ClassifierTrainer(CompanionTrainer[StateClassifier]):
             planner_config,
             classifier=dataclasses.replace(config.classifier, classes=names),
         )
-        network = initial(lambda: build_classifier(classifying), config.seed)
+        with seeded(config.seed):
+            network = build_classifier(classifying)
         network.set_balance(_shares(names, targets, flat))
         network.to(processes.device)
         loss = ClassifierLoss(
@@ -141,10 +146,7 @@ class ClassifierTrainer(CompanionTrainer[StateClassifier]):
     @property
     def classifier(self) -> StateClassifier:
         """The averaged classifier, with which to steer."""
-        average = self.average.average
-        if not isinstance(average, StateClassifier):
-            raise ConfigError("The averaged copy is not a classifier.")
-        return average
+        return self.average.average
 
 
 def _examples(

@@ -8,16 +8,14 @@ companion beside it (`training/trainer.py` shows its files and how it is resumed
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
-from diffuser_policy.build import PlannerNetworks
+from diffuser_policy.build import PlannerNetworks, weight_checksum
 from diffuser_policy.checkpoint import write_planner
 from diffuser_policy.columns.features import Featurizer
 from diffuser_policy.config import CompanionTrainConfig, PolicyConfig
@@ -81,7 +79,7 @@ class CompanionTrainer(TrainingRun[Network]):
             settings={
                 **to_json(config),
                 "data": self.flat_facts,
-                "weights": checksum(networks.denoiser, networks.normalizer),
+                "weights": weight_checksum(networks.denoiser, networks.normalizer),
             },
             output=output,
             processes=processes,
@@ -102,18 +100,6 @@ class CompanionTrainer(TrainingRun[Network]):
             self.planner_networks,
             provenance={self.part: trained},
         )
-
-
-def initial(build: Callable[[], Network], seed: int) -> Network:
-    """Return a network with the initial weights of a seed.
-
-    Args:
-        build: Draws them from the global generator, which is left as it was.
-        seed: Of the weights.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # the CPU's: weights
-        return build()
 
 
 def noised(
@@ -146,13 +132,3 @@ def check_spaces(
             f"The planner was trained in the spaces {expected}, and {flat!r} was "
             f"recorded in {given}. Use data of the planner's environment."
         )
-
-
-def checksum(*modules: nn.Module) -> int:
-    """Return a checksum of weights, which tells a planner from another one."""
-    checksum = 0
-    for module in modules:
-        for tensor in module.state_dict().values():
-            array = np.ascontiguousarray(tensor.detach().cpu().numpy())
-            checksum = zlib.crc32(array.data, checksum)
-    return checksum

@@ -1,20 +1,23 @@
-"""What training settings and data say of the planner to train.
+"""The planner that training settings and a dataset describe, before it is trained.
 
-TrainConfig, FlatDataset → PolicyConfig
+TrainConfig, FlatDataset → PolicyConfig → PlannerNetworks, with initial weights
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from diffuser_policy.build import PlannerNetworks, build_networks, seeded
 from diffuser_policy.columns.features import (
     Featurizer,
     FeaturizerError,
     make_featurizer,
 )
 from diffuser_policy.columns.layout import TrajectoryLayout
+from diffuser_policy.columns.normalizers import NORMALIZERS
 from diffuser_policy.config import PolicyConfig, TrainConfig
 from diffuser_policy.data.flat import FlatDataset
+from diffuser_policy.data.windows import join_rows
 from diffuser_policy.envs import other_versions
 from diffuser_policy.errors import ConfigError, DatasetError
 from diffuser_policy.settings import to_json
@@ -75,6 +78,24 @@ def policy_config(train: TrainConfig, flat: FlatDataset) -> PolicyConfig:
         execution=train.execution,
         provenance={"training": to_json(train), "dataset": dict(flat.metadata)},
     )
+
+
+def initial_networks(
+    config: PolicyConfig, planned: FlatDataset, seed: int
+) -> PlannerNetworks:
+    """Return networks with random weights, and a normalizer fitted to the data.
+
+    Args:
+        config: Settings of the planner.
+        planned: The dataset in planning columns.
+        seed: Of the weights.
+    """
+    with seeded(seed):
+        networks = build_networks(config)
+    rows = join_rows(planned, config.layout)
+    normalizer = NORMALIZERS[config.window.normalizer]
+    networks.normalizer = normalizer.fit_tied(rows, config.layout.ties)
+    return networks
 
 
 def space_spec(flat: FlatDataset, featurizer: Featurizer | None = None) -> SpaceSpec:

@@ -30,6 +30,8 @@ from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.errors import CheckpointError
 from diffuser_policy.files import replaced_folder
 
+Parts = Mapping[str, nn.Module | torch.optim.Optimizer]
+
 SCHEMA = 1
 FOLDER = re.compile(r"step-(\d{8})")
 NUM_KEPT = 2
@@ -59,14 +61,10 @@ def save_state(
     Raises:
         StorageError: Nothing was changed; the previous checkpoint is intact.
     """
-    tensors = {f"network/{k}": v for k, v in network.state_dict().items()}
-    tensors |= {f"average/{k}": v for k, v in average.state_dict().items()}
-    for index, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{index}/{name}": v for name, v in moments.items()}
+    parts: Parts = {"network": network, "average": average, "optimizer": optimizer}
     target = folder / f"step-{step:08d}"
     with replaced_folder(target) as partial:
-        contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-        (partial / "tensors.safetensors").write_bytes(save(contiguous))
+        (partial / "tensors.safetensors").write_bytes(save(tensors_of(parts)))
         state = {"schema": SCHEMA, "step": step}
         (partial / "state.json").write_text(json.dumps(state))
     for old in checkpoints(folder)[:-NUM_KEPT]:
@@ -141,9 +139,8 @@ def load_state(
             f"{SCHEMA}. Train with the version that wrote it, or start anew."
         )
     try:
-        network.load_state_dict(_part(tensors, "network/"))
-        average.load_state_dict(_part(tensors, "average/"))
-        optimizer.load_state_dict(_optimizer_state(tensors, optimizer))
+        parts: Parts = {"network": network, "average": average}
+        restore({**parts, "optimizer": optimizer}, tensors)
     except (RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{checkpoint} holds another network than the settings ask for: {error}"
@@ -151,20 +148,46 @@ def load_state(
     return int(state["step"])
 
 
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def tensors_of(parts: Parts) -> dict[str, Tensor]:
+    """Return the weights of modules and the moments of optimizers, on the CPU.
+
+    Args:
+        parts: By name; none is a prefix of another.
+
+    Returns:
+        By `module/parameter` and `optimizer/index/moment`.
+    """
+    found: dict[str, Tensor] = {}
+    for name, part in parts.items():
+        if isinstance(part, torch.optim.Optimizer):
+            for index, moments in part.state_dict()["state"].items():
+                found |= {f"{name}/{index}/{key}": v for key, v in moments.items()}
+        else:
+            found |= {f"{name}/{key}": v for key, v in part.state_dict().items()}
+    # Copies: modules may share tensors, and safetensors wants each of them once.
     return {
-        key.removeprefix(prefix): value
-        for key, value in tensors.items()
-        if key.startswith(prefix)
+        key: value.detach().cpu().contiguous().clone() for key, value in found.items()
     }
 
 
-def _optimizer_state(
-    tensors: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
-) -> dict[str, object]:
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key, value in _part(tensors, "optimizer/").items():
-        index, _, name = key.partition("/")
-        moments.setdefault(int(index), {})[name] = value
-    groups = optimizer.state_dict()["param_groups"]
-    return {"state": moments, "param_groups": groups}
+def restore(parts: Parts, tensors: Mapping[str, Tensor]) -> None:
+    """Load what `tensors_of` returned; an optimizer keeps its hyperparameters.
+
+    Raises:
+        RuntimeError, ValueError, KeyError: Tensors of other parts.
+    """
+    for name, part in parts.items():
+        mine = {
+            key.removeprefix(f"{name}/"): value
+            for key, value in tensors.items()
+            if key.startswith(f"{name}/")
+        }
+        if isinstance(part, torch.optim.Optimizer):
+            state: dict[int, dict[str, Tensor]] = {}
+            for key, value in mine.items():
+                index, _, moment = key.partition("/")
+                state.setdefault(int(index), {})[moment] = value
+            groups = part.state_dict()["param_groups"]
+            part.load_state_dict({"state": state, "param_groups": groups})
+        else:
+            part.load_state_dict(mine)

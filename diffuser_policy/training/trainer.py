@@ -26,21 +26,20 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from diffuser_policy.build import PlannerNetworks, build_networks, config_featurizer
+from diffuser_policy.build import PlannerNetworks, config_featurizer
 from diffuser_policy.checkpoint import write_planner
-from diffuser_policy.columns.normalizers import Normalizer, normalizer_class
+from diffuser_policy.columns.normalizers import Normalizer
 from diffuser_policy.config import OptimizationConfig, PolicyConfig, TrainConfig
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.windows import (
     WindowDataset,
     in_planning_columns,
-    join_rows,
 )
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.files import replaced_file, storage_error
 from diffuser_policy.settings import differences, to_json
 from diffuser_policy.training.average import WeightAverage
-from diffuser_policy.training.derive import policy_config
+from diffuser_policy.training.derive import initial_networks, policy_config
 from diffuser_policy.training.interrupt import held_interrupt
 from diffuser_policy.training.loss import PlannerLoss
 from diffuser_policy.training.processes import Processes
@@ -312,14 +311,8 @@ class Trainer(TrainingRun[PlannerNetworks]):
         self.config = config
         processes = processes or Processes.single(device)
         self.policy_config = policy_config(config, flat)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(config.seed)  # the CPU's: weights
-            networks = build_networks(self.policy_config)
         planned = in_planning_columns(flat, config_featurizer(self.policy_config))
-        rows = join_rows(planned, self.policy_config.layout)
-        networks.normalizer = normalizer_class(config.window.normalizer).fit_tied(
-            rows, self.policy_config.layout.ties
-        )
+        networks = initial_networks(self.policy_config, planned, config.seed)
         windows = WindowDataset(
             planned, **window_settings(self.policy_config, networks.normalizer)
         )
@@ -343,10 +336,7 @@ class Trainer(TrainingRun[PlannerNetworks]):
     @property
     def planner_networks(self) -> PlannerNetworks:
         """The averaged networks, with which to plan."""
-        networks = self.average.average
-        if not isinstance(networks, PlannerNetworks):
-            raise ConfigError("The averaged copy is not a planner.")
-        return networks
+        return self.average.average
 
     def write_planner(self) -> None:
         """Write the planner with averaged weights."""

@@ -20,6 +20,7 @@ from diffuser_policy.build import (
     PlannerNetworks,
     build_value_network,
     config_featurizer,
+    seeded,
 )
 from diffuser_policy.config import (
     PolicyConfig,
@@ -30,12 +31,11 @@ from diffuser_policy.config import (
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.windows import in_planning_columns
 from diffuser_policy.diffusion.denoiser import Denoiser
-from diffuser_policy.errors import ConfigError, DatasetError
+from diffuser_policy.errors import DatasetError
 from diffuser_policy.networks.value import ValueNetwork
 from diffuser_policy.training.companion import (
     CompanionTrainer,
     check_spaces,
-    initial,
     noised,
 )
 from diffuser_policy.training.loss import draw_num_planning_steps, step_generator
@@ -131,7 +131,8 @@ class ValueTrainer(CompanionTrainer[ValueNetwork]):
         valued = dataclasses.replace(planner_config, value=config.value)
         discount, penalty = config.value.discount, config.value.termination_penalty
         returns = returns_to_go(flat, discount, penalty)
-        network = initial(lambda: build_value_network(valued), config.seed)
+        with seeded(config.seed):
+            network = build_value_network(valued)
         network.set_scale(*_scale(returns, flat))
         network.to(processes.device)
         settings = window_settings(valued, networks.normalizer)
@@ -157,10 +158,7 @@ class ValueTrainer(CompanionTrainer[ValueNetwork]):
     @property
     def value(self) -> ValueNetwork:
         """The averaged value network, with which to rank and to steer."""
-        average = self.average.average
-        if not isinstance(average, ValueNetwork):
-            raise ConfigError("The averaged copy is not a value network.")
-        return average
+        return self.average.average
 
 
 def value_data_facts(flat: FlatDataset) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""`diffuser-policy bench`: what is measured, printed and written."""
+"""`diffuser-policy speed`: what is measured, printed and written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from diffuser_policy.errors import SpaceMismatchError
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.speed import SpeedMeasurement, measure_speed
 from diffuser_policy.speed.cases import SCALINGS, Subject, all_cases
-from diffuser_policy.speed.report import TITLES, summary, to_json
+from diffuser_policy.speed.report import TITLES, figure, summary, to_json
+from diffuser_policy.speed.timing import network_flops
 from tests.point_env import POINT, save_planner
 
 Capture = pytest.CaptureFixture[str]
@@ -71,12 +72,14 @@ def test_cases_say_how_many_plans_they_make(
 
 def test_the_paper_setting_is_256_steps_at_stride_1(policy: DiffuserPolicy) -> None:
     """With this planner's network: 256 calls of as many rows as env steps."""
-    from diffuser_policy.speed.floor import network_flops
-
     [first, *_] = all_cases(Subject(policy, POINT, quick=True))
-    network: Any = policy.networks.denoiser.network
-    window = policy.config.window
-    assert first.flops == 256 * network_flops(network, 1, window.horizon)
+    columns, horizon = (
+        policy.planner.layout.transition_dim,
+        policy.config.window.horizon,
+    )
+    assert first.flops == 256 * network_flops(
+        policy.networks.denoiser, columns, horizon
+    )
 
 
 def test_the_json_holds_every_figure(measured: SpeedMeasurement) -> None:
@@ -113,8 +116,8 @@ def test_the_command_prints_draws_and_writes(
     planner: str, tmp_path: Path, capsys: Capture
 ) -> None:
     image = pytest.importorskip("PIL.Image")
-    arguments = ["bench", planner, "--quick", "--rounds", "1"]
-    files = ["--out", str(tmp_path / "out"), "--json", str(tmp_path / "bench.json")]
+    arguments = ["speed", planner, "--quick", "--rounds", "1"]
+    files = ["--out", str(tmp_path / "out"), "--json", str(tmp_path / "speed.json")]
     assert main([*arguments, *files]) == 0
     shown = capsys.readouterr().out
     for title in TITLES.values():
@@ -122,8 +125,8 @@ def test_the_command_prints_draws_and_writes(
     assert "times less than in the paper's setting" in shown
     assert max(map(len, shown.splitlines()[:40])) <= 80  # fits a terminal, uncut
     assert "…" not in shown
-    assert json.loads((tmp_path / "bench.json").read_text())["settings"]["quick"]
-    pixels = np.asarray(image.open(tmp_path / "out" / "bench.png"))
+    assert json.loads((tmp_path / "speed.json").read_text())["settings"]["quick"]
+    pixels = np.asarray(image.open(tmp_path / "out" / "speed.png"))
     assert pixels.std() > 10  # something is drawn
 
 
@@ -132,8 +135,8 @@ def test_what_cannot_be_measured_is_refused_first(
 ) -> None:
     with pytest.raises(SpaceMismatchError):
         measure_speed(policy, "CartPole-v1", rounds=1, quick=True)
-    assert main(["bench", planner, "--json", str(tmp_path)]) == 2
-    assert main(["bench", planner, "--rounds", "0", "--quick"]) == 2
+    assert main(["speed", planner, "--json", str(tmp_path)]) == 2
+    assert main(["speed", planner, "--rounds", "0", "--quick"]) == 2
 
 
 def test_scalings_vary_one_size(policy: DiffuserPolicy) -> None:
@@ -141,26 +144,18 @@ def test_scalings_vary_one_size(policy: DiffuserPolicy) -> None:
     for group in SCALINGS:
         sizes = [(float(c.name), c.flops) for c in cases if c.group == group]
         (small, fewer), (large, more) = sizes
-        assert fewer is not None
         assert more == pytest.approx(fewer * large / small, rel=0.15)
 
 
-def test_the_figure_shows_measurements_and_their_floor() -> None:
+def test_the_figure_shows_measurements_and_their_floor(
+    measured: SpeedMeasurement,
+) -> None:
     pytest.importorskip("matplotlib")
-    from diffuser_policy.plotting.scaling import Curve, scaling_figure
-
-    sizes, medians = [1.0, 2.0, 4.0], [3.0, 5.0, 9.0]
-    known = Curve(
-        sizes=sizes,
-        medians=medians,
-        lows=[2.0, 4.0, 8.0],
-        highs=[4.0, 6.0, 10.0],
-        floors=[1.0, 2.0, 4.0],
-    )
-    unknown = dataclasses.replace(known, floors=None)
-    figure = scaling_figure({"envs": known, "candidates": unknown}, title="here")
-    first, second = figure.axes
-    assert (first.get_xlabel(), second.get_xlabel()) == ("envs", "candidates")
-    shown = [np.asarray(line.get_ydata()).tolist() for line in first.lines]
-    assert shown == [medians, [1.0, 2.0, 4.0]]
-    assert len(second.lines) == 1
+    axes = figure(measured, title="here").axes
+    labels = [ax.get_xlabel() for ax in axes]
+    assert labels == ["env steps", "candidates", "envs"]
+    for ax, group in zip(axes, SCALINGS, strict=True):
+        timings = measured.group(group)
+        shown = [np.asarray(line.get_ydata()).tolist() for line in ax.lines]
+        floors = [timing.floor_ms(measured.peak) for timing in timings]
+        assert shown == [[timing.call_ms for timing in timings], floors]

@@ -1,10 +1,10 @@
-"""`diffuser-policy bench`: how fast a planner plans, beside the paper's setting."""
+"""`diffuser-policy speed`: how fast a planner plans, beside the paper's setting."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
@@ -16,14 +16,11 @@ from diffuser_policy.cli.options import (
 )
 from diffuser_policy.errors import require_extra
 
-if TYPE_CHECKING:
-    from diffuser_policy.speed import SpeedMeasurement
-
-FIGURE = "bench.png"
+FIGURE = "speed.png"
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchSettings:
+class SpeedSettings:
     """Measure how fast a planner plans, beside the paper's setting and the floor.
 
     All cases take turns, so that other work on the machine slows them alike.
@@ -42,7 +39,7 @@ class BenchSettings:
     seed: int = 0
     """Fixes the observations that are planned from."""
     out: Annotated[Path | None, shown_as("FOLDER")] = None
-    """Folder for bench.png: latency against horizon, candidates and environments."""
+    """Folder for speed.png: latency against horizon, candidates and environments."""
     json: Annotated[Path | None, shown_as("FILE")] = None
     """File for all figures, the machine and versions."""
     planning: tyro.conf.OmitArgPrefixes[PlanningOptions] = field(
@@ -50,7 +47,7 @@ class BenchSettings:
     )
 
 
-def run(settings: BenchSettings) -> int:
+def run(settings: SpeedSettings) -> int:
     """Measure, print the tables, and write the files.
 
     Returns:
@@ -60,8 +57,9 @@ def run(settings: BenchSettings) -> int:
     from rich.progress import Progress
 
     from diffuser_policy.evaluation.report import check_writable
+    from diffuser_policy.plotting.figures import save_figure
     from diffuser_policy.speed import measure_speed
-    from diffuser_policy.speed.report import summary, tables, write_json
+    from diffuser_policy.speed.report import figure, summary, tables, write_json
 
     if settings.out is not None:
         require_extra("matplotlib", "plot")
@@ -86,31 +84,10 @@ def run(settings: BenchSettings) -> int:
         console.print(table)
     print("\n".join(summary(measured)))
     if settings.out is not None:
-        _draw(measured, settings.out / FIGURE, title=settings.planner)
+        path = settings.out / FIGURE
+        save_figure(figure(measured, title=settings.planner), path)
+        print(f"Wrote {path}")
     if settings.json is not None:
         write_json(measured, settings.json)
         print(f"Wrote {settings.json}")
     return 0
-
-
-def _draw(measured: SpeedMeasurement, path: Path, *, title: str) -> None:
-    """Write the figure of the three scalings."""
-    from diffuser_policy.plotting.figures import save_figure
-    from diffuser_policy.plotting.scaling import Curve, scaling_figure
-    from diffuser_policy.speed.cases import SCALINGS
-
-    labels = dict(zip(SCALINGS, ("env steps", *SCALINGS[1:]), strict=True))
-    curves = {}
-    for group, label in labels.items():
-        timings = measured.group(group)
-        lows, highs = zip(*(timing.spread for timing in timings), strict=True)
-        floors = [timing.floor_ms(measured.peak) for timing in timings]
-        curves[label] = Curve(
-            sizes=[float(timing.case.name) for timing in timings],
-            medians=[timing.call_ms for timing in timings],
-            lows=lows,
-            highs=highs,
-            floors=[f for f in floors if f is not None] or None,
-        )
-    save_figure(scaling_figure(curves, title=title), path)
-    print(f"Wrote {path}")

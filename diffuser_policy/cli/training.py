@@ -1,7 +1,9 @@
-"""What `train-value` and `train-classifier` share: a network for a trained planner."""
+"""What the subcommands that train share: a run to its end, networks for a planner."""
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,15 +11,60 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 import tyro
 
+from diffuser_policy.cli import EXIT_INTERRUPTED, EXIT_OK
 from diffuser_policy.cli.options import shown_as
-from diffuser_policy.cli.runs import carry_out
 from diffuser_policy.config import CompanionTrainConfig
 from diffuser_policy.errors import ConfigError
 
 if TYPE_CHECKING:
     from diffuser_policy.training.companion import CompanionTrainer
+    from diffuser_policy.training.trainer import TrainingRun
 
 Trainer = TypeVar("Trainer", bound="CompanionTrainer[Any]")
+
+
+def carry_out(
+    run: TrainingRun[Any], what: str, result: str, *, save_interval: int, **options: Any
+) -> int:
+    """Train to the end, or until Ctrl-C.
+
+    Args:
+        run: Begins where it stopped, if it had begun before.
+        what: What is being trained, and on which data.
+        result: What to say once it is trained.
+        save_interval: Gradient steps between checkpoints.
+        options: More of `TrainingRun.run`.
+
+    Returns:
+        The exit status.
+    """
+    say = print if run.processes.is_main else lambda *_, **__: None
+    total, done = run.optimization.num_steps, run.step
+    where = f"in {run.output}, on {run.processes.device}"
+    if done >= total:
+        say(f"{what}: all {total:,} gradient steps are done already, {where}.")
+    elif done:
+        say(f"{what}: resuming at gradient step {done:,} of {total:,} {where}.")
+    else:
+        say(f"{what}: {total:,} gradient steps {where}.")
+    try:
+        run.run(save_interval=save_interval, **options)
+    except KeyboardInterrupt:
+        from diffuser_policy.training.state import checkpoints
+
+        saved = checkpoints(run.output / "training")
+        if saved:
+            step = int(saved[-1].name.rpartition("-")[2])
+            say(
+                f"Stopped; gradient step {step:,} is saved. The same command resumes "
+                f"there.",
+                file=sys.stderr,
+            )
+        else:
+            say("Stopped before anything was saved.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    say(f"Trained: {run.output}\n{result}")
+    return EXIT_OK
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +74,12 @@ class CompanionSettings:
     Attributes:
         part: What is trained, as in the output folder's name.
         suitable: Of a dataset that one can name, in an error.
+        config_type: Has the same fields as the settings, by name.
     """
 
     part: ClassVar[str]
     suitable: ClassVar[str]
+    config_type: ClassVar[type[CompanionTrainConfig]]
 
     planner: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PLANNER")]
     """Folder of a planner, name of a shipped one, or hub id."""
@@ -50,14 +99,15 @@ class CompanionSettings:
         """Return the output folder."""
         return self.output or Path("runs") / f"{Path(self.planner).name}-{self.part}"
 
-    def data(self, recorded: str | None) -> str:
-        """Return the dataset to train on.
+    def config(self, recorded: str | None) -> CompanionTrainConfig:
+        """Return what determines the network.
 
         Args:
-            recorded: The one that the planner was trained on, if it is known.
+            recorded: Dataset that the planner was trained on, if it is known.
 
         Raises:
-            ConfigError: Neither a dataset nor a planner that knows its own.
+            ConfigError: Neither a dataset nor a planner that knows its own, or a
+                setting that has no effect.
         """
         dataset = self.dataset or recorded
         if dataset is None:
@@ -65,18 +115,9 @@ class CompanionSettings:
                 f"The planner {self.planner!r} does not say which dataset it is from. "
                 f"Name one {self.suitable}: --dataset ID."
             )
-        return dataset
-
-    def config(self, recorded: str | None) -> CompanionTrainConfig:
-        """Return what determines the network.
-
-        Args:
-            recorded: As in `data`.
-
-        Raises:
-            ConfigError: As `data` does.
-        """
-        raise NotImplementedError
+        names = {item.name for item in dataclasses.fields(self.config_type)}
+        parts = {name: value for name, value in vars(self).items() if name in names}
+        return self.config_type(**{**parts, "dataset": dataset})
 
 
 def train_companion(

@@ -1,0 +1,32 @@
+"""Every name that a setting can be chosen from, spelled only here.
+
+The settings (`diffuser_policy.config`), the command line and the components annotate
+with these types. A table that maps the names to classes or functions is complete: a
+test compares it with the type.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+NormalizerName = Literal["limits", "gaussian", "identity"]
+Padding = Literal["none", "repeat"]
+HindsightGoal = Literal["none", "goal", "observation"]
+
+Architecture = Literal["unet", "objects"]
+PredictionTarget = Literal["clean", "noise", "velocity"]
+Pooling = Literal["mean", "flatten"]
+ClassifierArchitecture = Literal["mlp", "pairs"]
+Acceleration = Literal["auto", "off", "fused", "compile", "cuda-graphs"]
+
+SamplerName = Literal["ddim", "ddpm", "dpm"]
+Spacing = Literal["linspace", "trailing", "leading", "quadratic", "log-snr"]
+Placement = Literal["clean", "mean", "noisy"]
+
+RankingName = Literal[
+    "first", "smoothness", "time_to_goal", "feasibility", "guide", "sum"
+]
+HorizonChoice = Literal["fixed", "shrinking", "predicted"]
+ExecutorName = Literal["tracking", "pursuit", "path", "actions", "features"]
+
+LearningRateSchedule = Literal["cosine", "constant"]
