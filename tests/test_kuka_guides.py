@@ -347,16 +347,16 @@ def test_guides_are_saved_and_given_by_name() -> None:
     [
         (lambda: StackMatch(top=1), "or neither"),
         (lambda: StackMatch(top=1, bottom=1), "two different blocks"),
-        (lambda: StackMatch(top=-1, bottom=0), "counts blocks from 0"),
+        (lambda: StackMatch(top=-1, bottom=0), "whole number from 0"),
         (lambda: StackMatch(softness=0.0), "StackMatch.softness"),
-        (lambda: Contact(block=-2), "counts blocks from 0"),
+        (lambda: Contact(block=-2), "whole number from 0"),
         (lambda: Contact(window=(5.0, 1.0)), "Contact.window"),
         (lambda: Contact(window=(-5.0, 1.0)), "Contact.window"),
         (lambda: Place(block=1), "a block and its position, or neither"),
         (lambda: Place(position=(0.5, 0.2, 0.03)), "or neither"),
         (lambda: Place(block=1, position=(0.5, 0.2)), "three coordinates"),  # type: ignore[arg-type]
         (lambda: AvoidBlocks(clearance=-0.1), "AvoidBlocks.clearance"),
-        (lambda: Contact(block=1.5), "whole numbers"),  # type: ignore[arg-type]
+        (lambda: Contact(block=1.5), "whole number"),  # type: ignore[arg-type]
         (lambda: Contact(tower=(0, 1, 0)), "Contact.tower names a block twice"),
         (lambda: Place(tower=(2,)), "two or more blocks"),
         (lambda: StackTask(tower=(1, 1)), "twice"),

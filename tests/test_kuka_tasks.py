@@ -257,7 +257,7 @@ def log_of(*events: tuple[str, np.ndarray]) -> EpisodeLog:
         if event != "off":
             log.near(0.01 if event == "take" else 0.05)
         if event == "take":
-            log.take(0, 0.004)
+            log.take(0)
     return log
 
 
@@ -294,7 +294,7 @@ CASES = {
 def test_attempts_come_to_what_is_defined(outcome: str) -> None:
     events, settled, reason = CASES[outcome]
     log = log_of(*events)
-    log.finish(settled)
+    log.judge(settled)
     assert log.counts() == {name: int(name == outcome) for name in log.counts()}
     assert log.failure(0.5, holding=False) == reason
     assert log.failure(1.0, holding=False) is None
@@ -302,7 +302,7 @@ def test_attempts_come_to_what_is_defined(outcome: str) -> None:
 
 def test_block_that_comes_off_by_itself_is_dropped() -> None:
     log = log_of(("take", FLAT), ("lose", at(0.5, -0.5, 0.035)))
-    log.finish(at(0.5, -0.5, 0.03))
+    log.judge(at(0.5, -0.5, 0.03))
     assert log.failure(0.0, holding=False) == "dropped"
 
 
@@ -311,21 +311,21 @@ def test_reasons_come_in_their_order() -> None:
     assert far.failure(0.0, holding=False) == "never reached"
     far.ask(0, True, FLAT)
     far.near(0.11)
-    far.finish(FLAT)
+    far.judge(FLAT)
     assert far.failure(0.0, holding=False) == "never reached"
 
     carrying = log_of(("ask", FLAT), ("off", FLAT), ("take", FLAT))
-    carrying.finish(FLAT)
+    carrying.judge(FLAT)
     assert carrying.failure(0.0, holding=True) == "out of time"
 
     built = log_of(("take", FLAT), ("off", ON_1))
     built.best_share = 2 / 3
-    built.finish(ON_1)
+    built.judge(ON_1)
     assert built.failure(1 / 3, holding=False) == "knocked over"
     assert built.failure(2 / 3, holding=False) == "out of time"
 
     # A miss that was made good is the reason if nothing else is.
     late = log_of(("ask", FLAT), ("off", FLAT), ("take", FLAT), ("off", ON_1))
-    late.finish(ON_1)
+    late.judge(ON_1)
     assert late.counts()["missed"] == 1
     assert late.failure(1 / 3, holding=False) == "missed grasp"

@@ -1,1 +1,1 @@
-"""Data: recorded, read once, and cut into windows."""
+"""Data: recording datasets, reading them, and cutting them into windows."""

@@ -122,7 +122,10 @@ class FlatDataset:
                 f"A dataset needs the fields {', '.join(REQUIRED)}; "
                 f"{', '.join(missing)} missing, got {', '.join(self.fields) or 'none'}."
             )
-        arrays = {name: _typed(name, array) for name, array in self.fields.items()}
+        arrays = {
+            name: np.ascontiguousarray(array, np.bool_ if name in FLAGS else np.float32)
+            for name, array in self.fields.items()
+        }
         starts = np.ascontiguousarray(self.run_starts, dtype=np.int64)
         object.__setattr__(self, "fields", arrays)
         object.__setattr__(self, "run_starts", starts)
@@ -132,7 +135,17 @@ class FlatDataset:
             raise DatasetError(
                 f"A dataset needs both {GOALS[0]} and {GOALS[1]}, or none."
             )
-        self._check_runs()
+        if (
+            starts.ndim != 1
+            or len(starts) < 2
+            or starts[0] != 0
+            or starts[-1] != self.num_rows
+            or bool((np.diff(starts) < 1).any())
+        ):
+            raise DatasetError(
+                f"run_starts must rise from 0 to the number of rows "
+                f"({self.num_rows:,}) without an empty run, got {starts!r}."
+            )
         for name, array in arrays.items():
             _check_finite(
                 f"{self.metadata.get('dataset_id', 'dataset')}: {name}", array
@@ -237,8 +250,14 @@ class FlatDataset:
                     f"{folder} has schema {meta['schema']}, but this version reads "
                     f"schema {SCHEMA}. Save the dataset again."
                 )
-            arrays = {name: _mapped(folder, name) for name in meta["fields"]}
-            dataset = cls(arrays, _mapped(folder, "run_starts"), meta["metadata"])
+            # Mapped copy-on-write: torch takes writable memory without a warning.
+            arrays = {
+                name: np.asarray(
+                    np.load(folder / f"{name}.npy", mmap_mode="c", allow_pickle=False)
+                )
+                for name in (*meta["fields"], "run_starts")
+            }
+            dataset = cls(arrays, arrays.pop("run_starts"), meta["metadata"])
         except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
             raise DatasetError(f"{folder} cannot be read: {error}") from error
         if dataset.num_rows != meta["num_rows"]:
@@ -247,21 +266,6 @@ class FlatDataset:
                 f"{dataset.num_rows:,}."
             )
         return dataset
-
-    def _check_runs(self) -> None:
-        """Raise unless every row is in one run and no run is empty."""
-        starts = self.run_starts
-        if (
-            starts.ndim != 1
-            or len(starts) < 2
-            or starts[0] != 0
-            or starts[-1] != self.num_rows
-            or bool((np.diff(starts) < 1).any())
-        ):
-            raise DatasetError(
-                f"run_starts must rise from 0 to the number of rows "
-                f"({self.num_rows:,}) without an empty run, got {starts!r}."
-            )
 
 
 def _is_foreign(folder: Path) -> bool:
@@ -280,11 +284,6 @@ def _is_foreign(folder: Path) -> bool:
         if not names or META_FILE in names:
             return False
     return True
-
-
-def _typed(name: str, array: np.ndarray) -> np.ndarray:
-    """Return a plain C-ordered array of the field's type, copying only if it must."""
-    return np.ascontiguousarray(array, dtype=np.bool_ if name in FLAGS else np.float32)
 
 
 def _check_shape(name: str, array: np.ndarray, *, num_rows: int) -> None:
@@ -323,12 +322,6 @@ def _check_finite(name: str, array: np.ndarray) -> None:
         f"{name} is not finite in {int(bad.sum()):,} of {len(array):,} rows; the first "
         f"is row {row}: {array[row].tolist()}. Remove or repair these steps."
     )
-
-
-def _mapped(folder: Path, name: str) -> np.ndarray:
-    """Map one array copy-on-write: torch takes writable memory without a warning."""
-    path = folder / f"{name}.npy"
-    return np.asarray(np.load(path, mmap_mode="c", allow_pickle=False))
 
 
 def flatten(

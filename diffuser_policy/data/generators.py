@@ -37,22 +37,6 @@ MAX_ATTEMPTS = 20  # for one episode
 VERIFIED_EPISODES = 20
 
 
-class Recorded(Protocol):
-    """What a generator returns: an episode of `L` steps, cut at its end."""
-
-    @property
-    def observations(self) -> np.ndarray | Mapping[str, np.ndarray]:
-        """`[L + 1, size]`, or a dictionary of such arrays for goal environments."""
-
-    @property
-    def actions(self) -> np.ndarray:
-        """`[L, A]`."""
-
-    @property
-    def rewards(self) -> np.ndarray:
-        """`[L]`."""
-
-
 class EpisodeGenerator(Protocol):
     """Makes episodes from seeds; the module's docstring shows one."""
 
@@ -60,8 +44,13 @@ class EpisodeGenerator(Protocol):
     def from_env(cls, env: Env, **options: Any) -> EpisodeGenerator:
         """Build a generator for an environment."""
 
-    def record(self, seed: int) -> Recorded | None:
-        """Return the episode of a seed, or None if the demonstrator failed."""
+    def record(self, seed: int) -> Any:
+        """Return the episode of a seed, or None if the demonstrator failed.
+
+        An episode of `L` steps, cut at its end, has the attributes `observations`
+        (`[L + 1, size]`, or a dictionary of such arrays for goal environments),
+        `actions` `[L, A]` and `rewards` `[L]`.
+        """
 
 
 def generators_of(demonstrator: str) -> Mapping[str, type[EpisodeGenerator]]:

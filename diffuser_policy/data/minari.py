@@ -296,6 +296,9 @@ def _flat_metadata(facts: Mapping[str, Any]) -> dict[str, Any]:
     collection = facts.get(COLLECTION) or {}
     spec = json.loads(facts.get("env_spec") or "null") or {}
     action = facts.get("action_space") or {}
+    columns = collection.get("observation_columns")
+    if not columns and str(spec.get("id")).startswith("PointMaze_"):
+        columns = {"position": [0, 1], "velocity": [2, 3]}  # names none itself
     return {
         "dataset_id": facts["dataset_id"],
         "env_id": spec.get("id"),
@@ -303,21 +306,9 @@ def _flat_metadata(facts: Mapping[str, Any]) -> dict[str, Any]:
         "minari_version": facts.get("minari_version"),
         "action_low": action.get("low"),
         "action_high": action.get("high"),
-        "observation_columns": collection.get("observation_columns")
-        or known_columns(str(spec.get("id"))),
+        "observation_columns": columns or {},
         COLLECTION: collection,
     }
-
-
-def known_columns(env_id: str) -> dict[str, list[int]]:
-    """Return the observation columns of an environment that does not name them itself.
-
-    Args:
-        env_id: Gymnasium-Robotics' `PointMaze_*` observe position and velocity.
-    """
-    if env_id.startswith("PointMaze_"):
-        return {"position": [0, 1], "velocity": [2, 3]}
-    return {}
 
 
 def _check_spaces(facts: Mapping[str, Any]) -> None:
@@ -444,9 +435,11 @@ def _cache_entry(cache: Path, name: str, source: Path) -> Path:
         stat = path.stat()
         name_in_source = path.relative_to(source).as_posix()
         files.append(f"{name_in_source} {stat.st_size} {stat.st_mtime_ns}")
-    place = _digest(str(source.resolve()))[:8]
-    digest = _digest("\n".join(files))[:16]
-    return cache / f"{name.replace('/', '--')}-{place}" / digest
+    place, digest = (
+        hashlib.sha256(text.encode()).hexdigest()
+        for text in (str(source.resolve()), "\n".join(files))
+    )
+    return cache / f"{name.replace('/', '--')}-{place[:8]}" / digest[:16]
 
 
 def _delete_old_entries(entry: Path) -> None:
@@ -456,7 +449,3 @@ def _delete_old_entries(entry: Path) -> None:
             age = time.time() - other.stat().st_mtime
             if other != entry and (not other.name.startswith(".") or age > ABANDONED):
                 shutil.rmtree(other)
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

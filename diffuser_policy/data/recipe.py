@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -84,23 +84,13 @@ class RunProtocol:
         return Shard([record_run(env, self.recipe, length=self.size(index), seed=seed)])
 
 
-class GoalSwitchingEnv(Protocol):
-    """What an environment offers so that its goal can change without a reset."""
-
-    action_space: gym.spaces.Box
-
-    def step(self, action: np.ndarray) -> tuple[Any, Any, bool, bool, Any]:
-        """Advance, as Gymnasium's `step`."""
-
-    def sample_goal(self) -> np.ndarray:
-        """Return a random reachable goal, drawn from the environment's generator."""
-
-    def set_goal(self, goal: np.ndarray) -> None:
-        """Make `goal` the desired goal of all later observations and rewards."""
-
-
 def check_goal_env(env: Env) -> None:
-    """Raise ConfigError unless the environment can change its goal without a reset."""
+    """Raise ConfigError unless the environment can change its goal without a reset.
+
+    It needs the methods `sample_goal()`, which returns a random reachable goal drawn
+    from the environment's generator; `set_goal(goal)`, which makes it the desired goal
+    of all later observations and rewards; and Gymnasium-Robotics' `compute_reward`.
+    """
     base = env.unwrapped
     needed = ("sample_goal", "set_goal", "compute_reward")
     missing = [name for name in needed if not callable(getattr(base, name, None))]
@@ -178,7 +168,7 @@ def record_run(
 
 
 def _with_new_goal(
-    base: GoalSwitchingEnv, observation: dict[str, np.ndarray]
+    base: Any, observation: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """Draw and set a new target; return the present observation with it."""
     goal = base.sample_goal()

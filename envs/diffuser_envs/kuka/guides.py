@@ -72,7 +72,7 @@ def check_blocks(guide: Guide, *blocks: int | None) -> None:
         whole = isinstance(block, Integral) and not isinstance(block, bool)
         if block is not None and not (whole and block >= 0):
             raise GuideError(
-                f"{guide.name} numbers blocks 0, 1, 2 and so on; got {block!r}."
+                f"{guide.name}: a block is a whole number from 0 on; got {block!r}."
             )
 
 
