@@ -21,7 +21,7 @@ from diffuser_policy.benchmark.cells import (
 )
 from diffuser_policy.benchmark.results import load_results, read_result
 from diffuser_policy.benchmark.suites import SUITES, load_suite
-from diffuser_policy.errors import CheckpointError, ConfigError, UnknownNameError
+from diffuser_policy.errors import CheckpointError, ConfigError
 
 PLAN = EvaluationPlan(
     seeds=(5, 50), episodes=3, num_envs=2, curve_episodes=2, curve_points=4
