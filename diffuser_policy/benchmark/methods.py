@@ -100,7 +100,7 @@ def _check_method(target: Any) -> None:
         raise ConfigError(f"A method is a function of a training; got {target!r}.")
     if not inspect.signature(target).parameters:
         raise ConfigError(
-            f"{address(target)} takes no argument; a method is called with the training."
+            f"{address(target)} takes no argument; a method is called with a training."
         )
 
 
