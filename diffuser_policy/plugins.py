@@ -18,9 +18,10 @@ The rules are the same for every kind:
 - Nothing is imported before a name is looked up, and then only what offers that name.
   A plug-in that fails on import is reported with its origin and keeps no other from
   working.
-- `module:attribute` and `file.py:attribute` name things that are registered nowhere.
-  Kinds whose names are saved in planners don't allow this: a downloaded planner must
-  not decide what is imported.
+- `module:attribute` and `file.py:attribute` name things that are registered nowhere. A
+  decorator in a file that is named by its path registers nothing: several files may use
+  the same names. Kinds whose names are saved in planners don't allow addresses: a
+  downloaded planner must not decide what is imported.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ import contextlib
 import hashlib
 import importlib
 import importlib.util
-import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -53,6 +53,7 @@ from diffuser_policy.errors import (
 )
 
 OURS = "diffuser-policy"
+BY_PATH = "_plugin_"  # begins the names of modules that are imported from a path
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 Registrable = TypeVar("Registrable", bound=Callable[..., Any])
 
@@ -117,8 +118,10 @@ class Kind:
             for own in self._own(name):
                 if own.address != where:
                     raise self._taken(name, f"{own.address} ({own.origin})", where)
+            if where.startswith(BY_PATH):
+                return target  # found by the path of its file alone
             known = self.registered.get(name)
-            if known is not None and not _same(known.target, target):
+            if known is not None and known.address != where:
                 raise self._taken(name, known.address, where)
             origin = f"this process ({getattr(target, '__module__', '?')})"
             self.registered[name] = Plugin(
@@ -144,9 +147,7 @@ class Kind:
             if found := offers(name):
                 return self._loaded(found[0], found)
         remark = " (yours: module:attribute or file.py:attribute)"
-        raise UnknownNameError(
-            self.name, name, self.names(), remark if self.addresses else ""
-        )
+        raise self._unknown(name, remark if self.addresses else "")
 
     def find_saved(self, name: str, user: str) -> Plugin:
         """Return the plug-in that a file names.
@@ -228,20 +229,20 @@ class Kind:
             target = plugin.point.load()
             self.check(target)
         here = self.registered.get(plugin.name)  # the import may have registered it
-        if here is not None and not _same(here.target, target):
+        if here is not None and here.address != address(target):
             raise self._taken(plugin.name, plugin.origin, here.address)
         return replace(plugin, target=target)
 
     def _at(self, name: str) -> Plugin:
         """Return what an address names."""
         place, _, attribute = name.rpartition(":")
+        if place.endswith(".py") and not Path(place).is_file():
+            raise self._unknown(name, f" (no file {place!r})")
         try:
             with self._blaming(repr(name), place):
                 module = _module(place)
-        except (ModuleNotFoundError, FileNotFoundError) as error:
-            raise UnknownNameError(
-                self.name, name, self.names(), f" ({error})"
-            ) from error
+        except ModuleNotFoundError as error:
+            raise self._unknown(name, f" ({error})") from error
         if not hasattr(module, attribute):
             functions = [key for key, value in vars(module).items() if callable(value)]
             raise UnknownNameError(f"function of {place}", attribute, functions)
@@ -256,13 +257,18 @@ class Kind:
         try:
             yield
         except (Exception, SystemExit) as error:
-            if _is_missing(place, error):
-                raise
+            missing = isinstance(error, ModuleNotFoundError) and error.name
+            if missing and f"{place}.".startswith(f"{missing}."):
+                raise  # there is no such module; it does not fail
             raise self.error(
                 f"The {self.name} {what} cannot be loaded from {place!r}: "
-                f"{type(error).__name__}: {str(error) or 'no message'}. Install what "
-                f"it needs, or repair or uninstall it."
+                f"{type(error).__name__}: {str(error).rstrip('.') or 'no message'}. "
+                f"Install what it needs, or repair or uninstall it."
             ) from error
+
+    def _unknown(self, name: str, remark: str) -> UnknownNameError:
+        """Return the error of a name that leads nowhere."""
+        return UnknownNameError(self.name, name, self.names(), remark)
 
     def _taken(self, name: str, first: str, second: str) -> DiffuserPolicyError:
         """Return the error of a name with two meanings."""
@@ -290,28 +296,6 @@ def _is_ours(plugin: Plugin) -> bool:
     return plugin.origin.startswith(f"{OURS} ")
 
 
-def _same(first: Any, second: Any) -> bool:
-    """Return whether two targets are the same definition.
-
-    A file that is run as a script and imported as well has two modules.
-    """
-    if first is second or address(first) == address(second):
-        return True
-    try:
-        files = {inspect.getsourcefile(first), inspect.getsourcefile(second)}
-    except (TypeError, OSError):  # not from a file
-        return False
-    names = {address(target).partition(":")[2] for target in (first, second)}
-    return len(files) == len(names) == 1
-
-
-def _is_missing(place: str, error: BaseException) -> bool:
-    """Return whether a module or file does not exist, rather than fails."""
-    if isinstance(error, ModuleNotFoundError):
-        return f"{place}.".startswith(f"{error.name}.")
-    return isinstance(error, FileNotFoundError) and error.filename == place
-
-
 def _module(place: str) -> ModuleType:
     """Import a module by its name or from its file; the current folder counts."""
     if not place.endswith(".py"):
@@ -319,9 +303,7 @@ def _module(place: str) -> ModuleType:
             sys.path.append(str(Path.cwd()))  # as for scripts that are run there
         return importlib.import_module(place)
     path = Path(place).resolve()
-    if not path.is_file():
-        raise FileNotFoundError(2, "no such file", place)
-    name = f"_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    name = f"{BY_PATH}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)

@@ -87,10 +87,10 @@ def test_predict_takes_another_guide_between_calls() -> None:
 @pytest.mark.parametrize(
     ("settings", "error", "words"),
     [
-        ({"guide_scale": float("nan")}, ConfigError, "guide_scale must be finite"),
+        ({"guide_scale": float("nan")}, ConfigError, "must be a finite number"),
         ({"guide_steps": 0}, ConfigError, "guide_steps"),
         ({"guide_cutoff": -1}, ConfigError, "guide_cutoff"),
-        ({"guide_placement": "cleen"}, UnknownNameError, "'clean'"),
+        ({"guide_placement": "cleen"}, ConfigError, "'clean'"),
         ({"guide_scal": 1.0}, UnknownNameError, "'guide_scale'"),
     ],
 )

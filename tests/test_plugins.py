@@ -234,14 +234,16 @@ def test_the_same_definition_may_be_registered_again(
 
 
 @addressed_kind
-def test_a_file_may_run_as_a_script_and_be_named_by_its_path(
+def test_files_that_are_named_by_their_paths_register_nothing(
     tmp_path: Path, install: Install, kind: Kind
 ) -> None:
+    """A file may also run as a script, and two files may use the same names."""
     install("kit")
+    install("other", name="another")
     kind.register("mine")(things()[kind])
-    twin = kind.find(f"{tmp_path}/kit.py:{kind.name}").target
-    assert twin is not things()[kind]
-    kind.register("mine")(twin)
+    for file in ("kit.py", "other.py"):
+        kind.register("mine")(kind.find(f"{tmp_path}/{file}:{kind.name}").target)
+    assert kind.find("mine").target is things()[kind]
 
 
 # --- broken ones --------------------------------------------------------------------
@@ -310,7 +312,7 @@ def test_addresses_that_lead_nowhere_are_explained(
     for name, error, message in (
         ("kit:methud", UnknownNameError, "function of kit 'methud'.*mean 'method'"),
         ("no_such_kit:x", UnknownNameError, f"Unknown {kind.name}.*No module named"),
-        ("other.py:x", UnknownNameError, f"Unknown {kind.name}.*no such file"),
+        ("other.py:x", UnknownNameError, f"Unknown {kind.name}.*no file"),
         ("broken:x", kind.error, "'broken:x' cannot be loaded.*no such GPU"),
         (f"{tmp_path}/broken.py:x", kind.error, "cannot be loaded.*no such GPU"),
         ("kit:__doc__", kind.error, "'kit:__doc__' cannot be loaded"),

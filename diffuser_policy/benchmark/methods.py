@@ -29,7 +29,7 @@ from diffuser_policy.errors import (
     DiffuserPolicyError,
     MissingExtraError,
 )
-from diffuser_policy.plugins import Kind, Registrable
+from diffuser_policy.plugins import Kind, Registrable, address
 from diffuser_policy.settings import all_options
 
 _ATTRIBUTE = "__benchmark_method__"
@@ -99,7 +99,9 @@ def _check_method(target: Any) -> None:
     if not callable(target):
         raise ConfigError(f"A method is a function of a training; got {target!r}.")
     if not inspect.signature(target).parameters:
-        raise ConfigError("It takes no argument; a method is called with the training.")
+        raise ConfigError(
+            f"{address(target)} takes no argument; a method is called with a training."
+        )
 
 
 METHODS = Kind(

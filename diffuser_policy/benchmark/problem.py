@@ -69,7 +69,7 @@ class Problem:
         """Rebuild a problem.
 
         Raises:
-            UnknownNameError: A field that problems don't have.
-            ConfigError: A field is missing, or of the wrong type.
+            ConfigError: A field that problems don't have, one that is missing, or one
+                of the wrong type.
         """
         return from_json(cls, data)

@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import math
-import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,6 +75,15 @@ class RegisteredFunction(Guide):
         """Return the name with the parameters."""
         values = ", ".join(f"{name}={value!r}" for name, value in self.parameters)
         return f"{self.registered_as}({values})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedPart:
+    """One part of a guide as JSON: a name, a weight, and parameters."""
+
+    guide: str
+    weight: float = 1.0
+    parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,18 +300,16 @@ def guide_from_json(data: Sequence[Mapping[str, Any]]) -> Guide:
     Raises:
         GuideError: Data of another form, or a guide that is not registered here.
     """
-    if not isinstance(data, Sequence) or isinstance(data, str) or not data:
+    try:
+        parts = converted(data, tuple[SavedPart, ...])
+    except ValueError:
+        parts = ()
+    if not parts:
         raise GuideError(f"A saved guide is {FORM}, got {data!r}.")
     terms = []
-    for item in data:
-        if not isinstance(item, Mapping) or not isinstance(item.get("guide"), str):
-            raise GuideError(f"A saved guide is {FORM}, got {item!r} in it.")
-        weight, parameters = item.get("weight", 1.0), item.get("parameters", {})
-        finite = isinstance(weight, numbers.Real) and math.isfinite(weight)
-        if not finite or not isinstance(parameters, Mapping):
-            raise GuideError(f"A saved guide is {FORM}, got {item!r} in it.")
-        found = registered_guide(GUIDES.find_saved(item["guide"], "The saved guide"))
-        terms.append((float(weight), found.make(parameters)))
+    for part in parts:
+        found = registered_guide(GUIDES.find_saved(part.guide, "The saved guide"))
+        terms.append((part.weight, found.make(part.parameters)))
     [(first, guide), *rest] = terms
     return WeightedSum(tuple(terms)) if rest or first != 1.0 else guide
 
