@@ -290,7 +290,7 @@ def build_planner(
     ):
         raise ConfigError(
             "replan_interval with horizon='fixed' would keep the goal a full horizon "
-            "away for ever. Use horizon='shrinking' or 'predicted', or no "
+            "away forever. Use horizon='shrinking' or 'predicted', or no "
             "replan_interval."
         )
     featurizer = featurizer or config_featurizer(config)

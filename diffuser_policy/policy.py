@@ -276,7 +276,7 @@ class DiffuserPolicy:
 
         Args:
             guide: A guide, a sum of guides, a plain function of a `Trajectory`, or
-                none to plan without. It replaces the guide that there was. Guided
+                none to plan without. It replaces the current guide. Guided
                 plans take at least `min_guided_steps` denoising steps.
             settings: As in `with_settings`, for example `guide_scale=2.0,
                 guide_placement="mean", ranking="guide"`.
@@ -299,8 +299,8 @@ class DiffuserPolicy:
     def accelerated(self, acceleration: Acceleration) -> DiffuserPolicy:
         """Return a policy that shares the weights and runs the denoiser another way.
 
-        Plans stay the same up to rounding. What cannot be had on this machine is named
-        in an `AccelerationWarning`, and planning goes on without it.
+        Plans stay the same up to rounding. An acceleration that this machine lacks is
+        named in an `AccelerationWarning`, and planning works without it.
 
         Args:
             acceleration: "auto", "off", "fused", "compile" or "cuda-graphs", see
@@ -483,9 +483,9 @@ class DiffuserPolicy:
     ) -> list[torch.Generator]:
         """Return the noise source of each row's next plan.
 
-        Deterministic plans begin with the same noise where nothing is under way. A plan
-        made anew gets noise that depends on where the row is: with the same every time,
-        a policy that has come to a halt would plan its halt for ever.
+        First deterministic plans all begin with the same noise. The noise of a later
+        plan depends on where the row is: with the same noise every time, a policy that
+        has come to a halt would plan its halt forever.
         """
         if not deterministic:
             streams, numbers = state.streams[index], state.num_plans[index]

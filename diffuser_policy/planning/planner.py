@@ -2,8 +2,8 @@
 
     horizon of each row → conditions (+ guidance) → candidates → ranking → Plan
 
-The first planning step is pinned to the current observation, the last one to the goal;
-how many lie between them is for `diffuser_policy.planning.horizons` to say.
+The first planning step is pinned to the current observation, the last one to the goal.
+`diffuser_policy.planning.horizons` chooses how many steps lie between them.
 
 All rows that get a plan of the same length are sampled in one batch: a shorter plan
 padded to the length of another would be another plan. With a warm start, rows that have
@@ -11,7 +11,7 @@ a plan already start from what is left of it (Janner et al. 2022, §5.4), stretc
 the new horizon if there is a goal to arrive at, and are a batch of their own.
 
 With `steadiness`, what is left of a plan is a candidate itself, and the new ones have
-to be better by that much: plans that are made anew every few steps would otherwise
+to be better by that much: plans that are replaced every few steps would otherwise
 change their mind as often.
 """
 
@@ -64,8 +64,8 @@ class Planner:
             num_candidates: Trajectories per row.
             ranking: How one of them is chosen.
             guidance: What plans are steered by.
-            warm_start: Share of the schedule that what is left of a plan is noised to
-                when it is made anew; none: every plan starts from noise.
+            warm_start: Share of the schedule that what is left of a plan is noised to,
+                to start the next one; none: every plan starts from noise.
             warm_start_steps: Denoising steps from there.
             steadiness: How much better than what is left of a plan a new one has to
                 be, in the unit of the ranking; none: what is left is no candidate.
