@@ -264,7 +264,7 @@ class PlannerConfig:
     and at least `min_guided_steps` for guided plans."""
     steadiness: float | None = None
     """Replanning: keep the running plan unless a new one is better by this much, in the
-    unit of the ranking; None: the new plan always replaces it."""
+    unit of the ranking; None: the two are not compared."""
 
     def __post_init__(self) -> None:
         """Check names and ranges."""

@@ -12,8 +12,9 @@ All give the numbers of the network itself, up to rounding:
 
 An acceleration that this machine lacks says why in an `AccelerationWarning`, and
 "fused" runs instead: planning never stops for the lack of a compiler. Weights may
-change between calls, in place or by assignment. What is written through a parameter's `.data` goes unnoticed,
-as do replaced submodules and hooks: run networks that change so with "off".
+change between calls, in place or by assignment. What is written through a parameter's
+`.data` goes unnoticed, as do replaced submodules and hooks: run networks that change in
+these ways with "off".
 
 The fused form: `TemporalUNet` is written as the paper draws it, for training and for
 every device. For one denoising step i at a time, the same sums take about half the
