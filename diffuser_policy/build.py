@@ -157,10 +157,7 @@ def build_network(
         named = "position" in layout.aliases
         return ObjectTransformer(
             layout.transition_dim,
-            objects=[
-                [layout.action_dim + column for column in columns]
-                for columns in layout.objects
-            ],
+            objects=_object_columns(config),
             position=layout.columns("position") if named else (),
             num_planning_steps=config.window.num_planning_steps,
             dim=settings.dim,
@@ -175,6 +172,12 @@ def build_network(
         kernel_size=settings.kernel_size,
         attention=settings.attention,
     )
+
+
+def _object_columns(config: PolicyConfig) -> list[list[int]]:
+    """Return the columns of each object in a trajectory."""
+    first = config.layout.action_dim
+    return [[first + column for column in each] for each in config.layout.objects]
 
 
 def build_networks(config: PolicyConfig) -> PlannerNetworks:
@@ -227,14 +230,11 @@ def build_classifier(config: PolicyConfig) -> StateClassifier:
         return PairClassifier(
             layout.transition_dim,
             settings.classes,
-            objects=[
-                [layout.action_dim + column for column in columns]
-                for columns in layout.objects
-            ],
+            objects=_object_columns(config),
             place=len(layout.columns("position")) if named else 3,
         )
     return StateClassifier(
-        config.layout.transition_dim,
+        layout.transition_dim,
         settings.classes,
         width=settings.width,
         depth=settings.depth,
@@ -251,11 +251,11 @@ def build_value_network(config: PolicyConfig) -> ValueNetwork:
     settings, window = config.value, config.window
     if settings is None:
         raise ConfigError("These settings have no value network: `value` is not set.")
-    mixed = window.min_planning_steps != window.num_planning_steps
-    if settings.pooling == "flatten" and mixed:
+    flatten, longest = settings.pooling == "flatten", window.num_planning_steps
+    if flatten and window.min_planning_steps != longest:
         raise ConfigError(
             f"pooling='flatten' values plans of one length, and this planner makes "
-            f"plans of {window.min_planning_steps} to {window.num_planning_steps} "
+            f"plans of {window.min_planning_steps} to {longest} "
             f"planning steps. Use pooling='mean'."
         )
     return ValueNetwork(
@@ -263,9 +263,7 @@ def build_value_network(config: PolicyConfig) -> ValueNetwork:
         dim=settings.dim,
         multipliers=settings.multipliers,
         kernel_size=settings.kernel_size,
-        num_planning_steps=(
-            window.num_planning_steps if settings.pooling == "flatten" else None
-        ),
+        num_planning_steps=longest if flatten else None,
     )
 
 
@@ -292,25 +290,36 @@ def build_planner(
     ):
         raise ConfigError(
             "replan_interval with horizon='fixed' would keep the goal a full horizon "
-            "away for ever. Use horizon='shrinking' or 'predicted', or no "
+            "away forever. Use horizon='shrinking' or 'predicted', or no "
             "replan_interval."
         )
     featurizer = featurizer or config_featurizer(config)
     guide = config.guide.bind(networks) if config.guide is not None else None
     guided = guide is not None and settings.guide_scale != 0.0
-    sampler = build_sampler(settings, networks.denoiser, guided=guided)
-    check_guided_steps(settings, sampler, guided=guided)
-    warm_steps = settings.warm_start_steps
-    if settings.warm_start is not None and warm_steps is None:
-        # Rounded first: 0.07 * 100 is a little more than 7.
-        warm_steps = math.ceil(round(settings.warm_start * sampler.num_steps, 9))
-        warm_steps = max(warm_steps, settings.min_guided_steps if guided else 1)
+    available = networks.denoiser.schedule.num_denoising_steps
+    num_steps = settings.num_sampling_steps
+    if guided and num_steps is not None:
+        num_steps = max(num_steps, min(settings.min_guided_steps, available))
+    sampler = SAMPLERS[settings.sampler](
+        networks.denoiser,
+        num_steps,
+        temperature=settings.temperature,
+        spacing=settings.step_spacing,
+    )
+    guidance = None
+    if guide is not None:
+        guidance = Guidance(
+            guide=guide,
+            placement=settings.guide_placement,
+            scale=settings.guide_scale,
+            num_steps=settings.guide_steps,
+            cutoff=settings.guide_cutoff,
+        )
     if settings.steadiness is not None and settings.ranking == "first":
         raise ConfigError(
             "ranking='first' takes the first new candidate, and steadiness compares it "
             "with what is left of the plan. Use steadiness=None, or another ranking."
         )
-    check_warm_steps(settings, networks.denoiser)
     return Planner(
         sampler,
         layout=config.layout,
@@ -328,9 +337,9 @@ def build_planner(
         ),
         num_candidates=settings.num_candidates,
         ranking=build_ranking(settings, networks, guide=guide, featurizer=featurizer),
-        guidance=build_guidance(settings, guide),
+        guidance=guidance,
         warm_start=settings.warm_start,
-        warm_start_steps=warm_steps or 1,
+        warm_start_steps=_warm_start_steps(settings, sampler, guided=guided),
         steadiness=settings.steadiness,
         pin_goal_velocity=settings.goal_velocity,
         fingerprint=zlib.crc32(
@@ -340,80 +349,41 @@ def build_planner(
     )
 
 
-def build_sampler(
-    settings: PlannerConfig, denoiser: Denoiser, *, guided: bool = False
-) -> Sampler:
-    """Return the reverse process of that name.
-
-    Args:
-        settings: How to plan.
-        denoiser: Predicts clean trajectories.
-        guided: Plans are steered by a guide.
-
-    Raises:
-        ConfigError: More steps than the denoiser was trained with.
-    """
-    num_steps = settings.num_sampling_steps
-    if guided and num_steps is not None:
-        available = denoiser.schedule.num_denoising_steps
-        num_steps = max(num_steps, min(settings.min_guided_steps, available))
-    return SAMPLERS[settings.sampler](
-        denoiser,
-        num_steps,
-        temperature=settings.temperature,
-        spacing=settings.step_spacing,
-    )
-
-
-def check_warm_steps(settings: PlannerConfig, denoiser: Denoiser) -> None:
-    """Refuse more steps of a warm start than its share of the schedule has.
-
-    Raises:
-        ConfigError: More steps than there are.
-    """
-    if settings.warm_start is None or settings.warm_start_steps is None:
-        return
-    every = denoiser.schedule.num_denoising_steps
-    share = math.ceil(round(settings.warm_start * every, 9))
-    if settings.warm_start_steps > share:
-        raise ConfigError(
-            f"warm_start={settings.warm_start} leaves {share} of {every} denoising "
-            f"steps: warm_start_steps must be 1 to {share}, got "
-            f"{settings.warm_start_steps}."
-        )
-
-
-def check_guided_steps(
+def _warm_start_steps(
     settings: PlannerConfig, sampler: Sampler, *, guided: bool
-) -> None:
-    """Refuse guidance that would do nothing.
+) -> int:
+    """Return the denoising steps of a warm start; 1 where there is none.
 
     Raises:
-        ConfigError: A single denoising step has no variance to scale a gradient by.
+        ConfigError: More steps than its share of the schedule has, or guidance that
+            would do nothing: a single denoising step has no variance to scale a
+            gradient by.
     """
-    scaled = PLACEMENTS[settings.guide_placement].scaled_by_variance
+    level, num_steps = settings.warm_start, settings.warm_start_steps
     counts = [sampler.num_steps]
-    if settings.warm_start is not None and settings.warm_start_steps is not None:
-        counts.append(settings.warm_start_steps)
+    if level is not None and num_steps is not None:
+        counts.append(num_steps)
+    scaled = PLACEMENTS[settings.guide_placement].scaled_by_variance
     if guided and scaled and min(counts) < 2:
         raise ConfigError(
             f"Guided with guide_placement={settings.guide_placement!r}, plans need at "
             f"least 2 denoising steps: gradients are scaled by the variance of a step, "
             f"and the last has none. Take more, or guide_placement='clean'."
         )
-
-
-def build_guidance(settings: PlannerConfig, guide: Guide | None) -> Guidance | None:
-    """Return what steers plans, if there is a guide."""
-    if guide is None:
-        return None
-    return Guidance(
-        guide=guide,
-        placement=settings.guide_placement,
-        scale=settings.guide_scale,
-        num_steps=settings.guide_steps,
-        cutoff=settings.guide_cutoff,
-    )
+    if level is None:
+        return 1
+    # Rounded first: 0.07 * 100 is a little more than 7.
+    if num_steps is None:
+        share = math.ceil(round(level * sampler.num_steps, 9))
+        return max(share, settings.min_guided_steps if guided else 1)
+    every = sampler.denoiser.schedule.num_denoising_steps
+    share = math.ceil(round(level * every, 9))
+    if num_steps > share:
+        raise ConfigError(
+            f"warm_start={level} leaves {share} of {every} denoising steps: "
+            f"warm_start_steps must be 1 to {share}, got {num_steps}."
+        )
+    return num_steps
 
 
 def build_ranking(
@@ -441,11 +411,9 @@ def build_ranking(
         if settings.ranking == "feasibility" or guide is None:
             return feasibility
         return SumRanking(guide, feasibility, settings.ranking_weight)
-    in_time = (
-        None
-        if networks.time_to_goal is None
-        else TimeToGoalRanking(networks.time_to_goal)
-    )
+    in_time = None
+    if networks.time_to_goal is not None:
+        in_time = TimeToGoalRanking(networks.time_to_goal)
     if settings.ranking == "guide":
         judged = FeasibilityRanking(featurizer) if has_feasibility(featurizer) else None
         if guide is None:

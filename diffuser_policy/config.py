@@ -1,9 +1,10 @@
 """Settings of a planner and of its training, as plain data.
 
 Frozen keyword-only dataclasses, written as JSON beside the weights. They name no class
-of the package; `diffuser_policy.build` alone turns them into objects. `PolicyConfig`
-holds all of a saved planner but its weights: config.json. `SCHEMA` grows when the
-meaning of a saved setting changes; another schema is refused, by both numbers.
+of the package; only `diffuser_policy.build` turns them into objects. `PolicyConfig`
+(config.json) holds everything of a saved planner except its weights. `SCHEMA` grows
+when the meaning of a saved setting changes; a planner of another schema is refused with
+both numbers.
 """
 
 from __future__ import annotations
@@ -45,28 +46,30 @@ RETIRED = {"horizon_offset": 0, "guide_variance": None}
 
 @dataclass(frozen=True, kw_only=True)
 class WindowConfig:
-    """Which slices of the data a planner is trained on."""
+    """The slices of the data that a planner is trained on."""
 
     horizon: int = 128
-    """Env steps of the longest plan, planning steps times stride."""
+    """Env steps of the longest plan: planning steps times stride."""
     min_horizon: int | None = None
-    """Env steps of the shortest window: mixed lengths are drawn; default: `horizon`."""
+    """Env steps of the shortest window; lengths up to `horizon` are drawn at random.
+    None: all windows have the length `horizon`."""
     stride: int = 1
     """Env steps between two planning steps."""
     actions: bool = True
-    """Plan actions beside observations; off for states-only trajectories."""
+    """Plan actions as well as observations; if off, plans consist of states only."""
     padding: Padding = "none"
-    """Continue each run with its last observation past its end."""
+    """What follows the end of a run: nothing, or its last observation repeated."""
     hindsight_goal: HindsightGoal = "goal"
-    """What is pinned at the last planning step of a window."""
+    """What training pins at the last planning step of a window: nothing, the position
+    that counts as the goal, or the whole observation."""
     normalizer: NormalizerName = "limits"
-    """Map between environment units and the network's units."""
+    """How environment units are mapped to the network's units."""
     features: str | None = None
-    """Featurizer whose columns are planned in; not given: those of the observation."""
+    """Featurizer whose columns plans are made of; None: the observation's columns."""
     position: tuple[int, ...] | None = None
-    """Observation columns of the position, for data that does not name them."""
+    """Column numbers of the position in observations, if the data does not name it."""
     velocity: tuple[int, ...] | None = None
-    """Observation columns of the velocity, for data that does not name them."""
+    """Column numbers of the velocity in observations, if the data does not name it."""
 
     def __post_init__(self) -> None:
         """Check names, and that the horizons are made of whole planning steps."""
@@ -98,32 +101,33 @@ class WindowConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """Denoising network and its diffusion process."""
+    """The denoising network and its diffusion process."""
 
     architecture: Architecture = "unet"
-    """Temporal U-Net, or a transformer over the layout's objects."""
+    """A temporal U-Net, or a transformer over the objects that the layout names."""
     dim: int = 32
     """Base width in channels."""
     multipliers: tuple[int, ...] = (1, 2, 4)
-    """U-Net: width of each resolution, in units of `dim`."""
+    """U-Net: width of each resolution, as a multiple of `dim`."""
     kernel_size: int = 5
     """U-Net: width of the temporal convolutions, in planning steps."""
     attention: bool = False
-    """U-Net: linear attention in every stage."""
+    """U-Net: use linear attention in every stage."""
     depth: int = 4
     """Objects: number of transformer blocks."""
     patch: int = 8
-    """Objects: planning steps per token."""
+    """Objects: planning steps that share a token."""
     residual: bool = False
-    """Tell the network the current state, and predict deviations from it."""
+    """Give the network the current state, and let it predict deviations from it."""
     num_denoising_steps: int = 64
     """Denoising steps of the training schedule."""
     prediction_target: PredictionTarget = "clean"
-    """What the network outputs."""
+    """What the network predicts: the clean trajectory, the noise, or their velocity."""
     clip: bool | None = None
-    """Clamp denoised trajectories to [-1, 1]; not given: with the limits normalizer."""
+    """Clamp denoised trajectories to [-1, 1]; None: only with the limits normalizer."""
     loss_floor: float | None = None
-    """Weigh errors by 1 / (noise² + this), for precise plans; not given: all alike."""
+    """Weigh errors by 1 / (noise² + this number), which makes plans more precise. None:
+    all errors weigh the same."""
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
@@ -140,14 +144,15 @@ class NetworkConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TimeToGoalConfig:
-    """Network that predicts env steps from a state to a goal."""
+    """The network that predicts how many env steps a state is from a goal."""
 
     width: int = 256
     """Hidden units per layer."""
     max_steps: int = 450
-    """Longest time apart of a training pair, in env steps."""
+    """Longest time between the state and the goal of a training pair, in env steps."""
     expectile: float = 0.05
-    """Low values learn the short ways of the data, not the average one."""
+    """Expectile that is learned; low values learn the shortest ways in the data instead
+    of the average way."""
     batch_size: int = 512
     """Pairs per training step."""
 
@@ -160,20 +165,20 @@ class TimeToGoalConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ValueConfig:
-    """Network that predicts the return-to-go of noisy trajectories."""
+    """The network that predicts the return-to-go of noisy trajectories."""
 
     dim: int = 32
     """Base width in channels."""
     multipliers: tuple[int, ...] = (1, 2, 4)
-    """Width of each stage, in units of `dim`."""
+    """Width of each stage, as a multiple of `dim`."""
     kernel_size: int = 5
     """Width of the temporal convolutions, in planning steps."""
     pooling: Pooling = "mean"
-    """Average over a horizon of any length, or flatten one, as the authors do."""
+    """Average over any horizon, or flatten a fixed one, as the authors do."""
     discount: float = 0.997
     """Weight of a reward one env step later."""
     termination_penalty: float = 0.0
-    """Taken off the reward of a step that terminates; the authors' is 100."""
+    """Subtracted from the reward of a step that terminates; the authors use 100."""
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
@@ -189,17 +194,17 @@ class ValueConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig:
-    """Network that predicts which labels hold at a noisy planning step."""
+    """The network that predicts which labels hold at a noisy planning step."""
 
     architecture: ClassifierArchitecture = "mlp"
-    """A perceptron of the whole state, or log-odds that are quadratic in the offset of
-    each ordered pair of objects."""
+    """A perceptron of the whole state, or log-odds that are quadratic in the offset
+    between the two objects of each ordered pair."""
     width: int = 256
     """Perceptron: hidden units per layer."""
     depth: int = 3
     """Perceptron: hidden layers."""
     classes: tuple[str, ...] = ()
-    """Labels to predict, in the order of the outputs; not given: all that there are."""
+    """Labels to predict, in the order of the outputs; none: all of them."""
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
@@ -212,47 +217,54 @@ class PlannerConfig:
     """How a trained denoiser is used to plan."""
 
     sampler: SamplerName = "ddim"
-    """Reverse process; on the command line, ddpm takes all steps by default."""
+    """Reverse process. On the command line, ddpm takes all steps by default."""
     num_sampling_steps: int | None = 5
-    """Denoising steps; None: all of the training schedule."""
+    """Denoising steps of a plan; None: all steps of the training schedule."""
     min_guided_steps: int = 3
-    """Denoising steps that guided plans take at least, to settle after a shift."""
+    """Fewest denoising steps of a guided plan, which needs time to settle after the
+    guide has moved it."""
     step_spacing: Spacing = "linspace"
     """How the denoising steps are spread over the training schedule."""
     temperature: float = 1.0
-    """Scales the noise that plans start from and are denoised with."""
+    """Scale of the noise that plans start from and of the noise that is added later."""
     num_candidates: int = 8
     """Trajectories sampled per plan."""
     ranking: RankingName = "smoothness"
-    """How the plan is chosen among the candidates."""
+    """Which candidate becomes the plan: the first, the one without jumps, the one whose
+    states can be reached in the planned time, the one that can be executed best, the
+    one that the guide prefers, or the best sum of the last two."""
     ranking_tolerance: float = 10.0
-    """Ranking by a guide: how much less feasible than the best a candidate may be, in
-    env steps, or in the unit of the featurizer's feasibility."""
+    """Ranking by a guide: how much less feasible than the best candidate others may be,
+    in env steps, or in the unit of the featurizer's feasibility."""
     ranking_weight: float = 1.0
-    """Ranking by the sum: feasibility that a unit of the guide's value is worth."""
+    """Ranking by the sum: weight of the guide's value, in units of feasibility."""
     horizon: HorizonChoice = "fixed"
-    """How many env steps a plan covers."""
+    """How many env steps a plan covers: as many as in training, what is left of those,
+    or the predicted time to the goal."""
     horizon_scale: float = 1.0
-    """Factor of the predicted time to the goal, for ways around or slower ones."""
+    """Predicted horizon: factor of the predicted time, above 1 if guides lead plans on
+    longer or slower ways."""
     goal_velocity: bool = False
-    """Pin zero velocity at the goal beside the position."""
+    """Pin zero velocity at the goal, as well as the position."""
     guide_placement: Placement = "clean"
-    """Where the gradient of a guide is taken."""
+    """Where the gradient of a guide is taken: at the predicted clean plan, at the mean
+    of the denoising step, or at the noisy plan."""
     guide_scale: float = 1.0
-    """Size of a step along it; zero: not at all."""
+    """Step size along the gradient of a guide; 0 turns guidance off."""
     guide_steps: int | None = None
-    """Gradient steps for each denoising step; None: what suits the placement."""
+    """Gradient steps for each denoising step; None: 5 for clean, 1 for mean, 2 for
+    noisy."""
     guide_cutoff: int = 0
-    """Denoising steps of the schedule at the clean end that go unguided."""
+    """Number of denoising steps at the clean end of the schedule without guidance."""
     warm_start: float | None = None
-    """Share of the schedule that a plan is noised to when it is made anew, every
-    `replan_interval`; None: plans start from noise."""
+    """Replanning: start from the rest of the running plan, noised to this share of the
+    schedule; None: start from noise."""
     warm_start_steps: int | None = None
-    """Denoising steps from there; None: that share of them all, and no less than
-    `min_guided_steps` for guided plans."""
+    """Denoising steps of a warm start; None: the same share of `num_sampling_steps`,
+    and at least `min_guided_steps` for guided plans."""
     steadiness: float | None = None
-    """What is left of a plan stays, unless a new one is better by this much, in the
-    unit of the ranking; None: the new one replaces it."""
+    """Replanning: keep the running plan unless a new one is better by this much, in the
+    unit of the ranking; None: the two are not compared."""
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
@@ -277,11 +289,12 @@ class PlannerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutionConfig:
-    """How a plan is followed and when it is made anew."""
+    """How a plan is followed, and when it is replaced by a new one."""
 
     executor: ExecutorName = "tracking"
-    """Track the planned states, pursue their path at full speed, keep to their path in
-    its own time, apply planned actions, or take the featurizer's own way back."""
+    """How plans become actions: track the planned states, pursue the path at full
+    speed, keep to the path at its own pace, apply the planned actions, or let the
+    featurizer choose actions."""
     position_gain: float = 1.0
     """Tracking and pursuit: action per meter of position error."""
     velocity_gain: float = 1.0
@@ -289,15 +302,16 @@ class ExecutionConfig:
     lookahead: float = 10.0
     """Pursuit: how far ahead to steer, in planned env steps."""
     tempo: float = 1.0
-    """Path: planned env steps per env step, at most; below 1, slower than planned."""
+    """Path: most planned env steps per env step; below 1, slower than planned."""
     tolerance: float = 0.3
-    """Path: meters off it at which progress almost stops."""
+    """Path: distance from it, in meters, at which progress almost stops."""
     seconds_per_step: float | None = None
-    """Path: duration of an env step, which relates velocities to positions."""
+    """Path: duration of an env step, which relates planned velocities to positions."""
     replan_interval: int | None = None
-    """Env steps after which a plan is made anew; None: only when needed."""
+    """Env steps between two plans; None: plan again only when it is necessary."""
     replan_deviation: float | None = None
-    """Distance from the plan, in meters, beyond which it is made anew."""
+    """Distance from the plan, in meters, beyond which a new plan is made; None: any
+    distance is fine."""
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
@@ -320,19 +334,19 @@ class OptimizationConfig:
     batch_size: int = 32
     """Windows per gradient step and accumulation."""
     num_accumulations: int = 1
-    """Batches summed into one gradient step."""
+    """Batches that are summed into one gradient step."""
     learning_rate: float = 1e-3
     """Adam's step size."""
     learning_rate_schedule: LearningRateSchedule = "cosine"
-    """Cosine decay to zero, or constant."""
+    """Whether the step size decays to zero along a cosine, or stays constant."""
     max_gradient_norm: float | None = 1.0
-    """Gradients are scaled down to this norm, per network."""
+    """Largest gradient norm of each network; None: gradients are not clipped."""
     ema_decay: float = 0.999
-    """Decay of the averaged weights that planning uses."""
+    """Decay of the moving average of the weights, which planning uses."""
     ema_interval: int = 1
     """Gradient steps between two updates of the average."""
     ema_start: int = 0
-    """Until this gradient step the average is a copy of the weights."""
+    """Up to this gradient step, the average is a copy of the weights."""
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
@@ -356,7 +370,7 @@ class TrainConfig:
     network: NetworkConfig = field(default_factory=NetworkConfig)
     """Denoiser."""
     time_to_goal: TimeToGoalConfig | None = None
-    """Network for predicted horizons; not given: none is trained."""
+    """Network for predicted horizons; None: none is trained."""
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
     """Optimizer."""
     planner: PlannerConfig = field(default_factory=PlannerConfig)

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from diffuser_policy.errors import StorageError
 
@@ -58,14 +60,46 @@ def replaced_file(path: Path) -> Iterator[Path]:
             partial.unlink()
 
 
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON data, atomically.
+
+    Raises:
+        StorageError: It could not be written; what was there before is intact.
+    """
+    text = json.dumps(data, indent=1, allow_nan=False)
+    with replaced_file(path) as partial:
+        partial.write_text(text + "\n")
+
+
+def check_writable(path: Path) -> None:
+    """Find out now, instead of after long work, whether a file can be written.
+
+    Leaves nothing behind: folders that are missing are not created yet.
+
+    Raises:
+        StorageError: It cannot.
+    """
+    if path.is_dir():
+        raise StorageError(f"{path} is a folder; name a file.")
+    try:
+        folder = path.parent
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        probe = hidden_sibling(folder / path.name, "probe")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise storage_error(path, error) from error
+
+
 def hidden_sibling(path: Path, suffix: str) -> Path:
-    """Return an unused hidden name beside `path`, told apart by process and chance."""
+    """Return an unused hidden name beside `path`, of this process alone."""
     name = f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.{suffix}"
     return path.with_name(name)
 
 
 def storage_error(path: Path, error: OSError) -> StorageError:
-    """Say in words why `path` could not be written."""
+    """Return an error that explains why `path` could not be written."""
     if isinstance(error, StorageError):
         return error
     reason = error.strerror or str(error)
@@ -81,7 +115,7 @@ def storage_error(path: Path, error: OSError) -> StorageError:
 
 
 def _swap(partial: Path, folder: Path) -> None:
-    """Move `partial` to `folder`, and what was there before out of existence."""
+    """Move `partial` to `folder`, and delete what was there before."""
     old = hidden_sibling(folder, "old")
     try:
         with contextlib.suppress(FileNotFoundError):

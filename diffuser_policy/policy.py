@@ -276,7 +276,7 @@ class DiffuserPolicy:
 
         Args:
             guide: A guide, a sum of guides, a plain function of a `Trajectory`, or
-                none to plan without. It replaces the guide that there was. Guided
+                none to plan without. It replaces the current guide. Guided
                 plans take at least `min_guided_steps` denoising steps.
             settings: As in `with_settings`, for example `guide_scale=2.0,
                 guide_placement="mean", ranking="guide"`.
@@ -299,8 +299,8 @@ class DiffuserPolicy:
     def accelerated(self, acceleration: Acceleration) -> DiffuserPolicy:
         """Return a policy that shares the weights and runs the denoiser another way.
 
-        Plans stay the same up to rounding. What cannot be had on this machine is named
-        in an `AccelerationWarning`, and planning goes on without it.
+        Plans stay the same up to rounding. An acceleration that this machine lacks is
+        named in an `AccelerationWarning`, and planning works without it.
 
         Args:
             acceleration: "auto", "off", "fused", "compile" or "cuda-graphs", see
@@ -387,12 +387,17 @@ class DiffuserPolicy:
         deterministic: bool,
     ) -> PolicyState:
         """Plan for the rows that need it, in one call."""
-        needed, optional = self._due(state, rows, goals)
+        following = self._following(state)
+        strayed = self._strayed(following, rows)
+        needed, optional = self._due(state, following.durations, strayed, goals)
         index = np.flatnonzero(needed | optional)
         if len(index) == 0:
             return state
-        duration = (state.lengths - 1) * self.planner.stride
-        remaining = np.maximum(duration - state.progress, 0)
+        remaining = np.maximum(following.durations - state.progress, 0)
+        underway = (state.progress < following.durations) & ~strayed
+        previous = dataclasses.replace(
+            following, lengths=np.where(underway, state.lengths, 0)
+        )
         # Shrinking horizons are rounded down; a plan that must be is given the time.
         slack = np.where(needed, self.planner.horizons.unit - 1, 0)
         chosen_goals = None if goals is None else goals[index]
@@ -401,7 +406,7 @@ class DiffuserPolicy:
             chosen_goals,
             self._generators(state, rows, index, deterministic=deterministic),
             remaining=np.where(state.lengths > 0, remaining + slack, -1)[index],
-            previous=self._underway(state, rows).rows(index),
+            previous=previous.rows(index),
             step_noise=not deterministic,
         )
         num_plans = state.num_plans.copy()
@@ -427,22 +432,21 @@ class DiffuserPolicy:
         return state.with_rows(index[keep], adopted)
 
     def _due(
-        self, state: PolicyState, rows: np.ndarray, goals: np.ndarray | None
+        self,
+        state: PolicyState,
+        durations: np.ndarray,
+        strayed: np.ndarray,
+        goals: np.ndarray | None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return which rows need a plan, and which may get a better one."""
-        execution = self.config.execution
+        interval = self.config.execution.replan_interval
         aimed = goals is not None and self.planner.layout.goal_conditioned
-        needed = (state.lengths == 0) | (state.guides != self._guide_key)
-        duration = (state.lengths - 1) * self.planner.stride
+        needed = (state.lengths == 0) | (state.guides != self._guide_key) | strayed
         if not aimed or not self.executor.holds_goal:
-            needed = needed | (state.progress > duration)
-        if execution.replan_deviation is not None:
-            strayed = self._deviation(state, rows) > execution.replan_deviation
-            needed = needed | strayed
+            needed |= state.progress > durations
         optional = np.zeros_like(needed)
-        if execution.replan_interval is not None:
-            underway = state.progress < duration
-            optional = underway & (state.ages % execution.replan_interval == 0)
+        if interval is not None:
+            optional = (state.progress < durations) & (state.ages % interval == 0)
             if not aimed:
                 needed, optional = needed | optional, np.zeros_like(needed)
         return needed, optional & ~needed
@@ -453,27 +457,21 @@ class DiffuserPolicy:
         guidance = self.planner.guidance
         return 0 if guidance is None else guidance.key
 
-    def _underway(self, state: PolicyState, rows: np.ndarray) -> Following:
-        """Return the plans that are still followed; of length zero for other rows."""
-        following = self._following(state)
-        underway = state.progress < following.durations
-        limit = self.config.execution.replan_deviation
-        if limit is not None:
-            underway &= self._deviation(state, rows) <= limit
-        lengths = np.where(underway, state.lengths, 0)
-        return dataclasses.replace(following, lengths=lengths)
+    def _strayed(self, following: Following, rows: np.ndarray) -> np.ndarray:
+        """Return which rows are too far from their plan.
 
-    def _deviation(self, state: PolicyState, rows: np.ndarray) -> np.ndarray:
-        """Return the distance `[n]` between planned and current position, meters.
-
-        Without a position, it is that between all planning columns.
+        The distance is that of positions, in meters, or of all planning columns where
+        there is no position.
         """
+        limit = self.config.execution.replan_deviation
+        if limit is None:
+            return np.zeros(len(rows), np.bool_)
         layout = self.planner.layout
         name = "position" if "position" in layout.aliases else "observation"
         columns = list(layout.observation_columns(name))
-        planned = self._following(state).reference()[:, columns]
-        distance: np.ndarray = np.linalg.norm(planned - rows[:, columns], axis=1)
-        return np.where(state.lengths > 0, distance, 0.0)
+        off = following.reference()[:, columns] - rows[:, columns]
+        strayed = np.linalg.norm(off, axis=1) > limit
+        return np.asarray(strayed & (following.lengths > 0))
 
     def _generators(
         self,
@@ -485,9 +483,9 @@ class DiffuserPolicy:
     ) -> list[torch.Generator]:
         """Return the noise source of each row's next plan.
 
-        Deterministic plans begin with the same noise where nothing is under way. A plan
-        made anew gets noise that depends on where the row is: with the same every time,
-        a policy that has come to a halt would plan its halt for ever.
+        First deterministic plans all begin with the same noise. The noise of a later
+        plan depends on where the row is: with the same noise every time, a policy that
+        has come to a halt would plan its halt forever.
         """
         if not deterministic:
             streams, numbers = state.streams[index], state.num_plans[index]

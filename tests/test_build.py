@@ -130,7 +130,7 @@ def test_gains_are_finite(gain: float) -> None:
 
 
 def test_replanning_at_intervals_needs_a_horizon_that_shrinks() -> None:
-    with pytest.raises(ConfigError, match="a full horizon away for ever"):
+    with pytest.raises(ConfigError, match="a full horizon away forever"):
         toy_policy(horizon="fixed", replan_interval=5)
     toy_policy(horizon="shrinking", replan_interval=5)
 

@@ -153,7 +153,7 @@ def test_labels_are_those_of_the_clean_state_and_noise_is_the_schedules(
         return noisy.mean()
 
     monkeypatch.setattr(denoiser, "add_noise", noised)
-    monkeypatch.setattr(loss.classifier, "loss", record)
+    monkeypatch.setattr(loss.network, "loss", record)
     loss(0, 0, 0)
     noisy, i, targets = seen
     rows = trainer.planner_networks.normalizer.unnormalize(clean[0][:, 0]).numpy()
@@ -186,7 +186,7 @@ def test_labels_are_learned(tmp_path: Path) -> None:
     assert networks.classifier is not None
     loss = trainer.loss
     assert isinstance(loss, ClassifierLoss)
-    denoiser, rows, targets = loss._data
+    denoiser, rows, targets = *loss._process, loss.rows, loss.targets
     right = []
     for i in (0, config.network.num_denoising_steps - 1):
         clean = rows[:, None]

@@ -17,11 +17,10 @@ from diffuser_policy.errors import StorageError
 from diffuser_policy.evaluation import EpisodeRecord, Evaluation, Timing
 from diffuser_policy.evaluation.loop import Tally
 from diffuser_policy.evaluation.report import (
-    check_writable,
     table,
     to_json,
-    write_json,
 )
+from diffuser_policy.files import check_writable, write_json
 from diffuser_policy.testing import toy_policy
 from tests.point_env import POINT
 
@@ -45,7 +44,7 @@ def make_evaluation(**changes: Any) -> Evaluation:
 
 def test_json_has_the_documented_form(tmp_path: Path) -> None:
     evaluation = evaluate(toy_policy(), POINT, episodes=7, num_envs=3, progress=False)
-    write_json(evaluation, tmp_path / "deep" / "results.json")
+    write_json(tmp_path / "deep" / "results.json", to_json(evaluation))
     data = json.loads((tmp_path / "deep" / "results.json").read_text())
     assert data == json.loads(json.dumps(to_json(evaluation)))
     assert list(data) == ["summary", "episodes", "settings", "versions"]
@@ -115,7 +114,7 @@ def test_json_is_written_completely_or_not_at_all(
 
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(StorageError, match="No space left"):
-        write_json(make_evaluation(), path)
+        write_json(path, to_json(make_evaluation()))
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -144,6 +144,7 @@ def test_scalings_vary_one_size(policy: DiffuserPolicy) -> None:
     for group in SCALINGS:
         sizes = [(float(c.name), c.flops) for c in cases if c.group == group]
         (small, fewer), (large, more) = sizes
+        assert fewer is not None
         assert more == pytest.approx(fewer * large / small, rel=0.15)
 
 

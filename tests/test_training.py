@@ -255,11 +255,10 @@ def test_every_step_process_and_batch_has_its_own_noise() -> None:
 
 def test_mixed_horizons_are_multiples_and_all_occur() -> None:
     window = WindowConfig(horizon=48, min_horizon=9, stride=3)
-    config = toy_config(window=window)
-    lengths = [draw_num_planning_steps(config, step, 4) for step in range(200)]
+    lengths = [draw_num_planning_steps(window, 0, step, 4) for step in range(200)]
     assert set(lengths) == {4, 8, 12, 16}
-    fixed = toy_config(window=WindowConfig(horizon=48, stride=3))
-    assert {draw_num_planning_steps(fixed, step, 4) for step in range(50)} == {16}
+    fixed = WindowConfig(horizon=48, stride=3)
+    assert {draw_num_planning_steps(fixed, 0, step, 4) for step in range(50)} == {16}
 
 
 def test_steps_processes_and_accumulations_see_other_windows(tmp_path: Path) -> None:

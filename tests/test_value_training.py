@@ -180,7 +180,7 @@ def test_the_network_sees_noise_and_conditions_as_when_planning(
         clean.append(windows)
         return windows, returns
 
-    monkeypatch.setattr(loss.value, "loss", record)
+    monkeypatch.setattr(loss.network, "loss", record)
     monkeypatch.setattr(loss.windows, "sample_valued", sampled)
     loss(0, 0, 0)
     layout = trainer.policy_config.layout
@@ -210,7 +210,7 @@ def test_lengths_are_mixed_as_those_of_the_planner(
         lengths.add(noisy.shape[1])
         return returns.mean()
 
-    monkeypatch.setattr(loss.value, "loss", record)
+    monkeypatch.setattr(loss.network, "loss", record)
     for step in range(40):
         loss(step, 0, 0)
     assert lengths == {8, 10, 12, 14, 16}

@@ -19,7 +19,7 @@ class CollectCommand:
 
     Mazes are recorded by D4RL's maze2d recipe: a scripted expert chases one random
     target after another without a reset. Block stacking is recorded in whole episodes,
-    each ending in a tower. Stop it at any time; the same command goes on where it was.
+    each ending in a tower. Stop it at any time; the same command resumes.
     """
 
     env_id: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ENV")]
@@ -82,7 +82,7 @@ def run(command: CollectCommand) -> int:
     try:
         folder = collect(settings)
     except KeyboardInterrupt:
-        print("Interrupted. The same command goes on from here.", file=sys.stderr)
+        print("Interrupted. The same command resumes from here.", file=sys.stderr)
         return EXIT_INTERRUPTED
     print(f"Recorded {_summary(recorded_facts(folder))}: {folder}")
     return 0

@@ -58,7 +58,8 @@ def run(settings: EvaluateSettings) -> int:
     from rich.console import Console
 
     from diffuser_policy.evaluation import evaluate
-    from diffuser_policy.evaluation.report import check_writable, table, write_json
+    from diffuser_policy.evaluation.report import table, to_json
+    from diffuser_policy.files import check_writable, write_json
 
     if settings.json is not None:
         check_writable(settings.json)
@@ -77,6 +78,6 @@ def run(settings: EvaluateSettings) -> int:
     results = dataclasses.replace(results, settings=named)
     Console().print(table(results))
     if settings.json is not None:
-        write_json(results, settings.json)
+        write_json(settings.json, to_json(results))
         print(f"Wrote {settings.json}")
     return 0

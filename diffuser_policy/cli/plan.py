@@ -54,7 +54,7 @@ class PlanSettings:
 
 
 def run(settings: PlanSettings) -> int:
-    """Plan, execute, draw, and say what came of it.
+    """Plan, execute, draw, and report the outcome.
 
     Returns:
         The exit status.
@@ -125,7 +125,7 @@ def _reset(env: Env, settings: PlanSettings) -> Any:
 
 
 def _outcome(record: EpisodeRecord) -> str:
-    """Return what came of the episode in a few words."""
+    """Return the outcome of the episode in a few words."""
     if record.success is None:
         return f"return {record.episode_return:.1f}"
     arrival = "did not arrive"

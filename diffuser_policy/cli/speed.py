@@ -56,10 +56,10 @@ def run(settings: SpeedSettings) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
-    from diffuser_policy.evaluation.report import check_writable
+    from diffuser_policy.files import check_writable, write_json
     from diffuser_policy.plotting.figures import save_figure
     from diffuser_policy.speed import measure_speed
-    from diffuser_policy.speed.report import figure, summary, tables, write_json
+    from diffuser_policy.speed.report import figure, summary, tables, to_json
 
     if settings.out is not None:
         require_extra("matplotlib", "plot")
@@ -88,6 +88,6 @@ def run(settings: SpeedSettings) -> int:
         save_figure(figure(measured, title=settings.planner), path)
         print(f"Wrote {path}")
     if settings.json is not None:
-        write_json(measured, settings.json)
+        write_json(settings.json, to_json(measured))
         print(f"Wrote {settings.json}")
     return 0

@@ -129,7 +129,7 @@ def parse(arguments: list[str]) -> TrainSettings:
         default = TrainSettings.of_preset(arguments[0])
     settings = _parse(arguments, default)
     if settings.preset is not None and settings.preset != default.preset:
-        # Named behind options: what they leave open is for that preset to say.
+        # The preset comes after options: it sets whatever they leave open.
         settings = _parse(arguments, TrainSettings.of_preset(settings.preset))
     return settings
 

@@ -1,4 +1,4 @@
-"""What the subcommands that train share: a run to its end, networks for a planner."""
+"""What the subcommands that train share: the run, and a trained planner to extend."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def train_companion(
     Args:
         settings: Of the command line.
         trainer_class: Takes config, planner, data and output folder.
-        result: Returns what to say of a trained network.
+        result: Returns the closing message for a trained network.
 
     Returns:
         The exit status.

@@ -86,7 +86,7 @@ class Denoiser(nn.Module):
         self._runner: Runner | None = accelerate(network, acceleration)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what is made anew from the network: copies own their weights."""
+        """Leave out the runner: a copy makes its own, for its own weights."""
         return {**self.__dict__, "_runner": None}
 
     def accelerated(self, acceleration: Acceleration) -> Denoiser:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from diffuser_policy.errors import StorageError
 from diffuser_policy.evaluation.records import Evaluation
 from diffuser_policy.evaluation.statistics import Interval
-from diffuser_policy.files import hidden_sibling, replaced_file, storage_error
 
 ROWS = {  # name in the summary: (label, digits, unit)
     "score": ("score", 1, ""),
@@ -59,38 +55,6 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
         "settings": dict(evaluation.settings),
         "versions": dict(evaluation.versions),
     }
-
-
-def write_json(evaluation: Evaluation, path: Path) -> None:
-    """Write `to_json`'s data to a file, atomically.
-
-    Raises:
-        StorageError: It could not be written; what was there before is intact.
-    """
-    text = json.dumps(to_json(evaluation), indent=1, allow_nan=False)
-    with replaced_file(path) as partial:
-        partial.write_text(text + "\n")
-
-
-def check_writable(path: Path) -> None:
-    """Find out now, instead of after the evaluation, whether a file can be written.
-
-    Leaves nothing behind: folders that are missing are not created yet.
-
-    Raises:
-        StorageError: It cannot.
-    """
-    if path.is_dir():
-        raise StorageError(f"{path} is a folder; name a file.")
-    try:
-        folder = path.parent
-        while not folder.exists() and folder != folder.parent:
-            folder = folder.parent
-        probe = hidden_sibling(folder / path.name, "probe")
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise storage_error(path, error) from error
 
 
 def table(evaluation: Evaluation) -> Table:

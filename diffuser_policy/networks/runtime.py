@@ -10,10 +10,11 @@ All give the numbers of the network itself, up to rounding:
 | cuda-graphs | the network's kernels, recorded once per shape and replayed |
 | auto | cuda-graphs on a GPU, fused elsewhere |
 
-What cannot be had says why in an `AccelerationWarning`, and "fused" runs instead:
-planning never stops for the lack of a compiler. Weights may change between calls, in
-place or by assignment. What is written through a parameter's `.data` goes unnoticed,
-as do replaced submodules and hooks: run networks that change so with "off".
+An acceleration that this machine lacks says why in an `AccelerationWarning`, and
+"fused" runs instead: planning never stops for the lack of a compiler. Weights may
+change between calls, in place or by assignment. What is written through a parameter's
+`.data` goes unnoticed, as do replaced submodules and hooks: run networks that change in
+these ways with "off".
 
 The fused form: `TemporalUNet` is written as the paper draws it, for training and for
 every device. For one denoising step i at a time, the same sums take about half the
@@ -257,7 +258,7 @@ MAX_RECORDINGS = 64  # each keeps its inputs, outputs and scratch memory
 
 
 class AccelerationWarning(UserWarning):
-    """An acceleration that cannot be had, why, and what runs instead."""
+    """An acceleration is not available: why, and what runs instead."""
 
 
 class Runner:
@@ -317,7 +318,7 @@ class FusedRunner(Runner):
 
 
 class FallibleRunner(Runner):
-    """Tries something faster; on the first failure warns, and runs "fused" for good."""
+    """Tries something faster; after the first failure it warns and runs "fused"."""
 
     name: Acceleration
 
@@ -336,7 +337,7 @@ class FallibleRunner(Runner):
                 self._failed = True
                 lines = str(error).strip().splitlines() or [type(error).__name__]
                 warnings.warn(
-                    f"acceleration={self.name!r} cannot be had: {lines[0]} "
+                    f"acceleration={self.name!r} is not available: {lines[0]} "
                     f"Running 'fused' instead.",
                     AccelerationWarning,
                     stacklevel=2,

@@ -2,8 +2,8 @@
 
     horizon of each row → conditions (+ guidance) → candidates → ranking → Plan
 
-The first planning step is pinned to the current observation, the last one to the goal;
-how many lie between them is for `diffuser_policy.planning.horizons` to say.
+The first planning step is pinned to the current observation, the last one to the goal.
+`diffuser_policy.planning.horizons` chooses how many steps lie between them.
 
 All rows that get a plan of the same length are sampled in one batch: a shorter plan
 padded to the length of another would be another plan. With a warm start, rows that have
@@ -11,7 +11,7 @@ a plan already start from what is left of it (Janner et al. 2022, §5.4), stretc
 the new horizon if there is a goal to arrive at, and are a batch of their own.
 
 With `steadiness`, what is left of a plan is a candidate itself, and the new ones have
-to be better by that much: plans that are made anew every few steps would otherwise
+to be better by that much: plans that are replaced every few steps would otherwise
 change their mind as often.
 """
 
@@ -64,8 +64,8 @@ class Planner:
             num_candidates: Trajectories per row.
             ranking: How one of them is chosen.
             guidance: What plans are steered by.
-            warm_start: Share of the schedule that what is left of a plan is noised to
-                when it is made anew; none: every plan starts from noise.
+            warm_start: Share of the schedule that what is left of a plan is noised to,
+                to start the next one; none: every plan starts from noise.
             warm_start_steps: Denoising steps from there.
             steadiness: How much better than what is left of a plan a new one has to
                 be, in the unit of the ranking; none: what is left is no candidate.
@@ -128,7 +128,9 @@ class Planner:
         """
         aims = goals if self.layout.goal_conditioned else None
         lengths = self.horizons.planning_steps(observations, aims, remaining)
-        warm = self._warm(lengths, previous)
+        warm = np.zeros(len(lengths), np.bool_)
+        if self.warm_start is not None and previous is not None:
+            warm = previous.lengths > 0
         parts = []
         for rows in _batches(lengths, warm, alike=keep_chain):
             length, is_warm = int(lengths[rows[0]]), warm[rows[0]]
@@ -140,7 +142,14 @@ class Planner:
                 num_planning_steps=length,
                 batch_size=len(rows),
             )
-            start = self._start(previous, rows, length, targets) if is_warm else None
+            going = None if previous is None else previous.rows(rows)
+            start = None
+            if is_warm and going is not None and self.warm_start is not None:
+                start = WarmStart(
+                    trajectories=self._left(going, length, targets),
+                    level=self.warm_start,
+                    num_steps=self.warm_start_steps,
+                )
             samples = self.sampler.sample(
                 inpainting,
                 [generators[row] for row in rows.tolist()],
@@ -150,7 +159,6 @@ class Planner:
                 step_noise=step_noise,
                 keep_chain=keep_chain,
             )
-            going = None if previous is None else previous.rows(rows)
             judged = self._judged(samples, going, targets, observations[rows])
             parts.append((rows, *judged))
         return self._collect(lengths, parts)
@@ -167,35 +175,31 @@ class Planner:
             given = given.pin(-1, "velocity", still)
         return given
 
-    def _warm(self, lengths: np.ndarray, previous: Following | None) -> np.ndarray:
-        """Return which rows `[rows]` start from what is left of their plan."""
-        if self.warm_start is None or previous is None:
-            return np.zeros(len(lengths), np.bool_)
-        return previous.lengths > 0
-
-    def _start(
+    def _left(
         self,
-        previous: Following | None,
-        rows: np.ndarray,
+        previous: Following,
         length: int,
         goals: np.ndarray | None,
-    ) -> WarmStart | None:
-        """Return what is left of some rows' plans, if they start from it.
+        start: np.ndarray | None = None,
+    ) -> Tensor:
+        """Return what is left of plans, `[rows, length, transition]`, normalized.
 
         Plans to a goal are stretched to end there. Others are shifted: there is no
         time to arrive at, and stretching would slow them down with every new plan.
+
+        Args:
+            previous: The plans.
+            length: Planning steps of the new plans.
+            goals: `[rows, goal]`, or none.
+            start: `[rows, observation]` where the rows are, instead of where the plans
+                say.
         """
-        if previous is None or self.warm_start is None:
-            return None
         aimed = goals is not None and self.layout.goal_conditioned
-        left = previous.rows(rows).rest(length, stretched=aimed)
-        return WarmStart(
-            trajectories=self.normalizer.normalize(
-                _tensor(left).to(self.normalizer.shift.device)
-            ),
-            level=self.warm_start,
-            num_steps=self.warm_start_steps,
-        )
+        left = previous.rest(length, stretched=aimed)
+        if start is not None:
+            left[:, 0, self.layout.observations] = start
+        rows = _tensor(left).to(self.normalizer.shift.device)
+        return self.normalizer.normalize(rows)
 
     def _judged(
         self,
@@ -209,35 +213,21 @@ class Planner:
         All are ranked together, because a ranking may compare them. Rows without a
         plan get a copy of their first candidate that is never chosen.
         """
-        if self.steadiness is None or previous is None:
-            return samples, self._values(samples.trajectories, goals)
-        length = samples.trajectories.shape[2]
-        left = self._left(previous, length, goals, observations)
-        none = previous.lengths == 0
-        rows = torch.as_tensor(none, device=left.device)
-        left[rows] = samples.trajectories[rows, :1]
-        samples = samples.with_candidates(left)
-        values = self._values(samples.trajectories, goals).copy()
-        values[:, -1] += self.steadiness
-        values[none, -1] = -np.inf
+        none = None
+        if self.steadiness is not None and previous is not None:
+            length, none = samples.trajectories.shape[2], previous.lengths == 0
+            left = self._left(previous, length, goals, observations)[:, None]
+            rows = torch.as_tensor(none, device=left.device)
+            left[rows] = samples.trajectories[rows, :1]
+            samples = samples.with_candidates(left)
+        count = samples.trajectories.shape[1]
+        candidates = self._view(goals, count)(samples.trajectories.flatten(0, 1), CLEAN)
+        values: np.ndarray = self.ranking(candidates, count).cpu().numpy()
+        if none is not None:
+            values = values.copy()
+            values[:, -1] += self.steadiness
+            values[none, -1] = -np.inf
         return samples, values
-
-    def _left(
-        self,
-        previous: Following,
-        length: int,
-        goals: np.ndarray | None,
-        observations: np.ndarray,
-    ) -> Tensor:
-        """Return what is left of plans, `[rows, 1, length, transition]`, normalized.
-
-        It begins where the rows really are.
-        """
-        aimed = goals is not None and self.layout.goal_conditioned
-        left = previous.rest(length, stretched=aimed)
-        left[:, 0, self.layout.observations] = observations
-        rows = _tensor(left).to(self.normalizer.shift.device)
-        return self.normalizer.normalize(rows)[:, None]
 
     def _view(
         self, goals: np.ndarray | None, num_candidates: int
@@ -272,19 +262,6 @@ class Planner:
         schedule = self.sampler.denoiser.schedule
         scales = self.normalizer.scale
         return lambda given: guidance.steering(schedule, given, view, scales=scales)
-
-    def _values(self, trajectories: Tensor, goals: np.ndarray | None) -> np.ndarray:
-        """Return what the ranking makes of candidates, `[rows, candidates]`.
-
-        Args:
-            trajectories: `[rows, candidates, length, transition]`, normalized.
-            goals: `[rows, goal]`, or none.
-        """
-        num_candidates = trajectories.shape[1]
-        view = self._view(goals, num_candidates)
-        trajectory = view(trajectories.flatten(0, 1), CLEAN)
-        values: np.ndarray = self.ranking(trajectory, num_candidates).cpu().numpy()
-        return values
 
     def _collect(
         self,

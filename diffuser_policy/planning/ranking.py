@@ -94,7 +94,7 @@ class TimeToGoalRanking(Ranking):
 
 
 class FeasibilityRanking(Ranking):
-    """Takes the candidate that can be executed best, as the featurizer has it."""
+    """Takes the candidate that, says the featurizer, can be executed best."""
 
     def __init__(self, featurizer: Any) -> None:
         """Store the featurizer.

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from diffuser_policy.errors import require_extra
-from diffuser_policy.files import replaced_file
 from diffuser_policy.plotting.drawing import CANDIDATE, PLAN
 from diffuser_policy.speed.cases import (
     GUIDE,
@@ -108,17 +105,6 @@ def to_json(measured: SpeedMeasurement) -> dict[str, Any]:
         "machine": measured.machine,
         "versions": measured.versions,
     }
-
-
-def write_json(measured: SpeedMeasurement, path: Path) -> None:
-    """Write `to_json`'s data to a file, atomically.
-
-    Raises:
-        StorageError: It could not be written; what was there before is intact.
-    """
-    text = json.dumps(to_json(measured), indent=1, allow_nan=False)
-    with replaced_file(path) as partial:
-        partial.write_text(text + "\n")
 
 
 def figure(measured: SpeedMeasurement, *, title: str = "") -> Figure:

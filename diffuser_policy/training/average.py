@@ -21,7 +21,7 @@ class WeightAverage(Generic[Network]):
     def __init__(
         self, average: Network, *, decay: float, interval: int, start: int
     ) -> None:
-        """Take the copy over.
+        """Store the copy.
 
         Args:
             average: Copy of the network, changed in place by `update`.

@@ -10,10 +10,11 @@ import copy
 import dataclasses
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffuser_policy.build import (
     PlannerNetworks,
@@ -25,63 +26,45 @@ from diffuser_policy.columns.labels import labelled
 from diffuser_policy.config import ClassifierConfig, ClassifierTrainConfig, PolicyConfig
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.windows import in_planning_columns, join_rows
-from diffuser_policy.diffusion.denoiser import Denoiser
 from diffuser_policy.errors import ConfigError, DatasetError, UnknownNameError
 from diffuser_policy.networks.classifiers import StateClassifier
 from diffuser_policy.training.companion import (
+    CompanionLoss,
     CompanionTrainer,
     check_spaces,
-    noised,
 )
-from diffuser_policy.training.loss import step_generator
 from diffuser_policy.training.processes import Processes
 from diffuser_policy.training.state import data_facts
 
 
-class ClassifierLoss(nn.Module):
+class ClassifierLoss(CompanionLoss):
     """Loss of a classifier on a fresh batch of noisy states."""
 
+    part = "classifier"
+
     def __init__(
-        self,
-        classifier: StateClassifier,
-        denoiser: Denoiser,
-        *,
-        rows: Tensor,
-        targets: Tensor,
-        config: ClassifierTrainConfig,
-        device: torch.device,
+        self, *parts: Any, rows: Tensor, targets: Tensor, **settings: Any
     ) -> None:
         """Hold the network and the data.
 
         Args:
-            classifier: Trained.
-            denoiser: Of the planner; its schedule says how noisy step i is.
+            parts: As for `CompanionLoss`.
             rows: `[rows, transition]`, normalized, on the CPU.
             targets: `[rows, labels]`, bool.
-            config: Batch size and seed.
-            device: Where the networks are.
+            settings: As for `CompanionLoss`.
         """
-        super().__init__()
-        self.classifier, self.config, self.device = classifier, config, device
-        # A tuple: no part of what is trained and saved.
-        self._data = (denoiser, rows, targets)
+        super().__init__(*parts, **settings)
+        self.rows, self.targets = rows, targets
 
-    def forward(self, step: int, process: int, accumulation: int) -> dict[str, Tensor]:
-        """Return the scalar loss, by the network's name.
-
-        Args:
-            step: Gradient step.
-            process: Rank of this process.
-            accumulation: Which of the batches that make up one gradient step.
-        """
-        denoiser, rows, targets = self._data
-        generator = step_generator(self.config.seed, step, 1 + process, accumulation)
+    def draw(
+        self,
+        step: int,  # noqa: ARG002 (states have no length to draw)
+        generator: torch.Generator,
+    ) -> tuple[Tensor, None, Tensor]:
+        """Return single rows, and which labels hold there."""
         size = (self.config.optimization.batch_size,)
-        drawn = torch.randint(len(rows), size, generator=generator)
-        noisy, i = noised(denoiser, rows[drawn][:, None], generator)
-        wanted = targets[drawn][:, None].float()
-        arguments = (part.to(self.device) for part in (noisy, i, wanted))
-        return {"classifier": self.classifier.loss(*arguments)}
+        drawn = torch.randint(len(self.rows), size, generator=generator)
+        return self.rows[drawn][:, None], None, self.targets[drawn][:, None].float()
 
 
 class ClassifierTrainer(CompanionTrainer[StateClassifier]):
@@ -177,7 +160,7 @@ def _chosen(
     """Return the labels that are asked for, all of them if none are named.
 
     Raises:
-        UnknownNameError: A label that there is not.
+        UnknownNameError: No label of that name.
         ConfigError: Some labels, or another order, for a classifier of pairs.
     """
     wanted = classifier.classes

@@ -20,14 +20,83 @@ from diffuser_policy.checkpoint import write_planner
 from diffuser_policy.columns.features import Featurizer
 from diffuser_policy.config import CompanionTrainConfig, PolicyConfig
 from diffuser_policy.data.flat import FlatDataset
+from diffuser_policy.diffusion.conditions import Inpainting
 from diffuser_policy.diffusion.denoiser import Denoiser
 from diffuser_policy.errors import SpaceMismatchError
 from diffuser_policy.settings import to_json
 from diffuser_policy.training.derive import space_spec
+from diffuser_policy.training.loss import step_generator
 from diffuser_policy.training.processes import Processes
 from diffuser_policy.training.trainer import TrainingRun
 
 Network = TypeVar("Network", bound=nn.Module)
+
+
+class CompanionLoss(nn.Module):
+    """Loss of a companion on a fresh batch of noisy trajectories.
+
+    Subclasses implement `draw`.
+
+    Attributes:
+        part: The network's name among `PlannerNetworks`.
+    """
+
+    part: ClassVar[str]
+
+    def __init__(
+        self,
+        network: nn.Module,
+        denoiser: Denoiser,
+        *,
+        config: CompanionTrainConfig,
+        device: torch.device,
+    ) -> None:
+        """Hold the network.
+
+        Args:
+            network: `loss(noisy, i, targets)` returns a scalar.
+            denoiser: Of the planner; its schedule says how noisy step i is.
+            config: Batch size and seed.
+            device: Where the networks are.
+        """
+        super().__init__()
+        self.network, self.config, self.device = network, config, device
+        self._process = (denoiser,)  # a tuple: it is neither trained nor saved
+
+    def draw(
+        self, step: int, generator: Generator
+    ) -> tuple[Tensor, Inpainting | None, Tensor]:
+        """Return what one batch learns from.
+
+        Args:
+            step: Gradient step.
+            generator: Source of randomness, advanced by the call.
+
+        Returns:
+            Clean trajectories `[batch, planning steps, transition]`, normalized, the
+            conditions that are written back into noisy ones, if any, and the targets.
+        """
+        raise NotImplementedError
+
+    def forward(self, step: int, process: int, accumulation: int) -> dict[str, Tensor]:
+        """Return the scalar loss, by the network's name.
+
+        Args:
+            step: Gradient step.
+            process: Rank of this process.
+            accumulation: Which of the batches that make up one gradient step.
+        """
+        [denoiser] = self._process
+        generator = step_generator(self.config.seed, step, 1 + process, accumulation)
+        clean, given, targets = self.draw(step, generator)
+        num_steps = denoiser.schedule.num_denoising_steps
+        i = torch.randint(num_steps, (len(clean),), generator=generator)
+        noise = torch.randn(clean.shape, generator=generator)
+        noisy = denoiser.add_noise(clean, noise, i)
+        if given is not None:
+            noisy = given.apply(noisy)
+        arguments = (part.to(self.device) for part in (noisy, i, targets))
+        return {self.part: self.network.loss(*arguments)}  # type: ignore[operator]
 
 
 class CompanionTrainer(TrainingRun[Network]):
@@ -100,25 +169,6 @@ class CompanionTrainer(TrainingRun[Network]):
             self.planner_networks,
             provenance={self.part: trained},
         )
-
-
-def noised(
-    denoiser: Denoiser, clean: Tensor, generator: Generator
-) -> tuple[Tensor, Tensor]:
-    """Return trajectories noised to random denoising steps, and the steps.
-
-    Args:
-        denoiser: Its schedule says how noisy step i is.
-        clean: `[batch, planning steps, transition]`, normalized.
-        generator: Source of steps and noise.
-
-    Returns:
-        `[batch, planning steps, transition]` and `[batch]`.
-    """
-    num_steps = denoiser.schedule.num_denoising_steps
-    i = torch.randint(num_steps, (len(clean),), generator=generator)
-    noise = torch.randn(clean.shape, generator=generator)
-    return denoiser.add_noise(clean, noise, i), i
 
 
 def check_spaces(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffuser_policy.config import TrainConfig
+from diffuser_policy.config import TrainConfig, WindowConfig
 from diffuser_policy.data.windows import WindowDataset
 from diffuser_policy.diffusion.denoiser import Denoiser
 from diffuser_policy.networks.time_to_goal import TimeToGoal
@@ -30,20 +30,23 @@ def step_generator(seed: int, step: int, *stream: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(words[0]))
 
 
-def draw_num_planning_steps(config: TrainConfig, step: int, multiple: int) -> int:
+def draw_num_planning_steps(
+    window: WindowConfig, seed: int, step: int, multiple: int
+) -> int:
     """Return the window length of one training step, the same on every process.
 
     Args:
-        config: Says between which lengths to draw.
+        window: Says between which lengths to draw.
+        seed: The run's seed.
         step: Gradient step.
         multiple: Planning steps come in multiples of this number.
     """
-    longest = config.window.num_planning_steps
-    shortest = -(-config.window.min_planning_steps // multiple) * multiple
+    longest = window.num_planning_steps
+    shortest = -(-window.min_planning_steps // multiple) * multiple
     if shortest >= longest:
         return longest
     choices = (longest - shortest) // multiple + 1
-    generator = step_generator(config.seed, step)
+    generator = step_generator(seed, step)
     drawn = int(torch.randint(choices, (1,), generator=generator))
     return shortest + drawn * multiple
 
@@ -111,7 +114,9 @@ class PlannerLoss(nn.Module):
             accumulation: Which of the batches that make up one gradient step.
         """
         config = self.config
-        length = draw_num_planning_steps(config, step, self.denoiser.horizon_multiple)
+        length = draw_num_planning_steps(
+            config.window, config.seed, step, self.denoiser.horizon_multiple
+        )
         generator = step_generator(config.seed, step, 1 + process, accumulation)
         batch_size = config.optimization.batch_size
         clean = self.windows.sample(batch_size, length, generator).to(self.device)

@@ -36,7 +36,7 @@ from diffuser_policy.data.windows import (
     in_planning_columns,
 )
 from diffuser_policy.errors import ConfigError
-from diffuser_policy.files import replaced_file, storage_error
+from diffuser_policy.files import replaced_file, storage_error, write_json
 from diffuser_policy.settings import differences, to_json
 from diffuser_policy.training.average import WeightAverage
 from diffuser_policy.training.derive import initial_networks, policy_config
@@ -165,8 +165,7 @@ class TrainingRun(Generic[Networks]):
             return
         settings = self.output / "training" / "settings.json"
         if not settings.exists():
-            with replaced_file(settings) as partial:
-                partial.write_text(json.dumps(self.settings, indent=1))
+            write_json(settings, self.settings)
         save_state(
             self.output / "training",
             self.step,

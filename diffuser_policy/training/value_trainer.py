@@ -11,10 +11,11 @@ import copy
 import dataclasses
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffuser_policy.build import (
     PlannerNetworks,
@@ -24,75 +25,56 @@ from diffuser_policy.build import (
 )
 from diffuser_policy.config import (
     PolicyConfig,
-    TrainConfig,
     ValueTrainConfig,
     WindowConfig,
 )
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.windows import in_planning_columns
-from diffuser_policy.diffusion.denoiser import Denoiser
+from diffuser_policy.diffusion.conditions import Inpainting
 from diffuser_policy.errors import DatasetError
 from diffuser_policy.networks.value import ValueNetwork
 from diffuser_policy.training.companion import (
+    CompanionLoss,
     CompanionTrainer,
     check_spaces,
-    noised,
 )
-from diffuser_policy.training.loss import draw_num_planning_steps, step_generator
+from diffuser_policy.training.loss import draw_num_planning_steps
 from diffuser_policy.training.processes import Processes
 from diffuser_policy.training.state import data_facts
 from diffuser_policy.training.trainer import window_settings
 from diffuser_policy.training.value_data import ValuedWindows, returns_to_go
 
 
-class ValueLoss(nn.Module):
+class ValueLoss(CompanionLoss):
     """Loss of a value network on a fresh batch of noisy windows."""
 
+    part = "value"
+
     def __init__(
-        self,
-        value: ValueNetwork,
-        denoiser: Denoiser,
-        *,
-        windows: ValuedWindows,
-        window: WindowConfig,
-        config: ValueTrainConfig,
-        device: torch.device,
+        self, *parts: Any, windows: ValuedWindows, window: WindowConfig, **settings: Any
     ) -> None:
         """Hold the network and the data.
 
         Args:
-            value: Trained.
-            denoiser: Of the planner; its schedule says how noisy step i is.
+            parts: As for `CompanionLoss`.
             windows: Data, on the CPU.
             window: Between which lengths the planner plans.
-            config: Batch size and seed.
-            device: Where the networks are.
+            settings: As for `CompanionLoss`.
         """
-        super().__init__()
-        self.value, self.windows = value, windows
-        self.config, self.device = config, device
-        self._lengths = TrainConfig(
-            dataset=config.dataset, window=window, seed=config.seed
-        )
-        self._process = (denoiser,)  # a tuple: no part of what is trained and saved
+        super().__init__(*parts, **settings)
+        self.windows, self.window = windows, window
 
-    def forward(self, step: int, process: int, accumulation: int) -> dict[str, Tensor]:
-        """Return the scalar loss, by the network's name.
-
-        Args:
-            step: Gradient step.
-            process: Rank of this process.
-            accumulation: Which of the batches that make up one gradient step.
-        """
+    def draw(
+        self, step: int, generator: torch.Generator
+    ) -> tuple[Tensor, Inpainting, Tensor]:
+        """Return windows, their conditions, and the return-to-go of their first row."""
         [denoiser] = self._process
-        length = draw_num_planning_steps(self._lengths, step, denoiser.horizon_multiple)
-        generator = step_generator(self.config.seed, step, 1 + process, accumulation)
+        length = draw_num_planning_steps(
+            self.window, self.config.seed, step, denoiser.horizon_multiple
+        )
         batch_size = self.config.optimization.batch_size
         clean, returns = self.windows.sample_valued(batch_size, length, generator)
-        noisy, i = noised(denoiser, clean, generator)
-        noisy = self.windows.conditions(clean).apply(noisy)
-        arguments = (part.to(self.device) for part in (noisy, i, returns))
-        return {"value": self.value.loss(*arguments)}
+        return clean, self.windows.conditions(clean), returns
 
 
 class ValueTrainer(CompanionTrainer[ValueNetwork]):
