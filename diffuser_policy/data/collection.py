@@ -31,14 +31,14 @@ from diffuser_policy.data.demonstrators import (
 )
 from diffuser_policy.data.episodes import Episode
 from diffuser_policy.data.generators import (
-    EpisodePlan,
+    EpisodeProtocol,
     choose_generator,
     generator_options,
     generators_of,
     verify_sample,
 )
 from diffuser_policy.data.minari import check_spaces, new_folder, write_minari
-from diffuser_policy.data.recipe import Recipe, RunPlan, check_goal_env
+from diffuser_policy.data.recipe import Recipe, RunProtocol, check_goal_env
 from diffuser_policy.data.shards import ShardFolder
 from diffuser_policy.data.workers import map_unordered, num_cores
 from diffuser_policy.envs import Env, make_env
@@ -112,7 +112,7 @@ class CollectSettings:
                 )
 
 
-Plan = RunPlan | EpisodePlan
+CollectionProtocol = RunProtocol | EpisodeProtocol
 
 
 def default_dataset_id(env_id: str) -> str:
@@ -147,20 +147,24 @@ def collect(settings: CollectSettings, *, progress: bool = True) -> Path:
     require_extra("minari", "data")  # before an hour's work, not after it
     env = make_env(settings.env_id)
     try:
-        plan = _plan(settings, env)
-        dataset_id = settings.dataset_id or _own_dataset_id(plan)
+        protocol = _protocol(settings, env)
+        dataset_id = settings.dataset_id or _own_dataset_id(protocol)
         folder = new_folder(dataset_id, overwrite=settings.overwrite)
-        shards = ShardFolder.beside(folder, dataclasses.asdict(plan))
+        shards = ShardFolder.beside(folder, dataclasses.asdict(protocol))
         shards.open(discard=settings.overwrite)
-        _record_missing(plan, shards, settings.num_workers, progress=progress)
+        _record_missing(protocol, shards, settings.num_workers, progress=progress)
         write_minari(
             dataset_id,
-            (each for i in range(plan.num_shards) for each in shards.load(i).episodes),
+            (
+                each
+                for i in range(protocol.num_shards)
+                for each in shards.load(i).episodes
+            ),
             env=env,
             collection={
-                **dataclasses.asdict(plan),
-                **_outcome(plan, shards, env),
-                "policy": plan.demonstrator,
+                **dataclasses.asdict(protocol),
+                **_outcome(protocol, shards, env),
+                "policy": protocol.demonstrator,
                 "observation_columns": _observation_columns(env),
             },
             overwrite=settings.overwrite,
@@ -254,18 +258,18 @@ def record_episode(
     )
 
 
-def _plan(settings: CollectSettings, env: Env) -> Plan:
+def _protocol(settings: CollectSettings, env: Env) -> CollectionProtocol:
     """Fill in what the settings leave open, and check the rest."""
     demonstrator = settings.demonstrator or default_demonstrator(env)
     if settings.generator is not None or generators_of(demonstrator):
-        plan = _episode_plan(settings, demonstrator)
-        plan.make(env)  # refuses what it cannot use, before the work begins
-        return plan
-    return _run_plan(settings, demonstrator, env)
+        protocol = _episode_protocol(settings, demonstrator)
+        protocol.make(env)  # refuses what it cannot use, before the work begins
+        return protocol
+    return _run_protocol(settings, demonstrator, env)
 
 
-def _episode_plan(settings: CollectSettings, demonstrator: str) -> EpisodePlan:
-    """Plan whole episodes."""
+def _episode_protocol(settings: CollectSettings, demonstrator: str) -> EpisodeProtocol:
+    """Return the protocol of whole episodes."""
     generator = choose_generator(demonstrator, settings.generator)
     unused = [name for name in RUN_SETTINGS if getattr(settings, name) is not None]
     unused += ["action_noise"] * (settings.action_noise != 0.0)
@@ -274,7 +278,7 @@ def _episode_plan(settings: CollectSettings, demonstrator: str) -> EpisodePlan:
             f"The demonstrator {demonstrator!r} makes whole episodes; "
             f"{', '.join(unused)} belong to runs. Say num_episodes (--num-episodes)."
         )
-    return EpisodePlan(
+    return EpisodeProtocol(
         env_id=settings.env_id,
         num_episodes=settings.num_episodes or DEFAULT_EPISODES,
         demonstrator=demonstrator,
@@ -287,8 +291,10 @@ def _episode_plan(settings: CollectSettings, demonstrator: str) -> EpisodePlan:
     )
 
 
-def _run_plan(settings: CollectSettings, demonstrator: str, env: Env) -> RunPlan:
-    """Plan runs of many goals."""
+def _run_protocol(
+    settings: CollectSettings, demonstrator: str, env: Env
+) -> RunProtocol:
+    """Return the protocol of runs of many goals."""
     check_goal_env(env)
     if settings.num_episodes is not None:
         raise ConfigError(
@@ -297,7 +303,7 @@ def _run_plan(settings: CollectSettings, demonstrator: str, env: Env) -> RunPlan
         )
     limit = env.spec.max_episode_steps if env.spec else None
     num_steps = settings.num_steps or DEFAULT_STEPS
-    return RunPlan(
+    return RunProtocol(
         env_id=settings.env_id,
         num_steps=num_steps,
         run_length=min(settings.run_length or DEFAULT_RUN_LENGTH, num_steps),
@@ -314,54 +320,60 @@ def _run_plan(settings: CollectSettings, demonstrator: str, env: Env) -> RunPlan
     )
 
 
-def _own_dataset_id(plan: Plan) -> str:
+def _own_dataset_id(protocol: CollectionProtocol) -> str:
     """Return the id that the generator names, or the environment's."""
     named = None
-    if isinstance(plan, EpisodePlan):
-        factory = generators_of(plan.demonstrator)[plan.generator]
+    if isinstance(protocol, EpisodeProtocol):
+        factory = generators_of(protocol.demonstrator)[protocol.generator]
         named = getattr(factory, "dataset_id", None)
-    return str(named or default_dataset_id(plan.env_id))
+    return str(named or default_dataset_id(protocol.env_id))
 
 
-def _outcome(plan: Plan, shards: ShardFolder, env: Env) -> dict[str, Any]:
+def _outcome(
+    protocol: CollectionProtocol, shards: ShardFolder, env: Env
+) -> dict[str, Any]:
     """Return what is known of episodes once they are recorded."""
-    if not isinstance(plan, EpisodePlan):
+    if not isinstance(protocol, EpisodeProtocol):
         return {}
-    facts = [shards.facts(index) for index in range(plan.num_shards)]
+    facts = [shards.facts(index) for index in range(protocol.num_shards)]
     seeds = [seed for shard_seeds, _ in facts for seed in shard_seeds]
     return {
         "failures": sum(failures for _, failures in facts),
-        "verified": verify_sample(plan.make(env), seeds),
+        "verified": verify_sample(protocol.make(env), seeds),
     }
 
 
 def _record_missing(
-    plan: Plan, shards: ShardFolder, num_workers: int | None, *, progress: bool
+    protocol: CollectionProtocol,
+    shards: ShardFolder,
+    num_workers: int | None,
+    *,
+    progress: bool,
 ) -> None:
     """Record the shards that are not there yet, showing all of them as one bar."""
-    missing = [i for i in range(plan.num_shards) if not shards.has(i)]
-    finished = plan.total - sum(map(plan.size, missing))
+    missing = [i for i in range(protocol.num_shards) if not shards.has(i)]
+    finished = protocol.total - sum(map(protocol.size, missing))
     results = map_unordered(
-        partial(_record_shard, plan, shards),
+        partial(_record_shard, protocol, shards),
         missing,
         num_workers=num_workers or num_cores(),
     )
     bar = tqdm(
-        desc=f"Collecting {plan.env_id}",
-        total=plan.total,
+        desc=f"Collecting {protocol.env_id}",
+        total=protocol.total,
         initial=finished,
-        unit=plan.unit,
+        unit=protocol.unit,
         unit_scale=True,
         disable=None if progress else True,
     )
     with closing(results), bar:
         for index in results:
-            bar.update(plan.size(index))
+            bar.update(protocol.size(index))
 
 
-def _record_shard(plan: Plan, shards: ShardFolder, index: int) -> int:
+def _record_shard(protocol: CollectionProtocol, shards: ShardFolder, index: int) -> int:
     """Record one shard in a worker and save it; return its index."""
-    shards.save(index, plan.record(index, _worker_env(plan.env_id)))
+    shards.save(index, protocol.record(index, _worker_env(protocol.env_id)))
     return index
 
 

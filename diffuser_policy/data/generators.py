@@ -77,7 +77,7 @@ def generators_of(demonstrator: str) -> Mapping[str, type[EpisodeGenerator]]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EpisodePlan:
+class EpisodeProtocol:
     """Everything that the episodes of a dataset depend on.
 
     Attributes:
@@ -130,7 +130,7 @@ class EpisodePlan:
             ) from error
 
     def record(self, index: int, env: Env) -> Shard:
-        """Record one shard; it depends on nothing but the plan and its index.
+        """Record one shard; it depends on nothing but the protocol and its index.
 
         Raises:
             DatasetError: An episode failed again and again.

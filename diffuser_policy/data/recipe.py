@@ -47,7 +47,7 @@ class Recipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunPlan:
+class RunProtocol:
     """Everything that the runs of a dataset depend on."""
 
     env_id: str
@@ -79,7 +79,7 @@ class RunPlan:
         return min(self.run_length, self.num_steps - index * self.run_length)
 
     def record(self, index: int, env: Env) -> Shard:
-        """Record one run; it depends on nothing but the plan and its index."""
+        """Record one run; it depends on nothing but the protocol and its index."""
         seed = np.random.SeedSequence(self.seed, spawn_key=(index,))
         run = record_run(env, self.recipe, length=self.size(index), seed=seed)
         return Shard([run])
