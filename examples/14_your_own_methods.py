@@ -4,11 +4,12 @@
     python examples/14_your_own_methods.py --num-data-steps 200000 \
         --num-gradient-steps 20000 --num-env-steps 50000 --episodes 100
 
-A method is a function that is given a `Training` and returns a policy: any object with
-Stable-Baselines3's `predict`, or an algorithm of d3rlpy. Its keyword-only arguments are
-its settings. The benchmark finds it as `file.py:function` (or as `module:function`, or
-by a name in the entry-point group `diffuser_policy.methods` of an installed package),
-runs it in a process of its own, and evaluates it on the episodes of everybody else:
+A method is a function of a `MethodContext` (the problem, its data, a folder for
+checkpoints) that returns a policy: any object with Stable-Baselines3's `predict`, or an
+algorithm of d3rlpy. Its keyword-only arguments are its settings. The benchmark finds it
+as `file.py:function` (or as `module:function`, or by a name in the entry-point group
+`diffuser_policy.methods` of an installed package), runs it in its own process, and
+evaluates it on the same episodes as all other methods:
 
     diffuser-policy benchmark run tiny \
         --methods examples/14_your_own_methods.py:straight diffuser
@@ -29,7 +30,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-from diffuser_policy.benchmark import Training, register_method
+from diffuser_policy.benchmark import MethodContext, register_method
 
 ENV_ID = "diffuser_envs/Multi2D-UMaze-v1"
 DATASET = "examples/umaze-v0"
@@ -76,35 +77,35 @@ class Straight:
 
 
 @register_method("straight", needs_dataset=False)
-def straight(training: Training, *, damping: float = 0.5) -> Straight:  # noqa: ARG001
+def straight(context: MethodContext, *, damping: float = 0.5) -> Straight:  # noqa: ARG001
     """Nothing to train."""
     return Straight(damping)
 
 
 @register_method("online", needs_dataset=False)
-def online(training: Training, *, num_env_steps: int = 50_000) -> Any:
+def online(context: MethodContext, *, num_env_steps: int = 50_000) -> Any:
     """An agent that practises in the environment; its settings are up to you."""
     from stable_baselines3 import SAC
 
     agent = SAC(
         "MultiInputPolicy",
-        training.make_env(),
+        context.make_env(),
         policy_kwargs={"net_arch": [64, 64]},
         train_freq=4,
-        seed=training.seed,
+        seed=context.seed,
         device="cpu",
     )
-    training.facts |= {"num_env_steps": num_env_steps}
+    context.facts |= {"num_env_steps": num_env_steps}
     return agent.learn(num_env_steps)
 
 
 @register_method("imitation", modules={"d3rlpy": "baselines"})
-def imitation(training: Training, *, width: int = 64) -> Any:
+def imitation(context: MethodContext, *, width: int = 64) -> Any:
     """An algorithm of d3rlpy that sees the observation, then the goal."""
     import d3rlpy
 
-    fields, starts = training.dataset.fields, training.dataset.run_starts
-    ends = np.zeros(training.dataset.num_rows, np.float32)
+    fields, starts = context.dataset.fields, context.dataset.run_starts
+    ends = np.zeros(context.dataset.num_rows, np.float32)
     ends[starts[1:] - 1] = 1  # a run ends, but nothing terminates
     data = d3rlpy.dataset.MDPDataset(
         observations=np.hstack([fields["observation"], fields["desired_goal"]]),
@@ -117,7 +118,7 @@ def imitation(training: Training, *, width: int = 64) -> Any:
         encoder_factory=d3rlpy.models.VectorEncoderFactory([width, width]),
         observation_scaler=d3rlpy.preprocessing.StandardObservationScaler(),
     ).create()
-    num_steps = training.num_steps or 10_000
+    num_steps = context.num_steps or 10_000
     algorithm.fit(
         data,
         n_steps=num_steps,
@@ -125,7 +126,7 @@ def imitation(training: Training, *, width: int = 64) -> Any:
         logger_adapter=d3rlpy.logging.NoopAdapterFactory(),
         show_progress=False,
     )
-    training.facts |= {"num_steps": num_steps}
+    context.facts |= {"num_steps": num_steps}
     return algorithm
 
 

@@ -49,7 +49,7 @@ from diffuser_policy.baselines.planning_models import (
     train_action_planner,
 )
 from diffuser_policy.baselines.shooting import Model
-from diffuser_policy.benchmark import Training
+from diffuser_policy.benchmark import MethodContext
 from diffuser_policy.benchmark.cells import Cell, CellFolder
 from diffuser_policy.benchmark.problem import Problem
 from diffuser_policy.data.flat import FlatDataset
@@ -78,15 +78,15 @@ Simulate = Callable[[np.ndarray, np.ndarray], np.ndarray]  # states, actions →
 Errors = dict[str, dict[str, dict[int, list[float]]]]  # actions → model → env steps
 
 
-def training(folder: Path, method: str, num_steps: int) -> Training:
-    """Return the workplace of a method's training, as the benchmark has it."""
+def training(folder: Path, method: str, num_steps: int) -> MethodContext:
+    """Return the context of a method, as the benchmark makes it."""
     cell = Cell(problem=PROBLEM, method=method, num_steps=num_steps)
     files = CellFolder(folder, cell.id)
     files.prepare(cell)
-    return Training(cell, files, {})
+    return MethodContext(cell, files, {})
 
 
-def learned_models(work: Training) -> dict[str, Simulate]:
+def learned_models(work: MethodContext) -> dict[str, Simulate]:
     """Train one-step dynamics; return the first member, and the mean of all."""
     ensemble = learn_dynamics(work, num_members=5, width=128)
 
@@ -132,7 +132,7 @@ def stand_still(states: np.ndarray, actions: np.ndarray) -> np.ndarray:
 
 
 def starts(flat: FlatDataset, number: int, rng: np.random.Generator) -> np.ndarray:
-    """Return rows of the data after which the same run goes on for long enough."""
+    """Return rows of the data after which the same run continues for long enough."""
     ends = np.repeat(flat.run_starts[1:], flat.run_lengths)
     usable = np.flatnonzero(np.arange(flat.num_rows) + NUM_STEPS < ends)
     return rng.choice(usable, number, replace=False)

@@ -9,10 +9,10 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from diffuser_policy.benchmark.cells import Cell, CellFolder, EvaluationPlan
+from diffuser_policy.benchmark.cells import Cell, CellFolder, EvaluationProtocol
+from diffuser_policy.benchmark.context import MethodContext
 from diffuser_policy.benchmark.methods import find_method
 from diffuser_policy.benchmark.problem import Goals, Problem
-from diffuser_policy.benchmark.training import Training
 from tests.point_env import RADIUS, Observation, PointEnv
 
 GOAL_POINT = "test/GoalPoint-v0"
@@ -70,18 +70,18 @@ def training_of(
     goals: Goals = "hindsight",
     num_steps: int | None = 200,
     settings: Mapping[str, Any] | None = None,
-) -> Training:
-    """Return the workplace of a method that has this environment to learn."""
+) -> MethodContext:
+    """Return the context of a method that learns in this environment."""
     cell = Cell(
         problem=Problem(env=env, dataset="test/point-v0", goals=goals),
         method=method,
         settings=dict(settings or {}),
         num_steps=num_steps,
-        evaluation=EvaluationPlan(
+        evaluation=EvaluationProtocol(
             seeds=(0,), episodes=5, num_envs=5, curve_episodes=5, curve_points=2
         ),
     )
-    return Training(
+    return MethodContext(
         cell,
         CellFolder(folder, cell.id),
         find_method(method).settings(cell.settings),

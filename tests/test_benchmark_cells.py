@@ -13,17 +13,17 @@ import pytest
 from diffuser_policy.benchmark import Problem
 from diffuser_policy.benchmark.cell_process import main, run_cell
 from diffuser_policy.benchmark.cells import (
-    BUSY,
     CURVE_SEED,
     Cell,
     CellFolder,
-    EvaluationPlan,
+    EvaluationProtocol,
 )
+from diffuser_policy.benchmark.lifeline import BUSY
 from diffuser_policy.benchmark.results import load_results, read_result
 from diffuser_policy.benchmark.suites import SUITES, load_suite
 from diffuser_policy.errors import CheckpointError, ConfigError
 
-PLAN = EvaluationPlan(
+PLAN = EvaluationProtocol(
     seeds=(5, 50), episodes=3, num_envs=2, curve_episodes=2, curve_points=4
 )
 METHODS = '''
@@ -153,7 +153,7 @@ def test_what_goes_wrong_is_written_down(
     assert main([str(tmp_path), cell.id]) == 1
     error = files.read("error")
     assert message in error["message"]
-    assert files.result() is None
+    assert files.read("result") is None
 
 
 def test_a_failure_is_forgotten_when_it_is_repaired(
@@ -173,7 +173,7 @@ def test_a_cell_that_another_process_holds_is_left_alone(
     files = prepared(tmp_path, cell)
     with files.lock():
         assert main([str(tmp_path), cell.id]) == BUSY
-    assert files.read("versions") is files.result() is files.read("error") is None
+    assert all(files.read(name) is None for name in ("versions", "result", "error"))
     assert main([str(tmp_path), cell.id]) == 0
 
 
@@ -240,7 +240,7 @@ def test_a_cell_survives_json() -> None:
         {"seed": 1},
         {"settings": {"width": 8}},
         {"num_steps": 11},
-        {"evaluation": EvaluationPlan(seeds=(5, 50), episodes=4)},
+        {"evaluation": EvaluationProtocol(seeds=(5, 50), episodes=4)},
         {"problem": Problem(env="test/Line-new-v0", dataset="test/line-v0")},
     ],
 )
@@ -260,7 +260,7 @@ def test_whatever_changes_results_changes_the_digest(change: dict[str, Any]) -> 
 )
 def test_evaluation_seeds_do_not_overlap(seeds: tuple[int, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        EvaluationPlan(seeds=seeds, episodes=3)
+        EvaluationProtocol(seeds=seeds, episodes=3)
 
 
 def test_no_suite_is_evaluated_on_episodes_of_the_curves() -> None:
@@ -303,6 +303,20 @@ def test_a_setting_that_is_new_is_no_difference_unless_it_is_set(
         files.prepare(pulling, {"push": 0.1, "pull": 0.0})
     with pytest.raises(ConfigError, match=r"push: 0\.1 → None"):
         files.prepare(make_cell("right", settings={"push": 0.1}), {"pull": 0.0})
+
+
+def test_a_setting_that_a_method_lost_is_no_difference_at_its_old_default(
+    tmp_path: Path,
+) -> None:
+    cell = make_cell("right", settings={"push": 0.1})
+    files = CellFolder(tmp_path, cell.id)
+    files.prepare(cell, {"push": 0.1, "clip_values": False})
+    files.write("curve", [])
+    files.prepare(cell, {"push": 0.1})
+    files.prepare(cell, {"push": 0.1})  # which has rewritten cell.json
+    files.write("cell", {**files.read("cell"), "all_settings": {"clip_values": True}})
+    with pytest.raises(ConfigError, match=r"clip_values: True → None"):
+        files.prepare(cell, {"push": 0.1})
 
 
 def test_damaged_results_say_so(tmp_path: Path) -> None:

@@ -14,14 +14,7 @@ import pytest
 from rich.console import Console
 
 from diffuser_policy.benchmark.cells import CellFolder
-from diffuser_policy.benchmark.progress import (
-    Counts,
-    LineDisplay,
-    LiveDisplay,
-    Watched,
-    live_table,
-    make_display,
-)
+from diffuser_policy.benchmark.progress import Display, Watched, live_table
 from diffuser_policy.benchmark.suites import SUITES
 from diffuser_policy.cli import main
 from diffuser_policy.data.collection import collect_episodes
@@ -110,8 +103,8 @@ def test_a_suite_is_described(tmp_path: Path, capsys: Capture) -> None:
         (["--budget", "0"], "num_steps must be positive, got 0"),
         (["--episodes", "0"], "episodes must be positive, got 0"),
         (["--episodes", "101"], "share episodes"),
-        (["--executor-option", "x"], "--executor-option takes KEY=VALUE"),
-        (["--executor-option", "mem_gb=4"], "takes no options, got 'mem_gb'"),
+        (["--engine-option", "x"], "--engine-option takes KEY=VALUE"),
+        (["--engine-option", "mem_gb=4"], "takes no options, got 'mem_gb'"),
         (["--workers", "0"], "--workers must be at least 1, got 0"),
     ],
 )
@@ -182,30 +175,31 @@ def test_the_table_shows_what_a_cell_told(tmp_path: Path) -> None:
 
     def shown() -> str:
         console = Console(file=io.StringIO(), width=100, record=True)
-        console.print(live_table(watched, Counts(total=9, before=2, failed=1)))
+        console.print(live_table(watched, "2 of 9 cells finished"))
         return " ".join(console.export_text().split())
 
     assert shown().startswith("maze--bc--seed-0 starting 1:02:05")
     told = {"stage": "train", "done": 1200, "total": 50_000, "time": 0.0}
     folder.write("progress", {**told, "figures": {"loss": 0.25, "score": 12.34567}})
     expected = "maze--bc--seed-0 train 1,200/50,000 score 12.35 loss 0.25 1:02:05"
-    assert shown() == f"{expected} 2 of 9 cells finished, 1 failed"
+    assert shown() == f"{expected} 2 of 9 cells finished"
     (folder.path / "progress.json").write_text(json.dumps(told)[:10])
     assert "starting" in shown()
 
 
 def test_a_terminal_gets_a_table_and_a_log_gets_lines(tmp_path: Path) -> None:
-    terminal = Console(file=io.StringIO(), force_terminal=True, width=90)
-    assert isinstance(make_display(terminal), LiveDisplay)
-    log = Console(file=(text := io.StringIO()), width=30)
     watched = {"a--b--seed-0": Watched(CellFolder(tmp_path, "a--b--seed-0"))}
-    with make_display(log) as display:
-        assert isinstance(display, LineDisplay)
+    terminal = Console(file=(drawn := io.StringIO()), force_terminal=True, width=90)
+    with Display(terminal) as display:
+        display.update(watched, "0 of 1 cells finished")
+    assert "0 of 1 cells finished" in drawn.getvalue()
+    log = Console(file=(text := io.StringIO()), width=30)
+    with Display(log) as display:
         display.say("something that is longer than a line of [30] columns")
-        display.update(watched, Counts())
+        display.update(watched, "0 of 1 cells finished")
         watched["a--b--seed-0"].since -= 61
-        display.update(watched, Counts())
-        display.update(watched, Counts())
+        display.update(watched, "0 of 1 cells finished")
+        display.update(watched, "0 of 1 cells finished")
     assert text.getvalue().splitlines() == [
         "something that is longer than a line of [30] columns",
         "a--b--seed-0: starting, 1:01",

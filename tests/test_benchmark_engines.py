@@ -16,20 +16,21 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from diffuser_policy.benchmark.cells import BUSY, CellFolder
+from diffuser_policy.benchmark.cells import CellFolder
 from diffuser_policy.benchmark.engines import (
+    ENGINES,
     Ended,
     Engine,
     EngineError,
     Job,
-    make_engine,
+    ProcessEngine,
+    _Resumable,
+    check_engine,
+    run_job,
+    shipped,
 )
-from diffuser_policy.benchmark.engines.base import run_job, shipped
-from diffuser_policy.benchmark.engines.process_engine import ProcessEngine
-from diffuser_policy.benchmark.engines.submitit_engine import _Resumable
-from diffuser_policy.benchmark.lifeline import start_child, stop_children
-from diffuser_policy.benchmark.preflight import all_settings
-from diffuser_policy.benchmark.progress import LineDisplay
+from diffuser_policy.benchmark.lifeline import BUSY, start_child, stop_children
+from diffuser_policy.benchmark.progress import Display
 from diffuser_policy.benchmark.runner import Outcome, Runner
 from diffuser_policy.benchmark.suites import load_suite
 from diffuser_policy.errors import ConfigError, MissingExtraError, UnknownNameError
@@ -87,6 +88,14 @@ STUBBORN = """
 """
 
 
+def make_engine(
+    name: str, *, workers: int, options: dict[str, Any], folder: Path
+) -> Engine:
+    """Return an engine as the command line makes it."""
+    check_engine(name, workers=workers, options=options)
+    return ENGINES[name](workers, options, folder)
+
+
 def job(tmp_path: Path, name: str, code: str, *arguments: str) -> Job:
     return Job(
         cell=name,
@@ -116,7 +125,7 @@ def engine(
     monkeypatch.setenv("DIFFUSER_POLICY_MARK", "passed on")
     options = {}
     if request.param != "process":
-        pytest.importorskip(request.param, reason="needs the executor's library")
+        pytest.importorskip(request.param, reason="needs the engine's library")
     if request.param == "submitit":
         options = {"cluster": "local"}
     if request.param == "ray":
@@ -219,14 +228,14 @@ def test_bad_settings(
     told: str,
 ) -> None:
     if name in ("submitit", "ray"):
-        pytest.importorskip(name, reason="needs the executor's library")
+        pytest.importorskip(name, reason="needs the engine's library")
     with pytest.raises(error, match=told):
         make_engine(name, workers=workers, options=options, folder=tmp_path)
 
 
 @pytest.mark.usefixtures("socket_enabled")
 def test_no_ray_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("ray", reason="needs the executor's library")
+    pytest.importorskip("ray", reason="needs the engine's library")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(EngineError, match=r"No Ray cluster at 'auto'.*ray start"):
         make_engine("ray", workers=1, options={"address": "auto"}, folder=tmp_path)
@@ -244,7 +253,7 @@ def test_a_missing_library(
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A Slurm cluster of one place, as far as submitit sees; returns its folder."""
-    pytest.importorskip("submitit", reason="needs the executor's library")
+    pytest.importorskip("submitit", reason="needs the engine's library")
     folder = tmp_path / "slurm"
     folder.mkdir()
     commands = {"sbatch": SBATCH, "srun": SRUN, "sacct": SACCT, "scancel": SCANCEL}
@@ -303,7 +312,7 @@ class Late(ProcessEngine):
 def run_on(engine: Engine, tmp_path: Path) -> Outcome:
     """Run a suite of two cells."""
     cells = load_suite(str(write_suite(tmp_path, "straight", "slow"))).cells()
-    with LineDisplay(Console(quiet=True)) as display, engine:
+    with Display(Console(quiet=True)) as display, engine:
         return Runner(tmp_path / "out", engine, display).run(cells, {})
 
 
@@ -335,7 +344,7 @@ def test_jobs_of_slurm_are_cancelled(slurm: Path, tmp_path: Path) -> None:
 
 
 def test_a_job_whose_time_is_up_goes_on_with_the_same_arguments() -> None:
-    pytest.importorskip("submitit", reason="needs the executor's library")
+    pytest.importorskip("submitit", reason="needs the engine's library")
     left = _Resumable().checkpoint(log="log.txt", arguments=["-c", "1"])
     assert isinstance(left.function, _Resumable)
     assert left.kwargs == {"log": "log.txt", "arguments": ["-c", "1"]}
@@ -346,7 +355,7 @@ def test_the_same_results_on_every_engine(tmp_path: Path, engine: Engine) -> Non
     suite = load_suite(str(write_suite(tmp_path, "straight", "slow")))
     for output in (tmp_path / "by-hand", tmp_path / "out"):
         for cell in suite.cells():
-            CellFolder(output, cell.id).prepare(cell, all_settings(cell))
+            CellFolder(output, cell.id).prepare(cell)
     for cell in suite.cells():
         subprocess.run(
             [
@@ -355,7 +364,7 @@ def test_the_same_results_on_every_engine(tmp_path: Path, engine: Engine) -> Non
             ],
             check=True,
         )
-    with LineDisplay(Console(quiet=True)) as display:
+    with Display(Console(quiet=True)) as display:
         outcome = Runner(tmp_path / "out", engine, display).run(suite.cells(), {})
     assert not outcome.failures
     assert len(results(tmp_path / "out")) == 2

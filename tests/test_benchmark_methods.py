@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from diffuser_policy.benchmark import Problem, Training, register_method
+from diffuser_policy.benchmark import MethodContext, Problem, register_method
 from diffuser_policy.benchmark.methods import (
     METHODS,
     check_reachable,
@@ -42,7 +42,7 @@ multi2d-umaze = { expectile = 0.9 }
 
 def test_a_registered_function_is_found_with_its_settings() -> None:
     @register_method("test-slow", label="Slow", goals=("none",), needs_dataset=False)
-    def slow(training: Training, *, speed: float = 1.0) -> object:
+    def slow(training: MethodContext, *, speed: float = 1.0) -> object:
         """Go slowly."""
 
     method = find_method("test-slow")
@@ -60,7 +60,7 @@ def test_a_registered_function_is_found_with_its_settings() -> None:
 
 def test_a_missing_module_is_told_before_anything_runs() -> None:
     @register_method("test-absent", modules={"no_such_module": "baselines"})
-    def absent(training: Training) -> object: ...
+    def absent(training: MethodContext) -> object: ...
 
     with pytest.raises(MissingExtraError, match=r"diffuser-policy\[baselines\]"):
         find_method("test-absent").check(PROBLEM, {})
@@ -197,7 +197,7 @@ def test_two_problems_of_one_name_are_refused() -> None:
 
 def test_a_method_that_cells_would_not_find_is_refused() -> None:
     @register_method("test-mine", needs_dataset=False)
-    def mine(training: Training) -> Any:
+    def mine(training: MethodContext) -> Any:
         return training
 
     with pytest.raises(ConfigError, match=r"'test_benchmark_methods\.py:mine'"):

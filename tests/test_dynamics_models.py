@@ -117,7 +117,7 @@ def test_imagined_states_stay_within_twice_the_range_of_the_data(
 def test_each_member_imagines_by_itself() -> None:
     """One step at a time, by the networks' own output, is the same."""
     torch.manual_seed(0)
-    ensemble = DynamicsEnsemble(2, 1, num_members=2, width=8)
+    ensemble = DynamicsEnsemble(2, 1, DynamicsConfig(num_members=2, width=8))
     rng = np.random.default_rng(0)
     rows = (
         rng.normal(size=(100, 2)),

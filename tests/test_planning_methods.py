@@ -14,9 +14,9 @@ from diffuser_policy.baselines.planning_methods import RandomPolicy
 from diffuser_policy.baselines.planning_models import simulator_of
 from diffuser_policy.baselines.shooting import ShootingPolicy
 from diffuser_policy.benchmark.cells import Cell, CellFolder
+from diffuser_policy.benchmark.context import MethodContext
 from diffuser_policy.benchmark.methods import find_method
 from diffuser_policy.benchmark.problem import Problem
-from diffuser_policy.benchmark.training import Training
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.envs import make_env
 from diffuser_policy.errors import ConfigError
@@ -55,13 +55,13 @@ def pushed_around(env: Any, num_steps: int = 300) -> FlatDataset:
 
 
 @pytest.fixture
-def training(tmp_path: Path) -> Training:
+def training(tmp_path: Path) -> MethodContext:
     cell = Cell(
         problem=Problem(env=ENV, dataset="test/pushes-v0"), method="none", num_steps=2
     )
     folder = CellFolder(tmp_path, cell.id)
     folder.path.mkdir(parents=True)
-    made = Training(cell, folder, {})
+    made = MethodContext(cell, folder, {})
     env = made.make_env()
     made.__dict__["dataset"] = pushed_around(env)
     env.close()
@@ -69,7 +69,7 @@ def training(tmp_path: Path) -> Training:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_method_plans_in_a_maze(training: Training, name: str) -> None:
+def test_every_method_plans_in_a_maze(training: MethodContext, name: str) -> None:
     if name.startswith("mppi"):
         pytest.importorskip("pytorch_mppi", reason="needs the extra 'baselines'")
     method = find_method(
@@ -96,7 +96,7 @@ def test_every_method_plans_in_a_maze(training: Training, name: str) -> None:
 
 
 def test_a_learned_model_is_not_trained_twice(
-    training: Training, monkeypatch: pytest.MonkeyPatch
+    training: MethodContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = planning_methods.cem_learned(training)
     monkeypatch.setattr(DynamicsEnsemble, "loss", None)  # nobody may descend it
@@ -107,7 +107,7 @@ def test_a_learned_model_is_not_trained_twice(
     )
 
 
-def test_a_horizon_beyond_the_diffusers_is_refused(training: Training) -> None:
+def test_a_horizon_beyond_the_diffusers_is_refused(training: MethodContext) -> None:
     with pytest.raises(ConfigError, match="up to 63 actions"):
         planning_methods.mppi_diffuser(training, horizon=70)
 
@@ -142,5 +142,5 @@ def _function(name: str) -> str:
     return name.replace("-", "_")
 
 
-def _short(training: Training) -> Any:
+def _short(training: MethodContext) -> Any:
     return make_env(training.problem.env, max_episode_steps=25)

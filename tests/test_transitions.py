@@ -8,8 +8,7 @@ import pytest
 
 from diffuser_policy.baselines.codec import Codec
 from diffuser_policy.baselines.transitions import Hindsight, SingleTask
-from diffuser_policy.benchmark.problem import Goals, Problem
-from diffuser_policy.benchmark.task import check_task, task_rewards
+from diffuser_policy.benchmark.problem import Goals, Problem, check_task, task_rewards
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.errors import ConfigError, DatasetError
 from tests.baseline_helpers import RADIUS, LineEnv, line_data

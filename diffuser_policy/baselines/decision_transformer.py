@@ -3,10 +3,10 @@ r"""Decision Transformer (Chen et al. 2021) through d3rlpy: actions that earn a 
     (return to go, input, action) of the last `context` steps → next action
 
 Every stretch of data as long as an episode counts as one: its return to go at step j is
-what it pays from step j to its end. While it acts, the return to go starts at what the
-best stretches of the data paid, and falls by what is earned. `predict` is told no
-rewards, so they are computed from the goals in the observation; environments without
-goals are refused.
+what it pays from step j to its end. While the policy acts, the return to go starts at
+what the best stretches of the data paid, and falls by what it earns. `predict` is told
+no rewards, so the policy computes them from the goals in the observation; environments
+without goals are refused.
 
 | setting | here | paper |
 |---|---|---|
@@ -25,13 +25,16 @@ import torch
 from diffuser_policy.baselines.codec import Codec
 from diffuser_policy.baselines.d3rlpy_methods import MODULES, NUM_STEPS
 from diffuser_policy.baselines.d3rlpy_training import take_steps
-from diffuser_policy.baselines.transitions import SingleTask
-from diffuser_policy.benchmark.checked import flat_observation
+from diffuser_policy.baselines.transitions import SingleTask, check_goals
+from diffuser_policy.baselines.weights import num_parameters
+from diffuser_policy.benchmark.context import MethodContext, flat_observation
 from diffuser_policy.benchmark.methods import register_method
-from diffuser_policy.benchmark.training import Training
-from diffuser_policy.envs import Env
 from diffuser_policy.errors import ConfigError, require_extra
 
+TOLD_NO_REWARDS = (
+    "A Decision Transformer has to know what it has earned so far, but predict is told "
+    "no rewards"
+)
 Memory = tuple[np.ndarray, ...]  # inputs, actions, returns to go, steps, return left
 
 
@@ -106,7 +109,7 @@ class Stretches:
         to_go = (self.paid[starts + lengths][:, None] - self.paid[rows]) / self.scale
         data, flat_rows = self.data, rows.ravel()
         here = data.observation[flat_rows]
-        inputs = task_inputs(data.codec, here, data.goal)
+        inputs = data.inputs(here, data.goals(len(here)))
         actions = data.codec.encode(data.action[flat_rows], here)
         rewards = data.reward[rows] / self.scale
 
@@ -238,7 +241,7 @@ class TransformerPolicy:
     "dt", label="DT", goals=("none",), modules=MODULES, num_steps=NUM_STEPS
 )
 def decision_transformer(
-    training: Training,
+    method: MethodContext,
     *,
     width: int = 64,
     num_layers: int = 2,
@@ -250,7 +253,7 @@ def decision_transformer(
     """Model the data as sequences, and ask for those that pay.
 
     Args:
-        training: The workplace; a checkpoint in its folder is gone on from.
+        method: Its context; training resumes from the checkpoint in its folder.
         width: Of the transformer.
         num_layers: Of the transformer.
         context: Steps that it sees.
@@ -261,22 +264,28 @@ def decision_transformer(
     Raises:
         ConfigError: The environment has no fixed goal, or the data pay nothing.
     """
+    d3rlpy = require_extra("d3rlpy", "baselines")
     torch.set_num_threads(1)
-    env = training.make_env()
-    check_reward(env)
-    data = SingleTask(training.dataset, env)
+    env = method.make_env()
+    check_goals(env, TOLD_NO_REWARDS)
+    data = SingleTask(method.dataset, env)
     limit = env.spec.max_episode_steps if env.spec else None
     stretches = Stretches(data, limit or int(data.flat.run_lengths.max()))
     target = stretches.target(best_share)
-    torch.manual_seed(training.seed)
-    algorithm = make_algorithm(
-        width=width,
+    torch.manual_seed(method.seed)
+    algorithm = d3rlpy.algos.DecisionTransformerConfig(
         num_layers=num_layers,
+        encoder_factory=d3rlpy.models.VectorEncoderFactory(
+            [width], exclude_last_activation=True
+        ),
+        optim_factory=d3rlpy.optimizers.AdamWFactory(
+            weight_decay=1e-4, clip_grad_norm=0.25
+        ),
         context_size=context,
         max_timestep=stretches.num_steps + 1,
         batch_size=batch_size,
         learning_rate=learning_rate,
-    )
+    ).create()
     algorithm.create_impl((data.num_inputs,), data.num_actions)
     policy = TransformerPolicy(
         algorithm,
@@ -287,59 +296,11 @@ def decision_transformer(
     )
     env.close()
     step = take_steps(
-        training, policy, lambda rng: stretches.batch(rng, batch_size, context)
+        method, policy, lambda rng: stretches.batch(rng, batch_size, context)
     )
-    weights = algorithm.impl.modules.transformer.parameters()
-    training.facts |= {
+    method.facts |= {
         "num_steps": step,
-        "num_parameters": sum(part.numel() for part in weights),
+        "num_parameters": num_parameters(algorithm.impl.modules.transformer),
         "target_return": target,
     }
     return policy
-
-
-def make_algorithm(*, width: int, num_layers: int, **config: Any) -> Any:
-    """Return d3rlpy's algorithm, not built yet.
-
-    Args:
-        width: Of the transformer.
-        num_layers: Of the transformer.
-        **config: The rest of d3rlpy's configuration.
-    """
-    d3rlpy = require_extra("d3rlpy", "baselines")
-    return d3rlpy.algos.DecisionTransformerConfig(
-        num_layers=num_layers,
-        encoder_factory=d3rlpy.models.VectorEncoderFactory(
-            [width], exclude_last_activation=True
-        ),
-        optim_factory=d3rlpy.optimizers.AdamWFactory(
-            weight_decay=1e-4, clip_grad_norm=0.25
-        ),
-        **config,
-    ).create()
-
-
-def check_reward(env: Env) -> None:
-    """Raise unless a policy can tell from its observations what it has earned.
-
-    Raises:
-        ConfigError: There are no goals, or no reward of them.
-    """
-    space: Any = env.observation_space
-    has_goals = "desired_goal" in getattr(space, "spaces", {})
-    if not has_goals or not hasattr(env.unwrapped, "compute_reward"):
-        raise ConfigError(
-            f"A Decision Transformer has to know what it has earned so far. predict is "
-            f"told no rewards, and {type(env.unwrapped).__name__} has no goals with "
-            f"compute_reward to compute them from. Leave dt out of this problem."
-        )
-
-
-def task_inputs(
-    codec: Codec, observations: np.ndarray, goal: np.ndarray | None
-) -> np.ndarray:
-    """Return scaled inputs `[n, inputs]` of observations under one goal `[1, goal]`."""
-    if goal is None:
-        return codec.inputs(observations)
-    goals = np.repeat(goal, len(observations), axis=0)
-    return codec.inputs(np.concatenate([observations, goals], axis=1))

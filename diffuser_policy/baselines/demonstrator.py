@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from diffuser_policy.benchmark.context import MethodContext
 from diffuser_policy.benchmark.methods import register_method
-from diffuser_policy.benchmark.training import Training
 from diffuser_policy.data.demonstrators import (
     Policy,
     default_demonstrator,
@@ -14,12 +14,12 @@ from diffuser_policy.data.demonstrators import (
 
 
 @register_method("demonstrator", label="Demonstrator", needs_dataset=False)
-def demonstrator(training: Training) -> Any:
+def demonstrator(context: MethodContext) -> Any:
     """Act as the environment's demonstrator, with the variety that the data have."""
-    env = training.make_env()
+    env = context.make_env()
     try:
         factory = find_demonstrator(default_demonstrator(env))
-        return AsRecorded(factory.from_env(env, seed=training.seed))
+        return AsRecorded(factory.from_env(env, seed=context.seed))
     finally:
         env.close()
 

@@ -6,17 +6,17 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from diffuser_policy.benchmark.context import MethodContext
 from diffuser_policy.benchmark.methods import register_method
 from diffuser_policy.benchmark.problem import Problem
-from diffuser_policy.benchmark.training import Training
 from diffuser_policy.errors import ConfigError
 
-PLANNER = "planner"  # subfolder of a training's folder
+PLANNER = "planner"  # subfolder of the method's folder
 SAVE_INTERVAL = 500
 
 
 def _refuse_planner(problem: Problem, settings: Mapping[str, Any]) -> None:
-    """Refuse settings that name no planner, two, or one of other data."""
+    """Refuse settings that name no planner or two, or a planner of other data."""
     planner, preset = settings["planner"], settings["preset"]
     if (planner is None) == (preset is None):
         raise ConfigError(
@@ -45,54 +45,47 @@ def _refuse_planner(problem: Problem, settings: Mapping[str, Any]) -> None:
     "diffuser", label="Diffuser", needs_dataset=False, refuses=_refuse_planner
 )
 def diffuser(
-    training: Training, *, planner: str | None = None, preset: str | None = None
+    context: MethodContext, *, planner: str | None = None, preset: str | None = None
 ) -> Any:
     """Load a trained planner, or train one with the settings of a preset.
 
     Args:
-        training: The workplace.
+        context: Of the method.
         planner: Name of a shipped planner, folder, or hub id.
         preset: Settings of the training, as `diffuser-policy train` knows them, but for
             the dataset and the seed, and for the gradient steps if there is a budget.
     """
     import torch
 
+    from diffuser_policy.baselines.weights import num_parameters
     from diffuser_policy.policy import DiffuserPolicy
 
     torch.set_num_threads(1)
-    source = planner or _train(training, str(preset))
-    policy = DiffuserPolicy.from_pretrained(source, seed=training.seed)
-    parameters = sum(p.numel() for p in policy.networks.parameters())
-    training.facts |= {
+    source = planner or _train(context, str(preset))
+    policy = DiffuserPolicy.from_pretrained(source, seed=context.seed)
+    context.facts |= {
         "num_steps": policy.config.provenance.get("steps"),
-        "num_parameters": parameters,
+        "num_parameters": num_parameters(policy.networks),
         "loaded": planner is not None,
     }
     return policy
 
 
-def _train(training: Training, preset_name: str) -> str:
+def _train(context: MethodContext, preset_name: str) -> str:
     """Train until the preset's or the budget's last step; return the folder."""
+    from diffuser_policy.baselines.planning_models import train
     from diffuser_policy.training.presets import preset
     from diffuser_policy.training.trainer import Trainer
 
     config = preset(preset_name)
-    optimization = config.optimization
-    if training.num_steps is not None:
-        optimization = dataclasses.replace(optimization, num_steps=training.num_steps)
+    num_steps = context.num_steps or config.optimization.num_steps
     config = dataclasses.replace(
         config,
-        dataset=training.problem.dataset,
-        seed=training.seed,
-        optimization=optimization,
+        dataset=context.problem.dataset,
+        seed=context.seed,
+        optimization=dataclasses.replace(config.optimization, num_steps=num_steps),
     )
-    folder = training.folder / PLANNER
-    trainer = Trainer(config, training.dataset, folder)
-    trainer.run(
-        save_interval=min(SAVE_INTERVAL, optimization.num_steps),
-        progress=False,
-        on_metrics=lambda step, losses: training.progress(
-            step, optimization.num_steps, figures=losses
-        ),
-    )
+    folder = context.folder / PLANNER
+    trainer = Trainer(config, context.dataset, folder)
+    train(context, trainer, num_steps, SAVE_INTERVAL)
     return str(folder)

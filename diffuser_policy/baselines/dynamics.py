@@ -14,16 +14,17 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
-from safetensors.torch import save
+from safetensors.torch import save_model
 from torch import Tensor, nn
 
 from diffuser_policy.build import seeded
 from diffuser_policy.config import OptimizationConfig
 from diffuser_policy.data.flat import FlatDataset
-from diffuser_policy.errors import ConfigError, DatasetError, SpaceMismatchError
+from diffuser_policy.errors import DatasetError, SpaceMismatchError
 from diffuser_policy.files import replaced_file
 from diffuser_policy.settings import positive
 from diffuser_policy.training.loss import step_generator
@@ -75,23 +76,19 @@ class DynamicsEnsemble(nn.Module):
         self,
         state_size: int,
         action_size: int,
-        *,
-        num_members: int = 5,
-        width: int = 128,
-        num_layers: int = 2,
+        config: DynamicsConfig,
     ) -> None:
         """Draw first weights.
 
         Args:
             state_size: Columns of the state.
             action_size: Columns of the action.
-            num_members: Networks.
-            width: Units of each hidden layer.
-            num_layers: Hidden layers.
+            config: Says how many networks, and how large.
         """
         super().__init__()
         self.state_size, self.action_size = state_size, action_size
-        sizes = [state_size + action_size, *[width] * num_layers, state_size]
+        hidden, num_members = [config.width] * config.num_layers, config.num_members
+        sizes = [state_size + action_size, *hidden, state_size]
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         for fan_in, fan_out in pairwise(sizes):
             bound = fan_in**-0.5
@@ -195,7 +192,13 @@ class DynamicsEnsemble(nn.Module):
 
 
 class DynamicsLoss(nn.Module):
-    """Loss of an ensemble on fresh batches, one for each member."""
+    """Loss of an ensemble on fresh batches, one for each member.
+
+    Args:
+        ensemble: Is trained.
+        transitions: What `transitions` returns.
+        config: Batch size and seed.
+    """
 
     def __init__(
         self,
@@ -203,13 +206,6 @@ class DynamicsLoss(nn.Module):
         transitions: tuple[np.ndarray, np.ndarray, np.ndarray],
         config: DynamicsConfig,
     ) -> None:
-        """Hold the network and the data.
-
-        Args:
-            ensemble: Trained.
-            transitions: What `transitions` returns.
-            config: Batch size and seed.
-        """
         super().__init__()
         self.ensemble, self.transitions, self.config = ensemble, transitions, config
 
@@ -246,16 +242,9 @@ class DynamicsRun(TrainingRun[DynamicsEnsemble]):
             ConfigError: The folder holds a run with other settings or other data.
             DatasetError: The data hold no two successive states.
         """
-        processes = Processes.single("cpu")
         rows = transitions(flat)
         with seeded(config.seed):
-            ensemble = DynamicsEnsemble(
-                flat.observation_size,
-                flat.action_size,
-                num_members=config.num_members,
-                width=config.width,
-                num_layers=config.num_layers,
-            )
+            ensemble = DynamicsEnsemble(flat.observation_size, flat.action_size, config)
         ensemble.fit_moments(*rows)
         super().__init__(
             ensemble,
@@ -268,25 +257,18 @@ class DynamicsRun(TrainingRun[DynamicsEnsemble]):
             ),
             settings={**asdict(config), "data": data_facts(flat)},
             output=output,
-            processes=processes,
+            processes=Processes.single("cpu"),
         )
 
     @property
     def ensemble(self) -> DynamicsEnsemble:
         """The averaged networks, with which to plan."""
-        average = self.average.average
-        if not isinstance(average, DynamicsEnsemble):
-            raise ConfigError("The averaged copy is not an ensemble.")
-        return average
+        return cast("DynamicsEnsemble", self.average.average)
 
     def write_planner(self) -> None:
         """Write the averaged weights into the output folder."""
-        tensors = {
-            name: tensor.detach().cpu().contiguous()
-            for name, tensor in self.ensemble.state_dict().items()
-        }
         with replaced_file(self.output / WEIGHTS_FILE) as partial:
-            partial.write_bytes(save(tensors))
+            save_model(self.ensemble, str(partial))
 
 
 def transitions(flat: FlatDataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-r"""What planning by trial maximizes, and what it reads of an environment.
+r"""The objectives that planning by trial maximizes.
 
 | objective | a trajectory is worth, per step |
 |---|---|
@@ -10,8 +10,8 @@ Sparse rewards are zero for nearly every sequence of random actions.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -19,64 +19,51 @@ from diffuser_policy.envs import Env
 from diffuser_policy.errors import ConfigError, UnknownNameError
 from diffuser_policy.spaces import GOAL_KEYS, SpaceSpec, find_goal_columns
 
-ObjectiveName = Literal["reward", "dense"]
-NUM_RESETS = 8  # observations in which the goal's columns are looked for
+# States `[…, steps, state]` and a goal `[goal]`, both in environment units, to the mean
+# reward a step `[…]`.
+Objective = Callable[[np.ndarray, np.ndarray], np.ndarray]
+NUM_RESETS = 8  # observations in which to look for the goal's columns
 
 
-@dataclass(frozen=True)
-class GoalReward:
-    """The environment's own reward of states.
+def goal_reward(env: Any, columns: Sequence[int]) -> Objective:
+    """Return the environment's own reward of states as an objective.
 
-    Attributes:
+    Args:
         env: Offers `compute_reward(achieved, desired, info)` for arrays.
         columns: Of the state, that hold the achieved goal.
     """
 
-    env: Any
-    columns: tuple[int, ...]
-
-    def __call__(self, states: np.ndarray, goal: np.ndarray) -> np.ndarray:
-        """Return the mean reward a step `[…]`.
-
-        Args:
-            states: `[…, steps, state]`, environment units.
-            goal: `[goal]`, environment units.
-        """
-        achieved = states[..., list(self.columns)]
+    def mean_reward(states: np.ndarray, goal: np.ndarray) -> np.ndarray:
+        achieved = states[..., list(columns)]
         desired = np.broadcast_to(goal, achieved.shape)
-        rewards = np.asarray(self.env.compute_reward(achieved, desired, {}))
+        rewards = np.asarray(env.compute_reward(achieved, desired, {}))
         mean: np.ndarray = rewards.mean(axis=-1)
         return mean
 
+    return mean_reward
 
-@dataclass(frozen=True)
-class GoalNearness:
-    """Nearness to the goal, which is above zero everywhere.
 
-    Attributes:
+def goal_nearness(columns: Sequence[int]) -> Objective:
+    """Return nearness to the goal as an objective: it is above zero everywhere.
+
+    Args:
         columns: Of the state, that hold the achieved goal.
     """
 
-    columns: tuple[int, ...]
-
-    def __call__(self, states: np.ndarray, goal: np.ndarray) -> np.ndarray:
-        """Return the mean nearness a step `[…]`.
-
-        Args:
-            states: `[…, steps, state]`, environment units.
-            goal: `[goal]`, environment units.
-        """
-        offset = states[..., list(self.columns)] - goal
+    def mean_nearness(states: np.ndarray, goal: np.ndarray) -> np.ndarray:
+        offset = states[..., list(columns)] - goal
         distance = np.sqrt(np.square(offset).sum(axis=-1))
         mean: np.ndarray = np.exp(-distance).mean(axis=-1)
         return mean
 
+    return mean_nearness
 
-def make_objective(name: str, env: Env, spaces: SpaceSpec) -> GoalReward | GoalNearness:
+
+def make_objective(name: str, env: Env, spaces: SpaceSpec) -> Objective:
     """Return an objective by name.
 
     Args:
-        name: An `ObjectiveName`.
+        name: "reward" or "dense".
         env: The environment; its `compute_reward` is used.
         spaces: What `env_spaces` returns.
 
@@ -85,15 +72,15 @@ def make_objective(name: str, env: Env, spaces: SpaceSpec) -> GoalReward | GoalN
         ConfigError: The environment has no `compute_reward`.
     """
     if name == "dense":
-        return GoalNearness(spaces.goal_columns)
+        return goal_nearness(spaces.goal_columns)
     if name != "reward":
-        raise UnknownNameError("objective", name, get_args(ObjectiveName))
+        raise UnknownNameError("objective", name, ("reward", "dense"))
     if not hasattr(env.unwrapped, "compute_reward"):
         raise ConfigError(
             f"{type(env.unwrapped).__name__} has no compute_reward, so the reward of "
             f'imagined states is not known. Use the objective "dense".'
         )
-    return GoalReward(env.unwrapped, spaces.goal_columns)
+    return goal_reward(env.unwrapped, spaces.goal_columns)
 
 
 def env_spaces(env: Env) -> SpaceSpec:

@@ -1,11 +1,10 @@
-"""SAC with hindsight goals, by Stable-Baselines3: what practising in an env gives.
+"""SAC with hindsight goals, by Stable-Baselines3: the online reference of benchmarks.
 
-The online reference of benchmarks: it reads no data and steps the environment instead,
-with one gradient step an env step (Haarnoja et al. 2018; Andrychowicz et al. 2017).
-Stable-Baselines3 unpickles what it saved, so checkpoints are made here: networks and
-optimizers and the replay buffer in safetensors, always between episodes.
-Episode i draws from generators of `(seed, i)`, so a training that was killed goes on to
-the same result.
+It reads no data and practises in the environment instead, with one gradient step an env
+step (Haarnoja et al. 2018; Andrychowicz et al. 2017). Stable-Baselines3 unpickles its
+checkpoints, so they are made here, always between episodes: networks, optimizers and
+the replay buffer in safetensors. Episode i draws from generators of `(seed, i)`, so a
+training that was killed resumes to the same result.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from diffuser_policy.baselines.weights import load_parts, save_parts
+from diffuser_policy.baselines.transitions import check_goals
+from diffuser_policy.baselines.weights import load_parts, num_parameters, save_parts
+from diffuser_policy.benchmark.context import MethodContext
 from diffuser_policy.benchmark.methods import register_method
-from diffuser_policy.benchmark.training import Training
 from diffuser_policy.envs import Env
-from diffuser_policy.errors import CheckpointError, ConfigError
+from diffuser_policy.errors import CheckpointError
 from diffuser_policy.files import replaced_folder
-from diffuser_policy.spaces import GOAL_KEYS
 from diffuser_policy.training.state import Parts
 
 BUFFER_ROWS = 1_000_000
@@ -65,30 +64,6 @@ class SeededEpisodes(gymnasium.Wrapper[Any, Any, Any, Any]):
         return self.env.reset(seed=number, options=options)
 
 
-class MeanActions:
-    """An agent of Stable-Baselines3 without its exploration noise.
-
-    Args:
-        agent: With `predict`.
-    """
-
-    def __init__(self, agent: Any) -> None:
-        self.agent = agent
-
-    def predict(
-        self,
-        observation: Any,
-        state: Any = None,
-        episode_start: Any = None,
-        deterministic: bool = True,  # noqa: ARG002 (it always is)
-    ) -> tuple[np.ndarray, Any]:
-        """Return the means of the action distributions, and the state as given."""
-        action, state = self.agent.predict(
-            observation, state, episode_start, deterministic=True
-        )
-        return np.asarray(action), state
-
-
 @register_method(
     "sac-her",
     label="SAC+HER",
@@ -97,7 +72,7 @@ class MeanActions:
     num_steps=50_000,
 )
 def sac_her(
-    training: Training,
+    context: MethodContext,
     *,
     width: int = 256,
     batch_size: int = 256,
@@ -105,11 +80,11 @@ def sac_her(
     discount: float = 0.99,
     goals_per_row: int = 4,
     warm_up: int = 1000,
-) -> MeanActions:
+) -> Any:
     """Practise until the budget of env steps is used up, rounded up to an episode.
 
     Args:
-        training: The workplace; its steps are env steps.
+        context: Of the method; its steps are env steps.
         width: Of the two hidden layers of actor and critics.
         batch_size: Rows of a gradient step.
         learning_rate: Of Adam, for actor, critics and temperature.
@@ -121,97 +96,60 @@ def sac_her(
         ConfigError: The environment has no goals.
         CheckpointError: The checkpoint of a killed training cannot be read.
     """
+    from stable_baselines3 import SAC, HerReplayBuffer
+
     torch.set_num_threads(1)
-    env = SeededEpisodes(training.make_env(), training.seed)
-    check_goals(env)
+    env = SeededEpisodes(context.make_env(), context.seed)
+    check_goals(env, "sac-her learns from goals in hindsight")
     limit = (env.spec.max_episode_steps if env.spec else None) or 0
-    agent = make_agent(
+    agent = SAC(
+        "MultiInputPolicy",
         env,
         policy_kwargs={"net_arch": [width, width]},
         batch_size=batch_size,
         learning_rate=learning_rate,
         gamma=discount,
         learning_starts=warm_up,
-        buffer_size=min((training.max_steps or 0) + limit, BUFFER_ROWS),
+        buffer_size=min((context.max_steps or 0) + limit, BUFFER_ROWS),
+        replay_buffer_class=HerReplayBuffer,
         replay_buffer_kwargs={"n_sampled_goal": goals_per_row},
-        seed=training.seed,
+        train_freq=(1, "episode"),
+        gradient_steps=-1,  # after an episode, as many as it had steps
+        seed=context.seed,
+        device="cpu",
     )
-    policy = MeanActions(agent)
-    practise(training, agent, env, policy)
+    practise(context, agent, env)
     env.close()
-    training.facts |= {
+    context.facts |= {
         "num_steps": int(agent._n_updates),
         "num_env_steps": int(agent.num_timesteps),
-        "num_parameters": _count(agent.actor) + _count(agent.critic),
+        "num_parameters": num_parameters(agent.actor, agent.critic),
     }
-    return policy
+    return agent
 
 
-def practise(
-    training: Training, agent: Any, env: SeededEpisodes, policy: MeanActions
-) -> None:
-    """Go on from the checkpoint, episode by episode, until training is finished.
+def practise(context: MethodContext, agent: Any, env: SeededEpisodes) -> None:
+    """Practise episode by episode, from the checkpoint on if there is one.
 
     Args:
-        training: The workplace.
+        context: Says when to stop.
         agent: Fresh.
         env: The agent's.
-        policy: What the learning curve is of.
     """
-    folder = training.folder / CHECKPOINT
+    folder = context.folder / CHECKPOINT
     if folder.is_dir():
         load_agent(agent, env, folder)
-    training.forget_curve(agent.num_timesteps)
-    while not training.finished(before := agent.num_timesteps):
-        seed_draws(agent, training.seed)
+    context.forget_curve(agent.num_timesteps)
+    while not context.finished(before := agent.num_timesteps):
+        seed_draws(agent, context.seed)
         agent.learn(1, reset_num_timesteps=False, log_interval=None)  # an episode
         step = agent.num_timesteps
-        if any(training.curve_due(each) for each in range(before + 1, step + 1)):
-            training.curve(step, policy)
+        if any(context.curve_due(each) for each in range(before + 1, step + 1)):
+            context.curve(step, agent)
             save_agent(agent, folder)
         total = float(agent.ep_info_buffer[-1]["r"])
-        training.progress(step, figures={"episode_return": total})
+        context.progress(step, figures={"episode_return": total})
     save_agent(agent, folder)
-
-
-def check_goals(env: Env) -> None:
-    """Raise unless there can be hindsight.
-
-    Args:
-        env: To practise in.
-
-    Raises:
-        ConfigError: Observations carry no goals, or there is no reward of goals.
-    """
-    space = env.observation_space
-    keys = sorted(space.spaces) if isinstance(space, gymnasium.spaces.Dict) else []
-    if keys != sorted(GOAL_KEYS) or not hasattr(env.unwrapped, "compute_reward"):
-        raise ConfigError(
-            f"sac-her learns from goals in hindsight: it needs an environment with "
-            f"compute_reward and observations of {', '.join(GOAL_KEYS)}; "
-            f"{type(env.unwrapped).__name__} observes {keys or space}. Leave it out of "
-            f"this problem."
-        )
-
-
-def make_agent(env: SeededEpisodes, **options: Any) -> Any:
-    """Return an agent that learns after every episode, as often as it has stepped.
-
-    Args:
-        env: To practise in.
-        **options: Of Stable-Baselines3's SAC.
-    """
-    from stable_baselines3 import SAC, HerReplayBuffer
-
-    return SAC(
-        "MultiInputPolicy",
-        env,
-        replay_buffer_class=HerReplayBuffer,
-        train_freq=(1, "episode"),
-        gradient_steps=-1,
-        device="cpu",
-        **options,
-    )
 
 
 def seed_draws(agent: Any, seed: int) -> None:
@@ -233,7 +171,7 @@ def episode_seed(seed: int, episode: int) -> int:
 
 
 def save_agent(agent: Any, folder: Path) -> None:
-    """Save, between two episodes, all that the training goes on from.
+    """Save, between two episodes, everything from which training resumes.
 
     Args:
         agent: Its last episode has ended.
@@ -296,7 +234,3 @@ def parts_of(agent: Any) -> Parts:
         "temperature": torch.nn.ParameterDict({"log": temperature}),
         "temperature_optimizer": agent.ent_coef_optimizer,
     }
-
-
-def _count(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())

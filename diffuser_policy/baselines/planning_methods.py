@@ -7,25 +7,24 @@
 | mppi-diffuser | MPPI | a Diffuser that is given the actions (the paper's ablation) |
 | random | | |
 
-All have the same settings: `objective` is "reward" or "dense"
-(`diffuser_policy.baselines.objectives`); `horizon`, `hold` and `replan_interval` are
-env steps; a plan takes `num_samples` × `num_iterations` imagined sequences.
+All that plan have the settings of their optimizer and `objective`, "reward" or "dense"
+(`diffuser_policy.baselines.objectives`), and `horizon`, `hold` and `replan_interval` in
+env steps. Learned dynamics have `num_members` networks of `width` units.
+`mppi-diffuser` has `planner`, the folder of a planner that plans actions for every env
+step (by default one is trained), which it denoises in `num_sampling_steps`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 
 from diffuser_policy.baselines.diffuser_dynamics import DiffuserDynamics
-from diffuser_policy.baselines.objectives import (
-    ObjectiveName,
-    env_spaces,
-    make_objective,
-)
+from diffuser_policy.baselines.families import family_method
+from diffuser_policy.baselines.objectives import env_spaces, make_objective
 from diffuser_policy.baselines.planning_models import (
     ACTION_PLANNER_HORIZON,
     check_horizon,
@@ -37,240 +36,182 @@ from diffuser_policy.baselines.shooting import (
     MPPI,
     CrossEntropy,
     Model,
-    Optimizer,
     ShootingPolicy,
     ShootingState,
 )
+from diffuser_policy.benchmark.context import MethodContext
 from diffuser_policy.benchmark.methods import register_method
-from diffuser_policy.benchmark.training import Training
 from diffuser_policy.envs import Env
 from diffuser_policy.policy import DiffuserPolicy
 
-MPPI_MODULES = {"pytorch_mppi": "baselines"}
+SEARCH = {"objective": "reward", "horizon": 200, "hold": 10, "replan_interval": None}
+LEARNED = {"num_members": 5, "width": 128}
 
 
-@register_method(
-    "mppi-simulator",
-    label="MPPI (simulator)",
-    needs_dataset=False,
-    modules=MPPI_MODULES,
-)
-def mppi_simulator(
-    training: Training,
+def _method(
+    name: str,
+    label: str,
+    purpose: str,
+    optimizer: type[MPPI | CrossEntropy],
+    model_of: Callable[..., Model],
     *,
-    objective: ObjectiveName = "reward",
-    horizon: int = 200,
-    hold: int = 10,
-    replan_interval: int | None = None,
-    num_samples: int = 64,
-    num_iterations: int = 4,
-    temperature: float = 0.01,
-    noise: float = 1.0,
-) -> ShootingPolicy:
-    """Plan with MPPI in the environment's own simulator."""
-    env = training.make_env()
-    optimizer = MPPI(
-        num_samples=num_samples,
-        num_iterations=num_iterations,
-        temperature=temperature,
-        noise=noise,
-    )
-    search = Search(objective, horizon, hold, replan_interval)
-    return search.policy(training, env, simulator_of(env), optimizer)
-
-
-@register_method("cem-simulator", label="CEM (simulator)", needs_dataset=False)
-def cem_simulator(
-    training: Training,
-    *,
-    objective: ObjectiveName = "reward",
-    horizon: int = 200,
-    hold: int = 10,
-    replan_interval: int | None = None,
-    num_samples: int = 64,
-    num_iterations: int = 4,
-    elite_share: float = 0.1,
-    noise: float = 1.0,
-) -> ShootingPolicy:
-    """Plan with the cross-entropy method in the environment's own simulator."""
-    env = training.make_env()
-    optimizer = CrossEntropy(
-        num_samples=num_samples,
-        num_iterations=num_iterations,
-        elite_share=elite_share,
-        noise=noise,
-    )
-    search = Search(objective, horizon, hold, replan_interval)
-    return search.policy(training, env, simulator_of(env), optimizer)
-
-
-@register_method("mppi-learned", label="MPPI (learned model)", modules=MPPI_MODULES)
-def mppi_learned(
-    training: Training,
-    *,
-    objective: ObjectiveName = "reward",
-    horizon: int = 200,
-    hold: int = 10,
-    replan_interval: int | None = None,
-    num_samples: int = 64,
-    num_iterations: int = 4,
-    temperature: float = 0.01,
-    noise: float = 1.0,
-    num_members: int = 5,
-    width: int = 128,
-) -> ShootingPolicy:
-    """Plan with MPPI in dynamics that are learnt from the data."""
-    optimizer = MPPI(
-        num_samples=num_samples,
-        num_iterations=num_iterations,
-        temperature=temperature,
-        noise=noise,
-    )
-    search = Search(objective, horizon, hold, replan_interval)
-    model = learn_dynamics(training, num_members=num_members, width=width)
-    return search.policy(training, training.make_env(), model, optimizer)
-
-
-@register_method("cem-learned", label="CEM (learned model)")
-def cem_learned(
-    training: Training,
-    *,
-    objective: ObjectiveName = "reward",
-    horizon: int = 200,
-    hold: int = 10,
-    replan_interval: int | None = None,
-    num_samples: int = 64,
-    num_iterations: int = 4,
-    elite_share: float = 0.1,
-    noise: float = 1.0,
-    num_members: int = 5,
-    width: int = 128,
-) -> ShootingPolicy:
-    """Plan with the cross-entropy method in dynamics that are learnt from the data."""
-    optimizer = CrossEntropy(
-        num_samples=num_samples,
-        num_iterations=num_iterations,
-        elite_share=elite_share,
-        noise=noise,
-    )
-    search = Search(objective, horizon, hold, replan_interval)
-    model = learn_dynamics(training, num_members=num_members, width=width)
-    return search.policy(training, training.make_env(), model, optimizer)
-
-
-@register_method("mppi-diffuser", label="MPPI (Diffuser)", modules=MPPI_MODULES)
-def mppi_diffuser(
-    training: Training,
-    *,
-    planner: str | None = None,
-    num_sampling_steps: int = 8,
-    objective: ObjectiveName = "reward",
-    horizon: int = 60,
-    hold: int = 10,
-    replan_interval: int | None = None,
-    num_samples: int = 64,
-    num_iterations: int = 1,
-    temperature: float = 0.01,
-    noise: float = 1.0,
-) -> ShootingPolicy:
-    """Plan with MPPI in a Diffuser that is given the actions.
+    settings: Mapping[str, Any],
+    needs_dataset: bool = True,
+) -> Callable[..., ShootingPolicy]:
+    """Register a method that plans with an optimizer in a model.
 
     Args:
-        training: The workplace.
-        planner: Folder of a planner that plans actions for every env step; by default
-            one is trained, with `num_steps` gradient steps.
-        num_sampling_steps: Denoising steps.
-        objective: As for all of them.
-        horizon: One less than the planner's, at most.
-        hold: As for all of them.
-        replan_interval: As for all of them.
-        num_samples: As for all of them.
-        num_iterations: As for all of them.
-        temperature: As for all of them.
-        noise: As for all of them.
+        name: Of the method.
+        label: Its name in tables.
+        purpose: A sentence on what it does.
+        optimizer: Improves plans; its fields are settings.
+        model_of: Called with the context, the environment, the horizon and the
+            settings of its own; returns where plans are tried.
+        settings: Those of the model, and other defaults than `SEARCH` and the
+            optimizer have.
+        needs_dataset: Whether the model learns from the problem's data.
     """
-    if planner is None:
-        check_horizon(horizon, ACTION_PLANNER_HORIZON - 1)  # before it is trained
-    folder = train_action_planner(training) if planner is None else planner
-    policy = DiffuserPolicy.from_pretrained(
-        folder, num_sampling_steps=num_sampling_steps
-    )
-    model = DiffuserDynamics.of(policy, seed=training.seed)
-    check_horizon(horizon, model.max_steps)
-    optimizer = MPPI(
-        num_samples=num_samples,
-        num_iterations=num_iterations,
-        temperature=temperature,
-        noise=noise,
-    )
-    search = Search(objective, horizon, hold, replan_interval)
-    return search.policy(training, training.make_env(), model, optimizer)
+    searching = {part.name: part.default for part in fields(optimizer)}
 
-
-@register_method("random", label="Random", needs_dataset=False)
-def random(training: Training) -> RandomPolicy:
-    """Draw every action uniformly."""
-    env = training.make_env()
-    space: Any = env.action_space
-    env.close()
-    return RandomPolicy(space.low, space.high, seed=training.seed)
-
-
-@dataclass(frozen=True)
-class Search:
-    """What all of them have in common; the module says what it means."""
-
-    objective: str
-    horizon: int
-    hold: int
-    replan_interval: int | None
-
-    def policy(
-        self, training: Training, env: Env, model: Model, optimizer: Optimizer
+    def plan(
+        context: MethodContext,
+        *,
+        objective: str,
+        horizon: int,
+        hold: int,
+        replan_interval: int | None,
+        **rest: Any,
     ) -> ShootingPolicy:
-        """Return the policy.
-
-        Args:
-            training: The workplace.
-            env: It is read now, and its reward function used later.
-            model: Where plans are tried.
-            optimizer: Improves them.
-        """
+        search = optimizer(**{key: rest.pop(key) for key in searching})
+        env = context.make_env()  # its reward function is used later
+        model = model_of(context, env, horizon, **rest)
         spaces = env_spaces(env)
         return ShootingPolicy(
             model,
-            make_objective(self.objective, env, spaces),
-            optimizer,
+            make_objective(objective, env, spaces),
+            search,
             spaces=spaces,
-            horizon=self.horizon,
-            hold=self.hold,
-            replan_interval=self.replan_interval,
-            seed=training.seed,
+            horizon=horizon,
+            hold=hold,
+            replan_interval=replan_interval,
+            seed=context.seed,
         )
+
+    return family_method(
+        plan,
+        name,
+        purpose,
+        settings={**SEARCH, **searching, **settings},
+        label=label,
+        needs_dataset=needs_dataset,
+        modules={"pytorch_mppi": "baselines"} if optimizer is MPPI else None,
+    )
+
+
+def _simulator(context: MethodContext, env: Env, horizon: int) -> Model:
+    del context, horizon
+    return simulator_of(env)
+
+
+def _learned(context: MethodContext, env: Env, horizon: int, **settings: int) -> Model:
+    del env, horizon
+    return learn_dynamics(context, **settings)
+
+
+def _diffuser(
+    context: MethodContext,
+    env: Env,
+    horizon: int,
+    *,
+    planner: str | None,
+    num_sampling_steps: int,
+) -> Model:
+    del env
+    if planner is None:
+        check_horizon(horizon, ACTION_PLANNER_HORIZON - 1)  # before it is trained
+    policy = DiffuserPolicy.from_pretrained(
+        train_action_planner(context) if planner is None else planner,
+        num_sampling_steps=num_sampling_steps,
+    )
+    model = DiffuserDynamics.of(policy, seed=context.seed)
+    check_horizon(horizon, model.max_steps)
+    return model
+
+
+mppi_simulator = _method(
+    "mppi-simulator",
+    "MPPI (simulator)",
+    "Plan with MPPI in the environment's own simulator.",
+    MPPI,
+    _simulator,
+    settings={},
+    needs_dataset=False,
+)
+cem_simulator = _method(
+    "cem-simulator",
+    "CEM (simulator)",
+    "Plan with the cross-entropy method in the environment's own simulator.",
+    CrossEntropy,
+    _simulator,
+    settings={},
+    needs_dataset=False,
+)
+mppi_learned = _method(
+    "mppi-learned",
+    "MPPI (learned model)",
+    "Plan with MPPI in dynamics that are learnt from the data.",
+    MPPI,
+    _learned,
+    settings=LEARNED,
+)
+cem_learned = _method(
+    "cem-learned",
+    "CEM (learned model)",
+    "Plan with the cross-entropy method in dynamics that are learnt from the data.",
+    CrossEntropy,
+    _learned,
+    settings=LEARNED,
+)
+mppi_diffuser = _method(
+    "mppi-diffuser",
+    "MPPI (Diffuser)",
+    "Plan with MPPI in a Diffuser that is given the actions.",
+    MPPI,
+    _diffuser,
+    settings={
+        "planner": None,
+        "num_sampling_steps": 8,
+        "horizon": 60,
+        "num_iterations": 1,
+    },
+)
+
+
+@register_method("random", label="Random", needs_dataset=False)
+def random(context: MethodContext) -> RandomPolicy:
+    """Draw every action uniformly."""
+    env = context.make_env()
+    space: Any = env.action_space
+    env.close()
+    return RandomPolicy(space.low, space.high, seed=context.seed)
 
 
 class RandomPolicy:
-    """Uniform actions, by the contract of `predict`; each row has its own stream."""
+    """Uniform actions, by the contract of `predict`; each row has its own stream.
+
+    Args:
+        low: `[action]`.
+        high: `[action]`.
+        seed: Of all randomness.
+    """
 
     def __init__(self, low: np.ndarray, high: np.ndarray, *, seed: int = 0) -> None:
-        """Choose the range.
-
-        Args:
-            low: `[action]`.
-            high: `[action]`.
-            seed: Of all randomness.
-        """
         self.low, self.high, self.seed = low, high, seed
 
     def initial_state(
         self, num_envs: int, streams: np.ndarray | None = None
     ) -> ShootingState:
-        """Return the state before the first step.
-
-        Args:
-            num_envs: Rows.
-            streams: `[num_envs]` random streams; 0, 1, 2, … by default.
-        """
+        """Return the state before the first step; arguments as of `ShootingPolicy`."""
         given = np.arange(num_envs) if streams is None else np.asarray(streams)
         nothing, zeros = np.zeros((num_envs, 0, 0)), np.zeros(num_envs, np.int64)
         return ShootingState(nothing, zeros, given.astype(np.int64), zeros)
@@ -290,12 +231,9 @@ class RandomPolicy:
             episode_start: Not used.
             deterministic: Not used.
         """
-        flat = (
-            observation["observation"]
-            if isinstance(observation, Mapping)
-            else observation
-        )
-        batch = np.shape(flat)[:-1]
+        if isinstance(observation, Mapping):
+            observation = observation["observation"]
+        batch = np.shape(observation)[:-1]
         if state is None:
             state = self.initial_state(int(np.prod(batch)))
         actions = [

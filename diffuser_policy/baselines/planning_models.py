@@ -1,4 +1,4 @@
-"""What planning by trial plans in: simulators, and models trained for a benchmark."""
+"""The models that planning by trial plans in, and their training in a benchmark."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from diffuser_policy.baselines.dynamics import (
     DynamicsRun,
 )
 from diffuser_policy.baselines.shooting import Model
-from diffuser_policy.benchmark.training import Training
+from diffuser_policy.baselines.weights import num_parameters
+from diffuser_policy.benchmark.context import MethodContext
 from diffuser_policy.config import (
     ExecutionConfig,
     NetworkConfig,
@@ -31,10 +32,7 @@ ACTION_PLANNER_NETWORK = NetworkConfig(dim=32, multipliers=(1, 2, 4))
 
 
 def simulator_of(env: Env) -> Model:
-    """Return an environment's own simulator.
-
-    Args:
-        env: The mazes offer `simulate(states, actions)`.
+    """Return an environment's own simulator, as the mazes offer it.
 
     Raises:
         ConfigError: The environment offers none.
@@ -51,35 +49,35 @@ def simulator_of(env: Env) -> Model:
 
 
 def learn_dynamics(
-    training: Training, *, num_members: int, width: int
+    context: MethodContext, *, num_members: int, width: int
 ) -> DynamicsEnsemble:
-    """Train one-step dynamics on the problem's data, or go on with it.
+    """Train one-step dynamics on the problem's data, or resume that.
 
     Args:
-        training: The workplace; `num_steps` gradient steps.
+        context: Of the method; `num_steps` gradient steps.
         num_members: Networks.
         width: Of their hidden layers.
     """
     config = DynamicsConfig(
         num_members=num_members,
         width=width,
-        num_steps=training.num_steps or DynamicsConfig.num_steps,
-        seed=training.seed,
+        num_steps=context.num_steps or DynamicsConfig.num_steps,
+        seed=context.seed,
     )
-    run = DynamicsRun(config, training.dataset, training.folder)
-    _run(training, run, config.num_steps)
+    run = DynamicsRun(config, context.dataset, context.folder)
+    train(context, run, config.num_steps, SAVE_INTERVAL)
     return run.ensemble
 
 
-def train_action_planner(training: Training) -> Path:
+def train_action_planner(context: MethodContext) -> Path:
     """Train a Diffuser that plans actions for every env step; return its folder.
 
     Args:
-        training: The workplace; `num_steps` gradient steps.
+        context: Of the method; `num_steps` gradient steps.
     """
-    num_steps = training.num_steps or ACTION_PLANNER_STEPS
+    num_steps = context.num_steps or ACTION_PLANNER_STEPS
     config = TrainConfig(
-        dataset=training.problem.dataset,
+        dataset=context.problem.dataset,
         window=WindowConfig(
             horizon=ACTION_PLANNER_HORIZON,
             min_horizon=ACTION_PLANNER_HORIZON,
@@ -91,11 +89,11 @@ def train_action_planner(training: Training) -> Path:
         optimization=OptimizationConfig(num_steps=num_steps, batch_size=64),
         planner=PlannerConfig(horizon="fixed", ranking="first"),
         execution=ExecutionConfig(executor="actions"),
-        seed=training.seed,
+        seed=context.seed,
     )
-    run = Trainer(config, training.dataset, training.folder)
-    _run(training, run, num_steps)
-    return training.folder
+    run = Trainer(config, context.dataset, context.folder)
+    train(context, run, num_steps, SAVE_INTERVAL)
+    return context.folder
 
 
 def check_horizon(horizon: int, most: int) -> None:
@@ -115,12 +113,25 @@ def check_horizon(horizon: int, most: int) -> None:
         )
 
 
-def _run(training: Training, run: TrainingRun[Any], num_steps: int) -> None:
-    """Train to the end, and note what it was."""
+def train(
+    context: MethodContext, run: TrainingRun[Any], num_steps: int, save_interval: int
+) -> None:
+    """Train to the end, or from the last checkpoint to it, and note the facts.
 
-    def tell(step: int, losses: dict[str, float]) -> None:
-        training.progress(step, num_steps, figures=losses)
-
-    run.run(save_interval=SAVE_INTERVAL, progress=False, on_metrics=tell)
-    weights = (p.numel() for p in run.networks.parameters())
-    training.facts |= {"num_steps": num_steps, "num_parameters": sum(weights)}
+    Args:
+        context: Is told the progress.
+        run: In a folder of the context's.
+        num_steps: Gradient steps.
+        save_interval: Gradient steps between checkpoints.
+    """
+    run.run(
+        save_interval=min(save_interval, num_steps),
+        progress=False,
+        on_metrics=lambda step, losses: context.progress(
+            step, num_steps, figures=losses
+        ),
+    )
+    context.facts |= {
+        "num_steps": num_steps,
+        "num_parameters": num_parameters(run.networks),
+    }

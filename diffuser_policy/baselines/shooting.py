@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffuser_policy.baselines.objectives import Objective
 from diffuser_policy.build import seeded
 from diffuser_policy.errors import ConfigError, ObservationError, require_extra
 from diffuser_policy.settings import positive
@@ -46,18 +47,6 @@ class Model(Protocol):
 
         Returns:
             `[n, steps, state]`; with axes before those, several opinions.
-        """
-
-
-class Objective(Protocol):
-    """Says what trajectories are worth."""
-
-    def __call__(self, states: np.ndarray, goal: np.ndarray) -> np.ndarray:
-        """Return the mean reward a step `[…]`.
-
-        Args:
-            states: `[…, steps, state]`, environment units.
-            goal: `[goal]`, environment units.
         """
 
 
@@ -309,11 +298,7 @@ class ShootingPolicy:
                 f"state has {len(state.ages)} rows and the observation {rows}; pass "
                 f"the state that the last call returned, or none."
             )
-        plans, ages, num_plans = (
-            state.plans.copy(),
-            state.ages.copy(),
-            state.num_plans.copy(),
-        )
+        plans, ages, _, num_plans = (part.copy() for part in state)
         if episode_start is not None:
             begun = np.broadcast_to(np.asarray(episode_start, np.bool_), rows)
             plans[begun], ages[begun] = 0.0, -1

@@ -22,11 +22,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from diffuser_policy.baselines.codec import Codec
-from diffuser_policy.benchmark.problem import Problem
-from diffuser_policy.benchmark.task import achieved_goals, fixed_goal, task_rewards
+from diffuser_policy.benchmark.problem import (
+    Problem,
+    achieved_goals,
+    fixed_goal,
+    task_rewards,
+)
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.envs import Env
 from diffuser_policy.errors import ConfigError, DatasetError
+from diffuser_policy.spaces import GOAL_KEYS
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -101,15 +106,16 @@ class Transitions(ABC):
         goals, rewards = self._task(rng, rows, following)
         here, there = self.observation[rows], self.observation[following]
         return Batch(
-            observations=self._inputs(here, goals),
+            observations=self.inputs(here, goals),
             actions=self.codec.encode(self.action[rows], here),
             rewards=rewards.astype(np.float32)[:, None],
-            next_observations=self._inputs(there, goals),
+            next_observations=self.inputs(there, goals),
             next_actions=self.codec.encode(self.action[following], there),
             terminals=self.flat.fields["terminated"][rows].astype(np.float32)[:, None],
         )
 
-    def _inputs(self, observations: np.ndarray, goals: np.ndarray | None) -> np.ndarray:
+    def inputs(self, observations: np.ndarray, goals: np.ndarray | None) -> np.ndarray:
+        """Return scaled inputs `[n, inputs]` of observations, and of goals if any."""
         if goals is not None:
             observations = np.concatenate([observations, goals], axis=1)
         return self.codec.inputs(observations)
@@ -135,13 +141,14 @@ class SingleTask(Transitions):
     def __init__(self, flat: FlatDataset, env: Env) -> None:
         super().__init__(flat)
         self.reward = task_rewards(flat, env)
+        # In goal environments, policies observe a goal, though it is constant.
         goal = fixed_goal(env)
-        parts: np.ndarray | None = None
-        if goal is not None:
-            # Policies are asked in goal environments: they see a goal that is constant.
-            parts = np.broadcast_to(goal.astype(np.float32), (1, len(goal)))
-        self.goal = parts
-        self.codec = Codec.fit(env, self.observation, self.action, parts)
+        self.goal = None if goal is None else goal.astype(np.float32)[None]
+        self.codec = Codec.fit(env, self.observation, self.action, self.goal)
+
+    def goals(self, number: int) -> np.ndarray | None:
+        """Return the one goal, repeated `[number, goal]`; none without goals."""
+        return None if self.goal is None else np.repeat(self.goal, number, axis=0)
 
     def _task(
         self,
@@ -149,9 +156,7 @@ class SingleTask(Transitions):
         rows: np.ndarray,
         following: np.ndarray,  # noqa: ARG002
     ) -> tuple[np.ndarray | None, np.ndarray]:
-        if self.goal is None:
-            return None, self.reward[rows]
-        return np.repeat(self.goal, len(rows), axis=0), self.reward[rows]
+        return self.goals(len(rows)), self.reward[rows]
 
 
 class Hindsight(Transitions):
@@ -205,3 +210,22 @@ def make_transitions(
         return SingleTask(flat, env)
     finally:
         env.close()
+
+
+def check_goals(env: Env, why: str) -> None:
+    """Refuse environments whose observations and rewards are not those of goals.
+
+    Args:
+        env: Of a problem.
+        why: What the method needs them for, as a clause.
+
+    Raises:
+        ConfigError: Observations carry no goals, or there is no reward of goals.
+    """
+    keys = sorted(getattr(env.observation_space, "spaces", {}))
+    if not {*GOAL_KEYS} <= {*keys} or not hasattr(env.unwrapped, "compute_reward"):
+        raise ConfigError(
+            f"{why}: it needs an environment with compute_reward and observations of "
+            f"{', '.join(GOAL_KEYS)}; {type(env.unwrapped).__name__} observes "
+            f"{', '.join(keys) or env.observation_space}. Leave it out of this problem."
+        )

@@ -3,7 +3,7 @@
     <module>/<parameter>       the state dict of each module
     <optimizer>/<index>/<moment>
 
-Random state is not saved: every gradient step seeds its own.
+Random state is not saved: every gradient step has its own seed.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from diffuser_policy.errors import CheckpointError
 from diffuser_policy.files import replaced_file
@@ -26,7 +27,7 @@ def save_parts(path: Path, parts: Parts, *, step: int, data: object = None) -> N
         path: Of the file.
         parts: By name.
         step: Gradient steps done.
-        data: JSON-able facts on what they were done with.
+        data: JSON-able facts about the data of these steps.
     """
     with replaced_file(path) as partial:
         metadata = {"step": str(step), "data": json.dumps(data)}
@@ -39,7 +40,7 @@ def load_parts(path: Path, parts: Parts, *, data: object = None) -> int:
     Args:
         path: Of the file.
         parts: By name, as they were saved.
-        data: Facts on what training would go on with.
+        data: Facts about the data on which training would resume.
 
     Raises:
         CheckpointError: The file is damaged, or of other parts or data.
@@ -58,3 +59,8 @@ def load_parts(path: Path, parts: Parts, *, data: object = None) -> int:
             f"({error}). Delete it to train again from the beginning."
         ) from error
     return step
+
+
+def num_parameters(*modules: nn.Module) -> int:
+    """Return the number of weights of some networks."""
+    return sum(part.numel() for module in modules for part in module.parameters())

@@ -1,28 +1,27 @@
 """Methods side by side: the same data, seeds and episodes, in one loop.
 
-    Suite → Cell → Method(Training) → policy → evaluate → result.json → report
+    Suite → Cell → Method(MethodContext) → policy → evaluate → result.json → report
 
 | module | holds |
 |---|---|
-| problem | an environment, the data to learn from, and what of the data is seen |
+| problem | an environment, the data to learn from, and which rewards and goals count |
 | methods | methods by name, and how users add theirs |
-| training | what a method is given |
-| cells | a cell, and the folder that it leaves its results in |
+| cells | a cell, its evaluation, and the folder that it leaves its results in |
+| context | what a method is given to train with |
 | cell_process | a cell as a process of its own |
-| pictures | of plans |
-| results | results that are read again |
+| pictures | pictures of plans |
+| results | the reader of results |
 | suites | lists of cells by name |
-| preflight | what is checked before a run |
-| engines, runner | who runs them, and where |
-| lifeline | processes that end with the one that started them |
-| progress | what is seen of a run |
+| preflight | the checks before a run |
+| engines, lifeline | processes, on this machine or on others, and how they end |
+| runner, progress | the run, and its display |
 | report | tables, figures, pages |
 """
 
 from __future__ import annotations
 
+from diffuser_policy.benchmark.context import MethodContext
 from diffuser_policy.benchmark.methods import register_method
 from diffuser_policy.benchmark.problem import Problem
-from diffuser_policy.benchmark.training import Training
 
-__all__ = ["Problem", "Training", "register_method"]
+__all__ = ["MethodContext", "Problem", "register_method"]

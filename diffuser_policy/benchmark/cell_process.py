@@ -2,36 +2,32 @@
 
     python -m diffuser_policy.benchmark.cell_process BENCHMARK_FOLDER CELL_ID
 
-It trains, evaluates seed by seed, and writes one JSON file in the end. What is there
-already is not done again, so the same command goes on after a kill. A failure is
-written into `error.json`; the exit status is then 1. Where another process is at work
-on the cell, nothing is done, and the exit status is `BUSY`.
+It trains, evaluates seed by seed, and writes one JSON file in the end. It skips what an
+earlier attempt finished, so the same command resumes the cell after a kill. A failure
+is written into `error.json`; the exit status is then 1. Where another process is at
+work on the cell, this one does nothing, and its exit status is `BUSY`.
 """
 
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import platform
 import random
 import sys
 import traceback
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from diffuser_policy.benchmark.cells import BUSY, Cell, CellFolder
-from diffuser_policy.benchmark.checked import acts_deterministically, as_policy
-from diffuser_policy.benchmark.lifeline import end_with_parent
-from diffuser_policy.benchmark.methods import Method, find_method
+from diffuser_policy.benchmark.cells import Cell, CellFolder
+from diffuser_policy.benchmark.context import MethodContext, as_policy
+from diffuser_policy.benchmark.lifeline import BUSY, end_with_parent
+from diffuser_policy.benchmark.methods import find_method
 from diffuser_policy.benchmark.pictures import draw_plan
 from diffuser_policy.benchmark.results import RECORDED, SCHEMA
-from diffuser_policy.benchmark.training import Training
 from diffuser_policy.errors import ConfigError
-from diffuser_policy.evaluation import evaluate
 from diffuser_policy.evaluation.loop import describe
 from diffuser_policy.evaluation.report import to_json as evaluation_json
 from diffuser_policy.versions import versions
@@ -41,12 +37,11 @@ def main(arguments: list[str]) -> int:
     """Run a cell; return the exit status."""
     benchmark, cell_id = arguments
     folder = CellFolder(benchmark, cell_id)
-    with folder.lock() as held:
-        if not held:
+    with folder.lock() as is_held:
+        if not is_held:
             return BUSY
         cell = folder.cell()
-        result = folder.result()
-        if result is not None and result.get("digest") == cell.digest:
+        if (folder.read("result") or {}).get("digest") == cell.digest:
             return 0
         try:
             run_cell(cell, folder)
@@ -78,33 +73,50 @@ def run_cell(cell: Cell, folder: CellFolder) -> dict[str, Any]:
     method = find_method(cell.method)
     method.check(cell.problem, cell.settings)
     begun_with = _note_versions(folder)
-    training = Training(
+    context = MethodContext(
         cell, folder, method.settings(cell.settings), num_steps=method.num_steps
     )
     seed_everything(cell.seed)
-    policy = _train(method, training)
-    training.clock.count("train")
-    evaluations = _evaluate(policy, cell, folder, training)
-    training.clock.count("evaluate")
-    described = evaluations[0].pop("policy")
+    context.progress(0, stage="train")
+    made = method.function(context, **context.settings)
+    if made is None:
+        raise ConfigError(
+            f"The method {method.name!r} returned nothing; it has to return a policy, "
+            f"an object with predict(observation, state, episode_start, deterministic)."
+        )
+    policy = as_policy(made)
+    context.count_time("train")
+    evaluations = _evaluate(policy, cell, folder, context)
+    context.count_time("evaluate")
     result = {
         "schema": SCHEMA,
         "cell": cell.to_json(),
         "label": method.label,
         "digest": cell.digest,
-        "evaluations": [_without_times(item) for item in evaluations],
-        "curve": training.curve_points,
-        "training": {
-            "num_steps": None,
-            **training.facts,
-            "settings": training.settings,
+        "evaluations": [
+            {name: item[name] for name in ("seed", "episodes")} for item in evaluations
+        ],
+        "curve": context.curve_points,
+        "training": {"num_steps": None, **context.facts, "settings": context.settings},
+        "policy": evaluations[0]["policy"],
+        "dataset": _dataset_facts(context),
+        "versions": {
+            name: version
+            if begun_with.get(name, version) == version
+            # The user accepted it: a run refuses to resume work of other versions.
+            else f"{begun_with[name]}, then {version}"
+            for name, version in versions(*RECORDED).items()
         },
-        "policy": described,
-        "dataset": _dataset_facts(training),
-        "versions": _joined(begun_with, versions(*RECORDED)),
-        "timing": {**training.clock.seconds, **_act_times(evaluations), **_machine()},
+        "timing": {
+            **context.seconds,
+            **_act_times(evaluations),
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+            "finished": datetime.datetime.now(datetime.UTC).isoformat(
+                timespec="seconds"
+            ),
+        },
     }
-    folder.write("result", json.loads(json.dumps(result)), indent=None)
+    folder.write("result", result)
     try:
         seed = cell.evaluation.seeds[0]
         draw_plan(policy, cell.problem, seed, folder.path / "pictures")
@@ -122,17 +134,6 @@ def _note_versions(folder: CellFolder) -> dict[str, str]:
     return known
 
 
-def _joined(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
-    """Return versions now, and those before where they were others."""
-    return {
-        name: version
-        if before.get(name, version) == version
-        # Somebody accepted it: preflight refuses to go on with other versions.
-        else f"{before[name]}, then {version}"
-        for name, version in now.items()
-    }
-
-
 def seed_everything(seed: int) -> None:
     """Fix the global random state, which methods of other libraries draw from."""
     random.seed(seed)
@@ -141,38 +142,19 @@ def seed_everything(seed: int) -> None:
         sys.modules["torch"].manual_seed(seed)
 
 
-def _train(method: Method, training: Training) -> Any:
-    """Return the policy that a method makes."""
-    training.progress(0, stage="train")
-    made = method.function(training, **training.settings)
-    if made is None:
-        raise ConfigError(
-            f"The method {method.name!r} returned nothing; it has to return a policy, "
-            f"an object with predict(observation, state, episode_start, deterministic)."
-        )
-    return as_policy(made)
-
-
 def _evaluate(
-    policy: Any, cell: Cell, folder: CellFolder, training: Training
+    policy: Any, cell: Cell, folder: CellFolder, context: MethodContext
 ) -> list[dict[str, Any]]:
-    """Return the evaluations of all seeds; those that are there are not repeated."""
-    plan, found = cell.evaluation, []
-    checked = training.checked(policy)
-    for index, seed in enumerate(plan.seeds):
-        training.progress(index, len(plan.seeds), stage="evaluate")
+    """Return the evaluations of all seeds; finished ones are not repeated."""
+    seeds, found = cell.evaluation.seeds, []
+    for index, seed in enumerate(seeds):
+        context.progress(index, len(seeds), stage="evaluate")
         name = f"evaluation-{seed}"
         evaluation = folder.read(name)
         if evaluation is None or evaluation["digest"] != cell.digest:
             seed_everything(seed)
-            results = evaluate(
-                checked,
-                cell.problem.make_env,
-                episodes=plan.episodes,
-                seed=seed,
-                num_envs=plan.num_envs,
-                deterministic=acts_deterministically(policy),
-                progress=False,
+            results = context.evaluate(
+                policy, seed=seed, episodes=cell.evaluation.episodes
             )
             data = evaluation_json(results)
             evaluation = {
@@ -184,13 +166,9 @@ def _evaluate(
                 "env_steps": results.timing.env_steps,
                 "plan_ms": data["summary"]["plan_ms"],
             }
-            folder.write(name, json.loads(json.dumps(evaluation)), indent=None)
+            folder.write(name, evaluation)
         found.append(evaluation)
     return found
-
-
-def _without_times(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: evaluation[name] for name in ("seed", "episodes")}
 
 
 def _act_times(evaluations: list[dict[str, Any]]) -> dict[str, Any]:
@@ -204,25 +182,16 @@ def _act_times(evaluations: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _dataset_facts(training: Training) -> dict[str, Any] | None:
-    """Return what is known of the data; none if the method never looked at them."""
-    if "dataset" not in vars(training):
+def _dataset_facts(context: MethodContext) -> dict[str, Any] | None:
+    """Return facts about the data; none if the method never read them."""
+    if "dataset" not in vars(context):
         return None
-    metadata = dict(training.dataset.metadata)
     return {
-        "id": training.problem.dataset,
-        "num_steps": training.dataset.num_rows,
-        "num_runs": training.dataset.num_runs,
-        "checksum": training.data_facts["checksum"],
-        "collection": metadata.get("collection"),
-    }
-
-
-def _machine() -> dict[str, Any]:
-    finished = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "finished": finished,
+        "id": context.problem.dataset,
+        "num_steps": context.dataset.num_rows,
+        "num_runs": context.dataset.num_runs,
+        "checksum": context.data_facts["checksum"],
+        "collection": context.dataset.metadata.get("collection"),
     }
 
 

@@ -4,6 +4,7 @@
                        versions.json   of the packages that it was begun with
                        lock            held while a process runs it
                        progress.json   what it is doing
+                       clock.json      the time it has taken
                        curve.json      evaluations during training
                        evaluation-*    those afterwards, one by one
                        error.json      why it failed the last time
@@ -15,17 +16,21 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import itertools
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffuser_policy.benchmark.methods import checksum_of_file, short_name
+import filelock
+
+from diffuser_policy.benchmark.methods import (
+    checksum_of_file,
+    find_method,
+    short_name,
+)
 from diffuser_policy.benchmark.problem import Problem
 from diffuser_policy.errors import CheckpointError, ConfigError
 from diffuser_policy.files import replaced_file
@@ -34,11 +39,11 @@ from diffuser_policy.settings import differences, from_json, positive, to_json
 CURVE_SEED = 900_000  # the first of the learning curves' episodes: nobody else's
 ADDED = ("digest", "all_settings", "code")  # to a cell's own fields, in its file
 NOT_COMPARED = {"suite", "digest"}
-BUSY = os.EX_TEMPFAIL  # exit status of a cell that another process is at work on
+RETIRED = {"clip_values": False}  # settings that methods had, with their old defaults
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationPlan:
+class EvaluationProtocol:
     """Episodes that every method of a suite is evaluated on.
 
     Attributes:
@@ -58,22 +63,19 @@ class EvaluationPlan:
     def __post_init__(self) -> None:
         """Check the values."""
         positive(self, "episodes", "num_envs", "curve_episodes", "curve_points")
-        ranges = sorted(self.seeds)
-        if not ranges or ranges[0] < 0:
+        ordered = sorted(self.seeds)
+        if not ordered or ordered[0] < 0:
             raise ConfigError(
                 f"Evaluation needs seeds that are not negative, got {self.seeds}."
             )
-        for before, after in itertools.pairwise(ranges):
+        for before, after in itertools.pairwise(ordered):
             if after - before < self.episodes:
                 raise ConfigError(
                     f"Evaluation seeds {before} and {after} share episodes: they have "
                     f"to lie at least {self.episodes} apart, as many as the episodes."
                 )
-        for seed in ranges:
-            if (
-                seed < CURVE_SEED + self.curve_episodes
-                and seed + self.episodes > CURVE_SEED
-            ):
+        for seed in ordered:
+            if CURVE_SEED - self.episodes < seed < CURVE_SEED + self.curve_episodes:
                 raise ConfigError(
                     f"The evaluation seed {seed} shares episodes with the learning "
                     f"curves, which begin at seed {CURVE_SEED}. Choose another seed."
@@ -88,7 +90,7 @@ class Cell:
         problem: What the method learns and is evaluated on.
         method: Name of the method.
         seed: Of its training.
-        settings: The method's, as far as they are not its defaults.
+        settings: The method's, where they differ from its defaults.
         num_steps: Gradient steps that it takes at least; none: its own choice.
         max_steps: Where it stops although its learning curve still rises; by default
             `num_steps`.
@@ -102,7 +104,7 @@ class Cell:
     settings: Mapping[str, Any] = field(default_factory=dict)
     num_steps: int | None = None
     max_steps: int | None = None
-    evaluation: EvaluationPlan = field(default_factory=EvaluationPlan)
+    evaluation: EvaluationProtocol = field(default_factory=EvaluationProtocol)
     suite: str = ""
 
     def __post_init__(self) -> None:
@@ -131,16 +133,8 @@ class Cell:
 
     def to_json(self) -> dict[str, Any]:
         """Return the cell as JSON data."""
-        return {
-            "suite": self.suite,
-            "problem": self.problem.to_json(),
-            "method": self.method,
-            "seed": self.seed,
-            "settings": dict(self.settings),
-            "num_steps": self.num_steps,
-            "max_steps": self.max_steps,
-            "evaluation": json.loads(json.dumps(to_json(self.evaluation))),
-        }
+        data: dict[str, Any] = json.loads(json.dumps(to_json(self)))
+        return data
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Cell:
@@ -150,17 +144,13 @@ class Cell:
             UnknownNameError: A field that cells don't have.
             ConfigError: A field is missing or of the wrong type.
         """
-        fields = dict(data)
-        try:
-            problem = Problem.from_json(fields.pop("problem"))
-            evaluation = from_json(EvaluationPlan, fields.pop("evaluation"))
-            return cls(problem=problem, evaluation=evaluation, **fields)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(f"This is no cell ({error}): {data}.") from error
+        if not isinstance(data, Mapping):
+            raise ConfigError(f"A cell is a table, got {data!r}.")
+        return from_json(cls, data)
 
 
 class CellFolder:
-    """Where a cell works, and what it leaves there.
+    """Where a cell works and leaves its files.
 
     Args:
         benchmark: Folder of the whole benchmark.
@@ -172,20 +162,13 @@ class CellFolder:
         self.work = self.path / "work"
         self.log = self.path / "log.txt"
 
-    def write(self, name: str, data: Any, *, indent: int | None = 1) -> None:
-        """Write JSON atomically into the file `name.json`.
-
-        Args:
-            name: Of the file.
-            data: To be written.
-            indent: None for files with thousands of numbers.
-        """
+    def write(self, name: str, data: Any) -> None:
+        """Write JSON atomically into the file `name.json`."""
         with replaced_file(self.path / f"{name}.json") as partial:
-            text = json.dumps(data, indent=indent, allow_nan=False)
-            partial.write_text(text + "\n")
+            partial.write_text(json.dumps(data, allow_nan=False) + "\n")
 
     def read(self, name: str) -> Any:
-        """Return what is in the file `name.json`; none if there is none.
+        """Return the content of the file `name.json`; none if it does not exist.
 
         Raises:
             CheckpointError: It cannot be read.
@@ -201,15 +184,11 @@ class CellFolder:
             ) from error
 
     def remove(self, name: str) -> None:
-        """Delete the file `name.json`, if there is one."""
+        """Delete the file `name.json`, if it exists."""
         (self.path / f"{name}.json").unlink(missing_ok=True)
 
     def prepare(self, cell: Cell, settings: Mapping[str, Any] | None = None) -> None:
-        """Say in the folder which cell it is for.
-
-        Args:
-            cell: What will be done there.
-            settings: All of the method's settings: its defaults may change.
+        """Write into the folder which cell it is for; arguments as of `check`.
 
         Raises:
             ConfigError: It holds work of a cell with other settings.
@@ -220,11 +199,14 @@ class CellFolder:
     def check(self, cell: Cell, settings: Mapping[str, Any] | None = None) -> None:
         """Refuse a folder that holds work of a cell with other settings.
 
-        New settings of a method are no difference, unless the cell sets them.
+        A setting that the method did not have then makes no difference unless the cell
+        sets it: its default keeps what the method did. Nor does a setting that the
+        method has no longer, if it had the value that it had by default.
 
         Args:
             cell: What would be done there.
-            settings: All of the method's settings.
+            settings: All of the method's settings, defaults included, which may change
+                between versions; looked up by default.
 
         Raises:
             ConfigError: It does, be it a result, a learning curve or a checkpoint.
@@ -232,13 +214,15 @@ class CellFolder:
         saved, asked = self.read("cell"), _described(cell, settings)
         if saved is None or not self.holds_work():
             return
-        # Defaults of settings that the method did not have then keep what it did.
-        then = saved.get("all_settings", {})
-        asked["all_settings"] = {
-            name: value for name, value in asked["all_settings"].items() if name in then
+        now = asked["all_settings"]
+        then = {
+            name: value
+            for name, value in saved.get("all_settings", {}).items()
+            if name in now or (name, value) not in RETIRED.items()
         }
+        asked["all_settings"] = {name: now[name] for name in now if name in then}
         names = (saved.keys() | asked) - NOT_COMPARED
-        found = {name: saved.get(name) for name in names}
+        found = {name: saved.get(name) for name in names} | {"all_settings": then}
         wanted = {name: asked.get(name) for name in names}
         if found != wanted:
             raise ConfigError(
@@ -249,7 +233,7 @@ class CellFolder:
             )
 
     def holds_work(self) -> bool:
-        """Return whether anything was done that took time."""
+        """Return whether it holds anything that took time to make."""
         written = [self.path / "curve.json", self.path / "result.json"]
         written += [*self.path.glob("evaluation-*.json"), *self.work.glob("*")]
         return any(path.exists() for path in written)
@@ -265,31 +249,38 @@ class CellFolder:
             raise ConfigError(f"{self.path} is for no cell: it lacks cell.json.")
         return Cell.from_json({k: v for k, v in saved.items() if k not in ADDED})
 
-    def result(self) -> dict[str, Any] | None:
-        """Return the cell's result, if it is finished."""
-        found: dict[str, Any] | None = self.read("result")
-        return found
-
     @contextlib.contextmanager
     def lock(self) -> Iterator[bool]:
-        """Hold the cell, which the end of the process gives back, however it ends.
+        """Hold the cell; the end of the process releases it, however it ends.
 
         Yields:
-            Whether it is held; not so while another process holds it.
+            Whether it is held: not while another process holds it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / "lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            yield True
+        with held(self.path / "lock") as is_held:
+            yield is_held
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[bool]:
+    """Hold a file's lock if no other process does; yield whether it is held."""
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 def _described(cell: Cell, settings: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return a cell's file: its fields, all settings, and which code it runs."""
-    data = {**cell.to_json(), "all_settings": dict(settings or cell.settings)}
+    if settings is None:
+        settings = find_method(cell.method).settings(cell.settings)
+    data = {**cell.to_json(), "all_settings": dict(settings)}
     checksum = checksum_of_file(cell.method)
     if checksum is not None:
         data["code"] = checksum

@@ -3,8 +3,8 @@
 The parent holds the writing end of a pipe that is the child's standard input, and never
 writes to it. When the parent closes it, exits or is killed, the child reads the end of
 the pipe, interrupts itself as Ctrl-C would (so that a training saves a checkpoint), and
-is killed if it is still there a while later. Unlike signals at the parent's death, this
-needs no help from the operating system.
+is killed if it still runs some seconds later. `concurrent.futures` and `subprocess`
+leave such children behind; Linux's signal at the parent's death gives them no time.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import IO
 
 VARIABLE = "DIFFUSER_POLICY_LIFELINE"
 GRACE = 10.0  # seconds that a process has to save what it wants to save
+BUSY = 75  # exit status of a cell that another process is at work on: EX_TEMPFAIL
 
 
 def start_child(
@@ -32,8 +33,8 @@ def start_child(
 ) -> subprocess.Popen[bytes]:
     """Start a command whose standard input is its lifeline, in a session of its own.
 
-    A session of its own, so that a Ctrl-C in the terminal reaches the parent only, and
-    that all processes the command starts can be killed together.
+    In its own session, it does not see a Ctrl-C in the terminal, and all processes that
+    it starts can be killed together.
 
     Args:
         command: Program and arguments. A Python program that calls `end_with_parent`
@@ -56,7 +57,7 @@ def start_child(
 def stop_children(
     children: Iterable[subprocess.Popen[bytes]], *, grace: float = GRACE
 ) -> None:
-    """End children, and what they started; returns when they are gone.
+    """End children and the processes that they started; return when they are gone.
 
     Args:
         children: From `start_child`.
@@ -88,8 +89,8 @@ def release(child: subprocess.Popen[bytes]) -> None:
 def end_with_parent(*, grace: float = GRACE) -> None:
     """Make this process end when the one that started it lets go of the lifeline.
 
-    Does nothing in a process that was started otherwise, by hand for example. To be
-    called before anything slow is imported.
+    Does nothing in a process that was not started by `start_child`, for example by
+    hand.
 
     Args:
         grace: Seconds between the interrupt and the kill.
@@ -100,28 +101,25 @@ def end_with_parent(*, grace: float = GRACE) -> None:
     with open(os.devnull, "rb") as nothing:  # noqa: PTH123 (descriptors, not files)
         os.dup2(nothing.fileno(), 0)
     hear_interrupts()
-    threading.Thread(
-        target=_end_after, args=(lifeline, grace), name="lifeline", daemon=True
-    ).start()
+
+    def end() -> None:
+        while os.read(lifeline, 1024):
+            pass
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(grace)
+        if os.getpgrp() == os.getpid():
+            os.killpg(0, signal.SIGKILL)
+        os._exit(1)
+
+    threading.Thread(target=end, name="lifeline", daemon=True).start()
 
 
 def hear_interrupts() -> None:
     """Let an interrupt raise KeyboardInterrupt in this process, as it does by default.
 
-    It is ignored where a shell runs the parent in the background, and blocked by some
-    engines; processes inherit both. Without an effect in other threads than the first.
+    Shells let processes in the background ignore it, and some engines block it;
+    processes inherit both. Has no effect in other threads than the main one.
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-
-
-def _end_after(lifeline: int, grace: float) -> None:
-    """Wait for the end of the pipe, then end this process and those it started."""
-    while os.read(lifeline, 1024):
-        pass
-    os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(grace)
-    if os.getpgrp() == os.getpid():
-        os.killpg(0, signal.SIGKILL)
-    os._exit(1)

@@ -1,8 +1,8 @@
-"""What is checked before any cell is run, so that no night is lost to a typing error.
+"""The checks before any cell is run, so that a typing error does not cost a night.
 
-Methods, their settings and libraries; environments; data; and what the output folder
-holds already. Every check either passes or raises an error that says what to do, and
-none writes anything but caches.
+They look at methods, their settings and libraries; environments; data; and the output
+folder. Each check either passes or raises an error that says what to do; none writes
+anything but caches.
 """
 
 from __future__ import annotations
@@ -16,18 +16,15 @@ from gymnasium import spaces
 
 from diffuser_policy.benchmark.cells import Cell, CellFolder
 from diffuser_policy.benchmark.methods import check_reachable, find_method
-from diffuser_policy.benchmark.problem import Problem
+from diffuser_policy.benchmark.problem import Problem, check_task
 from diffuser_policy.benchmark.results import RECORDED, CellResult, read_result
-from diffuser_policy.benchmark.suite_file import SUITE_FILE, check_suite
-from diffuser_policy.benchmark.suites import Suite
-from diffuser_policy.benchmark.task import check_task
+from diffuser_policy.benchmark.suites import SUITE_FILE, Suite, check_suite
 from diffuser_policy.data.collection import default_dataset_id
-from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.minari import load_flat, local_dataset_ids
 from diffuser_policy.errors import ConfigError, DatasetError, DatasetNotFoundError
 from diffuser_policy.versions import versions
 
-LOCK_FILE = "run.lock"
+LOCK_FILE, HOLDER_FILE = "run.lock", "run.txt"  # held by the runner; who that is
 
 
 def check_cells(cells: Sequence[Cell], *, progress: bool = False) -> None:
@@ -35,7 +32,7 @@ def check_cells(cells: Sequence[Cell], *, progress: bool = False) -> None:
 
     Args:
         cells: All that would be run.
-        progress: Show a bar while data is read that was not read before.
+        progress: Show a bar while data is read for the first time.
 
     Raises:
         ConfigError: No cells, two of the same name, a method that cannot do a problem
@@ -46,28 +43,28 @@ def check_cells(cells: Sequence[Cell], *, progress: bool = False) -> None:
     """
     if not cells:
         raise ConfigError("No cells are left to run: ask for more methods or problems.")
-    _refuse_equal_names(cells)
+    named: dict[str, Cell] = {}
+    for cell in cells:
+        other = named.setdefault(cell.id, cell)
+        if other is not cell:
+            raise ConfigError(
+                f"Two cells would share the folder {cell.id!r}: the methods "
+                f"{other.method!r} and {cell.method!r}. Name methods once, and give "
+                f"functions different names."
+            )
     for method in dict.fromkeys(cell.method for cell in cells):
         check_reachable(method)
     for cell in cells:
         find_method(cell.method).check(cell.problem, cell.settings)
     for problem in {cell.problem.name: cell.problem for cell in cells}.values():
+        methods = [find_method(c.method) for c in cells if c.problem == problem]
         env = problem.make_env()
         try:
             _check_goals(problem, env.observation_space)
-            if any(
-                find_method(cell.method).needs_dataset
-                for cell in cells
-                if cell.problem == problem
-            ):
+            if any(method.needs_dataset for method in methods):
                 _check_data(problem, env, progress=progress)
         finally:
             env.close()
-
-
-def all_settings(cell: Cell) -> dict[str, Any]:
-    """Return all settings of a cell's method: defaults may change between versions."""
-    return find_method(cell.method).settings(cell.settings)
 
 
 def check_folder(
@@ -82,7 +79,7 @@ def check_folder(
         mixed_versions: Accept results made with other versions of packages.
 
     Returns:
-        The results of those cells that are finished, by cell id.
+        The results of the finished ones of these cells, by cell id.
 
     Raises:
         ConfigError: It holds another suite, or cells of other settings or versions.
@@ -92,20 +89,23 @@ def check_folder(
         raise ConfigError(f"{output} is a file; name a folder for the results.")
     if (output / SUITE_FILE).is_file():
         check_suite(output, suite)
-    elif _entries(output) - {LOCK_FILE}:
+    elif output.is_dir() and {p.name for p in output.iterdir()} - {
+        LOCK_FILE,
+        HOLDER_FILE,
+    }:
         raise ConfigError(
             f"{output} is not empty and holds no benchmark: there is no {SUITE_FILE}. "
             f"Choose another folder: --output."
         )
     for cell in cells:
-        CellFolder(output, cell.id).check(cell, all_settings(cell))
+        CellFolder(output, cell.id).check(cell)
     results = {
         path.parent.name: read_result(path)
         for path in sorted(output.glob("cells/*/result.json"))
     }
     if not mixed_versions:
-        made = {name: result.versions for name, result in results.items()}
-        _check_versions(output, {**_begun_with(output), **made})
+        _check_versions(output, results)
+    results = {cell.id: results[cell.id] for cell in cells if cell.id in results}
     for cell in cells:
         if cell.id in results and results[cell.id].cell.digest != cell.digest:
             raise ConfigError(
@@ -113,27 +113,11 @@ def check_folder(
                 f"cell.json beside it describes. Delete that folder, or choose another "
                 f"one with --output."
             )
-    return {cell.id: results[cell.id] for cell in cells if cell.id in results}
-
-
-def _entries(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-
-
-def _refuse_equal_names(cells: Sequence[Cell]) -> None:
-    seen: dict[str, Cell] = {}
-    for cell in cells:
-        other = seen.setdefault(cell.id, cell)
-        if other is not cell:
-            raise ConfigError(
-                f"Two cells would share the folder {cell.id!r}: the methods "
-                f"{other.method!r} and {cell.method!r}. Name methods once, and give "
-                f"functions different names."
-            )
+    return results
 
 
 def _check_goals(problem: Problem, space: spaces.Space[Any]) -> None:
-    """Refuse goals in an environment that has none."""
+    """Refuse hindsight goals in an environment without goals."""
     has_goals = isinstance(space, spaces.Dict) and "desired_goal" in space.spaces
     if problem.goals == "hindsight" and not has_goals:
         raise ConfigError(
@@ -154,15 +138,21 @@ def _check_data(problem: Problem, env: Any, *, progress: bool) -> None:
     space = env.observation_space
     if isinstance(space, spaces.Dict):
         space = space["observation"]
-    _check_sizes(problem, flat, space.shape, env.action_space.shape)
+    found = ((flat.observation_size,), (flat.action_size,))
+    if found != (space.shape, env.action_space.shape):
+        raise DatasetError(
+            f"{problem.dataset} is not of {problem.env}: its observations and actions "
+            f"have the shapes {found[0]} and {found[1]}, those of the environment "
+            f"{space.shape} and {env.action_space.shape}."
+        )
     check_task(problem, flat, env)
 
 
 def _recorded_by(problem: Problem) -> str:
-    """Return the command that records a dataset: as a rule, in another environment.
+    """Return the command that records a dataset, often in another environment.
 
-    Environments share data, Maze2D those of Multi2D; so that a name means the same data
-    to everybody, it is the environment whose own dataset this is.
+    Environments share data: Maze2D uses those of Multi2D. So that a name means the same
+    data to everybody, it is the environment whose own dataset this is.
     """
     namespace = problem.env.rpartition(":")[2].rpartition("/")[0]
     for env_id, spec in gymnasium.registry.items():
@@ -174,30 +164,14 @@ def _recorded_by(problem: Problem) -> str:
     return f"diffuser-policy collect {problem.env} --dataset {problem.dataset}"
 
 
-def _check_sizes(
-    problem: Problem, flat: FlatDataset, observation: Any, action: Any
-) -> None:
-    found = ((flat.observation_size,), (flat.action_size,))
-    if found != (observation, action):
-        raise DatasetError(
-            f"{problem.dataset} is not of {problem.env}: its observations and actions "
-            f"have the shapes {found[0]} and {found[1]}, those of the environment "
-            f"{observation} and {action}."
-        )
-
-
-def _begun_with(output: Path) -> dict[str, Mapping[str, str]]:
-    """Return the versions with which cells that hold work were begun."""
-    found = {}
+def _check_versions(output: Path, results: Mapping[str, CellResult]) -> None:
+    """Refuse work of other versions; packages that are not installed don't count."""
+    made: dict[str, Mapping[str, str]] = {}
     for path in sorted(output.glob("cells/*/versions.json")):
         folder = CellFolder(output, path.parent.name)
         if folder.holds_work():
-            found[path.parent.name] = folder.read("versions")
-    return found
-
-
-def _check_versions(output: Path, made: Mapping[str, Mapping[str, str]]) -> None:
-    """Refuse work of other versions; packages that are not there don't count."""
+            made[path.parent.name] = folder.read("versions")
+    made |= {name: result.versions for name, result in results.items()}
     current = versions(*RECORDED)
     for cell_id, known in made.items():
         for package, version in known.items():

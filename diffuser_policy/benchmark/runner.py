@@ -1,34 +1,27 @@
 """Runs the cells of a suite, a number at a time, each in a process of its own.
 
-A run may end at any moment, by Ctrl-C, a kill or a power cut: the same command goes on.
-Finished cells are not run again; a cell that fails is reported, and the others go on.
+A run may end at any moment, by Ctrl-C, a kill or a power cut: the same command resumes
+it. It skips finished cells, reports those that fail, and continues with the others.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import platform
 import signal
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from diffuser_policy.benchmark.cells import BUSY, Cell, CellFolder
+from diffuser_policy.benchmark.cells import Cell, CellFolder, held
 from diffuser_policy.benchmark.engines import Ended, Engine, EngineError, Job
-from diffuser_policy.benchmark.preflight import LOCK_FILE, all_settings
-from diffuser_policy.benchmark.progress import (
-    ELSEWHERE,
-    Counts,
-    Display,
-    Watched,
-    as_clock,
-)
+from diffuser_policy.benchmark.lifeline import BUSY
+from diffuser_policy.benchmark.preflight import HOLDER_FILE, LOCK_FILE
+from diffuser_policy.benchmark.progress import Display, Watched
 from diffuser_policy.benchmark.results import read_result
 from diffuser_policy.errors import ConfigError
 
@@ -37,8 +30,7 @@ WAIT = 0.5  # seconds between two looks at the cells
 REFUSED = 60.0  # seconds until a cluster that took no more jobs is asked again
 
 
-@dataclass(frozen=True, kw_only=True)
-class Failure:
+class Failure(NamedTuple):
     """A cell that failed.
 
     Attributes:
@@ -54,7 +46,7 @@ class Failure:
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What came of a run.
+    """The outcome of a run.
 
     Attributes:
         before: Cells that were finished before.
@@ -75,22 +67,20 @@ def run_lock(output: Path) -> Iterator[None]:
         ConfigError: Another one is at work there.
     """
     output.mkdir(parents=True, exist_ok=True)
-    path = output / LOCK_FILE
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
+    holder = output / HOLDER_FILE
+    with held(output / LOCK_FILE) as is_held:
+        if not is_held:
+            name = holder.read_text().strip() if holder.is_file() else ""
             raise ConfigError(
                 f"Another benchmark is being run in {output}, by "
-                f"{file.read().strip() or 'a process that is just starting'}. Wait for "
-                f"it, end it, or choose another folder with --output; nothing was "
-                f"changed."
-            ) from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}\n")
-        file.flush()
-        yield
+                f"{name or 'a process that is just starting'}. Wait for it, end it, or "
+                f"choose another folder with --output; nothing was changed."
+            )
+        holder.write_text(f"process {os.getpid()} on {platform.node()}\n")
+        try:
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -124,9 +114,7 @@ class Runner:
         self.output = output.resolve()
         self.engine, self.display, self.retry = engine, display, retry
         self.outcome = Outcome()
-        self._cells: dict[str, Cell] = {}
-        self._queue: deque[str] = deque()
-        self._elsewhere: list[str] = []
+        self._queue: list[str] = []
         self._watched: dict[str, Watched] = {}
         self._resume_at = 0.0
 
@@ -136,27 +124,22 @@ class Runner:
         Args:
             cells: In the order of their starts.
             finished: Ids of cells that are finished.
-
-        Returns:
-            What came of it.
         """
-        self._cells = {cell.id: cell for cell in cells}
         self.outcome.before = [cell.id for cell in cells if cell.id in finished]
         for cell in cells:
             folder = CellFolder(self.output, cell.id)
-            folder.prepare(cell, all_settings(cell))
+            folder.prepare(cell)
             if cell.id in finished:
                 continue
-            error = None if self.retry else folder.read("error")
-            if error is None:
-                self._queue.append(cell.id)
+            if not self.retry and folder.read("error") is not None:
+                self._fail(folder)
             else:
-                self._fail(cell.id, error)
+                self._queue.append(cell.id)
         try:
-            while self._queue or self._elsewhere or self.engine.running:
-                self._start()
-                self._look_elsewhere()
-                self.display.update(self._watched, self._counts())
+            while self._queue or self.engine.running:
+                if time.monotonic() >= self._resume_at or not self.engine.running:
+                    self._start()
+                self.display.update(self._watched, self._counts(len(cells)))
                 for end in self.engine.wait(WAIT):
                     self._end(end)
         except KeyboardInterrupt:
@@ -167,108 +150,89 @@ class Runner:
     def _start(self) -> None:
         """Start as many cells as there is room for.
 
+        A cell that a process of an earlier, killed run is still at work on stays in the
+        queue until that process is done with it.
+
         Raises:
             EngineError: None is running, and the engine takes none.
         """
-        if time.monotonic() < self._resume_at and self.engine.running:
-            return
-        while self._queue and self.engine.has_room:
-            name = self._queue.popleft()
+        for name in list(self._queue):
+            if not self.engine.has_room:
+                return
             folder = CellFolder(self.output, name)
-            if not _is_free(folder):
-                self._wait_for(name)
+            with folder.lock() as is_free:
+                pass
+            if not is_free:
+                if name not in self._watched:
+                    self._watched[name] = Watched(folder, is_elsewhere=True)
+                    self.display.say(
+                        f"{name}: another process is at work on it; waiting"
+                    )
+                continue
+            self._queue.remove(name)
+            if self._settle(folder):
                 continue
             folder.remove("error")
             folder.remove("progress")
+            job = Job(
+                cell=name,
+                arguments=("-m", MODULE, str(self.output), name),
+                log=str(folder.log),
+                folder=str(Path.cwd()),
+            )
             try:
-                self.engine.start(self._job(name, folder))
+                self.engine.start(job)
             except EngineError as error:
                 if not self.engine.running:
                     raise
-                self._queue.appendleft(name)
+                self._queue.insert(0, name)
                 self._resume_at = time.monotonic() + REFUSED
                 self.display.say(f"{name}: not taken now, tried again later: {error}")
                 return
             self._watched[name] = Watched(folder)
             self.display.say(f"{name}: started")
 
-    def _wait_for(self, name: str) -> None:
-        """Leave a cell to the process that is at work on it."""
-        self._elsewhere.append(name)
-        self._watched[name] = Watched(CellFolder(self.output, name), ELSEWHERE)
-        self.display.say(f"{name}: another process is at work on it; waiting")
-
-    def _job(self, name: str, folder: CellFolder) -> Job:
-        return Job(
-            cell=name,
-            arguments=("-m", MODULE, str(self.output), name),
-            log=str(folder.log),
-            folder=str(Path.cwd()),
-        )
-
-    def _look_elsewhere(self) -> None:
-        """Take up cells that other processes have let go of, finished or not.
-
-        Those are processes that an earlier run left behind when it was killed.
-        """
-        for name in list(self._elsewhere):
-            if not _is_free(self._watched[name].folder):
-                continue
-            self._elsewhere.remove(name)
-            if not self._settle(name):
-                del self._watched[name]
-                self._queue.appendleft(name)
-
     def _end(self, end: Ended) -> None:
-        """Note how a cell's process ended: its result says it, not its status."""
-        folder = self._watched[end.cell].folder
-        if self._settle(end.cell):
+        """Note how a cell ended: its result decides, not its process's exit status."""
+        folder = CellFolder(self.output, end.cell)
+        if self._settle(folder):
             return
         if end.status == BUSY:  # a job of an earlier run has begun it in the meantime
-            self._wait_for(end.cell)
+            del self._watched[end.cell]
+            self._queue.insert(0, end.cell)
             return
         if folder.read("error") is None:
             folder.write("error", _ended_early(end, folder.log))
-        self._fail(end.cell, folder.read("error"))
+        self._fail(folder)
 
-    def _settle(self, name: str) -> bool:
+    def _settle(self, folder: CellFolder) -> bool:
         """Note that a cell is finished, if it is."""
-        watched = self._watched[name]
-        path = watched.folder.path / "result.json"
+        path, name = folder.path / "result.json", folder.path.name
         if not path.is_file():
             return False
-        result = read_result(path)
-        del self._watched[name]
+        score = read_result(path).scores.mean()
+        watched = self._watched.pop(name, Watched(folder))
         self.outcome.finished.append(name)
-        took = as_clock(watched.elapsed)
-        self.display.say(
-            f"{name}: finished in {took}, score {result.scores.mean():.1f}"
-        )
+        self.display.say(f"{name}: finished in {watched.elapsed}, score {score:.1f}")
         return True
 
-    def _fail(self, name: str, error: Mapping[str, Any]) -> None:
-        """Note that a cell failed."""
+    def _fail(self, folder: CellFolder) -> None:
+        """Note that a cell failed, as its `error.json` says."""
+        error, name = folder.read("error"), folder.path.name
         what = f"{error.get('type', 'Error')}: {error.get('message', 'unknown')}"
-        log = CellFolder(self.output, name).log
-        self.outcome.failures.append(Failure(cell=name, error=what, log=log))
+        self.outcome.failures.append(Failure(name, what, folder.log))
         watched = self._watched.pop(name, None)
-        how = f"FAILED after {as_clock(watched.elapsed)}" if watched else "left alone"
+        how = f"FAILED after {watched.elapsed}" if watched else "left alone"
         self.display.say(f"{name}: {how}: {what}", style="red")
 
-    def _counts(self) -> Counts:
-        return Counts(
-            total=len(self._cells),
-            before=len(self.outcome.before),
-            finished=len(self.outcome.finished),
-            failed=len(self.outcome.failures),
-            waiting=len(self._queue),
-        )
-
-
-def _is_free(folder: CellFolder) -> bool:
-    """Whether no process is at work on a cell."""
-    with folder.lock() as held:
-        return held
+    def _counts(self, total: int) -> str:
+        """Return how many cells are finished, waiting and failed, as a line."""
+        done = len(self.outcome.before) + len(self.outcome.finished)
+        parts = [f"{done} of {total} cells finished"]
+        waiting, failed = len(self._queue), len(self.outcome.failures)
+        parts += [f"{waiting} waiting"] if waiting else []
+        parts += [f"{failed} failed"] if failed else []
+        return ", ".join(parts)
 
 
 def _ended_early(end: Ended, log: Path) -> dict[str, str]:
@@ -281,6 +245,6 @@ def _ended_early(end: Ended, log: Path) -> dict[str, str]:
     elif end.status is not None:
         told = f"the process ended with status {end.status} and no result"
     else:
-        told = "the executor lost the process"
+        told = "the engine lost the process"
     reason = f": {end.reason.strip()}" if end.reason.strip() else ""
     return {"type": "Ended", "message": f"{told}{reason}; see {log}", "traceback": ""}

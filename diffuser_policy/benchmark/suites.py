@@ -1,7 +1,7 @@
 """Suites: lists of cells by name, or from a TOML file.
 
     name = "mine"
-    note = "100 is best."                 # on scores, for readers of the report
+    note = "100 is best."                 # about scores, for readers of the report
     num_steps = 50000                     # gradient steps of every method, at least
     max_steps = 100000                    # where a learning curve that still rises ends
     seeds = [0, 1]                        # of the trainings
@@ -22,23 +22,29 @@
     [methods.diffuser]
     multi2d-large = { planner = "multi2d-large" }      # settings for one problem
 
-A suite's problems, methods and episodes are the same for everybody who asks for it;
-another number of steps, episodes or seeds makes other cells.
+Everybody who asks for a suite gets the same problems, methods and episodes; another
+number of steps, episodes or seeds makes other cells. `suite.json` in a benchmark's
+folder records which suite its cells are of.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffuser_policy.benchmark.cells import Cell, EvaluationPlan
+from diffuser_policy.benchmark.cells import Cell, EvaluationProtocol
 from diffuser_policy.benchmark.problem import Goals, Problem
-from diffuser_policy.errors import ConfigError, UnknownNameError
-from diffuser_policy.settings import from_json
+from diffuser_policy.errors import CheckpointError, ConfigError, UnknownNameError
+from diffuser_policy.files import replaced_file
+from diffuser_policy.settings import differences, from_json, to_json
+
+SUITE_FILE = "suite.json"
+SHOWN = 5  # differences that one error lists
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +54,14 @@ class Suite:
     Attributes:
         name: Of the suite.
         problems: What methods are compared on.
-        methods: Names → settings, as far as they are not the method's defaults. A
-            setting named like a problem holds settings for that problem alone.
+        methods: Names → settings that differ from the method's defaults. A setting
+            named like a problem holds settings for that problem alone.
         methods_of: Problem name → methods that are run on it; by default all.
         seeds: Training seeds.
         num_steps: Gradient steps of every method that learns, at least.
         max_steps: And at most, while its learning curve rises.
         evaluation: Episodes for all.
-        note: What readers of its report have to know of its scores.
+        note: What readers of its report have to know about its scores and settings.
     """
 
     name: str
@@ -65,7 +71,7 @@ class Suite:
     seeds: tuple[int, ...] = (0,)
     num_steps: int | None = None
     max_steps: int | None = None
-    evaluation: EvaluationPlan = field(default_factory=EvaluationPlan)
+    evaluation: EvaluationProtocol = field(default_factory=EvaluationProtocol)
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -104,47 +110,41 @@ class Suite:
             ConfigError: Seeds that are negative or given twice.
         """
         known = {problem.name: problem for problem in self.problems}
-        for name in problems or ():
-            if name.lower() not in known:
+        chosen = [name.lower() for name in problems or known]
+        for name in chosen:
+            if name not in known:
                 raise UnknownNameError("problem", name, known)
-        if seeds is not None and (len(set(seeds)) != len(seeds) or not seeds):
+        seeds = self.seeds if seeds is None else seeds
+        if len(set(seeds)) != len(seeds) or not seeds:
             raise ConfigError(f"Training seeds have to differ; got {list(seeds)}.")
-        chosen = [name.lower() for name in problems] if problems else list(known)
-        return tuple(
-            self._cell(known[problem], method, seed)
-            for problem in chosen
-            for method in methods or self.methods
-            if self._does(method, problem)
-            for seed in (self.seeds if seeds is None else seeds)
-        )
-
-    def _does(self, method: str, problem: str) -> bool:
-        """Return whether a method is run on a problem; others than ours always are."""
-        chosen = self.methods_of.get(problem, tuple(self.methods))
-        return method in chosen or method not in self.methods
-
-    def _cell(self, problem: Problem, method: str, seed: int) -> Cell:
-        given = self.methods.get(method, {})
-        names = {item.name for item in self.problems}
-        settings = {key: value for key, value in given.items() if key not in names}
-        return Cell(
-            suite=self.name,
-            problem=problem,
-            method=method,
-            seed=seed,
-            settings={**settings, **given.get(problem.name, {})},
-            num_steps=self.num_steps,
-            max_steps=self.max_steps,
-            evaluation=self.evaluation,
-        )
+        cells = []
+        for name in chosen:
+            of_suite = self.methods_of.get(name, tuple(self.methods))
+            for method in methods or self.methods:
+                if method in self.methods and method not in of_suite:
+                    continue
+                given = self.methods.get(method, {})
+                common = {k: v for k, v in given.items() if k not in known}
+                cells += [
+                    Cell(
+                        suite=self.name,
+                        problem=known[name],
+                        method=method,
+                        seed=seed,
+                        settings={**common, **given.get(name, {})},
+                        num_steps=self.num_steps,
+                        max_steps=self.max_steps,
+                        evaluation=self.evaluation,
+                    )
+                    for seed in seeds
+                ]
+        return tuple(cells)
 
 
-# Ten actions are drawn for each of 256 rows: half the width of the others spares hours
-# on a CPU. What it costs on mazes: examples/benchmark_narrow.toml, benchmark_wide.toml.
+# CQL draws ten actions for each of 256 rows: half the width of the others saves hours
+# on a CPU. `examples/benchmark_narrow.toml` and `benchmark_wide.toml` try other widths.
 NARROW = {"width": 128}
-# With its paper's rate of 1e-3 its critic diverged on U-Maze; on the arm with any: the
-# median value, at most 100, was 30,000 after 50,000 steps, with 1e-4 still 3,800.
-BCQ = {"learning_rate": 3e-4}
+BCQ = {"learning_rate": 3e-4}  # with its paper's 1e-3, its critic diverges on mazes
 MAZE_NOTE = (
     "Scores are D4RL's: every env step inside the goal disc pays 1; 0 is what a random "
     "policy earns, 100 D4RL's own controller."
@@ -152,7 +152,6 @@ MAZE_NOTE = (
 
 
 def _maze_problems(family: str, goals: Goals) -> tuple[Problem, ...]:
-    """Return the three mazes."""
     return tuple(
         Problem(
             env=f"diffuser_envs/{family}-{maze}-v1",
@@ -194,11 +193,7 @@ def _mazes() -> Suite:
         methods=methods,
         num_steps=50_000,
         max_steps=100_000,
-        note=(
-            f"{MAZE_NOTE} CQL has half the others' width, to train in half an hour; "
-            "with all of it, it scored more on Maze2D-UMaze, after fewer steps and "
-            "with one seed (examples/benchmark_wide.toml)."
-        ),
+        note=f"{MAZE_NOTE} CQL has half the others' width.",
     )
 
 
@@ -232,19 +227,18 @@ def _kuka() -> Suite:
         },
         num_steps=50_000,
         max_steps=100_000,
-        evaluation=EvaluationPlan(num_envs=25),
+        evaluation=EvaluationProtocol(num_envs=25),
         note=(
             "Scores are the share of the task that the settled final state meets, in "
             "percent; the paper counts what was ever met. BCQ and CQL have half of "
-            "BC's width. Values of BCQ diverge here with its paper's learning rate and "
-            "with lower ones."
+            "BC's width."
         ),
     )
 
 
 def _planning() -> Suite:
     """Planning by trial: with the true simulator, and with learned models."""
-    # What models learn of walls, from demonstrators that avoid them, is little.
+    # Demonstrators avoid walls, so models learn little about them: plans are short.
     short = {"horizon": 60, "num_iterations": 1}
     methods: dict[str, Mapping[str, Any]] = {
         "diffuser": _shipped_planners(MULTI_TASK),
@@ -261,7 +255,7 @@ def _planning() -> Suite:
         methods=methods,
         methods_of={p.name: tuple(methods)[:-1] for p in MULTI_TASK[1:]},
         note=MAZE_NOTE,
-        evaluation=EvaluationPlan(seeds=(30_000,), episodes=50),
+        evaluation=EvaluationProtocol(seeds=(30_000,), episodes=50),
     )
 
 
@@ -284,7 +278,7 @@ def _tiny() -> Suite:
         problems=SINGLE_TASK[:1],
         methods={"diffuser": {"planner": "multi2d-umaze"}, "bc": {"width": 64}},
         num_steps=2_000,
-        evaluation=EvaluationPlan(seeds=(30_000,), episodes=10, curve_points=4),
+        evaluation=EvaluationProtocol(seeds=(30_000,), episodes=10, curve_points=4),
         note=f"A test of the machinery, from which nothing follows. {MAZE_NOTE}",
     )
 
@@ -351,3 +345,69 @@ def suite_from(data: Mapping[str, Any], *, name: str) -> Suite:
             methods_of[Problem.from_json(fields).name] = entry["methods"]
     found = {"name": name, **data, "problems": bare, "methods_of": methods_of}
     return from_json(Suite, found)
+
+
+def write_suite(output: Path, suite: Suite, source: str) -> None:
+    """Record the suite in the folder of a benchmark.
+
+    Args:
+        output: Folder of the benchmark.
+        suite: With the settings of this run.
+        source: The suite's name or file, for people to repeat the run.
+    """
+    data = {
+        "schema": 1,
+        **_in_common(suite),
+        "source": source,
+        "note": suite.note,
+        "cells": [cell.id for cell in suite.cells()],
+    }
+    with replaced_file(output / SUITE_FILE) as partial:
+        partial.write_text(json.dumps(data, indent=1) + "\n")
+
+
+def read_suite(folder: Path) -> dict[str, Any]:
+    """Return the record of the suite of the last run; empty where there is none.
+
+    Folders that were put together by hand have no such file.
+    """
+    try:
+        data = json.loads((folder / SUITE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def check_suite(output: Path, suite: Suite) -> None:
+    """Refuse a folder that is for another suite, or for other settings of it.
+
+    Raises:
+        CheckpointError: The file is damaged.
+        ConfigError: It is for another one.
+    """
+    path, asked = output / SUITE_FILE, _in_common(suite)
+    try:
+        saved = json.loads(path.read_text())
+        found = differences({name: saved.get(name) for name in asked}, asked)
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error!r}). If the cells beside it are of the "
+            f"suite {suite.name!r}, delete the file and run again."
+        ) from error
+    if found:
+        found.sort(key=lambda text: not text.startswith("name: "))  # says it best
+        raise ConfigError(
+            f"{output} holds a benchmark with other settings (there → asked for): "
+            f"{'; '.join(found[:SHOWN])}. Choose another folder with --output, or ask "
+            f"for the same; nothing was changed."
+        )
+
+
+def _in_common(suite: Suite) -> dict[str, Any]:
+    """Return what all cells of a folder have in common, as JSON data."""
+    return {
+        "name": suite.name,
+        "num_steps": suite.num_steps,
+        "max_steps": suite.max_steps,
+        "evaluation": {**to_json(suite.evaluation), "seeds": [*suite.evaluation.seeds]},
+    }

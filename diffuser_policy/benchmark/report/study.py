@@ -21,7 +21,7 @@ from diffuser_policy.benchmark.report.estimates import (
 )
 from diffuser_policy.benchmark.report.versions import check_versions
 from diffuser_policy.benchmark.results import CellResult, cell_folders, load_results
-from diffuser_policy.benchmark.suite_file import read_suite
+from diffuser_policy.benchmark.suites import read_suite
 from diffuser_policy.errors import CheckpointError, ConfigError
 from diffuser_policy.evaluation.statistics import Interval
 from diffuser_policy.settings import differences

@@ -1,7 +1,8 @@
-"""The workplace of a method: learning curves, progress, and when a training ends."""
+"""The context of a method: learning curves, progress, and when a training ends."""
 
 from __future__ import annotations
 
+import time
 import types
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffuser_policy.benchmark import Problem, Training
-from diffuser_policy.benchmark.cells import Cell, CellFolder, EvaluationPlan
+from diffuser_policy.benchmark import MethodContext, Problem
+from diffuser_policy.benchmark.cells import Cell, CellFolder, EvaluationProtocol
 from diffuser_policy.errors import ConfigError
 from tests import baseline_helpers  # noqa: F401 (registers the environments)
 
-PLAN = EvaluationPlan(
+PLAN = EvaluationProtocol(
     seeds=(5, 50), episodes=3, num_envs=2, curve_episodes=2, curve_points=4
 )
 
@@ -29,14 +30,16 @@ class Scripted:
         return np.full((len(observation), 1), self.push, np.float32), None
 
 
-def workplace(folder: Path, *, default: int | None = None, **budget: Any) -> Training:
-    """Return a training, by default of 40 gradient steps, and 80 at most."""
+def workplace(
+    folder: Path, *, default: int | None = None, **budget: Any
+) -> MethodContext:
+    """Return a context, by default of 40 gradient steps, and 80 at most."""
     budget = {"num_steps": 40, "max_steps": 80, **budget}
     problem = Problem(env="test/Line-fixed-v0", dataset="test/line-v0")
     cell = Cell(problem=problem, method="right", evaluation=PLAN, **budget)
     files = CellFolder(folder, cell.id)
-    files.prepare(cell)
-    return Training(cell, files, {}, num_steps=default)
+    files.prepare(cell, {})
+    return MethodContext(cell, files, {}, num_steps=default)
 
 
 def test_the_curve_has_its_points_once(tmp_path: Path) -> None:
@@ -56,8 +59,8 @@ def test_progress_is_told_now_and_then_and_when_the_stage_changes(
 ) -> None:
     training = workplace(tmp_path)
     clock = iter([100.0, 100.5, 100.6, 100.7, 103.0])
-    stopped = types.SimpleNamespace(time=clock.__next__)
-    monkeypatch.setattr("diffuser_policy.benchmark.training.time", stopped)
+    stopped = types.SimpleNamespace(**{**vars(time), "time": clock.__next__})
+    monkeypatch.setattr("diffuser_policy.benchmark.context.time", stopped)
     told = []
     for done, stage in ((0, "train"), (1, "train"), (0, "eval"), (1, "eval")):
         training.progress(done, 9, stage=stage)

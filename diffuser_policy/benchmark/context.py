@@ -1,0 +1,353 @@
+"""The context of a method: its problem, its data, its folder, and its learning curve.
+
+A method takes gradient steps until `finished` says so, reports them with `progress`,
+lets its policy be evaluated with `curve` every now and then, and keeps checkpoints in
+`folder`, so that it can be called again after a kill. Policies of other libraries are
+brought to Stable-Baselines3's contract by `as_policy`; `CheckedPolicy` refuses actions
+outside of the action space, which environments would clip in silence.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from diffuser_policy.benchmark.cells import CURVE_SEED, Cell, CellFolder
+from diffuser_policy.benchmark.problem import Problem
+from diffuser_policy.benchmark.results import rise_of
+from diffuser_policy.data.flat import FlatDataset
+from diffuser_policy.data.minari import load_flat
+from diffuser_policy.envs import Env
+from diffuser_policy.errors import ConfigError
+from diffuser_policy.evaluation import Evaluation, evaluate
+from diffuser_policy.evaluation.report import to_json as evaluation_json
+from diffuser_policy.training.state import data_facts
+
+PROGRESS_SECONDS = 2.0
+TOLERANCE = 1e-3  # of the action's range: rounding is not an error
+
+
+class MethodContext:
+    """What one method is given to train with.
+
+    Attributes:
+        problem: What to learn.
+        seed: Of everything that is drawn.
+        settings: All of the method's settings, defaults included.
+        num_steps: Gradient steps to take at least; none: the method's own choice.
+        max_steps: Gradient steps to take at most.
+        facts: JSON-able facts about the training, which the result keeps.
+        curve_points: The learning curve so far.
+        seconds: `<stage>_seconds` and `<stage>_cpu_seconds` over all attempts, and the
+            number of `attempts`. What a killed process spent since it last reported is
+            lost.
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        files: CellFolder,
+        settings: Mapping[str, Any],
+        *,
+        num_steps: int | None = None,
+    ) -> None:
+        """Read what earlier attempts left.
+
+        Args:
+            cell: What is to be done.
+            files: Where.
+            settings: All of the method's settings.
+            num_steps: Gradient steps where the cell sets no budget.
+        """
+        self.problem: Problem = cell.problem
+        self.seed = cell.seed
+        self.settings = dict(settings)
+        self.num_steps = cell.num_steps or num_steps
+        self.max_steps = cell.max_steps or self.num_steps
+        self.facts: dict[str, Any] = {}
+        self.curve_points: list[dict[str, Any]] = files.read("curve") or []
+        self.seconds: dict[str, float] = files.read("clock") or {"attempts": 0}
+        self.seconds["attempts"] += 1
+        self._cell, self._files = cell, files
+        self._reported, self._stage = 0.0, ""
+        self._counted = time.perf_counter(), time.process_time()
+
+    @property
+    def folder(self) -> Path:
+        """The method's own folder for checkpoints and weights; it survives kills."""
+        self._files.work.mkdir(parents=True, exist_ok=True)
+        return self._files.work
+
+    @cached_property
+    def dataset(self) -> FlatDataset:
+        """The problem's data as long arrays.
+
+        Raises:
+            DatasetNotFoundError: It is not on this machine.
+        """
+        return load_flat(self.problem.dataset, progress=False)
+
+    @cached_property
+    def data_facts(self) -> dict[str, Any]:
+        """Rows and checksum of the data, which tell apart data of the same name."""
+        return data_facts(self.dataset)
+
+    def make_env(self) -> Env:
+        """Make the problem's environment."""
+        return self.problem.make_env()
+
+    def progress(
+        self,
+        done: int,
+        total: int | None = None,
+        *,
+        stage: str = "train",
+        figures: Mapping[str, float] | None = None,
+    ) -> None:
+        """Report how far the work is; calls within two seconds of another cost nothing.
+
+        Args:
+            done: Steps done.
+            total: Steps in all; by default `max_steps`.
+            stage: What is being done.
+            figures: Further numbers to show, such as losses.
+        """
+        now = time.time()
+        total = total or self.max_steps
+        is_new = now - self._reported >= PROGRESS_SECONDS or stage != self._stage
+        if not is_new and done != total:
+            return
+        self._reported, self._stage = now, stage
+        self.count_time(stage)
+        shown = {k: float(v) for k, v in (figures or {}).items() if np.isfinite(v)}
+        if self.curve_points:
+            last = self.curve_points[-1]
+            score = (last["score"] or last["return"])["mean"]
+            shown |= {} if score is None else {"score": score}
+        self._files.write(
+            "progress",
+            {
+                "stage": stage,
+                "done": done,
+                "total": total,
+                "figures": shown,
+                "time": now,
+            },
+        )
+
+    def count_time(self, stage: str) -> None:
+        """Count the time since the last call as spent on "train" or "evaluate"."""
+        now = time.perf_counter(), time.process_time()
+        for kind, end, start in zip(("", "_cpu"), now, self._counted, strict=True):
+            name = f"{stage}{kind}_seconds"
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + end - start, 3)
+        self._counted = now
+        self._files.write("clock", self.seconds)
+
+    def curve_due(self, step: int) -> bool:
+        """Return whether the learning curve wants a point after this gradient step."""
+        if not self.num_steps:
+            return False
+        return step % max(1, self.num_steps // self._cell.evaluation.curve_points) == 0
+
+    def curve(self, step: int, policy: Any) -> None:
+        """Evaluate a policy for the learning curve, once for every step.
+
+        Args:
+            step: Gradient steps done.
+            policy: Anything with Stable-Baselines3's `predict`, or an algorithm of
+                d3rlpy.
+
+        Raises:
+            ConfigError: Its actions are not in the action space.
+        """
+        self.forget_curve(step - 1)
+        self.count_time("train")
+        found = evaluation_json(
+            self.evaluate(
+                policy, seed=CURVE_SEED, episodes=self._cell.evaluation.curve_episodes
+            )
+        )
+        self.count_time("evaluate")
+        episodes = found["episodes"]
+        scores = [e["score"] for e in episodes if e["score"] is not None]
+        self.curve_points.append(
+            {
+                "step": step,
+                **{k: found["summary"][k] for k in ("score", "return", "success_rate")},
+                "values": scores or [e["return"] for e in episodes],
+            }
+        )
+        self._files.write("curve", self.curve_points)
+
+    def evaluate(self, policy: Any, *, seed: int, episodes: int) -> Evaluation:
+        """Evaluate a policy, and check its actions.
+
+        As in Stable-Baselines3's `evaluate_policy`, agents act without their
+        exploration noise (`deterministic=True`). Policies whose state has a random
+        stream for every episode, such as planners, draw from it instead.
+
+        Raises:
+            ConfigError: Its actions are not in the action space.
+        """
+        env = self.make_env()
+        env.close()
+        return evaluate(
+            CheckedPolicy(as_policy(policy), env.action_space, self._cell.method),
+            self.make_env,
+            episodes=episodes,
+            seed=seed,
+            num_envs=self._cell.evaluation.num_envs,
+            deterministic=not hasattr(policy, "initial_state"),
+            progress=False,
+        )
+
+    def forget_curve(self, step: int) -> None:
+        """Drop the points after a gradient step, from which training resumes."""
+        self.curve_points = [p for p in self.curve_points if p["step"] <= step]
+
+    def finished(self, step: int) -> bool:
+        """Return whether the method has taken enough gradient steps.
+
+        That is the budget, and beyond it while the learning curve rises: while the
+        mean of its last three evaluations is above that of the three before by more
+        than twice the standard error of the difference (`rise_of`).
+
+        Raises:
+            ConfigError: There is no budget.
+        """
+        if self.num_steps is None:
+            raise ConfigError(
+                f"How many gradient steps is {self._cell.method!r} to take? Set "
+                f"num_steps in the suite, pass --budget, or give register_method a "
+                f"num_steps."
+            )
+        if step < self.num_steps:
+            return False
+        return step >= (self.max_steps or 0) or self.has_stopped_rising()
+
+    def has_stopped_rising(self) -> bool:
+        """Return whether the learning curve is flat or falls; see `finished`."""
+        found = rise_of(self.curve_points)
+        return found is not None and found.kind != "rising"
+
+
+def flat_observation(observation: Any) -> np.ndarray:
+    """Return float32 rows: of goal dictionaries, the observation, then the goal."""
+    if isinstance(observation, dict):
+        parts = [observation["observation"], observation["desired_goal"]]
+        return np.concatenate([np.asarray(p, np.float32) for p in parts], axis=-1)
+    return np.asarray(observation, dtype=np.float32)
+
+
+class FlatPolicy:
+    """An algorithm of d3rlpy by Stable-Baselines3's contract.
+
+    Args:
+        algorithm: Its `predict` maps rows `[n, size]` as `flat_observation` returns
+            them to `[n, actions]`.
+    """
+
+    def __init__(self, algorithm: Any) -> None:
+        self.algorithm = algorithm
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,  # noqa: ARG002 (it remembers nothing)
+        deterministic: bool = False,  # noqa: ARG002 (it decides that itself)
+    ) -> tuple[np.ndarray, Any]:
+        """Return actions, and the state as it was given."""
+        rows = flat_observation(observation)
+        actions = self.act(np.atleast_2d(rows))
+        return (actions[0] if rows.ndim == 1 else actions), state
+
+    def act(self, rows: np.ndarray) -> np.ndarray:
+        """Return actions `[n, actions]` for rows `[n, size]`."""
+        return np.asarray(self.algorithm.predict(rows))
+
+
+def as_policy(made: Any) -> Any:
+    """Return what a method made as a policy with Stable-Baselines3's `predict`.
+
+    Raises:
+        ConfigError: It has no `predict`, or one with other arguments.
+    """
+    predict = getattr(made, "predict", None)
+    if not callable(predict):
+        raise ConfigError(
+            f"A method has to return an object with predict(observation, state, "
+            f"episode_start, deterministic); {type(made).__name__} has no predict."
+        )
+    if type(made).__module__.startswith("d3rlpy."):
+        return FlatPolicy(made)
+    parameters = inspect.signature(predict).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    needed = {"state", "episode_start", "deterministic"}
+    if not takes_any and not needed <= parameters.keys():
+        raise ConfigError(
+            f"predict of {type(made).__name__} takes ({', '.join(parameters)}); "
+            f"Stable-Baselines3's contract is predict(observation, state=None, "
+            f"episode_start=None, deterministic=False) -> (action, state)."
+        )
+    return made
+
+
+class CheckedPolicy:
+    """A policy whose actions have to lie in the action space.
+
+    Args:
+        policy: Anything with Stable-Baselines3's `predict`.
+        space: Actions of one environment.
+        name: The method's, for errors.
+    """
+
+    def __init__(self, policy: Any, space: Any, name: str) -> None:
+        self._policy, self._space, self._name = policy, space, name
+
+    def __getattr__(self, attribute: str) -> Any:
+        """Offer what the policy offers: its state, spaces and settings."""
+        return getattr(self._policy, attribute)
+
+    def predict(self, observation: Any, **rest: Any) -> tuple[np.ndarray, Any]:
+        """Return the policy's actions.
+
+        Raises:
+            ConfigError: They are of another shape, not finite, or out of bounds.
+        """
+        actions, state = self._policy.predict(observation, **rest)
+        self._check(np.asarray(actions))
+        return actions, state
+
+    def _check(self, actions: np.ndarray) -> None:
+        space = self._space
+        if actions.shape[1:] != space.shape:
+            raise ConfigError(
+                f"The method {self._name!r} returned actions of shape {actions.shape}; "
+                f"expected [environments, {', '.join(map(str, space.shape))}]."
+            )
+        if not isinstance(space, spaces.Box):
+            return
+        slack = TOLERANCE * (space.high - space.low)
+        within = (actions >= space.low - slack) & (actions <= space.high + slack)
+        if within.all():  # false for NaN
+            return
+        if np.isnan(actions).any():
+            raise ConfigError(
+                f"The method {self._name!r} returned actions that are not numbers "
+                f"(NaN). Look for divisions by zero, or for a training that diverged."
+            )
+        row = int(np.flatnonzero(~within.reshape(len(actions), -1).all(axis=1))[0])
+        raise ConfigError(
+            f"The method {self._name!r} returned an action outside of the action "
+            f"space: {actions[row].tolist()}, expected low {space.low.tolist()} to "
+            f"high {space.high.tolist()}. Clip or rescale it."
+        )
