@@ -28,7 +28,12 @@ from diffuser_policy.benchmark.checked import acts_deterministically, as_policy
 from diffuser_policy.benchmark.lifeline import end_with_parent
 from diffuser_policy.benchmark.methods import Method, find_method
 from diffuser_policy.benchmark.pictures import draw_plan
-from diffuser_policy.benchmark.results import RECORDED, SCHEMA
+from diffuser_policy.benchmark.results import (
+    RECORDED,
+    SCHEMA,
+    compact_evaluation,
+    write_result,
+)
 from diffuser_policy.benchmark.training import Training
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.evaluation import evaluate
@@ -92,7 +97,7 @@ def run_cell(cell: Cell, folder: CellFolder) -> dict[str, Any]:
         "cell": cell.to_json(),
         "label": method.label,
         "digest": cell.digest,
-        "evaluations": [_without_times(item) for item in evaluations],
+        "evaluations": [compact_evaluation(item) for item in evaluations],
         "curve": training.curve_points,
         "training": {
             "num_steps": None,
@@ -104,7 +109,7 @@ def run_cell(cell: Cell, folder: CellFolder) -> dict[str, Any]:
         "versions": _joined(begun_with, versions(*RECORDED)),
         "timing": {**training.clock.seconds, **_act_times(evaluations), **_machine()},
     }
-    folder.write("result", json.loads(json.dumps(result)), indent=None)
+    write_result(folder.path / "result.json", result)
     try:
         seed = cell.evaluation.seeds[0]
         draw_plan(policy, cell.problem, seed, folder.path / "pictures")
@@ -187,10 +192,6 @@ def _evaluate(
             folder.write(name, json.loads(json.dumps(evaluation)), indent=None)
         found.append(evaluation)
     return found
-
-
-def _without_times(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: evaluation[name] for name in ("seed", "episodes")}
 
 
 def _act_times(evaluations: list[dict[str, Any]]) -> dict[str, Any]:
