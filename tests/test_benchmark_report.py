@@ -133,8 +133,8 @@ def test_a_missing_cell_shows_as_missing_and_has_no_average(
     assert table.rows[3][column].text == "–"
     assert table.rows[7][column].text not in ("missing", "–")
     assert "missing" in texts(difference_table(study, rows), 0).values()
-    rows = rows_of(open_table(study))
-    assert {row["cell"]: (row["state"], row["detail"]) for row in rows} == {
+    listed = rows_of(open_table(study))
+    assert {row["cell"]: (row["state"], row["detail"]) for row in listed} == {
         lost.name: ("not begun", "–"),
         failed.name: ("failed", "ValueError: NaN here"),
         begun.name: ("unfinished", "train, 7 of 9"),

@@ -183,10 +183,14 @@ def test_the_command_writes_and_prints(
 ) -> None:
     folder, output = tmp_path / "runs", tmp_path / "out"
     write_benchmark(folder, suite="kuka", episodes=3)
+    lost = folder / "cells" / "kukastack-conditional--bc--seed-0"
+    (lost / "result.json").unlink()
+    (lost / "error.json").write_text(json.dumps({"type": "X", "message": "no luck"}))
     status = main(["benchmark", "report", str(folder), "--output", str(output)])
     shown = capsys.readouterr().out
     assert status == 0
     assert "| KukaStack-Unconditional |" in shown
+    assert f"No result: {lost.name} (failed: X: no luck)" in shown
     assert f"Wrote {output / 'report.html'}" in shown
     assert (output / "report.md").is_file()
     assert not (folder / "report").exists()
