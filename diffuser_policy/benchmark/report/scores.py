@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -221,16 +222,10 @@ def compact_table(study: Study, group: Group, published: Sequence[str]) -> Table
     table = score_table(study, group, details=False)
     figures = {method: _papers_figures(method) for method in published}
     shown = [m for m in figures if any(r[0].text in figures[m] for r in table.rows)]
-    rows = [
-        (
-            *row,
-            *(
-                Cell(figures[m].get(row[0].text, UNKNOWN), published=True)
-                for m in shown
-            ),
-        )
-        for row in table.rows
-    ]
+    rows = []
+    for row in table.rows:
+        texts = [figures[method].get(row[0].text, UNKNOWN) for method in shown]
+        rows.append((*row, *(Cell(text, published=True) for text in texts)))
     header = (*table.header, *(f"{m}, published, other data" for m in shown))
     return replace(table, header=header, rows=tuple(rows), title=group.title)
 
@@ -246,12 +241,10 @@ def _papers_figures(method: str) -> dict[str, str]:
     return found
 
 
-def comparison(study: Study, row: Row, first: str, second: str) -> Comparison | None:
+@lru_cache(maxsize=256)  # tables and figures ask for the same comparisons
+def compared(ours: Entry, theirs: Entry) -> Comparison | None:
     """Compare two methods on the episodes of a problem that both ran, if any."""
-    ours, theirs = study.entry(row, first), study.entry(row, second)
-    if ours is None or theirs is None:
-        return None
-    runs, others = ours.by_seed(row.measure), theirs.by_seed(row.measure)
+    runs, others = (entry.by_seed(ours.row.measure) for entry in (ours, theirs))
     shared = sorted(set.intersection(*map(set, [*runs, *others])))
     if not shared:
         return None
@@ -263,8 +256,9 @@ def comparison(study: Study, row: Row, first: str, second: str) -> Comparison | 
 
 def comparisons(study: Study, row: Row) -> dict[str, Comparison]:
     """Compare Diffuser with each other method on one problem."""
-    found = {m: comparison(study, row, PLANNER, m) for m in study.methods}
-    return {m: c for m, c in found.items() if m != PLANNER and c is not None}
+    ours = study.entry(row, PLANNER)
+    others = [] if ours is None else [e for e in study.entries_of([row]) if e != ours]
+    return {e.method: c for e in others if ours and (c := compared(ours, e))}
 
 
 def gap_table(study: Study) -> Table | None:
@@ -273,9 +267,8 @@ def gap_table(study: Study) -> Table | None:
     Where Diffuser took no part, the best method is compared with the second best.
     """
 
-    def difference(pair: tuple[Row, Entry, Entry]) -> str:
-        row, ours, theirs = pair
-        found = comparison(study, row, ours.method, theirs.method)
+    def difference(pair: tuple[Entry, Entry]) -> str:
+        found = compared(*pair)
         if found is None:
             return UNKNOWN
         return f"{signed(found.difference.mean)} {ends(found.difference)}".rstrip()
@@ -285,15 +278,15 @@ def gap_table(study: Study) -> Table | None:
         ours = study.entry(row, PLANNER) or _best(study, row)
         theirs = ours and _best(study, row, without=ours.method)
         if ours and theirs:
-            pairs.append((row, ours, theirs))
-    columns: Columns[tuple[Row, Entry, Entry]] = {
-        "problem": lambda pair: pair[0].title,
-        "method": lambda pair: study.label(pair[1].method),
-        "score": lambda pair: estimate(pair[1].score),
-        "best baseline": lambda pair: study.label(pair[2].method),
-        "its score": lambda pair: estimate(pair[2].score),
+            pairs.append((ours, theirs))
+    columns: Columns[tuple[Entry, Entry]] = {
+        "problem": lambda pair: pair[0].row.title,
+        "method": lambda pair: study.label(pair[0].method),
+        "score": lambda pair: estimate(pair[0].score),
+        "best baseline": lambda pair: study.label(pair[1].method),
+        "its score": lambda pair: estimate(pair[1].score),
         "difference": difference,
-        "intervals": lambda pair: _verdict(pair[1], pair[2]),
+        "intervals": lambda pair: _verdict(*pair),
     }
     return table_of("Gap to the best baseline", pairs, columns) if pairs else None
 
