@@ -148,7 +148,7 @@ def main(
         num_workers: Methods at a time.
     """
     from diffuser_policy import CollectSettings, collect
-    from diffuser_policy.benchmark.report.writing import compact_tables
+    from diffuser_policy.benchmark.report import compact_tables
     from diffuser_policy.benchmark.results import load_results
     from diffuser_policy.cli import main as diffuser_policy
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from diffuser_policy.benchmark.report.document import Table
+from diffuser_policy.benchmark.report.study import Study
+from diffuser_policy.benchmark.report.tables import Table, warning_table
 
 MAZES = [
     f"diffuser_envs/{kind}-{size}-v1"
@@ -242,3 +243,13 @@ def texts(table: Table | None, row: int) -> dict[str, str]:
     assert table is not None
     cells = [cell.text for cell in table.rows[row]]
     return dict(zip(table.header, cells, strict=True))
+
+
+def rows_of(table: Table | None) -> list[dict[str, str]]:
+    """Return the first lines of all rows by column."""
+    return [texts(table, row) for row in range(len(table.rows))] if table else []
+
+
+def warnings_of(study: Study) -> dict[str, str]:
+    """Return where each warning of a report applies, by the warning."""
+    return {row["warning"]: row["where"] for row in rows_of(warning_table(study))}

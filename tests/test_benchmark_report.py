@@ -1,4 +1,4 @@
-"""What benchmark reports say: tables, summaries, gaps."""
+"""The tables of scores, outcomes and costs in benchmark reports."""
 
 from __future__ import annotations
 
@@ -11,31 +11,32 @@ import numpy as np
 import pytest
 
 from diffuser_policy.benchmark.report import compact_tables, load_study
-from diffuser_policy.benchmark.report.curves import curve_of
-from diffuser_policy.benchmark.report.document import Bullets, Remark
-from diffuser_policy.benchmark.report.facts import (
+from diffuser_policy.benchmark.report.published import PUBLISHED
+from diffuser_policy.benchmark.report.scores import (
+    difference_table,
+    gap_table,
+    groups_of,
+    iqm_table,
+    published_tables,
+    score_table,
+)
+from diffuser_policy.benchmark.report.study import Study
+from diffuser_policy.benchmark.report.tables import (
+    compute_table,
     dataset_table,
     failure_table,
     open_table,
     outcome_table,
 )
-from diffuser_policy.benchmark.report.published import PUBLISHED, published_for
-from diffuser_policy.benchmark.report.study import Study
-from diffuser_policy.benchmark.report.summary import summary
-from diffuser_policy.benchmark.report.tables import (
-    difference_table,
-    groups_of,
-    iqm_table,
-    published_table,
-    score_table,
-)
-from diffuser_policy.benchmark.report.trainings import compute_table
+from diffuser_policy.benchmark.report.trainings import curve_of
 from diffuser_policy.evaluation.statistics import iqm, mean_interval
 from tests.benchmark_report_helpers import (
     KUKA,
     MAZES,
     result_of,
+    rows_of,
     texts,
+    warnings_of,
     with_scores,
     write_benchmark,
     write_result,
@@ -94,7 +95,7 @@ def test_table_1_has_the_papers_rows_and_our_means(maze: Path) -> None:
         low, high = (float(end) for end in cell.small[0][1:-1].split(", "))
         assert (low, high) == pytest.approx((known.low, known.high), abs=0.5)
     assert table.rows[3][column].text == f"{np.mean(means):.1f}"
-    assert table.summary_rows == {3, 7}
+    assert table.averages == {3, 7}
 
 
 def test_success_and_time_stand_beside_the_score(maze: Path) -> None:
@@ -115,15 +116,14 @@ def test_a_missing_cell_shows_as_missing_and_has_no_average(
 ) -> None:
     folder = tmp_path / "partly"
     shutil.copytree(maze, folder)
-    lost = folder / "cells" / "maze2d-umaze--iql--seed-0"
-    (lost / "result.json").unlink()
-    failed = folder / "cells" / "maze2d-large--bcq--seed-0"
-    (failed / "result.json").unlink()
-    (failed / "error.json").write_text(
-        '{"type": "ValueError", "message": "NaN\\nhere"}'
+    lost, failed, begun = (
+        folder / "cells" / f"maze2d-{cell}--seed-0"
+        for cell in ("umaze--iql", "large--bcq", "large--cql")
     )
-    begun = folder / "cells" / "maze2d-large--cql--seed-0"
-    (begun / "result.json").unlink()
+    for cell in (lost, failed, begun):
+        (cell / "result.json").unlink()
+    error = {"type": "ValueError", "message": "NaN\nhere"}
+    (failed / "error.json").write_text(json.dumps(error))
     (begun / "progress.json").write_text('{"stage": "train", "done": 7, "total": 9}')
     study = load_study(folder)
     [(group, rows)] = groups_of(study)
@@ -132,22 +132,17 @@ def test_a_missing_cell_shows_as_missing_and_has_no_average(
     assert table.rows[0][column].text == "missing"
     assert table.rows[3][column].text == "–"
     assert table.rows[7][column].text not in ("missing", "–")
-    differences = difference_table(study, rows)
-    assert differences is not None
-    assert "missing" in [cell.text for cell in differences.rows[0]]
-    states = {row[0].text: row[1].text for row in open_table(study).rows}
-    assert states == {
-        "maze2d-umaze--iql--seed-0": "not begun",
-        "maze2d-large--bcq--seed-0": "failed: ValueError: NaN here",
-        "maze2d-large--cql--seed-0": "unfinished: train, 7 of 9",
+    assert "missing" in texts(difference_table(study, rows), 0).values()
+    listed = rows_of(open_table(study))
+    assert {row["cell"]: (row["state"], row["detail"]) for row in listed} == {
+        lost.name: ("not begun", "–"),
+        failed.name: ("failed", "ValueError: NaN here"),
+        begun.name: ("unfinished", "train, 7 of 9"),
     }
-    said = [block for block in summary(study) if isinstance(block, Remark)]
-    assert (
-        "1 cell failed, 1 cell not finished, 1 cell of the suite not begun"
-        in said[0].text
-    )
-    [bullets] = [block for block in summary(study) if isinstance(block, Bullets)]
-    assert "Maze2D-UMaze (IQL)" in bullets.items[0]
+    found = warnings_of(study)
+    assert found["cell not begun"] == lost.name
+    assert found["cell failed"] == failed.name
+    assert found["cell unfinished"] == begun.name
 
 
 def test_the_best_is_strong_and_references_do_not_count(tmp_path: Path) -> None:
@@ -161,19 +156,32 @@ def test_the_best_is_strong_and_references_do_not_count(tmp_path: Path) -> None:
     assert [cell.text for cell in row[1:]] == ["5.0", "2.0", "8.0"]
 
 
-def test_the_summary_says_who_leads_and_whether_beyond_doubt(tmp_path: Path) -> None:
-    clear = {"diffuser": [90.0, 91, 92, 93], "iql": [10.0, 11, 12, 13]}
-    scored(tmp_path, clear)
-    close = {"diffuser": [50.0, 90, 10, 70], "iql": [40.0, 95, 20, 80]}
+def test_the_gap_is_to_the_best_baseline_on_the_same_episodes(tmp_path: Path) -> None:
+    clear = {"diffuser": [90.0, 91, 92, 93], "iql": [10.0, 11, 12, 13], "bc": [1.0] * 4}
+    scored(tmp_path, clear | {"demonstrator": [99.0] * 4})
+    close = {"diffuser": [50.0, 90, 10, 70], "iql": [40.0, 95, 20, 85]}
     study = scored(tmp_path, close, LARGE)
-    [bullets] = [block for block in summary(study) if isinstance(block, Bullets)]
-    paper, leads, doubt, *_ = bullets.items
-    assert "with disjoint 95 % intervals, on 1 of 2 problems (Maze2D-UMaze)" in paper
-    assert "Not so on Multi2D-Large" in paper
-    assert "leads on Maze2D-UMaze: its interval lies above" in leads
-    assert doubt.startswith("Multi2D-Large: ")
-    assert "has the highest mean, 58.8" in doubt
-    assert "overlaps with" in doubt
+    first, second = rows_of(gap_table(study))
+    assert (first["problem"], first["best baseline"]) == ("Maze2D-UMaze", "IQL")
+    assert first["difference"] == "+80.0 [80.0, 80.0]"
+    assert first["intervals"] == "ahead, disjoint"
+    assert second["score"].startswith("55.0 [")
+    assert second["its score"].startswith("60.0 [")
+    assert second["difference"].startswith("-5.0 [")
+    assert second["intervals"] == "overlapping"
+
+
+def test_without_diffuser_the_gap_is_between_the_two_best(tmp_path: Path) -> None:
+    study = scored(tmp_path, {"bc": [1.0, 2], "iql": [3.0, 4], "bcq": [0.0, 0]})
+    [row] = rows_of(gap_table(study))
+    assert (row["method"], row["best baseline"]) == ("IQL", "BC")
+    assert row["difference"] == "+2.0 [2.0, 2.0]"
+    assert difference_table(study, study.rows) is None
+
+
+def test_references_are_no_baselines(tmp_path: Path) -> None:
+    study = scored(tmp_path, {"diffuser": [1.0, 2], "demonstrator": [3.0, 4]})
+    assert gap_table(study) is None
 
 
 def test_differences_are_of_the_same_episodes(tmp_path: Path) -> None:
@@ -191,19 +199,10 @@ def test_differences_are_of_shared_episodes_alone(tmp_path: Path) -> None:
     study = scored(tmp_path, {"diffuser": [10.0, 20, 30], "iql": [9.0, 18]})
     [(_, rows)] = groups_of(study)
     assert "+1.5" in texts(difference_table(study, rows), 0).values()
-    remarks = [block for block in summary(study) if isinstance(block, Remark)]
-    assert "Not all cells of Maze2D-UMaze ran the same episodes" in remarks[0].text
+    assert warnings_of(study)["methods ran different episodes"] == "Maze2D-UMaze"
 
 
-def test_without_diffuser_there_are_no_differences(tmp_path: Path) -> None:
-    study = scored(tmp_path, {"bc": [1.0, 2], "iql": [3.0, 4]})
-    [(_, rows)] = groups_of(study)
-    assert difference_table(study, rows) is None
-    [bullets] = [block for block in summary(study) if isinstance(block, Bullets)]
-    assert "leads on every problem" in bullets.items[0]
-
-
-def test_several_training_seeds_are_pooled_and_said(kuka: Path) -> None:
+def test_several_training_seeds_are_pooled(kuka: Path) -> None:
     study = load_study(kuka)
     [(group, rows)] = groups_of(study)
     table = score_table(study, group)
@@ -211,7 +210,6 @@ def test_several_training_seeds_are_pooled_and_said(kuka: Path) -> None:
     names = [f"kukastack-conditional--cql--seed-{seed}" for seed in range(3)]
     values = [score for name in names for score in scores_of(raw(kuka, name))]
     assert table.rows[1][column].text == f"{np.mean(values):.1f}"
-    assert any("episodes once for all seeds" in note for note in table.notes)
     assert any(line.startswith("latched ") for line in table.rows[1][column].small)
     outcomes = outcome_table(study, rows)
     found = texts(
@@ -256,7 +254,7 @@ def test_interquartile_means_are_of_runs_where_all_have_several(
     assert table is not None
     column = [name.lower() for name in table.header].index("cql")
     assert table.rows[0][column].text == f"{iqm(means):.1f}"
-    assert "training runs" in table.notes[0]
+    assert table.note == "Pooled: training runs' mean scores."
 
 
 def test_computing_is_summed_over_cells(kuka: Path) -> None:
@@ -273,7 +271,7 @@ def test_computing_is_summed_over_cells(kuka: Path) -> None:
 def test_data_are_told_with_all_of_their_settings(kuka: Path) -> None:
     found = texts(dataset_table(load_study(kuka)), 1)
     assert found["dataset"] == "diffuser/kuka-v1"
-    assert found["seen as"] == "goals relabelled in hindsight"
+    assert found["goals"] == "relabelled in hindsight"
     assert found["transitions"] == "1,000,000"
     told = "collection.demonstrator: maze-waypoint; collection.seed: 0"
     assert found["collection"] == told
@@ -291,13 +289,12 @@ def test_published_figures_stay_in_tables_of_their_own(maze: Path) -> None:
     }
     ours = {cell.text for row in score_table(study, group).rows for cell in row}
     assert not printed & ours
-    shown = published_for([row.title for row in rows])
+    shown = published_tables(rows)
     assert len(shown) == 3
-    assert all(published_table(table).kind == "published" for table in shown)
-    first = published_table(shown[0])
-    assert texts(first, 2)["IQL"] == "58.6"
-    assert texts(first, 3)["Diffuser"] == "119.5"
-    assert "table 1" in first.notes[0]
+    assert all(table.published for table in shown)
+    assert texts(shown[0], 2)["IQL"] == "58.6"
+    assert texts(shown[0], 3)["Diffuser"] == "119.5"
+    assert "table 1" in shown[0].note
 
 
 def test_published_averages_are_those_of_their_rows() -> None:

@@ -1,4 +1,4 @@
-"""What benchmark reports say of learning curves."""
+"""Learning curves and critics in benchmark reports."""
 
 from __future__ import annotations
 
@@ -8,24 +8,22 @@ import numpy as np
 import pytest
 
 from diffuser_policy.benchmark.report import load_study
-from diffuser_policy.benchmark.report.document import Bullets, Table
-from diffuser_policy.benchmark.report.study import Study
-from diffuser_policy.benchmark.report.summary import summary
-from diffuser_policy.benchmark.report.trainings import cell_table, peak_table
+from diffuser_policy.benchmark.report.tables import critic_table, curve_table
+from diffuser_policy.benchmark.report.trainings import Critic
 from diffuser_policy.benchmark.results import Rise, rise_of
-from tests.benchmark_report_helpers import MAZES, result_of, texts, write_result
+from tests.benchmark_report_helpers import (
+    MAZES,
+    result_of,
+    rows_of,
+    texts,
+    warnings_of,
+    write_result,
+)
 
 UMAZE = MAZES[0]
 
 
-def bullets_of(study: Study) -> str:
-    """Return the sentences of a report's beginning."""
-    [bullets] = [block for block in summary(study) if isinstance(block, Bullets)]
-    return "\n".join(bullets.items)
-
-
-def map_rows(table: Table) -> list[dict[str, str]]:
-    return [texts(table, index) for index in range(len(table.rows))]
+CELL = "maze2d-umaze--iql--seed-0"
 
 
 @pytest.mark.parametrize(
@@ -45,46 +43,59 @@ def test_a_curve_that_still_rises_is_called_so(
     assert found.mean == pytest.approx(
         3 * step + noise[7:].mean() - noise[4:7].mean(), abs=1e-9
     )
-    assert texts(cell_table(study), 0)["curve in the end"].startswith(f"{kind}: ")
-    said = bullets_of(study)
-    assert ("1 of 1 learning curve still rose" in said) == (kind == "rising")
-    assert ("1 of 1 learning curve fell" in said) == (kind == "falling")
-    assert "beginning to end" not in said
+    shown = texts(curve_table(study), 0)
+    assert shown["verdict"] == kind
+    assert shown["change at the end"] == f"{found.mean:+.1f} ± {found.error:.1f}"
+    warning = {} if kind == "flat" else {f"learning curve {kind} at the end": CELL}
+    assert warnings_of(study) == warning
 
 
-def test_a_curve_that_never_changed_says_nothing(tmp_path: Path) -> None:
+def test_a_curve_that_never_changed_is_constant(tmp_path: Path) -> None:
     result = result_of(UMAZE, "iql")
     for point in result["curve"]:
         point["values"] = [0.0] * 20
     write_result(tmp_path, result)
     study = load_study(tmp_path)
-    assert texts(cell_table(study), 0)["curve in the end"] == "always 0.0"
-    assert "1 of 1 learning curve had the same score from beginning" in bullets_of(
-        study
-    )
+    assert texts(curve_table(study), 0)["verdict"] == "constant"
+    assert warnings_of(study) == {"learning curve constant at the end": CELL}
 
 
 @pytest.mark.parametrize(
-    ("median", "kind"),
-    [(28_700.0, "too high"), (-48.0, "too low"), (103.0, ""), (-4.0, "")],
+    ("median", "verdict"),
+    [
+        (28_700.0, "too high"),
+        (110.1, "too high"),
+        (109.9, "inside"),
+        (-9.9, "inside"),
+        (-10.1, "too low"),
+    ],
 )
-def test_values_that_cannot_be_true_are_told(
-    tmp_path: Path, median: float, kind: str
+def test_values_that_rewards_and_discount_do_not_allow_are_found(
+    tmp_path: Path, median: float, verdict: str
 ) -> None:
-    result = result_of(UMAZE, "bcq")
-    values = {"low": 0.0, "median": median, "high": 0.0, "possible": [0.0, 100.0]}
+    """A tenth of the allowed range, 0 to 100, is left to approximation."""
+    assert Critic(-20.0, median, 900.0, (0.0, 100.0)).verdict == verdict
+    result = result_of(UMAZE, "iql")
+    values = {"low": -20.0, "median": median, "high": 900.0, "possible": [0.0, 100.0]}
     result["training"]["values"] = values
     write_result(tmp_path, result)
     write_result(tmp_path, result_of(UMAZE, "bc"))  # has no critic
     study = load_study(tmp_path)
-    shown = {row["cell"]: row["values"] for row in map_rows(cell_table(study))}
-    wanted = f"{median:,.0f} of 0 to 100" + (f": {kind}" if kind else "")
-    assert shown == {
-        "maze2d-umaze--bcq--seed-0": wanted,
-        "maze2d-umaze--bc--seed-0": "–",
-    }
-    said = "The values of 1 of 1 critic are outside" in bullets_of(study)
-    assert said == bool(kind)
+    assert rows_of(critic_table(study)) == [
+        {
+            "cell": CELL,
+            "5 %": "-20",
+            "median": f"{median:,.0f}",
+            "95 %": "900",
+            "lowest allowed": "0",
+            "highest allowed": "100",
+            "median is": verdict,
+        }
+    ]
+    found = {text: w for text, w in warnings_of(study).items() if "critic" in text}
+    assert found == (
+        {f"critic's values {verdict}": CELL} if verdict != "inside" else {}
+    )
 
 
 def test_episodes_of_a_curve_are_compared_with_themselves() -> None:
@@ -111,18 +122,12 @@ def test_the_highest_evaluation_is_told_apart_from_the_last(tmp_path: Path) -> N
             point["score"]["mean"] = peak - abs(index - 3)
         write_result(tmp_path, result)
     study = load_study(tmp_path)
-    table = peak_table(study, study.rows)
-    assert table is not None
+    rows = {row["problem, method"]: row for row in rows_of(curve_table(study))}
+    iql, bc = rows["Maze2D-UMaze, IQL"], rows["Maze2D-UMaze, BC"]
     step = result["curve"][3]["step"]
-    [iql] = [
-        cell
-        for cell, name in zip(table.rows[0], table.header, strict=True)
-        if name == "IQL"
-    ]
-    assert iql.text == f"{score - 1:.1f} at {step:,}"
-    last = score - 1 - np.abs(np.arange(len(result["curve"]))[-3:] - 3)
-    assert iql.small == (f"last 3: {last.mean():.1f} ± {last.std(ddof=1):.1f}",)
-    [bullets] = [block for block in summary(study) if isinstance(block, Bullets)]
-    [said] = [item for item in bullets.items if "highest evaluation" in item]
-    assert "below Diffuser's score in 1 of 2 learning curves" in said
-    assert f"not so: BC on Maze2D-UMaze, {score + 1:.1f}" in said
+    assert iql["peak, at step"] == f"{score - 1:.1f} at {step:,}"
+    assert (iql["peak − Diffuser"], bc["peak − Diffuser"]) == ("-1.0", "+1.0")
+    points = score - 1 - np.abs(np.arange(len(result["curve"])) - 3)
+    assert iql["last"] == f"{points[-1]:.1f}"
+    last = points[-3:]
+    assert iql["last 3"] == f"{last.mean():.1f} ± {last.std(ddof=1):.1f}"

@@ -218,7 +218,6 @@ def test_paired_differences_use_the_pairs() -> None:
     second = (episodes + rng.normal(0, 2, 200))[None]
     found = compare(first, second)
     known = mean_interval((first - second)[0])
-    assert found.episodes == 200
     assert found.difference.mean == pytest.approx(known.mean)
     assert found.difference.low == pytest.approx(known.low, abs=0.05)
     assert found.difference.high == pytest.approx(known.high, abs=0.05)
@@ -231,7 +230,6 @@ def test_paired_differences_use_the_pairs() -> None:
 def test_ties_count_half() -> None:
     found = compare(np.array([[1.0, 2, 3, 4]]), np.array([[1.0, 2, 0, 9]]))
     assert found.win.mean == pytest.approx((0.5 + 0.5 + 1 + 0) / 4)
-    assert found.ties == 0.5
 
 
 def test_crossed_draws_have_the_variance_of_three_factors() -> None:

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from diffuser_policy.benchmark.report import load_study
-from diffuser_policy.benchmark.report.document import Remark
-from diffuser_policy.benchmark.report.summary import summary
+from diffuser_policy.benchmark.report.study import mixed_versions
 from diffuser_policy.errors import CheckpointError, ConfigError
 from tests.benchmark_report_helpers import (
     MAZES,
     VERSIONS,
     cell_of,
     result_of,
+    warnings_of,
     write_cell,
     write_result,
 )
@@ -32,15 +32,15 @@ def test_versions_have_to_agree_unless_allowed(tmp_path: Path) -> None:
     ):
         load_study(tmp_path)
     study = load_study(tmp_path, mixed=True)
-    remarks = [block for block in summary(study) if isinstance(block, Remark)]
-    assert "Mixed versions: torch 2.6.0" in remarks[0].text
+    where = warnings_of(study)["package in several versions"]
+    assert where == "torch 2.6.0 (1 cells), 2.9.0 (1 cells)"
 
 
 def test_a_package_that_one_cell_lacks_is_no_difference(tmp_path: Path) -> None:
     write_result(tmp_path, result_of(UMAZE, "iql"))
     fewer = {name: VERSIONS[name] for name in VERSIONS if name != "d3rlpy"}
     write_result(tmp_path, result_of(UMAZE, "diffuser", versions=fewer))
-    assert load_study(tmp_path).mixed == ()
+    assert mixed_versions(load_study(tmp_path).versions) == {}
 
 
 @pytest.mark.parametrize("package", ["numpy", "pytorch-mppi", "stable-baselines3"])
@@ -94,8 +94,16 @@ def test_folders_without_results_are_refused(tmp_path: Path) -> None:
         ({"evaluations": []}, "damaged: no episodes"),
         ({"evaluations": [{"episodes": [{"seed": 1}]}]}, "lacks its seed or return"),
         (
+            {"evaluations": [{"seed": 1, "episodes": 2, "columns": {"return": [1.0]}}]},
+            "columns are not of 2 episodes",
+        ),
+        (
+            {"evaluations": [{"seed": 1, "episodes": 2, "columns": {"score": 1.0}}]},
+            "lacks its seed or return",
+        ),
+        (
             {"evaluations": [{"episodes": [{"seed": 1, "return": float("nan")}]}]},
-            "returns that are no numbers",
+            "returns that are not numbers",
         ),
     ],
 )

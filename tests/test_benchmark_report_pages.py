@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,18 +16,16 @@ image = pytest.importorskip("PIL.Image", reason="needs the extra 'plot'")
 pytest.importorskip("matplotlib", reason="needs the extra 'plot'")
 
 from diffuser_policy.benchmark.report import write_report  # noqa: E402
-from diffuser_policy.benchmark.report.document import (  # noqa: E402
-    Bullets,
-    Cell,
-    Document,
-    Paragraph,
-    Remark,
-    Section,
-    Table,
+from diffuser_policy.benchmark.report.figures import (  # noqa: E402
+    Panel,
+    Picture,
+    styles,
 )
-from diffuser_policy.benchmark.report.html import to_html  # noqa: E402
-from diffuser_policy.benchmark.report.markdown import escape, to_markdown  # noqa: E402
-from diffuser_policy.benchmark.report.palette import styles  # noqa: E402
+from diffuser_policy.benchmark.report.page import (  # noqa: E402
+    environment,
+    escaped,
+)
+from diffuser_policy.benchmark.report.tables import Cell, Table  # noqa: E402
 from diffuser_policy.cli import main  # noqa: E402
 from tests.benchmark_report_helpers import (  # noqa: E402
     MAZES,
@@ -131,17 +130,7 @@ def test_links_of_the_page_lead_to_headings(written: Path) -> None:
     assert len(set(anchors)) == len(anchors)
     links = {attributes["href"] for attributes in page.all("a")}
     assert links == {f"#{anchor}" for anchor in anchors}
-    assert {"scores", "figures", "plans", "gaps"} <= set(anchors)
-
-
-def test_the_page_fits_screens_and_eyes(written: Path) -> None:
-    text = (written / "report" / "report.html").read_text(encoding="utf-8")
-    assert 'name="viewport" content="width=device-width, initial-scale=1"' in text
-    assert "prefers-color-scheme: dark" in text
-    page = Page(text)
-    boxes = [a for a in page.all("div") if a.get("class") == "scroll"]
-    assert len(boxes) == len(page.all("table"))
-    assert all(box["tabindex"] == "0" and box["aria-label"] for box in boxes)
+    assert {"scores", "figures", "plans", "warnings"} <= set(anchors)
 
 
 def test_what_results_say_stays_text(written: Path) -> None:
@@ -149,8 +138,9 @@ def test_what_results_say_stays_text(written: Path) -> None:
     assert " ".join(HOSTILE.split()) in " ".join(page.text.split())
     markdown = (written / "report" / "report.md").read_text(encoding="utf-8")
     assert "<script" not in re.sub(r"\\<", "", markdown)
-    [row] = [line for line in markdown.splitlines() if "maze2d-medium--bc" in line]
-    assert len(re.findall(r"(?<!\\)\|", row)) == 3  # two columns
+    rows = [line for line in markdown.splitlines() if "maze2d-medium--bc" in line]
+    [row] = [row for row in rows if "alert" in row]
+    assert len(re.findall(r"(?<!\\)\|", row)) == 4  # three columns
 
 
 def test_files_with_code_are_not_imported_for_their_label(written: Path) -> None:
@@ -169,13 +159,17 @@ def test_pictures_of_markdown_are_beside_it(written: Path) -> None:
             assert found.format == "PNG"
 
 
-def test_gaps_and_costs_are_listed(written: Path) -> None:
-    markdown = (written / "report" / "report.md").read_text(encoding="utf-8")
-    for title in ("## Gaps", "## Computing", "### Versions", "### Seeds"):
-        assert f"\n{title}\n" in markdown
-    assert "| mujoco | 3.1.6 |" in markdown
-    assert "> **Note.** Not complete: 1 cell failed" in markdown
-    assert "30000, 31000, 32000" in markdown
+def test_a_report_in_the_benchmarks_folder_shows_plans_where_they_are(
+    written: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "benchmark"
+    shutil.copytree(written / "cells", folder / "cells")
+    report = write_report(folder, folder)
+    sources = re.findall(r'<img src="([^"]+)"', report.markdown.read_text())
+    plans = [source for source in sources if source.startswith("cells/")]
+    assert len(plans) == 2
+    assert all((folder / source).is_file() for source in sources)
+    assert not [*(folder / "figures").glob("*plan*")]
 
 
 def test_reports_of_the_same_results_are_equal(written: Path, tmp_path: Path) -> None:
@@ -189,10 +183,14 @@ def test_the_command_writes_and_prints(
 ) -> None:
     folder, output = tmp_path / "runs", tmp_path / "out"
     write_benchmark(folder, suite="kuka", episodes=3)
+    lost = folder / "cells" / "kukastack-conditional--bc--seed-0"
+    (lost / "result.json").unlink()
+    (lost / "error.json").write_text(json.dumps({"type": "X", "message": "no luck"}))
     status = main(["benchmark", "report", str(folder), "--output", str(output)])
     shown = capsys.readouterr().out
     assert status == 0
     assert "| KukaStack-Unconditional |" in shown
+    assert f"No result: {lost.name} (failed: X: no luck)" in shown
     assert f"Wrote {output / 'report.html'}" in shown
     assert (output / "report.md").is_file()
     assert not (folder / "report").exists()
@@ -209,34 +207,41 @@ def test_the_command_refuses_mixed_versions(
     assert not (tmp_path / "report").exists()
     assert main(["benchmark", "report", str(tmp_path), "--mixed-versions"]) == 0
     page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
-    assert "Mixed versions: mujoco 3.1.6" in page
+    assert "mujoco 3.1.6 (1 cells), 9.9.9 (1 cells)" in page
 
 
-def test_both_forms_escape_all_that_a_document_can_hold(tmp_path: Path) -> None:
-    table = Table(
-        title=HOSTILE,
-        header=(HOSTILE, HOSTILE),
-        rows=((Cell(HOSTILE, (HOSTILE,)), Cell(HOSTILE, strong=True)),),
-        notes=(HOSTILE,),
-        command="echo 'a' > b",
-    )
-    blocks = (Paragraph(HOSTILE), Bullets((HOSTILE,)), Remark(HOSTILE), table)
-    section = Section(title=HOSTILE, blocks=blocks)
-    document = Document(title=HOSTILE, lead=blocks, sections=(section,))
-    page = Page(to_html(document))
+def test_both_forms_escape_all_that_a_report_can_hold(tmp_path: Path) -> None:
+    cells = (Cell(HOSTILE, (HOSTILE,)), Cell(HOSTILE, strong=True))
+    table = Table(title=HOSTILE, header=(HOSTILE,) * 2, rows=(cells,), note=HOSTILE)
+    picture(tmp_path / "a.png")
+    panel = Panel(tmp_path / "a.png", HOSTILE, HOSTILE)
+    context = {
+        "title": HOSTILE,
+        "sections": {HOSTILE: [table, Picture(HOSTILE, (panel,), HOSTILE)]},
+        "commands": ["echo 'a' > b"],
+        "report_command": "report",
+    }
+    templates = environment(tmp_path)
+    page = Page(templates.get_template("report.html.j2").render(context))
     assert not page.all("script")
     assert page.text.count('alert("1")') > 10
-    markdown = to_markdown(document, tmp_path)
+    assert "echo 'a' > b" in page.text
+    markdown = templates.get_template("report.md.j2").render(context)
+    (image_line,) = [line for line in markdown.splitlines() if "<img" in line]
+    [shown] = Page(image_line).all("img")
+    assert shown["alt"] == " ".join(HOSTILE.split())
+    markdown = markdown.replace(image_line, "")
     assert not re.search(r"(?<!\\)<script", markdown)
     assert not re.search(r"(?<!\\)\*\*bold", markdown)
     assert "](http" not in markdown.replace("\\](", "")
+    assert "echo 'a' > b" in markdown
 
 
 @pytest.mark.parametrize(
     "text", ["12.5 [1.0, 2.0]", "-0.7 [-3.5, 2.0]", "time_to_goal", "99 % [98, 100]"]
 )
 def test_figures_need_no_escapes(text: str) -> None:
-    assert escape(text) == text
+    assert escaped(text) == text
 
 
 def test_methods_are_told_apart() -> None:

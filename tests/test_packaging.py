@@ -78,6 +78,7 @@ def test_wheel_holds_exactly_the_two_packages(tmp_path: Path) -> None:
     }
     assert "diffuser_policy/py.typed" in names
     assert "diffuser_envs/py.typed" in names
+    assert "diffuser_policy/benchmark/report/templates/report.html.j2" in names
     assert not [name for name in names if "__pycache__" in name]
 
 

@@ -26,7 +26,12 @@ from diffuser_policy.benchmark.context import MethodContext, as_policy
 from diffuser_policy.benchmark.lifeline import BUSY, end_with_parent
 from diffuser_policy.benchmark.methods import find_method
 from diffuser_policy.benchmark.pictures import draw_plan
-from diffuser_policy.benchmark.results import RECORDED, SCHEMA
+from diffuser_policy.benchmark.results import (
+    RECORDED,
+    SCHEMA,
+    compact_evaluation,
+    write_result,
+)
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.evaluation.loop import describe
 from diffuser_policy.evaluation.report import to_json as evaluation_json
@@ -93,9 +98,7 @@ def run_cell(cell: Cell, folder: CellFolder) -> dict[str, Any]:
         "cell": cell.to_json(),
         "label": method.label,
         "digest": cell.digest,
-        "evaluations": [
-            {name: item[name] for name in ("seed", "episodes")} for item in evaluations
-        ],
+        "evaluations": [compact_evaluation(item) for item in evaluations],
         "curve": context.curve_points,
         "training": {"num_steps": None, **context.facts, "settings": context.settings},
         "policy": evaluations[0]["policy"],
@@ -116,7 +119,7 @@ def run_cell(cell: Cell, folder: CellFolder) -> dict[str, Any]:
             ),
         },
     }
-    folder.write("result", result)
+    write_result(folder.path / "result.json", result)
     try:
         seed = cell.evaluation.seeds[0]
         draw_plan(policy, cell.problem, seed, folder.path / "pictures")

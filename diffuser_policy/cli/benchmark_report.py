@@ -13,7 +13,7 @@ from diffuser_policy.cli.options import shown_as
 
 @dataclass(frozen=True, kw_only=True)
 class ReportSettings:
-    """Write the report of a benchmark: Markdown, and one HTML page of its own.
+    """Write the report of a benchmark: Markdown, and one self-contained HTML page.
 
     Cells without a result are listed, and take no part in any figure.
     """
@@ -23,7 +23,7 @@ class ReportSettings:
     output: Annotated[Path | None, shown_as("FOLDER")] = None
     """Where to write report.md, report.html and figures/ (default: DIR/report)."""
     mixed_versions: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Accept cells made by different versions; the report says so."""
+    """Accept cells that different versions made; the report names them."""
 
 
 def run(settings: ReportSettings) -> int:
@@ -39,7 +39,8 @@ def run(settings: ReportSettings) -> int:
     )
     print(compact_tables(report.study))
     for cell in report.study.open_cells:
-        print(f"No result: {cell.name} ({cell.state})")
+        detail = f": {cell.detail}" if cell.detail else ""
+        print(f"No result: {cell.name} ({cell.kind}{detail})")
     print(f"Wrote {report.markdown}")
     print(f"Wrote {report.html}")
     return 0

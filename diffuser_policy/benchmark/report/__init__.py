@@ -5,24 +5,19 @@
 
 | module | holds |
 |---|---|
-| study | the results of a folder in order, and what is missing |
-| versions | whether they belong together |
+| study | what a benchmark's folder holds, in order, and what is missing |
 | estimates | means, differences and rates with intervals |
-| tables, facts, curves | what is shown |
+| trainings | learning curves and critics |
+| tables, scores | the facts as tables |
 | published | figures of papers, kept apart |
-| figures, palette, plans | pictures |
-| summary, wording | sentences, numbers, commands |
-| document, contents | the report before it is Markdown or HTML |
-| markdown, html | its two forms |
+| figures | pictures |
+| commands | how to run it again |
+| page | Markdown and HTML, from `templates/` |
 """
 
 from __future__ import annotations
 
+from diffuser_policy.benchmark.report.page import Report, compact_tables, write_report
 from diffuser_policy.benchmark.report.study import load_study
-from diffuser_policy.benchmark.report.writing import (
-    Report,
-    compact_tables,
-    write_report,
-)
 
 __all__ = ["Report", "compact_tables", "load_study", "write_report"]

@@ -1,19 +1,18 @@
 r"""Estimates with intervals from training runs that each have many episodes.
 
 All runs of a method have the same episodes: the same starts and goals. So training runs
-and episodes are crossed factors, and both are drawn with replacement:
+and episodes are crossed factors, and the bootstrap draws both with replacement:
 
     Mean of a method    draws training runs and, once for all of them, episodes
     A minus B           draws runs of A, runs of B, and the episodes that both share
     Average of problems every problem's own draws, averaged draw by draw
 
-All are percentile bootstraps (Efron 1979). With a single training run there is nothing
-to draw of the first factor: the interval is over episodes only, and says nothing of
-what another training seed would give; copies of a run have the interval of that run.
+All are percentile bootstraps (Efron 1979). With a single training run, only episodes
+are drawn: the interval does not cover what another training seed would give. Copies of
+a run have the interval of that run.
 
 Values are `[runs, episodes]`. NaN stands for an episode without that figure, such as
-the time to a goal that was not reached; it takes part in the draws and is left out of
-their means.
+the time to a goal that was not reached; draws include it, and their means leave it out.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ from diffuser_policy.evaluation.statistics import (
 
 
 def pooled_mean(values: np.ndarray) -> float:
-    """Return the mean over all episodes of all runs; NaN if there are none.
+    """Return the mean over all episodes of all runs; NaN without any figure.
 
     Args:
-        values: `[runs, episodes]`; NaN where there is none.
+        values: `[runs, episodes]`; NaN where the figure is missing.
     """
     known = values[np.isfinite(values)]
     return float(known.mean()) if len(known) else math.nan
@@ -47,11 +46,11 @@ def pooled_mean(values: np.ndarray) -> float:
 def mean_draws(
     values: np.ndarray, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
 ) -> np.ndarray:
-    """Return bootstrap means `[num_resamples]`: runs and episodes are drawn.
+    """Return bootstrap means `[num_resamples]` over drawn runs and episodes.
 
     Args:
-        values: `[runs, episodes]`; NaN where there is none.
-        num_resamples: How many.
+        values: `[runs, episodes]`; NaN where the figure is missing.
+        num_resamples: Number of draws.
         seed: Fixes the draws.
     """
     runs, episodes = values.shape
@@ -77,11 +76,11 @@ def interval_of(estimate: float, draws: np.ndarray) -> Interval:
 def run_interval(
     values: np.ndarray, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
 ) -> Interval:
-    """Return the mean over all episodes with its interval; of one episode, without.
+    """Return the mean over all episodes with its interval; one episode has none.
 
     Args:
-        values: `[runs, episodes]`; NaN where there is none.
-        num_resamples: Draws.
+        values: `[runs, episodes]`; NaN where the figure is missing.
+        num_resamples: Number of draws.
         seed: Fixes the draws.
     """
     if _num_known(values) < 2:
@@ -90,47 +89,33 @@ def run_interval(
     return interval_of(pooled_mean(values), draws)
 
 
-def average_interval(
-    problems: Sequence[np.ndarray],
-    *,
-    num_resamples: int = NUM_RESAMPLES,
-    seed: int = 0,
-) -> Interval:
+def average_interval(problems: Sequence[np.ndarray]) -> Interval:
     """Return the mean over problems of their means, each problem counting alike.
 
     Args:
         problems: `[runs, episodes]` of each problem.
-        num_resamples: Draws within each problem.
-        seed: Fixes the draws.
     """
-    draws = [
-        mean_draws(values, num_resamples=num_resamples, seed=seed + number)
-        for number, values in enumerate(problems)
-    ]
+    draws = [mean_draws(values, seed=number) for number, values in enumerate(problems)]
     estimate = float(np.mean([pooled_mean(values) for values in problems]))
     return interval_of(estimate, np.mean(draws, axis=0))
 
 
-def rate_interval(
-    values: np.ndarray, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
-) -> Interval:
+def rate_interval(values: np.ndarray) -> Interval:
     """Return the share of successes of all episodes.
 
-    Wilson's interval is of episodes alone: of as many as there are different ones,
-    however many runs repeat them. With several runs, what drawn runs add is independent
-    of it, so distances to the ends add up as squares (Zou and Donner 2008).
+    Wilson's interval is of episodes alone: it counts different episodes, however many
+    runs repeat them. With several runs, what drawing runs adds is independent of it, so
+    distances to the ends add up as squares (Zou and Donner 2008).
 
     Args:
-        values: `[runs, episodes]` zeros and ones; NaN where there is none.
-        num_resamples: Draws.
-        seed: Fixes the draws.
+        values: `[runs, episodes]` zeros and ones; NaN where the figure is missing.
     """
     rate, total = pooled_mean(values), _num_known(values)
     wilson = proportion_interval(round(rate * total), total)
     if len(values) == 1:
         return wilson
     known = np.isfinite(values)
-    chosen = _counts(len(values), num_resamples, (seed, 0))
+    chosen = _counts(len(values), NUM_RESAMPLES, (0, 0))
     successes, trials = np.where(known, values, 0).sum(1), known.sum(1)
     drawn = interval_of(rate, _ratio(chosen @ successes, chosen @ trials))
     below = math.hypot(rate - wilson.low, rate - drawn.low)
@@ -151,8 +136,8 @@ def iqm_run_interval(
 
     Args:
         problems: `[runs, episodes]` of each problem, without NaN.
-        by_runs: Of the runs' means instead of all episodes.
-        num_resamples: Draws.
+        by_runs: Pool the runs' means instead of all episodes.
+        num_resamples: Number of draws.
         seed: Fixes the draws.
     """
     pooled = [v.mean(axis=1) if by_runs else v.ravel() for v in problems]
@@ -184,45 +169,27 @@ class Comparison:
     Attributes:
         difference: Mean of the first's figure minus the second's.
         win: Probability that the first is better in an episode, ties counting half.
-        ties: Share of the episodes in which both are equal.
-        episodes: How many they have in common.
     """
 
     difference: Interval
     win: Interval
-    ties: float
-    episodes: int
 
 
-def compare(
-    first: np.ndarray,
-    second: np.ndarray,
-    *,
-    num_resamples: int = NUM_RESAMPLES,
-    seed: int = 0,
-) -> Comparison:
+def compare(first: np.ndarray, second: np.ndarray) -> Comparison:
     """Compare two methods on the episodes that both have run.
 
     Args:
         first: `[runs, episodes]` of the first method.
         second: `[other runs, episodes]` of the second, in the same order.
-        num_resamples: Draws of runs of either and of episodes.
-        seed: Fixes the draws.
     """
     ours, theirs = first[:, None, :], second[None, :, :]
-    difference = ours - theirs
-    win = (ours > theirs) + 0.5 * (ours == theirs)
-    draws = crossed_draws(
-        np.stack([difference, win]), num_resamples=num_resamples, seed=seed
-    )
-    alone = first.shape[1] == 1
+    figures = np.stack([ours - theirs, (ours > theirs) + 0.5 * (ours == theirs)])
+    draws = crossed_draws(figures)
+    if first.shape[1] == 1:
+        draws = draws[:, :0]  # one episode gives no idea of the spread
     return Comparison(
-        difference=interval_of(
-            float(difference.mean()), draws[0] if not alone else draws[0, :0]
-        ),
-        win=interval_of(float(win.mean()), draws[1] if not alone else draws[1, :0]),
-        ties=float((ours == theirs).mean()),
-        episodes=first.shape[1],
+        difference=interval_of(float(figures[0].mean()), draws[0]),
+        win=interval_of(float(figures[1].mean()), draws[1]),
     )
 
 
@@ -234,7 +201,7 @@ def crossed_draws(
     Args:
         values: `[figures, runs, other runs, episodes]`; runs, other runs and episodes
             are drawn with replacement, each independently of the others.
-        num_resamples: How many.
+        num_resamples: Number of draws.
         seed: Fixes the draws.
     """
     figures, runs, others, episodes = values.shape
@@ -250,7 +217,7 @@ def crossed_draws(
 
 
 def _parts(num_resamples: int, size: int) -> Iterator[slice]:
-    """Yield which draws are made at a time; `size` numbers each."""
+    """Yield the draws to make at a time, of `size` numbers each."""
     rows = max(1, CHUNK // size)
     for begin in range(0, num_resamples, rows):
         yield slice(begin, min(begin + rows, num_resamples))
@@ -285,10 +252,10 @@ def _num_known(values: np.ndarray) -> int:
 
 
 def _iqm_of_counts(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Return interquartile means `[draws]` of values that are drawn several times.
+    """Return interquartile means `[draws]` of values drawn several times.
 
     Args:
-        values: `[draws, n]`, or `[1, n]` that all draws are of.
+        values: `[draws, n]`, or `[1, n]` where all draws share the values.
         counts: `[draws, n]` with the same sum in every row.
     """
     order = np.argsort(values, axis=1)

@@ -1,40 +1,85 @@
-"""The figures: one small picture per problem, so that they fit any page width."""
+"""The figures: small pictures, one per problem, so that they fit any page width.
+
+A method has the same color and marker in every figure. The colors are Okabe and Ito's,
+which any color vision tells apart, without their yellow, which is faint on white.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffuser_policy.benchmark.report.curves import curve_of
-from diffuser_policy.benchmark.report.document import Panel, Picture
-from diffuser_policy.benchmark.report.palette import styles
-from diffuser_policy.benchmark.report.study import (
-    PLANNER,
-    Entry,
-    Row,
-    Study,
-)
-from diffuser_policy.benchmark.report.tables import BlockGroup, comparisons
-from diffuser_policy.benchmark.report.wording import number, run_command
+from diffuser_policy.benchmark.cells import CellFolder
+from diffuser_policy.benchmark.pictures import save_png
+from diffuser_policy.benchmark.report.scores import Group, comparisons
+from diffuser_policy.benchmark.report.study import PLANNER, Row, Study
+from diffuser_policy.benchmark.report.tables import number
+from diffuser_policy.benchmark.report.trainings import curve_of
 from diffuser_policy.errors import require_extra
 from diffuser_policy.evaluation.statistics import Interval
 from diffuser_policy.files import replaced_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-WIDTH, DPI = 4.7, 140  # inches, dots per inch
-INK, GRID = "#2a3142", "#e1e5ee"
+WIDTH = 4.7  # inches
+INK, GRID, AXIS = "#2a3142", "#e1e5ee", "#9aa3b5"
 MARK_SIZE, STAR_SIZE = 8, 13
 FEW, SPREAD = 12, 0.02  # different values; share of their range
-COLORS = 128  # of a picture's palette: half the size, no visible change
-Draw = Callable[["Axes", Study, Row], bool]
+STYLES = {
+    "diffuser": ("#0072b2", "o"),
+    "bcq": ("#56b4e9", "s"),
+    "cql": ("#009e73", "^"),
+    "iql": ("#e69f00", "D"),
+    "td3-bc": ("#cc79a7", "v"),
+    "rebrac": ("#d55e00", "P"),
+    "bc": ("#8c8c8c", "X"),
+    "demonstrator": ("#111111", "*"),
+}
+OTHER_STYLES = (
+    *(("#882255", "<"), ("#44aa99", ">"), ("#332288", "p"), ("#aa8800", "h")),
+    *(("#aa4499", "d"), ("#117733", "8"), ("#661100", "s"), ("#6699cc", "^")),
+)
+MOST_PLANS = 4  # pictures of each cell
+PNG_HEADER = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A picture in a file.
+
+    Attributes:
+        path: A PNG file.
+        alt: What it shows, for those who cannot see it.
+        caption: Shown below it.
+    """
+
+    path: Path
+    alt: str
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure of one or more panels, side by side where there is room.
+
+    Attributes:
+        title: Shown above it.
+        panels: Its pictures.
+        note: Shown below it.
+        wide: Whether panels are large: at most two in a row.
+    """
+
+    title: str
+    panels: tuple[Panel, ...]
+    note: str = ""
+    wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,49 +87,53 @@ class Kind:
     """A kind of figure.
 
     Attributes:
-        name: In names of files.
-        title: Behind the subject of the problems.
-        shows: What a panel shows, for those who do not see it.
-        draw: Draws a problem; false where there is nothing to draw.
-        note: Below the figure.
-        height: Of a panel, in inches; by default it grows with the methods.
+        name: Begins the names of its files.
+        title: Follows the problems' subject in its title.
+        draw: Draws a problem; returns false where there is nothing to draw.
+        note: Shown below the figure.
+        height: Height of a panel in inches; None makes it grow with the methods.
     """
 
     name: str
     title: str
-    shows: str
-    draw: Draw
+    draw: Callable[[Axes, Study, Row], bool]
     note: str
     height: float | None = None
 
 
+def styles(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Return the color and the marker of each method of a report."""
+    others = [method for method in methods if method not in STYLES]
+    given = {
+        method: OTHER_STYLES[number % len(OTHER_STYLES)]
+        for number, method in enumerate(others)
+    }
+    return {method: STYLES.get(method) or given[method] for method in methods}
+
+
 def picture(
-    kind: Kind, study: Study, group: BlockGroup, rows: Sequence[Row], folder: Path
+    kind: Kind, study: Study, group: Group, rows: Sequence[Row], folder: Path
 ) -> Picture | None:
     """Draw one panel per problem.
 
     Args:
-        kind: Of figure.
+        kind: Which figure.
         study: The benchmark.
-        group: That the problems are of.
+        group: What the problems have in common.
         rows: Problems; those without anything to draw are left out.
-        folder: For the pictures.
+        folder: Where the pictures are written.
 
     Returns:
         None where no problem has anything to draw.
 
     Raises:
-        MissingExtraError: Matplotlib is not installed.
+        MissingExtraError: Matplotlib or Pillow is not installed.
+        StorageError: A picture could not be written.
     """
     drawn = (_panel(kind, study, row, folder) for row in rows)
     panels = tuple(panel for panel in drawn if panel is not None)
-    if not panels:
-        return None
-    return Picture(
-        title=f"{group.subject}: {kind.title}",
-        panels=panels,
-        notes=(kind.note.format(planner=study.label(PLANNER)),),
-        command=run_command(study, rows, study.methods_of(rows)),
+    return (
+        Picture(f"{group.subject}: {kind.title}", panels, kind.note) if panels else None
     )
 
 
@@ -98,44 +147,66 @@ def _panel(kind: Kind, study: Study, row: Row, folder: Path) -> Panel | None:
     ax.set_title(row.title, fontsize=11, color=INK, loc="left", weight="bold")
     path = folder / f"{kind.name}-{row.name}.png"
     save_png(figure, path)
-    return Panel(path, _described(kind, study, row))
-
-
-def save_png(figure: Figure, path: Path) -> None:
-    """Write a figure as a PNG file with a palette, which is small.
-
-    Raises:
-        StorageError: It could not be written; what was there before is intact.
-        MissingExtraError: Matplotlib or Pillow is not installed.
-    """
-    agg = require_extra("matplotlib.backends.backend_agg", "plot")
-    image = require_extra("PIL.Image", "plot")
-    figure.set_dpi(DPI)
-    canvas = agg.FigureCanvasAgg(figure)
-    canvas.draw()
-    pixels = image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    with replaced_file(path) as partial:
-        reduced = pixels.quantize(COLORS, dither=image.Dither.NONE)
-        reduced.save(partial, format="PNG", optimize=True)
-
-
-def _described(kind: Kind, study: Study, row: Row) -> str:
-    """Return in words what a panel shows."""
-    shows = kind.shows.format(planner=study.label(PLANNER))
     means = [
         f"{study.label(entry.method)} {number(entry.score.mean)}"
-        for entry in _entries(study, row)
+        for entry in study.entries_of([row])
     ]
-    return f"{shows} on {row.title}. Means: {', '.join(means)}."
+    return Panel(path, f"{row.title}, {kind.title}. Means: {', '.join(means)}")
 
 
-def _entries(study: Study, row: Row) -> list[Entry]:
-    found = [study.entry(row, method) for method in study.methods]
-    return [entry for entry in found if entry is not None]
+def plan_pictures(study: Study, place: Path, folder: Path) -> list[Picture]:
+    """Return the pictures of plans that cells left, one figure per method.
+
+    They are `cells/<id>/pictures/*.png`, each with a caption in a JSON file of the same
+    name, `{"caption": "…"}`.
+
+    Args:
+        study: The benchmark.
+        place: Folder of the report; pictures below it are shown where they are.
+        folder: Where all others are copied to.
+
+    Raises:
+        StorageError: A copy could not be written.
+    """
+    found = []
+    for method in study.methods:
+        panels = [
+            _plan(path, place, folder / f"{result.cell.id}-{path.name}", row.title)
+            for row in study.rows
+            for result in getattr(study.entry(row, method), "results", ())
+            for path in _plans_of(study, result.cell.id)
+        ]
+        if panels:
+            title = f"{study.label(method)}: plans"
+            found.append(Picture(title, tuple(panels), wide=True))
+    return found
+
+
+def _plans_of(study: Study, cell_id: str) -> list[Path]:
+    folder = CellFolder(study.folder, cell_id).path / "pictures"
+    paths = sorted(folder.glob("*.png"))[:MOST_PLANS]
+    return [path for path in paths if path.read_bytes().startswith(PNG_HEADER)]
+
+
+def _plan(path: Path, place: Path, copy: Path, title: str) -> Panel:
+    caption = f"{title}: {_caption(path)}"
+    if path.resolve().is_relative_to(place.resolve()):
+        return Panel(path, caption, caption)
+    with replaced_file(copy) as partial:
+        partial.write_bytes(path.read_bytes())
+    return Panel(copy, caption, caption)
+
+
+def _caption(path: Path) -> str:
+    try:
+        data = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        return str(data["caption"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return path.stem.replace("-", " ").replace("_", " ")
 
 
 def _draw_scores(ax: Axes, study: Study, row: Row) -> bool:
-    entries, style = _entries(study, row), styles(study.methods)
+    entries, style = study.entries_of([row]), styles(study.methods)
     for place, entry in enumerate(entries):
         _draw_interval(ax, place, entry.score, style[entry.method])
     _name_methods(ax, study, [entry.method for entry in entries])
@@ -146,15 +217,14 @@ def _draw_scores(ax: Axes, study: Study, row: Row) -> bool:
 
 
 def _draw_episodes(ax: Axes, study: Study, row: Row) -> bool:
-    entries, style = _entries(study, row), styles(study.methods)
+    entries, style = study.entries_of([row]), styles(study.methods)
     rng = np.random.default_rng(0)
     for place, entry in enumerate(entries):
         color, _ = style[entry.method]
         scores = entry.values(row.measure).ravel()
         shown = _spread(scores, rng)
-        success = entry.values("success").ravel()
         heights = place + rng.uniform(-0.3, 0.3, len(scores))
-        failed = success == 0
+        failed = entry.values("success").ravel() == 0
         for marker, alpha, chosen in (("o", 0.35, ~failed), ("x", 0.5, failed)):
             ax.scatter(
                 shown[chosen],
@@ -174,42 +244,27 @@ def _draw_episodes(ax: Axes, study: Study, row: Row) -> bool:
 
 def _draw_curves(ax: Axes, study: Study, row: Row) -> bool:
     style, trained = styles(study.methods), False
-    for entry in _entries(study, row):
+    for entry in study.entries_of([row]):
         color, marker = style[entry.method]
         name, curve = study.label(entry.method), curve_of(entry)
         if curve is None:
-            ax.axhline(
-                entry.score.mean, color=color, ls=(0, (5, 3)), lw=1.6, label=name
-            )
+            dashes = (0, (5, 3))
+            ax.axhline(entry.score.mean, color=color, ls=dashes, lw=1.6, label=name)
             continue
         trained = True
         steps = curve.steps / 1000
         ax.fill_between(steps, curve.low, curve.high, color=color, alpha=0.13, lw=0)
-        ax.plot(
-            steps,
-            curve.mean,
-            lw=1.6,
-            color=color,
-            marker=marker,
-            ms=4.5,
-            mec="white",
-            mew=0.5,
-            label=name,
-        )
+        mark: Any = {"marker": marker, "ms": 4.5, "mec": "white", "mew": 0.5}
+        ax.plot(steps, curve.mean, lw=1.6, color=color, label=name, **mark)
     ax.set(xlabel="gradient steps, thousands", ylabel=row.measure)
     ax.set_xlim(left=0)
     _tidy(ax)
     handles, labels = ax.get_legend_handles_labels()
     if handles:
         longest = max(map(len, labels))
-        ax.figure.legend(
-            handles,
-            labels,
-            loc="outside lower center",
-            ncols=2 if longest > 16 else 3 if longest > 10 else 4,
-            frameon=False,
-            fontsize=9,
-        )
+        columns = 2 if longest > 16 else 3 if longest > 10 else 4
+        place: Any = {"loc": "outside lower center", "ncols": columns}
+        ax.figure.legend(handles, labels, frameon=False, fontsize=9, **place)
     return trained
 
 
@@ -231,15 +286,9 @@ def _draw_interval(
     size = STAR_SIZE if marker == "*" else MARK_SIZE
     ax.plot(interval.mean, place, marker=marker, color=color, ms=size, mec="white")
     if math.isfinite(interval.low):
-        ax.errorbar(
-            interval.mean,
-            place,
-            xerr=[[interval.mean - interval.low], [interval.high - interval.mean]],
-            color=INK,
-            elinewidth=1.2,
-            capsize=3.5,
-            zorder=5,
-        )
+        ends = [[interval.mean - interval.low], [interval.high - interval.mean]]
+        line: Any = {"color": INK, "elinewidth": 1.2, "capsize": 3.5, "zorder": 5}
+        ax.errorbar(interval.mean, place, xerr=ends, **line)
 
 
 def _spread(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -262,43 +311,35 @@ def _tidy(ax: Axes) -> None:
     ax.grid(color=GRID, lw=0.8)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.spines[["left", "bottom"]].set_color("#9aa3b5")
+    ax.spines[["left", "bottom"]].set_color(AXIS)
     ax.tick_params(colors=INK, labelsize=9.5, length=3)
 
 
 SCORES = Kind(
     "scores",
     "scores",
-    "Mean scores",
     _draw_scores,
     "Means with 95 % intervals, the same as in the table.",
 )
 EPISODES = Kind(
     "episodes",
     "every episode",
-    "Scores of all episodes",
     _draw_episodes,
-    "One mark an episode, spread in height, and where there are few different scores "
-    "also in width, to be seen; crosses are episodes without success. The line is the "
-    "mean.",
+    "One mark per episode, spread in height, and where few scores differ also in "
+    "width; crosses: episodes without success; line: mean.",
 )
 CURVES = Kind(
     "curves",
     "learning curves",
-    "Learning curves",
     _draw_curves,
-    "Evaluations during training, on episodes of their own, which may be easier or "
-    "harder than those of the scores. Band: with one training "
-    "seed the 95 % interval over these episodes, with several from the lowest to the "
-    "highest of their means. Dashed: the final score of methods that are not trained "
-    "here.",
+    "Evaluations during training, on episodes of their own. Band: with one training "
+    "seed the 95 % interval over these episodes, with several the lowest and the "
+    "highest of their means. Dashed: final score of methods that are not trained here.",
     height=3.5,
 )
 DIFFERENCES = Kind(
     "differences",
     "differences",
-    "Differences between {planner} and others",
     _draw_differences,
-    "Mean difference on the same episodes with its 95 % interval; right of 0, "
-    "{planner} is better.",
+    "Mean difference on the same episodes with its 95 % interval.",
 )

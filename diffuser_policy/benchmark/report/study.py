@@ -1,13 +1,14 @@
-"""What a benchmark's folder holds, put in order: problems, methods, results, gaps."""
+"""What a benchmark measured: its problems, methods and results, and what is missing."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,8 +20,12 @@ from diffuser_policy.benchmark.report.estimates import (
     rate_interval,
     run_interval,
 )
-from diffuser_policy.benchmark.report.versions import check_versions
-from diffuser_policy.benchmark.results import CellResult, cell_folders, load_results
+from diffuser_policy.benchmark.results import (
+    RECORDED,
+    CellResult,
+    cell_folders,
+    load_results,
+)
 from diffuser_policy.benchmark.suites import read_suite
 from diffuser_policy.errors import CheckpointError, ConfigError
 from diffuser_policy.evaluation.statistics import Interval
@@ -28,11 +33,11 @@ from diffuser_policy.settings import differences
 
 BLOCKS = ("Maze2D", "Multi2D", "KukaStack")
 OTHER = "Other"
+Versions = Mapping[str, Mapping[str, Sequence[str]]]  # package → version → cells
 SIZES = ("UMaze", "Medium", "Large", "Unconditional", "Conditional", "Rearrangement")
-NOT_BEGUN = "not begun"
 PLANNER = "diffuser"
 BASELINES = ("bcq", "cql", "iql", "td3-bc", "rebrac", "awac", "bc", "dt")
-# They practise or search in the environment itself, or are what the data are from.
+# References act or search in the environment itself, or made the data.
 REFERENCES = ("mppi-simulator", "cem-simulator", "sac-her", "demonstrator")
 
 
@@ -41,10 +46,10 @@ class Row:
     """A problem as a row of tables.
 
     Attributes:
-        problem: It.
-        title: As "Maze2D-UMaze".
-        block: Rows of a block are averaged.
-        measure: What episodes are rated by: `score`, or `return` without a scale.
+        problem: What the methods are compared on.
+        title: Its name in tables, such as "Maze2D-UMaze".
+        block: The rows of a block are averaged.
+        measure: What rates an episode: `score`, or `return` where there is no score.
     """
 
     problem: Problem
@@ -54,7 +59,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        """What the command line calls it."""
+        """The problem's name on the command line."""
         return self.problem.name
 
 
@@ -64,8 +69,8 @@ class Entry:
 
     Attributes:
         row: The problem.
-        method: Its name.
-        results: Of each training seed.
+        method: The method's name.
+        results: One for each training seed.
     """
 
     row: Row
@@ -73,21 +78,21 @@ class Entry:
     results: tuple[CellResult, ...]
 
     def values(self, name: str) -> np.ndarray:
-        """Return a figure `[training seeds, episodes]`, NaN where it lacks.
+        """Return a figure `[training seeds, episodes]`, NaN where it is missing.
 
         Args:
-            name: Of the episode or among its details, such as `score`.
+            name: A figure of episodes or of their details, such as `score`.
         """
         return np.array(
             [[_number(e, name) for e in result.episodes] for result in self.results]
         )
 
     def has(self, name: str) -> bool:
-        """Return whether any episode has a figure."""
+        """Return whether any episode has this figure."""
         return not math.isnan(pooled_mean(self.values(name)))
 
     def by_seed(self, name: str) -> list[dict[int, float]]:
-        """Return a figure of each training seed's episodes, by episode seed."""
+        """Return a figure of each training run, by the episode's seed."""
         return [
             {int(e["seed"]): _number(e, name) for e in result.episodes}
             for result in self.results
@@ -95,43 +100,39 @@ class Entry:
 
     @cached_property
     def score(self) -> Interval:
-        """What its row measures, with its interval."""
+        """Mean of the problem's measure, with its interval."""
         return run_interval(self.values(self.row.measure))
 
     @cached_property
     def time_to_goal(self) -> Interval:
-        """Env steps to the goal, of the episodes that reach it."""
+        """Mean number of env steps of the episodes that reach the goal."""
         return run_interval(self.values("time_to_goal"))
 
     def rate(self, name: str) -> Interval | None:
-        """Return the share of successes with its interval; none if they lack."""
+        """Return the share of successes with its interval; None if unknown."""
         if not self.has(name):
             return None
         return rate_interval(self.values(name))
 
-    def failures(self) -> dict[str, int]:
-        """Return how many episodes failed for each reason that was given."""
-        found: dict[str, int] = {}
-        for result in self.results:
-            for episode in result.episodes:
-                reason = episode.get("details", {}).get("failure")
-                if reason is not None:
-                    found[str(reason)] = found.get(str(reason), 0) + 1
-        return found
+    def failures(self) -> Counter[str]:
+        """Return the number of failed episodes by reason."""
+        details = [e.get("details", {}) for r in self.results for e in r.episodes]
+        reasons = [found.get("failure") for found in details]
+        return Counter(str(reason) for reason in reasons if reason is not None)
 
     @property
     def num_episodes(self) -> int:
-        """Of all training seeds."""
+        """Number of episodes of all training seeds together."""
         return sum(len(result.episodes) for result in self.results)
 
     @property
     def repeats_planner(self) -> bool:
-        """Whether training seeds loaded the same planner: no trainings of their own."""
+        """Whether its training seeds loaded one planner instead of training."""
         return sum(is_loaded(result) for result in self.results) > 1
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """Training seeds."""
+        """The training seeds."""
         return tuple(result.cell.seed for result in self.results)
 
 
@@ -140,14 +141,14 @@ class OpenCell:
     """A cell without a result.
 
     Attributes:
-        name: Of its folder.
-        state: In words.
-        failed: Whether it ended in an error.
+        name: Name of its folder.
+        kind: How far it got.
+        detail: The error, or how much is done.
     """
 
     name: str
-    state: str
-    failed: bool
+    kind: Literal["failed", "unfinished", "not begun"]
+    detail: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -155,16 +156,16 @@ class Study:
     """A benchmark's results.
 
     Attributes:
-        folder: Where they are.
-        rows: Problems in order.
-        methods: Names in order.
-        entries: By the row's name and the method.
-        open_cells: Those without a result.
-        mixed: Versions that differ between cells, if this was allowed.
-        suites: Names of the suites that the cells are of.
+        folder: The benchmark's folder.
+        rows: The problems, in the order of tables.
+        methods: The methods' names, in the order of tables.
+        entries: Results by the problem's and the method's name.
+        open_cells: The cells without a result.
+        versions: Of each package, the versions, each with the cells that it made.
+        suites: Names of the suites that the cells belong to.
         sources: Files of those suites, by name, as far as known.
         labels: Methods' names in tables, as their cells recorded them.
-        note: What the suite of the last run says of its scores.
+        note: What the suite of the last run says about its scores.
     """
 
     folder: Path
@@ -172,18 +173,18 @@ class Study:
     methods: tuple[str, ...]
     entries: Mapping[tuple[str, str], Entry]
     open_cells: tuple[OpenCell, ...]
-    mixed: tuple[str, ...]
+    versions: Versions
     suites: tuple[str, ...]
     sources: Mapping[str, str]
     labels: Mapping[str, str]
     note: str
 
     def label(self, method: str) -> str:
-        """Return a method's name in tables; code named by its place is not imported."""
+        """Return a method's name in tables, without importing files of methods."""
         return self.labels.get(method) or _registered_label(method)
 
     def entry(self, row: Row, method: str) -> Entry | None:
-        """Return the results of a method on a problem, if there are any."""
+        """Return the results of a method on a problem, if any."""
         return self.entries.get((row.name, method))
 
     def block(self, name: str) -> list[Row]:
@@ -198,39 +199,39 @@ class Study:
         """Return the methods with a result on any of these problems."""
         return [m for m in self.methods if any(self.entry(row, m) for row in rows)]
 
+    def entries_of(self, rows: Sequence[Row]) -> list[Entry]:
+        """Return the results on some problems, by problem and method."""
+        found = [self.entry(row, method) for row in rows for method in self.methods]
+        return [entry for entry in found if entry is not None]
+
     @property
     def results(self) -> list[CellResult]:
         """All results, ordered by problem and method."""
-        return [
-            result
-            for row in self.rows
-            for method in self.methods
-            for entry in [self.entry(row, method)]
-            if entry is not None
-            for result in entry.results
-        ]
+        return [r for entry in self.entries_of(self.rows) for r in entry.results]
 
 
 def load_study(folder: str | Path, *, mixed: bool = False) -> Study:
     """Read a benchmark's folder.
 
     Args:
-        folder: Of the benchmark.
-        mixed: Allow cells of different versions in one report.
+        folder: The benchmark's folder.
+        mixed: Accept cells that different versions made.
 
     Raises:
-        ConfigError: It holds no benchmark or no result yet; cells of different versions
-            or settings are in one column.
-        CheckpointError: A result is damaged, or of another schema.
+        ConfigError: The folder holds no benchmark or no result yet, or cells of
+            different versions or settings would share a column.
+        CheckpointError: A result is damaged, or has another schema.
     """
     results = load_results(folder)
     if not results:
         raise ConfigError(
-            f"No cell of {folder} is finished, so there is nothing to report. Go on "
-            f"with: diffuser-policy benchmark run SUITE --output {folder}"
+            f"No cell of {folder} is finished, so there is nothing to report. "
+            f"Resume it: diffuser-policy benchmark run SUITE --output {folder}"
         )
     _check_episodes(results, Path(folder))
-    differing = check_versions(results, allow=mixed)
+    versions = _versions_of(results)
+    if not mixed:
+        _check_versions(versions)
     rows = _rows(results)
     grouped: dict[tuple[str, str], list[CellResult]] = {}
     for result in results:
@@ -245,33 +246,26 @@ def load_study(folder: str | Path, *, mixed: bool = False) -> Study:
     about = read_suite(Path(folder))
     begun = cell_folders(folder)
     names = {cell.path.name for cell in begun}
-    others = [name for name in about.get("cells", []) if name not in names]
-    sources = {str(about["name"]): str(about["source"])} if "source" in about else {}
+    open_cells = [
+        _open_cell(cell) for cell in begun if not (cell.path / "result.json").is_file()
+    ]
+    open_cells += [
+        OpenCell(name, "not begun")
+        for name in about.get("cells", [])
+        if name not in names
+    ]
     return Study(
         folder=Path(folder),
         rows=rows,
         methods=tuple(sorted({r.cell.method for r in results}, key=_method_order)),
         entries=entries,
-        open_cells=(
-            *(
-                _open_cell(cell)
-                for cell in begun
-                if not (cell.path / "result.json").is_file()
-            ),
-            *(OpenCell(name, NOT_BEGUN, False) for name in others),
-        ),
-        mixed=tuple(differing),
+        open_cells=tuple(open_cells),
+        versions=versions,
         suites=tuple(sorted({r.cell.suite for r in results if r.cell.suite})),
-        sources=sources,
+        sources={str(about["name"]): str(about["source"])} if "source" in about else {},
         labels=_labels(results),
         note=str(about.get("note") or ""),
     )
-
-
-def entries_of(study: Study, rows: Sequence[Row]) -> list[Entry]:
-    """Return the results on some problems, by problem and method."""
-    found = [study.entry(row, method) for row in rows for method in study.methods]
-    return [entry for entry in found if entry is not None]
 
 
 def is_loaded(result: CellResult) -> bool:
@@ -280,7 +274,7 @@ def is_loaded(result: CellResult) -> bool:
 
 
 def _labels(results: Sequence[CellResult]) -> dict[str, str]:
-    """Return recorded labels; those that several methods share, with their names."""
+    """Return recorded labels; a label that methods share is followed by their names."""
     found = {r.cell.method: r.label for r in results if r.label}
     labels = [*found.values()]
     return {
@@ -289,7 +283,7 @@ def _labels(results: Sequence[CellResult]) -> dict[str, str]:
     }
 
 
-@cache  # a look-up goes through all installed packages
+@cache  # a look-up searches all installed packages
 def _registered_label(name: str) -> str:
     return short_name(name) if ":" in name else label(name)
 
@@ -309,8 +303,8 @@ def _rows(results: Sequence[CellResult]) -> tuple[Row, ...]:
         if known.to_json() != problem.to_json():
             there = "; ".join(differences(known.to_json(), problem.to_json()))
             raise ConfigError(
-                f"Cells of {problem.name} are of different problems ({there}). Keep "
-                f"them in folders of their own."
+                f"The cells named {problem.name} solve different problems ({there}). "
+                f"Keep each problem's cells in a folder of their own."
             )
         every = all(episode.get("score") is not None for episode in result.episodes)
         scored[problem.name] = scored.get(problem.name, True) and every
@@ -332,7 +326,7 @@ def _row_order(row: Row) -> tuple[int, int, str]:
 
 
 def _method_order(name: str) -> tuple[int, int, str]:
-    """Sort Diffuser, the baselines, other methods, what they are measured by."""
+    """Put Diffuser first, then baselines, other methods, and references."""
     for rank, names in ((0, (PLANNER,)), (1, BASELINES), (3, REFERENCES)):
         if name in names:
             return rank, names.index(name), name
@@ -340,7 +334,7 @@ def _method_order(name: str) -> tuple[int, int, str]:
 
 
 def _check_episodes(results: Sequence[CellResult], folder: Path) -> None:
-    """Refuse results without episodes, or with episodes that lack what is counted."""
+    """Refuse results without episodes, or whose episodes lack a seed or a return."""
     for result in results:
         place = CellFolder(folder, result.cell.id).path / "result.json"
         try:
@@ -355,13 +349,13 @@ def _check_episodes(results: Sequence[CellResult], folder: Path) -> None:
             ) from error
         if not complete or not all(complete):
             raise CheckpointError(
-                f"{place} is damaged: no episodes, or returns that are no numbers. "
+                f"{place} is damaged: no episodes, or returns that are not numbers. "
                 f"Delete it, and run the cell again."
             )
 
 
 def _check_alike(results: Sequence[CellResult]) -> None:
-    """Refuse to average training seeds of different settings or episodes."""
+    """Refuse training seeds that differ in settings or episodes."""
     first = results[0].cell
     episodes = [episode["seed"] for episode in results[0].episodes]
     for result in results[1:]:
@@ -383,14 +377,51 @@ def _check_alike(results: Sequence[CellResult]) -> None:
 
 
 def _open_cell(folder: CellFolder) -> OpenCell:
+    name = folder.path.name
     error, progress = folder.read("error"), folder.read("progress")
     if isinstance(error, dict):
-        said = " ".join(str(error.get("message", "")).split())
-        return OpenCell(
-            folder.path.name, f"failed: {error.get('type', 'error')}: {said}", True
-        )
+        message = " ".join(str(error.get("message", "")).split())
+        return OpenCell(name, "failed", f"{error.get('type', 'error')}: {message}")
     if isinstance(progress, dict):
         done, total = progress.get("done"), progress.get("total")
-        state = f"unfinished: {progress.get('stage', '')}, {done} of {total}"
-        return OpenCell(folder.path.name, state, False)
-    return OpenCell(folder.path.name, NOT_BEGUN, False)
+        stage = progress.get("stage", "")
+        return OpenCell(name, "unfinished", f"{stage}, {done} of {total}")
+    return OpenCell(name, "not begun")
+
+
+def _versions_of(results: Sequence[CellResult]) -> Versions:
+    found: dict[str, dict[str, list[str]]] = {}
+    for result in sorted(results, key=lambda result: result.cell.id):
+        for package, version in result.versions.items():
+            cells = found.setdefault(package, {}).setdefault(str(version), [])
+            cells.append(result.cell.id)
+    return {package: dict(sorted(groups.items())) for package, groups in found.items()}
+
+
+def mixed_versions(versions: Versions) -> Versions:
+    """Return the packages of which several versions made results.
+
+    A package that is missing in some cells is no difference: only the methods that need
+    it have it.
+    """
+    return {
+        name: versions[name] for name in RECORDED if len(versions.get(name, ())) > 1
+    }
+
+
+def _check_versions(versions: Versions) -> None:
+    """Refuse results of different versions."""
+    differing = [
+        f"{package} "
+        + " and ".join(
+            f"{version} ({len(cells)} cells, such as {cells[0]})"
+            for version, cells in groups.items()
+        )
+        for package, groups in mixed_versions(versions).items()
+    ]
+    if differing:
+        raise ConfigError(
+            f"Different versions made the cells: {'; '.join(differing)}. Expected one "
+            f"version of each package. Run the cells of one version again in another "
+            f"folder, or report all of them with --mixed-versions."
+        )

@@ -1,375 +1,513 @@
-"""The tables of scores: the paper's shape, our figures."""
+"""Tables, and the facts of a report in them, but for the scores.
+
+`templates/reading.j2` explains the words of all tables.
+"""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any, TypeVar
 
-import numpy as np
-
-from diffuser_policy.benchmark.report.document import MISSING, Cell, Table
 from diffuser_policy.benchmark.report.estimates import (
-    Comparison,
-    average_interval,
-    compare,
-    disjoint,
-    iqm_run_interval,
+    run_interval,
 )
-from diffuser_policy.benchmark.report.published import AVERAGE, Published
 from diffuser_policy.benchmark.report.study import (
-    OTHER,
     PLANNER,
-    REFERENCES,
     Entry,
+    OpenCell,
     Row,
     Study,
-    entries_of,
+    is_loaded,
+    mixed_versions,
 )
-from diffuser_policy.benchmark.report.wording import (
-    UNKNOWN,
-    ends,
-    estimate,
-    listed,
-    number,
-    run_command,
-    signed,
+from diffuser_policy.benchmark.report.trainings import (
+    Critic,
+    Curve,
+    critic_of,
+    curve_end,
+    curve_of,
 )
+from diffuser_policy.benchmark.results import POINTS, CellResult, rise_of
+from diffuser_policy.evaluation.statistics import Interval
 
-ONE_RUN = (
-    "Every method has one training seed per problem: intervals are over episodes only "
-    "and say nothing of what another training seed would give, or another last step "
-    "(how much evaluations differ from step to step is with the learning curves)."
-)
-SEVERAL_RUNS = (
-    "Bootstrap draws are of training seeds and, as all of them have the same episodes, "
-    "of episodes once for all seeds; both with replacement. Where a method has one "
-    "training seed, and where a few seeds are all there is to draw from, intervals are "
-    "too narrow."
-)
-LATCHED = "latched_score"
+MINUTE, HOUR = 60.0, 3600.0
+UNKNOWN, NO_RESULT, LOADED = "–", "missing", "trained before"
+LONG = 1500  # characters of settings that a table can bear
+# In other columns or tables; "flat" is in older results.
+SHOWN_FACTS = {"num_steps", "num_parameters", "settings", "values", "flat"}
+NOT_ACTING = {"class", "seed"}  # facts of a policy that do not affect how it acts
+EXECUTORS = {
+    "pursuit": "a controller pursuing the planned path",
+    "path": "a controller keeping to the planned path",
+    "features": "the inverse of the planned features",
+}
+GOALS = {"none": "one task", "hindsight": "relabelled in hindsight"}
+
+
+Item = TypeVar("Item")
+Columns = dict[str, Callable[[Item], object]]  # header → text of an item
 
 
 @dataclass(frozen=True)
-class BlockGroup:
-    """Blocks of problems that share a table.
+class Cell:
+    """A cell of a table, as plain text; templates escape it.
 
     Attributes:
-        title: Of the table.
-        subject: Of the figures.
-        blocks: Their names.
+        text: First line.
+        small: Further lines, less prominent.
+        strong: Whether the first line stands out.
+        published: Whether others measured it, on other data.
+    """
+
+    text: str
+    small: tuple[str, ...] = ()
+    strong: bool = False
+    published: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table.
+
+    Attributes:
+        title: Shown above it.
+        header: Names of the columns; the first is that of the rows' names.
+        rows: Each has as many cells as the header; the first cell names the row.
+        note: Shown below it.
+        published: Whether others measured the figures, on other data.
+        averages: Indices of the rows that average others.
     """
 
     title: str
-    subject: str
-    blocks: tuple[str, ...]
+    header: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    note: str = ""
+    published: bool = False
+    averages: frozenset[int] = frozenset()
+
+    @property
+    def text_columns(self) -> set[int]:
+        """Indices of the columns that hold text, which reads from the left."""
+        return {
+            column
+            for row in self.rows
+            for column, cell in enumerate(row)
+            if cell.text not in (NO_RESULT, LOADED)
+            and cell.text[:1] not in "0123456789+-−–"
+        }
 
 
-GROUPS = (
-    BlockGroup("Table 1: mazes", "Mazes", ("Maze2D", "Multi2D")),
-    BlockGroup("Table 3: block stacking", "Block stacking", ("KukaStack",)),
-    BlockGroup("Other environments", "Other environments", (OTHER,)),
-)
+def table_of(title: str, items: Iterable[Item], columns: Columns[Item]) -> Table:
+    """Return a table with a row for each item."""
+    rows = [tuple(Cell(str(text(item))) for text in columns.values()) for item in items]
+    return Table(title=title, header=tuple(columns), rows=tuple(rows))
 
 
-def interval_notes(study: Study, entries: Sequence[Entry]) -> tuple[str, ...]:
-    """Return what has to be known of intervals: which trainings they are of."""
-    several = any(len(entry.results) > 1 for entry in entries)
-    return (SEVERAL_RUNS if several else ONE_RUN, *planner_notes(study, entries))
+def _name(study: Study, entry: Entry) -> str:
+    return f"{entry.row.title}, {study.label(entry.method)}"
 
 
-def planner_notes(study: Study, entries: Sequence[Entry]) -> tuple[str, ...]:
-    """Say which methods' training seeds are no trainings of their own, if any."""
-    repeated = {entry.method for entry in entries if entry.repeats_planner}
-    if not repeated:
-        return ()
-    names = listed([study.label(m) for m in study.methods if m in repeated])
-    text = (
-        f"{names}: several training seeds loaded the same planner. They are not "
-        "independent trainings but differ only in what is drawn while it plans, and "
-        "intervals say nothing of what another training would give."
-    )
-    return (text,)
+def number(value: float | None, digits: int = 1) -> str:
+    """Return a number, or a dash where there is none."""
+    if value is None or not math.isfinite(value):
+        return UNKNOWN
+    text = f"{value:,.{digits}f}"
+    return text.removeprefix("-") if float(text.replace(",", "")) == 0 else text
 
 
-def groups_of(study: Study) -> list[tuple[BlockGroup, list[Row]]]:
-    """Return the groups that have results, with their rows."""
-    found = [
-        (group, [row for block in group.blocks for row in study.block(block)])
-        for group in GROUPS
-    ]
-    return [(group, rows) for group, rows in found if rows]
+def signed(value: float) -> str:
+    """Return a difference with its sign."""
+    text = number(value)
+    return text if value <= 0 or text == UNKNOWN else f"+{text}"
 
 
-def score_table(study: Study, group: BlockGroup, *, details: bool = True) -> Table:
-    """Return the scores of all methods on the problems of a group.
-
-    Args:
-        study: The benchmark.
-        group: Which problems.
-        details: Put success rate and time to goal below each score.
-    """
-    every = [row for block in group.blocks for row in study.block(block)]
-    methods = study.methods_of(every)
-    rows, averages = [], set()
-    for block in group.blocks:
-        problems = study.block(block)
-        best = {row.name: _best(study, row, methods) for row in problems}
-        for row in problems:
-            unit = () if row.measure == "score" else (row.measure,)
-            cells = [
-                _score_cell(study.entry(row, m), m == best[row.name], details)
-                for m in methods
-            ]
-            rows.append((Cell(row.title, unit), *cells))
-        if block != OTHER and len(problems) > 1:
-            averages.add(len(rows))
-            rows.append(
-                (Cell(f"{block}, average"), *_averages(study, problems, methods))
-            )
-    return Table(
-        title=f"{group.title}, our figures",
-        header=("problem", *map(study.label, methods)),
-        rows=tuple(rows),
-        notes=_score_notes(study, every, details=details),
-        command=run_command(study, every, methods),
-        summary_rows=frozenset(averages),
-    )
+def ends(interval: Interval, *, digits: int = 1, scale: float = 1.0) -> str:
+    """Return the ends of an interval, as "[1.0, 2.0]"; nothing if they are unknown."""
+    if not math.isfinite(interval.low):
+        return ""
+    low, high = (number(scale * end, digits) for end in (interval.low, interval.high))
+    return f"[{low}, {high}]"
 
 
-def published_table(published: Published) -> Table:
-    """Return a published table."""
-    header = ("problem", *published.figures)
-    names = (*published.problems, AVERAGE)
-    rows = [
-        (
-            Cell("average, as printed" if name == AVERAGE else name),
-            *(_printed(published.figures[method][name]) for method in header[1:]),
-        )
-        for name in names
-    ]
-    return Table(
-        title=published.title,
-        header=header,
-        rows=tuple(rows),
-        notes=(f"Source: {published.source}.", published.remark),
-        kind="published",
-        summary_rows=frozenset({len(rows) - 1}),
-    )
+def estimate(interval: Interval | None, *, digits: int = 1, scale: float = 1.0) -> str:
+    """Return a mean with its interval, as "1.5 [1.0, 2.0]"."""
+    if interval is None:
+        return UNKNOWN
+    mean = number(scale * interval.mean, digits)
+    return f"{mean} {ends(interval, digits=digits, scale=scale)}".rstrip()
 
 
-def iqm_table(study: Study) -> Table | None:
-    """Return interquartile means over the problems of each block; none without any."""
-    blocks = [
-        name for name in study.blocks() if name != OTHER and len(study.block(name)) > 1
-    ]
-    every = [row for name in blocks for row in study.block(name)]
-    methods = study.methods_of(every)
-    if not blocks:
-        return None
-    by_runs = _several_runs_everywhere(study, every)
-    rows = [
-        (
-            Cell(name),
-            *(_iqm_cell(study, study.block(name), m, by_runs) for m in methods),
-        )
-        for name in blocks
-    ]
-    pooled = (
-        "the mean scores of training runs"
-        if by_runs
-        else "the scores of episodes, as not every method has several training seeds"
-    )
-    return Table(
-        title="Interquartile means over problems",
-        header=("problems", *map(study.label, methods)),
-        rows=tuple(rows),
-        notes=(
-            (
-                f"Mean of the middle half of {pooled} (stratified bootstrap, 95 %; "
-                "Agarwal et al. 2021). Training seeds, and episodes once for all of "
-                "them, are drawn within each problem. A method that lacks a problem "
-                "has none."
-            ),
-            *planner_notes(study, entries_of(study, every)),
+def duration(seconds: float) -> str:
+    """Return a time in the unit that suits it."""
+    if seconds < 2 * MINUTE:
+        return f"{seconds:.1f} s"
+    if seconds < 2 * HOUR:
+        return f"{seconds / MINUTE:.1f} min"
+    return f"{seconds / HOUR:.1f} h"
+
+
+def spread(values: Iterable[float | None], digits: int = 0) -> str:
+    """Return the range of numbers, as "1 – 5", or the one number that all are."""
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    if not known:
+        return UNKNOWN
+    low, high = number(min(known), digits), number(max(known), digits)
+    return low if low == high else f"{low} – {high}"
+
+
+def compact(data: Any) -> str:
+    """Return JSON data on one line, as "a: 1; b.c: 2", cut where it gets very long."""
+    text = "; ".join(_leaves(data, ""))
+    return (text if len(text) <= LONG else f"{text[:LONG]} …") or UNKNOWN
+
+
+def _leaves(data: Any, name: str) -> Iterator[str]:
+    """Yield the leaves of a tree, each with the names that lead to it."""
+    if isinstance(data, Mapping):
+        for key, value in data.items():
+            yield from _leaves(value, f"{name}.{key}" if name else str(key))
+    elif data is not None and data != []:
+        text = data if isinstance(data, str) else json.dumps(data, default=str)
+        yield f"{name}: {text}" if name else text
+
+
+# Overview and warnings
+
+
+def scope_table(study: Study) -> Table:
+    """Return what the benchmark consists of."""
+    done = len(study.results)
+    episodes = sum(len(result.episodes) for result in study.results)
+    facts = {
+        "suite": ", ".join(study.suites),
+        "problems": str(len(study.rows)),
+        "methods": str(len(study.methods)),
+        "cells with a result": f"{done} of {done + len(study.open_cells)}",
+        "episodes": number(episodes, 0),
+        "scores": study.note,
+    }
+    known = [(name, text) for name, text in facts.items() if text]
+    return table_of("Scope", known, {"fact": itemgetter(0), "value": itemgetter(1)})
+
+
+def method_table(study: Study) -> Table:
+    """Return what each method learned from, and what turns its plans into actions."""
+
+    def acting(results: Sequence[CellResult]) -> str:
+        names = {r.policy.get("execution", {}).get("executor") for r in results}
+        ways = sorted(EXECUTORS[name] for name in names if name in EXECUTORS)
+        return ", ".join(ways) or "its own actions"
+
+    def guides(results: Sequence[CellResult]) -> str:
+        parts = [part for r in results for part in r.policy.get("guide") or ()]
+        names = {str(part.get("guide", "unnamed")) for part in parts}
+        return ", ".join(sorted(names)) or UNKNOWN
+
+    columns: Columns[list[CellResult]] = {
+        "method": lambda results: study.label(results[0].cell.method),
+        "training": lambda results: _learned_from(results)[0],
+        "data": lambda results: _learned_from(results)[1],
+        "acts through": acting,
+        "guides": guides,
+        "training seeds": lambda results: len({r.cell.seed for r in results}),
+    }
+    return table_of("Methods", _by_method(study), columns)
+
+
+def _by_method(study: Study) -> list[list[CellResult]]:
+    return [[r for r in study.results if r.cell.method == m] for m in study.methods]
+
+
+def _learned_from(results: Sequence[CellResult]) -> tuple[str, str]:
+    """Return how a method came to its policy, and from which data."""
+    loaded = [result for result in results if is_loaded(result)]
+    if loaded:
+        known = sorted({str(r.policy.get("dataset") or "") for r in loaded} - {""})
+        return LOADED, ", ".join(known) or "not recorded"
+    if any(result.dataset is not None for result in results):
+        return "trained here", "the problem's dataset"
+    return UNKNOWN, "no dataset"
+
+
+def warning_table(study: Study) -> Table | None:
+    """Return what to know before comparing: gaps, differences, odd trainings."""
+    results = study.results
+    repeated = {e.method for e in study.entries.values() if e.repeats_planner}
+    critics = [(r, critic_of(r)) for r in results]
+    found = {
+        f"cell {kind}": [cell.name for cell in study.open_cells if cell.kind == kind]
+        for kind in ("failed", "unfinished", "not begun")
+    }
+    found |= {
+        "package in several versions": [
+            f"{package} {', '.join(f'{v} ({len(c)} cells)' for v, c in groups.items())}"
+            for package, groups in mixed_versions(study.versions).items()
+        ],
+        "methods ran different episodes": [
+            row.title for row in study.rows if _episodes_differ(study, row)
+        ],
+        "training seeds share one planner": [
+            study.label(method) for method in study.methods if method in repeated
+        ],
+        "planner trained on other data": [r.cell.id for r in results if _is_foreign(r)],
+    }
+    found |= {
+        f"learning curve {kind} at the end": [
+            result.cell.id for result in results if curve_end(result) == kind
+        ]
+        for kind in ("rising", "falling", "constant")
+    }
+    found |= {
+        f"critic's values {verdict}": [
+            r.cell.id for r, critic in critics if critic and critic.verdict == verdict
+        ]
+        for verdict in ("too high", "too low")
+    }
+    warnings = [(text, names) for text, names in found.items() if names]
+    columns: Columns[tuple[str, list[str]]] = {
+        "warning": itemgetter(0),
+        "number": lambda warning: len(warning[1]),
+        "where": lambda warning: ", ".join(warning[1]),
+    }
+    return table_of("Check before comparing", warnings, columns) if warnings else None
+
+
+def _is_foreign(result: CellResult) -> bool:
+    """Return whether a planner was trained before, on other data than the problem's."""
+    known = (None, result.cell.problem.dataset)
+    return is_loaded(result) and result.policy.get("dataset") not in known
+
+
+def _episodes_differ(study: Study, row: Row) -> bool:
+    runs = [run for e in study.entries_of([row]) for run in e.by_seed(row.measure)]
+    return len({frozenset(run) for run in runs}) > 1
+
+
+def open_table(study: Study) -> Table | None:
+    """Return the cells without a result, if any."""
+    columns: Columns[OpenCell] = {
+        "cell": lambda cell: cell.name,
+        "state": lambda cell: cell.kind,
+        "detail": lambda cell: cell.detail or UNKNOWN,
+    }
+    cells = study.open_cells
+    return table_of("Cells without a result", cells, columns) if cells else None
+
+
+# Trainings
+
+
+def curve_table(study: Study) -> Table | None:
+    """Return the end and the peak of each learning curve, if any."""
+    entries = study.entries_of(study.rows)
+    found = [(entry, curve) for entry in entries if (curve := curve_of(entry))]
+
+    def last(pair: tuple[Entry, Curve]) -> str:
+        points = pair[1].mean[-POINTS:]
+        mean = number(float(points.mean()))
+        if len(points) < POINTS:
+            return mean
+        return f"{mean} ± {number(float(points.std(ddof=1)))}"
+
+    def peak(pair: tuple[Entry, Curve]) -> str:
+        best = int(pair[1].mean.argmax())
+        return f"{number(pair[1].mean[best])} at {number(pair[1].steps[best], 0)}"
+
+    def above(pair: tuple[Entry, Curve]) -> str:
+        planner = study.entry(pair[0].row, PLANNER)
+        highest = float(pair[1].mean.max())
+        return UNKNOWN if planner is None else signed(highest - planner.score.mean)
+
+    def change(pair: tuple[Entry, Curve]) -> str:
+        rises = [rise_of(result.curve) for result in pair[0].results]
+        texts = [f"{r.mean:+.1f} ± {r.error:.1f}" if r else UNKNOWN for r in rises]
+        return "; ".join(texts)
+
+    columns: Columns[tuple[Entry, Curve]] = {
+        "problem, method": lambda pair: _name(study, pair[0]),
+        "last": lambda pair: number(pair[1].mean[-1]),
+        f"last {POINTS}": last,
+        "peak, at step": peak,
+        f"peak − {study.label(PLANNER)}": above,
+        "change at the end": change,
+        "verdict": lambda pair: "; ".join(
+            curve_end(result) or UNKNOWN for result in pair[0].results
         ),
-        command=run_command(study, every, methods),
+    }
+    return table_of("Learning curves", found, columns) if found else None
+
+
+def critic_table(study: Study) -> Table | None:
+    """Return critics' values of the data's actions, and the allowed range, if any."""
+    found = [(r.cell.id, c) for r in study.results if (c := critic_of(r))]
+    columns: Columns[tuple[str, Critic]] = {
+        "cell": itemgetter(0),
+        "5 %": lambda pair: number(pair[1].low, 0),
+        "median": lambda pair: number(pair[1].median, 0),
+        "95 %": lambda pair: number(pair[1].high, 0),
+        "lowest allowed": lambda pair: number(pair[1].allowed[0], 0),
+        "highest allowed": lambda pair: number(pair[1].allowed[1], 0),
+        "median is": lambda pair: pair[1].verdict,
+    }
+    return (
+        table_of("Critics' values of the data's actions", found, columns)
+        if found
+        else None
     )
 
 
-def comparisons(study: Study, row: Row) -> dict[str, Comparison]:
-    """Return Diffuser against each other method on one problem."""
-    ours = study.entry(row, PLANNER)
-    found = {}
-    for method in study.methods:
-        theirs = study.entry(row, method)
-        if ours is None or theirs is None or method == PLANNER:
-            continue
-        first, second = ours.by_seed(row.measure), theirs.by_seed(row.measure)
-        shared = sorted(set.intersection(*map(set, [*first, *second])))
-        if shared:
-            found[method] = compare(
-                np.array([[run[seed] for seed in shared] for run in first]),
-                np.array([[run[seed] for seed in shared] for run in second]),
-            )
-    return found
+def compute_table(study: Study) -> Table:
+    """Return what each method took over all of its cells."""
+    columns: Columns[list[CellResult]] = {
+        "method": lambda results: study.label(results[0].cell.method),
+        "cells": len,
+        "gradient steps": lambda rs: spread(r.training.get("num_steps") for r in rs),
+        "parameters": lambda rs: spread(r.training.get("num_parameters") for r in rs),
+        "training, CPU": lambda rs: _training_time(rs, "train_cpu_seconds"),
+        "training, clock": lambda rs: _training_time(rs, "train_seconds"),
+        "evaluation, clock": _evaluation_time,
+        "ms per action": lambda rs: spread((r.timing.get("act_ms") for r in rs), 2),
+        "ms per plan": lambda rs: spread((r.timing.get("plan_ms") for r in rs), 1),
+    }
+    return table_of("Computing per method", _by_method(study), columns)
 
 
-def difference_table(study: Study, rows: Sequence[Row]) -> Table | None:
-    """Return Diffuser minus each other method; none where it takes no part.
+def cell_table(study: Study) -> Table:
+    """Return the budget, the time and the seeds of every cell."""
+    columns: Columns[CellResult] = {
+        "cell": lambda result: result.cell.id,
+        "gradient steps": lambda r: number(r.training.get("num_steps"), 0),
+        "parameters": lambda r: number(r.training.get("num_parameters"), 0),
+        "training, CPU": lambda r: _training_time([r], "train_cpu_seconds"),
+        "training, clock": lambda r: _training_time([r], "train_seconds"),
+        "evaluation": lambda result: _evaluation_time([result]),
+        "evaluation seeds": lambda r: ", ".join(map(str, r.cell.evaluation.seeds)),
+        "episodes of each": lambda result: result.cell.evaluation.episodes,
+        "attempts": lambda result: result.timing.get("attempts", UNKNOWN),
+        "machine": lambda result: result.timing.get("machine", UNKNOWN),
+        "finished": lambda result: result.timing.get("finished", UNKNOWN),
+    }
+    return table_of("Cells", study.results, columns)
 
-    Args:
-        study: The benchmark.
-        rows: Problems.
-    """
-    found = {row.name: comparisons(study, row) for row in rows}
-    methods = [m for m in study.methods if any(m in found[row.name] for row in rows)]
-    if not methods:
-        return None
-    body = [
-        (
-            Cell(row.title),
-            *(
-                _difference_cell(study, row, method, found[row.name].get(method))
-                for method in methods
-            ),
-        )
-        for row in rows
-    ]
-    planner = study.label(PLANNER)
-    return Table(
-        title=f"{planner} minus each other method, on the same episodes",
-        header=("problem", *(f"{planner} − {study.label(m)}" for m in methods)),
-        rows=tuple(body),
-        notes=(
-            (
-                "Mean difference of the scores of episodes with the same seed, thus "
-                "the same start and goal, and its 95 % interval; training seeds of "
-                "both, and episodes once for all of them, are drawn. Better: the "
-                f"probability that {planner} scores higher in an episode, ties "
-                "counting half. Disjoint: "
-                "the 95 % intervals of the two means, in the table of scores, do not "
-                "overlap, which asks for more than a difference that excludes 0."
-            ),
-            *planner_notes(study, entries_of(study, rows)),
+
+def _training_time(results: Sequence[CellResult], name: str) -> str:
+    """Return the time of trainings; loading a planner is no training."""
+    trained = [result for result in results if not is_loaded(result)]
+    if not trained:
+        return LOADED
+    return duration(sum(result.timing.get(name) or 0.0 for result in trained))
+
+
+def _evaluation_time(results: Sequence[CellResult]) -> str:
+    return duration(sum(r.timing.get("evaluate_seconds") or 0.0 for r in results))
+
+
+def settings_table(study: Study) -> Table:
+    """Return the settings of each method on each problem, and facts it recorded."""
+
+    def training(entry: Entry) -> str:
+        first = entry.results[0]
+        return compact(first.training.get("settings") or first.cell.settings)
+
+    def rest(facts: Mapping[str, Any], shown: set[str]) -> str:
+        return compact({k: v for k, v in facts.items() if k not in shown})
+
+    columns: Columns[Entry] = {
+        "problem, method": lambda entry: _name(study, entry),
+        "training": training,
+        "policy": lambda entry: rest(entry.results[0].policy, NOT_ACTING),
+        "recorded, first training seed": lambda entry: rest(
+            entry.results[0].training, SHOWN_FACTS
         ),
-        command=run_command(study, rows, [PLANNER, *methods]),
-    )
+    }
+    return table_of("Settings", study.entries_of(study.rows), columns)
 
 
-def _best(study: Study, row: Row, methods: Sequence[str]) -> str | None:
-    """Return the method with the highest score that is no mere reference."""
-    entries = [study.entry(row, m) for m in methods if m not in REFERENCES]
-    known = [entry for entry in entries if entry is not None]
-    return max(known, key=lambda entry: entry.score.mean).method if known else None
+# Outcomes, data, versions
 
 
-def _score_cell(entry: Entry | None, strong: bool, details: bool) -> Cell:
-    if entry is None:
-        return Cell("missing")
-    small = [ends(entry.score)]
-    success = entry.rate("success") if details else None
-    if success is not None:
-        rate, time = number(100 * success.mean, 0), entry.time_to_goal
-        small.append(f"{rate} % {ends(success, digits=0, scale=100)}")
-        if math.isfinite(time.mean):
-            small.append(f"in {number(time.mean, 0)} steps")
-    if details and entry.has(LATCHED):
-        latched = replace(entry.row, measure=LATCHED)
-        small.append(f"latched {estimate(replace(entry, row=latched).score)}")
-    return Cell(number(entry.score.mean), tuple(filter(None, small)), strong)
+def outcome_table(study: Study, rows: Sequence[Row]) -> Table:
+    """Return all figures of episodes, one method on one problem a row."""
+    entries = study.entries_of(rows)
+    results = [result for entry in entries for result in entry.results]
+    details = {
+        name for r in results for e in r.episodes for name in e.get("details", {})
+    }
 
+    def mean(name: str) -> Callable[[Entry], str]:
+        return lambda entry: estimate(run_interval(entry.values(name)))
 
-def _averages(study: Study, rows: Sequence[Row], methods: Sequence[str]) -> list[Cell]:
-    """Return each method's mean over problems, the highest one strong."""
-    means = {}
-    for method in methods:
-        entries = complete_entries(study, rows, method)
-        if entries is not None:
-            means[method] = average_interval([e.values(e.row.measure) for e in entries])
-    rated = [method for method in means if method not in REFERENCES]
-    best = max(rated, key=lambda method: means[method].mean, default=None)
-    return [
-        Cell(number(means[m].mean), (ends(means[m]),), m == best)
-        if m in means
-        else MISSING
-        for m in methods
-    ]
-
-
-def complete_entries(
-    study: Study, rows: Sequence[Row], method: str
-) -> list[Entry] | None:
-    """Return a method's results on all problems; none where they cannot be averaged."""
-    entries = [study.entry(row, method) for row in rows]
-    known = [entry for entry in entries if entry is not None]
-    if len(known) < len(rows) or len({row.measure for row in rows}) > 1:
-        return None
-    return known
-
-
-def _score_notes(
-    study: Study, rows: Sequence[Row], *, details: bool
-) -> tuple[str, ...]:
-    """Return what the figures of a table of scores are."""
-    entries = [entry for entry in study.entries.values() if entry.row in rows]
-    several = max(len(entry.results) for entry in entries) > 1
-    counts = sorted({entry.num_episodes for entry in entries})
-    notes = [
-        (
-            "Mean over all episodes of all evaluation seeds and training seeds "
-            f"({' or '.join(map(str, counts))} episodes) with its 95 % bootstrap "
-            "interval; where all episodes have the same score, there is nothing to "
-            "draw from, and it has no width. The highest mean of a row is bold; "
-            "references take no part in that: the demonstrator, and what practises or "
-            "searches in the environment itself."
+    columns: Columns[Entry] = {
+        "problem, method": lambda entry: _name(study, entry),
+        "score": lambda entry: estimate(entry.score),
+        "success, %": lambda entry: estimate(entry.rate("success"), scale=100),
+        "success at the end, %": lambda entry: estimate(
+            entry.rate("final_success"), scale=100
         ),
-        *interval_notes(study, entries),
-    ]
-    if details:
-        notes.append(
-            "Below: success, the share of the episodes that reached the goal at least "
-            "once, with Wilson's interval of as many trials as there are different "
-            "episodes"
-            + (", widened by what drawn training seeds add" if several else "")
-            + "; mean env steps until then, of the episodes that did (their interval "
-            'is under "Outcomes").'
-        )
-    if details and any(entry.has(LATCHED) for entry in entries):
-        notes.append(
-            "The score is of the settled final state; latched: of what ever held, by "
-            "the rule of the paper's authors."
-        )
-    notes.append('An average needs every problem of its block; "missing": no result.')
-    return tuple(notes)
+        "env steps to the goal": lambda entry: estimate(entry.time_to_goal),
+        **{
+            name.replace("_", " "): mean(name)
+            for name in sorted(details)
+            if name.endswith("_score")
+        },
+        "return": mean("return"),
+        "episodes": lambda entry: entry.num_episodes,
+        "training seeds": lambda entry: ", ".join(map(str, entry.seeds)),
+    }
+    return table_of("Outcomes", entries, columns)
 
 
-def _printed(text: str) -> Cell:
-    return Cell(text) if text.strip() else MISSING
+def failure_table(study: Study, rows: Sequence[Row]) -> Table | None:
+    """Return the number of failed episodes by the environments' reasons, if any."""
+    found = [(entry, entry.failures()) for entry in study.entries_of(rows)]
+    totals = sum((counts for _, counts in found), Counter[str]())
+    reasons = sorted(totals, key=lambda reason: (-totals[reason], reason))
+
+    def count(reason: str) -> Callable[[tuple[Entry, Counter[str]]], int]:
+        return lambda pair: pair[1][reason]
+
+    columns: Columns[tuple[Entry, Counter[str]]] = {
+        "problem, method": lambda pair: _name(study, pair[0]),
+        **{reason: count(reason) for reason in reasons},
+        "failed": lambda pair: pair[1].total(),
+        "episodes": lambda pair: pair[0].num_episodes,
+    }
+    return table_of("Failures by reason", found, columns) if totals else None
 
 
-def _several_runs_everywhere(study: Study, rows: Sequence[Row]) -> bool:
-    return all(len(entry.results) > 1 for entry in entries_of(study, rows))
+def dataset_table(study: Study) -> Table:
+    """Return each problem's environment and data."""
+
+    def facts(row: Row) -> Mapping[str, Any]:
+        found = [entry.results[0].dataset for entry in study.entries_of([row])]
+        return next((known for known in found if known), {})
+
+    def collection(row: Row) -> str:
+        known = facts(row).items()
+        return compact({k: v for k, v in known if k not in ("id", "num_steps")})
+
+    columns: Columns[Row] = {
+        "problem": lambda row: row.title,
+        "environment": lambda row: row.problem.env,
+        "its settings": lambda row: compact(row.problem.env_options),
+        "dataset": lambda row: row.problem.dataset,
+        "goals": lambda row: GOALS[row.problem.goals],
+        "transitions": lambda row: number(facts(row).get("num_steps"), 0),
+        "collection": collection,
+    }
+    return table_of("Problems and data", study.rows, columns)
 
 
-def _iqm_cell(study: Study, rows: Sequence[Row], method: str, by_runs: bool) -> Cell:
-    known = complete_entries(study, rows, method)
-    if known is None:
-        return MISSING
-    values = [entry.values(entry.row.measure) for entry in known]
-    interval = iqm_run_interval(values, by_runs=by_runs)
-    return Cell(number(interval.mean), tuple(filter(None, [ends(interval)])))
-
-
-def _difference_cell(
-    study: Study, row: Row, method: str, found: Comparison | None
-) -> Cell:
-    ours, theirs = study.entry(row, PLANNER), study.entry(row, method)
-    if found is None or ours is None or theirs is None:
-        return Cell(UNKNOWN if theirs is not None and ours is not None else "missing")
-    side = disjoint(ours.score, theirs.score)
-    verdict = {1: "ahead, disjoint", -1: "behind, disjoint", 0: "overlapping"}[side]
-    win = estimate(found.win, digits=0, scale=100)
-    interval = ends(found.difference)
-    lines = (interval, f"better {win} %", verdict)
-    return Cell(signed(found.difference.mean), tuple(filter(None, lines)), side == 1)
+def version_table(study: Study) -> Table:
+    """Return the versions that made the results."""
+    columns: Columns[tuple[str, Mapping[str, Sequence[str]]]] = {
+        "package": itemgetter(0),
+        "version": lambda pair: ", ".join(pair[1]),
+        "cells": lambda pair: sum(map(len, pair[1].values())),
+    }
+    return table_of("Versions", sorted(study.versions.items()), columns)

@@ -1,0 +1,192 @@
+"""Reports as files, from templates: Markdown with pictures beside it, one HTML page.
+
+All facts are plain text. The templates escape them, so that nothing in a result file
+can become markup. The page contains its pictures and needs no other file and no script.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from diffuser_policy.benchmark.report import figures, scores, tables
+from diffuser_policy.benchmark.report.commands import (
+    report_command,
+    run_commands,
+    shown_path,
+)
+from diffuser_policy.benchmark.report.figures import Picture
+from diffuser_policy.benchmark.report.study import Study, load_study
+from diffuser_policy.benchmark.report.tables import Table
+from diffuser_policy.files import replaced_file
+
+# What Markdown would take as markup. An underscore within a word is none.
+MARKUP = re.compile(r"[\\`*<>|~#$&]|(?<!\w)_|_(?!\w)|\](?=[(\[:])")
+SIZE_AT = (16, 20)  # width and height in a PNG file, four bytes each
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What was written.
+
+    Attributes:
+        markdown: The report as Markdown.
+        html: The report as a page that needs no other file.
+        study: The benchmark.
+    """
+
+    markdown: Path
+    html: Path
+    study: Study
+
+
+def write_report(
+    folder: str | Path, output: str | Path | None = None, *, mixed: bool = False
+) -> Report:
+    """Write the report of a benchmark.
+
+    Args:
+        folder: The benchmark's folder.
+        output: Folder of the report; by default `report` in the benchmark's folder.
+        mixed: Accept cells that different versions made; the report names them.
+
+    Raises:
+        ConfigError: The folder holds no benchmark or no result yet, or results that do
+            not belong together.
+        CheckpointError: A result is damaged, or has another schema.
+        MissingExtraError: Matplotlib is not installed.
+        StorageError: A file could not be written.
+    """
+    study = load_study(folder, mixed=mixed)
+    place = Path(folder) / "report" if output is None else Path(output)
+    context = {
+        "title": ": ".join(filter(None, ["Benchmark", ", ".join(study.suites)])),
+        "sections": sections_of(study, place),
+        "commands": run_commands(study),
+        "report_command": report_command(shown_path(study.folder)),
+    }
+    report = Report(
+        markdown=place / "report.md", html=place / "report.html", study=study
+    )
+    for path in (report.markdown, report.html):
+        template = environment(place).get_template(f"{path.name}.j2")
+        with replaced_file(path) as partial:
+            partial.write_text(template.render(context) + "\n", encoding="utf-8")
+    return report
+
+
+def compact_tables(
+    study: Study | str | Path, *, published: Sequence[str] = ("Diffuser",)
+) -> str:
+    """Return the tables of scores for a README: means with intervals only.
+
+    Args:
+        study: The benchmark, or its folder.
+        published: Methods of the paper whose published figures get columns of their
+            own, in italics and named as published.
+    """
+    known = study if isinstance(study, Study) else load_study(study)
+    rows: Any = environment(Path()).get_template("table.md.j2").module
+    texts = [
+        rows.rows(scores.compact_table(known, group, published), " ")
+        for group, _ in scores.groups_of(known)
+    ]
+    return "\n".join(texts)
+
+
+def sections_of(study: Study, place: Path) -> dict[str, list[Table | Picture]]:
+    """Return the report's tables and pictures by section; the pictures are drawn.
+
+    Args:
+        study: The benchmark.
+        place: Folder of the report.
+
+    Raises:
+        MissingExtraError: Matplotlib is not installed.
+        StorageError: A picture could not be written.
+    """
+    groups, folder = scores.groups_of(study), place / "figures"
+
+    def drawn(*kinds: figures.Kind) -> list[Picture | None]:
+        return [
+            figures.picture(kind, study, group, rows, folder)
+            for group, rows in groups
+            for kind in kinds
+        ]
+
+    measured: list[Table | Picture | None] = []
+    for group, rows in groups:
+        measured += [scores.score_table(study, group), *scores.published_tables(rows)]
+    outcomes: list[Table | Picture | None] = []
+    for _, rows in groups:
+        outcomes += [tables.outcome_table(study, rows)]
+        outcomes += [tables.failure_table(study, rows)]
+    sections: dict[str, list[Table | Picture | None]] = {
+        "Overview": [tables.scope_table(study), tables.method_table(study)],
+        "Warnings": [tables.warning_table(study), tables.open_table(study)],
+        "Scores": [*measured, scores.iqm_table(study)],
+        "Differences": [
+            scores.gap_table(study),
+            *(scores.difference_table(study, rows) for _, rows in groups),
+            *drawn(figures.DIFFERENCES),
+        ],
+        "Figures": [*drawn(figures.SCORES, figures.CURVES, figures.EPISODES)],
+        "Plans": list(figures.plan_pictures(study, place, folder)),
+        "Trainings": [tables.curve_table(study), tables.critic_table(study)],
+        "Outcomes and failures": outcomes,
+        "Budgets and time": [tables.compute_table(study), tables.cell_table(study)],
+        "Settings, data, versions": [
+            tables.settings_table(study),
+            tables.dataset_table(study),
+            tables.version_table(study),
+        ],
+    }
+    known = {
+        name: [block for block in blocks if block is not None]
+        for name, blocks in sections.items()
+    }
+    return {name: blocks for name, blocks in known.items() if blocks}
+
+
+def environment(place: Path) -> Environment:
+    """Return the templates' environment.
+
+    Args:
+        place: Folder of the report, which Markdown names pictures from.
+    """
+    made = Environment(
+        loader=PackageLoader("diffuser_policy.benchmark.report"),
+        autoescape=lambda name: name is not None and name.endswith(".html.j2"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {
+        "md": escaped,
+        "anchor": lambda title: "-".join(re.findall(r"\w+", title.lower())),
+        "image_attributes": _image_attributes,
+        "link": lambda path: quote(Path(os.path.relpath(path, place)).as_posix()),
+    }
+    return made
+
+
+def escaped(text: str) -> str:
+    """Return text that Markdown shows as it is, on one line."""
+    return MARKUP.sub(lambda found: "\\" + found[0], " ".join(text.split()))
+
+
+def _image_attributes(path: Path) -> Markup:
+    """Return a picture's bytes and size, so that the page does not jump."""
+    data = path.read_bytes()
+    width, height = (int.from_bytes(data[at : at + 4], "big") for at in SIZE_AT)
+    source = f"data:image/png;base64,{base64.b64encode(data).decode('ascii')}"
+    return Markup('src="{}" width="{}" height="{}"').format(source, width, height)

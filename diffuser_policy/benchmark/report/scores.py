@@ -1,0 +1,331 @@
+"""The tables of scores: means with intervals, differences, and published figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+
+from diffuser_policy.benchmark.report.estimates import (
+    Comparison,
+    average_interval,
+    compare,
+    disjoint,
+    iqm_run_interval,
+)
+from diffuser_policy.benchmark.report.published import (
+    AVERAGE,
+    PUBLISHED,
+    Published,
+    published_for,
+)
+from diffuser_policy.benchmark.report.study import (
+    OTHER,
+    PLANNER,
+    REFERENCES,
+    Entry,
+    Row,
+    Study,
+)
+from diffuser_policy.benchmark.report.tables import (
+    NO_RESULT,
+    UNKNOWN,
+    Cell,
+    Columns,
+    Table,
+    ends,
+    estimate,
+    number,
+    signed,
+    table_of,
+)
+
+LATCHED = "latched_score"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Blocks of problems that share a table.
+
+    Attributes:
+        title: Title of the table.
+        subject: Title of the figures.
+        blocks: Names of the blocks.
+    """
+
+    title: str
+    subject: str
+    blocks: tuple[str, ...]
+
+
+GROUPS = (
+    Group("Table 1: mazes", "Mazes", ("Maze2D", "Multi2D")),
+    Group("Table 3: block stacking", "Block stacking", ("KukaStack",)),
+    Group("Other environments", "Other environments", (OTHER,)),
+)
+
+
+def groups_of(study: Study) -> list[tuple[Group, list[Row]]]:
+    """Return the groups that have results, with their problems."""
+    found = [
+        (group, [row for block in group.blocks for row in study.block(block)])
+        for group in GROUPS
+    ]
+    return [(group, rows) for group, rows in found if rows]
+
+
+def score_table(study: Study, group: Group, *, details: bool = True) -> Table:
+    """Return the scores of all methods on the problems of a group.
+
+    Args:
+        study: The benchmark.
+        group: Its problems.
+        details: Put success rate and time to goal below each score.
+    """
+    every = [row for block in group.blocks for row in study.block(block)]
+    methods = study.methods_of(every)
+    rows, averages = [], set()
+    for block in group.blocks:
+        problems = study.block(block)
+        for row in problems:
+            unit = () if row.measure == "score" else (row.measure,)
+            best = _best(study, row)
+            cells = [
+                _score_cell(study.entry(row, m), best=best, details=details)
+                for m in methods
+            ]
+            rows.append((Cell(row.title, unit), *cells))
+        if block != OTHER and len(problems) > 1:
+            averages.add(len(rows))
+            means = _averages(study, problems, methods)
+            rows.append((Cell(f"{block}, average"), *means))
+    return Table(
+        title=f"{group.title}, our figures",
+        header=("problem", *map(study.label, methods)),
+        rows=tuple(rows),
+        averages=frozenset(averages),
+    )
+
+
+def _best(study: Study, row: Row, *, without: str = "") -> Entry | None:
+    """Return the entry with the highest mean, references and a method left out."""
+    rated = [
+        entry
+        for entry in study.entries_of([row])
+        if entry.method not in (*REFERENCES, without)
+    ]
+    return max(rated, key=lambda entry: entry.score.mean, default=None)
+
+
+def _score_cell(entry: Entry | None, *, best: Entry | None, details: bool) -> Cell:
+    if entry is None:
+        return Cell(NO_RESULT)
+    small = [ends(entry.score)]
+    success = entry.rate("success") if details else None
+    if success is not None:
+        rate, time = number(100 * success.mean, 0), entry.time_to_goal
+        small.append(f"{rate} % {ends(success, digits=0, scale=100)}")
+        if math.isfinite(time.mean):
+            small.append(f"in {number(time.mean, 0)} steps")
+    if details and entry.has(LATCHED):
+        latched = replace(entry, row=replace(entry.row, measure=LATCHED))
+        small.append(f"latched {estimate(latched.score)}")
+    return Cell(number(entry.score.mean), tuple(filter(None, small)), entry is best)
+
+
+def _averages(study: Study, rows: Sequence[Row], methods: Sequence[str]) -> list[Cell]:
+    """Return each method's mean over problems, the highest one strong."""
+    means = {}
+    for method in methods:
+        entries = _on_all(study, rows, method)
+        if entries is not None:
+            means[method] = average_interval([e.values(e.row.measure) for e in entries])
+    rated = [method for method in means if method not in REFERENCES]
+    best = max(rated, key=lambda method: means[method].mean, default=None)
+    return [
+        Cell(number(means[m].mean), tuple(filter(None, [ends(means[m])])), m == best)
+        if m in means
+        else Cell(UNKNOWN)
+        for m in methods
+    ]
+
+
+def _on_all(study: Study, rows: Sequence[Row], method: str) -> list[Entry] | None:
+    """Return a method's entries, if it solved all problems and they share a measure."""
+    found = [entry for row in rows if (entry := study.entry(row, method)) is not None]
+    if len(found) < len(rows) or len({row.measure for row in rows}) > 1:
+        return None
+    return found
+
+
+def iqm_table(study: Study) -> Table | None:
+    """Return the interquartile means over the problems of each block, if any."""
+    blocks = [b for b in study.blocks() if b != OTHER and len(study.block(b)) > 1]
+    every = [row for block in blocks for row in study.block(block)]
+    if not every:
+        return None
+    methods = study.methods_of(every)
+    by_runs = all(len(entry.results) > 1 for entry in study.entries_of(every))
+    rows = []
+    for block in blocks:
+        cells = [Cell(block)]
+        for method in methods:
+            entries = _on_all(study, study.block(block), method)
+            if entries is None:
+                cells.append(Cell(UNKNOWN))
+                continue
+            values = [entry.values(entry.row.measure) for entry in entries]
+            mean = iqm_run_interval(values, by_runs=by_runs)
+            cells.append(Cell(number(mean.mean), tuple(filter(None, [ends(mean)]))))
+        rows.append(tuple(cells))
+    pooled = "training runs' mean scores" if by_runs else "scores of episodes"
+    return Table(
+        title="Interquartile means over problems",
+        header=("problems", *map(study.label, methods)),
+        rows=tuple(rows),
+        note=f"Pooled: {pooled}.",
+    )
+
+
+def published_tables(rows: Sequence[Row]) -> list[Table]:
+    """Return the published tables that have figures for some of these problems."""
+    return [_published(table) for table in published_for([row.title for row in rows])]
+
+
+def _published(published: Published) -> Table:
+    rows = []
+    for name in (*published.problems, AVERAGE):
+        figures = [columns[name].strip() for columns in published.figures.values()]
+        title = "average, as printed" if name == AVERAGE else name
+        rows.append(tuple(Cell(text or UNKNOWN) for text in (title, *figures)))
+    return Table(
+        title=published.title,
+        header=("problem", *published.figures),
+        rows=tuple(rows),
+        note=f"Source: {published.source}. {published.remark}",
+        published=True,
+        averages=frozenset({len(rows) - 1}),
+    )
+
+
+def compact_table(study: Study, group: Group, published: Sequence[str]) -> Table:
+    """Return the scores for a README: means with intervals only.
+
+    Args:
+        study: The benchmark.
+        group: Its problems.
+        published: Methods of the paper whose figures get columns of their own.
+    """
+    table = score_table(study, group, details=False)
+    figures = {method: _papers_figures(method) for method in published}
+    shown = [m for m in figures if any(r[0].text in figures[m] for r in table.rows)]
+    rows = []
+    for row in table.rows:
+        texts = [figures[method].get(row[0].text, UNKNOWN) for method in shown]
+        rows.append((*row, *(Cell(text, published=True) for text in texts)))
+    header = (*table.header, *(f"{m}, published, other data" for m in shown))
+    return replace(table, header=header, rows=tuple(rows), title=group.title)
+
+
+def _papers_figures(method: str) -> dict[str, str]:
+    """Return the Diffuser paper's figures of a method by the titles of our rows."""
+    found = {}
+    for table in PUBLISHED:
+        if "Diffuser" in table.figures:
+            block = table.problems[0].partition("-")[0]
+            for name, text in table.figures.get(method, {}).items():
+                found[f"{block}, average" if name == AVERAGE else name] = text
+    return found
+
+
+@lru_cache(maxsize=256)  # tables and figures ask for the same comparisons
+def compared(ours: Entry, theirs: Entry) -> Comparison | None:
+    """Compare two methods on the episodes of a problem that both ran, if any."""
+    runs, others = (entry.by_seed(ours.row.measure) for entry in (ours, theirs))
+    shared = sorted(set.intersection(*map(set, [*runs, *others])))
+    if not shared:
+        return None
+    return compare(
+        np.array([[run[seed] for seed in shared] for run in runs]),
+        np.array([[run[seed] for seed in shared] for run in others]),
+    )
+
+
+def comparisons(study: Study, row: Row) -> dict[str, Comparison]:
+    """Compare Diffuser with each other method on one problem."""
+    ours = study.entry(row, PLANNER)
+    others = [] if ours is None else [e for e in study.entries_of([row]) if e != ours]
+    return {e.method: c for e in others if ours and (c := compared(ours, e))}
+
+
+def gap_table(study: Study) -> Table | None:
+    """Return how far Diffuser is from the best baseline on each problem, if any.
+
+    Where Diffuser took no part, the best method is compared with the second best.
+    """
+
+    def difference(pair: tuple[Entry, Entry]) -> str:
+        found = compared(*pair)
+        if found is None:
+            return UNKNOWN
+        return f"{signed(found.difference.mean)} {ends(found.difference)}".rstrip()
+
+    pairs = []
+    for row in study.rows:
+        ours = study.entry(row, PLANNER) or _best(study, row)
+        theirs = ours and _best(study, row, without=ours.method)
+        if ours and theirs:
+            pairs.append((ours, theirs))
+    columns: Columns[tuple[Entry, Entry]] = {
+        "problem": lambda pair: pair[0].row.title,
+        "method": lambda pair: study.label(pair[0].method),
+        "score": lambda pair: estimate(pair[0].score),
+        "best baseline": lambda pair: study.label(pair[1].method),
+        "its score": lambda pair: estimate(pair[1].score),
+        "difference": difference,
+        "intervals": lambda pair: _verdict(*pair),
+    }
+    return table_of("Gap to the best baseline", pairs, columns) if pairs else None
+
+
+def _verdict(ours: Entry, theirs: Entry) -> str:
+    side = disjoint(ours.score, theirs.score)
+    return {1: "ahead, disjoint", -1: "behind, disjoint", 0: "overlapping"}[side]
+
+
+def difference_table(study: Study, rows: Sequence[Row]) -> Table | None:
+    """Return Diffuser minus each other method; None where it takes no part."""
+    found = {row.name: comparisons(study, row) for row in rows}
+    methods = [m for m in study.methods if any(m in found[row.name] for row in rows)]
+    if not methods:
+        return None
+    planner = study.label(PLANNER)
+    return Table(
+        title=f"{planner} minus each other method, on the same episodes",
+        header=("problem", *(f"{planner} − {study.label(m)}" for m in methods)),
+        rows=tuple(
+            (
+                Cell(row.title),
+                *(_difference_cell(study, row, m, found[row.name]) for m in methods),
+            )
+            for row in rows
+        ),
+    )
+
+
+def _difference_cell(
+    study: Study, row: Row, method: str, found: Mapping[str, Comparison]
+) -> Cell:
+    ours, theirs = study.entry(row, PLANNER), study.entry(row, method)
+    if ours is None or theirs is None:
+        return Cell(NO_RESULT)
+    if method not in found:
+        return Cell(UNKNOWN)
+    difference, win = found[method].difference, found[method].win
+    better = f"better {estimate(win, digits=0, scale=100)} %"
+    lines = (ends(difference), better, _verdict(ours, theirs))
+    ahead = disjoint(ours.score, theirs.score) == 1
+    return Cell(signed(difference.mean), tuple(filter(None, lines)), ahead)
