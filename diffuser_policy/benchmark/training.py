@@ -30,7 +30,6 @@ from diffuser_policy.envs import Env
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.evaluation import evaluate
 from diffuser_policy.evaluation.statistics import mean_interval, proportion_interval
-from diffuser_policy.training.state import data_facts
 
 PROGRESS_SECONDS = 2.0
 
@@ -94,6 +93,8 @@ class Training:
     @cached_property
     def data_facts(self) -> dict[str, Any]:
         """Rows and checksum of the data: what tells them from others of that name."""
+        from diffuser_policy.training.state import data_facts  # imports torch
+
         return data_facts(self.dataset)
 
     def make_env(self) -> Env:
