@@ -190,7 +190,7 @@ def test_stable_baselines_loop_agrees_on_a_maze(
 ) -> None:
     makers = [make_maze] * NUM_ENVS
     # Imported once for all processes; each would take three seconds.
-    multiprocessing.set_forkserver_preload(["stable_baselines3", "gymnasium_robotics"])
+    multiprocessing.set_forkserver_preload(["stable_baselines3"])
     envs = (
         DummyVecEnv(makers)
         if kind == "dummy"
