@@ -27,7 +27,9 @@ SMALL = {
         "--num-data-episodes 5 --num-gradient-steps 3 --num-value-steps 3 "
         "--episodes 1 --num-candidates 2 --scales"
     ),
-    "06_keep_out.py": "--episodes 1 --fresh-episodes 0 --ablation-episodes 0",
+    "06_keep_out.py": (  # a short way
+        "--episodes 1 --seed 48 --fresh-episodes 0 --ablation-episodes 0"
+    ),
     "07_compose_guides.py": "--episodes 1 --seed 48",  # a short way
     "08_warm_start.py": (
         "--planner multi2d-umaze --env-id diffuser_envs/Multi2D-UMaze-v1 "
