@@ -1,7 +1,9 @@
 # Every target installs what it needs into .venv; nothing else has to be set up.
 #
 #   make demo      a shipped planner crosses a maze: a table, and pictures in demo/
-#   make test      the test suite, with its coverage
+#   make test      the test suite, on all cores; a part of it, in one process, with
+#                  make test PYTEST_ARGS="tests/test_guides.py -k scale"
+#   make coverage  the same, measuring its coverage: slower
 #   make gates     what CI checks beside the tests
 #   make oldest    the suite on the oldest supported stack (.ci/oldest.txt), which is
 #                  also where d3rlpy and ray are
@@ -14,9 +16,14 @@ VENV ?= .venv
 OLDEST ?= .venv-oldest
 PYTEST_ARGS ?=
 
+# Idle workers take tests from busy ones, so all end together. Otherwise a worker runs
+# whole files, and builds the fixtures of each once. Every worker needs about 700 MB.
+PARALLEL := $(if $(PYTEST_ARGS),,-n auto --maxprocesses 8 --dist worksteal)
+
 BIN := $(VENV)/bin
 PIP := -m pip install -qq
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+unexport PYTHONDONTWRITEBYTECODE # the tests start many processes
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format types contracts gates coverage wheel oldest clean
@@ -30,7 +37,7 @@ demo: $(VENV)/.demo
 	$(BIN)/diffuser-policy plan multi2d-large --seed 0 --out demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest --cov --cov-report=term $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
@@ -48,16 +55,16 @@ contracts: $(VENV)/.dev
 
 gates: lint contracts types wheel
 
-coverage: test
-	$(BIN)/coverage html
-	@echo "open htmlcov/index.html"
+coverage: $(VENV)/.dev
+	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term --cov-report=html \
+	    $(PYTEST_ARGS)
 
 # sdist -> wheel -> a clean environment, outside the repository.
 wheel: $(VENV)/.dev
 	PYTHON="$(PYTHON)" TORCH="$(TORCH)" BUILDER="$(BIN)/python" bash .ci/wheel_smoke.sh
 
 oldest: $(OLDEST)/.dev
-	$(OLDEST)/bin/python -m pytest $(PYTEST_ARGS)
+	$(OLDEST)/bin/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 clean:
 	rm -rf $(VENV) $(OLDEST) build dist demo htmlcov .coverage .coverage.* \

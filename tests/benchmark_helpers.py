@@ -11,7 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from diffuser_policy.benchmark.cell_process import run_cell
+from diffuser_policy.benchmark.cells import CellFolder
 from diffuser_policy.benchmark.lifeline import hear_interrupts
+from diffuser_policy.benchmark.suites import load_suite
 
 METHODS = '''
 import os, pathlib, time
@@ -116,6 +119,14 @@ def steps(output: Path, cell: str) -> list[int]:
     """Return the process that took each step of a "slow" cell."""
     path = output / "cells" / cell / "work" / "steps.txt"
     return [int(line) for line in path.read_text().split()] if path.exists() else []
+
+
+def in_this_process(suite: Path, output: Path) -> None:
+    """Run all cells one after the other, without a runner and its processes."""
+    for cell in load_suite(str(suite)).cells():
+        folder = CellFolder(output, cell.id)
+        folder.prepare(cell)
+        run_cell(cell, folder)
 
 
 def start(*arguments: str | Path, **variables: str) -> subprocess.Popen[str]:

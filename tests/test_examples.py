@@ -25,10 +25,12 @@ SMALL = {
     ),
     "05_value_guidance.py": (
         "--num-data-episodes 5 --num-gradient-steps 3 --num-value-steps 3 "
-        "--episodes 2 --num-candidates 2 --scales 1.0"
+        "--episodes 1 --num-candidates 2 --scales"
     ),
-    "06_keep_out.py": "--episodes 1 --fresh-episodes 0 --ablation-episodes 0",
-    "07_compose_guides.py": "--episodes 1",
+    "06_keep_out.py": (  # a short way
+        "--episodes 1 --seed 48 --fresh-episodes 0 --ablation-episodes 0"
+    ),
+    "07_compose_guides.py": "--episodes 1 --seed 48",  # a short way
     "08_warm_start.py": (
         "--planner multi2d-umaze --env-id diffuser_envs/Multi2D-UMaze-v1 "
         "--episodes 1 --executors pursuit --intervals 20 --num-steps 1 2 "
@@ -107,11 +109,14 @@ def test_an_example_states_how_to_run_it_and_how_to_make_it_bigger(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("index", [0, 1])
 @pytest.mark.parametrize("example", SMALL)
-def test_an_example_ends_with_a_number(run: Run, example: str, index: int) -> None:
-    """Both of its commands run, and the last line says what came of it."""
-    assert re.search(r"\d", run_small(run, example, index)[-1])
+def test_an_example_ends_with_a_number(run: Run, example: str) -> None:
+    """The command with options runs, and the last line says what came of it.
+
+    The other command is the same without options. The small numbers replace most
+    defaults anyway, so running it as well would say nothing new.
+    """
+    assert re.search(r"\d", run_small(run, example, index=1)[-1])
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ Gymnasium's vector environments in every autoreset mode.
 from __future__ import annotations
 
 import functools
+import multiprocessing
 from typing import Any
 
 import gymnasium as gym
@@ -188,10 +189,12 @@ def test_stable_baselines_loop_agrees_on_a_maze(
     policy: DiffuserPolicy, maze_records: tuple[EpisodeRecord, ...], kind: str
 ) -> None:
     makers = [make_maze] * NUM_ENVS
+    # Imported once for all processes; each would take three seconds.
+    multiprocessing.set_forkserver_preload(["stable_baselines3"])
     envs = (
         DummyVecEnv(makers)
         if kind == "dummy"
-        else SubprocVecEnv(makers, start_method="spawn")
+        else SubprocVecEnv(makers, start_method="forkserver")
     )
     assert_same(stable_baselines(policy, envs, 1), maze_records)
 

@@ -24,8 +24,6 @@ from diffuser_policy.diffusion.schedule import SPACINGS, NoiseSchedule, step_gri
 from diffuser_policy.networks.unet import TemporalUNet
 from diffuser_policy.testing import GaussianDenoiser
 
-diffusers = pytest.importorskip("diffusers")
-
 # Tensors passed to NumPy, inside diffusers.
 pytestmark = pytest.mark.filterwarnings("ignore:.*__array_:DeprecationWarning")
 
@@ -52,6 +50,7 @@ def exact_denoiser(target: PredictionTarget) -> GaussianDenoiser:
 
 def scheduler(name: str, target: PredictionTarget, **settings: Any) -> Any:
     """Return diffusers' scheduler of that name, set up as the method is published."""
+    diffusers = pytest.importorskip("diffusers")  # here: it takes long to import
     common = THEIR_COMMON | {"prediction_type": THEIR_TARGET[target]} | settings
     if name == "ddpm":
         return diffusers.DDPMScheduler(

@@ -60,17 +60,16 @@ def one_trajectory(output: Path, target: PredictionTarget) -> list[float]:
     return history
 
 
-@pytest.mark.parametrize(
-    ("target", "share"), [("clean", 0.2), ("noise", 0.75), ("velocity", 0.85)]
-)
+@pytest.mark.parametrize(("target", "share"), [("noise", 0.75), ("velocity", 0.85)])
 def test_the_loss_falls(tmp_path: Path, target: PredictionTarget, share: float) -> None:
     history = one_trajectory(tmp_path, target)
     assert len(history) == 4
     assert history[-1] < share * history[0]
 
 
-def test_plans_become_the_data(tmp_path: Path) -> None:
-    one_trajectory(tmp_path, "clean")
+def test_the_loss_falls_and_plans_become_the_data(tmp_path: Path) -> None:
+    history = one_trajectory(tmp_path, "clean")
+    assert history[-1] < 0.2 * history[0]
     run = toy_dataset(1, 17).fields["observation"]
     policy = DiffuserPolicy.from_pretrained(tmp_path, num_sampling_steps=8)
     plan = policy.plan({"observation": run[0], "desired_goal": run[15, :2]})

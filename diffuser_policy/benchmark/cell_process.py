@@ -141,8 +141,9 @@ def seed_everything(seed: int) -> None:
     """Fix the global random state, which methods of other libraries draw from."""
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 (that of other libraries)
-    if "torch" in sys.modules:
-        sys.modules["torch"].manual_seed(seed)
+    import torch
+
+    torch.manual_seed(seed)
 
 
 def _evaluate(

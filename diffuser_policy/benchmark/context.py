@@ -28,7 +28,6 @@ from diffuser_policy.envs import Env
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.evaluation import Evaluation, evaluate
 from diffuser_policy.evaluation.report import to_json as evaluation_json
-from diffuser_policy.training.state import data_facts
 
 PROGRESS_SECONDS = 2.0
 TOLERANCE = 1e-3  # of the action's range: rounding is not an error
@@ -97,6 +96,8 @@ class MethodContext:
     @cached_property
     def data_facts(self) -> dict[str, Any]:
         """Rows and checksum of the data, which tell apart data of the same name."""
+        from diffuser_policy.training.state import data_facts  # imports torch
+
         return data_facts(self.dataset)
 
     def make_env(self) -> Env:

@@ -23,7 +23,6 @@ from diffuser_policy.envs import Env, make_env
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.evaluation.drivers import Driver, episode_stream, make_driver
 from diffuser_policy.evaluation.records import EpisodeRecord, Evaluation
-from diffuser_policy.guides.registry import guide_record
 from diffuser_policy.versions import versions
 
 UNRECORDED = ("episode",)  # wrappers put wall-clock times there
@@ -284,6 +283,8 @@ def describe(policy: Any) -> dict[str, Any]:
         # Described apart, because a guide need not have a form in JSON.
         guide = getattr(config, "guide", None)
         if guide is not None:
+            from diffuser_policy.guides.registry import guide_record  # imports torch
+
             config = dataclasses.replace(config, guide=None)
             described["guide"] = guide_record(guide)
         data = config.to_json()
