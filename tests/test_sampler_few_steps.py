@@ -12,7 +12,7 @@ import pytest
 
 from diffuser_policy import DiffuserPolicy
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "few_steps.py"
+EXAMPLE = Path(__file__).parents[1] / "examples/experiments" / "few_steps.py"
 RESULTS = EXAMPLE.parent / "results" / "few_steps.json"
 
 

@@ -6,7 +6,8 @@ where `min` is the published return of a uniform random policy and `max` that of
 waypoint controller. Only steps inside the goal disc pay, so the score measures how fast
 a policy arrives and how well it then stays. The controller was not restarted between
 episodes, so `max` is no upper bound: standing on the goal from the first step scores
-200 on U-Maze, 222 on Medium and 297 on Large (`examples/reference_returns.py`).
+200 on U-Maze, 222 on Medium and 297 on Large
+(`examples/experiments/reference_returns.py`).
 Multi2D has no scores of its own; like the paper (Janner et al., 2022, table 1) it uses
 those of Maze2D.
 """

@@ -1,7 +1,7 @@
 """Value guidance: a planner of mixed demonstrations, steered to the good ones.
 
-    python examples/05_value_guidance.py
-    python examples/05_value_guidance.py --num-data-episodes 1000 \
+    python examples/experiments/value_guidance.py
+    python examples/experiments/value_guidance.py --num-data-episodes 1000 \
         --num-gradient-steps 8000 --num-value-steps 6000 --episodes 100 \
         --num-candidates 4 16 --scales 0.3 1.0 \
         --results value_guidance.json --picture value_guidance.png
@@ -314,8 +314,8 @@ def report(rows: list[Row], results: Path, settings: dict[str, Any]) -> None:
     lines = [
         "# Value guidance on mixed demonstrations",
         "",
-        "Made by the second command in `examples/05_value_guidance.py`, which explains",
-        "the rows. Intervals hold 95 %.",
+        "Made by the second command in `examples/experiments/value_guidance.py`, which",
+        "explains the rows. Intervals hold 95 %.",
         "",
         HEADER,
         *map(str, rows),

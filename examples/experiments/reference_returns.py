@@ -4,7 +4,7 @@ D4RL's reference scores are the mean returns of two policies over 100 episodes: 
 random actions (`min`) and the waypoint controller (`max`). If our mazes are D4RL's, the
 same two policies earn the same here:
 
-    python examples/reference_returns.py --episodes 500
+    python examples/experiments/reference_returns.py --episodes 500
 
 The table shows our mean with its 95 % bootstrap interval, the published figure, and the
 interval in which the mean of a *single run of 100 episodes* falls. D4RL published one

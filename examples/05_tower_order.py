@@ -1,7 +1,7 @@
 """A tower in an order of your choice: two guides, and one planner that knew neither.
 
-    python examples/13_tower_order.py
-    python examples/13_tower_order.py --order 2 0 3 1 --seed 7 \
+    python examples/05_tower_order.py
+    python examples/05_tower_order.py --order 2 0 3 1 --seed 7 \
         --gif tower.gif --picture tower.png
 
 The shipped planner was trained on towers in any order. `Contact` makes its plans take

@@ -1,13 +1,13 @@
 """Task composition: keep out, pass by and keep to a speed, in every combination.
 
-    python examples/07_compose_guides.py
-    python examples/07_compose_guides.py --episodes 50 \
+    python examples/experiments/compose_guides.py
+    python examples/experiments/compose_guides.py --episodes 50 \
         --results compose_guides.json --picture compose_guides.png
 
 (Janner et al. 2022, figure 3.) One planner, trained for none of it, on the same
 episodes with all eight combinations of three guides:
 
-- keep out of the two discs of `06_keep_out.py`, on the unguided path of the episode;
+- keep out of the two discs of `keep_out.py`, on the unguided path of the episode;
 - pass by a waypoint, beside the unguided path half way, 0.35 m off it where there is
   room, outside the discs;
 - keep to a speed of 2.5 m/s; the planner's own is above 4.
@@ -266,7 +266,7 @@ def save(
     page = [
         "# Composed guides",
         "",
-        "Made by `python examples/07_compose_guides.py`, whose docstring explains it.",
+        "Made by `python examples/experiments/compose_guides.py`.",
         "Brackets are 95 % intervals; bold: the guide of this measure takes part.",
         f"Episodes: {len(episodes)}, of seeds {seeds[0]} to {seeds[-1]}.",
         "",

@@ -1,7 +1,7 @@
 """Block stacking: three tasks, one planner, and what each part of it adds.
 
-    python examples/12_block_stacking.py
-    python examples/12_block_stacking.py --episodes 100 --methods all \
+    python examples/experiments/block_stacking.py
+    python examples/experiments/block_stacking.py --episodes 100 --methods all \
         --results block_stacking.json
 
 (Janner et al. 2022, section 5.2 and table 3.) One planner, trained on demonstrations of
@@ -263,7 +263,7 @@ def report(rows: dict[str, dict[str, Row]], settings: Mapping[str, Any]) -> str:
     page = [
         "# Block stacking",
         "",
-        "Made by `python examples/12_block_stacking.py`, whose docstring explains it.",
+        "Made by `python examples/experiments/block_stacking.py`.",
         f"Planner: `{Path(settings['planner']).name}`.",
         f"{count} episodes per row, seeds {first} to {first + count - 1}. The score is",
         "that of the final state, settled after release; no episode stops early on",

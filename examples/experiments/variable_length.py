@@ -1,7 +1,7 @@
 """Plans of many lengths from one network, each followed to its goal.
 
-    python examples/11_variable_length.py
-    python examples/11_variable_length.py --episodes 50 \
+    python examples/experiments/variable_length.py
+    python examples/experiments/variable_length.py --episodes 50 \
         --results demo/variable_length.json
 
 (The third property of Janner et al. 2022, figure 3.) The network convolves over time,

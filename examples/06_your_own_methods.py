@@ -1,7 +1,7 @@
 """Methods of your own in a benchmark: a script, an SB3 agent, an algorithm of d3rlpy.
 
-    python examples/14_your_own_methods.py
-    python examples/14_your_own_methods.py --num-data-steps 200000 \
+    python examples/06_your_own_methods.py
+    python examples/06_your_own_methods.py --num-data-steps 200000 \
         --num-gradient-steps 20000 --num-env-steps 50000 --episodes 100
 
 A method is a function that is given a `Training` and returns a policy: any object with
@@ -11,7 +11,7 @@ by a name in the entry-point group `diffuser_policy.methods` of an installed pac
 runs it in a process of its own, and evaluates it on the episodes of everybody else:
 
     diffuser-policy benchmark run tiny \
-        --methods examples/14_your_own_methods.py:straight diffuser
+        --methods examples/06_your_own_methods.py:straight diffuser
 
 It takes about a minute on two cores, leaves nothing behind, and ends with a table: the
 smallest maze, and the demonstrator that the data are from. So small a budget teaches an

@@ -1,7 +1,7 @@
 """Planning anew from what is left of the last plan: score against denoising steps.
 
-    python examples/08_warm_start.py
-    python examples/08_warm_start.py --planner multi2d-large \
+    python examples/experiments/warm_start.py
+    python examples/experiments/warm_start.py --planner multi2d-large \
         --env-id diffuser_envs/Multi2D-Large-v1 --executors pursuit tracking \
         --intervals 10 1 --num-steps 1 2 5 10 20 --episodes 40 \
         --results examples/results/warm_start.json \
@@ -255,7 +255,8 @@ def as_markdown(results: Results, panels: Sequence[Panel]) -> str:
     """Return a table for every panel."""
     settings = results.settings
     made = (
-        f"Made by `examples/08_warm_start.py`, whose docstring explains the rows: "
+        f"Made by `examples/experiments/warm_start.py`, whose docstring explains the "
+        f"rows: "
         f"{settings['planner']} in {settings['env_id']}, {settings['episodes']} "
         f"episodes, one candidate. Mean [95 % interval]; the difference is that of "
         f"equal episodes; milliseconds are of one core."

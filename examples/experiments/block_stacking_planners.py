@@ -1,8 +1,8 @@
 """What makes a small planner stack blocks: columns, network, conditioning, loss.
 
-    python examples/block_stacking_planners.py
-    python examples/block_stacking_planners.py --num-steps 20 --num-starts 8 \
-        --results demo/planners
+    python examples/experiments/block_stacking_planners.py
+    python examples/experiments/block_stacking_planners.py --num-steps 20 \
+        --num-starts 8 --results demo/planners
 
 Trains planners that differ in one thing from the shipped one, or from their neighbour
 in the table, on the same windows and for the same number of gradient steps (batches of
@@ -36,8 +36,9 @@ from diffuser_policy.files import replaced_file
 
 HEADING = """# What makes a small planner stack blocks
 
-Made by `python examples/block_stacking_planners.py`, whose docstring explains the
-columns. Millimeters: medians over plans, 10 % and 90 % quantiles in brackets.
+Made by `python examples/experiments/block_stacking_planners.py`, whose docstring
+explains the columns. Millimeters: medians over plans, 10 % and 90 % quantiles in
+brackets.
 
 | planner | parameters | ms a step | sideways | in height | drift | usable % |
 |---|---|---|---|---|---|---|

@@ -1,7 +1,7 @@
 """Keep out: discs put on a planner's own path, and plans that go around them.
 
-    python examples/06_keep_out.py
-    python examples/06_keep_out.py --episodes 100 --fresh-episodes 100 \
+    python examples/experiments/keep_out.py
+    python examples/experiments/keep_out.py --episodes 100 --fresh-episodes 100 \
         --ablation-episodes 20 --results keep_out.json --picture keep_out.png
 
 Every episode is run unguided first. Then two discs are centered on its own path, at a
@@ -235,9 +235,9 @@ def report(parts: dict[str, list[str]], trials: list[Trial], skipped: list[int])
     page = [
         "# Keep out",
         "",
-        "Made by `python examples/06_keep_out.py`, whose docstring says where the",
-        "discs lie. Brackets are 95 % intervals (success and entering: Wilson; score:",
-        "bootstrap). A path enters a disc if the ball's center does at any env step.",
+        "Made by `python examples/experiments/keep_out.py`, whose docstring says where",
+        "the discs lie. Brackets are 95 % intervals (success and entering: Wilson;",
+        "score: bootstrap). A path enters a disc if the ball's center does at any env step.",
         "",
         f"Seeds {trials[0].seed} to {trials[-1].seed}; no room for two discs: {left}.",
         f"Radii (number of episodes): {sizes}.",

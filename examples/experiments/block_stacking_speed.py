@@ -1,13 +1,13 @@
 """How fast block stacking is, and where the time of an episode goes.
 
-    python examples/block_stacking_speed.py
-    python examples/block_stacking_speed.py --candidates 1 4 --steps 2 --repetitions 2 \
-        --results demo/speed.json
+    python examples/experiments/block_stacking_speed.py
+    python examples/experiments/block_stacking_speed.py --candidates 1 4 --steps 2 \
+        --repetitions 2 --results demo/speed.json
 
 Env steps per second of one environment: the arm moves about without touching anything,
 or the demonstrator builds towers. Seconds per plan, for one environment, by candidates
 and denoising steps. And one whole episode of each task with the settings of the table
-in `12_block_stacking.py`, divided into
+in `block_stacking.py`, divided into
 
 - network: the denoiser;
 - guide: the gradient steps along the guide;
@@ -315,7 +315,7 @@ def main(
         partial.write_text(json.dumps(saved, indent=1) + "\n")
     with replaced_file(results.with_suffix(".md")) as partial:
         title = "# Speed of block stacking\n\nMade by"
-        page = f"{title} `python examples/block_stacking_speed.py`.\n\n"
+        page = f"{title} `python examples/experiments/block_stacking_speed.py`.\n\n"
         partial.write_text(page + "\n".join(lines) + "\n")
     print("\n".join(lines))
 

@@ -1,6 +1,7 @@
 """Pictures of the shipped planner at work: one episode of each block-stacking task.
 
-    python examples/block_stacking_pictures.py --picture demo/block_stacking.png
+    python examples/experiments/block_stacking_pictures.py \
+        --picture demo/block_stacking.png
 
 A row per task, from the start to a second after its goal is reached; the outlines are
 the goal of a rearrangement, the small tower is the order that is asked for.

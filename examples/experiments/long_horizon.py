@@ -1,7 +1,7 @@
 """Far goals: planning by diffusion beside random shooting with the true simulator.
 
-    python examples/09_long_horizon.py
-    python examples/09_long_horizon.py --episodes 100 --num-sequences 10 100 \
+    python examples/experiments/long_horizon.py
+    python examples/experiments/long_horizon.py --episodes 100 --num-sequences 10 100 \
         --results demo/long_horizon.json
 
 (The first property of Janner et al. 2022, figure 3.) Random shooting draws sequences

@@ -1,8 +1,9 @@
 """How few denoising steps are enough: every sampler and step grid on the same episodes.
 
-    python examples/few_steps.py
-    python examples/few_steps.py --episodes 2 --mazes umaze --only "ddim 1" "ddim 3" \
-        --repetitions 2 --results demo/few_steps --picture demo/few_steps.png
+    python examples/experiments/few_steps.py
+    python examples/experiments/few_steps.py --episodes 2 --mazes umaze \
+        --only "ddim 1" "ddim 3" --repetitions 2 \
+        --results demo/few_steps --picture demo/few_steps.png
 
 Each setting plays the episodes of `diffuser-policy evaluate`: the same starts, goals
 and random streams. The full chain is DDPM with all denoising steps of training. Most of
@@ -51,9 +52,9 @@ CURVES = {
 STYLE = {"ms": 4, "lw": 1.2, "capsize": 2}
 HEADING = """# How few denoising steps are enough
 
-Made by `python examples/few_steps.py`, whose docstring explains the columns. Brackets
-are 95 % intervals. In bold: the fewest steps within noise of the full chain, which is
-"ddpm full". One or two steps of DPM-Solver++ (dpm) are DDIM.
+Made by `python examples/experiments/few_steps.py`, whose docstring explains the
+columns. Brackets are 95 % intervals. In bold: the fewest steps within noise
+of the full chain, which is "ddpm full". One or two steps of DPM-Solver++ (dpm) are DDIM.
 """
 Cell = dict[str, Any]  # what is kept of one setting in one maze
 

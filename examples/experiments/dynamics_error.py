@@ -1,10 +1,11 @@
 """How far off models of the dynamics are: a learned one, and a Diffuser with actions.
 
-    python examples/dynamics_error.py
-    python examples/dynamics_error.py --planner runs/umaze-actions \
+    python examples/experiments/dynamics_error.py
+    python examples/experiments/dynamics_error.py --planner runs/umaze-actions \
         --results examples/results/dynamics_error.json
-    python examples/dynamics_error.py --num-starts 8 --num-dynamics-steps 20 \
-        --num-planner-steps 2 --num-sampling-steps 1 --folder demo/small
+    python examples/experiments/dynamics_error.py --num-starts 8 \
+        --num-dynamics-steps 20 --num-planner-steps 2 --num-sampling-steps 1 \
+        --folder demo/small
 
 MPPI in a Diffuser did no better than random actions (Janner et al. 2022). This example
 looks at what it plans in. From states of the data, every model is given a sequence of
@@ -68,9 +69,9 @@ STILL, UNPUSHED, RECORDING = "standing still", "no actions", "the recording"
 MEMBER, ENSEMBLE = "learned, one", "learned, mean of {}"
 HEADING = """# How far off models of the dynamics are
 
-Made by `python examples/dynamics_error.py`, whose docstring explains the rows.
-`{env}`, {num_starts} starts; the ensemble was trained for {num_dynamics_steps:,}
-gradient steps, the Diffuser for {num_planner_steps:,}. Distance to the simulator's
+Made by `python examples/experiments/dynamics_error.py`, whose docstring explains
+the rows. `{env}`, {num_starts} starts; the ensemble was trained for
+{num_dynamics_steps:,} gradient steps, the Diffuser for {num_planner_steps:,}. Distance to the simulator's
 position in meters: mean and 95 % interval.
 """
 

@@ -1,7 +1,7 @@
 """Trained on straight trips only, asked for corners: plans shaped like a V.
 
-    python examples/10_stitching.py
-    python examples/10_stitching.py --multipliers 1 2 4 --kernel-size 5
+    python examples/experiments/stitching.py
+    python examples/experiments/stitching.py --multipliers 1 2 4 --kernel-size 5
 
 (The second property of Janner et al. 2022, figure 3.) Two roads cross. Every recorded
 trip goes straight: along one arm to the crossing, a rest there, and along the opposite

@@ -1,6 +1,6 @@
 """How high a maze score can be at all: a lower bound on the time to the goal.
 
-    python examples/arrival_bound.py --episodes 100
+    python examples/experiments/arrival_bound.py --episodes 100
 
 No force moves the ball faster than v(t) = min(v_0 + a t, v_max) along either axis,
 so after t seconds it is at most s(t), the integral of v, away from its start in the
