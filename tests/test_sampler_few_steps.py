@@ -13,7 +13,7 @@ import pytest
 from diffuser_policy import DiffuserPolicy
 
 EXAMPLE = Path(__file__).parents[1] / "examples/experiments" / "few_steps.py"
-RESULTS = EXAMPLE.parent / "results" / "few_steps.json"
+RESULTS = EXAMPLE.parents[1] / "results" / "few_steps.json"
 
 
 @pytest.fixture(scope="module")

@@ -71,8 +71,8 @@ HEADING = """# How far off models of the dynamics are
 
 Made by `python examples/experiments/dynamics_error.py`, whose docstring explains
 the rows. `{env}`, {num_starts} starts; the ensemble was trained for
-{num_dynamics_steps:,} gradient steps, the Diffuser for {num_planner_steps:,}. Distance to the simulator's
-position in meters: mean and 95 % interval.
+{num_dynamics_steps:,} gradient steps, the Diffuser for {num_planner_steps:,}. Distance
+to the simulator's position in meters: mean and 95 % interval.
 """
 
 Simulate = Callable[[np.ndarray, np.ndarray], np.ndarray]  # states, actions → states

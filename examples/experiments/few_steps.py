@@ -54,7 +54,8 @@ HEADING = """# How few denoising steps are enough
 
 Made by `python examples/experiments/few_steps.py`, whose docstring explains the
 columns. Brackets are 95 % intervals. In bold: the fewest steps within noise
-of the full chain, which is "ddpm full". One or two steps of DPM-Solver++ (dpm) are DDIM.
+of the full chain, which is "ddpm full". One or two steps of DPM-Solver++ (dpm)
+are DDIM.
 """
 Cell = dict[str, Any]  # what is kept of one setting in one maze
 
