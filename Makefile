@@ -2,6 +2,7 @@
 #
 #   make demo      a shipped planner crosses a maze: a table, and pictures in demo/
 #   make test      the test suite, with its coverage
+#   make docs      the documentation, in docs/_build/html
 #   make gates     what CI checks beside the tests
 #   make oldest    the suite on the oldest supported stack (.ci/oldest.txt), which is
 #                  also where d3rlpy and ray are
@@ -19,7 +20,7 @@ PIP := -m pip install -qq
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types contracts gates coverage wheel oldest clean
+.PHONY: help demo test lint format types contracts docs gates coverage wheel oldest clean
 .DELETE_ON_ERROR:
 
 help:
@@ -46,7 +47,11 @@ types: $(VENV)/.dev
 contracts: $(VENV)/.dev
 	$(BIN)/lint-imports
 
-gates: lint contracts types wheel
+docs: $(VENV)/.dev
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+	@echo 'open docs/_build/html/index.html'
+
+gates: lint contracts types docs wheel
 
 coverage: test
 	$(BIN)/coverage html
@@ -60,7 +65,7 @@ oldest: $(OLDEST)/.dev
 	$(OLDEST)/bin/python -m pytest $(PYTEST_ARGS)
 
 clean:
-	rm -rf $(VENV) $(OLDEST) build dist demo htmlcov .coverage .coverage.* \
+	rm -rf $(VENV) $(OLDEST) build dist demo docs/_build docs/api htmlcov .coverage .coverage.* \
 	    .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 # Stamps: an environment is installed again only when pyproject.toml changes.
@@ -80,7 +85,7 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/.torch
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/.torch
-	$(BIN)/python $(PIP) --editable '.[all,dev]'
+	$(BIN)/python $(PIP) --editable '.[all,dev,docs]'
 	@touch $@ $(VENV)/.demo
 
 $(OLDEST)/.dev: pyproject.toml .ci/oldest.txt | $(OLDEST)/bin/python

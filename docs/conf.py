@@ -14,11 +14,11 @@ project_copyright = author
 
 extensions = [
     "sphinx.ext.autodoc",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "myst_parser",
     "markdown_docstrings",
     "generated",
+    "mathml",
 ]
 exclude_patterns = ["_build"]
 
@@ -39,6 +39,7 @@ autodoc_default_options = {
     "show-inheritance": True,
     "ignore-module-all": True,  # names are documented where they are defined
 }
+add_module_names = False
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
 autodoc_typehints_format = "short"
@@ -49,6 +50,7 @@ python_maximum_signature_line_length = 88
 # --- looks --------------------------------------------------------------------
 
 html_theme = "furo"
+html_math_renderer = "mathml"
 html_title = "diffuser-policy"
 html_static_path = ["_static"]
 html_css_files = ["narrow.css"]

@@ -1,4 +1,4 @@
-"""A tower in an order of your choice: two guides, and one planner that knew neither.
+"""A tower in an order of your choice: one planner, and two guides it never saw.
 
     python examples/05_tower_order.py
     python examples/05_tower_order.py --order 2 0 3 1 --seed 7 \
@@ -9,9 +9,9 @@ hold of the block whose turn it is, `Place` makes them leave it on the tower:
 
     Contact(tower=(2, 0, 3, 1)) + Place(tower=(2, 0, 3, 1))
 
-Both look at the state that a plan begins with to see how far the tower is. Another
-guide is added to the sum in the same way. The environment's own goal is set to the same
-order, so that its score says whether the tower stands: 100 if all of it does.
+Both read off the first state of a plan how far the tower is. Add a guide of yours to
+the sum in the same way. The environment is given the same order as its goal, so its
+score says whether the tower stands: 100 if all of it does.
 """
 
 from __future__ import annotations

@@ -8,8 +8,22 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from diffuser_policy.cli import main
+
 ROOT = Path(__file__).parents[1]
 FENCE = r"^```{language}\n(.*?)^```$"
+SMALL = {
+    "collect": "--num-steps 2000 --run-length 1000 --num-workers 1",
+    "train": "--num-steps 2 --batch-size 2",
+    "train-value": "--num-steps 2 --batch-size 2",
+    "train-classifier": "--num-steps 2 --batch-size 8",
+    "evaluate": "--episodes 1",
+    "benchmark": "--methods diffuser --episodes 1",
+}
+SMALL_STACKING = {
+    "collect": "--num-episodes 20 --num-workers 1",
+    "evaluate": "--episodes 1 --env-option max_episode_steps=20",
+}
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -42,3 +56,16 @@ def run_python(page: Path, folder: Path) -> dict[str, Any]:
     script = folder / f"{page.stem}.py"
     script.write_text("\n".join(code))
     return runpy.run_path(str(script))
+
+
+def run_commands(page: Path) -> None:
+    """Run all `diffuser-policy` commands of a page, in order, with small numbers."""
+    own = "diffuser/multi2d-umaze-v1"  # stands in for datasets that need a download
+    for name, *arguments in commands(page, "diffuser-policy"):
+        local = [own if word.startswith("D4RL/") else word for word in arguments]
+        stacking = any("kuka" in word.lower() for word in arguments)
+        small = (SMALL | SMALL_STACKING if stacking else SMALL).get(name, "")
+        if name == "benchmark" and arguments[0] != "run":
+            small = ""
+        options = [] if "--help" in local else small.split()
+        assert main([name, *local, *options]) == 0, (name, arguments)

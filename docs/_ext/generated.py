@@ -22,6 +22,7 @@ import ast
 import builtins
 import importlib
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +89,16 @@ def settings_page(source: str, name: str, prefix: str = "") -> str:
             kind.removeprefix("Literal[").removesuffix("]") if "Lit" in kind else kind
         )
         option = f" · `{prefix}{title.replace('_', '-')}`" if prefix else ""
+        kind = f"*{_escaped(kind)}*"
+        if part := re.search(r"\w+Config", kind):  # settings of their own
+            kind, option = f"[{kind}](#{part[0].lower()})", ""
         default = f" = `{_default(field.value)}`" if field.value else " (required)"
         lines += [
             f"({name}.{title})=",
             f"`{title}`{default}",
             f": {' '.join(said.split())}",
             "",
-            f"  *{_escaped(kind)}*{option}",
+            f"  {kind}{option}",
             "",
         ]
     return "\n".join(lines)

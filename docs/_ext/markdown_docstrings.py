@@ -12,6 +12,8 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
+from docutils import nodes
+
 SECTION = re.compile(r"(Args|Attributes|Example|Examples|Note|Raises|Returns|Yields):$")
 DISPLAY = re.compile(r"^( *)\$\$(.+?)\$\$", re.DOTALL | re.MULTILINE)
 INLINE = re.compile(r"\$(?P<math>[^$]+)\$|`(?P<code>[^`]+)`|(?P<bar>\|)", re.DOTALL)
@@ -22,6 +24,7 @@ CELL = re.compile(r"(?<!\\)\|")
 def setup(app: Any) -> dict[str, Any]:
     """Register the translation; napoleon's own runs at priority 500."""
     app.connect("autodoc-process-docstring", process, priority=400)
+    app.connect("doctree-read", remove_object_bases)
     return {"parallel_read_safe": True}
 
 
@@ -30,6 +33,13 @@ def process(
 ) -> None:
     """Translate a docstring in place."""
     lines[:] = translate("\n".join(lines)).splitlines()
+
+
+def remove_object_bases(_app: Any, doctree: nodes.document) -> None:
+    """Say nothing of bases where a class has none."""
+    for paragraph in list(doctree.findall(nodes.paragraph)):
+        if paragraph.astext() == "Bases: object":
+            paragraph.parent.remove(paragraph)
 
 
 def translate(text: str) -> str:

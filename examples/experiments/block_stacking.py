@@ -5,7 +5,7 @@
         --results block_stacking.json
 
 (Janner et al. 2022, section 5.2 and table 3.) One planner, trained on demonstrations of
-tower building, in three tasks that differ only in the guide:
+tower building, does three tasks that differ only in the guide:
 
 - Unconditional: build a tower of all blocks, in any order; no guide;
 - Conditional: build the tower that is asked for, a new order in every episode;
@@ -13,14 +13,14 @@ tower building, in three tasks that differ only in the guide:
 
 The score, 0 to 100, is that of the final state, after the tool let go and the blocks
 settled. The paper's environment counts every pair of blocks that ever touched; its
-figures compare with the latched score, though of other physics and demonstrations.
+figures compare with the latched score, but are of other physics and demonstrations.
 
-Methods change one thing of the planner, of its guide `stack-task`, or of the
-environment, or run the demonstrator. "The paper's budget" are three plans, each carried
+A method changes one thing of the planner, of its guide `stack-task`, or of the
+environment, or runs the demonstrator. "The paper's budget" is three plans, each carried
 out to its end, and seven for a rearrangement, which takes up to seven moves. Episodes
 start from `--seed`: nothing was tuned on seeds from 20000 on. Every row is saved when
-it is done, in a folder named like the results; run the command again to go on, or with
-more rows.
+it is done, in a folder named like the results; the same command resumes, and may ask
+for more rows.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python examples/experiments/block_stacking_pictures.py \
         --picture demo/block_stacking.png
 
-A row per task, from the start to a second after its goal is reached; the outlines are
-the goal of a rearrangement, the small tower is the order that is asked for.
+There is a row for each task, from the start to a second after its goal is reached. The
+outlines are the goal of a rearrangement; the small tower is the order to build.
 """
 
 from __future__ import annotations

@@ -6,13 +6,13 @@
 
 Trains planners that differ in one thing from the shipped one, or from their neighbour
 in the table, on the same windows and for the same number of gradient steps (batches of
-64), and looks at single plans (no selection, 8 denoising steps) from held-out first
-states of demonstrations: how far off the block the tool is where a plan takes hold of
-it, sideways and in height, how far the blocks drift that no plan touches, and the share
-of plans that could be carried out: a first grasp within 35 mm and 20 mm.
+64). Single plans (no selection, 8 denoising steps) are made from held-out first states
+of demonstrations, and measured: how far off the block the tool is where a plan takes
+hold of it, sideways and in height; how far blocks drift that no plan touches; and the
+share of plans that could be carried out, with a first grasp within 35 mm and 20 mm.
 
-Needs the dataset: diffuser-policy collect diffuser_envs/KukaStack-Unconditional-v1
-Takes about four minutes of one core per planner, and keeps finished ones.
+This needs the dataset: diffuser-policy collect diffuser_envs/KukaStack-Unconditional-v1
+It takes about four minutes of one core for each planner, and keeps finished ones.
 """
 
 from __future__ import annotations

@@ -4,10 +4,10 @@
     python examples/experiments/block_stacking_speed.py --candidates 1 4 --steps 2 \
         --repetitions 2 --results demo/speed.json
 
-Env steps per second of one environment: the arm moves about without touching anything,
-or the demonstrator builds towers. Seconds per plan, for one environment, by candidates
-and denoising steps. And one whole episode of each task with the settings of the table
-in `block_stacking.py`, divided into
+Three things are measured. Env steps per second of one environment, while the arm moves
+about without touching anything, and while the demonstrator builds towers. Seconds per
+plan, for one environment, by candidates and denoising steps. And one whole episode of
+each task with the settings of the table in `block_stacking.py`, divided into
 
 - network: the denoiser;
 - guide: the gradient steps along the guide;
@@ -15,8 +15,8 @@ in `block_stacking.py`, divided into
 - rest of planning: sampling, features, inverse kinematics, bookkeeping;
 - environment: physics and observations.
 
-Plans and shares are in seconds of one core's work, not of the clock, so that other
-programs matter little. Write results on an idle machine all the same.
+Plans and shares are seconds of one core's work, not of the clock, so other programs
+matter little. Measure on an idle machine all the same.
 """
 
 from __future__ import annotations

@@ -4,18 +4,18 @@
     python examples/experiments/compose_guides.py --episodes 50 \
         --results compose_guides.json --picture compose_guides.png
 
-(Janner et al. 2022, figure 3.) One planner, trained for none of it, on the same
+(Janner et al. 2022, figure 3.) One planner, trained for none of it, runs the same
 episodes with all eight combinations of three guides:
 
 - keep out of the two discs of `keep_out.py`, on the unguided path of the episode;
-- pass by a waypoint, beside the unguided path half way, 0.35 m off it where there is
-  room, outside the discs;
+- pass by a waypoint, half way along the unguided path and 0.35 m beside it where there
+  is room, outside of the discs;
 - keep to a speed of 2.5 m/s; the planner's own is above 4.
 
-All of them are followed by `PathExecutor`, and kept off the walls and smooth by two
-more guides. Each guide has a measure of its own: does the ball enter a disc, how close
-does it come to the waypoint, how much of its way to the goal is it too fast. A measure
-should be good wherever its guide takes part, whatever the others are.
+`PathExecutor` follows all of them, and two more guides keep them off the walls and
+smooth. Each guide has a measure of its own: whether the ball enters a disc, how close
+it comes to the waypoint, for how much of its way it is too fast. A measure should be
+good wherever its guide takes part, whatever the others are.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How far off models of the dynamics are: a learned one, and a Diffuser with actions.
+"""How wrong models of the dynamics are: a learned one, and a Diffuser with actions.
 
     python examples/experiments/dynamics_error.py
     python examples/experiments/dynamics_error.py --planner runs/umaze-actions \
@@ -8,26 +8,26 @@
         --folder demo/small
 
 MPPI in a Diffuser did no better than random actions (Janner et al. 2022). This example
-looks at what it plans in. From states of the data, every model is given a sequence of
-actions, and is compared with the environment's simulator: how far apart the positions
-are after 1, 8 and 63 env steps, in meters, mean over starts with its 95 % bootstrap
-interval. The last is what a Diffuser of 64 planning steps can predict.
+looks at the model that it plans in. From states of the data, every model is given a
+sequence of actions and compared with the environment's simulator: how far apart the
+positions are after 1, 8 and 63 env steps, in meters, mean over starts with its 95 %
+bootstrap interval. A Diffuser of 64 planning steps can predict no more than 63.
 
 - Actions "of the data" are those that were recorded after the state, which all models
-  were trained on; "new every step" are uniform random ones, and "kept for 9 steps" are
-  too, but change only every ninth env step, as sequences that MPPI tries do.
+  were trained on; "new every step" are uniform random ones, and "kept for 9 steps"
+  change only every ninth env step, like the sequences that MPPI tries.
 - "Standing still" says that the ball stays where it is; "no actions" is the simulator
-  itself, which is told that nothing pushes the ball: right but for the actions.
-- "Learned" models predict one env step and are fed their own predictions: one network,
-  and the mean of an ensemble's states, of which the one is the first member.
+  itself, but nothing pushes the ball.
+- "Learned" models predict one env step and are fed their own predictions: a single
+  network, and the mean of an ensemble's states, of which that network is a member.
 - "Diffuser" fills in states between the first one and all actions, which are pinned.
-- "The recording" is what followed in the data: what is off there is not a model, but
-  the data's single precision and the simulator's last digits along walls.
+- "The recording" is what followed in the data. It is off by the data's single precision
+  and by the simulator's last digits along walls.
 
 Intervals are over starts and actions; models and denoising noise have a single seed.
-Needs the dataset: diffuser-policy collect diffuser_envs/Multi2D-UMaze-v1
+This needs the dataset: diffuser-policy collect diffuser_envs/Multi2D-UMaze-v1
 The ensemble takes a minute or two of one core; the Diffuser, if none is given, a
-quarter of an hour. What was trained stays in the folder, and is not trained again.
+quarter of an hour. The folder keeps what was trained, and it is not trained again.
 """
 
 from __future__ import annotations

@@ -7,15 +7,16 @@
 
 Each setting plays the episodes of `diffuser-policy evaluate`: the same starts, goals
 and random streams. The full chain is DDPM with all denoising steps of training. Most of
-what a score is made of is how far away an episode's goal is, the same for all settings;
-so what a setting loses is the mean of the episodes' *differences* to the full chain. A
-setting is within noise of the full chain if the 95 % bootstrap interval of that mean
-reaches zero. The one of fewest steps is printed for each maze, in bold in the table.
+a score is decided by how far away an episode's goal is, which is the same for all
+settings. What a setting loses is therefore the mean of the episodes' *differences* to
+the full chain. A setting is within noise of the full chain if the 95 % bootstrap
+interval of that mean reaches zero. For each maze, the setting with the fewest steps
+that is within noise is printed, in bold in the table.
 
-Times are the median over plans for one environment, of one core's work and not of the
-clock, so that other programs matter little. The first command takes an hour of one
-core. It keeps what it has after every setting, goes on there when it is run again, and
-measures the times anew.
+Times are the median over plans for one environment, in seconds of one core's work and
+not of the clock, so other programs matter little. The first command takes an hour of
+one core. It saves every setting when it is done, resumes there when it is run again,
+and measures the times anew.
 """
 
 from __future__ import annotations

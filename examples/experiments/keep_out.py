@@ -5,19 +5,20 @@
         --ablation-episodes 20 --results keep_out.json --picture keep_out.png
 
 Every episode is run unguided first. Then two discs are centered on its own path, at a
-third and two thirds of the way, as large as leaves a way around: at most half a meter,
-clear of start and goal by 0.2 m, and such that on a grid of 2.5 cm start and goal stay
-connected at 0.1 m from discs and walls, beside the ball's radius of 0.1 m, by a way at
-most 1 m longer. Episodes too short for two discs of 0.1 m are skipped.
+third and at two thirds of the way. They are as large as leaves a way around: at most
+half a meter, at least 0.2 m from start and goal, and such that start and goal stay
+connected on a grid of 2.5 cm, by a way that is at most 1 m longer and keeps 0.1 m from
+discs and walls (besides the ball's radius of 0.1 m). Episodes too short for two discs
+of 0.1 m are skipped.
 
-The same planner, untrained for any of this, then runs the same episode with guides:
+The same planner, which was trained for none of this, then runs the same episode with
 
     2.5 * (KeepOut(disc 1) + KeepOut(disc 2)) + 2 * MazeWalls + Smoothness
 
 and an executor that stays on the bent path: at full speed the ball cannot follow it.
 `--ablation-episodes` also leaves out or changes one thing at a time, on other seeds.
-The settings were chosen on those, and on how a first version failed on seeds 0 to 102;
-`--fresh-episodes` are of seeds that nothing was chosen on.
+The settings were chosen on those seeds, and on how a first version failed on seeds 0 to
+102. Nothing was chosen on the seeds of `--fresh-episodes`.
 """
 
 from __future__ import annotations

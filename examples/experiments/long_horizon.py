@@ -4,22 +4,22 @@
     python examples/experiments/long_horizon.py --episodes 100 --num-sequences 10 100 \
         --results demo/long_horizon.json
 
-(The first property of Janner et al. 2022, figure 3.) Random shooting draws sequences
-of pushes, simulates all of them, executes the beginning of the best one, and draws
-again. It is given what no learned planner has: MuJoCo itself instead of a model of it,
-as often as it likes. It may maximize
+(The first property of Janner et al. 2022, figure 3.) Random shooting draws sequences of
+pushes, simulates all of them, executes the beginning of the best one, and draws again.
+It may use what no learned planner has: MuJoCo itself instead of a model of it, as often
+as it likes. It maximizes one of
 
-- the reward: env steps inside the goal disc. Few sequences of random pushes ever get
-  to a far goal, and all others are equally good;
-- D4RL's dense reward, the sum of exp(-distance). Straight towards the goal is often
+- the reward: env steps inside the goal disc. Few sequences of random pushes ever get to
+  a far goal, and all others are equally good;
+- D4RL's dense reward, the sum of exp(-distance). Straight towards the goal often leads
   into a wall, but it is a direction.
 
-Plainly it draws a push for every env step; keeping each for half a second gets further.
-Sequences are 400 env steps long, and a new one is chosen every 50. Episode i is reset
-with seed i and ends at the goal. It takes about half a
-minute on one core, the second command ten minutes. It ends with how many goals
-that are at least 8 cells away each reached within the longest plan that the planner was
-trained to make, with 95 % intervals; above are the rates for whole episodes, and the
+In its plain form it draws a push for every env step; a push that lasts half a second
+gets further. Sequences are 400 env steps long, and a new one is chosen every 50.
+Episode i is reset with seed i and ends at the goal. The first command takes half a
+minute on one core, the second ten minutes. The last line gives the goals at least 8
+cells away that each method reached within the longest plan that the planner was trained
+to make, with 95 % intervals; the lines above give the rates for whole episodes and the
 seconds of computing.
 """
 

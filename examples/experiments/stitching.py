@@ -6,17 +6,17 @@
 (The second property of Janner et al. 2022, figure 3.) Two roads cross. Every recorded
 trip goes straight: along one arm to the crossing, a rest there, and along the opposite
 arm. The planner is asked for ways from one road to the other, which no trip ever took.
-It has seen both halves; whether it puts them together depends on how far its network
-sees. One of few, narrow convolutions sees nine planning steps to either side: enough to
-know that trips keep to the road, too little to know that they never turn. The second
+It has seen both halves. Whether it puts them together depends on how far its network
+sees. One with few, narrow convolutions sees nine planning steps to either side: enough
+to know that trips keep to the road, too little to know that they never turn. The second
 command's network sees whole trips, and knows that none of them turns.
 
 A plan counts as a V if it begins and ends where it should, keeps to the start's road up
-to the crossing and to the goal's from there on (within 0.1; arms are up to 1 long), and
-makes no step half again as long as the longest of any trip. The same is asked of the
-nearest trip in the data (retrieval), as it is and with its ends moved to start and
-goal. The commands take two and six minutes on one core, and end with the share of plans
-that are Vs and its 95 % interval.
+to the crossing and to the goal's road from there on (within 0.1; arms are up to 1
+long), and makes no step half again as long as the longest of any trip. The same is
+asked of the nearest trip in the data (retrieval), as it is and with its ends moved to
+start and goal. The commands take two and six minutes on one core. The last line gives
+the share of plans that are Vs, with its 95 % interval.
 """
 
 from __future__ import annotations

@@ -6,17 +6,17 @@
         --num-candidates 4 16 --scales 0.3 1.0 \
         --results value_guidance.json --picture value_guidance.png
 
-(Janner et al. 2022, §3.2.) The maze is Maze2D-Medium, but the observation is position
-and velocity alone: neither the planner nor its plans know of a goal. The data are a
+(Janner et al. 2022, §3.2.) The maze is Maze2D-Medium, but the observation has position
+and velocity alone: neither the planner nor its plans know of a goal. The data is a
 mixture of demonstrators: some go straight to the place that pays, some creep there, and
 half of them wander from one random place to another. A planner of such data imitates
 the mixture. A value network, trained on the rewards of the same data, steers it without
 retraining:
 
-- best of n: sample n plans, follow the one of the highest predicted return;
-- gradient, "noisy": the authors' release, which moves what is about to be denoised;
-- gradient, "mean": Algorithm 1 of the paper, which moves the mean of each step;
-- both: the release's own recipe, guided candidates and the best of them.
+- best of n: sample n plans, follow the one with the highest predicted return;
+- gradient, "noisy": as in the authors' release, move the noisy plan before denoising;
+- gradient, "mean": as in Algorithm 1 of the paper, move the mean of each step;
+- both: as in the release, guided candidates and the best of them.
 
 All run the same episodes. The second command took 40 minutes on a core that other work
 shared; the first does less of everything.

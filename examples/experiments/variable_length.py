@@ -5,14 +5,14 @@
         --results demo/variable_length.json
 
 (The third property of Janner et al. 2022, figure 3.) The network convolves over time,
-so the number of planning steps is the number of rows of noise that a plan is made from,
-and nothing else. The windows it was trained on were of 48 to 480 env steps.
+so a plan has as many planning steps as the noise that it is made from has rows. The
+windows of training were 48 to 480 env steps long.
 
 For each length there are starts and goals that the time-to-goal network places about
-that far apart. One plan of exactly that length is made and followed as it is: no plan
-is made anew, and the ball should be where the plan is (tracking, not pursuit). It ends
-with how often the ball is at the goal on time, over all lengths, with a 95 % interval.
-It takes about a minute on one core.
+that far apart. One plan of exactly that length is made and followed to its end; it is
+not made anew, and the ball should be where the plan is (tracking, not pursuit). The
+last line says how often the ball is at the goal on time, over all lengths, with a 95 %
+interval. This takes about a minute on one core.
 """
 
 from __future__ import annotations

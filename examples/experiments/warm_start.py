@@ -1,4 +1,4 @@
-"""Planning anew from what is left of the last plan: score against denoising steps.
+"""Making plans anew from what is left of the last one: score and denoising steps.
 
     python examples/experiments/warm_start.py
     python examples/experiments/warm_start.py --planner multi2d-large \
@@ -17,14 +17,14 @@ denoising steps and a single candidate, in three ways:
 
 An episode's first plan has nothing to start from: it takes K steps when cold, all of
 the schedule before "last K", and 20 before "from 0.3". All cells share their episodes,
-so differences are of the same starts and goals. Cells that the results file has are not
-run again; the time of a plan is that of one environment, on one thread, and always
-measured.
+so differences are between equal starts and goals. Cells that are in the results file
+are not run again. Times are always measured: of one plan for one environment, on one
+thread.
 
-A warm start keeps much of the first plan, and these are not alike: so DDPM's and DDIM's
-are also followed without planning anew. The example ends with the cheapest warm start
-whose score is not below that of the longest cold chain: the 95 % interval of the paired
-difference reaches zero.
+A warm start keeps much of the first plan, and DDPM's first plans differ from DDIM's.
+The report therefore also says how both score when they are followed to their end. The
+last line names the cheapest warm start whose score is not below that of the longest
+cold chain: the 95 % interval of the paired difference reaches zero.
 """
 
 from __future__ import annotations
