@@ -49,6 +49,7 @@ python_maximum_signature_line_length = 88
 
 # --- looks --------------------------------------------------------------------
 
+smartquotes = False  # "--" in names stays as it is
 html_theme = "furo"
 html_math_renderer = "mathml"
 html_title = "diffuser-policy"

@@ -35,6 +35,7 @@ SOURCES = {
     "diffuser_policy": ROOT / "diffuser_policy",
     "diffuser_envs": ROOT / "envs/diffuser_envs",
 }
+PLAIN = (Exception, BaseException, object)
 LOGGER = logging.getLogger(__name__)
 
 
@@ -147,7 +148,7 @@ class Errors(SphinxDirective):
             lines += [
                 f"({module.__name__}.{name})=",
                 f"`{name}`",
-                f": {meaning} Also a {parents}." if parents else f": {meaning}",
+                f": {meaning} Refines {parents}." if parents else f": {meaning}",
                 "",
                 f"  {said or ''}",
                 "",
@@ -169,14 +170,17 @@ def errors_of(module: Any) -> list[tuple[str, type[Exception]]]:
 
 
 def refines(error: type[Exception]) -> list[str]:
-    """Return the built-in exceptions that an error is one of, the nearest alone."""
+    """Return the built-in exceptions that an error is one of, without their parents."""
     found = [
-        base.__name__
+        base
         for base in error.__mro__
-        if base.__module__ == builtins.__name__
-        and base not in (Exception, BaseException, object)
+        if base.__module__ == builtins.__name__ and base not in PLAIN
     ]
-    return found[:1]
+    return [
+        base.__name__
+        for base in found
+        if not any(other is not base and issubclass(other, base) for other in found)
+    ]
 
 
 def write_api(app: Any) -> None:
