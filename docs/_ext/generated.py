@@ -187,21 +187,20 @@ def write_api(app: Any) -> None:
     """Write a page for every sub-package, and one for the modules beside them."""
     folder = Path(app.srcdir) / "api"
     folder.mkdir(exist_ok=True)
+    pages: dict[str, list[str]] = {}
     for package, source in SOURCES.items():
-        parts = sorted(
-            child.name
-            for child in source.iterdir()
-            if (child / "__init__.py").is_file() and child.name != "cli"
-        )
-        modules = {part: _modules(source / part, f"{package}.{part}") for part in parts}
-        top = [
-            f"{package}.{path.stem}"
-            for path in sorted(source.glob("*.py"))
-            if not path.stem.startswith("_")
-        ]
-        _write(folder / f"{package}.rst", package, [package, *top])
-        for part, names in modules.items():
-            _write(folder / f"{package}.{part}.rst", f"{package}.{part}", names)
+        names = [path.stem for path in sorted(source.glob("*.py"))]
+        inner = [f"{package}.{name}" for name in names if not name.startswith("_")]
+        pages[package] = [package, *inner]
+        for part in sorted(path.parent.name for path in source.glob("*/__init__.py")):
+            if part != "cli":  # its options are on the page of settings
+                name = f"{package}.{part}"
+                pages[name] = _modules(source / part, name)
+    for path in folder.iterdir():
+        if path.stem not in pages:
+            path.unlink()
+    for name, modules in pages.items():
+        _write(folder / f"{name}.rst", name, modules)
 
 
 def _modules(folder: Path, name: str) -> list[str]:
