@@ -4,6 +4,7 @@
 #   make test      the test suite, on all cores; a part of it, in one process, with
 #                  make test PYTEST_ARGS="tests/test_guides.py -k scale"
 #   make coverage  the same, measuring its coverage: slower
+#   make docs      the documentation, in docs/_build/html
 #   make gates     what CI checks beside the tests
 #   make oldest    the suite on the oldest supported stack (.ci/oldest.txt), which is
 #                  also where d3rlpy and ray are
@@ -26,7 +27,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 unexport PYTHONDONTWRITEBYTECODE # the tests start many processes
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types contracts gates coverage wheel oldest clean
+.PHONY: help demo test lint format types contracts docs gates coverage wheel oldest clean
 .DELETE_ON_ERROR:
 
 help:
@@ -53,7 +54,11 @@ types: $(VENV)/.dev
 contracts: $(VENV)/.dev
 	$(BIN)/lint-imports
 
-gates: lint contracts types wheel
+docs: $(VENV)/.dev
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+	@echo 'open docs/_build/html/index.html'
+
+gates: lint contracts types docs wheel
 
 coverage: $(VENV)/.dev
 	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term --cov-report=html \
@@ -67,7 +72,7 @@ oldest: $(OLDEST)/.dev
 	$(OLDEST)/bin/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 clean:
-	rm -rf $(VENV) $(OLDEST) build dist demo htmlcov .coverage .coverage.* \
+	rm -rf $(VENV) $(OLDEST) build dist demo docs/_build docs/api htmlcov .coverage .coverage.* \
 	    .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 # Stamps: an environment is installed again only when pyproject.toml changes.
@@ -87,7 +92,7 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/.torch
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/.torch
-	$(BIN)/python $(PIP) --editable '.[all,dev]'
+	$(BIN)/python $(PIP) --editable '.[all,dev,docs]'
 	@touch $@ $(VENV)/.demo
 
 $(OLDEST)/.dev: pyproject.toml .ci/oldest.txt | $(OLDEST)/bin/python

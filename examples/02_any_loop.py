@@ -5,9 +5,10 @@
         --env-id diffuser_envs/Multi2D-Large-v1 --episodes 16
 
 `predict` keeps Stable-Baselines3's contract: what the policy remembers of an episode is
-in `state`, and the loop passes it back. Episode i is reset with seed i everywhere. It
-ends with the largest difference between the returns of an episode in any two loops: a
-batch may differ from single rows in the last bits of the arithmetic, in nothing else.
+in `state`, which the loop passes back. Episode i is reset with seed i in every loop.
+The last line gives the largest difference between the returns of one episode in two
+loops. Batches may differ from single rows in the last bits of the arithmetic, and in
+nothing else.
 """
 
 from __future__ import annotations

@@ -4,13 +4,13 @@
     python examples/03_collect_train_evaluate.py --num-data-steps 200000 \
         --num-gradient-steps 6000 --episodes 100
 
-It takes about 40 s on one core, ends with success rate and score, and leaves nothing
-behind. It is a small experiment in the smallest maze: data and training of the shipped
-planners are at least 50 and 20 times as long, their networks four times as large. The
-untrained planner is no zero either: whatever the network says, a plan ends at the goal,
-so goals in a straight line are reached.
+This takes about 40 s on one core, ends with success rate and score, and leaves nothing
+behind. It is a small experiment in the smallest maze: the shipped planners had at least
+50 times the data, 20 times the training, and networks four times as large. The
+untrained planner reaches some goals: every plan ends at the goal, whatever the network
+says, and goals in a straight line need no more.
 
-The command line does the same on any scale (README, "Your own data").
+The command line does the same on any scale: see docs/data.md.
 """
 
 from __future__ import annotations

@@ -3,16 +3,16 @@
     python examples/04_your_own_env.py
     python examples/04_your_own_env.py --num-gradient-steps 3000 --episodes 200
 
-A puck on a table with a wall: the goal may be on the other side, and the way there is
-through the gap. What a planner needs from an environment is
+A puck on a table with a wall. The goal may be on the other side of the wall, and the
+way there leads through a gap. A planner needs from an environment
 
 - a Box action space, and observations that are a Box or a goal dictionary;
 - for tracking, `metadata["observation_columns"]`: which columns are position and which
-  velocity (where there is no such thing, plan actions and use `executor="actions"`);
+  are velocity (without them, plan actions and use `executor="actions"`);
 - for success rates, `info["success"]`.
 
-It takes about 40 s on one core, and ends with the success rate beside that of random
-actions and of the script that the data is from.
+This takes about 40 s on one core. It ends with the success rates of random actions, of
+the script that recorded the data, and of the planner.
 """
 
 from __future__ import annotations

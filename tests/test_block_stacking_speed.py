@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "block_stacking_speed.py"
+EXAMPLE = Path(__file__).parents[1] / "examples/experiments" / "block_stacking_speed.py"
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from diffuser_policy.baselines.planning_models import simulator_of
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.envs import Env, make_env
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "dynamics_error.py"
+EXAMPLE = Path(__file__).parents[1] / "examples/experiments" / "dynamics_error.py"
 ENV = "diffuser_envs/Multi2D-UMaze-v1"
 DATASET = "diffuser/multi2d-umaze-v1"
 

@@ -14,47 +14,55 @@ import gymnasium
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SMALL = {
-    "01_plan_in_a_maze.py": "--picture plan.png",
-    "02_any_loop.py": "--episodes 2",
-    "03_collect_train_evaluate.py": (
+TEACHING = {
+    "examples/01_plan_in_a_maze.py": "--picture plan.png",
+    "examples/02_any_loop.py": "--episodes 2",
+    "examples/03_collect_train_evaluate.py": (
         "--num-data-steps 2000 --num-gradient-steps 3 --episodes 2 --num-workers 1"
     ),
-    "04_your_own_env.py": (
+    "examples/04_your_own_env.py": (
         "--num-data-episodes 10 --num-gradient-steps 3 --episodes 4"
     ),
-    "05_value_guidance.py": (
+    "examples/05_tower_order.py": "--steps 60 --every 30",
+    "examples/06_your_own_methods.py": (
+        "--num-data-steps 2000 --num-gradient-steps 20 --num-env-steps 120 --episodes 2"
+    ),
+}
+EXPERIMENTS = {
+    "examples/experiments/value_guidance.py": (
         "--num-data-episodes 5 --num-gradient-steps 3 --num-value-steps 3 "
         "--episodes 1 --num-candidates 2 --scales"
     ),
-    "06_keep_out.py": (  # a short way
+    "examples/experiments/keep_out.py": (  # a short way
         "--episodes 1 --seed 48 --fresh-episodes 0 --ablation-episodes 0"
     ),
-    "07_compose_guides.py": "--episodes 1 --seed 48",  # a short way
-    "08_warm_start.py": (
+    "examples/experiments/compose_guides.py": "--episodes 1 --seed 48",  # a short way
+    "examples/experiments/warm_start.py": (
         "--planner multi2d-umaze --env-id diffuser_envs/Multi2D-UMaze-v1 "
         "--episodes 1 --executors pursuit --intervals 20 --num-steps 1 2 "
         "--timed-plans 2"
     ),
-    "09_long_horizon.py": "--episodes 1 --num-sequences 2",
-    "10_stitching.py": "--num-trips 20 --num-gradient-steps 2 --num-pairs 2",
-    "11_variable_length.py": "--lengths 48 --episodes 1",
-    "12_block_stacking.py": (
+    "examples/experiments/long_horizon.py": "--episodes 1 --num-sequences 2",
+    "examples/experiments/stitching.py": (
+        "--num-trips 20 --num-gradient-steps 2 --num-pairs 2"
+    ),
+    "examples/experiments/variable_length.py": "--lengths 48 --episodes 1",
+    "examples/experiments/block_stacking.py": (
         "--episodes 1 --tasks Unconditional --methods paper demonstrator"
     ),
-    "13_tower_order.py": "--steps 60 --every 30",
-    "14_your_own_methods.py": (
-        "--num-data-steps 2000 --num-gradient-steps 20 --num-env-steps 120 --episodes 2"
-    ),
 }
-STACKING = ("12_block_stacking.py", "13_tower_order.py")
+SMALL = TEACHING | EXPERIMENTS
+STACKING = (
+    "examples/experiments/block_stacking.py",
+    "examples/05_tower_order.py",
+)
 
 Run = Callable[[list[str]], str]
 
 
 def commands(example: str) -> list[list[str]]:
     """Return the command lines of an example's docstring, in words."""
-    source = (ROOT / "examples" / example).read_text()
+    source = (ROOT / example).read_text()
     text = (ast.get_docstring(ast.parse(source)) or "").replace("\\\n", " ")
     lines = re.findall(r"^    python (examples/\S+.*)$", text, flags=re.MULTILINE)
     return [shlex.split(line) for line in lines]
@@ -92,9 +100,9 @@ def run_small(run: Run, example: str, index: int = 0) -> list[str]:
 
 
 def test_every_numbered_example_is_run_here() -> None:
-    """An example that no test runs would rot."""
-    numbered = {path.name for path in (ROOT / "examples").glob("[0-9]*.py")}
-    assert numbered == set(SMALL)
+    """An example that no test runs stops working one day."""
+    numbered = (ROOT / "examples").glob("[0-9]*.py")
+    assert {f"examples/{path.name}" for path in numbered} == set(TEACHING)
 
 
 @pytest.mark.parametrize("example", SMALL)
@@ -103,7 +111,7 @@ def test_an_example_states_how_to_run_it_and_how_to_make_it_bigger(
 ) -> None:
     """Two commands, both of the example itself; the first needs no options."""
     first, second = commands(example)
-    assert first == [f"examples/{example}"]
+    assert first == [example]
     assert second[0] == first[0]
     assert len(second) > 1
 
@@ -122,7 +130,7 @@ def test_an_example_ends_with_a_number(run: Run, example: str) -> None:
 @pytest.mark.slow
 def test_the_planner_beats_the_demonstrator_across_the_large_maze(run: Run) -> None:
     """The first example arrives, earlier than the demonstrator, and draws it."""
-    *_, demonstrator, planner = run_small(run, "01_plan_in_a_maze.py")
+    *_, demonstrator, planner = run_small(run, "examples/01_plan_in_a_maze.py")
     steps = [re.search(r"(\d+) env steps", line) for line in (demonstrator, planner)]
     reference, own = (int(found[1]) if found else None for found in steps)
     assert own is not None
@@ -133,14 +141,14 @@ def test_the_planner_beats_the_demonstrator_across_the_large_maze(run: Run) -> N
 @pytest.mark.slow
 def test_four_loops_agree(run: Run) -> None:
     """The second example finds no difference; arithmetic may move an arrival by one."""
-    last = run_small(run, "02_any_loop.py")[-1]
+    last = run_small(run, "examples/02_any_loop.py")[-1]
     assert float(last.rpartition(" ")[2]) <= 1.0
 
 
 @pytest.mark.slow
 def test_a_policy_of_an_own_environment_keeps_the_contract(run: Run) -> None:
     """The fourth example checks every rule, even of a planner that learned nothing."""
-    lines = run_small(run, "04_your_own_env.py")
+    lines = run_small(run, "examples/04_your_own_env.py")
     assert lines[0] == "contract of predict: 16 rules kept"
     assert [line.partition(":")[0] for line in lines[1:]] == [
         "random actions",

@@ -209,7 +209,7 @@ def test_the_example_keeps_rows_that_are_measured(
     """It goes on where it was, and measures anew what other settings ask for."""
     import runpy
 
-    example = Path(__file__).parents[1] / "examples" / "12_block_stacking.py"
+    example = Path(__file__).parents[1] / "examples/experiments" / "block_stacking.py"
     main = runpy.run_path(str(example))["main"]
     arguments: dict[str, Any] = {
         "methods": ["demonstrator"],

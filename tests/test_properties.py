@@ -20,7 +20,7 @@ ROADS = np.array([[1.0, 1.0], [-1.0, 1.0]]) / np.sqrt(2)
 
 def load(name: str) -> Any:
     """Import an example as a module."""
-    path = Path(__file__).parents[1] / "examples" / f"{name}.py"
+    path = Path(__file__).parents[1] / "examples/experiments" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"example_{name}", path)
     assert spec is not None
     assert spec.loader is not None
@@ -32,17 +32,17 @@ def load(name: str) -> Any:
 
 @pytest.fixture(scope="module")
 def far() -> Any:
-    return load("09_long_horizon")
+    return load("long_horizon")
 
 
 @pytest.fixture(scope="module")
 def stitching() -> Any:
-    return load("10_stitching")
+    return load("stitching")
 
 
 @pytest.fixture(scope="module")
 def lengths() -> Any:
-    return load("11_variable_length")
+    return load("variable_length")
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from diffuser_envs.scores import REFERENCE_SCORES
 
 @pytest.fixture(scope="module")
 def script() -> Any:
-    path = Path(__file__).parents[1] / "examples" / "reference_returns.py"
+    path = Path(__file__).parents[1] / "examples/experiments" / "reference_returns.py"
     spec = importlib.util.spec_from_file_location("reference_returns", path)
     assert spec is not None
     assert spec.loader is not None

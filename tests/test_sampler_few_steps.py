@@ -12,8 +12,8 @@ import pytest
 
 from diffuser_policy import DiffuserPolicy
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "few_steps.py"
-RESULTS = EXAMPLE.parent / "results" / "few_steps.json"
+EXAMPLE = Path(__file__).parents[1] / "examples/experiments" / "few_steps.py"
+RESULTS = EXAMPLE.parents[1] / "results" / "few_steps.json"
 
 
 @pytest.fixture(scope="module")

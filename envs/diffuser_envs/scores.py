@@ -7,7 +7,7 @@ waypoint controller. Only steps inside the goal disc are rewarded, so the score 
 how fast a policy arrives and how well it then stays. D4RL did not restart the
 controller between episodes, so `max` is no upper bound: standing on the goal from the
 first step scores 200 on U-Maze, 222 on Medium and 297 on Large
-(`examples/reference_returns.py`).
+(`examples/experiments/reference_returns.py`).
 Multi2D uses the scores of Maze2D, as the paper does (Janner et al., 2022, table 1).
 """
 

@@ -27,7 +27,7 @@ below and 0.2 to the right of the middle of its cell:
 0.2 or 0). The offset comes from D4RL's model, and it matters: on U-Maze a uniform
 random policy returns 27.0 +- 1.2 (standard error) with it and 35.8 +- 3.6 without. D4RL
 published 23.85 from 100 episodes, which alone leave a standard error of 6
-(`examples/reference_returns.py`).
+(`examples/experiments/reference_returns.py`).
 """
 
 from __future__ import annotations
