@@ -14,7 +14,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -263,7 +262,7 @@ class DynamicsRun(TrainingRun[DynamicsEnsemble]):
     @property
     def ensemble(self) -> DynamicsEnsemble:
         """The averaged networks, with which to plan."""
-        return cast("DynamicsEnsemble", self.average.average)
+        return self.average.average
 
     def write_planner(self) -> None:
         """Write the averaged weights into the output folder."""
