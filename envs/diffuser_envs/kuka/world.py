@@ -313,7 +313,8 @@ class BlockWorld:
                 pybullet.disconnect(physicsClientId=client)
 
     def __del__(self) -> None:
-        if getattr(self, "_client", -1) >= 0:
+        # At the exit of the interpreter, imported modules and the client may be gone.
+        if contextlib is not None and getattr(self, "_client", -1) >= 0:
             self.close()
 
     def _build(self, visuals: bool) -> None:
