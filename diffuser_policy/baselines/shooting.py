@@ -17,7 +17,6 @@ env steps, because the effects of pushes that change every step cancel out.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -88,12 +87,7 @@ class MPPI:
     def improve(
         self, plan: np.ndarray, value: Valuation, rng: np.random.Generator
     ) -> np.ndarray:
-        """Return a better plan `[knots, action]`.
-
-        Args:
-            plan: `[knots, action]` to start from.
-            value: Returns of plans.
-            rng: Source of all randomness.
+        """Return a better plan `[knots, action]`; see `Optimizer`.
 
         Raises:
             MissingExtraError: `pytorch_mppi` is not installed.
@@ -119,7 +113,8 @@ class MPPI:
             u_max=torch.ones(size, dtype=torch.float64),
             U_init=torch.as_tensor(plan, dtype=torch.float64),
         )
-        with _torch_seeded(rng):  # the library draws from the global generator
+        with torch.random.fork_rng(devices=[]):  # the library draws from the global one
+            torch.default_generator.manual_seed(int(rng.integers(2**63)))
             for _ in range(self.num_iterations):
                 controller.command(torch.zeros(1), shift_nominal_trajectory=False)
         better: np.ndarray = controller.U.numpy().clip(-1.0, 1.0)
@@ -151,13 +146,7 @@ class CrossEntropy:
     def improve(
         self, plan: np.ndarray, value: Valuation, rng: np.random.Generator
     ) -> np.ndarray:
-        """Return a better plan `[knots, action]`.
-
-        Args:
-            plan: `[knots, action]` to start from.
-            value: Returns of plans.
-            rng: Source of all randomness.
-        """
+        """Return a better plan `[knots, action]`; see `Optimizer`."""
         mean, spread = plan, np.full(plan.shape, self.noise)
         num_elites = max(round(self.elite_share * self.num_samples), 1)
         for _ in range(self.num_iterations):
@@ -338,11 +327,3 @@ class ShootingPolicy:
             return mean
 
         return self.optimizer.improve(left, value, rng)
-
-
-@contextlib.contextmanager
-def _torch_seeded(rng: np.random.Generator) -> Any:
-    """Make torch's global generator follow `rng`, and put it back afterwards."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(rng.integers(2**63)))
-        yield
