@@ -179,7 +179,7 @@ def test_lower_bounds_are_the_tested_ones(pyproject: dict[str, Any]) -> None:
     text = (ROOT / ".ci" / "oldest.txt").read_text(encoding="utf-8")
     pinned = dict(re.findall(r"^([\w-]+)==([\d.]+)$", text, re.MULTILINE))
     extras = dict(pyproject["project"]["optional-dependencies"])
-    del extras["all"], extras["dev"]
+    del extras["all"], extras["dev"], extras["docs"]
     groups = [pyproject["project"]["dependencies"], *extras.values()]
     lines = [line for group in groups for line in group]
     requirements = [Requirement(line) for line in lines]
@@ -230,5 +230,11 @@ def test_what_would_downgrade_everybody_is_asked_for_by_name(
     """d3rlpy wants an old gymnasium, ray much space: neither is part of `all`."""
     extras = pyproject["project"]["optional-dependencies"]
     (everything,) = (Requirement(line) for line in extras["all"])
-    assert everything.extras == extras.keys() - {"all", "dev", "baselines", "ray"}
+    assert everything.extras == extras.keys() - {
+        "all",
+        "dev",
+        "docs",
+        "baselines",
+        "ray",
+    }
     assert not {"d3rlpy", "ray"} & {Requirement(line).name for line in extras["dev"]}

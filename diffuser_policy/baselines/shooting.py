@@ -88,12 +88,7 @@ class MPPI:
     def improve(
         self, plan: np.ndarray, value: Valuation, rng: np.random.Generator
     ) -> np.ndarray:
-        """Return a better plan `[knots, action]`.
-
-        Args:
-            plan: `[knots, action]` to start from.
-            value: Returns of plans.
-            rng: Source of all randomness.
+        """Return a better plan `[knots, action]`; see `Optimizer`.
 
         Raises:
             MissingExtraError: `pytorch_mppi` is not installed.
@@ -152,13 +147,7 @@ class CrossEntropy:
     def improve(
         self, plan: np.ndarray, value: Valuation, rng: np.random.Generator
     ) -> np.ndarray:
-        """Return a better plan `[knots, action]`.
-
-        Args:
-            plan: `[knots, action]` to start from.
-            value: Returns of plans.
-            rng: Source of all randomness.
-        """
+        """Return a better plan `[knots, action]`; see `Optimizer`."""
         mean, spread = plan, np.full(plan.shape, self.noise)
         num_elites = max(round(self.elite_share * self.num_samples), 1)
         for _ in range(self.num_iterations):
