@@ -1,8 +1,8 @@
 """Published figures: of other people's runs, on other data. Never merged with ours.
 
-The papers' datasets were not available: D4RL's recipe generated the mazes' data here, and
-our own demonstrator the blocks' data. A figure of a paper beside one of this benchmark
-therefore does not compare methods; it shows what is usual.
+The papers' datasets were not available: D4RL's recipe generated the mazes' data here,
+and our own demonstrator the blocks' data. A figure of a paper beside one of this
+benchmark therefore does not compare methods; it shows what is usual.
 
 Problems are named as `Problem.title`; figures are as printed, `±` included.
 """
