@@ -14,11 +14,11 @@ A row gets a new plan when it has none, when its goal or the guide changed, when
 strayed further than `replan_deviation` from its plan, when the plan is
 `replan_interval` env steps old, or when a plan without a goal (or one that the executor
 cannot hold) has run out. A plan made because of the interval replaces the running one
-only if it arrives no later: a good plan is not traded for a later arrival. With a
-planner that starts warm, rows still on their plan hand over what is left of it.
+only if it arrives no later: a good plan is not traded for a later arrival. With a warm
+start, the new plan of a row that still follows its plan begins with the rest of that.
 
-Plans live in planning columns, which a featurizer may derive from observations
-(`diffuser_policy.columns.features`): a plan is made, remembered and left there.
+Plans are made, remembered and followed in planning columns, which a featurizer may
+derive from observations (`diffuser_policy.columns.features`).
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ the question. Three answers:
   the goal as far away as ever; it is meant for one plan per episode.
 - shrinking: the training horizon at first, then what is left of it.
 - predicted: the time-to-goal network's answer for this observation and goal, times
-  `horizon_scale`. Guides that lengthen the way need time.
+  `horizon_scale`. Guides that lengthen the way need more time.
 """
 
 from __future__ import annotations

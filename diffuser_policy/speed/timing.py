@@ -1,8 +1,8 @@
 """Interleaved timing: A B C, A B C, … instead of A A A, B B B.
 
-Other work on a machine comes and goes. When the cases take turns, it slows all of them
-alike, and their ratios hold. A case's figure is the median over the rounds; lowest and
-highest show how quiet the machine was.
+Other work on a machine comes and goes. When cases take turns, it slows all of them
+alike, and the ratios between them hold. A case's figure is the median over the rounds;
+lowest and highest show how quiet the machine was.
 
 The floor of a case is the floating point operations of its networks, as PyTorch counts
 them, over what the cores deliver. No implementation of the same network is faster; how

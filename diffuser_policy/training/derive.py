@@ -108,7 +108,7 @@ def space_spec(flat: FlatDataset, featurizer: Featurizer | None = None) -> Space
 
     Raises:
         DatasetError: The dataset does not say what its actions are bounded by, or is of
-            another version of its environment than the one that is here.
+            another version of its environment than the installed one.
         FeaturizerError: A featurizer of another environment.
     """
     _check_version(flat)
@@ -137,19 +137,19 @@ def space_spec(flat: FlatDataset, featurizer: Featurizer | None = None) -> Space
 
 
 def _check_version(flat: FlatDataset) -> None:
-    """Refuse data of a version of their environment that is not here, if others are.
+    """Refuse data of an environment of which only other versions are installed.
 
     Raises:
-        DatasetError: Columns may have meant something else, or moved otherwise.
+        DatasetError: Its columns may mean something else, or change differently.
     """
     recorded = flat.metadata.get("env_id")
     others = other_versions(recorded) if recorded else []
     if others:
         raise DatasetError(
-            f"{flat!r} was recorded in {recorded}, and here there is "
-            f"{', '.join(others)}: another version is another environment. Record it "
-            f"anew (`diffuser-policy collect {others[-1]}`), or install the version "
-            f"that it was recorded with."
+            f"{flat!r} was recorded in {recorded}, and only {', '.join(others)} is "
+            f"installed: another version is another environment. Record the data again "
+            f"(`diffuser-policy collect {others[-1]}`), or install the version that it "
+            f"was recorded with."
         )
 
 
