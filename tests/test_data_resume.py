@@ -105,7 +105,7 @@ def test_ctrl_c_stops_the_command_and_its_workers(root: Path) -> None:
     os.killpg(process.pid, signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "The same command goes on" in stderr
+    assert "The same command resumes" in stderr
     assert "Traceback" not in stderr
     assert wait_for_silence(process.pid)
     kept = len(shards(root))
