@@ -2,7 +2,7 @@
 
     PolicyConfig → PlannerNetworks (weights) → Planner, Executor
 
-Everything else takes plain arguments and knows no config.
+Everything else takes plain arguments and knows no settings.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from diffuser_policy.choices import SamplerName
+from diffuser_policy.choices import ExecutorName, SamplerName
 from diffuser_policy.columns.features import (
     Featurizer,
     FeaturizerError,
@@ -24,7 +24,7 @@ from diffuser_policy.columns.features import (
     saved_featurizer,
 )
 from diffuser_policy.columns.normalizers import NORMALIZERS, Normalizer
-from diffuser_policy.config import PlannerConfig, PolicyConfig
+from diffuser_policy.config import PLANNING_NEEDS, PlannerConfig, PolicyConfig
 from diffuser_policy.diffusion.denoiser import Denoiser
 from diffuser_policy.diffusion.guidance import PLACEMENTS, Guidance
 from diffuser_policy.diffusion.sampler import (
@@ -69,6 +69,11 @@ SAMPLERS: dict[
     "ddpm": DDPMSampler,
     "dpm": DPMSolverSampler,
 }
+STEERING: dict[ExecutorName, type[TrackingExecutor]] = {
+    "tracking": TrackingExecutor,
+    "pursuit": PursuitExecutor,
+    "path": PathExecutor,
+}
 
 
 class PlannerNetworks(nn.Module):
@@ -97,7 +102,7 @@ class PlannerNetworks(nn.Module):
 
 
 def weight_checksum(*modules: nn.Module) -> int:
-    """Return a checksum of weights, which tells a planner from another one."""
+    """Return a checksum of weights, which tells one planner from another."""
     checksum = 0
     for module in modules:
         for tensor in module.state_dict().values():
@@ -116,7 +121,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def config_featurizer(config: PolicyConfig) -> Featurizer:
-    """Return what makes planning columns of a planner's observations.
+    """Return the featurizer that makes a planner's planning columns.
 
     Raises:
         FeaturizerError: It is not registered here, is broken, or has changed since the
@@ -147,10 +152,10 @@ def config_featurizer(config: PolicyConfig) -> Featurizer:
 def build_network(
     config: PolicyConfig,
 ) -> TemporalUNet | StartConditionedUNet | ObjectTransformer:
-    """Return the untrained denoising network of that architecture.
+    """Return the untrained denoising network that the settings describe.
 
     Raises:
-        ConfigError: A layout without what the architecture works on.
+        ConfigError: A layout without the columns that the architecture needs.
     """
     settings, layout = config.network, config.layout
     if settings.architecture == "objects":
@@ -223,7 +228,7 @@ def build_classifier(config: PolicyConfig) -> StateClassifier:
     """
     settings = config.classifier
     if settings is None:
-        raise ConfigError("These settings have no classifier: it is not set.")
+        raise ConfigError("These settings have no classifier: `classifier` is not set.")
     layout = config.layout
     if settings.architecture == "pairs":
         named = "position" in layout.aliases
@@ -277,7 +282,7 @@ def build_planner(
     Args:
         config: Settings.
         networks: Weights.
-        featurizer: What makes its planning columns; made by name if not given.
+        featurizer: Makes its planning columns; found by name if not given.
 
     Raises:
         ConfigError: A choice that lacks what it needs.
@@ -318,7 +323,7 @@ def build_planner(
     if settings.steadiness is not None and settings.ranking == "first":
         raise ConfigError(
             "ranking='first' takes the first new candidate, and steadiness compares it "
-            "with what is left of the plan. Use steadiness=None, or another ranking."
+            "with the rest of the plan. Use steadiness=None, or another ranking."
         )
     return Planner(
         sampler,
@@ -402,25 +407,25 @@ def build_ranking(
         ConfigError: "time_to_goal" without such a network, "guide" without a guide,
             "feasibility" without a featurizer that judges it.
     """
-    if settings.ranking == "first":
-        return FirstRanking()
-    if settings.ranking == "smoothness":
-        return SmoothnessRanking()
-    if settings.ranking in ("feasibility", "sum"):
-        feasibility = FeasibilityRanking(featurizer)
-        if settings.ranking == "feasibility" or guide is None:
-            return feasibility
-        return SumRanking(guide, feasibility, settings.ranking_weight)
-    in_time = None
+    name, in_time = settings.ranking, None
     if networks.time_to_goal is not None:
         in_time = TimeToGoalRanking(networks.time_to_goal)
-    if settings.ranking == "guide":
-        judged = FeasibilityRanking(featurizer) if has_feasibility(featurizer) else None
+    if name == "first":
+        return FirstRanking()
+    if name == "smoothness":
+        return SmoothnessRanking()
+    if name == "feasibility" or (name == "sum" and guide is None):
+        return FeasibilityRanking(featurizer)
+    if name == "sum" and guide is not None:
+        weight = settings.ranking_weight
+        return SumRanking(guide, FeasibilityRanking(featurizer), weight)
+    if name == "guide":
         if guide is None:
             raise ConfigError(
                 "ranking='guide' needs a guide: policy.with_guide(…). To plan without "
                 "one, name another ranking."
             )
+        judged = FeasibilityRanking(featurizer) if has_feasibility(featurizer) else None
         return GuideRanking(guide, judged or in_time, settings.ranking_tolerance)
     if in_time is None:
         raise ConfigError(
@@ -437,7 +442,7 @@ def build_executor(
 
     Args:
         config: Settings.
-        featurizer: What makes the planning columns; made by name if not given.
+        featurizer: Makes its planning columns; found by name if not given.
 
     Raises:
         ConfigError: The plans lack the columns it needs.
@@ -447,41 +452,25 @@ def build_executor(
         return PlannedActions(config.layout, config.window.stride)
     if settings.executor == "features":
         return FeaturesExecutor(featurizer or config_featurizer(config))
+    derived = config.window.features is not None
+    way_back = ", or 'features' if the featurizer offers a way back" if derived else ""
     for name in ("position", "velocity"):
         columns = config.layout.aliases.get(name)
         if columns is not None and len(columns) != len(config.spaces.action_low):
             raise ConfigError(
                 f"Tracking pushes along every column of {name!r}: it needs as many as "
                 f"there are actions ({len(config.spaces.action_low)}), got {columns}. "
-                f"Use the executor 'actions'{_way_back(config)}."
+                f"Use the executor 'actions'{way_back}."
             )
-    if settings.executor == "path":
-        if settings.seconds_per_step is None:
-            raise ConfigError(
-                "executor='path' relates planned velocities to positions: it needs "
-                "seconds_per_step, the duration of an env step."
-            )
-        return PathExecutor(
-            config.layout,
-            seconds_per_step=settings.seconds_per_step,
-            tempo=settings.tempo,
-            tolerance=settings.tolerance,
+    if settings.executor == "path" and settings.seconds_per_step is None:
+        raise ConfigError(
+            "executor='path' relates planned velocities to positions: it needs "
+            "seconds_per_step, the duration of an env step."
         )
-    if settings.executor == "pursuit":
-        return PursuitExecutor(
-            config.layout,
-            position_gain=settings.position_gain,
-            velocity_gain=settings.velocity_gain,
-            lookahead=settings.lookahead,
-        )
-    return TrackingExecutor(
-        config.layout,
-        position_gain=settings.position_gain,
-        velocity_gain=settings.velocity_gain,
-    )
-
-
-def _way_back(config: PolicyConfig) -> str:
-    """Return the end of an advice where plans are made of derived columns."""
-    derived = config.window.features is not None
-    return ", or 'features' if the featurizer offers a way back" if derived else ""
+    # An executor takes the settings that have an effect on it, by the same names.
+    parts = {
+        name: getattr(settings, name)
+        for name, (other, values) in PLANNING_NEEDS.items()
+        if other == "executor" and settings.executor in values
+    }
+    return STEERING[settings.executor](config.layout, **parts)

@@ -42,7 +42,7 @@ def write_planner(
     *,
     provenance: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a planner; its files are replaced when all of them are complete.
+    """Write a planner, and replace its files once all of them are complete.
 
     Args:
         folder: Created if it does not exist.
@@ -51,7 +51,7 @@ def write_planner(
         provenance: Added to the config's own.
 
     Raises:
-        StorageError: No space or no permission; the files are as they were.
+        StorageError: No space or no permission; the files stay as they were.
     """
     merged = {**config.provenance, **(provenance or {}), "versions": versions()}
     config = dataclasses.replace(config, provenance=merged)
@@ -104,7 +104,8 @@ def read_planner(source: str | Path) -> tuple[PolicyConfig, PlannerNetworks]:
         ) from error
     except RuntimeError as error:
         raise CheckpointError(
-            f"{folder / WEIGHTS} holds other weights than {CONFIG} describes: {error}"
+            f"{folder / WEIGHTS} does not hold the weights that {CONFIG} describes: "
+            f"{error}"
         ) from error
     return config, networks.requires_grad_(False).eval()
 
@@ -170,10 +171,14 @@ def _download(name: str) -> Path:
 
 
 def card(config: PolicyConfig, networks: PlannerNetworks) -> str:
-    """Return the model card: what the planner is, was trained on, and how to use it."""
-    window, provenance = config.window, config.provenance
+    """Return the model card: what the planner is, its data, and how to use it."""
+    window, network, provenance = config.window, config.network, config.provenance
     dataset = provenance.get("dataset", {})
     count = sum(parameter.numel() for parameter in networks.parameters())
+    kind = "residual" if network.residual else "plain"
+    columns = "observations"
+    if window.features is not None:
+        columns = f"columns of the featurizer `{window.features}`"
     lines = [
         "---",
         "library_name: diffuser-policy",
@@ -194,11 +199,19 @@ def card(config: PolicyConfig, networks: PlannerNetworks) -> str:
         f"- Environment: {dataset.get('env_id', 'not recorded')}",
         f"- Dataset: {dataset.get('dataset_id', 'not recorded')}",
         f"- Horizon: {window.horizon} env steps, stride {window.stride}",
-        f"- Plans: {'actions and ' if window.actions else ''}{_columns(config)}",
-        f"- Network: {_network(config)}",
+        f"- Plans: {'actions and ' if window.actions else ''}{columns}",
+        f"- Network: {kind}, architecture `{network.architecture}`, width {network.dim}",
         f"- Weights: {count:,} numbers, {provenance.get('steps', '?')} gradient steps",
-        *_value(config),
-        *_classifier(config),
+    ]
+    if config.value is not None:
+        steps = provenance.get("value", {}).get("steps", "?")
+        discount = f"return-to-go with discount {config.value.discount:g}"
+        lines.append(f"- Value network: {discount}, {steps} gradient steps")
+    if config.classifier is not None:
+        steps = provenance.get("classifier", {}).get("steps", "?")
+        labels = f"{len(config.classifier.classes)} labels of noisy states"
+        lines.append(f"- Classifier: {labels}, {steps} gradient steps")
+    lines += [
         "",
         f"Everything needed to train it again is in `{CONFIG}` under `provenance`.",
         *_results(provenance.get("results", {})),
@@ -206,39 +219,8 @@ def card(config: PolicyConfig, networks: PlannerNetworks) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _columns(config: PolicyConfig) -> str:
-    """Return what a planner's columns are made of, for its model card."""
-    name = config.window.features
-    return "observations" if name is None else f"columns of the featurizer `{name}`"
-
-
-def _network(config: PolicyConfig) -> str:
-    """Return what the denoising network is, for a planner's model card."""
-    settings = config.network
-    kind = "residual" if settings.residual else "plain"
-    return f"{kind}, architecture `{settings.architecture}`, width {settings.dim}"
-
-
-def _value(config: PolicyConfig) -> list[str]:
-    """Return the line of a model card on what the value network predicts."""
-    if config.value is None:
-        return []
-    steps = config.provenance.get("value", {}).get("steps", "?")
-    kind = f"return-to-go with discount {config.value.discount:g}"
-    return [f"- Value network: {kind}, {steps} gradient steps"]
-
-
-def _classifier(config: PolicyConfig) -> list[str]:
-    """Return the line of a model card on what the classifier tells."""
-    if config.classifier is None:
-        return []
-    steps = config.provenance.get("classifier", {}).get("steps", "?")
-    count = len(config.classifier.classes)
-    return [f"- Classifier: {count} labels of noisy states, {steps} gradient steps"]
-
-
 def _results(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return the lines of a model card on what the planner scored where."""
+    """Return the lines of a model card with scores by environment."""
     if not results:
         return []
     lines = ["", "| environment | episodes | score | success |", "|---|---|---|---|"]

@@ -10,8 +10,8 @@ both numbers.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from diffuser_policy.choices import (
@@ -442,20 +442,17 @@ class PolicyConfig:
         """Return JSON data with the schema number first."""
         from diffuser_policy.guides.registry import guide_to_json
 
-        return {
-            "schema": SCHEMA,
-            "spaces": to_json(self.spaces),
-            "layout": self.layout.to_json(),
-            "window": to_json(self.window),
-            "network": to_json(self.network),
-            "time_to_goal": self.time_to_goal and to_json(self.time_to_goal),
-            "planner": to_json(self.planner),
-            "execution": to_json(self.execution),
-            "value": self.value and to_json(self.value),
-            "classifier": self.classifier and to_json(self.classifier),
-            "guide": self.guide and guide_to_json(self.guide),
-            "provenance": dict(self.provenance),
+        own: dict[str, Callable[[Any], Any]] = {
+            "layout": lambda layout: layout.to_json(),
+            "guide": guide_to_json,
+            "provenance": dict,
         }
+        data: dict[str, Any] = {"schema": SCHEMA}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            saved = own.get(item.name, to_json)
+            data[item.name] = None if value is None else saved(value)
+        return data
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> PolicyConfig:
@@ -481,7 +478,7 @@ class PolicyConfig:
             )
         try:
             time_to_goal = data["time_to_goal"]
-            # These are younger than the schema.
+            # The following are younger than the schema: a file may lack them.
             value, guide = data.get("value"), data.get("guide")
             classifier = data.get("classifier")
             return cls(
@@ -543,8 +540,8 @@ PLANNING_NEEDS: Needs = {
     "tolerance": ("executor", ("path",)),
     "seconds_per_step": ("executor", ("path",)),
 }
-"""What a setting needs to have an effect: another setting, and the values of it that do
-(none listed: any but None). A planner may also lack a guide, or goals."""
+"""What a setting needs to have an effect: another setting, and those of its values that
+suffice (none listed: any but None). A planner may also lack a guide, or goals."""
 
 NETWORK_NEEDS: Needs = {
     "multipliers": ("architecture", ("unet",)),
@@ -571,22 +568,26 @@ def refuse_idle(
     """Refuse settings that have no effect in this combination.
 
     Args:
-        given: Settings that somebody asked for. Saved planners and presets also carry
-            settings for combinations that they do not plan with, which is fine.
-        settings: All of them, and whether there are `guide` and `goals`. None, False
-            and "fixed" switch something off, which needs nothing.
-        needs: What each needs.
+        given: Names of the settings that the user asked for. Only these are refused:
+            saved planners and presets also carry settings for other combinations,
+            such as a warm start when plans are not replaced at intervals.
+        settings: Values of all settings, and whether there are `guide` and `goals`.
+            None, False and "fixed" switch something off, which needs nothing.
+        needs: What each setting needs to have an effect.
 
     Raises:
         ConfigError: Names the setting, what it would need, and what to do.
     """
-    for name in given:
-        if name not in needs or settings[name] in (None, False, "fixed"):
+    for asked in given:
+        name = asked
+        if settings.get(name) in (None, False, "fixed"):
             continue
-        other, values = needs[name]
-        actual = settings[other]
-        if actual in values or (not values and actual not in (None, False)):
-            continue
-        wanted = " or ".join(f"{other}={value!r}" for value in values) or other
-        otherwise = f"with {other}={actual!r}. Leave it out, or set {wanted}."
-        raise ConfigError(f"{name} has no effect {LACKING.get(other, otherwise)}")
+        while name in needs:  # what is needed may need something else
+            other, values = needs[name]
+            actual = settings[other]
+            if actual in values or (not values and actual not in (None, False)):
+                name = other
+                continue
+            wanted = " or ".join(f"{other}={value!r}" for value in values) or other
+            otherwise = f"with {other}={actual!r}. Leave it out, or set {wanted}."
+            raise ConfigError(f"{asked} has no effect {LACKING.get(other, otherwise)}")

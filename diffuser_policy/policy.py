@@ -15,7 +15,7 @@ strayed further than `replan_deviation` from its plan, when the plan is
 `replan_interval` env steps old, or when a plan without a goal (or one that the executor
 cannot hold) has run out. A plan made because of the interval replaces the running one
 only if it arrives no later: a good plan is not traded for a later arrival. With a warm
-start, the new plan of a row that still follows its plan begins with the rest of that.
+start, a row that still follows its plan starts the new one from the rest of it.
 
 Plans are made, remembered and followed in planning columns, which a featurizer may
 derive from observations (`diffuser_policy.columns.features`).
@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -145,7 +144,7 @@ class DiffuserPolicy:
         flags = _flags(episode_start, len(rows))
         current = self._incoming(state, len(rows)).for_goals(goals)
         # Stable-Baselines3's `evaluate_policy` leaves the flag up for environments that
-        # have no episodes left to give: a row flagged twice in a row keeps its plan.
+        # have run all their episodes: a row flagged twice in a row keeps its plan.
         forget = flags & ~current.started
         if goals is not None:
             forget |= (goals != current.goals).any(axis=1)
@@ -276,31 +275,36 @@ class DiffuserPolicy:
 
         Args:
             guide: A guide, a sum of guides, a plain function of a `Trajectory`, or
-                none to plan without. It replaces the current guide. Guided
-                plans take at least `min_guided_steps` denoising steps.
+                none to plan without. It replaces the current guide. Guided plans take
+                at least `min_guided_steps` denoising steps.
             settings: As in `with_settings`, for example `guide_scale=2.0,
                 guide_placement="mean", ranking="guide"`.
 
         Raises:
-            GuideError: Something that is no guide.
+            GuideError: Neither a guide nor a function that can be one.
             UnknownNameError: A setting that does not exist.
             ConfigError: Settings that contradict each other, or have no effect.
         """
         chosen = None if guide is None else as_guide(guide)
         if chosen is None and self.config.planner.ranking == "guide":
-            settings = {"ranking": self._usual_ranking(), **settings}
+            usual = "smoothness"
+            if has_feasibility(self.featurizer):
+                usual = "feasibility"
+            elif self.networks.time_to_goal is not None:
+                usual = "time_to_goal"
+            settings = {"ranking": usual, **settings}
         return self._changed(settings, guide=chosen)
 
     @property
     def guide(self) -> Guide | None:
-        """What plans are steered by."""
+        """The guide that steers plans, if there is one."""
         return self.config.guide
 
     def accelerated(self, acceleration: Acceleration) -> DiffuserPolicy:
         """Return a policy that shares the weights and runs the denoiser another way.
 
-        Plans stay the same up to rounding. An acceleration that this machine lacks is
-        named in an `AccelerationWarning`, and planning works without it.
+        Plans stay the same up to rounding. If this machine lacks the acceleration, an
+        `AccelerationWarning` names it, and planning works without it.
 
         Args:
             acceleration: "auto", "off", "fused", "compile" or "cuda-graphs", see
@@ -329,7 +333,7 @@ class DiffuserPolicy:
         return self
 
     def __repr__(self) -> str:
-        """Name what plans depend on."""
+        """Name the choices that plans depend on."""
         plans, guide = self.config.planner, self.config.guide
         steps = self.planner.sampler.num_steps
         return (
@@ -388,74 +392,61 @@ class DiffuserPolicy:
     ) -> PolicyState:
         """Plan for the rows that need it, in one call."""
         following = self._following(state)
+        durations = following.durations
+        guidance = self.planner.guidance
+        guide = 0 if guidance is None else guidance.key
         strayed = self._strayed(following, rows)
-        needed, optional = self._due(state, following.durations, strayed, goals)
+        aimed = goals is not None and self.planner.layout.goal_conditioned
+        needed = (state.lengths == 0) | (state.guides != guide) | strayed
+        if not aimed or not self.executor.holds_goal:
+            needed |= state.progress > durations
+        # The interval calls for a plan while there is still one to follow. Towards a
+        # goal such a plan is optional: the running one would arrive as well.
+        optional = np.zeros_like(needed)
+        interval = self.config.execution.replan_interval
+        if interval is not None:
+            due = (state.progress < durations) & (state.ages % interval == 0)
+            if aimed:
+                optional = due & ~needed
+            else:
+                needed |= due
         index = np.flatnonzero(needed | optional)
         if len(index) == 0:
             return state
-        remaining = np.maximum(following.durations - state.progress, 0)
-        underway = (state.progress < following.durations) & ~strayed
+        remaining = np.maximum(durations - state.progress, 0)
+        # Only a plan that the row still follows is worth starting from.
+        underway = (state.progress < durations) & ~strayed
         previous = dataclasses.replace(
             following, lengths=np.where(underway, state.lengths, 0)
         )
-        # Shrinking horizons are rounded down; a plan that must be is given the time.
+        # A shrinking horizon is rounded down, to arrive no later than the running plan.
+        # A needed plan has none to beat, so it gets back the time that rounding takes.
         slack = np.where(needed, self.planner.horizons.unit - 1, 0)
-        chosen_goals = None if goals is None else goals[index]
         plan = self.planner.plan(
             rows[index],
-            chosen_goals,
+            None if goals is None else goals[index],
             self._generators(state, rows, index, deterministic=deterministic),
             remaining=np.where(state.lengths > 0, remaining + slack, -1)[index],
             previous=previous.rows(index),
             step_noise=not deterministic,
         )
+        # Also a plan that is not adopted has used up its random numbers.
         num_plans = state.num_plans.copy()
         num_plans[index] += 1
         state = state._replace(num_plans=num_plans)
-        better = needed[index] | (plan.durations <= remaining[index])
-        keep = np.flatnonzero(better)
-        adopted = state.rows(index[keep])
-        observations, actions = adopted.observations.copy(), adopted.actions.copy()
-        steps = plan.observations.shape[1]
-        observations[:, :steps] = plan.observations[keep]
-        actions[:, :steps] = plan.actions[keep]
+        keep = np.flatnonzero(needed[index] | (plan.durations <= remaining[index]))
+        index = index[keep]
+        adopted, steps = state.rows(index), plan.observations.shape[1]
+        adopted.observations[:, :steps] = plan.observations[keep]
+        adopted.actions[:, :steps] = plan.actions[keep]
         adopted = adopted._replace(
-            observations=observations,
-            actions=actions,
             lengths=plan.lengths[keep],
             ages=np.zeros(len(keep), np.int64),
             progress=np.zeros(len(keep), np.float64),
-            guides=np.full(len(keep), self._guide_key, np.int64),
+            goals=adopted.goals if goals is None else goals[index],
+            guides=np.full(len(keep), guide, np.int64),
         )
-        if chosen_goals is not None:
-            adopted = adopted._replace(goals=chosen_goals[keep])
-        return state.with_rows(index[keep], adopted)
-
-    def _due(
-        self,
-        state: PolicyState,
-        durations: np.ndarray,
-        strayed: np.ndarray,
-        goals: np.ndarray | None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return which rows need a plan, and which may get a better one."""
-        interval = self.config.execution.replan_interval
-        aimed = goals is not None and self.planner.layout.goal_conditioned
-        needed = (state.lengths == 0) | (state.guides != self._guide_key) | strayed
-        if not aimed or not self.executor.holds_goal:
-            needed |= state.progress > durations
-        optional = np.zeros_like(needed)
-        if interval is not None:
-            optional = (state.progress < durations) & (state.ages % interval == 0)
-            if not aimed:
-                needed, optional = needed | optional, np.zeros_like(needed)
-        return needed, optional & ~needed
-
-    @property
-    def _guide_key(self) -> int:
-        """A number that tells guidances apart; zero for none."""
-        guidance = self.planner.guidance
-        return 0 if guidance is None else guidance.key
+        return state.with_rows(index, adopted)
 
     def _strayed(self, following: Following, rows: np.ndarray) -> np.ndarray:
         """Return which rows are too far from their plan.
@@ -498,43 +489,32 @@ class DiffuserPolicy:
             for row in index.tolist()
         ]
 
-    def _usual_ranking(self) -> str:
-        """Return how to choose among candidates without a guide."""
-        if has_feasibility(self.featurizer):
-            return "feasibility"
-        return "smoothness" if self.networks.time_to_goal is None else "time_to_goal"
-
-    def _changed(self, settings: Mapping[str, Any], **parts: Any) -> DiffuserPolicy:
+    def _changed(self, settings: dict[str, Any], **parts: Any) -> DiffuserPolicy:
         """Return a policy with other settings and other parts of the config."""
-        configs = {
-            "planner": to_json(self.config.planner),
-            "execution": to_json(self.config.execution),
-        }
+        planner, execution = (
+            to_json(self.config.planner),
+            to_json(self.config.execution),
+        )
         for name, value in settings.items():
-            for known in configs.values():
-                if name in known:
-                    known[name] = value
-                    break
+            if name in planner:
+                planner[name] = value
+            elif name in execution:
+                execution[name] = value
+            elif name == "guide":
+                raise ConfigError("Guides are changed with policy.with_guide(…).")
             else:
-                if name == "guide":
-                    raise ConfigError("Guides are changed with policy.with_guide(…).")
-                every = [name for known in configs.values() for name in known]
-                raise UnknownNameError("setting", name, every)
+                raise UnknownNameError("setting", name, [*planner, *execution])
         config = dataclasses.replace(
             self.config,
-            planner=from_json(PlannerConfig, configs["planner"]),
-            execution=from_json(ExecutionConfig, configs["execution"]),
+            planner=from_json(PlannerConfig, planner),
+            execution=from_json(ExecutionConfig, execution),
             **parts,
         )
-        lacking = {
+        present = {
             "guide": config.guide is not None,
             "goals": self.planner.layout.goal_conditioned,
         }
-        refuse_idle(
-            settings,
-            {**configs["planner"], **configs["execution"], **lacking},
-            PLANNING_NEEDS,
-        )
+        refuse_idle(settings, {**planner, **execution, **present}, PLANNING_NEEDS)
         return DiffuserPolicy(config, self.networks, seed=self.seed)
 
 
@@ -548,13 +528,13 @@ class PolicyState(NamedTuple):
         lengths: `[n]` planning steps; zero where there is no plan.
         ages: `[n]` env steps since the plan was made.
         progress: `[n]` how far it has been followed, in planned env steps.
-        goals: `[n, goal]` what the plan leads to; no columns before it is known how
-            many there are.
+        goals: `[n, goal]` where the plan leads; without columns until the first
+            observation says how many there are.
         streams: `[n]` random stream of each row.
         num_plans: `[n]` plans made from this stream.
         started: `[n]` whether the last call began an episode.
-        planners: `[n]` fingerprint of the planner that the plans are of.
-        guides: `[n]` key of the guidance that the plans were made under.
+        planners: `[n]` fingerprint of the planner that made the plans.
+        guides: `[n]` key of the guidance that steered them.
     """
 
     observations: np.ndarray
@@ -575,14 +555,18 @@ class PolicyState(NamedTuple):
 
     def with_rows(self, index: Any, other: PolicyState) -> PolicyState:
         """Return a copy in which some rows are those of another state."""
-        parts = []
         width = max(self.goals.shape[1], other.goals.shape[1])
-        wide, other = self._with_goals(width), other._with_goals(width)
-        for mine, theirs in zip(wide, other, strict=True):
-            part = mine.copy()
+        merged = {}
+        for name, mine in self._asdict().items():
+            part, theirs = mine.copy(), getattr(other, name)
+            if name == "goals":  # a row that knows no goal has zeros
+                part, theirs = (
+                    np.pad(each, ((0, 0), (0, width - each.shape[1])))
+                    for each in (part, theirs)
+                )
             part[index] = theirs
-            parts.append(part)
-        return PolicyState(*parts)
+            merged[name] = part
+        return PolicyState(**merged)
 
     def for_goals(self, goals: np.ndarray | None) -> PolicyState:
         """Return a state that remembers goals of the size of those at hand.
@@ -598,13 +582,6 @@ class PolicyState(NamedTuple):
             return self
         none = np.zeros((len(self.goals), width), np.float32)
         return self._replace(goals=none, lengths=np.zeros_like(self.lengths))
-
-    def _with_goals(self, width: int) -> PolicyState:
-        """Return the state with room for wider goals; a row without one has zeros."""
-        missing = width - self.goals.shape[1]
-        if not missing:
-            return self
-        return self._replace(goals=np.pad(self.goals, ((0, 0), (0, missing))))
 
 
 def _generator(stream: int, number: int) -> torch.Generator:

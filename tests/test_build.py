@@ -58,7 +58,7 @@ def test_all_settings_of_an_executor_arrive() -> None:
     executor = policy.executor
     assert isinstance(executor, PursuitExecutor)
     assert (executor.position_gain, executor.velocity_gain) == (3.0, 0.5)
-    assert executor.lookahead == 7.0
+    assert executor.ahead == 7.0
 
 
 def test_columns_are_those_of_the_data_with_the_goal() -> None:

@@ -24,10 +24,9 @@ from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.errors import CheckpointError, ConfigError
 from diffuser_policy.settings import differences
 from diffuser_policy.testing import toy_config, toy_dataset
-from diffuser_policy.training.interrupt import held_interrupt
 from diffuser_policy.training.processes import Processes
-from diffuser_policy.training.state import checkpoints, save_state
-from diffuser_policy.training.trainer import Trainer
+from diffuser_policy.training.state import Parts, checkpoints, save_state
+from diffuser_policy.training.trainer import Trainer, held_interrupt
 
 PLANNER = ("model.safetensors", "config.json")
 
@@ -60,7 +59,7 @@ KILLED = """
 
     from diffuser_policy.config import OptimizationConfig
     from diffuser_policy.testing import toy_config, toy_dataset
-    from diffuser_policy.training.trainer import Trainer
+    from diffuser_policy.training.trainer import Trainer, held_interrupt
 
     NUM_STEPS = 24
     CONFIG = toy_config(
@@ -299,9 +298,9 @@ def test_no_step_is_saved_twice(
 ) -> None:
     saved: list[int] = []
 
-    def counted(folder: Path, step: int, **parts: Any) -> Path:
+    def counted(folder: Path, step: int, parts: Parts) -> Path:
         saved.append(step)
-        return save_state(folder, step, **parts)
+        return save_state(folder, step, parts)
 
     monkeypatch.setattr("diffuser_policy.training.trainer.save_state", counted)
     trainer = make_trainer(tmp_path)

@@ -25,8 +25,11 @@ from diffuser_policy.errors import ConfigError, DatasetError, SpaceMismatchError
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.testing import toy_config, toy_dataset, toy_policy
 from diffuser_policy.training.processes import Processes
-from diffuser_policy.training.value_data import ValuedWindows, returns_to_go
-from diffuser_policy.training.value_trainer import ValueLoss, ValueTrainer
+from diffuser_policy.training.value_trainer import (
+    ValuedWindows,
+    ValueTrainer,
+    returns_to_go,
+)
 from tests.value_helpers import (
     fixed_length,
     rewarded,
@@ -165,7 +168,6 @@ def test_the_network_sees_noise_and_conditions_as_when_planning(
         optimization=OptimizationConfig(batch_size=4000),
     )
     loss, denoiser = trainer.loss, trainer.planner_networks.denoiser
-    assert isinstance(loss, ValueLoss)
     seen: dict[str, Tensor] = {}
 
     def record(noisy: Tensor, i: Tensor, returns: Tensor) -> Tensor:
@@ -173,7 +175,7 @@ def test_the_network_sees_noise_and_conditions_as_when_planning(
         return returns.mean()
 
     clean: list[Tensor] = []
-    sample = loss.windows.sample_valued
+    sample = trainer.windows.sample_valued
 
     def sampled(*arguments: Any) -> tuple[Tensor, Tensor]:
         windows, returns = sample(*arguments)
@@ -181,7 +183,7 @@ def test_the_network_sees_noise_and_conditions_as_when_planning(
         return windows, returns
 
     monkeypatch.setattr(loss.network, "loss", record)
-    monkeypatch.setattr(loss.windows, "sample_valued", sampled)
+    monkeypatch.setattr(trainer.windows, "sample_valued", sampled)
     loss(0, 0, 0)
     layout = trainer.policy_config.layout
     error = seen["noisy"] - clean[0]
@@ -203,7 +205,6 @@ def test_lengths_are_mixed_as_those_of_the_planner(
 ) -> None:
     trainer = make_trainer(tmp_path)  # windows of 8 to 16 steps
     loss = trainer.loss
-    assert isinstance(loss, ValueLoss)
     lengths = set()
 
     def record(noisy: Tensor, _: Tensor, returns: Tensor) -> Tensor:
@@ -232,8 +233,7 @@ def test_the_return_of_plans_is_learned(tmp_path: Path, value: ValueConfig) -> N
     trainer.run(progress=False)
     config, networks = read_planner(tmp_path)
     assert networks.value is not None
-    windows = trainer.loss.windows
-    assert isinstance(windows, ValuedWindows)
+    windows = trainer.windows
     clean, returns = windows.sample_valued(300, 16, torch.Generator().manual_seed(5))
     explained = []
     for i in (0, config.network.num_denoising_steps - 1):

@@ -262,7 +262,7 @@ class DynamicsRun(TrainingRun[DynamicsEnsemble]):
     @property
     def ensemble(self) -> DynamicsEnsemble:
         """The averaged networks, with which to plan."""
-        return self.average.average
+        return self.average
 
     def write_planner(self) -> None:
         """Write the averaged weights into the output folder."""

@@ -120,28 +120,19 @@ class Conditions:
         mask = torch.zeros(1, *shape, dtype=torch.bool, device=device)
         values = torch.zeros(batch_size, *shape, device=device)
         for pin in self.pins:
-            columns = layout.columns(pin.columns)
-            step = _checked_step(pin, num_planning_steps)
-            _check_values(pin, len(columns), batch_size)
-            mask[0, step, list(columns)] = True
+            columns = list(layout.columns(pin.columns))
+            if not -num_planning_steps <= pin.step < num_planning_steps:
+                raise ConditionError(
+                    f"The condition on {pin.columns!r} pins planning step {pin.step}, "
+                    f"but the plan has {num_planning_steps} steps."
+                )
+            size, given = len(columns), tuple(pin.values.shape)
+            if given not in [(size,), (1, size), (batch_size, size)]:
+                raise ConditionError(
+                    f"The condition on {pin.columns!r} needs values of shape ({size},) "
+                    f"or ({batch_size}, {size}), got {given}."
+                )
+            mask[0, pin.step, columns] = True
             normalized = normalizer.normalize(pin.values.to(device), columns)
-            values[:, step, list(columns)] = normalized
+            values[:, pin.step, columns] = normalized
         return Inpainting(mask, values)
-
-
-def _checked_step(pin: Pin, num_planning_steps: int) -> int:
-    if not -num_planning_steps <= pin.step < num_planning_steps:
-        raise ConditionError(
-            f"The condition on {pin.columns!r} pins planning step {pin.step}, but the "
-            f"plan has {num_planning_steps} steps."
-        )
-    return pin.step % num_planning_steps
-
-
-def _check_values(pin: Pin, size: int, batch_size: int) -> None:
-    allowed = [(size,), (1, size), (batch_size, size)]
-    if tuple(pin.values.shape) not in allowed:
-        raise ConditionError(
-            f"The condition on {pin.columns!r} needs values of shape ({size},) or "
-            f"({batch_size}, {size}), got {tuple(pin.values.shape)}."
-        )

@@ -10,17 +10,17 @@ network outputs one of three targets; each determines the clean trajectory:
 | velocity (Salimans & Ho 2022) | $s_i \epsilon - n_i x_0$ | $s_i x_i - n_i u$ |
 
 The loss is the mean squared error of the target over all entries that are *not*
-pinned by conditions. Masking, instead of overwriting the output with clean values,
-is right for all three targets.
+pinned by conditions. Leaving pinned entries out is right for all three targets;
+overwriting the output with clean values would be right for the first one only.
 
 *Residual* denoisers see and predict deviations $y = x - o_0$ from the first planning
 step, which is the current state and pinned. With $y_i = x_i - s_i o_0 = s_i y_0 + n_i
 \epsilon$ the table holds for y as it does for x, and $x_0 = o_0 + y_0$: the diffusion
-process stays the same, only the network is told what it would have to copy.
+process stays the same; the network need not copy the current state.
 
 With a *loss floor* f, errors of step i weigh $1 / (n_i^2 + f)$: the weight that clean
 errors have in velocity prediction, $1 / n_i^2$, capped at $1/f$. Nearly clean plans are
-then learnt as precisely as the vague ones from pure noise.
+then learned as precisely as the vague ones from pure noise.
 """
 
 from __future__ import annotations
@@ -119,12 +119,16 @@ class Denoiser(nn.Module):
         """
         steps = torch.full((noisy.shape[0],), i, dtype=torch.long, device=noisy.device)
         if self.residual:
-            return self._from_deviations(noisy, steps)
-        if torch.is_grad_enabled():
-            output = self.network(noisy, steps)
+            start, (signal, _) = noisy[:, :1], self._scales(steps)
+            output = self._output(noisy, steps)
+            clean = start + self._clean(output, noisy - signal * start, steps)
+        elif torch.is_grad_enabled():
+            clean = self._clean(self.network(noisy, steps), noisy, steps)
         else:
-            output = self._running()(noisy, i)
-        clean = self._clean(output, noisy, steps)
+            # The network may have been replaced, or this may be a copy.
+            if self._runner is None or self._runner.network is not self.network:
+                self._runner = accelerate(self.network, self.acceleration)
+            clean = self._clean(self._runner(noisy, i), noisy, steps)
         return clean.clamp(-1.0, 1.0) if self.clip else clean
 
     def loss(
@@ -148,10 +152,8 @@ class Denoiser(nn.Module):
             output = self._output(noisy, steps)
             target = self._target(clean - clean[:, :1], noise, steps)
         else:
-            output, target = (
-                self.network(noisy, steps),
-                self._target(clean, noise, steps),
-            )
+            output = self.network(noisy, steps)
+            target = self._target(clean, noise, steps)
         error = output - target
         free = (~inpainting.mask).expand_as(error).to(error.dtype)
         squares = error.square() * free
@@ -175,27 +177,15 @@ class Denoiser(nn.Module):
         output: Tensor = self.network(deviations, i, start=start, signal=signals)
         return output
 
-    def _from_deviations(self, noisy: Tensor, i: Tensor) -> Tensor:
-        """Return clean trajectories from predicted deviations."""
-        start = noisy[:, :1]
-        signal, _ = self._scales(i)
-        deviations = self._clean(self._output(noisy, i), noisy - signal * start, i)
-        clean = start + deviations
-        return clean.clamp(-1.0, 1.0) if self.clip else clean
-
-    def _running(self) -> Runner:
-        """Return what runs the network, which may have been replaced."""
-        if self._runner is None or self._runner.network is not self.network:
-            self._runner = accelerate(self.network, self.acceleration)
-        return self._runner
-
     def _scales(self, i: Tensor) -> tuple[Tensor, Tensor]:
+        """Return signal and noise `[batch, 1, 1]` at denoising steps `[batch]`."""
         steps = i.cpu()
         signal = self.schedule.signal(steps)[:, None, None]
         sigma = self.schedule.noise(steps)[:, None, None]
         return signal.to(i.device), sigma.to(i.device)
 
     def _target(self, clean: Tensor, noise: Tensor, i: Tensor) -> Tensor:
+        """Return the network output u that would be right."""
         if self.prediction_target == "clean":
             return clean
         if self.prediction_target == "noise":
@@ -204,6 +194,7 @@ class Denoiser(nn.Module):
         return signal * noise - sigma * clean
 
     def _clean(self, output: Tensor, noisy: Tensor, i: Tensor) -> Tensor:
+        """Return the clean trajectories that a network output stands for."""
         if self.prediction_target == "clean":
             return output
         signal, sigma = self._scales(i)

@@ -71,15 +71,6 @@ class Samples:
     trajectories: Tensor
     chain: Tensor | None = None
 
-    def with_candidates(self, trajectories: Tensor) -> Samples:
-        """Return these samples and more candidates of each row, which have no chain.
-
-        Args:
-            trajectories: `[rows, candidates, horizon, transition]`, normalized.
-        """
-        joined = torch.cat([self.trajectories, trajectories], dim=1)
-        return Samples(joined, self.chain)
-
 
 @dataclass(frozen=True, kw_only=True)
 class WarmStart:
@@ -279,14 +270,21 @@ class Sampler:
             noise = [torch.randn(size, generator=generator) for generator in generators]
             return self.temperature * torch.cat(noise).to(device)
 
-        grid, x = self._begin(draw(), warm_start, num_candidates)
+        x = draw()
+        if warm_start is None:
+            grid = self.grid_from(1.0, self.num_steps)
+        else:
+            grid = self.grid_from(warm_start.level, warm_start.num_steps)
+            earlier = warm_start.trajectories.repeat_interleave(num_candidates, dim=0)
+            first = torch.full((len(earlier),), grid[0], device=device)
+            x = self.denoiser.add_noise(earlier, x, first)
         x = given.apply(x)
         chain = [x]
         before: Prediction | None = None
         for i, j in pairwise(grid):
             if steer is not None:
                 x = steer.noisy(x, i, j)
-            clean = self.denoiser(x, i)
+            clean = self.denoiser(x, i)  # the network's prediction of x_0
             if steer is not None:
                 clean = steer.clean(clean, i, j)
             mean, noise = self.step(x, clean, i, j, before)
@@ -303,17 +301,6 @@ class Sampler:
 
         stacked = torch.stack([by_row(x) for x in chain]) if keep_chain else None
         return Samples(by_row(x), stacked)
-
-    def _begin(
-        self, noise: Tensor, warm_start: WarmStart | None, num_candidates: int
-    ) -> tuple[list[int], Tensor]:
-        """Return the steps to visit, and the trajectories at the first of them."""
-        if warm_start is None:
-            return self.grid, noise
-        grid = self.grid_from(warm_start.level, warm_start.num_steps)
-        start = warm_start.trajectories.repeat_interleave(num_candidates, dim=0)
-        at = torch.full((len(start),), grid[0], device=start.device)
-        return grid, self.denoiser.add_noise(start, noise, at)
 
 
 class DDPMSampler(Sampler):

@@ -1,49 +1,48 @@
-r"""Ways to run a network when only its output is wanted.
+r"""Ways to run a network when no gradients are needed.
 
-All give the numbers of the network itself, up to rounding:
+All compute the network's own output, up to rounding:
 
 | name | runs |
 |---|---|
 | off | the network as it is written |
-| fused | on a CPU, the form of the temporal U-Net below |
-| compile | what `torch.compile` makes of the network, after half a minute or more |
+| fused | on a CPU, the faster form of the temporal U-Net below |
+| compile | the network compiled by `torch.compile`, which takes half a minute or more |
 | cuda-graphs | the network's kernels, recorded once per shape and replayed |
 | auto | cuda-graphs on a GPU, fused elsewhere |
 
-An acceleration that this machine lacks says why in an `AccelerationWarning`, and
-"fused" runs instead: planning never stops for the lack of a compiler. Weights may
-change between calls, in place or by assignment. What is written through a parameter's
-`.data` goes unnoticed, as do replaced submodules and hooks: run networks that change in
-these ways with "off".
+If this machine lacks the acceleration, an `AccelerationWarning` says why, and "fused"
+runs instead: planning never stops for the lack of a compiler. Weights may change
+between calls, in place or by assignment. Writing through a parameter's `.data`,
+replaced submodules and hooks go unnoticed: run networks that change in these ways with
+"off".
 
-The fused form: `TemporalUNet` is written as the paper draws it, for training and for
-every device. For one denoising step i at a time, the same sums take about half the
-time.
-What changes, all of it exact up to rounding:
+`TemporalUNet` is written as the paper draws it, for training and for every device. The
+fused form computes the same sums in about half the time, for one denoising step i at a
+time. The differences, all exact up to rounding:
 
 | part | as the paper draws it | here |
 |---|---|---|
 | layout | `[batch, channels, horizon]` | `[batch, horizon, channels]` |
-| small convolution | of the library | product of gathered taps and weights |
+| small convolution | of the library | product of gathered windows and weights |
 | transposed convolution | of the library | convolution to twice the channels |
 | time embedding | computed for every row | constant of i, computed once |
 | Mish | $x \tanh(\ln(1+e^x))$ | $x - x / (1 + e + e^2/2)$, $e = e^x$ |
 
-The library reorders a convolution's weights in every call, which small batches do not
-pay back. A transposed convolution of stride 2 and width 4 has even and odd outputs
+The library reorders a convolution's weights in every call, which does not pay for small
+batches. A transposed convolution of stride 2 and width 4 has even and odd outputs
 
 $$y_{2t} = w_1 x_t + w_3 x_{t-1},\qquad y_{2t+1} = w_2 x_t + w_0 x_{t+1},$$
 
-which side by side, as channels of a plain convolution, already lie in memory in the
+Side by side, as channels of a plain convolution, they already lie in memory in the
 order of the result.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -61,8 +60,8 @@ from diffuser_policy.networks.unet import (
     TemporalUNet,
 )
 
-# Gathered taps that fit into a core's second-level cache: 1 MiB of float32. Beyond
-# it, gathering costs more than the library's reordering of the weights.
+# Numbers in gathered windows that fit into a core's second-level cache: 1 MiB of
+# float32. Beyond it, gathering costs more than the library's reordering of the weights.
 MAX_GATHERED = 2**18
 
 
@@ -74,130 +73,73 @@ def mish(x: Tensor) -> Tensor:
 
 
 class Convolution:
-    """A convolution of `[batch, horizon, channels]`."""
+    """A convolution of `[batch, horizon, channels]`, its weights laid out once.
 
-    def __init__(
-        self, weight: Tensor, bias: Tensor, *, padding: int, stride: int = 1
-    ) -> None:
-        """Lay the weights out.
+    A transposed one (stride 2, width 4) becomes a plain one of width 3 with twice the
+    channels: the even output steps, then the odd ones.
+    """
 
-        Args:
-            weight: `[out_channels, in_channels, width]`.
-            bias: `[out_channels]`.
-            padding: Zeros at both ends, in planning steps.
-            stride: Planning steps between two outputs.
-        """
-        self.padding, self.stride = padding, stride
+    def __init__(self, module: nn.Module) -> None:
+        """Take the weights of a `Conv1d` or `ConvTranspose1d`."""
+        conv = cast("nn.Conv1d | nn.ConvTranspose1d", module)
+        weight, bias = conv.weight.detach(), cast("Tensor", conv.bias).detach()
+        self.padding, self.stride = int(conv.padding[0]), conv.stride[0]
+        self.steps_out = 1  # per output of the convolution itself
+        if isinstance(conv, nn.ConvTranspose1d):
+            first, second, third, fourth = weight.unbind(dim=2)
+            nothing = torch.zeros_like(first)
+            even = torch.stack([fourth, second, nothing], dim=2)
+            odd = torch.stack([nothing, third, first], dim=2)
+            weight = torch.cat([even, odd], dim=1).transpose(0, 1).contiguous()
+            bias = bias.repeat(2)
+            self.padding, self.stride, self.steps_out = 1, 1, 2
         self.out_channels, _, self.width = weight.shape
         self.weight, self.bias = weight.unsqueeze(2), bias
         self.taps = weight.permute(2, 1, 0).reshape(-1, self.out_channels)
-
-    @classmethod
-    def of(cls, module: nn.Module) -> Convolution:
-        """Return the form of a `Conv1d`."""
-        conv = cast("nn.Conv1d", module)
-        weight, bias = conv.weight.detach(), cast("Tensor", conv.bias).detach()
-        padding, stride = int(conv.padding[0]), conv.stride[0]
-        return cls(weight, bias, padding=padding, stride=stride)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map `[batch, horizon, in_channels]` to `[batch, horizon', out_channels]`."""
         batch, horizon, channels = x.shape
         rows = batch * (horizon // self.stride)
         if rows * self.width * channels <= MAX_GATHERED:
-            return self._gathered(x)
-        image = x.unsqueeze(1).permute(0, 3, 1, 2)  # channels-last in memory
-        stride, padding = (1, self.stride), (0, self.padding)
-        out = F.conv2d(image, self.weight, self.bias, stride=stride, padding=padding)
-        return out.permute(0, 2, 3, 1).squeeze(1)
-
-    def _gathered(self, x: Tensor) -> Tensor:
-        """Multiply the matrix of all windows with the taps."""
-        if self.padding:
-            x = torch.constant_pad_nd(x, (0, 0, self.padding, self.padding))
-        windows = x.unfold(1, self.width, self.stride).transpose(2, 3)
-        batch, steps = windows.shape[:2]
-        out = torch.addmm(self.bias, windows.reshape(batch * steps, -1), self.taps)
-        return out.view(batch, steps, self.out_channels)
-
-
-class Upsampling:
-    """A transposed convolution of stride 2 and width 4, as a plain one of width 3."""
-
-    def __init__(self, module: nn.Module) -> None:
-        """Lay the weights out: even outputs first, then odd ones."""
-        conv = cast("nn.ConvTranspose1d", module)
-        first, second, third, fourth = conv.weight.detach().unbind(dim=2)
-        nothing = torch.zeros_like(first)
-        even = torch.stack([fourth, second, nothing], dim=2)
-        odd = torch.stack([nothing, third, first], dim=2)
-        weight = torch.cat([even, odd], dim=1).transpose(0, 1).contiguous()
-        bias = cast("Tensor", conv.bias).detach().repeat(2)
-        self.convolution = Convolution(weight, bias, padding=1)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Map `[batch, horizon, channels]` to twice the horizon."""
-        batch, horizon, channels = x.shape
-        return self.convolution(x).reshape(batch, 2 * horizon, channels)
+            # One product of the matrix of all windows with the weights.
+            if self.padding:
+                x = torch.constant_pad_nd(x, (0, 0, self.padding, self.padding))
+            windows = x.unfold(1, self.width, self.stride).transpose(2, 3)
+            steps = windows.shape[1]
+            out = torch.addmm(self.bias, windows.reshape(batch * steps, -1), self.taps)
+        else:
+            image = x.unsqueeze(1).permute(0, 3, 1, 2)  # channels-last in memory
+            stride, padding = (1, self.stride), (0, self.padding)
+            out = F.conv2d(
+                image, self.weight, self.bias, stride=stride, padding=padding
+            )
+            out, steps = out.permute(0, 2, 3, 1), out.shape[3]
+        return out.reshape(batch, steps * self.steps_out, -1)
 
 
-class Block:
-    """`ConvBlock`: convolution, group norm, Mish."""
+class Norm(NamedTuple):
+    """Weights of a group norm."""
 
-    def __init__(self, block: ConvBlock) -> None:
-        """Take the weights over."""
-        norm = block.norm
-        self.convolution = Convolution.of(block.conv)
-        self.gain, self.bias = norm.weight.detach(), norm.bias.detach()
-        self.eps = norm.eps
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Map `[batch, horizon, in_channels]` to `[batch, horizon, out_channels]`."""
-        image = self.convolution(x).unsqueeze(1).permute(0, 3, 1, 2)
-        normed = torch.group_norm(image, GROUPS, self.gain, self.bias, self.eps)
-        return mish(normed.permute(0, 2, 3, 1).squeeze(1))
+    gain: Tensor
+    bias: Tensor
+    eps: float
 
 
-class Residual:
-    """`ResidualBlock`, whose time term is a constant of the denoising step."""
+class FusedBlock(NamedTuple):
+    """Weights of a `ResidualBlock`: two convolutions, their norms, skip and time."""
 
-    def __init__(self, block: ResidualBlock) -> None:
-        """Take the weights over."""
-        self.conv_in, self.conv_out = Block(block.conv_in), Block(block.conv_out)
-        same = isinstance(block.skip, nn.Identity)
-        self.skip = None if same else Convolution.of(block.skip)
-        self.time = block.time
-
-    def __call__(self, x: Tensor, time: Tensor) -> Tensor:
-        """Map `[batch, horizon, in_channels]`, given this block's time term."""
-        hidden = self.conv_out(self.conv_in(x).add_(time))
-        return hidden.add_(x if self.skip is None else self.skip(x))
+    convolutions: tuple[Convolution, Convolution]
+    norms: tuple[Norm, Norm]
+    skip: Convolution | None
+    time: nn.Module
 
 
-class FusedStage:
-    """Two residual blocks, attention, and resampling at one resolution."""
+class FusedStage(NamedTuple):
+    """Weights of a `Stage` or `MidStage`, in the order in which they are used."""
 
-    def __init__(self, stage: Stage | MidStage) -> None:
-        """Take the weights over."""
-        self.first, self.second = Residual(stage.first), Residual(stage.second)
-        attention = stage.attention
-        self.attention = attention if isinstance(attention, LinearAttention) else None
-        self.attention_between = isinstance(stage, MidStage)
-        self.resample = _resampling(getattr(stage, "resample", nn.Identity()))
-
-    def __call__(self, x: Tensor, times: list[Tensor]) -> Tensor:
-        """Run the stage without its resampling; takes two terms off `times`."""
-        x = self.first(x, times.pop())
-        if self.attention_between:
-            x = self._attend(x)
-        x = self.second(x, times.pop())
-        return x if self.attention_between else self._attend(x)
-
-    def _attend(self, x: Tensor) -> Tensor:
-        if self.attention is None:
-            return x
-        out: Tensor = self.attention(x.transpose(1, 2)).transpose(1, 2)
-        return out
+    steps: tuple[FusedBlock | LinearAttention, ...]
+    resample: Convolution | None
 
 
 class FusedUNet:
@@ -207,50 +149,91 @@ class FusedUNet:
         """Lay all weights out.
 
         Args:
-            network: Whose weights to take; later changes are not seen.
+            network: The network whose weights to take; later changes are not seen.
         """
         self.time_embedding = network.time_embedding
-        self.downs = [FusedStage(cast("Stage", stage)) for stage in network.downs]
-        self.mid = FusedStage(network.mid)
-        self.ups = [FusedStage(cast("Stage", stage)) for stage in network.ups]
-        self.head = Block(cast("ConvBlock", network.head[0]))
-        self.out = Convolution.of(network.head[1])
+        self.downs = [fused_stage(cast("Stage", stage)) for stage in network.downs]
+        self.mid = fused_stage(network.mid)
+        self.ups = [fused_stage(cast("Stage", stage)) for stage in network.ups]
+        head = cast("ConvBlock", network.head[0])
+        self.head, self.head_norm = Convolution(head.conv), norm_of(head)
+        self.out = Convolution(network.head[1])
         self._times: dict[int, list[Tensor]] = {}
 
     def __call__(self, trajectories: Tensor, i: int) -> Tensor:
         """Map noisy trajectories `[batch, horizon, transition]` at step i."""
-        times = self._time_terms(i).copy()
+        if i not in self._times:
+            self._times[i] = self._time_terms(i)
+        times = iter(self._times[i])
         x, skips = trajectories, []
         for stage in self.downs:
-            x = stage(x, times)
+            x = run_stage(stage, x, times)
             skips.append(x)
             x = stage.resample(x) if stage.resample else x
-        x = self.mid(x, times)
+        x = run_stage(self.mid, x, times)
         for stage in self.ups:
-            x = stage(torch.cat([x, skips.pop()], dim=2), times)
+            x = run_stage(stage, torch.cat([x, skips.pop()], dim=2), times)
             x = stage.resample(x) if stage.resample else x
-        return self.out(self.head(x))
+        return self.out(norm_mish(self.head(x), self.head_norm))
 
     def _time_terms(self, i: int) -> list[Tensor]:
-        """Return each block's time term `[channels]`, the first block's last."""
-        if i not in self._times:
-            stages = [*self.downs, self.mid, *self.ups]
-            blocks = [
-                block for stage in stages for block in (stage.first, stage.second)
-            ]
-            with torch.inference_mode(mode=False), torch.no_grad():
-                time = self.time_embedding(torch.tensor([i]))
-                self._times[i] = [block.time(time)[0] for block in reversed(blocks)]
-        return self._times[i]
+        """Return each block's time term `[channels]`, in the order of the blocks."""
+        stages = [*self.downs, self.mid, *self.ups]
+        steps = [step for stage in stages for step in stage.steps]
+        blocks = [step for step in steps if isinstance(step, FusedBlock)]
+        # A tensor that is made in inference mode could not be used outside of it.
+        with torch.inference_mode(mode=False), torch.no_grad():
+            time = self.time_embedding(torch.tensor([i]))
+            return [block.time(time)[0] for block in blocks]
 
 
-def _resampling(module: nn.Module) -> Convolution | Upsampling | None:
-    """Return the form of a stage's resampling."""
-    if isinstance(module, nn.Identity):
-        return None
-    if isinstance(module, nn.Conv1d):
-        return Convolution.of(module)
-    return Upsampling(module)
+def fused_stage(stage: Stage | MidStage) -> FusedStage:
+    """Return the weights of a stage, laid out for `run_stage`."""
+
+    def block(module: ResidualBlock) -> FusedBlock:
+        halves = module.conv_in, module.conv_out
+        same = isinstance(module.skip, nn.Identity)
+        return FusedBlock(
+            (Convolution(halves[0].conv), Convolution(halves[1].conv)),
+            (norm_of(halves[0]), norm_of(halves[1])),
+            None if same else Convolution(module.skip),
+            module.time,
+        )
+
+    steps: list[FusedBlock | LinearAttention] = [
+        block(stage.first),
+        block(stage.second),
+    ]
+    if isinstance(stage.attention, LinearAttention):
+        steps.insert(1 if isinstance(stage, MidStage) else 2, stage.attention)
+    resample = getattr(stage, "resample", nn.Identity())
+    same = isinstance(resample, nn.Identity)
+    return FusedStage(tuple(steps), None if same else Convolution(resample))
+
+
+def run_stage(stage: FusedStage, x: Tensor, times: Iterator[Tensor]) -> Tensor:
+    """Map `[batch, horizon, channels]` without resampling; each block takes a time."""
+    for step in stage.steps:
+        if isinstance(step, LinearAttention):
+            x = step(x.transpose(1, 2)).transpose(1, 2)
+            continue
+        (conv_in, conv_out), (norm_in, norm_out) = step.convolutions, step.norms
+        hidden = norm_mish(conv_in(x), norm_in).add_(next(times))
+        hidden = norm_mish(conv_out(hidden), norm_out)
+        x = hidden.add_(x if step.skip is None else step.skip(x))
+    return x
+
+
+def norm_of(block: ConvBlock) -> Norm:
+    """Return the weights of a block's group norm."""
+    return Norm(block.norm.weight.detach(), block.norm.bias.detach(), block.norm.eps)
+
+
+def norm_mish(x: Tensor, norm: Norm) -> Tensor:
+    """Return group norm and Mish of `[batch, horizon, channels]`."""
+    image = x.unsqueeze(1).permute(0, 3, 1, 2)  # channels-last, not copied
+    normed = torch.group_norm(image, GROUPS, *norm)
+    return mish(normed.permute(0, 2, 3, 1).squeeze(1))
 
 
 WARM_UPS = 3  # calls before a recording, in which libraries choose their kernels
@@ -262,7 +245,7 @@ class AccelerationWarning(UserWarning):
 
 
 class Runner:
-    """Runs a network for its output alone; this one runs it as it is written."""
+    """Runs a network without gradients; this one runs it as it is written."""
 
     def __init__(self, network: nn.Module) -> None:
         """Hold the network.
@@ -303,16 +286,19 @@ class FusedRunner(Runner):
         """Return the network's output; see `Runner`."""
         if not isinstance(self.network, TemporalUNet) or noisy.device.type != "cpu":
             return super().__call__(noisy, i)
-        slots = (parameters[name] for parameters, name in self._slots)
-        weights = [weight for weight in slots if weight is not None]
-        try:
+        weights = [
+            weight
+            for parameters, name in self._slots
+            if (weight := parameters[name]) is not None
+        ]
+        try:  # a weight has changed if it moved or its version counts a change
             seen = [(weight.data_ptr(), weight._version) for weight in weights]
         except RuntimeError:  # made in inference mode: changes are not counted
             return super().__call__(noisy, i)
         if self._fused is None or seen != self._seen:
             with torch.inference_mode(mode=False), torch.no_grad():
                 self._fused, self._seen = FusedUNet(self.network), seen
-                # While these are held, their addresses are not given to others.
+                # As long as these are held, no other tensor gets their addresses.
                 self._held = [weight.detach() for weight in weights]
         return self._fused(noisy, i)
 
@@ -350,7 +336,7 @@ class FallibleRunner(Runner):
 
 
 class CompiledRunner(FallibleRunner):
-    """Runs what `torch.compile` makes of the network, for any horizon."""
+    """Runs the network compiled by `torch.compile`, for any horizon."""
 
     name = "compile"
 
@@ -428,10 +414,10 @@ class GraphRunner(FallibleRunner):
 
 
 class AutoRunner(Runner):
-    """Runs what is fastest on the device that the trajectories are on."""
+    """Runs the fastest form for the device that the trajectories are on."""
 
     def __init__(self, network: nn.Module) -> None:
-        """Prepare both."""
+        """Prepare the forms for GPU and CPU."""
         super().__init__(network)
         self._graphs, self._fused = GraphRunner(network), FusedRunner(network)
 
@@ -451,7 +437,7 @@ RUNNERS: dict[Acceleration, type[Runner]] = {
 
 
 def accelerate(network: nn.Module, acceleration: Acceleration) -> Runner:
-    """Return what runs the network that way.
+    """Return the runner of that name.
 
     Args:
         network: See `Runner`.

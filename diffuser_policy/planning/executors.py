@@ -132,6 +132,8 @@ class FeaturesExecutor(Executor):
 class TrackingExecutor(Executor):
     """Steers towards planned positions and velocities, and holds the last one."""
 
+    ahead: float = 1.0  # of the progress along the plan, in planned env steps
+
     def __init__(
         self,
         layout: TrajectoryLayout,
@@ -162,15 +164,16 @@ class TrackingExecutor(Executor):
         self.position_gain, self.velocity_gain = position_gain, velocity_gain
 
     def act(self, following: Following, observations: np.ndarray) -> np.ndarray:
-        """Return the proportional-derivative action towards the next env step."""
-        return self._steer(following, observations, ahead=1.0)
+        """Return the action towards the state planned `ahead` env steps from here."""
+        target = following.reference(self.ahead)
+        arrived = following.progress + self.ahead > following.durations
+        velocity = np.where(arrived[:, None], 0.0, target[:, self.velocity])
+        return self._steer(target, velocity, observations)
 
     def _steer(
-        self, following: Following, observations: np.ndarray, *, ahead: float
+        self, target: np.ndarray, velocity: np.ndarray, observations: np.ndarray
     ) -> np.ndarray:
-        target = following.reference(ahead)
-        arrived = following.progress + ahead > following.durations
-        velocity = np.where(arrived[:, None], 0.0, target[:, self.velocity])
+        """Return the proportional-derivative action towards position and velocity."""
         off_position = target[:, self.position] - observations[:, self.position]
         off_velocity = velocity - observations[:, self.velocity]
         action: np.ndarray = (
@@ -209,29 +212,20 @@ class PursuitExecutor(TrackingExecutor):
         super().__init__(
             layout, position_gain=position_gain, velocity_gain=velocity_gain
         )
-        self.lookahead, self.search = lookahead, search
+        self.ahead, self.search = lookahead, search
 
     def progress(self, following: Following, observations: np.ndarray) -> np.ndarray:
         """Return the nearest point of each path from the current progress on."""
-        position = observations[:, self.position]
-        best = np.full(len(position), np.inf)
-        nearest = following.progress
-        for ahead in range(self.search + 1):
-            point = following.reference(ahead)[:, self.position]
-            distance = np.square(point - position).sum(axis=1)
-            closer = distance < best
-            best = np.where(closer, distance, best)
-            nearest = np.where(
-                closer, np.maximum(nearest, following.progress + ahead), nearest
-            )
-        on_path = np.minimum(nearest, following.durations)
+        ahead = following.progress[:, None] + np.arange(self.search + 1)
+        points = interpolate(
+            following.observations, following.lengths, following.stride, ahead
+        )
+        off = points[..., self.position] - observations[:, None, self.position]
+        nearest = np.square(off).sum(axis=2).argmin(axis=1)
+        on_path = np.minimum(following.progress + nearest, following.durations)
         # Never slower than the plan, and past its end the clock runs on.
         progress: np.ndarray = np.maximum(on_path, following.progress + 1)
         return progress
-
-    def act(self, following: Following, observations: np.ndarray) -> np.ndarray:
-        """Return the action towards the path `lookahead` env steps on."""
-        return self._steer(following, observations, ahead=self.lookahead)
 
 
 FLOOR = 0.2  # share of the tempo at which the clock runs at least
@@ -309,14 +303,7 @@ class PathExecutor(TrackingExecutor):
         along = self._along(following) * self.pace(following)[:, None]
         over = following.progress >= following.durations
         velocity = np.where(over[:, None], 0.0, along / self.seconds_per_step)
-        off_position = (
-            following.reference()[:, self.position] - observations[:, self.position]
-        )
-        off_velocity = velocity - observations[:, self.velocity]
-        action: np.ndarray = (
-            self.position_gain * off_position + self.velocity_gain * off_velocity
-        )
-        return action
+        return self._steer(following.reference(), velocity, observations)
 
     def pace(self, following: Following) -> np.ndarray:
         """Return planned env steps `[rows]` per env step, on the path."""

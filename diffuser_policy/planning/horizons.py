@@ -30,6 +30,7 @@ class Horizons:
     Attributes:
         max_planning_steps: Of the longest plan.
         min_planning_steps: Of the shortest.
+        unit: Env steps by which two plans can differ in length.
     """
 
     def __init__(
@@ -71,12 +72,18 @@ class Horizons:
             )
         self.layout, self.normalizer = layout, normalizer
         self.stride, self.multiple = stride, multiple
-        self.max_planning_steps = self._checked_steps(longest)
+        self.choice, self.scale = choice, scale
+        self.time_to_goal = time_to_goal
+        self.unit = stride * multiple
+        if longest < self.unit or longest % self.unit:
+            raise HorizonError(
+                f"The horizon must be a positive multiple of {self.unit} env steps "
+                f"(stride {stride} times {multiple}), got {longest}."
+            )
+        self.max_planning_steps = longest // stride
         if shortest is None:
             shortest = longest if choice == "fixed" else stride
         self.min_planning_steps = self.round_up(shortest / stride)
-        self.choice, self.scale = choice, scale
-        self.time_to_goal = time_to_goal
 
     def planning_steps(
         self,
@@ -84,15 +91,28 @@ class Horizons:
         goals: np.ndarray | None,
         remaining: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Return the planning steps `[rows]` of the plans to make, as in `plan`."""
+        """Return the planning steps `[rows]` of the plans to make, as in `plan`.
+
+        A predicted horizon is rounded up to what the network takes. A shrinking one is
+        rounded down, so that it never puts off the arrival; at the very end the
+        shortest plan may.
+        """
         full = np.full(len(observations), self.max_planning_steps)
         if self.choice == "fixed" or goals is None:
             return full
         if self.choice == "predicted":
-            return self.steps_for(self.predict_time(observations, goals))
-        if remaining is None:
+            env_steps, rounded = self.predict_time(observations, goals), np.ceil
+        elif remaining is None:
             return full
-        return np.where(remaining < 0, full, self.steps_within(remaining))
+        else:
+            env_steps, rounded = remaining, np.floor
+        steps = rounded(np.maximum(env_steps, 0) / self.stride) + 1
+        fitting = rounded(steps / self.multiple) * self.multiple
+        limits = self.min_planning_steps, self.max_planning_steps
+        chosen: np.ndarray = np.clip(fitting, *limits).astype(np.int64)
+        if self.choice == "predicted":
+            return chosen
+        return np.where(env_steps < 0, full, chosen)
 
     def predict_time(self, observations: np.ndarray, goals: np.ndarray) -> np.ndarray:
         """Return the planned arrival time `[rows]` in env steps, scaled.
@@ -113,42 +133,7 @@ class Horizons:
         predicted: np.ndarray = times.cpu().numpy()
         return self.scale * predicted
 
-    def steps_for(self, env_steps: np.ndarray) -> np.ndarray:
-        """Return planning steps `[rows]` whose last one is that many env steps away."""
-        wanted = np.ceil(np.maximum(env_steps, 0) / self.stride) + 1
-        rounded = np.ceil(wanted / self.multiple) * self.multiple
-        clipped = np.clip(rounded, self.min_planning_steps, self.max_planning_steps)
-        steps: np.ndarray = clipped.astype(np.int64)
-        return steps
-
-    def steps_within(self, env_steps: np.ndarray) -> np.ndarray:
-        """Return planning steps `[rows]` whose last one is at most that far away.
-
-        Rounded down, so that a shrinking horizon never puts off the arrival; at the
-        very end the shortest plan may.
-        """
-        fitting = np.floor(np.maximum(env_steps, 0) / self.stride) + 1
-        rounded = np.floor(fitting / self.multiple) * self.multiple
-        clipped = np.clip(rounded, self.min_planning_steps, self.max_planning_steps)
-        steps: np.ndarray = clipped.astype(np.int64)
-        return steps
-
-    @property
-    def unit(self) -> int:
-        """Env steps by which two plans can differ in length."""
-        return self.stride * self.multiple
-
     def round_up(self, planning_steps: float) -> int:
         """Return the next multiple of planning steps that the network takes."""
         multiple = self.multiple
         return max(multiple, int(np.ceil(planning_steps / multiple)) * multiple)
-
-    def _checked_steps(self, horizon: int) -> int:
-        steps, rest = divmod(horizon, self.stride)
-        if rest or steps < 1 or steps % self.multiple:
-            raise HorizonError(
-                f"The horizon must be a positive multiple of {self.unit} env "
-                f"steps (stride "
-                f"{self.stride} times {self.multiple}), got {horizon}."
-            )
-        return steps

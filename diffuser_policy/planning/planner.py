@@ -6,18 +6,19 @@ The first planning step is pinned to the current observation, the last one to th
 `diffuser_policy.planning.horizons` chooses how many steps lie between them.
 
 All rows that get a plan of the same length are sampled in one batch: a shorter plan
-padded to the length of another would be another plan. With a warm start, rows that have
-a plan already start from what is left of it (Janner et al. 2022, §5.4), stretched over
-the new horizon if there is a goal to arrive at, and are a batch of their own.
+padded to the length of another would be another plan. With a warm start, rows that
+follow a plan start from the rest of it (Janner et al. 2022, §5.4), stretched over the
+new horizon if there is a goal to arrive at, and form a batch of their own.
 
-With `steadiness`, what is left of a plan is a candidate itself, and the new ones have
-to be better by that much: plans that are replaced every few steps would otherwise
-change their mind as often.
+With `steadiness`, the rest of the running plan is a candidate too, and a new candidate
+has to be better by that much: a plan that is replaced every few steps would otherwise
+change its mind as often.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -25,8 +26,8 @@ from torch import Tensor
 
 from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.columns.normalizers import Normalizer
-from diffuser_policy.diffusion.conditions import Conditions, Inpainting
-from diffuser_policy.diffusion.guidance import Guidance, Steering
+from diffuser_policy.diffusion.conditions import Conditions
+from diffuser_policy.diffusion.guidance import Guidance
 from diffuser_policy.diffusion.sampler import Sampler, Samples, WarmStart
 from diffuser_policy.errors import ConditionError, ConfigError
 from diffuser_policy.guides.trajectory import CLEAN, Trajectory
@@ -63,12 +64,12 @@ class Planner:
             horizons: How many env steps the plan of each row covers.
             num_candidates: Trajectories per row.
             ranking: How one of them is chosen.
-            guidance: What plans are steered by.
-            warm_start: Share of the schedule that what is left of a plan is noised to,
-                to start the next one; none: every plan starts from noise.
+            guidance: The guide that steers plans, and how; none: plans are unguided.
+            warm_start: Share of the schedule to which the rest of a plan is noised, to
+                start the next one; none: every plan starts from noise.
             warm_start_steps: Denoising steps from there.
-            steadiness: How much better than what is left of a plan a new one has to
-                be, in the unit of the ranking; none: what is left is no candidate.
+            steadiness: How much better than the rest of a plan a new one has to be, in
+                the unit of the ranking; none: the rest is no candidate.
             pin_goal_velocity: Pin zeros in the layout's "velocity" at the goal.
             fingerprint: A number that tells planners with other weights apart.
 
@@ -80,7 +81,7 @@ class Planner:
         if pin_goal_velocity and "velocity" not in layout.aliases:
             raise ConfigError("goal_velocity needs a layout with the alias 'velocity'.")
         self.sampler, self.layout, self.normalizer = sampler, layout, normalizer
-        self.horizons = horizons
+        self.horizons, self.stride = horizons, horizons.stride
         self.num_candidates = num_candidates
         self.ranking = FirstRanking() if ranking is None else ranking
         self.guidance = guidance
@@ -89,11 +90,6 @@ class Planner:
         self.steadiness = steadiness
         self.pin_goal_velocity = pin_goal_velocity
         self.fingerprint = fingerprint
-
-    @property
-    def stride(self) -> int:
-        """Env steps between two planning steps."""
-        return self.horizons.stride
 
     @torch.no_grad()
     def plan(
@@ -126,179 +122,174 @@ class Planner:
             ConditionError: Conditions that don't fit the plan, or a chain of plans of
                 different lengths or starts.
         """
-        aims = goals if self.layout.goal_conditioned else None
+        layout = self.layout
+        aims = goals if layout.goal_conditioned else None
         lengths = self.horizons.planning_steps(observations, aims, remaining)
         warm = np.zeros(len(lengths), np.bool_)
         if self.warm_start is not None and previous is not None:
             warm = previous.lengths > 0
-        parts = []
+        parts: list[tuple[np.ndarray, Samples, np.ndarray]] = []
         for rows in _batches(lengths, warm, alike=keep_chain):
-            length, is_warm = int(lengths[rows[0]]), warm[rows[0]]
-            targets = None if goals is None else goals[rows]
-            given = self._conditions(observations[rows], targets)
-            inpainting = (given | (conditions or Conditions())).compile(
-                self.layout,
-                self.normalizer,
-                num_planning_steps=length,
-                batch_size=len(rows),
-            )
-            going = None if previous is None else previous.rows(rows)
-            start = None
-            if is_warm and going is not None and self.warm_start is not None:
-                start = WarmStart(
-                    trajectories=self._left(going, length, targets),
-                    level=self.warm_start,
-                    num_steps=self.warm_start_steps,
-                )
-            samples = self.sampler.sample(
-                inpainting,
+            samples, values = self._sample(
+                observations[rows],
+                None if goals is None else goals[rows],
                 [generators[row] for row in rows.tolist()],
-                num_candidates=self.num_candidates,
-                steering=self._steering(targets),
-                warm_start=start,
+                length=int(lengths[rows[0]]),
+                previous=None if previous is None else previous.rows(rows),
+                warm=bool(warm[rows[0]]),
+                conditions=conditions,
                 step_noise=step_noise,
                 keep_chain=keep_chain,
             )
-            judged = self._judged(samples, going, targets, observations[rows])
-            parts.append((rows, *judged))
-        return self._collect(lengths, parts)
+            parts.append((rows, samples, values))
+        # Plans of all lengths go into one array: shorter ones repeat their last state.
+        every, longest = np.arange(len(lengths)), int(lengths.max())
+        values = np.empty((len(lengths), parts[0][2].shape[1]), np.float32)
+        candidates = np.empty(
+            (*values.shape, longest, layout.observation_dim), np.float32
+        )
+        actions = np.zeros((len(lengths), longest, layout.action_dim), np.float32)
+        chain = None
+        for rows, samples, part in parts:
+            physical = self.normalizer.unnormalize(samples.trajectories).cpu().numpy()
+            length = physical.shape[2]
+            values[rows] = part
+            candidates[rows, :, :length] = physical[..., layout.observations]
+            candidates[rows, :, length:] = candidates[rows, :, length - 1 : length]
+            best = part.argmax(axis=1)
+            taken = physical[np.arange(len(rows)), best, :, layout.actions]
+            actions[rows, :length] = taken
+            if samples.chain is not None:
+                chain = self.normalizer.unnormalize(samples.chain).cpu().numpy()
+                chain = chain[..., layout.observations]
+        chosen = values.argmax(axis=1)
+        return Plan(
+            observations=candidates[every, chosen],
+            actions=actions,
+            lengths=lengths,
+            stride=self.stride,
+            values=values,
+            chosen=chosen,
+            candidates=candidates,
+            chain=chain,
+        )
 
-    def _conditions(
-        self, observations: np.ndarray, goals: np.ndarray | None
-    ) -> Conditions:
+    def _sample(
+        self,
+        observations: np.ndarray,
+        goals: np.ndarray | None,
+        generators: Sequence[torch.Generator],
+        *,
+        length: int,
+        previous: Following | None,
+        warm: bool,
+        conditions: Conditions | None,
+        step_noise: bool,
+        keep_chain: bool,
+    ) -> tuple[Samples, np.ndarray]:
+        """Return candidates of plans of one length, and their values.
+
+        The arguments are those of `plan`, for the rows of one batch. `warm` starts all
+        of them from the rest of their plans. With steadiness, that rest is their last
+        candidate.
+        """
+        layout = self.layout
         given = Conditions().pin(0, "observation", _tensor(observations))
-        if goals is None or not self.layout.goal_conditioned:
-            return given
-        given = given.pin(-1, "goal", _tensor(goals))
-        if self.pin_goal_velocity:
-            still = torch.zeros(len(self.layout.columns("velocity")))
-            given = given.pin(-1, "velocity", still)
-        return given
+        if goals is not None and layout.goal_conditioned:
+            given = given.pin(-1, "goal", _tensor(goals))
+            if self.pin_goal_velocity:
+                still = torch.zeros(len(layout.columns("velocity")))
+                given = given.pin(-1, "velocity", still)
+        inpainting = (given | (conditions or Conditions())).compile(
+            layout,
+            self.normalizer,
+            num_planning_steps=length,
+            batch_size=len(observations),
+        )
+        start = None
+        if warm and previous is not None and self.warm_start is not None:
+            start = WarmStart(
+                trajectories=self._rest(previous, length, goals),
+                level=self.warm_start,
+                num_steps=self.warm_start_steps,
+            )
+        guidance, steering = self.guidance, None
+        if guidance is not None and guidance.scale != 0.0:
+            steering = partial(
+                guidance.steering,
+                self.sampler.denoiser.schedule,
+                view=self._view(goals, self.num_candidates),
+                scales=self.normalizer.scale,
+            )
+        samples = self.sampler.sample(
+            inpainting,
+            generators,
+            num_candidates=self.num_candidates,
+            steering=steering,
+            warm_start=start,
+            step_noise=step_noise,
+            keep_chain=keep_chain,
+        )
+        trajectories, without = samples.trajectories, None
+        if self.steadiness is not None and previous is not None:
+            without = previous.lengths == 0
+            rest = self._rest(previous, length, goals, observations)[:, None]
+            # A row without a plan gets a copy of its first candidate, which is never
+            # chosen. All are ranked together: a ranking may compare them.
+            rows = torch.as_tensor(without, device=rest.device)
+            rest[rows] = trajectories[rows, :1]
+            trajectories = torch.cat([trajectories, rest], dim=1)
+        count = trajectories.shape[1]
+        seen = self._view(goals, count)(trajectories.flatten(0, 1), CLEAN)
+        values: np.ndarray = self.ranking(seen, count).cpu().numpy()
+        if without is not None:
+            values = values.copy()
+            values[:, -1] += self.steadiness
+            values[without, -1] = -np.inf
+        return Samples(trajectories, samples.chain), values
 
-    def _left(
+    def _rest(
         self,
         previous: Following,
         length: int,
         goals: np.ndarray | None,
         start: np.ndarray | None = None,
     ) -> Tensor:
-        """Return what is left of plans, `[rows, length, transition]`, normalized.
+        """Return the rest of plans, `[rows, length, transition]`, normalized.
 
-        Plans to a goal are stretched to end there. Others are shifted: there is no
-        time to arrive at, and stretching would slow them down with every new plan.
+        Plans to a goal are stretched to end there. Others are shifted: they have no
+        arrival time, and stretching would slow them down with every new plan.
 
         Args:
             previous: The plans.
             length: Planning steps of the new plans.
             goals: `[rows, goal]`, or none.
-            start: `[rows, observation]` where the rows are, instead of where the plans
-                say.
+            start: `[rows, observation]` where the rows are, to replace the state in
+                which the plans expect them.
         """
         aimed = goals is not None and self.layout.goal_conditioned
-        left = previous.rest(length, stretched=aimed)
+        rest = previous.rest(length, stretched=aimed)
         if start is not None:
-            left[:, 0, self.layout.observations] = start
-        rows = _tensor(left).to(self.normalizer.shift.device)
+            rest[:, 0, self.layout.observations] = start
+        rows = _tensor(rest).to(self.normalizer.shift.device)
         return self.normalizer.normalize(rows)
-
-    def _judged(
-        self,
-        samples: Samples,
-        previous: Following | None,
-        goals: np.ndarray | None,
-        observations: np.ndarray,
-    ) -> tuple[Samples, np.ndarray]:
-        """Return candidates and their values; the last may be what is left of plans.
-
-        All are ranked together, because a ranking may compare them. Rows without a
-        plan get a copy of their first candidate that is never chosen.
-        """
-        none = None
-        if self.steadiness is not None and previous is not None:
-            length, none = samples.trajectories.shape[2], previous.lengths == 0
-            left = self._left(previous, length, goals, observations)[:, None]
-            rows = torch.as_tensor(none, device=left.device)
-            left[rows] = samples.trajectories[rows, :1]
-            samples = samples.with_candidates(left)
-        count = samples.trajectories.shape[1]
-        candidates = self._view(goals, count)(samples.trajectories.flatten(0, 1), CLEAN)
-        values: np.ndarray = self.ranking(candidates, count).cpu().numpy()
-        if none is not None:
-            values = values.copy()
-            values[:, -1] += self.steadiness
-            values[none, -1] = -np.inf
-        return samples, values
 
     def _view(
         self, goals: np.ndarray | None, num_candidates: int
     ) -> Callable[[Tensor, int], Trajectory]:
-        """Return what makes normalized trajectories into what guides see."""
+        """Return the map from normalized trajectories to what guides see."""
         desired = None
         if goals is not None:
             repeated = np.repeat(goals, num_candidates, axis=0)
             with torch.inference_mode(False):  # gradients lead past it
                 desired = _tensor(repeated)[:, None].to(self.normalizer.shift.device)
-
-        def view(normalized: Tensor, denoising_step: int) -> Trajectory:
-            return Trajectory(
-                normalized=normalized,
-                layout=self.layout,
-                normalizer=self.normalizer,
-                stride=self.stride,
-                denoising_step=denoising_step,
-                desired_goal=desired,
-            )
-
-        return view
-
-    def _steering(
-        self, goals: np.ndarray | None
-    ) -> Callable[[Inpainting], Steering] | None:
-        """Return what guides a sampling call, if anything does."""
-        guidance = self.guidance
-        if guidance is None or guidance.scale == 0.0:
-            return None
-        view = self._view(goals, self.num_candidates)
-        schedule = self.sampler.denoiser.schedule
-        scales = self.normalizer.scale
-        return lambda given: guidance.steering(schedule, given, view, scales=scales)
-
-    def _collect(
-        self,
-        lengths: np.ndarray,
-        parts: Sequence[tuple[np.ndarray, Samples, np.ndarray]],
-    ) -> Plan:
-        """Put plans of all lengths into one batch, and choose."""
-        layout, longest = self.layout, int(lengths.max())
-        num_rows, num_candidates = len(lengths), parts[0][2].shape[1]
-        observations = np.empty(
-            (num_rows, num_candidates, longest, layout.observation_dim), np.float32
-        )
-        actions = np.zeros((num_rows, longest, layout.action_dim), np.float32)
-        values = np.empty((num_rows, num_candidates), np.float32)
-        chain = None
-        for rows, samples, part_values in parts:
-            values[rows] = part_values
-            physical = self.normalizer.unnormalize(samples.trajectories).cpu().numpy()
-            length = physical.shape[2]
-            observations[rows, :, :length] = physical[..., layout.observations]
-            observations[rows, :, length:] = observations[rows, :, length - 1 : length]
-            best = part_values.argmax(axis=1)
-            chosen_actions = physical[np.arange(len(rows)), best, :, layout.actions]
-            actions[rows, :length] = chosen_actions
-            if samples.chain is not None and len(parts) == 1:
-                chain = self.normalizer.unnormalize(samples.chain).cpu().numpy()
-                chain = chain[..., layout.observations]
-        chosen = values.argmax(axis=1)
-        return Plan(
-            observations=observations[np.arange(num_rows), chosen],
-            actions=actions,
-            lengths=lengths,
+        return lambda normalized, denoising_step: Trajectory(
+            normalized=normalized,
+            layout=self.layout,
+            normalizer=self.normalizer,
             stride=self.stride,
-            values=values,
-            chosen=chosen,
-            candidates=observations,
-            chain=chain,
+            denoising_step=denoising_step,
+            desired_goal=desired,
         )
 
 
@@ -307,7 +298,7 @@ def _batches(lengths: np.ndarray, warm: np.ndarray, *, alike: bool) -> list[np.n
 
     Args:
         lengths: `[rows]` planning steps.
-        warm: `[rows]` whether they start from what is left of a plan.
+        warm: `[rows]` whether they start from the rest of a plan.
         alike: Refuse to make more than one call.
 
     Raises:

@@ -1,21 +1,23 @@
 """Networks that a trained planner gets beside its denoiser.
 
 A companion reads what the denoiser reads while it samples: trajectories of the
-planner's columns, noised to a random denoising step of its schedule. The planner is
-left as it is. The output folder is a planner of its own: the same denoiser, and the
-companion beside it (`training/trainer.py` shows its files and how it is resumed).
+planner's columns, noised to a random denoising step of its schedule. Training leaves
+the planner as it is. The output folder holds a planner of its own: the same denoiser,
+and the companion beside it (`training/trainer.py` lists the files and explains how a
+run resumes).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Generator, Tensor, nn
 
-from diffuser_policy.build import PlannerNetworks, weight_checksum
+from diffuser_policy.build import PlannerNetworks, config_featurizer, weight_checksum
 from diffuser_policy.checkpoint import write_planner
 from diffuser_policy.columns.features import Featurizer
 from diffuser_policy.config import CompanionTrainConfig, PolicyConfig
@@ -27,45 +29,146 @@ from diffuser_policy.settings import to_json
 from diffuser_policy.training.derive import space_spec
 from diffuser_policy.training.loss import step_generator
 from diffuser_policy.training.processes import Processes
+from diffuser_policy.training.state import data_facts
 from diffuser_policy.training.trainer import TrainingRun
 
 Network = TypeVar("Network", bound=nn.Module)
+Batch = tuple[Tensor, Inpainting | None, Tensor]
 
 
 class CompanionLoss(nn.Module):
-    """Loss of a companion on a fresh batch of noisy trajectories.
-
-    Subclasses implement `draw`.
-
-    Attributes:
-        part: The network's name among `PlannerNetworks`.
-    """
-
-    part: ClassVar[str]
+    """Loss of a companion on a fresh batch of noisy trajectories."""
 
     def __init__(
         self,
         network: nn.Module,
         denoiser: Denoiser,
+        draw: Callable[[int, Generator], Batch],
         *,
-        config: CompanionTrainConfig,
+        name: str,
+        seed: int,
         device: torch.device,
     ) -> None:
         """Hold the network.
 
         Args:
             network: `loss(noisy, i, targets)` returns a scalar.
-            denoiser: Of the planner; its schedule says how noisy step i is.
-            config: Batch size and seed.
+            denoiser: The planner's; its schedule says how noisy step i is.
+            draw: As `CompanionTrainer.draw`.
+            name: Of the loss.
+            seed: Of batches and noise.
             device: Where the networks are.
         """
         super().__init__()
-        self.network, self.config, self.device = network, config, device
-        self._process = (denoiser,)  # a tuple: it is neither trained nor saved
+        self.network, self.draw = network, draw
+        self.name, self.seed, self.device = name, seed, device
+        self._denoiser = (denoiser,)  # a tuple: it is neither trained nor saved
 
-    def draw(
-        self, step: int, generator: Generator
-    ) -> tuple[Tensor, Inpainting | None, Tensor]:
+    def forward(self, step: int, process: int, accumulation: int) -> dict[str, Tensor]:
+        """Return the scalar loss, by the network's name.
+
+        Args:
+            step: Gradient step.
+            process: Rank of this process.
+            accumulation: Which of the batches that make up one gradient step.
+        """
+        [denoiser] = self._denoiser
+        generator = step_generator(self.seed, step, 1 + process, accumulation)
+        clean, given, targets = self.draw(step, generator)
+        num_steps = denoiser.schedule.num_denoising_steps
+        i = torch.randint(num_steps, (len(clean),), generator=generator)
+        noise = torch.randn(clean.shape, generator=generator)
+        noisy = denoiser.add_noise(clean, noise, i)
+        if given is not None:
+            noisy = given.apply(noisy)
+        arguments = (part.to(self.device) for part in (noisy, i, targets))
+        return {self.name: self.network.loss(*arguments)}  # type: ignore[operator]
+
+
+class CompanionTrainer(TrainingRun[Network]):
+    """Trains a network for a planner, and writes both to a folder.
+
+    Subclasses implement `prepare` and `draw`.
+
+    Attributes:
+        part: The network's name among `PlannerNetworks`.
+        config: Settings; saved with the planner.
+        policy_config: The planner's settings, and those of the companion.
+        planner_networks: The planner's networks, and the averaged companion.
+    """
+
+    part: ClassVar[str]
+
+    def __init__(
+        self,
+        config: CompanionTrainConfig,
+        planner: tuple[PolicyConfig, PlannerNetworks],
+        flat: FlatDataset,
+        output: Path,
+        *,
+        processes: Processes | None = None,
+    ) -> None:
+        """Build network and data, and restore the latest checkpoint if there is one.
+
+        Args:
+            config: Settings; saved with the planner.
+            planner: The result of `read_planner`; left as it is.
+            flat: The data.
+            output: Folder of the run, created on the first save.
+            processes: How several processes share the work; one process if not given.
+
+        Raises:
+            ConfigError: The folder holds a run with other settings, data or planner.
+            SpaceMismatchError: Data of another environment than the planner's.
+            DatasetError: Data from which there is nothing to learn.
+            UnknownNameError: No such labels.
+        """
+        processes = processes or Processes.single()
+        self.config = config
+        self.policy_config, networks = planner[0], copy.deepcopy(planner[1])
+        self.planner_networks = networks
+        featurizer = config_featurizer(self.policy_config)
+        check_spaces(self.policy_config, flat, featurizer)
+        network, facts = self.prepare(flat, featurizer)
+        self.data_facts = {**data_facts(flat), **facts}
+        network.to(processes.device)
+        loss = CompanionLoss(
+            network,
+            networks.denoiser,
+            self.draw,
+            name=self.part,
+            seed=config.seed,
+            device=processes.device,
+        )
+        super().__init__(
+            network,
+            loss,
+            optimization=config.optimization,
+            settings={
+                **to_json(config),
+                "data": self.data_facts,
+                "weights": weight_checksum(networks.denoiser, networks.normalizer),
+            },
+            output=output,
+            processes=processes,
+        )
+        setattr(networks, self.part, self.average)
+
+    def prepare(
+        self, flat: FlatDataset, featurizer: Featurizer
+    ) -> tuple[Network, dict[str, int]]:
+        """Add the companion to `policy_config`, and hold the data that `draw` needs.
+
+        Args:
+            flat: The data.
+            featurizer: Makes the planning columns.
+
+        Returns:
+            The network with initial weights, and checksums of the training targets.
+        """
+        raise NotImplementedError
+
+    def draw(self, step: int, generator: Generator) -> Batch:
         """Return what one batch learns from.
 
         Args:
@@ -78,88 +181,11 @@ class CompanionLoss(nn.Module):
         """
         raise NotImplementedError
 
-    def forward(self, step: int, process: int, accumulation: int) -> dict[str, Tensor]:
-        """Return the scalar loss, by the network's name.
-
-        Args:
-            step: Gradient step.
-            process: Rank of this process.
-            accumulation: Which of the batches that make up one gradient step.
-        """
-        [denoiser] = self._process
-        generator = step_generator(self.config.seed, step, 1 + process, accumulation)
-        clean, given, targets = self.draw(step, generator)
-        num_steps = denoiser.schedule.num_denoising_steps
-        i = torch.randint(num_steps, (len(clean),), generator=generator)
-        noise = torch.randn(clean.shape, generator=generator)
-        noisy = denoiser.add_noise(clean, noise, i)
-        if given is not None:
-            noisy = given.apply(noisy)
-        arguments = (part.to(self.device) for part in (noisy, i, targets))
-        return {self.part: self.network.loss(*arguments)}  # type: ignore[operator]
-
-
-class CompanionTrainer(TrainingRun[Network]):
-    """Trains a network for a planner, and writes both to a folder.
-
-    Subclasses build the network and its loss.
-
-    Attributes:
-        part: The network's name among `PlannerNetworks`.
-        config: Settings; saved with the planner.
-        policy_config: Of the planner with the companion.
-        planner_networks: The planner's, and the averaged companion.
-    """
-
-    part: ClassVar[str]
-
-    def __init__(
-        self,
-        network: Network,
-        loss: nn.Module,
-        *,
-        config: CompanionTrainConfig,
-        planner: tuple[PolicyConfig, PlannerNetworks],
-        data: Mapping[str, int],
-        output: Path,
-        processes: Processes,
-    ) -> None:
-        """Restore the latest checkpoint if there is one.
-
-        Args:
-            network: Initial weights, on the device of the processes.
-            loss: As `TrainingRun` takes it.
-            config: Settings.
-            planner: Settings that include the companion's, and networks that will.
-            data: Tells the dataset from others.
-            output: Folder of the run, created on the first save.
-            processes: How several processes share the work.
-
-        Raises:
-            ConfigError: The folder holds a run with other settings, data or planner.
-        """
-        self.config, self.flat_facts = config, dict(data)
-        self.policy_config, self.planner_networks = planner
-        networks = self.planner_networks
-        super().__init__(
-            network,
-            loss,
-            optimization=config.optimization,
-            settings={
-                **to_json(config),
-                "data": self.flat_facts,
-                "weights": weight_checksum(networks.denoiser, networks.normalizer),
-            },
-            output=output,
-            processes=processes,
-        )
-        setattr(networks, self.part, self.average.average)
-
     def write_planner(self) -> None:
         """Write the planner with the averaged companion."""
-        trained: dict[str, Any] = {
+        trained = {
             "training": to_json(self.config),
-            "data": self.flat_facts,
+            "data": self.data_facts,
             "steps": self.step,
             "processes": self.processes.num_processes,
         }

@@ -9,7 +9,7 @@ horizon, full DDPM, followed open loop with unit tracking gains.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 from diffuser_policy.config import (
     ExecutionConfig,
@@ -22,26 +22,29 @@ from diffuser_policy.config import (
 )
 from diffuser_policy.errors import UnknownNameError
 
+RELEASED_OPTIMIZATION: dict[str, Any] = {
+    "batch_size": 32,
+    "learning_rate_schedule": "constant",
+    "max_gradient_norm": None,
+    "ema_decay": 0.995,
+    "ema_interval": 10,
+    "ema_start": 2000,
+}
+RELEASED_SAMPLING: dict[str, Any] = {
+    "sampler": "ddpm",
+    "num_sampling_steps": None,
+    "num_candidates": 1,
+    "ranking": "first",
+}
+
 
 def _fast(
-    maze: str,
-    *,
-    horizon: int,
-    min_horizon: int,
-    stride: int,
-    num_steps: int,
-    num_sampling_steps: int,
+    maze: str, *, num_steps: int, num_sampling_steps: int, **window: int
 ) -> TrainConfig:
     return TrainConfig(
         dataset=f"diffuser/multi2d-{maze}-v1",
-        window=WindowConfig(
-            horizon=horizon,
-            min_horizon=min_horizon,
-            stride=stride,
-            actions=False,
-        ),
-        network=NetworkConfig(),
-        time_to_goal=TimeToGoalConfig(max_steps=horizon),
+        window=WindowConfig(actions=False, **window),
+        time_to_goal=TimeToGoalConfig(max_steps=window["horizon"]),
         optimization=OptimizationConfig(num_steps=num_steps, batch_size=64),
         planner=PlannerConfig(
             num_sampling_steps=num_sampling_steps,
@@ -69,38 +72,50 @@ def _paper(maze: str, *, horizon: int, num_denoising_steps: int) -> TrainConfig:
         ),
         optimization=OptimizationConfig(
             num_steps=2_000_000,
-            batch_size=32,
             num_accumulations=2,
             learning_rate=2e-4,
-            learning_rate_schedule="constant",
-            max_gradient_norm=None,
-            ema_decay=0.995,
-            ema_interval=10,
-            ema_start=2000,
+            **RELEASED_OPTIMIZATION,
         ),
-        planner=PlannerConfig(
-            sampler="ddpm",
-            num_sampling_steps=None,
-            num_candidates=1,
-            ranking="first",
-            horizon="fixed",
-            goal_velocity=True,
-        ),
+        planner=PlannerConfig(horizon="fixed", goal_velocity=True, **RELEASED_SAMPLING),
         execution=ExecutionConfig(position_gain=1.0, velocity_gain=1.0),
     )
 
 
-def _kuka() -> TrainConfig:
-    return TrainConfig(
+KUKA_WINDOW: dict[str, Any] = {
+    "horizon": 128,
+    "actions": False,
+    "padding": "repeat",
+    "hindsight_goal": "none",
+}
+
+PRESETS: dict[str, TrainConfig] = {
+    "multi2d-umaze": _fast(
+        "umaze",
+        horizon=192,
+        min_horizon=24,
+        stride=3,
+        num_steps=12_000,
+        num_sampling_steps=1,
+    ),
+    "multi2d-medium": _fast(
+        "medium",
+        horizon=320,
+        min_horizon=32,
+        stride=4,
+        num_steps=16_000,
+        num_sampling_steps=1,
+    ),
+    "multi2d-large": _fast(
+        "large",
+        horizon=480,
+        min_horizon=48,
+        stride=6,
+        num_steps=20_000,
+        num_sampling_steps=2,
+    ),
+    "kuka-stack": TrainConfig(
         dataset="diffuser/kuka-stack-v1",
-        window=WindowConfig(
-            horizon=128,
-            stride=4,
-            actions=False,
-            padding="repeat",
-            hindsight_goal="none",
-            features="kuka-blocks",
-        ),
+        window=WindowConfig(stride=4, features="kuka-blocks", **KUKA_WINDOW),
         network=NetworkConfig(
             architecture="objects", residual=True, dim=128, loss_floor=0.1
         ),
@@ -109,19 +124,10 @@ def _kuka() -> TrainConfig:
             num_sampling_steps=4, num_candidates=16, ranking="sum", steadiness=0.01
         ),
         execution=ExecutionConfig(executor="features", replan_interval=12),
-    )
-
-
-def _kuka_paper() -> TrainConfig:
-    return TrainConfig(
+    ),
+    "kuka-stack-paper": TrainConfig(
         dataset="diffuser/kuka-stack-v1",
-        window=WindowConfig(
-            horizon=128,
-            actions=False,
-            padding="repeat",
-            hindsight_goal="none",
-            features="kuka-joints",
-        ),
+        window=WindowConfig(features="kuka-joints", **KUKA_WINDOW),
         network=NetworkConfig(
             dim=128,
             multipliers=(1, 2, 4, 8),
@@ -130,54 +136,14 @@ def _kuka_paper() -> TrainConfig:
             prediction_target="noise",
         ),
         optimization=OptimizationConfig(
-            num_steps=500_000,
-            batch_size=32,
-            learning_rate=4e-5,
-            learning_rate_schedule="constant",
-            max_gradient_norm=None,
-            ema_decay=0.995,
-            ema_interval=10,
-            ema_start=2000,
+            num_steps=500_000, learning_rate=4e-5, **RELEASED_OPTIMIZATION
         ),
-        planner=PlannerConfig(
-            sampler="ddpm", num_sampling_steps=None, num_candidates=1, ranking="first"
-        ),
+        planner=PlannerConfig(**RELEASED_SAMPLING),
         execution=ExecutionConfig(executor="features", replan_interval=128),
-    )
-
-
-PRESETS: dict[str, Callable[[], TrainConfig]] = {
-    "multi2d-umaze": lambda: _fast(
-        "umaze",
-        horizon=192,
-        min_horizon=24,
-        stride=3,
-        num_steps=12_000,
-        num_sampling_steps=1,
     ),
-    "multi2d-medium": lambda: _fast(
-        "medium",
-        horizon=320,
-        min_horizon=32,
-        stride=4,
-        num_steps=16_000,
-        num_sampling_steps=1,
-    ),
-    "multi2d-large": lambda: _fast(
-        "large",
-        horizon=480,
-        min_horizon=48,
-        stride=6,
-        num_steps=20_000,
-        num_sampling_steps=2,
-    ),
-    "kuka-stack": _kuka,
-    "kuka-stack-paper": _kuka_paper,
-    "maze2d-umaze-paper": lambda: _paper("umaze", horizon=128, num_denoising_steps=64),
-    "maze2d-medium-paper": lambda: _paper(
-        "medium", horizon=256, num_denoising_steps=256
-    ),
-    "maze2d-large-paper": lambda: _paper("large", horizon=384, num_denoising_steps=256),
+    "maze2d-umaze-paper": _paper("umaze", horizon=128, num_denoising_steps=64),
+    "maze2d-medium-paper": _paper("medium", horizon=256, num_denoising_steps=256),
+    "maze2d-large-paper": _paper("large", horizon=384, num_denoising_steps=256),
 }
 
 
@@ -189,4 +155,4 @@ def preset(name: str) -> TrainConfig:
     """
     if name not in PRESETS:
         raise UnknownNameError("preset", name, PRESETS)
-    return PRESETS[name]()
+    return PRESETS[name]

@@ -5,8 +5,8 @@ A checkpoint is a folder `step-00012000` with
     tensors.safetensors   network/…, average/…, optimizer/<parameter>/<moment>
     state.json            gradient step, schema
 
-Random state is not saved: every step seeds its own generators. Folders are written
-under another name and renamed when complete, so a kill at any moment leaves the
+Random state is not saved: every step seeds its own generators. A folder is written
+under another name and renamed when it is complete, so a kill at any moment leaves the
 previous checkpoint as the latest one.
 """
 
@@ -41,27 +41,17 @@ LEFTOVER = re.compile(
 )  # as named by `hidden_sibling`
 
 
-def save_state(
-    folder: Path,
-    step: int,
-    *,
-    network: nn.Module,
-    average: nn.Module,
-    optimizer: torch.optim.Optimizer,
-) -> Path:
+def save_state(folder: Path, step: int, parts: Parts) -> Path:
     """Write a checkpoint atomically and delete all but the newest ones.
 
     Args:
         folder: Holds the checkpoints of one run.
         step: Gradient steps done.
-        network: Trained weights.
-        average: Averaged weights.
-        optimizer: Its moments are saved too.
+        parts: Networks and optimizers by name, as `tensors_of` takes them.
 
     Raises:
         StorageError: Nothing was changed; the previous checkpoint is intact.
     """
-    parts: Parts = {"network": network, "average": average, "optimizer": optimizer}
     target = folder / f"step-{step:08d}"
     with replaced_folder(target) as partial:
         (partial / "tensors.safetensors").write_bytes(save(tensors_of(parts)))
@@ -81,11 +71,11 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def remove_leftovers(output: Path) -> None:
-    """Delete what a killed process was writing into the folder of a run.
+    """Delete the partial files that a killed process left in the folder of a run.
 
     Args:
-        output: Folder of the run; only hidden names that its files are written under
-            are touched.
+        output: Folder of the run. Only the hidden names under which its files are
+            written are deleted.
     """
     for folder in (output, output / "training"):
         if not folder.is_dir():
@@ -107,20 +97,12 @@ def data_facts(flat: FlatDataset) -> dict[str, int]:
     return {"num_rows": flat.num_rows, "checksum": checksum}
 
 
-def load_state(
-    checkpoint: Path,
-    *,
-    network: nn.Module,
-    average: nn.Module,
-    optimizer: torch.optim.Optimizer,
-) -> int:
+def load_state(checkpoint: Path, parts: Parts) -> int:
     """Restore a run and return the gradient steps it had done.
 
     Args:
         checkpoint: A folder of `checkpoints`.
-        network: Restored in place.
-        average: Restored in place.
-        optimizer: Restored in place; its hyperparameters stay as they are.
+        parts: Restored in place; an optimizer keeps its hyperparameters.
 
     Raises:
         CheckpointError: Truncated, of another schema, or of another network.
@@ -136,11 +118,10 @@ def load_state(
     if state.get("schema") != SCHEMA:
         raise CheckpointError(
             f"{checkpoint} has schema {state.get('schema')}, this version reads "
-            f"{SCHEMA}. Train with the version that wrote it, or start anew."
+            f"{SCHEMA}. Resume with the version that wrote it, or start anew."
         )
     try:
-        parts: Parts = {"network": network, "average": average}
-        restore({**parts, "optimizer": optimizer}, tensors)
+        restore(parts, tensors)
     except (RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{checkpoint} holds another network than the settings ask for: {error}"

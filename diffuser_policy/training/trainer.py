@@ -8,6 +8,10 @@ Output folder of a run:
                                                 a resumed run must agree
     training/metrics.jsonl                      losses by gradient step
 
+Planning uses an exponential moving average of the weights: after every `ema_interval`
+gradient steps, average ← decay · average + (1 - decay) · weights. Up to step
+`ema_start`, the average is a plain copy.
+
 A run that is killed at any moment and started again with the same settings ends with
 the same weights, bit for bit on a CPU: a checkpoint holds weights, averages and the
 optimizer's moments, and each step draws its batch from its own generator.
@@ -15,15 +19,20 @@ optimizer's moments, and each step draws its batch from its own generator.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import math
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from diffuser_policy.build import PlannerNetworks, config_featurizer
@@ -31,19 +40,15 @@ from diffuser_policy.checkpoint import write_planner
 from diffuser_policy.columns.normalizers import Normalizer
 from diffuser_policy.config import OptimizationConfig, PolicyConfig, TrainConfig
 from diffuser_policy.data.flat import FlatDataset
-from diffuser_policy.data.windows import (
-    WindowDataset,
-    in_planning_columns,
-)
+from diffuser_policy.data.windows import WindowDataset, in_planning_columns
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.files import replaced_file, storage_error, write_json
 from diffuser_policy.settings import differences, to_json
-from diffuser_policy.training.average import WeightAverage
 from diffuser_policy.training.derive import initial_networks, policy_config
-from diffuser_policy.training.interrupt import held_interrupt
 from diffuser_policy.training.loss import PlannerLoss
 from diffuser_policy.training.processes import Processes
 from diffuser_policy.training.state import (
+    Parts,
     checkpoints,
     data_facts,
     load_state,
@@ -58,11 +63,11 @@ Networks = TypeVar("Networks", bound=nn.Module)
 class TrainingRun(Generic[Networks]):
     """Descends a loss, averages the weights, saves, resumes.
 
-    Subclasses say what is trained and what planner results from it.
+    Subclasses build the networks and write the planner that contains them.
 
     Attributes:
-        networks: What is trained.
-        average: Updates its averaged copy.
+        networks: The networks being trained.
+        average: A copy of them with averaged weights.
         settings: JSON data that a resumed run has to agree with.
         step: Gradient steps done.
     """
@@ -85,7 +90,7 @@ class TrainingRun(Generic[Networks]):
             networks: Initial weights, on the device of the processes.
             loss: `loss(step, process, accumulation)` returns losses by name.
             optimization: Optimizer and averaging.
-            settings: What determines the weights.
+            settings: Everything that determines the weights, as JSON data.
             output: Folder of the run, created on the first save.
             processes: How several processes share the work.
 
@@ -95,12 +100,7 @@ class TrainingRun(Generic[Networks]):
         self.networks, self.loss, self.optimization = networks, loss, optimization
         self.output, self.processes = output, processes
         self.settings = {**settings, "num_processes": processes.num_processes}
-        self.average = WeightAverage(
-            copy.deepcopy(networks),
-            decay=optimization.ema_decay,
-            interval=optimization.ema_interval,
-            start=optimization.ema_start,
-        )
+        self.average = copy.deepcopy(networks).requires_grad_(False)
         self.optimizer = torch.optim.Adam(
             networks.parameters(), lr=optimization.learning_rate
         )
@@ -128,7 +128,7 @@ class TrainingRun(Generic[Networks]):
 
         Args:
             save_interval: Gradient steps between checkpoints.
-            progress: Show a progress bar; not given: if standard error is a terminal.
+            progress: Show a progress bar; not given: only on a terminal.
             on_metrics: Called with the gradient step and the mean losses since the
                 last call, at every checkpoint.
 
@@ -141,7 +141,16 @@ class TrainingRun(Generic[Networks]):
             raise ConfigError(f"save_interval must be at least 1, got {save_interval}.")
         totals: dict[str, float] = {}
         since = self.step
-        with held_interrupt() as interrupted, self._bar(progress) as bar:
+        hidden = None if progress is None else not progress
+        bar = tqdm(
+            total=self.optimization.num_steps,
+            initial=self.step,
+            desc="train",
+            unit="step",
+            disable=hidden if self.processes.is_main else True,
+            smoothing=0.05,
+        )
+        with held_interrupt() as interrupted, bar:
             while self.step < self.optimization.num_steps:
                 for name, value in self._descend().items():
                     totals[name] = totals.get(name, 0.0) + value
@@ -166,14 +175,16 @@ class TrainingRun(Generic[Networks]):
         settings = self.output / "training" / "settings.json"
         if not settings.exists():
             write_json(settings, self.settings)
-        save_state(
-            self.output / "training",
-            self.step,
-            network=self.networks,
-            average=self.average.average,
-            optimizer=self.optimizer,
-        )
+        save_state(self.output / "training", self.step, self._parts())
         self.write_planner()
+
+    def _parts(self) -> Parts:
+        """Return what a checkpoint holds, by the names in its tensors."""
+        return {
+            "network": self.networks,
+            "average": self.average,
+            "optimizer": self.optimizer,
+        }
 
     def _save_once(self) -> None:
         """Save, unless this step is saved already."""
@@ -196,32 +207,30 @@ class TrainingRun(Generic[Networks]):
             for name, value in losses.items():
                 share = value.item() / settings.num_accumulations
                 metrics[name] = metrics.get(name, 0.0) + share
-        self._clip_gradients(settings.max_gradient_norm)
+        if settings.max_gradient_norm is not None:
+            for part in self.clipped():
+                nn.utils.clip_grad_norm_(part.parameters(), settings.max_gradient_norm)
         self.optimizer.step()
         self.step += 1
-        self.average.update(self.networks, self.step)
+        update_average(self.average, self.networks, self.step, settings)
         return metrics
 
-    def _clip_gradients(self, max_norm: float | None) -> None:
-        """Scale each network's gradients down, so that none affects another."""
-        if max_norm is None:
-            return
-        for part in self.clipped():
-            nn.utils.clip_grad_norm_(part.parameters(), max_norm)
-
     def _resume(self) -> None:
+        """Restore the latest checkpoint, and drop losses of steps to take again."""
         self._check_settings()
         if self.processes.is_main:
             remove_leftovers(self.output)
         found = checkpoints(self.output / "training")
         if found:
-            self.step = load_state(
-                found[-1],
-                network=self.networks,
-                average=self.average.average,
-                optimizer=self.optimizer,
-            )
-        self._forget_metrics_after(self.step)
+            self.step = load_state(found[-1], self._parts())
+        path = self.output / "training" / "metrics.jsonl"
+        if not self.processes.is_main or not path.exists():
+            return
+        lines = path.read_text().splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("\n")]  # a kill cuts the last
+        kept = [line for line in whole if json.loads(line)["step"] <= self.step]
+        with replaced_file(path) as partial:
+            partial.write_text("".join(kept))
 
     def _check_settings(self) -> None:
         """Refuse a folder whose weights came from something else."""
@@ -244,20 +253,10 @@ class TrainingRun(Generic[Networks]):
                 f"settings, data and number of processes to resume."
             )
 
-    def _forget_metrics_after(self, step: int) -> None:
-        """Drop losses of steps that will be taken again."""
-        path = self.output / "training" / "metrics.jsonl"
-        if not self.processes.is_main or not path.exists():
-            return
-        lines = path.read_text().splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith("\n")]  # a kill cuts the last
-        kept = [line for line in whole if json.loads(line)["step"] <= step]
-        with replaced_file(path) as partial:
-            partial.write_text("".join(kept))
-
     def _log(
         self, means: Metrics, on_metrics: Callable[[int, Metrics], None] | None
     ) -> None:
+        """Append the mean losses to the run's metrics, and pass them on."""
         if not self.processes.is_main:
             return
         path = self.output / "training" / "metrics.jsonl"
@@ -269,22 +268,11 @@ class TrainingRun(Generic[Networks]):
         if on_metrics is not None:
             on_metrics(self.step, means)
 
-    def _bar(self, progress: bool | None) -> tqdm[Any]:
-        hidden = None if progress is None else not progress
-        return tqdm(
-            total=self.optimization.num_steps,
-            initial=self.step,
-            desc="train",
-            unit="step",
-            disable=hidden if self.processes.is_main else True,
-            smoothing=0.05,
-        )
-
 
 class Trainer(TrainingRun[PlannerNetworks]):
     """Trains the networks of one planner and writes it to a folder."""
 
-    unimportant = ("planner", "execution")  # how to plan
+    unimportant = ("planner", "execution")
 
     def __init__(
         self,
@@ -335,7 +323,7 @@ class Trainer(TrainingRun[PlannerNetworks]):
     @property
     def planner_networks(self) -> PlannerNetworks:
         """The averaged networks, with which to plan."""
-        return self.average.average
+        return self.average
 
     def write_planner(self) -> None:
         """Write the planner with averaged weights."""
@@ -347,13 +335,13 @@ class Trainer(TrainingRun[PlannerNetworks]):
         )
 
     def clipped(self) -> list[nn.Module]:
-        """Return the networks of the planner, so that none affects another."""
+        """Return the parts of the planner: none may scale another's gradients."""
         parts = (self.networks.denoiser, self.networks.time_to_goal)
         return [part for part in parts if part is not None]
 
 
 def window_settings(config: PolicyConfig, normalizer: Normalizer) -> dict[str, Any]:
-    """Return how a planner's data are cut into windows, for `WindowDataset`."""
+    """Return the arguments that cut a planner's data into windows."""
     window = config.window
     return {
         "layout": config.layout,
@@ -369,8 +357,55 @@ def learning_rate(settings: OptimizationConfig, step: int) -> float:
     """Return Adam's step size at a gradient step (0 is the first)."""
     if settings.learning_rate_schedule == "constant":
         return settings.learning_rate
-    return (
-        settings.learning_rate
-        * 0.5
-        * (1 + math.cos(math.pi * step / settings.num_steps))
-    )
+    decay = 1 + math.cos(math.pi * step / settings.num_steps)
+    return settings.learning_rate * 0.5 * decay
+
+
+@torch.no_grad()
+def update_average(
+    average: nn.Module, network: nn.Module, step: int, settings: OptimizationConfig
+) -> None:
+    """Move averaged weights, in place, after a gradient step.
+
+    Args:
+        average: A copy of the network.
+        network: Its weights after the step.
+        step: Number of the step; 1 is the first.
+        settings: Decay, interval and start of the average.
+    """
+    if step % settings.ema_interval:
+        return
+    means, weights = list(average.parameters()), list(network.parameters())
+    if step <= settings.ema_start:
+        for mean, weight in zip(means, weights, strict=True):
+            mean.copy_(weight)
+    else:
+        blend = get_ema_multi_avg_fn(settings.ema_decay)  # type: ignore[no-untyped-call]
+        blend(means, weights, 0)
+
+
+@contextlib.contextmanager
+def held_interrupt() -> Iterator[Callable[[], bool]]:
+    """Hold Ctrl-C back; yields a function that says whether it was pressed.
+
+    An interrupt within an optimizer step would leave some weights a step ahead of
+    others, and a checkpoint of that could not be resumed exactly. So the first Ctrl-C
+    is noted, and the training loop asks for it between steps; a second one interrupts
+    at once. Outside the main thread, where Python delivers no signals, nothing is held.
+    """
+    pressed: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    previous = signal.getsignal(signal.SIGINT)
+
+    def hold(number: int, _: FrameType | None) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+
+    signal.signal(signal.SIGINT, hold)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, previous)

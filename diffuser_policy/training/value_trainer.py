@@ -1,80 +1,37 @@
-"""Training a value network for a planner that is trained already.
+r"""Training a value network for a planner that is trained already.
 
 A batch is made like the planner's own: windows of its lengths, noised to random
-denoising steps of its schedule, with its conditions written back. The value network
-learns the return-to-go of the first row.
+denoising steps of its schedule, with its conditions written back. The network learns
+the discounted return-to-go of the first row,
+
+$$R_t = r_t + \gamma R_{t+1}$$
+
+within a run, and $R_t = r_t$ in its last row and where it terminates. A run that was
+cut off counts as over, as in the release: the rewards that would have followed are not
+estimated. Returns are computed once for all rows, in one pass from the end.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import zlib
-from pathlib import Path
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from diffuser_policy.build import (
-    PlannerNetworks,
-    build_value_network,
-    config_featurizer,
-    seeded,
-)
-from diffuser_policy.config import (
-    PolicyConfig,
-    ValueTrainConfig,
-    WindowConfig,
-)
+from diffuser_policy.build import build_value_network, seeded
+from diffuser_policy.columns.features import Featurizer
+from diffuser_policy.config import ValueTrainConfig
 from diffuser_policy.data.flat import FlatDataset
-from diffuser_policy.data.windows import in_planning_columns
-from diffuser_policy.diffusion.conditions import Inpainting
+from diffuser_policy.data.windows import WindowDataset, in_planning_columns
 from diffuser_policy.errors import DatasetError
 from diffuser_policy.networks.value import ValueNetwork
-from diffuser_policy.training.companion import (
-    CompanionLoss,
-    CompanionTrainer,
-    check_spaces,
-)
+from diffuser_policy.training.companion import Batch, CompanionTrainer
 from diffuser_policy.training.loss import draw_num_planning_steps
-from diffuser_policy.training.processes import Processes
-from diffuser_policy.training.state import data_facts
 from diffuser_policy.training.trainer import window_settings
-from diffuser_policy.training.value_data import ValuedWindows, returns_to_go
-
-
-class ValueLoss(CompanionLoss):
-    """Loss of a value network on a fresh batch of noisy windows."""
-
-    part = "value"
-
-    def __init__(
-        self, *parts: Any, windows: ValuedWindows, window: WindowConfig, **settings: Any
-    ) -> None:
-        """Hold the network and the data.
-
-        Args:
-            parts: As for `CompanionLoss`.
-            windows: Data, on the CPU.
-            window: Between which lengths the planner plans.
-            settings: As for `CompanionLoss`.
-        """
-        super().__init__(*parts, **settings)
-        self.windows, self.window = windows, window
-
-    def draw(
-        self, step: int, generator: torch.Generator
-    ) -> tuple[Tensor, Inpainting, Tensor]:
-        """Return windows, their conditions, and the return-to-go of their first row."""
-        [denoiser] = self._process
-        length = draw_num_planning_steps(
-            self.window, self.config.seed, step, denoiser.horizon_multiple
-        )
-        batch_size = self.config.optimization.batch_size
-        clean, returns = self.windows.sample_valued(batch_size, length, generator)
-        return clean, self.windows.conditions(clean), returns
 
 
 class ValueTrainer(CompanionTrainer[ValueNetwork]):
@@ -83,70 +40,130 @@ class ValueTrainer(CompanionTrainer[ValueNetwork]):
     part = "value"
     config: ValueTrainConfig
 
-    def __init__(
-        self,
-        config: ValueTrainConfig,
-        planner: tuple[PolicyConfig, PlannerNetworks],
-        flat: FlatDataset,
-        output: Path,
-        *,
-        processes: Processes | None = None,
-    ) -> None:
-        """Build network and data, and restore the latest checkpoint if there is one.
-
-        Args:
-            config: Settings; saved with the planner.
-            planner: What `read_planner` returns; left as it is.
-            flat: The data, with rewards.
-            output: Folder of the run, created on the first save.
-            processes: How several processes share the work; one process if not given.
+    def prepare(
+        self, flat: FlatDataset, featurizer: Featurizer
+    ) -> tuple[ValueNetwork, dict[str, int]]:
+        """Return the network, scaled to the returns, and a checksum of the rewards.
 
         Raises:
-            ConfigError: The folder holds a run with other settings, data or planner.
-            SpaceMismatchError: Data of another environment than the planner's.
             DatasetError: Data without rewards to learn from.
         """
-        processes = processes or Processes.single()
-        planner_config, networks = planner[0], copy.deepcopy(planner[1])
-        featurizer = config_featurizer(planner_config)
-        check_spaces(planner_config, flat, featurizer)
-        valued = dataclasses.replace(planner_config, value=config.value)
-        discount, penalty = config.value.discount, config.value.termination_penalty
-        returns = returns_to_go(flat, discount, penalty)
-        with seeded(config.seed):
-            network = build_value_network(valued)
+        settings = self.config.value
+        self.policy_config = dataclasses.replace(self.policy_config, value=settings)
+        returns = returns_to_go(flat, settings.discount, settings.termination_penalty)
+        with seeded(self.config.seed):
+            network = build_value_network(self.policy_config)
         network.set_scale(*_scale(returns, flat))
-        network.to(processes.device)
-        settings = window_settings(valued, networks.normalizer)
-        planned = in_planning_columns(flat, featurizer)
-        loss = ValueLoss(
-            network,
-            networks.denoiser,
-            windows=ValuedWindows(planned, returns=returns, **settings),
-            window=planner_config.window,
-            config=config,
-            device=processes.device,
+        self.windows = ValuedWindows(
+            in_planning_columns(flat, featurizer),
+            returns=returns,
+            **window_settings(self.policy_config, self.planner_networks.normalizer),
         )
-        super().__init__(
-            network,
-            loss,
-            config=config,
-            planner=(valued, networks),
-            data=value_data_facts(flat),
-            output=output,
-            processes=processes,
+        rewards = zlib.crc32(np.ascontiguousarray(flat.fields["reward"]).data)
+        return network, {"rewards": rewards}
+
+    def draw(self, step: int, generator: torch.Generator) -> Batch:
+        """Return windows, their conditions, and the return-to-go of their first row."""
+        length = draw_num_planning_steps(
+            self.policy_config.window,
+            self.config.seed,
+            step,
+            self.planner_networks.denoiser.horizon_multiple,
         )
+        size = self.config.optimization.batch_size
+        clean, returns = self.windows.sample_valued(size, length, generator)
+        return clean, self.windows.conditions(clean), returns
 
     @property
     def value(self) -> ValueNetwork:
         """The averaged value network, with which to rank and to steer."""
-        return self.average.average
+        return self.average
 
 
-def value_data_facts(flat: FlatDataset) -> dict[str, int]:
-    """Return what tells a dataset from another one, rewards included."""
-    rewards = zlib.crc32(np.ascontiguousarray(flat.fields["reward"]).data)
-    return {**data_facts(flat), "rewards": rewards}
+def returns_to_go(
+    flat: FlatDataset, discount: float, termination_penalty: float = 0.0
+) -> np.ndarray:
+    """Return the discounted return `[num_rows]` from every row to the end of its run.
+
+    Args:
+        flat: Rewards and terminations, row by row.
+        discount: Weight of a reward one env step later.
+        termination_penalty: Subtracted from the reward of every step that terminates.
+
+    Raises:
+        DatasetError: All rewards are equal and nothing terminates, or the returns
+            overflow: there is nothing to learn.
+    """
+    terminated = flat.fields["terminated"]
+    rewards = flat.fields["reward"].astype(np.float64)
+    if not terminated.any() and bool((rewards == rewards[0]).all()):
+        raise DatasetError(
+            f"All {flat.num_rows:,} rewards of {flat!r} are {rewards[0]:g}: no "
+            f"trajectory is better than another, and there is no value to learn. "
+            f"Record data with rewards."
+        )
+    rewards -= termination_penalty * terminated
+    ends = np.union1d(flat.run_starts, np.flatnonzero(terminated) + 1)
+
+    def step(later: float, reward: float) -> float:
+        return reward + discount * later
+
+    returns = np.empty(flat.num_rows, np.float64)
+    for begin, end in pairwise(ends.tolist()):
+        backwards = accumulate(rewards[begin:end][::-1].tolist(), step)
+        returns[begin:end] = list(backwards)[::-1]
+    with np.errstate(over="ignore"):
+        single = returns.astype(np.float32)
+    if not np.isfinite(single).all():
+        raise DatasetError(
+            f"The returns of {flat!r} overflow with discount {discount:g}. Use a "
+            f"smaller one, or scale the rewards down."
+        )
+    return single
+
+
+class ValuedWindows(WindowDataset):
+    """Windows with the return-to-go of their first row.
+
+    Attributes:
+        returns: `[rows without padding]` return-to-go, in units of reward.
+    """
+
+    def __init__(
+        self, flat: FlatDataset, *, returns: np.ndarray, **settings: Any
+    ) -> None:
+        """Normalize the data and keep the returns beside it.
+
+        Args:
+            flat: Rows of all runs.
+            returns: Of every row of `flat`.
+            settings: As for `WindowDataset`.
+        """
+        super().__init__(flat, **settings)
+        self.returns = torch.from_numpy(returns)
+        # Padding moved the rows of the table, but not those of `flat`.
+        self._unpadded = torch.from_numpy(np.asarray(flat.run_starts))
+
+    def sample_valued(
+        self, batch_size: int, num_planning_steps: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Return windows drawn uniformly, and the return-to-go of their first row.
+
+        Args:
+            batch_size: Number of windows.
+            num_planning_steps: Their length.
+            generator: Source of randomness, advanced by the call.
+
+        Returns:
+            Windows `[batch, horizon, transition]`, normalized, and returns `[batch]`.
+        """
+        counts = self._windows_per_run(num_planning_steps)
+        ranks = torch.randint(int(counts.sum()), (batch_size,), generator=generator)
+        starts = self._rows_of(ranks, counts)
+        run = torch.searchsorted(self.run_starts, starts, right=True) - 1
+        rows = starts - self.run_starts[run] + self._unpadded[run]
+        offsets = torch.arange(num_planning_steps) * self.stride
+        return self.rows[starts[:, None] + offsets], self.returns[rows]
 
 
 def _scale(returns: np.ndarray, flat: FlatDataset) -> tuple[float, float]:
