@@ -244,19 +244,16 @@ def find_goal_columns(observation: np.ndarray, achieved: np.ndarray) -> tuple[in
 
 
 def _is_goal_dict(space: Any) -> bool:
-    """Return whether a space has the parts that planners read of goal dictionaries."""
     return isinstance(space, spaces.Dict) and set(GOAL_KEYS[1:]) <= set(space.spaces)
 
 
 def _shapes(space: Any) -> Any:
-    """Return the structure and shapes of an observation space, bounded or not."""
     if isinstance(space, spaces.Dict):
         return {key: _shapes(space[key]) for key in sorted(space.spaces)}
     return space.shape if isinstance(space, spaces.Box) else space
 
 
 def _bounds(space: Any) -> Any:
-    """Return the bounds of a space of actions, whatever its precision."""
     if not isinstance(space, spaces.Box):
         return space
     return [bound.astype(np.float32).tolist() for bound in (space.low, space.high)]

@@ -99,7 +99,6 @@ class CollectSettings:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        """Reject settings that cannot work, before anything starts."""
         for name in (*RUN_SETTINGS, "num_episodes", "num_workers"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -269,7 +268,6 @@ def _protocol(settings: CollectSettings, env: Env) -> CollectionProtocol:
 
 
 def _episode_protocol(settings: CollectSettings, demonstrator: str) -> EpisodeProtocol:
-    """Return the protocol of whole episodes."""
     known = generators_of(demonstrator)
     if not known:
         raise ConfigError(
@@ -304,7 +302,6 @@ def _episode_protocol(settings: CollectSettings, demonstrator: str) -> EpisodePr
 def _run_protocol(
     settings: CollectSettings, demonstrator: str, env: Env
 ) -> RunProtocol:
-    """Return the protocol of runs of many goals."""
     check_goal_env(env)
     if settings.num_episodes is not None:
         raise ConfigError(
@@ -333,7 +330,6 @@ def _run_protocol(
 def _outcome(
     protocol: CollectionProtocol, shards: ShardFolder, env: Env
 ) -> dict[str, Any]:
-    """Return the facts about episodes that are known once they are recorded."""
     if not isinstance(protocol, EpisodeProtocol):
         return {}
     facts = [shards.facts(index) for index in range(protocol.num_shards)]
@@ -373,7 +369,6 @@ def _record_missing(
 
 
 def _record_shard(protocol: CollectionProtocol, shards: ShardFolder, index: int) -> int:
-    """Record one shard in a worker and save it; return its index."""
     shards.save(index, protocol.record(index, _worker_env(protocol.env_id)))
     return index
 
@@ -385,13 +380,11 @@ def _worker_env(env_id: str) -> Env:
 
 
 def _env_seed(seed: int, index: int) -> int:
-    """Return the reset seed of an episode."""
     sequence = np.random.SeedSequence(seed, spawn_key=(index,))
     return int(sequence.generate_state(1)[0])
 
 
 def _stacked(observations: list[Any]) -> dict[str, np.ndarray]:
-    """Stack observations into one array per field."""
     if not isinstance(observations[0], Mapping):
         return {"observation": np.asarray(observations)}
     return {
@@ -401,5 +394,4 @@ def _stacked(observations: list[Any]) -> dict[str, np.ndarray]:
 
 
 def _observation_columns(env: Env) -> dict[str, list[int]]:
-    """Return the environment's names for columns of its observation."""
     return dict(env.unwrapped.metadata.get("observation_columns", {}))

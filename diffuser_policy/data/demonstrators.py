@@ -51,7 +51,6 @@ class Demonstrator(Policy, Protocol):
 
 
 def _check_demonstrator(target: Any) -> None:
-    """Refuse what no demonstrator is made from."""
     if not hasattr(target, "from_env") and not hasattr(target, "generators"):
         raise ConfigError(
             f"A demonstrator is a class with `from_env(env, seed=…)` or with "

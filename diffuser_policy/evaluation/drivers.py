@@ -29,13 +29,6 @@ class Driver:
     """
 
     def __init__(self, policy: Any, num_slots: int, *, deterministic: bool) -> None:
-        """Start with no episode in any slot.
-
-        Args:
-            policy: Anything with `predict`.
-            num_slots: Number of environments.
-            deterministic: Passed to `predict`.
-        """
         self.policy, self.deterministic = policy, deterministic
         self.starting = np.ones(num_slots, np.bool_)
         self.streams = np.zeros(num_slots, np.int64)
@@ -74,13 +67,6 @@ class RowDriver(Driver):
     """Drives a policy that offers `initial_state(num_envs, streams)`."""
 
     def __init__(self, policy: Any, num_slots: int, *, deterministic: bool) -> None:
-        """Start with no episode in any slot.
-
-        Args:
-            policy: Its state offers `rows` and `with_rows`, and counts `num_plans`.
-            num_slots: Number of environments.
-            deterministic: Passed to `predict`.
-        """
         super().__init__(policy, num_slots, deterministic=deterministic)
         self.state = policy.initial_state(num_slots, self.streams)
 
@@ -109,13 +95,6 @@ class LockstepDriver(Driver):
     """Drives any policy by Stable-Baselines3's contract."""
 
     def __init__(self, policy: Any, num_slots: int, *, deterministic: bool) -> None:
-        """Start with no episode in any slot.
-
-        Args:
-            policy: Anything with `predict`.
-            num_slots: Number of environments.
-            deterministic: Passed to `predict`.
-        """
         super().__init__(policy, num_slots, deterministic=deterministic)
         self.state: Any = None
         self.latest: list[Any] = [None] * num_slots

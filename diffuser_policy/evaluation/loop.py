@@ -94,12 +94,6 @@ class Tally:
     """Adds up the results of one episode."""
 
     def __init__(self, seed: int, observation: Any) -> None:
-        """Note where the episode starts.
-
-        Args:
-            seed: What the environment was reset with.
-            observation: What `reset` returned.
-        """
         self.seed = seed
         self.total, self.length = 0.0, 0
         self.success: bool | None = None
@@ -157,14 +151,6 @@ class EpisodeLoop:
     def __init__(
         self, envs: list[Env], driver: Driver, *, num_episodes: int, seed: int
     ) -> None:
-        """Combine the parts.
-
-        Args:
-            envs: One per slot.
-            driver: Asks the policy.
-            num_episodes: How many to run.
-            seed: Of the first one.
-        """
         self.envs, self.driver = envs, driver
         self.num_episodes, self.seed = num_episodes, seed
         self.next_episode = 0
@@ -202,7 +188,6 @@ class EpisodeLoop:
         self.next_episode += 1
 
     def _step(self, slot: int, action: np.ndarray) -> bool:
-        """Act in one environment; return whether its episode ended."""
         observation, reward, terminated, truncated, info = self.envs[slot].step(action)
         self.observations[slot] = observation
         self.tallies[slot].add(float(reward), info)
@@ -213,13 +198,6 @@ class ProgressBar:
     """Env steps done and to do, with the results so far."""
 
     def __init__(self, env: Env, num_episodes: int, progress: bool | None) -> None:
-        """Find out how many env steps there will be at most.
-
-        Args:
-            env: One of the environments.
-            num_episodes: How many episodes there will be.
-            progress: As for `evaluate`.
-        """
         self.limit = env.spec.max_episode_steps if env.spec else None
         self.records: list[EpisodeRecord] = []
         self.bar: tqdm[Any] = tqdm(
@@ -323,7 +301,6 @@ def _maker(
 
 
 def _make_with(env_id: str, options: Mapping[str, Any]) -> Env:
-    """Make an environment, and blame the options if that fails because of them."""
     if not options:
         return make_env(env_id)
     try:

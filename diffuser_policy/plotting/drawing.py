@@ -217,7 +217,6 @@ def counted(number: int, noun: str) -> str:
 
 
 def _time_colors() -> Colormap:
-    """Return the colors of passing time."""
     colors = require_extra("matplotlib.colors", "plot")
     colormap: Colormap = colors.LinearSegmentedColormap.from_list("time", TIME_COLORS)
     return colormap

@@ -200,7 +200,6 @@ def _chain(plan: Plan, scene: Scene, row: int) -> np.ndarray:
 
 
 def _pixels(figure: Figure, dpi: int) -> np.ndarray:
-    """Return the figure as `[height, width, 3]` bytes."""
     agg = require_extra("matplotlib.backends.backend_agg", "plot")
     figure.set_dpi(dpi)
     canvas = agg.FigureCanvasAgg(figure)

@@ -140,7 +140,6 @@ class _Check:
         self.done: set[str] = set()
 
     def require(self, rule: str, kept: bool, found: str) -> None:
-        """Note a rule as checked, or raise."""
         if rule in self.skip:
             return
         if not kept:
@@ -148,12 +147,10 @@ class _Check:
         self.done.add(rule)
 
     def predict(self, observation: Any, *memory: Any) -> tuple[np.ndarray, Any]:
-        """Return the deterministic action and the state."""
         action, state = self.policy.predict(observation, *memory, deterministic=True)
         return np.asarray(action), state
 
     def same_actions(self, rule: str, found: str, a: np.ndarray, b: np.ndarray) -> None:
-        """Require two actions to agree within the tolerance."""
         off = float(np.abs(np.subtract(a, b, dtype=np.float64)).max())
         self.require(rule, off <= self.tolerance, f"{found} differ by {off:.3g}.")
 
