@@ -30,7 +30,7 @@ from diffuser_policy.diffusion.denoiser import Denoiser
 from diffuser_policy.diffusion.sampler import DDPMSampler, Sampler
 from diffuser_policy.diffusion.schedule import NoiseSchedule
 from diffuser_policy.envs import make_env
-from diffuser_policy.evaluation.drivers import batched
+from diffuser_policy.evaluation.loop import batched
 from diffuser_policy.guides.builtin import KeepOut, Smoothness
 from diffuser_policy.guides.guide import Guide
 from diffuser_policy.networks.objects import ObjectTransformer
