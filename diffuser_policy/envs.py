@@ -127,7 +127,6 @@ def _missing_simulator(error: BaseException | None) -> str | None:
 
 
 def _near(env_id: str) -> list[str]:
-    """Return the ids of the same namespace, or the most similar ones of all."""
     namespace = env_id.rpartition("/")[0]
     same = [i for i in gym.registry if namespace and i.startswith(f"{namespace}/")]
     return same or difflib.get_close_matches(env_id, gym.registry, n=5, cutoff=0.3)

@@ -25,51 +25,65 @@ beside the checkpoints can't be read that way; what they say is in the presets.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError  # the error only: nothing is unpickled here
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffuser_policy.errors import CheckpointError, ConfigError, UnknownNameError
 from diffuser_policy.networks.unet import TemporalUNet
 from diffuser_policy.networks.value import NUM_NARROWING, ValueNetwork, remaining_steps
 
 AuthorsLayout = Literal["main", "maze2d"]
-LAYOUTS: tuple[AuthorsLayout, ...] = ("main", "maze2d")
 NETWORK_PREFIX = "model."
 
-_BLOCK = {
-    "conv_in.conv": "blocks.0.block.0",
-    "conv_in.norm": "blocks.0.block.2",
-    "conv_out.conv": "blocks.1.block.0",
-    "conv_out.norm": "blocks.1.block.2",
-    "time.1": "time_mlp.1",
-    "skip": "residual_conv",
+# Our names become theirs by these substitutions, in this order.
+_PARTS = (
+    (r"\.conv_in\.conv\.", ".blocks.0.block.0."),
+    (r"\.conv_in\.norm\.", ".blocks.0.block.2."),
+    (r"\.conv_out\.conv\.", ".blocks.1.block.0."),
+    (r"\.conv_out\.norm\.", ".blocks.1.block.2."),
+    (r"\.time\.1\.", ".time_mlp.1."),
+    (r"\.skip\.", ".residual_conv."),
+    (r"^time_embedding\.", "time_mlp."),
+)
+_UNET = (
+    *_PARTS,
+    (r"\.attention\.gain$", ".attention.fn.norm.g"),
+    (r"\.attention\.bias$", ".attention.fn.norm.b"),
+    (r"\.attention\.to_", ".attention.fn.fn.to_"),
+    (r"^mid\.first\.", "mid_block1."),
+    (r"^mid\.second\.", "mid_block2."),
+    (r"^mid\.attention\.", "mid_attn."),
+    (r"\.first\.", ".0."),
+    (r"\.second\.", ".1."),
+    (r"\.attention\.", ".2."),
+    (r"^head\.0\.conv\.", "final_conv.0.block.0."),
+    (r"^head\.0\.norm\.", "final_conv.0.block.2."),
+    (r"^head\.1\.", "final_conv.1."),
+)
+_RULES: dict[AuthorsLayout, tuple[tuple[str, str], ...]] = {
+    "main": (*_UNET, (r"\.resample\.", ".3.conv.")),
+    "maze2d": (*_UNET, (r"\.resample\.", ".2.conv.")),
 }
-_ATTENTION = {
-    "gain": "fn.norm.g",
-    "bias": "fn.norm.b",
-    "to_qkv": "fn.fn.to_qkv",
-    "to_out": "fn.fn.to_out",
-}
-_ENDS = {
-    "time_embedding": "time_mlp",
-    "head.0.conv": "final_conv.0.block.0",
-    "head.0.norm": "final_conv.0.block.2",
-    "head.1": "final_conv.1",
-}
-_STAGE = re.compile(r"((?:downs|ups)\.\d+)\.(first|second|attention|resample)\.(.*)")
-_MID = re.compile(r"mid\.(first|second|attention)\.(.*)")
+_VALUE = (
+    *_PARTS,
+    (r"^downs\.(\d+)\.first\.", r"blocks.\1.0."),
+    (r"^downs\.(\d+)\.second\.", r"blocks.\1.1."),
+    (r"^downs\.(\d+)\.resample\.", r"blocks.\1.2.conv."),
+    (r"^narrow\.0\.", "mid_block1."),
+    (r"^narrow\.1\.", "mid_block2."),
+    (r"^narrow_resample\.0\.", "mid_down1.conv."),
+    (r"^narrow_resample\.1\.", "mid_down2.conv."),
+    (r"^head\.", "final_block."),
+)
 _RESAMPLING = re.compile(r"(?:downs|ups)\.\d+\.([23])\.conv\.weight")
 _FIRST_CONVOLUTION = "downs.{}.0.blocks.0.block.0.weight"
 _HEAD = ("final_conv.0.block.0.weight", "final_conv.1.weight")
-_VALUE_STAGE = re.compile(r"downs\.(\d+)\.(first|second|resample)\.(.*)")
-_VALUE_NARROW = re.compile(r"narrow(_resample)?\.([01])\.(.*)")
-_VALUE_ENDS = {"time_embedding": "time_mlp", "head": "final_block"}
 _VALUE_HEAD = ("final_block.0.weight", "final_block.2.weight")
 _VALUE_CONVOLUTION = "blocks.{}.0.blocks.0.block.0.weight"
 _SCALE = ("return_mean", "return_std")
@@ -144,14 +158,12 @@ def load_authors_network(state_dict: Mapping[str, Tensor]) -> TemporalUNet:
     """
     missing = [name for name in _HEAD if name not in state_dict]
     if missing:
-        is_value = _VALUE_HEAD[0] in state_dict
+        advice = "Pass AuthorsCheckpoint.weights."
+        if _VALUE_HEAD[0] in state_dict:
+            advice = "They are of a value function: load_authors_value_network."
         raise CheckpointError(
             f"These weights are no temporal U-Net of the authors: {missing} missing. "
-            + (
-                "They are of a value function: load_authors_value_network."
-                if is_value
-                else "Pass AuthorsCheckpoint.weights."
-            )
+            f"{advice}"
         )
     transition_dim, dim, _ = state_dict[_HEAD[1]].shape
     widths: list[int] = []
@@ -165,8 +177,10 @@ def load_authors_network(state_dict: Mapping[str, Tensor]) -> TemporalUNet:
             kernel_size=state_dict[_HEAD[0]].shape[-1],
             attention=any(name.endswith("to_qkv.weight") for name in state_dict),
         )
-        names = authors_names(network, layout=_layout_of(state_dict))
-        ours = {theirs: mine for mine, theirs in names.items()}
+        # The slot of the resampling convolutions tells the branch.
+        slots = {m[1] for name in state_dict if (m := _RESAMPLING.fullmatch(name))}
+        rules = _RULES["maze2d" if slots == {"2"} else "main"]
+        ours = {theirs: mine for mine, theirs in _names(network, rules).items()}
         # Names that we don't know stay as they are, and fail to load by name.
         network.load_state_dict({ours.get(k, k): v for k, v in state_dict.items()})
     except (ConfigError, RuntimeError) as error:
@@ -189,30 +203,16 @@ def to_authors_state_dict(
         ConfigError: Attention, which the branch "maze2d" does not have.
         UnknownNameError: A layout that does not exist.
     """
-    names = authors_names(network, layout=layout)
-    return {names[name]: tensor for name, tensor in network.state_dict().items()}
-
-
-def authors_names(network: TemporalUNet, *, layout: AuthorsLayout) -> dict[str, str]:
-    """Return the authors' name of each tensor of a network, by our name.
-
-    Args:
-        network: Its tensors are named.
-        layout: Branch of the authors' code.
-
-    Raises:
-        ConfigError: Attention, which the branch "maze2d" does not have.
-        UnknownNameError: A layout that does not exist.
-    """
-    if layout not in LAYOUTS:
-        raise UnknownNameError("layout", layout, LAYOUTS)
-    ours = list(network.state_dict())
-    if layout == "maze2d" and any(".attention." in name for name in ours):
+    if layout not in _RULES:
+        raise UnknownNameError("layout", layout, _RULES)
+    tensors = network.state_dict()
+    if layout == "maze2d" and any(".attention." in name for name in tensors):
         raise ConfigError(
             "The authors' branch 'maze2d' has no attention, and this network does; "
             "export it with layout='main'."
         )
-    return {name: _authors_name(name, layout) for name in ours}
+    names = _names(network, _RULES[layout])
+    return {theirs: tensors[mine] for mine, theirs in names.items()}
 
 
 def load_authors_value_network(
@@ -256,8 +256,7 @@ def load_authors_value_network(
             kernel_size=shapes[0][2],
             num_planning_steps=num_planning_steps,
         )
-        names = authors_value_names(network)
-        ours = {theirs: mine for mine, theirs in names.items()}
+        ours = {theirs: mine for mine, theirs in _names(network, _VALUE).items()}
         weights = {ours.get(k, k): v for k, v in state_dict.items()}
         scale = {name: network.state_dict()[name] for name in _SCALE}
         network.load_state_dict({**weights, **scale})
@@ -287,60 +286,21 @@ def to_authors_value_state_dict(network: ValueNetwork) -> dict[str, Tensor]:
     mean, std = (tensors[name] for name in _SCALE)
     tensors["head.2.weight"] = std * tensors["head.2.weight"]
     tensors["head.2.bias"] = std * tensors["head.2.bias"] + mean
-    names = authors_value_names(network)
+    names = _names(network, _VALUE)
     return {theirs: tensors[mine] for mine, theirs in names.items()}
 
 
-def authors_value_names(network: ValueNetwork) -> dict[str, str]:
-    """Return the authors' name of each trained tensor of a value network, by ours."""
-    ours = (name for name in network.state_dict() if name not in _SCALE)
-    return {name: _authors_value_name(name) for name in ours}
-
-
-def _authors_value_name(name: str) -> str:
-    if match := _VALUE_STAGE.fullmatch(name):
-        stage, member, rest = match.groups()
-        if member == "resample":
-            return f"blocks.{stage}.2.conv.{rest}"
-        slot = 0 if member == "first" else 1
-        return f"blocks.{stage}.{slot}.{_renamed(rest, _BLOCK)}"
-    if match := _VALUE_NARROW.fullmatch(name):
-        resample, index, rest = match.groups()
-        number = int(index) + 1
-        if resample:
-            return f"mid_down{number}.conv.{rest}"
-        return f"mid_block{number}.{_renamed(rest, _BLOCK)}"
-    return _renamed(name, _VALUE_ENDS)
-
-
-def _authors_name(name: str, layout: AuthorsLayout) -> str:
-    if match := _STAGE.fullmatch(name):
-        stage, member, rest = match.groups()
-        if member == "resample":
-            return f"{stage}.{3 if layout == 'main' else 2}.conv.{rest}"
-        if member == "attention":
-            return f"{stage}.2.{_renamed(rest, _ATTENTION)}"
-        return f"{stage}.{0 if member == 'first' else 1}.{_renamed(rest, _BLOCK)}"
-    if match := _MID.fullmatch(name):
-        member, rest = match.groups()
-        if member == "attention":
-            return f"mid_attn.{_renamed(rest, _ATTENTION)}"
-        return f"mid_block{1 if member == 'first' else 2}.{_renamed(rest, _BLOCK)}"
-    return _renamed(name, _ENDS)
-
-
-def _renamed(name: str, prefixes: Mapping[str, str]) -> str:
-    """Replace the one prefix that matches."""
-    for mine, theirs in prefixes.items():
-        if name == mine or name.startswith(f"{mine}."):
-            return theirs + name.removeprefix(mine)
-    raise ConfigError(f"{name!r} has no counterpart in the authors' networks.")
-
-
-def _layout_of(state_dict: Mapping[str, Tensor]) -> AuthorsLayout:
-    """Tell the branch by the slot of the resampling convolutions."""
-    slots = {m[1] for name in state_dict if (m := _RESAMPLING.fullmatch(name))}
-    return "maze2d" if slots == {"2"} else "main"
+def _names(network: nn.Module, rules: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return the authors' name of each tensor that theirs have too, by ours."""
+    names = {}
+    for name in (name for name in network.state_dict() if name not in _SCALE):
+        theirs = name
+        for pattern, replacement in rules:
+            theirs = re.sub(pattern, replacement, theirs)
+        if theirs == name:
+            raise ConfigError(f"{name!r} has no counterpart in the authors' networks.")
+        names[name] = theirs
+    return names
 
 
 def _tensors_only(path: Path) -> Any:

@@ -234,7 +234,6 @@ class Kind:
         return replace(plugin, target=target)
 
     def _at(self, name: str) -> Plugin:
-        """Return what an address names."""
         place, _, attribute = name.rpartition(":")
         if place.endswith(".py") and not Path(place).is_file():
             raise self._unknown(name, f" (no file {place!r})")
@@ -267,11 +266,9 @@ class Kind:
             ) from error
 
     def _unknown(self, name: str, remark: str) -> UnknownNameError:
-        """Return the error of a name that leads nowhere."""
         return UnknownNameError(self.name, name, self.names(), remark)
 
     def _taken(self, name: str, first: str, second: str) -> DiffuserPolicyError:
-        """Return the error of a name with two meanings."""
         return self.error(
             f"The {self.name} name {name!r} is offered twice, by {first} and by "
             f"{second}. Rename one, or uninstall its package."

@@ -108,14 +108,12 @@ def parameters_of(target: Any) -> tuple[Parameter, ...]:
 
 
 def _default(item: dataclasses.Field[Any]) -> Any:
-    """Return the default of a field."""
     if item.default_factory is not dataclasses.MISSING:
         return item.default_factory()
     return REQUIRED if item.default is dataclasses.MISSING else item.default
 
 
 def _hint(target: Any, argument: inspect.Parameter) -> Any:
-    """Return the type of an argument."""
     default = argument.default
     if argument.annotation is inspect.Parameter.empty:
         if isinstance(default, bool | str):

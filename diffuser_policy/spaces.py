@@ -94,11 +94,15 @@ class SpaceSpec:
             SpaceMismatchError: Both spaces are named, the expected and the given.
         """
         given = env.observation_space
-        unpinned = not self.has_goal and _is_goal_dict(given)
-        if unpinned and _shapes(given["observation"]) == (self.observation_size,):
-            given = self.observation_space()
-        flattened = self.has_goal and isinstance(given, spaces.Box)
-        if flattened and given.shape in {(size,) for size in self._flat_sizes()}:
+        if self.has_goal:
+            readable = _shapes(given) in [(size,) for size in self._flat_sizes()]
+        else:
+            readable = (
+                isinstance(given, spaces.Dict)
+                and set(GOAL_KEYS[1:]) <= set(given.spaces)
+                and _shapes(given["observation"]) == (self.observation_size,)
+            )
+        if readable:
             given = self.observation_space()
         pairs = (
             ("observation", given, self.observation_space(), _shapes),
@@ -134,59 +138,42 @@ class SpaceSpec:
                 "(observation, info); pass the observation alone: "
                 "observation, info = env.reset()."
             )
-        if self.has_goal:
-            return self._read_goal(observation)
-        if isinstance(observation, Mapping):
-            return self._read_unpinned(observation)
-        rows, batch = _rows("observation", observation, self.observation_size)
-        return rows, None, batch
-
-    def _read_unpinned(
-        self, observation: Mapping[str, Any]
-    ) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
-        """Read a goal dictionary for a planner that was trained without goals."""
-        missing = [key for key in GOAL_KEYS[1:] if key not in observation]
-        if missing:
-            raise ObservationError(
-                f"This planner takes flat observations [{self.observation_size}], or "
-                f"goal dictionaries with {list(GOAL_KEYS)}; got a dictionary with "
-                f"{sorted(map(str, observation))}."
-            )
-        rows, batch = _rows(
-            "observation", observation["observation"], self.observation_size
-        )
-        desired = observation["desired_goal"]
-        size = np.shape(desired)[-1] if np.ndim(desired) else 0
-        goals, goal_batch = _rows("desired_goal", desired, size)
-        _check_batches(batch, goal_batch, "desired_goal")
-        return rows, goals, batch
-
-    def _read_goal(
-        self, observation: Any
-    ) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
-        if not isinstance(observation, Mapping):
+        if self.has_goal and not isinstance(observation, Mapping):
             observation = self._unflatten(observation)
+        if not isinstance(observation, Mapping):
+            rows, batch = _rows("observation", observation, self.observation_size)
+            return rows, None, batch
         needed = GOAL_KEYS if self.appends_goal else GOAL_KEYS[1:]
         missing = [key for key in needed if key not in observation]
         if missing:
+            flat = (
+                ""
+                if self.has_goal
+                else f"flat observations [{self.observation_size}], or "
+            )
             raise ObservationError(
                 f"The observation lacks {missing}; it has "
-                f"{sorted(map(str, observation))}, expected {list(GOAL_KEYS)}."
+                f"{sorted(map(str, observation))}. This planner takes {flat}goal "
+                f"dictionaries with {list(GOAL_KEYS)}."
             )
         rows, batch = _rows(
             "observation", observation["observation"], self.observation_size
         )
-        goals, goal_batch = _rows(
-            "desired_goal", observation["desired_goal"], self.goal_size
-        )
+        desired, size = observation["desired_goal"], self.goal_size
+        if not self.has_goal:  # for guides alone, so of any size
+            size = np.shape(desired)[-1] if np.ndim(desired) else 0
+        parts = {"desired_goal": _rows("desired_goal", desired, size)}
         if self.appends_goal:
-            achieved, achieved_batch = _rows(
-                "achieved_goal", observation["achieved_goal"], self.goal_size
-            )
-            _check_batches(batch, achieved_batch, "achieved_goal")
-            rows = np.concatenate([rows, achieved], axis=1)
-        _check_batches(batch, goal_batch, "desired_goal")
-        return rows, goals, batch
+            achieved = _rows("achieved_goal", observation["achieved_goal"], size)
+            parts["achieved_goal"] = achieved
+            if achieved[1] == batch:
+                rows = np.concatenate([rows, achieved[0]], axis=1)
+        for key, (_, other) in parts.items():
+            if other != batch:
+                raise ObservationError(
+                    f"observation has the batch shape {batch}, but {key} {other}."
+                )
+        return rows, parts["desired_goal"][0], batch
 
     def _flat_sizes(self) -> tuple[int, int]:
         """Return the sizes of `[observation, goal]` and of all three parts."""
@@ -243,32 +230,16 @@ def find_goal_columns(observation: np.ndarray, achieved: np.ndarray) -> tuple[in
     return tuple(columns)
 
 
-def _is_goal_dict(space: Any) -> bool:
-    """Return whether a space has the parts that planners read of goal dictionaries."""
-    return isinstance(space, spaces.Dict) and set(GOAL_KEYS[1:]) <= set(space.spaces)
-
-
 def _shapes(space: Any) -> Any:
-    """Return the structure and shapes of an observation space, bounded or not."""
     if isinstance(space, spaces.Dict):
         return {key: _shapes(space[key]) for key in sorted(space.spaces)}
     return space.shape if isinstance(space, spaces.Box) else space
 
 
 def _bounds(space: Any) -> Any:
-    """Return the bounds of a space of actions, whatever its precision."""
     if not isinstance(space, spaces.Box):
         return space
     return [bound.astype(np.float32).tolist() for bound in (space.low, space.high)]
-
-
-def _check_batches(
-    observation: tuple[int, ...], goal: tuple[int, ...], key: str
-) -> None:
-    if observation != goal:
-        raise ObservationError(
-            f"observation has the batch shape {observation}, but {key} {goal}."
-        )
 
 
 def _rows(name: str, values: Any, size: int) -> tuple[np.ndarray, tuple[int, ...]]:

@@ -19,14 +19,12 @@ from diffuser_policy.errors import ConfigError, GuideError, UnknownNameError
 from diffuser_policy.guides.guide import Guide
 from diffuser_policy.guides.registry import (
     GUIDES,
+    example_texts,
     find_guide,
     make_guide,
-    register_guide,
-)
-from diffuser_policy.guides.text import (
-    example_texts,
     parse_guide,
     parse_guides,
+    register_guide,
 )
 from diffuser_policy.guides.trajectory import Trajectory
 from tests.point_env import save_planner

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from diffuser_policy.cli.collect import CollectCommand, run
-from diffuser_policy.data import generators
-from diffuser_policy.data.collection import CollectSettings, collect
+from diffuser_policy.data import demonstrators
+from diffuser_policy.data.collection import CollectSettings, ShardFolder, collect
 from diffuser_policy.data.minari import load_flat, recorded_facts
-from diffuser_policy.data.shards import Shard, ShardFolder
 from diffuser_policy.errors import ConfigError, DatasetError, UnknownNameError
 from tests.data_helpers import EXPERT, assert_same, make_episode, record
 
@@ -141,10 +140,10 @@ def test_interrupted_and_resumed_is_never_interrupted(
     folder = collect(replace(failing, dataset_id="test/whole-v0"), progress=False)
     save = ShardFolder.save
 
-    def interrupted(self: ShardFolder, index: int, shard: Shard) -> None:
+    def interrupted(self: ShardFolder, index: int, *shard: Any) -> None:
         if index == 2:
             raise KeyboardInterrupt
-        save(self, index, shard)
+        save(self, index, *shard)
 
     with monkeypatch.context() as patch:
         patch.setattr(ShardFolder, "save", interrupted)
@@ -161,7 +160,7 @@ def test_a_sample_is_verified_and_the_outcome_kept() -> None:
     folder = collect(settings, progress=False)
     assert folder.name == "own-name-v3"
     asked = VerifyingGenerator.asked
-    assert len(set(asked)) == generators.VERIFIED_EPISODES
+    assert len(set(asked)) == demonstrators.VERIFIED_EPISODES
     confirmed = sum(seed % 2 == 0 for seed in asked)
     assert collection_of(folder)["verified"] == {
         "episodes": 20,
@@ -207,9 +206,8 @@ def test_shards_give_back_what_they_were_given(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     episodes = [make_episode(rng.normal(size=(n + 1, 4))) for n in (3, 1, 6)]
     folder = ShardFolder(tmp_path / "work", {})
-    folder.save(7, Shard(episodes, failures=2))
+    folder.save(7, episodes, failures=2)
     found = folder.load(7)
-    assert found.failures == 2
-    assert_same(list(found.episodes), episodes)
-    assert [each.seed for each in found.episodes] == [each.seed for each in episodes]
+    assert_same(found, episodes)
+    assert [each.seed for each in found] == [each.seed for each in episodes]
     assert folder.facts(7)[1] == 2

@@ -16,11 +16,8 @@ import numpy as np
 import pytest
 
 from diffuser_policy.cli.collect import CollectCommand
-from diffuser_policy.data.collection import (
-    CollectSettings,
-)
+from diffuser_policy.data.collection import CollectSettings, ShardFolder
 from diffuser_policy.data.minari import local_dataset_ids
-from diffuser_policy.data.shards import Shard, ShardFolder
 from diffuser_policy.errors import (
     ConfigError,
     DatasetError,
@@ -53,11 +50,11 @@ def stop_after(
     save = ShardFolder.save
     saved: list[int] = []
 
-    def failing(self: ShardFolder, index: int, shard: Shard) -> None:
+    def failing(self: ShardFolder, index: int, *shard: Any) -> None:
         if len(saved) == num_saved:
             raise failure
         saved.append(index)
-        save(self, index, shard)
+        save(self, index, *shard)
 
     monkeypatch.setattr(ShardFolder, "save", failing)
 
@@ -85,7 +82,7 @@ def test_interrupted_and_resumed_is_never_interrupted(
 def test_an_interrupt_while_writing_the_dataset_loses_nothing(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*_: object) -> Shard:
+    def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

@@ -18,8 +18,7 @@ from diffuser_policy.errors import (
     UnknownNameError,
 )
 from diffuser_policy.evaluation import Timing
-from diffuser_policy.evaluation.drivers import episode_stream
-from diffuser_policy.evaluation.rollout import run_episode
+from diffuser_policy.evaluation.loop import episode_stream, run_episode
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.testing import toy_policy
 from tests.point_env import POINT, PointEnv
@@ -337,7 +336,7 @@ def test_progress_counts_env_steps(
     [
         ({"episodes": 0}, "episodes must be at least 1, got 0"),
         ({"num_envs": 0}, "num_envs must be at least 1, got 0"),
-        ({"seed": -1}, "seed must not be negative, got -1"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
     ],
 )
 def test_counts_are_checked(

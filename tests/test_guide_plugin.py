@@ -16,12 +16,13 @@ from diffuser_policy.errors import UnknownNameError
 from diffuser_policy.guides.guide import as_guide
 from diffuser_policy.guides.registry import (
     GUIDES,
+    example_texts,
     find_guide,
     guide_from_json,
     guide_to_json,
     make_guide,
+    parse_guide,
 )
-from diffuser_policy.guides.text import example_texts, parse_guide
 from diffuser_policy.testing import toy_policy
 from tests.policy_helpers import observe
 

@@ -14,6 +14,16 @@ from torch import Tensor
 from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.columns.normalizers import IdentityNormalizer
 from diffuser_policy.errors import GuideError, UnknownNameError
+from diffuser_policy.guides.builtin import (
+    ActionEffort,
+    GoalDistance,
+    KeepIn,
+    KeepOut,
+    LearnedValue,
+    Smoothness,
+    SpeedLimit,
+    Waypoint,
+)
 from diffuser_policy.guides.guide import (
     FunctionGuide,
     Guide,
@@ -23,9 +33,6 @@ from diffuser_policy.guides.guide import (
     gradient_of,
     value_of,
 )
-from diffuser_policy.guides.learned import LearnedValue
-from diffuser_policy.guides.motion import ActionEffort, Smoothness, SpeedLimit
-from diffuser_policy.guides.regions import GoalDistance, KeepIn, KeepOut, Waypoint
 from diffuser_policy.guides.trajectory import Trajectory
 from diffuser_policy.testing.toys import toy_policy
 from tests.policy_helpers import observe

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from diffuser_envs.kuka.arm import JOINT_HIGH, JOINT_LOW
-from diffuser_policy.data import generators
+from diffuser_policy.data import demonstrators
 from diffuser_policy.data.collection import CollectSettings, collect
 from diffuser_policy.data.minari import load_flat, recorded_facts
 from diffuser_policy.errors import ConfigError
@@ -31,7 +31,7 @@ TOWERS = CollectSettings(
 def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
     monkeypatch.setenv("DIFFUSER_POLICY_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(generators, "VERIFIED_EPISODES", 2)
+    monkeypatch.setattr(demonstrators, "VERIFIED_EPISODES", 2)
 
 
 def test_towers_become_a_dataset_that_names_its_columns() -> None:

@@ -21,7 +21,7 @@ from diffuser_policy.config import (
 )
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.errors import ConfigError
-from diffuser_policy.evaluation.drivers import episode_stream
+from diffuser_policy.evaluation.loop import episode_stream
 from diffuser_policy.evaluation.report import to_json
 from diffuser_policy.testing import toy_config, toy_policy
 from tests.kuka_env_helpers import IDS

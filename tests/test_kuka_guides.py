@@ -26,8 +26,12 @@ from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.columns.normalizers import IdentityNormalizer
 from diffuser_policy.errors import GuideError, MissingColumnsError
 from diffuser_policy.guides.guide import Guide, gradient_of, value_of
-from diffuser_policy.guides.registry import guide_from_json, guide_to_json, make_guide
-from diffuser_policy.guides.text import parse_guide
+from diffuser_policy.guides.registry import (
+    guide_from_json,
+    guide_to_json,
+    make_guide,
+    parse_guide,
+)
 from diffuser_policy.guides.trajectory import CLEAN, Trajectory
 from tests.kuka_guide_helpers import (
     FEATURES,

@@ -22,6 +22,9 @@ from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.errors import ConfigError, MissingExtraError, StorageError
 from diffuser_policy.planning.plan import Plan
 from diffuser_policy.plotting import (
+    FLOOR,
+    PLAN,
+    WALL,
     Scene,
     chain_figure,
     draw_maze,
@@ -30,7 +33,6 @@ from diffuser_policy.plotting import (
     save_chain_gif,
     save_figure,
 )
-from diffuser_policy.plotting.drawing import FLOOR, PLAN, WALL
 from tests.point_env import POINT, RADIUS
 
 LAYOUT = TrajectoryLayout(

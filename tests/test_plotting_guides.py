@@ -10,9 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse, Rectangle
 
 from diffuser_policy.columns.layout import TrajectoryLayout
+from diffuser_policy.guides.builtin import KeepIn, KeepOut, Smoothness, Waypoint
 from diffuser_policy.guides.guide import Guide, as_guide
-from diffuser_policy.guides.motion import Smoothness
-from diffuser_policy.guides.regions import KeepIn, KeepOut, Waypoint
 from diffuser_policy.plotting import Scene, draw_scene
 
 LAYOUT = TrajectoryLayout(

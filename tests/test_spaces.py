@@ -109,7 +109,7 @@ def test_flattened_goal_dictionaries_are_read(batch: tuple[int, ...]) -> None:
         (FLAT, (np.zeros(4), {}), r"observation, info = env\.reset\(\)"),
         (GOAL, (goal_dict(), {}), r"observation, info = env\.reset\(\)"),
         (FLAT, {"observation": np.zeros(4)}, "takes flat observations"),
-        (FLAT, {"image": np.zeros(4)}, r"goal dictionaries with .*with \['image'\]"),
+        (FLAT, {"image": np.zeros(4)}, r"has \['image'\].*goal dictionaries with"),
         (GOAL, np.zeros(4), "takes goal dictionaries"),
         (FLAT, np.zeros(5), r"shape \(4,\), or \(num_envs, 4\) for a batch; got \(5,"),
         (FLAT, np.zeros((2, 2, 4)), "got"),
@@ -270,7 +270,7 @@ def test_data_of_another_version_of_its_environment_are_refused(
     monkeypatch.setattr(gym.envs.registration, "registry", registry)
     monkeypatch.setattr(gym, "registry", registry)
     gym.register("toy/Point-v1", "toy:Point")
-    with pytest.raises(DatasetError, match=r"toy/Point-v0, and only toy/Point-v1 is"):
+    with pytest.raises(DatasetError, match=r"toy/Point-v0, and only toy/Point-v1"):
         space_spec(flat)
     gym.register(recorded, "toy:Point")
     assert space_spec(flat) == expected

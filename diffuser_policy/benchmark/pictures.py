@@ -16,8 +16,7 @@ import numpy as np
 
 from diffuser_policy.benchmark.problem import Problem
 from diffuser_policy.errors import require_extra
-from diffuser_policy.evaluation.drivers import episode_stream
-from diffuser_policy.evaluation.rollout import run_episode
+from diffuser_policy.evaluation.loop import episode_stream, run_episode
 from diffuser_policy.files import replaced_file
 
 if TYPE_CHECKING:

@@ -71,8 +71,7 @@ def _explained(name: str) -> Iterator[RenderableType]:
     from rich.table import Table
     from rich.text import Text
 
-    from diffuser_policy.guides.registry import GUIDES, registered_guide
-    from diffuser_policy.guides.text import example_texts
+    from diffuser_policy.guides.registry import GUIDES, example_texts, registered_guide
     from diffuser_policy.settings import in_words, value_text
 
     plugin = GUIDES.find(name)

@@ -77,7 +77,7 @@ def load_policy(planner: str, options: PlanningOptions, *, seed: int) -> Diffuse
     """
     import torch
 
-    from diffuser_policy.guides.text import parse_guides
+    from diffuser_policy.guides.registry import parse_guides
     from diffuser_policy.policy import DiffuserPolicy
 
     if options.threads < 1:

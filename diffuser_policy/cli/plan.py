@@ -64,8 +64,7 @@ def run(settings: PlanSettings) -> int:
     from rich.console import Console
 
     from diffuser_policy.envs import make_env
-    from diffuser_policy.evaluation.drivers import episode_stream
-    from diffuser_policy.evaluation.rollout import run_episode
+    from diffuser_policy.evaluation.loop import episode_stream, run_episode
     from diffuser_policy.plotting import (
         Scene,
         chain_figure,

@@ -57,7 +57,7 @@ def run(settings: SpeedSettings) -> int:
     from rich.progress import Progress
 
     from diffuser_policy.files import check_writable, write_json
-    from diffuser_policy.plotting.figures import save_figure
+    from diffuser_policy.plotting import save_figure
     from diffuser_policy.speed import measure_speed
     from diffuser_policy.speed.report import figure, summary, tables, to_json
 

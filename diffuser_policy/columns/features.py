@@ -103,7 +103,6 @@ class Identity:
     objects: tuple[tuple[int, ...], ...] = ()
 
     def __init__(self, observation_size: int) -> None:
-        """Store how many columns there are."""
         self.observation_size = self.num_columns = observation_size
 
     def features(self, observations: np.ndarray) -> np.ndarray:
@@ -112,7 +111,6 @@ class Identity:
 
 
 def _check_factory(target: Any) -> None:
-    """Refuse what cannot make a featurizer."""
     if not callable(target):
         raise FeaturizerError(
             f"A featurizer is registered as a class, or as a function without "

@@ -31,41 +31,26 @@ class NamedColumns(Mapping[str, np.ndarray]):
     """Rows of trajectories by the names of their columns."""
 
     def __init__(self, rows: np.ndarray, layout: TrajectoryLayout) -> None:
-        """Store the rows.
-
-        Args:
-            rows: `[rows, transition]`, environment units.
-            layout: Names of the columns.
-        """
         self._rows, self._layout = rows, layout
         actions = ["action"] if layout.action_dim else []
         self._names = [*actions, "observation", *layout.aliases]
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """Return columns `[rows, columns]`.
-
-        Raises:
-            MissingColumnsError: There are none of that name.
-        """
         if name not in self._names:
             raise MissingColumnsError(name, self._names)
         return self._rows[:, list(self._layout.columns(name))]
 
     def __iter__(self) -> Iterator[str]:
-        """Iterate over the names."""
         return iter(self._names)
 
     def __contains__(self, name: object) -> bool:
-        """Return whether there are columns of that name."""
         return name in self._names
 
     def __len__(self) -> int:
-        """Return how many names there are."""
         return len(self._names)
 
 
 def _check_labels(target: Any) -> None:
-    """Refuse what is no function."""
     if not callable(target):
         raise ConfigError(
             f"Labels are a function of named columns that returns one boolean array "

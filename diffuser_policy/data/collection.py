@@ -1,11 +1,18 @@
 """Recording datasets on all cores, with interrupts and resumption.
 
-`collect` records long runs of many goals (`recipe.py`) or, if the demonstrator offers
-generators, whole episodes (`generators.py`). It splits both into shards. Shard `i`
-depends on the settings and `i` alone, so the dataset is the same, bit for bit, whatever
+`collect` records long runs of many goals or, if the demonstrator offers generators,
+whole episodes (`diffuser_policy.data.demonstrators`). It splits both into shards. Shard
+`i` depends on the settings and `i` alone: the dataset is the same bit for bit, whatever
 the number of workers and however often the work was interrupted. Finished shards wait
 in a hidden folder beside the future dataset; the last step turns them into one Minari
 dataset.
+
+    <root>/diffuser/.multi2d-large-v1.collecting/
+        settings.json       the settings and versions of all shards
+        shard-00000.npz …   some episodes each (or one long run), written at once
+
+Only a call with the same settings and versions resumes the work; otherwise the episodes
+of one dataset would come from different generators.
 
 `collect_episodes` records ordinary episodes of any environment with any policy.
 """
@@ -13,9 +20,12 @@ dataset.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
-from collections.abc import Mapping
-from contextlib import closing
+import shutil
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -25,25 +35,33 @@ import numpy as np
 from tqdm import tqdm
 
 from diffuser_policy.data.demonstrators import (
-    Policy,
-    default_demonstrator,
-    demonstrator_options,
-)
-from diffuser_policy.data.flat import Episode
-from diffuser_policy.data.generators import (
     EpisodeProtocol,
+    Policy,
+    Recipe,
+    RunProtocol,
+    check_goal_env,
+    default_demonstrator,
+    find_demonstrator,
     generators_of,
     verify_sample,
 )
+from diffuser_policy.data.flat import Episode
 from diffuser_policy.data.minari import check_spaces, new_folder, write_minari
-from diffuser_policy.data.recipe import Recipe, RunProtocol, check_goal_env
-from diffuser_policy.data.shards import ShardFolder
 from diffuser_policy.data.workers import map_unordered, num_cores
 from diffuser_policy.envs import Env, make_env
-from diffuser_policy.errors import ConfigError, UnknownNameError, require_extra
-from diffuser_policy.settings import all_options
+from diffuser_policy.errors import (
+    ConfigError,
+    DatasetError,
+    UnknownNameError,
+    require_extra,
+)
+from diffuser_policy.files import replaced_file
+from diffuser_policy.settings import all_options, differences
 from diffuser_policy.versions import versions
 
+OBSERVATION_PREFIX = "observations."  # of arrays in a shard
+STEP_ARRAYS = ("actions", "rewards", "terminations", "truncations")
+NO_SEED = -1
 FALLBACK_STEPS_PER_GOAL = 1000  # for environments without a step limit
 RUN_SETTINGS = ("num_steps", "run_length", "max_steps_per_goal")
 DEFAULT_STEPS = 1_000_000
@@ -99,7 +117,6 @@ class CollectSettings:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        """Reject settings that cannot work, before anything starts."""
         for name in (*RUN_SETTINGS, "num_episodes", "num_workers"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -110,6 +127,132 @@ class CollectSettings:
                     f"{name} must be finite and not negative, got "
                     f"{getattr(self, name)}."
                 )
+
+
+@dataclass(frozen=True)
+class ShardFolder:
+    """The finished shards of one unfinished dataset.
+
+    Attributes:
+        path: The hidden folder.
+        identity: Everything that determines the episodes, JSON-able.
+    """
+
+    path: Path
+    identity: Mapping[str, Any]
+
+    @classmethod
+    def beside(cls, dataset_folder: Path, identity: Mapping[str, Any]) -> ShardFolder:
+        """Return the folder that belongs to a dataset's folder."""
+        name = f".{dataset_folder.name}.collecting"
+        return cls(dataset_folder.with_name(name), json.loads(json.dumps(identity)))
+
+    def open(self, *, discard: bool) -> None:
+        """Create the folder, or check that the work in it has the same settings.
+
+        Args:
+            discard: Delete work with other settings instead of raising.
+
+        Raises:
+            ConfigError: The folder holds unfinished work with other settings.
+            StorageError: The folder cannot be written.
+        """
+        settings = self.path / "settings.json"
+        if settings.is_file():
+            found = json.loads(settings.read_text())
+            if found == self.identity:
+                return
+            if not discard:
+                different = "; ".join(differences(found, self.identity))
+                raise ConfigError(
+                    f"{self.path} holds unfinished work with other settings: "
+                    f"{different}. Finish it with its own settings, choose another "
+                    f"dataset id, or discard it (--overwrite)."
+                )
+        if self.path.exists():
+            shutil.rmtree(self.path)
+        with replaced_file(settings) as partial:
+            partial.write_text(json.dumps(self.identity, indent=1))
+
+    def has(self, index: int) -> bool:
+        """Return whether a shard is finished."""
+        return self._file(index).is_file()
+
+    def save(self, index: int, episodes: Sequence[Episode], failures: int = 0) -> None:
+        """Write a finished shard.
+
+        Args:
+            index: Which one.
+            episodes: At least one.
+            failures: Number of failed attempts, which are left out.
+
+        Raises:
+            StorageError: The file could not be written; nothing is left behind.
+        """
+        arrays = {
+            f"{OBSERVATION_PREFIX}{name}": np.concatenate(
+                [episode.observations[name] for episode in episodes]
+            )
+            for name in episodes[0].observations
+        }
+        for name in STEP_ARRAYS:
+            arrays[name] = np.concatenate([getattr(each, name) for each in episodes])
+        arrays["lengths"] = np.array([len(episode) for episode in episodes])
+        seeds = [NO_SEED if each.seed is None else each.seed for each in episodes]
+        arrays["seeds"] = np.array(seeds)
+        arrays["failures"] = np.asarray(failures)
+        with replaced_file(self._file(index)) as partial, partial.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+
+    def load(self, index: int) -> list[Episode]:
+        """Read a finished shard: episodes of L steps and L + 1 observations.
+
+        Raises:
+            DatasetError: The file is damaged.
+        """
+        with self._opened(index) as stored:
+            arrays = dict(stored)
+            steps = np.cumsum(arrays["lengths"])[:-1]
+            rows = np.cumsum(arrays["lengths"] + 1)[:-1]
+            observations = {
+                name.removeprefix(OBSERVATION_PREFIX): np.split(values, rows)
+                for name, values in arrays.items()
+                if name.startswith(OBSERVATION_PREFIX)
+            }
+            parts = {name: np.split(arrays[name], steps) for name in STEP_ARRAYS}
+            return [
+                Episode(
+                    observations={name: cut[i] for name, cut in observations.items()},
+                    seed=None if seed == NO_SEED else seed,
+                    **{name: cut[i] for name, cut in parts.items()},
+                )
+                for i, seed in enumerate(arrays["seeds"].tolist())
+            ]
+
+    def facts(self, index: int) -> tuple[list[int], int]:
+        """Return the seeds of a finished shard's episodes, and its failures.
+
+        Raises:
+            DatasetError: The file is damaged.
+        """
+        with self._opened(index) as stored:
+            return stored["seeds"].tolist(), int(stored["failures"])
+
+    @contextmanager
+    def _opened(self, index: int) -> Iterator[Mapping[str, np.ndarray]]:
+        """Open a finished shard; an error within the block means that it is damaged."""
+        path = self._file(index)
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+                yield stored
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise DatasetError(
+                f"{path} is damaged: {error}. Delete it and collect again; the other "
+                "shards are kept."
+            ) from error
+
+    def _file(self, index: int) -> Path:
+        return self.path / f"shard-{index:05d}.npz"
 
 
 CollectionProtocol = RunProtocol | EpisodeProtocol
@@ -159,7 +302,7 @@ def collect(settings: CollectSettings, *, progress: bool = True) -> Path:
         indices = range(protocol.num_shards)
         write_minari(
             dataset_id,
-            (each for index in indices for each in shards.load(index).episodes),
+            (each for index in indices for each in shards.load(index)),
             env=env,
             collection={
                 **dataclasses.asdict(protocol),
@@ -171,7 +314,7 @@ def collect(settings: CollectSettings, *, progress: bool = True) -> Path:
         )
     finally:
         env.close()
-    shards.remove()
+    shutil.rmtree(shards.path, ignore_errors=True)
     return folder
 
 
@@ -269,7 +412,6 @@ def _protocol(settings: CollectSettings, env: Env) -> CollectionProtocol:
 
 
 def _episode_protocol(settings: CollectSettings, demonstrator: str) -> EpisodeProtocol:
-    """Return the protocol of whole episodes."""
     known = generators_of(demonstrator)
     if not known:
         raise ConfigError(
@@ -304,7 +446,6 @@ def _episode_protocol(settings: CollectSettings, demonstrator: str) -> EpisodePr
 def _run_protocol(
     settings: CollectSettings, demonstrator: str, env: Env
 ) -> RunProtocol:
-    """Return the protocol of runs of many goals."""
     check_goal_env(env)
     if settings.num_episodes is not None:
         raise ConfigError(
@@ -324,7 +465,11 @@ def _run_protocol(
                 settings.max_steps_per_goal or limit or FALLBACK_STEPS_PER_GOAL
             ),
             action_noise=settings.action_noise,
-            options=demonstrator_options(demonstrator, settings.demonstrator_options),
+            options=all_options(
+                f"the demonstrator {demonstrator!r}",
+                find_demonstrator(demonstrator),
+                settings.demonstrator_options,
+            ),
         ),
         versions=versions(*GENERATOR),
     )
@@ -333,7 +478,6 @@ def _run_protocol(
 def _outcome(
     protocol: CollectionProtocol, shards: ShardFolder, env: Env
 ) -> dict[str, Any]:
-    """Return the facts about episodes that are known once they are recorded."""
     if not isinstance(protocol, EpisodeProtocol):
         return {}
     facts = [shards.facts(index) for index in range(protocol.num_shards)]
@@ -373,8 +517,7 @@ def _record_missing(
 
 
 def _record_shard(protocol: CollectionProtocol, shards: ShardFolder, index: int) -> int:
-    """Record one shard in a worker and save it; return its index."""
-    shards.save(index, protocol.record(index, _worker_env(protocol.env_id)))
+    shards.save(index, *protocol.record(index, _worker_env(protocol.env_id)))
     return index
 
 
@@ -385,13 +528,11 @@ def _worker_env(env_id: str) -> Env:
 
 
 def _env_seed(seed: int, index: int) -> int:
-    """Return the reset seed of an episode."""
     sequence = np.random.SeedSequence(seed, spawn_key=(index,))
     return int(sequence.generate_state(1)[0])
 
 
 def _stacked(observations: list[Any]) -> dict[str, np.ndarray]:
-    """Stack observations into one array per field."""
     if not isinstance(observations[0], Mapping):
         return {"observation": np.asarray(observations)}
     return {
@@ -401,5 +542,4 @@ def _stacked(observations: list[Any]) -> dict[str, np.ndarray]:
 
 
 def _observation_columns(env: Env) -> dict[str, list[int]]:
-    """Return the environment's names for columns of its observation."""
     return dict(env.unwrapped.metadata.get("observation_columns", {}))

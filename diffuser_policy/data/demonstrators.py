@@ -8,20 +8,55 @@ and says with `has_reached` when its target is reached. Its class method
 `from_env(env, seed=…, **options)` builds it. Any installed distribution offers one in
 the entry-point group `diffuser_policy.demonstrators` (`diffuser_policy.plugins` has the
 rules); an environment names its own in its class's `metadata["demonstrator"]`.
+
+There are two ways to record data with one.
+
+**Runs** show how to get from anywhere to anywhere (D4RL's maze2d recipe). The
+demonstrator chases one target after another, and the system is never reset in between:
+
+    draw a target → act until it is reached, or for `max_steps_per_goal` steps
+                  → draw the next → … → stop after `length` steps
+
+Row `t` holds the observation before step `t` with the target that step `t` chases.
+(D4RL's script records one stale observation after every switch; this one does not.)
+The reward of row `t` is the environment's for the next state and that target.
+Source: Fu et al., "D4RL: Datasets for Deep Data-Driven RL" (2020), maze2d.
+
+**Episodes** suit tasks with a beginning and an end worth showing (a tower is built).
+Such a demonstrator names generators of episodes:
+
+    class MyDemonstrator:
+        generators = {"physics": MyGenerator}   # the first is the default
+
+    class MyGenerator:
+        dataset_id = "me/my-task-v1"            # optional
+        def __init__(self, …, *, option=…): …
+        @classmethod
+        def from_env(cls, env, **options): …
+        def record(self, seed): …               # an episode; None if it failed
+        def verify(self, seed): …               # optional: does a replay confirm it?
+
+Options and seed determine an episode, so the dataset is the same whatever the number of
+workers. A failed attempt is left out, counted, and replaced by another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
 
+import gymnasium as gym
 import numpy as np
 
+from diffuser_policy.data.flat import Episode
 from diffuser_policy.envs import Env
-from diffuser_policy.errors import ConfigError
+from diffuser_policy.errors import ConfigError, DatasetError
 from diffuser_policy.plugins import Kind
-from diffuser_policy.settings import all_options
 
+EPISODES_PER_SHARD = 10
+MAX_ATTEMPTS = 20  # for one episode
+VERIFIED_EPISODES = 20
 Observation = np.ndarray | dict[str, np.ndarray]
 State = tuple[np.ndarray, ...] | None
 
@@ -51,7 +86,6 @@ class Demonstrator(Policy, Protocol):
 
 
 def _check_demonstrator(target: Any) -> None:
-    """Refuse what no demonstrator is made from."""
     if not hasattr(target, "from_env") and not hasattr(target, "generators"):
         raise ConfigError(
             f"A demonstrator is a class with `from_env(env, seed=…)` or with "
@@ -97,14 +131,285 @@ def default_demonstrator(env: Env) -> str:
     return str(name)
 
 
-def demonstrator_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all options of a demonstrator: its defaults, updated with the given ones.
+# --- runs ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How targets are chased within one run.
+
+    Attributes:
+        demonstrator: Name of the scripted expert.
+        max_steps_per_goal: Env steps after which the run gives up a target.
+        action_noise: Standard deviation of Gaussian noise on every action, in units
+            of the action. The noisy action is clipped to the space and recorded.
+        options: Further keyword arguments of the demonstrator.
+    """
+
+    demonstrator: str
+    max_steps_per_goal: int
+    action_noise: float = 0.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunProtocol:
+    """Everything that determines the runs of a dataset; one shard is one run."""
+
+    env_id: str
+    num_steps: int
+    run_length: int
+    seed: int
+    recipe: Recipe
+    versions: Mapping[str, str]
+
+    unit: ClassVar[str] = "step"
+
+    @property
+    def demonstrator(self) -> str:
+        """Name of the expert."""
+        return self.recipe.demonstrator
+
+    @property
+    def total(self) -> int:
+        """Number of steps."""
+        return self.num_steps
+
+    @property
+    def num_shards(self) -> int:
+        """Number of runs."""
+        return -(-self.num_steps // self.run_length)
+
+    def size(self, index: int) -> int:
+        """Env steps of a run; the last one may be shorter."""
+        return min(self.run_length, self.num_steps - index * self.run_length)
+
+    def record(self, index: int, env: Env) -> tuple[list[Episode], int]:
+        """Return one run, and zero failures; protocol and index determine it."""
+        seed = np.random.SeedSequence(self.seed, spawn_key=(index,))
+        return [record_run(env, self.recipe, length=self.size(index), seed=seed)], 0
+
+
+def check_goal_env(env: Env) -> None:
+    """Raise ConfigError unless the environment can change its goal without a reset.
+
+    It needs the methods `sample_goal()`, which returns a random reachable goal drawn
+    from the environment's generator; `set_goal(goal)`, which makes it the desired goal
+    of all later observations and rewards; and Gymnasium-Robotics' `compute_reward`.
+    """
+    base = env.unwrapped
+    needed = ("sample_goal", "set_goal", "compute_reward")
+    missing = [name for name in needed if not callable(getattr(base, name, None))]
+    if missing:
+        raise ConfigError(
+            f"{type(base).__name__} cannot change its goal without a reset: it has no "
+            f"method {', '.join(missing)}. Record episodes of it with "
+            "diffuser_policy.data.collection.collect_episodes instead."
+        )
+
+
+def record_run(
+    env: Env, recipe: Recipe, *, length: int, seed: np.random.SeedSequence
+) -> Episode:
+    """Record one run without a reset inside.
+
+    It bypasses wrappers: a step limit must not cut the run, and they cost time.
 
     Args:
-        name: As for `find_demonstrator`.
-        given: Keyword arguments of its constructor.
+        env: A goal environment whose goal can change without a reset.
+        recipe: How to chase targets.
+        length: Number of env steps.
+        seed: Fixes start, targets, the demonstrator's draws and the action noise.
 
     Raises:
-        ConfigError: It has no such option, or the value is of another type.
+        ConfigError: The environment terminated, which would end the run.
     """
-    return all_options(f"the demonstrator {name!r}", find_demonstrator(name), given)
+    base: Any = env.unwrapped
+    env_seed, demonstrator_seed, noise_seed = (
+        int(word) for word in seed.generate_state(3)
+    )
+    observation, _ = base.reset(seed=env_seed)
+    demonstrator = find_demonstrator(recipe.demonstrator).from_env(
+        env, seed=demonstrator_seed, **recipe.options
+    )
+    space: gym.spaces.Box = base.action_space
+    noise = None
+    if recipe.action_noise != 0:
+        generator = np.random.default_rng(noise_seed)
+        noise = generator.normal(0.0, recipe.action_noise, (length, *space.shape))
+    fields = {
+        name: np.empty((length + 1, *np.shape(value)), np.asarray(value).dtype)
+        for name, value in observation.items()
+    }
+    actions = np.empty((length, *space.shape), space.dtype)
+
+    def with_new_goal(observation: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        goal = base.sample_goal()
+        base.set_goal(goal)
+        return {**observation, "desired_goal": np.array(goal)}
+
+    observation, since = with_new_goal(observation), 0
+    state, start, continuing = None, np.array([True]), np.array([False])
+    for step in range(length):  # the loop that takes all the time
+        for name, values in fields.items():
+            values[step] = observation[name]
+        action, state = demonstrator.predict(observation, state, start, False)
+        start = continuing
+        if noise is not None:
+            action = np.clip(action + noise[step], space.low, space.high)
+        actions[step] = action
+        observation, _, terminated, _, _ = base.step(actions[step])
+        if terminated:
+            raise ConfigError(
+                f"{type(base).__name__} terminated after {step + 1} steps. A run needs "
+                "an environment that never terminates; record episodes instead."
+            )
+        since += 1
+        reached = demonstrator.has_reached(
+            observation["achieved_goal"], observation["desired_goal"]
+        )
+        if reached or since >= recipe.max_steps_per_goal:
+            observation, since = with_new_goal(observation), 0
+    for name, values in fields.items():
+        values[length] = observation[name]
+    rewards = base.compute_reward(
+        fields["achieved_goal"][1:], fields["desired_goal"][:-1], {}
+    )
+    return Episode.cut(fields, actions, rewards, env_seed)
+
+
+# --- episodes -----------------------------------------------------------------------
+
+
+class EpisodeGenerator(Protocol):
+    """Makes episodes from seeds; the module's docstring shows one."""
+
+    @classmethod
+    def from_env(cls, env: Env, **options: Any) -> EpisodeGenerator:
+        """Build a generator for an environment."""
+
+    def record(self, seed: int) -> Any:
+        """Return the episode of a seed, or None if the demonstrator failed.
+
+        An episode of `L` steps, cut at its end, has the attributes `observations`
+        (`[L + 1, size]`, or a dictionary of such arrays for goal environments),
+        `actions` `[L, A]` and `rewards` `[L]`.
+        """
+
+
+def generators_of(demonstrator: str) -> Mapping[str, type[EpisodeGenerator]]:
+    """Return the generators that a demonstrator offers, by name; none if it makes runs.
+
+    Args:
+        demonstrator: As for `find_demonstrator`.
+    """
+    return getattr(find_demonstrator(demonstrator), "generators", {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeProtocol:
+    """Everything that determines the episodes of a dataset.
+
+    Attributes:
+        env_id: The environment.
+        num_episodes: Number of episodes.
+        demonstrator: Name of the expert.
+        generator: Name of one of its generators.
+        seed: Fixes all episodes.
+        options: All options of the generator.
+        versions: Versions of the packages involved.
+    """
+
+    env_id: str
+    num_episodes: int
+    demonstrator: str
+    generator: str
+    seed: int
+    options: Mapping[str, Any]
+    versions: Mapping[str, str]
+
+    unit: ClassVar[str] = "episode"
+
+    @property
+    def total(self) -> int:
+        """Number of episodes."""
+        return self.num_episodes
+
+    @property
+    def num_shards(self) -> int:
+        """Number of shards, each of up to ten episodes."""
+        return -(-self.num_episodes // EPISODES_PER_SHARD)
+
+    @property
+    def factory(self) -> type[EpisodeGenerator]:
+        """The generator's class."""
+        return generators_of(self.demonstrator)[self.generator]
+
+    def size(self, index: int) -> int:
+        """Number of episodes of a shard."""
+        return min(EPISODES_PER_SHARD, self.num_episodes - index * EPISODES_PER_SHARD)
+
+    def make(self, env: Env) -> EpisodeGenerator:
+        """Return the generator.
+
+        Raises:
+            ConfigError: It refuses the environment or the options.
+        """
+        try:
+            return self.factory.from_env(env, **self.options)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"The generator {self.generator!r} of {self.demonstrator!r} cannot be "
+                f"made: {error}"
+            ) from error
+
+    def record(self, index: int, env: Env) -> tuple[list[Episode], int]:
+        """Return a shard's episodes, and how many attempts failed.
+
+        They depend on the protocol and the index alone.
+
+        Raises:
+            DatasetError: All attempts at an episode failed.
+        """
+        generator, episodes, failures = self.make(env), [], 0
+        first = index * EPISODES_PER_SHARD
+        for number in range(first, first + self.size(index)):
+            for attempt in range(MAX_ATTEMPTS):
+                key = (number, attempt)
+                sequence = np.random.SeedSequence(self.seed, spawn_key=key)
+                seed = int(sequence.generate_state(1)[0])
+                if (found := generator.record(seed)) is not None:
+                    break
+                failures += 1
+            else:
+                raise DatasetError(
+                    f"The generator {self.generator!r} of {self.demonstrator!r} failed "
+                    f"{MAX_ATTEMPTS} times in a row at episode {number}. Look at its "
+                    f"options: {dict(self.options)}."
+                )
+            fields = found.observations
+            if not isinstance(fields, Mapping):
+                fields = {"observation": fields}
+            episodes.append(Episode.cut(fields, found.actions, found.rewards, seed))
+        return episodes, failures
+
+
+def verify_sample(
+    generator: EpisodeGenerator, seeds: Sequence[int]
+) -> dict[str, int] | None:
+    """Replay a sample of all episodes, evenly spread, if the generator can.
+
+    Args:
+        generator: May have a method `verify(seed)`.
+        seeds: The seeds of all episodes.
+
+    Returns:
+        How many were replayed (`"episodes"`), and how many the replay confirmed
+        (`"confirmed"`); None if the generator cannot verify.
+    """
+    verify = getattr(generator, "verify", None)
+    if verify is None:
+        return None
+    picked = np.linspace(0, len(seeds) - 1, min(VERIFIED_EPISODES, len(seeds)))
+    outcomes = [bool(verify(seeds[round(number)])) for number in picked]
+    return {"episodes": len(outcomes), "confirmed": sum(outcomes)}

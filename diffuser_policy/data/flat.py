@@ -68,7 +68,6 @@ class Episode:
     seed: int | None = None
 
     def __len__(self) -> int:
-        """Number of steps."""
         return len(self.rewards)
 
     @classmethod
@@ -152,7 +151,6 @@ class FlatDataset:
             )
 
     def __repr__(self) -> str:
-        """Show the origin and the shapes."""
         shapes = ", ".join(f"{n} {list(a.shape)}" for n, a in self.fields.items())
         origin = self.metadata.get("dataset_id", "unnamed")
         return f"FlatDataset({origin!r}: {self.num_runs:,} runs, {shapes})"
@@ -287,7 +285,6 @@ def _is_foreign(folder: Path) -> bool:
 
 
 def _check_shape(name: str, array: np.ndarray, *, num_rows: int) -> None:
-    """Raise unless a field has one entry per row and the right number of axes."""
     if not name.isidentifier():
         raise DatasetError(f"{name!r} cannot name a field: it is not an identifier.")
     if array.ndim != (1 if name in PER_ROW else 2):
@@ -383,7 +380,6 @@ def flatten(
 
 
 def _check_lengths(episode: Episode, number: int) -> None:
-    """Raise unless an episode's arrays agree on its length; name it by `number`."""
     length = len(episode)
     lengths = {name: len(v) - 1 for name, v in episode.observations.items()}
     lengths["actions"] = len(episode.actions)
@@ -398,7 +394,6 @@ def _check_lengths(episode: Episode, number: int) -> None:
 
 
 def _allocated(first: Episode, num_rows: int) -> dict[str, np.ndarray]:
-    """Return empty fields for all rows, with the sizes of the first episode."""
     sizes = {name: v.shape[1:] for name, v in first.observations.items()}
     sizes |= {"action": first.actions.shape[1:], "reward": ()}
     fields = {

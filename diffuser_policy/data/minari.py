@@ -261,7 +261,6 @@ def new_folder(dataset_id: str, *, overwrite: bool = False) -> Path:
 
 
 def _existing_folder(dataset_id: str) -> Path:
-    """Return a dataset's folder; if there is none, say how to get it."""
     root = datasets_root()
     folder = root / dataset_id
     if dataset_id and (folder / "data" / "metadata.json").is_file():
@@ -339,7 +338,6 @@ def _check_spaces(facts: Mapping[str, Any]) -> None:
 
 
 def _any_episodes(data_folder: Path) -> Iterator[Episode]:
-    """Yield the episodes of a dataset in any of Minari's formats."""
     minari = require_extra("minari", "data")
     for episode in minari.MinariDataset(data_folder).iterate_episodes():
         observations = episode.observations

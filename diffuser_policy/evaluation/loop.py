@@ -12,17 +12,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from diffuser_policy.envs import Env, make_env
 from diffuser_policy.errors import ConfigError
-from diffuser_policy.evaluation.drivers import Driver, episode_stream, make_driver
-from diffuser_policy.evaluation.records import EpisodeRecord, Evaluation
+from diffuser_policy.evaluation.records import EpisodeRecord, Evaluation, Timing
 from diffuser_policy.versions import versions
 
 UNRECORDED = ("episode",)  # wrappers put wall-clock times there
@@ -58,7 +58,9 @@ def evaluate(
         UnknownNameError: No environment of that id.
         SpaceMismatchError: An environment with other spaces than the policy's.
     """
-    _check(episodes=episodes, num_envs=num_envs, seed=seed)
+    for name, value in (("episodes", episodes), ("num_envs", num_envs), ("seed", seed)):
+        if value < (least := int(name != "seed")):
+            raise ConfigError(f"{name} must be at least {least}, got {value}.")
     options = dict(env_options or {})
     make = _maker(env, options)
     with contextlib.ExitStack() as stack:
@@ -68,10 +70,11 @@ def evaluate(
             stack.callback(made.close)
         if hasattr(policy, "spaces"):
             policy.spaces.check(envs[0])
-        driver = make_driver(policy, len(envs), deterministic=deterministic)
-        bar = stack.enter_context(ProgressBar(envs[0], episodes, progress))
-        loop = EpisodeLoop(envs, driver, num_episodes=episodes, seed=seed)
-        records = loop.run(bar)
+        driver = Driver(policy, len(envs), deterministic=deterministic)
+        bar = stack.enter_context(
+            contextlib.closing(Progress(envs[0], episodes, progress))
+        )
+        records = _run(envs, driver, bar, num_episodes=episodes, seed=seed)
         env_id = envs[0].spec.id if envs[0].spec else type(envs[0].unwrapped).__name__
     settings = {
         "env": env_id,
@@ -83,10 +86,7 @@ def evaluate(
         "policy": describe(policy),
     }
     return Evaluation(
-        episodes=records,
-        timing=driver.timing,
-        settings=settings,
-        versions=versions(),
+        episodes=records, timing=driver.timing, settings=settings, versions=versions()
     )
 
 
@@ -94,12 +94,6 @@ class Tally:
     """Adds up the results of one episode."""
 
     def __init__(self, seed: int, observation: Any) -> None:
-        """Note where the episode starts.
-
-        Args:
-            seed: What the environment was reset with.
-            observation: What `reset` returned.
-        """
         self.seed = seed
         self.total, self.length = 0.0, 0
         self.success: bool | None = None
@@ -123,14 +117,17 @@ class Tally:
 
     def record(self, env: Env, num_plans: int | None = None) -> EpisodeRecord:
         """Return the results of the episode that just ended in `env`."""
-        score, details = self._own_score()
+        score, details = self.info.get("score"), {}
         normalized = getattr(env.unwrapped, "get_normalized_score", None)
-        if score is None and normalized is not None:
-            score = float(normalized(self.total))
+        if isinstance(score, Real) and math.isfinite(score):  # the environment's own
+            known = self.usual | {"score", *UNRECORDED}
+            details = {k: json_data(v) for k, v in self.info.items() if k not in known}
+        else:
+            score = None if normalized is None else normalized(self.total)
         return EpisodeRecord(
             seed=self.seed,
             episode_return=self.total,
-            score=score,
+            score=None if score is None else float(score),
             length=self.length,
             success=None if self.success is None else self.time_to_goal is not None,
             final_success=self.success,
@@ -141,110 +138,193 @@ class Tally:
             details=details,
         )
 
-    def _own_score(self) -> tuple[float | None, dict[str, Any]]:
-        """Return the environment's score of the episode and what else it says of it."""
-        score = self.info.get("score")
-        if not isinstance(score, Real) or not math.isfinite(score):
-            return None, {}
-        known = self.usual | {"score", *UNRECORDED}
-        details = {k: json_data(v) for k, v in self.info.items() if k not in known}
-        return float(score), details
+
+class Driver:
+    """Asks a policy for the actions of those environments that still run.
+
+    Each environment has a slot. Two kinds of policies:
+
+    - The policy's state has rows (`PolicyState`). Only running slots are passed, and
+      each episode brings its own random stream.
+    - Any other by Stable-Baselines3's contract, whose state is opaque. The batch keeps
+      its size; finished slots repeat their last observation, and their actions are
+      dropped.
+
+    Attributes:
+        num_plans: Plans made in each slot's episode; none if the policy doesn't tell.
+        timing: Wall-clock times of all calls so far.
+    """
+
+    def __init__(self, policy: Any, num_slots: int, *, deterministic: bool) -> None:
+        self.policy, self.deterministic = policy, deterministic
+        self.starting = np.ones(num_slots, np.bool_)
+        self.latest: list[Any] = [None] * num_slots
+        self.num_plans: list[int | None] = [None] * num_slots
+        self.timing = Timing(predict_seconds=0.0, env_steps=0)
+        self.has_rows = hasattr(policy, "initial_state")
+        self.state: Any = None
+        if self.has_rows:
+            self.state = policy.initial_state(num_slots, np.zeros(num_slots, np.int64))
+
+    def begin(self, slot: int, stream: int) -> None:
+        """Forget the slot's last episode; the next one draws from a random stream."""
+        self.starting[slot] = True
+        if self.has_rows:
+            fresh = self.policy.initial_state(1, np.array([stream], np.int64))
+            self.state = self.state.with_rows([slot], fresh)
+
+    def act(self, slots: Sequence[int], observations: Sequence[Any]) -> np.ndarray:
+        """Return actions `[slots, …]` for the observations of some slots."""
+        index = np.asarray(slots)
+        state, starting = self.state, self.starting.copy()
+        if self.has_rows:
+            state, starting = state.rows(index), starting[index]
+        else:
+            for slot, observation in zip(slots, observations, strict=True):
+                self.latest[slot] = observation
+            observations = self.latest
+        batch = batched(observations)
+        begin, made = time.perf_counter(), 0
+        actions, following = self.policy.predict(
+            batch,
+            state=state,
+            episode_start=starting,
+            deterministic=self.deterministic,
+        )
+        seconds, actions = time.perf_counter() - begin, np.asarray(actions)
+        if self.has_rows:
+            made = int((following.num_plans - state.num_plans).sum())
+            following = self.state.with_rows(index, following)
+            self.num_plans = list(map(int, following.num_plans))
+        else:
+            actions = actions[index]
+        self.timing = self.timing.add(seconds, env_steps=len(index), num_plans=made)
+        self.state, self.starting[index] = following, False
+        return actions
 
 
-class EpisodeLoop:
-    """Keeps every environment busy until all episodes have been given out."""
+def _run(
+    envs: Sequence[Env],
+    driver: Driver,
+    bar: Progress,
+    *,
+    num_episodes: int,
+    seed: int,
+) -> tuple[EpisodeRecord, ...]:
+    """Keep every environment busy; return all records in the order of their seeds."""
+    waiting = iter(range(num_episodes))
+    observations: dict[int, Any] = {}  # of the environments that run
+    tallies: dict[int, Tally] = {}
+    finished: dict[int, EpisodeRecord] = {}
 
-    def __init__(
-        self, envs: list[Env], driver: Driver, *, num_episodes: int, seed: int
-    ) -> None:
-        """Combine the parts.
-
-        Args:
-            envs: One per slot.
-            driver: Asks the policy.
-            num_episodes: How many to run.
-            seed: Of the first one.
-        """
-        self.envs, self.driver = envs, driver
-        self.num_episodes, self.seed = num_episodes, seed
-        self.next_episode = 0
-        self.observations: dict[int, Any] = {}  # of running slots
-        self.tallies: dict[int, Tally] = {}
-
-    def run(self, bar: ProgressBar) -> tuple[EpisodeRecord, ...]:
-        """Return the records of all episodes, in the order of their seeds."""
-        finished: dict[int, EpisodeRecord] = {}
-        for slot in range(len(self.envs)):
-            self._begin(slot)
-        while self.observations:
-            slots = sorted(self.observations)
-            actions = self.driver.act(slots, [self.observations[s] for s in slots])
-            for slot, action in zip(slots, actions, strict=True):
-                bar.step()
-                if self._step(slot, action):
-                    env, tally = self.envs[slot], self.tallies[slot]
-                    record = tally.record(env, self.driver.num_plans[slot])
-                    finished[record.seed] = record
-                    bar.finish(record)
-                    self._begin(slot)
-        return tuple(finished[key] for key in sorted(finished))
-
-    def _begin(self, slot: int) -> None:
-        """Start the next episode in a slot, or leave it idle if there is none."""
-        if self.next_episode == self.num_episodes:
-            del self.observations[slot]
+    def begin(slot: int) -> None:
+        episode = next(waiting, None)
+        if episode is None:
+            del observations[slot]
             return
-        seed = self.seed + self.next_episode
-        observation, _ = self.envs[slot].reset(seed=seed)
-        self.observations[slot] = observation
-        self.tallies[slot] = Tally(seed, observation)
-        self.driver.begin(slot, episode_stream(self.seed, self.next_episode))
-        self.next_episode += 1
+        observations[slot], _ = envs[slot].reset(seed=seed + episode)
+        tallies[slot] = Tally(seed + episode, observations[slot])
+        driver.begin(slot, episode_stream(seed, episode))
 
-    def _step(self, slot: int, action: np.ndarray) -> bool:
-        """Act in one environment; return whether its episode ended."""
-        observation, reward, terminated, truncated, info = self.envs[slot].step(action)
-        self.observations[slot] = observation
-        self.tallies[slot].add(float(reward), info)
-        return bool(terminated or truncated)
+    for slot in range(len(envs)):
+        begin(slot)
+    while observations:
+        slots = sorted(observations)
+        actions = driver.act(slots, [observations[slot] for slot in slots])
+        for slot, action in zip(slots, actions, strict=True):
+            observation, reward, terminated, truncated, info = envs[slot].step(action)
+            observations[slot] = observation
+            tallies[slot].add(float(reward), info)
+            bar.update()
+            if terminated or truncated:
+                record = tallies[slot].record(envs[slot], driver.num_plans[slot])
+                finished[record.seed] = record
+                bar.finish(record)
+                begin(slot)
+    return tuple(finished[key] for key in sorted(finished))
 
 
-class ProgressBar:
+class Rollout(NamedTuple):
+    """An episode.
+
+    Attributes:
+        observations: One for every env step, and the last one.
+        record: Its results.
+    """
+
+    observations: list[Any]
+    record: EpisodeRecord
+
+
+def run_episode(
+    policy: Any,
+    env: Env,
+    observation: Any,
+    *,
+    seed: int,
+    state: Any = None,
+    deterministic: bool = False,
+) -> Rollout:
+    """Run an episode to its end, from where `env.reset` left it.
+
+    Args:
+        policy: Anything with Stable-Baselines3's `predict`.
+        env: Just reset.
+        observation: What `reset` returned.
+        seed: What it was reset with; for the record.
+        state: For the first call of `predict`.
+        deterministic: Passed to `predict`.
+    """
+    tally = Tally(seed, observation)
+    observations = [observation]
+    starting, done = True, False
+    while not done:
+        action, state = policy.predict(
+            observation,
+            state=state,
+            episode_start=np.array([starting]),
+            deterministic=deterministic,
+        )
+        observation, reward, terminated, truncated, info = env.step(action)
+        observations.append(observation)
+        tally.add(float(reward), info)
+        starting, done = False, bool(terminated or truncated)
+    return Rollout(observations, tally.record(env))
+
+
+def episode_stream(seed: int, episode: int) -> int:
+    """Return the random stream of an episode, in 0 … 2^63 - 1."""
+    [word] = np.random.SeedSequence((seed, episode)).generate_state(1, np.uint64)
+    return int(word) >> 1
+
+
+def batched(observations: Sequence[Any]) -> Any:
+    """Stack observations of single environments along a new first axis."""
+    first = observations[0]
+    if isinstance(first, Mapping):
+        return {key: np.stack([item[key] for item in observations]) for key in first}
+    return np.stack([np.asarray(observation) for observation in observations])
+
+
+class Progress(tqdm):  # type: ignore[misc]
     """Env steps done and to do, with the results so far."""
 
     def __init__(self, env: Env, num_episodes: int, progress: bool | None) -> None:
-        """Find out how many env steps there will be at most.
-
-        Args:
-            env: One of the environments.
-            num_episodes: How many episodes there will be.
-            progress: As for `evaluate`.
-        """
-        self.limit = env.spec.max_episode_steps if env.spec else None
+        self.most = env.spec.max_episode_steps if env.spec else None
         self.records: list[EpisodeRecord] = []
-        self.bar: tqdm[Any] = tqdm(
-            total=num_episodes * self.limit if self.limit else None,
+        super().__init__(
+            total=num_episodes * self.most if self.most else None,
             desc="evaluate",
             unit="step",
             unit_scale=True,
             disable=None if progress is None else not progress,
         )
 
-    def __enter__(self) -> ProgressBar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-
-    def step(self) -> None:
-        """Count one env step."""
-        self.bar.update()
-
     def finish(self, record: EpisodeRecord) -> None:
         """Count one episode; steps that it did not need are done as well."""
         self.records.append(record)
-        if self.limit:
-            self.bar.update(self.limit - record.length)
+        if self.most:
+            self.update(self.most - record.length)
         shown = {"episodes": str(len(self.records))}
         scores = [r.score for r in self.records if r.score is not None]
         successes = [r.success for r in self.records if r.success is not None]
@@ -252,7 +332,7 @@ class ProgressBar:
             shown["score"] = f"{np.mean(scores):.1f}"
         if successes:
             shown["success"] = f"{np.mean(successes):.2f}"
-        self.bar.set_postfix(shown, refresh=False)
+        self.set_postfix(shown, refresh=False)
 
 
 def json_data(value: Any) -> Any:
@@ -296,14 +376,6 @@ def describe(policy: Any) -> dict[str, Any]:
     return described
 
 
-def _check(*, episodes: int, num_envs: int, seed: int) -> None:
-    for name, value in (("episodes", episodes), ("num_envs", num_envs)):
-        if value < 1:
-            raise ConfigError(f"{name} must be at least 1, got {value}.")
-    if seed < 0:
-        raise ConfigError(f"seed must not be negative, got {seed}.")
-
-
 def _maker(
     env: str | Callable[[], Env], options: Mapping[str, Any]
 ) -> Callable[[], Env]:
@@ -323,7 +395,6 @@ def _maker(
 
 
 def _make_with(env_id: str, options: Mapping[str, Any]) -> Env:
-    """Make an environment, and blame the options if that fails because of them."""
     if not options:
         return make_env(env_id)
     try:

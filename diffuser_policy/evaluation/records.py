@@ -131,7 +131,6 @@ class Evaluation:
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        """Name the figures that matter instead of printing every episode."""
         figures = [
             f"{name} {interval.mean:.4g}"
             for name, interval in self.summary().items()
@@ -176,7 +175,6 @@ class Evaluation:
         }
 
     def _other_scores(self) -> Summary:
-        """Return the scores among the details of the episodes."""
         every = [episode.details for episode in self.episodes]
         names = dict.fromkeys(
             name for details in every for name in details if name.endswith("_score")

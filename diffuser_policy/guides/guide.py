@@ -33,7 +33,7 @@ from diffuser_policy.guides.trajectory import Trajectory
 GuideFunction = Callable[[Trajectory], Tensor]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Mark:
     """A shape that shows in a picture what a guide asks for, in units of its columns.
 
@@ -83,7 +83,6 @@ class Guide:
         return [(1.0, self)]
 
     def __add__(self, other: object) -> Guide:
-        """Return the sum of two guides."""
         if not isinstance(other, Guide) and not callable(other):
             return NotImplemented
         return WeightedSum((*self.parts(), *as_guide(other).parts()))
@@ -97,13 +96,11 @@ class Guide:
         return as_guide(other) + self
 
     def __sub__(self, other: object) -> Guide:
-        """Return this guide minus another."""
         if not isinstance(other, Guide) and not callable(other):
             return NotImplemented
         return self + -as_guide(other)
 
     def __mul__(self, factor: object) -> Guide:
-        """Return this guide, scaled."""
         if not isinstance(factor, numbers.Real):
             return NotImplemented
         if not math.isfinite(factor):
@@ -118,7 +115,6 @@ class Guide:
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: object) -> Guide:
-        """Return this guide, divided by a number."""
         if not isinstance(divisor, numbers.Real) or divisor == 0:
             return NotImplemented
         return (1.0 / float(divisor)) * self
@@ -130,7 +126,6 @@ class Guide:
         return as_guide(other) + -self
 
     def __neg__(self) -> Guide:
-        """Return the cost of which this guide is the negative."""
         return -1.0 * self
 
 
@@ -170,24 +165,35 @@ class WeightedSum(Guide):
         return list(self.terms)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FunctionGuide(Guide):
     """A plain function of a trajectory.
 
     Attributes:
-        function: Maps a `Trajectory` to values `[batch]`.
+        function: Maps a `Trajectory` and the parameters to values `[batch]`.
+        registered_as: Its name in the registry, if it was found there.
+        parameters: Names and values, in the order of the signature.
     """
 
-    function: GuideFunction
+    function: Callable[..., Tensor]
+    registered_as: str | None = None
+    parameters: tuple[tuple[str, Any], ...] = ()
 
     def __call__(self, trajectory: Trajectory) -> Tensor:
         """Return the function's values."""
-        return self.function(trajectory)
+        return self.function(trajectory, **dict(self.parameters))
 
     @property
     def name(self) -> str:
-        """The function's own name."""
-        return str(getattr(self.function, "__qualname__", repr(self.function)))
+        """The name in the registry, or the function's own."""
+        own = getattr(self.function, "__qualname__", repr(self.function))
+        return self.registered_as or str(own)
+
+    def __repr__(self) -> str:
+        if self.registered_as is None:
+            return self.name
+        values = ", ".join(f"{name}={value!r}" for name, value in self.parameters)
+        return f"{self.name}({values})"
 
 
 def as_guide(objective: Any) -> Guide:
@@ -311,8 +317,7 @@ def gradient_of(
 
 def described(guide: Guide) -> str:
     """Return a guide's formula with parameters, for tables and titles."""
-    texts = []
-    for weight, part in guide.parts():
-        text = repr(part) if not isinstance(part, FunctionGuide) else part.name
-        texts.append(text if weight == 1.0 else f"{weight:g} * {text}")
-    return " + ".join(texts)
+    return " + ".join(
+        repr(part) if weight == 1.0 else f"{weight:g} * {part!r}"
+        for weight, part in guide.parts()
+    )

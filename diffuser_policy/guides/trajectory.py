@@ -48,14 +48,12 @@ class Trajectory:
     desired_goal: Tensor | None = None
 
     def __repr__(self) -> str:
-        """Name sizes instead of printing tensors."""
         return (
             f"Trajectory({len(self)} of {self.num_planning_steps} planning steps, "
             f"denoising step {self.denoising_step}, columns {', '.join(self.names)})"
         )
 
     def __len__(self) -> int:
-        """Number of trajectories."""
         return self.normalized.shape[0]
 
     @property
@@ -101,11 +99,9 @@ class Trajectory:
         return self.normalizer.unnormalize(self.normalized[..., columns], columns)
 
     def __contains__(self, name: object) -> bool:
-        """Return whether there are columns of that name."""
         return PLURALS.get(str(name), name) in self.names
 
     def __getattr__(self, name: str) -> Tensor:
-        """Return columns by attribute, as `trajectory.position`."""
         if name.startswith("__"):  # copy and pickle ask for these
             raise AttributeError(name)
         return self[name]

@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from diffuser_policy.errors import require_extra
-from diffuser_policy.plotting.drawing import CANDIDATE, PLAN
+from diffuser_policy.plotting import CANDIDATE, PLAN
 from diffuser_policy.speed.cases import (
     GUIDE,
     LOOP,

@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable, Collection, Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,11 +19,7 @@ import torch
 from gymnasium import spaces
 
 from diffuser_policy.errors import DiffuserPolicyError, UnknownNameError
-from diffuser_policy.testing.observations import (
-    batch_observations,
-    damaged,
-    sample_observation,
-)
+from diffuser_policy.evaluation.loop import batched
 
 RULES = {
     "shapes": "One observation gives one action, a batch of n gives n actions.",
@@ -103,8 +98,10 @@ def check_policy(
             raise UnknownNameError("rule", name, RULES)
     observation_space = observation_space or policy.observation_space
     action_space = action_space or policy.action_space
-    rng = np.random.default_rng(seed)
-    observe = observe or partial(sample_observation, observation_space, rng)
+    if observe is None:
+        sampled = copy.deepcopy(observation_space)  # its own randomness is left alone
+        sampled.seed(seed)
+        observe = sampled.sample
     check = _Check(policy, action_space, tolerance, frozenset(skip))
     check.first = [observe() for _ in range(num_envs)]
     check.later = [observe() for _ in range(num_envs)]
@@ -140,7 +137,6 @@ class _Check:
         self.done: set[str] = set()
 
     def require(self, rule: str, kept: bool, found: str) -> None:
-        """Note a rule as checked, or raise."""
         if rule in self.skip:
             return
         if not kept:
@@ -148,24 +144,20 @@ class _Check:
         self.done.add(rule)
 
     def predict(self, observation: Any, *memory: Any) -> tuple[np.ndarray, Any]:
-        """Return the deterministic action and the state."""
         action, state = self.policy.predict(observation, *memory, deterministic=True)
         return np.asarray(action), state
 
     def same_actions(self, rule: str, found: str, a: np.ndarray, b: np.ndarray) -> None:
-        """Require two actions to agree within the tolerance."""
         off = float(np.abs(np.subtract(a, b, dtype=np.float64)).max())
         self.require(rule, off <= self.tolerance, f"{found} differ by {off:.3g}.")
 
     def actions(self) -> None:
         """Check shape, type and bounds, with and without determinism."""
-        single, batch = self.first[0], batch_observations(self.first)
+        single, batch = self.first[0], batched(self.first)
         shape, dtype = self.action_space.shape or (), self.action_space.dtype
         for deterministic in (True, False):
-            for observation, expected in (
-                (single, shape),
-                (batch, (len(self.first), *shape)),
-            ):
+            cases = ((single, shape), (batch, (len(self.first), *shape)))
+            for observation, expected in cases:
                 given = copy.deepcopy(observation)
                 action, _ = self.policy.predict(
                     observation, deterministic=deterministic
@@ -176,11 +168,8 @@ class _Check:
                     action.shape == expected,
                     f"an action of shape {action.shape}, expected {expected}.",
                 )
-                self.require(
-                    "dtype",
-                    action.dtype == dtype,
-                    f"{action.dtype} instead of {dtype}.",
-                )
+                found = f"{action.dtype} instead of {dtype}."
+                self.require("dtype", action.dtype == dtype, found)
                 for row in action.reshape(-1, *shape):
                     self.require(
                         "bounds",
@@ -195,7 +184,7 @@ class _Check:
 
     def determinism(self) -> None:
         """Check that nothing but the observation decides, and nothing is remembered."""
-        for observation in (*self.first, batch_observations(self.first)):
+        for observation in (*self.first, batched(self.first)):
             action, _ = self.predict(observation)
             again, _ = self.predict(observation)
             self.require(
@@ -204,15 +193,12 @@ class _Check:
         action, state = self.predict(self.first[0])
         self.predict(self.later[0], state)
         again, _ = self.predict(self.first[0])
-        self.require(
-            "memory",
-            _same(action, again),
-            f"{action}, and {again} after another observation.",
-        )
+        found = f"{action}, and {again} after another observation."
+        self.require("memory", _same(action, again), found)
 
     def states(self) -> None:
         """Check that states are values: kept by the caller, never written to."""
-        first, later = batch_observations(self.first), batch_observations(self.later)
+        first, later = batched(self.first), batched(self.later)
         _, state = self.predict(first)
         kept = copy.deepcopy(state)
         action, _ = self.predict(later, state)
@@ -222,17 +208,14 @@ class _Check:
 
     def episode_starts(self) -> None:
         """Check the flags as SB3's loops use them: one array, overwritten in place."""
-        first, later = batch_observations(self.first), batch_observations(self.later)
+        first, later = batched(self.first), batched(self.later)
         flags = np.ones(len(self.first), np.bool_)
         _, state = self.predict(first, None, flags)
         self.require("input_unchanged", bool(flags.all()), "episode_start was changed.")
         kept = copy.deepcopy(state)
         flags[:] = False
-        self.require(
-            "flags_copied",
-            _same(kept, state),
-            "the state changed with the caller's array.",
-        )
+        found = "the state changed with the caller's array."
+        self.require("flags_copied", _same(kept, state), found)
         going_on, state = self.predict(later, state, flags)
         going_on, _ = self.predict(later, state, flags)
         flags[0] = True
@@ -247,14 +230,14 @@ class _Check:
 
     def rows(self) -> None:
         """Check that batching changes nothing."""
-        together, _ = self.predict(batch_observations(self.first))
-        backwards, _ = self.predict(batch_observations(self.first[::-1]))
+        together, _ = self.predict(batched(self.first))
+        backwards, _ = self.predict(batched(self.first[::-1]))
         self.same_actions(
             "row_independence", "rows in another order", together, backwards[::-1]
         )
         for index, observation in enumerate(self.first):
             alone, _ = self.predict(observation)
-            batch_of_one, _ = self.predict(batch_observations([observation]))
+            batch_of_one, _ = self.predict(batched([observation]))
             self.same_actions(
                 "batch_of_one", "a single action and its batch", alone, batch_of_one[0]
             )
@@ -270,7 +253,7 @@ class _Check:
         good = self.first[0]
         expected, state = self.predict(good)
         kept = copy.deepcopy(state)
-        cases = {"refuses_tuple": (good, {}), **damaged(good, observation_space)}
+        cases = {"refuses_tuple": (good, {}), **_damaged(good, observation_space)}
         for rule, bad in cases.items():
             for memory in ((), (state,)):
                 self.require(rule, self._raises(bad, *memory), "no error.")
@@ -287,6 +270,23 @@ class _Check:
         except Exception:  # any error is a refusal
             return True
         return False
+
+
+def _damaged(observation: Any, space: spaces.Space[Any]) -> dict[str, Any]:
+    """Return broken copies of an observation, by the rule that refuses them.
+
+    Args:
+        observation: A good one.
+        space: It comes from.
+    """
+    is_dict = isinstance(space, spaces.Dict)
+    parts = dict(observation) if is_dict else {"": observation}
+    arrays = {key: np.asarray(part) for key, part in parts.items()}
+    longer = {k: np.stack([part, part], axis=-1) for k, part in arrays.items()}
+    broken = {"refuses_shape": longer}
+    if all(part.dtype.kind == "f" for part in arrays.values()):
+        broken["refuses_nan"] = {k: part * np.nan for k, part in arrays.items()}
+    return {rule: o if is_dict else o[""] for rule, o in broken.items()}
 
 
 def _global_randomness() -> tuple[Any, ...]:

@@ -37,12 +37,11 @@ import diffuser_envs  # noqa: F401 (registers the mazes)
 from diffuser_envs.maze.guides import MazeWalls
 from diffuser_envs.maze.obstacles import BALL_RADIUS, Discs, FreeSpace
 from diffuser_policy import DiffuserPolicy
-from diffuser_policy.evaluation.rollout import run_episode
+from diffuser_policy.evaluation.loop import run_episode
 from diffuser_policy.evaluation.statistics import mean_interval, proportion_interval
 from diffuser_policy.files import replaced_file
+from diffuser_policy.guides.builtin import KeepOut, Smoothness, SpeedLimit, Waypoint
 from diffuser_policy.guides.guide import Guide
-from diffuser_policy.guides.motion import Smoothness, SpeedLimit
-from diffuser_policy.guides.regions import KeepOut, Waypoint
 from diffuser_policy.plotting import Scene, draw_ends, draw_scene, save_figure
 from diffuser_policy.versions import versions
 

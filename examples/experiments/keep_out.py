@@ -40,12 +40,11 @@ from diffuser_envs.maze.guides import MazeWalls
 from diffuser_envs.maze.obstacles import Discs, FreeSpace
 from diffuser_policy import DiffuserPolicy
 from diffuser_policy.columns.layout import TrajectoryLayout
-from diffuser_policy.evaluation.rollout import Rollout, run_episode
+from diffuser_policy.evaluation.loop import Rollout, run_episode
 from diffuser_policy.evaluation.statistics import mean_interval, proportion_interval
 from diffuser_policy.files import replaced_file
+from diffuser_policy.guides.builtin import KeepOut, Smoothness
 from diffuser_policy.guides.guide import Guide
-from diffuser_policy.guides.motion import Smoothness
-from diffuser_policy.guides.regions import KeepOut
 from diffuser_policy.plotting import Scene, draw_ends, draw_scene, save_figure
 from diffuser_policy.versions import versions
 

@@ -31,7 +31,7 @@ from diffuser_envs.kuka.columns import BLOCK_HEIGHT, BLOCK_WIDTH, ordered_pairs
 from diffuser_envs.kuka.stages import count_blocks, next_stages
 from diffuser_envs.kuka.tasks import tower_goal
 from diffuser_policy.errors import GuideError
-from diffuser_policy.guides.geometry import checked_number, checked_point, lengths
+from diffuser_policy.guides.builtin import checked_number, checked_point, lengths
 from diffuser_policy.guides.guide import Guide, Mark, WeightedSum
 from diffuser_policy.guides.trajectory import CLEAN, Trajectory
 
