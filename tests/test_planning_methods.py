@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from diffuser_policy.baselines import planning_methods
-from diffuser_policy.baselines.dynamics import DynamicsEnsemble
+from diffuser_policy.baselines.dynamics import DynamicsEnsemble, simulator_of
 from diffuser_policy.baselines.planning_methods import RandomPolicy
-from diffuser_policy.baselines.planning_models import simulator_of
 from diffuser_policy.baselines.shooting import ShootingPolicy
 from diffuser_policy.benchmark.cells import Cell, CellFolder
 from diffuser_policy.benchmark.context import MethodContext

@@ -1,4 +1,4 @@
-"""Offline RL of the literature through d3rlpy, with the settings of each paper.
+r"""Offline RL of the literature through d3rlpy: our batches, its updates.
 
 | method | paper |
 |---|---|
@@ -10,12 +10,22 @@
 | awac | Nair et al. 2020 |
 | rebrac | Tarasov et al. 2023 |
 
-All use Adam and see normalized observations. d3rlpy's own defaults are batches of 100
-for BCQ and of 1024 for AWAC and ReBRAC, and an actor's β of 0.001; BCQ's paper has
-networks of 400 and 300 units, and its authors' code compares 100 actions when it acts.
-CQL's values are those of CORL for D4RL's mazes. ReBRAC's paper tunes β, layers and
-learning rates for every dataset; its authors' values for D4RL's maze2d are in
-`examples/benchmark_rebrac.toml`.
+All use Adam, see normalized observations, and have the settings of their papers.
+d3rlpy's own defaults are batches of 100 for BCQ and of 1024 for AWAC and ReBRAC, and an
+actor's β of 0.001; BCQ's paper has networks of 400 and 300 units, and its authors' code
+compares 100 actions when it acts. CQL's values are those of CORL for D4RL's mazes.
+ReBRAC's paper tunes β, layers and learning rates for every dataset; its authors' values
+for D4RL's maze2d are in `examples/benchmark_rebrac.toml`.
+
+d3rlpy knows no goals in hindsight, and draws batches in Python row by row, which is too
+slow for several million rows. So `transitions` makes the batches, and the algorithm
+does one `update` at a time. Step i draws from generators of `(seed, i)`, so a training
+that was killed resumes to the same result.
+
+A value is a discounted sum of rewards, $Q = \sum_t \gamma^t r_t$, so it lies between
+the lowest and the highest reward, or 0 where an episode ends, times $1 / (1 - \gamma)$.
+A critic that bootstraps can leave this range without any loss becoming infinite: it has
+diverged, and its policy's score is that of a failed training. `value_facts` tells.
 """
 
 from __future__ import annotations
@@ -23,18 +33,170 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from diffuser_policy.baselines.d3rlpy_training import D3rlpyPolicy, train_d3rlpy
-from diffuser_policy.baselines.families import family_method
-from diffuser_policy.benchmark.context import MethodContext
-from diffuser_policy.errors import require_extra
+import numpy as np
+import torch
+from numpy.random import Generator
+
+from diffuser_policy.baselines.learning import (
+    family_method,
+    load_parts,
+    num_parameters,
+    save_parts,
+)
+from diffuser_policy.baselines.transitions import Batch, Codec, make_transitions
+from diffuser_policy.benchmark.context import FlatPolicy, MethodContext
+from diffuser_policy.errors import ConfigError, require_extra
 
 MODULES = {"d3rlpy": "baselines"}
 NUM_STEPS = 50_000  # where nobody sets a budget
+CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT_STEPS = 1_000
+PROGRESS_STEPS = 100
+NUM_RATED = 10_000  # transitions whose rewards and values are looked at
 # What all have: units of two hidden layers, transitions of a gradient step, and the
 # discount of goals in hindsight (`transitions`).
 COMMON = {"width": 256, "batch_size": 256, "goal_discount": 0.99}
 DISCOUNT = (0.99, "gamma")
 BOTH_RATES = "actor_learning_rate", "critic_learning_rate"
+
+
+class D3rlpyPolicy(FlatPolicy):
+    """A trained algorithm in the environment's units; always its best action.
+
+    Args:
+        algorithm: Of d3rlpy, for scaled inputs and actions.
+        codec: Scales them.
+    """
+
+    def __init__(self, algorithm: Any, codec: Codec) -> None:
+        super().__init__(algorithm)
+        self.codec = codec
+
+    def act(self, rows: np.ndarray) -> np.ndarray:
+        """Return actions `[n, actions]` for rows `[n, inputs]`, both unscaled."""
+        return self.codec.decode(super().act(self.codec.inputs(rows)), rows)
+
+
+def train_d3rlpy(
+    context: MethodContext, config: Any, *, goal_discount: float = 0.99
+) -> D3rlpyPolicy:
+    """Train an algorithm until the context says that it is finished.
+
+    Args:
+        context: Of the method; training resumes from the checkpoint in its folder.
+        config: Of the algorithm, such as `d3rlpy.algos.IQLConfig(...)`.
+        goal_discount: For goals in hindsight.
+
+    Raises:
+        ConfigError: Losses are no longer finite.
+    """
+    torch.set_num_threads(1)
+    transitions = make_transitions(
+        context.problem, context.dataset, goal_discount=goal_discount
+    )
+    torch.manual_seed(context.seed)
+    algorithm = config.create()
+    codec = transitions.codec
+    algorithm.create_impl((len(codec.mean),), codec.num_actions)
+    policy = D3rlpyPolicy(algorithm, codec)
+    rated = transitions.batch(np.random.default_rng(context.seed), NUM_RATED)
+    mini_batch = require_extra("d3rlpy.dataset", "baselines").TransitionMiniBatch
+
+    def draw(rng: Generator) -> Any:
+        batch = vars(transitions.batch(rng, config.batch_size))
+        intervals = np.ones_like(batch["rewards"])
+        return mini_batch(**batch, intervals=intervals, transitions=[])
+
+    step = take_steps(context, policy, draw)
+    modules = algorithm.impl.modules.get_torch_modules().items()
+    context.facts |= {
+        "num_steps": step,
+        # Target networks are copies.
+        "num_parameters": num_parameters(
+            *(module for name, module in modules if not name.startswith("targ_"))
+        ),
+        "values": value_facts(algorithm, rated),
+    }
+    return policy
+
+
+def take_steps(
+    context: MethodContext, policy: Any, draw: Callable[[Generator], Any]
+) -> int:
+    """Take gradient steps, from the checkpoint in the method's folder if it has one.
+
+    Args:
+        context: Says when to stop.
+        policy: For the learning curve; its `algorithm` takes the steps.
+        draw: Returns a batch as the algorithm's `update` takes it.
+
+    Returns:
+        The number of gradient steps in the end.
+
+    Raises:
+        ConfigError: Losses are no longer finite.
+        CheckpointError: The checkpoint is damaged, or of another algorithm.
+    """
+    algorithm, path = policy.algorithm, context.folder / CHECKPOINT
+    parts: dict[str, Any] = {}
+    for name, value in vars(algorithm.impl.modules).items():
+        if isinstance(value, torch.nn.Module):
+            parts[name] = value
+        elif hasattr(value, "optim"):
+            parts[name] = value.optim
+    data = context.data_facts
+    step = load_parts(path, parts, data=data) if path.is_file() else 0
+    context.forget_curve(step)
+    algorithm.set_grad_step(step)
+    while not context.finished(step):
+        rng = np.random.default_rng((context.seed, step))
+        torch.manual_seed(int(rng.integers(2**62)))
+        losses = algorithm.update(draw(rng))
+        step += 1
+        if step % PROGRESS_STEPS == 0:
+            if not np.isfinite(list(losses.values())).all():
+                raise ConfigError(
+                    f"The losses are not finite after {step} gradient steps: {losses}. "
+                    f"Lower the learning rate, or look for outliers in the data."
+                )
+            context.progress(step, figures=losses)
+        if context.curve_due(step):
+            context.curve(step, policy)
+        if step % CHECKPOINT_STEPS == 0:
+            save_parts(path, parts, step=step, data=data)
+    save_parts(path, parts, step=step, data=data)
+    return step
+
+
+def possible_values(rewards: np.ndarray, discount: float) -> tuple[float, float]:
+    r"""Return the lowest and the highest value that rewards allow.
+
+    Args:
+        rewards: Of any shape.
+        discount: $\gamma$, below 1.
+    """
+    low, high = min(float(rewards.min()), 0.0), max(float(rewards.max()), 0.0)
+    return low / (1 - discount), high / (1 - discount)
+
+
+def value_facts(algorithm: Any, batch: Batch) -> dict[str, Any] | None:
+    """Return what a critic says of the data's own actions, as JSON data.
+
+    Args:
+        algorithm: Of d3rlpy.
+        batch: Transitions of its data.
+
+    Returns:
+        Quantiles `low`, `median` and `high` of the values, and the range `possible`;
+        none if it has no critic.
+    """
+    try:
+        found = algorithm.predict_value(batch.observations, batch.actions)
+    except NotImplementedError:
+        return None
+    low, median, high = (float(q) for q in np.quantile(found, (0.05, 0.5, 0.95)))
+    possible = possible_values(batch.rewards, algorithm.gamma)
+    return {"low": low, "median": median, "high": high, "possible": list(possible)}
 
 
 def _method(
@@ -112,9 +274,9 @@ bcq = _method(
     num_action_samples=(10, "n_action_samples"),
     flexibility=(0.05, "action_flexibility"),
 )
-# How strongly is for the paper's Lagrangian, which lowers the weight while values
-# elsewhere are by less than the gap above those of the data. Without a learning rate
-# the weight is fixed; with one of 5, values kept falling on U-Maze.
+# The paper's Lagrangian sets the weight: it lowers it while values elsewhere exceed
+# those of the data by less than the gap. Without a learning rate the weight is fixed;
+# with a weight of 5, values kept falling on U-Maze.
 cql = _method(
     "cql",
     "CQL",

@@ -22,11 +22,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffuser_policy.baselines.codec import Codec
-from diffuser_policy.baselines.d3rlpy_methods import MODULES, NUM_STEPS
-from diffuser_policy.baselines.d3rlpy_training import take_steps
-from diffuser_policy.baselines.transitions import SingleTask, check_goals
-from diffuser_policy.baselines.weights import num_parameters
+from diffuser_policy.baselines.d3rlpy_methods import MODULES, NUM_STEPS, take_steps
+from diffuser_policy.baselines.learning import num_parameters
+from diffuser_policy.baselines.transitions import Codec, SingleTask, check_goals
 from diffuser_policy.benchmark.context import MethodContext, flat_observation
 from diffuser_policy.benchmark.methods import register_method
 from diffuser_policy.errors import ConfigError, require_extra
@@ -286,7 +284,7 @@ def decision_transformer(
         batch_size=batch_size,
         learning_rate=learning_rate,
     ).create()
-    algorithm.create_impl((data.num_inputs,), data.num_actions)
+    algorithm.create_impl((len(data.codec.mean),), data.codec.num_actions)
     policy = TransformerPolicy(
         algorithm,
         data.codec,

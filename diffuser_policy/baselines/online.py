@@ -18,8 +18,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from diffuser_policy.baselines.learning import load_parts, num_parameters, save_parts
 from diffuser_policy.baselines.transitions import check_goals
-from diffuser_policy.baselines.weights import load_parts, num_parameters, save_parts
 from diffuser_policy.benchmark.context import MethodContext
 from diffuser_policy.benchmark.methods import register_method
 from diffuser_policy.envs import Env

@@ -8,7 +8,7 @@
 | random | | |
 
 All that plan have the settings of their optimizer and `objective`, "reward" or "dense"
-(`diffuser_policy.baselines.objectives`), and `horizon`, `hold` and `replan_interval` in
+(`diffuser_policy.baselines.shooting`), and `horizon`, `hold` and `replan_interval` in
 env steps. Learned dynamics have `num_members` networks of `width` units.
 `mppi-diffuser` has `planner`, the folder of a planner that plans actions for every env
 step (by default one is trained), which it denoises in `num_sampling_steps`.
@@ -22,30 +22,29 @@ from typing import Any
 
 import numpy as np
 
-from diffuser_policy.baselines.diffuser_dynamics import DiffuserDynamics
-from diffuser_policy.baselines.families import family_method
-from diffuser_policy.baselines.objectives import env_spaces, make_objective
-from diffuser_policy.baselines.planning_models import (
+from diffuser_policy.baselines.dynamics import (
     ACTION_PLANNER_HORIZON,
-    check_horizon,
+    DiffuserDynamics,
     learn_dynamics,
     simulator_of,
     train_action_planner,
 )
+from diffuser_policy.baselines.learning import family_method
 from diffuser_policy.baselines.shooting import (
     MPPI,
     CrossEntropy,
     Model,
     ShootingPolicy,
     ShootingState,
+    env_spaces,
+    make_objective,
 )
 from diffuser_policy.benchmark.context import MethodContext
 from diffuser_policy.benchmark.methods import register_method
-from diffuser_policy.envs import Env
+from diffuser_policy.errors import ConfigError
 from diffuser_policy.policy import DiffuserPolicy
 
 SEARCH = {"objective": "reward", "horizon": 200, "hold": 10, "replan_interval": None}
-LEARNED = {"num_members": 5, "width": 128}
 
 
 def _method(
@@ -53,8 +52,8 @@ def _method(
     label: str,
     purpose: str,
     optimizer: type[MPPI | CrossEntropy],
-    model_of: Callable[..., Model],
     *,
+    model_of: Callable[..., Model],
     settings: Mapping[str, Any],
     needs_dataset: bool = True,
 ) -> Callable[..., ShootingPolicy]:
@@ -108,76 +107,73 @@ def _method(
     )
 
 
-def _simulator(context: MethodContext, env: Env, horizon: int) -> Model:
-    del context, horizon
-    return simulator_of(env)
-
-
-def _learned(context: MethodContext, env: Env, horizon: int, **settings: int) -> Model:
-    del env, horizon
-    return learn_dynamics(context, **settings)
-
-
 def _diffuser(
     context: MethodContext,
-    env: Env,
     horizon: int,
     *,
     planner: str | None,
     num_sampling_steps: int,
 ) -> Model:
-    del env
+    def check_horizon(most: int) -> None:
+        if horizon > most:
+            raise ConfigError(
+                f"This Diffuser says where up to {most} actions lead; a horizon of "
+                f"{horizon} env steps is too long. Shorten it, or train a longer one."
+            )
+
     if planner is None:
-        check_horizon(horizon, ACTION_PLANNER_HORIZON - 1)  # before it is trained
+        check_horizon(ACTION_PLANNER_HORIZON - 1)  # before it is trained
     policy = DiffuserPolicy.from_pretrained(
-        train_action_planner(context) if planner is None else planner,
-        num_sampling_steps=num_sampling_steps,
+        planner or train_action_planner(context), num_sampling_steps=num_sampling_steps
     )
-    model = DiffuserDynamics.of(policy, seed=context.seed)
-    check_horizon(horizon, model.max_steps)
+    model = DiffuserDynamics(policy.planner, seed=context.seed)
+    check_horizon(model.max_steps)
     return model
 
 
+IN_SIMULATOR: dict[str, Any] = {
+    "model_of": lambda _, env, __: simulator_of(env),
+    "settings": {},
+    "needs_dataset": False,
+}
+LEARNED: dict[str, Any] = {
+    "model_of": lambda context, _, __, **given: learn_dynamics(context, **given),
+    "settings": {"num_members": 5, "width": 128},
+}
 mppi_simulator = _method(
     "mppi-simulator",
     "MPPI (simulator)",
     "Plan with MPPI in the environment's own simulator.",
     MPPI,
-    _simulator,
-    settings={},
-    needs_dataset=False,
+    **IN_SIMULATOR,
 )
 cem_simulator = _method(
     "cem-simulator",
     "CEM (simulator)",
     "Plan with the cross-entropy method in the environment's own simulator.",
     CrossEntropy,
-    _simulator,
-    settings={},
-    needs_dataset=False,
+    **IN_SIMULATOR,
 )
 mppi_learned = _method(
     "mppi-learned",
     "MPPI (learned model)",
     "Plan with MPPI in dynamics that are learnt from the data.",
     MPPI,
-    _learned,
-    settings=LEARNED,
+    **LEARNED,
 )
 cem_learned = _method(
     "cem-learned",
     "CEM (learned model)",
     "Plan with the cross-entropy method in dynamics that are learnt from the data.",
     CrossEntropy,
-    _learned,
-    settings=LEARNED,
+    **LEARNED,
 )
 mppi_diffuser = _method(
     "mppi-diffuser",
     "MPPI (Diffuser)",
     "Plan with MPPI in a Diffuser that is given the actions.",
     MPPI,
-    _diffuser,
+    model_of=lambda context, _, horizon, **given: _diffuser(context, horizon, **given),
     settings={
         "planner": None,
         "num_sampling_steps": 8,
@@ -211,7 +207,7 @@ class RandomPolicy:
     def initial_state(
         self, num_envs: int, streams: np.ndarray | None = None
     ) -> ShootingState:
-        """Return the state before the first step; arguments as of `ShootingPolicy`."""
+        """Return the state before the first step, as `ShootingPolicy` does."""
         given = np.arange(num_envs) if streams is None else np.asarray(streams)
         nothing, zeros = np.zeros((num_envs, 0, 0)), np.zeros(num_envs, np.int64)
         return ShootingState(nothing, zeros, given.astype(np.int64), zeros)
@@ -223,14 +219,7 @@ class RandomPolicy:
         episode_start: np.ndarray | None = None,  # noqa: ARG002 (all steps are alike)
         deterministic: bool = False,  # noqa: ARG002
     ) -> tuple[np.ndarray, ShootingState]:
-        """Return actions, and what to pass as `state` the next time.
-
-        Args:
-            observation: Goal dictionary or array, single or batched.
-            state: What the last call returned; none at first.
-            episode_start: Not used.
-            deterministic: Not used.
-        """
+        """Return actions, and what to pass as `state` the next time."""
         if isinstance(observation, Mapping):
             observation = observation["observation"]
         batch = np.shape(observation)[:-1]

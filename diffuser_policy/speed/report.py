@@ -19,8 +19,7 @@ from diffuser_policy.speed.cases import (
     SCALINGS,
     TOGETHER,
 )
-from diffuser_policy.speed.measurement import SpeedMeasurement
-from diffuser_policy.speed.timing import Timing
+from diffuser_policy.speed.measurement import SpeedMeasurement, Timing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
