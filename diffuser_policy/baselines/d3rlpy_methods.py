@@ -61,12 +61,7 @@ BOTH_RATES = "actor_learning_rate", "critic_learning_rate"
 
 
 class D3rlpyPolicy(FlatPolicy):
-    """A trained algorithm in the environment's units; always its best action.
-
-    Args:
-        algorithm: Of d3rlpy, for scaled inputs and actions.
-        codec: Scales them.
-    """
+    """A trained algorithm in the environment's units; always its best action."""
 
     def __init__(self, algorithm: Any, codec: Codec) -> None:
         super().__init__(algorithm)
@@ -83,7 +78,7 @@ def train_d3rlpy(
     """Train an algorithm until the context says that it is finished.
 
     Args:
-        context: Of the method; training resumes from the checkpoint in its folder.
+        context: Training resumes from the checkpoint in its folder.
         config: Of the algorithm, such as `d3rlpy.algos.IQLConfig(...)`.
         goal_discount: For goals in hindsight.
 
@@ -123,15 +118,12 @@ def train_d3rlpy(
 def take_steps(
     context: MethodContext, policy: Any, draw: Callable[[Generator], Any]
 ) -> int:
-    """Take gradient steps, from the checkpoint in the method's folder if it has one.
+    """Take gradient steps until the context says so; return their number in the end.
 
     Args:
-        context: Says when to stop.
+        context: Training resumes from the checkpoint in its folder.
         policy: For the learning curve; its `algorithm` takes the steps.
         draw: Returns a batch as the algorithm's `update` takes it.
-
-    Returns:
-        The number of gradient steps in the end.
 
     Raises:
         ConfigError: Losses are no longer finite.
@@ -169,12 +161,7 @@ def take_steps(
 
 
 def possible_values(rewards: np.ndarray, discount: float) -> tuple[float, float]:
-    r"""Return the lowest and the highest value that rewards allow.
-
-    Args:
-        rewards: Of any shape.
-        discount: $\gamma$, below 1.
-    """
+    """Return the lowest and the highest value that rewards allow."""
     low, high = min(float(rewards.min()), 0.0), max(float(rewards.max()), 0.0)
     return low / (1 - discount), high / (1 - discount)
 
@@ -182,13 +169,9 @@ def possible_values(rewards: np.ndarray, discount: float) -> tuple[float, float]
 def value_facts(algorithm: Any, batch: Batch) -> dict[str, Any] | None:
     """Return what a critic says of the data's own actions, as JSON data.
 
-    Args:
-        algorithm: Of d3rlpy.
-        batch: Transitions of its data.
-
     Returns:
         Quantiles `low`, `median` and `high` of the values, and the range `possible`;
-        none if it has no critic.
+        none if the algorithm has no critic.
     """
     try:
         found = algorithm.predict_value(batch.observations, batch.actions)

@@ -146,9 +146,7 @@ class DynamicsEnsemble(nn.Module):
     def forward(self, states: Tensor, actions: Tensor) -> Tensor:
         """Return each member's normalized change of state `[members, n, state]`.
 
-        Args:
-            states: `[members, n, state]`, environment units.
-            actions: `[members, n, action]`.
+        States `[members, n, state]` and actions are in environment units.
         """
         shift, scale = self.moments[:, : self.state_size + self.action_size]
         x: Tensor = (torch.cat([states, actions], dim=-1) - shift) / scale
@@ -162,10 +160,7 @@ class DynamicsEnsemble(nn.Module):
     def loss(self, states: Tensor, actions: Tensor, following: Tensor) -> Tensor:
         """Return the mean squared error, summed over members, a scalar.
 
-        Args:
-            states: `[members, n, state]`, environment units.
-            actions: `[members, n, action]`.
-            following: `[members, n, state]` the states after the actions.
+        All are `[members, n, …]`; `following` are the states after the actions.
         """
         shift, scale = self._of_change()
         target = (following - states - shift) / scale
@@ -214,7 +209,7 @@ class DynamicsLoss(nn.Module):
         self.ensemble, self.transitions, self.config = ensemble, transitions, config
 
     def forward(self, step: int, process: int, accumulation: int) -> dict[str, Tensor]:
-        """Return the scalar loss by the network's name; takes what `PlannerLoss` does."""
+        """Return the scalar loss by the network's name, as `PlannerLoss` does."""
         generator = step_generator(self.config.seed, step, 1 + process, accumulation)
         size = (self.ensemble.num_members, self.config.batch_size)
         rows = torch.randint(len(self.transitions[0]), size, generator=generator)

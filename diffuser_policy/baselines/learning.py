@@ -76,14 +76,7 @@ def train_run(
     num_steps: int,
     save_interval: int = 1000,
 ) -> None:
-    """Train to the end, from the last checkpoint if there is one, and note the facts.
-
-    Args:
-        context: Is told the progress.
-        run: In a folder of the context's.
-        num_steps: Gradient steps.
-        save_interval: Gradient steps between checkpoints.
-    """
+    """Train in a folder of the context's, or resume that, and note the facts."""
     run.run(
         save_interval=min(save_interval, num_steps),
         progress=False,
@@ -113,11 +106,6 @@ def save_parts(path: Path, parts: Parts, *, step: int, data: object = None) -> N
 
 def load_parts(path: Path, parts: Parts, *, data: object = None) -> int:
     """Restore modules and optimizers in place; return the gradient steps done.
-
-    Args:
-        path: Of the file.
-        parts: By name, as they were saved.
-        data: Facts about the data on which training would resume.
 
     Raises:
         CheckpointError: The file is damaged, or of other parts or data.

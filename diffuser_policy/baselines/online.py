@@ -36,19 +36,9 @@ COUNTS = ("_n_updates", "_episode_num")
 
 
 class SeededEpisodes(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Resets every episode with a seed of its own, so that any can be begun again.
-
-    Attributes:
-        episode: Number of the next episode.
-    """
+    """Resets every episode with a seed of its own; `episode` is the next one."""
 
     def __init__(self, env: Env, seed: int) -> None:
-        """Wrap an environment.
-
-        Args:
-            env: To be reset.
-            seed: Of the training, from which those of the episodes follow.
-        """
         super().__init__(env)
         self.seed, self.episode = seed, 0
 
@@ -129,13 +119,7 @@ def sac_her(
 
 
 def practise(context: MethodContext, agent: Any, env: SeededEpisodes) -> None:
-    """Practise episode by episode, from the checkpoint on if there is one.
-
-    Args:
-        context: Says when to stop.
-        agent: Fresh.
-        env: The agent's.
-    """
+    """Practise episode by episode, from the checkpoint on if there is one."""
     folder = context.folder / CHECKPOINT
     if folder.is_dir():
         load_agent(agent, env, folder)
@@ -153,12 +137,7 @@ def practise(context: MethodContext, agent: Any, env: SeededEpisodes) -> None:
 
 
 def seed_draws(agent: Any, seed: int) -> None:
-    """Fix what an agent draws in its next episode, and the gradient steps after it.
-
-    Args:
-        agent: Its buffer and networks draw from global generators.
-        seed: Of the training.
-    """
+    """Fix what the next episode draws, and the gradient steps after it."""
     number = episode_seed(seed, agent._episode_num)
     np.random.seed(number)  # noqa: NPY002 (the library draws from it)
     torch.manual_seed(number)
@@ -171,12 +150,7 @@ def episode_seed(seed: int, episode: int) -> int:
 
 
 def save_agent(agent: Any, folder: Path) -> None:
-    """Save, between two episodes, everything from which training resumes.
-
-    Args:
-        agent: Its last episode has ended.
-        folder: Replaced.
-    """
+    """Save everything from which training resumes, between two episodes."""
     buffer = agent.replay_buffer
     rows = buffer.size()
     tables = {name: getattr(buffer, name)[:rows] for name in TABLES}
@@ -194,11 +168,6 @@ def save_agent(agent: Any, folder: Path) -> None:
 
 def load_agent(agent: Any, env: SeededEpisodes, folder: Path) -> None:
     """Bring a fresh agent, and its environment, to where a saved one was.
-
-    Args:
-        agent: Made with the same settings.
-        env: Its environment.
-        folder: As `save_agent` wrote it.
 
     Raises:
         CheckpointError: A file is damaged, or of other settings.

@@ -57,13 +57,13 @@ def _method(
     settings: Mapping[str, Any],
     needs_dataset: bool = True,
 ) -> Callable[..., ShootingPolicy]:
-    """Register a method that plans with an optimizer in a model.
+    """Register a method that plans with an optimizer, whose fields are settings.
 
     Args:
         name: Of the method.
         label: Its name in tables.
         purpose: A sentence on what it does.
-        optimizer: Improves plans; its fields are settings.
+        optimizer: Improves plans.
         model_of: Called with the context, the environment, the horizon and the
             settings of its own; returns where plans are tried.
         settings: Those of the model, and other defaults than `SEARCH` and the
@@ -193,13 +193,7 @@ def random(context: MethodContext) -> RandomPolicy:
 
 
 class RandomPolicy:
-    """Uniform actions, by the contract of `predict`; each row has its own stream.
-
-    Args:
-        low: `[action]`.
-        high: `[action]`.
-        seed: Of all randomness.
-    """
+    """Uniform actions in `[low, high]`; each row has its own random stream."""
 
     def __init__(self, low: np.ndarray, high: np.ndarray, *, seed: int = 0) -> None:
         self.low, self.high, self.seed = low, high, seed

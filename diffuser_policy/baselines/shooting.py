@@ -55,14 +55,13 @@ class Model(Protocol):
     """Predicts where actions lead."""
 
     def simulate(self, states: np.ndarray, actions: np.ndarray) -> np.ndarray:
-        """Return the states after every action.
+        """Return the states `[n, steps, state]` after every action.
+
+        Axes before those are several opinions.
 
         Args:
             states: `[n, state]` to start from, environment units.
             actions: `[n, steps, action]`, environment units.
-
-        Returns:
-            `[n, steps, state]`; with axes before those, several opinions.
         """
 
 
@@ -72,13 +71,7 @@ class Optimizer(Protocol):
     def improve(
         self, plan: np.ndarray, value: Valuation, rng: np.random.Generator
     ) -> np.ndarray:
-        """Return a better plan `[knots, action]`.
-
-        Args:
-            plan: `[knots, action]` to start from.
-            value: Returns of plans.
-            rng: Source of all randomness.
-        """
+        """Return a better plan `[knots, action]`; all randomness is `rng`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,11 +269,8 @@ class ShootingPolicy:
     ) -> tuple[np.ndarray, ShootingState]:
         """Return actions, and what to pass as `state` the next time.
 
-        Args:
-            observation: Goal dictionary, single or batched.
-            state: What the last call returned; none at first.
-            episode_start: `[n]` which rows begin an episode.
-            deterministic: Not used; all randomness is the seed's.
+        `episode_start` `[n]` says which rows begin an episode. `deterministic` changes
+        nothing: all randomness is the seed's.
 
         Raises:
             ObservationError: An observation that cannot be planned from, or a state of
@@ -363,11 +353,7 @@ def make_objective(name: str, env: Env, spaces: SpaceSpec) -> Objective:
 
 
 def goal_nearness(columns: Sequence[int]) -> Objective:
-    """Return an objective that is above zero everywhere: nearness to the goal.
-
-    Args:
-        columns: Of the state, that hold the achieved goal.
-    """
+    """Return nearness to the goal, above zero everywhere; it is in these columns."""
 
     def mean_nearness(states: np.ndarray, goal: np.ndarray) -> np.ndarray:
         offset = states[..., list(columns)] - goal

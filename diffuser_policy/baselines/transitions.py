@@ -136,10 +136,7 @@ class Codec:
         return len(self.columns)
 
     def inputs(self, rows: np.ndarray) -> np.ndarray:
-        """Return scaled inputs of observations, or observations and goals.
-
-        Args:
-            rows: `[..., inputs]`.
+        """Return scaled `[..., inputs]` of observations, or observations and goals.
 
         Raises:
             ConfigError: Rows of another size.
@@ -230,7 +227,6 @@ class Transitions(ABC):
     codec: Codec
 
     def __init__(self, flat: FlatDataset) -> None:
-        """Find the rows."""
         self.flat = flat
         self.ends = flat.run_ends
         index = np.arange(flat.num_rows)
@@ -271,11 +267,7 @@ class Transitions(ABC):
 
 
 class SingleTask(Transitions):
-    """Transitions with one reward.
-
-    Args:
-        flat: The data.
-        env: Where the policies will act.
+    """Transitions with the one reward of an environment where policies will act.
 
     Raises:
         ConfigError: The environment has another goal in every episode.
@@ -337,11 +329,6 @@ def make_transitions(
 ) -> Transitions:
     """Return the transitions that a problem lets methods see.
 
-    Args:
-        problem: With or without goals.
-        flat: Its data.
-        goal_discount: For goals in hindsight.
-
     Raises:
         ConfigError: The environment lacks the goal or the reward.
         DatasetError: The data lack them.
@@ -358,12 +345,9 @@ def make_transitions(
 def check_goals(env: Env, why: str) -> None:
     """Refuse environments whose observations and rewards are not those of goals.
 
-    Args:
-        env: Of a problem.
-        why: What the method needs them for, as a clause.
-
     Raises:
-        ConfigError: Observations carry no goals, or there is no reward of goals.
+        ConfigError: Observations carry no goals, or there is no reward of goals; `why`
+            says, as a clause, what the method needs them for.
     """
     keys = sorted(getattr(env.observation_space, "spaces", {}))
     if not {*GOAL_KEYS} <= {*keys} or not hasattr(env.unwrapped, "compute_reward"):

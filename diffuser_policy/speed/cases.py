@@ -151,18 +151,16 @@ def paper_cases(subject: Subject) -> Iterator[Case]:
     """
     policy, horizon = subject.policy, subject.policy.config.window.horizon
     steps = QUICK_PAPER_STEPS if subject.quick else PAPER_STEPS
-    ours = policy.networks.denoiser.network
-    theirs = TemporalUNet(
-        policy.planner.layout.observation_dim + len(policy.spaces.action_low),
-        **PAPER_NETWORK,
-    )
+    layout, denoiser = policy.planner.layout, policy.networks.denoiser
+    ours = denoiser.network, denoiser.residual, layout.transition_dim
+    columns = layout.observation_dim + len(policy.spaces.action_low)
+    theirs = TemporalUNet(columns, **PAPER_NETWORK), False, columns
     lengths = _planning_steps(policy, subject.observations)
     planned = int((lengths.mean() - 1) * policy.planner.stride)
-    residual = policy.networks.denoiser.residual
-    for owner, network, is_residual, columns, env_steps in (
-        ("this", ours, residual, policy.planner.layout.transition_dim, horizon),
-        ("their", theirs, False, theirs.transition_dim, horizon),
-        ("this", ours, residual, policy.planner.layout.transition_dim, planned),
+    for owner, (network, is_residual, columns), env_steps in (
+        ("this", ours, horizon),
+        ("their", theirs, horizon),
+        ("this", ours, planned),
     ):
         denoiser = Denoiser(
             network.eval().requires_grad_(False),
@@ -357,13 +355,7 @@ def _sampling(
 
 @cache
 def network_flops(denoiser: Denoiser, columns: int, length: int) -> int:
-    """Return the floating point operations of one call, for one trajectory.
-
-    Args:
-        denoiser: Its weights don't matter.
-        columns: Of the trajectory.
-        length: Planning steps.
-    """
+    """Return the floating point operations of one call, for one trajectory."""
     device = next(denoiser.parameters()).device
     noisy = torch.zeros(1, length, columns, device=device)
     plain = denoiser.accelerated("off")

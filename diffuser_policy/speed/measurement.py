@@ -83,14 +83,9 @@ class Timing:
         return 1e3 / self.plan_ms
 
     def floor_ms(self, throughput: float) -> float | None:
-        """Return the least time of one planning call, in milliseconds.
-
-        Args:
-            throughput: Operations per second.
-        """
-        if self.case.flops is None:
-            return None
-        return 1e3 * self.case.flops / throughput * self.case.batch / self.plans
+        """Return the least time of one planning call, in ms, at operations a second."""
+        flops, calls = self.case.flops, self.plans / self.case.batch
+        return None if flops is None else 1e3 * flops / throughput / calls
 
 
 def measure(
@@ -149,10 +144,11 @@ def throughput() -> dict[str, float]:
         "matmul": lambda: square @ square,
         "convolution": lambda: F.conv1d(images, taps, padding=KERNEL_SIZE // 2),
     }
+    counted = {name: flops_of(work) for name, work in kinds.items()}
     with torch.inference_mode():  # the shortest time: when nothing else disturbed it
         return {
-            name: flops_of(work) / min(timeit.repeat(work, number=1, repeat=50))
-            for name, work in kinds.items()
+            name: flops / min(timeit.repeat(kinds[name], number=1, repeat=50))
+            for name, flops in counted.items()
         }
 
 
