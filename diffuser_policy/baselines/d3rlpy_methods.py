@@ -183,9 +183,7 @@ def value_facts(algorithm: Any, batch: Batch) -> dict[str, Any] | None:
 
 
 def _method(
-    name: str,
     label: str,
-    algorithm: str,
     purpose: str,
     *,
     networks: Sequence[str] = ("actor_", "critic_"),
@@ -195,9 +193,8 @@ def _method(
     """Register an algorithm of d3rlpy.
 
     Args:
-        name: Of the method.
-        label: Its name in tables.
-        algorithm: Its configuration in `d3rlpy.algos`.
+        label: Its name in tables, as in "TD3+BC" for the method td3-bc and d3rlpy's
+            configuration TD3PlusBCConfig.
         purpose: A sentence on what it does.
         networks: What the configuration puts before `encoder_factory` for each network.
         normed: The one of these networks that has layer norm.
@@ -223,13 +220,14 @@ def _method(
         chosen |= {
             known: value for key, value in given.items() for known in settings[key][1:]
         }
+        algorithm = f"{label.replace('+', 'Plus')}Config"
         make = getattr(require_extra("d3rlpy", "baselines").algos, algorithm)
         config = make(batch_size=batch_size, **chosen)
         return train_d3rlpy(context, config, goal_discount=goal_discount)
 
     return family_method(
         train,
-        name,
+        label.lower().replace("+", "-"),
         purpose,
         settings=COMMON | {key: entry[0] for key, entry in settings.items()},
         label=label,
@@ -239,17 +237,13 @@ def _method(
 
 
 bc = _method(
-    "bc",
     "BC",
-    "BCConfig",
     "Clone the behavior; with goals, the behavior that led to them.",
     networks=("",),
     learning_rate=(1e-3, "learning_rate"),
 )
 bcq = _method(
-    "bcq",
     "BCQ",
-    "BCQConfig",
     "Choose among actions that a generative model of the data proposes.",
     networks=("actor_", "critic_", "imitator_"),
     learning_rate=(1e-3, *BOTH_RATES, "imitator_learning_rate"),
@@ -261,9 +255,7 @@ bcq = _method(
 # those of the data by less than the gap. Without a learning rate the weight is fixed;
 # with a weight of 5, values kept falling on U-Maze.
 cql = _method(
-    "cql",
     "CQL",
-    "CQLConfig",
     "Learn values that are low where there are no data.",
     actor_learning_rate=(3e-5, "actor_learning_rate", "temp_learning_rate"),
     critic_learning_rate=(3e-4, "critic_learning_rate"),
@@ -274,9 +266,7 @@ cql = _method(
     conservative_gap=(5.0, "alpha_threshold"),
 )
 iql = _method(
-    "iql",
     "IQL",
-    "IQLConfig",
     "Learn values from actions of the data alone, and weigh the actions by them.",
     networks=("actor_", "critic_", "value_"),
     learning_rate=(3e-4, *BOTH_RATES),
@@ -285,27 +275,21 @@ iql = _method(
     temperature=(3.0, "weight_temp"),
 )
 td3_bc = _method(
-    "td3-bc",
     "TD3+BC",
-    "TD3PlusBCConfig",
     "Maximize values and stay close to the actions of the data.",
     learning_rate=(3e-4, *BOTH_RATES),
     discount=DISCOUNT,
     alpha=(2.5, "alpha"),
 )
 awac = _method(
-    "awac",
     "AWAC",
-    "AWACConfig",
     "Weigh the actions of the data by their advantages.",
     learning_rate=(3e-4, *BOTH_RATES),
     discount=DISCOUNT,
     temperature=(1.0, "lam"),
 )
 rebrac = _method(
-    "rebrac",
     "ReBRAC",
-    "ReBRACConfig",
     "TD3+BC that is also held back where values are bootstrapped.",
     normed="critic_",
     learning_rate=(1e-3, *BOTH_RATES),

@@ -74,7 +74,7 @@ class Stretches:
             )
 
     def target(self, best_share: float) -> float:
-        """Return the mean return of the best stretches, this share of all, at least one.
+        """Return the mean return of the best stretches, this share of all, or of one.
 
         Raises:
             ConfigError: A share that is not in (0, 1].

@@ -157,17 +157,6 @@ class DynamicsEnsemble(nn.Module):
                 x = nn.functional.silu(x)
         return x
 
-    def loss(self, states: Tensor, actions: Tensor, following: Tensor) -> Tensor:
-        """Return the mean squared error, summed over members, a scalar.
-
-        All are `[members, n, …]`; `following` are the states after the actions.
-        """
-        shift, scale = self._of_change()
-        target = (following - states - shift) / scale
-        error: Tensor = self(states, actions) - target
-        total: Tensor = error.square().mean(dim=(1, 2)).sum()
-        return total
-
     @torch.inference_mode()
     def simulate(self, states: np.ndarray, actions: np.ndarray) -> np.ndarray:
         """Return what every member imagines, `[members, n, steps, state]`.
@@ -180,7 +169,7 @@ class DynamicsEnsemble(nn.Module):
         first = torch.as_tensor(np.array(states, np.float32), device=device)
         pushes = torch.as_tensor(np.array(actions, np.float32), device=device)
         x = first.expand(self.num_members, *first.shape)
-        shift, scale = self._of_change()
+        shift, scale = self.moments[:, -self.state_size :]
         low, high = self.limits
         slack = SLACK * (high - low)
         imagined = []
@@ -191,13 +180,9 @@ class DynamicsEnsemble(nn.Module):
             imagined.append(x)
         return torch.stack(imagined, dim=2).cpu().numpy()
 
-    def _of_change(self) -> Tensor:
-        """Return shift and scale of changes of state."""
-        return self.moments[:, self.state_size + self.action_size :]
-
 
 class DynamicsLoss(nn.Module):
-    """Loss of an ensemble on fresh batches of `transitions`, one for each member."""
+    """Mean squared error on fresh batches of `transitions`, one for each member."""
 
     def __init__(
         self,
@@ -209,15 +194,17 @@ class DynamicsLoss(nn.Module):
         self.ensemble, self.transitions, self.config = ensemble, transitions, config
 
     def forward(self, step: int, process: int, accumulation: int) -> dict[str, Tensor]:
-        """Return the scalar loss by the network's name, as `PlannerLoss` does."""
+        """Return the sum over members by the network's name, as `PlannerLoss` does."""
         generator = step_generator(self.config.seed, step, 1 + process, accumulation)
         size = (self.ensemble.num_members, self.config.batch_size)
         rows = torch.randint(len(self.transitions[0]), size, generator=generator)
         device = self.ensemble.moments.device
-        batch = (
+        states, actions, following = (
             torch.from_numpy(part[rows.numpy()]).to(device) for part in self.transitions
         )
-        return {"dynamics": self.ensemble.loss(*batch)}
+        shift, scale = self.ensemble.moments[:, -self.ensemble.state_size :]
+        error = self.ensemble(states, actions) - (following - states - shift) / scale
+        return {"dynamics": error.square().mean(dim=(1, 2)).sum()}
 
 
 class DynamicsRun(TrainingRun[DynamicsEnsemble]):

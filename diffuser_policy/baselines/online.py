@@ -125,7 +125,12 @@ def practise(context: MethodContext, agent: Any, env: SeededEpisodes) -> None:
         load_agent(agent, env, folder)
     context.forget_curve(agent.num_timesteps)
     while not context.finished(before := agent.num_timesteps):
-        seed_draws(agent, context.seed)
+        # What the episode draws, and the gradient steps after it: the library's
+        # buffer and networks draw from global generators.
+        number = episode_seed(context.seed, agent._episode_num)
+        np.random.seed(number)  # noqa: NPY002
+        torch.manual_seed(number)
+        agent.action_space.seed(number)
         agent.learn(1, reset_num_timesteps=False, log_interval=None)  # an episode
         step = agent.num_timesteps
         if any(context.curve_due(each) for each in range(before + 1, step + 1)):
@@ -134,14 +139,6 @@ def practise(context: MethodContext, agent: Any, env: SeededEpisodes) -> None:
         total = float(agent.ep_info_buffer[-1]["r"])
         context.progress(step, figures={"episode_return": total})
     save_agent(agent, folder)
-
-
-def seed_draws(agent: Any, seed: int) -> None:
-    """Fix what the next episode draws, and the gradient steps after it."""
-    number = episode_seed(seed, agent._episode_num)
-    np.random.seed(number)  # noqa: NPY002 (the library draws from it)
-    torch.manual_seed(number)
-    agent.action_space.seed(number)
 
 
 def episode_seed(seed: int, episode: int) -> int:

@@ -44,67 +44,12 @@ from diffuser_policy.benchmark.methods import register_method
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.policy import DiffuserPolicy
 
-SEARCH = {"objective": "reward", "horizon": 200, "hold": 10, "replan_interval": None}
-
-
-def _method(
-    name: str,
-    label: str,
-    purpose: str,
-    optimizer: type[MPPI | CrossEntropy],
-    *,
-    model_of: Callable[..., Model],
-    settings: Mapping[str, Any],
-    needs_dataset: bool = True,
-) -> Callable[..., ShootingPolicy]:
-    """Register a method that plans with an optimizer, whose fields are settings.
-
-    Args:
-        name: Of the method.
-        label: Its name in tables.
-        purpose: A sentence on what it does.
-        optimizer: Improves plans.
-        model_of: Called with the context, the environment, the horizon and the
-            settings of its own; returns where plans are tried.
-        settings: Those of the model, and other defaults than `SEARCH` and the
-            optimizer have.
-        needs_dataset: Whether the model learns from the problem's data.
-    """
-    searching = {part.name: part.default for part in fields(optimizer)}
-
-    def plan(
-        context: MethodContext,
-        *,
-        objective: str,
-        horizon: int,
-        hold: int,
-        replan_interval: int | None,
-        **rest: Any,
-    ) -> ShootingPolicy:
-        search = optimizer(**{key: rest.pop(key) for key in searching})
-        env = context.make_env()  # its reward function is used later
-        model = model_of(context, env, horizon, **rest)
-        spaces = env_spaces(env)
-        return ShootingPolicy(
-            model,
-            make_objective(objective, env, spaces),
-            search,
-            spaces=spaces,
-            horizon=horizon,
-            hold=hold,
-            replan_interval=replan_interval,
-            seed=context.seed,
-        )
-
-    return family_method(
-        plan,
-        name,
-        purpose,
-        settings={**SEARCH, **searching, **settings},
-        label=label,
-        needs_dataset=needs_dataset,
-        modules={"pytorch_mppi": "baselines"} if optimizer is MPPI else None,
-    )
+SEARCH: dict[str, Any] = {
+    "objective": "reward",
+    "horizon": 200,
+    "hold": 10,
+    "replan_interval": None,
+}
 
 
 def _diffuser(
@@ -114,6 +59,8 @@ def _diffuser(
     planner: str | None,
     num_sampling_steps: int,
 ) -> Model:
+    """Return a Diffuser as a model, trained here if no `planner` is given."""
+
     def check_horizon(most: int) -> None:
         if horizon > most:
             raise ConfigError(
@@ -131,56 +78,73 @@ def _diffuser(
     return model
 
 
-IN_SIMULATOR: dict[str, Any] = {
-    "model_of": lambda _, env, __: simulator_of(env),
-    "settings": {},
-    "needs_dataset": False,
+# Where plans are tried: label, words, settings of its own or other defaults than those
+# of `SEARCH` and the optimizer, and a function of context, environment and horizon.
+PLACES: dict[str, tuple[str, str, dict[str, Any], Callable[..., Model]]] = {
+    "simulator": (
+        "simulator",
+        "the environment's own simulator",
+        {},
+        lambda _, env, __: simulator_of(env),
+    ),
+    "learned": (
+        "learned model",
+        "dynamics that are learnt from the data",
+        {"num_members": 5, "width": 128},
+        lambda context, _, __, **given: learn_dynamics(context, **given),
+    ),
+    "diffuser": (
+        "Diffuser",
+        "a Diffuser that is given the actions",
+        {"planner": None, "num_sampling_steps": 8, "horizon": 60, "num_iterations": 1},
+        lambda context, _, horizon, **given: _diffuser(context, horizon, **given),
+    ),
 }
-LEARNED: dict[str, Any] = {
-    "model_of": lambda context, _, __, **given: learn_dynamics(context, **given),
-    "settings": {"num_members": 5, "width": 128},
-}
-mppi_simulator = _method(
-    "mppi-simulator",
-    "MPPI (simulator)",
-    "Plan with MPPI in the environment's own simulator.",
-    MPPI,
-    **IN_SIMULATOR,
-)
-cem_simulator = _method(
-    "cem-simulator",
-    "CEM (simulator)",
-    "Plan with the cross-entropy method in the environment's own simulator.",
-    CrossEntropy,
-    **IN_SIMULATOR,
-)
-mppi_learned = _method(
-    "mppi-learned",
-    "MPPI (learned model)",
-    "Plan with MPPI in dynamics that are learnt from the data.",
-    MPPI,
-    **LEARNED,
-)
-cem_learned = _method(
-    "cem-learned",
-    "CEM (learned model)",
-    "Plan with the cross-entropy method in dynamics that are learnt from the data.",
-    CrossEntropy,
-    **LEARNED,
-)
-mppi_diffuser = _method(
-    "mppi-diffuser",
-    "MPPI (Diffuser)",
-    "Plan with MPPI in a Diffuser that is given the actions.",
-    MPPI,
-    model_of=lambda context, _, horizon, **given: _diffuser(context, horizon, **given),
-    settings={
-        "planner": None,
-        "num_sampling_steps": 8,
-        "horizon": 60,
-        "num_iterations": 1,
-    },
-)
+
+
+def _method(
+    optimizer: type[MPPI | CrossEntropy], place: str
+) -> Callable[..., ShootingPolicy]:
+    """Register a method that plans with an optimizer, whose fields are settings."""
+    is_mppi = optimizer is MPPI
+    name, words = ("mppi", "MPPI") if is_mppi else ("cem", "the cross-entropy method")
+    label, where, settings, model_of = PLACES[place]
+    searching = {part.name: part.default for part in fields(optimizer)}
+
+    def plan(
+        context: MethodContext, *, objective: str, horizon: int, **rest: Any
+    ) -> ShootingPolicy:
+        search = optimizer(**{key: rest.pop(key) for key in searching})
+        timing = {key: rest.pop(key) for key in ("hold", "replan_interval")}
+        env = context.make_env()  # its reward function is used later
+        model = model_of(context, env, horizon, **rest)
+        spaces = env_spaces(env)
+        return ShootingPolicy(
+            model,
+            make_objective(objective, env, spaces),
+            search,
+            spaces=spaces,
+            horizon=horizon,
+            seed=context.seed,
+            **timing,
+        )
+
+    return family_method(
+        plan,
+        f"{name}-{place}",
+        f"Plan with {words} in {where}.",
+        settings={**SEARCH, **searching, **settings},
+        label=f"{name.upper()} ({label})",
+        needs_dataset=place != "simulator",
+        modules={"pytorch_mppi": "baselines"} if is_mppi else None,
+    )
+
+
+mppi_simulator = _method(MPPI, "simulator")
+cem_simulator = _method(CrossEntropy, "simulator")
+mppi_learned = _method(MPPI, "learned")
+cem_learned = _method(CrossEntropy, "learned")
+mppi_diffuser = _method(MPPI, "diffuser")
 
 
 @register_method("random", label="Random", needs_dataset=False)
