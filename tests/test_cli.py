@@ -22,7 +22,7 @@ class StubSettings:
     """How to fail."""
 
 
-def run_stub(settings: StubSettings) -> int:
+def stub_plan(settings: StubSettings) -> int:
     """Fail as asked."""
     if settings.fail == "error":
         raise ConfigError("Horizon 7 is odd.\nChoose a multiple of 8.")
@@ -35,7 +35,7 @@ def run_stub(settings: StubSettings) -> int:
 def stub(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make `plan` the stand-in."""
     module = types.ModuleType("diffuser_policy.cli.plan")
-    vars(module)["run"] = run_stub
+    vars(module)["plan"] = stub_plan
     monkeypatch.setitem(sys.modules, "diffuser_policy.cli.plan", module)
 
 

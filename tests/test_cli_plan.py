@@ -24,7 +24,7 @@ def planner(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def rows(shown: str) -> dict[str, str]:
     """Return the cells of the printed table by their labels."""
-    return dict(re.findall(r"│ (.*?) +│ (.*?) *│", shown))
+    return dict(re.findall(r"^ +(\S.*?)  +(\S.*?) *$", shown, re.MULTILINE))
 
 
 def test_maze_is_drawn_with_the_goal_that_was_asked_for(

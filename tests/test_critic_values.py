@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from diffuser_policy.baselines.d3rlpy_methods import possible_values, value_facts
 from diffuser_policy.baselines.transitions import Batch
-from diffuser_policy.baselines.values import possible_values, value_facts
 
 GAMMA = 0.9
 

@@ -252,7 +252,7 @@ def test_cloning_in_hindsight_goes_to_the_goal(tmp_path: Path) -> None:
 def test_a_training_that_was_killed_goes_on_to_the_same_weights(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = "diffuser_policy.baselines.d3rlpy_training"
+    module = "diffuser_policy.baselines.d3rlpy_methods"
     monkeypatch.setattr(f"{module}.CHECKPOINT_STEPS", 10)
     method, flat = find_method(name), line_data(goals=False)
     whole = trained(method, context_for(tmp_path / "whole", flat, method=name))

@@ -15,7 +15,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from diffuser_policy.cli.collect import CollectCommand, run
+from diffuser_policy.cli.collect import CollectCommand
+from diffuser_policy.cli.collect import collect as collect_command
 from diffuser_policy.data import demonstrators
 from diffuser_policy.data.collection import (
     CollectSettings,
@@ -352,14 +353,14 @@ def test_the_command_records_and_says_where(
 ) -> None:
     command = CollectCommand(
         env_id=ENV,
-        dataset="test/command-v0",
+        dataset_id="test/command-v0",
         demonstrator=EXPERT,
         num_steps=500,
         run_length=250,
-        options={"d_gain": -2.0},
+        demonstrator_options={"d_gain": -2.0},
         num_workers=1,
     )
-    assert run(command) == 0
+    assert collect_command(command) == 0
     printed = capsys.readouterr().out
     assert "500 steps" in printed
     assert str(root / "test" / "command-v0") in printed

@@ -9,7 +9,8 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import pytest
 
-from diffuser_policy.cli.collect import CollectCommand, run
+from diffuser_policy.cli.collect import CollectCommand
+from diffuser_policy.cli.collect import collect as collect_command
 from diffuser_policy.data import demonstrators
 from diffuser_policy.data.collection import CollectSettings, ShardFolder, collect
 from diffuser_policy.data.minari import load_flat, recorded_facts
@@ -178,7 +179,7 @@ def test_the_command_says_what_it_recorded(
         num_episodes=5,
         num_workers=1,
     )
-    assert run(command) == 0
+    assert collect_command(command) == 0
     told = capsys.readouterr().out
     assert "5 episodes" in told
     assert "0 failed attempts left out" in told

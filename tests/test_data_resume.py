@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffuser_policy.cli.collect import CollectCommand
 from diffuser_policy.data.collection import CollectSettings, ShardFolder
 from diffuser_policy.data.minari import local_dataset_ids
 from diffuser_policy.errors import (
@@ -102,7 +101,7 @@ def test_ctrl_c_stops_the_command_and_its_workers(root: Path) -> None:
     os.killpg(process.pid, signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "The same command resumes" in stderr
+    assert "the same command resumes" in stderr
     assert "Traceback" not in stderr
     assert wait_for_silence(process.pid)
     kept = len(shards(root))
@@ -124,19 +123,19 @@ def test_killing_the_command_ends_its_workers_and_keeps_its_runs(root: Path) -> 
 
 def start_command(settings: CollectSettings) -> subprocess.Popen[str]:
     """Start `diffuser-policy collect` as the leader of its own process group."""
-    command = CollectCommand(
-        env_id=settings.env_id,
-        demonstrator=settings.demonstrator,
-        num_steps=settings.num_steps,
-        run_length=settings.run_length,
-        seed=settings.seed,
-        num_workers=settings.num_workers,
-    )
+    options = {
+        "--demonstrator": settings.demonstrator,
+        "--num-steps": settings.num_steps,
+        "--run-length": settings.run_length,
+        "--seed": settings.seed,
+        "--num-workers": settings.num_workers,
+    }
+    given = [str(part) for pair in options.items() for part in pair]
     code = (
-        "import signal, sys; from diffuser_policy.cli.collect import *; "
+        "import signal, sys; from diffuser_policy.cli import main; "
         # A shell's background jobs ignore Ctrl-C, and so would this one in turn.
         "signal.signal(signal.SIGINT, signal.default_int_handler); "
-        f"sys.exit(run({command!r}))"
+        f"sys.exit(main({['collect', settings.env_id, *given]!r}))"
     )
     return subprocess.Popen(
         [sys.executable, "-c", code],

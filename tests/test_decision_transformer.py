@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from diffuser_policy.baselines import d3rlpy_training
+from diffuser_policy.baselines import d3rlpy_methods
 from diffuser_policy.baselines import decision_transformer as dt
 from diffuser_policy.baselines.transitions import (
     SingleTask,
@@ -209,7 +209,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(
     tmp_path: Path, data: FlatDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Checkpoints every third step, a kill in between."""
-    monkeypatch.setattr(d3rlpy_training, "CHECKPOINT_STEPS", 3)
+    monkeypatch.setattr(d3rlpy_methods, "CHECKPOINT_STEPS", 3)
     whole = train(context_for(tmp_path / "whole", data, num_steps=8))
 
     training = context_for(tmp_path / "killed", data, num_steps=8)

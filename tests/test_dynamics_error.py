@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from diffuser_policy import CollectSettings, collect
-from diffuser_policy.baselines.planning_models import simulator_of
+from diffuser_policy.baselines.dynamics import simulator_of
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.envs import Env, make_env
 

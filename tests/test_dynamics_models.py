@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from diffuser_policy.baselines.diffuser_dynamics import DiffuserDynamics
 from diffuser_policy.baselines.dynamics import (
     WEIGHTS_FILE,
+    DiffuserDynamics,
     DynamicsConfig,
     DynamicsEnsemble,
     DynamicsRun,
@@ -32,10 +32,13 @@ from diffuser_policy.errors import (
     DatasetError,
     SpaceMismatchError,
 )
-from tests.planner_helpers import LAYOUT, NORMALIZER, WhiteNoise
+from diffuser_policy.planning.horizons import Horizons
+from diffuser_policy.planning.planner import Planner
+from tests.planner_helpers import LAYOUT, NORMALIZER, WhiteNoise, make_planner
 
 MATRIX = np.array([[1.0, 0.1], [-0.1, 0.95]])
 PUSH = np.array([[0.0], [0.2]])
+EIGHT_STEPS = {"longest": 8, "shortest": 8, "stride": 1, "multiple": 1}
 SMALL = DynamicsConfig(
     num_members=3, width=32, num_steps=800, batch_size=128, learning_rate=5e-3
 )
@@ -220,7 +223,7 @@ class Capturing(WhiteNoise):
 
 def test_the_first_state_and_all_given_actions_are_pinned() -> None:
     sampler = Capturing()
-    model = DiffuserDynamics(sampler, layout=LAYOUT, normalizer=NORMALIZER, length=8)
+    model = DiffuserDynamics(make_planner(sampler, horizon=EIGHT_STEPS))
     rng = np.random.default_rng(0)
     states, actions = rng.normal(size=(3, 4)), rng.uniform(-1, 1, (3, 5, 2))
     predicted = model.simulate(states, actions)
@@ -253,12 +256,14 @@ def test_a_denoiser_that_believes_the_actions_is_the_true_dynamics(
     """State t + 1 is where action t leads; in environment units."""
     normalizer = IdentityNormalizer.blank(3)
     denoiser = Denoiser(Spring(), NoiseSchedule(10), clip=False, acceleration="off")
-    model = DiffuserDynamics(
+    layout = TrajectoryLayout(action_dim=1, observation_dim=2)
+    planner = Planner(
         kind(denoiser, 5),
-        layout=TrajectoryLayout(action_dim=1, observation_dim=2),
+        layout=layout,
         normalizer=normalizer,
-        length=6,
+        horizons=Horizons(6, layout=layout, normalizer=normalizer, multiple=1),
     )
+    model = DiffuserDynamics(planner)
     rng = np.random.default_rng(0)
     first, pushes = rng.normal(size=(4, 2)), rng.normal(size=(4, 3, 1))
     expected = truth(first, pushes)
@@ -268,19 +273,12 @@ def test_a_denoiser_that_believes_the_actions_is_the_true_dynamics(
 def test_what_is_no_model_of_the_dynamics_is_refused() -> None:
     states_only = TrajectoryLayout(action_dim=0, observation_dim=4)
     for layout, stride in ((states_only, 1), (LAYOUT, 4)):
+        planner = make_planner(layout=layout, horizon={**EIGHT_STEPS, "stride": stride})
         with pytest.raises(ConfigError, match="an action for every env step"):
-            DiffuserDynamics(
-                WhiteNoise(),
-                layout=layout,
-                normalizer=NORMALIZER,
-                stride=stride,
-                length=8,
-            )
-    model = DiffuserDynamics(
-        WhiteNoise(), layout=LAYOUT, normalizer=NORMALIZER, length=8
-    )
+            DiffuserDynamics(planner)
+    model = DiffuserDynamics(make_planner(horizon=EIGHT_STEPS))
     assert model.max_steps == 7
     with pytest.raises(ConditionError, match="1 to 7 actions"):
         model.simulate(np.zeros((1, 4)), np.zeros((1, 8, 2)))
-    with pytest.raises(SpaceMismatchError, match="4 columns"):
+    with pytest.raises(SpaceMismatchError, match="states with 4"):
         model.simulate(np.zeros((1, 3)), np.zeros((1, 5, 2)))

@@ -8,16 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from diffuser_policy.baselines.objectives import (
-    env_spaces,
-    goal_nearness,
-    make_objective,
-)
 from diffuser_policy.baselines.shooting import (
     MPPI,
     CrossEntropy,
     Optimizer,
     ShootingPolicy,
+    env_spaces,
+    goal_nearness,
+    make_objective,
 )
 from diffuser_policy.envs import make_env
 from diffuser_policy.errors import ConfigError, ObservationError, UnknownNameError

@@ -15,9 +15,8 @@ from diffuser_policy.diffusion.sampler import Sampler
 from diffuser_policy.errors import SpaceMismatchError
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.speed import SpeedMeasurement, measure_speed
-from diffuser_policy.speed.cases import SCALINGS, Subject, all_cases
+from diffuser_policy.speed.cases import SCALINGS, Subject, all_cases, network_flops
 from diffuser_policy.speed.report import TITLES, figure, summary, to_json
-from diffuser_policy.speed.timing import network_flops
 from tests.point_env import POINT, save_planner
 
 Capture = pytest.CaptureFixture[str]

@@ -12,13 +12,8 @@ from torch import nn
 from diffuser_policy.diffusion.denoiser import Denoiser
 from diffuser_policy.diffusion.schedule import NoiseSchedule
 from diffuser_policy.errors import ConfigError
-from diffuser_policy.speed.timing import (
-    Case,
-    flops_of,
-    measure,
-    network_flops,
-    throughput,
-)
+from diffuser_policy.speed.cases import Case, flops_of, network_flops
+from diffuser_policy.speed.measurement import measure, throughput
 from tests.network_helpers import random_network
 
 

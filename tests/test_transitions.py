@@ -6,8 +6,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from diffuser_policy.baselines.codec import Codec
-from diffuser_policy.baselines.transitions import Hindsight, SingleTask
+from diffuser_policy.baselines.transitions import Codec, Hindsight, SingleTask
 from diffuser_policy.benchmark.problem import Goals, Problem, check_task, task_rewards
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.errors import ConfigError, DatasetError

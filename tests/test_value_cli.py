@@ -12,7 +12,7 @@ import torch
 
 from diffuser_policy.checkpoint import read_planner
 from diffuser_policy.cli import main
-from diffuser_policy.cli.train_value import TrainValueSettings
+from diffuser_policy.cli.train import TrainValueSettings
 from diffuser_policy.config import ValueConfig
 from diffuser_policy.data.collection import collect_episodes
 from diffuser_policy.errors import ConfigError
@@ -118,7 +118,7 @@ def test_interrupt_before_the_first_checkpoint_says_so(
     monkeypatch.setattr(ValueTrainer, "_descend", twice)
     output = str(tmp_path / "run")
     assert main(["train-value", str(planner), *SMALL, "--output", output]) == 130
-    assert "Stopped before anything was saved" in capsys.readouterr().err
+    assert "stopped before anything was saved" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

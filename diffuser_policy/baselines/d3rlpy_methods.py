@@ -1,4 +1,4 @@
-"""Offline RL of the literature through d3rlpy, with the settings of each paper.
+r"""Offline RL of the literature through d3rlpy: our batches, its updates.
 
 | method | paper |
 |---|---|
@@ -10,12 +10,22 @@
 | awac | Nair et al. 2020 |
 | rebrac | Tarasov et al. 2023 |
 
-All use Adam and see normalized observations. d3rlpy's own defaults are batches of 100
-for BCQ and of 1024 for AWAC and ReBRAC, and an actor's β of 0.001; BCQ's paper has
-networks of 400 and 300 units, and its authors' code compares 100 actions when it acts.
-CQL's values are those of CORL for D4RL's mazes. ReBRAC's paper tunes β, layers and
-learning rates for every dataset; its authors' values for D4RL's maze2d are in
-`examples/benchmark_rebrac.toml`.
+All use Adam, see normalized observations, and have the settings of their papers.
+d3rlpy's own defaults are batches of 100 for BCQ and of 1024 for AWAC and ReBRAC, and an
+actor's β of 0.001; BCQ's paper has networks of 400 and 300 units, and its authors' code
+compares 100 actions when it acts. CQL's values are those of CORL for D4RL's mazes.
+ReBRAC's paper tunes β, layers and learning rates for every dataset; its authors' values
+for D4RL's maze2d are in `examples/benchmark_rebrac.toml`.
+
+d3rlpy knows no goals in hindsight, and draws batches in Python row by row, which is too
+slow for several million rows. So `transitions` makes the batches, and the algorithm
+does one `update` at a time. Step i draws from generators of `(seed, i)`, so a training
+that was killed resumes to the same result.
+
+A value is a discounted sum of rewards, $Q = \sum_t \gamma^t r_t$, so it lies between
+the lowest and the highest reward, or 0 where an episode ends, times $1 / (1 - \gamma)$.
+A critic that bootstraps can leave this range without any loss becoming infinite: it has
+diverged, and its policy's score is that of a failed training. `value_facts` tells.
 """
 
 from __future__ import annotations
@@ -23,13 +33,26 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from diffuser_policy.baselines.d3rlpy_training import D3rlpyPolicy, train_d3rlpy
-from diffuser_policy.baselines.families import family_method
-from diffuser_policy.benchmark.context import MethodContext
-from diffuser_policy.errors import require_extra
+import numpy as np
+import torch
+from numpy.random import Generator
+
+from diffuser_policy.baselines.learning import (
+    family_method,
+    load_parts,
+    num_parameters,
+    save_parts,
+)
+from diffuser_policy.baselines.transitions import Batch, Codec, make_transitions
+from diffuser_policy.benchmark.context import FlatPolicy, MethodContext
+from diffuser_policy.errors import ConfigError, require_extra
 
 MODULES = {"d3rlpy": "baselines"}
 NUM_STEPS = 50_000  # where nobody sets a budget
+CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT_STEPS = 1_000
+PROGRESS_STEPS = 100
+NUM_RATED = 10_000  # transitions whose rewards and values are looked at
 # What all have: units of two hidden layers, transitions of a gradient step, and the
 # discount of goals in hindsight (`transitions`).
 COMMON = {"width": 256, "batch_size": 256, "goal_discount": 0.99}
@@ -37,10 +60,130 @@ DISCOUNT = (0.99, "gamma")
 BOTH_RATES = "actor_learning_rate", "critic_learning_rate"
 
 
+class D3rlpyPolicy(FlatPolicy):
+    """A trained algorithm in the environment's units; always its best action."""
+
+    def __init__(self, algorithm: Any, codec: Codec) -> None:
+        super().__init__(algorithm)
+        self.codec = codec
+
+    def act(self, rows: np.ndarray) -> np.ndarray:
+        """Return actions `[n, actions]` for rows `[n, inputs]`, both unscaled."""
+        return self.codec.decode(super().act(self.codec.inputs(rows)), rows)
+
+
+def train_d3rlpy(
+    context: MethodContext, config: Any, *, goal_discount: float = 0.99
+) -> D3rlpyPolicy:
+    """Train an algorithm until the context says that it is finished.
+
+    Args:
+        context: Training resumes from the checkpoint in its folder.
+        config: Of the algorithm, such as `d3rlpy.algos.IQLConfig(...)`.
+        goal_discount: For goals in hindsight.
+
+    Raises:
+        ConfigError: Losses are no longer finite.
+    """
+    torch.set_num_threads(1)
+    transitions = make_transitions(
+        context.problem, context.dataset, goal_discount=goal_discount
+    )
+    torch.manual_seed(context.seed)
+    algorithm = config.create()
+    codec = transitions.codec
+    algorithm.create_impl((len(codec.mean),), codec.num_actions)
+    policy = D3rlpyPolicy(algorithm, codec)
+    rated = transitions.batch(np.random.default_rng(context.seed), NUM_RATED)
+    mini_batch = require_extra("d3rlpy.dataset", "baselines").TransitionMiniBatch
+
+    def draw(rng: Generator) -> Any:
+        batch = vars(transitions.batch(rng, config.batch_size))
+        intervals = np.ones_like(batch["rewards"])
+        return mini_batch(**batch, intervals=intervals, transitions=[])
+
+    step = take_steps(context, policy, draw)
+    modules = algorithm.impl.modules.get_torch_modules().items()
+    context.facts |= {
+        "num_steps": step,
+        # Target networks are copies.
+        "num_parameters": num_parameters(
+            *(module for name, module in modules if not name.startswith("targ_"))
+        ),
+        "values": value_facts(algorithm, rated),
+    }
+    return policy
+
+
+def take_steps(
+    context: MethodContext, policy: Any, draw: Callable[[Generator], Any]
+) -> int:
+    """Take gradient steps until the context says so; return their number in the end.
+
+    Args:
+        context: Training resumes from the checkpoint in its folder.
+        policy: For the learning curve; its `algorithm` takes the steps.
+        draw: Returns a batch as the algorithm's `update` takes it.
+
+    Raises:
+        ConfigError: Losses are no longer finite.
+        CheckpointError: The checkpoint is damaged, or of another algorithm.
+    """
+    algorithm, path = policy.algorithm, context.folder / CHECKPOINT
+    parts: dict[str, Any] = {}
+    for name, value in vars(algorithm.impl.modules).items():
+        if isinstance(value, torch.nn.Module):
+            parts[name] = value
+        elif hasattr(value, "optim"):
+            parts[name] = value.optim
+    data = context.data_facts
+    step = load_parts(path, parts, data=data) if path.is_file() else 0
+    context.forget_curve(step)
+    algorithm.set_grad_step(step)
+    while not context.finished(step):
+        rng = np.random.default_rng((context.seed, step))
+        torch.manual_seed(int(rng.integers(2**62)))
+        losses = algorithm.update(draw(rng))
+        step += 1
+        if step % PROGRESS_STEPS == 0:
+            if not np.isfinite(list(losses.values())).all():
+                raise ConfigError(
+                    f"The losses are not finite after {step} gradient steps: {losses}. "
+                    f"Lower the learning rate, or look for outliers in the data."
+                )
+            context.progress(step, figures=losses)
+        if context.curve_due(step):
+            context.curve(step, policy)
+        if step % CHECKPOINT_STEPS == 0:
+            save_parts(path, parts, step=step, data=data)
+    save_parts(path, parts, step=step, data=data)
+    return step
+
+
+def possible_values(rewards: np.ndarray, discount: float) -> tuple[float, float]:
+    """Return the lowest and the highest value that rewards allow."""
+    low, high = min(float(rewards.min()), 0.0), max(float(rewards.max()), 0.0)
+    return low / (1 - discount), high / (1 - discount)
+
+
+def value_facts(algorithm: Any, batch: Batch) -> dict[str, Any] | None:
+    """Return what a critic says of the data's own actions, as JSON data.
+
+    Returns:
+        Quantiles `low`, `median` and `high` of the values, and the range `possible`;
+        none if the algorithm has no critic.
+    """
+    try:
+        found = algorithm.predict_value(batch.observations, batch.actions)
+    except NotImplementedError:
+        return None
+    low, median, high = (float(q) for q in np.quantile(found, (0.05, 0.5, 0.95)))
+    possible = possible_values(batch.rewards, algorithm.gamma)
+    return {"low": low, "median": median, "high": high, "possible": list(possible)}
+
+
 def _method(
-    name: str,
     label: str,
-    algorithm: str,
     purpose: str,
     *,
     networks: Sequence[str] = ("actor_", "critic_"),
@@ -50,9 +193,8 @@ def _method(
     """Register an algorithm of d3rlpy.
 
     Args:
-        name: Of the method.
-        label: Its name in tables.
-        algorithm: Its configuration in `d3rlpy.algos`.
+        label: Its name in tables, as in "TD3+BC" for the method td3-bc and d3rlpy's
+            configuration TD3PlusBCConfig.
         purpose: A sentence on what it does.
         networks: What the configuration puts before `encoder_factory` for each network.
         normed: The one of these networks that has layer norm.
@@ -78,13 +220,14 @@ def _method(
         chosen |= {
             known: value for key, value in given.items() for known in settings[key][1:]
         }
+        algorithm = f"{label.replace('+', 'Plus')}Config"
         make = getattr(require_extra("d3rlpy", "baselines").algos, algorithm)
         config = make(batch_size=batch_size, **chosen)
         return train_d3rlpy(context, config, goal_discount=goal_discount)
 
     return family_method(
         train,
-        name,
+        label.lower().replace("+", "-"),
         purpose,
         settings=COMMON | {key: entry[0] for key, entry in settings.items()},
         label=label,
@@ -94,17 +237,13 @@ def _method(
 
 
 bc = _method(
-    "bc",
     "BC",
-    "BCConfig",
     "Clone the behavior; with goals, the behavior that led to them.",
     networks=("",),
     learning_rate=(1e-3, "learning_rate"),
 )
 bcq = _method(
-    "bcq",
     "BCQ",
-    "BCQConfig",
     "Choose among actions that a generative model of the data proposes.",
     networks=("actor_", "critic_", "imitator_"),
     learning_rate=(1e-3, *BOTH_RATES, "imitator_learning_rate"),
@@ -112,13 +251,11 @@ bcq = _method(
     num_action_samples=(10, "n_action_samples"),
     flexibility=(0.05, "action_flexibility"),
 )
-# How strongly is for the paper's Lagrangian, which lowers the weight while values
-# elsewhere are by less than the gap above those of the data. Without a learning rate
-# the weight is fixed; with one of 5, values kept falling on U-Maze.
+# The paper's Lagrangian sets the weight: it lowers it while values elsewhere exceed
+# those of the data by less than the gap. Without a learning rate the weight is fixed;
+# with a weight of 5, values kept falling on U-Maze.
 cql = _method(
-    "cql",
     "CQL",
-    "CQLConfig",
     "Learn values that are low where there are no data.",
     actor_learning_rate=(3e-5, "actor_learning_rate", "temp_learning_rate"),
     critic_learning_rate=(3e-4, "critic_learning_rate"),
@@ -129,9 +266,7 @@ cql = _method(
     conservative_gap=(5.0, "alpha_threshold"),
 )
 iql = _method(
-    "iql",
     "IQL",
-    "IQLConfig",
     "Learn values from actions of the data alone, and weigh the actions by them.",
     networks=("actor_", "critic_", "value_"),
     learning_rate=(3e-4, *BOTH_RATES),
@@ -140,27 +275,21 @@ iql = _method(
     temperature=(3.0, "weight_temp"),
 )
 td3_bc = _method(
-    "td3-bc",
     "TD3+BC",
-    "TD3PlusBCConfig",
     "Maximize values and stay close to the actions of the data.",
     learning_rate=(3e-4, *BOTH_RATES),
     discount=DISCOUNT,
     alpha=(2.5, "alpha"),
 )
 awac = _method(
-    "awac",
     "AWAC",
-    "AWACConfig",
     "Weigh the actions of the data by their advantages.",
     learning_rate=(3e-4, *BOTH_RATES),
     discount=DISCOUNT,
     temperature=(1.0, "lam"),
 )
 rebrac = _method(
-    "rebrac",
     "ReBRAC",
-    "ReBRACConfig",
     "TD3+BC that is also held back where values are bootstrapped.",
     normed="critic_",
     learning_rate=(1e-3, *BOTH_RATES),

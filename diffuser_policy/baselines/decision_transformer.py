@@ -22,11 +22,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffuser_policy.baselines.codec import Codec
-from diffuser_policy.baselines.d3rlpy_methods import MODULES, NUM_STEPS
-from diffuser_policy.baselines.d3rlpy_training import take_steps
-from diffuser_policy.baselines.transitions import SingleTask, check_goals
-from diffuser_policy.baselines.weights import num_parameters
+from diffuser_policy.baselines.d3rlpy_methods import MODULES, NUM_STEPS, take_steps
+from diffuser_policy.baselines.learning import num_parameters
+from diffuser_policy.baselines.transitions import Codec, SingleTask, check_goals
 from diffuser_policy.benchmark.context import MethodContext, flat_observation
 from diffuser_policy.benchmark.methods import register_method
 from diffuser_policy.errors import ConfigError, require_extra
@@ -43,22 +41,19 @@ class Stretches:
 
     A run that is shorter than an episode is one stretch.
 
+    Args:
+        data: Rows with the rewards of the one task.
+        num_steps: Env steps of an episode.
+
     Attributes:
         returns: `[stretches]`, what each stretch paid.
         scale: Returns are divided by it: the largest in size.
-        num_steps: Env steps of a stretch at most.
+
+    Raises:
+        ConfigError: No stretch pays anything.
     """
 
     def __init__(self, data: SingleTask, num_steps: int) -> None:
-        """Find the stretches.
-
-        Args:
-            data: Rows with the rewards of the one task.
-            num_steps: Env steps of an episode.
-
-        Raises:
-            ConfigError: No stretch pays anything.
-        """
         self.data, self.num_steps = data, num_steps
         flat = data.flat
         lengths = np.minimum(flat.run_lengths, num_steps)
@@ -79,13 +74,10 @@ class Stretches:
             )
 
     def target(self, best_share: float) -> float:
-        """Return the mean return of the best stretches.
-
-        Args:
-            best_share: How many of all, in (0, 1]; at least one.
+        """Return the mean return of the best stretches, this share of all, or of one.
 
         Raises:
-            ConfigError: Not in that range.
+            ConfigError: A share that is not in (0, 1].
         """
         if not 0 < best_share <= 1:
             raise ConfigError(f"best_share must be in (0, 1], got {best_share}.")
@@ -93,13 +85,7 @@ class Stretches:
         return float(np.partition(self.returns, -number)[-number:].mean())
 
     def batch(self, rng: np.random.Generator, size: int, context: int) -> Any:
-        """Draw windows as d3rlpy takes them; what is before a stretch is masked.
-
-        Args:
-            rng: Source of randomness.
-            size: How many.
-            context: Steps of a window.
-        """
+        """Draw windows as d3rlpy takes them; what is before a stretch is masked."""
         chosen = rng.integers(len(self.starts), size=size)
         starts, lengths = self.starts[chosen], self.lengths[chosen]
         last = rng.integers(lengths)  # the window's last step, from 0
@@ -286,7 +272,7 @@ def decision_transformer(
         batch_size=batch_size,
         learning_rate=learning_rate,
     ).create()
-    algorithm.create_impl((data.num_inputs,), data.num_actions)
+    algorithm.create_impl((len(data.codec.mean),), data.codec.num_actions)
     policy = TransformerPolicy(
         algorithm,
         data.codec,

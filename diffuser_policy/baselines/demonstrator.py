@@ -25,11 +25,7 @@ def demonstrator(context: MethodContext) -> Any:
 
 
 class AsRecorded:
-    """A demonstrator that always acts as it does when data are recorded.
-
-    Args:
-        demonstrator: With `predict`.
-    """
+    """A demonstrator that always acts as it does when data are recorded."""
 
     def __init__(self, demonstrator: Policy) -> None:
         self.demonstrator = demonstrator

@@ -57,7 +57,7 @@ def diffuser(
     """
     import torch
 
-    from diffuser_policy.baselines.weights import num_parameters
+    from diffuser_policy.baselines.learning import num_parameters
     from diffuser_policy.policy import DiffuserPolicy
 
     torch.set_num_threads(1)
@@ -73,7 +73,7 @@ def diffuser(
 
 def _train(context: MethodContext, preset_name: str) -> str:
     """Train until the preset's or the budget's last step; return the folder."""
-    from diffuser_policy.baselines.planning_models import train
+    from diffuser_policy.baselines.learning import train_run
     from diffuser_policy.training.presets import preset
     from diffuser_policy.training.trainer import Trainer
 
@@ -87,5 +87,5 @@ def _train(context: MethodContext, preset_name: str) -> str:
     )
     folder = context.folder / PLANNER
     trainer = Trainer(config, context.dataset, folder)
-    train(context, trainer, num_steps, SAVE_INTERVAL)
+    train_run(context, trainer, num_steps, SAVE_INTERVAL)
     return str(folder)

@@ -1,12 +1,24 @@
-r"""Learned one-step dynamics: an ensemble of networks, each with an opinion.
+r"""Models of the dynamics to plan in: a simulator, an ensemble, or a denoiser.
+
+`DynamicsEnsemble` is learned one-step dynamics, several networks each with an opinion
+(Chua et al. 2018, "PETS", with deterministic members):
 
     normalized (state, action) → network e → normalized change of state → next state
 
-(Chua et al. 2018, "PETS", with deterministic members.) Every member has its own first
-weights and its own batches, and imagines whole trajectories by itself: where the data
-say little, members disagree, and a plan is worth the mean of what they promise.
-Imagined states are kept within twice the range of the data, so that returns stay
-finite; a tighter limit would be a wall that is not there, on which plans would lean.
+Every member has its own first weights and its own batches, and imagines whole
+trajectories by itself: where the data say little, members disagree, and a plan is worth
+the mean of what they promise. Imagined states are kept within twice the range of the
+data, so that returns stay finite; a tighter limit would be a wall that is not there, on
+which plans would lean.
+
+`DiffuserDynamics` is a denoiser; actions are pinned, states are filled in:
+
+    pinned: first state, all actions  →  denoised: the states in between
+
+(The ablation of Janner et al. 2022: a conventional optimizer that plans in the
+learnt distribution of trajectories, instead of sampling plans from it.) Nothing forces
+a denoiser to believe the actions it is given: it learnt what demonstrators do next, and
+the actions of demonstrators follow from where they are going.
 """
 
 from __future__ import annotations
@@ -14,27 +26,48 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
+from diffuser_policy.baselines.learning import train_run
+from diffuser_policy.baselines.shooting import Model
+from diffuser_policy.benchmark.context import MethodContext
 from diffuser_policy.build import seeded
-from diffuser_policy.config import OptimizationConfig
+from diffuser_policy.config import (
+    ExecutionConfig,
+    NetworkConfig,
+    OptimizationConfig,
+    PlannerConfig,
+    TrainConfig,
+    WindowConfig,
+)
 from diffuser_policy.data.flat import FlatDataset
-from diffuser_policy.errors import DatasetError, SpaceMismatchError
+from diffuser_policy.diffusion.conditions import Conditions
+from diffuser_policy.envs import Env
+from diffuser_policy.errors import (
+    ConditionError,
+    ConfigError,
+    DatasetError,
+    SpaceMismatchError,
+)
 from diffuser_policy.files import replaced_file
+from diffuser_policy.planning.planner import Planner
 from diffuser_policy.settings import positive
 from diffuser_policy.training.loss import step_generator
 from diffuser_policy.training.processes import Processes
 from diffuser_policy.training.state import data_facts
-from diffuser_policy.training.trainer import TrainingRun
+from diffuser_policy.training.trainer import Trainer, TrainingRun
 
 WEIGHTS_FILE = "model.safetensors"
 EMA_DECAY = 0.99  # short: the step size falls to zero in any case
 SLACK = 0.5  # of the data's range, on either side: where imagination ends
 CONSTANT = 1e-6  # columns that spread less are not scaled
+ACTION_PLANNER_STEPS = 6000
+ACTION_PLANNER_HORIZON = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,13 +110,6 @@ class DynamicsEnsemble(nn.Module):
         action_size: int,
         config: DynamicsConfig,
     ) -> None:
-        """Draw first weights.
-
-        Args:
-            state_size: Columns of the state.
-            action_size: Columns of the action.
-            config: Says how many networks, and how large.
-        """
         super().__init__()
         self.state_size, self.action_size = state_size, action_size
         hidden, num_members = [config.width] * config.num_layers, config.num_members
@@ -108,13 +134,7 @@ class DynamicsEnsemble(nn.Module):
     def fit_moments(
         self, states: np.ndarray, actions: np.ndarray, following: np.ndarray
     ) -> None:
-        """Measure how inputs and outputs are scaled.
-
-        Args:
-            states: `[n, state]`, environment units.
-            actions: `[n, action]`.
-            following: `[n, state]` the states after the actions.
-        """
+        """Measure how inputs and outputs are scaled; arguments as of `transitions`."""
         rows = np.concatenate([states, actions, following - states], axis=1)
         mean = rows.mean(axis=0, dtype=np.float64)
         std = rows.std(axis=0, dtype=np.float64)
@@ -126,9 +146,7 @@ class DynamicsEnsemble(nn.Module):
     def forward(self, states: Tensor, actions: Tensor) -> Tensor:
         """Return each member's normalized change of state `[members, n, state]`.
 
-        Args:
-            states: `[members, n, state]`, environment units.
-            actions: `[members, n, action]`.
+        States `[members, n, state]` and actions are in environment units.
         """
         shift, scale = self.moments[:, : self.state_size + self.action_size]
         x: Tensor = (torch.cat([states, actions], dim=-1) - shift) / scale
@@ -139,42 +157,19 @@ class DynamicsEnsemble(nn.Module):
                 x = nn.functional.silu(x)
         return x
 
-    def loss(self, states: Tensor, actions: Tensor, following: Tensor) -> Tensor:
-        """Return the mean squared error, summed over members, a scalar.
-
-        Args:
-            states: `[members, n, state]`, environment units.
-            actions: `[members, n, action]`.
-            following: `[members, n, state]`.
-        """
-        shift, scale = self._of_change()
-        target = (following - states - shift) / scale
-        error: Tensor = self(states, actions) - target
-        total: Tensor = error.square().mean(dim=(1, 2)).sum()
-        return total
-
     @torch.inference_mode()
     def simulate(self, states: np.ndarray, actions: np.ndarray) -> np.ndarray:
         """Return what every member imagines, `[members, n, steps, state]`.
 
-        Args:
-            states: `[n, state]` to start from, environment units.
-            actions: `[n, steps, action]`.
-
         Raises:
             SpaceMismatchError: States or actions of another size.
         """
-        given = (states.shape[-1], actions.shape[-1])
-        if given != (self.state_size, self.action_size):
-            raise SpaceMismatchError(
-                f"These dynamics are of states with {self.state_size} and actions with "
-                f"{self.action_size} columns; got {given[0]} and {given[1]}."
-            )
+        _check_sizes(states, actions, self.state_size, self.action_size)
         device = self.moments.device
         first = torch.as_tensor(np.array(states, np.float32), device=device)
         pushes = torch.as_tensor(np.array(actions, np.float32), device=device)
         x = first.expand(self.num_members, *first.shape)
-        shift, scale = self._of_change()
+        shift, scale = self.moments[:, -self.state_size :]
         low, high = self.limits
         slack = SLACK * (high - low)
         imagined = []
@@ -185,19 +180,9 @@ class DynamicsEnsemble(nn.Module):
             imagined.append(x)
         return torch.stack(imagined, dim=2).cpu().numpy()
 
-    def _of_change(self) -> Tensor:
-        """Return shift and scale of changes of state."""
-        return self.moments[:, self.state_size + self.action_size :]
-
 
 class DynamicsLoss(nn.Module):
-    """Loss of an ensemble on fresh batches, one for each member.
-
-    Args:
-        ensemble: Is trained.
-        transitions: What `transitions` returns.
-        config: Batch size and seed.
-    """
+    """Mean squared error on fresh batches of `transitions`, one for each member."""
 
     def __init__(
         self,
@@ -209,38 +194,28 @@ class DynamicsLoss(nn.Module):
         self.ensemble, self.transitions, self.config = ensemble, transitions, config
 
     def forward(self, step: int, process: int, accumulation: int) -> dict[str, Tensor]:
-        """Return the scalar loss, by the network's name.
-
-        Args:
-            step: Gradient step.
-            process: Rank of this process.
-            accumulation: Which of the batches that make up one gradient step.
-        """
+        """Return the sum over members by the network's name, as `PlannerLoss` does."""
         generator = step_generator(self.config.seed, step, 1 + process, accumulation)
         size = (self.ensemble.num_members, self.config.batch_size)
         rows = torch.randint(len(self.transitions[0]), size, generator=generator)
         device = self.ensemble.moments.device
-        batch = (
+        states, actions, following = (
             torch.from_numpy(part[rows.numpy()]).to(device) for part in self.transitions
         )
-        return {"dynamics": self.ensemble.loss(*batch)}
+        shift, scale = self.ensemble.moments[:, -self.ensemble.state_size :]
+        error = self.ensemble(states, actions) - (following - states - shift) / scale
+        return {"dynamics": error.square().mean(dim=(1, 2)).sum()}
 
 
 class DynamicsRun(TrainingRun[DynamicsEnsemble]):
-    """Trains an ensemble, with checkpoints, in a folder of its own."""
+    """Trains an ensemble from the latest checkpoint in its folder, if there is one.
+
+    Raises:
+        ConfigError: The folder holds a run with other settings or other data.
+        DatasetError: The data hold no two successive states.
+    """
 
     def __init__(self, config: DynamicsConfig, flat: FlatDataset, output: Path) -> None:
-        """Build the networks, and restore the latest checkpoint if there is one.
-
-        Args:
-            config: Settings.
-            flat: The data.
-            output: Folder of the run, created on the first save.
-
-        Raises:
-            ConfigError: The folder holds a run with other settings or other data.
-            DatasetError: The data hold no two successive states.
-        """
         rows = transitions(flat)
         with seeded(config.seed):
             ensemble = DynamicsEnsemble(flat.observation_size, flat.action_size, config)
@@ -273,10 +248,7 @@ class DynamicsRun(TrainingRun[DynamicsEnsemble]):
 def transitions(flat: FlatDataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return states `[n, state]`, actions `[n, action]` and the states after them.
 
-    Rows after which the run ends have no next state, and neither have terminal ones.
-
-    Args:
-        flat: The dataset; observations are its states.
+    States are observations. The last row of a run and terminal rows have no next state.
 
     Raises:
         DatasetError: There are no two successive states.
@@ -291,3 +263,137 @@ def transitions(flat: FlatDataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         )
     observations, actions = flat.fields["observation"], flat.fields["action"]
     return observations[rows], actions[rows], observations[rows + 1]
+
+
+def _check_sizes(
+    states: np.ndarray, actions: np.ndarray, state_size: int, action_size: int
+) -> None:
+    """Refuse states and actions of other sizes than those of a model."""
+    given = (states.shape[-1], actions.shape[-1])
+    if given != (state_size, action_size):
+        raise SpaceMismatchError(
+            f"These dynamics are of states with {state_size} and actions with "
+            f"{action_size} columns; got {given[0]} and {given[1]}."
+        )
+
+
+class DiffuserDynamics:
+    """Predicts states by inpainting; a `Model` of `diffuser_policy.baselines.shooting`.
+
+    The same states and actions are always denoised from the same noise.
+
+    Args:
+        planner: Plans actions as well as observations.
+        seed: Of the noise.
+
+    Raises:
+        ConfigError: A planner that plans no actions, or not for every env step.
+    """
+
+    def __init__(self, planner: Planner, *, seed: int = 0) -> None:
+        layout, stride = planner.layout, planner.stride
+        if layout.action_dim == 0 or stride != 1:
+            raise ConfigError(
+                "A planner is a model of the dynamics if it plans an action for every "
+                f"env step; this one has stride {stride} and {layout.action_dim} "
+                "action columns. Train one with window.actions and window.stride=1."
+            )
+        self.planner, self.seed = planner, seed
+        # Env steps that can be predicted: the last action's effect is not.
+        self.max_steps = planner.horizons.max_planning_steps - 1
+
+    @torch.no_grad()
+    def simulate(self, states: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        """Return the states that the denoiser fills in, `[n, steps, state]`.
+
+        Actions after the given ones are its own.
+
+        Raises:
+            SpaceMismatchError: States or actions of another size.
+            ConditionError: More steps than a trajectory has.
+        """
+        planner, layout = self.planner, self.planner.layout
+        _check_sizes(states, actions, layout.observation_dim, layout.action_dim)
+        num_rows, num_steps = actions.shape[:2]
+        if not 1 <= num_steps <= self.max_steps:
+            raise ConditionError(
+                f"A trajectory of {self.max_steps + 1} planning steps says where 1 to "
+                f"{self.max_steps} actions lead, not {num_steps}. Shorten the horizon."
+            )
+        pinned = Conditions().pin(0, "observation", _tensor(states))
+        for step in range(num_steps):
+            pinned = pinned.pin(step, "action", _tensor(actions[:, step]))
+        samples = planner.sampler.sample(
+            pinned.compile(
+                layout,
+                planner.normalizer,
+                num_planning_steps=self.max_steps + 1,
+                batch_size=num_rows,
+            ),
+            [torch.Generator().manual_seed(self.seed) for _ in range(num_rows)],
+        )
+        trajectories = planner.normalizer.unnormalize(samples.trajectories[:, 0]).cpu()
+        planned = trajectories[:, 1 : num_steps + 1, layout.observations]
+        predicted: np.ndarray = planned.numpy()
+        return predicted
+
+
+def _tensor(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.array(values, np.float32))
+
+
+# --- models in a benchmark ------------------------------------------------------------
+
+
+def simulator_of(env: Env) -> Model:
+    """Return an environment's own simulator, as the mazes offer it.
+
+    Raises:
+        ConfigError: The environment offers none.
+    """
+    base: Any = env.unwrapped
+    if not callable(getattr(base, "simulate", None)):
+        raise ConfigError(
+            f"{type(base).__name__} has no simulate(states [n, state], actions [n, "
+            f"steps, action]), which planning in the true simulator needs. The mazes "
+            f"have it; elsewhere use mppi-learned or cem-learned."
+        )
+    model: Model = base
+    return model
+
+
+def learn_dynamics(
+    context: MethodContext, *, num_members: int, width: int
+) -> DynamicsEnsemble:
+    """Train one-step dynamics on the problem's data, or resume that."""
+    config = DynamicsConfig(
+        num_members=num_members,
+        width=width,
+        num_steps=context.num_steps or DynamicsConfig.num_steps,
+        seed=context.seed,
+    )
+    run = DynamicsRun(config, context.dataset, context.folder)
+    train_run(context, run, config.num_steps)
+    return run.ensemble
+
+
+def train_action_planner(context: MethodContext) -> Path:
+    """Train a Diffuser that plans actions for every env step; return its folder."""
+    num_steps = context.num_steps or ACTION_PLANNER_STEPS
+    config = TrainConfig(
+        dataset=context.problem.dataset,
+        window=WindowConfig(
+            horizon=ACTION_PLANNER_HORIZON,
+            min_horizon=ACTION_PLANNER_HORIZON,
+            stride=1,
+            actions=True,
+            hindsight_goal="none",
+        ),
+        network=NetworkConfig(dim=32, multipliers=(1, 2, 4)),
+        optimization=OptimizationConfig(num_steps=num_steps, batch_size=64),
+        planner=PlannerConfig(horizon="fixed", ranking="first"),
+        execution=ExecutionConfig(executor="actions"),
+        seed=context.seed,
+    )
+    train_run(context, Trainer(config, context.dataset, context.folder), num_steps)
+    return context.folder

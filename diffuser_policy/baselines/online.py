@@ -18,8 +18,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from diffuser_policy.baselines.learning import load_parts, num_parameters, save_parts
 from diffuser_policy.baselines.transitions import check_goals
-from diffuser_policy.baselines.weights import load_parts, num_parameters, save_parts
 from diffuser_policy.benchmark.context import MethodContext
 from diffuser_policy.benchmark.methods import register_method
 from diffuser_policy.envs import Env
@@ -36,19 +36,9 @@ COUNTS = ("_n_updates", "_episode_num")
 
 
 class SeededEpisodes(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Resets every episode with a seed of its own, so that any can be begun again.
-
-    Attributes:
-        episode: Number of the next episode.
-    """
+    """Resets every episode with a seed of its own; `episode` is the next one."""
 
     def __init__(self, env: Env, seed: int) -> None:
-        """Wrap an environment.
-
-        Args:
-            env: To be reset.
-            seed: Of the training, from which those of the episodes follow.
-        """
         super().__init__(env)
         self.seed, self.episode = seed, 0
 
@@ -129,19 +119,18 @@ def sac_her(
 
 
 def practise(context: MethodContext, agent: Any, env: SeededEpisodes) -> None:
-    """Practise episode by episode, from the checkpoint on if there is one.
-
-    Args:
-        context: Says when to stop.
-        agent: Fresh.
-        env: The agent's.
-    """
+    """Practise episode by episode, from the checkpoint on if there is one."""
     folder = context.folder / CHECKPOINT
     if folder.is_dir():
         load_agent(agent, env, folder)
     context.forget_curve(agent.num_timesteps)
     while not context.finished(before := agent.num_timesteps):
-        seed_draws(agent, context.seed)
+        # What the episode draws, and the gradient steps after it: the library's
+        # buffer and networks draw from global generators.
+        number = episode_seed(context.seed, agent._episode_num)
+        np.random.seed(number)  # noqa: NPY002
+        torch.manual_seed(number)
+        agent.action_space.seed(number)
         agent.learn(1, reset_num_timesteps=False, log_interval=None)  # an episode
         step = agent.num_timesteps
         if any(context.curve_due(each) for each in range(before + 1, step + 1)):
@@ -152,31 +141,13 @@ def practise(context: MethodContext, agent: Any, env: SeededEpisodes) -> None:
     save_agent(agent, folder)
 
 
-def seed_draws(agent: Any, seed: int) -> None:
-    """Fix what an agent draws in its next episode, and the gradient steps after it.
-
-    Args:
-        agent: Its buffer and networks draw from global generators.
-        seed: Of the training.
-    """
-    number = episode_seed(seed, agent._episode_num)
-    np.random.seed(number)  # noqa: NPY002 (the library draws from it)
-    torch.manual_seed(number)
-    agent.action_space.seed(number)
-
-
 def episode_seed(seed: int, episode: int) -> int:
     """Return the seed of an episode, in 0 … 2^32 - 1."""
     return int(np.random.SeedSequence((seed, episode)).generate_state(1)[0])
 
 
 def save_agent(agent: Any, folder: Path) -> None:
-    """Save, between two episodes, everything from which training resumes.
-
-    Args:
-        agent: Its last episode has ended.
-        folder: Replaced.
-    """
+    """Save everything from which training resumes, between two episodes."""
     buffer = agent.replay_buffer
     rows = buffer.size()
     tables = {name: getattr(buffer, name)[:rows] for name in TABLES}
@@ -194,11 +165,6 @@ def save_agent(agent: Any, folder: Path) -> None:
 
 def load_agent(agent: Any, env: SeededEpisodes, folder: Path) -> None:
     """Bring a fresh agent, and its environment, to where a saved one was.
-
-    Args:
-        agent: Made with the same settings.
-        env: Its environment.
-        folder: As `save_agent` wrote it.
 
     Raises:
         CheckpointError: A file is damaged, or of other settings.

@@ -8,7 +8,7 @@
 | random | | |
 
 All that plan have the settings of their optimizer and `objective`, "reward" or "dense"
-(`diffuser_policy.baselines.objectives`), and `horizon`, `hold` and `replan_interval` in
+(`diffuser_policy.baselines.shooting`), and `horizon`, `hold` and `replan_interval` in
 env steps. Learned dynamics have `num_members` networks of `width` units.
 `mppi-diffuser` has `planner`, the folder of a planner that plans actions for every env
 step (by default one is trained), which it denoises in `num_sampling_steps`.
@@ -22,67 +22,100 @@ from typing import Any
 
 import numpy as np
 
-from diffuser_policy.baselines.diffuser_dynamics import DiffuserDynamics
-from diffuser_policy.baselines.families import family_method
-from diffuser_policy.baselines.objectives import env_spaces, make_objective
-from diffuser_policy.baselines.planning_models import (
+from diffuser_policy.baselines.dynamics import (
     ACTION_PLANNER_HORIZON,
-    check_horizon,
+    DiffuserDynamics,
     learn_dynamics,
     simulator_of,
     train_action_planner,
 )
+from diffuser_policy.baselines.learning import family_method
 from diffuser_policy.baselines.shooting import (
     MPPI,
     CrossEntropy,
     Model,
     ShootingPolicy,
     ShootingState,
+    env_spaces,
+    make_objective,
 )
 from diffuser_policy.benchmark.context import MethodContext
 from diffuser_policy.benchmark.methods import register_method
-from diffuser_policy.envs import Env
+from diffuser_policy.errors import ConfigError
 from diffuser_policy.policy import DiffuserPolicy
 
-SEARCH = {"objective": "reward", "horizon": 200, "hold": 10, "replan_interval": None}
-LEARNED = {"num_members": 5, "width": 128}
+SEARCH: dict[str, Any] = {
+    "objective": "reward",
+    "horizon": 200,
+    "hold": 10,
+    "replan_interval": None,
+}
+
+
+def _diffuser(
+    context: MethodContext,
+    horizon: int,
+    *,
+    planner: str | None,
+    num_sampling_steps: int,
+) -> Model:
+    """Return a Diffuser as a model, trained here if no `planner` is given."""
+
+    def check_horizon(most: int) -> None:
+        if horizon > most:
+            raise ConfigError(
+                f"This Diffuser says where up to {most} actions lead; a horizon of "
+                f"{horizon} env steps is too long. Shorten it, or train a longer one."
+            )
+
+    if planner is None:
+        check_horizon(ACTION_PLANNER_HORIZON - 1)  # before it is trained
+    policy = DiffuserPolicy.from_pretrained(
+        planner or train_action_planner(context), num_sampling_steps=num_sampling_steps
+    )
+    model = DiffuserDynamics(policy.planner, seed=context.seed)
+    check_horizon(model.max_steps)
+    return model
+
+
+# Where plans are tried: label, words, settings of its own or other defaults than those
+# of `SEARCH` and the optimizer, and a function of context, environment and horizon.
+PLACES: dict[str, tuple[str, str, dict[str, Any], Callable[..., Model]]] = {
+    "simulator": (
+        "simulator",
+        "the environment's own simulator",
+        {},
+        lambda _, env, __: simulator_of(env),
+    ),
+    "learned": (
+        "learned model",
+        "dynamics that are learnt from the data",
+        {"num_members": 5, "width": 128},
+        lambda context, _, __, **given: learn_dynamics(context, **given),
+    ),
+    "diffuser": (
+        "Diffuser",
+        "a Diffuser that is given the actions",
+        {"planner": None, "num_sampling_steps": 8, "horizon": 60, "num_iterations": 1},
+        lambda context, _, horizon, **given: _diffuser(context, horizon, **given),
+    ),
+}
 
 
 def _method(
-    name: str,
-    label: str,
-    purpose: str,
-    optimizer: type[MPPI | CrossEntropy],
-    model_of: Callable[..., Model],
-    *,
-    settings: Mapping[str, Any],
-    needs_dataset: bool = True,
+    optimizer: type[MPPI | CrossEntropy], place: str
 ) -> Callable[..., ShootingPolicy]:
-    """Register a method that plans with an optimizer in a model.
-
-    Args:
-        name: Of the method.
-        label: Its name in tables.
-        purpose: A sentence on what it does.
-        optimizer: Improves plans; its fields are settings.
-        model_of: Called with the context, the environment, the horizon and the
-            settings of its own; returns where plans are tried.
-        settings: Those of the model, and other defaults than `SEARCH` and the
-            optimizer have.
-        needs_dataset: Whether the model learns from the problem's data.
-    """
+    """Register a method that plans with an optimizer, whose fields are settings."""
+    is_mppi = optimizer is MPPI
+    name, words = ("mppi", "MPPI") if is_mppi else ("cem", "the cross-entropy method")
+    label, where, settings, model_of = PLACES[place]
     searching = {part.name: part.default for part in fields(optimizer)}
 
     def plan(
-        context: MethodContext,
-        *,
-        objective: str,
-        horizon: int,
-        hold: int,
-        replan_interval: int | None,
-        **rest: Any,
+        context: MethodContext, *, objective: str, horizon: int, **rest: Any
     ) -> ShootingPolicy:
         search = optimizer(**{key: rest.pop(key) for key in searching})
+        timing = {key: rest.pop(key) for key in ("hold", "replan_interval")}
         env = context.make_env()  # its reward function is used later
         model = model_of(context, env, horizon, **rest)
         spaces = env_spaces(env)
@@ -92,99 +125,26 @@ def _method(
             search,
             spaces=spaces,
             horizon=horizon,
-            hold=hold,
-            replan_interval=replan_interval,
             seed=context.seed,
+            **timing,
         )
 
     return family_method(
         plan,
-        name,
-        purpose,
+        f"{name}-{place}",
+        f"Plan with {words} in {where}.",
         settings={**SEARCH, **searching, **settings},
-        label=label,
-        needs_dataset=needs_dataset,
-        modules={"pytorch_mppi": "baselines"} if optimizer is MPPI else None,
+        label=f"{name.upper()} ({label})",
+        needs_dataset=place != "simulator",
+        modules={"pytorch_mppi": "baselines"} if is_mppi else None,
     )
 
 
-def _simulator(context: MethodContext, env: Env, horizon: int) -> Model:
-    del context, horizon
-    return simulator_of(env)
-
-
-def _learned(context: MethodContext, env: Env, horizon: int, **settings: int) -> Model:
-    del env, horizon
-    return learn_dynamics(context, **settings)
-
-
-def _diffuser(
-    context: MethodContext,
-    env: Env,
-    horizon: int,
-    *,
-    planner: str | None,
-    num_sampling_steps: int,
-) -> Model:
-    del env
-    if planner is None:
-        check_horizon(horizon, ACTION_PLANNER_HORIZON - 1)  # before it is trained
-    policy = DiffuserPolicy.from_pretrained(
-        train_action_planner(context) if planner is None else planner,
-        num_sampling_steps=num_sampling_steps,
-    )
-    model = DiffuserDynamics.of(policy, seed=context.seed)
-    check_horizon(horizon, model.max_steps)
-    return model
-
-
-mppi_simulator = _method(
-    "mppi-simulator",
-    "MPPI (simulator)",
-    "Plan with MPPI in the environment's own simulator.",
-    MPPI,
-    _simulator,
-    settings={},
-    needs_dataset=False,
-)
-cem_simulator = _method(
-    "cem-simulator",
-    "CEM (simulator)",
-    "Plan with the cross-entropy method in the environment's own simulator.",
-    CrossEntropy,
-    _simulator,
-    settings={},
-    needs_dataset=False,
-)
-mppi_learned = _method(
-    "mppi-learned",
-    "MPPI (learned model)",
-    "Plan with MPPI in dynamics that are learnt from the data.",
-    MPPI,
-    _learned,
-    settings=LEARNED,
-)
-cem_learned = _method(
-    "cem-learned",
-    "CEM (learned model)",
-    "Plan with the cross-entropy method in dynamics that are learnt from the data.",
-    CrossEntropy,
-    _learned,
-    settings=LEARNED,
-)
-mppi_diffuser = _method(
-    "mppi-diffuser",
-    "MPPI (Diffuser)",
-    "Plan with MPPI in a Diffuser that is given the actions.",
-    MPPI,
-    _diffuser,
-    settings={
-        "planner": None,
-        "num_sampling_steps": 8,
-        "horizon": 60,
-        "num_iterations": 1,
-    },
-)
+mppi_simulator = _method(MPPI, "simulator")
+cem_simulator = _method(CrossEntropy, "simulator")
+mppi_learned = _method(MPPI, "learned")
+cem_learned = _method(CrossEntropy, "learned")
+mppi_diffuser = _method(MPPI, "diffuser")
 
 
 @register_method("random", label="Random", needs_dataset=False)
@@ -197,13 +157,7 @@ def random(context: MethodContext) -> RandomPolicy:
 
 
 class RandomPolicy:
-    """Uniform actions, by the contract of `predict`; each row has its own stream.
-
-    Args:
-        low: `[action]`.
-        high: `[action]`.
-        seed: Of all randomness.
-    """
+    """Uniform actions in `[low, high]`; each row has its own random stream."""
 
     def __init__(self, low: np.ndarray, high: np.ndarray, *, seed: int = 0) -> None:
         self.low, self.high, self.seed = low, high, seed
@@ -211,7 +165,7 @@ class RandomPolicy:
     def initial_state(
         self, num_envs: int, streams: np.ndarray | None = None
     ) -> ShootingState:
-        """Return the state before the first step; arguments as of `ShootingPolicy`."""
+        """Return the state before the first step, as `ShootingPolicy` does."""
         given = np.arange(num_envs) if streams is None else np.asarray(streams)
         nothing, zeros = np.zeros((num_envs, 0, 0)), np.zeros(num_envs, np.int64)
         return ShootingState(nothing, zeros, given.astype(np.int64), zeros)
@@ -223,14 +177,7 @@ class RandomPolicy:
         episode_start: np.ndarray | None = None,  # noqa: ARG002 (all steps are alike)
         deterministic: bool = False,  # noqa: ARG002
     ) -> tuple[np.ndarray, ShootingState]:
-        """Return actions, and what to pass as `state` the next time.
-
-        Args:
-            observation: Goal dictionary or array, single or batched.
-            state: What the last call returned; none at first.
-            episode_start: Not used.
-            deterministic: Not used.
-        """
+        """Return actions, and what to pass as `state` the next time."""
         if isinstance(observation, Mapping):
             observation = observation["observation"]
         batch = np.shape(observation)[:-1]

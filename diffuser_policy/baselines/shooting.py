@@ -13,11 +13,18 @@ the form of Chua et al. 2018, "PETS", with a warm start.) MPPI's arithmetic is
 `pytorch_mppi`'s. The model may be a simulator, a learned one, or a denoiser: it is
 asked for whole sequences. A *knot* is one action of the plan; it is kept for `hold`
 env steps, because the effects of pushes that change every step cancel out.
+
+| objective | a trajectory is worth, per step |
+|---|---|
+| `"reward"` | the environment's reward, by its `compute_reward` |
+| `"dense"` | $\exp(-distance)$ to the goal, D4RL's dense reward of the mazes |
+
+Sparse rewards are zero for nearly every sequence of random actions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -25,12 +32,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffuser_policy.baselines.objectives import Objective
 from diffuser_policy.build import seeded
-from diffuser_policy.errors import ConfigError, ObservationError, require_extra
+from diffuser_policy.envs import Env
+from diffuser_policy.errors import (
+    ConfigError,
+    ObservationError,
+    UnknownNameError,
+    require_extra,
+)
 from diffuser_policy.settings import positive
-from diffuser_policy.spaces import SpaceSpec
+from diffuser_policy.spaces import GOAL_KEYS, SpaceSpec, find_goal_columns
 
+# States `[…, steps, state]` and a goal `[goal]`, both in environment units, to the mean
+# reward a step `[…]`.
+Objective = Callable[[np.ndarray, np.ndarray], np.ndarray]
+NUM_RESETS = 8  # observations in which to look for the goal's columns
 Valuation = Callable[[np.ndarray], np.ndarray]  # plans [n, knots, A] → returns [n]
 SMALLEST_SPREAD = 0.05  # of the action range: the cross-entropy method keeps drawing
 
@@ -39,14 +55,13 @@ class Model(Protocol):
     """Predicts where actions lead."""
 
     def simulate(self, states: np.ndarray, actions: np.ndarray) -> np.ndarray:
-        """Return the states after every action.
+        """Return the states `[n, steps, state]` after every action.
+
+        Axes before those are several opinions.
 
         Args:
             states: `[n, state]` to start from, environment units.
             actions: `[n, steps, action]`, environment units.
-
-        Returns:
-            `[n, steps, state]`; with axes before those, several opinions.
         """
 
 
@@ -56,13 +71,7 @@ class Optimizer(Protocol):
     def improve(
         self, plan: np.ndarray, value: Valuation, rng: np.random.Generator
     ) -> np.ndarray:
-        """Return a better plan `[knots, action]`.
-
-        Args:
-            plan: `[knots, action]` to start from.
-            value: Returns of plans.
-            rng: Source of all randomness.
-        """
+        """Return a better plan `[knots, action]`; all randomness is `rng`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +197,22 @@ class ShootingState(NamedTuple):
 
 
 class ShootingPolicy:
-    """Model-predictive control with a warm start; keeps `predict`'s contract."""
+    """Model-predictive control with a warm start; keeps `predict`'s contract.
+
+    Args:
+        model: Says where actions lead.
+        objective: Says what that is worth.
+        optimizer: Finds better plans.
+        spaces: Of the environment: goal dictionaries.
+        horizon: Env steps of a plan.
+        hold: Env steps that each action is kept for.
+        replan_interval: Env steps between plans; `hold` by default.
+        seed: Of all randomness.
+
+    Raises:
+        ConfigError: Numbers of env steps that are no multiples of one another, or an
+            environment without goals in its observations.
+    """
 
     def __init__(
         self,
@@ -202,22 +226,6 @@ class ShootingPolicy:
         replan_interval: int | None = None,
         seed: int = 0,
     ) -> None:
-        """Combine the parts.
-
-        Args:
-            model: Says where actions lead.
-            objective: Says what that is worth.
-            optimizer: Finds better plans.
-            spaces: Of the environment: goal dictionaries.
-            horizon: Env steps of a plan.
-            hold: Env steps that each action is kept for.
-            replan_interval: Env steps between plans; `hold` by default.
-            seed: Of all randomness.
-
-        Raises:
-            ConfigError: Numbers of env steps that don't go into each other, or an
-                environment without goals in its observations.
-        """
         interval = hold if replan_interval is None else replan_interval
         if hold < 1 or horizon < 1 or horizon % hold:
             raise ConfigError(
@@ -243,16 +251,10 @@ class ShootingPolicy:
     def initial_state(
         self, num_envs: int, streams: np.ndarray | None = None
     ) -> ShootingState:
-        """Return the state before the first step.
-
-        Args:
-            num_envs: Rows.
-            streams: `[num_envs]` random streams; 0, 1, 2, … by default.
-        """
-        knots = self.horizon // self.hold
+        """Return the state before the first step; streams are 0, 1, 2, … by default."""
         given = np.arange(num_envs) if streams is None else np.asarray(streams)
         return ShootingState(
-            plans=np.zeros((num_envs, knots, len(self._center))),
+            plans=np.zeros((num_envs, self.horizon // self.hold, len(self._center))),
             ages=np.full(num_envs, -1),
             streams=given.astype(np.int64),
             num_plans=np.zeros(num_envs, np.int64),
@@ -267,11 +269,8 @@ class ShootingPolicy:
     ) -> tuple[np.ndarray, ShootingState]:
         """Return actions, and what to pass as `state` the next time.
 
-        Args:
-            observation: Goal dictionary, single or batched.
-            state: What the last call returned; none at first.
-            episode_start: `[n]` which rows begin an episode.
-            deterministic: Not used; all randomness is the seed's.
+        `episode_start` `[n]` says which rows begin an episode. `deterministic` changes
+        nothing: all randomness is the seed's.
 
         Raises:
             ObservationError: An observation that cannot be planned from, or a state of
@@ -295,20 +294,15 @@ class ShootingPolicy:
             rng = np.random.default_rng(
                 (self.seed, int(state.streams[row]), int(num_plans[row]))
             )
-            left = self._rest(plans[row], int(ages[row]))
+            done = max(int(ages[row]), 0) // self.hold
+            left = np.zeros_like(plans[row])  # zeros after what is left of the plan
+            left[: len(left) - done] = plans[row, done:]
             plans[row] = self._plan(observations[row], goals[row], left, rng)
             ages[row], num_plans[row] = 0, num_plans[row] + 1
         scaled = plans[np.arange(rows), ages // self.hold]
         actions = (self._center + self._half * scaled).astype(np.float32)
         following = ShootingState(plans, ages + 1, state.streams, num_plans)
         return actions.reshape(*batch, -1), following
-
-    def _rest(self, plan: np.ndarray, age: int) -> np.ndarray:
-        """Return what is left of a plan, with zeros after it."""
-        done = max(age, 0) // self.hold
-        rest = np.zeros_like(plan)
-        rest[: len(plan) - done] = plan[done:]
-        return rest
 
     def _plan(
         self,
@@ -328,3 +322,70 @@ class ShootingPolicy:
             return mean
 
         return self.optimizer.improve(left, value, rng)
+
+
+def make_objective(name: str, env: Env, spaces: SpaceSpec) -> Objective:
+    """Return the objective "reward", by the environment's own function, or "dense".
+
+    Raises:
+        UnknownNameError: No objective of that name.
+        ConfigError: The environment has no `compute_reward`.
+    """
+    if name == "dense":
+        return goal_nearness(spaces.goal_columns)
+    if name != "reward":
+        raise UnknownNameError("objective", name, ("reward", "dense"))
+    base: Any = env.unwrapped
+    if not hasattr(base, "compute_reward"):
+        raise ConfigError(
+            f"{type(base).__name__} has no compute_reward, so the reward of imagined "
+            f'states is not known. Use the objective "dense".'
+        )
+
+    def mean_reward(states: np.ndarray, goal: np.ndarray) -> np.ndarray:
+        achieved = states[..., list(spaces.goal_columns)]
+        desired = np.broadcast_to(goal, achieved.shape)
+        rewards = np.asarray(base.compute_reward(achieved, desired, {}))
+        mean: np.ndarray = rewards.mean(axis=-1)
+        return mean
+
+    return mean_reward
+
+
+def goal_nearness(columns: Sequence[int]) -> Objective:
+    """Return nearness to the goal, above zero everywhere; it is in these columns."""
+
+    def mean_nearness(states: np.ndarray, goal: np.ndarray) -> np.ndarray:
+        offset = states[..., list(columns)] - goal
+        distance = np.sqrt(np.square(offset).sum(axis=-1))
+        mean: np.ndarray = np.exp(-distance).mean(axis=-1)
+        return mean
+
+    return mean_nearness
+
+
+def env_spaces(env: Env) -> SpaceSpec:
+    """Read the spaces of a goal environment; resets it.
+
+    Raises:
+        ConfigError: Observations that are no goal dictionaries.
+    """
+    space: Any = env.observation_space
+    parts = getattr(space, "spaces", {})
+    if not set(GOAL_KEYS) <= set(parts):
+        raise ConfigError(
+            f"Planning by trial needs observations with {', '.join(GOAL_KEYS)}; this "
+            f"environment has {space}."
+        )
+    seen = [env.reset(seed=seed)[0] for seed in range(NUM_RESETS)]
+    observation, achieved = (
+        np.stack([each[key] for each in seen]) for key in ("observation", GOAL_KEYS[0])
+    )
+    action_space: Any = env.action_space
+    return SpaceSpec(
+        observation_size=observation.shape[1],
+        goal_size=achieved.shape[1],
+        goal_columns=find_goal_columns(observation, achieved),
+        action_low=tuple(map(float, action_space.low)),
+        action_high=tuple(map(float, action_space.high)),
+    )

@@ -10,18 +10,30 @@ arriving, $r_t = r(s_{t+1}, g)$.
   al. 2017, "future"; the geometric form is that of Eysenbach et al. 2022), and the
   reward of that goal.
 
-Nothing terminates unless the data say so, and data whose goals are relabelled may not:
-reaching a goal does not end an episode here.
+A transition terminates only if the data say so, which data with relabelled goals may
+not do: reaching a goal does not end an episode here.
+
+`Codec` scales what networks see:
+
+- Inputs are the observation and, for problems with goals, then the desired goal, each
+  column with mean 0 and standard deviation 1 over the data.
+- Actions are scaled to [-1, 1]. An action column that is a target for an observation
+  column (an environment says so in `metadata["action_targets"]`) is first taken
+  relative to it: as in the baselines of Janner et al. (2022) for the arm, networks
+  learn by how much to move, and the range is that of the data.
+- Action columns that never change are left out, and put back in for the environment.
+  Blown up to [-1, 1] they would let a critic tell actions of the data from all others
+  by numbers that move nothing.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 
-from diffuser_policy.baselines.codec import Codec
 from diffuser_policy.benchmark.problem import (
     Problem,
     achieved_goals,
@@ -32,6 +44,155 @@ from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.envs import Env
 from diffuser_policy.errors import ConfigError, DatasetError
 from diffuser_policy.spaces import GOAL_KEYS
+
+MIN_SPREAD = 1e-3  # of a column; what never changes must not be blown up
+MARGIN = 1.02  # so that actions of the data are not at the very end of tanh
+MIN_RANGE = 1e-6  # of an action column, as a share of the space's
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Codec:
+    """Scales inputs and actions; all arrays are float32.
+
+    Attributes:
+        mean: `[inputs]`.
+        std: `[inputs]`.
+        columns: Of the actions, which networks see; the others stay at their middle.
+        low: `[actions]`, of relative actions where `targets` has a column.
+        high: `[actions]`.
+        space_low: `[actions]`, of the action space.
+        space_high: `[actions]`.
+        targets: For each action column the observation column that it is a target
+            for; -1 for none.
+    """
+
+    mean: np.ndarray
+    std: np.ndarray
+    columns: tuple[int, ...]
+    low: np.ndarray
+    high: np.ndarray
+    space_low: np.ndarray
+    space_high: np.ndarray
+    targets: tuple[int, ...]
+
+    @classmethod
+    def fit(
+        cls,
+        env: Env,
+        observations: np.ndarray,
+        actions: np.ndarray,
+        goals: np.ndarray | None = None,
+    ) -> Self:
+        """Return the codec of a dataset.
+
+        Args:
+            env: Its action space has to be a bounded box.
+            observations: `[rows, size]`.
+            actions: `[rows, actions]`.
+            goals: `[rows, goal]` achieved goals, for problems with goals.
+
+        Raises:
+            ConfigError: The environment names targets that are no columns, or its
+                actions have no bounds.
+            DatasetError: The actions never change.
+        """
+        parts = [observations] if goals is None else [observations, goals]
+        mean = np.concatenate([part.mean(axis=0, dtype=np.float64) for part in parts])
+        std = np.concatenate([part.std(axis=0, dtype=np.float64) for part in parts])
+        space: Any = env.action_space
+        targets = _targets(env, observations.shape[1], actions.shape[1])
+        low, high = space.low.astype(np.float32), space.high.astype(np.float32)
+        if not np.isfinite([low, high]).all():
+            raise ConfigError(
+                f"Actions are scaled by their bounds, and the action space has none: "
+                f"{space}. Wrap the environment so that it has."
+            )
+        moved = actions - _base(targets, observations)
+        least, most = moved.min(axis=0), moved.max(axis=0)
+        changing = most - least > MIN_RANGE * (high - low)
+        if not changing.any():
+            raise DatasetError(
+                "The actions of the data never change: there is nothing to learn."
+            )
+        aimed = np.array(targets) >= 0
+        half = (most - least) / 2 * MARGIN
+        by_data = aimed | ~changing
+        low = np.where(by_data, (least + most) / 2 - half, low)
+        high = np.where(by_data, (least + most) / 2 + half, high)
+        return cls(
+            mean=mean.astype(np.float32),
+            std=np.where(std > MIN_SPREAD, std, 1.0).astype(np.float32),
+            columns=tuple(np.flatnonzero(changing).tolist()),
+            low=low.astype(np.float32),
+            high=high.astype(np.float32),
+            space_low=space.low.astype(np.float32),
+            space_high=space.high.astype(np.float32),
+            targets=targets,
+        )
+
+    @property
+    def num_actions(self) -> int:
+        """Numbers of an action that networks see."""
+        return len(self.columns)
+
+    def inputs(self, rows: np.ndarray) -> np.ndarray:
+        """Return scaled `[..., inputs]` of observations, or observations and goals.
+
+        Raises:
+            ConfigError: Rows of another size.
+        """
+        if rows.shape[-1] != len(self.mean):
+            raise ConfigError(
+                f"This policy takes {len(self.mean)} numbers (observation, then goal), "
+                f"got {rows.shape[-1]}."
+            )
+        scaled: np.ndarray = ((rows - self.mean) / self.std).astype(np.float32)
+        return scaled
+
+    def encode(self, actions: np.ndarray, observations: np.ndarray) -> np.ndarray:
+        """Return what networks see of actions: `[n, num_actions]` in [-1, 1].
+
+        Args:
+            actions: `[n, actions]` of the environment.
+            observations: `[n, size]` that they were taken in.
+        """
+        moved, kept = actions - _base(self.targets, observations), list(self.columns)
+        low, high = self.low[kept], self.high[kept]
+        scaled = 2 * (moved[:, kept] - low) / (high - low) - 1
+        encoded: np.ndarray = scaled.clip(-1, 1).astype(np.float32)
+        return encoded
+
+    def decode(self, encoded: np.ndarray, observations: np.ndarray) -> np.ndarray:
+        """Return actions `[n, actions]` of the environment, inside of its space.
+
+        Args:
+            encoded: `[n, num_actions]`.
+            observations: `[n, at least size]` that they are taken in.
+        """
+        whole = np.zeros((len(encoded), len(self.low)), np.float32)
+        whole[:, list(self.columns)] = encoded
+        moved = self.low + (whole + 1) / 2 * (self.high - self.low)
+        actions: np.ndarray = moved + _base(self.targets, observations)
+        return actions.clip(self.space_low, self.space_high).astype(np.float32)
+
+
+def _base(targets: tuple[int, ...], observations: np.ndarray) -> np.ndarray:
+    """Return `[n, actions]`: what actions are relative to; zero for nothing."""
+    columns = np.array(targets)
+    base: np.ndarray = np.where(columns >= 0, observations[..., columns], 0.0)
+    return base
+
+
+def _targets(env: Env, num_columns: int, num_actions: int) -> tuple[int, ...]:
+    """Return the observation column that each action column is a target for, or -1."""
+    metadata = getattr(env.unwrapped, "metadata", {})
+    given = metadata.get("action_targets", [-1] * num_actions)
+    if len(given) != num_actions or not all(-1 <= c < num_columns for c in given):
+        raise ConfigError(
+            f"The environment's metadata['action_targets'] has to name an observation "
+            f"column (or -1) for each of {num_actions} action columns, got {given}."
+        )
+    return tuple(int(column) for column in given)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,11 +227,6 @@ class Transitions(ABC):
     codec: Codec
 
     def __init__(self, flat: FlatDataset) -> None:
-        """Find the rows.
-
-        Args:
-            flat: The data.
-        """
         self.flat = flat
         self.ends = flat.run_ends
         index = np.arange(flat.num_rows)
@@ -79,28 +235,11 @@ class Transitions(ABC):
             raise DatasetError(
                 f"{flat!r} has no transitions: every run has a single step."
             )
-        self.observation, self.action = (
-            flat.fields["observation"],
-            flat.fields["action"],
-        )
-
-    @property
-    def num_inputs(self) -> int:
-        """Numbers that networks see."""
-        return len(self.codec.mean)
-
-    @property
-    def num_actions(self) -> int:
-        """Numbers of an action that networks see."""
-        return self.codec.num_actions
+        self.observation = flat.fields["observation"]
+        self.action = flat.fields["action"]
 
     def batch(self, rng: np.random.Generator, size: int) -> Batch:
-        """Draw transitions, uniformly over the rows.
-
-        Args:
-            rng: Source of randomness.
-            size: How many.
-        """
+        """Draw `size` transitions, uniformly over the rows."""
         rows = self.rows[rng.integers(len(self.rows), size=size)]
         following = np.minimum(rows + 1, self.ends[rows] - 1)
         goals, rewards = self._task(rng, rows, following)
@@ -128,11 +267,7 @@ class Transitions(ABC):
 
 
 class SingleTask(Transitions):
-    """Transitions with one reward.
-
-    Args:
-        flat: The data.
-        env: Where its policies will act.
+    """Transitions with the one reward of an environment where policies will act.
 
     Raises:
         ConfigError: The environment has another goal in every episode.
@@ -194,14 +329,9 @@ def make_transitions(
 ) -> Transitions:
     """Return the transitions that a problem lets methods see.
 
-    Args:
-        problem: With or without goals.
-        flat: Its data.
-        goal_discount: For goals in hindsight.
-
     Raises:
         ConfigError: The environment lacks the goal or the reward.
-        DatasetError: The data do.
+        DatasetError: The data lack them.
     """
     env = problem.make_env()
     try:
@@ -215,12 +345,9 @@ def make_transitions(
 def check_goals(env: Env, why: str) -> None:
     """Refuse environments whose observations and rewards are not those of goals.
 
-    Args:
-        env: Of a problem.
-        why: What the method needs them for, as a clause.
-
     Raises:
-        ConfigError: Observations carry no goals, or there is no reward of goals.
+        ConfigError: Observations carry no goals, or there is no reward of goals; `why`
+            says, as a clause, what the method needs them for.
     """
     keys = sorted(getattr(env.observation_space, "spaces", {}))
     if not {*GOAL_KEYS} <= {*keys} or not hasattr(env.unwrapped, "compute_reward"):

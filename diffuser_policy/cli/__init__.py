@@ -1,11 +1,11 @@
-"""The command `diffuser-policy`: one module per subcommand, imported when it is used.
+"""The command `diffuser-policy`: modules of subcommands, imported when they are used.
 
-A subcommand `name` is the module `diffuser_policy.cli.name` (`_` for `-`) with a
-function `run` of one argument, a frozen keyword-only dataclass: its fields are the
-options, their docstrings the help. `run` returns the exit status. A module whose
-options depend on one another may parse them itself, in
-`parse(arguments) -> settings`. Modules import torch and simulators inside `run` only,
-so that help answers at once.
+`train-value` is the function `train_value` of the module `diffuser_policy.cli.train`,
+which the first word names. Its one argument is a frozen keyword-only dataclass: the
+fields are the options, their docstrings the help. It returns the exit status. Where
+options depend on one another, the dataclass parses them itself, in `parse(arguments)`.
+Modules import torch and simulators inside of functions only, so that help answers at
+once. A module with `COMMANDS` of its own has functions for subcommands of these names.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, get_type_hints
 
 from diffuser_policy.errors import DiffuserPolicyError, UnknownNameError
 
 OVERVIEW = """\
-usage: diffuser-policy COMMAND [OPTIONS]
-
 Diffuser, planning with diffusion, as a policy for Gymnasium environments.
 
 commands:
@@ -64,8 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DiffuserPolicyError as error:
         _complain("error", str(error))
         return EXIT_ERROR
-    except KeyboardInterrupt:
-        _complain("interrupted", "stopped by Ctrl-C.")
+    except KeyboardInterrupt as stop:  # commands say how to resume
+        _complain("interrupted", str(stop) or "stopped by Ctrl-C.")
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # `… | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -74,40 +73,44 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(arguments: list[str]) -> int:
     """Find the subcommand, parse its options, run it."""
-    if not arguments or arguments[0] in {"-h", "--help", "help"}:
-        _print_overview()
-        return EXIT_OK if arguments else EXIT_ERROR
-    name, *rest = arguments
-    if name in {"-V", "--version"}:
+    if arguments[:1] in (["-V"], ["--version"]):
         from importlib.metadata import version
 
         print(f"diffuser-policy {version('diffuser-policy')}")
         return EXIT_OK
+    if _shows_overview("diffuser-policy", OVERVIEW, COMMANDS, arguments):
+        return EXIT_OK if arguments else EXIT_ERROR
+    name, *rest = arguments
     if name not in COMMANDS:
         raise UnknownNameError("command", name, COMMANDS)
-    module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
-    run: Callable[[Any], int] = module.run
-    parse: Callable[[list[str]], Any] | None = getattr(module, "parse", None)
-    return run(_parse(name, run, rest) if parse is None else parse(rest))
-
-
-def _parse(name: str, run: Callable[[Any], int], arguments: list[str]) -> Any:
-    """Turn arguments into the settings that a subcommand's `run` asks for."""
+    module: Any = importlib.import_module(f"{__name__}.{name.partition('-')[0]}")
+    program, commands = f"diffuser-policy {name}", getattr(module, "COMMANDS", None)
+    if commands is not None:
+        if _shows_overview(program, module.OVERVIEW, commands, rest):
+            return EXIT_OK if rest else EXIT_ERROR
+        group, (name, *rest) = name, rest
+        if name not in commands:
+            raise UnknownNameError(f"command of {group}", name, commands)
+        program += f" {name}"
+    function = getattr(module, name.replace("-", "_"))
+    settings: Any = next(iter(get_type_hints(function).values()))
     import tyro
 
-    settings_type = next(iter(get_type_hints(run).values()))
-    return tyro.cli(
-        settings_type,
-        prog=f"diffuser-policy {name}",
-        args=arguments,
-        use_underscores=False,
+    parse = getattr(settings, "parse", None) or partial(
+        tyro.cli, settings, prog=program, use_underscores=False
     )
+    return int(function(parse(args=rest)))
 
 
-def _print_overview() -> None:
-    """Print what the program is for and its subcommands."""
-    commands = "\n".join(f"  {name:<17}{COMMANDS[name]}" for name in COMMANDS)
-    print(OVERVIEW.format(commands=commands))
+def _shows_overview(
+    program: str, text: str, commands: Mapping[str, str], arguments: list[str]
+) -> bool:
+    """Print the page about some commands if the arguments name none of them."""
+    if arguments and arguments[0] not in {"-h", "--help", "help"}:
+        return False
+    listed = "\n".join(f"  {name:<17}{use}" for name, use in commands.items())
+    print(f"usage: {program} COMMAND [OPTIONS]\n\n{text.format(commands=listed)}")
+    return True
 
 
 def _complain(label: str, message: str) -> None:

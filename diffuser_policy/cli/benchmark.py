@@ -3,34 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from diffuser_policy.cli import EXIT_INTERRUPTED
-from diffuser_policy.cli.options import parse_assignments, shown_as
-from diffuser_policy.errors import ConfigError, UnknownNameError
+from diffuser_policy.cli.options import Flag, parse_assignments, shown_as, table
+from diffuser_policy.errors import ConfigError
 
 if TYPE_CHECKING:
     from diffuser_policy.benchmark.cells import Cell
-    from diffuser_policy.benchmark.runner import Outcome
     from diffuser_policy.benchmark.suites import Suite
 
 OVERVIEW = """\
-usage: diffuser-policy benchmark COMMAND [OPTIONS]
-
 Compare methods that train on the same data and act in the same episodes.
 
 commands:
-  run      Train and evaluate the methods of a suite, or resume that.
-  report   Write tables and figures of the results.
-  suites   List the suites, or the problems and methods of one.
+{commands}
 
   -h, --help  this page; after a command, its options
 
@@ -38,6 +28,11 @@ for example:
   diffuser-policy benchmark run tiny
   diffuser-policy benchmark report runs/benchmark-tiny"""
 
+COMMANDS = {
+    "run": "Train and evaluate the methods of a suite, or resume that.",
+    "report": "Write tables and figures of the results.",
+    "suites": "List the suites, or the problems and methods of one.",
+}
 EXIT_FAILED = 1
 
 
@@ -57,7 +52,7 @@ class RunSettings:
     file.py:function."""
     problems: Annotated[
         tuple[str, ...] | None,
-        tyro.conf.arg(metavar="NAME …", help_behavior_hint="", aliases=["--envs"]),
+        shown_as("NAME …", aliases=["--envs"]),
     ] = None
     """Run only these problems of the suite: names such as multi2d-large, or ids."""
     seeds: Annotated[tuple[str, ...] | None, shown_as("N …")] = None
@@ -81,7 +76,7 @@ class RunSettings:
     """Folder for the results (default: runs/benchmark-SUITE)."""
     retry: bool = True
     """Run cells again that failed in an earlier run."""
-    mixed_versions: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    mixed_versions: Flag = False
     """Accept results in the folder that other versions of packages made."""
 
     def chosen_suite(self) -> Suite:
@@ -122,64 +117,31 @@ class RunSettings:
 class SuitesSettings:
     """List the suites, or the problems and methods of one."""
 
-    suite: Annotated[
-        tyro.conf.Positional[str | None],
-        tyro.conf.arg(metavar="[SUITE]", help_behavior_hint=""),
-    ] = None
+    suite: Annotated[tyro.conf.Positional[str | None], shown_as("[SUITE]")] = None
     """Name of a suite, or a TOML file."""
 
 
-def parse(arguments: list[str]) -> Callable[[], int]:
-    """Read the command line behind `benchmark`; return the call that it asks for.
+@dataclass(frozen=True, kw_only=True)
+class ReportSettings:
+    """Write the report of a benchmark: Markdown, and one self-contained HTML page.
 
-    Raises:
-        UnknownNameError: No such subcommand.
+    Cells without a result are listed, and take no part in any figure.
     """
-    if not arguments or arguments[0] in {"-h", "--help", "help"}:
-        print(OVERVIEW)
-        raise SystemExit(0 if arguments else 2)
-    name, *rest = arguments
-    function: Callable[..., int]
-    settings: Any
-    if name == "run":
-        function, settings = run_suite, RunSettings
-    elif name == "suites":
-        function, settings = list_suites, SuitesSettings
-    elif name == "report":
-        module = importlib.import_module("diffuser_policy.cli.benchmark_report")
-        function, settings = module.run, module.ReportSettings
-    else:
-        raise UnknownNameError(
-            "command of benchmark", name, ("run", "report", "suites")
-        )
-    parsed = tyro.cli(
-        settings,
-        prog=f"diffuser-policy benchmark {name}",
-        args=rest,
-        use_underscores=False,
-    )
-    return partial(function, parsed)
+
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")]
+    """Folder of the benchmark."""
+    output: Annotated[Path | None, shown_as("FOLDER")] = None
+    """Where to write report.md, report.html and figures/ (default: DIR/report)."""
+    mixed_versions: Flag = False
+    """Accept cells that different versions made; the report names them."""
 
 
-def run(command: Callable[[], int]) -> int:
-    """Run what `parse` returned; return the exit status."""
-    return command()
-
-
-def run_suite(settings: RunSettings) -> int:
-    """Check everything, run the cells, and report the outcome.
-
-    Returns:
-        The exit status: 1 if a cell failed.
-    """
+def run(settings: RunSettings) -> int:
+    """Check everything, run the cells; return the exit status, 1 if a cell failed."""
     from diffuser_policy.benchmark.engines import ENGINES, check_engine
     from diffuser_policy.benchmark.preflight import check_cells, check_folder
     from diffuser_policy.benchmark.progress import Display
-    from diffuser_policy.benchmark.runner import (
-        Runner,
-        run_lock,
-        stops_as_interrupt,
-    )
+    from diffuser_policy.benchmark.runner import Runner, run_lock, stops_as_interrupt
     from diffuser_policy.benchmark.suites import write_suite
     from diffuser_policy.data.workers import num_cores
 
@@ -211,18 +173,11 @@ def run_suite(settings: RunSettings) -> int:
                 outcome = Runner(output, engine, display, retry=settings.retry).run(
                     cells, done
                 )
-    except KeyboardInterrupt:
-        print(
-            f"Stopped; nothing is running any more. The same command resumes the run "
-            f"in {output}.",
-            file=sys.stderr,
-        )
-        return EXIT_INTERRUPTED
-    return _conclusion(outcome, output)
-
-
-def _conclusion(outcome: Outcome, output: Path) -> int:
-    """Print the outcome of a run; return the exit status."""
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(
+            f"nothing is running any more. The same command resumes the run in "
+            f"{output}."
+        ) from stop
     total = len(outcome.before) + len(outcome.finished) + len(outcome.failures)
     for failure in outcome.failures:
         print(f"{failure.cell} failed: {failure.error}\n  log: {failure.log}")
@@ -238,23 +193,20 @@ def _conclusion(outcome: Outcome, output: Path) -> int:
     return 0
 
 
-def list_suites(settings: SuitesSettings) -> int:
+def suites(settings: SuitesSettings) -> int:
     """List all suites, or the problems and methods of one; return the exit status."""
     from rich.console import Console
-    from rich.table import Table
 
     from diffuser_policy.benchmark.suites import SUITES, load_suite
 
     if settings.suite is None:
-        table = Table(box=None, padding=(0, 2, 0, 0))
-        for title in ("suite", "purpose", "problems", "cells"):
-            table.add_column(title, overflow="fold")
+        listed = table("suite", "purpose", "problems", "cells")
         for name, make in SUITES.items():
             suite, purpose = make(), (make.__doc__ or "").partition("\n")[0]
-            table.add_row(
+            listed.add_row(
                 name, purpose, str(len(suite.problems)), str(len(suite.cells()))
             )
-        Console().print(table)
+        Console().print(listed)
         print("\nOne of them: diffuser-policy benchmark suites SUITE")
         return 0
     suite = load_suite(settings.suite)
@@ -273,4 +225,20 @@ def list_suites(settings: SuitesSettings) -> int:
         f"{budget}; evaluation on {suite.evaluation.episodes} episodes from each of "
         f"the seeds {', '.join(map(str, suite.evaluation.seeds))}."
     )
+    return 0
+
+
+def report(settings: ReportSettings) -> int:
+    """Write the report, print its tables of scores; return the exit status."""
+    from diffuser_policy.benchmark.report import compact_tables, write_report
+
+    written = write_report(
+        settings.folder, settings.output, mixed=settings.mixed_versions
+    )
+    print(compact_tables(written.study))
+    for cell in written.study.open_cells:
+        detail = f": {cell.detail}" if cell.detail else ""
+        print(f"No result: {cell.name} ({cell.kind}{detail})")
+    print(f"Wrote {written.markdown}")
+    print(f"Wrote {written.html}")
     return 0

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
-from diffuser_policy.cli import EXIT_INTERRUPTED
-from diffuser_policy.cli.options import shown_as
+from diffuser_policy.cli.options import Flag, shown_as
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +21,7 @@ class CollectCommand:
 
     env_id: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ENV")]
     """Environment, for example diffuser_envs/Multi2D-Large-v1."""
-    dataset: Annotated[str | None, shown_as("ID")] = None
+    dataset_id: Annotated[str | None, shown_as("ID", name="dataset")] = None
     """Minari id of the dataset (default: diffuser/<name of the environment>, or the
     generator's own)."""
     num_steps: Annotated[int | None, shown_as("N")] = None
@@ -42,61 +39,34 @@ class CollectCommand:
     (default: the expert's first)."""
     demonstrator: Annotated[str | None, shown_as("NAME")] = None
     """Registered expert, or module:Class (default: the environment's own)."""
-    options: Annotated[dict[str, float], shown_as("[NAME VALUE ...]")] = field(
-        default_factory=dict
-    )
+    demonstrator_options: Annotated[
+        dict[str, float], shown_as("[NAME VALUE ...]", name="options")
+    ] = field(default_factory=dict)
     """Settings of the expert (or generator) in pairs, for example: waypoint_jitter 0.1
     d_gain -2."""
     seed: int = 0
     """Fixes everything that is drawn, whatever the number of workers."""
     num_workers: Annotated[int | None, shown_as("N")] = None
     """Processes (default: one per core)."""
-    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    overwrite: Flag = False
     """Replace a dataset, or unfinished work, of the same id."""
 
 
-def run(command: CollectCommand) -> int:
-    """Record the dataset and say where it is.
-
-    Returns:
-        The exit status.
-    """
-    from diffuser_policy.data.collection import CollectSettings, collect
+def collect(command: CollectCommand) -> int:
+    """Record the dataset and say where it is; return the exit status."""
+    from diffuser_policy.data import collection as data
     from diffuser_policy.data.minari import recorded_facts
 
-    settings = CollectSettings(
-        env_id=command.env_id,
-        dataset_id=command.dataset,
-        num_steps=command.num_steps,
-        run_length=command.run_length,
-        max_steps_per_goal=command.max_steps_per_goal,
-        action_noise=command.action_noise,
-        num_episodes=command.num_episodes,
-        generator=command.generator,
-        demonstrator=command.demonstrator,
-        demonstrator_options=command.options,
-        seed=command.seed,
-        num_workers=command.num_workers,
-        overwrite=command.overwrite,
-    )
     try:
-        folder = collect(settings)
-    except KeyboardInterrupt:
-        print("Interrupted. The same command resumes from here.", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    print(f"Recorded {_summary(recorded_facts(folder))}: {folder}")
-    return 0
-
-
-def _summary(facts: Mapping[str, Any]) -> str:
-    """Say how much was recorded, what failed, and what was verified."""
-    parts = [f"{facts['total_steps']:,} steps"]
-    collection = facts["collection"]
-    if "num_episodes" in collection:
+        folder = data.collect(data.CollectSettings(**vars(command)))
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt("the same command resumes from here.") from stop
+    facts = recorded_facts(folder)
+    recorded, parts = facts["collection"], [f"{facts['total_steps']:,} steps"]
+    if "num_episodes" in recorded:
         parts.insert(0, f"{facts['total_episodes']:,} episodes")
-        parts.append(f"{collection['failures']:,} failed attempts left out")
-    if collection.get("verified"):
-        parts.append(
-            "{confirmed} of {episodes} verified".format(**collection["verified"])
-        )
-    return ", ".join(parts)
+        parts.append(f"{recorded['failures']:,} failed attempts left out")
+    if verified := recorded.get("verified"):
+        parts.append("{confirmed} of {episodes} verified".format(**verified))
+    print(f"Recorded {', '.join(parts)}: {folder}")
+    return 0

@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from diffuser_policy.cli.options import (
-    PlanningOptions,
-    env_of,
-    load_policy,
+    Flag,
+    PlannerSettings,
     parse_assignments,
     shown_as,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateSettings:
+class EvaluateSettings(PlannerSettings):
     """Run episodes with a planner and report its score with 95 % intervals.
 
     A seed fixes the start, goal and noise of every episode, whatever --num-envs is.
     """
 
-    planner: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PLANNER")]
-    """Name of a shipped planner, folder, or hub id."""
-    env: Annotated[str | None, shown_as("ID")] = None
-    """Environment (default: the one that the planner's data is from)."""
     env_option: tyro.conf.UseAppendAction[
         Annotated[tuple[str, ...], shown_as("KEY=VALUE")]
     ] = ()
@@ -40,34 +35,27 @@ class EvaluateSettings:
     """Episode i is reset with seed + i."""
     num_envs: int = 16
     """Environments at a time; they share each planning call."""
-    deterministic: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    deterministic: Flag = False
     """Plan with the same initial noise every time, and none while denoising."""
     json: Annotated[Path | None, shown_as("FILE")] = None
     """File for the results of every episode, their summary, settings and versions."""
-    planning: tyro.conf.OmitArgPrefixes[PlanningOptions] = field(
-        default_factory=PlanningOptions
-    )
 
 
-def run(settings: EvaluateSettings) -> int:
-    """Evaluate, print the table, and write the file.
-
-    Returns:
-        The exit status.
-    """
+def evaluate(settings: EvaluateSettings) -> int:
+    """Evaluate, print the table, and write the file; return the exit status."""
     from rich.console import Console
 
-    from diffuser_policy.evaluation import evaluate
+    from diffuser_policy import evaluation
     from diffuser_policy.evaluation.report import table, to_json
     from diffuser_policy.files import check_writable, write_json
 
     if settings.json is not None:
         check_writable(settings.json)
     env_options = parse_assignments(settings.env_option, option="--env-option")
-    policy = load_policy(settings.planner, settings.planning, seed=settings.seed)
-    results = evaluate(
+    policy, env_id = settings.load()
+    results = evaluation.evaluate(
         policy,
-        env_of(policy, settings.env),
+        env_id,
         episodes=settings.episodes,
         seed=settings.seed,
         num_envs=settings.num_envs,

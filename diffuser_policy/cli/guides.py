@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from diffuser_policy.cli.options import shown_as
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -19,19 +21,12 @@ class GuidesSettings:
     Pass them to evaluate and plan: --guide 'keep-out:center=3,4;radius=0.6'.
     """
 
-    name: Annotated[
-        tyro.conf.Positional[str | None],
-        tyro.conf.arg(metavar="NAME", help_behavior_hint=""),
-    ] = None
+    name: Annotated[tyro.conf.Positional[str | None], shown_as("NAME")] = None
     """The guide to explain."""
 
 
-def run(settings: GuidesSettings) -> int:
-    """Print the list, or the explanation.
-
-    Returns:
-        The exit status.
-    """
+def guides(settings: GuidesSettings) -> int:
+    """Print the list, or the explanation; return the exit status."""
     from rich.console import Console
 
     console = Console(highlight=False)

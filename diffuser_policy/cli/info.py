@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from diffuser_policy.cli.options import shown_as, table
 from diffuser_policy.training.presets import PRESETS, preset
 
 if TYPE_CHECKING:
@@ -18,25 +19,18 @@ if TYPE_CHECKING:
 class InfoSettings:
     """List planners, presets, environments and plug-ins, or describe one planner."""
 
-    planner: Annotated[
-        tyro.conf.Positional[str | None],
-        tyro.conf.arg(metavar="PLANNER", help_behavior_hint=""),
-    ] = None
+    planner: Annotated[tyro.conf.Positional[str | None], shown_as("PLANNER")] = None
     """Name of a shipped planner, folder, or hub id."""
 
 
-def run(settings: InfoSettings) -> int:
-    """Print the lists, or the description.
-
-    Returns:
-        The exit status.
-    """
+def info(settings: InfoSettings) -> int:
+    """Print the lists, or the description; return the exit status."""
     from rich.console import Console
 
     console = Console()
     if settings.planner is None:
-        for table in (_planners(), _presets(), _environments(), _plugins()):
-            console.print(table)
+        for part in (_planners(), _presets(), _environments(), _plugins()):
+            console.print(part)
     else:
         console.print(_describe(settings.planner))
     return 0
@@ -46,32 +40,34 @@ def _planners() -> Table:
     """Return the shipped planners."""
     from diffuser_policy.checkpoint import CONFIG, SHIPPED, shipped_planners
 
-    table = _table("Shipped planners", "name", "environment", "horizon", "size")
+    listed = table("name", "environment", "horizon", "size", title="Shipped planners")
     for name in shipped_planners():
         folder = SHIPPED / name
         config = json.loads((folder / CONFIG).read_text())
         size = sum(file.stat().st_size for file in folder.iterdir())
-        table.add_row(
+        listed.add_row(
             name,
             str(config["provenance"].get("dataset", {}).get("env_id")),
             str(config["window"]["horizon"]),
             f"{size / 1e6:.1f} MB",
         )
-    return table
+    return listed
 
 
 def _presets() -> Table:
     """Return the training presets."""
-    table = _table("Training presets", "name", "dataset", "horizon", "gradient steps")
+    listed = table(
+        "name", "dataset", "horizon", "gradient steps", title="Training presets"
+    )
     for name in PRESETS:
         config = preset(name)
-        table.add_row(
+        listed.add_row(
             name,
             config.dataset,
             str(config.window.horizon),
             f"{config.optimization.num_steps:,}",
         )
-    return table
+    return listed
 
 
 def _environments() -> Table:
@@ -81,18 +77,18 @@ def _environments() -> Table:
     from diffuser_policy.data.demonstrators import DEMONSTRATORS
     from diffuser_policy.envs import register_namespace
 
-    table = _table("Environments", "id", "env steps")
+    listed = table("id", "env steps", title="Environments")
     points = [plugin.point for plugin in DEMONSTRATORS.offers() if plugin.point]
     packages = {point.module.partition(".")[0] for point in points}
     for package in sorted(packages):
         try:
             register_namespace(f"{package}/any")
         except Exception as error:  # whatever other people's code raises
-            table.add_row(package, f"cannot be imported: {type(error).__name__}")
+            listed.add_row(package, f"cannot be imported: {type(error).__name__}")
         for env_id, spec in gymnasium.registry.items():
             if spec.namespace == package:
-                table.add_row(env_id, str(spec.max_episode_steps or "unlimited"))
-    return table
+                listed.add_row(env_id, str(spec.max_episode_steps or "unlimited"))
+    return listed
 
 
 def _plugins() -> Table:
@@ -103,14 +99,14 @@ def _plugins() -> Table:
     from diffuser_policy.data.demonstrators import DEMONSTRATORS
     from diffuser_policy.guides.registry import GUIDES
 
-    table = _table("Plug-ins", "kind", "offered by", "names")
+    listed = table("kind", "offered by", "names", title="Plug-ins")
     for kind in (GUIDES, FEATURIZERS, LABELS, METHODS, DEMONSTRATORS):
         names: dict[str, list[str]] = {}
         for plugin in kind.offers():
             names.setdefault(plugin.origin, []).append(plugin.name)
         for origin, offered in names.items():
-            table.add_row(kind.name, origin, ", ".join(sorted(offered)))
-    return table
+            listed.add_row(kind.name, origin, ", ".join(sorted(offered)))
+    return listed
 
 
 def _describe(planner: str) -> Table:
@@ -152,11 +148,10 @@ def _describe(planner: str) -> Table:
             for name, version in provenance.get("versions", {}).items()
         ),
     }
-    table = _table(planner, "", "")
-    table.show_header = False
+    shown = table("", "", title=planner)
     for label, value in rows.items():
-        table.add_row(label, str(value))
-    return table
+        shown.add_row(label, str(value))
+    return shown
 
 
 def _network(network: Any) -> str:
@@ -174,14 +169,3 @@ def _replanning(execution: Any) -> str:
     if execution.replan_deviation is not None:
         whens.append(f"{execution.replan_deviation} m off the plan")
     return ", ".join(whens)
-
-
-def _table(title: str, *headers: str) -> Table:
-    """Return an empty table."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for header in headers:
-        table.add_column(header, overflow="fold")
-    return table

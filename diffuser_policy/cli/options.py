@@ -19,12 +19,17 @@ from diffuser_policy.config import ExecutionConfig, PlannerConfig
 from diffuser_policy.errors import ConfigError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from diffuser_policy.policy import DiffuserPolicy
 
+Planner = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PLANNER")]
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
-def shown_as(metavar: str) -> Any:
+
+def shown_as(metavar: str, **settings: Any) -> Any:
     """Name the values of an option in its help, and say nothing of its default."""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="", **settings)
 
 
 def _setting_options() -> Any:
@@ -62,6 +67,36 @@ class PlanningOptions:
     threads: Annotated[int, tyro.conf.arg(metavar="N")] = 1
     """CPU threads of PyTorch. The shipped planners are small: one is fastest, and two
     on a busy machine are many times slower."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannerSettings:
+    """A planner, where it acts, and how it plans."""
+
+    planner: Planner
+    """Name of a shipped planner, folder, or hub id."""
+    env: Annotated[str | None, shown_as("ID")] = None
+    """Environment (default: the one that the planner's data is from)."""
+    seed: int = 0
+    """Fixes everything that is drawn."""
+    planning: tyro.conf.OmitArgPrefixes[PlanningOptions] = field(
+        default_factory=PlanningOptions
+    )
+
+    def load(self) -> tuple[DiffuserPolicy, str]:
+        """Return the policy and the id of its environment.
+
+        Raises:
+            ConfigError: No environment was given, and the planner doesn't know its own.
+            DiffuserPolicyError: As `load_policy`.
+        """
+        policy = load_policy(self.planner, self.planning, seed=self.seed)
+        recorded = policy.config.provenance.get("dataset", {}).get("env_id")
+        if not (self.env or recorded):
+            raise ConfigError(
+                "The planner's data does not name its environment. Name one: --env ID."
+            )
+        return policy, self.env or str(recorded)
 
 
 def load_policy(planner: str, options: PlanningOptions, *, seed: int) -> DiffuserPolicy:
@@ -124,17 +159,13 @@ def parse_assignments(texts: Iterable[str], *, option: str) -> dict[str, Any]:
     return settings
 
 
-def env_of(policy: DiffuserPolicy, env: str | None) -> str:
-    """Return the environment to use: by default that of the planner's data.
+def table(*headers: str, title: str | None = None) -> Table:
+    """Return an empty table; headers that are all empty are not shown."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
 
-    Raises:
-        ConfigError: None was given and the planner doesn't know its own.
-    """
-    if env is not None:
-        return env
-    recorded = policy.config.provenance.get("dataset", {}).get("env_id")
-    if not recorded:
-        raise ConfigError(
-            "The planner's data does not name its environment. Name one: --env ID."
-        )
-    return str(recorded)
+    empty = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    empty.show_header = any(headers)
+    for header in headers:
+        empty.add_column(header, overflow="fold")
+    return empty

@@ -2,44 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from diffuser_policy.cli.options import (
-    PlanningOptions,
-    env_of,
-    load_policy,
-    shown_as,
-)
+from diffuser_policy.cli.options import PlannerSettings, shown_as, table
 from diffuser_policy.errors import ConfigError, require_extra
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from diffuser_policy.envs import Env
     from diffuser_policy.evaluation.records import EpisodeRecord
-    from diffuser_policy.planning.plan import Plan
-    from diffuser_policy.plotting import Scene
-
 
 MOST_SHOWN = 12  # numbers of a point
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanSettings:
+class PlanSettings(PlannerSettings):
     """Draw one plan, how it was followed, and how it came out of noise.
 
     Pictures show the position from above: in a maze, or that of an arm's tool. Writes
     plan.png, chain.png and chain.gif.
     """
 
-    planner: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PLANNER")]
-    """Name of a shipped planner, folder, or hub id."""
-    env: Annotated[str | None, shown_as("ID")] = None
-    """Environment (default: the one that the planner's data is from)."""
     seed: int = 0
     """Fixes start, goal and noise."""
     goal: Annotated[tuple[float, float] | None, shown_as("X Y")] = None
@@ -48,17 +34,10 @@ class PlanSettings:
     """Mazes: where to start, in meters (default: as the environment draws it)."""
     out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("plan")
     """Folder for the pictures."""
-    planning: tyro.conf.OmitArgPrefixes[PlanningOptions] = field(
-        default_factory=PlanningOptions
-    )
 
 
-def run(settings: PlanSettings) -> int:
-    """Plan, execute, draw, and report the outcome.
-
-    Returns:
-        The exit status.
-    """
+def plan(settings: PlanSettings) -> int:
+    """Plan, execute, draw, and report the outcome; return the exit status."""
     require_extra("matplotlib", "plot")
     import numpy as np
     from rich.console import Console
@@ -73,8 +52,7 @@ def run(settings: PlanSettings) -> int:
         save_figure,
     )
 
-    policy = load_policy(settings.planner, settings.planning, seed=settings.seed)
-    env_id = env_of(policy, settings.env)
+    policy, env_id = settings.load()
     env = make_env(env_id)
     try:
         policy.spaces.check(env)
@@ -85,19 +63,31 @@ def run(settings: PlanSettings) -> int:
         # The drawn plan is the one that is executed: the same random stream, which is
         # also that of the first episode of `evaluate` with this seed.
         state = policy.initial_state(1, np.array([episode_stream(settings.seed, 0)]))
-        plan = policy.plan(observation, state=state, keep_chain=True)
+        made = policy.plan(observation, state=state, keep_chain=True)
         episode = run_episode(policy, env, observation, seed=settings.seed, state=state)
     finally:
         env.close()
     path = np.concatenate([policy.read(o)[0] for o in episode.observations])
     name = f"{env_id.rpartition('/')[2]}, seed {settings.seed}"
     out, title = settings.out, f"{name}: {_outcome(episode.record)}"
-    save_figure(plan_figure(plan, scene, rollout=path, title=title), out / "plan.png")
+    save_figure(plan_figure(made, scene, rollout=path, title=title), out / "plan.png")
     save_figure(
-        chain_figure(plan, scene, title=f"{name}: denoising"), out / "chain.png"
+        chain_figure(made, scene, title=f"{name}: denoising"), out / "chain.png"
     )
-    save_chain_gif(plan, scene, out / "chain.gif", title=name)
-    Console().print(_table(plan, scene, episode.record, title=name))
+    save_chain_gif(made, scene, out / "chain.gif", title=name)
+    record, planned = episode.record, scene.arrival(made)
+    shown = table("", "", title=name)
+    for label, value in (
+        ("start", _point(record.start)),
+        ("goal", _point(record.goal)),
+        ("planned length", f"{made.durations[0]} env steps"),
+        ("planned arrival", _steps(planned)),
+        ("actual arrival", _steps(record.time_to_goal)),
+        ("return", f"{record.episode_return:.1f} in {record.length} env steps"),
+        ("score", "–" if record.score is None else f"{record.score:.1f}"),
+    ):
+        shown.add_row(label, value)
+    Console().print(shown)
     print(f"Wrote {out / 'plan.png'}, {out / 'chain.png'}, {out / 'chain.gif'}")
     return 0
 
@@ -134,26 +124,8 @@ def _outcome(record: EpisodeRecord) -> str:
     return f"{arrival}{score}"
 
 
-def _table(plan: Plan, scene: Scene, record: EpisodeRecord, *, title: str) -> Table:
-    """Return planned and actual figures, one a row."""
-    from rich.table import Table
-
-    planned = scene.arrival(plan)
-    rows = {
-        "start": _point(record.start),
-        "goal": _point(record.goal),
-        "planned length": f"{plan.durations[0]} env steps",
-        "planned arrival": "–" if planned is None else f"{planned} env steps",
-        "actual arrival": "–"
-        if record.time_to_goal is None
-        else f"{record.time_to_goal} env steps",
-        "return": f"{record.episode_return:.1f} in {record.length} env steps",
-        "score": "–" if record.score is None else f"{record.score:.1f}",
-    }
-    table = Table(title=title, show_header=False)
-    for label, value in rows.items():
-        table.add_row(label, value)
-    return table
+def _steps(number: int | None) -> str:
+    return "–" if number is None else f"{number} env steps"
 
 
 def _point(values: tuple[float, ...] | None) -> str:

@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
-from diffuser_policy.cli.options import (
-    PlanningOptions,
-    env_of,
-    load_policy,
-    shown_as,
-)
+from diffuser_policy.cli.options import Flag, PlannerSettings, shown_as
 from diffuser_policy.errors import require_extra
 
 FIGURE = "speed.png"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpeedSettings:
+class SpeedSettings(PlannerSettings):
     """Measure how fast a planner plans, beside the paper's setting and the floor.
 
     All cases take turns, so that other work on the machine slows them alike.
     """
 
-    planner: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PLANNER")]
-    """Name of a shipped planner, folder, or hub id."""
-    env: Annotated[str | None, shown_as("ID")] = None
-    """Environment (default: the one that the planner's data is from)."""
     rounds: int = 7
     """Times that every case has its turn; medians are reported."""
-    quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    quick: Flag = False
     """A few cases only, and the paper's setting from 4 of its steps."""
-    compiled: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    compiled: Flag = False
     """Also measure torch.compile, which may take minutes to start."""
     seed: int = 0
     """Fixes the observations that are planned from."""
@@ -42,17 +31,10 @@ class SpeedSettings:
     """Folder for speed.png: latency against horizon, candidates and environments."""
     json: Annotated[Path | None, shown_as("FILE")] = None
     """File for all figures, the machine and versions."""
-    planning: tyro.conf.OmitArgPrefixes[PlanningOptions] = field(
-        default_factory=PlanningOptions
-    )
 
 
-def run(settings: SpeedSettings) -> int:
-    """Measure, print the tables, and write the files.
-
-    Returns:
-        The exit status.
-    """
+def speed(settings: SpeedSettings) -> int:
+    """Measure, print the tables, and write the files; return the exit status."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -66,8 +48,7 @@ def run(settings: SpeedSettings) -> int:
         check_writable(settings.out / FIGURE)
     if settings.json is not None:
         check_writable(settings.json)
-    policy = load_policy(settings.planner, settings.planning, seed=settings.seed)
-    env_id = env_of(policy, settings.env)
+    policy, env_id = settings.load()
     with Progress(transient=True, console=Console(stderr=True)) as bar:
         task = bar.add_task("measuring", total=1.0)
         measured = measure_speed(

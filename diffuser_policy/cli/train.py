@@ -1,4 +1,7 @@
-"""`diffuser-policy train`: train a planner, or resume its training."""
+"""The subcommands that train: `train`, `train-value` and `train-classifier`.
+
+`train` makes a planner; the others extend a trained one by a companion network.
+"""
 
 from __future__ import annotations
 
@@ -8,26 +11,35 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 import tyro
 
-from diffuser_policy.cli.options import changed, shown_as
-from diffuser_policy.cli.training import carry_out
+from diffuser_policy.cli import EXIT_INTERRUPTED, EXIT_OK
+from diffuser_policy.cli.options import Flag, changed, shown_as
 from diffuser_policy.config import (
+    CLASSIFIER_NEEDS,
     NETWORK_NEEDS,
     PLANNING_NEEDS,
+    ClassifierConfig,
+    ClassifierTrainConfig,
+    CompanionTrainConfig,
     ExecutionConfig,
     NetworkConfig,
     OptimizationConfig,
     PlannerConfig,
     TimeToGoalConfig,
     TrainConfig,
+    ValueConfig,
+    ValueTrainConfig,
     WindowConfig,
     refuse_idle,
 )
 from diffuser_policy.errors import ConfigError, require_extra
 from diffuser_policy.training.presets import PRESETS, preset
+
+if TYPE_CHECKING:
+    from diffuser_policy.training.trainer import TrainingRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +52,7 @@ class TrainSettings:
     `accelerate launch` or `torchrun`.
     """
 
-    preset: Annotated[
-        tyro.conf.Positional[str | None],
-        tyro.conf.arg(metavar="PRESET", help_behavior_hint=""),
-    ] = None
+    preset: Annotated[tyro.conf.Positional[str | None], shown_as("PRESET")] = None
     """Settings to start from."""
     dataset: Annotated[str | None, tyro.conf.arg(metavar="ID")] = None
     """Minari dataset."""
@@ -53,7 +62,7 @@ class TrainSettings:
     """Where to compute: cpu, cuda, or a GPU if there is one."""
     save_interval: int = 1000
     """Gradient steps between two checkpoints."""
-    tensorboard: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    tensorboard: Flag = False
     """Log losses for TensorBoard, besides training/metrics.jsonl."""
     seed: int = 0
     """Fixes initial weights, windows and noise."""
@@ -71,7 +80,34 @@ class TrainSettings:
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
 
     @classmethod
-    def of_preset(cls, name: str) -> TrainSettings:
+    def parse(cls, args: list[str]) -> Self:
+        """Read the command line, with the preset's settings as defaults.
+
+        Raises:
+            UnknownNameError: No preset of that name; the nearest are named.
+        """
+        description = inspect.cleandoc(cls.__doc__ or "")
+
+        def parsed(default: Self) -> Self:
+            return tyro.cli(
+                cls,
+                prog="diffuser-policy train",
+                description=f"{description}\n\nPresets: {', '.join(PRESETS)}.",
+                args=args,
+                default=default,
+                use_underscores=False,
+            )
+
+        named = args and not args[0].startswith("-")
+        default = cls.of_preset(args[0]) if named else cls()
+        settings = parsed(default)
+        if settings.preset not in (None, default.preset):
+            # The preset comes after options: it sets whatever they leave open.
+            settings = parsed(cls.of_preset(settings.preset))
+        return settings
+
+    @classmethod
+    def of_preset(cls, name: str) -> Self:
         """Return the settings of a preset.
 
         Raises:
@@ -107,10 +143,8 @@ class TrainSettings:
         refuse_idle(changed(planning, usual), planning | to_come, PLANNING_NEEDS)
         network = vars(self.network)
         refuse_idle(changed(network, vars(default.network)), network, NETWORK_NEEDS)
-        names = {item.name for item in dataclasses.fields(TrainConfig)}
-        parts = {name: value for name, value in vars(self).items() if name in names}
         prediction = self.prediction if self.time_to_goal else None
-        return TrainConfig(**{**parts, "time_to_goal": prediction})
+        return TrainConfig(**_shared(self, TrainConfig) | {"time_to_goal": prediction})
 
     def folder(self) -> Path:
         """Return the output folder."""
@@ -118,42 +152,8 @@ class TrainSettings:
         return self.output or Path("runs") / name
 
 
-def parse(arguments: list[str]) -> TrainSettings:
-    """Read the command line, with the preset's settings as defaults.
-
-    Raises:
-        UnknownNameError: No preset of that name; the nearest are named.
-    """
-    default = TrainSettings()
-    if arguments and not arguments[0].startswith("-"):
-        default = TrainSettings.of_preset(arguments[0])
-    settings = _parse(arguments, default)
-    if settings.preset is not None and settings.preset != default.preset:
-        # The preset comes after options: it sets whatever they leave open.
-        settings = _parse(arguments, TrainSettings.of_preset(settings.preset))
-    return settings
-
-
-def _parse(arguments: list[str], default: TrainSettings) -> TrainSettings:
-    return tyro.cli(
-        TrainSettings,
-        prog="diffuser-policy train",
-        description=(
-            f"{inspect.cleandoc(TrainSettings.__doc__ or '')}\n\n"
-            f"Presets: {', '.join(PRESETS)}."
-        ),
-        args=arguments,
-        default=default,
-        use_underscores=False,
-    )
-
-
-def run(settings: TrainSettings) -> int:
-    """Train, and say where the planner is.
-
-    Returns:
-        The exit status.
-    """
+def train(settings: TrainSettings) -> int:
+    """Train, and say where the planner is; return the exit status."""
     from diffuser_policy.data.minari import load_flat
     from diffuser_policy.policy import DiffuserPolicy
     from diffuser_policy.training.processes import Processes
@@ -166,7 +166,7 @@ def run(settings: TrainSettings) -> int:
     trainer = Trainer(config, flat, output, device=settings.device, processes=processes)
     # What would be saved has to work: find out now, not when training is over.
     DiffuserPolicy(trainer.policy_config, trainer.planner_networks)
-    return carry_out(
+    return _carry_out(
         trainer,
         f"{settings.preset or 'A planner'} on {trainer.config.dataset}",
         f"Next: diffuser-policy evaluate {output}",
@@ -193,3 +193,202 @@ def _tensorboard(output: Path) -> Callable[[int, dict[str, float]], None]:
         writer().flush()
 
     return log
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompanionSettings:
+    """Which planner, on which data, and where to.
+
+    Attributes:
+        part: What is trained, as in the output folder's name.
+        suitable: Of a dataset that one can name, in an error.
+        config_type: Has the same fields as the settings, by name.
+    """
+
+    part: ClassVar[str]
+    suitable: ClassVar[str]
+    config_type: ClassVar[type[CompanionTrainConfig]]
+
+    planner: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PLANNER")]
+    """Folder of a planner, name of a shipped one, or hub id."""
+    dataset: Annotated[str | None, shown_as("ID")] = None
+    """Minari dataset (default: the one that the planner is from)."""
+    output: Annotated[Path | None, shown_as("FOLDER")] = None
+    """Where planner, network and checkpoints go (default: runs/PLANNER-value, or
+    -classifier)."""
+    device: str = "auto"
+    """Where to compute: cpu, cuda, or a GPU if there is one."""
+    save_interval: int = 1000
+    """Gradient steps between two checkpoints."""
+    seed: int = 0
+    """Fixes initial weights, batches and noise."""
+
+    def folder(self) -> Path:
+        """Return the output folder."""
+        return self.output or Path("runs") / f"{Path(self.planner).name}-{self.part}"
+
+    def config(self, recorded: str | None) -> CompanionTrainConfig:
+        """Return what determines the network.
+
+        Args:
+            recorded: Dataset that the planner was trained on, if it is known.
+
+        Raises:
+            ConfigError: Neither a dataset nor a planner that knows its own, or a
+                setting that has no effect.
+        """
+        dataset = self.dataset or recorded
+        if dataset is None:
+            raise ConfigError(
+                f"The planner {self.planner!r} does not say which dataset it is from. "
+                f"Name one {self.suitable}: --dataset ID."
+            )
+        return self.config_type(
+            **_shared(self, self.config_type) | {"dataset": dataset}
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainValueSettings(CompanionSettings):
+    """Train the value network of a planner: the return that its plans lead to.
+
+    It learns from the rewards of the dataset. The planner is not changed. The output
+    folder holds a copy of it with the value network: `evaluate --guide value` follows
+    its gradient, with `--ranking guide` it chooses among candidates. Stop it at any
+    time: the same command resumes.
+    """
+
+    part = "value"
+    suitable = "with rewards"
+    config_type = ValueTrainConfig
+
+    optimization: tyro.conf.OmitArgPrefixes[OptimizationConfig] = field(
+        default_factory=lambda: OptimizationConfig(num_steps=10_000, batch_size=64)
+    )
+    value: tyro.conf.OmitArgPrefixes[ValueConfig] = field(default_factory=ValueConfig)
+
+
+def train_value(settings: TrainValueSettings) -> int:
+    """Train, and say where the planner with its value network is."""
+    from diffuser_policy.training.value_trainer import ValueTrainer
+
+    return _train_companion(
+        settings,
+        ValueTrainer,
+        lambda trainer: (
+            f"Next: diffuser-policy evaluate {trainer.output} --guide value "
+            f"--guide-scale 0 --ranking guide --num-candidates 16"
+        ),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainClassifierSettings(CompanionSettings):
+    """Train the classifier of a planner: which labels hold at a noisy planning step.
+
+    Guides ask for labels: `evaluate --guide stack-match` for one block on another. The
+    planner is not changed. The output folder holds a copy of it with the classifier.
+    Stop it at any time: the same command resumes.
+    """
+
+    part = "classifier"
+    suitable = "of its environment"
+    config_type = ClassifierTrainConfig
+
+    labels: Annotated[str, shown_as("NAME")]
+    """What to learn: labels that a package offers, such as kuka-pairs (which block is
+    on which), or module:function."""
+    optimization: tyro.conf.OmitArgPrefixes[OptimizationConfig] = field(
+        default_factory=lambda: OptimizationConfig(num_steps=4_000, batch_size=512)
+    )
+    classifier: tyro.conf.OmitArgPrefixes[ClassifierConfig] = field(
+        default_factory=ClassifierConfig
+    )
+
+    def config(self, recorded: str | None) -> CompanionTrainConfig:
+        """Return what determines the classifier, as `CompanionSettings` does."""
+        network = vars(self.classifier)
+        given = changed(network, vars(ClassifierConfig()))
+        refuse_idle(given, network, CLASSIFIER_NEEDS)
+        return super().config(recorded)
+
+
+def train_classifier(settings: TrainClassifierSettings) -> int:
+    """Train, and say where the planner with its classifier is."""
+    from diffuser_policy.training.classifier_trainer import ClassifierTrainer
+
+    return _train_companion(
+        settings,
+        ClassifierTrainer,
+        lambda trainer: f"It tells: {', '.join(trainer.classifier.labels)}.",
+    )
+
+
+def _train_companion(
+    settings: CompanionSettings,
+    trainer_class: Callable[..., Any],
+    result: Callable[[Any], str],
+) -> int:
+    """Train a companion, say the result; return the exit status.
+
+    Raises:
+        ConfigError: The output folder is the planner's, or holds another run.
+    """
+    from diffuser_policy.checkpoint import locate, read_planner
+    from diffuser_policy.data.minari import load_flat
+    from diffuser_policy.training.processes import Processes
+
+    source, output = locate(settings.planner), settings.folder()
+    if source.resolve() == output.resolve():
+        raise ConfigError(
+            f"{output} is the planner itself, which is not to be overwritten. Choose "
+            f"another --output folder."
+        )
+    planner = read_planner(source)
+    config = settings.config(planner[0].provenance.get("dataset", {}).get("dataset_id"))
+    processes = Processes.launched(settings.device)
+    flat = load_flat(config.dataset, progress=processes.is_main)
+    trainer = trainer_class(config, planner, flat, output, processes=processes)
+    return _carry_out(
+        trainer,
+        f"{settings.part.capitalize()} of {settings.planner} on {config.dataset}",
+        result(trainer),
+        save_interval=settings.save_interval,
+    )
+
+
+def _carry_out(
+    run: TrainingRun[Any], what: str, result: str, *, save_interval: int, **options: Any
+) -> int:
+    """Train `what` to the end, from where it stopped, and say the result."""
+    say = print if run.processes.is_main else lambda *_, **__: None
+    total, done = run.optimization.num_steps, run.step
+    where = f"in {run.output}, on {run.processes.device}"
+    if done >= total:
+        say(f"{what}: all {total:,} gradient steps are done already, {where}.")
+    elif done:
+        say(f"{what}: resuming at gradient step {done:,} of {total:,} {where}.")
+    else:
+        say(f"{what}: {total:,} gradient steps {where}.")
+    try:
+        run.run(save_interval=save_interval, **options)
+    except KeyboardInterrupt as stop:
+        if not run.processes.is_main:
+            return EXIT_INTERRUPTED
+        from diffuser_policy.training.state import checkpoints
+
+        saved = checkpoints(run.output / "training")
+        if not saved:
+            raise KeyboardInterrupt("stopped before anything was saved.") from stop
+        step = int(saved[-1].name.rpartition("-")[2])
+        raise KeyboardInterrupt(
+            f"gradient step {step:,} is saved. The same command resumes there."
+        ) from stop
+    say(f"Trained: {run.output}\n{result}")
+    return EXIT_OK
+
+
+def _shared(settings: Any, config_type: type[Any]) -> dict[str, Any]:
+    """Return the settings that are fields of a config, by name."""
+    names = {item.name for item in dataclasses.fields(config_type)}
+    return {name: value for name, value in vars(settings).items() if name in names}

@@ -4,9 +4,9 @@
 
 | module | holds |
 |---|---|
-| timing | interleaved measurements, and the floor that operations set |
-| cases | what is measured |
-| report | tables and JSON |
+| cases | what is measured, and the operations that it takes |
+| measurement | interleaved timing, and the floor that operations set |
+| report | tables, a figure and JSON |
 """
 
 from diffuser_policy.speed.measurement import SpeedMeasurement, measure_speed

@@ -12,17 +12,24 @@
 
 Every call plans anew from observations of the environment. The simulation runs
 beforehand and is part of no time.
+
+PyTorch counts the floating point operations of the networks (`network_flops`). No
+implementation of the same network is faster than these operations over what the cores
+deliver, the floor; how far a measurement is above its floor is what an implementation
+can still gain.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any, get_args
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from diffuser_policy.choices import Acceleration, Placement, SamplerName
 from diffuser_policy.diffusion.conditions import Inpainting
@@ -36,7 +43,6 @@ from diffuser_policy.guides.guide import Guide
 from diffuser_policy.networks.objects import ObjectTransformer
 from diffuser_policy.networks.unet import TemporalUNet
 from diffuser_policy.policy import DiffuserPolicy, PolicyState
-from diffuser_policy.speed.timing import Case, network_flops
 
 PAPER_STEPS = 256  # Janner et al. 2022, Appendix C; also their release for Maze2D
 PAPER_NETWORK: dict[str, Any] = {"dim": 32, "multipliers": (1, 4, 8)}
@@ -62,6 +68,29 @@ PAPER, TOGETHER, SAMPLER, LOOP, GUIDE, NETWORK = (
 SCALINGS = ("horizon", "candidates", "envs")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """Something to time.
+
+    Attributes:
+        group: Table that it belongs to.
+        name: Row of that table.
+        run: Does the work, and returns for how many plans; calls are independent.
+        flops: Floating point operations of its networks in one call, if counted.
+        batch: Environments that share a planning call.
+        share: Which share of the work `run` does; the rest takes as long again.
+        once: Too long to be repeated, or even warmed up.
+    """
+
+    group: str
+    name: str
+    run: Callable[[], int]
+    flops: int | None = None
+    batch: int = 1
+    share: float = 1.0
+    once: bool = False
+
+
 @dataclass(frozen=True)
 class Subject:
     """What is measured, and where.
@@ -79,11 +108,6 @@ class Subject:
     seed: int = 0
     quick: bool = False
     compiled: bool = False
-
-    @property
-    def sampler(self) -> Sampler:
-        """The reverse process that the policy plans with."""
-        return self.policy.planner.sampler
 
     @cached_property
     def observations(self) -> list[Any]:
@@ -118,20 +142,6 @@ class Subject:
         return Case(group=group, name=name, run=plan, flops=flops)
 
 
-def all_cases(subject: Subject) -> list[Case]:
-    """Return every case, baseline first."""
-    groups = (
-        paper_cases,
-        together_cases,
-        sampler_cases,
-        loop_cases,
-        guide_cases,
-        network_cases,
-        scaling_cases,
-    )
-    return [case for group in groups for case in group(subject)]
-
-
 def paper_cases(subject: Subject) -> Iterator[Case]:
     """Yield the paper's setting, with this planner's network and with theirs.
 
@@ -140,18 +150,16 @@ def paper_cases(subject: Subject) -> Iterator[Case]:
     """
     policy, horizon = subject.policy, subject.policy.config.window.horizon
     steps = QUICK_PAPER_STEPS if subject.quick else PAPER_STEPS
-    ours = policy.networks.denoiser.network
-    theirs = TemporalUNet(
-        policy.planner.layout.observation_dim + len(policy.spaces.action_low),
-        **PAPER_NETWORK,
-    )
+    layout, denoiser = policy.planner.layout, policy.networks.denoiser
+    ours = denoiser.network, denoiser.residual, layout.transition_dim
+    columns = layout.observation_dim + len(policy.spaces.action_low)
+    theirs = TemporalUNet(columns, **PAPER_NETWORK), False, columns
     lengths = _planning_steps(policy, subject.observations)
     planned = int((lengths.mean() - 1) * policy.planner.stride)
-    residual = policy.networks.denoiser.residual
-    for owner, network, is_residual, columns, env_steps in (
-        ("this", ours, residual, policy.planner.layout.transition_dim, horizon),
-        ("their", theirs, False, theirs.transition_dim, horizon),
-        ("this", ours, residual, policy.planner.layout.transition_dim, planned),
+    for owner, (network, is_residual, columns), env_steps in (
+        ("this", ours, horizon),
+        ("their", theirs, horizon),
+        ("this", ours, planned),
     ):
         denoiser = Denoiser(
             network.eval().requires_grad_(False),
@@ -191,7 +199,7 @@ def together_cases(subject: Subject) -> Iterator[Case]:
 
 def sampler_cases(subject: Subject) -> Iterator[Case]:
     """Yield the reverse processes with their numbers of steps."""
-    available = subject.sampler.denoiser.schedule.num_denoising_steps
+    available = subject.policy.planner.sampler.denoiser.schedule.num_denoising_steps
     for sampler, steps in SAMPLERS[:: 4 if subject.quick else 1]:
         if steps is not None and steps > available:
             continue
@@ -217,9 +225,15 @@ def loop_cases(subject: Subject) -> Iterator[Case]:
 
 
 def guide_cases(subject: Subject) -> Iterator[Case]:
-    """Yield planning without a guide, and with one at each placement."""
+    """Yield planning without a guide, and with one at each placement.
+
+    Without a guide of its own, a policy gets a disc in the middle if there are
+    positions, else smoothness.
+    """
     policy = subject.policy
-    guide = policy.guide or example_guide(policy)
+    position = policy.planner.layout.aliases.get("position", ())
+    disc = KeepOut(center=(0.0,) * len(position), radius=0.5) if position else None
+    guide: Guide = policy.guide or disc or Smoothness()
     steps = policy.with_guide(guide).planner.sampler.num_steps
     unguided = policy.with_guide(guide, guide_scale=0.0, num_sampling_steps=steps)
     yield subject.singly(unguided, group=GUIDE, name=f"none, {steps} steps")
@@ -229,17 +243,10 @@ def guide_cases(subject: Subject) -> Iterator[Case]:
         yield subject.singly(guided, group=GUIDE, name=name)
 
 
-def example_guide(policy: DiffuserPolicy) -> Guide:
-    """Return a disc in the middle if there are positions, else smoothness."""
-    position = policy.planner.layout.aliases.get("position", ())
-    if not position:
-        return Smoothness()
-    return KeepOut(center=(0.0,) * len(position), radius=0.5)
-
-
 def network_cases(subject: Subject) -> Iterator[Case]:
     """Yield one call of the network, run in every way."""
-    denoiser, planner = subject.sampler.denoiser, subject.policy.planner
+    planner = subject.policy.planner
+    denoiser = planner.sampler.denoiser
     device = planner.normalizer.shift.device
     length = planner.horizons.round_up(planner.horizons.max_planning_steps / 2)
     ways: list[Acceleration] = ["off", "fused"]
@@ -261,7 +268,8 @@ def network_cases(subject: Subject) -> Iterator[Case]:
 
 def scaling_cases(subject: Subject) -> Iterator[Case]:
     """Yield sampling with one size varied and the others as they are."""
-    planner, sampler = subject.policy.planner, subject.sampler
+    planner = subject.policy.planner
+    sampler = planner.sampler
     columns = planner.layout.transition_dim
     horizons = planner.horizons
     shortest, longest = horizons.min_planning_steps, horizons.max_planning_steps
@@ -342,3 +350,37 @@ def _sampling(
         return envs
 
     return sample
+
+
+@cache
+def network_flops(denoiser: Denoiser, columns: int, length: int) -> int:
+    """Return the floating point operations of one call, for one trajectory."""
+    device = next(denoiser.parameters()).device
+    noisy = torch.zeros(1, length, columns, device=device)
+    plain = denoiser.accelerated("off")
+    return flops_of(lambda: plain(noisy, 0))
+
+
+def flops_of(work: Callable[[], object]) -> int:
+    """Return the floating point operations of some work, as PyTorch counts them."""
+    counter = FlopCounterMode(display=False)
+    # Fused attention is not counted on every device, its matrix products are.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        work()
+    return int(counter.get_total_flops())
+
+
+CASES = (
+    paper_cases,
+    together_cases,
+    sampler_cases,
+    loop_cases,
+    guide_cases,
+    network_cases,
+    scaling_cases,
+)
+
+
+def all_cases(subject: Subject) -> list[Case]:
+    """Return every case, baseline first."""
+    return [case for group in CASES for case in group(subject)]

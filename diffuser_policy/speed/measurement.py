@@ -1,22 +1,155 @@
-"""One measurement: all cases in turns, the floor, and on what they were measured."""
+"""One measurement: all cases in turns, the floor, and on what they were measured.
+
+Cases are interleaved: A B C, A B C, … instead of A A A, B B B. Other work on a machine
+comes and goes. When cases take turns, it slows all of them alike, and the ratios
+between them hold. A case's figure is the median over the rounds; lowest and highest
+show how quiet the machine was.
+"""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+import timeit
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
+from diffuser_policy.errors import ConfigError
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.settings import to_json
-from diffuser_policy.speed.cases import PAPER, TOGETHER, Subject, all_cases
-from diffuser_policy.speed.timing import Timing, measure, throughput
+from diffuser_policy.speed.cases import (
+    PAPER,
+    TOGETHER,
+    Case,
+    Subject,
+    all_cases,
+    flops_of,
+)
 from diffuser_policy.versions import versions
 
+MIN_SECONDS = 0.02  # a round repeats what is shorter than this
+MATRIX_SIZE = 512  # large enough for full speed, and over in milliseconds
+CHANNELS, KERNEL_SIZE, IMAGE = 128, 5, (64, 16)  # of the measured convolution
 CPU_INFO = Path("/proc/cpuinfo")
+
+
+@dataclass(kw_only=True)
+class Timing:
+    """What a case took.
+
+    Attributes:
+        case: What was timed.
+        seconds: Of one run, a number for each round.
+        cpu_seconds: What the process computed in that time, of all threads; less than
+            `seconds` where it had to wait for other work on the machine.
+        plans: Made by one run.
+    """
+
+    case: Case
+    seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
+    plans: int = 1
+
+    @property
+    def plan_ms(self) -> float:
+        """Median time of one plan, in milliseconds."""
+        return 1e3 * median(self.seconds) / self.plans
+
+    @property
+    def call_ms(self) -> float:
+        """Median time of one planning call, in milliseconds."""
+        return self.plan_ms * self.case.batch
+
+    @property
+    def cpu_ms(self) -> float:
+        """Median processor time of one planning call, in milliseconds."""
+        return 1e3 * median(self.cpu_seconds) * self.case.batch / self.plans
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """Shortest and longest time of one planning call, in milliseconds."""
+        scale = 1e3 * self.case.batch / self.plans
+        return scale * min(self.seconds), scale * max(self.seconds)
+
+    @property
+    def plans_per_second(self) -> float:
+        """Plans made in the median time."""
+        return 1e3 / self.plan_ms
+
+    def floor_ms(self, throughput: float) -> float | None:
+        """Return the least time of one planning call, in ms, at operations a second."""
+        flops, calls = self.case.flops, self.plans / self.case.batch
+        return None if flops is None else 1e3 * flops / throughput / calls
+
+
+def measure(
+    cases: Iterable[Case],
+    *,
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+    cpu_clock: Callable[[], float] = time.process_time,
+    progress: Callable[[float], None] | None = None,
+) -> list[Timing]:
+    """Time all cases in turns.
+
+    Args:
+        cases: What to time.
+        rounds: Figures per case.
+        clock: Seconds that pass.
+        cpu_clock: Seconds that this process computes; `torch.utils.benchmark.Timer`
+            has no such clock, and times one case after the other.
+        progress: Told the share that is done.
+
+    Raises:
+        ConfigError: No rounds.
+    """
+    if rounds < 1:
+        raise ConfigError(f"rounds must be at least 1, got {rounds}.")
+    timings = [Timing(case=case) for case in cases]
+    for timing in timings:
+        if not timing.case.once:
+            timing.case.run()  # libraries set up and allocate in the first call
+    for number in range(rounds):
+        for index, timing in enumerate(timings):
+            start, cpu_start, calls = clock(), cpu_clock(), 0
+            repeatable = not timing.case.once
+            while not calls or (repeatable and clock() - start < MIN_SECONDS):
+                timing.plans = timing.case.run()
+                calls += 1
+            whole = calls * timing.case.share
+            timing.seconds.append((clock() - start) / whole)
+            timing.cpu_seconds.append((cpu_clock() - cpu_start) / whole)
+            if progress is not None:
+                progress((number + (index + 1) / len(timings)) / rounds)
+    return timings
+
+
+def throughput() -> dict[str, float]:
+    """Return measured operations per second, with as many threads as PyTorch uses.
+
+    Returns:
+        "matmul": a square matrix product; "convolution": one with the shapes of the
+        network's, in a large batch.
+    """
+    square = torch.randn(MATRIX_SIZE, MATRIX_SIZE)
+    images = torch.randn(IMAGE[0], CHANNELS, IMAGE[1])
+    taps = torch.randn(CHANNELS, CHANNELS, KERNEL_SIZE)
+    kinds: dict[str, Callable[[], object]] = {
+        "matmul": lambda: square @ square,
+        "convolution": lambda: F.conv1d(images, taps, padding=KERNEL_SIZE // 2),
+    }
+    counted = {name: flops_of(work) for name, work in kinds.items()}
+    with torch.inference_mode():  # the shortest time: when nothing else disturbed it
+        return {
+            name: flops / min(timeit.repeat(kinds[name], number=1, repeat=50))
+            for name, flops in counted.items()
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +216,9 @@ def measure_speed(
         SpaceMismatchError: An environment of other spaces.
         MissingExtraError: The environment's simulator is not installed.
     """
+    lines = CPU_INFO.read_text().splitlines() if CPU_INFO.exists() else ()
+    names = (line.partition(":")[2] for line in lines if line.startswith("model name"))
+    model = next(names, "").strip()
     subject = Subject(policy, env_id, seed=seed, quick=quick, compiled=compiled)
     timings = measure(all_cases(subject), rounds=rounds, progress=progress)
     return SpeedMeasurement(
@@ -96,18 +232,9 @@ def measure_speed(
             "planner": to_json(policy.config.planner),
         },
         machine={
-            "cpu": processor(),
+            "cpu": model or platform.processor() or platform.machine(),
             "threads": torch.get_num_threads(),
             "device": str(policy.planner.normalizer.shift.device),
         },
         versions=versions(),
     )
-
-
-def processor() -> str:
-    """Return the processor's name, or its kind where the system does not tell it."""
-    if CPU_INFO.exists():
-        for line in CPU_INFO.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

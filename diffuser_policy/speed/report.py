@@ -20,7 +20,6 @@ from diffuser_policy.speed.cases import (
     TOGETHER,
 )
 from diffuser_policy.speed.measurement import SpeedMeasurement
-from diffuser_policy.speed.timing import Timing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,24 +37,56 @@ TITLES = {
     "envs": "Sampling alone, by environments",
 }
 
-FLOOR = "Floor: the networks' operations over that throughput, ms a call."
 BUSY = 0.1  # share of the time without the processor that is worth a word
 
 
 def tables(measured: SpeedMeasurement) -> Iterator[Table]:
     """Yield one table per group of cases that was measured."""
+    cases = to_json(measured)["cases"]
     for group, title in TITLES.items():
-        timings = measured.group(group)
-        if timings:
-            yield _table(measured, timings, title)
+        rows = [case for case in cases if case["group"] == group]
+        table = Table(
+            title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+        )
+        table.add_column("", min_width=23, no_wrap=True)
+        for header in ("ms a call", "range", "plans/s", "×paper", "floor"):
+            table.add_column(header, justify="right", no_wrap=True)
+        for case in rows:
+            plans = case["plans_per_second"] if case["times_paper"] else None
+            table.add_row(
+                case["name"],
+                _digits(case["median_ms"]),
+                f"{_digits(case['fastest_ms'])}–{_digits(case['slowest_ms'])}",
+                *map(_digits, (plans, case["times_paper"], case["floor_ms"])),
+            )
+        if rows:
+            yield table
+
+
+def _digits(value: float | None) -> str:
+    """Return a number with about three digits, and nothing for none."""
+    if value is None:
+        return ""
+    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
 
 
 def summary(measured: SpeedMeasurement) -> list[str]:
     """Return what matters most, in sentences."""
-    alone, baseline = measured.default, measured.baseline
-    machine, rounds = measured.machine, measured.settings["rounds"]
-    faster = baseline.plan_ms / alone.plan_ms
-    loops = measured.group(LOOP)
+    alone, largest = measured.default, measured.group(TOGETHER)[-1]
+    machine, loops = measured.machine, measured.group(LOOP)
+    rounds = measured.settings["rounds"]
+    faster = measured.baseline.plan_ms / alone.plan_ms
+    gain = largest.plans_per_second / alone.plans_per_second
+    together = (
+        f"{largest.case.batch} environments together get {gain:.1f} times the plans "
+        f"per second of one by one."
+    )
+    if (floor := alone.floor_ms(measured.peak)) is not None:
+        together += (
+            f" The operations of a plan alone take {floor:.1f} of its "
+            f"{alone.plan_ms:.1f} ms: more than {alone.plan_ms / floor:.1f} times is "
+            f"out of reach."
+        )
     lines = [
         f"{machine['cpu']}, threads: {machine['threads']}. Medians of {rounds} rounds.",
         f"Fastest matrix product or convolution: {measured.peak / 1e9:.0f} GFLOP/s.",
@@ -64,8 +95,8 @@ def summary(measured: SpeedMeasurement) -> list[str]:
             f"than in the paper's setting with the same network."
         ),
         *(f"Closed loop, {t.case.name}: {t.plans_per_second:.0f} Hz." for t in loops),
-        _together(measured),
-        FLOOR,
+        together,
+        "Floor: the networks' operations over that throughput, ms a call.",
     ]
     busy = 1 - sum(t.cpu_ms for t in loops) / sum(t.call_ms for t in loops)
     if busy > BUSY:
@@ -78,28 +109,31 @@ def summary(measured: SpeedMeasurement) -> list[str]:
     return lines
 
 
-def _together(measured: SpeedMeasurement) -> str:
-    """Return what planning together gains, and what it could gain at most."""
-    alone, largest = measured.default, measured.group(TOGETHER)[-1]
-    gain = largest.plans_per_second / alone.plans_per_second
-    line = (
-        f"{largest.case.batch} environments together get {gain:.1f} times the plans "
-        f"per second of one by one."
-    )
-    floor = alone.floor_ms(measured.peak)
-    if floor is not None:
-        line += (
-            f" The operations of a plan alone take {floor:.1f} of its "
-            f"{alone.plan_ms:.1f} ms: more than {alone.plan_ms / floor:.1f} times is "
-            f"out of reach."
-        )
-    return line
-
-
 def to_json(measured: SpeedMeasurement) -> dict[str, Any]:
-    """Return it as JSON data, times in milliseconds of one planning call."""
+    """Return it as JSON data, times in milliseconds of one planning call.
+
+    `times_paper` says how many times more plans a second than the paper's setting.
+    """
+    usual = measured.baseline.plan_ms
     return {
-        "cases": [_json(measured, timing) for timing in measured.timings],
+        "cases": [
+            {
+                "group": timing.case.group,
+                "name": timing.case.name,
+                "envs": timing.case.batch,
+                "median_ms": timing.call_ms,
+                "cpu_ms": timing.cpu_ms,
+                "fastest_ms": timing.spread[0],
+                "slowest_ms": timing.spread[1],
+                "plans_per_second": timing.plans_per_second,
+                "times_paper": None
+                if timing.case.group == NETWORK
+                else usual / timing.plan_ms,
+                "flops": timing.case.flops,
+                "floor_ms": timing.floor_ms(measured.peak),
+            }
+            for timing in measured.timings
+        ],
         "flops_per_second": measured.throughput,
         "settings": measured.settings,
         "machine": measured.machine,
@@ -140,55 +174,3 @@ def figure(measured: SpeedMeasurement, *, title: str = "") -> Figure:
     panels[0].legend(frameon=False)
     drawn.suptitle(title, fontsize=10)
     return drawn
-
-
-def speedup(measured: SpeedMeasurement, timing: Timing) -> float | None:
-    """Return how many times more plans a second than the paper's setting."""
-    if timing.case.group == NETWORK:
-        return None
-    return measured.baseline.plan_ms / timing.plan_ms
-
-
-def _table(measured: SpeedMeasurement, timings: list[Timing], title: str) -> Table:
-    table = Table(
-        title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
-    )
-    table.add_column("", min_width=23, no_wrap=True)
-    for header in ("ms a call", "range", "plans/s", "×paper", "floor"):
-        table.add_column(header, justify="right", no_wrap=True)
-    for timing in timings:
-        low, high = timing.spread
-        ratio, floor = speedup(measured, timing), timing.floor_ms(measured.peak)
-        plans = "" if ratio is None else _figure(timing.plans_per_second)
-        table.add_row(
-            timing.case.name,
-            _figure(timing.call_ms),
-            f"{_figure(low)}–{_figure(high)}",
-            plans,
-            "" if ratio is None else _figure(ratio),
-            "" if floor is None else _figure(floor),
-        )
-    return table
-
-
-def _figure(value: float) -> str:
-    """Return a number with about three digits."""
-    digits = 0 if value >= 100 else 1 if value >= 10 else 2
-    return f"{value:,.{digits}f}"
-
-
-def _json(measured: SpeedMeasurement, timing: Timing) -> dict[str, Any]:
-    low, high = timing.spread
-    return {
-        "group": timing.case.group,
-        "name": timing.case.name,
-        "envs": timing.case.batch,
-        "median_ms": timing.call_ms,
-        "cpu_ms": timing.cpu_ms,
-        "fastest_ms": low,
-        "slowest_ms": high,
-        "plans_per_second": timing.plans_per_second,
-        "times_paper": speedup(measured, timing),
-        "flops": timing.case.flops,
-        "floor_ms": timing.floor_ms(measured.peak),
-    }

@@ -42,9 +42,9 @@ import tyro
 
 import diffuser_envs  # noqa: F401 (registers the environments)
 from diffuser_policy import DiffuserPolicy
-from diffuser_policy.baselines.diffuser_dynamics import DiffuserDynamics
-from diffuser_policy.baselines.planning_models import (
+from diffuser_policy.baselines.dynamics import (
     ACTION_PLANNER_STEPS,
+    DiffuserDynamics,
     learn_dynamics,
     simulator_of,
     train_action_planner,
@@ -112,7 +112,7 @@ def diffuser_models(
     }
     return {
         f"Diffuser, {steps} denoising step{'s' * (steps > 1)}": (
-            DiffuserDynamics.of(copy).simulate
+            DiffuserDynamics(copy.planner).simulate
         )
         for steps, copy in changed.items()
     }

@@ -1,0 +1,131 @@
+"""What learning methods share: families of them, their training, their checkpoints.
+
+Checkpoints of foreign algorithms hold weights and optimizers' moments in safetensors,
+without pickle:
+
+    <module>/<parameter>       the state dict of each module
+    <optimizer>/<index>/<moment>
+
+Random state is not saved: every gradient step has its own seed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from diffuser_policy.benchmark.context import MethodContext
+from diffuser_policy.benchmark.methods import register_method
+from diffuser_policy.errors import CheckpointError
+from diffuser_policy.files import replaced_file
+from diffuser_policy.training.state import Parts, restore, tensors_of
+
+if TYPE_CHECKING:
+    from diffuser_policy.training.trainer import TrainingRun
+
+
+def family_method(
+    make: Callable[..., Any],
+    name: str,
+    purpose: str,
+    *,
+    settings: Mapping[str, Any],
+    **registered: Any,
+) -> Callable[..., Any]:
+    """Register a method whose settings come from a table, and return its function.
+
+    The function, of `make`'s module, is named like the method, with underscores instead
+    of dashes.
+
+    Args:
+        make: Called with the context and all settings; returns the policy.
+        name: Of the method.
+        purpose: A sentence on what it does.
+        settings: Names and defaults.
+        **registered: As of `register_method`.
+    """
+
+    def function(context: MethodContext, **given: Any) -> Any:
+        return make(context, **{**settings, **given})
+
+    kinds = {key: Any if v is None else type(v) for key, v in settings.items()}
+    options = [
+        inspect.Parameter(
+            key, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=kinds[key]
+        )
+        for key, value in settings.items()
+    ]
+    first = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    function.__signature__ = inspect.Signature([first, *options])  # type: ignore[attr-defined]
+    function.__annotations__ = {"context": MethodContext, **kinds}
+    function.__name__ = function.__qualname__ = name.replace("-", "_")
+    function.__module__, function.__doc__ = make.__module__, purpose
+    return register_method(name, **registered)(function)
+
+
+def train_run(
+    context: MethodContext,
+    run: TrainingRun[Any],
+    num_steps: int,
+    save_interval: int = 1000,
+) -> None:
+    """Train in a folder of the context's, or resume that, and note the facts."""
+    run.run(
+        save_interval=min(save_interval, num_steps),
+        progress=False,
+        on_metrics=lambda step, losses: context.progress(
+            step, num_steps, figures=losses
+        ),
+    )
+    context.facts |= {
+        "num_steps": num_steps,
+        "num_parameters": num_parameters(run.networks),
+    }
+
+
+def save_parts(path: Path, parts: Parts, *, step: int, data: object = None) -> None:
+    """Write modules and optimizers atomically.
+
+    Args:
+        path: Of the file.
+        parts: By name.
+        step: Gradient steps done.
+        data: JSON-able facts about the data of these steps.
+    """
+    with replaced_file(path) as partial:
+        metadata = {"step": str(step), "data": json.dumps(data)}
+        save_file(tensors_of(parts), partial, metadata=metadata)
+
+
+def load_parts(path: Path, parts: Parts, *, data: object = None) -> int:
+    """Restore modules and optimizers in place; return the gradient steps done.
+
+    Raises:
+        CheckpointError: The file is damaged, or of other parts or data.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            step, saved = int(metadata["step"]), json.loads(metadata["data"])
+            if saved != data:
+                raise ValueError(f"it was trained on other data: {saved}, not {data}")
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        restore(parts, tensors)
+    except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read, or is of another algorithm or other data "
+            f"({error}). Delete it to train again from the beginning."
+        ) from error
+    return step
+
+
+def num_parameters(*modules: nn.Module) -> int:
+    """Return the number of weights of some networks."""
+    return sum(part.numel() for module in modules for part in module.parameters())
