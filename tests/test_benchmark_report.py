@@ -20,7 +20,7 @@ from diffuser_policy.benchmark.report.scores import (
     published_tables,
     score_table,
 )
-from diffuser_policy.benchmark.report.study import Study
+from diffuser_policy.benchmark.report.study import Study, curve_of
 from diffuser_policy.benchmark.report.tables import (
     compute_table,
     dataset_table,
@@ -28,7 +28,6 @@ from diffuser_policy.benchmark.report.tables import (
     open_table,
     outcome_table,
 )
-from diffuser_policy.benchmark.report.trainings import curve_of
 from diffuser_policy.evaluation.statistics import iqm, mean_interval
 from tests.benchmark_report_helpers import (
     KUKA,

@@ -91,7 +91,7 @@ def test_folders_without_results_are_refused(tmp_path: Path) -> None:
     ("change", "complaint"),
     [
         ({"schema": 99}, "schema 99"),
-        ({"evaluations": []}, "damaged: no episodes"),
+        ({"evaluations": []}, "damaged: it has no episodes"),
         ({"evaluations": [{"episodes": [{"seed": 1}]}]}, "lacks its seed or return"),
         (
             {"evaluations": [{"seed": 1, "episodes": 2, "columns": {"return": [1.0]}}]},

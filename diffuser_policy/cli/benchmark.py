@@ -19,7 +19,6 @@ from diffuser_policy.errors import ConfigError, UnknownNameError
 
 if TYPE_CHECKING:
     from diffuser_policy.benchmark.cells import Cell
-    from diffuser_policy.benchmark.runner import Outcome
     from diffuser_policy.benchmark.suites import Suite
 
 OVERVIEW = """\
@@ -172,11 +171,13 @@ def run_suite(settings: RunSettings) -> int:
     Returns:
         The exit status: 1 if a cell failed.
     """
+    from diffuser_policy.benchmark.cells import CellFolder
     from diffuser_policy.benchmark.engines import ENGINES, check_engine
-    from diffuser_policy.benchmark.preflight import check_cells, check_folder
-    from diffuser_policy.benchmark.progress import Display
     from diffuser_policy.benchmark.runner import (
+        Display,
         Runner,
+        check_cells,
+        check_folder,
         run_lock,
         stops_as_interrupt,
     )
@@ -208,9 +209,8 @@ def run_suite(settings: RunSettings) -> int:
                     f"Suite {suite.name}: {number}{before}, in {output} "
                     f"({settings.engine})"
                 )
-                outcome = Runner(output, engine, display, retry=settings.retry).run(
-                    cells, done
-                )
+                runner = Runner(output, engine, display, retry=settings.retry)
+                runner.run(cells, done)
     except KeyboardInterrupt:
         print(
             f"Stopped; nothing is running any more. The same command resumes the run "
@@ -218,21 +218,16 @@ def run_suite(settings: RunSettings) -> int:
             file=sys.stderr,
         )
         return EXIT_INTERRUPTED
-    return _conclusion(outcome, output)
-
-
-def _conclusion(outcome: Outcome, output: Path) -> int:
-    """Print the outcome of a run; return the exit status."""
-    total = len(outcome.before) + len(outcome.finished) + len(outcome.failures)
-    for failure in outcome.failures:
-        print(f"{failure.cell} failed: {failure.error}\n  log: {failure.log}")
-    if outcome.failures:
+    for cell, error in runner.failures.items():
+        log = CellFolder(output.resolve(), cell).log
+        print(f"{cell} failed: {error}\n  log: {log}")
+    if runner.failures:
         print(
-            f"{len(outcome.failures)} of {total} cells failed; the same command runs "
-            f"them again."
+            f"{len(runner.failures)} of {len(cells)} cells failed; the same command "
+            f"runs them again."
         )
         return EXIT_FAILED
-    all_cells = "The only cell is" if total == 1 else f"All {total} cells are"
+    all_cells = "The only cell is" if len(cells) == 1 else f"All {len(cells)} cells are"
     print(f"{all_cells} finished: {output}")
     print(f"Next: diffuser-policy benchmark report {output}")
     return 0

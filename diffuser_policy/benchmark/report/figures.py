@@ -6,21 +6,20 @@ which any color vision tells apart, without their yellow, which is faint on whit
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from diffuser_policy.benchmark.cell_process import save_png
 from diffuser_policy.benchmark.cells import CellFolder
-from diffuser_policy.benchmark.pictures import save_png
 from diffuser_policy.benchmark.report.scores import Group, comparisons
-from diffuser_policy.benchmark.report.study import PLANNER, Row, Study
+from diffuser_policy.benchmark.report.study import PLANNER, Row, Study, curve_of
 from diffuser_policy.benchmark.report.tables import number
-from diffuser_policy.benchmark.report.trainings import curve_of
 from diffuser_policy.errors import require_extra
 from diffuser_policy.evaluation.statistics import Interval
 from diffuser_policy.files import replaced_file
@@ -50,8 +49,7 @@ MOST_PLANS = 4  # pictures of each cell
 PNG_HEADER = b"\x89PNG\r\n\x1a\n"
 
 
-@dataclass(frozen=True)
-class Panel:
+class Panel(NamedTuple):
     """A picture in a file.
 
     Attributes:
@@ -65,8 +63,7 @@ class Panel:
     caption: str = ""
 
 
-@dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """A figure of one or more panels, side by side where there is room.
 
     Attributes:
@@ -82,8 +79,7 @@ class Picture:
     wide: bool = False
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(NamedTuple):
     """A kind of figure.
 
     Attributes:
@@ -104,10 +100,7 @@ class Kind:
 def styles(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Return the color and the marker of each method of a report."""
     others = [method for method in methods if method not in STYLES]
-    given = {
-        method: OTHER_STYLES[number % len(OTHER_STYLES)]
-        for number, method in enumerate(others)
-    }
+    given = dict(zip(others, itertools.cycle(OTHER_STYLES), strict=False))
     return {method: STYLES.get(method) or given[method] for method in methods}
 
 
@@ -130,11 +123,10 @@ def picture(
         MissingExtraError: Matplotlib or Pillow is not installed.
         StorageError: A picture could not be written.
     """
-    drawn = (_panel(kind, study, row, folder) for row in rows)
-    panels = tuple(panel for panel in drawn if panel is not None)
-    return (
-        Picture(f"{group.subject}: {kind.title}", panels, kind.note) if panels else None
-    )
+    drawn = [_panel(kind, study, row, folder) for row in rows]
+    panels = tuple(filter(None, drawn))
+    title = f"{group.subject}: {kind.title}"
+    return Picture(title, panels, kind.note) if panels else None
 
 
 def _panel(kind: Kind, study: Study, row: Row, folder: Path) -> Panel | None:
@@ -226,15 +218,8 @@ def _draw_episodes(ax: Axes, study: Study, row: Row) -> bool:
         heights = place + rng.uniform(-0.3, 0.3, len(scores))
         failed = entry.values("success").ravel() == 0
         for marker, alpha, chosen in (("o", 0.35, ~failed), ("x", 0.5, failed)):
-            ax.scatter(
-                shown[chosen],
-                heights[chosen],
-                s=9,
-                marker=marker,
-                alpha=alpha,
-                linewidths=0.7,
-                color=color,
-            )
+            look: Any = {"marker": marker, "alpha": alpha, "color": color}
+            ax.scatter(shown[chosen], heights[chosen], s=9, linewidths=0.7, **look)
         ax.vlines(scores.mean(), place - 0.4, place + 0.4, color="white", lw=4)
         ax.vlines(scores.mean(), place - 0.4, place + 0.4, color=INK, lw=1.8)
     _name_methods(ax, study, [entry.method for entry in entries])

@@ -13,26 +13,23 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, TypeVar
 
-from diffuser_policy.benchmark.report.estimates import (
-    run_interval,
-)
+from diffuser_policy.benchmark.cells import CellResult
+from diffuser_policy.benchmark.context import POINTS, rise_of
+from diffuser_policy.benchmark.report.estimates import run_interval
 from diffuser_policy.benchmark.report.study import (
     PLANNER,
+    Critic,
+    Curve,
     Entry,
     OpenCell,
     Row,
     Study,
-    is_loaded,
-    mixed_versions,
-)
-from diffuser_policy.benchmark.report.trainings import (
-    Critic,
-    Curve,
     critic_of,
     curve_end,
     curve_of,
+    is_loaded,
+    mixed_versions,
 )
-from diffuser_policy.benchmark.results import POINTS, CellResult, rise_of
 from diffuser_policy.evaluation.statistics import Interval
 
 MINUTE, HOUR = 60.0, 3600.0
@@ -47,7 +44,6 @@ EXECUTORS = {
     "features": "the inverse of the planned features",
 }
 GOALS = {"none": "one task", "hindsight": "relabelled in hindsight"}
-
 
 Item = TypeVar("Item")
 Columns = dict[str, Callable[[Item], object]]  # header → text of an item
@@ -102,10 +98,10 @@ class Table:
         }
 
 
-def table_of(title: str, items: Iterable[Item], columns: Columns[Item]) -> Table:
-    """Return a table with a row for each item."""
+def table_of(title: str, items: Iterable[Item], columns: Columns[Item]) -> Table | None:
+    """Return a table with a row for each item; None without items."""
     rows = [tuple(Cell(str(text(item))) for text in columns.values()) for item in items]
-    return Table(title=title, header=tuple(columns), rows=tuple(rows))
+    return Table(title=title, header=tuple(columns), rows=tuple(rows)) if rows else None
 
 
 def _name(study: Study, entry: Entry) -> str:
@@ -179,7 +175,7 @@ def _leaves(data: Any, name: str) -> Iterator[str]:
 # Overview and warnings
 
 
-def scope_table(study: Study) -> Table:
+def scope_table(study: Study) -> Table | None:
     """Return what the benchmark consists of."""
     done = len(study.results)
     episodes = sum(len(result.episodes) for result in study.results)
@@ -195,7 +191,7 @@ def scope_table(study: Study) -> Table:
     return table_of("Scope", known, {"fact": itemgetter(0), "value": itemgetter(1)})
 
 
-def method_table(study: Study) -> Table:
+def method_table(study: Study) -> Table | None:
     """Return what each method learned from, and what turns its plans into actions."""
 
     def acting(results: Sequence[CellResult]) -> str:
@@ -237,8 +233,12 @@ def _learned_from(results: Sequence[CellResult]) -> tuple[str, str]:
 def warning_table(study: Study) -> Table | None:
     """Return what to know before comparing: gaps, differences, odd trainings."""
     results = study.results
-    repeated = {e.method for e in study.entries.values() if e.repeats_planner}
-    critics = [(r, critic_of(r)) for r in results]
+    repeated = {
+        entry.method
+        for entry in study.entries.values()
+        if sum(map(is_loaded, entry.results)) > 1
+    }
+    critics = [(r.cell.id, critic_of(r)) for r in results]
     found = {
         f"cell {kind}": [cell.name for cell in study.open_cells if cell.kind == kind]
         for kind in ("failed", "unfinished", "not begun")
@@ -264,7 +264,7 @@ def warning_table(study: Study) -> Table | None:
     }
     found |= {
         f"critic's values {verdict}": [
-            r.cell.id for r, critic in critics if critic and critic.verdict == verdict
+            name for name, critic in critics if critic and critic.verdict == verdict
         ]
         for verdict in ("too high", "too low")
     }
@@ -274,7 +274,7 @@ def warning_table(study: Study) -> Table | None:
         "number": lambda warning: len(warning[1]),
         "where": lambda warning: ", ".join(warning[1]),
     }
-    return table_of("Check before comparing", warnings, columns) if warnings else None
+    return table_of("Check before comparing", warnings, columns)
 
 
 def _is_foreign(result: CellResult) -> bool:
@@ -295,8 +295,7 @@ def open_table(study: Study) -> Table | None:
         "state": lambda cell: cell.kind,
         "detail": lambda cell: cell.detail or UNKNOWN,
     }
-    cells = study.open_cells
-    return table_of("Cells without a result", cells, columns) if cells else None
+    return table_of("Cells without a result", study.open_cells, columns)
 
 
 # Trainings
@@ -339,7 +338,7 @@ def curve_table(study: Study) -> Table | None:
             curve_end(result) or UNKNOWN for result in pair[0].results
         ),
     }
-    return table_of("Learning curves", found, columns) if found else None
+    return table_of("Learning curves", found, columns)
 
 
 def critic_table(study: Study) -> Table | None:
@@ -350,18 +349,14 @@ def critic_table(study: Study) -> Table | None:
         "5 %": lambda pair: number(pair[1].low, 0),
         "median": lambda pair: number(pair[1].median, 0),
         "95 %": lambda pair: number(pair[1].high, 0),
-        "lowest allowed": lambda pair: number(pair[1].allowed[0], 0),
-        "highest allowed": lambda pair: number(pair[1].allowed[1], 0),
+        "lowest allowed": lambda pair: number(pair[1].lowest, 0),
+        "highest allowed": lambda pair: number(pair[1].highest, 0),
         "median is": lambda pair: pair[1].verdict,
     }
-    return (
-        table_of("Critics' values of the data's actions", found, columns)
-        if found
-        else None
-    )
+    return table_of("Critics' values of the data's actions", found, columns)
 
 
-def compute_table(study: Study) -> Table:
+def compute_table(study: Study) -> Table | None:
     """Return what each method took over all of its cells."""
     columns: Columns[list[CellResult]] = {
         "method": lambda results: study.label(results[0].cell.method),
@@ -377,7 +372,7 @@ def compute_table(study: Study) -> Table:
     return table_of("Computing per method", _by_method(study), columns)
 
 
-def cell_table(study: Study) -> Table:
+def cell_table(study: Study) -> Table | None:
     """Return the budget, the time and the seeds of every cell."""
     columns: Columns[CellResult] = {
         "cell": lambda result: result.cell.id,
@@ -407,7 +402,7 @@ def _evaluation_time(results: Sequence[CellResult]) -> str:
     return duration(sum(r.timing.get("evaluate_seconds") or 0.0 for r in results))
 
 
-def settings_table(study: Study) -> Table:
+def settings_table(study: Study) -> Table | None:
     """Return the settings of each method on each problem, and facts it recorded."""
 
     def training(entry: Entry) -> str:
@@ -431,13 +426,11 @@ def settings_table(study: Study) -> Table:
 # Outcomes, data, versions
 
 
-def outcome_table(study: Study, rows: Sequence[Row]) -> Table:
+def outcome_table(study: Study, rows: Sequence[Row]) -> Table | None:
     """Return all figures of episodes, one method on one problem a row."""
     entries = study.entries_of(rows)
-    results = [result for entry in entries for result in entry.results]
-    details = {
-        name for r in results for e in r.episodes for name in e.get("details", {})
-    }
+    episodes = [e for entry in entries for r in entry.results for e in r.episodes]
+    details = {name for episode in episodes for name in episode.get("details", {})}
 
     def mean(name: str) -> Callable[[Entry], str]:
         return lambda entry: estimate(run_interval(entry.values(name)))
@@ -456,31 +449,36 @@ def outcome_table(study: Study, rows: Sequence[Row]) -> Table:
             if name.endswith("_score")
         },
         "return": mean("return"),
-        "episodes": lambda entry: entry.num_episodes,
-        "training seeds": lambda entry: ", ".join(map(str, entry.seeds)),
+        "episodes": lambda entry: entry.values("return").size,
+        "training seeds": lambda e: ", ".join(str(r.cell.seed) for r in e.results),
     }
     return table_of("Outcomes", entries, columns)
 
 
 def failure_table(study: Study, rows: Sequence[Row]) -> Table | None:
     """Return the number of failed episodes by the environments' reasons, if any."""
-    found = [(entry, entry.failures()) for entry in study.entries_of(rows)]
-    totals = sum((counts for _, counts in found), Counter[str]())
-    reasons = sorted(totals, key=lambda reason: (-totals[reason], reason))
+    found = []
+    for entry in study.entries_of(rows):
+        details = [e.get("details", {}) for r in entry.results for e in r.episodes]
+        reasons = [each.get("failure") for each in details]
+        counts = Counter(str(reason) for reason in reasons if reason is not None)
+        found.append((entry, counts, len(reasons)))
+    totals = sum((counts for _, counts, _ in found), Counter[str]())
+    ordered = sorted(totals, key=lambda reason: (-totals[reason], reason))
 
-    def count(reason: str) -> Callable[[tuple[Entry, Counter[str]]], int]:
-        return lambda pair: pair[1][reason]
+    def count(reason: str) -> Callable[[tuple[Entry, Counter[str], int]], int]:
+        return lambda item: item[1][reason]
 
-    columns: Columns[tuple[Entry, Counter[str]]] = {
-        "problem, method": lambda pair: _name(study, pair[0]),
-        **{reason: count(reason) for reason in reasons},
-        "failed": lambda pair: pair[1].total(),
-        "episodes": lambda pair: pair[0].num_episodes,
+    columns: Columns[tuple[Entry, Counter[str], int]] = {
+        "problem, method": lambda item: _name(study, item[0]),
+        **{reason: count(reason) for reason in ordered},
+        "failed": lambda item: item[1].total(),
+        "episodes": itemgetter(2),
     }
-    return table_of("Failures by reason", found, columns) if totals else None
+    return table_of("Failures by reason", found if totals else [], columns)
 
 
-def dataset_table(study: Study) -> Table:
+def dataset_table(study: Study) -> Table | None:
     """Return each problem's environment and data."""
 
     def facts(row: Row) -> Mapping[str, Any]:
@@ -503,7 +501,7 @@ def dataset_table(study: Study) -> Table:
     return table_of("Problems and data", study.rows, columns)
 
 
-def version_table(study: Study) -> Table:
+def version_table(study: Study) -> Table | None:
     """Return the versions that made the results."""
     columns: Columns[tuple[str, Mapping[str, Sequence[str]]]] = {
         "package": itemgetter(0),
