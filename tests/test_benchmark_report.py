@@ -211,10 +211,11 @@ def test_several_training_seeds_are_pooled(kuka: Path) -> None:
     assert table.rows[1][column].text == f"{np.mean(values):.1f}"
     assert any(line.startswith("latched ") for line in table.rows[1][column].small)
     outcomes = outcome_table(study, rows)
-    found = texts(
-        outcomes,
-        [r[0].text.lower() for r in outcomes.rows].index("kukastack-conditional, cql"),
-    )
+    [found] = [
+        row
+        for row in rows_of(outcomes)
+        if row["problem, method"].lower() == "kukastack-conditional, cql"
+    ]
     assert (found["episodes"], found["training seeds"]) == ("90", "0, 1, 2")
 
 
@@ -259,8 +260,7 @@ def test_interquartile_means_are_of_runs_where_all_have_several(
 def test_computing_is_summed_over_cells(kuka: Path) -> None:
     study = load_study(kuka)
     table = compute_table(study)
-    row = [r[0].text.lower() for r in table.rows].index("bcq")
-    found = texts(table, row)
+    [found] = [row for row in rows_of(table) if row["method"] == "BCQ"]
     assert found["cells"] == "9"
     assert found["gradient steps"] == "50,000"
     # 3 problems of 812, 813 and 814 s each.

@@ -244,11 +244,9 @@ def list_suites(settings: SuitesSettings) -> int:
         table = Table(box=None, padding=(0, 2, 0, 0))
         for title in ("suite", "purpose", "problems", "cells"):
             table.add_column(title, overflow="fold")
-        for name, make in SUITES.items():
-            suite, purpose = make(), (make.__doc__ or "").partition("\n")[0]
-            table.add_row(
-                name, purpose, str(len(suite.problems)), str(len(suite.cells()))
-            )
+        for suite in map(load_suite, SUITES):
+            sizes = len(suite.problems), len(suite.cells())
+            table.add_row(suite.name, suite.purpose, *map(str, sizes))
         Console().print(table)
         print("\nOne of them: diffuser-policy benchmark suites SUITE")
         return 0

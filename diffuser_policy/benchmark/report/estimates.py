@@ -232,8 +232,9 @@ def _counts(size: int, num_resamples: int, seed: tuple[int, ...]) -> np.ndarray:
 
 def _ratio(sums: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     """Return means `[n]`, NaN where there is nothing to average."""
-    means: np.ndarray = np.full(len(sums), math.nan)
-    return np.divide(sums, numbers, out=means, where=numbers > 0)
+    means = np.full(len(sums), math.nan)
+    np.divide(sums, numbers, out=means, where=numbers > 0)
+    return means
 
 
 def _num_known(values: np.ndarray) -> int:
