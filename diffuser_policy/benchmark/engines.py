@@ -42,10 +42,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 from diffuser_policy.errors import (
     ConfigError,
@@ -90,8 +90,7 @@ class Job:
     variables: Mapping[str, str] = field(default_factory=_passed_on)
 
 
-@dataclass(frozen=True)
-class Ended:
+class Ended(NamedTuple):
     """A job that has ended.
 
     Attributes:
@@ -114,6 +113,10 @@ class Engine(abc.ABC):
     """Runs jobs, a number of them at a time.
 
     A context manager: leaving it ends the jobs that are running.
+
+    Attributes:
+        workers: Jobs at a time.
+        running: The cells whose jobs are with the engine, and the handles of the jobs.
     """
 
     name: ClassVar[str]
@@ -129,36 +132,30 @@ class Engine(abc.ABC):
             folder: Of the benchmark, for what the engine writes itself.
 
         Raises:
-            MissingExtraError: Its library is not installed.
             ConfigError: Options that the library does not take.
             EngineError: It cannot be started.
         """
         del options, folder  # only some engines use them
         self.workers = workers
-        self._running: dict[str, Any] = {}
-
-    @property
-    def running(self) -> tuple[str, ...]:
-        """The cells whose jobs are with the engine."""
-        return tuple(self._running)
+        self.running: dict[str, Any] = {}
 
     @property
     def has_room(self) -> bool:
         """Whether another job may be started."""
-        return len(self._running) < self.workers
+        return len(self.running) < self.workers
 
     def start(self, job: Job) -> None:
         """Hand a job over; it runs at once, or when the cluster has a place."""
-        self._running[job.cell] = self._start(job)
+        self.running[job.cell] = self._start(job)
 
     def wait(self, seconds: float) -> list[Ended]:
         """Return the jobs that have ended; wait at most `seconds` for one."""
         deadline = time.monotonic() + seconds
         while True:
-            found = [self._ended(cell, job) for cell, job in self._running.items()]
+            found = [self._ended(cell, job) for cell, job in self.running.items()]
             ended = [end for end in found if end is not None]
             for end in ended:
-                del self._running[end.cell]
+                del self.running[end.cell]
             left = deadline - time.monotonic()
             if ended or left <= 0:
                 return ended
@@ -170,8 +167,8 @@ class Engine(abc.ABC):
     def __exit__(self, *_: object) -> None:
         """End what is running, and let go of the cluster."""
         try:
-            self._stop(list(self._running.values()))
-            self._running.clear()
+            self._stop(list(self.running.values()))
+            self.running.clear()
         finally:
             self._close()
 
@@ -349,13 +346,15 @@ class SubmititEngine(Engine):
 
     def _start(self, job: Job) -> Any:
         utils = require_extra("submitit.core.utils", "cluster")
-        refusals = (utils.FailedJobError, utils.FailedSubmissionError)
+        # Local jobs inherit the mask, and would complain of a Ctrl-C.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            with _interrupts_held_back():  # local jobs would complain of a Ctrl-C
-                return self._executor.submit(_Resumable(), job)
-        except refusals as error:
+            return self._executor.submit(_Resumable(), job)
+        except (utils.FailedJobError, utils.FailedSubmissionError) as error:
             told = f"the cluster does not take the job of {job.cell}: {error}"
             raise EngineError(told.strip()) from error
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _ended(self, cell: str, handle: Any) -> Ended | None:
         if not handle.done():
@@ -396,16 +395,6 @@ class _Resumable:
         """Return the job that remains: the same one, since cells resume."""
         helpers = require_extra("submitit.helpers", "cluster")
         return helpers.DelayedSubmission(self, job)
-
-
-@contextlib.contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Start processes that never see a Ctrl-C: they inherit the signal mask."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class RayEngine(Engine):

@@ -26,7 +26,6 @@ from diffuser_policy.benchmark.problem import Goals, Problem
 from diffuser_policy.errors import (
     ADVICE,
     ConfigError,
-    DiffuserPolicyError,
     MissingExtraError,
 )
 from diffuser_policy.plugins import Kind, Registrable, address
@@ -199,14 +198,6 @@ def checksum_of_file(name: str) -> str | None:
     if place.suffix != ".py" or not place.is_file():
         return None
     return hashlib.sha256(place.read_bytes()).hexdigest()[:16]
-
-
-def label(name: str) -> str:
-    """Return a method's name in tables; the name itself if it cannot be found."""
-    try:
-        return find_method(name).label
-    except DiffuserPolicyError:
-        return name
 
 
 def short_name(name: str) -> str:

@@ -32,7 +32,6 @@ from diffuser_policy.benchmark.report.tables import (
     NO_RESULT,
     UNKNOWN,
     Cell,
-    Columns,
     Table,
     ends,
     estimate,
@@ -268,29 +267,26 @@ def gap_table(study: Study) -> Table | None:
 
     Where Diffuser took no part, the best method is compared with the second best.
     """
-
-    def difference(pair: tuple[Entry, Entry]) -> str:
-        found = compared(*pair)
-        if found is None:
-            return UNKNOWN
-        return f"{signed(found.difference.mean)} {ends(found.difference)}".rstrip()
-
-    pairs = []
+    rows = []
     for row in study.rows:
         ours = study.entry(row, PLANNER) or _best(study, row)
         theirs = ours and _best(study, row, without=ours.method)
-        if ours and theirs:
-            pairs.append((ours, theirs))
-    columns: Columns[tuple[Entry, Entry]] = {
-        "problem": lambda pair: pair[0].row.title,
-        "method": lambda pair: study.label(pair[0].method),
-        "score": lambda pair: estimate(pair[0].score),
-        "best baseline": lambda pair: study.label(pair[1].method),
-        "its score": lambda pair: estimate(pair[1].score),
-        "difference": difference,
-        "intervals": lambda pair: _verdict(*pair),
-    }
-    return table_of("Gap to the best baseline", pairs, columns)
+        if ours is None or theirs is None:
+            continue
+        difference, found = UNKNOWN, compared(ours, theirs)
+        if found is not None:
+            difference = f"{signed(found.difference.mean)} {ends(found.difference)}"
+        line = {
+            "problem": row.title,
+            "method": study.label(ours.method),
+            "score": estimate(ours.score),
+            "best baseline": study.label(theirs.method),
+            "its score": estimate(theirs.score),
+            "difference": difference.rstrip(),
+            "intervals": _verdict(ours, theirs),
+        }
+        rows.append(line)
+    return table_of("Gap to the best baseline", rows)
 
 
 def _verdict(ours: Entry, theirs: Entry) -> str:
@@ -300,8 +296,8 @@ def _verdict(ours: Entry, theirs: Entry) -> str:
 
 def difference_table(study: Study, rows: Sequence[Row]) -> Table | None:
     """Return Diffuser minus each other method; None where it takes no part."""
-    found = {row.name: comparisons(study, row) for row in rows}
-    methods = [m for m in study.methods if any(m in found[row.name] for row in rows)]
+    found = [(row, comparisons(study, row)) for row in rows]
+    methods = [m for m in study.methods if any(m in known for _, known in found)]
     if not methods:
         return None
     planner = study.label(PLANNER)
@@ -311,9 +307,9 @@ def difference_table(study: Study, rows: Sequence[Row]) -> Table | None:
         rows=tuple(
             (
                 Cell(row.title),
-                *(_difference_cell(study, row, m, found[row.name]) for m in methods),
+                *(_difference_cell(study, row, m, known) for m in methods),
             )
-            for row in rows
+            for row, known in found
         ),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -19,7 +20,7 @@ from diffuser_policy.benchmark.cells import (
     load_results,
 )
 from diffuser_policy.benchmark.context import rise_of
-from diffuser_policy.benchmark.methods import label, short_name
+from diffuser_policy.benchmark.methods import find_method, short_name
 from diffuser_policy.benchmark.problem import Problem
 from diffuser_policy.benchmark.report.estimates import (
     pooled_mean,
@@ -27,7 +28,7 @@ from diffuser_policy.benchmark.report.estimates import (
     run_interval,
 )
 from diffuser_policy.benchmark.suites import read_suite
-from diffuser_policy.errors import CheckpointError, ConfigError
+from diffuser_policy.errors import CheckpointError, ConfigError, DiffuserPolicyError
 from diffuser_policy.evaluation.statistics import Interval
 from diffuser_policy.settings import differences
 
@@ -210,8 +211,17 @@ def load_study(folder: str | Path, *, mixed: bool = False) -> Study:
         )
     _check_episodes(results, folder)
     versions = _versions_of(results)
-    if not mixed:
-        _check_versions(versions)
+    if not mixed and (differing := mixed_versions(versions)):
+        told = [
+            f"{package} {version} ({len(cells)} cells, such as {cells[0]})"
+            for package, groups in differing.items()
+            for version, cells in groups.items()
+        ]
+        raise ConfigError(
+            f"Different versions made the cells: {'; '.join(told)}. Expected one "
+            f"version of each package. Run the cells of one version again in another "
+            f"folder, or report all of them with --mixed-versions."
+        )
     rows = _rows(results)
     grouped: dict[tuple[str, str], list[CellResult]] = {}
     for result in sorted(results, key=lambda result: result.cell.seed):
@@ -224,6 +234,8 @@ def load_study(folder: str | Path, *, mixed: bool = False) -> Study:
         _open_cell(cell) for cell in begun if not (cell.path / "result.json").is_file()
     ]
     names = {cell.path.name for cell in begun}
+    labels = {r.cell.method: r.label for r in results if r.label}
+    shared = {text for text, number in Counter(labels.values()).items() if number > 1}
     missing = [name for name in about.get("cells", []) if name not in names]
     return Study(
         folder=folder,
@@ -239,7 +251,10 @@ def load_study(folder: str | Path, *, mixed: bool = False) -> Study:
         versions=versions,
         suites=tuple(sorted({r.cell.suite for r in results if r.cell.suite})),
         sources={str(about["name"]): str(about["source"])} if "source" in about else {},
-        labels=_labels(results),
+        labels={
+            name: f"{text} ({short_name(name)})" if text in shared else text
+            for name, text in labels.items()
+        },
         note=str(about.get("note") or ""),
     )
 
@@ -249,19 +264,12 @@ def is_loaded(result: CellResult) -> bool:
     return bool(result.training.get("loaded"))
 
 
-def _labels(results: Sequence[CellResult]) -> dict[str, str]:
-    """Return recorded labels; a label that methods share is followed by their names."""
-    found = {r.cell.method: r.label for r in results if r.label}
-    labels = [*found.values()]
-    return {
-        name: text if labels.count(text) == 1 else f"{text} ({short_name(name)})"
-        for name, text in found.items()
-    }
-
-
 @cache  # a look-up searches all installed packages
 def _registered_label(name: str) -> str:
-    return short_name(name) if ":" in name else label(name)
+    try:
+        return short_name(name) if ":" in name else find_method(name).label
+    except DiffuserPolicyError:
+        return name
 
 
 def _rows(results: Sequence[CellResult]) -> tuple[Row, ...]:
@@ -371,24 +379,6 @@ def mixed_versions(versions: Versions) -> Versions:
     return {
         name: versions[name] for name in RECORDED if len(versions.get(name, ())) > 1
     }
-
-
-def _check_versions(versions: Versions) -> None:
-    """Refuse results of different versions."""
-    differing = [
-        f"{package} "
-        + " and ".join(
-            f"{version} ({len(cells)} cells, such as {cells[0]})"
-            for version, cells in groups.items()
-        )
-        for package, groups in mixed_versions(versions).items()
-    ]
-    if differing:
-        raise ConfigError(
-            f"Different versions made the cells: {'; '.join(differing)}. Expected one "
-            f"version of each package. Run the cells of one version again in another "
-            f"folder, or report all of them with --mixed-versions."
-        )
 
 
 # --- how trainings went -------------------------------------------------------------
