@@ -123,27 +123,22 @@ def picture(
         MissingExtraError: Matplotlib or Pillow is not installed.
         StorageError: A picture could not be written.
     """
-    drawn = [_panel(kind, study, row, folder) for row in rows]
-    panels = tuple(filter(None, drawn))
+    figures, panels = require_extra("matplotlib.figure", "plot"), []
+    for row in rows:
+        entries = study.entries_of([row])
+        height = kind.height or 1.0 + 0.32 * len(entries)
+        figure = figures.Figure((WIDTH, height), layout="constrained")
+        ax = figure.subplots()
+        if not kind.draw(ax, study, row):
+            continue
+        ax.set_title(row.title, fontsize=11, color=INK, loc="left", weight="bold")
+        path = folder / f"{kind.name}-{row.name}.png"
+        save_png(figure, path)
+        means = [f"{study.label(e.method)} {number(e.score.mean)}" for e in entries]
+        alt = f"{row.title}, {kind.title}. Means: {', '.join(means)}"
+        panels.append(Panel(path, alt))
     title = f"{group.subject}: {kind.title}"
-    return Picture(title, panels, kind.note) if panels else None
-
-
-def _panel(kind: Kind, study: Study, row: Row, folder: Path) -> Panel | None:
-    figures = require_extra("matplotlib.figure", "plot")
-    height = kind.height or 1.0 + 0.32 * len(study.methods_of([row]))
-    figure = figures.Figure((WIDTH, height), layout="constrained")
-    ax = figure.subplots()
-    if not kind.draw(ax, study, row):
-        return None
-    ax.set_title(row.title, fontsize=11, color=INK, loc="left", weight="bold")
-    path = folder / f"{kind.name}-{row.name}.png"
-    save_png(figure, path)
-    means = [
-        f"{study.label(entry.method)} {number(entry.score.mean)}"
-        for entry in study.entries_of([row])
-    ]
-    return Panel(path, f"{row.title}, {kind.title}. Means: {', '.join(means)}")
+    return Picture(title, tuple(panels), kind.note) if panels else None
 
 
 def plan_pictures(study: Study, place: Path, folder: Path) -> list[Picture]:
@@ -162,31 +157,25 @@ def plan_pictures(study: Study, place: Path, folder: Path) -> list[Picture]:
     """
     found = []
     for method in study.methods:
-        panels = [
-            _plan(path, place, folder / f"{result.cell.id}-{path.name}", row.title)
-            for row in study.rows
-            for result in getattr(study.entry(row, method), "results", ())
-            for path in _plans_of(study, result.cell.id)
-        ]
+        panels = []
+        for row in study.rows:
+            for result in getattr(study.entry(row, method), "results", ()):
+                cell = CellFolder(study.folder, result.cell.id).path
+                paths = sorted((cell / "pictures").glob("*.png"))[:MOST_PLANS]
+                for path in paths:
+                    data = path.read_bytes()
+                    if not data.startswith(PNG_HEADER):
+                        continue
+                    caption, shown = f"{row.title}: {_caption(path)}", path
+                    if not path.resolve().is_relative_to(place.resolve()):
+                        shown = folder / f"{cell.name}-{path.name}"
+                        with replaced_file(shown) as partial:
+                            partial.write_bytes(data)
+                    panels.append(Panel(shown, caption, caption))
         if panels:
             title = f"{study.label(method)}: plans"
             found.append(Picture(title, tuple(panels), wide=True))
     return found
-
-
-def _plans_of(study: Study, cell_id: str) -> list[Path]:
-    folder = CellFolder(study.folder, cell_id).path / "pictures"
-    paths = sorted(folder.glob("*.png"))[:MOST_PLANS]
-    return [path for path in paths if path.read_bytes().startswith(PNG_HEADER)]
-
-
-def _plan(path: Path, place: Path, copy: Path, title: str) -> Panel:
-    caption = f"{title}: {_caption(path)}"
-    if path.resolve().is_relative_to(place.resolve()):
-        return Panel(path, caption, caption)
-    with replaced_file(copy) as partial:
-        partial.write_bytes(path.read_bytes())
-    return Panel(copy, caption, caption)
 
 
 def _caption(path: Path) -> str:
@@ -214,7 +203,10 @@ def _draw_episodes(ax: Axes, study: Study, row: Row) -> bool:
     for place, entry in enumerate(entries):
         color, _ = style[entry.method]
         scores = entry.values(row.measure).ravel()
-        shown = _spread(scores, rng)
+        shown = scores
+        if len(np.unique(scores)) <= FEW:
+            width = SPREAD * float(np.ptp(scores))
+            shown = scores + rng.uniform(-width, width, len(scores))
         heights = place + rng.uniform(-0.3, 0.3, len(scores))
         failed = entry.values("success").ravel() == 0
         for marker, alpha, chosen in (("o", 0.35, ~failed), ("x", 0.5, failed)):
@@ -276,14 +268,6 @@ def _draw_interval(
         ax.errorbar(interval.mean, place, xerr=ends, **line)
 
 
-def _spread(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return values moved a little where there are few different ones."""
-    if len(np.unique(values)) > FEW:
-        return values
-    width = SPREAD * float(np.ptp(values))
-    return values + rng.uniform(-width, width, len(values))
-
-
 def _name_methods(ax: Axes, study: Study, methods: Sequence[str]) -> None:
     """Put methods on the vertical axis, the first on top."""
     ax.set_yticks(range(len(methods)), [study.label(name) for name in methods])
@@ -300,12 +284,8 @@ def _tidy(ax: Axes) -> None:
     ax.tick_params(colors=INK, labelsize=9.5, length=3)
 
 
-SCORES = Kind(
-    "scores",
-    "scores",
-    _draw_scores,
-    "Means with 95 % intervals, the same as in the table.",
-)
+SCORES_NOTE = "Means with 95 % intervals, the same as in the table."
+SCORES = Kind("scores", "scores", _draw_scores, SCORES_NOTE)
 EPISODES = Kind(
     "episodes",
     "every episode",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +20,6 @@ from diffuser_policy.benchmark.report.estimates import (
     iqm_run_interval,
     run_interval,
 )
-from diffuser_policy.benchmark.report.published import AVERAGE, PUBLISHED
 from diffuser_policy.benchmark.report.study import (
     BLOCKS,
     OTHER,
@@ -42,6 +43,9 @@ from diffuser_policy.benchmark.report.tables import (
 from diffuser_policy.evaluation.statistics import Interval
 
 LATCHED = "latched_score"
+PUBLISHED = tomllib.loads(
+    Path(__file__).with_name("published.toml").read_text(encoding="utf-8")
+)["tables"]
 
 
 class Group(NamedTuple):
@@ -190,26 +194,26 @@ def iqm_table(study: Study) -> Table | None:
 
 def published_tables(rows: Sequence[Row]) -> list[Table]:
     """Return the published tables that have figures for some of these problems."""
-    titles, tables = {row.title for row in rows}, []
-    for published in PUBLISHED:
-        if titles.isdisjoint(published.problems):
-            continue
-        figures = published.figures
-        found = []
-        for name in (*published.problems, AVERAGE):
-            title = "average, as printed" if name == AVERAGE else name
-            texts = [title, *(columns[name].strip() for columns in figures.values())]
-            found.append(tuple(Cell(text or UNKNOWN) for text in texts))
-        table = Table(
-            title=published.title,
-            header=("problem", *figures),
-            rows=tuple(found),
-            note=f"Source: {published.source}. {published.remark}",
+    titles = {row.title for row in rows}
+    return [
+        Table(
+            title=published["title"],
+            header=("problem", *published["figures"]),
+            rows=tuple(
+                (Cell(name), *(Cell(text or UNKNOWN) for text in texts))
+                for name, *texts in zip(
+                    (*published["problems"], "average, as printed"),
+                    *published["figures"].values(),
+                    strict=True,
+                )
+            ),
+            note=f"Source: {published['source']}. {published['remark']}",
             published=True,
-            averages=frozenset({len(found) - 1}),
+            averages=frozenset({len(published["problems"])}),
         )
-        tables.append(table)
-    return tables
+        for published in PUBLISHED
+        if not titles.isdisjoint(published["problems"])
+    ]
 
 
 def compact_table(study: Study, group: Group, published: Sequence[str]) -> Table:
@@ -233,12 +237,12 @@ def compact_table(study: Study, group: Group, published: Sequence[str]) -> Table
 
 def _papers_figures(method: str) -> dict[str, str]:
     """Return the Diffuser paper's figures of a method by the titles of our rows."""
-    found = {}
+    found: dict[str, str] = {}
     for table in PUBLISHED:
-        if "Diffuser" in table.rows:  # CORL's table is not the paper's
-            block = table.problems[0].partition("-")[0]
-            for name, text in table.figures.get(method, {}).items():
-                found[f"{block}, average" if name == AVERAGE else name] = text
+        figures, problems = table["figures"], table["problems"]
+        if "Diffuser" in figures:  # CORL's table is not the paper's
+            average = f"{problems[0].partition('-')[0]}, average"
+            found |= zip((*problems, average), figures.get(method, ()), strict=False)
     return found
 
 
