@@ -148,8 +148,8 @@ def main(
         num_workers: Methods at a time.
     """
     from diffuser_policy import CollectSettings, collect
+    from diffuser_policy.benchmark.cells import load_results
     from diffuser_policy.benchmark.report import compact_tables
-    from diffuser_policy.benchmark.results import load_results
     from diffuser_policy.cli import main as diffuser_policy
 
     file = Path(__file__).resolve()

@@ -17,9 +17,10 @@ from diffuser_policy.benchmark.cells import (
     Cell,
     CellFolder,
     EvaluationProtocol,
+    load_results,
+    read_result,
 )
-from diffuser_policy.benchmark.lifeline import BUSY
-from diffuser_policy.benchmark.results import load_results, read_result
+from diffuser_policy.benchmark.engines import BUSY
 from diffuser_policy.benchmark.suites import SUITES, load_suite
 from diffuser_policy.errors import CheckpointError, ConfigError
 

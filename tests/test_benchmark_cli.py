@@ -14,8 +14,8 @@ import pytest
 from rich.console import Console
 
 from diffuser_policy.benchmark.cells import CellFolder
-from diffuser_policy.benchmark.progress import Display, Watched, live_table
-from diffuser_policy.benchmark.suites import SUITES
+from diffuser_policy.benchmark.runner import Display, Watched, live_table
+from diffuser_policy.benchmark.suites import SUITES, load_suite
 from diffuser_policy.cli import main
 from diffuser_policy.data.collection import collect_episodes
 from tests.benchmark_helpers import write_suite
@@ -67,9 +67,9 @@ def test_unknown_subcommand(capsys: Capture) -> None:
 def test_suites_are_listed(capsys: Capture) -> None:
     assert main(["benchmark", "suites"]) == 0
     out = capsys.readouterr().out
-    for name, make in SUITES.items():
+    for name in SUITES:
         [line] = [line for line in out.splitlines() if line.startswith(f"  {name} ")]
-        assert line.split()[-1] == str(len(make().cells()))
+        assert line.split()[-1] == str(len(load_suite(name).cells()))
 
 
 def test_a_suite_is_described(tmp_path: Path, capsys: Capture) -> None:
@@ -189,15 +189,15 @@ def test_a_terminal_gets_a_table_and_a_log_gets_lines(tmp_path: Path) -> None:
     watched = {"a--b--seed-0": Watched(CellFolder(tmp_path, "a--b--seed-0"))}
     terminal = Console(file=(drawn := io.StringIO()), force_terminal=True, width=90)
     with Display(terminal) as display:
-        display.update(watched, "0 of 1 cells finished")
+        display.show(watched, "0 of 1 cells finished")
     assert "0 of 1 cells finished" in drawn.getvalue()
     log = Console(file=(text := io.StringIO()), width=30)
     with Display(log) as display:
         display.say("something that is longer than a line of [30] columns")
-        display.update(watched, "0 of 1 cells finished")
+        display.show(watched, "0 of 1 cells finished")
         watched["a--b--seed-0"].since -= 61
-        display.update(watched, "0 of 1 cells finished")
-        display.update(watched, "0 of 1 cells finished")
+        display.show(watched, "0 of 1 cells finished")
+        display.show(watched, "0 of 1 cells finished")
     assert text.getvalue().splitlines() == [
         "something that is longer than a line of [30] columns",
         "a--b--seed-0: starting, 1:01",

@@ -78,13 +78,11 @@ def test_training_goes_on_while_its_curve_rises(tmp_path: Path) -> None:
     values = [np.mean(point["values"]) for point in training.curve_points]
     assert values == sorted(values)
     assert values[0] < values[-1]
-    assert not training.has_stopped_rising()
     assert not training.finished(39)
     assert not training.finished(60)
     assert training.finished(80)  # but not for ever
     for step in range(70, 121, 10):
         training.curve(step, Scripted(1.0))
-    assert training.has_stopped_rising()
     assert training.finished(60)
 
 

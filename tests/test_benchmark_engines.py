@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from rich.console import Console
 
 from diffuser_policy.benchmark.cells import CellFolder
 from diffuser_policy.benchmark.engines import (
+    BUSY,
     ENGINES,
     Ended,
     Engine,
@@ -27,11 +27,10 @@ from diffuser_policy.benchmark.engines import (
     _Resumable,
     check_engine,
     run_job,
-    shipped,
+    start_child,
+    stop_children,
 )
-from diffuser_policy.benchmark.lifeline import BUSY, start_child, stop_children
-from diffuser_policy.benchmark.progress import Display
-from diffuser_policy.benchmark.runner import Outcome, Runner
+from diffuser_policy.benchmark.runner import Display, Runner
 from diffuser_policy.benchmark.suites import load_suite
 from diffuser_policy.errors import ConfigError, MissingExtraError, UnknownNameError
 from tests.benchmark_helpers import (
@@ -71,7 +70,7 @@ REPORT = """
     sys.exit(int(sys.argv[1]))
 """
 SLEEP = """
-    from diffuser_policy.benchmark.lifeline import end_with_parent
+    from diffuser_policy.benchmark.engines import end_with_parent
     end_with_parent()
     import os, pathlib, sys, time
     try:
@@ -157,7 +156,7 @@ def test_a_worker_of_a_runner_in_the_background_can_be_interrupted(
     """Shells let background processes ignore interrupts, and workers inherit that."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        assert run_job(**shipped(job(tmp_path, "idle", "pass"))) == 0
+        assert run_job(job(tmp_path, "idle", "pass")) == 0
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
@@ -175,7 +174,7 @@ def test_leaving_an_engine_ends_its_jobs(engine: Engine, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     "first",
-    ["", "from diffuser_policy.benchmark.lifeline import *; end_with_parent(grace=1)"],
+    ["", "from diffuser_policy.benchmark.engines import *; end_with_parent(grace=1)"],
     ids=["killed by its parent", "killed by itself"],
 )
 def test_what_does_not_end_is_killed_with_its_children(
@@ -183,13 +182,7 @@ def test_what_does_not_end_is_killed_with_its_children(
 ) -> None:
     pid = tmp_path / "pid"
     code = textwrap.dedent(STUBBORN).format(first=first)
-    with (tmp_path / "log").open("wb") as log:
-        child = start_child(
-            [sys.executable, "-c", code, str(pid)],
-            output=log,
-            folder=tmp_path,
-            environment=os.environ,
-        )
+    child = start_child(job(tmp_path, "stubborn", code, str(pid)))
     until(lambda: pid.is_file() and pid.read_text())
     stop_children([child], grace=20 if first else 0.2)
     assert child.returncode == -signal.SIGKILL
@@ -198,7 +191,7 @@ def test_what_does_not_end_is_killed_with_its_children(
 
 def test_without_a_lifeline_nothing_is_watched() -> None:
     code = (
-        "from diffuser_policy.benchmark.lifeline import end_with_parent\n"
+        "from diffuser_policy.benchmark.engines import end_with_parent\n"
         "end_with_parent(grace=0)\n"
         "import time; time.sleep(0.5); print(input())"
     )
@@ -215,7 +208,6 @@ def test_without_a_lifeline_nothing_is_watched() -> None:
 @pytest.mark.parametrize(
     ("name", "workers", "options", "error", "told"),
     [
-        ("proces", 1, {}, UnknownNameError, "Did you mean 'process'"),
         ("process", 0, {}, ConfigError, "--workers must be at least 1, got 0"),
         ("process", 1, {"mem_gb": 4}, ConfigError, "takes no options, got 'mem_gb'"),
         ("submitit", 1, {"slurm_partitoin": "x"}, ConfigError, "partitoin"),
@@ -315,17 +307,18 @@ class Late(Picky):
         return super()._start(job)
 
 
-def run_on(engine: Engine, tmp_path: Path) -> Outcome:
-    """Run a suite of two cells."""
+def run_on(engine: Engine, tmp_path: Path) -> dict[str, str]:
+    """Run a suite of two cells; return the failures."""
     cells = load_suite(str(write_suite(tmp_path, "straight", "slow"))).cells()
     with Display(Console(quiet=True)) as display, engine:
-        return Runner(tmp_path / "out", engine, display).run(cells, {})
+        runner = Runner(tmp_path / "out", engine, display)
+        runner.run(cells)
+    return runner.failures
 
 
 def test_cells_that_are_not_taken_at_once_are_run_later(tmp_path: Path) -> None:
-    outcome = run_on(Late(2, {}, tmp_path), tmp_path)
-    assert not outcome.failures
-    assert len(outcome.finished) == len(results(tmp_path / "out")) == 2
+    assert not run_on(Late(2, {}, tmp_path), tmp_path)
+    assert len(results(tmp_path / "out")) == 2
 
 
 def test_an_engine_that_takes_nothing_ends_the_run(
@@ -348,9 +341,10 @@ def test_jobs_of_slurm_are_cancelled(slurm: Path, tmp_path: Path) -> None:
 
 def test_a_job_whose_time_is_up_goes_on_with_the_same_arguments() -> None:
     pytest.importorskip("submitit", reason="needs the engine's library")
-    left = _Resumable().checkpoint(log="log.txt", arguments=["-c", "1"])
+    given = job(Path(), "one", "1")
+    left = _Resumable().checkpoint(given)
     assert isinstance(left.function, _Resumable)
-    assert left.kwargs == {"log": "log.txt", "arguments": ["-c", "1"]}
+    assert left.args == (given,)
 
 
 def test_the_same_results_on_every_engine(tmp_path: Path, engine: Engine) -> None:
@@ -361,7 +355,8 @@ def test_the_same_results_on_every_engine(tmp_path: Path, engine: Engine) -> Non
     for cell in suite.cells():
         CellFolder(tmp_path / "out", cell.id).prepare(cell)
     with Display(Console(quiet=True)) as display:
-        outcome = Runner(tmp_path / "out", engine, display).run(suite.cells(), {})
-    assert not outcome.failures
+        runner = Runner(tmp_path / "out", engine, display)
+        runner.run(suite.cells())
+    assert not runner.failures
     assert len(results(tmp_path / "out")) == 1
     assert results(tmp_path / "out") == results(tmp_path / "by-hand")

@@ -12,7 +12,6 @@ from diffuser_policy.benchmark.methods import (
     METHODS,
     check_reachable,
     find_method,
-    label,
     short_name,
 )
 from diffuser_policy.benchmark.suites import SUITES, Suite, load_suite, suite_from
@@ -47,7 +46,6 @@ def test_a_registered_function_is_found_with_its_settings() -> None:
 
     method = find_method("test-slow")
     assert method.label == "Slow"
-    assert label("test-slow") == "Slow"
     assert "test-slow" in METHODS.names()
     assert method.settings({}) == {"speed": 1.0}
     assert method.settings({"speed": 2.0}) == {"speed": 2.0}

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from diffuser_policy.benchmark.report import compact_tables, load_study
-from diffuser_policy.benchmark.report.published import PUBLISHED
 from diffuser_policy.benchmark.report.scores import (
+    PUBLISHED,
     difference_table,
     gap_table,
     groups_of,
@@ -20,7 +20,7 @@ from diffuser_policy.benchmark.report.scores import (
     published_tables,
     score_table,
 )
-from diffuser_policy.benchmark.report.study import Study
+from diffuser_policy.benchmark.report.study import Study, curve_of
 from diffuser_policy.benchmark.report.tables import (
     compute_table,
     dataset_table,
@@ -28,7 +28,6 @@ from diffuser_policy.benchmark.report.tables import (
     open_table,
     outcome_table,
 )
-from diffuser_policy.benchmark.report.trainings import curve_of
 from diffuser_policy.evaluation.statistics import iqm, mean_interval
 from tests.benchmark_report_helpers import (
     KUKA,
@@ -212,10 +211,11 @@ def test_several_training_seeds_are_pooled(kuka: Path) -> None:
     assert table.rows[1][column].text == f"{np.mean(values):.1f}"
     assert any(line.startswith("latched ") for line in table.rows[1][column].small)
     outcomes = outcome_table(study, rows)
-    found = texts(
-        outcomes,
-        [r[0].text.lower() for r in outcomes.rows].index("kukastack-conditional, cql"),
-    )
+    [found] = [
+        row
+        for row in rows_of(outcomes)
+        if row["problem, method"].lower() == "kukastack-conditional, cql"
+    ]
     assert (found["episodes"], found["training seeds"]) == ("90", "0, 1, 2")
 
 
@@ -260,8 +260,7 @@ def test_interquartile_means_are_of_runs_where_all_have_several(
 def test_computing_is_summed_over_cells(kuka: Path) -> None:
     study = load_study(kuka)
     table = compute_table(study)
-    row = [r[0].text.lower() for r in table.rows].index("bcq")
-    found = texts(table, row)
+    [found] = [row for row in rows_of(table) if row["method"] == "BCQ"]
     assert found["cells"] == "9"
     assert found["gradient steps"] == "50,000"
     # 3 problems of 812, 813 and 814 s each.
@@ -283,8 +282,8 @@ def test_published_figures_stay_in_tables_of_their_own(maze: Path) -> None:
     printed = {
         text
         for table in PUBLISHED
-        for figures in table.figures.values()
-        for text in figures.values()
+        for figures in table["figures"].values()
+        for text in figures
         if "±" in text
     }
     ours = {cell.text for row in score_table(study, group).rows for cell in row}
@@ -299,9 +298,9 @@ def test_published_figures_stay_in_tables_of_their_own(maze: Path) -> None:
 
 def test_published_averages_are_those_of_their_rows() -> None:
     for table in PUBLISHED:
-        for method, figures in table.figures.items():
-            printed = [text for text in figures.values() if text.strip()]
-            odd = (table.problems[0], method) == ("KukaStack-Unconditional", "CQL")
+        for method, figures in table["figures"].items():
+            printed = [text for text in figures if text]
+            odd = (table["problems"][0], method) == ("KukaStack-Unconditional", "CQL")
             if len(printed) < len(figures) or odd:
                 continue  # the odd one is printed so, and the report says so
             *rows, average = (

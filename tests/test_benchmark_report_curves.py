@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from diffuser_policy.benchmark.context import Rise, rise_of
 from diffuser_policy.benchmark.report import load_study
+from diffuser_policy.benchmark.report.study import Critic
 from diffuser_policy.benchmark.report.tables import critic_table, curve_table
-from diffuser_policy.benchmark.report.trainings import Critic
-from diffuser_policy.benchmark.results import Rise, rise_of
 from tests.benchmark_report_helpers import (
     MAZES,
     result_of,
@@ -74,7 +74,7 @@ def test_values_that_rewards_and_discount_do_not_allow_are_found(
     tmp_path: Path, median: float, verdict: str
 ) -> None:
     """A tenth of the allowed range, 0 to 100, is left to approximation."""
-    assert Critic(-20.0, median, 900.0, (0.0, 100.0)).verdict == verdict
+    assert Critic(-20.0, median, 900.0, 0.0, 100.0).verdict == verdict
     result = result_of(UMAZE, "iql")
     values = {"low": -20.0, "median": median, "high": 900.0, "possible": [0.0, 100.0]}
     result["training"]["values"] = values

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from diffuser_policy.benchmark.report import load_study
-from diffuser_policy.benchmark.report.commands import run_commands
+from diffuser_policy.benchmark.report.page import run_commands
 from diffuser_policy.benchmark.report.scores import groups_of, score_table
 from diffuser_policy.benchmark.report.study import Study
 from diffuser_policy.benchmark.report.tables import (

@@ -28,7 +28,7 @@ def test_versions_have_to_agree_unless_allowed(tmp_path: Path) -> None:
     other = VERSIONS | {"torch": "2.6.0", "numpy": "2.0.0"}
     write_result(tmp_path, result_of(UMAZE, "bc", versions=other))
     with pytest.raises(
-        ConfigError, match=r"torch 2\.6\.0 \(1 cells.*2\.9\.0.*--mixed-versions"
+        ConfigError, match=r"torch 2\.6\.0 \(1 cells.*torch 2\.9\.0.*--mixed-versions"
     ):
         load_study(tmp_path)
     study = load_study(tmp_path, mixed=True)
@@ -91,7 +91,7 @@ def test_folders_without_results_are_refused(tmp_path: Path) -> None:
     ("change", "complaint"),
     [
         ({"schema": 99}, "schema 99"),
-        ({"evaluations": []}, "damaged: no episodes"),
+        ({"evaluations": []}, "damaged: it has no episodes"),
         ({"evaluations": [{"episodes": [{"seed": 1}]}]}, "lacks its seed or return"),
         (
             {"evaluations": [{"seed": 1, "episodes": 2, "columns": {"return": [1.0]}}]},

@@ -8,31 +8,34 @@ from typing import Any
 
 import pytest
 
-from diffuser_policy.benchmark.results import (
+from diffuser_policy.benchmark.cells import (
+    CellFolder,
     compact_evaluation,
     read_result,
-    write_result,
 )
 from tests.benchmark_report_helpers import KUKA, MAZES, result_of
 
 
-def compact(result: dict[str, Any]) -> dict[str, Any]:
+def written(folder: Path, result: dict[str, Any]) -> Path:
+    """Write a result as cells do; return its file."""
     evaluations = [compact_evaluation(item) for item in result["evaluations"]]
-    return result | {"evaluations": evaluations}
+    files = CellFolder(folder, "new")
+    files.write("result", result | {"evaluations": evaluations})
+    return files.path / "result.json"
 
 
 @pytest.mark.parametrize("env", [MAZES[0], KUKA[0]])
 def test_both_forms_read_alike(env: str, tmp_path: Path) -> None:
     result = result_of(env, "iql", episodes=7)
     (tmp_path / "old.json").write_text(json.dumps(result, indent=1))
-    write_result(tmp_path / "new.json", compact(result))
-    old, new = read_result(tmp_path / "old.json"), read_result(tmp_path / "new.json")
+    path = written(tmp_path, result)
+    old, new = read_result(tmp_path / "old.json"), read_result(path)
     left_out = {"start", "goal"}
     kept = [{k: e[k] for k in e if k not in left_out} for e in old.episodes]
     assert new.episodes == kept
     assert new.evaluations[2]["seed"] == 32_000
     assert (new.curve, new.timing, new.cell) == (old.curve, old.timing, old.cell)
-    text = (tmp_path / "new.json").read_text()
+    text = path.read_text()
     assert text.count("\n") == 1
     assert ": " not in text.replace("x86_64, 2 cores", "")
 
@@ -64,8 +67,7 @@ def test_seeds_that_are_not_consecutive_are_kept(tmp_path: Path) -> None:
     first = result["evaluations"][0]["episodes"]
     for episode, seed in zip(first, seeds, strict=True):
         episode["seed"] = seed
-    write_result(tmp_path / "result.json", compact(result))
-    found = read_result(tmp_path / "result.json").evaluations[0]["episodes"]
+    found = read_result(written(tmp_path, result)).evaluations[0]["episodes"]
     assert tuple(episode["seed"] for episode in found) == seeds
 
 
@@ -73,5 +75,5 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     result = result_of(MAZES[0], "iql", episodes=2)
     result["timing"]["act_ms"] = float("nan")
     with pytest.raises(ValueError, match="JSON compliant"):
-        write_result(tmp_path / "result.json", compact(result))
-    assert not (tmp_path / "result.json").exists()
+        written(tmp_path, result)
+    assert not [*tmp_path.rglob("result.json")]

@@ -164,7 +164,7 @@ def test_a_killed_cell_is_told(
     os.kill(pid, signal.SIGKILL)
     told = started[0].communicate(timeout=150)[0]
     assert started[0].returncode == 1
-    assert "the process was ended by SIGKILL" in told
+    assert "SIGKILL ended the process" in told
     assert "fewer --workers" in told
 
 

@@ -6,15 +6,12 @@
 |---|---|
 | problem | an environment, the data to learn from, and which rewards and goals count |
 | methods | methods by name, and how users add theirs |
-| cells | a cell, its evaluation, and the folder that it leaves its results in |
+| cells | a cell, its evaluation, its folder and its result |
 | context | what a method is given to train with |
-| cell_process | a cell as a process of its own |
-| pictures | pictures of plans |
-| results | the reader of results |
 | suites | lists of cells by name |
-| preflight | the checks before a run |
-| engines, lifeline | processes, on this machine or on others, and how they end |
-| runner, progress | the run, and its display |
+| runner | the checks before a run, the run, and its display |
+| engines | processes, on this machine or on others, and how they end |
+| cell_process | a cell as a process of its own |
 | report | tables, figures, pages |
 """
 

@@ -2,46 +2,56 @@
 
     python -m diffuser_policy.benchmark.cell_process BENCHMARK_FOLDER CELL_ID
 
-It trains, evaluates seed by seed, and writes one JSON file in the end. It skips what an
-earlier attempt finished, so the same command resumes the cell after a kill. A failure
-is written into `error.json`; the exit status is then 1. Where another process is at
-work on the cell, this one does nothing, and its exit status is `BUSY`.
+It trains, evaluates seed by seed, and writes `result.json` in the end, then a picture
+of a plan. It skips what an earlier attempt finished, so the same command resumes the
+cell after a kill. A failure is written into `error.json`; the exit status is then 1.
+Where another process is at work on the cell, this one does nothing, and its exit status
+is `BUSY`.
 """
 
 from __future__ import annotations
 
 import datetime
+import importlib.util
+import io
+import json
 import os
 import platform
 import random
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffuser_policy.benchmark.cells import Cell, CellFolder
-from diffuser_policy.benchmark.context import MethodContext, as_policy
-from diffuser_policy.benchmark.lifeline import BUSY, end_with_parent
-from diffuser_policy.benchmark.methods import find_method
-from diffuser_policy.benchmark.pictures import draw_plan
-from diffuser_policy.benchmark.results import (
+from diffuser_policy.benchmark.cells import (
     RECORDED,
     SCHEMA,
+    Cell,
+    CellFolder,
     compact_evaluation,
-    write_result,
 )
-from diffuser_policy.errors import ConfigError
-from diffuser_policy.evaluation.loop import describe
+from diffuser_policy.benchmark.context import MethodContext, as_policy
+from diffuser_policy.benchmark.engines import BUSY, end_with_parent
+from diffuser_policy.benchmark.methods import find_method
+from diffuser_policy.benchmark.problem import Problem
+from diffuser_policy.errors import ConfigError, require_extra
+from diffuser_policy.evaluation.loop import describe, episode_stream, run_episode
 from diffuser_policy.evaluation.report import to_json as evaluation_json
+from diffuser_policy.files import replaced_file
 from diffuser_policy.versions import versions
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DPI = 140
+COLORS = 128  # of a picture's palette: half the size, no visible change
 
 
 def main(arguments: list[str]) -> int:
     """Run a cell; return the exit status."""
-    benchmark, cell_id = arguments
-    folder = CellFolder(benchmark, cell_id)
+    folder = CellFolder(*arguments)
     with folder.lock() as is_held:
         if not is_held:
             return BUSY
@@ -52,14 +62,8 @@ def main(arguments: list[str]) -> int:
             run_cell(cell, folder)
         except Exception as error:
             traceback.print_exc()
-            folder.write(
-                "error",
-                {
-                    "type": type(error).__name__,
-                    "message": str(error),
-                    "traceback": traceback.format_exc(),
-                },
-            )
+            told = {"type": type(error).__name__, "message": str(error)}
+            folder.write("error", {**told, "traceback": traceback.format_exc()})
             return 1
         folder.remove("error")
     return 0
@@ -77,7 +81,10 @@ def run_cell(cell: Cell, folder: CellFolder) -> dict[str, Any]:
     """
     method = find_method(cell.method)
     method.check(cell.problem, cell.settings)
-    begun_with = _note_versions(folder)
+    begun_with = folder.read("versions")
+    if begun_with is None or not folder.holds_work():
+        begun_with = versions(*RECORDED)
+        folder.write("versions", begun_with)
     context = MethodContext(
         cell, folder, method.settings(cell.settings), num_steps=method.num_steps
     )
@@ -93,6 +100,10 @@ def run_cell(cell: Cell, folder: CellFolder) -> dict[str, Any]:
     context.count_time("train")
     evaluations = _evaluate(policy, cell, folder, context)
     context.count_time("evaluate")
+    seconds = sum(item["predict_seconds"] for item in evaluations)
+    steps = sum(item["env_steps"] for item in evaluations)
+    plans = [item["plan_ms"]["mean"] for item in evaluations if item["plan_ms"]]
+    now = datetime.datetime.now(datetime.UTC)
     result = {
         "schema": SCHEMA,
         "cell": cell.to_json(),
@@ -112,29 +123,20 @@ def run_cell(cell: Cell, folder: CellFolder) -> dict[str, Any]:
         },
         "timing": {
             **context.seconds,
-            **_act_times(evaluations),
+            # For one env step of one environment, planning included.
+            "act_ms": round(1000 * seconds / max(steps, 1), 4),
+            "plan_ms": round(float(np.mean(plans)), 4) if plans else None,
             "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-            "finished": datetime.datetime.now(datetime.UTC).isoformat(
-                timespec="seconds"
-            ),
+            "finished": now.isoformat(timespec="seconds"),
         },
     }
-    write_result(folder.path / "result.json", result)
+    folder.write("result", result)
     try:
         seed = cell.evaluation.seeds[0]
         draw_plan(policy, cell.problem, seed, folder.path / "pictures")
     except Exception:  # a picture is not worth a cell, but a line in its log
         traceback.print_exc()
     return result
-
-
-def _note_versions(folder: CellFolder) -> dict[str, str]:
-    """Return the versions that a cell was begun with, which its folder keeps."""
-    known: dict[str, str] | None = folder.read("versions")
-    if known is None or not folder.holds_work():
-        known = versions(*RECORDED)
-        folder.write("versions", known)
-    return known
 
 
 def seed_everything(seed: int) -> None:
@@ -157,9 +159,8 @@ def _evaluate(
         evaluation = folder.read(name)
         if evaluation is None or evaluation["digest"] != cell.digest:
             seed_everything(seed)
-            results = context.evaluate(
-                policy, seed=seed, episodes=cell.evaluation.episodes
-            )
+            count = cell.evaluation.episodes
+            results = context.evaluate(policy, seed=seed, episodes=count)
             data = evaluation_json(results)
             evaluation = {
                 "digest": cell.digest,
@@ -175,17 +176,6 @@ def _evaluate(
     return found
 
 
-def _act_times(evaluations: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return milliseconds per env step of one environment, planning included."""
-    seconds = sum(item["predict_seconds"] for item in evaluations)
-    steps = sum(item["env_steps"] for item in evaluations)
-    plans = [item["plan_ms"]["mean"] for item in evaluations if item["plan_ms"]]
-    return {
-        "act_ms": round(1000 * seconds / max(steps, 1), 4),
-        "plan_ms": round(float(np.mean(plans)), 4) if plans else None,
-    }
-
-
 def _dataset_facts(context: MethodContext) -> dict[str, Any] | None:
     """Return facts about the data; none if the method never read them."""
     if "dataset" not in vars(context):
@@ -197,6 +187,73 @@ def _dataset_facts(context: MethodContext) -> dict[str, Any] | None:
         "checksum": context.data_facts["checksum"],
         "collection": context.dataset.metadata.get("collection"),
     }
+
+
+def draw_plan(policy: Any, problem: Problem, seed: int, folder: Path) -> Path | None:
+    """Draw the plan and the path of the first episode of an evaluation.
+
+    It is planned with the evaluation's random stream, and thus an episode that counts.
+
+    Args:
+        policy: Only a `DiffuserPolicy` has plans to draw.
+        problem: The problem that the policy acts on.
+        seed: Seed of the evaluation.
+        folder: Where `plan.png` and its caption are written.
+
+    Returns:
+        The picture; None for other policies, and without the extra `plot`.
+    """
+    from diffuser_policy.policy import DiffuserPolicy
+
+    can_draw = importlib.util.find_spec("matplotlib") is not None
+    if not isinstance(policy, DiffuserPolicy) or not can_draw:
+        return None
+    from diffuser_policy.plotting import Scene, plan_figure
+
+    env = problem.make_env()
+    try:
+        observation, _ = env.reset(seed=seed)
+        scene = Scene.of(
+            env, policy.planner.layout, observation, guide=policy.config.guide
+        )
+        state = policy.initial_state(1, np.array([episode_stream(seed, 0)]))
+        plan = policy.plan(observation, state=state)
+        episode = run_episode(policy, env, observation, seed=seed, state=state)
+    finally:
+        env.close()
+    path = np.concatenate([policy.read(o)[0] for o in episode.observations])
+    record = episode.record
+    arrived = record.time_to_goal
+    outcome = "never there" if arrived is None else f"there after {arrived} env steps"
+    score = "" if record.score is None else f", score {record.score:.1f}"
+    caption = f"first plan and path, seed {seed}: {outcome}{score}"
+    picture = folder / "plan.png"
+    figure = plan_figure(plan, scene, rollout=path, title=caption)
+    save_png(figure, picture, bbox_inches="tight", pad_inches=0.12)
+    with replaced_file(picture.with_suffix(".json")) as partial:
+        partial.write_text(json.dumps({"caption": caption}) + "\n")
+    return picture
+
+
+def save_png(figure: Figure, path: Path, **options: Any) -> None:
+    """Write a figure as a PNG file with a palette, which is small.
+
+    Args:
+        figure: What to write.
+        path: The file.
+        **options: For `Figure.savefig`.
+
+    Raises:
+        StorageError: The file could not be written; what was there before is intact.
+        MissingExtraError: Pillow is not installed.
+    """
+    image = require_extra("PIL.Image", "plot")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, **options)
+    pixels = image.open(buffer).convert("RGB")
+    with replaced_file(path) as partial:
+        reduced = pixels.quantize(COLORS, dither=image.Dither.NONE)
+        reduced.save(partial, format="PNG", optimize=True)
 
 
 if __name__ == "__main__":

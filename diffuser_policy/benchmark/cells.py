@@ -1,4 +1,4 @@
-"""A cell: one problem, one method, one training seed; and the folder it works in.
+"""A cell: one problem, one method, one training seed; its folder, and its result.
 
 <benchmark>/cells/<id>/cell.json       what the cell is, and its digest
                        versions.json   of the packages that it was begun with
@@ -11,6 +11,16 @@
                        log.txt         what the process printed
                        work/           the method's own: checkpoints, weights
                        result.json     written when all is done
+
+`result.json` keeps the episodes of an evaluation as columns:
+
+    {"seed": 30000, "episodes": 100,
+     "columns": {"return": [219.0, …], "length": 300, …},
+     "details": {"failure": [null, …], …}}
+
+A column with the same value in all episodes is stored as that value. Episode i has seed
+`seed` + i, unless there is a column of seeds. Starts, goals and lists among the details
+are left out; they stay in the cell's `evaluation-*.json`.
 """
 
 from __future__ import annotations
@@ -19,27 +29,29 @@ import contextlib
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import filelock
+import numpy as np
 
-from diffuser_policy.benchmark.methods import (
-    checksum_of_file,
-    find_method,
-    short_name,
-)
+from diffuser_policy.benchmark.methods import checksum_of_file, find_method, short_name
 from diffuser_policy.benchmark.problem import Problem
 from diffuser_policy.errors import CheckpointError, ConfigError
 from diffuser_policy.files import replaced_file
-from diffuser_policy.settings import differences, from_json, positive, to_json
+from diffuser_policy.settings import differences, from_json, plain, positive, to_json
+from diffuser_policy.versions import PACKAGES
 
 CURVE_SEED = 900_000  # the first of the learning curves' episodes: nobody else's
 ADDED = ("digest", "all_settings", "code")  # to a cell's own fields, in its file
 NOT_COMPARED = {"suite", "digest"}
 RETIRED = {"clip_values": False}  # settings that methods had, with their old defaults
+SCHEMA = 1
+RECORDED = (*PACKAGES, "d3rlpy", "pybullet", "pytorch-mppi", "stable-baselines3")
+LEFT_OUT = {"seed", "start", "goal", "details"}  # of an episode's columns
+FIELDS = ("cell", "digest", "evaluations", "curve", "training", "versions", "timing")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +73,6 @@ class EvaluationProtocol:
     curve_points: int = 10
 
     def __post_init__(self) -> None:
-        """Check the values."""
         positive(self, "episodes", "num_envs", "curve_episodes", "curve_points")
         ordered = sorted(self.seeds)
         if not ordered or ordered[0] < 0:
@@ -108,7 +119,6 @@ class Cell:
     suite: str = ""
 
     def __post_init__(self) -> None:
-        """Check the values."""
         if self.seed < 0:
             raise ConfigError(f"A training seed is not negative; got {self.seed}.")
         for name in ("num_steps", "max_steps"):
@@ -133,16 +143,15 @@ class Cell:
 
     def to_json(self) -> dict[str, Any]:
         """Return the cell as JSON data."""
-        data: dict[str, Any] = json.loads(json.dumps(to_json(self)))
+        data: dict[str, Any] = plain(to_json(self))
         return data
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Cell:
+    def from_json(cls, data: Any) -> Cell:
         """Rebuild a cell.
 
         Raises:
-            UnknownNameError: A field that cells don't have.
-            ConfigError: A field is missing or of the wrong type.
+            ConfigError: A field is unknown, missing or of the wrong type.
         """
         if not isinstance(data, Mapping):
             raise ConfigError(f"A cell is a table, got {data!r}.")
@@ -163,9 +172,15 @@ class CellFolder:
         self.log = self.path / "log.txt"
 
     def write(self, name: str, data: Any) -> None:
-        """Write JSON atomically into the file `name.json`."""
+        """Write JSON atomically, and without spaces, into the file `name.json`.
+
+        Raises:
+            StorageError: The file could not be written.
+            ValueError: A number is not finite.
+        """
+        text = json.dumps(data, separators=(",", ":"), allow_nan=False)
         with replaced_file(self.path / f"{name}.json") as partial:
-            partial.write_text(json.dumps(data, allow_nan=False) + "\n")
+            partial.write_text(text + "\n")
 
     def read(self, name: str) -> Any:
         """Return the content of the file `name.json`; none if it does not exist.
@@ -174,14 +189,7 @@ class CellFolder:
             CheckpointError: It cannot be read.
         """
         path = self.path / f"{name}.json"
-        try:
-            return json.loads(path.read_text())
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            raise CheckpointError(
-                f"{path} cannot be read ({error}). Delete it, and run again."
-            ) from error
+        return _read(path) if path.is_file() else None
 
     def remove(self, name: str) -> None:
         """Delete the file `name.json`, if it exists."""
@@ -193,10 +201,12 @@ class CellFolder:
         Raises:
             ConfigError: It holds work of a cell with other settings.
         """
-        self.check(cell, settings)
-        self.write("cell", {**_described(cell, settings), "digest": cell.digest})
+        described = self.check(cell, settings)
+        self.write("cell", {**described, "digest": cell.digest})
 
-    def check(self, cell: Cell, settings: Mapping[str, Any] | None = None) -> None:
+    def check(
+        self, cell: Cell, settings: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
         """Refuse a folder that holds work of a cell with other settings.
 
         A setting that the method did not have then makes no difference unless the cell
@@ -208,22 +218,34 @@ class CellFolder:
             settings: All of the method's settings, defaults included, which may change
                 between versions; looked up by default.
 
+        Returns:
+            The cell's fields, all settings, and which code it runs.
+
         Raises:
             ConfigError: It does, be it a result, a learning curve or a checkpoint.
         """
-        saved, asked = self.read("cell"), _described(cell, settings)
+        if settings is None:
+            settings = find_method(cell.method).settings(cell.settings)
+        asked: dict[str, Any] = plain({**cell.to_json(), "all_settings": settings})
+        if (checksum := checksum_of_file(cell.method)) is not None:
+            asked["code"] = checksum
+        saved = self.read("cell")
         if saved is None or not self.holds_work():
-            return
+            return asked
         now = asked["all_settings"]
         then = {
             name: value
             for name, value in saved.get("all_settings", {}).items()
             if name in now or (name, value) not in RETIRED.items()
         }
-        asked["all_settings"] = {name: now[name] for name in now if name in then}
-        names = (saved.keys() | asked) - NOT_COMPARED
-        found = {name: saved.get(name) for name in names} | {"all_settings": then}
-        wanted = {name: asked.get(name) for name in names}
+        known = {name: value for name, value in now.items() if name in then}
+        found, wanted = (
+            {name: data.get(name) for name in (saved.keys() | asked) - NOT_COMPARED}
+            for data in (
+                {**saved, "all_settings": then},
+                {**asked, "all_settings": known},
+            )
+        )
         if found != wanted:
             raise ConfigError(
                 f"{self.path} holds results of other settings (there → asked for): "
@@ -231,6 +253,7 @@ class CellFolder:
                 f"folder, ask for the same settings, or delete that folder to begin "
                 f"the cell anew; nothing was changed."
             )
+        return asked
 
     def holds_work(self) -> bool:
         """Return whether it holds anything that took time to make."""
@@ -251,11 +274,7 @@ class CellFolder:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[bool]:
-        """Hold the cell; the end of the process releases it, however it ends.
-
-        Yields:
-            Whether it is held: not while another process holds it.
-        """
+        """Hold the cell, and yield whether it is held: as `held`."""
         self.path.mkdir(parents=True, exist_ok=True)
         with held(self.path / "lock") as is_held:
             yield is_held
@@ -263,7 +282,10 @@ class CellFolder:
 
 @contextlib.contextmanager
 def held(path: Path) -> Iterator[bool]:
-    """Hold a file's lock if no other process does; yield whether it is held."""
+    """Hold a file's lock if no other process does; yield whether it is held.
+
+    The end of the process releases it, however it ends.
+    """
     lock = filelock.FileLock(path)
     try:
         lock.acquire(timeout=0)
@@ -276,13 +298,163 @@ def held(path: Path) -> Iterator[bool]:
         lock.release()
 
 
-def _described(cell: Cell, settings: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return a cell's file: its fields, all settings, and which code it runs."""
-    if settings is None:
-        settings = find_method(cell.method).settings(cell.settings)
-    data = {**cell.to_json(), "all_settings": dict(settings)}
-    checksum = checksum_of_file(cell.method)
-    if checksum is not None:
-        data["code"] = checksum
-    plain: dict[str, Any] = json.loads(json.dumps(data))
-    return plain
+@dataclass(frozen=True, kw_only=True)
+class CellResult:
+    """The result of a cell.
+
+    Attributes:
+        cell: What was done.
+        label: The method's name in tables.
+        evaluations: One for each evaluation seed: its `seed`, and a list of `episodes`.
+        curve: Evaluations during training.
+        training: Facts that the method recorded about its training.
+        policy: The policy's description of itself.
+        dataset: Facts about the data; None for methods that need no data.
+        versions: Versions of the packages that results depend on.
+        timing: Seconds on the machine that ran the cell; all else repeats anywhere.
+    """
+
+    cell: Cell
+    label: str = ""
+    evaluations: tuple[Mapping[str, Any], ...]
+    curve: tuple[Mapping[str, Any], ...]
+    training: Mapping[str, Any]
+    policy: Mapping[str, Any]
+    dataset: Mapping[str, Any] | None
+    versions: Mapping[str, str]
+    timing: Mapping[str, Any]
+
+    @property
+    def episodes(self) -> list[Mapping[str, Any]]:
+        """All episodes, in the order of their seeds."""
+        return [episode for item in self.evaluations for episode in item["episodes"]]
+
+    @property
+    def scores(self) -> np.ndarray:
+        """Score `[episodes]` of each episode; its return where there is no score."""
+        return np.array(
+            [e["return"] if e["score"] is None else e["score"] for e in self.episodes]
+        )
+
+
+def compact_evaluation(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an evaluation as `result.json` keeps it.
+
+    Args:
+        evaluation: Its `seed`, and its `episodes` as `evaluation.report.to_json` gives
+            them.
+    """
+    first, episodes = evaluation["seed"], evaluation["episodes"]
+    figures = [{k: v for k, v in e.items() if k not in LEFT_OUT} for e in episodes]
+    details = [episode.get("details", {}) for episode in episodes]
+    compact = {"seed": first, "episodes": len(episodes), "columns": _columns(figures)}
+    seeds = [episode["seed"] for episode in episodes]
+    if seeds != [*range(first, first + len(episodes))]:
+        compact["columns"]["seed"] = seeds
+    if any(details):
+        compact["details"] = _columns(details)
+    return compact
+
+
+def _columns(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return columns by name, without lists; a constant column is its value."""
+    columns = {}
+    for name in dict.fromkeys(name for record in records for name in record):
+        values = [record.get(name) for record in records]
+        if not any(isinstance(value, list | tuple | dict) for value in values):
+            same = all(value == values[0] for value in values)
+            columns[name] = values[0] if same else values
+    return columns
+
+
+def _records(columns: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
+    """Return the records of columns; the inverse of `_columns`."""
+    full = {k: v if isinstance(v, list) else [v] * count for k, v in columns.items()}
+    if any(len(values) != count for values in full.values()):
+        raise ValueError(f"columns are not of {count} episodes")
+    return [{name: full[name][row] for name in full} for row in range(count)]
+
+
+def _full_evaluation(evaluation: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return an evaluation with a list of episodes; older results have one already."""
+    if "columns" not in evaluation:
+        return evaluation
+    first, count = evaluation["seed"], evaluation["episodes"]
+    records = enumerate(_records(evaluation["columns"], count), first)
+    episodes: list[dict[str, Any]] = [{"seed": seed, **each} for seed, each in records]
+    if "details" in evaluation:
+        details = _records(evaluation["details"], count)
+        for episode, found in zip(episodes, details, strict=True):
+            episode["details"] = found
+    return {"seed": first, "episodes": episodes}
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error}). Delete it, and run again."
+        ) from error
+
+
+def read_result(path: Path) -> CellResult:
+    """Read a `result.json`.
+
+    Raises:
+        CheckpointError: The file is damaged, or has another schema.
+    """
+    data = _read(path)
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if schema != SCHEMA:
+        raise CheckpointError(
+            f"{path} has schema {schema}, this version reads {SCHEMA}. Run the cell "
+            f"again in another folder."
+        )
+    missing = [name for name in FIELDS if name not in data]
+    if missing:
+        raise CheckpointError(f"{path} lacks {', '.join(missing)}; run the cell again.")
+    try:
+        return CellResult(
+            cell=Cell.from_json(data["cell"]),
+            label=str(data.get("label", "")),
+            evaluations=tuple(map(_full_evaluation, data["evaluations"])),
+            curve=tuple(data["curve"]),
+            training=data["training"],
+            policy=data.get("policy", {}),
+            dataset=data.get("dataset"),
+            versions=data["versions"],
+            timing=data["timing"],
+        )
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} is damaged: its cell or episodes cannot be read ({error}). Delete "
+            f"it, and run the cell again."
+        ) from error
+
+
+def cell_folders(benchmark: str | Path) -> list[CellFolder]:
+    """Return the folders of all cells of a benchmark, by name.
+
+    Raises:
+        ConfigError: The folder holds no benchmark.
+    """
+    root = Path(benchmark)
+    if not (root / "cells").is_dir():
+        raise ConfigError(
+            f"{root} holds no benchmark: there is no folder {root / 'cells'}. Run "
+            f"one: diffuser-policy benchmark run SUITE --output {root}"
+        )
+    found = sorted(path.parent.name for path in (root / "cells").glob("*/cell.json"))
+    return [CellFolder(root, name) for name in found]
+
+
+def load_results(benchmark: str | Path) -> list[CellResult]:
+    """Return the results of all finished cells of a benchmark.
+
+    Raises:
+        ConfigError: The folder holds no benchmark.
+        CheckpointError: A result is damaged, or of another schema.
+    """
+    paths = [folder.path / "result.json" for folder in cell_folders(benchmark)]
+    return [read_result(path) for path in paths if path.is_file()]

@@ -2,26 +2,25 @@
 
 A method takes gradient steps until `finished` says so, reports them with `progress`,
 lets its policy be evaluated with `curve` every now and then, and keeps checkpoints in
-`folder`, so that it can be called again after a kill. Policies of other libraries are
-brought to Stable-Baselines3's contract by `as_policy`; `CheckedPolicy` refuses actions
-outside of the action space, which environments would clip in silence.
+`folder`, so that it can be called again after a kill. `as_policy` brings policies of
+other libraries to Stable-Baselines3's contract; `CheckedPolicy` refuses actions outside
+of the action space, which environments would clip in silence.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
 
 from diffuser_policy.benchmark.cells import CURVE_SEED, Cell, CellFolder
-from diffuser_policy.benchmark.problem import Problem
-from diffuser_policy.benchmark.results import rise_of
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.minari import load_flat
 from diffuser_policy.envs import Env
@@ -30,6 +29,7 @@ from diffuser_policy.evaluation import Evaluation, evaluate
 from diffuser_policy.evaluation.report import to_json as evaluation_json
 
 PROGRESS_SECONDS = 2.0
+POINTS = 3  # at the end of a learning curve, compared with as many before them
 TOLERANCE = 1e-3  # of the action's range: rounding is not an error
 
 
@@ -57,15 +57,15 @@ class MethodContext:
         *,
         num_steps: int | None = None,
     ) -> None:
-        """Read what earlier attempts left.
+        """Read what earlier attempts left in a cell's folder.
 
         Args:
             cell: What is to be done.
-            files: Where.
+            files: Its folder.
             settings: All of the method's settings.
             num_steps: Gradient steps where the cell sets no budget.
         """
-        self.problem: Problem = cell.problem
+        self.problem = cell.problem
         self.seed = cell.seed
         self.settings = dict(settings)
         self.num_steps = cell.num_steps or num_steps
@@ -120,10 +120,9 @@ class MethodContext:
             stage: What is being done.
             figures: Further numbers to show, such as losses.
         """
-        now = time.time()
-        total = total or self.max_steps
-        is_new = now - self._reported >= PROGRESS_SECONDS or stage != self._stage
-        if not is_new and done != total:
+        now, total = time.time(), total or self.max_steps
+        is_early = now - self._reported < PROGRESS_SECONDS and stage == self._stage
+        if is_early and done != total:
             return
         self._reported, self._stage = now, stage
         self.count_time(stage)
@@ -132,16 +131,8 @@ class MethodContext:
             last = self.curve_points[-1]
             score = (last["score"] or last["return"])["mean"]
             shown |= {} if score is None else {"score": score}
-        self._files.write(
-            "progress",
-            {
-                "stage": stage,
-                "done": done,
-                "total": total,
-                "figures": shown,
-                "time": now,
-            },
-        )
+        told = {"stage": stage, "done": done, "total": total, "figures": shown}
+        self._files.write("progress", {**told, "time": now})
 
     def count_time(self, stage: str) -> None:
         """Count the time since the last call as spent on "train" or "evaluate"."""
@@ -171,11 +162,8 @@ class MethodContext:
         """
         self.forget_curve(step - 1)
         self.count_time("train")
-        found = evaluation_json(
-            self.evaluate(
-                policy, seed=CURVE_SEED, episodes=self._cell.evaluation.curve_episodes
-            )
-        )
+        count = self._cell.evaluation.curve_episodes
+        found = evaluation_json(self.evaluate(policy, seed=CURVE_SEED, episodes=count))
         self.count_time("evaluate")
         episodes = found["episodes"]
         scores = [e["score"] for e in episodes if e["score"] is not None]
@@ -230,14 +218,55 @@ class MethodContext:
                 f"num_steps in the suite, pass --budget, or give register_method a "
                 f"num_steps."
             )
-        if step < self.num_steps:
-            return False
-        return step >= (self.max_steps or 0) or self.has_stopped_rising()
-
-    def has_stopped_rising(self) -> bool:
-        """Return whether the learning curve is flat or falls; see `finished`."""
+        if step < self.num_steps or step >= (self.max_steps or 0):
+            return step >= self.num_steps
         found = rise_of(self.curve_points)
         return found is not None and found.kind != "rising"
+
+
+class Rise(NamedTuple):
+    """How much a learning curve rose at the end.
+
+    Attributes:
+        mean: The rise in units of the score.
+        error: Its standard error.
+    """
+
+    mean: float
+    error: float
+
+    @property
+    def kind(self) -> Literal["rising", "flat", "falling"]:
+        """Whether the rise exceeds twice its standard error, and its sign."""
+        if abs(self.mean) <= 2 * self.error:
+            return "flat"
+        return "rising" if self.mean > 0 else "falling"
+
+
+def rise_of(curve: Sequence[Mapping[str, Any]]) -> Rise | None:
+    """Return how much a learning curve rose at the end.
+
+    The rise is the mean score of the last three evaluations minus that of the three
+    before. All evaluations have the same episodes, so the error is that of the
+    episodes' own rises: what makes one episode harder than another cancels out. The
+    error does not cover how checkpoints differ among themselves. A curve that goes up
+    and down is therefore called rising more often than by chance, and its training
+    continues rather than ends too early.
+
+    Args:
+        curve: Evaluations during training.
+
+    Returns:
+        None where the curve is shorter, or did not keep its episodes.
+    """
+    values = [point.get("values") or () for point in curve[-2 * POINTS :]]
+    count = min(map(len, values), default=0)
+    if len(values) < 2 * POINTS or count < 2 or any(len(v) != count for v in values):
+        return None
+    scores = np.asarray(values, float)
+    rises = scores[POINTS:].mean(axis=0) - scores[:POINTS].mean(axis=0)
+    error = float(rises.std(ddof=1)) / math.sqrt(count)
+    return Rise(mean=float(rises.mean()), error=error)
 
 
 def flat_observation(observation: Any) -> np.ndarray:
@@ -324,23 +353,19 @@ class CheckedPolicy:
         Raises:
             ConfigError: They are of another shape, not finite, or out of bounds.
         """
-        actions, state = self._policy.predict(observation, **rest)
-        self._check(np.asarray(actions))
-        return actions, state
-
-    def _check(self, actions: np.ndarray) -> None:
-        space = self._space
+        given, state = self._policy.predict(observation, **rest)
+        actions, space = np.asarray(given), self._space
         if actions.shape[1:] != space.shape:
             raise ConfigError(
                 f"The method {self._name!r} returned actions of shape {actions.shape}; "
                 f"expected [environments, {', '.join(map(str, space.shape))}]."
             )
         if not isinstance(space, spaces.Box):
-            return
+            return given, state
         slack = TOLERANCE * (space.high - space.low)
         within = (actions >= space.low - slack) & (actions <= space.high + slack)
         if within.all():  # false for NaN
-            return
+            return given, state
         if np.isnan(actions).any():
             raise ConfigError(
                 f"The method {self._name!r} returned actions that are not numbers "

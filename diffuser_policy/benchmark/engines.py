@@ -2,8 +2,8 @@
 
 Every engine runs the same command for a cell, `python -m
 diffuser_policy.benchmark.cell_process FOLDER CELL`, with one thread and its output in
-the cell's log.txt. So results do not depend on the engine, and nothing but strings
-travels to other machines.
+the cell's log.txt. So results do not depend on the engine, and only a `Job`, which
+holds nothing but strings, travels to other machines.
 
 `process`
     Processes of this machine.
@@ -22,6 +22,13 @@ More than one machine needs a file system that all of them see: the benchmark's 
 the datasets (MINARI_DATASETS_PATH) and the same Python environment at the same place.
 Its locks have to reach over machines, as those of NFS 4, Lustre (mounted with `flock`)
 and GPFS do. `examples/benchmark_cluster.md` has the steps.
+
+A cell's process ends when its parent does, however the parent ends. The parent holds
+the writing end of a pipe that is the child's standard input, its lifeline, and never
+writes to it. When the parent closes it, exits or is killed, the child reads the end of
+the pipe, interrupts itself as Ctrl-C would (so that a training saves a checkpoint), and
+is killed if it still runs some seconds later. `concurrent.futures` and `subprocess`
+leave such children behind; Linux's signal at the parent's death gives them no time.
 """
 
 from __future__ import annotations
@@ -33,19 +40,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
-from diffuser_policy.benchmark.lifeline import (
-    GRACE,
-    hear_interrupts,
-    release,
-    start_child,
-    stop_children,
-)
 from diffuser_policy.errors import (
     ConfigError,
     DiffuserPolicyError,
@@ -61,6 +62,13 @@ PASSED_ON = ("DIFFUSER_POLICY_", "HF_", "MINARI_", "MUJOCO_", "PYOPENGL_", "PYTH
 MARGIN = 5.0  # seconds that a cluster needs to stop a job, besides the job's own
 POLL = 0.1  # seconds between two looks at the jobs
 DAY = 24 * 60  # minutes
+LIFELINE = "DIFFUSER_POLICY_LIFELINE"  # variable that a child with a lifeline has
+GRACE = 10.0  # seconds that a process has to save what it wants to save
+BUSY = 75  # exit status of a cell that another process is at work on: EX_TEMPFAIL
+
+
+def _passed_on() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if k.startswith(PASSED_ON)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,16 +80,17 @@ class Job:
         arguments: Of Python.
         log: File that its output is appended to.
         folder: To run in.
+        variables: Of the environment, besides those that the process inherits.
     """
 
     cell: str
     arguments: tuple[str, ...]
     log: str
     folder: str
+    variables: Mapping[str, str] = field(default_factory=_passed_on)
 
 
-@dataclass(frozen=True)
-class Ended:
+class Ended(NamedTuple):
     """A job that has ended.
 
     Attributes:
@@ -104,6 +113,10 @@ class Engine(abc.ABC):
     """Runs jobs, a number of them at a time.
 
     A context manager: leaving it ends the jobs that are running.
+
+    Attributes:
+        workers: Jobs at a time.
+        running: The cells whose jobs are with the engine, and the handles of the jobs.
     """
 
     name: ClassVar[str]
@@ -119,36 +132,30 @@ class Engine(abc.ABC):
             folder: Of the benchmark, for what the engine writes itself.
 
         Raises:
-            MissingExtraError: Its library is not installed.
             ConfigError: Options that the library does not take.
             EngineError: It cannot be started.
         """
-        del options, folder  # for those that have some
+        del options, folder  # only some engines use them
         self.workers = workers
-        self._running: dict[str, Any] = {}
-
-    @property
-    def running(self) -> tuple[str, ...]:
-        """The cells whose jobs are with the engine."""
-        return tuple(self._running)
+        self.running: dict[str, Any] = {}
 
     @property
     def has_room(self) -> bool:
         """Whether another job may be started."""
-        return len(self._running) < self.workers
+        return len(self.running) < self.workers
 
     def start(self, job: Job) -> None:
         """Hand a job over; it runs at once, or when the cluster has a place."""
-        self._running[job.cell] = self._start(job)
+        self.running[job.cell] = self._start(job)
 
     def wait(self, seconds: float) -> list[Ended]:
         """Return the jobs that have ended; wait at most `seconds` for one."""
         deadline = time.monotonic() + seconds
         while True:
-            found = [self._ended(cell, job) for cell, job in self._running.items()]
+            found = [self._ended(cell, job) for cell, job in self.running.items()]
             ended = [end for end in found if end is not None]
             for end in ended:
-                del self._running[end.cell]
+                del self.running[end.cell]
             left = deadline - time.monotonic()
             if ended or left <= 0:
                 return ended
@@ -160,8 +167,8 @@ class Engine(abc.ABC):
     def __exit__(self, *_: object) -> None:
         """End what is running, and let go of the cluster."""
         try:
-            self._stop(list(self._running.values()))
-            self._running.clear()
+            self._stop(list(self.running.values()))
+            self.running.clear()
         finally:
             self._close()
 
@@ -177,30 +184,108 @@ class Engine(abc.ABC):
     def _stop(self, handles: list[Any]) -> None:
         """End jobs."""
 
-    def _close(self) -> None:
+    def _close(self) -> None:  # noqa: B027 (most have nothing to let go of)
         """Let go of the cluster."""
-        return
 
 
-def start_cell(job: Job, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start the process of a cell with this Python."""
+def start_child(job: Job) -> subprocess.Popen[bytes]:
+    """Start a job with this Python; its standard input is its lifeline.
+
+    In a session of its own, it does not see a Ctrl-C in the terminal, and all processes
+    that it starts can be killed together. A program that does not call
+    `end_with_parent` ends in `stop_children` only.
+    """
     with Path(job.log).open("ab") as log:
-        return start_child(
+        return subprocess.Popen(
             [sys.executable, *job.arguments],
-            output=log,
-            folder=job.folder,
-            environment={**os.environ, **variables, **ONE_THREAD},
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=job.folder,
+            env={**os.environ, **job.variables, **ONE_THREAD, LIFELINE: "1"},
+            start_new_session=True,
         )
 
 
-def run_job(*, variables: dict[str, str], **job: Any) -> int:
-    """Run the process of a cell to its end; what an engine calls on another machine.
+def stop_children(
+    children: Iterable[subprocess.Popen[bytes]], *, grace: float = GRACE
+) -> None:
+    """End children and the processes that they started; return when they are gone.
+
+    Args:
+        children: From `start_child`.
+        grace: Seconds after which they are killed. A Ctrl-C meanwhile kills them now.
+    """
+    children = list(children)
+    try:
+        for child in children:
+            release(child)
+        deadline = time.monotonic() + grace
+        for child in children:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(max(0.0, deadline - time.monotonic()))
+    finally:
+        for child in children:
+            if child.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
+
+
+def release(child: subprocess.Popen[bytes]) -> None:
+    """Let go of a child's lifeline: it ends by itself, if it has not already."""
+    if child.stdin is not None:
+        with contextlib.suppress(OSError):
+            child.stdin.close()
+
+
+def end_with_parent(*, grace: float = GRACE) -> None:
+    """Make this process end when the one that started it lets go of the lifeline.
+
+    Does nothing in a process that was not started by `start_child`, for example by
+    hand.
+
+    Args:
+        grace: Seconds between the interrupt and the kill.
+    """
+    if os.environ.pop(LIFELINE, None) is None:
+        return
+    lifeline = os.dup(0)  # not inherited by processes that this one starts
+    with open(os.devnull, "rb") as nothing:  # noqa: PTH123 (descriptors, not files)
+        os.dup2(nothing.fileno(), 0)
+    hear_interrupts()
+
+    def end() -> None:
+        while os.read(lifeline, 1024):
+            pass
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(grace)
+        if os.getpgrp() == os.getpid():
+            os.killpg(0, signal.SIGKILL)
+        os._exit(1)
+
+    threading.Thread(target=end, name="lifeline", daemon=True).start()
+
+
+def hear_interrupts() -> None:
+    """Let an interrupt raise KeyboardInterrupt in this process, as it does by default.
+
+    Shells let processes in the background ignore it, and some engines block it;
+    processes inherit both. Has no effect in other threads than the main one.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def run_job(job: Job) -> int:
+    """Run a job to its end; what an engine calls on another machine.
 
     Returns:
         The exit status, minus the signal's number if it was killed.
     """
     hear_interrupts()
-    child = start_cell(Job(**job), variables)
+    child = start_child(job)
     try:
         # Not child.wait(), during which Ray cannot interrupt a task.
         while (status := child.poll()) is None:
@@ -210,19 +295,13 @@ def run_job(*, variables: dict[str, str], **job: Any) -> int:
         stop_children([child])
 
 
-def shipped(job: Job) -> dict[str, Any]:
-    """Return the arguments of `run_job` on another machine: strings, nothing else."""
-    passed = {k: v for k, v in os.environ.items() if k.startswith(PASSED_ON)}
-    return {**asdict(job), "variables": passed}
-
-
 class ProcessEngine(Engine):
     """Processes of this machine; they end when this process does."""
 
     name = "process"
 
     def _start(self, job: Job) -> subprocess.Popen[bytes]:
-        return start_cell(job, {})
+        return start_child(job)
 
     def _ended(self, cell: str, handle: subprocess.Popen[bytes]) -> Ended | None:
         status = handle.poll()
@@ -267,13 +346,15 @@ class SubmititEngine(Engine):
 
     def _start(self, job: Job) -> Any:
         utils = require_extra("submitit.core.utils", "cluster")
-        refusals = (utils.FailedJobError, utils.FailedSubmissionError)
+        # Local jobs inherit the mask, and would complain of a Ctrl-C.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            with _interrupts_held_back():  # local jobs would complain of a Ctrl-C
-                return self._executor.submit(_Resumable(), **shipped(job))
-        except refusals as error:
+            return self._executor.submit(_Resumable(), job)
+        except (utils.FailedJobError, utils.FailedSubmissionError) as error:
             told = f"the cluster does not take the job of {job.cell}: {error}"
             raise EngineError(told.strip()) from error
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _ended(self, cell: str, handle: Any) -> Ended | None:
         if not handle.done():
@@ -304,26 +385,16 @@ class SubmititEngine(Engine):
 class _Resumable:
     """`run_job` that submitit puts back into the queue when its time is up."""
 
-    def __call__(self, **job: Any) -> int:
+    def __call__(self, job: Job) -> int:
         if os.environ.get("SUBMITIT_EXECUTOR") == "local":
             # Slurm ends a job by itself; there, submitit has to ignore this signal.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
-        return run_job(**job)
+        return run_job(job)
 
-    def checkpoint(self, **job: Any) -> Any:
+    def checkpoint(self, job: Job) -> Any:
         """Return the job that remains: the same one, since cells resume."""
         helpers = require_extra("submitit.helpers", "cluster")
-        return helpers.DelayedSubmission(self, **job)
-
-
-@contextlib.contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Start processes that never see a Ctrl-C: they inherit the signal mask."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return helpers.DelayedSubmission(self, job)
 
 
 class RayEngine(Engine):
@@ -363,7 +434,7 @@ class RayEngine(Engine):
         self._task = self._ray.remote(**options)(run_job)
 
     def _start(self, job: Job) -> Any:
-        return self._task.remote(**shipped(job))
+        return self._task.remote(job)
 
     def _ended(self, cell: str, handle: Any) -> Ended | None:
         done, _ = self._ray.wait([handle], timeout=0)
@@ -401,12 +472,10 @@ def check_engine(name: str, *, workers: int, options: Mapping[str, Any]) -> None
         options: The engine's own.
 
     Raises:
-        UnknownNameError: No engine of that name, or no such option.
+        UnknownNameError: The engine has no such option.
         MissingExtraError: Its library is not installed.
         ConfigError: No workers, or options for an engine that takes none.
     """
-    if name not in ENGINES:
-        raise UnknownNameError("engine", name, ENGINES)
     if workers < 1:
         raise ConfigError(f"--workers must be at least 1, got {workers}.")
     engine = ENGINES[name]
@@ -419,6 +488,5 @@ def check_engine(name: str, *, workers: int, options: Mapping[str, Any]) -> None
                 f"--engine submitit or ray."
             )
         if engine.options is not None and option not in engine.options:
-            raise UnknownNameError(
-                f"option of the engine {name}", option, engine.options
-            )
+            kind = f"option of the engine {name}"
+            raise UnknownNameError(kind, option, engine.options)

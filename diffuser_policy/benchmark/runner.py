@@ -1,7 +1,11 @@
 """Runs the cells of a suite, a number at a time, each in a process of its own.
 
-A run may end at any moment, by Ctrl-C, a kill or a power cut: the same command resumes
-it. It skips finished cells, reports those that fail, and continues with the others.
+Everything that can be checked is checked before any cell runs, so that a typing error
+does not cost a night: methods, their settings and libraries; environments; data; and
+the output folder. A run may end at any moment, by Ctrl-C, a kill or a power cut: the
+same command resumes it. It skips finished cells, reports those that fail, and continues
+with the others. A terminal shows the cells at work as a table that stays up to date; a
+log gets lines of text.
 """
 
 from __future__ import annotations
@@ -12,51 +16,195 @@ import platform
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from diffuser_policy.benchmark.cells import Cell, CellFolder, held
-from diffuser_policy.benchmark.engines import Ended, Engine, EngineError, Job
-from diffuser_policy.benchmark.lifeline import BUSY
-from diffuser_policy.benchmark.preflight import HOLDER_FILE, LOCK_FILE
-from diffuser_policy.benchmark.progress import Display, Watched
-from diffuser_policy.benchmark.results import read_result
-from diffuser_policy.errors import ConfigError
+import gymnasium
+from gymnasium import spaces
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from diffuser_policy.benchmark.cells import (
+    RECORDED,
+    Cell,
+    CellFolder,
+    held,
+    read_result,
+)
+from diffuser_policy.benchmark.engines import BUSY, Ended, Engine, EngineError, Job
+from diffuser_policy.benchmark.methods import check_reachable, find_method
+from diffuser_policy.benchmark.problem import Problem, check_task
+from diffuser_policy.benchmark.suites import SUITE_FILE, Suite, check_suite
+from diffuser_policy.data.collection import default_dataset_id
+from diffuser_policy.data.minari import load_flat, local_dataset_ids
+from diffuser_policy.errors import (
+    CheckpointError,
+    ConfigError,
+    DatasetError,
+    DatasetNotFoundError,
+)
+from diffuser_policy.versions import versions
 
 MODULE = "diffuser_policy.benchmark.cell_process"
+LOCK_FILE, HOLDER_FILE = "run.lock", "run.txt"  # held by the runner; who that is
 WAIT = 0.5  # seconds between two looks at the cells
 REFUSED = 60.0  # seconds until a cluster that took no more jobs is asked again
+LINE_SECONDS = 60.0  # between two lines of a log about the same cell
+
+# --- before a run -------------------------------------------------------------------
 
 
-class Failure(NamedTuple):
-    """A cell that failed.
+def check_cells(cells: Sequence[Cell], *, progress: bool = False) -> None:
+    """Refuse cells that could not be run.
 
-    Attributes:
-        cell: Its id.
-        error: What happened, in a sentence.
-        log: File with the output of its process.
+    Args:
+        cells: All that would be run.
+        progress: Show a bar while data is read for the first time.
+
+    Raises:
+        ConfigError: No cells, two of the same name, a method that cannot do a problem
+            or lacks a setting, or an environment whose goals are not as stated.
+        UnknownNameError: No method or environment of a name.
+        MissingExtraError: A method or an environment needs a module that is missing.
+        DatasetError: Data that is missing or of another environment.
     """
+    if not cells:
+        raise ConfigError("No cells are left to run: ask for more methods or problems.")
+    named: dict[str, Cell] = {}
+    for cell in cells:
+        other = named.setdefault(cell.id, cell)
+        if other is not cell:
+            raise ConfigError(
+                f"Two cells would share the folder {cell.id!r}: the methods "
+                f"{other.method!r} and {cell.method!r}. Name methods once, and give "
+                f"functions different names."
+            )
+    for method in dict.fromkeys(cell.method for cell in cells):
+        check_reachable(method)
+    for cell in cells:
+        find_method(cell.method).check(cell.problem, cell.settings)
+    for problem in {cell.problem.name: cell.problem for cell in cells}.values():
+        methods = [find_method(c.method) for c in cells if c.problem == problem]
+        env = problem.make_env()
+        try:
+            space = env.observation_space
+            has_goals = (
+                isinstance(space, spaces.Dict) and "desired_goal" in space.spaces
+            )
+            if problem.goals == "hindsight" and not has_goals:
+                raise ConfigError(
+                    f"The problem {problem.name} has goals='hindsight', but "
+                    f"observations of {problem.env} carry no desired_goal. Use "
+                    f"goals='none', or an environment with goals "
+                    f"(gymnasium_robotics.core.GoalEnv)."
+                )
+            if any(method.needs_dataset for method in methods):
+                _check_data(problem, env, progress=progress)
+        finally:
+            env.close()
 
-    cell: str
-    error: str
-    log: Path
 
+def check_folder(
+    output: Path, suite: Suite, cells: Sequence[Cell], *, mixed_versions: bool
+) -> set[str]:
+    """Refuse a folder whose results would not fit to those of these cells.
 
-@dataclass(kw_only=True)
-class Outcome:
-    """The outcome of a run.
+    Args:
+        output: Folder of the benchmark; it need not exist.
+        suite: With the settings that were asked for.
+        cells: All that would be run.
+        mixed_versions: Accept results made with other versions of packages.
 
-    Attributes:
-        before: Cells that were finished before.
-        finished: Cells that this run finished.
-        failures: Cells that failed in this run, or before if they were left alone.
+    Returns:
+        The ids of those of these cells that are finished.
+
+    Raises:
+        ConfigError: It holds another suite, or cells of other settings or versions.
+        CheckpointError: A result in it is damaged.
     """
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"{output} is a file; name a folder for the results.")
+    if (output / SUITE_FILE).is_file():
+        check_suite(output, suite)
+    elif output.is_dir() and any(
+        path.name not in (LOCK_FILE, HOLDER_FILE) for path in output.iterdir()
+    ):
+        raise ConfigError(
+            f"{output} is not empty and holds no benchmark: there is no {SUITE_FILE}. "
+            f"Choose another folder: --output."
+        )
+    for cell in cells:
+        CellFolder(output, cell.id).check(cell)
+    made: dict[str, Mapping[str, str]] = {}
+    for path in sorted(output.glob("cells/*/versions.json")):
+        folder = CellFolder(output, path.parent.name)
+        if folder.holds_work():
+            made[path.parent.name] = folder.read("versions")
+    results = {
+        path.parent.name: read_result(path)
+        for path in sorted(output.glob("cells/*/result.json"))
+    }
+    made |= {name: result.versions for name, result in results.items()}
+    current = {} if mixed_versions else versions(*RECORDED)
+    for cell_id, known in made.items():
+        for package, version in known.items():
+            if current.get(package, version) != version:  # not installed: no matter
+                raise ConfigError(
+                    f"The work on {cell_id} in {output} was done with {package} "
+                    f"{version}; installed is {current[package]}. Results would be "
+                    f"mixed: choose another folder with --output, install {package} "
+                    f"{version}, or accept it with --mixed-versions."
+                )
+    finished = {cell.id for cell in cells if cell.id in results}
+    for cell in cells:
+        if cell.id in finished and results[cell.id].cell.digest != cell.digest:
+            raise ConfigError(
+                f"The result in {output / 'cells' / cell.id} is not of the cell that "
+                f"cell.json beside it describes. Delete that folder, or choose another "
+                f"one with --output."
+            )
+    return finished
 
-    before: list[str] = field(default_factory=list)
-    finished: list[str] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
+
+def _check_data(problem: Problem, env: Any, *, progress: bool) -> None:
+    """Read the data once, so that cells find it in the cache, and compare the sizes."""
+    if problem.dataset not in local_dataset_ids():
+        raise DatasetNotFoundError(
+            f"The problem {problem.name} needs the dataset {problem.dataset!r}, which "
+            f"is not on this machine. Record it with: {_recorded_by(problem)}"
+        )
+    flat = load_flat(problem.dataset, progress=progress)
+    space = env.observation_space
+    if isinstance(space, spaces.Dict):
+        space = space["observation"]
+    found = ((flat.observation_size,), (flat.action_size,))
+    if found != (space.shape, env.action_space.shape):
+        raise DatasetError(
+            f"{problem.dataset} is not of {problem.env}: its observations and actions "
+            f"have the shapes {found[0]} and {found[1]}, those of the environment "
+            f"{space.shape} and {env.action_space.shape}."
+        )
+    check_task(problem, flat, env)
+
+
+def _recorded_by(problem: Problem) -> str:
+    """Return the command that records a dataset, often in another environment.
+
+    Environments share data: Maze2D uses those of Multi2D. So that a name means the same
+    data to everybody, it is the environment whose own dataset this is.
+    """
+    namespace = problem.env.rpartition(":")[2].rpartition("/")[0]
+    for env_id, spec in gymnasium.registry.items():
+        if (
+            spec.namespace == namespace
+            and default_dataset_id(env_id) == problem.dataset
+        ):
+            return f"diffuser-policy collect {env_id}"
+    return f"diffuser-policy collect {problem.env} --dataset {problem.dataset}"
 
 
 @contextlib.contextmanager
@@ -98,6 +246,89 @@ def stops_as_interrupt() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+# --- the display --------------------------------------------------------------------
+
+
+@dataclass
+class Watched:
+    """A cell that a process works on.
+
+    Attributes:
+        folder: Of the cell.
+        is_elsewhere: Whether the process is not one of this run.
+        since: When this run first saw it, in seconds of the monotonic clock.
+    """
+
+    folder: CellFolder
+    is_elsewhere: bool = False
+    since: float = field(default_factory=time.monotonic)
+
+    @property
+    def elapsed(self) -> str:
+        """How long this run has seen it, as "m:ss" or "h:mm:ss"."""
+        minutes, second = divmod(int(time.monotonic() - self.since), 60)
+        hours, minute = divmod(minutes, 60)
+        return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+    def columns(self) -> tuple[str, str, str, str]:
+        """Return stage, steps, figures (the score first) and elapsed time as text."""
+        report: Mapping[str, Any] = {}
+        with contextlib.suppress(CheckpointError):  # its process writes it again
+            report = self.folder.read("progress") or {}
+        stage = report.get("stage", "starting")
+        if self.is_elsewhere:
+            stage = "in another process"
+        done, total = report.get("done") or 0, report.get("total")
+        steps = f"{done:,}/{total:,}" if total else f"{done:,}" if done else ""
+        figures = report.get("figures") or {}
+        names = sorted(figures, key=lambda name: name != "score")
+        shown = " ".join(f"{name} {figures[name]:.4g}" for name in names)
+        return stage, steps, shown, self.elapsed
+
+
+class Display(Live):
+    """Shows a run; a context manager.
+
+    Args:
+        console: By default standard output. A terminal gets a table of the cells at
+            work, anything else a line a minute about each of them.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        super().__init__(
+            console=console or Console(), auto_refresh=False, transient=True
+        )
+        self._said: dict[str, float] = {}
+
+    def say(self, text: str, *, style: str = "") -> None:
+        """Write a line that stays."""
+        self.console.print(Text(text, style), soft_wrap=True, highlight=False)
+
+    def show(self, watched: Mapping[str, Watched], counts: str) -> None:
+        """Show the cells at work and the counts; called several times a second."""
+        if self.console.is_terminal:
+            self.update(live_table(watched, counts), refresh=True)
+            return
+        now = time.monotonic()
+        for name, cell in watched.items():
+            if now - max(self._said.get(name, 0.0), cell.since) >= LINE_SECONDS:
+                self._said[name] = now
+                self.say(f"{name}: {', '.join(filter(None, cell.columns()))}")
+
+
+def live_table(watched: Mapping[str, Watched], counts: str) -> RenderableType:
+    """Return the cells at work as a table, and the counts below it."""
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for justify in ("left", "left", "right", "left", "right"):
+        table.add_column(justify=justify)
+    for name, cell in watched.items():
+        table.add_row(*map(Text, (name, *cell.columns())))
+    return Group(table, Text(counts, "bold"))
+
+
+# --- the run ------------------------------------------------------------------------
+
+
 class Runner:
     """One run of some cells.
 
@@ -106,6 +337,9 @@ class Runner:
         engine: Opened.
         display: Opened.
         retry: Run cells again that failed in earlier runs.
+
+    Attributes:
+        failures: What happened in the cells that failed, by their ids.
     """
 
     def __init__(
@@ -113,25 +347,25 @@ class Runner:
     ) -> None:
         self.output = output.resolve()
         self.engine, self.display, self.retry = engine, display, retry
-        self.outcome = Outcome()
+        self.failures: dict[str, str] = {}
+        self._num_finished = 0
         self._queue: list[str] = []
         self._watched: dict[str, Watched] = {}
         self._resume_at = 0.0
 
-    def run(self, cells: Sequence[Cell], finished: Mapping[str, Any]) -> Outcome:
-        """Run cells to their ends.
+    def run(self, cells: Sequence[Cell], finished: Container[str] = ()) -> None:
+        """Run cells to their ends; `failures` tells which of them failed.
 
         Args:
             cells: In the order of their starts.
             finished: Ids of cells that are finished.
         """
-        self.outcome.before = [cell.id for cell in cells if cell.id in finished]
         for cell in cells:
             folder = CellFolder(self.output, cell.id)
             folder.prepare(cell)
             if cell.id in finished:
-                continue
-            if not self.retry and folder.read("error") is not None:
+                self._num_finished += 1
+            elif not self.retry and folder.read("error") is not None:
                 self._fail(folder)
             else:
                 self._queue.append(cell.id)
@@ -139,13 +373,12 @@ class Runner:
             while self._queue or self.engine.running:
                 if time.monotonic() >= self._resume_at or not self.engine.running:
                     self._start()
-                self.display.update(self._watched, self._counts(len(cells)))
+                self.display.show(self._watched, self._counts(len(cells)))
                 for end in self.engine.wait(WAIT):
                     self._end(end)
         except KeyboardInterrupt:
             self.display.say("Stopping the cells at work; Ctrl-C again kills them.")
             raise
-        return self.outcome
 
     def _start(self) -> None:
         """Start as many cells as there is room for.
@@ -212,7 +445,7 @@ class Runner:
             return False
         score = read_result(path).scores.mean()
         watched = self._watched.pop(name, Watched(folder))
-        self.outcome.finished.append(name)
+        self._num_finished += 1
         self.display.say(f"{name}: finished in {watched.elapsed}, score {score:.1f}")
         return True
 
@@ -220,31 +453,27 @@ class Runner:
         """Note that a cell failed, as its `error.json` says."""
         error, name = folder.read("error"), folder.path.name
         what = f"{error.get('type', 'Error')}: {error.get('message', 'unknown')}"
-        self.outcome.failures.append(Failure(name, what, folder.log))
+        self.failures[name] = what
         watched = self._watched.pop(name, None)
         how = f"FAILED after {watched.elapsed}" if watched else "left alone"
         self.display.say(f"{name}: {how}: {what}", style="red")
 
     def _counts(self, total: int) -> str:
         """Return how many cells are finished, waiting and failed, as a line."""
-        done = len(self.outcome.before) + len(self.outcome.finished)
-        parts = [f"{done} of {total} cells finished"]
-        waiting, failed = len(self._queue), len(self.outcome.failures)
-        parts += [f"{waiting} waiting"] if waiting else []
-        parts += [f"{failed} failed"] if failed else []
-        return ", ".join(parts)
+        told = f"{self._num_finished} of {total} cells finished"
+        told += f", {len(self._queue)} waiting" if self._queue else ""
+        return told + (f", {len(self.failures)} failed" if self.failures else "")
 
 
 def _ended_early(end: Ended, log: Path) -> dict[str, str]:
     """Describe a process that ended without a result and without an error."""
-    if end.status is not None and end.status < 0:
-        name = signal.Signals(-end.status).name
-        told = f"the process was ended by {name}"
-        if end.status == -signal.SIGKILL:
-            told += ", as by the system when memory runs out (use fewer --workers)"
-    elif end.status is not None:
+    if end.status is None:
+        told = "the engine lost the process"
+    elif end.status >= 0:
         told = f"the process ended with status {end.status} and no result"
     else:
-        told = "the engine lost the process"
+        told = f"{signal.Signals(-end.status).name} ended the process"
+        if end.status == -signal.SIGKILL:
+            told += ", as by the system when memory runs out (use fewer --workers)"
     reason = f": {end.reason.strip()}" if end.reason.strip() else ""
     return {"type": "Ended", "message": f"{told}{reason}; see {log}", "traceback": ""}

@@ -1,6 +1,7 @@
-"""Suites: lists of cells by name, or from a TOML file.
+"""Suites: lists of cells, from TOML files. `shipped_suites/` has those with a name.
 
-    name = "mine"
+    name = "mine"                         # left out: that of the file
+    purpose = "What it is for."           # in the list of suites
     note = "100 is best."                 # about scores, for readers of the report
     num_steps = 50000                     # gradient steps of every method, at least
     max_steps = 100000                    # where a learning curve that still rises ends
@@ -38,11 +39,13 @@ from pathlib import Path
 from typing import Any
 
 from diffuser_policy.benchmark.cells import Cell, EvaluationProtocol
-from diffuser_policy.benchmark.problem import Goals, Problem
+from diffuser_policy.benchmark.problem import Problem
 from diffuser_policy.errors import CheckpointError, ConfigError, UnknownNameError
-from diffuser_policy.files import replaced_file
-from diffuser_policy.settings import differences, from_json, to_json
+from diffuser_policy.files import write_json
+from diffuser_policy.settings import differences, from_json, plain, to_json
 
+SHIPPED = Path(__file__).with_name("shipped_suites")
+SUITES = ("maze", "kuka", "planning", "online", "tiny")
 SUITE_FILE = "suite.json"
 SHOWN = 5  # differences that one error lists
 
@@ -62,6 +65,7 @@ class Suite:
         max_steps: And at most, while its learning curve rises.
         evaluation: Episodes for all.
         note: What readers of its report have to know about its scores and settings.
+        purpose: What it is for, in the list of suites.
     """
 
     name: str
@@ -73,9 +77,9 @@ class Suite:
     max_steps: int | None = None
     evaluation: EvaluationProtocol = field(default_factory=EvaluationProtocol)
     note: str = ""
+    purpose: str = ""
 
     def __post_init__(self) -> None:
-        """Check the seeds and names."""
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ConfigError(
                 f"A suite needs different training seeds, at least one; got "
@@ -141,157 +145,6 @@ class Suite:
         return tuple(cells)
 
 
-# CQL draws ten actions for each of 256 rows: half the width of the others saves hours
-# on a CPU. `examples/benchmark_narrow.toml` and `benchmark_wide.toml` try other widths.
-NARROW = {"width": 128}
-BCQ = {"learning_rate": 3e-4}  # with its paper's 1e-3, its critic diverges on mazes
-MAZE_NOTE = (
-    "Scores are D4RL's: every env step inside the goal disc pays 1; 0 is what a random "
-    "policy earns, 100 D4RL's own controller."
-)
-
-
-def _maze_problems(family: str, goals: Goals) -> tuple[Problem, ...]:
-    return tuple(
-        Problem(
-            env=f"diffuser_envs/{family}-{maze}-v1",
-            dataset=f"diffuser/multi2d-{maze.lower()}-v1",
-            goals=goals,
-        )
-        for maze in ("UMaze", "Medium", "Large")
-    )
-
-
-SINGLE_TASK = _maze_problems("Maze2D", "none")
-MULTI_TASK = _maze_problems("Multi2D", "hindsight")
-
-
-def _shipped_planners(problems: Sequence[Problem]) -> dict[str, dict[str, str]]:
-    """Return Diffuser's settings for mazes: the planner of each one's data."""
-    return {
-        problem.name: {"planner": f"multi2d-{problem.name.partition('-')[2]}"}
-        for problem in problems
-    }
-
-
-def _mazes() -> Suite:
-    """The paper's table 1, and stronger baselines."""
-    problems = (*SINGLE_TASK, *MULTI_TASK)
-    methods: dict[str, Mapping[str, Any]] = {
-        "diffuser": _shipped_planners(problems),
-        "bc": {},
-        "bcq": {"width": 256, **BCQ},
-        "cql": NARROW,
-        "iql": {},
-        "td3-bc": {},
-        "rebrac": {},
-        "demonstrator": {},
-    }
-    return Suite(
-        name="maze",
-        problems=problems,
-        methods=methods,
-        num_steps=50_000,
-        max_steps=100_000,
-        note=f"{MAZE_NOTE} CQL has half the others' width.",
-    )
-
-
-def _kuka() -> Suite:
-    """The paper's table 3."""
-    tasks: dict[str, Goals] = {
-        "Unconditional": "none",
-        "Conditional": "hindsight",
-        "Rearrangement": "hindsight",
-    }
-    problems = [
-        Problem(
-            env=f"diffuser_envs/KukaStack-{task}-v1",
-            dataset="diffuser/kuka-stack-v1",
-            goals=goals,
-        )
-        for task, goals in tasks.items()
-    ]
-    # A tower takes 250 steps: with 0.99, few goals in hindsight would be whole towers.
-    # Critics keep 0.99, after 250 steps of which 8 % of a reward are left.
-    far = {"goal_discount": 0.997}
-    return Suite(
-        name="kuka",
-        problems=tuple(problems),
-        methods={
-            "diffuser": {"planner": "kuka-stack"},
-            "bcq": {**NARROW, **BCQ, **far},
-            "cql": {**NARROW, **far},
-            "bc": far,
-            "demonstrator": {},
-        },
-        num_steps=50_000,
-        max_steps=100_000,
-        evaluation=EvaluationProtocol(num_envs=25),
-        note=(
-            "Scores are the share of the task that the settled final state meets, in "
-            "percent; the paper counts what was ever met. BCQ and CQL have half of "
-            "BC's width."
-        ),
-    )
-
-
-def _planning() -> Suite:
-    """Planning by trial: with the true simulator, and with learned models."""
-    # Demonstrators avoid walls, so models learn little about them: plans are short.
-    short = {"horizon": 60, "num_iterations": 1}
-    methods: dict[str, Mapping[str, Any]] = {
-        "diffuser": _shipped_planners(MULTI_TASK),
-        "random": {},
-        "mppi-simulator": {},
-        "cem-simulator": {},
-        "mppi-learned": short,
-        "cem-learned": {"horizon": 60},
-        "mppi-diffuser": {},  # the paper's ablation
-    }
-    return Suite(
-        name="planning",
-        problems=MULTI_TASK,
-        methods=methods,
-        methods_of={p.name: tuple(methods)[:-1] for p in MULTI_TASK[1:]},
-        note=MAZE_NOTE,
-        evaluation=EvaluationProtocol(seeds=(30_000,), episodes=50),
-    )
-
-
-def _online() -> Suite:
-    """A reference: SAC + HER, which practises in the environment."""
-    return Suite(
-        name="online",
-        problems=MULTI_TASK,
-        methods={"sac-her": {}},
-        num_steps=50_000,
-        max_steps=100_000,
-        note=MAZE_NOTE,
-    )
-
-
-def _tiny() -> Suite:
-    """Two methods on one maze in minutes: does everything work here?"""
-    return Suite(
-        name="tiny",
-        problems=SINGLE_TASK[:1],
-        methods={"diffuser": {"planner": "multi2d-umaze"}, "bc": {"width": 64}},
-        num_steps=2_000,
-        evaluation=EvaluationProtocol(seeds=(30_000,), episodes=10, curve_points=4),
-        note=f"A test of the machinery, from which nothing follows. {MAZE_NOTE}",
-    )
-
-
-SUITES = {
-    "maze": _mazes,
-    "kuka": _kuka,
-    "planning": _planning,
-    "online": _online,
-    "tiny": _tiny,
-}
-
-
 def load_suite(source: str | Path) -> Suite:
     """Return a suite by name, or from a TOML file.
 
@@ -299,9 +152,7 @@ def load_suite(source: str | Path) -> Suite:
         UnknownNameError: No suite of that name, and no file.
         ConfigError: The file is no suite.
     """
-    if str(source) in SUITES:
-        return SUITES[str(source)]()
-    path = Path(source)
+    path = SHIPPED / f"{source}.toml" if str(source) in SUITES else Path(source)
     if path.suffix != ".toml":
         raise UnknownNameError("suite", str(source), SUITES, " (nor a .toml file)")
     if not path.is_file():
@@ -309,7 +160,7 @@ def load_suite(source: str | Path) -> Suite:
             f"There is no file {path}. Known suites: {', '.join(SUITES)}."
         )
     try:
-        data = tomllib.loads(path.read_text())
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read as a suite: {error}") from error
     try:
@@ -362,8 +213,7 @@ def write_suite(output: Path, suite: Suite, source: str) -> None:
         "note": suite.note,
         "cells": [cell.id for cell in suite.cells()],
     }
-    with replaced_file(output / SUITE_FILE) as partial:
-        partial.write_text(json.dumps(data, indent=1) + "\n")
+    write_json(output / SUITE_FILE, data)
 
 
 def read_suite(folder: Path) -> dict[str, Any]:
@@ -374,7 +224,7 @@ def read_suite(folder: Path) -> dict[str, Any]:
     try:
         data = json.loads((folder / SUITE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}
+        data = None
     return data if isinstance(data, dict) else {}
 
 
@@ -409,5 +259,5 @@ def _in_common(suite: Suite) -> dict[str, Any]:
         "name": suite.name,
         "num_steps": suite.num_steps,
         "max_steps": suite.max_steps,
-        "evaluation": {**to_json(suite.evaluation), "seeds": [*suite.evaluation.seeds]},
+        "evaluation": plain(to_json(suite.evaluation)),
     }

@@ -138,10 +138,16 @@ class ReportSettings:
 
 def run(settings: RunSettings) -> int:
     """Check everything, run the cells; return the exit status, 1 if a cell failed."""
+    from diffuser_policy.benchmark.cells import CellFolder
     from diffuser_policy.benchmark.engines import ENGINES, check_engine
-    from diffuser_policy.benchmark.preflight import check_cells, check_folder
-    from diffuser_policy.benchmark.progress import Display
-    from diffuser_policy.benchmark.runner import Runner, run_lock, stops_as_interrupt
+    from diffuser_policy.benchmark.runner import (
+        Display,
+        Runner,
+        check_cells,
+        check_folder,
+        run_lock,
+        stops_as_interrupt,
+    )
     from diffuser_policy.benchmark.suites import write_suite
     from diffuser_policy.data.workers import num_cores
 
@@ -170,24 +176,23 @@ def run(settings: RunSettings) -> int:
                     f"Suite {suite.name}: {number}{before}, in {output} "
                     f"({settings.engine})"
                 )
-                outcome = Runner(output, engine, display, retry=settings.retry).run(
-                    cells, done
-                )
+                runner = Runner(output, engine, display, retry=settings.retry)
+                runner.run(cells, done)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(
             f"nothing is running any more. The same command resumes the run in "
             f"{output}."
         ) from stop
-    total = len(outcome.before) + len(outcome.finished) + len(outcome.failures)
-    for failure in outcome.failures:
-        print(f"{failure.cell} failed: {failure.error}\n  log: {failure.log}")
-    if outcome.failures:
+    for cell, error in runner.failures.items():
+        log = CellFolder(output.resolve(), cell).log
+        print(f"{cell} failed: {error}\n  log: {log}")
+    if runner.failures:
         print(
-            f"{len(outcome.failures)} of {total} cells failed; the same command runs "
-            f"them again."
+            f"{len(runner.failures)} of {len(cells)} cells failed; the same command "
+            f"runs them again."
         )
         return EXIT_FAILED
-    all_cells = "The only cell is" if total == 1 else f"All {total} cells are"
+    all_cells = "The only cell is" if len(cells) == 1 else f"All {len(cells)} cells are"
     print(f"{all_cells} finished: {output}")
     print(f"Next: diffuser-policy benchmark report {output}")
     return 0
@@ -201,11 +206,9 @@ def suites(settings: SuitesSettings) -> int:
 
     if settings.suite is None:
         listed = table("suite", "purpose", "problems", "cells")
-        for name, make in SUITES.items():
-            suite, purpose = make(), (make.__doc__ or "").partition("\n")[0]
-            listed.add_row(
-                name, purpose, str(len(suite.problems)), str(len(suite.cells()))
-            )
+        for suite in map(load_suite, SUITES):
+            sizes = len(suite.problems), len(suite.cells())
+            listed.add_row(suite.name, suite.purpose, *map(str, sizes))
         Console().print(listed)
         print("\nOne of them: diffuser-policy benchmark suites SUITE")
         return 0

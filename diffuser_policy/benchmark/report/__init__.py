@@ -5,14 +5,11 @@
 
 | module | holds |
 |---|---|
-| study | what a benchmark's folder holds, in order, and what is missing |
+| study | results, learning curves and critics, in order, and what is missing |
 | estimates | means, differences and rates with intervals |
-| trainings | learning curves and critics |
-| tables, scores | the facts as tables |
-| published | figures of papers, kept apart |
+| tables, scores | the facts as tables; `published.toml` has figures of papers |
 | figures | pictures |
-| commands | how to run it again |
-| page | Markdown and HTML, from `templates/` |
+| page | Markdown and HTML from `templates/`, with the commands to run it again |
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -73,19 +73,16 @@ def interval_of(estimate: float, draws: np.ndarray) -> Interval:
     return Interval(estimate, float(low), float(high))
 
 
-def run_interval(
-    values: np.ndarray, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
-) -> Interval:
+def run_interval(values: np.ndarray, *, num_resamples: int = NUM_RESAMPLES) -> Interval:
     """Return the mean over all episodes with its interval; one episode has none.
 
     Args:
         values: `[runs, episodes]`; NaN where the figure is missing.
         num_resamples: Number of draws.
-        seed: Fixes the draws.
     """
-    if _num_known(values) < 2:
-        return Interval(pooled_mean(values), math.nan, math.nan)
-    draws = mean_draws(values, num_resamples=num_resamples, seed=seed)
+    draws = np.empty(0)
+    if _num_known(values) > 1:
+        draws = mean_draws(values, num_resamples=num_resamples)
     return interval_of(pooled_mean(values), draws)
 
 
@@ -128,7 +125,6 @@ def iqm_run_interval(
     *,
     by_runs: bool,
     num_resamples: int = NUM_RESAMPLES,
-    seed: int = 0,
 ) -> Interval:
     """Return the interquartile mean over problems (Agarwal et al. 2021).
 
@@ -138,7 +134,6 @@ def iqm_run_interval(
         problems: `[runs, episodes]` of each problem, without NaN.
         by_runs: Pool the runs' means instead of all episodes.
         num_resamples: Number of draws.
-        seed: Fixes the draws.
     """
     pooled = [v.mean(axis=1) if by_runs else v.ravel() for v in problems]
     estimate = iqm(np.concatenate(pooled))
@@ -149,7 +144,7 @@ def iqm_run_interval(
         columns, weights = [], []
         for number, values in enumerate(problems):
             a, e = (
-                _counts(size, num_resamples, (seed + number, factor))[part]
+                _counts(size, num_resamples, (number, factor))[part]
                 for size, factor in zip(values.shape, (0, 2), strict=True)
             )
             if by_runs:
@@ -162,8 +157,7 @@ def iqm_run_interval(
     return interval_of(estimate, draws)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
+class Comparison(NamedTuple):
     """One method against another on the same episodes of one problem.
 
     Attributes:
@@ -188,13 +182,12 @@ def compare(first: np.ndarray, second: np.ndarray) -> Comparison:
     if first.shape[1] == 1:
         draws = draws[:, :0]  # one episode gives no idea of the spread
     return Comparison(
-        difference=interval_of(float(figures[0].mean()), draws[0]),
-        win=interval_of(float(figures[1].mean()), draws[1]),
+        *(interval_of(float(figures[i].mean()), draws[i]) for i in (0, 1))
     )
 
 
 def crossed_draws(
-    values: np.ndarray, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
+    values: np.ndarray, *, num_resamples: int = NUM_RESAMPLES
 ) -> np.ndarray:
     """Return bootstrap means `[figures, num_resamples]` over three crossed factors.
 
@@ -202,13 +195,12 @@ def crossed_draws(
         values: `[figures, runs, other runs, episodes]`; runs, other runs and episodes
             are drawn with replacement, each independently of the others.
         num_resamples: Number of draws.
-        seed: Fixes the draws.
     """
     figures, runs, others, episodes = values.shape
     means = np.empty((figures, num_resamples))
     for part in _parts(num_resamples, episodes):
         a, b, e = (
-            _counts(size, num_resamples, (seed, factor))[part] / size
+            _counts(size, num_resamples, (0, factor))[part] / size
             for factor, size in enumerate((runs, others, episodes))
         )
         by_runs = np.einsum("re,fabe->frab", e, values, optimize=True)
@@ -240,9 +232,8 @@ def _counts(size: int, num_resamples: int, seed: tuple[int, ...]) -> np.ndarray:
 
 def _ratio(sums: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     """Return means `[n]`, NaN where there is nothing to average."""
-    means: np.ndarray = np.divide(
-        sums, numbers, out=np.full(len(sums), math.nan), where=numbers > 0
-    )
+    means = np.full(len(sums), math.nan)
+    np.divide(sums, numbers, out=means, where=numbers > 0)
     return means
 
 
@@ -260,10 +251,7 @@ def _iqm_of_counts(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """
     order = np.argsort(values, axis=1)
     ordered = np.take_along_axis(values, order, axis=1)
-    if len(order) == 1:
-        counts = counts[:, order[0]]
-    else:
-        counts = np.take_along_axis(counts, order, axis=1)
+    counts = np.take_along_axis(counts, order, axis=1)
     ends = counts.cumsum(axis=1)
     total = int(ends[0, -1])
     cut = total // 4

@@ -6,21 +6,20 @@ which any color vision tells apart, without their yellow, which is faint on whit
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from diffuser_policy.benchmark.cell_process import save_png
 from diffuser_policy.benchmark.cells import CellFolder
-from diffuser_policy.benchmark.pictures import save_png
 from diffuser_policy.benchmark.report.scores import Group, comparisons
-from diffuser_policy.benchmark.report.study import PLANNER, Row, Study
+from diffuser_policy.benchmark.report.study import PLANNER, Row, Study, curve_of
 from diffuser_policy.benchmark.report.tables import number
-from diffuser_policy.benchmark.report.trainings import curve_of
 from diffuser_policy.errors import require_extra
 from diffuser_policy.evaluation.statistics import Interval
 from diffuser_policy.files import replaced_file
@@ -50,8 +49,7 @@ MOST_PLANS = 4  # pictures of each cell
 PNG_HEADER = b"\x89PNG\r\n\x1a\n"
 
 
-@dataclass(frozen=True)
-class Panel:
+class Panel(NamedTuple):
     """A picture in a file.
 
     Attributes:
@@ -65,8 +63,7 @@ class Panel:
     caption: str = ""
 
 
-@dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """A figure of one or more panels, side by side where there is room.
 
     Attributes:
@@ -82,8 +79,7 @@ class Picture:
     wide: bool = False
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(NamedTuple):
     """A kind of figure.
 
     Attributes:
@@ -104,10 +100,7 @@ class Kind:
 def styles(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Return the color and the marker of each method of a report."""
     others = [method for method in methods if method not in STYLES]
-    given = {
-        method: OTHER_STYLES[number % len(OTHER_STYLES)]
-        for number, method in enumerate(others)
-    }
+    given = dict(zip(others, itertools.cycle(OTHER_STYLES), strict=False))
     return {method: STYLES.get(method) or given[method] for method in methods}
 
 
@@ -130,28 +123,22 @@ def picture(
         MissingExtraError: Matplotlib or Pillow is not installed.
         StorageError: A picture could not be written.
     """
-    drawn = (_panel(kind, study, row, folder) for row in rows)
-    panels = tuple(panel for panel in drawn if panel is not None)
-    return (
-        Picture(f"{group.subject}: {kind.title}", panels, kind.note) if panels else None
-    )
-
-
-def _panel(kind: Kind, study: Study, row: Row, folder: Path) -> Panel | None:
-    figures = require_extra("matplotlib.figure", "plot")
-    height = kind.height or 1.0 + 0.32 * len(study.methods_of([row]))
-    figure = figures.Figure((WIDTH, height), layout="constrained")
-    ax = figure.subplots()
-    if not kind.draw(ax, study, row):
-        return None
-    ax.set_title(row.title, fontsize=11, color=INK, loc="left", weight="bold")
-    path = folder / f"{kind.name}-{row.name}.png"
-    save_png(figure, path)
-    means = [
-        f"{study.label(entry.method)} {number(entry.score.mean)}"
-        for entry in study.entries_of([row])
-    ]
-    return Panel(path, f"{row.title}, {kind.title}. Means: {', '.join(means)}")
+    figures, panels = require_extra("matplotlib.figure", "plot"), []
+    for row in rows:
+        entries = study.entries_of([row])
+        height = kind.height or 1.0 + 0.32 * len(entries)
+        figure = figures.Figure((WIDTH, height), layout="constrained")
+        ax = figure.subplots()
+        if not kind.draw(ax, study, row):
+            continue
+        ax.set_title(row.title, fontsize=11, color=INK, loc="left", weight="bold")
+        path = folder / f"{kind.name}-{row.name}.png"
+        save_png(figure, path)
+        means = [f"{study.label(e.method)} {number(e.score.mean)}" for e in entries]
+        alt = f"{row.title}, {kind.title}. Means: {', '.join(means)}"
+        panels.append(Panel(path, alt))
+    title = f"{group.subject}: {kind.title}"
+    return Picture(title, tuple(panels), kind.note) if panels else None
 
 
 def plan_pictures(study: Study, place: Path, folder: Path) -> list[Picture]:
@@ -170,31 +157,25 @@ def plan_pictures(study: Study, place: Path, folder: Path) -> list[Picture]:
     """
     found = []
     for method in study.methods:
-        panels = [
-            _plan(path, place, folder / f"{result.cell.id}-{path.name}", row.title)
-            for row in study.rows
-            for result in getattr(study.entry(row, method), "results", ())
-            for path in _plans_of(study, result.cell.id)
-        ]
+        panels = []
+        for row in study.rows:
+            for result in getattr(study.entry(row, method), "results", ()):
+                cell = CellFolder(study.folder, result.cell.id).path
+                paths = sorted((cell / "pictures").glob("*.png"))[:MOST_PLANS]
+                for path in paths:
+                    data = path.read_bytes()
+                    if not data.startswith(PNG_HEADER):
+                        continue
+                    caption, shown = f"{row.title}: {_caption(path)}", path
+                    if not path.resolve().is_relative_to(place.resolve()):
+                        shown = folder / f"{cell.name}-{path.name}"
+                        with replaced_file(shown) as partial:
+                            partial.write_bytes(data)
+                    panels.append(Panel(shown, caption, caption))
         if panels:
             title = f"{study.label(method)}: plans"
             found.append(Picture(title, tuple(panels), wide=True))
     return found
-
-
-def _plans_of(study: Study, cell_id: str) -> list[Path]:
-    folder = CellFolder(study.folder, cell_id).path / "pictures"
-    paths = sorted(folder.glob("*.png"))[:MOST_PLANS]
-    return [path for path in paths if path.read_bytes().startswith(PNG_HEADER)]
-
-
-def _plan(path: Path, place: Path, copy: Path, title: str) -> Panel:
-    caption = f"{title}: {_caption(path)}"
-    if path.resolve().is_relative_to(place.resolve()):
-        return Panel(path, caption, caption)
-    with replaced_file(copy) as partial:
-        partial.write_bytes(path.read_bytes())
-    return Panel(copy, caption, caption)
 
 
 def _caption(path: Path) -> str:
@@ -222,19 +203,15 @@ def _draw_episodes(ax: Axes, study: Study, row: Row) -> bool:
     for place, entry in enumerate(entries):
         color, _ = style[entry.method]
         scores = entry.values(row.measure).ravel()
-        shown = _spread(scores, rng)
+        shown = scores
+        if len(np.unique(scores)) <= FEW:
+            width = SPREAD * float(np.ptp(scores))
+            shown = scores + rng.uniform(-width, width, len(scores))
         heights = place + rng.uniform(-0.3, 0.3, len(scores))
         failed = entry.values("success").ravel() == 0
         for marker, alpha, chosen in (("o", 0.35, ~failed), ("x", 0.5, failed)):
-            ax.scatter(
-                shown[chosen],
-                heights[chosen],
-                s=9,
-                marker=marker,
-                alpha=alpha,
-                linewidths=0.7,
-                color=color,
-            )
+            look: Any = {"marker": marker, "alpha": alpha, "color": color}
+            ax.scatter(shown[chosen], heights[chosen], s=9, linewidths=0.7, **look)
         ax.vlines(scores.mean(), place - 0.4, place + 0.4, color="white", lw=4)
         ax.vlines(scores.mean(), place - 0.4, place + 0.4, color=INK, lw=1.8)
     _name_methods(ax, study, [entry.method for entry in entries])
@@ -291,14 +268,6 @@ def _draw_interval(
         ax.errorbar(interval.mean, place, xerr=ends, **line)
 
 
-def _spread(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return values moved a little where there are few different ones."""
-    if len(np.unique(values)) > FEW:
-        return values
-    width = SPREAD * float(np.ptp(values))
-    return values + rng.uniform(-width, width, len(values))
-
-
 def _name_methods(ax: Axes, study: Study, methods: Sequence[str]) -> None:
     """Put methods on the vertical axis, the first on top."""
     ax.set_yticks(range(len(methods)), [study.label(name) for name in methods])
@@ -315,12 +284,8 @@ def _tidy(ax: Axes) -> None:
     ax.tick_params(colors=INK, labelsize=9.5, length=3)
 
 
-SCORES = Kind(
-    "scores",
-    "scores",
-    _draw_scores,
-    "Means with 95 % intervals, the same as in the table.",
-)
+SCORES_NOTE = "Means with 95 % intervals, the same as in the table."
+SCORES = Kind("scores", "scores", _draw_scores, SCORES_NOTE)
 EPISODES = Kind(
     "episodes",
     "every episode",

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,14 +18,10 @@ from diffuser_policy.benchmark.report.estimates import (
     compare,
     disjoint,
     iqm_run_interval,
-)
-from diffuser_policy.benchmark.report.published import (
-    AVERAGE,
-    PUBLISHED,
-    Published,
-    published_for,
+    run_interval,
 )
 from diffuser_policy.benchmark.report.study import (
+    BLOCKS,
     OTHER,
     PLANNER,
     REFERENCES,
@@ -34,7 +33,6 @@ from diffuser_policy.benchmark.report.tables import (
     NO_RESULT,
     UNKNOWN,
     Cell,
-    Columns,
     Table,
     ends,
     estimate,
@@ -42,12 +40,15 @@ from diffuser_policy.benchmark.report.tables import (
     signed,
     table_of,
 )
+from diffuser_policy.evaluation.statistics import Interval
 
 LATCHED = "latched_score"
+PUBLISHED = tomllib.loads(
+    Path(__file__).with_name("published.toml").read_text(encoding="utf-8")
+)["tables"]
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(NamedTuple):
     """Blocks of problems that share a table.
 
     Attributes:
@@ -68,12 +69,13 @@ GROUPS = (
 )
 
 
+def _rows_of(study: Study, blocks: Sequence[str]) -> list[Row]:
+    return [row for block in blocks for row in study.block(block)]
+
+
 def groups_of(study: Study) -> list[tuple[Group, list[Row]]]:
     """Return the groups that have results, with their problems."""
-    found = [
-        (group, [row for block in group.blocks for row in study.block(block)])
-        for group in GROUPS
-    ]
+    found = [(group, _rows_of(study, group.blocks)) for group in GROUPS]
     return [(group, rows) for group, rows in found if rows]
 
 
@@ -85,8 +87,7 @@ def score_table(study: Study, group: Group, *, details: bool = True) -> Table:
         group: Its problems.
         details: Put success rate and time to goal below each score.
     """
-    every = [row for block in group.blocks for row in study.block(block)]
-    methods = study.methods_of(every)
+    methods = study.methods_of(_rows_of(study, group.blocks))
     rows, averages = [], set()
     for block in group.blocks:
         problems = study.block(block)
@@ -130,10 +131,14 @@ def _score_cell(entry: Entry | None, *, best: Entry | None, details: bool) -> Ce
         small.append(f"{rate} % {ends(success, digits=0, scale=100)}")
         if math.isfinite(time.mean):
             small.append(f"in {number(time.mean, 0)} steps")
-    if details and entry.has(LATCHED):
-        latched = replace(entry, row=replace(entry.row, measure=LATCHED))
-        small.append(f"latched {estimate(latched.score)}")
+    latched = run_interval(entry.values(LATCHED))
+    if details and math.isfinite(latched.mean):
+        small.append(f"latched {estimate(latched)}")
     return Cell(number(entry.score.mean), tuple(filter(None, small)), entry is best)
+
+
+def _mean_cell(interval: Interval, *, strong: bool = False) -> Cell:
+    return Cell(number(interval.mean), tuple(filter(None, [ends(interval)])), strong)
 
 
 def _averages(study: Study, rows: Sequence[Row], methods: Sequence[str]) -> list[Cell]:
@@ -146,9 +151,7 @@ def _averages(study: Study, rows: Sequence[Row], methods: Sequence[str]) -> list
     rated = [method for method in means if method not in REFERENCES]
     best = max(rated, key=lambda method: means[method].mean, default=None)
     return [
-        Cell(number(means[m].mean), tuple(filter(None, [ends(means[m])])), m == best)
-        if m in means
-        else Cell(UNKNOWN)
+        _mean_cell(means[m], strong=m == best) if m in means else Cell(UNKNOWN)
         for m in methods
     ]
 
@@ -163,8 +166,8 @@ def _on_all(study: Study, rows: Sequence[Row], method: str) -> list[Entry] | Non
 
 def iqm_table(study: Study) -> Table | None:
     """Return the interquartile means over the problems of each block, if any."""
-    blocks = [b for b in study.blocks() if b != OTHER and len(study.block(b)) > 1]
-    every = [row for block in blocks for row in study.block(block)]
+    blocks = [b for b in BLOCKS if len(study.block(b)) > 1]
+    every = _rows_of(study, blocks)
     if not every:
         return None
     methods = study.methods_of(every)
@@ -178,8 +181,7 @@ def iqm_table(study: Study) -> Table | None:
                 cells.append(Cell(UNKNOWN))
                 continue
             values = [entry.values(entry.row.measure) for entry in entries]
-            mean = iqm_run_interval(values, by_runs=by_runs)
-            cells.append(Cell(number(mean.mean), tuple(filter(None, [ends(mean)]))))
+            cells.append(_mean_cell(iqm_run_interval(values, by_runs=by_runs)))
         rows.append(tuple(cells))
     pooled = "training runs' mean scores" if by_runs else "scores of episodes"
     return Table(
@@ -192,23 +194,26 @@ def iqm_table(study: Study) -> Table | None:
 
 def published_tables(rows: Sequence[Row]) -> list[Table]:
     """Return the published tables that have figures for some of these problems."""
-    return [_published(table) for table in published_for([row.title for row in rows])]
-
-
-def _published(published: Published) -> Table:
-    rows = []
-    for name in (*published.problems, AVERAGE):
-        figures = [columns[name].strip() for columns in published.figures.values()]
-        title = "average, as printed" if name == AVERAGE else name
-        rows.append(tuple(Cell(text or UNKNOWN) for text in (title, *figures)))
-    return Table(
-        title=published.title,
-        header=("problem", *published.figures),
-        rows=tuple(rows),
-        note=f"Source: {published.source}. {published.remark}",
-        published=True,
-        averages=frozenset({len(rows) - 1}),
-    )
+    titles = {row.title for row in rows}
+    return [
+        Table(
+            title=published["title"],
+            header=("problem", *published["figures"]),
+            rows=tuple(
+                (Cell(name), *(Cell(text or UNKNOWN) for text in texts))
+                for name, *texts in zip(
+                    (*published["problems"], "average, as printed"),
+                    *published["figures"].values(),
+                    strict=True,
+                )
+            ),
+            note=f"Source: {published['source']}. {published['remark']}",
+            published=True,
+            averages=frozenset({len(published["problems"])}),
+        )
+        for published in PUBLISHED
+        if not titles.isdisjoint(published["problems"])
+    ]
 
 
 def compact_table(study: Study, group: Group, published: Sequence[str]) -> Table:
@@ -232,12 +237,12 @@ def compact_table(study: Study, group: Group, published: Sequence[str]) -> Table
 
 def _papers_figures(method: str) -> dict[str, str]:
     """Return the Diffuser paper's figures of a method by the titles of our rows."""
-    found = {}
+    found: dict[str, str] = {}
     for table in PUBLISHED:
-        if "Diffuser" in table.figures:
-            block = table.problems[0].partition("-")[0]
-            for name, text in table.figures.get(method, {}).items():
-                found[f"{block}, average" if name == AVERAGE else name] = text
+        figures, problems = table["figures"], table["problems"]
+        if "Diffuser" in figures:  # CORL's table is not the paper's
+            average = f"{problems[0].partition('-')[0]}, average"
+            found |= zip((*problems, average), figures.get(method, ()), strict=False)
     return found
 
 
@@ -266,29 +271,26 @@ def gap_table(study: Study) -> Table | None:
 
     Where Diffuser took no part, the best method is compared with the second best.
     """
-
-    def difference(pair: tuple[Entry, Entry]) -> str:
-        found = compared(*pair)
-        if found is None:
-            return UNKNOWN
-        return f"{signed(found.difference.mean)} {ends(found.difference)}".rstrip()
-
-    pairs = []
+    rows = []
     for row in study.rows:
         ours = study.entry(row, PLANNER) or _best(study, row)
         theirs = ours and _best(study, row, without=ours.method)
-        if ours and theirs:
-            pairs.append((ours, theirs))
-    columns: Columns[tuple[Entry, Entry]] = {
-        "problem": lambda pair: pair[0].row.title,
-        "method": lambda pair: study.label(pair[0].method),
-        "score": lambda pair: estimate(pair[0].score),
-        "best baseline": lambda pair: study.label(pair[1].method),
-        "its score": lambda pair: estimate(pair[1].score),
-        "difference": difference,
-        "intervals": lambda pair: _verdict(*pair),
-    }
-    return table_of("Gap to the best baseline", pairs, columns) if pairs else None
+        if ours is None or theirs is None:
+            continue
+        difference, found = UNKNOWN, compared(ours, theirs)
+        if found is not None:
+            difference = f"{signed(found.difference.mean)} {ends(found.difference)}"
+        line = {
+            "problem": row.title,
+            "method": study.label(ours.method),
+            "score": estimate(ours.score),
+            "best baseline": study.label(theirs.method),
+            "its score": estimate(theirs.score),
+            "difference": difference.rstrip(),
+            "intervals": _verdict(ours, theirs),
+        }
+        rows.append(line)
+    return table_of("Gap to the best baseline", rows)
 
 
 def _verdict(ours: Entry, theirs: Entry) -> str:
@@ -298,8 +300,8 @@ def _verdict(ours: Entry, theirs: Entry) -> str:
 
 def difference_table(study: Study, rows: Sequence[Row]) -> Table | None:
     """Return Diffuser minus each other method; None where it takes no part."""
-    found = {row.name: comparisons(study, row) for row in rows}
-    methods = [m for m in study.methods if any(m in found[row.name] for row in rows)]
+    found = [(row, comparisons(study, row)) for row in rows]
+    methods = [m for m in study.methods if any(m in known for _, known in found)]
     if not methods:
         return None
     planner = study.label(PLANNER)
@@ -309,9 +311,9 @@ def difference_table(study: Study, rows: Sequence[Row]) -> Table | None:
         rows=tuple(
             (
                 Cell(row.title),
-                *(_difference_cell(study, row, m, found[row.name]) for m in methods),
+                *(_difference_cell(study, row, m, known) for m in methods),
             )
-            for row in rows
+            for row, known in found
         ),
     )
 

@@ -8,26 +8,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from diffuser_policy.benchmark.cells import CellFolder
-from diffuser_policy.benchmark.methods import label, short_name
+from diffuser_policy.benchmark.cells import (
+    RECORDED,
+    CellFolder,
+    CellResult,
+    cell_folders,
+    load_results,
+)
+from diffuser_policy.benchmark.context import rise_of
+from diffuser_policy.benchmark.methods import find_method, short_name
 from diffuser_policy.benchmark.problem import Problem
 from diffuser_policy.benchmark.report.estimates import (
     pooled_mean,
     rate_interval,
     run_interval,
 )
-from diffuser_policy.benchmark.results import (
-    RECORDED,
-    CellResult,
-    cell_folders,
-    load_results,
-)
 from diffuser_policy.benchmark.suites import read_suite
-from diffuser_policy.errors import CheckpointError, ConfigError
+from diffuser_policy.errors import CheckpointError, ConfigError, DiffuserPolicyError
 from diffuser_policy.evaluation.statistics import Interval
 from diffuser_policy.settings import differences
 
@@ -39,6 +40,7 @@ PLANNER = "diffuser"
 BASELINES = ("bcq", "cql", "iql", "td3-bc", "rebrac", "awac", "bc", "dt")
 # References act or search in the environment itself, or made the data.
 REFERENCES = ("mppi-simulator", "cem-simulator", "sac-her", "demonstrator")
+SLACK = 0.1  # share of a critic's allowed range by which approximation may leave it
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,11 @@ class Row:
 
     Attributes:
         problem: What the methods are compared on.
-        title: Its name in tables, such as "Maze2D-UMaze".
         block: The rows of a block are averaged.
         measure: What rates an episode: `score`, or `return` where there is no score.
     """
 
     problem: Problem
-    title: str
     block: str
     measure: str
 
@@ -61,6 +61,11 @@ class Row:
     def name(self) -> str:
         """The problem's name on the command line."""
         return self.problem.name
+
+    @property
+    def title(self) -> str:
+        """The problem's name in tables, such as "Maze2D-UMaze"."""
+        return self.problem.title
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,26 +82,23 @@ class Entry:
     method: str
     results: tuple[CellResult, ...]
 
-    def values(self, name: str) -> np.ndarray:
-        """Return a figure `[training seeds, episodes]`, NaN where it is missing.
+    def by_seed(self, name: str) -> list[dict[int, float]]:
+        """Return a figure of each training run, by the episode's seed.
 
         Args:
-            name: A figure of episodes or of their details, such as `score`.
+            name: A figure of episodes or of their details, such as `score`; NaN where
+                it is missing.
         """
-        return np.array(
-            [[_number(e, name) for e in result.episodes] for result in self.results]
-        )
-
-    def has(self, name: str) -> bool:
-        """Return whether any episode has this figure."""
-        return not math.isnan(pooled_mean(self.values(name)))
-
-    def by_seed(self, name: str) -> list[dict[int, float]]:
-        """Return a figure of each training run, by the episode's seed."""
         return [
             {int(e["seed"]): _number(e, name) for e in result.episodes}
             for result in self.results
         ]
+
+    def values(self, name: str) -> np.ndarray:
+        """Return a figure `[training seeds, episodes]` as `by_seed` does."""
+        return np.array(
+            [[_number(e, name) for e in result.episodes] for result in self.results]
+        )
 
     @cached_property
     def score(self) -> Interval:
@@ -110,34 +112,16 @@ class Entry:
 
     def rate(self, name: str) -> Interval | None:
         """Return the share of successes with its interval; None if unknown."""
-        if not self.has(name):
-            return None
-        return rate_interval(self.values(name))
-
-    def failures(self) -> Counter[str]:
-        """Return the number of failed episodes by reason."""
-        details = [e.get("details", {}) for r in self.results for e in r.episodes]
-        reasons = [found.get("failure") for found in details]
-        return Counter(str(reason) for reason in reasons if reason is not None)
-
-    @property
-    def num_episodes(self) -> int:
-        """Number of episodes of all training seeds together."""
-        return sum(len(result.episodes) for result in self.results)
-
-    @property
-    def repeats_planner(self) -> bool:
-        """Whether its training seeds loaded one planner instead of training."""
-        return sum(is_loaded(result) for result in self.results) > 1
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """The training seeds."""
-        return tuple(result.cell.seed for result in self.results)
+        values = self.values(name)
+        return None if math.isnan(pooled_mean(values)) else rate_interval(values)
 
 
-@dataclass(frozen=True)
-class OpenCell:
+def _number(episode: Mapping[str, Any], name: str) -> float:
+    value = episode.get(name, episode.get("details", {}).get(name))
+    return math.nan if value is None else float(value)
+
+
+class OpenCell(NamedTuple):
     """A cell without a result.
 
     Attributes:
@@ -191,10 +175,6 @@ class Study:
         """Return the rows of a block."""
         return [row for row in self.rows if row.block == name]
 
-    def blocks(self) -> list[str]:
-        """Return the names of the blocks that have rows."""
-        return list(dict.fromkeys(row.block for row in self.rows))
-
     def methods_of(self, rows: Sequence[Row]) -> list[str]:
         """Return the methods with a result on any of these problems."""
         return [m for m in self.methods if any(self.entry(row, m) for row in rows)]
@@ -222,48 +202,59 @@ def load_study(folder: str | Path, *, mixed: bool = False) -> Study:
             different versions or settings would share a column.
         CheckpointError: A result is damaged, or has another schema.
     """
+    folder = Path(folder)
     results = load_results(folder)
     if not results:
         raise ConfigError(
             f"No cell of {folder} is finished, so there is nothing to report. "
             f"Resume it: diffuser-policy benchmark run SUITE --output {folder}"
         )
-    _check_episodes(results, Path(folder))
+    _check_episodes(results, folder)
     versions = _versions_of(results)
-    if not mixed:
-        _check_versions(versions)
+    if not mixed and (differing := mixed_versions(versions)):
+        told = [
+            f"{package} {version} ({len(cells)} cells, such as {cells[0]})"
+            for package, groups in differing.items()
+            for version, cells in groups.items()
+        ]
+        raise ConfigError(
+            f"Different versions made the cells: {'; '.join(told)}. Expected one "
+            f"version of each package. Run the cells of one version again in another "
+            f"folder, or report all of them with --mixed-versions."
+        )
     rows = _rows(results)
     grouped: dict[tuple[str, str], list[CellResult]] = {}
-    for result in results:
+    for result in sorted(results, key=lambda result: result.cell.seed):
         key = (result.cell.problem.name, result.cell.method)
         grouped.setdefault(key, []).append(result)
-    by_name = {row.name: row for row in rows}
-    entries = {}
-    for (name, method), found in grouped.items():
-        found.sort(key=lambda result: result.cell.seed)
+    for found in grouped.values():
         _check_alike(found)
-        entries[name, method] = Entry(by_name[name], method, tuple(found))
-    about = read_suite(Path(folder))
-    begun = cell_folders(folder)
-    names = {cell.path.name for cell in begun}
+    about, begun = read_suite(folder), cell_folders(folder)
     open_cells = [
         _open_cell(cell) for cell in begun if not (cell.path / "result.json").is_file()
     ]
-    open_cells += [
-        OpenCell(name, "not begun")
-        for name in about.get("cells", [])
-        if name not in names
-    ]
+    names = {cell.path.name for cell in begun}
+    labels = {r.cell.method: r.label for r in results if r.label}
+    shared = {text for text, number in Counter(labels.values()).items() if number > 1}
+    missing = [name for name in about.get("cells", []) if name not in names]
     return Study(
-        folder=Path(folder),
+        folder=folder,
         rows=rows,
         methods=tuple(sorted({r.cell.method for r in results}, key=_method_order)),
-        entries=entries,
-        open_cells=tuple(open_cells),
+        entries={
+            (row.name, method): Entry(row, method, tuple(grouped[row.name, method]))
+            for row in rows
+            for name, method in grouped
+            if name == row.name
+        },
+        open_cells=(*open_cells, *(OpenCell(name, "not begun") for name in missing)),
         versions=versions,
         suites=tuple(sorted({r.cell.suite for r in results if r.cell.suite})),
         sources={str(about["name"]): str(about["source"])} if "source" in about else {},
-        labels=_labels(results),
+        labels={
+            name: f"{text} ({short_name(name)})" if text in shared else text
+            for name, text in labels.items()
+        },
         note=str(about.get("note") or ""),
     )
 
@@ -273,56 +264,41 @@ def is_loaded(result: CellResult) -> bool:
     return bool(result.training.get("loaded"))
 
 
-def _labels(results: Sequence[CellResult]) -> dict[str, str]:
-    """Return recorded labels; a label that methods share is followed by their names."""
-    found = {r.cell.method: r.label for r in results if r.label}
-    labels = [*found.values()]
-    return {
-        name: text if labels.count(text) == 1 else f"{text} ({short_name(name)})"
-        for name, text in found.items()
-    }
-
-
 @cache  # a look-up searches all installed packages
 def _registered_label(name: str) -> str:
-    return short_name(name) if ":" in name else label(name)
-
-
-def _number(episode: Mapping[str, Any], name: str) -> float:
-    value = episode.get(name, episode.get("details", {}).get(name))
-    return math.nan if value is None else float(value)
+    try:
+        return short_name(name) if ":" in name else find_method(name).label
+    except DiffuserPolicyError:
+        return name
 
 
 def _rows(results: Sequence[CellResult]) -> tuple[Row, ...]:
     """Return the problems in the paper's order, then all others by name."""
     problems: dict[str, Problem] = {}
-    scored: dict[str, bool] = {}
+    unscored = set()
     for result in results:
         problem = result.cell.problem
         known = problems.setdefault(problem.name, problem)
-        if known.to_json() != problem.to_json():
+        if known != problem:
             there = "; ".join(differences(known.to_json(), problem.to_json()))
             raise ConfigError(
                 f"The cells named {problem.name} solve different problems ({there}). "
                 f"Keep each problem's cells in a folder of their own."
             )
-        every = all(episode.get("score") is not None for episode in result.episodes)
-        scored[problem.name] = scored.get(problem.name, True) and every
+        if any(episode.get("score") is None for episode in result.episodes):
+            unscored.add(problem.name)
     rows = []
     for name, problem in problems.items():
-        title = problem.title
-        block = next((b for b in BLOCKS if title.startswith(f"{b}-")), OTHER)
-        rows.append(Row(problem, title, block, "score" if scored[name] else "return"))
-    return tuple(sorted(rows, key=_row_order))
+        block = problem.title.partition("-")[0]
+        measure = "return" if name in unscored else "score"
+        rows.append(Row(problem, block if block in BLOCKS else OTHER, measure))
 
+    def order(row: Row) -> tuple[int, int, str]:
+        size = row.title.partition("-")[2]
+        place = SIZES.index(size) if size in SIZES else len(SIZES)
+        return (*BLOCKS, OTHER).index(row.block), place, row.title
 
-def _row_order(row: Row) -> tuple[int, int, str]:
-    size = row.title.partition("-")[2]
-    return (
-        (*BLOCKS, OTHER).index(row.block),
-        SIZES.index(size) if size in SIZES else len(SIZES),
-        row.title,
-    )
+    return tuple(sorted(rows, key=order))
 
 
 def _method_order(name: str) -> tuple[int, int, str]:
@@ -336,43 +312,39 @@ def _method_order(name: str) -> tuple[int, int, str]:
 def _check_episodes(results: Sequence[CellResult], folder: Path) -> None:
     """Refuse results without episodes, or whose episodes lack a seed or a return."""
     for result in results:
-        place = CellFolder(folder, result.cell.id).path / "result.json"
+        told = "it has no episodes, or returns that are not numbers"
         try:
             complete = [
                 isinstance(episode["seed"], int) and math.isfinite(episode["return"])
                 for episode in result.episodes
             ]
         except (KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"{place} is damaged: an episode lacks its seed or return ({error}). "
-                f"Delete it, and run the cell again."
-            ) from error
+            complete, told = [], f"an episode lacks its seed or return ({error})"
         if not complete or not all(complete):
             raise CheckpointError(
-                f"{place} is damaged: no episodes, or returns that are not numbers. "
-                f"Delete it, and run the cell again."
+                f"{CellFolder(folder, result.cell.id).path / 'result.json'} is "
+                f"damaged: {told}. Delete it, and run the cell again."
             )
 
 
 def _check_alike(results: Sequence[CellResult]) -> None:
     """Refuse training seeds that differ in settings or episodes."""
-    first = results[0].cell
-    episodes = [episode["seed"] for episode in results[0].episodes]
-    for result in results[1:]:
-        there, here = first.to_json(), result.cell.to_json()
-        for data in (there, here):
-            del data["suite"], data["seed"]
+    first, *others = results
+    episodes = [episode["seed"] for episode in first.episodes]
+    for result in others:
+        told = f"{first.cell.id} and {result.cell.id}"
+        unlike = {"suite": "", "seed": 0}
+        there, here = (each.cell.to_json() | unlike for each in (first, result))
         if there != here:
             raise ConfigError(
-                f"{first.id} and {result.cell.id} differ in more than their training "
-                f"seed ({'; '.join(differences(there, here))}), so they cannot share a "
+                f"{told} differ in more than their training seed "
+                f"({'; '.join(differences(there, here))}), so they cannot share a "
                 f"column. Keep them in folders of their own."
             )
         if [episode["seed"] for episode in result.episodes] != episodes:
             raise ConfigError(
-                f"{first.id} and {result.cell.id} have different episodes, so they "
-                f"cannot share a column. Delete the result.json that lacks some, and "
-                f"run the cell again."
+                f"{told} have different episodes, so they cannot share a column. "
+                f"Delete the result.json that lacks some, and run the cell again."
             )
 
 
@@ -409,19 +381,92 @@ def mixed_versions(versions: Versions) -> Versions:
     }
 
 
-def _check_versions(versions: Versions) -> None:
-    """Refuse results of different versions."""
-    differing = [
-        f"{package} "
-        + " and ".join(
-            f"{version} ({len(cells)} cells, such as {cells[0]})"
-            for version, cells in groups.items()
-        )
-        for package, groups in mixed_versions(versions).items()
-    ]
-    if differing:
-        raise ConfigError(
-            f"Different versions made the cells: {'; '.join(differing)}. Expected one "
-            f"version of each package. Run the cells of one version again in another "
-            f"folder, or report all of them with --mixed-versions."
-        )
+# --- how trainings went -------------------------------------------------------------
+
+
+class Curve(NamedTuple):
+    """A learning curve.
+
+    Attributes:
+        steps: Gradient steps `[points]`.
+        mean: Mean `[points]` over the training seeds that got there.
+        low: Lower end `[points]` of the band.
+        high: Upper end `[points]` of the band.
+    """
+
+    steps: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def curve_of(entry: Entry) -> Curve | None:
+    """Return the learning curve of a method on a problem, if it has one.
+
+    With one training seed, the band is the 95 % interval over the evaluation's
+    episodes; with several, it spans the means of the training seeds.
+    """
+    points: dict[int, list[dict[str, float]]] = {}
+    for result in entry.results:
+        for point in result.curve:
+            figures: Any = point.get(entry.row.measure)
+            if figures is not None:
+                points.setdefault(int(point["step"]), []).append(figures)
+    columns = []
+    for step, found in sorted(points.items()):
+        means = [figures["mean"] for figures in found]
+        band = [found[0]["low"], found[0]["high"]]  # none where it is not known
+        if len(entry.results) > 1:
+            band = [min(means), max(means)]
+        columns.append([step, float(np.mean(means)), *band])
+    return Curve(*np.array(columns, dtype=np.float64).T) if columns else None
+
+
+def curve_end(
+    result: CellResult,
+) -> Literal["rising", "flat", "falling", "constant"] | None:
+    """Return how a cell's learning curve ended; None for curves too short to tell.
+
+    A constant curve had the same score in every episode of every evaluation, which does
+    not tell whether the method learned anything.
+    """
+    rise = rise_of(result.curve)
+    if rise is None:
+        return None
+    scores = {value for point in result.curve for value in point.get("values") or ()}
+    return "constant" if len(scores) == 1 else rise.kind
+
+
+class Critic(NamedTuple):
+    """The values that a critic gives to the actions of the data.
+
+    Attributes:
+        low: 5 % of the values are below.
+        median: Half of the values are below.
+        high: 95 % of the values are below.
+        lowest: What rewards and discount allow at least.
+        highest: What they allow at most.
+    """
+
+    low: float
+    median: float
+    high: float
+    lowest: float
+    highest: float
+
+    @property
+    def verdict(self) -> Literal["inside", "too high", "too low"]:
+        """Whether the median lies in the allowed range, give or take a tenth of it."""
+        slack = SLACK * (self.highest - self.lowest)
+        if self.median > self.highest + slack:
+            return "too high"
+        return "too low" if self.median < self.lowest - slack else "inside"
+
+
+def critic_of(result: CellResult) -> Critic | None:
+    """Return the values of a cell's critic; None if there is none, or none recorded."""
+    found = result.training.get("values")
+    if not found:
+        return None
+    names = ("low", "median", "high")
+    return Critic(*map(float, [*(found[name] for name in names), *found["possible"]]))

@@ -8,31 +8,24 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
-from typing import Any, TypeVar
+from typing import Any
 
-from diffuser_policy.benchmark.report.estimates import (
-    run_interval,
-)
+from diffuser_policy.benchmark.cells import CellResult
+from diffuser_policy.benchmark.context import POINTS, rise_of
+from diffuser_policy.benchmark.report.estimates import run_interval
 from diffuser_policy.benchmark.report.study import (
     PLANNER,
     Entry,
-    OpenCell,
     Row,
     Study,
-    is_loaded,
-    mixed_versions,
-)
-from diffuser_policy.benchmark.report.trainings import (
-    Critic,
-    Curve,
     critic_of,
     curve_end,
     curve_of,
+    is_loaded,
+    mixed_versions,
 )
-from diffuser_policy.benchmark.results import POINTS, CellResult, rise_of
 from diffuser_policy.evaluation.statistics import Interval
 
 MINUTE, HOUR = 60.0, 3600.0
@@ -47,10 +40,6 @@ EXECUTORS = {
     "features": "the inverse of the planned features",
 }
 GOALS = {"none": "one task", "hindsight": "relabelled in hindsight"}
-
-
-Item = TypeVar("Item")
-Columns = dict[str, Callable[[Item], object]]  # header → text of an item
 
 
 @dataclass(frozen=True)
@@ -102,10 +91,13 @@ class Table:
         }
 
 
-def table_of(title: str, items: Iterable[Item], columns: Columns[Item]) -> Table:
-    """Return a table with a row for each item."""
-    rows = [tuple(Cell(str(text(item))) for text in columns.values()) for item in items]
-    return Table(title=title, header=tuple(columns), rows=tuple(rows))
+def table_of(title: str, rows: Iterable[Mapping[str, object]]) -> Table | None:
+    """Return a table of rows, each from header to text; None without rows."""
+    found = [*rows]
+    if not found:
+        return None
+    cells = tuple(tuple(Cell(str(text)) for text in row.values()) for row in found)
+    return Table(title=title, header=tuple(found[0]), rows=cells)
 
 
 def _name(study: Study, entry: Entry) -> str:
@@ -176,111 +168,99 @@ def _leaves(data: Any, name: str) -> Iterator[str]:
         yield f"{name}: {text}" if name else text
 
 
-# Overview and warnings
+# --- overview and warnings ----------------------------------------------------------
 
 
-def scope_table(study: Study) -> Table:
+def scope_table(study: Study) -> Table | None:
     """Return what the benchmark consists of."""
     done = len(study.results)
     episodes = sum(len(result.episodes) for result in study.results)
     facts = {
         "suite": ", ".join(study.suites),
-        "problems": str(len(study.rows)),
-        "methods": str(len(study.methods)),
+        "problems": len(study.rows),
+        "methods": len(study.methods),
         "cells with a result": f"{done} of {done + len(study.open_cells)}",
         "episodes": number(episodes, 0),
         "scores": study.note,
     }
-    known = [(name, text) for name, text in facts.items() if text]
-    return table_of("Scope", known, {"fact": itemgetter(0), "value": itemgetter(1)})
+    known = [{"fact": name, "value": text} for name, text in facts.items() if text]
+    return table_of("Scope", known)
 
 
-def method_table(study: Study) -> Table:
+def method_table(study: Study) -> Table | None:
     """Return what each method learned from, and what turns its plans into actions."""
-
-    def acting(results: Sequence[CellResult]) -> str:
+    rows = []
+    for method, results in _by_method(study):
         names = {r.policy.get("execution", {}).get("executor") for r in results}
         ways = sorted(EXECUTORS[name] for name in names if name in EXECUTORS)
-        return ", ".join(ways) or "its own actions"
-
-    def guides(results: Sequence[CellResult]) -> str:
         parts = [part for r in results for part in r.policy.get("guide") or ()]
-        names = {str(part.get("guide", "unnamed")) for part in parts}
-        return ", ".join(sorted(names)) or UNKNOWN
+        guides = {str(part.get("guide", "unnamed")) for part in parts}
+        loaded = [result for result in results if is_loaded(result)]
+        training, data = UNKNOWN, "no dataset"
+        if loaded:
+            known = sorted({str(r.policy.get("dataset") or "") for r in loaded} - {""})
+            training, data = LOADED, ", ".join(known) or "not recorded"
+        elif any(result.dataset is not None for result in results):
+            training, data = "trained here", "the problem's dataset"
+        row = {
+            "method": method,
+            "training": training,
+            "data": data,
+            "acts through": ", ".join(ways) or "its own actions",
+            "guides": ", ".join(sorted(guides)) or UNKNOWN,
+            "training seeds": len({r.cell.seed for r in results}),
+        }
+        rows.append(row)
+    return table_of("Methods", rows)
 
-    columns: Columns[list[CellResult]] = {
-        "method": lambda results: study.label(results[0].cell.method),
-        "training": lambda results: _learned_from(results)[0],
-        "data": lambda results: _learned_from(results)[1],
-        "acts through": acting,
-        "guides": guides,
-        "training seeds": lambda results: len({r.cell.seed for r in results}),
-    }
-    return table_of("Methods", _by_method(study), columns)
 
-
-def _by_method(study: Study) -> list[list[CellResult]]:
-    return [[r for r in study.results if r.cell.method == m] for m in study.methods]
-
-
-def _learned_from(results: Sequence[CellResult]) -> tuple[str, str]:
-    """Return how a method came to its policy, and from which data."""
-    loaded = [result for result in results if is_loaded(result)]
-    if loaded:
-        known = sorted({str(r.policy.get("dataset") or "") for r in loaded} - {""})
-        return LOADED, ", ".join(known) or "not recorded"
-    if any(result.dataset is not None for result in results):
-        return "trained here", "the problem's dataset"
-    return UNKNOWN, "no dataset"
+def _by_method(study: Study) -> list[tuple[str, list[CellResult]]]:
+    """Return the results of each method, by its name in tables."""
+    return [
+        (study.label(m), [r for r in study.results if r.cell.method == m])
+        for m in study.methods
+    ]
 
 
 def warning_table(study: Study) -> Table | None:
     """Return what to know before comparing: gaps, differences, odd trainings."""
-    results = study.results
-    repeated = {e.method for e in study.entries.values() if e.repeats_planner}
-    critics = [(r, critic_of(r)) for r in results]
-    found = {
+    found: dict[str, list[str]] = {
         f"cell {kind}": [cell.name for cell in study.open_cells if cell.kind == kind]
         for kind in ("failed", "unfinished", "not begun")
     }
-    found |= {
-        "package in several versions": [
-            f"{package} {', '.join(f'{v} ({len(c)} cells)' for v, c in groups.items())}"
-            for package, groups in mixed_versions(study.versions).items()
-        ],
-        "methods ran different episodes": [
-            row.title for row in study.rows if _episodes_differ(study, row)
-        ],
-        "training seeds share one planner": [
-            study.label(method) for method in study.methods if method in repeated
-        ],
-        "planner trained on other data": [r.cell.id for r in results if _is_foreign(r)],
-    }
-    found |= {
-        f"learning curve {kind} at the end": [
-            result.cell.id for result in results if curve_end(result) == kind
+    found["package in several versions"] = [
+        f"{package} {', '.join(f'{v} ({len(c)} cells)' for v, c in groups.items())}"
+        for package, groups in mixed_versions(study.versions).items()
+    ]
+    found["methods ran different episodes"] = [
+        row.title for row in study.rows if _episodes_differ(study, row)
+    ]
+    entries = study.entries.values()
+    repeated = {e.method for e in entries if sum(map(is_loaded, e.results)) > 1}
+    found["training seeds share one planner"] = [
+        study.label(method) for method in study.methods if method in repeated
+    ]
+    found["planner trained on other data"] = [
+        result.cell.id
+        for result in study.results
+        if is_loaded(result)
+        and result.policy.get("dataset") not in (None, result.cell.problem.dataset)
+    ]
+    for end in ("rising", "falling", "constant"):
+        found[f"learning curve {end} at the end"] = [
+            result.cell.id for result in study.results if curve_end(result) == end
         ]
-        for kind in ("rising", "falling", "constant")
-    }
-    found |= {
-        f"critic's values {verdict}": [
-            r.cell.id for r, critic in critics if critic and critic.verdict == verdict
+    critics = [(r.cell.id, c) for r in study.results if (c := critic_of(r))]
+    for verdict in ("too high", "too low"):
+        found[f"critic's values {verdict}"] = [
+            name for name, critic in critics if critic.verdict == verdict
         ]
-        for verdict in ("too high", "too low")
-    }
-    warnings = [(text, names) for text, names in found.items() if names]
-    columns: Columns[tuple[str, list[str]]] = {
-        "warning": itemgetter(0),
-        "number": lambda warning: len(warning[1]),
-        "where": lambda warning: ", ".join(warning[1]),
-    }
-    return table_of("Check before comparing", warnings, columns) if warnings else None
-
-
-def _is_foreign(result: CellResult) -> bool:
-    """Return whether a planner was trained before, on other data than the problem's."""
-    known = (None, result.cell.problem.dataset)
-    return is_loaded(result) and result.policy.get("dataset") not in known
+    rows = [
+        {"warning": text, "number": len(names), "where": ", ".join(names)}
+        for text, names in found.items()
+        if names
+    ]
+    return table_of("Check before comparing", rows)
 
 
 def _episodes_differ(study: Study, row: Row) -> bool:
@@ -290,224 +270,212 @@ def _episodes_differ(study: Study, row: Row) -> bool:
 
 def open_table(study: Study) -> Table | None:
     """Return the cells without a result, if any."""
-    columns: Columns[OpenCell] = {
-        "cell": lambda cell: cell.name,
-        "state": lambda cell: cell.kind,
-        "detail": lambda cell: cell.detail or UNKNOWN,
-    }
-    cells = study.open_cells
-    return table_of("Cells without a result", cells, columns) if cells else None
+    rows = [
+        {"cell": cell.name, "state": cell.kind, "detail": cell.detail or UNKNOWN}
+        for cell in study.open_cells
+    ]
+    return table_of("Cells without a result", rows)
 
 
-# Trainings
+# --- trainings ----------------------------------------------------------------------
 
 
 def curve_table(study: Study) -> Table | None:
     """Return the end and the peak of each learning curve, if any."""
-    entries = study.entries_of(study.rows)
-    found = [(entry, curve) for entry in entries if (curve := curve_of(entry))]
-
-    def last(pair: tuple[Entry, Curve]) -> str:
-        points = pair[1].mean[-POINTS:]
-        mean = number(float(points.mean()))
-        if len(points) < POINTS:
-            return mean
-        return f"{mean} ± {number(float(points.std(ddof=1)))}"
-
-    def peak(pair: tuple[Entry, Curve]) -> str:
-        best = int(pair[1].mean.argmax())
-        return f"{number(pair[1].mean[best])} at {number(pair[1].steps[best], 0)}"
-
-    def above(pair: tuple[Entry, Curve]) -> str:
-        planner = study.entry(pair[0].row, PLANNER)
-        highest = float(pair[1].mean.max())
-        return UNKNOWN if planner is None else signed(highest - planner.score.mean)
-
-    def change(pair: tuple[Entry, Curve]) -> str:
-        rises = [rise_of(result.curve) for result in pair[0].results]
-        texts = [f"{r.mean:+.1f} ± {r.error:.1f}" if r else UNKNOWN for r in rises]
-        return "; ".join(texts)
-
-    columns: Columns[tuple[Entry, Curve]] = {
-        "problem, method": lambda pair: _name(study, pair[0]),
-        "last": lambda pair: number(pair[1].mean[-1]),
-        f"last {POINTS}": last,
-        "peak, at step": peak,
-        f"peak − {study.label(PLANNER)}": above,
-        "change at the end": change,
-        "verdict": lambda pair: "; ".join(
-            curve_end(result) or UNKNOWN for result in pair[0].results
-        ),
-    }
-    return table_of("Learning curves", found, columns) if found else None
+    rows = []
+    for entry in study.entries_of(study.rows):
+        curve, planner = curve_of(entry), study.entry(entry.row, PLANNER)
+        if curve is None:
+            continue
+        best, points = int(curve.mean.argmax()), curve.mean[-POINTS:]
+        last = number(float(points.mean()))
+        if len(points) == POINTS:
+            last += f" ± {number(float(points.std(ddof=1)))}"
+        above = planner and signed(float(curve.mean[best]) - planner.score.mean)
+        rises = [rise_of(result.curve) for result in entry.results]
+        changes = [f"{r.mean:+.1f} ± {r.error:.1f}" if r else UNKNOWN for r in rises]
+        row = {
+            "problem, method": _name(study, entry),
+            "last": number(curve.mean[-1]),
+            f"last {POINTS}": last,
+            "peak, at step": f"{number(curve.mean[best])} at "
+            f"{number(curve.steps[best], 0)}",
+            f"peak − {study.label(PLANNER)}": above or UNKNOWN,
+            "change at the end": "; ".join(changes),
+            "verdict": "; ".join(curve_end(r) or UNKNOWN for r in entry.results),
+        }
+        rows.append(row)
+    return table_of("Learning curves", rows)
 
 
 def critic_table(study: Study) -> Table | None:
     """Return critics' values of the data's actions, and the allowed range, if any."""
-    found = [(r.cell.id, c) for r in study.results if (c := critic_of(r))]
-    columns: Columns[tuple[str, Critic]] = {
-        "cell": itemgetter(0),
-        "5 %": lambda pair: number(pair[1].low, 0),
-        "median": lambda pair: number(pair[1].median, 0),
-        "95 %": lambda pair: number(pair[1].high, 0),
-        "lowest allowed": lambda pair: number(pair[1].allowed[0], 0),
-        "highest allowed": lambda pair: number(pair[1].allowed[1], 0),
-        "median is": lambda pair: pair[1].verdict,
-    }
-    return (
-        table_of("Critics' values of the data's actions", found, columns)
-        if found
-        else None
-    )
+    headers = ("5 %", "median", "95 %", "lowest allowed", "highest allowed")
+    found = [(result.cell.id, critic_of(result)) for result in study.results]
+    rows = [
+        {
+            "cell": name,
+            **{text: number(v, 0) for text, v in zip(headers, critic, strict=True)},
+            "median is": critic.verdict,
+        }
+        for name, critic in found
+        if critic is not None
+    ]
+    return table_of("Critics' values of the data's actions", rows)
 
 
-def compute_table(study: Study) -> Table:
+def compute_table(study: Study) -> Table | None:
     """Return what each method took over all of its cells."""
-    columns: Columns[list[CellResult]] = {
-        "method": lambda results: study.label(results[0].cell.method),
-        "cells": len,
-        "gradient steps": lambda rs: spread(r.training.get("num_steps") for r in rs),
-        "parameters": lambda rs: spread(r.training.get("num_parameters") for r in rs),
-        "training, CPU": lambda rs: _training_time(rs, "train_cpu_seconds"),
-        "training, clock": lambda rs: _training_time(rs, "train_seconds"),
-        "evaluation, clock": _evaluation_time,
-        "ms per action": lambda rs: spread((r.timing.get("act_ms") for r in rs), 2),
-        "ms per plan": lambda rs: spread((r.timing.get("plan_ms") for r in rs), 1),
-    }
-    return table_of("Computing per method", _by_method(study), columns)
+    rows = []
+    for method, results in _by_method(study):
+        trainings = [result.training for result in results]
+        timings = [result.timing for result in results]
+        row = {
+            "method": method,
+            "cells": len(results),
+            "gradient steps": spread(t.get("num_steps") for t in trainings),
+            "parameters": spread(t.get("num_parameters") for t in trainings),
+            **_times(results),
+            "evaluation, clock": _time(results, "evaluate_seconds"),
+            "ms per action": spread((t.get("act_ms") for t in timings), 2),
+            "ms per plan": spread((t.get("plan_ms") for t in timings), 1),
+        }
+        rows.append(row)
+    return table_of("Computing per method", rows)
 
 
-def cell_table(study: Study) -> Table:
+def cell_table(study: Study) -> Table | None:
     """Return the budget, the time and the seeds of every cell."""
-    columns: Columns[CellResult] = {
-        "cell": lambda result: result.cell.id,
-        "gradient steps": lambda r: number(r.training.get("num_steps"), 0),
-        "parameters": lambda r: number(r.training.get("num_parameters"), 0),
-        "training, CPU": lambda r: _training_time([r], "train_cpu_seconds"),
-        "training, clock": lambda r: _training_time([r], "train_seconds"),
-        "evaluation": lambda result: _evaluation_time([result]),
-        "evaluation seeds": lambda r: ", ".join(map(str, r.cell.evaluation.seeds)),
-        "episodes of each": lambda result: result.cell.evaluation.episodes,
-        "attempts": lambda result: result.timing.get("attempts", UNKNOWN),
-        "machine": lambda result: result.timing.get("machine", UNKNOWN),
-        "finished": lambda result: result.timing.get("finished", UNKNOWN),
-    }
-    return table_of("Cells", study.results, columns)
+    rows = [
+        {
+            "cell": result.cell.id,
+            "gradient steps": number(result.training.get("num_steps"), 0),
+            "parameters": number(result.training.get("num_parameters"), 0),
+            **_times([result]),
+            "evaluation": _time([result], "evaluate_seconds"),
+            "evaluation seeds": ", ".join(map(str, result.cell.evaluation.seeds)),
+            "episodes of each": result.cell.evaluation.episodes,
+            **{
+                name: result.timing.get(name, UNKNOWN)
+                for name in ("attempts", "machine", "finished")
+            },
+        }
+        for result in study.results
+    ]
+    return table_of("Cells", rows)
 
 
-def _training_time(results: Sequence[CellResult], name: str) -> str:
-    """Return the time of trainings; loading a planner is no training."""
+def _time(results: Sequence[CellResult], name: str) -> str:
+    return duration(sum(result.timing.get(name) or 0.0 for result in results))
+
+
+def _times(results: Sequence[CellResult]) -> dict[str, str]:
+    """Return the times of trainings; loading a planner is no training."""
     trained = [result for result in results if not is_loaded(result)]
-    if not trained:
-        return LOADED
-    return duration(sum(result.timing.get(name) or 0.0 for result in trained))
+    names = {"CPU": "train_cpu_seconds", "clock": "train_seconds"}
+    return {
+        f"training, {kind}": _time(trained, name) if trained else LOADED
+        for kind, name in names.items()
+    }
 
 
-def _evaluation_time(results: Sequence[CellResult]) -> str:
-    return duration(sum(r.timing.get("evaluate_seconds") or 0.0 for r in results))
-
-
-def settings_table(study: Study) -> Table:
+def settings_table(study: Study) -> Table | None:
     """Return the settings of each method on each problem, and facts it recorded."""
-
-    def training(entry: Entry) -> str:
-        first = entry.results[0]
-        return compact(first.training.get("settings") or first.cell.settings)
 
     def rest(facts: Mapping[str, Any], shown: set[str]) -> str:
         return compact({k: v for k, v in facts.items() if k not in shown})
 
-    columns: Columns[Entry] = {
-        "problem, method": lambda entry: _name(study, entry),
-        "training": training,
-        "policy": lambda entry: rest(entry.results[0].policy, NOT_ACTING),
-        "recorded, first training seed": lambda entry: rest(
-            entry.results[0].training, SHOWN_FACTS
-        ),
-    }
-    return table_of("Settings", study.entries_of(study.rows), columns)
+    rows = []
+    for entry in study.entries_of(study.rows):
+        first = entry.results[0]
+        row = {
+            "problem, method": _name(study, entry),
+            "training": compact(first.training.get("settings") or first.cell.settings),
+            "policy": rest(first.policy, NOT_ACTING),
+            "recorded, first training seed": rest(first.training, SHOWN_FACTS),
+        }
+        rows.append(row)
+    return table_of("Settings", rows)
 
 
-# Outcomes, data, versions
+# --- outcomes, data, versions -------------------------------------------------------
 
 
-def outcome_table(study: Study, rows: Sequence[Row]) -> Table:
+def outcome_table(study: Study, rows: Sequence[Row]) -> Table | None:
     """Return all figures of episodes, one method on one problem a row."""
     entries = study.entries_of(rows)
-    results = [result for entry in entries for result in entry.results]
-    details = {
-        name for r in results for e in r.episodes for name in e.get("details", {})
-    }
-
-    def mean(name: str) -> Callable[[Entry], str]:
-        return lambda entry: estimate(run_interval(entry.values(name)))
-
-    columns: Columns[Entry] = {
-        "problem, method": lambda entry: _name(study, entry),
-        "score": lambda entry: estimate(entry.score),
-        "success, %": lambda entry: estimate(entry.rate("success"), scale=100),
-        "success at the end, %": lambda entry: estimate(
-            entry.rate("final_success"), scale=100
-        ),
-        "env steps to the goal": lambda entry: estimate(entry.time_to_goal),
-        **{
-            name.replace("_", " "): mean(name)
-            for name in sorted(details)
-            if name.endswith("_score")
-        },
-        "return": mean("return"),
-        "episodes": lambda entry: entry.num_episodes,
-        "training seeds": lambda entry: ", ".join(map(str, entry.seeds)),
-    }
-    return table_of("Outcomes", entries, columns)
+    episodes = [e for entry in entries for r in entry.results for e in r.episodes]
+    details = {name for episode in episodes for name in episode.get("details", {})}
+    figures = [name for name in sorted(details) if name.endswith("_score")]
+    lines = [
+        {
+            "problem, method": _name(study, entry),
+            "score": estimate(entry.score),
+            "success, %": estimate(entry.rate("success"), scale=100),
+            "success at the end, %": estimate(entry.rate("final_success"), scale=100),
+            "env steps to the goal": estimate(entry.time_to_goal),
+            **{
+                name.replace("_", " "): estimate(run_interval(entry.values(name)))
+                for name in (*figures, "return")
+            },
+            "episodes": entry.values("return").size,
+            "training seeds": ", ".join(str(r.cell.seed) for r in entry.results),
+        }
+        for entry in entries
+    ]
+    return table_of("Outcomes", lines)
 
 
 def failure_table(study: Study, rows: Sequence[Row]) -> Table | None:
     """Return the number of failed episodes by the environments' reasons, if any."""
-    found = [(entry, entry.failures()) for entry in study.entries_of(rows)]
-    totals = sum((counts for _, counts in found), Counter[str]())
-    reasons = sorted(totals, key=lambda reason: (-totals[reason], reason))
+    found = []
+    for entry in study.entries_of(rows):
+        details = [e.get("details", {}) for r in entry.results for e in r.episodes]
+        reasons = [each.get("failure") for each in details]
+        counts = Counter(str(reason) for reason in reasons if reason is not None)
+        found.append((_name(study, entry), counts, len(reasons)))
+    totals = sum((counts for _, counts, _ in found), Counter[str]())
+    ordered = sorted(totals, key=lambda reason: (-totals[reason], reason))
+    lines = [
+        {
+            "problem, method": name,
+            **{reason: counts[reason] for reason in ordered},
+            "failed": counts.total(),
+            "episodes": number_of_episodes,
+        }
+        for name, counts, number_of_episodes in found
+    ]
+    return table_of("Failures by reason", lines if totals else [])
 
-    def count(reason: str) -> Callable[[tuple[Entry, Counter[str]]], int]:
-        return lambda pair: pair[1][reason]
 
-    columns: Columns[tuple[Entry, Counter[str]]] = {
-        "problem, method": lambda pair: _name(study, pair[0]),
-        **{reason: count(reason) for reason in reasons},
-        "failed": lambda pair: pair[1].total(),
-        "episodes": lambda pair: pair[0].num_episodes,
-    }
-    return table_of("Failures by reason", found, columns) if totals else None
-
-
-def dataset_table(study: Study) -> Table:
+def dataset_table(study: Study) -> Table | None:
     """Return each problem's environment and data."""
-
-    def facts(row: Row) -> Mapping[str, Any]:
-        found = [entry.results[0].dataset for entry in study.entries_of([row])]
-        return next((known for known in found if known), {})
-
-    def collection(row: Row) -> str:
-        known = facts(row).items()
-        return compact({k: v for k, v in known if k not in ("id", "num_steps")})
-
-    columns: Columns[Row] = {
-        "problem": lambda row: row.title,
-        "environment": lambda row: row.problem.env,
-        "its settings": lambda row: compact(row.problem.env_options),
-        "dataset": lambda row: row.problem.dataset,
-        "goals": lambda row: GOALS[row.problem.goals],
-        "transitions": lambda row: number(facts(row).get("num_steps"), 0),
-        "collection": collection,
-    }
-    return table_of("Problems and data", study.rows, columns)
+    rows = []
+    for row in study.rows:
+        recorded = [entry.results[0].dataset for entry in study.entries_of([row])]
+        facts = dict(next(filter(None, recorded), {}))
+        num_steps, _ = facts.pop("num_steps", None), facts.pop("id", None)
+        line = {
+            "problem": row.title,
+            "environment": row.problem.env,
+            "its settings": compact(row.problem.env_options),
+            "dataset": row.problem.dataset,
+            "goals": GOALS[row.problem.goals],
+            "transitions": number(num_steps, 0),
+            "collection": compact(facts),
+        }
+        rows.append(line)
+    return table_of("Problems and data", rows)
 
 
-def version_table(study: Study) -> Table:
+def version_table(study: Study) -> Table | None:
     """Return the versions that made the results."""
-    columns: Columns[tuple[str, Mapping[str, Sequence[str]]]] = {
-        "package": itemgetter(0),
-        "version": lambda pair: ", ".join(pair[1]),
-        "cells": lambda pair: sum(map(len, pair[1].values())),
-    }
-    return table_of("Versions", sorted(study.versions.items()), columns)
+    rows = [
+        {
+            "package": package,
+            "version": ", ".join(groups),
+            "cells": sum(map(len, groups.values())),
+        }
+        for package, groups in sorted(study.versions.items())
+    ]
+    return table_of("Versions", rows)
