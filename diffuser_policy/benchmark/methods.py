@@ -1,12 +1,12 @@
 """Methods by name: functions that make a policy for a problem.
 
     @register_method("straight", label="Straight ahead", needs_dataset=False)
-    def straight(training, *, speed: float = 1.0):
+    def straight(context, *, speed: float = 1.0):
         return Straight(speed)                  # anything with SB3's `predict`
 
-A method is a function of a `Training`; its keyword-only arguments are its settings. It
-is found by the name under which it was registered in this process or is offered in the
-entry-point group `diffuser_policy.methods`, or as `module:function` or
+A method is a function of a `MethodContext`; its keyword-only arguments are its
+settings. It is found by the name under which this process registered it or a package
+offers it (entry-point group `diffuser_policy.methods`), or as `module:function` or
 `file.py:function` (`diffuser_policy.plugins`). Cells run in processes of their own,
 which do not know what is registered in this one.
 """
@@ -41,7 +41,7 @@ class Method:
 
     Attributes:
         name: Name.
-        function: Makes a policy from a `Training` and settings.
+        function: Makes a policy from a `MethodContext` and settings.
         label: Its name in tables.
         goals: Kinds of problems that it can do.
         needs_dataset: Whether it learns from the problem's data.
@@ -95,12 +95,12 @@ class Method:
 
 
 def _check_method(target: Any) -> None:
-    """Refuse what is no function of a `Training`."""
+    """Refuse what is no function of a context."""
     if not callable(target):
-        raise ConfigError(f"A method is a function of a training; got {target!r}.")
+        raise ConfigError(f"A method is a function of a context; got {target!r}.")
     if not inspect.signature(target).parameters:
         raise ConfigError(
-            f"{address(target)} takes no argument; a method is called with a training."
+            f"{address(target)} takes no argument; a method is called with a context."
         )
 
 
@@ -135,7 +135,7 @@ def register_method(
 
     Raises:
         ConfigError: The name is of another form or taken, or the function takes no
-            training.
+            argument.
     """
     register = METHODS.register(name)
 
