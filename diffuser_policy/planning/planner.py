@@ -5,14 +5,14 @@
 The first planning step is pinned to the current observation, the last one to the goal.
 `diffuser_policy.planning.horizons` chooses how many steps lie between them.
 
-All rows that get a plan of the same length are sampled in one batch: a shorter plan
-padded to the length of another would be another plan. With a warm start, rows that have
-a plan already start from what is left of it (Janner et al. 2022, §5.4), stretched over
-the new horizon if there is a goal to arrive at, and are a batch of their own.
+Rows whose plans have the same length are sampled in one batch. Padding a shorter plan
+to the length of a longer one would change it. With a warm start, rows that have a plan
+form batches of their own: they start from what is left of it (Janner et al. 2022,
+§5.4), stretched over the new horizon if there is a goal to arrive at.
 
-With `steadiness`, what is left of a plan is a candidate itself, and the new ones have
-to be better by that much: plans that are replaced every few steps would otherwise
-change their mind as often.
+With `steadiness`, what is left of a plan is a candidate itself, and a new one has to be
+better by that much. Without it, a plan that is replaced every few steps may change its
+mind as often.
 """
 
 from __future__ import annotations
@@ -63,17 +63,18 @@ class Planner:
             horizons: How many env steps the plan of each row covers.
             num_candidates: Trajectories per row.
             ranking: How one of them is chosen.
-            guidance: What plans are steered by.
-            warm_start: Share of the schedule that what is left of a plan is noised to,
-                to start the next one; none: every plan starts from noise.
-            warm_start_steps: Denoising steps from there.
-            steadiness: How much better than what is left of a plan a new one has to
-                be, in the unit of the ranking; none: what is left is no candidate.
+            guidance: How a guide steers plans.
+            warm_start: A new plan starts from what is left of the last one, noised to
+                this share of the schedule; none: every plan starts from noise.
+            warm_start_steps: Denoising steps of such a start.
+            steadiness: By how much a new plan has to be better than what is left of
+                the last one, in the unit of the ranking; none: what is left is no
+                candidate.
             pin_goal_velocity: Pin zeros in the layout's "velocity" at the goal.
-            fingerprint: A number that tells planners with other weights apart.
+            fingerprint: A number that differs between planners with other weights.
 
         Raises:
-            ConfigError: A choice that lacks what it needs.
+            ConfigError: No candidates, or a goal velocity without a "velocity".
         """
         if num_candidates < 1:
             raise ConfigError(f"num_candidates must be positive, got {num_candidates}.")
@@ -116,10 +117,10 @@ class Planner:
                 if the layout has goal columns; guides see them in any case.
             generators: One source of noise per row, advanced by the call.
             remaining: `[rows]` env steps left, for shrinking horizons; negative: none.
-            previous: Plans that rows follow, for warm starts and steadiness; of length
-                zero for none.
-            conditions: Pinned besides start and goal, for plans of equal length.
-            step_noise: Noise while denoising; off, the initial noise alone decides.
+            previous: Plans that rows follow, for warm starts and steadiness; length
+                zero if a row follows none.
+            conditions: What to pin besides start and goal, for plans of equal length.
+            step_noise: Add noise while denoising; off, the initial noise alone decides.
             keep_chain: Keep the denoising chain; all rows need the same length.
 
         Raises:
@@ -232,7 +233,7 @@ class Planner:
     def _view(
         self, goals: np.ndarray | None, num_candidates: int
     ) -> Callable[[Tensor, int], Trajectory]:
-        """Return what makes normalized trajectories into what guides see."""
+        """Return the function that shows guides normalized trajectories."""
         desired = None
         if goals is not None:
             repeated = np.repeat(goals, num_candidates, axis=0)

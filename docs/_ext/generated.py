@@ -24,12 +24,13 @@ import importlib
 import inspect
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from docutils import nodes
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
+from diffuser_policy import choices
 from diffuser_policy.config import (
     CLASSIFIER_NEEDS,
     NETWORK_NEEDS,
@@ -107,10 +108,10 @@ def settings_page(
         title, said = ast.unparse(field.target), _docstring(text)
         if said is None:
             raise LookupError(f"{name}.{title} has no docstring below it.")
-        kind = ast.unparse(field.annotation).replace("'", '"')
-        kind = (
-            kind.removeprefix("Literal[").removesuffix("]") if "Lit" in kind else kind
-        )
+        kind = ast.unparse(field.annotation)
+        if kind in vars(choices):
+            names = get_args(vars(choices)[kind])
+            kind = " | ".join(f'"{name}"' for name in names)
         option = f" · `{prefix}{title.replace('_', '-')}`" if prefix else ""
         kind = f"*{_escaped(kind)}*"
         if part := re.search(r"\w+Config", kind):  # settings of their own
