@@ -112,6 +112,7 @@ def settings_page(
         if kind in vars(choices):
             names = get_args(vars(choices)[kind])
             kind = " | ".join(f'"{name}"' for name in names)
+            said = re.sub(rf"\b({'|'.join(names)}):", r"`\1`:", said)
         option = f" · `{prefix}{title.replace('_', '-')}`" if prefix else ""
         kind = f"*{_escaped(kind)}*"
         if part := re.search(r"\w+Config", kind):  # settings of their own
