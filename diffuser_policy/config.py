@@ -60,10 +60,11 @@ class WindowConfig:
     padding: Padding = "none"
     """What follows the end of a run: nothing, or its last observation repeated."""
     hindsight_goal: HindsightGoal = "goal"
-    """What training pins at the last planning step of a window: nothing, the position
-    that counts as the goal, or the whole observation."""
+    """What training pins at the last planning step of a window. goal: the position that
+    counts as the goal. observation: all columns. none: nothing."""
     normalizer: NormalizerName = "limits"
-    """How environment units are mapped to the network's units."""
+    """How each column is mapped to the network's units. limits: its range to [-1, 1].
+    gaussian: to mean 0 and variance 1. identity: unchanged."""
     features: str | None = None
     """Featurizer whose columns plans are made of; None: the observation's columns."""
     position: tuple[int, ...] | None = None
@@ -104,7 +105,8 @@ class NetworkConfig:
     """The denoising network and its diffusion process."""
 
     architecture: Architecture = "unet"
-    """A temporal U-Net, or a transformer over the objects that the layout names."""
+    """unet: a temporal U-Net. objects: a transformer over the objects that the layout
+    names."""
     dim: int = 32
     """Base width in channels."""
     multipliers: tuple[int, ...] = (1, 2, 4)
@@ -217,11 +219,13 @@ class PlannerConfig:
     """How a trained denoiser is used to plan."""
 
     sampler: SamplerName = "ddim"
-    """Reverse process. On the command line, ddpm takes all steps by default."""
+    """Reverse process. ddim: deterministic, for few steps. ddpm: the paper's, with
+    noise in every step; on the command line, it takes all steps by default. dpm: like
+    ddim, with a smaller error for the same number of steps."""
     num_sampling_steps: int | None = 5
     """Denoising steps of a plan; None: all steps of the training schedule."""
     min_guided_steps: int = 3
-    """Fewest denoising steps of a guided plan, which needs time to settle after the
+    """Fewest denoising steps of a guided plan, which needs some to settle after the
     guide has moved it."""
     step_spacing: Spacing = "linspace"
     """How the denoising steps are spread over the training schedule."""
@@ -230,41 +234,43 @@ class PlannerConfig:
     num_candidates: int = 8
     """Trajectories sampled per plan."""
     ranking: RankingName = "smoothness"
-    """Which candidate becomes the plan: the first, the one without jumps, the one whose
-    states can be reached in the planned time, the one that can be executed best, the
-    one that the guide prefers, or the best sum of the last two."""
+    """Which candidate becomes the plan. first: the first one. smoothness: the one with
+    the smallest jumps. time_to_goal: the one whose states can best be reached in the
+    planned time. feasibility: the one that the featurizer can execute best. guide: the
+    one that the guide prefers. sum: the best sum of those two."""
     ranking_tolerance: float = 10.0
-    """Ranking by a guide: how much less feasible than the best candidate others may be,
-    in env steps, or in the unit of the featurizer's feasibility."""
+    """Ranking by a guide: how much less feasible than the best candidate the chosen one
+    may be, in env steps or in the unit of the featurizer's feasibility."""
     ranking_weight: float = 1.0
     """Ranking by the sum: weight of the guide's value, in units of feasibility."""
     horizon: HorizonChoice = "fixed"
-    """How many env steps a plan covers: as many as in training, what is left of those,
-    or the predicted time to the goal."""
+    """How many env steps a plan covers. fixed: as many as the training windows.
+    shrinking: what is left of those. predicted: the predicted time to the goal."""
     horizon_scale: float = 1.0
-    """Predicted horizon: factor of the predicted time, above 1 if guides lead plans on
-    longer or slower ways."""
+    """Predicted horizon: factor of the predicted time; above 1 for guides that make the
+    way longer or slower."""
     goal_velocity: bool = False
     """Pin zero velocity at the goal, as well as the position."""
     guide_placement: Placement = "clean"
-    """Where the gradient of a guide is taken: at the predicted clean plan, at the mean
-    of the denoising step, or at the noisy plan."""
+    """Where the gradient of a guide is taken. clean: at the predicted clean plan. mean:
+    at the mean of the next denoising step, as in the paper's Algorithm 1. noisy: at the
+    noisy plan, as in the authors' code."""
     guide_scale: float = 1.0
     """Step size along the gradient of a guide; 0 turns guidance off."""
     guide_steps: int | None = None
     """Gradient steps for each denoising step; None: 5 for clean, 1 for mean, 2 for
     noisy."""
     guide_cutoff: int = 0
-    """Number of denoising steps at the clean end of the schedule without guidance."""
+    """This many of the last denoising steps are not guided."""
     warm_start: float | None = None
-    """Replanning: start from the rest of the running plan, noised to this share of the
-    schedule; None: start from noise."""
+    """Replanning: a new plan starts from the rest of the running one, noised to this
+    share of the schedule; None: it starts from noise."""
     warm_start_steps: int | None = None
     """Denoising steps of a warm start; None: the same share of `num_sampling_steps`,
     and at least `min_guided_steps` for guided plans."""
     steadiness: float | None = None
-    """Replanning: keep the running plan unless a new one is better by this much, in the
-    unit of the ranking; None: the two are not compared."""
+    """Replanning: the running plan is kept unless a new one is better by this much, in
+    the unit of the ranking; None: the two are not compared."""
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
@@ -292,9 +298,10 @@ class ExecutionConfig:
     """How a plan is followed, and when it is replaced by a new one."""
 
     executor: ExecutorName = "tracking"
-    """How plans become actions: track the planned states, pursue the path at full
-    speed, keep to the path at its own pace, apply the planned actions, or let the
-    featurizer choose actions."""
+    """How plans become actions. tracking: steer to the next planned state. pursuit:
+    follow the path as fast as actions allow. path: keep to the path, at the planned
+    speed or slower. actions: apply the planned actions. features: ask the
+    featurizer."""
     position_gain: float = 1.0
     """Tracking and pursuit: action per meter of position error."""
     velocity_gain: float = 1.0
@@ -302,13 +309,14 @@ class ExecutionConfig:
     lookahead: float = 10.0
     """Pursuit: how far ahead to steer, in planned env steps."""
     tempo: float = 1.0
-    """Path: most planned env steps per env step; below 1, slower than planned."""
+    """Path: planned env steps per env step, at most; below 1, slower than planned."""
     tolerance: float = 0.3
     """Path: distance from it, in meters, at which progress almost stops."""
     seconds_per_step: float | None = None
-    """Path: duration of an env step, which relates planned velocities to positions."""
+    """Path: duration of an env step, which relates planned velocities to positions;
+    this executor needs it."""
     replan_interval: int | None = None
-    """Env steps between two plans; None: plan again only when it is necessary."""
+    """Env steps between two plans; None: a new plan only when it is necessary."""
     replan_deviation: float | None = None
     """Distance from the plan, in meters, beyond which a new plan is made; None: any
     distance is fine."""

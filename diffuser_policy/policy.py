@@ -10,12 +10,16 @@ environment is a row of `PolicyState`, which the caller passes back:
     predict(observation, state)              follows the plan in `state`
     … episode_start=[True, False, …]         rows to forget
 
-A row gets a new plan when it has none, when its goal or the guide changed, when it
-strayed further than `replan_deviation` from its plan, when the plan is
-`replan_interval` env steps old, or when a plan without a goal (or one that the executor
-cannot hold) has run out. A plan made because of the interval replaces the running one
-only if it arrives no later: a good plan is not traded for a later arrival. With a warm
-start, a row that still follows its plan starts the new one from the rest of it.
+A row gets a new plan when
+
+- it has none,
+- its goal or the guide changed,
+- it strayed further than `replan_deviation` from its plan,
+- its plan is `replan_interval` env steps old (and the new one arrives no later, if
+  there is a goal), or
+- its plan has run out, and there is no goal to stay at (or the executor cannot).
+
+With a warm start, the new plan of a row that still follows one starts from its rest.
 
 Plans are made, remembered and followed in planning columns, which a featurizer may
 derive from observations (`diffuser_policy.columns.features`).
@@ -66,7 +70,7 @@ class DiffuserPolicy:
         Args:
             config: Settings of a planner.
             networks: Its weights.
-            seed: Noise of deterministic plans, and first of the random streams.
+            seed: Fixes the noise of deterministic plans, and the random streams.
 
         Raises:
             ConfigError: Settings that contradict each other or the weights, or a
@@ -127,7 +131,7 @@ class DiffuserPolicy:
             observation: Single or batched, as the environment returned it.
             state: What the last call returned; nothing before the first.
             episode_start: `[n]` rows whose episode just began.
-            deterministic: Fix the initial noise by the policy's seed and add none
+            deterministic: The policy's seed fixes the initial noise, and none is added
                 while denoising: the same observation and plan give the same action.
 
         Returns:
@@ -172,10 +176,10 @@ class DiffuserPolicy:
 
         Args:
             observation: Single or batched.
-            state: Of `initial_state`: the plan is the one that `predict` makes with
-                it. Not given: the plan of `predict(…, deterministic=True)`.
-            conditions: Pinned besides start and goal.
-            keep_chain: Keep the trajectories at every denoising step.
+            state: From `initial_state`; the plan is then the one that `predict` makes
+                with it. Not given: the plan of `predict(…, deterministic=True)`.
+            conditions: What to pin besides start and goal.
+            keep_chain: Keep the trajectories of every denoising step.
 
         Raises:
             ObservationError: An observation that cannot be planned from, or a state of
@@ -233,7 +237,7 @@ class DiffuserPolicy:
         )
 
     def set_random_seed(self, seed: int) -> None:
-        """Restart the random streams that rows without a state are given.
+        """Restart the random streams, from which rows without a state take theirs.
 
         Raises:
             ConfigError: A negative seed.
@@ -571,8 +575,8 @@ class PolicyState(NamedTuple):
     def for_goals(self, goals: np.ndarray | None) -> PolicyState:
         """Return a state that remembers goals of the size of those at hand.
 
-        A planner that was trained without goals learns here how many columns they
-        have; plans that were made for others are forgotten.
+        A planner that was trained without goals learns here how many columns goals
+        have; plans for goals of another size are forgotten.
 
         Args:
             goals: `[n, goal]`, or none.

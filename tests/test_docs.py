@@ -154,15 +154,38 @@ def test_every_setting_is_listed() -> None:
     }
 
 
+def test_every_public_name_is_in_the_reference() -> None:
+    page = (DOCS / "python.md").read_text()
+    named = re.findall(r"{py:obj}`(\w+) <", page)
+    assert sorted(named) == sorted(diffuser_policy.__all__)
+    assert f"exports {len(named)} names" in page
+
+
 def test_settings_have_options_defaults_and_a_docstring() -> None:
     source = (ROOT / "diffuser_policy" / "config.py").read_text()
     page = extension("generated").settings_page(source, "WindowConfig", "--window.")
     assert "`horizon` = `128`\n: Env steps of the longest plan" in page
+    assert r'*"none" \| "repeat"* · `--window.padding`' in page
     assert "*int* · `--window.horizon`" in page
     assert page.count("\n: ") == len(dataclasses.fields(config.WindowConfig))
     bare = "class Bare:\n    size: int = 1\n    other: int = 2\n"
     with pytest.raises(LookupError, match="size has no docstring"):
         extension("generated").settings_page(bare, "Bare")
+
+
+def test_settings_say_what_they_need() -> None:
+    """From the tables by which settings without an effect are refused."""
+    generated = extension("generated")
+    source = (ROOT / "diffuser_policy" / "config.py").read_text()
+    for name in ("PlannerConfig", "ExecutionConfig", "NetworkConfig"):
+        needs = generated.needs_of(name)
+        own = [field.name for field in dataclasses.fields(getattr(config, name))]
+        page = generated.settings_page(source, name, "--", needs=needs)
+        assert page.count("· only with") == len(set(own) & needs.keys())
+    needs = {"tempo": ("executor", ("path",)), "lookahead": ("guide", ())}
+    page = generated.settings_page(source, "ExecutionConfig", "--", needs=needs)
+    assert '· `--tempo` · only with `executor="path"`' in page
+    assert "· `--lookahead` · only with a guide" in page
 
 
 def test_options_of_settings_exist(capsys: pytest.CaptureFixture[str]) -> None:

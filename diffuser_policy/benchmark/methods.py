@@ -5,8 +5,8 @@
         return Straight(speed)                  # anything with SB3's `predict`
 
 A method is a function of a `MethodContext`; its keyword-only arguments are its
-settings. It is found by the name under which it was registered in this process or is
-offered in the entry-point group `diffuser_policy.methods`, or as `module:function` or
+settings. It is found by the name under which this process registered it or a package
+offers it (entry-point group `diffuser_policy.methods`), or as `module:function` or
 `file.py:function` (`diffuser_policy.plugins`). Cells run in processes of their own,
 which do not know what is registered in this one.
 """

@@ -19,17 +19,17 @@ from h to i:
 $$\hat D = \hat x_0(x_i) + \frac{\lambda_j - \lambda_i}{2 (\lambda_i - \lambda_h)}
 \left(\hat x_0(x_i) - \hat x_0(x_h)\right).$$
 
-Its first step has none before it, and its last one, to $\lambda = \infty$, has no
-middle: both are DDIM's. So one or two steps are DDIM altogether.
+The first step has no step before it, and the last one, to $\lambda = \infty$, has no
+middle: both are DDIM's. With one or two steps, DPM-Solver++ is therefore DDIM.
 
-Every step is a sum of the noisy trajectory, the predictions and noise, with weights
-that depend on nothing but i, j and h and are computed once: subclasses override
-`weights`, or `step` where a step is something else. Conditions are written back into
+Every step is a sum of the noisy trajectory, the predictions and noise. The weights
+depend only on i, j and h, and are computed once. Subclasses override `weights`, or
+`step` if a step is not such a sum. Conditions are written back into
 the noise and after every step; a guide may shift what is denoised, the prediction, or
 the mean (`diffuser_policy.diffusion.guidance`).
 
-Warm start (Janner et al. 2022, §5.4): instead of noise, start from an earlier plan that
-is noised to a denoising step in the middle of the schedule.
+Warm start (Janner et al. 2022, §5.4): sampling starts in the middle of the schedule,
+from an earlier plan with noise added, instead of from noise alone.
 
 Randomness is explicit and *per row*: row r draws from its own generator, so its plan
 does not depend on which other rows are in the batch.
@@ -100,7 +100,7 @@ class WarmStart:
 
 
 class Prediction(NamedTuple):
-    """What the denoiser said at an earlier denoising step.
+    """What the denoiser predicted at an earlier denoising step.
 
     Attributes:
         clean: `[batch, horizon, transition]`, normalized.
@@ -127,10 +127,10 @@ class Weights(NamedTuple):
     """One step as a weighted sum.
 
     Attributes:
-        noisy: Of the trajectories at the step to leave.
-        clean: Of the prediction there.
-        before: Of the prediction at the step before.
-        noise: Standard deviation of what is added.
+        noisy: Weight of the trajectories at the step to leave.
+        clean: Weight of the prediction there.
+        before: Weight of the prediction at the step before.
+        noise: Standard deviation of the noise that is added.
     """
 
     noisy: float
@@ -256,9 +256,9 @@ class Sampler:
             num_candidates: Trajectories per row.
             steering: Makes the guidance for the conditions of the whole batch.
             warm_start: Begin with these trajectories, noised, instead of with noise.
-            step_noise: Off: the initial noise alone decides, and every step takes
-                its mean. What DDIM with eta = 0 does anyway.
-            keep_chain: Also return the trajectories at every denoising step.
+            step_noise: Add noise in every step. Off, every step takes its mean, and
+                the initial noise alone decides, as it always does in DDIM (eta = 0).
+            keep_chain: Also return the trajectories of every denoising step.
         """
         rows, *shape = inpainting.values.shape
         given = inpainting.repeat(num_candidates)
@@ -313,7 +313,7 @@ class DDPMSampler(Sampler):
 
 
 class DDIMSampler(Sampler):
-    """Deterministic sampling from the initial noise (eta = 0), or less and less so."""
+    """Deterministic sampling from the initial noise; eta above 0 adds noise again."""
 
     def __init__(
         self,
@@ -329,8 +329,8 @@ class DDIMSampler(Sampler):
         Args:
             denoiser: Predicts clean trajectories.
             num_steps: Denoising steps to visit.
-            eta: Noise of each step, in [0, 1]: 0 is deterministic, 1 is ancestral. No
-                setting sets it; it lets tests compare DDIM with DDPM (eta = 1).
+            eta: Noise of each step, in [0, 1]: 0 is deterministic, 1 is ancestral
+                sampling (DDPM). No setting sets it.
             temperature: Scales all noise.
             spacing: How the steps are spread.
         """

@@ -67,10 +67,10 @@ class Guide:
         return type(self).__name__
 
     def bind(self, networks: Any) -> Guide:  # noqa: ARG002 (most need none)
-        """Return the guide ready for a planner; guides that use a network take it here.
+        """Return the guide ready for a planner. Guides that use a network get it here.
 
         Args:
-            networks: Weights of the planner, `diffuser_policy.build.PlannerNetworks`.
+            networks: The planner's, as `diffuser_policy.build.PlannerNetworks`.
         """
         return self
 
@@ -225,8 +225,8 @@ def value_of(guide: Guide, trajectory: Trajectory) -> Tensor:
     """Return a guide's values `[batch]`, checked.
 
     Raises:
-        GuideError: Not a tensor, of another shape, NaN, or, where a gradient is
-            wanted, cut off from the trajectory. The guide is named.
+        GuideError: A value that is not a tensor, has another shape or is NaN, or that
+            has no gradient where one is wanted. The message names the guide.
     """
     try:
         value = guide(trajectory)
@@ -311,7 +311,7 @@ def value_and_gradient(
 def gradient_of(
     guide: Guide, trajectories: Tensor, view: Callable[[Tensor], Trajectory]
 ) -> Tensor:
-    """Return the gradient `[batch, steps, transition]` alone."""
+    """Return only the gradient, `[batch, steps, transition]`."""
     return value_and_gradient(guide, trajectories, view)[1]
 
 

@@ -5,14 +5,14 @@
 The first planning step is pinned to the current observation, the last one to the goal.
 `diffuser_policy.planning.horizons` chooses how many steps lie between them.
 
-All rows that get a plan of the same length are sampled in one batch: a shorter plan
-padded to the length of another would be another plan. With a warm start, rows that
-follow a plan start from the rest of it (Janner et al. 2022, §5.4), stretched over the
-new horizon if there is a goal to arrive at, and form a batch of their own.
+Rows whose plans have the same length are sampled in one batch. Padding a shorter plan
+to the length of a longer one would change it. With a warm start, rows that have a plan
+form batches of their own: they start from what is left of it (Janner et al. 2022,
+§5.4), stretched over the new horizon if there is a goal to arrive at.
 
-With `steadiness`, the rest of the running plan is a candidate too, and a new candidate
-has to be better by that much: a plan that is replaced every few steps would otherwise
-change its mind as often.
+With `steadiness`, what is left of a plan is a candidate itself, and a new one has to be
+better by that much. Without it, a plan that is replaced every few steps may change its
+mind as often.
 """
 
 from __future__ import annotations
@@ -71,10 +71,10 @@ class Planner:
             steadiness: How much better than the rest of a plan a new one has to be, in
                 the unit of the ranking; none: the rest is no candidate.
             pin_goal_velocity: Pin zeros in the layout's "velocity" at the goal.
-            fingerprint: A number that tells planners with other weights apart.
+            fingerprint: A number that differs between planners with other weights.
 
         Raises:
-            ConfigError: A choice that lacks what it needs.
+            ConfigError: No candidates, or a goal velocity without a "velocity".
         """
         if num_candidates < 1:
             raise ConfigError(f"num_candidates must be positive, got {num_candidates}.")
@@ -112,10 +112,10 @@ class Planner:
                 if the layout has goal columns; guides see them in any case.
             generators: One source of noise per row, advanced by the call.
             remaining: `[rows]` env steps left, for shrinking horizons; negative: none.
-            previous: Plans that rows follow, for warm starts and steadiness; of length
-                zero for none.
-            conditions: Pinned besides start and goal, for plans of equal length.
-            step_noise: Noise while denoising; off, the initial noise alone decides.
+            previous: Plans that rows follow, for warm starts and steadiness; length
+                zero if a row follows none.
+            conditions: What to pin besides start and goal, for plans of equal length.
+            step_noise: Add noise while denoising; off, the initial noise alone decides.
             keep_chain: Keep the denoising chain; all rows need the same length.
 
         Raises:

@@ -3,8 +3,8 @@
     ```{settings} WindowConfig --window.
     ```
 
-lists the fields of a dataclass in `diffuser_policy.config`: option, type, default, and
-the docstring below the field.
+lists the fields of a dataclass in `diffuser_policy.config`: option, type, default, the
+docstring below the field, and what it needs to have an effect.
 
     ```{errors} diffuser_policy.errors
     ConfigError: Advice, in one line.
@@ -24,11 +24,19 @@ import importlib
 import inspect
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from docutils import nodes
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
+
+from diffuser_policy import choices
+from diffuser_policy.config import (
+    CLASSIFIER_NEEDS,
+    NETWORK_NEEDS,
+    PLANNING_NEEDS,
+    Needs,
+)
 
 ROOT = Path(__file__).parents[2]
 SOURCES = {
@@ -58,17 +66,32 @@ class Settings(SphinxDirective):
         source = SOURCES["diffuser_policy"] / "config.py"
         self.env.note_dependency(str(source))
         return self.parse_text_to_nodes(
-            settings_page(source.read_text(), *self.arguments)
+            settings_page(
+                source.read_text(), *self.arguments, needs=needs_of(self.arguments[0])
+            )
         )
 
 
-def settings_page(source: str, name: str, prefix: str = "") -> str:
+def needs_of(name: str) -> Needs:
+    """Return what the settings of a dataclass need to have an effect."""
+    return {
+        "PlannerConfig": PLANNING_NEEDS,
+        "ExecutionConfig": PLANNING_NEEDS,
+        "NetworkConfig": NETWORK_NEEDS,
+        "ClassifierConfig": CLASSIFIER_NEEDS,
+    }.get(name, {})
+
+
+def settings_page(
+    source: str, name: str, prefix: str = "", *, needs: Needs | None = None
+) -> str:
     """Return the Markdown list of a dataclass's settings.
 
     Args:
         source: Python code of the module that defines it.
         name: Of the dataclass.
         prefix: Of its options; none: they are not on the command line.
+        needs: What settings need to have an effect.
 
     Raises:
         LookupError: No such class, or a field without a docstring.
@@ -85,10 +108,11 @@ def settings_page(source: str, name: str, prefix: str = "") -> str:
         title, said = ast.unparse(field.target), _docstring(text)
         if said is None:
             raise LookupError(f"{name}.{title} has no docstring below it.")
-        kind = ast.unparse(field.annotation).replace("'", '"')
-        kind = (
-            kind.removeprefix("Literal[").removesuffix("]") if "Lit" in kind else kind
-        )
+        kind = ast.unparse(field.annotation)
+        if kind in vars(choices):
+            names = get_args(vars(choices)[kind])
+            kind = " | ".join(f'"{name}"' for name in names)
+            said = re.sub(rf"\b({'|'.join(names)}):", r"`\1`:", said)
         option = f" · `{prefix}{title.replace('_', '-')}`" if prefix else ""
         kind = f"*{_escaped(kind)}*"
         if part := re.search(r"\w+Config", kind):  # settings of their own
@@ -99,10 +123,20 @@ def settings_page(source: str, name: str, prefix: str = "") -> str:
             f"`{title}`{default}",
             f": {' '.join(said.split())}",
             "",
-            f"  {kind}{option}",
+            f"  {kind}{option}{_need((needs or {}).get(title))}",
             "",
         ]
     return "\n".join(lines)
+
+
+def _need(need: tuple[str, tuple[str, ...]] | None) -> str:
+    """Return in words what a setting needs, to stand after its option."""
+    if need is None:
+        return ""
+    other, values = need
+    words = {"guide": "a guide", "goals": "goals"}.get(other, f"`{other}`")
+    chosen = " or ".join(f'`{other}="{value}"`' for value in values)
+    return f" · only with {chosen or words}"
 
 
 def _docstring(node: ast.stmt) -> str | None:
@@ -144,7 +178,8 @@ class Errors(SphinxDirective):
             if said is None:
                 LOGGER.warning("no advice for %s", name, location=self.get_location())
             parents = " and ".join(f"`{base}`" for base in refines(error))
-            meaning = " ".join((inspect.getdoc(error) or "").split())
+            text = (inspect.getdoc(error) or "").partition("Attributes:")[0]
+            meaning = " ".join(text.split())
             lines += [
                 f"({module.__name__}.{name})=",
                 f"`{name}`",
