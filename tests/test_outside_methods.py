@@ -11,11 +11,15 @@ import pytest
 
 from diffuser_policy.baselines import online
 from diffuser_policy.benchmark.cell_process import run_cell
-from diffuser_policy.benchmark.cells import Cell, CellFolder, EvaluationProtocol
+from diffuser_policy.benchmark.cells import (
+    Cell,
+    CellFolder,
+    EvaluationProtocol,
+    read_result,
+)
 from diffuser_policy.benchmark.context import MethodContext
 from diffuser_policy.benchmark.methods import METHODS, find_method
 from diffuser_policy.benchmark.problem import Problem
-from diffuser_policy.benchmark.results import read_result
 from diffuser_policy.errors import CheckpointError, ConfigError
 from diffuser_policy.evaluation import evaluate
 from tests.goal_point import FIXED_POINT, GOAL_POINT, NUM_STEPS, training_of
