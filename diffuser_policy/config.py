@@ -237,7 +237,7 @@ class PlannerConfig:
     """Which candidate becomes the plan. first: the first one. smoothness: the one with
     the smallest jumps. time_to_goal: the one whose states can best be reached in the
     planned time. feasibility: the one that the featurizer can execute best. guide: the
-    one that the guide prefers. sum: the best sum of those two."""
+    one that the guide prefers. sum: the best sum of feasibility and guide."""
     ranking_tolerance: float = 10.0
     """Ranking by a guide: how much less feasible than the best candidate the chosen one
     may be, in env steps or in the unit of the featurizer's feasibility."""

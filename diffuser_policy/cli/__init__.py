@@ -41,7 +41,7 @@ COMMANDS = {
     "benchmark": "Compare methods, on the same data and the same episodes.",
     "speed": "Measure how fast a planner plans, beside the paper's setting.",
     "guides": "List the guides that plans can be steered by, or explain one.",
-    "info": "List shipped planners, training presets and environments.",
+    "info": "List planners, presets, environments and plug-ins.",
 }
 
 EXIT_OK, EXIT_ERROR, EXIT_INTERRUPTED, EXIT_PIPE = 0, 2, 130, 141

@@ -38,7 +38,8 @@ class CollectCommand:
     """Episodes: how they are made, such as kinematic or physics for block stacking
     (default: the expert's first)."""
     demonstrator: Annotated[str | None, shown_as("NAME")] = None
-    """Registered expert, or module:Class (default: the environment's own)."""
+    """Expert: by name, as module:Class or as file.py:Class (default: the environment's
+    own)."""
     demonstrator_options: Annotated[
         dict[str, float], shown_as("[NAME VALUE ...]", name="options")
     ] = field(default_factory=dict)
