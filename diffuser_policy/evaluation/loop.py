@@ -380,7 +380,18 @@ def _maker(
     env: str | Callable[[], Env], options: Mapping[str, Any]
 ) -> Callable[[], Env]:
     if isinstance(env, str):
-        return lambda: _make_with(env, options)
+
+        def make() -> Env:
+            try:
+                return make_env(env, **options)
+            except (TypeError, ValueError) as error:
+                if not options:
+                    raise
+                raise ConfigError(
+                    f"{env} cannot be made with {options}: {error}"
+                ) from error
+
+        return make
     if options:
         raise ConfigError(
             "env_options go with the id of an environment; a function that makes one "
@@ -392,15 +403,6 @@ def _maker(
             f"side. Pass an id, or a function that makes one, instead of {env!r}."
         )
     return env
-
-
-def _make_with(env_id: str, options: Mapping[str, Any]) -> Env:
-    if not options:
-        return make_env(env_id)
-    try:
-        return make_env(env_id, **options)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{env_id} cannot be made with {options}: {error}") from error
 
 
 def _numbers(values: Any) -> tuple[float, ...]:

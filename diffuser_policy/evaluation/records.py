@@ -161,9 +161,13 @@ class Evaluation:
           planned, for all of its rows.
         """
         episodes, timing = self.episodes, self.timing
+        every = [episode.details for episode in episodes]
+        names = dict.fromkeys(
+            name for details in every for name in details if name.endswith("_score")
+        )
         return {
             "score": _mean([episode.score for episode in episodes]),
-            **self._other_scores(),
+            **{name: _mean([d.get(name) for d in every]) for name in names},
             "return": _mean([episode.episode_return for episode in episodes]),
             "success_rate": _rate([episode.success for episode in episodes]),
             "final_success_rate": _rate(
@@ -173,13 +177,6 @@ class Evaluation:
             "plan_ms": _mean(timing.plan_milliseconds().tolist()),
             "plan_call_ms": _mean(timing.call_milliseconds().tolist()),
         }
-
-    def _other_scores(self) -> Summary:
-        every = [episode.details for episode in self.episodes]
-        names = dict.fromkeys(
-            name for details in every for name in details if name.endswith("_score")
-        )
-        return {name: _mean([details.get(name) for details in every]) for name in names}
 
 
 def _mean(values: list[Any]) -> Interval | None:
