@@ -107,7 +107,7 @@ class Scene:
         if goal_columns[:2] == columns[:2]:
             goal = np.asarray(observation["desired_goal"], np.float64)[:2]
         maze_map, cell_size = None, 1.0
-        maze = getattr(unwrapped, "maze", None)  # Gymnasium-Robotics'
+        maze: Any = getattr(unwrapped, "maze", None)  # Gymnasium-Robotics'
         if hasattr(unwrapped, "maze_map"):
             maze_map, cell_size = unwrapped.maze_map, float(unwrapped.cell_size)
         elif hasattr(maze, "maze_map"):

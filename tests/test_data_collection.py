@@ -109,7 +109,7 @@ def test_targets_cover_the_maze_also_where_the_task_has_one_goal() -> None:
 def test_every_run_has_a_demonstrator_with_a_seed_of_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    expert = DEMONSTRATORS.find(EXPERT).target
+    expert: type[Demonstrator] = DEMONSTRATORS.find(EXPERT).target
     build = expert.from_env
     seeds: list[object] = []
 

@@ -191,16 +191,17 @@ class Driver:
             episode_start=starting,
             deterministic=self.deterministic,
         )
-        seconds, actions = time.perf_counter() - begin, np.asarray(actions)
+        seconds = time.perf_counter() - begin
+        chosen: np.ndarray = np.asarray(actions)
         if self.has_rows:
             made = int((following.num_plans - state.num_plans).sum())
             following = self.state.with_rows(index, following)
             self.num_plans = list(map(int, following.num_plans))
         else:
-            actions = actions[index]
+            chosen = chosen[index]
         self.timing = self.timing.add(seconds, env_steps=len(index), num_plans=made)
         self.state, self.starting[index] = following, False
-        return actions
+        return chosen
 
 
 def _run(

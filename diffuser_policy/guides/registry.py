@@ -118,8 +118,8 @@ class RegisteredGuide:
         )
         if not isinstance(self.target, type):
             defaults = {p.name: p.default for p in self.parameters}
-            given = tuple({**defaults, **values}.items())
-            return FunctionGuide(self.target, self.name, given)
+            every = tuple({**defaults, **values}.items())
+            return FunctionGuide(self.target, self.name, every)
         try:
             guide: Guide = self.target(**values)
         except DiffuserPolicyError:
