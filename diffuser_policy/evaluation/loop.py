@@ -58,8 +58,9 @@ def evaluate(
         UnknownNameError: No environment of that id.
         SpaceMismatchError: An environment with other spaces than the policy's.
     """
-    for name, value in (("episodes", episodes), ("num_envs", num_envs), ("seed", seed)):
-        if value < (least := int(name != "seed")):
+    counts = {"episodes": (episodes, 1), "num_envs": (num_envs, 1), "seed": (seed, 0)}
+    for name, (value, least) in counts.items():
+        if value < least:
             raise ConfigError(f"{name} must be at least {least}, got {value}.")
     options = dict(env_options or {})
     make = _maker(env, options)
