@@ -194,7 +194,7 @@ def planning_columns(
     """Return the planning columns `[rows, num_columns]` of observations, checked.
 
     Args:
-        featurizer: Maps them; `Identity` hands them back untouched.
+        featurizer: Maps them; `Identity` returns them unchanged.
         observations: `[rows, observation_size]`.
         chunk: Rows that are mapped at once.
 

@@ -43,7 +43,7 @@ def evaluate(
 
     Args:
         policy: A `DiffuserPolicy`, or anything with Stable-Baselines3's `predict`.
-            What the latter draws at random is its own affair.
+            `seed` does not govern what the latter draws at random.
         env: Id, or a function that makes the environment; it has to end its episodes.
         episodes: How many.
         seed: Episode i uses `seed + i`.
@@ -358,7 +358,7 @@ def json_data(value: Any) -> Any:
 
 
 def describe(policy: Any) -> dict[str, Any]:
-    """Return what a policy says of itself, as JSON data, to go with its results."""
+    """Return a policy's settings and origin as JSON data, to store with its results."""
     described: dict[str, Any] = {"class": type(policy).__name__}
     config: Any = getattr(policy, "config", None)
     if hasattr(config, "provenance") and hasattr(config, "to_json"):

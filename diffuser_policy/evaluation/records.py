@@ -43,7 +43,7 @@ class EpisodeRecord:
         num_plans: Plans made; none if the policy doesn't tell.
         start: First achieved goal, or first observation where there are no goals.
         goal: First desired goal; none where there are no goals.
-        details: What an environment that scores its episodes says of this one, as
+        details: Facts of the episode from an environment that scores its episodes, as
             JSON data.
     """
 
@@ -121,7 +121,7 @@ class Evaluation:
     Attributes:
         episodes: One record per episode, in the order of their seeds.
         timing: How long it took to decide.
-        settings: Environment, seeds, and what the policy says of itself.
+        settings: Environment, seeds, and the settings and origin of the policy.
         versions: Of the packages that results depend on.
     """
 

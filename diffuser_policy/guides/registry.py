@@ -90,7 +90,7 @@ class RegisteredGuide:
         if isinstance(self.target, type) and text.startswith(
             f"{self.target.__name__}("
         ):
-            return "", {}  # what a dataclass without a docstring says of itself
+            return "", {}  # the docstring that `dataclass` generates
         found = google.parse(text)
         last = found.long_description or found.short_description or ""
         description = text[: text.find(last) + len(last)]
