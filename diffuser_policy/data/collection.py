@@ -427,7 +427,8 @@ def _episode_protocol(settings: CollectSettings, demonstrator: str) -> EpisodePr
     if unused:
         raise ConfigError(
             f"The demonstrator {demonstrator!r} makes whole episodes; "
-            f"{', '.join(unused)} apply to runs only. Give num_episodes (--num-episodes)."
+            f"{', '.join(unused)} apply to runs only. Give num_episodes "
+            f"(--num-episodes)."
         )
     return EpisodeProtocol(
         env_id=settings.env_id,
