@@ -21,7 +21,7 @@ from diffuser_policy.columns.features import (
     Featurizer,
     FeaturizerError,
     Identity,
-    saved_featurizer,
+    make_featurizer,
 )
 from diffuser_policy.columns.normalizers import NORMALIZERS, Normalizer
 from diffuser_policy.config import PLANNING_NEEDS, PlannerConfig, PolicyConfig
@@ -130,7 +130,7 @@ def config_featurizer(config: PolicyConfig) -> Featurizer:
     name, layout, spaces = config.window.features, config.layout, config.spaces
     if name is None:
         return Identity(spaces.planned_size)
-    featurizer = saved_featurizer(name)
+    featurizer = make_featurizer(name, "This planner")
     sizes = featurizer.observation_size, featurizer.num_columns
     columns = {key: tuple(value) for key, value in featurizer.columns.items()}
     ours = {key: layout.aliases.get(key, value) for key, value in columns.items()}

@@ -491,7 +491,7 @@ class PolicyConfig:
             classifier = data.get("classifier")
             return cls(
                 spaces=from_json(SpaceSpec, data["spaces"]),
-                layout=TrajectoryLayout.from_json(data["layout"]),
+                layout=from_json(TrajectoryLayout, data["layout"]),
                 window=from_json(WindowConfig, data["window"]),
                 network=from_json(NetworkConfig, data["network"]),
                 time_to_goal=time_to_goal and from_json(TimeToGoalConfig, time_to_goal),

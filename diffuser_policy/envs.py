@@ -37,9 +37,8 @@ def register_namespace(env_id: str) -> str:
     """
     module, _, bare_id = env_id.rpartition(":")
     namespace = bare_id.rpartition("/")[0]
-    if not module and any(s.namespace == namespace for s in gym.registry.values()):
-        module = ""
-    elif not module and namespace.isidentifier():
+    known = {spec.namespace for spec in gym.registry.values()}
+    if not module and namespace.isidentifier() and namespace not in known:
         module = namespace
     if bare_id.startswith("PointMaze") and bare_id not in gym.registry:
         module = module or "gymnasium_robotics"

@@ -91,13 +91,6 @@ class MissingColumnsError(UnknownNameError, AttributeError):  # type: ignore[mis
     """A guide asks for columns that the planner's trajectories don't have."""
 
     def __init__(self, name: str, known: Iterable[str], guide: str = "") -> None:
-        """Build the message from the lookup.
-
-        Args:
-            name: The columns that were asked for.
-            known: The columns that there are.
-            guide: The guide that asked.
-        """
         self.guide = guide
         asked = f" (asked for by the guide {guide})" if guide else ""
         super().__init__("trajectory column", name, known, asked)
@@ -137,14 +130,11 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 
 def require_extra(module: str, extra: str) -> ModuleType:
-    """Import an optional module, or say which extra brings it.
+    """Import and return an optional module, or say which extra brings it.
 
     Args:
         module: Dotted name of the module to import.
         extra: The extra of this distribution that installs it.
-
-    Returns:
-        The imported module.
 
     Raises:
         MissingExtraError: The module is not installed.

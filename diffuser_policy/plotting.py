@@ -107,7 +107,7 @@ class Scene:
         if goal_columns[:2] == columns[:2]:
             goal = np.asarray(observation["desired_goal"], np.float64)[:2]
         maze_map, cell_size = None, 1.0
-        maze = getattr(unwrapped, "maze", None)  # Gymnasium-Robotics'
+        maze: Any = getattr(unwrapped, "maze", None)  # Gymnasium-Robotics'
         if hasattr(unwrapped, "maze_map"):
             maze_map, cell_size = unwrapped.maze_map, float(unwrapped.cell_size)
         elif hasattr(maze, "maze_map"):
@@ -173,41 +173,29 @@ def _column_label(layout: TrajectoryLayout, column: int) -> str:
 # --- one thing each -----------------------------------------------------------------
 
 
-def draw_maze(ax: Axes, maze_map: MazeMap, *, cell_size: float = 1.0) -> None:
-    """Draw the walls of a maze, and limit the axes to it and a rim of outer wall.
-
-    Args:
-        ax: Matplotlib axes.
-        maze_map: Rows of cells from top to bottom; 1 is a wall.
-        cell_size: Side of a cell in meters.
-    """
-    colors = require_extra("matplotlib.colors", "plot")
-    walls = np.array([[cell == 1 for cell in row] for row in maze_map])
-    x, y = np.array(walls.shape[::-1]) * cell_size / 2
-    ax.imshow(
-        walls,
-        cmap=colors.ListedColormap([FLOOR, WALL]),
-        vmin=0,
-        vmax=1,
-        extent=(-x, x, -y, y),
-        interpolation="nearest",
-        zorder=0,
-    )
-    x, y = (half - HIDDEN_WALL * cell_size for half in (x, y))
-    ax.set(xlim=(-x, x), ylim=(-y, y), xticks=[], yticks=[])
-    ax.spines[:].set_visible(False)
-
-
 def draw_scene(ax: Axes, scene: Scene) -> None:
     """Draw the maze, or an empty plane, and the goal's disc."""
     patches = require_extra("matplotlib.patches", "plot")
     if scene.maze_map is not None:
-        draw_maze(ax, scene.maze_map, cell_size=scene.cell_size)
+        colors = require_extra("matplotlib.colors", "plot")
+        walls = np.array([[cell == 1 for cell in row] for row in scene.maze_map])
+        x, y = np.array(walls.shape[::-1]) * scene.cell_size / 2
+        ax.imshow(
+            walls,
+            cmap=colors.ListedColormap([FLOOR, WALL]),
+            vmin=0,
+            vmax=1,
+            extent=(-x, x, -y, y),
+            interpolation="nearest",
+            zorder=0,
+        )
+        x, y = (half - HIDDEN_WALL * scene.cell_size for half in (x, y))
+        ax.set(xlim=(-x, x), ylim=(-y, y), xticks=[], yticks=[])
     else:
         ax.set(xlabel=scene.labels[0], ylabel=scene.labels[1], facecolor=FLOOR)
         ax.grid(color="white")
         ax.set_axisbelow(True)
-        ax.spines[:].set_visible(False)
+    ax.spines[:].set_visible(False)
     ax.set_aspect(
         "equal", adjustable="box" if scene.maze_map is not None else "datalim"
     )

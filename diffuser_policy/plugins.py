@@ -147,7 +147,8 @@ class Kind:
             if found := offers(name):
                 return self._loaded(found[0], found)
         remark = " (yours: module:attribute or file.py:attribute)"
-        raise self._unknown(name, remark if self.addresses else "")
+        remark = remark if self.addresses else ""
+        raise UnknownNameError(self.name, name, self.names(), remark)
 
     def find_saved(self, name: str, user: str) -> Plugin:
         """Return the plug-in that a file names.
@@ -236,12 +237,15 @@ class Kind:
     def _at(self, name: str) -> Plugin:
         place, _, attribute = name.rpartition(":")
         if place.endswith(".py") and not Path(place).is_file():
-            raise self._unknown(name, f" (no file {place!r})")
+            remark = f" (no file {place!r})"
+            raise UnknownNameError(self.name, name, self.names(), remark)
         try:
             with self._blaming(repr(name), place):
                 module = _module(place)
         except ModuleNotFoundError as error:
-            raise self._unknown(name, f" ({error})") from error
+            raise UnknownNameError(
+                self.name, name, self.names(), f" ({error})"
+            ) from error
         if not hasattr(module, attribute):
             functions = [key for key, value in vars(module).items() if callable(value)]
             raise UnknownNameError(f"function of {place}", attribute, functions)
@@ -264,9 +268,6 @@ class Kind:
                 f"{type(error).__name__}: {str(error).rstrip('.') or 'no message'}. "
                 f"Install what it needs, or repair or uninstall it."
             ) from error
-
-    def _unknown(self, name: str, remark: str) -> UnknownNameError:
-        return UnknownNameError(self.name, name, self.names(), remark)
 
     def _taken(self, name: str, first: str, second: str) -> DiffuserPolicyError:
         return self.error(

@@ -53,8 +53,13 @@ PLURALS = {int: "whole numbers", float: "numbers", str: "texts"}
 class MisfitError(ValueError):
     """A value that its annotated type does not admit; says what it may be."""
 
+    def __str__(self) -> str:  # composed when shown: many are caught and forgotten
+        what, hint, value = self.args
+        nearest = suggestion(str(value), _choices(hint))
+        return f"{what} must be {in_words(hint)}, got {value!r}. {nearest}".rstrip()
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True)
 class Parameter:
     """What a function, class or dataclass takes by name.
 
@@ -74,7 +79,6 @@ class Parameter:
         return self.default is REQUIRED
 
     def __str__(self) -> str:
-        """Return `name=default`, or `name (required)`."""
         if self.required:
             return f"{self.name} (required)"
         if dataclasses.is_dataclass(self.default):
@@ -94,23 +98,17 @@ def parameters_of(target: Any) -> tuple[Parameter, ...]:
     """
     if not dataclasses.is_dataclass(target):
         arguments = inspect.signature(target).parameters.values()
-        return tuple(
-            Parameter(name=a.name, hint=_hint(target, a), default=a.default)
-            for a in arguments
-            if a.kind in BY_NAME
-        )
+        taken = [a for a in arguments if a.kind in BY_NAME]
+        return tuple([Parameter(a.name, _hint(target, a), a.default) for a in taken])
     hints = typing.get_type_hints(target)
-    return tuple(
-        Parameter(name=item.name, hint=hints[item.name], default=_default(item))
-        for item in dataclasses.fields(target)
-        if item.init
-    )
-
-
-def _default(item: dataclasses.Field[Any]) -> Any:
-    if item.default_factory is not dataclasses.MISSING:
-        return item.default_factory()
-    return REQUIRED if item.default is dataclasses.MISSING else item.default
+    found = []
+    for item in dataclasses.fields(target):
+        default = REQUIRED if item.default is dataclasses.MISSING else item.default
+        if item.default_factory is not dataclasses.MISSING:
+            default = item.default_factory()
+        if item.init:
+            found.append(Parameter(item.name, hints[item.name], default))
+    return tuple(found)
 
 
 def _hint(target: Any, argument: inspect.Parameter) -> Any:
@@ -154,18 +152,17 @@ def checked(
             value that is not of the annotated type.
     """
     known = {parameter.name: parameter for parameter in parameters}
-    subject = owner[0].upper() + owner[1:]
-    takes = f"It has no {noun}s."
-    if known:
+    missing = [
+        p.name for p in parameters if p.default is REQUIRED and p.name not in given
+    ]
+    wrong = next((name for name in given if name not in known), None)
+    if missing or wrong is not None:
+        problem = f"needs {' and '.join(missing)}. "
+        if wrong is not None:
+            problem = f"has no {noun} {wrong!r}. {suggestion(wrong, known)}"
         takes = f"Its {noun}s: {', '.join(map(str, parameters))}."
-    for name in given:
-        if name not in known:
-            raise error(
-                f"{subject} has no {noun} {name!r}. {suggestion(name, known)}{takes}"
-            )
-    missing = [p.name for p in parameters if p.required and p.name not in given]
-    if missing:
-        raise error(f"{subject} needs {' and '.join(missing)}. {takes}")
+        takes = takes if known else f"It has no {noun}s."
+        raise error(f"{owner[0].upper()}{owner[1:]} {problem}{takes}")
     values = {}
     for name, value in given.items():
         what = f"The {noun} {name!r} of {owner}"
@@ -286,10 +283,7 @@ def converted(value: Any, hint: Any, what: str = "It") -> Any:
         for candidate in (value, plain):
             if not isinstance(kind, type) or isinstance(candidate, kind):
                 return candidate
-    nearest = suggestion(str(value), _choices(hint))
-    raise MisfitError(
-        f"{what} must be {in_words(hint)}, got {value!r}. {nearest}".rstrip()
-    )
+    raise MisfitError(what, hint, value)
 
 
 def from_json(cls: type[T], data: Mapping[str, Any]) -> T:
@@ -321,7 +315,7 @@ def plain(value: Any) -> Any:
     try:
         return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError) as error:
-        raise MisfitError(value) from error
+        raise MisfitError("It", Any, value) from error
 
 
 def differences(saved: Any, current: Any, path: str = "") -> list[str]:
@@ -370,7 +364,6 @@ def in_words(hint: Any) -> str:
 
 
 def _choices(hint: Any) -> list[str]:
-    """Return the texts among which a type lets one choose."""
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) is Literal:
         return [choice for choice in arguments if isinstance(choice, str)]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diffuser_policy.checkpoint import read_planner
-from diffuser_policy.columns.labels import NamedColumns, find_labels, labelled
+from diffuser_policy.columns.labels import LABELS, NamedColumns, labelled
 from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.config import ClassifierConfig, OptimizationConfig, PolicyConfig
 from diffuser_policy.data.flat import FlatDataset
@@ -108,11 +108,11 @@ def test_columns_go_by_their_names() -> None:
 
 
 def test_labels_are_found_by_name_and_by_address() -> None:
-    assert find_labels(SIDES) is sides
-    assert find_labels("kuka-pairs").__module__ == "diffuser_envs.kuka.stages"
+    assert LABELS.find(SIDES).target is sides
+    assert LABELS.find("kuka-pairs").target.__module__ == "diffuser_envs.kuka.stages"
     for name, nearest in (("kuka-pears", "kuka-pairs"), (f"{HERE}:side", "sides")):
         with pytest.raises(UnknownNameError, match=f"Did you mean '{nearest}'"):
-            find_labels(name)
+            LABELS.find(name)
 
 
 def test_labels_that_are_not_one_a_row_are_refused() -> None:

@@ -24,7 +24,7 @@ from diffuser_policy.data.collection import (
     collect_episodes,
     default_dataset_id,
 )
-from diffuser_policy.data.demonstrators import Demonstrator, find_demonstrator
+from diffuser_policy.data.demonstrators import DEMONSTRATORS, Demonstrator
 from diffuser_policy.data.minari import _any_episodes, load_flat
 from diffuser_policy.data.workers import WorkerError, map_unordered
 from diffuser_policy.envs import Env, make_env
@@ -110,7 +110,7 @@ def test_targets_cover_the_maze_also_where_the_task_has_one_goal() -> None:
 def test_every_run_has_a_demonstrator_with_a_seed_of_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    expert = find_demonstrator(EXPERT)
+    expert: type[Demonstrator] = DEMONSTRATORS.find(EXPERT).target
     build = expert.from_env
     seeds: list[object] = []
 
@@ -249,7 +249,7 @@ def test_a_demonstrator_is_found_by_its_entry_point() -> None:
     recipe = load_flat(COLLECTED).metadata["collection"]["recipe"]
     assert recipe["demonstrator"] == "maze-waypoint"
     with pytest.raises(UnknownNameError, match="Did you mean 'maze-waypoint'"):
-        find_demonstrator("maze-waypoin")
+        DEMONSTRATORS.find("maze-waypoin")
 
 
 def test_an_env_without_a_demonstrator_of_its_own_needs_one_named() -> None:
@@ -260,7 +260,7 @@ def test_an_env_without_a_demonstrator_of_its_own_needs_one_named() -> None:
 
 
 def test_a_class_is_found_by_module_and_name() -> None:
-    assert find_demonstrator(EXPERT).__name__ == "WaypointDemonstrator"
+    assert DEMONSTRATORS.find(EXPERT).target.__name__ == "WaypointDemonstrator"
 
 
 def test_default_dataset_ids_follow_the_environment() -> None:
@@ -326,7 +326,7 @@ def test_episodes_of_any_env_and_policy_are_recorded(
 
 def test_episodes_of_a_goal_env_are_recorded() -> None:
     env = make_env(ENV, max_episode_steps=30)
-    demonstrator = find_demonstrator(EXPERT).from_env(env, seed=0)
+    demonstrator = DEMONSTRATORS.find(EXPERT).target.from_env(env, seed=0)
     collect_episodes(env, demonstrator, num_episodes=2, dataset_id="test/goal-v0")
     flat = load_flat("test/goal-v0")
     assert flat.has_goals

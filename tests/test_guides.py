@@ -30,7 +30,7 @@ from diffuser_policy.guides.guide import (
     as_guide,
     cost_guide,
     described,
-    gradient_of,
+    value_and_gradient,
     value_of,
 )
 from diffuser_policy.guides.trajectory import Trajectory
@@ -62,7 +62,7 @@ def shown(values: Tensor, **parts: Any) -> Trajectory:
 def climbed(guide: Guide, trajectory: Trajectory, scale: float = 1.0) -> Trajectory:
     """Return a trajectory after one gradient step."""
     values = trajectory.normalized
-    return shown(values + scale * gradient_of(guide, values, shown))
+    return shown(values + scale * value_and_gradient(guide, values, shown)[1])
 
 
 # --- where a trajectory goes ------------------------------------------------------
@@ -397,7 +397,7 @@ def steep(trajectory: Trajectory) -> Tensor:
 def test_a_guide_that_cannot_steer_is_named(function: Any, words: str) -> None:
     variable = torch.zeros(2, 3, 6).double()
     with pytest.raises(GuideError, match=words):
-        gradient_of(FunctionGuide(function), variable, shown)
+        value_and_gradient(FunctionGuide(function), variable, shown)[1]
 
 
 def test_the_failing_part_of_a_sum_is_named() -> None:

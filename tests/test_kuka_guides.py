@@ -25,7 +25,7 @@ from diffuser_envs.kuka.tasks import tower_goal
 from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.columns.normalizers import IdentityNormalizer
 from diffuser_policy.errors import GuideError, MissingColumnsError
-from diffuser_policy.guides.guide import Guide, gradient_of, value_of
+from diffuser_policy.guides.guide import Guide, value_and_gradient, value_of
 from diffuser_policy.guides.registry import (
     guide_from_json,
     guide_to_json,
@@ -65,7 +65,7 @@ def test_the_stage_of_the_episode_names_the_block(guide: Guide) -> None:
 def test_every_row_has_a_stage_of_its_own() -> None:
     goals = np.stack([TOWER, tower_goal((0, 1, 2, 3), 4), START[[1, 0, 2, 3]].ravel()])
     plans = torch.cat([planned()] * 3)
-    gradient = gradient_of(Place(), plans, lambda x: shown_rows(x, goals))
+    gradient = value_and_gradient(Place(), plans, lambda x: shown_rows(x, goals))[1]
     moved = [
         {
             b
@@ -139,7 +139,7 @@ def test_climbing_makes_a_contact_where_it_is_likeliest() -> None:
     plan = moving(0, (0.5, 0.2, 0.09))
     column = FEATURES.columns["flag_0"][0]
     plan[..., column] *= 0.6
-    gradient = gradient_of(Contact(block=0), plan, shown)
+    gradient = value_and_gradient(Contact(block=0), plan, shown)[1]
     assert gradient[0, 6:12, column].min() > 0.02
     assert gradient[0, :6, column].abs().max() < 0.02
 
@@ -150,7 +150,7 @@ def test_climbing_makes_a_contact_where_it_is_likeliest() -> None:
 def test_a_step_of_scale_one_brings_the_end_to_the_position() -> None:
     guide = Place(block=3, position=(0.4, 0.1, 0.15), window=20.0)
     plan = planned()
-    climbed = plan + gradient_of(guide, plan, shown)
+    climbed = plan + value_and_gradient(guide, plan, shown)[1]
     path = climbed[0, :, list(FEATURES.columns["block_3"])]
     np.testing.assert_allclose(path[-6:], [[0.4, 0.1, 0.15]] * 6)
     assert torch.equal(path[:-6], plan[0, :-6, list(FEATURES.columns["block_3"])])
@@ -163,7 +163,7 @@ def test_a_block_and_the_tool_are_where_it_is_to_be_from_the_release_on() -> Non
     """The plan carries block 0 past its place: off from step 11, the last held."""
     plan = moving(0, (0.5, 0.3, 0.09))
     guide = Place(block=0, position=(0.5, 0.2, 0.09), window=0.0)
-    climbed = plan + gradient_of(guide, plan, shown)
+    climbed = plan + value_and_gradient(guide, plan, shown)[1]
     path = climbed[0, :, list(FEATURES.columns["block_0"])]
     np.testing.assert_allclose(path[11:], [[0.5, 0.2, 0.09]] * 22)
     np.testing.assert_allclose(climbed[0, 11:13, :3], [[0.5, 0.2, 0.12]] * 2)
@@ -176,7 +176,7 @@ def test_a_later_release_is_another_moves() -> None:
     plan[0, 20:24, FEATURES.columns["flag_0"][0]] = 1.0  # taken a second time
     plan[0, 20:, list(FEATURES.columns["block_0"])[1]] += 0.1
     guide = Place(block=0, position=(0.5, 0.2, 0.09))
-    gradient = gradient_of(guide, plan, shown)[0, :, :3]
+    gradient = value_and_gradient(guide, plan, shown)[1][0, :, :3]
     assert torch.nonzero(gradient.abs().sum(dim=1))[:, 0].tolist() == [11, 12]
 
 
@@ -232,7 +232,7 @@ def test_a_carried_block_keeps_off_the_others(
 def test_avoidance_leads_out_the_shorter_way() -> None:
     plan = planned(2)
     plan[..., :3] = torch.tensor([0.5, 0.26, 0.02]).double()
-    gradient = gradient_of(AvoidBlocks(), plan, shown)[0, 0, :3]
+    gradient = value_and_gradient(AvoidBlocks(), plan, shown)[1][0, 0, :3]
     assert gradient[1] == pytest.approx(0.01, rel=0.1)  # aside by what is lacking
     assert gradient[0].abs() < 1e-9
     assert gradient[2] == 0.0
@@ -256,7 +256,9 @@ def test_clean_plans_are_judged_with_the_bottom_where_it_is() -> None:
     cheating[:, 1:, bottom] = torch.from_numpy(START[0] - (0.0, 0.0, 0.06))
     guide = matching(top=0, bottom=2)
     assert guide(shown(cheating)) == guide(shown(plan))
-    gradient = gradient_of(guide, plan * torch.linspace(1.0, 1.2, 19).double(), shown)
+    gradient = value_and_gradient(
+        guide, plan * torch.linspace(1.0, 1.2, 19).double(), shown
+    )[1]
     columns = set(torch.nonzero(gradient[0, 1:].abs().sum(dim=0))[:, 0].tolist())
     assert columns == set(FEATURES.columns["block_0"])
     noisy = guide(shown(cheating, denoising_step=3))

@@ -9,6 +9,7 @@ import pytest
 
 from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.errors import ConfigError, UnknownNameError
+from diffuser_policy.settings import from_json
 
 LAYOUT = TrajectoryLayout(
     action_dim=2,
@@ -49,13 +50,13 @@ def test_only_the_alias_goal_makes_a_layout_goal_conditioned() -> None:
 
 def test_json_round_trip() -> None:
     data = json.loads(json.dumps(LAYOUT.to_json()))
-    assert TrajectoryLayout.from_json(data) == LAYOUT
+    assert from_json(TrajectoryLayout, data) == LAYOUT
 
 
 def test_objects_are_kept_and_absent_where_there_are_none() -> None:
     layout = dataclasses.replace(LAYOUT, objects=((0, 2), (1, 3)))
     data = json.loads(json.dumps(layout.to_json()))
-    assert TrajectoryLayout.from_json(data) == layout != LAYOUT
+    assert from_json(TrajectoryLayout, data) == layout != LAYOUT
     assert "objects" not in LAYOUT.to_json()  # as older versions write and read it
     assert LAYOUT.objects == ()
 

@@ -27,8 +27,8 @@ from diffuser_policy.plotting import (
     WALL,
     Scene,
     chain_figure,
-    draw_maze,
     draw_rollout,
+    draw_scene,
     plan_figure,
     save_chain_gif,
     save_figure,
@@ -82,7 +82,8 @@ def test_walls_are_where_the_environment_has_them(name: str) -> None:
     layout = LAYOUTS[name]
     figure = Figure(dpi=100)
     ax = figure.subplots()
-    draw_maze(ax, layout.maze_map, cell_size=layout.cell_size)
+    scene = Scene(columns=(0, 1), maze_map=layout.maze_map, cell_size=layout.cell_size)
+    draw_scene(ax, scene)
     picture = pixels(figure)
     cells = np.argwhere(np.ones_like(layout.walls))
     # Off the centers, so that a flipped or shifted picture cannot pass.
@@ -100,7 +101,7 @@ def test_walls_are_where_the_environment_has_them(name: str) -> None:
 def test_maze_has_equal_scales_and_a_rim_of_wall() -> None:
     figure = Figure()
     ax = figure.subplots()
-    draw_maze(ax, UMAZE, cell_size=2.0)
+    draw_scene(ax, Scene(columns=(0, 1), maze_map=UMAZE, cell_size=2.0))
     assert ax.get_aspect() == 1
     assert ax.get_xlim() == pytest.approx((-3.8, 3.8))
     assert ax.get_ylim() == pytest.approx((-3.8, 3.8))

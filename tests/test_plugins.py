@@ -14,8 +14,8 @@ import pytest
 from diffuser_policy.benchmark.methods import METHODS, find_method
 from diffuser_policy.cli import main
 from diffuser_policy.columns.features import FEATURIZERS, make_featurizer
-from diffuser_policy.columns.labels import LABELS, find_labels
-from diffuser_policy.data.demonstrators import DEMONSTRATORS, find_demonstrator
+from diffuser_policy.columns.labels import LABELS
+from diffuser_policy.data.demonstrators import DEMONSTRATORS
 from diffuser_policy.errors import DiffuserPolicyError, UnknownNameError
 from diffuser_policy.guides.registry import GUIDES, find_guide
 from diffuser_policy.plugins import Kind, address
@@ -103,9 +103,9 @@ def test_one_distribution_offers_something_of_every_kind(install: Install) -> No
     install("kit")
     assert find_guide("foreign").parameters[0].name == "strength"
     assert make_featurizer("foreign").observation_size == 4
-    assert find_labels("foreign") is things()[LABELS]
+    assert LABELS.find("foreign").target is things()[LABELS]
     assert find_method("foreign").settings({"speed": 2}) == {"speed": 2.0}
-    assert find_demonstrator("foreign") is things()[DEMONSTRATORS]
+    assert DEMONSTRATORS.find("foreign").target is things()[DEMONSTRATORS]
 
 
 @every_kind

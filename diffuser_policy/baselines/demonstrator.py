@@ -7,9 +7,9 @@ from typing import Any
 from diffuser_policy.benchmark.context import MethodContext
 from diffuser_policy.benchmark.methods import register_method
 from diffuser_policy.data.demonstrators import (
+    DEMONSTRATORS,
     Policy,
     default_demonstrator,
-    find_demonstrator,
 )
 
 
@@ -18,7 +18,7 @@ def demonstrator(context: MethodContext) -> Any:
     """Act as the environment's demonstrator, with the variety that the data have."""
     env = context.make_env()
     try:
-        factory = find_demonstrator(default_demonstrator(env))
+        factory = DEMONSTRATORS.find(default_demonstrator(env)).target
         return AsRecorded(factory.from_env(env, seed=context.seed))
     finally:
         env.close()

@@ -112,18 +112,18 @@ def load_policy(planner: str, options: PlanningOptions, *, seed: int) -> Diffuse
     """
     import torch
 
-    from diffuser_policy.guides.registry import parse_guides
+    from diffuser_policy.guides.registry import parse_guide
     from diffuser_policy.policy import DiffuserPolicy
 
     if options.threads < 1:
         raise ConfigError(f"--threads must be at least 1, got {options.threads}.")
     torch.set_num_threads(options.threads)
-    guide, settings = parse_guides(options.guide), dict(options.settings)
+    guide, settings = sum(map(parse_guide, options.guide)), dict(options.settings)
     if settings.get("sampler") == "ddpm":  # of historical interest with few steps
         settings.setdefault("num_sampling_steps", None)
     policy = DiffuserPolicy.from_pretrained(planner, seed=seed)
     policy = policy.accelerated(options.acceleration)
-    if guide is not None:
+    if guide != 0:  # the sum of none
         policy = policy.with_guide(guide)
     return policy.with_settings(**settings)
 

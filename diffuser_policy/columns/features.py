@@ -29,7 +29,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from diffuser_policy.errors import ConfigError
-from diffuser_policy.plugins import Kind, Plugin, Registrable
+from diffuser_policy.plugins import Kind, Registrable
 
 CHUNK = 65_536  # rows that are mapped at once: bounds the memory of what φ computes
 NEEDED = ("observation_size", "columns", "num_columns", "objects", "features")
@@ -144,48 +144,27 @@ def register_featurizer(name: str) -> Callable[[Registrable], Registrable]:
     return FEATURIZERS.register(name)
 
 
-def make_featurizer(name: str) -> Featurizer:
+def make_featurizer(name: str, user: str | None = None) -> Featurizer:
     """Return the featurizer of that name, checked.
+
+    Args:
+        name: Registered name.
+        user: What names it, such as "This planner", if a file does.
 
     Raises:
         UnknownNameError: No featurizer of that name; the nearest are offered.
-        FeaturizerError: It is offered twice, cannot be loaded, or is none.
+        FeaturizerError: It is offered twice, cannot be loaded or made, or is none; or a
+            file names it, and it is not registered here.
     """
-    return _made(FEATURIZERS.find(name))
-
-
-def saved_featurizer(name: str) -> Featurizer:
-    """Return the featurizer that a saved planner names.
-
-    Raises:
-        FeaturizerError: As `make_featurizer`, or none of that name is registered here.
-    """
-    return _made(FEATURIZERS.find_saved(name, "This planner"))
-
-
-def _made(plugin: Plugin) -> Featurizer:
-    """Return the featurizer that a plug-in makes, checked."""
+    kind = FEATURIZERS
+    plugin = kind.find(name) if user is None else kind.find_saved(name, user)
     try:
         featurizer: Featurizer = plugin.target()
     except Exception as error:  # whatever another package's code raises
         raise FeaturizerError(
-            f"The featurizer {plugin.name!r} ({plugin.address}) cannot be made: "
+            f"The featurizer {name!r} ({plugin.address}) cannot be made: "
             f"{type(error).__name__}: {error}. It is called without arguments."
         ) from error
-    check_featurizer(featurizer, plugin.name)
-    return featurizer
-
-
-def check_featurizer(featurizer: Any, name: str) -> None:
-    """Refuse what is not a featurizer.
-
-    Args:
-        featurizer: Anything.
-        name: What it is registered as.
-
-    Raises:
-        FeaturizerError: An attribute is missing or of the wrong form.
-    """
     missing = [part for part in NEEDED if not hasattr(featurizer, part)]
     if missing:
         raise FeaturizerError(
@@ -206,6 +185,7 @@ def check_featurizer(featurizer: Any, name: str) -> None:
             f"a method `features`; got {featurizer.columns!r} and "
             f"{featurizer.features!r}."
         )
+    return featurizer
 
 
 def planning_columns(
@@ -214,7 +194,7 @@ def planning_columns(
     """Return the planning columns `[rows, num_columns]` of observations, checked.
 
     Args:
-        featurizer: Maps them; `Identity` hands them back untouched.
+        featurizer: Maps them; `Identity` returns them unchanged.
         observations: `[rows, observation_size]`.
         chunk: Rows that are mapped at once.
 

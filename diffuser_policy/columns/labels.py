@@ -15,7 +15,7 @@ classifier to predict them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,27 +27,14 @@ from diffuser_policy.plugins import Kind
 Labels = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
 
-class NamedColumns(Mapping[str, np.ndarray]):
-    """Rows of trajectories by the names of their columns."""
+class NamedColumns(dict[str, np.ndarray]):
+    """Rows of trajectories `[rows, columns]` by the names of their columns."""
 
     def __init__(self, rows: np.ndarray, layout: TrajectoryLayout) -> None:
-        self._rows, self._layout = rows, layout
-        actions = ["action"] if layout.action_dim else []
-        self._names = [*actions, "observation", *layout.aliases]
+        super().__init__({n: rows[:, list(layout.columns(n))] for n in layout.names})
 
-    def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self._names:
-            raise MissingColumnsError(name, self._names)
-        return self._rows[:, list(self._layout.columns(name))]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
-
-    def __len__(self) -> int:
-        return len(self._names)
+    def __missing__(self, name: str) -> np.ndarray:
+        raise MissingColumnsError(name, self)
 
 
 def _check_labels(target: Any) -> None:
@@ -66,27 +53,13 @@ LABELS = Kind(
 )
 
 
-def find_labels(name: str) -> Labels:
-    """Return a function of labels.
-
-    Args:
-        name: Registered name, `module:function`, or `file.py:function`.
-
-    Raises:
-        UnknownNameError: Neither registered nor importable.
-        ConfigError: It is offered twice, fails on import, or is no function.
-    """
-    found: Labels = LABELS.find(name).target
-    return found
-
-
 def labelled(
     name: str, rows: np.ndarray, layout: TrajectoryLayout
 ) -> tuple[tuple[str, ...], np.ndarray]:
     """Return the names of labels, and which of them hold in each row.
 
     Args:
-        name: As for `find_labels`.
+        name: Registered name, `module:function`, or `file.py:function`.
         rows: `[rows, transition]`, environment units.
         layout: Names of the columns.
 
@@ -94,11 +67,13 @@ def labelled(
         Names, and bool `[rows, labels]`.
 
     Raises:
-        UnknownNameError: No such labels.
+        UnknownNameError: Neither registered nor importable.
+        ConfigError: The labels are offered twice, fail on import, or are no function.
         MissingColumnsError: The planner lacks columns that they depend on.
         DatasetError: Labels of another shape, or none.
     """
-    found = find_labels(name)(NamedColumns(rows, layout))
+    function: Labels = LABELS.find(name).target
+    found = function(NamedColumns(rows, layout))
     shapes = {key: np.shape(value) for key, value in found.items()}
     if not shapes or set(shapes.values()) != {(len(rows),)}:
         raise DatasetError(

@@ -14,8 +14,10 @@ observation columns that mean the same of interchangeable things, such as blocks
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from diffuser_policy.errors import ConfigError, UnknownNameError
@@ -39,7 +41,6 @@ class TrajectoryLayout:
     objects: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
-        """Check sizes, aliases and objects; freeze them as tuples."""
         if self.action_dim < 0 or self.observation_dim < 1:
             raise ConfigError(
                 f"A layout needs action_dim >= 0 and observation_dim >= 1, "
@@ -100,6 +101,12 @@ class TrajectoryLayout:
         return tuple(groups)
 
     @property
+    def names(self) -> list[str]:
+        """Names of fields and aliases."""
+        actions = ["action"] if self.action_dim else []
+        return [*actions, "observation", *self.aliases]
+
+    @property
     def actions(self) -> slice:
         """The action columns."""
         return slice(0, self.action_dim)
@@ -123,46 +130,35 @@ class TrajectoryLayout:
         Raises:
             UnknownNameError: No field or alias of that name.
         """
-        if name == "action":
-            return tuple(range(self.action_dim))
-        if name == "observation":
-            return tuple(range(self.action_dim, self.transition_dim))
-        return tuple(self.action_dim + c for c in self.observation_columns(name))
+        if name not in self._columns:
+            raise UnknownNameError("trajectory column", name, self.names)
+        return self._columns[name]
+
+    @cached_property
+    def _columns(self) -> dict[str, tuple[int, ...]]:
+        first, every = self.action_dim, range(self.transition_dim)
+        fields = {"action": every[:first], "observation": every[first:]}
+        named = {key: [first + c for c in value] for key, value in self.aliases.items()}
+        return {key: tuple(value) for key, value in {**fields, **named}.items()}
 
     def observation_columns(self, name: str) -> tuple[int, ...]:
-        """Return the indices *into the observation* of an alias.
+        """Return the indices *into the observation* of an alias, or of all.
 
         Args:
             name: "observation" or one of the aliases.
 
         Raises:
-            UnknownNameError: No alias of that name.
+            UnknownNameError: No field or alias of that name.
         """
         if name == "observation":
             return tuple(range(self.observation_dim))
         if name not in self.aliases:
-            known = ["action", "observation", *self.aliases]
-            raise UnknownNameError("trajectory column", name, known)
+            raise UnknownNameError("trajectory column", name, self.names)
         return self.aliases[name]
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON-serialisable description."""
-        data: dict[str, Any] = {
-            "action_dim": self.action_dim,
-            "observation_dim": self.observation_dim,
-            "aliases": {name: list(columns) for name, columns in self.aliases.items()},
-        }
-        if self.objects:
-            data["objects"] = [list(columns) for columns in self.objects]
+        """Return JSON data; `settings.from_json` reads it."""
+        data = dataclasses.asdict(self)
+        if not self.objects:
+            del data["objects"]
         return data
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> TrajectoryLayout:
-        """Rebuild a layout from `to_json`."""
-        aliases: Mapping[str, Sequence[int]] = data["aliases"]
-        return cls(
-            action_dim=int(data["action_dim"]),
-            observation_dim=int(data["observation_dim"]),
-            aliases={name: tuple(columns) for name, columns in aliases.items()},
-            objects=tuple(tuple(columns) for columns in data.get("objects", ())),
-        )

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from diffuser_policy.choices import NormalizerName
 from diffuser_policy.errors import ConfigError, DatasetError
 
-Statistics = np.ndarray | Tensor
 CONSTANT = 1e-6  # relative spread below which a column counts as constant
 
 
@@ -86,21 +85,15 @@ class Normalizer(nn.Module):
             values: `[..., columns]`.
             columns: Which columns `values` holds; all of them if not given.
         """
-        shift, scale = self._statistics(columns)
-        return (values - shift) / scale
+        index = slice(None) if columns is None else list(columns)
+        return (values - self.shift[index]) / self.scale[index]
 
     def unnormalize(
         self, values: Tensor, columns: Sequence[int] | None = None
     ) -> Tensor:
         """Map normalized units back to environment units (inverse of `normalize`)."""
-        shift, scale = self._statistics(columns)
-        return values * scale + shift
-
-    def _statistics(self, columns: Sequence[int] | None) -> tuple[Tensor, Tensor]:
-        if columns is None:
-            return self.shift, self.scale
-        index = list(columns)
-        return self.shift[index], self.scale[index]
+        index = slice(None) if columns is None else list(columns)
+        return values * self.scale[index] + self.shift[index]
 
 
 class LimitsNormalizer(Normalizer):

@@ -35,13 +35,13 @@ import numpy as np
 from tqdm import tqdm
 
 from diffuser_policy.data.demonstrators import (
+    DEMONSTRATORS,
     EpisodeProtocol,
     Policy,
     Recipe,
     RunProtocol,
     check_goal_env,
     default_demonstrator,
-    find_demonstrator,
     generators_of,
     verify_sample,
 )
@@ -267,18 +267,15 @@ def default_dataset_id(env_id: str) -> str:
 
 
 def collect(settings: CollectSettings, *, progress: bool = True) -> Path:
-    """Record a Minari dataset: runs by D4RL's maze2d recipe, or whole episodes.
+    """Record runs by D4RL's maze2d recipe, or whole episodes; return Minari's folder.
 
     After an interrupt at any moment, a call with the same settings (`num_workers` may
-    differ) resumes the work. Worker processes import the caller's main
-    module, so a script needs the usual `if __name__ == "__main__":`.
+    differ) resumes the work. Worker processes import the caller's main module, so a
+    script needs the usual `if __name__ == "__main__":`.
 
     Args:
         settings: What to record.
         progress: Show a bar with steps/s and the time left, on a terminal.
-
-    Returns:
-        The folder of the dataset.
 
     Raises:
         UnknownNameError: No such environment, demonstrator or generator.
@@ -290,25 +287,35 @@ def collect(settings: CollectSettings, *, progress: bool = True) -> Path:
     require_extra("minari", "data")  # before an hour's work, not after it
     env = make_env(settings.env_id)
     try:
-        protocol = _protocol(settings, env)
+        demonstrator = settings.demonstrator or default_demonstrator(env)
         dataset_id = settings.dataset_id
-        if dataset_id is None and isinstance(protocol, EpisodeProtocol):
-            dataset_id = getattr(protocol.factory, "dataset_id", None)
+        protocol: CollectionProtocol
+        if settings.generator is not None or generators_of(demonstrator):
+            protocol = generated = _episode_protocol(settings, demonstrator)
+            generated.make(env)  # an impossible option fails now, before the work
+            dataset_id = dataset_id or getattr(generated.factory, "dataset_id", None)
+        else:
+            protocol = _run_protocol(settings, demonstrator, env)
         dataset_id = dataset_id or default_dataset_id(settings.env_id)
         folder = new_folder(dataset_id, overwrite=settings.overwrite)
         shards = ShardFolder.beside(folder, dataclasses.asdict(protocol))
         shards.open(discard=settings.overwrite)
         _record_missing(protocol, shards, settings.num_workers, progress=progress)
         indices = range(protocol.num_shards)
+        outcome: dict[str, Any] = {}
+        if isinstance(protocol, EpisodeProtocol):
+            facts = [shards.facts(index) for index in indices]
+            seeds = [seed for shard_seeds, _ in facts for seed in shard_seeds]
+            outcome["failures"] = sum(failures for _, failures in facts)
+            outcome["verified"] = verify_sample(protocol.make(env), seeds)
         write_minari(
             dataset_id,
             (each for index in indices for each in shards.load(index)),
             env=env,
             collection={
                 **dataclasses.asdict(protocol),
-                **_outcome(protocol, shards, env),
+                **outcome,
                 "policy": protocol.demonstrator,
-                "observation_columns": _observation_columns(env),
             },
             overwrite=settings.overwrite,
         )
@@ -329,7 +336,7 @@ def collect_episodes(
     overwrite: bool = False,
     progress: bool = True,
 ) -> Path:
-    """Record episodes of any environment with any policy as a Minari dataset.
+    """Record episodes of any environment with any policy; return Minari's folder.
 
     Args:
         env: Box or goal-Dict observations, Box actions. It must end its episodes itself
@@ -342,9 +349,6 @@ def collect_episodes(
         overwrite: Replace a dataset of the same id.
         progress: Show a bar, on a terminal.
 
-    Returns:
-        The folder of the dataset; `load_flat` reads it.
-
     Raises:
         ConfigError: Fewer than one episode, or a malformed id.
         DatasetError: The dataset exists, or a space is of an unsupported kind.
@@ -355,10 +359,13 @@ def collect_episodes(
     new_folder(dataset_id, overwrite=overwrite)
     check_spaces(env)
     bar = tqdm(range(num_episodes), unit="episode", disable=None if progress else True)
-    episodes = [
-        record_episode(env, policy, _env_seed(seed, i), deterministic=deterministic)
-        for i in bar
-    ]
+    episodes = []
+    for i in bar:
+        sequence = np.random.SeedSequence(seed, spawn_key=(i,))
+        env_seed = int(sequence.generate_state(1)[0])
+        episodes.append(
+            record_episode(env, policy, env_seed, deterministic=deterministic)
+        )
     return write_minari(
         dataset_id,
         episodes,
@@ -369,7 +376,6 @@ def collect_episodes(
             "seed": seed,
             "deterministic": deterministic,
             "versions": versions(*GENERATOR),
-            "observation_columns": _observation_columns(env),
         },
         overwrite=overwrite,
     )
@@ -391,24 +397,19 @@ def record_episode(
         steps.append((action, reward, terminated, truncated))
         starting, done = False, bool(terminated or truncated)
     actions, rewards, terminations, truncations = zip(*steps, strict=True)
+    if not isinstance(observation, Mapping):
+        observations = [{"observation": each} for each in observations]
     return Episode(
-        observations=_stacked(observations),
+        observations={
+            name: np.asarray([each[name] for each in observations])
+            for name in observations[0]
+        },
         actions=np.asarray(actions, env.action_space.dtype),
         rewards=np.asarray(rewards, np.float64),
         terminations=np.asarray(terminations, np.bool_),
         truncations=np.asarray(truncations, np.bool_),
         seed=seed,
     )
-
-
-def _protocol(settings: CollectSettings, env: Env) -> CollectionProtocol:
-    """Fill in what the settings leave open, and check the rest."""
-    demonstrator = settings.demonstrator or default_demonstrator(env)
-    if settings.generator is not None or generators_of(demonstrator):
-        protocol = _episode_protocol(settings, demonstrator)
-        protocol.make(env)  # an impossible option fails now, before the work begins
-        return protocol
-    return _run_protocol(settings, demonstrator, env)
 
 
 def _episode_protocol(settings: CollectSettings, demonstrator: str) -> EpisodeProtocol:
@@ -426,7 +427,8 @@ def _episode_protocol(settings: CollectSettings, demonstrator: str) -> EpisodePr
     if unused:
         raise ConfigError(
             f"The demonstrator {demonstrator!r} makes whole episodes; "
-            f"{', '.join(unused)} belong to runs. Give num_episodes (--num-episodes)."
+            f"{', '.join(unused)} apply to runs only. Give num_episodes "
+            f"(--num-episodes)."
         )
     return EpisodeProtocol(
         env_id=settings.env_id,
@@ -467,25 +469,12 @@ def _run_protocol(
             action_noise=settings.action_noise,
             options=all_options(
                 f"the demonstrator {demonstrator!r}",
-                find_demonstrator(demonstrator),
+                DEMONSTRATORS.find(demonstrator).target,
                 settings.demonstrator_options,
             ),
         ),
         versions=versions(*GENERATOR),
     )
-
-
-def _outcome(
-    protocol: CollectionProtocol, shards: ShardFolder, env: Env
-) -> dict[str, Any]:
-    if not isinstance(protocol, EpisodeProtocol):
-        return {}
-    facts = [shards.facts(index) for index in range(protocol.num_shards)]
-    seeds = [seed for shard_seeds, _ in facts for seed in shard_seeds]
-    return {
-        "failures": sum(failures for _, failures in facts),
-        "verified": verify_sample(protocol.make(env), seeds),
-    }
 
 
 def _record_missing(
@@ -525,21 +514,3 @@ def _record_shard(protocol: CollectionProtocol, shards: ShardFolder, index: int)
 def _worker_env(env_id: str) -> Env:
     """Return this process's environment; making one takes longer than a short run."""
     return make_env(env_id)
-
-
-def _env_seed(seed: int, index: int) -> int:
-    sequence = np.random.SeedSequence(seed, spawn_key=(index,))
-    return int(sequence.generate_state(1)[0])
-
-
-def _stacked(observations: list[Any]) -> dict[str, np.ndarray]:
-    if not isinstance(observations[0], Mapping):
-        return {"observation": np.asarray(observations)}
-    return {
-        name: np.asarray([observation[name] for observation in observations])
-        for name in observations[0]
-    }
-
-
-def _observation_columns(env: Env) -> dict[str, list[int]]:
-    return dict(env.unwrapped.metadata.get("observation_columns", {}))

@@ -101,20 +101,6 @@ DEMONSTRATORS = Kind(
 )
 
 
-def find_demonstrator(name: str) -> type[Demonstrator]:
-    """Return the class behind a demonstrator's name.
-
-    Args:
-        name: Registered name, `module:Class`, or `file.py:Class`.
-
-    Raises:
-        UnknownNameError: Neither registered nor importable.
-        ConfigError: It is offered twice, fails on import, or is no demonstrator.
-    """
-    found: type[Demonstrator] = DEMONSTRATORS.find(name).target
-    return found
-
-
 def default_demonstrator(env: Env) -> str:
     """Return the demonstrator that an environment names as its own.
 
@@ -229,9 +215,8 @@ def record_run(
         int(word) for word in seed.generate_state(3)
     )
     observation, _ = base.reset(seed=env_seed)
-    demonstrator = find_demonstrator(recipe.demonstrator).from_env(
-        env, seed=demonstrator_seed, **recipe.options
-    )
+    factory: type[Demonstrator] = DEMONSTRATORS.find(recipe.demonstrator).target
+    demonstrator = factory.from_env(env, seed=demonstrator_seed, **recipe.options)
     space: gym.spaces.Box = base.action_space
     noise = None
     if recipe.action_noise != 0:
@@ -301,9 +286,13 @@ def generators_of(demonstrator: str) -> Mapping[str, type[EpisodeGenerator]]:
     """Return the generators that a demonstrator offers, by name; none if it makes runs.
 
     Args:
-        demonstrator: As for `find_demonstrator`.
+        demonstrator: Registered name, `module:Class`, or `file.py:Class`.
+
+    Raises:
+        UnknownNameError: Neither registered nor importable.
+        ConfigError: It is offered twice, fails on import, or is no demonstrator.
     """
-    return getattr(find_demonstrator(demonstrator), "generators", {})
+    return getattr(DEMONSTRATORS.find(demonstrator).target, "generators", {})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -114,7 +114,6 @@ class FlatDataset:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Convert the arrays to their types, copying only where needed, and check."""
         missing = [name for name in REQUIRED if name not in self.fields]
         if missing:
             raise DatasetError(
@@ -128,8 +127,22 @@ class FlatDataset:
         starts = np.ascontiguousarray(self.run_starts, dtype=np.int64)
         object.__setattr__(self, "fields", arrays)
         object.__setattr__(self, "run_starts", starts)
+        num_rows = len(arrays["action"])
         for name, array in arrays.items():
-            _check_shape(name, array, num_rows=len(arrays["action"]))
+            if not name.isidentifier():
+                raise DatasetError(
+                    f"{name!r} cannot name a field: it is not an identifier."
+                )
+            shape = "[rows]" if name in PER_ROW else "[rows, size]"
+            if array.ndim != 1 + (name not in PER_ROW):
+                raise DatasetError(
+                    f"{name} must have shape {shape}, got {list(array.shape)}."
+                )
+            if len(array) != num_rows:
+                raise DatasetError(
+                    f"{name} has {len(array):,} rows and action has {num_rows:,}; "
+                    "every field needs one entry per step."
+                )
         if (GOALS[0] in arrays) != (GOALS[1] in arrays):
             raise DatasetError(
                 f"A dataset needs both {GOALS[0]} and {GOALS[1]}, or none."
@@ -284,21 +297,6 @@ def _is_foreign(folder: Path) -> bool:
     return True
 
 
-def _check_shape(name: str, array: np.ndarray, *, num_rows: int) -> None:
-    if not name.isidentifier():
-        raise DatasetError(f"{name!r} cannot name a field: it is not an identifier.")
-    if array.ndim != (1 if name in PER_ROW else 2):
-        expected = "[rows]" if name in PER_ROW else "[rows, size]"
-        raise DatasetError(
-            f"{name} must have shape {expected}, got {list(array.shape)}."
-        )
-    if len(array) != num_rows:
-        raise DatasetError(
-            f"{name} has {len(array):,} rows and action has {num_rows:,}; "
-            "every field needs one entry per step."
-        )
-
-
 def _check_finite(name: str, array: np.ndarray) -> None:
     """Raise at the first NaN or infinity.
 
@@ -352,7 +350,12 @@ def flatten(
             )
         if length == 0:
             continue
-        fields = fields or _allocated(episode, num_rows)
+        if not fields:  # with the sizes of the first episode
+            observed, actions = episode.observations, episode.actions
+            sizes = {name: v.shape[1:] for name, v in observed.items()}
+            sizes |= {"action": actions.shape[1:], "reward": ()}
+            fields = {n: np.empty((num_rows, *s), np.float32) for n, s in sizes.items()}
+            fields["terminated"] = np.empty(num_rows, np.bool_)
         rows = slice(row, row + length)
         for name, values in episode.observations.items():
             fields[name][rows] = values[:-1]
@@ -391,12 +394,3 @@ def _check_lengths(episode: Episode, number: int) -> None:
             f"and terminations and {length + 1} observations; wrong: "
             f"{', '.join(wrong)}."
         )
-
-
-def _allocated(first: Episode, num_rows: int) -> dict[str, np.ndarray]:
-    sizes = {name: v.shape[1:] for name, v in first.observations.items()}
-    sizes |= {"action": first.actions.shape[1:], "reward": ()}
-    fields = {
-        name: np.empty((num_rows, *size), np.float32) for name, size in sizes.items()
-    }
-    return {**fields, "terminated": np.empty(num_rows, np.bool_)}

@@ -120,7 +120,7 @@ def read_minari(data_folder: Path, *, progress: bool = True) -> FlatDataset:
         DatasetError: As `load_flat`.
         MissingExtraError: As `load_flat`.
     """
-    facts = _read_metadata(data_folder)
+    facts = recorded_facts(data_folder.parent)
     _check_spaces(facts)
     if facts.get("data_format", "hdf5") == "hdf5":
         episodes = _hdf5_episodes(data_folder / HDF5_FILE, facts["total_episodes"])
@@ -144,18 +144,15 @@ def write_minari(
     collection: Mapping[str, Any],
     overwrite: bool = False,
 ) -> Path:
-    """Write episodes as a Minari dataset; it appears complete or not at all.
+    """Write episodes as a Minari dataset, complete or not at all; return its folder.
 
     Args:
         dataset_id: `namespace/name-v0`.
         episodes: Read one at a time.
         env: Where they come from; its spec and spaces are stored.
         collection: JSON-able facts on how they were collected, stored under
-            "collection".
+            "collection" with the environment's names for columns of its observation.
         overwrite: Replace a dataset of the same id.
-
-    Returns:
-        The dataset's folder.
 
     Raises:
         ConfigError: The id is malformed.
@@ -168,6 +165,7 @@ def write_minari(
 
     folder = new_folder(dataset_id, overwrite=overwrite)
     namespace = dataset_id.rpartition("/")[0]
+    columns = dict(env.unwrapped.metadata.get("observation_columns", {}))
     with replaced_folder(folder) as partial:
         storage = MinariStorage.new(
             partial / "data",
@@ -186,25 +184,13 @@ def write_minari(
                     for name, version in collection.get("versions", {}).items()
                     if name in {"gymnasium", "gymnasium-robotics", "mujoco", "pybullet"}
                 ],
-                COLLECTION: dict(collection),
+                COLLECTION: {"observation_columns": columns, **collection},
             }
         )
         storage.update_episodes(_buffers(episodes, env.observation_space, partial))
     if namespace and namespace not in list_local_namespaces():
         create_namespace(namespace)
     return folder
-
-
-def recorded_facts(folder: Path) -> dict[str, Any]:
-    """Return a dataset's metadata; those of its collection are under "collection".
-
-    Args:
-        folder: The dataset's, as `write_minari` returns it.
-
-    Raises:
-        DatasetError: The metadata cannot be read.
-    """
-    return _read_metadata(folder / "data")
 
 
 def datasets_root() -> Path:
@@ -275,9 +261,16 @@ def _existing_folder(dataset_id: str) -> Path:
     )
 
 
-def _read_metadata(data_folder: Path) -> dict[str, Any]:
-    """Return `metadata.json`, its spaces decoded into dictionaries."""
-    path = data_folder / "metadata.json"
+def recorded_facts(folder: Path) -> dict[str, Any]:
+    """Return a dataset's metadata; those of its collection are under "collection".
+
+    Args:
+        folder: The dataset's, as `write_minari` returns it.
+
+    Raises:
+        DatasetError: The metadata cannot be read.
+    """
+    path = folder / "data" / "metadata.json"
     try:
         facts = json.loads(path.read_text())
         facts["total_episodes"] = int(facts["total_episodes"])
@@ -427,7 +420,6 @@ def _hdf5_episodes(path: Path, num_episodes: int) -> Iterator[Episode]:
 
 
 def _cache_entry(cache: Path, name: str, source: Path) -> Path:
-    """Return the folder of a dataset's entry, whether or not it exists."""
     files = [f"schema {SCHEMA}"]
     for path in sorted(source.rglob("*")):
         stat = path.stat()

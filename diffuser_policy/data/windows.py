@@ -78,7 +78,14 @@ class WindowDataset:
         self.run_lengths = self.run_starts.diff()
         if padding == "repeat":
             self._pad((max_planning_steps - 1) * stride, normalizer)
-        self._check_length(max_planning_steps)
+        if self.num_windows(max_planning_steps) == 0:
+            runs = self.run_starts.diff().tolist()
+            raise DatasetError(
+                f"The longest continuous run has {max(runs, default=0)} steps, but a "
+                f"window of {max_planning_steps} planning steps with stride {stride} "
+                f"spans {(max_planning_steps - 1) * stride + 1} env steps. Plan a "
+                f"shorter horizon, use padding='repeat', or collect longer runs."
+            )
 
     def num_windows(self, num_planning_steps: int) -> int:
         """Return how many windows of that length the runs hold."""
@@ -181,18 +188,6 @@ class WindowDataset:
         self.rows = torch.cat(pieces)
         runs = torch.arange(len(self.run_starts))
         self.run_starts = self.run_starts + runs * num_rows
-
-    def _check_length(self, num_planning_steps: int) -> None:
-        if self.num_windows(num_planning_steps) > 0:
-            return
-        longest = int(self.run_starts.diff().max()) if len(self.run_starts) > 1 else 0
-        span = (num_planning_steps - 1) * self.stride + 1
-        raise DatasetError(
-            f"The longest continuous run has {longest} steps, but a window of "
-            f"{num_planning_steps} planning steps with stride {self.stride} spans "
-            f"{span} env steps. Plan a shorter horizon, use padding='repeat', or "
-            f"collect longer runs."
-        )
 
 
 def in_planning_columns(flat: FlatDataset, featurizer: Featurizer) -> FlatDataset:

@@ -90,12 +90,12 @@ def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
-        threading.Thread(target=_exit_after, args=(parent,), daemon=True).start()
 
+        def exit_with_parent() -> None:
+            parent.join()
+            os._exit(1)
 
-def _exit_after(parent: multiprocessing.process.BaseProcess) -> None:
-    parent.join()
-    os._exit(1)
+        threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
 @contextlib.contextmanager

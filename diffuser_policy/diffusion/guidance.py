@@ -36,7 +36,6 @@ from diffuser_policy.diffusion.schedule import NoiseSchedule
 from diffuser_policy.errors import ConfigError, UnknownNameError
 from diffuser_policy.guides.guide import (
     Guide,
-    gradient_of,
     value_and_gradient,
     value_of,
 )
@@ -173,7 +172,7 @@ class Steering:
         """
         for _ in range(num_steps):
             x = self.given.apply(x)
-            gradient = gradient_of(self.guidance.guide, x, view)
+            gradient = value_and_gradient(self.guidance.guide, x, view)[1]
             x = x + size * self.metric(gradient)
         return self.given.apply(x)
 

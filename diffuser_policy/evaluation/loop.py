@@ -43,7 +43,7 @@ def evaluate(
 
     Args:
         policy: A `DiffuserPolicy`, or anything with Stable-Baselines3's `predict`.
-            What the latter draws at random is its own affair.
+            `seed` does not govern what the latter draws at random.
         env: Id, or a function that makes the environment; it has to end its episodes.
         episodes: How many.
         seed: Episode i uses `seed + i`.
@@ -58,8 +58,9 @@ def evaluate(
         UnknownNameError: No environment of that id.
         SpaceMismatchError: An environment with other spaces than the policy's.
     """
-    for name, value in (("episodes", episodes), ("num_envs", num_envs), ("seed", seed)):
-        if value < (least := int(name != "seed")):
+    counts = {"episodes": (episodes, 1), "num_envs": (num_envs, 1), "seed": (seed, 0)}
+    for name, (value, least) in counts.items():
+        if value < least:
             raise ConfigError(f"{name} must be at least {least}, got {value}.")
     options = dict(env_options or {})
     make = _maker(env, options)
@@ -191,16 +192,17 @@ class Driver:
             episode_start=starting,
             deterministic=self.deterministic,
         )
-        seconds, actions = time.perf_counter() - begin, np.asarray(actions)
+        seconds = time.perf_counter() - begin
+        chosen: np.ndarray = np.asarray(actions)
         if self.has_rows:
             made = int((following.num_plans - state.num_plans).sum())
             following = self.state.with_rows(index, following)
             self.num_plans = list(map(int, following.num_plans))
         else:
-            actions = actions[index]
+            chosen = chosen[index]
         self.timing = self.timing.add(seconds, env_steps=len(index), num_plans=made)
         self.state, self.starting[index] = following, False
-        return actions
+        return chosen
 
 
 def _run(
@@ -356,7 +358,7 @@ def json_data(value: Any) -> Any:
 
 
 def describe(policy: Any) -> dict[str, Any]:
-    """Return what a policy says of itself, as JSON data, to go with its results."""
+    """Return a policy's settings and origin as JSON data, to store with its results."""
     described: dict[str, Any] = {"class": type(policy).__name__}
     config: Any = getattr(policy, "config", None)
     if hasattr(config, "provenance") and hasattr(config, "to_json"):
@@ -380,7 +382,18 @@ def _maker(
     env: str | Callable[[], Env], options: Mapping[str, Any]
 ) -> Callable[[], Env]:
     if isinstance(env, str):
-        return lambda: _make_with(env, options)
+
+        def make() -> Env:
+            try:
+                return make_env(env, **options)
+            except (TypeError, ValueError) as error:
+                if not options:
+                    raise
+                raise ConfigError(
+                    f"{env} cannot be made with {options}: {error}"
+                ) from error
+
+        return make
     if options:
         raise ConfigError(
             "env_options go with the id of an environment; a function that makes one "
@@ -392,15 +405,6 @@ def _maker(
             f"side. Pass an id, or a function that makes one, instead of {env!r}."
         )
     return env
-
-
-def _make_with(env_id: str, options: Mapping[str, Any]) -> Env:
-    if not options:
-        return make_env(env_id)
-    try:
-        return make_env(env_id, **options)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{env_id} cannot be made with {options}: {error}") from error
 
 
 def _numbers(values: Any) -> tuple[float, ...]:

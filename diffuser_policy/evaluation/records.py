@@ -43,7 +43,7 @@ class EpisodeRecord:
         num_plans: Plans made; none if the policy doesn't tell.
         start: First achieved goal, or first observation where there are no goals.
         goal: First desired goal; none where there are no goals.
-        details: What an environment that scores its episodes says of this one, as
+        details: Facts of the episode from an environment that scores its episodes, as
             JSON data.
     """
 
@@ -121,7 +121,7 @@ class Evaluation:
     Attributes:
         episodes: One record per episode, in the order of their seeds.
         timing: How long it took to decide.
-        settings: Environment, seeds, and what the policy says of itself.
+        settings: Environment, seeds, and the settings and origin of the policy.
         versions: Of the packages that results depend on.
     """
 
@@ -161,9 +161,13 @@ class Evaluation:
           planned, for all of its rows.
         """
         episodes, timing = self.episodes, self.timing
+        every = [episode.details for episode in episodes]
+        names = dict.fromkeys(
+            name for details in every for name in details if name.endswith("_score")
+        )
         return {
             "score": _mean([episode.score for episode in episodes]),
-            **self._other_scores(),
+            **{name: _mean([d.get(name) for d in every]) for name in names},
             "return": _mean([episode.episode_return for episode in episodes]),
             "success_rate": _rate([episode.success for episode in episodes]),
             "final_success_rate": _rate(
@@ -173,13 +177,6 @@ class Evaluation:
             "plan_ms": _mean(timing.plan_milliseconds().tolist()),
             "plan_call_ms": _mean(timing.call_milliseconds().tolist()),
         }
-
-    def _other_scores(self) -> Summary:
-        every = [episode.details for episode in self.episodes]
-        names = dict.fromkeys(
-            name for details in every for name in details if name.endswith("_score")
-        )
-        return {name: _mean([details.get(name) for details in every]) for name in names}
 
 
 def _mean(values: list[Any]) -> Interval | None:

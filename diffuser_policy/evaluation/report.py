@@ -9,16 +9,13 @@ from typing import Any
 from rich.table import Table
 
 from diffuser_policy.evaluation.records import Evaluation
-from diffuser_policy.evaluation.statistics import Interval
 
-ROWS = {  # name in the summary: (label, digits, unit)
-    "score": ("score", 1, ""),
-    "return": ("return", 1, ""),
-    "success_rate": ("success rate", 1, "%"),
-    "final_success_rate": ("at the goal in the end", 1, "%"),
-    "time_to_goal": ("time to goal", 1, "env steps"),
-    "plan_ms": ("one plan", 1, "ms"),
-    "plan_call_ms": ("one planning call", 1, "ms"),
+ROWS = {  # name in the summary: (label, unit)
+    "success_rate": ("success rate", "%"),
+    "final_success_rate": ("at the goal in the end", "%"),
+    "time_to_goal": ("time to goal", "env steps"),
+    "plan_ms": ("one plan", "ms"),
+    "plan_call_ms": ("one planning call", "ms"),
 }
 
 
@@ -33,10 +30,11 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
     interval that a single episode says nothing about. Where the environment scores its
     episodes, each has `details`, and the summary counts its `failures` by their reason.
     """
-    summary: dict[str, Any] = {
-        name: None if interval is None else _interval(interval)
-        for name, interval in evaluation.summary().items()
-    }
+    summary: dict[str, Any] = {}
+    for name, interval in evaluation.summary().items():
+        ends = {} if interval is None else dataclasses.asdict(interval)
+        known = {key: None if math.isnan(end) else end for key, end in ends.items()}
+        summary[name] = known or None
     summary["control_rate"] = evaluation.timing.control_rate
     if any(record.details for record in evaluation.episodes):
         summary["failures"] = evaluation.failures()
@@ -45,10 +43,8 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
         data = dataclasses.asdict(record)
         if not record.details:
             del data["details"]
-        episodes.append(
-            {"seed": data.pop("seed"), "return": data.pop("episode_return")}
-        )
-        episodes[-1].update(data)
+        first = {"seed": data.pop("seed"), "return": data.pop("episode_return")}
+        episodes.append(first | data)
     return {
         "summary": summary,
         "episodes": episodes,
@@ -76,10 +72,10 @@ def table(evaluation: Evaluation) -> Table:
     shown.add_column("")
     for name, interval in evaluation.summary().items():
         if interval is not None:
-            label, digits, unit = ROWS.get(name, (name.replace("_", " "), 1, ""))
+            label, unit = ROWS.get(name, (name.replace("_", " "), ""))
             scale = 100 if unit == "%" else 1
             mean, low, high = (
-                f"{scale * end:,.{digits}f}"
+                f"{scale * end:,.1f}"
                 for end in (interval.mean, interval.low, interval.high)
             )
             known = not math.isnan(interval.low)
@@ -88,8 +84,3 @@ def table(evaluation: Evaluation) -> Table:
     for reason, number in evaluation.failures().items():
         shown.add_row(f"failed: {reason}", str(number), "", f"of {count}")
     return shown
-
-
-def _interval(interval: Interval) -> dict[str, float | None]:
-    ends = dataclasses.asdict(interval)
-    return {key: None if math.isnan(end) else end for key, end in ends.items()}

@@ -20,6 +20,7 @@ import numpy as np
 
 from diffuser_policy.errors import ConfigError
 
+CONFIDENCE = 0.95
 NUM_RESAMPLES = 10_000
 CHUNK = 4_000_000  # numbers drawn at a time: what keeps the memory small
 
@@ -42,7 +43,6 @@ class Interval:
 def mean_interval(
     values: Sequence[float] | np.ndarray,
     *,
-    confidence: float = 0.95,
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> Interval:
@@ -50,15 +50,14 @@ def mean_interval(
 
     Args:
         values: `[n]` independent results, such as the scores of episodes.
-        confidence: Probability mass of the interval.
         num_resamples: Draws of n values with replacement.
         seed: Fixes the draws.
 
     Raises:
-        ConfigError: No values, or a confidence outside of (0, 1).
+        ConfigError: No values.
     """
     array = _checked(values)
-    tail = (1 - _checked_confidence(confidence)) / 2
+    tail = (1 - CONFIDENCE) / 2
     estimate = float(array.mean())
     if len(array) == 1:
         return Interval(estimate, math.nan, math.nan)
@@ -82,23 +81,15 @@ def iqm(values: Sequence[float] | np.ndarray) -> float:
     return float(array[cut : len(array) - cut].mean())
 
 
-def proportion_interval(
-    successes: int, total: int, *, confidence: float = 0.95
-) -> Interval:
+def proportion_interval(successes: int, total: int) -> Interval:
     """Return the success rate with Wilson's score interval.
 
-    Args:
-        successes: How many of them succeeded.
-        total: Independent trials.
-        confidence: Probability mass of the interval.
-
     Raises:
-        ConfigError: No trials, more successes than trials, or a confidence outside of
-            (0, 1).
+        ConfigError: No trials, or more successes than trials.
     """
     if total < 1 or not 0 <= successes <= total:
         raise ConfigError(f"{successes} successes of {total} trials is no proportion.")
-    z2 = NormalDist().inv_cdf((1 + _checked_confidence(confidence)) / 2) ** 2
+    z2 = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) ** 2
     rate = successes / total
     middle = (rate + z2 / (2 * total)) / (1 + z2 / total)
     spread = math.sqrt(z2 * (rate * (1 - rate) + z2 / (4 * total)) / total)
@@ -116,9 +107,3 @@ def _checked(values: Sequence[float] | np.ndarray) -> np.ndarray:
             f"Statistics need a list of at least one number, got shape {array.shape}."
         )
     return array
-
-
-def _checked_confidence(confidence: float) -> float:
-    if not 0 < confidence < 1:
-        raise ConfigError(f"confidence must be in (0, 1), got {confidence}.")
-    return confidence

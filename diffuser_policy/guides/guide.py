@@ -120,7 +120,6 @@ class Guide:
         return (1.0 / float(divisor)) * self
 
     def __rsub__(self, other: object) -> Guide:
-        """Return a plain function minus this guide."""
         if not callable(other):
             return NotImplemented
         return as_guide(other) + -self
@@ -242,11 +241,8 @@ def value_of(guide: Guide, trajectory: Trajectory) -> Tensor:
     if isinstance(guide, WeightedSum):  # its terms have been checked
         return value
     if not isinstance(value, Tensor) or value.shape != (len(trajectory),):
-        given = (
-            f"shape {tuple(value.shape)}"
-            if isinstance(value, Tensor)
-            else type(value).__name__
-        )
+        is_tensor, kind = isinstance(value, Tensor), type(value).__name__
+        given = f"shape {tuple(value.shape)}" if is_tensor else kind
         raise GuideError(
             f"The guide {guide.name} must return one value per trajectory, a tensor of "
             f"shape ({len(trajectory)},); got {given}. Sum or average over planning "
@@ -306,13 +302,6 @@ def value_and_gradient(
             f"cause is the norm of a zero vector: add a small number under the root."
         )
     return values.detach(), gradient
-
-
-def gradient_of(
-    guide: Guide, trajectories: Tensor, view: Callable[[Tensor], Trajectory]
-) -> Tensor:
-    """Return only the gradient, `[batch, steps, transition]`."""
-    return value_and_gradient(guide, trajectories, view)[1]
 
 
 def described(guide: Guide) -> str:

@@ -90,7 +90,7 @@ class RegisteredGuide:
         if isinstance(self.target, type) and text.startswith(
             f"{self.target.__name__}("
         ):
-            return "", {}  # what a dataclass without a docstring says of itself
+            return "", {}  # the docstring that `dataclass` generates
         found = google.parse(text)
         last = found.long_description or found.short_description or ""
         description = text[: text.find(last) + len(last)]
@@ -118,8 +118,8 @@ class RegisteredGuide:
         )
         if not isinstance(self.target, type):
             defaults = {p.name: p.default for p in self.parameters}
-            given = tuple({**defaults, **values}.items())
-            return FunctionGuide(self.target, self.name, given)
+            every = tuple({**defaults, **values}.items())
+            return FunctionGuide(self.target, self.name, every)
         try:
             guide: Guide = self.target(**values)
         except DiffuserPolicyError:
@@ -325,11 +325,9 @@ def _registered(part: Guide) -> RegisteredGuide:
         return find_guide(part.registered_as)
     target = part.function if isinstance(part, FunctionGuide) else type(part)
     where = address(target)
-    for plugin in GUIDES.registered.values():
-        if plugin.target is target:
-            return find_guide(plugin.name)
     for plugin in GUIDES.offers():
-        if plugin.point is not None and plugin.address == where:
+        offered = plugin.point is not None and plugin.address == where
+        if offered or plugin.target is target:
             return find_guide(plugin.name)
     for plugin, error in GUIDES.entries():
         if error is None and plugin.target is target:
@@ -374,23 +372,6 @@ def parse_guide(text: str) -> Guide:
     except GuideError as error:
         raise _unreadable(text, str(error), example) from error
     return guide if form["weight"] is None else weight * guide
-
-
-def parse_guides(texts: Sequence[str]) -> Guide | None:
-    """Return the sum of the guides that texts describe, or None without any text.
-
-    Args:
-        texts: Each as for `parse_guide`.
-
-    Raises:
-        UnknownNameError: No guide of a name; the nearest are offered.
-        GuideError: A text of another form, or parameters that a guide cannot take.
-    """
-    total: Guide | None = None
-    for text in texts:
-        guide = parse_guide(text)
-        total = guide if total is None else total + guide
-    return total
 
 
 def example_texts(guide: RegisteredGuide) -> list[str]:

@@ -50,7 +50,8 @@ class Trajectory:
     def __repr__(self) -> str:
         return (
             f"Trajectory({len(self)} of {self.num_planning_steps} planning steps, "
-            f"denoising step {self.denoising_step}, columns {', '.join(self.names)})"
+            f"denoising step {self.denoising_step}, columns "
+            f"{', '.join(self.layout.names)})"
         )
 
     def __len__(self) -> int:
@@ -66,12 +67,6 @@ class Trajectory:
         """Env steps `[steps]` from the start of the plan to each planning step."""
         steps = torch.arange(self.num_planning_steps, device=self.normalized.device)
         return steps * self.stride
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the columns."""
-        actions = ["action"] if self.layout.action_dim else []
-        return [*actions, "observation", *self.layout.aliases]
 
     def __getitem__(self, name: str) -> Tensor:
         """Return the columns of a field or alias, in environment units.
@@ -89,17 +84,17 @@ class Trajectory:
         if not isinstance(name, str):
             raise GuideError(
                 f"A trajectory is indexed by the name of its columns, one of "
-                f"{', '.join(self.names)}; got {name!r}. Slice what it returns, for "
-                f"example trajectory['observation'][:, 0]."
+                f"{', '.join(self.layout.names)}; got {name!r}. Slice what it returns, "
+                f"for example trajectory['observation'][:, 0]."
             )
         name = PLURALS.get(name, name)
-        if name not in self.names:
-            raise MissingColumnsError(name, self.names)
+        if name not in self.layout.names:
+            raise MissingColumnsError(name, self.layout.names)
         columns = list(self.layout.columns(name))
         return self.normalizer.unnormalize(self.normalized[..., columns], columns)
 
     def __contains__(self, name: object) -> bool:
-        return PLURALS.get(str(name), name) in self.names
+        return PLURALS.get(str(name), name) in self.layout.names
 
     def __getattr__(self, name: str) -> Tensor:
         if name.startswith("__"):  # copy and pickle ask for these
