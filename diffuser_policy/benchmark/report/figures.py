@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -182,8 +183,8 @@ def _caption(path: Path) -> str:
     try:
         data = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         return str(data["caption"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return path.stem.replace("-", " ").replace("_", " ")
+    except (OSError, ValueError, LookupError, TypeError):
+        return re.sub("[-_]", " ", path.stem)
 
 
 def _draw_scores(ax: Axes, study: Study, row: Row) -> bool:
