@@ -84,19 +84,16 @@ def check_cells(cells: Sequence[Cell], *, progress: bool = False) -> None:
                 f"{other.method!r} and {cell.method!r}. Name methods once, and give "
                 f"functions different names."
             )
-    for method in dict.fromkeys(cell.method for cell in cells):
-        check_reachable(method)
     for cell in cells:
+        check_reachable(cell.method)
         find_method(cell.method).check(cell.problem, cell.settings)
     for problem in {cell.problem.name: cell.problem for cell in cells}.values():
         methods = [find_method(c.method) for c in cells if c.problem == problem]
         env = problem.make_env()
         try:
-            space = env.observation_space
-            has_goals = (
-                isinstance(space, spaces.Dict) and "desired_goal" in space.spaces
-            )
-            if problem.goals == "hindsight" and not has_goals:
+            space: Any = env.observation_space
+            names = space.spaces if isinstance(space, spaces.Dict) else ()
+            if problem.goals == "hindsight" and "desired_goal" not in names:
                 raise ConfigError(
                     f"The problem {problem.name} has goals='hindsight', but "
                     f"observations of {problem.env} carry no desired_goal. Use "
@@ -409,12 +406,8 @@ class Runner:
                 continue
             folder.remove("error")
             folder.remove("progress")
-            job = Job(
-                cell=name,
-                arguments=("-m", MODULE, str(self.output), name),
-                log=str(folder.log),
-                folder=str(Path.cwd()),
-            )
+            arguments = ("-m", MODULE, str(self.output), name)
+            job = Job(name, arguments, log=str(folder.log), folder=str(Path.cwd()))
             try:
                 self.engine.start(job)
             except EngineError as error:

@@ -1,6 +1,6 @@
 """Suites: lists of cells, from TOML files. `shipped_suites/` has those with a name.
 
-    name = "mine"                         # left out: that of the file
+    name = "mine"                         # left out: the name of the file
     purpose = "What it is for."           # in the list of suites
     note = "100 is best."                 # about scores, for readers of the report
     num_steps = 50000                     # gradient steps of every method, at least
@@ -193,7 +193,7 @@ def write_suite(output: Path, suite: Suite, source: str) -> None:
 
 
 def read_suite(folder: Path) -> dict[str, Any]:
-    """Return the record of the suite of the last run; empty where there is none.
+    """Return the record of the suite of the last run; empty where none can be read.
 
     Folders that were put together by hand have no such file.
     """
@@ -211,15 +211,13 @@ def check_suite(output: Path, suite: Suite) -> None:
         CheckpointError: The file is damaged.
         ConfigError: It is for another one.
     """
-    path, asked = output / SUITE_FILE, _in_common(suite)
-    try:
-        saved = json.loads(path.read_text())
-        found = differences({name: saved.get(name) for name in asked}, asked)
-    except (OSError, ValueError, AttributeError) as error:
+    saved, asked = read_suite(output), _in_common(suite)
+    if not saved:
         raise CheckpointError(
-            f"{path} cannot be read ({error!r}). If the cells beside it are of the "
+            f"{output / SUITE_FILE} cannot be read. If the cells beside it are of the "
             f"suite {suite.name!r}, delete the file and run again."
-        ) from error
+        )
+    found = differences({name: saved.get(name) for name in asked}, asked)
     if found:
         found.sort(key=lambda text: not text.startswith("name: "))  # says it best
         raise ConfigError(
