@@ -200,5 +200,5 @@ def test_a_terminal_gets_a_table_and_a_log_gets_lines(tmp_path: Path) -> None:
         display.show(watched, "0 of 1 cells finished")
     assert text.getvalue().splitlines() == [
         "something that is longer than a line of [30] columns",
-        "a--b--seed-0: starting, 1:01",
+        "a--b--seed-0: starting, 0:01:01",
     ]

@@ -14,7 +14,6 @@ from __future__ import annotations
 import datetime
 import importlib.util
 import io
-import json
 import os
 import platform
 import random
@@ -39,7 +38,7 @@ from diffuser_policy.benchmark.problem import Problem
 from diffuser_policy.errors import ConfigError, require_extra
 from diffuser_policy.evaluation.loop import describe, episode_stream, run_episode
 from diffuser_policy.evaluation.report import to_json as evaluation_json
-from diffuser_policy.files import replaced_file
+from diffuser_policy.files import replaced_file, write_json
 from diffuser_policy.versions import versions
 
 if TYPE_CHECKING:
@@ -104,6 +103,15 @@ def run_cell(cell: Cell, folder: CellFolder) -> dict[str, Any]:
     steps = sum(item["env_steps"] for item in evaluations)
     plans = [item["plan_ms"]["mean"] for item in evaluations if item["plan_ms"]]
     now = datetime.datetime.now(datetime.UTC)
+    dataset = None
+    if "dataset" in vars(context):  # the method has read it
+        dataset = {
+            "id": context.problem.dataset,
+            "num_steps": context.dataset.num_rows,
+            "num_runs": context.dataset.num_runs,
+            "checksum": context.data_facts["checksum"],
+            "collection": context.dataset.metadata.get("collection"),
+        }
     result = {
         "schema": SCHEMA,
         "cell": cell.to_json(),
@@ -113,7 +121,7 @@ def run_cell(cell: Cell, folder: CellFolder) -> dict[str, Any]:
         "curve": context.curve_points,
         "training": {"num_steps": None, **context.facts, "settings": context.settings},
         "policy": evaluations[0]["policy"],
-        "dataset": _dataset_facts(context),
+        "dataset": dataset,
         "versions": {
             name: version
             if begun_with.get(name, version) == version
@@ -176,19 +184,6 @@ def _evaluate(
     return found
 
 
-def _dataset_facts(context: MethodContext) -> dict[str, Any] | None:
-    """Return facts about the data; none if the method never read them."""
-    if "dataset" not in vars(context):
-        return None
-    return {
-        "id": context.problem.dataset,
-        "num_steps": context.dataset.num_rows,
-        "num_runs": context.dataset.num_runs,
-        "checksum": context.data_facts["checksum"],
-        "collection": context.dataset.metadata.get("collection"),
-    }
-
-
 def draw_plan(policy: Any, problem: Problem, seed: int, folder: Path) -> Path | None:
     """Draw the plan and the path of the first episode of an evaluation.
 
@@ -230,8 +225,7 @@ def draw_plan(policy: Any, problem: Problem, seed: int, folder: Path) -> Path | 
     picture = folder / "plan.png"
     figure = plan_figure(plan, scene, rollout=path, title=caption)
     save_png(figure, picture, bbox_inches="tight", pad_inches=0.12)
-    with replaced_file(picture.with_suffix(".json")) as partial:
-        partial.write_text(json.dumps({"caption": caption}) + "\n")
+    write_json(picture.with_suffix(".json"), {"caption": caption})
     return picture
 
 

@@ -26,6 +26,7 @@ are left out; they stay in the cell's `evaluation-*.json`.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -51,7 +52,6 @@ RETIRED = {"clip_values": False}  # settings that methods had, with their old de
 SCHEMA = 1
 RECORDED = (*PACKAGES, "d3rlpy", "pybullet", "pytorch-mppi", "stable-baselines3")
 LEFT_OUT = {"seed", "start", "goal", "details"}  # of an episode's columns
-FIELDS = ("cell", "digest", "evaluations", "curve", "training", "versions", "timing")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,14 +147,12 @@ class Cell:
         return data
 
     @classmethod
-    def from_json(cls, data: Any) -> Cell:
+    def from_json(cls, data: Mapping[str, Any]) -> Cell:
         """Rebuild a cell.
 
         Raises:
             ConfigError: A field is unknown, missing or of the wrong type.
         """
-        if not isinstance(data, Mapping):
-            raise ConfigError(f"A cell is a table, got {data!r}.")
         return from_json(cls, data)
 
 
@@ -319,8 +317,8 @@ class CellResult:
     evaluations: tuple[Mapping[str, Any], ...]
     curve: tuple[Mapping[str, Any], ...]
     training: Mapping[str, Any]
-    policy: Mapping[str, Any]
-    dataset: Mapping[str, Any] | None
+    policy: Mapping[str, Any] = field(default_factory=dict)
+    dataset: Mapping[str, Any] | None = None
     versions: Mapping[str, str]
     timing: Mapping[str, Any]
 
@@ -411,25 +409,15 @@ def read_result(path: Path) -> CellResult:
             f"{path} has schema {schema}, this version reads {SCHEMA}. Run the cell "
             f"again in another folder."
         )
-    missing = [name for name in FIELDS if name not in data]
-    if missing:
-        raise CheckpointError(f"{path} lacks {', '.join(missing)}; run the cell again.")
+    known = {field.name for field in dataclasses.fields(CellResult)}
+    found = {name: value for name, value in data.items() if name in known}
     try:
-        return CellResult(
-            cell=Cell.from_json(data["cell"]),
-            label=str(data.get("label", "")),
-            evaluations=tuple(map(_full_evaluation, data["evaluations"])),
-            curve=tuple(data["curve"]),
-            training=data["training"],
-            policy=data.get("policy", {}),
-            dataset=data.get("dataset"),
-            versions=data["versions"],
-            timing=data["timing"],
-        )
+        found["evaluations"] = [*map(_full_evaluation, data["evaluations"])]
+        return from_json(CellResult, found)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
-            f"{path} is damaged: its cell or episodes cannot be read ({error}). Delete "
-            f"it, and run the cell again."
+            f"{path} is damaged: it lacks parts, or they cannot be read ({error}). "
+            f"Delete it, and run the cell again."
         ) from error
 
 

@@ -344,7 +344,6 @@ class CheckedPolicy:
         self._policy, self._space, self._name = policy, space, name
 
     def __getattr__(self, attribute: str) -> Any:
-        """Offer what the policy offers: its state, spaces and settings."""
         return getattr(self._policy, attribute)
 
     def predict(self, observation: Any, **rest: Any) -> tuple[np.ndarray, Any]:

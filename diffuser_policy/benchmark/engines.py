@@ -71,7 +71,7 @@ def _passed_on() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k.startswith(PASSED_ON)}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Job:
     """The process of one cell.
 
@@ -330,13 +330,12 @@ class SubmititEngine(Engine):
         submitit = require_extra(*self.library)
         # A job's files have its number in their names, and local numbers come again.
         self._folder = folder / "submitit" / f"{int(time.time())}-{os.getpid()}"
-        options = dict(options)
+        options = {"cpus_per_task": 1, "name": "benchmark", **options}
         cluster = options.pop("cluster", None)
         try:
             self._executor = submitit.AutoExecutor(self._folder, cluster=cluster)
             limit = DAY if self._executor.cluster == "slurm" else 365 * DAY
-            defaults = {"timeout_min": limit, "cpus_per_task": 1, "name": "benchmark"}
-            self._executor.update_parameters(**{**defaults, **options})
+            self._executor.update_parameters(**{"timeout_min": limit, **options})
         except (NameError, ValueError, AssertionError, RuntimeError) as error:
             raise ConfigError(
                 f"submitit does not take these options: {error}"

@@ -165,8 +165,8 @@ def find_method(name: str) -> Method:
         UnknownNameError: There is none.
         ConfigError: It is offered twice, fails on import, or is no function.
     """
-    function = METHODS.find(name).target
-    plain = Method(name=short_name(name), function=function, label=short_name(name))
+    function, short = METHODS.find(name).target, short_name(name)
+    plain = Method(name=short, function=function, label=short)
     method: Method = getattr(function, _ATTRIBUTE, plain)
     return method
 

@@ -41,14 +41,12 @@ class Problem:
     env_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check the values."""
         literal(self, "goals")
 
     @property
     def title(self) -> str:
         """The environment's name, without namespace and version."""
-        bare = self.env.rpartition("/")[2].rpartition(":")[2]
-        return re.sub(r"-v\d+$", "", bare)
+        return re.sub(r"^.*[/:]|-v\d+$", "", self.env)
 
     @property
     def name(self) -> str:
@@ -66,15 +64,14 @@ class Problem:
 
     def to_json(self) -> dict[str, Any]:
         """Return the problem as JSON data."""
-        return {**to_json(self), "env_options": dict(self.env_options)}
+        return to_json(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Problem:
         """Rebuild a problem.
 
         Raises:
-            ConfigError: A field that problems don't have, one that is missing, or one
-                of the wrong type.
+            ConfigError: A field is unknown, missing or of the wrong type.
         """
         return from_json(cls, data)
 

@@ -11,6 +11,7 @@ log gets lines of text.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 import platform
 import signal
@@ -83,19 +84,16 @@ def check_cells(cells: Sequence[Cell], *, progress: bool = False) -> None:
                 f"{other.method!r} and {cell.method!r}. Name methods once, and give "
                 f"functions different names."
             )
-    for method in dict.fromkeys(cell.method for cell in cells):
-        check_reachable(method)
     for cell in cells:
+        check_reachable(cell.method)
         find_method(cell.method).check(cell.problem, cell.settings)
     for problem in {cell.problem.name: cell.problem for cell in cells}.values():
         methods = [find_method(c.method) for c in cells if c.problem == problem]
         env = problem.make_env()
         try:
-            space = env.observation_space
-            has_goals = (
-                isinstance(space, spaces.Dict) and "desired_goal" in space.spaces
-            )
-            if problem.goals == "hindsight" and not has_goals:
+            space: Any = env.observation_space
+            names = space.spaces if isinstance(space, spaces.Dict) else ()
+            if problem.goals == "hindsight" and "desired_goal" not in names:
                 raise ConfigError(
                     f"The problem {problem.name} has goals='hindsight', but "
                     f"observations of {problem.env} carry no desired_goal. Use "
@@ -265,10 +263,8 @@ class Watched:
 
     @property
     def elapsed(self) -> str:
-        """How long this run has seen it, as "m:ss" or "h:mm:ss"."""
-        minutes, second = divmod(int(time.monotonic() - self.since), 60)
-        hours, minute = divmod(minutes, 60)
-        return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+        """How long this run has seen it, as "h:mm:ss"."""
+        return str(datetime.timedelta(seconds=int(time.monotonic() - self.since)))
 
     def columns(self) -> tuple[str, str, str, str]:
         """Return stage, steps, figures (the score first) and elapsed time as text."""
@@ -373,7 +369,10 @@ class Runner:
             while self._queue or self.engine.running:
                 if time.monotonic() >= self._resume_at or not self.engine.running:
                     self._start()
-                self.display.show(self._watched, self._counts(len(cells)))
+                told = f"{self._num_finished} of {len(cells)} cells finished"
+                told += f", {len(self._queue)} waiting" if self._queue else ""
+                told += f", {len(self.failures)} failed" if self.failures else ""
+                self.display.show(self._watched, told)
                 for end in self.engine.wait(WAIT):
                     self._end(end)
         except KeyboardInterrupt:
@@ -407,12 +406,8 @@ class Runner:
                 continue
             folder.remove("error")
             folder.remove("progress")
-            job = Job(
-                cell=name,
-                arguments=("-m", MODULE, str(self.output), name),
-                log=str(folder.log),
-                folder=str(Path.cwd()),
-            )
+            arguments = ("-m", MODULE, str(self.output), name)
+            job = Job(name, arguments, log=str(folder.log), folder=str(Path.cwd()))
             try:
                 self.engine.start(job)
             except EngineError as error:
@@ -457,12 +452,6 @@ class Runner:
         watched = self._watched.pop(name, None)
         how = f"FAILED after {watched.elapsed}" if watched else "left alone"
         self.display.say(f"{name}: {how}: {what}", style="red")
-
-    def _counts(self, total: int) -> str:
-        """Return how many cells are finished, waiting and failed, as a line."""
-        told = f"{self._num_finished} of {total} cells finished"
-        told += f", {len(self._queue)} waiting" if self._queue else ""
-        return told + (f", {len(self.failures)} failed" if self.failures else "")
 
 
 def _ended_early(end: Ended, log: Path) -> dict[str, str]:

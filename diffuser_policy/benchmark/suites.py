@@ -1,6 +1,6 @@
 """Suites: lists of cells, from TOML files. `shipped_suites/` has those with a name.
 
-    name = "mine"                         # left out: that of the file
+    name = "mine"                         # left out: the name of the file
     purpose = "What it is for."           # in the list of suites
     note = "100 is best."                 # about scores, for readers of the report
     num_steps = 50000                     # gradient steps of every method, at least
@@ -30,7 +30,6 @@ folder records which suite its cells are of.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -80,11 +79,6 @@ class Suite:
     purpose: str = ""
 
     def __post_init__(self) -> None:
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise ConfigError(
-                f"A suite needs different training seeds, at least one; got "
-                f"{list(self.seeds)}."
-            )
         names = [problem.name for problem in self.problems]
         for methods in self.methods_of.values():
             for method in methods:
@@ -163,39 +157,21 @@ def load_suite(source: str | Path) -> Suite:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read as a suite: {error}") from error
+    problems = data.get("problems")
     try:
-        return suite_from(data, name=path.stem)
+        if not isinstance(problems, list) or not all(
+            isinstance(p, dict) for p in problems
+        ):
+            raise ConfigError(f"problems are tables, [[problems]]; got {problems!r}.")
+        pairs = [(entry.pop("methods", None), entry) for entry in problems]
+        methods_of = {
+            Problem.from_json(entry).name: methods
+            for methods, entry in pairs
+            if methods is not None
+        }
+        return from_json(Suite, {"name": path.stem, "methods_of": methods_of, **data})
     except (UnknownNameError, ConfigError) as error:
         raise ConfigError(f"{path} is no suite: {error}") from error
-
-
-def suite_from(data: Mapping[str, Any], *, name: str) -> Suite:
-    """Return the suite that a TOML file describes.
-
-    Args:
-        data: As in the module's example.
-        name: If the file gives none.
-
-    Raises:
-        UnknownNameError: An entry that suites don't have.
-        ConfigError: A value of the wrong type.
-    """
-    known = {item.name for item in dataclasses.fields(Suite)} - {"methods_of"}
-    for key in data:
-        if key not in known:
-            raise UnknownNameError("entry of a suite", key, known)
-    for key in ("problems", "methods"):
-        if not data.get(key):
-            raise ConfigError(f"it needs {key}, and has none.")
-    problems, methods_of = data["problems"], {}
-    if not isinstance(problems, list) or not all(isinstance(p, dict) for p in problems):
-        raise ConfigError(f"problems are tables, [[problems]]; got {problems!r}.")
-    bare = [{k: v for k, v in entry.items() if k != "methods"} for entry in problems]
-    for entry, fields in zip(problems, bare, strict=True):
-        if "methods" in entry:
-            methods_of[Problem.from_json(fields).name] = entry["methods"]
-    found = {"name": name, **data, "problems": bare, "methods_of": methods_of}
-    return from_json(Suite, found)
 
 
 def write_suite(output: Path, suite: Suite, source: str) -> None:
@@ -217,7 +193,7 @@ def write_suite(output: Path, suite: Suite, source: str) -> None:
 
 
 def read_suite(folder: Path) -> dict[str, Any]:
-    """Return the record of the suite of the last run; empty where there is none.
+    """Return the record of the suite of the last run; empty where none can be read.
 
     Folders that were put together by hand have no such file.
     """
@@ -235,15 +211,13 @@ def check_suite(output: Path, suite: Suite) -> None:
         CheckpointError: The file is damaged.
         ConfigError: It is for another one.
     """
-    path, asked = output / SUITE_FILE, _in_common(suite)
-    try:
-        saved = json.loads(path.read_text())
-        found = differences({name: saved.get(name) for name in asked}, asked)
-    except (OSError, ValueError, AttributeError) as error:
+    saved, asked = read_suite(output), _in_common(suite)
+    if not saved:
         raise CheckpointError(
-            f"{path} cannot be read ({error!r}). If the cells beside it are of the "
+            f"{output / SUITE_FILE} cannot be read. If the cells beside it are of the "
             f"suite {suite.name!r}, delete the file and run again."
-        ) from error
+        )
+    found = differences({name: saved.get(name) for name in asked}, asked)
     if found:
         found.sort(key=lambda text: not text.startswith("name: "))  # says it best
         raise ConfigError(

@@ -53,15 +53,10 @@ def mean_draws(
         num_resamples: Number of draws.
         seed: Fixes the draws.
     """
-    runs, episodes = values.shape
     known = np.isfinite(values)
-    filled, means = np.where(known, values, 0), np.empty(num_resamples)
-    of_runs = _counts(runs, num_resamples, (seed, 0))
-    of_episodes = _counts(episodes, num_resamples, (seed, 2))
-    for part in _parts(num_resamples, episodes):
-        a, e = of_runs[part], of_episodes[part].astype(np.float64)
-        means[part] = _ratio((a * (e @ filled.T)).sum(1), (a * (e @ known.T)).sum(1))
-    return means
+    figures = np.stack([np.where(known, values, 0), known])[:, :, None]
+    sums, shares = crossed_draws(figures, num_resamples=num_resamples, seed=seed)
+    return _ratio(sums, shares)
 
 
 def interval_of(estimate: float, draws: np.ndarray) -> Interval:
@@ -187,7 +182,7 @@ def compare(first: np.ndarray, second: np.ndarray) -> Comparison:
 
 
 def crossed_draws(
-    values: np.ndarray, *, num_resamples: int = NUM_RESAMPLES
+    values: np.ndarray, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
 ) -> np.ndarray:
     """Return bootstrap means `[figures, num_resamples]` over three crossed factors.
 
@@ -195,12 +190,13 @@ def crossed_draws(
         values: `[figures, runs, other runs, episodes]`; runs, other runs and episodes
             are drawn with replacement, each independently of the others.
         num_resamples: Number of draws.
+        seed: Fixes the draws.
     """
     figures, runs, others, episodes = values.shape
     means = np.empty((figures, num_resamples))
     for part in _parts(num_resamples, episodes):
         a, b, e = (
-            _counts(size, num_resamples, (0, factor))[part] / size
+            _counts(size, num_resamples, (seed, factor))[part] / size
             for factor, size in enumerate((runs, others, episodes))
         )
         by_runs = np.einsum("re,fabe->frab", e, values, optimize=True)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -182,19 +183,17 @@ def _caption(path: Path) -> str:
     try:
         data = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         return str(data["caption"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return path.stem.replace("-", " ").replace("_", " ")
+    except (OSError, ValueError, LookupError, TypeError):
+        return re.sub("[-_]", " ", path.stem)
 
 
 def _draw_scores(ax: Axes, study: Study, row: Row) -> bool:
-    entries, style = study.entries_of([row]), styles(study.methods)
-    for place, entry in enumerate(entries):
-        _draw_interval(ax, place, entry.score, style[entry.method])
-    _name_methods(ax, study, [entry.method for entry in entries])
+    found = {e.method: e.score for e in study.entries_of([row])}
+    _draw_intervals(ax, study, found)
     ax.set_xlabel(row.measure)
     low, high = ax.get_xlim()
     ax.set_xlim(min(low, 0), high)
-    return bool(entries)
+    return bool(found)
 
 
 def _draw_episodes(ax: Axes, study: Study, row: Row) -> bool:
@@ -246,26 +245,24 @@ def _draw_curves(ax: Axes, study: Study, row: Row) -> bool:
 
 
 def _draw_differences(ax: Axes, study: Study, row: Row) -> bool:
-    found, style = comparisons(study, row), styles(study.methods)
-    for place, (method, comparison) in enumerate(found.items()):
-        _draw_interval(ax, place, comparison.difference, style[method])
+    found = {m: c.difference for m, c in comparisons(study, row).items()}
+    _draw_intervals(ax, study, found)
     ax.axvline(0, color=INK, lw=1)
-    _name_methods(ax, study, list(found))
     ax.set_xlabel(f"{row.measure}: {study.label(PLANNER)} minus the method")
     return bool(found)
 
 
-def _draw_interval(
-    ax: Axes, place: float, interval: Interval, style: tuple[str, str]
-) -> None:
-    """Draw a mean, and above it the interval, which may be narrower than the mark."""
-    color, marker = style
-    size = STAR_SIZE if marker == "*" else MARK_SIZE
-    ax.plot(interval.mean, place, marker=marker, color=color, ms=size, mec="white")
-    if math.isfinite(interval.low):
-        ends = [[interval.mean - interval.low], [interval.high - interval.mean]]
-        line: Any = {"color": INK, "elinewidth": 1.2, "capsize": 3.5, "zorder": 5}
-        ax.errorbar(interval.mean, place, xerr=ends, **line)
+def _draw_intervals(ax: Axes, study: Study, found: Mapping[str, Interval]) -> None:
+    """Draw means, and above them intervals, which may be narrower than the marks."""
+    for place, (method, interval) in enumerate(found.items()):
+        color, marker = styles(study.methods)[method]
+        size = STAR_SIZE if marker == "*" else MARK_SIZE
+        ax.plot(interval.mean, place, marker=marker, color=color, ms=size, mec="white")
+        if math.isfinite(interval.low):
+            ends = [[interval.mean - interval.low], [interval.high - interval.mean]]
+            line: Any = {"color": INK, "elinewidth": 1.2, "capsize": 3.5, "zorder": 5}
+            ax.errorbar(interval.mean, place, xerr=ends, **line)
+    _name_methods(ax, study, list(found))
 
 
 def _name_methods(ax: Axes, study: Study, methods: Sequence[str]) -> None:

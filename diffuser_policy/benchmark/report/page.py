@@ -7,6 +7,7 @@ can become markup. The page contains its pictures and needs no other file and no
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import re
 import shlex
@@ -119,12 +120,12 @@ def sections_of(study: Study, place: Path) -> dict[str, list[Table | Picture]]:
         ]
 
     measured: list[Table | Picture | None] = []
+    outcomes: list[Table | Picture | None] = []
     for group, rows in groups:
         measured += [scores.score_table(study, group), *scores.published_tables(rows)]
-    outcomes: list[Table | Picture | None] = []
-    for _, rows in groups:
-        outcomes += [tables.outcome_table(study, rows)]
-        outcomes += [tables.failure_table(study, rows)]
+        outcomes += [
+            table(study, rows) for table in (tables.outcome_table, tables.failure_table)
+        ]
     sections: dict[str, list[Table | Picture | None]] = {
         "Overview": [tables.scope_table(study), tables.method_table(study)],
         "Warnings": [tables.warning_table(study), tables.open_table(study)],
@@ -145,11 +146,10 @@ def sections_of(study: Study, place: Path) -> dict[str, list[Table | Picture]]:
             tables.version_table(study),
         ],
     }
-    known = {
-        name: [block for block in blocks if block is not None]
-        for name, blocks in sections.items()
-    }
-    return {name: blocks for name, blocks in known.items() if blocks}
+    found = [
+        (name, [b for b in every if b is not None]) for name, every in sections.items()
+    ]
+    return {name: blocks for name, blocks in found if blocks}
 
 
 def environment(place: Path) -> Environment:
@@ -198,8 +198,19 @@ def run_commands(study: Study) -> list[str]:
     """
     alike: dict[tuple[str, ...], list[Cell]] = {}
     for cell in (result.cell for result in study.results):
-        start = (_source(study, cell.suite), *_suite_options(study, cell))
-        alike.setdefault(start, []).append(cell)
+        name = cell.suite or "SUITE"
+        known_name = name if name in (*SUITES, "SUITE") else f"{name}.toml"
+        source = study.sources.get(cell.suite, known_name)
+        start = [shown_path(Path(source)) if Path(source).is_absolute() else source]
+        # Without the suite's file there is nothing to compare the cell with.
+        with contextlib.suppress(DiffuserPolicyError):
+            known = load_suite(study.sources.get(cell.suite, cell.suite))
+            is_other = cell.num_steps != known.num_steps or known.max_steps is not None
+            if is_other and cell.num_steps is not None and cell.max_steps is None:
+                start += ["--budget", str(cell.num_steps)]
+            if cell.evaluation.episodes != known.evaluation.episodes:
+                start += ["--episodes", str(cell.evaluation.episodes)]
+        alike.setdefault(tuple(start), []).append(cell)
     lines, output = [], f"runs/{study.folder.name}-again"
     for start, cells in sorted(alike.items()):
         methods, problems = {c.method for c in cells}, {c.problem.name for c in cells}
@@ -220,26 +231,3 @@ def shown_path(path: Path) -> str:
     """Return a path as commands name it: from here, and no path of this machine."""
     relative = Path(os.path.relpath(path)).as_posix()
     return path.name if relative.startswith("..") else relative
-
-
-def _source(study: Study, suite: str) -> str:
-    """Return the name or the file of a suite."""
-    known = suite if suite in SUITES else f"{suite}.toml" if suite else "SUITE"
-    source = study.sources.get(suite, known)
-    return shown_path(Path(source)) if Path(source).is_absolute() else source
-
-
-def _suite_options(study: Study, cell: Cell) -> list[str]:
-    """Return the options by which a cell's run differs from its suite."""
-    try:
-        known = load_suite(study.sources.get(cell.suite, cell.suite))
-    except DiffuserPolicyError:
-        return []  # without the suite's file there is nothing to compare with
-    options = []
-    budget = (cell.num_steps, cell.max_steps)
-    suites = (known.num_steps, known.max_steps)
-    if budget != suites and cell.num_steps is not None and cell.max_steps is None:
-        options += ["--budget", str(cell.num_steps)]
-    if cell.evaluation.episodes != known.evaluation.episodes:
-        options += ["--episodes", str(cell.evaluation.episodes)]
-    return options

@@ -124,7 +124,7 @@ def _best(study: Study, row: Row, *, without: str = "") -> Entry | None:
 def _score_cell(entry: Entry | None, *, best: Entry | None, details: bool) -> Cell:
     if entry is None:
         return Cell(NO_RESULT)
-    small = [ends(entry.score)]
+    small = []
     success = entry.rate("success") if details else None
     if success is not None:
         rate, time = number(100 * success.mean, 0), entry.time_to_goal
@@ -134,11 +134,12 @@ def _score_cell(entry: Entry | None, *, best: Entry | None, details: bool) -> Ce
     latched = run_interval(entry.values(LATCHED))
     if details and math.isfinite(latched.mean):
         small.append(f"latched {estimate(latched)}")
-    return Cell(number(entry.score.mean), tuple(filter(None, small)), entry is best)
+    return _mean_cell(entry.score, *small, strong=entry is best)
 
 
-def _mean_cell(interval: Interval, *, strong: bool = False) -> Cell:
-    return Cell(number(interval.mean), tuple(filter(None, [ends(interval)])), strong)
+def _mean_cell(interval: Interval, *small: str, strong: bool = False) -> Cell:
+    lines = filter(None, (ends(interval), *small))
+    return Cell(number(interval.mean), tuple(lines), strong)
 
 
 def _averages(study: Study, rows: Sequence[Row], methods: Sequence[str]) -> list[Cell]:

@@ -349,25 +349,22 @@ def _check_alike(results: Sequence[CellResult]) -> None:
 
 
 def _open_cell(folder: CellFolder) -> OpenCell:
-    name = folder.path.name
-    error, progress = folder.read("error"), folder.read("progress")
+    name, error, progress = folder.path.name, *map(folder.read, ("error", "progress"))
     if isinstance(error, dict):
         message = " ".join(str(error.get("message", "")).split())
         return OpenCell(name, "failed", f"{error.get('type', 'error')}: {message}")
     if isinstance(progress, dict):
-        done, total = progress.get("done"), progress.get("total")
-        stage = progress.get("stage", "")
+        stage, done, total = map(progress.get, ("stage", "done", "total"))
         return OpenCell(name, "unfinished", f"{stage}, {done} of {total}")
     return OpenCell(name, "not begun")
 
 
 def _versions_of(results: Sequence[CellResult]) -> Versions:
     found: dict[str, dict[str, list[str]]] = {}
-    for result in sorted(results, key=lambda result: result.cell.id):
-        for package, version in result.versions.items():
-            cells = found.setdefault(package, {}).setdefault(str(version), [])
-            cells.append(result.cell.id)
-    return {package: dict(sorted(groups.items())) for package, groups in found.items()}
+    made = {(*pair, r.cell.id) for r in results for pair in r.versions.items()}
+    for package, version, cell in sorted(made):
+        found.setdefault(package, {}).setdefault(version, []).append(cell)
+    return found
 
 
 def mixed_versions(versions: Versions) -> Versions:
