@@ -176,6 +176,7 @@ def card(config: PolicyConfig, networks: PlannerNetworks) -> str:
     dataset = provenance.get("dataset", {})
     count = sum(parameter.numel() for parameter in networks.parameters())
     kind = "residual" if network.residual else "plain"
+    kind = f"{kind}, architecture `{network.architecture}`"
     columns = "observations"
     if window.features is not None:
         columns = f"columns of the featurizer `{window.features}`"
@@ -200,7 +201,7 @@ def card(config: PolicyConfig, networks: PlannerNetworks) -> str:
         f"- Dataset: {dataset.get('dataset_id', 'not recorded')}",
         f"- Horizon: {window.horizon} env steps, stride {window.stride}",
         f"- Plans: {'actions and ' if window.actions else ''}{columns}",
-        f"- Network: {kind}, architecture `{network.architecture}`, width {network.dim}",
+        f"- Network: {kind}, width {network.dim}",
         f"- Weights: {count:,} numbers, {provenance.get('steps', '?')} gradient steps",
     ]
     if config.value is not None:

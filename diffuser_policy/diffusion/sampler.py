@@ -50,11 +50,7 @@ from diffuser_policy.choices import Spacing
 from diffuser_policy.diffusion.conditions import Inpainting
 from diffuser_policy.diffusion.denoiser import Denoiser
 from diffuser_policy.diffusion.guidance import Steering
-from diffuser_policy.diffusion.schedule import (
-    check_spacing,
-    half_log_snr,
-    step_grid,
-)
+from diffuser_policy.diffusion.schedule import half_log_snr, step_grid
 from diffuser_policy.errors import ConfigError
 
 
@@ -74,11 +70,11 @@ class Samples:
 
 @dataclass(frozen=True, kw_only=True)
 class WarmStart:
-    """Where the reverse process begins instead of in noise.
+    """Earlier plans from which the reverse process starts, instead of from noise.
 
     Attributes:
         trajectories: `[rows, horizon, transition]`, normalized: earlier plans, shifted.
-        level: Share of the schedule that they are noised to, in (0, 1].
+        level: Share of the schedule to which they are noised, in (0, 1].
         num_steps: Denoising steps from there.
     """
 
@@ -100,7 +96,7 @@ class WarmStart:
 
 
 class Prediction(NamedTuple):
-    """What the denoiser said at an earlier denoising step.
+    """The denoiser's prediction at an earlier denoising step.
 
     Attributes:
         clean: `[batch, horizon, transition]`, normalized.
@@ -130,7 +126,7 @@ class Weights(NamedTuple):
         noisy: Of the trajectories at the step to leave.
         clean: Of the prediction there.
         before: Of the prediction at the step before.
-        noise: Standard deviation of what is added.
+        noise: Standard deviation of the noise that is added.
     """
 
     noisy: float
@@ -174,13 +170,11 @@ class Sampler:
             )
         if not (math.isfinite(temperature) and temperature >= 0):
             raise ConfigError(f"temperature must be 0 or more, got {temperature}.")
-        check_spacing(spacing)
-        self.denoiser = denoiser
-        self.num_steps = num_steps
-        self.temperature = temperature
-        self.spacing = spacing
+        self.denoiser, self.num_steps = denoiser, num_steps
+        self.temperature, self.spacing = temperature, spacing
         self._grids: dict[tuple[int, int], list[int]] = {}
         self._weights: dict[tuple[int, int, int | None], Weights] = {}
+        self.grid_from(1.0, num_steps)  # refuses an unknown spacing
 
     @property
     def grid(self) -> list[int]:

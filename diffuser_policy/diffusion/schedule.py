@@ -129,7 +129,8 @@ def step_grid(
         UnknownNameError: A spacing that does not exist.
         ConfigError: No steps, or more than there are from F down.
     """
-    check_spacing(spacing)
+    if spacing not in SPACINGS:
+        raise UnknownNameError("step spacing", spacing, SPACINGS)
     if first is None:
         first = schedule.num_denoising_steps - 1
     if num_steps not in range(1, first + 2):  # nor are fractions or NaN
@@ -139,16 +140,6 @@ def step_grid(
         )
     wanted = SPACINGS[spacing](schedule, first, int(num_steps))
     return [*apart([round(step) for step in wanted], first), -1]
-
-
-def check_spacing(spacing: str) -> None:
-    """Refuse names that are not in `SPACINGS`.
-
-    Raises:
-        UnknownNameError: A spacing that does not exist; the nearest are offered.
-    """
-    if spacing not in SPACINGS:
-        raise UnknownNameError("step spacing", spacing, SPACINGS)
 
 
 def apart(steps: list[int], first: int) -> list[int]:

@@ -54,7 +54,6 @@ from diffuser_policy.networks.unet import (
     GROUPS,
     ConvBlock,
     LinearAttention,
-    MidStage,
     ResidualBlock,
     Stage,
     TemporalUNet,
@@ -136,7 +135,7 @@ class FusedBlock(NamedTuple):
 
 
 class FusedStage(NamedTuple):
-    """Weights of a `Stage` or `MidStage`, in the order in which they are used."""
+    """Weights of a `Stage`, in the order in which they are used."""
 
     steps: tuple[FusedBlock | LinearAttention, ...]
     resample: Convolution | None
@@ -187,7 +186,7 @@ class FusedUNet:
             return [block.time(time)[0] for block in blocks]
 
 
-def fused_stage(stage: Stage | MidStage) -> FusedStage:
+def fused_stage(stage: Stage) -> FusedStage:
     """Return the weights of a stage, laid out for `run_stage`."""
 
     def block(module: ResidualBlock) -> FusedBlock:
@@ -205,10 +204,9 @@ def fused_stage(stage: Stage | MidStage) -> FusedStage:
         block(stage.second),
     ]
     if isinstance(stage.attention, LinearAttention):
-        steps.insert(1 if isinstance(stage, MidStage) else 2, stage.attention)
-    resample = getattr(stage, "resample", nn.Identity())
-    same = isinstance(resample, nn.Identity)
-    return FusedStage(tuple(steps), None if same else Convolution(resample))
+        steps.insert(1 if stage.attention_between else 2, stage.attention)
+    same = isinstance(stage.resample, nn.Identity)
+    return FusedStage(tuple(steps), None if same else Convolution(stage.resample))
 
 
 def run_stage(stage: FusedStage, x: Tensor, times: Iterator[Tensor]) -> Tensor:

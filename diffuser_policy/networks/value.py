@@ -26,8 +26,8 @@ from diffuser_policy.errors import ConfigError, HorizonError
 from diffuser_policy.networks.unet import (
     GROUPS,
     ResidualBlock,
-    SinusoidalEmbedding,
     Stage,
+    time_embedding,
 )
 
 NUM_NARROWING = 2
@@ -79,16 +79,9 @@ class ValueNetwork(nn.Module):
         """
         super().__init__()
         _check_widths(dim, multipliers, kernel_size)
-        self.transition_dim, self.num_planning_steps = (
-            transition_dim,
-            num_planning_steps,
-        )
-        self.time_embedding = nn.Sequential(
-            SinusoidalEmbedding(dim),
-            nn.Linear(dim, 4 * dim),
-            nn.Mish(),
-            nn.Linear(4 * dim, dim),
-        )
+        self.transition_dim = transition_dim
+        self.num_planning_steps = num_planning_steps
+        self.time_embedding = time_embedding(dim)
         widths = [dim * multiplier for multiplier in multipliers]
         self.downs = nn.ModuleList(
             Stage(pair, dim, kernel_size, attention=False, resample=_halve(pair[1]))
@@ -130,7 +123,13 @@ class ValueNetwork(nn.Module):
         Raises:
             HorizonError: Another length than a flattening network was built for.
         """
-        self._check_length(trajectories.shape[1])
+        given, expected = trajectories.shape[1], self.num_planning_steps
+        if expected is not None and given != expected:
+            raise HorizonError(
+                f"This value network flattens plans of {expected} planning steps and "
+                f"was given {given}. Plan with that fixed horizon, or train one with "
+                f"pooling='mean', which values plans of any length."
+            )
         time = self.time_embedding(i)
         x = trajectories.transpose(1, 2)
         for stage in self.downs:
@@ -153,15 +152,6 @@ class ValueNetwork(nn.Module):
         error = (self(trajectories, i) - returns) / self.return_std
         loss: Tensor = error.square().mean()
         return loss
-
-    def _check_length(self, num_planning_steps: int) -> None:
-        expected = self.num_planning_steps
-        if expected is not None and num_planning_steps != expected:
-            raise HorizonError(
-                f"This value network flattens plans of {expected} planning steps and "
-                f"was given {num_planning_steps}. Plan with that fixed horizon, or "
-                f"train one with pooling='mean', which values plans of any length."
-            )
 
 
 def _halve(channels: int) -> nn.Conv1d:
