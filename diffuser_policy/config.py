@@ -10,7 +10,7 @@ both numbers.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -60,8 +60,8 @@ class WindowConfig:
     padding: Padding = "none"
     """What follows the end of a run: nothing, or its last observation repeated."""
     hindsight_goal: HindsightGoal = "goal"
-    """What training pins at the last planning step of a window: nothing, the position
-    that counts as the goal, or the whole observation."""
+    """Values that training pins at the last planning step of a window: none, the
+    position that the goal names, or the whole observation."""
     normalizer: NormalizerName = "limits"
     """How environment units are mapped to the network's units."""
     features: str | None = None
@@ -239,8 +239,8 @@ class PlannerConfig:
     ranking_weight: float = 1.0
     """Ranking by the sum: weight of the guide's value, in units of feasibility."""
     horizon: HorizonChoice = "fixed"
-    """How many env steps a plan covers: as many as in training, what is left of those,
-    or the predicted time to the goal."""
+    """How many env steps a plan covers: as many as in training, the rest of those, or
+    the predicted time to the goal."""
     horizon_scale: float = 1.0
     """Predicted horizon: factor of the predicted time, above 1 if guides lead plans on
     longer or slower ways."""
@@ -383,7 +383,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CompanionTrainConfig:
-    """What determines a network that is trained for a planner, besides the planner."""
+    """Everything that determines a companion network, besides the planner."""
 
     dataset: str
     """Minari dataset id."""
@@ -434,7 +434,7 @@ class PolicyConfig:
     classifier: ClassifierConfig | None = None
     """Network that predicts labels of states, if there is one."""
     guide: Guide | None = None
-    """What plans are steered by."""
+    """The guide that steers plans, if there is one."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Where the weights come from: dataset, its settings, seed, steps, versions."""
 
@@ -442,16 +442,15 @@ class PolicyConfig:
         """Return JSON data with the schema number first."""
         from diffuser_policy.guides.registry import guide_to_json
 
-        own: dict[str, Callable[[Any], Any]] = {
-            "layout": lambda layout: layout.to_json(),
-            "guide": guide_to_json,
-            "provenance": dict,
+        own = {
+            "layout": self.layout.to_json(),
+            "guide": self.guide and guide_to_json(self.guide),
+            "provenance": dict(self.provenance),
         }
         data: dict[str, Any] = {"schema": SCHEMA}
-        for item in fields(self):
-            value = getattr(self, item.name)
-            saved = own.get(item.name, to_json)
-            data[item.name] = None if value is None else saved(value)
+        for name in (item.name for item in fields(self)):
+            part = getattr(self, name)
+            data[name] = own[name] if name in own else part and to_json(part)
         return data
 
     @classmethod
@@ -582,7 +581,7 @@ def refuse_idle(
         name = asked
         if settings.get(name) in (None, False, "fixed"):
             continue
-        while name in needs:  # what is needed may need something else
+        while name in needs:  # the other setting may need a third one
             other, values = needs[name]
             actual = settings[other]
             if actual in values or (not values and actual not in (None, False)):

@@ -3,8 +3,8 @@
     policy = DiffuserPolicy.from_pretrained("multi2d-large")
     action, state = policy.predict(observation)
 
-`predict` follows Stable-Baselines3's contract. Everything it remembers of an
-environment is a row of `PolicyState`, which the caller passes back:
+`predict` follows Stable-Baselines3's contract. Its whole memory of an environment is a
+row of `PolicyState`, which the caller passes back:
 
     predict(observation)                     plans on every call; always right
     predict(observation, state)              follows the plan in `state`
@@ -66,7 +66,7 @@ class DiffuserPolicy:
         Args:
             config: Settings of a planner.
             networks: Its weights.
-            seed: Noise of deterministic plans, and first of the random streams.
+            seed: Fixes the noise of deterministic plans, and the random streams.
 
         Raises:
             ConfigError: Settings that contradict each other or the weights, or a
@@ -93,10 +93,10 @@ class DiffuserPolicy:
             settings: Planning and execution settings to change, as in `with_settings`.
 
         Raises:
-            CheckpointNotFoundError: Nothing of that name.
+            CheckpointNotFoundError: No planner of that name.
             CheckpointError: Truncated, foreign, or of another schema.
             GuideError: It was saved with a guide of a package that is not installed.
-            FeaturizerError: It plans in the columns of such a package.
+            FeaturizerError: It plans in columns of a package that is not installed.
             UnknownNameError: A setting that does not exist.
         """
         config, networks = read_planner(source)
@@ -110,7 +110,7 @@ class DiffuserPolicy:
             folder: Created if needed; each file is replaced atomically.
 
         Raises:
-            StorageError: No space or no permission; complete files stay as they were.
+            StorageError: Out of space, or not permitted; complete files stay.
         """
         write_planner(Path(folder), self.config, self.networks)
 
@@ -125,7 +125,7 @@ class DiffuserPolicy:
 
         Args:
             observation: Single or batched, as the environment returned it.
-            state: What the last call returned; nothing before the first.
+            state: The state that the last call returned; None at first.
             episode_start: `[n]` rows whose episode just began.
             deterministic: Fix the initial noise by the policy's seed and add none
                 while denoising: the same observation and plan give the same action.
@@ -172,9 +172,9 @@ class DiffuserPolicy:
 
         Args:
             observation: Single or batched.
-            state: Of `initial_state`: the plan is the one that `predict` makes with
+            state: A state of `initial_state`, for the plan that `predict` makes with
                 it. Not given: the plan of `predict(…, deterministic=True)`.
-            conditions: Pinned besides start and goal.
+            conditions: Further values to pin, besides start and goal.
             keep_chain: Keep the trajectories at every denoising step.
 
         Raises:
@@ -349,7 +349,7 @@ class DiffuserPolicy:
             return self.initial_state(num_rows)
         if not isinstance(state, tuple) or len(state) != len(PolicyState._fields):
             raise ObservationError(
-                f"state must be what predict returned last, or None; got "
+                f"state must be the one that predict returned last, or None; got "
                 f"{type(state).__name__}."
             )
         given = PolicyState(*state)
@@ -374,6 +374,7 @@ class DiffuserPolicy:
         return given
 
     def _following(self, state: PolicyState) -> Following:
+        """Return the plans in a state, as executors and the planner take them."""
         return Following(
             observations=state.observations,
             actions=state.actions,
@@ -474,9 +475,9 @@ class DiffuserPolicy:
     ) -> list[torch.Generator]:
         """Return the noise source of each row's next plan.
 
-        First deterministic plans all begin with the same noise. The noise of a later
+        All first deterministic plans begin with the same noise. The noise of a later
         plan depends on where the row is: with the same noise every time, a policy that
-        has come to a halt would plan its halt forever.
+        has come to a halt would plan to stay there forever.
         """
         if not deterministic:
             streams, numbers = state.streams[index], state.num_plans[index]
@@ -519,7 +520,7 @@ class DiffuserPolicy:
 
 
 class PolicyState(NamedTuple):
-    """What `predict` remembers, one row per environment.
+    """The memory of `predict`, one row per environment.
 
     Attributes:
         observations: `[n, steps, observation]` plans in planning columns, environment
@@ -571,8 +572,8 @@ class PolicyState(NamedTuple):
     def for_goals(self, goals: np.ndarray | None) -> PolicyState:
         """Return a state that remembers goals of the size of those at hand.
 
-        A planner that was trained without goals learns here how many columns they
-        have; plans that were made for others are forgotten.
+        A planner that was trained without goals finds out here how many columns they
+        have; plans for goals of another size are forgotten.
 
         Args:
             goals: `[n, goal]`, or none.

@@ -25,8 +25,8 @@ middle: both are DDIM's. So one or two steps are DDIM altogether.
 Every step is a sum of the noisy trajectory, the predictions and noise, with weights
 that depend on nothing but i, j and h and are computed once: subclasses override
 `weights`, or `step` where a step is something else. Conditions are written back into
-the noise and after every step; a guide may shift what is denoised, the prediction, or
-the mean (`diffuser_policy.diffusion.guidance`).
+the noise and after every step; a guide may shift the noisy trajectories, the
+prediction, or the mean (`diffuser_policy.diffusion.guidance`).
 
 Warm start (Janner et al. 2022, §5.4): instead of noise, start from an earlier plan that
 is noised to a denoising step in the middle of the schedule.
@@ -251,7 +251,7 @@ class Sampler:
             steering: Makes the guidance for the conditions of the whole batch.
             warm_start: Begin with these trajectories, noised, instead of with noise.
             step_noise: Off: the initial noise alone decides, and every step takes
-                its mean. What DDIM with eta = 0 does anyway.
+                its mean, as DDIM with eta = 0 always does.
             keep_chain: Also return the trajectories at every denoising step.
         """
         rows, *shape = inpainting.values.shape

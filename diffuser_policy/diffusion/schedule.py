@@ -14,7 +14,7 @@ $$c^0_i = \frac{\beta_i\sqrt{\bar\alpha_{i-1}}}{1-\bar\alpha_i},\quad
 c^x_i = \frac{(1-\bar\alpha_{i-1})\sqrt{\alpha_i}}{1-\bar\alpha_i},\quad
 \tilde\beta_i = \frac{\beta_i(1-\bar\alpha_{i-1})}{1-\bar\alpha_i}.$$
 
-Step grids say which denoising steps a sampler visits when it does not visit all.
+A step grid lists the denoising steps that a sampler visits, if it does not visit all.
 
 From the noisiest step F (N - 1, or lower for a warm start) down, K steps
 $g_0 > g_1 > … > g_{K-1}$, then -1, the clean trajectory:

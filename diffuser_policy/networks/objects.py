@@ -38,7 +38,7 @@ from diffuser_policy.networks.unet import SinusoidalEmbedding
 EMBEDDING_DIM = 64  # of the denoising step
 POINTER_DIM = 16  # of queries and keys of the pointers
 STAY = 3.0  # initial preference for an object's own position over other anchors
-FAR = -1e9  # logit of what must not be pointed at
+FAR = -1e9  # logit of an anchor that must not be pointed at
 
 
 class ModulatedBlock(nn.Module):

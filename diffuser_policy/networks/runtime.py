@@ -239,7 +239,7 @@ MAX_RECORDINGS = 64  # each keeps its inputs, outputs and scratch memory
 
 
 class AccelerationWarning(UserWarning):
-    """An acceleration is not available: why, and what runs instead."""
+    """Names an acceleration that is not available, why, and what runs instead."""
 
 
 class Runner:
@@ -307,7 +307,7 @@ class FallibleRunner(Runner):
     name: Acceleration
 
     def __init__(self, network: nn.Module) -> None:
-        """Prepare what runs after a failure."""
+        """Prepare the runner for the time after a failure."""
         super().__init__(network)
         self._instead = FusedRunner(network)
         self._failed = False

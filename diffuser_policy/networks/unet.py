@@ -141,7 +141,7 @@ class Stage(nn.Module):
             time_dim: Width of the time embedding.
             kernel_size: Width of the convolutions, in planning steps.
             attention: Whether there is attention.
-            resample: What the network applies to the stage's output.
+            resample: The network applies it to the stage's output.
             attention_between: Attention between the blocks, as in the coarsest stage,
                 instead of after them.
         """
@@ -273,7 +273,7 @@ class TemporalUNet(nn.Module):
 
 
 def _check_widths(dim: int, multipliers: Sequence[int], kernel_size: int) -> None:
-    """Refuse what the architecture does not allow.
+    """Refuse widths that the architecture does not allow.
 
     Raises:
         ConfigError: A width or multiplier of another form.
@@ -288,7 +288,7 @@ def _check_widths(dim: int, multipliers: Sequence[int], kernel_size: int) -> Non
 
 
 class StartConditionedUNet(TemporalUNet):
-    """Temporal U-Net that is told the current state at every planning step."""
+    """Temporal U-Net that also gets the current state, at every planning step."""
 
     def __init__(self, transition_dim: int, **settings: Any) -> None:
         """Build a U-Net with twice as many input columns.

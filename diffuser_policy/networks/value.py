@@ -9,9 +9,9 @@ where $x_i$ is the window at denoising step i. (Janner et al. 2022, §3.2 and Ap
 B.) The network is the downsampling half of their U-Net, two narrowing blocks and a
 linear head; the authors' weights load through `diffuser_policy.interop`.
 
-The released network flattens what is left of the horizon before its head, and so
-serves one horizon. With `pooling="mean"` that remainder is averaged instead, and any
-length is valued by the same weights.
+The released network flattens the downsampled trajectory before its head, and so serves
+one horizon. With `pooling="mean"` it is averaged instead, and the same weights value
+trajectories of any length.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class ValueNetwork(nn.Module):
                 the narrowing blocks quarter it.
             kernel_size: Odd width of the temporal convolutions, in planning steps.
             num_planning_steps: Flatten this length, as the authors do; not given:
-                average over what is left of any length.
+                average over the downsampled trajectory, of any length.
 
         Raises:
             ConfigError: Widths that the architecture does not allow.

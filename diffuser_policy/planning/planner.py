@@ -74,7 +74,7 @@ class Planner:
             fingerprint: A number that tells planners with other weights apart.
 
         Raises:
-            ConfigError: A choice that lacks what it needs.
+            ConfigError: No candidates, or a goal velocity without velocity columns.
         """
         if num_candidates < 1:
             raise ConfigError(f"num_candidates must be positive, got {num_candidates}.")
@@ -277,7 +277,7 @@ class Planner:
     def _view(
         self, goals: np.ndarray | None, num_candidates: int
     ) -> Callable[[Tensor, int], Trajectory]:
-        """Return the map from normalized trajectories to what guides see."""
+        """Return the function that shows normalized trajectories to guides."""
         desired = None
         if goals is not None:
             repeated = np.repeat(goals, num_candidates, axis=0)

@@ -1,4 +1,4 @@
-"""Losses of everything a planner learns, as one module.
+"""The losses of a planner's networks, as one module.
 
 One forward call draws a batch and returns the losses: wrapped for several processes,
 this is the call that synchronizes gradients. All randomness of step s on process r

@@ -1,4 +1,4 @@
-"""Settings by name: what `diffuser-policy train PRESET` starts from.
+"""Training settings by name, for `diffuser-policy train PRESET`.
 
 `multi2d-*` train the shipped planners in about an hour on one CPU core: states only,
 planned every few env steps, horizons mixed, the horizon predicted by a time-to-goal

@@ -179,7 +179,7 @@ class TrainingRun(Generic[Networks]):
         self.write_planner()
 
     def _parts(self) -> Parts:
-        """Return what a checkpoint holds, by the names in its tensors."""
+        """Return the parts of a checkpoint, by the names in its tensors."""
         return {
             "network": self.networks,
             "average": self.average,
