@@ -188,8 +188,8 @@ class PursuitExecutor(TrackingExecutor):
 
     Instead of the state planned for the next env step, it steers towards the one
     `lookahead` env steps beyond the point of the path that is nearest to the current
-    position (Coulter 1992). The planned speed is a lower bound: progress per env step is
-    at least one planned env step, and never negative.
+    position (Coulter 1992). The planned speed is a lower bound: every env step makes
+    at least one planned env step of progress, and never goes back.
     """
 
     def __init__(

@@ -39,7 +39,7 @@ RELEASED_SAMPLING: dict[str, Any] = {
 
 
 def _fast(
-    maze: str, *, num_steps: int, num_sampling_steps: int, **window: int
+    maze: str, *, num_steps: int, num_sampling_steps: int, **window: Any
 ) -> TrainConfig:
     return TrainConfig(
         dataset=f"diffuser/multi2d-{maze}-v1",
