@@ -133,8 +133,7 @@ class NetworkConfig:
         """Check names and ranges."""
         literal(self, "architecture", "prediction_target")
         positive(self, "dim", "kernel_size", "num_denoising_steps", "depth", "patch")
-        if self.loss_floor is not None:
-            positive(self, "loss_floor")
+        positive(self, "loss_floor")
         if self.architecture == "objects" and not self.residual:
             raise ConfigError(
                 "architecture='objects' predicts deviations from the current state: "
@@ -271,20 +270,16 @@ class PlannerConfig:
         literal(self, "sampler", "step_spacing", "ranking", "horizon")
         literal(self, "guide_placement")
         positive(self, "num_candidates", "horizon_scale", "min_guided_steps")
-        for name in ("temperature", "ranking_tolerance", "guide_cutoff"):
+        positive(self, "num_sampling_steps", "warm_start_steps", "guide_steps")
+        for name in ("temperature", "ranking_tolerance", "guide_cutoff", "steadiness"):
             value = getattr(self, name)
-            if not 0 <= value < math.inf:
+            if value is not None and not 0 <= value < math.inf:
                 raise ConfigError(f"{name} must be 0 or more, got {value}.")
-        if self.steadiness is not None and not 0 <= self.steadiness < math.inf:
-            raise ConfigError(f"steadiness must be 0 or more, got {self.steadiness}.")
         for name in ("guide_scale", "ranking_weight"):
             if not math.isfinite(getattr(self, name)):
                 raise ConfigError(f"{name} must be finite, got {getattr(self, name)}.")
         if self.warm_start is not None and not 0 < self.warm_start <= 1:
             raise ConfigError(f"warm_start must be in (0, 1], got {self.warm_start}.")
-        for name in ("num_sampling_steps", "warm_start_steps", "guide_steps"):
-            if getattr(self, name) is not None:
-                positive(self, name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,9 +312,7 @@ class ExecutionConfig:
         """Check names and ranges."""
         literal(self, "executor")
         positive(self, "lookahead", "tempo", "tolerance")
-        for name in ("seconds_per_step", "replan_interval", "replan_deviation"):
-            if getattr(self, name) is not None:
-                positive(self, name)
+        positive(self, "seconds_per_step", "replan_interval", "replan_deviation")
         for name in ("position_gain", "velocity_gain"):
             if not math.isfinite(getattr(self, name)):
                 raise ConfigError(f"{name} must be finite, got {getattr(self, name)}.")
@@ -352,9 +345,7 @@ class OptimizationConfig:
         """Check names and ranges."""
         literal(self, "learning_rate_schedule")
         positive(self, "num_steps", "batch_size", "num_accumulations", "learning_rate")
-        positive(self, "ema_interval")
-        if self.max_gradient_norm is not None:
-            positive(self, "max_gradient_norm")
+        positive(self, "ema_interval", "max_gradient_norm")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"ema_decay must be in [0, 1), got {self.ema_decay}.")
 

@@ -107,18 +107,6 @@ class Prediction(NamedTuple):
     step: int
 
 
-class Move(NamedTuple):
-    """Distribution of the trajectories at the next denoising step.
-
-    Attributes:
-        mean: `[batch, horizon, transition]`, normalized.
-        noise: Standard deviation around it.
-    """
-
-    mean: Tensor
-    noise: float = 0.0
-
-
 class Weights(NamedTuple):
     """One step as a weighted sum.
 
@@ -201,14 +189,14 @@ class Sampler:
 
     def step(
         self, noisy: Tensor, clean: Tensor, i: int, j: int, before: Prediction | None
-    ) -> Move:
-        """Return the distribution of trajectories at step j, given those at i > j.
+    ) -> tuple[Tensor, float]:
+        """Return mean and standard deviation of trajectories at step j, given step i.
 
         Args:
             noisy: `[batch, horizon, transition]` at step i.
             clean: The denoiser's prediction from `noisy`, of the same shape.
             i: Denoising step to leave.
-            j: Denoising step to reach; -1 is clean.
+            j: Lower denoising step to reach; -1 is clean.
             before: The prediction at the step before i; none at the first.
         """
         key = (i, j, None if before is None else before.step)
@@ -218,7 +206,7 @@ class Sampler:
         mean = torch.add(weights.noisy * noisy, clean, alpha=weights.clean)
         if before is not None and weights.before != 0.0:
             mean = mean.add_(before.clean, alpha=weights.before)
-        return Move(mean, weights.noise)
+        return mean, weights.noise
 
     def weights(self, i: int, j: int, h: int | None) -> Weights:
         """Return the step from i to j as a weighted sum.

@@ -157,32 +157,15 @@ def apart(steps: list[int], first: int) -> list[int]:
     return moved[::-1]
 
 
-def _share(k: int, num_steps: int) -> float:
-    """Return how much of the way down is left at the k-th step; all for the first."""
-    return 1.0 - k / max(num_steps - 1, 1)
-
-
-def _linspace(_: NoiseSchedule, first: int, num_steps: int) -> list[float]:
-    return [first * _share(k, num_steps) for k in range(num_steps)]
-
-
-def _trailing(_: NoiseSchedule, first: int, num_steps: int) -> list[float]:
-    return [(first + 1) * (1 - k / num_steps) - 1 for k in range(num_steps)]
-
-
-def _leading(_: NoiseSchedule, first: int, num_steps: int) -> list[float]:
-    ratio = (first + 1) // num_steps
-    return [float(ratio * (num_steps - 1 - k)) for k in range(num_steps)]
-
-
-def _quadratic(_: NoiseSchedule, first: int, num_steps: int) -> list[float]:
-    return [first * _share(k, num_steps) ** 2 for k in range(num_steps)]
+def _shares(num_steps: int) -> list[float]:
+    """Return how much of the way down is left at each step: 1 at the first."""
+    return [1.0 - k / max(num_steps - 1, 1) for k in range(num_steps)]
 
 
 def _log_snr(schedule: NoiseSchedule, first: int, num_steps: int) -> list[float]:
     ratios = [half_log_snr(schedule, i) for i in range(first + 1)]
     noisy, clean = ratios[first], ratios[0]
-    wanted = [clean + _share(k, num_steps) * (noisy - clean) for k in range(num_steps)]
+    wanted = [clean + share * (noisy - clean) for share in _shares(num_steps)]
     return [
         float(min(range(first + 1), key=lambda i: abs(ratios[i] - ratio)))
         for ratio in wanted
@@ -198,9 +181,13 @@ def half_log_snr(schedule: NoiseSchedule, i: int) -> float:
 
 
 SPACINGS: dict[Spacing, Callable[[NoiseSchedule, int, int], list[float]]] = {
-    "linspace": _linspace,
-    "trailing": _trailing,
-    "leading": _leading,
-    "quadratic": _quadratic,
+    "linspace": lambda _, first, count: [first * share for share in _shares(count)],
+    "trailing": lambda _, first, count: [
+        (first + 1) * (1 - k / count) - 1 for k in range(count)
+    ],
+    "leading": lambda _, first, count: [
+        float((first + 1) // count * (count - 1 - k)) for k in range(count)
+    ],
+    "quadratic": lambda _, first, count: [first * share**2 for share in _shares(count)],
     "log-snr": _log_snr,
 }

@@ -63,6 +63,8 @@ from diffuser_policy.networks.unet import (
 # float32. Beyond it, gathering costs more than the library's reordering of the weights.
 MAX_GATHERED = 2**18
 
+Norm = tuple[Tensor, Tensor, float]  # gain, bias and epsilon of a group norm
+
 
 def mish(x: Tensor) -> Tensor:
     """Return Mish with one exponential; its overflow gives the limit, x itself."""
@@ -115,14 +117,6 @@ class Convolution:
             )
             out, steps = out.permute(0, 2, 3, 1), out.shape[3]
         return out.reshape(batch, steps * self.steps_out, -1)
-
-
-class Norm(NamedTuple):
-    """Weights of a group norm."""
-
-    gain: Tensor
-    bias: Tensor
-    eps: float
 
 
 class FusedBlock(NamedTuple):
@@ -224,7 +218,7 @@ def run_stage(stage: FusedStage, x: Tensor, times: Iterator[Tensor]) -> Tensor:
 
 def norm_of(block: ConvBlock) -> Norm:
     """Return the weights of a block's group norm."""
-    return Norm(block.norm.weight.detach(), block.norm.bias.detach(), block.norm.eps)
+    return block.norm.weight.detach(), block.norm.bias.detach(), block.norm.eps
 
 
 def norm_mish(x: Tensor, norm: Norm) -> Tensor:

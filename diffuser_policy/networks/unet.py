@@ -194,7 +194,13 @@ class TemporalUNet(nn.Module):
             ConfigError: A width or multiplier that the architecture does not allow.
         """
         super().__init__()
-        _check_widths(dim, multipliers, kernel_size)
+        if dim % GROUPS or dim < GROUPS or not multipliers or multipliers[0] != 1:
+            raise ConfigError(
+                f"TemporalUNet needs dim in multiples of {GROUPS} and a first "
+                f"multiplier of 1, got dim={dim}, multipliers={tuple(multipliers)}."
+            )
+        if kernel_size % 2 == 0:
+            raise ConfigError(f"kernel_size must be odd, got {kernel_size}.")
         self.transition_dim = transition_dim
         self.time_embedding = time_embedding(dim)
         widths = [dim * multiplier for multiplier in multipliers]
@@ -270,21 +276,6 @@ class TemporalUNet(nn.Module):
             x = stage.resample(x)  # type: ignore[operator]
         out: Tensor = self.head(x).transpose(1, 2)
         return out
-
-
-def _check_widths(dim: int, multipliers: Sequence[int], kernel_size: int) -> None:
-    """Refuse widths that the architecture does not allow.
-
-    Raises:
-        ConfigError: A width or multiplier of another form.
-    """
-    if dim % GROUPS or dim < GROUPS or not multipliers or multipliers[0] != 1:
-        raise ConfigError(
-            f"TemporalUNet needs dim in multiples of {GROUPS} and a first "
-            f"multiplier of 1, got dim={dim}, multipliers={tuple(multipliers)}."
-        )
-    if kernel_size % 2 == 0:
-        raise ConfigError(f"kernel_size must be odd, got {kernel_size}.")
 
 
 class StartConditionedUNet(TemporalUNet):

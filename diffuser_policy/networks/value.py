@@ -78,20 +78,40 @@ class ValueNetwork(nn.Module):
             ConfigError: Widths that the architecture does not allow.
         """
         super().__init__()
-        _check_widths(dim, multipliers, kernel_size)
+        # Every group norm needs two channels a group, for lengths down to one step.
+        last, least = dim * multipliers[-1] if multipliers else 0, 2 * GROUPS
+        fits = dim % GROUPS == 0 and last % (4 * GROUPS) == 0
+        if (
+            not fits
+            or min(multipliers, default=0) < 1
+            or dim < least
+            or last < 4 * least
+        ):
+            raise ConfigError(
+                f"A value network needs dim in multiples of {GROUPS}, {least} or more, "
+                f"and a last width (dim times the last multiplier) in multiples of "
+                f"{4 * GROUPS}, {4 * least} or more; got dim={dim}, "
+                f"multipliers={tuple(multipliers)}."
+            )
+        if kernel_size % 2 == 0:
+            raise ConfigError(f"kernel_size must be odd, got {kernel_size}.")
+
+        def halve(channels: int) -> nn.Conv1d:
+            return nn.Conv1d(channels, channels, 3, stride=2, padding=1)
+
         self.transition_dim = transition_dim
         self.num_planning_steps = num_planning_steps
         self.time_embedding = time_embedding(dim)
         widths = [dim * multiplier for multiplier in multipliers]
         self.downs = nn.ModuleList(
-            Stage(pair, dim, kernel_size, attention=False, resample=_halve(pair[1]))
+            Stage(pair, dim, kernel_size, attention=False, resample=halve(pair[1]))
             for pair in pairwise([transition_dim, *widths])
         )
         narrowing = [widths[-1], widths[-1] // 2, widths[-1] // 4]
         self.narrow = nn.ModuleList(
             ResidualBlock(*pair, dim, kernel_size) for pair in pairwise(narrowing)
         )
-        self.narrow_resample = nn.ModuleList(_halve(width) for width in narrowing[1:])
+        self.narrow_resample = nn.ModuleList(halve(width) for width in narrowing[1:])
         features = narrowing[-1]
         if num_planning_steps is not None:
             features *= remaining_steps(num_planning_steps, len(widths) + NUM_NARROWING)
@@ -152,28 +172,3 @@ class ValueNetwork(nn.Module):
         error = (self(trajectories, i) - returns) / self.return_std
         loss: Tensor = error.square().mean()
         return loss
-
-
-def _halve(channels: int) -> nn.Conv1d:
-    return nn.Conv1d(channels, channels, 3, stride=2, padding=1)
-
-
-def _check_widths(dim: int, multipliers: Sequence[int], kernel_size: int) -> None:
-    """Every group norm needs two channels a group, for lengths down to one step."""
-    last = dim * multipliers[-1] if multipliers else 0
-    least = 2 * GROUPS
-    if (
-        dim % GROUPS
-        or dim < least
-        or min(multipliers, default=0) < 1
-        or last % (4 * GROUPS)
-        or last < 4 * least
-    ):
-        raise ConfigError(
-            f"A value network needs dim in multiples of {GROUPS}, {least} or more, and "
-            f"a last width (dim times the last multiplier) in multiples of "
-            f"{4 * GROUPS}, {4 * least} or more; got dim={dim}, "
-            f"multipliers={tuple(multipliers)}."
-        )
-    if kernel_size % 2 == 0:
-        raise ConfigError(f"kernel_size must be odd, got {kernel_size}.")
