@@ -77,7 +77,7 @@ STEERING: dict[ExecutorName, type[TrackingExecutor]] = {
 
 
 class PlannerNetworks(nn.Module):
-    """All weights of a planner: what model.safetensors holds."""
+    """All weights of a planner, which model.safetensors holds."""
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ def weight_checksum(*modules: nn.Module) -> int:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed what draws from torch's global CPU generator, and restore it afterwards."""
+    """Seed torch's global CPU generator, and restore it afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # initial weights are drawn on CPUs
         yield
@@ -285,7 +285,7 @@ def build_planner(
         featurizer: Makes its planning columns; found by name if not given.
 
     Raises:
-        ConfigError: A choice that lacks what it needs.
+        ConfigError: A setting without the network, guide or setting that it needs.
     """
     settings, window = config.planner, config.window
     if (

@@ -51,7 +51,7 @@ def write_planner(
         provenance: Added to the config's own.
 
     Raises:
-        StorageError: No space or no permission; the files stay as they were.
+        StorageError: Out of space, or not permitted; the files stay as they were.
     """
     merged = {**config.provenance, **(provenance or {}), "versions": versions()}
     config = dataclasses.replace(config, provenance=merged)
@@ -79,7 +79,7 @@ def read_planner(source: str | Path) -> tuple[PolicyConfig, PlannerNetworks]:
         source: For example "runs/mine", "multi2d-large", or "someone/their-planner".
 
     Raises:
-        CheckpointNotFoundError: Nothing of that name; the shipped ones are named.
+        CheckpointNotFoundError: No planner of that name; the shipped ones are named.
         CheckpointError: Truncated, foreign, or of another schema. Nothing is ever
             unpickled.
     """
@@ -119,7 +119,7 @@ def locate(source: str | Path) -> Path:
     """Return the folder of a planner: a path, a shipped one, or a hub download.
 
     Raises:
-        CheckpointNotFoundError: Nothing of that name.
+        CheckpointNotFoundError: No planner of that name.
     """
     path = Path(source)
     if path.is_dir():
@@ -152,7 +152,7 @@ def _download(name: str) -> Path:
             f"Shipped: {', '.join(shipped_planners()) or 'none'}."
         ) from error
     wanted = [WEIGHTS, CONFIG, CARD]
-    try:  # what is cached needs no network
+    try:  # a cached planner needs no network
         return Path(
             hub.snapshot_download(name, allow_patterns=wanted, local_files_only=True)
         )
@@ -176,6 +176,7 @@ def card(config: PolicyConfig, networks: PlannerNetworks) -> str:
     dataset = provenance.get("dataset", {})
     count = sum(parameter.numel() for parameter in networks.parameters())
     kind = "residual" if network.residual else "plain"
+    kind = f"{kind}, architecture `{network.architecture}`"
     columns = "observations"
     if window.features is not None:
         columns = f"columns of the featurizer `{window.features}`"

@@ -10,7 +10,7 @@ both numbers.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -135,8 +135,7 @@ class NetworkConfig:
         """Check names and ranges."""
         literal(self, "architecture", "prediction_target")
         positive(self, "dim", "kernel_size", "num_denoising_steps", "depth", "patch")
-        if self.loss_floor is not None:
-            positive(self, "loss_floor")
+        positive(self, "loss_floor")
         if self.architecture == "objects" and not self.residual:
             raise ConfigError(
                 "architecture='objects' predicts deviations from the current state: "
@@ -277,20 +276,16 @@ class PlannerConfig:
         literal(self, "sampler", "step_spacing", "ranking", "horizon")
         literal(self, "guide_placement")
         positive(self, "num_candidates", "horizon_scale", "min_guided_steps")
-        for name in ("temperature", "ranking_tolerance", "guide_cutoff"):
+        positive(self, "num_sampling_steps", "warm_start_steps", "guide_steps")
+        for name in ("temperature", "ranking_tolerance", "guide_cutoff", "steadiness"):
             value = getattr(self, name)
-            if not 0 <= value < math.inf:
+            if value is not None and not 0 <= value < math.inf:
                 raise ConfigError(f"{name} must be 0 or more, got {value}.")
-        if self.steadiness is not None and not 0 <= self.steadiness < math.inf:
-            raise ConfigError(f"steadiness must be 0 or more, got {self.steadiness}.")
         for name in ("guide_scale", "ranking_weight"):
             if not math.isfinite(getattr(self, name)):
                 raise ConfigError(f"{name} must be finite, got {getattr(self, name)}.")
         if self.warm_start is not None and not 0 < self.warm_start <= 1:
             raise ConfigError(f"warm_start must be in (0, 1], got {self.warm_start}.")
-        for name in ("num_sampling_steps", "warm_start_steps", "guide_steps"):
-            if getattr(self, name) is not None:
-                positive(self, name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,9 +320,7 @@ class ExecutionConfig:
         """Check names and ranges."""
         literal(self, "executor")
         positive(self, "lookahead", "tempo", "tolerance")
-        for name in ("seconds_per_step", "replan_interval", "replan_deviation"):
-            if getattr(self, name) is not None:
-                positive(self, name)
+        positive(self, "seconds_per_step", "replan_interval", "replan_deviation")
         for name in ("position_gain", "velocity_gain"):
             if not math.isfinite(getattr(self, name)):
                 raise ConfigError(f"{name} must be finite, got {getattr(self, name)}.")
@@ -360,9 +353,7 @@ class OptimizationConfig:
         """Check names and ranges."""
         literal(self, "learning_rate_schedule")
         positive(self, "num_steps", "batch_size", "num_accumulations", "learning_rate")
-        positive(self, "ema_interval")
-        if self.max_gradient_norm is not None:
-            positive(self, "max_gradient_norm")
+        positive(self, "ema_interval", "max_gradient_norm")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"ema_decay must be in [0, 1), got {self.ema_decay}.")
 
@@ -391,7 +382,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CompanionTrainConfig:
-    """What determines a network that is trained for a planner, besides the planner."""
+    """Everything that determines a companion network, besides the planner."""
 
     dataset: str
     """Minari dataset id."""
@@ -442,7 +433,7 @@ class PolicyConfig:
     classifier: ClassifierConfig | None = None
     """Network that predicts labels of states, if there is one."""
     guide: Guide | None = None
-    """What plans are steered by."""
+    """The guide that steers plans, if there is one."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Where the weights come from: dataset, its settings, seed, steps, versions."""
 
@@ -450,16 +441,15 @@ class PolicyConfig:
         """Return JSON data with the schema number first."""
         from diffuser_policy.guides.registry import guide_to_json
 
-        own: dict[str, Callable[[Any], Any]] = {
-            "layout": lambda layout: layout.to_json(),
-            "guide": guide_to_json,
-            "provenance": dict,
+        own = {
+            "layout": self.layout.to_json(),
+            "guide": self.guide and guide_to_json(self.guide),
+            "provenance": dict(self.provenance),
         }
         data: dict[str, Any] = {"schema": SCHEMA}
-        for item in fields(self):
-            value = getattr(self, item.name)
-            saved = own.get(item.name, to_json)
-            data[item.name] = None if value is None else saved(value)
+        for name in (item.name for item in fields(self)):
+            part = getattr(self, name)
+            data[name] = own[name] if name in own else part and to_json(part)
         return data
 
     @classmethod
@@ -590,7 +580,7 @@ def refuse_idle(
         name = asked
         if settings.get(name) in (None, False, "fixed"):
             continue
-        while name in needs:  # what is needed may need something else
+        while name in needs:  # the other setting may need a third one
             other, values = needs[name]
             actual = settings[other]
             if actual in values or (not values and actual not in (None, False)):

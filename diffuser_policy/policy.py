@@ -3,8 +3,8 @@
     policy = DiffuserPolicy.from_pretrained("multi2d-large")
     action, state = policy.predict(observation)
 
-`predict` follows Stable-Baselines3's contract. Everything it remembers of an
-environment is a row of `PolicyState`, which the caller passes back:
+`predict` follows Stable-Baselines3's contract. Its whole memory of an environment is a
+row of `PolicyState`, which the caller passes back:
 
     predict(observation)                     plans on every call; always right
     predict(observation, state)              follows the plan in `state`
@@ -97,10 +97,10 @@ class DiffuserPolicy:
             settings: Planning and execution settings to change, as in `with_settings`.
 
         Raises:
-            CheckpointNotFoundError: Nothing of that name.
+            CheckpointNotFoundError: No planner of that name.
             CheckpointError: Truncated, foreign, or of another schema.
             GuideError: It was saved with a guide of a package that is not installed.
-            FeaturizerError: It plans in the columns of such a package.
+            FeaturizerError: It plans in columns of a package that is not installed.
             UnknownNameError: A setting that does not exist.
         """
         config, networks = read_planner(source)
@@ -114,7 +114,7 @@ class DiffuserPolicy:
             folder: Created if needed; each file is replaced atomically.
 
         Raises:
-            StorageError: No space or no permission; complete files stay as they were.
+            StorageError: Out of space, or not permitted; complete files stay.
         """
         write_planner(Path(folder), self.config, self.networks)
 
@@ -129,7 +129,7 @@ class DiffuserPolicy:
 
         Args:
             observation: Single or batched, as the environment returned it.
-            state: What the last call returned; nothing before the first.
+            state: The state that the last call returned; None at first.
             episode_start: `[n]` rows whose episode just began.
             deterministic: The policy's seed fixes the initial noise, and none is added
                 while denoising: the same observation and plan give the same action.
@@ -353,7 +353,7 @@ class DiffuserPolicy:
             return self.initial_state(num_rows)
         if not isinstance(state, tuple) or len(state) != len(PolicyState._fields):
             raise ObservationError(
-                f"state must be what predict returned last, or None; got "
+                f"state must be the one that predict returned last, or None; got "
                 f"{type(state).__name__}."
             )
         given = PolicyState(*state)
@@ -378,6 +378,7 @@ class DiffuserPolicy:
         return given
 
     def _following(self, state: PolicyState) -> Following:
+        """Return the plans in a state, as executors and the planner take them."""
         return Following(
             observations=state.observations,
             actions=state.actions,
@@ -478,9 +479,9 @@ class DiffuserPolicy:
     ) -> list[torch.Generator]:
         """Return the noise source of each row's next plan.
 
-        First deterministic plans all begin with the same noise. The noise of a later
+        All first deterministic plans begin with the same noise. The noise of a later
         plan depends on where the row is: with the same noise every time, a policy that
-        has come to a halt would plan its halt forever.
+        has come to a halt would plan to stay there forever.
         """
         if not deterministic:
             streams, numbers = state.streams[index], state.num_plans[index]
@@ -523,7 +524,7 @@ class DiffuserPolicy:
 
 
 class PolicyState(NamedTuple):
-    """What `predict` remembers, one row per environment.
+    """The memory of `predict`, one row per environment.
 
     Attributes:
         observations: `[n, steps, observation]` plans in planning columns, environment

@@ -202,14 +202,14 @@ def all_options(
 
 
 def positive(config: object, *names: str) -> None:
-    """Refuse settings that are not above zero.
+    """Refuse settings that are neither None nor above zero.
 
     Raises:
         ConfigError: Names the setting and its value.
     """
     for name in names:
         value = getattr(config, name)
-        if not value > 0:  # NaN is not
+        if value is not None and not value > 0:  # NaN is not
             raise ConfigError(f"{name} must be positive, got {value}.")
 
 

@@ -1,8 +1,8 @@
 """Conditions: values pinned at planning steps, as in inpainting.
 
 (Janner et al. 2022, §3.3, goal-conditioned reinforcement learning as inpainting.)
-`Conditions` says in environment units what a plan has to satisfy: the first
-observation is the current one, the last position is the goal. `compile` turns that
+`Conditions` are requirements on a plan, in environment units: the first observation is
+the current one, the last position is the goal. `compile` turns that
 into an `Inpainting`, the mask and normalized values that a sampler writes back after
 every denoising step. This hard replacement is an *approximation* of conditional
 sampling: pinned entries are met exactly, but the rest of the trajectory is drawn

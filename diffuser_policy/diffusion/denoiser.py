@@ -60,7 +60,7 @@ class Denoiser(nn.Module):
                 prediction target; a residual one also takes `start` `[batch,
                 transition]` and `signal` `[batch]` by name.
             schedule: Signal and noise at every denoising step.
-            prediction_target: What the network outputs.
+            prediction_target: The network's output.
             clip: Clamp clean trajectories to [-1, 1]; right for the limits normalizer.
             residual: The network works on deviations from the first planning step.
             loss_floor: Caps how much more errors weigh at little noise; not given: all
@@ -169,7 +169,7 @@ class Denoiser(nn.Module):
         return signal * clean + sigma * noise
 
     def _output(self, noisy: Tensor, i: Tensor) -> Tensor:
-        """Return what a residual network predicts of deviations, at steps `[batch]`."""
+        """Return a residual network's output for deviations, at steps `[batch]`."""
         start = noisy[:, 0]
         signal, _ = self._scales(i)
         deviations = noisy - signal * start[:, None]

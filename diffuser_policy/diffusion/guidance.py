@@ -9,10 +9,10 @@ $\tilde\beta_{ij}$, the three placements are
 | mean | the mean $\mu_j$ of the step | $s\,\tilde\beta_{ij}\,\nabla J(\mu_j)$ |
 | clean | the prediction $\hat x_0$ | $s\,D^{-2}\,\nabla J(\hat x_0)$ |
 
-"noisy" is what the authors released, "mean" is Algorithm 1 of their paper (Janner et
-al. 2022), "clean" is due to He et al. (2024, MPGD).
+"noisy" is the authors' release, "mean" is Algorithm 1 of their paper (Janner et al.
+2022), "clean" is due to He et al. (2024, MPGD).
 "noisy" and "mean" suit learned guides that were trained on noisy trajectories. "clean"
-shows the guide what the plan is going to be, which analytic costs need, and takes no
+shows the guide the plan as it will be, which analytic costs need, and takes no
 gradient through the denoiser; dividing by the squares of the normalizer's scales D
 makes it a step in environment units, so that a scale of 1 moves a position by the
 gradient in meters, whatever the size of the maze. All
@@ -83,7 +83,7 @@ class Guidance:
         settings = (self.placement, self.scale, self.num_steps, self.cutoff)
         try:
             return hash((self.guide, *settings))
-        except TypeError:  # a guide of its user's, with parts that cannot be hashed
+        except TypeError:  # a user's guide with parts that cannot be hashed
             return hash((id(self.guide), *settings))
 
     def steering(
@@ -94,7 +94,7 @@ class Guidance:
         Args:
             schedule: That of the denoiser.
             given: Conditions of the whole batch.
-            view: Makes what a guide sees of normalized trajectories at a step.
+            view: Shows normalized trajectories at a denoising step to a guide.
             scales: `[transition]` environment units per normalized unit.
         """
         return PLACEMENTS[self.placement](self, schedule, given, view, scales)
@@ -108,7 +108,7 @@ class Steering:
         guidance: Guide and settings.
         schedule: That of the denoiser.
         given: Conditions of the whole batch.
-        view: Makes what a guide sees of normalized trajectories at a step.
+        view: Shows normalized trajectories at a denoising step to a guide.
         scales: `[transition]` environment units per normalized unit.
     """
 
@@ -144,7 +144,7 @@ class Steering:
             x: `[batch, horizon, transition]`, normalized.
             i: Denoising step that is being left.
             j: Denoising step that is being reached.
-            seen_as: How noisy the guide is told that `x` is.
+            seen_as: Denoising step of `x`, as the guide is told.
         """
         guidance = self.guidance
         size = guidance.scale
@@ -168,7 +168,7 @@ class Steering:
             x: `[batch, horizon, transition]`, normalized.
             size: Factor of the gradient.
             num_steps: How many.
-            view: Makes what the guide sees.
+            view: Shows normalized trajectories to the guide.
         """
         for _ in range(num_steps):
             x = self.given.apply(x)

@@ -24,9 +24,9 @@ middle: both are DDIM's. With one or two steps, DPM-Solver++ is therefore DDIM.
 
 Every step is a sum of the noisy trajectory, the predictions and noise. The weights
 depend only on i, j and h, and are computed once. Subclasses override `weights`, or
-`step` if a step is not such a sum. Conditions are written back into
-the noise and after every step; a guide may shift what is denoised, the prediction, or
-the mean (`diffuser_policy.diffusion.guidance`).
+`step` if a step is not such a sum. Conditions are written back into the noise and after
+every step; a guide may shift the noisy trajectories, the prediction, or the mean
+(`diffuser_policy.diffusion.guidance`).
 
 Warm start (Janner et al. 2022, §5.4): sampling starts in the middle of the schedule,
 from an earlier plan with noise added, instead of from noise alone.
@@ -50,11 +50,7 @@ from diffuser_policy.choices import Spacing
 from diffuser_policy.diffusion.conditions import Inpainting
 from diffuser_policy.diffusion.denoiser import Denoiser
 from diffuser_policy.diffusion.guidance import Steering
-from diffuser_policy.diffusion.schedule import (
-    check_spacing,
-    half_log_snr,
-    step_grid,
-)
+from diffuser_policy.diffusion.schedule import half_log_snr, step_grid
 from diffuser_policy.errors import ConfigError
 
 
@@ -74,11 +70,11 @@ class Samples:
 
 @dataclass(frozen=True, kw_only=True)
 class WarmStart:
-    """Where the reverse process begins instead of in noise.
+    """Earlier plans from which the reverse process starts, instead of from noise.
 
     Attributes:
         trajectories: `[rows, horizon, transition]`, normalized: earlier plans, shifted.
-        level: Share of the schedule that they are noised to, in (0, 1].
+        level: Share of the schedule to which they are noised, in (0, 1].
         num_steps: Denoising steps from there.
     """
 
@@ -109,18 +105,6 @@ class Prediction(NamedTuple):
 
     clean: Tensor
     step: int
-
-
-class Move(NamedTuple):
-    """Distribution of the trajectories at the next denoising step.
-
-    Attributes:
-        mean: `[batch, horizon, transition]`, normalized.
-        noise: Standard deviation around it.
-    """
-
-    mean: Tensor
-    noise: float = 0.0
 
 
 class Weights(NamedTuple):
@@ -174,13 +158,11 @@ class Sampler:
             )
         if not (math.isfinite(temperature) and temperature >= 0):
             raise ConfigError(f"temperature must be 0 or more, got {temperature}.")
-        check_spacing(spacing)
-        self.denoiser = denoiser
-        self.num_steps = num_steps
-        self.temperature = temperature
-        self.spacing = spacing
+        self.denoiser, self.num_steps = denoiser, num_steps
+        self.temperature, self.spacing = temperature, spacing
         self._grids: dict[tuple[int, int], list[int]] = {}
         self._weights: dict[tuple[int, int, int | None], Weights] = {}
+        self.grid_from(1.0, num_steps)  # refuses an unknown spacing
 
     @property
     def grid(self) -> list[int]:
@@ -207,14 +189,14 @@ class Sampler:
 
     def step(
         self, noisy: Tensor, clean: Tensor, i: int, j: int, before: Prediction | None
-    ) -> Move:
-        """Return the distribution of trajectories at step j, given those at i > j.
+    ) -> tuple[Tensor, float]:
+        """Return mean and standard deviation of trajectories at step j, given step i.
 
         Args:
             noisy: `[batch, horizon, transition]` at step i.
             clean: The denoiser's prediction from `noisy`, of the same shape.
             i: Denoising step to leave.
-            j: Denoising step to reach; -1 is clean.
+            j: Lower denoising step to reach; -1 is clean.
             before: The prediction at the step before i; none at the first.
         """
         key = (i, j, None if before is None else before.step)
@@ -224,7 +206,7 @@ class Sampler:
         mean = torch.add(weights.noisy * noisy, clean, alpha=weights.clean)
         if before is not None and weights.before != 0.0:
             mean = mean.add_(before.clean, alpha=weights.before)
-        return Move(mean, weights.noise)
+        return mean, weights.noise
 
     def weights(self, i: int, j: int, h: int | None) -> Weights:
         """Return the step from i to j as a weighted sum.

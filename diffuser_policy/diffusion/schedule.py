@@ -14,7 +14,7 @@ $$c^0_i = \frac{\beta_i\sqrt{\bar\alpha_{i-1}}}{1-\bar\alpha_i},\quad
 c^x_i = \frac{(1-\bar\alpha_{i-1})\sqrt{\alpha_i}}{1-\bar\alpha_i},\quad
 \tilde\beta_i = \frac{\beta_i(1-\bar\alpha_{i-1})}{1-\bar\alpha_i}.$$
 
-Step grids say which denoising steps a sampler visits when it does not visit all.
+A step grid lists the denoising steps that a sampler visits, if it does not visit all.
 
 From the noisiest step F (N - 1, or lower for a warm start) down, K steps
 $g_0 > g_1 > … > g_{K-1}$, then -1, the clean trajectory:
@@ -129,7 +129,8 @@ def step_grid(
         UnknownNameError: A spacing that does not exist.
         ConfigError: No steps, or more than there are from F down.
     """
-    check_spacing(spacing)
+    if spacing not in SPACINGS:
+        raise UnknownNameError("step spacing", spacing, SPACINGS)
     if first is None:
         first = schedule.num_denoising_steps - 1
     if num_steps not in range(1, first + 2):  # nor are fractions or NaN
@@ -139,16 +140,6 @@ def step_grid(
         )
     wanted = SPACINGS[spacing](schedule, first, int(num_steps))
     return [*apart([round(step) for step in wanted], first), -1]
-
-
-def check_spacing(spacing: str) -> None:
-    """Refuse names that are not in `SPACINGS`.
-
-    Raises:
-        UnknownNameError: A spacing that does not exist; the nearest are offered.
-    """
-    if spacing not in SPACINGS:
-        raise UnknownNameError("step spacing", spacing, SPACINGS)
 
 
 def apart(steps: list[int], first: int) -> list[int]:
@@ -166,32 +157,15 @@ def apart(steps: list[int], first: int) -> list[int]:
     return moved[::-1]
 
 
-def _share(k: int, num_steps: int) -> float:
-    """Return how much of the way down is left at the k-th step; all for the first."""
-    return 1.0 - k / max(num_steps - 1, 1)
-
-
-def _linspace(_: NoiseSchedule, first: int, num_steps: int) -> list[float]:
-    return [first * _share(k, num_steps) for k in range(num_steps)]
-
-
-def _trailing(_: NoiseSchedule, first: int, num_steps: int) -> list[float]:
-    return [(first + 1) * (1 - k / num_steps) - 1 for k in range(num_steps)]
-
-
-def _leading(_: NoiseSchedule, first: int, num_steps: int) -> list[float]:
-    ratio = (first + 1) // num_steps
-    return [float(ratio * (num_steps - 1 - k)) for k in range(num_steps)]
-
-
-def _quadratic(_: NoiseSchedule, first: int, num_steps: int) -> list[float]:
-    return [first * _share(k, num_steps) ** 2 for k in range(num_steps)]
+def _shares(num_steps: int) -> list[float]:
+    """Return how much of the way down is left at each step: 1 at the first."""
+    return [1.0 - k / max(num_steps - 1, 1) for k in range(num_steps)]
 
 
 def _log_snr(schedule: NoiseSchedule, first: int, num_steps: int) -> list[float]:
     ratios = [half_log_snr(schedule, i) for i in range(first + 1)]
     noisy, clean = ratios[first], ratios[0]
-    wanted = [clean + _share(k, num_steps) * (noisy - clean) for k in range(num_steps)]
+    wanted = [clean + share * (noisy - clean) for share in _shares(num_steps)]
     return [
         float(min(range(first + 1), key=lambda i: abs(ratios[i] - ratio)))
         for ratio in wanted
@@ -207,9 +181,13 @@ def half_log_snr(schedule: NoiseSchedule, i: int) -> float:
 
 
 SPACINGS: dict[Spacing, Callable[[NoiseSchedule, int, int], list[float]]] = {
-    "linspace": _linspace,
-    "trailing": _trailing,
-    "leading": _leading,
-    "quadratic": _quadratic,
+    "linspace": lambda _, first, count: [first * share for share in _shares(count)],
+    "trailing": lambda _, first, count: [
+        (first + 1) * (1 - k / count) - 1 for k in range(count)
+    ],
+    "leading": lambda _, first, count: [
+        float((first + 1) // count * (count - 1 - k)) for k in range(count)
+    ],
+    "quadratic": lambda _, first, count: [first * share**2 for share in _shares(count)],
     "log-snr": _log_snr,
 }

@@ -6,25 +6,25 @@ for labels $y_k$ of the clean state, such as "block 0 is on block 1". (Janner et
 2022, Appendix B: the final state matching of their block stacking.) It sees one
 planning step at a time, so that a guide may ask for a label at any part of a plan.
 
-Labels that seldom hold are weighted as if they held as often as not. The logits are
+A label that seldom holds is weighted as if it held half of the time. The logits are
 then the log-likelihood ratios
 
 $$\log \frac{p(x_{i,t} | y_k)}{p(x_{i,t} | \bar y_k)}$$
 
-whatever share of the data the label holds in: what a state says of the label, without
-what was known before.
+whatever share of the data the label holds in: the evidence of the state, without the
+prior.
 
-`PairClassifier` says which ordered pairs of objects are in a relation, such as "on".
+`PairClassifier` predicts which ordered pairs of objects are in a relation: "on", say.
 The log-likelihood ratio of a pair (a, b) is quadratic in the offset of their positions,
 
 $$\ell_{ab} = \beta_i - \tfrac12 \sum_k \lambda_{i,k}\,
 (p_a - p_b - \mu_i)_k^2 + g_i(e_a, e_b)$$
 
 as it is for Gaussian classes of shared shape (quadratic discriminant analysis), with
-offset μ, precision λ and bias β learnt for every denoising step i, and a small network
-g of the objects' other columns e. All pairs share the weights. Unlike those of a
-network that is free to be flat or crooked where there are no data, its gradient leads
-to the relation from anywhere, which is what a guide needs.
+offset μ, precision λ and bias β learned for every denoising step i, and a small network
+g of the objects' other columns e. All pairs share the weights. A free network may be
+flat or crooked where there are no data; this gradient leads to the relation from
+anywhere, as a guide needs.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class StateClassifier(nn.Module):
 
         Args:
             transition_dim: Columns of a trajectory.
-            labels: Names of what is predicted.
+            labels: Names of the labels to predict.
             width: Hidden units per layer.
             depth: Hidden layers.
 

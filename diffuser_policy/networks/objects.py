@@ -38,7 +38,7 @@ from diffuser_policy.networks.unet import SinusoidalEmbedding
 EMBEDDING_DIM = 64  # of the denoising step
 POINTER_DIM = 16  # of queries and keys of the pointers
 STAY = 3.0  # initial preference for an object's own position over other anchors
-FAR = -1e9  # logit of what must not be pointed at
+FAR = -1e9  # logit of an anchor that must not be pointed at
 
 
 class ModulatedBlock(nn.Module):
@@ -75,47 +75,6 @@ class ModulatedBlock(nn.Module):
         return out
 
 
-def _check_columns(
-    objects: Sequence[Sequence[int]],
-    position: Sequence[int],
-    *,
-    dim: int,
-    num_heads: int,
-) -> None:
-    """Refuse columns that have no objects, or no position to compare them with.
-
-    Raises:
-        ConfigError: No objects, no position, or a width that the heads don't share.
-    """
-    size, place = (len(objects[0]) if objects else 0), len(position)
-    if not objects or not place or size < place or dim % num_heads:
-        raise ConfigError(
-            f"An object transformer needs objects whose first columns are a "
-            f"position like the robot's, and dim in multiples of {num_heads}; got "
-            f"objects {tuple(objects)}, position {tuple(position)} and dim={dim}. "
-            f"Plan in the columns of a featurizer that names objects, or use the "
-            f"architecture 'unet'."
-        )
-
-
-def _step_embedding(dim: int) -> nn.Sequential:
-    """Return what makes denoising steps `[batch]` into vectors `[batch, dim]`."""
-    return nn.Sequential(
-        SinusoidalEmbedding(EMBEDDING_DIM),
-        nn.Linear(EMBEDDING_DIM, dim),
-        nn.SiLU(),
-        nn.Linear(dim, dim),
-        nn.SiLU(),
-    )
-
-
-def _start_small(*heads: nn.Linear) -> None:
-    """Initialize layers whose outputs are to be almost zero at first."""
-    for head in heads:
-        nn.init.normal_(head.weight, std=0.01)
-        nn.init.zeros_(head.bias)
-
-
 class ObjectTransformer(nn.Module):
     """Denoises plans of a robot and interchangeable objects."""
 
@@ -149,8 +108,15 @@ class ObjectTransformer(nn.Module):
             HorizonError: Planning steps that are no multiple of `patch`.
         """
         super().__init__()
-        _check_columns(objects, position, dim=dim, num_heads=num_heads)
-        size, place = len(objects[0]), len(position)
+        size, place = (len(objects[0]) if objects else 0), len(position)
+        if not objects or not place or size < place or dim % num_heads:
+            raise ConfigError(
+                f"An object transformer needs objects whose first columns are a "
+                f"position like the robot's, and dim in multiples of {num_heads}; got "
+                f"objects {tuple(objects)}, position {tuple(position)} and dim={dim}. "
+                f"Plan in the columns of a featurizer that names objects, or use the "
+                f"architecture 'unet'."
+            )
         self.num_objects, self.size, self.place = len(objects), size, place
         self.object_columns = [column for columns in objects for column in columns]
         taken = {*self.object_columns, *position}
@@ -166,7 +132,13 @@ class ObjectTransformer(nn.Module):
         self.read_object = nn.Linear(patch * (size + place) + place + size, dim)
         self.time = nn.Parameter(0.02 * torch.randn(num_planning_steps // patch, dim))
         self.kind = nn.Parameter(0.02 * torch.randn(2, dim))
-        self.step = _step_embedding(dim)
+        self.step = nn.Sequential(
+            SinusoidalEmbedding(EMBEDDING_DIM),
+            nn.Linear(EMBEDDING_DIM, dim),
+            nn.SiLU(),
+            nn.Linear(dim, dim),
+            nn.SiLU(),
+        )
         self.blocks = nn.ModuleList(
             ModulatedBlock(dim, num_heads) for _ in range(depth)
         )
@@ -177,7 +149,9 @@ class ObjectTransformer(nn.Module):
         self.object_sizes = [size, place, place, 1, 1, POINTER_DIM, POINTER_DIM]
         self.write_robot = nn.Linear(dim, patch * sum(self.robot_sizes))
         self.write_object = nn.Linear(dim, patch * sum(self.object_sizes))
-        _start_small(self.write_robot, self.write_object)
+        for head in (self.write_robot, self.write_object):  # almost zero at first
+            nn.init.normal_(head.weight, std=0.01)
+            nn.init.zeros_(head.bias)
 
     order: Tensor
     inverse: Tensor

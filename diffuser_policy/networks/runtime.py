@@ -54,7 +54,6 @@ from diffuser_policy.networks.unet import (
     GROUPS,
     ConvBlock,
     LinearAttention,
-    MidStage,
     ResidualBlock,
     Stage,
     TemporalUNet,
@@ -63,6 +62,8 @@ from diffuser_policy.networks.unet import (
 # Numbers in gathered windows that fit into a core's second-level cache: 1 MiB of
 # float32. Beyond it, gathering costs more than the library's reordering of the weights.
 MAX_GATHERED = 2**18
+
+Norm = tuple[Tensor, Tensor, float]  # gain, bias and epsilon of a group norm
 
 
 def mish(x: Tensor) -> Tensor:
@@ -118,14 +119,6 @@ class Convolution:
         return out.reshape(batch, steps * self.steps_out, -1)
 
 
-class Norm(NamedTuple):
-    """Weights of a group norm."""
-
-    gain: Tensor
-    bias: Tensor
-    eps: float
-
-
 class FusedBlock(NamedTuple):
     """Weights of a `ResidualBlock`: two convolutions, their norms, skip and time."""
 
@@ -136,7 +129,7 @@ class FusedBlock(NamedTuple):
 
 
 class FusedStage(NamedTuple):
-    """Weights of a `Stage` or `MidStage`, in the order in which they are used."""
+    """Weights of a `Stage`, in the order in which they are used."""
 
     steps: tuple[FusedBlock | LinearAttention, ...]
     resample: Convolution | None
@@ -187,7 +180,7 @@ class FusedUNet:
             return [block.time(time)[0] for block in blocks]
 
 
-def fused_stage(stage: Stage | MidStage) -> FusedStage:
+def fused_stage(stage: Stage) -> FusedStage:
     """Return the weights of a stage, laid out for `run_stage`."""
 
     def block(module: ResidualBlock) -> FusedBlock:
@@ -205,10 +198,9 @@ def fused_stage(stage: Stage | MidStage) -> FusedStage:
         block(stage.second),
     ]
     if isinstance(stage.attention, LinearAttention):
-        steps.insert(1 if isinstance(stage, MidStage) else 2, stage.attention)
-    resample = getattr(stage, "resample", nn.Identity())
-    same = isinstance(resample, nn.Identity)
-    return FusedStage(tuple(steps), None if same else Convolution(resample))
+        steps.insert(1 if stage.attention_between else 2, stage.attention)
+    same = isinstance(stage.resample, nn.Identity)
+    return FusedStage(tuple(steps), None if same else Convolution(stage.resample))
 
 
 def run_stage(stage: FusedStage, x: Tensor, times: Iterator[Tensor]) -> Tensor:
@@ -226,7 +218,7 @@ def run_stage(stage: FusedStage, x: Tensor, times: Iterator[Tensor]) -> Tensor:
 
 def norm_of(block: ConvBlock) -> Norm:
     """Return the weights of a block's group norm."""
-    return Norm(block.norm.weight.detach(), block.norm.bias.detach(), block.norm.eps)
+    return block.norm.weight.detach(), block.norm.bias.detach(), block.norm.eps
 
 
 def norm_mish(x: Tensor, norm: Norm) -> Tensor:
@@ -241,7 +233,7 @@ MAX_RECORDINGS = 64  # each keeps its inputs, outputs and scratch memory
 
 
 class AccelerationWarning(UserWarning):
-    """An acceleration is not available: why, and what runs instead."""
+    """Names an acceleration that is not available, why, and what runs instead."""
 
 
 class Runner:
@@ -309,7 +301,7 @@ class FallibleRunner(Runner):
     name: Acceleration
 
     def __init__(self, network: nn.Module) -> None:
-        """Prepare what runs after a failure."""
+        """Prepare the runner for the time after a failure."""
         super().__init__(network)
         self._instead = FusedRunner(network)
         self._failed = False

@@ -111,6 +111,16 @@ class LinearAttention(nn.Module):
         return out
 
 
+def time_embedding(dim: int) -> nn.Sequential:
+    """Return the map from denoising steps `[batch]` to vectors `[batch, dim]`."""
+    return nn.Sequential(
+        SinusoidalEmbedding(dim),
+        nn.Linear(dim, 4 * dim),
+        nn.Mish(),
+        nn.Linear(4 * dim, dim),
+    )
+
+
 class Stage(nn.Module):
     """Two residual blocks and optional attention at one resolution."""
 
@@ -122,36 +132,39 @@ class Stage(nn.Module):
         *,
         attention: bool,
         resample: nn.Module | None = None,
+        attention_between: bool = False,
     ) -> None:
-        """Build a stage that maps `channels[0]` to `channels[1]`."""
+        """Build a stage that maps `channels[0]` to `channels[1]`.
+
+        Args:
+            channels: Of the input and of the output.
+            time_dim: Width of the time embedding.
+            kernel_size: Width of the convolutions, in planning steps.
+            attention: Whether there is attention.
+            resample: The network applies it to the stage's output.
+            attention_between: Attention between the blocks, as in the coarsest stage,
+                instead of after them.
+        """
         super().__init__()
+        self.attention_between = attention_between
+        wide = channels[1]
+        # In the order of use, in which the initial weights are drawn.
         self.first = ResidualBlock(*channels, time_dim, kernel_size)
-        self.second = ResidualBlock(channels[1], channels[1], time_dim, kernel_size)
-        self.attention = LinearAttention(channels[1]) if attention else nn.Identity()
+        if attention_between:
+            self.attention = LinearAttention(wide) if attention else nn.Identity()
+        self.second = ResidualBlock(wide, wide, time_dim, kernel_size)
+        if not attention_between:
+            self.attention = LinearAttention(wide) if attention else nn.Identity()
         self.resample = nn.Identity() if resample is None else resample
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """Run the stage without its resampling."""
-        out: Tensor = self.attention(self.second(self.first(x, time), time))
-        return out
-
-
-class MidStage(nn.Module):
-    """Block, optional attention, block, at the coarsest resolution."""
-
-    def __init__(
-        self, channels: int, time_dim: int, kernel_size: int, *, attention: bool
-    ) -> None:
-        """Build the stage."""
-        super().__init__()
-        self.first = ResidualBlock(channels, channels, time_dim, kernel_size)
-        self.attention = LinearAttention(channels) if attention else nn.Identity()
-        self.second = ResidualBlock(channels, channels, time_dim, kernel_size)
-
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """Map `[batch, channels, horizon]` to the same shape."""
-        out: Tensor = self.second(self.attention(self.first(x, time)), time)
-        return out
+        x = self.first(x, time)
+        if self.attention_between:
+            x = self.second(self.attention(x), time)
+        else:
+            x = self.attention(self.second(x, time))
+        return x
 
 
 class TemporalUNet(nn.Module):
@@ -181,14 +194,15 @@ class TemporalUNet(nn.Module):
             ConfigError: A width or multiplier that the architecture does not allow.
         """
         super().__init__()
-        _check_widths(dim, multipliers, kernel_size)
+        if dim % GROUPS or dim < GROUPS or not multipliers or multipliers[0] != 1:
+            raise ConfigError(
+                f"TemporalUNet needs dim in multiples of {GROUPS} and a first "
+                f"multiplier of 1, got dim={dim}, multipliers={tuple(multipliers)}."
+            )
+        if kernel_size % 2 == 0:
+            raise ConfigError(f"kernel_size must be odd, got {kernel_size}.")
         self.transition_dim = transition_dim
-        self.time_embedding = nn.Sequential(
-            SinusoidalEmbedding(dim),
-            nn.Linear(dim, 4 * dim),
-            nn.Mish(),
-            nn.Linear(4 * dim, dim),
-        )
+        self.time_embedding = time_embedding(dim)
         widths = [dim * multiplier for multiplier in multipliers]
         pairs = list(pairwise([input_dim or transition_dim, *widths]))
 
@@ -202,7 +216,13 @@ class TemporalUNet(nn.Module):
             for pair in pairs[:-1]
         )
         self.downs.append(stage(pairs[-1], None))
-        self.mid = MidStage(widths[-1], dim, kernel_size, attention=attention)
+        self.mid = Stage(
+            (widths[-1], widths[-1]),
+            dim,
+            kernel_size,
+            attention=attention,
+            attention_between=True,
+        )
         self.ups = nn.ModuleList(
             stage(
                 (2 * wide, narrow),
@@ -258,23 +278,8 @@ class TemporalUNet(nn.Module):
         return out
 
 
-def _check_widths(dim: int, multipliers: Sequence[int], kernel_size: int) -> None:
-    """Refuse what the architecture does not allow.
-
-    Raises:
-        ConfigError: A width or multiplier of another form.
-    """
-    if dim % GROUPS or dim < GROUPS or not multipliers or multipliers[0] != 1:
-        raise ConfigError(
-            f"TemporalUNet needs dim in multiples of {GROUPS} and a first "
-            f"multiplier of 1, got dim={dim}, multipliers={tuple(multipliers)}."
-        )
-    if kernel_size % 2 == 0:
-        raise ConfigError(f"kernel_size must be odd, got {kernel_size}.")
-
-
 class StartConditionedUNet(TemporalUNet):
-    """Temporal U-Net that is told the current state at every planning step."""
+    """Temporal U-Net that also gets the current state, at every planning step."""
 
     def __init__(self, transition_dim: int, **settings: Any) -> None:
         """Build a U-Net with twice as many input columns.

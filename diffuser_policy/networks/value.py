@@ -9,9 +9,9 @@ where $x_i$ is the window at denoising step i. (Janner et al. 2022, §3.2 and Ap
 B.) The network is the downsampling half of their U-Net, two narrowing blocks and a
 linear head; the authors' weights load through `diffuser_policy.interop`.
 
-The released network flattens what is left of the horizon before its head, and so
-serves one horizon. With `pooling="mean"` that remainder is averaged instead, and any
-length is valued by the same weights.
+The released network flattens the downsampled trajectory before its head, and so serves
+one horizon. With `pooling="mean"` it is averaged instead, and the same weights value
+trajectories of any length.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from diffuser_policy.errors import ConfigError, HorizonError
 from diffuser_policy.networks.unet import (
     GROUPS,
     ResidualBlock,
-    SinusoidalEmbedding,
     Stage,
+    time_embedding,
 )
 
 NUM_NARROWING = 2
@@ -72,33 +72,46 @@ class ValueNetwork(nn.Module):
                 the narrowing blocks quarter it.
             kernel_size: Odd width of the temporal convolutions, in planning steps.
             num_planning_steps: Flatten this length, as the authors do; not given:
-                average over what is left of any length.
+                average over the downsampled trajectory, of any length.
 
         Raises:
             ConfigError: Widths that the architecture does not allow.
         """
         super().__init__()
-        _check_widths(dim, multipliers, kernel_size)
-        self.transition_dim, self.num_planning_steps = (
-            transition_dim,
-            num_planning_steps,
-        )
-        self.time_embedding = nn.Sequential(
-            SinusoidalEmbedding(dim),
-            nn.Linear(dim, 4 * dim),
-            nn.Mish(),
-            nn.Linear(4 * dim, dim),
-        )
+        # Every group norm needs two channels a group, for lengths down to one step.
+        last, least = dim * multipliers[-1] if multipliers else 0, 2 * GROUPS
+        fits = dim % GROUPS == 0 and last % (4 * GROUPS) == 0
+        if (
+            not fits
+            or min(multipliers, default=0) < 1
+            or dim < least
+            or last < 4 * least
+        ):
+            raise ConfigError(
+                f"A value network needs dim in multiples of {GROUPS}, {least} or more, "
+                f"and a last width (dim times the last multiplier) in multiples of "
+                f"{4 * GROUPS}, {4 * least} or more; got dim={dim}, "
+                f"multipliers={tuple(multipliers)}."
+            )
+        if kernel_size % 2 == 0:
+            raise ConfigError(f"kernel_size must be odd, got {kernel_size}.")
+
+        def halve(channels: int) -> nn.Conv1d:
+            return nn.Conv1d(channels, channels, 3, stride=2, padding=1)
+
+        self.transition_dim = transition_dim
+        self.num_planning_steps = num_planning_steps
+        self.time_embedding = time_embedding(dim)
         widths = [dim * multiplier for multiplier in multipliers]
         self.downs = nn.ModuleList(
-            Stage(pair, dim, kernel_size, attention=False, resample=_halve(pair[1]))
+            Stage(pair, dim, kernel_size, attention=False, resample=halve(pair[1]))
             for pair in pairwise([transition_dim, *widths])
         )
         narrowing = [widths[-1], widths[-1] // 2, widths[-1] // 4]
         self.narrow = nn.ModuleList(
             ResidualBlock(*pair, dim, kernel_size) for pair in pairwise(narrowing)
         )
-        self.narrow_resample = nn.ModuleList(_halve(width) for width in narrowing[1:])
+        self.narrow_resample = nn.ModuleList(halve(width) for width in narrowing[1:])
         features = narrowing[-1]
         if num_planning_steps is not None:
             features *= remaining_steps(num_planning_steps, len(widths) + NUM_NARROWING)
@@ -130,7 +143,13 @@ class ValueNetwork(nn.Module):
         Raises:
             HorizonError: Another length than a flattening network was built for.
         """
-        self._check_length(trajectories.shape[1])
+        given, expected = trajectories.shape[1], self.num_planning_steps
+        if expected is not None and given != expected:
+            raise HorizonError(
+                f"This value network flattens plans of {expected} planning steps and "
+                f"was given {given}. Plan with that fixed horizon, or train one with "
+                f"pooling='mean', which values plans of any length."
+            )
         time = self.time_embedding(i)
         x = trajectories.transpose(1, 2)
         for stage in self.downs:
@@ -153,37 +172,3 @@ class ValueNetwork(nn.Module):
         error = (self(trajectories, i) - returns) / self.return_std
         loss: Tensor = error.square().mean()
         return loss
-
-    def _check_length(self, num_planning_steps: int) -> None:
-        expected = self.num_planning_steps
-        if expected is not None and num_planning_steps != expected:
-            raise HorizonError(
-                f"This value network flattens plans of {expected} planning steps and "
-                f"was given {num_planning_steps}. Plan with that fixed horizon, or "
-                f"train one with pooling='mean', which values plans of any length."
-            )
-
-
-def _halve(channels: int) -> nn.Conv1d:
-    return nn.Conv1d(channels, channels, 3, stride=2, padding=1)
-
-
-def _check_widths(dim: int, multipliers: Sequence[int], kernel_size: int) -> None:
-    """Every group norm needs two channels a group, for lengths down to one step."""
-    last = dim * multipliers[-1] if multipliers else 0
-    least = 2 * GROUPS
-    if (
-        dim % GROUPS
-        or dim < least
-        or min(multipliers, default=0) < 1
-        or last % (4 * GROUPS)
-        or last < 4 * least
-    ):
-        raise ConfigError(
-            f"A value network needs dim in multiples of {GROUPS}, {least} or more, and "
-            f"a last width (dim times the last multiplier) in multiples of "
-            f"{4 * GROUPS}, {4 * least} or more; got dim={dim}, "
-            f"multipliers={tuple(multipliers)}."
-        )
-    if kernel_size % 2 == 0:
-        raise ConfigError(f"kernel_size must be odd, got {kernel_size}.")

@@ -7,7 +7,8 @@ r"""Executors: how a plan and the current observation become an action.
   the plan it holds the last planned position at zero velocity, so the goal is kept.
 - `PursuitExecutor` follows the path as fast as the actions allow.
 - `PathExecutor` keeps to the path, at the planned speed or slower.
-- `FeaturesExecutor` takes the way back that comes with derived planning columns.
+- `FeaturesExecutor` asks the featurizer, which maps derived planning columns back to
+  actions.
 
 Indices: a plan made at env step 0 with stride 1 has observations s_0 … s_{L-1} and
 actions a_0 … a_{L-1}; at age t the executor applies a_t, or steers towards s_{t+1}.
@@ -31,8 +32,8 @@ class Executor:
     Attributes:
         holds_goal: Whether it keeps the goal after the plan has ended; if not, the end
             of a plan calls for another one.
-        sees_environment: Whether it is shown the environment's own observations; if
-            not, the planning columns that a featurizer makes of them.
+        sees_environment: Whether it gets the environment's own observations; if not,
+            it gets the planning columns that a featurizer makes of them.
     """
 
     holds_goal: bool = True
@@ -91,7 +92,7 @@ class PlannedActions(Executor):
 
 
 class FeaturesExecutor(Executor):
-    """Follows plans of derived columns by the way back of their featurizer."""
+    """Lets the featurizer turn plans of derived columns into actions."""
 
     sees_environment = True
 
@@ -103,7 +104,7 @@ class FeaturesExecutor(Executor):
                 `Following` and the environment's observations.
 
         Raises:
-            ConfigError: It offers no way back.
+            ConfigError: It has no method `act`.
         """
         if not callable(getattr(featurizer, "act", None)):
             raise ConfigError(
@@ -187,8 +188,8 @@ class PursuitExecutor(TrackingExecutor):
 
     Instead of the state planned for the next env step, it steers towards the one
     `lookahead` env steps beyond the point of the path that is nearest to the current
-    position (Coulter 1992). The plan says where to go, and how fast at least: progress
-    is one planned env step per env step or more, and never goes back.
+    position (Coulter 1992). The planned speed is a lower bound: every env step makes
+    at least one planned env step of progress, and never goes back.
     """
 
     def __init__(
@@ -207,7 +208,7 @@ class PursuitExecutor(TrackingExecutor):
             position_gain: Action per meter of position error.
             velocity_gain: Action per meter per second of velocity error.
             lookahead: How far ahead to steer, in planned env steps.
-            search: How far ahead the nearest point is looked for, in planned env steps.
+            search: How far ahead to search for the nearest point, in planned env steps.
         """
         super().__init__(
             layout, position_gain=position_gain, velocity_gain=velocity_gain
@@ -235,8 +236,8 @@ STILL = 1e-9  # planned displacement per env step below which nothing moves
 class PathExecutor(TrackingExecutor):
     r"""Keeps to the planned path, at the planned speed or slower.
 
-    A guide may bend a plan away from what the dynamics can follow on time. The path is
-    worth keeping all the same, so this executor lets its clock run slow. With the
+    A guide may bend a plan so that the dynamics cannot follow it on time. The path is
+    still worth following, so this executor slows its clock down. With the
     planned positions p(s) at s env steps and the planned speed |v(s)|, progress per env
     step is
 
@@ -244,7 +245,7 @@ class PathExecutor(TrackingExecutor):
     \mathrm{clip}\bigl(2 - 2\,|p(s) - p| / d, f, 1\bigr)$$
 
     with tempo r, tolerance d and floor f: planned positions say where to go, planned
-    velocities how fast, and a ball that has strayed is waited for. The action is
+    velocities how fast, and the clock waits for a ball that has strayed. The action is
     $k_p\,(p(s) - p) + k_v\,(\dot s\,p'(s) - v)$.
     """
 
@@ -264,8 +265,7 @@ class PathExecutor(TrackingExecutor):
             layout: Needs the aliases "position" and "velocity".
             seconds_per_step: Duration of an env step; compares velocities with
                 positions.
-            tempo: Planned env steps per env step, at most; below 1 it is slower than
-                planned.
+            tempo: Most planned env steps per env step; below 1, slower than planned.
             tolerance: Distance from the path at which the clock almost stops, in units
                 of the position.
             position_gain: Action per meter of position error.

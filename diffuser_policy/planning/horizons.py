@@ -5,7 +5,7 @@ the question. Three answers:
 
 - fixed: always the training horizon (Janner et al. 2022). Replanning with it keeps
   the goal as far away as ever; it is meant for one plan per episode.
-- shrinking: the training horizon at first, then what is left of it.
+- shrinking: the training horizon at first, then the rest of it.
 - predicted: the time-to-goal network's answer for this observation and goal, times
   `horizon_scale`. Guides that lengthen the way need more time.
 """
@@ -93,19 +93,20 @@ class Horizons:
     ) -> np.ndarray:
         """Return the planning steps `[rows]` of the plans to make, as in `plan`.
 
-        A predicted horizon is rounded up to what the network takes. A shrinking one is
-        rounded down, so that it never puts off the arrival; at the very end the
-        shortest plan may.
+        A predicted horizon is rounded up to a length that the network takes. A
+        shrinking one is rounded down, so that it never puts off the arrival; only the
+        shortest plan, at the very end, may.
         """
         full = np.full(len(observations), self.max_planning_steps)
         if self.choice == "fixed" or goals is None:
             return full
         if self.choice == "predicted":
-            env_steps, rounded = self.predict_time(observations, goals), np.ceil
-        elif remaining is None:
-            return full
+            env_steps = self.predict_time(observations, goals)
+        elif remaining is not None:
+            env_steps = remaining
         else:
-            env_steps, rounded = remaining, np.floor
+            return full
+        rounded = np.ceil if self.choice == "predicted" else np.floor
         steps = rounded(np.maximum(env_steps, 0) / self.stride) + 1
         fitting = rounded(steps / self.multiple) * self.multiple
         limits = self.min_planning_steps, self.max_planning_steps

@@ -1,11 +1,11 @@
-"""Plan: what a planner decided, in environment units, for a batch of rows.
+"""Plan: the trajectories that a planner chose, in environment units, row by row.
 
     env step   0      1      …     stride          2·stride       …  duration   after
     planned    s_0    (interpolated)  s_1    …        s_2            s_{L-1}    s_{L-1}
 
 Row r has `lengths[r]` planning steps, `stride` env steps apart, starting with the
 current observation. Plans of one batch may differ in length; shorter ones repeat
-their last planned observation, which is also what "after the plan" means.
+their last planned observation, where a plan stays after its end.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Plan:
-    """Chosen trajectories of a batch of rows, and what they were chosen from.
+    """Chosen trajectories of a batch of rows, and the candidates.
 
     Attributes:
         observations: `[rows, steps, observation]`, environment units.
         actions: `[rows, steps, action]`; no columns for states-only plans.
         lengths: `[rows]` planning steps of each plan.
         stride: Env steps between two planning steps.
-        values: `[rows, candidates]` what the ranking gave them; higher is better.
+        values: `[rows, candidates]` of the ranking; higher is better.
         chosen: `[rows]` index of the chosen candidate.
         candidates: `[rows, candidates, steps, observation]` all sampled plans.
         chain: `[denoising steps + 1, rows, candidates, steps, observation]` from
@@ -124,7 +124,7 @@ class Following:
         )
 
     def rest(self, num_planning_steps: int, *, stretched: bool) -> np.ndarray:
-        """Return what is left of the plans, laid over new planning steps.
+        """Return the rest of the plans, spread over new planning steps.
 
         Args:
             num_planning_steps: Of the new plans.

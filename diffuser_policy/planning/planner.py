@@ -277,7 +277,7 @@ class Planner:
     def _view(
         self, goals: np.ndarray | None, num_candidates: int
     ) -> Callable[[Tensor, int], Trajectory]:
-        """Return the map from normalized trajectories to what guides see."""
+        """Return the function that shows normalized trajectories to guides."""
         desired = None
         if goals is not None:
             repeated = np.repeat(goals, num_candidates, axis=0)

@@ -15,7 +15,7 @@ A ranking gives every candidate a value; the highest is taken, the first of equa
   ranking finds about as good as its best. With no gradient this is sampling and
   selecting (Lu et al. 2025, "What makes a good diffusion planner").
 - `SumRanking` adds a guide's value to the feasibility: candidates that please the guide
-  alike are told apart by how well they can be executed.
+  equally are told apart by how well they can be executed.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class TimeToGoalRanking(Ranking):
     """Takes the candidate whose neighbouring states are closest in time."""
 
     def __init__(self, time_to_goal: TimeToGoal, reach: int = 4) -> None:
-        """Choose what counts as neighbouring.
+        """Choose which planning steps are neighbors.
 
         Args:
             time_to_goal: Predicts env steps between states.
@@ -94,7 +94,7 @@ class TimeToGoalRanking(Ranking):
 
 
 class FeasibilityRanking(Ranking):
-    """Takes the candidate that, says the featurizer, can be executed best."""
+    """Takes the candidate that can be executed best, judged by the featurizer."""
 
     def __init__(self, featurizer: Any) -> None:
         """Store the featurizer.
@@ -141,7 +141,7 @@ class GuideRanking(Ranking):
     def __init__(
         self, guide: Guide, among: Ranking | None = None, tolerance: float = 0.0
     ) -> None:
-        """Choose the guide and what counts as feasible.
+        """Choose the guide, and which candidates are feasible.
 
         Args:
             guide: Compares the candidates.
@@ -165,7 +165,7 @@ class SumRanking(Ranking):
     """Takes the candidate with the highest sum of feasibility and a guide's value."""
 
     def __init__(self, guide: Guide, feasibility: Ranking, weight: float) -> None:
-        """Choose what is added.
+        """Choose the terms of the sum.
 
         Args:
             guide: Compares the candidates.
@@ -182,7 +182,7 @@ class SumRanking(Ranking):
 
 
 def has_feasibility(featurizer: Any) -> bool:
-    """Return whether a featurizer says how well plans can be executed."""
+    """Return whether a featurizer judges how well plans can be executed."""
     return callable(getattr(featurizer, "feasibility", None))
 
 

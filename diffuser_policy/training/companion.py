@@ -169,7 +169,7 @@ class CompanionTrainer(TrainingRun[Network]):
         raise NotImplementedError
 
     def draw(self, step: int, generator: Generator) -> Batch:
-        """Return what one batch learns from.
+        """Return the examples of one batch.
 
         Args:
             step: Gradient step.

@@ -32,7 +32,7 @@ def policy_config(train: TrainConfig, flat: FlatDataset) -> PolicyConfig:
         flat: The dataset, read.
 
     Raises:
-        DatasetError: The dataset does not say what its actions are bounded by.
+        DatasetError: The dataset does not name the bounds of its actions.
         UnknownNameError: A featurizer that is not registered.
         FeaturizerError: One that is broken, or of another environment.
     """
@@ -52,8 +52,8 @@ def policy_config(train: TrainConfig, flat: FlatDataset) -> PolicyConfig:
         )
     elif train.time_to_goal is not None:
         raise ConfigError(
-            "A time-to-goal network needs data with goals, and this dataset has none, "
-            "or the featurizer none to pin. Train with --no-time-to-goal."
+            "A time-to-goal network needs goals, and either this dataset has none or "
+            "its featurizer names no goal columns. Train with --no-time-to-goal."
         )
     if train.network.clip and train.window.normalizer != "limits":
         raise ConfigError(
@@ -103,15 +103,23 @@ def space_spec(flat: FlatDataset, featurizer: Featurizer | None = None) -> Space
 
     Args:
         flat: The dataset.
-        featurizer: What planning columns are made by. Goals of the data count as goals
-            only if it says which columns they pin.
+        featurizer: Makes the planning columns. Goals of the data count as goals only
+            if it names the columns that they pin.
 
     Raises:
-        DatasetError: The dataset does not say what its actions are bounded by, or is of
+        DatasetError: The dataset does not name the bounds of its actions, or is of
             another version of its environment than the installed one.
         FeaturizerError: A featurizer of another environment.
     """
-    _check_version(flat)
+    recorded = flat.metadata.get("env_id")
+    others = other_versions(recorded) if recorded else []
+    if others:  # its columns may mean something else, or change differently
+        raise DatasetError(
+            f"{flat!r} was recorded in {recorded}, and only {', '.join(others)} is "
+            f"installed: another version is another environment. Record the data again "
+            f"(`diffuser-policy collect {others[-1]}`), or install the version that it "
+            f"was recorded with."
+        )
     low, high = flat.metadata.get("action_low"), flat.metadata.get("action_high")
     if low is None or high is None:
         raise DatasetError(
@@ -134,23 +142,6 @@ def space_spec(flat: FlatDataset, featurizer: Featurizer | None = None) -> Space
         action_low=tuple(np.asarray(low, float).tolist()),
         action_high=tuple(np.asarray(high, float).tolist()),
     )
-
-
-def _check_version(flat: FlatDataset) -> None:
-    """Refuse data of an environment of which only other versions are installed.
-
-    Raises:
-        DatasetError: Its columns may mean something else, or change differently.
-    """
-    recorded = flat.metadata.get("env_id")
-    others = other_versions(recorded) if recorded else []
-    if others:
-        raise DatasetError(
-            f"{flat!r} was recorded in {recorded}, and only {', '.join(others)} is "
-            f"installed: another version is another environment. Record the data again "
-            f"(`diffuser-policy collect {others[-1]}`), or install the version that it "
-            f"was recorded with."
-        )
 
 
 def _pinned_goal_size(flat: FlatDataset, featurizer: Featurizer) -> int:

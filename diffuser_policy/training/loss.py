@@ -1,4 +1,4 @@
-"""Losses of everything a planner learns, as one module.
+"""The losses of a planner's networks, as one module.
 
 One forward call draws a batch and returns the losses: wrapped for several processes,
 this is the call that synchronizes gradients. All randomness of step s on process r
@@ -51,35 +51,6 @@ def draw_num_planning_steps(
     return shortest + drawn * multiple
 
 
-def hindsight_pairs(
-    windows: WindowDataset,
-    batch_size: int,
-    max_steps: int,
-    generator: torch.Generator,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return a batch for the time-to-goal network, half of it from close by.
-
-    Drawn evenly, nearly all pairs are far apart, and the time to a goal at arm's
-    length, where a detour costs most, is learnt last.
-
-    Args:
-        windows: The data.
-        batch_size: Number of pairs.
-        max_steps: Longest time apart, in env steps; close by is a tenth of it.
-        generator: Source of randomness, advanced by the call.
-
-    Returns:
-        Observations, goals and times, as `WindowDataset.sample_pairs`.
-    """
-    near = batch_size // 2
-    close = windows.sample_pairs(near, max(1, max_steps // 10), generator)
-    every = windows.sample_pairs(batch_size - near, max_steps, generator)
-    observations, goals, times = (
-        torch.cat(parts) for parts in zip(close, every, strict=True)
-    )
-    return observations, goals, times
-
-
 class PlannerLoss(nn.Module):
     """Loss of the denoiser and, if there is one, of the time-to-goal network."""
 
@@ -124,10 +95,17 @@ class PlannerLoss(nn.Module):
         losses = {"denoiser": self.denoiser.loss(clean, given, generator)}
         if self.time_to_goal is not None and config.time_to_goal is not None:
             settings = config.time_to_goal
-            pairs = hindsight_pairs(
-                self.windows, settings.batch_size, settings.max_steps, generator
+            # Half of the pairs are at most a tenth of the longest time apart. Drawn
+            # evenly, nearly all would be far apart, and the time to a goal at arm's
+            # length, where a detour costs most, would be learned last.
+            near, longest = settings.batch_size // 2, settings.max_steps
+            sample = self.windows.sample_pairs
+            close = sample(near, max(1, longest // 10), generator)
+            every = sample(settings.batch_size - near, longest, generator)
+            observations, goals, times = (
+                torch.cat(parts).to(self.device)
+                for parts in zip(close, every, strict=True)
             )
-            observations, goals, times = (part.to(self.device) for part in pairs)
             losses["time_to_goal"] = self.time_to_goal.loss(
                 observations, goals, times, expectile=settings.expectile
             )

@@ -1,4 +1,4 @@
-"""Settings by name: what `diffuser-policy train PRESET` starts from.
+"""Training settings by name, for `diffuser-policy train PRESET`.
 
 `multi2d-*` train the shipped planners in about an hour on one CPU core: states only,
 planned every few env steps, horizons mixed, the horizon predicted by a time-to-goal
@@ -39,7 +39,7 @@ RELEASED_SAMPLING: dict[str, Any] = {
 
 
 def _fast(
-    maze: str, *, num_steps: int, num_sampling_steps: int, **window: int
+    maze: str, *, num_steps: int, num_sampling_steps: int, **window: Any
 ) -> TrainConfig:
     return TrainConfig(
         dataset=f"diffuser/multi2d-{maze}-v1",

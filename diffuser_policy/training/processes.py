@@ -19,7 +19,7 @@ from diffuser_policy.errors import ConfigError, require_extra
 
 @dataclass(frozen=True, kw_only=True)
 class Processes:
-    """What the loop needs to know of the processes it runs on.
+    """The processes that share the training loop, as one of them sees it.
 
     Attributes:
         device: Where this process computes.
@@ -75,7 +75,7 @@ class Processes:
             _available(device)
         accelerator = accelerate.Accelerator(
             cpu=device == "cpu",
-            mixed_precision="no",  # whatever the launcher is configured to
+            mixed_precision="no",  # even if the launcher is configured otherwise
         )
         return cls(
             device=accelerator.device,

@@ -163,33 +163,32 @@ class TrainingRun(Generic[Networks]):
                     self._log(means, on_metrics)
                     totals, since = {}, self.step
                 if interrupted():
-                    self._save_once()
+                    self.save()
                     raise KeyboardInterrupt
-        self._save_once()  # perhaps killed after the last checkpoint, within save
+        self.save()  # perhaps killed after the last checkpoint, within save
 
     def save(self) -> None:
-        """Write a checkpoint and the planner so far, each atomically."""
-        self._saved_step = self.step
-        if not self.processes.is_main:
+        """Write a checkpoint and the planner so far, unless this step is saved already.
+
+        Each is written atomically, by the main process.
+        """
+        if self._saved_step == self.step:
             return
-        settings = self.output / "training" / "settings.json"
-        if not settings.exists():
-            write_json(settings, self.settings)
-        save_state(self.output / "training", self.step, self._parts())
-        self.write_planner()
+        if self.processes.is_main:
+            settings = self.output / "training" / "settings.json"
+            if not settings.exists():
+                write_json(settings, self.settings)
+            save_state(self.output / "training", self.step, self._parts())
+            self.write_planner()
+        self._saved_step = self.step
 
     def _parts(self) -> Parts:
-        """Return what a checkpoint holds, by the names in its tensors."""
+        """Return the parts of a checkpoint, by the names in its tensors."""
         return {
             "network": self.networks,
             "average": self.average,
             "optimizer": self.optimizer,
         }
-
-    def _save_once(self) -> None:
-        """Save, unless this step is saved already."""
-        if self._saved_step != self.step:
-            self.save()
 
     def _descend(self) -> Metrics:
         """Take one gradient step; return the losses, averaged over accumulations."""
