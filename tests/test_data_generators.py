@@ -186,7 +186,7 @@ def test_the_command_says_what_it_recorded(
 
 
 def test_settings_of_the_other_kind_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"num_steps, action_noise apply to runs only"):
+    with pytest.raises(ConfigError, match=r"num_steps, action_noise apply to runs"):
         collect(replace(TOYS, num_steps=100, action_noise=0.1))
     with pytest.raises(UnknownNameError, match=r"generator 'toi'.*'toy'"):
         collect(replace(TOYS, generator="toi"))
