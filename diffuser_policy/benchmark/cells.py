@@ -157,12 +157,7 @@ class Cell:
 
 
 class CellFolder:
-    """Where a cell works and leaves its files.
-
-    Args:
-        benchmark: Folder of the whole benchmark.
-        cell_id: Of the cell.
-    """
+    """Where a cell works and leaves its files, in the folder of a benchmark."""
 
     def __init__(self, benchmark: str | Path, cell_id: str) -> None:
         self.path = Path(benchmark) / "cells" / cell_id
@@ -336,11 +331,9 @@ class CellResult:
 
 
 def compact_evaluation(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an evaluation as `result.json` keeps it.
+    """Return the evaluation of a `seed` as `result.json` keeps it.
 
-    Args:
-        evaluation: Its `seed`, and its `episodes` as `evaluation.report.to_json` gives
-            them.
+    Its `episodes` are as `evaluation.report.to_json` gives them.
     """
     first, episodes = evaluation["seed"], evaluation["episodes"]
     figures = [{k: v for k, v in e.items() if k not in LEFT_OUT} for e in episodes]

@@ -126,10 +126,7 @@ class Engine(abc.ABC):
     def __init__(self, workers: int, options: Mapping[str, Any], folder: Path) -> None:
         """Connect to the cluster.
 
-        Args:
-            workers: Jobs at a time.
-            options: The engine's own.
-            folder: Of the benchmark, for what the engine writes itself.
+        The benchmark's `folder` is for what the engine writes itself.
 
         Raises:
             ConfigError: Options that the library does not take.
@@ -464,11 +461,6 @@ ENGINES: dict[str, type[Engine]] = {
 
 def check_engine(name: str, *, workers: int, options: Mapping[str, Any]) -> None:
     """Refuse what can be known to fail before an engine is started.
-
-    Args:
-        name: Of `ENGINES`.
-        workers: Jobs at a time.
-        options: The engine's own.
 
     Raises:
         UnknownNameError: The engine has no such option.
