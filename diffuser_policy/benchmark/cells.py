@@ -206,10 +206,8 @@ class CellFolder:
         sets it: its default keeps what the method did. Nor does a setting that the
         method has no longer, if it had the value that it had by default.
 
-        Args:
-            cell: What would be done there.
-            settings: All of the method's settings, defaults included, which may change
-                between versions; looked up by default.
+        All of the method's settings count, defaults included, which may change between
+        versions; they are looked up by default.
 
         Returns:
             The cell's fields, all settings, and which code it runs.

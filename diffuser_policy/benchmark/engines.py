@@ -209,9 +209,7 @@ def stop_children(
 ) -> None:
     """End children and the processes that they started; return when they are gone.
 
-    Args:
-        children: From `start_child`.
-        grace: Seconds after which they are killed. A Ctrl-C meanwhile kills them now.
+    After `grace` seconds they are killed; a Ctrl-C meanwhile kills them at once.
     """
     children = list(children)
     try:
@@ -240,10 +238,7 @@ def end_with_parent(*, grace: float = GRACE) -> None:
     """Make this process end when the one that started it lets go of the lifeline.
 
     Does nothing in a process that was not started by `start_child`, for example by
-    hand.
-
-    Args:
-        grace: Seconds between the interrupt and the kill.
+    hand. Between the interrupt and the kill are `grace` seconds.
     """
     if os.environ.pop(LIFELINE, None) is None:
         return

@@ -164,10 +164,8 @@ def crossed_draws(
 ) -> np.ndarray:
     """Return bootstrap means `[figures, num_resamples]` over three crossed factors.
 
-    Args:
-        values: `[figures, runs, other runs, episodes]`; runs, other runs and episodes
-            are drawn with replacement, each independently of the others.
-        num_resamples: Number of draws.
+    Of values `[figures, runs, other runs, episodes]`, the last three are drawn with
+    replacement, each independently of the others.
     """
     figures, runs, others, episodes = values.shape
     means = np.empty((figures, num_resamples))
