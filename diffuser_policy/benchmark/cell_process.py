@@ -69,14 +69,9 @@ def main(arguments: list[str]) -> int:
 
 
 def run_cell(cell: Cell, folder: CellFolder) -> dict[str, Any]:
-    """Train, evaluate, and write the result.
+    """Train, evaluate, and write the result; return it, as in `result.json`.
 
-    Args:
-        cell: What to do.
-        folder: Where; prepared for this cell.
-
-    Returns:
-        The result, as in `result.json`.
+    The folder has been prepared for this cell.
     """
     method = find_method(cell.method)
     method.check(cell.problem, cell.settings)
@@ -189,14 +184,9 @@ def draw_plan(policy: Any, problem: Problem, seed: int, folder: Path) -> Path | 
 
     It is planned with the evaluation's random stream, and thus an episode that counts.
 
-    Args:
-        policy: Only a `DiffuserPolicy` has plans to draw.
-        problem: The problem that the policy acts on.
-        seed: Seed of the evaluation.
-        folder: Where `plan.png` and its caption are written.
-
     Returns:
-        The picture; None for other policies, and without the extra `plot`.
+        `plan.png` in the folder, which has its caption beside it; None for policies
+        other than a `DiffuserPolicy`, and without the extra `plot`.
     """
     from diffuser_policy.policy import DiffuserPolicy
 
@@ -232,10 +222,7 @@ def draw_plan(policy: Any, problem: Problem, seed: int, folder: Path) -> Path | 
 def save_png(figure: Figure, path: Path, **options: Any) -> None:
     """Write a figure as a PNG file with a palette, which is small.
 
-    Args:
-        figure: What to write.
-        path: The file.
-        **options: For `Figure.savefig`.
+    The options are those of `Figure.savefig`.
 
     Raises:
         StorageError: The file could not be written; what was there before is intact.

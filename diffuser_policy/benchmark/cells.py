@@ -157,12 +157,7 @@ class Cell:
 
 
 class CellFolder:
-    """Where a cell works and leaves its files.
-
-    Args:
-        benchmark: Folder of the whole benchmark.
-        cell_id: Of the cell.
-    """
+    """Where a cell works and leaves its files, in the folder of a benchmark."""
 
     def __init__(self, benchmark: str | Path, cell_id: str) -> None:
         self.path = Path(benchmark) / "cells" / cell_id
@@ -211,10 +206,8 @@ class CellFolder:
         sets it: its default keeps what the method did. Nor does a setting that the
         method has no longer, if it had the value that it had by default.
 
-        Args:
-            cell: What would be done there.
-            settings: All of the method's settings, defaults included, which may change
-                between versions; looked up by default.
+        All of the method's settings count, defaults included, which may change between
+        versions; they are looked up by default.
 
         Returns:
             The cell's fields, all settings, and which code it runs.
@@ -336,11 +329,9 @@ class CellResult:
 
 
 def compact_evaluation(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an evaluation as `result.json` keeps it.
+    """Return the evaluation of a `seed` as `result.json` keeps it.
 
-    Args:
-        evaluation: Its `seed`, and its `episodes` as `evaluation.report.to_json` gives
-            them.
+    Its `episodes` are as `evaluation.report.to_json` gives them.
     """
     first, episodes = evaluation["seed"], evaluation["episodes"]
     figures = [{k: v for k, v in e.items() if k not in LEFT_OUT} for e in episodes]

@@ -59,11 +59,7 @@ class MethodContext:
     ) -> None:
         """Read what earlier attempts left in a cell's folder.
 
-        Args:
-            cell: What is to be done.
-            files: Its folder.
-            settings: All of the method's settings.
-            num_steps: Gradient steps where the cell sets no budget.
+        The method's own `num_steps` count where the cell sets no budget.
         """
         self.problem = cell.problem
         self.seed = cell.seed
@@ -332,13 +328,7 @@ def as_policy(made: Any) -> Any:
 
 
 class CheckedPolicy:
-    """A policy whose actions have to lie in the action space.
-
-    Args:
-        policy: Anything with Stable-Baselines3's `predict`.
-        space: Actions of one environment.
-        name: The method's, for errors.
-    """
+    """A policy of a method, whose actions have to lie in one environment's `space`."""
 
     def __init__(self, policy: Any, space: Any, name: str) -> None:
         self._policy, self._space, self._name = policy, space, name

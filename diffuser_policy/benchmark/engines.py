@@ -126,10 +126,7 @@ class Engine(abc.ABC):
     def __init__(self, workers: int, options: Mapping[str, Any], folder: Path) -> None:
         """Connect to the cluster.
 
-        Args:
-            workers: Jobs at a time.
-            options: The engine's own.
-            folder: Of the benchmark, for what the engine writes itself.
+        The benchmark's `folder` is for what the engine writes itself.
 
         Raises:
             ConfigError: Options that the library does not take.
@@ -212,9 +209,7 @@ def stop_children(
 ) -> None:
     """End children and the processes that they started; return when they are gone.
 
-    Args:
-        children: From `start_child`.
-        grace: Seconds after which they are killed. A Ctrl-C meanwhile kills them now.
+    After `grace` seconds they are killed; a Ctrl-C meanwhile kills them at once.
     """
     children = list(children)
     try:
@@ -243,10 +238,7 @@ def end_with_parent(*, grace: float = GRACE) -> None:
     """Make this process end when the one that started it lets go of the lifeline.
 
     Does nothing in a process that was not started by `start_child`, for example by
-    hand.
-
-    Args:
-        grace: Seconds between the interrupt and the kill.
+    hand. Between the interrupt and the kill are `grace` seconds.
     """
     if os.environ.pop(LIFELINE, None) is None:
         return
@@ -464,11 +456,6 @@ ENGINES: dict[str, type[Engine]] = {
 
 def check_engine(name: str, *, workers: int, options: Mapping[str, Any]) -> None:
     """Refuse what can be known to fail before an engine is started.
-
-    Args:
-        name: Of `ENGINES`.
-        workers: Jobs at a time.
-        options: The engine's own.
 
     Raises:
         UnknownNameError: The engine has no such option.

@@ -71,10 +71,6 @@ class Method:
     def check(self, problem: Problem, settings: Mapping[str, Any]) -> None:
         """Refuse what would fail later: wrong problem, settings, or missing modules.
 
-        Args:
-            problem: What it is to be trained for.
-            settings: Those that were given.
-
         Raises:
             ConfigError: It cannot do such problems, or has no such setting.
             MissingExtraError: A module is not installed.
@@ -156,10 +152,7 @@ def register_method(
 
 
 def find_method(name: str) -> Method:
-    """Return a method.
-
-    Args:
-        name: Registered name, `module:function`, or `file.py:function`.
+    """Return a method by its registered name, `module:function` or `file.py:function`.
 
     Raises:
         UnknownNameError: There is none.

@@ -114,10 +114,6 @@ def fixed_goal(env: Env) -> np.ndarray | None:
 def task_rewards(flat: FlatDataset, env: Env) -> np.ndarray:
     """Return the reward `[rows]` of each row for the environment's one task.
 
-    Args:
-        flat: The data.
-        env: Has a fixed goal, or no goals.
-
     Raises:
         ConfigError: Goals differ from episode to episode.
         DatasetError: The data do not record achieved goals or contain terminal steps,

@@ -62,9 +62,7 @@ LINE_SECONDS = 60.0  # between two lines of a log about the same cell
 def check_cells(cells: Sequence[Cell], *, progress: bool = False) -> None:
     """Refuse cells that could not be run.
 
-    Args:
-        cells: All that would be run.
-        progress: Show a bar while data is read for the first time.
+    With `progress`, a bar is shown while data is read for the first time.
 
     Raises:
         ConfigError: No cells, two of the same name, a method that cannot do a problem
@@ -111,11 +109,8 @@ def check_folder(
 ) -> set[str]:
     """Refuse a folder whose results would not fit to those of these cells.
 
-    Args:
-        output: Folder of the benchmark; it need not exist.
-        suite: With the settings that were asked for.
-        cells: All that would be run.
-        mixed_versions: Accept results made with other versions of packages.
+    The folder need not exist. With `mixed_versions`, results made with other versions
+    of packages are accepted.
 
     Returns:
         The ids of those of these cells that are finished.
@@ -350,12 +345,7 @@ class Runner:
         self._resume_at = 0.0
 
     def run(self, cells: Sequence[Cell], finished: Container[str] = ()) -> None:
-        """Run cells to their ends; `failures` tells which of them failed.
-
-        Args:
-            cells: In the order of their starts.
-            finished: Ids of cells that are finished.
-        """
+        """Run cells, in this order, but those with the ids of `finished` ones."""
         for cell in cells:
             folder = CellFolder(self.output, cell.id)
             folder.prepare(cell)

@@ -175,12 +175,9 @@ def load_suite(source: str | Path) -> Suite:
 
 
 def write_suite(output: Path, suite: Suite, source: str) -> None:
-    """Record the suite in the folder of a benchmark.
+    """Record the suite, with the settings of this run, in a benchmark's folder.
 
-    Args:
-        output: Folder of the benchmark.
-        suite: With the settings of this run.
-        source: The suite's name or file, for people to repeat the run.
+    The `source`, the suite's name or file, lets people repeat the run.
     """
     data = {
         "schema": 1,

@@ -34,11 +34,7 @@ from diffuser_policy.evaluation.statistics import (
 
 
 def pooled_mean(values: np.ndarray) -> float:
-    """Return the mean over all episodes of all runs; NaN without any figure.
-
-    Args:
-        values: `[runs, episodes]`; NaN where the figure is missing.
-    """
+    """Return the mean of `[runs, episodes]` figures; NaN without any figure."""
     known = values[np.isfinite(values)]
     return float(known.mean()) if len(known) else math.nan
 
@@ -46,17 +42,16 @@ def pooled_mean(values: np.ndarray) -> float:
 def mean_draws(
     values: np.ndarray, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
 ) -> np.ndarray:
-    """Return bootstrap means `[num_resamples]` over drawn runs and episodes.
-
-    Args:
-        values: `[runs, episodes]`; NaN where the figure is missing.
-        num_resamples: Number of draws.
-        seed: Fixes the draws.
-    """
+    """Return bootstrap means `[num_resamples]` of `[runs, episodes]` figures."""
+    runs, episodes = values.shape
     known = np.isfinite(values)
-    figures = np.stack([np.where(known, values, 0), known])[:, :, None]
-    sums, shares = crossed_draws(figures, num_resamples=num_resamples, seed=seed)
-    return _ratio(sums, shares)
+    filled, means = np.where(known, values, 0), np.empty(num_resamples)
+    of_runs = _counts(runs, num_resamples, (seed, 0))
+    of_episodes = _counts(episodes, num_resamples, (seed, 2))
+    for part in _parts(num_resamples, episodes):
+        a, e = of_runs[part], of_episodes[part].astype(np.float64)
+        means[part] = _ratio((a * (e @ filled.T)).sum(1), (a * (e @ known.T)).sum(1))
+    return means
 
 
 def interval_of(estimate: float, draws: np.ndarray) -> Interval:
@@ -69,12 +64,7 @@ def interval_of(estimate: float, draws: np.ndarray) -> Interval:
 
 
 def run_interval(values: np.ndarray, *, num_resamples: int = NUM_RESAMPLES) -> Interval:
-    """Return the mean over all episodes with its interval; one episode has none.
-
-    Args:
-        values: `[runs, episodes]`; NaN where the figure is missing.
-        num_resamples: Number of draws.
-    """
+    """Return the mean of `[runs, episodes]` figures; one episode has no interval."""
     draws = np.empty(0)
     if _num_known(values) > 1:
         draws = mean_draws(values, num_resamples=num_resamples)
@@ -82,11 +72,7 @@ def run_interval(values: np.ndarray, *, num_resamples: int = NUM_RESAMPLES) -> I
 
 
 def average_interval(problems: Sequence[np.ndarray]) -> Interval:
-    """Return the mean over problems of their means, each problem counting alike.
-
-    Args:
-        problems: `[runs, episodes]` of each problem.
-    """
+    """Return the mean of problems' means, of figures `[runs, episodes]` each."""
     draws = [mean_draws(values, seed=number) for number, values in enumerate(problems)]
     estimate = float(np.mean([pooled_mean(values) for values in problems]))
     return interval_of(estimate, np.mean(draws, axis=0))
@@ -123,12 +109,9 @@ def iqm_run_interval(
 ) -> Interval:
     """Return the interquartile mean over problems (Agarwal et al. 2021).
 
-    Runs and, once for all of them, episodes are drawn within each problem.
-
-    Args:
-        problems: `[runs, episodes]` of each problem, without NaN.
-        by_runs: Pool the runs' means instead of all episodes.
-        num_resamples: Number of draws.
+    Runs and, once for all of them, episodes are drawn within each problem's figures
+    `[runs, episodes]`, without NaN. With `by_runs`, the runs' means are pooled instead
+    of all episodes.
     """
     pooled = [v.mean(axis=1) if by_runs else v.ravel() for v in problems]
     estimate = iqm(np.concatenate(pooled))
@@ -165,12 +148,7 @@ class Comparison(NamedTuple):
 
 
 def compare(first: np.ndarray, second: np.ndarray) -> Comparison:
-    """Compare two methods on the episodes that both have run.
-
-    Args:
-        first: `[runs, episodes]` of the first method.
-        second: `[other runs, episodes]` of the second, in the same order.
-    """
+    """Compare figures `[runs, episodes]` of two methods on the same episodes."""
     ours, theirs = first[:, None, :], second[None, :, :]
     figures = np.stack([ours - theirs, (ours > theirs) + 0.5 * (ours == theirs)])
     draws = crossed_draws(figures)
@@ -182,21 +160,18 @@ def compare(first: np.ndarray, second: np.ndarray) -> Comparison:
 
 
 def crossed_draws(
-    values: np.ndarray, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
+    values: np.ndarray, *, num_resamples: int = NUM_RESAMPLES
 ) -> np.ndarray:
     """Return bootstrap means `[figures, num_resamples]` over three crossed factors.
 
-    Args:
-        values: `[figures, runs, other runs, episodes]`; runs, other runs and episodes
-            are drawn with replacement, each independently of the others.
-        num_resamples: Number of draws.
-        seed: Fixes the draws.
+    Of values `[figures, runs, other runs, episodes]`, the last three are drawn with
+    replacement, each independently of the others.
     """
     figures, runs, others, episodes = values.shape
     means = np.empty((figures, num_resamples))
     for part in _parts(num_resamples, episodes):
         a, b, e = (
-            _counts(size, num_resamples, (seed, factor))[part] / size
+            _counts(size, num_resamples, (0, factor))[part] / size
             for factor, size in enumerate((runs, others, episodes))
         )
         by_runs = np.einsum("re,fabe->frab", e, values, optimize=True)

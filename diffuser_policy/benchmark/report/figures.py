@@ -108,17 +108,7 @@ def styles(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
 def picture(
     kind: Kind, study: Study, group: Group, rows: Sequence[Row], folder: Path
 ) -> Picture | None:
-    """Draw one panel per problem.
-
-    Args:
-        kind: Which figure.
-        study: The benchmark.
-        group: What the problems have in common.
-        rows: Problems; those without anything to draw are left out.
-        folder: Where the pictures are written.
-
-    Returns:
-        None where no problem has anything to draw.
+    """Draw one panel per problem that has anything to draw; None if no problem has.
 
     Raises:
         MissingExtraError: Matplotlib or Pillow is not installed.
@@ -148,10 +138,8 @@ def plan_pictures(study: Study, place: Path, folder: Path) -> list[Picture]:
     They are `cells/<id>/pictures/*.png`, each with a caption in a JSON file of the same
     name, `{"caption": "…"}`.
 
-    Args:
-        study: The benchmark.
-        place: Folder of the report; pictures below it are shown where they are.
-        folder: Where all others are copied to.
+    Pictures below the report's folder, `place`, are shown where they are; the others
+    are copied to `folder`.
 
     Raises:
         StorageError: A copy could not be written.

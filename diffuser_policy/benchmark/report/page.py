@@ -100,11 +100,7 @@ def compact_tables(
 
 
 def sections_of(study: Study, place: Path) -> dict[str, list[Table | Picture]]:
-    """Return the report's tables and pictures by section; the pictures are drawn.
-
-    Args:
-        study: The benchmark.
-        place: Folder of the report.
+    """Return the report's tables and pictures by section; draw the pictures.
 
     Raises:
         MissingExtraError: Matplotlib is not installed.
@@ -153,11 +149,7 @@ def sections_of(study: Study, place: Path) -> dict[str, list[Table | Picture]]:
 
 
 def environment(place: Path) -> Environment:
-    """Return the templates' environment.
-
-    Args:
-        place: Folder of the report, which Markdown names pictures from.
-    """
+    """Return the templates' environment; `place` is the folder of the report."""
     made = Environment(
         loader=PackageLoader("diffuser_policy.benchmark.report"),
         autoescape=lambda name: name is not None and name.endswith(".html.j2"),
@@ -201,16 +193,16 @@ def run_commands(study: Study) -> list[str]:
         name = cell.suite or "SUITE"
         known_name = name if name in (*SUITES, "SUITE") else f"{name}.toml"
         source = study.sources.get(cell.suite, known_name)
-        start = [shown_path(Path(source)) if Path(source).is_absolute() else source]
+        words = [shown_path(Path(source)) if Path(source).is_absolute() else source]
         # Without the suite's file there is nothing to compare the cell with.
         with contextlib.suppress(DiffuserPolicyError):
             known = load_suite(study.sources.get(cell.suite, cell.suite))
             is_other = cell.num_steps != known.num_steps or known.max_steps is not None
             if is_other and cell.num_steps is not None and cell.max_steps is None:
-                start += ["--budget", str(cell.num_steps)]
+                words += ["--budget", str(cell.num_steps)]
             if cell.evaluation.episodes != known.evaluation.episodes:
-                start += ["--episodes", str(cell.evaluation.episodes)]
-        alike.setdefault(tuple(start), []).append(cell)
+                words += ["--episodes", str(cell.evaluation.episodes)]
+        alike.setdefault(tuple(words), []).append(cell)
     lines, output = [], f"runs/{study.folder.name}-again"
     for start, cells in sorted(alike.items()):
         methods, problems = {c.method for c in cells}, {c.problem.name for c in cells}

@@ -82,10 +82,7 @@ def groups_of(study: Study) -> list[tuple[Group, list[Row]]]:
 def score_table(study: Study, group: Group, *, details: bool = True) -> Table:
     """Return the scores of all methods on the problems of a group.
 
-    Args:
-        study: The benchmark.
-        group: Its problems.
-        details: Put success rate and time to goal below each score.
+    With `details`, success rate and time to goal are below each score.
     """
     methods = study.methods_of(_rows_of(study, group.blocks))
     rows, averages = [], set()
@@ -220,10 +217,7 @@ def published_tables(rows: Sequence[Row]) -> list[Table]:
 def compact_table(study: Study, group: Group, published: Sequence[str]) -> Table:
     """Return the scores for a README: means with intervals only.
 
-    Args:
-        study: The benchmark.
-        group: Its problems.
-        published: Methods of the paper whose figures get columns of their own.
+    The paper's figures of `published` methods get columns of their own.
     """
     table = score_table(study, group, details=False)
     figures = {method: _papers_figures(method) for method in published}

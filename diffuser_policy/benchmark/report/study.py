@@ -85,9 +85,7 @@ class Entry:
     def by_seed(self, name: str) -> list[dict[int, float]]:
         """Return a figure of each training run, by the episode's seed.
 
-        Args:
-            name: A figure of episodes or of their details, such as `score`; NaN where
-                it is missing.
+        It is of episodes or of their details, such as `score`; NaN where it is missing.
         """
         return [
             {int(e["seed"]): _number(e, name) for e in result.episodes}
