@@ -85,7 +85,7 @@ class Convolution:
         conv = cast("nn.Conv1d | nn.ConvTranspose1d", module)
         weight, bias = conv.weight.detach(), cast("Tensor", conv.bias).detach()
         self.padding, self.stride = int(conv.padding[0]), conv.stride[0]
-        self.steps_out = 1  # per output of the convolution itself
+        self.steps_out = 1  # planning steps in each of the convolution's outputs
         if isinstance(conv, nn.ConvTranspose1d):
             first, second, third, fourth = weight.unbind(dim=2)
             nothing = torch.zeros_like(first)
@@ -95,7 +95,7 @@ class Convolution:
             bias = bias.repeat(2)
             self.padding, self.stride, self.steps_out = 1, 1, 2
         self.out_channels, _, self.width = weight.shape
-        self.weight, self.bias = weight.unsqueeze(2), bias
+        self.weight, self.bias = weight.unsqueeze(2), bias  # of an image of height 1
         self.taps = weight.permute(2, 1, 0).reshape(-1, self.out_channels)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ class Convolution:
         batch, horizon, channels = x.shape
         rows = batch * (horizon // self.stride)
         if rows * self.width * channels <= MAX_GATHERED:
-            # One product of the matrix of all windows with the weights.
+            # One matrix product: a row for each window, a column for each channel.
             if self.padding:
                 x = torch.constant_pad_nd(x, (0, 0, self.padding, self.padding))
             windows = x.unfold(1, self.width, self.stride).transpose(2, 3)
@@ -155,7 +155,7 @@ class FusedUNet:
 
     def __call__(self, trajectories: Tensor, i: int) -> Tensor:
         """Map noisy trajectories `[batch, horizon, transition]` at step i."""
-        if i not in self._times:
+        if i not in self._times:  # constants of i, for every row and every call
             self._times[i] = self._time_terms(i)
         times = iter(self._times[i])
         x, skips = trajectories, []
@@ -209,6 +209,7 @@ def run_stage(stage: FusedStage, x: Tensor, times: Iterator[Tensor]) -> Tensor:
         if isinstance(step, LinearAttention):
             x = step(x.transpose(1, 2)).transpose(1, 2)
             continue
+        # In-place sums are safe: `norm_mish` returns a new tensor.
         (conv_in, conv_out), (norm_in, norm_out) = step.convolutions, step.norms
         hidden = norm_mish(conv_in(x), norm_in).add_(next(times))
         hidden = norm_mish(conv_out(hidden), norm_out)
