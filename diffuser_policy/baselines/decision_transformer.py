@@ -116,17 +116,10 @@ class Stretches:
 
 
 class TransformerPolicy:
-    """Acts to earn a return, by Stable-Baselines3's contract.
+    """Acts to earn the return `target`, by Stable-Baselines3's contract.
 
     Its state is the last `context` steps of every environment. Without a state, each
-    call is the first step of an episode.
-
-    Args:
-        algorithm: d3rlpy's, built.
-        codec: Scales inputs and actions.
-        compute_reward: Of achieved goals and desired goals.
-        target: Return to aim at.
-        scale: Returns are divided by it.
+    call is the first step of an episode. Returns are divided by `scale`.
     """
 
     def __init__(
@@ -153,11 +146,8 @@ class TransformerPolicy:
     ) -> tuple[np.ndarray, Memory]:
         """Return actions and the memory of each environment, one a row.
 
-        Args:
-            observation: A goal dictionary, single or batched.
-            state: As returned last; it is not changed.
-            episode_start: `[n]`, which environments begin an episode.
-            deterministic: Not used.
+        `episode_start` `[n]` says which environments begin an episode; `state`, as
+        returned last, is not changed.
         """
         rows = flat_observation(observation)
         batch = np.atleast_2d(rows)

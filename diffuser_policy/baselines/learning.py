@@ -30,6 +30,8 @@ from diffuser_policy.training.state import Parts, restore, tensors_of
 if TYPE_CHECKING:
     from diffuser_policy.training.trainer import TrainingRun
 
+SAVE_INTERVAL = 500  # gradient steps between checkpoints
+
 
 def family_method(
     make: Callable[..., Any],
@@ -70,15 +72,10 @@ def family_method(
     return register_method(name, **registered)(function)
 
 
-def train_run(
-    context: MethodContext,
-    run: TrainingRun[Any],
-    num_steps: int,
-    save_interval: int = 1000,
-) -> None:
+def train_run(context: MethodContext, run: TrainingRun[Any], num_steps: int) -> None:
     """Train in a folder of the context's, or resume that, and note the facts."""
     run.run(
-        save_interval=min(save_interval, num_steps),
+        save_interval=min(SAVE_INTERVAL, num_steps),
         progress=False,
         on_metrics=lambda step, losses: context.progress(
             step, num_steps, figures=losses
@@ -91,14 +88,7 @@ def train_run(
 
 
 def save_parts(path: Path, parts: Parts, *, step: int, data: object = None) -> None:
-    """Write modules and optimizers atomically.
-
-    Args:
-        path: Of the file.
-        parts: By name.
-        step: Gradient steps done.
-        data: JSON-able facts about the data of these steps.
-    """
+    """Write modules, optimizers and JSON-able facts about the data, atomically."""
     with replaced_file(path) as partial:
         metadata = {"step": str(step), "data": json.dumps(data)}
         save_file(tensors_of(parts), partial, metadata=metadata)

@@ -170,19 +170,12 @@ class CrossEntropy:
 
 
 class ShootingState(NamedTuple):
-    """What `predict` remembers, one row per environment.
+    """What `predict` remembers, one row per environment."""
 
-    Attributes:
-        plans: `[n, knots, action]` actions to come, scaled to [-1, 1].
-        ages: `[n]` env steps since the plan was made; -1: there is none.
-        streams: `[n]` random stream of each row.
-        num_plans: `[n]` plans made from this stream.
-    """
-
-    plans: np.ndarray
-    ages: np.ndarray
-    streams: np.ndarray
-    num_plans: np.ndarray
+    plans: np.ndarray  # [n, knots, action] to come, scaled to [-1, 1]
+    ages: np.ndarray  # [n] env steps since the plan was made; -1: there is none
+    streams: np.ndarray  # [n] random stream
+    num_plans: np.ndarray  # [n] plans made from this stream
 
     def rows(self, index: Any) -> ShootingState:
         """Return the state of some rows."""

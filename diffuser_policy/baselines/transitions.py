@@ -52,28 +52,16 @@ MIN_RANGE = 1e-6  # of an action column, as a share of the space's
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Codec:
-    """Scales inputs and actions; all arrays are float32.
+    """Scales inputs and actions; all arrays are float32."""
 
-    Attributes:
-        mean: `[inputs]`.
-        std: `[inputs]`.
-        columns: Of the actions, which networks see; the others stay at their middle.
-        low: `[actions]`, of relative actions where `targets` has a column.
-        high: `[actions]`.
-        space_low: `[actions]`, of the action space.
-        space_high: `[actions]`.
-        targets: For each action column the observation column that it is a target
-            for; -1 for none.
-    """
-
-    mean: np.ndarray
-    std: np.ndarray
-    columns: tuple[int, ...]
-    low: np.ndarray
-    high: np.ndarray
-    space_low: np.ndarray
-    space_high: np.ndarray
-    targets: tuple[int, ...]
+    mean: np.ndarray  # [inputs]
+    std: np.ndarray  # [inputs]
+    columns: tuple[int, ...]  # of actions, which networks see; others keep their middle
+    low: np.ndarray  # [actions], of relative actions where `targets` has a column
+    high: np.ndarray  # [actions]
+    space_low: np.ndarray  # [actions], of the action space
+    space_high: np.ndarray  # [actions]
+    targets: tuple[int, ...]  # observation column that an action is a target for, or -1
 
     @classmethod
     def fit(
@@ -197,23 +185,14 @@ def _targets(env: Env, num_columns: int, num_actions: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:
-    """Transitions, scaled; float32.
+    """Transitions, scaled; float32."""
 
-    Attributes:
-        observations: `[n, inputs]`, with the goal behind the observation.
-        actions: `[n, actions]`.
-        rewards: `[n, 1]`.
-        next_observations: `[n, inputs]`.
-        next_actions: `[n, actions]`.
-        terminals: `[n, 1]`, 1 where the data terminated.
-    """
-
-    observations: np.ndarray
-    actions: np.ndarray
-    rewards: np.ndarray
-    next_observations: np.ndarray
-    next_actions: np.ndarray
-    terminals: np.ndarray
+    observations: np.ndarray  # [n, inputs], with the goal behind the observation
+    actions: np.ndarray  # [n, actions]
+    rewards: np.ndarray  # [n, 1]
+    next_observations: np.ndarray  # [n, inputs]
+    next_actions: np.ndarray  # [n, actions]
+    terminals: np.ndarray  # [n, 1], 1 where the data terminated
 
 
 class Transitions(ABC):

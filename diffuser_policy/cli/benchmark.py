@@ -79,8 +79,13 @@ class RunSettings:
     mixed_versions: Flag = False
     """Accept results in the folder that other versions of packages made."""
 
-    def chosen_suite(self) -> Suite:
-        """Return the suite, with the settings that were given."""
+    def chosen(self) -> tuple[Suite, tuple[Cell, ...]]:
+        """Return the suite with the settings that were given, and its chosen cells.
+
+        Raises:
+            ConfigError: An option without a value, or seeds that are no numbers.
+            UnknownNameError: No such suite or problem.
+        """
         from diffuser_policy.benchmark.suites import load_suite
 
         suite = load_suite(self.suite)
@@ -89,15 +94,6 @@ class RunSettings:
         if self.episodes is not None:
             changed = dataclasses.replace(suite.evaluation, episodes=self.episodes)
             suite = dataclasses.replace(suite, evaluation=changed)
-        return suite
-
-    def chosen_cells(self, suite: Suite) -> tuple[Cell, ...]:
-        """Return the cells that were asked for.
-
-        Raises:
-            ConfigError: An option without a value, or seeds that are no numbers.
-            UnknownNameError: No such problem.
-        """
         for option in ("methods", "problems", "seeds"):
             if getattr(self, option) == ():
                 raise ConfigError(f"--{option} needs at least one value, got none.")
@@ -110,7 +106,8 @@ class RunSettings:
                 f"--seeds takes whole numbers with spaces between them, such as "
                 f"--seeds 0 1 2; got {' '.join(self.seeds or ())!r}."
             ) from error
-        return suite.cells(methods=self.methods, problems=problems, seeds=seeds)
+        cells = suite.cells(methods=self.methods, problems=problems, seeds=seeds)
+        return suite, cells
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,9 +143,8 @@ def run(settings: RunSettings) -> int:
     from diffuser_policy.data.workers import num_cores
 
     options = parse_assignments(settings.engine_option, option="--engine-option")
-    suite = settings.chosen_suite()
+    suite, cells = settings.chosen()
     output = settings.output or Path("runs") / f"benchmark-{suite.name}"
-    cells = settings.chosen_cells(suite)
     workers = num_cores() if settings.workers is None else settings.workers
     keep = settings.mixed_versions
     check_engine(settings.engine, workers=workers, options=options)

@@ -119,6 +119,13 @@ def _describe(planner: str) -> Table:
     dataset = provenance.get("dataset", {})
     training = provenance.get("training", {})
     window, plans = config.window, config.planner
+    network, execution = config.network, config.execution
+    kind = {"unet": "temporal U-Net", "objects": "transformer over objects"}
+    whens = ["on a new goal"]
+    if execution.replan_interval is not None:
+        whens.append(f"every {execution.replan_interval} env steps")
+    if execution.replan_deviation is not None:
+        whens.append(f"{execution.replan_deviation} m off the plan")
     count = sum(parameter.numel() for parameter in networks.parameters())
     rows: dict[str, Any] = {
         "folder": locate(planner),
@@ -130,19 +137,20 @@ def _describe(planner: str) -> Table:
         "trajectory": f"{config.layout.action_dim} action and "
         f"{config.layout.observation_dim} "
         f"{'observation' if window.features is None else window.features} columns",
-        "network": _network(config.network),
+        "network": f"{kind[network.architecture]}, width {network.dim}"
+        + ", residual" * network.residual,
         "horizon": f"{plans.horizon}, at most {window.horizon} env steps, "
         f"stride {window.stride}",
         "sampler": f"{plans.sampler}, {plans.num_sampling_steps or 'all'} of "
-        f"{config.network.num_denoising_steps} denoising steps",
+        f"{network.num_denoising_steps} denoising steps",
         "candidates": f"{plans.num_candidates}, ranked by {plans.ranking}",
         "classifier": "none"
         if config.classifier is None
         else f"of {len(config.classifier.classes)} labels: "
         f"{', '.join(config.classifier.classes)}",
         "guide": "none" if config.guide is None else described(config.guide),
-        "executor": config.execution.executor,
-        "replanning": _replanning(config.execution),
+        "executor": execution.executor,
+        "replanning": ", ".join(whens),
         "versions": ", ".join(
             f"{name} {version}"
             for name, version in provenance.get("versions", {}).items()
@@ -152,20 +160,3 @@ def _describe(planner: str) -> Table:
     for label, value in rows.items():
         shown.add_row(label, str(value))
     return shown
-
-
-def _network(network: Any) -> str:
-    """Return the architecture of the denoiser, in words."""
-    kind = {"unet": "temporal U-Net", "objects": "transformer over objects"}
-    deviations = ", residual" if network.residual else ""
-    return f"{kind[network.architecture]}, width {network.dim}{deviations}"
-
-
-def _replanning(execution: Any) -> str:
-    """Return when the policy plans again, in words."""
-    whens = ["on a new goal"]
-    if execution.replan_interval is not None:
-        whens.append(f"every {execution.replan_interval} env steps")
-    if execution.replan_deviation is not None:
-        whens.append(f"{execution.replan_deviation} m off the plan")
-    return ", ".join(whens)

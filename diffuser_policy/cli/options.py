@@ -103,8 +103,7 @@ def load_policy(planner: str, options: PlanningOptions, *, seed: int) -> Diffuse
     """Load a planner with the options that were given.
 
     Raises:
-        CheckpointNotFoundError: Nothing of that name; the nearest are named.
-        CheckpointError: Truncated, foreign, or of another schema.
+        CheckpointError: No such planner, or a damaged, foreign or outdated one.
         UnknownNameError: No guide of a name; the nearest are named.
         GuideError: A guide that cannot be read.
         ConfigError: Options that contradict each other or the planner, or that have no
@@ -134,11 +133,7 @@ def changed(settings: Mapping[str, Any], usual: Mapping[str, Any]) -> list[str]:
 
 
 def parse_assignments(texts: Iterable[str], *, option: str) -> dict[str, Any]:
-    """Return the settings that `KEY=VALUE` texts name.
-
-    Args:
-        texts: Values are read as JSON if they are, and as plain text if not.
-        option: That they were given with.
+    """Return the settings that `KEY=VALUE` texts name, as JSON values or plain text.
 
     Raises:
         ConfigError: No `=`, no key, or a key that was given before.

@@ -96,15 +96,10 @@ def measure(
     cpu_clock: Callable[[], float] = time.process_time,
     progress: Callable[[float], None] | None = None,
 ) -> list[Timing]:
-    """Time all cases in turns.
+    """Time all cases in turns, `rounds` times each.
 
-    Args:
-        cases: What to time.
-        rounds: Figures per case.
-        clock: Seconds that pass.
-        cpu_clock: Seconds that this process computes; `torch.utils.benchmark.Timer`
-            has no such clock, and times one case after the other.
-        progress: Told the share that is done.
+    `torch.utils.benchmark.Timer` times one case after the other, and has no clock
+    besides that of passing seconds; `cpu_clock` tells those that this process computes.
 
     Raises:
         ConfigError: No rounds.
@@ -154,21 +149,13 @@ def throughput() -> dict[str, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedMeasurement:
-    """What was measured, and on what.
+    """What was measured, and on what."""
 
-    Attributes:
-        timings: One per case; the first is the paper's setting.
-        throughput: Floating point operations per second, by kind of operation.
-        settings: Planner, environment and sizes.
-        machine: Processor, threads and device.
-        versions: Of the packages that results depend on.
-    """
-
-    timings: list[Timing]
-    throughput: dict[str, float]
-    settings: dict[str, Any]
-    machine: dict[str, Any]
-    versions: dict[str, str]
+    timings: list[Timing]  # one per case; the first is the paper's setting
+    throughput: dict[str, float]  # floating point operations per second, by kind
+    settings: dict[str, Any]  # planner, environment and sizes
+    machine: dict[str, Any]  # processor, threads and device
+    versions: dict[str, str]  # of the packages that results depend on
 
     def group(self, name: str) -> list[Timing]:
         """Return the timings of one table, in the order of its rows."""
@@ -214,7 +201,6 @@ def measure_speed(
     Raises:
         ConfigError: No rounds.
         SpaceMismatchError: An environment of other spaces.
-        MissingExtraError: The environment's simulator is not installed.
     """
     lines = CPU_INFO.read_text().splitlines() if CPU_INFO.exists() else ()
     names = (line.partition(":")[2] for line in lines if line.startswith("model name"))
