@@ -75,12 +75,7 @@ class D3rlpyPolicy(FlatPolicy):
 def train_d3rlpy(
     context: MethodContext, config: Any, *, goal_discount: float = 0.99
 ) -> D3rlpyPolicy:
-    """Train an algorithm until the context says that it is finished.
-
-    Args:
-        context: Training resumes from the checkpoint in its folder.
-        config: Of the algorithm, such as `d3rlpy.algos.IQLConfig(...)`.
-        goal_discount: For goals in hindsight.
+    """Train an algorithm of a configuration, such as `d3rlpy.algos.IQLConfig(...)`.
 
     Raises:
         ConfigError: Losses are no longer finite.
@@ -120,10 +115,8 @@ def take_steps(
 ) -> int:
     """Take gradient steps until the context says so; return their number in the end.
 
-    Args:
-        context: Training resumes from the checkpoint in its folder.
-        policy: For the learning curve; its `algorithm` takes the steps.
-        draw: Returns a batch as the algorithm's `update` takes it.
+    Training resumes from the checkpoint in the context's folder. `draw` returns a
+    batch as the `update` of the policy's algorithm takes it.
 
     Raises:
         ConfigError: Losses are no longer finite.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Any
 
 from diffuser_policy.benchmark.context import MethodContext
@@ -16,12 +17,9 @@ from diffuser_policy.data.demonstrators import (
 @register_method("demonstrator", label="Demonstrator", needs_dataset=False)
 def demonstrator(context: MethodContext) -> Any:
     """Act as the environment's demonstrator, with the variety that the data have."""
-    env = context.make_env()
-    try:
+    with closing(context.make_env()) as env:
         factory = find_demonstrator(default_demonstrator(env))
         return AsRecorded(factory.from_env(env, seed=context.seed))
-    finally:
-        env.close()
 
 
 class AsRecorded:

@@ -72,25 +72,15 @@ ACTION_PLANNER_HORIZON = 64
 
 @dataclass(frozen=True, kw_only=True)
 class DynamicsConfig:
-    """What is trained, besides the data.
+    """What is trained, besides the data."""
 
-    Attributes:
-        num_members: Networks.
-        width: Units of each of their hidden layers.
-        num_layers: Hidden layers.
-        num_steps: Gradient steps.
-        batch_size: Transitions per member and gradient step.
-        learning_rate: Adam's first step size, which falls to zero as a cosine.
-        seed: Of weights and batches.
-    """
-
-    num_members: int = 5
-    width: int = 128
-    num_layers: int = 2
-    num_steps: int = 20_000
-    batch_size: int = 256
-    learning_rate: float = 1e-3
-    seed: int = 0
+    num_members: int = 5  # networks
+    width: int = 128  # units of each of their hidden layers
+    num_layers: int = 2  # hidden layers
+    num_steps: int = 20_000  # gradient steps
+    batch_size: int = 256  # transitions per member and gradient step
+    learning_rate: float = 1e-3  # Adam's first step size, which falls to 0 as a cosine
+    seed: int = 0  # of weights and batches
 
     def __post_init__(self) -> None:
         """Check ranges."""

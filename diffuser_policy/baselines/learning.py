@@ -43,15 +43,8 @@ def family_method(
 ) -> Callable[..., Any]:
     """Register a method whose settings come from a table, and return its function.
 
-    The function, of `make`'s module, is named like the method, with underscores instead
-    of dashes.
-
-    Args:
-        make: Called with the context and all settings; returns the policy.
-        name: Of the method.
-        purpose: A sentence on what it does.
-        settings: Names and defaults.
-        **registered: As of `register_method`.
+    `make` gets the context and all settings, and returns the policy. The function, of
+    `make`'s module, is named like the method, with underscores instead of dashes.
     """
 
     def function(context: MethodContext, **given: Any) -> Any:

@@ -192,15 +192,8 @@ class ShootingState(NamedTuple):
 class ShootingPolicy:
     """Model-predictive control with a warm start; keeps `predict`'s contract.
 
-    Args:
-        model: Says where actions lead.
-        objective: Says what that is worth.
-        optimizer: Finds better plans.
-        spaces: Of the environment: goal dictionaries.
-        horizon: Env steps of a plan.
-        hold: Env steps that each action is kept for.
-        replan_interval: Env steps between plans; `hold` by default.
-        seed: Of all randomness.
+    A plan covers `horizon` env steps, an action of it `hold` env steps; a new one is
+    made every `replan_interval` env steps, by default as often as actions change.
 
     Raises:
         ConfigError: Numbers of env steps that are no multiples of one another, or an

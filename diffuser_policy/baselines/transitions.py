@@ -29,6 +29,7 @@ not do: reaching a goal does not end an episode here.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -312,13 +313,10 @@ def make_transitions(
         ConfigError: The environment lacks the goal or the reward.
         DatasetError: The data lack them.
     """
-    env = problem.make_env()
-    try:
+    with closing(problem.make_env()) as env:
         if problem.goals == "hindsight":
             return Hindsight(flat, env, discount=goal_discount)
         return SingleTask(flat, env)
-    finally:
-        env.close()
 
 
 def check_goals(env: Env, why: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -54,8 +55,7 @@ def plan(settings: PlanSettings) -> int:
     )
 
     policy, env_id = settings.load()
-    env = make_env(env_id)
-    try:
+    with closing(make_env(env_id)) as env:
         policy.spaces.check(env)
         observation = _reset(env, settings)
         scene = Scene.of(
@@ -66,8 +66,6 @@ def plan(settings: PlanSettings) -> int:
         state = policy.initial_state(1, np.array([episode_stream(settings.seed, 0)]))
         made = policy.plan(observation, state=state, keep_chain=True)
         episode = run_episode(policy, env, observation, seed=settings.seed, state=state)
-    finally:
-        env.close()
     path = np.concatenate([policy.read(o)[0] for o in episode.observations])
     name = f"{env_id.rpartition('/')[2]}, seed {settings.seed}"
     out, title = settings.out, f"{name}: {_outcome(episode.record)}"

@@ -183,9 +183,8 @@ def _tensorboard(output: Path) -> Callable[[int, dict[str, float]], None]:
     require_extra("tensorboard", "tensorboard")
     from torch.utils.tensorboard import SummaryWriter
 
-    @functools.cache
-    def writer() -> Any:
-        return SummaryWriter(str(output / "training" / "tensorboard"))
+    folder = str(output / "training" / "tensorboard")
+    writer = functools.cache(lambda: SummaryWriter(folder))
 
     def log(step: int, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():

@@ -22,6 +22,7 @@ can still gain.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from typing import Any, get_args
@@ -86,13 +87,10 @@ class Subject:
     @cached_property
     def observations(self) -> list[Any]:
         """The first observation of as many episodes as the largest batch has."""
-        env = make_env(self.env_id)
-        try:
+        with closing(make_env(self.env_id)) as env:
             self.policy.spaces.check(env)
             count = max(QUICK_ENVS if self.quick else ENVS)
             return [env.reset(seed=self.seed + number)[0] for number in range(count)]
-        finally:
-            env.close()
 
     def singly(
         self,
@@ -283,9 +281,8 @@ def _loop(policy: DiffuserPolicy, subject: Subject, *, name: str) -> Case:
     The episode is run beforehand: `predict` depends on its arguments alone, so the same
     calls can be made again without the simulation.
     """
-    env = make_env(subject.env_id)
     calls: list[tuple[Any, PolicyState]] = []
-    try:
+    with closing(make_env(subject.env_id)) as env:
         observation, _ = env.reset(seed=subject.seed)
         action, state = policy.predict(observation)
         for _ in range(3 if subject.quick else 20):
@@ -294,8 +291,6 @@ def _loop(policy: DiffuserPolicy, subject: Subject, *, name: str) -> Case:
                 break
             calls.append((observation, state))
             action, state = policy.predict(observation, state)
-    finally:
-        env.close()
     num_plans = int(state.num_plans[0] - calls[0][1].num_plans[0])
     return Case(group=LOOP, name=name, run=_calls(policy, calls, num_plans))
 
