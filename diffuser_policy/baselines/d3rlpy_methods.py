@@ -183,15 +183,10 @@ def _method(
     normed: str | None = None,
     **settings: tuple[Any, ...],
 ) -> Callable[..., D3rlpyPolicy]:
-    """Register an algorithm of d3rlpy.
+    """Register an algorithm of d3rlpy: TD3+BC is td3-bc, configured by TD3PlusBCConfig.
 
-    Args:
-        label: Its name in tables, as in "TD3+BC" for the method td3-bc and d3rlpy's
-            configuration TD3PlusBCConfig.
-        purpose: A sentence on what it does.
-        networks: What the configuration puts before `encoder_factory` for each network.
-        normed: The one of these networks that has layer norm.
-        **settings: The default of each setting, then what the configuration calls it.
+    `networks` are what the configuration puts before `encoder_factory`; the one that is
+    `normed` has layer norm. Each setting is its default, then its names in there.
     """
 
     def train(
@@ -246,7 +241,7 @@ bcq = _method(
 )
 # The paper's Lagrangian sets the weight: it lowers it while values elsewhere exceed
 # those of the data by less than the gap. Without a learning rate the weight is fixed;
-# with a weight of 5, values kept falling on U-Maze.
+# fixed at 5, values kept falling on U-Maze.
 cql = _method(
     "CQL",
     "Learn values that are low where there are no data.",

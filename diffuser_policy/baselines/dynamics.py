@@ -95,10 +95,7 @@ class DynamicsEnsemble(nn.Module):
     limits: Tensor
 
     def __init__(
-        self,
-        state_size: int,
-        action_size: int,
-        config: DynamicsConfig,
+        self, state_size: int, action_size: int, config: DynamicsConfig
     ) -> None:
         super().__init__()
         self.state_size, self.action_size = state_size, action_size
@@ -272,10 +269,6 @@ class DiffuserDynamics:
 
     The same states and actions are always denoised from the same noise.
 
-    Args:
-        planner: Plans actions as well as observations.
-        seed: Of the noise.
-
     Raises:
         ConfigError: A planner that plans no actions, or not for every env step.
     """
@@ -324,8 +317,7 @@ class DiffuserDynamics:
         )
         trajectories = planner.normalizer.unnormalize(samples.trajectories[:, 0]).cpu()
         planned = trajectories[:, 1 : num_steps + 1, layout.observations]
-        predicted: np.ndarray = planned.numpy()
-        return predicted
+        return planned.numpy()
 
 
 def _tensor(values: np.ndarray) -> Tensor:

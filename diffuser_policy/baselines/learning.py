@@ -15,7 +15,7 @@ import inspect
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -26,9 +26,7 @@ from diffuser_policy.benchmark.methods import register_method
 from diffuser_policy.errors import CheckpointError
 from diffuser_policy.files import replaced_file
 from diffuser_policy.training.state import Parts, restore, tensors_of
-
-if TYPE_CHECKING:
-    from diffuser_policy.training.trainer import TrainingRun
+from diffuser_policy.training.trainer import TrainingRun
 
 SAVE_INTERVAL = 500  # gradient steps between checkpoints
 

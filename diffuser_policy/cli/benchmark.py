@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -51,8 +52,7 @@ class RunSettings:
     """Run only these methods of the suite, or others: by name, as module:function or as
     file.py:function."""
     problems: Annotated[
-        tuple[str, ...] | None,
-        shown_as("NAME …", aliases=["--envs"]),
+        tuple[str, ...] | None, shown_as("NAME …", aliases=["--envs"])
     ] = None
     """Run only these problems of the suite: names such as multi2d-large, or ids."""
     seeds: Annotated[tuple[str, ...] | None, shown_as("N …")] = None
@@ -196,13 +196,11 @@ def suites(settings: SuitesSettings) -> int:
     from diffuser_policy.benchmark.suites import SUITES, load_suite
 
     if settings.suite is None:
-        listed = table("suite", "purpose", "problems", "cells")
-        for name, make in SUITES.items():
-            suite, purpose = make(), (make.__doc__ or "").partition("\n")[0]
-            listed.add_row(
-                name, purpose, str(len(suite.problems)), str(len(suite.cells()))
-            )
-        Console().print(listed)
+        rows = (
+            (name, inspect.getdoc(make), len(make().problems), len(make().cells()))
+            for name, make in SUITES.items()
+        )
+        Console().print(table("suite", "purpose", "problems", "cells", rows=rows))
         print("\nOne of them: diffuser-policy benchmark suites SUITE")
         return 0
     suite = load_suite(settings.suite)

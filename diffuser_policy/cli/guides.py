@@ -74,16 +74,16 @@ def _explained(name: str) -> Iterator[RenderableType]:
     yield Text.assemble((guide.name, "bold"), f"  {plugin.origin}\n")
     yield Text(f"{_reflowed(description or 'It has no description.')}\n")
     if guide.parameters:
-        taken = table("parameter", "default", "is", "")
-        taken.columns[0].no_wrap = True
-        for parameter in guide.parameters:
-            taken.add_row(
-                Text(parameter.name, style="bold"),
+        rows = (
+            (
+                parameter.name,
                 "required" if parameter.required else value_text(parameter.default),
-                Text(in_words(parameter.hint)),
-                Text(helps.get(parameter.name, "")),
+                in_words(parameter.hint),
+                helps.get(parameter.name, ""),
             )
-        yield taken
+            for parameter in guide.parameters
+        )
+        yield table("parameter", "default", "is", "", rows=rows)
     for text in example_texts(guide):
         yield Text(f"--guide '{text}'", style="bold")
 

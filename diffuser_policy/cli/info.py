@@ -40,34 +40,24 @@ def _planners() -> Table:
     """Return the shipped planners."""
     from diffuser_policy.checkpoint import CONFIG, SHIPPED, shipped_planners
 
-    listed = table("name", "environment", "horizon", "size", title="Shipped planners")
+    rows = []
     for name in shipped_planners():
-        folder = SHIPPED / name
-        config = json.loads((folder / CONFIG).read_text())
-        size = sum(file.stat().st_size for file in folder.iterdir())
-        listed.add_row(
-            name,
-            str(config["provenance"].get("dataset", {}).get("env_id")),
-            str(config["window"]["horizon"]),
-            f"{size / 1e6:.1f} MB",
-        )
-    return listed
+        config = json.loads((SHIPPED / name / CONFIG).read_text())
+        env_id = config["provenance"].get("dataset", {}).get("env_id")
+        size = sum(file.stat().st_size for file in (SHIPPED / name).iterdir())
+        rows.append((name, env_id, config["window"]["horizon"], f"{size / 1e6:.1f} MB"))
+    headers = "name", "environment", "horizon", "size"
+    return table(*headers, rows=rows, title="Shipped planners")
 
 
 def _presets() -> Table:
     """Return the training presets."""
-    listed = table(
-        "name", "dataset", "horizon", "gradient steps", title="Training presets"
+    rows = (
+        (name, c.dataset, c.window.horizon, f"{c.optimization.num_steps:,}")
+        for name, c in ((name, preset(name)) for name in PRESETS)
     )
-    for name in PRESETS:
-        config = preset(name)
-        listed.add_row(
-            name,
-            config.dataset,
-            str(config.window.horizon),
-            f"{config.optimization.num_steps:,}",
-        )
-    return listed
+    headers = "name", "dataset", "horizon", "gradient steps"
+    return table(*headers, rows=rows, title="Training presets")
 
 
 def _environments() -> Table:
@@ -156,7 +146,4 @@ def _describe(planner: str) -> Table:
             for name, version in provenance.get("versions", {}).items()
         ),
     }
-    shown = table("", "", title=planner)
-    for label, value in rows.items():
-        shown.add_row(label, str(value))
-    return shown
+    return table("", "", rows=rows.items(), title=planner)

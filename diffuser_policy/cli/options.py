@@ -154,13 +154,18 @@ def parse_assignments(texts: Iterable[str], *, option: str) -> dict[str, Any]:
     return settings
 
 
-def table(*headers: str, title: str | None = None) -> Table:
-    """Return an empty table; headers that are all empty are not shown."""
+def table(
+    *headers: str, rows: Iterable[Iterable[object]] = (), title: str | None = None
+) -> Table:
+    """Return a table of texts; headers that are all empty are not shown."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
+    from rich.text import Text
 
-    empty = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    empty.show_header = any(headers)
+    made = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    made.show_header = any(headers)
     for header in headers:
-        empty.add_column(header, overflow="fold")
-    return empty
+        made.add_column(header, overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(str(cell)) for cell in row))  # brackets are no markup
+    return made

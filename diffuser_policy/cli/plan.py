@@ -75,8 +75,7 @@ def plan(settings: PlanSettings) -> int:
     )
     save_chain_gif(made, scene, out / "chain.gif", title=name)
     record, planned = episode.record, scene.arrival(made)
-    shown = table("", "", title=name)
-    for label, value in (
+    rows = (
         ("start", _point(record.start)),
         ("goal", _point(record.goal)),
         ("planned length", f"{made.durations[0]} env steps"),
@@ -84,9 +83,8 @@ def plan(settings: PlanSettings) -> int:
         ("actual arrival", _steps(record.time_to_goal)),
         ("return", f"{record.episode_return:.1f} in {record.length} env steps"),
         ("score", "–" if record.score is None else f"{record.score:.1f}"),
-    ):
-        shown.add_row(label, value)
-    Console().print(shown)
+    )
+    Console().print(table("", "", rows=rows, title=name))
     print(f"Wrote {out / 'plan.png'}, {out / 'chain.png'}, {out / 'chain.gif'}")
     return 0
 

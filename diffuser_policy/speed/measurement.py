@@ -41,20 +41,14 @@ CPU_INFO = Path("/proc/cpuinfo")
 
 @dataclass(kw_only=True)
 class Timing:
-    """What a case took.
-
-    Attributes:
-        case: What was timed.
-        seconds: Of one run, a number for each round.
-        cpu_seconds: What the process computed in that time, of all threads; less than
-            `seconds` where it had to wait for other work on the machine.
-        plans: Made by one run.
-    """
+    """What a case took."""
 
     case: Case
-    seconds: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)  # of one run, for each round
+    # What the process computed in that time, of all threads; less than `seconds` where
+    # it had to wait for other work on the machine.
     cpu_seconds: list[float] = field(default_factory=list)
-    plans: int = 1
+    plans: int = 1  # made by one run
 
     @property
     def plan_ms(self) -> float:
@@ -189,18 +183,15 @@ def measure_speed(
 ) -> SpeedMeasurement:
     """Measure how fast a policy plans, beside the paper's setting and the floor.
 
-    Args:
-        policy: What to measure, on the device that it is on.
-        env_id: Environment that observations are taken from.
-        rounds: Times that every case has its turn.
-        seed: Of the observations.
-        quick: A few cases, and the paper's setting from 4 of its steps.
-        compiled: Also `torch.compile`, which may take minutes to start.
-        progress: Told the share that is done.
+    Observations are those of the environment; every case has its turn `rounds` times.
+    A `quick` measurement has a few cases, and the paper's setting from 4 of its steps.
+    `compiled` adds `torch.compile`, which may take minutes to start. `progress` is told
+    the share that is done.
 
     Raises:
         ConfigError: No rounds.
         SpaceMismatchError: An environment of other spaces.
+        MissingExtraError: The environment's simulator is not installed.
     """
     lines = CPU_INFO.read_text().splitlines() if CPU_INFO.exists() else ()
     names = (line.partition(":")[2] for line in lines if line.startswith("model name"))

@@ -24,7 +24,6 @@ from diffuser_policy.speed.measurement import SpeedMeasurement
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PANEL = (3.4, 2.9)  # inches
 TITLES = {
     PAPER: "The paper's setting: 256 DDPM steps, stride 1, one candidate, eager",
     TOGETHER: "Planning for several environments in one call",
@@ -132,9 +131,8 @@ def figure(measured: SpeedMeasurement, *, title: str = "") -> Figure:
     """
     figures = require_extra("matplotlib.figure", "plot")
     ticker = require_extra("matplotlib.ticker", "plot")
-    width, height = PANEL
     drawn: Figure = figures.Figure(
-        figsize=(width * len(SCALINGS), height), layout="constrained"
+        figsize=(3.4 * len(SCALINGS), 2.9), layout="constrained"
     )
     panels = drawn.subplots(1, len(SCALINGS), sharey=True)
     for ax, group in zip(panels, SCALINGS, strict=True):
