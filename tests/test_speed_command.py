@@ -16,7 +16,7 @@ from diffuser_policy.errors import SpaceMismatchError
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.speed import SpeedMeasurement, measure_speed
 from diffuser_policy.speed.cases import SCALINGS, Subject, all_cases, network_flops
-from diffuser_policy.speed.report import TITLES, figure, summary, to_json
+from diffuser_policy.speed.report import TITLES, facts, figure, to_json
 from tests.point_env import POINT, save_planner
 
 Capture = pytest.CaptureFixture[str]
@@ -99,16 +99,14 @@ def test_the_json_holds_every_figure(measured: SpeedMeasurement) -> None:
     assert "torch" in data["versions"]
 
 
-def test_the_summary_says_when_the_machine_was_busy(measured: SpeedMeasurement) -> None:
-    def with_share(share: float) -> str:
-        timings = [
-            dataclasses.replace(t, cpu_seconds=[share * s for s in t.seconds])
-            for t in measured.timings
-        ]
-        return "\n".join(summary(dataclasses.replace(measured, timings=timings)))
-
-    assert "Other work had the processor for 60% of the time" in with_share(0.4)
-    assert "Other work" not in with_share(0.95)
+def test_the_facts_say_when_the_machine_was_busy(measured: SpeedMeasurement) -> None:
+    timings = [
+        dataclasses.replace(t, cpu_seconds=[0.4 * s for s in t.seconds])
+        for t in measured.timings
+    ]
+    shown = facts(dataclasses.replace(measured, timings=timings))
+    labels, values = (list(column.cells) for column in shown.columns)
+    assert values[labels.index("time that other work had the processor")] == "60%"
 
 
 def test_the_command_prints_draws_and_writes(
@@ -121,7 +119,7 @@ def test_the_command_prints_draws_and_writes(
     shown = capsys.readouterr().out
     for title in TITLES.values():
         assert title in shown
-    assert "times less than in the paper's setting" in shown
+    assert "times faster than the paper's setting" in shown
     assert max(map(len, shown.splitlines()[:40])) <= 80  # fits a terminal, uncut
     assert "…" not in shown
     assert json.loads((tmp_path / "speed.json").read_text())["settings"]["quick"]

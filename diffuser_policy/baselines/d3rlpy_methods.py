@@ -75,12 +75,7 @@ class D3rlpyPolicy(FlatPolicy):
 def train_d3rlpy(
     context: MethodContext, config: Any, *, goal_discount: float = 0.99
 ) -> D3rlpyPolicy:
-    """Train an algorithm until the context says that it is finished.
-
-    Args:
-        context: Training resumes from the checkpoint in its folder.
-        config: Of the algorithm, such as `d3rlpy.algos.IQLConfig(...)`.
-        goal_discount: For goals in hindsight.
+    """Train an algorithm of a configuration, such as `d3rlpy.algos.IQLConfig(...)`.
 
     Raises:
         ConfigError: Losses are no longer finite.
@@ -120,10 +115,8 @@ def take_steps(
 ) -> int:
     """Take gradient steps until the context says so; return their number in the end.
 
-    Args:
-        context: Training resumes from the checkpoint in its folder.
-        policy: For the learning curve; its `algorithm` takes the steps.
-        draw: Returns a batch as the algorithm's `update` takes it.
+    Training resumes from the checkpoint in the context's folder. `draw` returns a
+    batch as the `update` of the policy's algorithm takes it.
 
     Raises:
         ConfigError: Losses are no longer finite.
@@ -190,15 +183,10 @@ def _method(
     normed: str | None = None,
     **settings: tuple[Any, ...],
 ) -> Callable[..., D3rlpyPolicy]:
-    """Register an algorithm of d3rlpy.
+    """Register an algorithm of d3rlpy: TD3+BC is td3-bc, configured by TD3PlusBCConfig.
 
-    Args:
-        label: Its name in tables, as in "TD3+BC" for the method td3-bc and d3rlpy's
-            configuration TD3PlusBCConfig.
-        purpose: A sentence on what it does.
-        networks: What the configuration puts before `encoder_factory` for each network.
-        normed: The one of these networks that has layer norm.
-        **settings: The default of each setting, then what the configuration calls it.
+    `networks` are what the configuration puts before `encoder_factory`; the one that is
+    `normed` has layer norm. Each setting is its default, then its names in there.
     """
 
     def train(
@@ -253,7 +241,7 @@ bcq = _method(
 )
 # The paper's Lagrangian sets the weight: it lowers it while values elsewhere exceed
 # those of the data by less than the gap. Without a learning rate the weight is fixed;
-# with a weight of 5, values kept falling on U-Maze.
+# fixed at 5, values kept falling on U-Maze.
 cql = _method(
     "CQL",
     "Learn values that are low where there are no data.",

@@ -37,17 +37,10 @@ Memory = tuple[np.ndarray, ...]  # inputs, actions, returns to go, steps, return
 
 
 class Stretches:
-    """Windows of stretches of data, each stretch as long as an episode.
+    """Windows of stretches of data, each stretch as long as an episode of `num_steps`.
 
-    A run that is shorter than an episode is one stretch.
-
-    Args:
-        data: Rows with the rewards of the one task.
-        num_steps: Env steps of an episode.
-
-    Attributes:
-        returns: `[stretches]`, what each stretch paid.
-        scale: Returns are divided by it: the largest in size.
+    A run that is shorter than an episode is one stretch. `returns` are what the
+    stretches paid; they are divided by `scale`, the largest in size.
 
     Raises:
         ConfigError: No stretch pays anything.
@@ -100,8 +93,8 @@ class Stretches:
         rewards = data.reward[rows] / self.scale
 
         def masked(values: np.ndarray) -> np.ndarray:
-            shaped: np.ndarray = values.reshape(size, context, -1) * mask[..., None]
-            return shaped.astype(np.float32)
+            shaped = values.reshape(size, context, -1) * mask[..., None]
+            return np.asarray(shaped, np.float32)
 
         return require_extra("d3rlpy.dataset", "baselines").TrajectoryMiniBatch(
             observations=masked(inputs),
@@ -116,17 +109,10 @@ class Stretches:
 
 
 class TransformerPolicy:
-    """Acts to earn a return, by Stable-Baselines3's contract.
+    """Acts to earn the return `target`, by Stable-Baselines3's contract.
 
     Its state is the last `context` steps of every environment. Without a state, each
-    call is the first step of an episode.
-
-    Args:
-        algorithm: d3rlpy's, built.
-        codec: Scales inputs and actions.
-        compute_reward: Of achieved goals and desired goals.
-        target: Return to aim at.
-        scale: Returns are divided by it.
+    call is the first step of an episode. Returns are divided by `scale`.
     """
 
     def __init__(
@@ -153,11 +139,8 @@ class TransformerPolicy:
     ) -> tuple[np.ndarray, Memory]:
         """Return actions and the memory of each environment, one a row.
 
-        Args:
-            observation: A goal dictionary, single or batched.
-            state: As returned last; it is not changed.
-            episode_start: `[n]`, which environments begin an episode.
-            deterministic: Not used.
+        `episode_start` `[n]` says which environments begin an episode; `state`, as
+        returned last, is not changed.
         """
         rows = flat_observation(observation)
         batch = np.atleast_2d(rows)
@@ -181,7 +164,7 @@ class TransformerPolicy:
             (to_go, left / self.scale),
         ):
             table[:, :-1], table[:, -1] = table[:, 1:].copy(), newest
-        actions[:, -1] = encoded = self._act(inputs, actions, to_go, steps)
+        actions[:, -1] = encoded = self._act(memory)
         decoded = self.codec.decode(encoded, batch)
         return (decoded[0] if rows.ndim == 1 else decoded), memory
 
@@ -196,17 +179,12 @@ class TransformerPolicy:
         )
 
     @torch.no_grad()
-    def _act(
-        self,
-        inputs: np.ndarray,
-        actions: np.ndarray,
-        to_go: np.ndarray,
-        steps: np.ndarray,
-    ) -> np.ndarray:
+    def _act(self, memory: Memory) -> np.ndarray:
         """Return the actions `[n, actions]` of the last step.
 
         d3rlpy's own `predict` takes one environment at a time.
         """
+        inputs, actions, to_go, steps, _ = memory
         numbers = steps[:, None] + np.arange(1 - self.context, 1)
         times = torch.from_numpy(numbers.clip(0, self.max_step))
         hidden = torch.from_numpy((numbers < 1).astype(np.float32))
@@ -219,8 +197,7 @@ class TransformerPolicy:
             times,
             hidden,
         )
-        last: np.ndarray = predicted[:, -1].numpy()
-        return last
+        return np.asarray(predicted[:, -1])
 
 
 @register_method(

@@ -2,40 +2,28 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+from types import SimpleNamespace
 from typing import Any
 
 from diffuser_policy.benchmark.context import MethodContext
 from diffuser_policy.benchmark.methods import register_method
-from diffuser_policy.data.demonstrators import (
-    DEMONSTRATORS,
-    Policy,
-    default_demonstrator,
-)
+from diffuser_policy.data.demonstrators import DEMONSTRATORS, default_demonstrator
 
 
 @register_method("demonstrator", label="Demonstrator", needs_dataset=False)
 def demonstrator(context: MethodContext) -> Any:
     """Act as the environment's demonstrator, with the variety that the data have."""
-    env = context.make_env()
-    try:
+    with closing(context.make_env()) as env:
         factory = DEMONSTRATORS.find(default_demonstrator(env)).target
-        return AsRecorded(factory.from_env(env, seed=context.seed))
-    finally:
-        env.close()
-
-
-class AsRecorded:
-    """A demonstrator that always acts as it does when data are recorded."""
-
-    def __init__(self, demonstrator: Policy) -> None:
-        self.demonstrator = demonstrator
+        expert = factory.from_env(env, seed=context.seed)
 
     def predict(
-        self,
         observation: Any,
         state: Any = None,
         episode_start: Any = None,
-        deterministic: bool = False,  # noqa: ARG002 (never)
+        deterministic: bool = False,  # noqa: ARG001 (never: as when data are recorded)
     ) -> tuple[Any, Any]:
-        """Return actions, and what to pass as `state` the next time."""
-        return self.demonstrator.predict(observation, state, episode_start)
+        return expert.predict(observation, state, episode_start)
+
+    return SimpleNamespace(predict=predict)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from diffuser_policy.benchmark.context import MethodContext
 from diffuser_policy.benchmark.methods import register_method
 from diffuser_policy.benchmark.problem import Problem
 from diffuser_policy.errors import ConfigError
-
-PLANNER = "planner"  # subfolder of the method's folder
-SAVE_INTERVAL = 500
 
 
 def _refuse_planner(problem: Problem, settings: Mapping[str, Any]) -> None:
@@ -57,11 +55,24 @@ def diffuser(
     """
     import torch
 
-    from diffuser_policy.baselines.learning import num_parameters
+    from diffuser_policy.baselines.learning import num_parameters, train_run
     from diffuser_policy.policy import DiffuserPolicy
+    from diffuser_policy.training.presets import preset as find_preset
+    from diffuser_policy.training.trainer import Trainer
 
     torch.set_num_threads(1)
-    source = planner or _train(context, str(preset))
+    source = planner or str(context.folder / "planner")
+    if planner is None:
+        config = find_preset(str(preset))
+        num_steps = context.num_steps or config.optimization.num_steps
+        config = dataclasses.replace(
+            config,
+            dataset=context.problem.dataset,
+            seed=context.seed,
+            optimization=dataclasses.replace(config.optimization, num_steps=num_steps),
+        )
+        trainer = Trainer(config, context.dataset, Path(source))
+        train_run(context, trainer, num_steps)
     policy = DiffuserPolicy.from_pretrained(source, seed=context.seed)
     context.facts |= {
         "num_steps": policy.config.provenance.get("steps"),
@@ -69,23 +80,3 @@ def diffuser(
         "loaded": planner is not None,
     }
     return policy
-
-
-def _train(context: MethodContext, preset_name: str) -> str:
-    """Train until the preset's or the budget's last step; return the folder."""
-    from diffuser_policy.baselines.learning import train_run
-    from diffuser_policy.training.presets import preset
-    from diffuser_policy.training.trainer import Trainer
-
-    config = preset(preset_name)
-    num_steps = context.num_steps or config.optimization.num_steps
-    config = dataclasses.replace(
-        config,
-        dataset=context.problem.dataset,
-        seed=context.seed,
-        optimization=dataclasses.replace(config.optimization, num_steps=num_steps),
-    )
-    folder = context.folder / PLANNER
-    trainer = Trainer(config, context.dataset, folder)
-    train_run(context, trainer, num_steps, SAVE_INTERVAL)
-    return str(folder)

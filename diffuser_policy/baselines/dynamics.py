@@ -72,25 +72,15 @@ ACTION_PLANNER_HORIZON = 64
 
 @dataclass(frozen=True, kw_only=True)
 class DynamicsConfig:
-    """What is trained, besides the data.
+    """What is trained, besides the data."""
 
-    Attributes:
-        num_members: Networks.
-        width: Units of each of their hidden layers.
-        num_layers: Hidden layers.
-        num_steps: Gradient steps.
-        batch_size: Transitions per member and gradient step.
-        learning_rate: Adam's first step size, which falls to zero as a cosine.
-        seed: Of weights and batches.
-    """
-
-    num_members: int = 5
-    width: int = 128
-    num_layers: int = 2
-    num_steps: int = 20_000
-    batch_size: int = 256
-    learning_rate: float = 1e-3
-    seed: int = 0
+    num_members: int = 5  # networks
+    width: int = 128  # units of each of their hidden layers
+    num_layers: int = 2  # hidden layers
+    num_steps: int = 20_000  # gradient steps
+    batch_size: int = 256  # transitions per member and gradient step
+    learning_rate: float = 1e-3  # Adam's first step size, which falls to 0 as a cosine
+    seed: int = 0  # of weights and batches
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -105,10 +95,7 @@ class DynamicsEnsemble(nn.Module):
     limits: Tensor
 
     def __init__(
-        self,
-        state_size: int,
-        action_size: int,
-        config: DynamicsConfig,
+        self, state_size: int, action_size: int, config: DynamicsConfig
     ) -> None:
         super().__init__()
         self.state_size, self.action_size = state_size, action_size
@@ -282,10 +269,6 @@ class DiffuserDynamics:
 
     The same states and actions are always denoised from the same noise.
 
-    Args:
-        planner: Plans actions as well as observations.
-        seed: Of the noise.
-
     Raises:
         ConfigError: A planner that plans no actions, or not for every env step.
     """
@@ -334,8 +317,7 @@ class DiffuserDynamics:
         )
         trajectories = planner.normalizer.unnormalize(samples.trajectories[:, 0]).cpu()
         planned = trajectories[:, 1 : num_steps + 1, layout.observations]
-        predicted: np.ndarray = planned.numpy()
-        return predicted
+        return planned.numpy()
 
 
 def _tensor(values: np.ndarray) -> Tensor:

@@ -15,7 +15,7 @@ import inspect
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -26,9 +26,9 @@ from diffuser_policy.benchmark.methods import register_method
 from diffuser_policy.errors import CheckpointError
 from diffuser_policy.files import replaced_file
 from diffuser_policy.training.state import Parts, restore, tensors_of
+from diffuser_policy.training.trainer import TrainingRun
 
-if TYPE_CHECKING:
-    from diffuser_policy.training.trainer import TrainingRun
+SAVE_INTERVAL = 500  # gradient steps between checkpoints
 
 
 def family_method(
@@ -41,15 +41,8 @@ def family_method(
 ) -> Callable[..., Any]:
     """Register a method whose settings come from a table, and return its function.
 
-    The function, of `make`'s module, is named like the method, with underscores instead
-    of dashes.
-
-    Args:
-        make: Called with the context and all settings; returns the policy.
-        name: Of the method.
-        purpose: A sentence on what it does.
-        settings: Names and defaults.
-        **registered: As of `register_method`.
+    `make` gets the context and all settings, and returns the policy. The function, of
+    `make`'s module, is named like the method, with underscores instead of dashes.
     """
 
     def function(context: MethodContext, **given: Any) -> Any:
@@ -70,15 +63,10 @@ def family_method(
     return register_method(name, **registered)(function)
 
 
-def train_run(
-    context: MethodContext,
-    run: TrainingRun[Any],
-    num_steps: int,
-    save_interval: int = 1000,
-) -> None:
+def train_run(context: MethodContext, run: TrainingRun[Any], num_steps: int) -> None:
     """Train in a folder of the context's, or resume that, and note the facts."""
     run.run(
-        save_interval=min(save_interval, num_steps),
+        save_interval=min(SAVE_INTERVAL, num_steps),
         progress=False,
         on_metrics=lambda step, losses: context.progress(
             step, num_steps, figures=losses
@@ -91,14 +79,7 @@ def train_run(
 
 
 def save_parts(path: Path, parts: Parts, *, step: int, data: object = None) -> None:
-    """Write modules and optimizers atomically.
-
-    Args:
-        path: Of the file.
-        parts: By name.
-        step: Gradient steps done.
-        data: JSON-able facts about the data of these steps.
-    """
+    """Write modules, optimizers and JSON-able facts about the data, atomically."""
     with replaced_file(path) as partial:
         metadata = {"step": str(step), "data": json.dumps(data)}
         save_file(tensors_of(parts), partial, metadata=metadata)

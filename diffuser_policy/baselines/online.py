@@ -154,12 +154,11 @@ def save_agent(agent: Any, folder: Path) -> None:
     for name in GOAL_TABLES:
         parts = getattr(buffer, name)
         tables |= {f"{name}/{key}": parts[key][:rows] for key in parts}
-    counts = {name: getattr(agent, name) for name in COUNTS}
-    place = {"pos": buffer.pos, "full": buffer.full}
+    numbers = {name: np.array(getattr(agent, name)) for name in COUNTS}
+    numbers |= {name: np.array(getattr(buffer, name)) for name in ("pos", "full")}
     with replaced_folder(folder) as partial:
-        step = agent.num_timesteps
-        save_parts(partial / WEIGHTS_FILE, parts_of(agent), step=step)
-        numbers = {name: np.array(value) for name, value in (counts | place).items()}
+        parts = parts_of(agent)
+        save_parts(partial / WEIGHTS_FILE, parts, step=agent.num_timesteps)
         save_file(tables | numbers, partial / REPLAY_FILE)
 
 

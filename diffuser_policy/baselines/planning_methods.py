@@ -17,6 +17,7 @@ step (by default one is trained), which it denoises in `num_sampling_steps`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import fields
 from typing import Any
 
@@ -150,9 +151,8 @@ mppi_diffuser = _method(MPPI, "diffuser")
 @register_method("random", label="Random", needs_dataset=False)
 def random(context: MethodContext) -> RandomPolicy:
     """Draw every action uniformly."""
-    env = context.make_env()
-    space: Any = env.action_space
-    env.close()
+    with closing(context.make_env()) as env:
+        space: Any = env.action_space
     return RandomPolicy(space.low, space.high, seed=context.seed)
 
 
@@ -181,13 +181,9 @@ class RandomPolicy:
         if isinstance(observation, Mapping):
             observation = observation["observation"]
         batch = np.shape(observation)[:-1]
-        if state is None:
-            state = self.initial_state(int(np.prod(batch)))
-        actions = [
-            np.random.default_rng((self.seed, int(stream), int(age))).uniform(
-                self.low, self.high
-            )
-            for stream, age in zip(state.streams, state.ages, strict=True)
-        ]
+        state = state or self.initial_state(int(np.prod(batch)))
+        rows = zip(state.streams.tolist(), state.ages.tolist(), strict=True)
+        generators = (np.random.default_rng((self.seed, *row)) for row in rows)
+        actions = [each.uniform(self.low, self.high) for each in generators]
         drawn = np.reshape(actions, (*batch, len(self.low))).astype(np.float32)
         return drawn, state._replace(ages=state.ages + 1)

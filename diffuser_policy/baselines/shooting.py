@@ -76,19 +76,12 @@ class Optimizer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class MPPI:
-    r"""Model-predictive path integral control, by `pytorch_mppi`.
+    """Model-predictive path integral control, by `pytorch_mppi`."""
 
-    Attributes:
-        num_samples: Plans drawn an iteration.
-        num_iterations: How often the plan is improved before it is executed.
-        temperature: $\lambda$, in units of the mean reward a step.
-        noise: Standard deviation of the drawn actions, in units of half their range.
-    """
-
-    num_samples: int = 64
-    num_iterations: int = 4
-    temperature: float = 0.01
-    noise: float = 1.0
+    num_samples: int = 64  # plans drawn an iteration
+    num_iterations: int = 4  # how often a plan is improved before it is executed
+    temperature: float = 0.01  # λ, in units of the mean reward a step
+    noise: float = 1.0  # standard deviation of actions, in units of half their range
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -127,25 +120,17 @@ class MPPI:
         with seeded(int(rng.integers(2**63))):
             for _ in range(self.num_iterations):
                 controller.command(torch.zeros(1), shift_nominal_trajectory=False)
-        better: np.ndarray = controller.U.numpy().clip(-1.0, 1.0)
-        return better
+        return np.asarray(controller.U).clip(-1.0, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CrossEntropy:
-    """The cross-entropy method with a diagonal Gaussian.
+    """The cross-entropy method with a diagonal Gaussian."""
 
-    Attributes:
-        num_samples: Plans drawn an iteration.
-        num_iterations: How often the Gaussian is fitted.
-        elite_share: Share of the drawn plans that it is fitted to.
-        noise: First standard deviation, in units of half the actions' range.
-    """
-
-    num_samples: int = 64
-    num_iterations: int = 4
-    elite_share: float = 0.1
-    noise: float = 1.0
+    num_samples: int = 64  # plans drawn an iteration
+    num_iterations: int = 4  # how often the Gaussian is fitted
+    elite_share: float = 0.1  # of the drawn plans, to which it is fitted
+    noise: float = 1.0  # first standard deviation, in units of half the actions' range
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -170,19 +155,12 @@ class CrossEntropy:
 
 
 class ShootingState(NamedTuple):
-    """What `predict` remembers, one row per environment.
+    """What `predict` remembers, one row per environment."""
 
-    Attributes:
-        plans: `[n, knots, action]` actions to come, scaled to [-1, 1].
-        ages: `[n]` env steps since the plan was made; -1: there is none.
-        streams: `[n]` random stream of each row.
-        num_plans: `[n]` plans made from this stream.
-    """
-
-    plans: np.ndarray
-    ages: np.ndarray
-    streams: np.ndarray
-    num_plans: np.ndarray
+    plans: np.ndarray  # [n, knots, action] to come, scaled to [-1, 1]
+    ages: np.ndarray  # [n] env steps since the plan was made; -1: there is none
+    streams: np.ndarray  # [n] random stream
+    num_plans: np.ndarray  # [n] plans made from this stream
 
     def rows(self, index: Any) -> ShootingState:
         """Return the state of some rows."""
@@ -199,15 +177,8 @@ class ShootingState(NamedTuple):
 class ShootingPolicy:
     """Model-predictive control with a warm start; keeps `predict`'s contract.
 
-    Args:
-        model: Says where actions lead.
-        objective: Says what that is worth.
-        optimizer: Finds better plans.
-        spaces: Of the environment: goal dictionaries.
-        horizon: Env steps of a plan.
-        hold: Env steps that each action is kept for.
-        replan_interval: Env steps between plans; `hold` by default.
-        seed: Of all randomness.
+    A plan covers `horizon` env steps, an action of it `hold` env steps; a new one is
+    made every `replan_interval` env steps, by default as often as actions change.
 
     Raises:
         ConfigError: Numbers of env steps that are no multiples of one another, or an
@@ -318,8 +289,7 @@ class ShootingPolicy:
             first = np.broadcast_to(observation, (len(plans), len(observation)))
             returns = self.objective(self.model.simulate(first, actions), goal)
             opinions = tuple(range(returns.ndim - 1))
-            mean: np.ndarray = returns.mean(axis=opinions) if opinions else returns
-            return mean
+            return np.asarray(returns.mean(axis=opinions) if opinions else returns)
 
         return self.optimizer.improve(left, value, rng)
 
@@ -346,8 +316,7 @@ def make_objective(name: str, env: Env, spaces: SpaceSpec) -> Objective:
         achieved = states[..., list(spaces.goal_columns)]
         desired = np.broadcast_to(goal, achieved.shape)
         rewards = np.asarray(base.compute_reward(achieved, desired, {}))
-        mean: np.ndarray = rewards.mean(axis=-1)
-        return mean
+        return np.asarray(rewards.mean(axis=-1))
 
     return mean_reward
 
@@ -358,8 +327,7 @@ def goal_nearness(columns: Sequence[int]) -> Objective:
     def mean_nearness(states: np.ndarray, goal: np.ndarray) -> np.ndarray:
         offset = states[..., list(columns)] - goal
         distance = np.sqrt(np.square(offset).sum(axis=-1))
-        mean: np.ndarray = np.exp(-distance).mean(axis=-1)
-        return mean
+        return np.asarray(np.exp(-distance).mean(axis=-1))
 
     return mean_nearness
 

@@ -29,6 +29,7 @@ not do: reaching a goal does not end an episode here.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -52,28 +53,16 @@ MIN_RANGE = 1e-6  # of an action column, as a share of the space's
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Codec:
-    """Scales inputs and actions; all arrays are float32.
+    """Scales inputs and actions; all arrays are float32."""
 
-    Attributes:
-        mean: `[inputs]`.
-        std: `[inputs]`.
-        columns: Of the actions, which networks see; the others stay at their middle.
-        low: `[actions]`, of relative actions where `targets` has a column.
-        high: `[actions]`.
-        space_low: `[actions]`, of the action space.
-        space_high: `[actions]`.
-        targets: For each action column the observation column that it is a target
-            for; -1 for none.
-    """
-
-    mean: np.ndarray
-    std: np.ndarray
-    columns: tuple[int, ...]
-    low: np.ndarray
-    high: np.ndarray
-    space_low: np.ndarray
-    space_high: np.ndarray
-    targets: tuple[int, ...]
+    mean: np.ndarray  # [inputs]
+    std: np.ndarray  # [inputs]
+    columns: tuple[int, ...]  # of actions, which networks see; others keep their middle
+    low: np.ndarray  # [actions], of relative actions where `targets` has a column
+    high: np.ndarray  # [actions]
+    space_low: np.ndarray  # [actions], of the action space
+    space_high: np.ndarray  # [actions]
+    targets: tuple[int, ...]  # observation column that an action is a target for, or -1
 
     @classmethod
     def fit(
@@ -83,13 +72,9 @@ class Codec:
         actions: np.ndarray,
         goals: np.ndarray | None = None,
     ) -> Self:
-        """Return the codec of a dataset.
+        """Return the codec of observations and actions `[rows, …]`.
 
-        Args:
-            env: Its action space has to be a bounded box.
-            observations: `[rows, size]`.
-            actions: `[rows, actions]`.
-            goals: `[rows, goal]` achieved goals, for problems with goals.
+        Problems with goals also have achieved goals `[rows, goal]`.
 
         Raises:
             ConfigError: The environment names targets that are no columns, or its
@@ -146,28 +131,22 @@ class Codec:
                 f"This policy takes {len(self.mean)} numbers (observation, then goal), "
                 f"got {rows.shape[-1]}."
             )
-        scaled: np.ndarray = ((rows - self.mean) / self.std).astype(np.float32)
-        return scaled
+        return np.asarray((rows - self.mean) / self.std, np.float32)
 
     def encode(self, actions: np.ndarray, observations: np.ndarray) -> np.ndarray:
         """Return what networks see of actions: `[n, num_actions]` in [-1, 1].
 
-        Args:
-            actions: `[n, actions]` of the environment.
-            observations: `[n, size]` that they were taken in.
+        They were taken in observations `[n, size]`.
         """
         moved, kept = actions - _base(self.targets, observations), list(self.columns)
         low, high = self.low[kept], self.high[kept]
         scaled = 2 * (moved[:, kept] - low) / (high - low) - 1
-        encoded: np.ndarray = scaled.clip(-1, 1).astype(np.float32)
-        return encoded
+        return np.asarray(scaled.clip(-1, 1), np.float32)
 
     def decode(self, encoded: np.ndarray, observations: np.ndarray) -> np.ndarray:
-        """Return actions `[n, actions]` of the environment, inside of its space.
+        """Return actions `[n, actions]` inside of the environment's space.
 
-        Args:
-            encoded: `[n, num_actions]`.
-            observations: `[n, at least size]` that they are taken in.
+        They are taken in observations `[n, at least size]`.
         """
         whole = np.zeros((len(encoded), len(self.low)), np.float32)
         whole[:, list(self.columns)] = encoded
@@ -179,8 +158,7 @@ class Codec:
 def _base(targets: tuple[int, ...], observations: np.ndarray) -> np.ndarray:
     """Return `[n, actions]`: what actions are relative to; zero for nothing."""
     columns = np.array(targets)
-    base: np.ndarray = np.where(columns >= 0, observations[..., columns], 0.0)
-    return base
+    return np.where(columns >= 0, observations[..., columns], 0.0)
 
 
 def _targets(env: Env, num_columns: int, num_actions: int) -> tuple[int, ...]:
@@ -197,32 +175,18 @@ def _targets(env: Env, num_columns: int, num_actions: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:
-    """Transitions, scaled; float32.
+    """Transitions, scaled; float32."""
 
-    Attributes:
-        observations: `[n, inputs]`, with the goal behind the observation.
-        actions: `[n, actions]`.
-        rewards: `[n, 1]`.
-        next_observations: `[n, inputs]`.
-        next_actions: `[n, actions]`.
-        terminals: `[n, 1]`, 1 where the data terminated.
-    """
-
-    observations: np.ndarray
-    actions: np.ndarray
-    rewards: np.ndarray
-    next_observations: np.ndarray
-    next_actions: np.ndarray
-    terminals: np.ndarray
+    observations: np.ndarray  # [n, inputs], with the goal behind the observation
+    actions: np.ndarray  # [n, actions]
+    rewards: np.ndarray  # [n, 1]
+    next_observations: np.ndarray  # [n, inputs]
+    next_actions: np.ndarray  # [n, actions]
+    terminals: np.ndarray  # [n, 1], 1 where the data terminated
 
 
 class Transitions(ABC):
-    """The transitions of a dataset.
-
-    Attributes:
-        codec: Scales what networks see.
-        rows: `[transitions]` rows of the data that have a successor, or terminated.
-    """
+    """The transitions of a dataset; `codec` scales what networks see."""
 
     codec: Codec
 
@@ -230,6 +194,7 @@ class Transitions(ABC):
         self.flat = flat
         self.ends = flat.run_ends
         index = np.arange(flat.num_rows)
+        # [transitions] rows of the data that have a successor, or terminated.
         self.rows = np.flatnonzero((index + 1 < self.ends) | flat.fields["terminated"])
         if not len(self.rows):
             raise DatasetError(
@@ -297,10 +262,8 @@ class SingleTask(Transitions):
 class Hindsight(Transitions):
     r"""Transitions with goals that were reached later.
 
-    Args:
-        flat: The data; it has achieved goals, or the environment computes them.
-        env: Has `compute_reward`.
-        discount: $\gamma_g$ of the number of steps to the goal.
+    Achieved goals are those of the data, or computed by the environment; $\gamma_g$ is
+    the `discount` of the number of steps to the goal.
 
     Raises:
         ConfigError: The environment has no goals.
@@ -333,13 +296,10 @@ def make_transitions(
         ConfigError: The environment lacks the goal or the reward.
         DatasetError: The data lack them.
     """
-    env = problem.make_env()
-    try:
+    with closing(problem.make_env()) as env:
         if problem.goals == "hindsight":
             return Hindsight(flat, env, discount=goal_discount)
         return SingleTask(flat, env)
-    finally:
-        env.close()
 
 
 def check_goals(env: Env, why: str) -> None:

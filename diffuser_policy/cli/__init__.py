@@ -48,10 +48,7 @@ EXIT_OK, EXIT_ERROR, EXIT_INTERRUPTED, EXIT_PIPE = 0, 2, 130, 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        argv: Arguments after the program's name; those of the process if not given.
+    """Run the command line with these arguments, or those of the process.
 
     Returns:
         The exit status: 0 for success, 2 for an error that was explained on standard

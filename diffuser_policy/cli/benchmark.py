@@ -51,8 +51,7 @@ class RunSettings:
     """Run only these methods of the suite, or others: by name, as module:function or as
     file.py:function."""
     problems: Annotated[
-        tuple[str, ...] | None,
-        shown_as("NAME …", aliases=["--envs"]),
+        tuple[str, ...] | None, shown_as("NAME …", aliases=["--envs"])
     ] = None
     """Run only these problems of the suite: names such as multi2d-large, or ids."""
     seeds: Annotated[tuple[str, ...] | None, shown_as("N …")] = None
@@ -79,8 +78,13 @@ class RunSettings:
     mixed_versions: Flag = False
     """Accept results in the folder that other versions of packages made."""
 
-    def chosen_suite(self) -> Suite:
-        """Return the suite, with the settings that were given."""
+    def chosen(self) -> tuple[Suite, tuple[Cell, ...]]:
+        """Return the suite with the settings that were given, and its chosen cells.
+
+        Raises:
+            ConfigError: An option without a value, or seeds that are no numbers.
+            UnknownNameError: No such suite or problem.
+        """
         from diffuser_policy.benchmark.suites import load_suite
 
         suite = load_suite(self.suite)
@@ -89,15 +93,6 @@ class RunSettings:
         if self.episodes is not None:
             changed = dataclasses.replace(suite.evaluation, episodes=self.episodes)
             suite = dataclasses.replace(suite, evaluation=changed)
-        return suite
-
-    def chosen_cells(self, suite: Suite) -> tuple[Cell, ...]:
-        """Return the cells that were asked for.
-
-        Raises:
-            ConfigError: An option without a value, or seeds that are no numbers.
-            UnknownNameError: No such problem.
-        """
         for option in ("methods", "problems", "seeds"):
             if getattr(self, option) == ():
                 raise ConfigError(f"--{option} needs at least one value, got none.")
@@ -110,7 +105,8 @@ class RunSettings:
                 f"--seeds takes whole numbers with spaces between them, such as "
                 f"--seeds 0 1 2; got {' '.join(self.seeds or ())!r}."
             ) from error
-        return suite.cells(methods=self.methods, problems=problems, seeds=seeds)
+        cells = suite.cells(methods=self.methods, problems=problems, seeds=seeds)
+        return suite, cells
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,9 +148,8 @@ def run(settings: RunSettings) -> int:
     from diffuser_policy.data.workers import num_cores
 
     options = parse_assignments(settings.engine_option, option="--engine-option")
-    suite = settings.chosen_suite()
+    suite, cells = settings.chosen()
     output = settings.output or Path("runs") / f"benchmark-{suite.name}"
-    cells = settings.chosen_cells(suite)
     workers = num_cores() if settings.workers is None else settings.workers
     keep = settings.mixed_versions
     check_engine(settings.engine, workers=workers, options=options)
@@ -205,11 +200,11 @@ def suites(settings: SuitesSettings) -> int:
     from diffuser_policy.benchmark.suites import SUITES, load_suite
 
     if settings.suite is None:
-        listed = table("suite", "purpose", "problems", "cells")
-        for suite in map(load_suite, SUITES):
-            sizes = len(suite.problems), len(suite.cells())
-            listed.add_row(suite.name, suite.purpose, *map(str, sizes))
-        Console().print(listed)
+        rows = (
+            (suite.name, suite.purpose, len(suite.problems), len(suite.cells()))
+            for suite in map(load_suite, SUITES)
+        )
+        Console().print(table("suite", "purpose", "problems", "cells", rows=rows))
         print("\nOne of them: diffuser-policy benchmark suites SUITE")
         return 0
     suite = load_suite(settings.suite)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from diffuser_policy.cli.options import shown_as
+from diffuser_policy.cli.options import shown_as, table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -42,9 +42,9 @@ def _listed() -> Iterator[RenderableType]:
 
     from diffuser_policy.guides.registry import GUIDES, registered_guide
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 1, 0))
+    listed = Table(box=None, pad_edge=False, padding=(0, 2, 1, 0))
     for header in ("guide", "parameters", "what it is for", "origin"):
-        table.add_column(header, no_wrap=header == "guide", overflow="fold")
+        listed.add_column(header, no_wrap=header == "guide", overflow="fold")
     errors = []
     for plugin, error in GUIDES.entries():
         if error is None:
@@ -55,15 +55,13 @@ def _listed() -> Iterator[RenderableType]:
             parameters, summary, style = "–", "cannot be used, see below", "bold red"
             errors.append(Text(f"{error}\n", style="red"))
         cells = (Text(cell) for cell in (parameters, summary, plugin.origin))
-        table.add_row(Text(plugin.name, style=style), *cells)
-    yield table
+        listed.add_row(Text(plugin.name, style=style), *cells)
+    yield listed
     yield from errors
 
 
 def _explained(name: str) -> Iterator[RenderableType]:
     """Yield what a guide does, what it takes, and how to pass it."""
-    from rich.padding import Padding
-    from rich.table import Table
     from rich.text import Text
 
     from diffuser_policy.guides.registry import GUIDES, example_texts, registered_guide
@@ -75,17 +73,16 @@ def _explained(name: str) -> Iterator[RenderableType]:
     yield Text.assemble((guide.name, "bold"), f"  {plugin.origin}\n")
     yield Text(f"{_reflowed(description or 'It has no description.')}\n")
     if guide.parameters:
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        for header in ("parameter", "default", "is", ""):
-            table.add_column(header, no_wrap=header == "parameter", overflow="fold")
-        for parameter in guide.parameters:
-            table.add_row(
-                Text(parameter.name, style="bold"),
+        rows = (
+            (
+                parameter.name,
                 "required" if parameter.required else value_text(parameter.default),
-                Text(in_words(parameter.hint)),
-                Text(helps.get(parameter.name, "")),
+                in_words(parameter.hint),
+                helps.get(parameter.name, ""),
             )
-        yield Padding(table, (0, 0, 1, 0))
+            for parameter in guide.parameters
+        )
+        yield table("parameter", "default", "is", "", rows=rows)
     for text in example_texts(guide):
         yield Text(f"--guide '{text}'", style="bold")
 

@@ -40,34 +40,24 @@ def _planners() -> Table:
     """Return the shipped planners."""
     from diffuser_policy.checkpoint import CONFIG, SHIPPED, shipped_planners
 
-    listed = table("name", "environment", "horizon", "size", title="Shipped planners")
+    rows = []
     for name in shipped_planners():
-        folder = SHIPPED / name
-        config = json.loads((folder / CONFIG).read_text())
-        size = sum(file.stat().st_size for file in folder.iterdir())
-        listed.add_row(
-            name,
-            str(config["provenance"].get("dataset", {}).get("env_id")),
-            str(config["window"]["horizon"]),
-            f"{size / 1e6:.1f} MB",
-        )
-    return listed
+        config = json.loads((SHIPPED / name / CONFIG).read_text())
+        env_id = config["provenance"].get("dataset", {}).get("env_id")
+        size = sum(file.stat().st_size for file in (SHIPPED / name).iterdir())
+        rows.append((name, env_id, config["window"]["horizon"], f"{size / 1e6:.1f} MB"))
+    headers = "name", "environment", "horizon", "size"
+    return table(*headers, rows=rows, title="Shipped planners")
 
 
 def _presets() -> Table:
     """Return the training presets."""
-    listed = table(
-        "name", "dataset", "horizon", "gradient steps", title="Training presets"
+    rows = (
+        (name, c.dataset, c.window.horizon, f"{c.optimization.num_steps:,}")
+        for name, c in ((name, preset(name)) for name in PRESETS)
     )
-    for name in PRESETS:
-        config = preset(name)
-        listed.add_row(
-            name,
-            config.dataset,
-            str(config.window.horizon),
-            f"{config.optimization.num_steps:,}",
-        )
-    return listed
+    headers = "name", "dataset", "horizon", "gradient steps"
+    return table(*headers, rows=rows, title="Training presets")
 
 
 def _environments() -> Table:
@@ -119,6 +109,13 @@ def _describe(planner: str) -> Table:
     dataset = provenance.get("dataset", {})
     training = provenance.get("training", {})
     window, plans = config.window, config.planner
+    network, execution = config.network, config.execution
+    kind = {"unet": "temporal U-Net", "objects": "transformer over objects"}
+    whens = ["on a new goal"]
+    if execution.replan_interval is not None:
+        whens.append(f"every {execution.replan_interval} env steps")
+    if execution.replan_deviation is not None:
+        whens.append(f"{execution.replan_deviation} m off the plan")
     count = sum(parameter.numel() for parameter in networks.parameters())
     rows: dict[str, Any] = {
         "folder": locate(planner),
@@ -130,42 +127,23 @@ def _describe(planner: str) -> Table:
         "trajectory": f"{config.layout.action_dim} action and "
         f"{config.layout.observation_dim} "
         f"{'observation' if window.features is None else window.features} columns",
-        "network": _network(config.network),
+        "network": f"{kind[network.architecture]}, width {network.dim}"
+        + ", residual" * network.residual,
         "horizon": f"{plans.horizon}, at most {window.horizon} env steps, "
         f"stride {window.stride}",
         "sampler": f"{plans.sampler}, {plans.num_sampling_steps or 'all'} of "
-        f"{config.network.num_denoising_steps} denoising steps",
+        f"{network.num_denoising_steps} denoising steps",
         "candidates": f"{plans.num_candidates}, ranked by {plans.ranking}",
         "classifier": "none"
         if config.classifier is None
         else f"of {len(config.classifier.classes)} labels: "
         f"{', '.join(config.classifier.classes)}",
         "guide": "none" if config.guide is None else described(config.guide),
-        "executor": config.execution.executor,
-        "replanning": _replanning(config.execution),
+        "executor": execution.executor,
+        "replanning": ", ".join(whens),
         "versions": ", ".join(
             f"{name} {version}"
             for name, version in provenance.get("versions", {}).items()
         ),
     }
-    shown = table("", "", title=planner)
-    for label, value in rows.items():
-        shown.add_row(label, str(value))
-    return shown
-
-
-def _network(network: Any) -> str:
-    """Return the architecture of the denoiser, in words."""
-    kind = {"unet": "temporal U-Net", "objects": "transformer over objects"}
-    deviations = ", residual" if network.residual else ""
-    return f"{kind[network.architecture]}, width {network.dim}{deviations}"
-
-
-def _replanning(execution: Any) -> str:
-    """Return when the policy plans again, in words."""
-    whens = ["on a new goal"]
-    if execution.replan_interval is not None:
-        whens.append(f"every {execution.replan_interval} env steps")
-    if execution.replan_deviation is not None:
-        whens.append(f"{execution.replan_deviation} m off the plan")
-    return ", ".join(whens)
+    return table("", "", rows=rows.items(), title=planner)

@@ -103,8 +103,7 @@ def load_policy(planner: str, options: PlanningOptions, *, seed: int) -> Diffuse
     """Load a planner with the options that were given.
 
     Raises:
-        CheckpointNotFoundError: Nothing of that name; the nearest are named.
-        CheckpointError: Truncated, foreign, or of another schema.
+        CheckpointError: No such planner, or a damaged, foreign or outdated one.
         UnknownNameError: No guide of a name; the nearest are named.
         GuideError: A guide that cannot be read.
         ConfigError: Options that contradict each other or the planner, or that have no
@@ -134,11 +133,7 @@ def changed(settings: Mapping[str, Any], usual: Mapping[str, Any]) -> list[str]:
 
 
 def parse_assignments(texts: Iterable[str], *, option: str) -> dict[str, Any]:
-    """Return the settings that `KEY=VALUE` texts name.
-
-    Args:
-        texts: Values are read as JSON if they are, and as plain text if not.
-        option: That they were given with.
+    """Return the settings that `KEY=VALUE` texts name, as JSON values or plain text.
 
     Raises:
         ConfigError: No `=`, no key, or a key that was given before.
@@ -159,13 +154,18 @@ def parse_assignments(texts: Iterable[str], *, option: str) -> dict[str, Any]:
     return settings
 
 
-def table(*headers: str, title: str | None = None) -> Table:
-    """Return an empty table; headers that are all empty are not shown."""
+def table(
+    *headers: str, rows: Iterable[Iterable[object]] = (), title: str | None = None
+) -> Table:
+    """Return a table of texts; headers that are all empty are not shown."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
+    from rich.text import Text
 
-    empty = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    empty.show_header = any(headers)
+    made = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    made.show_header = any(headers)
     for header in headers:
-        empty.add_column(header, overflow="fold")
-    return empty
+        made.add_column(header, overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(str(cell)) for cell in row))  # brackets are no markup
+    return made

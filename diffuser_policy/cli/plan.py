@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -53,8 +54,7 @@ def plan(settings: PlanSettings) -> int:
     )
 
     policy, env_id = settings.load()
-    env = make_env(env_id)
-    try:
+    with closing(make_env(env_id)) as env:
         policy.spaces.check(env)
         observation = _reset(env, settings)
         scene = Scene.of(
@@ -65,8 +65,6 @@ def plan(settings: PlanSettings) -> int:
         state = policy.initial_state(1, np.array([episode_stream(settings.seed, 0)]))
         made = policy.plan(observation, state=state, keep_chain=True)
         episode = run_episode(policy, env, observation, seed=settings.seed, state=state)
-    finally:
-        env.close()
     path = np.concatenate([policy.read(o)[0] for o in episode.observations])
     name = f"{env_id.rpartition('/')[2]}, seed {settings.seed}"
     out, title = settings.out, f"{name}: {_outcome(episode.record)}"
@@ -76,8 +74,7 @@ def plan(settings: PlanSettings) -> int:
     )
     save_chain_gif(made, scene, out / "chain.gif", title=name)
     record, planned = episode.record, scene.arrival(made)
-    shown = table("", "", title=name)
-    for label, value in (
+    rows = (
         ("start", _point(record.start)),
         ("goal", _point(record.goal)),
         ("planned length", f"{made.durations[0]} env steps"),
@@ -85,9 +82,8 @@ def plan(settings: PlanSettings) -> int:
         ("actual arrival", _steps(record.time_to_goal)),
         ("return", f"{record.episode_return:.1f} in {record.length} env steps"),
         ("score", "–" if record.score is None else f"{record.score:.1f}"),
-    ):
-        shown.add_row(label, value)
-    Console().print(shown)
+    )
+    Console().print(table("", "", rows=rows, title=name))
     print(f"Wrote {out / 'plan.png'}, {out / 'chain.png'}, {out / 'chain.gif'}")
     return 0
 

@@ -41,7 +41,7 @@ def speed(settings: SpeedSettings) -> int:
     from diffuser_policy.files import check_writable, write_json
     from diffuser_policy.plotting import save_figure
     from diffuser_policy.speed import measure_speed
-    from diffuser_policy.speed.report import figure, summary, tables, to_json
+    from diffuser_policy.speed.report import facts, figure, tables, to_json
 
     if settings.out is not None:
         require_extra("matplotlib", "plot")
@@ -61,9 +61,8 @@ def speed(settings: SpeedSettings) -> int:
             progress=lambda share: bar.update(task, completed=share),
         )
     console = Console(highlight=False)
-    for table in tables(measured):
+    for table in (*tables(measured), facts(measured)):
         console.print(table)
-    print("\n".join(summary(measured)))
     if settings.out is not None:
         path = settings.out / FIGURE
         save_figure(figure(measured, title=settings.planner), path)

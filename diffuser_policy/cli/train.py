@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 import tyro
 
 from diffuser_policy.cli import EXIT_INTERRUPTED, EXIT_OK
-from diffuser_policy.cli.options import Flag, changed, shown_as
+from diffuser_policy.cli.options import Flag, Planner, changed, shown_as
 from diffuser_policy.config import (
     CLASSIFIER_NEEDS,
     NETWORK_NEEDS,
@@ -183,9 +183,8 @@ def _tensorboard(output: Path) -> Callable[[int, dict[str, float]], None]:
     require_extra("tensorboard", "tensorboard")
     from torch.utils.tensorboard import SummaryWriter
 
-    @functools.cache
-    def writer() -> Any:
-        return SummaryWriter(str(output / "training" / "tensorboard"))
+    folder = str(output / "training" / "tensorboard")
+    writer = functools.cache(lambda: SummaryWriter(folder))
 
     def log(step: int, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():
@@ -197,19 +196,13 @@ def _tensorboard(output: Path) -> Callable[[int, dict[str, float]], None]:
 
 @dataclass(frozen=True, kw_only=True)
 class CompanionSettings:
-    """Which planner, on which data, and where to.
+    """Which planner, on which data, and where to."""
 
-    Attributes:
-        part: What is trained, as in the output folder's name.
-        suitable: Of a dataset that one can name, in an error.
-        config_type: Has the same fields as the settings, by name.
-    """
+    part: ClassVar[str]  # what is trained, as in the output folder's name
+    suitable: ClassVar[str]  # of a dataset that one can name, in an error
+    config_type: ClassVar[type[CompanionTrainConfig]]  # has fields of the same names
 
-    part: ClassVar[str]
-    suitable: ClassVar[str]
-    config_type: ClassVar[type[CompanionTrainConfig]]
-
-    planner: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PLANNER")]
+    planner: Planner
     """Folder of a planner, name of a shipped one, or hub id."""
     dataset: Annotated[str | None, shown_as("ID")] = None
     """Minari dataset (default: the one that the planner is from)."""
@@ -228,14 +221,10 @@ class CompanionSettings:
         return self.output or Path("runs") / f"{Path(self.planner).name}-{self.part}"
 
     def config(self, recorded: str | None) -> CompanionTrainConfig:
-        """Return what determines the network.
-
-        Args:
-            recorded: Dataset that the planner was trained on, if it is known.
+        """Return what determines the network; `recorded` is the planner's dataset.
 
         Raises:
-            ConfigError: Neither a dataset nor a planner that knows its own, or a
-                setting that has no effect.
+            ConfigError: No dataset, or a setting that has no effect.
         """
         dataset = self.dataset or recorded
         if dataset is None:

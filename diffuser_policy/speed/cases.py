@@ -22,6 +22,7 @@ can still gain.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from typing import Any, get_args
@@ -46,79 +47,49 @@ from diffuser_policy.policy import DiffuserPolicy, PolicyState
 
 PAPER_STEPS = 256  # Janner et al. 2022, Appendix C; also their release for Maze2D
 PAPER_NETWORK: dict[str, Any] = {"dim": 32, "multipliers": (1, 4, 8)}
-QUICK_PAPER_STEPS = 4
 ENVS, QUICK_ENVS = (1, 8, 64), (1, 4)
 SAMPLERS: tuple[tuple[SamplerName, int | None], ...] = (
     *(("ddim", steps) for steps in (1, 2, 3, 5, 10)),
     *(("dpm", steps) for steps in (2, 3, 5)),
     ("ddpm", None),
 )
-SINGLES, QUICK_SINGLES = 8, 1  # plans of different lengths, one by one
-LOOP_STEPS, QUICK_LOOP_STEPS = 20, 3
-WARM_LEVELS, QUICK_WARM_LEVELS = (0.25, 0.5), (0.5,)
+SINGLES = 8  # plans of different lengths, one by one
 WIDTHS = (1, 2, 4, 8, 16, 32)
-PAPER, TOGETHER, SAMPLER, LOOP, GUIDE, NETWORK = (
-    "paper's setting",
-    "envs together",
-    "sampler",
-    "closed loop",
-    "guide",
-    "network",
-)
+PAPER, TOGETHER, LOOP = "paper's setting", "envs together", "closed loop"
+SAMPLER, GUIDE, NETWORK = "sampler", "guide", "network"
 SCALINGS = ("horizon", "candidates", "envs")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """Something to time.
+    """Something to time."""
 
-    Attributes:
-        group: Table that it belongs to.
-        name: Row of that table.
-        run: Does the work, and returns for how many plans; calls are independent.
-        flops: Floating point operations of its networks in one call, if counted.
-        batch: Environments that share a planning call.
-        share: Which share of the work `run` does; the rest takes as long again.
-        once: Too long to be repeated, or even warmed up.
-    """
-
-    group: str
-    name: str
-    run: Callable[[], int]
-    flops: int | None = None
-    batch: int = 1
-    share: float = 1.0
-    once: bool = False
+    group: str  # table that it belongs to
+    name: str  # row of that table
+    run: Callable[[], int]  # returns how many plans it made; every call is the same
+    flops: int | None = None  # floating point operations of its networks, if counted
+    batch: int = 1  # environments that share a planning call
+    share: float = 1.0  # of the work that `run` does; the rest takes as long again
+    once: bool = False  # too long to be repeated, or even warmed up
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured, and where.
+    """What is measured, and where."""
 
-    Attributes:
-        policy: As saved, or with the options that were given.
-        env_id: Where its observations come from.
-        seed: Of the first environment; the others follow.
-        quick: Few sizes and few repetitions, to try things out.
-        compiled: Also measure `torch.compile`, which takes minutes to start.
-    """
-
-    policy: DiffuserPolicy
-    env_id: str
-    seed: int = 0
-    quick: bool = False
-    compiled: bool = False
+    policy: DiffuserPolicy  # as saved, or with the options that were given
+    env_id: str  # where its observations come from
+    seed: int = 0  # of the first environment; the others follow
+    quick: bool = False  # few sizes and few repetitions, to try things out
+    compiled: bool = False  # also `torch.compile`, which takes minutes to start
 
     @cached_property
     def observations(self) -> list[Any]:
         """The first observation of as many episodes as the largest batch has."""
-        env = make_env(self.env_id)
-        try:
+        with closing(make_env(self.env_id)) as env:
             self.policy.spaces.check(env)
             count = max(QUICK_ENVS if self.quick else ENVS)
             return [env.reset(seed=self.seed + number)[0] for number in range(count)]
-        finally:
-            env.close()
 
     def singly(
         self,
@@ -130,16 +101,14 @@ class Subject:
     ) -> Case:
         """Return one planning call for each of a few observations in turn."""
         if observations is None:
-            count = QUICK_SINGLES if self.quick else SINGLES
-            observations = self.observations[:count]
-
-        def plan() -> int:
-            for observation in observations:
-                policy.predict(observation)
-            return len(observations)
-
-        flops = plan_flops(policy, observations)
-        return Case(group=group, name=name, run=plan, flops=flops)
+            observations = self.observations[: 1 if self.quick else SINGLES]
+        calls = [(observation,) for observation in observations]
+        return Case(
+            group=group,
+            name=name,
+            run=_calls(policy, calls, len(calls)),
+            flops=plan_flops(policy, observations),
+        )
 
 
 def paper_cases(subject: Subject) -> Iterator[Case]:
@@ -149,7 +118,7 @@ def paper_cases(subject: Subject) -> Iterator[Case]:
     fixed; the last case has that of the plans as they are made, which is shorter.
     """
     policy, horizon = subject.policy, subject.policy.config.window.horizon
-    steps = QUICK_PAPER_STEPS if subject.quick else PAPER_STEPS
+    steps = 4 if subject.quick else PAPER_STEPS
     layout, denoiser = policy.planner.layout, policy.networks.denoiser
     ours = denoiser.network, denoiser.residual, layout.transition_dim
     columns = layout.observation_dim + len(policy.spaces.action_low)
@@ -187,14 +156,13 @@ def together_cases(subject: Subject) -> Iterator[Case]:
     sizes = QUICK_ENVS if subject.quick else ENVS
     yield subject.singly(policy, group=TOGETHER, name="1", observations=observations)
     for size in sizes[1:]:
-        batch = batched(observations[:size])
-
-        def plan(batch: Any = batch, size: int = size) -> int:
-            policy.predict(batch)
-            return size
-
-        flops = plan_flops(policy, observations[:size])
-        yield Case(group=TOGETHER, name=f"{size}", run=plan, flops=flops, batch=size)
+        yield Case(
+            group=TOGETHER,
+            name=f"{size}",
+            run=_calls(policy, [(batched(observations[:size]),)], size),
+            flops=plan_flops(policy, observations[:size]),
+            batch=size,
+        )
 
 
 def sampler_cases(subject: Subject) -> Iterator[Case]:
@@ -218,7 +186,7 @@ def loop_cases(subject: Subject) -> Iterator[Case]:
     yield _loop(base.with_settings(warm_start=None), subject, name="cold")
     if saved is not None:
         yield _loop(base, subject, name="warm, as saved")
-    for level in QUICK_WARM_LEVELS if subject.quick else WARM_LEVELS:
+    for level in (0.5,) if subject.quick else (0.25, 0.5):
         if level != saved:
             warm = base.with_settings(warm_start=level, warm_start_steps=None)
             yield _loop(warm, subject, name=f"warm from {level:.0%} noise")
@@ -312,27 +280,31 @@ def _loop(policy: DiffuserPolicy, subject: Subject, *, name: str) -> Case:
     The episode is run beforehand: `predict` depends on its arguments alone, so the same
     calls can be made again without the simulation.
     """
-    env = make_env(subject.env_id)
     calls: list[tuple[Any, PolicyState]] = []
-    try:
+    with closing(make_env(subject.env_id)) as env:
         observation, _ = env.reset(seed=subject.seed)
         action, state = policy.predict(observation)
-        for _ in range(QUICK_LOOP_STEPS if subject.quick else LOOP_STEPS):
+        for _ in range(3 if subject.quick else 20):
             observation, _, terminated, truncated, _ = env.step(action)
             if terminated or truncated:
                 break
             calls.append((observation, state))
             action, state = policy.predict(observation, state)
-    finally:
-        env.close()
     num_plans = int(state.num_plans[0] - calls[0][1].num_plans[0])
+    return Case(group=LOOP, name=name, run=_calls(policy, calls, num_plans))
 
-    def replay() -> int:
-        for observation, state in calls:
-            policy.predict(observation, state)
+
+def _calls(
+    policy: DiffuserPolicy, calls: Sequence[tuple[Any, ...]], num_plans: int
+) -> Callable[[], int]:
+    """Return calls of `predict` with these arguments, one after the other."""
+
+    def run() -> int:
+        for arguments in calls:
+            policy.predict(*arguments)
         return num_plans
 
-    return Case(group=LOOP, name=name, run=replay)
+    return run
 
 
 def _sampling(

@@ -41,20 +41,14 @@ CPU_INFO = Path("/proc/cpuinfo")
 
 @dataclass(kw_only=True)
 class Timing:
-    """What a case took.
-
-    Attributes:
-        case: What was timed.
-        seconds: Of one run, a number for each round.
-        cpu_seconds: What the process computed in that time, of all threads; less than
-            `seconds` where it had to wait for other work on the machine.
-        plans: Made by one run.
-    """
+    """What a case took."""
 
     case: Case
-    seconds: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)  # of one run, for each round
+    # What the process computed in that time, of all threads; less than `seconds` where
+    # it had to wait for other work on the machine.
     cpu_seconds: list[float] = field(default_factory=list)
-    plans: int = 1
+    plans: int = 1  # made by one run
 
     @property
     def plan_ms(self) -> float:
@@ -96,15 +90,10 @@ def measure(
     cpu_clock: Callable[[], float] = time.process_time,
     progress: Callable[[float], None] | None = None,
 ) -> list[Timing]:
-    """Time all cases in turns.
+    """Time all cases in turns, `rounds` times each.
 
-    Args:
-        cases: What to time.
-        rounds: Figures per case.
-        clock: Seconds that pass.
-        cpu_clock: Seconds that this process computes; `torch.utils.benchmark.Timer`
-            has no such clock, and times one case after the other.
-        progress: Told the share that is done.
+    `torch.utils.benchmark.Timer` times one case after the other, and has no clock
+    besides that of passing seconds; `cpu_clock` tells those that this process computes.
 
     Raises:
         ConfigError: No rounds.
@@ -154,21 +143,13 @@ def throughput() -> dict[str, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedMeasurement:
-    """What was measured, and on what.
+    """What was measured, and on what."""
 
-    Attributes:
-        timings: One per case; the first is the paper's setting.
-        throughput: Floating point operations per second, by kind of operation.
-        settings: Planner, environment and sizes.
-        machine: Processor, threads and device.
-        versions: Of the packages that results depend on.
-    """
-
-    timings: list[Timing]
-    throughput: dict[str, float]
-    settings: dict[str, Any]
-    machine: dict[str, Any]
-    versions: dict[str, str]
+    timings: list[Timing]  # one per case; the first is the paper's setting
+    throughput: dict[str, float]  # floating point operations per second, by kind
+    settings: dict[str, Any]  # planner, environment and sizes
+    machine: dict[str, Any]  # processor, threads and device
+    versions: dict[str, str]  # of the packages that results depend on
 
     def group(self, name: str) -> list[Timing]:
         """Return the timings of one table, in the order of its rows."""
@@ -202,14 +183,10 @@ def measure_speed(
 ) -> SpeedMeasurement:
     """Measure how fast a policy plans, beside the paper's setting and the floor.
 
-    Args:
-        policy: What to measure, on the device that it is on.
-        env_id: Environment that observations are taken from.
-        rounds: Times that every case has its turn.
-        seed: Of the observations.
-        quick: A few cases, and the paper's setting from 4 of its steps.
-        compiled: Also `torch.compile`, which may take minutes to start.
-        progress: Told the share that is done.
+    Observations are those of the environment; every case has its turn `rounds` times.
+    A `quick` measurement has a few cases, and the paper's setting from 4 of its steps.
+    `compiled` adds `torch.compile`, which may take minutes to start. `progress` is told
+    the share that is done.
 
     Raises:
         ConfigError: No rounds.

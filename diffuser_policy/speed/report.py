@@ -24,7 +24,6 @@ from diffuser_policy.speed.measurement import SpeedMeasurement
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PANEL = (3.4, 2.9)  # inches
 TITLES = {
     PAPER: "The paper's setting: 256 DDPM steps, stride 1, one candidate, eager",
     TOGETHER: "Planning for several environments in one call",
@@ -36,8 +35,6 @@ TITLES = {
     "candidates": "Sampling alone, by candidates",
     "envs": "Sampling alone, by environments",
 }
-
-BUSY = 0.1  # share of the time without the processor that is worth a word
 
 
 def tables(measured: SpeedMeasurement) -> Iterator[Table]:
@@ -70,43 +67,28 @@ def _digits(value: float | None) -> str:
     return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
 
 
-def summary(measured: SpeedMeasurement) -> list[str]:
-    """Return what matters most, in sentences."""
+def facts(measured: SpeedMeasurement) -> Table:
+    """Return what matters most, a figure a row."""
     alone, largest = measured.default, measured.group(TOGETHER)[-1]
-    machine, loops = measured.machine, measured.group(LOOP)
-    rounds = measured.settings["rounds"]
+    loops, floor = measured.group(LOOP), alone.floor_ms(measured.peak)
     faster = measured.baseline.plan_ms / alone.plan_ms
     gain = largest.plans_per_second / alone.plans_per_second
-    together = (
-        f"{largest.case.batch} environments together get {gain:.1f} times the plans "
-        f"per second of one by one."
-    )
-    if (floor := alone.floor_ms(measured.peak)) is not None:
-        together += (
-            f" The operations of a plan alone take {floor:.1f} of its "
-            f"{alone.plan_ms:.1f} ms: more than {alone.plan_ms / floor:.1f} times is "
-            f"out of reach."
-        )
-    lines = [
-        f"{machine['cpu']}, threads: {machine['threads']}. Medians of {rounds} rounds.",
-        f"Fastest matrix product or convolution: {measured.peak / 1e9:.0f} GFLOP/s.",
-        (
-            f"As saved, a plan takes {alone.plan_ms:.1f} ms, {faster:.0f} times less "
-            f"than in the paper's setting with the same network."
-        ),
-        *(f"Closed loop, {t.case.name}: {t.plans_per_second:.0f} Hz." for t in loops),
-        together,
-        "Floor: the networks' operations over that throughput, ms a call.",
-    ]
+    most = "" if floor is None else f", at most {alone.plan_ms / floor:.1f}"
     busy = 1 - sum(t.cpu_ms for t in loops) / sum(t.call_ms for t in loops)
-    if busy > BUSY:
-        rates = ", ".join(f"{1e3 / t.cpu_ms:.0f} Hz {t.case.name}" for t in loops)
-        lines.append(
-            f"Other work had the processor for {busy:.0%} of the time: ratios hold. By "
-            f"processor time, a plan takes {alone.cpu_ms:.1f} ms, and the loop runs at "
-            f"{rates}."
-        )
-    return lines
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for label, value in (
+        ("processor", str(measured.machine["cpu"])),
+        ("threads", str(measured.machine["threads"])),
+        ("rounds, of which medians", str(measured.settings["rounds"])),
+        ("fastest product or convolution", f"{measured.peak / 1e9:.0f} GFLOP/s"),
+        ("one plan, as saved", f"{alone.plan_ms:.1f} ms"),
+        ("times faster than the paper's setting", f"{faster:.0f}"),
+        (f"times the plans of {largest.case.batch} envs together", f"{gain:.1f}{most}"),
+        ("time that other work had the processor", f"{max(busy, 0):.0%}"),
+        ("one plan, processor time", f"{alone.cpu_ms:.1f} ms"),
+    ):
+        table.add_row(label, value)
+    return table
 
 
 def to_json(measured: SpeedMeasurement) -> dict[str, Any]:
@@ -149,9 +131,8 @@ def figure(measured: SpeedMeasurement, *, title: str = "") -> Figure:
     """
     figures = require_extra("matplotlib.figure", "plot")
     ticker = require_extra("matplotlib.ticker", "plot")
-    width, height = PANEL
     drawn: Figure = figures.Figure(
-        figsize=(width * len(SCALINGS), height), layout="constrained"
+        figsize=(3.4 * len(SCALINGS), 2.9), layout="constrained"
     )
     panels = drawn.subplots(1, len(SCALINGS), sharey=True)
     for ax, group in zip(panels, SCALINGS, strict=True):
