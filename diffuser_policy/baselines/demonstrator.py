@@ -24,6 +24,7 @@ def demonstrator(context: MethodContext) -> Any:
         episode_start: Any = None,
         deterministic: bool = False,  # noqa: ARG001 (never: as when data are recorded)
     ) -> tuple[Any, Any]:
-        return expert.predict(observation, state, episode_start)
+        acted: tuple[Any, Any] = expert.predict(observation, state, episode_start)
+        return acted
 
     return SimpleNamespace(predict=predict)
