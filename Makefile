@@ -17,8 +17,8 @@ VENV ?= .venv
 OLDEST ?= .venv-oldest
 PYTEST_ARGS ?=
 
-# Idle workers take tests from busy ones, so all end together. Otherwise a worker runs
-# whole files, and builds the fixtures of each once. Every worker needs about 700 MB.
+# One worker for each core, about 700 MB each. With `worksteal`, a worker that has run all
+# its tests takes some from another, so that all end at about the same time.
 PARALLEL := $(if $(PYTEST_ARGS),,-n auto --maxprocesses 8 --dist worksteal)
 
 BIN := $(VENV)/bin

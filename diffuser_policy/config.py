@@ -523,11 +523,11 @@ PLANNING_NEEDS: Needs = {
     "horizon": ("goals", ()),
     "horizon_scale": ("horizon", ("predicted",)),
     "goal_velocity": ("goals", ()),
-    "min_guided_steps": ("guide", ()),
-    "guide_placement": ("guide", ()),
     "guide_scale": ("guide", ()),
-    "guide_steps": ("guide", ()),
-    "guide_cutoff": ("guide", ()),
+    "guide_placement": ("guide_scale", ()),
+    "guide_steps": ("guide_scale", ()),
+    "guide_cutoff": ("guide_scale", ()),
+    "min_guided_steps": ("guide_scale", ()),
     "warm_start": ("replan_interval", ()),
     "warm_start_steps": ("warm_start", ()),
     "steadiness": ("replan_interval", ()),
@@ -539,7 +539,7 @@ PLANNING_NEEDS: Needs = {
     "seconds_per_step": ("executor", ("path",)),
 }
 """What a setting needs to have an effect: another setting, and those of its values that
-suffice (none listed: any but None). A planner may also lack a guide, or goals."""
+suffice (none listed: any but None and 0). A planner may also lack a guide, or goals."""
 
 NETWORK_NEEDS: Needs = {
     "multipliers": ("architecture", ("unet",)),
@@ -578,12 +578,13 @@ def refuse_idle(
     """
     for asked in given:
         name = asked
-        if settings.get(name) in (None, False, "fixed"):
+        value = settings.get(name)
+        if value is None or value is False or value == "fixed":
             continue
         while name in needs:  # the other setting may need a third one
             other, values = needs[name]
             actual = settings[other]
-            if actual in values or (not values and actual not in (None, False)):
+            if actual in values or (not values and actual):
                 name = other
                 continue
             wanted = " or ".join(f"{other}={value!r}" for value in values) or other

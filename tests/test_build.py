@@ -161,15 +161,6 @@ def test_plan_is_the_plan_that_predict_follows(sampler: str) -> None:
     np.testing.assert_array_equal(plan.observations, state.observations)
 
 
-def test_moving_the_networks_gives_the_policy_back() -> None:
-    policy = toy_policy()
-    expected, _ = policy.predict(observe(), deterministic=True)
-    assert policy.to("cpu") is policy
-    np.testing.assert_array_equal(
-        policy.predict(observe(), deterministic=True)[0], expected
-    )
-
-
 @pytest.mark.cuda
 def test_on_a_gpu_the_plan_is_the_same() -> None:
     expected = toy_policy().plan(observe(3))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from typing import Any, get_args
 
 import pytest
 
 from diffuser_policy import choices
+from diffuser_policy.benchmark.report.tables import EXECUTORS
 from diffuser_policy.build import SAMPLERS
 from diffuser_policy.columns.normalizers import NORMALIZERS
 from diffuser_policy.config import (
@@ -102,13 +102,6 @@ def test_integers_are_accepted_as_floats() -> None:
     assert from_json(ExecutionConfig, {"position_gain": 10}).position_gain == 10
 
 
-def test_configs_are_frozen_and_keyword_only() -> None:
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        NetworkConfig().dim = 8  # type: ignore[misc]
-    with pytest.raises(TypeError):
-        NetworkConfig(8)  # type: ignore[arg-type, call-arg]
-
-
 @pytest.mark.parametrize(
     ("cls", "data", "message"),
     [
@@ -199,6 +192,7 @@ def test_retired_settings_load_only_with_the_value_that_changes_nothing(
         (SPACINGS, choices.Spacing),
         (PLACEMENTS, choices.Placement),
         (RUNNERS, choices.Acceleration),
+        (EXECUTORS, choices.ExecutorName),  # of reports
     ],
 )
 def test_every_choice_has_its_class(table: dict[str, Any], names: Any) -> None:
@@ -224,6 +218,9 @@ IDLE: list[tuple[dict[str, Any], str]] = [
     ({"ranking_tolerance": 2.0}, "ranking_tolerance .*set ranking='guide'"),
     ({"guide_scale": 2.0}, r"guide_scale has no effect without a guide.*with_guide\("),
     ({"min_guided_steps": 2}, "min_guided_steps has no effect without a guide"),
+    ({"guide_scale": 0.0}, "guide_scale has no effect without a guide"),
+    ({"guide_cutoff": 0}, "guide_cutoff has no effect without a guide"),
+    ({"executor": "path", "position_gain": 0.0}, "position_gain .*'tracking' or exec"),
 ]
 
 

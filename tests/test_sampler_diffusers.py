@@ -152,17 +152,6 @@ def test_whole_networks_agree(name: str, target: PredictionTarget) -> None:
     assert_agree(our_loop(sampler), their_loop(theirs, denoiser), tolerance=2e-3)
 
 
-@TARGETS
-@pytest.mark.parametrize("eta", [0.3, 1.0])
-@torch.no_grad()
-def test_ddim_with_noise_agrees(eta: float, target: PredictionTarget) -> None:
-    denoiser = exact_denoiser(target)
-    theirs = scheduler("ddim", target, timestep_spacing="trailing")
-    theirs.set_timesteps(8)
-    sampler = DDIMSampler(denoiser, 8, eta=eta, spacing="trailing")
-    assert_agree(our_loop(sampler), their_loop(theirs, denoiser, eta=eta))
-
-
 @pytest.mark.parametrize("name", ["ddpm", "ddim"])
 @pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
 @pytest.mark.parametrize("num_steps", [2, 3, 5, 7, 10, 20, N])

@@ -460,8 +460,14 @@ def check_engine(name: str, *, workers: int, options: Mapping[str, Any]) -> None
     Raises:
         UnknownNameError: The engine has no such option.
         MissingExtraError: Its library is not installed.
-        ConfigError: No workers, or options for an engine that takes none.
+        ConfigError: No workers, options for an engine that takes none, or a system
+            without POSIX's process groups and signals.
     """
+    if os.name != "posix":
+        raise ConfigError(
+            "Benchmarks run on Linux and macOS: killing a cell with all its processes "
+            "needs POSIX. Reports can be made anywhere."
+        )
     if workers < 1:
         raise ConfigError(f"--workers must be at least 1, got {workers}.")
     engine = ENGINES[name]

@@ -144,6 +144,10 @@ class TrainSettings:
         network = vars(self.network)
         refuse_idle(changed(network, vars(default.network)), network, NETWORK_NEEDS)
         prediction = self.prediction if self.time_to_goal else None
+        if prediction is None and self.prediction != default.prediction:
+            raise ConfigError(
+                "The settings --time-to-goal.… have no effect without --time-to-goal."
+            )
         return TrainConfig(**_shared(self, TrainConfig) | {"time_to_goal": prediction})
 
     def folder(self) -> Path:

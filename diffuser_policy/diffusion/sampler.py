@@ -7,13 +7,12 @@ $x_j = \mu + \sigma z$ by
 | sampler | step from i to j < i |
 |---|---|
 | DDPM | mean and variance of $q(x_j \mid x_i, \hat x_0)$ |
-| DDIM | $s_j \hat x_0 + \sqrt{n_j^2 - \sigma^2}\,\hat\epsilon + \sigma z$ |
+| DDIM | $s_j \hat x_0 + n_j \hat\epsilon$ |
 | DPM-Solver++(2M) | $s_j \hat D + n_j (x_i - s_i \hat D) / n_i$ |
 
 (Ho et al. 2020, eq. 6-7; Song et al. 2021, eq. 12; Lu et al. 2022, "DPM-Solver++",
-algorithm 2) with $\sigma = \eta \sqrt{\tilde\beta}$; eta = 1 on the full grid is DDPM.
-DPM-Solver++ is DDIM (eta = 0) with a prediction that is extrapolated to the middle of
-the step, in half log signal-to-noise ratio $\lambda$, from that of the step before,
+algorithm 2). DPM-Solver++ is DDIM with a prediction that is extrapolated to the middle
+of the step, in half log signal-to-noise ratio $\lambda$, from that of the step before,
 from h to i:
 
 $$\hat D = \hat x_0(x_i) + \frac{\lambda_j - \lambda_i}{2 (\lambda_i - \lambda_h)}
@@ -239,7 +238,7 @@ class Sampler:
             steering: Makes the guidance for the conditions of the whole batch.
             warm_start: Begin with these trajectories, noised, instead of with noise.
             step_noise: Add noise in every step. Off, every step takes its mean, and
-                the initial noise alone decides, as it always does in DDIM (eta = 0).
+                the initial noise alone decides, as it always does in DDIM.
             keep_chain: Also return the trajectories of every denoising step.
         """
         rows, *shape = inpainting.values.shape
@@ -295,40 +294,14 @@ class DDPMSampler(Sampler):
 
 
 class DDIMSampler(Sampler):
-    """Deterministic sampling from the initial noise; eta above 0 adds noise again."""
-
-    def __init__(
-        self,
-        denoiser: Denoiser,
-        num_steps: int | None = None,
-        *,
-        eta: float = 0.0,
-        temperature: float = 1.0,
-        spacing: Spacing = "linspace",
-    ) -> None:
-        """Choose grid and randomness.
-
-        Args:
-            denoiser: Predicts clean trajectories.
-            num_steps: Denoising steps to visit.
-            eta: Noise of each step, in [0, 1]: 0 is deterministic, 1 is ancestral
-                sampling (DDPM). No setting sets it.
-            temperature: Scales all noise.
-            spacing: How the steps are spread.
-        """
-        super().__init__(denoiser, num_steps, temperature=temperature, spacing=spacing)
-        if not 0.0 <= eta <= 1.0:
-            raise ConfigError(f"eta must be in [0, 1], got {eta}.")
-        self.eta = eta
+    """Deterministic sampling: the initial noise alone decides."""
 
     def weights(self, i: int, j: int, h: int | None) -> Weights:  # noqa: ARG002
         """Return the clean trajectory with the predicted noise of step j."""
         schedule = self.denoiser.schedule
         here, there = schedule.alpha_bar(i), schedule.alpha_bar(j)
-        variance = self.eta**2 * schedule.posterior(i, j)[2]
-        direction = math.sqrt(max(1 - there - variance, 0.0) / (1 - here))
-        of_clean = math.sqrt(there) - direction * math.sqrt(here)
-        return Weights(direction, of_clean, noise=math.sqrt(variance))
+        direction = math.sqrt((1 - there) / (1 - here))
+        return Weights(direction, math.sqrt(there) - direction * math.sqrt(here))
 
 
 class DPMSolverSampler(Sampler):

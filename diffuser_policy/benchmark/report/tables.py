@@ -34,7 +34,9 @@ LONG = 1500  # characters of settings that a table can bear
 # In other columns or tables; "flat" is in older results.
 SHOWN_FACTS = {"num_steps", "num_parameters", "settings", "values", "flat"}
 NOT_ACTING = {"class", "seed"}  # facts of a policy that do not affect how it acts
-EXECUTORS = {
+EXECUTORS: dict[str, str] = {
+    "actions": "the planned actions",
+    "tracking": "a controller tracking the planned states",
     "pursuit": "a controller pursuing the planned path",
     "path": "a controller keeping to the planned path",
     "features": "the inverse of the planned features",
@@ -192,7 +194,7 @@ def method_table(study: Study) -> Table | None:
     rows = []
     for method, results in _by_method(study):
         names = {r.policy.get("execution", {}).get("executor") for r in results}
-        ways = sorted(EXECUTORS[name] for name in names if name in EXECUTORS)
+        ways = sorted(EXECUTORS.get(name, name) for name in names if name)
         parts = [part for r in results for part in r.policy.get("guide") or ()]
         guides = {str(part.get("guide", "unnamed")) for part in parts}
         loaded = [result for result in results if is_loaded(result)]

@@ -214,7 +214,6 @@ class Task(ABC):
     """
 
     name: ClassVar[str]
-    fewest_blocks: ClassVar[int] = 2
     goal_bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
     goal_meaning: ClassVar[str] = ""
 
