@@ -119,7 +119,7 @@ def test_clipping_with_another_normalizer_is_refused() -> None:
 
 
 def test_time_to_goal_needs_goals() -> None:
-    with pytest.raises(ConfigError, match="needs data with goals"):
+    with pytest.raises(ConfigError, match="needs goals"):
         policy_config(toy_config(), toy_dataset(goals=False))
 
 
