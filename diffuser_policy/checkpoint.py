@@ -201,7 +201,7 @@ def card(config: PolicyConfig, networks: PlannerNetworks) -> str:
         f"- Dataset: {dataset.get('dataset_id', 'not recorded')}",
         f"- Horizon: {window.horizon} env steps, stride {window.stride}",
         f"- Plans: {'actions and ' if window.actions else ''}{columns}",
-        f"- Network: {kind}, `{network.architecture}`, width {network.dim}",
+        f"- Network: {kind}, width {network.dim}",
         f"- Weights: {count:,} numbers, {provenance.get('steps', '?')} gradient steps",
     ]
     if config.value is not None:
