@@ -16,7 +16,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec, parse_env_id
 from gymnasium.error import DependencyNotInstalled
 
-from diffuser_policy.errors import MissingExtraError, UnknownNameError
+from diffuser_policy.errors import ConfigError, MissingExtraError, UnknownNameError
 
 Env = gym.Env[Any, Any]
 Space = gym.Space[Any]
@@ -99,10 +99,15 @@ def make_env(env_id: str, **kwargs: Any) -> Env:
     Raises:
         UnknownNameError: No environment of that id; the nearest are named.
         MissingExtraError: The simulator is not installed.
+        ConfigError: The environment refuses an argument.
     """
     spec = env_spec(env_id)
     try:
         return gym.make(spec, **kwargs)
+    except (TypeError, ValueError) as error:
+        if not kwargs:
+            raise
+        raise ConfigError(f"{env_id} cannot be made with {kwargs}: {error}") from error
     except (ImportError, DependencyNotInstalled) as error:
         missing = _missing_simulator(error)
         if missing is None:

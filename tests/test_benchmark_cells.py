@@ -344,3 +344,17 @@ def test_unknown_fields_of_problems_are_refused() -> None:
         Problem.from_json({"env": "a/B-v0", "datset": "x-v0"})
     with pytest.raises(ConfigError, match="hindsigt"):
         Problem.from_json({"env": "a/B-v0", "dataset": "x-v0", "goals": "hindsigt"})
+
+
+@pytest.mark.parametrize("options", [{"noise": float("nan")}, {"noise": object()}])
+def test_options_of_environments_are_plain_and_finite(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="env_options must be plain, finite values"):
+        Problem(env="toy/Point-v0", dataset="toy/point-v0", env_options=options)
+
+
+def test_an_option_that_the_environment_does_not_take_is_told() -> None:
+    problem = Problem(
+        env="CartPole-v1", dataset="toy/point-v0", env_options={"noize": 1}
+    )
+    with pytest.raises(ConfigError, match=r"CartPole-v1 cannot be made with .*noize"):
+        problem.make_env()

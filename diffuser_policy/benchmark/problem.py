@@ -19,7 +19,7 @@ import numpy as np
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.envs import Env, make_env
 from diffuser_policy.errors import ConfigError, DatasetError
-from diffuser_policy.settings import from_json, literal, to_json
+from diffuser_policy.settings import MisfitError, from_json, literal, plain, to_json
 
 Goals = Literal["none", "hindsight"]
 
@@ -42,6 +42,13 @@ class Problem:
 
     def __post_init__(self) -> None:
         literal(self, "goals")
+        try:
+            plain(self.env_options)
+        except MisfitError as error:
+            raise ConfigError(
+                f"env_options must be plain, finite values, got "
+                f"{dict(self.env_options)}."
+            ) from error
 
     @property
     def title(self) -> str:

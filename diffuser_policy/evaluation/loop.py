@@ -14,6 +14,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
@@ -382,18 +383,7 @@ def _maker(
     env: str | Callable[[], Env], options: Mapping[str, Any]
 ) -> Callable[[], Env]:
     if isinstance(env, str):
-
-        def make() -> Env:
-            try:
-                return make_env(env, **options)
-            except (TypeError, ValueError) as error:
-                if not options:
-                    raise
-                raise ConfigError(
-                    f"{env} cannot be made with {options}: {error}"
-                ) from error
-
-        return make
+        return partial(make_env, env, **options)
     if options:
         raise ConfigError(
             "env_options go with the id of an environment; a function that makes one "
