@@ -202,7 +202,7 @@ def all_options(
 
 
 def positive(config: object, *names: str) -> None:
-    """Refuse settings that are neither None nor above zero.
+    """Refuse settings that are neither None nor positive and finite.
 
     Raises:
         ConfigError: Names the setting and its value.
@@ -211,6 +211,8 @@ def positive(config: object, *names: str) -> None:
         value = getattr(config, name)
         if value is not None and not value > 0:  # NaN is not
             raise ConfigError(f"{name} must be positive, got {value}.")
+        if value == math.inf:
+            raise ConfigError(f"{name} must be finite, got {value}.")
 
 
 def literal(config: Any, *names: str) -> None:

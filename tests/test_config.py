@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, get_args
 
 import pytest
@@ -197,6 +198,11 @@ def test_retired_settings_load_only_with_the_value_that_changes_nothing(
 )
 def test_every_choice_has_its_class(table: dict[str, Any], names: Any) -> None:
     assert table.keys() == {*get_args(names)}
+
+
+def test_infinity_is_refused() -> None:
+    with pytest.raises(ConfigError, match="learning_rate must be finite, got inf"):
+        OptimizationConfig(learning_rate=math.inf)
 
 
 def test_names_that_settings_do_not_offer_are_refused() -> None:
