@@ -31,7 +31,7 @@ from diffuser_policy.choices import (
     Spacing,
 )
 from diffuser_policy.errors import CheckpointError, ConfigError
-from diffuser_policy.settings import from_json, literal, positive, to_json
+from diffuser_policy.settings import check_seed, from_json, literal, positive, to_json
 
 if TYPE_CHECKING:
     from diffuser_policy.columns.layout import TrajectoryLayout
@@ -379,6 +379,10 @@ class TrainConfig:
     seed: int = 0
     """Fixes initial weights, windows and noise."""
 
+    def __post_init__(self) -> None:
+        """Check the seed."""
+        check_seed(self.seed)
+
 
 @dataclass(frozen=True, kw_only=True)
 class CompanionTrainConfig:
@@ -390,6 +394,10 @@ class CompanionTrainConfig:
     """Optimizer."""
     seed: int = 0
     """Fixes initial weights, batches and noise."""
+
+    def __post_init__(self) -> None:
+        """Check the seed."""
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -475,7 +483,9 @@ class PolicyConfig:
                 f"{SCHEMA}. Install the version that wrote it, or train it again."
             )
         try:
-            time_to_goal = data["time_to_goal"]
+            time_to_goal, execution = data["time_to_goal"], {**data["execution"]}
+            if execution.get("replan_deviation") == math.inf:
+                execution["replan_deviation"] = None  # once allowed; the same
             # The following are younger than the schema: a file may lack them.
             value, guide = data.get("value"), data.get("guide")
             classifier = data.get("classifier")
@@ -486,7 +496,7 @@ class PolicyConfig:
                 network=from_json(NetworkConfig, data["network"]),
                 time_to_goal=time_to_goal and from_json(TimeToGoalConfig, time_to_goal),
                 planner=from_json(PlannerConfig, _current(data["planner"])),
-                execution=from_json(ExecutionConfig, data["execution"]),
+                execution=from_json(ExecutionConfig, execution),
                 value=value and from_json(ValueConfig, value),
                 classifier=classifier and from_json(ClassifierConfig, classifier),
                 guide=guide and guide_from_json(guide),

@@ -64,9 +64,16 @@ def write_json(path: Path, data: Any) -> None:
     """Write JSON data, atomically.
 
     Raises:
-        StorageError: It could not be written; what was there before is intact.
+        StorageError: It could not be written, or the data hold NaN or infinity; what
+            was there before is intact.
     """
-    text = json.dumps(data, indent=1, allow_nan=False)
+    try:
+        text = json.dumps(data, indent=1, allow_nan=False)
+    except ValueError as error:
+        raise StorageError(
+            f"{path} was not written: the data hold NaN or infinity, which JSON cannot "
+            f"express."
+        ) from error
     with replaced_file(path) as partial:
         partial.write_text(text + "\n")
 

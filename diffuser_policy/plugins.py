@@ -115,11 +115,11 @@ class Kind:
         def decorate(target: Registrable) -> Registrable:
             self.check(target)
             where = address(target)
+            if where.startswith(BY_PATH):
+                return target  # found by the path of its file alone
             for own in self._own(name):
                 if own.address != where:
                     raise self._taken(name, f"{own.address} ({own.origin})", where)
-            if where.startswith(BY_PATH):
-                return target  # found by the path of its file alone
             known = self.registered.get(name)
             if known is not None and known.address != where:
                 raise self._taken(name, known.address, where)
@@ -141,6 +141,8 @@ class Kind:
             UnknownNameError: Nothing of that name; the nearest names are offered.
             DiffuserPolicyError: `error`, if it is offered twice or cannot be loaded.
         """
+        if not isinstance(name, str):
+            raise self.error(f"The name of a {self.name} is a text, got {name!r}.")
         if self.addresses and ":" in name:
             return self._at(name)
         for offers in (self._own, self.offers):  # looking at others takes longer
@@ -240,7 +242,7 @@ class Kind:
             remark = f" (no file {place!r})"
             raise UnknownNameError(self.name, name, self.names(), remark)
         try:
-            with self._blaming(repr(name), place):
+            with self._blaming(repr(name), place, wanted=place):
                 module = _module(place)
         except ModuleNotFoundError as error:
             raise UnknownNameError(
@@ -255,14 +257,18 @@ class Kind:
         return Plugin(name=name, origin=place, address=name, target=target)
 
     @contextlib.contextmanager
-    def _blaming(self, what: str, place: str) -> Iterator[None]:
-        """Turn whatever other people's code raises into an error that names it."""
+    def _blaming(self, what: str, place: str, wanted: str = "") -> Iterator[None]:
+        """Turn whatever other people's code raises into an error that names it.
+
+        That there is no module of the name `wanted`, or no package around it, is left
+        as it is.
+        """
         try:
             yield
         except (Exception, SystemExit) as error:
             missing = isinstance(error, ModuleNotFoundError) and error.name
-            if missing and f"{place}.".startswith(f"{missing}."):
-                raise  # there is no such module; it does not fail
+            if missing and f"{wanted}.".startswith(f"{missing}."):
+                raise
             raise self.error(
                 f"The {self.name} {what} cannot be loaded from {place!r}: "
                 f"{type(error).__name__}: {str(error).rstrip('.') or 'no message'}. "

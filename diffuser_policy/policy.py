@@ -56,7 +56,7 @@ from diffuser_policy.errors import ConfigError, ObservationError, UnknownNameErr
 from diffuser_policy.guides.guide import Guide, GuideFunction, as_guide, described
 from diffuser_policy.planning.plan import Following, Plan
 from diffuser_policy.planning.ranking import has_feasibility
-from diffuser_policy.settings import from_json, to_json
+from diffuser_policy.settings import check_seed, from_json, to_json
 
 
 class DiffuserPolicy:
@@ -240,11 +240,10 @@ class DiffuserPolicy:
         """Restart the random streams, from which rows without a state take theirs.
 
         Raises:
-            ConfigError: A negative seed.
+            ConfigError: Not a whole number, or a negative one.
         """
-        if seed < 0:
-            raise ConfigError(f"seed must not be negative, got {seed}.")
-        self.seed = seed
+        check_seed(seed)
+        self.seed = int(seed)
         self._streams = np.random.default_rng(seed)
 
     def read(self, observation: Any) -> tuple[np.ndarray, np.ndarray | None]:

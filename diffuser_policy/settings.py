@@ -50,7 +50,7 @@ WORDS: dict[Any, str] = {
 PLURALS = {int: "whole numbers", float: "numbers", str: "texts"}
 
 
-class MisfitError(ValueError):
+class MisfitError(ConfigError):
     """A value that its annotated type does not admit; says what it may be."""
 
     def __str__(self) -> str:  # composed when shown: many are caught and forgotten
@@ -213,6 +213,19 @@ def positive(config: object, *names: str) -> None:
             raise ConfigError(f"{name} must be positive, got {value}.")
         if value == math.inf:
             raise ConfigError(f"{name} must be finite, got {value}.")
+
+
+def check_seed(seed: Any) -> None:
+    """Refuse what no random stream can start from.
+
+    Raises:
+        ConfigError: Not a whole number from 0 to 2**63 - 1.
+    """
+    whole = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
+    if not whole or not 0 <= seed < 2**63:
+        raise ConfigError(
+            f"seed must be a whole number from 0 to 2**63 - 1, got {seed}."
+        )
 
 
 def literal(config: Any, *names: str) -> None:

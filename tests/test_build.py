@@ -13,6 +13,7 @@ from diffuser_policy.config import (
     ExecutionConfig,
     NetworkConfig,
     PolicyConfig,
+    TrainConfig,
     WindowConfig,
 )
 from diffuser_policy.data.flat import FlatDataset
@@ -135,9 +136,14 @@ def test_replanning_at_intervals_needs_a_horizon_that_shrinks() -> None:
     toy_policy(horizon="shrinking", replan_interval=5)
 
 
-def test_seeds_are_not_negative() -> None:
-    with pytest.raises(ConfigError, match="must not be negative, got -1"):
-        toy_policy().set_random_seed(-1)
+@pytest.mark.parametrize("seed", [-1, 1.5, None, True, 2**63])
+def test_seeds_are_whole_numbers_from_zero(seed: Any) -> None:
+    policy = toy_policy()
+    with pytest.raises(ConfigError, match="seed must be a whole number from 0"):
+        policy.set_random_seed(seed)
+    assert policy.seed == 0  # nothing changed
+    with pytest.raises(ConfigError, match="seed must be a whole number from 0"):
+        TrainConfig(dataset="toy/point-v0", seed=seed)
 
 
 @pytest.mark.parametrize("data", [[], 5, None, {}])

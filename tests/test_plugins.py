@@ -280,6 +280,25 @@ def test_a_broken_plug_in_is_reported_and_the_others_work(
 
 
 @every_kind
+def test_a_plug_in_whose_package_is_gone_is_reported(
+    install: Install, tmp_path: Path, kind: Kind
+) -> None:
+    install("kit")
+    points = tmp_path / "kit-1.0.dist-info" / "entry_points.txt"
+    points.write_text(points.read_text().replace("= kit:", "= gone_kit.parts:"))
+    with pytest.raises(kind.error, match="No module named 'gone_kit'"):
+        kind.find("foreign")
+    errors = {plugin.name: error for plugin, error in kind.entries()}
+    assert isinstance(errors["foreign"], kind.error)
+
+
+@every_kind
+def test_a_name_is_a_text(kind: Kind) -> None:
+    with pytest.raises(kind.error, match="is a text, got None"):
+        kind.find(None)  # type: ignore[arg-type]
+
+
+@every_kind
 def test_what_is_not_of_the_kind_is_not_registered(kind: Kind) -> None:
     with pytest.raises(kind.error, match=r"got 3"):
         kind.register("wrong")(3)  # type: ignore[type-var]

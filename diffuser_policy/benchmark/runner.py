@@ -48,6 +48,7 @@ from diffuser_policy.errors import (
     DatasetError,
     DatasetNotFoundError,
 )
+from diffuser_policy.files import replaced_file, storage_error
 from diffuser_policy.versions import versions
 
 MODULE = "diffuser_policy.benchmark.cell_process"
@@ -206,8 +207,12 @@ def run_lock(output: Path) -> Iterator[None]:
 
     Raises:
         ConfigError: Another one is at work there.
+        StorageError: The folder cannot be written to.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(output, error) from error
     holder = output / HOLDER_FILE
     with held(output / LOCK_FILE) as is_held:
         if not is_held:
@@ -217,8 +222,9 @@ def run_lock(output: Path) -> Iterator[None]:
                 f"{name or 'a process that is just starting'}. Wait for it, end it, or "
                 f"choose another folder with --output; nothing was changed."
             )
-        holder.write_text(f"process {os.getpid()} on {platform.node()}\n")
         try:
+            with replaced_file(holder) as partial:
+                partial.write_text(f"process {os.getpid()} on {platform.node()}\n")
             yield
         finally:
             holder.unlink(missing_ok=True)

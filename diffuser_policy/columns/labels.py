@@ -74,7 +74,9 @@ def labelled(
     """
     function: Labels = LABELS.find(name).target
     found = function(NamedColumns(rows, layout))
-    shapes = {key: np.shape(value) for key, value in found.items()}
+    shapes = {}
+    if isinstance(found, Mapping):
+        shapes = {key: np.shape(value) for key, value in found.items()}
     if not shapes or set(shapes.values()) != {(len(rows),)}:
         raise DatasetError(
             f"The labels {name!r} must be one array of shape ({len(rows)},) for each "
