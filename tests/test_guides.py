@@ -388,7 +388,7 @@ def steep(trajectory: Trajectory) -> Tensor:
             wrong_shape,
             r"wrong_shape must return one value .*\(2,\); got shape \(2, 3\)",
         ),
-        (not_a_tensor, "not_a_tensor must return one value .* got float"),
+        (not_a_tensor, "not_a_tensor must return one value .* got float. Return a torch"),
         (not_a_number, "not_a_number returned NaN"),
         (no_gradient, "no_gradient has no gradient"),
         (steep, "gradient of the guide steep"),
