@@ -57,7 +57,8 @@ class TrainSettings:
     dataset: Annotated[str | None, tyro.conf.arg(metavar="ID")] = None
     """Minari dataset."""
     output: Annotated[Path | None, shown_as("FOLDER")] = None
-    """Where the planner and its checkpoints go (default: runs/ and the preset)."""
+    """Where the planner and its checkpoints go (default: runs/ and the name of the
+    preset or, without one, of the dataset)."""
     device: str = "auto"
     """Where to compute: cpu, cuda, or a GPU if there is one."""
     save_interval: int = 1000
