@@ -219,15 +219,19 @@ class PlannerConfig:
 
     sampler: SamplerName = "ddim"
     """Reverse process. ddim: deterministic, for few steps. ddpm: the paper's, with
-    noise in every step; on the command line, it takes all steps by default. dpm: like
-    ddim, with a smaller error for the same number of steps."""
+    noise in every step; set num_sampling_steps=None with ddpm (the command line does
+    that for you). dpm: like ddim, with a smaller error for the same number of steps."""
     num_sampling_steps: int | None = 5
     """Denoising steps of a plan; None: all steps of the training schedule."""
     min_guided_steps: int = 3
     """Fewest denoising steps of a guided plan, which needs some to settle after the
-    guide has moved it."""
+    guide has moved it; raises `num_sampling_steps` for guided plans."""
     step_spacing: Spacing = "linspace"
-    """How the denoising steps are spread over the training schedule."""
+    """How the denoising steps are spread over the training schedule. linspace: evenly,
+    both ends included. trailing: evenly from the noisy end, without the clean one.
+    leading: evenly from the clean end, without the noisy one (DDIM as released; poor
+    with few steps). quadratic: closer together near the clean end. log-snr: evenly in
+    the logarithm of the signal-to-noise ratio."""
     temperature: float = 1.0
     """Scale of the noise that plans start from and of the noise that is added later."""
     num_candidates: int = 8
@@ -238,8 +242,9 @@ class PlannerConfig:
     planned time. feasibility: the one that the featurizer can execute best. guide: the
     one that the guide prefers. sum: the best sum of feasibility and guide."""
     ranking_tolerance: float = 10.0
-    """Ranking by a guide: how much less feasible than the best candidate the chosen one
-    may be, in env steps or in the unit of the featurizer's feasibility."""
+    """Ranking by a guide: how much less feasible than the most feasible candidate the
+    chosen one may be. With a time-to-goal network in env steps, with a featurizer in
+    the unit of its feasibility; without either it has no effect."""
     ranking_weight: float = 1.0
     """Ranking by the sum: weight of the guide's value, in units of feasibility."""
     horizon: HorizonChoice = "fixed"
@@ -262,8 +267,9 @@ class PlannerConfig:
     guide_cutoff: int = 0
     """This many of the last denoising steps are not guided."""
     warm_start: float | None = None
-    """Replanning: a new plan starts from the rest of the running one, noised to this
-    share of the schedule; None: it starts from noise."""
+    """Replanning: a new plan starts from what is left of the running one, with noise
+    added. A small share keeps most of it, 1 starts from pure noise; None: the running
+    plan is not used."""
     warm_start_steps: int | None = None
     """Denoising steps of a warm start; None: the same share of `num_sampling_steps`,
     and at least `min_guided_steps` for guided plans."""

@@ -148,8 +148,14 @@ class Kind:
         for offers in (self._own, self.offers):  # looking at others takes longer
             if found := offers(name):
                 return self._loaded(found[0], found)
-        remark = " (yours: module:attribute or file.py:attribute)"
-        remark = remark if self.addresses else ""
+        remark = ""
+        if self.addresses:
+            remark = " (yours: module:attribute or file.py:attribute)"
+        elif ":" in name or name.endswith(".py"):
+            remark = (
+                f" ({self.name}s from a file work in Python only; for the command "
+                f"line, offer them from a package)"
+            )
         raise UnknownNameError(self.name, name, self.names(), remark)
 
     def find_saved(self, name: str, user: str) -> Plugin:

@@ -283,8 +283,8 @@ def test_only_guides_and_functions_add(other: Any) -> None:
 def test_scale_zero_is_bit_equal_to_no_guide(sampler: str, placement: str) -> None:
     plain, observation = toy_policy(sampler=sampler, num_candidates=4), observe(3)
     guided = plain.with_guide(
-        Waypoint(position=(2.0, 2.0)) + A, guide_scale=0.0, guide_placement=placement
-    )
+        Waypoint(position=(2.0, 2.0)) + A, guide_placement=placement
+    ).with_settings(guide_scale=0.0)
     assert_same(plain.plan(observation), guided.plan(observation))
     streams = np.arange(3)
     states = [policy.initial_state(3, streams) for policy in (plain, guided)]
@@ -388,7 +388,7 @@ def steep(trajectory: Trajectory) -> Tensor:
             wrong_shape,
             r"wrong_shape must return one value .*\(2,\); got shape \(2, 3\)",
         ),
-        (not_a_tensor, "not_a_tensor must return one value .* got float"),
+        (not_a_tensor, "not_a_tensor must return one value .* got float. Return a"),
         (not_a_number, "not_a_number returned NaN"),
         (no_gradient, "no_gradient has no gradient"),
         (steep, "gradient of the guide steep"),

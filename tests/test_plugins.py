@@ -166,6 +166,12 @@ def test_an_unknown_name_suggests_the_nearest(install: Install, kind: Kind) -> N
     assert OURS[kind] in caught.value.known
 
 
+def test_a_guide_in_a_file_says_where_it_works() -> None:
+    for name in ("my_guides.py:wide", "my_guides.py", "my_guides:wide"):
+        with pytest.raises(UnknownNameError, match="from a file work in Python only"):
+            GUIDES.find(name)
+
+
 @every_kind
 def test_a_saved_name_that_is_unknown_says_what_may_be_missing(kind: Kind) -> None:
     message = f"This file uses the {kind.name} 'fore', which is not registered.*Install"

@@ -21,7 +21,7 @@ class GuidesSettings:
     Pass them to evaluate and plan: --guide 'keep-out:center=3,4;radius=0.6'.
     """
 
-    name: Annotated[tyro.conf.Positional[str | None], shown_as("NAME")] = None
+    name: Annotated[tyro.conf.Positional[str | None], shown_as("[NAME]")] = None
     """The guide to explain."""
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class InfoSettings:
     """List planners, presets, environments and plug-ins, or describe one planner."""
 
-    planner: Annotated[tyro.conf.Positional[str | None], shown_as("PLANNER")] = None
+    planner: Annotated[tyro.conf.Positional[str | None], shown_as("[PLANNER]")] = None
     """Name of a shipped planner, folder, or hub id."""
 
 

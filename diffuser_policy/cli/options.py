@@ -60,8 +60,12 @@ class PlanningOptions:
         Annotated[tuple[str, ...], shown_as("[W*]NAME:KEY=VALUE;…")]
     ] = ()
     """Steer plans by a guide; several add up. `diffuser-policy guides` lists them.
-    For example --guide 'keep-out:center=3,4;radius=0.6'."""
-    settings: tyro.conf.OmitArgPrefixes[SettingOptions] = field(default_factory=dict)
+    For example --guide 'keep-out:center=3,4;radius=0.6'. The quotes are needed: a shell
+    ends the command at a semicolon."""
+    settings: Annotated[
+        tyro.conf.OmitArgPrefixes[SettingOptions],
+        tyro.conf.arg(name="planning and execution", prefix_name=False),
+    ] = field(default_factory=dict)
     acceleration: Acceleration = "auto"
     """How the network is run; plans stay the same up to rounding."""
     threads: Annotated[int, tyro.conf.arg(metavar="N")] = 1

@@ -52,12 +52,13 @@ class TrainSettings:
     `accelerate launch` or `torchrun`.
     """
 
-    preset: Annotated[tyro.conf.Positional[str | None], shown_as("PRESET")] = None
+    preset: Annotated[tyro.conf.Positional[str | None], shown_as("[PRESET]")] = None
     """Settings to start from."""
     dataset: Annotated[str | None, tyro.conf.arg(metavar="ID")] = None
     """Minari dataset."""
     output: Annotated[Path | None, shown_as("FOLDER")] = None
-    """Where the planner and its checkpoints go (default: runs/ and the preset)."""
+    """Where the planner and its checkpoints go (default: runs/ and the name of the
+    preset or, without one, of the dataset)."""
     device: str = "auto"
     """Where to compute: cpu, cuda, or a GPU if there is one."""
     save_interval: int = 1000
@@ -211,8 +212,8 @@ class CompanionSettings:
     dataset: Annotated[str | None, shown_as("ID")] = None
     """Minari dataset (default: the one that the planner is from)."""
     output: Annotated[Path | None, shown_as("FOLDER")] = None
-    """Where planner, network and checkpoints go (default: runs/PLANNER-value, or
-    -classifier)."""
+    """Where planner, network and checkpoints go (default: runs/ and the planner's name,
+    then -value or -classifier)."""
     device: str = "auto"
     """Where to compute: cpu, cuda, or a GPU if there is one."""
     save_interval: int = 1000

@@ -188,9 +188,9 @@ def check_goal_env(env: Env) -> None:
     missing = [name for name in needed if not callable(getattr(base, name, None))]
     if missing:
         raise ConfigError(
-            f"{type(base).__name__} cannot change its goal without a reset: it has no "
-            f"method {', '.join(missing)}. Record episodes of it with "
-            "diffuser_policy.data.collection.collect_episodes instead."
+            f"`collect` needs an environment with the methods {', '.join(needed)}; "
+            f"{type(base).__name__} lacks {', '.join(missing)}. Record it in Python, "
+            "with diffuser_policy.collect_episodes."
         )
 
 

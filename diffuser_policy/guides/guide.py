@@ -243,10 +243,12 @@ def value_of(guide: Guide, trajectory: Trajectory) -> Tensor:
     if not isinstance(value, Tensor) or value.shape != (len(trajectory),):
         is_tensor, kind = isinstance(value, Tensor), type(value).__name__
         given = f"shape {tuple(value.shape)}" if is_tensor else kind
+        advice = "Return a torch tensor."
+        if is_tensor:
+            advice = "Sum over planning steps and columns, for example .sum(dim=1)."
         raise GuideError(
             f"The guide {guide.name} must return one value per trajectory, a tensor of "
-            f"shape ({len(trajectory)},); got {given}. Sum or average over planning "
-            f"steps and columns, for example with .sum(dim=1)."
+            f"shape ({len(trajectory)},); got {given}. {advice}"
         )
     if not bool(torch.isfinite(value).all()):
         raise GuideError(
@@ -299,7 +301,7 @@ def value_and_gradient(
                 value_and_gradient(term, trajectories, view)
         raise GuideError(
             f"The gradient of the guide {guide.name} is NaN or infinite. A common "
-            f"cause is the norm of a zero vector: add a small number under the root."
+            f"cause is the square root of zero: add a small number under the root."
         )
     return values.detach(), gradient
 
