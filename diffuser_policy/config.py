@@ -604,5 +604,6 @@ def refuse_idle(
                 name = other
                 continue
             wanted = " or ".join(f"{other}={value!r}" for value in values) or other
+            wanted += " to another value" if actual == 0 and actual is not False else ""
             otherwise = f"with {other}={actual!r}. Leave it out, or set {wanted}."
             raise ConfigError(f"{asked} has no effect {LACKING.get(other, otherwise)}")
