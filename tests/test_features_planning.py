@@ -210,7 +210,7 @@ def test_a_guide_chooses_among_the_feasible() -> None:
         return -trajectory.position[:, -1, 0]
 
     rows = observe(3)["observation"]
-    settings = {"guide_scale": 0.0, "ranking": "guide", "min_guided_steps": 1}
+    settings = {"guide_scale": 0.0, "ranking": "guide"}
     for tolerance, wanted in ((0.0, np.argmax), (1e6, np.argmin)):
         policy = turned_policy().with_guide(
             left, ranking_tolerance=tolerance, **settings
@@ -233,7 +233,7 @@ def test_the_sum_is_feasibility_and_the_guides_value(weight: float | None) -> No
     np.testing.assert_array_equal(alone.values, plain.values)
     np.testing.assert_array_equal(alone.observations, plain.observations)
 
-    plan = unguided.with_guide(high, guide_scale=0.0, min_guided_steps=1).plan(rows)
+    plan = unguided.with_guide(high, guide_scale=0.0).plan(rows)
     np.testing.assert_array_equal(plan.candidates, plain.candidates)
     liked = plan.candidates[:, :, -1, 1]
     expected = plain.values + (1.0 if weight is None else weight) * liked
