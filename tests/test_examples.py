@@ -52,6 +52,9 @@ EXPERIMENTS = {
     ),
 }
 SMALL = TEACHING | EXPERIMENTS
+EXAMPLES = [*TEACHING] + [
+    pytest.param(example, marks=pytest.mark.once) for example in EXPERIMENTS
+]
 STACKING = (
     "examples/experiments/block_stacking.py",
     "examples/05_tower_order.py",
@@ -105,7 +108,7 @@ def test_every_numbered_example_is_run_here() -> None:
     assert {f"examples/{path.name}" for path in numbered} == set(TEACHING)
 
 
-@pytest.mark.parametrize("example", SMALL)
+@pytest.mark.parametrize("example", EXAMPLES)
 def test_an_example_states_how_to_run_it_and_how_to_make_it_bigger(
     example: str,
 ) -> None:
@@ -117,7 +120,7 @@ def test_an_example_states_how_to_run_it_and_how_to_make_it_bigger(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("example", SMALL)
+@pytest.mark.parametrize("example", EXAMPLES)
 def test_an_example_ends_with_a_number(run: Run, example: str) -> None:
     """The command with options runs, and the last line says what came of it.
 
