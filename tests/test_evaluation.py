@@ -320,8 +320,12 @@ def test_rollout_executes_the_plan_that_was_asked_for(policy: DiffuserPolicy) ->
 
 
 def test_progress_counts_env_steps(
-    policy: DiffuserPolicy, capsys: pytest.CaptureFixture[str]
+    policy: DiffuserPolicy,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    for name, size in (("COLUMNS", "200"), ("LINES", "50")):
+        monkeypatch.setenv(name, size)  # where all fits, whatever the rate
     evaluate(policy, POINT, episodes=3, num_envs=2, progress=True)
     shown = capsys.readouterr().err
     assert "90.0/90.0" in shown
