@@ -13,6 +13,8 @@ from pathlib import Path
 import gymnasium
 import pytest
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parents[1]
 TEACHING = {
     "examples/01_plan_in_a_maze.py": "--picture plan.png",
@@ -52,9 +54,6 @@ EXPERIMENTS = {
     ),
 }
 SMALL = TEACHING | EXPERIMENTS
-EXAMPLES = [*TEACHING] + [
-    pytest.param(example, marks=pytest.mark.once) for example in EXPERIMENTS
-]
 STACKING = (
     "examples/experiments/block_stacking.py",
     "examples/05_tower_order.py",
@@ -108,7 +107,7 @@ def test_every_numbered_example_is_run_here() -> None:
     assert {f"examples/{path.name}" for path in numbered} == set(TEACHING)
 
 
-@pytest.mark.parametrize("example", EXAMPLES)
+@pytest.mark.parametrize("example", SMALL)
 def test_an_example_states_how_to_run_it_and_how_to_make_it_bigger(
     example: str,
 ) -> None:
@@ -120,7 +119,7 @@ def test_an_example_states_how_to_run_it_and_how_to_make_it_bigger(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("example", EXAMPLES)
+@pytest.mark.parametrize("example", SMALL)
 def test_an_example_ends_with_a_number(run: Run, example: str) -> None:
     """The command with options runs, and the last line says what came of it.
 
