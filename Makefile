@@ -8,6 +8,8 @@
 #   make gates     what CI checks beside the tests
 #   make oldest    the suite on the oldest supported stack (.ci/oldest.txt), which is
 #                  also where d3rlpy and ray are
+#   make proofs    long tests that CI leaves out: thousands of generated inputs, kills,
+#                  every kind of dataset; a part of them with PYTEST_ARGS
 
 # The build of torch that results were measured with. Another one, for example for
 # your CUDA version: make test TORCH="torch==2.13.0 --index-url ..."
@@ -27,7 +29,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 unexport PYTHONDONTWRITEBYTECODE # the tests start many processes
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types contracts docs gates coverage wheel oldest clean
+.PHONY: help demo test lint format types contracts docs gates coverage wheel oldest proofs \
+    clean
 .DELETE_ON_ERROR:
 
 help:
@@ -69,7 +72,10 @@ wheel: $(VENV)/.dev
 	PYTHON="$(PYTHON)" TORCH="$(TORCH)" BUILDER="$(BIN)/python" bash .ci/wheel_smoke.sh
 
 oldest: $(OLDEST)/.dev
-	$(OLDEST)/bin/python -m pytest $(PARALLEL) -m 'not once' $(PYTEST_ARGS)
+	$(OLDEST)/bin/python -m pytest $(PARALLEL) -m 'not once and not proof' $(PYTEST_ARGS)
+
+proofs: $(VENV)/.dev
+	$(BIN)/python -m pytest -m proof --timeout 0 $(PARALLEL) $(PYTEST_ARGS)
 
 clean:
 	rm -rf $(VENV) $(OLDEST) build dist demo docs/_build docs/api htmlcov .coverage .coverage.* \
