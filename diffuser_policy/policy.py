@@ -164,7 +164,7 @@ class DiffuserPolicy:
         current = self._replan(current, rows, goals, deterministic=deterministic)
         actions = self.executor.act(self._following(current), seen)
         inside = into_box(self.action_space, actions)
-        return inside.reshape(*batch, *self.action_space.shape), current
+        return inside.reshape((*batch, *self.action_space.shape)), current
 
     def plan(
         self,

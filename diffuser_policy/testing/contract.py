@@ -280,9 +280,10 @@ def _changed(observation: Any, change: Callable[[np.ndarray], Any]) -> Any:
 
 
 def _longer(part: np.ndarray) -> np.ndarray:
-    """Return an array with a column too many, or an axis."""
-    axis = -1 if part.ndim else None
-    return np.append(part, np.atleast_1d(part)[..., :1], axis)
+    """Return an array with a column too many; of a number, one with too many axes."""
+    if part.ndim == 0:
+        return part.reshape(1, 1, 1)
+    return np.append(part, part[..., :1], -1)
 
 
 def _global_randomness() -> tuple[Any, ...]:
