@@ -24,6 +24,7 @@ from tqdm import tqdm
 from diffuser_policy.envs import Env, make_env
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.evaluation.records import EpisodeRecord, Evaluation, Timing
+from diffuser_policy.observations import batched, numbers
 from diffuser_policy.versions import versions
 
 UNRECORDED = ("episode",)  # wrappers put wall-clock times there
@@ -70,7 +71,9 @@ def evaluate(
         for _ in range(min(num_envs, episodes)):
             envs.append(made := make())
             stack.callback(made.close)
-        if hasattr(policy, "spaces"):
+        if hasattr(policy, "for_env"):
+            policy = policy.for_env(envs[0])
+        elif hasattr(policy, "spaces"):
             policy.spaces.check(envs[0])
         driver = Driver(policy, len(envs), deterministic=deterministic)
         bar = stack.enter_context(
@@ -103,8 +106,9 @@ class Tally:
         self.info: dict[str, Any] = {}
         self.usual: set[str] = set()  # what info also holds before the end
         has_goal = isinstance(observation, dict) and "desired_goal" in observation
-        self.goal = _numbers(observation["desired_goal"]) if has_goal else None
-        self.start = _numbers(observation["achieved_goal"] if has_goal else observation)
+        self.goal = numbers(observation["desired_goal"]) if has_goal else None
+        start = observation.get("achieved_goal", ()) if has_goal else observation
+        self.start = numbers(start)
 
     def add(self, reward: float, info: dict[str, Any]) -> None:
         """Count one env step."""
@@ -301,14 +305,6 @@ def episode_stream(seed: int, episode: int) -> int:
     return int(word) >> 1
 
 
-def batched(observations: Sequence[Any]) -> Any:
-    """Stack observations of single environments along a new first axis."""
-    first = observations[0]
-    if isinstance(first, Mapping):
-        return {key: np.stack([item[key] for item in observations]) for key in first}
-    return np.stack([np.asarray(observation) for observation in observations])
-
-
 class Progress(tqdm):  # type: ignore[misc]
     """Env steps done and to do, with the results so far."""
 
@@ -395,8 +391,3 @@ def _maker(
             f"side. Pass an id, or a function that makes one, instead of {env!r}."
         )
     return env
-
-
-def _numbers(values: Any) -> tuple[float, ...]:
-    flat = np.ravel(np.asarray(values, dtype=np.float64))
-    return tuple(flat.tolist())
