@@ -23,12 +23,15 @@ refuses.
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import hashlib
 import json
+import operator
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -36,6 +39,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from tqdm import tqdm
 
 from diffuser_policy.data.flat import (
@@ -46,16 +50,18 @@ from diffuser_policy.data.flat import (
     FlatDataset,
     flatten,
 )
-from diffuser_policy.envs import Env, Space
+from diffuser_policy.envs import Env, Space, env_name
 from diffuser_policy.errors import (
     ConfigError,
     DatasetError,
     DatasetNotFoundError,
+    EnvContractError,
     StorageError,
     require_extra,
     suggestion,
 )
 from diffuser_policy.files import replaced_folder
+from diffuser_policy.plugins import address
 
 ROOT_VARIABLE = "MINARI_DATASETS_PATH"
 CACHE_VARIABLE = "DIFFUSER_POLICY_CACHE"
@@ -165,13 +171,13 @@ def write_minari(
 
     folder = new_folder(dataset_id, overwrite=overwrite)
     namespace = dataset_id.rpartition("/")[0]
-    columns = dict(env.unwrapped.metadata.get("observation_columns", {}))
+    spec, columns = stored_spec(env), observation_columns(env)
     with replaced_folder(folder) as partial:
         storage = MinariStorage.new(
             partial / "data",
             observation_space=env.observation_space,
             action_space=env.action_space,
-            env_spec=env.spec,
+            env_spec=spec,
             data_format="hdf5",
         )
         storage.update_metadata(
@@ -184,13 +190,59 @@ def write_minari(
                     for name, version in collection.get("versions", {}).items()
                     if name in {"gymnasium", "gymnasium-robotics", "mujoco", "pybullet"}
                 ],
-                COLLECTION: {"observation_columns": columns, **collection},
+                COLLECTION: {
+                    "env_id": env.spec.id if env.spec else None,
+                    "observation_columns": columns,
+                    **collection,
+                },
             }
         )
         storage.update_episodes(_buffers(episodes, env.observation_space, partial))
     if namespace and namespace not in list_local_namespaces():
         create_namespace(namespace)
     return folder
+
+
+def stored_spec(env: Env) -> EnvSpec | None:
+    """Return an environment's registration in the form that files can hold.
+
+    A class or function that was registered itself is named by its module. None if that
+    does not find it again, or if the settings cannot be written as JSON: nobody could
+    make the environment from such a file.
+    """
+    if env.spec is None:
+        return None
+    spec = copy.deepcopy(env.spec)
+    if callable(spec.entry_point):
+        module, _, name = address(spec.entry_point).partition(":")
+        found = getattr(sys.modules.get(module), name, None)
+        if found is not env.spec.entry_point or module == "__main__":
+            return None
+        spec.entry_point = f"{module}:{name}"
+    try:
+        spec.to_json()
+    except (TypeError, ValueError):  # classes, functions, arrays
+        return None
+    return spec
+
+
+def observation_columns(env: Env) -> dict[str, list[int]]:
+    """Return the names that an environment gives to columns of its observations.
+
+    Raises:
+        EnvContractError: They are not lists of column numbers.
+    """
+    columns = env.metadata.get("observation_columns") or {}
+    try:
+        return {
+            str(name): [operator.index(column) for column in np.ravel(numbers).tolist()]
+            for name, numbers in dict(columns).items()
+        }
+    except (TypeError, ValueError) as error:
+        raise EnvContractError(
+            f"{env_name(env)}: metadata['observation_columns'] must name columns by "
+            f"their numbers, such as {{'position': [0, 1]}}; got {columns!r}."
+        ) from error
 
 
 def datasets_root() -> Path:
@@ -204,15 +256,17 @@ def check_spaces(env: Env) -> None:
 
     Raises:
         DatasetError: Its spaces are not flat boxes or goal dictionaries.
+        EnvContractError: Its names of columns are of another form.
         MissingExtraError: The extra `data` is not installed.
     """
     serialize = require_extra("minari.serialization", "data").serialize_space
     facts = {
-        "dataset_id": env.spec.id if env.spec else type(env.unwrapped).__name__,
+        "dataset_id": env_name(env),
         "observation_space": serialize(env.observation_space, to_string=False),
         "action_space": serialize(env.action_space, to_string=False),
     }
     _check_spaces(facts)
+    observation_columns(env)
 
 
 def local_dataset_ids() -> list[str]:
@@ -293,7 +347,7 @@ def _flat_metadata(facts: Mapping[str, Any]) -> dict[str, Any]:
         columns = {"position": [0, 1], "velocity": [2, 3]}  # names none itself
     return {
         "dataset_id": facts["dataset_id"],
-        "env_id": spec.get("id"),
+        "env_id": spec.get("id") or collection.get("env_id"),
         "env_spec": facts.get("env_spec"),
         "minari_version": facts.get("minari_version"),
         "action_low": action.get("low"),

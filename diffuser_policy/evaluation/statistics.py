@@ -48,6 +48,8 @@ def mean_interval(
 ) -> Interval:
     """Return the mean with its percentile-bootstrap interval.
 
+    If a value is not finite, neither is the mean, and the ends are NaN.
+
     Args:
         values: `[n]` independent results, such as the scores of episodes.
         num_resamples: Draws of n values with replacement.
@@ -58,8 +60,9 @@ def mean_interval(
     """
     array = _checked(values)
     tail = (1 - CONFIDENCE) / 2
-    estimate = float(array.mean())
-    if len(array) == 1:
+    with np.errstate(over="ignore", invalid="ignore"):
+        estimate = float(array.mean())
+    if len(array) == 1 or not math.isfinite(estimate):
         return Interval(estimate, math.nan, math.nan)
     rng, at_once = np.random.default_rng(seed), max(1, CHUNK // len(array))
     means = []
