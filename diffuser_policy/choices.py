@@ -30,3 +30,6 @@ HorizonChoice = Literal["fixed", "shrinking", "predicted"]
 ExecutorName = Literal["tracking", "pursuit", "path", "actions", "features"]
 
 LearningRateSchedule = Literal["cosine", "constant"]
+
+EngineName = Literal["process", "submitit", "ray"]
+Goals = Literal["none", "hindsight"]

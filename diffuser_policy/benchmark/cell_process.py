@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> int:
             return 0
         try:
             run_cell(cell, folder)
-        except Exception as error:
+        except Exception as error:  # a method is anyone's: the report tells what it was
             traceback.print_exc()
             told = {"type": type(error).__name__, "message": str(error)}
             folder.write("error", {**told, "traceback": traceback.format_exc()})

@@ -12,16 +12,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from diffuser_policy.choices import Goals
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.envs import Env, env_name, make_env, reset_env
 from diffuser_policy.errors import ConfigError, DatasetError
 from diffuser_policy.settings import MisfitError, from_json, literal, plain, to_json
-
-Goals = Literal["none", "hindsight"]
 
 
 @dataclass(frozen=True, kw_only=True)
