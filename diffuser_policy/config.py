@@ -44,6 +44,55 @@ RETIRED = {"horizon_offset": 0, "guide_variance": None}
 """Planner settings that earlier versions saved, and the only value that still loads."""
 
 
+RUN_SETTINGS = ("num_steps", "run_length", "max_steps_per_goal")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectSettings:
+    """What to record, and how."""
+
+    env_id: str
+    """Environment, for example diffuser_envs/Multi2D-Large-v1, or module:function."""
+    dataset_id: str | None = None
+    """Minari id of the dataset; None: diffuser/<name of the environment>, or the
+    generator's own."""
+    num_steps: int | None = None
+    """Runs: env steps in total; None: a million."""
+    run_length: int | None = None
+    """Runs: env steps between two resets; None: 10,000. The last run may be shorter."""
+    max_steps_per_goal: int | None = None
+    """Runs: env steps after which a target is given up; None: the environment's step
+    limit."""
+    action_noise: float = 0.0
+    """Runs: standard deviation of Gaussian noise added to every action."""
+    num_episodes: int | None = None
+    """Episodes: how many; None: the generator's own number, or 10,000."""
+    generator: str | None = None
+    """Episodes: how they are made, such as kinematic or physics for block stacking;
+    None: the demonstrator's first."""
+    demonstrator: str | None = None
+    """The demonstrator by name, as module:Class or as file.py:Class; None: the
+    environment's own."""
+    demonstrator_options: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the demonstrator, or of its generator."""
+    seed: int = 0
+    """Fixes everything that is drawn, whatever the number of workers."""
+    num_workers: int | None = None
+    """Processes; None: one per core. The result does not depend on it."""
+    overwrite: bool = False
+    """Replace a dataset, or unfinished work, of the same id."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        positive(self, *RUN_SETTINGS, "num_episodes", "num_workers")
+        if not 0 <= self.action_noise < math.inf:  # NaN is not
+            raise ConfigError(
+                f"action_noise must be finite and not negative, got "
+                f"{self.action_noise}."
+            )
+        check_seed(self.seed)
+
+
 @dataclass(frozen=True, kw_only=True)
 class WindowConfig:
     """The slices of the data that a planner is trained on."""

@@ -23,12 +23,11 @@ import contextlib
 import copy
 import dataclasses
 import json
-import math
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ import gymnasium as gym
 import numpy as np
 from tqdm import tqdm
 
+from diffuser_policy.config import RUN_SETTINGS, CollectSettings
 from diffuser_policy.data.demonstrators import (
     DEMONSTRATORS,
     EpisodeProtocol,
@@ -77,7 +77,6 @@ OBSERVATION_PREFIX = "observations."  # of arrays in a shard
 STEP_ARRAYS = ("actions", "rewards", "terminations", "truncations")
 NO_SEED = -1
 FALLBACK_STEPS_PER_GOAL = 1000  # for environments without a step limit
-RUN_SETTINGS = ("num_steps", "run_length", "max_steps_per_goal")
 DEFAULT_STEPS = 1_000_000
 DEFAULT_RUN_LENGTH = 10_000
 DEFAULT_EPISODES = 10_000
@@ -90,59 +89,6 @@ GENERATOR = (
     "ogbench",
     "pybullet",
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class CollectSettings:
-    """What to record, and how.
-
-    Attributes:
-        env_id: For episodes, an environment whose demonstrator offers generators; for
-            runs, a goal environment that can change its goal without a reset.
-        dataset_id: Minari id; derived from the environment's by default.
-        num_steps: Runs: env steps in total; a million by default.
-        run_length: Runs: env steps between two resets, 10,000 by default; the last
-            run may be shorter.
-        max_steps_per_goal: Runs: env steps after which a run gives up a target; the
-            environment's step limit by default.
-        action_noise: Runs: standard deviation of Gaussian noise on the actions.
-        num_episodes: Episodes: number of episodes; the generator's own number, or
-            10,000, by default.
-        generator: Episodes: name of one of the demonstrator's generators; its first
-            one by default.
-        demonstrator: Name of the expert; the environment's own by default.
-        demonstrator_options: Keyword arguments of the demonstrator, or the generator.
-        seed: Fixes everything random.
-        num_workers: Processes; one per core by default. The result does not depend on
-            it.
-        overwrite: Replace a dataset, or unfinished work, of the same id.
-    """
-
-    env_id: str
-    dataset_id: str | None = None
-    num_steps: int | None = None
-    run_length: int | None = None
-    max_steps_per_goal: int | None = None
-    action_noise: float = 0.0
-    num_episodes: int | None = None
-    generator: str | None = None
-    demonstrator: str | None = None
-    demonstrator_options: Mapping[str, Any] = field(default_factory=dict)
-    seed: int = 0
-    num_workers: int | None = None
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        for name in (*RUN_SETTINGS, "num_episodes", "num_workers"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} must be at least 1, got {value}.")
-        for name in ("action_noise", "seed"):
-            if not 0 <= getattr(self, name) < math.inf:  # NaN is not
-                raise ConfigError(
-                    f"{name} must be finite and not negative, got "
-                    f"{getattr(self, name)}."
-                )
 
 
 @dataclass(frozen=True)
