@@ -3,6 +3,10 @@
 Gymnasium loads no plugins by itself: `diffuser_envs/Multi2D-Large-v1` exists only
 after `import diffuser_envs`. By convention the namespace of an id is the name of the
 module that registers it, so that module is imported when the namespace is unknown.
+
+An id that a user gives may import any module. An id in a file of a planner or a dataset
+imports nothing but packages that offer plug-ins to this one (`TRUSTED`, and those of
+entry points): a downloaded file must not decide which code is run.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib
+from importlib.metadata import entry_points
 from typing import Any
 
 import gymnasium as gym
@@ -18,8 +23,10 @@ from gymnasium.error import DependencyNotInstalled
 
 from diffuser_policy.errors import ConfigError, MissingExtraError, UnknownNameError
 
+PLUGINS = "diffuser_policy."  # begins the names of our entry-point groups
 Env = gym.Env[Any, Any]
 Space = gym.Space[Any]
+TRUSTED = ("gymnasium_robotics",)  # besides the packages that offer plug-ins
 # Simulators, and the extras that install them.
 SIMULATORS = {"gymnasium_robotics": "maze", "mujoco": "maze", "pybullet": "kuka"}
 ADVICE = {
@@ -35,6 +42,18 @@ def register_namespace(env_id: str) -> str:
         env_id: `module:id` imports `module`; `namespace/Name-v1` imports the module
             named like the namespace, if that namespace is not registered yet.
     """
+    module = imported_by(env_id)
+    if module:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name != module:
+                raise
+    return env_id.rpartition(":")[2]
+
+
+def imported_by(env_id: str) -> str:
+    """Return the module that the use of an id imports; empty if there is none."""
     module, _, bare_id = env_id.rpartition(":")
     namespace = bare_id.rpartition("/")[0]
     known = {spec.namespace for spec in gym.registry.values()}
@@ -42,13 +61,40 @@ def register_namespace(env_id: str) -> str:
         module = namespace
     if bare_id.startswith("PointMaze") and bare_id not in gym.registry:
         module = module or "gymnasium_robotics"
-    if module:
-        try:
-            importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            if error.name != module:
-                raise
-    return bare_id
+    return module
+
+
+def is_trusted(env_id: str) -> bool:
+    """Return whether the use of an id imports nothing, or a package with plug-ins."""
+    points = entry_points()
+    groups = [group for group in points.groups if group.startswith(PLUGINS)]
+    offering = {
+        point.module.partition(".")[0]
+        for group in groups
+        for point in points.select(group=group)
+    }
+    module = imported_by(env_id)
+    return not module or module in {*TRUSTED, *offering}
+
+
+def check_recorded(env_id: str, owner: str) -> None:
+    """Refuse an environment that only a file names, and that has to be imported.
+
+    Args:
+        env_id: As the file has it.
+        owner: What has the file, such as "The planner 'runs/mine'".
+
+    Raises:
+        ConfigError: The message says how to allow it.
+    """
+    if not is_trusted(env_id):
+        module, _, bare_id = env_id.rpartition(":")
+        module = module or imported_by(env_id)
+        raise ConfigError(
+            f"{owner} names the environment {env_id!r}, which would import the module "
+            f"{module!r}. A file must not decide which code is run: if you trust that "
+            f"module, name the environment yourself, --env {module}:{bare_id}."
+        )
 
 
 def env_spec(env_id: str) -> EnvSpec:
@@ -67,14 +113,16 @@ def env_spec(env_id: str) -> EnvSpec:
 def other_versions(env_id: str) -> list[str]:
     """Return the ids of an environment's versions, if that of the id is not among them.
 
-    None for environments that are not known here, and for those without a namespace:
-    Gymnasium drops versions of its own that much data is from.
+    None for environments that are not known here, for those without a namespace
+    (Gymnasium drops versions of its own that much data is from), and for those that
+    have to be imported from a package that offers no plug-ins.
 
     Args:
         env_id: As data record it.
     """
     with contextlib.suppress(ImportError):  # a package that is broken says so when used
-        env_id = register_namespace(env_id)
+        if is_trusted(env_id):
+            env_id = register_namespace(env_id)
     try:
         namespace, name, version = parse_env_id(env_id)
     except gym.error.Error:  # no id
