@@ -26,11 +26,12 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from diffuser_policy.build import PlannerNetworks, build_networks
+from diffuser_policy.build import PlannerNetworks, build_networks, num_weights
 from diffuser_policy.config import PolicyConfig
 from diffuser_policy.errors import (
     CheckpointError,
     CheckpointNotFoundError,
+    ConfigError,
     MissingExtraError,
     require_extra,
     suggestion,
@@ -136,7 +137,20 @@ def read_planner(source: str | Path) -> tuple[PolicyConfig, PlannerNetworks]:
     folder = locate(source)
     data, weights = _read_files(folder)
     config = PolicyConfig.from_json(data)
-    networks = build_networks(config)
+    try:
+        described = num_weights(config)
+        if weights is not None and described > len(weights):  # a byte each, at least
+            raise CheckpointError(
+                f"{folder / CONFIG} describes {described:,} weights, and "
+                f"{folder / WEIGHTS} has {len(weights):,} bytes: it is missing, "
+                f"truncated, or no safetensors file of this planner. Pickled "
+                f"checkpoints are never loaded."
+            )
+        networks = build_networks(config)
+    except (ConfigError, LookupError, RuntimeError, OverflowError) as error:
+        raise CheckpointError(
+            f"{folder / CONFIG} describes networks that cannot be: {error}"
+        ) from error
     try:
         if weights is None:
             raise FileNotFoundError("no such file")
