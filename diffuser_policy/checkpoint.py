@@ -27,6 +27,7 @@ from diffuser_policy.errors import (
     suggestion,
 )
 from diffuser_policy.files import replaced_file
+from diffuser_policy.numerics import plain_arithmetic
 from diffuser_policy.versions import versions
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -72,6 +73,7 @@ def write_planner(
             partial.write_bytes(content)
 
 
+@plain_arithmetic()
 def read_planner(source: str | Path) -> tuple[PolicyConfig, PlannerNetworks]:
     """Read a planner by path, by the name of a shipped one, or by hub id.
 

@@ -10,8 +10,10 @@ once. A module with `COMMANDS` of its own has functions for subcommands of these
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
+import random
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -44,6 +46,16 @@ COMMANDS = {
     "info": "List planners, presets, environments and plug-ins.",
 }
 
+LESS = "Ask for less at a time: fewer environments, candidates or workers."
+SHORTAGES = {
+    errno.EMFILE: "Raise the limit (`ulimit -n 4096`), or use fewer processes.",
+    errno.ENFILE: "Close other programs, or use fewer processes.",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+    errno.ENOMEM: LESS,
+    errno.ENOSPC: "Free some space, or choose another place.",
+    errno.EACCES: "You may not use that file: choose another one.",
+}
+
 EXIT_OK, EXIT_ERROR, EXIT_INTERRUPTED, EXIT_PIPE = 0, 2, 130, 141
 
 
@@ -55,6 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         error, 130 after Ctrl-C, 141 when nobody reads standard output any more.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    # A program may call this: its threads, and its random numbers, of which importing
+    # `rich` takes some, stay as they are.
+    drawn, torch = random.getstate(), sys.modules.get("torch")
+    threads = torch.get_num_threads() if torch else 0
     try:
         return _dispatch(arguments)
     except DiffuserPolicyError as error:
@@ -66,6 +82,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `… | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_PIPE
+    except (MemoryError, OSError, RuntimeError) as error:
+        reason = _shortage(error)
+        if reason is None:  # a fault of ours, or of other people's code: show where
+            raise
+        _complain("error", reason)
+        return EXIT_ERROR
+    finally:
+        random.setstate(drawn)
+        if torch:
+            torch.set_num_threads(threads)
+
+
+def _shortage(error: Exception) -> str | None:
+    """Return what the machine lacks and what to do, if that is what an error means."""
+    if isinstance(error, OSError) and error.errno in SHORTAGES:
+        where = f" ({error.filename})" if error.filename else ""
+        return f"{error.strerror}{where}. {SHORTAGES[error.errno]}"
+    if isinstance(error, MemoryError):
+        return f"Out of memory. {LESS}"
+    if isinstance(error, RuntimeError) and "torch" in sys.modules:
+        from diffuser_policy.numerics import out_of_memory
+
+        if out_of_memory(error):
+            return f"Out of memory: {str(error).partition(chr(10))[0]} {LESS}"
+    return None
 
 
 def _dispatch(arguments: list[str]) -> int:
