@@ -30,3 +30,9 @@ HorizonChoice = Literal["fixed", "shrinking", "predicted"]
 ExecutorName = Literal["tracking", "pursuit", "path", "actions", "features"]
 
 LearningRateSchedule = Literal["cosine", "constant"]
+
+EngineName = Literal["process", "submitit", "ray"]
+Goals = Literal["none", "hindsight"]
+
+GOAL_KEYS = ("achieved_goal", "desired_goal")
+"""Where observations have goals if nothing else is said (Gymnasium-Robotics)."""
