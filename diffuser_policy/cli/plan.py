@@ -55,7 +55,7 @@ def plan(settings: PlanSettings) -> int:
 
     policy, env_id = settings.load()
     with closing(make_env(env_id)) as env:
-        policy.spaces.check(env)
+        policy = policy.for_env(env)
         observation = _reset(env, settings)
         scene = Scene.of(
             env, policy.planner.layout, observation, guide=policy.config.guide

@@ -69,6 +69,7 @@ from diffuser_policy.errors import (
     require_extra,
 )
 from diffuser_policy.files import replaced_file
+from diffuser_policy.observations import batched
 from diffuser_policy.settings import all_options, differences
 from diffuser_policy.versions import versions
 
@@ -354,9 +355,9 @@ def collect_episodes(
     """Record episodes of any environment with any policy; return Minari's folder.
 
     Args:
-        env: The environment, its id, or a class or function that makes it. Box or
-            goal-Dict observations, Box actions. It must end its episodes itself
-            (`gymnasium.make` adds the step limit).
+        env: The environment, its id, or a class or function that makes it. Observations
+            in Box, Dict and Tuple spaces, actions in a Box. It must end its episodes
+            itself (`gymnasium.make` adds the step limit).
         policy: Follows Stable-Baselines3's `predict`.
         num_episodes: Number of episodes.
         dataset_id: Minari id of the new dataset.
@@ -435,10 +436,7 @@ def record_episode(
     if not isinstance(observation, Mapping):
         observations = [{"observation": each} for each in observations]
     return Episode(
-        observations={
-            name: np.asarray([each[name] for each in observations])
-            for name in observations[0]
-        },
+        observations=batched(observations),
         actions=np.asarray(actions, env.action_space.dtype),
         rewards=np.asarray(rewards, np.float64),
         terminations=np.asarray(terminations, np.bool_),

@@ -53,7 +53,8 @@ class Episode:
 
     Attributes:
         observations: Field → `[L + 1, size]`: `observation`, and for goal
-            environments `achieved_goal` and `desired_goal`.
+            environments `achieved_goal` and `desired_goal`. As recorded, before it is
+            flattened: the environment's observations, stacked.
         actions: `[L, A]`.
         rewards: `[L]`.
         terminations: bool `[L]`.

@@ -38,6 +38,7 @@ from diffuser_policy.envs import (
 )
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.evaluation.records import EpisodeRecord, Evaluation, Timing
+from diffuser_policy.observations import batched, numbers
 from diffuser_policy.versions import versions
 
 UNRECORDED = ("episode",)  # wrappers put wall-clock times there
@@ -102,7 +103,9 @@ def evaluate(
             new = made()
             _check_distinct(envs, new)
             envs.append(new)
-        if hasattr(policy, "spaces"):
+        if hasattr(policy, "for_env"):
+            policy = policy.for_env(envs[0])
+        elif hasattr(policy, "spaces"):
             policy.spaces.check(envs[0])
         driver = Driver(policy, len(envs), deterministic=deterministic)
         bar = stack.enter_context(
@@ -136,8 +139,9 @@ class Tally:
         self.info: dict[str, Any] = {}
         self.usual: set[str] = set()  # what info also holds before the end
         has_goal = isinstance(observation, dict) and "desired_goal" in observation
-        self.goal = _numbers(observation["desired_goal"]) if has_goal else None
-        self.start = _numbers(observation["achieved_goal"] if has_goal else observation)
+        self.goal = numbers(observation["desired_goal"]) if has_goal else None
+        start = observation.get("achieved_goal", ()) if has_goal else observation
+        self.start = numbers(start)
 
     def add(self, reward: float, info: dict[str, Any]) -> None:
         """Count one env step."""
@@ -357,14 +361,6 @@ def episode_stream(seed: int, episode: int) -> int:
     return int(word) >> 1
 
 
-def batched(observations: Sequence[Any]) -> Any:
-    """Stack observations of single environments along a new first axis."""
-    first = observations[0]
-    if isinstance(first, Mapping):
-        return {key: np.stack([item[key] for item in observations]) for key in first}
-    return np.stack([np.asarray(observation) for observation in observations])
-
-
 class Progress(tqdm):  # type: ignore[misc]
     """Env steps done and to do, with the results so far."""
 
@@ -465,8 +461,3 @@ def _check_distinct(envs: Sequence[Env], new: Env) -> None:
             f"twice, and episodes run side by side. Make a new one at every call "
             f"(lambda: gymnasium.make(…)), or set num_envs=1 (--num-envs 1)."
         )
-
-
-def _numbers(values: Any) -> tuple[float, ...]:
-    flat = np.ravel(np.asarray(values, dtype=np.float64))
-    return tuple(flat.tolist())

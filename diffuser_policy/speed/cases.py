@@ -38,11 +38,11 @@ from diffuser_policy.diffusion.denoiser import Denoiser
 from diffuser_policy.diffusion.sampler import DDPMSampler, Sampler
 from diffuser_policy.diffusion.schedule import NoiseSchedule
 from diffuser_policy.envs import make_env, reset_env, step_env
-from diffuser_policy.evaluation.loop import batched
 from diffuser_policy.guides.builtin import KeepOut, Smoothness
 from diffuser_policy.guides.guide import Guide
 from diffuser_policy.networks.objects import ObjectTransformer
 from diffuser_policy.networks.unet import TemporalUNet
+from diffuser_policy.observations import batched
 from diffuser_policy.policy import DiffuserPolicy, PolicyState
 
 PAPER_STEPS = 256  # Janner et al. 2022, Appendix C; also their release for Maze2D
