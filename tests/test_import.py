@@ -426,6 +426,10 @@ def test_environments_and_ids_are_checked_first() -> None:
         imported(file, "Pendulm-v1")
     with pytest.raises(DatasetError, match="Discrete"):
         imported(file, "CartPole-v1")
+    nested: Any = gym.make(PENDULUM)
+    nested.observation_space = gym.spaces.Dict(joints=nested.observation_space)
+    with pytest.raises(DatasetError, match=r"observe one array, or a goal dictionary"):
+        import_file(file, nested, progress=False)
     with pytest.raises(ConfigError, match="not a Minari id"):
         imported(file, dataset_id="nonsense")
     imported(file)

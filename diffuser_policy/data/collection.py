@@ -459,16 +459,8 @@ def _check_recorded(
             f"The policy returned an action of shape {action.shape} for one "
             f"observation, and {env_name(env)} takes {env.action_space.shape}."
         )
-    parts = observation if isinstance(observation, Mapping) else {"": observation}
-    named = {
-        **{
-            f"observation {name!r}" if name else "observation": v
-            for name, v in parts.items()
-        },
-        "action": action,
-        "reward": reward,
-    }
-    for name, value in named.items():
+    named = {"observation": observation, "action": action, "reward": reward}
+    for name, value in _arrays(named):
         # The comparison is false for NaN too, and float32 has to hold the value.
         if not np.all(np.abs(value) <= np.finfo(np.float32).max):
             raise EnvContractError(
@@ -476,6 +468,16 @@ def _check_recorded(
                 f"not finite in float32. Correct the environment or the policy: "
                 f"nothing can be learned from it."
             )
+
+
+def _arrays(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the arrays within dictionaries and tuples, and where each of them is."""
+    if isinstance(value, Mapping | tuple):
+        parts = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, part in parts:
+            yield from _arrays(part, f"{name}/{key}" if name else str(key))
+    else:
+        yield name, value
 
 
 def _episode_protocol(settings: CollectSettings, demonstrator: str) -> EpisodeProtocol:

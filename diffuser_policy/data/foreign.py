@@ -288,11 +288,23 @@ class Source:
         """Find the arrays and the ends of episodes.
 
         Raises:
-            DatasetError: An array is missing, or of another length or shape.
+            DatasetError: An array is missing, or of another length or shape; or the
+            environment observes more than an array or a goal dictionary.
         """
         space: Any = env.observation_space
         goal = isinstance(space, gym.spaces.Dict)
-        inner = space["observation"] if goal else space
+        parts = dict(space.spaces) if goal else {"observation": space}
+        wanted = {"observation", *GOALS} if goal else {"observation"}
+        boxes = [
+            name for name, part in parts.items() if isinstance(part, gym.spaces.Box)
+        ]
+        if set(boxes) != wanted or len(boxes) != len(parts):
+            raise DatasetError(
+                f"{env_name(env)} observes {space}. A file can be imported for "
+                f"environments that observe one array, or a goal dictionary with "
+                f"{', '.join(sorted(wanted))}."
+            )
+        inner = parts["observation"]
         shapes = {
             "observations": inner.shape,
             "next_observations": inner.shape,
