@@ -318,6 +318,13 @@ def test_goals_are_found_in_observations_or_given() -> None:
     assert_rows(flat, "desired_goal", goals[1][kept])
 
 
+def test_goals_of_another_kind_are_left_aside() -> None:
+    """D4RL's ants have goals (x, y), and OGBench's are whole observations."""
+    arrays = rows(12, size=4, actions=2) | {"infos/goal": np.zeros((12, 3))}
+    made = import_file(hdf5(arrays), POINT, progress=False)
+    assert any("no goals in the file" in remark for remark in made.remarks)
+
+
 def test_goals_that_observations_lack_have_to_be_given() -> None:
     class Elsewhere(gym.Env[Any, Any]):
         observation_space = gym.spaces.Dict(

@@ -327,12 +327,15 @@ class Source:
         for role, shape in shapes.items():
             name = given.get(role) or USUAL.get(role, role)
             chosen = bool(given.get(role)) or role in ("observations", "actions")
+            if role == "desired_goals" and not chosen and name in stored:
+                chosen = stored[name].shape[1:] == shape  # else goals of another kind
+                taken.add(name)
             if chosen or (name in stored and name not in taken):
                 count = len(arrays["observations"]) if arrays else None
                 arrays[role] = finder.find(role, name, shape, count)
+        remarks: list[str] = []
         if goal and names.desired_goals is None:
             _refuse_maze2d(stored, env, where)
-        remarks: list[str] = []
         _relabel(arrays, stored, env, remarks)
         terminal, last, done = _ends(arrays, names, env, where, remarks)
         if "rewards" not in arrays:
