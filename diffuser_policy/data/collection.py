@@ -20,7 +20,6 @@ of one dataset would come from different generators.
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import json
 import math
@@ -55,6 +54,7 @@ from diffuser_policy.envs import (
     Env,
     check_ends,
     check_length,
+    copied,
     env_name,
     make_env,
     reset_env,
@@ -422,7 +422,7 @@ def record_episode(
     state, starting, done = None, True, False
     while not done:
         action, state = policy.predict(
-            copy.deepcopy(observation), state, np.array([starting]), deterministic
+            copied(observation), state, np.array([starting]), deterministic
         )
         action = np.array(action, env.action_space.dtype)
         after = step_env(env, action)
