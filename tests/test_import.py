@@ -27,6 +27,7 @@ from diffuser_policy.errors import (
     DatasetNotFoundError,
     UnknownNameError,
 )
+from tests.data_helpers import EXPERT
 from tests.point_env import POINT
 
 minari = pytest.importorskip("minari", reason="needs the extra 'data'")
@@ -64,7 +65,7 @@ def hdf5(arrays: Mapping[str, Any], name: str = "some-data-v3.hdf5") -> str:
 
 
 def npz(arrays: Mapping[str, Any], name: str = "some-data-v3.npz") -> str:
-    np.savez(name, allow_pickle=True, **arrays)
+    np.savez(name, **arrays)
     return name
 
 
@@ -136,7 +137,11 @@ def test_maze2d_is_turned_into_the_coordinates_of_our_mazes(scale: float) -> Non
     pytest.importorskip("gymnasium_robotics", reason="needs the extra 'maze'")
     env_id = "diffuser_envs/Maze2D-UMaze-v1"
     settings = CollectSettings(
-        env_id=env_id, num_steps=400, num_workers=1, dataset_id="diffuser/own-v0"
+        env_id=env_id,
+        demonstrator=EXPERT,
+        num_steps=400,
+        num_workers=1,
+        dataset_id="diffuser/own-v0",
     )
     collect(settings, progress=False)
     own = load_flat("diffuser/own-v0", progress=False)
