@@ -201,8 +201,13 @@ def all_options(
     return defaults | checked(owner, parameters, given, noun=noun)
 
 
-def positive(config: object, *names: str) -> None:
+def positive(config: object, *names: str, most: float = math.inf) -> None:
     """Refuse settings that are neither None nor positive and finite.
+
+    Args:
+        config: Has the settings.
+        names: Of the settings.
+        most: Greatest value: memory is not asked for more than there can be.
 
     Raises:
         ConfigError: Names the setting and its value.
@@ -213,6 +218,8 @@ def positive(config: object, *names: str) -> None:
             raise ConfigError(f"{name} must be positive, got {value}.")
         if value == math.inf:
             raise ConfigError(f"{name} must be finite, got {value}.")
+        if value is not None and value > most:
+            raise ConfigError(f"{name} must be at most {most:,}, got {value:,}.")
 
 
 def check_seed(seed: Any) -> None:

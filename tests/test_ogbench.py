@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from diffuser_policy import evaluate
-from diffuser_policy.data.collection import CollectSettings, collect
+from diffuser_policy.config import CollectSettings
+from diffuser_policy.data.collection import collect
 from diffuser_policy.data.demonstrators import DEMONSTRATORS
 from diffuser_policy.data.minari import load_flat
 from diffuser_policy.envs import Env, make_env

@@ -10,11 +10,13 @@ once. A module with `COMMANDS` of its own has functions for subcommands of these
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
 import keyword
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, get_type_hints
 
@@ -47,6 +49,7 @@ COMMANDS = {
 }
 
 EXIT_OK, EXIT_ERROR, EXIT_INTERRUPTED, EXIT_PIPE = 0, 2, 130, 141
+LOST = {errno.ENOSPC, errno.EDQUOT, errno.EIO}  # what a full disk says of the output
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,7 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(arguments)
+        with _any_encoding():
+            status = _dispatch(arguments)
+            sys.stdout.flush()  # its failure is told here, not when Python ends
+        return status
     except DiffuserPolicyError as error:
         _complain("error", str(error))
         return EXIT_ERROR
@@ -66,8 +72,40 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain("interrupted", str(stop) or "stopped by Ctrl-C.")
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # `… | head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _close_output()
         return EXIT_PIPE
+    except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):  # so rich ends the process
+            return EXIT_PIPE
+        raise
+    except OSError as error:
+        if error.errno not in LOST or error.filename is not None:
+            raise
+        _close_output()
+        reason = f"standard output cannot be written: {error.strerror}."
+        _complain("error", f"{reason} Files that the command writes are complete.")
+        return EXIT_ERROR
+
+
+@contextlib.contextmanager
+def _any_encoding() -> Iterator[None]:
+    """Print what the terminal's encoding lacks as question marks."""
+    streams = [s for s in (sys.stdout, sys.stderr) if hasattr(s, "reconfigure")]
+    before = [stream.errors for stream in streams]
+    for stream, errors in zip(streams, before, strict=True):
+        stream.reconfigure(errors="replace" if errors == "strict" else errors)
+    try:
+        yield
+    finally:
+        for stream, errors in zip(streams, before, strict=True):
+            with contextlib.suppress(OSError, ValueError):  # closed, or cannot flush
+                stream.reconfigure(errors=errors)
+
+
+def _close_output() -> None:
+    """Send what is still to be printed nowhere: Python would fail to flush it."""
+    with contextlib.suppress(OSError, ValueError):  # no real file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(arguments: list[str]) -> int:
