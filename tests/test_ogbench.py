@@ -102,6 +102,14 @@ def test_the_users_generator_stays_where_it_was() -> None:
     env.close()
 
 
+def test_no_file_is_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    make_env(MAZE).close()
+    assert not list(tmp_path.iterdir())
+
+
 def test_episodes_without_a_seed_differ(maze: Env) -> None:
     first = maze.reset(seed=0)[0]["observation"]
     second = maze.reset()[0]["observation"]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import keyword
 import os
 import random
 import sys
@@ -36,6 +37,7 @@ for example:
 
 COMMANDS = {
     "collect": "Record a dataset with an environment's demonstrator.",
+    "import": "Make a dataset of a file of D4RL, OGBench or similar arrays.",
     "train": "Train a planner on a dataset, or resume its training.",
     "train-value": "Train a planner's value network, for value guidance.",
     "train-classifier": "Train a planner's classifier of states, for guides.",
@@ -156,7 +158,7 @@ def _dispatch(arguments: list[str]) -> int:
     name, *rest = arguments
     if name not in COMMANDS:
         raise UnknownNameError("command", name, COMMANDS)
-    module: Any = importlib.import_module(f"{__name__}.{name.partition('-')[0]}")
+    module: Any = importlib.import_module(f"{__name__}.{_word(name.partition('-')[0])}")
     program, commands = f"diffuser-policy {name}", getattr(module, "COMMANDS", None)
     if commands is not None:
         if _shows_overview(program, module.OVERVIEW, commands, rest):
@@ -165,7 +167,7 @@ def _dispatch(arguments: list[str]) -> int:
         if name not in commands:
             raise UnknownNameError(f"command of {group}", name, commands)
         program += f" {name}"
-    function = getattr(module, name.replace("-", "_"))
+    function = getattr(module, _word(name.replace("-", "_")))
     settings: Any = next(iter(get_type_hints(function).values()))
     import tyro
 
@@ -173,6 +175,11 @@ def _dispatch(arguments: list[str]) -> int:
         tyro.cli, settings, prog=program, use_underscores=False
     )
     return int(function(parse(args=rest)))
+
+
+def _word(name: str) -> str:
+    """Return the name that Python allows for a command: `import_` for `import`."""
+    return f"{name}_" if keyword.iskeyword(name) else name
 
 
 def _shows_overview(

@@ -21,7 +21,6 @@ of one dataset would come from different generators.
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import json
 import shutil
@@ -56,6 +55,7 @@ from diffuser_policy.envs import (
     Env,
     check_ends,
     check_length,
+    copied,
     env_name,
     make_env,
     reset_env,
@@ -424,7 +424,7 @@ def record_episode(
     state, starting, done = None, True, False
     while not done:
         action, state = policy.predict(
-            copy.deepcopy(observation), state, np.array([starting]), deterministic
+            copied(observation), state, np.array([starting]), deterministic
         )
         action = np.array(action, env.action_space.dtype)
         after = step_env(env, action)
@@ -461,16 +461,8 @@ def _check_recorded(
             f"The policy returned an action of shape {action.shape} for one "
             f"observation, and {env_name(env)} takes {env.action_space.shape}."
         )
-    parts = observation if isinstance(observation, Mapping) else {"": observation}
-    named = {
-        **{
-            f"observation {name!r}" if name else "observation": v
-            for name, v in parts.items()
-        },
-        "action": action,
-        "reward": reward,
-    }
-    for name, value in named.items():
+    named = {"observation": observation, "action": action, "reward": reward}
+    for name, value in _arrays(named):
         # The comparison is false for NaN too, and float32 has to hold the value.
         if not np.all(np.abs(value) <= np.finfo(np.float32).max):
             raise EnvContractError(
@@ -478,6 +470,16 @@ def _check_recorded(
                 f"not finite in float32. Correct the environment or the policy: "
                 f"nothing can be learned from it."
             )
+
+
+def _arrays(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the arrays within dictionaries and tuples, and where each of them is."""
+    if isinstance(value, Mapping | tuple):
+        parts = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, part in parts:
+            yield from _arrays(part, f"{name}/{key}" if name else str(key))
+    else:
+        yield name, value
 
 
 def _episode_protocol(settings: CollectSettings, demonstrator: str) -> EpisodeProtocol:
