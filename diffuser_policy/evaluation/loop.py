@@ -19,6 +19,7 @@ from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
+from gymnasium.spaces import Box
 from tqdm import tqdm
 
 from diffuser_policy.envs import Env, make_env
@@ -238,7 +239,10 @@ def _run(
     while observations:
         slots = sorted(observations)
         actions = driver.act(slots, [observations[slot] for slot in slots])
-        for slot, action in zip(slots, actions, strict=True):
+        for slot, chosen in zip(slots, actions, strict=True):
+            # Of an array of numbers, rows are scalars, and a Box is made of arrays.
+            is_box = isinstance(envs[slot].action_space, Box)
+            action = np.asarray(chosen) if is_box else chosen
             observation, reward, terminated, truncated, info = envs[slot].step(action)
             observations[slot] = observation
             tallies[slot].add(float(reward), info)
