@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from diffuser_policy.build import seeded
-from diffuser_policy.envs import Env
+from diffuser_policy.envs import Env, reset_env
 from diffuser_policy.errors import (
     ConfigError,
     ObservationError,
@@ -351,7 +351,7 @@ def env_spaces(env: Env) -> SpaceSpec:
             f"Planning by trial needs observations with {', '.join(GOAL_KEYS)}; this "
             f"environment has {space}."
         )
-    seen = [env.reset(seed=seed)[0] for seed in range(NUM_RESETS)]
+    seen = [reset_env(env, seed=seed)[0] for seed in range(NUM_RESETS)]
     observation, achieved = (
         np.stack([each[key] for each in seen]) for key in ("observation", GOAL_KEYS[0])
     )

@@ -23,13 +23,16 @@ refuses.
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import hashlib
 import json
 import math
+import operator
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -37,6 +40,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from tqdm import tqdm
 
 from diffuser_policy.choices import GOAL_KEYS
@@ -47,11 +51,12 @@ from diffuser_policy.data.flat import (
     FlatDataset,
     flatten,
 )
-from diffuser_policy.envs import Env, Space
+from diffuser_policy.envs import Env, Space, env_name
 from diffuser_policy.errors import (
     ConfigError,
     DatasetError,
     DatasetNotFoundError,
+    EnvContractError,
     StorageError,
     require_extra,
     suggestion,
@@ -64,6 +69,7 @@ from diffuser_policy.observations import (
     joined,
     parts_of,
 )
+from diffuser_policy.plugins import address
 from diffuser_policy.settings import to_json
 
 ROOT_VARIABLE = "MINARI_DATASETS_PATH"
@@ -194,13 +200,13 @@ def write_minari(
 
     folder = new_folder(dataset_id, overwrite=overwrite)
     namespace = dataset_id.rpartition("/")[0]
-    columns = dict(env.unwrapped.metadata.get("observation_columns", {}))
+    spec, columns = stored_spec(env), observation_columns(env)
     with replaced_folder(folder) as partial:
         storage = MinariStorage.new(
             partial / "data",
             observation_space=env.observation_space,
             action_space=env.action_space,
-            env_spec=env.spec,
+            env_spec=spec,
             data_format="hdf5",
         )
         storage.update_metadata(
@@ -213,13 +219,59 @@ def write_minari(
                     for name, version in collection.get("versions", {}).items()
                     if name in {"gymnasium", "gymnasium-robotics", "mujoco", "pybullet"}
                 ],
-                COLLECTION: {"observation_columns": columns, **collection},
+                COLLECTION: {
+                    "env_id": env.spec.id if env.spec else None,
+                    "observation_columns": columns,
+                    **collection,
+                },
             }
         )
         storage.update_episodes(_buffers(episodes, env.observation_space, partial))
     if namespace and namespace not in list_local_namespaces():
         create_namespace(namespace)
     return folder
+
+
+def stored_spec(env: Env) -> EnvSpec | None:
+    """Return an environment's registration in the form that files can hold.
+
+    A class or function that was registered itself is named by its module. None if that
+    does not find it again, or if the settings cannot be written as JSON: nobody could
+    make the environment from such a file.
+    """
+    if env.spec is None:
+        return None
+    spec = copy.deepcopy(env.spec)
+    if callable(spec.entry_point):
+        module, _, name = address(spec.entry_point).partition(":")
+        found = getattr(sys.modules.get(module), name, None)
+        if found is not env.spec.entry_point or module == "__main__":
+            return None
+        spec.entry_point = f"{module}:{name}"
+    try:
+        spec.to_json()
+    except (TypeError, ValueError):  # classes, functions, arrays
+        return None
+    return spec
+
+
+def observation_columns(env: Env) -> dict[str, list[int]]:
+    """Return the names that an environment gives to columns of its observations.
+
+    Raises:
+        EnvContractError: They are not lists of column numbers.
+    """
+    columns = env.metadata.get("observation_columns") or {}
+    try:
+        return {
+            str(name): [operator.index(column) for column in np.ravel(numbers).tolist()]
+            for name, numbers in dict(columns).items()
+        }
+    except (TypeError, ValueError) as error:
+        raise EnvContractError(
+            f"{env_name(env)}: metadata['observation_columns'] must name columns by "
+            f"their numbers, such as {{'position': [0, 1]}}; got {columns!r}."
+        ) from error
 
 
 def datasets_root() -> Path:
@@ -233,13 +285,14 @@ def check_spaces(env: Env) -> None:
 
     Raises:
         DatasetError: Its spaces are not made of boxes of numbers.
+        EnvContractError: Its names of columns are of another form.
         MissingExtraError: The extra `data` is not installed.
     """
     require_extra("minari", "data")
-    name = env.spec.id if env.spec else type(env.unwrapped).__name__
     spaces = {"observation": env.observation_space, "action": env.action_space}
     described_spaces = {f"{k}_space": described(space) for k, space in spaces.items()}
-    _checked_parts({"dataset_id": name, **described_spaces})
+    _checked_parts({"dataset_id": env_name(env), **described_spaces})
+    observation_columns(env)
 
 
 def local_dataset_ids() -> list[str]:
@@ -324,7 +377,7 @@ def _flat_metadata(
     bounds = {name: action.get(name) for name in ("low", "high")}
     return {
         "dataset_id": facts["dataset_id"],
-        "env_id": spec.get("id"),
+        "env_id": spec.get("id") or collection.get("env_id"),
         "env_spec": facts.get("env_spec"),
         "minari_version": facts.get("minari_version"),
         **{
