@@ -286,7 +286,6 @@ def test_a_planner_serves_any_tree_of_boxes(name: str, tmp_path: Path) -> None:
     flat = recorded(Noise(space), **keys)
     planner = trained(flat, tmp_path / "planner")
     assert planner.spaces == space_spec(flat)
-    check_policy(planner, num_envs=2)
     check_policy(planner, space, ACTIONS, num_envs=2)
 
     def make() -> gym.Env[Any, Any]:
@@ -400,6 +399,18 @@ def test_a_box_of_the_right_size_is_no_goal_dictionary(size: int) -> None:
         evaluate(policy, lambda: Noise(box(size), policy.action_space), episodes=1)
     with pytest.raises(ObservationError, match="for_env"):
         policy.predict(np.zeros(size))
+
+
+def test_environments_of_stable_baselines3_show_their_order_too() -> None:
+    vec_env = pytest.importorskip("stable_baselines3.common.vec_env")
+    policy = toy_policy()
+    seen = vec_env.DummyVecEnv([limited] * 2)
+    seen.seed(0)
+    expected, _ = policy.predict(seen.reset(), deterministic=True)
+    flat = vec_env.VecMonitor(vec_env.DummyVecEnv([FLAT["filtered"]] * 2))
+    flat.seed(0)
+    found, _ = policy.for_env(flat).predict(flat.reset(), deterministic=True)
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_what_may_have_changed_a_flat_observation_is_not_trusted() -> None:
