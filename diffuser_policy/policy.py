@@ -80,7 +80,7 @@ class DiffuserPolicy:
         self.config, self.networks, self.spaces = config, networks, config.spaces
         self.featurizer = config_featurizer(config)
         self.planner = build_planner(config, networks, self.featurizer)
-        self.executor = build_executor(config, self.featurizer)
+        self.executor = build_executor(config, networks, self.featurizer)
         self.observation_space = self.spaces.observation_space()
         self.action_space = self.spaces.action_space()
         self.set_random_seed(seed)
@@ -150,6 +150,8 @@ class DiffuserPolicy:
         # Stable-Baselines3's `evaluate_policy` leaves the flag up for environments that
         # have run all their episodes: a row flagged twice in a row keeps its plan.
         forget = flags & ~current.started
+        known = (current.lengths > 0) & ~forget
+        before = np.where(known[:, None], current.previous, rows)
         if goals is not None:
             forget |= (goals != current.goals).any(axis=1)
         current = current._replace(
@@ -157,9 +159,11 @@ class DiffuserPolicy:
             ages=current.ages + 1,
             progress=self.executor.progress(self._following(current), seen),
             started=flags,
+            previous=before,
         )
         current = self._replan(current, rows, goals, deterministic=deterministic)
         actions = self.executor.act(self._following(current), seen)
+        current = current._replace(previous=rows.copy())
         low, high = self.action_space.low, self.action_space.high
         clipped = np.clip(actions, low, high).astype(self.action_space.dtype)
         return clipped.reshape(*batch, *self.action_space.shape), current
@@ -234,6 +238,7 @@ class DiffuserPolicy:
             started=np.zeros(num_envs, np.bool_),
             planners=np.full(num_envs, self.planner.fingerprint, np.int64),
             guides=np.zeros(num_envs, np.int64),
+            previous=np.zeros((num_envs, layout.observation_dim), np.float32),
         )
 
     def set_random_seed(self, seed: int) -> None:
@@ -323,6 +328,7 @@ class DiffuserPolicy:
             shared.time_to_goal,
             shared.value,
             shared.classifier,
+            shared.inverse_dynamics,
         )
         return DiffuserPolicy(self.config, networks, seed=self.seed)
 
@@ -384,6 +390,7 @@ class DiffuserPolicy:
             lengths=state.lengths,
             progress=state.progress,
             stride=self.planner.stride,
+            previous=state.previous,
         )
 
     def _replan(
@@ -539,6 +546,7 @@ class PolicyState(NamedTuple):
         started: `[n]` whether the last call began an episode.
         planners: `[n]` fingerprint of the planner that made the plans.
         guides: `[n]` key of the guidance that steered them.
+        previous: `[n, observation]` planning columns of the last call's observation.
     """
 
     observations: np.ndarray
@@ -552,6 +560,7 @@ class PolicyState(NamedTuple):
     started: np.ndarray
     planners: np.ndarray
     guides: np.ndarray
+    previous: np.ndarray
 
     def rows(self, index: Any) -> PolicyState:
         """Return the state of some rows, for example of those still running."""

@@ -32,10 +32,10 @@ def shown_as(metavar: str, **settings: Any) -> Any:
     return tyro.conf.arg(metavar=metavar, help_behavior_hint="", **settings)
 
 
-def _setting_options() -> Any:
-    """Return a dictionary type with the planning and execution settings as options."""
+def setting_options(*configs: Any) -> Any:
+    """Return a dictionary type with the settings of dataclasses as options."""
     options = {}
-    for config in (PlannerConfig, ExecutionConfig):
+    for config in configs:
         hints = get_type_hints(config)
         for parameter in docstring_parser.parse_from_object(config).params:
             text = " ".join((parameter.description or "").split())
@@ -49,7 +49,7 @@ def _setting_options() -> Any:
 if TYPE_CHECKING:
     SettingOptions = dict[str, Any]
 else:
-    SettingOptions = _setting_options()
+    SettingOptions = setting_options(PlannerConfig, ExecutionConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

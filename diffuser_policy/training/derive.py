@@ -20,6 +20,7 @@ from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.windows import join_rows
 from diffuser_policy.envs import other_versions
 from diffuser_policy.errors import ConfigError, DatasetError
+from diffuser_policy.guides.builtin import LearnedValue
 from diffuser_policy.settings import to_json
 from diffuser_policy.spaces import SpaceSpec, check_action_bounds, find_goal_columns
 
@@ -74,6 +75,9 @@ def policy_config(train: TrainConfig, flat: FlatDataset) -> PolicyConfig:
         window=train.window,
         network=train.network,
         time_to_goal=train.time_to_goal,
+        value=train.value,
+        inverse_dynamics=train.inverse_dynamics,
+        guide=None if train.value is None else LearnedValue(),
         planner=train.planner,
         execution=train.execution,
         provenance={"training": to_json(train), "dataset": dict(flat.metadata)},
