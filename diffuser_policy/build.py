@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from typing import assert_never
 
 import torch
 from torch import nn
@@ -421,32 +422,38 @@ def build_ranking(
         ConfigError: "time_to_goal" without such a network, "guide" without a guide,
             "feasibility" without a featurizer that judges it.
     """
-    name, in_time = settings.ranking, None
+    in_time = None
     if networks.time_to_goal is not None:
         in_time = TimeToGoalRanking(networks.time_to_goal)
-    if name == "first":
-        return FirstRanking()
-    if name == "smoothness":
-        return SmoothnessRanking()
-    if name == "feasibility" or (name == "sum" and guide is None):
-        return FeasibilityRanking(featurizer)
-    if name == "sum" and guide is not None:
-        weight = settings.ranking_weight
-        return SumRanking(guide, FeasibilityRanking(featurizer), weight)
-    if name == "guide":
-        if guide is None:
-            raise ConfigError(
-                "ranking='guide' needs a guide: policy.with_guide(…). To plan without "
-                "one, name another ranking."
-            )
-        judged = FeasibilityRanking(featurizer) if has_feasibility(featurizer) else None
-        return GuideRanking(guide, judged or in_time, settings.ranking_tolerance)
-    if in_time is None:
-        raise ConfigError(
-            "ranking='time_to_goal' needs a time-to-goal network, and this planner was "
-            "trained without one. Use 'smoothness' or 'first'."
-        )
-    return in_time
+    match settings.ranking:
+        case "first":
+            return FirstRanking()
+        case "smoothness":
+            return SmoothnessRanking()
+        case "time_to_goal":
+            if in_time is None:
+                raise ConfigError(
+                    "ranking='time_to_goal' needs a time-to-goal network, and this "
+                    "planner was trained without one. Use 'smoothness' or 'first'."
+                )
+            return in_time
+        case "feasibility":
+            return FeasibilityRanking(featurizer)
+        case "sum":
+            feasibility = FeasibilityRanking(featurizer)
+            if guide is None:
+                return feasibility
+            return SumRanking(guide, feasibility, settings.ranking_weight)
+        case "guide":
+            if guide is None:
+                raise ConfigError(
+                    "ranking='guide' needs a guide: policy.with_guide(…). To plan "
+                    "without one, name another ranking."
+                )
+            judged = has_feasibility(featurizer)
+            among = FeasibilityRanking(featurizer) if judged else in_time
+            return GuideRanking(guide, among, settings.ranking_tolerance)
+    assert_never(settings.ranking)
 
 
 def build_executor(

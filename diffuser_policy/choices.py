@@ -32,3 +32,9 @@ ExecutorName = Literal[
 ]
 
 LearningRateSchedule = Literal["cosine", "constant"]
+
+EngineName = Literal["process", "submitit", "ray"]
+Goals = Literal["none", "hindsight"]
+
+GOAL_KEYS = ("achieved_goal", "desired_goal")
+"""Where observations have goals if nothing else is said (Gymnasium-Robotics)."""

@@ -43,6 +43,7 @@ PLAN, CANDIDATE = "#2b5fd9", "#8b97b5"
 MARK = "#7b3fb5"
 TIME_COLORS = (START, "#f0b429", GOAL)  # from start to goal, visible on floor and wall
 SETTLED = 0.03  # of the path's size: how near to its end a path counts as over
+CHAIN_PANELS = 6  # denoising steps in one row, evenly spaced
 PANEL_WIDTH = 5.2  # inches
 DPI = 130
 GIF_DPI = 90
@@ -397,16 +398,13 @@ def plan_figure(
     return figure
 
 
-def chain_figure(
-    plan: Plan, scene: Scene, *, row: int = 0, max_panels: int = 6, title: str = ""
-) -> Figure:
+def chain_figure(plan: Plan, scene: Scene, *, row: int = 0, title: str = "") -> Figure:
     """Draw how a plan came out of noise, in a row of panels.
 
     Args:
         plan: Planned with `keep_chain=True`.
         scene: Where.
         row: Which plan of the batch.
-        max_panels: Denoising steps to show, evenly spaced.
         title: Above everything.
 
     Raises:
@@ -414,7 +412,7 @@ def chain_figure(
         MissingExtraError: Matplotlib is not installed.
     """
     chain = _chain(plan, scene, row)
-    count = min(max_panels, len(chain))
+    count = min(CHAIN_PANELS, len(chain))
     shown = np.linspace(0, len(chain) - 1, count).round().astype(int)
     figure, panels = _figure(scene, count, header=0.4, columns=3, width=3.4)
     for panel, index in zip(panels, shown, strict=True):

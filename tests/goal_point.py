@@ -12,7 +12,8 @@ import numpy as np
 from diffuser_policy.benchmark.cells import Cell, CellFolder, EvaluationProtocol
 from diffuser_policy.benchmark.context import MethodContext
 from diffuser_policy.benchmark.methods import find_method
-from diffuser_policy.benchmark.problem import Goals, Problem
+from diffuser_policy.benchmark.problem import Problem
+from diffuser_policy.choices import Goals
 from tests.point_env import RADIUS, Observation, PointEnv
 
 GOAL_POINT = "test/GoalPoint-v0"

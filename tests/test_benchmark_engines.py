@@ -32,6 +32,7 @@ from diffuser_policy.benchmark.engines import (
 )
 from diffuser_policy.benchmark.runner import Display, Runner
 from diffuser_policy.benchmark.suites import load_suite
+from diffuser_policy.choices import EngineName
 from diffuser_policy.errors import ConfigError, MissingExtraError, UnknownNameError
 from tests.benchmark_helpers import (
     in_this_process,
@@ -94,7 +95,7 @@ STUBBORN = """
 
 
 def make_engine(
-    name: str, *, workers: int, options: dict[str, Any], folder: Path
+    name: EngineName, *, workers: int, options: dict[str, Any], folder: Path
 ) -> Engine:
     """Return an engine as the command line makes it."""
     check_engine(name, workers=workers, options=options)
@@ -219,7 +220,7 @@ def test_without_a_lifeline_nothing_is_watched() -> None:
 def test_bad_settings(
     tmp_path: Path,
     *,
-    name: str,
+    name: EngineName,
     workers: int,
     options: dict[str, Any],
     error: type[Exception],
@@ -241,7 +242,7 @@ def test_no_ray_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize(("name", "extra"), [("submitit", "cluster"), ("ray", "ray")])
 def test_a_missing_library(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, extra: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: EngineName, extra: str
 ) -> None:
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingExtraError, match=rf"diffuser-policy\[{extra}\]"):

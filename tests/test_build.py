@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
-from diffuser_policy.build import build_networks
+from diffuser_policy import choices
+from diffuser_policy.build import build_executor, build_networks, build_ranking
+from diffuser_policy.columns.features import Identity
 from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.config import (
     ExecutionConfig,
+    InverseDynamicsConfig,
     NetworkConfig,
+    PlannerConfig,
     PolicyConfig,
     TrainConfig,
     WindowConfig,
@@ -19,6 +24,7 @@ from diffuser_policy.config import (
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.diffusion.sampler import DDIMSampler, DDPMSampler
 from diffuser_policy.errors import CheckpointError, ConfigError
+from diffuser_policy.guides.builtin import ActionEffort
 from diffuser_policy.planning.executors import (
     PlannedActions,
     PursuitExecutor,
@@ -50,6 +56,46 @@ def test_names_in_settings_choose_the_parts(
     policy = toy_policy().with_settings(**settings)
     assert type(policy.executor) is executor
     assert type(policy.planner.sampler) is sampler
+
+
+class Judge(Identity):
+    """Judges plans, and turns them into actions."""
+
+    def feasibility(self, candidates: np.ndarray, _: int) -> np.ndarray:
+        return np.zeros(len(candidates))
+
+    def act(self, plans: np.ndarray, _: np.ndarray) -> np.ndarray:
+        return np.zeros((len(plans), 2))
+
+
+def test_every_ranking_that_settings_name_is_another_class() -> None:
+    policy = toy_policy()
+    names = get_args(choices.RankingName)
+    made = {
+        type(
+            build_ranking(
+                PlannerConfig(ranking=name),
+                policy.networks,
+                guide=ActionEffort(),
+                featurizer=Judge(4),
+            )
+        )
+        for name in names
+    }
+    assert len(made) == len(names)
+
+
+def test_every_executor_that_settings_name_is_another_class() -> None:
+    policy = toy_policy(toy_config(inverse_dynamics=InverseDynamicsConfig()))
+    config, networks = policy.config, policy.networks
+    names = get_args(choices.ExecutorName)
+    made = set()
+    for name in names:
+        seconds = 0.1 if name == "path" else None
+        execution = ExecutionConfig(executor=name, seconds_per_step=seconds)
+        changed = dataclasses.replace(config, execution=execution)
+        made.add(type(build_executor(changed, networks, Judge(4))))
+    assert len(made) == len(names)
 
 
 def test_all_settings_of_an_executor_arrive() -> None:

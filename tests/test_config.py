@@ -9,6 +9,7 @@ from typing import Any, get_args
 import pytest
 
 from diffuser_policy import choices
+from diffuser_policy.benchmark.engines import ENGINES
 from diffuser_policy.benchmark.report.tables import EXECUTORS
 from diffuser_policy.build import SAMPLERS
 from diffuser_policy.columns.normalizers import NORMALIZERS
@@ -194,6 +195,7 @@ def test_retired_settings_load_only_with_the_value_that_changes_nothing(
         (PLACEMENTS, choices.Placement),
         (RUNNERS, choices.Acceleration),
         (EXECUTORS, choices.ExecutorName),  # of reports
+        (ENGINES, choices.EngineName),
     ],
 )
 def test_every_choice_has_its_class(table: dict[str, Any], names: Any) -> None:

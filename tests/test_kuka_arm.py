@@ -95,11 +95,10 @@ def test_joints_follow_the_tool_continuously() -> None:
     assert np.abs(np.diff(inverse(path), axis=0)).max() < 0.03
 
 
-@pytest.mark.parametrize("yaw", [0.3, -1.2])
-def test_the_yaw_is_the_tools_in_the_world(yaw: float) -> None:
-    _, rotation = tool_pose(inverse(sector_points(100), yaw))
+def test_the_tool_keeps_its_yaw_in_the_world() -> None:
+    _, rotation = tool_pose(inverse(sector_points(100)))
     heading = np.arctan2(-rotation[:, 1, 0], -rotation[:, 0, 0])
-    np.testing.assert_allclose(heading, yaw, atol=1e-12)
+    np.testing.assert_allclose(heading, 0, atol=1e-12)
 
 
 def test_what_is_out_of_reach_is_nan_and_nothing_else() -> None:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from diffuser_policy.baselines.transitions import Codec, Hindsight, SingleTask
-from diffuser_policy.benchmark.problem import Goals, Problem, check_task, task_rewards
+from diffuser_policy.benchmark.problem import Problem, check_task, task_rewards
+from diffuser_policy.choices import Goals
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.errors import ConfigError, DatasetError
 from tests.baseline_helpers import RADIUS, LineEnv, line_data

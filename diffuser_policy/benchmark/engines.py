@@ -47,6 +47,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
+from diffuser_policy.choices import EngineName
 from diffuser_policy.errors import (
     ConfigError,
     DiffuserPolicyError,
@@ -119,7 +120,6 @@ class Engine(abc.ABC):
         running: The cells whose jobs are with the engine, and the handles of the jobs.
     """
 
-    name: ClassVar[str]
     library: ClassVar[tuple[str, str] | None] = None  # module, and extra that brings it
     options: ClassVar[tuple[str, ...] | None] = ()  # none: the library checks them
 
@@ -290,8 +290,6 @@ def run_job(job: Job) -> int:
 class ProcessEngine(Engine):
     """Processes of this machine; they end when this process does."""
 
-    name = "process"
-
     def _start(self, job: Job) -> subprocess.Popen[bytes]:
         return start_child(job)
 
@@ -449,12 +447,14 @@ class RayEngine(Engine):
         self._ray.shutdown()
 
 
-ENGINES: dict[str, type[Engine]] = {
-    engine.name: engine for engine in (ProcessEngine, SubmititEngine, RayEngine)
+ENGINES: dict[EngineName, type[Engine]] = {
+    "process": ProcessEngine,
+    "submitit": SubmititEngine,
+    "ray": RayEngine,
 }
 
 
-def check_engine(name: str, *, workers: int, options: Mapping[str, Any]) -> None:
+def check_engine(name: EngineName, *, workers: int, options: Mapping[str, Any]) -> None:
     """Refuse what can be known to fail before an engine is started.
 
     Raises:

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffuser_policy.benchmark.problem import Goals, Problem
+from diffuser_policy.benchmark.problem import Problem
+from diffuser_policy.choices import Goals
 from diffuser_policy.errors import (
     ADVICE,
     ConfigError,

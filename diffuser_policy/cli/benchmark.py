@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from diffuser_policy.choices import EngineName
 from diffuser_policy.cli.options import Flag, parse_assignments, shown_as, table
 from diffuser_policy.errors import ConfigError
 
@@ -60,7 +61,7 @@ class RunSettings:
     """Exact number of gradient steps of every method that learns."""
     episodes: Annotated[int | None, shown_as("N")] = None
     """Episodes for each evaluation seed, instead of the suite's."""
-    engine: Literal["process", "submitit", "ray"] = "process"
+    engine: EngineName = "process"
     """Where cells run: on this machine, on Slurm (extra `cluster`), on Ray (extra
     `ray`)."""
     engine_option: tyro.conf.UseAppendAction[

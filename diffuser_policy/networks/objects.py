@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from diffuser_policy.errors import ConfigError, HorizonError
 from diffuser_policy.networks.unet import SinusoidalEmbedding
 
+NUM_HEADS = 4  # of attention
 EMBEDDING_DIM = 64  # of the denoising step
 POINTER_DIM = 16  # of queries and keys of the pointers
 STAY = 3.0  # initial preference for an object's own position over other anchors
@@ -44,10 +45,9 @@ FAR = -1e9  # logit of an anchor that must not be pointed at
 class ModulatedBlock(nn.Module):
     """Attention over all tokens and a two-layer perceptron, modulated by the step."""
 
-    def __init__(self, dim: int, num_heads: int) -> None:
+    def __init__(self, dim: int) -> None:
         """Build the block; the modulation starts out as none."""
         super().__init__()
-        self.num_heads = num_heads
         self.norm = nn.LayerNorm(dim, elementwise_affine=False)
         self.qkv = nn.Linear(dim, 3 * dim)
         self.merge = nn.Linear(dim, dim)
@@ -65,7 +65,7 @@ class ModulatedBlock(nn.Module):
         ].chunk(6, dim=-1)
         batch, count, dim = tokens.shape
         x = self.norm(tokens) * (1 + scale) + shift
-        heads = (batch, count, 3, self.num_heads, dim // self.num_heads)
+        heads = (batch, count, 3, NUM_HEADS, dim // NUM_HEADS)
         q, k, v = self.qkv(x).view(heads).permute(2, 0, 3, 1, 4)
         x = F.scaled_dot_product_attention(q, k, v)
         x = self.merge(x.transpose(1, 2).reshape(batch, count, dim))
@@ -88,7 +88,6 @@ class ObjectTransformer(nn.Module):
         dim: int = 128,
         depth: int = 4,
         patch: int = 8,
-        num_heads: int = 4,
     ) -> None:
         """Build the network.
 
@@ -98,10 +97,9 @@ class ObjectTransformer(nn.Module):
                 are its position.
             position: Columns of the robot's position, normalized as the objects' are.
             num_planning_steps: Of every plan, a multiple of `patch`.
-            dim: Width, a multiple of `num_heads`.
+            dim: Width, a multiple of `NUM_HEADS`.
             depth: Number of transformer blocks.
             patch: Planning steps per token.
-            num_heads: Attention heads.
 
         Raises:
             ConfigError: No objects, no position, or a width that the heads don't share.
@@ -109,10 +107,10 @@ class ObjectTransformer(nn.Module):
         """
         super().__init__()
         size, place = (len(objects[0]) if objects else 0), len(position)
-        if not objects or not place or size < place or dim % num_heads:
+        if not objects or not place or size < place or dim % NUM_HEADS:
             raise ConfigError(
                 f"An object transformer needs objects whose first columns are a "
-                f"position like the robot's, and dim in multiples of {num_heads}; got "
+                f"position like the robot's, and dim in multiples of {NUM_HEADS}; got "
                 f"objects {tuple(objects)}, position {tuple(position)} and dim={dim}. "
                 f"Plan in the columns of a featurizer that names objects, or use the "
                 f"architecture 'unet'."
@@ -139,9 +137,7 @@ class ObjectTransformer(nn.Module):
             nn.Linear(dim, dim),
             nn.SiLU(),
         )
-        self.blocks = nn.ModuleList(
-            ModulatedBlock(dim, num_heads) for _ in range(depth)
-        )
+        self.blocks = nn.ModuleList(ModulatedBlock(dim) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
         # Robot: free columns, offset from an object, logit of itself, query.
         self.robot_sizes = [robot, place, 1, POINTER_DIM]

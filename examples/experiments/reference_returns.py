@@ -40,6 +40,11 @@ import numpy.typing as npt
 
 import diffuser_envs
 from diffuser_envs.maze.demonstrator import WaypointDemonstrator
+from diffuser_policy.evaluation.statistics import (
+    NUM_RESAMPLES,
+    interval_of,
+    mean_interval,
+)
 
 gymnasium.register_envs(diffuser_envs)
 
@@ -112,23 +117,15 @@ def run_episodes(
     return results
 
 
-def bootstrap_interval(
-    values: npt.NDArray[np.float64], size: int, rng: np.random.Generator
-) -> tuple[float, float]:
-    """Return the central 95 % of means of `size` values drawn with replacement."""
-    means = [rng.choice(values, size=size).mean() for _ in range(4_000)]
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
-
-
 def summarize(maze: str, policy: str, results: npt.NDArray[np.float64]) -> list[Row]:
     """Make the sparse and the dense line of one maze and policy."""
     rng = np.random.default_rng(0)
     rows = []
     for column, reward in enumerate(("sparse", "dense")):
         values = results[:, column]
-        low, high = bootstrap_interval(values, len(values), rng)
-        run_low, run_high = bootstrap_interval(values, RUN_LENGTH, rng)
+        mean = mean_interval(values)
+        runs = rng.choice(values, size=(NUM_RESAMPLES, RUN_LENGTH))
+        run = interval_of(mean.mean, runs.mean(axis=1))
         published: float | None = None
         if policy != "new route":
             published = PUBLISHED[maze, reward][policy != "random"]
@@ -139,11 +136,11 @@ def summarize(maze: str, policy: str, results: npt.NDArray[np.float64]) -> list[
                 reward=reward,
                 episodes=len(values),
                 reached=float(results[:, 2].mean()),
-                mean=float(values.mean()),
-                low=low,
-                high=high,
-                run_low=run_low,
-                run_high=run_high,
+                mean=mean.mean,
+                low=mean.low,
+                high=mean.high,
+                run_low=run.low,
+                run_high=run.high,
                 published=published,
             )
         )

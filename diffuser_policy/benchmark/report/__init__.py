@@ -6,7 +6,6 @@
 | module | holds |
 |---|---|
 | study | results, learning curves and critics, in order, and what is missing |
-| estimates | means, differences and rates with intervals |
 | tables, scores | the facts as tables; `published.toml` has figures of papers |
 | figures | pictures |
 | page | Markdown and HTML from `templates/`, with the commands to run it again |

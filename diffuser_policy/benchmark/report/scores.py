@@ -12,14 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffuser_policy.benchmark.report.estimates import (
-    Comparison,
-    average_interval,
-    compare,
-    disjoint,
-    iqm_run_interval,
-    run_interval,
-)
 from diffuser_policy.benchmark.report.study import (
     BLOCKS,
     OTHER,
@@ -40,7 +32,15 @@ from diffuser_policy.benchmark.report.tables import (
     signed,
     table_of,
 )
-from diffuser_policy.evaluation.statistics import Interval
+from diffuser_policy.evaluation.statistics import (
+    Comparison,
+    Interval,
+    average_interval,
+    compare,
+    disjoint,
+    iqm_run_interval,
+    run_interval,
+)
 
 LATCHED = "latched_score"
 PUBLISHED = tomllib.loads(

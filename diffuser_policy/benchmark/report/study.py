@@ -22,14 +22,14 @@ from diffuser_policy.benchmark.cells import (
 from diffuser_policy.benchmark.context import rise_of
 from diffuser_policy.benchmark.methods import find_method, short_name
 from diffuser_policy.benchmark.problem import Problem
-from diffuser_policy.benchmark.report.estimates import (
+from diffuser_policy.benchmark.suites import read_suite
+from diffuser_policy.errors import CheckpointError, ConfigError, DiffuserPolicyError
+from diffuser_policy.evaluation.statistics import (
+    Interval,
     pooled_mean,
     rate_interval,
     run_interval,
 )
-from diffuser_policy.benchmark.suites import read_suite
-from diffuser_policy.errors import CheckpointError, ConfigError, DiffuserPolicyError
-from diffuser_policy.evaluation.statistics import Interval
 from diffuser_policy.settings import differences
 
 BLOCKS = ("Maze2D", "Multi2D", "KukaStack")

@@ -14,7 +14,6 @@ from typing import Any
 
 from diffuser_policy.benchmark.cells import CellResult
 from diffuser_policy.benchmark.context import POINTS, rise_of
-from diffuser_policy.benchmark.report.estimates import run_interval
 from diffuser_policy.benchmark.report.study import (
     PLANNER,
     Entry,
@@ -26,7 +25,7 @@ from diffuser_policy.benchmark.report.study import (
     is_loaded,
     mixed_versions,
 )
-from diffuser_policy.evaluation.statistics import Interval
+from diffuser_policy.evaluation.statistics import Interval, run_interval
 
 MINUTE, HOUR = 60.0, 3600.0
 UNKNOWN, NO_RESULT, LOADED = "–", "missing", "trained before"

@@ -71,18 +71,14 @@ def tool_position(joints: npt.ArrayLike) -> FloatArray:
     return tool_pose(joints)[0]
 
 
-def inverse(
-    position: npt.ArrayLike, yaw: npt.ArrayLike = 0.0, swivel: npt.ArrayLike = 0.0
-) -> FloatArray:
-    """Return joints that put the tool's tip at a position, pointing straight down.
+def inverse(position: npt.ArrayLike, swivel: npt.ArrayLike = 0.0) -> FloatArray:
+    """Return joints that put the tool's tip at a position, straight down at yaw 0.
 
     With swivel 0 the whole arm lies in the vertical plane through the base and the
-    tip, elbow up: joints 3 and 5 are zero, joint 1 is the azimuth, and joint 7 is the
-    azimuth minus the yaw. So yaw 0 keeps joint 7 as far from its limits as joint 1.
+    tip, elbow up: joints 3 and 5 are zero, and joints 1 and 7 are the azimuth.
 
     Args:
         position: Tip of the tool, shape `[..., 3]`.
-        yaw: The tool's, in the world; broadcasts over the positions.
         swivel: Turn of the elbow about the line from shoulder to wrist; broadcasts.
 
     Returns:
@@ -102,10 +98,9 @@ def inverse(
     lean = np.arctan2(radius, height) - np.arctan2(
         FOREARM * np.sin(bend), UPPER_ARM + FOREARM * np.cos(bend)
     )
-    heading = _wrapped(azimuth - np.asarray(yaw, dtype=np.float64))
     flat = np.stack(
         np.broadcast_arrays(
-            azimuth, lean, 0.0, -bend, 0.0, np.pi - lean - bend, heading
+            azimuth, lean, 0.0, -bend, 0.0, np.pi - lean - bend, azimuth
         ),
         axis=-1,
     )
@@ -155,12 +150,6 @@ def _swivelled(flat: FloatArray, swivel: FloatArray) -> FloatArray:
     q7 = np.arctan2(hand[..., 2, 1], -hand[..., 2, 0])
     bend = np.broadcast_to(flat[..., 3], q1.shape)
     return np.stack((q1, q2, q3, bend, q5, q6, q7), axis=-1)
-
-
-def _wrapped(angle: FloatArray) -> FloatArray:
-    """Return angles in (-π, π]; angles within stay unchanged."""
-    turns = np.ceil(angle / (2.0 * np.pi) - 0.5)
-    return angle - 2.0 * np.pi * turns
 
 
 def _z_turn(angle: FloatArray) -> FloatArray:

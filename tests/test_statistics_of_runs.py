@@ -1,4 +1,4 @@
-"""Estimates of benchmark reports, against independent computations."""
+"""Estimates from runs of many episodes, against independent computations."""
 
 from __future__ import annotations
 
@@ -8,23 +8,21 @@ import math
 import numpy as np
 import pytest
 
-from diffuser_policy.benchmark.report import estimates
-from diffuser_policy.benchmark.report.estimates import (
+from diffuser_policy.evaluation import statistics
+from diffuser_policy.evaluation.statistics import (
+    Interval,
     average_interval,
     compare,
     crossed_draws,
     disjoint,
+    iqm,
     iqm_run_interval,
     mean_draws,
+    mean_interval,
     pooled_mean,
+    proportion_interval,
     rate_interval,
     run_interval,
-)
-from diffuser_policy.evaluation.statistics import (
-    Interval,
-    iqm,
-    mean_interval,
-    proportion_interval,
 )
 
 NAN = math.nan
@@ -76,8 +74,7 @@ def test_chunks_change_nothing(
 ) -> None:
     runs = np.random.default_rng(0).normal([[0], [1], [2]], 1, (3, 40))
     whole = mean_draws(runs, num_resamples=4000)
-    monkeypatch.setattr("diffuser_policy.benchmark.report.estimates.CHUNK", 1000)
-    estimates._counts.cache_clear()
+    monkeypatch.setattr("diffuser_policy.evaluation.statistics.CHUNK", 1000)
     parts = mean_draws(runs, num_resamples=4000)
     np.testing.assert_allclose(parts, whole)
     assert len(np.unique(parts)) > 1000
@@ -197,13 +194,15 @@ def test_draws_of_interquartile_means_are_those_of_drawn_tables(
         kept.append(draws)
         return Interval(estimate, NAN, NAN)
 
-    monkeypatch.setattr(estimates, "interval_of", keep)
+    monkeypatch.setattr(statistics, "interval_of", keep)
     iqm_run_interval(problems, by_runs=by_runs, num_resamples=5)
     for draw in range(5):
         pooled = []
         for number, values in enumerate(problems):
             a, e = (
-                estimates._counts(size, 5, (number, factor))[draw]
+                np.random.default_rng((number, factor)).multinomial(
+                    size, [1 / size] * size, 5
+                )[draw]
                 for size, factor in ((3, 0), (7, 2))
             )
             table = np.repeat(np.repeat(values, a, axis=0), e, axis=1)
