@@ -498,7 +498,7 @@ def build_executor(
             raise ConfigError(
                 f"Tracking pushes along every column of {name!r}: it needs as many as "
                 f"there are actions ({len(config.spaces.action_low)}), got {columns}. "
-                f"Use the executor 'actions'{way_back}."
+                f"Use the executor 'inverse-dynamics' or 'actions'{way_back}."
             )
     if settings.executor == "path" and settings.seconds_per_step is None:
         raise ConfigError(

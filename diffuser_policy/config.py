@@ -431,6 +431,22 @@ class TrainConfig:
         return choose(flat, given).config
 
 
+PARTS: Mapping[str, type[Any]] = {
+    "window": WindowConfig,
+    "network": NetworkConfig,
+    "time_to_goal": TimeToGoalConfig,
+    "inverse_dynamics": InverseDynamicsConfig,
+    "value": ValueConfig,
+    "optimization": OptimizationConfig,
+    "planner": PlannerConfig,
+    "execution": ExecutionConfig,
+}
+"""The parts of `TrainConfig` that have settings of their own."""
+
+COMPANIONS = ("time_to_goal", "inverse_dynamics", "value")
+"""Those of networks that may be trained beside the denoiser."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class CompanionTrainConfig:
     """Everything that determines a companion network, besides the planner."""

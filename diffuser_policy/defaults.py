@@ -25,17 +25,7 @@ from typing import Any
 import numpy as np
 
 from diffuser_policy.columns.features import make_featurizer
-from diffuser_policy.config import (
-    ExecutionConfig,
-    InverseDynamicsConfig,
-    NetworkConfig,
-    OptimizationConfig,
-    PlannerConfig,
-    TimeToGoalConfig,
-    TrainConfig,
-    ValueConfig,
-    WindowConfig,
-)
+from diffuser_policy.config import COMPANIONS, PARTS, PlannerConfig, TrainConfig
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.errors import UnknownNameError
 from diffuser_policy.settings import from_json, to_json
@@ -45,17 +35,6 @@ GOALS_AHEAD = 2.5  # longest plan, in units of the median time that a goal is ch
 SHORT = 16  # env steps of a plan without a goal
 TAIL = 4.0  # half a column's range, in standard deviations, that limits can map
 ROWS_TO_FIT = 100_000
-PARTS: dict[str, Any] = {
-    "window": WindowConfig,
-    "network": NetworkConfig,
-    "time_to_goal": TimeToGoalConfig,
-    "inverse_dynamics": InverseDynamicsConfig,
-    "value": ValueConfig,
-    "optimization": OptimizationConfig,
-    "planner": PlannerConfig,
-    "execution": ExecutionConfig,
-}
-COMPANIONS = ("time_to_goal", "inverse_dynamics", "value")
 
 
 @dataclass(frozen=True)

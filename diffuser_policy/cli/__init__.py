@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(arguments)
     except DiffuserPolicyError as error:
-        _complain("error", str(error))
+        _complain("error", _with_options(str(error), arguments))
         return EXIT_ERROR
     except KeyboardInterrupt as stop:  # commands say how to resume
         _complain("interrupted", str(stop) or "stopped by Ctrl-C.")
@@ -97,6 +97,14 @@ def _dispatch(arguments: list[str]) -> int:
         tyro.cli, settings, prog=program, use_underscores=False
     )
     return int(function(parse(args=rest)))
+
+
+def _with_options(message: str, arguments: Sequence[str]) -> str:
+    """Add the options of the settings that a message names as in Python."""
+    from diffuser_policy.cli.options import options_in
+
+    options = options_in(message, next(iter(arguments), ""))
+    return f"{message} ({', '.join(options)})" if options else message
 
 
 def _shows_overview(

@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +29,7 @@ from diffuser_policy.cli.options import (
 from diffuser_policy.config import (
     CLASSIFIER_NEEDS,
     NETWORK_NEEDS,
+    PARTS,
     PLANNING_NEEDS,
     ClassifierConfig,
     ClassifierTrainConfig,
@@ -43,12 +46,12 @@ from diffuser_policy.config import (
     WindowConfig,
     refuse_idle,
 )
-from diffuser_policy.defaults import PARTS, Choice, choose
 from diffuser_policy.errors import ConfigError, require_extra
 from diffuser_policy.training.presets import PRESETS, preset
 
 if TYPE_CHECKING:
     from diffuser_policy.data.flat import FlatDataset
+    from diffuser_policy.defaults import Choice
     from diffuser_policy.training.trainer import TrainingRun
 
 
@@ -248,6 +251,8 @@ class PresetSettings(TrainSettings):
 
     def choice(self, flat: FlatDataset) -> Choice:  # noqa: ARG002 (a preset is fixed)
         """Return the preset's settings with the changes that were asked for."""
+        from diffuser_policy.defaults import Choice
+
         return Choice(self.config(), ())
 
 
@@ -277,6 +282,8 @@ class DatasetSettings(TrainSettings):
 
     def choice(self, flat: FlatDataset) -> Choice:
         """Return settings that suit the dataset, with those that were given."""
+        from diffuser_policy.defaults import choose
+
         given = {
             name: getattr(self, name)
             for name in ("optimization", "window", "network", "planner", "execution")
@@ -336,9 +343,13 @@ def train(settings: TrainSettings) -> int:
         if processes.is_main:
             print(f"{' '.join(options_of(choice.config))}\n{policy}")
         return EXIT_OK
-    trainer = Trainer(
-        choice.config, flat, output, device=settings.device, processes=processes
-    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer = Trainer(
+            choice.config, flat, output, device=settings.device, processes=processes
+        )
+    for warning in caught:
+        print(f"note: {warning.message}", file=sys.stderr)
     # What would be saved has to work: find out now, not when training is over.
     DiffuserPolicy(trainer.policy_config, trainer.planner_networks)
     return _carry_out(

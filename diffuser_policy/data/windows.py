@@ -29,6 +29,10 @@ from diffuser_policy.errors import ConfigError, DatasetError
 SCALE_PAIRS = 100_000  # that the spread of actions and changes is estimated from
 
 
+class ShortRunsWarning(UserWarning):
+    """Some episodes are too short for any window, and nothing is learned from them."""
+
+
 class WindowDataset:
     """Normalized windows of a flat dataset.
 
@@ -99,6 +103,10 @@ class WindowDataset:
     def num_windows(self, num_planning_steps: int) -> int:
         """Return how many windows of that length the runs hold."""
         return int(self._windows_per_run(num_planning_steps).sum())
+
+    def num_left_out(self, num_planning_steps: int) -> int:
+        """Return how many runs hold no window of that length."""
+        return int((self._windows_per_run(num_planning_steps) == 0).sum())
 
     def starts(self, num_planning_steps: int) -> Tensor:
         """Return the first rows of all windows of that length, in order."""

@@ -81,7 +81,8 @@ class PlannedActions(Executor):
             raise ConfigError(
                 f"The executor 'actions' needs planned actions at every env step; this "
                 f"planner has {layout.action_dim} action columns and stride {stride}. "
-                f"Use the executor 'tracking'."
+                f"Use 'inverse-dynamics' (train with --inverse-dynamics, or "
+                f"TrainConfig.inverse_dynamics) or 'tracking'."
             )
 
     def act(

@@ -26,6 +26,7 @@ import json
 import math
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -42,7 +43,11 @@ from diffuser_policy.columns.normalizers import Normalizer
 from diffuser_policy.config import OptimizationConfig, PolicyConfig, TrainConfig
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.returns import ValuedWindows, return_scale, returns_to_go
-from diffuser_policy.data.windows import WindowDataset, in_planning_columns
+from diffuser_policy.data.windows import (
+    ShortRunsWarning,
+    WindowDataset,
+    in_planning_columns,
+)
 from diffuser_policy.errors import CheckpointError, ConfigError
 from diffuser_policy.files import held, storage_error, write_json, write_text
 from diffuser_policy.settings import differences, to_json
@@ -438,6 +443,18 @@ def untrained(
         windows = WindowDataset(planned, **cut)
     if networks.inverse_dynamics is not None:
         networks.inverse_dynamics.set_scale(*windows.transition_scales())
+    unit = networks.denoiser.horizon_multiple
+    shortest = math.ceil(made.window.min_planning_steps / unit) * unit
+    left_out = windows.num_left_out(min(shortest, made.window.num_planning_steps))
+    if left_out:
+        warnings.warn(
+            f"{left_out:,} of {flat.num_runs:,} runs are shorter than a window, and "
+            f"nothing is learned from them. To use them, pad them "
+            f"(--window.padding repeat, WindowConfig.padding), or plan a shorter "
+            f"horizon (--window.horizon, --window.min-horizon).",
+            ShortRunsWarning,
+            stacklevel=3,
+        )
     return made, networks, windows
 
 
