@@ -35,6 +35,7 @@ GOALS_AHEAD = 2.5  # longest plan, in units of the median time that a goal is ch
 SHORT = 16  # env steps of a plan without a goal
 TAIL = 4.0  # half a column's range, in standard deviations, that limits can map
 ROWS_TO_FIT = 100_000
+BLOCK = 65_536  # rows that are looked at together
 
 
 @dataclass(frozen=True)
@@ -162,11 +163,11 @@ class _Chooser:
         rows = rows[rows + 1 < len(actions)]
         if len(rows) < 2:
             return None
-        seen = self.flat.fields["observation"].astype(np.float64, copy=False)
-        pushed = seen[rows + 1][:, velocity] - seen[rows][:, velocity]
-        moved = seen[rows + 1][:, position] - seen[rows][:, position]
-        force = _slopes(actions[rows].astype(np.float64), pushed)
-        speed = _slopes(seen[rows + 1][:, velocity], moved)
+        seen = self.flat.fields["observation"]
+        before, after = (seen[i].astype(np.float64) for i in (rows, rows + 1))
+        pushed, moved = after - before, after[:, position] - before[:, position]
+        force = _slopes(actions[rows].astype(np.float64), pushed[:, velocity])
+        speed = _slopes(after[:, velocity], moved)
         return None if force is None or speed is None else (force, speed)
 
     # --- how plans are followed -------------------------------------------------------
@@ -268,9 +269,11 @@ class _Chooser:
 
     def companions(self) -> None:
         """Choose which networks are trained beside the denoiser."""
-        rewards = self.flat.fields["reward"]
-        terminated = bool(self.flat.fields["terminated"].any())
-        differ = terminated or bool((rewards != rewards[0]).any())
+        rewards, ended = (self.flat.fields[name] for name in ("reward", "terminated"))
+        differ = any(
+            bool(ended[part].any() or (rewards[part] != rewards[0]).any())
+            for part in _blocks(len(rewards))
+        )
         usual = {
             "time_to_goal": self.goals,
             "inverse_dynamics": self.followed == "inverse-dynamics",
@@ -280,7 +283,7 @@ class _Chooser:
         horizon = self.get("window", "horizon")
         self.set("time_to_goal", max_steps=horizon)
         stride = self.get("window", "stride")
-        self.ahead = max(stride, 4, horizon // 6 if self.goals else 0)
+        self.ahead = max(2 * stride, 8)
         lookahead = self.taken("execution").get("lookahead", self.ahead)
         self.set("inverse_dynamics", max_steps=math.ceil(lookahead) + stride - 1)
         self.set("value", discount=0.99)
@@ -339,7 +342,8 @@ class _Chooser:
         """Return gains for position and velocity that are damped critically."""
         force, speed = pushed
         flat = self.flat
-        velocity = flat.fields["observation"][:, list(self.named["velocity"])]
+        seen = flat.fields["observation"][:ROWS_TO_FIT]
+        velocity = seen[:, list(self.named["velocity"])]
         typical = float(np.sqrt(np.square(velocity, dtype=np.float64).mean())) * speed
         low, high = flat.metadata["action_low"], flat.metadata["action_high"]
         half = float(np.mean(np.subtract(high, low))) / 2
@@ -350,30 +354,48 @@ class _Chooser:
 
 
 def _slopes(causes: np.ndarray, effects: np.ndarray) -> float | None:
-    """Return the slope of effects by causes, column by column, or none.
+    """Return the mean slope of effects by causes, column by column, or none.
 
-    None if they are not proportional: another column explains a part of an effect, or
-    more than a tenth of its variance is left over.
+    None if a slope is not positive, or if the causes of other columns explain an effect
+    as well: more than half of the effects would be left unexplained.
     """
     fitted, *_ = np.linalg.lstsq(causes, effects, rcond=None)
-    left = effects - causes * np.diag(fitted)
-    if np.square(left).sum() > 0.5 * np.square(effects).sum():
-        return None
     slopes = np.diag(fitted)
-    mean = float(slopes.mean())
-    return mean if (slopes > 0).all() and mean > 0 else None
+    left = effects - causes * slopes
+    if (slopes <= 0).any() or np.square(left).sum() > np.square(effects).sum() / 2:
+        return None
+    return float(slopes.mean())
+
+
+def _blocks(num_rows: int) -> list[slice]:
+    """Return parts of the rows, so that none needs much memory."""
+    return [slice(i, i + BLOCK) for i in range(0, num_rows, BLOCK)]
 
 
 def _chases(flat: FlatDataset) -> np.ndarray:
     """Return the env steps for which each goal is chased."""
     goals = flat.fields["desired_goal"]
-    changed = 1 + np.flatnonzero((goals[1:] != goals[:-1]).any(axis=1))
-    return np.diff(np.union1d(flat.run_starts, changed))
+    changed = [
+        part.start
+        + 1
+        + np.flatnonzero((later != goals[part][: len(later)]).any(axis=1))
+        for part in _blocks(len(goals))
+        if len(later := goals[part.start + 1 : part.stop + 1])
+    ]
+    return np.diff(np.union1d(flat.run_starts, np.concatenate([[], *changed])))
 
 
 def _reach(array: np.ndarray) -> float:
     """Return half the range of the columns, in standard deviations, at most."""
-    spread = array.std(axis=0, dtype=np.float64)
-    half = (array.max(axis=0).astype(np.float64) - array.min(axis=0)) / 2
-    varying = spread > 1e-6 * np.maximum(1.0, np.abs(array).max(axis=0))
-    return float((half[varying] / spread[varying]).max(initial=0.0))
+    first = array[0].astype(np.float64)
+    low = high = sums = squares = np.zeros_like(first)
+    for part in _blocks(len(array)):
+        off = array[part] - first  # in float64
+        low, high = np.minimum(low, off.min(axis=0)), np.maximum(high, off.max(axis=0))
+        sums, squares = sums + off.sum(axis=0), squares + np.square(off).sum(axis=0)
+    mean = sums / len(array)
+    spread = np.sqrt(np.maximum(squares / len(array) - mean**2, 0.0))
+    largest = np.maximum(np.abs(first + low), np.abs(first + high))
+    varying = spread > 1e-6 * np.maximum(1.0, largest)
+    half = (high - low)[varying] / 2
+    return float((half / spread[varying]).max(initial=0.0))

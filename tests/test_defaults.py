@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffuser_policy import DiffuserPolicy
+from diffuser_policy import DiffuserPolicy, defaults
 from diffuser_policy.cli import main
 from diffuser_policy.cli.train import DatasetSettings, TrainSettings, options_of
 from diffuser_policy.config import (
@@ -172,6 +172,25 @@ def test_long_tails_are_scaled_by_their_spread() -> None:
     constant = np.concatenate([flat.fields["observation"], np.ones((180, 1))], axis=1)
     still = changed(flat, observation=constant)
     assert TrainConfig.for_dataset(still).window.normalizer == "limits"
+
+
+def test_large_data_are_looked_at_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same result, whatever the size of a block."""
+    rng = np.random.default_rng(0)
+    flat = lengthened([70, 40, 50])
+    goals = np.repeat(rng.normal(size=(32, 2)), 5, axis=0)
+    rewards = np.zeros(160)
+    rewards[-1] = 1
+    seen = 1e3 + rng.normal(size=(160, 4)) * [1, 10, 0.1, 0]
+    flat = changed(flat, desired_goal=goals, reward=rewards, observation=seen)
+    whole = choose(flat, {})
+    spread = seen[:, :3].std(axis=0)
+    reach = (np.ptp(seen[:, :3], axis=0) / 2 / spread).max()
+    assert any(f"up to {reach:.1f} standard" in line for line in whole.reasons)
+    assert any("chased for 5 steps" in line for line in whole.reasons)
+    for size in (1, 7, 64):
+        monkeypatch.setattr(defaults, "BLOCK", size)
+        assert choose(flat, {}) == whole
 
 
 # --- what is given ------------------------------------------------------------------
