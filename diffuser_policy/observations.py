@@ -71,10 +71,17 @@ class Part:
     Attributes:
         path: Keys of `Dict` spaces and indices of `Tuple` spaces that lead to it.
         shape: Of a single observation.
+
+    Raises:
+        ConfigError: A negative length.
     """
 
     path: tuple[str | int, ...] = ()
     shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if any(length < 0 for length in self.shape):
+            raise ConfigError(f"{self.name} cannot have the shape {self.shape}.")
 
     @property
     def size(self) -> int:
@@ -115,12 +122,21 @@ class ObservationColumns:
         achieved_goal: Parts of the goal that was achieved; none without goals.
         desired_goal: Parts of the goal that is due, in the order of the achieved ones.
         goal_keys: Where the goals are: keys, joined by slashes.
+
+    Raises:
+        ConfigError: No parts, or the same one twice.
     """
 
     observation: tuple[Part, ...]
     achieved_goal: tuple[Part, ...] = ()
     desired_goal: tuple[Part, ...] = ()
     goal_keys: tuple[str, str] = GOAL_KEYS
+
+    def __post_init__(self) -> None:
+        for name, parts in self.fields.items():
+            paths = [part.path for part in parts]
+            if not parts or len(set(paths)) < len(paths):
+                raise ConfigError(f"{name} needs parts, each once; got {paths}.")
 
     @classmethod
     def usual(cls, size: int, goal_size: int = 0) -> ObservationColumns:
@@ -333,9 +349,16 @@ def flat_order(env: Any) -> tuple[Part, ...] | None:
 
 
 def single_space(env: Any, kind: str) -> Any:
-    """Return the "observation" or "action" space of one environment of `env`."""
+    """Return the "observation" or "action" space of one environment of `env`.
+
+    Raises:
+        ConfigError: It is no environment.
+    """
     name = f"{kind}_space"
-    return getattr(env, f"single_{name}", None) or getattr(env, name)
+    space = getattr(env, f"single_{name}", None) or getattr(env, name, None)
+    if space is None:
+        raise ConfigError(f"{env!r} has no {name}: pass an environment.")
+    return space
 
 
 def batched(observations: Sequence[Any]) -> Any:

@@ -96,6 +96,21 @@ class SpaceSpec:
                 f"Actions of shape {self.action_shape} need a bound for each number, "
                 f"got {len(self.action_low)} and {len(self.action_high)}."
             )
+        pairs = zip(self.action_low, self.action_high, strict=True)
+        if any(low > high for low, high in pairs):
+            raise ConfigError(
+                f"Actions need low <= high, got low={list(self.action_low)} and "
+                f"high={list(self.action_high)}."
+            )
+        last = self.observation_size + self.goal_size
+        if self.goal_columns and (
+            len(self.goal_columns) != self.goal_size
+            or not all(0 <= column < last for column in self.goal_columns)
+        ):
+            raise ConfigError(
+                f"goal_columns must be {self.goal_size} numbers in 0..{last - 1}, got "
+                f"{self.goal_columns}."
+            )
         try:
             known = np.dtype(self.action_dtype).kind in "fiub"
         except TypeError:
@@ -293,7 +308,7 @@ class SpaceSpec:
             "observation": (Part(path=("observation",), shape=(size,)),)
         }
         if not isinstance(goal, Mapping | tuple):  # guides take one vector
-            shape = np.shape(goal)[-1:] or (0,)
+            shape = _shape(goal)[-1:] or (0,)
             parts["desired_goal"] = (Part(path=("desired_goal",), shape=shape),)
         return parts
 
@@ -326,7 +341,7 @@ class SpaceSpec:
         if isinstance(observation, Mapping):
             has = f"it has {sorted(map(str, observation))}"
         else:
-            has = f"got {type(observation).__name__} of shape {np.shape(observation)}"
+            has = f"got {type(observation).__name__} of shape {_shape(observation)}"
         flat = ""
         if not isinstance(observation, Mapping | tuple):
             flat = (
@@ -433,6 +448,14 @@ def find_goal_columns(observation: np.ndarray, achieved: np.ndarray) -> tuple[in
             return tuple(range(size, size + achieved.shape[1]))
         columns.append(free[0])
     return tuple(columns)
+
+
+def _shape(values: Any) -> tuple[int, ...]:
+    """Return the shape of an array; of what is none, that of a number."""
+    try:
+        return np.shape(values)
+    except ValueError:  # nested lists of different lengths
+        return ()
 
 
 def _actions(space: Any, spec: SpaceSpec | None = None) -> Any:

@@ -112,6 +112,8 @@ def test_a_flat_array_is_not_taken_for_a_goal_dictionary(size: int) -> None:
         (FLAT, np.zeros((0, 4)), "got"),
         (FLAT, [0, 1, 2, "three"], "not numeric"),
         (FLAT, [0, 1, 2, np.nan], "NaN or infinite"),
+        (GOAL, [[0], [1, 2]], "lacks"),
+        (FLAT, {**goal_dict(), "desired_goal": [[0], [1, 2]]}, "not numeric"),
         (FLAT, [0, 1, 2, -np.inf], "NaN or infinite"),
         (GOAL, {**goal_dict(), "desired_goal": np.zeros(3)}, "desired_goal must have"),
         (GOAL, {**goal_dict(2), "desired_goal": np.zeros(2)}, "batch shape"),
