@@ -21,6 +21,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -83,12 +84,12 @@ class Part:
         if any(length < 0 for length in self.shape):
             raise ConfigError(f"{self.name} cannot have the shape {self.shape}.")
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Number of columns."""
         return math.prod(self.shape)
 
-    @property
+    @cached_property
     def name(self) -> str:
         """Its keys, joined by slashes; "observation" for an observation that is one."""
         return "/".join(map(str, self.path)) or "observation"
@@ -219,7 +220,7 @@ class ObservationColumns:
             **{name: parts for name, parts in goals.items() if parts},
         }
 
-    @property
+    @cached_property
     def is_tuple(self) -> bool:
         """Whether observations are tuples."""
         return isinstance((*self.observation[0].path, "")[0], int)
