@@ -501,7 +501,8 @@ def _rows(part: Part, values: Any) -> tuple[np.ndarray, tuple[int, ...]]:
     """Return `[n, size]` float32 rows of a single or batched array, checked."""
     shape = part.shape
     try:
-        array = np.asarray(values, dtype=np.float32)
+        array = np.asarray(values)
+        array = array.astype(np.float32, casting="same_kind", copy=False)
     except (TypeError, ValueError) as error:
         raise ObservationError(f"{part.name} is not numeric: {values!r}.") from error
     axes = array.ndim - len(shape)

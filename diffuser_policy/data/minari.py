@@ -402,8 +402,9 @@ def _checked_parts(facts: Mapping[str, Any]) -> tuple[Part, ...]:
     if action["type"] != "Box":
         raise DatasetError(
             f"{name!r}: the action is a {action['type']} space. Planning needs actions "
-            f"in a Box: no discrete actions. Wrap the environment so that it takes "
-            f"numbers (gymnasium.wrappers.TransformAction), and record the data so."
+            f"in one Box: no discrete actions, and no dictionaries. Wrap the "
+            f"environment so that it takes an array of numbers "
+            f"(gymnasium.wrappers.TransformAction), and record the data so."
         )
     if "observation_space" not in facts:
         raise DatasetError(f"{name!r} does not say what its observations are.")
