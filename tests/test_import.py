@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from diffuser_policy.cli import main
-from diffuser_policy.data.collection import CollectSettings, collect
+from diffuser_policy.config import CollectSettings
+from diffuser_policy.data.collection import collect
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.foreign import (
     ArrayNames,

@@ -257,7 +257,8 @@ def at_work(dataset_folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if [path.name for path in folder.iterdir()] == [LOCK_FILE]:
+            left = sorted(path.name for path in folder.glob("*"))  # none if it is gone
+            if left == [LOCK_FILE]:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
