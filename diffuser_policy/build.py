@@ -47,6 +47,7 @@ from diffuser_policy.networks.objects import ObjectTransformer
 from diffuser_policy.networks.time_to_goal import TimeToGoal
 from diffuser_policy.networks.unet import StartConditionedUNet, TemporalUNet
 from diffuser_policy.networks.value import ValueNetwork
+from diffuser_policy.numerics import within_memory
 from diffuser_policy.planning.executors import (
     Executor,
     FeaturesExecutor,
@@ -120,10 +121,23 @@ def weight_checksum(*modules: nn.Module) -> int:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's global CPU generator, and restore it afterwards."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # initial weights are drawn on CPUs
-        yield
+    """Seed torch's global CPU generator, and restore it afterwards.
+
+    Networks are built in it: they draw their initial weights from that generator. They
+    are made on the CPU and in single precision, whatever the user's defaults are.
+    """
+    usual = torch.get_default_dtype()
+    with (
+        torch.random.fork_rng(devices=[]),
+        torch.device("cpu"),
+        torch.inference_mode(False),  # such weights could not be trained
+    ):
+        torch.default_generator.manual_seed(seed)
+        try:
+            torch.set_default_dtype(torch.float32)
+            yield
+        finally:
+            torch.set_default_dtype(usual)
 
 
 def config_featurizer(config: PolicyConfig) -> Featurizer:
@@ -191,12 +205,23 @@ def _object_columns(config: PolicyConfig) -> list[list[int]]:
     return [[first + column for column in each] for each in config.layout.objects]
 
 
-def build_networks(config: PolicyConfig) -> PlannerNetworks:
+def build_networks(config: PolicyConfig, seed: int = 0) -> PlannerNetworks:
     """Return untrained networks and an identity normalizer of the right sizes.
+
+    Args:
+        config: Settings of a planner.
+        seed: Of the initial weights.
 
     Raises:
         HorizonError: The network cannot represent the horizon.
+        MemoryLimitError: The network does not fit into memory.
     """
+    advice = "Make the network smaller: dim, multipliers, width."
+    with within_memory("The network", advice), seeded(seed):
+        return _untrained(config)
+
+
+def _untrained(config: PolicyConfig) -> PlannerNetworks:
     settings = config.network
     network = build_network(config)
     network.check_horizon(config.window.num_planning_steps)

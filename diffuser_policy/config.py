@@ -32,7 +32,7 @@ from diffuser_policy.choices import (
     Spacing,
 )
 from diffuser_policy.errors import CheckpointError, ConfigError
-from diffuser_policy.settings import check_seed, from_json, literal, positive, to_json
+from diffuser_policy.settings import from_json, positive, seed_or_drawn, to_json, typed
 
 if TYPE_CHECKING:
     from diffuser_policy.columns.layout import TrajectoryLayout
@@ -85,14 +85,15 @@ class CollectSettings:
     """Replace a dataset, or unfinished work, of the same id."""
 
     def __post_init__(self) -> None:
-        """Check ranges."""
+        """Check ranges, and draw a seed if there is none."""
+        object.__setattr__(self, "seed", seed_or_drawn(self.seed))
+        typed(self)
         positive(self, *RUN_SETTINGS, "num_episodes", "num_workers")
         if not 0 <= self.action_noise < math.inf:  # NaN is not
             raise ConfigError(
                 f"action_noise must be finite and not negative, got "
                 f"{self.action_noise}."
             )
-        check_seed(self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +126,7 @@ class WindowConfig:
 
     def __post_init__(self) -> None:
         """Check names, and that the horizons are made of whole planning steps."""
-        literal(self, "padding", "hindsight_goal", "normalizer")
+        typed(self)
         positive(self, "horizon", "stride", most=LARGEST)
         for name in ("horizon", "min_horizon"):
             value = getattr(self, name)
@@ -184,7 +185,7 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
-        literal(self, "architecture", "prediction_target")
+        typed(self)
         positive(self, "dim", "num_denoising_steps", "patch", most=LARGEST)
         positive(self, "kernel_size", "depth", most=DEEPEST)
         if not 0 < len(self.multipliers) <= DEEPEST or min(self.multipliers) < 1:
@@ -216,6 +217,7 @@ class TimeToGoalConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
+        typed(self)
         positive(self, "width", "max_steps", "batch_size", most=LARGEST)
         if not 0 < self.expectile < 1:
             raise ConfigError(f"expectile must be in (0, 1), got {self.expectile}.")
@@ -240,15 +242,11 @@ class ValueConfig:
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
-        literal(self, "pooling")
+        typed(self)
         positive(self, "dim", most=LARGEST)
         positive(self, "kernel_size", most=DEEPEST)
         if not 0 < self.discount <= 1:
             raise ConfigError(f"discount must be in (0, 1], got {self.discount}.")
-        if not math.isfinite(self.termination_penalty):
-            raise ConfigError(
-                f"termination_penalty must be finite, got {self.termination_penalty}."
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,7 +265,7 @@ class ClassifierConfig:
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
-        literal(self, "architecture")
+        typed(self)
         positive(self, "width", most=LARGEST)
         positive(self, "depth", most=DEEPEST)
 
@@ -338,19 +336,15 @@ class PlannerConfig:
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
-        literal(self, "sampler", "step_spacing", "ranking", "horizon")
-        literal(self, "guide_placement")
+        typed(self)
         positive(self, "num_candidates", "min_guided_steps", most=LARGEST)
         positive(self, "num_sampling_steps", "warm_start_steps", most=LARGEST)
         positive(self, "guide_steps", most=LARGEST)
         positive(self, "horizon_scale")
         for name in ("temperature", "ranking_tolerance", "guide_cutoff", "steadiness"):
             value = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
+            if value is not None and value < 0:
                 raise ConfigError(f"{name} must be 0 or more, got {value}.")
-        for name in ("guide_scale", "ranking_weight"):
-            if not math.isfinite(getattr(self, name)):
-                raise ConfigError(f"{name} must be finite, got {getattr(self, name)}.")
         if self.warm_start is not None and not 0 < self.warm_start <= 1:
             raise ConfigError(f"warm_start must be in (0, 1], got {self.warm_start}.")
 
@@ -385,12 +379,9 @@ class ExecutionConfig:
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
-        literal(self, "executor")
+        typed(self)
         positive(self, "lookahead", "tempo", "tolerance")
         positive(self, "seconds_per_step", "replan_interval", "replan_deviation")
-        for name in ("position_gain", "velocity_gain"):
-            if not math.isfinite(getattr(self, name)):
-                raise ConfigError(f"{name} must be finite, got {getattr(self, name)}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -418,9 +409,11 @@ class OptimizationConfig:
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
-        literal(self, "learning_rate_schedule")
+        typed(self)
         positive(self, "num_steps", "batch_size", "num_accumulations", "learning_rate")
         positive(self, "ema_interval", "max_gradient_norm")
+        if self.ema_start < 0:
+            raise ConfigError(f"ema_start must be 0 or more, got {self.ema_start}.")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"ema_decay must be in [0, 1), got {self.ema_decay}.")
 
@@ -444,11 +437,12 @@ class TrainConfig:
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
     """Saved with the weights as the policy's defaults."""
     seed: int = 0
-    """Fixes initial weights, windows and noise."""
+    """Fixes initial weights, windows and noise; None: drawn at random, and kept."""
 
     def __post_init__(self) -> None:
-        """Check the seed."""
-        check_seed(self.seed)
+        """Check the types, and draw a seed where there is none."""
+        object.__setattr__(self, "seed", seed_or_drawn(self.seed))
+        typed(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -460,11 +454,12 @@ class CompanionTrainConfig:
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
     """Optimizer."""
     seed: int = 0
-    """Fixes initial weights, batches and noise."""
+    """Fixes initial weights, batches and noise; None: drawn at random, and kept."""
 
     def __post_init__(self) -> None:
-        """Check the seed."""
-        check_seed(self.seed)
+        """Check the types, and draw a seed where there is none."""
+        object.__setattr__(self, "seed", seed_or_drawn(self.seed))
+        typed(self)
 
 
 @dataclass(frozen=True, kw_only=True)

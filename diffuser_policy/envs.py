@@ -267,7 +267,10 @@ def step_env(env: Env, action: Any) -> Step:
         EnvContractError: It returned anything but Gymnasium's five values, a reward
             that is no number, or an observation whose shape is not that of its space.
     """
-    returned = env.step(copied(action))
+    given = copied(action)
+    if isinstance(env.action_space, gym.spaces.Box):
+        given = np.asarray(given)  # a row of an array of numbers is a scalar
+    returned = env.step(given)
     if not isinstance(returned, tuple) or len(returned) != 5:
         raise EnvContractError(
             f"{env_name(env)}: step() must return (observation, reward, terminated, "

@@ -15,6 +15,7 @@ import errno
 import importlib
 import keyword
 import os
+import random
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -48,6 +49,16 @@ COMMANDS = {
     "info": "List planners, presets, environments and plug-ins.",
 }
 
+LESS = "Ask for less at a time: fewer environments, candidates or workers."
+SHORTAGES = {
+    errno.EMFILE: "Raise the limit (`ulimit -n 4096`), or use fewer processes.",
+    errno.ENFILE: "Close other programs, or use fewer processes.",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+    errno.ENOMEM: LESS,
+    errno.ENOSPC: "Free some space, or choose another place.",
+    errno.EACCES: "You may not use that file: choose another one.",
+}
+
 EXIT_OK, EXIT_ERROR, EXIT_INTERRUPTED, EXIT_PIPE = 0, 2, 130, 141
 LOST = {errno.ENOSPC, errno.EDQUOT, errno.EIO}  # what a full disk says of the output
 
@@ -60,6 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         error, 130 after Ctrl-C, 141 when nobody reads standard output any more.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    # A program may call this: its threads, and its random numbers, of which importing
+    # `rich` takes some, stay as they are.
+    drawn, torch = random.getstate(), sys.modules.get("torch")
+    threads = torch.get_num_threads() if torch else 0
     try:
         with _any_encoding():
             status = _dispatch(arguments)
@@ -78,13 +93,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stop.__context__, BrokenPipeError):  # so rich ends the process
             return EXIT_PIPE
         raise
-    except OSError as error:
-        if error.errno not in LOST or error.filename is not None:
+    except (MemoryError, OSError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno in LOST and not error.filename:
+            _close_output()
+            reason = f"standard output cannot be written: {error.strerror}."
+            reason += " Files that the command writes are complete."
+        else:
+            reason = _shortage(error) or ""
+        if not reason:  # a fault of ours, or of other people's code: show where
             raise
-        _close_output()
-        reason = f"standard output cannot be written: {error.strerror}."
-        _complain("error", f"{reason} Files that the command writes are complete.")
+        _complain("error", reason)
         return EXIT_ERROR
+    finally:
+        random.setstate(drawn)
+        if torch:
+            torch.set_num_threads(threads)
 
 
 @contextlib.contextmanager
@@ -106,6 +129,21 @@ def _close_output() -> None:
     """Send what is still to be printed nowhere: Python would fail to flush it."""
     with contextlib.suppress(OSError, ValueError):  # no real file
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _shortage(error: Exception) -> str | None:
+    """Return what the machine lacks and what to do, if that is what an error means."""
+    if isinstance(error, OSError) and error.errno in SHORTAGES:
+        where = f" ({error.filename})" if error.filename else ""
+        return f"{error.strerror}{where}. {SHORTAGES[error.errno]}"
+    if isinstance(error, MemoryError):
+        return f"Out of memory. {LESS}"
+    if isinstance(error, RuntimeError) and "torch" in sys.modules:
+        from diffuser_policy.numerics import out_of_memory
+
+        if out_of_memory(error):
+            return f"Out of memory: {str(error).partition(chr(10))[0]} {LESS}"
+    return None
 
 
 def _dispatch(arguments: list[str]) -> int:

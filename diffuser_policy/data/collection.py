@@ -76,7 +76,7 @@ from diffuser_policy.files import (
     storage_error,
     write_text,
 )
-from diffuser_policy.observations import batched
+from diffuser_policy.observations import batched, numbers
 from diffuser_policy.settings import all_options, differences
 from diffuser_policy.versions import versions
 
@@ -465,7 +465,7 @@ def _check_recorded(
     named = {"observation": observation, "action": action, "reward": reward}
     for name, value in _arrays(named):
         # The comparison is false for NaN too, and float32 has to hold the value.
-        if not np.all(np.abs(value) <= np.finfo(np.float32).max):
+        if not np.all(np.abs(numbers(value)) <= np.finfo(np.float32).max):
             raise EnvContractError(
                 f"{env_name(env)}: the {name} of env step {step} is {value}, which is "
                 f"not finite in float32. Correct the environment or the policy: "

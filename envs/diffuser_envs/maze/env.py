@@ -68,6 +68,7 @@ Untyped: TypeAlias = Any  # Gymnasium-Robotics and MuJoCo ship no types
 
 SUCCESS_RADIUS = 0.5
 START_VELOCITY_STD = 0.1
+SIMULATED = int(mujoco.mjtState.mjSTATE_INTEGRATION)  # all that a next step needs
 MOSTLY = 0.99  # of positions in free cells: contacts are soft
 SPEED_LIMIT = 5.0  # m/s, to which PointMaze clips velocities before every step
 
@@ -82,6 +83,8 @@ class Maze2DEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle):
     `reset(options={"goal": [x, y], "start": [x, y] or [x, y, vx, vy]})` places either
     exactly, without noise; a start without velocity is at rest. Options do not change
     what a seed draws: with a goal given, the start is the same as without.
+
+    A copy (`copy.deepcopy`, `pickle`) goes on where the original is.
 
     Args:
         layout: `"umaze"`, `"medium"` or `"large"`.
@@ -141,6 +144,30 @@ class Maze2DEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle):
         self._goal = self._fixed_goal
         self.action_space = spaces.Box(-1.0, 1.0, shape=(2,), dtype=np.float32)
         self.observation_space = _goal_space()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy, also a pickled one, needs to go on from here."""
+        simulated = np.empty(mujoco.mj_stateSize(self.model, SIMULATED))
+        mujoco.mj_getState(self.model, self.data, simulated, SIMULATED)
+        state = {
+            "simulated": simulated,
+            "goal": self._goal.copy(),
+            "spec": self.spec,
+            "random": (self._np_random, self._np_random_seed),
+        }
+        return {**EzPickle.__getstate__(self), "state": state}
+
+    def __setstate__(self, data: dict[str, Any]) -> None:
+        """Make the environment anew, and put it where the original was."""
+        EzPickle.__setstate__(self, data)
+        state = data["state"]
+        mujoco.mj_setState(self.model, self.data, state["simulated"], SIMULATED)
+        mujoco.mj_forward(self.model, self.data)
+        # What warm-starts the next step's solver; `mj_forward` has just replaced it.
+        mujoco.mj_setState(self.model, self.data, state["simulated"], SIMULATED)
+        self.set_goal(state["goal"])
+        self.spec = state["spec"]
+        self._np_random, self._np_random_seed = state["random"]
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
