@@ -355,7 +355,7 @@ def test_goals_that_observations_lack_have_to_be_given() -> None:
     [
         ("maze2d-large-sparse-v1.hdf5", "diffuser/maze2d-large-sparse-v1"),
         ("My data (2).npz", "diffuser/my-data-2-v0"),
-        ("….npz", "diffuser/imported-v0"),
+        ("….npz", "diffuser/unnamed-v0"),
     ],
 )
 def test_the_id_is_made_of_the_files_name(file: str, expected: str) -> None:
@@ -409,7 +409,7 @@ def test_arrays_that_do_not_fit_are_named(
         }
     with pytest.raises(DatasetError, match=message):
         imported(write(arrays))
-    assert not list(Path("datasets").glob("diffuser/*"))  # nothing is left behind
+    assert not list(Path("datasets").glob("diffuser/*/"))  # no part of a dataset
 
 
 def test_what_is_no_such_file_is_refused() -> None:

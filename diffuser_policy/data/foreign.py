@@ -31,7 +31,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -43,7 +42,12 @@ import numpy as np
 from tqdm import tqdm
 
 from diffuser_policy.data.flat import GOALS, Episode
-from diffuser_policy.data.minari import check_spaces, new_folder, write_minari
+from diffuser_policy.data.minari import (
+    check_spaces,
+    new_folder,
+    own_dataset_id,
+    write_minari,
+)
 from diffuser_policy.envs import Env, env_name, make_env, reset_env, step_limit
 from diffuser_policy.errors import (
     DatasetError,
@@ -189,8 +193,7 @@ def default_dataset_id(file: Path) -> str:
 
     Example: `maze2d-large-sparse-v1.hdf5` → `diffuser/maze2d-large-sparse-v1`.
     """
-    name = re.sub(r"[^\w]+", "-", file.stem).strip("-").lower() or "imported"
-    return f"diffuser/{name}" + ("" if re.search(r"-v\d+$", name) else "-v0")
+    return own_dataset_id(file.stem)
 
 
 @contextlib.contextmanager
