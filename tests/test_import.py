@@ -167,6 +167,11 @@ def test_maze2d_is_turned_into_the_coordinates_of_our_mazes(scale: float) -> Non
         flat = imported(hdf5(arrays, "maze2d-umaze-sparse-v1.hdf5"), env_id)
         for name, values in own.fields.items():
             assert_rows(flat, name, values[:399])
+        goals = {"mine": own.fields["desired_goal"], "observations": states}
+        names = ArrayNames(desired_goals="mine")  # these are not D4RL's
+        same = imported(hdf5(arrays | goals, "own-v1.hdf5"), env_id, names=names)
+        assert_rows(same, "observation", states[:399])
+        assert_rows(same, "desired_goal", own.fields["desired_goal"][:399])
         assert flat.metadata["observation_columns"]["velocity"] == [2, 3]
     else:
         arrays["observations"][:, :2] *= 3

@@ -266,6 +266,7 @@ class Source:
         done: `[N]`: the task is done in this state, where rows go on after that.
         achieved: Columns of observations that are the achieved goal, if any.
         goal: Whether observations become goal dictionaries.
+        maze2d: Whether the goals are those of D4RL's maze2d.
         remarks: What was missing, in sentences.
     """
 
@@ -277,6 +278,7 @@ class Source:
     done: np.ndarray | None
     achieved: tuple[int, ...] | None
     goal: bool
+    maze2d: bool
     remarks: list[str]
 
     @property
@@ -360,6 +362,7 @@ class Source:
             done=done,
             achieved=achieved,
             goal=goal,
+            maze2d="desired_goals" in arrays and names.desired_goals is None,
             remarks=remarks,
         )
 
@@ -430,7 +433,7 @@ class Source:
         if self.goal:
             fields |= self._goals(observations, start, stop)
         read = getattr(self.env.unwrapped, "from_d4rl", None)
-        if read is not None and "desired_goals" in self.arrays:
+        if read is not None and self.maze2d:
             try:
                 fields, actions = read(fields, actions)
             except ValueError as error:
