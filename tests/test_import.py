@@ -327,6 +327,9 @@ def test_goals_are_found_in_observations_or_given() -> None:
     kept = [0, 1, 2, 3, 4, 5, 6, 7, 9, 10]
     assert_rows(flat, "achieved_goal", goals[0][kept])
     assert_rows(flat, "desired_goal", goals[1][kept])
+    episodes = list(minari.load_dataset("diffuser/some-data-v3").iterate_episodes())
+    lasts = [e.observations["achieved_goal"][-1] for e in episodes]
+    np.testing.assert_array_equal(lasts, goals[0][[3, 8, 11]])  # 3: once more
 
 
 def test_goals_of_another_kind_are_left_aside() -> None:

@@ -431,7 +431,9 @@ class Source:
         self._check_actions(actions, start)
         fields = {"observation": observations}
         if self.goal:
-            fields |= self._goals(observations, start, stop)
+            fields |= self._goals(
+                observations, [*range(start, stop), min(stop, end - 1)]
+            )
         read = getattr(self.env.unwrapped, "from_d4rl", None)
         if read is not None and self.maze2d:
             try:
@@ -451,23 +453,28 @@ class Source:
         )
 
     def _goals(
-        self, observations: np.ndarray, start: int, stop: int
+        self, observations: np.ndarray, rows: list[int]
     ) -> dict[str, np.ndarray]:
-        """Return achieved and desired goals `[L + 1, goal]` of an episode."""
+        """Return achieved and desired goals `[L + 1, goal]` of an episode.
+
+        Args:
+            observations: `[L + 1, ...]`.
+            rows: Where each of them is in the file. The last one may not be there;
+                then it has the goals of the row before.
+        """
+
+        def taken(role: str) -> np.ndarray:
+            begin = rows[0]
+            return self._rows(role, begin, rows[-1] + 1)[np.array(rows) - begin]
+
         if self.achieved is not None:
             achieved = observations[:, list(self.achieved)]
         else:
-            achieved = self._with_last("achieved_goals", start, stop)
+            achieved = taken("achieved_goals")
+        desired = np.repeat(achieved[-1:], len(achieved), axis=0)
         if "desired_goals" in self.arrays:
-            desired = self._with_last("desired_goals", start, stop)
-        else:
-            desired = np.repeat(achieved[-1:], len(achieved), axis=0)
+            desired = taken("desired_goals")
         return {GOALS[0]: achieved, GOALS[1]: desired}
-
-    def _with_last(self, role: str, start: int, stop: int) -> np.ndarray:
-        """Return rows, and once more the last one."""
-        rows = self._rows(role, start, stop)
-        return np.concatenate([rows, rows[-1:]])
 
     def _rows(self, role: str, start: int, stop: int) -> np.ndarray:
         """Return rows of an array as floating-point numbers, checked."""
