@@ -464,8 +464,8 @@ class Source:
         """
 
         def taken(role: str) -> np.ndarray:
-            begin = rows[0]
-            return self._rows(role, begin, rows[-1] + 1)[np.array(rows) - begin]
+            found = self._rows(role, rows[0], rows[-1] + 1)
+            return np.take(found, np.array(rows) - rows[0], axis=0)
 
         if self.achieved is not None:
             achieved = observations[:, list(self.achieved)]
