@@ -43,6 +43,7 @@ from diffuser_policy.diffusion.schedule import NoiseSchedule
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.guides.guide import Guide
 from diffuser_policy.networks.classifiers import PairClassifier, StateClassifier
+from diffuser_policy.networks.inverse_dynamics import InverseDynamics
 from diffuser_policy.networks.objects import ObjectTransformer
 from diffuser_policy.networks.time_to_goal import TimeToGoal
 from diffuser_policy.networks.unet import StartConditionedUNet, TemporalUNet
@@ -51,6 +52,7 @@ from diffuser_policy.numerics import within_memory
 from diffuser_policy.planning.executors import (
     Executor,
     FeaturesExecutor,
+    InverseDynamicsExecutor,
     PathExecutor,
     PlannedActions,
     PursuitExecutor,
@@ -93,6 +95,7 @@ class PlannerNetworks(nn.Module):
         time_to_goal: TimeToGoal | None,
         value: ValueNetwork | None = None,
         classifier: StateClassifier | None = None,
+        inverse_dynamics: InverseDynamics | None = None,
     ) -> None:
         """Combine the parts."""
         super().__init__()
@@ -101,6 +104,7 @@ class PlannerNetworks(nn.Module):
         self.time_to_goal = time_to_goal
         self.value = value
         self.classifier = classifier
+        self.inverse_dynamics = inverse_dynamics
 
     @cached_property
     def fingerprint(self) -> int:
@@ -243,7 +247,17 @@ def _untrained(config: PolicyConfig) -> PlannerNetworks:
         time_to_goal = build_time_to_goal(config, config.time_to_goal)
     value = None if config.value is None else build_value_network(config)
     classifier = None if config.classifier is None else build_classifier(config)
-    return PlannerNetworks(denoiser, normalizer, time_to_goal, value, classifier)
+    inverse_dynamics = None
+    if config.inverse_dynamics is not None:
+        inverse_dynamics = InverseDynamics(
+            config.layout.observation_dim,
+            len(config.spaces.action_low),
+            width=config.inverse_dynamics.width,
+            max_steps=config.inverse_dynamics.max_steps,
+        )
+    return PlannerNetworks(
+        denoiser, normalizer, time_to_goal, value, classifier, inverse_dynamics
+    )
 
 
 def num_weights(config: PolicyConfig) -> int:
@@ -495,22 +509,39 @@ def build_ranking(
 
 
 def build_executor(
-    config: PolicyConfig, featurizer: Featurizer | None = None
+    config: PolicyConfig,
+    networks: PlannerNetworks,
+    featurizer: Featurizer | None = None,
 ) -> Executor:
     """Return the executor that the settings describe.
 
     Args:
         config: Settings.
+        networks: Weights.
         featurizer: Makes its planning columns; found by name if not given.
 
     Raises:
-        ConfigError: The plans lack the columns it needs.
+        ConfigError: The plans lack the columns it needs, or the planner the network.
     """
     settings = config.execution
     if settings.executor == "actions":
         return PlannedActions(config.layout, config.window.stride)
     if settings.executor == "features":
         return FeaturesExecutor(featurizer or config_featurizer(config))
+    if settings.executor == "inverse-dynamics":
+        if networks.inverse_dynamics is None:
+            raise ConfigError(
+                "executor='inverse-dynamics' needs a network that predicts actions, "
+                "and this planner was trained without one. Train with "
+                "--inverse-dynamics (TrainConfig.inverse_dynamics), or use another "
+                "executor."
+            )
+        return InverseDynamicsExecutor(
+            networks.inverse_dynamics,
+            networks.normalizer,
+            config.layout,
+            lookahead=settings.lookahead,
+        )
     derived = config.window.features is not None
     way_back = ", or 'features' if the featurizer offers a way back" if derived else ""
     for name in ("position", "velocity"):
@@ -519,7 +550,7 @@ def build_executor(
             raise ConfigError(
                 f"Tracking pushes along every column of {name!r}: it needs as many as "
                 f"there are actions ({len(config.spaces.action_low)}), got {columns}. "
-                f"Use the executor 'actions'{way_back}."
+                f"Use the executor 'inverse-dynamics' or 'actions'{way_back}."
             )
     if settings.executor == "path" and settings.seconds_per_step is None:
         raise ConfigError(

@@ -26,6 +26,12 @@ from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.diffusion.conditions import Inpainting
 from diffuser_policy.errors import ConfigError, DatasetError
 
+SCALE_PAIRS = 100_000  # that the spread of actions and changes is estimated from
+
+
+class ShortRunsWarning(UserWarning):
+    """Some episodes are too short for any window, and nothing is learned from them."""
+
 
 class WindowDataset:
     """Normalized windows of a flat dataset.
@@ -34,6 +40,8 @@ class WindowDataset:
         rows: `[num_rows, transition]`, normalized; the only copy of the data.
         run_starts: `[num_runs + 1]` row ranges of the continuous runs, with padding.
         run_lengths: `[num_runs]` rows of each run, without padding.
+        actions: `[rows without padding, action]` recorded actions, environment units.
+        unpadded_starts: `[num_runs + 1]` row ranges of the runs in `actions`.
     """
 
     def __init__(
@@ -68,14 +76,18 @@ class WindowDataset:
             raise ConfigError(f"stride must be at least 1 env step, got {stride}.")
         if hindsight_goal == "goal" and not layout.goal_conditioned:
             raise ConfigError(
-                "hindsight_goal='goal' needs a layout with the alias 'goal'; this "
-                "dataset has no goal columns. Use 'observation' or 'none'."
+                "hindsight_goal='goal' needs a layout with the alias 'goal', and this "
+                "dataset has no goal columns. Use 'observation' or 'none': "
+                "--window.hindsight-goal, or WindowConfig(hindsight_goal=…)."
             )
         self.layout, self.stride, self.hindsight_goal = layout, stride, hindsight_goal
         with torch.no_grad():
             self.rows = normalizer.normalize(torch.from_numpy(join_rows(flat, layout)))
         self.run_starts = torch.from_numpy(np.asarray(flat.run_starts))
         self.run_lengths = self.run_starts.diff()
+        self.actions = torch.from_numpy(flat.fields["action"])
+        # Padding moves the rows of the table, but not those of `flat`.
+        self.unpadded_starts = self.run_starts
         if padding == "repeat":
             self._pad((max_planning_steps - 1) * stride, normalizer)
         if self.num_windows(max_planning_steps) == 0:
@@ -84,12 +96,17 @@ class WindowDataset:
                 f"The longest continuous run has {max(runs, default=0)} steps, but a "
                 f"window of {max_planning_steps} planning steps with stride {stride} "
                 f"spans {(max_planning_steps - 1) * stride + 1} env steps. Plan a "
-                f"shorter horizon, use padding='repeat', or collect longer runs."
+                f"shorter horizon (--window.horizon), use padding='repeat' "
+                f"(--window.padding), or collect longer runs."
             )
 
     def num_windows(self, num_planning_steps: int) -> int:
         """Return how many windows of that length the runs hold."""
         return int(self._windows_per_run(num_planning_steps).sum())
+
+    def num_left_out(self, num_planning_steps: int) -> int:
+        """Return how many runs hold no window of that length."""
+        return int((self._windows_per_run(num_planning_steps) == 0).sum())
 
     def starts(self, num_planning_steps: int) -> Tensor:
         """Return the first rows of all windows of that length, in order."""
@@ -137,17 +154,57 @@ class WindowDataset:
             Observations `[batch, observation]`, goals `[batch, goal]` reached later in
             the same run, and times `[batch]` in env steps.
         """
-        counts = (self.run_lengths - 1).clamp(min=0)
-        ranks = torch.randint(int(counts.sum()), (batch_size,), generator=generator)
-        starts = self._rows_of(ranks, counts)
-        run = torch.searchsorted(self.run_starts, starts, right=True) - 1
-        last = self.run_starts[run] + self.run_lengths[run] - 1
-        room = (last - starts).clamp(max=max_steps)
-        uniform = torch.rand(batch_size, generator=generator, dtype=torch.float32)
-        times = 1 + (uniform * room).long().clamp(max=room - 1)
+        starts, times = self._pairs(batch_size, max_steps, generator)
         goal_columns = list(self.layout.columns("goal"))
         goals = self.rows[starts + times][:, goal_columns]
         return self.rows[starts][:, self.layout.observations], goals, times.float()
+
+    def sample_transitions(
+        self, batch_size: int, max_steps: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return pairs of states for `InverseDynamics`.
+
+        Args:
+            batch_size: Number of pairs.
+            max_steps: Greatest time between the two, in env steps.
+            generator: Source of randomness, advanced by the call.
+
+        Returns:
+            The observations an env step earlier `[batch, observation]` (at the start
+            of a run: the first ones), observations, those later in the same run, the
+            times between `[batch]` in env steps, and the actions `[batch, action]`
+            that were taken, in environment units.
+        """
+        starts, times = self._pairs(batch_size, max_steps, generator)
+        run = torch.searchsorted(self.run_starts, starts, right=True) - 1
+        before = torch.maximum(starts - 1, self.run_starts[run])
+        columns = self.layout.observations
+        earlier, states, later = (
+            self.rows[rows][:, columns] for rows in (before, starts, starts + times)
+        )
+        return earlier, states, later, times, self.actions[self.unpadded(starts)]
+
+    def transition_scales(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return mean and standard deviation of actions, and those of changes.
+
+        Returns:
+            Mean and standard deviation `[action]` of the actions in environment units,
+            and the standard deviation `[observation]` of what an env step changes in a
+            run, normalized.
+        """
+        counts = (self.run_lengths - 1).clamp(min=0)
+        starts = self._rows_of(torch.arange(int(counts.sum())), counts)
+        starts = starts[:: max(1, len(starts) // SCALE_PAIRS)]
+        rows = self.rows[:, self.layout.observations]
+        changes = (rows[starts + 1] - rows[starts]).double()
+        actions = self.actions[self.unpadded(starts)].double()
+        spread = actions.std(dim=0, correction=0)
+        return actions.mean(dim=0), spread, changes.square().mean(dim=0).sqrt()
+
+    def unpadded(self, rows: Tensor) -> Tensor:
+        """Return the same rows in arrays that are not padded."""
+        run = torch.searchsorted(self.run_starts, rows, right=True) - 1
+        return rows - self.run_starts[run] + self.unpadded_starts[run]
 
     def conditions(self, windows: Tensor) -> Inpainting:
         """Return the values that training pins in each window.
@@ -168,6 +225,25 @@ class WindowDataset:
         span = (num_planning_steps - 1) * self.stride
         fitting = (self.run_starts.diff() - span).clamp(min=0)
         return torch.minimum(fitting, self.run_lengths)
+
+    def _pairs(
+        self, batch_size: int, max_steps: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Return rows with a later one in their run, and how many env steps later."""
+        counts = (self.run_lengths - 1).clamp(min=0)
+        if not counts.any():
+            raise DatasetError(
+                f"All {len(counts)} episodes have a single step: no state is followed "
+                f"by another, and there is nothing to plan. Record longer episodes."
+            )
+        ranks = torch.randint(int(counts.sum()), (batch_size,), generator=generator)
+        starts = self._rows_of(ranks, counts)
+        run = torch.searchsorted(self.run_starts, starts, right=True) - 1
+        last = self.run_starts[run] + self.run_lengths[run] - 1
+        room = (last - starts).clamp(max=max_steps)
+        uniform = torch.rand(batch_size, generator=generator, dtype=torch.float32)
+        times = 1 + (uniform * room).long().clamp(max=room - 1)
+        return starts, times
 
     def _rows_of(self, ranks: Tensor, counts: Tensor) -> Tensor:
         """Return the first row of the windows with these ranks over all runs."""

@@ -22,6 +22,7 @@ from diffuser_policy.data.flat import GOALS, FlatDataset
 from diffuser_policy.data.windows import join_rows
 from diffuser_policy.envs import other_versions
 from diffuser_policy.errors import ConfigError, DatasetError
+from diffuser_policy.guides.builtin import LearnedValue
 from diffuser_policy.numerics import plain_arithmetic
 from diffuser_policy.observations import RESERVED, ObservationColumns, Part
 from diffuser_policy.settings import from_json, to_json
@@ -82,6 +83,9 @@ def policy_config(train: TrainConfig, flat: FlatDataset) -> PolicyConfig:
         window=train.window,
         network=train.network,
         time_to_goal=train.time_to_goal,
+        value=train.value,
+        inverse_dynamics=train.inverse_dynamics,
+        guide=None if train.value is None else LearnedValue(),
         planner=train.planner,
         execution=train.execution,
         provenance={"training": to_json(train), "dataset": dict(flat.metadata)},
