@@ -49,7 +49,12 @@ from diffuser_policy.data.demonstrators import (
     verify_sample,
 )
 from diffuser_policy.data.flat import Episode
-from diffuser_policy.data.minari import check_spaces, new_folder, write_minari
+from diffuser_policy.data.minari import (
+    check_spaces,
+    new_folder,
+    own_dataset_id,
+    write_minari,
+)
 from diffuser_policy.data.workers import map_unordered, num_cores
 from diffuser_policy.envs import (
     Env,
@@ -257,7 +262,8 @@ def at_work(dataset_folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if [path.name for path in folder.iterdir()] == [LOCK_FILE]:
+            left = sorted(path.name for path in folder.glob("*"))  # none if it is gone
+            if left == [LOCK_FILE]:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -277,7 +283,7 @@ def default_dataset_id(env_id: str) -> str:
 
     Example: `diffuser_envs/Multi2D-Large-v1` → `diffuser/multi2d-large-v1`.
     """
-    return f"diffuser/{env_id.rpartition(':')[2].rpartition('/')[2].lower()}"
+    return own_dataset_id(env_id.rpartition(":")[2].rpartition("/")[2])
 
 
 def collect(settings: CollectSettings, *, progress: bool = True) -> Path:

@@ -223,9 +223,9 @@ def write_minari(
                     if name in {"gymnasium", "gymnasium-robotics", "mujoco", "pybullet"}
                 ],
                 COLLECTION: {
-                    "env_id": env.spec.id if env.spec else None,
                     "observation_columns": columns,
                     **collection,
+                    "env_id": env.spec.id if env.spec else None,
                 },
             }
         )
@@ -303,6 +303,12 @@ def local_dataset_ids() -> list[str]:
         for file in root.glob("**/data/metadata.json")
         if not any(part.startswith(".") for part in file.relative_to(root).parts)
     )
+
+
+def own_dataset_id(name: str) -> str:
+    """Return `diffuser/<name>` as a Minari id, with a version if the name has none."""
+    name = re.sub(r"\W+", "-", name).strip("-").lower() or "unnamed"
+    return f"diffuser/{name}" + ("" if re.search(r"-v\d+$", name) else "-v0")
 
 
 def new_folder(dataset_id: str, *, overwrite: bool = False) -> Path:
