@@ -1,17 +1,18 @@
 """Windows: length-horizon slices of continuous runs, the training data of a planner.
 
-`WindowDataset` normalizes all rows once into one table `[num_rows, transition]`.
+`WindowDataset` joins and normalizes rows when a batch is drawn: the data stay where
+they are, in a file if the dataset is mapped from one (`FlatDataset.load`).
 A window of H planning steps with stride k is the rows s, s+k, …, s+(H-1)k of one run:
 
     run   | 0 1 2 3 4 5 6 7 8 9 …          (env steps)
     window  s     s+k   s+2k                (planning steps)
 
-Its first row stands for a window. `view` reads windows as views of the table, and
-`sample` gathers some into a batch; they never exist as Python objects.
+Its first row stands for a window; windows never exist as Python objects.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -22,16 +23,18 @@ from diffuser_policy.choices import HindsightGoal, Padding
 from diffuser_policy.columns.features import Featurizer, Identity, planning_columns
 from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.columns.normalizers import Normalizer
-from diffuser_policy.data.flat import FlatDataset
+from diffuser_policy.data.flat import FlatDataset, release
 from diffuser_policy.diffusion.conditions import Inpainting
 from diffuser_policy.errors import ConfigError, DatasetError
+
+KEPT = 2**28  # bytes of a mapped dataset that may stay in memory
+AROUND = 2**16  # bytes that the system maps around a row that is read
 
 
 class WindowDataset:
     """Normalized windows of a flat dataset.
 
     Attributes:
-        rows: `[num_rows, transition]`, normalized; the only copy of the data.
         run_starts: `[num_runs + 1]` row ranges of the continuous runs, with padding.
         run_lengths: `[num_runs]` rows of each run, without padding.
     """
@@ -47,7 +50,7 @@ class WindowDataset:
         max_planning_steps: int = 1,
         hindsight_goal: HindsightGoal = "none",
     ) -> None:
-        """Normalize the data and, if asked, pad the runs.
+        """Hold the data and, if asked, pad the runs.
 
         Args:
             flat: Rows of all runs; for derived columns, from `in_planning_columns`.
@@ -72,12 +75,14 @@ class WindowDataset:
                 "dataset has no goal columns. Use 'observation' or 'none'."
             )
         self.layout, self.stride, self.hindsight_goal = layout, stride, hindsight_goal
-        with torch.no_grad():
-            self.rows = normalizer.normalize(torch.from_numpy(join_rows(flat, layout)))
-        self.run_starts = torch.from_numpy(np.asarray(flat.run_starts))
-        self.run_lengths = self.run_starts.diff()
+        self._rows = JoinedRows(flat, layout)
+        self._normalizer = copy.deepcopy(normalizer).cpu()  # batches are made on CPUs
+        self._unpadded = torch.from_numpy(np.array(flat.run_starts))
+        self.run_lengths = self._unpadded.diff()
+        self.run_starts = self._unpadded
         if padding == "repeat":
-            self._pad((max_planning_steps - 1) * stride, normalizer)
+            added = (max_planning_steps - 1) * stride
+            self.run_starts = self._unpadded + torch.arange(len(self._unpadded)) * added
         if self.num_windows(max_planning_steps) == 0:
             runs = self.run_starts.diff().tolist()
             raise DatasetError(
@@ -96,14 +101,21 @@ class WindowDataset:
         counts = self._windows_per_run(num_planning_steps)
         return self._rows_of(torch.arange(int(counts.sum())), counts)
 
-    def view(self, num_planning_steps: int) -> Tensor:
-        """Return `[num_rows - span, horizon, transition]`, a view without a copy.
+    @torch.no_grad()
+    def read(self, rows: Tensor) -> Tensor:
+        """Return rows `[..., transition]`, normalized.
 
-        Entry s is the window that starts at row s. Only the windows of `starts` stay
-        within one run.
+        Args:
+            rows: `[...]` their numbers, counted with padding.
         """
-        span = (num_planning_steps - 1) * self.stride + 1
-        return self.rows.unfold(0, span, 1).transpose(1, 2)[:, :: self.stride]
+        if self.run_starts is self._unpadded:
+            return self._normalizer.normalize(torch.from_numpy(self._rows.take(rows)))
+        run = torch.searchsorted(self.run_starts, rows.contiguous(), right=True) - 1
+        time, last = rows - self.run_starts[run], self.run_lengths[run] - 1
+        index = self._unpadded[run] + torch.minimum(time, last)
+        values = torch.from_numpy(self._rows.take(index))
+        values[..., self.layout.actions][time > last] = 0.0
+        return self._normalizer.normalize(values)
 
     def sample(
         self, batch_size: int, num_planning_steps: int, generator: torch.Generator
@@ -121,7 +133,7 @@ class WindowDataset:
         counts = self._windows_per_run(num_planning_steps)
         ranks = torch.randint(int(counts.sum()), (batch_size,), generator=generator)
         offsets = torch.arange(num_planning_steps) * self.stride
-        return self.rows[self._rows_of(ranks, counts)[:, None] + offsets]
+        return self.read(self._rows_of(ranks, counts)[:, None] + offsets)
 
     def sample_pairs(
         self, batch_size: int, max_steps: int, generator: torch.Generator
@@ -146,8 +158,8 @@ class WindowDataset:
         uniform = torch.rand(batch_size, generator=generator)
         times = 1 + (uniform * room).long().clamp(max=room - 1)
         goal_columns = list(self.layout.columns("goal"))
-        goals = self.rows[starts + times][:, goal_columns]
-        return self.rows[starts][:, self.layout.observations], goals, times.float()
+        goals = self.read(starts + times)[:, goal_columns]
+        return self.read(starts)[:, self.layout.observations], goals, times.float()
 
     def conditions(self, windows: Tensor) -> Inpainting:
         """Return the values that training pins in each window.
@@ -175,20 +187,6 @@ class WindowDataset:
         run = torch.searchsorted(ends, ranks, right=True)
         return self.run_starts[run] + ranks - (ends - counts)[run]
 
-    def _pad(self, num_rows: int, normalizer: Normalizer) -> None:
-        """Continue every run with copies of its last row and zero actions."""
-        pieces = []
-        still = normalizer.normalize(torch.zeros(self.layout.transition_dim))
-        for begin, end in zip(
-            self.run_starts[:-1].tolist(), self.run_starts[1:].tolist(), strict=True
-        ):
-            last = self.rows[end - 1].clone()
-            last[self.layout.actions] = still[self.layout.actions]
-            pieces += [self.rows[begin:end], last.expand(num_rows, -1)]
-        self.rows = torch.cat(pieces)
-        runs = torch.arange(len(self.run_starts))
-        self.run_starts = self.run_starts + runs * num_rows
-
 
 def in_planning_columns(flat: FlatDataset, featurizer: Featurizer) -> FlatDataset:
     """Return the dataset with planning columns in place of observations.
@@ -208,20 +206,58 @@ def in_planning_columns(flat: FlatDataset, featurizer: Featurizer) -> FlatDatase
 
 
 def join_rows(flat: FlatDataset, layout: TrajectoryLayout) -> np.ndarray:
-    """Return trajectory rows `[num_rows, transition]` in environment units, float32.
+    """Return all trajectory rows `[num_rows, transition]`, as `JoinedRows`."""
+    return JoinedRows(flat, layout)[:]
 
-    Raises:
-        DatasetError: The dataset's columns differ from the layout's.
+
+class JoinedRows:
+    """Trajectory rows in environment units, float32, joined when they are read.
+
+    Attributes:
+        shape: `[num_rows, transition]`.
     """
-    parts = [flat.fields["observation"]]
-    if flat.has_goals and layout.observation_dim > flat.observation_size:
-        parts.append(flat.fields["achieved_goal"])
-    if layout.action_dim:
-        parts.insert(0, flat.fields["action"])
-    rows = np.concatenate(parts, axis=1, dtype=np.float32)
-    if rows.shape[1] != layout.transition_dim:
-        raise DatasetError(
-            f"The dataset has {rows.shape[1]} trajectory columns, the layout names "
-            f"{layout.transition_dim}."
+
+    def __init__(self, flat: FlatDataset, layout: TrajectoryLayout) -> None:
+        """Hold the parts of rows.
+
+        Raises:
+            DatasetError: The dataset's columns differ from the layout's.
+        """
+        self.parts = [flat.fields["observation"]]
+        if flat.has_goals and layout.observation_dim > flat.observation_size:
+            self.parts.append(flat.fields["achieved_goal"])
+        if layout.action_dim:
+            self.parts.insert(0, flat.fields["action"])
+        self.shape = flat.num_rows, sum(part.shape[1] for part in self.parts)
+        if self.shape[1] != layout.transition_dim:
+            raise DatasetError(
+                f"The dataset has {self.shape[1]} trajectory columns, the layout names "
+                f"{layout.transition_dim}."
+            )
+        self._touched = 0
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        """Return successive rows `[rows, transition]`."""
+        joined = np.concatenate(
+            [part[rows] for part in self.parts], axis=1, dtype=np.float32
         )
-    return rows
+        release(*self.parts)
+        return joined
+
+    def take(self, rows: Tensor) -> np.ndarray:
+        """Return the rows of these numbers `[...]` as `[..., transition]`."""
+        index = rows.numpy()
+        joined = np.empty((*index.shape, self.shape[1]), np.float32)
+        begin = 0
+        for part in self.parts:
+            end = begin + part.shape[1]
+            joined[..., begin:end] = np.take(part, index, axis=0)
+            begin = end
+        # Rows of one batch entry lie close together.
+        entries = len(index) if index.ndim else 1
+        self._touched += joined.nbytes + entries * AROUND * len(self.parts)
+        if self._touched > KEPT:
+            self._touched = 0
+            if sum(part.nbytes for part in self.parts) > KEPT:
+                release(*self.parts)
+        return joined

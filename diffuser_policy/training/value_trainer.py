@@ -132,7 +132,7 @@ class ValuedWindows(WindowDataset):
     def __init__(
         self, flat: FlatDataset, *, returns: np.ndarray, **settings: Any
     ) -> None:
-        """Normalize the data and keep the returns beside it.
+        """Hold the data, and the returns beside it.
 
         Args:
             flat: Rows of all runs.
@@ -141,8 +141,6 @@ class ValuedWindows(WindowDataset):
         """
         super().__init__(flat, **settings)
         self.returns = torch.from_numpy(returns)
-        # Padding moved the rows of the table, but not those of `flat`.
-        self._unpadded = torch.from_numpy(np.asarray(flat.run_starts))
 
     def sample_valued(
         self, batch_size: int, num_planning_steps: int, generator: torch.Generator
@@ -163,7 +161,7 @@ class ValuedWindows(WindowDataset):
         run = torch.searchsorted(self.run_starts, starts, right=True) - 1
         rows = starts - self.run_starts[run] + self._unpadded[run]
         offsets = torch.arange(num_planning_steps) * self.stride
-        return self.rows[starts[:, None] + offsets], self.returns[rows]
+        return self.read(starts[:, None] + offsets), self.returns[rows]
 
 
 def _scale(returns: np.ndarray, flat: FlatDataset) -> tuple[float, float]:
