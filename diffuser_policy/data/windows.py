@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import mmap
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,7 +30,8 @@ from diffuser_policy.diffusion.conditions import Inpainting
 from diffuser_policy.errors import ConfigError, DatasetError
 
 KEPT = 2**28  # bytes of a mapped dataset that may stay in memory
-AROUND = 2**16  # bytes that the system maps around a row that is read
+AT_ONCE = 64  # rows, or windows, between two looks at how much that is
+STATM = Path("/proc/self/statm")
 
 
 class WindowDataset:
@@ -234,7 +237,8 @@ class JoinedRows:
                 f"The dataset has {self.shape[1]} trajectory columns, the layout names "
                 f"{layout.transition_dim}."
             )
-        self._touched = 0
+        self._is_small = sum(part.nbytes for part in self.parts) <= KEPT
+        self._most = _mapped() + KEPT
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         """Return successive rows `[rows, transition]`."""
@@ -248,16 +252,28 @@ class JoinedRows:
         """Return the rows of these numbers `[...]` as `[..., transition]`."""
         index = rows.numpy()
         joined = np.empty((*index.shape, self.shape[1]), np.float32)
+        if self._is_small:
+            self._read(index, joined)
+            return joined
+        for first in range(0, len(index), AT_ONCE):
+            some = slice(first, first + AT_ONCE)
+            self._read(index[some], joined[some])
+            if _mapped() > self._most:
+                release(*self.parts)
+        return joined
+
+    def _read(self, index: np.ndarray, joined: np.ndarray) -> None:
         begin = 0
         for part in self.parts:
             end = begin + part.shape[1]
             joined[..., begin:end] = np.take(part, index, axis=0)
             begin = end
-        # Rows of one batch entry lie close together.
-        entries = len(index) if index.ndim else 1
-        self._touched += joined.nbytes + entries * AROUND * len(self.parts)
-        if self._touched > KEPT:
-            self._touched = 0
-            if sum(part.nbytes for part in self.parts) > KEPT:
-                release(*self.parts)
-        return joined
+
+
+def _mapped() -> int:
+    """Return how many bytes of files this process holds; 0 where Linux does not say."""
+    try:
+        shared = int(STATM.read_text(encoding="ascii").split()[2])
+    except OSError:
+        return 0
+    return shared * mmap.PAGESIZE
