@@ -45,7 +45,6 @@ from tqdm import tqdm
 
 from diffuser_policy.choices import GOAL_KEYS
 from diffuser_policy.data.flat import (
-    META_FILE,
     SCHEMA,
     Episode,
     FlatDataset,
@@ -116,13 +115,17 @@ def load_flat(
     entry = _cache_entry(cache, dataset_id, source, goal_keys)
     with contextlib.suppress(DatasetError):
         return FlatDataset.load(entry)
-    dataset = read_minari(source, goal_keys=goal_keys, progress=progress)
-    if entry != _cache_entry(cache, dataset_id, source, goal_keys):
-        return dataset  # the files changed meanwhile: don't keep it
-    if not (entry / META_FILE).is_file():  # a complete entry has one
-        shutil.rmtree(entry, ignore_errors=True)
     try:
-        dataset.save(entry)
+        # Not synced: a damaged entry is read anew.
+        with replaced_folder(entry, durable=False) as partial:
+            dataset = read_minari(
+                source, goal_keys=goal_keys, progress=progress, into=partial
+            )
+            if entry != _cache_entry(cache, dataset_id, source, goal_keys):
+                raise _ChangedError
+            dataset.complete(partial)
+    except _ChangedError:  # the files, while they were read: nothing is kept
+        return read_minari(source, goal_keys=goal_keys, progress=progress)
     except StorageError as error:
         raise StorageError(
             error.errno,
@@ -132,7 +135,12 @@ def load_flat(
     _delete_old_entries(entry)
     with contextlib.suppress(DatasetError):
         return FlatDataset.load(entry)
-    return dataset  # another process is replacing the entry at this moment
+    # Another process is replacing the entry at this moment.
+    return read_minari(source, goal_keys=goal_keys, progress=progress)
+
+
+class _ChangedError(Exception):
+    """A dataset changed while it was read."""
 
 
 def read_minari(
@@ -140,10 +148,18 @@ def read_minari(
     *,
     goal_keys: tuple[str, str] = GOAL_KEYS,
     progress: bool = True,
+    into: Path | None = None,
 ) -> FlatDataset:
     """Read a dataset's `data` folder, without the cache.
 
+    Args:
+        data_folder: With `metadata.json`.
+        goal_keys: As `load_flat`.
+        progress: As `load_flat`.
+        into: Folder for the arrays, as `flatten` takes it; not given: memory.
+
     Raises:
+        OSError: The arrays could not be written.
         ConfigError: As `load_flat`.
         DatasetError: As `load_flat`.
         MissingExtraError: As `load_flat`.
@@ -169,7 +185,7 @@ def read_minari(
         disable=None if progress else True,
     )
     metadata = _flat_metadata(facts, columns)
-    return flatten(bar, num_rows=facts["total_steps"], metadata=metadata)
+    return flatten(bar, num_rows=facts["total_steps"], metadata=metadata, folder=into)
 
 
 def write_minari(
@@ -202,8 +218,6 @@ def write_minari(
     folder = new_folder(dataset_id, overwrite=overwrite)
     namespace = dataset_id.rpartition("/")[0]
     spec, columns = stored_spec(env), observation_columns(env)
-    if namespace and namespace not in list_local_namespaces():
-        create_namespace(namespace)  # first: a kill must not leave it out
     with replaced_folder(folder) as partial:
         storage = MinariStorage.new(
             partial / "data",
@@ -230,6 +244,8 @@ def write_minari(
             }
         )
         storage.update_episodes(_buffers(episodes, env.observation_space, partial))
+        if namespace and namespace not in list_local_namespaces():
+            create_namespace(namespace)  # now: a kill must not leave it out
     return folder
 
 
