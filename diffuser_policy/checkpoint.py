@@ -34,6 +34,7 @@ from diffuser_policy.errors import (
     ConfigError,
     MissingExtraError,
     require_extra,
+    shown,
     suggestion,
 )
 from diffuser_policy.files import (
@@ -53,6 +54,7 @@ CHECKSUM = "weights_sha256"  # in config.json
 PENDING = "pending"  # suffix of weights that are still to be moved into place
 WRITING = (0.0, 0.05, 0.5)  # seconds to wait for a process that is writing the planner
 HUB_TIMEOUT = 5.0  # seconds
+LONGEST_NAME = 255  # bytes, of a file or folder
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -230,7 +232,16 @@ def locate(source: str | Path, *, revision: str | None = None) -> Path:
         CheckpointNotFoundError: No planner of that name.
         ConfigError: A revision of something else than a hub repository.
     """
+    if not isinstance(source, str | os.PathLike):
+        raise CheckpointNotFoundError(
+            f"A planner is named by a text or a path, got {shown(source)}."
+        )
     path, name = Path(source), str(source)
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
+        raise CheckpointNotFoundError(
+            f"No planner {shown(name)}: names of files have at most {LONGEST_NAME} "
+            f"characters."
+        )
     if revision is not None:
         if path.exists() or name in shipped_planners() or not HUB_ID.fullmatch(name):
             raise ConfigError(

@@ -30,7 +30,7 @@ from diffuser_policy.choices import (
     SamplerName,
     Spacing,
 )
-from diffuser_policy.errors import CheckpointError, ConfigError
+from diffuser_policy.errors import CheckpointError, ConfigError, shown
 from diffuser_policy.settings import from_json, positive, seed_or_drawn, to_json, typed
 
 if TYPE_CHECKING:
@@ -451,7 +451,7 @@ class PolicyConfig:
 
         own = {
             "layout": self.layout.to_json(),
-            "guide": self.guide and guide_to_json(self.guide),
+            "guide": None if self.guide is None else guide_to_json(self.guide),
             "provenance": dict(self.provenance),
         }
         data: dict[str, Any] = {"schema": SCHEMA}
@@ -482,6 +482,10 @@ class PolicyConfig:
                 f"The planner has schema {data['schema']}, this version reads schema "
                 f"{SCHEMA}. Install the version that wrote it, or train it again."
             )
+
+        def optional(kind: Any, part: Any) -> Any:
+            return None if part is None else from_json(kind, part)
+
         try:
             time_to_goal, execution = data["time_to_goal"], {**data["execution"]}
             if execution.get("replan_deviation") == math.inf:
@@ -494,19 +498,33 @@ class PolicyConfig:
                 layout=from_json(TrajectoryLayout, data["layout"]),
                 window=from_json(WindowConfig, data["window"]),
                 network=from_json(NetworkConfig, data["network"]),
-                time_to_goal=time_to_goal and from_json(TimeToGoalConfig, time_to_goal),
+                time_to_goal=optional(TimeToGoalConfig, time_to_goal),
                 planner=from_json(PlannerConfig, _current(data["planner"])),
                 execution=from_json(ExecutionConfig, execution),
-                value=value and from_json(ValueConfig, value),
-                classifier=classifier and from_json(ClassifierConfig, classifier),
-                guide=guide and guide_from_json(guide),
-                provenance=data["provenance"],
+                value=optional(ValueConfig, value),
+                classifier=optional(ClassifierConfig, classifier),
+                guide=None if guide is None else guide_from_json(guide),
+                provenance=_provenance(data["provenance"]),
             )
         except (LookupError, TypeError, AttributeError, ConfigError) as error:
             raise CheckpointError(
                 f"config.json lacks settings, or has some that this version does not "
                 f"know: {error!r}."
             ) from error
+
+
+def _provenance(data: Any) -> dict[str, Any]:
+    """Return a saved provenance, whose parts with names of ours are tables.
+
+    Raises:
+        ConfigError: It is none, or one of them is not.
+    """
+    parts = data if isinstance(data, dict) else {"provenance": data}
+    tables = ("provenance", "dataset", "training", "value", "classifier", "versions")
+    for name in (*tables, "results"):
+        if not isinstance(parts.get(name, {}), dict):
+            raise ConfigError(f"{name} must be a table, got {shown(parts[name])}.")
+    return parts
 
 
 def _current(planner: Mapping[str, Any]) -> dict[str, Any]:

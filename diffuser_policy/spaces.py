@@ -20,6 +20,7 @@ are rounded to the nearest.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,7 @@ from diffuser_policy.errors import (
     DatasetError,
     ObservationError,
     SpaceMismatchError,
+    shown,
 )
 from diffuser_policy.observations import (
     ObservationColumns,
@@ -326,7 +328,9 @@ class SpaceSpec:
         if isinstance(observation, Mapping):
             has = f"it has {sorted(map(str, observation))}"
         else:
-            has = f"got {type(observation).__name__} of shape {np.shape(observation)}"
+            has = f"got {type(observation).__name__}"
+            with contextlib.suppress(ValueError):  # rows of different lengths
+                has += f" of shape {np.shape(observation)}"
         flat = ""
         if not isinstance(observation, Mapping | tuple):
             flat = (
@@ -451,9 +455,14 @@ def _rows(part: Part, values: Any) -> tuple[np.ndarray, tuple[int, ...]]:
     """Return `[n, size]` float32 rows of a single or batched array, checked."""
     name, shape = part.name, part.shape
     try:
-        array = np.asarray(values, dtype=np.float32)
-    except (TypeError, ValueError) as error:
-        raise ObservationError(f"{name} is not numeric: {values!r}.") from error
+        given = np.asarray(values)
+        if given.dtype.kind not in "biufO":
+            raise TypeError(f"{given.dtype} is not a real number")
+        array = given.astype(np.float32)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise ObservationError(
+            f"{name} is not an array of numbers ({error}): {shown(values)}."
+        ) from error
     axes = array.ndim - len(shape)
     batch = array.shape[: max(axes, 0)]
     if axes not in (0, 1) or array.shape[axes:] != shape or 0 in batch:

@@ -166,9 +166,10 @@ def train(settings: TrainSettings) -> int:
     from diffuser_policy.data.minari import load_flat
     from diffuser_policy.policy import DiffuserPolicy
     from diffuser_policy.training.processes import Processes
-    from diffuser_policy.training.trainer import Trainer
+    from diffuser_policy.training.trainer import Trainer, check_interval
 
     config, output = settings.config(), settings.folder()
+    check_interval(settings.save_interval)
     log = _tensorboard(output) if settings.tensorboard else None
     processes = Processes.launched(settings.device)
     flat = load_flat(
@@ -337,7 +338,9 @@ def _train_companion(
     from diffuser_policy.checkpoint import locate, read_planner
     from diffuser_policy.data.minari import load_flat
     from diffuser_policy.training.processes import Processes
+    from diffuser_policy.training.trainer import check_interval
 
+    check_interval(settings.save_interval)
     source, output = locate(settings.planner), settings.folder()
     if source.resolve() == output.resolve():
         raise ConfigError(

@@ -23,7 +23,6 @@ import contextlib
 import copy
 import dataclasses
 import json
-import math
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -70,7 +69,7 @@ from diffuser_policy.errors import (
 )
 from diffuser_policy.files import replaced_file
 from diffuser_policy.observations import batched
-from diffuser_policy.settings import all_options, differences
+from diffuser_policy.settings import all_options, differences, seed_or_drawn, typed
 from diffuser_policy.versions import versions
 
 OBSERVATION_PREFIX = "observations."  # of arrays in a shard
@@ -133,16 +132,16 @@ class CollectSettings:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "seed", seed_or_drawn(self.seed))
+        typed(self)
         for name in (*RUN_SETTINGS, "num_episodes", "num_workers"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}.")
-        for name in ("action_noise", "seed"):
-            if not 0 <= getattr(self, name) < math.inf:  # NaN is not
-                raise ConfigError(
-                    f"{name} must be finite and not negative, got "
-                    f"{getattr(self, name)}."
-                )
+        if self.action_noise < 0:
+            raise ConfigError(
+                f"action_noise must be 0 or more, got {self.action_noise}."
+            )
 
 
 @dataclass(frozen=True)

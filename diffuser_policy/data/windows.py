@@ -138,6 +138,12 @@ class WindowDataset:
             the same run, and times `[batch]` in env steps.
         """
         counts = (self.run_lengths - 1).clamp(min=0)
+        if not counts.any():
+            raise DatasetError(
+                "Every run of the data has a single step: nothing is reached later, "
+                "and no time to a goal can be learned. Train without a time-to-goal "
+                "network (--no-time-to-goal), or collect longer runs."
+            )
         ranks = torch.randint(int(counts.sum()), (batch_size,), generator=generator)
         starts = self._rows_of(ranks, counts)
         run = torch.searchsorted(self.run_starts, starts, right=True) - 1
