@@ -25,7 +25,12 @@ from diffuser_policy.columns.features import (
     make_featurizer,
 )
 from diffuser_policy.columns.normalizers import NORMALIZERS, Normalizer
-from diffuser_policy.config import PLANNING_NEEDS, PlannerConfig, PolicyConfig
+from diffuser_policy.config import (
+    PLANNING_NEEDS,
+    PlannerConfig,
+    PolicyConfig,
+    TimeToGoalConfig,
+)
 from diffuser_policy.diffusion.denoiser import Denoiser
 from diffuser_policy.diffusion.guidance import PLACEMENTS, Guidance
 from diffuser_policy.diffusion.sampler import (
@@ -235,15 +240,37 @@ def _untrained(config: PolicyConfig) -> PlannerNetworks:
     )
     time_to_goal = None
     if config.time_to_goal is not None:
-        time_to_goal = TimeToGoal(
-            config.layout.observation_dim,
-            len(config.layout.columns("goal")),
-            width=config.time_to_goal.width,
-            max_steps=config.time_to_goal.max_steps,
-        )
+        time_to_goal = build_time_to_goal(config, config.time_to_goal)
     value = None if config.value is None else build_value_network(config)
     classifier = None if config.classifier is None else build_classifier(config)
     return PlannerNetworks(denoiser, normalizer, time_to_goal, value, classifier)
+
+
+def num_weights(config: PolicyConfig) -> int:
+    """Return how many weights the networks have, without allocating any.
+
+    Raises:
+        ConfigError: As `build_networks`.
+    """
+    with torch.device("meta"):
+        parts: list[nn.Module] = [build_network(config)]
+        if config.value is not None:
+            parts.append(build_value_network(config))
+        if config.classifier is not None:
+            parts.append(build_classifier(config))
+        if config.time_to_goal is not None:
+            parts.append(build_time_to_goal(config, config.time_to_goal))
+    return sum(weights.numel() for part in parts for weights in part.parameters())
+
+
+def build_time_to_goal(config: PolicyConfig, settings: TimeToGoalConfig) -> TimeToGoal:
+    """Return an untrained time-to-goal network for a planner."""
+    return TimeToGoal(
+        config.layout.observation_dim,
+        len(config.layout.columns("goal")),
+        width=settings.width,
+        max_steps=settings.max_steps,
+    )
 
 
 def build_classifier(config: PolicyConfig) -> StateClassifier:

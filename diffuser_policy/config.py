@@ -9,6 +9,7 @@ both numbers.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -30,7 +31,7 @@ from diffuser_policy.choices import (
     SamplerName,
     Spacing,
 )
-from diffuser_policy.errors import CheckpointError, ConfigError, shown
+from diffuser_policy.errors import CheckpointError, ConfigError
 from diffuser_policy.settings import from_json, positive, seed_or_drawn, to_json, typed
 
 if TYPE_CHECKING:
@@ -39,9 +40,60 @@ if TYPE_CHECKING:
     from diffuser_policy.spaces import SpaceSpec
 
 SCHEMA = 1
+LARGEST, DEEPEST = 1_000_000, 1_000  # sizes; what is repeated layer by layer
 
 RETIRED = {"horizon_offset": 0, "guide_variance": None}
 """Planner settings that earlier versions saved, and the only value that still loads."""
+
+
+RUN_SETTINGS = ("num_steps", "run_length", "max_steps_per_goal")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectSettings:
+    """What to record, and how."""
+
+    env_id: str
+    """Environment, for example diffuser_envs/Multi2D-Large-v1, or module:function."""
+    dataset_id: str | None = None
+    """Minari id of the dataset; None: diffuser/<name of the environment>, or the
+    generator's own."""
+    num_steps: int | None = None
+    """Runs: env steps in total; None: a million."""
+    run_length: int | None = None
+    """Runs: env steps between two resets; None: 10,000. The last run may be shorter."""
+    max_steps_per_goal: int | None = None
+    """Runs: env steps after which a target is given up; None: the environment's step
+    limit."""
+    action_noise: float = 0.0
+    """Runs: standard deviation of Gaussian noise added to every action."""
+    num_episodes: int | None = None
+    """Episodes: how many; None: the generator's own number, or 10,000."""
+    generator: str | None = None
+    """Episodes: how they are made, such as kinematic or physics for block stacking;
+    None: the demonstrator's first."""
+    demonstrator: str | None = None
+    """The demonstrator by name, as module:Class or as file.py:Class; None: the
+    environment's own."""
+    demonstrator_options: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the demonstrator, or of its generator."""
+    seed: int = 0
+    """Fixes everything that is drawn, whatever the number of workers."""
+    num_workers: int | None = None
+    """Processes; None: one per core. The result does not depend on it."""
+    overwrite: bool = False
+    """Replace a dataset, or unfinished work, of the same id."""
+
+    def __post_init__(self) -> None:
+        """Check ranges, and draw a seed if there is none."""
+        object.__setattr__(self, "seed", seed_or_drawn(self.seed))
+        typed(self)
+        positive(self, *RUN_SETTINGS, "num_episodes", "num_workers")
+        if not 0 <= self.action_noise < math.inf:  # NaN is not
+            raise ConfigError(
+                f"action_noise must be finite and not negative, got "
+                f"{self.action_noise}."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +127,7 @@ class WindowConfig:
     def __post_init__(self) -> None:
         """Check names, and that the horizons are made of whole planning steps."""
         typed(self)
-        positive(self, "horizon", "stride")
+        positive(self, "horizon", "stride", most=LARGEST)
         for name in ("horizon", "min_horizon"):
             value = getattr(self, name)
             if value is not None and value % self.stride:
@@ -134,7 +186,13 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         """Check names and ranges."""
         typed(self)
-        positive(self, "dim", "kernel_size", "num_denoising_steps", "depth", "patch")
+        positive(self, "dim", "num_denoising_steps", "patch", most=LARGEST)
+        positive(self, "kernel_size", "depth", most=DEEPEST)
+        if not 0 < len(self.multipliers) <= DEEPEST or min(self.multipliers) < 1:
+            raise ConfigError(
+                f"multipliers are 1 to {DEEPEST} positive numbers, got "
+                f"{self.multipliers}."
+            )
         positive(self, "loss_floor")
         if self.architecture == "objects" and not self.residual:
             raise ConfigError(
@@ -160,7 +218,7 @@ class TimeToGoalConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         typed(self)
-        positive(self, "width", "max_steps", "batch_size")
+        positive(self, "width", "max_steps", "batch_size", most=LARGEST)
         if not 0 < self.expectile < 1:
             raise ConfigError(f"expectile must be in (0, 1), got {self.expectile}.")
 
@@ -185,7 +243,8 @@ class ValueConfig:
     def __post_init__(self) -> None:
         """Check names and ranges."""
         typed(self)
-        positive(self, "dim", "kernel_size")
+        positive(self, "dim", most=LARGEST)
+        positive(self, "kernel_size", most=DEEPEST)
         if not 0 < self.discount <= 1:
             raise ConfigError(f"discount must be in (0, 1], got {self.discount}.")
 
@@ -207,7 +266,8 @@ class ClassifierConfig:
     def __post_init__(self) -> None:
         """Check names and ranges."""
         typed(self)
-        positive(self, "width", "depth")
+        positive(self, "width", most=LARGEST)
+        positive(self, "depth", most=DEEPEST)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,8 +337,10 @@ class PlannerConfig:
     def __post_init__(self) -> None:
         """Check names and ranges."""
         typed(self)
-        positive(self, "num_candidates", "horizon_scale", "min_guided_steps")
-        positive(self, "num_sampling_steps", "warm_start_steps", "guide_steps")
+        positive(self, "num_candidates", "min_guided_steps", most=LARGEST)
+        positive(self, "num_sampling_steps", "warm_start_steps", most=LARGEST)
+        positive(self, "guide_steps", most=LARGEST)
+        positive(self, "horizon_scale")
         for name in ("temperature", "ranking_tolerance", "guide_cutoff", "steadiness"):
             value = getattr(self, name)
             if value is not None and value < 0:
@@ -493,7 +555,9 @@ class PolicyConfig:
             # The following are younger than the schema: a file may lack them.
             value, guide = data.get("value"), data.get("guide")
             classifier = data.get("classifier")
-            return cls(
+            provenance = data["provenance"]
+            _check_provenance(provenance)
+            config = cls(
                 spaces=from_json(SpaceSpec, data["spaces"]),
                 layout=from_json(TrajectoryLayout, data["layout"]),
                 window=from_json(WindowConfig, data["window"]),
@@ -504,27 +568,19 @@ class PolicyConfig:
                 value=optional(ValueConfig, value),
                 classifier=optional(ClassifierConfig, classifier),
                 guide=None if guide is None else guide_from_json(guide),
-                provenance=_provenance(data["provenance"]),
+                provenance=provenance,
             )
+            _check_sizes(config)
+            return config
         except (LookupError, TypeError, AttributeError, ConfigError) as error:
             raise CheckpointError(
                 f"config.json lacks settings, or has some that this version does not "
-                f"know: {error!r}."
+                f"know or that cannot be: {str(error) or repr(error)}"
             ) from error
-
-
-def _provenance(data: Any) -> dict[str, Any]:
-    """Return a saved provenance, whose parts with names of ours are tables.
-
-    Raises:
-        ConfigError: It is none, or one of them is not.
-    """
-    parts = data if isinstance(data, dict) else {"provenance": data}
-    tables = ("provenance", "dataset", "training", "value", "classifier", "versions")
-    for name in (*tables, "results"):
-        if not isinstance(parts.get(name, {}), dict):
-            raise ConfigError(f"{name} must be a table, got {shown(parts[name])}.")
-    return parts
+        except RecursionError as error:
+            raise CheckpointError(
+                "config.json is nested too deeply: it was not written by this package."
+            ) from error
 
 
 def _current(planner: Mapping[str, Any]) -> dict[str, Any]:
@@ -542,6 +598,55 @@ def _current(planner: Mapping[str, Any]) -> dict[str, Any]:
             )
     return {name: value for name, value in planner.items() if name not in RETIRED}
 
+
+def _check_provenance(provenance: Any) -> None:
+    """Refuse a saved planner's origin if others could not read it.
+
+    Raises:
+        ConfigError: Names the part.
+        RecursionError: It is nested too deeply.
+    """
+    parts = {"provenance": provenance}
+    if isinstance(provenance, dict):
+        parts |= {name: provenance.get(name, {}) for name in ORIGINS}
+    for name, part in parts.items():
+        if not isinstance(part, dict):
+            raise ConfigError(f"{name} must be a table, got {part!r}.")
+    for name in ("env_id", "dataset_id"):
+        known = parts["dataset"].get(name)
+        if known is not None and not isinstance(known, str):
+            raise ConfigError(f"{name} must be a text or none, got {known!r}.")
+    json.dumps(provenance, indent=1)  # as it is when the planner is saved
+
+
+def _check_sizes(config: PolicyConfig) -> None:
+    """Refuse settings of a saved planner that contradict each other.
+
+    Raises:
+        ConfigError: Names the two.
+    """
+    spaces, layout = config.spaces, config.layout
+    low, high = spaces.action_low, spaces.action_high
+    if len(low) != len(high) or any(a > b for a, b in zip(low, high, strict=True)):
+        raise ConfigError(
+            f"Actions need a lowest and a highest value each, in this order, got "
+            f"action_low={low} and action_high={high}."
+        )
+    if layout.action_dim not in (0, len(low)):
+        raise ConfigError(
+            f"Trajectories have {layout.action_dim} action columns, and the action "
+            f"space has {len(low)}."
+        )
+    planned = spaces.planned_size
+    if config.window.features is None and layout.observation_dim != planned:
+        raise ConfigError(
+            f"Trajectories have {layout.observation_dim} observation columns, and "
+            f"observations have {planned}."
+        )
+
+
+ORIGINS = ("dataset", "training", "versions", "value", "classifier", "results")
+"""Tables that a planner's provenance may have."""
 
 Needs = Mapping[str, tuple[str, tuple[str, ...]]]
 

@@ -104,7 +104,8 @@ class DiffuserPolicy:
         """Load a planner by path, by the name of a shipped one, or by hub id.
 
         Args:
-            source: For example "multi2d-large", "runs/mine", or "someone/theirs".
+            source: For example "multi2d-large", "runs/mine", "someone/theirs" or, with
+                a commit, branch or tag of the hub's, "someone/theirs@v2".
             seed: As in the constructor.
             settings: Planning and execution settings to change, as in `with_settings`.
 

@@ -231,8 +231,13 @@ def _hints(cls: type) -> dict[str, Any]:
     return {parameter.name: parameter.hint for parameter in parameters_of(cls)}
 
 
-def positive(config: object, *names: str) -> None:
+def positive(config: object, *names: str, most: float = math.inf) -> None:
     """Refuse settings that are neither None nor positive and finite.
+
+    Args:
+        config: Has the settings.
+        names: Of the settings.
+        most: Greatest value: memory is not asked for more than there can be.
 
     Raises:
         ConfigError: Names the setting and its value.
@@ -243,6 +248,8 @@ def positive(config: object, *names: str) -> None:
             raise ConfigError(f"{name} must be positive, got {value}.")
         if value == math.inf:
             raise ConfigError(f"{name} must be finite, got {value}.")
+        if value is not None and value > most:
+            raise ConfigError(f"{name} must be at most {most:,}, got {value:,}.")
 
 
 def seed_or_drawn(seed: Any, name: str = "seed") -> int:

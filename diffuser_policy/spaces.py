@@ -192,7 +192,7 @@ class SpaceSpec:
                 return FlattenedSpaces(**own, order=order, original=self)
         except DatasetError as error:
             why = f" {error}"
-        if isinstance(given, spaces.Box) and self.parts.observation[0].path:
+        if not why and isinstance(given, spaces.Box) and self.parts.observation[0].path:
             why = (
                 " A flat observation is read only if Gymnasium's FlattenObservation "
                 "makes it of these parts, because else nobody knows which columns are "
@@ -461,7 +461,7 @@ def _rows(part: Part, values: Any) -> tuple[np.ndarray, tuple[int, ...]]:
         array = given.astype(np.float32)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise ObservationError(
-            f"{name} is not an array of numbers ({error}): {shown(values)}."
+            f"{name} is not numeric ({error}): {shown(values)}."
         ) from error
     axes = array.ndim - len(shape)
     batch = array.shape[: max(axes, 0)]

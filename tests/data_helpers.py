@@ -10,9 +10,15 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
-from diffuser_policy.data.collection import CollectSettings, collect
+from diffuser_policy.config import CollectSettings
+from diffuser_policy.data.collection import collect
 from diffuser_policy.data.flat import Episode
-from diffuser_policy.data.minari import _any_episodes, write_minari
+from diffuser_policy.data.minari import (
+    _any_episodes,
+    _checked_parts,
+    recorded_facts,
+    write_minari,
+)
 from diffuser_policy.observations import ObservationColumns
 
 DATASET = "test/mazes/tiny-v2"
@@ -102,7 +108,8 @@ def write(episodes: Sequence[Episode], env: gym.Env[Any, Any] | None = None) -> 
 
 def record(settings: CollectSettings = SMALL) -> list[Episode]:
     folder = collect(settings, progress=False)
-    return list(_any_episodes(folder / "data", ObservationColumns.usual(4, 2)))
+    columns = ObservationColumns.of(_checked_parts(recorded_facts(folder)))
+    return list(_any_episodes(folder / "data", columns))
 
 
 def assert_same(left: list[Episode], right: list[Episode]) -> None:

@@ -87,12 +87,11 @@ plain = st.recursive(
     ),
     max_leaves=6,
 )
+kinds: Any = st.sampled_from(["f4", "f8", "i8", "u1", "?", "c8", "U3"])
 objects = st.one_of(
     plain,
     arrays.arrays(
-        st.sampled_from(
-            [np.float32, np.float64, np.int64, np.uint8, np.bool_, np.complex64, "U3"]
-        ),
+        kinds.map(np.dtype),
         arrays.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4),
     ),
     st.lists(st.floats(), max_size=4).map(torch.tensor),
@@ -272,7 +271,7 @@ def changes_settings(data: st.DataObject) -> None:
             "achieved_goal": np.zeros(2),
             "desired_goal": np.ones(2),
         }
-        answer = attempt(lambda seen=seen, state=state: made.predict(seen, state))
+        answer = attempt(partial(made.predict, seen, state))
         if answer is None:
             break
         action, state = answer
@@ -396,8 +395,9 @@ def damages_checkpoints(data: st.DataObject) -> None:
             ):
                 node = node[key]
                 key = data.draw(st.sampled_from(sorted(node)))
-            small = st.one_of(st.integers(0, 64), st.floats(0, 3), choices)
-            node[key] = data.draw(plain | small)
+            small: Any = st.one_of(st.integers(0, 64), st.floats(0, 3), choices)
+            values: Any = small | plain
+            node[key] = data.draw(values)
             content = bytearray(json.dumps(tree).encode())
         path.write_bytes(content)
         policy = attempt(lambda: DiffuserPolicy.from_pretrained(folder))
@@ -418,7 +418,8 @@ def damages_checkpoints(data: st.DataObject) -> None:
 
 def reads_settings(data: st.DataObject) -> None:
     """`config.json` of any content."""
-    attempt(lambda: PolicyConfig.from_json(data.draw(plain)))
+    content: Any = data.draw(plain)
+    attempt(lambda: PolicyConfig.from_json(content))
 
 
 def toml(value: Any) -> str:

@@ -23,6 +23,8 @@ from typing import Any
 from diffuser_policy.errors import ConfigError, UnknownNameError
 from diffuser_policy.settings import typed
 
+MOST_COLUMNS = 1_000_000
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrajectoryLayout:
@@ -47,6 +49,11 @@ class TrajectoryLayout:
             raise ConfigError(
                 f"A layout needs action_dim >= 0 and observation_dim >= 1, "
                 f"got {self.action_dim} and {self.observation_dim}."
+            )
+        if self.transition_dim > MOST_COLUMNS:
+            raise ConfigError(
+                f"A layout has at most {MOST_COLUMNS:,} columns, got "
+                f"{self.transition_dim:,}."
             )
         for name, columns in self.aliases.items():
             if name in {"action", "observation"}:

@@ -195,7 +195,9 @@ def measure_speed(
         SpaceMismatchError: An environment of other spaces.
         MissingExtraError: The environment's simulator is not installed.
     """
-    lines = CPU_INFO.read_text().splitlines() if CPU_INFO.exists() else ()
+    lines = (
+        CPU_INFO.read_text(encoding="utf-8").splitlines() if CPU_INFO.exists() else ()
+    )
     names = (line.partition(":")[2] for line in lines if line.startswith("model name"))
     model = next(names, "").strip()
     subject = Subject(policy, env_id, seed=seed, quick=quick, compiled=compiled)

@@ -37,6 +37,7 @@ from diffuser_envs.errors import (
     MazeActionError,
     MazeObservationError,
     MazeOptionError,
+    MazePositionError,
     MissingExtraError,
     nearest_names,
 )
@@ -68,6 +69,7 @@ Untyped: TypeAlias = Any  # Gymnasium-Robotics and MuJoCo ship no types
 SUCCESS_RADIUS = 0.5
 START_VELOCITY_STD = 0.1
 SIMULATED = int(mujoco.mjtState.mjSTATE_INTEGRATION)  # all that a next step needs
+MOSTLY = 0.99  # of positions in free cells: contacts are soft
 SPEED_LIMIT = 5.0  # m/s, to which PointMaze clips velocities before every step
 
 
@@ -285,6 +287,44 @@ class Maze2DEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle):
             full = stepped[:, -1]
             after[:, step] = full[:, 1:]
         return after
+
+    def from_d4rl(
+        self,
+        observations: dict[str, FloatArray],
+        actions: FloatArray,
+    ) -> tuple[dict[str, FloatArray], FloatArray]:
+        """Return an episode of D4RL's maze2d data as this environment would record it.
+
+        D4RL writes positions, velocities, goals and forces along rows and columns of
+        the maze (`diffuser_envs.maze.layouts`).
+
+        Args:
+            observations: Goal dictionary of `[n, 4]` and `[n, 2]`.
+            actions: Forces, shape `[n, 2]`.
+
+        Raises:
+            MazePositionError: Positions that are not in this maze.
+        """
+        rows, columns = self.layout.walls.shape
+        shift = np.array([0.7 - columns / 2, rows / 2 - 0.7])
+
+        def turned(vectors: FloatArray) -> FloatArray:
+            return np.stack([vectors[:, 1], -vectors[:, 0]], axis=1)
+
+        state = np.asarray(observations["observation"], np.float64)
+        points = turned(state[:, :2]) + shift
+        if self.layout.is_free(points).mean() < MOSTLY:
+            raise MazePositionError(
+                f"many positions are in walls of {self.layout.title} or outside; these "
+                f"data are of another maze"
+            )
+        goals = turned(np.asarray(observations["desired_goal"], np.float64)) + shift
+        converted = {
+            "observation": np.concatenate([points, turned(state[:, 2:])], axis=1),
+            "achieved_goal": points.copy(),
+            "desired_goal": goals,
+        }
+        return converted, turned(np.asarray(actions))
 
     def render(self) -> Any:
         """Draw the maze.
