@@ -39,6 +39,7 @@ from gymnasium.error import DependencyNotInstalled
 
 from diffuser_policy.errors import (
     ConfigError,
+    DiffuserPolicyError,
     EnvContractError,
     MissingExtraError,
     UnknownNameError,
@@ -216,8 +217,8 @@ def make_env(env_id: str, **kwargs: Any) -> Env:
         return OGBenchEnv(made) if is_ogbench(spec) else made
     except ConfigError:
         raise
-    except (TypeError, ValueError) as error:
-        if not kwargs:
+    except (TypeError, ValueError, AttributeError, LookupError) as error:
+        if not kwargs or isinstance(error, DiffuserPolicyError):
             raise
         raise ConfigError(f"{env_id} cannot be made with {kwargs}: {error}") from error
     except (ImportError, DependencyNotInstalled) as error:

@@ -35,6 +35,7 @@ from diffuser_policy.errors import (
     DatasetError,
     ObservationError,
     SpaceMismatchError,
+    shown,
 )
 from diffuser_policy.observations import (
     ObservationColumns,
@@ -501,10 +502,14 @@ def _rows(part: Part, values: Any) -> tuple[np.ndarray, tuple[int, ...]]:
     """Return `[n, size]` float32 rows of a single or batched array, checked."""
     shape = part.shape
     try:
-        array = np.asarray(values)
-        array = array.astype(np.float32, casting="same_kind", copy=False)
-    except (TypeError, ValueError) as error:
-        raise ObservationError(f"{part.name} is not numeric: {values!r}.") from error
+        given = np.asarray(values)
+        if given.dtype.kind not in "biufO":
+            raise TypeError(f"{given.dtype} is not a real number")
+        array = given.astype(np.float32, copy=False)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise ObservationError(
+            f"{part.name} is not numeric ({error}): {shown(values)}."
+        ) from error
     axes = array.ndim - len(shape)
     batch = array.shape[: max(axes, 0)]
     if axes not in (0, 1) or array.shape[axes:] != shape or 0 in batch:
