@@ -211,7 +211,7 @@ def test_losses_are_logged_for_tensorboard(tmp_path: Path) -> None:
     [
         (["--dataset", "test/pint-v0"], "No dataset 'test/pint-v0'"),
         (["--dataset", "test/pint-v0", "--tensorboard"], "No dataset 'test/pint-v0'"),
-        (["--save-interval", "0", "--tensorboard"], "save_interval must be at least 1"),
+        (["--save-interval", "0", "--tensorboard"], "must be at least 1"),
         (["--device", "gpu"], "There is no device 'gpu'"),
         (["--window.horizon", "64", "--window.padding", "none"], "has 40 steps"),
         (["--window.horizon", "17"], "multiple"),
