@@ -11,7 +11,7 @@ A dataset, given settings → TrainConfig, and a reason for each choice
 Given settings are kept, and the others are chosen to fit them. The rules are made of
 the data alone: how long episodes are and how long they chase one goal, how far columns
 reach, whether rewards differ, and whether an action accelerates a position along one
-axis. `docs/data.md` has the figures behind them.
+axis. `docs/data.md` lists the rules.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from diffuser_policy.settings import from_json, to_json
 PLANNING_STEPS = 64  # of the longest plan to a goal
 GOALS_AHEAD = 2.5  # longest plan, in units of the median time that a goal is chased
 SHORT = 16  # env steps of a plan without a goal
+AVERAGED = 20  # times that an average of weights is renewed in a training
 TAIL = 4.0  # half a column's range, in standard deviations, that limits can map
 ROWS_TO_FIT = 100_000
 BLOCK = 65_536  # rows that are looked at together
@@ -273,9 +274,10 @@ class _Chooser:
         if self.get("window", "actions"):
             arrays.append(flat.fields["action"])
         reach = max(_reach(array) for array in arrays)
-        name = "gaussian" if reach > TAIL else "limits"
+        name = "limits" if self.goals and reach <= TAIL else "gaussian"
         self.set("window", normalizer=name)
         most = f"columns reach up to {reach:.1f} standard deviations"
+        most += "" if self.goals else ", and there are no goals"
         self.say("normalizer", f"{self.get('window', 'normalizer')}: {most}")
 
     # --- networks beside the denoiser -------------------------------------------------
@@ -300,10 +302,12 @@ class _Chooser:
         lookahead = self.taken("execution").get("lookahead", self.ahead)
         self.set("inverse_dynamics", max_steps=math.ceil(lookahead) + stride - 1)
         self.set("value", discount=0.99)
-        if not self.goals:
-            self.set("optimization", batch_size=128)
-        else:
-            self.set("optimization", batch_size=64)
+        steps = self.get("optimization", "num_steps")
+        usual_decay = PARTS["optimization"]().ema_decay
+        # In a short training, a slow average would still hold its random beginning.
+        decay = min(usual_decay, max(0.0, 1 - AVERAGED / steps))
+        size = 64 if self.goals else 128
+        self.set("optimization", batch_size=size, ema_decay=round(decay, 5))
         if self.wanted["value"]:
             self.say("value", "a network predicts returns: rewards differ")
 
