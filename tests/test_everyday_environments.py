@@ -6,6 +6,7 @@ kind of space that Minari's catalogue has numbers of.
 
 from __future__ import annotations
 
+import itertools
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -155,7 +156,12 @@ def served(env_id: str, output: Path) -> None:
     assert all(np.isfinite(e.episode_return) for e in results[0].episodes)
     returns = [[e.episode_return for e in result.episodes] for result in results]
     assert returns[0] == returns[1]
-    check_policy(planner, seen, env.action_space, num_envs=2)
+    seeds = itertools.count()
+
+    def observe() -> Any:  # samples of the space would be far from any state
+        return env.reset(seed=next(seeds))[0]
+
+    check_policy(planner, seen, env.action_space, num_envs=2, observe=observe)
     env.close()
 
 
