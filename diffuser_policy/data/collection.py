@@ -26,7 +26,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial, wraps
 from pathlib import Path
@@ -262,9 +262,9 @@ def at_work(dataset_folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            left = sorted(path.name for path in folder.glob("*"))  # none if it is gone
-            if left == [LOCK_FILE]:
-                shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):  # the work is done
+                if [path.name for path in folder.iterdir()] == [LOCK_FILE]:
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _one_at_a_time(function: Callable[P, Path]) -> Callable[P, Path]:
@@ -305,7 +305,7 @@ def collect(settings: CollectSettings, *, progress: bool = True) -> Path:
         StorageError: The disk is full, or cannot be written.
     """
     require_extra("minari", "data")  # before an hour's work, not after it
-    env, held_folder = make_env(settings.env_id), ExitStack()
+    env, held_folder = make_env(settings.env_id), contextlib.ExitStack()
     try:
         demonstrator = settings.demonstrator or default_demonstrator(env)
         dataset_id = settings.dataset_id
