@@ -44,6 +44,7 @@ from diffuser_policy.files import (
     storage_error,
     synced,
 )
+from diffuser_policy.numerics import plain_arithmetic
 from diffuser_policy.versions import versions
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -122,6 +123,7 @@ def checksum(weights: bytes) -> str:
     return hashlib.sha256(weights).hexdigest()
 
 
+@plain_arithmetic()
 def read_planner(source: str | Path) -> tuple[PolicyConfig, PlannerNetworks]:
     """Read a planner by path, by the name of a shipped one, or by hub id.
 

@@ -32,10 +32,11 @@ from diffuser_policy.choices import (
     Spacing,
 )
 from diffuser_policy.errors import CheckpointError, ConfigError
-from diffuser_policy.settings import check_seed, from_json, literal, positive, to_json
+from diffuser_policy.settings import from_json, positive, seed_or_drawn, to_json, typed
 
 if TYPE_CHECKING:
     from diffuser_policy.columns.layout import TrajectoryLayout
+    from diffuser_policy.data.flat import FlatDataset
     from diffuser_policy.guides.guide import Guide
     from diffuser_policy.spaces import SpaceSpec
 
@@ -44,6 +45,56 @@ LARGEST, DEEPEST = 1_000_000, 1_000  # sizes; what is repeated layer by layer
 
 RETIRED = {"horizon_offset": 0, "guide_variance": None}
 """Planner settings that earlier versions saved, and the only value that still loads."""
+
+
+RUN_SETTINGS = ("num_steps", "run_length", "max_steps_per_goal")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectSettings:
+    """What to record, and how."""
+
+    env_id: str
+    """Environment, for example diffuser_envs/Multi2D-Large-v1, or module:function."""
+    dataset_id: str | None = None
+    """Minari id of the dataset; None: diffuser/<name of the environment>, or the
+    generator's own."""
+    num_steps: int | None = None
+    """Runs: env steps in total; None: a million."""
+    run_length: int | None = None
+    """Runs: env steps between two resets; None: 10,000. The last run may be shorter."""
+    max_steps_per_goal: int | None = None
+    """Runs: env steps after which a target is given up; None: the environment's step
+    limit."""
+    action_noise: float = 0.0
+    """Runs: standard deviation of Gaussian noise added to every action."""
+    num_episodes: int | None = None
+    """Episodes: how many; None: the generator's own number, or 10,000."""
+    generator: str | None = None
+    """Episodes: how they are made, such as kinematic or physics for block stacking;
+    None: the demonstrator's first."""
+    demonstrator: str | None = None
+    """The demonstrator by name, as module:Class or as file.py:Class; None: the
+    environment's own."""
+    demonstrator_options: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the demonstrator, or of its generator."""
+    seed: int = 0
+    """Fixes everything that is drawn, whatever the number of workers."""
+    num_workers: int | None = None
+    """Processes; None: one per core. The result does not depend on it."""
+    overwrite: bool = False
+    """Replace a dataset, or unfinished work, of the same id."""
+
+    def __post_init__(self) -> None:
+        """Check ranges, and draw a seed if there is none."""
+        object.__setattr__(self, "seed", seed_or_drawn(self.seed))
+        typed(self)
+        positive(self, *RUN_SETTINGS, "num_episodes", "num_workers")
+        if not 0 <= self.action_noise < math.inf:  # NaN is not
+            raise ConfigError(
+                f"action_noise must be finite and not negative, got "
+                f"{self.action_noise}."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +127,7 @@ class WindowConfig:
 
     def __post_init__(self) -> None:
         """Check names, and that the horizons are made of whole planning steps."""
-        literal(self, "padding", "hindsight_goal", "normalizer")
+        typed(self)
         positive(self, "horizon", "stride", most=LARGEST)
         for name in ("horizon", "min_horizon"):
             value = getattr(self, name)
@@ -135,7 +186,7 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
-        literal(self, "architecture", "prediction_target")
+        typed(self)
         positive(self, "dim", "num_denoising_steps", "patch", most=LARGEST)
         positive(self, "kernel_size", "depth", most=DEEPEST)
         if not 0 < len(self.multipliers) <= DEEPEST or min(self.multipliers) < 1:
@@ -167,9 +218,27 @@ class TimeToGoalConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
+        typed(self)
         positive(self, "width", "max_steps", "batch_size", most=LARGEST)
         if not 0 < self.expectile < 1:
             raise ConfigError(f"expectile must be in (0, 1), got {self.expectile}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InverseDynamicsConfig:
+    """The network that predicts the action between a state and a planned one."""
+
+    width: int = 256
+    """Hidden units per layer."""
+    max_steps: int = 16
+    """Longest time between the two states of a training pair, in env steps."""
+    batch_size: int = 512
+    """Pairs per training step."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        typed(self)
+        positive(self, "width", "max_steps", "batch_size", most=LARGEST)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,15 +260,11 @@ class ValueConfig:
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
-        literal(self, "pooling")
+        typed(self)
         positive(self, "dim", most=LARGEST)
         positive(self, "kernel_size", most=DEEPEST)
         if not 0 < self.discount <= 1:
             raise ConfigError(f"discount must be in (0, 1], got {self.discount}.")
-        if not math.isfinite(self.termination_penalty):
-            raise ConfigError(
-                f"termination_penalty must be finite, got {self.termination_penalty}."
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +283,7 @@ class ClassifierConfig:
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
-        literal(self, "architecture")
+        typed(self)
         positive(self, "width", most=LARGEST)
         positive(self, "depth", most=DEEPEST)
 
@@ -289,19 +354,15 @@ class PlannerConfig:
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
-        literal(self, "sampler", "step_spacing", "ranking", "horizon")
-        literal(self, "guide_placement")
+        typed(self)
         positive(self, "num_candidates", "min_guided_steps", most=LARGEST)
         positive(self, "num_sampling_steps", "warm_start_steps", most=LARGEST)
         positive(self, "guide_steps", most=LARGEST)
         positive(self, "horizon_scale")
         for name in ("temperature", "ranking_tolerance", "guide_cutoff", "steadiness"):
             value = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
+            if value is not None and value < 0:
                 raise ConfigError(f"{name} must be 0 or more, got {value}.")
-        for name in ("guide_scale", "ranking_weight"):
-            if not math.isfinite(getattr(self, name)):
-                raise ConfigError(f"{name} must be finite, got {getattr(self, name)}.")
         if self.warm_start is not None and not 0 < self.warm_start <= 1:
             raise ConfigError(f"warm_start must be in (0, 1], got {self.warm_start}.")
 
@@ -313,14 +374,16 @@ class ExecutionConfig:
     executor: ExecutorName = "tracking"
     """How plans become actions. tracking: steer to the next planned state. pursuit:
     follow the path as fast as actions allow. path: keep to the path, at the planned
-    speed or slower. actions: apply the planned actions. features: ask the
+    speed or slower. actions: apply the planned actions. inverse-dynamics: ask a network
+    that has learned which action leads to a planned state. features: ask the
     featurizer."""
     position_gain: float = 1.0
     """Tracking and pursuit: action per meter of position error."""
     velocity_gain: float = 1.0
-    """Tracking and pursuit: action per meter per second of velocity error."""
+    """Tracking and pursuit: action per meter per second of velocity error; per meter
+    per env step if velocities are not observed."""
     lookahead: float = 10.0
-    """Pursuit: how far ahead to steer, in planned env steps."""
+    """Pursuit and inverse dynamics: how far ahead to steer, in planned env steps."""
     tempo: float = 1.0
     """Path: planned env steps per env step, at most; below 1, slower than planned."""
     tolerance: float = 0.3
@@ -336,12 +399,9 @@ class ExecutionConfig:
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
-        literal(self, "executor")
+        typed(self)
         positive(self, "lookahead", "tempo", "tolerance")
         positive(self, "seconds_per_step", "replan_interval", "replan_deviation")
-        for name in ("position_gain", "velocity_gain"):
-            if not math.isfinite(getattr(self, name)):
-                raise ConfigError(f"{name} must be finite, got {getattr(self, name)}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -369,9 +429,11 @@ class OptimizationConfig:
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
-        literal(self, "learning_rate_schedule")
+        typed(self)
         positive(self, "num_steps", "batch_size", "num_accumulations", "learning_rate")
         positive(self, "ema_interval", "max_gradient_norm")
+        if self.ema_start < 0:
+            raise ConfigError(f"ema_start must be 0 or more, got {self.ema_start}.")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"ema_decay must be in [0, 1), got {self.ema_decay}.")
 
@@ -388,6 +450,10 @@ class TrainConfig:
     """Denoiser."""
     time_to_goal: TimeToGoalConfig | None = None
     """Network for predicted horizons; None: none is trained."""
+    inverse_dynamics: InverseDynamicsConfig | None = None
+    """Network for the executor "inverse-dynamics"; None: none is trained."""
+    value: ValueConfig | None = None
+    """Network that ranks and guides plans by their return; None: none is trained."""
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
     """Optimizer."""
     planner: PlannerConfig = field(default_factory=PlannerConfig)
@@ -395,11 +461,46 @@ class TrainConfig:
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
     """Saved with the weights as the policy's defaults."""
     seed: int = 0
-    """Fixes initial weights, windows and noise."""
+    """Fixes initial weights, windows and noise; None: drawn at random, and kept."""
 
     def __post_init__(self) -> None:
-        """Check the seed."""
-        check_seed(self.seed)
+        """Check the types, and draw a seed where there is none."""
+        object.__setattr__(self, "seed", seed_or_drawn(self.seed))
+        typed(self)
+
+    @classmethod
+    def for_dataset(cls, flat: FlatDataset, **given: Any) -> TrainConfig:
+        """Return settings that suit a dataset, as `diffuser-policy train` chooses them.
+
+        Args:
+            flat: The dataset, read.
+            given: Fields to keep, the others are chosen to fit them. A part may be
+                given in part, such as `window={"horizon": 64}`, and a network beside
+                the denoiser as True or False, such as `value=False`.
+
+        Raises:
+            UnknownNameError: A field that does not exist.
+            ConfigError: A given setting that is of another type or cannot work.
+        """
+        from diffuser_policy.defaults import choose
+
+        return choose(flat, given).config
+
+
+PARTS: Mapping[str, type[Any]] = {
+    "window": WindowConfig,
+    "network": NetworkConfig,
+    "time_to_goal": TimeToGoalConfig,
+    "inverse_dynamics": InverseDynamicsConfig,
+    "value": ValueConfig,
+    "optimization": OptimizationConfig,
+    "planner": PlannerConfig,
+    "execution": ExecutionConfig,
+}
+"""The parts of `TrainConfig` that have settings of their own."""
+
+COMPANIONS = ("time_to_goal", "inverse_dynamics", "value")
+"""Those of networks that may be trained beside the denoiser."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -411,11 +512,12 @@ class CompanionTrainConfig:
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
     """Optimizer."""
     seed: int = 0
-    """Fixes initial weights, batches and noise."""
+    """Fixes initial weights, batches and noise; None: drawn at random, and kept."""
 
     def __post_init__(self) -> None:
-        """Check the seed."""
-        check_seed(self.seed)
+        """Check the types, and draw a seed where there is none."""
+        object.__setattr__(self, "seed", seed_or_drawn(self.seed))
+        typed(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -458,6 +560,8 @@ class PolicyConfig:
     """Network that predicts returns, if there is one."""
     classifier: ClassifierConfig | None = None
     """Network that predicts labels of states, if there is one."""
+    inverse_dynamics: InverseDynamicsConfig | None = None
+    """Network that predicts actions, if there is one."""
     guide: Guide | None = None
     """The guide that steers plans, if there is one."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -507,6 +611,7 @@ class PolicyConfig:
             # The following are younger than the schema: a file may lack them.
             value, guide = data.get("value"), data.get("guide")
             classifier = data.get("classifier")
+            inverse = data.get("inverse_dynamics")
             provenance = data["provenance"]
             _check_provenance(provenance)
             config = cls(
@@ -519,6 +624,7 @@ class PolicyConfig:
                 execution=from_json(ExecutionConfig, execution),
                 value=value and from_json(ValueConfig, value),
                 classifier=classifier and from_json(ClassifierConfig, classifier),
+                inverse_dynamics=inverse and from_json(InverseDynamicsConfig, inverse),
                 guide=guide and guide_from_json(guide),
                 provenance=provenance,
             )
@@ -618,7 +724,7 @@ PLANNING_NEEDS: Needs = {
     "steadiness": ("replan_interval", ()),
     "position_gain": ("executor", ("tracking", "pursuit")),
     "velocity_gain": ("executor", ("tracking", "pursuit")),
-    "lookahead": ("executor", ("pursuit",)),
+    "lookahead": ("executor", ("pursuit", "inverse-dynamics")),
     "tempo": ("executor", ("path",)),
     "tolerance": ("executor", ("path",)),
     "seconds_per_step": ("executor", ("path",)),

@@ -13,7 +13,7 @@ Two packages whose ids have no namespace are known by how their ids begin.
 | `my_module:make_env` | a class or function of `my_module` that makes one |
 
 A name that a user gives may import any module. One in a file of a planner or a dataset
-imports nothing but packages that offer plug-ins to this one (`HOMES`, and those of
+imports nothing but packages that offer plug-ins to this one (those of `HOMES` and of
 entry points): a downloaded file must not decide which code is run.
 
 `reset_env` and `step_env` call an environment and keep nothing that it may use again:
@@ -82,7 +82,7 @@ def register_namespace(env_id: str) -> str:
     Raises:
         MissingExtraError: Gymnasium-Robotics or OGBench is needed and not installed.
     """
-    module, bare_id = imported_by(env_id), env_id.rpartition(":")[2]
+    module = imported_by(env_id)
     if all(part.isidentifier() for part in module.split(".")):
         try:
             importlib.import_module(module)
@@ -90,9 +90,9 @@ def register_namespace(env_id: str) -> str:
             # That there is no such module, or no package around it, is no error here.
             if not f"{module}.".startswith(f"{error.name}."):
                 raise
-            if module in HOMES and ":" not in env_id:
+            if module in HOMES:
                 raise MissingExtraError(module, HOMES[module][0]) from error
-    return bare_id
+    return env_id.rpartition(":")[2]
 
 
 def imported_by(env_id: str) -> str:
@@ -102,12 +102,10 @@ def imported_by(env_id: str) -> str:
     known = {spec.namespace for spec in gym.registry.values()}
     if not module and namespace.isidentifier() and namespace not in known:
         module = namespace
-    homes = (
-        home
-        for home, (_, beginning) in HOMES.items()
-        if bare_id not in gym.registry and re.match(beginning, bare_id)
-    )
-    return module or next(homes, "")
+    for home, (_, beginning) in HOMES.items():
+        if not module and bare_id not in gym.registry and re.match(beginning, bare_id):
+            module = home
+    return module
 
 
 def is_trusted(env_id: str) -> bool:
@@ -257,7 +255,7 @@ def reset_env(
         )
     observation, info = returned
     _check_observation(env, observation)
-    return copy.deepcopy(observation), _checked_info(env, info)
+    return copied(observation), _checked_info(env, info)
 
 
 def step_env(env: Env, action: Any) -> Step:
@@ -269,7 +267,10 @@ def step_env(env: Env, action: Any) -> Step:
         EnvContractError: It returned anything but Gymnasium's five values, a reward
             that is no number, or an observation whose shape is not that of its space.
     """
-    returned = env.step(copy.deepcopy(action))
+    given = copied(action)
+    if isinstance(env.action_space, gym.spaces.Box):
+        given = np.asarray(given)  # a row of an array of numbers is a scalar
+    returned = env.step(given)
     if not isinstance(returned, tuple) or len(returned) != 5:
         raise EnvContractError(
             f"{env_name(env)}: step() must return (observation, reward, terminated, "
@@ -279,12 +280,21 @@ def step_env(env: Env, action: Any) -> Step:
     observation, reward, terminated, truncated, info = returned
     _check_observation(env, observation)
     return Step(
-        copy.deepcopy(observation),
+        copied(observation),
         _number(env, "reward", reward),
         bool(_number(env, "terminated", terminated)),
         bool(_number(env, "truncated", truncated)),
         _checked_info(env, info),
     )
+
+
+def copied(value: Any) -> Any:
+    """Return an observation or action that shares no memory with the given one."""
+    if type(value) is np.ndarray:  # most are; `deepcopy` takes ten times as long
+        return value.copy()
+    if type(value) is dict:
+        return {key: copied(part) for key, part in value.items()}
+    return copy.deepcopy(value)
 
 
 def env_name(env: Env) -> str:
@@ -348,17 +358,18 @@ def _check_observation(env: Env, observation: Any) -> None:
 def _check_part(env: Env, space: Space, value: Any, name: str) -> None:
     """Raise unless a value has the shape of its space; look into its parts."""
     if isinstance(space, gym.spaces.Box):
-        if np.shape(value) != space.shape:
+        given = getattr(value, "shape", None)  # np.shape takes longer
+        if given != space.shape and np.shape(value) != space.shape:
             raise EnvContractError(
                 f"{env_name(env)}: {name} has shape {np.shape(value)}, and the "
                 f"environment's space has {space.shape}. Correct the environment, or "
                 f"wrap it so that every observation is in its space."
             )
     elif isinstance(space, gym.spaces.Dict):
-        missing = set(space.spaces) - set(value if isinstance(value, Mapping) else ())
-        if missing:
+        known: Any = value if isinstance(value, Mapping) else ()
+        if missing := [key for key in space.spaces if key not in known]:
             raise EnvContractError(
-                f"{env_name(env)}: {name} lacks {sorted(missing)}, which are in the "
+                f"{env_name(env)}: {name} lacks {missing}, which are in the "
                 f"environment's space; got {_kind(value)}."
             )
         for key, part in space.spaces.items():

@@ -13,7 +13,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import keyword
 import os
+import random
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -35,6 +37,7 @@ for example:
 
 COMMANDS = {
     "collect": "Record a dataset with an environment's demonstrator.",
+    "import": "Make a dataset of a file of D4RL, OGBench or similar arrays.",
     "train": "Train a planner on a dataset, or resume its training.",
     "train-value": "Train a planner's value network, for value guidance.",
     "train-classifier": "Train a planner's classifier of states, for guides.",
@@ -44,6 +47,16 @@ COMMANDS = {
     "speed": "Measure how fast a planner plans, beside the paper's setting.",
     "guides": "List the guides that plans can be steered by, or explain one.",
     "info": "List planners, presets, environments and plug-ins.",
+}
+
+LESS = "Ask for less at a time: fewer environments, candidates or workers."
+SHORTAGES = {
+    errno.EMFILE: "Raise the limit (`ulimit -n 4096`), or use fewer processes.",
+    errno.ENFILE: "Close other programs, or use fewer processes.",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+    errno.ENOMEM: LESS,
+    errno.ENOSPC: "Free some space, or choose another place.",
+    errno.EACCES: "You may not use that file: choose another one.",
 }
 
 EXIT_OK, EXIT_ERROR, EXIT_INTERRUPTED, EXIT_PIPE = 0, 2, 130, 141
@@ -58,13 +71,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         error, 130 after Ctrl-C, 141 when nobody reads standard output any more.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    # A program may call this: its threads, and its random numbers, of which importing
+    # `rich` takes some, stay as they are.
+    drawn, torch = random.getstate(), sys.modules.get("torch")
+    threads = torch.get_num_threads() if torch else 0
     try:
         with _any_encoding():
             status = _dispatch(arguments)
             sys.stdout.flush()  # its failure is told here, not when Python ends
         return status
     except DiffuserPolicyError as error:
-        _complain("error", str(error))
+        _complain("error", _with_options(str(error), arguments))
         return EXIT_ERROR
     except KeyboardInterrupt as stop:  # commands say how to resume
         _complain("interrupted", str(stop) or "stopped by Ctrl-C.")
@@ -76,13 +93,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stop.__context__, BrokenPipeError):  # so rich ends the process
             return EXIT_PIPE
         raise
-    except OSError as error:
-        if error.errno not in LOST or error.filename is not None:
+    except (MemoryError, OSError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno in LOST and not error.filename:
+            _close_output()
+            reason = f"standard output cannot be written: {error.strerror}."
+            reason += " Files that the command writes are complete."
+        else:
+            reason = _shortage(error) or ""
+        if not reason:  # a fault of ours, or of other people's code: show where
             raise
-        _close_output()
-        reason = f"standard output cannot be written: {error.strerror}."
-        _complain("error", f"{reason} Files that the command writes are complete.")
+        _complain("error", reason)
         return EXIT_ERROR
+    finally:
+        random.setstate(drawn)
+        if torch:
+            torch.set_num_threads(threads)
 
 
 @contextlib.contextmanager
@@ -106,6 +131,21 @@ def _close_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _shortage(error: Exception) -> str | None:
+    """Return what the machine lacks and what to do, if that is what an error means."""
+    if isinstance(error, OSError) and error.errno in SHORTAGES:
+        where = f" ({error.filename})" if error.filename else ""
+        return f"{error.strerror}{where}. {SHORTAGES[error.errno]}"
+    if isinstance(error, MemoryError):
+        return f"Out of memory. {LESS}"
+    if isinstance(error, RuntimeError) and "torch" in sys.modules:
+        from diffuser_policy.numerics import out_of_memory
+
+        if out_of_memory(error):
+            return f"Out of memory: {str(error).partition(chr(10))[0]} {LESS}"
+    return None
+
+
 def _dispatch(arguments: list[str]) -> int:
     """Find the subcommand, parse its options, run it."""
     if arguments[:1] in (["-V"], ["--version"]):
@@ -118,7 +158,7 @@ def _dispatch(arguments: list[str]) -> int:
     name, *rest = arguments
     if name not in COMMANDS:
         raise UnknownNameError("command", name, COMMANDS)
-    module: Any = importlib.import_module(f"{__name__}.{name.partition('-')[0]}")
+    module: Any = importlib.import_module(f"{__name__}.{_word(name.partition('-')[0])}")
     program, commands = f"diffuser-policy {name}", getattr(module, "COMMANDS", None)
     if commands is not None:
         if _shows_overview(program, module.OVERVIEW, commands, rest):
@@ -127,7 +167,7 @@ def _dispatch(arguments: list[str]) -> int:
         if name not in commands:
             raise UnknownNameError(f"command of {group}", name, commands)
         program += f" {name}"
-    function = getattr(module, name.replace("-", "_"))
+    function = getattr(module, _word(name.replace("-", "_")))
     settings: Any = next(iter(get_type_hints(function).values()))
     import tyro
 
@@ -135,6 +175,19 @@ def _dispatch(arguments: list[str]) -> int:
         tyro.cli, settings, prog=program, use_underscores=False
     )
     return int(function(parse(args=rest)))
+
+
+def _word(name: str) -> str:
+    """Return the name that Python allows for a command: `import_` for `import`."""
+    return f"{name}_" if keyword.iskeyword(name) else name
+
+
+def _with_options(message: str, arguments: Sequence[str]) -> str:
+    """Add the options of the settings that a message names as in Python."""
+    from diffuser_policy.cli.options import options_in
+
+    options = options_in(message, next(iter(arguments), ""))
+    return f"{message} ({', '.join(options)})" if options else message
 
 
 def _shows_overview(

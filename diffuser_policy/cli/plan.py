@@ -63,8 +63,13 @@ def plan(settings: PlanSettings) -> int:
     with closing(make_env(env_id)) as env:
         policy = policy.for_env(env)
         observation = _reset(env, settings)
+        _, goals = policy.read(observation)
         scene = Scene.of(
-            env, policy.planner.layout, observation, guide=policy.config.guide
+            env,
+            policy.planner.layout,
+            observation,
+            goal=None if goals is None else goals[0],
+            guide=policy.config.guide,
         )
         # The drawn plan is the one that is executed: the same random stream, which is
         # also that of the first episode of `evaluate` with this seed.
@@ -105,6 +110,7 @@ def _reset(env: Env, settings: PlanSettings) -> Any:
     for name, key in (("goal", "desired_goal"), ("start", "achieved_goal")):
         if name in options and (
             not isinstance(observation, dict)
+            or key not in observation
             or abs(observation[key] - options[name]).max() > 1e-6
         ):
             raise ConfigError(

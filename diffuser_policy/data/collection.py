@@ -21,15 +21,13 @@ of one dataset would come from different generators.
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import json
-import math
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache, partial, wraps
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -38,6 +36,7 @@ import gymnasium as gym
 import numpy as np
 from tqdm import tqdm
 
+from diffuser_policy.config import RUN_SETTINGS, CollectSettings
 from diffuser_policy.data.demonstrators import (
     DEMONSTRATORS,
     EpisodeProtocol,
@@ -56,6 +55,7 @@ from diffuser_policy.envs import (
     Env,
     check_ends,
     check_length,
+    copied,
     env_name,
     make_env,
     reset_env,
@@ -76,7 +76,7 @@ from diffuser_policy.files import (
     storage_error,
     write_text,
 )
-from diffuser_policy.observations import batched
+from diffuser_policy.observations import batched, numbers
 from diffuser_policy.settings import all_options, differences
 from diffuser_policy.versions import versions
 
@@ -86,7 +86,6 @@ STEP_ARRAYS = ("actions", "rewards", "terminations", "truncations")
 NO_SEED = -1
 LOCK_FILE = "lock"
 FALLBACK_STEPS_PER_GOAL = 1000  # for environments without a step limit
-RUN_SETTINGS = ("num_steps", "run_length", "max_steps_per_goal")
 DEFAULT_STEPS = 1_000_000
 DEFAULT_RUN_LENGTH = 10_000
 DEFAULT_EPISODES = 10_000
@@ -99,59 +98,6 @@ GENERATOR = (
     "ogbench",
     "pybullet",
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class CollectSettings:
-    """What to record, and how.
-
-    Attributes:
-        env_id: For episodes, an environment whose demonstrator offers generators; for
-            runs, a goal environment that can change its goal without a reset.
-        dataset_id: Minari id; derived from the environment's by default.
-        num_steps: Runs: env steps in total; a million by default.
-        run_length: Runs: env steps between two resets, 10,000 by default; the last
-            run may be shorter.
-        max_steps_per_goal: Runs: env steps after which a run gives up a target; the
-            environment's step limit by default.
-        action_noise: Runs: standard deviation of Gaussian noise on the actions.
-        num_episodes: Episodes: number of episodes; the generator's own number, or
-            10,000, by default.
-        generator: Episodes: name of one of the demonstrator's generators; its first
-            one by default.
-        demonstrator: Name of the expert; the environment's own by default.
-        demonstrator_options: Keyword arguments of the demonstrator, or the generator.
-        seed: Fixes everything random.
-        num_workers: Processes; one per core by default. The result does not depend on
-            it.
-        overwrite: Replace a dataset, or unfinished work, of the same id.
-    """
-
-    env_id: str
-    dataset_id: str | None = None
-    num_steps: int | None = None
-    run_length: int | None = None
-    max_steps_per_goal: int | None = None
-    action_noise: float = 0.0
-    num_episodes: int | None = None
-    generator: str | None = None
-    demonstrator: str | None = None
-    demonstrator_options: Mapping[str, Any] = field(default_factory=dict)
-    seed: int = 0
-    num_workers: int | None = None
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        for name in (*RUN_SETTINGS, "num_episodes", "num_workers"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} must be at least 1, got {value}.")
-        for name in ("action_noise", "seed"):
-            if not 0 <= getattr(self, name) < math.inf:  # NaN is not
-                raise ConfigError(
-                    f"{name} must be finite and not negative, got "
-                    f"{getattr(self, name)}."
-                )
 
 
 @dataclass(frozen=True)
@@ -479,7 +425,7 @@ def record_episode(
     state, starting, done = None, True, False
     while not done:
         action, state = policy.predict(
-            copy.deepcopy(observation), state, np.array([starting]), deterministic
+            copied(observation), state, np.array([starting]), deterministic
         )
         action = np.array(action, env.action_space.dtype)
         after = step_env(env, action)
@@ -516,23 +462,25 @@ def _check_recorded(
             f"The policy returned an action of shape {action.shape} for one "
             f"observation, and {env_name(env)} takes {env.action_space.shape}."
         )
-    parts = observation if isinstance(observation, Mapping) else {"": observation}
-    named = {
-        **{
-            f"observation {name!r}" if name else "observation": v
-            for name, v in parts.items()
-        },
-        "action": action,
-        "reward": reward,
-    }
-    for name, value in named.items():
+    named = {"observation": observation, "action": action, "reward": reward}
+    for name, value in _arrays(named):
         # The comparison is false for NaN too, and float32 has to hold the value.
-        if not np.all(np.abs(value) <= np.finfo(np.float32).max):
+        if not np.all(np.abs(numbers(value)) <= np.finfo(np.float32).max):
             raise EnvContractError(
                 f"{env_name(env)}: the {name} of env step {step} is {value}, which is "
                 f"not finite in float32. Correct the environment or the policy: "
                 f"nothing can be learned from it."
             )
+
+
+def _arrays(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the arrays within dictionaries and tuples, and where each of them is."""
+    if isinstance(value, Mapping | tuple):
+        parts = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, part in parts:
+            yield from _arrays(part, f"{name}/{key}" if name else str(key))
+    else:
+        yield name, value
 
 
 def _episode_protocol(settings: CollectSettings, demonstrator: str) -> EpisodeProtocol:

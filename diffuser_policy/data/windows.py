@@ -16,6 +16,7 @@ import copy
 import dataclasses
 import mmap
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -32,6 +33,11 @@ from diffuser_policy.errors import ConfigError, DatasetError
 KEPT = 2**28  # bytes of a mapped dataset that may stay in memory
 AT_ONCE = 64  # rows, or windows, between two looks at how much that is
 STATM = Path("/proc/self/statm")
+SCALE_PAIRS = 100_000  # that the spread of actions and changes is estimated from
+
+
+class ShortRunsWarning(UserWarning):
+    """Some episodes are too short for any window, and nothing is learned from them."""
 
 
 class WindowDataset:
@@ -40,6 +46,7 @@ class WindowDataset:
     Attributes:
         run_starts: `[num_runs + 1]` row ranges of the continuous runs, with padding.
         run_lengths: `[num_runs]` rows of each run, without padding.
+        unpadded_starts: `[num_runs + 1]` row ranges of the runs, without padding.
     """
 
     def __init__(
@@ -74,30 +81,39 @@ class WindowDataset:
             raise ConfigError(f"stride must be at least 1 env step, got {stride}.")
         if hindsight_goal == "goal" and not layout.goal_conditioned:
             raise ConfigError(
-                "hindsight_goal='goal' needs a layout with the alias 'goal'; this "
-                "dataset has no goal columns. Use 'observation' or 'none'."
+                "hindsight_goal='goal' needs a layout with the alias 'goal', and this "
+                "dataset has no goal columns. Use 'observation' or 'none': "
+                "--window.hindsight-goal, or WindowConfig(hindsight_goal=…)."
             )
         self.layout, self.stride, self.hindsight_goal = layout, stride, hindsight_goal
-        self._rows = JoinedRows(flat, layout)
+        self._rows = JoinedRows.of(flat, layout)
+        self._actions = JoinedRows([flat.fields["action"]])
         self._normalizer = copy.deepcopy(normalizer).cpu()  # batches are made on CPUs
-        self._unpadded = torch.from_numpy(np.array(flat.run_starts))
-        self.run_lengths = self._unpadded.diff()
-        self.run_starts = self._unpadded
+        # Padding moves the rows that windows count, but not those of `flat`.
+        self.unpadded_starts = torch.from_numpy(np.array(flat.run_starts))
+        self.run_lengths = self.unpadded_starts.diff()
+        self.run_starts = self.unpadded_starts
         if padding == "repeat":
             added = (max_planning_steps - 1) * stride
-            self.run_starts = self._unpadded + torch.arange(len(self._unpadded)) * added
+            numbers = torch.arange(len(self.unpadded_starts))
+            self.run_starts = self.unpadded_starts + numbers * added
         if self.num_windows(max_planning_steps) == 0:
             runs = self.run_starts.diff().tolist()
             raise DatasetError(
                 f"The longest continuous run has {max(runs, default=0)} steps, but a "
                 f"window of {max_planning_steps} planning steps with stride {stride} "
                 f"spans {(max_planning_steps - 1) * stride + 1} env steps. Plan a "
-                f"shorter horizon, use padding='repeat', or collect longer runs."
+                f"shorter horizon (--window.horizon), use padding='repeat' "
+                f"(--window.padding), or collect longer runs."
             )
 
     def num_windows(self, num_planning_steps: int) -> int:
         """Return how many windows of that length the runs hold."""
         return int(self._windows_per_run(num_planning_steps).sum())
+
+    def num_left_out(self, num_planning_steps: int) -> int:
+        """Return how many runs hold no window of that length."""
+        return int((self._windows_per_run(num_planning_steps) == 0).sum())
 
     def starts(self, num_planning_steps: int) -> Tensor:
         """Return the first rows of all windows of that length, in order."""
@@ -111,11 +127,11 @@ class WindowDataset:
         Args:
             rows: `[...]` their numbers, counted with padding.
         """
-        if self.run_starts is self._unpadded:
+        if self.run_starts is self.unpadded_starts:
             return self._normalizer.normalize(torch.from_numpy(self._rows.take(rows)))
         run = torch.searchsorted(self.run_starts, rows.contiguous(), right=True) - 1
         time, last = rows - self.run_starts[run], self.run_lengths[run] - 1
-        index = self._unpadded[run] + torch.minimum(time, last)
+        index = self.unpadded_starts[run] + torch.minimum(time, last)
         values = torch.from_numpy(self._rows.take(index))
         values[..., self.layout.actions][time > last] = 0.0
         return self._normalizer.normalize(values)
@@ -152,17 +168,62 @@ class WindowDataset:
             Observations `[batch, observation]`, goals `[batch, goal]` reached later in
             the same run, and times `[batch]` in env steps.
         """
-        counts = (self.run_lengths - 1).clamp(min=0)
-        ranks = torch.randint(int(counts.sum()), (batch_size,), generator=generator)
-        starts = self._rows_of(ranks, counts)
-        run = torch.searchsorted(self.run_starts, starts, right=True) - 1
-        last = self.run_starts[run] + self.run_lengths[run] - 1
-        room = (last - starts).clamp(max=max_steps)
-        uniform = torch.rand(batch_size, generator=generator)
-        times = 1 + (uniform * room).long().clamp(max=room - 1)
+        starts, times = self._pairs(batch_size, max_steps, generator)
         goal_columns = list(self.layout.columns("goal"))
         goals = self.read(starts + times)[:, goal_columns]
         return self.read(starts)[:, self.layout.observations], goals, times.float()
+
+    def sample_transitions(
+        self, batch_size: int, max_steps: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return pairs of states for `InverseDynamics`.
+
+        Args:
+            batch_size: Number of pairs.
+            max_steps: Greatest time between the two, in env steps.
+            generator: Source of randomness, advanced by the call.
+
+        Returns:
+            The observations an env step earlier `[batch, observation]` (at the start
+            of a run: the first ones), observations, those later in the same run, the
+            times between `[batch]` in env steps, and the actions `[batch, action]`
+            that were taken, in environment units.
+        """
+        starts, times = self._pairs(batch_size, max_steps, generator)
+        run = torch.searchsorted(self.run_starts, starts, right=True) - 1
+        before = torch.maximum(starts - 1, self.run_starts[run])
+        columns = self.layout.observations
+        earlier, states, later = (
+            self.read(rows)[:, columns] for rows in (before, starts, starts + times)
+        )
+        return earlier, states, later, times, self.actions_of(starts)
+
+    def transition_scales(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return mean and standard deviation of actions, and those of changes.
+
+        Returns:
+            Mean and standard deviation `[action]` of the actions in environment units,
+            and the standard deviation `[observation]` of what an env step changes in a
+            run, normalized.
+        """
+        counts = (self.run_lengths - 1).clamp(min=0)
+        total = int(counts.sum())
+        ranks = torch.arange(0, total, max(1, total // SCALE_PAIRS))
+        starts = self._rows_of(ranks, counts)
+        changes = (self.read(starts + 1) - self.read(starts)).double()
+        changes = changes[:, self.layout.observations]
+        actions = self.actions_of(starts).double()
+        spread = actions.std(dim=0, correction=0)
+        return actions.mean(dim=0), spread, changes.square().mean(dim=0).sqrt()
+
+    def actions_of(self, rows: Tensor) -> Tensor:
+        """Return recorded actions `[rows, action]`, in environment units."""
+        return torch.from_numpy(self._actions.take(self.unpadded(rows)))
+
+    def unpadded(self, rows: Tensor) -> Tensor:
+        """Return the same rows in arrays that are not padded."""
+        run = torch.searchsorted(self.run_starts, rows, right=True) - 1
+        return rows - self.run_starts[run] + self.unpadded_starts[run]
 
     def conditions(self, windows: Tensor) -> Inpainting:
         """Return the values that training pins in each window.
@@ -183,6 +244,25 @@ class WindowDataset:
         span = (num_planning_steps - 1) * self.stride
         fitting = (self.run_starts.diff() - span).clamp(min=0)
         return torch.minimum(fitting, self.run_lengths)
+
+    def _pairs(
+        self, batch_size: int, max_steps: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Return rows with a later one in their run, and how many env steps later."""
+        counts = (self.run_lengths - 1).clamp(min=0)
+        if not counts.any():
+            raise DatasetError(
+                f"All {len(counts)} episodes have a single step: no state is followed "
+                f"by another, and there is nothing to plan. Record longer episodes."
+            )
+        ranks = torch.randint(int(counts.sum()), (batch_size,), generator=generator)
+        starts = self._rows_of(ranks, counts)
+        run = torch.searchsorted(self.run_starts, starts, right=True) - 1
+        last = self.run_starts[run] + self.run_lengths[run] - 1
+        room = (last - starts).clamp(max=max_steps)
+        uniform = torch.rand(batch_size, generator=generator, dtype=torch.float32)
+        times = 1 + (uniform * room).long().clamp(max=room - 1)
+        return starts, times
 
     def _rows_of(self, ranks: Tensor, counts: Tensor) -> Tensor:
         """Return the first row of the windows with these ranks over all runs."""
@@ -210,7 +290,7 @@ def in_planning_columns(flat: FlatDataset, featurizer: Featurizer) -> FlatDatase
 
 def join_rows(flat: FlatDataset, layout: TrajectoryLayout) -> np.ndarray:
     """Return all trajectory rows `[num_rows, transition]`, as `JoinedRows`."""
-    return JoinedRows(flat, layout)[:]
+    return JoinedRows.of(flat, layout)[:]
 
 
 class JoinedRows:
@@ -220,25 +300,32 @@ class JoinedRows:
         shape: `[num_rows, transition]`.
     """
 
-    def __init__(self, flat: FlatDataset, layout: TrajectoryLayout) -> None:
-        """Hold the parts of rows.
+    def __init__(self, parts: list[np.ndarray]) -> None:
+        """Hold the parts of rows, `[num_rows, columns]` each."""
+        self.parts = parts
+        self.shape = len(parts[0]), sum(part.shape[1] for part in parts)
+        self._is_small = sum(part.nbytes for part in self.parts) <= KEPT
+        self._most = _mapped() + KEPT
+
+    @classmethod
+    def of(cls, flat: FlatDataset, layout: TrajectoryLayout) -> Self:
+        """Return the rows of a dataset.
 
         Raises:
             DatasetError: The dataset's columns differ from the layout's.
         """
-        self.parts = [flat.fields["observation"]]
+        parts = [flat.fields["observation"]]
         if flat.has_goals and layout.observation_dim > flat.observation_size:
-            self.parts.append(flat.fields["achieved_goal"])
+            parts.append(flat.fields["achieved_goal"])
         if layout.action_dim:
-            self.parts.insert(0, flat.fields["action"])
-        self.shape = flat.num_rows, sum(part.shape[1] for part in self.parts)
-        if self.shape[1] != layout.transition_dim:
+            parts.insert(0, flat.fields["action"])
+        made = cls(parts)
+        if made.shape[1] != layout.transition_dim:
             raise DatasetError(
-                f"The dataset has {self.shape[1]} trajectory columns, the layout names "
+                f"The dataset has {made.shape[1]} trajectory columns, the layout names "
                 f"{layout.transition_dim}."
             )
-        self._is_small = sum(part.nbytes for part in self.parts) <= KEPT
-        self._most = _mapped() + KEPT
+        return made
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         """Return successive rows `[rows, transition]`."""

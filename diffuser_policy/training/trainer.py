@@ -26,6 +26,7 @@ import json
 import math
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -41,9 +42,15 @@ from diffuser_policy.checkpoint import CONFIG, settle, write_planner
 from diffuser_policy.columns.normalizers import Normalizer
 from diffuser_policy.config import OptimizationConfig, PolicyConfig, TrainConfig
 from diffuser_policy.data.flat import FlatDataset
-from diffuser_policy.data.windows import WindowDataset, in_planning_columns
-from diffuser_policy.errors import CheckpointError, ConfigError
+from diffuser_policy.data.returns import ValuedWindows, return_scale, returns_to_go
+from diffuser_policy.data.windows import (
+    ShortRunsWarning,
+    WindowDataset,
+    in_planning_columns,
+)
+from diffuser_policy.errors import CheckpointError, ConfigError, NotFiniteError
 from diffuser_policy.files import held, storage_error, write_json, write_text
+from diffuser_policy.numerics import plain_arithmetic, unusable, within_memory
 from diffuser_policy.settings import differences, to_json
 from diffuser_policy.training.derive import initial_networks, policy_config
 from diffuser_policy.training.loss import PlannerLoss
@@ -139,11 +146,17 @@ class TrainingRun(Generic[Networks]):
         Raises:
             ConfigError: No interval between checkpoints, or another process is, or has
                 been, at work in the folder.
+            NotFiniteError: A loss, a gradient or a weight became NaN or infinite. The
+                last checkpoint is kept.
+            MemoryLimitError: A batch does not fit into memory.
             StorageError: A checkpoint could not be written; earlier ones are intact.
             KeyboardInterrupt: Ctrl-C was pressed; the finished step has been saved.
         """
         if save_interval < 1:
-            raise ConfigError(f"save_interval must be at least 1, got {save_interval}.")
+            raise ConfigError(
+                f"save_interval (--save-interval) must be at least 1, got "
+                f"{save_interval}."
+            )
         totals: dict[str, float] = {}
         since = self.step
         hidden = None if progress is None else not progress
@@ -155,7 +168,14 @@ class TrainingRun(Generic[Networks]):
             disable=hidden if self.processes.is_main else True,
             smoothing=0.05,
         )
-        with self._at_work(), held_interrupt() as interrupted, bar:
+        memory = within_memory("A training step", "Lower batch_size (--batch-size).")
+        with (
+            self._at_work(),
+            memory,
+            plain_arithmetic(gradients=True),
+            held_interrupt() as interrupted,
+            bar,
+        ):
             while self.step < self.optimization.num_steps:
                 for name, value in self._descend().items():
                     totals[name] = totals.get(name, 0.0) + value
@@ -179,6 +199,10 @@ class TrainingRun(Generic[Networks]):
         """
         if self._saved_step == self.step:
             return
+        for network in (self.networks, self.average):
+            name = unusable(network.state_dict().items(), limit=math.inf)
+            if name is not None:
+                raise self._diverged(f"The weights {name} are NaN or infinite")
         if self.processes.is_main:
             self._write_settings()
             save_state(self.output / "training", self.step, self._parts())
@@ -194,7 +218,11 @@ class TrainingRun(Generic[Networks]):
         }
 
     def _descend(self) -> Metrics:
-        """Take one gradient step; return the losses, averaged over accumulations."""
+        """Take one gradient step; return the losses, averaged over accumulations.
+
+        Raises:
+            NotFiniteError: A loss or a gradient is not finite; no weight was changed.
+        """
         settings = self.optimization
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(settings, self.step)
@@ -209,13 +237,39 @@ class TrainingRun(Generic[Networks]):
             for name, value in losses.items():
                 share = value.item() / settings.num_accumulations
                 metrics[name] = metrics.get(name, 0.0) + share
+        for name, mean in metrics.items():
+            if not math.isfinite(mean):
+                raise self._diverged(f"The loss of {name} is {mean}")
         if settings.max_gradient_norm is not None:
             for part in self.clipped():
-                nn.utils.clip_grad_norm_(part.parameters(), settings.max_gradient_norm)
+                norm = nn.utils.clip_grad_norm_(
+                    part.parameters(), settings.max_gradient_norm
+                )
+                if not bool(torch.isfinite(norm)):
+                    raise self._diverged("The gradient is NaN or infinite")
         self.optimizer.step()
         self.step += 1
         update_average(self.average, self.networks, self.step, settings)
         return metrics
+
+    def _diverged(self, what: str) -> NotFiniteError:
+        """Return the error of a training that cannot go on.
+
+        Args:
+            what: What is not finite, a sentence without its end.
+        """
+        kept = "Nothing had been saved"
+        if saved := checkpoints(self.output / "training"):
+            step = int(saved[-1].name.rpartition("-")[2])
+            kept = f"The planner and the checkpoint of gradient step {step:,} are kept"
+        rate = self.optimization.learning_rate
+        return NotFiniteError(
+            f"{what} at gradient step {self.step + 1:,}: the training stopped. {kept} "
+            f"in {self.output}. Train anew, into another folder, with a smaller "
+            f"learning_rate (--learning-rate, now {rate:g}) or max_gradient_norm "
+            f"(--max-gradient-norm), or with columns of the data scaled down "
+            f"(--window.normalizer limits or gaussian)."
+        )
 
     def _resume(self) -> None:
         """Restore the latest checkpoint, and drop losses of steps to take again."""
@@ -342,6 +396,7 @@ class Trainer(TrainingRun[PlannerNetworks]):
 
     unimportant = ("planner", "execution")
 
+    @plain_arithmetic(gradients=True)
     def __init__(
         self,
         config: TrainConfig,
@@ -365,16 +420,13 @@ class Trainer(TrainingRun[PlannerNetworks]):
         """
         self.config = config
         processes = processes or Processes.single(device)
-        self.policy_config = policy_config(config, flat)
-        planned = in_planning_columns(flat, config_featurizer(self.policy_config))
-        networks = initial_networks(self.policy_config, planned, config.seed)
-        windows = WindowDataset(
-            planned, **window_settings(self.policy_config, networks.normalizer)
-        )
+        self.policy_config, networks, windows = untrained(config, flat)
         networks.to(processes.device)
         loss = PlannerLoss(
             networks.denoiser,
             networks.time_to_goal,
+            value=networks.value,
+            inverse_dynamics=networks.inverse_dynamics,
             windows=windows,
             config=config,
             device=processes.device,
@@ -404,8 +456,55 @@ class Trainer(TrainingRun[PlannerNetworks]):
 
     def clipped(self) -> list[nn.Module]:
         """Return the parts of the planner: none may scale another's gradients."""
-        parts = (self.networks.denoiser, self.networks.time_to_goal)
-        return [part for part in parts if part is not None]
+        parts = self.networks
+        every = (
+            parts.denoiser,
+            parts.time_to_goal,
+            parts.value,
+            parts.inverse_dynamics,
+        )
+        return [part for part in every if part is not None]
+
+
+def untrained(
+    config: TrainConfig, flat: FlatDataset
+) -> tuple[PolicyConfig, PlannerNetworks, WindowDataset]:
+    """Return what a training starts from: settings, networks, and windows of the data.
+
+    Args:
+        config: Settings.
+        flat: The data.
+
+    Raises:
+        ConfigError: Settings that don't fit the data, or each other.
+        DatasetError: No window in the data, or nothing to learn for a network.
+    """
+    made = policy_config(config, flat)
+    planned = in_planning_columns(flat, config_featurizer(made))
+    networks = initial_networks(made, planned, config.seed)
+    cut = window_settings(made, networks.normalizer)
+    if config.value is not None and networks.value is not None:
+        discount, penalty = config.value.discount, config.value.termination_penalty
+        returns = returns_to_go(flat, discount, penalty)
+        networks.value.set_scale(*return_scale(returns, flat))
+        windows: WindowDataset = ValuedWindows(planned, returns=returns, **cut)
+    else:
+        windows = WindowDataset(planned, **cut)
+    if networks.inverse_dynamics is not None:
+        networks.inverse_dynamics.set_scale(*windows.transition_scales())
+    unit = networks.denoiser.horizon_multiple
+    shortest = math.ceil(made.window.min_planning_steps / unit) * unit
+    left_out = windows.num_left_out(min(shortest, made.window.num_planning_steps))
+    if left_out:
+        warnings.warn(
+            f"{left_out:,} of {flat.num_runs:,} runs are shorter than a window, and "
+            f"nothing is learned from them. To use them, pad them "
+            f"(--window.padding repeat, WindowConfig.padding), or plan a shorter "
+            f"horizon (--window.horizon, --window.min-horizon).",
+            ShortRunsWarning,
+            stacklevel=3,
+        )
+    return made, networks, windows
 
 
 def window_settings(config: PolicyConfig, normalizer: Normalizer) -> dict[str, Any]:
