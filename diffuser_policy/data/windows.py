@@ -30,10 +30,10 @@ from diffuser_policy.data.flat import FlatDataset, release
 from diffuser_policy.diffusion.conditions import Inpainting
 from diffuser_policy.errors import ConfigError, DatasetError
 
-SCALE_PAIRS = 100_000  # that the spread of actions and changes is estimated from
 KEPT = 2**28  # bytes of a mapped dataset that may stay in memory
 AT_ONCE = 64  # rows, or windows, between two looks at how much that is
 STATM = Path("/proc/self/statm")
+SCALE_PAIRS = 100_000  # that the spread of actions and changes is estimated from
 
 
 class ShortRunsWarning(UserWarning):
@@ -223,12 +223,7 @@ class WindowDataset:
     def unpadded(self, rows: Tensor) -> Tensor:
         """Return the same rows in arrays that are not padded."""
         run = torch.searchsorted(self.run_starts, rows, right=True) - 1
-        return rows - self.run_starts[run] + self._unpadded[run]
-
-    def _actions_of(self, rows: Tensor) -> Tensor:
-        """Return the recorded actions `[n, action]` of rows, environment units."""
-        index = self.unpadded(rows).numpy()
-        return torch.from_numpy(np.take(self._actions, index, axis=0))
+        return rows - self.run_starts[run] + self.unpadded_starts[run]
 
     def conditions(self, windows: Tensor) -> Inpainting:
         """Return the values that training pins in each window.
