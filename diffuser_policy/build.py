@@ -27,6 +27,7 @@ from diffuser_policy.columns.features import (
 from diffuser_policy.columns.normalizers import NORMALIZERS, Normalizer
 from diffuser_policy.config import (
     PLANNING_NEEDS,
+    InverseDynamicsConfig,
     PlannerConfig,
     PolicyConfig,
     TimeToGoalConfig,
@@ -249,12 +250,7 @@ def _untrained(config: PolicyConfig) -> PlannerNetworks:
     classifier = None if config.classifier is None else build_classifier(config)
     inverse_dynamics = None
     if config.inverse_dynamics is not None:
-        inverse_dynamics = InverseDynamics(
-            config.layout.observation_dim,
-            len(config.spaces.action_low),
-            width=config.inverse_dynamics.width,
-            max_steps=config.inverse_dynamics.max_steps,
-        )
+        inverse_dynamics = build_inverse_dynamics(config, config.inverse_dynamics)
     return PlannerNetworks(
         denoiser, normalizer, time_to_goal, value, classifier, inverse_dynamics
     )
@@ -274,6 +270,8 @@ def num_weights(config: PolicyConfig) -> int:
             parts.append(build_classifier(config))
         if config.time_to_goal is not None:
             parts.append(build_time_to_goal(config, config.time_to_goal))
+        if config.inverse_dynamics is not None:
+            parts.append(build_inverse_dynamics(config, config.inverse_dynamics))
     return sum(weights.numel() for part in parts for weights in part.parameters())
 
 
@@ -282,6 +280,18 @@ def build_time_to_goal(config: PolicyConfig, settings: TimeToGoalConfig) -> Time
     return TimeToGoal(
         config.layout.observation_dim,
         len(config.layout.columns("goal")),
+        width=settings.width,
+        max_steps=settings.max_steps,
+    )
+
+
+def build_inverse_dynamics(
+    config: PolicyConfig, settings: InverseDynamicsConfig
+) -> InverseDynamics:
+    """Return an untrained inverse-dynamics network for a planner."""
+    return InverseDynamics(
+        config.layout.observation_dim,
+        len(config.spaces.action_low),
         width=settings.width,
         max_steps=settings.max_steps,
     )

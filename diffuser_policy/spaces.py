@@ -503,7 +503,7 @@ def _rows(part: Part, values: Any) -> tuple[np.ndarray, tuple[int, ...]]:
     shape = part.shape
     try:
         given = np.asarray(values)
-        if given.dtype.kind not in "biufO":
+        if given.dtype.kind not in "biuf":
             raise TypeError(f"{given.dtype} is not a real number")
         array = given.astype(np.float32, copy=False)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:

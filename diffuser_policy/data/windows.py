@@ -16,6 +16,7 @@ import copy
 import dataclasses
 import mmap
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -29,10 +30,10 @@ from diffuser_policy.data.flat import FlatDataset, release
 from diffuser_policy.diffusion.conditions import Inpainting
 from diffuser_policy.errors import ConfigError, DatasetError
 
-SCALE_PAIRS = 100_000  # that the spread of actions and changes is estimated from
 KEPT = 2**28  # bytes of a mapped dataset that may stay in memory
 AT_ONCE = 64  # rows, or windows, between two looks at how much that is
 STATM = Path("/proc/self/statm")
+SCALE_PAIRS = 100_000  # that the spread of actions and changes is estimated from
 
 
 class ShortRunsWarning(UserWarning):
@@ -45,6 +46,7 @@ class WindowDataset:
     Attributes:
         run_starts: `[num_runs + 1]` row ranges of the continuous runs, with padding.
         run_lengths: `[num_runs]` rows of each run, without padding.
+        unpadded_starts: `[num_runs + 1]` row ranges of the runs, without padding.
     """
 
     def __init__(
@@ -84,15 +86,17 @@ class WindowDataset:
                 "--window.hindsight-goal, or WindowConfig(hindsight_goal=…)."
             )
         self.layout, self.stride, self.hindsight_goal = layout, stride, hindsight_goal
-        self._rows = JoinedRows(flat, layout)
-        self._actions = flat.fields["action"]
+        self._rows = JoinedRows.of(flat, layout)
+        self._actions = JoinedRows([flat.fields["action"]])
         self._normalizer = copy.deepcopy(normalizer).cpu()  # batches are made on CPUs
-        self._unpadded = torch.from_numpy(np.array(flat.run_starts))
-        self.run_lengths = self._unpadded.diff()
-        self.run_starts = self._unpadded
+        # Padding moves the rows that windows count, but not those of `flat`.
+        self.unpadded_starts = torch.from_numpy(np.array(flat.run_starts))
+        self.run_lengths = self.unpadded_starts.diff()
+        self.run_starts = self.unpadded_starts
         if padding == "repeat":
             added = (max_planning_steps - 1) * stride
-            self.run_starts = self._unpadded + torch.arange(len(self._unpadded)) * added
+            numbers = torch.arange(len(self.unpadded_starts))
+            self.run_starts = self.unpadded_starts + numbers * added
         if self.num_windows(max_planning_steps) == 0:
             runs = self.run_starts.diff().tolist()
             raise DatasetError(
@@ -123,11 +127,11 @@ class WindowDataset:
         Args:
             rows: `[...]` their numbers, counted with padding.
         """
-        if self.run_starts is self._unpadded:
+        if self.run_starts is self.unpadded_starts:
             return self._normalizer.normalize(torch.from_numpy(self._rows.take(rows)))
         run = torch.searchsorted(self.run_starts, rows.contiguous(), right=True) - 1
         time, last = rows - self.run_starts[run], self.run_lengths[run] - 1
-        index = self._unpadded[run] + torch.minimum(time, last)
+        index = self.unpadded_starts[run] + torch.minimum(time, last)
         values = torch.from_numpy(self._rows.take(index))
         values[..., self.layout.actions][time > last] = 0.0
         return self._normalizer.normalize(values)
@@ -192,7 +196,7 @@ class WindowDataset:
         earlier, states, later = (
             self.read(rows)[:, columns] for rows in (before, starts, starts + times)
         )
-        return earlier, states, later, times, self._actions_of(starts)
+        return earlier, states, later, times, self.actions_of(starts)
 
     def transition_scales(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return mean and standard deviation of actions, and those of changes.
@@ -205,21 +209,21 @@ class WindowDataset:
         counts = (self.run_lengths - 1).clamp(min=0)
         total = int(counts.sum())
         ranks = torch.arange(0, total, max(1, total // SCALE_PAIRS))
-        starts, columns = self._rows_of(ranks, counts), self.layout.observations
-        before, after = (self.read(rows)[:, columns] for rows in (starts, starts + 1))
-        changes, actions = (after - before).double(), self._actions_of(starts).double()
+        starts = self._rows_of(ranks, counts)
+        changes = (self.read(starts + 1) - self.read(starts)).double()
+        changes = changes[:, self.layout.observations]
+        actions = self.actions_of(starts).double()
         spread = actions.std(dim=0, correction=0)
         return actions.mean(dim=0), spread, changes.square().mean(dim=0).sqrt()
+
+    def actions_of(self, rows: Tensor) -> Tensor:
+        """Return recorded actions `[rows, action]`, in environment units."""
+        return torch.from_numpy(self._actions.take(self.unpadded(rows)))
 
     def unpadded(self, rows: Tensor) -> Tensor:
         """Return the same rows in arrays that are not padded."""
         run = torch.searchsorted(self.run_starts, rows, right=True) - 1
-        return rows - self.run_starts[run] + self._unpadded[run]
-
-    def _actions_of(self, rows: Tensor) -> Tensor:
-        """Return the recorded actions `[n, action]` of rows, environment units."""
-        index = self.unpadded(rows).numpy()
-        return torch.from_numpy(np.take(self._actions, index, axis=0))
+        return rows - self.run_starts[run] + self.unpadded_starts[run]
 
     def conditions(self, windows: Tensor) -> Inpainting:
         """Return the values that training pins in each window.
@@ -286,7 +290,7 @@ def in_planning_columns(flat: FlatDataset, featurizer: Featurizer) -> FlatDatase
 
 def join_rows(flat: FlatDataset, layout: TrajectoryLayout) -> np.ndarray:
     """Return all trajectory rows `[num_rows, transition]`, as `JoinedRows`."""
-    return JoinedRows(flat, layout)[:]
+    return JoinedRows.of(flat, layout)[:]
 
 
 class JoinedRows:
@@ -296,25 +300,32 @@ class JoinedRows:
         shape: `[num_rows, transition]`.
     """
 
-    def __init__(self, flat: FlatDataset, layout: TrajectoryLayout) -> None:
-        """Hold the parts of rows.
+    def __init__(self, parts: list[np.ndarray]) -> None:
+        """Hold the parts of rows, `[num_rows, columns]` each."""
+        self.parts = parts
+        self.shape = len(parts[0]), sum(part.shape[1] for part in parts)
+        self._is_small = sum(part.nbytes for part in self.parts) <= KEPT
+        self._most = _mapped() + KEPT
+
+    @classmethod
+    def of(cls, flat: FlatDataset, layout: TrajectoryLayout) -> Self:
+        """Return the rows of a dataset.
 
         Raises:
             DatasetError: The dataset's columns differ from the layout's.
         """
-        self.parts = [flat.fields["observation"]]
+        parts = [flat.fields["observation"]]
         if flat.has_goals and layout.observation_dim > flat.observation_size:
-            self.parts.append(flat.fields["achieved_goal"])
+            parts.append(flat.fields["achieved_goal"])
         if layout.action_dim:
-            self.parts.insert(0, flat.fields["action"])
-        self.shape = flat.num_rows, sum(part.shape[1] for part in self.parts)
-        if self.shape[1] != layout.transition_dim:
+            parts.insert(0, flat.fields["action"])
+        made = cls(parts)
+        if made.shape[1] != layout.transition_dim:
             raise DatasetError(
-                f"The dataset has {self.shape[1]} trajectory columns, the layout names "
+                f"The dataset has {made.shape[1]} trajectory columns, the layout names "
                 f"{layout.transition_dim}."
             )
-        self._is_small = sum(part.nbytes for part in self.parts) <= KEPT
-        self._most = _mapped() + KEPT
+        return made
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         """Return successive rows `[rows, transition]`."""

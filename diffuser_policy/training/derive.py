@@ -104,7 +104,7 @@ def initial_networks(
         seed: Of the weights.
     """
     networks = build_networks(config, seed)
-    rows = JoinedRows(planned, config.layout)
+    rows = JoinedRows.of(planned, config.layout)
     normalizer = NORMALIZERS[config.window.normalizer]
     networks.normalizer = normalizer.fit_tied(rows, config.layout.ties)
     return networks
