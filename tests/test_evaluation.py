@@ -340,7 +340,7 @@ def test_progress_counts_env_steps(
     [
         ({"episodes": 0}, "episodes must be at least 1, got 0"),
         ({"num_envs": 0}, "num_envs must be at least 1, got 0"),
-        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"seed": -1}, "seed must be a whole number from 0 .*got -1"),
     ],
 )
 def test_counts_are_checked(

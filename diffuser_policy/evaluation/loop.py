@@ -251,7 +251,7 @@ class Driver:
             deterministic=self.deterministic,
         )
         seconds = time.perf_counter() - begin
-        chosen = np.array(actions)  # a policy may use its own array again
+        chosen: np.ndarray = np.asarray(actions)
         if self.has_rows:
             made = int((following.num_plans - state.num_plans).sum())
             following = self.state.with_rows(index, following)
