@@ -237,7 +237,8 @@ class InverseDynamicsConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        positive(self, "width", "max_steps", "batch_size")
+        typed(self)
+        positive(self, "width", "max_steps", "batch_size", most=LARGEST)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -192,3 +192,4 @@ def test_a_reader_that_has_read_enough_is_no_error() -> None:
         assert process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == ""
+    assert process.returncode == 141

@@ -177,17 +177,17 @@ def _dispatch(arguments: list[str]) -> int:
     return int(function(parse(args=rest)))
 
 
+def _word(name: str) -> str:
+    """Return the name that Python allows for a command: `import_` for `import`."""
+    return f"{name}_" if keyword.iskeyword(name) else name
+
+
 def _with_options(message: str, arguments: Sequence[str]) -> str:
     """Add the options of the settings that a message names as in Python."""
     from diffuser_policy.cli.options import options_in
 
     options = options_in(message, next(iter(arguments), ""))
     return f"{message} ({', '.join(options)})" if options else message
-
-
-def _word(name: str) -> str:
-    """Return the name that Python allows for a command: `import_` for `import`."""
-    return f"{name}_" if keyword.iskeyword(name) else name
 
 
 def _shows_overview(

@@ -85,7 +85,7 @@ class ValuedWindows(WindowDataset):
     def __init__(
         self, flat: FlatDataset, *, returns: np.ndarray, **settings: Any
     ) -> None:
-        """Normalize the data and keep the returns beside it.
+        """Hold the data, and the returns beside it.
 
         Args:
             flat: Rows of all runs.
@@ -113,4 +113,4 @@ class ValuedWindows(WindowDataset):
         starts = self._rows_of(ranks, counts)
         offsets = torch.arange(num_planning_steps) * self.stride
         returns = self.returns[self.unpadded(starts)]
-        return self.rows[starts[:, None] + offsets], returns
+        return self.read(starts[:, None] + offsets), returns

@@ -1,18 +1,21 @@
 """Windows: length-horizon slices of continuous runs, the training data of a planner.
 
-`WindowDataset` normalizes all rows once into one table `[num_rows, transition]`.
+`WindowDataset` joins and normalizes rows when a batch is drawn: the data stay where
+they are, in a file if the dataset is mapped from one (`FlatDataset.load`).
 A window of H planning steps with stride k is the rows s, s+k, …, s+(H-1)k of one run:
 
     run   | 0 1 2 3 4 5 6 7 8 9 …          (env steps)
     window  s     s+k   s+2k                (planning steps)
 
-Its first row stands for a window. `view` reads windows as views of the table, and
-`sample` gathers some into a batch; they never exist as Python objects.
+Its first row stands for a window; windows never exist as Python objects.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import mmap
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,11 +25,14 @@ from diffuser_policy.choices import HindsightGoal, Padding
 from diffuser_policy.columns.features import Featurizer, Identity, planning_columns
 from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.columns.normalizers import Normalizer
-from diffuser_policy.data.flat import FlatDataset
+from diffuser_policy.data.flat import FlatDataset, release
 from diffuser_policy.diffusion.conditions import Inpainting
 from diffuser_policy.errors import ConfigError, DatasetError
 
 SCALE_PAIRS = 100_000  # that the spread of actions and changes is estimated from
+KEPT = 2**28  # bytes of a mapped dataset that may stay in memory
+AT_ONCE = 64  # rows, or windows, between two looks at how much that is
+STATM = Path("/proc/self/statm")
 
 
 class ShortRunsWarning(UserWarning):
@@ -37,11 +43,8 @@ class WindowDataset:
     """Normalized windows of a flat dataset.
 
     Attributes:
-        rows: `[num_rows, transition]`, normalized; the only copy of the data.
         run_starts: `[num_runs + 1]` row ranges of the continuous runs, with padding.
         run_lengths: `[num_runs]` rows of each run, without padding.
-        actions: `[rows without padding, action]` recorded actions, environment units.
-        unpadded_starts: `[num_runs + 1]` row ranges of the runs in `actions`.
     """
 
     def __init__(
@@ -55,7 +58,7 @@ class WindowDataset:
         max_planning_steps: int = 1,
         hindsight_goal: HindsightGoal = "none",
     ) -> None:
-        """Normalize the data and, if asked, pad the runs.
+        """Hold the data and, if asked, pad the runs.
 
         Args:
             flat: Rows of all runs; for derived columns, from `in_planning_columns`.
@@ -81,15 +84,15 @@ class WindowDataset:
                 "--window.hindsight-goal, or WindowConfig(hindsight_goal=…)."
             )
         self.layout, self.stride, self.hindsight_goal = layout, stride, hindsight_goal
-        with torch.no_grad():
-            self.rows = normalizer.normalize(torch.from_numpy(join_rows(flat, layout)))
-        self.run_starts = torch.from_numpy(np.asarray(flat.run_starts))
-        self.run_lengths = self.run_starts.diff()
-        self.actions = torch.from_numpy(flat.fields["action"])
-        # Padding moves the rows of the table, but not those of `flat`.
-        self.unpadded_starts = self.run_starts
+        self._rows = JoinedRows(flat, layout)
+        self._actions = flat.fields["action"]
+        self._normalizer = copy.deepcopy(normalizer).cpu()  # batches are made on CPUs
+        self._unpadded = torch.from_numpy(np.array(flat.run_starts))
+        self.run_lengths = self._unpadded.diff()
+        self.run_starts = self._unpadded
         if padding == "repeat":
-            self._pad((max_planning_steps - 1) * stride, normalizer)
+            added = (max_planning_steps - 1) * stride
+            self.run_starts = self._unpadded + torch.arange(len(self._unpadded)) * added
         if self.num_windows(max_planning_steps) == 0:
             runs = self.run_starts.diff().tolist()
             raise DatasetError(
@@ -113,14 +116,21 @@ class WindowDataset:
         counts = self._windows_per_run(num_planning_steps)
         return self._rows_of(torch.arange(int(counts.sum())), counts)
 
-    def view(self, num_planning_steps: int) -> Tensor:
-        """Return `[num_rows - span, horizon, transition]`, a view without a copy.
+    @torch.no_grad()
+    def read(self, rows: Tensor) -> Tensor:
+        """Return rows `[..., transition]`, normalized.
 
-        Entry s is the window that starts at row s. Only the windows of `starts` stay
-        within one run.
+        Args:
+            rows: `[...]` their numbers, counted with padding.
         """
-        span = (num_planning_steps - 1) * self.stride + 1
-        return self.rows.unfold(0, span, 1).transpose(1, 2)[:, :: self.stride]
+        if self.run_starts is self._unpadded:
+            return self._normalizer.normalize(torch.from_numpy(self._rows.take(rows)))
+        run = torch.searchsorted(self.run_starts, rows.contiguous(), right=True) - 1
+        time, last = rows - self.run_starts[run], self.run_lengths[run] - 1
+        index = self._unpadded[run] + torch.minimum(time, last)
+        values = torch.from_numpy(self._rows.take(index))
+        values[..., self.layout.actions][time > last] = 0.0
+        return self._normalizer.normalize(values)
 
     def sample(
         self, batch_size: int, num_planning_steps: int, generator: torch.Generator
@@ -138,7 +148,7 @@ class WindowDataset:
         counts = self._windows_per_run(num_planning_steps)
         ranks = torch.randint(int(counts.sum()), (batch_size,), generator=generator)
         offsets = torch.arange(num_planning_steps) * self.stride
-        return self.rows[self._rows_of(ranks, counts)[:, None] + offsets]
+        return self.read(self._rows_of(ranks, counts)[:, None] + offsets)
 
     def sample_pairs(
         self, batch_size: int, max_steps: int, generator: torch.Generator
@@ -156,8 +166,8 @@ class WindowDataset:
         """
         starts, times = self._pairs(batch_size, max_steps, generator)
         goal_columns = list(self.layout.columns("goal"))
-        goals = self.rows[starts + times][:, goal_columns]
-        return self.rows[starts][:, self.layout.observations], goals, times.float()
+        goals = self.read(starts + times)[:, goal_columns]
+        return self.read(starts)[:, self.layout.observations], goals, times.float()
 
     def sample_transitions(
         self, batch_size: int, max_steps: int, generator: torch.Generator
@@ -180,9 +190,9 @@ class WindowDataset:
         before = torch.maximum(starts - 1, self.run_starts[run])
         columns = self.layout.observations
         earlier, states, later = (
-            self.rows[rows][:, columns] for rows in (before, starts, starts + times)
+            self.read(rows)[:, columns] for rows in (before, starts, starts + times)
         )
-        return earlier, states, later, times, self.actions[self.unpadded(starts)]
+        return earlier, states, later, times, self._actions_of(starts)
 
     def transition_scales(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return mean and standard deviation of actions, and those of changes.
@@ -193,18 +203,23 @@ class WindowDataset:
             run, normalized.
         """
         counts = (self.run_lengths - 1).clamp(min=0)
-        starts = self._rows_of(torch.arange(int(counts.sum())), counts)
-        starts = starts[:: max(1, len(starts) // SCALE_PAIRS)]
-        rows = self.rows[:, self.layout.observations]
-        changes = (rows[starts + 1] - rows[starts]).double()
-        actions = self.actions[self.unpadded(starts)].double()
+        total = int(counts.sum())
+        ranks = torch.arange(0, total, max(1, total // SCALE_PAIRS))
+        starts, columns = self._rows_of(ranks, counts), self.layout.observations
+        before, after = (self.read(rows)[:, columns] for rows in (starts, starts + 1))
+        changes, actions = (after - before).double(), self._actions_of(starts).double()
         spread = actions.std(dim=0, correction=0)
         return actions.mean(dim=0), spread, changes.square().mean(dim=0).sqrt()
 
     def unpadded(self, rows: Tensor) -> Tensor:
         """Return the same rows in arrays that are not padded."""
         run = torch.searchsorted(self.run_starts, rows, right=True) - 1
-        return rows - self.run_starts[run] + self.unpadded_starts[run]
+        return rows - self.run_starts[run] + self._unpadded[run]
+
+    def _actions_of(self, rows: Tensor) -> Tensor:
+        """Return the recorded actions `[n, action]` of rows, environment units."""
+        index = self.unpadded(rows).numpy()
+        return torch.from_numpy(np.take(self._actions, index, axis=0))
 
     def conditions(self, windows: Tensor) -> Inpainting:
         """Return the values that training pins in each window.
@@ -251,22 +266,6 @@ class WindowDataset:
         run = torch.searchsorted(ends, ranks, right=True)
         return self.run_starts[run] + ranks - (ends - counts)[run]
 
-    def _pad(self, num_rows: int, normalizer: Normalizer) -> None:
-        """Continue every run with copies of its last row and zero actions."""
-        pieces = []
-        still = normalizer.normalize(
-            torch.zeros(self.layout.transition_dim, dtype=torch.float32)
-        )
-        for begin, end in zip(
-            self.run_starts[:-1].tolist(), self.run_starts[1:].tolist(), strict=True
-        ):
-            last = self.rows[end - 1].clone()
-            last[self.layout.actions] = still[self.layout.actions]
-            pieces += [self.rows[begin:end], last.expand(num_rows, -1)]
-        self.rows = torch.cat(pieces)
-        runs = torch.arange(len(self.run_starts))
-        self.run_starts = self.run_starts + runs * num_rows
-
 
 def in_planning_columns(flat: FlatDataset, featurizer: Featurizer) -> FlatDataset:
     """Return the dataset with planning columns in place of observations.
@@ -286,20 +285,71 @@ def in_planning_columns(flat: FlatDataset, featurizer: Featurizer) -> FlatDatase
 
 
 def join_rows(flat: FlatDataset, layout: TrajectoryLayout) -> np.ndarray:
-    """Return trajectory rows `[num_rows, transition]` in environment units, float32.
+    """Return all trajectory rows `[num_rows, transition]`, as `JoinedRows`."""
+    return JoinedRows(flat, layout)[:]
 
-    Raises:
-        DatasetError: The dataset's columns differ from the layout's.
+
+class JoinedRows:
+    """Trajectory rows in environment units, float32, joined when they are read.
+
+    Attributes:
+        shape: `[num_rows, transition]`.
     """
-    parts = [flat.fields["observation"]]
-    if flat.has_goals and layout.observation_dim > flat.observation_size:
-        parts.append(flat.fields["achieved_goal"])
-    if layout.action_dim:
-        parts.insert(0, flat.fields["action"])
-    rows = np.concatenate(parts, axis=1, dtype=np.float32)
-    if rows.shape[1] != layout.transition_dim:
-        raise DatasetError(
-            f"The dataset has {rows.shape[1]} trajectory columns, the layout names "
-            f"{layout.transition_dim}."
+
+    def __init__(self, flat: FlatDataset, layout: TrajectoryLayout) -> None:
+        """Hold the parts of rows.
+
+        Raises:
+            DatasetError: The dataset's columns differ from the layout's.
+        """
+        self.parts = [flat.fields["observation"]]
+        if flat.has_goals and layout.observation_dim > flat.observation_size:
+            self.parts.append(flat.fields["achieved_goal"])
+        if layout.action_dim:
+            self.parts.insert(0, flat.fields["action"])
+        self.shape = flat.num_rows, sum(part.shape[1] for part in self.parts)
+        if self.shape[1] != layout.transition_dim:
+            raise DatasetError(
+                f"The dataset has {self.shape[1]} trajectory columns, the layout names "
+                f"{layout.transition_dim}."
+            )
+        self._is_small = sum(part.nbytes for part in self.parts) <= KEPT
+        self._most = _mapped() + KEPT
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        """Return successive rows `[rows, transition]`."""
+        joined = np.concatenate(
+            [part[rows] for part in self.parts], axis=1, dtype=np.float32
         )
-    return rows
+        release(*self.parts)
+        return joined
+
+    def take(self, rows: Tensor) -> np.ndarray:
+        """Return the rows of these numbers `[...]` as `[..., transition]`."""
+        index = rows.numpy()
+        joined = np.empty((*index.shape, self.shape[1]), np.float32)
+        if self._is_small:
+            self._read(index, joined)
+            return joined
+        for first in range(0, len(index), AT_ONCE):
+            some = slice(first, first + AT_ONCE)
+            self._read(index[some], joined[some])
+            if _mapped() > self._most:
+                release(*self.parts)
+        return joined
+
+    def _read(self, index: np.ndarray, joined: np.ndarray) -> None:
+        begin = 0
+        for part in self.parts:
+            end = begin + part.shape[1]
+            joined[..., begin:end] = np.take(part, index, axis=0)
+            begin = end
+
+
+def _mapped() -> int:
+    """Return how many bytes of files this process holds; 0 where Linux does not say."""
+    try:
+        shared = int(STATM.read_text(encoding="ascii").split()[2])
+    except OSError:
+        return 0
+    return shared * mmap.PAGESIZE

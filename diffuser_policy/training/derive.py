@@ -19,7 +19,7 @@ from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.columns.normalizers import NORMALIZERS
 from diffuser_policy.config import PolicyConfig, TrainConfig
 from diffuser_policy.data.flat import GOALS, FlatDataset
-from diffuser_policy.data.windows import join_rows
+from diffuser_policy.data.windows import JoinedRows
 from diffuser_policy.envs import other_versions
 from diffuser_policy.errors import ConfigError, DatasetError
 from diffuser_policy.guides.builtin import LearnedValue
@@ -104,7 +104,7 @@ def initial_networks(
         seed: Of the weights.
     """
     networks = build_networks(config, seed)
-    rows = join_rows(planned, config.layout)
+    rows = JoinedRows(planned, config.layout)
     normalizer = NORMALIZERS[config.window.normalizer]
     networks.normalizer = normalizer.fit_tied(rows, config.layout.ties)
     return networks
