@@ -331,9 +331,13 @@ def card(config: PolicyConfig, networks: PlannerNetworks) -> str:
         f"- Weights: {count:,} numbers, {provenance.get('steps', '?')} gradient steps",
     ]
     if config.value is not None:
-        steps = provenance.get("value", {}).get("steps", "?")
+        # Trained with the planner, or later by itself.
+        steps = provenance.get("value", provenance).get("steps", "?")
         discount = f"return-to-go with discount {config.value.discount:g}"
         lines.append(f"- Value network: {discount}, {steps} gradient steps")
+    if config.inverse_dynamics is not None:
+        reach = config.inverse_dynamics.max_steps
+        lines.append(f"- Inverse dynamics: to states up to {reach} env steps away")
     if config.classifier is not None:
         steps = provenance.get("classifier", {}).get("steps", "?")
         labels = f"{len(config.classifier.classes)} labels of noisy states"
