@@ -34,17 +34,20 @@ def plain_arithmetic(*, gradients: bool = False) -> Iterator[None]:
     Args:
         gradients: Also switch gradients on.
     """
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(np.errstate(all="ignore"))
-        for kind in AUTOCAST:
-            if torch.is_autocast_enabled(kind):
+    casting = [kind for kind in AUTOCAST if torch.is_autocast_enabled(kind)]
+    elsewhere = torch.empty(0).device.type != "cpu"  # quicker than asking for it
+    with np.errstate(all="ignore"):
+        if not (casting or elsewhere or gradients):  # in every env step: be quick
+            yield
+            return
+        with contextlib.ExitStack() as stack:
+            for kind in casting:
                 stack.enter_context(torch.autocast(kind, enabled=False))
-        if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
-        if gradients:
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.enable_grad())
-        yield
+            if gradients:
+                stack.enter_context(torch.inference_mode(False))
+                stack.enter_context(torch.enable_grad())
+            yield
 
 
 @contextlib.contextmanager

@@ -480,7 +480,7 @@ class DiffuserPolicy:
                 found = getattr(part, "dtype", type(part).__name__)
                 raise ObservationError(
                     f"state must be the one that predict returned last, or None: its "
-                    f"{name} are {found}, not an array of {np.dtype(kind)}."
+                    f"{name} are {found}, not an array of {kind}."
                 )
         if len(given.lengths) != num_rows:
             raise ObservationError(
@@ -751,12 +751,13 @@ class PolicyState(NamedTuple):
         return self._replace(goals=none, lengths=np.zeros_like(self.lengths))
 
 
-STATE_DTYPES: dict[str, type] = {
-    **dict.fromkeys(("observations", "actions", "goals", "previous"), np.float32),
-    **dict.fromkeys(("lengths", "ages", "streams", "num_plans"), np.int64),
-    **dict.fromkeys(("planners", "guides"), np.int64),
-    "progress": np.float64,
-    "started": np.bool_,
+STATE_DTYPES: dict[str, np.dtype[Any]] = {
+    **dict.fromkeys(("observations", "actions", "goals"), np.dtype(np.float32)),
+    "previous": np.dtype(np.float32),
+    **dict.fromkeys(("lengths", "ages", "streams", "num_plans"), np.dtype(np.int64)),
+    **dict.fromkeys(("planners", "guides"), np.dtype(np.int64)),
+    "progress": np.dtype(np.float64),
+    "started": np.dtype(np.bool_),
 }
 
 
@@ -780,7 +781,8 @@ def _flags(episode_start: Any, num_rows: int) -> np.ndarray:
         given = np.asarray(episode_start)
     except ValueError:  # rows of different lengths
         given = np.asarray(episode_start, object)
-    if given.dtype.kind not in "biuf" or not np.isin(given, (0, 1)).all():
+    kind = given.dtype.kind
+    if kind != "b" and (kind not in "iuf" or not np.isin(given, (0, 1)).all()):
         raise ObservationError(
             f"episode_start holds a flag for each environment, got {episode_start!r}."
         )
