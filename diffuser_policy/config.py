@@ -36,7 +36,7 @@ from diffuser_policy.settings import from_json, positive, seed_or_drawn, to_json
 
 if TYPE_CHECKING:
     from diffuser_policy.columns.layout import TrajectoryLayout
-    from diffuser_policy.data.flat import FlatDataset
+    from diffuser_policy.defaults import Recorded
     from diffuser_policy.guides.guide import Guide
     from diffuser_policy.spaces import SpaceSpec
 
@@ -469,11 +469,11 @@ class TrainConfig:
         typed(self)
 
     @classmethod
-    def for_dataset(cls, flat: FlatDataset, **given: Any) -> TrainConfig:
+    def for_dataset(cls, flat: Recorded, **given: Any) -> TrainConfig:
         """Return settings that suit a dataset, as `diffuser-policy train` chooses them.
 
         Args:
-            flat: The dataset, read.
+            flat: A `FlatDataset`.
             given: Fields to keep, the others are chosen to fit them. A part may be
                 given in part, such as `window={"horizon": 64}`, and a network beside
                 the denoiser as True or False, such as `value=False`.
@@ -573,7 +573,7 @@ class PolicyConfig:
 
         own = {
             "layout": self.layout.to_json(),
-            "guide": self.guide and guide_to_json(self.guide),
+            "guide": None if self.guide is None else guide_to_json(self.guide),
             "provenance": dict(self.provenance),
         }
         data: dict[str, Any] = {"schema": SCHEMA}
@@ -604,6 +604,10 @@ class PolicyConfig:
                 f"The planner has schema {data['schema']}, this version reads schema "
                 f"{SCHEMA}. Install the version that wrote it, or train it again."
             )
+
+        def optional(kind: Any, part: Any) -> Any:
+            return None if part is None else from_json(kind, part)
+
         try:
             time_to_goal, execution = data["time_to_goal"], {**data["execution"]}
             if execution.get("replan_deviation") == math.inf:
@@ -619,13 +623,13 @@ class PolicyConfig:
                 layout=from_json(TrajectoryLayout, data["layout"]),
                 window=from_json(WindowConfig, data["window"]),
                 network=from_json(NetworkConfig, data["network"]),
-                time_to_goal=time_to_goal and from_json(TimeToGoalConfig, time_to_goal),
+                time_to_goal=optional(TimeToGoalConfig, time_to_goal),
                 planner=from_json(PlannerConfig, _current(data["planner"])),
                 execution=from_json(ExecutionConfig, execution),
-                value=value and from_json(ValueConfig, value),
-                classifier=classifier and from_json(ClassifierConfig, classifier),
-                inverse_dynamics=inverse and from_json(InverseDynamicsConfig, inverse),
-                guide=guide and guide_from_json(guide),
+                value=optional(ValueConfig, value),
+                classifier=optional(ClassifierConfig, classifier),
+                inverse_dynamics=optional(InverseDynamicsConfig, inverse),
+                guide=None if guide is None else guide_from_json(guide),
                 provenance=provenance,
             )
             _check_sizes(config)

@@ -1,6 +1,6 @@
 r"""Settings that suit a dataset: what `diffuser-policy train --dataset ID` starts from.
 
-FlatDataset, given settings → TrainConfig, and a reason for each choice
+A dataset, given settings → TrainConfig, and a reason for each choice
 
 - Data with goals: plans of states, as long as a network predicts that the way takes.
   They are pursued, or followed by learned inverse dynamics.
@@ -11,7 +11,7 @@ FlatDataset, given settings → TrainConfig, and a reason for each choice
 Given settings are kept, and the others are chosen to fit them. The rules are made of
 the data alone: how long episodes are and how long they chase one goal, how far columns
 reach, whether rewards differ, and whether an action accelerates a position along one
-axis. `docs/data.md` has the figures behind them.
+axis. `docs/data.md` lists the rules.
 """
 
 from __future__ import annotations
@@ -20,22 +20,38 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from diffuser_policy.columns.features import make_featurizer
 from diffuser_policy.config import COMPANIONS, PARTS, PlannerConfig, TrainConfig
-from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.errors import UnknownNameError
 from diffuser_policy.settings import from_json, to_json
 
 PLANNING_STEPS = 64  # of the longest plan to a goal
 GOALS_AHEAD = 2.5  # longest plan, in units of the median time that a goal is chased
 SHORT = 16  # env steps of a plan without a goal
+AVERAGED = 20  # times that an average of weights is renewed in a training
 TAIL = 4.0  # half a column's range, in standard deviations, that limits can map
 ROWS_TO_FIT = 100_000
 BLOCK = 65_536  # rows that are looked at together
+
+
+class Recorded(Protocol):
+    """What is looked at of a `FlatDataset`."""
+
+    @property
+    def fields(self) -> Mapping[str, np.ndarray]:
+        """Columns of all rows, by name."""
+
+    @property
+    def run_starts(self) -> np.ndarray:
+        """First row of every run, and the number of rows."""
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """Facts about the origin."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +67,7 @@ class Choice:
     reasons: tuple[str, ...]
 
 
-def choose(flat: FlatDataset, given: Mapping[str, Any]) -> Choice:
+def choose(flat: Recorded, given: Mapping[str, Any]) -> Choice:
     """Return settings that suit a dataset.
 
     Args:
@@ -69,7 +85,7 @@ def choose(flat: FlatDataset, given: Mapping[str, Any]) -> Choice:
 class _Chooser:
     """Fills in one part after another; each may look at those before."""
 
-    def __init__(self, flat: FlatDataset, given: Mapping[str, Any]) -> None:
+    def __init__(self, flat: Recorded, given: Mapping[str, Any]) -> None:
         known = [item.name for item in dataclasses.fields(TrainConfig)]
         for name in given:
             if name not in known:
@@ -132,11 +148,11 @@ class _Chooser:
         """Find the goal, position and velocity of the planned columns."""
         flat, features = self.flat, self.get("window", "features")
         named = dict(flat.metadata.get("observation_columns", {}))
-        self.goals, self.acts = flat.has_goals, False
+        self.goals, self.acts = "desired_goal" in flat.fields, False
         if features is not None:
             featurizer = make_featurizer(features)
             named = dict(featurizer.columns)
-            self.goals = flat.has_goals and "goal" in named
+            self.goals = "desired_goal" in flat.fields and "goal" in named
             self.acts = callable(getattr(featurizer, "act", None))
         self.named = {
             name: tuple(self.get("window", name) or named.get(name, ()))
@@ -174,7 +190,7 @@ class _Chooser:
 
     def executor(self) -> None:
         """Choose what turns plans into actions, and with it what plans are made of."""
-        flat, taken = self.flat, self.taken("window")
+        taken = self.taken("window")
         self.pushed = self.pushes() if self.goals else None
         stride = taken.get("stride", 1)
         if self.get("window", "features") is not None:
@@ -197,14 +213,12 @@ class _Chooser:
         self.set("execution", executor=name)
         self.followed, self.why_followed = name, why
         self.set("window", actions=name == "actions")
-        has_columns = flat.observation_size, flat.action_size
-        self.sizes = has_columns
 
     # --- windows ----------------------------------------------------------------------
 
     def windows(self) -> None:
         """Choose horizon, stride and padding from the lengths of the episodes."""
-        lengths, taken = self.flat.run_lengths, self.taken("window")
+        lengths, taken = np.diff(self.flat.run_starts), self.taken("window")
         multiple = self.multiple()
         longest = int(lengths.max())
         if self.goals:
@@ -260,9 +274,10 @@ class _Chooser:
         if self.get("window", "actions"):
             arrays.append(flat.fields["action"])
         reach = max(_reach(array) for array in arrays)
-        name = "gaussian" if reach > TAIL else "limits"
+        name = "limits" if self.goals and reach <= TAIL else "gaussian"
         self.set("window", normalizer=name)
         most = f"columns reach up to {reach:.1f} standard deviations"
+        most += "" if self.goals else ", and there are no goals"
         self.say("normalizer", f"{self.get('window', 'normalizer')}: {most}")
 
     # --- networks beside the denoiser -------------------------------------------------
@@ -287,10 +302,12 @@ class _Chooser:
         lookahead = self.taken("execution").get("lookahead", self.ahead)
         self.set("inverse_dynamics", max_steps=math.ceil(lookahead) + stride - 1)
         self.set("value", discount=0.99)
-        if not self.goals:
-            self.set("optimization", batch_size=128)
-        else:
-            self.set("optimization", batch_size=64)
+        steps = self.get("optimization", "num_steps")
+        usual_decay = PARTS["optimization"]().ema_decay
+        # In a short training, a slow average would still hold its random beginning.
+        decay = min(usual_decay, max(0.0, 1 - AVERAGED / steps))
+        size = 64 if self.goals else 128
+        self.set("optimization", batch_size=size, ema_decay=round(decay, 5))
         if self.wanted["value"]:
             self.say("value", "a network predicts returns: rewards differ")
 
@@ -372,7 +389,7 @@ def _blocks(num_rows: int) -> list[slice]:
     return [slice(i, i + BLOCK) for i in range(0, num_rows, BLOCK)]
 
 
-def _chases(flat: FlatDataset) -> np.ndarray:
+def _chases(flat: Recorded) -> np.ndarray:
     """Return the env steps for which each goal is chased."""
     goals = flat.fields["desired_goal"]
     changed = [

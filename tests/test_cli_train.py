@@ -199,6 +199,30 @@ def test_interrupt_before_the_first_checkpoint_says_so(
 
 
 @pytest.mark.slow
+def test_goals_are_read_from_other_keys(tmp_path: Path) -> None:
+    keys = ("--goal-keys", "achieved_goal", "desired_goal")
+    usual, other = tmp_path / "usual", tmp_path / "other"
+    assert main(["train", *SMALL, *keys, "--output", str(usual)]) == 0
+    config, _ = read_planner(usual)
+    assert config.spaces.goal_columns == (0, 1)
+    swapped = ("--goal-keys", "desired_goal", "achieved_goal")
+    assert main(["train", *SMALL, *swapped, "--output", str(other)]) == 0
+    config, _ = read_planner(other)
+    assert config.spaces.parts.goal_keys == ("desired_goal", "achieved_goal")
+    assert config.spaces.goal_columns == (4, 5)
+
+
+def test_goal_keys_that_are_not_there_are_refused(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    keys = ("--goal-keys", "position", "target")
+    assert main(["train", *SMALL, *keys, "--output", str(tmp_path / "none")]) != 0
+    told = capsys.readouterr().err
+    assert "no 'position' and no 'target'" in told
+    assert "achieved_goal, desired_goal, observation" in told
+    assert not (tmp_path / "none").exists()
+
+
 def test_losses_are_logged_for_tensorboard(tmp_path: Path) -> None:
     arguments = ["train", *SMALL, "--output", str(tmp_path), "--tensorboard"]
     assert main(arguments) == 0

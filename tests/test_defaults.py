@@ -162,8 +162,21 @@ def test_short_episodes_are_padded_and_none_is_left_out(goals: bool) -> None:
     assert TrainConfig.for_dataset(even).window.padding == "none"
 
 
+@pytest.mark.parametrize("steps", [10, 500, 2_000, 20_000, 1_000_000])
+def test_the_average_of_weights_forgets_where_it_began(steps: int) -> None:
+    settings = {"num_steps": steps}
+    chosen = TrainConfig.for_dataset(toy_dataset(), optimization=settings).optimization
+    assert chosen.ema_decay**steps < 1e-6
+    assert chosen.ema_decay <= OptimizationConfig().ema_decay
+    kept = {**settings, "ema_decay": 0.5}
+    given = TrainConfig.for_dataset(toy_dataset(), optimization=kept).optimization
+    assert given.ema_decay == 0.5
+
+
 def test_long_tails_are_scaled_by_their_spread() -> None:
-    flat = toy_dataset(goals=False)
+    without = toy_dataset(goals=False)
+    assert TrainConfig.for_dataset(without).window.normalizer == "gaussian"
+    flat = toy_dataset()
     assert TrainConfig.for_dataset(flat).window.normalizer == "limits"
     seen = flat.fields["observation"].copy()
     seen[5, 3] = 300.0

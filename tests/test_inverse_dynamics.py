@@ -224,6 +224,8 @@ def test_its_weights_are_saved_loaded_and_resumed(tmp_path: Path) -> None:
     policy = DiffuserPolicy.from_pretrained(tmp_path / "whole")
     assert policy.config.execution.executor == "inverse-dynamics"
     assert policy.accelerated("off").networks.inverse_dynamics is not None
+    card = (tmp_path / "whole" / "README.md").read_text()
+    assert "- Inverse dynamics: to states up to 6 env steps away" in card
 
 
 def test_the_executor_asks_for_its_network() -> None:

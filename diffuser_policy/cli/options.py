@@ -24,13 +24,14 @@ from diffuser_policy.config import (
     PlannerConfig,
     ValueConfig,
 )
-from diffuser_policy.errors import ConfigError
+from diffuser_policy.errors import ConfigError, shown
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from diffuser_policy.policy import DiffuserPolicy
 
+MOST_THREADS = 1024
 Planner = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PLANNER")]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
@@ -146,8 +147,10 @@ def load_policy(planner: str, options: PlanningOptions, *, seed: int) -> Diffuse
     from diffuser_policy.guides.registry import parse_guide
     from diffuser_policy.policy import DiffuserPolicy
 
-    if options.threads < 1:
-        raise ConfigError(f"--threads must be at least 1, got {options.threads}.")
+    if not 1 <= options.threads <= MOST_THREADS:
+        raise ConfigError(
+            f"--threads must be 1 to {MOST_THREADS}, got {shown(options.threads)}."
+        )
     torch.set_num_threads(options.threads)
     guide, settings = sum(map(parse_guide, options.guide)), dict(options.settings)
     if settings.get("sampler") == "ddpm":  # of historical interest with few steps

@@ -323,9 +323,10 @@ def train(settings: TrainSettings) -> int:
     from diffuser_policy.data.minari import load_flat
     from diffuser_policy.policy import DiffuserPolicy
     from diffuser_policy.training.processes import Processes
-    from diffuser_policy.training.trainer import Trainer, untrained
+    from diffuser_policy.training.trainer import Trainer, check_interval, untrained
 
     settings.check()
+    check_interval(settings.save_interval)
     output = settings.folder()
     log = _tensorboard(output) if settings.tensorboard else None
     processes = Processes.launched(settings.device)
@@ -549,7 +550,9 @@ def _train_companion(
     from diffuser_policy.checkpoint import locate, read_planner
     from diffuser_policy.data.minari import load_flat
     from diffuser_policy.training.processes import Processes
+    from diffuser_policy.training.trainer import check_interval
 
+    check_interval(settings.save_interval)
     source, output = locate(settings.planner), settings.folder()
     if source.resolve() == output.resolve():
         raise ConfigError(

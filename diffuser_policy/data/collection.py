@@ -53,6 +53,7 @@ from diffuser_policy.data.minari import (
     COLLECTION,
     check_spaces,
     new_folder,
+    own_dataset_id,
     recorded_facts,
     write_minari,
 )
@@ -294,7 +295,7 @@ def default_dataset_id(env_id: str) -> str:
 
     Example: `diffuser_envs/Multi2D-Large-v1` → `diffuser/multi2d-large-v1`.
     """
-    return f"diffuser/{env_id.rpartition(':')[2].rpartition('/')[2].lower()}"
+    return own_dataset_id(env_id.rpartition(":")[2].rpartition("/")[2])
 
 
 def collect(settings: CollectSettings, *, progress: bool = True) -> Path:

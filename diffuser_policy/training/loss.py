@@ -126,7 +126,7 @@ class PlannerLoss(nn.Module):
         if self.value is not None and returns is not None:
             num_steps = self.denoiser.schedule.num_denoising_steps
             i = torch.randint(num_steps, (batch_size,), generator=generator)
-            noise = torch.randn(clean.shape, generator=generator)
+            noise = torch.randn(clean.shape, generator=generator, dtype=torch.float32)
             i, noise, returns = (part.to(self.device) for part in (i, noise, returns))
             noisy = given.apply(self.denoiser.add_noise(clean, noise, i))
             losses["value"] = self.value.loss(noisy, i, returns)

@@ -51,7 +51,7 @@ from diffuser_policy.data.windows import (
 from diffuser_policy.errors import CheckpointError, ConfigError, NotFiniteError
 from diffuser_policy.files import held, storage_error, write_json, write_text
 from diffuser_policy.numerics import plain_arithmetic, unusable, within_memory
-from diffuser_policy.settings import differences, to_json
+from diffuser_policy.settings import converted, differences, to_json
 from diffuser_policy.training.derive import initial_networks, policy_config
 from diffuser_policy.training.loss import PlannerLoss
 from diffuser_policy.training.processes import Processes
@@ -152,11 +152,7 @@ class TrainingRun(Generic[Networks]):
             StorageError: A checkpoint could not be written; earlier ones are intact.
             KeyboardInterrupt: Ctrl-C was pressed; the finished step has been saved.
         """
-        if save_interval < 1:
-            raise ConfigError(
-                f"save_interval (--save-interval) must be at least 1, got "
-                f"{save_interval}."
-            )
+        check_interval(save_interval)
         totals: dict[str, float] = {}
         since = self.step
         hidden = None if progress is None else not progress
@@ -518,6 +514,18 @@ def window_settings(config: PolicyConfig, normalizer: Normalizer) -> dict[str, A
         "max_planning_steps": window.num_planning_steps,
         "hindsight_goal": window.hindsight_goal,
     }
+
+
+def check_interval(save_interval: Any) -> None:
+    """Refuse what is no number of gradient steps between two checkpoints.
+
+    Raises:
+        ConfigError: Not a whole number from 1.
+    """
+    if converted(save_interval, int, "save_interval (--save-interval)") < 1:
+        raise ConfigError(
+            f"save_interval (--save-interval) must be at least 1, got {save_interval}."
+        )
 
 
 def learning_rate(settings: OptimizationConfig, step: int) -> float:
