@@ -96,6 +96,21 @@ def test_an_interrupt_while_writing_the_dataset_loses_nothing(
     assert len(record()) == 3
 
 
+def test_a_kill_before_the_shards_are_removed_is_made_good(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "diffuser_policy.data.collection.shutil.rmtree", lambda *_, **__: 0
+        )
+        whole = record()
+    assert len(shards(root)) == 3
+    assert_same(record(), whole)
+    assert not list(root.rglob(".*"))
+    with pytest.raises(DatasetError, match="already exists"):
+        record()
+
+
 def test_two_collections_of_one_dataset_are_refused(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,9 +50,11 @@ from diffuser_policy.data.demonstrators import (
 )
 from diffuser_policy.data.flat import Episode
 from diffuser_policy.data.minari import (
+    COLLECTION,
     check_spaces,
     new_folder,
     own_dataset_id,
+    recorded_facts,
     write_minari,
 )
 from diffuser_policy.data.workers import map_unordered, num_cores
@@ -149,6 +151,16 @@ class ShardFolder:
                 if path.name != LOCK_FILE:
                     remove(path)
         write_text(settings, json.dumps(self.identity, indent=1))
+
+    def are_in(self, dataset_folder: Path) -> bool:
+        """Return whether a dataset has been written from these very shards."""
+        if not self.path.exists() or not dataset_folder.exists():
+            return False
+        try:
+            recorded = recorded_facts(dataset_folder).get(COLLECTION) or {}
+        except DatasetError:
+            return False
+        return all(recorded.get(key) == value for key, value in self.identity.items())
 
     def has(self, index: int) -> bool:
         """Return whether a shard is finished."""
@@ -317,9 +329,14 @@ def collect(settings: CollectSettings, *, progress: bool = True) -> Path:
         else:
             protocol = _run_protocol(settings, demonstrator, env)
         dataset_id = dataset_id or default_dataset_id(settings.env_id)
-        folder = new_folder(dataset_id, overwrite=settings.overwrite)
+        folder = new_folder(dataset_id, overwrite=True)
         shards = ShardFolder.beside(folder, dataclasses.asdict(protocol))
+        if not shards.are_in(folder):
+            new_folder(dataset_id, overwrite=settings.overwrite)
         held_folder.enter_context(at_work(folder))
+        if shards.are_in(folder):  # killed when only these were left to be removed
+            shutil.rmtree(shards.path, ignore_errors=True)
+            return folder
         shards.open(discard=settings.overwrite)
         _record_missing(protocol, shards, settings.num_workers, progress=progress)
         indices = range(protocol.num_shards)

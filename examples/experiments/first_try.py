@@ -158,7 +158,7 @@ def run(env_id: str, episodes: int, steps: int, out: Path) -> dict[str, Any]:
     arguments = ["evaluate", str(folder), "--episodes", str(episodes)]
     if command([*arguments, "--json", str(results)]):
         raise SystemExit(f"{env_id}: evaluate failed")
-    row["planner"] = figures(json.loads(results.read_text())["summary"])
+    row["planner"] = figures(json.loads(results.read_text(encoding="utf-8"))["summary"])
     others: dict[str, Action | None] = {"random": None}
     if not isinstance(act, list):
         others["behavior"] = act
@@ -211,13 +211,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/first-try"))
     given = parser.parse_args()
     file = given.out / "rows.json"
-    rows = json.loads(file.read_text()) if file.exists() else {}
+    rows = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     for env_id in given.envs:
         if env_id in rows:
             continue
         rows[env_id] = run(env_id, given.episodes, given.steps, given.out)
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(rows, indent=1))
+        file.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     print(table([rows[env_id] for env_id in given.envs]))
 
 
