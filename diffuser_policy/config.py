@@ -105,10 +105,10 @@ class NetworkConfig:
     """The denoising network and its diffusion process."""
 
     architecture: Architecture = "unet"
-    """unet: a temporal U-Net. objects: a transformer over the objects that the layout
-    names."""
+    """unet: a temporal U-Net. mlp: a residual MLP, for windows of a few planning steps.
+    objects: a transformer over the objects that the layout names."""
     dim: int = 32
-    """Base width in channels."""
+    """Base width in channels (U-Net), or width."""
     multipliers: tuple[int, ...] = (1, 2, 4)
     """U-Net: width of each resolution, as a multiple of `dim`."""
     kernel_size: int = 5
@@ -116,7 +116,7 @@ class NetworkConfig:
     attention: bool = False
     """U-Net: use linear attention in every stage."""
     depth: int = 4
-    """Objects: number of transformer blocks."""
+    """MLP and objects: number of blocks."""
     patch: int = 8
     """Objects: planning steps that share a token."""
     residual: bool = False
@@ -140,6 +140,11 @@ class NetworkConfig:
             raise ConfigError(
                 "architecture='objects' predicts deviations from the current state: "
                 "set residual=True."
+            )
+        if self.architecture == "mlp" and self.residual:
+            raise ConfigError(
+                "architecture='mlp' is given the current state as the first planning "
+                "step: leave residual=False."
             )
 
 
@@ -191,6 +196,28 @@ class ValueConfig:
             raise ConfigError(
                 f"termination_penalty must be finite, got {self.termination_penalty}."
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriticConfig:
+    """The networks that value states and actions."""
+
+    width: int = 256
+    """Hidden units per layer."""
+    discount: float = 0.99
+    """Weight of a reward one env step later."""
+    expectile: float = 0.7
+    """Expectile of the action values that state values learn: 0.5 is their mean, values
+    near 1 are those of the best actions in the data."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        positive(self, "width")
+        for name in ("discount", "expectile"):
+            if not 0 < getattr(self, name) < 1:
+                raise ConfigError(
+                    f"{name} must be in (0, 1), got {getattr(self, name)}."
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -415,6 +442,14 @@ class ValueTrainConfig(CompanionTrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CriticTrainConfig(CompanionTrainConfig):
+    """Everything that determines a critic, besides the planner and the data."""
+
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    """Networks."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClassifierTrainConfig(CompanionTrainConfig):
     """Everything that determines a classifier, besides the planner and the data."""
 
@@ -444,6 +479,8 @@ class PolicyConfig:
     """How to follow a plan."""
     value: ValueConfig | None = None
     """Network that predicts returns, if there is one."""
+    critic: CriticConfig | None = None
+    """Networks that value states and actions, if there are any."""
     classifier: ClassifierConfig | None = None
     """Network that predicts labels of states, if there is one."""
     guide: Guide | None = None
@@ -494,7 +531,7 @@ class PolicyConfig:
                 execution["replan_deviation"] = None  # once allowed; the same
             # The following are younger than the schema: a file may lack them.
             value, guide = data.get("value"), data.get("guide")
-            classifier = data.get("classifier")
+            classifier, critic = data.get("classifier"), data.get("critic")
             return cls(
                 spaces=from_json(SpaceSpec, data["spaces"]),
                 layout=from_json(TrajectoryLayout, data["layout"]),
@@ -504,6 +541,7 @@ class PolicyConfig:
                 planner=from_json(PlannerConfig, _current(data["planner"])),
                 execution=from_json(ExecutionConfig, execution),
                 value=value and from_json(ValueConfig, value),
+                critic=critic and from_json(CriticConfig, critic),
                 classifier=classifier and from_json(ClassifierConfig, classifier),
                 guide=guide and guide_from_json(guide),
                 provenance=data["provenance"],
@@ -561,7 +599,7 @@ NETWORK_NEEDS: Needs = {
     "multipliers": ("architecture", ("unet",)),
     "kernel_size": ("architecture", ("unet",)),
     "attention": ("architecture", ("unet",)),
-    "depth": ("architecture", ("objects",)),
+    "depth": ("architecture", ("mlp", "objects")),
     "patch": ("architecture", ("objects",)),
 }
 CLASSIFIER_NEEDS: Needs = {

@@ -53,7 +53,7 @@ class ValueTrainer(CompanionTrainer[ValueNetwork]):
         returns = returns_to_go(flat, settings.discount, settings.termination_penalty)
         with seeded(self.config.seed):
             network = build_value_network(self.policy_config)
-        network.set_scale(*_scale(returns, flat))
+        network.set_scale(*returns_scale(returns, flat))
         self.windows = ValuedWindows(
             in_planning_columns(flat, featurizer),
             returns=returns,
@@ -166,8 +166,12 @@ class ValuedWindows(WindowDataset):
         return self.rows[starts[:, None] + offsets], self.returns[rows]
 
 
-def _scale(returns: np.ndarray, flat: FlatDataset) -> tuple[float, float]:
-    """Return mean and standard deviation of the targets."""
+def returns_scale(returns: np.ndarray, flat: FlatDataset) -> tuple[float, float]:
+    """Return mean and standard deviation of returns `[num_rows]`.
+
+    Raises:
+        DatasetError: They are all the same.
+    """
     mean = float(returns.mean(dtype=np.float64))
     std = float(returns.std(dtype=np.float64))
     if std <= 1e-6 * max(abs(mean), 1e-12):
