@@ -98,12 +98,12 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/.torch
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/.torch
-	$(BIN)/python $(PIP) --editable '.[all,dev,docs]'
+	$(BIN)/python $(PIP) --editable '.[all,ogbench,dev,docs]'
 	@touch $@ $(VENV)/.demo
 
 $(OLDEST)/.dev: pyproject.toml .ci/oldest.txt | $(OLDEST)/bin/python
 	@echo 'installing into $(@D): a few minutes, once'
 	$(OLDEST)/bin/python $(PIP) $(TORCH)
 	$(OLDEST)/bin/python $(PIP) --constraint .ci/oldest.txt \
-	    --editable '.[all,dev,baselines,ray]'
+	    --editable '.[all,ogbench,dev,baselines,ray]'
 	@touch $@

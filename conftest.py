@@ -49,4 +49,5 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for variable in ("DIFFUSER_POLICY_CACHE", "MINARI_DATASETS_PATH", "HF_HOME"):
             patch.setenv(variable, str(tmp_path_factory.mktemp(variable.lower())))
+        patch.setattr(os, "fsync", lambda _: None)  # slow, and no test cuts the power
         yield

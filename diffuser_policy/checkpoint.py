@@ -2,35 +2,55 @@
 
 `write_planner` and `read_planner` are the two ends; `locate` finds a planner by path,
 by the name of a shipped one, or by hub id, in this order.
+
+`config.json` holds the checksum of the weights that it belongs to, and replacing it is
+what replaces the planner. The new weights lie beside it by then, under a hidden name,
+and move into place afterwards. A reader that finds other weights than the checksum's in
+place looks for those: whenever the writer is killed, the folder holds the old planner
+or the new one.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import hashlib
 import json
+import os
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 
 from diffuser_policy.build import PlannerNetworks, build_networks
 from diffuser_policy.config import PolicyConfig
 from diffuser_policy.errors import (
     CheckpointError,
     CheckpointNotFoundError,
+    ConfigError,
     MissingExtraError,
     require_extra,
     suggestion,
 )
-from diffuser_policy.files import replaced_file
+from diffuser_policy.files import (
+    hidden_sibling,
+    is_abandoned,
+    remove,
+    replaced_file,
+    storage_error,
+    synced,
+)
 from diffuser_policy.versions import versions
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 SHIPPED = Path(__file__).parent / "pretrained"
+CHECKSUM = "weights_sha256"  # in config.json
+PENDING = "pending"  # suffix of weights that are still to be moved into place
+WRITING = (0.0, 0.05, 0.5)  # seconds to wait for a process that is writing the planner
 HUB_TIMEOUT = 5.0  # seconds
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -59,43 +79,72 @@ def write_planner(
         name: tensor.detach().cpu().contiguous()
         for name, tensor in networks.state_dict().items()
     }
-    contents = {
-        CARD: card(config, networks).encode(),
-        CONFIG: (json.dumps(config.to_json(), indent=1) + "\n").encode(),
-        WEIGHTS: save(tensors, metadata={"format": "diffuser-policy"}),
-    }
-    # All are written before the first replaces its predecessor: weights beside the
-    # settings of another planner would be worse than no planner.
-    with contextlib.ExitStack() as stack:
-        for name, content in contents.items():
-            partial = stack.enter_context(replaced_file(folder / name))
-            partial.write_bytes(content)
+    weights = save(tensors, metadata={"format": "diffuser-policy"})
+    data = config.to_json()
+    data = {"schema": data.pop("schema"), CHECKSUM: checksum(weights), **data}
+    place = Path(os.path.realpath(folder / WEIGHTS))
+    pending = hidden_sibling(place, PENDING)
+    with replaced_file(folder / CARD) as described:
+        described.write_bytes(card(config, networks).encode())
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with replaced_file(folder / CONFIG) as settings:
+                settings.write_bytes((json.dumps(data, indent=1) + "\n").encode())
+                pending.write_bytes(weights)
+                synced(pending)
+        except BaseException:
+            remove(pending)
+            raise
+        try:
+            pending.replace(place)
+        except OSError as error:
+            raise storage_error(place, error) from error
+    settle(folder)
 
 
-def read_planner(source: str | Path) -> tuple[PolicyConfig, PlannerNetworks]:
+def settle(folder: Path) -> None:
+    """Finish what a killed writer of a planner began, and delete what it left.
+
+    Args:
+        folder: Of the planner; nothing happens in one that holds none.
+    """
+    place = Path(os.path.realpath(folder / WEIGHTS))
+    for path in _pending(place):
+        if is_abandoned(path):
+            if _is_in_use(folder, path):
+                path.replace(place)
+            else:
+                remove(path)
+
+
+def checksum(weights: bytes) -> str:
+    """Return the checksum of a weights file."""
+    return hashlib.sha256(weights).hexdigest()
+
+
+def read_planner(
+    source: str | Path, *, revision: str | None = None
+) -> tuple[PolicyConfig, PlannerNetworks]:
     """Read a planner by path, by the name of a shipped one, or by hub id.
 
     Args:
         source: For example "runs/mine", "multi2d-large", or "someone/their-planner".
+        revision: Commit, branch or tag of a hub repository; only for hub ids.
 
     Raises:
         CheckpointNotFoundError: No planner of that name; the shipped ones are named.
-        CheckpointError: Truncated, foreign, or of another schema. Nothing is ever
-            unpickled.
+        CheckpointError: Truncated, damaged, foreign, or of another schema. Nothing is
+            ever unpickled.
+        ConfigError: A revision of something else than a hub repository.
     """
-    folder = locate(source)
-    try:
-        data = json.loads((folder / CONFIG).read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder / CONFIG} cannot be read: {error}. A planner folder holds "
-            f"{CONFIG} and {WEIGHTS}, written by save_pretrained or "
-            f"`diffuser-policy train`."
-        ) from error
+    folder = locate(source, revision=revision)
+    data, weights = _read_files(folder)
     config = PolicyConfig.from_json(data)
     networks = build_networks(config)
     try:
-        networks.load_state_dict(load_file(folder / WEIGHTS))
+        if weights is None:
+            raise FileNotFoundError("no such file")
+        networks.load_state_dict(load(weights))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{folder / WEIGHTS} is missing, truncated, or no safetensors file "
@@ -107,7 +156,60 @@ def read_planner(source: str | Path) -> tuple[PolicyConfig, PlannerNetworks]:
             f"{folder / WEIGHTS} does not hold the weights that {CONFIG} describes: "
             f"{error}"
         ) from error
+    expected = data.get(CHECKSUM)  # planners of earlier versions have none
+    if expected is not None and checksum(weights) != expected:
+        raise CheckpointError(
+            f"{folder / WEIGHTS} does not hold the weights that {CONFIG} describes: "
+            f"their checksum differs. One of the two is damaged, or of another "
+            f"planner: copy both again. If you changed the weights on purpose, delete "
+            f"{CHECKSUM!r} from {CONFIG}."
+        )
     return config, networks.requires_grad_(False).eval()
+
+
+def _read_files(folder: Path) -> tuple[Any, bytes | None]:
+    """Return the settings of a planner, and the weights of their checksum.
+
+    The weights in place if there are no others; none if there are none at all. Another
+    process may be replacing the planner at this moment, so this looks several times.
+    """
+    place = Path(os.path.realpath(folder / WEIGHTS))
+    for pause in WRITING:
+        time.sleep(pause)
+        try:
+            data = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise CheckpointError(
+                f"{folder / CONFIG} cannot be read: {error}. A planner folder holds "
+                f"{CONFIG} and {WEIGHTS}, written by save_pretrained or "
+                f"`diffuser-policy train`."
+            ) from error
+        expected = data.get(CHECKSUM) if isinstance(data, dict) else None
+        found: bytes | None = None
+        for path in (place, *_pending(place)):
+            try:
+                weights = path.read_bytes()
+            except OSError:
+                continue
+            if expected is None or checksum(weights) == expected:
+                return data, weights
+            found = weights if path == place else found
+    return data, found
+
+
+def _pending(place: Path) -> Iterator[Path]:
+    """Yield the weights that wait to be moved to `place`."""
+    name = hidden_sibling(place, PENDING).name.partition(f".{os.getpid()}-")[0]
+    return place.parent.glob(f"{name}.*.{PENDING}")
+
+
+def _is_in_use(folder: Path, pending: Path) -> bool:
+    """Return whether the settings beside waiting weights are theirs."""
+    try:
+        data = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        return bool(checksum(pending.read_bytes()) == data.get(CHECKSUM))
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def shipped_planners() -> list[str]:
@@ -115,13 +217,25 @@ def shipped_planners() -> list[str]:
     return sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG}"))
 
 
-def locate(source: str | Path) -> Path:
+def locate(source: str | Path, *, revision: str | None = None) -> Path:
     """Return the folder of a planner: a path, a shipped one, or a hub download.
+
+    Args:
+        source: As of `read_planner`.
+        revision: As of `read_planner`.
 
     Raises:
         CheckpointNotFoundError: No planner of that name.
+        ConfigError: A revision of something else than a hub repository.
     """
-    path = Path(source)
+    path, name = Path(source), str(source)
+    if revision is not None:
+        if path.exists() or name in shipped_planners() or not HUB_ID.fullmatch(name):
+            raise ConfigError(
+                f"revision={revision!r} (--revision) chooses a version of a hub "
+                f"repository, and {name!r} is not the id of one. Leave it out."
+            )
+        return _download(name, revision)
     if path.is_dir():
         return path
     if path.is_file():
@@ -129,11 +243,10 @@ def locate(source: str | Path) -> Path:
             f"{path} is a file; a planner is a folder with {CONFIG} and {WEIGHTS}. "
             f"For the authors' .pt files see diffuser_policy.interop."
         )
-    name = str(source)
     if name in shipped_planners():
         return SHIPPED / name
     if HUB_ID.fullmatch(name):
-        return _download(name)
+        return _download(name, None)
     raise CheckpointNotFoundError(
         f"No planner {name!r}: no folder of that path, and none is shipped under that "
         f"name. {suggestion(name, shipped_planners())}"
@@ -141,7 +254,7 @@ def locate(source: str | Path) -> Path:
     )
 
 
-def _download(name: str) -> Path:
+def _download(name: str, revision: str | None) -> Path:
     """Fetch a planner from the hub, or from its cache when offline."""
     try:
         hub = require_extra("huggingface_hub", "hub")
@@ -152,19 +265,21 @@ def _download(name: str) -> Path:
             f"Shipped: {', '.join(shipped_planners()) or 'none'}."
         ) from error
     wanted = [WEIGHTS, CONFIG, CARD]
+    fetch = partial(
+        hub.snapshot_download, name, revision=revision, allow_patterns=wanted
+    )
     try:  # a cached planner needs no network
-        return Path(
-            hub.snapshot_download(name, allow_patterns=wanted, local_files_only=True)
-        )
+        return Path(fetch(local_files_only=True))
     except (OSError, ValueError):
         pass
     try:
         # A download may wait forever on a network that swallows packets: ask first.
-        hub.HfApi().model_info(name, timeout=HUB_TIMEOUT)
-        return Path(hub.snapshot_download(name, allow_patterns=wanted))
+        hub.HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT)
+        return Path(fetch())
     except Exception as error:  # its type depends on the hub's HTTP library
         raise CheckpointNotFoundError(
-            f"No folder {name!r} here, and the hub repository of that id cannot be "
+            f"No folder {name!r} here, and the hub repository of that id"
+            f"{'' if revision is None else f' and revision {revision!r}'} cannot be "
             f"reached or does not exist ({type(error).__name__}). "
             f"Shipped: {', '.join(shipped_planners()) or 'none'}."
         ) from error

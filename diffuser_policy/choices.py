@@ -33,3 +33,6 @@ LearningRateSchedule = Literal["cosine", "constant"]
 
 EngineName = Literal["process", "submitit", "ray"]
 Goals = Literal["none", "hindsight"]
+
+GOAL_KEYS = ("achieved_goal", "desired_goal")
+"""Where observations have goals if nothing else is said (Gymnasium-Robotics)."""

@@ -1,27 +1,64 @@
-"""Environments by id, whoever registered them.
+"""Environments by id, whoever registered them, and what they return, checked.
 
 Gymnasium loads no plugins by itself: `diffuser_envs/Multi2D-Large-v1` exists only
 after `import diffuser_envs`. By convention the namespace of an id is the name of the
 module that registers it, so that module is imported when the namespace is unknown.
+Two packages whose ids have no namespace are known by how their ids begin.
+
+| name | is |
+|---|---|
+| `Pendulum-v1` | an id that is registered |
+| `diffuser_envs/Multi2D-Large-v1` | an id; `diffuser_envs` is imported |
+| `my_module:mine/Point-v0` | an id; `my_module` is imported |
+| `my_module:make_env` | a class or function of `my_module` that makes one |
+
+`reset_env` and `step_env` call an environment and keep nothing that it may use again:
+some return the same array at every step and change it in place.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import difflib
 import importlib
-from typing import Any
+import re
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import gymnasium as gym
+import numpy as np
 from gymnasium.envs.registration import EnvSpec, parse_env_id
 from gymnasium.error import DependencyNotInstalled
 
-from diffuser_policy.errors import ConfigError, MissingExtraError, UnknownNameError
+from diffuser_policy.errors import (
+    ConfigError,
+    EnvContractError,
+    MissingExtraError,
+    UnknownNameError,
+)
+from diffuser_policy.ogbench import OGBenchEnv, is_ogbench
 
 Env = gym.Env[Any, Any]
 Space = gym.Space[Any]
+# Packages whose ids have no namespace: the extras that install them, how ids begin.
+HOMES = {
+    "gymnasium_robotics": ("maze", "PointMaze_|AntMaze_|Fetch|Hand|Adroit|Franka"),
+    "ogbench": (
+        "ogbench",
+        "(visual-)?((point|ant|humanoid)maze|antsoccer|cube|scene|puzzle|powder)",
+    ),
+}
 # Simulators, and the extras that install them.
-SIMULATORS = {"gymnasium_robotics": "maze", "mujoco": "maze", "pybullet": "kuka"}
+SIMULATORS = {
+    "gymnasium_robotics": "maze",
+    "mujoco": "maze",
+    "pybullet": "kuka",
+    "ogbench": "ogbench",
+    "dm_control": "ogbench",
+}
+MOST_STEPS = 10_000  # of an episode for which nobody set a limit
 ADVICE = {
     "pybullet": "It has wheels for CPython up to 3.11 on Linux (x86-64) alone; "
     "elsewhere the extra leaves it out, and `pip install pybullet` has to compile it."
@@ -33,20 +70,32 @@ def register_namespace(env_id: str) -> str:
 
     Args:
         env_id: `module:id` imports `module`; `namespace/Name-v1` imports the module
-            named like the namespace, if that namespace is not registered yet.
+            named like the namespace, if that namespace is not registered yet; ids of
+            Gymnasium-Robotics and OGBench import those.
+
+    Raises:
+        MissingExtraError: Gymnasium-Robotics or OGBench is needed and not installed.
     """
     module, _, bare_id = env_id.rpartition(":")
     namespace = bare_id.rpartition("/")[0]
     known = {spec.namespace for spec in gym.registry.values()}
     if not module and namespace.isidentifier() and namespace not in known:
         module = namespace
-    if bare_id.startswith("PointMaze") and bare_id not in gym.registry:
-        module = module or "gymnasium_robotics"
-    if module:
+    for home, (extra, beginning) in HOMES.items():
+        if module or bare_id in gym.registry or not re.match(beginning, bare_id):
+            continue
+        try:
+            importlib.import_module(home)
+        except ModuleNotFoundError as error:
+            if error.name != home:
+                raise
+            raise MissingExtraError(home, extra) from error
+    if all(part.isidentifier() for part in module.split(".")):
         try:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
-            if error.name != module:
+            # That there is no such module, or no package around it, is no error here.
+            if not f"{module}.".startswith(f"{error.name}."):
                 raise
     return bare_id
 
@@ -56,12 +105,21 @@ def env_spec(env_id: str) -> EnvSpec:
 
     Raises:
         UnknownNameError: No environment of that id; the nearest are named.
+        MissingExtraError: As `register_namespace`.
     """
     bare_id = register_namespace(env_id)
     try:
         return gym.spec(bare_id)
     except gym.error.Error as error:
-        raise UnknownNameError("environment", env_id, _near(bare_id)) from error
+        module = env_id.rpartition(":")[0]
+        remark = ""
+        if module:
+            remark = (
+                f" (the module {module!r} neither registers nor defines it)"
+                if module in sys.modules
+                else f" (no module {module!r} on Python's path)"
+            )
+        raise UnknownNameError("environment", env_id, _near(bare_id), remark) from error
 
 
 def other_versions(env_id: str) -> list[str]:
@@ -92,18 +150,27 @@ def other_versions(env_id: str) -> list[str]:
 def make_env(env_id: str, **kwargs: Any) -> Env:
     """Make an environment, importing the module its namespace is named after.
 
+    Those of OGBench become goal environments (`diffuser_policy.ogbench`).
+
     Args:
-        env_id: An id that Gymnasium knows, or will know after that import.
-        **kwargs: Passed to `gymnasium.make`.
+        env_id: An id that Gymnasium knows, or will know after that import; or
+            `module:attribute`, a class or function that makes the environment.
+        **kwargs: Passed to `gymnasium.make`, or to that class or function.
 
     Raises:
         UnknownNameError: No environment of that id; the nearest are named.
         MissingExtraError: The simulator is not installed.
-        ConfigError: The environment refuses an argument.
+        ConfigError: The environment refuses an argument, or what was named makes none.
     """
-    spec = env_spec(env_id)
+    factory = _factory(env_id)
     try:
-        return gym.make(spec, **kwargs)
+        if factory is not None:
+            return _made_by(factory, env_id, kwargs)
+        spec = env_spec(env_id)
+        made = gym.make(spec, **kwargs)
+        return OGBenchEnv(made) if is_ogbench(spec) else made
+    except ConfigError:
+        raise
     except (TypeError, ValueError) as error:
         if not kwargs:
             raise
@@ -114,6 +181,205 @@ def make_env(env_id: str, **kwargs: Any) -> Env:
             raise
         extra, advice = SIMULATORS[missing], ADVICE.get(missing, "")
         raise MissingExtraError(missing, extra, advice) from error
+
+
+class Step(NamedTuple):
+    """What an environment returned, as the numbers they stand for, and copied."""
+
+    observation: Any
+    reward: float
+    terminated: bool
+    truncated: bool
+    info: dict[str, Any]
+
+
+def reset_env(
+    env: Env, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+) -> tuple[Any, dict[str, Any]]:
+    """Reset an environment; return the observation, copied, and the info.
+
+    Raises:
+        EnvContractError: It returned something else, or an observation whose shape is
+            not that of its space.
+    """
+    given = {} if options is None else {"options": dict(options)}
+    returned = env.reset(seed=seed, **given)
+    if not isinstance(returned, tuple) or len(returned) != 2:
+        raise EnvContractError(
+            f"{env_name(env)}: reset() must return (observation, info), and it "
+            f"returned {_kind(returned)}. Environments of the old `gym` have to be "
+            f"adapted to Gymnasium."
+        )
+    observation, info = returned
+    _check_observation(env, observation)
+    return copy.deepcopy(observation), _checked_info(env, info)
+
+
+def step_env(env: Env, action: Any) -> Step:
+    """Act; return what the environment says, copied.
+
+    The environment gets a copy of the action as well: some clip it in place.
+
+    Raises:
+        EnvContractError: It returned anything but Gymnasium's five values, a reward
+            that is no number, or an observation whose shape is not that of its space.
+    """
+    returned = env.step(copy.deepcopy(action))
+    if not isinstance(returned, tuple) or len(returned) != 5:
+        raise EnvContractError(
+            f"{env_name(env)}: step() must return (observation, reward, terminated, "
+            f"truncated, info), and it returned {_kind(returned)}. Environments of the "
+            f"old `gym` have to be adapted to Gymnasium."
+        )
+    observation, reward, terminated, truncated, info = returned
+    _check_observation(env, observation)
+    return Step(
+        copy.deepcopy(observation),
+        _number(env, "reward", reward),
+        bool(_number(env, "terminated", terminated)),
+        bool(_number(env, "truncated", truncated)),
+        _checked_info(env, info),
+    )
+
+
+def env_name(env: Env) -> str:
+    """Return the id of an environment, or the name of its class."""
+    return env.spec.id if env.spec else type(env.unwrapped).__name__
+
+
+def step_limit(env: Env) -> int | None:
+    """Return after how many env steps an episode is cut; none if nothing says so."""
+    limits = [env.spec.max_episode_steps if env.spec else None]
+    inner: Any = env
+    while isinstance(inner, gym.Wrapper):
+        limits.append(getattr(inner, "_max_episode_steps", None))  # TimeLimit's
+        inner = inner.env
+    return min((n for n in limits if isinstance(n, int) and n > 0), default=None)
+
+
+def check_ends(env: Env) -> None:
+    """Refuse an environment whose step limit was switched off.
+
+    Raises:
+        EnvContractError: It was.
+    """
+    if env.spec is None or step_limit(env) is not None:
+        return
+    usual = env.spec.max_episode_steps
+    if env.spec.id in gym.registry:
+        usual = usual or gym.spec(env.spec.id).max_episode_steps
+    if usual is not None:
+        raise EnvContractError(
+            f"{env_name(env)} was made without its step limit (max_episode_steps=-1): "
+            f"its episodes may never end. Give it one (--env-option "
+            f"max_episode_steps=1000, gymnasium.make(…, max_episode_steps=1000))."
+        )
+
+
+def check_length(env: Env, length: int) -> None:
+    """Refuse an episode that goes on for thousands of env steps without any limit.
+
+    Args:
+        env: Where it runs.
+        length: Env steps so far.
+
+    Raises:
+        EnvContractError: It is that long, and nothing says when it would end.
+    """
+    if length != MOST_STEPS or step_limit(env) is not None:
+        return
+    raise EnvContractError(
+        f"An episode of {env_name(env)} has run for {length:,} env steps, and the "
+        f"environment names no limit. Give it one (--env-option "
+        f"max_episode_steps={2 * MOST_STEPS}, or gymnasium.wrappers.TimeLimit)."
+    )
+
+
+def _check_observation(env: Env, observation: Any) -> None:
+    """Raise unless the parts of an observation have the shapes of the space's parts."""
+    _check_part(env, env.observation_space, observation, "The observation")
+
+
+def _check_part(env: Env, space: Space, value: Any, name: str) -> None:
+    """Raise unless a value has the shape of its space; look into its parts."""
+    if isinstance(space, gym.spaces.Box):
+        if np.shape(value) != space.shape:
+            raise EnvContractError(
+                f"{env_name(env)}: {name} has shape {np.shape(value)}, and the "
+                f"environment's space has {space.shape}. Correct the environment, or "
+                f"wrap it so that every observation is in its space."
+            )
+    elif isinstance(space, gym.spaces.Dict):
+        missing = set(space.spaces) - set(value if isinstance(value, Mapping) else ())
+        if missing:
+            raise EnvContractError(
+                f"{env_name(env)}: {name} lacks {sorted(missing)}, which are in the "
+                f"environment's space; got {_kind(value)}."
+            )
+        for key, part in space.spaces.items():
+            _check_part(env, part, value[key], f"{name}'s part {key!r}")
+    elif isinstance(space, gym.spaces.Tuple):
+        if not isinstance(value, (tuple, list)) or len(value) != len(space.spaces):
+            raise EnvContractError(
+                f"{env_name(env)}: {name} must be a tuple of {len(space.spaces)} "
+                f"parts; got {_kind(value)}."
+            )
+        for index, part in enumerate(space.spaces):
+            _check_part(env, part, value[index], f"{name}'s part {index}")
+
+
+def _number(env: Env, name: str, value: Any) -> float:
+    """Return a value that stands for one number, such as an array of one, as that."""
+    if isinstance(value, (float, int)):  # most are
+        return float(value)
+    array = np.asarray(value)
+    if array.size == 1 and array.dtype.kind in "biuf":
+        return float(array.reshape(()))
+    raise EnvContractError(
+        f"{env_name(env)}: {name} must be one number, and step() returned "
+        f"{_kind(value)}. Correct the environment, or wrap it."
+    )
+
+
+def _checked_info(env: Env, info: Any) -> dict[str, Any]:
+    if isinstance(info, Mapping):
+        return dict(info)
+    raise EnvContractError(
+        f"{env_name(env)}: info must be a dictionary, got {_kind(info)}. Correct the "
+        f"environment, or wrap it."
+    )
+
+
+def _kind(value: Any) -> str:
+    """Return what a value is, in a few words."""
+    if isinstance(value, tuple):
+        return f"{len(value)} values"
+    shape = np.shape(value) if isinstance(value, np.ndarray) else ""
+    name = type(value).__name__
+    return f"{name} of shape {shape}" if shape != "" else f"{name} {value!r:.60}"
+
+
+def _factory(env_id: str) -> Callable[..., Any] | None:
+    """Return the class or function that `module:attribute` names, if it does."""
+    module, _, name = env_id.rpartition(":")
+    if not module or not name.isidentifier():
+        return None
+    if register_namespace(env_id) in gym.registry:
+        return None
+    found = getattr(sys.modules.get(module), name, None)
+    return found if callable(found) else None
+
+
+def _made_by(
+    factory: Callable[..., Any], env_id: str, kwargs: Mapping[str, Any]
+) -> Env:
+    made = factory(**kwargs)
+    if not isinstance(made, gym.Env):
+        raise ConfigError(
+            f"{env_id} returned {_kind(made)} instead of a gymnasium.Env. Name a class "
+            f"or function that makes one."
+        )
+    return made
 
 
 def _missing_simulator(error: BaseException | None) -> str | None:

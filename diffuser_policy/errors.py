@@ -46,6 +46,10 @@ class SpaceMismatchError(DiffuserPolicyError, ValueError):
     """An environment whose spaces differ from those the planner was trained on."""
 
 
+class EnvContractError(DiffuserPolicyError, ValueError):
+    """An environment that breaks Gymnasium's rules, or whose episodes never end."""
+
+
 class DatasetError(DiffuserPolicyError, ValueError):
     """A dataset that cannot be used as asked."""
 

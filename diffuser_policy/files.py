@@ -1,40 +1,77 @@
 """Files that are there completely or not at all.
 
-Everything is written beside its destination under a hidden name, and moved
-into place with one rename. An interrupt, a full disk or a second process doing the
-same leaves either the old state or the new one.
+Everything is written beside its destination under a hidden name, synced to the disk,
+and moved into place with one rename. An interrupt, a full disk, a power cut or a second
+process doing the same leaves either the old state or the new one.
+
+    .NAME.PID-HOST+RANDOM.partial       being written
+    .NAME.PID-HOST+RANDOM.old           what a folder held, being deleted
+
+A killed process leaves such a file behind; the next process that writes into the same
+folder deletes it. Symbolic links are followed: what they point to is replaced, and they
+stay. Devices and pipes are written to, as `open` would.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
+import functools
+import hashlib
 import json
 import os
+import platform
+import re
 import secrets
 import shutil
+import stat
+import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import filelock
+
 from diffuser_policy.errors import StorageError
+
+HIDDEN = re.compile(
+    r"\.(?P<name>.+)\.(?P<pid>\d+)-(?P<host>[0-9a-f]{8})[0-9a-f]{8}"
+    r"\.(?P<suffix>partial|old|probe|pending)"
+)
+NAME_BYTES = 128  # of a name that hidden ones repeat: file systems allow 255 in all
+ABANDONED = 24 * 3600.0  # seconds after which a file of another machine has no writer
+DESCRIPTORS = (Path("/dev/fd"), Path("/proc/self/fd"))
 
 
 @contextlib.contextmanager
-def replaced_folder(folder: Path) -> Iterator[Path]:
+def replaced_folder(folder: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield an empty folder that replaces `folder` when the block succeeds.
 
     Args:
-        folder: Destination; what it held before is deleted in the end.
+        folder: Destination; what it held before is deleted in the end. If it is a link,
+            the folder that it points to is replaced.
+        durable: Sync the files: they survive a power cut.
 
     Raises:
-        StorageError: The files could not be written; `folder` is as it was.
+        StorageError: The files could not be written, or links in the folder would be
+            lost; `folder` is as it was.
     """
-    partial = hidden_sibling(folder, "partial")
+    real = Path(os.path.realpath(folder))
+    partial = hidden_sibling(real, "partial")
     try:
-        partial.mkdir(parents=True)
+        _refuse_links(folder, real)
+        real.parent.mkdir(parents=True, exist_ok=True)
+        _tidy(real.parent)
+        partial.mkdir()
         yield partial
-        _swap(partial, folder)
+        if durable:
+            _sync_tree(partial)
+        _swap(partial, real)
+        if durable:
+            _sync(real.parent)
     except OSError as error:
         raise storage_error(folder, error) from error
     finally:
@@ -42,22 +79,53 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def replaced_file(path: Path) -> Iterator[Path]:
+def replaced_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a path to write to that replaces `path` when the block succeeds.
+
+    A device, a pipe, and a file in a folder that does not allow new files are written
+    to when the block succeeds.
+
+    Args:
+        path: Destination. If it is a link, the file that it points to is replaced.
+        durable: Sync the file: it survives a power cut.
 
     Raises:
         StorageError: The file could not be written; `path` is as it was.
     """
-    partial = hidden_sibling(path, "partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        partial.replace(path)
+        real = _real_file(path)
+        if _is_written_to(path, real):
+            with tempfile.TemporaryDirectory() as folder:
+                yield Path(folder) / "content"
+                _pour(Path(folder) / "content", path)
+            return
+        partial = hidden_sibling(real, "partial")
+        try:
+            real.parent.mkdir(parents=True, exist_ok=True)
+            _tidy(real.parent)
+            yield partial
+            if real.exists():
+                partial.chmod(stat.S_IMODE(real.stat().st_mode))
+            if durable:
+                _sync(partial)
+            partial.replace(real)
+            if durable:
+                _sync(real.parent)
+        finally:
+            with contextlib.suppress(OSError):  # such as a parent that is no folder
+                partial.unlink()
     except OSError as error:
         raise storage_error(path, error) from error
-    finally:
-        with contextlib.suppress(OSError):  # such as a parent that is no folder
-            partial.unlink()
+
+
+def write_text(path: Path, text: str, *, durable: bool = True) -> None:
+    """Write text in UTF-8, as `replaced_file` does.
+
+    Raises:
+        StorageError: It could not be written; what was there before is intact.
+    """
+    with replaced_file(path, durable=durable) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -74,8 +142,7 @@ def write_json(path: Path, data: Any) -> None:
             f"{path} was not written: the data hold NaN or infinity, which JSON cannot "
             f"express."
         ) from error
-    with replaced_file(path) as partial:
-        partial.write_text(text + "\n")
+    write_text(path, text + "\n")
 
 
 def check_writable(path: Path) -> None:
@@ -86,23 +153,69 @@ def check_writable(path: Path) -> None:
     Raises:
         StorageError: It cannot.
     """
-    if path.is_dir():
-        raise StorageError(f"{path} is a folder; name a file.")
     try:
-        folder = path.parent
+        real = _real_file(path)
+        if _is_written_to(path, real):
+            if path.is_fifo() and _descriptor(path) is None:
+                _pipe(path)  # stays open: its reader ends when the last writer does
+            return
+        folder = real.parent
         while not folder.exists() and folder != folder.parent:
             folder = folder.parent
-        probe = hidden_sibling(folder / path.name, "probe")
+        probe = hidden_sibling(folder / real.name, "probe")
         probe.touch()
         probe.unlink()
     except OSError as error:
         raise storage_error(path, error) from error
 
 
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[bool]:
+    """Hold a file's lock if no other process does; yield whether it is held.
+
+    The end of the process releases it, however it ends. The file stays.
+    """
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
 def hidden_sibling(path: Path, suffix: str) -> Path:
     """Return an unused hidden name beside `path`, of this process alone."""
-    name = f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.{suffix}"
-    return path.with_name(name)
+    name = path.name.encode()[:NAME_BYTES].decode(errors="ignore")
+    mark = f"{os.getpid()}-{_host()}{secrets.token_hex(4)}"
+    return path.with_name(f".{name}.{mark}.{suffix}")
+
+
+def is_abandoned(path: Path) -> bool:
+    """Return whether a path with a hidden name has no writer any more.
+
+    Its process has ended or, if it is one of another machine, it is a day old.
+    """
+    found = HIDDEN.fullmatch(path.name)
+    if found is None:
+        return False
+    if found["host"] != _host():
+        with contextlib.suppress(OSError):
+            return time.time() - path.lstat().st_mtime > ABANDONED
+        return False
+    return not _is_alive(int(found["pid"]))
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if that is possible."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def storage_error(path: Path, error: OSError) -> StorageError:
@@ -121,8 +234,162 @@ def storage_error(path: Path, error: OSError) -> StorageError:
     )
 
 
+def synced(path: Path) -> None:
+    """Make sure that a file survives a power cut, and that its folder lists it."""
+    _sync(path)
+    _sync(path.parent)
+
+
+# --- where --------------------------------------------------------------------------
+
+
+def _real_file(path: Path) -> Path:
+    """Return the file that a path leads to, through all links.
+
+    Raises:
+        StorageError: It is a folder.
+        OSError: The links lead nowhere, or the file may not be written.
+    """
+    real = Path(os.path.realpath(path))
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return real
+    if stat.S_ISDIR(mode):
+        raise StorageError(errno.EISDIR, f"{path} is a folder; name a file.")
+    if not os.access(path, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    return real
+
+
+def _is_written_to(path: Path, real: Path) -> bool:
+    """Return whether a path can only be written to, not replaced."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    if not stat.S_ISREG(mode) or _descriptor(path) is not None:
+        return True
+    return not os.access(real.parent, os.W_OK)
+
+
+def _descriptor(path: Path) -> int | None:
+    """Return the open descriptor of this process that a path stands for, if any.
+
+    Standard output may be redirected into the very file. Opened anew, it would be
+    emptied; replaced, what is printed later would be lost.
+    """
+    numbers = [1, 2]
+    if path.parent in DESCRIPTORS and path.name.isdecimal():
+        numbers.append(int(path.name))
+    for number in numbers:
+        with contextlib.suppress(OSError):
+            if os.path.samestat(path.stat(), os.fstat(number)):
+                return number
+    return None
+
+
+def _pour(source: Path, path: Path) -> None:
+    """Copy a file into an open descriptor, a device, a pipe, or over another file."""
+    number = _descriptor(path)
+    if number in (1, 2):
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()  # in the order in which it was written
+    if number is None and path.is_fifo():
+        number = _pipe(path)
+    opened = path.open("wb") if number is None else os.fdopen(os.dup(number), "wb")
+    with source.open("rb") as content, opened as sink:
+        shutil.copyfileobj(content, sink)
+    if path in _PIPES:
+        os.close(_PIPES.pop(path))
+
+
+_PIPES: dict[Path, int] = {}  # opened by `check_writable`, until they are written to
+
+
+def _pipe(path: Path) -> int:
+    """Return a descriptor of a named pipe, opened.
+
+    Raises:
+        StorageError: Nobody reads it: writing would wait forever.
+    """
+    if path not in _PIPES:
+        try:
+            _PIPES[path] = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            raise StorageError(
+                errno.ENXIO, f"{path} is a pipe that nobody reads: start its reader."
+            ) from error
+        os.set_blocking(_PIPES[path], True)
+    return _PIPES[path]
+
+
+def _refuse_links(folder: Path, real: Path) -> None:
+    """Refuse to replace a folder with links in it, which would be lost.
+
+    Raises:
+        StorageError: Names one of them.
+    """
+    for place, folders, files in os.walk(real):
+        for name in (*folders, *files):
+            if (Path(place) / name).is_symlink():
+                raise StorageError(
+                    errno.EEXIST,
+                    f"{folder} was not replaced: {Path(place) / name} is a link, which "
+                    f"would be lost. Delete the link, or choose another name.",
+                )
+
+
+# --- what interrupted processes left ------------------------------------------------
+
+
+@functools.cache
+def _host() -> str:
+    """Return eight digits that tell this machine, or container, from others."""
+    name = platform.node()
+    with contextlib.suppress(OSError):
+        name += str(Path("/proc/self/ns/pid").readlink())
+    return hashlib.sha256(name.encode()).hexdigest()[:8]
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # of another user, or no process of this system
+        return True
+    return True
+
+
+@functools.lru_cache(maxsize=256)
+def _tidy(folder: Path) -> None:
+    """Delete what killed processes left in a folder; once in every process.
+
+    A folder that was replaced in two steps, and is missing because the second was never
+    taken, is put back.
+    """
+    for path in folder.iterdir():
+        found = HIDDEN.fullmatch(path.name)
+        if found is None or found["suffix"] == "pending" or not is_abandoned(path):
+            continue
+        target = path.with_name(found["name"])
+        if found["suffix"] == "old" and not target.exists():
+            with contextlib.suppress(OSError):
+                path.rename(target)
+        else:
+            remove(path)
+
+
+# --- the last step ------------------------------------------------------------------
+
+
 def _swap(partial: Path, folder: Path) -> None:
-    """Move `partial` to `folder`, and delete what was there before."""
+    """Move `partial` to `folder`; what was there before is in `partial`, or deleted."""
+    if folder.exists() and _exchange(partial, folder):
+        return
     old = hidden_sibling(folder, "old")
     try:
         with contextlib.suppress(FileNotFoundError):
@@ -138,3 +405,35 @@ def _swap(partial: Path, folder: Path) -> None:
             with contextlib.suppress(OSError):  # filled by another process meanwhile
                 old.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two folders in one step, and return whether the system can do that."""
+    if sys.platform != "linux":
+        return False
+    try:
+        renameat2 = ctypes.CDLL(None).renameat2
+    except AttributeError:  # a C library without it
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    paths = os.fsencode(first), os.fsencode(second)
+    return bool(renameat2(here, paths[0], here, paths[1], exchange) == 0)
+
+
+def _sync(path: Path) -> None:
+    """Write what the system still holds of a file, or of a folder's names, to disk."""
+    if os.name == "nt" and path.is_dir():  # folders cannot be opened there
+        return
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_tree(folder: Path) -> None:
+    """Sync everything in a folder."""
+    for place, _, files in os.walk(folder, topdown=False):
+        for name in files:
+            _sync(Path(place) / name)
+        _sync(Path(place))

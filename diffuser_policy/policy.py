@@ -27,6 +27,7 @@ derive from observations (`diffuser_policy.columns.features`).
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import zlib
 from pathlib import Path
@@ -57,6 +58,7 @@ from diffuser_policy.guides.guide import Guide, GuideFunction, as_guide, describ
 from diffuser_policy.planning.plan import Following, Plan
 from diffuser_policy.planning.ranking import has_feasibility
 from diffuser_policy.settings import check_seed, from_json, to_json
+from diffuser_policy.spaces import SpaceSpec, into_box
 
 
 class DiffuserPolicy:
@@ -135,7 +137,8 @@ class DiffuserPolicy:
                 while denoising: the same observation and plan give the same action.
 
         Returns:
-            Actions `[action]` or `[n, action]` inside the action space, and the state.
+            Actions, one or `n`, inside the action space and in its type, and the state.
+            Whole numbers are rounded to the nearest.
 
         Raises:
             ObservationError: An observation that cannot be planned from, or a state or
@@ -160,9 +163,8 @@ class DiffuserPolicy:
         )
         current = self._replan(current, rows, goals, deterministic=deterministic)
         actions = self.executor.act(self._following(current), seen)
-        low, high = self.action_space.low, self.action_space.high
-        clipped = np.clip(actions, low, high).astype(self.action_space.dtype)
-        return clipped.reshape(*batch, *self.action_space.shape), current
+        inside = into_box(self.action_space, actions)
+        return inside.reshape((*batch, *self.action_space.shape)), current
 
     def plan(
         self,
@@ -324,7 +326,28 @@ class DiffuserPolicy:
             shared.value,
             shared.classifier,
         )
-        return DiffuserPolicy(self.config, networks, seed=self.seed)
+        return self._rebuilt(self.config, networks, self.spaces)
+
+    def for_env(self, env: Any) -> DiffuserPolicy:
+        """Return a policy that shares the weights and reads an environment's arrays.
+
+        Observations of the planner's own structure need this not. It reads flat ones,
+        where Gymnasium's `FlattenObservation` shows which column is which.
+
+        Args:
+            env: An environment, or several: Gymnasium's or Stable-Baselines3's.
+
+        Raises:
+            SpaceMismatchError: Other spaces, or a flat array whose columns nobody
+                knows.
+        """
+        spaces = self.spaces.fitted(env)
+        if spaces == self.spaces:
+            return self
+        policy = copy.copy(self)
+        policy._streams = copy.deepcopy(self._streams)
+        policy.spaces, policy.observation_space = spaces, spaces.observation_space()
+        return policy
 
     def to(self, device: str | torch.device) -> DiffuserPolicy:
         """Move the networks, in place, and return the policy.
@@ -519,7 +542,15 @@ class DiffuserPolicy:
             "goals": self.planner.layout.goal_conditioned,
         }
         refuse_idle(settings, {**planner, **execution, **present}, PLANNING_NEEDS)
-        return DiffuserPolicy(config, self.networks, seed=self.seed)
+        return self._rebuilt(config, self.networks, self.spaces)
+
+    def _rebuilt(
+        self, config: PolicyConfig, networks: PlannerNetworks, spaces: SpaceSpec
+    ) -> DiffuserPolicy:
+        """Return a policy of other parts, with the same seed."""
+        policy = DiffuserPolicy(config, networks, seed=self.seed)
+        policy.spaces, policy.observation_space = spaces, spaces.observation_space()
+        return policy
 
 
 class PolicyState(NamedTuple):

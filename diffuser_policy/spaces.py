@@ -1,23 +1,27 @@
 """What a planner reads of an environment: its spaces, as plain data.
 
-Two kinds of observation are planned in:
-
-- a flat `Box` of shape `[size]`;
-- a goal `Dict` with `observation`, `achieved_goal` and `desired_goal` (each a flat
-  `Box`), Gymnasium-Robotics' convention.
+Observations are a `Box` of any shape, or `Dict` and `Tuple` spaces of such boxes, which
+are flattened into named columns (`diffuser_policy.observations`). A *goal dictionary*
+holds an achieved and a desired goal beside the observation.
 
 Planners that were trained without goals take goal dictionaries as well: they plan from
-`observation`, and hand `desired_goal` on to guides. Planners with goals read one, and
-it may also come flattened: `[observation, desired_goal]`, or all three
-parts in the order of `gymnasium.wrappers.FlattenObservation` (alphabetical).
+`observation`, and hand `desired_goal` on to guides. Planners with goals read nothing
+but such dictionaries: a flat array does not say which of its columns are the goal. For
+an environment in Gymnasium's wrapper `FlattenObservation`, the wrapper says it, and
+`SpaceSpec.fitted` returns spaces that read its observations.
 
 Plans are made of observations, so a goal has to be some columns of them. If the
 achieved goal repeats columns of the observation (a maze's position), those are the
 goal's columns; otherwise it is appended to the observation for planning.
+
+Actions are a bounded `Box` of any shape, and keep its type. In a box of integers they
+are rounded to the nearest.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,22 +29,43 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from diffuser_policy.errors import DatasetError, ObservationError, SpaceMismatchError
+from diffuser_policy.errors import (
+    ConfigError,
+    DatasetError,
+    ObservationError,
+    SpaceMismatchError,
+)
+from diffuser_policy.observations import (
+    ObservationColumns,
+    Part,
+    flat_order,
+    joined,
+    parts_of,
+    single_space,
+)
 
 GOAL_KEYS = ("achieved_goal", "desired_goal", "observation")
 ROWS_TO_COMPARE = 10_000
+WHOLE = 2.0**53  # largest whole number up to which float64 skips none
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpaceSpec:
-    """Sizes and bounds of an environment's observations and actions.
+    """Columns of an environment's observations, and bounds of its actions.
 
     Attributes:
-        observation_size: Columns of the (inner) observation.
-        goal_size: Columns of the goal; zero for flat observations.
+        observation_size: Columns of the observation, without goals.
+        goal_size: Columns of the goal; zero for observations without.
         goal_columns: Where the goal lies in the *planned* observation.
         action_low: `[action]` lowest action.
         action_high: `[action]` highest action.
+        action_shape: Of an action; `(action,)` if not given.
+        action_dtype: NumPy's name for the type of actions.
+        columns: Where the columns are in an observation; if not given, a flat box, or
+            a goal dictionary of three.
+
+    Raises:
+        ConfigError: They contradict each other.
     """
 
     observation_size: int
@@ -48,6 +73,43 @@ class SpaceSpec:
     goal_columns: tuple[int, ...] = ()
     action_low: tuple[float, ...]
     action_high: tuple[float, ...]
+    action_shape: tuple[int, ...] | None = None
+    action_dtype: str = "float32"
+    columns: ObservationColumns | None = None
+
+    def __post_init__(self) -> None:
+        if self.columns is None:
+            usual = ObservationColumns.usual(self.observation_size, self.goal_size)
+            object.__setattr__(self, "columns", usual)
+        if self.action_shape is None:
+            object.__setattr__(self, "action_shape", (len(self.action_low),))
+        sizes = self.parts.size, self.parts.goal_size
+        if sizes != (self.observation_size, self.goal_size):
+            raise ConfigError(
+                f"The spaces have {self.observation_size} observation and "
+                f"{self.goal_size} goal columns, but their parts have {sizes[0]} and "
+                f"{sizes[1]}."
+            )
+        counts = {len(self.action_low), len(self.action_high)}
+        if counts != {math.prod(self.action_shape or ())}:
+            raise ConfigError(
+                f"Actions of shape {self.action_shape} need a bound for each number, "
+                f"got {len(self.action_low)} and {len(self.action_high)}."
+            )
+        try:
+            known = np.dtype(self.action_dtype).kind in "fiub"
+        except TypeError:
+            known = False
+        if not known:
+            raise ConfigError(
+                f"action_dtype must be NumPy's name of a type of numbers, got "
+                f"{self.action_dtype!r}."
+            )
+
+    @property
+    def parts(self) -> ObservationColumns:
+        """Where the columns are in an observation."""
+        return self.columns or ObservationColumns.usual(self.observation_size)
 
     @property
     def planned_size(self) -> int:
@@ -67,54 +129,112 @@ class SpaceSpec:
 
     def observation_space(self) -> spaces.Space[Any]:
         """Return the observation space, unbounded, float64."""
-
-        def box(size: int) -> spaces.Box:
-            return spaces.Box(-np.inf, np.inf, (size,), np.float64)
-
-        if not self.has_goal:
-            return box(self.observation_size)
-        sizes = (self.goal_size, self.goal_size, self.observation_size)
-        return spaces.Dict(
-            {key: box(size) for key, size in zip(GOAL_KEYS, sizes, strict=True)}
-        )
+        return self.parts.space()
 
     def action_space(self) -> spaces.Box:
-        """Return the action space, float32."""
-        low = np.asarray(self.action_low, np.float32)
-        high = np.asarray(self.action_high, np.float32)
-        return spaces.Box(low, high, dtype=np.float32)
+        """Return the action space, in its type.
+
+        No bound lies outside of the environment's, even where the type is coarser.
+        """
+        dtype: Any = np.dtype(self.action_dtype)
+        low = _within(self.action_low, dtype, upwards=True)
+        high = _within(self.action_high, dtype, upwards=False)
+        shape = self.action_shape
+        return spaces.Box(low.reshape(shape), high.reshape(shape), dtype=dtype)
 
     def check(self, env: Any) -> None:
-        """Refuse an environment whose spaces differ.
+        """Refuse an environment whose spaces differ, or whose observations are flat.
 
         Args:
-            env: Anything with *single* `observation_space` and `action_space`.
+            env: An environment, or several: Gymnasium's or Stable-Baselines3's.
 
         Raises:
             SpaceMismatchError: Both spaces are named, the expected and the given.
         """
-        given = env.observation_space
-        if self.has_goal:
-            readable = _shapes(given) in [(size,) for size in self._flat_sizes()]
-        else:
-            readable = (
-                isinstance(given, spaces.Dict)
-                and set(GOAL_KEYS[1:]) <= set(given.spaces)
-                and _shapes(given["observation"]) == (self.observation_size,)
+        if self.fitted(env) != self:
+            raise SpaceMismatchError(
+                "The environment flattens its observations, which this policy cannot "
+                "read as they come. Leave out the wrapper FlattenObservation, or use "
+                "policy.for_env(env)."
             )
-        if readable:
-            given = self.observation_space()
-        pairs = (
-            ("observation", given, self.observation_space(), _shapes),
-            ("action", env.action_space, self.action_space(), _bounds),
+
+    def fitted(self, env: Any) -> SpaceSpec:
+        """Return these spaces as they read the observations of an environment.
+
+        Args:
+            env: An environment, or several: Gymnasium's or Stable-Baselines3's.
+
+        Returns:
+            Itself, or spaces for flat arrays whose order the wrappers of the
+            environment show.
+
+        Raises:
+            SpaceMismatchError: Both spaces are named, the expected and the given.
+        """
+        fitted = self._reader(env)
+        given = single_space(env, "action")
+        if _actions(given) != _actions(self.action_space(), self):
+            raise self._mismatch("action", self.action_space(), given)
+        return fitted
+
+    def _reader(self, env: Any) -> SpaceSpec:
+        """Return the spaces that read the observations of an environment."""
+        given, why = single_space(env, "observation"), ""
+        try:
+            if self._fits(parts_of(given)):
+                return self
+            order = flat_order(env) if isinstance(given, spaces.Box) else None
+            if order is not None and self._fits(order):
+                own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+                own["columns"] = self._readable(order)
+                return FlattenedSpaces(**own, order=order, original=self)
+        except DatasetError as error:
+            why = f" {error}"
+        if isinstance(given, spaces.Box) and self.parts.observation[0].path:
+            why = (
+                " A flat observation is read only if Gymnasium's FlattenObservation "
+                "makes it of these parts, because else nobody knows which columns are "
+                "the goal: leave out the wrapper that flattens it."
+            )
+        raise self._mismatch("observation", self.observation_space(), given, why)
+
+    def _mismatch(
+        self, name: str, expected: Any, given: Any, why: str = ""
+    ) -> SpaceMismatchError:
+        return SpaceMismatchError(
+            f"This planner expects the {name} space {expected}, but the environment "
+            f"has {given}. Use the environment it was trained for, or train a planner "
+            f"on data of this one.{why}"
         )
-        for name, given, expected, compared in pairs:
-            if compared(given) != compared(expected):
-                raise SpaceMismatchError(
-                    f"This planner expects the {name} space {expected}, but the "
-                    f"environment has {given}. Use the environment it was trained "
-                    f"for, or train a planner on data of this one."
-                )
+
+    def _fits(self, given: Sequence[Part]) -> bool:
+        """Return whether observations of these parts have all columns, and no others.
+
+        Goals that plans do not depend on may be there or not.
+        """
+        columns, every = self._readable(given), set(given)
+        achieved, desired = columns.goal_keys
+        needed = {*columns.observation}
+        needed |= {*columns.desired_goal} if self.has_goal else set()
+        needed |= {*columns.achieved_goal} if self.appends_goal else set()
+        if columns != self.parts and not any(part.below(desired) for part in given):
+            return False
+        return needed <= every and all(
+            part.below(achieved) or (part.below(desired) and not self.has_goal)
+            for part in every - needed
+        )
+
+    def _readable(self, given: Sequence[Part]) -> ObservationColumns:
+        """Return where to look for columns in observations of these parts.
+
+        Planners of a flat box without goals also read it in a goal dictionary.
+        """
+        plain = ObservationColumns.usual(self.observation_size)
+        if self.columns == plain and len(given) > 1:
+            path: tuple[str | int, ...] = ("observation",)
+            inner = Part(path=path, shape=(self.observation_size,))
+            return dataclasses.replace(plain, observation=(inner,))
+        return self.parts
 
     def read(
         self, observation: Any
@@ -132,77 +252,162 @@ class SpaceSpec:
         Raises:
             ObservationError: Structure, shape, or values that cannot be planned from.
         """
-        if isinstance(observation, tuple):
+        columns = self.parts
+        if isinstance(observation, tuple) and not columns.is_tuple:
             raise ObservationError(
                 "Got a tuple instead of an observation. Gymnasium's reset() returns "
                 "(observation, info); pass the observation alone: "
                 "observation, info = env.reset()."
             )
-        if self.has_goal and not isinstance(observation, Mapping):
-            observation = self._unflatten(observation)
-        if not isinstance(observation, Mapping):
-            rows, batch = _rows("observation", observation, self.observation_size)
-            return rows, None, batch
-        needed = GOAL_KEYS if self.appends_goal else GOAL_KEYS[1:]
-        missing = [key for key in needed if key not in observation]
-        if missing:
-            flat = (
-                ""
-                if self.has_goal
-                else f"flat observations [{self.observation_size}], or "
-            )
-            raise ObservationError(
-                f"The observation lacks {missing}; it has "
-                f"{sorted(map(str, observation))}. This planner takes {flat}goal "
-                f"dictionaries with {list(GOAL_KEYS)}."
-            )
-        rows, batch = _rows(
-            "observation", observation["observation"], self.observation_size
-        )
-        desired, size = observation["desired_goal"], self.goal_size
-        if not self.has_goal:  # for guides alone, so of any size
-            size = np.shape(desired)[-1] if np.ndim(desired) else 0
-        parts = {"desired_goal": _rows("desired_goal", desired, size)}
+        fields = {"observation": columns.observation}
+        if self.has_goal:
+            fields["desired_goal"] = columns.desired_goal
         if self.appends_goal:
-            achieved = _rows("achieved_goal", observation["achieved_goal"], size)
-            parts["achieved_goal"] = achieved
-            if achieved[1] == batch:
-                rows = np.concatenate([rows, achieved[0]], axis=1)
-        for key, (_, other) in parts.items():
-            if other != batch:
-                raise ObservationError(
-                    f"observation has the batch shape {batch}, but {key} {other}."
+            fields["achieved_goal"] = columns.achieved_goal
+        if isinstance(observation, Mapping) and columns.observation[0].path == ():
+            fields = self._guided(observation)
+        found = self._values(observation, fields)
+        blocks: dict[str, np.ndarray] = {}
+        batch: tuple[int, ...] | None = None
+        for name, parts in fields.items():
+            rows = []
+            for part in parts:
+                block, shape = _rows(part, found[part])
+                batch = shape if batch is None else batch
+                if shape != batch:
+                    raise ObservationError(
+                        f"{fields['observation'][0].name} has the batch shape {batch}, "
+                        f"but {part.name} {shape}."
+                    )
+                rows.append(block)
+            blocks[name] = joined(rows)
+        planned = [blocks["observation"]]
+        if self.appends_goal:
+            planned.append(blocks["achieved_goal"])
+        return joined(planned), blocks.get("desired_goal"), batch or ()
+
+    def _guided(self, observation: Mapping[str, Any]) -> dict[str, tuple[Part, ...]]:
+        """Return the parts of a goal dictionary whose goal is for guides alone."""
+        size, goal = self.observation_size, observation.get("desired_goal", 0.0)
+        parts: dict[str, tuple[Part, ...]] = {
+            "observation": (Part(path=("observation",), shape=(size,)),)
+        }
+        if not isinstance(goal, Mapping | tuple):  # guides take one vector
+            shape = np.shape(goal)[-1:] or (0,)
+            parts["desired_goal"] = (Part(path=("desired_goal",), shape=shape),)
+        return parts
+
+    def _values(
+        self, observation: Any, fields: Mapping[str, Sequence[Part]]
+    ) -> dict[Part, Any]:
+        """Return the values of each part, as they come.
+
+        Raises:
+            ObservationError: A part is missing.
+        """
+        found, missing = {}, []
+        for parts in fields.values():
+            for part in parts:
+                try:
+                    found[part] = part.of(observation)
+                except LookupError:
+                    missing.append(part.name)
+        if not missing:
+            return found
+        taken = [part.name for parts in self.parts.fields.values() for part in parts]
+        takes = f"goal dictionaries with {taken}"
+        if not self.has_goal:
+            takes = f"observations with {taken}"
+            if self.parts.observation[0].path == ():
+                takes = (
+                    f"flat observations [{self.observation_size}], or goal "
+                    f"dictionaries with {list(GOAL_KEYS)}"
                 )
-        return rows, parts["desired_goal"][0], batch
-
-    def _flat_sizes(self) -> tuple[int, int]:
-        """Return the sizes of `[observation, goal]` and of all three parts."""
-        pair = self.observation_size + self.goal_size
-        return pair, pair + self.goal_size
-
-    def _unflatten(self, observation: Any) -> dict[str, np.ndarray]:
-        """Return the goal dictionary of a flattened one; its size tells the order."""
-        pair, triple = self._flat_sizes()
-        shape = np.shape(observation)
-        size, goal = self.observation_size, self.goal_size
-        if shape and shape[-1] == triple:
-            array = np.asarray(observation)
-            return {
-                "achieved_goal": array[..., :goal],
-                "desired_goal": array[..., goal : 2 * goal],
-                "observation": array[..., 2 * goal :],
-            }
-        if shape and shape[-1] == pair and not self.appends_goal:
-            array = np.asarray(observation)
-            return {
-                "observation": array[..., :size],
-                "desired_goal": array[..., size:],
-            }
+        if isinstance(observation, Mapping):
+            has = f"it has {sorted(map(str, observation))}"
+        else:
+            has = f"got {type(observation).__name__} of shape {np.shape(observation)}"
+        flat = ""
+        if not isinstance(observation, Mapping | tuple):
+            flat = (
+                " A flat array does not say what its columns are: leave out the "
+                "wrapper that flattens observations, or use policy.for_env(env)."
+            )
         raise ObservationError(
-            f"This planner takes goal dictionaries with {list(GOAL_KEYS)}, or them "
-            f"flattened to {pair} (observation, goal) or {triple} numbers; got "
-            f"{type(observation).__name__} of shape {shape}."
+            f"The observation lacks {missing}; {has}. This planner takes {takes}.{flat}"
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlattenedSpaces(SpaceSpec):
+    """The spaces of an environment that flattens its observations.
+
+    Attributes:
+        order: Parts of a flat observation.
+        original: The planner's own spaces.
+    """
+
+    order: tuple[Part, ...]
+    original: SpaceSpec
+
+    def observation_space(self) -> spaces.Box:
+        """Return the observation space, unbounded, float64."""
+        size = sum(part.size for part in self.order)
+        return spaces.Box(-np.inf, np.inf, (size,), np.float64)
+
+    def fitted(self, env: Any) -> SpaceSpec:
+        """Return the spaces that read the observations of another environment."""
+        return self.original.fitted(env)
+
+    def _values(
+        self, observation: Any, fields: Mapping[str, Sequence[Part]]
+    ) -> dict[Part, Any]:
+        """Return the columns of each part."""
+        if isinstance(observation, Mapping):
+            return super()._values(observation, fields)
+        rows, batch = _rows(Part(shape=self.observation_space().shape), observation)
+        ends = np.cumsum([part.size for part in self.order])
+        cuts = dict(zip(self.order, np.split(rows, ends[:-1], axis=1), strict=True))
+        every = [part for parts in fields.values() for part in parts]
+        return {part: cuts[part].reshape(*batch, *part.shape) for part in every}
+
+
+def into_box(box: spaces.Box, values: np.ndarray) -> np.ndarray:
+    """Return actions inside of their space, and in its type.
+
+    Args:
+        box: Of a single action.
+        values: `[n, action]` the numbers of each action, in any type.
+
+    Returns:
+        `[n, *box.shape]`, clipped to the bounds; whole numbers are rounded to the
+        nearest first.
+    """
+    low, high = box.low.reshape(-1), box.high.reshape(-1)
+    if np.issubdtype(box.dtype, np.floating):
+        inside = np.clip(values, low, high)
+    else:  # beyond `WHOLE`, a bound may have no equal among float64
+        bounds = (
+            np.clip(bound.astype(np.float64), -WHOLE, WHOLE) for bound in (low, high)
+        )
+        inside = np.clip(np.rint(values.astype(np.float64)), *bounds)
+    actions: np.ndarray = inside.astype(box.dtype)
+    return actions.reshape(len(values), *box.shape)
+
+
+def _within(bounds: Sequence[float], dtype: Any, *, upwards: bool) -> np.ndarray:
+    """Return bounds in a type, each moved inwards where it is rounded outwards."""
+    exact = np.asarray(bounds, np.float64)
+    if not np.issubdtype(dtype, np.floating):
+        if dtype == np.bool_:
+            return exact.astype(dtype)
+        least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
+        whole = [math.ceil(b) if upwards else math.floor(b) for b in exact.tolist()]
+        return np.array([min(max(each, least), most) for each in whole], dtype)
+    cast = exact.astype(dtype)
+    outside = cast < exact if upwards else cast > exact
+    inner = np.nextafter(cast, np.asarray(np.inf if upwards else -np.inf, dtype))
+    return np.where(outside, inner, cast)
 
 
 def find_goal_columns(observation: np.ndarray, achieved: np.ndarray) -> tuple[int, ...]:
@@ -230,32 +435,36 @@ def find_goal_columns(observation: np.ndarray, achieved: np.ndarray) -> tuple[in
     return tuple(columns)
 
 
-def _shapes(space: Any) -> Any:
-    if isinstance(space, spaces.Dict):
-        return {key: _shapes(space[key]) for key in sorted(space.spaces)}
-    return space.shape if isinstance(space, spaces.Box) else space
-
-
-def _bounds(space: Any) -> Any:
+def _actions(space: Any, spec: SpaceSpec | None = None) -> Any:
+    """Return what has to agree between action spaces, to single precision."""
     if not isinstance(space, spaces.Box):
         return space
-    return [bound.astype(np.float32).tolist() for bound in (space.low, space.high)]
+    bounds = (space.low, space.high)
+    if spec is not None:  # before they were moved inwards
+        bounds = (np.asarray(spec.action_low), np.asarray(spec.action_high))
+    kind = "float" if np.issubdtype(space.dtype, np.floating) else "whole"
+    rounded = [bound.astype(np.float32).reshape(-1).tolist() for bound in bounds]
+    return kind, space.shape, rounded
 
 
-def _rows(name: str, values: Any, size: int) -> tuple[np.ndarray, tuple[int, ...]]:
+def _rows(part: Part, values: Any) -> tuple[np.ndarray, tuple[int, ...]]:
     """Return `[n, size]` float32 rows of a single or batched array, checked."""
+    name, shape = part.name, part.shape
     try:
         array = np.asarray(values, dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise ObservationError(f"{name} is not numeric: {values!r}.") from error
-    if array.ndim not in (1, 2) or array.shape[-1] != size or array.size == 0:
+    axes = array.ndim - len(shape)
+    batch = array.shape[: max(axes, 0)]
+    if axes not in (0, 1) or array.shape[axes:] != shape or 0 in batch:
+        many = ", ".join(map(str, ("num_envs", *shape)))
         raise ObservationError(
-            f"{name} must have shape ({size},), or (num_envs, {size}) for a batch; "
+            f"{name} must have shape {shape}, or ({many}) for a batch; "
             f"got {array.shape}."
         )
     if not np.isfinite(array).all():
         raise ObservationError(f"{name} holds NaN or infinite values: {array}.")
-    return (array[None], ()) if array.ndim == 1 else (array, array.shape[:1])
+    return array.reshape((*batch, 1)[0], part.size), batch
 
 
 def check_action_bounds(low: Sequence[float], high: Sequence[float]) -> None:

@@ -12,7 +12,13 @@ from gymnasium.envs.registration import EnvSpec
 
 from diffuser_policy.data.collection import CollectSettings, collect
 from diffuser_policy.data.flat import Episode
-from diffuser_policy.data.minari import _any_episodes, write_minari
+from diffuser_policy.data.minari import (
+    _any_episodes,
+    _checked_parts,
+    recorded_facts,
+    write_minari,
+)
+from diffuser_policy.observations import ObservationColumns
 
 DATASET = "test/mazes/tiny-v2"
 ENV = "diffuser_envs/Multi2D-UMaze-v1"
@@ -101,7 +107,8 @@ def write(episodes: Sequence[Episode], env: gym.Env[Any, Any] | None = None) -> 
 
 def record(settings: CollectSettings = SMALL) -> list[Episode]:
     folder = collect(settings, progress=False)
-    return list(_any_episodes(folder / "data"))
+    columns = ObservationColumns.of(_checked_parts(recorded_facts(folder)))
+    return list(_any_episodes(folder / "data", columns))
 
 
 def assert_same(left: list[Episode], right: list[Episode]) -> None:

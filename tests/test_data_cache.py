@@ -6,6 +6,7 @@ import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,9 +38,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Count how often a dataset is really read."""
     calls: list[Path] = []
 
-    def counted(folder: Path, *, progress: bool) -> FlatDataset:
+    def counted(folder: Path, **settings: Any) -> FlatDataset:
         calls.append(folder)
-        return read_minari(folder, progress=progress)
+        return read_minari(folder, **settings)
 
     monkeypatch.setattr("diffuser_policy.data.minari.read_minari", counted)
     return calls
@@ -148,9 +149,9 @@ def test_files_that_change_while_they_are_read_are_not_cached(
 ) -> None:
     write(cut_stream([4])[0])
 
-    def read(folder: Path, *, progress: bool) -> FlatDataset:
+    def read(folder: Path, **settings: Any) -> FlatDataset:
         (folder / "late.hdf5").touch()
-        return read_minari(folder, progress=progress)
+        return read_minari(folder, **settings)
 
     monkeypatch.setattr("diffuser_policy.data.minari.read_minari", read)
     assert load_flat(DATASET).num_rows == 4

@@ -33,6 +33,7 @@ from diffuser_policy.errors import (
     DatasetError,
     UnknownNameError,
 )
+from diffuser_policy.observations import ObservationColumns
 from tests.data_helpers import COLLECTED, ENV, EXPERT, SMALL, assert_same, record
 
 pytest.importorskip("gymnasium_robotics")
@@ -315,7 +316,9 @@ def test_episodes_of_any_env_and_policy_are_recorded(
     assert facts["algorithm_name"] == "RandomPolicy"
     stored = minari.load_dataset("test/pendulum-v0").storage
     seeds = [facts["seed"] for facts in stored.get_episode_metadata(range(3))]
-    for seed, episode in zip(seeds, _any_episodes(folder / "data"), strict=True):
+    columns = ObservationColumns.usual(3)
+    recorded = _any_episodes(folder / "data", columns)
+    for seed, episode in zip(seeds, recorded, strict=True):
         replayed, _ = pendulum.reset(seed=seed)
         for step, action in enumerate(episode.actions):
             np.testing.assert_array_equal(

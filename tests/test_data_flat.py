@@ -6,13 +6,14 @@ import errno
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from diffuser_policy.data.flat import FlatDataset, flatten
+from diffuser_policy.data.flat import Episode, FlatDataset, flatten
 from diffuser_policy.errors import DatasetError, DatasetNotFoundError, StorageError
 from tests.data_helpers import cut_stream, make_episode
 
@@ -246,6 +247,33 @@ def test_a_reset_begins_a_run() -> None:
     second, _ = cut_stream([3, 6], seed=2)
     flat = flatten([*first, *second], num_rows=18)
     assert flat.run_starts.tolist() == [0, 9, 18]
+
+
+def test_an_observation_at_rest_continues_nothing_if_the_achieved_goal_jumps() -> None:
+    """Velocities alone may be equal: zero at the end, and zero after the reset."""
+
+    def trip(begin: float, end: float) -> Episode:
+        position = np.linspace([begin], [end], 5)
+        velocity = np.zeros((5, 1))
+        velocity[1:-1] = (end - begin) / 4
+        fields = {"observation": velocity, "achieved_goal": position}
+        goal = np.full((5, 1), end)
+        return Episode.cut(
+            {**fields, "desired_goal": goal}, np.zeros((4, 1)), np.zeros(4), 0
+        )
+
+    flat = flatten([trip(0, 1), trip(-5, 3), trip(3, 2)], num_rows=12)
+    assert flat.run_starts.tolist() == [0, 4, 12]
+
+
+def test_episodes_with_other_columns_are_named() -> None:
+    episodes, _ = cut_stream([4, 3])
+    wide = replace(episodes[1], actions=np.zeros((3, 5)))
+    with pytest.raises(DatasetError, match=r"Episode 1: action .*\(5,\).*\(2,\)"):
+        flatten([episodes[0], wide], num_rows=7)
+    without = make_episode(np.ones((4, 4)))
+    with pytest.raises(DatasetError, match="Episode 1: achieved_goal"):
+        flatten([episodes[0], without], num_rows=7)
 
 
 def test_the_first_goal_of_a_continued_episode_is_its_own() -> None:

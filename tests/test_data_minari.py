@@ -24,6 +24,7 @@ from diffuser_policy.errors import (
     DatasetNotFoundError,
     StorageError,
 )
+from diffuser_policy.observations import ObservationColumns
 from tests.data_helpers import DATASET, SpacesOnly, cut_stream, make_episode, write
 
 
@@ -80,7 +81,8 @@ def test_minari_reads_the_same(tmp_path: Path) -> None:
     assert (dataset.total_steps, dataset.total_episodes) == (95, 3)
     assert set(list_local_namespaces()) == {"test", "test/mazes"}
     assert list(minari.list_local_datasets()) == [DATASET] == local_dataset_ids()
-    slow = flatten(_any_episodes(data_folder(tmp_path)), num_rows=95)
+    columns = ObservationColumns.usual(4, 2)
+    slow = flatten(_any_episodes(data_folder(tmp_path), columns), num_rows=95)
     for name, array in load_flat(DATASET).fields.items():
         np.testing.assert_array_equal(slow.fields[name], array)
 
@@ -120,14 +122,20 @@ def test_spaces_missing_from_the_metadata_are_read_off_the_file(tmp_path: Path) 
         ),
         (
             SpacesOnly(spaces.Box(0, 255, (48, 48, 3), np.uint8)),
-            r"observation is a Box space of shape \[48, 48, 3\]",
+            r"observation is an image.*\[48, 48, 3\].*TransformObservation",
         ),
         (
-            SpacesOnly(spaces.Dict({"joints": spaces.Box(-1, 1, (4,))})),
-            r"keys \['joints'\].*flatten",
+            SpacesOnly(
+                spaces.Dict({"mission": spaces.Text(9), "at": spaces.Box(0, 1)})
+            ),
+            r"mission is a Text space.*leave it out.*FilterObservation",
+        ),
+        (
+            SpacesOnly(spaces.Tuple([spaces.Box(0, 1), spaces.MultiBinary(3)])),
+            r"1 is a MultiBinary space.*FlattenObservation",
         ),
     ],
-    ids=["discrete", "image", "dictionary"],
+    ids=["discrete", "image", "text", "binary"],
 )
 def test_unsupported_spaces_are_refused(
     env: SpacesOnly, message: str, tmp_path: Path

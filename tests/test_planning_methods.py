@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gymnasium import spaces
 
 from diffuser_policy.baselines import planning_methods
 from diffuser_policy.baselines.dynamics import DynamicsLoss, simulator_of
@@ -119,7 +120,8 @@ def test_an_environment_without_a_simulator_is_refused() -> None:
 
 
 def test_random_actions_are_uniform_and_each_row_has_its_own() -> None:
-    policy = RandomPolicy(np.array([-1.0, 0.0]), np.array([1.0, 4.0]), seed=1)
+    low, high = np.array([[-1, 0], [1, 4]], np.float32)
+    policy = RandomPolicy(spaces.Box(low, high), seed=1)
     state = policy.initial_state(3, np.array([5, 6, 5]))
     drawn = []
     for _ in range(2000):

@@ -56,7 +56,7 @@ def test_a_full_disk_keeps_the_checkpoints_before(
         with pytest.raises(StorageError, match="Free some space"):
             trainer.run(save_interval=2, progress=False)
     names = sorted(path.name for path in (tmp_path / "training").iterdir())
-    assert names == ["metrics.jsonl", "settings.json", "step-00000002"]
+    assert names == ["lock", "metrics.jsonl", "settings.json", "step-00000002"]
     assert DiffuserPolicy.from_pretrained(tmp_path).config.provenance["steps"] == 2
     resumed = trained(tmp_path, save_interval=2)
     assert resumed.step == 6

@@ -22,6 +22,7 @@ from dataclasses import fields
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 
 from diffuser_policy.baselines.dynamics import (
     ACTION_PLANNER_HORIZON,
@@ -44,6 +45,7 @@ from diffuser_policy.benchmark.context import MethodContext
 from diffuser_policy.benchmark.methods import register_method
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.policy import DiffuserPolicy
+from diffuser_policy.spaces import into_box
 
 SEARCH: dict[str, Any] = {
     "objective": "reward",
@@ -153,14 +155,14 @@ def random(context: MethodContext) -> RandomPolicy:
     """Draw every action uniformly."""
     with closing(context.make_env()) as env:
         space: Any = env.action_space
-    return RandomPolicy(space.low, space.high, seed=context.seed)
+    return RandomPolicy(space, seed=context.seed)
 
 
 class RandomPolicy:
-    """Uniform actions in `[low, high]`; each row has its own random stream."""
+    """Uniform actions between the bounds; each row has its own random stream."""
 
-    def __init__(self, low: np.ndarray, high: np.ndarray, *, seed: int = 0) -> None:
-        self.low, self.high, self.seed = low, high, seed
+    def __init__(self, space: spaces.Box, *, seed: int = 0) -> None:
+        self.space, self.seed = space, seed
 
     def initial_state(
         self, num_envs: int, streams: np.ndarray | None = None
@@ -184,6 +186,8 @@ class RandomPolicy:
         state = state or self.initial_state(int(np.prod(batch)))
         rows = zip(state.streams.tolist(), state.ages.tolist(), strict=True)
         generators = (np.random.default_rng((self.seed, *row)) for row in rows)
-        actions = [each.uniform(self.low, self.high) for each in generators]
-        drawn = np.reshape(actions, (*batch, len(self.low))).astype(np.float32)
-        return drawn, state._replace(ages=state.ages + 1)
+        low, high = self.space.low, self.space.high
+        drawn = np.array([each.uniform(low, high) for each in generators])
+        actions = into_box(self.space, drawn.reshape(len(drawn), low.size))
+        actions = actions.reshape((*batch, *low.shape))
+        return actions, state._replace(ages=state.ages + 1)

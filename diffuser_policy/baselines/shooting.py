@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from diffuser_policy.build import seeded
-from diffuser_policy.envs import Env
+from diffuser_policy.envs import Env, reset_env
 from diffuser_policy.errors import (
     ConfigError,
     ObservationError,
@@ -41,7 +41,12 @@ from diffuser_policy.errors import (
     require_extra,
 )
 from diffuser_policy.settings import positive
-from diffuser_policy.spaces import GOAL_KEYS, SpaceSpec, find_goal_columns
+from diffuser_policy.spaces import (
+    GOAL_KEYS,
+    SpaceSpec,
+    find_goal_columns,
+    into_box,
+)
 
 # States `[…, steps, state]` and a goal `[goal]`, both in environment units, to the mean
 # reward a step `[…]`.
@@ -215,6 +220,7 @@ class ShootingPolicy:
             )
         self.model, self.objective, self.optimizer = model, objective, optimizer
         self.spaces, self.horizon, self.hold = spaces, horizon, hold
+        self.action_space = spaces.action_space()
         self.replan_interval, self.seed = interval, seed
         low, high = np.array(spaces.action_low), np.array(spaces.action_high)
         self._center, self._half = (low + high) / 2, (high - low) / 2
@@ -271,9 +277,9 @@ class ShootingPolicy:
             plans[row] = self._plan(observations[row], goals[row], left, rng)
             ages[row], num_plans[row] = 0, num_plans[row] + 1
         scaled = plans[np.arange(rows), ages // self.hold]
-        actions = (self._center + self._half * scaled).astype(np.float32)
+        actions = into_box(self.action_space, self._center + self._half * scaled)
         following = ShootingState(plans, ages + 1, state.streams, num_plans)
-        return actions.reshape(*batch, -1), following
+        return actions.reshape((*batch, *self.action_space.shape)), following
 
     def _plan(
         self,
@@ -345,7 +351,7 @@ def env_spaces(env: Env) -> SpaceSpec:
             f"Planning by trial needs observations with {', '.join(GOAL_KEYS)}; this "
             f"environment has {space}."
         )
-    seen = [env.reset(seed=seed)[0] for seed in range(NUM_RESETS)]
+    seen = [reset_env(env, seed=seed)[0] for seed in range(NUM_RESETS)]
     observation, achieved = (
         np.stack([each[key] for each in seen]) for key in ("observation", GOAL_KEYS[0])
     )
@@ -354,6 +360,8 @@ def env_spaces(env: Env) -> SpaceSpec:
         observation_size=observation.shape[1],
         goal_size=achieved.shape[1],
         goal_columns=find_goal_columns(observation, achieved),
-        action_low=tuple(map(float, action_space.low)),
-        action_high=tuple(map(float, action_space.high)),
+        action_low=tuple(map(float, action_space.low.reshape(-1))),
+        action_high=tuple(map(float, action_space.high.reshape(-1))),
+        action_shape=action_space.shape,
+        action_dtype=str(action_space.dtype),
     )

@@ -34,6 +34,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
+from gymnasium import spaces
 
 from diffuser_policy.benchmark.problem import (
     Problem,
@@ -44,7 +45,7 @@ from diffuser_policy.benchmark.problem import (
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.envs import Env
 from diffuser_policy.errors import ConfigError, DatasetError
-from diffuser_policy.spaces import GOAL_KEYS
+from diffuser_policy.spaces import GOAL_KEYS, into_box
 
 MIN_SPREAD = 1e-3  # of a column; what never changes must not be blown up
 MARGIN = 1.02  # so that actions of the data are not at the very end of tanh
@@ -53,15 +54,14 @@ MIN_RANGE = 1e-6  # of an action column, as a share of the space's
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Codec:
-    """Scales inputs and actions; all arrays are float32."""
+    """Scales inputs and actions; what networks see is float32."""
 
     mean: np.ndarray  # [inputs]
     std: np.ndarray  # [inputs]
     columns: tuple[int, ...]  # of actions, which networks see; others keep their middle
     low: np.ndarray  # [actions], of relative actions where `targets` has a column
     high: np.ndarray  # [actions]
-    space_low: np.ndarray  # [actions], of the action space
-    space_high: np.ndarray  # [actions]
+    space: spaces.Box  # of actions
     targets: tuple[int, ...]  # observation column that an action is a target for, or -1
 
     @classmethod
@@ -110,8 +110,7 @@ class Codec:
             columns=tuple(np.flatnonzero(changing).tolist()),
             low=low.astype(np.float32),
             high=high.astype(np.float32),
-            space_low=space.low.astype(np.float32),
-            space_high=space.high.astype(np.float32),
+            space=space,
             targets=targets,
         )
 
@@ -144,7 +143,7 @@ class Codec:
         return np.asarray(scaled.clip(-1, 1), np.float32)
 
     def decode(self, encoded: np.ndarray, observations: np.ndarray) -> np.ndarray:
-        """Return actions `[n, actions]` inside of the environment's space.
+        """Return actions `[n, actions]` inside of the environment's space, in its type.
 
         They are taken in observations `[n, at least size]`.
         """
@@ -152,7 +151,7 @@ class Codec:
         whole[:, list(self.columns)] = encoded
         moved = self.low + (whole + 1) / 2 * (self.high - self.low)
         actions: np.ndarray = moved + _base(self.targets, observations)
-        return actions.clip(self.space_low, self.space_high).astype(np.float32)
+        return into_box(self.space, actions)
 
 
 def _base(targets: tuple[int, ...], observations: np.ndarray) -> np.ndarray:

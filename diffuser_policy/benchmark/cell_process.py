@@ -35,6 +35,7 @@ from diffuser_policy.benchmark.context import MethodContext, as_policy
 from diffuser_policy.benchmark.engines import BUSY, end_with_parent
 from diffuser_policy.benchmark.methods import find_method
 from diffuser_policy.benchmark.problem import Problem
+from diffuser_policy.envs import reset_env
 from diffuser_policy.errors import ConfigError, require_extra
 from diffuser_policy.evaluation.loop import describe, episode_stream, run_episode
 from diffuser_policy.evaluation.report import to_json as evaluation_json
@@ -197,7 +198,7 @@ def draw_plan(policy: Any, problem: Problem, seed: int, folder: Path) -> Path | 
 
     env = problem.make_env()
     try:
-        observation, _ = env.reset(seed=seed)
+        observation, _ = reset_env(env, seed=seed)
         scene = Scene.of(
             env, policy.planner.layout, observation, guide=policy.config.guide
         )

@@ -35,13 +35,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import filelock
 import numpy as np
 
 from diffuser_policy.benchmark.methods import checksum_of_file, find_method, short_name
 from diffuser_policy.benchmark.problem import Problem
 from diffuser_policy.errors import CheckpointError, ConfigError
-from diffuser_policy.files import replaced_file
+from diffuser_policy.files import held, write_text
 from diffuser_policy.settings import differences, from_json, plain, positive, to_json
 from diffuser_policy.versions import PACKAGES
 
@@ -51,6 +50,7 @@ NOT_COMPARED = {"suite", "digest"}
 RETIRED = {"clip_values": False}  # settings that methods had, with their old defaults
 SCHEMA = 1
 RECORDED = (*PACKAGES, "d3rlpy", "pybullet", "pytorch-mppi", "stable-baselines3")
+PASSING = {"clock", "progress"}  # written too often to be synced, and not missed
 LEFT_OUT = {"seed", "start", "goal", "details"}  # of an episode's columns
 
 
@@ -171,9 +171,9 @@ class CellFolder:
             StorageError: The file could not be written.
             ValueError: A number is not finite.
         """
-        text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-        with replaced_file(self.path / f"{name}.json") as partial:
-            partial.write_text(text + "\n")
+        text = json.dumps(data, separators=(",", ":"), allow_nan=False) + "\n"
+        lasting = name not in PASSING
+        write_text(self.path / f"{name}.json", text, durable=lasting)
 
     def read(self, name: str) -> Any:
         """Return the content of the file `name.json`; none if it does not exist.
@@ -271,24 +271,6 @@ class CellFolder:
             yield is_held
 
 
-@contextlib.contextmanager
-def held(path: Path) -> Iterator[bool]:
-    """Hold a file's lock if no other process does; yield whether it is held.
-
-    The end of the process releases it, however it ends.
-    """
-    lock = filelock.FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
-
-
 @dataclass(frozen=True, kw_only=True)
 class CellResult:
     """The result of a cell.
@@ -380,7 +362,7 @@ def _full_evaluation(evaluation: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{path} cannot be read ({error}). Delete it, and run again."

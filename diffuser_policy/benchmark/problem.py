@@ -18,7 +18,7 @@ import numpy as np
 
 from diffuser_policy.choices import Goals
 from diffuser_policy.data.flat import FlatDataset
-from diffuser_policy.envs import Env, make_env
+from diffuser_policy.envs import Env, env_name, make_env, reset_env
 from diffuser_policy.errors import ConfigError, DatasetError
 from diffuser_policy.settings import MisfitError, from_json, literal, plain, to_json
 
@@ -105,13 +105,13 @@ def fixed_goal(env: Env) -> np.ndarray | None:
     Raises:
         ConfigError: Goals differ from episode to episode.
     """
-    observations = [env.reset(seed=seed)[0] for seed in (0, 1)]
+    observations = [reset_env(env, seed=seed)[0] for seed in (0, 1)]
     if not isinstance(observations[0], dict):
         return None
     first, second = (np.asarray(item["desired_goal"]) for item in observations)
     if not np.array_equal(first, second):
         raise ConfigError(
-            f"{_name(env)} has another goal in every episode, which a single reward "
+            f"{env_name(env)} has another goal in every episode, which a single reward "
             f'cannot express. Use goals="hindsight" for this problem.'
         )
     return first
@@ -157,7 +157,7 @@ def _has_achieved_goals(flat: FlatDataset, env: Env) -> bool:
     space: Any = env.observation_space
     if not hasattr(base, "compute_reward"):
         raise ConfigError(
-            f"{_name(env)} has no compute_reward(achieved, desired, info): goals "
+            f"{env_name(env)} has no compute_reward(achieved, desired, info): goals "
             f'cannot be relabelled. Use goals="none" for this problem.'
         )
     if flat.fields["terminated"].any():
@@ -174,7 +174,7 @@ def _has_achieved_goals(flat: FlatDataset, env: Env) -> bool:
         return True
     given = f"goals of size {flat.goal_size}" if flat.has_goals else "no goals"
     raise DatasetError(
-        f"{flat!r} has {given}, {_name(env)} asks for goals of size {size}. Record "
+        f"{flat!r} has {given}, {env_name(env)} asks for goals of size {size}. Record "
         f"data of this environment, give it achieved_goals(observations), or use "
         f'goals="none" if it has a reward without goals.'
     )
@@ -190,7 +190,3 @@ def _varying_reward(flat: FlatDataset) -> np.ndarray:
             f'rewards, or use goals="hindsight" if the environment has goals.'
         )
     return reward
-
-
-def _name(env: Env) -> str:
-    return env.spec.id if env.spec else type(env.unwrapped).__name__

@@ -33,7 +33,6 @@ from diffuser_policy.benchmark.cells import (
     RECORDED,
     Cell,
     CellFolder,
-    held,
     read_result,
 )
 from diffuser_policy.benchmark.engines import BUSY, Ended, Engine, EngineError, Job
@@ -48,7 +47,7 @@ from diffuser_policy.errors import (
     DatasetError,
     DatasetNotFoundError,
 )
-from diffuser_policy.files import replaced_file, storage_error
+from diffuser_policy.files import held, storage_error, write_text
 from diffuser_policy.versions import versions
 
 MODULE = "diffuser_policy.benchmark.cell_process"
@@ -216,15 +215,17 @@ def run_lock(output: Path) -> Iterator[None]:
     holder = output / HOLDER_FILE
     with held(output / LOCK_FILE) as is_held:
         if not is_held:
-            name = holder.read_text().strip() if holder.is_file() else ""
+            name = (
+                holder.read_text(encoding="utf-8").strip() if holder.is_file() else ""
+            )
             raise ConfigError(
                 f"Another benchmark is being run in {output}, by "
                 f"{name or 'a process that is just starting'}. Wait for it, end it, or "
                 f"choose another folder with --output; nothing was changed."
             )
         try:
-            with replaced_file(holder) as partial:
-                partial.write_text(f"process {os.getpid()} on {platform.node()}\n")
+            text = f"process {os.getpid()} on {platform.node()}\n"
+            write_text(holder, text, durable=False)
             yield
         finally:
             holder.unlink(missing_ok=True)

@@ -16,11 +16,12 @@ class CollectCommand:
 
     Mazes are recorded by D4RL's maze2d recipe: a scripted expert chases one random
     target after another without a reset. Block stacking is recorded in whole episodes,
-    each ending in a tower. Stop it at any time; the same command resumes.
+    each ending in a tower, and OGBench's point mazes by OGBench's recipes (--generator
+    navigate or stitch). Stop it at any time; the same command resumes.
     """
 
     env_id: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ENV")]
-    """Environment, for example diffuser_envs/Multi2D-Large-v1."""
+    """Environment, for example diffuser_envs/Multi2D-Large-v1, or module:function."""
     dataset_id: Annotated[str | None, shown_as("ID", name="dataset")] = None
     """Minari id of the dataset (default: diffuser/<name of the environment>, or the
     generator's own)."""
@@ -33,7 +34,7 @@ class CollectCommand:
     action_noise: float = 0.0
     """Runs: standard deviation of Gaussian noise added to every action."""
     num_episodes: Annotated[int | None, shown_as("N")] = None
-    """Episodes: how many (default: 10,000)."""
+    """Episodes: how many (default: the generator's own number, or 10,000)."""
     generator: Annotated[str | None, shown_as("NAME")] = None
     """Episodes: how they are made, such as kinematic or physics for block stacking
     (default: the expert's first)."""

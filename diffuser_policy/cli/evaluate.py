@@ -22,6 +22,7 @@ class EvaluateSettings(PlannerSettings):
     """Run episodes with a planner and report its score with 95 % intervals.
 
     A seed fixes the start, goal and noise of every episode, whatever --num-envs is.
+    OGBench's environments are evaluated by their own protocol, on all of their tasks.
     """
 
     env_option: tyro.conf.UseAppendAction[
@@ -29,8 +30,9 @@ class EvaluateSettings(PlannerSettings):
     ] = ()
     """Setting of the environment; may be given several times.
     For example --env-option joint_noise=0.01 --env-option grasp=magic."""
-    episodes: int = 100
-    """How many."""
+    episodes: Annotated[int | None, shown_as("N")] = None
+    """How many, of each task in environments with several (default: 100, or 50 of each
+    task)."""
     seed: int = 0
     """Episode i is reset with seed + i."""
     num_envs: int = 16
@@ -46,8 +48,8 @@ def evaluate(settings: EvaluateSettings) -> int:
     from rich.console import Console
 
     from diffuser_policy import evaluation
-    from diffuser_policy.evaluation.report import table, to_json
-    from diffuser_policy.files import check_writable, write_json
+    from diffuser_policy.evaluation.report import table, write_json
+    from diffuser_policy.files import check_writable
 
     if settings.json is not None:
         check_writable(settings.json)
@@ -66,6 +68,6 @@ def evaluate(settings: EvaluateSettings) -> int:
     results = dataclasses.replace(results, settings=named)
     Console().print(table(results))
     if settings.json is not None:
-        write_json(settings.json, to_json(results))
+        write_json(results, settings.json)
         print(f"Wrote {settings.json}")
     return 0

@@ -55,7 +55,7 @@ def plan(settings: PlanSettings) -> int:
 
     policy, env_id = settings.load()
     with closing(make_env(env_id)) as env:
-        policy.spaces.check(env)
+        policy = policy.for_env(env)
         observation = _reset(env, settings)
         scene = Scene.of(
             env, policy.planner.layout, observation, guide=policy.config.guide
@@ -91,9 +91,11 @@ def plan(settings: PlanSettings) -> int:
 def _reset(env: Env, settings: PlanSettings) -> Any:
     """Reset to the start and goal that were asked for; return the observation."""
     wanted = {"goal": settings.goal, "start": settings.start}
+    from diffuser_policy.envs import reset_env
+
     options = {name: list(xy) for name, xy in wanted.items() if xy is not None}
     try:
-        observation, _ = env.reset(seed=settings.seed, options=options or None)
+        observation, _ = reset_env(env, seed=settings.seed, options=options or None)
     except ValueError as error:  # the environment knows its walls, and says so
         raise ConfigError(str(error)) from error
     for name, key in (("goal", "desired_goal"), ("start", "achieved_goal")):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 import tyro
 
+from diffuser_policy.choices import GOAL_KEYS
 from diffuser_policy.cli import EXIT_INTERRUPTED, EXIT_OK
 from diffuser_policy.cli.options import Flag, Planner, changed, shown_as
 from diffuser_policy.config import (
@@ -58,6 +59,9 @@ class TrainSettings:
     """Settings to start from."""
     dataset: Annotated[str | None, tyro.conf.arg(metavar="ID")] = None
     """Minari dataset."""
+    goal_keys: tuple[str, str] = GOAL_KEYS
+    """Where observations have the achieved and the desired goal: keys, those of a
+    dictionary in another joined by slashes."""
     output: Annotated[Path | None, shown_as("FOLDER")] = None
     """Where the planner and its checkpoints go (default: runs/ and the name of the
     preset or, without one, of the dataset)."""
@@ -169,7 +173,9 @@ def train(settings: TrainSettings) -> int:
     config, output = settings.config(), settings.folder()
     log = _tensorboard(output) if settings.tensorboard else None
     processes = Processes.launched(settings.device)
-    flat = load_flat(config.dataset, progress=processes.is_main)
+    flat = load_flat(
+        config.dataset, goal_keys=settings.goal_keys, progress=processes.is_main
+    )
     trainer = Trainer(config, flat, output, device=settings.device, processes=processes)
     # What would be saved has to work: find out now, not when training is over.
     DiffuserPolicy(trainer.policy_config, trainer.planner_networks)
@@ -386,7 +392,11 @@ def _train_companion(
     planner = read_planner(source)
     config = settings.config(planner[0].provenance.get("dataset", {}).get("dataset_id"))
     processes = Processes.launched(settings.device)
-    flat = load_flat(config.dataset, progress=processes.is_main)
+    flat = load_flat(
+        config.dataset,
+        goal_keys=planner[0].spaces.parts.goal_keys,
+        progress=processes.is_main,
+    )
     trainer = trainer_class(config, planner, flat, output, processes=processes)
     return _carry_out(
         trainer,

@@ -19,18 +19,21 @@ of one dataset would come from different generators.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
 import json
 import math
 import shutil
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 from tqdm import tqdm
 
@@ -48,14 +51,25 @@ from diffuser_policy.data.demonstrators import (
 from diffuser_policy.data.flat import Episode
 from diffuser_policy.data.minari import check_spaces, new_folder, write_minari
 from diffuser_policy.data.workers import map_unordered, num_cores
-from diffuser_policy.envs import Env, make_env
+from diffuser_policy.envs import (
+    Env,
+    check_ends,
+    check_length,
+    env_name,
+    make_env,
+    reset_env,
+    step_env,
+    step_limit,
+)
 from diffuser_policy.errors import (
     ConfigError,
     DatasetError,
+    EnvContractError,
     UnknownNameError,
     require_extra,
 )
 from diffuser_policy.files import replaced_file
+from diffuser_policy.observations import batched
 from diffuser_policy.settings import all_options, differences
 from diffuser_policy.versions import versions
 
@@ -73,6 +87,7 @@ GENERATOR = (
     "gymnasium-robotics",
     "mujoco",
     "numpy",
+    "ogbench",
     "pybullet",
 )
 
@@ -91,7 +106,8 @@ class CollectSettings:
         max_steps_per_goal: Runs: env steps after which a run gives up a target; the
             environment's step limit by default.
         action_noise: Runs: standard deviation of Gaussian noise on the actions.
-        num_episodes: Episodes: number of episodes; 10,000 by default.
+        num_episodes: Episodes: number of episodes; the generator's own number, or
+            10,000, by default.
         generator: Episodes: name of one of the demonstrator's generators; its first
             one by default.
         demonstrator: Name of the expert; the environment's own by default.
@@ -292,8 +308,8 @@ def collect(settings: CollectSettings, *, progress: bool = True) -> Path:
         protocol: CollectionProtocol
         if settings.generator is not None or generators_of(demonstrator):
             protocol = generated = _episode_protocol(settings, demonstrator)
-            generated.make(env)  # an impossible option fails now, before the work
-            dataset_id = dataset_id or getattr(generated.factory, "dataset_id", None)
+            made = generated.make(env)  # an impossible option fails now
+            dataset_id = dataset_id or getattr(made, "dataset_id", None)
         else:
             protocol = _run_protocol(settings, demonstrator, env)
         dataset_id = dataset_id or default_dataset_id(settings.env_id)
@@ -326,7 +342,7 @@ def collect(settings: CollectSettings, *, progress: bool = True) -> Path:
 
 
 def collect_episodes(
-    env: Env,
+    env: Env | str | Callable[[], Env],
     policy: Policy,
     *,
     num_episodes: int,
@@ -339,8 +355,9 @@ def collect_episodes(
     """Record episodes of any environment with any policy; return Minari's folder.
 
     Args:
-        env: Box or goal-Dict observations, Box actions. It must end its episodes itself
-            (`gymnasium.make` adds the step limit).
+        env: The environment, its id, or a class or function that makes it. Observations
+            in Box, Dict and Tuple spaces, actions in a Box. It must end its episodes
+            itself (`gymnasium.make` adds the step limit).
         policy: Follows Stable-Baselines3's `predict`.
         num_episodes: Number of episodes.
         dataset_id: Minari id of the new dataset.
@@ -352,64 +369,113 @@ def collect_episodes(
     Raises:
         ConfigError: Fewer than one episode, or a malformed id.
         DatasetError: The dataset exists, or a space is of an unsupported kind.
+        EnvContractError: The environment breaks Gymnasium's rules, returns numbers that
+            are not finite, or its episodes do not end.
         StorageError: The disk is full, or cannot be written.
     """
     if num_episodes < 1:
         raise ConfigError(f"num_episodes must be at least 1, got {num_episodes}.")
     new_folder(dataset_id, overwrite=overwrite)
-    check_spaces(env)
-    bar = tqdm(range(num_episodes), unit="episode", disable=None if progress else True)
-    episodes = []
-    for i in bar:
-        sequence = np.random.SeedSequence(seed, spawn_key=(i,))
-        env_seed = int(sequence.generate_state(1)[0])
-        episodes.append(
-            record_episode(env, policy, env_seed, deterministic=deterministic)
+    with contextlib.ExitStack() as stack:
+        if not isinstance(env, gym.Env):
+            env = make_env(env) if isinstance(env, str) else env()
+            stack.callback(env.close)
+        check_spaces(env)
+        check_ends(env)
+        bar = tqdm(
+            range(num_episodes), unit="episode", disable=None if progress else True
         )
-    return write_minari(
-        dataset_id,
-        episodes,
-        env=env,
-        collection={
-            "policy": type(policy).__name__,
-            "num_episodes": num_episodes,
-            "seed": seed,
-            "deterministic": deterministic,
-            "versions": versions(*GENERATOR),
-        },
-        overwrite=overwrite,
-    )
+        episodes = []
+        for i in bar:
+            sequence = np.random.SeedSequence(seed, spawn_key=(i,))
+            env_seed = int(sequence.generate_state(1)[0])
+            episodes.append(
+                record_episode(env, policy, env_seed, deterministic=deterministic)
+            )
+        return write_minari(
+            dataset_id,
+            episodes,
+            env=env,
+            collection={
+                "policy": type(policy).__name__,
+                "num_episodes": num_episodes,
+                "seed": seed,
+                "deterministic": deterministic,
+                "versions": versions(*GENERATOR),
+            },
+            overwrite=overwrite,
+        )
 
 
 def record_episode(
     env: Env, policy: Policy, seed: int, *, deterministic: bool = False
 ) -> Episode:
-    """Record one episode, from a reset to its end."""
-    observation, _ = env.reset(seed=seed)
-    observations, steps = [observation], []
+    """Record one episode, from a reset to its end.
+
+    Raises:
+        EnvContractError: The environment breaks Gymnasium's rules, returns numbers that
+            are not finite, or its episode does not end.
+    """
+    observation, _ = reset_env(env, seed=seed)
+    observations = [observation]
+    steps: list[tuple[np.ndarray, float, bool, bool]] = []
     state, starting, done = None, True, False
     while not done:
         action, state = policy.predict(
-            observation, state, np.array([starting]), deterministic
+            copy.deepcopy(observation), state, np.array([starting]), deterministic
         )
-        observation, reward, terminated, truncated, _ = env.step(action)
+        action = np.array(action, env.action_space.dtype)
+        after = step_env(env, action)
+        observation = after.observation
+        _check_recorded(env, len(steps), observation, action, after.reward)
+        check_length(env, len(steps) + 1)
         observations.append(observation)
-        steps.append((action, reward, terminated, truncated))
-        starting, done = False, bool(terminated or truncated)
+        steps.append((action, after.reward, after.terminated, after.truncated))
+        starting, done = False, after.terminated or after.truncated
     actions, rewards, terminations, truncations = zip(*steps, strict=True)
     if not isinstance(observation, Mapping):
         observations = [{"observation": each} for each in observations]
     return Episode(
-        observations={
-            name: np.asarray([each[name] for each in observations])
-            for name in observations[0]
-        },
+        observations=batched(observations),
         actions=np.asarray(actions, env.action_space.dtype),
         rewards=np.asarray(rewards, np.float64),
         terminations=np.asarray(terminations, np.bool_),
         truncations=np.asarray(truncations, np.bool_),
         seed=seed,
     )
+
+
+def _check_recorded(
+    env: Env, step: int, observation: Any, action: np.ndarray, reward: float
+) -> None:
+    """Refuse now what could not be read from the dataset later.
+
+    Raises:
+        EnvContractError: Numbers that are not finite in float32, or an action of
+            another shape than that of the space.
+    """
+    if action.shape != env.action_space.shape:
+        raise EnvContractError(
+            f"The policy returned an action of shape {action.shape} for one "
+            f"observation, and {env_name(env)} takes {env.action_space.shape}."
+        )
+    parts = observation if isinstance(observation, Mapping) else {"": observation}
+    named = {
+        **{
+            f"observation {name!r}" if name else "observation": v
+            for name, v in parts.items()
+        },
+        "action": action,
+        "reward": reward,
+    }
+    for name, value in named.items():
+        # The comparison is false for NaN too, and float32 has to hold the value.
+        if not np.all(np.abs(value) <= np.finfo(np.float32).max):
+            raise EnvContractError(
+                f"{env_name(env)}: the {name} of env step {step} is {value}, which is "
+                f"not finite in float32. Correct the environment or the policy: "
+                f"nothing can be learned from it."
+            )
 
 
 def _episode_protocol(settings: CollectSettings, demonstrator: str) -> EpisodeProtocol:
@@ -430,9 +496,10 @@ def _episode_protocol(settings: CollectSettings, demonstrator: str) -> EpisodePr
             f"{', '.join(unused)} apply to runs only. Give num_episodes "
             f"(--num-episodes)."
         )
+    usual: int = getattr(known[name], "default_episodes", DEFAULT_EPISODES)
     return EpisodeProtocol(
         env_id=settings.env_id,
-        num_episodes=settings.num_episodes or DEFAULT_EPISODES,
+        num_episodes=settings.num_episodes or usual,
         demonstrator=demonstrator,
         generator=name,
         seed=settings.seed,
@@ -454,7 +521,7 @@ def _run_protocol(
             f"The demonstrator {demonstrator!r} makes runs of many goals, not "
             "episodes. Give num_steps (--num-steps) instead of num_episodes."
         )
-    limit = env.spec.max_episode_steps if env.spec else None
+    limit = step_limit(env)
     num_steps = settings.num_steps or DEFAULT_STEPS
     return RunProtocol(
         env_id=settings.env_id,

@@ -30,6 +30,7 @@ Such a demonstrator names generators of episodes:
 
     class MyGenerator:
         dataset_id = "me/my-task-v1"            # optional
+        default_episodes = 500                  # optional
         def __init__(self, …, *, option=…): …
         @classmethod
         def from_env(cls, env, **options): …
@@ -107,7 +108,7 @@ def default_demonstrator(env: Env) -> str:
     Raises:
         ConfigError: It names none.
     """
-    name = getattr(env.unwrapped, "metadata", {}).get("demonstrator")
+    name = (env.metadata or {}).get("demonstrator")
     if not name:
         raise ConfigError(
             f"{type(env.unwrapped).__name__} names no demonstrator in its metadata. "
@@ -243,7 +244,8 @@ def record_run(
         if noise is not None:
             action = np.clip(action + noise[step], space.low, space.high)
         actions[step] = action
-        observation, _, terminated, _, _ = base.step(actions[step])
+        # A copy, because some environments clip what they get in place.
+        observation, _, terminated, _, _ = base.step(actions[step].copy())
         if terminated:
             raise ConfigError(
                 f"{type(base).__name__} terminated after {step + 1} steps. A run needs "

@@ -16,8 +16,9 @@ An episode of `L` steps has `L + 1` observations. `flatten` lays episodes end to
 decides which of them form one run:
 
 * An episode *continues the run* of the one before if it begins in the very observation
-  in which that one ended, and that one was cut rather than terminated. Some recorders
-  cut a stream at every success without a reset (Minari's `D4RL/pointmaze/*`).
+  in which that one ended, achieved goal and all other columns but the desired goal
+  included, and that one was cut rather than terminated. Some recorders cut a stream at
+  every success without a reset (Minari's `D4RL/pointmaze/*`).
 * The first `desired_goal` of a continued episode is still the previous episode's,
   because the observation is older than the new goal. `flatten` replaces it by the goal
   of the rest of the episode.
@@ -52,7 +53,8 @@ class Episode:
 
     Attributes:
         observations: Field → `[L + 1, size]`: `observation`, and for goal
-            environments `achieved_goal` and `desired_goal`.
+            environments `achieved_goal` and `desired_goal`. As recorded, before it is
+            flattened: the environment's observations, stacked.
         actions: `[L, A]`.
         rewards: `[L]`.
         terminations: bool `[L]`.
@@ -339,7 +341,7 @@ def flatten(
     fields: dict[str, np.ndarray] = {}
     run_starts: list[int] = []
     row = 0
-    last: np.ndarray | None = None  # the observation that would continue the run
+    last: dict[str, np.ndarray] = {}  # the observation that would continue the run
     for number, episode in enumerate(episodes):
         length = len(episode)
         _check_lengths(episode, number)
@@ -356,6 +358,7 @@ def flatten(
             sizes |= {"action": actions.shape[1:], "reward": ()}
             fields = {n: np.empty((num_rows, *s), np.float32) for n, s in sizes.items()}
             fields["terminated"] = np.empty(num_rows, np.bool_)
+        _check_columns(episode, number, fields)
         rows = slice(row, row + length)
         for name, values in episode.observations.items():
             fields[name][rows] = values[:-1]
@@ -363,14 +366,16 @@ def flatten(
         fields["reward"][rows] = episode.rewards
         fields["terminated"][rows] = episode.terminations
 
-        observation = episode.observations["observation"]
-        if last is None or not np.array_equal(last, observation[0]):
+        parts = {n: v for n, v in episode.observations.items() if n != GOALS[1]}
+        if not last or any(not np.array_equal(last[n], parts[n][0]) for n in parts):
             run_starts.append(row)
         else:
             goals = episode.observations.get("desired_goal")
             if goals is not None and bool((goals[1:] == goals[1]).all()):
                 fields["desired_goal"][row] = goals[1]
-        last = None if episode.terminations[-1] else observation[-1].copy()
+        last = {}
+        if not episode.terminations[-1]:
+            last = {name: values[-1].copy() for name, values in parts.items()}
         row += length
     if row == 0:
         raise DatasetError("The dataset holds no steps.")
@@ -380,6 +385,27 @@ def flatten(
             f"{num_rows:,}: it is damaged or still being written."
         )
     return FlatDataset(fields, np.asarray([*run_starts, row]), dict(metadata or {}))
+
+
+def _check_columns(
+    episode: Episode, number: int, fields: Mapping[str, np.ndarray]
+) -> None:
+    """Refuse an episode with other columns than the first.
+
+    Raises:
+        DatasetError: It has others.
+    """
+    given = {name: v.shape[1:] for name, v in episode.observations.items()}
+    given |= {"action": episode.actions.shape[1:], "reward": episode.rewards.shape[1:]}
+    expected = {n: v.shape[1:] for n, v in fields.items() if n not in FLAGS}
+    for name in sorted({*given, *expected}):
+        if given.get(name) != expected.get(name):
+            raise DatasetError(
+                f"Episode {number}: {name} has the shape "
+                f"{given.get(name, 'of nothing')} per step, and that of the first "
+                f"episode is {expected.get(name, 'of nothing')}. All episodes need the "
+                f"same columns."
+            )
 
 
 def _check_lengths(episode: Episode, number: int) -> None:

@@ -4,7 +4,7 @@ A dataset `<namespace>/<name>-v<N>` is a folder of that name under
 `$MINARI_DATASETS_PATH` (`~/.minari/datasets`) with `data/metadata.json` and one HDF5
 file in which every episode is a group:
 
-    episode_0/observations[/observation, …]  [L + 1, size]
+    episode_0/observations[/observation, …]  [L + 1, …]
     episode_0/actions  rewards  terminations  truncations  [L, …]
 
 Opening thousands of small arrays one by one is slow in any format. So `load_flat` reads
@@ -23,12 +23,16 @@ refuses.
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import hashlib
 import json
+import math
+import operator
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -36,32 +40,44 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from tqdm import tqdm
 
+from diffuser_policy.choices import GOAL_KEYS
 from diffuser_policy.data.flat import (
-    GOALS,
     META_FILE,
     SCHEMA,
     Episode,
     FlatDataset,
     flatten,
 )
-from diffuser_policy.envs import Env, Space
+from diffuser_policy.envs import Env, Space, env_name
 from diffuser_policy.errors import (
     ConfigError,
     DatasetError,
     DatasetNotFoundError,
+    EnvContractError,
     StorageError,
     require_extra,
     suggestion,
 )
 from diffuser_policy.files import replaced_folder
+from diffuser_policy.observations import (
+    ObservationColumns,
+    Part,
+    described,
+    joined,
+    parts_of,
+)
+from diffuser_policy.plugins import address
+from diffuser_policy.settings import to_json
 
 ROOT_VARIABLE = "MINARI_DATASETS_PATH"
 CACHE_VARIABLE = "DIFFUSER_POLICY_CACHE"
 DATASET_ID = re.compile(r"([\w-][\w/-]*[\w-]/)?[\w-]+-v\d+")
 COLLECTION = "collection"  # our own entry in Minari's metadata
 HDF5_FILE = "main_data.hdf5"
+READER = 2  # grows when the same files are read as other columns
 HDF5_RESERVE = 2**20  # bytes that closing a file may still need
 ABANDONED = 24 * 3600.0  # seconds after which a half-written entry has no writer
 
@@ -69,33 +85,40 @@ ABANDONED = 24 * 3600.0  # seconds after which a half-written entry has no write
 def load_flat(
     dataset_id: str,
     *,
+    goal_keys: tuple[str, str] = GOAL_KEYS,
     cache_dir: str | Path | None = None,
     progress: bool = True,
 ) -> FlatDataset:
     """Return a Minari dataset as long arrays, from the cache if it was read before.
 
+    Observations are flattened into the columns that the metadata name under "columns"
+    (`diffuser_policy.observations`).
+
     Args:
         dataset_id: For example `diffuser/multi2d-large-v1` or
             `D4RL/pointmaze/umaze-v2`.
+        goal_keys: Where observations have the achieved and the desired goal: keys,
+            joined by slashes. Without the usual ones, the dataset has no goals.
         cache_dir: By default `$DIFFUSER_POLICY_CACHE`, or `~/.cache/diffuser-policy`.
         progress: Show a bar while reading, on a terminal.
 
     Raises:
         DatasetNotFoundError: No such dataset on this machine; the message says how to
             get it.
-        DatasetError: Spaces that are not flat boxes or goal dictionaries, damaged
-            files, or values that are not finite.
+        ConfigError: Observations have no such goal keys.
+        DatasetError: Spaces that are not made of boxes of numbers, damaged files, or
+            values that are not finite.
         StorageError: The cache cannot be written.
         MissingExtraError: The extra `data` is not installed.
     """
     source = _existing_folder(dataset_id) / "data"
     default = Path.home() / ".cache" / "diffuser-policy"
     cache = Path(cache_dir or os.environ.get(CACHE_VARIABLE) or default)
-    entry = _cache_entry(cache, dataset_id, source)
+    entry = _cache_entry(cache, dataset_id, source, goal_keys)
     with contextlib.suppress(DatasetError):
         return FlatDataset.load(entry)
-    dataset = read_minari(source, progress=progress)
-    if entry != _cache_entry(cache, dataset_id, source):
+    dataset = read_minari(source, goal_keys=goal_keys, progress=progress)
+    if entry != _cache_entry(cache, dataset_id, source, goal_keys):
         return dataset  # the files changed meanwhile: don't keep it
     if not (entry / META_FILE).is_file():  # a complete entry has one
         shutil.rmtree(entry, ignore_errors=True)
@@ -113,19 +136,30 @@ def load_flat(
     return dataset  # another process is replacing the entry at this moment
 
 
-def read_minari(data_folder: Path, *, progress: bool = True) -> FlatDataset:
+def read_minari(
+    data_folder: Path,
+    *,
+    goal_keys: tuple[str, str] = GOAL_KEYS,
+    progress: bool = True,
+) -> FlatDataset:
     """Read a dataset's `data` folder, without the cache.
 
     Raises:
+        ConfigError: As `load_flat`.
         DatasetError: As `load_flat`.
         MissingExtraError: As `load_flat`.
     """
     facts = recorded_facts(data_folder.parent)
-    _check_spaces(facts)
-    if facts.get("data_format", "hdf5") == "hdf5":
-        episodes = _hdf5_episodes(data_folder / HDF5_FILE, facts["total_episodes"])
+    in_hdf5 = facts.get("data_format", "hdf5") == "hdf5"
+    if in_hdf5 and "observation_space" not in facts:
+        facts["observation_space"] = _hdf5_space(data_folder / HDF5_FILE)
+    parts = _checked_parts(facts)
+    columns = ObservationColumns.of(parts, goal_keys)
+    if in_hdf5:
+        path, count = data_folder / HDF5_FILE, facts["total_episodes"]
+        episodes = _hdf5_episodes(path, count, columns)
     else:
-        episodes = _any_episodes(data_folder)
+        episodes = _any_episodes(data_folder, columns)
     bar = tqdm(
         episodes,
         total=facts["total_episodes"],
@@ -133,7 +167,8 @@ def read_minari(data_folder: Path, *, progress: bool = True) -> FlatDataset:
         unit="episode",
         disable=None if progress else True,
     )
-    return flatten(bar, num_rows=facts["total_steps"], metadata=_flat_metadata(facts))
+    metadata = _flat_metadata(facts, columns)
+    return flatten(bar, num_rows=facts["total_steps"], metadata=metadata)
 
 
 def write_minari(
@@ -165,13 +200,13 @@ def write_minari(
 
     folder = new_folder(dataset_id, overwrite=overwrite)
     namespace = dataset_id.rpartition("/")[0]
-    columns = dict(env.unwrapped.metadata.get("observation_columns", {}))
+    spec, columns = stored_spec(env), observation_columns(env)
     with replaced_folder(folder) as partial:
         storage = MinariStorage.new(
             partial / "data",
             observation_space=env.observation_space,
             action_space=env.action_space,
-            env_spec=env.spec,
+            env_spec=spec,
             data_format="hdf5",
         )
         storage.update_metadata(
@@ -184,13 +219,59 @@ def write_minari(
                     for name, version in collection.get("versions", {}).items()
                     if name in {"gymnasium", "gymnasium-robotics", "mujoco", "pybullet"}
                 ],
-                COLLECTION: {"observation_columns": columns, **collection},
+                COLLECTION: {
+                    "env_id": env.spec.id if env.spec else None,
+                    "observation_columns": columns,
+                    **collection,
+                },
             }
         )
         storage.update_episodes(_buffers(episodes, env.observation_space, partial))
     if namespace and namespace not in list_local_namespaces():
         create_namespace(namespace)
     return folder
+
+
+def stored_spec(env: Env) -> EnvSpec | None:
+    """Return an environment's registration in the form that files can hold.
+
+    A class or function that was registered itself is named by its module. None if that
+    does not find it again, or if the settings cannot be written as JSON: nobody could
+    make the environment from such a file.
+    """
+    if env.spec is None:
+        return None
+    spec = copy.deepcopy(env.spec)
+    if callable(spec.entry_point):
+        module, _, name = address(spec.entry_point).partition(":")
+        found = getattr(sys.modules.get(module), name, None)
+        if found is not env.spec.entry_point or module == "__main__":
+            return None
+        spec.entry_point = f"{module}:{name}"
+    try:
+        spec.to_json()
+    except (TypeError, ValueError):  # classes, functions, arrays
+        return None
+    return spec
+
+
+def observation_columns(env: Env) -> dict[str, list[int]]:
+    """Return the names that an environment gives to columns of its observations.
+
+    Raises:
+        EnvContractError: They are not lists of column numbers.
+    """
+    columns = env.metadata.get("observation_columns") or {}
+    try:
+        return {
+            str(name): [operator.index(column) for column in np.ravel(numbers).tolist()]
+            for name, numbers in dict(columns).items()
+        }
+    except (TypeError, ValueError) as error:
+        raise EnvContractError(
+            f"{env_name(env)}: metadata['observation_columns'] must name columns by "
+            f"their numbers, such as {{'position': [0, 1]}}; got {columns!r}."
+        ) from error
 
 
 def datasets_root() -> Path:
@@ -203,16 +284,15 @@ def check_spaces(env: Env) -> None:
     """Refuse an environment whose episodes `load_flat` could not read.
 
     Raises:
-        DatasetError: Its spaces are not flat boxes or goal dictionaries.
+        DatasetError: Its spaces are not made of boxes of numbers.
+        EnvContractError: Its names of columns are of another form.
         MissingExtraError: The extra `data` is not installed.
     """
-    serialize = require_extra("minari.serialization", "data").serialize_space
-    facts = {
-        "dataset_id": env.spec.id if env.spec else type(env.unwrapped).__name__,
-        "observation_space": serialize(env.observation_space, to_string=False),
-        "action_space": serialize(env.action_space, to_string=False),
-    }
-    _check_spaces(facts)
+    require_extra("minari", "data")
+    spaces = {"observation": env.observation_space, "action": env.action_space}
+    described_spaces = {f"{k}_space": described(space) for k, space in spaces.items()}
+    _checked_parts({"dataset_id": env_name(env), **described_spaces})
+    observation_columns(env)
 
 
 def local_dataset_ids() -> list[str]:
@@ -283,62 +363,71 @@ def recorded_facts(folder: Path) -> dict[str, Any]:
     return dict(facts)
 
 
-def _flat_metadata(facts: Mapping[str, Any]) -> dict[str, Any]:
+def _flat_metadata(
+    facts: Mapping[str, Any], columns: ObservationColumns
+) -> dict[str, Any]:
     """Return the facts that stay with the arrays and with what is trained on them."""
     collection = facts.get(COLLECTION) or {}
     spec = json.loads(facts.get("env_spec") or "null") or {}
     action = facts.get("action_space") or {}
-    columns = collection.get("observation_columns")
-    if not columns and str(spec.get("id")).startswith("PointMaze_"):
-        columns = {"position": [0, 1], "velocity": [2, 3]}  # names none itself
+    named = collection.get("observation_columns")
+    if not named and str(spec.get("id")).startswith("PointMaze_"):
+        named = {"position": [0, 1], "velocity": [2, 3]}  # names none itself
+    found = {name: list(numbers) for name, numbers in columns.names.items()}
+    bounds = {name: action.get(name) for name in ("low", "high")}
     return {
         "dataset_id": facts["dataset_id"],
-        "env_id": spec.get("id"),
+        "env_id": spec.get("id") or collection.get("env_id"),
         "env_spec": facts.get("env_spec"),
         "minari_version": facts.get("minari_version"),
-        "action_low": action.get("low"),
-        "action_high": action.get("high"),
-        "observation_columns": columns or {},
+        **{
+            f"action_{name}": bound if bound is None else np.ravel(bound).tolist()
+            for name, bound in bounds.items()
+        },
+        "action_shape": action.get("shape"),
+        "action_dtype": action.get("dtype"),
+        "columns": to_json(columns),
+        "observation_columns": {**found, **(named or {})},
         COLLECTION: collection,
     }
 
 
-def _check_spaces(facts: Mapping[str, Any]) -> None:
-    """Raise unless the spaces, if known, fit into flat columns."""
-    observation, action = facts.get("observation_space"), facts.get("action_space")
-    if observation is None or action is None:
-        return
-    parts = {"action": action, "observation": observation}
-    if observation["type"] == "Dict":
-        parts = {"action": action, **observation["subspaces"]}
-        expected = {"action", "observation", *GOALS}
-        if set(parts) != expected:
-            raise DatasetError(
-                f"{facts['dataset_id']!r} has dictionary observations with the keys "
-                f"{sorted(observation['subspaces'])}. Dictionaries must be goal "
-                f"observations with exactly {sorted(expected - {'action'})}; flatten "
-                "others into one Box when recording (gymnasium.wrappers."
-                "FlattenObservation)."
-            )
-    for name, space in parts.items():
-        if space["type"] != "Box" or len(space["shape"]) != 1:
-            shape = f" of shape {space['shape']}" if "shape" in space else ""
-            raise DatasetError(
-                f"{facts['dataset_id']!r}: {name} is a {space['type']} space{shape}. "
-                "Planning needs one-dimensional Box spaces (no images, no discrete "
-                "actions)."
-            )
+def _checked_parts(facts: Mapping[str, Any]) -> tuple[Part, ...]:
+    """Return the parts of the observations; refuse spaces that are no numbers.
+
+    Raises:
+        DatasetError: The space of observations is unknown, or one is of another kind.
+    """
+    name, action = facts["dataset_id"], facts.get("action_space") or {"type": "Box"}
+    if action["type"] != "Box":
+        raise DatasetError(
+            f"{name!r}: the action is a {action['type']} space. Planning needs actions "
+            f"in a Box: no discrete actions. Wrap the environment so that it takes "
+            f"numbers (gymnasium.wrappers.TransformAction), and record the data so."
+        )
+    if "observation_space" not in facts:
+        raise DatasetError(f"{name!r} does not say what its observations are.")
+    try:
+        return parts_of(facts["observation_space"])
+    except DatasetError as error:
+        raise DatasetError(f"{name!r}: {error}") from error
 
 
-def _any_episodes(data_folder: Path) -> Iterator[Episode]:
+def _any_episodes(data_folder: Path, columns: ObservationColumns) -> Iterator[Episode]:
     minari = require_extra("minari", "data")
-    for episode in minari.MinariDataset(data_folder).iterate_episodes():
-        observations = episode.observations
-        if not isinstance(observations, dict):
-            observations = {"observation": observations}
+    for number, episode in enumerate(
+        minari.MinariDataset(data_folder).iterate_episodes()
+    ):
+        length = len(episode.rewards)
+        try:
+            rows = columns.rows(episode.observations, length + 1)
+        except (LookupError, ValueError) as error:
+            raise DatasetError(
+                f"{data_folder}, episode {number}, cannot be read: {error!r}."
+            ) from error
         yield Episode(
-            observations=observations,
-            actions=episode.actions,
+            observations=rows,
+            actions=np.asarray(episode.actions).reshape(length, -1),
             rewards=episode.rewards,
             terminations=episode.terminations,
             truncations=episode.truncations,
@@ -356,8 +445,9 @@ def _buffers(episodes: Iterable[Episode], space: Space, folder: Path) -> Iterato
     is_dict = isinstance(space, gym.spaces.Dict)
     for episode in episodes:
         fields = dict(episode.observations)
-        arrays = (*fields.values(), episode.actions, episode.rewards)
-        needed = HDF5_RESERVE + 2 * sum(array.nbytes for array in arrays)
+        needed = HDF5_RESERVE + 2 * (
+            _num_bytes(fields) + _num_bytes((episode.actions, episode.rewards))
+        )
         if shutil.disk_usage(folder).free < needed:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         yield EpisodeBuffer(
@@ -370,7 +460,38 @@ def _buffers(episodes: Iterable[Episode], space: Space, folder: Path) -> Iterato
         )
 
 
-def _hdf5_episodes(path: Path, num_episodes: int) -> Iterator[Episode]:
+def _num_bytes(arrays: Any) -> int:
+    """Return the size of arrays in dictionaries and tuples."""
+    if isinstance(arrays, Mapping):
+        arrays = tuple(arrays.values())
+    if isinstance(arrays, tuple):
+        return sum(map(_num_bytes, arrays))
+    return int(np.asarray(arrays).nbytes)
+
+
+def _hdf5_space(path: Path) -> dict[str, Any]:
+    """Return the space of the observations in a Minari file that does not say it.
+
+    Raises:
+        DatasetError: The file is damaged, or holds no episode.
+    """
+    h5py: Any = require_extra("h5py", "data")
+
+    def space(item: Any) -> dict[str, Any]:
+        if isinstance(item, h5py.Group):
+            return {"type": "Dict", "subspaces": {k: space(item[k]) for k in item}}
+        return {"type": "Box", "dtype": str(item.dtype), "shape": list(item.shape[1:])}
+
+    try:
+        with h5py.File(path, "r") as file:
+            return space(file["episode_0"]["observations"])
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise DatasetError(f"{path} cannot be read: {error}.") from error
+
+
+def _hdf5_episodes(
+    path: Path, num_episodes: int, columns: ObservationColumns
+) -> Iterator[Episode]:
     """Yield the episodes of a Minari file in order, without their infos.
 
     Such a file costs time per array, not per byte, and an episode is a dozen arrays.
@@ -380,6 +501,7 @@ def _hdf5_episodes(path: Path, num_episodes: int) -> Iterator[Episode]:
     Args:
         path: `main_data.hdf5`.
         num_episodes: The file must hold episodes 0 … num_episodes - 1.
+        columns: What is read of observations.
 
     Raises:
         DatasetError: The file is damaged, lacks an episode or one of its arrays, or
@@ -395,21 +517,38 @@ def _hdf5_episodes(path: Path, num_episodes: int) -> Iterator[Episode]:
             dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, array)
         return array
 
+    def rows(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        if array.shape[1:] != shape:
+            raise ValueError(
+                f"an array of shape {array.shape[1:]} is not of its space {shape}"
+            )
+        return array.reshape(len(array), math.prod(shape))
+
+    places = {
+        part: "/".join(
+            (
+                "observations",
+                *(s if isinstance(s, str) else f"_index_{s}" for s in part.path),
+            )
+        ).encode()
+        for parts in columns.fields.values()
+        for part in parts
+    }
     number = -1
     try:
         with h5py.File(path, "r") as file:
             for number in range(num_episodes):
                 group = h5py.h5g.open(file.id, f"episode_{number}".encode())
-                observed = h5py.h5o.open(group, b"observations")
-                if isinstance(observed, h5py.h5g.GroupID):
-                    fields = {
-                        n.decode(): read(observed, n, np.float32) for n in observed
-                    }
-                else:
-                    fields = {"observation": read(group, b"observations", np.float32)}
+                actions = read(group, b"actions", np.float32)
                 yield Episode(
-                    observations=fields,
-                    actions=read(group, b"actions", np.float32),
+                    observations={
+                        name: joined(
+                            rows(read(group, places[part], np.float32), part.shape)
+                            for part in parts
+                        )
+                        for name, parts in columns.fields.items()
+                    },
+                    actions=actions.reshape(len(actions), -1),
                     rewards=read(group, b"rewards", np.float32),
                     terminations=read(group, b"terminations", np.bool_),
                     truncations=read(group, b"truncations", np.bool_),
@@ -419,15 +558,19 @@ def _hdf5_episodes(path: Path, num_episodes: int) -> Iterator[Episode]:
         raise DatasetError(f"{path}{where} cannot be read: {error}.") from error
 
 
-def _cache_entry(cache: Path, name: str, source: Path) -> Path:
-    files = [f"schema {SCHEMA}"]
+def _cache_entry(
+    cache: Path, name: str, source: Path, goal_keys: tuple[str, str]
+) -> Path:
+    files = [f"schema {SCHEMA}, columns {READER}"]
     for path in sorted(source.rglob("*")):
         stat = path.stat()
         name_in_source = path.relative_to(source).as_posix()
         files.append(f"{name_in_source} {stat.st_size} {stat.st_mtime_ns}")
+    where = str(source.resolve())
+    if tuple(goal_keys) != GOAL_KEYS:
+        where += f" {'/'.join(goal_keys)}"
     place, digest = (
-        hashlib.sha256(text.encode()).hexdigest()
-        for text in (str(source.resolve()), "\n".join(files))
+        hashlib.sha256(text.encode()).hexdigest() for text in (where, "\n".join(files))
     )
     return cache / f"{name.replace('/', '--')}-{place[:8]}" / digest[:16]
 

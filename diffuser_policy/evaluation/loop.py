@@ -5,11 +5,16 @@ stream of `(seed, i)`, so its start, goal and noise don't depend on K. Environme
 plain ones, stepped here: a finished one is neither stepped nor planned for, which no
 vector environment offers. For a given K results are bit-equal; across K only the last
 bits of batched arithmetic may differ.
+
+An environment may name several tasks to be evaluated on, and what its `reset` takes for
+each: `metadata["evaluation_tasks"] = {"near": {"task_id": 1}, …}`. Then N episodes of
+each are run, one task after the other.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import math
 import time
@@ -21,19 +26,31 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from diffuser_policy.envs import Env, make_env
+from diffuser_policy.envs import (
+    Env,
+    check_ends,
+    check_length,
+    env_name,
+    make_env,
+    reset_env,
+    step_env,
+    step_limit,
+)
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.evaluation.records import EpisodeRecord, Evaluation, Timing
+from diffuser_policy.observations import batched, numbers
 from diffuser_policy.versions import versions
 
 UNRECORDED = ("episode",)  # wrappers put wall-clock times there
+DEFAULT_EPISODES = 100
+DEFAULT_TASK_EPISODES = 50  # of each task: OGBench's protocol
 
 
 def evaluate(
     policy: Any,
     env: str | Callable[[], Env],
     *,
-    episodes: int = 100,
+    episodes: int | None = None,
     seed: int = 0,
     num_envs: int = 16,
     deterministic: bool = False,
@@ -45,8 +62,10 @@ def evaluate(
     Args:
         policy: A `DiffuserPolicy`, or anything with Stable-Baselines3's `predict`.
             `seed` does not govern what the latter draws at random.
-        env: Id, or a function that makes the environment; it has to end its episodes.
-        episodes: How many.
+        env: Id, or a class or function that makes a new environment at every call; it
+            has to end its episodes.
+        episodes: How many, of each task in environments with several: 100, or 50 of
+            each task, by default.
         seed: Episode i uses `seed + i`.
         num_envs: Environments at a time.
         deterministic: Passed to `predict`.
@@ -56,32 +75,49 @@ def evaluate(
     Raises:
         ConfigError: A count that is not positive, an environment that was made
             already, of which there is only one, or options that it does not have.
+        EnvContractError: The environment breaks Gymnasium's rules, or its episodes do
+            not end.
         UnknownNameError: No environment of that id.
         SpaceMismatchError: An environment with other spaces than the policy's.
     """
     counts = {"episodes": (episodes, 1), "num_envs": (num_envs, 1), "seed": (seed, 0)}
     for name, (value, least) in counts.items():
-        if value < least:
+        if value is not None and value < least:
             raise ConfigError(f"{name} must be at least {least}, got {value}.")
     options = dict(env_options or {})
     make = _maker(env, options)
     with contextlib.ExitStack() as stack:
-        envs = []
-        for _ in range(min(num_envs, episodes)):
-            envs.append(made := make())
-            stack.callback(made.close)
-        if hasattr(policy, "spaces"):
+
+        def made() -> Env:
+            env = make()
+            stack.callback(env.close)
+            return env
+
+        envs = [made()]
+        check_ends(envs[0])
+        tasks = dict(envs[0].metadata.get("evaluation_tasks") or {})
+        if episodes is None:
+            episodes = DEFAULT_TASK_EPISODES if tasks else DEFAULT_EPISODES
+        schedule = [name for name in tasks or (None,) for _ in range(episodes)]
+        while len(envs) < min(num_envs, len(schedule)):
+            new = made()
+            _check_distinct(envs, new)
+            envs.append(new)
+        if hasattr(policy, "for_env"):
+            policy = policy.for_env(envs[0])
+        elif hasattr(policy, "spaces"):
             policy.spaces.check(envs[0])
         driver = Driver(policy, len(envs), deterministic=deterministic)
         bar = stack.enter_context(
-            contextlib.closing(Progress(envs[0], episodes, progress))
+            contextlib.closing(Progress(envs[0], len(schedule), progress))
         )
-        records = _run(envs, driver, bar, num_episodes=episodes, seed=seed)
-        env_id = envs[0].spec.id if envs[0].spec else type(envs[0].unwrapped).__name__
+        records = _run(envs, driver, bar, schedule=schedule, tasks=tasks, seed=seed)
+        name = env_name(envs[0])
     settings = {
-        "env": env_id,
+        "env": name,
         **({"env_options": options} if options else {}),
         "episodes": episodes,
+        **({"tasks": tasks} if tasks else {}),
         "seed": seed,
         "num_envs": num_envs,
         "deterministic": deterministic,
@@ -95,16 +131,17 @@ def evaluate(
 class Tally:
     """Adds up the results of one episode."""
 
-    def __init__(self, seed: int, observation: Any) -> None:
-        self.seed = seed
+    def __init__(self, seed: int, observation: Any, task: str | None = None) -> None:
+        self.seed, self.task = seed, task
         self.total, self.length = 0.0, 0
         self.success: bool | None = None
         self.time_to_goal: int | None = None
         self.info: dict[str, Any] = {}
         self.usual: set[str] = set()  # what info also holds before the end
         has_goal = isinstance(observation, dict) and "desired_goal" in observation
-        self.goal = _numbers(observation["desired_goal"]) if has_goal else None
-        self.start = _numbers(observation["achieved_goal"] if has_goal else observation)
+        self.goal = numbers(observation["desired_goal"]) if has_goal else None
+        start = observation.get("achieved_goal", ()) if has_goal else observation
+        self.start = numbers(start)
 
     def add(self, reward: float, info: dict[str, Any]) -> None:
         """Count one env step."""
@@ -128,6 +165,7 @@ class Tally:
             score = None if normalized is None else normalized(self.total)
         return EpisodeRecord(
             seed=self.seed,
+            task=self.task,
             episode_return=self.total,
             score=None if score is None else float(score),
             length=self.length,
@@ -194,7 +232,7 @@ class Driver:
             deterministic=self.deterministic,
         )
         seconds = time.perf_counter() - begin
-        chosen: np.ndarray = np.asarray(actions)
+        chosen = np.array(actions)  # a policy may use its own array again
         if self.has_rows:
             made = int((following.num_plans - state.num_plans).sum())
             following = self.state.with_rows(index, following)
@@ -211,11 +249,21 @@ def _run(
     driver: Driver,
     bar: Progress,
     *,
-    num_episodes: int,
+    schedule: Sequence[str | None],
+    tasks: Mapping[str, Mapping[str, Any]],
     seed: int,
 ) -> tuple[EpisodeRecord, ...]:
-    """Keep every environment busy; return all records in the order of their seeds."""
-    waiting = iter(range(num_episodes))
+    """Keep every environment busy; return all records in the order of their seeds.
+
+    Args:
+        envs: The environments.
+        driver: Asks the policy.
+        bar: Counts env steps and episodes.
+        schedule: The task of each episode; none where there is only one.
+        tasks: What `reset` takes for each task.
+        seed: Of the first episode.
+    """
+    waiting = iter(range(len(schedule)))
     observations: dict[int, Any] = {}  # of the environments that run
     tallies: dict[int, Tally] = {}
     finished: dict[int, EpisodeRecord] = {}
@@ -225,8 +273,12 @@ def _run(
         if episode is None:
             del observations[slot]
             return
-        observations[slot], _ = envs[slot].reset(seed=seed + episode)
-        tallies[slot] = Tally(seed + episode, observations[slot])
+        task = schedule[episode]
+        options = None if task is None else tasks[task]
+        observations[slot], _ = reset_env(
+            envs[slot], seed=seed + episode, options=options
+        )
+        tallies[slot] = Tally(seed + episode, observations[slot], task)
         driver.begin(slot, episode_stream(seed, episode))
 
     for slot in range(len(envs)):
@@ -235,11 +287,12 @@ def _run(
         slots = sorted(observations)
         actions = driver.act(slots, [observations[slot] for slot in slots])
         for slot, action in zip(slots, actions, strict=True):
-            observation, reward, terminated, truncated, info = envs[slot].step(action)
-            observations[slot] = observation
-            tallies[slot].add(float(reward), info)
+            after = step_env(envs[slot], action)
+            observations[slot] = after.observation
+            tallies[slot].add(after.reward, after.info)
             bar.update()
-            if terminated or truncated:
+            check_length(envs[slot], tallies[slot].length)
+            if after.terminated or after.truncated:
                 record = tallies[slot].record(envs[slot], driver.num_plans[slot])
                 finished[record.seed] = record
                 bar.finish(record)
@@ -277,7 +330,12 @@ def run_episode(
         seed: What it was reset with; for the record.
         state: For the first call of `predict`.
         deterministic: Passed to `predict`.
+
+    Raises:
+        EnvContractError: As `evaluate`.
     """
+    check_ends(env)
+    observation = copy.deepcopy(observation)
     tally = Tally(seed, observation)
     observations = [observation]
     starting, done = True, False
@@ -288,10 +346,12 @@ def run_episode(
             episode_start=np.array([starting]),
             deterministic=deterministic,
         )
-        observation, reward, terminated, truncated, info = env.step(action)
+        after = step_env(env, action)
+        observation = after.observation
         observations.append(observation)
-        tally.add(float(reward), info)
-        starting, done = False, bool(terminated or truncated)
+        tally.add(after.reward, after.info)
+        check_length(env, tally.length)
+        starting, done = False, after.terminated or after.truncated
     return Rollout(observations, tally.record(env))
 
 
@@ -301,19 +361,11 @@ def episode_stream(seed: int, episode: int) -> int:
     return int(word) >> 1
 
 
-def batched(observations: Sequence[Any]) -> Any:
-    """Stack observations of single environments along a new first axis."""
-    first = observations[0]
-    if isinstance(first, Mapping):
-        return {key: np.stack([item[key] for item in observations]) for key in first}
-    return np.stack([np.asarray(observation) for observation in observations])
-
-
 class Progress(tqdm):  # type: ignore[misc]
     """Env steps done and to do, with the results so far."""
 
     def __init__(self, env: Env, num_episodes: int, progress: bool | None) -> None:
-        self.most = env.spec.max_episode_steps if env.spec else None
+        self.most = step_limit(env)
         self.records: list[EpisodeRecord] = []
         super().__init__(
             total=num_episodes * self.most if self.most else None,
@@ -397,6 +449,15 @@ def _maker(
     return env
 
 
-def _numbers(values: Any) -> tuple[float, ...]:
-    flat = np.ravel(np.asarray(values, dtype=np.float64))
-    return tuple(flat.tolist())
+def _check_distinct(envs: Sequence[Env], new: Env) -> None:
+    """Refuse an environment that is one of the others, perhaps in another wrapper.
+
+    Raises:
+        ConfigError: It is.
+    """
+    if any(new.unwrapped is other.unwrapped for other in envs):
+        raise ConfigError(
+            f"The function that makes {env_name(new)} returned the same environment "
+            f"twice, and episodes run side by side. Make a new one at every call "
+            f"(lambda: gymnasium.make(…)), or set num_envs=1 (--num-envs 1)."
+        )

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ from diffuser_policy.evaluation.statistics import (
     mean_interval,
     proportion_interval,
 )
+
+OF_TASKS = ("score", "return", "success_rate", "time_to_goal")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,7 @@ class EpisodeRecord:
         goal: First desired goal; none where there are no goals.
         details: Facts of the episode from an environment that scores its episodes, as
             JSON data.
+        task: Name of the task; none in environments with one task only.
     """
 
     seed: int
@@ -58,6 +61,7 @@ class EpisodeRecord:
     start: tuple[float, ...]
     goal: tuple[float, ...] | None
     details: Mapping[str, Any] = field(default_factory=dict)
+    task: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +151,16 @@ class Evaluation:
         """Return how many episodes failed for each reason, the most frequent first."""
         reasons = (episode.details.get("failure") for episode in self.episodes)
         return dict(Counter(str(r) for r in reasons if r is not None).most_common())
+
+    def tasks(self) -> dict[str, Summary]:
+        """Return score, return, success and time to goal of each task, by its name."""
+        names = dict.fromkeys(e.task for e in self.episodes if e.task is not None)
+        found = {}
+        for name in names:
+            own = tuple(e for e in self.episodes if e.task == name)
+            figures = replace(self, episodes=own).summary()
+            found[name] = {key: figures[key] for key in OF_TASKS}
+        return found
 
     def summary(self) -> Summary:
         """Return the figures by name; none where nothing was there to measure.

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.table import Table
 
-from diffuser_policy.evaluation.records import Evaluation
+from diffuser_policy import files
+from diffuser_policy.evaluation.loop import json_data
+from diffuser_policy.evaluation.records import Evaluation, Summary
+from diffuser_policy.evaluation.statistics import Interval
 
 ROWS = {  # name in the summary: (label, unit)
     "success_rate": ("success rate", "%"),
@@ -29,34 +34,43 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
     A figure that was not there to be measured is null, and so are the ends of an
     interval that a single episode says nothing about. Where the environment scores its
     episodes, each has `details`, and the summary counts its `failures` by their reason.
+    Where it has several tasks, each episode names its own, and the summary has `tasks`.
+    Numbers that are not finite, which JSON cannot express, are null.
     """
-    summary: dict[str, Any] = {}
-    for name, interval in evaluation.summary().items():
-        ends = {} if interval is None else dataclasses.asdict(interval)
-        known = {key: None if math.isnan(end) else end for key, end in ends.items()}
-        summary[name] = known or None
+    summary: dict[str, Any] = _figures(evaluation.summary())
+    if tasks := evaluation.tasks():
+        summary["tasks"] = {name: _figures(own) for name, own in tasks.items()}
     summary["control_rate"] = evaluation.timing.control_rate
     if any(record.details for record in evaluation.episodes):
         summary["failures"] = evaluation.failures()
     episodes = []
     for record in evaluation.episodes:
-        data = dataclasses.asdict(record)
-        if not record.details:
-            del data["details"]
+        data = json_data(dataclasses.asdict(record))
+        for name in ("details", "task"):
+            if not data[name]:
+                del data[name]
         first = {"seed": data.pop("seed"), "return": data.pop("episode_return")}
         episodes.append(first | data)
     return {
         "summary": summary,
         "episodes": episodes,
-        "settings": dict(evaluation.settings),
+        "settings": json_data(evaluation.settings),
         "versions": dict(evaluation.versions),
     }
 
 
+def write_json(evaluation: Evaluation, path: Path) -> None:
+    """Write an evaluation as JSON, atomically.
+
+    Raises:
+        StorageError: It could not be written.
+    """
+    files.write_json(path, to_json(evaluation))
+
+
 def table(evaluation: Evaluation) -> Table:
     """Return the summary as a table: one figure a row, with its 95 % interval."""
-    settings = evaluation.settings
-    count = len(evaluation.episodes)
+    settings, count = evaluation.settings, len(evaluation.episodes)
     first = settings.get("seed", 0)
     shown = Table(
         title=str(settings.get("env", "")),
@@ -72,15 +86,33 @@ def table(evaluation: Evaluation) -> Table:
     shown.add_column("")
     for name, interval in evaluation.summary().items():
         if interval is not None:
-            label, unit = ROWS.get(name, (name.replace("_", " "), ""))
-            scale = 100 if unit == "%" else 1
-            mean, low, high = (
-                f"{scale * end:,.1f}"
-                for end in (interval.mean, interval.low, interval.high)
-            )
-            known = not math.isnan(interval.low)
-            shown.add_row(label, mean, f"{low} – {high}" if known else "", unit)
+            shown.add_row(*_row(name, interval))
+    for task, figures in evaluation.tasks().items():
+        for name in ("score", "success_rate"):
+            if (interval := figures[name]) is not None:
+                label, *others = _row(name, interval)
+                shown.add_row(f"{label}, {task}", *others)
     shown.add_row("control rate", f"{evaluation.timing.control_rate:,.0f}", "", "Hz")
     for reason, number in evaluation.failures().items():
         shown.add_row(f"failed: {reason}", str(number), "", f"of {count}")
+    if wild := int((~np.isfinite(evaluation.returns)).sum()):
+        shown.add_row("returns not finite", str(wild), "", f"of {count}")
     return shown
+
+
+def _figures(summary: Summary) -> dict[str, Any]:
+    """Return figures as JSON data."""
+    return {
+        name: None if interval is None else json_data(dataclasses.asdict(interval))
+        for name, interval in summary.items()
+    }
+
+
+def _row(name: str, interval: Interval) -> tuple[str, str, str, str]:
+    """Return a figure's label, its mean, its interval and its unit."""
+    label, unit = ROWS.get(name, (name.replace("_", " "), ""))
+    scale = 100 if unit == "%" else 1
+    mean, low, high = (
+        f"{scale * end:,.1f}" for end in (interval.mean, interval.low, interval.high)
+    )
+    return label, mean, "" if math.isnan(interval.low) else f"{low} – {high}", unit

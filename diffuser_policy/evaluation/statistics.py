@@ -64,6 +64,8 @@ def mean_interval(
 ) -> Interval:
     """Return the mean of `[n]` independent results, such as the scores of episodes.
 
+    If a value is not finite, neither is the mean, and the ends are NaN.
+
     Args:
         values: The results.
         num_resamples: Draws of n values with replacement.
@@ -73,6 +75,10 @@ def mean_interval(
         ConfigError: No values.
     """
     runs = _checked(values)[None]
+    with np.errstate(over="ignore", invalid="ignore"):
+        estimate = float(runs.mean())
+    if not math.isfinite(estimate):
+        return Interval(estimate, math.nan, math.nan)
     return run_interval(runs, num_resamples=num_resamples, seed=seed)
 
 

@@ -37,12 +37,12 @@ from diffuser_policy.diffusion.conditions import Inpainting
 from diffuser_policy.diffusion.denoiser import Denoiser
 from diffuser_policy.diffusion.sampler import DDPMSampler, Sampler
 from diffuser_policy.diffusion.schedule import NoiseSchedule
-from diffuser_policy.envs import make_env
-from diffuser_policy.evaluation.loop import batched
+from diffuser_policy.envs import make_env, reset_env, step_env
 from diffuser_policy.guides.builtin import KeepOut, Smoothness
 from diffuser_policy.guides.guide import Guide
 from diffuser_policy.networks.objects import ObjectTransformer
 from diffuser_policy.networks.unet import TemporalUNet
+from diffuser_policy.observations import batched
 from diffuser_policy.policy import DiffuserPolicy, PolicyState
 
 PAPER_STEPS = 256  # Janner et al. 2022, Appendix C; also their release for Maze2D
@@ -89,7 +89,8 @@ class Subject:
         with closing(make_env(self.env_id)) as env:
             self.policy.spaces.check(env)
             count = max(QUICK_ENVS if self.quick else ENVS)
-            return [env.reset(seed=self.seed + number)[0] for number in range(count)]
+            seeds = range(self.seed, self.seed + count)
+            return [reset_env(env, seed=seed)[0] for seed in seeds]
 
     def singly(
         self,
@@ -282,10 +283,10 @@ def _loop(policy: DiffuserPolicy, subject: Subject, *, name: str) -> Case:
     """
     calls: list[tuple[Any, PolicyState]] = []
     with closing(make_env(subject.env_id)) as env:
-        observation, _ = env.reset(seed=subject.seed)
+        observation, _ = reset_env(env, seed=subject.seed)
         action, state = policy.predict(observation)
         for _ in range(3 if subject.quick else 20):
-            observation, _, terminated, truncated, _ = env.step(action)
+            observation, _, terminated, truncated, _ = step_env(env, action)
             if terminated or truncated:
                 break
             calls.append((observation, state))

@@ -20,7 +20,7 @@ import torch
 from gymnasium import spaces
 
 from diffuser_policy.errors import DiffuserPolicyError, UnknownNameError
-from diffuser_policy.evaluation.loop import batched
+from diffuser_policy.observations import batched
 
 RULES = {
     "shapes": "One observation gives one action, a batch of n gives n actions.",
@@ -105,7 +105,7 @@ def check_policy(
     check.states()
     check.episode_starts()
     check.rows()
-    check.refusals(observation_space)
+    check.refusals()
     check.require(
         "global_randomness",
         _same(with_global_randomness, _global_randomness()),
@@ -238,12 +238,12 @@ class _Check:
                 together[index],
             )
 
-    def refusals(self, observation_space: spaces.Space[Any]) -> None:
+    def refusals(self) -> None:
         """Check that bad input raises and leaves the policy as it was."""
         good = self.first[0]
         expected, state = self.predict(good)
         kept = copy.deepcopy(state)
-        cases = {"refuses_tuple": (good, {}), **_damaged(good, observation_space)}
+        cases = {"refuses_tuple": (good, {}), **_damaged(good)}
         for rule, bad in cases.items():
             for memory in ((), (state,)):
                 refused = False
@@ -260,24 +260,30 @@ class _Check:
             )
 
 
-def _damaged(observation: Any, space: spaces.Space[Any]) -> dict[str, Any]:
-    """Return broken copies of an observation, by the rule that refuses them.
+def _damaged(observation: Any) -> dict[str, Any]:
+    """Return broken copies of a good observation, by the rule that refuses them."""
+    broken = {"refuses_shape": _changed(observation, _longer)}
+    kinds: set[str] = set()
+    _changed(observation, lambda part: kinds.add(part.dtype.kind))
+    if kinds == {"f"}:
+        broken["refuses_nan"] = _changed(observation, lambda part: part * np.nan)
+    return broken
 
-    Args:
-        observation: A good one.
-        space: It comes from.
-    """
-    is_dict = isinstance(space, spaces.Dict)
-    parts = dict(observation) if is_dict else {"": observation}
-    arrays = {key: np.asarray(part) for key, part in parts.items()}
-    longer = {  # a column too many, or an axis too many
-        k: np.append(part, np.atleast_1d(part)[..., :1], -1 if part.ndim else None)
-        for k, part in arrays.items()
-    }
-    broken = {"refuses_shape": longer}
-    if all(part.dtype.kind == "f" for part in arrays.values()):
-        broken["refuses_nan"] = {k: part * np.nan for k, part in arrays.items()}
-    return {rule: o if is_dict else o[""] for rule, o in broken.items()}
+
+def _changed(observation: Any, change: Callable[[np.ndarray], Any]) -> Any:
+    """Return a copy of an observation with every array in it changed."""
+    if isinstance(observation, Mapping):
+        return {key: _changed(part, change) for key, part in observation.items()}
+    if isinstance(observation, tuple):
+        return tuple(_changed(part, change) for part in observation)
+    return change(np.asarray(observation))
+
+
+def _longer(part: np.ndarray) -> np.ndarray:
+    """Return an array with a column too many; of a number, one with too many axes."""
+    if part.ndim == 0:
+        return part.reshape(1, 1, 1)
+    return np.append(part, part[..., :1], -1)
 
 
 def _global_randomness() -> tuple[Any, ...]:

@@ -10,6 +10,7 @@ run resumes).
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -207,6 +208,8 @@ def check_spaces(
     """Refuse data whose observations or actions are not the planner's."""
     derived = planner.window.features is not None
     given, expected = space_spec(flat, featurizer if derived else None), planner.spaces
+    # Planners saved by earlier versions don't know the type of actions.
+    given = dataclasses.replace(given, action_dtype=expected.action_dtype)
     if given != expected:
         raise SpaceMismatchError(
             f"The planner was trained in the spaces {expected}, and {flat!r} was "

@@ -5,6 +5,8 @@ TrainConfig, FlatDataset → PolicyConfig → PlannerNetworks, with initial weig
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from diffuser_policy.build import PlannerNetworks, build_networks, seeded
@@ -16,11 +18,12 @@ from diffuser_policy.columns.features import (
 from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.columns.normalizers import NORMALIZERS
 from diffuser_policy.config import PolicyConfig, TrainConfig
-from diffuser_policy.data.flat import FlatDataset
+from diffuser_policy.data.flat import GOALS, FlatDataset
 from diffuser_policy.data.windows import join_rows
 from diffuser_policy.envs import other_versions
 from diffuser_policy.errors import ConfigError, DatasetError
-from diffuser_policy.settings import to_json
+from diffuser_policy.observations import RESERVED, ObservationColumns, Part
+from diffuser_policy.settings import from_json, to_json
 from diffuser_policy.spaces import SpaceSpec, check_action_bounds, find_goal_columns
 
 
@@ -46,6 +49,10 @@ def policy_config(train: TrainConfig, flat: FlatDataset) -> PolicyConfig:
         columns = getattr(train.window, name)
         if columns is not None:
             aliases[name] = columns
+    if spaces.appends_goal:
+        name = spaces.parts.goal_keys[0].rpartition("/")[2]
+        if name not in (*RESERVED, *GOALS):
+            aliases.setdefault(name, spaces.goal_columns)
     if spaces.has_goal:
         aliases["goal"] = (
             spaces.goal_columns if featurizer is None else featurizer.columns["goal"]
@@ -135,13 +142,35 @@ def space_spec(flat: FlatDataset, featurizer: Featurizer | None = None) -> Space
         goal_columns = find_goal_columns(
             flat.fields["observation"], flat.fields["achieved_goal"]
         )
+    shape, dtype = (flat.metadata.get(f"action_{name}") for name in ("shape", "dtype"))
     return SpaceSpec(
         observation_size=flat.observation_size,
         goal_size=goal_size,
         goal_columns=goal_columns,
-        action_low=tuple(np.asarray(low, float).tolist()),
-        action_high=tuple(np.asarray(high, float).tolist()),
+        action_low=tuple(np.ravel(np.asarray(low, float)).tolist()),
+        action_high=tuple(np.ravel(np.asarray(high, float)).tolist()),
+        action_shape=None if shape is None else tuple(shape),
+        action_dtype=dtype or "float32",
+        columns=_columns(flat, goal_size),
     )
+
+
+def _columns(flat: FlatDataset, goal_size: int) -> ObservationColumns | None:
+    """Return where the columns of a dataset are in observations, if it says so.
+
+    A planner without goals that reads the one box of a goal dictionary also reads that
+    box alone: where it is, is left out.
+    """
+    recorded = flat.metadata.get("columns")
+    if recorded is None:
+        return None
+    columns = from_json(ObservationColumns, recorded)
+    if goal_size:
+        return columns
+    [part, *others] = columns.observation
+    if not others and part == Part(path=("observation",), shape=(part.size,)):
+        return None
+    return dataclasses.replace(columns, achieved_goal=(), desired_goal=())
 
 
 def _pinned_goal_size(flat: FlatDataset, featurizer: Featurizer) -> int:

@@ -3,7 +3,7 @@
 A checkpoint is a folder `step-00012000` with
 
     tensors.safetensors   network/…, average/…, optimizer/<parameter>/<moment>
-    state.json            gradient step, schema
+    state.json            gradient step, schema, checksum of the tensors
 
 Random state is not saved: every step seeds its own generators. A folder is written
 under another name and renamed when it is complete, so a kill at any moment leaves the
@@ -23,9 +23,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from diffuser_policy.checkpoint import checksum
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.errors import CheckpointError
 from diffuser_policy.files import replaced_folder
@@ -33,6 +34,8 @@ from diffuser_policy.files import replaced_folder
 Parts = Mapping[str, nn.Module | torch.optim.Optimizer]
 
 SCHEMA = 1
+TENSORS = "tensors.safetensors"
+LOCK_FILE = "lock"  # held by the process that trains
 FOLDER = re.compile(r"step-(\d{8})")
 NUM_KEPT = 2
 LEFTOVER = re.compile(
@@ -54,9 +57,10 @@ def save_state(folder: Path, step: int, parts: Parts) -> Path:
     """
     target = folder / f"step-{step:08d}"
     with replaced_folder(target) as partial:
-        (partial / "tensors.safetensors").write_bytes(save(tensors_of(parts)))
-        state = {"schema": SCHEMA, "step": step}
-        (partial / "state.json").write_text(json.dumps(state))
+        tensors = save(tensors_of(parts))
+        (partial / TENSORS).write_bytes(tensors)
+        state = {"schema": SCHEMA, "step": step, "sha256": checksum(tensors)}
+        (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
     for old in checkpoints(folder)[:-NUM_KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     return target
@@ -68,6 +72,11 @@ def checkpoints(folder: Path) -> list[Path]:
         return []
     found = [path for path in folder.iterdir() if FOLDER.fullmatch(path.name)]
     return sorted(path for path in found if (path / "state.json").is_file())
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the gradient step that a checkpoint's folder is named after."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def remove_leftovers(output: Path) -> None:
@@ -105,12 +114,17 @@ def load_state(checkpoint: Path, parts: Parts) -> int:
         parts: Restored in place; an optimizer keeps its hyperparameters.
 
     Raises:
-        CheckpointError: Truncated, of another schema, or of another network.
+        CheckpointError: Truncated, damaged, of another schema, or of another network.
     """
     try:
-        state = json.loads((checkpoint / "state.json").read_text())
-        tensors = load_file(checkpoint / "tensors.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
+        state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+        data = (checkpoint / TENSORS).read_bytes()
+        tensors = load(data)
+        if state.get("sha256", checksum(data)) != checksum(data):
+            raise ValueError("its checksum differs: it is damaged")
+        if step_of(checkpoint) != state["step"]:
+            raise ValueError(f"it says that it is of step {state['step']}")
+    except (OSError, ValueError, LookupError, AttributeError, SafetensorError) as error:
         raise CheckpointError(
             f"{checkpoint} cannot be read ({error}). Delete it to resume from the "
             f"checkpoint before it."

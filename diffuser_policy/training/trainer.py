@@ -6,6 +6,7 @@ Output folder of a run:
     training/step-00012000/                     resumable checkpoints
     training/settings.json                      settings, data, number of processes;
                                                 a resumed run must agree
+    training/lock                               held while a process trains
     training/metrics.jsonl                      losses by gradient step
 
 Planning uses an exponential moving average of the weights: after every `ema_interval`
@@ -36,24 +37,26 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from diffuser_policy.build import PlannerNetworks, config_featurizer
-from diffuser_policy.checkpoint import write_planner
+from diffuser_policy.checkpoint import CONFIG, settle, write_planner
 from diffuser_policy.columns.normalizers import Normalizer
 from diffuser_policy.config import OptimizationConfig, PolicyConfig, TrainConfig
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.windows import WindowDataset, in_planning_columns
-from diffuser_policy.errors import ConfigError
-from diffuser_policy.files import replaced_file, storage_error, write_json
+from diffuser_policy.errors import CheckpointError, ConfigError
+from diffuser_policy.files import held, storage_error, write_json, write_text
 from diffuser_policy.settings import differences, to_json
 from diffuser_policy.training.derive import initial_networks, policy_config
 from diffuser_policy.training.loss import PlannerLoss
 from diffuser_policy.training.processes import Processes
 from diffuser_policy.training.state import (
+    LOCK_FILE,
     Parts,
     checkpoints,
     data_facts,
     load_state,
     remove_leftovers,
     save_state,
+    step_of,
 )
 
 Metrics = dict[str, float]
@@ -95,7 +98,8 @@ class TrainingRun(Generic[Networks]):
             processes: How several processes share the work.
 
         Raises:
-            ConfigError: The folder holds a run with other settings or other data.
+            ConfigError: The folder holds a run with other settings or other data, or
+                another process is training in it.
         """
         self.networks, self.loss, self.optimization = networks, loss, optimization
         self.output, self.processes = output, processes
@@ -133,7 +137,8 @@ class TrainingRun(Generic[Networks]):
                 last call, at every checkpoint.
 
         Raises:
-            ConfigError: No interval between checkpoints.
+            ConfigError: No interval between checkpoints, or another process is, or has
+                been, at work in the folder.
             StorageError: A checkpoint could not be written; earlier ones are intact.
             KeyboardInterrupt: Ctrl-C was pressed; the finished step has been saved.
         """
@@ -150,7 +155,7 @@ class TrainingRun(Generic[Networks]):
             disable=hidden if self.processes.is_main else True,
             smoothing=0.05,
         )
-        with held_interrupt() as interrupted, bar:
+        with self._at_work(), held_interrupt() as interrupted, bar:
             while self.step < self.optimization.num_steps:
                 for name, value in self._descend().items():
                     totals[name] = totals.get(name, 0.0) + value
@@ -165,7 +170,7 @@ class TrainingRun(Generic[Networks]):
                 if interrupted():
                     self.save()
                     raise KeyboardInterrupt
-        self.save()  # perhaps killed after the last checkpoint, within save
+            self.save()  # perhaps killed after the last checkpoint, within save
 
     def save(self) -> None:
         """Write a checkpoint and the planner so far, unless this step is saved already.
@@ -175,9 +180,7 @@ class TrainingRun(Generic[Networks]):
         if self._saved_step == self.step:
             return
         if self.processes.is_main:
-            settings = self.output / "training" / "settings.json"
-            if not settings.exists():
-                write_json(settings, self.settings)
+            self._write_settings()
             save_state(self.output / "training", self.step, self._parts())
             self.write_planner()
         self._saved_step = self.step
@@ -216,27 +219,93 @@ class TrainingRun(Generic[Networks]):
 
     def _resume(self) -> None:
         """Restore the latest checkpoint, and drop losses of steps to take again."""
-        self._check_settings()
-        if self.processes.is_main:
-            remove_leftovers(self.output)
-        found = checkpoints(self.output / "training")
-        if found:
-            self.step = load_state(found[-1], self._parts())
-        path = self.output / "training" / "metrics.jsonl"
-        if not self.processes.is_main or not path.exists():
+        folder = self.output / "training"
+        if not folder.is_dir():
             return
-        lines = path.read_text().splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith("\n")]  # a kill cuts the last
-        kept = [line for line in whole if json.loads(line)["step"] <= self.step]
-        with replaced_file(path) as partial:
-            partial.write_text("".join(kept))
+        with self._lock():
+            self._check_settings()
+            if self.processes.is_main:
+                settle(self.output)
+                remove_leftovers(self.output)
+            found = checkpoints(folder)
+            if found:
+                self.step = load_state(found[-1], self._parts())
+            path = folder / "metrics.jsonl"
+            if not self.processes.is_main or not path.exists():
+                return
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            # A kill cuts the last line.
+            whole = [line for line in lines if line.endswith("\n")]
+            kept = [line for line in whole if json.loads(line)["step"] <= self.step]
+            write_text(path, "".join(kept))
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        """Keep other processes from training in the folder.
+
+        Raises:
+            ConfigError: One is at work there.
+            StorageError: The folder cannot be written to.
+        """
+        if not self.processes.is_main:
+            yield
+            return
+        folder = self.output / "training"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise storage_error(folder, error) from error
+        with held(folder / LOCK_FILE) as is_held:
+            if not is_held:
+                raise ConfigError(
+                    f"Another process is training in {self.output}. Wait for it, end "
+                    f"it, or choose another output folder (--output); nothing was "
+                    f"changed."
+                )
+            yield
+
+    @contextlib.contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Hold the folder, and write the settings before the first step.
+
+        Raises:
+            ConfigError: Another process is at work there, or has been meanwhile.
+            StorageError: The folder cannot be written to.
+        """
+        with self._lock():
+            found = checkpoints(self.output / "training")
+            if found and step_of(found[-1]) > self.step:
+                raise ConfigError(
+                    f"{self.output} has been trained to step {step_of(found[-1])} "
+                    f"since this trainer was made, at step {self.step}. Make it anew."
+                )
+            if self.processes.is_main:
+                self._write_settings()
+            yield
+
+    def _write_settings(self) -> None:
+        """Write the settings, unless a run of the same settings has written them."""
+        settings = self.output / "training" / "settings.json"
+        if not settings.exists() or not self._holds_work():
+            write_json(settings, self.settings)
+
+    def _holds_work(self) -> bool:
+        """Return whether the folder holds a checkpoint or a planner."""
+        saved = checkpoints(self.output / "training")
+        return bool(saved) or (self.output / CONFIG).exists()
 
     def _check_settings(self) -> None:
         """Refuse a folder whose weights came from something else."""
         settings = self.output / "training" / "settings.json"
-        if not settings.exists():
+        if not settings.exists() or not self._holds_work():
             return
-        saved = json.loads(settings.read_text())
+        try:
+            saved = dict(json.loads(settings.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise CheckpointError(
+                f"{settings} cannot be read ({error}). Choose another output folder, "
+                f"or delete the file if you know that the run has the same settings."
+            ) from error
         current = json.loads(json.dumps(self.settings))
         for key in ("data", "num_processes"):  # not in the files of earlier versions
             if key not in saved:
@@ -260,7 +329,7 @@ class TrainingRun(Generic[Networks]):
             return
         path = self.output / "training" / "metrics.jsonl"
         try:
-            with path.open("a") as file:
+            with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": self.step, **means}) + "\n")
         except OSError as error:
             raise storage_error(path, error) from error

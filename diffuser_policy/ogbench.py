@@ -1,0 +1,125 @@
+"""OGBench's environments as goal environments, with seeds that fix them.
+
+OGBench (Park, Frans, Eysenbach & Levine, "OGBench: Benchmarking Offline
+Goal-Conditioned RL", ICLR 2025) hands the goal over in the `info` of `reset`, as the
+observation of the state to reach. An environment has five tasks, and
+`reset(options={"task_id": 1})` picks one; success is in `info["success"]`. It draws
+tasks, starts and goals from NumPy's global generator.
+
+`OGBenchEnv` makes of this what planners and `evaluate` take:
+
+    {"observation": s, "achieved_goal": s, "desired_goal": info["goal"]}
+
+The single-task variants (`...-singletask-...`) have rewards instead of goals; their
+observations stay as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+
+from diffuser_policy.errors import ConfigError
+
+PACKAGE = "ogbench"
+# Environments that draw from NumPy's global generator in `step` too, by their ids.
+DRAWING = ("teleport", "powderworld")
+
+
+def is_ogbench(spec: EnvSpec) -> bool:
+    """Return whether a registration is one of OGBench's."""
+    return isinstance(spec.entry_point, str) and spec.entry_point.startswith(
+        f"{PACKAGE}."
+    )
+
+
+class OGBenchEnv(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
+    """Makes goal dictionaries of an OGBench environment, and seeds all it draws.
+
+    The seed of `reset` also fixes what OGBench takes from NumPy's global generator and
+    from its action space. The global generator itself stays where the user left it.
+
+    Raises:
+        ConfigError: The environment was made with `use_oracle_rep`: its goals would be
+            no observations.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self)
+        super().__init__(env)
+        base: Any = env.unwrapped
+        spec_id = env.spec.id if env.spec else ""
+        options = dict(env.spec.kwargs) if env.spec else {}
+        if options.get("use_oracle_rep"):
+            raise ConfigError(
+                "use_oracle_rep=True gives goals that are no observations, and plans "
+                "end in an observation. Leave it out (--env-option)."
+            )
+        self._generator = np.random.RandomState()
+        self._draws = any(word in spec_id for word in DRAWING)
+        self._goal: np.ndarray | None = None
+        self.has_goals = options.get("reward_task_id") is None
+        facts: dict[str, Any] = {}
+        if self.has_goals:
+            space = env.observation_space
+            keys = ("achieved_goal", "desired_goal", "observation")
+            self.observation_space = gym.spaces.Dict(dict.fromkeys(keys, space))
+            facts["evaluation_tasks"] = {
+                str(task.get("task_name", f"task{number}")): {"task_id": number}
+                for number, task in enumerate(base.task_infos, start=1)
+            }
+        if spec_id.startswith("pointmaze-"):
+            facts["observation_columns"] = {"position": [0, 1]}
+            facts["demonstrator"] = "ogbench-pointmaze"
+        self.metadata = {**env.metadata, **facts}
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Start an episode of one of the tasks.
+
+        Args:
+            seed: Fixes all that this and later episodes draw.
+            options: `task_id`, from 1, or `task_info`; a random task if not given.
+        """
+        if seed is not None:
+            sequence = np.random.SeedSequence(seed)
+            own, actions = map(int, sequence.generate_state(2))
+            self._generator.seed(own)
+            self.env.unwrapped.action_space.seed(actions)
+        with self._own_generator():
+            observation, info = self.env.reset(seed=seed, options=options)
+        if self.has_goals:
+            self._goal = np.array(info["goal"])
+        return self._with_goal(observation), info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Act, and return the goal with the observation."""
+        with self._own_generator() if self._draws else contextlib.nullcontext():
+            observation, reward, terminated, truncated, info = self.env.step(action)
+        return self._with_goal(observation), reward, terminated, truncated, info
+
+    def _with_goal(self, observation: Any) -> Any:
+        if self._goal is None:
+            return observation
+        return {
+            "achieved_goal": np.array(observation),
+            "desired_goal": self._goal.copy(),
+            "observation": np.array(observation),
+        }
+
+    @contextlib.contextmanager
+    def _own_generator(self) -> Iterator[None]:
+        """Put this environment's generator in the place of NumPy's global one."""
+        users = np.random.get_state(legacy=False)  # noqa: NPY002
+        np.random.set_state(self._generator.get_state(legacy=False))  # noqa: NPY002
+        try:
+            yield
+        finally:
+            self._generator.set_state(np.random.get_state(legacy=False))  # noqa: NPY002
+            np.random.set_state(users)  # noqa: NPY002

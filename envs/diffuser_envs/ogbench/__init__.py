@@ -1,0 +1,1 @@
+"""Demonstrations in the environments of OGBench, which are registered by OGBench."""

@@ -1,0 +1,478 @@
+"""What environments and policies do with their arrays, numbers and episodes.
+
+Some use the same array again at every step, return rewards that are no floats, never
+end, or are registered in ways that no file can hold.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from diffuser_policy import collect_episodes, evaluate, load_flat
+from diffuser_policy.benchmark.problem import fixed_goal
+from diffuser_policy.data.minari import recorded_facts
+from diffuser_policy.envs import MOST_STEPS, make_env, reset_env, step_env
+from diffuser_policy.errors import ConfigError, EnvContractError, UnknownNameError
+from diffuser_policy.evaluation.loop import run_episode
+from diffuser_policy.evaluation.report import table, to_json, write_json
+
+pytest.importorskip("minari", reason="needs the extra 'data'")
+DATASET = "test/walk-v0"
+
+
+class Walk(gym.Env[Any, Any]):
+    """Counts its env steps in one array, which is the observation as well.
+
+    Args:
+        reward: What `step` returns as the reward.
+        length: Env steps of an episode.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
+    observation_space: gym.spaces.Space[Any] = gym.spaces.Box(-1e6, 1e6, (1,))
+    action_space: gym.spaces.Space[Any] = gym.spaces.Box(-1, 1, (1,))
+    num_steps: ClassVar[int] = 0
+
+    def __init__(self, reward: Any = 0.0, length: float = 5) -> None:
+        self.reward, self.length = reward, length
+        self.x = np.zeros(1, np.float32)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed, options=options)
+        self.x[:] = 0
+        return self.x, {}
+
+    def step(self, action: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        type(self).num_steps += 1
+        self.x += 1
+        np.clip(action, -0.5, 0.5, out=action)
+        return self.x, self.reward, False, self.x[0] >= self.length, {}
+
+
+class GoalWalk(Walk):
+    """The same with goals; every reset draws another, into the same arrays."""
+
+    observation_space = gym.spaces.Dict(
+        dict.fromkeys(
+            ("observation", "achieved_goal", "desired_goal"),
+            gym.spaces.Box(-1e6, 1e6, (1,)),
+        )
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.goal = np.zeros(1, np.float32)
+
+    def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+        super().reset(**options)
+        self.goal[:] = self.np_random.uniform()
+        return self._observation, {}
+
+    @property
+    def _observation(self) -> dict[str, np.ndarray]:
+        return {
+            "observation": self.x,
+            "achieved_goal": self.x,
+            "desired_goal": self.goal,
+        }
+
+    def step(self, action: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        _, *others, info = super().step(action)
+        return self._observation, others[0], others[1], others[2], info
+
+
+class Reusing:
+    """Returns the same array every time; it grows by 0.25 at every call."""
+
+    def __init__(self) -> None:
+        self.action = np.zeros(1, np.float32)
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, Any]:
+        del episode_start, deterministic
+        observation = (
+            observation["observation"] if isinstance(observation, dict) else observation
+        )
+        self.action += np.float32(0.25)
+        if np.ndim(observation) == 2:
+            return np.tile(self.action, (len(observation), 1)), state
+        return self.action, state
+
+
+@pytest.fixture(autouse=True)
+def _folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
+    monkeypatch.setenv("DIFFUSER_POLICY_CACHE", str(tmp_path / "cache"))
+
+
+def recorded(env: Any, **options: Any) -> Any:
+    settings = {"num_episodes": 2, "dataset_id": DATASET, "progress": False, **options}
+    collect_episodes(env, Reusing(), **settings)
+    return load_flat(settings["dataset_id"], progress=False)
+
+
+# --- arrays that are used again ----------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [Walk, GoalWalk])
+def test_recording_copies_what_is_used_again(kind: type[Walk]) -> None:
+    flat = recorded(kind())
+    assert flat.fields["observation"][:, 0].tolist() == [0, 1, 2, 3, 4] * 2
+    assert flat.run_starts.tolist() == [0, 5, 10]
+    # The policy's actions, neither changed by later calls nor clipped by the env.
+    assert flat.fields["action"][:, 0].tolist() == [n / 4 for n in range(1, 11)]
+
+
+def test_a_rollout_keeps_every_observation_as_it_was() -> None:
+    env = Walk()
+    observation, _ = env.reset()
+    rollout = run_episode(Reusing(), env, observation, seed=0)
+    assert [float(o[0]) for o in rollout.observations] == [0, 1, 2, 3, 4, 5]
+
+
+def test_environments_that_share_an_array_do_not_disturb_each_other() -> None:
+    shared = np.zeros(1, np.float32)
+    seen: list[list[float]] = []
+
+    class Sharing(Walk):
+        def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+            super().reset(**options)
+            self.number = float(self.np_random.integers(100))
+            shared[:] = self.number
+            return shared, {}
+
+        def step(self, action: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+            _, *others, info = super().step(action)
+            shared[:] = self.number
+            return shared, others[0], others[1], others[2], info
+
+    class Watching(Reusing):
+        def predict(self, observation: Any, *args: Any, **kwargs: Any) -> Any:
+            seen.append(observation[:, 0].tolist())
+            return super().predict(observation, *args, **kwargs)
+
+    evaluate(Watching(), Sharing, episodes=3, num_envs=3, progress=False)
+    assert len(set(seen[0])) == 3
+    assert seen == [seen[0]] * 5
+
+
+def test_goals_that_share_an_array_are_told_apart() -> None:
+    with pytest.raises(ConfigError, match="another goal in every episode"):
+        fixed_goal(GoalWalk())
+
+
+# --- numbers ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "reward",
+    [np.array([1.5]), np.array([[1.5]]), np.float64(1.5), np.float32(1.5), 1.5],
+)
+def test_rewards_of_one_number_are_that_number(reward: Any) -> None:
+    flat = recorded(Walk(reward))
+    assert flat.fields["reward"].tolist() == [1.5] * 10
+    result = evaluate(Reusing(), lambda: Walk(reward), episodes=2, progress=False)
+    assert result.returns.tolist() == [7.5, 7.5]
+
+
+@pytest.mark.parametrize("reward", [np.ones(3), None, "1", 1j, np.array([])])
+def test_rewards_that_are_no_number_are_refused_at_the_first_step(reward: Any) -> None:
+    Walk.num_steps = 0
+    with pytest.raises(EnvContractError, match="reward must be one number"):
+        recorded(Walk(reward))
+    with pytest.raises(EnvContractError, match="reward must be one number"):
+        evaluate(
+            Reusing(), lambda: Walk(reward), episodes=2, num_envs=1, progress=False
+        )
+    assert Walk.num_steps == 2
+
+
+@pytest.mark.parametrize("reward", [math.nan, math.inf, 1e308])
+def test_rewards_that_are_not_finite_are_refused_while_recording(reward: float) -> None:
+    with pytest.raises(EnvContractError, match="reward of env step 0 is"):
+        recorded(Walk(reward))
+
+
+@pytest.mark.parametrize("reward", [math.nan, -math.inf, 1e308])
+def test_returns_that_are_not_finite_are_null_in_reports(
+    reward: float, tmp_path: Path
+) -> None:
+    result = evaluate(Reusing(), lambda: Walk(reward), episodes=3, progress=False)
+    write_json(result, tmp_path / "result.json")
+    data = json.loads((tmp_path / "result.json").read_text())
+    assert [episode["return"] for episode in data["episodes"]] == [None] * 3
+    assert data["summary"]["return"] == {"mean": None, "low": None, "high": None}
+    assert data["episodes"][0]["length"] == 5
+    assert table(result).row_count == 3  # return, control rate, not finite
+
+
+def test_one_return_that_is_not_finite_leaves_the_others() -> None:
+    rewards = iter([1.0] * 5 + [math.inf] * 5)
+
+    class Sometimes(Walk):
+        def step(self, action: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+            self.reward = next(rewards)
+            return super().step(action)
+
+    result = evaluate(Reusing(), Sometimes, episodes=2, num_envs=1, progress=False)
+    assert [e["return"] for e in to_json(result)["episodes"]] == [5.0, None]
+
+
+# --- shapes -------------------------------------------------------------------------
+
+
+def test_shapes_that_change_between_episodes_are_refused_at_the_first_step() -> None:
+    class Growing(Walk):
+        episodes = 0
+
+        def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+            self.episodes += 1
+            super().reset(**options)
+            return np.zeros(self.episodes, np.float32), {}
+
+    Growing.num_steps = 0
+    with pytest.raises(EnvContractError, match=r"shape \(2,\).*has \(1,\)"):
+        recorded(Growing())
+    with pytest.raises(EnvContractError, match=r"shape \(2,\).*has \(1,\)"):
+        evaluate(Reusing(), Growing, episodes=2, num_envs=1, progress=False)
+    assert Growing.num_steps == 10
+
+
+def test_parts_that_are_missing_are_named() -> None:
+    class Partial(GoalWalk):
+        def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+            observation, info = super().reset(**options)
+            del observation["achieved_goal"]
+            return observation, info
+
+    with pytest.raises(EnvContractError, match=r"lacks \['achieved_goal'\]"):
+        reset_env(Partial())
+
+
+@pytest.mark.parametrize(
+    ("method", "returned", "message"),
+    [
+        ("reset", np.zeros(1), "reset.. must return .observation, info."),
+        (
+            "step",
+            (np.zeros(1), 0.0, True, {}),
+            "step.. must return .*it returned 4 val",
+        ),
+        ("step", (np.zeros(1), 0.0, True, False, None), "info must be a dictionary"),
+        ("step", (np.zeros(1), 0.0, None, False, {}), "terminated must be one number"),
+    ],
+)
+def test_the_old_gym_is_told_apart(method: str, returned: Any, message: str) -> None:
+    env: Any = Walk()
+    setattr(env, method, lambda *_, **__: returned)
+    step: Callable[[Any], Any] = partial(step_env, action=np.zeros(1))
+    call = step if method == "step" else reset_env
+    with pytest.raises(EnvContractError, match=message):
+        call(env)
+
+
+def test_actions_of_another_shape_are_the_policys_fault() -> None:
+    class Batched(Reusing):
+        def predict(self, *args: Any, **kwargs: Any) -> Any:
+            action, state = super().predict(*args, **kwargs)
+            return np.stack([action, action]), state
+
+    with pytest.raises(EnvContractError, match=r"policy returned .* \(2, 1\)"):
+        collect_episodes(
+            Walk(), Batched(), num_episodes=1, dataset_id=DATASET, progress=False
+        )
+
+
+# --- ends ---------------------------------------------------------------------------
+
+
+def test_episodes_without_end_are_refused() -> None:
+    def endless() -> Walk:
+        return Walk(length=math.inf)
+
+    message = f"run for {MOST_STEPS:,} env steps.*max_episode_steps"
+    with pytest.raises(EnvContractError, match=message):
+        evaluate(Reusing(), endless, episodes=1, progress=False)
+    with pytest.raises(EnvContractError, match=message):
+        recorded(endless())
+
+
+@pytest.fixture
+def registered() -> Iterator[Callable[..., None]]:
+    """Register a class itself, which Gymnasium's checker of returned arrays spares."""
+
+    def register(entry_point: Any, **settings: Any) -> None:
+        gym.registry.pop("test/Walk-v0", None)
+        gym.register(
+            "test/Walk-v0",
+            entry_point=entry_point,
+            max_episode_steps=3,
+            disable_env_checker=True,
+            **settings,
+        )
+
+    yield register
+    gym.registry.pop("test/Walk-v0", None)
+
+
+def test_a_limit_that_was_switched_off_is_refused_at_once(
+    registered: Callable[..., None],
+) -> None:
+    registered(Walk)
+    Walk.num_steps = 0
+    options = {"max_episode_steps": -1}
+    endless = partial(evaluate, Reusing(), "test/Walk-v0", progress=False)
+    with pytest.raises(EnvContractError, match="max_episode_steps=-1"):
+        endless(env_options=options)
+    with pytest.raises(EnvContractError, match="max_episode_steps=-1"):
+        recorded(gym.make("test/Walk-v0", max_episode_steps=-1))
+    assert Walk.num_steps == 0
+    unlimited = gym.make("test/Walk-v0", max_episode_steps=-1)
+    assert recorded(gym.wrappers.TimeLimit(unlimited, 4)).num_rows == 8
+
+
+def test_long_episodes_with_a_limit_are_fine() -> None:
+    limited = gym.wrappers.TimeLimit(Walk(length=math.inf), MOST_STEPS + 1)
+    result = evaluate(Reusing(), lambda: limited, episodes=1, progress=False)
+    assert result.episodes[0].length == MOST_STEPS + 1
+
+
+# --- where environments come from -----------------------------------------------------
+
+
+def test_a_function_that_returns_one_environment_twice_is_refused() -> None:
+    env = Walk()
+    for same in (lambda: env, lambda: gym.wrappers.TimeLimit(env, 3)):
+        with pytest.raises(ConfigError, match="the same environment twice"):
+            evaluate(Reusing(), same, episodes=4, num_envs=3, progress=False)
+    two = [Walk(), Walk()] * 2
+    with pytest.raises(ConfigError, match="the same environment twice"):
+        evaluate(Reusing(), two.pop, episodes=4, num_envs=3, progress=False)
+    assert (
+        evaluate(
+            Reusing(), lambda: env, episodes=4, num_envs=1, progress=False
+        ).returns.tolist()
+        == [0.0] * 4
+    )
+
+
+def test_a_class_as_entry_point_is_recorded_under_its_own_name(
+    registered: Callable[..., None],
+) -> None:
+    registered(Walk)
+    flat = recorded(gym.make("test/Walk-v0"))
+    assert flat.metadata["env_id"] == "test/Walk-v0"
+    spec = json.loads(flat.metadata["env_spec"])
+    assert spec["entry_point"] == f"{Walk.__module__}:Walk"
+    result = evaluate(Reusing(), "test/Walk-v0", episodes=2, progress=False)
+    assert {episode.length for episode in result.episodes} == {3}
+    assert gym.spec("test/Walk-v0").entry_point is Walk
+
+
+def test_specs_that_no_file_can_hold_are_left_out(
+    registered: Callable[..., None],
+) -> None:
+    class Local(Walk):
+        pass
+
+    for entry_point, kwargs in ((Local, {}), (Walk, {"reward": np.ones(1)})):
+        registered(entry_point, kwargs=kwargs)
+        flat = recorded(gym.make("test/Walk-v0"), overwrite=True)
+        assert flat.metadata["env_id"] == "test/Walk-v0"
+        assert flat.metadata["env_spec"] is None
+
+
+def test_columns_in_arrays_become_lists(tmp_path: Path) -> None:
+    class Columns(Walk):
+        metadata: dict[str, Any] = {  # noqa: RUF012
+            "render_modes": [],
+            "observation_columns": {"position": np.array([0])},
+        }
+
+    recorded(Columns())
+    facts = recorded_facts(tmp_path / "datasets" / DATASET)
+    assert facts["collection"]["observation_columns"] == {"position": [0]}
+
+
+def test_columns_that_are_no_numbers_are_refused_before_the_first_step() -> None:
+    env = Walk()
+    env.metadata = {"render_modes": [], "observation_columns": {"position": ["x"]}}
+    Walk.num_steps = 0
+    with pytest.raises(EnvContractError, match="observation_columns"):
+        recorded(env)
+    assert Walk.num_steps == 0
+
+
+MODULE = """
+import gymnasium
+from gymnasium.envs.classic_control import PendulumEnv
+
+def make(g=10.0, max_episode_steps=4):
+    return gymnasium.wrappers.TimeLimit(PendulumEnv(g=g), max_episode_steps)
+
+def broken():
+    return 3
+"""
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "makes_envs.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    return "makes_envs"
+
+
+def test_a_function_of_a_module_makes_environments(module: str) -> None:
+    env: Any = make_env(f"{module}:make", g=3.0)
+    assert env.unwrapped.g == 3.0
+    env = make_env(f"{module}:PendulumEnv")
+    assert env.spec is None
+    result = evaluate(
+        Reusing(),
+        f"{module}:make",
+        episodes=2,
+        env_options={"max_episode_steps": 3},
+        progress=False,
+    )
+    assert [episode.length for episode in result.episodes] == [3, 3]
+    flat = recorded(f"{module}:make")
+    assert flat.num_rows == 8
+    flat = recorded(lambda: make_env(f"{module}:make"), overwrite=True)
+    assert flat.num_rows == 8
+    with pytest.raises(ConfigError, match="cannot be made with"):
+        make_env(f"{module}:make", h=3.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("makes_envs:broken", ConfigError, "instead of a gymnasium.Env"),
+        ("makes_envs:nothing", UnknownNameError, "neither registers nor defines"),
+        ("no.such.module:Foo", UnknownNameError, "no module 'no.such.module'"),
+        ("no_such_module:Foo", UnknownNameError, "no module 'no_such_module'"),
+        (".relative:Foo", UnknownNameError, "environment"),
+        (":Foo", UnknownNameError, "environment"),
+    ],
+)
+def test_names_that_lead_nowhere_say_so(
+    module: str, name: str, error: type[Exception], message: str
+) -> None:
+    del module
+    with pytest.raises(error, match=message):
+        make_env(name)

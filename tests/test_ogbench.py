@@ -1,0 +1,283 @@
+"""OGBench: the goal dictionary, seeds, the protocol, and the recipe of its data."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from diffuser_policy import evaluate
+from diffuser_policy.data.collection import CollectSettings, collect
+from diffuser_policy.data.demonstrators import DEMONSTRATORS
+from diffuser_policy.data.minari import load_flat
+from diffuser_policy.envs import Env, make_env
+from diffuser_policy.errors import ConfigError, MissingExtraError, UnknownNameError
+from diffuser_policy.evaluation.report import to_json
+
+pytest.importorskip("ogbench", reason="needs the extra 'ogbench'")
+# OGBench declares spaces in one precision and their bounds in another.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*precision lowered:UserWarning"),
+    pytest.mark.filterwarnings("ignore::glfw.GLFWError"),
+]
+MAZE = "pointmaze-medium-v0"
+
+
+@pytest.fixture
+def maze() -> Iterator[Env]:
+    env = make_env(MAZE)
+    yield env
+    env.close()
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
+    monkeypatch.setenv("DIFFUSER_POLICY_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def expert(env: Env) -> Any:
+    return DEMONSTRATORS.find("ogbench-pointmaze").target.from_env(env)
+
+
+# --- the adapter --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("env_id", [MAZE, "antmaze-medium-v0", "cube-single-v0"])
+def test_observations_carry_the_goal_that_reset_hands_over(env_id: str) -> None:
+    env: Any = make_env(env_id)
+    observation, info = env.reset(seed=0, options={"task_id": 2})
+    assert env.observation_space.contains(observation)
+    np.testing.assert_array_equal(observation["desired_goal"], info["goal"])
+    np.testing.assert_array_equal(
+        observation["achieved_goal"], observation["observation"]
+    )
+    assert env.unwrapped.cur_task_id == 2
+    following, *_ = env.step(env.action_space.sample())
+    assert env.observation_space.contains(following)
+    np.testing.assert_array_equal(following["desired_goal"], info["goal"])
+    assert not np.array_equal(following["observation"], observation["observation"])
+    env.close()
+
+
+@pytest.mark.parametrize("env_id", [MAZE, "pointmaze-teleport-v0", "antmaze-medium-v0"])
+def test_a_seed_fixes_all_that_is_drawn(env_id: str) -> None:
+    """Tasks, starts, goals and exits of teleports, which OGBench draws globally."""
+
+    def episode(seed: int, disturbance: int) -> list[np.ndarray]:
+        env: Any = make_env(env_id)
+        np.random.seed(disturbance)  # noqa: NPY002
+        observation, info = env.reset(seed=seed)
+        seen = [observation["observation"], info["goal"], env.unwrapped.cur_task_id]
+        if "teleport" in env_id:
+            for _ in range(5):
+                env.unwrapped.set_xy(env.unwrapped.ij_to_xy((4, 6)))  # a way in
+                observation, *_ = env.step(np.zeros(2, np.float32))
+                seen.append(observation["observation"])
+        env.close()
+        return seen
+
+    for one, other in zip(episode(3, 0), episode(3, 1), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert not np.array_equal(episode(3, 0)[0], episode(4, 0)[0])
+
+
+def test_the_users_generator_stays_where_it_was() -> None:
+    env: Any = make_env("pointmaze-teleport-v0")
+    np.random.seed(5)  # noqa: NPY002
+    expected = np.random.uniform(size=3)  # noqa: NPY002
+    np.random.seed(5)  # noqa: NPY002
+    env.reset(seed=0)
+    env.reset()
+    env.unwrapped.set_xy(env.unwrapped.ij_to_xy((4, 6)))
+    env.step(np.zeros(2, np.float32))
+    np.testing.assert_array_equal(np.random.uniform(size=3), expected)  # noqa: NPY002
+    env.close()
+
+
+def test_episodes_without_a_seed_differ(maze: Env) -> None:
+    first = maze.reset(seed=0)[0]["observation"]
+    second = maze.reset()[0]["observation"]
+    assert not np.array_equal(first, second)
+
+
+def test_single_tasks_keep_their_observations_and_rewards() -> None:
+    env: Any = make_env("pointmaze-medium-singletask-v0")
+    observation, _ = env.reset(seed=0)
+    assert observation.shape == (2,)
+    assert "evaluation_tasks" not in env.metadata
+    assert env.step(np.zeros(2, np.float32))[1] == -1.0
+    env.close()
+
+
+def test_goals_that_are_no_observations_are_refused() -> None:
+    with pytest.raises(ConfigError, match="use_oracle_rep"):
+        make_env(MAZE, use_oracle_rep=True)
+
+
+def test_an_environment_is_made_again_from_its_spec(maze: Env) -> None:
+    assert maze.spec is not None
+    again = gym.make(type(maze.spec).from_json(maze.spec.to_json()))
+    assert again.observation_space == maze.observation_space
+    again.close()
+
+
+def test_a_name_of_a_dataset_is_answered_with_the_environment() -> None:
+    with pytest.raises(UnknownNameError, match="pointmaze-medium-v0"):
+        make_env("pointmaze-medium-navigate-v0")
+
+
+# --- the protocol -------------------------------------------------------------------
+
+
+def test_all_tasks_are_evaluated_and_reported() -> None:
+    env = make_env(MAZE)
+    policy = expert(env)
+    env.close()
+    result = evaluate(policy, MAZE, episodes=2, seed=7, num_envs=3, progress=False)
+    assert [e.task for e in result.episodes] == [
+        f"task{number}" for number in range(1, 6) for _ in range(2)
+    ]
+    assert [e.seed for e in result.episodes] == list(range(7, 17))
+    success = result.summary()["success_rate"]
+    assert success is not None
+    assert success.mean == 1.0
+    report = to_json(result)
+    assert list(report["summary"]["tasks"]) == [f"task{n}" for n in range(1, 6)]
+    assert report["summary"]["tasks"]["task3"]["success_rate"]["mean"] == 1.0
+    assert report["episodes"][2]["task"] == "task2"
+    assert report["settings"]["tasks"]["task2"] == {"task_id": 2}
+    alone = evaluate(policy, MAZE, episodes=2, seed=7, num_envs=1, progress=False)
+    assert alone.episodes == result.episodes
+
+
+def test_tasks_have_fifty_episodes_each_by_default() -> None:
+    env = make_env(MAZE, max_episode_steps=1)
+    result = evaluate(
+        expert(env), MAZE, progress=False, env_options={"max_episode_steps": 1}
+    )
+    env.close()
+    assert len(result.episodes) == 250
+    counts = [e.task for e in result.episodes].count("task4")
+    assert (counts, result.settings["episodes"]) == (50, 50)
+
+
+# --- the recipe ---------------------------------------------------------------------
+
+
+def test_the_way_is_that_of_ogbenchs_own_oracle(maze: Env) -> None:
+    base: Any = maze.unwrapped
+    ways = expert(maze).maze
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        start, goal = (
+            ways.middle(ways.cells[rng.integers(len(ways.cells))])
+            + rng.uniform(-1.9, 1.9, 2)
+            for _ in range(2)
+        )
+        expected, _ = base.get_oracle_subgoal(start, goal)
+        np.testing.assert_allclose(ways.toward(start, goal), expected)
+
+
+def test_goals_lie_where_ways_turn_fork_or_end(maze: Env) -> None:
+    corners = expert(maze).maze.corners
+    assert (1, 1) in corners  # a turn
+    assert (4, 3) not in corners  # a wall
+    assert (4, 6) in corners
+    assert (5, 6) not in corners  # straight on
+
+
+def record(kind: str, episodes: int, **options: float) -> Any:
+    settings = CollectSettings(
+        env_id=MAZE,
+        generator=kind,
+        num_episodes=episodes,
+        demonstrator_options=options,
+        num_workers=1,
+    )
+    collect(settings, progress=False)
+    return load_flat(f"diffuser/pointmaze-medium-{kind}-v0", progress=False)
+
+
+@pytest.mark.usefixtures("folders")
+def test_navigation_chases_one_goal_after_another() -> None:
+    flat = record("navigate", 2)
+    assert flat.run_lengths.tolist() == [1000, 1000]
+    position, goal = flat.fields["observation"], flat.fields["desired_goal"]
+    np.testing.assert_array_equal(flat.fields["achieved_goal"], position)
+    reached = flat.fields["reward"] == 1.0
+    arrived = np.linalg.norm(position[1:] - goal[:-1], axis=1) <= 1.0
+    arrived[999] = reached[999]  # between two episodes
+    np.testing.assert_array_equal(arrived, reached[:-1])
+    changed = (goal[1:] != goal[:-1]).any(axis=1)
+    np.testing.assert_array_equal(np.delete(changed, 999), np.delete(reached[:-1], 999))
+    assert reached.sum() > 5
+    assert flat.metadata["observation_columns"] == {"position": [0, 1]}
+    assert flat.metadata["env_id"] == MAZE
+    steps = position[1:] - position[:-1]
+    moved = np.delete(steps, 999, axis=0)
+    free = np.abs(moved - 0.2 * np.delete(flat.fields["action"][:-1], 999, 0)).max(1)
+    assert np.median(free) < 1e-3  # the action is the step, away from walls
+
+
+@pytest.mark.usefixtures("folders")
+def test_stitching_data_stays_at_a_goal_four_cells_away() -> None:
+    flat = record("stitch", 12)
+    assert set(flat.run_lengths.tolist()) == {200}
+    env = make_env(MAZE)
+    ways = expert(env).maze
+    env.close()
+    for begin in flat.run_starts[:-1]:
+        goals = flat.fields["desired_goal"][begin : begin + 200]
+        assert (goals == goals[0]).all()
+        start, goal = flat.fields["observation"][begin], goals[0]
+        assert ways.steps_to(ways.cell(goal))[ways.cell(start)] == 4
+        last = flat.fields["observation"][begin + 180 : begin + 200]
+        assert np.linalg.norm(last - ways.middle(ways.cell(goal)), axis=1).max() < 1
+        assert flat.fields["reward"][begin : begin + 20].sum() == 0
+
+
+@pytest.mark.usefixtures("folders")
+def test_seeds_and_options_determine_the_data() -> None:
+    one = record("stitch", 3, num_steps=20)
+    position = one.fields["observation"].copy()
+    assert one.run_lengths.tolist() == [20] * 3
+    collect(
+        CollectSettings(
+            env_id=MAZE,
+            generator="stitch",
+            num_episodes=3,
+            demonstrator_options={"num_steps": 20},
+            num_workers=2,
+            overwrite=True,
+        ),
+        progress=False,
+    )
+    again = load_flat("diffuser/pointmaze-medium-stitch-v0", progress=False)
+    np.testing.assert_array_equal(again.fields["observation"], position)
+    with pytest.raises(ConfigError, match="not negative"):
+        record("navigate", 1, noise=-1)
+
+
+def test_other_environments_have_no_such_recipe() -> None:
+    settings = CollectSettings(
+        env_id="antmaze-medium-v0", demonstrator="ogbench-pointmaze"
+    )
+    with pytest.raises(ConfigError, match=r"point maze of OGBench.*not antmaze"):
+        collect(settings, progress=False)
+
+
+def test_without_ogbench_its_ids_name_the_extra(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for env_id in [i for i in gym.registry if i.startswith("antmaze-")]:
+        monkeypatch.delitem(gym.registry, env_id)
+    monkeypatch.setitem(sys.modules, "ogbench", None)
+    with pytest.raises(MissingExtraError, match=r"diffuser-policy\[ogbench\]"):
+        make_env("antmaze-medium-v0")
