@@ -19,8 +19,8 @@ if TYPE_CHECKING:  # the table below, for type checkers
         register_featurizer as register_featurizer,
     )
     from diffuser_policy.columns.layout import TrajectoryLayout as TrajectoryLayout
+    from diffuser_policy.config import CollectSettings as CollectSettings
     from diffuser_policy.config import TrainConfig as TrainConfig
-    from diffuser_policy.data.collection import CollectSettings as CollectSettings
     from diffuser_policy.data.collection import collect as collect
     from diffuser_policy.data.collection import collect_episodes as collect_episodes
     from diffuser_policy.data.flat import FlatDataset as FlatDataset

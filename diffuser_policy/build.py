@@ -25,7 +25,12 @@ from diffuser_policy.columns.features import (
     make_featurizer,
 )
 from diffuser_policy.columns.normalizers import NORMALIZERS, Normalizer
-from diffuser_policy.config import PLANNING_NEEDS, PlannerConfig, PolicyConfig
+from diffuser_policy.config import (
+    PLANNING_NEEDS,
+    PlannerConfig,
+    PolicyConfig,
+    TimeToGoalConfig,
+)
 from diffuser_policy.diffusion.denoiser import Denoiser
 from diffuser_policy.diffusion.guidance import PLACEMENTS, Guidance
 from diffuser_policy.diffusion.sampler import (
@@ -44,6 +49,7 @@ from diffuser_policy.networks.objects import ObjectTransformer
 from diffuser_policy.networks.time_to_goal import TimeToGoal
 from diffuser_policy.networks.unet import StartConditionedUNet, TemporalUNet
 from diffuser_policy.networks.value import ValueNetwork
+from diffuser_policy.numerics import within_memory
 from diffuser_policy.planning.executors import (
     Executor,
     FeaturesExecutor,
@@ -120,10 +126,23 @@ def weight_checksum(*modules: nn.Module) -> int:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's global CPU generator, and restore it afterwards."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # initial weights are drawn on CPUs
-        yield
+    """Seed torch's global CPU generator, and restore it afterwards.
+
+    Networks are built in it: they draw their initial weights from that generator. They
+    are made on the CPU and in single precision, whatever the user's defaults are.
+    """
+    usual = torch.get_default_dtype()
+    with (
+        torch.random.fork_rng(devices=[]),
+        torch.device("cpu"),
+        torch.inference_mode(False),  # such weights could not be trained
+    ):
+        torch.default_generator.manual_seed(seed)
+        try:
+            torch.set_default_dtype(torch.float32)
+            yield
+        finally:
+            torch.set_default_dtype(usual)
 
 
 def config_featurizer(config: PolicyConfig) -> Featurizer:
@@ -198,12 +217,23 @@ def _object_columns(config: PolicyConfig) -> list[list[int]]:
     return [[first + column for column in each] for each in config.layout.objects]
 
 
-def build_networks(config: PolicyConfig) -> PlannerNetworks:
+def build_networks(config: PolicyConfig, seed: int = 0) -> PlannerNetworks:
     """Return untrained networks and an identity normalizer of the right sizes.
+
+    Args:
+        config: Settings of a planner.
+        seed: Of the initial weights.
 
     Raises:
         HorizonError: The network cannot represent the horizon.
+        MemoryLimitError: The network does not fit into memory.
     """
+    advice = "Make the network smaller: dim, multipliers, width."
+    with within_memory("The network", advice), seeded(seed):
+        return _untrained(config)
+
+
+def _untrained(config: PolicyConfig) -> PlannerNetworks:
     settings = config.network
     network = build_network(config)
     network.check_horizon(config.window.num_planning_steps)
@@ -222,12 +252,7 @@ def build_networks(config: PolicyConfig) -> PlannerNetworks:
     )
     time_to_goal = None
     if config.time_to_goal is not None:
-        time_to_goal = TimeToGoal(
-            config.layout.observation_dim,
-            len(config.layout.columns("goal")),
-            width=config.time_to_goal.width,
-            max_steps=config.time_to_goal.max_steps,
-        )
+        time_to_goal = build_time_to_goal(config, config.time_to_goal)
     value = None if config.value is None else build_value_network(config)
     classifier = None if config.classifier is None else build_classifier(config)
     critic = None if config.critic is None else build_critic(config)
@@ -246,6 +271,33 @@ def build_critic(config: PolicyConfig) -> Critic:
     if settings is None:
         raise ConfigError("These settings have no critic: `critic` is not set.")
     return Critic(layout.observation_dim, layout.action_dim, width=settings.width)
+
+
+def num_weights(config: PolicyConfig) -> int:
+    """Return how many weights the networks have, without allocating any.
+
+    Raises:
+        ConfigError: As `build_networks`.
+    """
+    with torch.device("meta"):
+        parts: list[nn.Module] = [build_network(config)]
+        if config.value is not None:
+            parts.append(build_value_network(config))
+        if config.classifier is not None:
+            parts.append(build_classifier(config))
+        if config.time_to_goal is not None:
+            parts.append(build_time_to_goal(config, config.time_to_goal))
+    return sum(weights.numel() for part in parts for weights in part.parameters())
+
+
+def build_time_to_goal(config: PolicyConfig, settings: TimeToGoalConfig) -> TimeToGoal:
+    """Return an untrained time-to-goal network for a planner."""
+    return TimeToGoal(
+        config.layout.observation_dim,
+        len(config.layout.columns("goal")),
+        width=settings.width,
+        max_steps=settings.max_steps,
+    )
 
 
 def build_classifier(config: PolicyConfig) -> StateClassifier:

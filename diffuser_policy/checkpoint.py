@@ -26,7 +26,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from diffuser_policy.build import PlannerNetworks, build_networks
+from diffuser_policy.build import PlannerNetworks, build_networks, num_weights
 from diffuser_policy.config import PolicyConfig
 from diffuser_policy.errors import (
     CheckpointError,
@@ -44,6 +44,7 @@ from diffuser_policy.files import (
     storage_error,
     synced,
 )
+from diffuser_policy.numerics import plain_arithmetic
 from diffuser_policy.versions import versions
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -52,7 +53,7 @@ CHECKSUM = "weights_sha256"  # in config.json
 PENDING = "pending"  # suffix of weights that are still to be moved into place
 WRITING = (0.0, 0.05, 0.5)  # seconds to wait for a process that is writing the planner
 HUB_TIMEOUT = 5.0  # seconds
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 
 def write_planner(
@@ -122,25 +123,36 @@ def checksum(weights: bytes) -> str:
     return hashlib.sha256(weights).hexdigest()
 
 
-def read_planner(
-    source: str | Path, *, revision: str | None = None
-) -> tuple[PolicyConfig, PlannerNetworks]:
+@plain_arithmetic()
+def read_planner(source: str | Path) -> tuple[PolicyConfig, PlannerNetworks]:
     """Read a planner by path, by the name of a shipped one, or by hub id.
 
     Args:
-        source: For example "runs/mine", "multi2d-large", or "someone/their-planner".
-        revision: Commit, branch or tag of a hub repository; only for hub ids.
+        source: For example "runs/mine", "multi2d-large", "someone/their-planner" or,
+            with a commit, branch or tag, "someone/their-planner@v2".
 
     Raises:
         CheckpointNotFoundError: No planner of that name; the shipped ones are named.
         CheckpointError: Truncated, damaged, foreign, or of another schema. Nothing is
             ever unpickled.
-        ConfigError: A revision of something else than a hub repository.
     """
-    folder = locate(source, revision=revision)
+    folder = locate(source)
     data, weights = _read_files(folder)
     config = PolicyConfig.from_json(data)
-    networks = build_networks(config)
+    try:
+        described = num_weights(config)
+        if weights is not None and described > len(weights):  # a byte each, at least
+            raise CheckpointError(
+                f"{folder / CONFIG} describes {described:,} weights, and "
+                f"{folder / WEIGHTS} has {len(weights):,} bytes: it is missing, "
+                f"truncated, or no safetensors file of this planner. Pickled "
+                f"checkpoints are never loaded."
+            )
+        networks = build_networks(config)
+    except (ConfigError, LookupError, RuntimeError, OverflowError) as error:
+        raise CheckpointError(
+            f"{folder / CONFIG} describes networks that cannot be: {error}"
+        ) from error
     try:
         if weights is None:
             raise FileNotFoundError("no such file")
@@ -217,25 +229,13 @@ def shipped_planners() -> list[str]:
     return sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG}"))
 
 
-def locate(source: str | Path, *, revision: str | None = None) -> Path:
+def locate(source: str | Path) -> Path:
     """Return the folder of a planner: a path, a shipped one, or a hub download.
-
-    Args:
-        source: As of `read_planner`.
-        revision: As of `read_planner`.
 
     Raises:
         CheckpointNotFoundError: No planner of that name.
-        ConfigError: A revision of something else than a hub repository.
     """
     path, name = Path(source), str(source)
-    if revision is not None:
-        if path.exists() or name in shipped_planners() or not HUB_ID.fullmatch(name):
-            raise ConfigError(
-                f"revision={revision!r} (--revision) chooses a version of a hub "
-                f"repository, and {name!r} is not the id of one. Leave it out."
-            )
-        return _download(name, revision)
     if path.is_dir():
         return path
     if path.is_file():
@@ -245,8 +245,8 @@ def locate(source: str | Path, *, revision: str | None = None) -> Path:
         )
     if name in shipped_planners():
         return SHIPPED / name
-    if HUB_ID.fullmatch(name):
-        return _download(name, None)
+    if found := HUB_ID.fullmatch(name):
+        return _download(found["repository"], found["revision"])
     raise CheckpointNotFoundError(
         f"No planner {name!r}: no folder of that path, and none is shipped under that "
         f"name. {suggestion(name, shipped_planners())}"

@@ -9,6 +9,7 @@ both numbers.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -31,7 +32,7 @@ from diffuser_policy.choices import (
     Spacing,
 )
 from diffuser_policy.errors import CheckpointError, ConfigError
-from diffuser_policy.settings import check_seed, from_json, literal, positive, to_json
+from diffuser_policy.settings import from_json, positive, seed_or_drawn, to_json, typed
 
 if TYPE_CHECKING:
     from diffuser_policy.columns.layout import TrajectoryLayout
@@ -39,9 +40,60 @@ if TYPE_CHECKING:
     from diffuser_policy.spaces import SpaceSpec
 
 SCHEMA = 1
+LARGEST, DEEPEST = 1_000_000, 1_000  # sizes; what is repeated layer by layer
 
 RETIRED = {"horizon_offset": 0, "guide_variance": None}
 """Planner settings that earlier versions saved, and the only value that still loads."""
+
+
+RUN_SETTINGS = ("num_steps", "run_length", "max_steps_per_goal")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectSettings:
+    """What to record, and how."""
+
+    env_id: str
+    """Environment, for example diffuser_envs/Multi2D-Large-v1, or module:function."""
+    dataset_id: str | None = None
+    """Minari id of the dataset; None: diffuser/<name of the environment>, or the
+    generator's own."""
+    num_steps: int | None = None
+    """Runs: env steps in total; None: a million."""
+    run_length: int | None = None
+    """Runs: env steps between two resets; None: 10,000. The last run may be shorter."""
+    max_steps_per_goal: int | None = None
+    """Runs: env steps after which a target is given up; None: the environment's step
+    limit."""
+    action_noise: float = 0.0
+    """Runs: standard deviation of Gaussian noise added to every action."""
+    num_episodes: int | None = None
+    """Episodes: how many; None: the generator's own number, or 10,000."""
+    generator: str | None = None
+    """Episodes: how they are made, such as kinematic or physics for block stacking;
+    None: the demonstrator's first."""
+    demonstrator: str | None = None
+    """The demonstrator by name, as module:Class or as file.py:Class; None: the
+    environment's own."""
+    demonstrator_options: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the demonstrator, or of its generator."""
+    seed: int = 0
+    """Fixes everything that is drawn, whatever the number of workers."""
+    num_workers: int | None = None
+    """Processes; None: one per core. The result does not depend on it."""
+    overwrite: bool = False
+    """Replace a dataset, or unfinished work, of the same id."""
+
+    def __post_init__(self) -> None:
+        """Check ranges, and draw a seed if there is none."""
+        object.__setattr__(self, "seed", seed_or_drawn(self.seed))
+        typed(self)
+        positive(self, *RUN_SETTINGS, "num_episodes", "num_workers")
+        if not 0 <= self.action_noise < math.inf:  # NaN is not
+            raise ConfigError(
+                f"action_noise must be finite and not negative, got "
+                f"{self.action_noise}."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +126,8 @@ class WindowConfig:
 
     def __post_init__(self) -> None:
         """Check names, and that the horizons are made of whole planning steps."""
-        literal(self, "padding", "hindsight_goal", "normalizer")
-        positive(self, "horizon", "stride")
+        typed(self)
+        positive(self, "horizon", "stride", most=LARGEST)
         for name in ("horizon", "min_horizon"):
             value = getattr(self, name)
             if value is not None and value % self.stride:
@@ -133,8 +185,14 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
-        literal(self, "architecture", "prediction_target")
-        positive(self, "dim", "kernel_size", "num_denoising_steps", "depth", "patch")
+        typed(self)
+        positive(self, "dim", "num_denoising_steps", "patch", most=LARGEST)
+        positive(self, "kernel_size", "depth", most=DEEPEST)
+        if not 0 < len(self.multipliers) <= DEEPEST or min(self.multipliers) < 1:
+            raise ConfigError(
+                f"multipliers are 1 to {DEEPEST} positive numbers, got "
+                f"{self.multipliers}."
+            )
         positive(self, "loss_floor")
         if self.architecture == "objects" and not self.residual:
             raise ConfigError(
@@ -164,7 +222,8 @@ class TimeToGoalConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        positive(self, "width", "max_steps", "batch_size")
+        typed(self)
+        positive(self, "width", "max_steps", "batch_size", most=LARGEST)
         if not 0 < self.expectile < 1:
             raise ConfigError(f"expectile must be in (0, 1), got {self.expectile}.")
 
@@ -188,14 +247,11 @@ class ValueConfig:
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
-        literal(self, "pooling")
-        positive(self, "dim", "kernel_size")
+        typed(self)
+        positive(self, "dim", most=LARGEST)
+        positive(self, "kernel_size", most=DEEPEST)
         if not 0 < self.discount <= 1:
             raise ConfigError(f"discount must be in (0, 1], got {self.discount}.")
-        if not math.isfinite(self.termination_penalty):
-            raise ConfigError(
-                f"termination_penalty must be finite, got {self.termination_penalty}."
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +268,8 @@ class CriticConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        positive(self, "width")
+        typed(self)
+        positive(self, "width", most=LARGEST)
         for name in ("discount", "expectile"):
             if not 0 < getattr(self, name) < 1:
                 raise ConfigError(
@@ -236,8 +293,9 @@ class ClassifierConfig:
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
-        literal(self, "architecture")
-        positive(self, "width", "depth")
+        typed(self)
+        positive(self, "width", most=LARGEST)
+        positive(self, "depth", most=DEEPEST)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,17 +364,15 @@ class PlannerConfig:
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
-        literal(self, "sampler", "step_spacing", "ranking", "horizon")
-        literal(self, "guide_placement")
-        positive(self, "num_candidates", "horizon_scale", "min_guided_steps")
-        positive(self, "num_sampling_steps", "warm_start_steps", "guide_steps")
+        typed(self)
+        positive(self, "num_candidates", "min_guided_steps", most=LARGEST)
+        positive(self, "num_sampling_steps", "warm_start_steps", most=LARGEST)
+        positive(self, "guide_steps", most=LARGEST)
+        positive(self, "horizon_scale")
         for name in ("temperature", "ranking_tolerance", "guide_cutoff", "steadiness"):
             value = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
+            if value is not None and value < 0:
                 raise ConfigError(f"{name} must be 0 or more, got {value}.")
-        for name in ("guide_scale", "ranking_weight"):
-            if not math.isfinite(getattr(self, name)):
-                raise ConfigError(f"{name} must be finite, got {getattr(self, name)}.")
         if self.warm_start is not None and not 0 < self.warm_start <= 1:
             raise ConfigError(f"warm_start must be in (0, 1], got {self.warm_start}.")
 
@@ -351,12 +407,9 @@ class ExecutionConfig:
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
-        literal(self, "executor")
+        typed(self)
         positive(self, "lookahead", "tempo", "tolerance")
         positive(self, "seconds_per_step", "replan_interval", "replan_deviation")
-        for name in ("position_gain", "velocity_gain"):
-            if not math.isfinite(getattr(self, name)):
-                raise ConfigError(f"{name} must be finite, got {getattr(self, name)}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -384,9 +437,11 @@ class OptimizationConfig:
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
-        literal(self, "learning_rate_schedule")
+        typed(self)
         positive(self, "num_steps", "batch_size", "num_accumulations", "learning_rate")
         positive(self, "ema_interval", "max_gradient_norm")
+        if self.ema_start < 0:
+            raise ConfigError(f"ema_start must be 0 or more, got {self.ema_start}.")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"ema_decay must be in [0, 1), got {self.ema_decay}.")
 
@@ -410,11 +465,12 @@ class TrainConfig:
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
     """Saved with the weights as the policy's defaults."""
     seed: int = 0
-    """Fixes initial weights, windows and noise."""
+    """Fixes initial weights, windows and noise; None: drawn at random, and kept."""
 
     def __post_init__(self) -> None:
-        """Check the seed."""
-        check_seed(self.seed)
+        """Check the types, and draw a seed where there is none."""
+        object.__setattr__(self, "seed", seed_or_drawn(self.seed))
+        typed(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -426,11 +482,12 @@ class CompanionTrainConfig:
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
     """Optimizer."""
     seed: int = 0
-    """Fixes initial weights, batches and noise."""
+    """Fixes initial weights, batches and noise; None: drawn at random, and kept."""
 
     def __post_init__(self) -> None:
-        """Check the seed."""
-        check_seed(self.seed)
+        """Check the types, and draw a seed where there is none."""
+        object.__setattr__(self, "seed", seed_or_drawn(self.seed))
+        typed(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -532,7 +589,9 @@ class PolicyConfig:
             # The following are younger than the schema: a file may lack them.
             value, guide = data.get("value"), data.get("guide")
             classifier, critic = data.get("classifier"), data.get("critic")
-            return cls(
+            provenance = data["provenance"]
+            _check_provenance(provenance)
+            config = cls(
                 spaces=from_json(SpaceSpec, data["spaces"]),
                 layout=from_json(TrajectoryLayout, data["layout"]),
                 window=from_json(WindowConfig, data["window"]),
@@ -544,12 +603,18 @@ class PolicyConfig:
                 critic=critic and from_json(CriticConfig, critic),
                 classifier=classifier and from_json(ClassifierConfig, classifier),
                 guide=guide and guide_from_json(guide),
-                provenance=data["provenance"],
+                provenance=provenance,
             )
+            _check_sizes(config)
+            return config
         except (LookupError, TypeError, AttributeError, ConfigError) as error:
             raise CheckpointError(
                 f"config.json lacks settings, or has some that this version does not "
-                f"know: {error!r}."
+                f"know or that cannot be: {str(error) or repr(error)}"
+            ) from error
+        except RecursionError as error:
+            raise CheckpointError(
+                "config.json is nested too deeply: it was not written by this package."
             ) from error
 
 
@@ -568,6 +633,55 @@ def _current(planner: Mapping[str, Any]) -> dict[str, Any]:
             )
     return {name: value for name, value in planner.items() if name not in RETIRED}
 
+
+def _check_provenance(provenance: Any) -> None:
+    """Refuse a saved planner's origin if others could not read it.
+
+    Raises:
+        ConfigError: Names the part.
+        RecursionError: It is nested too deeply.
+    """
+    parts = {"provenance": provenance}
+    if isinstance(provenance, dict):
+        parts |= {name: provenance.get(name, {}) for name in ORIGINS}
+    for name, part in parts.items():
+        if not isinstance(part, dict):
+            raise ConfigError(f"{name} must be a table, got {part!r}.")
+    for name in ("env_id", "dataset_id"):
+        known = parts["dataset"].get(name)
+        if known is not None and not isinstance(known, str):
+            raise ConfigError(f"{name} must be a text or none, got {known!r}.")
+    json.dumps(provenance, indent=1)  # as it is when the planner is saved
+
+
+def _check_sizes(config: PolicyConfig) -> None:
+    """Refuse settings of a saved planner that contradict each other.
+
+    Raises:
+        ConfigError: Names the two.
+    """
+    spaces, layout = config.spaces, config.layout
+    low, high = spaces.action_low, spaces.action_high
+    if len(low) != len(high) or any(a > b for a, b in zip(low, high, strict=True)):
+        raise ConfigError(
+            f"Actions need a lowest and a highest value each, in this order, got "
+            f"action_low={low} and action_high={high}."
+        )
+    if layout.action_dim not in (0, len(low)):
+        raise ConfigError(
+            f"Trajectories have {layout.action_dim} action columns, and the action "
+            f"space has {len(low)}."
+        )
+    planned = spaces.planned_size
+    if config.window.features is None and layout.observation_dim != planned:
+        raise ConfigError(
+            f"Trajectories have {layout.observation_dim} observation columns, and "
+            f"observations have {planned}."
+        )
+
+
+ORIGINS = ("dataset", "training", "versions", "value", "classifier", "results")
+"""Tables that a planner's provenance may have."""
 
 Needs = Mapping[str, tuple[str, tuple[str, ...]]]
 

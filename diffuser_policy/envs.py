@@ -12,6 +12,10 @@ Two packages whose ids have no namespace are known by how their ids begin.
 | `my_module:mine/Point-v0` | an id; `my_module` is imported |
 | `my_module:make_env` | a class or function of `my_module` that makes one |
 
+A name that a user gives may import any module. One in a file of a planner or a dataset
+imports nothing but packages that offer plug-ins to this one (those of `HOMES` and of
+entry points): a downloaded file must not decide which code is run.
+
 `reset_env` and `step_env` call an environment and keep nothing that it may use again:
 some return the same array at every step and change it in place.
 """
@@ -25,6 +29,7 @@ import importlib
 import re
 import sys
 from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -40,6 +45,7 @@ from diffuser_policy.errors import (
 )
 from diffuser_policy.ogbench import OGBenchEnv, is_ogbench
 
+PLUGINS = "diffuser_policy."  # begins the names of our entry-point groups
 Env = gym.Env[Any, Any]
 Space = gym.Space[Any]
 # Packages whose ids have no namespace: the extras that install them, how ids begin.
@@ -76,20 +82,7 @@ def register_namespace(env_id: str) -> str:
     Raises:
         MissingExtraError: Gymnasium-Robotics or OGBench is needed and not installed.
     """
-    module, _, bare_id = env_id.rpartition(":")
-    namespace = bare_id.rpartition("/")[0]
-    known = {spec.namespace for spec in gym.registry.values()}
-    if not module and namespace.isidentifier() and namespace not in known:
-        module = namespace
-    for home, (extra, beginning) in HOMES.items():
-        if module or bare_id in gym.registry or not re.match(beginning, bare_id):
-            continue
-        try:
-            importlib.import_module(home)
-        except ModuleNotFoundError as error:
-            if error.name != home:
-                raise
-            raise MissingExtraError(home, extra) from error
+    module = imported_by(env_id)
     if all(part.isidentifier() for part in module.split(".")):
         try:
             importlib.import_module(module)
@@ -97,7 +90,55 @@ def register_namespace(env_id: str) -> str:
             # That there is no such module, or no package around it, is no error here.
             if not f"{module}.".startswith(f"{error.name}."):
                 raise
-    return bare_id
+            if module in HOMES:
+                raise MissingExtraError(module, HOMES[module][0]) from error
+    return env_id.rpartition(":")[2]
+
+
+def imported_by(env_id: str) -> str:
+    """Return the module that the use of an id imports; empty if there is none."""
+    module, _, bare_id = env_id.rpartition(":")
+    namespace = bare_id.rpartition("/")[0]
+    known = {spec.namespace for spec in gym.registry.values()}
+    if not module and namespace.isidentifier() and namespace not in known:
+        module = namespace
+    for home, (_, beginning) in HOMES.items():
+        if not module and bare_id not in gym.registry and re.match(beginning, bare_id):
+            module = home
+    return module
+
+
+def is_trusted(env_id: str) -> bool:
+    """Return whether the use of an id imports nothing, or a package with plug-ins."""
+    points = entry_points()
+    groups = [group for group in points.groups if group.startswith(PLUGINS)]
+    offering = {
+        point.module.partition(".")[0]
+        for group in groups
+        for point in points.select(group=group)
+    }
+    module = imported_by(env_id)
+    return not module or module in {*HOMES, *offering}
+
+
+def check_recorded(env_id: str, owner: str) -> None:
+    """Refuse an environment that only a file names, and that has to be imported.
+
+    Args:
+        env_id: As the file has it.
+        owner: What has the file, such as "The planner 'runs/mine'".
+
+    Raises:
+        ConfigError: The message says how to allow it.
+    """
+    if not is_trusted(env_id):
+        module, _, bare_id = env_id.rpartition(":")
+        module = module or imported_by(env_id)
+        raise ConfigError(
+            f"{owner} names the environment {env_id!r}, which would import the module "
+            f"{module!r}. A file must not decide which code is run: if you trust that "
+            f"module, name the environment yourself, --env {module}:{bare_id}."
+        )
 
 
 def env_spec(env_id: str) -> EnvSpec:
@@ -125,14 +166,16 @@ def env_spec(env_id: str) -> EnvSpec:
 def other_versions(env_id: str) -> list[str]:
     """Return the ids of an environment's versions, if that of the id is not among them.
 
-    None for environments that are not known here, and for those without a namespace:
-    Gymnasium drops versions of its own that much data is from.
+    None for environments that are not known here, for those without a namespace
+    (Gymnasium drops versions of its own that much data is from), and for those that
+    have to be imported from a package that offers no plug-ins.
 
     Args:
         env_id: As data record it.
     """
     with contextlib.suppress(ImportError):  # a package that is broken says so when used
-        env_id = register_namespace(env_id)
+        if is_trusted(env_id):
+            env_id = register_namespace(env_id)
     try:
         namespace, name, version = parse_env_id(env_id)
     except gym.error.Error:  # no id
@@ -212,7 +255,7 @@ def reset_env(
         )
     observation, info = returned
     _check_observation(env, observation)
-    return copy.deepcopy(observation), _checked_info(env, info)
+    return copied(observation), _checked_info(env, info)
 
 
 def step_env(env: Env, action: Any) -> Step:
@@ -224,7 +267,10 @@ def step_env(env: Env, action: Any) -> Step:
         EnvContractError: It returned anything but Gymnasium's five values, a reward
             that is no number, or an observation whose shape is not that of its space.
     """
-    returned = env.step(copy.deepcopy(action))
+    given = copied(action)
+    if isinstance(env.action_space, gym.spaces.Box):
+        given = np.asarray(given)  # a row of an array of numbers is a scalar
+    returned = env.step(given)
     if not isinstance(returned, tuple) or len(returned) != 5:
         raise EnvContractError(
             f"{env_name(env)}: step() must return (observation, reward, terminated, "
@@ -234,12 +280,21 @@ def step_env(env: Env, action: Any) -> Step:
     observation, reward, terminated, truncated, info = returned
     _check_observation(env, observation)
     return Step(
-        copy.deepcopy(observation),
+        copied(observation),
         _number(env, "reward", reward),
         bool(_number(env, "terminated", terminated)),
         bool(_number(env, "truncated", truncated)),
         _checked_info(env, info),
     )
+
+
+def copied(value: Any) -> Any:
+    """Return an observation or action that shares no memory with the given one."""
+    if type(value) is np.ndarray:  # most are; `deepcopy` takes ten times as long
+        return value.copy()
+    if type(value) is dict:
+        return {key: copied(part) for key, part in value.items()}
+    return copy.deepcopy(value)
 
 
 def env_name(env: Env) -> str:
@@ -303,17 +358,18 @@ def _check_observation(env: Env, observation: Any) -> None:
 def _check_part(env: Env, space: Space, value: Any, name: str) -> None:
     """Raise unless a value has the shape of its space; look into its parts."""
     if isinstance(space, gym.spaces.Box):
-        if np.shape(value) != space.shape:
+        given = getattr(value, "shape", None)  # np.shape takes longer
+        if given != space.shape and np.shape(value) != space.shape:
             raise EnvContractError(
                 f"{env_name(env)}: {name} has shape {np.shape(value)}, and the "
                 f"environment's space has {space.shape}. Correct the environment, or "
                 f"wrap it so that every observation is in its space."
             )
     elif isinstance(space, gym.spaces.Dict):
-        missing = set(space.spaces) - set(value if isinstance(value, Mapping) else ())
-        if missing:
+        known: Any = value if isinstance(value, Mapping) else ()
+        if missing := [key for key in space.spaces if key not in known]:
             raise EnvContractError(
-                f"{env_name(env)}: {name} lacks {sorted(missing)}, which are in the "
+                f"{env_name(env)}: {name} lacks {missing}, which are in the "
                 f"environment's space; got {_kind(value)}."
             )
         for key, part in space.spaces.items():

@@ -66,6 +66,14 @@ class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
     """Neither a shipped planner, a folder, nor a reachable hub repository."""
 
 
+class NotFiniteError(DiffuserPolicyError, ArithmeticError):
+    """A loss, a plan or an action became NaN or infinite; it was not handed on."""
+
+
+class MemoryLimitError(DiffuserPolicyError, MemoryError):
+    """More was asked for than fits into memory."""
+
+
 class StorageError(DiffuserPolicyError, OSError):
     """Files could not be written: no space, no permission. Nothing was changed."""
 

@@ -35,7 +35,7 @@ from typing import Any
 
 import filelock
 
-from diffuser_policy.errors import StorageError
+from diffuser_policy.errors import ConfigError, StorageError
 
 HIDDEN = re.compile(
     r"\.(?P<name>.+)\.(?P<pid>\d+)-(?P<host>[0-9a-f]{8})[0-9a-f]{8}"
@@ -216,6 +216,27 @@ def remove(path: Path) -> None:
     else:
         with contextlib.suppress(OSError):
             path.unlink()
+
+
+def user_folder(variable: str, *parts: str) -> Path:
+    """Return the folder that an environment variable names, or else one at home.
+
+    Args:
+        variable: Name of the variable.
+        parts: Of the path below the home folder.
+
+    Raises:
+        ConfigError: The variable is not set, and the home folder is unknown.
+    """
+    if named := os.environ.get(variable):
+        return Path(named)
+    try:
+        return Path.home().joinpath(*parts)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"The home folder of this user is unknown. Set the environment variable "
+            f"{variable} to the folder to use instead of ~/{'/'.join(parts)}."
+        ) from error
 
 
 def storage_error(path: Path, error: OSError) -> StorageError:

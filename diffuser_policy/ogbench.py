@@ -17,7 +17,9 @@ observations stay as they are.
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -60,6 +62,10 @@ class OGBenchEnv(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArg
                 "use_oracle_rep=True gives goals that are no observations, and plans "
                 "end in an observation. Leave it out (--env-option)."
             )
+        # OGBench leaves the model of a maze behind, in a temporary file.
+        model = Path(getattr(base, "fullpath", ""))
+        if model.parent == Path(tempfile.gettempdir()):
+            model.unlink(missing_ok=True)
         self._generator = np.random.RandomState()
         self._draws = any(word in spec_id for word in DRAWING)
         self._goal: np.ndarray | None = None

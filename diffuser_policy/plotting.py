@@ -14,7 +14,7 @@ cell size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.errors import ConfigError, require_extra
 from diffuser_policy.files import replaced_file
 from diffuser_policy.guides.guide import Guide, Mark
+from diffuser_policy.observations import numbers
 from diffuser_policy.planning.plan import Plan, interpolate
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ class Scene:
         layout: TrajectoryLayout,
         observation: Any,
         *,
+        goal: np.ndarray | None = None,
         guide: Guide | None = None,
     ) -> Scene:
         """Read the scene off an environment that was just reset.
@@ -90,6 +92,7 @@ class Scene:
             env: Mazes offer `maze_map` and `cell_size`, or Gymnasium-Robotics' `maze`.
             layout: The planner's; its "position", or its goal, is what is drawn.
             observation: What `reset` returned.
+            goal: What plans lead to; the observation's `desired_goal` if not given.
             guide: What the plans are steered by.
 
         Raises:
@@ -104,9 +107,11 @@ class Scene:
             raise ConfigError(
                 "A picture needs two columns of the observation, and there is one."
             )
-        goal = None
-        if goal_columns[:2] == columns[:2]:
-            goal = np.asarray(observation["desired_goal"], np.float64)[:2]
+        if goal is None and isinstance(observation, Mapping):
+            goal = observation.get("desired_goal")
+        if goal is not None:
+            aimed = goal_columns[:2] == columns[:2]
+            goal = np.array(numbers(goal)[:2]) if aimed else None
         maze_map, cell_size = None, 1.0
         maze: Any = getattr(unwrapped, "maze", None)  # Gymnasium-Robotics'
         if hasattr(unwrapped, "maze_map"):

@@ -27,9 +27,11 @@ derive from observations (`diffuser_policy.columns.features`).
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,11 +55,18 @@ from diffuser_policy.config import (
     refuse_idle,
 )
 from diffuser_policy.diffusion.conditions import Conditions
-from diffuser_policy.errors import ConfigError, ObservationError, UnknownNameError
+from diffuser_policy.errors import (
+    ConditionError,
+    ConfigError,
+    NotFiniteError,
+    ObservationError,
+    UnknownNameError,
+)
 from diffuser_policy.guides.guide import Guide, GuideFunction, as_guide, described
+from diffuser_policy.numerics import find_device, plain_arithmetic, within_memory
 from diffuser_policy.planning.plan import Following, Plan
 from diffuser_policy.planning.ranking import has_feasibility
-from diffuser_policy.settings import check_seed, from_json, to_json
+from diffuser_policy.settings import converted, from_json, seed_or_drawn, to_json
 from diffuser_policy.spaces import SpaceSpec, into_box
 
 
@@ -65,18 +74,19 @@ class DiffuserPolicy:
     """Plans by denoising a whole trajectory, and follows the plan."""
 
     def __init__(
-        self, config: PolicyConfig, networks: PlannerNetworks, *, seed: int = 0
+        self, config: PolicyConfig, networks: PlannerNetworks, *, seed: int | None = 0
     ) -> None:
         """Build the policy that the settings describe.
 
         Args:
             config: Settings of a planner.
             networks: Its weights.
-            seed: Fixes the noise of deterministic plans, and the random streams.
+            seed: Fixes the noise of deterministic plans, and the random streams; a
+                whole number from 0 to 2**63 - 1. None: drawn at random.
 
         Raises:
-            ConfigError: Settings that contradict each other or the weights, or a
-                negative seed.
+            ConfigError: Settings that contradict each other or the weights, or a seed
+                of another kind.
             FeaturizerError: Its featurizer is not registered here, or another version.
         """
         self.config, self.networks, self.spaces = config, networks, config.spaces
@@ -85,16 +95,17 @@ class DiffuserPolicy:
         self.executor = build_executor(config, self.featurizer)
         self.observation_space = self.spaces.observation_space()
         self.action_space = self.spaces.action_space()
-        self.set_random_seed(seed)
+        self.set_random_seed(seed_or_drawn(seed))
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, *, seed: int = 0, **settings: Any
+        cls, source: str | Path, *, seed: int | None = 0, **settings: Any
     ) -> DiffuserPolicy:
         """Load a planner by path, by the name of a shipped one, or by hub id.
 
         Args:
-            source: For example "multi2d-large", "runs/mine", or "someone/theirs".
+            source: For example "multi2d-large", "runs/mine", "someone/theirs" or, with
+                a commit, branch or tag of the hub's, "someone/theirs@v2".
             seed: As in the constructor.
             settings: Planning and execution settings to change, as in `with_settings`.
 
@@ -120,6 +131,7 @@ class DiffuserPolicy:
         """
         write_planner(Path(folder), self.config, self.networks)
 
+    @plain_arithmetic()
     def predict(
         self,
         observation: Any,
@@ -141,9 +153,22 @@ class DiffuserPolicy:
             Whole numbers are rounded to the nearest.
 
         Raises:
-            ObservationError: An observation that cannot be planned from, or a state or
-                flags for another number of environments. Nothing was changed.
+            ObservationError: An observation that cannot be planned from, a state that
+                this policy did not return, or flags for another number of environments.
+            NotFiniteError: An action that would be NaN.
+            MemoryLimitError: More observations than fit into memory.
+
+        After an error, the policy is as it was before the call.
         """
+        with self._unmoved_by_errors():
+            return self._predict(
+                observation, state, episode_start, deterministic=deterministic
+            )
+
+    def _predict(
+        self, observation: Any, state: Any, episode_start: Any, *, deterministic: bool
+    ) -> tuple[np.ndarray, PolicyState]:
+        """Return actions and the next state; see `predict`."""
         seen, goals, batch = self.spaces.read(observation)
         rows = planning_columns(self.featurizer, seen)
         if not self.executor.sees_environment:
@@ -163,9 +188,18 @@ class DiffuserPolicy:
         )
         current = self._replan(current, rows, goals, deterministic=deterministic)
         actions = self.executor.act(self._following(current), seen)
+        if np.isnan(actions).any() or not np.isfinite(current.progress).all():
+            raise NotFiniteError(
+                f"The executor {self.config.execution.executor!r} cannot follow the "
+                f"plan: its actions would be {actions.tolist()}, at a progress of "
+                f"{current.progress.tolist()} env steps. Lower its settings "
+                f"(position_gain, velocity_gain, lookahead), or check the units of the "
+                f"observation."
+            )
         inside = into_box(self.action_space, actions)
         return inside.reshape((*batch, *self.action_space.shape)), current
 
+    @plain_arithmetic()
     def plan(
         self,
         observation: Any,
@@ -186,7 +220,14 @@ class DiffuserPolicy:
         Raises:
             ObservationError: An observation that cannot be planned from, or a state of
                 another policy or with plans under way.
+            NotFiniteError: A plan with NaN or infinity in it.
+            ConditionError: Conditions that do not fit the plan.
+            MemoryLimitError: More observations than fit into memory.
         """
+        if conditions is not None and not isinstance(conditions, Conditions):
+            raise ConditionError(
+                f"conditions are made with Conditions().pin(…), got {conditions!r}."
+            )
         rows, goals = self.read(observation)
         if state is None:
             generators = [torch.Generator().manual_seed(self.seed) for _ in rows]
@@ -216,38 +257,56 @@ class DiffuserPolicy:
 
         Args:
             num_envs: Number of rows.
-            streams: `[num_envs]` random stream of each row, non-negative; drawn from
-                the policy's seed if not given.
-        """
-        layout, steps = self.planner.layout, self.planner.horizons.max_planning_steps
-        if streams is None:
-            streams = self._streams.integers(0, 2**63 - 1, num_envs)
-        return PolicyState(
-            observations=np.zeros(
-                (num_envs, steps, layout.observation_dim), np.float32
-            ),
-            actions=np.zeros((num_envs, steps, layout.action_dim), np.float32),
-            lengths=np.zeros(num_envs, np.int64),
-            ages=np.zeros(num_envs, np.int64),
-            progress=np.zeros(num_envs, np.float64),
-            goals=np.zeros((num_envs, self.spaces.goal_size), np.float32),
-            streams=np.array(streams, np.int64),
-            num_plans=np.zeros(num_envs, np.int64),
-            started=np.zeros(num_envs, np.bool_),
-            planners=np.full(num_envs, self.planner.fingerprint, np.int64),
-            guides=np.zeros(num_envs, np.int64),
-        )
-
-    def set_random_seed(self, seed: int) -> None:
-        """Restart the random streams, from which rows without a state take theirs.
+            streams: `[num_envs]` random stream of each row, a whole number from 0 to
+                2**63 - 1; drawn from the policy's seed if not given.
 
         Raises:
-            ConfigError: Not a whole number, or a negative one.
+            ConfigError: Another kind of number, or of streams.
+            MemoryLimitError: More environments than fit into memory.
         """
-        check_seed(seed)
-        self.seed = int(seed)
-        self._streams = np.random.default_rng(seed)
+        count = converted(num_envs, int, "num_envs")
+        if count < 0:
+            raise ConfigError(f"num_envs must be 0 or more, got {num_envs}.")
+        with within_memory(f"The state of {count:,} environments", "Use fewer."):
+            state = PolicyState(
+                **{
+                    name: np.zeros((count, *shape), STATE_DTYPES[name])
+                    for name, shape in self._state_shapes().items()
+                }
+            )
+            state.planners[:] = self.planner.fingerprint
+            if streams is None:
+                state.streams[:] = self._streams.integers(0, 2**63 - 1, count)
+                return state
+        given = np.asarray(streams)
+        if given.shape != (count,) or given.dtype.kind not in "iu":
+            raise ConfigError(
+                f"streams are {count} whole numbers, one for each environment; got "
+                f"{streams!r}."
+            )
+        state.streams[:] = given
+        if (state.streams < 0).any():
+            raise ConfigError(
+                f"streams are whole numbers from 0 to 2**63 - 1, got {given.tolist()}."
+            )
+        return state
 
+    def set_random_seed(self, seed: int | None) -> None:
+        """Restart the random streams, from which rows without a state take theirs.
+
+        Args:
+            seed: A whole number from 0 to 2**63 - 1. None changes nothing, as in
+                Stable-Baselines3.
+
+        Raises:
+            ConfigError: A seed of another kind.
+        """
+        if seed is None:
+            return
+        self.seed = seed_or_drawn(seed)
+        self._streams = np.random.default_rng(self.seed)
+
+    @plain_arithmetic()
     def read(self, observation: Any) -> tuple[np.ndarray, np.ndarray | None]:
         """Return planning columns `[n, columns]` and goals `[n, goal]`, or none.
 
@@ -354,8 +413,18 @@ class DiffuserPolicy:
 
         Args:
             device: Where to plan; observations and actions stay NumPy arrays.
+
+        Raises:
+            ConfigError: This machine, or this PyTorch, has no such device.
+            MemoryLimitError: There is no room; the networks stay where they were.
         """
-        self.networks.to(device)
+        here, there = self.networks.normalizer.shift.device, find_device(device)
+        with within_memory(f"The planner on {there}", "Free some, or plan elsewhere."):
+            try:
+                self.networks.to(there)
+            except BaseException:  # some of the networks may have moved
+                self.networks.to(here)
+                raise
         return self
 
     def __repr__(self) -> str:
@@ -369,6 +438,26 @@ class DiffuserPolicy:
             f"executor {self.config.execution.executor})"
         )
 
+    @contextlib.contextmanager
+    def _unmoved_by_errors(self) -> Iterator[None]:
+        """Leave the random streams where they were if the block fails."""
+        source = self._streams.bit_generator
+        before = source.state
+        try:
+            yield
+        except BaseException:
+            source.state = before
+            raise
+
+    def _state_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of a row in each field of a state."""
+        layout, steps = self.planner.layout, self.planner.horizons.max_planning_steps
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(PolicyState._fields, ())
+        shapes["observations"] = (steps, layout.observation_dim)
+        shapes["actions"] = (steps, layout.action_dim)
+        shapes["goals"] = (self.spaces.goal_size,)
+        return shapes
+
     def _incoming(self, state: Any, num_rows: int) -> PolicyState:
         """Return the state that was passed in, checked, or a fresh one."""
         if state is None:
@@ -379,18 +468,30 @@ class DiffuserPolicy:
                 f"{type(state).__name__}."
             )
         given = PolicyState(*state)
+        for name, part in zip(PolicyState._fields, given, strict=True):
+            kind = STATE_DTYPES[name]
+            if not isinstance(part, np.ndarray) or part.dtype != kind or not part.ndim:
+                found = getattr(part, "dtype", type(part).__name__)
+                raise ObservationError(
+                    f"state must be the one that predict returned last, or None: its "
+                    f"{name} are {found}, not an array of {np.dtype(kind)}."
+                )
         if len(given.lengths) != num_rows:
             raise ObservationError(
                 f"state remembers {len(given.lengths)} environments, but the "
                 f"observation has {num_rows} rows."
             )
-        layout, steps = self.planner.layout, self.planner.horizons.max_planning_steps
-        expected = (num_rows, steps, layout.observation_dim)
-        if given.observations.shape != expected:
-            raise ObservationError(
-                f"state is of another planner: its plans have shape "
-                f"{given.observations.shape}, expected {expected}. Pass None at first."
-            )
+        shapes = self._state_shapes()
+        if not self.spaces.has_goal:  # the first observation says how many columns
+            shapes["goals"] = (given.goals.shape[-1],)
+        for name, shape in shapes.items():
+            part, expected = getattr(given, name), (num_rows, *shape)
+            if part.shape != expected:
+                raise ObservationError(
+                    f"state is of another planner: its {name} have shape "
+                    f"{part.shape}, expected {expected}. Pass None at first."
+                )
+        given.check_values()
         if (given.planners != self.planner.fingerprint).any():
             raise ObservationError(
                 "state is of another planner: same sizes, other weights. Its plans "
@@ -584,6 +685,28 @@ class PolicyState(NamedTuple):
     planners: np.ndarray
     guides: np.ndarray
 
+    def check_values(self) -> None:
+        """Refuse numbers that `predict` never returns.
+
+        Raises:
+            ObservationError: Names the field and the first such number.
+        """
+        most = self.observations.shape[1]
+        whole = self.lengths | self.ages | self.streams | self.num_plans
+        # The sign bit tells: this call is made in every env step.
+        if ((whole | (most - self.lengths)) < 0).any() or (self.progress < 0).any():
+            for name in ("lengths", "ages", "streams", "num_plans", "progress"):
+                part = getattr(self, name)
+                limit = most if name == "lengths" else np.inf
+                wrong = (part < 0) | (part > limit)
+                if wrong.any():
+                    raise _damaged(name, part[wrong][0])
+        for name in ("observations", "actions", "progress", "goals"):
+            part = getattr(self, name)
+            finite = np.isfinite(part)
+            if not finite.all():
+                raise _damaged(name, part[~finite][0])
+
     def rows(self, index: Any) -> PolicyState:
         """Return the state of some rows, for example of those still running."""
         return PolicyState(*(part[index] for part in self))
@@ -619,6 +742,22 @@ class PolicyState(NamedTuple):
         return self._replace(goals=none, lengths=np.zeros_like(self.lengths))
 
 
+STATE_DTYPES: dict[str, type] = {
+    **dict.fromkeys(("observations", "actions", "goals"), np.float32),
+    **dict.fromkeys(("lengths", "ages", "streams", "num_plans"), np.int64),
+    **dict.fromkeys(("planners", "guides"), np.int64),
+    "progress": np.float64,
+    "started": np.bool_,
+}
+
+
+def _damaged(name: str, value: Any) -> ObservationError:
+    return ObservationError(
+        f"state is damaged: its {name} hold {value}, which predict never returns. Pass "
+        f"the state that predict returned last, or None."
+    )
+
+
 def _generator(stream: int, number: int) -> torch.Generator:
     words = np.random.SeedSequence((stream, number)).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(words[0]))
@@ -628,7 +767,15 @@ def _flags(episode_start: Any, num_rows: int) -> np.ndarray:
     """Return a fresh boolean array `[num_rows]`; callers reuse theirs in place."""
     if episode_start is None:
         return np.zeros(num_rows, np.bool_)
-    flags = np.array(episode_start, np.bool_).reshape(-1)
+    try:
+        given = np.asarray(episode_start)
+    except ValueError:  # rows of different lengths
+        given = np.asarray(episode_start, object)
+    if given.dtype.kind not in "biuf" or not np.isin(given, (0, 1)).all():
+        raise ObservationError(
+            f"episode_start holds a flag for each environment, got {episode_start!r}."
+        )
+    flags = given.astype(np.bool_).reshape(-1)  # a copy
     if len(flags) != num_rows:
         raise ObservationError(
             f"episode_start has {len(flags)} flags, but the observation has "

@@ -16,10 +16,14 @@ from __future__ import annotations
 import collections.abc
 import contextlib
 import dataclasses
+import functools
 import inspect
 import json
 import math
 import numbers
+import operator
+import secrets
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +38,8 @@ from diffuser_policy.errors import (
 )
 
 T = TypeVar("T")
+LARGEST = 2**63 - 1  # whole number that NumPy and PyTorch can hold
+SHOWN = 200  # characters of a value in an error
 REQUIRED: Any = inspect.Parameter.empty
 SEQUENCES = (tuple, list, collections.abc.Sequence)
 MAPPINGS = (dict, collections.abc.Mapping)
@@ -55,8 +61,10 @@ class MisfitError(ConfigError):
 
     def __str__(self) -> str:  # composed when shown: many are caught and forgotten
         what, hint, value = self.args
-        nearest = suggestion(str(value), _choices(hint))
-        return f"{what} must be {in_words(hint)}, got {value!r}. {nearest}".rstrip()
+        choices = _choices(hint)
+        nearest = suggestion(shown(value).strip("'"), choices) if choices else ""
+        given = shown(value)
+        return f"{what} must be {in_words(hint)}, got {given}. {nearest}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -201,8 +209,33 @@ def all_options(
     return defaults | checked(owner, parameters, given, noun=noun)
 
 
-def positive(config: object, *names: str) -> None:
+def typed(config: Any) -> None:
+    """Make the fields of a frozen dataclass of settings their annotated types.
+
+    Raises:
+        UnknownNameError: None of the values that the annotation lists.
+        ConfigError: A value of another type. Both name the setting and its value.
+    """
+    cls: Any = type(config)
+    for name, hint in _hints(cls).items():
+        value = getattr(config, name)
+        if typing.get_origin(hint) is Literal:
+            literal(config, name)
+        object.__setattr__(config, name, converted(value, hint, name))
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return {parameter.name: parameter.hint for parameter in parameters_of(cls)}
+
+
+def positive(config: object, *names: str, most: float = math.inf) -> None:
     """Refuse settings that are neither None nor positive and finite.
+
+    Args:
+        config: Has the settings.
+        names: Of the settings.
+        most: Greatest value: memory is not asked for more than there can be.
 
     Raises:
         ConfigError: Names the setting and its value.
@@ -213,19 +246,31 @@ def positive(config: object, *names: str) -> None:
             raise ConfigError(f"{name} must be positive, got {value}.")
         if value == math.inf:
             raise ConfigError(f"{name} must be finite, got {value}.")
+        if value is not None and value > most:
+            raise ConfigError(f"{name} must be at most {most:,}, got {value:,}.")
 
 
-def check_seed(seed: Any) -> None:
-    """Refuse what no random stream can start from.
+def seed_or_drawn(seed: Any, name: str = "seed") -> int:
+    """Return a seed as an `int`; one that is drawn at random for None.
+
+    Args:
+        seed: Any kind of whole number: of Python, NumPy or PyTorch.
+        name: What errors call it.
 
     Raises:
         ConfigError: Not a whole number from 0 to 2**63 - 1.
     """
-    whole = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
-    if not whole or not 0 <= seed < 2**63:
+    if seed is None:
+        return secrets.randbelow(2**63)
+    try:
+        whole = -1 if isinstance(seed, bool) else operator.index(seed)
+    except TypeError:
+        whole = -1
+    if not 0 <= whole < 2**63:
         raise ConfigError(
-            f"seed must be a whole number from 0 to 2**63 - 1, got {seed}."
+            f"{name} must be a whole number from 0 to 2**63 - 1, got {shown(seed)}."
         )
+    return whole
 
 
 def literal(config: Any, *names: str) -> None:
@@ -237,8 +282,8 @@ def literal(config: Any, *names: str) -> None:
     hints = typing.get_type_hints(type(config))
     for name in names:
         value, known = getattr(config, name), typing.get_args(hints[name])
-        if value not in known:
-            raise UnknownNameError(f"value of {name}", str(value), map(str, known))
+        if not isinstance(value, str) or value not in known:
+            raise UnknownNameError(f"value of {name}", shown(value), map(str, known))
 
 
 # --- from and to plain data ---------------------------------------------------------
@@ -289,7 +334,9 @@ def converted(value: Any, hint: Any, what: str = "It") -> Any:
     elif kind is float or kind is int:
         number: Any = numbers.Real if kind is float else numbers.Integral
         if isinstance(plain, number) and not isinstance(plain, bool):
-            return kind(plain)
+            limit = LARGEST if kind is int else sys.float_info.max
+            if -limit <= plain <= limit:
+                return kind(plain)
     elif kind is Any:
         return plain
     elif dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
@@ -345,6 +392,15 @@ def differences(saved: Any, current: Any, path: str = "") -> list[str]:
 
 
 # --- in words -----------------------------------------------------------------------
+
+
+def shown(value: Any) -> str:
+    """Return a value for an error: its `repr`, cut if it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # of a whole number with thousands of digits
+        text = "a number with thousands of digits"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 def value_text(value: Any) -> str:

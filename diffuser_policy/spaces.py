@@ -190,7 +190,7 @@ class SpaceSpec:
                 return FlattenedSpaces(**own, order=order, original=self)
         except DatasetError as error:
             why = f" {error}"
-        if isinstance(given, spaces.Box) and self.parts.observation[0].path:
+        if not why and isinstance(given, spaces.Box) and self.parts.observation[0].path:
             why = (
                 " A flat observation is read only if Gymnasium's FlattenObservation "
                 "makes it of these parts, because else nobody knows which columns are "

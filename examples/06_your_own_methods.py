@@ -178,7 +178,7 @@ def main(
             )
         )
         path, output = Path(folder, "guests.toml"), Path(folder, "benchmark")
-        path.write_text(suite)
+        path.write_text(suite, encoding="utf-8")
         command = ["benchmark", "run", str(path), "--output", str(output)]
         if diffuser_policy([*command, "--workers", str(num_workers)]):
             raise SystemExit("a method failed, see above")

@@ -10,7 +10,8 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
-from diffuser_policy.data.collection import CollectSettings, collect
+from diffuser_policy.config import CollectSettings
+from diffuser_policy.data.collection import collect
 from diffuser_policy.data.flat import Episode
 from diffuser_policy.data.minari import (
     _any_episodes,

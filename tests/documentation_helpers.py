@@ -20,9 +20,9 @@ SMALL = {
     "evaluate": "--episodes 1",
     "benchmark": "--methods diffuser --episodes 1",
 }
-SMALL_STACKING = {
-    "collect": "--num-episodes 20 --num-workers 1",
-    "evaluate": "--episodes 1 --env-option max_episode_steps=20",
+SMALL_EPISODES = {  # of environments that are recorded in episodes
+    "kuka": "--num-episodes 20 --num-workers 1",
+    "pointmaze": "--num-episodes 2 --num-workers 1",
 }
 
 
@@ -63,8 +63,11 @@ def run_commands(page: Path) -> None:
     own = "diffuser/multi2d-umaze-v1"  # stands in for datasets that need a download
     for name, *arguments in commands(page, "diffuser-policy"):
         local = [own if word.startswith("D4RL/") else word for word in arguments]
-        stacking = any("kuka" in word.lower() for word in arguments)
-        small = (SMALL | SMALL_STACKING if stacking else SMALL).get(name, "")
+        small = SMALL.get(name, "")
+        for kind, episodes in SMALL_EPISODES.items():
+            if any(kind in word.lower() for word in arguments):
+                short = f"{small} --env-option max_episode_steps=20"
+                small = {"collect": episodes, "evaluate": short}.get(name, small)
         if name == "benchmark" and arguments[0] != "run":
             small = ""
         options = [] if "--help" in local else small.split()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any, get_args
 
 import numpy as np
 import pytest
+import torch
 
 from diffuser_policy import choices
 from diffuser_policy.build import build_executor, build_networks, build_ranking
@@ -29,6 +31,8 @@ from diffuser_policy.planning.executors import (
     PursuitExecutor,
     TrackingExecutor,
 )
+from diffuser_policy.policy import DiffuserPolicy
+from diffuser_policy.settings import to_json
 from diffuser_policy.testing import toy_config, toy_dataset, toy_policy
 from diffuser_policy.training.derive import policy_config
 from tests.policy_helpers import observe
@@ -170,7 +174,7 @@ def test_time_to_goal_needs_goals() -> None:
 
 @pytest.mark.parametrize("gain", [float("nan"), float("inf")])
 def test_gains_are_finite(gain: float) -> None:
-    with pytest.raises(ConfigError, match="position_gain must be finite"):
+    with pytest.raises(ConfigError, match="position_gain must be a finite"):
         ExecutionConfig(position_gain=gain)
 
 
@@ -180,7 +184,7 @@ def test_replanning_at_intervals_needs_a_horizon_that_shrinks() -> None:
     toy_policy(horizon="shrinking", replan_interval=5)
 
 
-@pytest.mark.parametrize("seed", [-1, 1.5, None, True, 2**63])
+@pytest.mark.parametrize("seed", [-1, 1.5, "1", True, 2**63])
 def test_seeds_are_whole_numbers_from_zero(seed: Any) -> None:
     policy = toy_policy()
     with pytest.raises(ConfigError, match="seed must be a whole number from 0"):
@@ -188,6 +192,39 @@ def test_seeds_are_whole_numbers_from_zero(seed: Any) -> None:
     assert policy.seed == 0  # nothing changed
     with pytest.raises(ConfigError, match="seed must be a whole number from 0"):
         TrainConfig(dataset="toy/point-v0", seed=seed)
+
+
+@pytest.mark.parametrize(
+    "seed", [3, np.int8(3), np.uint64(3), np.array(3), torch.tensor(3)]
+)
+def test_seeds_are_of_any_kind_of_whole_number(seed: Any) -> None:
+    expected = toy_policy(seed=3).initial_state(2).streams
+    policy = toy_policy()
+    policy.set_random_seed(seed)
+    np.testing.assert_array_equal(policy.initial_state(2).streams, expected)
+    config = TrainConfig(dataset="toy/point-v0", seed=seed)
+    assert json.loads(json.dumps(to_json(config)))["seed"] == 3
+
+
+def test_no_seed_is_a_random_one() -> None:
+    """As in Stable-Baselines3: only a policy that is made takes another one."""
+    policy = toy_policy()
+    config, networks = policy.config, policy.networks
+    seeds = {DiffuserPolicy(config, networks, seed=None).seed for _ in range(5)}
+    assert len(seeds) == 5
+    policy.set_random_seed(None)
+    assert policy.seed == 0
+    none: Any = None
+    drawn = {TrainConfig(dataset="toy/point-v0", seed=none).seed for _ in range(5)}
+    assert len(drawn) == 5
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "gpu", "", "meta", None])
+def test_devices_that_are_not_there_are_refused(device: Any) -> None:
+    policy = toy_policy()
+    with pytest.raises(ConfigError, match="There is no device"):
+        policy.to(device)
+    assert policy.to("cpu") is policy
 
 
 @pytest.mark.parametrize("data", [[], 5, None, {}])

@@ -75,8 +75,8 @@ def test_unknown_command_offers_the_nearest(
     assert captured.out == ""
     assert captured.err == (
         "error: Unknown command 'evalute'. Did you mean 'evaluate' or 'train-value'? "
-        "Known: benchmark, collect, evaluate, guides, info, plan, speed, train, "
-        "train-classifier, train-value.\n"
+        "Known: benchmark, collect, evaluate, guides, import, info, plan, speed, "
+        "train, train-classifier, train-value.\n"
     )
 
 

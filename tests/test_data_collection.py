@@ -17,9 +17,9 @@ import pytest
 
 from diffuser_policy.cli.collect import CollectCommand
 from diffuser_policy.cli.collect import collect as collect_command
+from diffuser_policy.config import CollectSettings
 from diffuser_policy.data import demonstrators
 from diffuser_policy.data.collection import (
-    CollectSettings,
     collect,
     collect_episodes,
     default_dataset_id,
@@ -360,7 +360,7 @@ def test_the_command_records_and_says_where(
         demonstrator=EXPERT,
         num_steps=500,
         run_length=250,
-        demonstrator_options={"d_gain": -2.0},
+        option=("d_gain=-2",),
         num_workers=1,
     )
     assert collect_command(command) == 0

@@ -11,8 +11,9 @@ import pytest
 
 from diffuser_policy.cli.collect import CollectCommand
 from diffuser_policy.cli.collect import collect as collect_command
+from diffuser_policy.config import CollectSettings
 from diffuser_policy.data import demonstrators
-from diffuser_policy.data.collection import CollectSettings, ShardFolder, collect
+from diffuser_policy.data.collection import ShardFolder, collect
 from diffuser_policy.data.minari import load_flat, recorded_facts
 from diffuser_policy.errors import ConfigError, DatasetError, UnknownNameError
 from tests.data_helpers import EXPERT, assert_same, make_episode, record

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffuser_policy.data.collection import CollectSettings, ShardFolder
+from diffuser_policy.config import CollectSettings
+from diffuser_policy.data.collection import ShardFolder
 from diffuser_policy.data.minari import local_dataset_ids
 from diffuser_policy.errors import (
     ConfigError,

@@ -50,6 +50,13 @@ def extension(name: str) -> ModuleType:
     return module
 
 
+def needs_extra(page: str) -> None:
+    """Skip a page whose environments are not installed."""
+    for name, module in (("block_stacking", "pybullet"), ("ogbench", "ogbench")):
+        if page == f"{name}.md":
+            pytest.importorskip(module, reason=f"{page} needs an extra")
+
+
 def directives(page: Path, name: str, argument: str = "") -> list[str]:
     """Return the contents of a page's directives of a name."""
     pattern = rf"^```{{{name}}} ?{argument}\n(.*?)^```"
@@ -69,8 +76,7 @@ def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("page", WITH_PYTHON)
 def test_the_python_of_a_page_runs(page: str, in_a_folder: Path) -> None:
     """All blocks, one after the other; then some pages have something to check."""
-    if page == "block_stacking.md":
-        pytest.importorskip("pybullet", reason="needs the extra 'kuka'")
+    needs_extra(page)
     names = run_python(DOCS / page, in_a_folder)
     if check := CHECKS.get(page):
         check(names)
@@ -106,8 +112,7 @@ CHECKS = {
 @pytest.mark.parametrize("page", WITH_COMMANDS)
 def test_the_commands_of_a_page_run(page: str, in_a_folder: Path) -> None:
     """In the order of the page, with small numbers."""
-    if page == "block_stacking.md":
-        pytest.importorskip("pybullet", reason="needs the extra 'kuka'")
+    needs_extra(page)
     run_commands(DOCS / page)
     assert in_a_folder.is_dir()
 

@@ -209,6 +209,32 @@ def test_rewards_that_are_not_finite_are_refused_while_recording(reward: float) 
         recorded(Walk(reward))
 
 
+def test_parts_that_are_not_finite_are_named_while_recording() -> None:
+    class Nested(Walk):
+        observation_space = gym.spaces.Dict(
+            arm=gym.spaces.Tuple([gym.spaces.Box(-9, 9, (2,)), Walk.observation_space])
+        )
+
+        def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+            return {"arm": (np.zeros(2), super().reset(**options)[0])}, {}
+
+        def step(self, action: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+            observation, *others, info = super().step(action)
+            first = np.array([0, math.nan if observation[0] == 3 else 0])
+            arm = {"arm": (first, observation)}
+            return arm, others[0], others[1], others[2], info
+
+    class Zero(Reusing):
+        def predict(self, *args: Any, **kwargs: Any) -> Any:
+            return super().predict(np.zeros(1), *args[1:], **kwargs)
+
+    message = "observation/arm/0 of env step 2 is .*not finite"
+    with pytest.raises(EnvContractError, match=message):
+        collect_episodes(
+            Nested(), Zero(), num_episodes=1, dataset_id=DATASET, progress=False
+        )
+
+
 @pytest.mark.parametrize("reward", [math.nan, -math.inf, 1e308])
 def test_returns_that_are_not_finite_are_null_in_reports(
     reward: float, tmp_path: Path

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from diffuser_envs.kuka.arm import JOINT_HIGH, JOINT_LOW
+from diffuser_policy.config import CollectSettings
 from diffuser_policy.data import demonstrators
-from diffuser_policy.data.collection import CollectSettings, collect
+from diffuser_policy.data.collection import collect
 from diffuser_policy.data.minari import load_flat, recorded_facts
 from diffuser_policy.errors import ConfigError
 from tests.data_helpers import assert_same, record

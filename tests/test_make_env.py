@@ -44,9 +44,23 @@ def test_ids_without_namespace_are_gymnasiums() -> None:
     assert env_spec("Pendulum-v1").id == "Pendulum-v1"
 
 
-def test_point_mazes_are_registered_when_asked_for() -> None:
-    pytest.importorskip("gymnasium_robotics")
-    assert env_spec("PointMaze_UMaze-v3").id == "PointMaze_UMaze-v3"
+@pytest.mark.parametrize(
+    ("module", "env_id"),
+    [
+        ("gymnasium_robotics", "PointMaze_UMaze-v3"),
+        ("gymnasium_robotics", "AntMaze_UMaze-v4"),
+        ("gymnasium_robotics", "FrankaKitchen-v1"),
+        ("gymnasium_robotics", "AdroitHandDoor-v1"),
+        ("ogbench", "pointmaze-medium-v0"),
+        ("ogbench", "visual-cube-single-v0"),
+        ("ogbench", "powderworld-easy-v0"),
+    ],
+)
+def test_packages_whose_ids_have_no_namespace_are_imported_when_asked_for(
+    module: str, env_id: str
+) -> None:
+    pytest.importorskip(module)
+    assert env_spec(env_id).id == env_id
 
 
 @pytest.mark.parametrize(

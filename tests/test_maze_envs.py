@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +21,7 @@ from diffuser_envs.errors import (
 )
 from diffuser_envs.maze.env import Maze2DEnv
 from diffuser_envs.maze.layouts import LAYOUTS, MazeLayout
+from diffuser_envs.maze.wrappers import GoalResampling
 
 TITLES = ("UMaze", "Medium", "Large")
 IDS = [f"diffuser_envs/{f}-{t}-v1" for f in ("Maze2D", "Multi2D") for t in TITLES]
@@ -422,3 +425,32 @@ def test_what_cannot_be_simulated_is_refused(
 ) -> None:
     with pytest.raises(error, match=words):
         env.simulate(states, actions)
+
+
+# --- copies ------------------------------------------------------------------------
+
+
+def through_pickle(env: Any) -> Any:
+    return pickle.loads(pickle.dumps(env))  # noqa: S301
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, through_pickle])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_copy_goes_on_where_the_original_is(copied: Any, wrapped: bool) -> None:
+    """Along walls as well, in the next episode too, and each by itself."""
+    env = gymnasium.make("diffuser_envs/Multi2D-UMaze-v1", max_episode_steps=160)
+    if wrapped:
+        env = GoalResampling(env, on_success="resample")
+    rng = np.random.default_rng(0)
+    env.reset(seed=3)
+    for action in rng.uniform(-1, 1, (100, 2)):
+        env.step(action)
+    other = copied(env)
+    assert other.spec == env.spec
+    pushes = rng.uniform(-1, 1, (60, 2)) + 0.5
+    first = [env.step(push) for push in pushes]
+    second = [other.step(push) for push in pushes]
+    for mine, theirs in zip(first, second, strict=True):
+        np.testing.assert_equal(mine, theirs)
+    assert first[-1][3]  # its steps are counted on
+    np.testing.assert_equal(env.reset(), other.reset())

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from diffuser_policy import evaluate
-from diffuser_policy.data.collection import CollectSettings, collect
+from diffuser_policy.config import CollectSettings
+from diffuser_policy.data.collection import collect
 from diffuser_policy.data.demonstrators import DEMONSTRATORS
 from diffuser_policy.data.minari import load_flat
 from diffuser_policy.envs import Env, make_env
@@ -99,6 +100,14 @@ def test_the_users_generator_stays_where_it_was() -> None:
     env.step(np.zeros(2, np.float32))
     np.testing.assert_array_equal(np.random.uniform(size=3), expected)  # noqa: NPY002
     env.close()
+
+
+def test_no_file_is_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    make_env(MAZE).close()
+    assert not list(tmp_path.iterdir())
 
 
 def test_episodes_without_a_seed_differ(maze: Env) -> None:

@@ -13,10 +13,15 @@ from diffuser_policy.config import NetworkConfig, WindowConfig
 from diffuser_policy.diffusion.conditions import Conditions
 from diffuser_policy.diffusion.sampler import DDIMSampler
 from diffuser_policy.diffusion.schedule import NoiseSchedule
-from diffuser_policy.errors import ConditionError, ConfigError, HorizonError
+from diffuser_policy.errors import (
+    ConditionError,
+    ConfigError,
+    HorizonError,
+    MemoryLimitError,
+)
 from diffuser_policy.guides.trajectory import Trajectory
 from diffuser_policy.planning.horizons import Horizons
-from diffuser_policy.planning.planner import Planner
+from diffuser_policy.planning.planner import MOST_AT_ONCE, Planner
 from diffuser_policy.planning.ranking import Ranking
 from diffuser_policy.testing import GaussianDenoiser, toy_config, toy_policy
 from tests.planner_helpers import (
@@ -25,7 +30,9 @@ from tests.planner_helpers import (
     WhiteNoise,
     generators,
     make_planner,
+    observations,
 )
+from tests.policy_helpers import observe
 
 # --- plans ------------------------------------------------------------------------
 
@@ -240,3 +247,58 @@ def test_a_window_that_the_network_cannot_take_is_refused() -> None:
     )
     with pytest.raises(HorizonError, match="multiple of 4"):
         toy_policy(config)
+
+
+# --- many at once -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_candidates", [1, 8])
+def test_ten_thousand_observations_are_planned_for_in_parts(
+    num_candidates: int,
+) -> None:
+    sampler = WhiteNoise()
+    planner = make_planner(sampler, num_candidates=num_candidates)
+    many = np.tile(observations((0, 0)), (10_000, 1))
+    plan = planner.plan(many, None, generators(10_000))
+    assert len(plan) == 10_000
+    assert sum(rows for rows, _ in sampler.batches) == 10_000
+    assert max(rows for rows, _ in sampler.batches) * num_candidates <= MOST_AT_ONCE
+    last = planner.plan(many[-1:], None, generators(1, seed=9_999))
+    np.testing.assert_array_equal(plan.observations[-1:], last.observations)
+
+
+def test_parts_make_the_same_plans_as_the_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    policy, seen = toy_policy(), observe(7)
+    whole = policy.plan(seen, keep_chain=True)
+    monkeypatch.setattr("diffuser_policy.planning.planner.MOST_AT_ONCE", 4)
+    parts = policy.plan(seen, keep_chain=True)
+    assert whole.chain is not None
+    assert parts.chain is not None
+    np.testing.assert_allclose(parts.candidates, whole.candidates, atol=1e-4)
+    np.testing.assert_allclose(parts.chain, whole.chain, atol=1e-4)
+    np.testing.assert_array_equal(parts.chosen, whole.chosen)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to …"),
+    ],
+)
+def test_a_lack_of_memory_says_what_to_do(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planner = make_planner(num_candidates=3)
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(planner.sampler, "sample", fail)
+    with pytest.raises(MemoryLimitError, match=r"for 3 observations with 3 cand.*Pass"):
+        planner.plan(START, GOALS, generators(3))
+    monkeypatch.undo()
+    planner.plan(START, GOALS, generators(3))

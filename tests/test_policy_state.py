@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
 from diffuser_policy.config import PlannerConfig
-from diffuser_policy.errors import ObservationError
+from diffuser_policy.errors import ConfigError, ObservationError
 from diffuser_policy.policy import DiffuserPolicy, PolicyState
 from diffuser_policy.testing import toy_config, toy_policy
 from tests.policy_helpers import copied, count_plans, follow, observe, unchanged
@@ -123,6 +124,137 @@ def test_bad_input_is_refused_and_changes_nothing(
     twin = toy_policy()
     twin.predict(observe(2))
     assert unchanged(policy.predict(observe(2))[1], twin.predict(observe(2))[1])
+
+
+def changed(field: str, value: Any) -> Callable[[PolicyState], PolicyState]:
+    """Return a function that puts a number into the last place of a field."""
+
+    def change(state: PolicyState) -> PolicyState:
+        part = getattr(state, field).copy()
+        part.reshape(-1)[-1] = value
+        return state._replace(**{field: part})
+
+    return change
+
+
+def replaced(
+    state: PolicyState, *, field: str, change: Callable[[np.ndarray], Any]
+) -> PolicyState:
+    return state._replace(**{field: change(getattr(state, field))})
+
+
+DAMAGE: dict[str, Callable[[PolicyState], Any]] = {
+    "nan in a plan": changed("observations", np.nan),
+    "infinite plan": changed("observations", np.inf),
+    "nan in an action": changed("actions", np.nan),
+    "nan goal": changed("goals", np.nan),
+    "nan progress": changed("progress", np.nan),
+    "negative progress": changed("progress", -1.0),
+    "negative length": changed("lengths", -1),
+    "long plan": changed("lengths", 17),
+    "negative age": changed("ages", -5),
+    "negative stream": changed("streams", -1),
+    "negative number": changed("num_plans", -1),
+    "other weights": changed("planners", 1),
+    **{
+        f"{kind} {field}": partial(replaced, field=field, change=change)
+        for field in PolicyState._fields
+        for kind, change in {
+            "short": lambda part: part[:1],
+            "flat": lambda part: part.reshape(-1)[:1],
+            "deep": lambda part: part[..., None],
+            "text": lambda part: part.astype(str),
+            "complex": lambda part: part.astype(complex),
+            "list of": lambda part: part.tolist(),
+            "no": lambda _: None,
+            "number as": lambda _: 3,
+        }.items()
+    },
+    "short tuple": lambda state: tuple(state)[:-1],
+    "list": list,
+    "nothing but none": lambda state: (None,) * len(state),
+    "array": lambda state: state.observations,
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damaged_states_are_refused_and_change_nothing(
+    policy: DiffuserPolicy, name: str
+) -> None:
+    _, state = policy.predict(observe(2))
+    damaged = DAMAGE[name](state)
+    before = policy._streams.bit_generator.state
+    with pytest.raises(ObservationError, match=r"^state "):
+        policy.predict(observe(2), damaged)
+    assert policy._streams.bit_generator.state == before
+    policy.predict(observe(2), state)
+
+
+@pytest.mark.parametrize("flags", ["yes", [None, None], [2, 0], [np.nan, 0], [[1], 2]])
+def test_flags_are_zeros_and_ones(policy: DiffuserPolicy, flags: Any) -> None:
+    with pytest.raises(ObservationError, match="episode_start"):
+        policy.predict(observe(2), None, flags)
+
+
+def test_flags_may_be_numbers(policy: DiffuserPolicy) -> None:
+    _, state = policy.predict(observe(2), None, [1.0, 0.0])
+    assert state.started.tolist() == [True, False]
+
+
+def failing(trajectory: Any) -> Any:
+    raise ZeroDivisionError(repr(trajectory))
+
+
+FAILURES: dict[str, Callable[[DiffuserPolicy, pytest.MonkeyPatch], DiffuserPolicy]] = {
+    "guide": lambda policy, _: policy.with_guide(failing),
+    "guide without a gradient": lambda policy, _: policy.with_guide(
+        lambda t: t.position.detach().sum(dim=(1, 2))
+    ),
+    "torch": lambda policy, patch: patched(policy, patch, "planner.sampler", "sample"),
+    "executor": lambda policy, patch: patched(policy, patch, "executor", "act"),
+    "featurizer": lambda policy, patch: patched(policy, patch, "spaces", "read"),
+}
+
+
+def patched(
+    policy: DiffuserPolicy, patch: pytest.MonkeyPatch, place: str, name: str
+) -> DiffuserPolicy:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    target: Any = policy
+    for part in place.split("."):
+        target = getattr(target, part)
+    patch.setattr(type(target), name, fail)
+    return policy
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_failures_leave_the_random_streams_where_they_were(
+    policy: DiffuserPolicy, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing = FAILURES[name](policy, monkeypatch)
+    before = failing._streams.bit_generator.state
+    for state in (None, failing.initial_state(2, np.arange(2))):
+        with pytest.raises((RuntimeError, ZeroDivisionError, ValueError)):
+            failing.predict(observe(2), state)
+        assert failing._streams.bit_generator.state == before
+
+
+@pytest.mark.parametrize("count", [-1, 2.5, "2", None, True, 10**30])
+def test_states_are_for_a_whole_number_of_environments(
+    policy: DiffuserPolicy, count: Any
+) -> None:
+    before = policy._streams.bit_generator.state
+    with pytest.raises(ConfigError, match="num_envs"):
+        policy.initial_state(count)
+    assert policy._streams.bit_generator.state == before
+
+
+@pytest.mark.parametrize("streams", [[1], [1, -1], [1.5, 2], "ab", [None, 1], [[1, 2]]])
+def test_streams_are_whole_numbers(policy: DiffuserPolicy, streams: Any) -> None:
+    with pytest.raises(ConfigError, match="streams are"):
+        policy.initial_state(2, streams)
 
 
 def test_an_error_while_planning_changes_nothing(

@@ -198,9 +198,15 @@ def draw_plan(policy: Any, problem: Problem, seed: int, folder: Path) -> Path | 
 
     env = problem.make_env()
     try:
+        policy = policy.for_env(env)
         observation, _ = reset_env(env, seed=seed)
+        _, goals = policy.read(observation)
         scene = Scene.of(
-            env, policy.planner.layout, observation, guide=policy.config.guide
+            env,
+            policy.planner.layout,
+            observation,
+            goal=None if goals is None else goals[0],
+            guide=policy.config.guide,
         )
         state = policy.initial_state(1, np.array([episode_stream(seed, 0)]))
         plan = policy.plan(observation, state=state)

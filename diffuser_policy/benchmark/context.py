@@ -266,8 +266,18 @@ def rise_of(curve: Sequence[Mapping[str, Any]]) -> Rise | None:
 
 
 def flat_observation(observation: Any) -> np.ndarray:
-    """Return float32 rows: of goal dictionaries, the observation, then the goal."""
+    """Return float32 rows: of goal dictionaries, the observation, then the goal.
+
+    Raises:
+        ConfigError: Other dictionaries.
+    """
     if isinstance(observation, dict):
+        if not {"observation", "desired_goal"} <= observation.keys():
+            raise ConfigError(
+                f"This method reads flat observations and goal dictionaries, not "
+                f"dictionaries with {sorted(map(str, observation))}. Wrap the "
+                f"environment in gymnasium.wrappers.FlattenObservation."
+            )
         parts = [observation["observation"], observation["desired_goal"]]
         return np.concatenate([np.asarray(p, np.float32) for p in parts], axis=-1)
     return np.asarray(observation, dtype=np.float32)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from diffuser_policy.choices import Goals
+from diffuser_policy.choices import GOAL_KEYS, Goals
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.envs import Env, env_name, make_env, reset_env
 from diffuser_policy.errors import ConfigError, DatasetError
@@ -106,9 +106,9 @@ def fixed_goal(env: Env) -> np.ndarray | None:
         ConfigError: Goals differ from episode to episode.
     """
     observations = [reset_env(env, seed=seed)[0] for seed in (0, 1)]
-    if not isinstance(observations[0], dict):
+    if not isinstance(observations[0], dict) or GOAL_KEYS[1] not in observations[0]:
         return None
-    first, second = (np.asarray(item["desired_goal"]) for item in observations)
+    first, second = (np.asarray(item[GOAL_KEYS[1]]) for item in observations)
     if not np.array_equal(first, second):
         raise ConfigError(
             f"{env_name(env)} has another goal in every episode, which a single reward "

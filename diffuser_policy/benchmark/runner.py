@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import math
 import os
 import platform
 import signal
@@ -48,6 +49,7 @@ from diffuser_policy.errors import (
     DatasetNotFoundError,
 )
 from diffuser_policy.files import held, storage_error, write_text
+from diffuser_policy.observations import ObservationColumns, parts_of
 from diffuser_policy.versions import versions
 
 MODULE = "diffuser_policy.benchmark.cell_process"
@@ -171,15 +173,14 @@ def _check_data(problem: Problem, env: Any, *, progress: bool) -> None:
             f"is not on this machine. Record it with: {_recorded_by(problem)}"
         )
     flat = load_flat(problem.dataset, progress=progress)
-    space = env.observation_space
-    if isinstance(space, spaces.Dict):
-        space = space["observation"]
-    found = ((flat.observation_size,), (flat.action_size,))
-    if found != (space.shape, env.action_space.shape):
+    columns = ObservationColumns.of(parts_of(env.observation_space))
+    expected = columns.size, math.prod(env.action_space.shape or ())
+    found = flat.observation_size, flat.action_size
+    if found != expected:
         raise DatasetError(
             f"{problem.dataset} is not of {problem.env}: its observations and actions "
-            f"have the shapes {found[0]} and {found[1]}, those of the environment "
-            f"{space.shape} and {env.action_space.shape}."
+            f"have {found[0]} and {found[1]} numbers, those of the environment "
+            f"{expected[0]} and {expected[1]}."
         )
     check_task(problem, flat, env)
 

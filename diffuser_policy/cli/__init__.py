@@ -10,10 +10,14 @@ once. A module with `COMMANDS` of its own has functions for subcommands of these
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
+import keyword
 import os
+import random
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, get_type_hints
 
@@ -33,6 +37,7 @@ for example:
 
 COMMANDS = {
     "collect": "Record a dataset with an environment's demonstrator.",
+    "import": "Make a dataset of a file of D4RL, OGBench or similar arrays.",
     "train": "Train a planner on a dataset, or resume its training.",
     "train-value": "Train a planner's value network, for value guidance.",
     "train-critic": "Train a planner's critic, which chooses among candidates.",
@@ -45,7 +50,18 @@ COMMANDS = {
     "info": "List planners, presets, environments and plug-ins.",
 }
 
+LESS = "Ask for less at a time: fewer environments, candidates or workers."
+SHORTAGES = {
+    errno.EMFILE: "Raise the limit (`ulimit -n 4096`), or use fewer processes.",
+    errno.ENFILE: "Close other programs, or use fewer processes.",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+    errno.ENOMEM: LESS,
+    errno.ENOSPC: "Free some space, or choose another place.",
+    errno.EACCES: "You may not use that file: choose another one.",
+}
+
 EXIT_OK, EXIT_ERROR, EXIT_INTERRUPTED, EXIT_PIPE = 0, 2, 130, 141
+LOST = {errno.ENOSPC, errno.EDQUOT, errno.EIO}  # what a full disk says of the output
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,8 +72,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         error, 130 after Ctrl-C, 141 when nobody reads standard output any more.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    # A program may call this: its threads, and its random numbers, of which importing
+    # `rich` takes some, stay as they are.
+    drawn, torch = random.getstate(), sys.modules.get("torch")
+    threads = torch.get_num_threads() if torch else 0
     try:
-        return _dispatch(arguments)
+        with _any_encoding():
+            status = _dispatch(arguments)
+            sys.stdout.flush()  # its failure is told here, not when Python ends
+        return status
     except DiffuserPolicyError as error:
         _complain("error", str(error))
         return EXIT_ERROR
@@ -65,8 +88,63 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain("interrupted", str(stop) or "stopped by Ctrl-C.")
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # `… | head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _close_output()
         return EXIT_PIPE
+    except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):  # so rich ends the process
+            return EXIT_PIPE
+        raise
+    except (MemoryError, OSError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno in LOST and not error.filename:
+            _close_output()
+            reason = f"standard output cannot be written: {error.strerror}."
+            reason += " Files that the command writes are complete."
+        else:
+            reason = _shortage(error) or ""
+        if not reason:  # a fault of ours, or of other people's code: show where
+            raise
+        _complain("error", reason)
+        return EXIT_ERROR
+    finally:
+        random.setstate(drawn)
+        if torch:
+            torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def _any_encoding() -> Iterator[None]:
+    """Print what the terminal's encoding lacks as question marks."""
+    streams = [s for s in (sys.stdout, sys.stderr) if hasattr(s, "reconfigure")]
+    before = [stream.errors for stream in streams]
+    for stream, errors in zip(streams, before, strict=True):
+        stream.reconfigure(errors="replace" if errors == "strict" else errors)
+    try:
+        yield
+    finally:
+        for stream, errors in zip(streams, before, strict=True):
+            with contextlib.suppress(OSError, ValueError):  # closed, or cannot flush
+                stream.reconfigure(errors=errors)
+
+
+def _close_output() -> None:
+    """Send what is still to be printed nowhere: Python would fail to flush it."""
+    with contextlib.suppress(OSError, ValueError):  # no real file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _shortage(error: Exception) -> str | None:
+    """Return what the machine lacks and what to do, if that is what an error means."""
+    if isinstance(error, OSError) and error.errno in SHORTAGES:
+        where = f" ({error.filename})" if error.filename else ""
+        return f"{error.strerror}{where}. {SHORTAGES[error.errno]}"
+    if isinstance(error, MemoryError):
+        return f"Out of memory. {LESS}"
+    if isinstance(error, RuntimeError) and "torch" in sys.modules:
+        from diffuser_policy.numerics import out_of_memory
+
+        if out_of_memory(error):
+            return f"Out of memory: {str(error).partition(chr(10))[0]} {LESS}"
+    return None
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -81,7 +159,7 @@ def _dispatch(arguments: list[str]) -> int:
     name, *rest = arguments
     if name not in COMMANDS:
         raise UnknownNameError("command", name, COMMANDS)
-    module: Any = importlib.import_module(f"{__name__}.{name.partition('-')[0]}")
+    module: Any = importlib.import_module(f"{__name__}.{_word(name.partition('-')[0])}")
     program, commands = f"diffuser-policy {name}", getattr(module, "COMMANDS", None)
     if commands is not None:
         if _shows_overview(program, module.OVERVIEW, commands, rest):
@@ -90,7 +168,7 @@ def _dispatch(arguments: list[str]) -> int:
         if name not in commands:
             raise UnknownNameError(f"command of {group}", name, commands)
         program += f" {name}"
-    function = getattr(module, name.replace("-", "_"))
+    function = getattr(module, _word(name.replace("-", "_")))
     settings: Any = next(iter(get_type_hints(function).values()))
     import tyro
 
@@ -98,6 +176,11 @@ def _dispatch(arguments: list[str]) -> int:
         tyro.cli, settings, prog=program, use_underscores=False
     )
     return int(function(parse(args=rest)))
+
+
+def _word(name: str) -> str:
+    """Return the name that Python allows for a command: `import_` for `import`."""
+    return f"{name}_" if keyword.iskeyword(name) else name
 
 
 def _shows_overview(

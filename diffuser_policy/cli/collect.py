@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Annotated
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any
 
 import tyro
 
-from diffuser_policy.cli.options import Flag, shown_as
+from diffuser_policy.cli.options import Flag, parse_assignments, shown_as
+from diffuser_policy.config import CollectSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class CollectCommand:
+class CollectCommand(CollectSettings):
     """Record a Minari dataset of demonstrations, on all cores.
 
     Mazes are recorded by D4RL's maze2d recipe: a scripted expert chases one random
@@ -21,46 +23,29 @@ class CollectCommand:
     """
 
     env_id: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ENV")]
-    """Environment, for example diffuser_envs/Multi2D-Large-v1, or module:function."""
-    dataset_id: Annotated[str | None, shown_as("ID", name="dataset")] = None
-    """Minari id of the dataset (default: diffuser/<name of the environment>, or the
-    generator's own)."""
-    num_steps: Annotated[int | None, shown_as("N")] = None
-    """Runs: environment steps in total (default: a million)."""
-    run_length: Annotated[int | None, shown_as("N")] = None
-    """Runs: environment steps between two resets (default: 10,000)."""
-    max_steps_per_goal: Annotated[int | None, shown_as("N")] = None
-    """Runs: steps after which a target is given up (default: the env's step limit)."""
-    action_noise: float = 0.0
-    """Runs: standard deviation of Gaussian noise added to every action."""
-    num_episodes: Annotated[int | None, shown_as("N")] = None
-    """Episodes: how many (default: the generator's own number, or 10,000)."""
-    generator: Annotated[str | None, shown_as("NAME")] = None
-    """Episodes: how they are made, such as kinematic or physics for block stacking
-    (default: the expert's first)."""
-    demonstrator: Annotated[str | None, shown_as("NAME")] = None
-    """Expert: by name, as module:Class or as file.py:Class (default: the environment's
-    own)."""
-    demonstrator_options: Annotated[
-        dict[str, float], shown_as("[NAME VALUE ...]", name="options")
-    ] = field(default_factory=dict)
-    """Settings of the expert (or generator) in pairs, for example: waypoint_jitter 0.1
-    d_gain -2."""
-    seed: int = 0
-    """Fixes everything that is drawn, whatever the number of workers."""
-    num_workers: Annotated[int | None, shown_as("N")] = None
-    """Processes (default: one per core)."""
+    dataset_id: Annotated[str | None, tyro.conf.arg(metavar="ID", name="dataset")] = (
+        None
+    )
+    demonstrator_options: tyro.conf.Suppress[Mapping[str, Any]] = field(
+        default_factory=dict
+    )
+    option: tyro.conf.UseAppendAction[
+        Annotated[tuple[str, ...], shown_as("KEY=VALUE")]
+    ] = ()
+    """Setting of the demonstrator, or of its generator; may be given several times. For
+    example waypoint_jitter=0.1 or d_gain=-2."""
     overwrite: Flag = False
-    """Replace a dataset, or unfinished work, of the same id."""
 
 
 def collect(command: CollectCommand) -> int:
     """Record the dataset and say where it is; return the exit status."""
-    from diffuser_policy.data import collection as data
+    from diffuser_policy.data.collection import collect as record
     from diffuser_policy.data.minari import recorded_facts
 
+    options = parse_assignments(command.option, option="--option")
+    given = {**command.demonstrator_options, **options}
     try:
-        folder = data.collect(data.CollectSettings(**vars(command)))
+        folder = record(replace(command, demonstrator_options=given))
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt("the same command resumes from here.") from stop
     facts = recorded_facts(folder)

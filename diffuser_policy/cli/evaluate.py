@@ -44,7 +44,7 @@ class EvaluateSettings(PlannerSettings):
 
 
 def evaluate(settings: EvaluateSettings) -> int:
-    """Evaluate, print the table, and write the file; return the exit status."""
+    """Evaluate, write the file, and print the table; return the exit status."""
     from rich.console import Console
 
     from diffuser_policy import evaluation
@@ -66,8 +66,9 @@ def evaluate(settings: EvaluateSettings) -> int:
     )
     named = {"planner": settings.planner, **results.settings}
     results = dataclasses.replace(results, settings=named)
+    if settings.json is not None:  # first: what is printed may be lost
+        write_json(results, settings.json)
     Console().print(table(results))
     if settings.json is not None:
-        write_json(results, settings.json)
         print(f"Wrote {settings.json}")
     return 0

@@ -42,7 +42,7 @@ def _planners() -> Table:
 
     rows = []
     for name in shipped_planners():
-        config = json.loads((SHIPPED / name / CONFIG).read_text())
+        config = json.loads((SHIPPED / name / CONFIG).read_text(encoding="utf-8"))
         env_id = config["provenance"].get("dataset", {}).get("env_id")
         size = sum(file.stat().st_size for file in (SHIPPED / name).iterdir())
         rows.append((name, env_id, config["window"]["horizon"], f"{size / 1e6:.1f} MB"))

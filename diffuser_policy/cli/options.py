@@ -78,7 +78,7 @@ class PlannerSettings:
     """A planner, where it acts, and how it plans."""
 
     planner: Planner
-    """Name of a shipped planner, folder, or hub id."""
+    """Name of a shipped planner, folder, or hub id (NAME/REPOSITORY@REVISION)."""
     env: Annotated[str | None, shown_as("ID")] = None
     """Environment (default: the one that the planner's data is from)."""
     seed: int = 0
@@ -91,7 +91,8 @@ class PlannerSettings:
         """Return the policy and the id of its environment.
 
         Raises:
-            ConfigError: No environment was given, and the planner doesn't know its own.
+            ConfigError: No environment was given, and the planner doesn't know its own,
+                or knows one that has to be imported.
             DiffuserPolicyError: As `load_policy`.
         """
         policy = load_policy(self.planner, self.planning, seed=self.seed)
@@ -100,6 +101,10 @@ class PlannerSettings:
             raise ConfigError(
                 "The planner's data does not name its environment. Name one: --env ID."
             )
+        if self.env is None:
+            from diffuser_policy.envs import check_recorded
+
+            check_recorded(str(recorded), f"The planner {self.planner!r}")
         return policy, self.env or str(recorded)
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from diffuser_policy.envs import Env
     from diffuser_policy.evaluation.records import EpisodeRecord
 
+FILES = ("plan.png", "chain.png", "chain.gif")
 MOST_SHOWN = 12  # numbers of a point
 
 
@@ -40,11 +41,13 @@ class PlanSettings(PlannerSettings):
 def plan(settings: PlanSettings) -> int:
     """Plan, execute, draw, and report the outcome; return the exit status."""
     require_extra("matplotlib", "plot")
+    require_extra("PIL", "plot")
     import numpy as np
     from rich.console import Console
 
     from diffuser_policy.envs import make_env
     from diffuser_policy.evaluation.loop import episode_stream, run_episode
+    from diffuser_policy.files import check_writable
     from diffuser_policy.plotting import (
         Scene,
         chain_figure,
@@ -53,12 +56,20 @@ def plan(settings: PlanSettings) -> int:
         save_figure,
     )
 
+    plan_file, chain_file, film_file = (settings.out / name for name in FILES)
+    for file in (plan_file, chain_file, film_file):
+        check_writable(file)
     policy, env_id = settings.load()
     with closing(make_env(env_id)) as env:
         policy = policy.for_env(env)
         observation = _reset(env, settings)
+        _, goals = policy.read(observation)
         scene = Scene.of(
-            env, policy.planner.layout, observation, guide=policy.config.guide
+            env,
+            policy.planner.layout,
+            observation,
+            goal=None if goals is None else goals[0],
+            guide=policy.config.guide,
         )
         # The drawn plan is the one that is executed: the same random stream, which is
         # also that of the first episode of `evaluate` with this seed.
@@ -67,12 +78,10 @@ def plan(settings: PlanSettings) -> int:
         episode = run_episode(policy, env, observation, seed=settings.seed, state=state)
     path = np.concatenate([policy.read(o)[0] for o in episode.observations])
     name = f"{env_id.rpartition('/')[2]}, seed {settings.seed}"
-    out, title = settings.out, f"{name}: {_outcome(episode.record)}"
-    save_figure(plan_figure(made, scene, rollout=path, title=title), out / "plan.png")
-    save_figure(
-        chain_figure(made, scene, title=f"{name}: denoising"), out / "chain.png"
-    )
-    save_chain_gif(made, scene, out / "chain.gif", title=name)
+    title = f"{name}: {_outcome(episode.record)}"
+    save_figure(plan_figure(made, scene, rollout=path, title=title), plan_file)
+    save_figure(chain_figure(made, scene, title=f"{name}: denoising"), chain_file)
+    save_chain_gif(made, scene, film_file, title=name)
     record, planned = episode.record, scene.arrival(made)
     rows = (
         ("start", _point(record.start)),
@@ -84,7 +93,7 @@ def plan(settings: PlanSettings) -> int:
         ("score", "–" if record.score is None else f"{record.score:.1f}"),
     )
     Console().print(table("", "", rows=rows, title=name))
-    print(f"Wrote {out / 'plan.png'}, {out / 'chain.png'}, {out / 'chain.gif'}")
+    print(f"Wrote {plan_file}, {chain_file}, {film_file}")
     return 0
 
 
@@ -101,6 +110,7 @@ def _reset(env: Env, settings: PlanSettings) -> Any:
     for name, key in (("goal", "desired_goal"), ("start", "achieved_goal")):
         if name in options and (
             not isinstance(observation, dict)
+            or key not in observation
             or abs(observation[key] - options[name]).max() > 1e-6
         ):
             raise ConfigError(

@@ -34,7 +34,7 @@ class SpeedSettings(PlannerSettings):
 
 
 def speed(settings: SpeedSettings) -> int:
-    """Measure, print the tables, and write the files; return the exit status."""
+    """Measure, write the files, and print the tables; return the exit status."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -60,14 +60,16 @@ def speed(settings: SpeedSettings) -> int:
             compiled=settings.compiled,
             progress=lambda share: bar.update(task, completed=share),
         )
+    written = []  # first: what is printed may be lost
+    if settings.json is not None:
+        write_json(settings.json, to_json(measured))
+        written.append(settings.json)
+    if settings.out is not None:
+        written.append(settings.out / FIGURE)
+        save_figure(figure(measured, title=settings.planner), written[-1])
     console = Console(highlight=False)
     for table in (*tables(measured), facts(measured)):
         console.print(table)
-    if settings.out is not None:
-        path = settings.out / FIGURE
-        save_figure(figure(measured, title=settings.planner), path)
+    for path in written:
         print(f"Wrote {path}")
-    if settings.json is not None:
-        write_json(settings.json, to_json(measured))
-        print(f"Wrote {settings.json}")
     return 0

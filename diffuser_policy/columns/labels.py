@@ -21,7 +21,12 @@ from typing import Any
 import numpy as np
 
 from diffuser_policy.columns.layout import TrajectoryLayout
-from diffuser_policy.errors import ConfigError, DatasetError, MissingColumnsError
+from diffuser_policy.errors import (
+    ConfigError,
+    DatasetError,
+    DiffuserPolicyError,
+    MissingColumnsError,
+)
 from diffuser_policy.plugins import Kind
 
 Labels = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
@@ -68,12 +73,20 @@ def labelled(
 
     Raises:
         UnknownNameError: Neither registered nor importable.
-        ConfigError: The labels are offered twice, fail on import, or are no function.
+        ConfigError: The labels are offered twice, fail, or are no function.
         MissingColumnsError: The planner lacks columns that they depend on.
         DatasetError: Labels of another shape, or none.
     """
     function: Labels = LABELS.find(name).target
-    found = function(NamedColumns(rows, layout))
+    try:
+        found = function(NamedColumns(rows, layout))
+    except DiffuserPolicyError:
+        raise
+    except Exception as error:  # whatever other people's code raises
+        raise ConfigError(
+            f"The labels {name!r} failed: {type(error).__name__}: {error}. They are "
+            f"called with columns by name: {', '.join(layout.names)}."
+        ) from error
     shapes = {}
     if isinstance(found, Mapping):
         shapes = {key: np.shape(value) for key, value in found.items()}
@@ -83,5 +96,12 @@ def labelled(
             f"name; got {shapes or 'none'}. Were they written for other columns than "
             f"{', '.join(layout.aliases) or 'observation'}?"
         )
-    columns = [np.asarray(value, dtype=np.bool_) for value in found.values()]
+    arrays = {key: np.asarray(value) for key, value in found.items()}
+    for key, array in arrays.items():
+        if array.dtype.kind not in "biuf" or not np.isin(array, (0, 1)).all():
+            raise DatasetError(
+                f"The labels {name!r} must be true or false in each row; "
+                f"{key!r} holds {np.unique(array)[:3].tolist()}."
+            )
+    columns = [array.astype(np.bool_) for array in arrays.values()]
     return tuple(found), np.stack(columns, axis=1)

@@ -22,6 +22,8 @@ from typing import Any
 
 from diffuser_policy.errors import ConfigError, UnknownNameError
 
+MOST_COLUMNS = 1_000_000
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrajectoryLayout:
@@ -45,6 +47,11 @@ class TrajectoryLayout:
             raise ConfigError(
                 f"A layout needs action_dim >= 0 and observation_dim >= 1, "
                 f"got {self.action_dim} and {self.observation_dim}."
+            )
+        if self.transition_dim > MOST_COLUMNS:
+            raise ConfigError(
+                f"A layout has at most {MOST_COLUMNS:,} columns, got "
+                f"{self.transition_dim:,}."
             )
         frozen = {name: tuple(columns) for name, columns in self.aliases.items()}
         for name, columns in frozen.items():

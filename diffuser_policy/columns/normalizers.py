@@ -40,10 +40,15 @@ class Normalizer(nn.Module):
             scale: `[columns]`, environment units, positive.
         """
         super().__init__()
-        if shift.shape != scale.shape or shift.ndim != 1 or not bool((scale > 0).all()):
+        right = shift.shape == scale.shape and shift.ndim == 1
+        if not (
+            right
+            and bool((scale > 0).all())
+            and bool(torch.isfinite(torch.cat([shift, scale])).all())
+        ):
             raise ConfigError(
-                f"A normalizer needs shift and positive scale of one shape [columns], "
-                f"got {tuple(shift.shape)} and {tuple(scale.shape)}."
+                f"A normalizer needs finite shift and positive scale of one shape "
+                f"[columns], got {tuple(shift.shape)} and {tuple(scale.shape)}."
             )
         self.register_buffer("shift", shift.detach().clone().float())
         self.register_buffer("scale", scale.detach().clone().float())
@@ -51,7 +56,8 @@ class Normalizer(nn.Module):
     @classmethod
     def blank(cls, num_columns: int) -> Self:
         """Return an identity map of the right size, ready to load a state dict."""
-        return cls(torch.zeros(num_columns), torch.ones(num_columns))
+        zeros = torch.zeros(num_columns, dtype=torch.float32)
+        return cls(zeros, torch.ones_like(zeros))
 
     @classmethod
     def fit(cls, rows: np.ndarray) -> Self:
@@ -104,7 +110,8 @@ class LimitsNormalizer(Normalizer):
         """Fit to the smallest and largest value of each column."""
         check_rows(rows)
         low, high = rows.min(axis=0), rows.max(axis=0)
-        return cls(*_affine((low + high) / 2, (high - low) / 2))
+        with np.errstate(over="ignore"):
+            return cls(*_affine((low + high) / 2, (high - low) / 2))
 
 
 class GaussianNormalizer(Normalizer):
@@ -154,7 +161,18 @@ def check_rows(rows: np.ndarray) -> None:
 
 
 def _affine(shift: np.ndarray, scale: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Return shift and scale as tensors, with scale 1 for constant columns."""
+    """Return shift and scale as tensors, with scale 1 for constant columns.
+
+    Raises:
+        DatasetError: Numbers too large for single precision.
+    """
+    largest = np.maximum(np.abs(shift), scale)
+    wild = np.flatnonzero(~(largest <= np.finfo(np.float32).max))
+    if len(wild):
+        raise DatasetError(
+            f"Columns {wild.tolist()} hold numbers that are too large to plan with "
+            f"({largest[wild].tolist()}). Scale them down, or remove those rows."
+        )
     constant = scale <= CONSTANT * np.maximum(1.0, np.abs(shift))
     safe = np.where(constant, 1.0, scale)
     return (

@@ -8,6 +8,7 @@ in a hidden folder beside the future dataset; the last step turns them into one 
 dataset.
 
     <root>/diffuser/.multi2d-large-v1.collecting/
+        lock                held while a process collects this dataset
         settings.json       the settings and versions of all shards
         shard-00000.npz …   some episodes each (or one long run), written at once
 
@@ -20,23 +21,22 @@ of one dataset would come from different generators.
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import json
-import math
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from functools import lru_cache, partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import gymnasium as gym
 import numpy as np
 from tqdm import tqdm
 
+from diffuser_policy.config import RUN_SETTINGS, CollectSettings
 from diffuser_policy.data.demonstrators import (
     DEMONSTRATORS,
     EpisodeProtocol,
@@ -55,6 +55,7 @@ from diffuser_policy.envs import (
     Env,
     check_ends,
     check_length,
+    copied,
     env_name,
     make_env,
     reset_env,
@@ -68,16 +69,23 @@ from diffuser_policy.errors import (
     UnknownNameError,
     require_extra,
 )
-from diffuser_policy.files import replaced_file
-from diffuser_policy.observations import batched
+from diffuser_policy.files import (
+    held,
+    remove,
+    replaced_file,
+    storage_error,
+    write_text,
+)
+from diffuser_policy.observations import batched, numbers
 from diffuser_policy.settings import all_options, differences
 from diffuser_policy.versions import versions
 
+P = ParamSpec("P")
 OBSERVATION_PREFIX = "observations."  # of arrays in a shard
 STEP_ARRAYS = ("actions", "rewards", "terminations", "truncations")
 NO_SEED = -1
+LOCK_FILE = "lock"
 FALLBACK_STEPS_PER_GOAL = 1000  # for environments without a step limit
-RUN_SETTINGS = ("num_steps", "run_length", "max_steps_per_goal")
 DEFAULT_STEPS = 1_000_000
 DEFAULT_RUN_LENGTH = 10_000
 DEFAULT_EPISODES = 10_000
@@ -90,59 +98,6 @@ GENERATOR = (
     "ogbench",
     "pybullet",
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class CollectSettings:
-    """What to record, and how.
-
-    Attributes:
-        env_id: For episodes, an environment whose demonstrator offers generators; for
-            runs, a goal environment that can change its goal without a reset.
-        dataset_id: Minari id; derived from the environment's by default.
-        num_steps: Runs: env steps in total; a million by default.
-        run_length: Runs: env steps between two resets, 10,000 by default; the last
-            run may be shorter.
-        max_steps_per_goal: Runs: env steps after which a run gives up a target; the
-            environment's step limit by default.
-        action_noise: Runs: standard deviation of Gaussian noise on the actions.
-        num_episodes: Episodes: number of episodes; the generator's own number, or
-            10,000, by default.
-        generator: Episodes: name of one of the demonstrator's generators; its first
-            one by default.
-        demonstrator: Name of the expert; the environment's own by default.
-        demonstrator_options: Keyword arguments of the demonstrator, or the generator.
-        seed: Fixes everything random.
-        num_workers: Processes; one per core by default. The result does not depend on
-            it.
-        overwrite: Replace a dataset, or unfinished work, of the same id.
-    """
-
-    env_id: str
-    dataset_id: str | None = None
-    num_steps: int | None = None
-    run_length: int | None = None
-    max_steps_per_goal: int | None = None
-    action_noise: float = 0.0
-    num_episodes: int | None = None
-    generator: str | None = None
-    demonstrator: str | None = None
-    demonstrator_options: Mapping[str, Any] = field(default_factory=dict)
-    seed: int = 0
-    num_workers: int | None = None
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        for name in (*RUN_SETTINGS, "num_episodes", "num_workers"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} must be at least 1, got {value}.")
-        for name in ("action_noise", "seed"):
-            if not 0 <= getattr(self, name) < math.inf:  # NaN is not
-                raise ConfigError(
-                    f"{name} must be finite and not negative, got "
-                    f"{getattr(self, name)}."
-                )
 
 
 @dataclass(frozen=True)
@@ -160,8 +115,7 @@ class ShardFolder:
     @classmethod
     def beside(cls, dataset_folder: Path, identity: Mapping[str, Any]) -> ShardFolder:
         """Return the folder that belongs to a dataset's folder."""
-        name = f".{dataset_folder.name}.collecting"
-        return cls(dataset_folder.with_name(name), json.loads(json.dumps(identity)))
+        return cls(work_folder(dataset_folder), json.loads(json.dumps(identity)))
 
     def open(self, *, discard: bool) -> None:
         """Create the folder, or check that the work in it has the same settings.
@@ -175,7 +129,7 @@ class ShardFolder:
         """
         settings = self.path / "settings.json"
         if settings.is_file():
-            found = json.loads(settings.read_text())
+            found = json.loads(settings.read_text(encoding="utf-8"))
             if found == self.identity:
                 return
             if not discard:
@@ -186,9 +140,10 @@ class ShardFolder:
                     f"dataset id, or discard it (--overwrite)."
                 )
         if self.path.exists():
-            shutil.rmtree(self.path)
-        with replaced_file(settings) as partial:
-            partial.write_text(json.dumps(self.identity, indent=1))
+            for path in self.path.iterdir():
+                if path.name != LOCK_FILE:
+                    remove(path)
+        write_text(settings, json.dumps(self.identity, indent=1))
 
     def has(self, index: int) -> bool:
         """Return whether a shard is finished."""
@@ -274,6 +229,49 @@ class ShardFolder:
 CollectionProtocol = RunProtocol | EpisodeProtocol
 
 
+def work_folder(dataset_folder: Path) -> Path:
+    """Return the hidden folder of the unfinished work on a dataset."""
+    return dataset_folder.with_name(f".{dataset_folder.name}.collecting")
+
+
+@contextmanager
+def at_work(dataset_folder: Path) -> Iterator[None]:
+    """Keep other processes from collecting the same dataset.
+
+    Raises:
+        ConfigError: One is at work on it.
+        StorageError: The folder cannot be written to.
+    """
+    folder = work_folder(dataset_folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(folder, error) from error
+    with held(folder / LOCK_FILE) as is_held:
+        if not is_held:
+            raise ConfigError(
+                f"Another process is collecting the dataset in {dataset_folder}. Wait "
+                f"for it, end it, or choose another id (--dataset); nothing was "
+                f"changed."
+            )
+        try:
+            yield
+        finally:
+            if [path.name for path in folder.iterdir()] == [LOCK_FILE]:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _one_at_a_time(function: Callable[P, Path]) -> Callable[P, Path]:
+    """Return a function that records the dataset `dataset_id` as `at_work`."""
+
+    @wraps(function)
+    def alone(*args: P.args, **kwargs: P.kwargs) -> Path:
+        with at_work(new_folder(str(kwargs["dataset_id"]), overwrite=True)):
+            return function(*args, **kwargs)
+
+    return alone
+
+
 def default_dataset_id(env_id: str) -> str:
     """Return `diffuser/<lower-case name of the environment>`.
 
@@ -295,13 +293,13 @@ def collect(settings: CollectSettings, *, progress: bool = True) -> Path:
 
     Raises:
         UnknownNameError: No such environment, demonstrator or generator.
-        ConfigError: The settings do not suit the environment, or unfinished work of
-            this id has other settings.
+        ConfigError: The settings do not suit the environment, unfinished work of this
+            id has other settings, or another process is collecting it.
         DatasetError: The dataset already exists.
         StorageError: The disk is full, or cannot be written.
     """
     require_extra("minari", "data")  # before an hour's work, not after it
-    env = make_env(settings.env_id)
+    env, held_folder = make_env(settings.env_id), ExitStack()
     try:
         demonstrator = settings.demonstrator or default_demonstrator(env)
         dataset_id = settings.dataset_id
@@ -315,6 +313,7 @@ def collect(settings: CollectSettings, *, progress: bool = True) -> Path:
         dataset_id = dataset_id or default_dataset_id(settings.env_id)
         folder = new_folder(dataset_id, overwrite=settings.overwrite)
         shards = ShardFolder.beside(folder, dataclasses.asdict(protocol))
+        held_folder.enter_context(at_work(folder))
         shards.open(discard=settings.overwrite)
         _record_missing(protocol, shards, settings.num_workers, progress=progress)
         indices = range(protocol.num_shards)
@@ -335,12 +334,14 @@ def collect(settings: CollectSettings, *, progress: bool = True) -> Path:
             },
             overwrite=settings.overwrite,
         )
+        shutil.rmtree(shards.path, ignore_errors=True)
     finally:
+        held_folder.close()
         env.close()
-    shutil.rmtree(shards.path, ignore_errors=True)
     return folder
 
 
+@_one_at_a_time
 def collect_episodes(
     env: Env | str | Callable[[], Env],
     policy: Policy,
@@ -367,7 +368,8 @@ def collect_episodes(
         progress: Show a bar, on a terminal.
 
     Raises:
-        ConfigError: Fewer than one episode, or a malformed id.
+        ConfigError: Fewer than one episode, a malformed id, or another process is
+            collecting this dataset.
         DatasetError: The dataset exists, or a space is of an unsupported kind.
         EnvContractError: The environment breaks Gymnasium's rules, returns numbers that
             are not finite, or its episodes do not end.
@@ -422,7 +424,7 @@ def record_episode(
     state, starting, done = None, True, False
     while not done:
         action, state = policy.predict(
-            copy.deepcopy(observation), state, np.array([starting]), deterministic
+            copied(observation), state, np.array([starting]), deterministic
         )
         action = np.array(action, env.action_space.dtype)
         after = step_env(env, action)
@@ -459,23 +461,25 @@ def _check_recorded(
             f"The policy returned an action of shape {action.shape} for one "
             f"observation, and {env_name(env)} takes {env.action_space.shape}."
         )
-    parts = observation if isinstance(observation, Mapping) else {"": observation}
-    named = {
-        **{
-            f"observation {name!r}" if name else "observation": v
-            for name, v in parts.items()
-        },
-        "action": action,
-        "reward": reward,
-    }
-    for name, value in named.items():
+    named = {"observation": observation, "action": action, "reward": reward}
+    for name, value in _arrays(named):
         # The comparison is false for NaN too, and float32 has to hold the value.
-        if not np.all(np.abs(value) <= np.finfo(np.float32).max):
+        if not np.all(np.abs(numbers(value)) <= np.finfo(np.float32).max):
             raise EnvContractError(
                 f"{env_name(env)}: the {name} of env step {step} is {value}, which is "
                 f"not finite in float32. Correct the environment or the policy: "
                 f"nothing can be learned from it."
             )
+
+
+def _arrays(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the arrays within dictionaries and tuples, and where each of them is."""
+    if isinstance(value, Mapping | tuple):
+        parts = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, part in parts:
+            yield from _arrays(part, f"{name}/{key}" if name else str(key))
+    else:
+        yield name, value
 
 
 def _episode_protocol(settings: CollectSettings, demonstrator: str) -> EpisodeProtocol:

@@ -239,7 +239,7 @@ class FlatDataset:
             for name, array in self.fields.items():
                 np.save(partial / f"{name}.npy", array, allow_pickle=False)
             np.save(partial / "run_starts.npy", self.run_starts, allow_pickle=False)
-            (partial / META_FILE).write_text(text)
+            (partial / META_FILE).write_text(text, encoding="utf-8")
         return folder
 
     @classmethod
@@ -257,7 +257,7 @@ class FlatDataset:
         if not (folder / META_FILE).is_file():
             raise DatasetNotFoundError(f"{folder} holds no saved dataset.")
         try:
-            meta = json.loads((folder / META_FILE).read_text())
+            meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
             if meta["schema"] != SCHEMA:
                 raise DatasetError(
                     f"{folder} has schema {meta['schema']}, but this version reads "

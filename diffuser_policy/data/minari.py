@@ -61,7 +61,7 @@ from diffuser_policy.errors import (
     require_extra,
     suggestion,
 )
-from diffuser_policy.files import replaced_folder
+from diffuser_policy.files import replaced_folder, user_folder
 from diffuser_policy.observations import (
     ObservationColumns,
     Part,
@@ -112,8 +112,7 @@ def load_flat(
         MissingExtraError: The extra `data` is not installed.
     """
     source = _existing_folder(dataset_id) / "data"
-    default = Path.home() / ".cache" / "diffuser-policy"
-    cache = Path(cache_dir or os.environ.get(CACHE_VARIABLE) or default)
+    cache = Path(cache_dir or user_folder(CACHE_VARIABLE, ".cache", "diffuser-policy"))
     entry = _cache_entry(cache, dataset_id, source, goal_keys)
     with contextlib.suppress(DatasetError):
         return FlatDataset.load(entry)
@@ -201,6 +200,8 @@ def write_minari(
     folder = new_folder(dataset_id, overwrite=overwrite)
     namespace = dataset_id.rpartition("/")[0]
     spec, columns = stored_spec(env), observation_columns(env)
+    if namespace and namespace not in list_local_namespaces():
+        create_namespace(namespace)  # first: a kill must not leave it out
     with replaced_folder(folder) as partial:
         storage = MinariStorage.new(
             partial / "data",
@@ -227,8 +228,6 @@ def write_minari(
             }
         )
         storage.update_episodes(_buffers(episodes, env.observation_space, partial))
-    if namespace and namespace not in list_local_namespaces():
-        create_namespace(namespace)
     return folder
 
 
@@ -276,8 +275,7 @@ def observation_columns(env: Env) -> dict[str, list[int]]:
 
 def datasets_root() -> Path:
     """Return the folder in which Minari keeps its datasets."""
-    default = Path.home() / ".minari" / "datasets"
-    return Path(os.environ.get(ROOT_VARIABLE) or default)
+    return user_folder(ROOT_VARIABLE, ".minari", "datasets")
 
 
 def check_spaces(env: Env) -> None:
@@ -352,7 +350,7 @@ def recorded_facts(folder: Path) -> dict[str, Any]:
     """
     path = folder / "data" / "metadata.json"
     try:
-        facts = json.loads(path.read_text())
+        facts = json.loads(path.read_text(encoding="utf-8"))
         facts["total_episodes"] = int(facts["total_episodes"])
         facts["total_steps"] = int(facts["total_steps"])
         for name in ("observation_space", "action_space"):

@@ -143,7 +143,7 @@ class WindowDataset:
         run = torch.searchsorted(self.run_starts, starts, right=True) - 1
         last = self.run_starts[run] + self.run_lengths[run] - 1
         room = (last - starts).clamp(max=max_steps)
-        uniform = torch.rand(batch_size, generator=generator)
+        uniform = torch.rand(batch_size, generator=generator, dtype=torch.float32)
         times = 1 + (uniform * room).long().clamp(max=room - 1)
         goal_columns = list(self.layout.columns("goal"))
         goals = self.rows[starts + times][:, goal_columns]
@@ -178,7 +178,9 @@ class WindowDataset:
     def _pad(self, num_rows: int, normalizer: Normalizer) -> None:
         """Continue every run with copies of its last row and zero actions."""
         pieces = []
-        still = normalizer.normalize(torch.zeros(self.layout.transition_dim))
+        still = normalizer.normalize(
+            torch.zeros(self.layout.transition_dim, dtype=torch.float32)
+        )
         for begin, end in zip(
             self.run_starts[:-1].tolist(), self.run_starts[1:].tolist(), strict=True
         ):

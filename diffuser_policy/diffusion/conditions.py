@@ -118,7 +118,9 @@ class Conditions:
         shape = (num_planning_steps, layout.transition_dim)
         device = normalizer.shift.device
         mask = torch.zeros(1, *shape, dtype=torch.bool, device=device)
-        values = torch.zeros(batch_size, *shape, device=device)
+        values = torch.zeros(
+            batch_size, *shape, dtype=normalizer.shift.dtype, device=device
+        )
         for pin in self.pins:
             columns = list(layout.columns(pin.columns))
             if not -num_planning_steps <= pin.step < num_planning_steps:

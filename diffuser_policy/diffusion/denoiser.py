@@ -145,7 +145,7 @@ class Denoiser(nn.Module):
         """
         num_steps = self.schedule.num_denoising_steps
         steps = torch.randint(num_steps, (clean.shape[0],), generator=generator)
-        noise = torch.randn(clean.shape, generator=generator)
+        noise = torch.randn(clean.shape, generator=generator, dtype=clean.dtype)
         steps, noise = steps.to(clean.device), noise.to(clean.device)
         noisy = inpainting.apply(self.add_noise(clean, noise, steps))
         if self.residual:

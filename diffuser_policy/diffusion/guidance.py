@@ -222,7 +222,7 @@ class CleanSteering(Steering):
     ) -> Tensor:
         """Return trajectories after gradient steps, each of which made them better."""
         guide, sign = self.guidance.guide, math.copysign(1.0, size)
-        sizes = torch.full((len(x), 1, 1), size, device=x.device)
+        sizes = x.new_full((len(x), 1, 1), size)
         best = self.given.apply(x)
         value, gradient = value_and_gradient(guide, best, view)
         for left in reversed(range(num_steps)):

@@ -51,6 +51,7 @@ from diffuser_policy.diffusion.denoiser import Denoiser
 from diffuser_policy.diffusion.guidance import Steering
 from diffuser_policy.diffusion.schedule import half_log_snr, step_grid
 from diffuser_policy.errors import ConfigError
+from diffuser_policy.numerics import plain_arithmetic
 
 
 @dataclass(frozen=True)
@@ -217,6 +218,7 @@ class Sampler:
         """
         raise NotImplementedError
 
+    @plain_arithmetic()
     @torch.inference_mode()
     def sample(
         self,
@@ -248,7 +250,10 @@ class Sampler:
 
         def draw() -> Tensor:
             size = (num_candidates, *shape)
-            noise = [torch.randn(size, generator=generator) for generator in generators]
+            noise = [
+                torch.randn(size, generator=generator, dtype=given.values.dtype)
+                for generator in generators
+            ]
             return self.temperature * torch.cat(noise).to(device)
 
         x = draw()

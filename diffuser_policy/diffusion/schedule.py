@@ -70,7 +70,7 @@ class NoiseSchedule:
                 f"num_denoising_steps must be at least 1, got {num_denoising_steps}."
             )
         self.num_denoising_steps = num_denoising_steps
-        grid = torch.arange(num_denoising_steps + 1, dtype=torch.float64)
+        grid = torch.arange(num_denoising_steps + 1, dtype=torch.float64, device="cpu")
         angle = (grid / num_denoising_steps + COSINE_OFFSET) / (1 + COSINE_OFFSET)
         alpha_bar = torch.cos(angle * math.pi / 2) ** 2
         self.betas = (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(0.0, MAX_BETA)

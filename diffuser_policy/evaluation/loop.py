@@ -14,7 +14,6 @@ each are run, one task after the other.
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import math
 import time
@@ -30,6 +29,7 @@ from diffuser_policy.envs import (
     Env,
     check_ends,
     check_length,
+    copied,
     env_name,
     make_env,
     reset_env,
@@ -335,7 +335,7 @@ def run_episode(
         EnvContractError: As `evaluate`.
     """
     check_ends(env)
-    observation = copy.deepcopy(observation)
+    observation = copied(observation)
     tally = Tally(seed, observation)
     observations = [observation]
     starting, done = True, False

@@ -20,8 +20,9 @@ import torch
 from diffuser_policy.choices import HorizonChoice
 from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.columns.normalizers import Normalizer
-from diffuser_policy.errors import ConfigError, HorizonError
+from diffuser_policy.errors import ConfigError, HorizonError, NotFiniteError
 from diffuser_policy.networks.time_to_goal import TimeToGoal
+from diffuser_policy.numerics import plain_arithmetic
 
 
 class Horizons:
@@ -115,11 +116,13 @@ class Horizons:
             return chosen
         return np.where(env_steps < 0, full, chosen)
 
+    @plain_arithmetic()
     def predict_time(self, observations: np.ndarray, goals: np.ndarray) -> np.ndarray:
         """Return the planned arrival time `[rows]` in env steps, scaled.
 
         Raises:
             ConfigError: The planner has no time-to-goal network.
+            NotFiniteError: A time that is NaN or infinite.
         """
         if self.time_to_goal is None:
             raise ConfigError("This planner has no time-to-goal network.")
@@ -131,8 +134,12 @@ class Horizons:
         targets = self.normalizer.normalize(tensor(goals), self.layout.columns("goal"))
         with torch.inference_mode():
             times = self.time_to_goal(states, targets)
-        predicted: np.ndarray = times.cpu().numpy()
-        return self.scale * predicted
+        predicted: np.ndarray = self.scale * times.cpu().numpy()
+        if not np.isfinite(predicted).all():
+            raise NotFiniteError(
+                f"The predicted times to the goal are {predicted.tolist()} env steps."
+            )
+        return predicted
 
     def round_up(self, planning_steps: float) -> int:
         """Return the next multiple of planning steps that the network takes."""

@@ -5,10 +5,11 @@
 The first planning step is pinned to the current observation, the last one to the goal.
 `diffuser_policy.planning.horizons` chooses how many steps lie between them.
 
-Rows whose plans have the same length are sampled in one batch. Padding a shorter plan
-to the length of a longer one would change it. With a warm start, rows that have a plan
-form batches of their own: they start from what is left of it (Janner et al. 2022,
-§5.4), stretched over the new horizon if there is a goal to arrive at.
+Rows whose plans have the same length are sampled in batches of at most `MOST_AT_ONCE`
+trajectories. Padding a shorter plan to the length of a longer one would change it. With
+a warm start, rows that have a plan form batches of their own: they start from what is
+left of it (Janner et al. 2022, §5.4), stretched over the new horizon if there is a goal
+to arrive at.
 
 With `steadiness`, what is left of a plan is a candidate itself, and a new one has to be
 better by that much. Without it, a plan that is replaced every few steps may change its
@@ -29,11 +30,22 @@ from diffuser_policy.columns.normalizers import Normalizer
 from diffuser_policy.diffusion.conditions import Conditions
 from diffuser_policy.diffusion.guidance import Guidance
 from diffuser_policy.diffusion.sampler import Sampler, Samples, WarmStart
-from diffuser_policy.errors import ConditionError, ConfigError
+from diffuser_policy.errors import (
+    CheckpointError,
+    ConditionError,
+    ConfigError,
+    DiffuserPolicyError,
+    NotFiniteError,
+    ObservationError,
+)
 from diffuser_policy.guides.trajectory import CLEAN, Trajectory
+from diffuser_policy.numerics import plain_arithmetic, unusable, within_memory
 from diffuser_policy.planning.horizons import Horizons
 from diffuser_policy.planning.plan import Following, Plan
 from diffuser_policy.planning.ranking import FirstRanking, Ranking
+
+MOST_AT_ONCE = 1024  # trajectories of one sampling call: more are slower on a CPU
+FAR = 100.0  # normalized units; the data lie within a few
 
 
 class Planner:
@@ -91,6 +103,7 @@ class Planner:
         self.pin_goal_velocity = pin_goal_velocity
         self.fingerprint = fingerprint
 
+    @plain_arithmetic()
     @torch.no_grad()
     def plan(
         self,
@@ -121,16 +134,62 @@ class Planner:
         Raises:
             ConditionError: Conditions that don't fit the plan, or a chain of plans of
                 different lengths or starts.
+            ObservationError: An observation or goal too far from the planner's data.
+            NotFiniteError: A plan with NaN or infinity in it.
+            MemoryLimitError: More observations or candidates than fit into memory.
         """
         layout = self.layout
         aims = goals if layout.goal_conditioned else None
-        lengths = self.horizons.planning_steps(observations, aims, remaining)
+        try:
+            lengths = self.horizons.planning_steps(observations, aims, remaining)
+        except NotFiniteError as error:
+            raise self._explained(str(error), observations, goals) from error
+        with within_memory(
+            f"Planning for {len(lengths):,} observations with {self.num_candidates:,} "
+            f"candidates each",
+            "Pass fewer observations at a time, or lower num_candidates "
+            "(--num-candidates).",
+        ):
+            return self._plan(
+                observations,
+                goals,
+                generators,
+                lengths=lengths,
+                previous=previous,
+                conditions=conditions,
+                step_noise=step_noise,
+                keep_chain=keep_chain,
+            )
+
+    def _plan(
+        self,
+        observations: np.ndarray,
+        goals: np.ndarray | None,
+        generators: Sequence[torch.Generator],
+        *,
+        lengths: np.ndarray,
+        previous: Following | None,
+        conditions: Conditions | None,
+        step_noise: bool,
+        keep_chain: bool,
+    ) -> Plan:
+        """Return the plans of `lengths` `[rows]` planning steps; see `plan`."""
+        layout = self.layout
         warm = np.zeros(len(lengths), np.bool_)
         if self.warm_start is not None and previous is not None:
             warm = previous.lengths > 0
-        parts: list[tuple[np.ndarray, Samples, np.ndarray]] = []
-        for rows in _batches(lengths, warm, alike=keep_chain):
-            samples, values = self._sample(
+        # Plans of all lengths go into one array: shorter ones repeat their last state.
+        every, longest = np.arange(len(lengths)), int(lengths.max())
+        kept = self.steadiness is not None and previous is not None
+        values = np.empty((len(lengths), self.num_candidates + kept), np.float32)
+        candidates = np.empty(
+            (*values.shape, longest, layout.observation_dim), np.float32
+        )
+        actions = np.zeros((len(lengths), longest, layout.action_dim), np.float32)
+        chains = []
+        most = max(MOST_AT_ONCE // self.num_candidates, 1)
+        for rows in _batches(lengths, warm, most=most, alike=keep_chain):
+            samples, part = self._sample(
                 observations[rows],
                 None if goals is None else goals[rows],
                 [generators[row] for row in rows.tolist()],
@@ -141,17 +200,13 @@ class Planner:
                 step_noise=step_noise,
                 keep_chain=keep_chain,
             )
-            parts.append((rows, samples, values))
-        # Plans of all lengths go into one array: shorter ones repeat their last state.
-        every, longest = np.arange(len(lengths)), int(lengths.max())
-        values = np.empty((len(lengths), parts[0][2].shape[1]), np.float32)
-        candidates = np.empty(
-            (*values.shape, longest, layout.observation_dim), np.float32
-        )
-        actions = np.zeros((len(lengths), longest, layout.action_dim), np.float32)
-        chain = None
-        for rows, samples, part in parts:
             physical = self.normalizer.unnormalize(samples.trajectories).cpu().numpy()
+            if not np.isfinite(physical).all():
+                what = "Some planned states or actions are NaN or infinite."
+                raise self._explained(what, observations, goals)
+            if np.isnan(part).any():
+                what = f"{type(self.ranking).__name__} values some plans as NaN."
+                raise self._explained(what, observations, goals)
             length = physical.shape[2]
             values[rows] = part
             candidates[rows, :, :length] = physical[..., layout.observations]
@@ -161,7 +216,7 @@ class Planner:
             actions[rows, :length] = taken
             if samples.chain is not None:
                 chain = self.normalizer.unnormalize(samples.chain).cpu().numpy()
-                chain = chain[..., layout.observations]
+                chains.append(chain[..., layout.observations])
         chosen = values.argmax(axis=1)
         return Plan(
             observations=candidates[every, chosen],
@@ -171,7 +226,59 @@ class Planner:
             values=values,
             chosen=chosen,
             candidates=candidates,
-            chain=chain,
+            chain=np.concatenate(chains, axis=1) if chains else None,
+        )
+
+    def _explained(
+        self, what: str, observations: np.ndarray, goals: np.ndarray | None
+    ) -> DiffuserPolicyError:
+        """Return the error that says why a plan is not finite.
+
+        Args:
+            what: What is not, a sentence.
+            observations: `[rows, observation]` that was planned from.
+            goals: `[rows, goal]` that was planned for, or none.
+        """
+        networks = {
+            "denoiser": getattr(self.sampler, "denoiser", None),
+            "normalizer": self.normalizer,
+            "time_to_goal": self.horizons.time_to_goal,
+        }
+        weights = (
+            (f"{part}.{name}", tensor)
+            for part, network in networks.items()
+            if network is not None
+            for name, tensor in network.state_dict().items()
+        )
+        damaged = unusable(weights)
+        if damaged is not None:
+            return CheckpointError(
+                f"{what} The planner's weights are damaged: {damaged} holds NaN or "
+                f"enormous numbers. Copy the planner again, or train it again."
+            )
+        layout = self.layout
+        for name, rows in (("observation", observations), ("goal", goals)):
+            if rows is None or name not in layout.names:
+                continue
+            columns = list(layout.columns(name))
+            off = self.normalizer.normalize(
+                _tensor(rows).to(self.normalizer.shift.device), columns
+            )
+            column = int(off.abs().amax(dim=0).argmax())
+            furthest = int(off[:, column].abs().argmax())
+            if abs(float(off[furthest, column])) <= FAR:
+                continue
+            middle = float(self.normalizer.shift[columns[column]])
+            spread = float(self.normalizer.scale[columns[column]])
+            return ObservationError(
+                f"{what} The {name} is too far from the data that the planner was "
+                f"trained on: column {column} is {rows[furthest, column]:g}, and in "
+                f"the data it is {middle:g} ± {spread:g}. Check units and order of "
+                f"the columns."
+            )
+        return NotFiniteError(
+            f"{what} Something is too large to compute with: a condition, a guide, or "
+            f"a setting such as temperature, guide_scale or ranking_weight. Lower it."
         )
 
     def _sample(
@@ -198,7 +305,8 @@ class Planner:
         if goals is not None and layout.goal_conditioned:
             given = given.pin(-1, "goal", _tensor(goals))
             if self.pin_goal_velocity:
-                still = torch.zeros(len(layout.columns("velocity")))
+                size = len(layout.columns("velocity"))
+                still = torch.zeros(size, dtype=torch.float32)
                 given = given.pin(-1, "velocity", still)
         inpainting = (given | (conditions or Conditions())).compile(
             layout,
@@ -293,16 +401,19 @@ class Planner:
         )
 
 
-def _batches(lengths: np.ndarray, warm: np.ndarray, *, alike: bool) -> list[np.ndarray]:
+def _batches(
+    lengths: np.ndarray, warm: np.ndarray, *, most: int, alike: bool
+) -> list[np.ndarray]:
     """Return the rows of each sampling call: those of one length, all warm or cold.
 
     Args:
         lengths: `[rows]` planning steps.
         warm: `[rows]` whether they start from the rest of a plan.
-        alike: Refuse to make more than one call.
+        most: Rows of one call.
+        alike: Refuse rows of different lengths or starts.
 
     Raises:
-        ConditionError: There would be more than one.
+        ConditionError: There are some.
     """
     kinds = {*zip(lengths.tolist(), warm.tolist(), strict=True)}
     if alike and len(kinds) > 1:
@@ -311,9 +422,14 @@ def _batches(lengths: np.ndarray, warm: np.ndarray, *, alike: bool) -> list[np.n
             f"rows need {np.unique(lengths).tolist()} planning steps, and "
             f"{warm.sum()} of {len(warm)} are warm. Plan for one row."
         )
-    return [
+    groups = [
         np.flatnonzero((lengths == length) & (warm == is_warm))
         for length, is_warm in sorted(kinds)
+    ]
+    return [
+        rows[begin : begin + most]
+        for rows in groups
+        for begin in range(0, len(rows), most)
     ]
 
 

@@ -222,7 +222,8 @@ def network_cases(subject: Subject) -> Iterator[Case]:
     ways += ["compile"] if subject.compiled else []
     ways += ["cuda-graphs"] if device.type == "cuda" else []
     size = (planner.num_candidates, length, planner.layout.transition_dim)
-    noisy = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(device)
+    source = torch.Generator().manual_seed(0)
+    noisy = torch.randn(size, generator=source, dtype=torch.float32).to(device)
     flops = planner.num_candidates * network_flops(denoiser, size[2], length)
     for way in ways:
         run_by = denoiser.accelerated(way)
@@ -315,7 +316,8 @@ def _sampling(
     device = next(sampler.denoiser.parameters()).device
     mask = torch.zeros(1, length, columns, dtype=torch.bool, device=device)
     mask[:, 0] = True
-    given = Inpainting(mask, torch.zeros(envs, length, columns, device=device))
+    values = torch.zeros(envs, length, columns, dtype=torch.float32, device=device)
+    given = Inpainting(mask, values)
 
     def sample() -> int:
         generators = [torch.Generator().manual_seed(row) for row in range(envs)]
@@ -329,7 +331,7 @@ def _sampling(
 def network_flops(denoiser: Denoiser, columns: int, length: int) -> int:
     """Return the floating point operations of one call, for one trajectory."""
     device = next(denoiser.parameters()).device
-    noisy = torch.zeros(1, length, columns, device=device)
+    noisy = torch.zeros(1, length, columns, dtype=torch.float32, device=device)
     plain = denoiser.accelerated("off")
     return flops_of(lambda: plain(noisy, 0))
 

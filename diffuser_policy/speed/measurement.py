@@ -13,6 +13,7 @@ import time
 import timeit
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -126,9 +127,10 @@ def throughput() -> dict[str, float]:
         "matmul": a square matrix product; "convolution": one with the shapes of the
         network's, in a large batch.
     """
-    square = torch.randn(MATRIX_SIZE, MATRIX_SIZE)
-    images = torch.randn(IMAGE[0], CHANNELS, IMAGE[1])
-    taps = torch.randn(CHANNELS, CHANNELS, KERNEL_SIZE)
+    draw = partial(torch.randn, generator=torch.Generator(), dtype=torch.float32)
+    square = draw((MATRIX_SIZE, MATRIX_SIZE))
+    images = draw((IMAGE[0], CHANNELS, IMAGE[1]))
+    taps = draw((CHANNELS, CHANNELS, KERNEL_SIZE))
     kinds: dict[str, Callable[[], object]] = {
         "matmul": lambda: square @ square,
         "convolution": lambda: F.conv1d(images, taps, padding=KERNEL_SIZE // 2),
@@ -193,7 +195,9 @@ def measure_speed(
         SpaceMismatchError: An environment of other spaces.
         MissingExtraError: The environment's simulator is not installed.
     """
-    lines = CPU_INFO.read_text().splitlines() if CPU_INFO.exists() else ()
+    lines = (
+        CPU_INFO.read_text(encoding="utf-8").splitlines() if CPU_INFO.exists() else ()
+    )
     names = (line.partition(":")[2] for line in lines if line.startswith("model name"))
     model = next(names, "").strip()
     subject = Subject(policy, env_id, seed=seed, quick=quick, compiled=compiled)

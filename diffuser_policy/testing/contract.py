@@ -163,7 +163,7 @@ class _Check:
                 for row in action.reshape(-1, *shape):
                     self.require(
                         "bounds",
-                        self.action_space.contains(row.astype(dtype)),
+                        self.action_space.contains(np.asarray(row, dtype)),
                         f"{row} is not in {self.action_space}.",
                     )
                 self.require(

@@ -26,6 +26,7 @@ from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.diffusion.conditions import Inpainting
 from diffuser_policy.diffusion.denoiser import Denoiser
 from diffuser_policy.errors import SpaceMismatchError
+from diffuser_policy.numerics import plain_arithmetic
 from diffuser_policy.settings import to_json
 from diffuser_policy.training.derive import space_spec
 from diffuser_policy.training.loss import step_generator
@@ -78,7 +79,7 @@ class CompanionLoss(nn.Module):
         clean, given, targets = self.draw(step, generator)
         num_steps = denoiser.schedule.num_denoising_steps
         i = torch.randint(num_steps, (len(clean),), generator=generator)
-        noise = torch.randn(clean.shape, generator=generator)
+        noise = torch.randn(clean.shape, generator=generator, dtype=clean.dtype)
         noisy = denoiser.add_noise(clean, noise, i)
         if given is not None:
             noisy = given.apply(noisy)
@@ -100,6 +101,7 @@ class CompanionTrainer(TrainingRun[Network]):
 
     part: ClassVar[str]
 
+    @plain_arithmetic(gradients=True)
     def __init__(
         self,
         config: CompanionTrainConfig,

@@ -9,7 +9,7 @@ import dataclasses
 
 import numpy as np
 
-from diffuser_policy.build import PlannerNetworks, build_networks, seeded
+from diffuser_policy.build import PlannerNetworks, build_networks
 from diffuser_policy.columns.features import (
     Featurizer,
     FeaturizerError,
@@ -22,6 +22,7 @@ from diffuser_policy.data.flat import GOALS, FlatDataset
 from diffuser_policy.data.windows import join_rows
 from diffuser_policy.envs import other_versions
 from diffuser_policy.errors import ConfigError, DatasetError
+from diffuser_policy.numerics import plain_arithmetic
 from diffuser_policy.observations import RESERVED, ObservationColumns, Part
 from diffuser_policy.settings import from_json, to_json
 from diffuser_policy.spaces import SpaceSpec, check_action_bounds, find_goal_columns
@@ -87,6 +88,7 @@ def policy_config(train: TrainConfig, flat: FlatDataset) -> PolicyConfig:
     )
 
 
+@plain_arithmetic(gradients=True)
 def initial_networks(
     config: PolicyConfig, planned: FlatDataset, seed: int
 ) -> PlannerNetworks:
@@ -97,8 +99,7 @@ def initial_networks(
         planned: The dataset in planning columns.
         seed: Of the weights.
     """
-    with seeded(seed):
-        networks = build_networks(config)
+    networks = build_networks(config, seed)
     rows = join_rows(planned, config.layout)
     normalizer = NORMALIZERS[config.window.normalizer]
     networks.normalizer = normalizer.fit_tied(rows, config.layout.ties)

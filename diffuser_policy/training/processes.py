@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffuser_policy.errors import ConfigError, require_extra
+from diffuser_policy.errors import require_extra
+from diffuser_policy.numerics import find_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ class Processes:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         return cls(
-            device=_available(device),
+            device=find_device(device),
             rank=0,
             num_processes=1,
             prepare=lambda module: module,
@@ -72,7 +73,7 @@ class Processes:
             return cls.single(device)
         accelerate = require_extra("accelerate", "train")
         if device != "auto":
-            _available(device)
+            find_device(device)
         accelerator = accelerate.Accelerator(
             cpu=device == "cpu",
             mixed_precision="no",  # even if the launcher is configured otherwise
@@ -84,25 +85,3 @@ class Processes:
             prepare=accelerator.prepare,
             backward=accelerator.backward,
         )
-
-
-def _available(name: str) -> torch.device:
-    """Return a device, after making sure that this machine and this PyTorch have it."""
-    available = {"cpu": 1}
-    accelerator = torch.accelerator.current_accelerator()
-    if accelerator is not None and torch.accelerator.is_available():
-        available[accelerator.type] = torch.accelerator.device_count()
-    try:
-        device = torch.device(name)
-    except RuntimeError:  # no device of any machine
-        device = None
-    if device is None or (device.index or 0) >= available.get(device.type, 0):
-        known = [
-            kind if count == 1 else f"{kind} ({count} of them)"
-            for kind, count in available.items()
-        ]
-        raise ConfigError(
-            f"There is no device {name!r}; this machine and this PyTorch have: "
-            f"{', '.join(known)}."
-        )
-    return device

@@ -42,8 +42,9 @@ from diffuser_policy.columns.normalizers import Normalizer
 from diffuser_policy.config import OptimizationConfig, PolicyConfig, TrainConfig
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.windows import WindowDataset, in_planning_columns
-from diffuser_policy.errors import CheckpointError, ConfigError
+from diffuser_policy.errors import CheckpointError, ConfigError, NotFiniteError
 from diffuser_policy.files import held, storage_error, write_json, write_text
+from diffuser_policy.numerics import plain_arithmetic, unusable, within_memory
 from diffuser_policy.settings import differences, to_json
 from diffuser_policy.training.derive import initial_networks, policy_config
 from diffuser_policy.training.loss import PlannerLoss
@@ -139,11 +140,17 @@ class TrainingRun(Generic[Networks]):
         Raises:
             ConfigError: No interval between checkpoints, or another process is, or has
                 been, at work in the folder.
+            NotFiniteError: A loss, a gradient or a weight became NaN or infinite. The
+                last checkpoint is kept.
+            MemoryLimitError: A batch does not fit into memory.
             StorageError: A checkpoint could not be written; earlier ones are intact.
             KeyboardInterrupt: Ctrl-C was pressed; the finished step has been saved.
         """
         if save_interval < 1:
-            raise ConfigError(f"save_interval must be at least 1, got {save_interval}.")
+            raise ConfigError(
+                f"save_interval (--save-interval) must be at least 1, got "
+                f"{save_interval}."
+            )
         totals: dict[str, float] = {}
         since = self.step
         hidden = None if progress is None else not progress
@@ -155,7 +162,14 @@ class TrainingRun(Generic[Networks]):
             disable=hidden if self.processes.is_main else True,
             smoothing=0.05,
         )
-        with self._at_work(), held_interrupt() as interrupted, bar:
+        memory = within_memory("A training step", "Lower batch_size (--batch-size).")
+        with (
+            self._at_work(),
+            memory,
+            plain_arithmetic(gradients=True),
+            held_interrupt() as interrupted,
+            bar,
+        ):
             while self.step < self.optimization.num_steps:
                 for name, value in self._descend().items():
                     totals[name] = totals.get(name, 0.0) + value
@@ -179,6 +193,10 @@ class TrainingRun(Generic[Networks]):
         """
         if self._saved_step == self.step:
             return
+        for network in (self.networks, self.average):
+            name = unusable(network.state_dict().items(), limit=math.inf)
+            if name is not None:
+                raise self._diverged(f"The weights {name} are NaN or infinite")
         if self.processes.is_main:
             self._write_settings()
             save_state(self.output / "training", self.step, self._parts())
@@ -194,7 +212,11 @@ class TrainingRun(Generic[Networks]):
         }
 
     def _descend(self) -> Metrics:
-        """Take one gradient step; return the losses, averaged over accumulations."""
+        """Take one gradient step; return the losses, averaged over accumulations.
+
+        Raises:
+            NotFiniteError: A loss or a gradient is not finite; no weight was changed.
+        """
         settings = self.optimization
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(settings, self.step)
@@ -209,13 +231,39 @@ class TrainingRun(Generic[Networks]):
             for name, value in losses.items():
                 share = value.item() / settings.num_accumulations
                 metrics[name] = metrics.get(name, 0.0) + share
+        for name, mean in metrics.items():
+            if not math.isfinite(mean):
+                raise self._diverged(f"The loss of {name} is {mean}")
         if settings.max_gradient_norm is not None:
             for part in self.clipped():
-                nn.utils.clip_grad_norm_(part.parameters(), settings.max_gradient_norm)
+                norm = nn.utils.clip_grad_norm_(
+                    part.parameters(), settings.max_gradient_norm
+                )
+                if not bool(torch.isfinite(norm)):
+                    raise self._diverged("The gradient is NaN or infinite")
         self.optimizer.step()
         self.step += 1
         update_average(self.average, self.networks, self.step, settings)
         return metrics
+
+    def _diverged(self, what: str) -> NotFiniteError:
+        """Return the error of a training that cannot go on.
+
+        Args:
+            what: What is not finite, a sentence without its end.
+        """
+        kept = "Nothing had been saved"
+        if saved := checkpoints(self.output / "training"):
+            step = int(saved[-1].name.rpartition("-")[2])
+            kept = f"The planner and the checkpoint of gradient step {step:,} are kept"
+        rate = self.optimization.learning_rate
+        return NotFiniteError(
+            f"{what} at gradient step {self.step + 1:,}: the training stopped. {kept} "
+            f"in {self.output}. Train anew, into another folder, with a smaller "
+            f"learning_rate (--learning-rate, now {rate:g}) or max_gradient_norm "
+            f"(--max-gradient-norm), or with columns of the data scaled down "
+            f"(--window.normalizer limits or gaussian)."
+        )
 
     def _resume(self) -> None:
         """Restore the latest checkpoint, and drop losses of steps to take again."""
@@ -342,6 +390,7 @@ class Trainer(TrainingRun[PlannerNetworks]):
 
     unimportant = ("planner", "execution")
 
+    @plain_arithmetic(gradients=True)
     def __init__(
         self,
         config: TrainConfig,

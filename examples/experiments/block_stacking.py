@@ -190,12 +190,12 @@ def saved_or_measured(path: Path, wanted: Row, run: Callable[[], Row]) -> Row:
         run: Measures it.
     """
     if path.exists():
-        row: Row = json.loads(path.read_text())
+        row: Row = json.loads(path.read_text(encoding="utf-8"))
         if row["wanted"] == wanted:
             return row
     row = {"wanted": wanted, **run()}
     with replaced_file(path) as partial:
-        partial.write_text(json.dumps(row, indent=1) + "\n")
+        partial.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
     return row
 
 
@@ -307,9 +307,9 @@ def save(
     named = {**settings, "planner": Path(settings["planner"]).name}
     data = {"settings": named, "tasks": kept, "versions": versions()}
     with replaced_file(results) as partial:
-        partial.write_text(json.dumps(data, indent=1) + "\n")
+        partial.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     with replaced_file(results.with_suffix(".md")) as partial:
-        partial.write_text(report(rows, settings))
+        partial.write_text(report(rows, settings), encoding="utf-8")
 
 
 def chosen(names: Sequence[str]) -> list[str]:

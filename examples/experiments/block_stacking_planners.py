@@ -95,7 +95,7 @@ class Settings:
 def main(settings: Settings) -> None:
     """Train, measure, and write the table."""
     path = settings.results.with_suffix(".json")
-    known = json.loads(path.read_text()) if path.exists() else {}
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for name in settings.only:
         facts = {"num_steps": settings.num_steps, "num_starts": settings.num_starts}
         if facts.items() <= known.get(name, {}).items():
@@ -187,9 +187,9 @@ def write(results: Path, known: dict[str, Any]) -> None:
         for name, row in known.items()
     ]
     with replaced_file(results.with_suffix(".json")) as partial:
-        partial.write_text(json.dumps(known, indent=1))
+        partial.write_text(json.dumps(known, indent=1), encoding="utf-8")
     with replaced_file(results.with_suffix(".md")) as partial:
-        partial.write_text(HEADING + "\n".join(lines) + "\n")
+        partial.write_text(HEADING + "\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -312,11 +312,11 @@ def main(
     lines = report(measured)
     saved = {**measured, "settings": SETTINGS, "versions": versions()}
     with replaced_file(results) as partial:
-        partial.write_text(json.dumps(saved, indent=1) + "\n")
+        partial.write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")
     with replaced_file(results.with_suffix(".md")) as partial:
         title = "# Speed of block stacking\n\nMade by"
         page = f"{title} `python examples/experiments/block_stacking_speed.py`.\n\n"
-        partial.write_text(page + "\n".join(lines) + "\n")
+        partial.write_text(page + "\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
 
 

@@ -273,9 +273,9 @@ def save(
     ]
     with replaced_file(results) as partial:
         data = {"episodes": episodes, "settings": SETTINGS, "versions": versions()}
-        partial.write_text(json.dumps(data, indent=1) + "\n")
+        partial.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     with replaced_file(results.with_suffix(".md")) as partial:
-        partial.write_text("\n".join(page) + "\n")
+        partial.write_text("\n".join(page) + "\n", encoding="utf-8")
 
 
 def main(

@@ -251,9 +251,9 @@ def main(
     if results is not None:
         document = {"settings": settings, "versions": versions(), "errors": errors}
         with replaced_file(results) as partial:
-            partial.write_text(json.dumps(document, indent=1) + "\n")
+            partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         with replaced_file(results.with_suffix(".md")) as partial:
-            partial.write_text(page)
+            partial.write_text(page, encoding="utf-8")
     print(page)
     last = [(name, figures[NUM_STEPS][0]) for name, figures in errors[LASTING].items()]
     figures = "; ".join(f"{name} {mean:.2f} m" for name, mean in last)

@@ -222,13 +222,13 @@ def main(
     settings = [s for s in SETTINGS if not only or s.name in (*only, FULL)]
     kept, measured = results.with_suffix(".json"), {}
     if kept.exists():
-        measured = json.loads(kept.read_text())["mazes"]
+        measured = json.loads(kept.read_text(encoding="utf-8"))["mazes"]
     results.parent.mkdir(parents=True, exist_ok=True)
 
     def keep() -> None:
         document = {"versions": versions(), "mazes": measured}
         with replaced_file(kept) as partial:
-            partial.write_text(json.dumps(document) + "\n")
+            partial.write_text(json.dumps(document) + "\n", encoding="utf-8")
 
     for setting in settings:
         for maze in mazes:
@@ -246,7 +246,7 @@ def main(
         HEADING,
         *(f"## Multi2D-{ENVIRONMENTS[m]}\n\n{table(shown[m])}\n" for m in mazes),
     ]
-    results.with_suffix(".md").write_text("\n".join(parts))
+    results.with_suffix(".md").write_text("\n".join(parts), encoding="utf-8")
     print("\n".join(parts))
     save_figure(draw(shown), picture)
     for maze in mazes:

@@ -322,9 +322,9 @@ def main(
         saved["ablations"] = [trial.to_json() for trial in others]
     saved = {**saved, "method": asdict(DEFAULT), "versions": versions()}
     with replaced_file(results) as partial:
-        partial.write_text(json.dumps(saved, indent=1) + "\n")
+        partial.write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")
     with replaced_file(results.with_suffix(".md")) as partial:
-        partial.write_text(report(parts, trials, skipped))
+        partial.write_text(report(parts, trials, skipped), encoding="utf-8")
     draw(trials, policy.planner.layout, picture)
     for lines in parts.values():
         print("\n".join(lines))

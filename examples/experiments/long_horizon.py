@@ -200,7 +200,7 @@ def write(outcomes: dict[str, list[Outcome]], path: Path) -> None:
     """Write the outcome of every episode so far."""
     path.parent.mkdir(parents=True, exist_ok=True)
     data = {name: [asdict(one) for one in each] for name, each in outcomes.items()}
-    path.write_text(json.dumps(data, indent=1) + "\n")
+    path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
 
 def main(

@@ -194,7 +194,9 @@ def main() -> None:
             "versions": {name: version(name) for name in PACKAGES},
             "rows": [asdict(row) for row in rows],
         }
-        arguments.json.write_text(json.dumps(document, indent=2) + "\n")
+        arguments.json.write_text(
+            json.dumps(document, indent=2) + "\n", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

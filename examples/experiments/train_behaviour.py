@@ -87,7 +87,7 @@ def train(robot: str, steps: int, folder: Path) -> None:
     model.save_replay_buffer(state / "buffer.pkl")
     row = {"steps": done, "returns": returns, "cpu_seconds": round(seconds)}
     partial = folder / "curve.part"
-    partial.write_text(json.dumps([*before, row]))
+    partial.write_text(json.dumps([*before, row]), encoding="utf-8")
     partial.replace(folder / "curve.json")  # now the slice counts
     for old in folder.glob("state-*"):
         if old != state:
@@ -129,7 +129,9 @@ def arrays(parameters: Any, prefix: str = "") -> dict[str, np.ndarray]:
 def curve(folder: Path) -> list[dict[str, Any]]:
     """One row for each slice so far."""
     file = folder / "curve.json"
-    rows: list[dict[str, Any]] = json.loads(file.read_text()) if file.exists() else []
+    rows: list[dict[str, Any]] = (
+        json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    )
     return rows
 
 

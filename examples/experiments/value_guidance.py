@@ -310,7 +310,7 @@ def report(rows: list[Row], results: Path, settings: dict[str, Any]) -> None:
         "rows": [asdict(row) for row in rows],
     }
     results.parent.mkdir(parents=True, exist_ok=True)
-    results.write_text(json.dumps(data, indent=1) + "\n")
+    results.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     lines = [
         "# Value guidance on mixed demonstrations",
         "",
@@ -320,7 +320,7 @@ def report(rows: list[Row], results: Path, settings: dict[str, Any]) -> None:
         HEADER,
         *map(str, rows),
     ]
-    results.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    results.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def compare(

@@ -200,7 +200,7 @@ def main(
         )
     if results is not None:
         results.parent.mkdir(parents=True, exist_ok=True)
-        results.write_text(json.dumps(errors, indent=1) + "\n")
+        results.write_text(json.dumps(errors, indent=1) + "\n", encoding="utf-8")
     save_figure(draw(policies, env, errors), picture)
     env.close()
     every = [off for each in errors.values() for off in each]

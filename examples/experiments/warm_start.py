@@ -140,14 +140,14 @@ class Results:
             for name, part in asdict(self).items()
         ]
         with replaced_file(path) as partial:
-            partial.write_text("{" + ",\n".join(parts) + "}\n")
+            partial.write_text("{" + ",\n".join(parts) + "}\n", encoding="utf-8")
 
 
 def load(path: Path, settings: dict[str, Any]) -> Results:
     """Return what earlier runs with the same settings have measured."""
     if not path.exists():
         return Results(settings)
-    saved = Results(**json.loads(path.read_text()))
+    saved = Results(**json.loads(path.read_text(encoding="utf-8")))
     return saved if saved.settings == settings else Results(settings)
 
 
@@ -394,7 +394,9 @@ def main(
         policy = cell._replace(interval=1).policy(base)
         measured.milliseconds[cell.work] = time_plans(policy, env_id, timed_plans)
     measured.save(results)
-    results.with_suffix(".md").write_text(as_markdown(measured, panels))
+    results.with_suffix(".md").write_text(
+        as_markdown(measured, panels), encoding="utf-8"
+    )
     draw(measured, panels, picture)
     for panel in panels:
         print(panel.conclusion(measured))

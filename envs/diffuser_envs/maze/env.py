@@ -37,6 +37,7 @@ from diffuser_envs.errors import (
     MazeActionError,
     MazeObservationError,
     MazeOptionError,
+    MazePositionError,
     MissingExtraError,
     nearest_names,
 )
@@ -67,6 +68,8 @@ Untyped: TypeAlias = Any  # Gymnasium-Robotics and MuJoCo ship no types
 
 SUCCESS_RADIUS = 0.5
 START_VELOCITY_STD = 0.1
+SIMULATED = int(mujoco.mjtState.mjSTATE_INTEGRATION)  # all that a next step needs
+MOSTLY = 0.99  # of positions in free cells: contacts are soft
 SPEED_LIMIT = 5.0  # m/s, to which PointMaze clips velocities before every step
 
 
@@ -80,6 +83,8 @@ class Maze2DEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle):
     `reset(options={"goal": [x, y], "start": [x, y] or [x, y, vx, vy]})` places either
     exactly, without noise; a start without velocity is at rest. Options do not change
     what a seed draws: with a goal given, the start is the same as without.
+
+    A copy (`copy.deepcopy`, `pickle`) goes on where the original is.
 
     Args:
         layout: `"umaze"`, `"medium"` or `"large"`.
@@ -139,6 +144,30 @@ class Maze2DEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle):
         self._goal = self._fixed_goal
         self.action_space = spaces.Box(-1.0, 1.0, shape=(2,), dtype=np.float32)
         self.observation_space = _goal_space()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy, also a pickled one, needs to go on from here."""
+        simulated = np.empty(mujoco.mj_stateSize(self.model, SIMULATED))
+        mujoco.mj_getState(self.model, self.data, simulated, SIMULATED)
+        state = {
+            "simulated": simulated,
+            "goal": self._goal.copy(),
+            "spec": self.spec,
+            "random": (self._np_random, self._np_random_seed),
+        }
+        return {**EzPickle.__getstate__(self), "state": state}
+
+    def __setstate__(self, data: dict[str, Any]) -> None:
+        """Make the environment anew, and put it where the original was."""
+        EzPickle.__setstate__(self, data)
+        state = data["state"]
+        mujoco.mj_setState(self.model, self.data, state["simulated"], SIMULATED)
+        mujoco.mj_forward(self.model, self.data)
+        # What warm-starts the next step's solver; `mj_forward` has just replaced it.
+        mujoco.mj_setState(self.model, self.data, state["simulated"], SIMULATED)
+        self.set_goal(state["goal"])
+        self.spec = state["spec"]
+        self._np_random, self._np_random_seed = state["random"]
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -258,6 +287,44 @@ class Maze2DEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle):
             full = stepped[:, -1]
             after[:, step] = full[:, 1:]
         return after
+
+    def from_d4rl(
+        self,
+        observations: dict[str, FloatArray],
+        actions: FloatArray,
+    ) -> tuple[dict[str, FloatArray], FloatArray]:
+        """Return an episode of D4RL's maze2d data as this environment would record it.
+
+        D4RL writes positions, velocities, goals and forces along rows and columns of
+        the maze (`diffuser_envs.maze.layouts`).
+
+        Args:
+            observations: Goal dictionary of `[n, 4]` and `[n, 2]`.
+            actions: Forces, shape `[n, 2]`.
+
+        Raises:
+            MazePositionError: Positions that are not in this maze.
+        """
+        rows, columns = self.layout.walls.shape
+        shift = np.array([0.7 - columns / 2, rows / 2 - 0.7])
+
+        def turned(vectors: FloatArray) -> FloatArray:
+            return np.stack([vectors[:, 1], -vectors[:, 0]], axis=1)
+
+        state = np.asarray(observations["observation"], np.float64)
+        points = turned(state[:, :2]) + shift
+        if self.layout.is_free(points).mean() < MOSTLY:
+            raise MazePositionError(
+                f"many positions are in walls of {self.layout.title} or outside; these "
+                f"data are of another maze"
+            )
+        goals = turned(np.asarray(observations["desired_goal"], np.float64)) + shift
+        converted = {
+            "observation": np.concatenate([points, turned(state[:, 2:])], axis=1),
+            "achieved_goal": points.copy(),
+            "desired_goal": goals,
+        }
+        return converted, turned(np.asarray(actions))
 
     def render(self) -> Any:
         """Draw the maze.

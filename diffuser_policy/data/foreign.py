@@ -1,0 +1,723 @@
+"""Files of other projects, turned into Minari datasets.
+
+Such files hold a few long arrays, one row for every env step `t` of all episodes:
+
+    observations[t]  actions[t]  rewards[t]          before the step, and what it paid
+    terminals[t]  timeouts[t]                        whether the episode ended there
+    next_observations[t]                             often left out
+
+They agree on the names and not on their meaning. Two conventions are read:
+
+| | D4RL (Fu et al., 2020), HDF5 | OGBench (Park et al., 2025), NumPy |
+|---|---|---|
+| `terminals` | the episode terminated | the episode is over, however it ended |
+| `timeouts` | the episode was cut | not there |
+| `masks` | not there | 0 where the task was done: that step terminates |
+| goals | `infos/goal` (maze2d) | none |
+
+An episode of L rows has L + 1 observations, and the last one is rarely in the file:
+
+- with `next_observations`, it is the last of those;
+- where an episode was cut, its last row becomes that observation, without its action;
+- where one terminated, its last observation is repeated: the reward of the last step
+  counts, and nobody learns from what follows.
+
+Files of OGBench that were made for single tasks go on after success. Their steps
+terminate there: an episode ends with the first step from a state in which the task is
+done, and the next one begins when it is no longer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from tqdm import tqdm
+
+from diffuser_policy.data.flat import GOALS, Episode
+from diffuser_policy.data.minari import check_spaces, new_folder, write_minari
+from diffuser_policy.envs import Env, env_name, make_env, reset_env, step_limit
+from diffuser_policy.errors import (
+    DatasetError,
+    DatasetNotFoundError,
+    require_extra,
+    suggestion,
+)
+from diffuser_policy.spaces import find_goal_columns
+from diffuser_policy.versions import versions
+
+HDF5_MAGIC, ZIP_MAGIC = b"\x89HDF\r\n\x1a\n", b"PK"
+FLOAT32_MOST = float(np.finfo(np.float32).max)
+NUM_RESETS = 8  # which tell where the achieved goal is in observations
+SHOWN = 20  # names of arrays in a message
+BLOCK = 100_000  # rows compared at a time
+POINT_MAZES = "PointMaze_"
+USUAL = {"desired_goals": "infos/goal"}  # the other names are those of their roles
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayNames:
+    """What a file calls its arrays; those of D4RL where none is given.
+
+    Whoever names `terminals` means steps that terminated, as in D4RL.
+
+    Attributes:
+        observations: `[N, …]`, before each step.
+        actions: `[N, …]`.
+        rewards: `[N]`; zeros without such an array.
+        terminals: `[N]`, 1 where an episode terminated; see the module for OGBench's.
+        timeouts: `[N]`, 1 where an episode was cut.
+        next_observations: `[N, …]`, after each step.
+        achieved_goals: `[N, goal]`; columns of the observations without it.
+        desired_goals: `[N, goal]`; without it, what an episode achieved in the end.
+    """
+
+    observations: str | None = None
+    actions: str | None = None
+    rewards: str | None = None
+    terminals: str | None = None
+    timeouts: str | None = None
+    next_observations: str | None = None
+    achieved_goals: str | None = None
+    desired_goals: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imported:
+    """What became of a file.
+
+    Attributes:
+        folder: The dataset's.
+        dataset_id: Its Minari id.
+        num_episodes: Number of episodes.
+        num_steps: Number of env steps.
+        num_rows: Rows of the file; some have no step in the dataset.
+        remarks: What was missing in the file and how that was made up for, in
+            sentences.
+    """
+
+    folder: Path
+    dataset_id: str
+    num_episodes: int
+    num_steps: int
+    num_rows: int
+    remarks: tuple[str, ...]
+
+
+def import_file(
+    file: str | Path,
+    env: str | Env,
+    *,
+    dataset_id: str | None = None,
+    names: ArrayNames = ArrayNames(),
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Imported:
+    """Make a Minari dataset of a file of D4RL, of OGBench, or of similar arrays.
+
+    Args:
+        file: HDF5, or NumPy's `.npz`.
+        env: The environment that the data are from, or its id. Its spaces say what the
+            arrays must look like.
+        dataset_id: Minari id; made of the file's name by default.
+        names: What the file calls its arrays.
+        overwrite: Replace a dataset of the same id.
+        progress: Show a bar, on a terminal.
+
+    Raises:
+        DatasetNotFoundError: No such file.
+        DatasetError: The file is damaged or of another kind, lacks an array, or holds
+            arrays that do not fit the environment or each other; or the dataset exists.
+        ConfigError: A malformed id.
+        StorageError: The disk is full, or cannot be written.
+        MissingExtraError: The extra `data`, or the simulator, is not installed.
+    """
+    require_extra("minari", "data")
+    file = Path(file)
+    dataset_id = dataset_id or default_dataset_id(file)
+    new_folder(dataset_id, overwrite=overwrite)
+    with contextlib.ExitStack() as stack:
+        arrays = stack.enter_context(opened(file))
+        if isinstance(env, str):
+            env = make_env(env)
+            stack.callback(env.close)
+        check_spaces(env)
+        source = Source.read(arrays, names, env, str(file))
+        count = _Count()
+        bar = stack.enter_context(
+            tqdm(
+                total=source.num_rows,
+                desc=f"Importing {file.name}",
+                unit="row",
+                unit_scale=True,
+                disable=None if progress else True,
+            )
+        )
+        folder = write_minari(
+            dataset_id,
+            count.over(source.episodes(bar)),
+            env=env,
+            collection={
+                "policy": "imported",
+                "file": file.name,
+                "arrays": dataclasses.asdict(names),
+                "remarks": list(source.remarks),
+                "versions": versions("diffuser-policy", "gymnasium", "numpy"),
+            },
+            overwrite=overwrite,
+        )
+    return Imported(
+        folder=folder,
+        dataset_id=dataset_id,
+        num_episodes=count.episodes,
+        num_steps=count.steps,
+        num_rows=source.num_rows,
+        remarks=tuple(source.remarks),
+    )
+
+
+def default_dataset_id(file: Path) -> str:
+    """Return `diffuser/<name of the file>`, with a version if it has none.
+
+    Example: `maze2d-large-sparse-v1.hdf5` → `diffuser/maze2d-large-sparse-v1`.
+    """
+    name = re.sub(r"[^\w]+", "-", file.stem).strip("-").lower() or "imported"
+    return f"diffuser/{name}" + ("" if re.search(r"-v\d+$", name) else "-v0")
+
+
+@contextlib.contextmanager
+def opened(file: Path) -> Iterator[Mapping[str, Any]]:
+    """Yield the arrays of a file by their names, such as `infos/goal`.
+
+    What it yields reads an array, or rows of it, when they are asked for.
+
+    Raises:
+        DatasetNotFoundError: No such file.
+        DatasetError: Neither HDF5 nor `.npz`, or damaged.
+    """
+    try:
+        with file.open("rb") as stream:
+            magic = stream.read(8)
+    except FileNotFoundError as error:
+        raise DatasetNotFoundError(f"There is no file {file}.") from error
+    except OSError as error:
+        raise DatasetError(f"{file} cannot be read: {error.strerror}.") from error
+    with contextlib.ExitStack() as stack:
+        try:
+            if magic == HDF5_MAGIC:
+                h5py: Any = require_extra("h5py", "data")
+                stored = stack.enter_context(h5py.File(file, "r"))
+                found: dict[str, Any] = {}
+
+                def add(name: str, item: Any) -> None:
+                    if isinstance(item, h5py.Dataset):
+                        found[name] = item
+
+                stored.visititems(add)
+            elif magic.startswith(ZIP_MAGIC):
+                stream = stack.enter_context(file.open("rb"))
+                found = _LazyArrays(stack.enter_context(np.load(stream)))
+            else:
+                raise DatasetError(
+                    f"{file} is neither HDF5 nor NumPy's .npz. Convert it, for example "
+                    f"with numpy.savez(file, observations=…, actions=…, …)."
+                )
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            if isinstance(error, DatasetError):
+                raise
+            raise DatasetError(f"{file} is damaged: {error}.") from error
+        yield found
+
+
+class _LazyArrays(dict[str, Any]):
+    """The arrays of an `.npz`, each read when it is first asked for."""
+
+    def __init__(self, stored: Any) -> None:
+        super().__init__(dict.fromkeys(stored.files))
+        self.stored = stored
+
+    def __getitem__(self, name: str) -> Any:
+        if super().__getitem__(name) is None:
+            self[name] = self.stored[name]
+        return super().__getitem__(name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The arrays of a file, checked, and where its episodes are.
+
+    Attributes:
+        where: The file, for messages.
+        env: The environment.
+        arrays: Role → array: observations and actions, and whatever else is there.
+        terminal: `[N]`: the step terminated.
+        last: `[N]`: the last row of an episode.
+        done: `[N]`: the task is done in this state, where rows go on after that.
+        achieved: Columns of observations that are the achieved goal, if any.
+        goal: Whether observations become goal dictionaries.
+        remarks: What was missing, in sentences.
+    """
+
+    where: str
+    env: Env
+    arrays: Mapping[str, Any]
+    terminal: np.ndarray
+    last: np.ndarray
+    done: np.ndarray | None
+    achieved: tuple[int, ...] | None
+    goal: bool
+    remarks: list[str]
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows of the file."""
+        return len(self.terminal)
+
+    @classmethod
+    def read(
+        cls, stored: Mapping[str, Any], names: ArrayNames, env: Env, where: str
+    ) -> Source:
+        """Find the arrays and the ends of episodes.
+
+        Raises:
+            DatasetError: An array is missing, or of another length or shape; or the
+            environment observes more than an array or a goal dictionary.
+        """
+        space: Any = env.observation_space
+        goal = isinstance(space, gym.spaces.Dict)
+        parts = dict(space.spaces) if goal else {"observation": space}
+        wanted = {"observation", *GOALS} if goal else {"observation"}
+        boxes = [
+            name for name, part in parts.items() if isinstance(part, gym.spaces.Box)
+        ]
+        if set(boxes) != wanted or len(boxes) != len(parts):
+            raise DatasetError(
+                f"{env_name(env)} observes {space}. A file can be imported for "
+                f"environments that observe one array, or a goal dictionary with "
+                f"{', '.join(sorted(wanted))}."
+            )
+        inner = parts["observation"]
+        shapes = {
+            "observations": inner.shape,
+            "next_observations": inner.shape,
+            "actions": env.action_space.shape,
+            "rewards": (),
+            "terminals": (),
+            "timeouts": (),
+            "masks": (),
+            "valids": (),
+        }
+        if goal:
+            shapes |= {
+                "achieved_goals": space[GOALS[0]].shape,
+                "desired_goals": space[GOALS[1]].shape,
+            }
+        finder = _Finder(stored, where, env_name(env))
+        given = dataclasses.asdict(names)
+        taken = {name for name in given.values() if name}
+        arrays: dict[str, Any] = {}
+        for role, shape in shapes.items():
+            name = given.get(role) or USUAL.get(role, role)
+            chosen = bool(given.get(role)) or role in ("observations", "actions")
+            if role == "desired_goals" and not chosen and name in stored:
+                chosen = stored[name].shape[1:] == shape  # else goals of another kind
+                taken.add(name)
+            if chosen or (name in stored and name not in taken):
+                count = len(arrays["observations"]) if arrays else None
+                arrays[role] = finder.find(role, name, shape, count)
+        remarks: list[str] = []
+        if goal and names.desired_goals is None:
+            _refuse_maze2d(stored, env, where)
+        _relabel(arrays, stored, env, remarks)
+        terminal, last, done = _ends(arrays, names, env, where, remarks)
+        if "rewards" not in arrays:
+            remarks.append("There are no rewards in the file: all are 0.")
+        achieved = None
+        if goal and "achieved_goals" not in arrays:
+            achieved = _achieved_columns(env, where)
+        if goal and "desired_goals" not in arrays:
+            remarks.append(
+                "There are no goals in the file: that of an episode is what it "
+                "achieved in the end."
+            )
+        return cls(
+            where=where,
+            env=env,
+            arrays=arrays,
+            terminal=terminal,
+            last=last,
+            done=done,
+            achieved=achieved,
+            goal=goal,
+            remarks=remarks,
+        )
+
+    def episodes(self, bar: Any) -> Iterator[Episode]:
+        """Yield the episodes in order, and count their rows.
+
+        Raises:
+            DatasetError: Values that are not finite or not allowed, or no episode of
+                at least one step.
+        """
+        begin, found = 0, False
+        for end in (np.flatnonzero(self.last) + 1).tolist():
+            for start, stop in self._parts(begin, end):
+                episode = self._episode(start, stop, end)
+                if episode is not None:
+                    found = True
+                    yield episode
+            bar.update(end - begin)
+            begin = end
+        if not found:
+            raise DatasetError(
+                f"{self.where} holds no episode of two rows or more. Does it really "
+                f"mark the last row of each episode, in terminals and timeouts?"
+            )
+
+    def _parts(self, begin: int, end: int) -> list[tuple[int, int]]:
+        """Return the rows of an episode from which one is made, cut at success."""
+        if self.done is None:
+            return [(begin, end)]
+        parts, start = [], None
+        for row in range(begin, end):
+            if start is None and not self.done[row]:
+                start = row
+            if start is not None and (self.done[row] or row == end - 1):
+                parts.append((start, row + 1))
+                start = None
+        return parts
+
+    def _episode(self, start: int, stop: int, end: int) -> Episode | None:
+        """Make the episode of some rows; none if no step is left of them.
+
+        Args:
+            start: First row.
+            stop: Behind the last row.
+            end: Behind the last row of the recorded episode.
+        """
+        terminated = bool(self.terminal[stop - 1])
+        observations = self._rows("observations", start, stop)
+        if "next_observations" in self.arrays:
+            final = self._rows("next_observations", stop - 1, stop)
+        elif stop < end:  # the recording goes on
+            final = self._rows("observations", stop, stop + 1)
+        elif terminated:
+            final = observations[-1:]
+        else:
+            final, observations = observations[-1:], observations[:-1]
+            stop -= 1
+        length = stop - start
+        if length == 0:
+            return None
+        observations = np.concatenate([observations, final])
+        actions = self._rows("actions", start, stop)
+        rewards = np.zeros(length)
+        if "rewards" in self.arrays:
+            rewards = self._rows("rewards", start, stop).astype(np.float64)
+        self._check_actions(actions, start)
+        fields = {"observation": observations}
+        if self.goal:
+            fields |= self._goals(observations, start, stop)
+        read = getattr(self.env.unwrapped, "from_d4rl", None)
+        if read is not None and "desired_goals" in self.arrays:
+            try:
+                fields, actions = read(fields, actions)
+            except ValueError as error:
+                raise DatasetError(
+                    f"{self.where}, rows {start} to {stop}: {error}."
+                ) from error
+        ends = np.zeros((2, length), np.bool_)
+        ends[0 if terminated else 1, -1] = True
+        return Episode(
+            observations=fields,
+            actions=actions,
+            rewards=rewards,
+            terminations=ends[0],
+            truncations=ends[1],
+        )
+
+    def _goals(
+        self, observations: np.ndarray, start: int, stop: int
+    ) -> dict[str, np.ndarray]:
+        """Return achieved and desired goals `[L + 1, goal]` of an episode."""
+        if self.achieved is not None:
+            achieved = observations[:, list(self.achieved)]
+        else:
+            achieved = self._with_last("achieved_goals", start, stop)
+        if "desired_goals" in self.arrays:
+            desired = self._with_last("desired_goals", start, stop)
+        else:
+            desired = np.repeat(achieved[-1:], len(achieved), axis=0)
+        return {GOALS[0]: achieved, GOALS[1]: desired}
+
+    def _with_last(self, role: str, start: int, stop: int) -> np.ndarray:
+        """Return rows, and once more the last one."""
+        rows = self._rows(role, start, stop)
+        return np.concatenate([rows, rows[-1:]])
+
+    def _rows(self, role: str, start: int, stop: int) -> np.ndarray:
+        """Return rows of an array as floating-point numbers, checked."""
+        array = self.arrays[role]
+        rows = np.asarray(array.rows(start, stop))
+        # The comparison is false for NaN too.
+        bad = ~(np.abs(rows) <= FLOAT32_MOST).reshape(len(rows), -1).all(axis=1)
+        if bad.any():
+            row = start + int(np.argmax(bad))
+            raise DatasetError(
+                f"{self.where}: {array.name} is not finite in row {row}: "
+                f"{rows[row - start].tolist()}. Remove or repair its episode."
+            )
+        return rows if rows.dtype.kind == "f" else rows.astype(np.float32)
+
+    def _check_actions(self, actions: np.ndarray, start: int) -> None:
+        space: Any = self.env.action_space
+        slack = 1e-3 * np.maximum(1, np.abs(space.high - space.low))
+        bad = ((actions < space.low - slack) | (actions > space.high + slack)).reshape(
+            len(actions), -1
+        )
+        if bad.any():
+            row = int(np.argmax(bad.any(axis=1)))
+            raise DatasetError(
+                f"{self.where}: the action of row {start + row} is "
+                f"{actions[row].tolist()}, and those of {env_name(self.env)} lie in "
+                f"{space}. Name the environment that the data are from (--env), or "
+                f"scale or clip the actions."
+            )
+
+
+@dataclass(frozen=True)
+class _Array:
+    """An array of a file, whose rows have the shape that is asked for."""
+
+    name: str
+    stored: Any
+    shape: tuple[int, ...]  # of a row
+
+    def __len__(self) -> int:
+        return int(self.stored.shape[0])
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        return np.asarray(self.stored[start:stop]).reshape(stop - start, *self.shape)
+
+    def flags(self, where: str) -> np.ndarray:
+        """Return all of it as bool; refuse anything but 0 and 1."""
+        values = self.rows(0, len(self))
+        if not np.isin(values, (0, 1)).all():
+            raise DatasetError(
+                f"{where}: {self.name} must be 0 or 1, got {np.unique(values)[:5]}."
+            )
+        return values.astype(np.bool_)
+
+
+@dataclass(frozen=True)
+class _Finder:
+    """Finds the arrays of a file, and says what is wrong with them."""
+
+    stored: Mapping[str, Any]
+    where: str
+    env: str
+
+    def find(
+        self, role: str, name: str, shape: tuple[int, ...], count: int | None
+    ) -> _Array:
+        """Return an array by its name.
+
+        Args:
+            role: What it is needed for: a field of `ArrayNames`.
+            name: What the file calls it.
+            shape: Of a row.
+            count: Number of rows; any if none.
+
+        Raises:
+            DatasetError: It is missing, not of numbers, or of another shape.
+        """
+        option = f"--{role.replace('_', '-')}"
+        if name not in self.stored:
+            known = sorted(self.stored)
+            listed = ", ".join(known[:SHOWN]) + ", …" * (len(known) > SHOWN)
+            raise DatasetError(
+                f"{self.where} has no array {name!r}. {suggestion(name, known)}It has: "
+                f"{listed or 'none'}. Name the one that holds the {role} ({option} "
+                f"NAME)."
+            )
+        try:
+            stored = self.stored[name]
+        except ValueError as error:  # objects, which only unpickling could read
+            raise DatasetError(
+                f"{self.where}: {name} cannot be read: {error}. It must hold numbers."
+            ) from error
+        if stored.dtype.kind not in "biuf":
+            raise DatasetError(
+                f"{self.where}: {name} must hold numbers, got {stored.dtype}."
+            )
+        size = int(np.prod(stored.shape[1:], dtype=np.int64))
+        if not stored.shape or size != int(np.prod(shape, dtype=np.int64)):
+            expected = ", ".join(["rows", *map(str, shape)])
+            raise DatasetError(
+                f"{self.where}: {name} has the shape {list(stored.shape)}, and "
+                f"{self.env} needs [{expected}]. Name the environment that the data "
+                f"are from (--env), or another array ({option} NAME)."
+            )
+        if count is not None and stored.shape[0] != count:
+            raise DatasetError(
+                f"{self.where}: {name} has {stored.shape[0]:,} rows, and the "
+                f"observations have {count:,}. All arrays need a row for every env "
+                f"step."
+            )
+        if not stored.shape[0]:
+            raise DatasetError(f"{self.where}: {name} has no rows.")
+        return _Array(name, stored, shape)
+
+
+@dataclass
+class _Count:
+    """Counts what passes by."""
+
+    episodes: int = 0
+    steps: int = 0
+
+    def over(self, episodes: Iterator[Episode]) -> Iterator[Episode]:
+        for episode in episodes:
+            self.episodes += 1
+            self.steps += len(episode)
+            yield episode
+
+
+def _relabel(
+    arrays: dict[str, Any], stored: Mapping[str, Any], env: Env, remarks: list[str]
+) -> None:
+    """Add the rewards of OGBench's single tasks, which its files leave out."""
+    name = env_name(env)
+    if "rewards" in arrays or "-singletask" not in name or "qpos" not in stored:
+        return
+    relabel: Any = require_extra("ogbench.relabel_utils", "ogbench")
+    needed = ("qpos", "button_states")
+    facts = {key: np.asarray(stored[key]) for key in needed if key in stored}
+    relabel.relabel_dataset(name, env, facts)
+    for role in ("rewards", "masks"):
+        arrays[role] = _Array(f"{role} of {name}", facts[role], ())
+    remarks.append(f"Rewards are those of {name}, worked out from qpos.")
+
+
+def _refuse_maze2d(stored: Mapping[str, Any], env: Env, where: str) -> None:
+    """Refuse D4RL's maze2d for mazes that write positions in another way.
+
+    Raises:
+        DatasetError: The file is one of D4RL's.
+    """
+    if USUAL["desired_goals"] in stored and env_name(env).startswith(POINT_MAZES):
+        raise DatasetError(
+            f"{where} seems to be of D4RL's maze2d, whose coordinates are not those of "
+            f"{env_name(env)}. Import it for diffuser_envs/Maze2D-UMaze-v1 (or Medium, "
+            f"Large), which converts them."
+        )
+
+
+def _ends(
+    arrays: Mapping[str, _Array],
+    names: ArrayNames,
+    env: Env,
+    where: str,
+    remarks: list[str],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Return where steps terminate, where episodes end, and where a task is done.
+
+    Raises:
+        DatasetError: Nothing says where episodes end.
+    """
+    flags = {
+        role: arrays[role].flags(where)
+        for role in ("terminals", "timeouts", "masks", "valids")
+        if role in arrays
+    }
+    num_rows = len(arrays["observations"])
+    none = np.zeros(num_rows, np.bool_)
+    done = None
+    is_ogbench = (
+        names.terminals is None
+        and "timeouts" not in flags
+        and ("masks" in flags or "valids" in flags or "rewards" not in arrays)
+    )
+    if is_ogbench and ("terminals" in flags or "valids" in flags):
+        last = ~flags["valids"] if "valids" in flags else flags["terminals"].copy()
+        if "masks" in flags:
+            done = ~flags["masks"]
+            remarks.append(
+                "Steps terminate where masks are 0; rows in which the task stays done "
+                "are left out."
+            )
+        terminal = none if done is None else done
+    elif "terminals" in flags or "timeouts" in flags:
+        terminal = flags.get("terminals", none)
+        last = terminal | flags.get("timeouts", none)
+        if "timeouts" not in flags:
+            last |= _resets(arrays, last, env, remarks)
+    else:
+        raise DatasetError(
+            f"{where} does not say where episodes end. Name the arrays that do: "
+            f"--terminals NAME (it terminated), --timeouts NAME (it was cut)."
+        )
+    last = last.copy()
+    last[-1] = True
+    return terminal, last, done
+
+
+def _resets(
+    arrays: Mapping[str, _Array], last: np.ndarray, env: Env, remarks: list[str]
+) -> np.ndarray:
+    """Return where episodes were cut `[N]`, for files that do not say so.
+
+    The next observation of such a row is not that of the next row. Without next
+    observations, D4RL cuts at the environment's step limit.
+    """
+    cut = np.zeros(len(last), np.bool_)
+    if "next_observations" in arrays:
+        for begin in range(0, len(last) - 1, BLOCK):
+            end = min(begin + BLOCK, len(last) - 1)
+            following = arrays["next_observations"].rows(begin, end)
+            now = arrays["observations"].rows(begin + 1, end + 1)
+            cut[begin:end] = (following != now).reshape(end - begin, -1).any(axis=1)
+    elif (limit := step_limit(env)) is not None:
+        begin = 0
+        for end in [*(np.flatnonzero(last) + 1).tolist(), len(last)]:
+            cut[begin + limit - 1 : end : limit] = True
+            begin = end
+    if (num := int((cut & ~last).sum())) > 0:
+        remarks.append(
+            f"There are no timeouts in the file: {num:,} ends of episodes were found "
+            f"by "
+            + (
+                "next observations that are not those of the next row."
+                if "next_observations" in arrays
+                else f"the step limit of {env_name(env)}."
+            )
+        )
+    return cut
+
+
+def _achieved_columns(env: Env, where: str) -> tuple[int, ...]:
+    """Return which columns of an observation are the achieved goal.
+
+    Raises:
+        DatasetError: None are.
+    """
+    seen = [reset_env(env, seed=seed)[0] for seed in range(NUM_RESETS)]
+    observations, achieved = (
+        np.stack([each[key] for each in seen]) for key in ("observation", GOALS[0])
+    )
+    columns = find_goal_columns(observations, achieved)
+    if any(column >= observations.shape[1] for column in columns):
+        raise DatasetError(
+            f"The achieved goal of {env_name(env)} is no part of its observation, and "
+            f"{where} does not hold it. Name the array that does (--achieved-goals "
+            f"NAME)."
+        )
+    return columns

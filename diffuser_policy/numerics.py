@@ -1,0 +1,123 @@
+"""Arithmetic that the user's settings neither change nor are changed by.
+
+A program may have set another default dtype or device, `torch.autocast`, gradients off,
+or `np.seterr(all="raise")`. Planning and training give the same numbers all the same:
+
+- `plain_arithmetic` switches these off, where it can, for one call in this thread.
+- The default dtype is global to the process, so it is left alone: tensors are made with
+  an explicit dtype. Only building networks sets it for a moment (`build.seeded`).
+
+NumPy's errors are switched off because results are checked instead: a plan, an action
+and a loss are finite, or an error says why not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffuser_policy.errors import ConfigError, MemoryLimitError
+
+AUTOCAST = ("cpu", "cuda", "mps", "xpu")
+ALLOCATION = ("allocate memory", "not enough memory", "out of memory")
+WILD = 1e10  # weights of trained networks are far below
+
+
+@contextlib.contextmanager
+def plain_arithmetic(*, gradients: bool = False) -> Iterator[None]:
+    """Compute as on a fresh start of Python, in this thread, until the block ends.
+
+    Args:
+        gradients: Also switch gradients on.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(np.errstate(all="ignore"))
+        for kind in AUTOCAST:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        if gradients:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+        yield
+
+
+@contextlib.contextmanager
+def within_memory(work: str, advice: str) -> Iterator[None]:
+    """Explain that memory did not suffice.
+
+    Args:
+        work: What needs it, such as "Planning for 100 observations".
+        advice: What to do, a sentence.
+
+    Raises:
+        MemoryLimitError: Memory did not suffice.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise MemoryLimitError(
+            f"{work} needs more memory than there is. {advice}"
+        ) from error
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error means that memory did not suffice."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    # PyTorch has no class of its own for the memory of the CPU.
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(w in text for w in ALLOCATION)
+
+
+def unusable(
+    tensors: Iterable[tuple[str, Tensor]], *, limit: float = WILD
+) -> str | None:
+    """Return the name of the first tensor with NaN or too large a number, if any.
+
+    Args:
+        tensors: Names and weights.
+        limit: Numbers from here on are too large.
+    """
+    for name, tensor in tensors:
+        if tensor.is_floating_point() and tensor.numel():
+            largest = float(tensor.detach().abs().amax())  # NaN, if there is one
+            if not largest < limit:
+                return name
+    return None
+
+
+def find_device(name: str | torch.device) -> torch.device:
+    """Return a device, after making sure that this machine and this PyTorch have it.
+
+    Args:
+        name: For example "cpu", "cuda" or "cuda:1".
+
+    Raises:
+        ConfigError: There is none of that name; the message names those there are.
+    """
+    available = {"cpu": 1}
+    accelerator = torch.accelerator.current_accelerator()
+    if accelerator is not None and torch.accelerator.is_available():
+        available[accelerator.type] = torch.accelerator.device_count()
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):  # no device of any machine
+        device = None
+    if device is None or (device.index or 0) >= available.get(device.type, 0):
+        known = [
+            kind if count == 1 else f"{kind} ({count} of them)"
+            for kind, count in available.items()
+        ]
+        raise ConfigError(
+            f"There is no device {str(name)!r} (--device on the command line); this "
+            f"machine and this PyTorch have: {', '.join(known)}."
+        )
+    return device
