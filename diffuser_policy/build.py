@@ -27,6 +27,7 @@ from diffuser_policy.columns.features import (
 from diffuser_policy.columns.normalizers import NORMALIZERS, Normalizer
 from diffuser_policy.config import (
     PLANNING_NEEDS,
+    InverseDynamicsConfig,
     PlannerConfig,
     PolicyConfig,
     TimeToGoalConfig,
@@ -44,6 +45,7 @@ from diffuser_policy.errors import ConfigError
 from diffuser_policy.guides.guide import Guide
 from diffuser_policy.networks.classifiers import PairClassifier, StateClassifier
 from diffuser_policy.networks.critic import Critic
+from diffuser_policy.networks.inverse_dynamics import InverseDynamics
 from diffuser_policy.networks.mlp import ResidualMLP
 from diffuser_policy.networks.objects import ObjectTransformer
 from diffuser_policy.networks.time_to_goal import TimeToGoal
@@ -53,6 +55,7 @@ from diffuser_policy.numerics import within_memory
 from diffuser_policy.planning.executors import (
     Executor,
     FeaturesExecutor,
+    InverseDynamicsExecutor,
     PathExecutor,
     PlannedActions,
     PursuitExecutor,
@@ -96,6 +99,7 @@ class PlannerNetworks(nn.Module):
         time_to_goal: TimeToGoal | None,
         value: ValueNetwork | None = None,
         classifier: StateClassifier | None = None,
+        inverse_dynamics: InverseDynamics | None = None,
         critic: Critic | None = None,
     ) -> None:
         """Combine the parts."""
@@ -105,6 +109,7 @@ class PlannerNetworks(nn.Module):
         self.time_to_goal = time_to_goal
         self.value = value
         self.classifier = classifier
+        self.inverse_dynamics = inverse_dynamics
         self.critic = critic
 
     @cached_property
@@ -255,9 +260,12 @@ def _untrained(config: PolicyConfig) -> PlannerNetworks:
         time_to_goal = build_time_to_goal(config, config.time_to_goal)
     value = None if config.value is None else build_value_network(config)
     classifier = None if config.classifier is None else build_classifier(config)
+    inverse_dynamics = None
+    if config.inverse_dynamics is not None:
+        inverse_dynamics = build_inverse_dynamics(config, config.inverse_dynamics)
     critic = None if config.critic is None else build_critic(config)
     return PlannerNetworks(
-        denoiser, normalizer, time_to_goal, value, classifier, critic
+        denoiser, normalizer, time_to_goal, value, classifier, inverse_dynamics, critic
     )
 
 
@@ -287,6 +295,8 @@ def num_weights(config: PolicyConfig) -> int:
             parts.append(build_classifier(config))
         if config.time_to_goal is not None:
             parts.append(build_time_to_goal(config, config.time_to_goal))
+        if config.inverse_dynamics is not None:
+            parts.append(build_inverse_dynamics(config, config.inverse_dynamics))
     return sum(weights.numel() for part in parts for weights in part.parameters())
 
 
@@ -295,6 +305,18 @@ def build_time_to_goal(config: PolicyConfig, settings: TimeToGoalConfig) -> Time
     return TimeToGoal(
         config.layout.observation_dim,
         len(config.layout.columns("goal")),
+        width=settings.width,
+        max_steps=settings.max_steps,
+    )
+
+
+def build_inverse_dynamics(
+    config: PolicyConfig, settings: InverseDynamicsConfig
+) -> InverseDynamics:
+    """Return an untrained inverse-dynamics network for a planner."""
+    return InverseDynamics(
+        config.layout.observation_dim,
+        len(config.spaces.action_low),
         width=settings.width,
         max_steps=settings.max_steps,
     )
@@ -529,22 +551,39 @@ def build_ranking(
 
 
 def build_executor(
-    config: PolicyConfig, featurizer: Featurizer | None = None
+    config: PolicyConfig,
+    networks: PlannerNetworks,
+    featurizer: Featurizer | None = None,
 ) -> Executor:
     """Return the executor that the settings describe.
 
     Args:
         config: Settings.
+        networks: Weights.
         featurizer: Makes its planning columns; found by name if not given.
 
     Raises:
-        ConfigError: The plans lack the columns it needs.
+        ConfigError: The plans lack the columns it needs, or the planner the network.
     """
     settings = config.execution
     if settings.executor == "actions":
         return PlannedActions(config.layout, config.window.stride)
     if settings.executor == "features":
         return FeaturesExecutor(featurizer or config_featurizer(config))
+    if settings.executor == "inverse-dynamics":
+        if networks.inverse_dynamics is None:
+            raise ConfigError(
+                "executor='inverse-dynamics' needs a network that predicts actions, "
+                "and this planner was trained without one. Train with "
+                "--inverse-dynamics (TrainConfig.inverse_dynamics), or use another "
+                "executor."
+            )
+        return InverseDynamicsExecutor(
+            networks.inverse_dynamics,
+            networks.normalizer,
+            config.layout,
+            lookahead=settings.lookahead,
+        )
     derived = config.window.features is not None
     way_back = ", or 'features' if the featurizer offers a way back" if derived else ""
     for name in ("position", "velocity"):
@@ -553,7 +592,7 @@ def build_executor(
             raise ConfigError(
                 f"Tracking pushes along every column of {name!r}: it needs as many as "
                 f"there are actions ({len(config.spaces.action_low)}), got {columns}. "
-                f"Use the executor 'actions'{way_back}."
+                f"Use the executor 'inverse-dynamics' or 'actions'{way_back}."
             )
     if settings.executor == "path" and settings.seconds_per_step is None:
         raise ConfigError(

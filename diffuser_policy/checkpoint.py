@@ -34,6 +34,7 @@ from diffuser_policy.errors import (
     ConfigError,
     MissingExtraError,
     require_extra,
+    shown,
     suggestion,
 )
 from diffuser_policy.files import (
@@ -53,6 +54,7 @@ CHECKSUM = "weights_sha256"  # in config.json
 PENDING = "pending"  # suffix of weights that are still to be moved into place
 WRITING = (0.0, 0.05, 0.5)  # seconds to wait for a process that is writing the planner
 HUB_TIMEOUT = 5.0  # seconds
+LONGEST_NAME = 255  # bytes, of a file or folder
 HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 
@@ -235,7 +237,16 @@ def locate(source: str | Path) -> Path:
     Raises:
         CheckpointNotFoundError: No planner of that name.
     """
+    if not isinstance(source, str | os.PathLike):
+        raise CheckpointNotFoundError(
+            f"A planner is named by a text or a path, got {shown(source)}."
+        )
     path, name = Path(source), str(source)
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
+        raise CheckpointNotFoundError(
+            f"No planner {shown(name)}: names of files have at most {LONGEST_NAME} "
+            f"characters."
+        )
     if path.is_dir():
         return path
     if path.is_file():
@@ -320,9 +331,13 @@ def card(config: PolicyConfig, networks: PlannerNetworks) -> str:
         f"- Weights: {count:,} numbers, {provenance.get('steps', '?')} gradient steps",
     ]
     if config.value is not None:
-        steps = provenance.get("value", {}).get("steps", "?")
+        # Trained with the planner, or later by itself.
+        steps = provenance.get("value", provenance).get("steps", "?")
         discount = f"return-to-go with discount {config.value.discount:g}"
         lines.append(f"- Value network: {discount}, {steps} gradient steps")
+    if config.inverse_dynamics is not None:
+        reach = config.inverse_dynamics.max_steps
+        lines.append(f"- Inverse dynamics: to states up to {reach} env steps away")
     if config.classifier is not None:
         steps = provenance.get("classifier", {}).get("steps", "?")
         labels = f"{len(config.classifier.classes)} labels of noisy states"

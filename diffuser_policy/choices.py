@@ -27,7 +27,9 @@ RankingName = Literal[
     "first", "smoothness", "time_to_goal", "feasibility", "guide", "sum", "critic"
 ]
 HorizonChoice = Literal["fixed", "shrinking", "predicted"]
-ExecutorName = Literal["tracking", "pursuit", "path", "actions", "features"]
+ExecutorName = Literal[
+    "tracking", "pursuit", "path", "actions", "inverse-dynamics", "features"
+]
 
 LearningRateSchedule = Literal["cosine", "constant"]
 

@@ -36,6 +36,7 @@ from diffuser_policy.settings import from_json, positive, seed_or_drawn, to_json
 
 if TYPE_CHECKING:
     from diffuser_policy.columns.layout import TrajectoryLayout
+    from diffuser_policy.defaults import Recorded
     from diffuser_policy.guides.guide import Guide
     from diffuser_policy.spaces import SpaceSpec
 
@@ -229,6 +230,23 @@ class TimeToGoalConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InverseDynamicsConfig:
+    """The network that predicts the action between a state and a planned one."""
+
+    width: int = 256
+    """Hidden units per layer."""
+    max_steps: int = 16
+    """Longest time between the two states of a training pair, in env steps."""
+    batch_size: int = 512
+    """Pairs per training step."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        typed(self)
+        positive(self, "width", "max_steps", "batch_size", most=LARGEST)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ValueConfig:
     """The network that predicts the return-to-go of noisy trajectories."""
 
@@ -384,14 +402,16 @@ class ExecutionConfig:
     executor: ExecutorName = "tracking"
     """How plans become actions. tracking: steer to the next planned state. pursuit:
     follow the path as fast as actions allow. path: keep to the path, at the planned
-    speed or slower. actions: apply the planned actions. features: ask the
+    speed or slower. actions: apply the planned actions. inverse-dynamics: ask a network
+    that has learned which action leads to a planned state. features: ask the
     featurizer."""
     position_gain: float = 1.0
     """Tracking and pursuit: action per meter of position error."""
     velocity_gain: float = 1.0
-    """Tracking and pursuit: action per meter per second of velocity error."""
+    """Tracking and pursuit: action per meter per second of velocity error; per meter
+    per env step if velocities are not observed."""
     lookahead: float = 10.0
-    """Pursuit: how far ahead to steer, in planned env steps."""
+    """Pursuit and inverse dynamics: how far ahead to steer, in planned env steps."""
     tempo: float = 1.0
     """Path: planned env steps per env step, at most; below 1, slower than planned."""
     tolerance: float = 0.3
@@ -458,6 +478,10 @@ class TrainConfig:
     """Denoiser."""
     time_to_goal: TimeToGoalConfig | None = None
     """Network for predicted horizons; None: none is trained."""
+    inverse_dynamics: InverseDynamicsConfig | None = None
+    """Network for the executor "inverse-dynamics"; None: none is trained."""
+    value: ValueConfig | None = None
+    """Network that ranks and guides plans by their return; None: none is trained."""
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
     """Optimizer."""
     planner: PlannerConfig = field(default_factory=PlannerConfig)
@@ -471,6 +495,40 @@ class TrainConfig:
         """Check the types, and draw a seed where there is none."""
         object.__setattr__(self, "seed", seed_or_drawn(self.seed))
         typed(self)
+
+    @classmethod
+    def for_dataset(cls, flat: Recorded, **given: Any) -> TrainConfig:
+        """Return settings that suit a dataset, as `diffuser-policy train` chooses them.
+
+        Args:
+            flat: A `FlatDataset`.
+            given: Fields to keep, the others are chosen to fit them. A part may be
+                given in part, such as `window={"horizon": 64}`, and a network beside
+                the denoiser as True or False, such as `value=False`.
+
+        Raises:
+            UnknownNameError: A field that does not exist.
+            ConfigError: A given setting that is of another type or cannot work.
+        """
+        from diffuser_policy.defaults import choose
+
+        return choose(flat, given).config
+
+
+PARTS: Mapping[str, type[Any]] = {
+    "window": WindowConfig,
+    "network": NetworkConfig,
+    "time_to_goal": TimeToGoalConfig,
+    "inverse_dynamics": InverseDynamicsConfig,
+    "value": ValueConfig,
+    "optimization": OptimizationConfig,
+    "planner": PlannerConfig,
+    "execution": ExecutionConfig,
+}
+"""The parts of `TrainConfig` that have settings of their own."""
+
+COMPANIONS = ("time_to_goal", "inverse_dynamics", "value")
+"""Those of networks that may be trained beside the denoiser."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -540,6 +598,8 @@ class PolicyConfig:
     """Networks that value states and actions, if there are any."""
     classifier: ClassifierConfig | None = None
     """Network that predicts labels of states, if there is one."""
+    inverse_dynamics: InverseDynamicsConfig | None = None
+    """Network that predicts actions, if there is one."""
     guide: Guide | None = None
     """The guide that steers plans, if there is one."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -551,7 +611,7 @@ class PolicyConfig:
 
         own = {
             "layout": self.layout.to_json(),
-            "guide": self.guide and guide_to_json(self.guide),
+            "guide": None if self.guide is None else guide_to_json(self.guide),
             "provenance": dict(self.provenance),
         }
         data: dict[str, Any] = {"schema": SCHEMA}
@@ -582,6 +642,10 @@ class PolicyConfig:
                 f"The planner has schema {data['schema']}, this version reads schema "
                 f"{SCHEMA}. Install the version that wrote it, or train it again."
             )
+
+        def optional(kind: Any, part: Any) -> Any:
+            return None if part is None else from_json(kind, part)
+
         try:
             time_to_goal, execution = data["time_to_goal"], {**data["execution"]}
             if execution.get("replan_deviation") == math.inf:
@@ -589,6 +653,7 @@ class PolicyConfig:
             # The following are younger than the schema: a file may lack them.
             value, guide = data.get("value"), data.get("guide")
             classifier, critic = data.get("classifier"), data.get("critic")
+            inverse = data.get("inverse_dynamics")
             provenance = data["provenance"]
             _check_provenance(provenance)
             config = cls(
@@ -596,13 +661,14 @@ class PolicyConfig:
                 layout=from_json(TrajectoryLayout, data["layout"]),
                 window=from_json(WindowConfig, data["window"]),
                 network=from_json(NetworkConfig, data["network"]),
-                time_to_goal=time_to_goal and from_json(TimeToGoalConfig, time_to_goal),
+                time_to_goal=optional(TimeToGoalConfig, time_to_goal),
                 planner=from_json(PlannerConfig, _current(data["planner"])),
                 execution=from_json(ExecutionConfig, execution),
-                value=value and from_json(ValueConfig, value),
-                critic=critic and from_json(CriticConfig, critic),
-                classifier=classifier and from_json(ClassifierConfig, classifier),
-                guide=guide and guide_from_json(guide),
+                value=optional(ValueConfig, value),
+                critic=optional(CriticConfig, critic),
+                classifier=optional(ClassifierConfig, classifier),
+                inverse_dynamics=optional(InverseDynamicsConfig, inverse),
+                guide=None if guide is None else guide_from_json(guide),
                 provenance=provenance,
             )
             _check_sizes(config)
@@ -701,7 +767,7 @@ PLANNING_NEEDS: Needs = {
     "steadiness": ("replan_interval", ()),
     "position_gain": ("executor", ("tracking", "pursuit")),
     "velocity_gain": ("executor", ("tracking", "pursuit")),
-    "lookahead": ("executor", ("pursuit",)),
+    "lookahead": ("executor", ("pursuit", "inverse-dynamics")),
     "tempo": ("executor", ("path",)),
     "tolerance": ("executor", ("path",)),
     "seconds_per_step": ("executor", ("path",)),

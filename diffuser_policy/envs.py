@@ -39,6 +39,7 @@ from gymnasium.error import DependencyNotInstalled
 
 from diffuser_policy.errors import (
     ConfigError,
+    DiffuserPolicyError,
     EnvContractError,
     MissingExtraError,
     UnknownNameError,
@@ -82,7 +83,7 @@ def register_namespace(env_id: str) -> str:
     Raises:
         MissingExtraError: Gymnasium-Robotics or OGBench is needed and not installed.
     """
-    module = imported_by(env_id)
+    module, bare_id = imported_by(env_id), env_id.rpartition(":")[2]
     if all(part.isidentifier() for part in module.split(".")):
         try:
             importlib.import_module(module)
@@ -90,9 +91,9 @@ def register_namespace(env_id: str) -> str:
             # That there is no such module, or no package around it, is no error here.
             if not f"{module}.".startswith(f"{error.name}."):
                 raise
-            if module in HOMES:
+            if module in HOMES and ":" not in env_id:
                 raise MissingExtraError(module, HOMES[module][0]) from error
-    return env_id.rpartition(":")[2]
+    return bare_id
 
 
 def imported_by(env_id: str) -> str:
@@ -102,10 +103,12 @@ def imported_by(env_id: str) -> str:
     known = {spec.namespace for spec in gym.registry.values()}
     if not module and namespace.isidentifier() and namespace not in known:
         module = namespace
-    for home, (_, beginning) in HOMES.items():
-        if not module and bare_id not in gym.registry and re.match(beginning, bare_id):
-            module = home
-    return module
+    homes = (
+        home
+        for home, (_, beginning) in HOMES.items()
+        if bare_id not in gym.registry and re.match(beginning, bare_id)
+    )
+    return module or next(homes, "")
 
 
 def is_trusted(env_id: str) -> bool:
@@ -132,8 +135,8 @@ def check_recorded(env_id: str, owner: str) -> None:
         ConfigError: The message says how to allow it.
     """
     if not is_trusted(env_id):
-        module, _, bare_id = env_id.rpartition(":")
-        module = module or imported_by(env_id)
+        module = imported_by(env_id)
+        bare_id = env_id.rpartition(":")[2]
         raise ConfigError(
             f"{owner} names the environment {env_id!r}, which would import the module "
             f"{module!r}. A file must not decide which code is run: if you trust that "
@@ -214,8 +217,8 @@ def make_env(env_id: str, **kwargs: Any) -> Env:
         return OGBenchEnv(made) if is_ogbench(spec) else made
     except ConfigError:
         raise
-    except (TypeError, ValueError) as error:
-        if not kwargs:
+    except (TypeError, ValueError, AttributeError, LookupError) as error:
+        if not kwargs or isinstance(error, DiffuserPolicyError):
             raise
         raise ConfigError(f"{env_id} cannot be made with {kwargs}: {error}") from error
     except (ImportError, DependencyNotInstalled) as error:

@@ -11,7 +11,9 @@ import difflib
 import importlib
 from collections.abc import Iterable
 from types import ModuleType
+from typing import Any
 
+SHOWN = 200  # characters of a value in an error
 # What to know before an extra is installed.
 ADVICE = {
     "baselines": (
@@ -129,6 +131,15 @@ class MissingExtraError(DiffuserPolicyError, ImportError):
             f'Install it with: pip install "diffuser-policy[{extra}]"'
             f"{'. ' if advice else ''}{advice}"
         )
+
+
+def shown(value: Any) -> str:
+    """Return a value for an error: its `repr`, cut if it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # of a whole number with thousands of digits
+        text = "a number with thousands of digits"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

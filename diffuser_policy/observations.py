@@ -21,6 +21,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -71,17 +72,24 @@ class Part:
     Attributes:
         path: Keys of `Dict` spaces and indices of `Tuple` spaces that lead to it.
         shape: Of a single observation.
+
+    Raises:
+        ConfigError: A negative length.
     """
 
     path: tuple[str | int, ...] = ()
     shape: tuple[int, ...]
 
-    @property
+    def __post_init__(self) -> None:
+        if any(length < 0 for length in self.shape):
+            raise ConfigError(f"{self.name} cannot have the shape {self.shape}.")
+
+    @cached_property
     def size(self) -> int:
         """Number of columns."""
         return math.prod(self.shape)
 
-    @property
+    @cached_property
     def name(self) -> str:
         """Its keys, joined by slashes; "observation" for an observation that is one."""
         return "/".join(map(str, self.path)) or "observation"
@@ -115,12 +123,21 @@ class ObservationColumns:
         achieved_goal: Parts of the goal that was achieved; none without goals.
         desired_goal: Parts of the goal that is due, in the order of the achieved ones.
         goal_keys: Where the goals are: keys, joined by slashes.
+
+    Raises:
+        ConfigError: No parts, or the same one twice.
     """
 
     observation: tuple[Part, ...]
     achieved_goal: tuple[Part, ...] = ()
     desired_goal: tuple[Part, ...] = ()
     goal_keys: tuple[str, str] = GOAL_KEYS
+
+    def __post_init__(self) -> None:
+        for name, parts in self.fields.items():
+            paths = [part.path for part in parts]
+            if not parts or len(set(paths)) < len(paths):
+                raise ConfigError(f"{name} needs parts, each once; got {paths}.")
 
     @classmethod
     def usual(cls, size: int, goal_size: int = 0) -> ObservationColumns:
@@ -203,7 +220,7 @@ class ObservationColumns:
             **{name: parts for name, parts in goals.items() if parts},
         }
 
-    @property
+    @cached_property
     def is_tuple(self) -> bool:
         """Whether observations are tuples."""
         return isinstance((*self.observation[0].path, "")[0], int)
@@ -333,9 +350,16 @@ def flat_order(env: Any) -> tuple[Part, ...] | None:
 
 
 def single_space(env: Any, kind: str) -> Any:
-    """Return the "observation" or "action" space of one environment of `env`."""
+    """Return the "observation" or "action" space of one environment of `env`.
+
+    Raises:
+        ConfigError: It is no environment.
+    """
     name = f"{kind}_space"
-    return getattr(env, f"single_{name}", None) or getattr(env, name)
+    space = getattr(env, f"single_{name}", None) or getattr(env, name, None)
+    if space is None:
+        raise ConfigError(f"{env!r} has no {name}: pass an environment.")
+    return space
 
 
 def batched(observations: Sequence[Any]) -> Any:

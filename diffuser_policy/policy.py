@@ -92,7 +92,7 @@ class DiffuserPolicy:
         self.config, self.networks, self.spaces = config, networks, config.spaces
         self.featurizer = config_featurizer(config)
         self.planner = build_planner(config, networks, self.featurizer)
-        self.executor = build_executor(config, self.featurizer)
+        self.executor = build_executor(config, networks, self.featurizer)
         self.observation_space = self.spaces.observation_space()
         self.action_space = self.spaces.action_space()
         self.set_random_seed(seed_or_drawn(seed))
@@ -178,6 +178,8 @@ class DiffuserPolicy:
         # Stable-Baselines3's `evaluate_policy` leaves the flag up for environments that
         # have run all their episodes: a row flagged twice in a row keeps its plan.
         forget = flags & ~current.started
+        known = (current.lengths > 0) & ~forget
+        before = np.where(known[:, None], current.previous, rows)
         if goals is not None:
             forget |= (goals != current.goals).any(axis=1)
         current = current._replace(
@@ -185,6 +187,7 @@ class DiffuserPolicy:
             ages=current.ages + 1,
             progress=self.executor.progress(self._following(current), seen),
             started=flags,
+            previous=before,
         )
         current = self._replan(current, rows, goals, deterministic=deterministic)
         actions = self.executor.act(self._following(current), seen)
@@ -196,6 +199,7 @@ class DiffuserPolicy:
                 f"(position_gain, velocity_gain, lookahead), or check the units of the "
                 f"observation."
             )
+        current = current._replace(previous=rows.copy())
         inside = into_box(self.action_space, actions)
         return inside.reshape((*batch, *self.action_space.shape)), current
 
@@ -384,6 +388,7 @@ class DiffuserPolicy:
             shared.time_to_goal,
             shared.value,
             shared.classifier,
+            shared.inverse_dynamics,
         )
         return self._rebuilt(self.config, networks, self.spaces)
 
@@ -456,6 +461,7 @@ class DiffuserPolicy:
         shapes["observations"] = (steps, layout.observation_dim)
         shapes["actions"] = (steps, layout.action_dim)
         shapes["goals"] = (self.spaces.goal_size,)
+        shapes["previous"] = (layout.observation_dim,)
         return shapes
 
     def _incoming(self, state: Any, num_rows: int) -> PolicyState:
@@ -508,6 +514,7 @@ class DiffuserPolicy:
             lengths=state.lengths,
             progress=state.progress,
             stride=self.planner.stride,
+            previous=state.previous,
         )
 
     def _replan(
@@ -671,6 +678,7 @@ class PolicyState(NamedTuple):
         started: `[n]` whether the last call began an episode.
         planners: `[n]` fingerprint of the planner that made the plans.
         guides: `[n]` key of the guidance that steered them.
+        previous: `[n, observation]` planning columns of the last call's observation.
     """
 
     observations: np.ndarray
@@ -684,6 +692,7 @@ class PolicyState(NamedTuple):
     started: np.ndarray
     planners: np.ndarray
     guides: np.ndarray
+    previous: np.ndarray
 
     def check_values(self) -> None:
         """Refuse numbers that `predict` never returns.
@@ -701,7 +710,7 @@ class PolicyState(NamedTuple):
                 wrong = (part < 0) | (part > limit)
                 if wrong.any():
                     raise _damaged(name, part[wrong][0])
-        for name in ("observations", "actions", "progress", "goals"):
+        for name in ("observations", "actions", "progress", "goals", "previous"):
             part = getattr(self, name)
             finite = np.isfinite(part)
             if not finite.all():
@@ -743,7 +752,7 @@ class PolicyState(NamedTuple):
 
 
 STATE_DTYPES: dict[str, type] = {
-    **dict.fromkeys(("observations", "actions", "goals"), np.float32),
+    **dict.fromkeys(("observations", "actions", "goals", "previous"), np.float32),
     **dict.fromkeys(("lengths", "ages", "streams", "num_plans"), np.int64),
     **dict.fromkeys(("planners", "guides"), np.int64),
     "progress": np.float64,

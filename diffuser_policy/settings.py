@@ -34,12 +34,12 @@ from diffuser_policy.errors import (
     ConfigError,
     DiffuserPolicyError,
     UnknownNameError,
+    shown,
     suggestion,
 )
 
 T = TypeVar("T")
 LARGEST = 2**63 - 1  # whole number that NumPy and PyTorch can hold
-SHOWN = 200  # characters of a value in an error
 REQUIRED: Any = inspect.Parameter.empty
 SEQUENCES = (tuple, list, collections.abc.Sequence)
 MAPPINGS = (dict, collections.abc.Mapping)
@@ -64,6 +64,8 @@ class MisfitError(ConfigError):
         choices = _choices(hint)
         nearest = suggestion(shown(value).strip("'"), choices) if choices else ""
         given = shown(value)
+        if isinstance(value, int) and not -LARGEST <= value <= LARGEST:
+            nearest = "That is too large."
         return f"{what} must be {in_words(hint)}, got {given}. {nearest}".rstrip()
 
 
@@ -392,15 +394,6 @@ def differences(saved: Any, current: Any, path: str = "") -> list[str]:
 
 
 # --- in words -----------------------------------------------------------------------
-
-
-def shown(value: Any) -> str:
-    """Return a value for an error: its `repr`, cut if it is long."""
-    try:
-        text = repr(value)
-    except ValueError:  # of a whole number with thousands of digits
-        text = "a number with thousands of digits"
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 def value_text(value: Any) -> str:

@@ -24,6 +24,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ from diffuser_policy.errors import (
     DatasetError,
     ObservationError,
     SpaceMismatchError,
+    shown,
 )
 from diffuser_policy.observations import (
     ObservationColumns,
@@ -96,6 +98,21 @@ class SpaceSpec:
                 f"Actions of shape {self.action_shape} need a bound for each number, "
                 f"got {len(self.action_low)} and {len(self.action_high)}."
             )
+        pairs = zip(self.action_low, self.action_high, strict=True)
+        if any(low > high for low, high in pairs):
+            raise ConfigError(
+                f"Actions need low <= high, got low={list(self.action_low)} and "
+                f"high={list(self.action_high)}."
+            )
+        last = self.observation_size + self.goal_size
+        if self.goal_columns and (
+            len(self.goal_columns) != self.goal_size
+            or not all(0 <= column < last for column in self.goal_columns)
+        ):
+            raise ConfigError(
+                f"goal_columns must be {self.goal_size} numbers in 0..{last - 1}, got "
+                f"{self.goal_columns}."
+            )
         try:
             known = np.dtype(self.action_dtype).kind in "fiub"
         except TypeError:
@@ -117,7 +134,7 @@ class SpaceSpec:
         appended = self.goal_size if self.appends_goal else 0
         return self.observation_size + appended
 
-    @property
+    @cached_property
     def appends_goal(self) -> bool:
         """Whether the achieved goal is appended to the observation for planning."""
         return bool(self.goal_columns) and self.goal_columns[0] >= self.observation_size
@@ -259,20 +276,19 @@ class SpaceSpec:
                 "(observation, info); pass the observation alone: "
                 "observation, info = env.reset()."
             )
-        fields = {"observation": columns.observation}
-        if self.has_goal:
-            fields["desired_goal"] = columns.desired_goal
-        if self.appends_goal:
-            fields["achieved_goal"] = columns.achieved_goal
+        fields = self._fields
         if isinstance(observation, Mapping) and columns.observation[0].path == ():
             fields = self._guided(observation)
-        found = self._values(observation, fields)
         blocks: dict[str, np.ndarray] = {}
         batch: tuple[int, ...] | None = None
         for name, parts in fields.items():
             rows = []
             for part in parts:
-                block, shape = _rows(part, found[part])
+                try:
+                    values = self._values(part, observation)
+                except LookupError:
+                    raise self._lacking(observation, fields) from None
+                block, shape = _rows(part, values)
                 batch = shape if batch is None else batch
                 if shape != batch:
                     raise ObservationError(
@@ -281,10 +297,28 @@ class SpaceSpec:
                     )
                 rows.append(block)
             blocks[name] = joined(rows)
-        planned = [blocks["observation"]]
+        planned = blocks["observation"]
         if self.appends_goal:
-            planned.append(blocks["achieved_goal"])
-        return joined(planned), blocks.get("desired_goal"), batch or ()
+            planned = joined([planned, blocks["achieved_goal"]])
+        return planned, blocks.get("desired_goal"), batch or ()
+
+    @cached_property
+    def _fields(self) -> dict[str, tuple[Part, ...]]:
+        """The parts that are read."""
+        fields = {"observation": self.parts.observation}
+        if self.has_goal:
+            fields["desired_goal"] = self.parts.desired_goal
+        if self.appends_goal:
+            fields["achieved_goal"] = self.parts.achieved_goal
+        return fields
+
+    def _values(self, part: Part, observation: Any) -> Any:
+        """Return the values of a part.
+
+        Raises:
+            LookupError: The observation has no such part.
+        """
+        return part.of(observation)
 
     def _guided(self, observation: Mapping[str, Any]) -> dict[str, tuple[Part, ...]]:
         """Return the parts of a goal dictionary whose goal is for guides alone."""
@@ -293,27 +327,20 @@ class SpaceSpec:
             "observation": (Part(path=("observation",), shape=(size,)),)
         }
         if not isinstance(goal, Mapping | tuple):  # guides take one vector
-            shape = np.shape(goal)[-1:] or (0,)
+            shape = _shape(goal)[-1:] or (0,)
             parts["desired_goal"] = (Part(path=("desired_goal",), shape=shape),)
         return parts
 
-    def _values(
+    def _lacking(
         self, observation: Any, fields: Mapping[str, Sequence[Part]]
-    ) -> dict[Part, Any]:
-        """Return the values of each part, as they come.
-
-        Raises:
-            ObservationError: A part is missing.
-        """
-        found, missing = {}, []
-        for parts in fields.values():
-            for part in parts:
-                try:
-                    found[part] = part.of(observation)
-                except LookupError:
-                    missing.append(part.name)
-        if not missing:
-            return found
+    ) -> ObservationError:
+        """Return the error for an observation without all parts."""
+        missing = []
+        for part in (part for parts in fields.values() for part in parts):
+            try:
+                self._values(part, observation)
+            except LookupError:
+                missing.append(part.name)
         taken = [part.name for parts in self.parts.fields.values() for part in parts]
         takes = f"goal dictionaries with {taken}"
         if not self.has_goal:
@@ -326,14 +353,14 @@ class SpaceSpec:
         if isinstance(observation, Mapping):
             has = f"it has {sorted(map(str, observation))}"
         else:
-            has = f"got {type(observation).__name__} of shape {np.shape(observation)}"
+            has = f"got {type(observation).__name__} of shape {_shape(observation)}"
         flat = ""
         if not isinstance(observation, Mapping | tuple):
             flat = (
                 " A flat array does not say what its columns are: leave out the "
                 "wrapper that flattens observations, or use policy.for_env(env)."
             )
-        raise ObservationError(
+        return ObservationError(
             f"The observation lacks {missing}; {has}. This planner takes {takes}.{flat}"
         )
 
@@ -359,17 +386,33 @@ class FlattenedSpaces(SpaceSpec):
         """Return the spaces that read the observations of another environment."""
         return self.original.fitted(env)
 
-    def _values(
-        self, observation: Any, fields: Mapping[str, Sequence[Part]]
-    ) -> dict[Part, Any]:
-        """Return the columns of each part."""
-        if isinstance(observation, Mapping):
-            return super()._values(observation, fields)
+    def read(
+        self, observation: Any
+    ) -> tuple[np.ndarray, np.ndarray | None, tuple[int, ...]]:
+        """Return planned observations and goals, as `SpaceSpec.read` does.
+
+        Flat arrays and observations of the planner's own structure are read.
+        """
+        if isinstance(observation, Mapping | tuple):
+            return super().read(observation)
         rows, batch = _rows(Part(shape=self.observation_space().shape), observation)
         ends = np.cumsum([part.size for part in self.order])
-        cuts = dict(zip(self.order, np.split(rows, ends[:-1], axis=1), strict=True))
-        every = [part for parts in fields.values() for part in parts]
-        return {part: cuts[part].reshape(*batch, *part.shape) for part in every}
+        blocks = zip(self.order, np.split(rows, ends[:-1], axis=1), strict=True)
+        return super().read(
+            _Pieces({p.path: block.reshape(*batch, *p.shape) for p, block in blocks})
+        )
+
+    def _values(self, part: Part, observation: Any) -> Any:
+        if isinstance(observation, _Pieces):
+            return observation.by_path[part.path]
+        return super()._values(part, observation)
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """A flat observation, cut into its parts."""
+
+    by_path: Mapping[tuple[str | int, ...], np.ndarray]
 
 
 def into_box(box: spaces.Box, values: np.ndarray) -> np.ndarray:
@@ -435,6 +478,14 @@ def find_goal_columns(observation: np.ndarray, achieved: np.ndarray) -> tuple[in
     return tuple(columns)
 
 
+def _shape(values: Any) -> tuple[int, ...]:
+    """Return the shape of an array; of what is none, that of a number."""
+    try:
+        return np.shape(values)
+    except ValueError:  # nested lists of different lengths
+        return ()
+
+
 def _actions(space: Any, spec: SpaceSpec | None = None) -> Any:
     """Return what has to agree between action spaces, to single precision."""
     if not isinstance(space, spaces.Box):
@@ -449,22 +500,27 @@ def _actions(space: Any, spec: SpaceSpec | None = None) -> Any:
 
 def _rows(part: Part, values: Any) -> tuple[np.ndarray, tuple[int, ...]]:
     """Return `[n, size]` float32 rows of a single or batched array, checked."""
-    name, shape = part.name, part.shape
+    shape = part.shape
     try:
-        array = np.asarray(values, dtype=np.float32)
-    except (TypeError, ValueError) as error:
-        raise ObservationError(f"{name} is not numeric: {values!r}.") from error
+        given = np.asarray(values)
+        if given.dtype.kind not in "biuf":
+            raise TypeError(f"{given.dtype} is not a real number")
+        array = given.astype(np.float32, copy=False)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise ObservationError(
+            f"{part.name} is not numeric ({error}): {shown(values)}."
+        ) from error
     axes = array.ndim - len(shape)
     batch = array.shape[: max(axes, 0)]
     if axes not in (0, 1) or array.shape[axes:] != shape or 0 in batch:
         many = ", ".join(map(str, ("num_envs", *shape)))
         raise ObservationError(
-            f"{name} must have shape {shape}, or ({many}) for a batch; "
+            f"{part.name} must have shape {shape}, or ({many}) for a batch; "
             f"got {array.shape}."
         )
     if not np.isfinite(array).all():
-        raise ObservationError(f"{name} holds NaN or infinite values: {array}.")
-    return array.reshape((*batch, 1)[0], part.size), batch
+        raise ObservationError(f"{part.name} holds NaN or infinite values: {array}.")
+    return array.reshape(batch[0] if batch else 1, part.size), batch
 
 
 def check_action_bounds(low: Sequence[float], high: Sequence[float]) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import time
 import types
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
 from diffuser_policy.benchmark import MethodContext, Problem
 from diffuser_policy.benchmark.cells import Cell, CellFolder, EvaluationProtocol
-from diffuser_policy.errors import ConfigError
+from diffuser_policy.errors import ConfigError, EnvContractError
 from tests import baseline_helpers  # noqa: F401 (registers the environments)
 
 PLAN = EvaluationProtocol(
@@ -52,6 +54,20 @@ def test_the_curve_has_its_points_once(tmp_path: Path) -> None:
     again = workplace(tmp_path)  # after a kill
     again.forget_curve(20)
     assert [point["step"] for point in again.curve_points] == [10, 20]
+
+
+def test_returns_that_are_not_finite_end_it_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = workplace(tmp_path)
+    make = training.make_env
+
+    def poisoned() -> Any:
+        return gym.wrappers.TransformReward(make(), lambda _: math.nan)
+
+    monkeypatch.setattr(training, "make_env", poisoned)
+    with pytest.raises(EnvContractError, match=r"seed 7 in test/Line-fixed-v0 is nan"):
+        training.evaluate(Scripted(1.0), seed=7, episodes=2)
 
 
 def test_progress_is_told_now_and_then_and_when_the_stage_changes(

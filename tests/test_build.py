@@ -16,6 +16,7 @@ from diffuser_policy.columns.features import Identity
 from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.config import (
     ExecutionConfig,
+    InverseDynamicsConfig,
     NetworkConfig,
     PlannerConfig,
     PolicyConfig,
@@ -89,14 +90,15 @@ def test_every_ranking_that_settings_name_is_another_class() -> None:
 
 
 def test_every_executor_that_settings_name_is_another_class() -> None:
-    config = toy_policy().config
+    policy = toy_policy(toy_config(inverse_dynamics=InverseDynamicsConfig()))
+    config, networks = policy.config, policy.networks
     names = get_args(choices.ExecutorName)
     made = set()
     for name in names:
         seconds = 0.1 if name == "path" else None
         execution = ExecutionConfig(executor=name, seconds_per_step=seconds)
         changed = dataclasses.replace(config, execution=execution)
-        made.add(type(build_executor(changed, Judge(4))))
+        made.add(type(build_executor(changed, networks, Judge(4))))
     assert len(made) == len(names)
 
 

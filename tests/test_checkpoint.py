@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import pickle
+import random
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +23,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffuser_policy import checkpoint
+from diffuser_policy import checkpoint, files
+from diffuser_policy.build import weight_checksum
 from diffuser_policy.checkpoint import CARD, CONFIG, WEIGHTS, locate, read_planner
 from diffuser_policy.config import NetworkConfig, WindowConfig
 from diffuser_policy.errors import (
@@ -27,6 +32,7 @@ from diffuser_policy.errors import (
     CheckpointNotFoundError,
     StorageError,
 )
+from diffuser_policy.files import hidden_sibling
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.testing import toy_config, toy_policy
 from tests.policy_helpers import observe
@@ -47,6 +53,10 @@ def edit_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> Non
     data = json.loads((folder / CONFIG).read_text())
     change(data)
     (folder / CONFIG).write_text(json.dumps(data))
+
+
+def swap(data: dict[str, Any], first: str, second: str) -> None:
+    data[first], data[second] = data[second], data[first]
 
 
 # --- round trip -------------------------------------------------------------------
@@ -174,6 +184,23 @@ def test_unreadable_settings_are_refused(saved: Path, text: str) -> None:
         (lambda data: data["planner"].update(sampler="heun"), "heun"),
         (lambda data: data.update(layout=None), "lacks settings"),
         (lambda data: data["window"].update(stride=0), "stride must be positive"),
+        (lambda data: data["window"].update(horizon=10**15), "horizon must be at most"),
+        (lambda data: data["network"].update(depth=10**9), "depth must be at most"),
+        (lambda data: data["network"].update(dim=10**6), "describes .* weights, and"),
+        (lambda data: data["network"].update(multipliers=[]), "multipliers are 1 to"),
+        (lambda data: data["network"].update(multipliers=[1, 0]), "multipliers are"),
+        (lambda data: data["layout"].update(observation_dim=10**12), "at most 1,000,0"),
+        (lambda data: data["layout"].update(observation_dim=6), "6 observation col"),
+        (lambda data: data["layout"].update(action_dim=1), "1 action columns, and"),
+        (lambda data: swap(data["spaces"], "action_low", "action_high"), "in this ord"),
+        (lambda data: data["spaces"].update(action_low=[-1]), "got 1 and 2"),
+        (lambda data: data["spaces"].update(action_low=None), "action_low.* must be"),
+        (lambda data: data["spaces"].update(action_low="ab"), "action_low.* must be"),
+        (lambda data: data["window"].update(horizon=None), "horizon.* must be a whole"),
+        (lambda data: data.update(provenance=None), "provenance must be a table"),
+        (lambda data: data.update(provenance=[1]), "provenance must be a table"),
+        (lambda data: data["provenance"].update(dataset=3), "dataset must be a table"),
+        (lambda data: data["provenance"]["dataset"].update(env_id=3), "env_id must be"),
     ],
 )
 def test_foreign_settings_are_refused(
@@ -182,6 +209,19 @@ def test_foreign_settings_are_refused(
     edit_config(saved, change)
     with pytest.raises(CheckpointError, match=message):
         read_planner(saved)
+
+
+@pytest.mark.parametrize("depth", [300, 900, 100_000])
+def test_settings_that_are_nested_too_deeply_are_refused(
+    saved: Path, depth: int
+) -> None:
+    text = (saved / CONFIG).read_text()
+    nested = '"provenance": {"a": ' + "[" * depth + "]" * depth + ","
+    (saved / CONFIG).write_text(text.replace('"provenance": {', nested, 1))
+    with contextlib.suppress(CheckpointError):  # shallow enough: saved as well
+        config, networks = read_planner(saved)
+        checkpoint.write_planner(saved, config, networks)
+        assert depth < 100_000
 
 
 def test_a_folder_without_a_planner_is_refused(tmp_path: Path) -> None:
@@ -194,6 +234,43 @@ def test_a_file_is_refused_with_advice(tmp_path: Path) -> None:
     path.touch()
     with pytest.raises(CheckpointError, match="interop"):
         read_planner(path)
+
+
+def test_a_flipped_bit_in_the_weights_is_refused(saved: Path) -> None:
+    refuse_flips(saved, 20)
+
+
+@pytest.mark.proof
+def test_three_hundred_flipped_bits_in_shipped_weights_are_refused(
+    tmp_path: Path,
+) -> None:
+    for name in checkpoint.shipped_planners():
+        shutil.copytree(checkpoint.SHIPPED / name, tmp_path / name)
+        refuse_flips(tmp_path / name, 75)
+
+
+def refuse_flips(folder: Path, count: int) -> None:
+    whole = (folder / WEIGHTS).read_bytes()
+    for place in random.Random(0).sample(range(8 * len(whole)), count):
+        damaged = bytearray(whole)
+        damaged[place // 8] ^= 1 << place % 8
+        (folder / WEIGHTS).write_bytes(damaged)
+        with pytest.raises(CheckpointError):
+            read_planner(folder)
+    (folder / WEIGHTS).write_bytes(whole)
+    read_planner(folder)
+
+
+def test_planners_without_a_checksum_still_load(saved: Path) -> None:
+    edit_config(saved, lambda data: data.pop(checkpoint.CHECKSUM))
+    assert read_planner(saved)[0] == read_planner(saved)[0]
+
+
+@pytest.mark.parametrize("name", checkpoint.shipped_planners())
+def test_shipped_planners_have_the_checksum_of_their_weights(name: str) -> None:
+    data = json.loads((checkpoint.SHIPPED / name / CONFIG).read_text())
+    weights = (checkpoint.SHIPPED / name / WEIGHTS).read_bytes()
+    assert data[checkpoint.CHECKSUM] == checkpoint.checksum(weights)
 
 
 # --- saving -----------------------------------------------------------------------
@@ -237,10 +314,76 @@ def test_an_interrupt_while_saving_leaves_the_old_planner_intact(
     assert contents(saved) == before
 
 
+@pytest.mark.skipif(os.name != "posix", reason="forks and kills")
+@pytest.mark.parametrize("moment", range(1, 7))
+@pytest.mark.parametrize("before", [True, False])
+def test_a_kill_while_saving_leaves_the_old_planner_or_the_new_one(
+    saved: Path, moment: int, before: bool
+) -> None:
+    """Killed before or after each sync and rename; the next save leaves no trace."""
+    other = toy_policy(toy_config(window=WindowConfig(horizon=24)), seed=1)
+    expected = {
+        policy.config.window.horizon: weight_checksum(policy.networks)
+        for policy in (toy_policy(), other)
+    }
+    child = os.fork()
+    if child == 0:
+        calls = 0
+
+        def killed(function: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*arguments: Any) -> Any:
+                nonlocal calls
+                calls += 1
+                if calls == moment and before:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                result = function(*arguments)
+                if calls == moment:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return result
+
+            return call
+
+        Path.replace = killed(Path.replace)  # type: ignore[method-assign]
+        os.fsync = killed(os.fsync)
+        other.save_pretrained(saved)
+        os._exit(0)
+    os.waitpid(child, 0)
+    config, networks = read_planner(saved)
+    assert weight_checksum(networks) == expected[config.window.horizon]
+    files._tidy.cache_clear()  # as in a new process
+    other.save_pretrained(saved)
+    assert set(contents(saved)) == {WEIGHTS, CONFIG, CARD}
+    assert read_planner(saved)[0].window.horizon == 24
+
+
+def test_weights_that_wait_are_moved_into_place(saved: Path) -> None:
+    """As a training does when it resumes: the writer was killed just before."""
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    place = hidden_sibling(saved / WEIGHTS, checkpoint.PENDING)
+    pending = Path(str(place).replace(f".{os.getpid()}-", f".{child.pid}-"))
+    shutil.copy(saved / WEIGHTS, pending)
+    (saved / WEIGHTS).write_bytes(b"of another planner")
+    read_planner(saved)
+    checkpoint.settle(saved)
+    assert set(contents(saved)) == {WEIGHTS, CONFIG, CARD}
+    read_planner(saved)
+
+
 def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="could not be written"):
         toy_policy().save_pretrained(tmp_path / "file" / "planner")
+
+
+def test_files_behind_links_are_replaced_there(saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "big").mkdir()
+    (saved / WEIGHTS).rename(tmp_path / "big" / WEIGHTS)
+    (saved / WEIGHTS).symlink_to(tmp_path / "big" / WEIGHTS)
+    toy_policy(seed=1).save_pretrained(saved)
+    assert (saved / WEIGHTS).is_symlink()
+    assert [path.name for path in (tmp_path / "big").iterdir()] == [WEIGHTS]
+    read_planner(saved)
 
 
 # --- finding ----------------------------------------------------------------------
@@ -331,6 +474,32 @@ def test_a_network_that_swallows_packets_does_not_hang(tmp_path: Path) -> None:
         check=False,
     )
     assert process.stdout == "refused\n", process.stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("someone/planner", ("someone/planner", None)),
+        ("someone/planner@v2", ("someone/planner", "v2")),
+        ("someone/planner@refs/pr/3", ("someone/planner", "refs/pr/3")),
+    ],
+)
+def test_a_revision_of_a_hub_repository_can_be_named(
+    monkeypatch: pytest.MonkeyPatch,
+    source: str,
+    expected: tuple[str, str | None],
+    tmp_path: Path,
+) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    def snapshot_download(name: str, *, revision: str | None, **_: Any) -> str:
+        asked.append((name, revision))
+        return str(tmp_path)
+
+    hub = types.SimpleNamespace(snapshot_download=snapshot_download)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    assert locate(source) == tmp_path
+    assert asked == [expected]
 
 
 def test_without_the_hub_extra_the_advice_is_to_install_it(

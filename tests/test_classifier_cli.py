@@ -87,7 +87,7 @@ def test_interrupted_training_saves_and_goes_on(
         (["--labels", "kuka-pears"], "Did you mean 'kuka-pairs'"),
         (["--labels", "kuka-pairs"], "block_0"),
         (["--classes", "rihgt"], "Did you mean 'right'"),
-        (["--save-interval", "0"], "save_interval must be at least 1"),
+        (["--save-interval", "0"], "--save-interval) must be at least 1"),
     ],
 )
 def test_mistakes_are_explained_before_anything_is_written(

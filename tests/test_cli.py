@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import pytest
 
 from diffuser_policy.cli import COMMANDS, main
+from diffuser_policy.cli.options import options_in
 from diffuser_policy.errors import ConfigError
 
 
@@ -37,6 +38,39 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("diffuser_policy.cli.plan")
     vars(module)["plan"] = stub_plan
     monkeypatch.setitem(sys.modules, "diffuser_policy.cli.plan", module)
+
+
+@pytest.mark.parametrize(
+    ("command", "message", "options"),
+    [
+        ("train", "hindsight_goal='goal' needs a goal", ["--window.hindsight-goal"]),
+        ("train", "horizon must be a multiple, got 7.", ["--window.horizon"]),
+        ("train", "needs horizon='fixed'", ["--planner.horizon"]),
+        ("train", "num_steps must be positive", ["--num-steps"]),
+        ("train", "Unknown value of executor 'no'", ["--execution.executor"]),
+        ("train", "padding='repeat' (--window.padding)", []),
+        ("train", "dim=7", ["--network.dim", "--value.dim"]),
+        ("train", "The longest run has 3 steps: a short horizon is needed.", []),
+        ("evaluate", "replan_interval must be positive", ["--replan-interval"]),
+        ("evaluate", "needs horizon='fixed'", ["--horizon"]),
+        ("train-value", "pooling='flatten' values one length", ["--pooling"]),
+        ("collect", "num_steps must be positive", []),
+    ],
+)
+def test_errors_name_options_beside_settings(
+    command: str, message: str, options: list[str]
+) -> None:
+    assert options_in(message, command) == options
+
+
+def test_an_error_ends_with_the_options_it_is_about(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["multi2d-umaze", "--horizon", "fixed", "--replan-interval", "5"]
+    assert main(["evaluate", *arguments]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.startswith("error: replan_interval with horizon='fixed' would keep")
+    assert said.endswith("(--horizon, --replan-interval)")
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h", "help"])
@@ -158,3 +192,4 @@ def test_a_reader_that_has_read_enough_is_no_error() -> None:
         assert process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == ""
+    assert process.returncode == 141

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
@@ -54,6 +58,75 @@ def test_evaluation_is_printed_and_written(
     )
     same = evaluate(policy, POINT, episodes=5, seed=3, num_envs=2)
     assert data["episodes"] == json.loads(json.dumps(to_json(same)))["episodes"]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_any_encoding_of_the_terminal_will_do(
+    planner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    """Bars and dashes of the table are not in all of them."""
+    output = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", output)
+    arguments = ["evaluate", planner, "--episodes", "1"]
+    assert main([*arguments, "--json", str(tmp_path / "r.json")]) == 0
+    assert (tmp_path / "r.json").exists()
+    assert output.errors == "strict"
+    assert b"interval" in output.buffer.getvalue()
+
+
+class Lost(io.StringIO):
+    """Standard output that takes nothing."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__()
+        self.error = error
+
+    def write(self, _: str) -> int:
+        raise self.error
+
+    def fileno(self) -> int:
+        """Return a descriptor that may be redirected."""
+        return os.open(os.devnull, os.O_WRONLY)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "told"),
+    [
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 141, ""),
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "No space left"),
+    ],
+)
+def test_results_are_written_even_if_nobody_can_read_the_table(
+    planner: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    error: OSError,
+    status: int,
+    told: str,
+) -> None:
+    monkeypatch.setattr(sys, "stdout", Lost(error))
+    arguments = ["evaluate", planner, "--episodes", "1"]
+    assert main([*arguments, "--json", str(tmp_path / "r.json")]) == status
+    assert json.loads((tmp_path / "r.json").read_text())["episodes"]
+    assert told in capfd.readouterr().err
+
+
+def test_a_planner_does_not_choose_what_is_imported(
+    planner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    (tmp_path / "helper.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = tmp_path / "planner"
+    shutil.copytree(planner, folder)
+    data = json.loads((folder / "config.json").read_text())
+    data["provenance"]["dataset"]["env_id"] = "helper/X-v0"
+    (folder / "config.json").write_text(json.dumps(data))
+    for command in ("evaluate", "plan", "speed"):
+        assert main([command, str(folder)]) == 2
+        told = capsys.readouterr().err
+        assert "--env helper:helper/X-v0" in told
+    assert main(["info", str(folder)]) == 0
 
 
 def test_deterministic_and_env_are_passed_on(

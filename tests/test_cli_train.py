@@ -13,8 +13,8 @@ import torch
 
 from diffuser_policy.checkpoint import read_planner
 from diffuser_policy.cli import main
-from diffuser_policy.cli.train import TrainSettings
-from diffuser_policy.config import TimeToGoalConfig
+from diffuser_policy.cli.train import PresetSettings, TrainSettings
+from diffuser_policy.config import InverseDynamicsConfig, TrainConfig, ValueConfig
 from diffuser_policy.data.collection import collect_episodes
 from diffuser_policy.errors import ConfigError, UnknownNameError
 from diffuser_policy.training.presets import PRESETS, preset
@@ -73,9 +73,15 @@ def losses(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in lines]
 
 
+def of_preset(*arguments: str) -> TrainConfig:
+    settings = TrainSettings.parse(list(arguments))
+    assert isinstance(settings, PresetSettings)
+    return settings.config()
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_the_defaults(name: str) -> None:
-    assert TrainSettings.parse([name]).config() == preset(name)
+    assert of_preset(name) == preset(name)
 
 
 def test_every_setting_of_a_preset_can_be_changed() -> None:
@@ -86,6 +92,7 @@ def test_every_setting_of_a_preset_can_be_changed() -> None:
             *("--seed", "5", "--dataset", "my/data-v0", "--window.actions"),
         ]
     )
+    assert isinstance(settings, PresetSettings)
     config, original = settings.config(), preset("multi2d-large")
     assert (config.dataset, config.seed) == ("my/data-v0", 5)
     assert config.optimization.num_steps == 7
@@ -98,13 +105,18 @@ def test_every_setting_of_a_preset_can_be_changed() -> None:
     assert settings.folder() == Path("runs/multi2d-large")
 
 
-def test_time_to_goal_is_trained_on_request() -> None:
-    assert TrainSettings.parse(["--dataset", "a/b-v0"]).config().time_to_goal is None
-    asked = TrainSettings.parse(["--dataset", "a/b-v0", "--time-to-goal"])
-    assert asked.config().time_to_goal == TimeToGoalConfig()
-    assert asked.folder() == Path("runs/a-b-v0")
-    declined = TrainSettings.parse(["multi2d-umaze", "--no-time-to-goal"])
-    assert declined.config().time_to_goal is None
+def test_networks_beside_the_denoiser_are_trained_on_request() -> None:
+    declined = of_preset("multi2d-umaze", "--no-time-to-goal")
+    assert declined.time_to_goal is None
+    asked = of_preset("multi2d-umaze", "--value", "--inverse-dynamics")
+    assert asked.value == ValueConfig()
+    assert asked.inverse_dynamics == InverseDynamicsConfig()
+    wide = of_preset(
+        "multi2d-umaze", "--inverse-dynamics", "--inverse-dynamics.width", "8"
+    )
+    assert wide.inverse_dynamics == InverseDynamicsConfig(width=8)
+    with pytest.raises(ConfigError, match="no effect without --inverse-dynamics"):
+        of_preset("multi2d-umaze", "--inverse-dynamics.width", "8")
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -116,7 +128,7 @@ def test_a_preset_may_stand_behind_options(name: str) -> None:
     assert (
         TrainSettings.parse(["--seed", "1", name, "--dataset", "my/data-v0"]) == first
     )
-    assert TrainSettings.parse(["--seed", "0", name]).config() == preset(name)
+    assert of_preset("--seed", "0", name) == preset(name)
 
 
 def test_two_presets_are_one_too_many(capsys: Capture) -> None:
@@ -134,7 +146,7 @@ def test_unknown_presets_are_answered_with_the_nearest() -> None:
 
 def test_nothing_to_train_on_is_explained() -> None:
     with pytest.raises(ConfigError, match="Presets: multi2d-umaze"):
-        TrainSettings().config()
+        TrainSettings().check()
 
 
 def test_training_saves_a_planner_and_resumes(tmp_path: Path, capsys: Capture) -> None:
@@ -187,6 +199,30 @@ def test_interrupt_before_the_first_checkpoint_says_so(
 
 
 @pytest.mark.slow
+def test_goals_are_read_from_other_keys(tmp_path: Path) -> None:
+    keys = ("--goal-keys", "achieved_goal", "desired_goal")
+    usual, other = tmp_path / "usual", tmp_path / "other"
+    assert main(["train", *SMALL, *keys, "--output", str(usual)]) == 0
+    config, _ = read_planner(usual)
+    assert config.spaces.goal_columns == (0, 1)
+    swapped = ("--goal-keys", "desired_goal", "achieved_goal")
+    assert main(["train", *SMALL, *swapped, "--output", str(other)]) == 0
+    config, _ = read_planner(other)
+    assert config.spaces.parts.goal_keys == ("desired_goal", "achieved_goal")
+    assert config.spaces.goal_columns == (4, 5)
+
+
+def test_goal_keys_that_are_not_there_are_refused(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    keys = ("--goal-keys", "position", "target")
+    assert main(["train", *SMALL, *keys, "--output", str(tmp_path / "none")]) != 0
+    told = capsys.readouterr().err
+    assert "no 'position' and no 'target'" in told
+    assert "achieved_goal, desired_goal, observation" in told
+    assert not (tmp_path / "none").exists()
+
+
 def test_losses_are_logged_for_tensorboard(tmp_path: Path) -> None:
     arguments = ["train", *SMALL, "--output", str(tmp_path), "--tensorboard"]
     assert main(arguments) == 0
@@ -199,19 +235,19 @@ def test_losses_are_logged_for_tensorboard(tmp_path: Path) -> None:
     [
         (["--dataset", "test/pint-v0"], "No dataset 'test/pint-v0'"),
         (["--dataset", "test/pint-v0", "--tensorboard"], "No dataset 'test/pint-v0'"),
-        (["--save-interval", "0", "--tensorboard"], "save_interval must be at least 1"),
+        (["--save-interval", "0", "--tensorboard"], "must be at least 1"),
         (["--device", "gpu"], "There is no device 'gpu'"),
-        (["--window.horizon", "64"], "64"),
+        (["--window.horizon", "64", "--window.padding", "none"], "has 40 steps"),
         (["--window.horizon", "17"], "multiple"),
-        (["--planner.horizon", "predicted"], "train with --time-to-goal"),
         (
-            [
-                *("--execution.executor", "actions", "--window.no-actions"),
-                *("--execution.position-gain", "1"),
-            ],
-            "planned actions",
+            ["--planner.horizon", "predicted", "--no-time-to-goal"],
+            "train with --time-to-goal",
         ),
-        (["--execution.tempo", "0.5"], "tempo has no effect with executor='tracking'"),
+        (
+            ["--execution.executor", "actions"],
+            "position_gain has no effect with executor='actions'",
+        ),
+        (["--execution.tempo", "0.5"], "tempo has no effect with executor='pursuit'"),
         (["--network.depth", "2"], "depth has no effect with architecture='unet'"),
     ],
 )

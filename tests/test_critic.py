@@ -101,7 +101,9 @@ def test_steps_lead_to_the_next_row_of_their_run(tmp_path: Path) -> None:
     assert {119, 179}.isdisjoint(steps)
     assert len(steps) == 178
     batch = made.transitions(300, torch.Generator().manual_seed(0))
-    rows = made.rows[:, made.policy_config.layout.observations]
+    rows = made.windows.read(torch.arange(180))[
+        :, made.policy_config.layout.observations
+    ]
     for now, later, done in zip(
         batch.observations, batch.next_observations, batch.ended, strict=True
     ):

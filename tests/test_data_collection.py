@@ -269,6 +269,7 @@ def test_default_dataset_ids_follow_the_environment() -> None:
         "diffuser/multi2d-large-v1"
     )
     assert default_dataset_id("package:ns/Some-v3") == "diffuser/some-v3"
+    assert default_dataset_id("package:make_env") == "diffuser/make_env-v0"
 
 
 # --- episodes of any environment ----------------------------------------------------

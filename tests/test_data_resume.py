@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ import numpy as np
 import pytest
 
 from diffuser_policy.config import CollectSettings
-from diffuser_policy.data.collection import ShardFolder
+from diffuser_policy.data.collection import ShardFolder, collect_episodes
 from diffuser_policy.data.minari import local_dataset_ids
+from diffuser_policy.envs import make_env
 from diffuser_policy.errors import (
     ConfigError,
     DatasetError,
@@ -92,6 +94,39 @@ def test_an_interrupt_while_writing_the_dataset_loses_nothing(
     assert len(shards(root)) == 3
     assert local_dataset_ids() == []
     assert len(record()) == 3
+
+
+def test_two_collections_of_one_dataset_are_refused(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, refused = ShardFolder.save, []
+
+    def during(self: ShardFolder, index: int, *shard: Any) -> None:
+        for overwrite in (False, True):
+            with pytest.raises(ConfigError, match="Another process is collecting"):
+                record(replace(SMALL, overwrite=overwrite))
+            refused.append(index)
+        save(self, index, *shard)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardFolder, "save", during)
+        whole = record(replace(SMALL, overwrite=True))
+    assert len(refused) == 6
+    assert len(whole) == 3
+    assert not list(root.rglob(".*"))
+
+
+def test_an_interrupted_collection_of_episodes_leaves_nothing(root: Path) -> None:
+    class Interrupted:
+        def predict(self, *_: Any) -> Any:
+            raise KeyboardInterrupt
+
+    with closing(make_env(SMALL.env_id)) as env:
+        settings: Any = {"num_episodes": 2, "dataset_id": "test/x-v0"}
+        with pytest.raises(KeyboardInterrupt):
+            collect_episodes(env, Interrupted(), progress=False, **settings)
+    assert not [path for path in root.rglob("*") if path.is_file()]
+    assert not list(root.rglob(".*"))
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.planning.executors import (
     Executor,
+    PathExecutor,
     PlannedActions,
     PursuitExecutor,
     TrackingExecutor,
@@ -188,9 +190,49 @@ def test_planned_actions_need_actions_at_every_step() -> None:
 
 
 @pytest.mark.parametrize("make", [TrackingExecutor, PursuitExecutor])
-def test_tracking_needs_positions_and_velocities(make: type[TrackingExecutor]) -> None:
-    layout = TrajectoryLayout(
-        action_dim=1, observation_dim=2, aliases={"position": (0,)}
-    )
-    with pytest.raises(ConfigError, match=r"\['velocity'\].*observation_columns"):
+def test_tracking_needs_a_position(make: type[TrackingExecutor]) -> None:
+    layout = TrajectoryLayout(action_dim=1, observation_dim=2)
+    with pytest.raises(ConfigError, match=r"'position'.*--window\.position, WindowCon"):
         make(layout)
+
+
+def test_keeping_to_a_path_needs_planned_velocities() -> None:
+    with pytest.raises(
+        ConfigError, match=r"'velocity' \(--window\.velocity, WindowConf"
+    ):
+        PathExecutor(POSITION_ONLY, seconds_per_step=0.1)
+
+
+# --- without a velocity -------------------------------------------------------------
+
+POSITION_ONLY = TrajectoryLayout(
+    action_dim=1, observation_dim=2, aliases={"position": (0,)}
+)
+
+
+@pytest.mark.parametrize(
+    ("progress", "stride", "velocity"),
+    [(0, 1, 10.0), (1.5, 1, 10.0), (3, 1, 0.0), (0, 4, 2.5), (12, 4, 0.0)],
+)
+def test_an_unobserved_velocity_is_how_far_a_step_moves(
+    progress: float, stride: int, velocity: float
+) -> None:
+    """In the plan, and in the environment: here 7 in the last env step."""
+    executor = TrackingExecutor(POSITION_ONLY, position_gain=0.0, velocity_gain=1.0)
+    plan = following(progress, stride=stride)
+    moved = dataclasses.replace(plan, previous=np.array([[1.0, 0.0]]))
+    found = executor.act(moved, np.array([[8.0, 0.0]])).item()
+    assert found == pytest.approx(velocity - 7.0)
+    assert executor.act(plan, np.array([[8.0, 0.0]])).item() == pytest.approx(velocity)
+
+
+def test_a_mass_comes_to_rest_though_its_velocity_is_not_observed() -> None:
+    """It would swing forever if only its position counted."""
+    executor = TrackingExecutor(POSITION_ONLY, position_gain=0.02, velocity_gain=0.3)
+    plan = dataclasses.replace(following(99), observations=np.zeros((1, 4, 2)))
+    position, velocity, before = 1.0, 0.0, 1.0
+    for _ in range(200):
+        seen = dataclasses.replace(plan, previous=np.array([[before, 0.0]]))
+        velocity += executor.act(seen, np.array([[position, 0.0]])).item()
+        before, position = position, position + velocity
+    assert abs(position) + abs(velocity) < 1e-3

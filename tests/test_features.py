@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from diffuser_policy.columns.features import (
     FEATURIZERS,
@@ -180,12 +181,13 @@ def test_windows_are_of_planning_columns() -> None:
         normalizer=policy.networks.normalizer,
     )
     expected = Turned().features(flat.fields["observation"])
-    rows = policy.networks.normalizer.unnormalize(windows.rows).numpy()
+    every = windows.read(torch.arange(flat.num_rows))
+    rows = policy.networks.normalizer.unnormalize(every).numpy()
     np.testing.assert_allclose(rows, expected, atol=1e-6)
     # The limits of the data are those of the normalized columns; tied ones share them.
     assert made.layout.ties == ((0, 0, 1),)
     for columns in ([0, 1], [2]):
-        normalized = windows.rows[:, columns]
+        normalized = every[:, columns]
         assert normalized.min().item() == pytest.approx(-1.0)
         assert normalized.max().item() == pytest.approx(1.0)
 

@@ -167,6 +167,11 @@ def test_maze2d_is_turned_into_the_coordinates_of_our_mazes(scale: float) -> Non
         flat = imported(hdf5(arrays, "maze2d-umaze-sparse-v1.hdf5"), env_id)
         for name, values in own.fields.items():
             assert_rows(flat, name, values[:399])
+        goals = {"mine": own.fields["desired_goal"], "observations": states}
+        names = ArrayNames(desired_goals="mine")  # these are not D4RL's
+        same = imported(hdf5(arrays | goals, "own-v1.hdf5"), env_id, names=names)
+        assert_rows(same, "observation", states[:399])
+        assert_rows(same, "desired_goal", own.fields["desired_goal"][:399])
         assert flat.metadata["observation_columns"]["velocity"] == [2, 3]
     else:
         arrays["observations"][:, :2] *= 3
@@ -322,6 +327,9 @@ def test_goals_are_found_in_observations_or_given() -> None:
     kept = [0, 1, 2, 3, 4, 5, 6, 7, 9, 10]
     assert_rows(flat, "achieved_goal", goals[0][kept])
     assert_rows(flat, "desired_goal", goals[1][kept])
+    episodes = list(minari.load_dataset("diffuser/some-data-v3").iterate_episodes())
+    lasts = [e.observations["achieved_goal"][-1] for e in episodes]
+    np.testing.assert_array_equal(lasts, goals[0][[3, 8, 11]])  # 3: once more
 
 
 def test_goals_of_another_kind_are_left_aside() -> None:
@@ -355,7 +363,7 @@ def test_goals_that_observations_lack_have_to_be_given() -> None:
     [
         ("maze2d-large-sparse-v1.hdf5", "diffuser/maze2d-large-sparse-v1"),
         ("My data (2).npz", "diffuser/my-data-2-v0"),
-        ("….npz", "diffuser/imported-v0"),
+        ("….npz", "diffuser/unnamed-v0"),
     ],
 )
 def test_the_id_is_made_of_the_files_name(file: str, expected: str) -> None:
@@ -409,7 +417,7 @@ def test_arrays_that_do_not_fit_are_named(
         }
     with pytest.raises(DatasetError, match=message):
         imported(write(arrays))
-    assert not list(Path("datasets").glob("diffuser/*"))  # nothing is left behind
+    assert not list(Path("datasets").glob("diffuser/*/"))  # no part of a dataset
 
 
 def test_what_is_no_such_file_is_refused() -> None:

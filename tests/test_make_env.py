@@ -11,8 +11,13 @@ from types import ModuleType
 import gymnasium as gym
 import pytest
 
-from diffuser_policy.envs import env_spec, make_env
-from diffuser_policy.errors import MissingExtraError, UnknownNameError
+from diffuser_policy.envs import (
+    check_recorded,
+    env_spec,
+    make_env,
+    other_versions,
+)
+from diffuser_policy.errors import ConfigError, MissingExtraError, UnknownNameError
 
 PLUGIN = """
 import gymnasium
@@ -28,6 +33,23 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.delitem(sys.modules, "tiny_plugin", raising=False)
     gym.registry.pop("tiny_plugin/Small-v0", None)
     return "tiny_plugin/Small-v0"
+
+
+@pytest.mark.parametrize("prefix", ["", "tiny_plugin:"])
+def test_what_only_a_file_names_is_not_imported(plugin: str, prefix: str) -> None:
+    with pytest.raises(ConfigError, match=f"--env tiny_plugin:{plugin}"):
+        check_recorded(prefix + plugin, "The planner 'x'")
+    assert other_versions(plugin) == []
+    assert "tiny_plugin" not in sys.modules
+    make_env(prefix + plugin).close()
+    check_recorded(plugin, "The planner 'x'")  # now it is there
+
+
+@pytest.mark.parametrize(
+    "env_id", ["diffuser_envs/Multi2D-UMaze-v1", "PointMaze_UMaze-v3", "Pendulum-v1"]
+)
+def test_environments_of_packages_with_plug_ins_are_trusted(env_id: str) -> None:
+    check_recorded(env_id, "The planner 'x'")
 
 
 @pytest.mark.parametrize("prefix", ["", "tiny_plugin:"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -341,6 +342,73 @@ def test_differences_are_named_by_their_path() -> None:
     assert differences(saved, other) == ["a.b: 1 → 2", "e: None → 3"]
 
 
+# --- one run, one folder ----------------------------------------------------------
+
+
+def test_two_trainings_in_one_folder_are_refused(
+    tmp_path: Path, uninterrupted: dict[str, bytes]
+) -> None:
+    first = make_trainer(tmp_path)
+    refused: list[str] = []
+
+    def second(*_: Any) -> None:
+        with pytest.raises(ConfigError) as caught:
+            make_trainer(tmp_path)
+        refused.append(str(caught.value))
+
+    first.run(save_interval=2, progress=False, on_metrics=second)
+    assert len(refused) == 3
+    assert "Another process is training in" in refused[0]
+    assert result(tmp_path) == uninterrupted
+
+
+def test_two_trainings_that_begin_together_are_refused(
+    tmp_path: Path, uninterrupted: dict[str, bytes]
+) -> None:
+    first, second = make_trainer(tmp_path), make_trainer(tmp_path)
+
+    def too_late(*_: Any) -> None:
+        with pytest.raises(ConfigError, match="Another process is training in"):
+            second.run(progress=False)
+
+    first.run(save_interval=2, progress=False, on_metrics=too_late)
+    with pytest.raises(ConfigError, match="trained to step 6 since this trainer was"):
+        second.run(progress=False)
+    assert result(tmp_path) == uninterrupted
+
+
+def test_settings_are_written_before_the_first_step(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    written: list[bool] = []
+    step = trainer.optimizer.step
+
+    def first(*arguments: Any, **settings: Any) -> Any:
+        written.append((tmp_path / "training" / "settings.json").exists())
+        return step(*arguments, **settings)
+
+    trainer.optimizer.step = first  # type: ignore[method-assign]
+    trainer.run(progress=False)
+    assert written[0]
+
+
+def test_settings_without_any_work_bind_nobody(tmp_path: Path) -> None:
+    """A training was killed before its first checkpoint: there is nothing to mix."""
+    trainer = make_trainer(tmp_path)
+    with trainer._at_work():
+        pass
+    other = dataclasses.replace(toy_config(), seed=3)
+    make_trainer(tmp_path, other).run(progress=False)
+    saved = json.loads((tmp_path / "training" / "settings.json").read_text())
+    assert saved["seed"] == 3
+
+
+def test_damaged_settings_are_refused_with_advice(tmp_path: Path) -> None:
+    make_trainer(tmp_path).run(progress=False)
+    (tmp_path / "training" / "settings.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"settings\.json cannot be read"):
+        make_trainer(tmp_path)
+
+
 # --- broken checkpoints -----------------------------------------------------------
 
 
@@ -373,6 +441,27 @@ def test_a_truncated_checkpoint_is_refused_with_advice(
     shutil.rmtree(last)
     make_trainer(half_done).run(progress=False)
     assert result(half_done) == uninterrupted
+
+
+@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json"])
+def test_a_flipped_bit_in_a_checkpoint_is_refused(half_done: Path, name: str) -> None:
+    path = checkpoints(half_done / "training")[-1] / name
+    whole = path.read_bytes()
+    for place in random.Random(0).sample(range(8 * len(whole)), 15):
+        damaged = bytearray(whole)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        with contextlib.suppress(CheckpointError):
+            assert make_trainer(half_done).step == 4  # a blank was changed
+            assert name == "state.json"
+
+
+def test_a_checkpoint_without_a_checksum_still_loads(half_done: Path) -> None:
+    path = checkpoints(half_done / "training")[-1] / "state.json"
+    state = json.loads(path.read_text())
+    del state["sha256"]
+    path.write_text(json.dumps(state))
+    assert make_trainer(half_done).step == 4
 
 
 def test_a_checkpoint_of_another_schema_is_refused(half_done: Path) -> None:

@@ -19,6 +19,8 @@ from diffuser_policy.config import (
     TimeToGoalConfig,
     WindowConfig,
 )
+from diffuser_policy.data.flat import FlatDataset
+from diffuser_policy.data.windows import ShortRunsWarning
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.testing import check_policy, toy_config, toy_dataset
 from diffuser_policy.training.loss import (
@@ -278,3 +280,16 @@ def test_steps_processes_and_accumulations_see_other_windows(tmp_path: Path) -> 
     assert len(set(seen)) == len(batches)
     loss(*batches[3])
     assert seen[-1] == seen[3]
+
+
+# --- episodes that are too short ----------------------------------------------------
+
+
+def test_episodes_that_are_left_out_are_counted(tmp_path: Path) -> None:
+    flat = toy_dataset(1, 60)
+    flat = FlatDataset(flat.fields, np.array([0, 40, 47, 60]), flat.metadata)
+    window = WindowConfig(horizon=16, min_horizon=8)
+    with pytest.warns(ShortRunsWarning, match="1 of 3 runs .*--window.padding repeat"):
+        Trainer(toy_config(window=window), flat, tmp_path / "some")
+    padded = dataclasses.replace(window, padding="repeat")
+    Trainer(toy_config(window=padded), flat, tmp_path / "all")  # without a warning

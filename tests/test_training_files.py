@@ -84,7 +84,7 @@ def test_no_interval_between_checkpoints_is_refused(
     tmp_path: Path, save_interval: int
 ) -> None:
     trainer = Trainer(toy_config(), toy_dataset(), tmp_path, device="cpu")
-    with pytest.raises(ConfigError, match="save_interval must be at least 1"):
+    with pytest.raises(ConfigError, match="must be at least 1"):
         trainer.run(save_interval=save_interval, progress=False)
     assert trainer.step == 0
     assert list(tmp_path.iterdir()) == []

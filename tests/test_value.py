@@ -182,7 +182,7 @@ def test_widths_that_cannot_be_built_are_refused(
         ({"discount": 0.0}, r"discount must be in \(0, 1\], got 0"),
         ({"discount": 1.1}, "got 1.1"),
         ({"discount": float("nan")}, "got nan"),
-        ({"termination_penalty": float("inf")}, "termination_penalty must be finite"),
+        ({"termination_penalty": float("inf")}, "termination_penalty must be a finite"),
         ({"dim": 0}, "dim must be positive"),
     ],
 )

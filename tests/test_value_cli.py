@@ -126,7 +126,7 @@ def test_interrupt_before_the_first_checkpoint_says_so(
     [
         (["--dataset", "test/vlued-v0"], "No dataset 'test/vlued-v0'"),
         (["--dataset", NO_REWARD], "there is no value to learn"),
-        (["--save-interval", "0"], "save_interval must be at least 1"),
+        (["--save-interval", "0"], "must be at least 1"),
         (["--device", "gpu"], "There is no device 'gpu'"),
         (["--dim", "12"], "got dim=12"),
         (["--pooling", "flatten"], "Use pooling='mean'"),

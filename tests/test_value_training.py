@@ -20,16 +20,13 @@ from diffuser_policy.config import (
     WindowConfig,
 )
 from diffuser_policy.data.flat import FlatDataset
+from diffuser_policy.data.returns import ValuedWindows, returns_to_go
 from diffuser_policy.data.windows import WindowDataset
 from diffuser_policy.errors import ConfigError, DatasetError, SpaceMismatchError
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.testing import toy_config, toy_dataset, toy_policy
 from diffuser_policy.training.processes import Processes
-from diffuser_policy.training.value_trainer import (
-    ValuedWindows,
-    ValueTrainer,
-    returns_to_go,
-)
+from diffuser_policy.training.value_trainer import ValueTrainer
 from tests.value_helpers import (
     fixed_length,
     rewarded,

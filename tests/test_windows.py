@@ -66,7 +66,7 @@ def test_the_windows_are_all_that_fit_in_a_run(
     ]
     windows = windows_of(lengths, stride=stride)
     starts = windows.starts(steps)
-    found = windows.rows[starts][:, [RUN, TIME]].int().tolist()
+    found = windows.read(starts)[:, [RUN, TIME]].int().tolist()
     assert list(map(tuple, found)) == expected
     assert windows.num_windows(steps) == len(expected)
 
@@ -94,20 +94,12 @@ def test_every_window_is_equally_likely() -> None:
     assert chi_square < 43.8  # 99.9 % quantile with 19 degrees of freedom
 
 
-def test_views_share_memory_with_the_table() -> None:
+def test_sampled_windows_are_those_of_their_starts() -> None:
     windows = windows_of([30, 20], stride=3)
-    view = windows.view(4)
-    assert view.data_ptr() == windows.rows.data_ptr()
-    assert view.untyped_storage().nbytes() == windows.rows.untyped_storage().nbytes()
-    windows.rows[7, ROW] = -5.0
-    assert view[1, 2, ROW] == -5.0  # row 1 + 2 * 3
-
-
-def test_views_are_the_sampled_windows() -> None:
-    windows = windows_of([30, 20], stride=3)
-    view, starts = windows.view(4), windows.starts(4)
+    starts = windows.starts(4)
     ranks = torch.randint(len(starts), (50,), generator=generator())
-    assert torch.equal(view[starts[ranks]], windows.sample(50, 4, generator()))
+    rows = starts[ranks][:, None] + 3 * torch.arange(4)
+    assert torch.equal(windows.read(rows), windows.sample(50, 4, generator()))
 
 
 def test_sampling_depends_on_its_generator_alone() -> None:
@@ -122,11 +114,11 @@ def test_sampling_depends_on_its_generator_alone() -> None:
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-def test_rows_are_normalized_once() -> None:
+def test_rows_are_normalized() -> None:
     normalizer = Normalizer(torch.full((4,), 2.0), torch.full((4,), 4.0))
     windows = windows_of([6], normalizer=normalizer)
     flat = torch.from_numpy(join_rows(numbered([6]), LAYOUT))
-    assert torch.equal(windows.rows, (flat - 2) / 4)
+    assert torch.equal(windows.read(torch.arange(6)), (flat - 2) / 4)
 
 
 def test_the_dataset_is_not_written_to() -> None:
@@ -149,7 +141,8 @@ def test_the_dataset_is_not_written_to() -> None:
 def test_padding_repeats_the_last_observation_with_zero_actions() -> None:
     windows = windows_of([5, 7], padding="repeat", max_planning_steps=4, stride=2)
     assert windows.num_windows(4) == 12  # one per row
-    window = windows.view(4)[windows.starts(4)][3]  # starts at time 3 of run 0
+    start = windows.starts(4)[3]  # at time 3 of run 0
+    window = windows.read(start + 2 * torch.arange(4))
     assert window[:, ROW].tolist() == [3.0, 4.0, 4.0, 4.0]
     assert window[:, 0].tolist() == [103.0, 0.0, 0.0, 0.0]
 
@@ -159,7 +152,7 @@ def test_padded_actions_are_zero_in_environment_units() -> None:
     windows = windows_of(
         [3], padding="repeat", max_planning_steps=3, normalizer=normalizer
     )
-    physical = normalizer.unnormalize(windows.rows)
+    physical = normalizer.unnormalize(windows.read(torch.arange(5)))
     assert physical[:, 0].tolist() == [100.0, 101.0, 102.0, 0.0, 0.0]
 
 
@@ -174,14 +167,14 @@ def test_padding_never_reaches_the_next_run() -> None:
 def test_shorter_windows_start_before_the_padding_too() -> None:
     windows = windows_of([3, 8], padding="repeat", max_planning_steps=6, stride=2)
     assert windows.num_windows(2) == 11
-    starts = windows.rows[windows.starts(2)]
+    starts = windows.read(windows.starts(2))
     assert starts[:, TIME].tolist() == [*range(3), *range(8)]
     assert (starts[:, 0] >= 100).all()  # real actions: no start is padding
 
 
 def test_without_padding_short_runs_have_no_windows() -> None:
     windows = windows_of([3, 8], max_planning_steps=6)
-    assert windows.rows[windows.starts(6)][:, RUN].tolist() == [1.0, 1.0, 1.0]
+    assert windows.read(windows.starts(6))[:, RUN].tolist() == [1.0, 1.0, 1.0]
 
 
 # --- hindsight --------------------------------------------------------------------

@@ -41,7 +41,14 @@ from diffuser_policy.benchmark.methods import checksum_of_file, find_method, sho
 from diffuser_policy.benchmark.problem import Problem
 from diffuser_policy.errors import CheckpointError, ConfigError
 from diffuser_policy.files import held, write_text
-from diffuser_policy.settings import differences, from_json, plain, positive, to_json
+from diffuser_policy.settings import (
+    differences,
+    from_json,
+    plain,
+    positive,
+    to_json,
+    typed,
+)
 from diffuser_policy.versions import PACKAGES
 
 CURVE_SEED = 900_000  # the first of the learning curves' episodes: nobody else's
@@ -73,6 +80,7 @@ class EvaluationProtocol:
     curve_points: int = 10
 
     def __post_init__(self) -> None:
+        typed(self)
         positive(self, "episodes", "num_envs", "curve_episodes", "curve_points")
         ordered = sorted(self.seeds)
         if not ordered or ordered[0] < 0:
@@ -119,6 +127,7 @@ class Cell:
     suite: str = ""
 
     def __post_init__(self) -> None:
+        typed(self)
         if self.seed < 0:
             raise ConfigError(f"A training seed is not negative; got {self.seed}.")
         for name in ("num_steps", "max_steps"):

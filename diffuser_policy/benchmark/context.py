@@ -23,8 +23,8 @@ from gymnasium import spaces
 from diffuser_policy.benchmark.cells import CURVE_SEED, Cell, CellFolder
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.minari import load_flat
-from diffuser_policy.envs import Env
-from diffuser_policy.errors import ConfigError
+from diffuser_policy.envs import Env, env_name
+from diffuser_policy.errors import ConfigError, EnvContractError
 from diffuser_policy.evaluation import Evaluation, evaluate
 from diffuser_policy.evaluation.report import to_json as evaluation_json
 
@@ -181,10 +181,11 @@ class MethodContext:
 
         Raises:
             ConfigError: Its actions are not in the action space.
+            EnvContractError: A return is not finite: no table could show it.
         """
         env = self.make_env()
         env.close()
-        return evaluate(
+        evaluation = evaluate(
             CheckedPolicy(as_policy(policy), env.action_space, self._cell.method),
             self.make_env,
             episodes=episodes,
@@ -193,6 +194,14 @@ class MethodContext:
             deterministic=not hasattr(policy, "initial_state"),
             progress=False,
         )
+        for record in evaluation.episodes:
+            if not math.isfinite(record.episode_return):
+                raise EnvContractError(
+                    f"The return of the episode with seed {record.seed} in "
+                    f"{env_name(env)} is {record.episode_return}: nothing can be "
+                    f"compared. Correct the environment's rewards."
+                )
+        return evaluation
 
     def forget_curve(self, step: int) -> None:
         """Drop the points after a gradient step, from which training resumes."""

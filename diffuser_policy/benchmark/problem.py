@@ -20,7 +20,7 @@ from diffuser_policy.choices import GOAL_KEYS, Goals
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.envs import Env, env_name, make_env, reset_env
 from diffuser_policy.errors import ConfigError, DatasetError
-from diffuser_policy.settings import MisfitError, from_json, literal, plain, to_json
+from diffuser_policy.settings import MisfitError, from_json, plain, to_json, typed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Problem:
     env_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        literal(self, "goals")
+        typed(self)
         try:
             plain(self.env_options)
         except MisfitError as error:

@@ -31,6 +31,8 @@ folder records which suite its cells are of.
 from __future__ import annotations
 
 import json
+import os
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,13 +41,14 @@ from typing import Any
 
 from diffuser_policy.benchmark.cells import Cell, EvaluationProtocol
 from diffuser_policy.benchmark.problem import Problem
-from diffuser_policy.errors import CheckpointError, ConfigError, UnknownNameError
+from diffuser_policy.errors import CheckpointError, ConfigError, UnknownNameError, shown
 from diffuser_policy.files import write_json
-from diffuser_policy.settings import differences, from_json, plain, to_json
+from diffuser_policy.settings import differences, from_json, plain, to_json, typed
 
 SHIPPED = Path(__file__).with_name("shipped_suites")
 SUITES = tuple(sorted(path.stem for path in SHIPPED.glob("*.toml")))
 SUITE_FILE = "suite.json"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 SHOWN = 5  # differences that one error lists
 
 
@@ -79,6 +82,13 @@ class Suite:
     purpose: str = ""
 
     def __post_init__(self) -> None:
+        typed(self)
+        if not NAME.fullmatch(self.name):
+            raise ConfigError(
+                f"The name of a suite, which folders are called after, is made of at "
+                f"most 100 letters, digits, dots, dashes and underscores, and begins "
+                f"with a letter or digit; got {shown(self.name)}."
+            )
         names = [problem.name for problem in self.problems]
         for methods in self.methods_of.values():
             for method in methods:
@@ -146,10 +156,16 @@ def load_suite(source: str | Path) -> Suite:
         UnknownNameError: No suite of that name, and no file.
         ConfigError: The file is no suite.
     """
+    if not isinstance(source, str | os.PathLike):
+        raise UnknownNameError("suite", shown(source), SUITES)
     path = SHIPPED / f"{source}.toml" if str(source) in SUITES else Path(source)
     if path.suffix != ".toml":
         raise UnknownNameError("suite", str(source), SUITES, " (nor a .toml file)")
-    if not path.is_file():
+    try:
+        found = path.is_file()
+    except OSError:  # such as a name of more than 255 characters
+        found = False
+    if not found:
         raise ConfigError(
             f"There is no file {path}. Known suites: {', '.join(SUITES)}."
         )

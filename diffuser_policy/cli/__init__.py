@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()  # its failure is told here, not when Python ends
         return status
     except DiffuserPolicyError as error:
-        _complain("error", str(error))
+        _complain("error", _with_options(str(error), arguments))
         return EXIT_ERROR
     except KeyboardInterrupt as stop:  # commands say how to resume
         _complain("interrupted", str(stop) or "stopped by Ctrl-C.")
@@ -181,6 +181,14 @@ def _dispatch(arguments: list[str]) -> int:
 def _word(name: str) -> str:
     """Return the name that Python allows for a command: `import_` for `import`."""
     return f"{name}_" if keyword.iskeyword(name) else name
+
+
+def _with_options(message: str, arguments: Sequence[str]) -> str:
+    """Add the options of the settings that a message names as in Python."""
+    from diffuser_policy.cli.options import options_in
+
+    options = options_in(message, next(iter(arguments), ""))
+    return f"{message} ({', '.join(options)})" if options else message
 
 
 def _shows_overview(

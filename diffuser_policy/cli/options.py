@@ -7,22 +7,31 @@ Every planning and execution setting is an option, made from its field and docst
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, TypedDict, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict, get_args, get_type_hints
 
 import docstring_parser
 import tyro
 
 from diffuser_policy.choices import Acceleration
-from diffuser_policy.config import ExecutionConfig, PlannerConfig
-from diffuser_policy.errors import ConfigError
+from diffuser_policy.config import (
+    PARTS,
+    ClassifierConfig,
+    ExecutionConfig,
+    OptimizationConfig,
+    PlannerConfig,
+    ValueConfig,
+)
+from diffuser_policy.errors import ConfigError, shown
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from diffuser_policy.policy import DiffuserPolicy
 
+MOST_THREADS = 1024
 Planner = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PLANNER")]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
@@ -32,10 +41,10 @@ def shown_as(metavar: str, **settings: Any) -> Any:
     return tyro.conf.arg(metavar=metavar, help_behavior_hint="", **settings)
 
 
-def _setting_options() -> Any:
-    """Return a dictionary type with the planning and execution settings as options."""
+def setting_options(*configs: Any) -> Any:
+    """Return a dictionary type with the settings of dataclasses as options."""
     options = {}
-    for config in (PlannerConfig, ExecutionConfig):
+    for config in configs:
         hints = get_type_hints(config)
         for parameter in docstring_parser.parse_from_object(config).params:
             text = " ".join((parameter.description or "").split())
@@ -49,7 +58,22 @@ def _setting_options() -> Any:
 if TYPE_CHECKING:
     SettingOptions = dict[str, Any]
 else:
-    SettingOptions = _setting_options()
+    SettingOptions = setting_options(PlannerConfig, ExecutionConfig)
+
+
+# The settings of each command, and what its options put before their names.
+PLANNING = (("", PlannerConfig), ("", ExecutionConfig))
+SETTINGS_OF: dict[str, tuple[tuple[str, Any], ...]] = {
+    "evaluate": PLANNING,
+    "plan": PLANNING,
+    "speed": PLANNING,
+    "train": tuple(
+        ("" if part == "optimization" else f"{part.replace('_', '-')}.", config)
+        for part, config in PARTS.items()
+    ),
+    "train-value": (("", OptimizationConfig), ("", ValueConfig)),
+    "train-classifier": (("", OptimizationConfig), ("", ClassifierConfig)),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,8 +147,10 @@ def load_policy(planner: str, options: PlanningOptions, *, seed: int) -> Diffuse
     from diffuser_policy.guides.registry import parse_guide
     from diffuser_policy.policy import DiffuserPolicy
 
-    if options.threads < 1:
-        raise ConfigError(f"--threads must be at least 1, got {options.threads}.")
+    if not 1 <= options.threads <= MOST_THREADS:
+        raise ConfigError(
+            f"--threads must be 1 to {MOST_THREADS}, got {shown(options.threads)}."
+        )
     torch.set_num_threads(options.threads)
     guide, settings = sum(map(parse_guide, options.guide)), dict(options.settings)
     if settings.get("sampler") == "ddpm":  # of historical interest with few steps
@@ -161,6 +187,32 @@ def parse_assignments(texts: Iterable[str], *, option: str) -> dict[str, Any]:
         except ValueError:
             settings[key] = value
     return settings
+
+
+def options_in(message: str, command: str) -> list[str]:
+    """Return the options of the settings that a message names, except those it has.
+
+    Args:
+        message: Of an error. It names settings as Python does: `horizon=64`.
+        command: Whose options they are.
+    """
+    found: dict[str, None] = {}
+    for prefix, config in SETTINGS_OF.get(command, ()):
+        for name, hint in get_type_hints(config).items():
+            # A word such as "horizon" may mean no setting.
+            plain = name if "_" in name else f"^{name}(?= )"
+            value = re.search(rf"\b{name}(?:=| (?='))('?)|\b{plain}\b()", message)
+            if value is None:
+                continue
+            # Where two settings have the name, the value tells which of them.
+            quoted, bare = value[0].endswith("'"), "_" not in value[0]
+            word = str in map(type, get_args(hint))
+            if (quoted and not word) or (bare and word and not quoted):
+                continue
+            option = f"--{prefix}{name.replace('_', '-')}"
+            if not re.search(rf"{option}\b(?!-)", message):
+                found[option] = None
+    return list(found)
 
 
 def table(

@@ -8,19 +8,28 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypedDict
 
 import tyro
 
 from diffuser_policy.choices import GOAL_KEYS
 from diffuser_policy.cli import EXIT_INTERRUPTED, EXIT_OK
-from diffuser_policy.cli.options import Flag, Planner, changed, shown_as
+from diffuser_policy.cli.options import (
+    Flag,
+    Planner,
+    changed,
+    setting_options,
+    shown_as,
+)
 from diffuser_policy.config import (
     CLASSIFIER_NEEDS,
     NETWORK_NEEDS,
+    PARTS,
     PLANNING_NEEDS,
     ClassifierConfig,
     ClassifierTrainConfig,
@@ -28,6 +37,7 @@ from diffuser_policy.config import (
     CriticConfig,
     CriticTrainConfig,
     ExecutionConfig,
+    InverseDynamicsConfig,
     NetworkConfig,
     OptimizationConfig,
     PlannerConfig,
@@ -42,7 +52,51 @@ from diffuser_policy.errors import ConfigError, require_extra
 from diffuser_policy.training.presets import PRESETS, preset
 
 if TYPE_CHECKING:
+    from diffuser_policy.data.flat import FlatDataset
+    from diffuser_policy.defaults import Choice
     from diffuser_policy.training.trainer import TrainingRun
+
+
+TRAINED = {
+    "time_to_goal": "Train a network that predicts the time to the goal, for horizons.",
+    "inverse_dynamics": "Train a network that predicts actions, for that executor.",
+    "value": "Train a network that predicts returns, for ranking and guidance.",
+}
+COMPANIONS = {
+    "time_to_goal": "prediction",
+    "inverse_dynamics": "inverse",
+    "value": "valuation",
+}
+"""Networks that are trained with the planner, and the fields of their settings."""
+
+# Dictionaries of the options that were given, and of no others.
+if TYPE_CHECKING:
+    WindowOptions = dict[str, Any]
+    NetworkOptions = dict[str, Any]
+    OptimizationOptions = dict[str, Any]
+    PredictionOptions = dict[str, Any]
+    InverseOptions = dict[str, Any]
+    ValuationOptions = dict[str, Any]
+    PlannerOptions = dict[str, Any]
+    ExecutionOptions = dict[str, Any]
+    CompanionOptions = dict[str, Any]
+else:
+    WindowOptions = setting_options(WindowConfig)
+    NetworkOptions = setting_options(NetworkConfig)
+    OptimizationOptions = setting_options(OptimizationConfig)
+    PredictionOptions = setting_options(TimeToGoalConfig)
+    InverseOptions = setting_options(InverseDynamicsConfig)
+    ValuationOptions = setting_options(ValueConfig)
+    PlannerOptions = setting_options(PlannerConfig)
+    ExecutionOptions = setting_options(ExecutionConfig)
+    CompanionOptions = TypedDict(
+        "CompanionOptions",
+        {
+            name: Annotated[bool, shown_as("", help=text)]
+            for name, text in TRAINED.items()
+        },
+        total=False,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +104,10 @@ class TrainSettings:
     """Train a planner on a Minari dataset.
 
     A preset gives all settings, and every one can be changed; `train PRESET --help`
-    shows its values. Without a preset, name a --dataset of your own. Stop it at any
-    time: the same command resumes. Several processes share the work under
-    `accelerate launch` or `torchrun`.
+    shows its values. Without a preset, name a --dataset of your own: settings that suit
+    it are chosen, and those that you give are kept. --dry-run shows the choice. Stop
+    the training at any time: the same command resumes. Several processes share the work
+    under `accelerate launch` or `torchrun`.
     """
 
     preset: Annotated[tyro.conf.Positional[str | None], shown_as("[PRESET]")] = None
@@ -65,6 +120,8 @@ class TrainSettings:
     output: Annotated[Path | None, shown_as("FOLDER")] = None
     """Where the planner and its checkpoints go (default: runs/ and the name of the
     preset or, without one, of the dataset)."""
+    dry_run: Flag = False
+    """Say what would be trained, and stop."""
     device: str = "auto"
     """Where to compute: cpu, cuda, or a GPU if there is one."""
     save_interval: int = 1000
@@ -73,6 +130,64 @@ class TrainSettings:
     """Log losses for TensorBoard, besides training/metrics.jsonl."""
     seed: int = 0
     """Fixes initial weights, windows and noise."""
+
+    @classmethod
+    def parse(cls, args: list[str]) -> TrainSettings:
+        """Read the command line, with the preset's settings as defaults.
+
+        Raises:
+            UnknownNameError: No preset of that name; the nearest are named.
+        """
+        description = inspect.cleandoc(TrainSettings.__doc__ or "")
+
+        def parsed(default: TrainSettings) -> TrainSettings:
+            return tyro.cli(
+                type(default),
+                prog="diffuser-policy train",
+                description=f"{description}\n\nPresets: {', '.join(PRESETS)}.",
+                args=args,
+                default=default,
+                use_underscores=False,
+            )
+
+        named = args and not args[0].startswith("-")
+        default = PresetSettings.of_preset(args[0]) if named else DatasetSettings()
+        settings = parsed(default)
+        if settings.preset not in (None, default.preset):
+            # The preset comes after options: it sets whatever they leave open.
+            settings = parsed(PresetSettings.of_preset(settings.preset))
+        return settings
+
+    def check(self) -> None:
+        """Refuse what cannot work with any data.
+
+        Raises:
+            ConfigError: Neither a preset nor a dataset, or a setting without effect.
+        """
+        if self.dataset is None:
+            raise ConfigError(
+                f"Name a preset or a dataset: diffuser-policy train PRESET, or "
+                f"diffuser-policy train --dataset ID. Presets: {', '.join(PRESETS)}."
+            )
+
+    def choice(self, flat: FlatDataset) -> Choice:
+        """Return what determines the trained planner, and why.
+
+        Raises:
+            ConfigError: A setting that has no effect, or cannot work.
+        """
+        raise NotImplementedError
+
+    def folder(self) -> Path:
+        """Return the output folder."""
+        name = self.preset or str(self.dataset).replace("/", "-")
+        return self.output or Path("runs") / name
+
+
+@dataclass(frozen=True, kw_only=True)
+class PresetSettings(TrainSettings):
+    """Settings that start from a preset."""
+
     optimization: tyro.conf.OmitArgPrefixes[OptimizationConfig] = field(
         default_factory=OptimizationConfig
     )
@@ -83,35 +198,18 @@ class TrainSettings:
     prediction: Annotated[TimeToGoalConfig, tyro.conf.arg(name="time-to-goal")] = field(
         default_factory=TimeToGoalConfig
     )
+    inverse_dynamics: bool = False
+    """Also train a network that predicts actions, for the executor of that name."""
+    inverse: Annotated[
+        InverseDynamicsConfig, tyro.conf.arg(name="inverse-dynamics")
+    ] = field(default_factory=InverseDynamicsConfig)
+    value: bool = False
+    """Also train a network that predicts returns, for ranking and guidance."""
+    valuation: Annotated[ValueConfig, tyro.conf.arg(name="value")] = field(
+        default_factory=ValueConfig
+    )
     planner: PlannerConfig = field(default_factory=PlannerConfig)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
-
-    @classmethod
-    def parse(cls, args: list[str]) -> Self:
-        """Read the command line, with the preset's settings as defaults.
-
-        Raises:
-            UnknownNameError: No preset of that name; the nearest are named.
-        """
-        description = inspect.cleandoc(cls.__doc__ or "")
-
-        def parsed(default: Self) -> Self:
-            return tyro.cli(
-                cls,
-                prog="diffuser-policy train",
-                description=f"{description}\n\nPresets: {', '.join(PRESETS)}.",
-                args=args,
-                default=default,
-                use_underscores=False,
-            )
-
-        named = args and not args[0].startswith("-")
-        default = cls.of_preset(args[0]) if named else cls()
-        settings = parsed(default)
-        if settings.preset not in (None, default.preset):
-            # The preset comes after options: it sets whatever they leave open.
-            settings = parsed(cls.of_preset(settings.preset))
-        return settings
 
     @classmethod
     def of_preset(cls, name: str) -> Self:
@@ -122,45 +220,104 @@ class TrainSettings:
         """
         config = preset(name)
         parts = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-        prediction = parts.pop("time_to_goal")
-        return cls(
-            preset=name,
-            time_to_goal=prediction is not None,
-            prediction=prediction or TimeToGoalConfig(),
-            **parts,
-        )
+        for part, settings in COMPANIONS.items():
+            if parts[part] is not None:
+                parts[settings] = parts[part]
+            parts[part] = parts[part] is not None
+        return cls(preset=name, **parts)
 
     def config(self) -> TrainConfig:
         """Return what determines the trained planner.
 
         Raises:
-            ConfigError: Neither a preset nor a dataset, or a setting that differs from
-                the preset's and has no effect.
+            ConfigError: A setting that differs from the preset's and has no effect.
         """
-        if self.dataset is None:
-            raise ConfigError(
-                f"Name a preset or a dataset: diffuser-policy train PRESET, or "
-                f"diffuser-policy train --dataset ID. Presets: {', '.join(PRESETS)}."
-            )
-        default = TrainSettings.of_preset(self.preset) if self.preset else type(self)()
+        default = self.of_preset(str(self.preset))
         planning = {**vars(self.planner), **vars(self.execution)}
         usual = {**vars(default.planner), **vars(default.execution)}
-        # Saved with the planner, for guides to come and goals of the data.
-        to_come = {"guide": True, "goals": True}
-        refuse_idle(changed(planning, usual), planning | to_come, PLANNING_NEEDS)
+        _refuse_idle(changed(planning, usual), planning)
         network = vars(self.network)
         refuse_idle(changed(network, vars(default.network)), network, NETWORK_NEEDS)
-        prediction = self.prediction if self.time_to_goal else None
-        if prediction is None and self.prediction != default.prediction:
-            raise ConfigError(
-                "The settings --time-to-goal.… have no effect without --time-to-goal."
-            )
-        return TrainConfig(**_shared(self, TrainConfig) | {"time_to_goal": prediction})
+        parts = _shared(self, TrainConfig)
+        for part, settings in COMPANIONS.items():
+            own = getattr(self, settings)
+            if not getattr(self, part) and own != getattr(default, settings):
+                raise _without(part)
+            parts[part] = own if getattr(self, part) else None
+        return TrainConfig(**parts)
 
-    def folder(self) -> Path:
-        """Return the output folder."""
-        name = self.preset or str(self.dataset).replace("/", "-")
-        return self.output or Path("runs") / name
+    def check(self) -> None:
+        """Refuse what cannot work with any data, as `config` does."""
+        super().check()
+        self.config()
+
+    def choice(self, flat: FlatDataset) -> Choice:  # noqa: ARG002 (a preset is fixed)
+        """Return the preset's settings with the changes that were asked for."""
+        from diffuser_policy.defaults import Choice
+
+        return Choice(self.config(), ())
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSettings(TrainSettings):
+    """Settings that are chosen to suit a dataset, except those that are given."""
+
+    optimization: tyro.conf.OmitArgPrefixes[OptimizationOptions] = field(
+        default_factory=dict
+    )
+    window: WindowOptions = field(default_factory=dict)
+    network: NetworkOptions = field(default_factory=dict)
+    companions: tyro.conf.OmitArgPrefixes[CompanionOptions] = field(
+        default_factory=dict
+    )
+    prediction: Annotated[PredictionOptions, tyro.conf.arg(name="time-to-goal")] = (
+        field(default_factory=dict)
+    )
+    inverse: Annotated[InverseOptions, tyro.conf.arg(name="inverse-dynamics")] = field(
+        default_factory=dict
+    )
+    valuation: Annotated[ValuationOptions, tyro.conf.arg(name="value")] = field(
+        default_factory=dict
+    )
+    planner: PlannerOptions = field(default_factory=dict)
+    execution: ExecutionOptions = field(default_factory=dict)
+
+    def choice(self, flat: FlatDataset) -> Choice:
+        """Return settings that suit the dataset, with those that were given."""
+        from diffuser_policy.defaults import choose
+
+        given = {
+            name: getattr(self, name)
+            for name in ("optimization", "window", "network", "planner", "execution")
+        }
+        for part, settings in COMPANIONS.items():
+            own = getattr(self, settings)
+            if own and self.companions.get(part) is False:
+                raise _without(part)
+            if own:
+                given[part] = own
+            elif part in self.companions:
+                given[part] = self.companions[part]
+        found = choose(flat, {"dataset": self.dataset, "seed": self.seed, **given})
+        config = found.config
+        _refuse_idle(
+            [*self.planner, *self.execution],
+            {**vars(config.planner), **vars(config.execution)},
+        )
+        refuse_idle(self.network, vars(config.network), NETWORK_NEEDS)
+        return found
+
+
+def _refuse_idle(given: Iterable[str], planning: Mapping[str, Any]) -> None:
+    """Refuse planning settings that have no effect in any planner of theirs."""
+    # Saved with the planner, for guides to come and goals of the data.
+    to_come = {"guide": True, "goals": True}
+    refuse_idle(given, {**planning, **to_come}, PLANNING_NEEDS)
+
+
+def _without(part: str) -> ConfigError:
+    option = part.replace("_", "-")
+    return ConfigError(f"The settings --{option}.… have no effect without --{option}.")
 
 
 def train(settings: TrainSettings) -> int:
@@ -168,15 +325,34 @@ def train(settings: TrainSettings) -> int:
     from diffuser_policy.data.minari import load_flat
     from diffuser_policy.policy import DiffuserPolicy
     from diffuser_policy.training.processes import Processes
-    from diffuser_policy.training.trainer import Trainer
+    from diffuser_policy.training.trainer import Trainer, check_interval, untrained
 
-    config, output = settings.config(), settings.folder()
+    settings.check()
+    check_interval(settings.save_interval)
+    output = settings.folder()
     log = _tensorboard(output) if settings.tensorboard else None
     processes = Processes.launched(settings.device)
     flat = load_flat(
-        config.dataset, goal_keys=settings.goal_keys, progress=processes.is_main
+        str(settings.dataset),
+        goal_keys=settings.goal_keys,
+        progress=processes.is_main,
     )
-    trainer = Trainer(config, flat, output, device=settings.device, processes=processes)
+    choice = settings.choice(flat)
+    if processes.is_main and choice.reasons:
+        _show(choice, flat)
+    if settings.dry_run:
+        made, networks, _ = untrained(choice.config, flat)
+        policy = DiffuserPolicy(made, networks)
+        if processes.is_main:
+            print(f"{' '.join(options_of(choice.config))}\n{policy}")
+        return EXIT_OK
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer = Trainer(
+            choice.config, flat, output, device=settings.device, processes=processes
+        )
+    for warning in caught:
+        print(f"note: {warning.message}", file=sys.stderr)
     # What would be saved has to work: find out now, not when training is over.
     DiffuserPolicy(trainer.policy_config, trainer.planner_networks)
     return _carry_out(
@@ -186,6 +362,43 @@ def train(settings: TrainSettings) -> int:
         save_interval=settings.save_interval,
         on_metrics=log,
     )
+
+
+def _show(choice: Choice, flat: FlatDataset) -> None:
+    """Print what was chosen for a dataset, and why."""
+    lengths = flat.run_lengths
+    name = flat.metadata.get("dataset_id", "unnamed")
+    print(
+        f"{name}: {flat.num_rows:,} steps in {flat.num_runs:,} runs of "
+        f"{lengths.min():,} to {lengths.max():,}, {flat.observation_size} observed "
+        f"columns, {flat.action_size} actions, "
+        f"{'goals' if flat.has_goals else 'no goals'}. Chosen to suit them:"
+    )
+    for line in choice.reasons:
+        print(f"  {line}")
+
+
+def options_of(config: TrainConfig) -> list[str]:
+    """Return the options that ask for these settings, as words of a command line."""
+    words = [f"--dataset {config.dataset}", f"--seed {config.seed}"]
+    for item in dataclasses.fields(config):
+        part: Any = getattr(config, item.name)
+        if not dataclasses.is_dataclass(part):
+            continue
+        default: Any = PARTS[item.name]()
+        option = item.name.replace("_", "-")
+        words += [f"--{option}"] if item.name in COMPANIONS else []
+        prefix = "" if item.name == "optimization" else f"{option}."
+        for name, value in vars(part).items():
+            usual, own = getattr(default, name), name.replace("_", "-")
+            if value == usual:
+                continue
+            if isinstance(value, bool):
+                words.append(f"--{prefix}{'' if value else 'no-'}{own}")
+            else:
+                values = value if isinstance(value, tuple) else (value,)
+                words.append(f"--{prefix}{own} {' '.join(map(str, values))}")
+    return words
 
 
 def _tensorboard(output: Path) -> Callable[[int, dict[str, float]], None]:
@@ -382,7 +595,9 @@ def _train_companion(
     from diffuser_policy.checkpoint import locate, read_planner
     from diffuser_policy.data.minari import load_flat
     from diffuser_policy.training.processes import Processes
+    from diffuser_policy.training.trainer import check_interval
 
+    check_interval(settings.save_interval)
     source, output = locate(settings.planner), settings.folder()
     if source.resolve() == output.resolve():
         raise ConfigError(

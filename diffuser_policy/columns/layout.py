@@ -21,6 +21,7 @@ from functools import cached_property
 from typing import Any
 
 from diffuser_policy.errors import ConfigError, UnknownNameError
+from diffuser_policy.settings import typed
 
 MOST_COLUMNS = 1_000_000
 
@@ -43,6 +44,7 @@ class TrajectoryLayout:
     objects: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
+        typed(self)
         if self.action_dim < 0 or self.observation_dim < 1:
             raise ConfigError(
                 f"A layout needs action_dim >= 0 and observation_dim >= 1, "
@@ -53,8 +55,7 @@ class TrajectoryLayout:
                 f"A layout has at most {MOST_COLUMNS:,} columns, got "
                 f"{self.transition_dim:,}."
             )
-        frozen = {name: tuple(columns) for name, columns in self.aliases.items()}
-        for name, columns in frozen.items():
+        for name, columns in self.aliases.items():
             if name in {"action", "observation"}:
                 raise ConfigError(f"{name!r} is a field and cannot be an alias too.")
             if not columns or not all(0 <= c < self.observation_dim for c in columns):
@@ -62,9 +63,6 @@ class TrajectoryLayout:
                     f"Alias {name!r} names columns {columns}, expected indices in "
                     f"0..{self.observation_dim - 1} of the observation."
                 )
-        object.__setattr__(self, "aliases", frozen)
-        objects = tuple(tuple(columns) for columns in self.objects)
-        object.__setattr__(self, "objects", objects)
         self._check_objects()
 
     def _check_objects(self) -> None:

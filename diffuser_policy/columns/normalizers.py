@@ -8,13 +8,14 @@ r"""Per-column invertible maps from environment units to the network's units.
 
 All three are the affine map $(x - shift) / scale$. A column that is constant in the
 data gets scale 1, so it maps to 0 and back without a division by zero.
+Data are read some rows at a time: they may be larger than memory.
 Statistics are buffers: they travel in the state dict and are saved with the weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Self
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -24,6 +25,18 @@ from diffuser_policy.choices import NormalizerName
 from diffuser_policy.errors import ConfigError, DatasetError
 
 CONSTANT = 1e-6  # relative spread below which a column counts as constant
+ROWS = 65_536  # that are read at a time
+
+
+class Rows(Protocol):
+    """An array of rows `[num_rows, columns]`, or what can be sliced like one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`[num_rows, columns]`."""
+
+    def __getitem__(self, rows: slice, /) -> np.ndarray:
+        """Return successive rows."""
 
 
 class Normalizer(nn.Module):
@@ -60,29 +73,23 @@ class Normalizer(nn.Module):
         return cls(zeros, torch.ones_like(zeros))
 
     @classmethod
-    def fit(cls, rows: np.ndarray) -> Self:
+    def fit(cls, rows: Rows) -> Self:
         """Fit the map to data.
 
         Args:
             rows: `[num_rows, columns]`, environment units, finite.
         """
-        raise NotImplementedError
+        return cls.fit_tied(rows, ())
 
     @classmethod
-    def fit_tied(cls, rows: np.ndarray, ties: Sequence[Sequence[int]]) -> Self:
+    def fit_tied(cls, rows: Rows, ties: Sequence[Sequence[int]]) -> Self:
         """Fit the map to data, with one map for all columns of a group.
 
         Args:
             rows: `[num_rows, columns]`, environment units, finite.
             ties: Groups of columns that mean the same, such as the heights of things.
         """
-        fitted = cls.fit(rows)
-        for group in ties:
-            index = list(group)
-            pooled = cls.fit(rows[:, index].reshape(-1, 1))
-            fitted.shift[index] = pooled.shift
-            fitted.scale[index] = pooled.scale
-        return fitted
+        raise NotImplementedError
 
     def normalize(self, values: Tensor, columns: Sequence[int] | None = None) -> Tensor:
         """Map environment units to normalized units.
@@ -106,10 +113,14 @@ class LimitsNormalizer(Normalizer):
     """Maps each column's range in the data to [-1, 1]."""
 
     @classmethod
-    def fit(cls, rows: np.ndarray) -> Self:
+    def fit_tied(cls, rows: Rows, ties: Sequence[Sequence[int]]) -> Self:
         """Fit to the smallest and largest value of each column."""
-        check_rows(rows)
-        low, high = rows.min(axis=0), rows.max(axis=0)
+        ends = [(part.min(axis=0), part.max(axis=0)) for part in _checked_parts(rows)]
+        low = np.min([least for least, _ in ends], axis=0)
+        high = np.max([greatest for _, greatest in ends], axis=0)
+        for group in ties:
+            index = list(group)
+            low[index], high[index] = low[index].min(), high[index].max()
         with np.errstate(over="ignore"):
             return cls(*_affine((low + high) / 2, (high - low) / 2))
 
@@ -118,20 +129,27 @@ class GaussianNormalizer(Normalizer):
     """Maps each column to zero mean and unit variance."""
 
     @classmethod
-    def fit(cls, rows: np.ndarray) -> Self:
+    def fit_tied(cls, rows: Rows, ties: Sequence[Sequence[int]]) -> Self:
         """Fit to the mean and standard deviation of each column."""
-        check_rows(rows)
-        wide = rows.astype(np.float64, copy=False)
-        return cls(*_affine(wide.mean(axis=0), wide.std(axis=0)))
+        parts = _checked_parts(rows)
+        mean = _sum(parts) / rows.shape[0]
+        for group in ties:
+            mean[list(group)] = mean[list(group)].mean()
+        squares = ((part - mean) ** 2 for part in _checked_parts(rows))
+        variance = _sum(squares) / rows.shape[0]
+        for group in ties:
+            variance[list(group)] = variance[list(group)].mean()
+        return cls(*_affine(mean, np.sqrt(variance)))
 
 
 class IdentityNormalizer(Normalizer):
     """Leaves every column as it is."""
 
     @classmethod
-    def fit(cls, rows: np.ndarray) -> Self:
+    def fit_tied(cls, rows: Rows, ties: Sequence[Sequence[int]]) -> Self:  # noqa: ARG003
         """Return the identity for as many columns as the data has."""
-        check_rows(rows)
+        for _ in _checked_parts(rows):
+            pass
         return cls.blank(rows.shape[1])
 
 
@@ -142,22 +160,34 @@ NORMALIZERS: dict[NormalizerName, type[Normalizer]] = {
 }
 
 
-def check_rows(rows: np.ndarray) -> None:
-    """Refuse data that no normalizer can be fitted to.
+def _checked_parts(rows: Rows) -> Iterator[np.ndarray]:
+    """Yield some rows at a time; refuse data that no normalizer can be fitted to.
 
     Raises:
         DatasetError: Not a non-empty matrix, or with non-finite values.
     """
-    if rows.ndim != 2 or rows.shape[0] == 0:
+    if len(rows.shape) != 2 or rows.shape[0] == 0:
         raise DatasetError(
             f"A normalizer is fitted to a matrix [num_rows, columns], got {rows.shape}."
         )
-    finite = np.isfinite(rows).all(axis=0)
-    if not finite.all():
-        raise DatasetError(
-            f"Columns {np.flatnonzero(~finite).tolist()} hold NaN or infinite values; "
-            f"remove those rows before fitting a normalizer."
-        )
+    for begin in range(0, rows.shape[0], ROWS):
+        part = rows[begin : begin + ROWS]
+        finite = np.isfinite(part).all(axis=0)
+        if not finite.all():
+            raise DatasetError(
+                f"Columns {np.flatnonzero(~finite).tolist()} hold NaN or infinite "
+                f"values; remove those rows before fitting a normalizer."
+            )
+        yield part
+
+
+def _sum(parts: Iterable[np.ndarray]) -> np.ndarray:
+    """Return the sum `[columns]` of all rows, in float64, however they are cut."""
+    total: np.ndarray = np.zeros((1, 1))
+    for part in parts:
+        before = np.broadcast_to(total, (1, part.shape[1]))
+        total = np.concatenate([before, part]).sum(axis=0, keepdims=True)
+    return np.asarray(total[0])
 
 
 def _affine(shift: np.ndarray, scale: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial, wraps
 from pathlib import Path
@@ -49,7 +49,12 @@ from diffuser_policy.data.demonstrators import (
     verify_sample,
 )
 from diffuser_policy.data.flat import Episode
-from diffuser_policy.data.minari import check_spaces, new_folder, write_minari
+from diffuser_policy.data.minari import (
+    check_spaces,
+    new_folder,
+    own_dataset_id,
+    write_minari,
+)
 from diffuser_policy.data.workers import map_unordered, num_cores
 from diffuser_policy.envs import (
     Env,
@@ -257,8 +262,9 @@ def at_work(dataset_folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if [path.name for path in folder.iterdir()] == [LOCK_FILE]:
-                shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):  # the work is done
+                if [path.name for path in folder.iterdir()] == [LOCK_FILE]:
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _one_at_a_time(function: Callable[P, Path]) -> Callable[P, Path]:
@@ -277,7 +283,7 @@ def default_dataset_id(env_id: str) -> str:
 
     Example: `diffuser_envs/Multi2D-Large-v1` → `diffuser/multi2d-large-v1`.
     """
-    return f"diffuser/{env_id.rpartition(':')[2].rpartition('/')[2].lower()}"
+    return own_dataset_id(env_id.rpartition(":")[2].rpartition("/")[2])
 
 
 def collect(settings: CollectSettings, *, progress: bool = True) -> Path:
@@ -299,7 +305,7 @@ def collect(settings: CollectSettings, *, progress: bool = True) -> Path:
         StorageError: The disk is full, or cannot be written.
     """
     require_extra("minari", "data")  # before an hour's work, not after it
-    env, held_folder = make_env(settings.env_id), ExitStack()
+    env, held_folder = make_env(settings.env_id), contextlib.ExitStack()
     try:
         demonstrator = settings.demonstrator or default_demonstrator(env)
         dataset_id = settings.dataset_id

@@ -23,14 +23,21 @@ decides which of them form one run:
   because the observation is older than the new goal. `flatten` replaces it by the goal
   of the rest of the episode.
 * Every other episode begins with a reset and so begins a new run.
+
+A saved dataset is mapped into memory: a process holds the rows that it is reading, and
+`release` lets go of them, so that data may be larger than memory.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import mmap
 import time
-from collections.abc import Iterable, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -41,6 +48,8 @@ from diffuser_policy.files import replaced_folder
 
 SCHEMA = 1
 META_FILE = "meta.json"
+SUMMED = ("observation", "action", "run_starts")  # the first fields of checksums
+PIECE = 2**24  # bytes that are read at a time
 REQUIRED = ("observation", "action", "reward", "terminated")
 GOALS = ("achieved_goal", "desired_goal")
 FLAGS = ("terminated",)  # everything else is float32
@@ -210,6 +219,12 @@ class FlatDataset:
         """Whether rows hold the achieved and the desired goal."""
         return GOALS[0] in self.fields
 
+    @cached_property
+    def checksum(self) -> int:
+        """A number that tells these observations, actions and runs from others."""
+        arrays = {name: self.fields[name] for name in SUMMED[:2]}
+        return _checksums({**arrays, "run_starts": self.run_starts})["run_starts"]
+
     def save(self, folder: str | Path) -> Path:
         """Write one `.npy` file per field and `meta.json`, all or nothing.
 
@@ -225,33 +240,41 @@ class FlatDataset:
             raise StorageError(
                 f"{folder} exists and is not a saved dataset. Choose another folder."
             )
-        meta = {
-            "schema": SCHEMA,
-            "num_rows": self.num_rows,
-            "fields": list(self.fields),
-            "metadata": dict(self.metadata),
-        }
         try:
-            text = json.dumps(meta, indent=1)
+            json.dumps(dict(self.metadata))
         except TypeError as error:
             raise DatasetError(f"The metadata must be JSON-able: {error}.") from error
         with replaced_folder(folder) as partial:
             for name, array in self.fields.items():
                 np.save(partial / f"{name}.npy", array, allow_pickle=False)
-            np.save(partial / "run_starts.npy", self.run_starts, allow_pickle=False)
-            (partial / META_FILE).write_text(text, encoding="utf-8")
+            self.complete(partial)
         return folder
+
+    def complete(self, folder: Path) -> None:
+        """Write what makes a folder with the files of all fields a saved dataset."""
+        np.save(folder / "run_starts.npy", self.run_starts, allow_pickle=False)
+        meta = {
+            "schema": SCHEMA,
+            "num_rows": self.num_rows,
+            "fields": list(self.fields),
+            "metadata": dict(self.metadata),
+            "forms": {name: _form(array) for name, array in self.fields.items()},
+            "checksums": _checksums({**self.fields, "run_starts": self.run_starts}),
+        }
+        sealed = {**meta, "seal": _seal(meta)}
+        text = json.dumps(sealed, indent=1)
+        (folder / META_FILE).write_text(text, encoding="utf-8")
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
         """Map a saved dataset into memory.
 
-        Processes that load the same folder share its pages. A page is copied when it is
-        written to, so nothing changes the files.
+        Processes that load the same folder share its pages. The arrays are read-only:
+        copy one to change it.
 
         Raises:
             DatasetNotFoundError: The folder holds no saved dataset.
-            DatasetError: A file is missing, truncated, or of another schema.
+            DatasetError: A file is missing, damaged, or of another schema.
         """
         folder = Path(folder)
         if not (folder / META_FILE).is_file():
@@ -263,15 +286,24 @@ class FlatDataset:
                     f"{folder} has schema {meta['schema']}, but this version reads "
                     f"schema {SCHEMA}. Save the dataset again."
                 )
-            # Mapped copy-on-write: torch takes writable memory without a warning.
             arrays = {
-                name: np.asarray(
-                    np.load(folder / f"{name}.npy", mmap_mode="c", allow_pickle=False)
-                )
-                for name in (*meta["fields"], "run_starts")
+                name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+                for name in meta["fields"]
             }
-            dataset = cls(arrays, arrays.pop("run_starts"), meta["metadata"])
-        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+            starts = np.load(folder / "run_starts.npy", allow_pickle=False)
+            if "seal" in meta:  # earlier versions wrote none
+                if meta.pop("seal") != _seal(meta):
+                    raise ValueError(f"{META_FILE} is damaged")
+                found = _checksums({**arrays, "run_starts": starts})
+                forms = {name: _form(array) for name, array in arrays.items()}
+                for known, now in ((meta["checksums"], found), (meta["forms"], forms)):
+                    for name, value in known.items():
+                        if now[name] != value:
+                            raise ValueError(f"{name}.npy is damaged")
+            dataset = cls(arrays, starts, meta["metadata"])
+            if "checksums" in meta:
+                dataset.__dict__["checksum"] = found["run_starts"]
+        except Exception as error:  # whatever NumPy makes of a damaged header
             raise DatasetError(f"{folder} cannot be read: {error}") from error
         if dataset.num_rows != meta["num_rows"]:
             raise DatasetError(
@@ -309,9 +341,11 @@ def _check_finite(name: str, array: np.ndarray) -> None:
     if array.dtype == np.bool_:
         return
     with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(np.sum(array, dtype=np.float32)):
-            return
-    bad = ~np.isfinite(array).reshape(len(array), -1).all(axis=1)
+        sums = [np.isfinite(np.sum(part, dtype=np.float32)) for part in pieces(array)]
+    if all(sums):
+        return
+    rows = [~np.isfinite(part).reshape(len(part), -1).all(1) for part in pieces(array)]
+    bad = np.concatenate(rows)
     if not bad.any():
         return
     row = int(np.argmax(bad))
@@ -321,24 +355,137 @@ def _check_finite(name: str, array: np.ndarray) -> None:
     )
 
 
+def pieces(array: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield an array in slices of rows; memory holds one of a mapped one at a time."""
+    rows = max(1, PIECE // max(1, array[:1].nbytes))
+    for begin in range(0, len(array), rows):
+        yield array[begin : begin + rows]
+        release(array)
+
+
+def release(*arrays: np.ndarray) -> None:
+    """Let go of the pages of arrays that are mapped from files, if they are.
+
+    The system maps a page again when it is read; a file that was read lately is still
+    in its cache.
+    """
+    for array in arrays:
+        mapped: Any = array
+        mode = "c"  # what was written into pages of one's own would be lost
+        while isinstance(mapped, np.ndarray):
+            mode = getattr(mapped, "mode", mode)
+            mapped = mapped.base
+        can = hasattr(mmap, "MADV_DONTNEED")  # not on Windows
+        if can and isinstance(mapped, mmap.mmap) and mode != "c":
+            mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def spread_rows(array: np.ndarray, most: int = 10_000) -> np.ndarray:
+    """Return rows of an array, spread evenly, and let go of the memory of the others.
+
+    Args:
+        array: Any.
+        most: All rows of an array that has no more than these.
+    """
+    index = np.linspace(0, len(array) - 1, min(len(array), most)).astype(np.int64)
+    found = []
+    for part in np.array_split(index, max(1, len(index) // 1000)):
+        found.append(array[part])
+        release(array)
+    return np.concatenate(found)
+
+
+def _checksums(arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Return a checksum for each array, of it and those before it."""
+    names = [*SUMMED, *sorted(arrays.keys() - set(SUMMED))]
+    found, checksum = {}, 0
+    for name in names:
+        for part in pieces(arrays[name]):
+            checksum = zlib.crc32(np.ascontiguousarray(part).data, checksum)
+        found[name] = checksum
+    return found
+
+
+def _form(array: np.ndarray) -> str:
+    return f"{array.dtype.str} {array.shape}"
+
+
+def _seal(meta: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
+
+
+class FileColumn:
+    """A field that is written into a `.npy` file, row by row, as into an array."""
+
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: type) -> None:
+        """Begin the file.
+
+        Args:
+            path: Created.
+            shape: `[rows, …]`.
+            dtype: Of the values.
+        """
+        self.path, self.dtype, self.shape = path, np.dtype(dtype), shape
+        self._file = path.open("wb")
+        header = {
+            "descr": np.lib.format.dtype_to_descr(self.dtype),
+            "fortran_order": False,
+            "shape": shape,
+        }
+        np.lib.format.write_array_header_1_0(self._file, header)
+        self._start = self._at = self._file.tell()
+
+    def __setitem__(self, rows: slice | int, values: Any) -> None:
+        begin = rows.start if isinstance(rows, slice) else rows
+        lead = (rows.stop - rows.start,) if isinstance(rows, slice) else ()
+        data = np.empty((*lead, *self.shape[1:]), self.dtype)
+        data[...] = values
+        size = int(np.prod(self.shape[1:])) * self.dtype.itemsize
+        if self._at != self._start + begin * size:
+            self._file.seek(self._start + begin * size)
+        self._at = self._start + begin * size + self._file.write(data.data)
+
+    def mapped(self) -> np.ndarray:
+        """Return the finished file as a read-only array."""
+        self._file.close()
+        array: np.ndarray = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        return array
+
+    def __del__(self) -> None:
+        with contextlib.suppress(OSError):  # not finished, perhaps for want of space
+            self._file.close()
+
+
 def flatten(
     episodes: Iterable[Episode],
     *,
     num_rows: int,
     metadata: Mapping[str, Any] | None = None,
+    folder: Path | None = None,
 ) -> FlatDataset:
-    """Lay episodes end to end in preallocated arrays, in the given order.
+    """Lay episodes end to end in long arrays, in the given order.
 
     Args:
         episodes: Read one at a time; only one needs to fit in memory.
         num_rows: Total number of steps.
         metadata: Becomes the dataset's.
+        folder: Write the fields into files in it, instead of into memory;
+            `FlatDataset.complete` makes it a saved dataset.
 
     Raises:
+        OSError: A file could not be written.
         DatasetError: No episodes, a total other than `num_rows`, or values that are
             not finite.
     """
-    fields: dict[str, np.ndarray] = {}
+    fields: dict[str, Any] = {}  # arrays, or files that are written like arrays
+
+    def allocate(name: str, shape: tuple[int, ...], dtype: type) -> None:
+        fields[name] = (
+            np.empty(shape, dtype)
+            if folder is None
+            else FileColumn(folder / f"{name}.npy", shape, dtype)
+        )
+
     run_starts: list[int] = []
     row = 0
     last: dict[str, np.ndarray] = {}  # the observation that would continue the run
@@ -356,8 +503,9 @@ def flatten(
             observed, actions = episode.observations, episode.actions
             sizes = {name: v.shape[1:] for name, v in observed.items()}
             sizes |= {"action": actions.shape[1:], "reward": ()}
-            fields = {n: np.empty((num_rows, *s), np.float32) for n, s in sizes.items()}
-            fields["terminated"] = np.empty(num_rows, np.bool_)
+            for name, size in sizes.items():
+                allocate(name, (num_rows, *size), np.float32)
+            allocate("terminated", (num_rows,), np.bool_)
         _check_columns(episode, number, fields)
         rows = slice(row, row + length)
         for name, values in episode.observations.items():
@@ -384,12 +532,12 @@ def flatten(
             f"The episodes have {row:,} steps, but the dataset announces "
             f"{num_rows:,}: it is damaged or still being written."
         )
+    if folder is not None:
+        fields = {name: column.mapped() for name, column in fields.items()}
     return FlatDataset(fields, np.asarray([*run_starts, row]), dict(metadata or {}))
 
 
-def _check_columns(
-    episode: Episode, number: int, fields: Mapping[str, np.ndarray]
-) -> None:
+def _check_columns(episode: Episode, number: int, fields: Mapping[str, Any]) -> None:
     """Refuse an episode with other columns than the first.
 
     Raises:

@@ -31,7 +31,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -43,7 +42,12 @@ import numpy as np
 from tqdm import tqdm
 
 from diffuser_policy.data.flat import GOALS, Episode
-from diffuser_policy.data.minari import check_spaces, new_folder, write_minari
+from diffuser_policy.data.minari import (
+    check_spaces,
+    new_folder,
+    own_dataset_id,
+    write_minari,
+)
 from diffuser_policy.envs import Env, env_name, make_env, reset_env, step_limit
 from diffuser_policy.errors import (
     DatasetError,
@@ -189,8 +193,7 @@ def default_dataset_id(file: Path) -> str:
 
     Example: `maze2d-large-sparse-v1.hdf5` → `diffuser/maze2d-large-sparse-v1`.
     """
-    name = re.sub(r"[^\w]+", "-", file.stem).strip("-").lower() or "imported"
-    return f"diffuser/{name}" + ("" if re.search(r"-v\d+$", name) else "-v0")
+    return own_dataset_id(file.stem)
 
 
 @contextlib.contextmanager
@@ -263,6 +266,7 @@ class Source:
         done: `[N]`: the task is done in this state, where rows go on after that.
         achieved: Columns of observations that are the achieved goal, if any.
         goal: Whether observations become goal dictionaries.
+        maze2d: Whether the goals are those of D4RL's maze2d.
         remarks: What was missing, in sentences.
     """
 
@@ -274,6 +278,7 @@ class Source:
     done: np.ndarray | None
     achieved: tuple[int, ...] | None
     goal: bool
+    maze2d: bool
     remarks: list[str]
 
     @property
@@ -357,6 +362,7 @@ class Source:
             done=done,
             achieved=achieved,
             goal=goal,
+            maze2d="desired_goals" in arrays and names.desired_goals is None,
             remarks=remarks,
         )
 
@@ -425,9 +431,11 @@ class Source:
         self._check_actions(actions, start)
         fields = {"observation": observations}
         if self.goal:
-            fields |= self._goals(observations, start, stop)
+            fields |= self._goals(
+                observations, [*range(start, stop), min(stop, end - 1)]
+            )
         read = getattr(self.env.unwrapped, "from_d4rl", None)
-        if read is not None and "desired_goals" in self.arrays:
+        if read is not None and self.maze2d:
             try:
                 fields, actions = read(fields, actions)
             except ValueError as error:
@@ -445,23 +453,28 @@ class Source:
         )
 
     def _goals(
-        self, observations: np.ndarray, start: int, stop: int
+        self, observations: np.ndarray, rows: list[int]
     ) -> dict[str, np.ndarray]:
-        """Return achieved and desired goals `[L + 1, goal]` of an episode."""
+        """Return achieved and desired goals `[L + 1, goal]` of an episode.
+
+        Args:
+            observations: `[L + 1, ...]`.
+            rows: Where each of them is in the file. The last one may not be there;
+                then it has the goals of the row before.
+        """
+
+        def taken(role: str) -> np.ndarray:
+            found = self._rows(role, rows[0], rows[-1] + 1)
+            return np.take(found, np.array(rows) - rows[0], axis=0)
+
         if self.achieved is not None:
             achieved = observations[:, list(self.achieved)]
         else:
-            achieved = self._with_last("achieved_goals", start, stop)
+            achieved = taken("achieved_goals")
+        desired = np.repeat(achieved[-1:], len(achieved), axis=0)
         if "desired_goals" in self.arrays:
-            desired = self._with_last("desired_goals", start, stop)
-        else:
-            desired = np.repeat(achieved[-1:], len(achieved), axis=0)
+            desired = taken("desired_goals")
         return {GOALS[0]: achieved, GOALS[1]: desired}
-
-    def _with_last(self, role: str, start: int, stop: int) -> np.ndarray:
-        """Return rows, and once more the last one."""
-        rows = self._rows(role, start, stop)
-        return np.concatenate([rows, rows[-1:]])
 
     def _rows(self, role: str, start: int, stop: int) -> np.ndarray:
         """Return rows of an array as floating-point numbers, checked."""

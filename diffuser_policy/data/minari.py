@@ -45,7 +45,6 @@ from tqdm import tqdm
 
 from diffuser_policy.choices import GOAL_KEYS
 from diffuser_policy.data.flat import (
-    META_FILE,
     SCHEMA,
     Episode,
     FlatDataset,
@@ -116,13 +115,17 @@ def load_flat(
     entry = _cache_entry(cache, dataset_id, source, goal_keys)
     with contextlib.suppress(DatasetError):
         return FlatDataset.load(entry)
-    dataset = read_minari(source, goal_keys=goal_keys, progress=progress)
-    if entry != _cache_entry(cache, dataset_id, source, goal_keys):
-        return dataset  # the files changed meanwhile: don't keep it
-    if not (entry / META_FILE).is_file():  # a complete entry has one
-        shutil.rmtree(entry, ignore_errors=True)
     try:
-        dataset.save(entry)
+        # Not synced: a damaged entry is read anew.
+        with replaced_folder(entry, durable=False) as partial:
+            dataset = read_minari(
+                source, goal_keys=goal_keys, progress=progress, into=partial
+            )
+            if entry != _cache_entry(cache, dataset_id, source, goal_keys):
+                raise _ChangedError
+            dataset.complete(partial)
+    except _ChangedError:  # the files, while they were read: nothing is kept
+        return read_minari(source, goal_keys=goal_keys, progress=progress)
     except StorageError as error:
         raise StorageError(
             error.errno,
@@ -132,7 +135,12 @@ def load_flat(
     _delete_old_entries(entry)
     with contextlib.suppress(DatasetError):
         return FlatDataset.load(entry)
-    return dataset  # another process is replacing the entry at this moment
+    # Another process is replacing the entry at this moment.
+    return read_minari(source, goal_keys=goal_keys, progress=progress)
+
+
+class _ChangedError(Exception):
+    """A dataset changed while it was read."""
 
 
 def read_minari(
@@ -140,10 +148,18 @@ def read_minari(
     *,
     goal_keys: tuple[str, str] = GOAL_KEYS,
     progress: bool = True,
+    into: Path | None = None,
 ) -> FlatDataset:
     """Read a dataset's `data` folder, without the cache.
 
+    Args:
+        data_folder: With `metadata.json`.
+        goal_keys: As `load_flat`.
+        progress: As `load_flat`.
+        into: Folder for the arrays, as `flatten` takes it; not given: memory.
+
     Raises:
+        OSError: The arrays could not be written.
         ConfigError: As `load_flat`.
         DatasetError: As `load_flat`.
         MissingExtraError: As `load_flat`.
@@ -156,7 +172,9 @@ def read_minari(
     columns = ObservationColumns.of(parts, goal_keys)
     if in_hdf5:
         path, count = data_folder / HDF5_FILE, facts["total_episodes"]
-        episodes = _hdf5_episodes(path, count, columns)
+        shape = (facts.get("action_space") or {}).get("shape")
+        shape = None if shape is None else tuple(shape)
+        episodes = _hdf5_episodes(path, count, columns, shape)
     else:
         episodes = _any_episodes(data_folder, columns)
     bar = tqdm(
@@ -167,7 +185,7 @@ def read_minari(
         disable=None if progress else True,
     )
     metadata = _flat_metadata(facts, columns)
-    return flatten(bar, num_rows=facts["total_steps"], metadata=metadata)
+    return flatten(bar, num_rows=facts["total_steps"], metadata=metadata, folder=into)
 
 
 def write_minari(
@@ -200,8 +218,6 @@ def write_minari(
     folder = new_folder(dataset_id, overwrite=overwrite)
     namespace = dataset_id.rpartition("/")[0]
     spec, columns = stored_spec(env), observation_columns(env)
-    if namespace and namespace not in list_local_namespaces():
-        create_namespace(namespace)  # first: a kill must not leave it out
     with replaced_folder(folder) as partial:
         storage = MinariStorage.new(
             partial / "data",
@@ -221,13 +237,15 @@ def write_minari(
                     if name in {"gymnasium", "gymnasium-robotics", "mujoco", "pybullet"}
                 ],
                 COLLECTION: {
-                    "env_id": env.spec.id if env.spec else None,
                     "observation_columns": columns,
                     **collection,
+                    "env_id": env.spec.id if env.spec else None,
                 },
             }
         )
         storage.update_episodes(_buffers(episodes, env.observation_space, partial))
+        if namespace and namespace not in list_local_namespaces():
+            create_namespace(namespace)  # now: a kill must not leave it out
     return folder
 
 
@@ -301,6 +319,12 @@ def local_dataset_ids() -> list[str]:
         for file in root.glob("**/data/metadata.json")
         if not any(part.startswith(".") for part in file.relative_to(root).parts)
     )
+
+
+def own_dataset_id(name: str) -> str:
+    """Return `diffuser/<name>` as a Minari id, with a version if the name has none."""
+    name = re.sub(r"\W+", "-", name).strip("-").lower() or "unnamed"
+    return f"diffuser/{name}" + ("" if re.search(r"-v\d+$", name) else "-v0")
 
 
 def new_folder(dataset_id: str, *, overwrite: bool = False) -> Path:
@@ -400,8 +424,9 @@ def _checked_parts(facts: Mapping[str, Any]) -> tuple[Part, ...]:
     if action["type"] != "Box":
         raise DatasetError(
             f"{name!r}: the action is a {action['type']} space. Planning needs actions "
-            f"in a Box: no discrete actions. Wrap the environment so that it takes "
-            f"numbers (gymnasium.wrappers.TransformAction), and record the data so."
+            f"in one Box: no discrete actions, and no dictionaries. Wrap the "
+            f"environment so that it takes an array of numbers "
+            f"(gymnasium.wrappers.TransformAction), and record the data so."
         )
     if "observation_space" not in facts:
         raise DatasetError(f"{name!r} does not say what its observations are.")
@@ -488,7 +513,10 @@ def _hdf5_space(path: Path) -> dict[str, Any]:
 
 
 def _hdf5_episodes(
-    path: Path, num_episodes: int, columns: ObservationColumns
+    path: Path,
+    num_episodes: int,
+    columns: ObservationColumns,
+    action_shape: tuple[int, ...] | None,
 ) -> Iterator[Episode]:
     """Yield the episodes of a Minari file in order, without their infos.
 
@@ -500,6 +528,7 @@ def _hdf5_episodes(
         path: `main_data.hdf5`.
         num_episodes: The file must hold episodes 0 … num_episodes - 1.
         columns: What is read of observations.
+        action_shape: Of an action, if the dataset says it.
 
     Raises:
         DatasetError: The file is damaged, lacks an episode or one of its arrays, or
@@ -518,7 +547,8 @@ def _hdf5_episodes(
     def rows(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         if array.shape[1:] != shape:
             raise ValueError(
-                f"an array of shape {array.shape[1:]} is not of its space {shape}"
+                f"steps of shape {array.shape[1:]} are not in their space, of shape "
+                f"{shape} (Minari before 0.5.4 writes arrays of bytes as pictures)"
             )
         return array.reshape(len(array), math.prod(shape))
 
@@ -538,6 +568,7 @@ def _hdf5_episodes(
             for number in range(num_episodes):
                 group = h5py.h5g.open(file.id, f"episode_{number}".encode())
                 actions = read(group, b"actions", np.float32)
+                expected = actions.shape[1:] if action_shape is None else action_shape
                 yield Episode(
                     observations={
                         name: joined(
@@ -546,7 +577,7 @@ def _hdf5_episodes(
                         )
                         for name, parts in columns.fields.items()
                     },
-                    actions=actions.reshape(len(actions), -1),
+                    actions=rows(actions, expected),
                     rewards=read(group, b"rewards", np.float32),
                     terminations=read(group, b"terminations", np.bool_),
                     truncations=read(group, b"truncations", np.bool_),

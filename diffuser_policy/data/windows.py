@@ -1,18 +1,22 @@
 """Windows: length-horizon slices of continuous runs, the training data of a planner.
 
-`WindowDataset` normalizes all rows once into one table `[num_rows, transition]`.
+`WindowDataset` joins and normalizes rows when a batch is drawn: the data stay where
+they are, in a file if the dataset is mapped from one (`FlatDataset.load`).
 A window of H planning steps with stride k is the rows s, s+k, …, s+(H-1)k of one run:
 
     run   | 0 1 2 3 4 5 6 7 8 9 …          (env steps)
     window  s     s+k   s+2k                (planning steps)
 
-Its first row stands for a window. `view` reads windows as views of the table, and
-`sample` gathers some into a batch; they never exist as Python objects.
+Its first row stands for a window; windows never exist as Python objects.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import mmap
+from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -22,18 +26,27 @@ from diffuser_policy.choices import HindsightGoal, Padding
 from diffuser_policy.columns.features import Featurizer, Identity, planning_columns
 from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.columns.normalizers import Normalizer
-from diffuser_policy.data.flat import FlatDataset
+from diffuser_policy.data.flat import FlatDataset, release
 from diffuser_policy.diffusion.conditions import Inpainting
 from diffuser_policy.errors import ConfigError, DatasetError
+
+KEPT = 2**28  # bytes of a mapped dataset that may stay in memory
+AT_ONCE = 64  # rows, or windows, between two looks at how much that is
+STATM = Path("/proc/self/statm")
+SCALE_PAIRS = 100_000  # that the spread of actions and changes is estimated from
+
+
+class ShortRunsWarning(UserWarning):
+    """Some episodes are too short for any window, and nothing is learned from them."""
 
 
 class WindowDataset:
     """Normalized windows of a flat dataset.
 
     Attributes:
-        rows: `[num_rows, transition]`, normalized; the only copy of the data.
         run_starts: `[num_runs + 1]` row ranges of the continuous runs, with padding.
         run_lengths: `[num_runs]` rows of each run, without padding.
+        unpadded_starts: `[num_runs + 1]` row ranges of the runs, without padding.
     """
 
     def __init__(
@@ -47,7 +60,7 @@ class WindowDataset:
         max_planning_steps: int = 1,
         hindsight_goal: HindsightGoal = "none",
     ) -> None:
-        """Normalize the data and, if asked, pad the runs.
+        """Hold the data and, if asked, pad the runs.
 
         Args:
             flat: Rows of all runs; for derived columns, from `in_planning_columns`.
@@ -68,42 +81,60 @@ class WindowDataset:
             raise ConfigError(f"stride must be at least 1 env step, got {stride}.")
         if hindsight_goal == "goal" and not layout.goal_conditioned:
             raise ConfigError(
-                "hindsight_goal='goal' needs a layout with the alias 'goal'; this "
-                "dataset has no goal columns. Use 'observation' or 'none'."
+                "hindsight_goal='goal' needs a layout with the alias 'goal', and this "
+                "dataset has no goal columns. Use 'observation' or 'none': "
+                "--window.hindsight-goal, or WindowConfig(hindsight_goal=…)."
             )
         self.layout, self.stride, self.hindsight_goal = layout, stride, hindsight_goal
-        with torch.no_grad():
-            self.rows = normalizer.normalize(torch.from_numpy(join_rows(flat, layout)))
-        self.run_starts = torch.from_numpy(np.asarray(flat.run_starts))
-        self.run_lengths = self.run_starts.diff()
+        self._rows = JoinedRows.of(flat, layout)
+        self._actions = JoinedRows([flat.fields["action"]])
+        self._normalizer = copy.deepcopy(normalizer).cpu()  # batches are made on CPUs
+        # Padding moves the rows that windows count, but not those of `flat`.
+        self.unpadded_starts = torch.from_numpy(np.array(flat.run_starts))
+        self.run_lengths = self.unpadded_starts.diff()
+        self.run_starts = self.unpadded_starts
         if padding == "repeat":
-            self._pad((max_planning_steps - 1) * stride, normalizer)
+            added = (max_planning_steps - 1) * stride
+            numbers = torch.arange(len(self.unpadded_starts))
+            self.run_starts = self.unpadded_starts + numbers * added
         if self.num_windows(max_planning_steps) == 0:
             runs = self.run_starts.diff().tolist()
             raise DatasetError(
                 f"The longest continuous run has {max(runs, default=0)} steps, but a "
                 f"window of {max_planning_steps} planning steps with stride {stride} "
                 f"spans {(max_planning_steps - 1) * stride + 1} env steps. Plan a "
-                f"shorter horizon, use padding='repeat', or collect longer runs."
+                f"shorter horizon (--window.horizon), use padding='repeat' "
+                f"(--window.padding), or collect longer runs."
             )
 
     def num_windows(self, num_planning_steps: int) -> int:
         """Return how many windows of that length the runs hold."""
         return int(self._windows_per_run(num_planning_steps).sum())
 
+    def num_left_out(self, num_planning_steps: int) -> int:
+        """Return how many runs hold no window of that length."""
+        return int((self._windows_per_run(num_planning_steps) == 0).sum())
+
     def starts(self, num_planning_steps: int) -> Tensor:
         """Return the first rows of all windows of that length, in order."""
         counts = self._windows_per_run(num_planning_steps)
         return self._rows_of(torch.arange(int(counts.sum())), counts)
 
-    def view(self, num_planning_steps: int) -> Tensor:
-        """Return `[num_rows - span, horizon, transition]`, a view without a copy.
+    @torch.no_grad()
+    def read(self, rows: Tensor) -> Tensor:
+        """Return rows `[..., transition]`, normalized.
 
-        Entry s is the window that starts at row s. Only the windows of `starts` stay
-        within one run.
+        Args:
+            rows: `[...]` their numbers, counted with padding.
         """
-        span = (num_planning_steps - 1) * self.stride + 1
-        return self.rows.unfold(0, span, 1).transpose(1, 2)[:, :: self.stride]
+        if self.run_starts is self.unpadded_starts:
+            return self._normalizer.normalize(torch.from_numpy(self._rows.take(rows)))
+        run = torch.searchsorted(self.run_starts, rows.contiguous(), right=True) - 1
+        time, last = rows - self.run_starts[run], self.run_lengths[run] - 1
+        index = self.unpadded_starts[run] + torch.minimum(time, last)
+        values = torch.from_numpy(self._rows.take(index))
+        values[..., self.layout.actions][time > last] = 0.0
+        return self._normalizer.normalize(values)
 
     def sample(
         self, batch_size: int, num_planning_steps: int, generator: torch.Generator
@@ -121,7 +152,7 @@ class WindowDataset:
         counts = self._windows_per_run(num_planning_steps)
         ranks = torch.randint(int(counts.sum()), (batch_size,), generator=generator)
         offsets = torch.arange(num_planning_steps) * self.stride
-        return self.rows[self._rows_of(ranks, counts)[:, None] + offsets]
+        return self.read(self._rows_of(ranks, counts)[:, None] + offsets)
 
     def sample_pairs(
         self, batch_size: int, max_steps: int, generator: torch.Generator
@@ -137,17 +168,62 @@ class WindowDataset:
             Observations `[batch, observation]`, goals `[batch, goal]` reached later in
             the same run, and times `[batch]` in env steps.
         """
-        counts = (self.run_lengths - 1).clamp(min=0)
-        ranks = torch.randint(int(counts.sum()), (batch_size,), generator=generator)
-        starts = self._rows_of(ranks, counts)
-        run = torch.searchsorted(self.run_starts, starts, right=True) - 1
-        last = self.run_starts[run] + self.run_lengths[run] - 1
-        room = (last - starts).clamp(max=max_steps)
-        uniform = torch.rand(batch_size, generator=generator, dtype=torch.float32)
-        times = 1 + (uniform * room).long().clamp(max=room - 1)
+        starts, times = self._pairs(batch_size, max_steps, generator)
         goal_columns = list(self.layout.columns("goal"))
-        goals = self.rows[starts + times][:, goal_columns]
-        return self.rows[starts][:, self.layout.observations], goals, times.float()
+        goals = self.read(starts + times)[:, goal_columns]
+        return self.read(starts)[:, self.layout.observations], goals, times.float()
+
+    def sample_transitions(
+        self, batch_size: int, max_steps: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return pairs of states for `InverseDynamics`.
+
+        Args:
+            batch_size: Number of pairs.
+            max_steps: Greatest time between the two, in env steps.
+            generator: Source of randomness, advanced by the call.
+
+        Returns:
+            The observations an env step earlier `[batch, observation]` (at the start
+            of a run: the first ones), observations, those later in the same run, the
+            times between `[batch]` in env steps, and the actions `[batch, action]`
+            that were taken, in environment units.
+        """
+        starts, times = self._pairs(batch_size, max_steps, generator)
+        run = torch.searchsorted(self.run_starts, starts, right=True) - 1
+        before = torch.maximum(starts - 1, self.run_starts[run])
+        columns = self.layout.observations
+        earlier, states, later = (
+            self.read(rows)[:, columns] for rows in (before, starts, starts + times)
+        )
+        return earlier, states, later, times, self.actions_of(starts)
+
+    def transition_scales(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return mean and standard deviation of actions, and those of changes.
+
+        Returns:
+            Mean and standard deviation `[action]` of the actions in environment units,
+            and the standard deviation `[observation]` of what an env step changes in a
+            run, normalized.
+        """
+        counts = (self.run_lengths - 1).clamp(min=0)
+        total = int(counts.sum())
+        ranks = torch.arange(0, total, max(1, total // SCALE_PAIRS))
+        starts = self._rows_of(ranks, counts)
+        changes = (self.read(starts + 1) - self.read(starts)).double()
+        changes = changes[:, self.layout.observations]
+        actions = self.actions_of(starts).double()
+        spread = actions.std(dim=0, correction=0)
+        return actions.mean(dim=0), spread, changes.square().mean(dim=0).sqrt()
+
+    def actions_of(self, rows: Tensor) -> Tensor:
+        """Return recorded actions `[rows, action]`, in environment units."""
+        return torch.from_numpy(self._actions.take(self.unpadded(rows)))
+
+    def unpadded(self, rows: Tensor) -> Tensor:
+        """Return the same rows in arrays that are not padded."""
+        run = torch.searchsorted(self.run_starts, rows, right=True) - 1
+        return rows - self.run_starts[run] + self.unpadded_starts[run]
 
     def conditions(self, windows: Tensor) -> Inpainting:
         """Return the values that training pins in each window.
@@ -169,27 +245,30 @@ class WindowDataset:
         fitting = (self.run_starts.diff() - span).clamp(min=0)
         return torch.minimum(fitting, self.run_lengths)
 
+    def _pairs(
+        self, batch_size: int, max_steps: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Return rows with a later one in their run, and how many env steps later."""
+        counts = (self.run_lengths - 1).clamp(min=0)
+        if not counts.any():
+            raise DatasetError(
+                f"All {len(counts)} episodes have a single step: no state is followed "
+                f"by another, and there is nothing to plan. Record longer episodes."
+            )
+        ranks = torch.randint(int(counts.sum()), (batch_size,), generator=generator)
+        starts = self._rows_of(ranks, counts)
+        run = torch.searchsorted(self.run_starts, starts, right=True) - 1
+        last = self.run_starts[run] + self.run_lengths[run] - 1
+        room = (last - starts).clamp(max=max_steps)
+        uniform = torch.rand(batch_size, generator=generator, dtype=torch.float32)
+        times = 1 + (uniform * room).long().clamp(max=room - 1)
+        return starts, times
+
     def _rows_of(self, ranks: Tensor, counts: Tensor) -> Tensor:
         """Return the first row of the windows with these ranks over all runs."""
         ends = counts.cumsum(0)
         run = torch.searchsorted(ends, ranks, right=True)
         return self.run_starts[run] + ranks - (ends - counts)[run]
-
-    def _pad(self, num_rows: int, normalizer: Normalizer) -> None:
-        """Continue every run with copies of its last row and zero actions."""
-        pieces = []
-        still = normalizer.normalize(
-            torch.zeros(self.layout.transition_dim, dtype=torch.float32)
-        )
-        for begin, end in zip(
-            self.run_starts[:-1].tolist(), self.run_starts[1:].tolist(), strict=True
-        ):
-            last = self.rows[end - 1].clone()
-            last[self.layout.actions] = still[self.layout.actions]
-            pieces += [self.rows[begin:end], last.expand(num_rows, -1)]
-        self.rows = torch.cat(pieces)
-        runs = torch.arange(len(self.run_starts))
-        self.run_starts = self.run_starts + runs * num_rows
 
 
 def in_planning_columns(flat: FlatDataset, featurizer: Featurizer) -> FlatDataset:
@@ -210,20 +289,78 @@ def in_planning_columns(flat: FlatDataset, featurizer: Featurizer) -> FlatDatase
 
 
 def join_rows(flat: FlatDataset, layout: TrajectoryLayout) -> np.ndarray:
-    """Return trajectory rows `[num_rows, transition]` in environment units, float32.
+    """Return all trajectory rows `[num_rows, transition]`, as `JoinedRows`."""
+    return JoinedRows.of(flat, layout)[:]
 
-    Raises:
-        DatasetError: The dataset's columns differ from the layout's.
+
+class JoinedRows:
+    """Trajectory rows in environment units, float32, joined when they are read.
+
+    Attributes:
+        shape: `[num_rows, transition]`.
     """
-    parts = [flat.fields["observation"]]
-    if flat.has_goals and layout.observation_dim > flat.observation_size:
-        parts.append(flat.fields["achieved_goal"])
-    if layout.action_dim:
-        parts.insert(0, flat.fields["action"])
-    rows = np.concatenate(parts, axis=1, dtype=np.float32)
-    if rows.shape[1] != layout.transition_dim:
-        raise DatasetError(
-            f"The dataset has {rows.shape[1]} trajectory columns, the layout names "
-            f"{layout.transition_dim}."
+
+    def __init__(self, parts: list[np.ndarray]) -> None:
+        """Hold the parts of rows, `[num_rows, columns]` each."""
+        self.parts = parts
+        self.shape = len(parts[0]), sum(part.shape[1] for part in parts)
+        self._is_small = sum(part.nbytes for part in self.parts) <= KEPT
+        self._most = _mapped() + KEPT
+
+    @classmethod
+    def of(cls, flat: FlatDataset, layout: TrajectoryLayout) -> Self:
+        """Return the rows of a dataset.
+
+        Raises:
+            DatasetError: The dataset's columns differ from the layout's.
+        """
+        parts = [flat.fields["observation"]]
+        if flat.has_goals and layout.observation_dim > flat.observation_size:
+            parts.append(flat.fields["achieved_goal"])
+        if layout.action_dim:
+            parts.insert(0, flat.fields["action"])
+        made = cls(parts)
+        if made.shape[1] != layout.transition_dim:
+            raise DatasetError(
+                f"The dataset has {made.shape[1]} trajectory columns, the layout names "
+                f"{layout.transition_dim}."
+            )
+        return made
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        """Return successive rows `[rows, transition]`."""
+        joined = np.concatenate(
+            [part[rows] for part in self.parts], axis=1, dtype=np.float32
         )
-    return rows
+        release(*self.parts)
+        return joined
+
+    def take(self, rows: Tensor) -> np.ndarray:
+        """Return the rows of these numbers `[...]` as `[..., transition]`."""
+        index = rows.numpy()
+        joined = np.empty((*index.shape, self.shape[1]), np.float32)
+        if self._is_small:
+            self._read(index, joined)
+            return joined
+        for first in range(0, len(index), AT_ONCE):
+            some = slice(first, first + AT_ONCE)
+            self._read(index[some], joined[some])
+            if _mapped() > self._most:
+                release(*self.parts)
+        return joined
+
+    def _read(self, index: np.ndarray, joined: np.ndarray) -> None:
+        begin = 0
+        for part in self.parts:
+            end = begin + part.shape[1]
+            joined[..., begin:end] = np.take(part, index, axis=0)
+            begin = end
+
+
+def _mapped() -> int:
+    """Return how many bytes of files this process holds; 0 where Linux does not say."""
+    try:
+        shared = int(STATM.read_text(encoding="ascii").split()[2])
+    except OSError:
+        return 0
+    return shared * mmap.PAGESIZE

@@ -11,6 +11,7 @@ from a distribution that is only close to the conditional one.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.columns.normalizers import Normalizer
-from diffuser_policy.errors import ConditionError
+from diffuser_policy.errors import ConditionError, shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +81,21 @@ class Conditions:
             values: `[batch, size]` or `[size]`, environment units, finite.
 
         Raises:
-            ConditionError: Values that are not finite or not one or two-dimensional.
+            ConditionError: A step that is no whole number, columns that are no text, or
+                values that are not finite or not one or two-dimensional.
         """
-        tensor = torch.as_tensor(values, dtype=torch.float32)
+        if not isinstance(columns, str):
+            raise ConditionError(
+                f"A condition names its columns, such as 'goal'; got {shown(columns)}."
+            )
+        try:
+            step = operator.index(step)
+            tensor = torch.as_tensor(values, dtype=torch.float32)
+        except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+            raise ConditionError(
+                f"The condition on {columns!r} needs a planning step and numbers "
+                f"({error}); got step {shown(step)} and {shown(values)}."
+            ) from error
         if tensor.ndim not in (1, 2) or not bool(torch.isfinite(tensor).all()):
             raise ConditionError(
                 f"The condition on {columns!r} at step {step} needs finite values "

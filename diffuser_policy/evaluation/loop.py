@@ -36,9 +36,10 @@ from diffuser_policy.envs import (
     step_env,
     step_limit,
 )
-from diffuser_policy.errors import ConfigError
+from diffuser_policy.errors import ConfigError, shown
 from diffuser_policy.evaluation.records import EpisodeRecord, Evaluation, Timing
 from diffuser_policy.observations import batched, numbers
+from diffuser_policy.settings import converted, seed_or_drawn
 from diffuser_policy.versions import versions
 
 UNRECORDED = ("episode",)  # wrappers put wall-clock times there
@@ -51,7 +52,7 @@ def evaluate(
     env: str | Callable[[], Env],
     *,
     episodes: int | None = None,
-    seed: int = 0,
+    seed: int | None = 0,
     num_envs: int = 16,
     deterministic: bool = False,
     progress: bool | None = None,
@@ -66,7 +67,7 @@ def evaluate(
             has to end its episodes.
         episodes: How many, of each task in environments with several: 100, or 50 of
             each task, by default.
-        seed: Episode i uses `seed + i`.
+        seed: Episode i uses `seed + i`. None: drawn at random, and recorded.
         num_envs: Environments at a time.
         deterministic: Passed to `predict`.
         progress: Show a progress bar; not given: if standard error is a terminal.
@@ -80,11 +81,13 @@ def evaluate(
         UnknownNameError: No environment of that id.
         SpaceMismatchError: An environment with other spaces than the policy's.
     """
-    counts = {"episodes": (episodes, 1), "num_envs": (num_envs, 1), "seed": (seed, 0)}
-    for name, (value, least) in counts.items():
-        if value is not None and value < least:
-            raise ConfigError(f"{name} must be at least {least}, got {value}.")
-    options = dict(env_options or {})
+    episodes = converted(episodes, int | None, "episodes")
+    num_envs = converted(num_envs, int, "num_envs")
+    for name, value in (("episodes", episodes), ("num_envs", num_envs)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} must be at least 1, got {value}.")
+    seed = seed_or_drawn(seed)
+    options = env_options_of(env_options)
     make = _maker(env, options)
     with contextlib.ExitStack() as stack:
 
@@ -126,6 +129,22 @@ def evaluate(
     return Evaluation(
         episodes=records, timing=driver.timing, settings=settings, versions=versions()
     )
+
+
+def env_options_of(given: Any) -> dict[str, Any]:
+    """Return the settings of an environment; empty for None.
+
+    Raises:
+        ConfigError: They are no table of names and values.
+    """
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping) or not all(isinstance(k, str) for k in given):
+        raise ConfigError(
+            f"env_options (--env-option KEY=VALUE) are names and values, such as "
+            f"{{'joint_noise': 0.01}}; got {shown(given)}."
+        )
+    return dict(given)
 
 
 class Tally:

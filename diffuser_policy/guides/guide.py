@@ -103,11 +103,15 @@ class Guide:
     def __mul__(self, factor: object) -> Guide:
         if not isinstance(factor, numbers.Real):
             return NotImplemented
+        try:
+            factor = float(factor)
+        except OverflowError:  # a whole number of hundreds of digits
+            factor = math.inf
         if not math.isfinite(factor):
             raise GuideError(
                 f"A guide's factor must be finite, got {factor} for {self.name}."
             )
-        scaled = [(float(factor) * weight, guide) for weight, guide in self.parts()]
+        scaled = [(factor * weight, guide) for weight, guide in self.parts()]
         if len(scaled) == 1 and scaled[0][0] == 1.0:
             return scaled[0][1]
         return WeightedSum(tuple(scaled))
@@ -117,7 +121,10 @@ class Guide:
     def __truediv__(self, divisor: object) -> Guide:
         if not isinstance(divisor, numbers.Real) or divisor == 0:
             return NotImplemented
-        return (1.0 / float(divisor)) * self
+        try:
+            return (1.0 / float(divisor)) * self
+        except OverflowError:  # a whole number of hundreds of digits
+            return 0.0 * self
 
     def __rsub__(self, other: object) -> Guide:
         if not callable(other):

@@ -7,6 +7,7 @@ r"""Executors: how a plan and the current observation become an action.
   the plan it holds the last planned position at zero velocity, so the goal is kept.
 - `PursuitExecutor` follows the path as fast as the actions allow.
 - `PathExecutor` keeps to the path, at the planned speed or slower.
+- `InverseDynamicsExecutor` asks a network for the action that leads to a planned state.
 - `FeaturesExecutor` asks the featurizer, which maps derived planning columns back to
   actions.
 
@@ -19,10 +20,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 
 from diffuser_policy.columns.features import FeaturizerError
 from diffuser_policy.columns.layout import TrajectoryLayout
+from diffuser_policy.columns.normalizers import Normalizer
 from diffuser_policy.errors import ConfigError
+from diffuser_policy.networks.inverse_dynamics import InverseDynamics
 from diffuser_policy.planning.plan import Following, interpolate
 
 
@@ -77,7 +81,8 @@ class PlannedActions(Executor):
             raise ConfigError(
                 f"The executor 'actions' needs planned actions at every env step; this "
                 f"planner has {layout.action_dim} action columns and stride {stride}. "
-                f"Use the executor 'tracking'."
+                f"Use 'inverse-dynamics' (train with --inverse-dynamics, or "
+                f"TrainConfig.inverse_dynamics) or 'tracking'."
             )
 
     def act(
@@ -130,8 +135,72 @@ class FeaturesExecutor(Executor):
         return actions
 
 
+class InverseDynamicsExecutor(Executor):
+    """Asks a network for the action that leads to a planned state.
+
+    The target is the first planning step that is at least `lookahead` env steps away,
+    or the last one of the plan, at which it stays. Plans without actions, of any stride
+    and any columns, can be followed like this.
+    """
+
+    def __init__(
+        self,
+        network: InverseDynamics,
+        normalizer: Normalizer,
+        layout: TrajectoryLayout,
+        *,
+        lookahead: float = 1.0,
+    ) -> None:
+        """Store network and settings.
+
+        Args:
+            network: Predicts actions.
+            normalizer: Between environment units and the network's.
+            layout: Columns of a trajectory.
+            lookahead: How far ahead to steer, in planned env steps; at most as far as
+                the network has learned.
+        """
+        self.network, self.normalizer = network, normalizer
+        self.columns = layout.columns("observation")
+        self.lookahead = min(lookahead, network.max_steps)
+
+    def act(self, following: Following, observations: np.ndarray) -> np.ndarray:
+        """Return the network's actions."""
+        stride, progress = following.stride, following.progress
+        step = np.ceil((progress + self.lookahead) / stride)
+        step = np.minimum(step, following.lengths - 1)
+        # After the end, and in plans of one step: the last state, in an env step.
+        ahead = np.clip(step * stride - progress, 1, self.network.max_steps)
+        target = following.reference(step * stride - progress)
+        device = self.normalizer.shift.device
+
+        def tensor(values: np.ndarray) -> torch.Tensor:
+            return torch.as_tensor(values, dtype=torch.float32, device=device)
+
+        def normalized(values: np.ndarray) -> torch.Tensor:
+            return self.normalizer.normalize(tensor(values), self.columns)
+
+        before = following.previous
+        with torch.inference_mode():
+            actions: np.ndarray = (
+                self.network.act(
+                    normalized(observations if before is None else before),
+                    normalized(observations),
+                    normalized(target),
+                    tensor(ahead),
+                )
+                .cpu()
+                .numpy()
+            )
+        return actions
+
+
 class TrackingExecutor(Executor):
-    """Steers towards planned positions and velocities, and holds the last one."""
+    """Steers towards planned positions and velocities, and holds the last one.
+
+    Observations without a velocity do: how far the position has moved in the last env
+    step takes its place, in the plan and in the environment.
+    """
 
     ahead: float = 1.0  # of the progress along the plan, in planned env steps
 
@@ -145,38 +214,64 @@ class TrackingExecutor(Executor):
         """Find the columns and store the gains.
 
         Args:
-            layout: Needs the aliases "position" and "velocity".
+            layout: Needs the alias "position". Without "velocity", velocities are
+                differences of positions, in meters per env step.
             position_gain: Action per meter of position error.
-            velocity_gain: Action per meter per second of velocity error.
+            velocity_gain: Action per unit of velocity error.
 
         Raises:
-            ConfigError: The observation does not name position and velocity.
+            ConfigError: The observation does not name the position.
         """
-        missing = {"position", "velocity"} - set(layout.aliases)
-        if missing:
+        if "position" not in layout.aliases:
             raise ConfigError(
-                f"Tracking needs observation columns named {sorted(missing)}. Name "
-                f"them in the environment's metadata['observation_columns'], or train "
-                f"with --window.position and --window.velocity and their numbers; or "
-                f"use the executor 'actions'."
+                "Tracking needs observation columns named 'position'. Name them in the "
+                "environment's metadata['observation_columns'], or train with their "
+                "numbers (--window.position, WindowConfig.position). An executor that "
+                "needs no names is 'inverse-dynamics': train with --inverse-dynamics "
+                "(TrainConfig.inverse_dynamics)."
             )
         self.position = list(layout.observation_columns("position"))
-        self.velocity = list(layout.observation_columns("velocity"))
+        self.velocity: list[int] | None = None
+        if "velocity" in layout.aliases:
+            self.velocity = list(layout.observation_columns("velocity"))
         self.position_gain, self.velocity_gain = position_gain, velocity_gain
 
     def act(self, following: Following, observations: np.ndarray) -> np.ndarray:
         """Return the action towards the state planned `ahead` env steps from here."""
         target = following.reference(self.ahead)
         arrived = following.progress + self.ahead > following.durations
-        velocity = np.where(arrived[:, None], 0.0, target[:, self.velocity])
-        return self._steer(target, velocity, observations)
+        planned = self._planned_velocity(following, target)
+        velocity = np.where(arrived[:, None], 0.0, planned)
+        return self._steer(following, target, velocity, observations)
+
+    def _planned_velocity(self, following: Following, target: np.ndarray) -> np.ndarray:
+        """Return the planned velocities `[rows, 2]` at a planned state."""
+        if self.velocity is not None:
+            return target[:, self.velocity]
+        before = following.reference(self.ahead - 1)
+        planned: np.ndarray = target[:, self.position] - before[:, self.position]
+        return planned
+
+    def _observed_velocity(
+        self, following: Following, observations: np.ndarray
+    ) -> np.ndarray:
+        """Return the velocities `[rows, 2]` now."""
+        if self.velocity is not None:
+            return observations[:, self.velocity]
+        before = observations if following.previous is None else following.previous
+        observed: np.ndarray = observations[:, self.position] - before[:, self.position]
+        return observed
 
     def _steer(
-        self, target: np.ndarray, velocity: np.ndarray, observations: np.ndarray
+        self,
+        following: Following,
+        target: np.ndarray,
+        velocity: np.ndarray,
+        observations: np.ndarray,
     ) -> np.ndarray:
         """Return the proportional-derivative action towards position and velocity."""
         off_position = target[:, self.position] - observations[:, self.position]
-        off_velocity = velocity - observations[:, self.velocity]
+        off_velocity = velocity - self._observed_velocity(following, observations)
         action: np.ndarray = (
             self.position_gain * off_position + self.velocity_gain * off_velocity
         )
@@ -204,9 +299,9 @@ class PursuitExecutor(TrackingExecutor):
         """Store the settings.
 
         Args:
-            layout: Needs the aliases "position" and "velocity".
+            layout: As for tracking.
             position_gain: Action per meter of position error.
-            velocity_gain: Action per meter per second of velocity error.
+            velocity_gain: Action per unit of velocity error.
             lookahead: How far ahead to steer, in planned env steps.
             search: How far ahead to search for the nearest point, in planned env steps.
         """
@@ -278,6 +373,12 @@ class PathExecutor(TrackingExecutor):
         super().__init__(
             layout, position_gain=position_gain, velocity_gain=velocity_gain
         )
+        if self.velocity is None:
+            raise ConfigError(
+                "The executor 'path' needs the planned velocities: observation columns "
+                "named 'velocity' (--window.velocity, WindowConfig.velocity). Without "
+                "them, use 'tracking', 'pursuit' or 'inverse-dynamics'."
+            )
         for name, value in (
             ("seconds_per_step", seconds_per_step),
             ("tempo", tempo),
@@ -303,12 +404,13 @@ class PathExecutor(TrackingExecutor):
         along = self._along(following) * self.pace(following)[:, None]
         over = following.progress >= following.durations
         velocity = np.where(over[:, None], 0.0, along / self.seconds_per_step)
-        return self._steer(following.reference(), velocity, observations)
+        return self._steer(following, following.reference(), velocity, observations)
 
     def pace(self, following: Following) -> np.ndarray:
         """Return planned env steps `[rows]` per env step, on the path."""
         step = np.linalg.norm(self._along(following), axis=1)
-        speed = np.linalg.norm(following.reference()[:, self.velocity], axis=1)
+        here = following.reference()
+        speed = np.linalg.norm(self._planned_velocity(following, here), axis=1)
         planned = speed * self.seconds_per_step / np.maximum(step, STILL)
         pace: np.ndarray = np.clip(planned, FLOOR * self.tempo, self.tempo)
         return pace

@@ -100,6 +100,8 @@ class Following:
         lengths: `[rows]` planning steps.
         progress: `[rows]` how far each plan has been followed, in planned env steps.
         stride: Env steps between planning steps.
+        previous: `[rows, observation]` where each row was an env step ago; none: as if
+            it had rested.
     """
 
     observations: np.ndarray
@@ -107,6 +109,7 @@ class Following:
     lengths: np.ndarray
     progress: np.ndarray
     stride: int
+    previous: np.ndarray | None = None
 
     @property
     def durations(self) -> np.ndarray:
@@ -121,6 +124,7 @@ class Following:
             lengths=self.lengths[index],
             progress=self.progress[index],
             stride=self.stride,
+            previous=None if self.previous is None else self.previous[index],
         )
 
     def rest(self, num_planning_steps: int, *, stretched: bool) -> np.ndarray:

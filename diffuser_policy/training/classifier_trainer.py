@@ -18,7 +18,11 @@ from diffuser_policy.columns.features import Featurizer
 from diffuser_policy.columns.labels import labelled
 from diffuser_policy.config import ClassifierConfig, ClassifierTrainConfig
 from diffuser_policy.data.flat import FlatDataset
-from diffuser_policy.data.windows import in_planning_columns, join_rows
+from diffuser_policy.data.windows import (
+    WindowDataset,
+    in_planning_columns,
+    join_rows,
+)
 from diffuser_policy.errors import ConfigError, DatasetError, UnknownNameError
 from diffuser_policy.networks.classifiers import StateClassifier
 from diffuser_policy.training.companion import Batch, CompanionTrainer
@@ -28,7 +32,7 @@ class ClassifierTrainer(CompanionTrainer[StateClassifier]):
     """Trains a classifier and writes it to a folder, with the planner it is for.
 
     Attributes:
-        rows: `[rows, transition]`, normalized, on the CPU.
+        windows: The planner's data.
         targets: `[rows, labels]`, bool.
     """
 
@@ -46,8 +50,8 @@ class ClassifierTrainer(CompanionTrainer[StateClassifier]):
             DatasetError: Labels that hold always or never in the data.
         """
         layout, settings = self.policy_config.layout, self.config.classifier
-        rows = join_rows(in_planning_columns(flat, featurizer), layout)
-        every, found = labelled(self.config.labels, rows, layout)
+        planned = in_planning_columns(flat, featurizer)
+        every, found = labelled(self.config.labels, join_rows(planned, layout), layout)
         names, targets = _chosen(settings, every, found)
         self.policy_config = dataclasses.replace(
             self.policy_config, classifier=dataclasses.replace(settings, classes=names)
@@ -56,7 +60,7 @@ class ClassifierTrainer(CompanionTrainer[StateClassifier]):
             network = build_classifier(self.policy_config)
         network.set_balance(_shares(names, targets, flat))
         normalizer = self.planner_networks.normalizer
-        self.rows = normalizer.normalize(torch.from_numpy(rows))
+        self.windows = WindowDataset(planned, layout=layout, normalizer=normalizer)
         self.targets = torch.from_numpy(targets)
         return network, {"labels": zlib.crc32(np.ascontiguousarray(targets).data)}
 
@@ -67,8 +71,9 @@ class ClassifierTrainer(CompanionTrainer[StateClassifier]):
     ) -> Batch:
         """Return single rows, and which labels hold there."""
         size = (self.config.optimization.batch_size,)
-        drawn = torch.randint(len(self.rows), size, generator=generator)
-        return self.rows[drawn][:, None], None, self.targets[drawn][:, None].float()
+        drawn = torch.randint(len(self.targets), size, generator=generator)
+        targets = self.targets[drawn][:, None].float()
+        return self.windows.read(drawn)[:, None], None, targets
 
     @property
     def classifier(self) -> StateClassifier:

@@ -17,12 +17,12 @@ from diffuser_policy.build import build_critic, seeded
 from diffuser_policy.columns.features import Featurizer
 from diffuser_policy.config import CriticTrainConfig
 from diffuser_policy.data.flat import FlatDataset
-from diffuser_policy.data.windows import in_planning_columns, join_rows
+from diffuser_policy.data.returns import return_scale, returns_to_go
+from diffuser_policy.data.windows import WindowDataset, in_planning_columns
 from diffuser_policy.errors import DatasetError
 from diffuser_policy.networks.critic import Critic, Transitions
 from diffuser_policy.training.companion import CompanionTrainer
 from diffuser_policy.training.loss import step_generator
-from diffuser_policy.training.value_trainer import returns_scale, returns_to_go
 
 
 class CriticLoss(nn.Module):
@@ -62,7 +62,7 @@ class CriticTrainer(CompanionTrainer[Critic]):
     that the state values learn from: `ema_decay` is how slow.
 
     Attributes:
-        rows: `[rows, transition]`, normalized, on the CPU.
+        windows: The data.
         steps: Rows with a step to learn from.
     """
 
@@ -88,10 +88,10 @@ class CriticTrainer(CompanionTrainer[Critic]):
         returns = returns_to_go(flat, settings.discount)
         with seeded(self.config.seed):
             network = build_critic(self.policy_config)
-        network.set_scale(*returns_scale(returns, flat))
-        rows = join_rows(in_planning_columns(flat, featurizer), layout)
+        network.set_scale(*return_scale(returns, flat))
+        planned = in_planning_columns(flat, featurizer)
         normalizer = self.planner_networks.normalizer
-        self.rows = normalizer.normalize(torch.from_numpy(rows))
+        self.windows = WindowDataset(planned, layout=layout, normalizer=normalizer)
         self.rewards = torch.from_numpy(flat.fields["reward"].astype(np.float32))
         self.ended = torch.from_numpy(np.asarray(flat.fields["terminated"], np.bool_))
         last = torch.zeros(flat.num_rows, dtype=torch.bool)
@@ -113,13 +113,14 @@ class CriticTrainer(CompanionTrainer[Critic]):
         """
         drawn = torch.randint(len(self.steps), (size,), generator=generator)
         now = self.steps[drawn]
-        later = (now + 1).clamp(max=len(self.rows) - 1)
+        later = (now + 1).clamp(max=len(self.rewards) - 1)
         layout, device = self.policy_config.layout, self.processes.device
+        rows = self.windows.read(now)
         parts = (
-            self.rows[now][:, layout.observations],
-            self.rows[now][:, layout.actions],
+            rows[:, layout.observations],
+            rows[:, layout.actions],
             self.rewards[now],
-            self.rows[later][:, layout.observations],
+            self.windows.read(later)[:, layout.observations],
             self.ended[now],
         )
         return Transitions(*(part.to(device) for part in parts))

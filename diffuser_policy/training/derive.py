@@ -19,9 +19,10 @@ from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.columns.normalizers import NORMALIZERS
 from diffuser_policy.config import PolicyConfig, TrainConfig
 from diffuser_policy.data.flat import GOALS, FlatDataset
-from diffuser_policy.data.windows import join_rows
+from diffuser_policy.data.windows import JoinedRows
 from diffuser_policy.envs import other_versions
 from diffuser_policy.errors import ConfigError, DatasetError
+from diffuser_policy.guides.builtin import LearnedValue
 from diffuser_policy.numerics import plain_arithmetic
 from diffuser_policy.observations import RESERVED, ObservationColumns, Part
 from diffuser_policy.settings import from_json, to_json
@@ -82,6 +83,9 @@ def policy_config(train: TrainConfig, flat: FlatDataset) -> PolicyConfig:
         window=train.window,
         network=train.network,
         time_to_goal=train.time_to_goal,
+        value=train.value,
+        inverse_dynamics=train.inverse_dynamics,
+        guide=None if train.value is None else LearnedValue(),
         planner=train.planner,
         execution=train.execution,
         provenance={"training": to_json(train), "dataset": dict(flat.metadata)},
@@ -100,7 +104,7 @@ def initial_networks(
         seed: Of the weights.
     """
     networks = build_networks(config, seed)
-    rows = join_rows(planned, config.layout)
+    rows = JoinedRows.of(planned, config.layout)
     normalizer = NORMALIZERS[config.window.normalizer]
     networks.normalizer = normalizer.fit_tied(rows, config.layout.ties)
     return networks

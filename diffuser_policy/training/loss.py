@@ -13,9 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from diffuser_policy.config import TrainConfig, WindowConfig
+from diffuser_policy.data.returns import ValuedWindows
 from diffuser_policy.data.windows import WindowDataset
 from diffuser_policy.diffusion.denoiser import Denoiser
+from diffuser_policy.networks.inverse_dynamics import InverseDynamics
 from diffuser_policy.networks.time_to_goal import TimeToGoal
+from diffuser_policy.networks.value import ValueNetwork
 
 
 def step_generator(seed: int, step: int, *stream: int) -> torch.Generator:
@@ -52,13 +55,15 @@ def draw_num_planning_steps(
 
 
 class PlannerLoss(nn.Module):
-    """Loss of the denoiser and, if there is one, of the time-to-goal network."""
+    """Loss of the denoiser, and of the networks that are trained beside it."""
 
     def __init__(
         self,
         denoiser: Denoiser,
         time_to_goal: TimeToGoal | None,
         *,
+        value: ValueNetwork | None = None,
+        inverse_dynamics: InverseDynamics | None = None,
         windows: WindowDataset,
         config: TrainConfig,
         device: torch.device,
@@ -68,12 +73,16 @@ class PlannerLoss(nn.Module):
         Args:
             denoiser: Trained on windows.
             time_to_goal: Trained on hindsight pairs of the same data.
+            value: Trained on the windows of the denoiser; `windows` are
+                `ValuedWindows`.
+            inverse_dynamics: Trained on pairs of states of the same data.
             windows: Data, on the CPU.
             config: Batch sizes, lengths, seed.
             device: Where the networks are.
         """
         super().__init__()
         self.denoiser, self.time_to_goal = denoiser, time_to_goal
+        self.value, self.inverse_dynamics = value, inverse_dynamics
         self.windows, self.config, self.device = windows, config, device
 
     def forward(self, step: int, process: int, accumulation: int) -> dict[str, Tensor]:
@@ -90,7 +99,12 @@ class PlannerLoss(nn.Module):
         )
         generator = step_generator(config.seed, step, 1 + process, accumulation)
         batch_size = config.optimization.batch_size
-        clean = self.windows.sample(batch_size, length, generator).to(self.device)
+        returns = None
+        if self.value is not None and isinstance(self.windows, ValuedWindows):
+            drawn, returns = self.windows.sample_valued(batch_size, length, generator)
+        else:
+            drawn = self.windows.sample(batch_size, length, generator)
+        clean = drawn.to(self.device)
         given = self.windows.conditions(clean)
         losses = {"denoiser": self.denoiser.loss(clean, given, generator)}
         if self.time_to_goal is not None and config.time_to_goal is not None:
@@ -108,5 +122,21 @@ class PlannerLoss(nn.Module):
             )
             losses["time_to_goal"] = self.time_to_goal.loss(
                 observations, goals, times, expectile=settings.expectile
+            )
+        if self.value is not None and returns is not None:
+            num_steps = self.denoiser.schedule.num_denoising_steps
+            i = torch.randint(num_steps, (batch_size,), generator=generator)
+            noise = torch.randn(clean.shape, generator=generator, dtype=torch.float32)
+            i, noise, returns = (part.to(self.device) for part in (i, noise, returns))
+            noisy = given.apply(self.denoiser.add_noise(clean, noise, i))
+            losses["value"] = self.value.loss(noisy, i, returns)
+        if self.inverse_dynamics is not None and config.inverse_dynamics is not None:
+            pairs = self.windows.sample_transitions(
+                config.inverse_dynamics.batch_size,
+                config.inverse_dynamics.max_steps,
+                generator,
+            )
+            losses["inverse_dynamics"] = self.inverse_dynamics.loss(
+                *(part.to(self.device) for part in pairs)
             )
         return losses

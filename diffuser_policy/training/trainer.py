@@ -26,6 +26,7 @@ import json
 import math
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -41,11 +42,16 @@ from diffuser_policy.checkpoint import CONFIG, settle, write_planner
 from diffuser_policy.columns.normalizers import Normalizer
 from diffuser_policy.config import OptimizationConfig, PolicyConfig, TrainConfig
 from diffuser_policy.data.flat import FlatDataset
-from diffuser_policy.data.windows import WindowDataset, in_planning_columns
+from diffuser_policy.data.returns import ValuedWindows, return_scale, returns_to_go
+from diffuser_policy.data.windows import (
+    ShortRunsWarning,
+    WindowDataset,
+    in_planning_columns,
+)
 from diffuser_policy.errors import CheckpointError, ConfigError, NotFiniteError
 from diffuser_policy.files import held, storage_error, write_json, write_text
 from diffuser_policy.numerics import plain_arithmetic, unusable, within_memory
-from diffuser_policy.settings import differences, to_json
+from diffuser_policy.settings import converted, differences, to_json
 from diffuser_policy.training.derive import initial_networks, policy_config
 from diffuser_policy.training.loss import PlannerLoss
 from diffuser_policy.training.processes import Processes
@@ -146,11 +152,7 @@ class TrainingRun(Generic[Networks]):
             StorageError: A checkpoint could not be written; earlier ones are intact.
             KeyboardInterrupt: Ctrl-C was pressed; the finished step has been saved.
         """
-        if save_interval < 1:
-            raise ConfigError(
-                f"save_interval (--save-interval) must be at least 1, got "
-                f"{save_interval}."
-            )
+        check_interval(save_interval)
         totals: dict[str, float] = {}
         since = self.step
         hidden = None if progress is None else not progress
@@ -414,16 +416,13 @@ class Trainer(TrainingRun[PlannerNetworks]):
         """
         self.config = config
         processes = processes or Processes.single(device)
-        self.policy_config = policy_config(config, flat)
-        planned = in_planning_columns(flat, config_featurizer(self.policy_config))
-        networks = initial_networks(self.policy_config, planned, config.seed)
-        windows = WindowDataset(
-            planned, **window_settings(self.policy_config, networks.normalizer)
-        )
+        self.policy_config, networks, windows = untrained(config, flat)
         networks.to(processes.device)
         loss = PlannerLoss(
             networks.denoiser,
             networks.time_to_goal,
+            value=networks.value,
+            inverse_dynamics=networks.inverse_dynamics,
             windows=windows,
             config=config,
             device=processes.device,
@@ -453,8 +452,55 @@ class Trainer(TrainingRun[PlannerNetworks]):
 
     def clipped(self) -> list[nn.Module]:
         """Return the parts of the planner: none may scale another's gradients."""
-        parts = (self.networks.denoiser, self.networks.time_to_goal)
-        return [part for part in parts if part is not None]
+        parts = self.networks
+        every = (
+            parts.denoiser,
+            parts.time_to_goal,
+            parts.value,
+            parts.inverse_dynamics,
+        )
+        return [part for part in every if part is not None]
+
+
+def untrained(
+    config: TrainConfig, flat: FlatDataset
+) -> tuple[PolicyConfig, PlannerNetworks, WindowDataset]:
+    """Return what a training starts from: settings, networks, and windows of the data.
+
+    Args:
+        config: Settings.
+        flat: The data.
+
+    Raises:
+        ConfigError: Settings that don't fit the data, or each other.
+        DatasetError: No window in the data, or nothing to learn for a network.
+    """
+    made = policy_config(config, flat)
+    planned = in_planning_columns(flat, config_featurizer(made))
+    networks = initial_networks(made, planned, config.seed)
+    cut = window_settings(made, networks.normalizer)
+    if config.value is not None and networks.value is not None:
+        discount, penalty = config.value.discount, config.value.termination_penalty
+        returns = returns_to_go(flat, discount, penalty)
+        networks.value.set_scale(*return_scale(returns, flat))
+        windows: WindowDataset = ValuedWindows(planned, returns=returns, **cut)
+    else:
+        windows = WindowDataset(planned, **cut)
+    if networks.inverse_dynamics is not None:
+        networks.inverse_dynamics.set_scale(*windows.transition_scales())
+    unit = networks.denoiser.horizon_multiple
+    shortest = math.ceil(made.window.min_planning_steps / unit) * unit
+    left_out = windows.num_left_out(min(shortest, made.window.num_planning_steps))
+    if left_out:
+        warnings.warn(
+            f"{left_out:,} of {flat.num_runs:,} runs are shorter than a window, and "
+            f"nothing is learned from them. To use them, pad them "
+            f"(--window.padding repeat, WindowConfig.padding), or plan a shorter "
+            f"horizon (--window.horizon, --window.min-horizon).",
+            ShortRunsWarning,
+            stacklevel=3,
+        )
+    return made, networks, windows
 
 
 def window_settings(config: PolicyConfig, normalizer: Normalizer) -> dict[str, Any]:
@@ -468,6 +514,18 @@ def window_settings(config: PolicyConfig, normalizer: Normalizer) -> dict[str, A
         "max_planning_steps": window.num_planning_steps,
         "hindsight_goal": window.hindsight_goal,
     }
+
+
+def check_interval(save_interval: Any) -> None:
+    """Refuse what is no number of gradient steps between two checkpoints.
+
+    Raises:
+        ConfigError: Not a whole number from 1.
+    """
+    if converted(save_interval, int, "save_interval (--save-interval)") < 1:
+        raise ConfigError(
+            f"save_interval (--save-interval) must be at least 1, got {save_interval}."
+        )
 
 
 def learning_rate(settings: OptimizationConfig, step: int) -> float:

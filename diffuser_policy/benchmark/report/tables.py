@@ -38,6 +38,7 @@ EXECUTORS: dict[str, str] = {
     "tracking": "a controller tracking the planned states",
     "pursuit": "a controller pursuing the planned path",
     "path": "a controller keeping to the planned path",
+    "inverse-dynamics": "learned inverse dynamics of the planned states",
     "features": "the inverse of the planned features",
 }
 GOALS = {"none": "one task", "hindsight": "relabelled in hindsight"}

@@ -1,0 +1,116 @@
+r"""Returns-to-go of every row of a dataset, and windows that carry them.
+
+$$R_t = r_t + \gamma R_{t+1}$$
+
+within a run, and $R_t = r_t$ in its last row and where it terminates. A run that was
+cut off counts as over, as in the release: the rewards that would have followed are not
+estimated. Returns are computed once for all rows, in one pass from the end.
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate, pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffuser_policy.data.flat import FlatDataset
+from diffuser_policy.data.windows import WindowDataset
+from diffuser_policy.errors import DatasetError
+
+
+def returns_to_go(
+    flat: FlatDataset, discount: float, termination_penalty: float = 0.0
+) -> np.ndarray:
+    """Return the discounted return `[num_rows]` from every row to the end of its run.
+
+    Args:
+        flat: Rewards and terminations, row by row.
+        discount: Weight of a reward one env step later.
+        termination_penalty: Subtracted from the reward of every step that terminates.
+
+    Raises:
+        DatasetError: All rewards are equal and nothing terminates, or the returns
+            overflow: there is nothing to learn.
+    """
+    terminated = flat.fields["terminated"]
+    rewards = flat.fields["reward"].astype(np.float64)
+    if not terminated.any() and bool((rewards == rewards[0]).all()):
+        raise DatasetError(
+            f"All {flat.num_rows:,} rewards of {flat!r} are {rewards[0]:g}: no "
+            f"trajectory is better than another, and there is no value to learn. "
+            f"Record data with rewards."
+        )
+    rewards -= termination_penalty * terminated
+    ends = np.union1d(flat.run_starts, np.flatnonzero(terminated) + 1)
+
+    def step(later: float, reward: float) -> float:
+        return reward + discount * later
+
+    returns = np.empty(flat.num_rows, np.float64)
+    for begin, end in pairwise(ends.tolist()):
+        backwards = accumulate(rewards[begin:end][::-1].tolist(), step)
+        returns[begin:end] = list(backwards)[::-1]
+    with np.errstate(over="ignore"):
+        single = returns.astype(np.float32)
+    if not np.isfinite(single).all():
+        raise DatasetError(
+            f"The returns of {flat!r} overflow with discount {discount:g}. Use a "
+            f"smaller one, or scale the rewards down."
+        )
+    return single
+
+
+def return_scale(returns: np.ndarray, flat: FlatDataset) -> tuple[float, float]:
+    """Return mean and standard deviation of the targets."""
+    mean = float(returns.mean(dtype=np.float64))
+    std = float(returns.std(dtype=np.float64))
+    if std <= 1e-6 * max(abs(mean), 1e-12):
+        raise DatasetError(
+            f"All returns of {flat!r} are {mean:g}: no trajectory is better than "
+            f"another, and there is no value to learn."
+        )
+    return mean, std
+
+
+class ValuedWindows(WindowDataset):
+    """Windows with the return-to-go of their first row.
+
+    Attributes:
+        returns: `[rows without padding]` return-to-go, in units of reward.
+    """
+
+    def __init__(
+        self, flat: FlatDataset, *, returns: np.ndarray, **settings: Any
+    ) -> None:
+        """Hold the data, and the returns beside it.
+
+        Args:
+            flat: Rows of all runs.
+            returns: Of every row of `flat`.
+            settings: As for `WindowDataset`.
+        """
+        super().__init__(flat, **settings)
+        self.returns = torch.from_numpy(returns)
+
+    def sample_valued(
+        self, batch_size: int, num_planning_steps: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Return windows drawn uniformly, and the return-to-go of their first row.
+
+        Args:
+            batch_size: Number of windows.
+            num_planning_steps: Their length.
+            generator: Source of randomness, advanced by the call.
+
+        Returns:
+            Windows `[batch, horizon, transition]`, normalized, and returns `[batch]`.
+        """
+        counts = self._windows_per_run(num_planning_steps)
+        ranks = torch.randint(int(counts.sum()), (batch_size,), generator=generator)
+        starts = self._rows_of(ranks, counts)
+        offsets = torch.arange(num_planning_steps) * self.stride
+        returns = self.returns[self.unpadded(starts)]
+        return self.read(starts[:, None] + offsets), returns

@@ -1,0 +1,418 @@
+r"""Settings that suit a dataset: what `diffuser-policy train --dataset ID` starts from.
+
+A dataset, given settings → TrainConfig, and a reason for each choice
+
+- Data with goals: plans of states, as long as a network predicts that the way takes.
+  They are pursued, or followed by learned inverse dynamics.
+- Data without goals: short plans of actions and states. Their actions are applied, and
+  a new plan is made every few env steps. If rewards differ, a value network chooses the
+  best of many candidates.
+
+Given settings are kept, and the others are chosen to fit them. The rules are made of
+the data alone: how long episodes are and how long they chase one goal, how far columns
+reach, whether rewards differ, and whether an action accelerates a position along one
+axis. `docs/data.md` lists the rules.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from diffuser_policy.columns.features import make_featurizer
+from diffuser_policy.config import COMPANIONS, PARTS, PlannerConfig, TrainConfig
+from diffuser_policy.errors import UnknownNameError
+from diffuser_policy.settings import from_json, to_json
+
+PLANNING_STEPS = 64  # of the longest plan to a goal
+GOALS_AHEAD = 2.5  # longest plan, in units of the median time that a goal is chased
+SHORT = 16  # env steps of a plan without a goal
+AVERAGED = 20  # times that an average of weights is renewed in a training
+TAIL = 4.0  # half a column's range, in standard deviations, that limits can map
+ROWS_TO_FIT = 100_000
+BLOCK = 65_536  # rows that are looked at together
+
+
+class Recorded(Protocol):
+    """What is looked at of a `FlatDataset`."""
+
+    @property
+    def fields(self) -> Mapping[str, np.ndarray]:
+        """Columns of all rows, by name."""
+
+    @property
+    def run_starts(self) -> np.ndarray:
+        """First row of every run, and the number of rows."""
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """Facts about the origin."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Settings for a dataset.
+
+    Attributes:
+        config: The settings.
+        reasons: What was chosen, and why, in a few lines.
+    """
+
+    config: TrainConfig
+    reasons: tuple[str, ...]
+
+
+def choose(flat: Recorded, given: Mapping[str, Any]) -> Choice:
+    """Return settings that suit a dataset.
+
+    Args:
+        flat: The dataset.
+        given: Fields of `TrainConfig`. Those of a part may be given as a mapping with
+            some of its settings, a companion network as True or False.
+
+    Raises:
+        UnknownNameError: A setting that `TrainConfig` has not.
+        ConfigError: A given setting that is of another type or cannot work.
+    """
+    return _Chooser(flat, given).choice()
+
+
+class _Chooser:
+    """Fills in one part after another; each may look at those before."""
+
+    def __init__(self, flat: Recorded, given: Mapping[str, Any]) -> None:
+        known = [item.name for item in dataclasses.fields(TrainConfig)]
+        for name in given:
+            if name not in known:
+                raise UnknownNameError("setting of training", name, known)
+        self.flat, self.reasons = flat, list[str]()
+        self.given: dict[str, dict[str, Any]] = {}
+        self.wanted: dict[str, bool] = {}  # companions, if the user decides
+        self.rest: dict[str, Any] = {}
+        for name, value in given.items():
+            if name not in PARTS:
+                self.rest[name] = value
+                continue
+            if name in COMPANIONS:
+                self.wanted[name] = value is not None and value is not False
+            if isinstance(value, Mapping):
+                self.given[name] = dict(value)
+            elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+                self.given[name] = to_json(value)
+        self.chosen: dict[str, dict[str, Any]] = {name: {} for name in PARTS}
+
+    def choice(self) -> Choice:
+        """Choose all parts, in the order in which they depend on each other."""
+        self.columns()
+        self.executor()
+        self.windows()
+        self.normalizer()
+        self.companions()
+        self.plans()
+        self.following()
+        parts: dict[str, Any] = {}
+        for name, cls in PARTS.items():
+            if name in COMPANIONS and not self.wanted[name]:
+                parts[name] = None
+            else:
+                parts[name] = from_json(cls, self.chosen[name] | self.taken(name))
+        origin = str(self.flat.metadata.get("dataset_id", "unnamed"))
+        rest = {"dataset": origin, **self.rest}
+        return Choice(TrainConfig(**rest, **parts), tuple(self.reasons))
+
+    def taken(self, part: str) -> dict[str, Any]:
+        """Return the given settings of a part."""
+        return self.given.get(part, {})
+
+    def set(self, part: str, **settings: Any) -> None:
+        """Choose settings of a part."""
+        self.chosen[part] |= settings
+
+    def get(self, part: str, name: str) -> Any:
+        """Return a setting: given, or else chosen, or else the default."""
+        settings = self.chosen[part] | self.taken(part)
+        return settings[name] if name in settings else getattr(PARTS[part](), name)
+
+    def say(self, subject: str, text: str) -> None:
+        """Add a line to the reasons."""
+        self.reasons.append(f"{subject:<11} {text}")
+
+    # --- what the columns mean --------------------------------------------------------
+
+    def columns(self) -> None:
+        """Find the goal, position and velocity of the planned columns."""
+        flat, features = self.flat, self.get("window", "features")
+        named = dict(flat.metadata.get("observation_columns", {}))
+        self.goals, self.acts = "desired_goal" in flat.fields, False
+        if features is not None:
+            featurizer = make_featurizer(features)
+            named = dict(featurizer.columns)
+            self.goals = "desired_goal" in flat.fields and "goal" in named
+            self.acts = callable(getattr(featurizer, "act", None))
+        self.named = {
+            name: tuple(self.get("window", name) or named.get(name, ()))
+            for name in ("position", "velocity")
+        }
+        self.pinned = self.get("window", "hindsight_goal") if self.goals else "none"
+        self.set("window", hindsight_goal=self.pinned)
+        self.goals = self.goals and self.pinned != "none"
+
+    def pushes(self) -> tuple[float, float] | None:
+        """Return how much an action accelerates, and a velocity moves, in an env step.
+
+        None unless every action pushes one column of the position along its own axis,
+        and the observation has the velocity as well: what a tracking controller needs.
+        """
+        position, velocity = (list(self.named[n]) for n in ("position", "velocity"))
+        actions = self.flat.fields["action"]
+        if not len(position) == len(velocity) == actions.shape[1]:
+            return None
+        if self.get("window", "features") is not None:
+            return None
+        ends = self.flat.run_starts[1:] - 1
+        rows = np.setdiff1d(np.arange(min(len(actions), ROWS_TO_FIT)), ends)
+        rows = rows[rows + 1 < len(actions)]
+        if len(rows) < 2:
+            return None
+        seen = self.flat.fields["observation"]
+        before, after = (seen[i].astype(np.float64) for i in (rows, rows + 1))
+        pushed, moved = after - before, after[:, position] - before[:, position]
+        force = _slopes(actions[rows].astype(np.float64), pushed[:, velocity])
+        speed = _slopes(after[:, velocity], moved)
+        return None if force is None or speed is None else (force, speed)
+
+    # --- how plans are followed -------------------------------------------------------
+
+    def executor(self) -> None:
+        """Choose what turns plans into actions, and with it what plans are made of."""
+        taken = self.taken("window")
+        self.pushed = self.pushes() if self.goals else None
+        stride = taken.get("stride", 1)
+        if self.get("window", "features") is not None:
+            name = "features" if self.acts else "inverse-dynamics"
+            why = "the featurizer has a way back to actions" if self.acts else ""
+        elif self.goals and self.pushed is not None:
+            name, why = "pursuit", "actions accelerate the position, axis by axis"
+        elif self.goals:
+            name = "inverse-dynamics"
+            why = "no columns of position and velocity that actions push, axis by axis"
+            if taken.get("actions") and stride == 1:
+                name, why = "actions", "plans have actions"
+        elif taken.get("actions", True) and stride == 1:
+            name, why = "actions", "there are no goals to stay at"
+        else:
+            name, why = "inverse-dynamics", "plans have no action for every env step"
+        asked = self.taken("execution").get("executor")
+        if asked is not None:
+            name, why = asked, ""
+        self.set("execution", executor=name)
+        self.followed, self.why_followed = name, why
+        self.set("window", actions=name == "actions")
+
+    # --- windows ----------------------------------------------------------------------
+
+    def windows(self) -> None:
+        """Choose horizon, stride and padding from the lengths of the episodes."""
+        lengths, taken = np.diff(self.flat.run_starts), self.taken("window")
+        multiple = self.multiple()
+        longest = int(lengths.max())
+        if self.goals:
+            chased = float(np.median(_chases(self.flat)))
+            wanted = min(GOALS_AHEAD * chased, float(np.median(lengths)))
+            why = f"a goal is chased for {chased:.0f} steps in the median"
+        else:
+            wanted, why = float(min(SHORT, longest)), "no goal to reach: act and replan"
+        stride = taken.get("stride")
+        horizon = taken.get("horizon")
+        if stride is None:
+            stride = 1
+            if self.followed != "actions" and self.goals:
+                stride = max(1, math.ceil((horizon or wanted) / PLANNING_STEPS))
+                while horizon is not None and horizon % (stride * multiple):
+                    stride -= 1
+                    if stride == 0:  # refused later, with advice
+                        stride = 1
+                        break
+        unit = stride * multiple
+        if horizon is None:
+            horizon = max(1, int(wanted // unit)) * unit
+        shortest = taken.get("min_horizon")
+        if "min_horizon" not in taken and self.goals:
+            shortest = max(1, horizon // 8 // unit) * unit
+            shortest = None if shortest >= horizon else shortest
+        self.set("window", horizon=horizon, stride=stride, min_horizon=shortest)
+        needed = horizon - stride + 1
+        short = int((lengths < needed).sum())
+        padding = "repeat" if short else "none"
+        self.set("window", padding=padding)
+        planned = "actions and states" if self.get("window", "actions") else "states"
+        span = f"{shortest} to {horizon}" if shortest else f"{horizon}"
+        every = "every env step" if stride == 1 else f"every {stride} env steps"
+        self.say("plans", f"{planned}, {every}, {span} env steps: {why}")
+        if short:
+            self.say(
+                "padding",
+                f"{self.get('window', 'padding')}: {short:,} of {len(lengths):,} "
+                f"episodes are shorter than a window",
+            )
+
+    def multiple(self) -> int:
+        """Return the planning steps of which plans are made."""
+        if self.get("network", "architecture") == "objects":
+            return int(self.get("network", "patch"))
+        return int(2 ** (len(self.get("network", "multipliers")) - 1))
+
+    def normalizer(self) -> None:
+        """Choose how columns are scaled: by their range, or by their spread."""
+        flat = self.flat
+        arrays = [flat.fields["observation"]]
+        if self.get("window", "actions"):
+            arrays.append(flat.fields["action"])
+        reach = max(_reach(array) for array in arrays)
+        name = "limits" if self.goals and reach <= TAIL else "gaussian"
+        self.set("window", normalizer=name)
+        most = f"columns reach up to {reach:.1f} standard deviations"
+        most += "" if self.goals else ", and there are no goals"
+        self.say("normalizer", f"{self.get('window', 'normalizer')}: {most}")
+
+    # --- networks beside the denoiser -------------------------------------------------
+
+    def companions(self) -> None:
+        """Choose which networks are trained beside the denoiser."""
+        rewards, ended = (self.flat.fields[name] for name in ("reward", "terminated"))
+        differ = any(
+            bool(ended[part].any() or (rewards[part] != rewards[0]).any())
+            for part in _blocks(len(rewards))
+        )
+        usual = {
+            "time_to_goal": self.goals,
+            "inverse_dynamics": self.followed == "inverse-dynamics",
+            "value": not self.goals and differ,
+        }
+        self.wanted = usual | self.wanted
+        horizon = self.get("window", "horizon")
+        self.set("time_to_goal", max_steps=horizon)
+        stride = self.get("window", "stride")
+        self.ahead = max(2 * stride, 8)
+        lookahead = self.taken("execution").get("lookahead", self.ahead)
+        self.set("inverse_dynamics", max_steps=math.ceil(lookahead) + stride - 1)
+        self.set("value", discount=0.99)
+        steps = self.get("optimization", "num_steps")
+        usual_decay = PARTS["optimization"]().ema_decay
+        # In a short training, a slow average would still hold its random beginning.
+        decay = min(usual_decay, max(0.0, 1 - AVERAGED / steps))
+        size = 64 if self.goals else 128
+        self.set("optimization", batch_size=size, ema_decay=round(decay, 5))
+        if self.wanted["value"]:
+            self.say("value", "a network predicts returns: rewards differ")
+
+    # --- how to plan ------------------------------------------------------------------
+
+    def plans(self) -> None:
+        """Choose denoising steps, horizon and ranking."""
+        if self.get("planner", "sampler") == "ddpm":  # poor with few steps
+            self.set("planner", num_sampling_steps=None)
+        else:
+            steps = self.get("network", "num_denoising_steps")
+            usual = PlannerConfig().num_sampling_steps or steps
+            self.set("planner", num_sampling_steps=min(usual, steps))
+        if self.goals:
+            timed = self.wanted["time_to_goal"]
+            self.set(
+                "planner",
+                horizon="predicted" if timed else "shrinking",
+                ranking="time_to_goal" if timed else "smoothness",
+            )
+            if self.wanted["value"]:
+                self.set("planner", guide_scale=0.0)
+            why = "another network predicts the time to the goal" if timed else ""
+        elif self.wanted["value"]:
+            self.set("planner", ranking="guide", guide_scale=0.0, num_candidates=16)
+            why = "the candidate with the highest predicted return"
+        else:
+            self.set("planner", ranking="first", num_candidates=1)
+            why = "any plan is as good as another"
+        self.say("ranking", f"{self.get('planner', 'ranking')}: {why}".rstrip(": "))
+
+    def following(self) -> None:
+        """Choose gains, and when to plan anew."""
+        if self.followed in ("tracking", "pursuit") and self.pushed is not None:
+            position, velocity = self.gains(self.pushed)
+            self.set("execution", position_gain=position, velocity_gain=velocity)
+        if self.followed == "inverse-dynamics":
+            self.set("execution", lookahead=float(self.ahead))
+        if not self.goals:
+            self.set(
+                "execution", replan_interval=max(1, self.get("window", "horizon") // 4)
+            )
+        interval = self.get("execution", "replan_interval")
+        when = f", a new plan every {interval} env steps" if interval else ""
+        why = f": {self.why_followed}" if self.why_followed else ""
+        self.say("executor", f"{self.get('execution', 'executor')}{when}{why}")
+
+    def gains(self, pushed: tuple[float, float]) -> tuple[float, float]:
+        """Return gains for position and velocity that are damped critically."""
+        force, speed = pushed
+        flat = self.flat
+        seen = flat.fields["observation"][:ROWS_TO_FIT]
+        velocity = seen[:, list(self.named["velocity"])]
+        typical = float(np.sqrt(np.square(velocity, dtype=np.float64).mean())) * speed
+        low, high = flat.metadata["action_low"], flat.metadata["action_high"]
+        half = float(np.mean(np.subtract(high, low))) / 2
+        # A planning step of error asks for half of the largest action.
+        position = half / (2 * typical * max(self.get("window", "stride"), 1))
+        damping = 2 * math.sqrt(position * speed / force)
+        return float(f"{position:.2g}"), float(f"{damping:.2g}")
+
+
+def _slopes(causes: np.ndarray, effects: np.ndarray) -> float | None:
+    """Return the mean slope of effects by causes, column by column, or none.
+
+    None if a slope is not positive, or if the causes of other columns explain an effect
+    as well: more than half of the effects would be left unexplained.
+    """
+    fitted, *_ = np.linalg.lstsq(causes, effects, rcond=None)
+    slopes = np.diag(fitted)
+    left = effects - causes * slopes
+    if (slopes <= 0).any() or np.square(left).sum() > np.square(effects).sum() / 2:
+        return None
+    return float(slopes.mean())
+
+
+def _blocks(num_rows: int) -> list[slice]:
+    """Return parts of the rows, so that none needs much memory."""
+    return [slice(i, i + BLOCK) for i in range(0, num_rows, BLOCK)]
+
+
+def _chases(flat: Recorded) -> np.ndarray:
+    """Return the env steps for which each goal is chased."""
+    goals = flat.fields["desired_goal"]
+    changed = [
+        part.start
+        + 1
+        + np.flatnonzero((later != goals[part][: len(later)]).any(axis=1))
+        for part in _blocks(len(goals))
+        if len(later := goals[part.start + 1 : part.stop + 1])
+    ]
+    return np.diff(np.union1d(flat.run_starts, np.concatenate([[], *changed])))
+
+
+def _reach(array: np.ndarray) -> float:
+    """Return half the range of the columns, in standard deviations, at most."""
+    first = array[0].astype(np.float64)
+    low = high = sums = squares = np.zeros_like(first)
+    for part in _blocks(len(array)):
+        off = array[part] - first  # in float64
+        low, high = np.minimum(low, off.min(axis=0)), np.maximum(high, off.max(axis=0))
+        sums, squares = sums + off.sum(axis=0), squares + np.square(off).sum(axis=0)
+    mean = sums / len(array)
+    spread = np.sqrt(np.maximum(squares / len(array) - mean**2, 0.0))
+    largest = np.maximum(np.abs(first + low), np.abs(first + high))
+    varying = spread > 1e-6 * np.maximum(1.0, largest)
+    half = (high - low)[varying] / 2
+    return float((half / spread[varying]).max(initial=0.0))

@@ -1,0 +1,361 @@
+"""Settings that are chosen for a dataset: what for which data, and why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from diffuser_policy import DiffuserPolicy, defaults
+from diffuser_policy.cli import main
+from diffuser_policy.cli.train import DatasetSettings, TrainSettings, options_of
+from diffuser_policy.config import (
+    InverseDynamicsConfig,
+    OptimizationConfig,
+    TimeToGoalConfig,
+    TrainConfig,
+    ValueConfig,
+    WindowConfig,
+)
+from diffuser_policy.data.flat import FlatDataset
+from diffuser_policy.data.minari import load_flat, write_minari
+from diffuser_policy.defaults import choose
+from diffuser_policy.errors import ConfigError, UnknownNameError
+from diffuser_policy.testing import check_policy, toy_dataset
+from diffuser_policy.training.trainer import Trainer
+from tests.data_helpers import SpacesOnly, make_episode
+
+SMALL: dict[str, Any] = {
+    "network": {"dim": 16, "multipliers": (1, 2), "num_denoising_steps": 4},
+    "optimization": {"num_steps": 2, "batch_size": 4},
+}
+
+
+def changed(flat: FlatDataset, **fields: Any) -> FlatDataset:
+    """Return the dataset with other fields, or other facts."""
+    facts = {**flat.metadata, **fields.pop("metadata", {})}
+    return FlatDataset({**flat.fields, **fields}, flat.run_starts, facts)
+
+
+def without_velocity(flat: FlatDataset) -> FlatDataset:
+    seen = flat.fields["observation"][:, :2]
+    return changed(
+        flat,
+        observation=seen,
+        metadata={"observation_columns": {"position": [0, 1]}},
+    )
+
+
+def rewarded(flat: FlatDataset) -> FlatDataset:
+    return changed(flat, reward=np.arange(flat.num_rows) % 7)
+
+
+def lengthened(lengths: list[int], **settings: Any) -> FlatDataset:
+    """Return runs of these lengths."""
+    flat = toy_dataset(1, sum(lengths), **settings)
+    return FlatDataset(flat.fields, np.cumsum([0, *lengths]), flat.metadata)
+
+
+# --- what is chosen -----------------------------------------------------------------
+
+
+def test_goals_that_actions_push_to_are_pursued() -> None:
+    config = TrainConfig.for_dataset(toy_dataset(run_length=100))
+    assert config.execution.executor == "pursuit"
+    assert not config.window.actions
+    assert config.window.hindsight_goal == "goal"
+    assert (config.planner.horizon, config.planner.ranking) == (
+        "predicted",
+        "time_to_goal",
+    )
+    assert config.time_to_goal is not None
+    assert config.time_to_goal.max_steps == config.window.horizon
+    assert config.inverse_dynamics is None
+    assert config.value is None
+
+
+def test_gains_damp_critically() -> None:
+    """Of the mass that the toy world pushes: 0.1 per action, 0.1 per velocity."""
+    execution = TrainConfig.for_dataset(toy_dataset(run_length=100)).execution
+    position, velocity = execution.position_gain, execution.velocity_gain
+    # One step maps (off, velocity) to (off + 0.1 velocity', velocity').
+    dynamics = np.array([[1.0, 0.1], [0.0, 1.0]])
+    push = 0.1 * np.array([[0.1, 0.1], [1.0, 1.0]]) * [[-position, -velocity]]
+    poles = np.linalg.eigvals(dynamics + push)
+    assert (np.abs(poles) < 1).all()
+    assert (np.abs(poles.imag) < 0.3 * np.abs(1 - poles.real)).all()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        without_velocity,
+        lambda flat: changed(flat, metadata={"observation_columns": {}}),
+        lambda flat: changed(flat, action=flat.fields["action"][:, ::-1]),
+        lambda flat: changed(flat, action=-flat.fields["action"]),
+    ],
+    ids=["no velocity", "no names", "crossed axes", "pulled back"],
+)
+def test_inverse_dynamics_follow_where_tracking_cannot(change: Any) -> None:
+    config = TrainConfig.for_dataset(change(toy_dataset(run_length=100)))
+    assert config.execution.executor == "inverse-dynamics"
+    assert config.inverse_dynamics is not None
+    reach = config.execution.lookahead + config.window.stride - 1
+    assert config.inverse_dynamics.max_steps >= reach
+
+
+def test_without_goals_short_plans_of_actions_are_replaced_often() -> None:
+    config = TrainConfig.for_dataset(rewarded(toy_dataset(goals=False)))
+    assert config.window.actions
+    assert config.window.stride == 1
+    assert config.window.horizon <= 32
+    assert config.window.hindsight_goal == "none"
+    assert config.execution.executor == "actions"
+    assert config.execution.replan_interval is not None
+    assert config.execution.replan_interval <= config.window.horizon / 2
+    assert config.time_to_goal is None
+
+
+def test_rewards_that_differ_choose_among_candidates() -> None:
+    flat = toy_dataset(goals=False)
+    told = TrainConfig.for_dataset(rewarded(flat))
+    assert told.value is not None
+    assert (told.planner.ranking, told.planner.guide_scale) == ("guide", 0.0)
+    assert told.planner.num_candidates > 1
+    untold = TrainConfig.for_dataset(flat)
+    assert untold.value is None
+    assert untold.planner.ranking == "first"
+    ended = flat.fields["terminated"].copy()
+    ended[-1] = True
+    assert TrainConfig.for_dataset(changed(flat, terminated=ended)).value is not None
+
+
+@pytest.mark.parametrize("goals", [False, True])
+@pytest.mark.parametrize("length", [2, 5, 9, 31, 50, 1000, 5000])
+def test_horizons_fit_into_episodes_of_any_length(length: int, goals: bool) -> None:
+    flat = toy_dataset(2, length, goals=goals)
+    window = TrainConfig.for_dataset(flat).window
+    assert window.num_planning_steps <= 64
+    assert window.num_planning_steps % 4 == 0
+    assert window.horizon <= max(4, length)
+
+
+def test_plans_are_as_long_as_the_chase_of_a_goal_needs() -> None:
+    """A run without a reset has many goals; the run's length says nothing."""
+    flat = toy_dataset(1, 6000)
+    goals = np.repeat(np.arange(100.0), 60)[:, None].repeat(2, axis=1)
+    window = TrainConfig.for_dataset(changed(flat, desired_goal=goals)).window
+    assert 100 <= window.horizon <= 180
+    assert window.min_horizon is not None
+    assert window.min_horizon < 60
+
+
+@pytest.mark.parametrize("goals", [False, True])
+def test_short_episodes_are_padded_and_none_is_left_out(goals: bool) -> None:
+    flat = lengthened([60, 60, 60, 7, 3], goals=goals)
+    choice = choose(flat, {})
+    assert choice.config.window.padding == "repeat"
+    assert any("2 of 5 episodes are shorter" in line for line in choice.reasons)
+    even = lengthened([60, 60, 60], goals=goals)
+    assert TrainConfig.for_dataset(even).window.padding == "none"
+
+
+@pytest.mark.parametrize("steps", [10, 500, 2_000, 20_000, 1_000_000])
+def test_the_average_of_weights_forgets_where_it_began(steps: int) -> None:
+    settings = {"num_steps": steps}
+    chosen = TrainConfig.for_dataset(toy_dataset(), optimization=settings).optimization
+    assert chosen.ema_decay**steps < 1e-6
+    assert chosen.ema_decay <= OptimizationConfig().ema_decay
+    kept = {**settings, "ema_decay": 0.5}
+    given = TrainConfig.for_dataset(toy_dataset(), optimization=kept).optimization
+    assert given.ema_decay == 0.5
+
+
+def test_long_tails_are_scaled_by_their_spread() -> None:
+    without = toy_dataset(goals=False)
+    assert TrainConfig.for_dataset(without).window.normalizer == "gaussian"
+    flat = toy_dataset()
+    assert TrainConfig.for_dataset(flat).window.normalizer == "limits"
+    seen = flat.fields["observation"].copy()
+    seen[5, 3] = 300.0
+    outlier = changed(flat, observation=seen)
+    assert TrainConfig.for_dataset(outlier).window.normalizer == "gaussian"
+    constant = np.concatenate([flat.fields["observation"], np.ones((180, 1))], axis=1)
+    still = changed(flat, observation=constant)
+    assert TrainConfig.for_dataset(still).window.normalizer == "limits"
+
+
+def test_large_data_are_looked_at_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same result, whatever the size of a block."""
+    rng = np.random.default_rng(0)
+    flat = lengthened([70, 40, 50])
+    goals = np.repeat(rng.normal(size=(32, 2)), 5, axis=0)
+    rewards = np.zeros(160)
+    rewards[-1] = 1
+    seen = 1e3 + rng.normal(size=(160, 4)) * [1, 10, 0.1, 0]
+    flat = changed(flat, desired_goal=goals, reward=rewards, observation=seen)
+    whole = choose(flat, {})
+    spread = seen[:, :3].std(axis=0)
+    reach = (np.ptp(seen[:, :3], axis=0) / 2 / spread).max()
+    assert any(f"up to {reach:.1f} standard" in line for line in whole.reasons)
+    assert any("chased for 5 steps" in line for line in whole.reasons)
+    for size in (1, 7, 64):
+        monkeypatch.setattr(defaults, "BLOCK", size)
+        assert choose(flat, {}) == whole
+
+
+# --- what is given ------------------------------------------------------------------
+
+
+def test_given_settings_are_kept_and_the_others_fit_them() -> None:
+    flat = toy_dataset(run_length=400)
+    assert TrainConfig.for_dataset(flat).window.stride > 1
+    config = TrainConfig.for_dataset(flat, window={"horizon": 100})
+    assert config.window.horizon == 100
+    assert config.time_to_goal is not None
+    assert config.time_to_goal.max_steps == 100
+    slow = TrainConfig.for_dataset(flat, window={"stride": 7})
+    assert (slow.window.stride, slow.window.horizon % 28) == (7, 0)
+    acts = TrainConfig.for_dataset(
+        without_velocity(flat), window={"actions": True, "stride": 1}
+    )
+    assert (acts.execution.executor, acts.inverse_dynamics) == ("actions", None)
+    asked = TrainConfig.for_dataset(flat, execution={"executor": "inverse-dynamics"})
+    assert asked.inverse_dynamics is not None
+    timeless = TrainConfig.for_dataset(flat, time_to_goal=False)
+    assert timeless.time_to_goal is None
+    assert (timeless.planner.horizon, timeless.planner.ranking) == (
+        "shrinking",
+        "smoothness",
+    )
+    ignored = TrainConfig.for_dataset(flat, window={"hindsight_goal": "none"})
+    assert ignored.execution.executor == "actions"
+    assert ignored.time_to_goal is None
+
+
+def test_whole_parts_and_other_networks_can_be_given() -> None:
+    window = WindowConfig(horizon=20, stride=5, actions=False)
+    config = TrainConfig.for_dataset(
+        toy_dataset(),
+        dataset="my/name-v0",
+        seed=3,
+        window=window,
+        time_to_goal=TimeToGoalConfig(width=8),
+        inverse_dynamics=True,
+        value={"discount": 0.5},
+        optimization=OptimizationConfig(num_steps=7),
+    )
+    assert (config.dataset, config.seed, config.window) == ("my/name-v0", 3, window)
+    assert config.time_to_goal == TimeToGoalConfig(width=8)
+    assert isinstance(config.inverse_dynamics, InverseDynamicsConfig)
+    assert config.value == ValueConfig(discount=0.5)
+    assert config.optimization.num_steps == 7
+
+
+def test_settings_that_do_not_exist_are_refused() -> None:
+    with pytest.raises(UnknownNameError, match="Did you mean 'window'"):
+        TrainConfig.for_dataset(toy_dataset(), windows={})
+    with pytest.raises(ConfigError, match="Did you mean 'horizon'"):
+        TrainConfig.for_dataset(toy_dataset(), window={"horizn": 4})
+
+
+# --- it works -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "flat",
+    [
+        toy_dataset(),
+        toy_dataset(goals=False),
+        rewarded(toy_dataset(goals=False)),
+        without_velocity(toy_dataset()),
+        lengthened([30, 3, 2], goals=True),
+        lengthened([5, 3, 2], goals=False),
+        toy_dataset(2, 300),
+    ],
+    ids=["goals", "none", "rewards", "position", "short", "shorter", "long"],
+)
+def test_what_is_chosen_trains_and_acts(flat: FlatDataset, tmp_path: Path) -> None:
+    config = TrainConfig.for_dataset(flat, **SMALL)
+    Trainer(config, flat, tmp_path, device="cpu").run(progress=False)
+    policy = DiffuserPolicy.from_pretrained(tmp_path)
+    assert check_policy(policy, policy.observation_space, policy.action_space)
+
+
+@pytest.fixture(scope="module")
+def recorded() -> str:
+    rng = np.random.default_rng(0)
+    episode = make_episode(rng.normal(size=(21, 4)), rng.normal(size=(21, 2)))
+    name = "test/chosen-v0"
+    write_minari(name, [episode] * 3, env=SpacesOnly(), collection={}, overwrite=True)
+    return name
+
+
+def test_the_command_line_says_what_it_chose_and_can_stop_there(
+    recorded: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    arguments = ["train", "--dataset", recorded, "--output", str(out), "--dry-run"]
+    assert main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "60 steps in 3 runs of 20 to 20" in shown
+    for subject in ("plans", "normalizer", "ranking", "executor"):
+        assert f"\n  {subject} " in shown
+    assert not out.exists()
+
+
+def test_the_shown_options_ask_for_the_same(recorded: str) -> None:
+    flat = load_flat(recorded)
+    given = ["--dataset", recorded, "--window.horizon", "8", "--no-time-to-goal"]
+    settings = TrainSettings.parse(given)
+    assert isinstance(settings, DatasetSettings)
+    config = settings.choice(flat).config
+    words = " ".join(options_of(config)).split()
+    again = TrainSettings.parse(words).choice(flat).config
+    assert config.window.horizon == 8
+    assert again.window == config.window
+    assert again.execution == config.execution
+
+
+def test_options_win_over_what_is_chosen(recorded: str) -> None:
+    words = [
+        *(
+            "--dataset",
+            recorded,
+            "--batch-size",
+            "3",
+            "--window.normalizer",
+            "gaussian",
+        ),
+        *("--window.no-actions", "--planner.num-candidates", "2", "--seed", "9"),
+        *("--inverse-dynamics.width", "8", "--execution.executor", "inverse-dynamics"),
+        *("--network.dim", "16", "--no-time-to-goal", "--value.discount", "0.5"),
+    ]
+    config = TrainSettings.parse(words).choice(load_flat(recorded)).config
+    assert config.optimization.batch_size == 3
+    assert config.window.normalizer == "gaussian"
+    assert not config.window.actions
+    assert config.planner.num_candidates == 2
+    assert config.seed == 9
+    assert config.inverse_dynamics is not None
+    assert config.inverse_dynamics.width == 8
+    assert config.network.dim == 16
+    assert config.time_to_goal is None
+    assert config.value is not None
+    assert config.value.discount == 0.5
+
+
+def test_options_without_effect_are_refused(recorded: str) -> None:
+    flat = load_flat(recorded)
+
+    def choice(*words: str) -> Any:
+        return TrainSettings.parse(["--dataset", recorded, *words]).choice(flat)
+
+    with pytest.raises(ConfigError, match="no effect without --time-to-goal"):
+        choice("--no-time-to-goal", "--time-to-goal.width", "8")
+    with pytest.raises(ConfigError, match="depth has no effect with architecture"):
+        choice("--network.depth", "2")
+    with pytest.raises(ConfigError, match="tempo has no effect"):
+        choice("--execution.tempo", "0.5")

@@ -1,0 +1,293 @@
+"""Files: replaced as a whole, through links, and written to where they are devices."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import errno
+import os
+import re
+import stat
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import pytest
+
+from diffuser_policy import files
+from diffuser_policy.errors import ConfigError, StorageError
+from diffuser_policy.files import (
+    check_writable,
+    held,
+    hidden_sibling,
+    replaced_folder,
+    user_folder,
+    write_json,
+    write_text,
+)
+
+ROOT = Path(__file__).parent.parent
+POSIX = pytest.mark.skipif(os.name != "posix", reason="POSIX files")
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# --- links ------------------------------------------------------------------------
+
+
+def test_a_link_stays_and_its_target_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "big").mkdir()
+    (tmp_path / "big" / "r.json").write_text("old")
+    (tmp_path / "r.json").symlink_to("big/r.json")
+    check_writable(tmp_path / "r.json")
+    write_text(tmp_path / "r.json", "new")
+    assert (tmp_path / "r.json").is_symlink()
+    assert (tmp_path / "big" / "r.json").read_text() == "new"
+    assert names(tmp_path) == ["big", "r.json"]
+
+
+def test_a_link_to_nothing_yet_is_written_through(tmp_path: Path) -> None:
+    (tmp_path / "r.json").symlink_to(tmp_path / "later" / "r.json")
+    write_text(tmp_path / "r.json", "new")
+    assert (tmp_path / "later" / "r.json").read_text() == "new"
+
+
+def test_links_in_a_circle_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    for call in (check_writable, lambda path: write_text(path, "new")):
+        with pytest.raises(StorageError, match="could not be written"):
+            call(tmp_path / "a")
+
+
+def test_a_folder_behind_a_link_stays_behind_it(tmp_path: Path) -> None:
+    (tmp_path / "big" / "walk").mkdir(parents=True)
+    (tmp_path / "big" / "walk" / "old.hdf5").write_text("old")
+    (tmp_path / "walk").symlink_to("big/walk")
+    with replaced_folder(tmp_path / "walk") as partial:
+        (partial / "new.hdf5").write_text("new")
+    assert (tmp_path / "walk").is_symlink()
+    assert names(tmp_path / "big" / "walk") == ["new.hdf5"]
+    assert names(tmp_path) == ["big", "walk"]
+    assert names(tmp_path / "big") == ["walk"]
+
+
+def test_a_folder_that_holds_links_is_not_replaced(tmp_path: Path) -> None:
+    folder = tmp_path / "walk"
+    folder.mkdir()
+    (folder / "data").symlink_to(tmp_path)
+    lost = pytest.raises(StorageError, match="is a link, which would be lost")
+    with lost, replaced_folder(folder):
+        raise AssertionError("refused before the work")
+    assert (folder / "data").is_symlink()
+
+
+# --- devices and pipes --------------------------------------------------------------
+
+
+@POSIX
+def test_a_named_pipe_is_written_to(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    read: list[str] = []
+    reader = threading.Thread(
+        target=lambda: read.append((tmp_path / "pipe").read_text())
+    )
+    reader.start()
+    while True:
+        with contextlib.suppress(StorageError):  # the reader is not there yet
+            check_writable(tmp_path / "pipe")
+            break
+    write_json(tmp_path / "pipe", {"a": 1})
+    reader.join()
+    assert read == ['{\n "a": 1\n}\n']
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+
+@POSIX
+def test_a_pipe_that_nobody_reads_is_refused_instead_of_waited_for(
+    tmp_path: Path,
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for call in (check_writable, lambda path: write_text(path, "new")):
+        with pytest.raises(StorageError, match="a pipe that nobody reads"):
+            call(tmp_path / "pipe")
+
+
+@POSIX
+def test_devices_stay_devices() -> None:
+    check_writable(Path(os.devnull))
+    write_text(Path(os.devnull), "nothing")
+    assert stat.S_ISCHR(os.stat(os.devnull).st_mode)  # noqa: PTH116
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
+def test_a_full_device_says_so() -> None:
+    with pytest.raises(StorageError, match="No space left") as caught:
+        write_text(Path("/dev/full"), "text")
+    assert caught.value.errno == errno.ENOSPC
+
+
+@pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="Linux has it")
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "out.txt"])
+def test_standard_output_keeps_what_was_printed(name: str, tmp_path: Path) -> None:
+    """Also when it goes into a file, which must neither be emptied nor replaced."""
+    code = """
+        import sys
+        from pathlib import Path
+        from diffuser_policy.files import write_text
+
+        print("before")
+        write_text(Path(sys.argv[1]), "written\\n")
+        print("after")
+    """
+    with (tmp_path / "out.txt").open("w") as output:
+        subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code), name],
+            stdout=output,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            check=True,
+        )
+    assert (tmp_path / "out.txt").read_text() == "before\nwritten\nafter\n"
+
+
+# --- what stays as it was -------------------------------------------------------------
+
+
+@POSIX
+def test_permissions_of_a_replaced_file_stay(tmp_path: Path) -> None:
+    (tmp_path / "r.json").touch(mode=0o600)
+    write_text(tmp_path / "r.json", "new")
+    assert stat.S_IMODE((tmp_path / "r.json").stat().st_mode) == 0o600
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    for call in (check_writable, lambda path: write_text(path, "new")):
+        with pytest.raises(StorageError, match="is a folder; name a file"):
+            call(tmp_path)
+
+
+def test_names_as_long_as_the_system_allows_work(tmp_path: Path) -> None:
+    path = tmp_path / ("ä" * 120 + "a.json")
+    check_writable(path)
+    write_text(path, "new")
+    assert names(tmp_path) == [path.name]
+
+
+def test_everything_is_synced_before_it_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First the content, then the rename, then the folder that lists the name."""
+    seen: list[tuple[str, bool]] = []
+
+    def sync(descriptor: int) -> None:
+        synced = Path(os.readlink(f"/proc/self/fd/{descriptor}"))  # noqa: PTH115
+        seen.append((synced.name, (tmp_path / "r.json").exists()))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("reads /proc")
+    write_text(tmp_path / "r.json", "new")
+    [(first, early), (second, late)] = seen
+    assert first.startswith(".r.json.")
+    assert (early, late) == (False, True)
+    assert second == tmp_path.name
+    seen.clear()
+    write_text(tmp_path / "r.json", "new", durable=False)
+    assert seen == []
+
+
+# --- what killed processes leave ------------------------------------------------------
+
+
+def dead_process() -> int:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    return child.pid
+
+
+def test_the_next_writer_removes_what_a_killed_one_left(tmp_path: Path) -> None:
+    mine = hidden_sibling(tmp_path / "other.json", "partial")
+    dead = Path(str(mine).replace(f".{os.getpid()}-", f".{dead_process()}-"))
+    folder = dead.with_name(dead.name.replace("other.json", "step-1"))
+    elsewhere = re.sub(r"-[0-9a-f]{8}", "-00000000", str(dead), count=1)
+    for path in (mine, dead, Path(elsewhere)):
+        path.touch()
+    (folder / "inner").mkdir(parents=True)
+    (tmp_path / ".hidden.json").touch()
+    write_text(tmp_path / "r.json", "new")
+    # Of processes that live, or may live on another machine, nothing is touched.
+    kept = [".hidden.json", "r.json", mine.name, Path(elsewhere).name]
+    assert names(tmp_path) == sorted(kept)
+
+
+def test_a_folder_between_two_renames_is_put_back(tmp_path: Path) -> None:
+    """Where the system cannot exchange folders, a kill may come between the two."""
+    old = hidden_sibling(tmp_path / "walk", "old")
+    old = Path(str(old).replace(f".{os.getpid()}-", f".{dead_process()}-"))
+    old.mkdir()
+    (old / "data").touch()
+    write_text(tmp_path / "r.json", "new")
+    assert names(tmp_path / "walk") == ["data"]
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_a_folder_is_replaced_with_and_without_an_exchange(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanges: bool
+) -> None:
+    if not exchanges:
+        monkeypatch.setattr(files, "_exchange", lambda *_: False)
+    for content in ("first", "second"):
+        with replaced_folder(tmp_path / "walk") as partial:
+            (partial / content).touch()
+    assert names(tmp_path) == ["walk"]
+    assert names(tmp_path / "walk") == ["second"]
+
+
+# --- locks, homes, encodings ----------------------------------------------------------
+
+
+def test_a_lock_is_held_once(tmp_path: Path) -> None:
+    with held(tmp_path / "lock") as first, held(tmp_path / "lock") as second:
+        assert (first, second) == (True, False)
+    with held(tmp_path / "lock") as third:
+        assert third
+
+
+def test_a_variable_is_enough_where_the_home_folder_is_unknown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def unknown() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", unknown)
+    monkeypatch.setenv("SOME_FOLDER", str(tmp_path))
+    assert user_folder("SOME_FOLDER", ".cache", "x") == tmp_path
+    monkeypatch.delenv("SOME_FOLDER")
+    with pytest.raises(ConfigError, match=r"variable SOME_FOLDER .* ~/\.cache/x"):
+        user_folder("SOME_FOLDER", ".cache", "x")
+
+
+@pytest.mark.parametrize("folder", ["diffuser_policy", "envs", "examples", ".ci"])
+def test_text_is_read_and_written_in_utf8_wherever_the_user_lives(folder: str) -> None:
+    """Without `encoding`, Python takes that of the user's locale."""
+    unnamed = [
+        f"{path.relative_to(ROOT)}:{call.lineno}"
+        for path in (ROOT / folder).rglob("*.py")
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call) and is_text_without_encoding(call)
+    ]
+    assert unnamed == []
+
+
+def is_text_without_encoding(call: ast.Call) -> bool:
+    if any(keyword.arg == "encoding" for keyword in call.keywords):
+        return False
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else ""
+    modes = [value.value for value in call.args if isinstance(value, ast.Constant)]
+    opens_text = name == "open" and modes[:1] in (["r"], ["w"], ["a"], ["x"])
+    return name in {"read_text", "write_text"} or opens_text

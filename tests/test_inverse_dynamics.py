@@ -1,0 +1,252 @@
+"""Learned inverse dynamics: what it learns, where it steers to, how it is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from diffuser_policy import DiffuserPolicy
+from diffuser_policy.checkpoint import read_planner
+from diffuser_policy.columns.layout import TrajectoryLayout
+from diffuser_policy.columns.normalizers import IdentityNormalizer
+from diffuser_policy.config import (
+    ExecutionConfig,
+    InverseDynamicsConfig,
+    OptimizationConfig,
+    TrainConfig,
+    WindowConfig,
+)
+from diffuser_policy.data.windows import WindowDataset
+from diffuser_policy.errors import ConfigError, DatasetError
+from diffuser_policy.networks.inverse_dynamics import InverseDynamics
+from diffuser_policy.planning.executors import InverseDynamicsExecutor
+from diffuser_policy.planning.plan import Following
+from diffuser_policy.testing import check_policy, toy_config, toy_dataset, toy_policy
+from diffuser_policy.training.trainer import Trainer
+
+INVERSE = InverseDynamicsConfig(width=16, max_steps=6, batch_size=16)
+
+
+def inverse_config(**window: Any) -> TrainConfig:
+    """Return settings of a planner of states only, followed by inverse dynamics."""
+    return toy_config(
+        window=WindowConfig(
+            **{"horizon": 16, "min_horizon": 8, "stride": 2, "actions": False, **window}
+        ),
+        inverse_dynamics=INVERSE,
+        execution=ExecutionConfig(executor="inverse-dynamics", lookahead=3.0),
+    )
+
+
+# --- the network --------------------------------------------------------------------
+
+
+def trained(*, hidden_velocity: bool) -> tuple[InverseDynamics, WindowDataset, Any]:
+    flat = toy_dataset(num_runs=8)
+    fields = dict(flat.fields)
+    if hidden_velocity:
+        fields["observation"] = fields["observation"][:, :2]
+    flat = type(flat)(fields, flat.run_starts, flat.metadata)
+    size = flat.observation_size
+    layout = TrajectoryLayout(action_dim=0, observation_dim=size)
+    rows = fields["observation"]
+    windows = WindowDataset(
+        flat, layout=layout, normalizer=IdentityNormalizer.fit(rows)
+    )
+    torch.manual_seed(0)
+    network = InverseDynamics(size, 2, width=64, max_steps=3)
+    network.set_scale(*windows.transition_scales())
+    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(150):
+        loss = network.loss(*windows.sample_transitions(64, 3, generator))
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return network, windows, generator
+
+
+@pytest.mark.parametrize("hidden_velocity", [False, True])
+def test_it_learns_the_force_that_moves_a_mass(hidden_velocity: bool) -> None:
+    """Without a velocity to see, from the last two positions."""
+    network, windows, generator = trained(hidden_velocity=hidden_velocity)
+    *states, actions = windows.sample_transitions(500, 3, generator)
+    with torch.no_grad():
+        off = (network(*states) - actions).square().mean()
+        assert off < 0.05 * actions.var()
+        blind = [states[1], *states[1:]]  # as if at rest
+        assert (network(*blind) - actions).square().mean() > 2 * off
+
+
+def test_actions_are_bit_equal_in_batches_of_any_size() -> None:
+    torch.manual_seed(0)
+    network = InverseDynamics(5, 3, width=256, max_steps=8)
+    inputs = [torch.randn(70, 5) for _ in range(3)]
+    steps = torch.randint(1, 9, (70,))
+    with torch.inference_mode():
+        before, states, later = inputs
+        together = network.act(before, states, later, steps)
+        torch.testing.assert_close(together, network(before, states, later, steps))
+        for count in (1, 2, 3, 16, 33):
+            part = slice(count)
+            some = network.act(before[part], states[part], later[part], steps[part])
+            assert torch.equal(some, together[:count])
+
+
+def test_an_action_that_is_constant_is_predicted_exactly() -> None:
+    network = InverseDynamics(2, 1, width=8, max_steps=1)
+    network.set_scale(torch.tensor([0.7]), torch.zeros(1), torch.zeros(2))
+    rows = torch.randn(4, 2)
+    assert (
+        network(rows, rows, rows, torch.ones(4)).tolist() == [[pytest.approx(0.7)]] * 4
+    )
+
+
+# --- its data -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("padding", ["none", "repeat"])
+def test_pairs_are_of_one_run_with_the_action_that_was_taken(padding: Any) -> None:
+    flat = toy_dataset()
+    windows = WindowDataset(
+        flat,
+        layout=TrajectoryLayout(action_dim=0, observation_dim=4),
+        normalizer=IdentityNormalizer.fit(flat.fields["observation"]),
+        padding=padding,
+        max_planning_steps=5,
+    )
+    generator = torch.Generator().manual_seed(0)
+    parts = windows.sample_transitions(400, 7, generator)
+    before, states, later, times, actions = (part.numpy() for part in parts)
+    seen = flat.fields["observation"]
+    rows = np.array([np.flatnonzero((seen == s).all(axis=1))[0] for s in states])
+    runs = np.searchsorted(flat.run_starts, rows, side="right") - 1
+    first = flat.run_starts[runs]
+    assert set(times) == set(range(1, 8))
+    assert (rows + times < flat.run_starts[runs + 1]).all()
+    np.testing.assert_array_equal(later, seen[rows + times])
+    np.testing.assert_array_equal(before, seen[np.maximum(rows - 1, first)])
+    np.testing.assert_array_equal(actions, flat.fields["action"][rows])
+
+
+def test_episodes_of_a_single_step_have_nothing_to_learn_from() -> None:
+    flat = toy_dataset(num_runs=4, run_length=1)
+    windows = WindowDataset(
+        flat,
+        layout=TrajectoryLayout(action_dim=0, observation_dim=4),
+        normalizer=IdentityNormalizer.fit(flat.fields["observation"]),
+    )
+    with pytest.raises(DatasetError, match="All 4 episodes have a single step"):
+        windows.sample_transitions(4, 3, torch.Generator())
+
+
+# --- the executor -------------------------------------------------------------------
+
+
+class _Told(InverseDynamics):
+    """Answers with the state it is told to reach, and in which time."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 2, width=1, max_steps=6)
+
+    def act(self, before: Any, states: Any, later: Any, steps: Any) -> Any:  # noqa: ARG002
+        return torch.cat([later, steps[:, None]], dim=1)
+
+
+@pytest.mark.parametrize(
+    ("progress", "lookahead", "state", "time"),
+    [
+        (0, 1.0, 3.0, 3.0),  # planning steps are three env steps apart
+        (1, 1.0, 3.0, 2.0),
+        (2, 1.0, 3.0, 1.0),
+        (3, 1.0, 6.0, 3.0),
+        (1, 4.0, 6.0, 5.0),
+        (1, 99.0, 9.0, 6.0),  # not further than it has learned
+        (8, 4.0, 9.0, 1.0),
+        (9, 4.0, 9.0, 1.0),  # the end, where it stays
+        (50, 4.0, 9.0, 1.0),
+    ],
+)
+def test_it_steers_to_a_planning_step_that_is_far_enough_away(
+    progress: int, lookahead: float, state: float, time: float
+) -> None:
+    executor = InverseDynamicsExecutor(
+        _Told(),
+        IdentityNormalizer.blank(1),
+        TrajectoryLayout(action_dim=0, observation_dim=1),
+        lookahead=lookahead,
+    )
+    plan = Following(
+        observations=np.array([[[0.0], [3.0], [6.0], [9.0]]]),
+        actions=np.zeros((1, 4, 0)),
+        lengths=np.array([4]),
+        progress=np.array([float(progress)]),
+        stride=3,
+    )
+    assert executor.act(plan, np.zeros((1, 1))).tolist() == [[state, time]]
+    assert executor.holds_goal
+
+
+# --- with a planner -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("goals", [False, True])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_policies_that_use_it_keep_the_contract(goals: bool, stride: int) -> None:
+    config = inverse_config(stride=stride, hindsight_goal="goal" if goals else "none")
+    if not goals:
+        config = toy_config(**{**vars(config), "time_to_goal": None})
+    policy = toy_policy(config, flat=toy_dataset(goals=goals))
+    assert check_policy(policy, policy.observation_space, policy.action_space)
+
+
+def test_its_weights_are_saved_loaded_and_resumed(tmp_path: Path) -> None:
+    def make(name: str) -> Trainer:
+        return Trainer(inverse_config(), toy_dataset(), tmp_path / name, device="cpu")
+
+    make("whole").run(save_interval=2, progress=False)
+    first = make("halves")
+    first.optimization = OptimizationConfig(num_steps=6, batch_size=4)
+    for _ in range(3):
+        first._descend()
+    first.save()
+    make("halves").run(progress=False)
+    config, whole = read_planner(tmp_path / "whole")
+    halves = read_planner(tmp_path / "halves")[1].state_dict()
+    assert config.inverse_dynamics == INVERSE
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, halves[name]), name
+    assert any(name.startswith("inverse_dynamics.layers") for name in halves)
+    policy = DiffuserPolicy.from_pretrained(tmp_path / "whole")
+    assert policy.config.execution.executor == "inverse-dynamics"
+    assert policy.accelerated("off").networks.inverse_dynamics is not None
+    card = (tmp_path / "whole" / "README.md").read_text()
+    assert "- Inverse dynamics: to states up to 6 env steps away" in card
+
+
+def test_the_executor_asks_for_its_network() -> None:
+    with pytest.raises(ConfigError, match=r"--inverse-dynamics \(TrainConfig\.inverse"):
+        toy_policy(executor="inverse-dynamics")
+
+
+def test_networks_beside_the_denoiser_leave_its_training_as_it_is(
+    tmp_path: Path,
+) -> None:
+    """Their random numbers come last: the planner is the one it would be alone."""
+    flat = toy_dataset()
+    alone = Trainer(toy_config(), flat, tmp_path / "a", device="cpu")
+    beside = Trainer(
+        toy_config(inverse_dynamics=INVERSE), flat, tmp_path / "b", device="cpu"
+    )
+    for trainer in (alone, beside):
+        trainer._descend()
+    for (name, one), (_, other) in zip(
+        alone.networks.denoiser.named_parameters(),
+        beside.networks.denoiser.named_parameters(),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, msg=name)
