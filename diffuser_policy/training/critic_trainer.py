@@ -93,9 +93,9 @@ class CriticTrainer(CompanionTrainer[Critic]):
         normalizer = self.planner_networks.normalizer
         self.windows = WindowDataset(planned, layout=layout, normalizer=normalizer)
         self.rewards = torch.from_numpy(flat.fields["reward"].astype(np.float32))
-        self.ended = torch.from_numpy(np.asarray(flat.fields["terminated"], np.bool_))
+        self.ended = torch.from_numpy(np.array(flat.fields["terminated"], np.bool_))
         last = torch.zeros(flat.num_rows, dtype=torch.bool)
-        last[torch.from_numpy(np.asarray(flat.run_starts[1:])) - 1] = True
+        last[torch.from_numpy(np.array(flat.run_starts[1:])) - 1] = True
         self.steps = torch.nonzero(~last | self.ended).squeeze(1)
         rewards = zlib.crc32(np.ascontiguousarray(flat.fields["reward"]).data)
         return network, {"rewards": rewards}
