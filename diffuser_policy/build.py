@@ -44,7 +44,9 @@ from diffuser_policy.diffusion.schedule import NoiseSchedule
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.guides.guide import Guide
 from diffuser_policy.networks.classifiers import PairClassifier, StateClassifier
+from diffuser_policy.networks.critic import Critic
 from diffuser_policy.networks.inverse_dynamics import InverseDynamics
+from diffuser_policy.networks.mlp import ResidualMLP
 from diffuser_policy.networks.objects import ObjectTransformer
 from diffuser_policy.networks.time_to_goal import TimeToGoal
 from diffuser_policy.networks.unet import StartConditionedUNet, TemporalUNet
@@ -62,6 +64,7 @@ from diffuser_policy.planning.executors import (
 from diffuser_policy.planning.horizons import Horizons
 from diffuser_policy.planning.planner import Planner
 from diffuser_policy.planning.ranking import (
+    CriticRanking,
     FeasibilityRanking,
     FirstRanking,
     GuideRanking,
@@ -97,6 +100,7 @@ class PlannerNetworks(nn.Module):
         value: ValueNetwork | None = None,
         classifier: StateClassifier | None = None,
         inverse_dynamics: InverseDynamics | None = None,
+        critic: Critic | None = None,
     ) -> None:
         """Combine the parts."""
         super().__init__()
@@ -106,6 +110,7 @@ class PlannerNetworks(nn.Module):
         self.value = value
         self.classifier = classifier
         self.inverse_dynamics = inverse_dynamics
+        self.critic = critic
 
     @cached_property
     def fingerprint(self) -> int:
@@ -176,7 +181,7 @@ def config_featurizer(config: PolicyConfig) -> Featurizer:
 
 def build_network(
     config: PolicyConfig,
-) -> TemporalUNet | StartConditionedUNet | ObjectTransformer:
+) -> TemporalUNet | StartConditionedUNet | ResidualMLP | ObjectTransformer:
     """Return the untrained denoising network that the settings describe.
 
     Raises:
@@ -193,6 +198,13 @@ def build_network(
             dim=settings.dim,
             depth=settings.depth,
             patch=settings.patch,
+        )
+    if settings.architecture == "mlp":
+        return ResidualMLP(
+            layout.transition_dim,
+            num_planning_steps=config.window.num_planning_steps,
+            dim=settings.dim,
+            depth=settings.depth,
         )
     unet = StartConditionedUNet if settings.residual else TemporalUNet
     return unet(
@@ -251,9 +263,22 @@ def _untrained(config: PolicyConfig) -> PlannerNetworks:
     inverse_dynamics = None
     if config.inverse_dynamics is not None:
         inverse_dynamics = build_inverse_dynamics(config, config.inverse_dynamics)
+    critic = None if config.critic is None else build_critic(config)
     return PlannerNetworks(
-        denoiser, normalizer, time_to_goal, value, classifier, inverse_dynamics
+        denoiser, normalizer, time_to_goal, value, classifier, inverse_dynamics, critic
     )
+
+
+def build_critic(config: PolicyConfig) -> Critic:
+    """Return an untrained critic for a planner.
+
+    Raises:
+        ConfigError: Settings without one.
+    """
+    settings, layout = config.critic, config.layout
+    if settings is None:
+        raise ConfigError("These settings have no critic: `critic` is not set.")
+    return Critic(layout.observation_dim, layout.action_dim, width=settings.width)
 
 
 def num_weights(config: PolicyConfig) -> int:
@@ -499,6 +524,13 @@ def build_ranking(
                     "planner was trained without one. Use 'smoothness' or 'first'."
                 )
             return in_time
+        case "critic":
+            if networks.critic is None:
+                raise ConfigError(
+                    "ranking='critic' needs a critic, and this planner has none. Train "
+                    "one with: diffuser-policy train-critic PLANNER"
+                )
+            return CriticRanking(networks.critic)
         case "feasibility":
             return FeasibilityRanking(featurizer)
         case "sum":

@@ -13,7 +13,7 @@ NormalizerName = Literal["limits", "gaussian", "identity"]
 Padding = Literal["none", "repeat"]
 HindsightGoal = Literal["none", "goal", "observation"]
 
-Architecture = Literal["unet", "objects"]
+Architecture = Literal["unet", "mlp", "objects"]
 PredictionTarget = Literal["clean", "noise", "velocity"]
 Pooling = Literal["mean", "flatten"]
 ClassifierArchitecture = Literal["mlp", "pairs"]
@@ -24,7 +24,7 @@ Spacing = Literal["linspace", "trailing", "leading", "quadratic", "log-snr"]
 Placement = Literal["clean", "mean", "noisy"]
 
 RankingName = Literal[
-    "first", "smoothness", "time_to_goal", "feasibility", "guide", "sum"
+    "first", "smoothness", "time_to_goal", "feasibility", "guide", "sum", "critic"
 ]
 HorizonChoice = Literal["fixed", "shrinking", "predicted"]
 ExecutorName = Literal[

@@ -158,10 +158,10 @@ class NetworkConfig:
     """The denoising network and its diffusion process."""
 
     architecture: Architecture = "unet"
-    """unet: a temporal U-Net. objects: a transformer over the objects that the layout
-    names."""
+    """unet: a temporal U-Net. mlp: a residual MLP, for windows of a few planning steps.
+    objects: a transformer over the objects that the layout names."""
     dim: int = 32
-    """Base width in channels."""
+    """Base width in channels (U-Net), or width."""
     multipliers: tuple[int, ...] = (1, 2, 4)
     """U-Net: width of each resolution, as a multiple of `dim`."""
     kernel_size: int = 5
@@ -169,7 +169,7 @@ class NetworkConfig:
     attention: bool = False
     """U-Net: use linear attention in every stage."""
     depth: int = 4
-    """Objects: number of transformer blocks."""
+    """MLP and objects: number of blocks."""
     patch: int = 8
     """Objects: planning steps that share a token."""
     residual: bool = False
@@ -199,6 +199,11 @@ class NetworkConfig:
             raise ConfigError(
                 "architecture='objects' predicts deviations from the current state: "
                 "set residual=True."
+            )
+        if self.architecture == "mlp" and self.residual:
+            raise ConfigError(
+                "architecture='mlp' is given the current state as the first planning "
+                "step: leave residual=False."
             )
 
 
@@ -265,6 +270,29 @@ class ValueConfig:
         positive(self, "kernel_size", most=DEEPEST)
         if not 0 < self.discount <= 1:
             raise ConfigError(f"discount must be in (0, 1], got {self.discount}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriticConfig:
+    """The networks that value states and actions."""
+
+    width: int = 256
+    """Hidden units per layer."""
+    discount: float = 0.99
+    """Weight of a reward one env step later."""
+    expectile: float = 0.7
+    """Expectile of the action values that state values learn: 0.5 is their mean, values
+    near 1 are those of the best actions in the data."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        typed(self)
+        positive(self, "width", most=LARGEST)
+        for name in ("discount", "expectile"):
+            if not 0 < getattr(self, name) < 1:
+                raise ConfigError(
+                    f"{name} must be in (0, 1), got {getattr(self, name)}."
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -529,6 +557,14 @@ class ValueTrainConfig(CompanionTrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CriticTrainConfig(CompanionTrainConfig):
+    """Everything that determines a critic, besides the planner and the data."""
+
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    """Networks."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClassifierTrainConfig(CompanionTrainConfig):
     """Everything that determines a classifier, besides the planner and the data."""
 
@@ -558,6 +594,8 @@ class PolicyConfig:
     """How to follow a plan."""
     value: ValueConfig | None = None
     """Network that predicts returns, if there is one."""
+    critic: CriticConfig | None = None
+    """Networks that value states and actions, if there are any."""
     classifier: ClassifierConfig | None = None
     """Network that predicts labels of states, if there is one."""
     inverse_dynamics: InverseDynamicsConfig | None = None
@@ -614,7 +652,7 @@ class PolicyConfig:
                 execution["replan_deviation"] = None  # once allowed; the same
             # The following are younger than the schema: a file may lack them.
             value, guide = data.get("value"), data.get("guide")
-            classifier = data.get("classifier")
+            classifier, critic = data.get("classifier"), data.get("critic")
             inverse = data.get("inverse_dynamics")
             provenance = data["provenance"]
             _check_provenance(provenance)
@@ -627,6 +665,7 @@ class PolicyConfig:
                 planner=from_json(PlannerConfig, _current(data["planner"])),
                 execution=from_json(ExecutionConfig, execution),
                 value=optional(ValueConfig, value),
+                critic=optional(CriticConfig, critic),
                 classifier=optional(ClassifierConfig, classifier),
                 inverse_dynamics=optional(InverseDynamicsConfig, inverse),
                 guide=None if guide is None else guide_from_json(guide),
@@ -740,7 +779,7 @@ NETWORK_NEEDS: Needs = {
     "multipliers": ("architecture", ("unet",)),
     "kernel_size": ("architecture", ("unet",)),
     "attention": ("architecture", ("unet",)),
-    "depth": ("architecture", ("objects",)),
+    "depth": ("architecture", ("mlp", "objects")),
     "patch": ("architecture", ("objects",)),
 }
 CLASSIFIER_NEEDS: Needs = {

@@ -35,6 +35,7 @@ NO_SETTINGS = {
     "PolicyConfig",
     "CompanionTrainConfig",
     "ValueTrainConfig",
+    "CriticTrainConfig",
     "ClassifierTrainConfig",
 }
 
@@ -201,6 +202,7 @@ def test_options_of_settings_exist(capsys: pytest.CaptureFixture[str]) -> None:
     source = (ROOT / "diffuser_policy" / "config.py").read_text()
     commands = {
         "ValueConfig": ["train-value"],
+        "CriticConfig": ["train-critic"],
         "ClassifierConfig": ["train-classifier"],
     }
     page = (DOCS / "settings.md").read_text()

@@ -40,6 +40,7 @@ COMMANDS = {
     "import": "Make a dataset of a file of D4RL, OGBench or similar arrays.",
     "train": "Train a planner on a dataset, or resume its training.",
     "train-value": "Train a planner's value network, for value guidance.",
+    "train-critic": "Train a planner's critic, which chooses among candidates.",
     "train-classifier": "Train a planner's classifier of states, for guides.",
     "evaluate": "Run episodes with a planner; report scores and intervals.",
     "plan": "Draw a plan from above, the rollout, the denoising chain.",

@@ -110,7 +110,11 @@ def _describe(planner: str) -> Table:
     training = provenance.get("training", {})
     window, plans = config.window, config.planner
     network, execution = config.network, config.execution
-    kind = {"unet": "temporal U-Net", "objects": "transformer over objects"}
+    kind = {
+        "unet": "temporal U-Net",
+        "mlp": "residual MLP",
+        "objects": "transformer over objects",
+    }
     whens = ["on a new goal"]
     if execution.replan_interval is not None:
         whens.append(f"every {execution.replan_interval} env steps")

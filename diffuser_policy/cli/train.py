@@ -1,4 +1,4 @@
-"""The subcommands that train: `train`, `train-value` and `train-classifier`.
+"""The subcommands that train: `train`, `train-value`, and others of that kind.
 
 `train` makes a planner; the others extend a trained one by a companion network.
 """
@@ -34,6 +34,8 @@ from diffuser_policy.config import (
     ClassifierConfig,
     ClassifierTrainConfig,
     CompanionTrainConfig,
+    CriticConfig,
+    CriticTrainConfig,
     ExecutionConfig,
     InverseDynamicsConfig,
     NetworkConfig,
@@ -491,6 +493,49 @@ def train_value(settings: TrainValueSettings) -> int:
         lambda trainer: (
             f"Next: diffuser-policy evaluate {trainer.output} --guide value "
             f"--guide-scale 0 --ranking guide --num-candidates 16"
+        ),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCriticSettings(CompanionSettings):
+    """Train the critic of a planner: the value of what its plans do first.
+
+    It learns from the rewards of the dataset, by implicit Q-learning. The planner is
+    not changed. The output folder holds a copy of it with the critic, which chooses
+    among candidates: `evaluate --ranking critic`. Stop it at any time: the same command
+    resumes.
+    """
+
+    part = "critic"
+    suitable = "with rewards"
+    config_type = CriticTrainConfig
+
+    optimization: tyro.conf.OmitArgPrefixes[OptimizationConfig] = field(
+        default_factory=lambda: OptimizationConfig(
+            num_steps=25_000,
+            batch_size=256,
+            learning_rate=3e-4,
+            learning_rate_schedule="constant",
+            max_gradient_norm=None,
+            ema_decay=0.995,
+        )
+    )
+    critic: tyro.conf.OmitArgPrefixes[CriticConfig] = field(
+        default_factory=CriticConfig
+    )
+
+
+def train_critic(settings: TrainCriticSettings) -> int:
+    """Train, and say where the planner with its critic is."""
+    from diffuser_policy.training.critic_trainer import CriticTrainer
+
+    return _train_companion(
+        settings,
+        CriticTrainer,
+        lambda trainer: (
+            f"Next: diffuser-policy evaluate {trainer.output} --ranking critic "
+            f"--num-candidates 32"
         ),
     )
 

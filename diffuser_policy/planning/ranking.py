@@ -11,6 +11,8 @@ A ranking gives every candidate a value; the highest is taken, the first of equa
   plan that cuts through a wall asks for a way around in no time.
 - `FeasibilityRanking` asks the featurizer of derived planning columns how well a
   candidate can be executed: is the tool where the plan asks for a grasp?
+- `CriticRanking` prefers a high value of what the plan does first (Q of the current
+  state and the first action), as learned from the rewards of the data.
 - `GuideRanking` prefers a high value of a guide, among the candidates that another
   ranking finds about as good as its best. With no gradient this is sampling and
   selecting (Lu et al. 2025, "What makes a good diffusion planner").
@@ -30,6 +32,7 @@ from diffuser_policy.columns.features import FeaturizerError
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.guides.guide import Guide, value_of
 from diffuser_policy.guides.trajectory import Trajectory
+from diffuser_policy.networks.critic import Critic
 from diffuser_policy.networks.time_to_goal import TimeToGoal
 
 
@@ -91,6 +94,27 @@ class TimeToGoalRanking(Ranking):
         excess = (needed - reach * trajectory.stride).amax(dim=-1)
         values: Tensor = -excess
         return values.reshape(-1, num_candidates)
+
+
+class CriticRanking(Ranking):
+    """Takes the candidate whose first action the critic values highest."""
+
+    def __init__(self, critic: Critic) -> None:
+        """Store the critic.
+
+        Args:
+            critic: Values states and actions, both normalized.
+        """
+        self.critic = critic
+
+    @torch.inference_mode()
+    def __call__(self, trajectory: Trajectory, num_candidates: int) -> Tensor:
+        """Return the lower of both action values, in units of reward."""
+        layout, first = trajectory.layout, trajectory.normalized[:, 0]
+        both = self.critic.of_actions(
+            first[:, layout.observations], first[:, layout.actions]
+        )
+        return both.amin(dim=0).reshape(-1, num_candidates)
 
 
 class FeasibilityRanking(Ranking):

@@ -135,17 +135,10 @@ class CompanionTrainer(TrainingRun[Network]):
         network, facts = self.prepare(flat, featurizer)
         self.data_facts = {**data_facts(flat), **facts}
         network.to(processes.device)
-        loss = CompanionLoss(
-            network,
-            networks.denoiser,
-            self.draw,
-            name=self.part,
-            seed=config.seed,
-            device=processes.device,
-        )
+        self.processes = processes
         super().__init__(
             network,
-            loss,
+            self.make_loss(network),
             optimization=config.optimization,
             settings={
                 **to_json(config),
@@ -170,6 +163,17 @@ class CompanionTrainer(TrainingRun[Network]):
             The network with initial weights, and checksums of the training targets.
         """
         raise NotImplementedError
+
+    def make_loss(self, network: Network) -> nn.Module:
+        """Return the loss, as `TrainingRun` takes it."""
+        return CompanionLoss(
+            network,
+            self.planner_networks.denoiser,
+            self.draw,
+            name=self.part,
+            seed=self.config.seed,
+            device=self.processes.device,
+        )
 
     def draw(self, step: int, generator: Generator) -> Batch:
         """Return the examples of one batch.

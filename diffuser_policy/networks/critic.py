@@ -1,0 +1,130 @@
+r"""Critic: values of states and actions, learned without actions outside the data.
+
+Implicit Q-learning (Kostrikov, Nair & Levine 2022). With two action values Q, a state
+value V and a slow copy $\bar Q$ of the former,
+
+$$L_V = E\,|\tau - 1[u < 0]|\,u^2, \qquad u = \min_k \bar Q_k(s, a) - V(s)$$
+$$L_Q = E \sum_k (r + \gamma (1 - d)\,V(s') - Q_k(s, a))^2$$
+
+so V approaches, for expectiles τ near 1, the value of the best action in the data.
+A plan's value is $\min_k Q_k(s_0, a_0)$: how good is what would be done next?
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+NUM_ACTION_VALUES = 2
+
+
+class Transitions(NamedTuple):
+    """A batch of steps of the data, normalized.
+
+    Attributes:
+        observations: `[batch, observation]`.
+        actions: `[batch, action]`.
+        rewards: `[batch]`, in units of reward.
+        next_observations: `[batch, observation]`; of no effect where `ended`.
+        ended: `[batch]` whether the step terminated: nothing follows.
+    """
+
+    observations: Tensor
+    actions: Tensor
+    rewards: Tensor
+    next_observations: Tensor
+    ended: Tensor
+
+
+class Critic(nn.Module):
+    """Predicts discounted returns of states, and of actions in them."""
+
+    return_mean: Tensor
+    return_std: Tensor
+
+    def __init__(
+        self, observation_dim: int, action_dim: int, *, width: int = 256
+    ) -> None:
+        """Build the three networks, of two hidden layers each.
+
+        Args:
+            observation_dim: Columns of an observation.
+            action_dim: Columns of an action.
+            width: Hidden units per layer.
+        """
+        super().__init__()
+        self.action_values = nn.ModuleList(
+            _perceptron(observation_dim + action_dim, width)
+            for _ in range(NUM_ACTION_VALUES)
+        )
+        self.state_value = _perceptron(observation_dim, width)
+        self.register_buffer("return_mean", torch.zeros(()))
+        self.register_buffer("return_std", torch.ones(()))
+
+    def set_scale(self, mean: float, std: float) -> None:
+        """Make the networks predict in units of the data's returns.
+
+        Args:
+            mean: Of the returns-to-go in the data, in units of reward.
+            std: Likewise, positive.
+        """
+        self.return_mean.fill_(mean)
+        self.return_std.fill_(std)
+
+    def of_actions(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Return both action values `[2, batch]`, in units of reward.
+
+        Args:
+            observations: `[batch, observation]`, normalized.
+            actions: `[batch, action]`, normalized.
+        """
+        joined = torch.cat([observations, actions], dim=-1)
+        return torch.stack([self._scaled(q(joined)) for q in self.action_values])
+
+    def of_states(self, observations: Tensor) -> Tensor:
+        """Return state values `[batch]`, in units of reward.
+
+        Args:
+            observations: `[batch, observation]`, normalized.
+        """
+        return self._scaled(self.state_value(observations))
+
+    def loss(
+        self, batch: Transitions, slow: Critic, *, expectile: float, discount: float
+    ) -> Tensor:
+        """Return the sum of both losses, in units of the returns' variance, a scalar.
+
+        Args:
+            batch: Steps of the data.
+            slow: The moving average of this critic, which gets no gradient.
+            expectile: τ above.
+            discount: γ above.
+        """
+        states = self.of_states(batch.observations)
+        with torch.no_grad():
+            goal = slow.of_actions(batch.observations, batch.actions).amin(dim=0)
+            later = self.of_states(batch.next_observations)
+            later = torch.where(batch.ended, torch.zeros_like(later), later)
+            target = batch.rewards + discount * later
+        above = (goal - states) / self.return_std
+        weight = torch.where(above < 0, 1 - expectile, expectile)
+        actions = self.of_actions(batch.observations, batch.actions)
+        error = (actions - target) / self.return_std
+        loss: Tensor = (weight * above.square()).mean() + error.square().mean(1).sum()
+        return loss
+
+    def _scaled(self, output: Tensor) -> Tensor:
+        scaled: Tensor = self.return_mean + self.return_std * output.squeeze(-1)
+        return scaled
+
+
+def _perceptron(size: int, width: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(size, width),
+        nn.ReLU(),
+        nn.Linear(width, width),
+        nn.ReLU(),
+        nn.Linear(width, 1),
+    )

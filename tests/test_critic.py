@@ -1,0 +1,164 @@
+"""Critics against values that are known, and how they choose among candidates."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from diffuser_policy import DiffuserPolicy
+from diffuser_policy.checkpoint import read_planner
+from diffuser_policy.cli import main
+from diffuser_policy.config import CriticConfig, CriticTrainConfig, OptimizationConfig
+from diffuser_policy.data.collection import collect_episodes
+from diffuser_policy.data.flat import FlatDataset
+from diffuser_policy.errors import ConfigError, DatasetError
+from diffuser_policy.networks.critic import Critic, Transitions
+from diffuser_policy.testing import toy_dataset, toy_policy
+from diffuser_policy.training.critic_trainer import CriticTrainer
+from tests.point_env import PointEnv
+from tests.policy_helpers import observe
+
+DATASET = "tests/critic-v0"
+
+
+def rewarded(**changed: np.ndarray) -> FlatDataset:
+    """Return toy data with random rewards."""
+    flat = toy_dataset()
+    rewards = np.random.default_rng(0).normal(size=flat.num_rows)
+    fields = {**flat.fields, "reward": rewards, **changed}
+    return dataclasses.replace(flat, fields=fields)
+
+
+def trainer(folder: Path, flat: FlatDataset | None = None) -> CriticTrainer:
+    """Return a trainer of a small critic for the toy policy."""
+    policy = toy_policy()
+    config = CriticTrainConfig(
+        dataset="toy/point-v0",
+        critic=CriticConfig(width=16),
+        optimization=OptimizationConfig(num_steps=4, batch_size=8, ema_decay=0.9),
+    )
+    planner = policy.config, policy.networks
+    return CriticTrainer(config, planner, flat or rewarded(), folder)
+
+
+def test_values_of_a_known_process_are_found() -> None:
+    torch.manual_seed(0)
+    critic, slow = Critic(1, 1, width=32), Critic(1, 1, width=32)
+    slow.load_state_dict(critic.state_dict())
+    optimizer = torch.optim.Adam(critic.parameters(), lr=3e-3)
+    # State 0 leads to state 1 without reward; there, the action is the reward, and the
+    # process ends.
+    observations = torch.tensor([[0.0], [0.0], [1.0], [1.0]])
+    actions = torch.tensor([[0.0], [1.0], [0.0], [1.0]])
+    batch = Transitions(
+        observations,
+        actions,
+        rewards=torch.tensor([0.0, 0.0, 0.0, 1.0]),
+        next_observations=torch.ones(4, 1),
+        ended=torch.tensor([False, False, True, True]),
+    )
+    for _ in range(1500):
+        optimizer.zero_grad()
+        loss = critic.loss(batch, slow, expectile=0.9, discount=0.5)
+        torch.autograd.backward(loss)
+        optimizer.step()
+        with torch.no_grad():
+            pairs = zip(slow.parameters(), critic.parameters(), strict=True)
+            for mean, weight in pairs:
+                mean.lerp_(weight, 0.05)
+    with torch.no_grad():
+        last = critic.of_actions(observations[2:], actions[2:])
+        before = critic.of_actions(observations[:2], actions[:2])
+        value = critic.of_states(torch.ones(1, 1)).item()
+    np.testing.assert_allclose(last, [[0, 1], [0, 1]], atol=0.03)
+    # The 0.9-expectile of 0 and 1: 0.1 v = 0.9 (1 - v).
+    assert value == pytest.approx(0.9, abs=0.03)
+    np.testing.assert_allclose(before, np.full((2, 2), 0.5 * 0.9), atol=0.03)
+
+
+def test_gradients_do_not_reach_the_slow_copy() -> None:
+    critic, slow = Critic(2, 1, width=8), Critic(2, 1, width=8)
+    rows = torch.randn(5, 2)
+    ended = torch.zeros(5, dtype=torch.bool)
+    batch = Transitions(rows, torch.randn(5, 1), torch.ones(5), rows, ended)
+    loss = critic.loss(batch, slow, expectile=0.5, discount=0.9)
+    torch.autograd.backward(loss)
+    assert all(parameter.grad is None for parameter in slow.parameters())
+    assert all(parameter.grad is not None for parameter in critic.parameters())
+
+
+def test_steps_lead_to_the_next_row_of_their_run(tmp_path: Path) -> None:
+    ended = np.zeros(180, np.bool_)
+    ended[59] = True  # the first run terminates, the others are cut off
+    made = trainer(tmp_path, rewarded(terminated=ended))
+    steps = made.steps.tolist()
+    assert 59 in steps
+    assert {119, 179}.isdisjoint(steps)
+    assert len(steps) == 178
+    batch = made.transitions(300, torch.Generator().manual_seed(0))
+    rows = made.windows.read(torch.arange(180))[
+        :, made.policy_config.layout.observations
+    ]
+    for now, later, done in zip(
+        batch.observations, batch.next_observations, batch.ended, strict=True
+    ):
+        index = int((rows == now).all(dim=1).nonzero()[0])
+        assert bool(done) == (index == 59)
+        assert bool(done) or torch.equal(rows[index + 1], later)
+
+
+def test_the_highest_action_value_is_chosen() -> None:
+    policy = toy_policy(num_candidates=6)
+    config = dataclasses.replace(policy.config, critic=CriticConfig(width=8))
+    networks = policy.networks
+    networks.critic = Critic(4, 2, width=8).requires_grad_(False)
+    judged = DiffuserPolicy(config, networks).with_settings(ranking="critic")
+    plan = judged.plan(observe())
+    assert len(set(plan.values[0].tolist())) == 6
+    assert plan.chosen[0] == plan.values[0].argmax()
+
+
+def test_a_stopped_training_resumes_to_the_same_weights(tmp_path: Path) -> None:
+    whole = trainer(tmp_path / "whole")
+    whole.run(progress=False)
+    begun = trainer(tmp_path / "begun")
+    for _ in range(2):
+        begun._descend()
+    begun.save()
+    resumed = trainer(tmp_path / "begun")
+    assert resumed.step == 2
+    resumed.run(progress=False)
+    expected, found = whole.average.state_dict(), resumed.average.state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in found.items())
+
+
+def test_data_without_rewards_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="no trajectory is better"):
+        trainer(tmp_path, rewarded(reward=np.zeros(180)))
+
+
+def test_ranking_needs_a_critic() -> None:
+    with pytest.raises(ConfigError, match="train-critic"):
+        toy_policy().with_settings(ranking="critic")
+
+
+def test_the_command_trains_and_the_planner_ranks_with_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policy = toy_policy()
+    env = gym.wrappers.TimeLimit(PointEnv(terminate=False), 20)
+    collect_episodes(env, policy, num_episodes=2, dataset_id=DATASET, progress=False)
+    planner, output = tmp_path / "planner", tmp_path / "judged"
+    policy.save_pretrained(planner)
+    command = ["train-critic", str(planner), "--dataset", DATASET, "--num-steps", "3"]
+    assert main([*command, "--width", "8", "--output", str(output)]) == 0
+    assert "--ranking critic" in capsys.readouterr().out
+    config, networks = read_planner(output)
+    assert config.critic == CriticConfig(width=8)
+    assert networks.critic is not None
+    DiffuserPolicy.from_pretrained(output).with_settings(ranking="critic")
