@@ -31,7 +31,7 @@ from diffuser_policy.settings import from_json, to_json
 
 PLANNING_STEPS = 64  # of the longest plan to a goal
 GOALS_AHEAD = 2.5  # longest plan, in units of the median time that a goal is chased
-SHORT = 16  # env steps of a plan without a goal
+SHORT = 4  # env steps of a plan without a goal
 AVERAGED = 20  # times that an average of weights is renewed in a training
 TAIL = 4.0  # half a column's range, in standard deviations, that limits can map
 ROWS_TO_FIT = 100_000
@@ -352,6 +352,7 @@ class _Chooser:
             )
         interval = self.get("execution", "replan_interval")
         when = f", a new plan every {interval} env steps" if interval else ""
+        when = ", a new plan in every env step" if interval == 1 else when
         why = f": {self.why_followed}" if self.why_followed else ""
         self.say("executor", f"{self.get('execution', 'executor')}{when}{why}")
 
