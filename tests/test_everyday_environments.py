@@ -19,12 +19,7 @@ from gymnasium.envs.registration import parse_env_id
 
 from diffuser_policy import DiffuserPolicy, evaluate
 from diffuser_policy.config import (
-    ExecutionConfig,
-    NetworkConfig,
-    OptimizationConfig,
-    PlannerConfig,
     TrainConfig,
-    WindowConfig,
 )
 from diffuser_policy.data.collection import collect_episodes
 from diffuser_policy.data.minari import load_flat
@@ -115,17 +110,11 @@ def served(env_id: str, output: Path) -> None:
     flat = load_flat(dataset_id, progress=False)
     with_goals = isinstance(seen, gym.spaces.Dict) and "desired_goal" in seen.spaces
     assert flat.has_goals == with_goals
-    config = TrainConfig(
-        dataset=dataset_id,
-        window=WindowConfig(
-            horizon=8,
-            padding="repeat",
-            hindsight_goal="goal" if with_goals else "none",
-        ),
-        network=NetworkConfig(dim=8, multipliers=(1, 2), num_denoising_steps=8),
-        optimization=OptimizationConfig(num_steps=3, batch_size=4),
-        planner=PlannerConfig(num_sampling_steps=2, num_candidates=2),
-        execution=ExecutionConfig(executor="actions"),
+    config = TrainConfig.for_dataset(
+        flat,
+        network={"dim": 8, "multipliers": (1, 2), "num_denoising_steps": 8},
+        optimization={"num_steps": 3, "batch_size": 4},
+        planner={"num_sampling_steps": 2, "num_candidates": 2},
     )
     Trainer(config, flat, output).run(progress=False)
     planner = DiffuserPolicy.from_pretrained(output)

@@ -13,7 +13,10 @@ from gymnasium import spaces
 from gymnasium.wrappers import FilterObservation, FlattenObservation, TimeLimit
 
 from diffuser_policy import DiffuserPolicy, evaluate
-from diffuser_policy.config import ExecutionConfig, OptimizationConfig, WindowConfig
+from diffuser_policy.config import (
+    TrainConfig,
+    WindowConfig,
+)
 from diffuser_policy.data.collection import collect_episodes
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.minari import load_flat
@@ -103,14 +106,11 @@ def recorded(env: gym.Env[Any, Any], **settings: Any) -> FlatDataset:
 
 def trained(flat: FlatDataset, output: Path) -> DiffuserPolicy:
     """Train a planner for a moment, and load it."""
-    config = toy_config(
-        dataset=DATASET,
-        window=WindowConfig(
-            horizon=8, hindsight_goal="goal" if flat.has_goals else "none"
-        ),
-        time_to_goal=None,
-        optimization=OptimizationConfig(num_steps=2, batch_size=4),
-        execution=ExecutionConfig(executor="actions"),
+    config = TrainConfig.for_dataset(
+        flat,
+        network={"dim": 8, "multipliers": (1, 2), "num_denoising_steps": 8},
+        optimization={"num_steps": 2, "batch_size": 4},
+        planner={"num_sampling_steps": 2, "num_candidates": 2},
     )
     Trainer(config, flat, output).run(progress=False)
     return DiffuserPolicy.from_pretrained(output)
