@@ -727,16 +727,11 @@ def _check_sizes(config: PolicyConfig) -> None:
         ConfigError: Names the two.
     """
     spaces, layout = config.spaces, config.layout
-    low, high = spaces.action_low, spaces.action_high
-    if len(low) != len(high) or any(a > b for a, b in zip(low, high, strict=True)):
-        raise ConfigError(
-            f"Actions need a lowest and a highest value each, in this order, got "
-            f"action_low={low} and action_high={high}."
-        )
-    if layout.action_dim not in (0, len(low)):
+    num_actions = len(spaces.action_low)
+    if layout.action_dim not in (0, num_actions):
         raise ConfigError(
             f"Trajectories have {layout.action_dim} action columns, and the action "
-            f"space has {len(low)}."
+            f"space has {num_actions}."
         )
     planned = spaces.planned_size
     if config.window.features is None and layout.observation_dim != planned:

@@ -27,6 +27,7 @@ from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.diffusion.sampler import DDIMSampler, DDPMSampler
 from diffuser_policy.errors import CheckpointError, ConfigError
 from diffuser_policy.guides.builtin import ActionEffort
+from diffuser_policy.networks.critic import Critic
 from diffuser_policy.planning.executors import (
     PlannedActions,
     PursuitExecutor,
@@ -73,13 +74,14 @@ class Judge(Identity):
 
 
 def test_every_ranking_that_settings_name_is_another_class() -> None:
-    policy = toy_policy()
+    networks = toy_policy().networks
+    networks.critic = Critic(4, 2)
     names = get_args(choices.RankingName)
     made = {
         type(
             build_ranking(
                 PlannerConfig(ranking=name),
-                policy.networks,
+                networks,
                 guide=ActionEffort(),
                 featurizer=Judge(4),
             )

@@ -192,7 +192,7 @@ def test_unreadable_settings_are_refused(saved: Path, text: str) -> None:
         (lambda data: data["layout"].update(observation_dim=10**12), "at most 1,000,0"),
         (lambda data: data["layout"].update(observation_dim=6), "6 observation col"),
         (lambda data: data["layout"].update(action_dim=1), "1 action columns, and"),
-        (lambda data: swap(data["spaces"], "action_low", "action_high"), "in this ord"),
+        (lambda data: swap(data["spaces"], "action_low", "action_high"), "low <= high"),
         (lambda data: data["spaces"].update(action_low=[-1]), "got 1 and 2"),
         (lambda data: data["spaces"].update(action_low=None), "action_low.* must be"),
         (lambda data: data["spaces"].update(action_low="ab"), "action_low.* must be"),
