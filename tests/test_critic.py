@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from diffuser_policy import DiffuserPolicy
+from diffuser_policy.build import num_weights
 from diffuser_policy.checkpoint import read_planner
 from diffuser_policy.cli import main
 from diffuser_policy.config import CriticConfig, CriticTrainConfig, OptimizationConfig
@@ -162,3 +163,20 @@ def test_the_command_trains_and_the_planner_ranks_with_it(
     assert config.critic == CriticConfig(width=8)
     assert networks.critic is not None
     DiffuserPolicy.from_pretrained(output).with_settings(ranking="critic")
+
+
+def test_another_way_to_run_the_network_keeps_every_other_network() -> None:
+    policy = toy_policy()
+    networks = policy.networks
+    networks.critic = Critic(4, 2, width=8)
+    changed = policy.accelerated("off").networks
+    ours, theirs = dict(networks.named_children()), dict(changed.named_children())
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name] is theirs[name] for name in ours if name != "denoiser")
+
+
+def test_weights_of_the_critic_are_counted_before_they_are_allocated() -> None:
+    config = toy_policy().config
+    small = num_weights(dataclasses.replace(config, critic=CriticConfig(width=8)))
+    large = num_weights(dataclasses.replace(config, critic=CriticConfig(width=10**6)))
+    assert num_weights(config) < small < 10**6 < 10**12 < large
