@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from diffuser_policy.spaces import SpaceSpec
 
 SCHEMA = 1
+LARGEST_SCALE = 1e30  # gradients times it are still float32
 LARGEST_SIZE, DEEPEST = 1_000_000, 1_000  # sizes; what is repeated layer by layer
 
 RETIRED = {"horizon_offset": 0, "guide_variance": None}
@@ -388,6 +389,11 @@ class PlannerConfig:
         positive(self, "num_sampling_steps", "warm_start_steps", most=LARGEST_SIZE)
         positive(self, "guide_steps", most=LARGEST_SIZE)
         positive(self, "horizon_scale")
+        if abs(self.guide_scale) > LARGEST_SCALE:
+            raise ConfigError(
+                f"guide_scale must be within ±{LARGEST_SCALE:g}, got "
+                f"{self.guide_scale}."
+            )
         for name in ("temperature", "ranking_tolerance", "guide_cutoff", "steadiness"):
             value = getattr(self, name)
             if value is not None and value < 0:

@@ -60,6 +60,7 @@ from diffuser_policy.data.minari import (
 from diffuser_policy.data.workers import map_unordered, num_cores
 from diffuser_policy.envs import (
     Env,
+    action_and_state,
     check_ends,
     check_length,
     copied,
@@ -68,6 +69,7 @@ from diffuser_policy.envs import (
     reset_env,
     step_env,
     step_limit,
+    usable_action,
 )
 from diffuser_policy.errors import (
     ConfigError,
@@ -446,10 +448,12 @@ def record_episode(
     steps: list[tuple[np.ndarray, float, bool, bool]] = []
     state, starting, done = None, True, False
     while not done:
-        action, state = policy.predict(
-            copied(observation), state, np.array([starting]), deterministic
+        action, state = action_and_state(
+            policy.predict(
+                copied(observation), state, np.array([starting]), deterministic
+            )
         )
-        action = np.array(action, env.action_space.dtype)
+        action = np.array(usable_action(env, action), env.action_space.dtype)
         after = step_env(env, action)
         observation = after.observation
         _check_recorded(env, len(steps), observation, action, after.reward)

@@ -32,6 +32,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,12 +54,15 @@ from diffuser_policy.envs import Env, env_name, make_env, reset_env, step_limit
 from diffuser_policy.errors import (
     DatasetError,
     DatasetNotFoundError,
+    DiffuserPolicyError,
     require_extra,
     suggestion,
 )
 from diffuser_policy.spaces import find_goal_columns
 from diffuser_policy.versions import versions
 
+# What h5py and NumPy raise for files with wrong bits.
+DAMAGE = (OSError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
 HDF5_MAGIC, ZIP_MAGIC = b"\x89HDF\r\n\x1a\n", b"PK"
 FLOAT32_MOST = float(np.finfo(np.float32).max)
 NUM_RESETS = 8  # which tell where the achieved goal is in observations
@@ -234,11 +238,11 @@ def opened(file: Path) -> Iterator[Mapping[str, Any]]:
                     f"{file} is neither HDF5 nor NumPy's .npz. Convert it, for example "
                     f"with numpy.savez(file, observations=…, actions=…, …)."
                 )
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
-            if isinstance(error, DatasetError):
+            yield found
+        except DAMAGE as error:  # when it is opened, or when an array is read
+            if isinstance(error, DiffuserPolicyError):
                 raise
             raise DatasetError(f"{file} is damaged: {error}.") from error
-        yield found
 
 
 class _LazyArrays(dict[str, Any]):

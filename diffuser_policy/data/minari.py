@@ -70,6 +70,7 @@ from diffuser_policy.observations import (
 )
 from diffuser_policy.plugins import address
 from diffuser_policy.settings import to_json
+from diffuser_policy.spaces import check_action_bounds
 
 ROOT_VARIABLE = "MINARI_DATASETS_PATH"
 CACHE_VARIABLE = "DIFFUSER_POLICY_CACHE"
@@ -308,6 +309,9 @@ def check_spaces(env: Env) -> None:
     spaces = {"observation": env.observation_space, "action": env.action_space}
     described_spaces = {f"{k}_space": described(space) for k, space in spaces.items()}
     _checked_parts({"dataset_id": env_name(env), **described_spaces})
+    actions = env.action_space
+    if isinstance(actions, gym.spaces.Box):
+        check_action_bounds(actions.low.ravel().tolist(), actions.high.ravel().tolist())
     observation_columns(env)
 
 

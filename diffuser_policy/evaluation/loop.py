@@ -17,6 +17,7 @@ import contextlib
 import dataclasses
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from numbers import Integral, Real
@@ -27,16 +28,18 @@ from tqdm import tqdm
 
 from diffuser_policy.envs import (
     Env,
+    action_and_state,
     check_ends,
     check_length,
     copied,
     env_name,
+    flag,
     make_env,
     reset_env,
     step_env,
     step_limit,
 )
-from diffuser_policy.errors import ConfigError, shown
+from diffuser_policy.errors import ConfigError, EnvContractError, shown
 from diffuser_policy.evaluation.records import EpisodeRecord, Evaluation, Timing
 from diffuser_policy.observations import batched, numbers
 from diffuser_policy.settings import converted, seed_or_drawn
@@ -93,7 +96,7 @@ def evaluate(
 
         def made() -> Env:
             env = make()
-            stack.callback(env.close)
+            stack.callback(_close, env)
             return env
 
         envs = [made()]
@@ -131,6 +134,14 @@ def evaluate(
     )
 
 
+def _close(env: Env) -> None:
+    """Close an environment; what goes wrong then must not cost the results."""
+    try:
+        env.close()
+    except Exception as error:  # of whoever wrote the environment
+        warnings.warn(f"{env_name(env)} was not closed: {error!r}.", stacklevel=2)
+
+
 def env_options_of(given: Any) -> dict[str, Any]:
     """Return the settings of an environment; empty for None.
 
@@ -150,8 +161,10 @@ def env_options_of(given: Any) -> dict[str, Any]:
 class Tally:
     """Adds up the results of one episode."""
 
-    def __init__(self, seed: int, observation: Any, task: str | None = None) -> None:
-        self.seed, self.task = seed, task
+    def __init__(
+        self, env: Env, seed: int, observation: Any, task: str | None = None
+    ) -> None:
+        self.env, self.seed, self.task = env, seed, task
         self.total, self.length = 0.0, 0
         self.success: bool | None = None
         self.time_to_goal: int | None = None
@@ -169,9 +182,15 @@ class Tally:
         self.usual |= self.info.keys()
         self.info = info
         reached = info.get("success", info.get("is_success"))
-        self.success = None if reached is None else bool(reached)
+        self.success = None if reached is None else flag(self.env, "success", reached)
         if self.success and self.time_to_goal is None:
             self.time_to_goal = self.length
+
+    def _normalized(self, score_of: Any) -> float | None:
+        """Return the score of the return; none if the environment has none for it."""
+        score = np.asarray(score_of(self.total))
+        usable = score.size == 1 and score.dtype.kind in "biuf"
+        return float(score.reshape(())) if usable and np.isfinite(score) else None
 
     def record(self, env: Env, num_plans: int | None = None) -> EpisodeRecord:
         """Return the results of the episode that just ended in `env`."""
@@ -181,7 +200,7 @@ class Tally:
             known = self.usual | {"score", *UNRECORDED}
             details = {k: json_data(v) for k, v in self.info.items() if k not in known}
         else:
-            score = None if normalized is None else normalized(self.total)
+            score = None if normalized is None else self._normalized(normalized)
         return EpisodeRecord(
             seed=self.seed,
             task=self.task,
@@ -244,14 +263,20 @@ class Driver:
             observations = self.latest
         batch = batched(observations)
         begin, made = time.perf_counter(), 0
-        actions, following = self.policy.predict(
+        returned = self.policy.predict(
             batch,
             state=state,
             episode_start=starting,
             deterministic=self.deterministic,
         )
+        actions, following = action_and_state(returned)
         seconds = time.perf_counter() - begin
         chosen: np.ndarray = np.asarray(actions)
+        if chosen.shape[:1] != (len(starting),):
+            raise EnvContractError(
+                f"The policy returned actions of shape {chosen.shape} for "
+                f"{len(starting)} observations. Correct the policy."
+            )
         if self.has_rows:
             made = int((following.num_plans - state.num_plans).sum())
             following = self.state.with_rows(index, following)
@@ -297,7 +322,7 @@ def _run(
         observations[slot], _ = reset_env(
             envs[slot], seed=seed + episode, options=options
         )
-        tallies[slot] = Tally(seed + episode, observations[slot], task)
+        tallies[slot] = Tally(envs[slot], seed + episode, observations[slot], task)
         driver.begin(slot, episode_stream(seed, episode))
 
     for slot in range(len(envs)):
@@ -355,7 +380,7 @@ def run_episode(
     """
     check_ends(env)
     observation = copied(observation)
-    tally = Tally(seed, observation)
+    tally = Tally(env, seed, observation)
     observations = [observation]
     starting, done = True, False
     while not done:
