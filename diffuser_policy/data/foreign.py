@@ -48,7 +48,14 @@ from diffuser_policy.data.minari import (
     own_dataset_id,
     write_minari,
 )
-from diffuser_policy.envs import Env, env_name, make_env, reset_env, step_limit
+from diffuser_policy.envs import (
+    POINT_MAZES,
+    Env,
+    env_name,
+    make_env,
+    reset_env,
+    step_limit,
+)
 from diffuser_policy.errors import (
     DatasetError,
     DatasetNotFoundError,
@@ -56,14 +63,13 @@ from diffuser_policy.errors import (
     suggestion,
 )
 from diffuser_policy.spaces import find_goal_columns
-from diffuser_policy.versions import versions
+from diffuser_policy.versions import RECORDERS, versions
 
 HDF5_MAGIC, ZIP_MAGIC = b"\x89HDF\r\n\x1a\n", b"PK"
 FLOAT32_MOST = float(np.finfo(np.float32).max)
 NUM_RESETS = 8  # which tell where the achieved goal is in observations
 SHOWN = 20  # names of arrays in a message
 BLOCK = 100_000  # rows compared at a time
-POINT_MAZES = "PointMaze_"
 USUAL = {"desired_goals": "infos/goal"}  # the other names are those of their roles
 
 
@@ -174,7 +180,7 @@ def import_file(
                 "file": file.name,
                 "arrays": dataclasses.asdict(names),
                 "remarks": list(source.remarks),
-                "versions": versions("diffuser-policy", "gymnasium", "numpy"),
+                "versions": versions(*RECORDERS),
             },
             overwrite=overwrite,
         )
