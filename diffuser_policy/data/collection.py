@@ -48,7 +48,7 @@ from diffuser_policy.data.demonstrators import (
     generators_of,
     verify_sample,
 )
-from diffuser_policy.data.flat import Episode
+from diffuser_policy.data.flat import FLOAT32_MOST, Episode
 from diffuser_policy.data.minari import (
     COLLECTION,
     check_spaces,
@@ -95,7 +95,6 @@ from diffuser_policy.versions import RECORDERS, versions
 OBSERVATION_PREFIX = "observations."  # of arrays in a shard
 STEP_ARRAYS = ("actions", "rewards", "terminations", "truncations")
 NO_SEED = -1
-FLOAT32_MOST = float(np.finfo(np.float32).max)
 FALLBACK_STEPS_PER_GOAL = 1000  # for environments without a step limit
 DEFAULT_STEPS = 1_000_000
 DEFAULT_RUN_LENGTH = 10_000

@@ -50,6 +50,7 @@ from diffuser_policy.settings import json_data
 SCHEMA = 1
 META_FILE = "meta.json"
 SUMMED = ("observation", "action", "run_starts")  # the first fields of checksums
+FLOAT32_MOST = float(np.finfo(np.float32).max)  # greatest number of a field
 PIECE = 2**24  # bytes that are read at a time
 REQUIRED = ("observation", "action", "reward", "terminated")
 GOALS = ("achieved_goal", "desired_goal")

@@ -41,7 +41,7 @@ import gymnasium as gym
 import numpy as np
 from tqdm import tqdm
 
-from diffuser_policy.data.flat import GOALS, Episode
+from diffuser_policy.data.flat import FLOAT32_MOST, GOALS, Episode
 from diffuser_policy.data.minari import (
     check_spaces,
     new_folder,
@@ -66,7 +66,6 @@ from diffuser_policy.spaces import find_goal_columns
 from diffuser_policy.versions import RECORDERS, versions
 
 HDF5_MAGIC, ZIP_MAGIC = b"\x89HDF\r\n\x1a\n", b"PK"
-FLOAT32_MOST = float(np.finfo(np.float32).max)
 NUM_RESETS = 8  # which tell where the achieved goal is in observations
 SHOWN = 20  # names of arrays in a message
 BLOCK = 100_000  # rows compared at a time
