@@ -67,6 +67,7 @@ SIMULATORS = {
     "ogbench": "ogbench",
     "dm_control": "ogbench",
 }
+POINT_MAZES = "PointMaze_"  # ids of Gymnasium-Robotics; their columns have no names
 MOST_STEPS = 10_000  # of an episode for which nobody set a limit
 ADVICE = {
     "pybullet": "It has wheels for CPython up to 3.11 on Linux (x86-64) alone; "
@@ -90,7 +91,7 @@ def register_namespace(env_id: str) -> str:
         try:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
-            # That there is no such module, or no package around it, is no error here.
+            # A missing module (or missing parent package) is not an error here.
             if not f"{module}.".startswith(f"{error.name}."):
                 raise
             if module in HOMES and ":" not in env_id:

@@ -529,7 +529,8 @@ def check_action_bounds(low: Sequence[float], high: Sequence[float]) -> None:
     Raises:
         DatasetError: A bound is infinite.
     """
-    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+    bounds = np.asarray([low, high], float)  # none, in JSON, is infinite
+    if not np.isfinite(bounds).all():
         raise DatasetError(
             f"Planning needs a bounded Box of actions, got low={list(low)}, "
             f"high={list(high)}."

@@ -150,6 +150,16 @@ def test_a_rollout_keeps_every_observation_as_it_was() -> None:
     rollout = run_episode(Reusing(), env, observation, seed=0)
     assert [float(o[0]) for o in rollout.observations] == [0, 1, 2, 3, 4, 5]
 
+    class Scaling(Reusing):
+        def predict(self, observation: Any, *rest: Any, **named: Any) -> Any:
+            answer = super().predict(observation, *rest, **named)
+            observation *= 10  # in place
+            return answer
+
+    observation, _ = env.reset()
+    rollout = run_episode(Scaling(), env, observation, seed=0)
+    assert [float(o[0]) for o in rollout.observations] == [0, 1, 2, 3, 4, 5]
+
 
 def test_environments_that_share_an_array_do_not_disturb_each_other() -> None:
     shared = np.zeros(1, np.float32)

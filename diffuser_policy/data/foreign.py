@@ -43,14 +43,21 @@ import numpy as np
 from tqdm import tqdm
 
 from diffuser_policy.choices import GOAL_KEYS
-from diffuser_policy.data.flat import Episode
+from diffuser_policy.data.flat import FLOAT32_MOST, Episode
 from diffuser_policy.data.minari import (
     check_spaces,
     new_folder,
     own_dataset_id,
     write_minari,
 )
-from diffuser_policy.envs import Env, env_name, make_env, reset_env, step_limit
+from diffuser_policy.envs import (
+    POINT_MAZES,
+    Env,
+    env_name,
+    make_env,
+    reset_env,
+    step_limit,
+)
 from diffuser_policy.errors import (
     DatasetError,
     DatasetNotFoundError,
@@ -59,16 +66,14 @@ from diffuser_policy.errors import (
     suggestion,
 )
 from diffuser_policy.spaces import find_goal_columns
-from diffuser_policy.versions import versions
+from diffuser_policy.versions import RECORDERS, versions
 
 # What h5py and NumPy raise for files with wrong bits.
 DAMAGE = (OSError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
 HDF5_MAGIC, ZIP_MAGIC = b"\x89HDF\r\n\x1a\n", b"PK"
-FLOAT32_MOST = float(np.finfo(np.float32).max)
 NUM_RESETS = 8  # which tell where the achieved goal is in observations
 SHOWN = 20  # names of arrays in a message
 BLOCK = 100_000  # rows compared at a time
-POINT_MAZES = "PointMaze_"
 USUAL = {"desired_goals": "infos/goal"}  # the other names are those of their roles
 
 
@@ -179,7 +184,7 @@ def import_file(
                 "file": file.name,
                 "arrays": dataclasses.asdict(names),
                 "remarks": list(source.remarks),
-                "versions": versions("diffuser-policy", "gymnasium", "numpy"),
+                "versions": versions(*RECORDERS),
             },
             overwrite=overwrite,
         )

@@ -20,7 +20,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,7 +42,7 @@ from diffuser_policy.envs import (
 from diffuser_policy.errors import ConfigError, EnvContractError, shown
 from diffuser_policy.evaluation.records import EpisodeRecord, Evaluation, Timing
 from diffuser_policy.observations import batched, numbers
-from diffuser_policy.settings import converted, seed_or_drawn
+from diffuser_policy.settings import converted, json_data, seed_or_drawn
 from diffuser_policy.versions import versions
 
 UNRECORDED = ("episode",)  # wrappers put wall-clock times there
@@ -109,10 +109,7 @@ def evaluate(
             new = made()
             _check_distinct(envs, new)
             envs.append(new)
-        if hasattr(policy, "for_env"):
-            policy = policy.for_env(envs[0])
-        elif hasattr(policy, "spaces"):
-            policy.spaces.check(envs[0])
+        policy = fitted(policy, envs[0])
         driver = Driver(policy, len(envs), deterministic=deterministic)
         bar = stack.enter_context(
             contextlib.closing(Progress(envs[0], len(schedule), progress))
@@ -140,6 +137,19 @@ def _close(env: Env) -> None:
         env.close()
     except Exception as error:  # of whoever wrote the environment
         warnings.warn(f"{env_name(env)} was not closed: {error!r}.", stacklevel=2)
+
+
+def fitted(policy: Any, env: Env) -> Any:
+    """Return what a policy is in an environment.
+
+    Raises:
+        SpaceMismatchError: It is one for other spaces.
+    """
+    if hasattr(policy, "for_env"):
+        return policy.for_env(env)
+    if hasattr(policy, "spaces"):
+        policy.spaces.check(env)
+    return policy
 
 
 def env_options_of(given: Any) -> dict[str, Any]:
@@ -385,7 +395,7 @@ def run_episode(
     starting, done = True, False
     while not done:
         action, state = policy.predict(
-            observation,
+            copied(observation),
             state=state,
             episode_start=np.array([starting]),
             deterministic=deterministic,
@@ -434,28 +444,9 @@ class Progress(tqdm):  # type: ignore[misc]
         self.set_postfix(shown, refresh=False)
 
 
-def json_data(value: Any) -> Any:
-    """Return a value as JSON data: arrays as lists, and strings for what JSON lacks.
-
-    Numbers that are not finite, which JSON lacks as well, become none.
-    """
-    if value is None or isinstance(value, (bool, str)):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): json_data(item) for key, item in value.items()}
-    if isinstance(value, np.bool_):
-        return bool(value)
-    if isinstance(value, Integral):
-        return int(value)
-    if isinstance(value, Real):
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, (np.ndarray, list, tuple)):
-        return [json_data(item) for item in value]
-    return str(value)
-
-
 def describe(policy: Any) -> dict[str, Any]:
     """Return a policy's settings and origin as JSON data, to store with its results."""
+    policy = getattr(policy, "described_as", policy)
     described: dict[str, Any] = {"class": type(policy).__name__}
     config: Any = getattr(policy, "config", None)
     if hasattr(config, "provenance") and hasattr(config, "to_json"):

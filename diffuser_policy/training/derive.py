@@ -26,7 +26,7 @@ from diffuser_policy.errors import ConfigError, DatasetError
 from diffuser_policy.guides.builtin import LearnedValue
 from diffuser_policy.numerics import plain_arithmetic
 from diffuser_policy.observations import RESERVED, ObservationColumns, Part
-from diffuser_policy.settings import from_json, to_json
+from diffuser_policy.settings import from_json, json_data, to_json
 from diffuser_policy.spaces import SpaceSpec, check_action_bounds, find_goal_columns
 
 
@@ -89,7 +89,7 @@ def policy_config(train: TrainConfig, flat: FlatDataset) -> PolicyConfig:
         guide=None if train.value is None else LearnedValue(),
         planner=train.planner,
         execution=train.execution,
-        provenance={"training": to_json(train), "dataset": dict(flat.metadata)},
+        provenance={"training": to_json(train), "dataset": json_data(flat.metadata)},
     )
 
 
