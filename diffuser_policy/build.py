@@ -394,16 +394,19 @@ def build_planner(
         ConfigError: A setting without the network, guide or setting that it needs.
     """
     settings, window = config.planner, config.window
-    if (
-        config.spaces.has_goal
-        and config.execution.replan_interval is not None
-        and settings.horizon == "fixed"
-    ):
-        raise ConfigError(
-            "replan_interval with horizon='fixed' would keep the goal a full horizon "
-            "away forever. Use horizon='shrinking' or 'predicted', or no "
-            "replan_interval."
-        )
+    horizons = Horizons(
+        window.horizon,
+        layout=config.layout,
+        normalizer=networks.normalizer,
+        shortest=window.min_horizon,
+        stride=window.stride,
+        multiple=networks.denoiser.horizon_multiple,
+        choice=settings.horizon,
+        scale=settings.horizon_scale,
+        time_to_goal=networks.time_to_goal,
+    )
+    if config.spaces.has_goal and config.execution.replan_interval is not None:
+        _check_arrival(config, horizons)
     featurizer = featurizer or config_featurizer(config)
     guide = config.guide.bind(networks) if config.guide is not None else None
     guided = guide is not None and settings.guide_scale != 0.0
@@ -435,17 +438,7 @@ def build_planner(
         sampler,
         layout=config.layout,
         normalizer=networks.normalizer,
-        horizons=Horizons(
-            window.horizon,
-            layout=config.layout,
-            normalizer=networks.normalizer,
-            shortest=window.min_horizon,
-            stride=window.stride,
-            multiple=networks.denoiser.horizon_multiple,
-            choice=settings.horizon,
-            scale=settings.horizon_scale,
-            time_to_goal=networks.time_to_goal,
-        ),
+        horizons=horizons,
         num_candidates=settings.num_candidates,
         ranking=build_ranking(settings, networks, guide=guide, featurizer=featurizer),
         guidance=guidance,
@@ -457,6 +450,28 @@ def build_planner(
             repr((config.layout, window.stride, window.features)).encode(),
             networks.fingerprint,
         ),
+    )
+
+
+def _check_arrival(config: PolicyConfig, horizons: Horizons) -> None:
+    """Refuse to replan at intervals with plans that never become shorter.
+
+    Raises:
+        ConfigError: All plans have one length, by choice or because the network makes
+            no others.
+    """
+    if config.planner.horizon == "fixed":
+        cause, remedy = "horizon='fixed'", "horizon='shrinking' or 'predicted'"
+    elif horizons.min_planning_steps == horizons.max_planning_steps:
+        cause = f"plans of {horizons.max_planning_steps} planning steps and no others"
+        remedy = "a planner that makes shorter plans"
+        if config.network.architecture != "mlp":
+            remedy += " (a longer horizon, or a smaller min_horizon)"
+    else:
+        return
+    raise ConfigError(
+        f"replan_interval with {cause} would keep the goal a full horizon away "
+        f"forever. Use {remedy}, or no replan_interval."
     )
 
 

@@ -26,8 +26,9 @@ import numpy as np
 
 from diffuser_policy.columns.features import make_featurizer
 from diffuser_policy.config import COMPANIONS, PARTS, PlannerConfig, TrainConfig
-from diffuser_policy.errors import UnknownNameError
-from diffuser_policy.settings import from_json, to_json
+from diffuser_policy.data.flat import pieces, release
+from diffuser_policy.errors import ConfigError, UnknownNameError, shown
+from diffuser_policy.settings import checked, from_json, parameters_of
 from diffuser_policy.spaces import check_action_bounds
 
 PLANNING_STEPS = 64  # of the longest plan to a goal
@@ -36,7 +37,6 @@ SHORT = 4  # env steps of a plan without a goal
 AVERAGED = 20  # times that an average of weights is renewed in a training
 TAIL = 4.0  # half a column's range, in standard deviations, that limits can map
 ROWS_TO_FIT = 100_000
-BLOCK = 65_536  # rows that are looked at together
 
 
 class Recorded(Protocol):
@@ -77,7 +77,7 @@ def choose(flat: Recorded, given: Mapping[str, Any]) -> Choice:
             some of its settings, a companion network as True or False.
 
     Raises:
-        UnknownNameError: A setting that `TrainConfig` has not.
+        UnknownNameError: A setting that `TrainConfig` does not have.
         ConfigError: A given setting that is of another type or cannot work.
     """
     return _Chooser(flat, given).choice()
@@ -101,10 +101,8 @@ class _Chooser:
                 continue
             if name in COMPANIONS:
                 self.wanted[name] = value is not None and value is not False
-            if isinstance(value, Mapping):
-                self.given[name] = dict(value)
-            elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-                self.given[name] = to_json(value)
+            if name not in COMPANIONS or not isinstance(value, bool | None):
+                self.given[name] = _checked(name, value)
         self.chosen: dict[str, dict[str, Any]] = {name: {} for name in PARTS}
 
     def choice(self) -> Choice:
@@ -161,7 +159,18 @@ class _Chooser:
         }
         self.pinned = self.get("window", "hindsight_goal") if self.goals else "none"
         self.set("window", hindsight_goal=self.pinned)
-        self.goals = self.goals and self.pinned != "none"
+        self.seen_goals, self.goals = self.goals, self.goals and self.pinned != "none"
+        size = flat.fields["observation"].shape[1]
+        if features is not None:
+            size = featurizer.num_columns
+        elif "achieved_goal" in flat.fields:  # it may be appended
+            size += flat.fields["achieved_goal"].shape[1]
+        for name, columns in self.named.items():
+            if not all(0 <= column < size for column in columns):
+                raise ConfigError(
+                    f"{name} (--window.{name}) names columns {columns}, and those of "
+                    f"the data are 0..{size - 1}."
+                )
 
     def pushes(self) -> tuple[float, float] | None:
         """Return how much an action accelerates, and a velocity moves, in an env step.
@@ -173,18 +182,23 @@ class _Chooser:
         actions = self.flat.fields["action"]
         if not len(position) == len(velocity) == actions.shape[1]:
             return None
-        if self.get("window", "features") is not None:
+        bounded = {"action_low", "action_high"} <= set(self.flat.metadata)
+        if self.get("window", "features") is not None or not bounded:
+            return None
+        seen = self.flat.fields["observation"]
+        if max((*position, *velocity), default=0) >= seen.shape[1]:
             return None
         ends = self.flat.run_starts[1:] - 1
         rows = np.setdiff1d(np.arange(min(len(actions), ROWS_TO_FIT)), ends)
         rows = rows[rows + 1 < len(actions)]
         if len(rows) < 2:
             return None
-        seen = self.flat.fields["observation"]
-        before, after = (seen[i].astype(np.float64) for i in (rows, rows + 1))
-        pushed, moved = after - before, after[:, position] - before[:, position]
-        force = _slopes(actions[rows].astype(np.float64), pushed[:, velocity])
-        speed = _slopes(after[:, velocity], moved)
+        acted = actions[rows].astype(np.float64)
+        looked = seen[: rows[-1] + 2, [*position, *velocity]].astype(np.float64)
+        release(actions, seen)
+        changed, half = looked[rows + 1] - looked[rows], len(position)
+        force = _slopes(acted, changed[:, half:])
+        speed = _slopes(looked[rows + 1, half:], changed[:, :half])
         return None if force is None or speed is None else (force, speed)
 
     # --- how plans are followed -------------------------------------------------------
@@ -243,7 +257,7 @@ class _Chooser:
         if horizon is None:
             horizon = max(1, int(wanted // unit)) * unit
         shortest = taken.get("min_horizon")
-        if "min_horizon" not in taken and self.goals:
+        if "min_horizon" not in taken and self.goals and not self.one_length():
             shortest = max(1, horizon // 8 // unit) * unit
             shortest = None if shortest >= horizon else shortest
         self.set("window", horizon=horizon, stride=stride, min_horizon=shortest)
@@ -266,7 +280,13 @@ class _Chooser:
         """Return the planning steps of which plans are made."""
         if self.get("network", "architecture") == "objects":
             return int(self.get("network", "patch"))
+        if self.one_length():
+            return 1
         return int(2 ** (len(self.get("network", "multipliers")) - 1))
+
+    def one_length(self) -> bool:
+        """Return whether the network makes plans of a single length."""
+        return bool(self.get("network", "architecture") == "mlp")
 
     def normalizer(self) -> None:
         """Choose how columns are scaled: by their range, or by their spread."""
@@ -286,10 +306,8 @@ class _Chooser:
     def companions(self) -> None:
         """Choose which networks are trained beside the denoiser."""
         rewards, ended = (self.flat.fields[name] for name in ("reward", "terminated"))
-        differ = any(
-            bool(ended[part].any() or (rewards[part] != rewards[0]).any())
-            for part in _blocks(len(rewards))
-        )
+        differ = any(part.any() for part in pieces(ended))
+        differ |= any((part != rewards[0]).any() for part in pieces(rewards))
         usual = {
             "time_to_goal": self.goals,
             "inverse_dynamics": self.followed == "inverse-dynamics",
@@ -324,9 +342,10 @@ class _Chooser:
             self.set("planner", num_sampling_steps=min(usual, steps))
         if self.goals:
             timed = self.wanted["time_to_goal"]
+            horizon = "predicted" if timed else "shrinking"
             self.set(
                 "planner",
-                horizon="predicted" if timed else "shrinking",
+                horizon="fixed" if self.one_length() else horizon,
                 ranking="time_to_goal" if timed else "smoothness",
             )
             if self.wanted["value"]:
@@ -347,7 +366,7 @@ class _Chooser:
             self.set("execution", position_gain=position, velocity_gain=velocity)
         if self.followed == "inverse-dynamics":
             self.set("execution", lookahead=float(self.ahead))
-        if not self.goals:
+        if not self.seen_goals:
             self.set(
                 "execution", replan_interval=max(1, self.get("window", "horizon") // 4)
             )
@@ -363,6 +382,7 @@ class _Chooser:
         flat = self.flat
         seen = flat.fields["observation"][:ROWS_TO_FIT]
         velocity = seen[:, list(self.named["velocity"])]
+        release(seen)
         typical = float(np.sqrt(np.square(velocity, dtype=np.float64).mean())) * speed
         low, high = flat.metadata["action_low"], flat.metadata["action_high"]
         check_action_bounds(low, high)
@@ -387,30 +407,48 @@ def _slopes(causes: np.ndarray, effects: np.ndarray) -> float | None:
     return float(slopes.mean())
 
 
-def _blocks(num_rows: int) -> list[slice]:
-    """Return parts of the rows, so that none needs much memory."""
-    return [slice(i, i + BLOCK) for i in range(0, num_rows, BLOCK)]
+def _checked(part: str, value: Any) -> dict[str, Any]:
+    """Return the given settings of a part, each of its annotated type and in range.
+
+    Raises:
+        ConfigError: No settings, a setting that the part does not have, or a value
+            that cannot work.
+    """
+    cls = PARTS[part]
+    if isinstance(value, cls):
+        return dict(vars(value))
+    if not isinstance(value, Mapping):
+        switch = "True, False, " if part in COMPANIONS else ""
+        raise ConfigError(
+            f"{part} must be {switch}a mapping of settings or a {cls.__name__}, got "
+            f"{shown(value)}."
+        )
+    given = checked(cls.__name__, parameters_of(cls), value)
+    others = {}
+    if part == "window" and "horizon" not in given:  # it will be chosen to fit
+        steps = given.get("stride", 1), given.get("min_horizon") or 1
+        others["horizon"] = math.lcm(*steps) or 1
+    made = cls(**others, **given)
+    return {name: getattr(made, name) for name in given}
 
 
 def _chases(flat: Recorded) -> np.ndarray:
     """Return the env steps for which each goal is chased."""
-    goals = flat.fields["desired_goal"]
-    changed = [
-        part.start
-        + 1
-        + np.flatnonzero((later != goals[part][: len(later)]).any(axis=1))
-        for part in _blocks(len(goals))
-        if len(later := goals[part.start + 1 : part.stop + 1])
-    ]
-    return np.diff(np.union1d(flat.run_starts, np.concatenate([[], *changed])))
+    goals, starts = flat.fields["desired_goal"], [flat.run_starts]
+    row, last = 0, goals[:1].copy()
+    for part in pieces(goals):
+        changed = (part != np.concatenate([last, part[:-1]])).any(axis=1)
+        starts.append(row + np.flatnonzero(changed))
+        row, last = row + len(part), part[-1:].copy()
+    return np.diff(np.unique(np.concatenate(starts)))
 
 
 def _reach(array: np.ndarray) -> float:
     """Return half the range of the columns, in standard deviations, at most."""
     first = array[0].astype(np.float64)
     low = high = sums = squares = np.zeros_like(first)
-    for part in _blocks(len(array)):
-        off = array[part] - first  # in float64
+    for part in pieces(array):
+        off = part - first  # in float64
         low, high = np.minimum(low, off.min(axis=0)), np.maximum(high, off.max(axis=0))
         sums, squares = sums + off.sum(axis=0), squares + np.square(off).sum(axis=0)
     mean = sums / len(array)

@@ -47,7 +47,6 @@ from diffuser_policy.observations import (
     single_space,
 )
 
-ROWS_TO_COMPARE = 10_000
 WHOLE = 2.0**53  # largest whole number up to which float64 skips none
 
 
@@ -457,19 +456,16 @@ def find_goal_columns(observation: np.ndarray, achieved: np.ndarray) -> tuple[in
     """Return where the achieved goal lies in the planned observation.
 
     Args:
-        observation: `[num_rows, size]`.
-        achieved: `[num_rows, goal]`.
+        observation: `[num_rows, size]`, all of it or some rows.
+        achieved: `[num_rows, goal]`, the same rows.
 
     Returns:
         Columns of the observation that repeat the goal, or the columns it takes when
         appended behind the observation.
     """
-    rows = np.linspace(0, len(observation) - 1, min(len(observation), ROWS_TO_COMPARE))
-    index = np.unique(rows.astype(np.int64))
-    sample, goals = observation[index], achieved[index]
     columns = []
-    for goal in goals.T:
-        equal = np.flatnonzero(np.abs(sample - goal[:, None]).max(axis=0) < 1e-5)
+    for goal in achieved.T:
+        equal = np.flatnonzero(np.abs(observation - goal[:, None]).max(axis=0) < 1e-5)
         free = [int(column) for column in equal if column not in columns]
         if not free:
             size = observation.shape[1]

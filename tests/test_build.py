@@ -188,6 +188,17 @@ def test_replanning_at_intervals_needs_a_horizon_that_shrinks() -> None:
     toy_policy(horizon="shrinking", replan_interval=5)
 
 
+@pytest.mark.parametrize("horizon", ["shrinking", "predicted"])
+def test_replanning_at_intervals_needs_a_network_of_several_lengths(
+    horizon: Any,
+) -> None:
+    mlp = NetworkConfig(architecture="mlp", dim=8, depth=1, num_denoising_steps=4)
+    config = dataclasses.replace(toy_config(), network=mlp)
+    toy_policy(config, horizon=horizon)
+    with pytest.raises(ConfigError, match=r"planning steps and no others .* forever"):
+        toy_policy(config, horizon=horizon, replan_interval=5)
+
+
 @pytest.mark.parametrize("seed", [-1, 1.5, "1", True, 2**63])
 def test_seeds_are_whole_numbers_from_zero(seed: Any) -> None:
     policy = toy_policy()

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from diffuser_policy import DiffuserPolicy, defaults
+from diffuser_policy import DiffuserPolicy
 from diffuser_policy.cli import main
 from diffuser_policy.cli.train import DatasetSettings, TrainSettings, options_of
 from diffuser_policy.config import (
+    ExecutionConfig,
     InverseDynamicsConfig,
     OptimizationConfig,
     TimeToGoalConfig,
@@ -19,12 +21,15 @@ from diffuser_policy.config import (
     ValueConfig,
     WindowConfig,
 )
+from diffuser_policy.data import flat as flat_module
+from diffuser_policy.data import minari
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.minari import load_flat, write_minari
 from diffuser_policy.defaults import choose
 from diffuser_policy.errors import ConfigError, UnknownNameError
 from diffuser_policy.testing import check_policy, toy_dataset
-from diffuser_policy.training.trainer import Trainer
+from diffuser_policy.training.derive import policy_config, space_spec
+from diffuser_policy.training.trainer import Trainer, untrained
 from tests.data_helpers import SpacesOnly, make_episode
 
 SMALL: dict[str, Any] = {
@@ -202,9 +207,38 @@ def test_large_data_are_looked_at_in_blocks(monkeypatch: pytest.MonkeyPatch) -> 
     reach = (np.ptp(seen[:, :3], axis=0) / 2 / spread).max()
     assert any(f"up to {reach:.1f} standard" in line for line in whole.reasons)
     assert any("chased for 5 steps" in line for line in whole.reasons)
-    for size in (1, 7, 64):
-        monkeypatch.setattr(defaults, "BLOCK", size)
+    for size in (1, 100, 1000):  # bytes
+        monkeypatch.setattr(flat_module, "PIECE", size)
         assert choose(flat, {}) == whole
+
+
+SMAPS = Path("/proc/self/smaps")
+
+
+def resident(folder: Path) -> int:
+    """Return the bytes of the mapped files of a folder that are in memory."""
+    total, mine = 0, False
+    for line in SMAPS.read_text(encoding="utf-8").splitlines():
+        if not line.split()[0].endswith(":"):
+            mine = str(folder) in line
+        elif mine and line.startswith("Rss:"):
+            total += 1024 * int(line.split()[1])
+    return total
+
+
+@pytest.mark.skipif(not SMAPS.exists(), reason="asks Linux what is in memory")
+@pytest.mark.parametrize("look", [lambda flat: choose(flat, {}), space_spec])
+def test_a_mapped_dataset_is_not_kept_in_memory(
+    look: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flat = toy_dataset(20, 5000)
+    more = np.tile(flat.fields["observation"], (1, 8))  # 12.8 MB
+    flat = changed(flat, observation=more, metadata={"observation_columns": {}})
+    flat.save(tmp_path / "it")
+    flat = FlatDataset.load(tmp_path / "it")
+    monkeypatch.setattr(flat_module, "PIECE", 2**18)
+    look(flat)
+    assert resident(tmp_path / "it") < 2e6
 
 
 # --- what is given ------------------------------------------------------------------
@@ -262,6 +296,95 @@ def test_settings_that_do_not_exist_are_refused() -> None:
         TrainConfig.for_dataset(toy_dataset(), window={"horizn": 4})
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"optimization": {"num_steps": 0}}, "num_steps must be positive"),
+        ({"window": {"stride": 0}}, "stride must be positive"),
+        ({"window": {"stride": -3}}, "stride must be positive"),
+        ({"window": {"stride": 4, "min_horizon": 6}}, "min_horizon must be a multiple"),
+        ({"window": {"horizon": "64"}}, "'horizon' .* must be a whole number"),
+        ({"window": {"position": (98, 99)}}, r"position .*columns \(98, 99\).*0\.\.5"),
+        ({"window": {"velocity": (-1, 2)}}, "velocity .*columns"),
+        ({"network": {"patch": 0}}, "patch must be positive"),
+        ({"network": {"multipliers": ()}}, "multipliers are 1 to"),
+        ({"execution": {"lookahead": float("inf")}}, "lookahead"),
+        ({"execution": {"lookahead": float("nan")}}, "lookahead"),
+        ({"window": True}, "window must be a mapping .* WindowConfig, got True"),
+        ({"window": 5}, "window must be a mapping"),
+        ({"window": None}, "window must be a mapping"),
+        ({"window": TimeToGoalConfig()}, "window must be a mapping"),
+        ({"planner": "x"}, "planner must be a mapping"),
+        ({"value": "no"}, "value must be True, False, a mapping"),
+        ({"value": 1}, "value must be True, False, a mapping"),
+        ({"value": WindowConfig()}, "value must be True, False, a mapping"),
+    ],
+)
+@pytest.mark.parametrize("goals", [False, True])
+def test_given_settings_are_checked_before_they_are_used(
+    given: dict[str, Any], said: str, goals: bool
+) -> None:
+    if "position" in said and not goals:
+        said = said.replace("5", "3")  # no goal is appended
+    with pytest.raises(ConfigError, match=said):
+        TrainConfig.for_dataset(toy_dataset(goals=goals), **given)
+
+
+def test_columns_that_only_the_appended_goal_has_are_no_place_to_push_from() -> None:
+    window = {"position": (4, 5), "velocity": (2, 3)}
+    config = TrainConfig.for_dataset(toy_dataset(), window=window)
+    assert config.execution.executor == "inverse-dynamics"
+
+
+def test_given_numbers_become_of_the_annotated_type() -> None:
+    given = {"stride": np.int64(2), "position": [0, 1]}
+    window = TrainConfig.for_dataset(toy_dataset(), window=given).window
+    assert (window.stride, window.position) == (2, (0, 1))
+    assert type(window.stride) is int
+
+
+@pytest.mark.parametrize("companion", [None, False])
+def test_companions_can_be_switched_off(companion: Any) -> None:
+    flat = rewarded(toy_dataset(goals=False))
+    assert TrainConfig.for_dataset(flat, value=companion).value is None
+    assert TrainConfig.for_dataset(flat, value={}).value is not None
+
+
+def test_goals_that_training_does_not_pin_leave_a_planner_that_works() -> None:
+    flat = toy_dataset(run_length=100)
+    config = TrainConfig.for_dataset(
+        flat, window={"hindsight_goal": "none"}, network={"dim": 8}
+    )
+    assert DiffuserPolicy(*untrained(config, flat)[:2])
+
+
+def test_data_without_bounds_of_actions_get_settings() -> None:
+    """Training says what is missing."""
+    flat = toy_dataset(run_length=100)
+    facts = {k: v for k, v in flat.metadata.items() if k != "action_low"}
+    config = TrainConfig.for_dataset(
+        FlatDataset(flat.fields, flat.run_starts, facts), network={"dim": 8}
+    )
+    assert config.execution.executor == "inverse-dynamics"
+
+
+def test_a_network_of_one_length_gets_plans_of_one_length() -> None:
+    flat = toy_dataset(run_length=100)
+    network = {"architecture": "mlp", "dim": 16, "num_denoising_steps": 4}
+    config = TrainConfig.for_dataset(flat, network=network)
+    assert config.planner.horizon == "fixed"
+    assert config.window.min_horizon is None
+    odd = TrainConfig.for_dataset(flat, network=network, window={"horizon": 37})
+    assert odd.window.horizon == 37
+    made, networks, _ = untrained(config, flat)
+    assert DiffuserPolicy(made, networks)
+    stuck = TrainConfig.for_dataset(
+        flat, network=network, execution={"replan_interval": 5}
+    )
+    with pytest.raises(ConfigError, match="a full horizon away forever"):
+        DiffuserPolicy(*untrained(stuck, flat)[:2])
+
+
 # --- it works -----------------------------------------------------------------------
 
 
@@ -307,17 +430,86 @@ def test_the_command_line_says_what_it_chose_and_can_stop_there(
     assert not out.exists()
 
 
-def test_the_shown_options_ask_for_the_same(recorded: str) -> None:
-    flat = load_flat(recorded)
-    given = ["--dataset", recorded, "--window.horizon", "8", "--no-time-to-goal"]
-    settings = TrainSettings.parse(given)
+@pytest.mark.parametrize(
+    "given",
+    [
+        "",
+        "--no-time-to-goal --window.horizon 8",
+        "--window.min-horizon None --planner.horizon fixed",
+        "--window.normalizer gaussian --window.padding none --seed 4",
+        "--ema-decay 0.999 --batch-size 32 --max-gradient-norm None",
+        "--value --value.multipliers 1 2 --value.pooling mean",
+        "--execution.executor inverse-dynamics --inverse-dynamics.max-steps 16",
+        "--execution.executor pursuit --execution.velocity-gain 1 --network.attention",
+        "--window.actions --execution.replan-interval 5 --network.clip False",
+        "--network.architecture mlp --network.depth 2",
+        "--window.position 0 1 --window.velocity 2 3 --window.stride 3",
+        "--window.hindsight-goal none",
+    ],
+)
+@pytest.mark.parametrize("goals", [False, True])
+def test_the_shown_options_ask_for_the_same(given: str, goals: bool) -> None:
+    if not goals and "pursuit" in given:
+        given += " --window.position 0 1"
+    flat = rewarded(toy_dataset(run_length=100, goals=goals))
+    settings = TrainSettings.parse(["--dataset", "my/name-v0", *given.split()])
     assert isinstance(settings, DatasetSettings)
     config = settings.choice(flat).config
-    words = " ".join(options_of(config)).split()
-    again = TrainSettings.parse(words).choice(flat).config
-    assert config.window.horizon == 8
-    assert again.window == config.window
-    assert again.execution == config.execution
+    words = options_of(config, flat)
+    assert TrainSettings.parse(words).choice(flat).config == config
+    if not given:
+        assert words == ["--dataset", "my/name-v0", "--seed", "0"]
+
+
+def test_the_settings_of_a_preset_can_be_asked_for_without_it() -> None:
+    flat = toy_dataset(run_length=400)
+    config = TrainConfig(
+        dataset="my/name-v0", execution=ExecutionConfig(velocity_gain=3)
+    )
+    again = TrainSettings.parse(options_of(config, flat)).choice(flat).config
+    assert again == config
+
+
+def test_a_dry_run_prints_what_turns_something_off(
+    recorded: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = ["--goal-keys", "achieved_goal", "desired_goal"]
+    options = ["--no-inverse-dynamics", "--execution.executor", "actions"]
+    assert main(["train", "--dataset", recorded, "--dry-run", *options, *keys]) == 0
+    [line] = [x for x in capsys.readouterr().out.splitlines() if x.startswith("--")]
+    assert f"--dataset {recorded}" in line
+    assert "--execution.executor actions" in line
+
+
+@pytest.mark.parametrize("way", [["--dry-run"], []])
+def test_short_runs_are_noted_and_other_warnings_left_alone(
+    way: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    flat = lengthened([30, 3], goals=False)
+    monkeypatch.setattr(minari, "load_flat", lambda *_, **__: flat)
+
+    def warned(*arguments: Any) -> Any:
+        warnings.warn("of somebody else", DeprecationWarning, stacklevel=1)
+        return policy_config(*arguments)
+
+    monkeypatch.setattr("diffuser_policy.training.trainer.policy_config", warned)
+    words = ["train", "--dataset", "my/short-v0", "--output", str(tmp_path / "out")]
+    words += ["--window.padding", "none", "--window.horizon", "8", *way]
+    words += ["--num-steps", "1", "--batch-size", "2", "--network.dim", "8"]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert main(words) == 0
+    said = capsys.readouterr().err
+    assert said.count("note: 1 of 2 runs are shorter than a window") == 1
+    assert "somebody else" not in said
+    assert "of somebody else" in [str(each.message) for each in caught]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(DeprecationWarning):
+            main([*words[:-6], "--output", str(tmp_path / "other")])
 
 
 def test_options_win_over_what_is_chosen(recorded: str) -> None:

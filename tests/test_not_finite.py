@@ -243,8 +243,10 @@ def test_a_loss_that_is_not_finite_changes_no_weight(
 
     monkeypatch.setattr(trainer, "prepared", spoiled)
     message = f"The loss of {part} is nan at gradient step 4.*of gradient step 2 are"
-    with pytest.raises(NotFiniteError, match=message):
+    with pytest.raises(NotFiniteError, match=message) as caught:
         trainer.run(save_interval=2, progress=False)
+    # Advice that this command can follow.
+    assert ("--window.normalizer" in str(caught.value)) == (part == "denoiser")
     assert trainer.step == 3
     assert all(bool(torch.isfinite(w).all()) for w in trainer.networks.parameters())
 
@@ -253,7 +255,9 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     trainer = planner_trainer(tmp_path, OptimizationConfig(num_steps=5, batch_size=4))
     with torch.no_grad():
         next(iter(trainer.networks.parameters())).fill_(torch.nan)
-    with pytest.raises(NotFiniteError, match="Nothing had been saved"):
+    trainer.step = 3
+    message = "NaN or infinite at gradient step 3: .*Nothing had been saved"
+    with pytest.raises(NotFiniteError, match=message):
         trainer.save()
     assert not any(tmp_path.iterdir())
 

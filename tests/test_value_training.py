@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,38 @@ def test_returns_are_discounted_sums_to_the_end_of_the_run(
     found = returns_to_go(flat, discount, penalty)
     np.testing.assert_allclose(found, summed(flat, discount, penalty), rtol=1e-4)
     assert found.dtype == np.float32
+
+
+@pytest.mark.parametrize("rows", [1, 7, 10, 1000])
+@pytest.mark.parametrize("ends", [(), (6, 20, 29)])
+def test_returns_are_the_same_however_many_rows_are_read_at_a_time(
+    rows: int, ends: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flat = with_rewards(np.random.default_rng(0).normal(size=30), ends=ends)
+    whole = returns_to_go(flat, 0.97, 0.1)
+    monkeypatch.setattr("diffuser_policy.data.returns.ROWS", rows)
+    np.testing.assert_array_equal(returns_to_go(flat, 0.97, 0.1), whole)
+
+
+def test_returns_of_much_data_take_little_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Little beside the result itself, of 4 bytes a row."""
+    count = 200_000
+    monkeypatch.setattr("diffuser_policy.data.returns.ROWS", 1000)
+    columns = {"observation": np.zeros((count, 1)), "action": np.zeros((count, 1))}
+    ended = np.zeros(count, np.bool_)
+    rewards = np.arange(count) % 7
+    fields = {**columns, "reward": rewards, "terminated": ended}
+    flat = FlatDataset(fields, np.arange(0, count + 1, 10_000))
+    returns_to_go(flat, 0.9)  # whatever is imported or kept once
+    tracemalloc.start()
+    try:
+        returns_to_go(flat, 0.9)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < 1.6 * 4 * count
 
 
 def test_a_cut_run_counts_as_over() -> None:

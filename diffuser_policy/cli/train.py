@@ -5,15 +5,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
+import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypedDict
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Self,
+    TypedDict,
+    get_type_hints,
+)
 
 import tyro
 
@@ -68,6 +78,7 @@ COMPANIONS = {
     "value": "valuation",
 }
 """Networks that are trained with the planner, and the fields of their settings."""
+LENGTHS = frozenset({"horizon", "min_horizon", "stride"})  # they have to fit together
 
 # Dictionaries of the options that were given, and of no others.
 if TYPE_CHECKING:
@@ -193,18 +204,17 @@ class PresetSettings(TrainSettings):
     )
     window: WindowConfig = field(default_factory=WindowConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
-    time_to_goal: bool = False
-    """Also train a network that predicts the time to the goal, for horizons."""
+    time_to_goal: Annotated[bool, tyro.conf.arg(help=TRAINED["time_to_goal"])] = False
     prediction: Annotated[TimeToGoalConfig, tyro.conf.arg(name="time-to-goal")] = field(
         default_factory=TimeToGoalConfig
     )
-    inverse_dynamics: bool = False
-    """Also train a network that predicts actions, for the executor of that name."""
+    inverse_dynamics: Annotated[
+        bool, tyro.conf.arg(help=TRAINED["inverse_dynamics"])
+    ] = False
     inverse: Annotated[
         InverseDynamicsConfig, tyro.conf.arg(name="inverse-dynamics")
     ] = field(default_factory=InverseDynamicsConfig)
-    value: bool = False
-    """Also train a network that predicts returns, for ranking and guidance."""
+    value: Annotated[bool, tyro.conf.arg(help=TRAINED["value"])] = False
     valuation: Annotated[ValueConfig, tyro.conf.arg(name="value")] = field(
         default_factory=ValueConfig
     )
@@ -341,18 +351,19 @@ def train(settings: TrainSettings) -> int:
     if processes.is_main and choice.reasons:
         _show(choice, flat)
     if settings.dry_run:
-        made, networks, _ = untrained(choice.config, flat)
+        with _noted():
+            made, networks, _ = untrained(choice.config, flat)
         policy = DiffuserPolicy(made, networks)
         if processes.is_main:
-            print(f"{' '.join(options_of(choice.config))}\n{policy}")
+            words = options_of(choice.config, flat)
+            if settings.goal_keys != GOAL_KEYS:
+                words += ["--goal-keys", *settings.goal_keys]
+            print(f"{shlex.join(words)}\n{policy}")
         return EXIT_OK
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with _noted():
         trainer = Trainer(
             choice.config, flat, output, device=settings.device, processes=processes
         )
-    for warning in caught:
-        print(f"note: {warning.message}", file=sys.stderr)
     # What would be saved has to work: find out now, not when training is over.
     DiffuserPolicy(trainer.policy_config, trainer.planner_networks)
     return _carry_out(
@@ -362,6 +373,25 @@ def train(settings: TrainSettings) -> int:
         save_interval=settings.save_interval,
         on_metrics=log,
     )
+
+
+@contextlib.contextmanager
+def _noted() -> Iterator[None]:
+    """Print a warning of short runs as a note, and leave all others as they are."""
+    from diffuser_policy.data.windows import ShortRunsWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", ShortRunsWarning)
+        usual = warnings.showwarning
+
+        def show(message: Any, category: Any, *where: Any, **options: Any) -> None:
+            if issubclass(category, ShortRunsWarning):
+                print(f"note: {message}", file=sys.stderr)
+            else:
+                usual(message, category, *where, **options)
+
+        warnings.showwarning = show
+        yield
 
 
 def _show(choice: Choice, flat: FlatDataset) -> None:
@@ -378,27 +408,60 @@ def _show(choice: Choice, flat: FlatDataset) -> None:
         print(f"  {line}")
 
 
-def options_of(config: TrainConfig) -> list[str]:
-    """Return the options that ask for these settings, as words of a command line."""
-    words = [f"--dataset {config.dataset}", f"--seed {config.seed}"]
-    for item in dataclasses.fields(config):
-        part: Any = getattr(config, item.name)
-        if not dataclasses.is_dataclass(part):
-            continue
-        default: Any = PARTS[item.name]()
-        option = item.name.replace("_", "-")
-        words += [f"--{option}"] if item.name in COMPANIONS else []
-        prefix = "" if item.name == "optimization" else f"{option}."
-        for name, value in vars(part).items():
-            usual, own = getattr(default, name), name.replace("_", "-")
-            if value == usual:
-                continue
-            if isinstance(value, bool):
-                words.append(f"--{prefix}{'' if value else 'no-'}{own}")
-            else:
-                values = value if isinstance(value, tuple) else (value,)
-                words.append(f"--{prefix}{own} {' '.join(map(str, values))}")
-    return words
+def options_of(config: TrainConfig, flat: FlatDataset) -> list[str]:
+    """Return the options that ask for these settings, as words of a command line.
+
+    Args:
+        config: The settings.
+        flat: Its dataset. What is chosen for it anyway is not asked for, and neither is
+            a setting that has no effect.
+    """
+    from diffuser_policy.defaults import choose
+
+    words = ["--dataset", config.dataset, "--seed", str(config.seed)]
+    given: dict[str, Any] = {"dataset": config.dataset, "seed": config.seed}
+    while True:  # whatever is asked for may change what is chosen beside it
+        chosen, more = choose(flat, given).config, list[str]()
+        for name in PARTS:
+            part, other = getattr(config, name), getattr(chosen, name)
+            option = name.replace("_", "-")
+            if (part is None) != (other is None):
+                given[name] = {} if part else False
+                more.append(f"--{option}" if part else f"--no-{option}")
+            elif part is not None and part != other:
+                asked = _effective(name, changed(vars(part), vars(other)), config)
+                if not LENGTHS.isdisjoint(asked):
+                    asked = [own for own in vars(part) if own in {*LENGTHS, *asked}]
+                given[name] = given.get(name, {}) | {n: vars(part)[n] for n in asked}
+                prefix = "" if name == "optimization" else f"{option}."
+                hints = get_type_hints(type(part))
+                for own in asked:
+                    more += _option(f"{prefix}{own}", getattr(part, own), hints[own])
+        if not more:
+            return words
+        words += more
+
+
+def _effective(part: str, names: Iterable[str], config: TrainConfig) -> list[str]:
+    """Return the settings of a part that have an effect."""
+    found = []
+    for name in names:
+        with contextlib.suppress(ConfigError):
+            if part == "network":
+                refuse_idle([name], vars(config.network), NETWORK_NEEDS)
+            elif part in ("planner", "execution"):
+                _refuse_idle([name], {**vars(config.planner), **vars(config.execution)})
+            found.append(name)
+    return found
+
+
+def _option(name: str, value: Any, hint: Any) -> list[str]:
+    """Return the words that set an option."""
+    prefix, dot, own = name.replace("_", "-").rpartition(".")
+    if hint is bool:
+        return [f"--{prefix}{dot}{'' if value else 'no-'}{own}"]
+    values = value if isinstance(value, tuple) else (value,)
+    return [f"--{prefix}{dot}{own}", *map(str, values)]
 
 
 def _tensorboard(output: Path) -> Callable[[int, dict[str, float]], None]:
@@ -639,14 +702,14 @@ def _carry_out(
     except KeyboardInterrupt as stop:
         if not run.processes.is_main:
             return EXIT_INTERRUPTED
-        from diffuser_policy.training.state import checkpoints
+        from diffuser_policy.training.state import checkpoints, step_of
 
         saved = checkpoints(run.output / "training")
         if not saved:
             raise KeyboardInterrupt("stopped before anything was saved.") from stop
-        step = int(saved[-1].name.rpartition("-")[2])
         raise KeyboardInterrupt(
-            f"gradient step {step:,} is saved. The same command resumes there."
+            f"gradient step {step_of(saved[-1]):,} is saved. The same command resumes "
+            f"there."
         ) from stop
     say(f"Trained: {run.output}\n{result}")
     return EXIT_OK

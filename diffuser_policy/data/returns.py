@@ -16,9 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffuser_policy.data.flat import FlatDataset
+from diffuser_policy.data.flat import FlatDataset, pieces, release
 from diffuser_policy.data.windows import WindowDataset
 from diffuser_policy.errors import DatasetError
+
+ROWS = 65_536  # that are read at a time
 
 
 def returns_to_go(
@@ -35,32 +37,44 @@ def returns_to_go(
         DatasetError: All rewards are equal and nothing terminates, or the returns
             overflow: there is nothing to learn.
     """
-    terminated = flat.fields["terminated"]
-    rewards = flat.fields["reward"].astype(np.float64)
-    if not terminated.any() and bool((rewards == rewards[0]).all()):
+    rewards, terminated = flat.fields["reward"], flat.fields["terminated"]
+    ended = any(part.any() for part in pieces(terminated))
+    if not ended and all((part == rewards[0]).all() for part in pieces(rewards)):
         raise DatasetError(
             f"All {flat.num_rows:,} rewards of {flat!r} are {rewards[0]:g}: no "
             f"trajectory is better than another, and there is no value to learn. "
             f"Record data with rewards."
         )
-    rewards -= termination_penalty * terminated
-    ends = np.union1d(flat.run_starts, np.flatnonzero(terminated) + 1)
+    over = np.union1d(flat.run_starts, np.flatnonzero(terminated) + 1)
+    edges = np.union1d(over, np.arange(0, flat.num_rows, ROWS))
 
     def step(later: float, reward: float) -> float:
         return reward + discount * later
 
-    returns = np.empty(flat.num_rows, np.float64)
-    for begin, end in pairwise(ends.tolist()):
-        backwards = accumulate(rewards[begin:end][::-1].tolist(), step)
-        returns[begin:end] = list(backwards)[::-1]
-    with np.errstate(over="ignore"):
-        single = returns.astype(np.float32)
-    if not np.isfinite(single).all():
+    returns, later = np.empty(flat.num_rows, np.float32), 0.0
+    is_over = np.isin(edges, over).tolist()
+    for (begin, end), last in reversed(
+        list(zip(pairwise(edges.tolist()), is_over[1:], strict=True))
+    ):
+        part = rewards[begin:end].astype(np.float64)
+        part -= termination_penalty * terminated[begin:end]
+        backwards = part[::-1].tolist()
+        # What comes later counts, unless the run ends with the last of these rows.
+        if last:
+            exact = list(accumulate(backwards, step))
+        else:
+            exact = list(accumulate(backwards, step, initial=later))[1:]
+        later = exact[-1]
+        with np.errstate(over="ignore"):
+            returns[begin:end] = exact[::-1]
+        if begin % ROWS == 0:
+            release(rewards, terminated)
+    if not np.isfinite(returns).all():
         raise DatasetError(
             f"The returns of {flat!r} overflow with discount {discount:g}. Use a "
             f"smaller one, or scale the rewards down."
         )
-    return single
+    return returns
 
 
 def return_scale(returns: np.ndarray, flat: FlatDataset) -> tuple[float, float]:
@@ -108,9 +122,6 @@ class ValuedWindows(WindowDataset):
         Returns:
             Windows `[batch, horizon, transition]`, normalized, and returns `[batch]`.
         """
-        counts = self._windows_per_run(num_planning_steps)
-        ranks = torch.randint(int(counts.sum()), (batch_size,), generator=generator)
-        starts = self._rows_of(ranks, counts)
-        offsets = torch.arange(num_planning_steps) * self.stride
+        starts = self._sample_starts(batch_size, num_planning_steps, generator)
         returns = self.returns[self.unpadded(starts)]
-        return self.read(starts[:, None] + offsets), returns
+        return self._windows_at(starts, num_planning_steps), returns

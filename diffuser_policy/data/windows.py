@@ -149,10 +149,8 @@ class WindowDataset:
         Returns:
             `[batch, horizon, transition]`, normalized.
         """
-        counts = self._windows_per_run(num_planning_steps)
-        ranks = torch.randint(int(counts.sum()), (batch_size,), generator=generator)
-        offsets = torch.arange(num_planning_steps) * self.stride
-        return self.read(self._rows_of(ranks, counts)[:, None] + offsets)
+        starts = self._sample_starts(batch_size, num_planning_steps, generator)
+        return self._windows_at(starts, num_planning_steps)
 
     def sample_pairs(
         self, batch_size: int, max_steps: int, generator: torch.Generator
@@ -239,6 +237,19 @@ class WindowDataset:
         if self.hindsight_goal != "none":
             mask[:, -1, list(self.layout.columns(self.hindsight_goal))] = True
         return Inpainting(mask.to(windows.device), windows)
+
+    def _sample_starts(
+        self, batch_size: int, num_planning_steps: int, generator: torch.Generator
+    ) -> Tensor:
+        """Return first rows of windows of that length, drawn uniformly."""
+        counts = self._windows_per_run(num_planning_steps)
+        ranks = torch.randint(int(counts.sum()), (batch_size,), generator=generator)
+        return self._rows_of(ranks, counts)
+
+    def _windows_at(self, starts: Tensor, num_planning_steps: int) -> Tensor:
+        """Return windows of that length, normalized, by their first rows."""
+        offsets = torch.arange(num_planning_steps) * self.stride
+        return self.read(starts[:, None] + offsets)
 
     def _windows_per_run(self, num_planning_steps: int) -> Tensor:
         span = (num_planning_steps - 1) * self.stride

@@ -19,7 +19,7 @@ from diffuser_policy.columns.features import (
 from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.columns.normalizers import NORMALIZERS
 from diffuser_policy.config import PolicyConfig, TrainConfig
-from diffuser_policy.data.flat import FlatDataset
+from diffuser_policy.data.flat import FlatDataset, spread_rows
 from diffuser_policy.data.windows import JoinedRows
 from diffuser_policy.envs import other_versions
 from diffuser_policy.errors import ConfigError, DatasetError
@@ -145,9 +145,8 @@ def space_spec(flat: FlatDataset, featurizer: Featurizer | None = None) -> Space
     if featurizer is not None:
         goal_size = _pinned_goal_size(flat, featurizer)
     elif flat.has_goals:
-        goal_columns = find_goal_columns(
-            flat.fields["observation"], flat.fields["achieved_goal"]
-        )
+        both = flat.fields["observation"], flat.fields["achieved_goal"]
+        goal_columns = find_goal_columns(*map(spread_rows, both))
     shape, dtype = (flat.metadata.get(f"action_{name}") for name in ("shape", "dtype"))
     return SpaceSpec(
         observation_size=flat.observation_size,

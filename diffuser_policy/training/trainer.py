@@ -40,7 +40,12 @@ from tqdm import tqdm
 from diffuser_policy.build import PlannerNetworks, config_featurizer
 from diffuser_policy.checkpoint import CONFIG, settle, write_planner
 from diffuser_policy.columns.normalizers import Normalizer
-from diffuser_policy.config import OptimizationConfig, PolicyConfig, TrainConfig
+from diffuser_policy.config import (
+    COMPANIONS,
+    OptimizationConfig,
+    PolicyConfig,
+    TrainConfig,
+)
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.returns import ValuedWindows, return_scale, returns_to_go
 from diffuser_policy.data.windows import (
@@ -87,6 +92,7 @@ class TrainingRun(Generic[Networks]):
     """
 
     unimportant: tuple[str, ...] = ()  # settings that don't change the weights
+    scaling = ""  # end of the advice in an error: how to scale the data down
 
     def __init__(
         self,
@@ -202,7 +208,8 @@ class TrainingRun(Generic[Networks]):
         for network in (self.networks, self.average):
             name = unusable(network.state_dict().items(), limit=math.inf)
             if name is not None:
-                raise self._diverged(f"The weights {name} are NaN or infinite")
+                what = f"The weights {name} are NaN or infinite"
+                raise self._diverged(what, self.step)
         if self.processes.is_main:
             self._write_settings()
             save_state(self.output / "training", self.step, self._parts())
@@ -239,36 +246,39 @@ class TrainingRun(Generic[Networks]):
                 metrics[name] = metrics.get(name, 0.0) + share
         for name, mean in metrics.items():
             if not math.isfinite(mean):
-                raise self._diverged(f"The loss of {name} is {mean}")
+                raise self._diverged(f"The loss of {name} is {mean}", self.step + 1)
         if settings.max_gradient_norm is not None:
             for part in self.clipped():
                 norm = nn.utils.clip_grad_norm_(
                     part.parameters(), settings.max_gradient_norm
                 )
                 if not bool(torch.isfinite(norm)):
-                    raise self._diverged("The gradient is NaN or infinite")
+                    what = "The gradient is NaN or infinite"
+                    raise self._diverged(what, self.step + 1)
         self.optimizer.step()
         self.step += 1
         update_average(self.average, self.networks, self.step, settings)
         return metrics
 
-    def _diverged(self, what: str) -> NotFiniteError:
+    def _diverged(self, what: str, step: int) -> NotFiniteError:
         """Return the error of a training that cannot go on.
 
         Args:
             what: What is not finite, a sentence without its end.
+            step: In which gradient step.
         """
         kept = "Nothing had been saved"
         if saved := checkpoints(self.output / "training"):
-            step = int(saved[-1].name.rpartition("-")[2])
-            kept = f"The planner and the checkpoint of gradient step {step:,} are kept"
+            kept = (
+                f"The planner and the checkpoint of gradient step "
+                f"{step_of(saved[-1]):,} are kept"
+            )
         rate = self.optimization.learning_rate
         return NotFiniteError(
-            f"{what} at gradient step {self.step + 1:,}: the training stopped. {kept} "
-            f"in {self.output}. Train anew, into another folder, with a smaller "
+            f"{what} at gradient step {step:,}: the training stopped. {kept} in "
+            f"{self.output}. Train anew, into another folder, with a smaller "
             f"learning_rate (--learning-rate, now {rate:g}) or max_gradient_norm "
-            f"(--max-gradient-norm), or with columns of the data scaled down "
-            f"(--window.normalizer limits or gaussian)."
+            f"(--max-gradient-norm){self.scaling}."
         )
 
     def _resume(self) -> None:
@@ -390,6 +400,10 @@ class Trainer(TrainingRun[PlannerNetworks]):
     """Trains the networks of one planner and writes it to a folder."""
 
     unimportant = ("planner", "execution")
+    scaling = (
+        ", or with columns of the data scaled down (--window.normalizer limits or "
+        "gaussian)"
+    )
 
     @plain_arithmetic(gradients=True)
     def __init__(
@@ -451,13 +465,7 @@ class Trainer(TrainingRun[PlannerNetworks]):
 
     def clipped(self) -> list[nn.Module]:
         """Return the parts of the planner: none may scale another's gradients."""
-        parts = self.networks
-        every = (
-            parts.denoiser,
-            parts.time_to_goal,
-            parts.value,
-            parts.inverse_dynamics,
-        )
+        every = [getattr(self.networks, name) for name in ("denoiser", *COMPANIONS)]
         return [part for part in every if part is not None]
 
 
