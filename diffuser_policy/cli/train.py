@@ -369,7 +369,7 @@ def train(settings: TrainSettings) -> int:
     return _carry_out(
         trainer,
         f"{settings.preset or 'A planner'} on {trainer.config.dataset}",
-        f"Next: diffuser-policy evaluate {output}",
+        f"Next: diffuser-policy evaluate {output}{_module_of(flat)}",
         save_interval=settings.save_interval,
         on_metrics=log,
     )
@@ -462,6 +462,14 @@ def _option(name: str, value: Any, hint: Any) -> list[str]:
         return [f"--{prefix}{dot}{'' if value else 'no-'}{own}"]
     values = value if isinstance(value, tuple) else (value,)
     return [f"--{prefix}{dot}{own}", *map(str, values)]
+
+
+def _module_of(flat: FlatDataset) -> str:
+    """Return the option that names the data's environment, if that is the user's own."""
+    from diffuser_policy.envs import is_trusted
+
+    env_id = flat.metadata.get("env_id")
+    return f" --env MODULE:{env_id}" if env_id and not is_trusted(env_id) else ""
 
 
 def _tensorboard(output: Path) -> Callable[[int, dict[str, float]], None]:
