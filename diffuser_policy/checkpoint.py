@@ -338,6 +338,11 @@ def card(config: PolicyConfig, networks: PlannerNetworks) -> str:
         steps = provenance.get("value", provenance).get("steps", "?")
         discount = f"return-to-go with discount {config.value.discount:g}"
         lines.append(f"- Value network: {discount}, {steps} gradient steps")
+    if config.critic is not None:
+        steps = provenance.get("critic", {}).get("steps", "?")
+        lines.append(
+            f"- Critic: discount {config.critic.discount:g}, {steps} gradient steps"
+        )
     if config.inverse_dynamics is not None:
         reach = config.inverse_dynamics.max_steps
         lines.append(f"- Inverse dynamics: to states up to {reach} env steps away")

@@ -238,7 +238,7 @@ def test_a_file_is_refused_with_advice(tmp_path: Path) -> None:
 
 
 def test_a_flipped_bit_in_the_weights_is_refused(saved: Path) -> None:
-    refuse_flips(saved, 20)
+    refuse_flips(saved, 6)
 
 
 @pytest.mark.proof

@@ -434,7 +434,7 @@ class CompanionSettings:
     """Minari dataset (default: the one that the planner is from)."""
     output: Annotated[Path | None, shown_as("FOLDER")] = None
     """Where planner, network and checkpoints go (default: runs/ and the planner's name,
-    then -value or -classifier)."""
+    then -value, -critic or -classifier)."""
     device: str = "auto"
     """Where to compute: cpu, cuda, or a GPU if there is one."""
     save_interval: int = 1000

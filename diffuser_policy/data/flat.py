@@ -43,6 +43,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from diffuser_policy.choices import GOAL_KEYS
 from diffuser_policy.errors import DatasetError, DatasetNotFoundError, StorageError
 from diffuser_policy.files import json_text, replaced_folder
 from diffuser_policy.settings import json_data
@@ -53,7 +54,6 @@ SUMMED = ("observation", "action", "run_starts")  # the first fields of checksum
 FLOAT32_MOST = float(np.finfo(np.float32).max)  # greatest number of a field
 PIECE = 2**24  # bytes that are read at a time
 REQUIRED = ("observation", "action", "reward", "terminated")
-GOALS = ("achieved_goal", "desired_goal")
 FLAGS = ("terminated",)  # everything else is float32
 PER_ROW = ("reward", "terminated")  # one number a row, not a vector
 
@@ -156,9 +156,9 @@ class FlatDataset:
                     f"{name} has {len(array):,} rows and action has {num_rows:,}; "
                     "every field needs one entry per step."
                 )
-        if (GOALS[0] in arrays) != (GOALS[1] in arrays):
+        if (GOAL_KEYS[0] in arrays) != (GOAL_KEYS[1] in arrays):
             raise DatasetError(
-                f"A dataset needs both {GOALS[0]} and {GOALS[1]}, or none."
+                f"A dataset needs both {GOAL_KEYS[0]} and {GOAL_KEYS[1]}, or none."
             )
         if (
             starts.ndim != 1
@@ -214,12 +214,12 @@ class FlatDataset:
     @property
     def goal_size(self) -> int:
         """Number of goal columns; zero when the observations carry no goal."""
-        return int(self.fields[GOALS[0]].shape[1]) if self.has_goals else 0
+        return int(self.fields[GOAL_KEYS[0]].shape[1]) if self.has_goals else 0
 
     @property
     def has_goals(self) -> bool:
         """Whether rows hold the achieved and the desired goal."""
-        return GOALS[0] in self.fields
+        return GOAL_KEYS[0] in self.fields
 
     @cached_property
     def checksum(self) -> int:
@@ -518,7 +518,7 @@ def flatten(
         fields["reward"][rows] = episode.rewards
         fields["terminated"][rows] = episode.terminations
 
-        parts = {n: v for n, v in episode.observations.items() if n != GOALS[1]}
+        parts = {n: v for n, v in episode.observations.items() if n != GOAL_KEYS[1]}
         if not last or any(not np.array_equal(last[n], parts[n][0]) for n in parts):
             run_starts.append(row)
         else:

@@ -41,7 +41,8 @@ import gymnasium as gym
 import numpy as np
 from tqdm import tqdm
 
-from diffuser_policy.data.flat import FLOAT32_MOST, GOALS, Episode
+from diffuser_policy.choices import GOAL_KEYS
+from diffuser_policy.data.flat import FLOAT32_MOST, Episode
 from diffuser_policy.data.minari import (
     check_spaces,
     new_folder,
@@ -304,7 +305,7 @@ class Source:
         space: Any = env.observation_space
         goal = isinstance(space, gym.spaces.Dict)
         parts = dict(space.spaces) if goal else {"observation": space}
-        wanted = {"observation", *GOALS} if goal else {"observation"}
+        wanted = {"observation", *GOAL_KEYS} if goal else {"observation"}
         boxes = [
             name for name, part in parts.items() if isinstance(part, gym.spaces.Box)
         ]
@@ -327,8 +328,8 @@ class Source:
         }
         if goal:
             shapes |= {
-                "achieved_goals": space[GOALS[0]].shape,
-                "desired_goals": space[GOALS[1]].shape,
+                "achieved_goals": space[GOAL_KEYS[0]].shape,
+                "desired_goals": space[GOAL_KEYS[1]].shape,
             }
         finder = _Finder(stored, where, env_name(env))
         given = dataclasses.asdict(names)
@@ -479,7 +480,7 @@ class Source:
         desired = np.repeat(achieved[-1:], len(achieved), axis=0)
         if "desired_goals" in self.arrays:
             desired = taken("desired_goals")
-        return {GOALS[0]: achieved, GOALS[1]: desired}
+        return {GOAL_KEYS[0]: achieved, GOAL_KEYS[1]: desired}
 
     def _rows(self, role: str, start: int, stop: int) -> np.ndarray:
         """Return rows of an array as floating-point numbers, checked."""
@@ -729,7 +730,7 @@ def _achieved_columns(env: Env, where: str) -> tuple[int, ...]:
     """
     seen = [reset_env(env, seed=seed)[0] for seed in range(NUM_RESETS)]
     observations, achieved = (
-        np.stack([each[key] for each in seen]) for key in ("observation", GOALS[0])
+        np.stack([each[key] for each in seen]) for key in ("observation", GOAL_KEYS[0])
     )
     columns = find_goal_columns(observations, achieved)
     if any(column >= observations.shape[1] for column in columns):
