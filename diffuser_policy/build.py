@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import assert_never
+from typing import Any, assert_never
 
 import torch
 from torch import nn
@@ -96,7 +96,8 @@ class PlannerNetworks(nn.Module):
         self,
         denoiser: Denoiser,
         normalizer: Normalizer,
-        time_to_goal: TimeToGoal | None,
+        *,
+        time_to_goal: TimeToGoal | None = None,
         value: ValueNetwork | None = None,
         classifier: StateClassifier | None = None,
         inverse_dynamics: InverseDynamics | None = None,
@@ -111,6 +112,11 @@ class PlannerNetworks(nn.Module):
         self.classifier = classifier
         self.inverse_dynamics = inverse_dynamics
         self.critic = critic
+
+    def with_denoiser(self, denoiser: Denoiser) -> PlannerNetworks:
+        """Return networks that share all but the denoiser."""
+        shared: dict[str, Any] = dict(self.named_children())
+        return PlannerNetworks(**shared | {"denoiser": denoiser})
 
     @cached_property
     def fingerprint(self) -> int:
@@ -255,18 +261,24 @@ def _untrained(config: PolicyConfig) -> PlannerNetworks:
     normalizer = NORMALIZERS[config.window.normalizer].blank(
         config.layout.transition_dim
     )
-    time_to_goal = None
+    return PlannerNetworks(denoiser, normalizer, **_companions(config))
+
+
+def _companions(config: PolicyConfig) -> dict[str, Any]:
+    """Return the untrained networks beside the denoiser, by name."""
+    made: dict[str, Any] = {}
     if config.time_to_goal is not None:
-        time_to_goal = build_time_to_goal(config, config.time_to_goal)
-    value = None if config.value is None else build_value_network(config)
-    classifier = None if config.classifier is None else build_classifier(config)
-    inverse_dynamics = None
+        made["time_to_goal"] = build_time_to_goal(config, config.time_to_goal)
+    if config.value is not None:
+        made["value"] = build_value_network(config)
+    if config.classifier is not None:
+        made["classifier"] = build_classifier(config)
     if config.inverse_dynamics is not None:
-        inverse_dynamics = build_inverse_dynamics(config, config.inverse_dynamics)
-    critic = None if config.critic is None else build_critic(config)
-    return PlannerNetworks(
-        denoiser, normalizer, time_to_goal, value, classifier, inverse_dynamics, critic
-    )
+        dynamics = build_inverse_dynamics(config, config.inverse_dynamics)
+        made["inverse_dynamics"] = dynamics
+    if config.critic is not None:
+        made["critic"] = build_critic(config)
+    return made
 
 
 def build_critic(config: PolicyConfig) -> Critic:
@@ -288,15 +300,7 @@ def num_weights(config: PolicyConfig) -> int:
         ConfigError: As `build_networks`.
     """
     with torch.device("meta"):
-        parts: list[nn.Module] = [build_network(config)]
-        if config.value is not None:
-            parts.append(build_value_network(config))
-        if config.classifier is not None:
-            parts.append(build_classifier(config))
-        if config.time_to_goal is not None:
-            parts.append(build_time_to_goal(config, config.time_to_goal))
-        if config.inverse_dynamics is not None:
-            parts.append(build_inverse_dynamics(config, config.inverse_dynamics))
+        parts: list[nn.Module] = [build_network(config), *_companions(config).values()]
     return sum(weights.numel() for part in parts for weights in part.parameters())
 
 

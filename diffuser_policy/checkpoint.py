@@ -40,6 +40,7 @@ from diffuser_policy.errors import (
 from diffuser_policy.files import (
     hidden_sibling,
     is_abandoned,
+    json_text,
     remove,
     replaced_file,
     storage_error,
@@ -74,7 +75,8 @@ def write_planner(
         provenance: Added to the config's own.
 
     Raises:
-        StorageError: Out of space, or not permitted; the files stay as they were.
+        StorageError: Out of space, not permitted, or NaN in the provenance; the files
+            stay as they were.
     """
     merged = {**config.provenance, **(provenance or {}), "versions": versions()}
     config = dataclasses.replace(config, provenance=merged)
@@ -85,6 +87,7 @@ def write_planner(
     weights = save(tensors, metadata={"format": "diffuser-policy"})
     data = config.to_json()
     data = {"schema": data.pop("schema"), CHECKSUM: checksum(weights), **data}
+    text = json_text(folder / CONFIG, data)
     place = Path(os.path.realpath(folder / WEIGHTS))
     pending = hidden_sibling(place, PENDING)
     with replaced_file(folder / CARD) as described:
@@ -92,7 +95,7 @@ def write_planner(
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             with replaced_file(folder / CONFIG) as settings:
-                settings.write_bytes((json.dumps(data, indent=1) + "\n").encode())
+                settings.write_bytes(text.encode())
                 pending.write_bytes(weights)
                 synced(pending)
         except BaseException:
@@ -335,6 +338,11 @@ def card(config: PolicyConfig, networks: PlannerNetworks) -> str:
         steps = provenance.get("value", provenance).get("steps", "?")
         discount = f"return-to-go with discount {config.value.discount:g}"
         lines.append(f"- Value network: {discount}, {steps} gradient steps")
+    if config.critic is not None:
+        steps = provenance.get("critic", {}).get("steps", "?")
+        lines.append(
+            f"- Critic: discount {config.critic.discount:g}, {steps} gradient steps"
+        )
     if config.inverse_dynamics is not None:
         reach = config.inverse_dynamics.max_steps
         lines.append(f"- Inverse dynamics: to states up to {reach} env steps away")

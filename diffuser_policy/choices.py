@@ -37,4 +37,5 @@ EngineName = Literal["process", "submitit", "ray"]
 Goals = Literal["none", "hindsight"]
 
 GOAL_KEYS = ("achieved_goal", "desired_goal")
+GOAL_PARTS = ("observation", *GOAL_KEYS)  # of a goal environment's observations
 """Where observations have goals if nothing else is said (Gymnasium-Robotics)."""

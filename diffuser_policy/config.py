@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from diffuser_policy.spaces import SpaceSpec
 
 SCHEMA = 1
-LARGEST, DEEPEST = 1_000_000, 1_000  # sizes; what is repeated layer by layer
+LARGEST_SCALE = 1e30  # gradients times it are still float32
+LARGEST_SIZE, DEEPEST = 1_000_000, 1_000  # sizes; what is repeated layer by layer
 
 RETIRED = {"horizon_offset": 0, "guide_variance": None}
 """Planner settings that earlier versions saved, and the only value that still loads."""
@@ -128,7 +129,7 @@ class WindowConfig:
     def __post_init__(self) -> None:
         """Check names, and that the horizons are made of whole planning steps."""
         typed(self)
-        positive(self, "horizon", "stride", most=LARGEST)
+        positive(self, "horizon", "stride", most=LARGEST_SIZE)
         for name in ("horizon", "min_horizon"):
             value = getattr(self, name)
             if value is not None and value % self.stride:
@@ -187,7 +188,7 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         """Check names and ranges."""
         typed(self)
-        positive(self, "dim", "num_denoising_steps", "patch", most=LARGEST)
+        positive(self, "dim", "num_denoising_steps", "patch", most=LARGEST_SIZE)
         positive(self, "kernel_size", "depth", most=DEEPEST)
         if not 0 < len(self.multipliers) <= DEEPEST or min(self.multipliers) < 1:
             raise ConfigError(
@@ -224,7 +225,7 @@ class TimeToGoalConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         typed(self)
-        positive(self, "width", "max_steps", "batch_size", most=LARGEST)
+        positive(self, "width", "max_steps", "batch_size", most=LARGEST_SIZE)
         if not 0 < self.expectile < 1:
             raise ConfigError(f"expectile must be in (0, 1), got {self.expectile}.")
 
@@ -243,7 +244,7 @@ class InverseDynamicsConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         typed(self)
-        positive(self, "width", "max_steps", "batch_size", most=LARGEST)
+        positive(self, "width", "max_steps", "batch_size", most=LARGEST_SIZE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,7 +267,7 @@ class ValueConfig:
     def __post_init__(self) -> None:
         """Check names and ranges."""
         typed(self)
-        positive(self, "dim", most=LARGEST)
+        positive(self, "dim", most=LARGEST_SIZE)
         positive(self, "kernel_size", most=DEEPEST)
         if not 0 < self.discount <= 1:
             raise ConfigError(f"discount must be in (0, 1], got {self.discount}.")
@@ -287,7 +288,7 @@ class CriticConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         typed(self)
-        positive(self, "width", most=LARGEST)
+        positive(self, "width", most=LARGEST_SIZE)
         for name in ("discount", "expectile"):
             if not 0 < getattr(self, name) < 1:
                 raise ConfigError(
@@ -312,7 +313,7 @@ class ClassifierConfig:
     def __post_init__(self) -> None:
         """Check names and ranges."""
         typed(self)
-        positive(self, "width", most=LARGEST)
+        positive(self, "width", most=LARGEST_SIZE)
         positive(self, "depth", most=DEEPEST)
 
 
@@ -342,8 +343,9 @@ class PlannerConfig:
     ranking: RankingName = "smoothness"
     """Which candidate becomes the plan. first: the first one. smoothness: the one with
     the smallest jumps. time_to_goal: the one whose states can best be reached in the
-    planned time. feasibility: the one that the featurizer can execute best. guide: the
-    one that the guide prefers. sum: the best sum of feasibility and guide."""
+    planned time. critic: the one that begins with the best action. feasibility: the one
+    that the featurizer can execute best. guide: the one that the guide prefers. sum:
+    the best sum of feasibility and guide."""
     ranking_tolerance: float = 10.0
     """Ranking by a guide: how much less feasible than the most feasible candidate the
     chosen one may be. With a time-to-goal network in env steps, with a featurizer in
@@ -383,10 +385,15 @@ class PlannerConfig:
     def __post_init__(self) -> None:
         """Check names and ranges."""
         typed(self)
-        positive(self, "num_candidates", "min_guided_steps", most=LARGEST)
-        positive(self, "num_sampling_steps", "warm_start_steps", most=LARGEST)
-        positive(self, "guide_steps", most=LARGEST)
+        positive(self, "num_candidates", "min_guided_steps", most=LARGEST_SIZE)
+        positive(self, "num_sampling_steps", "warm_start_steps", most=LARGEST_SIZE)
+        positive(self, "guide_steps", most=LARGEST_SIZE)
         positive(self, "horizon_scale")
+        if abs(self.guide_scale) > LARGEST_SCALE:
+            raise ConfigError(
+                f"guide_scale must be within ±{LARGEST_SCALE:g}, got "
+                f"{self.guide_scale}."
+            )
         for name in ("temperature", "ranking_tolerance", "guide_cutoff", "steadiness"):
             value = getattr(self, name)
             if value is not None and value < 0:
@@ -741,7 +748,10 @@ def _check_sizes(config: PolicyConfig) -> None:
         )
 
 
-ORIGINS = ("dataset", "training", "versions", "value", "classifier", "results")
+ORIGINS = (
+    *("dataset", "training", "versions", "results"),
+    *("value", "critic", "classifier"),
+)
 """Tables that a planner's provenance may have."""
 
 Needs = Mapping[str, tuple[str, tuple[str, ...]]]

@@ -29,6 +29,7 @@ from diffuser_policy.config import COMPANIONS, PARTS, PlannerConfig, TrainConfig
 from diffuser_policy.data.flat import pieces, release
 from diffuser_policy.errors import ConfigError, UnknownNameError, shown
 from diffuser_policy.settings import checked, from_json, parameters_of
+from diffuser_policy.spaces import check_action_bounds
 
 PLANNING_STEPS = 64  # of the longest plan to a goal
 GOALS_AHEAD = 2.5  # longest plan, in units of the median time that a goal is chased
@@ -384,6 +385,7 @@ class _Chooser:
         release(seen)
         typical = float(np.sqrt(np.square(velocity, dtype=np.float64).mean())) * speed
         low, high = flat.metadata["action_low"], flat.metadata["action_high"]
+        check_action_bounds(low, high)
         half = float(np.mean(np.subtract(high, low))) / 2
         # A planning step of error asks for half of the largest action.
         position = half / (2 * typical * max(self.get("window", "stride"), 1))

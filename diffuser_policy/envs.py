@@ -26,6 +26,7 @@ import contextlib
 import copy
 import difflib
 import importlib
+import math
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -43,6 +44,7 @@ from diffuser_policy.errors import (
     EnvContractError,
     MissingExtraError,
     UnknownNameError,
+    shown,
 )
 from diffuser_policy.ogbench import OGBenchEnv, is_ogbench
 
@@ -65,6 +67,7 @@ SIMULATORS = {
     "ogbench": "ogbench",
     "dm_control": "ogbench",
 }
+POINT_MAZES = "PointMaze_"  # ids of Gymnasium-Robotics; their columns have no names
 MOST_STEPS = 10_000  # of an episode for which nobody set a limit
 ADVICE = {
     "pybullet": "It has wheels for CPython up to 3.11 on Linux (x86-64) alone; "
@@ -88,7 +91,7 @@ def register_namespace(env_id: str) -> str:
         try:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
-            # That there is no such module, or no package around it, is no error here.
+            # A missing module (or missing parent package) is not an error here.
             if not f"{module}.".startswith(f"{error.name}."):
                 raise
             if module in HOMES and ":" not in env_id:
@@ -135,12 +138,12 @@ def check_recorded(env_id: str, owner: str) -> None:
         ConfigError: The message says how to allow it.
     """
     if not is_trusted(env_id):
-        module = imported_by(env_id)
-        bare_id = env_id.rpartition(":")[2]
+        module, _, bare_id = env_id.rpartition(":")
+        module = module or "MODULE"
         raise ConfigError(
-            f"{owner} names the environment {env_id!r}, which would import the module "
-            f"{module!r}. A file must not decide which code is run: if you trust that "
-            f"module, name the environment yourself, --env {module}:{bare_id}."
+            f"{owner} names the environment {env_id!r}, which is not registered here: "
+            f"a module would have to be imported, and a file must not decide which "
+            f"code is run. Name the module that registers it: --env {module}:{bare_id}."
         )
 
 
@@ -156,7 +159,11 @@ def env_spec(env_id: str) -> EnvSpec:
         return gym.spec(bare_id)
     except gym.error.Error as error:
         module = env_id.rpartition(":")[0]
+        namespace = bare_id.rpartition("/")[0]
+        known = {spec.namespace for spec in gym.registry.values()}
         remark = ""
+        if namespace and namespace not in known:
+            remark = f" (one of your own needs its module: MODULE:{bare_id})"
         if module:
             remark = (
                 f" (the module {module!r} neither registers nor defines it)"
@@ -268,12 +275,10 @@ def step_env(env: Env, action: Any) -> Step:
 
     Raises:
         EnvContractError: It returned anything but Gymnasium's five values, a reward
-            that is no number, or an observation whose shape is not that of its space.
+            that is no number, or an observation whose shape is not that of its space;
+            or the action is not one of its numbers.
     """
-    given = copied(action)
-    if isinstance(env.action_space, gym.spaces.Box):
-        given = np.asarray(given)  # a row of an array of numbers is a scalar
-    returned = env.step(given)
+    returned = env.step(usable_action(env, action))
     if not isinstance(returned, tuple) or len(returned) != 5:
         raise EnvContractError(
             f"{env_name(env)}: step() must return (observation, reward, terminated, "
@@ -285,10 +290,71 @@ def step_env(env: Env, action: Any) -> Step:
     return Step(
         copied(observation),
         _number(env, "reward", reward),
-        bool(_number(env, "terminated", terminated)),
-        bool(_number(env, "truncated", truncated)),
+        flag(env, "terminated", terminated),
+        flag(env, "truncated", truncated),
         _checked_info(env, info),
     )
+
+
+def action_and_state(returned: Any) -> tuple[Any, Any]:
+    """Return what `predict` returned, by Stable-Baselines3's contract.
+
+    Raises:
+        EnvContractError: Anything but an action and a state.
+    """
+    if not isinstance(returned, tuple) or len(returned) != 2:
+        raise EnvContractError(
+            f"The policy's predict() must return (action, state), and it returned "
+            f"{_kind(returned)}. Correct the policy."
+        )
+    return returned
+
+
+def usable_action(env: Env, action: Any) -> Any:
+    """Return a copy of an action that an environment can take.
+
+    Numbers for a space of whole numbers are rounded to the nearest. Whether they are
+    within the bounds is the environment's business.
+
+    Raises:
+        EnvContractError: For a Box, an action of another shape, or that has anything
+            but finite real numbers.
+    """
+    space = env.action_space
+    if not isinstance(space, gym.spaces.Box):
+        return copied(action)
+    try:
+        given = np.array(action)
+    except (TypeError, ValueError, RuntimeError):  # ragged; a tensor with gradients
+        given = np.array(None)
+    if (
+        given.dtype.kind not in "biuf"
+        or given.shape != space.shape
+        or not np.isfinite(given).all()
+    ):
+        raise EnvContractError(
+            f"The policy returned the action {shown(action)}, and {env_name(env)} "
+            f"takes finite numbers of shape {space.shape}. Correct the policy."
+        )
+    if given.dtype.kind == "f" and not np.issubdtype(space.dtype, np.floating):
+        # Beyond the type, the nearest number is its own bound.
+        least, most = np.iinfo(space.dtype).min, np.iinfo(space.dtype).max
+        whole = [int(n) for n in np.rint(given).ravel().tolist()]
+        inside = [min(max(n, least), most) for n in whole]
+        given = np.array(inside, space.dtype).reshape(space.shape)
+    return given
+
+
+def flag(env: Env, name: str, value: Any) -> bool:
+    """Return whether a flag is set.
+
+    Raises:
+        EnvContractError: It is no number, or NaN.
+    """
+    number = _number(env, name, value)
+    if math.isnan(number):
+        raise EnvContractError(f"{env_name(env)}: {name} is NaN, not true or false.")
+    return bool(number)
 
 
 def copied(value: Any) -> Any:
@@ -389,11 +455,12 @@ def _check_part(env: Env, space: Space, value: Any, name: str) -> None:
 
 def _number(env: Env, name: str, value: Any) -> float:
     """Return a value that stands for one number, such as an array of one, as that."""
-    if isinstance(value, (float, int)):  # most are
-        return float(value)
-    array = np.asarray(value)
-    if array.size == 1 and array.dtype.kind in "biuf":
-        return float(array.reshape(()))
+    with contextlib.suppress(TypeError, ValueError, OverflowError, RuntimeError):
+        if isinstance(value, (float, int)):  # most are
+            return float(value)
+        array = np.asarray(value)
+        if array.size == 1 and array.dtype.kind in "biuf":
+            return float(array.reshape(()))
     raise EnvContractError(
         f"{env_name(env)}: {name} must be one number, and step() returned "
         f"{_kind(value)}. Correct the environment, or wrap it."
@@ -432,13 +499,15 @@ def _factory(env_id: str) -> Callable[..., Any] | None:
 def _made_by(
     factory: Callable[..., Any], env_id: str, kwargs: Mapping[str, Any]
 ) -> Env:
-    made = factory(**kwargs)
+    own = dict(kwargs)
+    most = own.pop("max_episode_steps", None)  # as `gymnasium.make` takes it
+    made = factory(**own)
     if not isinstance(made, gym.Env):
         raise ConfigError(
             f"{env_id} returned {_kind(made)} instead of a gymnasium.Env. Name a class "
             f"or function that makes one."
         )
-    return made
+    return made if most is None else gym.wrappers.TimeLimit(made, most)
 
 
 def _missing_simulator(error: BaseException | None) -> str | None:

@@ -41,6 +41,7 @@ HIDDEN = re.compile(
     r"\.(?P<name>.+)\.(?P<pid>\d+)-(?P<host>[0-9a-f]{8})[0-9a-f]{8}"
     r"\.(?P<suffix>partial|old|probe|pending)"
 )
+LOCK_FILE = "lock"  # held by the process that is alone in a folder
 NAME_BYTES = 128  # of a name that hidden ones repeat: file systems allow 255 in all
 ABANDONED = 24 * 3600.0  # seconds after which a file of another machine has no writer
 DESCRIPTORS = (Path("/dev/fd"), Path("/proc/self/fd"))
@@ -64,7 +65,7 @@ def replaced_folder(folder: Path, *, durable: bool = True) -> Iterator[Path]:
     try:
         _refuse_links(folder, real)
         real.parent.mkdir(parents=True, exist_ok=True)
-        _tidy(real.parent)
+        _tidy_once(real.parent)
         partial.mkdir()
         yield partial
         if durable:
@@ -102,7 +103,7 @@ def replaced_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
         partial = hidden_sibling(real, "partial")
         try:
             real.parent.mkdir(parents=True, exist_ok=True)
-            _tidy(real.parent)
+            _tidy_once(real.parent)
             yield partial
             if real.exists():
                 partial.chmod(stat.S_IMODE(real.stat().st_mode))
@@ -135,14 +136,26 @@ def write_json(path: Path, data: Any) -> None:
         StorageError: It could not be written, or the data hold NaN or infinity; what
             was there before is intact.
     """
+    write_text(path, json_text(path, data))
+
+
+def json_text(path: Path, data: Any) -> str:
+    """Return JSON data as the text of a file.
+
+    Args:
+        path: The file, for the error.
+        data: `json_data` makes such data of anything.
+
+    Raises:
+        StorageError: The data hold NaN or infinity.
+    """
     try:
-        text = json.dumps(data, indent=1, allow_nan=False)
+        return json.dumps(data, indent=1, allow_nan=False) + "\n"
     except ValueError as error:
         raise StorageError(
             f"{path} was not written: the data hold NaN or infinity, which JSON cannot "
             f"express."
         ) from error
-    write_text(path, text + "\n")
 
 
 def check_writable(path: Path) -> None:
@@ -185,6 +198,28 @@ def held(path: Path) -> Iterator[bool]:
         yield True
     finally:
         lock.release()
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path, refusal: str) -> Iterator[None]:
+    """Create a folder, and keep other processes that do the same out of it.
+
+    Args:
+        folder: Its file `lock` is held; it stays.
+        refusal: Message of the error while another process is in it.
+
+    Raises:
+        ConfigError: Another process is.
+        StorageError: The folder cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(folder, error) from error
+    with held(folder / LOCK_FILE) as is_held:
+        if not is_held:
+            raise ConfigError(refusal)
+        yield
 
 
 def hidden_sibling(path: Path, suffix: str) -> Path:
@@ -385,14 +420,13 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-@functools.lru_cache(maxsize=256)
-def _tidy(folder: Path) -> None:
-    """Delete what killed processes left in a folder; once in every process.
+def tidy(folder: Path) -> None:
+    """Delete what killed processes left in a folder, if there is such a folder.
 
     A folder that was replaced in two steps, and is missing because the second was never
     taken, is put back.
     """
-    for path in folder.iterdir():
+    for path in [*folder.iterdir()] if folder.is_dir() else []:
         found = HIDDEN.fullmatch(path.name)
         if found is None or found["suffix"] == "pending" or not is_abandoned(path):
             continue
@@ -402,6 +436,9 @@ def _tidy(folder: Path) -> None:
                 path.rename(target)
         else:
             remove(path)
+
+
+_tidy_once = functools.lru_cache(maxsize=256)(tidy)  # in every process
 
 
 # --- the last step ------------------------------------------------------------------

@@ -381,22 +381,15 @@ class DiffuserPolicy:
         Raises:
             UnknownNameError: An acceleration that does not exist.
         """
-        shared = self.networks
-        networks = PlannerNetworks(
-            shared.denoiser.accelerated(acceleration),
-            shared.normalizer,
-            shared.time_to_goal,
-            shared.value,
-            shared.classifier,
-            shared.inverse_dynamics,
-        )
+        denoiser = self.networks.denoiser.accelerated(acceleration)
+        networks = self.networks.with_denoiser(denoiser)
         return self._rebuilt(self.config, networks, self.spaces)
 
     def for_env(self, env: Any) -> DiffuserPolicy:
         """Return a policy that shares the weights and reads an environment's arrays.
 
-        Observations of the planner's own structure need this not. It reads flat ones,
-        where Gymnasium's `FlattenObservation` shows which column is which.
+        Observations of the planner's own structure do not need this. It reads flat
+        ones, where Gymnasium's `FlattenObservation` shows which column is which.
 
         Args:
             env: An environment, or several: Gymnasium's or Stable-Baselines3's.

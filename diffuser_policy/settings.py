@@ -30,6 +30,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+import numpy as np
+
 from diffuser_policy.errors import (
     ConfigError,
     DiffuserPolicyError,
@@ -380,6 +382,26 @@ def plain(value: Any) -> Any:
         return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise MisfitError("It", Any, value) from error
+
+
+def json_data(value: Any) -> Any:
+    """Return a value as JSON data: arrays as lists, and strings for what JSON lacks.
+
+    Numbers that are not finite, which JSON lacks as well, become none.
+    """
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): json_data(item) for key, item in value.items()}
+    if isinstance(value, np.bool_):
+        return bool(value)
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, (np.ndarray, list, tuple)):
+        return [json_data(item) for item in value]
+    return str(value)
 
 
 def differences(saved: Any, current: Any, path: str = "") -> list[str]:

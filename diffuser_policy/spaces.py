@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from diffuser_policy.choices import GOAL_PARTS
 from diffuser_policy.errors import (
     ConfigError,
     DatasetError,
@@ -46,7 +47,6 @@ from diffuser_policy.observations import (
     single_space,
 )
 
-GOAL_KEYS = ("achieved_goal", "desired_goal", "observation")
 WHOLE = 2.0**53  # largest whole number up to which float64 skips none
 
 
@@ -347,7 +347,7 @@ class SpaceSpec:
             if self.parts.observation[0].path == ():
                 takes = (
                     f"flat observations [{self.observation_size}], or goal "
-                    f"dictionaries with {list(GOAL_KEYS)}"
+                    f"dictionaries with {list(GOAL_PARTS)}"
                 )
         if isinstance(observation, Mapping):
             has = f"it has {sorted(map(str, observation))}"
@@ -525,7 +525,8 @@ def check_action_bounds(low: Sequence[float], high: Sequence[float]) -> None:
     Raises:
         DatasetError: A bound is infinite.
     """
-    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+    bounds = np.asarray([low, high], float)  # none, in JSON, is infinite
+    if not np.isfinite(bounds).all():
         raise DatasetError(
             f"Planning needs a bounded Box of actions, got low={list(low)}, "
             f"high={list(high)}."

@@ -13,6 +13,8 @@ PACKAGES = (
     "numpy",
     "torch",
 )
+SIMULATORS = ("gymnasium", "gymnasium-robotics", "mujoco", "ogbench", "pybullet")
+RECORDERS = ("diffuser-policy", "numpy", *SIMULATORS)  # what recorded data depend on
 
 
 def versions(*packages: str) -> dict[str, str]:

@@ -251,8 +251,8 @@ def test_whatever_changes_results_changes_the_digest(change: dict[str, Any]) -> 
 @pytest.mark.parametrize(
     ("seeds", "message"),
     [
-        ((), "needs seeds"),
-        ((-1,), "not negative"),
+        ((), "needs at least one seed"),
+        ((-1,), "An evaluation seed must be"),
         ((0, 2), "share episodes"),
         ((900_019,), "shares episodes with the learning curves"),
     ],

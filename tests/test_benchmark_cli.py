@@ -96,7 +96,10 @@ def test_a_suite_is_described(tmp_path: Path, capsys: Capture) -> None:
         (["--envs", "Point-v0"], "Known: point"),
         (["--seeds", "0", "0"], "Training seeds have to differ; got [0, 0]"),
         (["--seeds", "0,1"], "--seeds takes whole numbers with spaces between them"),
-        (["--seeds", "-1"], "A training seed is not negative; got -1"),
+        (
+            ["--seeds", "-1"],
+            "A training seed must be a whole number from 0 to",
+        ),
         (["--seeds"], "--seeds needs at least one value"),
         (["--budget", "0"], "num_steps must be positive, got 0"),
         (["--episodes", "0"], "episodes must be positive, got 0"),

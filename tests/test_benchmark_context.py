@@ -107,6 +107,22 @@ def test_actions_are_checked_while_the_curve_is_made(tmp_path: Path) -> None:
         workplace(tmp_path).curve(10, Scripted(1.5))
 
 
+def test_policies_that_fit_themselves_to_an_environment_are_checked_as_well(
+    tmp_path: Path,
+) -> None:
+    class Fitted(Scripted):
+        def for_env(self, env: Any) -> Fitted:  # noqa: ARG002 (one for all)
+            return Fitted(2 * self.push)
+
+    training = workplace(tmp_path)
+    with pytest.raises(ConfigError, match="outside of the action space"):
+        training.evaluate(Fitted(0.75), seed=0, episodes=1)
+    found = training.evaluate(Fitted(0.5), seed=0, episodes=1)
+    assert found.settings["policy"]["class"] == "Fitted"
+    found = training.evaluate(Scripted(0.5), seed=0, episodes=1)
+    assert found.settings["policy"]["class"] == "Scripted"
+
+
 def test_without_a_budget_training_would_have_no_end(tmp_path: Path) -> None:
     none: dict[str, Any] = {"num_steps": None, "max_steps": None}
     assert workplace(tmp_path, default=7, **none).finished(7)

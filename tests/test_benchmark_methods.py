@@ -173,7 +173,7 @@ def test_seeds_and_problems_are_checked() -> None:
     for seeds in ([0, 0], []):
         with pytest.raises(ConfigError, match="have to differ"):
             suite.cells(seeds=seeds)
-    with pytest.raises(ConfigError, match="not negative"):
+    with pytest.raises(ConfigError, match="A training seed must be"):
         suite.cells(seeds=[-1])
 
 

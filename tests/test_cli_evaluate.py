@@ -125,7 +125,7 @@ def test_a_planner_does_not_choose_what_is_imported(
     for command in ("evaluate", "plan", "speed"):
         assert main([command, str(folder)]) == 2
         told = capsys.readouterr().err
-        assert "--env helper:helper/X-v0" in told
+        assert "--env MODULE:helper/X-v0" in told
     assert main(["info", str(folder)]) == 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from diffuser_policy.data.minari import (
 from diffuser_policy.errors import (
     StorageError,
 )
+from diffuser_policy.files import hidden_sibling
 from tests.data_helpers import DATASET, SpacesOnly, cut_stream, write
 
 
@@ -158,16 +160,22 @@ def test_files_that_change_while_they_are_read_are_not_cached(
     assert not cache_entries(tmp_path)
 
 
-def test_what_killed_writers_left_is_deleted_after_a_day(tmp_path: Path) -> None:
+def test_what_writers_elsewhere_left_is_deleted_after_a_day(tmp_path: Path) -> None:
     write(cut_stream([4])[0])
     load_flat(DATASET)
     entry = cache_entries(tmp_path)[0]
-    fresh, stale = (entry.with_name(f".{name}.partial") for name in ("new", "old"))
-    for folder in (fresh, stale):
+    mine = hidden_sibling(entry, "partial")
+    fresh, stale = (
+        mine.with_name(re.sub(r"-[0-9a-f]{8}", f"-{host}", mine.name, count=1))
+        for host in ("00000000", "00000001")
+    )
+    for folder in (mine, fresh, stale):
         folder.mkdir()
     os.utime(stale, (1, 1))
+    os.utime(mine, (1, 1))  # however old: its writer lives
     os.utime(data_folder(tmp_path) / "main_data.hdf5", ns=(1, 1))
     load_flat(DATASET)
+    assert mine.exists()
     assert fresh.exists()
     assert not stale.exists()
 

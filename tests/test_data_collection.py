@@ -31,6 +31,7 @@ from diffuser_policy.envs import Env, make_env
 from diffuser_policy.errors import (
     ConfigError,
     DatasetError,
+    EnvContractError,
     UnknownNameError,
 )
 from diffuser_policy.observations import ObservationColumns
@@ -347,6 +348,74 @@ def test_episodes_of_discrete_actions_are_refused_before_acting() -> None:
     with pytest.raises(ConfigError, match="num_episodes"):
         collect_episodes(env, policy, num_episodes=0, dataset_id="test/cart-v0")
     env.close()
+
+
+def test_numbers_are_checked_before_anything_is_recorded(
+    pendulum: gym.Env[Any, Any],
+) -> None:
+    policy = RandomPolicy(pendulum)
+    usual: dict[str, Any] = {"num_episodes": 1, "dataset_id": "test/numbers-v0"}
+    wrong: list[tuple[str, str, Any]] = [
+        *[("seed", "seed", seed) for seed in (-1, 1.5, True, 2**70, "3")],
+        *[("num_episodes", "num_episodes", n) for n in (2.5, "2", True, None, 0)],
+        ("dataset_id", "not a Minari id", 5),
+    ]
+    for name, match, value in wrong:
+        with pytest.raises(ConfigError, match=match):
+            collect_episodes(pendulum, policy, **{**usual, name: value}, progress=False)
+    assert not policy.starts
+    with pytest.raises(TypeError, match="dataset_id"):
+        collect_episodes(pendulum, policy, num_episodes=1)  # type: ignore[call-arg]
+
+
+def test_seeds_of_numpy_and_drawn_ones_are_recorded(
+    pendulum: gym.Env[Any, Any],
+) -> None:
+    found, seeds = [], [np.int64(3), None, None]
+    seed: Any
+    for seed in seeds:
+        collect_episodes(
+            pendulum,
+            RandomPolicy(pendulum),
+            num_episodes=1,
+            dataset_id="test/seeds-v0",
+            seed=seed,
+            overwrite=True,
+            progress=False,
+        )
+        found.append(load_flat("test/seeds-v0").metadata["collection"]["seed"])
+    assert found[0] == 3
+    assert isinstance(found[1], int)
+    assert len(set(found)) == 3
+
+
+@pytest.mark.parametrize("part", ["achieved_goal", "reward"])
+def test_a_run_with_values_that_are_not_finite_is_refused(
+    part: str, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind: Any = type(make_env(ENV).unwrapped)
+    step, compute_reward = kind.step, kind.compute_reward
+    steps = []
+
+    def broken(self: Any, action: Any) -> Any:
+        observation, *rest = step(self, action)
+        steps.append(action)
+        if len(steps) >= 8 and part != "reward":
+            value = np.full_like(observation[part], np.nan)
+            observation = {**observation, part: value}
+        return observation, *rest
+
+    def rewards(self: Any, achieved: Any, *rest: Any) -> Any:
+        found = np.array(compute_reward(self, achieved, *rest))
+        if part == "reward" and np.ndim(found):
+            found[7:] = np.inf
+        return found
+
+    monkeypatch.setattr(kind, "step", broken)
+    monkeypatch.setattr(kind, "compute_reward", rewards)
+    with pytest.raises(EnvContractError, match=f"{part} of env step 7 is .*finite"):
+        record(replace(SMALL, max_steps_per_goal=10_000))
+    assert not list(root.rglob("shard-*"))
 
 
 # --- the command --------------------------------------------------------------------

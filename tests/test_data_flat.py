@@ -297,14 +297,25 @@ def test_an_observation_at_rest_continues_nothing_if_the_achieved_goal_jumps() -
     assert flat.run_starts.tolist() == [0, 4, 12]
 
 
+def test_metadata_that_json_lacks_are_refused_before_anything_is_written(
+    tmp_path: Path,
+) -> None:
+    flat = flatten(cut_stream([4])[0], num_rows=4, metadata={"gain": float("nan")})
+    with pytest.raises(StorageError, match=r"saved.*NaN"):
+        flat.save(tmp_path / "saved")
+    assert not list(tmp_path.iterdir())
+
+
 def test_episodes_with_other_columns_are_named() -> None:
     episodes, _ = cut_stream([4, 3])
     wide = replace(episodes[1], actions=np.zeros((3, 5)))
-    with pytest.raises(DatasetError, match=r"Episode 1: action .*\(5,\).*\(2,\)"):
+    with pytest.raises(DatasetError, match=r"Episode 1: 'action' has .*\(5,\).*\(2,\)"):
         flatten([episodes[0], wide], num_rows=7)
     without = make_episode(np.ones((4, 4)))
-    with pytest.raises(DatasetError, match="Episode 1: achieved_goal"):
+    with pytest.raises(DatasetError, match="Episode 1 has no 'achieved_goal'"):
         flatten([episodes[0], without], num_rows=7)
+    with pytest.raises(DatasetError, match="Episode 1 has 'achieved_goal', which"):
+        flatten([without, episodes[0]], num_rows=7)
 
 
 def test_the_first_goal_of_a_continued_episode_is_its_own() -> None:

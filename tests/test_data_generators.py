@@ -15,7 +15,12 @@ from diffuser_policy.config import CollectSettings
 from diffuser_policy.data import demonstrators
 from diffuser_policy.data.collection import ShardFolder, collect
 from diffuser_policy.data.minari import load_flat, recorded_facts
-from diffuser_policy.errors import ConfigError, DatasetError, UnknownNameError
+from diffuser_policy.errors import (
+    ConfigError,
+    DatasetError,
+    EnvContractError,
+    UnknownNameError,
+)
 from tests.data_helpers import EXPERT, assert_same, make_episode, record
 
 minari = pytest.importorskip("minari")
@@ -64,6 +69,17 @@ class ToyGenerator:
         )
 
 
+class BrokenGenerator(ToyGenerator):
+    """A reward of the second step is NaN, and what follows it is not finite either."""
+
+    def record(self, seed: int) -> Toy | None:
+        toy = super().record(seed)
+        assert toy is not None
+        toy.rewards[1:] = np.nan
+        toy.observations[3:, 1] = np.inf
+        return toy
+
+
 class VerifyingGenerator(ToyGenerator):
     """Confirms all episodes with an even seed; stores under an id of its own."""
 
@@ -81,6 +97,7 @@ class ToyDemonstrator:
     generators: ClassVar[dict[str, type]] = {
         "toy": ToyGenerator,
         "verifying": VerifyingGenerator,
+        "broken": BrokenGenerator,
     }
 
 
@@ -105,6 +122,11 @@ def test_episodes_are_recorded_each_cut_at_its_end() -> None:
     flat = load_flat(DATASET)
     assert flat.num_rows == sum(map(len, episodes))
     assert len(flat.run_starts) == 24
+
+
+def test_episodes_with_values_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(EnvContractError, match="the reward of env step 1 is nan"):
+        record(replace(TOYS, generator="broken"))
 
 
 def test_what_is_stored_is_what_the_generator_made() -> None:

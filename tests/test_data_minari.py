@@ -25,6 +25,7 @@ from diffuser_policy.errors import (
     StorageError,
 )
 from diffuser_policy.observations import ObservationColumns
+from diffuser_policy.training.derive import space_spec
 from tests.data_helpers import DATASET, SpacesOnly, cut_stream, make_episode, write
 
 
@@ -69,6 +70,35 @@ def test_a_box_dataset_is_read_as_it_was_written() -> None:
     np.testing.assert_array_equal(
         flat.fields["observation"], states[:-1].astype(np.float32)
     )
+
+
+def test_metadata_of_others_become_json_data(tmp_path: Path) -> None:
+    """Minari writes infinite bounds and whatever else it gets; JSON has no NaN."""
+    space = spaces.Box(-np.inf, np.inf, (2,))
+    write_minari(
+        DATASET,
+        cut_stream([4])[0],
+        env=SpacesOnly(action_space=space),
+        collection={"policy": "theirs", "gain": float("nan")},
+    )
+    for flat in (load_flat(DATASET), load_flat(DATASET)):  # read, and cached
+        assert flat.metadata["action_low"] == [None, None]
+        assert flat.metadata["collection"]["gain"] is None
+    [meta] = tmp_path.rglob("meta.json")
+    json.loads(meta.read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    with pytest.raises(DatasetError, match="bounded Box of actions"):
+        space_spec(flat)
+
+
+def test_simulators_are_requirements(tmp_path: Path) -> None:
+    write_minari(
+        DATASET,
+        cut_stream([4])[0],
+        env=SpacesOnly(),
+        collection={"versions": {"numpy": "2.0", "ogbench": "1.1", "mujoco": "3.0"}},
+    )
+    facts = json.loads((data_folder(tmp_path) / "metadata.json").read_text("utf-8"))
+    assert facts["requirements"] == ["ogbench==1.1", "mujoco==3.0"]
 
 
 def test_minari_reads_the_same(tmp_path: Path) -> None:

@@ -100,15 +100,22 @@ def test_a_kill_before_the_shards_are_removed_is_made_good(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(
-            "diffuser_policy.data.collection.shutil.rmtree", lambda *_, **__: 0
-        )
+        patch.setattr(ShardFolder, "remove", lambda _: None)
         whole = record()
     assert len(shards(root)) == 3
     assert_same(record(), whole)
     assert not list(root.rglob(".*"))
     with pytest.raises(DatasetError, match="already exists"):
         record()
+
+
+def test_a_damaged_dataset_is_replaced(root: Path) -> None:
+    whole = record()
+    [file] = root.rglob("main_data.hdf5")
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(DatasetError, match="already exists"):
+        record()
+    assert_same(record(replace(SMALL, overwrite=True)), whole)
 
 
 def test_two_collections_of_one_dataset_are_refused(

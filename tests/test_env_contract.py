@@ -21,7 +21,12 @@ from diffuser_policy import collect_episodes, evaluate, load_flat
 from diffuser_policy.benchmark.problem import fixed_goal
 from diffuser_policy.data.minari import recorded_facts
 from diffuser_policy.envs import MOST_STEPS, make_env, reset_env, step_env
-from diffuser_policy.errors import ConfigError, EnvContractError, UnknownNameError
+from diffuser_policy.errors import (
+    ConfigError,
+    DatasetError,
+    EnvContractError,
+    UnknownNameError,
+)
 from diffuser_policy.evaluation.loop import run_episode
 from diffuser_policy.evaluation.report import table, to_json, write_json
 
@@ -143,6 +148,16 @@ def test_a_rollout_keeps_every_observation_as_it_was() -> None:
     env = Walk()
     observation, _ = env.reset()
     rollout = run_episode(Reusing(), env, observation, seed=0)
+    assert [float(o[0]) for o in rollout.observations] == [0, 1, 2, 3, 4, 5]
+
+    class Scaling(Reusing):
+        def predict(self, observation: Any, *rest: Any, **named: Any) -> Any:
+            answer = super().predict(observation, *rest, **named)
+            observation *= 10  # in place
+            return answer
+
+    observation, _ = env.reset()
+    rollout = run_episode(Scaling(), env, observation, seed=0)
     assert [float(o[0]) for o in rollout.observations] == [0, 1, 2, 3, 4, 5]
 
 
@@ -319,7 +334,7 @@ def test_actions_of_another_shape_are_the_policys_fault() -> None:
             action, state = super().predict(*args, **kwargs)
             return np.stack([action, action]), state
 
-    with pytest.raises(EnvContractError, match=r"policy returned .* \(2, 1\)"):
+    with pytest.raises(EnvContractError, match=r"finite numbers of shape \(1,\)"):
         collect_episodes(
             Walk(), Batched(), num_episodes=1, dataset_id=DATASET, progress=False
         )
@@ -502,3 +517,129 @@ def test_names_that_lead_nowhere_say_so(
     del module
     with pytest.raises(error, match=message):
         make_env(name)
+
+
+# --- policies and environments that return what they should not --------------------
+
+
+class Always:
+    """A policy that returns the same, whatever it sees."""
+
+    def __init__(self, action: Any, *, alone: bool = False) -> None:
+        self.action, self.alone = action, alone
+
+    def predict(self, observation: Any, state: Any = None, *_: Any, **__: Any) -> Any:
+        batched = np.ndim(observation) > 1
+        action = [self.action] * len(observation) if batched else self.action
+        return action if self.alone else (action, state)
+
+
+@pytest.mark.parametrize("action", [[math.nan], [math.inf], ["a"], None, [0.1, 0.2]])
+def test_actions_that_no_environment_can_take_are_the_policys_fault(
+    action: Any,
+) -> None:
+    for call in (
+        lambda: evaluate(Always(action), Walk, episodes=1, progress=False),
+        lambda: collect_episodes(
+            Walk(), Always(action), num_episodes=1, dataset_id=DATASET, progress=False
+        ),
+    ):
+        with pytest.raises(EnvContractError, match="The policy returned the action"):
+            call()
+
+
+def test_a_policy_returns_an_action_and_a_state_for_every_environment() -> None:
+    with pytest.raises(EnvContractError, match=r"must return \(action, state\)"):
+        evaluate(Always([0.1], alone=True), Walk, episodes=1, progress=False)
+
+    class One(Always):
+        def predict(self, *_: Any, **__: Any) -> Any:
+            return np.zeros((1, 1)), None
+
+    with pytest.raises(EnvContractError, match="for 2 observations"):
+        evaluate(One(None), Walk, episodes=2, num_envs=2, progress=False)
+
+
+class Counted(Walk):
+    """Takes whole numbers."""
+
+    action_space = gym.spaces.Box(0, 5, (1,), np.uint8)
+    taken: ClassVar[list[Any]] = []
+
+    def step(self, action: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        self.taken.append(action)
+        self.x += 1
+        return self.x, 0.0, False, True, {}
+
+
+@pytest.mark.parametrize(("given", "taken"), [(2.9, 3), (-1.0, 0), (300.0, 255)])
+def test_whole_numbered_actions_are_rounded_to_the_nearest(
+    given: float, taken: int
+) -> None:
+    Counted.taken.clear()
+    evaluate(Always([given]), Counted, episodes=1, progress=False)
+    collect_episodes(
+        Counted(),
+        Always([given]),
+        num_episodes=1,
+        dataset_id=DATASET,
+        overwrite=True,
+        progress=False,
+    )
+    for action in Counted.taken:
+        assert action.dtype == np.uint8
+        assert action.tolist() == [taken]
+
+
+@pytest.mark.parametrize("name", ["terminated", "success"])
+def test_flags_are_not_nan(name: str) -> None:
+    class Doubtful(Walk):
+        def step(self, _: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+            flags = {"terminated": False, "success": False, name: math.nan}
+            return self.x, 0.0, flags["terminated"], True, {"success": flags["success"]}
+
+    with pytest.raises(EnvContractError, match=f"{name} is NaN"):
+        evaluate(Always([0.1]), Doubtful, episodes=1, progress=False)
+
+
+def test_a_score_that_is_no_number_is_none() -> None:
+    class Scored(Walk):
+        def get_normalized_score(self, _: float) -> Any:
+            return math.nan
+
+    results = evaluate(Always([0.1]), Scored, episodes=1, progress=False)
+    assert results.episodes[0].score is None
+
+
+def test_an_environment_that_cannot_be_closed_costs_no_results() -> None:
+    class Stuck(Walk):
+        def close(self) -> None:
+            raise OSError("the simulator is gone")
+
+    with pytest.warns(UserWarning, match="was not closed.*simulator is gone"):
+        results = evaluate(Always([0.1]), Stuck, episodes=2, progress=False)
+    assert len(results.episodes) == 2
+
+
+def test_unbounded_actions_are_refused_before_the_first_step() -> None:
+    class Free(Walk):
+        action_space = gym.spaces.Box(-np.inf, np.inf, (1,))
+
+    Free.num_steps = 0
+    with pytest.raises(DatasetError, match="bounded Box"):
+        collect_episodes(
+            Free(), Always([0.1]), num_episodes=1, dataset_id=DATASET, progress=False
+        )
+    assert Free.num_steps == 0
+
+
+def test_a_class_gets_the_step_limit_that_is_asked_for() -> None:
+    env = make_env(f"{__name__}:Walk", length=math.inf, max_episode_steps=3)
+    reset_env(env, seed=0)
+    ends = [step_env(env, np.zeros(1)).truncated for _ in range(3)]
+    assert ends == [False, False, True]
+
+
+def test_an_environment_of_ones_own_needs_its_module() -> None:
+    with pytest.raises(UnknownNameError, match="MODULE:mine/Own-v0"):
+        make_env("mine/Own-v0")

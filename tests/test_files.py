@@ -19,6 +19,7 @@ import pytest
 from diffuser_policy import files
 from diffuser_policy.errors import ConfigError, StorageError
 from diffuser_policy.files import (
+    alone_in,
     check_writable,
     held,
     hidden_sibling,
@@ -256,6 +257,18 @@ def test_a_lock_is_held_once(tmp_path: Path) -> None:
         assert (first, second) == (True, False)
     with held(tmp_path / "lock") as third:
         assert third
+
+
+def test_a_folder_is_entered_by_one_process_at_a_time(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "work"
+    taken = pytest.raises(ConfigError, match="taken")
+    with alone_in(folder, "taken"), taken, alone_in(folder, "taken"):
+        raise AssertionError("two are in it")
+    with alone_in(folder, "taken"):
+        pass
+    unwritable = pytest.raises(StorageError, match="could not be written")
+    with unwritable, alone_in(folder / "lock" / "below a file", "taken"):
+        raise AssertionError("there is no such folder")
 
 
 def test_a_variable_is_enough_where_the_home_folder_is_unknown(

@@ -28,6 +28,7 @@ from diffuser_policy.errors import (
     DatasetNotFoundError,
     UnknownNameError,
 )
+from diffuser_policy.versions import RECORDERS, versions
 from tests.data_helpers import EXPERT
 from tests.point_env import POINT
 
@@ -490,4 +491,5 @@ def test_a_report_names_what_was_made_up() -> None:
     assert made.remarks == ("There are no rewards in the file: all are 0.",)
     collection = load_flat(made.dataset_id, progress=False).metadata["collection"]
     assert collection["remarks"] == list(made.remarks)
+    assert collection["versions"] == versions(*RECORDERS)
     assert collection["file"] == "some-data-v3.npz"

@@ -26,7 +26,7 @@ from tests.point_env import POINT
 
 
 def make_evaluation(**changes: Any) -> Evaluation:
-    tally = Tally(7, {"achieved_goal": [0, 0], "desired_goal": [1.0, 2.0]})
+    tally = Tally(gym.Env(), 7, {"achieved_goal": [0, 0], "desired_goal": [1.0, 2.0]})
     tally.add(1.0, {"success": True})
     record: EpisodeRecord = tally.record(gym.Env())
     timing = Timing(predict_seconds=2.0, env_steps=100)

@@ -23,6 +23,7 @@ import torch
 from diffuser_policy.config import TrainConfig
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.errors import CheckpointError, ConfigError
+from diffuser_policy.files import hidden_sibling
 from diffuser_policy.settings import differences
 from diffuser_policy.testing import toy_config, toy_dataset
 from diffuser_policy.training.processes import Processes
@@ -318,19 +319,22 @@ def test_no_step_is_saved_twice(
 def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     make_trainer(tmp_path).run(progress=False)
     before = sorted(tmp_path.rglob("*"))
-    kept = tmp_path / ".results.json.12-abcd0123.partial"
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    mark = hidden_sibling(tmp_path / "x", "partial").name.split(".")[2]
+    dead = mark.replace(f"{os.getpid()}-", f"{child.pid}-")
+    kept = tmp_path / f".results.json.{mark}.partial"  # its writer lives
     for name in (
-        ".model.safetensors.12-abcd0123.partial",
-        "training/.settings.json.12-abcd0123.partial",
-        "training/.step-00000009.12-abcd0123.partial/tensors.safetensors",
-        "training/.step-00000009.12-abcd0124.old/state.json",
+        f".model.safetensors.{dead}.partial",
+        f"training/.settings.json.{dead}.partial",
+        f"training/.step-00000009.{dead}.partial/tensors.safetensors",
         kept.name,
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     other = dataclasses.replace(Processes.single("cpu"), rank=1)
     Trainer(toy_config(), toy_dataset(), tmp_path, processes=other)
-    assert len(list(tmp_path.rglob(".*"))) == 5
+    assert len(list(tmp_path.rglob(".*"))) == 4
     make_trainer(tmp_path)
     assert sorted(tmp_path.rglob("*")) == sorted([*before, kept])
 

@@ -289,7 +289,7 @@ def test_weights_of_any_type_can_be_told_apart() -> None:
     for seed in (0, 1):
         networks = warm_policy().networks
         denoiser = networks.denoiser.to(torch.bfloat16 if seed else torch.float64)
-        fresh = PlannerNetworks(denoiser, networks.normalizer, None)
+        fresh = PlannerNetworks(denoiser, networks.normalizer)
         fingerprints.add(fresh.fingerprint)
     assert len(fingerprints) == 2
 

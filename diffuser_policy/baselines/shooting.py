@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from diffuser_policy.build import seeded
+from diffuser_policy.choices import GOAL_PARTS
 from diffuser_policy.envs import Env, reset_env
 from diffuser_policy.errors import (
     ConfigError,
@@ -42,7 +43,6 @@ from diffuser_policy.errors import (
 )
 from diffuser_policy.settings import positive
 from diffuser_policy.spaces import (
-    GOAL_KEYS,
     SpaceSpec,
     find_goal_columns,
     into_box,
@@ -346,14 +346,14 @@ def env_spaces(env: Env) -> SpaceSpec:
     """
     space: Any = env.observation_space
     parts = getattr(space, "spaces", {})
-    if not set(GOAL_KEYS) <= set(parts):
+    if not set(GOAL_PARTS) <= set(parts):
         raise ConfigError(
-            f"Planning by trial needs observations with {', '.join(GOAL_KEYS)}; this "
+            f"Planning by trial needs observations with {', '.join(GOAL_PARTS)}; this "
             f"environment has {space}."
         )
     seen = [reset_env(env, seed=seed)[0] for seed in range(NUM_RESETS)]
     observation, achieved = (
-        np.stack([each[key] for each in seen]) for key in ("observation", GOAL_KEYS[0])
+        np.stack([each[key] for each in seen]) for key in GOAL_PARTS[:2]
     )
     action_space: Any = env.action_space
     return SpaceSpec(

@@ -42,10 +42,11 @@ from diffuser_policy.benchmark.problem import (
     fixed_goal,
     task_rewards,
 )
+from diffuser_policy.choices import GOAL_PARTS
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.envs import Env
 from diffuser_policy.errors import ConfigError, DatasetError
-from diffuser_policy.spaces import GOAL_KEYS, into_box
+from diffuser_policy.spaces import into_box
 
 MIN_SPREAD = 1e-3  # of a column; what never changes must not be blown up
 MARGIN = 1.02  # so that actions of the data are not at the very end of tanh
@@ -309,9 +310,9 @@ def check_goals(env: Env, why: str) -> None:
             says, as a clause, what the method needs them for.
     """
     keys = sorted(getattr(env.observation_space, "spaces", {}))
-    if not {*GOAL_KEYS} <= {*keys} or not hasattr(env.unwrapped, "compute_reward"):
+    if not {*GOAL_PARTS} <= {*keys} or not hasattr(env.unwrapped, "compute_reward"):
         raise ConfigError(
             f"{why}: it needs an environment with compute_reward and observations of "
-            f"{', '.join(GOAL_KEYS)}; {type(env.unwrapped).__name__} observes "
+            f"{', '.join(GOAL_PARTS)}; {type(env.unwrapped).__name__} observes "
             f"{', '.join(keys) or env.observation_space}. Leave it out of this problem."
         )

@@ -46,6 +46,7 @@ from diffuser_policy.settings import (
     from_json,
     plain,
     positive,
+    seed_or_drawn,
     to_json,
     typed,
 )
@@ -82,11 +83,9 @@ class EvaluationProtocol:
     def __post_init__(self) -> None:
         typed(self)
         positive(self, "episodes", "num_envs", "curve_episodes", "curve_points")
-        ordered = sorted(self.seeds)
-        if not ordered or ordered[0] < 0:
-            raise ConfigError(
-                f"Evaluation needs seeds that are not negative, got {self.seeds}."
-            )
+        if not self.seeds:
+            raise ConfigError("Evaluation needs at least one seed.")
+        ordered = sorted(seed_or_drawn(s, "An evaluation seed") for s in self.seeds)
         for before, after in itertools.pairwise(ordered):
             if after - before < self.episodes:
                 raise ConfigError(
@@ -128,8 +127,7 @@ class Cell:
 
     def __post_init__(self) -> None:
         typed(self)
-        if self.seed < 0:
-            raise ConfigError(f"A training seed is not negative; got {self.seed}.")
+        seed_or_drawn(self.seed, "A training seed")
         for name in ("num_steps", "max_steps"):
             if getattr(self, name) is not None:
                 positive(self, name)

@@ -26,6 +26,7 @@ from diffuser_policy.data.minari import load_flat
 from diffuser_policy.envs import Env, env_name
 from diffuser_policy.errors import ConfigError, EnvContractError
 from diffuser_policy.evaluation import Evaluation, evaluate
+from diffuser_policy.evaluation.loop import fitted
 from diffuser_policy.evaluation.report import to_json as evaluation_json
 
 PROGRESS_SECONDS = 2.0
@@ -354,6 +355,16 @@ class CheckedPolicy:
 
     def __getattr__(self, attribute: str) -> Any:
         return getattr(self._policy, attribute)
+
+    @property
+    def described_as(self) -> Any:
+        """The policy, to whose class results belong."""
+        return self._policy
+
+    def for_env(self, env: Any) -> CheckedPolicy:
+        """Return what the policy is in an environment, checked as well."""
+        policy = fitted(self._policy, env)
+        return CheckedPolicy(policy, self._space, self._name)
 
     def predict(self, observation: Any, **rest: Any) -> tuple[np.ndarray, Any]:
         """Return the policy's actions.

@@ -79,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _any_encoding():
             status = _dispatch(arguments)
-            sys.stdout.flush()  # its failure is told here, not when Python ends
+            if sys.stdout is not None:  # closed before we began
+                sys.stdout.flush()  # its failure is told here, not when Python ends
         return status
     except DiffuserPolicyError as error:
         _complain("error", _with_options(str(error), arguments))

@@ -19,6 +19,8 @@ from diffuser_policy.choices import Acceleration
 from diffuser_policy.config import (
     PARTS,
     ClassifierConfig,
+    CollectSettings,
+    CriticConfig,
     ExecutionConfig,
     OptimizationConfig,
     PlannerConfig,
@@ -64,6 +66,7 @@ else:
 # The settings of each command, and what its options put before their names.
 PLANNING = (("", PlannerConfig), ("", ExecutionConfig))
 SETTINGS_OF: dict[str, tuple[tuple[str, Any], ...]] = {
+    "collect": (("", CollectSettings),),
     "evaluate": PLANNING,
     "plan": PLANNING,
     "speed": PLANNING,
@@ -72,6 +75,7 @@ SETTINGS_OF: dict[str, tuple[tuple[str, Any], ...]] = {
         for part, config in PARTS.items()
     ),
     "train-value": (("", OptimizationConfig), ("", ValueConfig)),
+    "train-critic": (("", OptimizationConfig), ("", CriticConfig)),
     "train-classifier": (("", OptimizationConfig), ("", ClassifierConfig)),
 }
 

@@ -369,7 +369,7 @@ def train(settings: TrainSettings) -> int:
     return _carry_out(
         trainer,
         f"{settings.preset or 'A planner'} on {trainer.config.dataset}",
-        f"Next: diffuser-policy evaluate {output}",
+        f"Next: diffuser-policy evaluate {output}{_module_of(flat)}",
         save_interval=settings.save_interval,
         on_metrics=log,
     )
@@ -464,6 +464,14 @@ def _option(name: str, value: Any, hint: Any) -> list[str]:
     return [f"--{prefix}{dot}{own}", *map(str, values)]
 
 
+def _module_of(flat: FlatDataset) -> str:
+    """Return the option that names the data's environment, if that is the user's own."""
+    from diffuser_policy.envs import is_trusted
+
+    env_id = flat.metadata.get("env_id")
+    return f" --env MODULE:{env_id}" if env_id and not is_trusted(env_id) else ""
+
+
 def _tensorboard(output: Path) -> Callable[[int, dict[str, float]], None]:
     """Return a function that logs losses for TensorBoard, creating files when called.
 
@@ -497,7 +505,7 @@ class CompanionSettings:
     """Minari dataset (default: the one that the planner is from)."""
     output: Annotated[Path | None, shown_as("FOLDER")] = None
     """Where planner, network and checkpoints go (default: runs/ and the planner's name,
-    then -value or -classifier)."""
+    then -value, -critic or -classifier)."""
     device: str = "auto"
     """Where to compute: cpu, cuda, or a GPU if there is one."""
     save_interval: int = 1000

@@ -28,9 +28,9 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import lru_cache, partial, wraps
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -48,7 +48,7 @@ from diffuser_policy.data.demonstrators import (
     generators_of,
     verify_sample,
 )
-from diffuser_policy.data.flat import Episode
+from diffuser_policy.data.flat import FLOAT32_MOST, Episode
 from diffuser_policy.data.minari import (
     COLLECTION,
     check_spaces,
@@ -60,6 +60,7 @@ from diffuser_policy.data.minari import (
 from diffuser_policy.data.workers import map_unordered, num_cores
 from diffuser_policy.envs import (
     Env,
+    action_and_state,
     check_ends,
     check_length,
     copied,
@@ -68,6 +69,7 @@ from diffuser_policy.envs import (
     reset_env,
     step_env,
     step_limit,
+    usable_action,
 )
 from diffuser_policy.errors import (
     ConfigError,
@@ -77,34 +79,28 @@ from diffuser_policy.errors import (
     require_extra,
 )
 from diffuser_policy.files import (
-    held,
+    LOCK_FILE,
+    alone_in,
     remove,
     replaced_file,
-    storage_error,
-    write_text,
+    write_json,
 )
 from diffuser_policy.observations import batched, numbers
-from diffuser_policy.settings import all_options, differences
-from diffuser_policy.versions import versions
+from diffuser_policy.settings import (
+    all_options,
+    converted,
+    differences,
+    seed_or_drawn,
+)
+from diffuser_policy.versions import RECORDERS, versions
 
-P = ParamSpec("P")
 OBSERVATION_PREFIX = "observations."  # of arrays in a shard
 STEP_ARRAYS = ("actions", "rewards", "terminations", "truncations")
 NO_SEED = -1
-LOCK_FILE = "lock"
 FALLBACK_STEPS_PER_GOAL = 1000  # for environments without a step limit
 DEFAULT_STEPS = 1_000_000
 DEFAULT_RUN_LENGTH = 10_000
 DEFAULT_EPISODES = 10_000
-GENERATOR = (
-    "diffuser-policy",
-    "gymnasium",
-    "gymnasium-robotics",
-    "mujoco",
-    "numpy",
-    "ogbench",
-    "pybullet",
-)
 
 
 @dataclass(frozen=True)
@@ -134,9 +130,8 @@ class ShardFolder:
             ConfigError: The folder holds unfinished work with other settings.
             StorageError: The folder cannot be written.
         """
-        settings = self.path / "settings.json"
-        if settings.is_file():
-            found = json.loads(settings.read_text(encoding="utf-8"))
+        if self._settings.is_file():
+            found = json.loads(self._settings.read_text(encoding="utf-8"))
             if found == self.identity:
                 return
             if not discard:
@@ -150,11 +145,17 @@ class ShardFolder:
             for path in self.path.iterdir():
                 if path.name != LOCK_FILE:
                     remove(path)
-        write_text(settings, json.dumps(self.identity, indent=1))
+        write_json(self._settings, self.identity)
+
+    def remove(self) -> None:
+        """Delete the folder, the settings last: until then, `are_in` finds them."""
+        for path in self.path.glob("shard-*"):
+            remove(path)
+        remove(self.path)
 
     def are_in(self, dataset_folder: Path) -> bool:
         """Return whether a dataset has been written from these very shards."""
-        if not self.path.exists() or not dataset_folder.exists():
+        if not self._settings.is_file() or not dataset_folder.exists():
             return False
         try:
             recorded = recorded_facts(dataset_folder).get(COLLECTION) or {}
@@ -239,6 +240,10 @@ class ShardFolder:
                 "shards are kept."
             ) from error
 
+    @property
+    def _settings(self) -> Path:
+        return self.path / "settings.json"
+
     def _file(self, index: int) -> Path:
         return self.path / f"shard-{index:05d}.npz"
 
@@ -260,34 +265,17 @@ def at_work(dataset_folder: Path) -> Iterator[None]:
         StorageError: The folder cannot be written to.
     """
     folder = work_folder(dataset_folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise storage_error(folder, error) from error
-    with held(folder / LOCK_FILE) as is_held:
-        if not is_held:
-            raise ConfigError(
-                f"Another process is collecting the dataset in {dataset_folder}. Wait "
-                f"for it, end it, or choose another id (--dataset); nothing was "
-                f"changed."
-            )
+    refusal = (
+        f"Another process is collecting the dataset in {dataset_folder}. Wait for it, "
+        f"end it, or choose another id (--dataset); nothing was changed."
+    )
+    with alone_in(folder, refusal):
         try:
             yield
         finally:
             with contextlib.suppress(FileNotFoundError):  # the work is done
                 if [path.name for path in folder.iterdir()] == [LOCK_FILE]:
                     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _one_at_a_time(function: Callable[P, Path]) -> Callable[P, Path]:
-    """Return a function that records the dataset `dataset_id` as `at_work`."""
-
-    @wraps(function)
-    def alone(*args: P.args, **kwargs: P.kwargs) -> Path:
-        with at_work(new_folder(str(kwargs["dataset_id"]), overwrite=True)):
-            return function(*args, **kwargs)
-
-    return alone
 
 
 def default_dataset_id(env_id: str) -> str:
@@ -331,12 +319,12 @@ def collect(settings: CollectSettings, *, progress: bool = True) -> Path:
         dataset_id = dataset_id or default_dataset_id(settings.env_id)
         folder = new_folder(dataset_id, overwrite=True)
         shards = ShardFolder.beside(folder, dataclasses.asdict(protocol))
-        if not shards.are_in(folder):
-            new_folder(dataset_id, overwrite=settings.overwrite)
         held_folder.enter_context(at_work(folder))
-        if shards.are_in(folder):  # killed when only these were left to be removed
-            shutil.rmtree(shards.path, ignore_errors=True)
-            return folder
+        if not settings.overwrite:
+            if shards.are_in(folder):  # killed when only these were left to be removed
+                shards.remove()
+                return folder
+            new_folder(dataset_id)
         shards.open(discard=settings.overwrite)
         _record_missing(protocol, shards, settings.num_workers, progress=progress)
         indices = range(protocol.num_shards)
@@ -357,21 +345,20 @@ def collect(settings: CollectSettings, *, progress: bool = True) -> Path:
             },
             overwrite=settings.overwrite,
         )
-        shutil.rmtree(shards.path, ignore_errors=True)
+        shards.remove()
     finally:
         held_folder.close()
         env.close()
     return folder
 
 
-@_one_at_a_time
 def collect_episodes(
     env: Env | str | Callable[[], Env],
     policy: Policy,
     *,
     num_episodes: int,
     dataset_id: str,
-    seed: int = 0,
+    seed: int | None = 0,
     deterministic: bool = False,
     overwrite: bool = False,
     progress: bool = True,
@@ -385,23 +372,27 @@ def collect_episodes(
         policy: Follows Stable-Baselines3's `predict`.
         num_episodes: Number of episodes.
         dataset_id: Minari id of the new dataset.
-        seed: Episode `i` is reset with a seed drawn from `(seed, i)`.
+        seed: Episode `i` is reset with a seed drawn from `(seed, i)`. None: drawn at
+            random, and recorded.
         deterministic: Passed to the policy.
         overwrite: Replace a dataset of the same id.
         progress: Show a bar, on a terminal.
 
     Raises:
-        ConfigError: Fewer than one episode, a malformed id, or another process is
-            collecting this dataset.
+        ConfigError: Fewer than one episode, a malformed id or seed, or another
+            process is collecting this dataset.
         DatasetError: The dataset exists, or a space is of an unsupported kind.
         EnvContractError: The environment breaks Gymnasium's rules, returns numbers that
             are not finite, or its episodes do not end.
         StorageError: The disk is full, or cannot be written.
     """
+    seed = seed_or_drawn(seed)
+    num_episodes = converted(num_episodes, int, "num_episodes")
     if num_episodes < 1:
         raise ConfigError(f"num_episodes must be at least 1, got {num_episodes}.")
-    new_folder(dataset_id, overwrite=overwrite)
+    folder = new_folder(dataset_id, overwrite=overwrite)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(at_work(folder))
         if not isinstance(env, gym.Env):
             env = make_env(env) if isinstance(env, str) else env()
             stack.callback(env.close)
@@ -426,7 +417,7 @@ def collect_episodes(
                 "num_episodes": num_episodes,
                 "seed": seed,
                 "deterministic": deterministic,
-                "versions": versions(*GENERATOR),
+                "versions": versions(*RECORDERS),
             },
             overwrite=overwrite,
         )
@@ -446,10 +437,12 @@ def record_episode(
     steps: list[tuple[np.ndarray, float, bool, bool]] = []
     state, starting, done = None, True, False
     while not done:
-        action, state = policy.predict(
-            copied(observation), state, np.array([starting]), deterministic
+        action, state = action_and_state(
+            policy.predict(
+                copied(observation), state, np.array([starting]), deterministic
+            )
         )
-        action = np.array(action, env.action_space.dtype)
+        action = np.array(usable_action(env, action), env.action_space.dtype)
         after = step_env(env, action)
         observation = after.observation
         _check_recorded(env, len(steps), observation, action, after.reward)
@@ -487,12 +480,40 @@ def _check_recorded(
     named = {"observation": observation, "action": action, "reward": reward}
     for name, value in _arrays(named):
         # The comparison is false for NaN too, and float32 has to hold the value.
-        if not np.all(np.abs(numbers(value)) <= np.finfo(np.float32).max):
-            raise EnvContractError(
-                f"{env_name(env)}: the {name} of env step {step} is {value}, which is "
-                f"not finite in float32. Correct the environment or the policy: "
-                f"nothing can be learned from it."
-            )
+        if not np.all(np.abs(numbers(value)) <= FLOAT32_MOST):
+            raise _not_finite(env, f"{name} of env step {step}", value)
+
+
+def _check_episode(env: Env, episode: Episode) -> None:
+    """Refuse a finished episode that could not be read from the dataset later.
+
+    Raises:
+        EnvContractError: Numbers that are not finite in float32; names the first step.
+    """
+    named = {
+        "observation": dict(episode.observations),
+        "action": episode.actions,
+        "reward": episode.rewards,
+    }
+    found = []
+    for name, values in _arrays(named):
+        good = np.abs(np.asarray(values, np.float64)) <= FLOAT32_MOST  # no NaN is
+        if not good.all():
+            row = int(np.argmin(good.reshape(len(good), -1).all(axis=1)))
+            # The first row of observations is the reset's, the next is of step 0.
+            step = row - 1 if name.startswith("observation") else row
+            found.append((step, name, values[row]))
+    if found:
+        step, name, value = min(found, key=lambda each: each[0])
+        when = "the reset" if step < 0 else f"env step {step}"
+        raise _not_finite(env, f"{name} of {when}", value)
+
+
+def _not_finite(env: Env, what: str, value: Any) -> EnvContractError:
+    return EnvContractError(
+        f"{env_name(env)}: the {what} is {value}, which is not finite in float32. "
+        f"Correct the environment or the policy: nothing can be learned from it."
+    )
 
 
 def _arrays(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -535,7 +556,7 @@ def _episode_protocol(settings: CollectSettings, demonstrator: str) -> EpisodePr
             known[name],
             settings.demonstrator_options,
         ),
-        versions=versions(*GENERATOR),
+        versions=versions(*RECORDERS),
     )
 
 
@@ -567,7 +588,7 @@ def _run_protocol(
                 settings.demonstrator_options,
             ),
         ),
-        versions=versions(*GENERATOR),
+        versions=versions(*RECORDERS),
     )
 
 
@@ -600,7 +621,11 @@ def _record_missing(
 
 
 def _record_shard(protocol: CollectionProtocol, shards: ShardFolder, index: int) -> int:
-    shards.save(index, *protocol.record(index, _worker_env(protocol.env_id)))
+    env = _worker_env(protocol.env_id)
+    episodes, failures = protocol.record(index, env)
+    for episode in episodes:
+        _check_episode(env, episode)
+    shards.save(index, episodes, failures)
     return index
 
 

@@ -43,15 +43,17 @@ from typing import Any, Self
 
 import numpy as np
 
+from diffuser_policy.choices import GOAL_KEYS
 from diffuser_policy.errors import DatasetError, DatasetNotFoundError, StorageError
-from diffuser_policy.files import replaced_folder
+from diffuser_policy.files import json_text, replaced_folder
+from diffuser_policy.settings import json_data
 
 SCHEMA = 1
 META_FILE = "meta.json"
 SUMMED = ("observation", "action", "run_starts")  # the first fields of checksums
+FLOAT32_MOST = float(np.finfo(np.float32).max)  # greatest number of a field
 PIECE = 2**24  # bytes that are read at a time
 REQUIRED = ("observation", "action", "reward", "terminated")
-GOALS = ("achieved_goal", "desired_goal")
 FLAGS = ("terminated",)  # everything else is float32
 PER_ROW = ("reward", "terminated")  # one number a row, not a vector
 
@@ -154,9 +156,9 @@ class FlatDataset:
                     f"{name} has {len(array):,} rows and action has {num_rows:,}; "
                     "every field needs one entry per step."
                 )
-        if (GOALS[0] in arrays) != (GOALS[1] in arrays):
+        if (GOAL_KEYS[0] in arrays) != (GOAL_KEYS[1] in arrays):
             raise DatasetError(
-                f"A dataset needs both {GOALS[0]} and {GOALS[1]}, or none."
+                f"A dataset needs both {GOAL_KEYS[0]} and {GOAL_KEYS[1]}, or none."
             )
         if (
             starts.ndim != 1
@@ -212,12 +214,12 @@ class FlatDataset:
     @property
     def goal_size(self) -> int:
         """Number of goal columns; zero when the observations carry no goal."""
-        return int(self.fields[GOALS[0]].shape[1]) if self.has_goals else 0
+        return int(self.fields[GOAL_KEYS[0]].shape[1]) if self.has_goals else 0
 
     @property
     def has_goals(self) -> bool:
         """Whether rows hold the achieved and the desired goal."""
-        return GOALS[0] in self.fields
+        return GOAL_KEYS[0] in self.fields
 
     @cached_property
     def checksum(self) -> int:
@@ -232,7 +234,8 @@ class FlatDataset:
             folder: Created; replaced if it holds a dataset saved earlier.
 
         Raises:
-            StorageError: No space, no permission, or the folder holds other files.
+            StorageError: No space, no permission, NaN in the metadata, or the folder
+                holds other files.
             DatasetError: The metadata are not JSON-able.
         """
         folder = Path(folder)
@@ -241,7 +244,7 @@ class FlatDataset:
                 f"{folder} exists and is not a saved dataset. Choose another folder."
             )
         try:
-            json.dumps(dict(self.metadata))
+            json_text(folder / META_FILE, dict(self.metadata))
         except TypeError as error:
             raise DatasetError(f"The metadata must be JSON-able: {error}.") from error
         with replaced_folder(folder) as partial:
@@ -262,8 +265,8 @@ class FlatDataset:
             "checksums": _checksums({**self.fields, "run_starts": self.run_starts}),
         }
         sealed = {**meta, "seal": _seal(meta)}
-        text = json.dumps(sealed, indent=1)
-        (folder / META_FILE).write_text(text, encoding="utf-8")
+        path = folder / META_FILE
+        path.write_text(json_text(path, sealed), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -300,7 +303,8 @@ class FlatDataset:
                     for name, value in known.items():
                         if now[name] != value:
                             raise ValueError(f"{name}.npy is damaged")
-            dataset = cls(arrays, starts, meta["metadata"])
+            # Earlier versions wrote NaN and infinity, which JSON lacks.
+            dataset = cls(arrays, starts, json_data(meta["metadata"]))
             if "checksums" in meta:
                 dataset.__dict__["checksum"] = found["run_starts"]
         except Exception as error:  # whatever NumPy makes of a damaged header
@@ -514,7 +518,7 @@ def flatten(
         fields["reward"][rows] = episode.rewards
         fields["terminated"][rows] = episode.terminations
 
-        parts = {n: v for n, v in episode.observations.items() if n != GOALS[1]}
+        parts = {n: v for n, v in episode.observations.items() if n != GOAL_KEYS[1]}
         if not last or any(not np.array_equal(last[n], parts[n][0]) for n in parts):
             run_starts.append(row)
         else:
@@ -547,12 +551,18 @@ def _check_columns(episode: Episode, number: int, fields: Mapping[str, Any]) -> 
     given |= {"action": episode.actions.shape[1:], "reward": episode.rewards.shape[1:]}
     expected = {n: v.shape[1:] for n, v in fields.items() if n not in FLAGS}
     for name in sorted({*given, *expected}):
-        if given.get(name) != expected.get(name):
+        if name not in given:
             raise DatasetError(
-                f"Episode {number}: {name} has the shape "
-                f"{given.get(name, 'of nothing')} per step, and that of the first "
-                f"episode is {expected.get(name, 'of nothing')}. All episodes need the "
-                f"same columns."
+                f"Episode {number} has no {name!r}, which the first episode has."
+            )
+        if name not in expected:
+            raise DatasetError(
+                f"Episode {number} has {name!r}, which the first episode does not have."
+            )
+        if given[name] != expected[name]:
+            raise DatasetError(
+                f"Episode {number}: {name!r} has shape {given[name]} per step; in the "
+                f"first episode it has {expected[name]}."
             )
 
 

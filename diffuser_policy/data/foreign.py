@@ -32,6 +32,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,29 +42,38 @@ import gymnasium as gym
 import numpy as np
 from tqdm import tqdm
 
-from diffuser_policy.data.flat import GOALS, Episode
+from diffuser_policy.choices import GOAL_KEYS
+from diffuser_policy.data.flat import FLOAT32_MOST, Episode
 from diffuser_policy.data.minari import (
     check_spaces,
     new_folder,
     own_dataset_id,
     write_minari,
 )
-from diffuser_policy.envs import Env, env_name, make_env, reset_env, step_limit
+from diffuser_policy.envs import (
+    POINT_MAZES,
+    Env,
+    env_name,
+    make_env,
+    reset_env,
+    step_limit,
+)
 from diffuser_policy.errors import (
     DatasetError,
     DatasetNotFoundError,
+    DiffuserPolicyError,
     require_extra,
     suggestion,
 )
 from diffuser_policy.spaces import find_goal_columns
-from diffuser_policy.versions import versions
+from diffuser_policy.versions import RECORDERS, versions
 
+# What h5py and NumPy raise for files with wrong bits.
+DAMAGE = (OSError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
 HDF5_MAGIC, ZIP_MAGIC = b"\x89HDF\r\n\x1a\n", b"PK"
-FLOAT32_MOST = float(np.finfo(np.float32).max)
 NUM_RESETS = 8  # which tell where the achieved goal is in observations
 SHOWN = 20  # names of arrays in a message
 BLOCK = 100_000  # rows compared at a time
-POINT_MAZES = "PointMaze_"
 USUAL = {"desired_goals": "infos/goal"}  # the other names are those of their roles
 
 
@@ -174,7 +184,7 @@ def import_file(
                 "file": file.name,
                 "arrays": dataclasses.asdict(names),
                 "remarks": list(source.remarks),
-                "versions": versions("diffuser-policy", "gymnasium", "numpy"),
+                "versions": versions(*RECORDERS),
             },
             overwrite=overwrite,
         )
@@ -233,11 +243,11 @@ def opened(file: Path) -> Iterator[Mapping[str, Any]]:
                     f"{file} is neither HDF5 nor NumPy's .npz. Convert it, for example "
                     f"with numpy.savez(file, observations=…, actions=…, …)."
                 )
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
-            if isinstance(error, DatasetError):
+            yield found
+        except DAMAGE as error:  # when it is opened, or when an array is read
+            if isinstance(error, DiffuserPolicyError):
                 raise
             raise DatasetError(f"{file} is damaged: {error}.") from error
-        yield found
 
 
 class _LazyArrays(dict[str, Any]):
@@ -299,7 +309,7 @@ class Source:
         space: Any = env.observation_space
         goal = isinstance(space, gym.spaces.Dict)
         parts = dict(space.spaces) if goal else {"observation": space}
-        wanted = {"observation", *GOALS} if goal else {"observation"}
+        wanted = {"observation", *GOAL_KEYS} if goal else {"observation"}
         boxes = [
             name for name, part in parts.items() if isinstance(part, gym.spaces.Box)
         ]
@@ -322,8 +332,8 @@ class Source:
         }
         if goal:
             shapes |= {
-                "achieved_goals": space[GOALS[0]].shape,
-                "desired_goals": space[GOALS[1]].shape,
+                "achieved_goals": space[GOAL_KEYS[0]].shape,
+                "desired_goals": space[GOAL_KEYS[1]].shape,
             }
         finder = _Finder(stored, where, env_name(env))
         given = dataclasses.asdict(names)
@@ -474,7 +484,7 @@ class Source:
         desired = np.repeat(achieved[-1:], len(achieved), axis=0)
         if "desired_goals" in self.arrays:
             desired = taken("desired_goals")
-        return {GOALS[0]: achieved, GOALS[1]: desired}
+        return {GOAL_KEYS[0]: achieved, GOAL_KEYS[1]: desired}
 
     def _rows(self, role: str, start: int, stop: int) -> np.ndarray:
         """Return rows of an array as floating-point numbers, checked."""
@@ -724,7 +734,7 @@ def _achieved_columns(env: Env, where: str) -> tuple[int, ...]:
     """
     seen = [reset_env(env, seed=seed)[0] for seed in range(NUM_RESETS)]
     observations, achieved = (
-        np.stack([each[key] for each in seen]) for key in ("observation", GOALS[0])
+        np.stack([each[key] for each in seen]) for key in ("observation", GOAL_KEYS[0])
     )
     columns = find_goal_columns(observations, achieved)
     if any(column >= observations.shape[1] for column in columns):

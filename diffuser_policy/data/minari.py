@@ -33,7 +33,6 @@ import os
 import re
 import shutil
 import sys
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,7 @@ from diffuser_policy.data.flat import (
     FlatDataset,
     flatten,
 )
-from diffuser_policy.envs import Env, Space, env_name
+from diffuser_policy.envs import POINT_MAZES, Env, Space, env_name
 from diffuser_policy.errors import (
     ConfigError,
     DatasetError,
@@ -60,7 +59,7 @@ from diffuser_policy.errors import (
     require_extra,
     suggestion,
 )
-from diffuser_policy.files import replaced_folder, user_folder
+from diffuser_policy.files import remove, replaced_folder, tidy, user_folder
 from diffuser_policy.observations import (
     ObservationColumns,
     Part,
@@ -69,7 +68,9 @@ from diffuser_policy.observations import (
     parts_of,
 )
 from diffuser_policy.plugins import address
-from diffuser_policy.settings import to_json
+from diffuser_policy.settings import json_data, to_json
+from diffuser_policy.spaces import check_action_bounds
+from diffuser_policy.versions import SIMULATORS
 
 ROOT_VARIABLE = "MINARI_DATASETS_PATH"
 CACHE_VARIABLE = "DIFFUSER_POLICY_CACHE"
@@ -78,7 +79,6 @@ COLLECTION = "collection"  # our own entry in Minari's metadata
 HDF5_FILE = "main_data.hdf5"
 READER = 2  # grows when the same files are read as other columns
 HDF5_RESERVE = 2**20  # bytes that closing a file may still need
-ABANDONED = 24 * 3600.0  # seconds after which a half-written entry has no writer
 
 
 def load_flat(
@@ -234,7 +234,7 @@ def write_minari(
                 "requirements": [
                     f"{name}=={version}"
                     for name, version in collection.get("versions", {}).items()
-                    if name in {"gymnasium", "gymnasium-robotics", "mujoco", "pybullet"}
+                    if name in SIMULATORS
                 ],
                 COLLECTION: {
                     "observation_columns": columns,
@@ -308,6 +308,9 @@ def check_spaces(env: Env) -> None:
     spaces = {"observation": env.observation_space, "action": env.action_space}
     described_spaces = {f"{k}_space": described(space) for k, space in spaces.items()}
     _checked_parts({"dataset_id": env_name(env), **described_spaces})
+    actions = env.action_space
+    if isinstance(actions, gym.spaces.Box):
+        check_action_bounds(actions.low.ravel().tolist(), actions.high.ravel().tolist())
     observation_columns(env)
 
 
@@ -334,7 +337,7 @@ def new_folder(dataset_id: str, *, overwrite: bool = False) -> Path:
         ConfigError: The id is malformed.
         DatasetError: The dataset exists and `overwrite` is false.
     """
-    if not DATASET_ID.fullmatch(dataset_id):
+    if not isinstance(dataset_id, str) or not DATASET_ID.fullmatch(dataset_id):
         raise ConfigError(
             f"{dataset_id!r} is not a Minari id. Expected namespace/name-v0 with at "
             "least two letters of namespace, for example diffuser/my-maze-v0."
@@ -393,11 +396,11 @@ def _flat_metadata(
     spec = json.loads(facts.get("env_spec") or "null") or {}
     action = facts.get("action_space") or {}
     named = collection.get("observation_columns")
-    if not named and str(spec.get("id")).startswith("PointMaze_"):
+    if not named and str(spec.get("id")).startswith(POINT_MAZES):
         named = {"position": [0, 1], "velocity": [2, 3]}  # names none itself
     found = {name: list(numbers) for name, numbers in columns.names.items()}
     bounds = {name: action.get(name) for name in ("low", "high")}
-    return {
+    metadata = {
         "dataset_id": facts["dataset_id"],
         "env_id": spec.get("id") or collection.get("env_id"),
         "env_spec": facts.get("env_spec"),
@@ -412,6 +415,8 @@ def _flat_metadata(
         "observation_columns": {**found, **(named or {})},
         COLLECTION: collection,
     }
+    checked: dict[str, Any] = json_data(metadata)  # others may write NaN and infinity
+    return checked
 
 
 def _checked_parts(facts: Mapping[str, Any]) -> tuple[Part, ...]:
@@ -606,8 +611,7 @@ def _cache_entry(
 
 def _delete_old_entries(entry: Path) -> None:
     """Delete older states of a dataset, and what interrupted writers left."""
+    tidy(entry.parent)
     for other in entry.parent.iterdir():
-        with contextlib.suppress(OSError):
-            age = time.time() - other.stat().st_mtime
-            if other != entry and (not other.name.startswith(".") or age > ABANDONED):
-                shutil.rmtree(other)
+        if other != entry and not other.name.startswith("."):
+            remove(other)

@@ -17,9 +17,10 @@ import contextlib
 import dataclasses
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,19 +28,21 @@ from tqdm import tqdm
 
 from diffuser_policy.envs import (
     Env,
+    action_and_state,
     check_ends,
     check_length,
     copied,
     env_name,
+    flag,
     make_env,
     reset_env,
     step_env,
     step_limit,
 )
-from diffuser_policy.errors import ConfigError, shown
+from diffuser_policy.errors import ConfigError, EnvContractError, shown
 from diffuser_policy.evaluation.records import EpisodeRecord, Evaluation, Timing
 from diffuser_policy.observations import batched, numbers
-from diffuser_policy.settings import converted, seed_or_drawn
+from diffuser_policy.settings import converted, json_data, seed_or_drawn
 from diffuser_policy.versions import versions
 
 UNRECORDED = ("episode",)  # wrappers put wall-clock times there
@@ -93,7 +96,7 @@ def evaluate(
 
         def made() -> Env:
             env = make()
-            stack.callback(env.close)
+            stack.callback(_close, env)
             return env
 
         envs = [made()]
@@ -106,10 +109,7 @@ def evaluate(
             new = made()
             _check_distinct(envs, new)
             envs.append(new)
-        if hasattr(policy, "for_env"):
-            policy = policy.for_env(envs[0])
-        elif hasattr(policy, "spaces"):
-            policy.spaces.check(envs[0])
+        policy = fitted(policy, envs[0])
         driver = Driver(policy, len(envs), deterministic=deterministic)
         bar = stack.enter_context(
             contextlib.closing(Progress(envs[0], len(schedule), progress))
@@ -131,6 +131,27 @@ def evaluate(
     )
 
 
+def _close(env: Env) -> None:
+    """Close an environment; what goes wrong then must not cost the results."""
+    try:
+        env.close()
+    except Exception as error:  # of whoever wrote the environment
+        warnings.warn(f"{env_name(env)} was not closed: {error!r}.", stacklevel=2)
+
+
+def fitted(policy: Any, env: Env) -> Any:
+    """Return what a policy is in an environment.
+
+    Raises:
+        SpaceMismatchError: It is one for other spaces.
+    """
+    if hasattr(policy, "for_env"):
+        return policy.for_env(env)
+    if hasattr(policy, "spaces"):
+        policy.spaces.check(env)
+    return policy
+
+
 def env_options_of(given: Any) -> dict[str, Any]:
     """Return the settings of an environment; empty for None.
 
@@ -150,8 +171,10 @@ def env_options_of(given: Any) -> dict[str, Any]:
 class Tally:
     """Adds up the results of one episode."""
 
-    def __init__(self, seed: int, observation: Any, task: str | None = None) -> None:
-        self.seed, self.task = seed, task
+    def __init__(
+        self, env: Env, seed: int, observation: Any, task: str | None = None
+    ) -> None:
+        self.env, self.seed, self.task = env, seed, task
         self.total, self.length = 0.0, 0
         self.success: bool | None = None
         self.time_to_goal: int | None = None
@@ -169,9 +192,15 @@ class Tally:
         self.usual |= self.info.keys()
         self.info = info
         reached = info.get("success", info.get("is_success"))
-        self.success = None if reached is None else bool(reached)
+        self.success = None if reached is None else flag(self.env, "success", reached)
         if self.success and self.time_to_goal is None:
             self.time_to_goal = self.length
+
+    def _normalized(self, score_of: Any) -> float | None:
+        """Return the score of the return; none if the environment has none for it."""
+        score = np.asarray(score_of(self.total))
+        usable = score.size == 1 and score.dtype.kind in "biuf"
+        return float(score.reshape(())) if usable and np.isfinite(score) else None
 
     def record(self, env: Env, num_plans: int | None = None) -> EpisodeRecord:
         """Return the results of the episode that just ended in `env`."""
@@ -181,7 +210,7 @@ class Tally:
             known = self.usual | {"score", *UNRECORDED}
             details = {k: json_data(v) for k, v in self.info.items() if k not in known}
         else:
-            score = None if normalized is None else normalized(self.total)
+            score = None if normalized is None else self._normalized(normalized)
         return EpisodeRecord(
             seed=self.seed,
             task=self.task,
@@ -244,14 +273,20 @@ class Driver:
             observations = self.latest
         batch = batched(observations)
         begin, made = time.perf_counter(), 0
-        actions, following = self.policy.predict(
+        returned = self.policy.predict(
             batch,
             state=state,
             episode_start=starting,
             deterministic=self.deterministic,
         )
+        actions, following = action_and_state(returned)
         seconds = time.perf_counter() - begin
         chosen: np.ndarray = np.asarray(actions)
+        if chosen.shape[:1] != (len(starting),):
+            raise EnvContractError(
+                f"The policy returned actions of shape {chosen.shape} for "
+                f"{len(starting)} observations. Correct the policy."
+            )
         if self.has_rows:
             made = int((following.num_plans - state.num_plans).sum())
             following = self.state.with_rows(index, following)
@@ -297,7 +332,7 @@ def _run(
         observations[slot], _ = reset_env(
             envs[slot], seed=seed + episode, options=options
         )
-        tallies[slot] = Tally(seed + episode, observations[slot], task)
+        tallies[slot] = Tally(envs[slot], seed + episode, observations[slot], task)
         driver.begin(slot, episode_stream(seed, episode))
 
     for slot in range(len(envs)):
@@ -355,12 +390,12 @@ def run_episode(
     """
     check_ends(env)
     observation = copied(observation)
-    tally = Tally(seed, observation)
+    tally = Tally(env, seed, observation)
     observations = [observation]
     starting, done = True, False
     while not done:
         action, state = policy.predict(
-            observation,
+            copied(observation),
             state=state,
             episode_start=np.array([starting]),
             deterministic=deterministic,
@@ -409,28 +444,9 @@ class Progress(tqdm):  # type: ignore[misc]
         self.set_postfix(shown, refresh=False)
 
 
-def json_data(value: Any) -> Any:
-    """Return a value as JSON data: arrays as lists, and strings for what JSON lacks.
-
-    Numbers that are not finite, which JSON lacks as well, become none.
-    """
-    if value is None or isinstance(value, (bool, str)):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): json_data(item) for key, item in value.items()}
-    if isinstance(value, np.bool_):
-        return bool(value)
-    if isinstance(value, Integral):
-        return int(value)
-    if isinstance(value, Real):
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, (np.ndarray, list, tuple)):
-        return [json_data(item) for item in value]
-    return str(value)
-
-
 def describe(policy: Any) -> dict[str, Any]:
     """Return a policy's settings and origin as JSON data, to store with its results."""
+    policy = getattr(policy, "described_as", policy)
     described: dict[str, Any] = {"class": type(policy).__name__}
     config: Any = getattr(policy, "config", None)
     if hasattr(config, "provenance") and hasattr(config, "to_json"):

@@ -11,9 +11,9 @@ import numpy as np
 from rich.table import Table
 
 from diffuser_policy import files
-from diffuser_policy.evaluation.loop import json_data
 from diffuser_policy.evaluation.records import Evaluation, Summary
 from diffuser_policy.evaluation.statistics import Interval
+from diffuser_policy.settings import json_data
 
 ROWS = {  # name in the summary: (label, unit)
     "success_rate": ("success rate", "%"),

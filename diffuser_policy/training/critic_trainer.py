@@ -97,6 +97,11 @@ class CriticTrainer(CompanionTrainer[Critic]):
         last = torch.zeros(flat.num_rows, dtype=torch.bool)
         last[torch.from_numpy(np.array(flat.run_starts[1:])) - 1] = True
         self.steps = torch.nonzero(~last | self.ended).squeeze(1)
+        if not len(self.steps):
+            raise DatasetError(
+                f"No step of {flat!r} is followed by another, and none terminated: "
+                f"there is no value to learn. Record longer episodes."
+            )
         rewards = zlib.crc32(np.ascontiguousarray(flat.fields["reward"]).data)
         return network, {"rewards": rewards}
 

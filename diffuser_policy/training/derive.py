@@ -10,6 +10,7 @@ import dataclasses
 import numpy as np
 
 from diffuser_policy.build import PlannerNetworks, build_networks
+from diffuser_policy.choices import GOAL_KEYS
 from diffuser_policy.columns.features import (
     Featurizer,
     FeaturizerError,
@@ -18,14 +19,14 @@ from diffuser_policy.columns.features import (
 from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.columns.normalizers import NORMALIZERS
 from diffuser_policy.config import PolicyConfig, TrainConfig
-from diffuser_policy.data.flat import GOALS, FlatDataset, spread_rows
+from diffuser_policy.data.flat import FlatDataset, spread_rows
 from diffuser_policy.data.windows import JoinedRows
 from diffuser_policy.envs import other_versions
 from diffuser_policy.errors import ConfigError, DatasetError
 from diffuser_policy.guides.builtin import LearnedValue
 from diffuser_policy.numerics import plain_arithmetic
 from diffuser_policy.observations import RESERVED, ObservationColumns, Part
-from diffuser_policy.settings import from_json, to_json
+from diffuser_policy.settings import from_json, json_data, to_json
 from diffuser_policy.spaces import SpaceSpec, check_action_bounds, find_goal_columns
 
 
@@ -53,7 +54,7 @@ def policy_config(train: TrainConfig, flat: FlatDataset) -> PolicyConfig:
             aliases[name] = columns
     if spaces.appends_goal:
         name = spaces.parts.goal_keys[0].rpartition("/")[2]
-        if name not in (*RESERVED, *GOALS):
+        if name not in (*RESERVED, *GOAL_KEYS):
             aliases.setdefault(name, spaces.goal_columns)
     if spaces.has_goal:
         aliases["goal"] = (
@@ -88,7 +89,7 @@ def policy_config(train: TrainConfig, flat: FlatDataset) -> PolicyConfig:
         guide=None if train.value is None else LearnedValue(),
         planner=train.planner,
         execution=train.execution,
-        provenance={"training": to_json(train), "dataset": dict(flat.metadata)},
+        provenance={"training": to_json(train), "dataset": json_data(flat.metadata)},
     )
 
 

@@ -12,7 +12,6 @@ previous checkpoint as the latest one.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import shutil
@@ -33,13 +32,8 @@ Parts = Mapping[str, nn.Module | torch.optim.Optimizer]
 
 SCHEMA = 1
 TENSORS = "tensors.safetensors"
-LOCK_FILE = "lock"  # held by the process that trains
 FOLDER = re.compile(r"step-(\d{8})")
 NUM_KEPT = 2
-LEFTOVER = re.compile(
-    r"\.(step-\d{8}|(settings|config)\.json|metrics\.jsonl"
-    r"|model\.safetensors|README\.md)\.\d+-[0-9a-f]+\.(partial|old)"
-)  # as named by `hidden_sibling`
 
 
 def save_state(folder: Path, step: int, parts: Parts) -> Path:
@@ -75,24 +69,6 @@ def checkpoints(folder: Path) -> list[Path]:
 def step_of(checkpoint: Path) -> int:
     """Return the gradient step that a checkpoint's folder is named after."""
     return int(checkpoint.name.rpartition("-")[2])
-
-
-def remove_leftovers(output: Path) -> None:
-    """Delete the partial files that a killed process left in the folder of a run.
-
-    Args:
-        output: Folder of the run. Only the hidden names under which its files are
-            written are deleted.
-    """
-    for folder in (output, output / "training"):
-        if not folder.is_dir():
-            continue
-        for path in [p for p in folder.iterdir() if LEFTOVER.fullmatch(p.name)]:
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                with contextlib.suppress(OSError):
-                    path.unlink()
 
 
 def data_facts(flat: FlatDataset) -> dict[str, int]:

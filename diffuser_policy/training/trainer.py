@@ -54,19 +54,23 @@ from diffuser_policy.data.windows import (
     in_planning_columns,
 )
 from diffuser_policy.errors import CheckpointError, ConfigError, NotFiniteError
-from diffuser_policy.files import held, storage_error, write_json, write_text
+from diffuser_policy.files import (
+    alone_in,
+    storage_error,
+    tidy,
+    write_json,
+    write_text,
+)
 from diffuser_policy.numerics import plain_arithmetic, unusable, within_memory
 from diffuser_policy.settings import converted, differences, to_json
 from diffuser_policy.training.derive import initial_networks, policy_config
 from diffuser_policy.training.loss import PlannerLoss
 from diffuser_policy.training.processes import Processes
 from diffuser_policy.training.state import (
-    LOCK_FILE,
     Parts,
     checkpoints,
     data_facts,
     load_state,
-    remove_leftovers,
     save_state,
     step_of,
 )
@@ -286,7 +290,8 @@ class TrainingRun(Generic[Networks]):
             self._check_settings()
             if self.processes.is_main:
                 settle(self.output)
-                remove_leftovers(self.output)
+                tidy(self.output)
+                tidy(folder)
             found = checkpoints(folder)
             if found:
                 self.step = load_state(found[-1], self._parts())
@@ -311,17 +316,11 @@ class TrainingRun(Generic[Networks]):
             yield
             return
         folder = self.output / "training"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise storage_error(folder, error) from error
-        with held(folder / LOCK_FILE) as is_held:
-            if not is_held:
-                raise ConfigError(
-                    f"Another process is training in {self.output}. Wait for it, end "
-                    f"it, or choose another output folder (--output); nothing was "
-                    f"changed."
-                )
+        refusal = (
+            f"Another process is training in {self.output}. Wait for it, end it, or "
+            f"choose another output folder (--output); nothing was changed."
+        )
+        with alone_in(folder, refusal):
             yield
 
     @contextlib.contextmanager
