@@ -465,7 +465,7 @@ def _option(name: str, value: Any, hint: Any) -> list[str]:
 
 
 def _module_of(flat: FlatDataset) -> str:
-    """Return the option that names the data's environment, if that is the user's own."""
+    """Return the option that names the data's environment if it is the user's own."""
     from diffuser_policy.envs import is_trusted
 
     env_id = flat.metadata.get("env_id")
