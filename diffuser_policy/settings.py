@@ -30,8 +30,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-import numpy as np
-
 from diffuser_policy.errors import (
     ConfigError,
     DiffuserPolicyError,
@@ -393,13 +391,13 @@ def json_data(value: Any) -> Any:
         return value
     if isinstance(value, Mapping):
         return {str(key): json_data(item) for key, item in value.items()}
-    if isinstance(value, np.bool_):
-        return bool(value)
+    if hasattr(value, "tolist"):  # NumPy's and PyTorch's
+        return json_data(value.tolist())
     if isinstance(value, numbers.Integral):
         return int(value)
     if isinstance(value, numbers.Real):
         return float(value) if math.isfinite(value) else None
-    if isinstance(value, (np.ndarray, list, tuple)):
+    if isinstance(value, (list, tuple)):
         return [json_data(item) for item in value]
     return str(value)
 

@@ -41,6 +41,8 @@ from tests.benchmark_report_helpers import (
     write_result,
 )
 
+pytestmark = pytest.mark.once
+
 UMAZE, LARGE = MAZES[0], MAZES[5]
 
 

@@ -20,6 +20,8 @@ from tests.benchmark_report_helpers import (
     write_result,
 )
 
+pytestmark = pytest.mark.once
+
 UMAZE = MAZES[0]
 
 

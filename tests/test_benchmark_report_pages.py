@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.once
+
 image = pytest.importorskip("PIL.Image", reason="needs the extra 'plot'")
 pytest.importorskip("matplotlib", reason="needs the extra 'plot'")
 

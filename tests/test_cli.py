@@ -54,7 +54,7 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> None:
         ("evaluate", "replan_interval must be positive", ["--replan-interval"]),
         ("evaluate", "needs horizon='fixed'", ["--horizon"]),
         ("train-value", "pooling='flatten' values one length", ["--pooling"]),
-        ("collect", "num_steps must be positive", []),
+        ("collect", "num_steps must be positive", ["--num-steps"]),
     ],
 )
 def test_errors_name_options_beside_settings(

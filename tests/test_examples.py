@@ -118,8 +118,17 @@ def test_an_example_states_how_to_run_it_and_how_to_make_it_bigger(
     assert len(second) > 1
 
 
+LONG = ("compose_guides.py", "value_guidance.py")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("example", SMALL)
+@pytest.mark.parametrize(
+    "example",
+    [
+        pytest.param(name, marks=pytest.mark.proof if name.endswith(LONG) else ())
+        for name in SMALL
+    ],
+)
 def test_an_example_ends_with_a_number(run: Run, example: str) -> None:
     """The command with options runs, and the last line says what came of it.
 

@@ -34,6 +34,8 @@ from tests.planner_helpers import (
 )
 from tests.policy_helpers import observe
 
+pytestmark = pytest.mark.once
+
 # --- plans ------------------------------------------------------------------------
 
 

@@ -25,6 +25,8 @@ from diffuser_policy.evaluation.statistics import (
     run_interval,
 )
 
+pytestmark = pytest.mark.once
+
 NAN = math.nan
 
 
