@@ -149,7 +149,7 @@ def kill_and_repeat(name: str, folder: Path, num_kills: int) -> None:
     assert left(killed) == left(whole)
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
 def test_an_evaluation_is_killed_and_repeated(tmp_path: Path) -> None:
     kill_and_repeat("evaluate", tmp_path, 1)
