@@ -134,7 +134,8 @@ finite = st.floats(allow_nan=False, allow_infinity=False)
         columns=st.text(),
         corners=st.lists(st.tuples(finite, finite), max_size=2).map(tuple),
         names=st.lists(st.text(), max_size=3).map(tuple),
-        steps=st.none() | st.lists(st.integers(), max_size=3).map(tuple),
+        steps=st.none()
+        | st.lists(st.integers(-(2**63) + 1, 2**63 - 1), max_size=3).map(tuple),
         inside=st.booleans(),
         power=finite | st.text() | st.booleans() | st.none(),
     ),
