@@ -24,15 +24,14 @@ PYTEST_ARGS ?=
 PARALLEL := $(if $(PYTEST_ARGS),,-n auto --maxprocesses 8 --dist worksteal)
 
 # What the libraries have a say in; the rest is the same on every stack.
-OLDEST_TESTS := benchmark_cells benchmark_cli benchmark_context benchmark_engines benchmark_methods \
-    check_policy checkpoint cli cli_evaluate cli_train critic_values d3rlpy_methods \
-    data_cache data_collection data_flat data_generators data_minari data_resume \
-    decision_transformer defaults dynamics_models env_contract evaluation \
-    everyday_environments features files global_state guide_plugin import \
-    kuka_collection kuka_env kuka_world loops make_env maze_envs maze_registration \
-    maze_wrappers multiprocess_training normalizers observations ogbench outside_methods \
-    packaging planning_methods plotting plugins reference_returns report settings \
-    shooting spaces statistics transitions value_cli windows
+OLDEST_TESTS := benchmark_cells benchmark_cli benchmark_engines benchmark_methods check_policy cli \
+    cli_evaluate critic_values d3rlpy_methods data_cache data_collection data_flat \
+    data_generators data_minari decision_transformer dynamics_models env_contract \
+    evaluation everyday_environments features guide_plugin import kuka_collection \
+    kuka_env loops make_env maze_envs maze_registration maze_wrappers \
+    multiprocess_training normalizers observations ogbench outside_methods packaging \
+    planning_methods plotting plugins reference_returns report settings shooting spaces \
+    transitions
 
 BIN := $(VENV)/bin
 PIP := -m pip install -qq
