@@ -28,7 +28,7 @@ from tests.point_env import POINT
 def make_evaluation(**changes: Any) -> Evaluation:
     tally = Tally(gym.Env(), 7, {"achieved_goal": [0, 0], "desired_goal": [1.0, 2.0]})
     tally.add(1.0, {"success": True})
-    record: EpisodeRecord = tally.record(gym.Env())
+    record: EpisodeRecord = tally.record()
     timing = Timing(predict_seconds=2.0, env_steps=100)
     settings = {"env": "test/Point-v0", "seed": 7, "num_envs": 2}
     return Evaluation(

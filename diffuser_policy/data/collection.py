@@ -469,14 +469,8 @@ def _check_recorded(
     """Refuse now what could not be read from the dataset later.
 
     Raises:
-        EnvContractError: Numbers that are not finite in float32, or an action of
-            another shape than that of the space.
+        EnvContractError: Numbers that are not finite in float32.
     """
-    if action.shape != env.action_space.shape:
-        raise EnvContractError(
-            f"The policy returned an action of shape {action.shape} for one "
-            f"observation, and {env_name(env)} takes {env.action_space.shape}."
-        )
     named = {"observation": observation, "action": action, "reward": reward}
     for name, value in _arrays(named):
         # The comparison is false for NaN too, and float32 has to hold the value.

@@ -202,10 +202,10 @@ class Tally:
         usable = score.size == 1 and score.dtype.kind in "biuf"
         return float(score.reshape(())) if usable and np.isfinite(score) else None
 
-    def record(self, env: Env, num_plans: int | None = None) -> EpisodeRecord:
-        """Return the results of the episode that just ended in `env`."""
+    def record(self, num_plans: int | None = None) -> EpisodeRecord:
+        """Return the results of the episode that just ended."""
         score, details = self.info.get("score"), {}
-        normalized = getattr(env.unwrapped, "get_normalized_score", None)
+        normalized = getattr(self.env.unwrapped, "get_normalized_score", None)
         if isinstance(score, Real) and math.isfinite(score):  # the environment's own
             known = self.usual | {"score", *UNRECORDED}
             details = {k: json_data(v) for k, v in self.info.items() if k not in known}
@@ -347,7 +347,7 @@ def _run(
             bar.update()
             check_length(envs[slot], tallies[slot].length)
             if after.terminated or after.truncated:
-                record = tallies[slot].record(envs[slot], driver.num_plans[slot])
+                record = tallies[slot].record(driver.num_plans[slot])
                 finished[record.seed] = record
                 bar.finish(record)
                 begin(slot)
@@ -406,7 +406,7 @@ def run_episode(
         tally.add(after.reward, after.info)
         check_length(env, tally.length)
         starting, done = False, after.terminated or after.truncated
-    return Rollout(observations, tally.record(env))
+    return Rollout(observations, tally.record())
 
 
 def episode_stream(seed: int, episode: int) -> int:
