@@ -222,6 +222,17 @@ def test_a_missing_episode_is_named(tmp_path: Path) -> None:
         load_flat(DATASET)
 
 
+def test_pictures_in_place_of_numbers_are_named(tmp_path: Path) -> None:
+    import h5py
+
+    write(cut_stream([4])[0])
+    with h5py.File(data_folder(tmp_path) / "main_data.hdf5", "a") as file:
+        del file["episode_0/actions"]
+        file["episode_0"].create_dataset("actions", data=[b"jpeg", b"jpeg", b"jpeg"])
+    with pytest.raises(DatasetError, match=r"actions holds .*bytes as pictures"):
+        load_flat(DATASET)
+
+
 def test_damaged_metadata_are_refused(tmp_path: Path) -> None:
     write(cut_stream([4])[0])
     (data_folder(tmp_path) / "metadata.json").write_text("{")

@@ -73,6 +73,9 @@ from diffuser_policy.spaces import check_action_bounds
 from diffuser_policy.versions import SIMULATORS
 
 ROOT_VARIABLE = "MINARI_DATASETS_PATH"
+
+# How some arrays come to hold no numbers, or steps of another shape.
+PICTURES = " (Minari before 0.5.4 writes arrays of bytes as pictures)"
 CACHE_VARIABLE = "DIFFUSER_POLICY_CACHE"
 DATASET_ID = re.compile(r"([\w-][\w/-]*[\w-]/)?[\w-]+-v\d+")
 COLLECTION = "collection"  # our own entry in Minari's metadata
@@ -544,6 +547,10 @@ def _hdf5_episodes(
 
     def read(group: Any, name: bytes, dtype: type[np.generic]) -> np.ndarray:
         dataset = h5py.h5d.open(group, name)
+        if dataset.dtype.kind not in "biuf":
+            raise ValueError(
+                f"{name.decode()} holds something other than numbers{PICTURES}"
+            )
         array = np.empty(dataset.shape, dtype)
         if array.size:
             dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, array)
@@ -553,7 +560,7 @@ def _hdf5_episodes(
         if array.shape[1:] != shape:
             raise ValueError(
                 f"steps of shape {array.shape[1:]} are not in their space, of shape "
-                f"{shape} (Minari before 0.5.4 writes arrays of bytes as pictures)"
+                f"{shape}{PICTURES}"
             )
         return array.reshape(len(array), math.prod(shape))
 
