@@ -40,15 +40,16 @@ from diffuser_policy.config import RUN_SETTINGS, CollectSettings
 from diffuser_policy.data.demonstrators import (
     DEMONSTRATORS,
     EpisodeProtocol,
-    Policy,
     Recipe,
     RunProtocol,
     check_goal_env,
     default_demonstrator,
     generators_of,
+    makes_runs,
     verify_sample,
 )
-from diffuser_policy.data.flat import FLOAT32_MOST, Episode
+from diffuser_policy.data.episodes import Policy, check_episode, record_episode
+from diffuser_policy.data.flat import Episode
 from diffuser_policy.data.minari import (
     COLLECTION,
     check_spaces,
@@ -60,21 +61,13 @@ from diffuser_policy.data.minari import (
 from diffuser_policy.data.workers import map_unordered, num_cores
 from diffuser_policy.envs import (
     Env,
-    action_and_state,
     check_ends,
-    check_length,
-    copied,
-    env_name,
     make_env,
-    reset_env,
-    step_env,
     step_limit,
-    usable_action,
 )
 from diffuser_policy.errors import (
     ConfigError,
     DatasetError,
-    EnvContractError,
     UnknownNameError,
     require_extra,
 )
@@ -85,7 +78,6 @@ from diffuser_policy.files import (
     replaced_file,
     write_json,
 )
-from diffuser_policy.observations import batched, numbers
 from diffuser_policy.settings import (
     all_options,
     converted,
@@ -100,7 +92,7 @@ NO_SEED = -1
 FALLBACK_STEPS_PER_GOAL = 1000  # for environments without a step limit
 DEFAULT_STEPS = 1_000_000
 DEFAULT_RUN_LENGTH = 10_000
-DEFAULT_EPISODES = 10_000
+DEFAULT_EPISODES = 1_000
 
 
 @dataclass(frozen=True)
@@ -310,7 +302,7 @@ def collect(settings: CollectSettings, *, progress: bool = True) -> Path:
         demonstrator = settings.demonstrator or default_demonstrator(env)
         dataset_id = settings.dataset_id
         protocol: CollectionProtocol
-        if settings.generator is not None or generators_of(demonstrator):
+        if settings.generator is not None or not makes_runs(demonstrator):
             protocol = generated = _episode_protocol(settings, demonstrator)
             made = generated.make(env)  # an impossible option fails now
             dataset_id = dataset_id or getattr(made, "dataset_id", None)
@@ -423,112 +415,16 @@ def collect_episodes(
         )
 
 
-def record_episode(
-    env: Env, policy: Policy, seed: int, *, deterministic: bool = False
-) -> Episode:
-    """Record one episode, from a reset to its end.
-
-    Raises:
-        EnvContractError: The environment breaks Gymnasium's rules, returns numbers that
-            are not finite, or its episode does not end.
-    """
-    observation, _ = reset_env(env, seed=seed)
-    observations = [observation]
-    steps: list[tuple[np.ndarray, float, bool, bool]] = []
-    state, starting, done = None, True, False
-    while not done:
-        action, state = action_and_state(
-            policy.predict(
-                copied(observation), state, np.array([starting]), deterministic
-            )
-        )
-        action = np.array(usable_action(env, action), env.action_space.dtype)
-        after = step_env(env, action)
-        observation = after.observation
-        _check_recorded(env, len(steps), observation, action, after.reward)
-        check_length(env, len(steps) + 1)
-        observations.append(observation)
-        steps.append((action, after.reward, after.terminated, after.truncated))
-        starting, done = False, after.terminated or after.truncated
-    actions, rewards, terminations, truncations = zip(*steps, strict=True)
-    if not isinstance(observation, Mapping):
-        observations = [{"observation": each} for each in observations]
-    return Episode(
-        observations=batched(observations),
-        actions=np.asarray(actions, env.action_space.dtype),
-        rewards=np.asarray(rewards, np.float64),
-        terminations=np.asarray(terminations, np.bool_),
-        truncations=np.asarray(truncations, np.bool_),
-        seed=seed,
-    )
-
-
-def _check_recorded(
-    env: Env, step: int, observation: Any, action: np.ndarray, reward: float
-) -> None:
-    """Refuse now what could not be read from the dataset later.
-
-    Raises:
-        EnvContractError: Numbers that are not finite in float32.
-    """
-    named = {"observation": observation, "action": action, "reward": reward}
-    for name, value in _arrays(named):
-        # The comparison is false for NaN too, and float32 has to hold the value.
-        if not np.all(np.abs(numbers(value)) <= FLOAT32_MOST):
-            raise _not_finite(env, f"{name} of env step {step}", value)
-
-
-def _check_episode(env: Env, episode: Episode) -> None:
-    """Refuse a finished episode that could not be read from the dataset later.
-
-    Raises:
-        EnvContractError: Numbers that are not finite in float32; names the first step.
-    """
-    named = {
-        "observation": dict(episode.observations),
-        "action": episode.actions,
-        "reward": episode.rewards,
-    }
-    found = []
-    for name, values in _arrays(named):
-        good = np.abs(np.asarray(values, np.float64)) <= FLOAT32_MOST  # no NaN is
-        if not good.all():
-            row = int(np.argmin(good.reshape(len(good), -1).all(axis=1)))
-            # The first row of observations is the reset's, the next is of step 0.
-            step = row - 1 if name.startswith("observation") else row
-            found.append((step, name, values[row]))
-    if found:
-        step, name, value = min(found, key=lambda each: each[0])
-        when = "the reset" if step < 0 else f"env step {step}"
-        raise _not_finite(env, f"{name} of {when}", value)
-
-
-def _not_finite(env: Env, what: str, value: Any) -> EnvContractError:
-    return EnvContractError(
-        f"{env_name(env)}: the {what} is {value}, which is not finite in float32. "
-        f"Correct the environment or the policy: nothing can be learned from it."
-    )
-
-
-def _arrays(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the arrays within dictionaries and tuples, and where each of them is."""
-    if isinstance(value, Mapping | tuple):
-        parts = value.items() if isinstance(value, Mapping) else enumerate(value)
-        for key, part in parts:
-            yield from _arrays(part, f"{name}/{key}" if name else str(key))
-    else:
-        yield name, value
-
-
 def _episode_protocol(settings: CollectSettings, demonstrator: str) -> EpisodeProtocol:
-    known = generators_of(demonstrator)
-    if not known:
+    known, name = generators_of(demonstrator), settings.generator
+    if name is not None and not known:
         raise ConfigError(
             f"The demonstrator {demonstrator!r} has no generators of episodes; leave "
-            "generator (--generator) and num_episodes (--num-episodes) out."
+            "generator (--generator) out."
         )
-    name = next(iter(known)) if settings.generator is None else settings.generator
-    if name not in known:
+    if name is None and known:
+        name = next(iter(known))
+    if name is not None and name not in known:
         raise UnknownNameError("generator", name, known)
     unused = [each for each in RUN_SETTINGS if getattr(settings, each) is not None]
     unused += ["action_noise"] * (settings.action_noise != 0.0)
@@ -538,7 +434,11 @@ def _episode_protocol(settings: CollectSettings, demonstrator: str) -> EpisodePr
             f"{', '.join(unused)} apply to runs only. Give num_episodes "
             f"(--num-episodes)."
         )
-    usual: int = getattr(known[name], "default_episodes", DEFAULT_EPISODES)
+    if name is None:
+        factory, title = DEMONSTRATORS.find(demonstrator).target, "the demonstrator"
+    else:
+        factory, title = known[name], f"the generator {name!r} of"
+    usual: int = getattr(factory, "default_episodes", DEFAULT_EPISODES)
     return EpisodeProtocol(
         env_id=settings.env_id,
         num_episodes=settings.num_episodes or usual,
@@ -546,9 +446,7 @@ def _episode_protocol(settings: CollectSettings, demonstrator: str) -> EpisodePr
         generator=name,
         seed=settings.seed,
         options=all_options(
-            f"the generator {name!r} of {demonstrator!r}",
-            known[name],
-            settings.demonstrator_options,
+            f"{title} {demonstrator!r}", factory, settings.demonstrator_options
         ),
         versions=versions(*RECORDERS),
     )
@@ -618,7 +516,7 @@ def _record_shard(protocol: CollectionProtocol, shards: ShardFolder, index: int)
     env = _worker_env(protocol.env_id)
     episodes, failures = protocol.record(index, env)
     for episode in episodes:
-        _check_episode(env, episode)
+        check_episode(env, episode)
     shards.save(index, episodes, failures)
     return index
 

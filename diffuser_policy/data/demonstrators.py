@@ -1,18 +1,24 @@
-"""Scripted experts that produce data, found by name.
+"""Experts that produce data, found by name.
 
 A demonstrator follows Stable-Baselines3's contract, like every policy here:
 
     action, state = demonstrator.predict(observation, state, episode_start)
 
-and says with `has_reached` when its target is reached. Its class method
-`from_env(env, seed=…, **options)` builds it. Any installed distribution offers one in
-the entry-point group `diffuser_policy.demonstrators` (`diffuser_policy.plugins` has the
-rules); an environment names its own in its class's `metadata["demonstrator"]`.
+Its class method `from_env(env, seed=…, **options)` builds it. Any installed
+distribution offers one in the entry-point group `diffuser_policy.demonstrators`
+(`diffuser_policy.plugins` has the rules); an environment names its own in its class's
+`metadata["demonstrator"]`.
 
-There are two ways to record data with one.
+There are three ways to record data with one.
+
+**Its own episodes**, from reset to end, with terminations and rewards as the
+environment gives them, are what any demonstrator is recorded with that has neither of
+the following. Its class may name the dataset (`dataset_id`) and say how many episodes
+are usual (`default_episodes`).
 
 **Runs** show how to get from anywhere to anywhere (D4RL's maze2d recipe). The
-demonstrator chases one target after another, and the system is never reset in between:
+demonstrator chases one target after another, says with `has_reached` when one is
+reached, and the system is never reset in between:
 
     draw a target → act until it is reached, or for `max_steps_per_goal` steps
                   → draw the next → … → stop after `length` steps
@@ -22,8 +28,8 @@ Row `t` holds the observation before step `t` with the target that step `t` chas
 The reward of row `t` is the environment's for the next state and that target.
 Source: Fu et al., "D4RL: Datasets for Deep Data-Driven RL" (2020), maze2d.
 
-**Episodes** suit tasks with a beginning and an end worth showing (a tower is built).
-Such a demonstrator names generators of episodes:
+**Generated episodes** suit tasks with an end worth showing (a tower is built). Such a
+demonstrator names generators of episodes:
 
     class MyDemonstrator:
         generators = {"physics": MyGenerator}   # the first is the default
@@ -50,6 +56,7 @@ from typing import Any, ClassVar, Protocol
 import gymnasium as gym
 import numpy as np
 
+from diffuser_policy.data.episodes import Policy, record_episode
 from diffuser_policy.data.flat import Episode
 from diffuser_policy.envs import Env
 from diffuser_policy.errors import ConfigError, DatasetError
@@ -58,28 +65,21 @@ from diffuser_policy.plugins import Kind
 EPISODES_PER_SHARD = 10
 MAX_ATTEMPTS = 20  # for one episode
 VERIFIED_EPISODES = 20
-Observation = np.ndarray | dict[str, np.ndarray]
-State = tuple[np.ndarray, ...] | None
-
-
-class Policy(Protocol):
-    """Stable-Baselines3's contract."""
-
-    def predict(
-        self,
-        observation: Observation,
-        state: State = None,
-        episode_start: np.ndarray | None = None,
-        deterministic: bool = False,
-    ) -> tuple[np.ndarray, State]:
-        """Return the action, and what to pass as `state` the next time."""
 
 
 class Demonstrator(Policy, Protocol):
-    """A policy that chases the desired goal, whenever that changes."""
+    """A policy for an environment."""
 
     @classmethod
     def from_env(cls, env: Env, **settings: object) -> Demonstrator:
+        """Build one for an environment; `seed` is always among the settings."""
+
+
+class GoalChaser(Demonstrator, Protocol):
+    """A demonstrator that chases the desired goal, whenever that changes."""
+
+    @classmethod
+    def from_env(cls, env: Env, **settings: object) -> GoalChaser:
         """Build one for an environment; `seed` is always among the settings."""
 
     def has_reached(self, achieved_goal: np.ndarray, desired_goal: np.ndarray) -> bool:
@@ -216,7 +216,7 @@ def record_run(
         int(word) for word in seed.generate_state(3)
     )
     observation, _ = base.reset(seed=env_seed)
-    factory: type[Demonstrator] = DEMONSTRATORS.find(recipe.demonstrator).target
+    factory: type[GoalChaser] = DEMONSTRATORS.find(recipe.demonstrator).target
     demonstrator = factory.from_env(env, seed=demonstrator_seed, **recipe.options)
     space: gym.spaces.Box = base.action_space
     noise = None
@@ -280,12 +280,53 @@ class EpisodeGenerator(Protocol):
 
         An episode of `L` steps, cut at its end, has the attributes `observations`
         (`[L + 1, size]`, or a dictionary of such arrays for goal environments),
-        `actions` `[L, A]` and `rewards` `[L]`.
+        `actions` `[L, A]` and `rewards` `[L]`. An `Episode` may also terminate.
         """
 
 
+class OwnEpisodes:
+    """Generates the episodes of a demonstrator that acts, from reset to end.
+
+    Attributes:
+        dataset_id: The demonstrator's own, if it has one.
+    """
+
+    def __init__(
+        self, factory: type[Demonstrator], env: Env, options: Mapping[str, Any]
+    ) -> None:
+        """Keep what makes the demonstrator; one is made now, to see that it can be."""
+        self.factory, self.env, self.options = factory, env, options
+        self.dataset_id: str | None = getattr(factory, "dataset_id", None)
+        factory.from_env(env, seed=0, **options)
+
+    def record(self, seed: int) -> Episode:
+        """Return the episode of a seed, which fixes the reset and the demonstrator.
+
+        Raises:
+            EnvContractError: The environment breaks Gymnasium's rules, returns numbers
+                that are not finite, or its episode does not end.
+        """
+        own_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
+        policy = self.factory.from_env(self.env, seed=own_seed, **self.options)
+        return record_episode(self.env, policy, seed)
+
+
+def makes_runs(demonstrator: str) -> bool:
+    """Return whether a demonstrator chases targets and offers no generators.
+
+    Args:
+        demonstrator: Registered name, `module:Class`, or `file.py:Class`.
+
+    Raises:
+        UnknownNameError: Neither registered nor importable.
+        ConfigError: It is offered twice, fails on import, or is no demonstrator.
+    """
+    target = DEMONSTRATORS.find(demonstrator).target
+    return hasattr(target, "has_reached") and not generators_of(demonstrator)
+
+
 def generators_of(demonstrator: str) -> Mapping[str, type[EpisodeGenerator]]:
-    """Return the generators that a demonstrator offers, by name; none if it makes runs.
+    """Return the generators that a demonstrator offers, by name.
 
     Args:
         demonstrator: Registered name, `module:Class`, or `file.py:Class`.
@@ -305,16 +346,16 @@ class EpisodeProtocol:
         env_id: The environment.
         num_episodes: Number of episodes.
         demonstrator: Name of the expert.
-        generator: Name of one of its generators.
+        generator: Name of one of its generators; None: it acts, from reset to end.
         seed: Fixes all episodes.
-        options: All options of the generator.
+        options: All options of the generator or, without one, of the demonstrator.
         versions: Versions of the packages involved.
     """
 
     env_id: str
     num_episodes: int
     demonstrator: str
-    generator: str
+    generator: str | None
     seed: int
     options: Mapping[str, Any]
     versions: Mapping[str, str]
@@ -332,27 +373,37 @@ class EpisodeProtocol:
         return -(-self.num_episodes // EPISODES_PER_SHARD)
 
     @property
-    def factory(self) -> type[EpisodeGenerator]:
-        """The generator's class."""
+    def factory(self) -> Any:
+        """Class of the generator or, without one, of the demonstrator."""
+        if self.generator is None:
+            return DEMONSTRATORS.find(self.demonstrator).target
         return generators_of(self.demonstrator)[self.generator]
+
+    @property
+    def title(self) -> str:
+        """What makes the episodes, for messages."""
+        expert = f"{self.demonstrator!r}"
+        if self.generator is None:
+            return f"The demonstrator {expert}"
+        return f"The generator {self.generator!r} of {expert}"
 
     def size(self, index: int) -> int:
         """Number of episodes of a shard."""
         return min(EPISODES_PER_SHARD, self.num_episodes - index * EPISODES_PER_SHARD)
 
-    def make(self, env: Env) -> EpisodeGenerator:
+    def make(self, env: Env) -> EpisodeGenerator | OwnEpisodes:
         """Return the generator.
 
         Raises:
             ConfigError: It refuses the environment or the options.
         """
         try:
-            return self.factory.from_env(env, **self.options)
+            if self.generator is None:
+                return OwnEpisodes(self.factory, env, self.options)
+            made: EpisodeGenerator = self.factory.from_env(env, **self.options)
         except (TypeError, ValueError) as error:
-            raise ConfigError(
-                f"The generator {self.generator!r} of {self.demonstrator!r} cannot be "
-                f"made: {error}"
-            ) from error
+            raise ConfigError(f"{self.title} cannot be made: {error}") from error
+        return made
 
     def record(self, index: int, env: Env) -> tuple[list[Episode], int]:
         """Return a shard's episodes, and how many attempts failed.
@@ -374,10 +425,12 @@ class EpisodeProtocol:
                 failures += 1
             else:
                 raise DatasetError(
-                    f"The generator {self.generator!r} of {self.demonstrator!r} failed "
-                    f"{MAX_ATTEMPTS} times in a row at episode {number}. Look at its "
-                    f"options: {dict(self.options)}."
+                    f"{self.title} failed {MAX_ATTEMPTS} times in a row at episode "
+                    f"{number}. Look at its options: {dict(self.options)}."
                 )
+            if isinstance(found, Episode):
+                episodes.append(found)
+                continue
             fields = found.observations
             if not isinstance(fields, Mapping):
                 fields = {"observation": fields}
@@ -386,7 +439,7 @@ class EpisodeProtocol:
 
 
 def verify_sample(
-    generator: EpisodeGenerator, seeds: Sequence[int]
+    generator: EpisodeGenerator | OwnEpisodes, seeds: Sequence[int]
 ) -> dict[str, int] | None:
     """Replay a sample of all episodes, evenly spread, if the generator can.
 

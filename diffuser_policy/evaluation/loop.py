@@ -41,6 +41,7 @@ from diffuser_policy.envs import (
 )
 from diffuser_policy.errors import ConfigError, EnvContractError, shown
 from diffuser_policy.evaluation.records import EpisodeRecord, Evaluation, Timing
+from diffuser_policy.evaluation.scores import score_of_returns
 from diffuser_policy.observations import batched, numbers
 from diffuser_policy.settings import converted, json_data, seed_or_drawn
 from diffuser_policy.versions import versions
@@ -205,7 +206,7 @@ class Tally:
     def record(self, num_plans: int | None = None) -> EpisodeRecord:
         """Return the results of the episode that just ended."""
         score, details = self.info.get("score"), {}
-        normalized = getattr(self.env.unwrapped, "get_normalized_score", None)
+        normalized = score_of_returns(self.env)
         if isinstance(score, Real) and math.isfinite(score):  # the environment's own
             known = self.usual | {"score", *UNRECORDED}
             details = {k: json_data(v) for k, v in self.info.items() if k not in known}

@@ -59,7 +59,7 @@ from diffuser_policy.config import (
     ValueTrainConfig,
     WindowConfig,
 )
-from diffuser_policy.data.collection import record_episode
+from diffuser_policy.data.episodes import record_episode
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.errors import DatasetNotFoundError
 from diffuser_policy.evaluation.statistics import Interval, mean_interval

@@ -1,0 +1,135 @@
+"""Recording one episode of an environment with a policy, checked while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from diffuser_policy.data.flat import FLOAT32_MOST, Episode
+from diffuser_policy.envs import (
+    Env,
+    action_and_state,
+    check_length,
+    copied,
+    env_name,
+    reset_env,
+    step_env,
+    usable_action,
+)
+from diffuser_policy.errors import EnvContractError
+from diffuser_policy.observations import batched, numbers
+
+Observation = np.ndarray | dict[str, np.ndarray]
+State = tuple[np.ndarray, ...] | None
+
+
+class Policy(Protocol):
+    """Stable-Baselines3's contract."""
+
+    def predict(
+        self,
+        observation: Observation,
+        state: State = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, State]:
+        """Return the action, and what to pass as `state` the next time."""
+
+
+def record_episode(
+    env: Env, policy: Policy, seed: int, *, deterministic: bool = False
+) -> Episode:
+    """Record one episode, from a reset to its end.
+
+    Raises:
+        EnvContractError: The environment breaks Gymnasium's rules, returns numbers that
+            are not finite, or its episode does not end.
+    """
+    observation, _ = reset_env(env, seed=seed)
+    observations = [observation]
+    steps: list[tuple[np.ndarray, float, bool, bool]] = []
+    state, starting, done = None, True, False
+    while not done:
+        action, state = action_and_state(
+            policy.predict(
+                copied(observation), state, np.array([starting]), deterministic
+            )
+        )
+        action = np.array(usable_action(env, action), env.action_space.dtype)
+        after = step_env(env, action)
+        observation = after.observation
+        _check_recorded(env, len(steps), observation, action, after.reward)
+        check_length(env, len(steps) + 1)
+        observations.append(observation)
+        steps.append((action, after.reward, after.terminated, after.truncated))
+        starting, done = False, after.terminated or after.truncated
+    actions, rewards, terminations, truncations = zip(*steps, strict=True)
+    if not isinstance(observation, Mapping):
+        observations = [{"observation": each} for each in observations]
+    return Episode(
+        observations=batched(observations),
+        actions=np.asarray(actions, env.action_space.dtype),
+        rewards=np.asarray(rewards, np.float64),
+        terminations=np.asarray(terminations, np.bool_),
+        truncations=np.asarray(truncations, np.bool_),
+        seed=seed,
+    )
+
+
+def _check_recorded(
+    env: Env, step: int, observation: Any, action: np.ndarray, reward: float
+) -> None:
+    """Refuse now what could not be read from the dataset later.
+
+    Raises:
+        EnvContractError: Numbers that are not finite in float32.
+    """
+    named = {"observation": observation, "action": action, "reward": reward}
+    for name, value in _arrays(named):
+        # The comparison is false for NaN too, and float32 has to hold the value.
+        if not np.all(np.abs(numbers(value)) <= FLOAT32_MOST):
+            raise _not_finite(env, f"{name} of env step {step}", value)
+
+
+def check_episode(env: Env, episode: Episode) -> None:
+    """Refuse a finished episode that could not be read from the dataset later.
+
+    Raises:
+        EnvContractError: Numbers that are not finite in float32; names the first step.
+    """
+    named = {
+        "observation": dict(episode.observations),
+        "action": episode.actions,
+        "reward": episode.rewards,
+    }
+    found = []
+    for name, values in _arrays(named):
+        good = np.abs(np.asarray(values, np.float64)) <= FLOAT32_MOST  # no NaN is
+        if not good.all():
+            row = int(np.argmin(good.reshape(len(good), -1).all(axis=1)))
+            # The first row of observations is the reset's, the next is of step 0.
+            step = row - 1 if name.startswith("observation") else row
+            found.append((step, name, values[row]))
+    if found:
+        step, name, value = min(found, key=lambda each: each[0])
+        when = "the reset" if step < 0 else f"env step {step}"
+        raise _not_finite(env, f"{name} of {when}", value)
+
+
+def _not_finite(env: Env, what: str, value: Any) -> EnvContractError:
+    return EnvContractError(
+        f"{env_name(env)}: the {what} is {value}, which is not finite in float32. "
+        f"Correct the environment or the policy: nothing can be learned from it."
+    )
+
+
+def _arrays(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the arrays within dictionaries and tuples, and where each of them is."""
+    if isinstance(value, Mapping | tuple):
+        parts = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, part in parts:
+            yield from _arrays(part, f"{name}/{key}" if name else str(key))
+    else:
+        yield name, value

@@ -1,0 +1,36 @@
+"""Scores of environments that have none themselves: D4RL's, of Gymnasium's robots.
+
+    score = 100 (return - low) / (high - low)
+
+with the returns of a random policy and of an expert, trained with SAC, that D4RL gives
+for each robot (Fu et al., "D4RL: Datasets for Deep Data-Driven RL", 2020). Later
+versions of these environments differ in details, and keep the scores.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from diffuser_policy.envs import Env, env_name
+
+D4RL_RETURNS = {
+    "HalfCheetah": (-280.178953, 12135.0),
+    "Hopper": (-20.272305, 3234.3),
+    "Walker2d": (1.629008, 4592.3),
+}
+
+
+def score_of_returns(env: Env) -> Callable[[float], Any] | None:
+    """Return what maps an episode's return to its score, or None: there is no score.
+
+    An environment's own method `get_normalized_score` comes first.
+    """
+    own: Callable[[float], Any] | None
+    own = getattr(env.unwrapped, "get_normalized_score", None)
+    robot = re.sub(r"-v\d+$", "", env_name(env))
+    if own is not None or robot not in D4RL_RETURNS:
+        return own
+    low, high = D4RL_RETURNS[robot]
+    return lambda episode_return: 100 * (episode_return - low) / (high - low)

@@ -1,0 +1,1 @@
+"""Demonstrations by Gymnasium's robots, which are registered by Gymnasium."""

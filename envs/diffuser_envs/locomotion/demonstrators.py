@@ -1,0 +1,247 @@
+r"""Soft actor-critic policies of Hopper, Walker2d and HalfCheetah, for D4RL's recipe.
+
+D4RL's locomotion data were recorded by SAC policies at different stages of one training
+(Fu et al., "D4RL: Datasets for Deep Data-Driven RL", 2020, section 4). `actors/` has
+such stages for each robot of Gymnasium, by the number of env steps they had learned
+from (`examples/experiments/train_behaviour.py` trains them):
+
+| demonstrator | acts as |
+|---|---|
+| `hopper-expert` | the policy at the end of its training |
+| `hopper-medium` | a policy of about a third of the expert's return |
+| `hopper-medium-expert` | either of both, for half of the env steps |
+| `hopper-medium-replay` | the stages up to the medium one, in equal parts |
+
+and so on for `walker2d` and `halfcheetah`. D4RL's medium-replay is the replay buffer of
+the training itself, which is too large to ship.
+
+A policy is a network of two hidden layers h with two outputs, μ and log σ, and draws
+
+    a = tanh(μ(h(o)) + σ(h(o)) ε),  ε ~ N(0, 1)
+
+Source: Haarnoja et al., "Soft Actor-Critic" (2018).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeAlias
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load_file
+
+from diffuser_envs.errors import UnsupportedEnvError
+
+ACTORS = Path(__file__).with_name("actors")
+LOG_STD = (-20.0, 2.0)  # bounds of log σ
+
+State: TypeAlias = tuple[npt.NDArray[np.int64], ...]
+Array: TypeAlias = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Actor:
+    """A Gaussian policy squashed by tanh.
+
+    Attributes:
+        layers: Weights `[inputs, outputs]` and biases `[outputs]` of both hidden
+            layers, of μ and of log σ.
+    """
+
+    layers: tuple[tuple[Array, Array], ...]
+
+    @classmethod
+    def load(cls, name: str) -> Actor:
+        """Read a shipped actor, such as `hopper-0200k`."""
+        arrays = load_file(ACTORS / f"{name}.safetensors")
+        names = sorted({key.rpartition(".")[0] for key in arrays})
+        return cls(
+            tuple(
+                (
+                    arrays[f"{each}.kernel"].astype(np.float32),
+                    arrays[f"{each}.bias"].astype(np.float32),
+                )
+                for each in names
+            )
+        )
+
+    def act(self, observations: Array, noise: Array | None) -> Array:
+        """Return actions `[n, action]`.
+
+        Args:
+            observations: `[n, observation]`.
+            noise: ε above, `[n, action]`; None: zero.
+        """
+        *hidden, mean, log_std = self.layers
+        x = observations
+        for kernel, bias in hidden:
+            x = np.maximum(x @ kernel + bias, 0.0)
+        chosen = x @ mean[0] + mean[1]
+        if noise is not None:
+            chosen += np.exp(np.clip(x @ log_std[0] + log_std[1], *LOG_STD)) * noise
+        acted: Array = np.tanh(chosen)
+        return acted
+
+
+_load = lru_cache(maxsize=None)(Actor.load)
+
+
+class SacDemonstrator:
+    """Walk as a policy did at one of several stages, another in each episode.
+
+    Follows Stable-Baselines3's `predict`. Its state says which actor is at work.
+
+    Attributes:
+        robot: Name of the environment, without version.
+        actors: Names of actors → share of the episodes.
+        dataset_id: Of what it records.
+        default_episodes: Episodes of about 300,000 env steps.
+    """
+
+    robot: ClassVar[str]
+    dataset_id: ClassVar[str]
+    actors: ClassVar[Mapping[str, float]]
+    default_episodes: ClassVar[int] = 300
+
+    def __init__(self, *, seed: int = 0) -> None:
+        """Load the actors.
+
+        Args:
+            seed: Fixes the choice of actors and their noise.
+        """
+        self._actors = [_load(name) for name in self.actors]
+        shares = np.array(list(self.actors.values()))
+        self._shares = shares / shares.sum()
+        self._rng = np.random.default_rng(seed)
+
+    @classmethod
+    def from_env(cls, env: gymnasium.Env[Any, Any], *, seed: int = 0) -> Self:
+        """Make a demonstrator for an environment.
+
+        Args:
+            env: Of the robot, any version.
+            seed: Fixes the choice of actors and their noise.
+
+        Raises:
+            UnsupportedEnvError: It is another robot's.
+        """
+        name = env.spec.id if env.spec else type(env.unwrapped).__name__
+        if not re.fullmatch(rf"{cls.robot}-v\d+", name):
+            raise UnsupportedEnvError(
+                f"this demonstrator is of {cls.robot}-v5 and cannot act in {name}"
+            )
+        return cls(seed=seed)
+
+    def predict(
+        self,
+        observation: npt.ArrayLike,
+        state: State | None = None,
+        episode_start: npt.ArrayLike | None = None,
+        deterministic: bool = False,
+    ) -> tuple[Array, State]:
+        """Return actions for one observation or a batch, and which actors chose them.
+
+        Args:
+            observation: `[observation]` or `[n, observation]`.
+            state: From the last call; None: choose actors anew.
+            episode_start: bool `[n]`: where a new actor is to be chosen.
+            deterministic: Act without noise.
+
+        Returns:
+            `[action]` or `[n, action]`, and the state.
+        """
+        rows = np.asarray(observation, np.float32)
+        single, rows = rows.ndim == 1, np.atleast_2d(rows)
+        drawn = self._rng.choice(len(self._actors), size=len(rows), p=self._shares)
+        if state is not None:
+            new = (
+                np.zeros(len(rows), np.bool_)
+                if episode_start is None
+                else (np.asarray(episode_start, np.bool_))
+            )
+            drawn = np.where(new, drawn, state[0])
+        size = len(self._actors[0].layers[-1][1])
+        noise = self._rng.standard_normal((len(rows), size), np.float32)
+        actions = np.empty_like(noise)
+        for number in set(drawn.tolist()):
+            those = drawn == number
+            actions[those] = self._actors[number].act(
+                rows[those], None if deterministic else noise[those]
+            )
+        return (actions[0] if single else actions), (drawn,)
+
+
+# Shares of episodes that make the env steps of all actors about the same: episodes last
+# 168, 263, 563 and 380 steps (Hopper), and 250, 223, 264 and 676 (Walker2d).
+
+
+class HopperMedium(SacDemonstrator):
+    """Hopper, by a policy of medium quality."""
+
+    robot = "Hopper"
+    dataset_id = "diffuser/hopper-medium-v1"
+    actors: ClassVar = {"hopper-0200k": 1.0}
+    default_episodes = 800
+
+
+class HopperMediumReplay(SacDemonstrator):
+    """Hopper, by the stages of its training up to medium quality."""
+
+    robot = "Hopper"
+    dataset_id = "diffuser/hopper-medium-replay-v1"
+    actors: ClassVar = {
+        "hopper-0050k": 0.40,
+        "hopper-0100k": 0.26,
+        "hopper-0150k": 0.12,
+        "hopper-0200k": 0.18,
+    }
+    default_episodes = 1050
+
+
+class Walker2dMedium(SacDemonstrator):
+    """Walker2d, by a policy of medium quality."""
+
+    robot = "Walker2d"
+    dataset_id = "diffuser/walker2d-medium-v1"
+    actors: ClassVar = {"walker2d-0200k": 1.0}
+    default_episodes = 450
+
+
+class Walker2dMediumReplay(SacDemonstrator):
+    """Walker2d, by the stages of its training up to medium quality."""
+
+    robot = "Walker2d"
+    dataset_id = "diffuser/walker2d-medium-replay-v1"
+    actors: ClassVar = {
+        "walker2d-0050k": 0.29,
+        "walker2d-0100k": 0.33,
+        "walker2d-0150k": 0.28,
+        "walker2d-0200k": 0.11,
+    }
+    default_episodes = 1000
+
+
+class HalfCheetahMedium(SacDemonstrator):
+    """HalfCheetah, by a policy of medium quality."""
+
+    robot = "HalfCheetah"
+    dataset_id = "diffuser/halfcheetah-medium-v1"
+    actors: ClassVar = {"halfcheetah-0150k": 1.0}
+
+
+class HalfCheetahMediumReplay(SacDemonstrator):
+    """HalfCheetah, by the stages of its training up to medium quality."""
+
+    robot = "HalfCheetah"
+    dataset_id = "diffuser/halfcheetah-medium-replay-v1"
+    actors: ClassVar = {
+        "halfcheetah-0050k": 1.0,
+        "halfcheetah-0100k": 1.0,
+        "halfcheetah-0150k": 1.0,
+    }
