@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any, assert_never
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from diffuser_policy.choices import ExecutorName, SamplerName
 from diffuser_policy.columns.features import (
@@ -257,11 +257,22 @@ def _untrained(config: PolicyConfig) -> PlannerNetworks:
         else settings.clip,
         residual=settings.residual,
         loss_floor=settings.loss_floor,
+        first_weights=_first_weights(config),
     )
     normalizer = NORMALIZERS[config.window.normalizer].blank(
         config.layout.transition_dim
     )
     return PlannerNetworks(denoiser, normalizer, **_companions(config))
+
+
+def _first_weights(config: PolicyConfig) -> Tensor | None:
+    """Return the weights of errors at the first planning step, if they differ."""
+    weight, layout = config.network.first_action_weight, config.layout
+    if weight == 1 or not layout.action_dim:
+        return None
+    weights = torch.ones(layout.transition_dim)
+    weights[layout.actions] = weight
+    return weights
 
 
 def _companions(config: PolicyConfig) -> dict[str, Any]:

@@ -184,6 +184,9 @@ class NetworkConfig:
     loss_floor: float | None = None
     """Weigh errors by 1 / (noise² + this number), which makes plans more precise. None:
     all errors weigh the same."""
+    first_action_weight: float = 1.0
+    """Weight of errors in the first action, which is what a planner of actions does
+    next; the authors use 10."""
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
@@ -195,7 +198,7 @@ class NetworkConfig:
                 f"multipliers are 1 to {DEEPEST} positive numbers, got "
                 f"{self.multipliers}."
             )
-        positive(self, "loss_floor")
+        positive(self, "loss_floor", "first_action_weight")
         if self.architecture == "objects" and not self.residual:
             raise ConfigError(
                 "architecture='objects' predicts deviations from the current state: "
@@ -502,6 +505,11 @@ class TrainConfig:
         """Check the types, and draw a seed where there is none."""
         object.__setattr__(self, "seed", seed_or_drawn(self.seed))
         typed(self)
+        if self.network.first_action_weight != 1 and not self.window.actions:
+            raise ConfigError(
+                "first_action_weight has no effect on plans without actions. Leave it "
+                "out, or plan actions (--window.actions)."
+            )
 
     @classmethod
     def for_dataset(cls, flat: Recorded, **given: Any) -> TrainConfig:

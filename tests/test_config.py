@@ -75,6 +75,41 @@ def test_the_papers_presets_are_the_released_hyperparameters(
     assert config.planner.goal_velocity
 
 
+@pytest.mark.parametrize(
+    ("data", "horizon", "multipliers", "attention", "guidance"),
+    [
+        ("hopper-medium", 32, (1, 2, 4, 8), False, (0.1, 2)),
+        ("walker2d-medium-expert", 32, (1, 2, 4, 8), False, (0.1, 2)),
+        ("hopper-medium-expert", 32, (1, 2, 4, 8), False, (1e-4, 4)),
+        ("halfcheetah-medium-replay", 4, (1, 4, 8), True, (1e-3, 4)),
+    ],
+)
+def test_the_papers_robots_have_the_released_hyperparameters(
+    data: str,
+    horizon: int,
+    multipliers: tuple[int, ...],
+    attention: bool,
+    guidance: tuple[float, int],
+) -> None:
+    config = preset(f"{data}-paper")
+    window, network, planner = config.window, config.network, config.planner
+    assert config.dataset == f"diffuser/{data}-v1"
+    assert (window.horizon, window.normalizer, window.padding) == (
+        (horizon, "gaussian", "repeat")
+    )
+    assert (network.dim, network.multipliers, network.attention) == (
+        (32, multipliers, attention)
+    )
+    assert (network.num_denoising_steps, network.first_action_weight) == (20, 10)
+    assert config.value is not None
+    assert config.value.multipliers == multipliers
+    assert (config.value.discount, config.value.termination_penalty) == (0.997, 100)
+    assert (planner.sampler, planner.num_candidates) == ("ddpm", 64)
+    assert (planner.guide_scale, planner.guide_cutoff) == guidance
+    assert (planner.guide_placement, planner.guide_steps) == ("noisy", 2)
+    assert config.execution.replan_interval == 1
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_every_presets_window_fits_its_network(name: str) -> None:
     config = preset(name)

@@ -225,3 +225,20 @@ def test_a_loss_floor_weighs_errors_by_their_noise() -> None:
 
     torch.testing.assert_close(loss, every.reciprocal().mean(), rtol=0.05, atol=0)
     assert plain.loss(clean, none, torch.Generator().manual_seed(0)) == 1.0
+
+
+def test_first_weights_weigh_the_errors_of_the_first_step_by_column() -> None:
+    clean = torch.zeros(3, 4, 2)
+    none = Inpainting(torch.zeros(1, 4, 2, dtype=torch.bool), clean)
+
+    class Off(nn.Module):
+        def forward(self, noisy: Tensor, i: Tensor) -> Tensor:
+            return torch.tensor([1.0, 2.0]).expand_as(noisy) + 0.0 * i[:, None, None]
+
+    weights = torch.tensor([10.0, 1.0])
+    weighted = Denoiser(Off(), SCHEDULE, first_weights=weights).accelerated("off")
+
+    loss = weighted.loss(clean, none, torch.Generator().manual_seed(0))
+
+    # Column 0 is off by 1 and column 1 by 2, at four planning steps.
+    torch.testing.assert_close(loss, torch.tensor((10 + 3 * 1 + 4 * 4) / 8))

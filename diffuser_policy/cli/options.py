@@ -229,8 +229,8 @@ def table(
 
     made = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     made.show_header = any(headers)
-    for header in headers:
-        made.add_column(header, overflow="fold")
+    for number, header in enumerate(headers):  # names stay whole, to be copied
+        made.add_column(header, overflow="fold", no_wrap=number == 0)
     for row in rows:
         made.add_row(*(Text(str(cell)) for cell in row))  # brackets are no markup
     return made

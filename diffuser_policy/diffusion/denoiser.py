@@ -21,6 +21,9 @@ process stays the same; the network need not copy the current state.
 With a *loss floor* f, errors of step i weigh $1 / (n_i^2 + f)$: the weight that clean
 errors have in velocity prediction, $1 / n_i^2$, capped at $1/f$. Nearly clean plans are
 then learned as precisely as the vague ones from pure noise.
+
+*First weights* multiply the errors of the first planning step, column by column. With
+10 for the actions, the released code learns best what will be done next.
 """
 
 from __future__ import annotations
@@ -51,6 +54,7 @@ class Denoiser(nn.Module):
         clip: bool = True,
         residual: bool = False,
         loss_floor: float | None = None,
+        first_weights: Tensor | None = None,
         acceleration: Acceleration = "auto",
     ) -> None:
         """Combine the three parts.
@@ -65,6 +69,8 @@ class Denoiser(nn.Module):
             residual: The network works on deviations from the first planning step.
             loss_floor: Caps how much more errors weigh at little noise; not given: all
                 denoising steps weigh the same.
+            first_weights: `[transition]`, of the errors at the first planning step; not
+                given: they weigh as much as the others.
             acceleration: How the network is run where gradients are off, see
                 `diffuser_policy.networks.runtime`.
 
@@ -81,7 +87,7 @@ class Denoiser(nn.Module):
         self.prediction_target = prediction_target
         self.clip = clip
         self.residual = residual
-        self.loss_floor = loss_floor
+        self.loss_floor, self.first_weights = loss_floor, first_weights
         self.acceleration = acceleration
         self._runner: Runner | None = accelerate(network, acceleration)
 
@@ -102,6 +108,7 @@ class Denoiser(nn.Module):
             clip=self.clip,
             residual=self.residual,
             loss_floor=self.loss_floor,
+            first_weights=self.first_weights,
             acceleration=acceleration,
         )
 
@@ -157,6 +164,9 @@ class Denoiser(nn.Module):
         error = output - target
         free = (~inpainting.mask).expand_as(error).to(error.dtype)
         squares = error.square() * free
+        if self.first_weights is not None:
+            weights = self.first_weights.to(squares.device)
+            squares = torch.cat([squares[:, :1] * weights, squares[:, 1:]], dim=1)
         if self.loss_floor is not None:
             _, sigma = self._scales(steps)
             squares = squares / (sigma.square() + self.loss_floor)

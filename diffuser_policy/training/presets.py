@@ -4,11 +4,15 @@
 planned every few env steps, horizons mixed, the horizon predicted by a time-to-goal
 network. `maze2d-*-paper` have the released hyperparameters of Janner et al. 2022
 (branch `maze2d` of their code): actions and states at every env step, one fixed
-horizon, full DDPM, followed open loop with unit tracking gains.
+horizon, full DDPM, followed open loop with unit tracking gains. So do `hopper-*-paper`,
+`walker2d-*-paper` and `halfcheetah-*-paper` (branch `main`): 64 plans guided by a value
+network, of which the best one's first action is taken. With `--planner.guide-placement
+mean`, they are guided as the paper's Algorithm 1 says.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from diffuser_policy.config import (
@@ -18,6 +22,7 @@ from diffuser_policy.config import (
     PlannerConfig,
     TimeToGoalConfig,
     TrainConfig,
+    ValueConfig,
     WindowConfig,
 )
 from diffuser_policy.errors import UnknownNameError
@@ -81,6 +86,52 @@ def _paper(maze: str, *, horizon: int, num_denoising_steps: int) -> TrainConfig:
     )
 
 
+def _paper_locomotion(
+    data: str,
+    *,
+    horizon: int = 32,
+    network: Mapping[str, Any] | None = None,
+    guide_scale: float,
+    guide_cutoff: int,
+) -> TrainConfig:
+    network = network or {"multipliers": (1, 2, 4, 8)}
+    return TrainConfig(
+        dataset=f"diffuser/{data}-v1",
+        window=WindowConfig(
+            horizon=horizon,
+            padding="repeat",
+            hindsight_goal="none",
+            normalizer="gaussian",
+        ),
+        network=NetworkConfig(
+            num_denoising_steps=20, first_action_weight=10.0, **network
+        ),
+        value=ValueConfig(
+            multipliers=network["multipliers"],
+            pooling="flatten",
+            termination_penalty=100.0,
+        ),
+        optimization=OptimizationConfig(
+            num_steps=1_000_000,
+            num_accumulations=2,
+            learning_rate=2e-4,
+            **RELEASED_OPTIMIZATION,
+        ),
+        planner=PlannerConfig(
+            sampler="ddpm",
+            num_sampling_steps=None,
+            num_candidates=64,
+            ranking="guide",
+            guide_placement="noisy",
+            guide_scale=guide_scale,
+            guide_steps=2,
+            guide_cutoff=guide_cutoff,
+        ),
+        execution=ExecutionConfig(executor="actions", replan_interval=1),
+    )
+
+
+QUALITIES = ("medium", "medium-replay", "medium-expert")
 KUKA_WINDOW: dict[str, Any] = {
     "horizon": 128,
     "actions": False,
@@ -144,6 +195,26 @@ PRESETS: dict[str, TrainConfig] = {
     "maze2d-umaze-paper": _paper("umaze", horizon=128, num_denoising_steps=64),
     "maze2d-medium-paper": _paper("medium", horizon=256, num_denoising_steps=256),
     "maze2d-large-paper": _paper("large", horizon=384, num_denoising_steps=256),
+    **{
+        f"{robot}-{quality}-paper": _paper_locomotion(
+            f"{robot}-{quality}", guide_scale=0.1, guide_cutoff=2
+        )
+        for robot in ("hopper", "walker2d")
+        for quality in QUALITIES
+    },
+    "hopper-medium-expert-paper": _paper_locomotion(
+        "hopper-medium-expert", guide_scale=1e-4, guide_cutoff=4
+    ),
+    **{
+        f"halfcheetah-{quality}-paper": _paper_locomotion(
+            f"halfcheetah-{quality}",
+            horizon=4,
+            network={"multipliers": (1, 4, 8), "attention": True},
+            guide_scale=1e-3,
+            guide_cutoff=4,
+        )
+        for quality in QUALITIES
+    },
 }
 
 
