@@ -234,6 +234,20 @@ def test_cloning_finds_the_demonstrators_rule(tmp_path: Path) -> None:
     assert np.abs(actions - fields["action"]).mean() < 0.05
 
 
+def test_cloning_the_best_episodes_finds_their_rule(tmp_path: Path) -> None:
+    flat = line_data(num_runs=20)
+    fields, best = dict(flat.fields), np.arange(20) % 10 == 3
+    best_rows = np.repeat(best, flat.run_lengths)
+    sign = np.where(best_rows, -1.0, 1.0)[:, None]
+    fields["action"] = sign * np.tanh(2 * fields["observation"][:, :1])
+    fields["reward"] = np.where(best_rows, 1.0, 0.5)
+    rule = FlatDataset(fields, flat.run_starts)
+    training = context_for(tmp_path, rule, method="bc-best", num_steps=600)
+    policy = trained(find_method("bc-best"), training, width=32, best_share=0.1)
+    actions, _ = policy.predict(fields["observation"][best_rows])
+    assert np.abs(actions - fields["action"][best_rows]).mean() < 0.05
+
+
 def test_cloning_in_hindsight_goes_to_the_goal(tmp_path: Path) -> None:
     flat = line_data(num_runs=40, run_length=30)
     training = context_for(

@@ -65,6 +65,29 @@ def test_rows_that_terminate_are_kept_and_marked() -> None:
     assert paid
 
 
+def test_the_best_runs_alone_are_kept() -> None:
+    flat = line_data(num_runs=10, run_length=5, goals=False)
+    run = np.arange(flat.num_rows) // 5
+    earned = np.array([3, 9, 1, 7, 8, 2, 5, 4, 6, 0])
+    fields = {**flat.fields, "reward": earned[run] + 1e-3 * np.arange(flat.num_rows)}
+    transitions = SingleTask(
+        FlatDataset(fields, flat.run_starts), LineEnv(goals="none")
+    )
+    everything = transitions.rows
+    transitions.keep_best(1.0)
+    assert transitions.rows is everything
+    transitions.keep_best(0.2)
+    assert set(transitions.rows // 5) == {1, 4}
+    with pytest.raises(ConfigError, match="best_share"):
+        transitions.keep_best(0.0)
+
+
+def test_no_run_is_better_than_another_where_goals_differ() -> None:
+    transitions = Hindsight(line_data(), LineEnv(goals="new"))
+    with pytest.raises(ConfigError, match="best_share compares returns"):
+        transitions.keep_best(0.5)
+
+
 @pytest.mark.parametrize(("kind", "goals"), [("fixed", "none"), ("new", "hindsight")])
 def test_data_that_end_at_the_goal_cannot_be_relabelled(
     kind: str, goals: Goals

@@ -3,6 +3,7 @@ r"""Offline RL of the literature through d3rlpy: our batches, its updates.
 | method | paper |
 |---|---|
 | bc | |
+| bc-best | the best tenth of the episodes, as in Chen et al. 2021 |
 | bcq | Fujimoto et al. 2019 |
 | cql | Kumar et al. 2020 |
 | iql | Kostrikov et al. 2022 |
@@ -73,17 +74,23 @@ class D3rlpyPolicy(FlatPolicy):
 
 
 def train_d3rlpy(
-    context: MethodContext, config: Any, *, goal_discount: float = 0.99
+    context: MethodContext,
+    config: Any,
+    *,
+    goal_discount: float = 0.99,
+    best_share: float = 1.0,
 ) -> D3rlpyPolicy:
     """Train an algorithm of a configuration, such as `d3rlpy.algos.IQLConfig(...)`.
 
     Raises:
-        ConfigError: Losses are no longer finite.
+        ConfigError: Losses are no longer finite, or a share of the episodes that is not
+            in (0, 1], or a part of them where goals differ.
     """
     torch.set_num_threads(1)
     transitions = make_transitions(
         context.problem, context.dataset, goal_discount=goal_discount
     )
+    transitions.keep_best(best_share)
     torch.manual_seed(context.seed)
     algorithm = config.create()
     codec = transitions.codec
@@ -179,13 +186,15 @@ def _method(
     label: str,
     purpose: str,
     *,
+    algorithm: str | None = None,
     networks: Sequence[str] = ("actor_", "critic_"),
     normed: str | None = None,
     **settings: tuple[Any, ...],
 ) -> Callable[..., D3rlpyPolicy]:
     """Register an algorithm of d3rlpy: TD3+BC is td3-bc, configured by TD3PlusBCConfig.
 
-    `networks` are what the configuration puts before `encoder_factory`; the one that is
+    `algorithm` is d3rlpy's name, where it is not the label. `networks` are what the
+    configuration puts before `encoder_factory`; the one that is
     `normed` has layer norm. Each setting is its default, then its names in there.
     """
 
@@ -196,6 +205,7 @@ def _method(
         batch_size: int,
         goal_discount: float,
         num_layers: int = 2,
+        best_share: float = 1.0,
         **given: Any,
     ) -> D3rlpyPolicy:
         factory = require_extra("d3rlpy.models", "baselines").VectorEncoderFactory
@@ -208,10 +218,12 @@ def _method(
         chosen |= {
             known: value for key, value in given.items() for known in settings[key][1:]
         }
-        algorithm = f"{label.replace('+', 'Plus')}Config"
-        make = getattr(require_extra("d3rlpy", "baselines").algos, algorithm)
+        name = f"{(algorithm or label).replace('+', 'Plus')}Config"
+        make = getattr(require_extra("d3rlpy", "baselines").algos, name)
         config = make(batch_size=batch_size, **chosen)
-        return train_d3rlpy(context, config, goal_discount=goal_discount)
+        return train_d3rlpy(
+            context, config, goal_discount=goal_discount, best_share=best_share
+        )
 
     return family_method(
         train,
@@ -229,6 +241,14 @@ bc = _method(
     "Clone the behavior; with goals, the behavior that led to them.",
     networks=("",),
     learning_rate=(1e-3, "learning_rate"),
+)
+bc_best = _method(
+    "BC-best",
+    "Clone the behavior of the episodes with the highest returns.",
+    algorithm="BC",
+    networks=("",),
+    learning_rate=(1e-3, "learning_rate"),
+    best_share=(0.1,),
 )
 bcq = _method(
     "BCQ",

@@ -203,6 +203,33 @@ class Transitions(ABC):
         self.observation = flat.fields["observation"]
         self.action = flat.fields["action"]
 
+    def keep_best(self, share: float) -> None:
+        """Leave out all but a share of the runs, those with the highest returns.
+
+        Raises:
+            ConfigError: A share that is not in (0, 1], or goals that differ: no run is
+                better than another.
+        """
+        if not 0 < share <= 1:
+            raise ConfigError(f"best_share must be in (0, 1], got {share}.")
+        if share == 1:
+            return
+        returns = self.returns()
+        number = max(1, round(share * len(returns)))
+        best = np.isin(np.arange(len(returns)), np.argsort(returns)[-number:])
+        self.rows = self.rows[np.repeat(best, self.flat.run_lengths)[self.rows]]
+
+    def returns(self) -> np.ndarray:
+        """Return what each run earned, `[runs]`.
+
+        Raises:
+            ConfigError: Rewards depend on goals that are yet to be drawn.
+        """
+        raise ConfigError(
+            'best_share compares returns, and with goals="hindsight" runs have none. '
+            "Leave it out."
+        )
+
     def batch(self, rng: np.random.Generator, size: int) -> Batch:
         """Draw `size` transitions, uniformly over the rows."""
         rows = self.rows[rng.integers(len(self.rows), size=size)]
@@ -245,6 +272,11 @@ class SingleTask(Transitions):
         goal = fixed_goal(env)
         self.goal = None if goal is None else goal.astype(np.float32)[None]
         self.codec = Codec.fit(env, self.observation, self.action, self.goal)
+
+    def returns(self) -> np.ndarray:
+        """Return what each run earned, `[runs]`."""
+        rewards = self.reward.astype(np.float64)
+        return np.add.reduceat(rewards, self.flat.run_starts[:-1])
 
     def goals(self, number: int) -> np.ndarray | None:
         """Return the one goal, repeated `[number, goal]`; none without goals."""

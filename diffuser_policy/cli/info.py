@@ -56,7 +56,7 @@ def _presets() -> Table:
         (name, c.dataset, c.window.horizon, f"{c.optimization.num_steps:,}")
         for name, c in ((name, preset(name)) for name in PRESETS)
     )
-    headers = "name", "dataset", "horizon", "gradient steps"
+    headers = "name", "dataset", "horizon", "steps"
     return table(*headers, rows=rows, title="Training presets")
 
 
