@@ -339,7 +339,7 @@ def card(config: PolicyConfig, networks: PlannerNetworks) -> str:
         discount = f"return-to-go with discount {config.value.discount:g}"
         lines.append(f"- Value network: {discount}, {steps} gradient steps")
     if config.critic is not None:
-        steps = provenance.get("critic", {}).get("steps", "?")
+        steps = provenance.get("critic", provenance).get("steps", "?")
         lines.append(
             f"- Critic: discount {config.critic.discount:g}, {steps} gradient steps"
         )

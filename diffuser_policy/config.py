@@ -492,6 +492,9 @@ class TrainConfig:
     """Network for the executor "inverse-dynamics"; None: none is trained."""
     value: ValueConfig | None = None
     """Network that ranks and guides plans by their return; None: none is trained."""
+    critic: CriticConfig | None = None
+    """Networks that rank plans by the value of their first action; None: none are
+    trained."""
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
     """Optimizer."""
     planner: PlannerConfig = field(default_factory=PlannerConfig)
@@ -536,13 +539,14 @@ PARTS: Mapping[str, type[Any]] = {
     "time_to_goal": TimeToGoalConfig,
     "inverse_dynamics": InverseDynamicsConfig,
     "value": ValueConfig,
+    "critic": CriticConfig,
     "optimization": OptimizationConfig,
     "planner": PlannerConfig,
     "execution": ExecutionConfig,
 }
 """The parts of `TrainConfig` that have settings of their own."""
 
-COMPANIONS = ("time_to_goal", "inverse_dynamics", "value")
+COMPANIONS = ("time_to_goal", "inverse_dynamics", "value", "critic")
 """Those of networks that may be trained beside the denoiser."""
 
 

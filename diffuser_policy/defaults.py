@@ -4,9 +4,9 @@ A dataset, given settings → TrainConfig, and a reason for each choice
 
 - Data with goals: plans of states, as long as a network predicts that the way takes.
   They are pursued, or followed by learned inverse dynamics.
-- Data without goals: short plans of actions and states. Their actions are applied, and
-  a new plan is made every few env steps. If rewards differ, a value network chooses the
-  best of many candidates.
+- Data without goals: plans of a few actions and states, by a residual MLP. The first
+  action is applied, and a new plan is made. If rewards differ, a critic chooses the
+  best of many candidates (`examples/experiments/locomotion.py` compares other ways).
 
 Given settings are kept, and the others are chosen to fit them. The rules are made of
 the data alone: how long episodes are and how long they chase one goal, how far columns
@@ -34,9 +34,17 @@ from diffuser_policy.spaces import check_action_bounds
 PLANNING_STEPS = 64  # of the longest plan to a goal
 GOALS_AHEAD = 2.5  # longest plan, in units of the median time that a goal is chased
 SHORT = 4  # env steps of a plan without a goal
+MLP: Mapping[str, Any] = {  # for plans without a goal
+    "architecture": "mlp",
+    "dim": 256,
+    "depth": 3,
+    "num_denoising_steps": 20,
+    "loss_floor": 0.1,
+}
 AVERAGED = 20  # times that an average of weights is renewed in a training
 TAIL = 4.0  # half a column's range, in standard deviations, that limits can map
 ROWS_TO_FIT = 100_000
+LONGEST_MLP = 16  # env steps that a network without any sense of time plans well
 
 
 class Recorded(Protocol):
@@ -109,6 +117,7 @@ class _Chooser:
         """Choose all parts, in the order in which they depend on each other."""
         self.columns()
         self.executor()
+        self.network()
         self.windows()
         self.normalizer()
         self.companions()
@@ -229,7 +238,21 @@ class _Chooser:
         self.followed, self.why_followed = name, why
         self.set("window", actions=name == "actions")
 
-    # --- windows ----------------------------------------------------------------------
+    # --- network and windows ----------------------------------------------------------
+
+    def network(self) -> None:
+        """Choose the kind of network, unless the given settings are of one kind."""
+        taken, horizon = (
+            self.taken("network"),
+            self.taken("window").get("horizon", SHORT),
+        )
+        of_unet = {"multipliers", "kernel_size", "attention"} & {*taken}
+        acted = not self.goals and self.followed == "actions"
+        suited = acted and horizon <= LONGEST_MLP
+        suited = suited and not of_unet and not taken.get("residual")
+        if taken.get("architecture", "mlp" if suited else "unet") == "mlp":
+            self.set("network", **MLP)
+            self.say("network", "a residual MLP: plans are short")
 
     def windows(self) -> None:
         """Choose horizon, stride and padding from the lengths of the episodes."""
@@ -308,10 +331,13 @@ class _Chooser:
         rewards, ended = (self.flat.fields[name] for name in ("reward", "terminated"))
         differ = any(part.any() for part in pieces(ended))
         differ |= any((part != rewards[0]).any() for part in pieces(rewards))
+        judged = not self.goals and differ
+        acted = bool(self.get("window", "actions"))
         usual = {
             "time_to_goal": self.goals,
             "inverse_dynamics": self.followed == "inverse-dynamics",
-            "value": not self.goals and differ,
+            "value": judged and not acted and not self.wanted.get("critic"),
+            "critic": judged and acted and not self.wanted.get("value"),
         }
         self.wanted = usual | self.wanted
         horizon = self.get("window", "horizon")
@@ -325,10 +351,12 @@ class _Chooser:
         usual_decay = PARTS["optimization"]().ema_decay
         # In a short training, a slow average would still hold its random beginning.
         decay = min(usual_decay, max(0.0, 1 - AVERAGED / steps))
-        size = 64 if self.goals else 128
+        size = 64 if self.goals else 256
         self.set("optimization", batch_size=size, ema_decay=round(decay, 5))
         if self.wanted["value"]:
             self.say("value", "a network predicts returns: rewards differ")
+        if self.wanted["critic"]:
+            self.say("critic", "networks value the first action: rewards differ")
 
     # --- how to plan ------------------------------------------------------------------
 
@@ -351,6 +379,9 @@ class _Chooser:
             if self.wanted["value"]:
                 self.set("planner", guide_scale=0.0)
             why = "another network predicts the time to the goal" if timed else ""
+        elif self.wanted["critic"]:
+            self.set("planner", ranking="critic", num_candidates=32)
+            why = "the candidate whose first action has the highest value"
         elif self.wanted["value"]:
             self.set("planner", ranking="guide", guide_scale=0.0, num_candidates=16)
             why = "the candidate with the highest predicted return"

@@ -14,13 +14,20 @@ from diffuser_policy import DiffuserPolicy
 from diffuser_policy.build import num_weights
 from diffuser_policy.checkpoint import read_planner
 from diffuser_policy.cli import main
-from diffuser_policy.config import CriticConfig, CriticTrainConfig, OptimizationConfig
+from diffuser_policy.config import (
+    CriticConfig,
+    CriticTrainConfig,
+    OptimizationConfig,
+    WindowConfig,
+)
 from diffuser_policy.data.collection import collect_episodes
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.errors import ConfigError, DatasetError
 from diffuser_policy.networks.critic import Critic, Transitions
-from diffuser_policy.testing import toy_dataset, toy_policy
+from diffuser_policy.testing import toy_config, toy_dataset, toy_policy
 from diffuser_policy.training.critic_trainer import CriticTrainer
+from diffuser_policy.training.loss import PlannerLoss
+from diffuser_policy.training.trainer import Trainer
 from tests.point_env import PointEnv
 from tests.policy_helpers import observe
 
@@ -99,14 +106,14 @@ def test_steps_lead_to_the_next_row_of_their_run(tmp_path: Path) -> None:
     ended = np.zeros(180, np.bool_)
     ended[59] = True  # the first run terminates, the others are cut off
     made = trainer(tmp_path, rewarded(terminated=ended))
-    steps = made.steps.tolist()
+    steps = made.steps.rows.tolist()
     assert 59 in steps
     assert {119, 179}.isdisjoint(steps)
     assert len(steps) == 178
-    batch = made.transitions(300, torch.Generator().manual_seed(0))
-    rows = made.windows.read(torch.arange(180))[
-        :, made.policy_config.layout.observations
-    ]
+    generator, device = torch.Generator().manual_seed(0), torch.device("cpu")
+    batch = made.steps.sample(300, generator, device)
+    layout = made.policy_config.layout
+    rows = made.steps.windows.recorded(torch.arange(180))[:, layout.observations]
     for now, later, done in zip(
         batch.observations, batch.next_observations, batch.ended, strict=True
     ):
@@ -138,6 +145,39 @@ def test_a_stopped_training_resumes_to_the_same_weights(tmp_path: Path) -> None:
     resumed.run(progress=False)
     expected, found = whole.average.state_dict(), resumed.average.state_dict()
     assert all(torch.equal(value, expected[key]) for key, value in found.items())
+
+
+def test_a_critic_trained_beside_its_planner_learns_from_the_average(
+    tmp_path: Path,
+) -> None:
+    window = WindowConfig(horizon=64, padding="repeat")  # longer than the runs
+    config = toy_config(
+        critic=CriticConfig(width=8),
+        window=window,
+        optimization=OptimizationConfig(num_steps=4, batch_size=8, ema_decay=0.9),
+    )
+    whole = Trainer(config, rewarded(), tmp_path / "whole")
+    whole.run(progress=False)
+    begun = Trainer(config, rewarded(), tmp_path / "begun")
+    losses = [begun._descend()["critic"] for _ in range(2)]
+    assert np.isfinite(losses).all()
+    begun.save()
+    resumed = Trainer(config, rewarded(), tmp_path / "begun")
+    assert isinstance(resumed.loss, PlannerLoss)
+    assert resumed.loss.slow_critic == (resumed.average.critic,)
+    resumed.run(progress=False)
+    expected, found = whole.average.state_dict(), resumed.average.state_dict()
+    assert any(key.startswith("critic.") for key in found)
+    assert all(torch.equal(value, expected[key]) for key, value in found.items())
+    planner = DiffuserPolicy(*read_planner(tmp_path / "whole"))
+    planner.with_settings(ranking="critic").plan(observe())
+
+
+def test_plans_of_states_have_no_critic(tmp_path: Path) -> None:
+    window = WindowConfig(horizon=16, actions=False)
+    config = toy_config(critic=CriticConfig(), window=window)
+    with pytest.raises(DatasetError, match="values actions"):
+        Trainer(config, rewarded(), tmp_path)
 
 
 def test_data_without_rewards_are_refused(tmp_path: Path) -> None:

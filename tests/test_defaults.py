@@ -126,15 +126,32 @@ def test_without_goals_short_plans_of_actions_are_replaced_often() -> None:
 def test_rewards_that_differ_choose_among_candidates() -> None:
     flat = toy_dataset(goals=False)
     told = TrainConfig.for_dataset(rewarded(flat))
-    assert told.value is not None
-    assert (told.planner.ranking, told.planner.guide_scale) == ("guide", 0.0)
+    assert told.critic is not None
+    assert told.value is None
+    assert told.planner.ranking == "critic"
     assert told.planner.num_candidates > 1
+    asked = TrainConfig.for_dataset(rewarded(flat), value=True)
+    assert asked.critic is None
+    assert (asked.planner.ranking, asked.planner.guide_scale) == ("guide", 0.0)
     untold = TrainConfig.for_dataset(flat)
-    assert untold.value is None
+    assert (untold.critic, untold.value) == (None, None)
     assert untold.planner.ranking == "first"
     ended = flat.fields["terminated"].copy()
     ended[-1] = True
-    assert TrainConfig.for_dataset(changed(flat, terminated=ended)).value is not None
+    assert TrainConfig.for_dataset(changed(flat, terminated=ended)).critic is not None
+
+
+def test_short_plans_are_a_residual_mlps_unless_something_else_is_asked_for() -> None:
+    flat = toy_dataset(goals=False)
+
+    def architecture(**given: Any) -> str:
+        return TrainConfig.for_dataset(flat, **given).network.architecture
+
+    assert architecture() == "mlp"
+    assert architecture(window={"horizon": 32}) == "unet"
+    assert architecture(network={"multipliers": (1, 2)}) == "unet"
+    assert architecture(network={"architecture": "unet"}) == "unet"
+    assert TrainConfig.for_dataset(toy_dataset()).network.architecture == "unet"
 
 
 @pytest.mark.parametrize("goals", [False, True])
@@ -143,7 +160,7 @@ def test_horizons_fit_into_episodes_of_any_length(length: int, goals: bool) -> N
     flat = toy_dataset(2, length, goals=goals)
     window = TrainConfig.for_dataset(flat).window
     assert window.num_planning_steps <= 64
-    assert window.num_planning_steps % 4 == 0
+    assert window.num_planning_steps % 4 == 0 or not goals  # as a U-Net needs
     assert window.horizon <= max(4, length)
 
 

@@ -71,11 +71,13 @@ TRAINED = {
     "time_to_goal": "Train a network that predicts the time to the goal, for horizons.",
     "inverse_dynamics": "Train a network that predicts actions, for that executor.",
     "value": "Train a network that predicts returns, for ranking and guidance.",
+    "critic": "Train networks that value the first action, for ranking.",
 }
 COMPANIONS = {
     "time_to_goal": "prediction",
     "inverse_dynamics": "inverse",
     "value": "valuation",
+    "critic": "criticism",
 }
 """Networks that are trained with the planner, and the fields of their settings."""
 LENGTHS = frozenset({"horizon", "min_horizon", "stride"})  # they have to fit together
@@ -88,6 +90,7 @@ if TYPE_CHECKING:
     PredictionOptions = dict[str, Any]
     InverseOptions = dict[str, Any]
     ValuationOptions = dict[str, Any]
+    CriticismOptions = dict[str, Any]
     PlannerOptions = dict[str, Any]
     ExecutionOptions = dict[str, Any]
     CompanionOptions = dict[str, Any]
@@ -98,6 +101,7 @@ else:
     PredictionOptions = setting_options(TimeToGoalConfig)
     InverseOptions = setting_options(InverseDynamicsConfig)
     ValuationOptions = setting_options(ValueConfig)
+    CriticismOptions = setting_options(CriticConfig)
     PlannerOptions = setting_options(PlannerConfig)
     ExecutionOptions = setting_options(ExecutionConfig)
     CompanionOptions = TypedDict(
@@ -218,6 +222,10 @@ class PresetSettings(TrainSettings):
     valuation: Annotated[ValueConfig, tyro.conf.arg(name="value")] = field(
         default_factory=ValueConfig
     )
+    critic: Annotated[bool, tyro.conf.arg(help=TRAINED["critic"])] = False
+    criticism: Annotated[CriticConfig, tyro.conf.arg(name="critic")] = field(
+        default_factory=CriticConfig
+    )
     planner: PlannerConfig = field(default_factory=PlannerConfig)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
 
@@ -287,6 +295,9 @@ class DatasetSettings(TrainSettings):
         default_factory=dict
     )
     valuation: Annotated[ValuationOptions, tyro.conf.arg(name="value")] = field(
+        default_factory=dict
+    )
+    criticism: Annotated[CriticismOptions, tyro.conf.arg(name="critic")] = field(
         default_factory=dict
     )
     planner: PlannerOptions = field(default_factory=dict)

@@ -128,13 +128,17 @@ class WindowDataset:
             rows: `[...]` their numbers, counted with padding.
         """
         if self.run_starts is self.unpadded_starts:
-            return self._normalizer.normalize(torch.from_numpy(self._rows.take(rows)))
+            return self.recorded(rows)
         run = torch.searchsorted(self.run_starts, rows.contiguous(), right=True) - 1
         time, last = rows - self.run_starts[run], self.run_lengths[run] - 1
         index = self.unpadded_starts[run] + torch.minimum(time, last)
         values = torch.from_numpy(self._rows.take(index))
         values[..., self.layout.actions][time > last] = 0.0
         return self._normalizer.normalize(values)
+
+    def recorded(self, rows: Tensor) -> Tensor:
+        """Return rows `[..., transition]` of the data, counted without padding."""
+        return self._normalizer.normalize(torch.from_numpy(self._rows.take(rows)))
 
     def sample(
         self, batch_size: int, num_planning_steps: int, generator: torch.Generator

@@ -1,16 +1,9 @@
-"""Training a critic for a planner that is trained already.
-
-A batch holds steps of the data, with the observation that follows each. The last step
-of a run that was cut off has none and is left out; one that terminated stays.
-"""
+"""Training a critic for a planner that is trained already."""
 
 from __future__ import annotations
 
 import dataclasses
-import zlib
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from diffuser_policy.build import build_critic, seeded
@@ -18,9 +11,9 @@ from diffuser_policy.columns.features import Featurizer
 from diffuser_policy.config import CriticTrainConfig
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.returns import return_scale, returns_to_go
+from diffuser_policy.data.steps import StepDataset
 from diffuser_policy.data.windows import WindowDataset, in_planning_columns
-from diffuser_policy.errors import DatasetError
-from diffuser_policy.networks.critic import Critic, Transitions
+from diffuser_policy.networks.critic import Critic
 from diffuser_policy.training.companion import CompanionTrainer
 from diffuser_policy.training.loss import step_generator
 
@@ -45,7 +38,8 @@ class CriticLoss(nn.Module):
         [trainer] = self._trainer
         settings = trainer.config.critic
         generator = step_generator(trainer.config.seed, step, 1 + process, accumulation)
-        batch = trainer.transitions(trainer.config.optimization.batch_size, generator)
+        size, device = trainer.config.optimization.batch_size, trainer.processes.device
+        batch = trainer.steps.sample(size, generator, device)
         loss = self.network.loss(
             batch,
             trainer.average,
@@ -62,8 +56,7 @@ class CriticTrainer(CompanionTrainer[Critic]):
     that the state values learn from: `ema_decay` is how slow.
 
     Attributes:
-        windows: The data.
-        steps: Rows with a step to learn from.
+        steps: The data.
     """
 
     part = "critic"
@@ -78,54 +71,18 @@ class CriticTrainer(CompanionTrainer[Critic]):
             DatasetError: Data without rewards to learn from, or a planner without
                 actions.
         """
-        layout, settings = self.policy_config.layout, self.config.critic
-        if not layout.action_dim:
-            raise DatasetError(
-                "A critic values actions, and this planner plans states alone. Train "
-                "the planner with --window.actions, or use `train-value`."
-            )
+        settings = self.config.critic
         self.policy_config = dataclasses.replace(self.policy_config, critic=settings)
+        layout, normalizer = self.policy_config.layout, self.planner_networks.normalizer
+        planned = in_planning_columns(flat, featurizer)
+        windows = WindowDataset(planned, layout=layout, normalizer=normalizer)
+        self.steps = StepDataset(flat, windows, layout)
         returns = returns_to_go(flat, settings.discount)
         with seeded(self.config.seed):
             network = build_critic(self.policy_config)
         network.set_scale(*return_scale(returns, flat))
-        planned = in_planning_columns(flat, featurizer)
-        normalizer = self.planner_networks.normalizer
-        self.windows = WindowDataset(planned, layout=layout, normalizer=normalizer)
-        self.rewards = torch.from_numpy(flat.fields["reward"].astype(np.float32))
-        self.ended = torch.from_numpy(np.array(flat.fields["terminated"], np.bool_))
-        last = torch.zeros(flat.num_rows, dtype=torch.bool)
-        last[torch.from_numpy(np.array(flat.run_starts[1:])) - 1] = True
-        self.steps = torch.nonzero(~last | self.ended).squeeze(1)
-        if not len(self.steps):
-            raise DatasetError(
-                f"No step of {flat!r} is followed by another, and none terminated: "
-                f"there is no value to learn. Record longer episodes."
-            )
-        rewards = zlib.crc32(np.ascontiguousarray(flat.fields["reward"]).data)
-        return network, {"rewards": rewards}
+        return network, {"rewards": self.steps.checksum}
 
     def make_loss(self, network: Critic) -> nn.Module:
         """Return the critic's own loss: steps are not noised."""
         return CriticLoss(self, network)
-
-    def transitions(self, size: int, generator: torch.Generator) -> Transitions:
-        """Return steps drawn uniformly.
-
-        Args:
-            size: Their number.
-            generator: Source of randomness, advanced by the call.
-        """
-        drawn = torch.randint(len(self.steps), (size,), generator=generator)
-        now = self.steps[drawn]
-        later = (now + 1).clamp(max=len(self.rewards) - 1)
-        layout, device = self.policy_config.layout, self.processes.device
-        rows = self.windows.read(now)
-        parts = (
-            rows[:, layout.observations],
-            rows[:, layout.actions],
-            self.rewards[now],
-            self.windows.read(later)[:, layout.observations],
-            self.ended[now],
-        )
-        return Transitions(*(part.to(device) for part in parts))

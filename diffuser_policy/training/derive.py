@@ -85,6 +85,7 @@ def policy_config(train: TrainConfig, flat: FlatDataset) -> PolicyConfig:
         network=train.network,
         time_to_goal=train.time_to_goal,
         value=train.value,
+        critic=train.critic,
         inverse_dynamics=train.inverse_dynamics,
         guide=None if train.value is None else LearnedValue(),
         planner=train.planner,

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from diffuser_policy.config import TrainConfig, WindowConfig
 from diffuser_policy.data.returns import ValuedWindows
+from diffuser_policy.data.steps import StepDataset
 from diffuser_policy.data.windows import WindowDataset
 from diffuser_policy.diffusion.denoiser import Denoiser
+from diffuser_policy.networks.critic import Critic
 from diffuser_policy.networks.inverse_dynamics import InverseDynamics
 from diffuser_policy.networks.time_to_goal import TimeToGoal
 from diffuser_policy.networks.value import ValueNetwork
@@ -64,7 +66,9 @@ class PlannerLoss(nn.Module):
         *,
         value: ValueNetwork | None = None,
         inverse_dynamics: InverseDynamics | None = None,
+        critic: Critic | None = None,
         windows: WindowDataset,
+        steps: StepDataset | None = None,
         config: TrainConfig,
         device: torch.device,
     ) -> None:
@@ -76,13 +80,18 @@ class PlannerLoss(nn.Module):
             value: Trained on the windows of the denoiser; `windows` are
                 `ValuedWindows`.
             inverse_dynamics: Trained on pairs of states of the same data.
+            critic: Trained on `steps` of the same data, toward the values of
+                `slow_critic`, which has to be set.
             windows: Data, on the CPU.
+            steps: Likewise.
             config: Batch sizes, lengths, seed.
             device: Where the networks are.
         """
         super().__init__()
         self.denoiser, self.time_to_goal = denoiser, time_to_goal
         self.value, self.inverse_dynamics = value, inverse_dynamics
+        self.critic, self.steps = critic, steps
+        self.slow_critic: tuple[Critic, ...] = ()  # a tuple: it is not trained
         self.windows, self.config, self.device = windows, config, device
 
     def forward(self, step: int, process: int, accumulation: int) -> dict[str, Tensor]:
@@ -130,6 +139,14 @@ class PlannerLoss(nn.Module):
             i, noise, returns = (part.to(self.device) for part in (i, noise, returns))
             noisy = given.apply(self.denoiser.add_noise(clean, noise, i))
             losses["value"] = self.value.loss(noisy, i, returns)
+        if self.critic is not None and self.steps is not None and config.critic:
+            [slow] = self.slow_critic
+            losses["critic"] = self.critic.loss(
+                self.steps.sample(batch_size, generator, self.device),
+                slow,
+                expectile=config.critic.expectile,
+                discount=config.critic.discount,
+            )
         if self.inverse_dynamics is not None and config.inverse_dynamics is not None:
             pairs = self.windows.sample_transitions(
                 config.inverse_dynamics.batch_size,

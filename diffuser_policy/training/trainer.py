@@ -48,6 +48,7 @@ from diffuser_policy.config import (
 )
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.returns import ValuedWindows, return_scale, returns_to_go
+from diffuser_policy.data.steps import StepDataset
 from diffuser_policy.data.windows import (
     ShortRunsWarning,
     WindowDataset,
@@ -430,13 +431,18 @@ class Trainer(TrainingRun[PlannerNetworks]):
         self.config = config
         processes = processes or Processes.single(device)
         self.policy_config, networks, windows = untrained(config, flat)
+        steps = None
+        if networks.critic is not None:
+            steps = StepDataset(flat, windows, self.policy_config.layout)
         networks.to(processes.device)
         loss = PlannerLoss(
             networks.denoiser,
             networks.time_to_goal,
             value=networks.value,
             inverse_dynamics=networks.inverse_dynamics,
+            critic=networks.critic,
             windows=windows,
+            steps=steps,
             config=config,
             device=processes.device,
         )
@@ -448,6 +454,8 @@ class Trainer(TrainingRun[PlannerNetworks]):
             output=output,
             processes=processes,
         )
+        if self.average.critic is not None:
+            loss.slow_critic = (self.average.critic,)
 
     @property
     def planner_networks(self) -> PlannerNetworks:
@@ -493,6 +501,9 @@ def untrained(
         windows: WindowDataset = ValuedWindows(planned, returns=returns, **cut)
     else:
         windows = WindowDataset(planned, **cut)
+    if config.critic is not None and networks.critic is not None:
+        returns = returns_to_go(flat, config.critic.discount)
+        networks.critic.set_scale(*return_scale(returns, flat))
     if networks.inverse_dynamics is not None:
         networks.inverse_dynamics.set_scale(*windows.transition_scales())
     unit = networks.denoiser.horizon_multiple

@@ -1,0 +1,85 @@
+"""Steps of the data, each with the observation that follows: what critics learn from.
+
+The last step of a run that was cut off is followed by nothing, and is left out; one
+that terminated stays.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import torch
+
+from diffuser_policy.columns.layout import TrajectoryLayout
+from diffuser_policy.data.flat import FlatDataset
+from diffuser_policy.data.windows import WindowDataset
+from diffuser_policy.errors import DatasetError
+from diffuser_policy.networks.critic import Transitions
+
+
+class StepDataset:
+    """Steps of all runs, normalized.
+
+    Attributes:
+        rows: Rows of the data with a step to learn from.
+        rewards: `[num_rows]`, in units of reward.
+    """
+
+    def __init__(
+        self, flat: FlatDataset, windows: WindowDataset, layout: TrajectoryLayout
+    ) -> None:
+        """Find the steps.
+
+        Args:
+            flat: Rewards and ends of runs.
+            windows: The same data in planning columns, normalized.
+            layout: Of the columns.
+
+        Raises:
+            DatasetError: There are no steps, or no actions in the columns.
+        """
+        if not layout.action_dim:
+            raise DatasetError(
+                "A critic values actions, and this planner plans states alone. Train "
+                "the planner with --window.actions, or use `train-value`."
+            )
+        self.windows, self.layout = windows, layout
+        self.rewards = torch.from_numpy(flat.fields["reward"].astype(np.float32))
+        self.ended = torch.from_numpy(np.array(flat.fields["terminated"], np.bool_))
+        last = torch.zeros(flat.num_rows, dtype=torch.bool)
+        last[torch.from_numpy(np.array(flat.run_starts[1:])) - 1] = True
+        self.rows = torch.nonzero(~last | self.ended).squeeze(1)
+        if not len(self.rows):
+            raise DatasetError(
+                f"No step of {flat!r} is followed by another, and none terminated: "
+                f"there is no value to learn. Record longer episodes."
+            )
+
+    @property
+    def checksum(self) -> int:
+        """A number that tells these rewards from others."""
+        return zlib.crc32(self.rewards.numpy().data)
+
+    def sample(
+        self, size: int, generator: torch.Generator, device: torch.device
+    ) -> Transitions:
+        """Return steps drawn uniformly.
+
+        Args:
+            size: Their number.
+            generator: Source of randomness, advanced by the call.
+            device: Where to put them.
+        """
+        drawn = torch.randint(len(self.rows), (size,), generator=generator)
+        now = self.rows[drawn]
+        later = (now + 1).clamp(max=len(self.rewards) - 1)
+        rows, layout = self.windows.recorded(now), self.layout
+        parts = (
+            rows[:, layout.observations],
+            rows[:, layout.actions],
+            self.rewards[now],
+            self.windows.recorded(later)[:, layout.observations],
+            self.ended[now],
+        )
+        return Transitions(*(part.to(device) for part in parts))
