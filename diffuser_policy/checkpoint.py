@@ -12,6 +12,7 @@ or the new one.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -27,6 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from diffuser_policy.build import PlannerNetworks, build_networks, num_weights
+from diffuser_policy.choices import RUNS
 from diffuser_policy.config import PolicyConfig
 from diffuser_policy.errors import (
     CheckpointError,
@@ -263,9 +265,18 @@ def locate(source: str | Path) -> Path:
         return _download(found["repository"], found["revision"])
     raise CheckpointNotFoundError(
         f"No planner {name!r}: no folder of that path, and none is shipped under that "
-        f"name. {suggestion(name, shipped_planners())}"
-        f"Shipped: {', '.join(shipped_planners()) or 'none'}."
+        f"name. {_known(name)}"
     )
+
+
+def _known(name: str) -> str:
+    """Return the planners that a name may mean, and those that are shipped."""
+    shipped, folders = shipped_planners(), set[Path]()
+    with contextlib.suppress(OSError, ValueError):  # paths that cannot be
+        for place in (Path(name).parent, Path(RUNS)):
+            folders |= {file.parent for file in place.glob(f"*/{CONFIG}")}
+    near = suggestion(name, {*shipped, *map(str, folders)})
+    return f"{near}Shipped: {', '.join(shipped) or 'none'}."
 
 
 def _download(name: str, revision: str | None) -> Path:
@@ -275,8 +286,7 @@ def _download(name: str, revision: str | None) -> Path:
     except MissingExtraError as error:
         raise CheckpointNotFoundError(
             f"No folder {name!r}. To fetch it as a hub id, install the extra: "
-            f'pip install "diffuser-policy[hub]". '
-            f"Shipped: {', '.join(shipped_planners()) or 'none'}."
+            f'pip install "diffuser-policy[hub]". {_known(name)}'
         ) from error
     wanted = [WEIGHTS, CONFIG, CARD]
     fetch = partial(
@@ -294,8 +304,7 @@ def _download(name: str, revision: str | None) -> Path:
         raise CheckpointNotFoundError(
             f"No folder {name!r} here, and the hub repository of that id"
             f"{'' if revision is None else f' and revision {revision!r}'} cannot be "
-            f"reached or does not exist ({type(error).__name__}). "
-            f"Shipped: {', '.join(shipped_planners()) or 'none'}."
+            f"reached or does not exist ({type(error).__name__}). {_known(name)}"
         ) from error
 
 

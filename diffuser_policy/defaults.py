@@ -28,6 +28,7 @@ from diffuser_policy.columns.features import make_featurizer
 from diffuser_policy.config import COMPANIONS, PARTS, PlannerConfig, TrainConfig
 from diffuser_policy.data.flat import pieces, release
 from diffuser_policy.errors import ConfigError, UnknownNameError, shown
+from diffuser_policy.observations import Part
 from diffuser_policy.settings import checked, from_json, parameters_of
 from diffuser_policy.spaces import check_action_bounds
 
@@ -157,6 +158,8 @@ class _Chooser:
             name: tuple(self.get("window", name) or named.get(name, ()))
             for name in ("position", "velocity")
         }
+        if "desired_goal" not in flat.fields:
+            self.hint_at_goals()
         self.pinned = self.get("window", "hindsight_goal") if self.goals else "none"
         self.set("window", hindsight_goal=self.pinned)
         self.seen_goals, self.goals = self.goals, self.goals and self.pinned != "none"
@@ -171,6 +174,19 @@ class _Chooser:
                     f"{name} (--window.{name}) names columns {columns}, and those of "
                     f"the data are 0..{size - 1}."
                 )
+
+    def hint_at_goals(self) -> None:
+        """Say how to name goals, if two parts of the observations might be some."""
+        known = self.flat.metadata.get("columns") or {}
+        parts = [from_json(Part, part) for part in known.get("observation", ())]
+        sizes = [part.size for part in parts]
+        if len(set(sizes)) < len(sizes):
+            self.say(
+                "goals",
+                f"none: no achieved_goal and desired_goal. If two of "
+                f"{', '.join(part.name for part in parts)} are, name them "
+                f"(--goal-keys ACHIEVED DESIRED, load_flat(…, goal_keys=…))",
+            )
 
     def pushes(self) -> tuple[float, float] | None:
         """Return how much an action accelerates, and a velocity moves, in an env step.

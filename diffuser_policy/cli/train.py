@@ -27,7 +27,7 @@ from typing import (
 
 import tyro
 
-from diffuser_policy.choices import GOAL_KEYS
+from diffuser_policy.choices import GOAL_KEYS, RUNS
 from diffuser_policy.cli import EXIT_INTERRUPTED, EXIT_OK
 from diffuser_policy.cli.options import (
     Flag,
@@ -192,7 +192,7 @@ class TrainSettings:
     def folder(self) -> Path:
         """Return the output folder."""
         name = self.preset or str(self.dataset).replace("/", "-")
-        return self.output or Path("runs") / name
+        return self.output or Path(RUNS) / name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -515,7 +515,7 @@ class CompanionSettings:
 
     def folder(self) -> Path:
         """Return the output folder."""
-        return self.output or Path("runs") / f"{Path(self.planner).name}-{self.part}"
+        return self.output or Path(RUNS) / f"{Path(self.planner).name}-{self.part}"
 
     def config(self, recorded: str | None) -> CompanionTrainConfig:
         """Return what determines the network; `recorded` is the planner's dataset.

@@ -118,8 +118,8 @@ class FlatDataset:
             collected, names of observation columns.
 
     Raises:
-        DatasetError: Fields are missing, of different lengths, or not finite, or
-            the runs don't tile the rows.
+        DatasetError: Fields are missing, of different lengths, or not finite, the
+            runs don't tile the rows, or the two goals are exchanged.
     """
 
     fields: Mapping[str, np.ndarray]
@@ -175,6 +175,14 @@ class FlatDataset:
             _check_finite(
                 f"{self.metadata.get('dataset_id', 'dataset')}: {name}", array
             )
+        if self.has_goals:
+            achieved, desired = (arrays[key] for key in GOAL_KEYS)
+            if not _moves(achieved, starts) and _moves(desired, starts):
+                raise DatasetError(
+                    "achieved_goal never changes between two resets, and desired_goal "
+                    "does: each seems to be the other. Exchange them (--goal-keys of "
+                    "`train`, --achieved-goals and --desired-goals of `import`)."
+                )
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"{n} {list(a.shape)}" for n, a in self.fields.items())
@@ -357,6 +365,19 @@ def _check_finite(name: str, array: np.ndarray) -> None:
         f"{name} is not finite in {int(bad.sum()):,} of {len(array):,} rows; the first "
         f"is row {row}: {array[row].tolist()}. Remove or repair these steps."
     )
+
+
+def _moves(array: np.ndarray, starts: np.ndarray) -> bool:
+    """Return whether rows of one run differ; not always read to the end."""
+    begin = 0
+    for part in pieces(array):
+        changed = (part[1:] != part[:-1]).any(axis=1)
+        within = starts[(starts > begin) & (starts < begin + len(part))]
+        changed[within - begin - 1] = False
+        if changed.any():
+            return True
+        begin += len(part)
+    return False
 
 
 def pieces(array: np.ndarray) -> Iterator[np.ndarray]:

@@ -9,6 +9,7 @@ horizon, full DDPM, followed open loop with unit tracking gains.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from diffuser_policy.config import (
@@ -154,5 +155,7 @@ def preset(name: str) -> TrainConfig:
         UnknownNameError: No preset of that name; the nearest are named.
     """
     if name not in PRESETS:
-        raise UnknownNameError("preset", name, PRESETS)
+        is_dataset = re.search(r"-v\d+$", name)
+        remark = f" (a dataset is named by --dataset {name})" if is_dataset else ""
+        raise UnknownNameError("preset", name, PRESETS, remark)
     return PRESETS[name]
