@@ -23,7 +23,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -51,10 +50,12 @@ from diffuser_policy.data.demonstrators import (
 from diffuser_policy.data.flat import FLOAT32_MOST, Episode
 from diffuser_policy.data.minari import (
     COLLECTION,
+    at_work,
     check_spaces,
     new_folder,
     own_dataset_id,
     recorded_facts,
+    work_folder,
     write_minari,
 )
 from diffuser_policy.data.workers import map_unordered, num_cores
@@ -80,7 +81,6 @@ from diffuser_policy.errors import (
 )
 from diffuser_policy.files import (
     LOCK_FILE,
-    alone_in,
     remove,
     replaced_file,
     write_json,
@@ -251,33 +251,6 @@ class ShardFolder:
 CollectionProtocol = RunProtocol | EpisodeProtocol
 
 
-def work_folder(dataset_folder: Path) -> Path:
-    """Return the hidden folder of the unfinished work on a dataset."""
-    return dataset_folder.with_name(f".{dataset_folder.name}.collecting")
-
-
-@contextmanager
-def at_work(dataset_folder: Path) -> Iterator[None]:
-    """Keep other processes from collecting the same dataset.
-
-    Raises:
-        ConfigError: One is at work on it.
-        StorageError: The folder cannot be written to.
-    """
-    folder = work_folder(dataset_folder)
-    refusal = (
-        f"Another process is collecting the dataset in {dataset_folder}. Wait for it, "
-        f"end it, or choose another id (--dataset); nothing was changed."
-    )
-    with alone_in(folder, refusal):
-        try:
-            yield
-        finally:
-            with contextlib.suppress(FileNotFoundError):  # the work is done
-                if [path.name for path in folder.iterdir()] == [LOCK_FILE]:
-                    shutil.rmtree(folder, ignore_errors=True)
-
-
 def default_dataset_id(env_id: str) -> str:
     """Return `diffuser/<lower-case name of the environment>`.
 
@@ -390,9 +363,10 @@ def collect_episodes(
     num_episodes = converted(num_episodes, int, "num_episodes")
     if num_episodes < 1:
         raise ConfigError(f"num_episodes must be at least 1, got {num_episodes}.")
-    folder = new_folder(dataset_id, overwrite=overwrite)
+    folder = new_folder(dataset_id, overwrite=True)
     with contextlib.ExitStack() as stack:
         stack.enter_context(at_work(folder))
+        new_folder(dataset_id, overwrite=overwrite)
         if not isinstance(env, gym.Env):
             env = make_env(env) if isinstance(env, str) else env()
             stack.callback(env.close)

@@ -59,7 +59,14 @@ from diffuser_policy.errors import (
     require_extra,
     suggestion,
 )
-from diffuser_policy.files import remove, replaced_folder, tidy, user_folder
+from diffuser_policy.files import (
+    LOCK_FILE,
+    alone_in,
+    remove,
+    replaced_folder,
+    tidy,
+    user_folder,
+)
 from diffuser_policy.observations import (
     ObservationColumns,
     Part,
@@ -352,6 +359,34 @@ def new_folder(dataset_id: str, *, overwrite: bool = False) -> Path:
             "id (--dataset) or replace it (--overwrite)."
         )
     return folder
+
+
+def work_folder(dataset_folder: Path) -> Path:
+    """Return the hidden folder of the unfinished work on a dataset."""
+    return dataset_folder.with_name(f".{dataset_folder.name}.collecting")
+
+
+@contextlib.contextmanager
+def at_work(dataset_folder: Path) -> Iterator[None]:
+    """Keep other processes from writing the same dataset; delete what killed ones left.
+
+    Raises:
+        ConfigError: One is at work on it.
+        StorageError: The folder cannot be written to.
+    """
+    folder = work_folder(dataset_folder)
+    refusal = (
+        f"Another process is writing the dataset in {dataset_folder}. Wait for it, "
+        f"end it, or choose another id (--dataset); nothing was changed."
+    )
+    with alone_in(folder, refusal):
+        tidy(dataset_folder.parent)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(FileNotFoundError):  # the work is done
+                if [path.name for path in folder.iterdir()] == [LOCK_FILE]:
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _existing_folder(dataset_id: str) -> Path:
