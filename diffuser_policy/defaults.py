@@ -25,6 +25,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from diffuser_policy.columns.features import make_featurizer
+from diffuser_policy.columns.layout import named_columns
 from diffuser_policy.config import COMPANIONS, PARTS, PlannerConfig, TrainConfig
 from diffuser_policy.data.flat import pieces, release
 from diffuser_policy.errors import ConfigError, UnknownNameError, shown
@@ -147,7 +148,7 @@ class _Chooser:
     def columns(self) -> None:
         """Find the goal, position and velocity of the planned columns."""
         flat, features = self.flat, self.get("window", "features")
-        named = dict(flat.metadata.get("observation_columns", {}))
+        named = named_columns(flat.metadata)
         self.goals, self.acts = "desired_goal" in flat.fields, False
         if features is not None:
             featurizer = make_featurizer(features)
@@ -168,11 +169,12 @@ class _Chooser:
             size = featurizer.num_columns
         elif "achieved_goal" in flat.fields:  # it may be appended
             size += flat.fields["achieved_goal"].shape[1]
-        for name, columns in self.named.items():
+        for name, columns in {**named, **self.named}.items():
             if not all(0 <= column < size for column in columns):
+                option = f" (--window.{name})" if name in self.named else ""
                 raise ConfigError(
-                    f"{name} (--window.{name}) names columns {columns}, and those of "
-                    f"the data are 0..{size - 1}."
+                    f"{name}{option} names columns {columns}, and those of the data "
+                    f"are 0..{size - 1}."
                 )
 
     def hint_at_goals(self) -> None:

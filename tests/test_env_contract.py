@@ -452,12 +452,13 @@ def test_columns_in_arrays_become_lists(tmp_path: Path) -> None:
 
 
 def test_columns_that_are_no_numbers_are_refused_before_the_first_step() -> None:
-    env = Walk()
-    env.metadata = {"render_modes": [], "observation_columns": {"position": ["x"]}}
-    Walk.num_steps = 0
-    with pytest.raises(EnvContractError, match="observation_columns"):
-        recorded(env)
-    assert Walk.num_steps == 0
+    for column in ("x", 99, -1, 0.5):
+        env = Walk()
+        env.metadata = {"render_modes": [], "observation_columns": {"place": [column]}}
+        Walk.num_steps = 0
+        with pytest.raises(EnvContractError, match="observation_columns"):
+            recorded(env)
+        assert Walk.num_steps == 0
 
 
 MODULE = """

@@ -33,6 +33,7 @@ from diffuser_policy.cli.options import (
     Flag,
     Planner,
     changed,
+    note_unfinished,
     setting_options,
     shown_as,
 )
@@ -676,6 +677,7 @@ def _train_companion(
             f"another --output folder."
         )
     planner = read_planner(source)
+    note_unfinished(settings.planner, planner[0].provenance)
     config = settings.config(planner[0].provenance.get("dataset", {}).get("dataset_id"))
     processes = Processes.launched(settings.device)
     flat = load_flat(

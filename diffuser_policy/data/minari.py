@@ -28,7 +28,6 @@ import errno
 import hashlib
 import json
 import math
-import operator
 import os
 import re
 import shutil
@@ -289,15 +288,18 @@ def observation_columns(env: Env) -> dict[str, list[int]]:
         EnvContractError: They are not lists of column numbers.
     """
     columns = env.metadata.get("observation_columns") or {}
+    parts = ObservationColumns.of(parts_of(env.observation_space))
+    size = parts.size + parts.goal_size  # which may be appended
     try:
         return {
-            str(name): [operator.index(column) for column in np.ravel(numbers).tolist()]
+            str(name): [range(size).index(each) for each in np.ravel(numbers).tolist()]
             for name, numbers in dict(columns).items()
         }
     except (TypeError, ValueError) as error:
         raise EnvContractError(
             f"{env_name(env)}: metadata['observation_columns'] must name columns by "
-            f"their numbers, such as {{'position': [0, 1]}}; got {columns!r}."
+            f"their numbers, such as {{'position': [0, 1]}}, and its observations have "
+            f"{size}; got {columns!r}."
         ) from error
 
 
