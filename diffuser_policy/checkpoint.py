@@ -36,7 +36,6 @@ from diffuser_policy.errors import (
     ConfigError,
     MissingExtraError,
     require_extra,
-    shown,
     suggestion,
 )
 from diffuser_policy.files import (
@@ -47,6 +46,7 @@ from diffuser_policy.files import (
     replaced_file,
     storage_error,
     synced,
+    usable_path,
 )
 from diffuser_policy.numerics import plain_arithmetic
 from diffuser_policy.versions import versions
@@ -57,7 +57,6 @@ CHECKSUM = "weights_sha256"  # in config.json
 PENDING = "pending"  # suffix of weights that are still to be moved into place
 WRITING = (0.0, 0.05, 0.5)  # seconds to wait for a process that is writing the planner
 HUB_TIMEOUT = 5.0  # seconds
-LONGEST_NAME = 255  # bytes, of a file or folder
 HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 
@@ -242,16 +241,7 @@ def locate(source: str | Path) -> Path:
     Raises:
         CheckpointNotFoundError: No planner of that name.
     """
-    if not isinstance(source, str | os.PathLike):
-        raise CheckpointNotFoundError(
-            f"A planner is named by a text or a path, got {shown(source)}."
-        )
-    path, name = Path(source), str(source)
-    if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
-        raise CheckpointNotFoundError(
-            f"No planner {shown(name)}: names of files have at most {LONGEST_NAME} "
-            f"characters."
-        )
+    path, name = usable_path(source, CheckpointNotFoundError), str(source)
     if path.is_dir():
         return path
     if path.is_file():

@@ -64,8 +64,10 @@ from diffuser_policy.envs import (
     action_and_state,
     check_ends,
     check_length,
+    check_predicts,
     copied,
     env_name,
+    env_of,
     make_env,
     reset_env,
     step_env,
@@ -92,6 +94,7 @@ from diffuser_policy.settings import (
     differences,
     seed_or_drawn,
 )
+from diffuser_policy.spaces import outside
 from diffuser_policy.versions import RECORDERS, versions
 
 OBSERVATION_PREFIX = "observations."  # of arrays in a shard
@@ -360,6 +363,7 @@ def collect_episodes(
         StorageError: The disk is full, or cannot be written.
     """
     seed = seed_or_drawn(seed)
+    check_predicts(policy)
     num_episodes = converted(num_episodes, int, "num_episodes")
     if num_episodes < 1:
         raise ConfigError(f"num_episodes must be at least 1, got {num_episodes}.")
@@ -368,7 +372,7 @@ def collect_episodes(
         stack.enter_context(at_work(folder))
         new_folder(dataset_id, overwrite=overwrite)
         if not isinstance(env, gym.Env):
-            env = make_env(env) if isinstance(env, str) else env()
+            env = env_of(env(), env) if callable(env) else make_env(env)
             stack.callback(env.close)
         check_spaces(env)
         check_ends(env)
@@ -450,6 +454,24 @@ def _check_recorded(
         # The comparison is false for NaN too, and float32 has to hold the value.
         if not np.all(np.abs(numbers(value)) <= FLOAT32_MOST):
             raise _not_finite(env, f"{name} of env step {step}", value)
+    _check_actions(env, action[None], step)
+
+
+def _check_actions(env: Env, actions: np.ndarray, step: int = 0) -> None:
+    """Refuse actions that the environment's space does not have.
+
+    Raises:
+        EnvContractError: Names the first of them.
+    """
+    space: Any = env.action_space
+    beyond = outside(actions, space)
+    if beyond.any():
+        row = int(np.argmax(beyond))
+        raise EnvContractError(
+            f"The action of env step {step + row} is {actions[row].tolist()}, and "
+            f"those of {env_name(env)} lie in {space}. Correct the policy, or clip its "
+            f"actions."
+        )
 
 
 def _check_episode(env: Env, episode: Episode) -> None:
@@ -475,6 +497,7 @@ def _check_episode(env: Env, episode: Episode) -> None:
         step, name, value = min(found, key=lambda each: each[0])
         when = "the reset" if step < 0 else f"env step {step}"
         raise _not_finite(env, f"{name} of {when}", value)
+    _check_actions(env, episode.actions)
 
 
 def _not_finite(env: Env, what: str, value: Any) -> EnvContractError:

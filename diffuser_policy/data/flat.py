@@ -45,7 +45,7 @@ import numpy as np
 
 from diffuser_policy.choices import GOAL_KEYS
 from diffuser_policy.errors import DatasetError, DatasetNotFoundError, StorageError
-from diffuser_policy.files import json_text, replaced_folder
+from diffuser_policy.files import json_text, replaced_folder, usable_path
 from diffuser_policy.settings import json_data
 
 SCHEMA = 1
@@ -172,9 +172,7 @@ class FlatDataset:
                 f"({self.num_rows:,}) without an empty run, got {starts!r}."
             )
         for name, array in arrays.items():
-            _check_finite(
-                f"{self.metadata.get('dataset_id', 'dataset')}: {name}", array
-            )
+            check_finite(f"{self.metadata.get('dataset_id', 'dataset')}: {name}", array)
         if self.has_goals:
             achieved, desired = (arrays[key] for key in GOAL_KEYS)
             if not _moves(achieved, starts) and _moves(desired, starts):
@@ -246,7 +244,7 @@ class FlatDataset:
                 holds other files.
             DatasetError: The metadata are not JSON-able.
         """
-        folder = Path(folder)
+        folder = usable_path(folder)
         if _is_foreign(folder):
             raise StorageError(
                 f"{folder} exists and is not a saved dataset. Choose another folder."
@@ -287,7 +285,7 @@ class FlatDataset:
             DatasetNotFoundError: The folder holds no saved dataset.
             DatasetError: A file is missing, damaged, or of another schema.
         """
-        folder = Path(folder)
+        folder = usable_path(folder, DatasetNotFoundError)
         if not (folder / META_FILE).is_file():
             raise DatasetNotFoundError(f"{folder} holds no saved dataset.")
         try:
@@ -343,7 +341,7 @@ def _is_foreign(folder: Path) -> bool:
     return True
 
 
-def _check_finite(name: str, array: np.ndarray) -> None:
+def check_finite(name: str, array: np.ndarray) -> None:
     """Raise at the first NaN or infinity.
 
     The sum of float32 numbers is finite exactly if all of them are and it does not

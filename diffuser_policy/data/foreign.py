@@ -67,7 +67,8 @@ from diffuser_policy.errors import (
     require_extra,
     suggestion,
 )
-from diffuser_policy.spaces import find_goal_columns
+from diffuser_policy.files import usable_path
+from diffuser_policy.spaces import find_goal_columns, outside
 from diffuser_policy.versions import RECORDERS, versions
 
 # What h5py and NumPy raise for files with wrong bits.
@@ -158,7 +159,7 @@ def import_file(
         MissingExtraError: The extra `data`, or the simulator, is not installed.
     """
     require_extra("minari", "data")
-    file = Path(file)
+    file = usable_path(file, DatasetNotFoundError)
     dataset_id = dataset_id or default_dataset_id(file)
     folder = new_folder(dataset_id, overwrite=True)
     with contextlib.ExitStack() as stack:
@@ -364,9 +365,9 @@ class Source:
             _refuse_maze2d(stored, env, where)
         _relabel(arrays, stored, env, remarks)
         terminal, last, done = _ends(arrays, names, env, where, remarks)
-        if outside := _num_outside(arrays["observations"], inner):
+        if beyond := _num_outside(arrays["observations"], inner):
             remarks.append(
-                f"{outside:,} of {len(terminal):,} observations lie outside of the "
+                f"{beyond:,} of {len(terminal):,} observations lie outside of the "
                 f"space of {env_name(env)}, {inner}. Is it the environment that the "
                 f"data are from?"
             )
@@ -519,9 +520,9 @@ class Source:
 
     def _check_actions(self, actions: np.ndarray, start: int) -> None:
         space: Any = self.env.action_space
-        outside = _outside(actions, space)
-        if outside.any():
-            row = int(np.argmax(outside))
+        beyond = outside(actions, space)
+        if beyond.any():
+            row = int(np.argmax(beyond))
             raise DatasetError(
                 f"{self.where}: the action of row {start + row} is "
                 f"{actions[row].tolist()}, and those of {env_name(self.env)} lie in "
@@ -728,17 +729,8 @@ def _num_outside(array: _Array, space: Any) -> int:
     count = 0
     for begin in range(0, len(array), BLOCK):
         rows = array.rows(begin, min(begin + BLOCK, len(array)))
-        count += int(_outside(rows, space).sum())
+        count += int(outside(rows, space).sum())
     return count
-
-
-def _outside(rows: np.ndarray, space: Any) -> np.ndarray:
-    """Return which rows lie outside of a space, by more than rounding explains."""
-    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-    with np.errstate(invalid="ignore", over="ignore"):
-        slack = np.nan_to_num(1e-3 * np.maximum(1, high - low), posinf=0.0)
-        outside = (rows < low - slack) | (rows > high + slack)
-    return np.asarray(outside.reshape(len(rows), -1).any(axis=1))
 
 
 def _resets(

@@ -64,6 +64,7 @@ from diffuser_policy.files import (
     remove,
     replaced_folder,
     tidy,
+    usable_path,
     user_folder,
 )
 from diffuser_policy.observations import (
@@ -354,7 +355,7 @@ def new_folder(dataset_id: str, *, overwrite: bool = False) -> Path:
             f"{dataset_id!r} is not a Minari id. Expected namespace/name-v0 with at "
             "least two letters of namespace, for example diffuser/my-maze-v0."
         )
-    folder = datasets_root() / dataset_id
+    folder = usable_path(datasets_root() / dataset_id, ConfigError)
     if folder.exists() and not overwrite:
         raise DatasetError(
             f"The dataset {dataset_id!r} already exists, in {folder}. Choose another "
@@ -392,8 +393,8 @@ def at_work(dataset_folder: Path) -> Iterator[None]:
 
 
 def _existing_folder(dataset_id: str) -> Path:
-    root = datasets_root()
-    folder = root / dataset_id
+    root, dataset_id = datasets_root(), str(dataset_id)
+    folder = usable_path(root / dataset_id, DatasetNotFoundError)
     if dataset_id and (folder / "data" / "metadata.json").is_file():
         return folder
     known = local_dataset_ids()
