@@ -376,15 +376,15 @@ def collect_episodes(
             stack.callback(env.close)
         check_spaces(env)
         check_ends(env)
-        bar = tqdm(
-            range(num_episodes), unit="episode", disable=None if progress else True
-        )
-        episodes = []
+        hidden, episodes = None if progress else True, []
+        bar = tqdm(range(num_episodes), unit="episode", miniters=0, disable=hidden)
         for i in bar:
             sequence = np.random.SeedSequence(seed, spawn_key=(i,))
             env_seed = int(sequence.generate_state(1)[0])
             episodes.append(
-                record_episode(env, policy, env_seed, deterministic=deterministic)
+                record_episode(
+                    env, policy, env_seed, deterministic=deterministic, bar=bar
+                )
             )
         return write_minari(
             dataset_id,
@@ -402,9 +402,21 @@ def collect_episodes(
 
 
 def record_episode(
-    env: Env, policy: Policy, seed: int, *, deterministic: bool = False
+    env: Env,
+    policy: Policy,
+    seed: int,
+    *,
+    deterministic: bool = False,
+    bar: tqdm | None = None,
 ) -> Episode:
     """Record one episode, from a reset to its end.
+
+    Args:
+        env: Where.
+        policy: Follows Stable-Baselines3's `predict`.
+        seed: Of the reset.
+        deterministic: Passed to the policy.
+        bar: Shows the env steps of the episode.
 
     Raises:
         EnvContractError: The environment breaks Gymnasium's rules, returns numbers that
@@ -427,6 +439,9 @@ def record_episode(
         check_length(env, len(steps) + 1)
         observations.append(observation)
         steps.append((action, after.reward, after.terminated, after.truncated))
+        if bar is not None:
+            bar.set_postfix(env_step=len(steps), refresh=False)
+            bar.update(0)
         starting, done = False, after.terminated or after.truncated
     actions, rewards, terminations, truncations = zip(*steps, strict=True)
     if not isinstance(observation, Mapping):
