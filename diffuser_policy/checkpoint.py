@@ -12,6 +12,7 @@ or the new one.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -27,6 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from diffuser_policy.build import PlannerNetworks, build_networks, num_weights
+from diffuser_policy.choices import RUNS
 from diffuser_policy.config import PolicyConfig
 from diffuser_policy.errors import (
     CheckpointError,
@@ -34,7 +36,6 @@ from diffuser_policy.errors import (
     ConfigError,
     MissingExtraError,
     require_extra,
-    shown,
     suggestion,
 )
 from diffuser_policy.files import (
@@ -45,6 +46,7 @@ from diffuser_policy.files import (
     replaced_file,
     storage_error,
     synced,
+    usable_path,
 )
 from diffuser_policy.numerics import plain_arithmetic
 from diffuser_policy.versions import versions
@@ -55,7 +57,6 @@ CHECKSUM = "weights_sha256"  # in config.json
 PENDING = "pending"  # suffix of weights that are still to be moved into place
 WRITING = (0.0, 0.05, 0.5)  # seconds to wait for a process that is writing the planner
 HUB_TIMEOUT = 5.0  # seconds
-LONGEST_NAME = 255  # bytes, of a file or folder
 HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 
@@ -240,16 +241,7 @@ def locate(source: str | Path) -> Path:
     Raises:
         CheckpointNotFoundError: No planner of that name.
     """
-    if not isinstance(source, str | os.PathLike):
-        raise CheckpointNotFoundError(
-            f"A planner is named by a text or a path, got {shown(source)}."
-        )
-    path, name = Path(source), str(source)
-    if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
-        raise CheckpointNotFoundError(
-            f"No planner {shown(name)}: names of files have at most {LONGEST_NAME} "
-            f"characters."
-        )
+    path, name = usable_path(source, CheckpointNotFoundError), str(source)
     if path.is_dir():
         return path
     if path.is_file():
@@ -263,9 +255,18 @@ def locate(source: str | Path) -> Path:
         return _download(found["repository"], found["revision"])
     raise CheckpointNotFoundError(
         f"No planner {name!r}: no folder of that path, and none is shipped under that "
-        f"name. {suggestion(name, shipped_planners())}"
-        f"Shipped: {', '.join(shipped_planners()) or 'none'}."
+        f"name. {_known(name)}"
     )
+
+
+def _known(name: str) -> str:
+    """Return the planners that a name may mean, and those that are shipped."""
+    shipped, folders = shipped_planners(), set[Path]()
+    with contextlib.suppress(OSError, ValueError):  # paths that cannot be
+        for place in (Path(name).parent, Path(RUNS)):
+            folders |= {file.parent for file in place.glob(f"*/{CONFIG}")}
+    near = suggestion(name, {*shipped, *map(str, folders)})
+    return f"{near}Shipped: {', '.join(shipped) or 'none'}."
 
 
 def _download(name: str, revision: str | None) -> Path:
@@ -275,8 +276,7 @@ def _download(name: str, revision: str | None) -> Path:
     except MissingExtraError as error:
         raise CheckpointNotFoundError(
             f"No folder {name!r}. To fetch it as a hub id, install the extra: "
-            f'pip install "diffuser-policy[hub]". '
-            f"Shipped: {', '.join(shipped_planners()) or 'none'}."
+            f'pip install "diffuser-policy[hub]". {_known(name)}'
         ) from error
     wanted = [WEIGHTS, CONFIG, CARD]
     fetch = partial(
@@ -294,8 +294,7 @@ def _download(name: str, revision: str | None) -> Path:
         raise CheckpointNotFoundError(
             f"No folder {name!r} here, and the hub repository of that id"
             f"{'' if revision is None else f' and revision {revision!r}'} cannot be "
-            f"reached or does not exist ({type(error).__name__}). "
-            f"Shipped: {', '.join(shipped_planners()) or 'none'}."
+            f"reached or does not exist ({type(error).__name__}). {_known(name)}"
         ) from error
 
 

@@ -36,6 +36,7 @@ LearningRateSchedule = Literal["cosine", "constant"]
 EngineName = Literal["process", "submitit", "ray"]
 Goals = Literal["none", "hindsight"]
 
+RUNS = "runs"  # folder of the trainings that name none
 GOAL_KEYS = ("achieved_goal", "desired_goal")
 GOAL_PARTS = ("observation", *GOAL_KEYS)  # of a goal environment's observations
 """Where observations have goals if nothing else is said (Gymnasium-Robotics)."""

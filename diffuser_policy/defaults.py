@@ -25,9 +25,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from diffuser_policy.columns.features import make_featurizer
+from diffuser_policy.columns.layout import named_columns
 from diffuser_policy.config import COMPANIONS, PARTS, PlannerConfig, TrainConfig
 from diffuser_policy.data.flat import pieces, release
 from diffuser_policy.errors import ConfigError, UnknownNameError, shown
+from diffuser_policy.observations import Part
 from diffuser_policy.settings import checked, from_json, parameters_of
 from diffuser_policy.spaces import check_action_bounds
 
@@ -155,7 +157,7 @@ class _Chooser:
     def columns(self) -> None:
         """Find the goal, position and velocity of the planned columns."""
         flat, features = self.flat, self.get("window", "features")
-        named = dict(flat.metadata.get("observation_columns", {}))
+        named = named_columns(flat.metadata)
         self.goals, self.acts = "desired_goal" in flat.fields, False
         if features is not None:
             featurizer = make_featurizer(features)
@@ -166,6 +168,8 @@ class _Chooser:
             name: tuple(self.get("window", name) or named.get(name, ()))
             for name in ("position", "velocity")
         }
+        if "desired_goal" not in flat.fields:
+            self.hint_at_goals()
         self.pinned = self.get("window", "hindsight_goal") if self.goals else "none"
         self.set("window", hindsight_goal=self.pinned)
         self.seen_goals, self.goals = self.goals, self.goals and self.pinned != "none"
@@ -174,12 +178,26 @@ class _Chooser:
             size = featurizer.num_columns
         elif "achieved_goal" in flat.fields:  # it may be appended
             size += flat.fields["achieved_goal"].shape[1]
-        for name, columns in self.named.items():
+        for name, columns in {**named, **self.named}.items():
             if not all(0 <= column < size for column in columns):
+                option = f" (--window.{name})" if name in self.named else ""
                 raise ConfigError(
-                    f"{name} (--window.{name}) names columns {columns}, and those of "
-                    f"the data are 0..{size - 1}."
+                    f"{name}{option} names columns {columns}, and those of the data "
+                    f"are 0..{size - 1}."
                 )
+
+    def hint_at_goals(self) -> None:
+        """Say how to name goals, if two parts of the observations might be some."""
+        known = self.flat.metadata.get("columns") or {}
+        parts = [from_json(Part, part) for part in known.get("observation", ())]
+        sizes = [part.size for part in parts]
+        if len(set(sizes)) < len(sizes):
+            self.say(
+                "goals",
+                f"none: no achieved_goal and desired_goal. If two of "
+                f"{', '.join(part.name for part in parts)} are, name them "
+                f"(--goal-keys ACHIEVED DESIRED, load_flat(…, goal_keys=…))",
+            )
 
     def pushes(self) -> tuple[float, float] | None:
         """Return how much an action accelerates, and a velocity moves, in an env step.

@@ -215,6 +215,11 @@ def make_env(env_id: str, **kwargs: Any) -> Env:
         MissingExtraError: The simulator is not installed.
         ConfigError: The environment refuses an argument, or what was named makes none.
     """
+    if not isinstance(env_id, str):
+        raise ConfigError(
+            f"An environment is named by a text, such as 'Pendulum-v1'; got "
+            f"{shown(env_id)}."
+        )
     factory = _factory(env_id)
     try:
         if factory is not None:
@@ -366,6 +371,53 @@ def copied(value: Any) -> Any:
     return copy.deepcopy(value)
 
 
+def env_of(made: Any, factory: Any) -> Env:
+    """Return what a class or function made, if it is an environment.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    if not isinstance(made, gym.Env):
+        raise ConfigError(
+            f"{getattr(factory, '__qualname__', factory)} returned {_kind(made)} "
+            f"instead of a gymnasium.Env. Name a class or function that makes one."
+        )
+    return made
+
+
+def check_predicts(policy: Any) -> None:
+    """Refuse what is no policy by Stable-Baselines3's contract.
+
+    Raises:
+        ConfigError: It has no method `predict`.
+    """
+    if not callable(getattr(policy, "predict", None)):
+        raise ConfigError(
+            f"A policy has Stable-Baselines3's method predict, and {shown(policy)} has "
+            f"none. DiffuserPolicy.from_pretrained(…) loads a planner as one."
+        )
+
+
+def evaluation_tasks(env: Env) -> dict[str, Mapping[str, Any] | None]:
+    """Return the tasks of an environment: what `reset` takes as options for each.
+
+    Raises:
+        EnvContractError: They are named in another form.
+    """
+    tasks = env.metadata.get("evaluation_tasks") or {}
+    is_table = isinstance(tasks, Mapping) and all(
+        isinstance(name, str) and isinstance(options, Mapping | None)
+        for name, options in tasks.items()
+    )
+    if not is_table:
+        raise EnvContractError(
+            f"{env_name(env)}: metadata['evaluation_tasks'] must name the options of "
+            f"reset() for each task, such as {{'near': {{'task_id': 1}}}}; got "
+            f"{shown(tasks)}."
+        )
+    return dict(tasks)
+
+
 def env_name(env: Env) -> str:
     """Return the id of an environment, or the name of its class."""
     return env.spec.id if env.spec else type(env.unwrapped).__name__
@@ -501,12 +553,7 @@ def _made_by(
 ) -> Env:
     own = dict(kwargs)
     most = own.pop("max_episode_steps", None)  # as `gymnasium.make` takes it
-    made = factory(**own)
-    if not isinstance(made, gym.Env):
-        raise ConfigError(
-            f"{env_id} returned {_kind(made)} instead of a gymnasium.Env. Name a class "
-            f"or function that makes one."
-        )
+    made = env_of(factory(**own), env_id)
     return made if most is None else gym.wrappers.TimeLimit(made, most)
 
 

@@ -35,16 +35,49 @@ from typing import Any
 
 import filelock
 
-from diffuser_policy.errors import ConfigError, StorageError
+from diffuser_policy.errors import (
+    ConfigError,
+    DiffuserPolicyError,
+    StorageError,
+    shown,
+)
 
 HIDDEN = re.compile(
     r"\.(?P<name>.+)\.(?P<pid>\d+)-(?P<host>[0-9a-f]{8})[0-9a-f]{8}"
     r"\.(?P<suffix>partial|old|probe|pending)"
 )
 LOCK_FILE = "lock"  # held by the process that is alone in a folder
+LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes
 NAME_BYTES = 128  # of a name that hidden ones repeat: file systems allow 255 in all
 ABANDONED = 24 * 3600.0  # seconds after which a file of another machine has no writer
 DESCRIPTORS = (Path("/dev/fd"), Path("/proc/self/fd"))
+
+
+def usable_path(given: Any, error: type[DiffuserPolicyError] = StorageError) -> Path:
+    """Return what a user names as a path that a file may have.
+
+    Args:
+        given: Text or path.
+        error: Raised for anything else.
+
+    Raises:
+        DiffuserPolicyError: `error`.
+    """
+    try:
+        path = Path(given)
+        written = os.fsencode(path)
+    except (TypeError, UnicodeEncodeError):
+        raise error(
+            f"A path is a text that names a file, got {shown(given)}."
+        ) from None
+    longest = max(map(len, written.split(os.sep.encode())))
+    if b"\0" in written or longest > LONGEST_NAME or len(written) > LONGEST_PATH:
+        raise error(
+            f"No file can have the path {shown(str(given))}. Names have at most "
+            f"{LONGEST_NAME} bytes and paths {LONGEST_PATH:,}, without the character "
+            f"NUL: choose another."
+        )
+    return path
 
 
 @contextlib.contextmanager

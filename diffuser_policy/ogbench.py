@@ -17,8 +17,9 @@ observations stay as they are.
 from __future__ import annotations
 
 import contextlib
+import operator
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
-from diffuser_policy.errors import ConfigError
+from diffuser_policy.errors import ConfigError, shown
 
 PACKAGE = "ogbench"
 # Environments that draw from NumPy's global generator in `step` too, by their ids.
@@ -92,12 +93,22 @@ class OGBenchEnv(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArg
         Args:
             seed: Fixes all that this and later episodes draw.
             options: `task_id`, from 1, or `task_info`; a random task if not given.
+
+        Raises:
+            ConfigError: No such seed or task.
         """
         if seed is not None:
+            seed = _whole("seed", seed, range(2**63))
             sequence = np.random.SeedSequence(seed)
             own, actions = map(int, sequence.generate_state(2))
             self._generator.seed(own)
             self.env.unwrapped.action_space.seed(actions)
+        if options is not None and not isinstance(options, Mapping):
+            raise ConfigError(f"options must be a dictionary, got {shown(options)}.")
+        if options and "task_id" in options:
+            tasks = range(1, 1 + len(getattr(self.env.unwrapped, "task_infos", ())))
+            number = _whole("task_id", options["task_id"], tasks)
+            options = {**options, "task_id": number}
         with self._own_generator():
             observation, info = self.env.reset(seed=seed, options=options)
         if self.has_goals:
@@ -129,3 +140,18 @@ class OGBenchEnv(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArg
         finally:
             self._generator.set_state(np.random.get_state(legacy=False))  # noqa: NPY002
             np.random.set_state(users)  # noqa: NPY002
+
+
+def _whole(name: str, given: Any, known: range) -> int:
+    """Return a number of any whole kind as an `int`.
+
+    Raises:
+        ConfigError: It is none of the known ones.
+    """
+    with contextlib.suppress(TypeError):
+        if operator.index(given) in known:
+            return operator.index(given)
+    raise ConfigError(
+        f"{name} must be a whole number from {known[0]} to {known[-1]}, got "
+        f"{shown(given)}."
+    )

@@ -62,6 +62,7 @@ from diffuser_policy.errors import (
     ObservationError,
     UnknownNameError,
 )
+from diffuser_policy.files import usable_path
 from diffuser_policy.guides.guide import Guide, GuideFunction, as_guide, described
 from diffuser_policy.numerics import find_device, plain_arithmetic, within_memory
 from diffuser_policy.planning.plan import Following, Plan
@@ -129,7 +130,7 @@ class DiffuserPolicy:
         Raises:
             StorageError: Out of space, or not permitted; complete files stay.
         """
-        write_planner(Path(folder), self.config, self.networks)
+        write_planner(usable_path(folder), self.config, self.networks)
 
     @plain_arithmetic()
     def predict(

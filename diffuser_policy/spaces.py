@@ -437,6 +437,20 @@ def into_box(box: spaces.Box, values: np.ndarray) -> np.ndarray:
     return actions.reshape(len(values), *box.shape)
 
 
+def outside(rows: np.ndarray, space: spaces.Box) -> np.ndarray:
+    """Return which rows `[n]` lie outside of a space, by more than rounding explains.
+
+    Args:
+        rows: `[n, *space.shape]`.
+        space: Of a single one.
+    """
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        slack = np.nan_to_num(1e-3 * np.maximum(1, high - low), posinf=0.0)
+        beyond = (rows < low - slack) | (rows > high + slack)
+    return np.asarray(beyond.reshape(len(rows), -1).any(axis=1))
+
+
 def _within(bounds: Sequence[float], dtype: Any, *, upwards: bool) -> np.ndarray:
     """Return bounds in a type, each moved inwards where it is rounded outwards."""
     exact = np.asarray(bounds, np.float64)

@@ -417,6 +417,13 @@ def test_an_unknown_name_offers_the_nearest(
     monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path / "shipped")
     with pytest.raises(CheckpointNotFoundError, match="Did you mean 'multi2d-toy'"):
         locate("multi2d-toys")
+    shutil.copytree(saved, tmp_path / "runs" / "real")
+    monkeypatch.chdir(tmp_path)
+    for name in ("real", "rums/real", "runs/ral"):
+        with pytest.raises(CheckpointNotFoundError, match="Did you mean 'runs/real'"):
+            locate(name)
+    with pytest.raises(CheckpointNotFoundError, match=r"mean '.*/runs/real'"):
+        locate(str(tmp_path / "runs" / "reel"))
 
 
 @pytest.mark.parametrize("name", ["no/such/folder", "/no/such", "../planner", ""])

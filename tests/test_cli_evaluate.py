@@ -17,7 +17,12 @@ import pytest
 import tyro
 
 from diffuser_policy.cli import main
-from diffuser_policy.cli.options import PlanningOptions, load_policy, parse_assignments
+from diffuser_policy.cli.options import (
+    PlanningOptions,
+    load_policy,
+    note_unfinished,
+    parse_assignments,
+)
 from diffuser_policy.config import PLANNING_NEEDS, ExecutionConfig, PlannerConfig
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.evaluation import evaluate
@@ -237,6 +242,18 @@ def test_results_that_cannot_be_written_stop_it_at_once(
     captured = capsys.readouterr()
     assert "is a folder; name a file" in captured.err
     assert captured.out == ""
+
+
+def test_a_training_that_has_not_ended_is_noted(capsys: Capture) -> None:
+    def origin(done: Any, due: int) -> dict[str, Any]:
+        return {"steps": done, "training": {"optimization": {"num_steps": due}}}
+
+    note_unfinished("mine", {**origin(2000, 2000), "value": origin(None, 3)})
+    assert not capsys.readouterr().err
+    note_unfinished("mine", {**origin(1500, 2000), "critic": origin(1, 3)})
+    told = capsys.readouterr().err
+    assert "the planner of mine is trained for 1,500 of 2,000 gradient steps" in told
+    assert "the critic of mine is trained for 1 of 3 gradient steps" in told
 
 
 def test_planners_without_an_environment_need_one(

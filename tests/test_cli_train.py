@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -142,6 +143,8 @@ def test_unknown_presets_are_answered_with_the_nearest() -> None:
         TrainSettings.parse(["multi2d-lage"])
     with pytest.raises(UnknownNameError, match="Did you mean 'multi2d-large'"):
         TrainSettings.parse(["--seed", "1", "multi2d-lage"])
+    with pytest.raises(UnknownNameError, match="named by --dataset my/data-v0"):
+        TrainSettings.parse(["my/data-v0"])
 
 
 def test_nothing_to_train_on_is_explained() -> None:
@@ -198,18 +201,29 @@ def test_interrupt_before_the_first_checkpoint_says_so(
     assert "stopped before anything was saved" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_goals_are_read_from_other_keys(tmp_path: Path) -> None:
-    keys = ("--goal-keys", "achieved_goal", "desired_goal")
-    usual, other = tmp_path / "usual", tmp_path / "other"
-    assert main(["train", *SMALL, *keys, "--output", str(usual)]) == 0
-    config, _ = read_planner(usual)
+def test_goals_are_read_from_other_keys(tmp_path: Path, capsys: Capture) -> None:
+    names = {"observation": "state", "achieved_goal": "place", "desired_goal": "target"}
+    env = Limited()
+    parts: Any = env.observation_space
+    renamed = gym.spaces.Dict({names[key]: parts[key] for key in parts})
+    other: Any = gym.wrappers.TransformObservation(
+        env, lambda seen: {names[key]: seen[key] for key in seen}, renamed
+    )
+    name = "test/renamed-v0"
+    collect_episodes(
+        other, Wander(), num_episodes=2, dataset_id=name, overwrite=True, progress=False
+    )
+    train = ["train", *SMALL[:-2], "--dataset", name, "--output", str(tmp_path)]
+    assert main(["train", "--dataset", name, "--dry-run"]) == 0
+    hint = "If two of place, state, target are, name them (--goal-keys"
+    assert hint in capsys.readouterr().out
+    assert main([*train, "--goal-keys", "target", "place"]) == 2
+    assert "each seems to be the other" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+    assert main([*train, "--goal-keys", "place", "target"]) == 0
+    config, _ = read_planner(tmp_path)
+    assert config.spaces.parts.goal_keys == ("place", "target")
     assert config.spaces.goal_columns == (0, 1)
-    swapped = ("--goal-keys", "desired_goal", "achieved_goal")
-    assert main(["train", *SMALL, *swapped, "--output", str(other)]) == 0
-    config, _ = read_planner(other)
-    assert config.spaces.parts.goal_keys == ("desired_goal", "achieved_goal")
-    assert config.spaces.goal_columns == (4, 5)
 
 
 def test_goal_keys_that_are_not_there_are_refused(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from tqdm import tqdm
 
 from diffuser_policy.cli.collect import CollectCommand
 from diffuser_policy.cli.collect import collect as collect_command
@@ -23,6 +25,7 @@ from diffuser_policy.data.collection import (
     collect,
     collect_episodes,
     default_dataset_id,
+    record_episode,
 )
 from diffuser_policy.data.demonstrators import DEMONSTRATORS, Demonstrator
 from diffuser_policy.data.minari import _any_episodes, load_flat
@@ -327,6 +330,15 @@ def test_episodes_of_any_env_and_policy_are_recorded(
                 replayed, episode.observations["observation"][step]
             )
             replayed, *_ = pendulum.step(action)
+
+
+def test_the_bar_of_a_recording_counts_env_steps(
+    pendulum: gym.Env[Any, Any],
+) -> None:
+    shown = io.StringIO()
+    with tqdm(file=shown, mininterval=0, miniters=0) as bar:
+        record_episode(pendulum, RandomPolicy(pendulum), 0, bar=bar)
+    assert "env_step=25" in shown.getvalue()
 
 
 def test_episodes_of_a_goal_env_are_recorded() -> None:

@@ -125,7 +125,7 @@ def test_two_collections_of_one_dataset_are_refused(
 
     def during(self: ShardFolder, index: int, *shard: Any) -> None:
         for overwrite in (False, True):
-            with pytest.raises(ConfigError, match="Another process is collecting"):
+            with pytest.raises(ConfigError, match="Another process is writing"):
                 record(replace(SMALL, overwrite=overwrite))
             refused.append(index)
         save(self, index, *shard)

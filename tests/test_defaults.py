@@ -347,6 +347,22 @@ def test_given_settings_are_checked_before_they_are_used(
         TrainConfig.for_dataset(toy_dataset(goals=goals), **given)
 
 
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"position": [0, 99]}, r"position \(--window.position\) names columns"),
+        ({"tool": [99]}, "tool names columns"),
+        ({"tool": [0.5]}, "at 'tool', must be a list of whole numbers"),
+        ({"tool": 5}, "at 'tool', must be a list of whole numbers"),
+        ("ab", "must be a table"),
+    ],
+)
+def test_names_of_columns_are_checked_with_the_data(columns: Any, said: str) -> None:
+    flat = changed(toy_dataset(), metadata={"observation_columns": columns})
+    with pytest.raises(ConfigError, match=said):
+        TrainConfig.for_dataset(flat)
+
+
 def test_columns_that_only_the_appended_goal_has_are_no_place_to_push_from() -> None:
     window = {"position": (4, 5), "velocity": (2, 3)}
     config = TrainConfig.for_dataset(toy_dataset(), window=window)

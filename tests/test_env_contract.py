@@ -32,6 +32,7 @@ from diffuser_policy.evaluation.report import table, to_json, write_json
 
 pytest.importorskip("minari", reason="needs the extra 'data'")
 DATASET = "test/walk-v0"
+GROWTH = 2.0**-14  # exact, and within the bounds of actions for thousands of steps
 
 
 class Walk(gym.Env[Any, Any]):
@@ -98,7 +99,7 @@ class GoalWalk(Walk):
 
 
 class Reusing:
-    """Returns the same array every time; it grows by 0.25 at every call."""
+    """Returns the same array every time; it grows a little at every call."""
 
     def __init__(self) -> None:
         self.action = np.zeros(1, np.float32)
@@ -114,7 +115,7 @@ class Reusing:
         observation = (
             observation["observation"] if isinstance(observation, dict) else observation
         )
-        self.action += np.float32(0.25)
+        self.action += np.float32(GROWTH)
         if np.ndim(observation) == 2:
             return np.tile(self.action, (len(observation), 1)), state
         return self.action, state
@@ -141,7 +142,7 @@ def test_recording_copies_what_is_used_again(kind: type[Walk]) -> None:
     assert flat.fields["observation"][:, 0].tolist() == [0, 1, 2, 3, 4] * 2
     assert flat.run_starts.tolist() == [0, 5, 10]
     # The policy's actions, neither changed by later calls nor clipped by the env.
-    assert flat.fields["action"][:, 0].tolist() == [n / 4 for n in range(1, 11)]
+    assert flat.fields["action"][:, 0].tolist() == [n * GROWTH for n in range(1, 11)]
 
 
 def test_a_rollout_keeps_every_observation_as_it_was() -> None:
@@ -452,12 +453,13 @@ def test_columns_in_arrays_become_lists(tmp_path: Path) -> None:
 
 
 def test_columns_that_are_no_numbers_are_refused_before_the_first_step() -> None:
-    env = Walk()
-    env.metadata = {"render_modes": [], "observation_columns": {"position": ["x"]}}
-    Walk.num_steps = 0
-    with pytest.raises(EnvContractError, match="observation_columns"):
-        recorded(env)
-    assert Walk.num_steps == 0
+    for column in ("x", 99, -1, 0.5):
+        env = Walk()
+        env.metadata = {"render_modes": [], "observation_columns": {"place": [column]}}
+        Walk.num_steps = 0
+        with pytest.raises(EnvContractError, match="observation_columns"):
+            recorded(env)
+        assert Walk.num_steps == 0
 
 
 MODULE = """
@@ -572,7 +574,7 @@ class Counted(Walk):
         return self.x, 0.0, False, True, {}
 
 
-@pytest.mark.parametrize(("given", "taken"), [(2.9, 3), (-1.0, 0), (300.0, 255)])
+@pytest.mark.parametrize(("given", "taken"), [(2.9, 3), (-1.0, 0)])
 def test_whole_numbered_actions_are_rounded_to_the_nearest(
     given: float, taken: int
 ) -> None:
@@ -589,6 +591,27 @@ def test_whole_numbered_actions_are_rounded_to_the_nearest(
     for action in Counted.taken:
         assert action.dtype == np.uint8
         assert action.tolist() == [taken]
+
+
+@pytest.mark.parametrize(
+    ("env", "action"), [(Walk, 1.01), (Walk, -2.0), (Counted, 6.0), (Counted, 300.0)]
+)
+def test_actions_beyond_the_bounds_are_not_recorded(
+    env: type[Walk], action: float
+) -> None:
+    with pytest.raises(EnvContractError, match=r"action of env step 0 .* clip its"):
+        collect_episodes(
+            env(), Always([action]), num_episodes=1, dataset_id=DATASET, progress=False
+        )
+
+
+@pytest.mark.parametrize("tasks", [[1, 2], "ab", {"a": 5}, {1: {}}, 5])
+def test_tasks_that_name_no_options_are_refused(tasks: Any) -> None:
+    class Tasks(Walk):
+        metadata: dict[str, Any] = {"render_modes": [], "evaluation_tasks": tasks}  # noqa: RUF012
+
+    with pytest.raises(EnvContractError, match="evaluation_tasks"):
+        evaluate(Always([0.0]), Tasks, episodes=1, progress=False)
 
 
 @pytest.mark.parametrize("name", ["terminated", "success"])

@@ -378,6 +378,18 @@ def no_gradient(trajectory: Trajectory) -> Tensor:
     return trajectory.position.detach().sum(dim=(1, 2))
 
 
+def complex_values(trajectory: Trajectory) -> Tensor:
+    return torch.complex(*[trajectory.position.sum(dim=(1, 2))] * 2)
+
+
+def elsewhere(trajectory: Trajectory) -> Tensor:
+    return trajectory.position.sum(dim=(1, 2)).to("meta")
+
+
+def sparse(trajectory: Trajectory) -> Tensor:
+    return trajectory.position.sum(dim=(1, 2)).to_sparse()
+
+
 def steep(trajectory: Trajectory) -> Tensor:
     values: Tensor = (0.0 * trajectory.position).norm(dim=2).pow(0.5).sum(dim=1)
     return values
@@ -392,6 +404,9 @@ def steep(trajectory: Trajectory) -> Tensor:
         ),
         (not_a_tensor, "not_a_tensor must return one value .* got float. Return a"),
         (not_a_number, "not_a_number returned NaN"),
+        (complex_values, "complex_values must return real .* got torch.complex128"),
+        (elsewhere, "elsewhere must return .* cpu; got torch.float64 on meta"),
+        (sparse, "sparse must return real .* torch.sparse_coo"),
         (no_gradient, "no_gradient has no gradient"),
         (steep, "gradient of the guide steep"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from diffuser_policy.data.foreign import (
     default_dataset_id,
     import_file,
 )
-from diffuser_policy.data.minari import load_flat
+from diffuser_policy.data.minari import at_work, load_flat
 from diffuser_policy.envs import make_env
 from diffuser_policy.errors import (
     ConfigError,
@@ -28,6 +29,7 @@ from diffuser_policy.errors import (
     DatasetNotFoundError,
     UnknownNameError,
 )
+from diffuser_policy.files import hidden_sibling
 from diffuser_policy.versions import RECORDERS, versions
 from tests.data_helpers import EXPERT
 from tests.point_env import POINT
@@ -51,7 +53,7 @@ def rows(count: int = 12, size: int = 3, actions: int = 1) -> dict[str, np.ndarr
     flags = np.zeros((2, count), np.bool_)
     flags[0, 3] = flags[1, 8] = True
     return {
-        "observations": rng.normal(size=(count, size)).astype(np.float32),
+        "observations": rng.uniform(-1, 1, (count, size)).astype(np.float32),
         "actions": rng.uniform(-1, 1, (count, actions)).astype(np.float32),
         "rewards": rng.normal(size=count).astype(np.float32),
         "terminals": flags[0],
@@ -440,6 +442,46 @@ def test_pickled_arrays_are_not_opened() -> None:
     arrays = changed(actions=np.array([{"a": 1}] * 12, dtype=object))
     with pytest.raises(DatasetError, match=r"actions cannot be read.*numbers"):
         imported(npz(arrays))
+
+
+def test_observations_outside_of_the_space_are_counted() -> None:
+    rows_outside = changed(observations=np.full((12, 3), 1.0005, np.float32))
+    rows_outside["observations"][2:5, 1] = -1.1
+    made = import_file(npz(rows_outside), PENDULUM, progress=False)
+    assert made.remarks[0].startswith("3 of 12 observations lie outside of the space")
+
+
+def test_whole_numbered_actions_are_whole() -> None:
+    env: Any = gym.make(PENDULUM)
+    env.action_space = gym.spaces.Box(0, 3, (1,), np.int64)
+    whole = changed(actions=np.full((12, 1), 2.0))
+    import_file(npz(whole), env, progress=False)
+    whole["actions"][5] = 2.7
+    with pytest.raises(DatasetError, match=r"row 5 is \[2\.7\].*whole numbers"):
+        import_file(npz(whole), env, overwrite=True, progress=False)
+
+
+def test_goals_have_an_effect_or_are_refused() -> None:
+    names = ArrayNames(desired_goals="rewards")
+    with pytest.raises(ConfigError, match=r"no goals.*\(--desired-goals\)"):
+        imported(npz(rows()), names=names)
+
+
+def test_one_import_at_a_time_writes_a_dataset_and_tidies_up() -> None:
+    file = npz(rows())
+    folder = Path("datasets/diffuser/some-data-v3")
+    with (
+        at_work(folder),
+        pytest.raises(ConfigError, match="Another process is writing the dataset"),
+    ):
+        imported(file)
+    dead = hidden_sibling(folder, "partial")
+    pid = str(os.getpid())
+    killed = dead.with_name(dead.name.replace(f".{pid}-", ".999999999-"))
+    killed.mkdir()
+    with pytest.raises(DatasetError, match="needs"):
+        imported(npz(changed(observations=np.zeros((12, 5))), "some-data-v3.npz"))
+    assert not list(folder.parent.iterdir())
 
 
 def test_environments_and_ids_are_checked_first() -> None:

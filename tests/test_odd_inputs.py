@@ -25,20 +25,26 @@ from diffuser_policy.config import (
     TrainConfig,
     WindowConfig,
 )
+from diffuser_policy.data.collection import collect_episodes
 from diffuser_policy.data.flat import FlatDataset
+from diffuser_policy.data.foreign import import_file
+from diffuser_policy.data.minari import load_flat, new_folder
 from diffuser_policy.diffusion.conditions import Conditions
+from diffuser_policy.envs import make_env
 from diffuser_policy.errors import (
     CheckpointNotFoundError,
     ConditionError,
     ConfigError,
     DatasetError,
+    DatasetNotFoundError,
     GuideError,
     MemoryLimitError,
     ObservationError,
+    StorageError,
     UnknownNameError,
 )
 from diffuser_policy.evaluation import evaluate
-from diffuser_policy.testing import toy_config, toy_dataset, toy_policy
+from diffuser_policy.testing import check_policy, toy_config, toy_dataset, toy_policy
 from diffuser_policy.training.trainer import Trainer
 from tests.planner_helpers import LAYOUT
 from tests.policy_helpers import observe
@@ -46,9 +52,18 @@ from tests.policy_helpers import observe
 pytestmark = pytest.mark.once
 
 HUGE = 10**400
+LONG = "x" * 300
 PROBLEM = Problem(env="diffuser_envs/Multi2D-UMaze-v1", dataset="a/b-v0")
 MAZE = "diffuser_envs/Multi2D-UMaze-v1"
 none: Any = None
+
+
+class Predicts:
+    """Has no spaces."""
+
+    def predict(self, *_: Any) -> None:
+        """Return nothing."""
+
 
 REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "no guide": (lambda: make_guide(none), GuideError, "is a text, got None"),
@@ -139,12 +154,74 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "no planner": (
         lambda: DiffuserPolicy.from_pretrained(none),
         CheckpointNotFoundError,
-        "a text or a path, got None",
+        "a text that names a file, got None",
     ),
     "a name of 300 characters": (
         lambda: DiffuserPolicy.from_pretrained("x" * 300),
         CheckpointNotFoundError,
         "at most 255",
+    ),
+    "a dataset of 300 characters": (
+        lambda: new_folder(f"ab/{LONG}-v0"),
+        ConfigError,
+        "at most 255 bytes",
+    ),
+    "a dataset of 130 characters that take 260 bytes": (
+        lambda: load_flat(f"ab/{'é' * 130}-v0"),
+        DatasetNotFoundError,
+        "at most 255 bytes",
+    ),
+    "a path without an end": (
+        lambda: FlatDataset.load("a/" * 3000),
+        DatasetNotFoundError,
+        "paths 4,095",
+    ),
+    "a folder with NUL": (
+        lambda: toy_policy().save_pretrained("a\0b"),
+        StorageError,
+        "without the character NUL",
+    ),
+    "a folder that is no text": (
+        lambda: Trainer(toy_config(), toy_dataset(), "\ud800"),
+        StorageError,
+        "names a file, got '.ud800'",
+    ),
+    "no file": (
+        lambda: import_file(none, "Pendulum-v1"),
+        DatasetNotFoundError,
+        "names a file, got None",
+    ),
+    "no environment": (lambda: make_env(none), ConfigError, "named by a text.* None"),
+    "a function that makes no environment": (
+        lambda: evaluate(toy_policy(), lambda: none),
+        ConfigError,
+        "lambda.* returned NoneType None instead of a gymnasium.Env",
+    ),
+    "a number that makes no environment": (
+        lambda: collect_episodes(5, toy_policy(), num_episodes=1, dataset_id="ab/c-v0"),  # type: ignore[arg-type]
+        ConfigError,
+        "named by a text",
+    ),
+    "a policy by its name": (
+        lambda: evaluate("multi2d-umaze", MAZE),
+        ConfigError,
+        "'multi2d-umaze' has none. DiffuserPolicy.from_pretrained",
+    ),
+    "no policy to check": (lambda: check_policy(5), ConfigError, "predict, and 5 has"),
+    "a policy without spaces": (
+        lambda: check_policy(Predicts()),
+        ConfigError,
+        "observation_space must be a space .* got None. Pass that of the",
+    ),
+    "a batch of one to check": (
+        lambda: check_policy(toy_policy(), num_envs=1),
+        ConfigError,
+        "num_envs must be at least 2",
+    ),
+    "a seed to check with": (
+        lambda: check_policy(toy_policy(), seed=-1),
+        ConfigError,
+        "seed must be a whole number",
     ),
     "half an episode": (
         lambda: evaluate(toy_policy(), MAZE, episodes=2.5),  # type: ignore[arg-type]
@@ -262,7 +339,6 @@ def test_labels_that_fail_are_named(
 
 # --- the command line -----------------------------------------------------------------
 
-LONG = "x" * 300
 COMMANDS: dict[str, tuple[list[str], str]] = {
     "a module that is not there": (
         ["evaluate", "multi2d-umaze", "--env", "no.such.mod:Foo"],

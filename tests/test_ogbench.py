@@ -110,6 +110,21 @@ def test_no_file_is_left_behind(
     assert not list(tmp_path.iterdir())
 
 
+def test_seeds_and_tasks_are_whole_numbers_of_any_kind(maze: Env) -> None:
+    first, _ = maze.reset(seed=3, options={"task_id": 2})
+    again, _ = maze.reset(seed=np.int64(3), options={"task_id": np.int8(2)})  # type: ignore[arg-type]
+    np.testing.assert_array_equal(first["observation"], again["observation"])
+    wrong: Any
+    for wrong in (-1, 2.5, "a"):
+        with pytest.raises(ConfigError, match="seed must be a whole number from 0"):
+            maze.reset(seed=wrong)
+    for wrong in (0, 6, "a", None):
+        with pytest.raises(ConfigError, match=r"task_id must be .* from 1 to 5"):
+            maze.reset(options={"task_id": wrong})
+    with pytest.raises(ConfigError, match="must be a dictionary"):
+        maze.reset(options=5)  # type: ignore[arg-type]
+
+
 def test_episodes_without_a_seed_differ(maze: Env) -> None:
     first = maze.reset(seed=0)[0]["observation"]
     second = maze.reset()[0]["observation"]

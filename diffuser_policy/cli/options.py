@@ -6,8 +6,10 @@ Every planning and execution setting is an option, made from its field and docst
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict, get_args, get_type_hints
@@ -160,10 +162,26 @@ def load_policy(planner: str, options: PlanningOptions, *, seed: int) -> Diffuse
     if settings.get("sampler") == "ddpm":  # of historical interest with few steps
         settings.setdefault("num_sampling_steps", None)
     policy = DiffuserPolicy.from_pretrained(planner, seed=seed)
+    note_unfinished(planner, policy.config.provenance)
     policy = policy.accelerated(options.acceleration)
     if guide != 0:  # the sum of none
         policy = policy.with_guide(guide)
     return policy.with_settings(**settings)
+
+
+def note_unfinished(planner: str, provenance: Mapping[str, Any]) -> None:
+    """Note on standard error if a planner, or a part of it, is not fully trained."""
+    for part in ("planner", "value", "critic", "classifier"):
+        origin = provenance if part == "planner" else provenance.get(part, {})
+        training: Any = origin.get("training")
+        with contextlib.suppress(TypeError, LookupError):  # a file may say anything
+            done, due = origin["steps"], training["optimization"]["num_steps"]
+            if done < due:
+                print(
+                    f"note: the {part} of {planner} is trained for {done:,} of {due:,} "
+                    f"gradient steps. The command that began the training resumes it.",
+                    file=sys.stderr,
+                )
 
 
 def changed(settings: Mapping[str, Any], usual: Mapping[str, Any]) -> list[str]:

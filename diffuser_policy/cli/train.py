@@ -27,12 +27,13 @@ from typing import (
 
 import tyro
 
-from diffuser_policy.choices import GOAL_KEYS
+from diffuser_policy.choices import GOAL_KEYS, RUNS
 from diffuser_policy.cli import EXIT_INTERRUPTED, EXIT_OK
 from diffuser_policy.cli.options import (
     Flag,
     Planner,
     changed,
+    note_unfinished,
     setting_options,
     shown_as,
 )
@@ -196,7 +197,7 @@ class TrainSettings:
     def folder(self) -> Path:
         """Return the output folder."""
         name = self.preset or str(self.dataset).replace("/", "-")
-        return self.output or Path("runs") / name
+        return self.output or Path(RUNS) / name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -526,7 +527,7 @@ class CompanionSettings:
 
     def folder(self) -> Path:
         """Return the output folder."""
-        return self.output or Path("runs") / f"{Path(self.planner).name}-{self.part}"
+        return self.output or Path(RUNS) / f"{Path(self.planner).name}-{self.part}"
 
     def config(self, recorded: str | None) -> CompanionTrainConfig:
         """Return what determines the network; `recorded` is the planner's dataset.
@@ -687,6 +688,7 @@ def _train_companion(
             f"another --output folder."
         )
     planner = read_planner(source)
+    note_unfinished(settings.planner, planner[0].provenance)
     config = settings.config(planner[0].provenance.get("dataset", {}).get("dataset_id"))
     processes = Processes.launched(settings.device)
     flat = load_flat(

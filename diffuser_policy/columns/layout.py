@@ -21,7 +21,7 @@ from functools import cached_property
 from typing import Any
 
 from diffuser_policy.errors import ConfigError, UnknownNameError
-from diffuser_policy.settings import typed
+from diffuser_policy.settings import converted, typed
 
 MOST_COLUMNS = 1_000_000
 
@@ -167,3 +167,17 @@ class TrajectoryLayout:
         if not self.objects:
             del data["objects"]
         return data
+
+
+def named_columns(metadata: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the names that a dataset's metadata give to columns of observations.
+
+    Raises:
+        ConfigError: They are not lists of column numbers.
+    """
+    names = converted(
+        metadata.get("observation_columns", {}),
+        dict[str, tuple[int, ...]],
+        "metadata['observation_columns']",
+    )
+    return dict(names)

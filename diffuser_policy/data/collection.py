@@ -23,7 +23,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -52,16 +51,20 @@ from diffuser_policy.data.episodes import Policy, check_episode, record_episode
 from diffuser_policy.data.flat import Episode
 from diffuser_policy.data.minari import (
     COLLECTION,
+    at_work,
     check_spaces,
     new_folder,
     own_dataset_id,
     recorded_facts,
+    work_folder,
     write_minari,
 )
 from diffuser_policy.data.workers import map_unordered, num_cores
 from diffuser_policy.envs import (
     Env,
     check_ends,
+    check_predicts,
+    env_of,
     make_env,
     step_limit,
 )
@@ -73,7 +76,6 @@ from diffuser_policy.errors import (
 )
 from diffuser_policy.files import (
     LOCK_FILE,
-    alone_in,
     remove,
     replaced_file,
     write_json,
@@ -243,33 +245,6 @@ class ShardFolder:
 CollectionProtocol = RunProtocol | EpisodeProtocol
 
 
-def work_folder(dataset_folder: Path) -> Path:
-    """Return the hidden folder of the unfinished work on a dataset."""
-    return dataset_folder.with_name(f".{dataset_folder.name}.collecting")
-
-
-@contextmanager
-def at_work(dataset_folder: Path) -> Iterator[None]:
-    """Keep other processes from collecting the same dataset.
-
-    Raises:
-        ConfigError: One is at work on it.
-        StorageError: The folder cannot be written to.
-    """
-    folder = work_folder(dataset_folder)
-    refusal = (
-        f"Another process is collecting the dataset in {dataset_folder}. Wait for it, "
-        f"end it, or choose another id (--dataset); nothing was changed."
-    )
-    with alone_in(folder, refusal):
-        try:
-            yield
-        finally:
-            with contextlib.suppress(FileNotFoundError):  # the work is done
-                if [path.name for path in folder.iterdir()] == [LOCK_FILE]:
-                    shutil.rmtree(folder, ignore_errors=True)
-
-
 def default_dataset_id(env_id: str) -> str:
     """Return `diffuser/<lower-case name of the environment>`.
 
@@ -379,26 +354,28 @@ def collect_episodes(
         StorageError: The disk is full, or cannot be written.
     """
     seed = seed_or_drawn(seed)
+    check_predicts(policy)
     num_episodes = converted(num_episodes, int, "num_episodes")
     if num_episodes < 1:
         raise ConfigError(f"num_episodes must be at least 1, got {num_episodes}.")
-    folder = new_folder(dataset_id, overwrite=overwrite)
+    folder = new_folder(dataset_id, overwrite=True)
     with contextlib.ExitStack() as stack:
         stack.enter_context(at_work(folder))
+        new_folder(dataset_id, overwrite=overwrite)
         if not isinstance(env, gym.Env):
-            env = make_env(env) if isinstance(env, str) else env()
+            env = env_of(env(), env) if callable(env) else make_env(env)
             stack.callback(env.close)
         check_spaces(env)
         check_ends(env)
-        bar = tqdm(
-            range(num_episodes), unit="episode", disable=None if progress else True
-        )
-        episodes = []
+        hidden, episodes = None if progress else True, []
+        bar = tqdm(range(num_episodes), unit="episode", miniters=0, disable=hidden)
         for i in bar:
             sequence = np.random.SeedSequence(seed, spawn_key=(i,))
             env_seed = int(sequence.generate_state(1)[0])
             episodes.append(
-                record_episode(env, policy, env_seed, deterministic=deterministic)
+                record_episode(
+                    env, policy, env_seed, deterministic=deterministic, bar=bar
+                )
             )
         return write_minari(
             dataset_id,

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
+from tqdm import tqdm
 
 from diffuser_policy.data.flat import FLOAT32_MOST, Episode
 from diffuser_policy.envs import (
@@ -20,6 +21,7 @@ from diffuser_policy.envs import (
 )
 from diffuser_policy.errors import EnvContractError
 from diffuser_policy.observations import batched, numbers
+from diffuser_policy.spaces import outside
 
 Observation = np.ndarray | dict[str, np.ndarray]
 State = tuple[np.ndarray, ...] | None
@@ -39,9 +41,21 @@ class Policy(Protocol):
 
 
 def record_episode(
-    env: Env, policy: Policy, seed: int, *, deterministic: bool = False
+    env: Env,
+    policy: Policy,
+    seed: int,
+    *,
+    deterministic: bool = False,
+    bar: tqdm | None = None,
 ) -> Episode:
     """Record one episode, from a reset to its end.
+
+    Args:
+        env: Where.
+        policy: Follows Stable-Baselines3's `predict`.
+        seed: Of the reset.
+        deterministic: Passed to the policy.
+        bar: Shows the env steps of the episode.
 
     Raises:
         EnvContractError: The environment breaks Gymnasium's rules, returns numbers that
@@ -64,6 +78,9 @@ def record_episode(
         check_length(env, len(steps) + 1)
         observations.append(observation)
         steps.append((action, after.reward, after.terminated, after.truncated))
+        if bar is not None:
+            bar.set_postfix(env_step=len(steps), refresh=False)
+            bar.update(0)
         starting, done = False, after.terminated or after.truncated
     actions, rewards, terminations, truncations = zip(*steps, strict=True)
     if not isinstance(observation, Mapping):
@@ -91,6 +108,24 @@ def _check_recorded(
         # The comparison is false for NaN too, and float32 has to hold the value.
         if not np.all(np.abs(numbers(value)) <= FLOAT32_MOST):
             raise _not_finite(env, f"{name} of env step {step}", value)
+    _check_actions(env, action[None], step)
+
+
+def _check_actions(env: Env, actions: np.ndarray, step: int = 0) -> None:
+    """Refuse actions that the environment's space does not have.
+
+    Raises:
+        EnvContractError: Names the first of them.
+    """
+    space: Any = env.action_space
+    beyond = outside(actions, space)
+    if beyond.any():
+        row = int(np.argmax(beyond))
+        raise EnvContractError(
+            f"The action of env step {step + row} is {actions[row].tolist()}, and "
+            f"those of {env_name(env)} lie in {space}. Correct the policy, or clip its "
+            f"actions."
+        )
 
 
 def check_episode(env: Env, episode: Episode) -> None:
@@ -116,6 +151,7 @@ def check_episode(env: Env, episode: Episode) -> None:
         step, name, value = min(found, key=lambda each: each[0])
         when = "the reset" if step < 0 else f"env step {step}"
         raise _not_finite(env, f"{name} of {when}", value)
+    _check_actions(env, episode.actions)
 
 
 def _not_finite(env: Env, what: str, value: Any) -> EnvContractError:

@@ -45,7 +45,7 @@ import numpy as np
 
 from diffuser_policy.choices import GOAL_KEYS
 from diffuser_policy.errors import DatasetError, DatasetNotFoundError, StorageError
-from diffuser_policy.files import json_text, replaced_folder
+from diffuser_policy.files import json_text, replaced_folder, usable_path
 from diffuser_policy.settings import json_data
 
 SCHEMA = 1
@@ -118,8 +118,8 @@ class FlatDataset:
             collected, names of observation columns.
 
     Raises:
-        DatasetError: Fields are missing, of different lengths, or not finite, or
-            the runs don't tile the rows.
+        DatasetError: Fields are missing, of different lengths, or not finite, the
+            runs don't tile the rows, or the two goals are exchanged.
     """
 
     fields: Mapping[str, np.ndarray]
@@ -172,9 +172,15 @@ class FlatDataset:
                 f"({self.num_rows:,}) without an empty run, got {starts!r}."
             )
         for name, array in arrays.items():
-            _check_finite(
-                f"{self.metadata.get('dataset_id', 'dataset')}: {name}", array
-            )
+            check_finite(f"{self.metadata.get('dataset_id', 'dataset')}: {name}", array)
+        if self.has_goals:
+            achieved, desired = (arrays[key] for key in GOAL_KEYS)
+            if not _moves(achieved, starts) and _moves(desired, starts):
+                raise DatasetError(
+                    "achieved_goal never changes between two resets, and desired_goal "
+                    "does: each seems to be the other. Exchange them (--goal-keys of "
+                    "`train`, --achieved-goals and --desired-goals of `import`)."
+                )
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"{n} {list(a.shape)}" for n, a in self.fields.items())
@@ -238,7 +244,7 @@ class FlatDataset:
                 holds other files.
             DatasetError: The metadata are not JSON-able.
         """
-        folder = Path(folder)
+        folder = usable_path(folder)
         if _is_foreign(folder):
             raise StorageError(
                 f"{folder} exists and is not a saved dataset. Choose another folder."
@@ -279,7 +285,7 @@ class FlatDataset:
             DatasetNotFoundError: The folder holds no saved dataset.
             DatasetError: A file is missing, damaged, or of another schema.
         """
-        folder = Path(folder)
+        folder = usable_path(folder, DatasetNotFoundError)
         if not (folder / META_FILE).is_file():
             raise DatasetNotFoundError(f"{folder} holds no saved dataset.")
         try:
@@ -335,7 +341,7 @@ def _is_foreign(folder: Path) -> bool:
     return True
 
 
-def _check_finite(name: str, array: np.ndarray) -> None:
+def check_finite(name: str, array: np.ndarray) -> None:
     """Raise at the first NaN or infinity.
 
     The sum of float32 numbers is finite exactly if all of them are and it does not
@@ -357,6 +363,19 @@ def _check_finite(name: str, array: np.ndarray) -> None:
         f"{name} is not finite in {int(bad.sum()):,} of {len(array):,} rows; the first "
         f"is row {row}: {array[row].tolist()}. Remove or repair these steps."
     )
+
+
+def _moves(array: np.ndarray, starts: np.ndarray) -> bool:
+    """Return whether rows of one run differ; not always read to the end."""
+    begin = 0
+    for part in pieces(array):
+        changed = (part[1:] != part[:-1]).any(axis=1)
+        within = starts[(starts > begin) & (starts < begin + len(part))]
+        changed[within - begin - 1] = False
+        if changed.any():
+            return True
+        begin += len(part)
+    return False
 
 
 def pieces(array: np.ndarray) -> Iterator[np.ndarray]:

@@ -33,7 +33,7 @@ import contextlib
 import dataclasses
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ from tqdm import tqdm
 from diffuser_policy.choices import GOAL_KEYS
 from diffuser_policy.data.flat import FLOAT32_MOST, Episode
 from diffuser_policy.data.minari import (
+    at_work,
     check_spaces,
     new_folder,
     own_dataset_id,
@@ -59,13 +60,15 @@ from diffuser_policy.envs import (
     step_limit,
 )
 from diffuser_policy.errors import (
+    ConfigError,
     DatasetError,
     DatasetNotFoundError,
     DiffuserPolicyError,
     require_extra,
     suggestion,
 )
-from diffuser_policy.spaces import find_goal_columns
+from diffuser_policy.files import usable_path
+from diffuser_policy.spaces import find_goal_columns, outside
 from diffuser_policy.versions import RECORDERS, versions
 
 # What h5py and NumPy raise for files with wrong bits.
@@ -150,16 +153,19 @@ def import_file(
         DatasetNotFoundError: No such file.
         DatasetError: The file is damaged or of another kind, lacks an array, or holds
             arrays that do not fit the environment or each other; or the dataset exists.
-        ConfigError: A malformed id.
+        ConfigError: A malformed id, goals for an environment without any, or another
+            process is writing this dataset.
         StorageError: The disk is full, or cannot be written.
         MissingExtraError: The extra `data`, or the simulator, is not installed.
     """
     require_extra("minari", "data")
-    file = Path(file)
+    file = usable_path(file, DatasetNotFoundError)
     dataset_id = dataset_id or default_dataset_id(file)
-    new_folder(dataset_id, overwrite=overwrite)
+    folder = new_folder(dataset_id, overwrite=True)
     with contextlib.ExitStack() as stack:
         arrays = stack.enter_context(opened(file))
+        stack.enter_context(at_work(folder))
+        new_folder(dataset_id, overwrite=overwrite)
         if isinstance(env, str):
             env = make_env(env)
             stack.callback(env.close)
@@ -175,7 +181,7 @@ def import_file(
                 disable=None if progress else True,
             )
         )
-        folder = write_minari(
+        write_minari(
             dataset_id,
             count.over(source.episodes(bar)),
             env=env,
@@ -337,6 +343,12 @@ class Source:
             }
         finder = _Finder(stored, where, env_name(env))
         given = dataclasses.asdict(names)
+        if unused := [role for role in given if given[role] and role not in shapes]:
+            raise ConfigError(
+                f"{env_name(env)} observes no goals, so {' and '.join(unused)} "
+                f"({_options(unused)}) would have no effect. Leave them out, or name "
+                f"an environment that observes a goal dictionary (--env)."
+            )
         taken = {name for name in given.values() if name}
         arrays: dict[str, Any] = {}
         for role, shape in shapes.items():
@@ -353,6 +365,12 @@ class Source:
             _refuse_maze2d(stored, env, where)
         _relabel(arrays, stored, env, remarks)
         terminal, last, done = _ends(arrays, names, env, where, remarks)
+        if beyond := _num_outside(arrays["observations"], inner):
+            remarks.append(
+                f"{beyond:,} of {len(terminal):,} observations lie outside of the "
+                f"space of {env_name(env)}, {inner}. Is it the environment that the "
+                f"data are from?"
+            )
         if "rewards" not in arrays:
             remarks.append("There are no rewards in the file: all are 0.")
         achieved = None
@@ -502,18 +520,25 @@ class Source:
 
     def _check_actions(self, actions: np.ndarray, start: int) -> None:
         space: Any = self.env.action_space
-        slack = 1e-3 * np.maximum(1, np.abs(space.high - space.low))
-        bad = ((actions < space.low - slack) | (actions > space.high + slack)).reshape(
-            len(actions), -1
-        )
-        if bad.any():
-            row = int(np.argmax(bad.any(axis=1)))
+        beyond = outside(actions, space)
+        if beyond.any():
+            row = int(np.argmax(beyond))
             raise DatasetError(
                 f"{self.where}: the action of row {start + row} is "
                 f"{actions[row].tolist()}, and those of {env_name(self.env)} lie in "
                 f"{space}. Name the environment that the data are from (--env), or "
                 f"scale or clip the actions."
             )
+        if not np.issubdtype(space.dtype, np.floating):
+            split = (actions != np.rint(actions)).reshape(len(actions), -1).any(axis=1)
+            if split.any():
+                row = int(np.argmax(split))
+                raise DatasetError(
+                    f"{self.where}: the action of row {start + row} is "
+                    f"{actions[row].tolist()}, and those of {env_name(self.env)} are "
+                    f"whole numbers. Name the environment that the data are from "
+                    f"(--env), or round the actions."
+                )
 
 
 @dataclass(frozen=True)
@@ -562,7 +587,7 @@ class _Finder:
         Raises:
             DatasetError: It is missing, not of numbers, or of another shape.
         """
-        option = f"--{role.replace('_', '-')}"
+        option = _options([role])
         if name not in self.stored:
             known = sorted(self.stored)
             listed = ", ".join(known[:SHOWN]) + ", …" * (len(known) > SHOWN)
@@ -598,6 +623,10 @@ class _Finder:
         if not stored.shape[0]:
             raise DatasetError(f"{self.where}: {name} has no rows.")
         return _Array(name, stored, shape)
+
+
+def _options(roles: Iterable[str]) -> str:
+    return ", ".join(f"--{role.replace('_', '-')}" for role in roles)
 
 
 @dataclass
@@ -691,6 +720,17 @@ def _ends(
     last = last.copy()
     last[-1] = True
     return terminal, last, done
+
+
+def _num_outside(array: _Array, space: Any) -> int:
+    """Return how many rows lie outside of a space, rounding aside."""
+    if not (space.bounded_below.any() or space.bounded_above.any()):
+        return 0
+    count = 0
+    for begin in range(0, len(array), BLOCK):
+        rows = array.rows(begin, min(begin + BLOCK, len(array)))
+        count += int(outside(rows, space).sum())
+    return count
 
 
 def _resets(

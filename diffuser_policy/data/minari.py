@@ -28,7 +28,6 @@ import errno
 import hashlib
 import json
 import math
-import operator
 import os
 import re
 import shutil
@@ -59,7 +58,15 @@ from diffuser_policy.errors import (
     require_extra,
     suggestion,
 )
-from diffuser_policy.files import remove, replaced_folder, tidy, user_folder
+from diffuser_policy.files import (
+    LOCK_FILE,
+    alone_in,
+    remove,
+    replaced_folder,
+    tidy,
+    usable_path,
+    user_folder,
+)
 from diffuser_policy.observations import (
     ObservationColumns,
     Part,
@@ -282,15 +289,18 @@ def observation_columns(env: Env) -> dict[str, list[int]]:
         EnvContractError: They are not lists of column numbers.
     """
     columns = env.metadata.get("observation_columns") or {}
+    parts = ObservationColumns.of(parts_of(env.observation_space))
+    size = parts.size + parts.goal_size  # which may be appended
     try:
         return {
-            str(name): [operator.index(column) for column in np.ravel(numbers).tolist()]
+            str(name): [range(size).index(each) for each in np.ravel(numbers).tolist()]
             for name, numbers in dict(columns).items()
         }
     except (TypeError, ValueError) as error:
         raise EnvContractError(
             f"{env_name(env)}: metadata['observation_columns'] must name columns by "
-            f"their numbers, such as {{'position': [0, 1]}}; got {columns!r}."
+            f"their numbers, such as {{'position': [0, 1]}}, and its observations have "
+            f"{size}; got {columns!r}."
         ) from error
 
 
@@ -345,7 +355,7 @@ def new_folder(dataset_id: str, *, overwrite: bool = False) -> Path:
             f"{dataset_id!r} is not a Minari id. Expected namespace/name-v0 with at "
             "least two letters of namespace, for example diffuser/my-maze-v0."
         )
-    folder = datasets_root() / dataset_id
+    folder = usable_path(datasets_root() / dataset_id, ConfigError)
     if folder.exists() and not overwrite:
         raise DatasetError(
             f"The dataset {dataset_id!r} already exists, in {folder}. Choose another "
@@ -354,9 +364,37 @@ def new_folder(dataset_id: str, *, overwrite: bool = False) -> Path:
     return folder
 
 
+def work_folder(dataset_folder: Path) -> Path:
+    """Return the hidden folder of the unfinished work on a dataset."""
+    return dataset_folder.with_name(f".{dataset_folder.name}.collecting")
+
+
+@contextlib.contextmanager
+def at_work(dataset_folder: Path) -> Iterator[None]:
+    """Keep other processes from writing the same dataset; delete what killed ones left.
+
+    Raises:
+        ConfigError: One is at work on it.
+        StorageError: The folder cannot be written to.
+    """
+    folder = work_folder(dataset_folder)
+    refusal = (
+        f"Another process is writing the dataset in {dataset_folder}. Wait for it, "
+        f"end it, or choose another id (--dataset); nothing was changed."
+    )
+    with alone_in(folder, refusal):
+        tidy(dataset_folder.parent)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(FileNotFoundError):  # the work is done
+                if [path.name for path in folder.iterdir()] == [LOCK_FILE]:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
 def _existing_folder(dataset_id: str) -> Path:
-    root = datasets_root()
-    folder = root / dataset_id
+    root, dataset_id = datasets_root(), str(dataset_id)
+    folder = usable_path(root / dataset_id, DatasetNotFoundError)
     if dataset_id and (folder / "data" / "metadata.json").is_file():
         return folder
     known = local_dataset_ids()

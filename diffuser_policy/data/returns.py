@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffuser_policy.data.flat import FlatDataset, pieces, release
+from diffuser_policy.data.flat import FlatDataset, check_finite, pieces, release
 from diffuser_policy.data.windows import WindowDataset
 from diffuser_policy.errors import DatasetError
 
@@ -70,6 +70,7 @@ def returns_to_go(
         if begin % ROWS == 0:
             release(rewards, terminated)
     if not np.isfinite(returns).all():
+        check_finite(f"{flat!r}: reward", rewards)  # it may have changed since then
         raise DatasetError(
             f"The returns of {flat!r} overflow with discount {discount:g}. Use a "
             f"smaller one, or scale the rewards down."

@@ -31,8 +31,11 @@ from diffuser_policy.envs import (
     action_and_state,
     check_ends,
     check_length,
+    check_predicts,
     copied,
     env_name,
+    env_of,
+    evaluation_tasks,
     flag,
     make_env,
     reset_env,
@@ -78,8 +81,9 @@ def evaluate(
         env_options: Settings of the environment, as `gymnasium.make` takes them.
 
     Raises:
-        ConfigError: A count that is not positive, an environment that was made
-            already, of which there is only one, or options that it does not have.
+        ConfigError: A count that is not positive, something without `predict`, an
+            environment that was made already, of which there is only one, a function
+            that makes none, or options that it does not have.
         EnvContractError: The environment breaks Gymnasium's rules, or its episodes do
             not end.
         UnknownNameError: No environment of that id.
@@ -91,6 +95,7 @@ def evaluate(
         if value is not None and value < 1:
             raise ConfigError(f"{name} must be at least 1, got {value}.")
     seed = seed_or_drawn(seed)
+    check_predicts(policy)
     options = env_options_of(env_options)
     make = _maker(env, options)
     with contextlib.ExitStack() as stack:
@@ -102,7 +107,7 @@ def evaluate(
 
         envs = [made()]
         check_ends(envs[0])
-        tasks = dict(envs[0].metadata.get("evaluation_tasks") or {})
+        tasks = evaluation_tasks(envs[0])
         if episodes is None:
             episodes = DEFAULT_TASK_EPISODES if tasks else DEFAULT_EPISODES
         schedule = [name for name in tasks or (None,) for _ in range(episodes)]
@@ -305,7 +310,7 @@ def _run(
     bar: Progress,
     *,
     schedule: Sequence[str | None],
-    tasks: Mapping[str, Mapping[str, Any]],
+    tasks: Mapping[str, Mapping[str, Any] | None],
     seed: int,
 ) -> tuple[EpisodeRecord, ...]:
     """Keep every environment busy; return all records in the order of their seeds.
@@ -482,7 +487,7 @@ def _maker(
             f"evaluate makes its own environments, so that episodes can run side by "
             f"side. Pass an id, or a function that makes one, instead of {env!r}."
         )
-    return env
+    return lambda: env_of(env(), env)
 
 
 def _check_distinct(envs: Sequence[Env], new: Env) -> None:

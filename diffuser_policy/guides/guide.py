@@ -257,6 +257,14 @@ def value_of(guide: Guide, trajectory: Trajectory) -> Tensor:
             f"The guide {guide.name} must return one value per trajectory, a tensor of "
             f"shape ({len(trajectory)},); got {given}. {advice}"
         )
+    here = trajectory.normalized.device
+    if value.is_complex() or value.device != here or value.layout != torch.strided:
+        raise GuideError(
+            f"The guide {guide.name} must return real numbers on the device of the "
+            f"trajectory, {here}; got {value.dtype} on {value.device}, "
+            f"{value.layout}. Look for complex functions, sparse tensors, and tensors "
+            f"that were made on another device."
+        )
     if not bool(torch.isfinite(value).all()):
         raise GuideError(
             f"The guide {guide.name} returned NaN or infinite values: {value}. Look "

@@ -19,8 +19,15 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from diffuser_policy.errors import DiffuserPolicyError, UnknownNameError
+from diffuser_policy.envs import check_predicts
+from diffuser_policy.errors import (
+    ConfigError,
+    DiffuserPolicyError,
+    UnknownNameError,
+    shown,
+)
 from diffuser_policy.observations import batched
+from diffuser_policy.settings import converted, seed_or_drawn
 
 RULES = {
     "shapes": "One observation gives one action, a batch of n gives n actions.",
@@ -87,15 +94,22 @@ def check_policy(
     Raises:
         PolicyContractError: The first rule that is broken.
         UnknownNameError: A rule to skip that does not exist.
+        ConfigError: Something without `predict`, or without spaces where none are
+            given; fewer than two rows; or a seed or a tolerance that cannot be.
     """
-    for name in skip:
+    for name in converted(skip, tuple[str, ...], "skip"):
         if name not in RULES:
             raise UnknownNameError("rule", name, RULES)
-    observation_space = observation_space or policy.observation_space
-    action_space = action_space or policy.action_space
+    check_predicts(policy)
+    num_envs = converted(num_envs, int, "num_envs")
+    tolerance = converted(tolerance, float, "tolerance")
+    if num_envs < 2:
+        raise ConfigError(f"num_envs must be at least 2, got {num_envs}.")
+    observation_space = _space(policy, "observation_space", observation_space)
+    action_space = _space(policy, "action_space", action_space)
     if observe is None:
         sampled = copy.deepcopy(observation_space)  # its own randomness is left alone
-        sampled.seed(seed)
+        sampled.seed(seed_or_drawn(seed))
         observe = sampled.sample
     first, later = ([observe() for _ in range(num_envs)] for _ in range(2))
     check = _Check(policy, action_space, tolerance, skip, first, later)
@@ -112,6 +126,21 @@ def check_policy(
         "a global random state changed during the check.",
     )
     return [rule for rule in RULES if rule in check.done]
+
+
+def _space(policy: Any, name: str, given: Any) -> spaces.Space[Any]:
+    """Return a space that was given, or else the policy's own.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    found = getattr(policy, name, None) if given is None else given
+    if isinstance(found, spaces.Space):
+        return found
+    raise ConfigError(
+        f"{name} must be a space of Gymnasium, got {shown(found)}. Pass that of the "
+        f"environment: check_policy(policy, env.observation_space, env.action_space)."
+    )
 
 
 @dataclass

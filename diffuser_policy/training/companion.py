@@ -107,7 +107,7 @@ class CompanionTrainer(TrainingRun[Network]):
         config: CompanionTrainConfig,
         planner: tuple[PolicyConfig, PlannerNetworks],
         flat: FlatDataset,
-        output: Path,
+        output: str | Path,
         *,
         processes: Processes | None = None,
     ) -> None:

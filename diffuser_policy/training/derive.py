@@ -16,7 +16,7 @@ from diffuser_policy.columns.features import (
     FeaturizerError,
     make_featurizer,
 )
-from diffuser_policy.columns.layout import TrajectoryLayout
+from diffuser_policy.columns.layout import TrajectoryLayout, named_columns
 from diffuser_policy.columns.normalizers import NORMALIZERS
 from diffuser_policy.config import PolicyConfig, TrainConfig
 from diffuser_policy.data.flat import FlatDataset, spread_rows
@@ -45,7 +45,7 @@ def policy_config(train: TrainConfig, flat: FlatDataset) -> PolicyConfig:
     features = train.window.features
     featurizer = None if features is None else make_featurizer(features)
     spaces = space_spec(flat, featurizer)
-    aliases = dict(flat.metadata.get("observation_columns", {}))
+    aliases = named_columns(flat.metadata)
     if featurizer is not None:
         aliases = {k: v for k, v in featurizer.columns.items() if k != "goal"}
     for name in ("position", "velocity"):

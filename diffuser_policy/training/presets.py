@@ -12,6 +12,7 @@ mean`, they are guided as the paper's Algorithm 1 says.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -225,5 +226,7 @@ def preset(name: str) -> TrainConfig:
         UnknownNameError: No preset of that name; the nearest are named.
     """
     if name not in PRESETS:
-        raise UnknownNameError("preset", name, PRESETS)
+        is_dataset = re.search(r"-v\d+$", name)
+        remark = f" (a dataset is named by --dataset {name})" if is_dataset else ""
+        raise UnknownNameError("preset", name, PRESETS, remark)
     return PRESETS[name]

@@ -59,6 +59,7 @@ from diffuser_policy.files import (
     alone_in,
     storage_error,
     tidy,
+    usable_path,
     write_json,
     write_text,
 )
@@ -102,7 +103,7 @@ class TrainingRun(Generic[Networks]):
         *,
         optimization: OptimizationConfig,
         settings: dict[str, Any],
-        output: Path,
+        output: str | Path,
         processes: Processes,
     ) -> None:
         """Restore the latest checkpoint if there is one.
@@ -120,7 +121,7 @@ class TrainingRun(Generic[Networks]):
                 another process is training in it.
         """
         self.networks, self.loss, self.optimization = networks, loss, optimization
-        self.output, self.processes = output, processes
+        self.output, self.processes = usable_path(output), processes
         self.settings = {**settings, "num_processes": processes.num_processes}
         self.average = copy.deepcopy(networks).requires_grad_(False)
         self.optimizer = torch.optim.Adam(
@@ -411,7 +412,7 @@ class Trainer(TrainingRun[PlannerNetworks]):
         self,
         config: TrainConfig,
         flat: FlatDataset,
-        output: Path,
+        output: str | Path,
         *,
         device: str = "auto",
         processes: Processes | None = None,
