@@ -44,6 +44,7 @@ COMMANDS = {
     "train-classifier": "Train a planner's classifier of states, for guides.",
     "evaluate": "Run episodes with a planner; report scores and intervals.",
     "plan": "Draw a plan from above, the rollout, the denoising chain.",
+    "play": "Open a page to drag the goal: plan and robot follow.",
     "benchmark": "Compare methods, on the same data and the same episodes.",
     "speed": "Measure how fast a planner plans, beside the paper's setting.",
     "guides": "List the guides that plans can be steered by, or explain one.",

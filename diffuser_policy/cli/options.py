@@ -71,6 +71,7 @@ SETTINGS_OF: dict[str, tuple[tuple[str, Any], ...]] = {
     "collect": (("", CollectSettings),),
     "evaluate": PLANNING,
     "plan": PLANNING,
+    "play": PLANNING,
     "speed": PLANNING,
     "train": tuple(
         ("" if part == "optimization" else f"{part.replace('_', '-')}.", config)

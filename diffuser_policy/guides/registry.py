@@ -414,6 +414,22 @@ def _documented(guide: RegisteredGuide) -> Iterator[str]:
         yield _text(guide.name, values, weight)
 
 
+def part_text(part: SavedPart) -> str:
+    """Return the text of a part of a guide: `parse_guide` reads it back.
+
+    Parameters that have their default are left out.
+    """
+    defaults = {p.name: p for p in find_guide(part.guide).parameters}
+    values = {
+        name: _value_text(plain(value))
+        for name, value in part.parameters.items()
+        if name not in defaults
+        or defaults[name].required
+        or plain(defaults[name].default) != plain(value)
+    }
+    return _text(part.guide, values, part.weight)
+
+
 def _text(name: str, values: Mapping[str, str], weight: float = 1.0) -> str:
     factor = "" if weight == 1.0 else f"{value_text(weight)}*"
     listed = ";".join(f"{parameter}={text}" for parameter, text in values.items())
@@ -429,12 +445,12 @@ def _parameters(found: RegisteredGuide, text: str) -> dict[str, Any]:
             raise GuideError(f"{part!r} is not of the form PARAMETER=VALUE.")
         if name in values:
             raise GuideError(f"The parameter {name!r} is given twice.")
-        values[name] = _value(value, known.get(name))
+        values[name] = read_value(value, known.get(name))
     return values
 
 
-def _value(text: str, parameter: Parameter | None) -> Any:
-    """Return the value that fits a parameter best.
+def read_value(text: str, parameter: Parameter | None) -> Any:
+    """Return the value of a text that fits a parameter best.
 
     A single value may stand for a list of one, and any text for itself, if the
     parameter admits that. The guide refuses what does not fit at all.

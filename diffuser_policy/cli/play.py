@@ -1,0 +1,98 @@
+"""`diffuser-policy play`: a page on which goals are dragged, and the plan follows."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from diffuser_policy.cli.options import PlannerSettings, parse_assignments, shown_as
+from diffuser_policy.errors import ConfigError, require_extra
+
+if TYPE_CHECKING:
+    from diffuser_policy.play.session import Session
+
+MOST_PORT = 65535
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlaySettings(PlannerSettings):
+    """Open a page to play with a planner: drag the goal, and the plan follows.
+
+    Add guides and drag them, change how it plans, and let the robot go.
+    """
+
+    planner: Annotated[
+        tyro.conf.Positional[str], tyro.conf.arg(metavar="[PLANNER]")
+    ] = "multi2d-large"
+    """Name of a shipped planner, folder, or hub id (NAME/REPOSITORY@REVISION)."""
+    seed: int = 0
+    """Fixes start, goal and noise."""
+    reset: tyro.conf.UseAppendAction[
+        Annotated[tuple[str, ...], shown_as("KEY=VALUE")]
+    ] = ()
+    """How the episode begins: an option of the environment's `reset`, as JSON. In mazes
+    --reset goal=[4.5,3] and --reset start=[-4.5,2]."""
+    host: Annotated[str, shown_as("ADDRESS")] = "127.0.0.1"
+    """Address to serve on. This machine alone can open the page, unless you say
+    0.0.0.0: then everyone on the network can."""
+    port: Annotated[int, shown_as("N")] = 8080
+    """Port of the page; the next free one is used if it is taken."""
+    browser: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Open the page in a browser."""
+
+    def open(self) -> Session:
+        """Return what these settings begin with.
+
+        Raises:
+            ConfigError: The environment does not take the reset options, or none was
+                given.
+            DiffuserPolicyError: As `load_policy`.
+        """
+        from diffuser_policy.envs import make_env
+        from diffuser_policy.play.session import Session
+
+        options = parse_assignments(self.reset, option="--reset")
+        policy, env_id = self.load()
+        env = make_env(env_id)
+        try:
+            return Session(
+                policy,
+                env,
+                planner=self.planner,
+                env_id=env_id,
+                seed=self.seed,
+                options=options,
+                settings=self.planning.settings,
+            )
+        except BaseException:
+            env.close()
+            raise
+
+
+def play(settings: PlaySettings) -> int:
+    """Serve the page until Ctrl-C; return the exit status."""
+    require_extra("viser", "play")
+    if not 0 < settings.port <= MOST_PORT:
+        raise ConfigError(f"--port must be 1 to {MOST_PORT}, got {settings.port}.")
+    from diffuser_policy.play.page import Page
+
+    with closing(settings.open()) as session:
+        page = Page(session, host=settings.host, port=settings.port)
+        with closing(page):
+            if page.port != settings.port:
+                print(f"Port {settings.port} is taken; the page is on {page.port}.")
+            print(f"Open {page.url} in a browser. Ctrl-C ends it.", flush=True)
+            if settings.browser:
+                import webbrowser
+
+                webbrowser.open(page.url)
+            try:
+                while True:
+                    time.sleep(3600.0)
+            except KeyboardInterrupt:
+                print("\nClosed.")
+    return 0

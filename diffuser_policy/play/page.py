@@ -1,0 +1,111 @@
+"""The page: a server that shows a session, and one thread that plans for it.
+
+    drag a handle → `Worker.post` → `Session.move` → plan → `SceneView.draw`
+
+Callbacks run in the server's event loop and only leave changes with the worker, so the
+page answers however long a plan takes. All tabs see the same session.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import time
+from typing import Any
+
+from diffuser_policy.errors import require_extra
+from diffuser_policy.play.panel import Panel
+from diffuser_policy.play.scene import SceneView
+from diffuser_policy.play.session import Frame, Session
+from diffuser_policy.play.worker import Worker
+
+FRAMES_PER_SECOND = 25
+MOST_BEHIND = 0.1  # seconds of a run that are made up for
+EVERYWHERE = ("0.0.0.0", "::", "127.0.0.1")
+
+
+class Page:
+    """A session on a local web page, served until `close`.
+
+    Attributes:
+        session: Called from the worker's thread only.
+        frame: What is shown; none before the first plan.
+        port: On which it is served.
+    """
+
+    def __init__(
+        self, session: Session, *, host: str = "127.0.0.1", port: int = 8080
+    ) -> None:
+        """Begin to serve, and plan.
+
+        Args:
+            session: What is shown.
+            host: Address to bind to.
+            port: First port to try; the next free one is used.
+
+        Raises:
+            MissingExtraError: viser is not installed.
+        """
+        viser: Any = require_extra("viser", "play")
+        with contextlib.redirect_stdout(io.StringIO()):  # its banner
+            self.server: Any = viser.ViserServer(
+                host, port, label="diffuser-policy play", verbose=False
+            )
+        self.host, self.port = host, int(self.server.get_port())
+        self.session = session
+        self.frame: Frame | None = None
+        self._complaints: list[str] = []
+        self._clock: float | None = None
+        self.worker = Worker(self._advance, self._complain)
+        try:
+            self.view = SceneView(self.server, session, self.worker.post)
+            self.panel = Panel(self.server, session, self.worker.post)
+        except BaseException:
+            self.close()
+            raise
+        self.worker.start()
+
+    @property
+    def url(self) -> str:
+        """Where a browser of this machine finds the page."""
+        host = "localhost" if self.host in EVERYWHERE else self.host
+        return f"http://{host}:{self.port}"
+
+    def close(self) -> None:
+        """Stop planning, and serving."""
+        self.worker.stop()
+        with contextlib.redirect_stdout(io.StringIO()):  # that it has stopped
+            self.server.stop()
+
+    def _advance(self) -> float | None:
+        """Plan, or follow the plan in real time; draw; return when to go on."""
+        session = self.session
+        if session.world is not self.view.world:  # another environment was chosen
+            self.server.scene.reset()
+            self.view = SceneView(self.server, session, self.worker.post)
+        now = time.perf_counter()
+        if not session.going:
+            self._clock = None
+            session.advance()
+            self._show()
+            return None
+        if self._clock is None or now - self._clock > MOST_BEHIND:
+            self._clock = now - session.pace
+        next_frame = now + 1 / FRAMES_PER_SECOND
+        while session.going and self._clock + session.pace <= now < next_frame:
+            session.advance()
+            self._clock += session.pace
+            now = time.perf_counter()
+        self._show()
+        # At least a moment: changes that wait are made between two frames.
+        return max(next_frame - time.perf_counter(), 0.001)
+
+    def _complain(self, error: Exception) -> None:
+        self._complaints.append(str(error) or type(error).__name__)
+
+    def _show(self) -> None:
+        self.frame = self.session.frame()
+        with self.server.atomic():
+            self.panel.draw(self.frame, self._complaints)
+            self.view.draw(self.frame, at=self.panel.chain_step)
+        self._complaints.clear()

@@ -1,0 +1,393 @@
+"""The panel of a page: what can be set, and what there is to read.
+
+Everything that a user sets is left with the worker. What the session sets itself, such
+as a guide's center while it is dragged, is written into the fields.
+"""
+
+from __future__ import annotations
+
+import html
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, get_args
+
+import numpy as np
+
+from diffuser_policy.choices import ExecutorName, RankingName
+from diffuser_policy.errors import require_extra
+from diffuser_policy.guides.registry import GUIDES, find_guide, read_value
+from diffuser_policy.play.session import Frame, Session, Setup
+from diffuser_policy.play.sharing import as_command, as_python
+from diffuser_policy.plotting import GOAL, MARK, PLAN, START, counted
+from diffuser_policy.settings import Parameter, value_text
+
+Post = Callable[..., object]
+
+FIRST_GUIDES = ("keep-out", "waypoint", "keep-in", "speed-limit")
+MOST_PLOTS, MOST_LINES, PLOTS_PER_SECOND = 8, 4, 4
+LINE_COLORS = (PLAN, GOAL, START, MARK)
+# Settings with a slider: label, least and greatest value, step.
+SLIDERS: Mapping[str, tuple[str, float, float, float]] = {
+    "num_candidates": ("candidates", 1, 64, 1),
+    "num_sampling_steps": ("denoising steps", 1, 64, 1),
+    "guide_scale": ("guide scale", 0, 5, 0.05),
+    "horizon_scale": ("time to goal ×", 0.5, 3, 0.05),
+    "replan_interval": ("replan every", 0, 200, 1),
+    "warm_start": ("warm start", 0, 1, 0.05),
+    "tempo": ("tempo", 0.05, 1, 0.05),
+}
+HINTS = {
+    "num_candidates": "Plans that are sampled; the best one is followed.",
+    "num_sampling_steps": "Steps from noise to a plan.",
+    "guide_scale": "How hard guides pull; 0 turns them off.",
+    "horizon_scale": "More time than predicted, for a way around.",
+    "replan_interval": "Env steps between two plans of a run; 0: only when needed.",
+    "warm_start": "A new plan of a run starts from the rest of the last one, with this "
+    "much noise; 0: from noise alone. It needs “replan every”.",
+    "tempo": "Executor “path”: planned env steps per env step, at most.",
+}
+OFF_AT_ZERO = ("replan_interval", "warm_start")
+COPY = (
+    "navigator.clipboard.writeText(this.nextElementSibling.innerText);"
+    "this.innerText='Copied'"
+)
+
+
+class Panel:
+    """The controls of a session."""
+
+    def __init__(self, server: Any, session: Session, post: Post) -> None:
+        """Add all controls.
+
+        Args:
+            server: viser's.
+            session: What they set.
+            post: Takes the name of a change, a function and its arguments.
+        """
+        self.server, self.session, self._post = server, session, post
+        self._numbers = itertools.count()
+        self._fields: dict[tuple[int, str], Any] = {}
+        self._folders: list[Any] = []
+        self._menus: dict[str, Any] = {}
+        self._plots: dict[str, tuple[Any, list[int]]] = {}
+        self._plotted = 0.0
+        self._recorder: Any = None
+        self._recorded = 0.0
+        gui = server.gui
+        gui.configure_theme(
+            control_width="medium",
+            show_logo=False,
+            show_share_button=False,
+            brand_color=tuple(int(PLAN[i : i + 2], 16) for i in (1, 3, 5)),
+        )
+        gui.main_panel.dock_right()
+        self._warning = gui.add_markdown("", visible=False)
+        self._status = gui.add_markdown("Planning …")
+        run = gui.add_button_group("run", ("Run", "Pause", "Step", "Reset"))
+        acts = {
+            "Run": session.run,
+            "Pause": session.pause,
+            "Step": session.step,
+            "Reset": session.restart,
+        }
+        self._on_click(run, lambda event: post("run", acts[event.target.value]))
+        self._chain = gui.add_slider(
+            "noise → plan", 0, 1, 1, 1, hint="The steps from noise to the plan."
+        )
+        self._on_update(self._chain, lambda _: post("chain", _nothing))
+        self._add_choices(gui)
+        with gui.add_folder("How it plans"):
+            self._add_settings(gui)
+        self._guide_area = gui.add_folder("Guides")
+        with self._guide_area:
+            self._add_guide_menu(gui)
+        self.list_guides()
+        with gui.add_folder("Keep", expand_by_default=False):
+            self._add_sharing(gui)
+        with gui.add_folder("Columns over time", expand_by_default=False):
+            self._add_plots(gui)
+
+    @property
+    def chain_step(self) -> int:
+        """Which step of the denoising chain is to be shown."""
+        return int(self._chain.value)
+
+    def draw(self, frame: Frame, complaints: Sequence[str]) -> None:
+        """Show the numbers of a frame, and messages.
+
+        Args:
+            frame: What to show.
+            complaints: What else went wrong.
+        """
+        last = max(len(frame.chain) - 1, 1)
+        if len(frame.chain) and self._chain.max != last:
+            self._chain.max = last
+            self._chain.value = last
+        self._chain.disabled = len(frame.chain) < 2
+        _write(self._status, "content", self._summary(frame))
+        said = [*frame.messages, *complaints]
+        _write(self._warning, "content", "\n\n".join(f"> ⚠ {each}" for each in said))
+        _write(self._warning, "visible", bool(said))
+        settings = {**self.session.usual, **self.session.settings}
+        for name, menu in self._menus.items():
+            _write(menu, "value", str(settings[name]))
+        for (number, name), field in self._fields.items():
+            if number < len(self.session.guides):
+                value = self.session.guides[number].parameters.get(name)
+                if self.session.is_point(value):
+                    _write(field, "value", value_text(value))
+        self._draw_plots(frame)
+        if self._recorder is not None:
+            now = time.perf_counter()
+            self._recorder.insert_sleep(min(now - self._recorded, 1.0))
+            self._recorded = now
+
+    def _summary(self, frame: Frame) -> str:
+        steps = max(len(frame.path) - 1, 0) * frame.stride
+        milliseconds = 1000 * frame.plan_seconds
+        lines = [f"**{milliseconds:.0f} ms** a plan · {counted(steps, 'env step')}"]
+        if frame.env_steps:
+            plans = counted(frame.num_plans, "plan")
+            lines.append(f"run: {counted(frame.env_steps, 'env step')}, {plans}")
+            if frame.score is not None:
+                lines.append(f"score so far: **{frame.score:.1f}**")
+        lines += [
+            text for text in (frame.outcome, self.session.world.caption()) if text
+        ]
+        if not self.session.world.position:
+            lines.append(
+                "No columns are named “position”, so there is no path to draw: see "
+                "“Columns over time”."
+            )
+        return "  \n".join(lines)
+
+    # --- settings ---------------------------------------------------------------------
+
+    def _on_update(self, handle: Any, changed: Callable[[Any], object]) -> None:
+        """Tell of what users set, not of what this page sets itself."""
+
+        async def updated(event: Any) -> None:
+            if event.client is not None:
+                changed(event.target.value)
+
+        handle.on_update(updated)
+
+    def _on_click(self, handle: Any, clicked: Callable[[Any], object]) -> None:
+        async def pressed(event: Any) -> None:
+            clicked(event)
+
+        handle.on_click(pressed)
+
+    def _once(self, change: Callable[..., object], *arguments: Any) -> None:
+        """Leave a change that no later one replaces."""
+        self._post(f"once {next(self._numbers)}", change, *arguments)
+
+    def _add_choices(self, gui: Any) -> None:
+        session = self.session
+        seed = gui.add_number(
+            "seed", session.seed, min=0, step=1, hint="Another start, and another goal."
+        )
+        self._on_update(seed, partial(self._post, "seed", session.set_seed))
+        for name, (values, present) in session.world.choices().items():
+            menu = gui.add_dropdown(name, list(values), initial_value=present)
+            self._on_update(menu, partial(self._post, name, session.choose_world, name))
+
+    def _add_settings(self, gui: Any) -> None:
+        session = self.session
+        now = {**session.usual, **session.settings}
+        timed = session.policy.networks.time_to_goal is not None
+        timed = timed and now["horizon"] == "predicted"
+        for name, (label, low, high, step) in SLIDERS.items():
+            if name == "horizon_scale" and not timed:
+                continue
+            value, most = now[name], high
+            if name == "num_sampling_steps":
+                most = session.policy.config.network.num_denoising_steps
+                value = most if value is None else value
+            kind: Any = int if step == 1 else float
+            value = kind(value or 0)
+            slider = gui.add_slider(
+                label,
+                kind(min(low, value)),
+                kind(max(most, value)),
+                kind(step),
+                value,
+                hint=HINTS[name],
+            )
+            self._on_update(slider, partial(self._set, name))
+        for name, options in (("ranking", RankingName), ("executor", ExecutorName)):
+            self._menus[name] = gui.add_dropdown(
+                name, list(get_args(options)), initial_value=str(now[name])
+            )
+            self._on_update(self._menus[name], partial(self._set, name))
+
+    def _set(self, name: str, value: Any) -> None:
+        off = name in OFF_AT_ZERO and value == 0
+        self._post(name, partial(self.session.choose, **{name: None if off else value}))
+
+    # --- guides -----------------------------------------------------------------------
+
+    def _add_guide_menu(self, gui: Any) -> None:
+        usable = [plugin.name for plugin, error in GUIDES.entries() if error is None]
+        first = [name for name in FIRST_GUIDES if name in usable]
+        menu = gui.add_dropdown(
+            "guide", [*first, *(n for n in usable if n not in first)]
+        )
+        button = gui.add_button("Add guide")
+        self._on_click(button, lambda _: self._once(self._add_guide, menu.value))
+
+    def _add_guide(self, name: str) -> None:
+        self.session.add_guide(name)
+        self.list_guides()
+
+    def _remove_guide(self, number: int) -> None:
+        self.session.remove_guide(number)
+        self.list_guides()
+
+    def list_guides(self) -> None:
+        """Make the folders of the guides anew."""
+        for folder in self._folders:
+            folder.remove()
+        self._folders, self._fields = [], {}
+        gui = self.server.gui
+        for number, part in enumerate(self.session.guides):
+            found = find_guide(part.guide)
+            helps = found.documentation()[1]
+            with self._guide_area:
+                folder = gui.add_folder(part.guide)
+            self._folders.append(folder)
+            with folder:
+                most = max(5.0, 2 * abs(part.weight))
+                low = 0.0 if part.weight >= 0 else -most
+                weight = gui.add_slider("weight", low, most, 0.05, float(part.weight))
+                self._on_update(
+                    weight, partial(self._post, f"weight {number}", self._weigh, number)
+                )
+                for parameter in found.parameters:
+                    self._add_parameter(gui, number, parameter, helps)
+                button = gui.add_button("Remove", color="gray")
+                remove = partial(self._once, self._remove_guide, number)
+                self._on_click(button, lambda _, remove=remove: remove())  # type: ignore[misc]
+
+    def _weigh(self, number: int, weight: float) -> None:
+        self.session.change_guide(number, {}, weight=weight)
+
+    def _add_parameter(
+        self, gui: Any, number: int, parameter: Parameter, helps: Mapping[str, str]
+    ) -> None:
+        name = parameter.name
+        value, hint = self.session.guides[number].parameters.get(name), helps.get(name)
+        label = name.replace("_", " ")
+        if isinstance(value, bool):
+            field = gui.add_checkbox(label, value, hint=hint)
+        elif isinstance(value, float):
+            most = float(f"{max(4 * abs(value), 1.0):.2g}")
+            low = 0.0 if value >= 0 else -most
+            field = gui.add_slider(label, low, most, most / 200, value, hint=hint)
+        else:
+            field = gui.add_text(label, value_text(value), hint=hint)
+            self._fields[number, name] = field
+        change = partial(self._set_parameter, number, parameter)
+        self._on_update(field, partial(self._post, f"guide {number} {name}", change))
+
+    def _set_parameter(self, number: int, parameter: Parameter, given: Any) -> None:
+        value = read_value(given, parameter) if isinstance(given, str) else given
+        self.session.change_guide(number, {parameter.name: value})
+
+    # --- what is kept -----------------------------------------------------------------
+
+    def _add_sharing(self, gui: Any) -> None:
+        kinds: tuple[tuple[str, Callable[[Setup], str]], ...] = (
+            ("Copy as Python", as_python),
+            ("Copy as command", as_command),
+        )
+        for label, text in kinds:
+            opened = partial(self._open, label, text)
+            self._on_click(gui.add_button(label), opened)
+        self._record_button = gui.add_button(
+            "Record", hint="What is seen from now on, as one HTML file."
+        )
+        self._on_click(self._record_button, self._record)
+
+    def _open(self, title: str, text: Callable[[Setup], str], event: Any) -> None:
+        gui = event.client.gui
+        with gui.add_modal(title) as modal:
+            gui.add_html(
+                f'<button onclick="{COPY}" style="padding:.3em 1em">Copy</button>'
+                f'<pre style="white-space:pre-wrap;font-size:12px;user-select:text">'
+                f"{html.escape(text(self.session.setup))}</pre>"
+            )
+            self._on_click(gui.add_button("Close"), lambda _: modal.close())
+
+    def _record(self, event: Any) -> None:
+        if self._recorder is None:
+            self._record_button.label = "Stop, and save"
+            self.start_recording()
+            return
+        self._record_button.label = "Record"
+        event.client.send_file_download("play.html", self.stop_recording().encode())
+
+    def start_recording(self) -> None:
+        """Record the scene from now on."""
+        self._recorded = time.perf_counter()
+        self._recorder = self.server.get_scene_serializer()
+
+    def stop_recording(self) -> str:
+        """Return what was recorded as one HTML page that needs nothing else."""
+        recorder, self._recorder = self._recorder, None
+        return str(recorder.as_html())
+
+    # --- columns over time ------------------------------------------------------------
+
+    def _add_plots(self, gui: Any) -> None:
+        """Add a plot for each name of columns that the scene does not show."""
+        uplot: Any = require_extra("viser.uplot", "play")
+        layout = self.session.policy.planner.layout
+        shown = set(self.session.world.position)
+        every = {"observation": tuple(range(layout.observation_dim))}
+        for name, columns in (dict(layout.aliases) or every).items():
+            if set(columns) <= shown or len(self._plots) >= MOST_PLOTS:
+                continue
+            lines = list(columns)[:MOST_LINES]
+            series = [uplot.Series(label="env step")]
+            for index, color in zip(range(len(lines)), LINE_COLORS, strict=False):
+                series += [
+                    uplot.Series(label=f"plan {index}", stroke=color, width=1),
+                    uplot.Series(label=f"real {index}", stroke=color, width=3),
+                ]
+            plot = gui.add_uplot(
+                tuple(np.zeros(1) for _ in series),
+                tuple(series),
+                title=f"{name}: thin planned, thick real",
+                aspect=2.2,
+                scales={"x": uplot.Scale(time=False)},
+                legend=uplot.Legend(show=False),
+            )
+            self._plots[name] = plot, lines
+
+    def _draw_plots(self, frame: Frame) -> None:
+        now = time.perf_counter()
+        if not len(frame.path) or now - self._plotted < 1 / PLOTS_PER_SECOND:
+            return
+        self._plotted = now
+        steps = np.arange(len(frame.path)) * float(frame.stride)
+        past = frame.past[:: frame.stride][: len(steps)]
+        for plot, lines in self._plots.values():
+            data = [steps]
+            for column in lines:
+                real = np.full(len(steps), np.nan)
+                real[: len(past)] = past[:, column]
+                data += [np.asarray(frame.path[:, column], float), real]
+            plot.data = tuple(data)
+
+
+def _write(field: Any, name: str, value: Any) -> None:
+    """Set a property if it is another one: each change is sent to all tabs."""
+    if getattr(field, name) != value:
+        setattr(field, name, value)
+
+
+def _nothing() -> None:
+    """Change nothing: what is shown is drawn anew."""

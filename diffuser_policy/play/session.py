@@ -1,0 +1,610 @@
+"""A session: what is set up by hand, the plan for it, and the run that follows.
+
+    session = Session(policy, env, planner="multi2d-large")
+    session.move("goal", (4.5, 3.0, 0.0))
+    session.add_guide("keep-out")
+    session.advance()                plans for the newest setup, or makes an env step
+    frame = session.frame()
+
+Everything that a page shows is in the `Frame`, as plain arrays; there is no thread and
+no page in here. A change that cannot be planned for (a goal in a wall, settings that
+contradict each other, a guide that fails) leaves a message in the next frame, and the
+last plan that worked stays.
+
+Plans are those of `policy.plan(observation)` and `predict(…, deterministic=True)`: the
+same setup gives the same plan, and moving the goal a little moves the plan a little.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from diffuser_policy.envs import Env, env_name, reset_env, step_env
+from diffuser_policy.errors import ConfigError, DiffuserPolicyError
+from diffuser_policy.evaluation.loop import Tally
+from diffuser_policy.guides.guide import Mark
+from diffuser_policy.guides.registry import (
+    SavedPart,
+    example_texts,
+    find_guide,
+    guide_from_json,
+    guide_to_json,
+    parse_guide,
+)
+from diffuser_policy.planning.plan import Plan
+from diffuser_policy.play.worlds import seconds_per_step, world_of
+from diffuser_policy.policy import DiffuserPolicy, PolicyState
+from diffuser_policy.settings import to_json
+
+LONGEST_TRACE = 4000  # env steps of a run that are drawn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What is set up by hand: enough to make it again.
+
+    Attributes:
+        planner: Name, folder or hub id.
+        env_id: Id of the environment.
+        seed: Of the environment's `reset`, and of the policy's noise.
+        options: What `reset` is given.
+        guides: What plans are steered by.
+        settings: Planning and execution settings that differ from the planner's own.
+        unguided: Whether the planner's own guide was removed.
+    """
+
+    planner: str
+    env_id: str
+    seed: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    guides: tuple[SavedPart, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    unguided: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Frame:
+    """What a page shows at one moment.
+
+    Attributes:
+        state: `[observation]` planning columns now.
+        path: `[steps, observation]` the plan; no rows where there is none.
+        progress: How far it has been followed, in planning steps.
+        others: `[candidates - 1, steps, observation]` what it was chosen from.
+        chain: `[denoising steps + 1, steps, observation]` how it came out of noise.
+        trace: `[n, observation]` what has happened in this run.
+        past: `[n, observation]` what happened since the plan was made, env step by env
+            step.
+        stride: Env steps between planning steps.
+        plan_seconds: Wall-clock time of the last plan.
+        num_plans: Plans made in this run; 0 while nothing runs.
+        env_steps: Env steps of this run.
+        running: Whether a run is under way.
+        outcome: Of the run, in words.
+        score: Normalized score so far, if the environment has one.
+        messages: What could not be planned, and why.
+        stuck: Names of the handles whose places cannot be planned for.
+        marks: Shapes of the guides, by the number of the guide.
+    """
+
+    state: np.ndarray
+    path: np.ndarray
+    progress: float
+    others: np.ndarray
+    chain: np.ndarray
+    trace: np.ndarray
+    past: np.ndarray
+    stride: int
+    plan_seconds: float
+    num_plans: int
+    env_steps: int
+    running: bool
+    outcome: str
+    score: float | None
+    messages: tuple[str, ...]
+    stuck: tuple[str, ...]
+    marks: tuple[tuple[int, Mark], ...]
+
+
+@dataclass
+class _Run:
+    """An episode under way."""
+
+    observation: Any
+    tally: Tally
+    trace: list[np.ndarray]
+    state: PolicyState | None = None
+    since: int = 0  # env step of the last new plan
+    over: bool = False
+
+
+class Session:
+    """One planner in one environment, as it is set up by hand."""
+
+    def __init__(
+        self,
+        policy: DiffuserPolicy,
+        env: Env,
+        *,
+        planner: str,
+        env_id: str | None = None,
+        seed: int = 0,
+        options: Mapping[str, Any] | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Reset the environment, and look at it.
+
+        Args:
+            policy: As `DiffuserPolicy.from_pretrained` made it; guides and settings
+                that it was given are part of the setup.
+            env: The session's own.
+            planner: What the policy was made of, for `setup`.
+            env_id: What the environment was made of, for `setup`.
+            seed: Of `reset`.
+            options: For `reset`, such as start and goal.
+            settings: Those that the policy was given, and the planner does not have.
+
+        Raises:
+            SpaceMismatchError: The planner is for other spaces.
+            ConfigError: The environment does not take the options.
+        """
+        self.env = env
+        policy = policy.for_env(env)
+        self.planner, self.env_id, self.seed = planner, env_id or env_name(env), seed
+        observation, _ = reset_env(env, seed=seed)
+        self.world = world_of(env, policy.planner.layout, observation)
+        self.guides: list[SavedPart] = []
+        if policy.guide is not None:
+            data = guide_to_json(policy.guide)
+            self.guides = [SavedPart(**part) for part in data]
+        self.usual = {
+            **to_json(policy.config.planner),
+            **to_json(policy.config.execution),
+        }
+        self._given = dict(settings or {})
+        self.settings = dict(self._given)
+        self._bare = policy.with_guide(None)
+        self._policy = policy
+        self._own_guides = tuple(self.guides)
+        self._messages: dict[str, str] = {}
+        self._failing: set[int] = set()
+        self._stuck: tuple[str, ...] = ()
+        self._run: _Run | None = None
+        self._changed, self._going, self._single = True, False, False
+        self._plan: Plan | None = None
+        self._plan_seconds = 0.0
+        if options:
+            self.world.set_options(options)
+        self._observation = self._reset()
+        if self._messages:
+            raise ConfigError(next(iter(self._messages.values())))
+        self.pace = seconds_per_step(env)
+
+    # --- what is set up ---------------------------------------------------------------
+
+    @property
+    def setup(self) -> Setup:
+        """What is set up now."""
+        return Setup(
+            planner=self.planner,
+            env_id=self.env_id,
+            seed=self.seed,
+            options=self.world.options(),
+            guides=tuple(self.guides),
+            settings=dict(self.settings),
+            unguided=bool(self._own_guides) and not self.guides,
+        )
+
+    @property
+    def policy(self) -> DiffuserPolicy:
+        """The policy that plans: the newest settings that fit together."""
+        return self._policy
+
+    @property
+    def observation(self) -> Any:
+        """What the environment last returned."""
+        return self._observation if self._run is None else self._run.observation
+
+    def move(self, name: str, place: Sequence[float]) -> None:
+        """Put a handle of the world somewhere.
+
+        A goal may move while a run is under way, if the environment can move it;
+        moving anything else ends the run.
+
+        Args:
+            name: Of the handle.
+            place: x, y and z.
+        """
+        self.world.move(name, place)
+        if self._run is not None and name == "goal" and self._move_goal():
+            return
+        self._restart()
+        self._stuck = (name,) if "reset" in self._messages else ()
+
+    def choose_world(self, name: str, value: str) -> None:
+        """Set one of the world's choices, such as the order of a tower."""
+        self.world.choose(name, value)
+        self._restart()
+
+    def set_seed(self, seed: int) -> None:
+        """Begin another episode: what was not moved by hand is drawn anew."""
+        self.seed = int(seed)
+        self._restart()
+
+    def choose(self, **settings: Any) -> None:
+        """Change planning and execution settings; those of the planner are dropped."""
+        usual = {k: v for k, v in self.usual.items() if k not in self._given}
+        merged = {**self.settings, **settings}
+        self.settings = {
+            k: v for k, v in merged.items() if k not in usual or v != usual[k]
+        }
+        self._rebuild()
+
+    def add_guide(self, name: str) -> int:
+        """Add a guide by name, at first with the values of its documented example.
+
+        Points that it needs are put onto the middle of the plan.
+
+        Returns:
+            Its number.
+
+        Raises:
+            UnknownNameError: No guide of that name.
+            GuideError: It is broken.
+        """
+        found = find_guide(name)
+        data = guide_to_json(parse_guide(example_texts(found)[0]))[0]
+        given = dict(data["parameters"])
+        points = [p.name for p in found.parameters if self.is_point(given.get(p.name))]
+        if len(points) == 1 and self._plan is not None:
+            path = self.world.points(self._plan.path())
+            given[points[0]] = [round(float(x), 2) for x in path[len(path) // 2]][
+                : len(given[points[0]])
+            ]
+        self.guides.append(SavedPart(guide=name, parameters=given))
+        # What usually goes with a guide (docs/guides/use.md), if it is left as it was.
+        for key, value in self._suited().items():
+            self.settings.setdefault(key, value)
+        self._rebuild()
+        return len(self.guides) - 1
+
+    def change_guide(
+        self, number: int, values: Mapping[str, Any], *, weight: float | None = None
+    ) -> None:
+        """Change a guide's weight or parameters.
+
+        Args:
+            number: Which guide; one that was removed meanwhile is ignored.
+            values: Parameters.
+            weight: Factor of the guide.
+        """
+        if number >= len(self.guides):
+            return
+        part = self.guides[number]
+        self.guides[number] = replace(
+            part,
+            weight=part.weight if weight is None else weight,
+            parameters={**part.parameters, **values},
+        )
+        self._failing.discard(number)
+        self._rebuild()
+
+    def move_guide(
+        self, number: int, point: str | None, place: Sequence[float]
+    ) -> None:
+        """Move one point of a guide, or all of them together.
+
+        Args:
+            number: Which guide.
+            point: The parameter; none: all that are points keep their distances.
+            place: Where to put it, or their middle.
+        """
+        if number >= len(self.guides):
+            return
+        points = {
+            name: np.asarray(value, float)
+            for name, value in self.guides[number].parameters.items()
+            if self.is_point(value)
+        }
+        if not points or point not in {None, *points}:
+            return
+        at = np.asarray(place, float)[: len(self.world.position)]
+        if point is not None:
+            moved = {point: at}
+        else:
+            middle = np.mean(list(points.values()), axis=0)
+            moved = {name: value + at - middle for name, value in points.items()}
+        self.change_guide(
+            number, {n: [round(float(x), 3) for x in v] for n, v in moved.items()}
+        )
+
+    def remove_guide(self, number: int) -> None:
+        """Remove a guide; those after it move up."""
+        del self.guides[number]
+        self._failing.clear()
+        if not self.guides:
+            for key, value in self._suited().items():
+                if self.settings.get(key) == value:
+                    del self.settings[key]
+        self._rebuild()
+
+    def is_point(self, value: Any) -> bool:
+        """Return whether a parameter's value is a point of the world that is drawn."""
+        size = len(self.world.position)
+        return (
+            isinstance(value, list | tuple)
+            and len(value) == size > 1
+            and all(isinstance(x, int | float) for x in value)
+        )
+
+    # --- what happens -----------------------------------------------------------------
+
+    def run(self) -> None:
+        """Let the robot follow the plan, from where it is."""
+        if self._run is None or self._run.over:
+            self._restart()
+            self._begin()
+        self._going = True
+
+    def pause(self) -> None:
+        """Stop; `run` and `step` go on from here."""
+        self._going = False
+
+    def step(self) -> None:
+        """Make one env step, and pause."""
+        if self._run is None or self._run.over:
+            self._restart()
+            self._begin()
+        self._going, self._single = False, True
+
+    def restart(self) -> None:
+        """Put everything back to the start."""
+        self._restart()
+
+    @property
+    def going(self) -> bool:
+        """Whether `advance` will make env steps."""
+        return self._going or self._single
+
+    def advance(self) -> None:
+        """Plan for the newest setup; or, in a run, make an env step."""
+        if self._run is None:
+            if self._changed:
+                self._changed = False
+                if "reset" not in self._messages:
+                    self._guarded(self._make_plan)
+        elif self.going and not self._run.over:
+            self._single = False
+            self._guarded(self._make_step)
+
+    def frame(self) -> Frame:
+        """Return what there is to see."""
+        state = self._bare.read(self.observation)[0][0]
+        width = len(state)
+        none = np.zeros((0, width), np.float32)
+        path, others, chain, progress = none, none[None][:0], none[None][:0], 0.0
+        stride = self._policy.planner.stride
+        trace = past = none
+        outcome, score, plans, steps = "", None, 0, 0
+        if self._run is not None:
+            run = self._run
+            trace = np.array(run.trace[-LONGEST_TRACE:])
+            past = np.array(run.trace[run.since :])
+            steps = run.tally.length
+            if run.state is not None:
+                length = int(run.state.lengths[0])
+                path = run.state.observations[0, :length]
+                progress = float(run.state.progress[0]) / stride
+                plans = int(run.state.num_plans[0])
+            record = run.tally.record(plans)
+            score = record.score
+            if score is None and record.success is None:
+                outcome = f"return {record.episode_return:.1f}"
+            if record.time_to_goal is not None:
+                outcome = f"at the goal after {record.time_to_goal} env steps"
+            if run.over:
+                outcome = (outcome or "not at the goal") + "; the episode is over"
+        elif self._plan is not None:
+            plan, chosen = self._plan, int(self._plan.chosen[0])
+            length = int(plan.lengths[0])
+            path = plan.path()
+            others = np.delete(plan.candidates[0, :, :length], chosen, axis=0)
+            if plan.chain is not None:
+                chain = plan.chain[:, 0, min(chosen, plan.chain.shape[2] - 1), :length]
+        return Frame(
+            state=state,
+            path=path,
+            progress=progress,
+            others=others,
+            chain=chain,
+            trace=trace,
+            past=past,
+            stride=stride,
+            plan_seconds=self._plan_seconds,
+            num_plans=plans,
+            env_steps=steps,
+            running=self._run is not None and not self._run.over,
+            outcome=outcome,
+            score=score,
+            messages=tuple(self._messages.values()),
+            stuck=self._stuck,
+            marks=self._marks(),
+        )
+
+    def close(self) -> None:
+        """Close the environment and what the world holds."""
+        self.world.close()
+        self.env.close()
+
+    def _make_plan(self) -> None:
+        begin = time.perf_counter()
+        self._plan = self._policy.plan(self._observation, keep_chain=True)
+        self._plan_seconds = time.perf_counter() - begin
+
+    def _make_step(self) -> None:
+        run = self._run
+        if run is None:
+            return
+        begin = time.perf_counter()
+        action, state = self._policy.predict(
+            run.observation, run.state, deterministic=True
+        )
+        seconds = time.perf_counter() - begin
+        if run.state is None or state.num_plans[0] > run.state.num_plans[0]:
+            self._plan_seconds = seconds
+        if state.ages[0] == 0:
+            run.since = len(run.trace) - 1
+        after = step_env(self.env, action)
+        run.observation, run.state = after.observation, state
+        run.trace.append(self._bare.read(after.observation)[0][0])
+        run.tally.add(after.reward, after.info)
+        if after.terminated or after.truncated:
+            run.over, self._going = True, False
+
+    def _begin(self) -> None:
+        if "reset" in self._messages:
+            return
+        observation = self._observation
+        self._run = _Run(
+            observation,
+            Tally(self.env, self.seed, observation),
+            [self._bare.read(observation)[0][0]],
+        )
+
+    def _restart(self) -> None:
+        """Forget the run, and plan anew from the start."""
+        self._run, self._going, self._single = None, False, False
+        self._observation, self._changed = self._reset(), True
+
+    def _reset(self) -> Any:
+        """Reset to what was set up; keep the last start if that is impossible."""
+        self._messages.pop("reset", None)
+        self._stuck = ()
+        options = self.world.options()
+        try:
+            return reset_env(self.env, seed=self.seed, options=options or None)[0]
+        except (ValueError, KeyError, TypeError) as error:
+            self._messages["reset"] = _said(error)
+            return getattr(self, "_observation", None)
+
+    def _move_goal(self) -> bool:
+        """Move the goal of the run that is under way, if the environment can."""
+        set_goal = getattr(self.env.unwrapped, "set_goal", None)
+        goal = self.world.options().get("goal")
+        run = self._run
+        seen = None if run is None else run.observation
+        if set_goal is None or goal is None or not isinstance(seen, dict):
+            return False
+        self._messages.pop("reset", None)
+        self._stuck = ()
+        try:
+            set_goal(np.asarray(goal, np.float64))
+        except ValueError as error:
+            self._messages["reset"] = _said(error)
+            self._stuck = ("goal",)
+            return True
+        kept = np.asarray(seen["desired_goal"])
+        seen["desired_goal"] = np.asarray(goal, kept.dtype).reshape(kept.shape)
+        if run is not None:
+            run.over = False
+        return True
+
+    def _suited(self) -> dict[str, Any]:
+        """Return the settings that usually go with a guide, where they work."""
+        suited: dict[str, Any] = {"ranking": "guide"}
+        if (
+            self.usual["seconds_per_step"]
+            and "velocity" in self._bare.planner.layout.aliases
+        ):
+            suited["executor"] = "path"
+        own = {part.guide for part in self._own_guides}
+        return {} if own else suited
+
+    def _rebuild(self) -> None:
+        """Make the policy of the newest settings; keep the last one if that fails."""
+        self._messages.pop("settings", None)
+        self._changed = True
+        try:
+            parts = [
+                {"guide": p.guide, "weight": p.weight, "parameters": p.parameters}
+                for number, p in enumerate(self.guides)
+                if number not in self._failing and p.weight != 0
+            ]
+            guide = guide_from_json(parts) if parts else None
+            settings = dict(self.settings)
+            if guide is None and settings.get("ranking") == "guide":
+                del settings["ranking"]
+            self._policy = self._bare.with_guide(guide, **settings)
+        except DiffuserPolicyError as error:
+            self._messages["settings"] = _said(error)
+        if not self._failing:
+            self._messages.pop("guide", None)
+
+    def _guarded(self, action: Any) -> None:
+        """Do something that plans; leave out the guide that makes it fail."""
+        for _ in range(len(self.guides) + 1):
+            try:
+                action()
+            except Exception as error:  # of whoever wrote the guide
+                number = self._culprit(error)
+                if number is None:
+                    self._messages["plan"] = _said(error)
+                    self._going = False
+                    return
+                name = self.guides[number].guide
+                self._messages["guide"] = f"{name} is left out. {_said(error)}"
+                self._failing.add(number)
+                self._rebuild()
+                self._changed = False
+                continue
+            self._messages.pop("plan", None)
+            return
+
+    def _culprit(self, error: Exception) -> int | None:
+        """Return the number of the guide that an error is of, if it is of one."""
+        active = [
+            n for n, p in enumerate(self.guides) if n not in self._failing and p.weight
+        ]
+        for number in active:
+            part = self.guides[number]
+            alone = [
+                {"guide": part.guide, "weight": 1.0, "parameters": part.parameters}
+            ]
+            try:
+                self._bare.with_guide(guide_from_json(alone)).plan(self.observation)
+            except Exception as other:
+                if type(other) is type(error):
+                    return number
+        return None
+
+    def _marks(self) -> tuple[tuple[int, Mark], ...]:
+        """Return what the guides draw."""
+        found = []
+        aliases = self._bare.planner.layout.aliases
+        position = tuple(self.world.position)
+        for number, part in enumerate(self.guides):
+            try:
+                guide = find_guide(part.guide).make(part.parameters)
+            except DiffuserPolicyError:
+                continue
+            found += [
+                (number, mark)
+                for mark in guide.marks()
+                if tuple(aliases.get(mark.columns, ()))[: len(position)] == position
+            ]
+        return tuple(found)
+
+
+def _said(error: BaseException) -> str:
+    notes = getattr(error, "__notes__", ())
+    text = " ".join([str(error) or type(error).__name__, *notes])
+    return (
+        text
+        if isinstance(error, DiffuserPolicyError)
+        else f"{type(error).__name__}: {text}"
+    )

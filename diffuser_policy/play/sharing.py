@@ -1,0 +1,83 @@
+"""What is set up by hand, as Python and as a command line that make it again."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import Any
+
+from diffuser_policy.guides.registry import part_text
+from diffuser_policy.play.session import Setup
+
+
+def as_python(setup: Setup) -> str:
+    """Return a program that plans for a setup, and follows the plan.
+
+    It leaves the plan in `plan` and what happened in `observation` and `reward`.
+
+    Args:
+        setup: What was set up by hand.
+    """
+    module = setup.env_id.partition("/")[0]
+    env_id = setup.env_id
+    if module.isidentifier() and "/" in env_id and ":" not in env_id:
+        env_id = f"{module}:{env_id}"  # imports what registers it
+    names = "DiffuserPolicy, make_guide" if setup.guides else "DiffuserPolicy"
+    lines = [
+        "from diffuser_policy import " + names,
+        "from diffuser_policy.envs import make_env",
+        "",
+        f"env = make_env({env_id!r})",
+        f"policy = DiffuserPolicy.from_pretrained({setup.planner!r}).for_env(env)",
+    ]
+    settings = "".join(f", {name}={value!r}" for name, value in setup.settings.items())
+    if setup.guides:
+        lines.append("guide = (")
+        for index, part in enumerate(setup.guides):
+            given = "".join(
+                f", {name}={_literal(value)}" for name, value in part.parameters.items()
+            )
+            factor = "" if part.weight == 1.0 else f"{part.weight!r} * "
+            plus = "" if index == 0 else "+ "
+            lines.append(f"    {plus}{factor}make_guide({part.guide!r}{given})")
+        lines += [")", f"policy = policy.with_guide(guide{settings})"]
+    elif setup.unguided:
+        lines.append(f"policy = policy.with_guide(None{settings})")
+    elif settings:
+        lines.append(f"policy = policy.with_settings({settings[2:]})")
+    options = f", options={dict(setup.options)!r}" if setup.options else ""
+    lines += [
+        f"observation, info = env.reset(seed={setup.seed}{options})",
+        "plan = policy.plan(observation)",
+        "",
+        "state, terminated, truncated = None, False, False",
+        "while not (terminated or truncated):",
+        "    action, state = policy.predict(observation, state, deterministic=True)",
+        "    observation, reward, terminated, truncated, info = env.step(action)",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def as_command(setup: Setup) -> str:
+    """Return the command line that opens the page as it is set up.
+
+    Args:
+        setup: What was set up by hand.
+    """
+    words = ["diffuser-policy", "play", setup.planner, "--env", setup.env_id]
+    if setup.seed:
+        words += ["--seed", str(setup.seed)]
+    for name, value in setup.options.items():
+        words += ["--reset", f"{name}={json.dumps(value)}"]
+    for part in setup.guides:
+        words += ["--guide", part_text(part)]
+    settings = {**setup.settings, **({"guide_scale": 0.0} if setup.unguided else {})}
+    for name, value in settings.items():
+        option = "--" + name.replace("_", "-")
+        words += [option, str(value)]
+    return shlex.join(words)
+
+
+def _literal(value: Any) -> str:
+    return repr(tuple(value) if isinstance(value, list) else value)

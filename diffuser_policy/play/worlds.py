@@ -1,0 +1,359 @@
+"""Worlds: what an environment looks like, and what can be dragged in it.
+
+| world | for | drawn | dragged |
+|---|---|---|---|
+| `MazeWorld` | mazes | walls, ball, goal | start, goal |
+| `BodyWorld` | other MuJoCo environments | the robot, now and as planned | the same |
+| `World` | everything else | columns named "position" | what `reset` takes of these |
+
+An environment brings a world of its own with a method `play_world()`, which returns an
+object with the methods of `World`. All of them take and return plain values and arrays,
+so that it needs nothing of this package:
+
+| | is |
+|---|---|
+| mesh | `(name, vertices [n, 3], faces [m, 3], color)`, the color's parts from 0 to 1 |
+| pose | `[7]`: x, y, z and the quaternion w, x, y, z |
+| handle | `(name, position [3], axes)`: dragged along "xy" or "z" |
+
+A handle that is named like a mesh or a ghost is that mesh; others are drawn as balls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from diffuser_policy.columns.layout import TrajectoryLayout
+from diffuser_policy.envs import Env, reset_env
+from diffuser_policy.errors import ConfigError, require_extra
+from diffuser_policy.observations import numbers
+from diffuser_policy.plotting import Scene
+
+Color = tuple[float, float, float]
+Mesh = tuple[str, np.ndarray, np.ndarray, Color]
+Handle = tuple[str, tuple[float, float, float], str]
+
+BALL_RADIUS = 0.1  # of PointMaze's ball, in meters
+WALL_HEIGHT = 0.3  # of a cell's side
+NUM_GHOSTS = 6  # planned states that are drawn as bodies
+GEOMS = {2: "sphere", 3: "capsule", 4: "ellipsoid", 5: "cylinder", 6: "box", 7: "mesh"}
+UPRIGHT = np.array([0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0])
+
+
+class World:
+    """Any environment: the columns of its planner that are named "position"."""
+
+    def __init__(self, env: Env, layout: TrajectoryLayout, observation: Any) -> None:
+        """Find out what there is to see.
+
+        Args:
+            env: Just reset.
+            layout: The planner's.
+            observation: What `reset` returned.
+        """
+        self.env, self.layout = env, layout
+        named = layout.aliases.get("position", ())
+        self.position = tuple(named)[:3] if len(named) >= 2 else ()
+        self.goal_radius = getattr(env.unwrapped, "success_radius", None)
+        self._moved: dict[str, list[float]] = {}
+        self._movable = _movable(env, observation) if self.position else ()
+
+    def meshes(self) -> Sequence[Mesh]:
+        """Return the things that are drawn."""
+        return ()
+
+    def poses(self, state: np.ndarray) -> np.ndarray:  # noqa: ARG002
+        """Return where they are now, `[meshes, 7]`.
+
+        Args:
+            state: `[observation]` the present planning columns.
+        """
+        return np.zeros((0, 7))
+
+    def ghosts(self) -> Mapping[str, tuple[str, np.ndarray]]:
+        """Return what the goal looks like: the mesh and the pose of each ghost."""
+        return {}
+
+    def planned_poses(self, path: np.ndarray) -> np.ndarray:  # noqa: ARG002
+        """Return the poses `[states, meshes, 7]` in some states of a plan.
+
+        Args:
+            path: `[steps, observation]` planned.
+        """
+        return np.zeros((0, 0, 7))
+
+    def points(self, states: np.ndarray) -> np.ndarray:
+        """Return the points `[..., 3]` of planned states `[..., observation]`."""
+        if not self.position:
+            return np.zeros((*states.shape[:-1], 0))
+        drawn = states[..., list(self.position)]
+        flat = np.zeros((*drawn.shape[:-1], 3 - drawn.shape[-1]))
+        return np.concatenate([drawn, flat], axis=-1)
+
+    def handles(self, observation: Any) -> Sequence[Handle]:
+        """Return what can be dragged.
+
+        Args:
+            observation: The first one of the episode.
+        """
+        found = {}
+        for name in self._movable:
+            key = {"goal": "desired_goal", "start": "achieved_goal"}[name]
+            place = self._moved.get(name) or numbers(observation[key])
+            x, y, z = (*place, 0.0, 0.0)[:3]
+            found[name] = (name, (x, y, z), "xy")
+        return tuple(found.values())
+
+    def move(self, name: str, place: Sequence[float]) -> None:
+        """Put a handle somewhere.
+
+        Args:
+            name: Of the handle.
+            place: x, y and z.
+        """
+        size = max(len(self.position), 2)
+        self._moved[name] = [round(float(x), 3) for x in place[:size]]
+
+    def options(self) -> dict[str, Any]:
+        """Return what `reset` is given: all that was moved."""
+        return dict(self._moved)
+
+    def set_options(self, options: Mapping[str, Any]) -> None:
+        """Begin with what `reset` was given.
+
+        Raises:
+            ConfigError: The environment takes something else.
+        """
+        for name, place in options.items():
+            if name not in self._movable:
+                known = ", ".join(self._movable) or "none"
+                raise ConfigError(
+                    f"The environment does not take the reset option {name!r}; those "
+                    f"that it takes: {known}. Leave --reset (options=…) out."
+                )
+            self._moved[name] = list(numbers(place))
+
+    def choices(self) -> Mapping[str, tuple[Sequence[str], str]]:
+        """Return settings of the world: values to choose from, and the present one."""
+        return {}
+
+    def choose(self, name: str, value: str) -> None:
+        """Set one of `choices`."""
+
+    def caption(self) -> str:
+        """Return a line on what is being planned, or an empty one."""
+        return ""
+
+    def camera(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+        """Return where the camera is, and what it looks at."""
+        return (0.0, -3.0, 6.0), (0.0, 0.0, 0.0)
+
+    def close(self) -> None:
+        """Free what the world holds."""
+
+
+class MazeWorld(World):
+    """A maze from above: walls, floor and the ball; positions are in meters."""
+
+    def __init__(self, env: Env, layout: TrajectoryLayout, observation: Any) -> None:
+        """Read the maze; the arguments are those of `World`."""
+        super().__init__(env, layout, observation)
+        self.scene = Scene.of(env, layout, observation)
+        self.position = self.scene.columns
+
+    def walls(self) -> np.ndarray:
+        """Return the low and high corners `[walls, 2, 3]` of all walls, in meters.
+
+        The outermost cells are cut off where a picture of the maze ends.
+        """
+        side, cells = self.scene.cell_size, self.scene.maze_map or ()
+        rows = np.array([[cell == 1 for cell in row] for row in cells])
+        height, width = rows.shape
+        i, j = np.nonzero(rows)
+        low = np.stack([j - width / 2, height / 2 - i - 1], axis=1) * side
+        corners = np.stack([low, low + side], axis=1)
+        edge = np.array(self.scene.extent)
+        corners = corners.clip(-edge, edge)
+        up = np.broadcast_to([[[0.0], [WALL_HEIGHT * side]]], (len(corners), 2, 1))
+        return np.concatenate([corners, up], axis=2)
+
+    def meshes(self) -> Sequence[Mesh]:
+        """Return the ball."""
+        ball = require_extra("trimesh", "play").creation.icosphere(
+            subdivisions=3, radius=BALL_RADIUS * self.scene.cell_size
+        )
+        return (("ball", ball.vertices, ball.faces, (0.10, 0.10, 0.14)),)
+
+    def poses(self, state: np.ndarray) -> np.ndarray:
+        """Return where the ball is."""
+        pose = UPRIGHT.copy()
+        pose[:3] = self.points(state)
+        pose[2] += BALL_RADIUS * self.scene.cell_size
+        return pose[None]
+
+    def camera(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+        """Return a camera above the maze, a little to the south."""
+        x, y = self.scene.extent or (4.0, 4.0)
+        far = 1.5 * max(0.8 * x, y)
+        return (0.0, -0.2 * far, far), (0.0, 0.0, 0.0)
+
+
+class BodyWorld(World):
+    """A robot in MuJoCo: its shapes now, and in planned states as ghosts."""
+
+    def __init__(self, env: Env, layout: TrajectoryLayout, observation: Any) -> None:
+        """Find the shapes; the arguments are those of `World`."""
+        super().__init__(env, layout, observation)
+        self._mujoco: Any = require_extra("mujoco", "maze")
+        unwrapped: Any = env.unwrapped
+        self._model: Any = unwrapped.model
+        self._imagined = self._mujoco.MjData(self._model)
+        kinds = self._model.geom_type
+        seen = self._model.geom_rgba[:, 3] > 0
+        moves = self._model.geom_bodyid > 0
+        self._geoms = [
+            int(g) for g in np.flatnonzero(seen & moves) if int(kinds[g]) in GEOMS
+        ]
+        structure = getattr(env.unwrapped, "observation_structure", None) or {}
+        self._skipped = int(structure.get("skipped_qpos", 0))
+        self._known = bool(structure) and structure["qpos"] + self._skipped == int(
+            self._model.nq
+        )
+
+    @property
+    def _data(self) -> Any:
+        unwrapped: Any = self.env.unwrapped
+        return unwrapped.data
+
+    def meshes(self) -> Sequence[Mesh]:
+        """Return every shape of the robot."""
+        creation = require_extra("trimesh", "play").creation
+        model, found = self._model, []
+        for geom in self._geoms:
+            kind, size = GEOMS[int(model.geom_type[geom])], model.geom_size[geom]
+            if kind == "box":
+                made = creation.box(extents=2 * size)
+            elif kind == "capsule":
+                made = creation.capsule(
+                    radius=size[0], height=2 * size[1], count=(12, 12)
+                )
+                made.vertices -= made.vertices.mean(axis=0)
+            elif kind == "cylinder":
+                made = creation.cylinder(
+                    radius=size[0], height=2 * size[1], sections=24
+                )
+            elif kind == "mesh":
+                made = self._mesh(int(model.geom_dataid[geom]))
+            else:
+                made = creation.icosphere(subdivisions=2)
+                made.vertices *= size if kind == "ellipsoid" else size[0]
+            color = tuple(map(float, model.geom_rgba[geom, :3]))
+            found.append(
+                (f"body {geom}", np.array(made.vertices), np.array(made.faces), color)
+            )
+        return tuple(found)  # type: ignore[arg-type]
+
+    def poses(self, state: np.ndarray) -> np.ndarray:  # noqa: ARG002
+        """Return where the shapes are."""
+        return self._of(self._data)
+
+    def planned_poses(self, path: np.ndarray) -> np.ndarray:
+        """Return the shapes in some planned states.
+
+        Coordinates that observations leave out, such as how far a walker has come,
+        follow from the planned velocities.
+        """
+        model, data = self._model, self._imagined
+        width = model.nq - self._skipped
+        if not self._known or path.shape[1] < width + model.nv:
+            return np.zeros((0, len(self._geoms), 7))
+        now = self._data.qpos.copy()
+        seconds = seconds_per_step(self.env) * 1.0
+        shown = np.linspace(0, len(path) - 1, NUM_GHOSTS + 1).round().astype(int)[1:]
+        speeds = path[:, width : width + self._skipped]
+        gone = np.cumsum(speeds, axis=0) * seconds
+        found = []
+        for step in shown:
+            data.qpos[:] = now
+            data.qpos[: self._skipped] += gone[step]
+            data.qpos[self._skipped :] = path[step, :width]
+            self._mujoco.mj_kinematics(model, data)
+            found.append(self._of(data))
+        return np.array(found)
+
+    def camera(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+        """Return a camera beside the robot."""
+        x, y, z = self._data.geom_xpos[self._geoms].mean(axis=0)
+        size = 3.0 * float(self._model.stat.extent) ** 0.5
+        return (float(x) + 1.0, float(y) - size, float(z) + 1.0), (
+            float(x) + 1.0,
+            float(y),
+            float(z) * 0.6,
+        )
+
+    def _of(self, data: Any) -> np.ndarray:
+        quaternion = np.zeros(4)
+        poses = np.empty((len(self._geoms), 7))
+        for index, geom in enumerate(self._geoms):
+            self._mujoco.mju_mat2Quat(quaternion, data.geom_xmat[geom])
+            poses[index, :3], poses[index, 3:] = data.geom_xpos[geom], quaternion
+        return poses
+
+    def _mesh(self, number: int) -> Any:
+        model = self._model
+        first, count = model.mesh_vertadr[number], model.mesh_vertnum[number]
+        vertices = model.mesh_vert[first : first + count]
+        first, count = model.mesh_faceadr[number], model.mesh_facenum[number]
+        faces = model.mesh_face[first : first + count]
+        return require_extra("trimesh", "play").Trimesh(vertices, faces, process=False)
+
+
+def world_of(env: Env, layout: TrajectoryLayout, observation: Any) -> Any:
+    """Return the world of an environment: its own, or the one that suits it.
+
+    Args:
+        env: Just reset.
+        layout: The planner's.
+        observation: What `reset` returned.
+    """
+    own = getattr(env.unwrapped, "play_world", None)
+    if inspect.ismethod(own):
+        return own()
+    unwrapped: Any = env.unwrapped
+    maze: Any = getattr(unwrapped, "maze", None)
+    if hasattr(unwrapped, "maze_map") or hasattr(maze, "maze_map"):
+        with contextlib.suppress(ConfigError):  # no two columns to draw
+            return MazeWorld(env, layout, observation)
+    if type(getattr(unwrapped, "model", None)).__name__ == "MjModel":
+        return BodyWorld(env, layout, observation)
+    return World(env, layout, observation)
+
+
+def seconds_per_step(env: Env) -> float:
+    """Return how long an env step takes in the world that is simulated."""
+    duration = getattr(env.unwrapped, "dt", None)
+    if isinstance(duration, float) and duration > 0:
+        return duration
+    frames = env.metadata.get("render_fps") or 30
+    return 1.0 / float(frames)
+
+
+def _movable(env: Env, observation: Any) -> tuple[str, ...]:
+    """Return which of goal and start `reset` places; it is tried."""
+    if not isinstance(observation, Mapping):
+        return ()
+    found = []
+    for name, key in (("start", "achieved_goal"), ("goal", "desired_goal")):
+        if key not in observation:
+            continue
+        place = list(numbers(observation[key]))
+        with contextlib.suppress(Exception):  # whatever an environment says to that
+            after, _ = reset_env(env, seed=1, options={name: place})
+            if np.allclose(after[key], place, atol=1e-6):
+                found.append(name)
+    return tuple(found)

@@ -1,0 +1,313 @@
+"""Playing with a planner, without a page: the session, the worker, and what is kept."""
+
+from __future__ import annotations
+
+import shlex
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from diffuser_policy import DiffuserPolicy
+from diffuser_policy.cli.play import PlaySettings
+from diffuser_policy.envs import make_env
+from diffuser_policy.errors import ConfigError, UnknownNameError
+from diffuser_policy.guides.registry import SavedPart, parse_guide, part_text
+from diffuser_policy.play.session import Session, Setup
+from diffuser_policy.play.sharing import as_command, as_python
+from diffuser_policy.play.worker import Worker
+
+pytest.importorskip("gymnasium_robotics")
+
+UMAZE = "diffuser_envs/Multi2D-UMaze-v1"
+FREE, WALL = (-1.0, 1.0, 0.0), (0.0, 0.0, 0.0)
+
+
+@pytest.fixture(scope="module")
+def policy() -> DiffuserPolicy:
+    return DiffuserPolicy.from_pretrained("multi2d-umaze")
+
+
+@pytest.fixture
+def session(policy: DiffuserPolicy) -> Iterator[Session]:
+    env = make_env(UMAZE)
+    options = {"start": [-1.0, -1.0], "goal": [-1.0, 1.0]}
+    made = Session(policy, env, planner="multi2d-umaze", env_id=UMAZE, options=options)
+    yield made
+    made.close()
+
+
+def planned(session: Session) -> Any:
+    session.advance()
+    return session.frame()
+
+
+# --- the session ----------------------------------------------------------------------
+
+
+def test_the_plan_leads_from_start_to_goal(session: Session) -> None:
+    path = planned(session).path
+    assert np.allclose(path[0, :2], [-1.0, -1.0], atol=1e-4)
+    assert np.allclose(path[-1, :2], [-1.0, 1.0], atol=1e-4)
+
+
+def test_the_plan_follows_the_goal(session: Session) -> None:
+    session.move("goal", (0.5, 1.0, 0.0))
+    assert np.allclose(planned(session).path[-1, :2], [0.5, 1.0], atol=1e-4)
+
+
+def test_a_goal_in_a_wall_is_shown_and_not_planned(session: Session) -> None:
+    before = planned(session)
+    session.move("goal", WALL)
+    frame = planned(session)
+    assert frame.stuck == ("goal",)
+    assert "wall" in frame.messages[0]
+    assert np.array_equal(frame.path, before.path)
+    [handle] = [h for h in session.world.handles(session.observation) if h[0] == "goal"]
+    assert handle[1] == WALL
+    session.move("goal", FREE)
+    frame = planned(session)
+    assert not frame.messages
+    assert not frame.stuck
+
+
+def test_a_goal_in_a_wall_can_be_left_by_moving_the_goal_alone(
+    session: Session,
+) -> None:
+    session.move("goal", WALL)
+    session.run()
+    assert not planned(session).running
+
+
+def test_a_run_reaches_the_goal_with_the_plan_that_was_shown(session: Session) -> None:
+    shown = planned(session)
+    session.run()
+    first = planned(session)
+    assert np.array_equal(first.path, shown.path)
+    for _ in range(299):
+        session.advance()
+    frame = session.frame()
+    assert "at the goal after" in frame.outcome
+    assert not frame.running
+    assert not session.going
+    assert frame.score is not None
+    assert frame.env_steps == 300
+
+
+def test_a_goal_that_moves_during_a_run_is_followed(session: Session) -> None:
+    session.run()
+    for _ in range(20):
+        session.advance()
+    session.move("goal", (1.0, 1.0, 0.0))
+    session.advance()
+    frame = session.frame()
+    assert frame.running
+    assert frame.num_plans == 2
+    assert np.allclose(frame.path[-1, :2], [1.0, 1.0], atol=1e-4)
+    session.move("goal", WALL)
+    session.advance()
+    frame = session.frame()
+    assert frame.running
+    assert frame.stuck == ("goal",)
+
+
+def test_a_moved_start_ends_the_run(session: Session) -> None:
+    session.run()
+    session.advance()
+    session.move("start", (0.0, -1.0, 0.0))
+    frame = planned(session)
+    assert frame.env_steps == 0
+    assert np.allclose(frame.path[0, :2], [0.0, -1.0], atol=1e-4)
+
+
+def test_a_step_is_one_env_step_and_a_pause_none(session: Session) -> None:
+    for _ in range(3):
+        session.step()
+        session.advance()
+        session.advance()
+    assert session.frame().env_steps == 3
+    session.run()
+    session.pause()
+    session.advance()
+    assert session.frame().env_steps == 3
+
+
+def test_a_disc_on_the_plan_moves_it_away(session: Session) -> None:
+    session.choose(horizon_scale=1.5)
+    before = planned(session).path[:, :2]
+    session.add_guide("keep-out")
+    center = before[len(before) // 2]
+    assert np.allclose(session.guides[0].parameters["center"], center, atol=0.01)
+    # The corridor is a meter wide: a disc in a half of it.
+    session.move_guide(0, "center", (center[0] + 0.3, center[1], 0.0))
+    session.change_guide(0, {"radius": 0.3})
+    frame = planned(session)
+    assert not frame.messages
+    [(_, mark)] = frame.marks
+    middle = (np.array(mark.low) + mark.high) / 2
+    nearest = np.linalg.norm(frame.path[:, :2] - middle, axis=1).min()
+    assert nearest > np.linalg.norm(before - middle, axis=1).min()
+
+
+def test_settings_that_go_with_a_guide_come_and_go_with_it(session: Session) -> None:
+    session.add_guide("keep-out")
+    assert session.settings == {"ranking": "guide", "executor": "path"}
+    session.remove_guide(0)
+    assert session.settings == {}
+    assert session.policy.guide is None
+
+
+def test_corners_of_a_box_move_one_by_one_or_together(session: Session) -> None:
+    session.add_guide("keep-in")
+    session.change_guide(0, {"low": [-2.0, -2.0], "high": [2.0, 2.0]})
+    session.move_guide(0, "high", (1.0, 1.5, 0.0))
+    assert session.guides[0].parameters["high"] == [1.0, 1.5]
+    session.move_guide(0, None, (0.0, 0.0, 0.0))
+    assert session.guides[0].parameters["low"] == [-1.5, -1.75]
+    assert session.guides[0].parameters["high"] == [1.5, 1.75]
+
+
+def test_a_guide_that_raises_is_named_and_planning_goes_on(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffuser_policy.guides import builtin
+
+    def broken(*_: Any) -> Any:
+        raise ZeroDivisionError("of my own making")
+
+    session.add_guide("waypoint")
+    monkeypatch.setattr(builtin.Smoothness, "__call__", broken)
+    session.add_guide("smoothness")
+    session.move("goal", (0.5, 1.0, 0.0))
+    frame = planned(session)
+    [message] = frame.messages
+    assert "smoothness" in message
+    assert "of my own making" in message
+    assert np.allclose(frame.path[-1, :2], [0.5, 1.0], atol=1e-4)
+    assert session.policy.guide is not None  # the other one
+    session.remove_guide(1)
+    assert not planned(session).messages
+
+
+def test_settings_that_contradict_each_other_are_explained(session: Session) -> None:
+    session.choose(warm_start=0.3)
+    frame = planned(session)
+    assert "replan_interval" in frame.messages[0]
+    assert len(frame.path)
+    session.choose(replan_interval=20)
+    assert not planned(session).messages
+    assert session.policy.config.planner.warm_start == 0.3
+
+
+def test_an_option_that_the_environment_lacks_is_refused(
+    policy: DiffuserPolicy,
+) -> None:
+    env = make_env(UMAZE)
+    with pytest.raises(ConfigError, match="'gaol'"):
+        Session(policy, env, planner="multi2d-umaze", options={"gaol": [1, 1]})
+    with pytest.raises(ConfigError, match="wall"):
+        Session(policy, env, planner="multi2d-umaze", options={"goal": [0, 0]})
+
+
+def test_an_unknown_guide_is_refused(session: Session) -> None:
+    with pytest.raises(UnknownNameError, match="keep-out"):
+        session.add_guide("keep-oat")
+    assert session.guides == []
+
+
+# --- what is kept ---------------------------------------------------------------------
+
+
+def set_up(session: Session) -> None:
+    session.choose(num_candidates=4, horizon_scale=1.25)
+    session.add_guide("keep-out")
+    session.change_guide(0, {"radius": 0.25}, weight=2.0)
+    session.add_guide("speed-limit")
+
+
+def test_the_python_makes_the_same_plan(session: Session) -> None:
+    set_up(session)
+    frame = planned(session)
+    program = as_python(session.setup).partition("\nstate, ")[0]
+    names: dict[str, Any] = {}
+    exec(program, names)  # noqa: S102
+    assert np.array_equal(names["plan"].path(), frame.path)
+
+
+def test_the_command_makes_the_same_setup(session: Session) -> None:
+    import tyro
+
+    set_up(session)
+    program, command, *words = shlex.split(as_command(session.setup))
+    assert [program, command] == ["diffuser-policy", "play"]
+    settings = tyro.cli(PlaySettings, args=words, use_underscores=False)
+    again = settings.open()
+    try:
+        assert again.setup == session.setup
+        assert np.array_equal(planned(again).path, planned(session).path)
+    finally:
+        again.close()
+
+
+def test_a_guide_that_was_removed_stays_away_in_python() -> None:
+    setup = Setup(planner="kuka-stack", env_id="a/B-v0", unguided=True)
+    assert "with_guide(None)" in as_python(setup)
+    assert "--guide-scale 0.0" in as_command(setup)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["keep-out:center=3,4;radius=0.6", "0.5*speed-limit:speed=2.5", "smoothness"],
+)
+def test_the_text_of_a_guide_is_read_back(text: str) -> None:
+    from diffuser_policy.guides.registry import guide_to_json
+
+    part = SavedPart(**guide_to_json(parse_guide(text))[0])
+    assert part_text(part) == text
+
+
+# --- the worker -----------------------------------------------------------------------
+
+
+def test_the_newest_change_wins_while_the_planner_is_busy() -> None:
+    busy, free = threading.Event(), threading.Event()
+    made: list[Any] = []
+
+    def advance() -> None:
+        busy.set()
+        free.wait(10)
+
+    worker = Worker(advance, made.append)
+    worker.start()
+    assert busy.wait(10)
+    for number in range(1000):
+        worker.post("goal", made.append, number)
+    worker.post("start", made.append, "start")
+    free.set()
+    deadline = time.monotonic() + 10
+    while len(made) < 2 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    worker.stop()
+    assert made == [999, "start"]
+
+
+def test_a_change_that_fails_is_told_and_work_goes_on() -> None:
+    told: list[Exception] = []
+    done = threading.Event()
+    worker = Worker(lambda: None, told.append)
+    worker.start()
+    worker.post("bad", [].pop)
+    worker.post("good", done.set)
+    assert done.wait(10)
+    worker.stop()
+    assert [type(error) for error in told] == [IndexError]
+
+
+def test_a_worker_ends() -> None:
+    worker = Worker(lambda: 0.001, lambda _: None)
+    worker.start()
+    worker.stop()
+    assert "planner" not in [thread.name for thread in threading.enumerate()]

@@ -1,0 +1,187 @@
+"""The page of `diffuser-policy play`, driven by a mouse in a real browser.
+
+`make browser-test` runs these: they need Chromium and Playwright. SHOTS names a folder
+for screenshots.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("viser")
+playwright = pytest.importorskip("playwright.sync_api")
+
+from diffuser_policy import DiffuserPolicy  # noqa: E402
+from diffuser_policy.envs import make_env  # noqa: E402
+from diffuser_policy.play.page import Page  # noqa: E402
+from diffuser_policy.play.session import Frame, Session  # noqa: E402
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
+FLAGS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader"]
+FLAGS += ["--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
+PATIENCE = 120.0  # seconds: a software renderer on a busy machine
+pytestmark = [pytest.mark.browser, pytest.mark.enable_socket]
+
+
+class Tab:
+    """A tab of a browser that shows a page."""
+
+    def __init__(self, page: Page, tab: Any) -> None:
+        self.page, self.tab = page, tab
+        tab.goto(page.url)
+        tab.get_by_text("a plan").first.wait_for(timeout=1000 * PATIENCE)
+        self.until(lambda: bool(page.server.get_clients()))
+        tab.wait_for_timeout(1500)
+
+    @property
+    def session(self) -> Session:
+        return self.page.session
+
+    @property
+    def frame(self) -> Frame:
+        assert self.page.frame is not None
+        return self.page.frame
+
+    def until(self, holds: Callable[[], bool], patience: float = PATIENCE) -> float:
+        """Wait until something holds; return for how many seconds."""
+        begin = time.perf_counter()
+        while not holds():
+            assert time.perf_counter() - begin < patience
+            self.tab.wait_for_timeout(10)
+        return time.perf_counter() - begin
+
+    def pixel(self, point: Any) -> tuple[float, float]:
+        """Return where a point of the scene is on the screen."""
+        camera = next(iter(self.page.server.get_clients().values())).camera
+        w, x, y, z = camera.wxyz
+        turn = np.array(
+            [
+                [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+                [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+                [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+            ]
+        )
+        seen = turn.T @ (np.asarray(point, float) - camera.position)
+        box = self.tab.locator("canvas").first.bounding_box()
+        focal = box["height"] / 2 / np.tan(camera.fov / 2)
+        across, down = seen[:2] / seen[2] * focal
+        return (
+            box["x"] + box["width"] / 2 + float(across),
+            box["y"] + box["height"] / 2 + float(down),
+        )
+
+    def drag(self, points: Any, *, pause: int = 120) -> None:
+        """Press at the first point, move along the others, let go."""
+        mouse = self.tab.mouse
+        pixels = [self.pixel(point) for point in points]
+        mouse.move(*pixels[0])
+        self.tab.wait_for_timeout(pause)
+        mouse.down()
+        for pixel in pixels[1:]:
+            mouse.move(*pixel, steps=4)
+            self.tab.wait_for_timeout(pause)
+        mouse.up()
+
+    def shoot(self, name: str) -> None:
+        folder = os.environ.get("SHOTS")
+        if folder:
+            self.tab.wait_for_timeout(500)
+            path = str(Path(folder) / f"{name}.png")
+            self.tab.screenshot(path=path, timeout=1000 * PATIENCE)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("Chromium is not installed.")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def open_tab(browser: Any) -> Iterator[Callable[..., Tab]]:
+    pages: list[Page] = []
+
+    def opened(planner: str, env_id: str, width: int = 640, **options: Any) -> Tab:
+        env = make_env(env_id)
+        policy = DiffuserPolicy.from_pretrained(planner)
+        session = Session(policy, env, planner=planner, env_id=env_id, options=options)
+        page = Page(session, port=18080)
+        pages.append(page)
+        height = {1280: 800, 800: 900}.get(width, 480)
+        return Tab(page, browser.new_page(viewport={"width": width, "height": height}))
+
+    yield opened
+    for page in pages:
+        page.close()
+        page.session.close()
+
+
+UMAZE = ("multi2d-umaze", "diffuser_envs/Multi2D-UMaze-v1")
+
+
+def test_the_plan_follows_a_dragged_goal(open_tab: Callable[..., Tab]) -> None:
+    tab = open_tab(*UMAZE, start=[-1.0, -1.0], goal=[-1.0, 1.0])
+    tab.drag([(-1, 1, 0), (-0.5, 1, 0), (0, 1, 0), (0.6, 1, 0)])
+    tab.until(lambda: abs(tab.session.world.options()["goal"][0] - 0.6) < 0.15)
+    goal = tab.session.world.options()["goal"]
+    tab.until(lambda: np.allclose(tab.frame.path[-1, :2], goal, atol=1e-3))
+    assert np.allclose(goal, [0.6, 1.0], atol=0.1)
+    tab.shoot("umaze-goal")
+
+
+def test_a_disc_is_added_and_dragged_and_the_run_arrives(
+    open_tab: Callable[..., Tab],
+) -> None:
+    tab = open_tab(*UMAZE, start=[-1.0, -1.0], goal=[-1.0, 1.0])
+    tab.tab.get_by_role("button", name="Add guide").click()
+    tab.until(lambda: len(tab.frame.marks) == 1)
+    tab.shoot("umaze-disc")
+    before = np.array(tab.session.guides[0].parameters["center"])
+    tab.drag(
+        [(*before, 0.3), (*(before + [0.2, 0.1]), 0.3), (*(before + [0.4, 0.1]), 0.3)]
+    )
+    tab.until(
+        lambda: not np.allclose(tab.session.guides[0].parameters["center"], before)
+    )
+    tab.tab.get_by_text("Run", exact=True).click()
+    tab.until(lambda: "at the goal" in tab.frame.outcome)
+    tab.shoot("umaze-run")
+
+
+def test_two_tabs_show_one_session(open_tab: Callable[..., Tab], browser: Any) -> None:
+    first = open_tab(*UMAZE, start=[-1.0, -1.0], goal=[-1.0, 1.0])
+    second = browser.new_page(viewport={"width": 640, "height": 480})
+    second.goto(first.page.url)
+    second.get_by_text("a plan").first.wait_for(timeout=1000 * PATIENCE)
+    first.tab.get_by_role("button", name="Add guide").click()
+    second.get_by_text("radius").first.wait_for(timeout=1000 * PATIENCE)
+
+
+def test_the_setup_is_shown_as_python(open_tab: Callable[..., Tab]) -> None:
+    tab = open_tab(*UMAZE, start=[-1.0, -1.0], goal=[-1.0, 1.0])
+    tab.tab.get_by_text("Keep", exact=True).click()
+    tab.tab.get_by_role("button", name="Copy as Python").click()
+    shown = tab.tab.locator("pre").inner_text(timeout=1000 * PATIENCE)
+    assert "DiffuserPolicy.from_pretrained('multi2d-umaze')" in shown
+    tab.shoot("umaze-python")
+
+
+@pytest.mark.parametrize("width", [1280, 800])
+def test_the_large_maze_fits_the_window(
+    open_tab: Callable[..., Tab], width: int
+) -> None:
+    tab = open_tab("multi2d-large", "diffuser_envs/Multi2D-Large-v1", width=width)
+    tab.tab.get_by_role("button", name="Add guide").click()
+    tab.until(lambda: len(tab.frame.marks) == 1)
+    tab.shoot(f"large-{width}")
