@@ -110,21 +110,23 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def open_tab(browser: Any) -> Iterator[Callable[..., Tab]]:
-    pages: list[Page] = []
+    tabs: list[Tab] = []
 
     def opened(planner: str, env_id: str, width: int = 640, **options: Any) -> Tab:
         env = make_env(env_id)
         policy = DiffuserPolicy.from_pretrained(planner)
         session = Session(policy, env, planner=planner, env_id=env_id, options=options)
         page = Page(session, port=18080)
-        pages.append(page)
         height = {1280: 800, 800: 900}.get(width, 480)
-        return Tab(page, browser.new_page(viewport={"width": width, "height": height}))
+        shown = browser.new_page(viewport={"width": width, "height": height})
+        tabs.append(Tab(page, shown))
+        return tabs[-1]
 
     yield opened
-    for page in pages:
-        page.close()
-        page.session.close()
+    for tab in tabs:
+        tab.tab.close()  # it would go on drawing
+        tab.page.close()
+        tab.session.close()
 
 
 UMAZE = ("multi2d-umaze", "diffuser_envs/Multi2D-UMaze-v1")
@@ -148,9 +150,8 @@ def test_a_disc_is_added_and_dragged_and_the_run_arrives(
     tab.until(lambda: len(tab.frame.marks) == 1)
     tab.shoot("umaze-disc")
     before = np.array(tab.session.guides[0].parameters["center"])
-    tab.drag(
-        [(*before, 0.3), (*(before + [0.2, 0.1]), 0.3), (*(before + [0.4, 0.1]), 0.3)]
-    )
+    way = [before + share * np.array([0.4, 0.1]) for share in (0.0, 0.5, 1.0)]
+    tab.drag([(x, y, 0.3) for x, y in way])
     tab.until(
         lambda: not np.allclose(tab.session.guides[0].parameters["center"], before)
     )
@@ -166,6 +167,7 @@ def test_two_tabs_show_one_session(open_tab: Callable[..., Tab], browser: Any) -
     second.get_by_text("a plan").first.wait_for(timeout=1000 * PATIENCE)
     first.tab.get_by_role("button", name="Add guide").click()
     second.get_by_text("radius").first.wait_for(timeout=1000 * PATIENCE)
+    second.close()
 
 
 def test_the_setup_is_shown_as_python(open_tab: Callable[..., Tab]) -> None:
@@ -185,3 +187,25 @@ def test_the_large_maze_fits_the_window(
     tab.tab.get_by_role("button", name="Add guide").click()
     tab.until(lambda: len(tab.frame.marks) == 1)
     tab.shoot(f"large-{width}")
+
+
+def test_a_tower_is_reordered_by_hand(open_tab: Callable[..., Tab]) -> None:
+    tab = open_tab("kuka-stack", "diffuser_envs/KukaStack-Conditional-v1", width=1280)
+    tab.shoot("kuka")
+    places = {name: at for name, at, _ in tab.session.world.handles(None)}
+    ghosts = sorted((at[2], name) for name, at in places.items() if "goal" in name)
+    (_, bottom), (_, top) = ghosts[0], ghosts[-1]
+    x, y, z = places[bottom]
+    up = places[top][2] + 0.05
+    tab.drag([(x, y - 0.05, z), (x, y - 0.05, (z + up) / 2), (x, y - 0.05, up)])
+    tab.until(lambda: bool(tab.session.world.options()))
+    again = {name: at for name, at, _ in tab.session.world.handles(None)}
+    assert again[bottom][2] > z + 0.1
+    tab.until(
+        lambda: np.allclose(
+            tab.session.env.unwrapped.goal, tab.session.world.options()["goal"]
+        )
+    )
+    tab.tab.get_by_text("Run", exact=True).click()
+    tab.until(lambda: tab.frame.env_steps > 30)
+    tab.shoot("kuka-run")

@@ -33,6 +33,7 @@ Post = Callable[..., object]
 
 LIFT = 0.06  # of a cell, or of the size: how far the plan is above the floor
 TRACE_POINTS = 400
+WIDTH = 1.3  # of a window in which everything is seen, as a multiple of its height
 STUCK, TRACE = (128, 128, 128), (20, 20, 30)
 HANDLE_COLORS = {"start": START, "goal": GOAL}
 UPRIGHT = (1.0, 0.0, 0.0, 0.0)
@@ -53,6 +54,7 @@ class SceneView:
         self._post = post
         self._nodes: dict[str, Any] = {}
         self._keys: dict[str, Any] = {}
+        server.on_client_connect(self._fit)
         camera = server.initial_camera
         camera.position, camera.look_at = self.world.camera()
         camera.up = (0.0, 0.0, 1.0)
@@ -68,6 +70,13 @@ class SceneView:
         self.meshes = {mesh[0]: mesh for mesh in self.world.meshes()}
         for name in self.meshes:
             self._mesh_node(f"/things/{name}", name)
+
+    async def _fit(self, client: Any) -> None:
+        """Look from further away in a window that is narrow."""
+        eye, target = (np.array(place) for place in self.world.camera())
+        far = max(WIDTH / max(client.camera.aspect, 0.1), 1.0)
+        client.camera.position = target + far * (eye - target)
+        client.camera.look_at = target
 
     def draw(self, frame: Frame, *, at: int) -> None:
         """Draw a frame over the last one.

@@ -6,9 +6,9 @@
 | `BodyWorld` | other MuJoCo environments | the robot, now and as planned | the same |
 | `World` | everything else | columns named "position" | what `reset` takes of these |
 
-An environment brings a world of its own with a method `play_world()`, which returns an
-object with the methods of `World`. All of them take and return plain values and arrays,
-so that it needs nothing of this package:
+An environment brings a world of its own with a method `play_world(columns)`, which gets
+the names of planning columns and returns an object with the methods of `World`. All of
+them take and return plain values and arrays, so that it needs nothing of this package:
 
 | | is |
 |---|---|
@@ -142,8 +142,9 @@ class World:
         """Return settings of the world: values to choose from, and the present one."""
         return {}
 
-    def choose(self, name: str, value: str) -> None:
-        """Set one of `choices`."""
+    def choose(self, name: str, value: str) -> str | None:  # noqa: ARG002
+        """Set one of `choices`; return the id of the environment if it is another."""
+        return None
 
     def caption(self) -> str:
         """Return a line on what is being planned, or an empty one."""
@@ -323,7 +324,7 @@ def world_of(env: Env, layout: TrajectoryLayout, observation: Any) -> Any:
     """
     own = getattr(env.unwrapped, "play_world", None)
     if inspect.ismethod(own):
-        return own()
+        return own(layout.aliases)
     unwrapped: Any = env.unwrapped
     maze: Any = getattr(unwrapped, "maze", None)
     if hasattr(unwrapped, "maze_map") or hasattr(maze, "maze_map"):
