@@ -198,14 +198,14 @@ def test_a_tower_is_reordered_by_hand(open_tab: Callable[..., Tab]) -> None:
     x, y, z = places[bottom]
     up = places[top][2] + 0.05
     tab.drag([(x, y - 0.05, z), (x, y - 0.05, (z + up) / 2), (x, y - 0.05, up)])
-    tab.until(lambda: bool(tab.session.world.options()))
-    again = {name: at for name, at, _ in tab.session.world.handles(None)}
-    assert again[bottom][2] > z + 0.1
-    tab.until(
-        lambda: np.allclose(
-            tab.session.env.unwrapped.goal, tab.session.world.options()["goal"]
-        )
-    )
+
+    def height(name: str) -> float:
+        heights = {n: at[2] for n, at, _ in tab.session.world.handles(None)}
+        return float(heights[name])
+
+    tab.until(lambda: height(bottom) > z + 0.1)
+    base: Any = tab.session.env.unwrapped
+    tab.until(lambda: np.allclose(base.goal, tab.session.world.options()["goal"]))
     tab.tab.get_by_text("Run", exact=True).click()
     tab.until(lambda: tab.frame.env_steps > 30)
     tab.shoot("kuka-run")

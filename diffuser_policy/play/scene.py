@@ -72,11 +72,19 @@ class SceneView:
             self._mesh_node(f"/things/{name}", name)
 
     async def _fit(self, client: Any) -> None:
-        """Look from further away in a window that is narrow."""
-        eye, target = (np.array(place) for place in self.world.camera())
-        far = max(WIDTH / max(client.camera.aspect, 0.1), 1.0)
-        client.camera.position = target + far * (eye - target)
-        client.camera.look_at = target
+        """Look from further away in a window that is narrow, or becomes so."""
+        last = 1.0
+
+        async def resized(camera: Any) -> None:
+            nonlocal last
+            far = max(WIDTH / max(camera.aspect, 0.1), 1.0)
+            if abs(far / last - 1) > 0.02:
+                target, share, last = camera.look_at, far / last, far
+                camera.position = target + share * (camera.position - target)
+                camera.look_at = target
+
+        client.camera.on_update(resized)
+        await resized(client.camera)
 
     def draw(self, frame: Frame, *, at: int) -> None:
         """Draw a frame over the last one.
@@ -179,7 +187,7 @@ class SceneView:
         }
         for name, (mesh, pose) in wanted.items():
             if name not in self._nodes:
-                opacity = 0.4 if name.startswith("/goal") else 0.18
+                opacity = 0.5 if name.startswith("/goal") else 0.18
                 self._mesh_node(name, mesh, opacity)
             self._pose(name, pose)
         for name, node in self._nodes.items():
@@ -296,26 +304,34 @@ class SceneView:
             place = np.array(node.position, float)
             eye = np.array(event.client.camera.position, float)
             if axes == "z":
-                mask = np.array([0.0, 0.0, 1.0])
-                grabbed, at = np.array(event.start_position), event.end_position
-                pointer = np.array([place[0], place[1], at[2]])
+                mask, facing = np.array([0.0, 0.0, 1.0]), (eye - place) * (1, 1, 0)
             else:
-                mask = np.array([1.0, 1.0, 0.0])
-                pointer = _on_plane(eye, event.end_position, place[2])
-                grabbed = _on_plane(eye, event.start_position, place[2])
+                mask, facing = np.array([1.0, 1.0, 0.0]), np.array([0.0, 0.0, 1.0])
             if event.phase == "start":  # keep hold where the mouse took it
-                grips[event.client_id] = (place - grabbed) * mask
-            at = pointer + grips.get(event.client_id, 0.0)
+                grabbed = _met(eye, event.start_position, place, facing)
+                grips[event.client_id] = place - grabbed
+            at = _met(eye, event.end_position, place, facing)
+            at = at + grips.get(event.client_id, np.zeros(3))
             if np.isfinite(at).all():
-                moved(tuple(map(float, at)))
+                moved(tuple((mask * at + (1 - mask) * place).tolist()))
 
         node.on_drag(dragged)
 
 
-def _on_plane(eye: np.ndarray, through: Sequence[float], height: float) -> np.ndarray:
-    """Return where a ray from the eye meets a horizontal plane; NaN if nowhere."""
+def _met(
+    eye: np.ndarray, through: Sequence[float], place: np.ndarray, facing: np.ndarray
+) -> np.ndarray:
+    """Return where a ray from the eye meets a plane; NaN if nowhere.
+
+    Args:
+        eye: Where the ray begins.
+        through: A point of the ray.
+        place: A point of the plane.
+        facing: Across the plane.
+    """
     ray = np.asarray(through, float) - eye
-    share = (height - eye[2]) / ray[2] if ray[2] else np.nan
+    slope = float(ray @ facing)
+    share = float((place - eye) @ facing) / slope if slope else np.nan
     return np.asarray(eye + ray * share)
 
 

@@ -44,7 +44,6 @@ TASKS = {
     "other stacks": "diffuser_envs/KukaStack-Rearrangement-v1",
 }
 ARM_COLORS = ((0.88, 0.88, 0.90), (0.93, 0.52, 0.18))  # links alternate
-SUPPORTS = "on {}", "on the table"
 NAMES = ("red", "blue", "green", "yellow", "violet")
 
 
@@ -106,7 +105,7 @@ class BlockPlayWorld:
 
     def camera(self) -> tuple[Place, Place]:
         """Return where the camera is, and what it looks at."""
-        return (1.55, -0.75, 1.1), (0.25, -0.05, 0.25)
+        return (1.2, -0.7, 0.85), (0.25, -0.05, 0.15)
 
     def caption(self) -> str:
         """Return the stage: which block is to be moved next, and where to."""
