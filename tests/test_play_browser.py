@@ -197,7 +197,8 @@ def test_a_tower_is_reordered_by_hand(open_tab: Callable[..., Tab]) -> None:
     (_, bottom), (_, top) = ghosts[0], ghosts[-1]
     x, y, z = places[bottom]
     up = places[top][2] + 0.05
-    tab.drag([(x, y - 0.05, z), (x, y - 0.05, (z + up) / 2), (x, y - 0.05, up)])
+    front = x + 0.05  # the face that the camera sees
+    tab.drag([(front, y, z), (front, y, (z + up) / 2), (front, y, up)])
 
     def height(name: str) -> float:
         heights = {n: at[2] for n, at, _ in tab.session.world.handles(None)}

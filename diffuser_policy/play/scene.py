@@ -73,14 +73,15 @@ class SceneView:
 
     async def _fit(self, client: Any) -> None:
         """Look from further away in a window that is narrow, or becomes so."""
-        last = 1.0
+        eye, target = (np.array(place) for place in self.world.camera())
+        last = 0.0
 
         async def resized(camera: Any) -> None:
             nonlocal last
             far = max(WIDTH / max(camera.aspect, 0.1), 1.0)
-            if abs(far / last - 1) > 0.02:
-                target, share, last = camera.look_at, far / last, far
-                camera.position = target + share * (camera.position - target)
+            if abs(far - last) > 0.02 * last:
+                last = far
+                camera.position = target + far * (eye - target)
                 camera.look_at = target
 
         client.camera.on_update(resized)
