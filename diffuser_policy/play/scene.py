@@ -61,6 +61,7 @@ class SceneView:
         self.scene.set_up_direction("+z")
         self.scene.configure_default_lights(enabled=True, cast_shadow=False)
         self.scene.configure_environment_map(None)
+        self.scene.add_light_ambient("/light", intensity=0.7)
         self.size = 1.0
         if isinstance(self.world, MazeWorld):
             self._draw_maze(self.world)
@@ -106,25 +107,28 @@ class SceneView:
     def _draw_plan(self, frame: Frame, at: int) -> None:
         lift = np.array([0.0, 0.0, LIFT * self.size])
         denoising = at < len(frame.chain) - 1
-        states = frame.chain[at] if denoising else frame.path
-        points = self.world.points(states)
-        share = np.linspace(0, 1, max(len(points), 1))
-        colors = _pairs(_time_colors(share))
+        points = self._seen(frame.chain[at] if denoising else frame.path)
+        colors = _pairs(_time_colors(np.linspace(0, 1, len(points))))
         self._segments("/plan", _pairs(points + lift), colors, thickness=0.06)
-        others = self.world.points(frame.others)[: 0 if denoising else None]
-        thin = [_pairs(other + 0.5 * lift) for other in others]
+        others = () if denoising else frame.others
+        thin = [_pairs(self._seen(other) + 0.5 * lift) for other in others]
         joined = np.concatenate(thin) if thin else np.zeros((0, 2, 3))
         self._segments("/others", joined, _rgb(CANDIDATE), thickness=0.012)
-        trace = self.world.points(frame.trace)
-        trace = trace[:: max(len(trace) // TRACE_POINTS, 1)]
+        trace = self._seen(frame.trace[:: max(len(frame.trace) // TRACE_POINTS, 1)])
         self._segments("/trace", _pairs(trace + 1.5 * lift), TRACE, thickness=0.03)
+
+    def _seen(self, states: np.ndarray) -> np.ndarray:
+        """Return the points `[n, 3]` of states `[n, observation]`; none without any."""
+        if not self.world.position:
+            return np.zeros((0, 3))
+        return np.asarray(self.world.points(states))
 
     def _segments(
         self, name: str, segments: np.ndarray, color: Any, *, thickness: float
     ) -> None:
         """Draw line segments `[n, 2, 3]`, in one color or in `[n, 2, 3]`."""
         node = self._nodes.get(name)
-        if len(segments) == 0 or segments.shape[-1] != 3:
+        if len(segments) == 0:
             if node is not None:
                 node.visible = False
             return
@@ -180,7 +184,9 @@ class SceneView:
 
     def _draw_ghosts(self, frame: Frame) -> None:
         wanted = {f"/goal/{name}": ghost for name, ghost in self.world.ghosts().items()}
-        planned = self.world.planned_poses(frame.path) if len(frame.path) else ()
+        planned: Any = ()
+        if len(frame.path):
+            planned = self.world.planned_poses(frame.path, frame.stride)
         wanted |= {
             f"/planned/{step}/{name}": (name, pose)
             for step, poses in enumerate(planned)

@@ -410,7 +410,7 @@ class Session:
                 plans = int(run.state.num_plans[0])
             record = run.tally.record(plans)
             score = record.score
-            if score is None and record.success is None:
+            if record.success is None:
                 outcome = f"return {record.episode_return:.1f}"
             if record.time_to_goal is not None:
                 outcome = f"at the goal after {record.time_to_goal} env steps"

@@ -95,7 +95,7 @@ class BlockPlayWorld:
             for k, place in enumerate(self._goal_places())
         }
 
-    def planned_poses(self, path: FloatArray) -> FloatArray:  # noqa: ARG002
+    def planned_poses(self, path: FloatArray, stride: int) -> FloatArray:  # noqa: ARG002
         """Return no ghosts: the tool's path shows the plan."""
         return np.zeros((0, 0, 7))
 
