@@ -278,7 +278,7 @@ class BodyWorld(World):
         seconds = seconds_per_step(self.env) * stride
         shown = np.linspace(0, len(path) - 1, NUM_GHOSTS + 1).round().astype(int)[1:]
         speeds = path[:, width : width + self._skipped]
-        gone = np.cumsum(speeds, axis=0) * seconds
+        gone = (np.cumsum(speeds, axis=0) - speeds) * seconds
         found = []
         for step in shown:
             data.qpos[:] = now
