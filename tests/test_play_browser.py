@@ -1,8 +1,8 @@
 """The page of `diffuser-policy play`, driven by a mouse in a real browser.
 
-`make browser-test` runs these: they need Chromium and Playwright. Most of their time goes
-into drawing without a graphics card, so CI leaves the slow ones out. SHOTS names a folder
-for screenshots.
+`make browser-test` runs these: they need Chromium and Playwright. Most of their time is
+spent on drawing without a graphics card, so CI leaves the slow ones out. SHOTS names a
+folder for screenshots.
 """
 
 from __future__ import annotations
