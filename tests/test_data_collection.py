@@ -1,6 +1,6 @@
 """Collecting: physics, targets, workers, and interrupted work."""
 
-from __future__ import annotations  # noqa: I001
+from __future__ import annotations
 
 import io
 import json
@@ -28,7 +28,6 @@ from diffuser_policy.data.collection import (
 )
 from diffuser_policy.data.demonstrators import DEMONSTRATORS, Demonstrator
 from diffuser_policy.data.episodes import record_episode
-from diffuser_policy.data.episodes import record_episode  # noqa: F811
 from diffuser_policy.data.minari import _any_episodes, load_flat
 from diffuser_policy.data.workers import WorkerError, map_unordered
 from diffuser_policy.envs import Env, make_env
