@@ -130,7 +130,7 @@ def test_a_planner_without_positions_is_shown_as_plots(
 ) -> None:
     page = serve(toy_session("Pendulum-v1"))
     assert type(page.session.world) is World
-    assert "No columns are named" in page.panel._status.content
+    until(lambda: "No columns are named" in page.panel._status.content)
     page.worker.post("step", page.session.step)
     until(lambda: shown(page).env_steps == 1)
     plot, lines = page.panel._plots["observation"]

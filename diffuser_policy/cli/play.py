@@ -94,14 +94,14 @@ def play(settings: PlaySettings) -> int:
                 write_text(settings.record, page.record())
                 print(f"Wrote {settings.record}: {session.frame().outcome}.")
                 return 0
-            if page.port != settings.port:
-                print(f"Port {settings.port} is taken; the page is on {page.port}.")
-            print(f"Open {page.url} in a browser. Ctrl-C ends it.", flush=True)
-            if settings.browser:
-                import webbrowser
+            try:  # Ctrl-C ends it from the moment at which that is said
+                if page.port != settings.port:
+                    print(f"Port {settings.port} is taken; the page is on {page.port}.")
+                print(f"Open {page.url} in a browser. Ctrl-C ends it.", flush=True)
+                if settings.browser:
+                    import webbrowser
 
-                webbrowser.open(page.url)
-            try:
+                    webbrowser.open(page.url)
                 while True:
                     time.sleep(3600.0)
             except KeyboardInterrupt:
