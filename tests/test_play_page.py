@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from diffuser_policy import DiffuserPolicy
+from diffuser_policy.benchmark.engines import hear_interrupts
 from diffuser_policy.cli import main
 from diffuser_policy.config import ExecutionConfig, WindowConfig
 from diffuser_policy.data.flat import FlatDataset
@@ -170,17 +172,23 @@ def test_mistakes_are_explained(
 
 
 @pytest.mark.slow
+@pytest.mark.enable_socket
 def test_ctrl_c_ends_it() -> None:
-    import signal
-
+    hear_interrupts()  # inherited; a shell lets what is in the background ignore it
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
     command = [sys.executable, "-m", "diffuser_policy", "play", "multi2d-umaze"]
     with subprocess.Popen(
-        [*command, "--port", "19100"], stdout=subprocess.PIPE, text=True
+        [*command, "--port", port], stdout=subprocess.PIPE, text=True
     ) as process:
-        assert process.stdout is not None
-        assert "http://localhost:" in process.stdout.readline()
-        process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
+        try:
+            assert process.stdout is not None
+            assert f"http://localhost:{port}" in process.stdout.readline()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
 
 
 def test_a_robot_is_drawn_where_it_is_and_will_be() -> None:
