@@ -207,6 +207,25 @@ class FlatDataset:
         """The first row behind the run of each row, int64 `[N]`."""
         return np.repeat(self.run_starts[1:], self.run_lengths)
 
+    def best_runs(self, share: float, rewards: np.ndarray | None = None) -> np.ndarray:
+        """Return which runs belong to a share of them, those with the highest returns.
+
+        Args:
+            share: In (0, 1]. At least one run belongs to it.
+            rewards: `[N]`, by default those of the data.
+
+        Returns:
+            Bool `[R]`.
+        """
+        if share == 1:
+            return np.ones(self.num_runs, np.bool_)
+        rewards = self.fields["reward"] if rewards is None else rewards
+        returns = np.add.reduceat(rewards.astype(np.float64), self.run_starts[:-1])
+        number = max(1, round(share * self.num_runs))
+        best = np.zeros(self.num_runs, np.bool_)
+        best[np.argsort(returns, kind="stable")[-number:]] = True
+        return best
+
     @property
     def observation_size(self) -> int:
         """Number of observation columns."""

@@ -495,6 +495,7 @@ def untrained(
     planned = in_planning_columns(flat, config_featurizer(made))
     networks = initial_networks(made, planned, config.seed)
     cut = window_settings(made, networks.normalizer)
+    cut["best_share"] = made.window.best_share
     if config.value is not None and networks.value is not None:
         discount, penalty = config.value.discount, config.value.termination_penalty
         returns = returns_to_go(flat, discount, penalty)
