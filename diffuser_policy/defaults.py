@@ -347,7 +347,8 @@ class _Chooser:
     def companions(self) -> None:
         """Choose which networks are trained beside the denoiser."""
         rewards, ended = (self.flat.fields[name] for name in ("reward", "terminated"))
-        differ = any(part.any() for part in pieces(ended))
+        # If all rewards are equal, returns still tell how long an episode lasts.
+        differ = bool(rewards[0]) and any(part.any() for part in pieces(ended))
         differ |= any((part != rewards[0]).any() for part in pieces(rewards))
         judged = not self.goals and differ
         acted = bool(self.get("window", "actions"))

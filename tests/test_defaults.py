@@ -138,7 +138,10 @@ def test_rewards_that_differ_choose_among_candidates() -> None:
     assert untold.planner.ranking == "first"
     ended = flat.fields["terminated"].copy()
     ended[-1] = True
-    assert TrainConfig.for_dataset(changed(flat, terminated=ended)).critic is not None
+    still = changed(flat, terminated=ended)  # every return is 0
+    assert TrainConfig.for_dataset(still).critic is None
+    paid = changed(still, reward=np.ones(flat.num_rows))
+    assert TrainConfig.for_dataset(paid).critic is not None
 
 
 def test_short_plans_are_a_residual_mlps_unless_something_else_is_asked_for() -> None:
