@@ -274,3 +274,17 @@ def test_actions_outside_of_the_space_are_refused(tmp_path: Path) -> None:
         trainer(tmp_path, flat)
     with pytest.raises(DatasetError, match="Clip the actions"):
         Trainer(toy_config(), flat, tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_data_without_rewards_are_refused_with_what_to_do(
+    tmp_path: Path, *, ends: bool
+) -> None:
+    nothing, ended = np.zeros(180), np.zeros(180, np.bool_)
+    ended[59] = ends
+    flat = rewarded(reward=nothing, terminated=ended)
+    with pytest.raises(DatasetError, match="no value to learn.*--no-critic"):
+        trainer(tmp_path, flat)
+    paid = rewarded(reward=np.ones(180), terminated=ended)
+    if ends:  # how long an episode lasts is worth learning
+        trainer(tmp_path, paid).run(progress=False)
