@@ -283,7 +283,7 @@ def test_data_without_rewards_are_refused_with_what_to_do(
     nothing, ended = np.zeros(180), np.zeros(180, np.bool_)
     ended[59] = ends
     flat = rewarded(reward=nothing, terminated=ended)
-    with pytest.raises(DatasetError, match="no value to learn.*--no-critic"):
+    with pytest.raises(DatasetError, match=r"no value to learn.*--no-critic"):
         trainer(tmp_path, flat)
     paid = rewarded(reward=np.ones(180), terminated=ended)
     if ends:  # how long an episode lasts is worth learning
