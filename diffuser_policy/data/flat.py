@@ -42,11 +42,13 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from gymnasium import spaces
 
 from diffuser_policy.choices import GOAL_KEYS
 from diffuser_policy.errors import DatasetError, DatasetNotFoundError, StorageError
 from diffuser_policy.files import json_text, replaced_folder, usable_path
 from diffuser_policy.settings import json_data
+from diffuser_policy.spaces import outside
 
 SCHEMA = 1
 META_FILE = "meta.json"
@@ -235,6 +237,34 @@ class FlatDataset:
     def action_size(self) -> int:
         """Number of action columns."""
         return int(self.fields["action"].shape[1])
+
+    def check_actions(self) -> None:
+        """Refuse actions outside of the bounds that the data name, if they name any.
+
+        Raises:
+            DatasetError: Names the first such action.
+        """
+        bounds = [self.metadata.get(f"action_{end}") for end in ("low", "high")]
+        if None in bounds:
+            return
+        low, high = (np.ravel(np.asarray(end, np.float64)) for end in bounds)
+        actions = self.fields["action"]
+        if low.size != actions.shape[1] or high.size != low.size:
+            return  # said by what reads the spaces
+        space = spaces.Box(low, high, dtype=np.float64)
+        row = 0
+        for part in pieces(actions):
+            beyond = outside(part, space)
+            if beyond.any():
+                at = int(np.argmax(beyond))
+                raise DatasetError(
+                    f"{self!r}: the action of row {row + at:,} is "
+                    f"{part[at].tolist()}, and the environment's lie between "
+                    f"{low.tolist()} and {high.tolist()}. Clip the actions, or scale "
+                    f"them, and write the dataset again."
+                )
+            row += len(part)
+        release(actions)
 
     @property
     def goal_size(self) -> int:
