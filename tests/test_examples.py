@@ -29,6 +29,10 @@ TEACHING = {
     "examples/06_your_own_methods.py": (
         "--num-data-steps 2000 --num-gradient-steps 20 --num-env-steps 120 --episodes 2"
     ),
+    "examples/07_walk.py": (
+        "--num-data-episodes 2 --num-gradient-steps 3 --num-clone-steps 3 "
+        "--episodes 2 --output planner"
+    ),
 }
 EXPERIMENTS = {
     "examples/experiments/value_guidance.py": (
@@ -111,8 +115,8 @@ def test_every_numbered_example_is_run_here() -> None:
 def test_an_example_states_how_to_run_it_and_how_to_make_it_bigger(
     example: str,
 ) -> None:
-    """Two commands, both of the example itself; the first needs no options."""
-    first, second = commands(example)
+    """Two commands or more, of the example itself; the first needs no options."""
+    first, second, *_ = commands(example)
     assert first == [example]
     assert second[0] == first[0]
     assert len(second) > 1

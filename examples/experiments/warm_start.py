@@ -7,6 +7,17 @@
         --results examples/results/warm_start.json \
         --picture examples/images/warm_start.png
 
+Of a robot that walks, by a planner of four env steps, trained on the data that
+`docs/locomotion.md` records:
+
+    diffuser-policy train --dataset diffuser/walker2d-medium-expert-v1 \
+        --window.horizon 4 --num-steps 8000 --output runs/walker2d-4
+    python examples/experiments/warm_start.py --planner runs/walker2d-4 \
+        --env-id Walker2d-v5 --executors actions --intervals 1 \
+        --num-steps 1 2 5 10 20 --max-rate 20 --temperatures 0 1 --episodes 10 \
+        --results examples/results/warm_start_walker2d.json \
+        --picture examples/images/warm_start_walker2d.png
+
 (Janner et al. 2022, figure 7.) Every few env steps the plan is made anew with K
 denoising steps and a single candidate, in three ways:
 
@@ -22,7 +33,7 @@ are not run again. Times are always measured: of one plan for one environment, o
 thread.
 
 A warm start keeps much of the first plan, and DDPM's first plans differ from DDIM's.
-The report therefore also says how both score when they are followed to their end. The
+The report therefore also says how both score when plans are followed to their end. The
 last line names the cheapest warm start whose score is not below that of the longest
 cold chain: the 95 % interval of the paired difference reaches zero.
 """
@@ -52,11 +63,12 @@ from diffuser_policy.evaluation.statistics import (
 )
 from diffuser_policy.files import replaced_file
 
-Executor = Literal["pursuit", "tracking"]
+Executor = Literal["pursuit", "tracking", "actions"]
 Start = Literal["cold", "last K", "from 0.3"]
 STARTS: tuple[Start, ...] = ("cold", "last K", "from 0.3")
 LEVEL = 0.3
 FIRST_STEPS = 20  # of the first plan, before warm ones "from 0.3"
+Episode = tuple[float, bool | None, int]  # score, success, number of plans
 COLORS = {"cold": "tab:gray", "last K": "tab:orange", "from 0.3": "tab:blue"}
 
 
@@ -67,12 +79,15 @@ class Cell(NamedTuple):
     interval: int | None
     start: Start
     num_steps: int
+    temperature: float | None = None  # not given: the planner's own
 
     @property
     def key(self) -> str:
         """Its name in the results file."""
         every = "once" if self.interval is None else f"every {self.interval}"
-        return f"{self.executor}, {every}, {self.start}, {self.num_steps} steps"
+        key = f"{self.executor}, {every}, {self.start}, {self.num_steps} steps"
+        at = "" if self.temperature is None else f", temperature {self.temperature:g}"
+        return key + at
 
     @property
     def work(self) -> str:
@@ -81,17 +96,18 @@ class Cell(NamedTuple):
 
     def policy(self, base: DiffuserPolicy) -> DiffuserPolicy:
         """Return the policy that plans like this."""
+        available = base.config.network.num_denoising_steps
         settings: dict[Start, dict[str, Any]] = {
             "cold": {"sampler": "ddim", "num_sampling_steps": self.num_steps},
             "last K": {
                 "sampler": "ddpm",
                 "num_sampling_steps": None,
-                "warm_start": self.num_steps / base.config.network.num_denoising_steps,
+                "warm_start": self.num_steps / available,
                 "warm_start_steps": self.num_steps,
             },
             "from 0.3": {
                 "sampler": "ddim",
-                "num_sampling_steps": FIRST_STEPS,
+                "num_sampling_steps": min(FIRST_STEPS, available),
                 "warm_start": LEVEL,
                 "warm_start_steps": self.num_steps,
             },
@@ -99,6 +115,8 @@ class Cell(NamedTuple):
         chosen = settings[self.start]
         if self.interval is None:  # no plan is made anew, from what is left or not
             chosen = {k: v for k, v in chosen.items() if not k.startswith("warm_start")}
+        if self.temperature is not None:
+            chosen["temperature"] = self.temperature
         return base.with_settings(
             num_candidates=1,
             ranking="first",
@@ -115,17 +133,23 @@ class Results:
 
     Attributes:
         settings: Planner, environment and episodes.
-        episodes: By cell, each episode's score, success and number of plans.
+        episodes: By cell, each episode's score, success (none where there are no
+            goals) and number of plans.
         milliseconds: By start and steps, the median time of a plan for one row.
     """
 
     settings: dict[str, Any]
-    episodes: dict[str, list[tuple[float, bool, int]]] = field(default_factory=dict)
+    episodes: dict[str, list[Episode]] = field(default_factory=dict)
     milliseconds: dict[str, float] = field(default_factory=dict)
 
     def scores(self, cell: Cell) -> np.ndarray:
         """Return the scores `[episodes]` of a cell."""
         return np.array([score for score, _, _ in self.episodes[cell.key]])
+
+    @property
+    def has_success(self) -> bool:
+        """Whether there are goals to reach."""
+        return any(each[0][1] is not None for each in self.episodes.values())
 
     def difference(self, cell: Cell, reference: Cell) -> Interval:
         """Return the mean difference of a cell's scores to another's, in pairs."""
@@ -151,11 +175,11 @@ def load(path: Path, settings: dict[str, Any]) -> Results:
     return saved if saved.settings == settings else Results(settings)
 
 
-def run_cell(policy: DiffuserPolicy, env_id: str, episodes: int) -> list[Any]:
+def run_cell(policy: DiffuserPolicy, env_id: str, episodes: int) -> list[Episode]:
     """Return score, success and number of plans of every episode."""
     evaluation = evaluate(policy, env_id, episodes=episodes, num_envs=episodes)
     return [
-        (round(each.score or 0.0, 4), bool(each.success), int(each.num_plans or 0))
+        (round(each.score or 0.0, 4), each.success, int(each.num_plans or 0))
         for each in evaluation.episodes
     ]
 
@@ -177,7 +201,9 @@ def time_plans(policy: DiffuserPolicy, env_id: str, num_plans: int) -> float:
             action, state = policy.predict(observation, state)
             if state.num_plans[0] > plans:
                 times.append(1000 * (time.process_time() - begin))
-            observation, *_ = env.step(action)
+            observation, _, terminated, truncated, _ = env.step(action)
+            if terminated or truncated:
+                break
         seed += 1
     env.close()
     return float(np.median(times[:num_plans]))
@@ -185,12 +211,12 @@ def time_plans(policy: DiffuserPolicy, env_id: str, num_plans: int) -> float:
 
 @dataclass(frozen=True)
 class Panel:
-    """Cells that share executor and interval, and what they are compared with.
+    """Cells that share all but start and steps, and what they are compared with.
 
     Attributes:
         cells: All ways to plan anew.
         reference: The executor's longest cold chain, at the longest interval.
-        once: What planning once gives, with either first plan.
+        once: What plans give that are followed to their end, by either sampler.
     """
 
     cells: tuple[Cell, ...]
@@ -200,9 +226,10 @@ class Panel:
     @property
     def title(self) -> str:
         """What the cells share."""
-        executor, interval, *_ = self.cells[0]
+        executor, interval, *_, temperature = self.cells[0]
         every = "env step" if interval == 1 else f"{interval} env steps"
-        return f"{executor}: a plan every {every}"
+        at = "" if temperature is None else f", temperature {temperature:g}"
+        return f"{executor}: a plan every {every}{at}"
 
     def cheapest(self, results: Results) -> Cell | None:
         """Return the warm cell of the fewest steps that is not below the reference."""
@@ -232,24 +259,27 @@ def make_panels(
     executors: Sequence[Executor],
     intervals: Sequence[int],
     num_steps: Sequence[int],
+    temperatures: Sequence[float | None],
     *,
     max_rate: float,
     num_denoising_steps: int,
 ) -> list[Panel]:
-    """Return a panel for every executor and interval; arguments are those of `main`."""
+    """Return a panel for each executor, interval and temperature; see `main`."""
     panels = []
     longest = max(k for k in num_steps if k <= max_rate * max(intervals))
-    for executor, interval in product(executors, intervals):
+    first = min(FIRST_STEPS, num_denoising_steps)
+    for executor, interval, at in product(executors, intervals, temperatures):
         once = (
-            Cell(executor, None, "cold", FIRST_STEPS),
-            Cell(executor, None, "last K", num_denoising_steps),
+            Cell(executor, None, "cold", first, at),
+            Cell(executor, None, "last K", num_denoising_steps, at),
         )
+        most = {"from 0.3": LEVEL * num_denoising_steps}
         cells = tuple(
-            Cell(executor, interval, start, k)
+            Cell(executor, interval, start, k, at)
             for start, k in product(STARTS, num_steps)
-            if k <= max_rate * interval
+            if k <= min(max_rate * interval, most.get(start, num_denoising_steps))
         )
-        reference = Cell(executor, max(intervals), "cold", longest)
+        reference = Cell(executor, max(intervals), "cold", longest, at)
         panels.append(Panel(cells, reference, once))
     return panels
 
@@ -267,12 +297,14 @@ def as_markdown(results: Results, panels: Sequence[Panel]) -> str:
     lines = ["# Warm start: score against denoising steps", "", made]
     for panel in panels:
         ddim, ddpm = (_shown(mean_interval(results.scores(c))) for c in panel.once)
-        columns = ["start", "steps", "score", "difference", "success %"]
+        columns = ["start", "steps", "score", "difference"]
+        columns += ["success %"] if results.has_success else []
         columns += ["plans an episode", "ms a plan"]
         once = (
-            f"One plan an episode: {ddim} with DDIM and {panel.once[0].num_steps} "
-            f"steps, {ddpm} with DDPM and all {panel.once[1].num_steps}. The "
-            f"difference is that to: {panel.reference.key}."
+            f"Followed to their end, plans score {ddim} with DDIM and "
+            f"{panel.once[0].num_steps} steps, and {ddpm} with DDPM and all "
+            f"{panel.once[1].num_steps}. The difference is that to: "
+            f"{panel.reference.key}."
         )
         lines += ["", f"## {panel.title.capitalize()}", "", once, ""]
         lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
@@ -283,15 +315,19 @@ def as_markdown(results: Results, panels: Sequence[Panel]) -> str:
 
 def _row(results: Results, cell: Cell, reference: Cell) -> str:
     episodes = results.episodes[cell.key]
-    reached = sum(success for _, success, _ in episodes)
-    success = proportion_interval(reached, len(episodes))
+    reached = ""
+    if results.has_success:
+        count = sum(bool(success) for _, success, _ in episodes)
+        rate = proportion_interval(count, len(episodes))
+        reached = (
+            f"| {100 * rate.mean:.0f} [{100 * rate.low:.0f}, {100 * rate.high:.0f}] "
+        )
     plans = np.mean([count for _, _, count in episodes])
     return (
         f"| {cell.start} | {cell.num_steps} "
         f"| {_shown(mean_interval(results.scores(cell)))} "
         f"| {_shown(results.difference(cell, reference))} "
-        f"| {100 * success.mean:.0f} [{100 * success.low:.0f}, "
-        f"{100 * success.high:.0f}] | {plans:.0f} "
+        f"{reached}| {plans:.0f} "
         f"| {results.milliseconds[cell.work]:.1f} |"
     )
 
@@ -322,7 +358,7 @@ def draw(results: Results, panels: Sequence[Panel], path: Path) -> None:
         for cell, name in zip(panel.once, ("DDIM", "DDPM"), strict=True):
             axis.axhline(
                 results.difference(cell, panel.reference).mean,
-                label=f"one plan: {name}, {cell.num_steps} steps",
+                label=f"plans to their end: {name}, {cell.num_steps} steps",
                 color=COLORS[cell.start],
                 linestyle=":",
             )
@@ -350,6 +386,7 @@ def main(
     executors: tuple[Executor, ...] = ("pursuit",),
     intervals: tuple[int, ...] = (10,),
     num_steps: tuple[int, ...] = (1, 2, 5),
+    temperatures: tuple[float, ...] = (),
     max_rate: float = 5.0,
     episodes: int = 10,
     timed_plans: int = 40,
@@ -364,6 +401,7 @@ def main(
         executors: What follows the plans.
         intervals: Env steps between plans.
         num_steps: Denoising steps of a plan.
+        temperatures: Of the noise; the planner's own if none are given.
         max_rate: Cells with more denoising steps than this for an env step are left
             out: they take hours.
         episodes: Of every cell.
@@ -379,6 +417,7 @@ def main(
         executors,
         intervals,
         num_steps,
+        temperatures or (None,),
         max_rate=max_rate,
         num_denoising_steps=base.config.network.num_denoising_steps,
     )
