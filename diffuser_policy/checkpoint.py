@@ -361,11 +361,14 @@ def _results(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return the lines of a model card with scores by environment."""
     if not results:
         return []
-    lines = ["", "| environment | episodes | score | success |", "|---|---|---|---|"]
+    rows = [["environment", "episodes", "score", "success"]]
     for env_id, result in results.items():
         mean, low, high = (result["score"][key] for key in ("mean", "low", "high"))
-        lines.append(
-            f"| {env_id} | {result['episodes']} | {mean:.1f} [{low:.1f}, {high:.1f}] "
-            f"| {result['success_rate']['mean']:.0%} |"
-        )
-    return lines
+        success = result.get("success_rate")  # where there are goals
+        rate = "" if success is None else f"{success['mean']:.0%}"
+        score = f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+        rows.append([env_id, str(result["episodes"]), score, rate])
+    if not any(row[3] for row in rows[1:]):
+        rows = [row[:3] for row in rows]
+    head, *lines = [f"| {' | '.join(row)} |" for row in rows]
+    return ["", head, "|---" * len(rows[0]) + "|", *lines]

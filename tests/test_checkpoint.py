@@ -17,6 +17,7 @@ import textwrap
 import time
 import types
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,26 @@ def test_the_card_says_what_the_planner_is(saved: Path) -> None:
         assert fact in card
     assert "- Plans: actions and observations\n" in card
     assert "- Network: plain, architecture `unet`, width 8\n" in card
+
+
+@pytest.mark.parametrize("goals", [True, False])
+def test_the_card_has_success_rates_if_there_are_goals(
+    goals: bool, tmp_path: Path
+) -> None:
+    result: dict[str, Any] = {
+        "episodes": 100,
+        "score": {"mean": 97.25, "low": 95.0, "high": 99.0},
+        "success_rate": {"mean": 1.0, "low": 0.9, "high": 1.0} if goals else None,
+    }
+    policy = toy_policy()
+    facts = {**policy.config.provenance, "results": {"toy/Point-v0": result}}
+    config = replace(policy.config, provenance=facts)
+    DiffuserPolicy(config, policy.networks).save_pretrained(tmp_path)
+    head, rule, row = (tmp_path / CARD).read_text().splitlines()[-3:]
+    assert head.endswith("| score | success |" if goals else "| episodes | score |")
+    assert rule == "|---" * (4 if goals else 3) + "|"
+    rate = " | 100% |" if goals else " |"
+    assert row == f"| toy/Point-v0 | 100 | 97.2 [95.0, 99.0]{rate}"
 
 
 # --- broken and foreign folders ---------------------------------------------------

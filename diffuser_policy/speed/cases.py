@@ -40,6 +40,7 @@ from diffuser_policy.diffusion.schedule import NoiseSchedule
 from diffuser_policy.envs import make_env, reset_env, step_env
 from diffuser_policy.guides.builtin import KeepOut, Smoothness
 from diffuser_policy.guides.guide import Guide
+from diffuser_policy.networks.mlp import ResidualMLP
 from diffuser_policy.networks.objects import ObjectTransformer
 from diffuser_policy.networks.unet import TemporalUNet
 from diffuser_policy.observations import batched
@@ -116,7 +117,7 @@ def paper_cases(subject: Subject) -> Iterator[Case]:
     """Yield the paper's setting, with this planner's network and with theirs.
 
     Latency does not depend on the weights, so theirs are random. The paper's horizon is
-    fixed; the last case has that of the plans as they are made, which is shorter.
+    fixed; the last case has that of the plans as they are made, if it is shorter.
     """
     policy, horizon = subject.policy, subject.policy.config.window.horizon
     steps = 4 if subject.quick else PAPER_STEPS
@@ -124,13 +125,13 @@ def paper_cases(subject: Subject) -> Iterator[Case]:
     ours = denoiser.network, denoiser.residual, layout.transition_dim
     columns = layout.observation_dim + len(policy.spaces.action_low)
     theirs = TemporalUNet(columns, **PAPER_NETWORK), False, columns
+    settings = [("this", ours, horizon), ("their", theirs, horizon)]
     lengths = _planning_steps(policy, subject.observations)
-    planned = int((lengths.mean() - 1) * policy.planner.stride)
-    for owner, (network, is_residual, columns), env_steps in (
-        ("this", ours, horizon),
-        ("their", theirs, horizon),
-        ("this", ours, planned),
-    ):
+    one_length = isinstance(denoiser.network, ObjectTransformer | ResidualMLP)
+    if not one_length:
+        planned = int((lengths.mean() - 1) * policy.planner.stride)
+        settings.append(("this", ours, planned))
+    for owner, (network, is_residual, columns), env_steps in settings:
         denoiser = Denoiser(
             network.eval().requires_grad_(False),
             NoiseSchedule(PAPER_STEPS),
@@ -139,7 +140,7 @@ def paper_cases(subject: Subject) -> Iterator[Case]:
         )
         multiple = denoiser.horizon_multiple
         length = -(-env_steps // multiple) * multiple
-        if isinstance(network, ObjectTransformer):  # it takes plans of one length alone
+        if one_length and owner == "this":
             length = policy.config.window.num_planning_steps
         yield Case(
             group=PAPER,
@@ -197,12 +198,12 @@ def guide_cases(subject: Subject) -> Iterator[Case]:
     """Yield planning without a guide, and with one at each placement.
 
     Without a guide of its own, a policy gets a disc in the middle if there are
-    positions, else smoothness.
+    positions, else smoothness of all observations.
     """
     policy = subject.policy
     position = policy.planner.layout.aliases.get("position", ())
     disc = KeepOut(center=(0.0,) * len(position), radius=0.5) if position else None
-    guide: Guide = policy.guide or disc or Smoothness()
+    guide: Guide = policy.guide or disc or Smoothness(columns="observation")
     steps = policy.with_guide(guide).planner.sampler.num_steps
     unguided = policy.with_guide(guide, guide_scale=0.0, num_sampling_steps=steps)
     yield subject.singly(unguided, group=GUIDE, name=f"none, {steps} steps")

@@ -294,7 +294,9 @@ def as_markdown(results: Results, panels: Sequence[Panel]) -> str:
         f"episodes, one candidate. Mean [95 % interval]; the difference is that of "
         f"equal episodes; milliseconds are of one core."
     )
-    lines = ["# Warm start: score against denoising steps", "", made]
+    name = settings["env_id"].rpartition("/")[2]
+    title = f"# Warm start in {name}: score against denoising steps"
+    lines = [title, "", made]
     for panel in panels:
         ddim, ddpm = (_shown(mean_interval(results.scores(c))) for c in panel.once)
         columns = ["start", "steps", "score", "difference"]
