@@ -23,6 +23,7 @@ SMALL = {
 SMALL_EPISODES = {  # of environments that are recorded in episodes
     "kuka": "--num-episodes 20 --num-workers 1",
     "pointmaze": "--num-episodes 2 --num-workers 1",
+    "walker2d": "--num-episodes 2 --num-workers 1",
 }
 
 

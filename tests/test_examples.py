@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import gymnasium
 import pytest
+
+from tests.policy_helpers import untrained_policy
 
 pytestmark = pytest.mark.once
 
@@ -171,3 +175,45 @@ def test_a_policy_of_an_own_environment_keeps_the_contract(run: Run) -> None:
         "the planner",
     ]
     assert "success 100%" in lines[2]
+
+
+@pytest.mark.slow
+def test_warm_starts_are_measured_of_robots_that_walk(run: Run) -> None:
+    """Without goals there is no success to report."""
+    untrained_policy("Walker2d-v5", horizon=4).save_pretrained("planner")
+    words = commands("examples/experiments/warm_start.py")[2]
+    files = "--results warm.json --picture warm.png"
+    small = "--planner planner --num-steps 1 20 --episodes 1 --timed-plans 2"
+    last = run([*words, *small.split(), *files.split()]).splitlines()[-1]
+    assert last.startswith(("Cheapest warm start", "No warm start"))
+    table = Path("warm.md").read_text()
+    assert "| start | steps | score | difference | plans an episode |" in table
+    assert table.count("| last K | 20 |") == 2  # temperatures
+    assert "| from 0.3 | 20 |" not in table  # three tenths of the schedule are 6 steps
+    assert Path("warm.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_a_robot_is_filmed_with_its_planned_states(tmp_path: Path) -> None:
+    """In a process of its own: where MuJoCo renders is settled when it is imported."""
+    image = pytest.importorskip("PIL.Image")
+    robot = "HalfCheetah-v5"
+    untrained_policy(robot, horizon=4).save_pretrained(tmp_path / "planner")
+    example = ROOT / "examples/experiments/locomotion_pictures.py"
+    words = f"--env-id {robot} --planner planner --picture robot.gif --start 2"
+    small = "--size 60 40 --num-ghosts 2 --every 2 --seconds 0.3"
+    done = subprocess.run(
+        [sys.executable, str(example), *words.split(), *small.split()],
+        cwd=tmp_path,
+        env={**os.environ, "MUJOCO_GL": "egl"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "OpenGL" in done.stderr or "EGL" in done.stderr:
+        pytest.skip("nothing can be rendered here")
+    assert done.returncode == 0, done.stderr
+    assert "4 env steps ahead, coordinates are off by" in done.stdout
+    with image.open(tmp_path / "robot.gif") as film:
+        assert (film.format, film.size) == ("GIF", (60, 40))
+        assert film.n_frames == 6  # one for each of its env steps

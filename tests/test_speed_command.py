@@ -11,16 +11,14 @@ import numpy as np
 import pytest
 
 from diffuser_policy.cli import main
-from diffuser_policy.config import TrainConfig
-from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.diffusion.sampler import Sampler
 from diffuser_policy.errors import SpaceMismatchError
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.speed import SpeedMeasurement, measure_speed
 from diffuser_policy.speed.cases import SCALINGS, Subject, all_cases, network_flops
 from diffuser_policy.speed.report import TITLES, facts, figure, to_json
-from diffuser_policy.training.derive import initial_networks, policy_config
 from tests.point_env import POINT, save_planner
+from tests.policy_helpers import untrained_policy
 
 Capture = pytest.CaptureFixture[str]
 
@@ -87,19 +85,7 @@ def test_the_paper_setting_is_256_steps_at_stride_1(policy: DiffuserPolicy) -> N
 @pytest.mark.parametrize("horizon", [1, 4])
 def test_planners_of_one_length_and_without_goals_are_measured(horizon: int) -> None:
     """Their network takes no other length; they may know no positions, and no way."""
-    rng = np.random.default_rng(0)
-    fields = {
-        "observation": rng.normal(size=(60, 3)),
-        "action": rng.uniform(-2, 2, (60, 1)),
-        "reward": rng.normal(size=60),
-        "terminated": np.zeros(60, np.bool_),
-    }
-    box = {"action_low": [-2.0], "action_high": [2.0], "action_shape": [1]}
-    facts = {"env_id": "Pendulum-v1", "dataset_id": "test/pendulum-v0", **box}
-    flat = FlatDataset(fields, np.array([0, 30, 60]), facts)
-    config = TrainConfig.for_dataset(flat, window={"horizon": horizon})
-    settings = policy_config(config, flat)
-    policy = DiffuserPolicy(settings, initial_networks(settings, flat, 0))
+    policy = untrained_policy("Pendulum-v1", horizon=horizon)
     measured = measure_speed(policy, "Pendulum-v1", rounds=1, quick=True)
     assert {timing.case.group for timing in measured.timings} == set(TITLES)
     names = [timing.case.name for timing in measured.group("paper's setting")]

@@ -2,24 +2,21 @@
 
     diffuser-policy train --dataset diffuser/walker2d-medium-expert-v1 \
         --window.horizon 4 --num-steps 8000 --output runs/walker2d-4
-    python examples/experiments/locomotion_pictures.py --planner runs/walker2d-4 \
-        --picture examples/images/walker2d.gif
+    MUJOCO_GL=egl python examples/experiments/locomotion_pictures.py \
+        --planner runs/walker2d-4 --picture examples/images/walker2d.gif
 
 The planner needs plans of two env steps or more: shorter ones hold no next state. The
 pale robots are planned states, each `every` env steps after the one before. Where a
 plan is too short for that, the next one is made from its last state, and so on: the
 simulator has no say in where they are. Observations of these robots are their
 coordinates but the first, and their velocities. The first coordinate is how far they
-have come; it is the sum of its velocity.
+have come; it is the sum of its velocity. `MUJOCO_GL=egl` renders without a display.
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("MUJOCO_GL", "egl")  # before mujoco is imported
 
 import gymnasium
 import mujoco
@@ -111,7 +108,7 @@ def main(
     env_id: str = "Walker2d-v5",
     seed: int = 0,
     start: int = 300,
-    seconds: float = 2.0,
+    seconds: float = 1.6,
     slower: float = 3.0,
     num_ghosts: int = 3,
     every: int = 9,
