@@ -8,6 +8,8 @@
 #   make gates     what CI checks beside the tests
 #   make oldest    what the libraries have a say in, on the oldest supported stack
 #                  (.ci/oldest.txt), which is also where d3rlpy and ray are
+#   make browser-test  the page of `diffuser-policy play` in Chromium, where that is
+#                  installed: /usr/bin/chromium, or CHROMIUM=/path/to/it
 #   make proofs    long tests that CI leaves out: thousands of generated inputs, kills,
 #                  every kind of dataset; a part of them with PYTEST_ARGS
 
@@ -39,7 +41,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 unexport PYTHONDONTWRITEBYTECODE # the tests start many processes
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types contracts docs gates coverage wheel oldest proofs \
+.PHONY: help demo test browser-test lint format types contracts docs gates coverage wheel oldest proofs \
     clean
 .DELETE_ON_ERROR:
 
@@ -52,6 +54,9 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
+
+browser-test: $(VENV)/.dev
+	$(BIN)/python -m pytest -m browser tests/test_play_browser.py $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

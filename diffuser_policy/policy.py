@@ -65,6 +65,7 @@ from diffuser_policy.errors import (
 from diffuser_policy.files import usable_path
 from diffuser_policy.guides.guide import Guide, GuideFunction, as_guide, described
 from diffuser_policy.numerics import find_device, plain_arithmetic, within_memory
+from diffuser_policy.observations import is_finite
 from diffuser_policy.planning.plan import Following, Plan
 from diffuser_policy.planning.ranking import has_feasibility
 from diffuser_policy.settings import converted, from_json, seed_or_drawn, to_json
@@ -192,7 +193,9 @@ class DiffuserPolicy:
         )
         current = self._replan(current, rows, goals, deterministic=deterministic)
         actions = self.executor.act(self._following(current), seen)
-        if np.isnan(actions).any() or not np.isfinite(current.progress).all():
+        if not is_finite(current.progress) or (
+            not is_finite(actions) and np.isnan(actions).any()
+        ):
             raise NotFiniteError(
                 f"The executor {self.config.execution.executor!r} cannot follow the "
                 f"plan: its actions would be {actions.tolist()}, at a progress of "
@@ -697,7 +700,8 @@ class PolicyState(NamedTuple):
         most = self.observations.shape[1]
         whole = self.lengths | self.ages | self.streams | self.num_plans
         # The sign bit tells: this call is made in every env step.
-        if ((whole | (most - self.lengths)) < 0).any() or (self.progress < 0).any():
+        whole |= most - self.lengths
+        if whole.min(initial=0) < 0 or self.progress.min(initial=0.0) < 0:
             for name in ("lengths", "ages", "streams", "num_plans", "progress"):
                 part = getattr(self, name)
                 limit = most if name == "lengths" else np.inf
@@ -706,9 +710,8 @@ class PolicyState(NamedTuple):
                     raise _damaged(name, part[wrong][0])
         for name in ("observations", "actions", "progress", "goals", "previous"):
             part = getattr(self, name)
-            finite = np.isfinite(part)
-            if not finite.all():
-                raise _damaged(name, part[~finite][0])
+            if not is_finite(part):
+                raise _damaged(name, part[~np.isfinite(part)][0])
 
     def rows(self, index: Any) -> PolicyState:
         """Return the state of some rows, for example of those still running."""

@@ -25,6 +25,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from diffuser_policy import checkpoint, files
+from diffuser_policy.baselines.learning import load_parts, save_parts
 from diffuser_policy.build import weight_checksum
 from diffuser_policy.checkpoint import CARD, CONFIG, WEIGHTS, locate, read_planner
 from diffuser_policy.config import NetworkConfig, WindowConfig
@@ -260,6 +261,21 @@ def refuse_flips(folder: Path, count: int) -> None:
             read_planner(folder)
     (folder / WEIGHTS).write_bytes(whole)
     read_planner(folder)
+
+
+def test_flipped_bits_in_the_checkpoint_of_a_baseline_are_refused(
+    tmp_path: Path,
+) -> None:
+    path, parts = tmp_path / "weights.safetensors", {"net": torch.nn.Linear(3, 2)}
+    save_parts(path, parts, step=7, data={"rows": 3})
+    assert load_parts(path, parts, data={"rows": 3}) == 7
+    whole = path.read_bytes()
+    for place in (whole.index(b'"7"') + 1, len(whole) - 1, len(whole) - 9):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="its checksum differs"):
+            load_parts(path, parts, data={"rows": 3})
 
 
 def test_planners_without_a_checksum_still_load(saved: Path) -> None:

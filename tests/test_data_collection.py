@@ -25,9 +25,9 @@ from diffuser_policy.data.collection import (
     collect,
     collect_episodes,
     default_dataset_id,
-    record_episode,
 )
 from diffuser_policy.data.demonstrators import DEMONSTRATORS, Demonstrator
+from diffuser_policy.data.episodes import record_episode
 from diffuser_policy.data.minari import _any_episodes, load_flat
 from diffuser_policy.data.workers import WorkerError, map_unordered
 from diffuser_policy.envs import Env, make_env

@@ -194,8 +194,8 @@ def _method(
     """Register an algorithm of d3rlpy: TD3+BC is td3-bc, configured by TD3PlusBCConfig.
 
     `algorithm` is d3rlpy's name, where it is not the label. `networks` are what the
-    configuration puts before `encoder_factory`; the one that is
-    `normed` has layer norm. Each setting is its default, then its names in there.
+    configuration puts before `encoder_factory`; the one that is `normed` has layer
+    norm. Each setting is its default, then its names in there.
     """
 
     def train(

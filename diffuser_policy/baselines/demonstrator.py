@@ -12,15 +12,10 @@ from diffuser_policy.data.demonstrators import DEMONSTRATORS, default_demonstrat
 
 
 @register_method("demonstrator", label="Demonstrator", needs_dataset=False)
-def demonstrator(context: MethodContext, *, name: str | None = None) -> Any:
-    """Act as the demonstrator does, with the variety that the data have.
-
-    Args:
-        context: Of the method.
-        name: The demonstrator; by default the environment's own.
-    """
+def demonstrator(context: MethodContext) -> Any:
+    """Act as the environment's demonstrator, with the variety that the data have."""
     with closing(context.make_env()) as env:
-        factory = DEMONSTRATORS.find(name or default_demonstrator(env)).target
+        factory = DEMONSTRATORS.find(default_demonstrator(env)).target
         expert = factory.from_env(env, seed=context.seed)
 
     def predict(

@@ -18,16 +18,18 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import nn
+from safetensors.torch import save, save_file
+from torch import Tensor, nn
 
 from diffuser_policy.benchmark.context import MethodContext
 from diffuser_policy.benchmark.methods import register_method
+from diffuser_policy.checkpoint import checksum
 from diffuser_policy.errors import CheckpointError
 from diffuser_policy.files import replaced_file
 from diffuser_policy.training.state import Parts, restore, tensors_of
 from diffuser_policy.training.trainer import TrainingRun
 
+SUM = "sha256"  # in a checkpoint's metadata
 SAVE_INTERVAL = 500  # gradient steps between checkpoints
 
 
@@ -80,9 +82,14 @@ def train_run(context: MethodContext, run: TrainingRun[Any], num_steps: int) -> 
 
 def save_parts(path: Path, parts: Parts, *, step: int, data: object = None) -> None:
     """Write modules, optimizers and JSON-able facts about the data, atomically."""
+    tensors, facts = tensors_of(parts), {"step": str(step), "data": json.dumps(data)}
     with replaced_file(path) as partial:
-        metadata = {"step": str(step), "data": json.dumps(data)}
-        save_file(tensors_of(parts), partial, metadata=metadata)
+        save_file(tensors, partial, metadata={**facts, SUM: _sum(tensors, facts)})
+
+
+def _sum(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> str:
+    """Return a checksum of a checkpoint's tensors and of what is said of them."""
+    return checksum(save(dict(tensors)) + f"{facts['step']} {facts['data']}".encode())
 
 
 def load_parts(path: Path, parts: Parts, *, data: object = None) -> int:
@@ -98,6 +105,9 @@ def load_parts(path: Path, parts: Parts, *, data: object = None) -> int:
             if saved != data:
                 raise ValueError(f"it was trained on other data: {saved}, not {data}")
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        expected = metadata.get(SUM)  # earlier versions wrote none
+        if expected is not None and expected != _sum(tensors, metadata):
+            raise ValueError("its checksum differs: it is damaged")
         restore(parts, tensors)
     except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise CheckpointError(

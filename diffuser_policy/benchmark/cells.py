@@ -50,14 +50,18 @@ from diffuser_policy.settings import (
     to_json,
     typed,
 )
-from diffuser_policy.versions import PACKAGES
+from diffuser_policy.versions import PACKAGES, SIMULATORS
 
 CURVE_SEED = 900_000  # the first of the learning curves' episodes: nobody else's
 ADDED = ("digest", "all_settings", "code")  # to a cell's own fields, in its file
 NOT_COMPARED = {"suite", "digest"}
 RETIRED = {"clip_values": False}  # settings that methods had, with their old defaults
 SCHEMA = 1
-RECORDED = (*PACKAGES, "d3rlpy", "pybullet", "pytorch-mppi", "stable-baselines3")
+RECORDED = tuple(
+    dict.fromkeys(
+        (*PACKAGES, *SIMULATORS, "d3rlpy", "pytorch-mppi", "stable-baselines3")
+    )
+)
 PASSING = {"clock", "progress"}  # written too often to be synced, and not missed
 LEFT_OUT = {"seed", "start", "goal", "details"}  # of an episode's columns
 

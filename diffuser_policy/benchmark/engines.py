@@ -120,7 +120,7 @@ class Engine(abc.ABC):
         running: The cells whose jobs are with the engine, and the handles of the jobs.
     """
 
-    library: ClassVar[tuple[str, str] | None] = None  # module, and extra that brings it
+    needs: ClassVar[tuple[str, str] | None] = None  # module, and extra that brings it
     options: ClassVar[tuple[str, ...] | None] = ()  # none: the library checks them
 
     def __init__(self, workers: int, options: Mapping[str, Any], folder: Path) -> None:
@@ -312,12 +312,12 @@ class SubmititEngine(Engine):
     or local (by default Slurm where it is installed).
     """
 
-    name, library = "submitit", ("submitit", "cluster")
+    name, needs = "submitit", ("submitit", "cluster")
     options = None
 
     def __init__(self, workers: int, options: Mapping[str, Any], folder: Path) -> None:
         super().__init__(workers, options, folder)
-        submitit = require_extra(*self.library)
+        submitit = require_extra(*self.needs)
         # A job's files have its number in their names, and local numbers come again.
         self._folder = folder / "submitit" / f"{int(time.time())}-{os.getpid()}"
         options = {"cpus_per_task": 1, "name": "benchmark", **options}
@@ -395,13 +395,13 @@ class RayEngine(Engine):
     `max_retries`.
     """
 
-    name, library = "ray", ("ray", "ray")
+    name, needs = "ray", ("ray", "ray")
     options = ("address", "num_cpus", "num_gpus", "memory", "resources", "max_retries")
 
     def __init__(self, workers: int, options: Mapping[str, Any], folder: Path) -> None:
         super().__init__(workers, options, folder)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        self._ray: Any = require_extra(*self.library)
+        self._ray: Any = require_extra(*self.needs)
         options = {"num_cpus": 1, "max_retries": 0, **options}
         address = options.pop("address", None)
         here = {} if address else {"num_cpus": workers * max(1, options["num_cpus"])}
@@ -471,8 +471,8 @@ def check_engine(name: EngineName, *, workers: int, options: Mapping[str, Any]) 
     if workers < 1:
         raise ConfigError(f"--workers must be at least 1, got {workers}.")
     engine = ENGINES[name]
-    if engine.library is not None:
-        require_extra(*engine.library)
+    if engine.needs is not None:
+        require_extra(*engine.needs)
     for option in options:
         if engine.options == ():
             raise ConfigError(

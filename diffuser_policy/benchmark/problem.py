@@ -32,15 +32,12 @@ class Problem:
         dataset: Minari id of the data that they learn from.
         goals: Whether they learn one task, or to reach goals.
         env_options: Settings of the environment, as `gymnasium.make` takes them.
-        label: What reports call it; by default the environment's name, without
-            namespace and version. Problems with the same environment need one.
     """
 
     env: str
     dataset: str
     goals: Goals = "none"
     env_options: Mapping[str, Any] = field(default_factory=dict)
-    label: str | None = None
 
     def __post_init__(self) -> None:
         typed(self)
@@ -54,12 +51,12 @@ class Problem:
 
     @property
     def title(self) -> str:
-        """The label or, without one, the environment's name."""
-        return self.label or re.sub(r"^.*[/:]|-v\d+$", "", self.env)
+        """The environment's name, without namespace and version."""
+        return re.sub(r"^.*[/:]|-v\d+$", "", self.env)
 
     @property
     def name(self) -> str:
-        """The title in lower case."""
+        """The environment's name in lower case."""
         return self.title.lower()
 
     def make_env(self) -> Env:

@@ -19,7 +19,8 @@ class CollectCommand(CollectSettings):
     Mazes are recorded by D4RL's maze2d recipe: a scripted expert chases one random
     target after another without a reset. Block stacking is recorded in whole episodes,
     each ending in a tower, and OGBench's point mazes by OGBench's recipes (--generator
-    navigate or stitch). Stop it at any time; the same command resumes.
+    navigate or stitch). Other demonstrators, such as hopper-medium, act from reset to
+    end. Stop it at any time; the same command resumes.
     """
 
     env_id: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ENV")]

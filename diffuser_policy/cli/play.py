@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
@@ -41,6 +42,9 @@ class PlaySettings(PlannerSettings):
     0.0.0.0: then everyone on the network can."""
     port: Annotated[int, shown_as("N")] = 8080
     """Port of the page; the next free one is used if it is taken."""
+    record: Annotated[Path | None, shown_as("FILE.html")] = None
+    """Serve no page: run an episode, and write what is seen as one HTML file, which
+    needs nothing else."""
     browser: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Open the page in a browser."""
 
@@ -78,19 +82,26 @@ def play(settings: PlaySettings) -> int:
     require_extra("viser", "play")
     if not 0 < settings.port <= MOST_PORT:
         raise ConfigError(f"--port must be 1 to {MOST_PORT}, got {settings.port}.")
+    from diffuser_policy.files import check_writable, write_text
     from diffuser_policy.play.page import Page
 
+    if settings.record is not None:
+        check_writable(settings.record)
     with closing(settings.open()) as session:
         page = Page(session, host=settings.host, port=settings.port)
         with closing(page):
-            if page.port != settings.port:
-                print(f"Port {settings.port} is taken; the page is on {page.port}.")
-            print(f"Open {page.url} in a browser. Ctrl-C ends it.", flush=True)
-            if settings.browser:
-                import webbrowser
+            if settings.record is not None:
+                write_text(settings.record, page.record())
+                print(f"Wrote {settings.record}: {session.frame().outcome}.")
+                return 0
+            try:  # Ctrl-C ends it from the moment at which that is said
+                if page.port != settings.port:
+                    print(f"Port {settings.port} is taken; the page is on {page.port}.")
+                print(f"Open {page.url} in a browser. Ctrl-C ends it.", flush=True)
+                if settings.browser:
+                    import webbrowser
 
-                webbrowser.open(page.url)
-            try:
+                    webbrowser.open(page.url)
                 while True:
                     time.sleep(3600.0)
             except KeyboardInterrupt:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import queue
 import time
 from typing import Any
 
-from diffuser_policy.errors import require_extra
+from diffuser_policy.envs import check_ends
+from diffuser_policy.errors import ConfigError, require_extra
 from diffuser_policy.play.panel import Panel
 from diffuser_policy.play.scene import SceneView
 from diffuser_policy.play.session import Frame, Session
@@ -70,6 +72,45 @@ class Page:
         """Where a browser of this machine finds the page."""
         host = "localhost" if self.host in EVERYWHERE else self.host
         return f"http://{host}:{self.port}"
+
+    def record(self) -> str:
+        """Run to the end of the episode; return what is seen as one HTML page.
+
+        The page needs nothing else. It shows the run in real time, however long
+        planning takes.
+
+        Raises:
+            ConfigError: There is no plan to follow, or the episode does not end.
+        """
+        done: queue.SimpleQueue[str | Exception] = queue.SimpleQueue()
+        self.worker.post("record", self._record, done)
+        result = done.get()
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def _record(self, done: queue.SimpleQueue[str | Exception]) -> None:
+        session, frames = self.session, 0
+        steps = max(round(1 / FRAMES_PER_SECOND / session.pace), 1)
+        try:
+            check_ends(session.env)
+            session.advance()
+            self._show()
+            recorder = self.server.get_scene_serializer()
+            recorder.insert_sleep(1.0)
+            session.run()
+            while session.going:
+                for _ in range(steps):
+                    session.advance()
+                self._show()
+                recorder.insert_sleep(steps * session.pace)
+                frames += 1
+            if not frames:
+                raise ConfigError(" ".join(session.frame().messages))
+            recorder.insert_sleep(1.5)
+            done.put(str(recorder.as_html()))
+        except Exception as error:
+            done.put(error)
 
     def close(self) -> None:
         """Stop planning, and serving."""

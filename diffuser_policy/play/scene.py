@@ -33,6 +33,7 @@ Post = Callable[..., object]
 
 LIFT = 0.06  # of a cell, or of the size: how far the plan is above the floor
 TRACE_POINTS = 400
+WIDTH = 1.3  # of a window in which everything is seen, as a multiple of its height
 STUCK, TRACE = (128, 128, 128), (20, 20, 30)
 HANDLE_COLORS = {"start": START, "goal": GOAL}
 UPRIGHT = (1.0, 0.0, 0.0, 0.0)
@@ -53,12 +54,14 @@ class SceneView:
         self._post = post
         self._nodes: dict[str, Any] = {}
         self._keys: dict[str, Any] = {}
+        server.on_client_connect(self._fit)
         camera = server.initial_camera
         camera.position, camera.look_at = self.world.camera()
         camera.up = (0.0, 0.0, 1.0)
         self.scene.set_up_direction("+z")
         self.scene.configure_default_lights(enabled=True, cast_shadow=False)
         self.scene.configure_environment_map(None)
+        self.scene.add_light_ambient("/light", intensity=0.7)
         self.size = 1.0
         if isinstance(self.world, MazeWorld):
             self._draw_maze(self.world)
@@ -68,6 +71,22 @@ class SceneView:
         self.meshes = {mesh[0]: mesh for mesh in self.world.meshes()}
         for name in self.meshes:
             self._mesh_node(f"/things/{name}", name)
+
+    async def _fit(self, client: Any) -> None:
+        """Look from further away in a window that is narrow, or becomes so."""
+        eye, target = (np.array(place) for place in self.world.camera())
+        last = 0.0
+
+        async def resized(camera: Any) -> None:
+            nonlocal last
+            far = max(WIDTH / max(camera.aspect, 0.1), 1.0)
+            if abs(far - last) > 0.02 * last:
+                last = far
+                camera.position = target + far * (eye - target)
+                camera.look_at = target
+
+        client.camera.on_update(resized)
+        await resized(client.camera)
 
     def draw(self, frame: Frame, *, at: int) -> None:
         """Draw a frame over the last one.
@@ -88,25 +107,28 @@ class SceneView:
     def _draw_plan(self, frame: Frame, at: int) -> None:
         lift = np.array([0.0, 0.0, LIFT * self.size])
         denoising = at < len(frame.chain) - 1
-        states = frame.chain[at] if denoising else frame.path
-        points = self.world.points(states)
-        share = np.linspace(0, 1, max(len(points), 1))
-        colors = _pairs(_time_colors(share))
+        points = self._seen(frame.chain[at] if denoising else frame.path)
+        colors = _pairs(_time_colors(np.linspace(0, 1, len(points))))
         self._segments("/plan", _pairs(points + lift), colors, thickness=0.06)
-        others = self.world.points(frame.others)[: 0 if denoising else None]
-        thin = [_pairs(other + 0.5 * lift) for other in others]
+        others = () if denoising else frame.others
+        thin = [_pairs(self._seen(other) + 0.5 * lift) for other in others]
         joined = np.concatenate(thin) if thin else np.zeros((0, 2, 3))
         self._segments("/others", joined, _rgb(CANDIDATE), thickness=0.012)
-        trace = self.world.points(frame.trace)
-        trace = trace[:: max(len(trace) // TRACE_POINTS, 1)]
+        trace = self._seen(frame.trace[:: max(len(frame.trace) // TRACE_POINTS, 1)])
         self._segments("/trace", _pairs(trace + 1.5 * lift), TRACE, thickness=0.03)
+
+    def _seen(self, states: np.ndarray) -> np.ndarray:
+        """Return the points `[n, 3]` of states `[n, observation]`; none without any."""
+        if not self.world.position:
+            return np.zeros((0, 3))
+        return np.asarray(self.world.points(states))
 
     def _segments(
         self, name: str, segments: np.ndarray, color: Any, *, thickness: float
     ) -> None:
         """Draw line segments `[n, 2, 3]`, in one color or in `[n, 2, 3]`."""
         node = self._nodes.get(name)
-        if len(segments) == 0 or segments.shape[-1] != 3:
+        if len(segments) == 0:
             if node is not None:
                 node.visible = False
             return
@@ -162,7 +184,9 @@ class SceneView:
 
     def _draw_ghosts(self, frame: Frame) -> None:
         wanted = {f"/goal/{name}": ghost for name, ghost in self.world.ghosts().items()}
-        planned = self.world.planned_poses(frame.path) if len(frame.path) else ()
+        planned: Any = ()
+        if len(frame.path):
+            planned = self.world.planned_poses(frame.path, frame.stride)
         wanted |= {
             f"/planned/{step}/{name}": (name, pose)
             for step, poses in enumerate(planned)
@@ -170,7 +194,7 @@ class SceneView:
         }
         for name, (mesh, pose) in wanted.items():
             if name not in self._nodes:
-                opacity = 0.4 if name.startswith("/goal") else 0.18
+                opacity = 0.5 if name.startswith("/goal") else 0.18
                 self._mesh_node(name, mesh, opacity)
             self._pose(name, pose)
         for name, node in self._nodes.items():
@@ -287,26 +311,34 @@ class SceneView:
             place = np.array(node.position, float)
             eye = np.array(event.client.camera.position, float)
             if axes == "z":
-                mask = np.array([0.0, 0.0, 1.0])
-                grabbed, at = np.array(event.start_position), event.end_position
-                pointer = np.array([place[0], place[1], at[2]])
+                mask, facing = np.array([0.0, 0.0, 1.0]), (eye - place) * (1, 1, 0)
             else:
-                mask = np.array([1.0, 1.0, 0.0])
-                pointer = _on_plane(eye, event.end_position, place[2])
-                grabbed = _on_plane(eye, event.start_position, place[2])
+                mask, facing = np.array([1.0, 1.0, 0.0]), np.array([0.0, 0.0, 1.0])
             if event.phase == "start":  # keep hold where the mouse took it
-                grips[event.client_id] = (place - grabbed) * mask
-            at = pointer + grips.get(event.client_id, 0.0)
+                grabbed = _met(eye, event.start_position, place, facing)
+                grips[event.client_id] = place - grabbed
+            at = _met(eye, event.end_position, place, facing)
+            at = at + grips.get(event.client_id, np.zeros(3))
             if np.isfinite(at).all():
-                moved(tuple(map(float, at)))
+                moved(tuple((mask * at + (1 - mask) * place).tolist()))
 
         node.on_drag(dragged)
 
 
-def _on_plane(eye: np.ndarray, through: Sequence[float], height: float) -> np.ndarray:
-    """Return where a ray from the eye meets a horizontal plane; NaN if nowhere."""
+def _met(
+    eye: np.ndarray, through: Sequence[float], place: np.ndarray, facing: np.ndarray
+) -> np.ndarray:
+    """Return where a ray from the eye meets a plane; NaN if nowhere.
+
+    Args:
+        eye: Where the ray begins.
+        through: A point of the ray.
+        place: A point of the plane.
+        facing: Across the plane.
+    """
     ray = np.asarray(through, float) - eye
-    share = (height - eye[2]) / ray[2] if ray[2] else np.nan
+    slope = float(ray @ facing)
+    share = float((place - eye) @ facing) / slope if slope else np.nan
     return np.asarray(eye + ray * share)
 
 

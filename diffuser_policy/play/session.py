@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from diffuser_policy.envs import Env, env_name, reset_env, step_env
+from diffuser_policy.envs import Env, env_name, make_env, reset_env, step_env
 from diffuser_policy.errors import ConfigError, DiffuserPolicyError
 from diffuser_policy.evaluation.loop import Tally
 from diffuser_policy.guides.guide import Mark
@@ -227,8 +227,15 @@ class Session:
         self._stuck = (name,) if "reset" in self._messages else ()
 
     def choose_world(self, name: str, value: str) -> None:
-        """Set one of the world's choices, such as the order of a tower."""
-        self.world.choose(name, value)
+        """Set one of the world's choices, such as the task.
+
+        Raises:
+            DiffuserPolicyError: The environment of a choice cannot be made, or the
+                planner is none for it.
+        """
+        env_id = self.world.choose(name, value)
+        if env_id is not None and env_id != self.env_id:
+            self._enter(env_id)
         self._restart()
 
     def set_seed(self, seed: int) -> None:
@@ -403,7 +410,7 @@ class Session:
                 plans = int(run.state.num_plans[0])
             record = run.tally.record(plans)
             score = record.score
-            if score is None and record.success is None:
+            if record.success is None:
                 outcome = f"return {record.episode_return:.1f}"
             if record.time_to_goal is not None:
                 outcome = f"at the goal after {record.time_to_goal} env steps"
@@ -435,6 +442,21 @@ class Session:
             stuck=self._stuck,
             marks=self._marks(),
         )
+
+    def _enter(self, env_id: str) -> None:
+        """Go on in another environment."""
+        env = make_env(env_id)
+        try:
+            bare = self._bare.for_env(env)
+            observation, _ = reset_env(env, seed=self.seed)
+        except BaseException:
+            env.close()
+            raise
+        self.close()
+        self.env, self.env_id, self._bare = env, env_id, bare
+        self.world = world_of(env, bare.planner.layout, observation)
+        self._run, self._plan, self._observation = None, None, observation
+        self._rebuild()
 
     def close(self) -> None:
         """Close the environment and what the world holds."""
@@ -601,10 +623,9 @@ class Session:
 
 
 def _said(error: BaseException) -> str:
-    notes = getattr(error, "__notes__", ())
-    text = " ".join([str(error) or type(error).__name__, *notes])
+    """Return an error's message, with the kind of those that Python raises itself."""
+    text = " ".join([str(error), *getattr(error, "__notes__", ())]).strip()
+    kind = type(error)
     return (
-        text
-        if isinstance(error, DiffuserPolicyError)
-        else f"{type(error).__name__}: {text}"
+        text if text and kind.__module__ != "builtins" else f"{kind.__name__}: {text}"
     )

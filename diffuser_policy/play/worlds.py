@@ -6,9 +6,9 @@
 | `BodyWorld` | other MuJoCo environments | the robot, now and as planned | the same |
 | `World` | everything else | columns named "position" | what `reset` takes of these |
 
-An environment brings a world of its own with a method `play_world()`, which returns an
-object with the methods of `World`. All of them take and return plain values and arrays,
-so that it needs nothing of this package:
+An environment brings a world of its own with a method `play_world(columns)`, which gets
+the names of planning columns and returns an object with the methods of `World`. All of
+them take and return plain values and arrays, so that it needs nothing of this package:
 
 | | is |
 |---|---|
@@ -79,11 +79,12 @@ class World:
         """Return what the goal looks like: the mesh and the pose of each ghost."""
         return {}
 
-    def planned_poses(self, path: np.ndarray) -> np.ndarray:  # noqa: ARG002
+    def planned_poses(self, path: np.ndarray, stride: int) -> np.ndarray:  # noqa: ARG002
         """Return the poses `[states, meshes, 7]` in some states of a plan.
 
         Args:
             path: `[steps, observation]` planned.
+            stride: Env steps between two of them.
         """
         return np.zeros((0, 0, 7))
 
@@ -142,8 +143,9 @@ class World:
         """Return settings of the world: values to choose from, and the present one."""
         return {}
 
-    def choose(self, name: str, value: str) -> None:
-        """Set one of `choices`."""
+    def choose(self, name: str, value: str) -> str | None:  # noqa: ARG002
+        """Set one of `choices`; return the id of the environment if it is another."""
+        return None
 
     def caption(self) -> str:
         """Return a line on what is being planned, or an empty one."""
@@ -262,7 +264,7 @@ class BodyWorld(World):
         """Return where the shapes are."""
         return self._of(self._data)
 
-    def planned_poses(self, path: np.ndarray) -> np.ndarray:
+    def planned_poses(self, path: np.ndarray, stride: int) -> np.ndarray:
         """Return the shapes in some planned states.
 
         Coordinates that observations leave out, such as how far a walker has come,
@@ -273,10 +275,10 @@ class BodyWorld(World):
         if not self._known or path.shape[1] < width + model.nv:
             return np.zeros((0, len(self._geoms), 7))
         now = self._data.qpos.copy()
-        seconds = seconds_per_step(self.env) * 1.0
+        seconds = seconds_per_step(self.env) * stride
         shown = np.linspace(0, len(path) - 1, NUM_GHOSTS + 1).round().astype(int)[1:]
         speeds = path[:, width : width + self._skipped]
-        gone = np.cumsum(speeds, axis=0) * seconds
+        gone = (np.cumsum(speeds, axis=0) - speeds) * seconds
         found = []
         for step in shown:
             data.qpos[:] = now
@@ -289,12 +291,10 @@ class BodyWorld(World):
     def camera(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
         """Return a camera beside the robot."""
         x, y, z = self._data.geom_xpos[self._geoms].mean(axis=0)
-        size = 3.0 * float(self._model.stat.extent) ** 0.5
-        return (float(x) + 1.0, float(y) - size, float(z) + 1.0), (
-            float(x) + 1.0,
-            float(y),
-            float(z) * 0.6,
-        )
+        size = 1.1 * float(self._model.stat.extent) ** 0.5
+        ahead = float(x) + 0.5
+        target = (ahead, float(y), 0.6 * float(z))
+        return (ahead, float(y) - size, float(z) + 0.3 * size), target
 
     def _of(self, data: Any) -> np.ndarray:
         quaternion = np.zeros(4)
@@ -323,7 +323,7 @@ def world_of(env: Env, layout: TrajectoryLayout, observation: Any) -> Any:
     """
     own = getattr(env.unwrapped, "play_world", None)
     if inspect.ismethod(own):
-        return own()
+        return own(layout.aliases)
     unwrapped: Any = env.unwrapped
     maze: Any = getattr(unwrapped, "maze", None)
     if hasattr(unwrapped, "maze_map") or hasattr(maze, "maze_map"):

@@ -3,7 +3,8 @@
 D4RL's locomotion data were recorded by SAC policies: an *expert*, a *medium* one of
 about a third of the expert's return, and the replay buffer of the training up to there.
 This script trains all three robots in turns, a slice of steps each, and keeps the actor
-after every slice; the experts and the medium policies are chosen among these:
+after every slice. Those that `diffuser_envs/locomotion/actors` ships are chosen among
+these files:
 
     pip install sbx-rl
     python examples/experiments/train_behaviour.py --steps 1000000 --out runs/behaviour
@@ -76,9 +77,10 @@ def train(robot: str, steps: int, folder: Path) -> None:
     returns = evaluate(model, robot)
     done = int(model.num_timesteps)
 
+    name = f"{robot.partition('-')[0].lower()}-{done // 1000:04d}k.safetensors"
     safetensors.numpy.save_file(
-        arrays(model.policy.actor_state.params),
-        folder / f"actor-{done:07d}.safetensors",
+        arrays(model.policy.actor_state.params["params"]),
+        folder / name,
         metadata={"env_id": robot, "steps": str(done)},
     )
     state = folder / f"state-{done:07d}"
@@ -116,13 +118,13 @@ def evaluate(model: Any, robot: str, episodes: int = 10) -> list[float]:
 
 
 def arrays(parameters: Any, prefix: str = "") -> dict[str, np.ndarray]:
-    """Nested parameters as one flat dictionary."""
+    """Nested parameters as one flat dictionary, in half precision."""
     flat: dict[str, np.ndarray] = {}
     for name, value in parameters.items():
         if hasattr(value, "items"):
             flat |= arrays(value, f"{prefix}{name}.")
         else:
-            flat[f"{prefix}{name}"] = np.asarray(value, np.float32)
+            flat[f"{prefix}{name}"] = np.asarray(value, np.float16)
     return flat
 
 

@@ -24,7 +24,7 @@ The authors' latched score stands beside it, under its own name.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, TypeAlias
 
@@ -309,6 +309,24 @@ class KukaStackEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle
     def achieved_goals(self, observations: npt.ArrayLike) -> FloatArray:
         """Return the goals `[..., goal_size]` that observations `[..., size]` meet."""
         return self.task.achieved_goals(observations)
+
+    def link_poses(self) -> FloatArray:
+        """Return where base, links and tool are: x, y, z, quaternion x, y, z, w."""
+        return self._world.link_poses()
+
+    def block_poses(self) -> FloatArray:
+        """Return where the blocks are, `[n, 7]`, in the same way."""
+        return self._world.poses()
+
+    def play_world(self, columns: Mapping[str, Sequence[int]]) -> Any:
+        """Return what the page of `diffuser-policy play` shows.
+
+        Args:
+            columns: Names of planning columns; "position" is the tool's.
+        """
+        from diffuser_envs.kuka.playing import BlockPlayWorld
+
+        return BlockPlayWorld(self, columns.get("position", ()))
 
     def render(self) -> Any:
         """Draw the arm, the blocks and the goal.

@@ -289,6 +289,20 @@ class BlockWorld:
         poses[poses[:, 6] < 0.0, 3:] *= -1.0
         return poses
 
+    def link_poses(self) -> FloatArray:
+        """Return the frames of the base, the links and the tool, like `poses`."""
+        poses = np.zeros((TOOL_LINK + 2, 7))
+        poses[0, 6] = 1.0  # the base stands still
+        states = pybullet.getLinkStates(
+            self._arm,
+            range(TOOL_LINK + 1),
+            computeForwardKinematics=1,
+            physicsClientId=self._client,
+        )
+        for link, state in enumerate(states, start=1):
+            poses[link] = *state[4], *state[5]
+        return poses
+
     def tool_pose(self) -> tuple[FloatArray, FloatArray]:
         """Return the tip's position, `[3]`, m, and the tool's direction, `[3]`."""
         state = pybullet.getLinkState(

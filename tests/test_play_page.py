@@ -1,0 +1,211 @@
+"""The page of `diffuser-policy play`, its worlds and its command, without a browser."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from diffuser_policy import DiffuserPolicy
+from diffuser_policy.benchmark.engines import hear_interrupts
+from diffuser_policy.cli import main
+from diffuser_policy.config import ExecutionConfig, WindowConfig
+from diffuser_policy.data.flat import FlatDataset
+from diffuser_policy.envs import make_env
+from diffuser_policy.play.page import Page
+from diffuser_policy.play.session import Frame, Session
+from diffuser_policy.play.worlds import BodyWorld, World
+from diffuser_policy.testing.toys import toy_config, toy_policy
+
+pytest.importorskip("viser", reason="needs the extra 'play'")
+pytest.importorskip("gymnasium_robotics", reason="needs the extra 'maze'")
+
+UMAZE = "diffuser_envs/Multi2D-UMaze-v1"
+
+
+def shown(page: Page) -> Frame:
+    assert page.frame is not None
+    return page.frame
+
+
+def until(holds: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def toy_session(env_id: str) -> Session:
+    """Return a session of an untrained planner without goals or names."""
+    env = make_env(env_id)
+    env.action_space.seed(0)
+    observations, actions = [env.reset(seed=0)[0]], []
+    for _ in range(40):
+        actions.append(env.action_space.sample())
+        observations.append(env.step(actions[-1])[0])
+    fields = {
+        "observation": np.array(observations[:-1], float),
+        "action": np.array(actions, float),
+        "reward": np.zeros(40),
+        "terminated": np.zeros(40, np.bool_),
+    }
+    space: Any = env.action_space
+    bounds = {"action_low": space.low.tolist(), "action_high": space.high.tolist()}
+    metadata = {"dataset_id": "toy/v0", "env_id": env_id, **bounds}
+    config = toy_config(
+        time_to_goal=None,
+        window=WindowConfig(horizon=16, hindsight_goal="none"),
+        execution=ExecutionConfig(executor="actions"),
+    )
+    policy = toy_policy(config, flat=FlatDataset(fields, np.array([0, 40]), metadata))
+    return Session(policy, env, planner="toy", env_id=env_id)
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Page]]:
+    pages: list[Page] = []
+
+    def served(session: Session, **settings: Any) -> Page:
+        pages.append(Page(session, **{"port": 19080, **settings}))
+        until(lambda: pages[-1].frame)
+        return pages[-1]
+
+    yield served
+    for page in pages:
+        page.close()
+        page.session.close()
+
+
+def maze_session() -> Session:
+    policy = DiffuserPolicy.from_pretrained("multi2d-umaze")
+    options = {"start": [-1.0, -1.0], "goal": [-1.0, 1.0]}
+    return Session(
+        policy, make_env(UMAZE), planner="multi2d-umaze", env_id=UMAZE, options=options
+    )
+
+
+@pytest.mark.enable_socket
+def test_a_page_plans_moves_guides_and_ends(serve: Callable[..., Page]) -> None:
+    page = serve(maze_session())
+    assert page.host == "127.0.0.1"
+    with socket.create_connection(("127.0.0.1", page.port)) as caller:
+        caller.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b"200 OK" in caller.recv(4096)
+    session, nodes = page.session, page.view._nodes
+    page.worker.post("goal", session.move, "goal", (0.5, 1.0, 0.0))
+    until(lambda: np.allclose(shown(page).path[-1, :2], [0.5, 1.0], atol=1e-3))
+    until(lambda: np.allclose(nodes["/handles/goal"].position[:2], [0.5, 1.0]))
+    page.worker.post("add", page.panel._add_guide, "keep-out")
+    until(lambda: "/guides/0/center" in nodes)
+    disc = nodes["/guides/0/shape 0"]
+    page.worker.post("move", session.move_guide, 0, "center", (0.4, 0.9, 0.0))
+    until(lambda: np.allclose(disc.position[:2], [0.4, 0.9]))
+    assert page.panel._fields[0, "center"].value == "0.4,0.9"
+    page.worker.post("remove", page.panel._remove_guide, 0)
+    until(lambda: "/guides/0/center" not in nodes)
+    page.close()
+    until(lambda: [t.name for t in threading.enumerate()].count("planner") == 0)
+
+
+@pytest.mark.enable_socket
+def test_a_taken_port_is_passed_over(serve: Callable[..., Page]) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        page = serve(toy_session("Pendulum-v1"), port=port)
+        assert page.port > port
+
+
+@pytest.mark.enable_socket
+def test_a_planner_without_positions_is_shown_as_plots(
+    serve: Callable[..., Page],
+) -> None:
+    page = serve(toy_session("Pendulum-v1"))
+    assert type(page.session.world) is World
+    until(lambda: "No columns are named" in page.panel._status.content)
+    page.worker.post("step", page.session.step)
+    until(lambda: shown(page).env_steps == 1)
+    plot, lines = page.panel._plots["observation"]
+    assert len(plot.data) == 1 + 2 * len(lines)
+    assert not shown(page).messages
+
+
+@pytest.mark.enable_socket
+def test_a_run_is_kept_as_one_html_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "run.html"
+    places = ["--reset", "start=[-1,-1]", "--reset", "goal=[-1,1]", "--port", "19090"]
+    assert main(["play", "multi2d-umaze", *places, "--record", str(file)]) == 0
+    assert "at the goal after" in capsys.readouterr().out
+    page = file.read_text()
+    assert page.startswith("<!doctype html>") or "<html" in page[:500]
+    assert "__VISER_EMBED_DATA__" in page
+    assert 'src="http' not in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["no-such-planner"], "No planner 'no-such-planner'"),
+        (["multi2d-umaze", "--port", "0"], "--port must be 1 to 65535"),
+        (["multi2d-umaze", "--reset", "goal"], "KEY=VALUE"),
+        (["multi2d-umaze", "--reset", "goal=[0,0]"], "wall"),
+        (["multi2d-umaze", "--reset", "gaol=[1,1]"], "'gaol'"),
+    ],
+)
+def test_mistakes_are_explained(
+    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["play", *arguments]) == 2
+    assert expected in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.enable_socket
+def test_ctrl_c_ends_it() -> None:
+    hear_interrupts()  # inherited; a shell lets what is in the background ignore it
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "diffuser_policy", "play", "multi2d-umaze"]
+    with subprocess.Popen(
+        [*command, "--port", port], stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert f"http://localhost:{port}" in process.stdout.readline()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
+
+
+def test_a_robot_is_drawn_where_it_is_and_will_be() -> None:
+    session = toy_session("Hopper-v5")
+    session.advance()
+    world, frame = session.world, session.frame()
+    assert isinstance(world, BodyWorld)
+    base: Any = session.env.unwrapped
+    torso = base.data.geom("torso_geom").xpos
+    poses = world.poses(frame.state)
+    assert min(np.linalg.norm(poses[:, :3] - torso, axis=1)) < 1e-9
+    # A plan that stays where the robot is shows it there, and one with a speed ahead.
+    still = np.repeat(frame.state[None].astype(float), 9, axis=0)
+    still[:, 5:] = 0.0
+    ghosts = world.planned_poses(still, 4)
+    assert np.allclose(ghosts, poses, atol=1e-6)
+    still[:, 5] = 2.0  # m/s
+    ahead = world.planned_poses(still, 4)[-1, :, 0] - poses[:, 0]
+    assert np.allclose(ahead, 8 * 4 * base.dt * 2.0)
+    session.close()
