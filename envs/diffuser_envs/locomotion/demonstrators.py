@@ -7,7 +7,7 @@ from (`examples/experiments/train_behaviour.py` trains them):
 
 | demonstrator | acts as |
 |---|---|
-| `hopper-expert` | the policy at the end of its training |
+| `hopper-expert` | the policy at the end of its training, or the last good one |
 | `hopper-medium` | a policy of about a third of the expert's return |
 | `hopper-medium-expert` | either of both, for half of the env steps |
 | `hopper-medium-replay` | the stages up to the medium one, in equal parts |
@@ -177,8 +177,18 @@ class SacDemonstrator:
         return (actions[0] if single else actions), (drawn,)
 
 
-# Shares of episodes that make the env steps of all actors about the same: episodes last
-# 168, 263, 563 and 380 steps (Hopper), and 250, 223, 264 and 676 (Walker2d).
+# Shares of episodes that make the env steps of all actors about the same. Episodes last
+# 168, 263, 563 and 380 steps up to Hopper's medium actor and 970 by its expert, and 250,
+# 223, 264, 676 and 994 by those of Walker2d.
+
+
+class HopperExpert(SacDemonstrator):
+    """Hopper, by the last good policy of its training."""
+
+    robot = "Hopper"
+    dataset_id = "diffuser/hopper-expert-v1"
+    actors: ClassVar = {"hopper-0950k": 1.0}
+    default_episodes = 310
 
 
 class HopperMedium(SacDemonstrator):
@@ -188,6 +198,15 @@ class HopperMedium(SacDemonstrator):
     dataset_id = "diffuser/hopper-medium-v1"
     actors: ClassVar = {"hopper-0200k": 1.0}
     default_episodes = 800
+
+
+class HopperMediumExpert(SacDemonstrator):
+    """Hopper, by the medium and the expert policy in turns."""
+
+    robot = "Hopper"
+    dataset_id = "diffuser/hopper-medium-expert-v1"
+    actors: ClassVar = {"hopper-0200k": 0.72, "hopper-0950k": 0.28}
+    default_episodes = 550
 
 
 class HopperMediumReplay(SacDemonstrator):
@@ -204,6 +223,14 @@ class HopperMediumReplay(SacDemonstrator):
     default_episodes = 1050
 
 
+class Walker2dExpert(SacDemonstrator):
+    """Walker2d, by the policy at the end of its training."""
+
+    robot = "Walker2d"
+    dataset_id = "diffuser/walker2d-expert-v1"
+    actors: ClassVar = {"walker2d-1000k": 1.0}
+
+
 class Walker2dMedium(SacDemonstrator):
     """Walker2d, by a policy of medium quality."""
 
@@ -211,6 +238,15 @@ class Walker2dMedium(SacDemonstrator):
     dataset_id = "diffuser/walker2d-medium-v1"
     actors: ClassVar = {"walker2d-0200k": 1.0}
     default_episodes = 450
+
+
+class Walker2dMediumExpert(SacDemonstrator):
+    """Walker2d, by the medium and the expert policy in turns."""
+
+    robot = "Walker2d"
+    dataset_id = "diffuser/walker2d-medium-expert-v1"
+    actors: ClassVar = {"walker2d-0200k": 0.60, "walker2d-1000k": 0.40}
+    default_episodes = 370
 
 
 class Walker2dMediumReplay(SacDemonstrator):
@@ -227,12 +263,28 @@ class Walker2dMediumReplay(SacDemonstrator):
     default_episodes = 1000
 
 
+class HalfCheetahExpert(SacDemonstrator):
+    """HalfCheetah, by the policy at the end of its training."""
+
+    robot = "HalfCheetah"
+    dataset_id = "diffuser/halfcheetah-expert-v1"
+    actors: ClassVar = {"halfcheetah-1000k": 1.0}
+
+
 class HalfCheetahMedium(SacDemonstrator):
     """HalfCheetah, by a policy of medium quality."""
 
     robot = "HalfCheetah"
     dataset_id = "diffuser/halfcheetah-medium-v1"
     actors: ClassVar = {"halfcheetah-0150k": 1.0}
+
+
+class HalfCheetahMediumExpert(SacDemonstrator):
+    """HalfCheetah, by the medium and the expert policy in turns."""
+
+    robot = "HalfCheetah"
+    dataset_id = "diffuser/halfcheetah-medium-expert-v1"
+    actors: ClassVar = {"halfcheetah-0150k": 0.5, "halfcheetah-1000k": 0.5}
 
 
 class HalfCheetahMediumReplay(SacDemonstrator):
