@@ -178,8 +178,8 @@ class SacDemonstrator:
 
 
 # Shares of episodes that make the env steps of all actors about the same. Episodes last
-# 168, 263, 563 and 380 steps up to Hopper's medium actor and 970 by its expert, and 250,
-# 223, 264, 676 and 994 by those of Walker2d.
+# 168, 263, 563 and 380 steps up to Hopper's medium actor and 970 by its expert; by
+# those of Walker2d 250, 223, 264, 676 and 994.
 
 
 class HopperExpert(SacDemonstrator):
