@@ -17,14 +17,9 @@ from diffuser_policy.benchmark.engines import hear_interrupts
 from diffuser_policy.benchmark.suites import load_suite
 
 METHODS = '''
-import os, pathlib, sys, time, types
+import os, pathlib, time
 import numpy as np
 from diffuser_policy.benchmark import register_method
-
-# These methods do without torch, whose import takes longer than all they do.
-if not {"torch", "pytest"} & sys.modules.keys():
-    sys.modules["torch"] = types.SimpleNamespace(manual_seed=lambda seed: None)
-
 
 class Straight:
     """Steers at the goal."""
