@@ -125,10 +125,15 @@ class WindowConfig:
     """Column numbers of the position in observations, if the data does not name it."""
     velocity: tuple[int, ...] | None = None
     """Column numbers of the velocity in observations, if the data does not name it."""
+    best_share: float = 1.0
+    """Plans are learned from this share of the runs: those with the highest returns. A
+    critic learns from all of them."""
 
     def __post_init__(self) -> None:
         """Check names, and that the horizons are made of whole planning steps."""
         typed(self)
+        if not 0 < self.best_share <= 1:
+            raise ConfigError(f"best_share must be in (0, 1], got {self.best_share}.")
         positive(self, "horizon", "stride", most=LARGEST_SIZE)
         for name in ("horizon", "min_horizon"):
             value = getattr(self, name)

@@ -5,8 +5,9 @@ A dataset, given settings → TrainConfig, and a reason for each choice
 - Data with goals: plans of states, as long as a network predicts that the way takes.
   They are pursued, or followed by learned inverse dynamics.
 - Data without goals: plans of a few actions and states, by a residual MLP. The first
-  action is applied, and a new plan is made. If rewards differ, a critic chooses the
-  best of many candidates (`examples/experiments/locomotion.py` compares other ways).
+  action is applied, and a new plan is made. If rewards differ, the best episodes alone
+  are learned from, and plans are what is most likely in them
+  (`examples/experiments/locomotion.py` compares other ways).
 
 Given settings are kept, and the others are chosen to fit them. The rules are made of
 the data alone: how long episodes are and how long they chase one goal, how far columns
@@ -38,11 +39,13 @@ GOALS_AHEAD = 2.5  # longest plan, in units of the median time that a goal is ch
 SHORT = 4  # env steps of a plan without a goal
 MLP: Mapping[str, Any] = {  # for plans without a goal
     "architecture": "mlp",
-    "dim": 256,
+    "dim": 128,
     "depth": 3,
     "num_denoising_steps": 20,
     "loss_floor": 0.1,
 }
+BEST_SHARE = 0.1  # of the episodes, if some are better than others,
+ENOUGH = 20_000  # and have as many env steps as this
 AVERAGED = 20  # times that an average of weights is renewed in a training
 TAIL = 4.0  # half a column's range, in standard deviations, that limits can map
 ROWS_TO_FIT = 100_000
@@ -121,6 +124,7 @@ class _Chooser:
         self.executor()
         self.network()
         self.windows()
+        self.best_runs()
         self.normalizer()
         self.companions()
         self.plans()
@@ -317,6 +321,28 @@ class _Chooser:
                 f"episodes are shorter than a window",
             )
 
+    def best_runs(self) -> None:
+        """Choose which episodes to learn from, unless goals or a critic tell them."""
+        valued = self.wanted.get("critic") or self.wanted.get("value")
+        starts = np.asarray(self.flat.run_starts)
+        rewards = self.flat.fields["reward"].astype(np.float64)
+        returns = np.add.reduceat(rewards, starts[:-1])
+        if self.goals or valued or not np.ptp(returns):
+            return
+        from_best = np.argsort(returns)[::-1]
+        steps = np.cumsum(np.diff(starts)[from_best])
+        needed = int(np.searchsorted(steps, ENOUGH)) + 1
+        share = round(min(1.0, max(BEST_SHARE, needed / len(returns))), 3)
+        self.set("window", best_share=share)
+        used = self.get("window", "best_share")
+        number = max(1, round(used * len(returns)))
+        earned = returns[from_best[:number]].mean()
+        self.say(
+            "episodes",
+            f"the best {number:,} of {len(returns):,}, which earned {earned:,.5g} "
+            f"(all: {returns.mean():,.5g})",
+        )
+
     def multiple(self) -> int:
         """Return the planning steps of which plans are made."""
         if self.get("network", "architecture") == "objects":
@@ -346,16 +372,11 @@ class _Chooser:
 
     def companions(self) -> None:
         """Choose which networks are trained beside the denoiser."""
-        rewards, ended = (self.flat.fields[name] for name in ("reward", "terminated"))
-        differ = any(part.any() for part in pieces(ended))
-        differ |= any((part != rewards[0]).any() for part in pieces(rewards))
-        judged = not self.goals and differ
-        acted = bool(self.get("window", "actions"))
         usual = {
             "time_to_goal": self.goals,
             "inverse_dynamics": self.followed == "inverse-dynamics",
-            "value": judged and not acted and not self.wanted.get("critic"),
-            "critic": judged and acted and not self.wanted.get("value"),
+            "value": False,
+            "critic": False,
         }
         self.wanted = usual | self.wanted
         horizon = self.get("window", "horizon")
@@ -371,15 +392,15 @@ class _Chooser:
         decay = min(usual_decay, max(0.0, 1 - AVERAGED / steps))
         size = 64 if self.goals else 256
         self.set("optimization", batch_size=size, ema_decay=round(decay, 5))
-        if self.wanted["value"]:
-            self.say("value", "a network predicts returns: rewards differ")
-        if self.wanted["critic"]:
-            self.say("critic", "networks value the first action: rewards differ")
 
     # --- how to plan ------------------------------------------------------------------
 
     def plans(self) -> None:
         """Choose denoising steps, horizon and ranking."""
+        likely = not self.goals and self.one_length()
+        likely = likely and not (self.wanted["critic"] or self.wanted["value"])
+        if likely:
+            self.set("planner", sampler="ddpm", temperature=0.0)
         if self.get("planner", "sampler") == "ddpm":  # poor with few steps
             self.set("planner", num_sampling_steps=None)
         else:
@@ -405,7 +426,7 @@ class _Chooser:
             why = "the candidate with the highest predicted return"
         else:
             self.set("planner", ranking="first", num_candidates=1)
-            why = "any plan is as good as another"
+            why = "the most likely plan" if likely else "any plan is as good as another"
         self.say("ranking", f"{self.get('planner', 'ranking')}: {why}".rstrip(": "))
 
     def following(self) -> None:

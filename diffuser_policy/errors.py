@@ -72,6 +72,10 @@ class NotFiniteError(DiffuserPolicyError, ArithmeticError):
     """A loss, a plan or an action became NaN or infinite; it was not handed on."""
 
 
+class DivergedError(DiffuserPolicyError, ArithmeticError):
+    """A critic's values left what rewards allow; the last good ones are kept."""
+
+
 class MemoryLimitError(DiffuserPolicyError, MemoryError):
     """More was asked for than fits into memory."""
 

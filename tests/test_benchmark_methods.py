@@ -231,14 +231,14 @@ def test_settings_are_of_the_type_of_their_default(
 @pytest.mark.parametrize(
     ("settings", "refusal"),
     [
-        ({}, "either planner"),
+        ({}, None),
         ({"planner": "multi2d-umaze", "preset": "multi2d-umaze"}, "either planner"),
         ({"planner": "multi2d-large"}, "was trained on 'diffuser/multi2d-large-v1'"),
         ({"planner": "multi2d-umaze"}, None),
         ({"preset": "multi2d-umaze"}, None),
     ],
 )
-def test_diffuser_needs_one_planner_of_the_same_data(
+def test_diffuser_takes_one_planner_of_the_same_data(
     settings: dict[str, Any], refusal: str | None
 ) -> None:
     problem = Problem(

@@ -22,7 +22,7 @@ from diffuser_policy.config import (
 )
 from diffuser_policy.data.collection import collect_episodes
 from diffuser_policy.data.flat import FlatDataset
-from diffuser_policy.errors import ConfigError, DatasetError
+from diffuser_policy.errors import ConfigError, DatasetError, DivergedError
 from diffuser_policy.networks.critic import Critic, Transitions
 from diffuser_policy.testing import toy_config, toy_dataset, toy_policy
 from diffuser_policy.training.critic_trainer import CriticTrainer
@@ -222,3 +222,69 @@ def test_weights_of_the_critic_are_counted_before_they_are_allocated() -> None:
     small = num_weights(dataclasses.replace(config, critic=CriticConfig(width=8)))
     large = num_weights(dataclasses.replace(config, critic=CriticConfig(width=10**6)))
     assert num_weights(config) < small < 10**6 < 10**12 < large
+
+
+def spoil(critic: Critic) -> None:
+    """Make a critic value everything far beyond what any reward allows."""
+    critic.set_scale(1e6, 1.0)
+
+
+def test_a_critic_that_diverges_stops_its_training_and_the_last_good_one_stays(
+    tmp_path: Path,
+) -> None:
+    made = trainer(tmp_path)
+    made.run(save_interval=2, progress=False)
+    before = (tmp_path / "model.safetensors").read_bytes()
+    longer = dataclasses.replace(made.config.optimization, num_steps=8)
+    made.optimization = longer
+    spoil(made.average)
+    told = r"The critic diverged.*gradient step 6.*checkpoint of gradient step 4 are"
+    with pytest.raises(DivergedError, match=told):
+        made.run(save_interval=2, progress=False)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+def test_a_planner_is_not_saved_with_a_critic_that_diverged(tmp_path: Path) -> None:
+    config = dataclasses.replace(toy_config(), critic=CriticConfig(width=16))
+    made = Trainer(config, rewarded(), tmp_path, device="cpu")
+    values = made.critic_values()
+    assert values is not None
+    assert not values.diverged
+    critic = made.average.critic
+    assert critic is not None
+    spoil(critic)
+    with pytest.raises(DivergedError, match="Nothing had been saved"):
+        made.run(progress=False)
+
+
+def test_one_episode_is_enough_for_a_critic(tmp_path: Path) -> None:
+    flat = rewarded()
+    rows = {name: field[:60] for name, field in flat.fields.items()}
+    one = FlatDataset(rows, np.array([0, 60]), flat.metadata)
+    made = trainer(tmp_path, one)
+    made.run(progress=False)
+    assert not made.steps.values(made.average, 0.99).diverged
+
+
+def test_actions_outside_of_the_space_are_refused(tmp_path: Path) -> None:
+    actions = rewarded().fields["action"].copy()
+    actions[77, 0] = 1e3
+    flat = rewarded(action=actions)
+    with pytest.raises(DatasetError, match=r"action of row 77 is \[1000\.0"):
+        trainer(tmp_path, flat)
+    with pytest.raises(DatasetError, match="Clip the actions"):
+        Trainer(toy_config(), flat, tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_data_without_rewards_are_refused_with_what_to_do(
+    tmp_path: Path, *, ends: bool
+) -> None:
+    nothing, ended = np.zeros(180), np.zeros(180, np.bool_)
+    ended[59] = ends
+    flat = rewarded(reward=nothing, terminated=ended)
+    with pytest.raises(DatasetError, match=r"no value to learn.*--no-critic"):
+        trainer(tmp_path, flat)
+    paid = rewarded(reward=np.ones(180), terminated=ended)
+    if ends:  # how long an episode lasts is worth learning
+        trainer(tmp_path, paid).run(progress=False)

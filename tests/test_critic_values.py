@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffuser_policy.baselines.d3rlpy_methods import possible_values, value_facts
+from diffuser_policy.baselines.d3rlpy_methods import value_facts
 from diffuser_policy.baselines.transitions import Batch
+from diffuser_policy.networks.critic import Values, possible_values
 
 GAMMA = 0.9
 
@@ -46,8 +47,8 @@ def test_quantiles_and_range_are_those_of_the_batch() -> None:
     values, rewards = np.arange(101.0), np.linspace(-2.0, 3.0, 101)
     found = value_facts(Critic(), batch_of(values, rewards))
     assert found is not None
-    assert (found["low"], found["median"], found["high"]) == (5.0, 50.0, 95.0)
-    assert found["possible"] == pytest.approx([-20.0, 30.0])
+    assert found[:3] == (5.0, 50.0, 95.0)
+    assert found.possible == pytest.approx((-20.0, 30.0))
 
 
 def test_what_has_no_critic_has_no_values() -> None:
@@ -66,3 +67,14 @@ def test_no_sum_of_rewards_is_impossible(rewards: list[float], length: int) -> N
         assert lowest <= total <= highest
     longest = max(rewards, key=abs) / (1 - GAMMA)
     assert longest == pytest.approx(lowest if longest < 0 else highest)
+
+
+@pytest.mark.parametrize(
+    ("median", "diverged"),
+    [(-69.0, False), (-71.0, True), (79.0, False), (81.0, True), (np.nan, True)],
+)
+def test_values_out_of_range_by_more_than_its_width_have_diverged(
+    median: float, *, diverged: bool
+) -> None:
+    rewards = np.array([-2.0, 3.0])  # between -20 and 30
+    assert Values.of(np.full(9, median), rewards, GAMMA).diverged is diverged

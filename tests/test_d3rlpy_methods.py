@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 import torch
 
+from diffuser_policy.baselines import d3rlpy_methods
 from diffuser_policy.benchmark import Problem
 from diffuser_policy.benchmark.cells import Cell, CellFolder, EvaluationProtocol
 from diffuser_policy.benchmark.context import MethodContext
 from diffuser_policy.benchmark.methods import Method, find_method
 from diffuser_policy.benchmark.suites import load_suite
 from diffuser_policy.data.flat import FlatDataset
-from diffuser_policy.errors import CheckpointError
+from diffuser_policy.errors import CheckpointError, DivergedError
+from diffuser_policy.networks.critic import Values
 from tests.baseline_helpers import line_data
 
 d3rlpy = pytest.importorskip(
@@ -314,3 +316,41 @@ def test_a_checkpoint_of_another_method_is_refused(tmp_path: Path) -> None:
     shutil.copytree(first.folder, other.folder, dirs_exist_ok=True)
     with pytest.raises(CheckpointError, match="another algorithm"):
         trained(find_method("iql"), other)
+
+
+def test_a_critic_that_diverges_ends_the_training_with_its_last_good_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(d3rlpy_methods, "CHECKPOINT_STEPS", 3)
+    flat, method = line_data(goals=False), find_method("iql")
+    training = context_for(tmp_path / "good", flat, method="iql", num_steps=6)
+    good = trained(method, training)
+    steps = iter(range(3, 99, 3))
+
+    def values(*_: object) -> Values:
+        return Values(0.0, 1e9 if next(steps) > 6 else 0.0, 1.0, (0.0, 1.0))
+
+    monkeypatch.setattr(d3rlpy_methods, "value_facts", values)
+    training = context_for(tmp_path / "bad", flat, method="iql", num_steps=30)
+    kept = trained(method, training)
+    assert training.facts["num_steps"] == 6
+    assert training.facts["diverged_at_step"] == 9
+    for one, other in zip(parameters(good), parameters(kept), strict=True):
+        assert torch.equal(one, other)
+    steps = iter(range(9, 99, 3))
+    training = context_for(tmp_path / "never good", flat, method="iql", num_steps=30)
+    with pytest.raises(DivergedError, match="within the first 3 gradient steps"):
+        trained(method, training)
+
+
+def parameters(policy: Any) -> list[torch.Tensor]:
+    """Return the weights of all networks."""
+    modules = policy.algorithm.impl.modules.get_torch_modules().values()
+    return [weight for module in modules for weight in module.parameters()]
+
+
+def test_a_single_episode_is_enough(tmp_path: Path) -> None:
+    flat = line_data(num_runs=1, goals=False)
+    for name in ("bc-best", "td3-bc"):
+        training = context_for(tmp_path, flat, method=name, num_steps=2)
+        trained(find_method(name), training)

@@ -22,6 +22,7 @@ from diffuser_policy.benchmark.problem import Problem
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.evaluation import evaluate
+from tests.baseline_helpers import line_data
 from tests.goal_point import FIXED_POINT, GOAL_POINT, NUM_STEPS, training_of
 
 d3rlpy = pytest.importorskip("d3rlpy", reason="needs the extra 'baselines'")
@@ -95,9 +96,7 @@ def test_a_batch_is_what_d3rlpy_cuts_out_of_the_same_episodes(
     """Windows, returns to go, times and masks agree with d3rlpy's own slicer."""
     stretches, context, size = stretches_of(data), 6, 200
     batch = stretches.batch(np.random.default_rng(5), size, context)
-    rng = np.random.default_rng(5)
-    chosen = rng.integers(len(stretches.starts), size=size)
-    last = rng.integers(stretches.lengths[chosen])
+    chosen, last = stretches.draw(np.random.default_rng(5), size)
     codec, observed = stretches.data.codec, data.fields["observation"]
     inputs = codec.inputs(np.concatenate([observed, np.zeros((len(observed), 2))], 1))
     actions = codec.encode(data.fields["action"], observed)
@@ -245,3 +244,37 @@ def test_problems_it_cannot_do_are_refused(tmp_path: Path, data: FlatDataset) ->
     far["achieved_goal"] = far["achieved_goal"] + 100
     with pytest.raises(ConfigError, match="nothing that a Decision Transformer could"):
         train(context_for(tmp_path, FlatDataset(far, data.run_starts)))
+
+
+def test_without_goals_what_was_earned_is_predicted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line pays where it is: the return to go falls by that, step by step."""
+    monkeypatch.setattr(dt, "REWARD_STEPS", 150)
+    settings = {**SMALL, "target_scale": 1.5}
+    env_id = "tests.baseline_helpers:test/Line-none-v0"
+    training = training_of(
+        "dt", tmp_path, env=env_id, goals="none", num_steps=3, settings=settings
+    )
+    training.dataset = line_data(goals=False, run_length=10)
+    policy = train(training)
+    stretches = dt.Stretches(SingleTask(training.dataset, gymnasium.make(env_id)), 10)
+    assert policy.target == pytest.approx(1.5 * stretches.returns.max())
+    rows = np.array([[0.3, 1.0], [-0.2, 2.0]], np.float32)
+    actions, state = policy.predict(rows)
+    earned = rows[:, 0] + 0.1 * actions[:, 0]
+    np.testing.assert_allclose(policy.target - state[4], earned, atol=0.1)
+    np.testing.assert_allclose(state[2][:, -1], policy.target / policy.scale, rtol=1e-5)
+    _, later = policy.predict(rows, state, np.array([False, True]))
+    np.testing.assert_allclose(later[2][0, -1], state[4][0] / policy.scale, rtol=1e-5)
+    np.testing.assert_allclose(later[4][1], state[4][1], atol=1e-4)  # it began anew
+
+
+def test_every_step_of_the_data_is_as_likely(data: FlatDataset) -> None:
+    """A short run is not drawn as often as a long one."""
+    stretches = stretches_of(FlatDataset(data.fields, np.array([0, 2, 1800])))
+    chosen, last = stretches.draw(np.random.default_rng(0), 200_000)
+    first = chosen == 0
+    assert first.mean() == pytest.approx(2 / stretches.lengths.sum(), rel=0.5)
+    assert (last < stretches.lengths[chosen]).all()
+    assert last.min() == 0

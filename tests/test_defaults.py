@@ -123,22 +123,45 @@ def test_without_goals_short_plans_of_actions_are_replaced_often() -> None:
     assert config.time_to_goal is None
 
 
-def test_rewards_that_differ_choose_among_candidates() -> None:
-    flat = toy_dataset(goals=False)
-    told = TrainConfig.for_dataset(rewarded(flat))
-    assert told.critic is not None
-    assert told.value is None
-    assert told.planner.ranking == "critic"
-    assert told.planner.num_candidates > 1
-    asked = TrainConfig.for_dataset(rewarded(flat), value=True)
-    assert asked.critic is None
-    assert (asked.planner.ranking, asked.planner.guide_scale) == ("guide", 0.0)
-    untold = TrainConfig.for_dataset(flat)
-    assert (untold.critic, untold.value) == (None, None)
-    assert untold.planner.ranking == "first"
-    ended = flat.fields["terminated"].copy()
-    ended[-1] = True
-    assert TrainConfig.for_dataset(changed(flat, terminated=ended)).critic is not None
+def test_of_better_and_worse_episodes_the_best_are_learned_from() -> None:
+    """Their share is a tenth, or what it takes to have 20,000 env steps."""
+    flat = toy_dataset(60, 1000, goals=False)
+    rewards = np.repeat(np.arange(60.0), 1000)
+    choice = choose(changed(flat, reward=rewards), {})
+    config = choice.config
+    assert config.window.best_share == pytest.approx(20 / 60, abs=1e-3)
+    assert any("best 20 of 60" in line and "49,500" in line for line in choice.reasons)
+    assert (config.critic, config.value) == (None, None)
+    assert (config.planner.sampler, config.planner.temperature) == ("ddpm", 0.0)
+    assert config.planner.num_candidates == 1
+    few = toy_dataset(goals=False)  # too few to choose from
+    rising = np.arange(few.num_rows, dtype=float)
+    assert TrainConfig.for_dataset(changed(few, reward=rising)).window.best_share == 1
+    many = changed(toy_dataset(5000, 50, goals=False), reward=np.arange(250_000.0))
+    assert TrainConfig.for_dataset(many).window.best_share == pytest.approx(0.1)
+
+
+def test_a_critic_or_a_value_that_is_asked_for_learns_with_all_episodes() -> None:
+    flat = rewarded(toy_dataset(600, 100, goals=False))
+    critic = TrainConfig.for_dataset(flat, critic=True)
+    assert critic.planner.ranking == "critic"
+    assert critic.planner.num_candidates > 1
+    assert critic.planner.temperature == 1
+    assert critic.window.best_share == 1
+    value = TrainConfig.for_dataset(flat, value=True)
+    assert value.critic is None
+    assert (value.planner.ranking, value.planner.guide_scale) == ("guide", 0.0)
+
+
+def test_equal_returns_tell_no_episode_from_another() -> None:
+    flat = toy_dataset(300, 100, goals=False)
+    assert TrainConfig.for_dataset(flat).window.best_share == 1
+    starts = flat.run_starts
+    longer = np.concatenate([starts[:1], starts[2:]])  # the first two are one
+    paid = changed(flat, reward=np.ones(flat.num_rows))
+    assert TrainConfig.for_dataset(paid).window.best_share == 1
+    lasting = FlatDataset(paid.fields, longer, paid.metadata)
+    assert TrainConfig.for_dataset(lasting).window.best_share < 1
 
 
 def test_short_plans_are_a_residual_mlps_unless_something_else_is_asked_for() -> None:

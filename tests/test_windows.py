@@ -290,3 +290,17 @@ def test_planning_columns_are_worked_out_for_the_rows_that_are_read(
     drawn = torch.tensor([7, 0, 7])
     np.testing.assert_array_equal(rows.take(drawn), expected[drawn.numpy()])
     assert counts == [4, 3]
+
+
+def test_windows_of_the_best_share_are_of_the_runs_with_the_highest_returns() -> None:
+    flat = numbered([5, 3, 6, 4])
+    flat.fields["reward"][:] = np.repeat([0.0, 4.0, 1.0, 1.0], [5, 3, 6, 4])
+    both = WindowDataset(
+        flat, layout=LAYOUT, normalizer=IdentityNormalizer.blank(4), best_share=0.5
+    )
+    # Returns 0, 12, 6, 4: by the sum, and neither by the mean nor by the last reward.
+    assert set(both.sample(200, 2, generator())[..., RUN].flatten().tolist()) == {1, 2}
+    assert both.num_windows(2) == 2 + 5
+    assert both.num_left_out(4) == 1, "runs that are not wanted are not short"
+    here, _, _ = both.sample_pairs(200, 2, generator())
+    assert set(here[:, 0].flatten().tolist()) == {1, 2}

@@ -23,15 +23,14 @@ slow for several million rows. So `transitions` makes the batches, and the algor
 does one `update` at a time. Step i draws from generators of `(seed, i)`, so a training
 that was killed resumes to the same result.
 
-A value is a discounted sum of rewards, $Q = \sum_t \gamma^t r_t$, so it lies between
-the lowest and the highest reward, or 0 where an episode ends, times $1 / (1 - \gamma)$.
-A critic that bootstraps can leave this range without any loss becoming infinite: it has
-diverged, and its policy's score is that of a failed training. `value_facts` tells.
+A critic that bootstraps can diverge without any loss becoming infinite (`Values`). The
+training then ends with the last checkpoint before that, and the result says so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,7 +45,8 @@ from diffuser_policy.baselines.learning import (
 )
 from diffuser_policy.baselines.transitions import Batch, Codec, make_transitions
 from diffuser_policy.benchmark.context import FlatPolicy, MethodContext
-from diffuser_policy.errors import ConfigError, require_extra
+from diffuser_policy.errors import ConfigError, DivergedError, require_extra
+from diffuser_policy.networks.critic import Values
 
 MODULES = {"d3rlpy": "baselines"}
 NUM_STEPS = 50_000  # where nobody sets a budget
@@ -104,29 +104,36 @@ def train_d3rlpy(
         intervals = np.ones_like(batch["rewards"])
         return mini_batch(**batch, intervals=intervals, transitions=[])
 
-    step = take_steps(context, policy, draw)
+    step = take_steps(context, policy, draw, lambda: value_facts(algorithm, rated))
     modules = algorithm.impl.modules.get_torch_modules().items()
+    values = value_facts(algorithm, rated)
     context.facts |= {
         "num_steps": step,
         # Target networks are copies.
         "num_parameters": num_parameters(
             *(module for name, module in modules if not name.startswith("targ_"))
         ),
-        "values": value_facts(algorithm, rated),
+        "values": None if values is None else values._asdict(),
     }
     return policy
 
 
 def take_steps(
-    context: MethodContext, policy: Any, draw: Callable[[Generator], Any]
+    context: MethodContext,
+    policy: Any,
+    draw: Callable[[Generator], Any],
+    values: Callable[[], Values | None] = lambda: None,
 ) -> int:
     """Take gradient steps until the context says so; return their number in the end.
 
     Training resumes from the checkpoint in the context's folder. `draw` returns a
-    batch as the `update` of the policy's algorithm takes it.
+    batch as the `update` of the policy's algorithm takes it, `values` what its critic
+    says of the data. If that diverged, the training ends with the last checkpoint, and
+    its facts say so.
 
     Raises:
         ConfigError: Losses are no longer finite.
+        DivergedError: The critic diverged before the first checkpoint.
         CheckpointError: The checkpoint is damaged, or of another algorithm.
     """
     algorithm, path = policy.algorithm, context.folder / CHECKPOINT
@@ -152,34 +159,51 @@ def take_steps(
                     f"Lower the learning rate, or look for outliers in the data."
                 )
             context.progress(step, figures=losses)
+        if step % CHECKPOINT_STEPS == 0:
+            if (found := values()) is not None and found.diverged:
+                break
+            save_parts(path, parts, step=step, data=data)
         if context.curve_due(step):
             context.curve(step, policy)
-        if step % CHECKPOINT_STEPS == 0:
-            save_parts(path, parts, step=step, data=data)
+    if (found := values()) is not None and found.diverged:
+        return _last_good(context, path, parts, step=step, values=found)
     save_parts(path, parts, step=step, data=data)
     return step
 
 
-def possible_values(rewards: np.ndarray, discount: float) -> tuple[float, float]:
-    """Return the lowest and the highest value that rewards allow."""
-    low, high = min(float(rewards.min()), 0.0), max(float(rewards.max()), 0.0)
-    return low / (1 - discount), high / (1 - discount)
+def _last_good(
+    context: MethodContext,
+    path: Path,
+    parts: dict[str, Any],
+    *,
+    step: int,
+    values: Values,
+) -> int:
+    """Go back to the checkpoint before a critic diverged; return its gradient step."""
+    if not path.is_file():
+        lowest, highest = values.possible
+        raise DivergedError(
+            f"The critic diverged within the first {step:,} gradient steps: the median "
+            f"of its values is {values.median:.4g}, and rewards and discount allow "
+            f"{lowest:.4g} to {highest:.4g}. Lower the learning rate or the discount."
+        )
+    kept = load_parts(path, parts, data=context.data_facts)
+    context.forget_curve(kept)
+    context.facts["diverged_at_step"] = step
+    return kept
 
 
-def value_facts(algorithm: Any, batch: Batch) -> dict[str, Any] | None:
-    """Return what a critic says of the data's own actions, as JSON data.
+def value_facts(algorithm: Any, batch: Batch) -> Values | None:
+    """Return what a critic says of the data's own actions.
 
     Returns:
-        Quantiles `low`, `median` and `high` of the values, and the range `possible`;
-        none if the algorithm has no critic.
+        None if the algorithm has no critic.
     """
     try:
         found = algorithm.predict_value(batch.observations, batch.actions)
     except NotImplementedError:
         return None
-    low, median, high = (float(q) for q in np.quantile(found, (0.05, 0.5, 0.95)))
-    possible = possible_values(batch.rewards, algorithm.gamma)
-    return {"low": low, "median": median, "high": high, "possible": list(possible)}
+    return Values.of(found, batch.rewards, algorithm.gamma)
 
 
 def _method(

@@ -5,8 +5,8 @@ r"""Decision Transformer (Chen et al. 2021) through d3rlpy: actions that earn a 
 Every stretch of data as long as an episode counts as one: its return to go at step j is
 what it pays from step j to its end. While the policy acts, the return to go starts at
 what the best stretches of the data paid, and falls by what it earns. `predict` is told
-no rewards, so the policy computes them from the goals in the observation; environments
-without goals are refused.
+no rewards, so the policy computes them from the goals in the observation or, without
+goals, by a network that learned the rewards of the data.
 
 | setting | here | paper |
 |---|---|---|
@@ -23,7 +23,9 @@ import numpy as np
 import torch
 
 from diffuser_policy.baselines.d3rlpy_methods import MODULES, NUM_STEPS, take_steps
+from diffuser_policy.baselines.dynamics import DynamicsConfig
 from diffuser_policy.baselines.learning import num_parameters
+from diffuser_policy.baselines.mbop import learn_outcomes
 from diffuser_policy.baselines.transitions import Codec, SingleTask, check_goals
 from diffuser_policy.benchmark.context import MethodContext, flat_observation
 from diffuser_policy.benchmark.methods import register_method
@@ -33,6 +35,7 @@ TOLD_NO_REWARDS = (
     "A Decision Transformer has to know what it has earned so far, but predict is told "
     "no rewards"
 )
+REWARD_STEPS = 3_000  # gradient steps of the network that predicts rewards
 Memory = tuple[np.ndarray, ...]  # inputs, actions, returns to go, steps, return left
 
 
@@ -77,11 +80,19 @@ class Stretches:
         number = max(1, int(best_share * len(self.returns)))
         return float(np.partition(self.returns, -number)[-number:].mean())
 
+    def draw(
+        self, rng: np.random.Generator, size: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Draw stretches and a step of each, from 0; every step is as likely."""
+        ends = np.cumsum(self.lengths)
+        drawn = rng.integers(ends[-1], size=size)
+        chosen = np.searchsorted(ends, drawn, side="right")
+        return chosen, drawn - ends[chosen] + self.lengths[chosen]
+
     def batch(self, rng: np.random.Generator, size: int, context: int) -> Any:
         """Draw windows as d3rlpy takes them; what is before a stretch is masked."""
-        chosen = rng.integers(len(self.starts), size=size)
+        chosen, last = self.draw(rng, size)
         starts, lengths = self.starts[chosen], self.lengths[chosen]
-        last = rng.integers(lengths)  # the window's last step, from 0
         steps = last[:, None] + np.arange(1 - context, 1)
         mask = steps >= 0
         rows = np.where(mask, starts[:, None] + steps, starts[:, None])
@@ -112,20 +123,24 @@ class TransformerPolicy:
     """Acts to earn the return `target`, by Stable-Baselines3's contract.
 
     Its state is the last `context` steps of every environment. Without a state, each
-    call is the first step of an episode. Returns are divided by `scale`.
+    call is the first step of an episode. Returns are divided by `scale`. What was
+    earned is computed from goals (`compute_reward`) or predicted from observations
+    `[n, size]` and actions (`predict_reward`), whichever is given.
     """
 
     def __init__(
         self,
         algorithm: Any,
         codec: Codec,
-        compute_reward: Any,
         *,
         target: float,
         scale: float,
+        compute_reward: Any = None,
+        predict_reward: Any = None,
     ) -> None:
         self.algorithm, self.codec = algorithm, codec
         self.compute_reward = compute_reward
+        self.predict_reward = predict_reward
         self.target, self.scale = target, scale
         self.context: int = algorithm.config.context_size
         self.max_step: int = algorithm.config.max_timestep - 1
@@ -151,12 +166,13 @@ class TransformerPolicy:
             for part, fresh in zip(memory, self._fresh(len(batch)), strict=True):
                 part[begins] = fresh[begins]
         inputs, actions, to_go, steps, left = memory
-        earned = self.compute_reward(
-            np.atleast_2d(observation["achieved_goal"]),
-            np.atleast_2d(observation["desired_goal"]),
-            {},
-        )
-        left -= np.where(steps > 0, earned, 0.0)  # the first step had none before it
+        if self.compute_reward is not None:
+            earned = self.compute_reward(
+                np.atleast_2d(observation["achieved_goal"]),
+                np.atleast_2d(observation["desired_goal"]),
+                {},
+            )
+            left -= np.where(steps > 0, earned, 0.0)  # nothing before the first step
         steps += 1
         for table, newest in (
             (inputs, self.codec.inputs(batch)),
@@ -166,6 +182,8 @@ class TransformerPolicy:
             table[:, :-1], table[:, -1] = table[:, 1:].copy(), newest
         actions[:, -1] = encoded = self._act(memory)
         decoded = self.codec.decode(encoded, batch)
+        if self.predict_reward is not None:  # by the next step, it will be earned
+            left -= self.predict_reward(batch, decoded.reshape(len(batch), -1))
         return (decoded[0] if rows.ndim == 1 else decoded), memory
 
     def _fresh(self, num_envs: int) -> Memory:
@@ -212,6 +230,7 @@ def decision_transformer(
     batch_size: int = 64,
     learning_rate: float = 1e-4,
     best_share: float = 0.001,
+    target_scale: float = 1.0,
 ) -> TransformerPolicy:
     """Model the data as sequences, and ask for those that pay.
 
@@ -223,18 +242,28 @@ def decision_transformer(
         batch_size: Windows of a gradient step.
         learning_rate: Of AdamW.
         best_share: It aims at the mean return of the best stretches, this share of all.
+        target_scale: Times this number. The paper asks for an expert's return.
 
     Raises:
-        ConfigError: The environment has no fixed goal, or the data pay nothing.
+        ConfigError: The environment has another goal in every episode, or the data pay
+            nothing.
     """
     d3rlpy = require_extra("d3rlpy", "baselines")
     torch.set_num_threads(1)
     env = method.make_env()
-    check_goals(env, TOLD_NO_REWARDS)
     data = SingleTask(method.dataset, env)
+    told: dict[str, Any] = {}
+    if data.goal is not None:
+        check_goals(env, TOLD_NO_REWARDS)
+        told["compute_reward"] = env.unwrapped.compute_reward  # type: ignore[attr-defined]
     limit = env.spec.max_episode_steps if env.spec else None
     stretches = Stretches(data, limit or int(data.flat.run_lengths.max()))
-    target = stretches.target(best_share)
+    target = target_scale * stretches.target(best_share)
+    if not told:
+        config = DynamicsConfig(num_members=1, num_steps=REWARD_STEPS, seed=method.seed)
+        folder = method.folder / "rewards"
+        run = learn_outcomes(method, folder, discount=0.99, config=config)
+        told["predict_reward"] = run.average.dynamics.rewards
     torch.manual_seed(method.seed)
     algorithm = d3rlpy.algos.DecisionTransformerConfig(
         num_layers=num_layers,
@@ -253,9 +282,9 @@ def decision_transformer(
     policy = TransformerPolicy(
         algorithm,
         data.codec,
-        env.unwrapped.compute_reward,  # type: ignore[attr-defined]
         target=target,
         scale=stretches.scale,
+        **told,
     )
     env.close()
     step = take_steps(

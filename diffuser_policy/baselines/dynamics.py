@@ -88,35 +88,71 @@ class DynamicsConfig:
         positive(self, "batch_size", "learning_rate")
 
 
-class DynamicsEnsemble(nn.Module):
-    """Predicts next states; a `Model` of `diffuser_policy.baselines.shooting`."""
+class Ensemble(nn.Module):
+    """Several perceptrons of the same sizes, each with weights of its own."""
 
-    moments: Tensor
-    limits: Tensor
+    def __init__(self, inputs: int, outputs: int, config: DynamicsConfig) -> None:
+        """Draw the weights.
 
-    def __init__(
-        self, state_size: int, action_size: int, config: DynamicsConfig
-    ) -> None:
+        Args:
+            inputs: Numbers that each member reads.
+            outputs: Numbers that it returns.
+            config: Members, hidden layers and their width.
+        """
         super().__init__()
-        self.state_size, self.action_size = state_size, action_size
         hidden, num_members = [config.width] * config.num_layers, config.num_members
-        sizes = [state_size + action_size, *hidden, state_size]
+        sizes = [inputs, *hidden, outputs]
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         for fan_in, fan_out in pairwise(sizes):
             bound = fan_in**-0.5
             weight = torch.empty(num_members, fan_in, fan_out).uniform_(-bound, bound)
             self.weights.append(nn.Parameter(weight))
             self.biases.append(nn.Parameter(torch.zeros(num_members, 1, fan_out)))
-        # Rows: shift and scale; columns: state, action, change of state.
-        columns = 2 * state_size + action_size
-        blank = torch.stack([torch.zeros(columns), torch.ones(columns)])
-        self.register_buffer("moments", blank)
-        self.register_buffer("limits", torch.full((2, state_size), torch.inf))
 
     @property
     def num_members(self) -> int:
         """How many networks there are."""
         return len(self.biases[0])
+
+    def outputs(self, x: Tensor) -> Tensor:
+        """Return each member's outputs `[members, n, outputs]` for its own inputs."""
+        last = len(self.weights) - 1
+        for layer, weight in enumerate(self.weights):
+            x = torch.baddbmm(self.biases[layer], x, weight)
+            if layer < last:
+                x = nn.functional.silu(x)
+        return x
+
+
+class DynamicsEnsemble(Ensemble):
+    """Predicts next states; a `Model` of `diffuser_policy.baselines.shooting`."""
+
+    moments: Tensor
+    limits: Tensor
+
+    def __init__(
+        self,
+        state_size: int,
+        action_size: int,
+        config: DynamicsConfig,
+        *,
+        num_outcomes: int = 0,
+    ) -> None:
+        """Draw the weights.
+
+        Args:
+            state_size: Numbers of a state.
+            action_size: Numbers of an action.
+            config: Members, hidden layers and their width.
+            num_outcomes: What is predicted besides the state, for subclasses.
+        """
+        super().__init__(state_size + action_size, state_size + num_outcomes, config)
+        self.state_size, self.action_size = state_size, action_size
+        # Rows: shift and scale; columns: state, action, change of state.
+        columns = 2 * state_size + action_size
+        blank = torch.stack([torch.zeros(columns), torch.ones(columns)])
+        self.register_buffer("moments", blank)
+        self.register_buffer("limits", torch.full((2, state_size), torch.inf))
 
     def fit_moments(
         self, states: np.ndarray, actions: np.ndarray, following: np.ndarray
@@ -136,13 +172,15 @@ class DynamicsEnsemble(nn.Module):
         States `[members, n, state]` and actions are in environment units.
         """
         shift, scale = self.moments[:, : self.state_size + self.action_size]
-        x: Tensor = (torch.cat([states, actions], dim=-1) - shift) / scale
-        last = len(self.weights) - 1
-        for layer, weight in enumerate(self.weights):
-            x = torch.baddbmm(self.biases[layer], x, weight)
-            if layer < last:
-                x = nn.functional.silu(x)
-        return x
+        return self.outputs((torch.cat([states, actions], dim=-1) - shift) / scale)
+
+    def following(self, states: Tensor, changes: Tensor) -> Tensor:
+        """Return the next states `[members, n, state]` after normalized changes."""
+        shift, scale = self.moments[:, -self.state_size :]
+        low, high = self.limits
+        slack = SLACK * (high - low)
+        following: Tensor = states + shift + scale * changes
+        return following.clamp(low - slack, high + slack)
 
     @torch.inference_mode()
     def simulate(self, states: np.ndarray, actions: np.ndarray) -> np.ndarray:
@@ -156,14 +194,10 @@ class DynamicsEnsemble(nn.Module):
         first = torch.as_tensor(np.array(states, np.float32), device=device)
         pushes = torch.as_tensor(np.array(actions, np.float32), device=device)
         x = first.expand(self.num_members, *first.shape)
-        shift, scale = self.moments[:, -self.state_size :]
-        low, high = self.limits
-        slack = SLACK * (high - low)
         imagined = []
         for step in range(pushes.shape[1]):
             action = pushes[:, step].expand(self.num_members, -1, -1)
-            x = x + shift + scale * self(x, action)
-            x = x.clamp(low - slack, high + slack)
+            x = self.following(x, self(x, action))
             imagined.append(x)
         return torch.stack(imagined, dim=2).cpu().numpy()
 

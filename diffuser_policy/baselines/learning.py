@@ -65,15 +65,29 @@ def family_method(
     return register_method(name, **registered)(function)
 
 
-def train_run(context: MethodContext, run: TrainingRun[Any], num_steps: int) -> None:
-    """Train in a folder of the context's, or resume that, and note the facts."""
-    run.run(
-        save_interval=min(SAVE_INTERVAL, num_steps),
-        progress=False,
-        on_metrics=lambda step, losses: context.progress(
-            step, num_steps, figures=losses
-        ),
-    )
+def train_run(
+    context: MethodContext,
+    run: TrainingRun[Any],
+    num_steps: int,
+    *,
+    evaluated: Callable[[], Any] | None = None,
+) -> None:
+    """Train in a folder of the context's, or resume that, and note the facts.
+
+    `evaluated` returns the policy of the last checkpoint, for the learning curve.
+    """
+    interval = min(SAVE_INTERVAL, num_steps)
+    if evaluated is not None:
+        context.num_steps = num_steps
+        interval = context.curve_interval
+        context.forget_curve(run.step)
+
+    def tell(step: int, losses: Mapping[str, float]) -> None:
+        context.progress(step, num_steps, figures=losses)
+        if evaluated is not None and context.curve_due(step):
+            context.curve(step, evaluated())
+
+    run.run(save_interval=interval, progress=False, on_metrics=tell)
     context.facts |= {
         "num_steps": num_steps,
         "num_parameters": num_parameters(run.networks),

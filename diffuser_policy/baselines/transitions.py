@@ -214,13 +214,11 @@ class Transitions(ABC):
             raise ConfigError(f"best_share must be in (0, 1], got {share}.")
         if share == 1:
             return
-        returns = self.returns()
-        number = max(1, round(share * len(returns)))
-        best = np.isin(np.arange(len(returns)), np.argsort(returns)[-number:])
+        best = self.best_runs(share)
         self.rows = self.rows[np.repeat(best, self.flat.run_lengths)[self.rows]]
 
-    def returns(self) -> np.ndarray:
-        """Return what each run earned, `[runs]`.
+    def best_runs(self, share: float) -> np.ndarray:  # noqa: ARG002
+        """Return which runs have the highest returns, bool `[runs]`.
 
         Raises:
             ConfigError: Rewards depend on goals that are yet to be drawn.
@@ -273,10 +271,9 @@ class SingleTask(Transitions):
         self.goal = None if goal is None else goal.astype(np.float32)[None]
         self.codec = Codec.fit(env, self.observation, self.action, self.goal)
 
-    def returns(self) -> np.ndarray:
-        """Return what each run earned, `[runs]`."""
-        rewards = self.reward.astype(np.float64)
-        return np.add.reduceat(rewards, self.flat.run_starts[:-1])
+    def best_runs(self, share: float) -> np.ndarray:
+        """Return which runs have the highest returns, bool `[runs]`."""
+        return self.flat.best_runs(share, self.reward)
 
     def goals(self, number: int) -> np.ndarray | None:
         """Return the one goal, repeated `[number, goal]`; none without goals."""

@@ -20,6 +20,7 @@ import platform
 import random
 import sys
 import traceback
+from contextlib import closing
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -37,7 +38,7 @@ from diffuser_policy.benchmark.cells import (
 from diffuser_policy.benchmark.context import MethodContext, as_policy
 from diffuser_policy.benchmark.engines import BUSY, end_with_parent
 from diffuser_policy.benchmark.methods import find_method
-from diffuser_policy.benchmark.problem import Problem
+from diffuser_policy.benchmark.problem import Problem, behavior_facts
 from diffuser_policy.envs import reset_env
 from diffuser_policy.errors import ConfigError, require_extra
 from diffuser_policy.evaluation.loop import describe, episode_stream, run_episode
@@ -111,6 +112,9 @@ def run_cell(cell: Cell, folder: CellFolder) -> dict[str, Any]:
             "checksum": context.data_facts["checksum"],
             "collection": context.dataset.metadata.get("collection"),
         }
+        with closing(context.make_env()) as env:
+            behavior = behavior_facts(context.dataset, env)
+        dataset |= {"behavior": behavior} if behavior else {}
     result = {
         "schema": SCHEMA,
         "cell": cell.to_json(),

@@ -154,8 +154,8 @@ class Cell:
 
     def to_json(self) -> dict[str, Any]:
         """Return the cell as JSON data."""
-        data: dict[str, Any] = plain(to_json(self))
-        return data
+        data = to_json(self) | {"problem": self.problem.to_json()}
+        return dict(plain(data))
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Cell:

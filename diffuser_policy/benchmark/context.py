@@ -142,9 +142,13 @@ class MethodContext:
 
     def curve_due(self, step: int) -> bool:
         """Return whether the learning curve wants a point after this gradient step."""
-        if not self.num_steps:
-            return False
-        return step % max(1, self.num_steps // self._cell.evaluation.curve_points) == 0
+        return bool(self.num_steps) and step % self.curve_interval == 0
+
+    @property
+    def curve_interval(self) -> int:
+        """Gradient steps between two points of the learning curve."""
+        points = self._cell.evaluation.curve_points
+        return max(1, (self.num_steps or 1) // points)
 
     def curve(self, step: int, policy: Any) -> None:
         """Evaluate a policy for the learning curve, once for every step.

@@ -19,8 +19,11 @@ import numpy as np
 from diffuser_policy.choices import GOAL_KEYS, Goals
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.envs import Env, env_name, make_env, reset_env
-from diffuser_policy.errors import ConfigError, DatasetError
+from diffuser_policy.errors import ConfigError, DatasetError, shown
+from diffuser_policy.evaluation.scores import score_of_returns
 from diffuser_policy.settings import MisfitError, from_json, plain, to_json, typed
+
+LABEL = re.compile(r"(?=.{1,60}$)[A-Za-z0-9]+([._-][A-Za-z0-9]+)*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,15 +35,24 @@ class Problem:
         dataset: Minari id of the data that they learn from.
         goals: Whether they learn one task, or to reach goals.
         env_options: Settings of the environment, as `gymnasium.make` takes them.
+        label: Title in tables, such as "Hopper-medium"; by default the environment's
+            name. Problems of one environment need different ones.
     """
 
     env: str
     dataset: str
     goals: Goals = "none"
     env_options: Mapping[str, Any] = field(default_factory=dict)
+    label: str | None = None
 
     def __post_init__(self) -> None:
         typed(self)
+        if self.label is not None and not LABEL.fullmatch(self.label):
+            raise ConfigError(
+                f"The label of a problem, which folders are called after, is made of "
+                f"at most 60 letters and digits with single dashes, dots or "
+                f"underscores between them; got {shown(self.label)}."
+            )
         try:
             plain(self.env_options)
         except MisfitError as error:
@@ -51,12 +63,12 @@ class Problem:
 
     @property
     def title(self) -> str:
-        """The environment's name, without namespace and version."""
-        return re.sub(r"^.*[/:]|-v\d+$", "", self.env)
+        """The label, or the environment's name without namespace and version."""
+        return self.label or re.sub(r"^.*[/:]|-v\d+$", "", self.env)
 
     @property
     def name(self) -> str:
-        """The environment's name in lower case."""
+        """The title in lower case: what the command line and folders call it."""
         return self.title.lower()
 
     def make_env(self) -> Env:
@@ -69,8 +81,12 @@ class Problem:
         return make_env(self.env, **self.env_options)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the problem as JSON data."""
-        return to_json(self)
+        """Return the problem as JSON data.
+
+        A label that is not given is left out, as in results from before there were any.
+        """
+        data = to_json(self)
+        return {k: v for k, v in data.items() if k != "label" or v is not None}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Problem:
@@ -151,6 +167,30 @@ def achieved_goals(flat: FlatDataset, env: Env) -> np.ndarray:
     return np.asarray(base.achieved_goals(flat.fields["observation"]), np.float32)
 
 
+def behavior_facts(flat: FlatDataset, env: Env) -> dict[str, float] | None:
+    """Return what the data's own episodes earned: the number, mean and best of them.
+
+    In returns, and in scores where the environment has some.
+
+    Returns:
+        None for data with goals, whose runs may chase several of them.
+    """
+    if flat.has_goals or fixed_goal(env) is not None:
+        return None
+    rewards = flat.fields["reward"].astype(np.float64)
+    returns = np.add.reduceat(rewards, flat.run_starts[:-1])
+    found = {
+        "episodes": len(returns),
+        "mean_return": float(returns.mean()),
+        "best_return": float(returns.max()),
+    }
+    score_of = score_of_returns(env)
+    if score_of is not None:  # by D4RL a linear function of the return, not always
+        scores = np.array([float(score_of(each)) for each in returns.tolist()])
+        found |= {"mean_score": float(scores.mean()), "best_score": float(scores.max())}
+    return found
+
+
 def _has_achieved_goals(flat: FlatDataset, env: Env) -> bool:
     """Return whether the data record achieved goals; if not, the environment has to."""
     base: Any = env.unwrapped
@@ -181,9 +221,13 @@ def _has_achieved_goals(flat: FlatDataset, env: Env) -> bool:
 
 
 def _varying_reward(flat: FlatDataset) -> np.ndarray:
-    """Return the reward `[rows]` of the data; refuse one that never changes."""
+    """Return the reward `[rows]` of the data; refuse one that says nothing.
+
+    One that never changes says how long an episode lasts, if it can end early.
+    """
     reward = flat.fields["reward"]
-    if not np.ptp(reward):
+    lasting = reward[0] and flat.fields["terminated"].any()
+    if not np.ptp(reward) and not lasting:
         raise DatasetError(
             f"The reward of {flat.metadata.get('dataset_id', 'the dataset')} is "
             f"{reward[0]} in every step: there is nothing to learn from it. Record "

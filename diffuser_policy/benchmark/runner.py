@@ -15,6 +15,7 @@ import datetime
 import math
 import os
 import platform
+import re
 import signal
 import threading
 import time
@@ -41,6 +42,8 @@ from diffuser_policy.benchmark.methods import check_reachable, find_method
 from diffuser_policy.benchmark.problem import Problem, check_task
 from diffuser_policy.benchmark.suites import SUITE_FILE, Suite, check_suite
 from diffuser_policy.data.collection import default_dataset_id
+from diffuser_policy.data.demonstrators import DEMONSTRATORS
+from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.minari import load_flat, local_dataset_ids
 from diffuser_policy.errors import (
     CheckpointError,
@@ -173,6 +176,7 @@ def _check_data(problem: Problem, env: Any, *, progress: bool) -> None:
             f"is not on this machine. Record it with: {_recorded_by(problem)}"
         )
     flat = load_flat(problem.dataset, progress=progress)
+    _check_origin(problem, flat)
     columns = ObservationColumns.of(parts_of(env.observation_space))
     expected = columns.size, math.prod(env.action_space.shape or ())
     found = flat.observation_size, flat.action_size
@@ -182,7 +186,23 @@ def _check_data(problem: Problem, env: Any, *, progress: bool) -> None:
             f"have {found[0]} and {found[1]} numbers, those of the environment "
             f"{expected[0]} and {expected[1]}."
         )
+    flat.check_actions()
     check_task(problem, flat, env)
+
+
+def _check_origin(problem: Problem, flat: FlatDataset) -> None:
+    """Refuse data of another version of the environment: its rewards may differ."""
+    recorded = str(flat.metadata.get("env_id") or "")
+    here, there = (
+        re.fullmatch(r"(?:.*:)?(.*?)(?:-v(\d+))?", name)
+        for name in (problem.env, recorded)
+    )
+    if here and there and here[1] == there[1] and here[2] != there[2]:
+        raise DatasetError(
+            f"{problem.dataset} was recorded in {recorded}, and the problem "
+            f"{problem.name} is on {problem.env}: another version is another "
+            f"environment. Record data of {problem.env}, or evaluate on {recorded}."
+        )
 
 
 def _recorded_by(problem: Problem) -> str:
@@ -192,6 +212,9 @@ def _recorded_by(problem: Problem) -> str:
     data to everybody, it is the environment whose own dataset this is.
     """
     namespace = problem.env.rpartition(":")[2].rpartition("/")[0]
+    own = re.sub(r"^.*/|-v\d+$", "", problem.dataset)
+    if own in DEMONSTRATORS.installed():
+        return f"diffuser-policy collect {problem.env} --demonstrator {own}"
     for env_id, spec in gymnasium.registry.items():
         if (
             spec.namespace == namespace

@@ -16,6 +16,12 @@
     dataset = "diffuser/multi2d-large-v1"
     goals = "hindsight"                   # left out: "none", a single task
     methods = ["diffuser", "iql"]         # left out: all of them
+    label = "Mine"                        # left out: the environment's name
+
+    [seeds_of]
+    iql = [0]                             # training seeds of one method
+    [num_steps_of]
+    iql = 20000                           # gradient steps of one method, exactly
 
     [methods.bc]
     [methods.iql]
@@ -63,8 +69,10 @@ class Suite:
             named like a problem holds settings for that problem alone.
         methods_of: Problem name → methods that are run on it; by default all.
         seeds: Training seeds.
+        seeds_of: Method → its training seeds, where they are others.
         num_steps: Gradient steps of every method that learns, at least.
         max_steps: And at most, while its learning curve rises.
+        num_steps_of: Method → its number of gradient steps, exactly.
         evaluation: Episodes for all.
         note: What readers of its report have to know about its scores and settings.
         purpose: What it is for, in the list of suites.
@@ -75,8 +83,10 @@ class Suite:
     methods: Mapping[str, Mapping[str, Any]]
     methods_of: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
+    seeds_of: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     num_steps: int | None = None
     max_steps: int | None = None
+    num_steps_of: Mapping[str, int] = field(default_factory=dict)
     evaluation: EvaluationProtocol = field(default_factory=EvaluationProtocol)
     note: str = ""
     purpose: str = ""
@@ -90,13 +100,17 @@ class Suite:
                 f"with a letter or digit; got {shown(self.name)}."
             )
         names = [problem.name for problem in self.problems]
-        for methods in self.methods_of.values():
+        for methods in (*self.methods_of.values(), self.seeds_of, self.num_steps_of):
             for method in methods:
                 if method not in self.methods:
                     raise UnknownNameError("method of the suite", method, self.methods)
+        for seeds in self.seeds_of.values():
+            _check_seeds(seeds)
         if len(set(names)) != len(names):
             raise ConfigError(
-                f"Two problems of the suite {self.name!r} have the same name: {names}."
+                f"Two problems of the suite {self.name!r} have the same name: {names}. "
+                f"Problems of one environment need different labels, such as "
+                f'label = "{self.problems[0].title}-medium".'
             )
 
     def cells(
@@ -122,9 +136,7 @@ class Suite:
         for name in chosen:
             if name not in known:
                 raise UnknownNameError("problem", name, known)
-        seeds = self.seeds if seeds is None else seeds
-        if len(set(seeds)) != len(seeds) or not seeds:
-            raise ConfigError(f"Training seeds have to differ; got {list(seeds)}.")
+        _check_seeds(self.seeds if seeds is None else seeds)
         cells = []
         for name in chosen:
             of_suite = self.methods_of.get(name, tuple(self.methods))
@@ -133,6 +145,8 @@ class Suite:
                     continue
                 given = self.methods.get(method, {})
                 common = {k: v for k, v in given.items() if k not in known}
+                own = self.num_steps_of.get(method)
+                trained = self.seeds_of.get(method, self.seeds)
                 cells += [
                     Cell(
                         suite=self.name,
@@ -140,13 +154,18 @@ class Suite:
                         method=method,
                         seed=seed,
                         settings={**common, **given.get(name, {})},
-                        num_steps=self.num_steps,
-                        max_steps=self.max_steps,
+                        num_steps=own or self.num_steps,
+                        max_steps=None if own else self.max_steps,
                         evaluation=self.evaluation,
                     )
-                    for seed in seeds
+                    for seed in (trained if seeds is None else seeds)
                 ]
         return tuple(cells)
+
+
+def _check_seeds(seeds: Sequence[int]) -> None:
+    if len(set(seeds)) != len(seeds) or not seeds:
+        raise ConfigError(f"Training seeds have to differ; got {list(seeds)}.")
 
 
 def load_suite(source: str | Path) -> Suite:

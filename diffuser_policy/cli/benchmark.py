@@ -54,7 +54,8 @@ class RunSettings:
     problems: Annotated[
         tuple[str, ...] | None, shown_as("NAME …", aliases=["--envs"])
     ] = None
-    """Run only these problems of the suite: names such as multi2d-large, or ids."""
+    """Run only these problems of the suite: names such as multi2d-large, or ids of
+    environments."""
     seeds: Annotated[tuple[str, ...] | None, shown_as("N …")] = None
     """Training seeds, instead of the suite's."""
     budget: Annotated[int | None, shown_as("N")] = None
@@ -90,15 +91,21 @@ class RunSettings:
 
         suite = load_suite(self.suite)
         if self.budget is not None:
-            suite = dataclasses.replace(suite, num_steps=self.budget, max_steps=None)
+            suite = dataclasses.replace(
+                suite, num_steps=self.budget, max_steps=None, num_steps_of={}
+            )
         if self.episodes is not None:
             changed = dataclasses.replace(suite.evaluation, episodes=self.episodes)
             suite = dataclasses.replace(suite, evaluation=changed)
         for option in ("methods", "problems", "seeds"):
             if getattr(self, option) == ():
                 raise ConfigError(f"--{option} needs at least one value, got none.")
-        names = {problem.env: problem.name for problem in suite.problems}
-        problems = self.problems and [names.get(name, name) for name in self.problems]
+        names: dict[str, list[str]] = {}
+        for problem in suite.problems:
+            names.setdefault(problem.env, []).append(problem.name)
+        problems = self.problems and [
+            found for name in self.problems for found in names.get(name, [name])
+        ]
         try:
             seeds = None if self.seeds is None else [int(text) for text in self.seeds]
         except ValueError as error:  # the parser's own error is a page long
@@ -224,6 +231,15 @@ def suites(settings: SuitesSettings) -> int:
         f"{budget}; evaluation on {suite.evaluation.episodes} episodes from each of "
         f"the seeds {', '.join(map(str, suite.evaluation.seeds))}."
     )
+    for method in suite.methods:
+        others = []
+        if method in suite.num_steps_of:
+            others.append(f"{suite.num_steps_of[method]:,} gradient steps")
+        if method in suite.seeds_of:
+            seeds = ", ".join(map(str, suite.seeds_of[method]))
+            others.append(f"training seeds {seeds}")
+        if others:
+            print(f"{method}: {', '.join(others)}.")
     return 0
 
 

@@ -42,11 +42,13 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from gymnasium import spaces
 
 from diffuser_policy.choices import GOAL_KEYS
 from diffuser_policy.errors import DatasetError, DatasetNotFoundError, StorageError
 from diffuser_policy.files import json_text, replaced_folder, usable_path
 from diffuser_policy.settings import json_data
+from diffuser_policy.spaces import outside
 
 SCHEMA = 1
 META_FILE = "meta.json"
@@ -207,6 +209,25 @@ class FlatDataset:
         """The first row behind the run of each row, int64 `[N]`."""
         return np.repeat(self.run_starts[1:], self.run_lengths)
 
+    def best_runs(self, share: float, rewards: np.ndarray | None = None) -> np.ndarray:
+        """Return which runs belong to a share of them, those with the highest returns.
+
+        Args:
+            share: In (0, 1]. At least one run belongs to it.
+            rewards: `[N]`, by default those of the data.
+
+        Returns:
+            Bool `[R]`.
+        """
+        if share == 1:
+            return np.ones(self.num_runs, np.bool_)
+        rewards = self.fields["reward"] if rewards is None else rewards
+        returns = np.add.reduceat(rewards.astype(np.float64), self.run_starts[:-1])
+        number = max(1, round(share * self.num_runs))
+        best = np.zeros(self.num_runs, np.bool_)
+        best[np.argsort(returns, kind="stable")[-number:]] = True
+        return best
+
     @property
     def observation_size(self) -> int:
         """Number of observation columns."""
@@ -216,6 +237,34 @@ class FlatDataset:
     def action_size(self) -> int:
         """Number of action columns."""
         return int(self.fields["action"].shape[1])
+
+    def check_actions(self) -> None:
+        """Refuse actions outside of the bounds that the data name, if they name any.
+
+        Raises:
+            DatasetError: Names the first such action.
+        """
+        bounds = [self.metadata.get(f"action_{end}") for end in ("low", "high")]
+        if None in bounds:
+            return
+        low, high = (np.ravel(np.asarray(end, np.float64)) for end in bounds)
+        actions = self.fields["action"]
+        if low.size != actions.shape[1] or high.size != low.size:
+            return  # said by what reads the spaces
+        space = spaces.Box(low, high, dtype=np.float64)
+        row = 0
+        for part in pieces(actions):
+            beyond = outside(part, space)
+            if beyond.any():
+                at = int(np.argmax(beyond))
+                raise DatasetError(
+                    f"{self!r}: the action of row {row + at:,} is "
+                    f"{part[at].tolist()}, and the environment's lie between "
+                    f"{low.tolist()} and {high.tolist()}. Clip the actions, or scale "
+                    f"them, and write the dataset again."
+                )
+            row += len(part)
+        release(actions)
 
     @property
     def goal_size(self) -> int:

@@ -43,7 +43,8 @@ def returns_to_go(
         raise DatasetError(
             f"All {flat.num_rows:,} rewards of {flat!r} are {rewards[0]:g}: no "
             f"trajectory is better than another, and there is no value to learn. "
-            f"Record data with rewards."
+            f"Record data with rewards, or train a planner without value and critic "
+            f"(--no-value --no-critic)."
         )
     over = np.union1d(flat.run_starts, np.flatnonzero(terminated) + 1)
     edges = np.union1d(over, np.arange(0, flat.num_rows, ROWS))
@@ -85,7 +86,8 @@ def return_scale(returns: np.ndarray, flat: FlatDataset) -> tuple[float, float]:
     if std <= 1e-6 * max(abs(mean), 1e-12):
         raise DatasetError(
             f"All returns of {flat!r} are {mean:g}: no trajectory is better than "
-            f"another, and there is no value to learn."
+            f"another, and there is no value to learn. Record data with rewards, or "
+            f"train a planner without value and critic (--no-value --no-critic)."
         )
     return mean, std
 

@@ -15,7 +15,9 @@ from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.windows import WindowDataset
 from diffuser_policy.errors import DatasetError
-from diffuser_policy.networks.critic import Transitions
+from diffuser_policy.networks.critic import Critic, Transitions, Values
+
+NUM_RATED = 4_096  # steps whose values are looked at
 
 
 class StepDataset:
@@ -55,6 +57,20 @@ class StepDataset:
                 f"No step of {flat!r} is followed by another, and none terminated: "
                 f"there is no value to learn. Record longer episodes."
             )
+
+    @torch.no_grad()
+    def values(self, critic: Critic, discount: float) -> Values:
+        """Return what a critic says of some of the steps, always the same ones.
+
+        Args:
+            critic: Reads the windows' columns.
+            discount: That of its returns.
+        """
+        generator, device = torch.Generator().manual_seed(0), critic.return_mean.device
+        size = min(NUM_RATED, len(self.rows))
+        batch = self.sample(size, generator, device)
+        found = critic.of_actions(batch.observations, batch.actions).amin(dim=0)
+        return Values.of(found.cpu().numpy(), self.rewards.numpy(), discount)
 
     @property
     def checksum(self) -> int:

@@ -59,6 +59,7 @@ class WindowDataset:
         padding: Padding = "none",
         max_planning_steps: int = 1,
         hindsight_goal: HindsightGoal = "none",
+        best_share: float = 1.0,
     ) -> None:
         """Hold the data and, if asked, pad the runs.
 
@@ -72,6 +73,8 @@ class WindowDataset:
             max_planning_steps: Length of the longest window to be read.
             hindsight_goal: What `conditions` pins at the last planning step: nothing,
                 the goal columns, or the whole observation.
+            best_share: Windows are cut from this share of the runs, those with the
+                highest returns.
 
         Raises:
             ConfigError: A stride below one, or a goal that the layout does not name.
@@ -92,6 +95,7 @@ class WindowDataset:
         # Padding moves the rows that windows count, but not those of `flat`.
         self.unpadded_starts = torch.from_numpy(np.array(flat.run_starts))
         self.run_lengths = self.unpadded_starts.diff()
+        self._is_used = torch.from_numpy(flat.best_runs(best_share))
         self.run_starts = self.unpadded_starts
         if padding == "repeat":
             added = (max_planning_steps - 1) * stride
@@ -113,7 +117,8 @@ class WindowDataset:
 
     def num_left_out(self, num_planning_steps: int) -> int:
         """Return how many runs hold no window of that length."""
-        return int((self._windows_per_run(num_planning_steps) == 0).sum())
+        none = self._windows_per_run(num_planning_steps) == 0
+        return int((none & self._is_used).sum())
 
     def starts(self, num_planning_steps: int) -> Tensor:
         """Return the first rows of all windows of that length, in order."""
@@ -257,14 +262,14 @@ class WindowDataset:
 
     def _windows_per_run(self, num_planning_steps: int) -> Tensor:
         span = (num_planning_steps - 1) * self.stride
-        fitting = (self.run_starts.diff() - span).clamp(min=0)
+        fitting = (self.run_starts.diff() - span).clamp(min=0) * self._is_used
         return torch.minimum(fitting, self.run_lengths)
 
     def _pairs(
         self, batch_size: int, max_steps: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Return rows with a later one in their run, and how many env steps later."""
-        counts = (self.run_lengths - 1).clamp(min=0)
+        counts = (self.run_lengths - 1).clamp(min=0) * self._is_used
         if not counts.any():
             raise DatasetError(
                 f"All {len(counts)} episodes have a single step: no state is followed "

@@ -8,16 +8,57 @@ $$L_Q = E \sum_k (r + \gamma (1 - d)\,V(s') - Q_k(s, a))^2$$
 
 so V approaches, for expectiles τ near 1, the value of the best action in the data.
 A plan's value is $\min_k Q_k(s_0, a_0)$: how good is what would be done next?
+
+A value is a discounted sum of rewards, so it lies between the lowest and the highest
+reward, or 0 where an episode ends, times $1 / (1 - \gamma)$. A critic learns from its
+own values and can leave this range with losses that stay finite: it has diverged.
+`Values` tells.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 NUM_ACTION_VALUES = 2
+
+
+class Values(NamedTuple):
+    """What a critic says of the data's own actions, in units of reward.
+
+    Attributes:
+        low: 5 % of the values are below.
+        median: Half of them are below.
+        high: 95 % of them are below.
+        possible: The lowest and the highest value that rewards and discount allow.
+    """
+
+    low: float
+    median: float
+    high: float
+    possible: tuple[float, float]
+
+    @classmethod
+    def of(cls, values: np.ndarray, rewards: np.ndarray, discount: float) -> Values:
+        """Return quantiles of `values` `[n]`; the data have these rewards."""
+        low, median, high = map(float, np.quantile(values, (0.05, 0.5, 0.95)))
+        return cls(low, median, high, possible_values(rewards, discount))
+
+    @property
+    def diverged(self) -> bool:
+        """Whether half of the values are out of range by more than its width."""
+        lowest, highest = self.possible
+        width = highest - lowest
+        return not lowest - width <= self.median <= highest + width  # true for NaN
+
+
+def possible_values(rewards: np.ndarray, discount: float) -> tuple[float, float]:
+    """Return the lowest and the highest value that rewards allow."""
+    low, high = min(float(rewards.min()), 0.0), max(float(rewards.max()), 0.0)
+    return low / (1 - discount), high / (1 - discount)
 
 
 class Transitions(NamedTuple):

@@ -83,6 +83,10 @@ class CriticTrainer(CompanionTrainer[Critic]):
         network.set_scale(*return_scale(returns, flat))
         return network, {"rewards": self.steps.checksum}
 
+    def check(self) -> None:
+        """Refuse a critic that diverged."""
+        self.check_values(self.steps.values(self.average, self.config.critic.discount))
+
     def make_loss(self, network: Critic) -> nn.Module:
         """Return the critic's own loss: steps are not noised."""
         return CriticLoss(self, network)

@@ -143,6 +143,7 @@ def space_spec(flat: FlatDataset, featurizer: Featurizer | None = None) -> Space
             f"'action_high' in its metadata."
         )
     check_action_bounds(low, high)
+    flat.check_actions()
     goal_columns: tuple[int, ...] = ()
     goal_size = flat.goal_size
     if featurizer is not None:

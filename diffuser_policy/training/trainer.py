@@ -54,7 +54,12 @@ from diffuser_policy.data.windows import (
     WindowDataset,
     in_planning_columns,
 )
-from diffuser_policy.errors import CheckpointError, ConfigError, NotFiniteError
+from diffuser_policy.errors import (
+    CheckpointError,
+    ConfigError,
+    DivergedError,
+    NotFiniteError,
+)
 from diffuser_policy.files import (
     alone_in,
     storage_error,
@@ -63,6 +68,7 @@ from diffuser_policy.files import (
     write_json,
     write_text,
 )
+from diffuser_policy.networks.critic import Values
 from diffuser_policy.numerics import plain_arithmetic, unusable, within_memory
 from diffuser_policy.settings import converted, differences, to_json
 from diffuser_policy.training.derive import initial_networks, policy_config
@@ -160,6 +166,7 @@ class TrainingRun(Generic[Networks]):
                 been, at work in the folder.
             NotFiniteError: A loss, a gradient or a weight became NaN or infinite. The
                 last checkpoint is kept.
+            DivergedError: A critic's values left what rewards allow; likewise.
             MemoryLimitError: A batch does not fit into memory.
             StorageError: A checkpoint could not be written; earlier ones are intact.
             KeyboardInterrupt: Ctrl-C was pressed; the finished step has been saved.
@@ -212,11 +219,31 @@ class TrainingRun(Generic[Networks]):
             if name is not None:
                 what = f"The weights {name} are NaN or infinite"
                 raise self._diverged(what, self.step)
+        self.check()
         if self.processes.is_main:
             self._write_settings()
             save_state(self.output / "training", self.step, self._parts())
             self.write_planner()
         self._saved_step = self.step
+
+    def check(self) -> None:
+        """Refuse weights that are not to be saved; called before they are.
+
+        Raises:
+            DivergedError: A critic's values left what rewards allow.
+        """
+
+    def check_values(self, values: Values | None) -> None:
+        """Refuse a critic that diverged, if there is one; see `check`."""
+        if values is None or not values.diverged:
+            return
+        lowest, highest = values.possible
+        what = (
+            f"The critic diverged: it values half of the data's own actions beyond "
+            f"{values.median:.4g}, and rewards and discount allow {lowest:.4g} to "
+            f"{highest:.4g}"
+        )
+        raise DivergedError(self._stopped(what, self.step))
 
     def _parts(self) -> Parts:
         """Return the parts of a checkpoint, by the names in its tensors."""
@@ -263,10 +290,14 @@ class TrainingRun(Generic[Networks]):
         return metrics
 
     def _diverged(self, what: str, step: int) -> NotFiniteError:
-        """Return the error of a training that cannot go on.
+        """Return the error of a training whose numbers are no longer finite."""
+        return NotFiniteError(self._stopped(what, step))
+
+    def _stopped(self, what: str, step: int) -> str:
+        """Return the message of a training that cannot go on.
 
         Args:
-            what: What is not finite, a sentence without its end.
+            what: What went wrong, a sentence without its end.
             step: In which gradient step.
         """
         kept = "Nothing had been saved"
@@ -276,7 +307,7 @@ class TrainingRun(Generic[Networks]):
                 f"{step_of(saved[-1]):,} are kept"
             )
         rate = self.optimization.learning_rate
-        return NotFiniteError(
+        return (
             f"{what} at gradient step {step:,}: the training stopped. {kept} in "
             f"{self.output}. Train anew, into another folder, with a smaller "
             f"learning_rate (--learning-rate, now {rate:g}) or max_gradient_norm "
@@ -432,9 +463,9 @@ class Trainer(TrainingRun[PlannerNetworks]):
         self.config = config
         processes = processes or Processes.single(device)
         self.policy_config, networks, windows = untrained(config, flat)
-        steps = None
+        self.steps: StepDataset | None = None
         if networks.critic is not None:
-            steps = StepDataset(flat, windows, self.policy_config.layout)
+            self.steps = StepDataset(flat, windows, self.policy_config.layout)
         networks.to(processes.device)
         loss = PlannerLoss(
             networks.denoiser,
@@ -443,7 +474,7 @@ class Trainer(TrainingRun[PlannerNetworks]):
             inverse_dynamics=networks.inverse_dynamics,
             critic=networks.critic,
             windows=windows,
-            steps=steps,
+            steps=self.steps,
             config=config,
             device=processes.device,
         )
@@ -462,6 +493,17 @@ class Trainer(TrainingRun[PlannerNetworks]):
     def planner_networks(self) -> PlannerNetworks:
         """The averaged networks, with which to plan."""
         return self.average
+
+    def critic_values(self) -> Values | None:
+        """Return what the averaged critic says of the data; None without a critic."""
+        critic, settings = self.average.critic, self.config.critic
+        if self.steps is None or critic is None or settings is None:
+            return None
+        return self.steps.values(critic, settings.discount)
+
+    def check(self) -> None:
+        """Refuse a critic that diverged."""
+        self.check_values(self.critic_values())
 
     def write_planner(self) -> None:
         """Write the planner with averaged weights."""
@@ -495,6 +537,7 @@ def untrained(
     planned = in_planning_columns(flat, config_featurizer(made))
     networks = initial_networks(made, planned, config.seed)
     cut = window_settings(made, networks.normalizer)
+    cut["best_share"] = made.window.best_share
     if config.value is not None and networks.value is not None:
         discount, penalty = config.value.discount, config.value.termination_penalty
         returns = returns_to_go(flat, discount, penalty)

@@ -21,23 +21,29 @@ from diffuser_policy.cli import main as command
 
 # Name → options of `train`; what is not said is chosen to suit the data.
 NETWORKS = {
-    "mlp-1": "--no-critic --window.horizon 1",
-    "mlp-4": "--no-critic --window.horizon 4",
-    "mlp-8": "--no-critic --window.horizon 8",
+    "H 1": "--window.horizon 1",
+    "H 1, all data": "--window.horizon 1 --window.best-share 1",
+    "H 1, width 256": "--window.horizon 1 --network.dim 256",
+    "H 4": "--window.horizon 4",
+    "H 4, first action weighs 10": "--window.horizon 4 "
+    "--network.first-action-weight 10",
+    "H 4, states and inverse dynamics": "--window.horizon 4 --no-window.actions",
+    "H 16, U-Net": "--window.horizon 16 --network.architecture unet "
+    "--network.dim 16 --network.multipliers 1 2 4",
 }
+CRITICS = {"H 1", "H 1, all data"}  # networks that are tried with one as well
 # Name → options of `evaluate`.
 WAYS = {
-    "temperature 1": "--num-sampling-steps 20 --temperature 1",
-    "temperature 0.5": "--num-sampling-steps 20 --temperature 0.5",
-    "one step from zero": "--num-sampling-steps 1 --temperature 0",
-    "critic of 32": "--num-sampling-steps 20 --temperature 1 "
-    "--ranking critic --num-candidates 32",
-    "critic of 32, temperature 0.5": "--num-sampling-steps 20 --temperature 0.5 "
-    "--ranking critic --num-candidates 32",
-    "critic of 32, 5 steps": "--num-sampling-steps 5 --temperature 1 "
-    "--ranking critic --num-candidates 32",
-    "critic of 8, 5 steps": "--num-sampling-steps 5 --temperature 1 "
+    "temperature 1": "--sampler ddpm --temperature 1",
+    "temperature 0.5": "--sampler ddpm --temperature 0.5",
+    "temperature 0": "--sampler ddpm --temperature 0",
+    "10 steps of DDIM": "--sampler ddim --num-sampling-steps 10 --temperature 0",
+    "one step": "--sampler ddim --num-sampling-steps 1 --temperature 0",
+    "critic of 8": "--sampler ddpm --temperature 1 --ranking critic --num-candidates 8",
+    "critic of 8, temperature 0.5": "--sampler ddpm --temperature 0.5 "
     "--ranking critic --num-candidates 8",
+    "critic of 32, 5 steps": "--sampler ddim --num-sampling-steps 5 --temperature 1 "
+    "--ranking critic --num-candidates 32",
 }
 SEED = 50_000  # of the first episode
 
@@ -57,10 +63,10 @@ def main() -> None:
     parser.add_argument("dataset", help="Minari id")
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS))
     parser.add_argument("--ways", nargs="*", default=list(WAYS))
-    parser.add_argument("--steps", type=int, default=10_000, help="of gradient")
-    parser.add_argument("--critic-steps", type=int, default=25_000)
+    parser.add_argument("--steps", type=int, default=8_000, help="of gradient")
+    parser.add_argument("--critic-steps", type=int, default=15_000)
     parser.add_argument("--critic-options", default="")
-    parser.add_argument("--episodes", type=int, default=10)
+    parser.add_argument("--episodes", type=int, default=20)
     parser.add_argument("--out", type=Path, default=Path("runs/locomotion"))
     given = parser.parse_args()
     folder = given.out / given.dataset.rpartition("/")[2]
@@ -70,14 +76,18 @@ def main() -> None:
         common = ["--dataset", given.dataset]
         if not (planner / "model.safetensors").exists():
             steps = ["--num-steps", str(given.steps), "--output", str(planner)]
-            options = [*NETWORKS[network].split(), *steps]
+            options = ["--no-critic", *NETWORKS[network].split(), *steps]
             print(network, f"{run('train', *common, *options):.0f} s", flush=True)
-        if not (judged / "model.safetensors").exists():
+        ways = [way for way in given.ways if "critic" not in way]
+        if network in CRITICS:
+            ways = given.ways
+        wanted = any("critic" in way for way in ways)
+        if wanted and not (judged / "model.safetensors").exists():
             steps = ["--num-steps", str(given.critic_steps), "--output", str(judged)]
             options = [str(planner), *given.critic_options.split(), *steps]
             seconds = run("train-critic", *common, *options)
             print(network, f"critic {seconds:.0f} s", flush=True)
-        for way in given.ways:
+        for way in ways:
             source = judged if "critic" in WAYS[way] else planner
             file = folder / f"{network}, {way}.json"
             if not file.exists():

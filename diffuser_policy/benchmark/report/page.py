@@ -135,7 +135,11 @@ def sections_of(study: Study, place: Path) -> dict[str, list[Table | Picture]]:
         "Plans": list(figures.plan_pictures(study, place, folder)),
         "Trainings": [tables.curve_table(study), tables.critic_table(study)],
         "Outcomes and failures": outcomes,
-        "Budgets and time": [tables.compute_table(study), tables.cell_table(study)],
+        "Budgets and time": [
+            *(tables.budget_table(study, rows) for _, rows in groups),
+            tables.compute_table(study),
+            tables.cell_table(study),
+        ],
         "Settings, data, versions": [
             tables.settings_table(study),
             tables.dataset_table(study),

@@ -55,15 +55,28 @@ class Group(NamedTuple):
         title: Title of the table.
         subject: Title of the figures.
         blocks: Names of the blocks.
+        pooled: Whether the problems of all blocks are averaged as well.
     """
 
     title: str
     subject: str
     blocks: tuple[str, ...]
+    pooled: bool = False
+
+    @property
+    def average(self) -> str:
+        """Title of the row that averages all blocks."""
+        return f"{self.subject}, average"
 
 
 GROUPS = (
     Group("Table 1: mazes", "Mazes", ("Maze2D", "Multi2D")),
+    Group(
+        "Table 2: locomotion",
+        "Locomotion",
+        ("HalfCheetah", "Hopper", "Walker2d"),
+        pooled=True,
+    ),
     Group("Table 3: block stacking", "Block stacking", ("KukaStack",)),
     Group("Other environments", "Other environments", (OTHER,)),
 )
@@ -82,10 +95,16 @@ def groups_of(study: Study) -> list[tuple[Group, list[Row]]]:
 def score_table(study: Study, group: Group, *, details: bool = True) -> Table:
     """Return the scores of all methods on the problems of a group.
 
-    With `details`, success rate and time to goal are below each score.
+    With `details`, success rate and time to goal are below each score. Where it is
+    known what the data's own episodes earned, that has columns of its own.
     """
-    methods = study.methods_of(_rows_of(study, group.blocks))
-    rows, averages = [], set()
+    every = _rows_of(study, group.blocks)
+    methods, rows, averages = study.methods_of(every), [], set()
+    told = any(study.behavior(row) for row in every)
+
+    def line(name: Cell, of: Sequence[Row], cells: Sequence[Cell]) -> tuple[Cell, ...]:
+        return (name, *cells, *(_behavior_cells(study, of) if told else ()))
+
     for block in group.blocks:
         problems = study.block(block)
         for row in problems:
@@ -95,14 +114,21 @@ def score_table(study: Study, group: Group, *, details: bool = True) -> Table:
                 _score_cell(study.entry(row, m), best=best, details=details)
                 for m in methods
             ]
-            rows.append((Cell(row.title, unit), *cells))
+            rows.append(line(Cell(row.title, unit), [row], cells))
         if block != OTHER and len(problems) > 1:
             averages.add(len(rows))
             means = _averages(study, problems, methods)
-            rows.append((Cell(f"{block}, average"), *means))
+            rows.append(line(Cell(f"{block}, average"), problems, means))
+    if group.pooled and len({row.block for row in every}) > 1:
+        averages.add(len(rows))
+        means = _averages(study, every, methods)
+        rows.append(line(Cell(group.average), every, means))
     return Table(
         title=f"{group.title}, our figures",
-        header=("problem", *map(study.label, methods)),
+        header=(
+            *("problem", *map(study.label, methods)),
+            *(("the data, mean", "the data, best") if told else ()),
+        ),
         rows=tuple(rows),
         averages=frozenset(averages),
     )
@@ -137,6 +163,15 @@ def _score_cell(entry: Entry | None, *, best: Entry | None, details: bool) -> Ce
 def _mean_cell(interval: Interval, *small: str, strong: bool = False) -> Cell:
     lines = filter(None, (ends(interval), *small))
     return Cell(number(interval.mean), tuple(lines), strong)
+
+
+def _behavior_cells(study: Study, rows: Sequence[Row]) -> list[Cell]:
+    """Return mean and best of the data's own episodes, averaged over problems."""
+    found = [study.behavior(row) for row in rows]
+    known = [each for each in found if each is not None]
+    if len(known) < len(rows) or len({row.measure for row in rows}) > 1:
+        return [Cell(UNKNOWN)] * 2
+    return [Cell(number(float(np.mean(column)))) for column in zip(*known, strict=True)]
 
 
 def _averages(study: Study, rows: Sequence[Row], methods: Sequence[str]) -> list[Cell]:
@@ -236,7 +271,7 @@ def _papers_figures(method: str) -> dict[str, str]:
     for table in PUBLISHED:
         figures, problems = table["figures"], table["problems"]
         if "Diffuser" in figures:  # CORL's table is not the paper's
-            average = f"{problems[0].partition('-')[0]}, average"
+            average = table.get("average", problems[0].partition("-")[0]) + ", average"
             found |= zip((*problems, average), figures.get(method, ()), strict=False)
     return found
 

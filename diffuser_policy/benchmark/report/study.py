@@ -32,12 +32,19 @@ from diffuser_policy.evaluation.statistics import (
 )
 from diffuser_policy.settings import differences
 
-BLOCKS = ("Maze2D", "Multi2D", "KukaStack")
+BLOCKS = ("Maze2D", "Multi2D", "HalfCheetah", "Hopper", "Walker2d", "KukaStack")
 OTHER = "Other"
 Versions = Mapping[str, Mapping[str, Sequence[str]]]  # package → version → cells
-SIZES = ("UMaze", "Medium", "Large", "Unconditional", "Conditional", "Rearrangement")
+SIZES = (
+    *("UMaze", "Medium", "Large"),
+    *("medium-expert", "medium", "medium-replay"),
+    *("Unconditional", "Conditional", "Rearrangement"),
+)
 PLANNER = "diffuser"
-BASELINES = ("bcq", "cql", "iql", "td3-bc", "rebrac", "awac", "bc", "dt")
+BASELINES = (
+    *("diffuser-paper", "bcq", "cql", "iql", "td3-bc", "rebrac", "awac"),
+    *("bc", "bc-best", "dt", "mbop"),
+)
 # References act or search in the environment itself, or made the data.
 REFERENCES = ("mppi-simulator", "cem-simulator", "sac-her", "demonstrator")
 SLACK = 0.1  # share of a critic's allowed range by which approximation may leave it
@@ -114,6 +121,18 @@ class Entry:
         return None if math.isnan(pooled_mean(values)) else rate_interval(values)
 
 
+class Behavior(NamedTuple):
+    """What the data's own episodes earned, in a problem's measure.
+
+    Attributes:
+        mean: Of all episodes.
+        best: Of the best one.
+    """
+
+    mean: float
+    best: float
+
+
 def _number(episode: Mapping[str, Any], name: str) -> float:
     value = episode.get(name, episode.get("details", {}).get(name))
     return math.nan if value is None else float(value)
@@ -181,6 +200,15 @@ class Study:
         """Return the results on some problems, by problem and method."""
         found = [self.entry(row, method) for row in rows for method in self.methods]
         return [entry for entry in found if entry is not None]
+
+    def behavior(self, row: Row) -> Behavior | None:
+        """Return what a problem's data earned, if a method that read them noted it."""
+        for entry in self.entries_of([row]):
+            known = (entry.results[0].dataset or {}).get("behavior") or {}
+            if f"mean_{row.measure}" in known:
+                ends = (known[f"{end}_{row.measure}"] for end in Behavior._fields)
+                return Behavior(*map(float, ends))
+        return None
 
     @property
     def results(self) -> list[CellResult]:

@@ -248,6 +248,9 @@ def warning_table(study: Study) -> Table | None:
         if is_loaded(result)
         and result.policy.get("dataset") not in (None, result.cell.problem.dataset)
     ]
+    found["critic diverged, and its last good state is shown"] = [
+        r.cell.id for r in study.results if r.training.get("diverged_at_step")
+    ]
     for end in ("rising", "falling", "constant"):
         found[f"learning curve {end} at the end"] = [
             result.cell.id for result in study.results if curve_end(result) == end
@@ -344,6 +347,37 @@ def compute_table(study: Study) -> Table | None:
         }
         rows.append(row)
     return table_of("Computing per method", rows)
+
+
+def budget_table(study: Study, rows: Sequence[Row]) -> Table | None:
+    """Return what one training of each method took on each problem."""
+    methods, lines = study.methods_of(rows), []
+    for row in rows:
+        found = [study.entry(row, method) for method in methods]
+        lines.append((Cell(row.title), *map(_budget_cell, found)))
+    if not methods:
+        return None
+    return Table(
+        title="CPU minutes of one training",
+        header=("problem", *map(study.label, methods)),
+        rows=tuple(lines),
+        note="Below: gradient steps, and CPU minutes of evaluating one training seed.",
+    )
+
+
+def _budget_cell(entry: Entry | None) -> Cell:
+    if entry is None:
+        return Cell(NO_RESULT)
+
+    def minutes(name: str) -> str:
+        found = [result.timing.get(name) or 0.0 for result in entry.results]
+        return number(sum(found) / len(found) / MINUTE)
+
+    steps = spread(result.training.get("num_steps") for result in entry.results)
+    small = [] if steps == UNKNOWN else [f"{steps} steps"]
+    small.append(f"evaluation {minutes('evaluate_cpu_seconds')}")
+    loaded = any(map(is_loaded, entry.results))
+    return Cell(LOADED if loaded else minutes("train_cpu_seconds"), tuple(small))
 
 
 def cell_table(study: Study) -> Table | None:

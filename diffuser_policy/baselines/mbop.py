@@ -1,0 +1,480 @@
+r"""Model-based offline planning: imagined steps, near what the data do.
+
+MBOP (Argenson & Dulac-Arnold 2021) is MPPI (`shooting`) whose plans are drawn around a
+clone of the data's behavior, and end in a learned value. In each env step, N plans of H
+steps are imagined, each by one member of three ensembles:
+
+$$a_t = (1 - \beta)(\pi(s_t) + \sigma \epsilon) + \beta a'_t$$
+$$R = \sum_{t<H} \gamma^t c_t r(s_t, a_t) + \gamma^H c_H V(s_H)$$
+
+with the clone π, noise ε ~ N(0, 1), what is left of the last plan a', predicted rewards
+r, and the probability c_t that nothing terminated before step t. The new plan is the
+mean of the drawn ones, weighted by exp(κ R), with R scaled to a standard deviation of 1
+over the drawn plans. V is the return of the data from a state on.
+
+The paper's value covers as many steps as a plan and its model knows no terminations;
+walking robots fall.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from diffuser_policy.baselines.dynamics import (
+    CONSTANT,
+    EMA_DECAY,
+    DynamicsConfig,
+    DynamicsEnsemble,
+    Ensemble,
+)
+from diffuser_policy.baselines.learning import num_parameters, train_run
+from diffuser_policy.baselines.shooting import ShootingState
+from diffuser_policy.benchmark.context import MethodContext, flat_observation
+from diffuser_policy.benchmark.methods import register_method
+from diffuser_policy.benchmark.problem import Problem
+from diffuser_policy.build import seeded
+from diffuser_policy.config import OptimizationConfig
+from diffuser_policy.data.flat import FlatDataset
+from diffuser_policy.data.returns import returns_to_go
+from diffuser_policy.errors import ConfigError, DatasetError
+from diffuser_policy.spaces import into_box
+from diffuser_policy.training.loss import step_generator
+from diffuser_policy.training.processes import Processes
+from diffuser_policy.training.state import data_facts
+from diffuser_policy.training.trainer import TrainingRun
+
+NUM_STEPS = 20_000  # where nobody sets a budget
+
+
+class Imagined(NamedTuple):
+    """One imagined step of every member.
+
+    Attributes:
+        states: `[members, n, state]` afterwards.
+        rewards: `[members, n]`.
+        continues: `[members, n]` probability that the episode goes on.
+    """
+
+    states: Tensor
+    rewards: Tensor
+    continues: Tensor
+
+
+class OutcomeEnsemble(DynamicsEnsemble):
+    """Dynamics that also predict rewards and terminations."""
+
+    reward_moments: Tensor
+
+    def __init__(
+        self, state_size: int, action_size: int, config: DynamicsConfig
+    ) -> None:
+        """Draw the weights; arguments as of `DynamicsEnsemble`."""
+        super().__init__(state_size, action_size, config, num_outcomes=2)
+        self.register_buffer("reward_moments", torch.tensor([0.0, 1.0]))
+
+    def step(self, states: Tensor, actions: Tensor) -> Imagined:
+        """Imagine a step from `[members, n, state]` by actions, in env units."""
+        found = self(states, actions)
+        mean, std = self.reward_moments
+        return Imagined(
+            self.following(states, found[..., : self.state_size]),
+            mean + std * found[..., -2],
+            torch.sigmoid(-found[..., -1]),
+        )
+
+    @torch.inference_mode()
+    def rewards(self, states: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        """Return the members' mean reward `[n]` of actions in states `[n, state]`."""
+        rows = (torch.as_tensor(np.array(x, np.float32)) for x in (states, actions))
+        first, pushes = (x.expand(self.num_members, *x.shape) for x in rows)
+        return self.step(first, pushes).rewards.mean(dim=0).numpy()
+
+
+class Steps(NamedTuple):
+    """Steps of the data, float32.
+
+    Attributes:
+        states: `[n, state]`.
+        actions: `[n, action]`.
+        following: `[n, state]`; of no meaning where `ended`.
+        rewards: `[n]`.
+        ended: `[n]` 1 where the step terminated.
+        returns: `[n]` discounted return from the step on.
+    """
+
+    states: np.ndarray
+    actions: np.ndarray
+    following: np.ndarray
+    rewards: np.ndarray
+    ended: np.ndarray
+    returns: np.ndarray
+
+    @classmethod
+    def of(cls, flat: FlatDataset, discount: float) -> Steps:
+        """Return all steps but those that were cut off.
+
+        Raises:
+            DatasetError: There are none, or all returns are alike.
+        """
+        ended = np.asarray(flat.fields["terminated"], np.bool_)
+        followed = np.ones(flat.num_rows, np.bool_)
+        followed[flat.run_starts[1:] - 1] = False
+        rows = np.flatnonzero(followed | ended)
+        if not len(rows):
+            raise DatasetError(
+                f"No step of {flat!r} is followed by another, and none terminated: "
+                f"there is nothing to imagine. Record longer episodes."
+            )
+        later = np.minimum(rows + 1, flat.num_rows - 1)
+        fields = flat.fields
+        return cls(
+            fields["observation"][rows],
+            fields["action"][rows],
+            fields["observation"][later],
+            fields["reward"][rows].astype(np.float32),
+            ended[rows].astype(np.float32),
+            returns_to_go(flat, discount)[rows],
+        )
+
+
+class OfflineModel(nn.Module):
+    """What is learned: dynamics with outcomes, the behavior, and its value."""
+
+    state_moments: Tensor
+    return_moments: Tensor
+
+    def __init__(self, steps: Steps, config: DynamicsConfig) -> None:
+        """Draw the weights, and measure how the data are scaled."""
+        super().__init__()
+        state, action = steps.states.shape[1], steps.actions.shape[1]
+        self.dynamics = OutcomeEnsemble(state, action, config)
+        goes_on = steps.ended == 0
+        if not goes_on.any():
+            raise DatasetError(
+                "Every step of the data terminates: there are no dynamics to learn."
+            )
+        self.dynamics.fit_moments(
+            *(part[goes_on] for part in (steps.states, steps.actions, steps.following))
+        )
+        self.dynamics.reward_moments.copy_(_moments(steps.rewards))
+        self.behavior = Ensemble(state, action, config)
+        self.value = Ensemble(state, 1, config)
+        self.register_buffer("state_moments", _moments(steps.states))
+        self.register_buffer("return_moments", _moments(steps.returns))
+
+    def scaled(self, states: Tensor) -> Tensor:
+        """Return states as clone and value read them."""
+        mean, std = self.state_moments
+        scaled: Tensor = (states - mean) / std
+        return scaled
+
+    def values(self, states: Tensor) -> Tensor:
+        """Return each member's value `[members, n]` of its own states."""
+        mean, std = self.return_moments
+        found: Tensor = mean + std * self.value.outputs(self.scaled(states))[..., 0]
+        return found
+
+
+def _moments(rows: np.ndarray) -> Tensor:
+    """Return mean and standard deviation of the rows, `[2, …]`."""
+    mean = rows.mean(axis=0, dtype=np.float64)
+    std = rows.std(axis=0, dtype=np.float64)
+    std = np.where(std < CONSTANT, 1.0, std)
+    return torch.from_numpy(np.stack([mean, std]).astype(np.float32))
+
+
+class OfflineLoss(nn.Module):
+    """Losses of all three ensembles; every member has batches of its own."""
+
+    def __init__(
+        self, model: OfflineModel, steps: Steps, config: DynamicsConfig
+    ) -> None:
+        """Hold the networks and the data."""
+        super().__init__()
+        self.model, self.steps, self.config = model, steps, config
+
+    def forward(self, step: int, process: int, accumulation: int) -> dict[str, Tensor]:
+        """Return the sums over members by the networks' names; as `DynamicsLoss`."""
+        generator = step_generator(self.config.seed, step, 1 + process, accumulation)
+        model, dynamics = self.model, self.model.dynamics
+        size = (dynamics.num_members, self.config.batch_size)
+        rows = torch.randint(len(self.steps.states), size, generator=generator).numpy()
+        batch = (torch.from_numpy(part[rows]) for part in self.steps)
+        states, actions, following, rewards, ended, returns = batch
+        found, goes_on = dynamics(states, actions), 1 - ended
+        shift, scale = dynamics.moments[:, -dynamics.state_size :]
+        change = (following - states - shift) / scale
+        error = (found[..., : dynamics.state_size] - change).square().mean(dim=-1)
+        mean, std = dynamics.reward_moments
+        paid = (found[..., -2] - (rewards - mean) / std).square()
+        ends = nn.functional.binary_cross_entropy_with_logits(
+            found[..., -1], ended, reduction="none"
+        )
+        inputs = model.scaled(states)
+        cloned = (model.behavior.outputs(inputs) - actions).square().mean(dim=-1)
+        mean, std = model.return_moments
+        wrong = model.value.outputs(inputs)[..., 0] - (returns - mean) / std
+        return {
+            "dynamics": (goes_on * error + paid + ends).mean(dim=1).sum(),
+            "behavior": cloned.mean(dim=1).sum(),
+            "value": wrong.square().mean(dim=1).sum(),
+        }
+
+
+class OfflineRun(TrainingRun[OfflineModel]):
+    """Trains the model from the latest checkpoint in its folder, if there is one."""
+
+    def __init__(
+        self,
+        config: DynamicsConfig,
+        flat: FlatDataset,
+        output: Path,
+        *,
+        discount: float,
+    ) -> None:
+        """Build networks and data.
+
+        Raises:
+            ConfigError: The folder holds a run with other settings or other data.
+            DatasetError: Data from which there is nothing to learn.
+        """
+        steps = Steps.of(flat, discount)
+        with seeded(config.seed):
+            model = OfflineModel(steps, config)
+        super().__init__(
+            model,
+            OfflineLoss(model, steps, config),
+            optimization=OptimizationConfig(
+                num_steps=config.num_steps,
+                batch_size=config.batch_size,
+                learning_rate=config.learning_rate,
+                ema_decay=EMA_DECAY,
+            ),
+            settings={
+                **asdict(config),
+                "discount": discount,
+                "data": data_facts(flat),
+            },
+            output=output,
+            processes=Processes.single("cpu"),
+        )
+
+    def write_planner(self) -> None:
+        """Write nothing: the checkpoint beside it has the averaged weights."""
+
+
+class OfflinePlanner:
+    """Plans for all environments of a batch at once; keeps `predict`'s contract."""
+
+    def __init__(
+        self,
+        model: OfflineModel,
+        space: spaces.Box,
+        *,
+        horizon: int,
+        num_samples: int,
+        noise: float,
+        mixing: float,
+        sharpness: float,
+        discount: float,
+        seed: int = 0,
+    ) -> None:
+        """Hold the model; the other arguments are the settings of `mbop`."""
+        self.model, self.space, self.seed = model, space, seed
+        self.horizon, self.num_samples = horizon, num_samples
+        self.noise, self.mixing, self.sharpness = noise, mixing, sharpness
+        self.discount = discount
+        ends = np.stack([space.low.reshape(-1), space.high.reshape(-1)])
+        self._low, self._high = torch.from_numpy(ends.astype(np.float32))
+
+    def initial_state(
+        self, num_envs: int, streams: np.ndarray | None = None
+    ) -> ShootingState:
+        """Return the state before the first step, as `ShootingPolicy` does."""
+        given = np.arange(num_envs) if streams is None else np.asarray(streams)
+        shape = (num_envs, self.horizon, len(self._low))
+        return ShootingState(
+            plans=np.zeros(shape, np.float32),
+            ages=np.full(num_envs, -1),
+            streams=given.astype(np.int64),
+            num_plans=np.zeros(num_envs, np.int64),
+        )
+
+    @torch.inference_mode()
+    def predict(
+        self,
+        observation: Any,
+        state: ShootingState | None = None,
+        episode_start: Any = None,
+        deterministic: bool = False,  # noqa: ARG002 (searching is what it does)
+    ) -> tuple[np.ndarray, ShootingState]:
+        """Return actions, and what to pass as `state` the next time."""
+        given = flat_observation(observation)
+        rows = np.atleast_2d(given)
+        state = self.initial_state(len(rows)) if state is None else state
+        ages = state.ages.copy()
+        if episode_start is not None:
+            ages[np.broadcast_to(np.asarray(episode_start, np.bool_), len(rows))] = -1
+        left = np.concatenate([state.plans[:, 1:], state.plans[:, -1:]], axis=1)
+        shape = (self.num_samples, *left.shape[1:])
+        noise = [
+            np.random.default_rng((self.seed, *pair)).standard_normal(shape, np.float32)
+            for pair in zip(
+                state.streams.tolist(), state.num_plans.tolist(), strict=True
+            )
+        ]
+        plans = self._plans(
+            torch.from_numpy(rows.astype(np.float32)),
+            torch.from_numpy(left),
+            torch.from_numpy(np.stack(noise)),
+            torch.from_numpy(np.where(ages < 0, 0.0, self.mixing).astype(np.float32)),
+        ).numpy()
+        actions = into_box(self.space, plans[:, 0])
+        following = ShootingState(plans, ages + 1, state.streams, state.num_plans + 1)
+        return (actions[0] if given.ndim == 1 else actions), following
+
+    def _plans(
+        self, first: Tensor, left: Tensor, noise: Tensor, mixing: Tensor
+    ) -> Tensor:
+        """Return new plans `[n, steps, action]`.
+
+        Args:
+            first: `[n, state]`.
+            left: `[n, steps, action]` of the last plans.
+            noise: `[n, samples, steps, action]`.
+            mixing: `[n]` share of what is left.
+        """
+        model, members = self.model, self.model.dynamics.num_members
+        count, share = len(first), self.num_samples // members
+
+        def dealt(values: Tensor) -> Tensor:
+            """Deal `[n, samples, …]` out to the members: `[members, n · share, …]`."""
+            parts = values.reshape(count, members, share, *values.shape[2:])
+            return parts.transpose(0, 1).flatten(1, 2)
+
+        def every(values: Tensor) -> Tensor:
+            """Return `[n, …]` for every sample of every member."""
+            return dealt(values[:, None].expand(-1, members * share, *values.shape[1:]))
+
+        x, old, mix = every(first), every(left), every(mixing)[..., None]
+        spread = self.noise * (self._high - self._low) / 2 * dealt(noise)
+        total, continues = torch.zeros(x.shape[:2]), torch.ones(x.shape[:2])
+        drawn = []
+        for step in range(self.horizon):
+            action = model.behavior.outputs(model.scaled(x)) + spread[:, :, step]
+            action = (1 - mix) * action + mix * old[:, :, step]
+            action = action.clamp(self._low, self._high)
+            drawn.append(action)
+            imagined = model.dynamics.step(x, action)
+            weight = self.discount**step * continues
+            total += weight * imagined.rewards
+            x, continues = imagined.states, continues * imagined.continues
+        total += self.discount**self.horizon * continues * model.values(x)
+
+        def gathered(values: Tensor) -> Tensor:
+            """Undo `dealt`."""
+            parts = values.reshape(members, count, share, *values.shape[2:])
+            return parts.transpose(0, 1).flatten(1, 2)
+
+        returns, plans = gathered(total), gathered(torch.stack(drawn, dim=2))
+        deviation = returns.std(dim=1, keepdim=True).clamp_min(1e-8)
+        weights = (self.sharpness * returns / deviation).softmax(dim=1)
+        return torch.einsum("nk,nkha->nha", weights, plans)
+
+
+def _refuse(_: Problem, settings: Mapping[str, Any]) -> None:
+    members, samples = settings["num_members"], settings["num_samples"]
+    if members < 1 or samples < 1 or samples % members or settings["horizon"] < 1:
+        raise ConfigError(
+            f"num_samples must be a multiple of num_members, and both and horizon "
+            f"positive; got num_samples={samples}, num_members={members}, horizon="
+            f"{settings['horizon']}."
+        )
+    if not 0 <= settings["mixing"] < 1 or not 0 < settings["discount"] < 1:
+        raise ConfigError(
+            f"mixing must be in [0, 1) and discount in (0, 1); got mixing="
+            f"{settings['mixing']} and discount={settings['discount']}."
+        )
+
+
+@register_method(
+    "mbop", label="MBOP", goals=("none",), num_steps=NUM_STEPS, refuses=_refuse
+)
+def mbop(
+    context: MethodContext,
+    *,
+    width: int = 128,
+    num_members: int = 4,
+    horizon: int = 4,
+    num_samples: int = 64,
+    noise: float = 0.2,
+    mixing: float = 0.2,
+    sharpness: float = 1.0,
+    discount: float = 0.99,
+) -> OfflinePlanner:
+    """Plan in learned dynamics, near a clone of the behavior.
+
+    Args:
+        context: Of the method; training resumes from the checkpoint in its folder.
+        width: Units of each hidden layer.
+        num_members: Networks of each ensemble.
+        horizon: Env steps of a plan, H.
+        num_samples: Plans that are drawn in each env step, N.
+        noise: σ, in units of half of the actions' range.
+        mixing: β.
+        sharpness: κ.
+        discount: γ.
+
+    Raises:
+        ConfigError: The observations carry goals.
+        DatasetError: Data from which there is nothing to learn.
+    """
+    torch.set_num_threads(1)
+    env = context.make_env()
+    env.close()
+    space: Any = env.action_space
+    if not isinstance(env.observation_space, spaces.Box):
+        raise ConfigError(
+            f"mbop plans for observations that are one array, without goals; "
+            f"{context.problem.env} observes {env.observation_space}. Use mppi-learned."
+        )
+    run = learn_outcomes(
+        context,
+        context.folder,
+        discount=discount,
+        config=DynamicsConfig(
+            num_members=num_members,
+            width=width,
+            num_steps=context.num_steps or NUM_STEPS,
+            seed=context.seed,
+        ),
+    )
+    return OfflinePlanner(
+        run.average,
+        space,
+        horizon=horizon,
+        num_samples=num_samples,
+        noise=noise,
+        mixing=mixing,
+        sharpness=sharpness,
+        discount=discount,
+        seed=context.seed,
+    )
+
+
+def learn_outcomes(
+    context: MethodContext, folder: Path, *, discount: float, config: DynamicsConfig
+) -> OfflineRun:
+    """Train a model of the problem's data in a folder, or resume that."""
+    run = OfflineRun(config, context.dataset, folder, discount=discount)
+    train_run(context, run, config.num_steps)
+    context.facts["num_parameters"] = num_parameters(run.average)
+    return run

@@ -1,0 +1,225 @@
+"""Planning in learned dynamics without goals: outcomes are learned, plans pay."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from diffuser_policy.baselines.dynamics import DynamicsConfig
+from diffuser_policy.baselines.mbop import (
+    OfflineModel,
+    OfflinePlanner,
+    OfflineRun,
+    OutcomeEnsemble,
+    Steps,
+    mbop,
+)
+from diffuser_policy.benchmark.context import MethodContext
+from diffuser_policy.benchmark.methods import find_method
+from diffuser_policy.benchmark.problem import Problem
+from diffuser_policy.data.flat import FlatDataset
+from diffuser_policy.errors import ConfigError, DatasetError
+from diffuser_policy.evaluation import evaluate
+from tests.baseline_helpers import line_data
+from tests.goal_point import training_of
+
+EDGE = 1.0
+SMALL = {"width": 32, "num_members": 2, "num_samples": 32}
+
+
+class CliffEnv(gym.Env[Any, Any]):
+    """A point on a line: the further right the better, up to a cliff at `EDGE`."""
+
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
+    observation_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def reset(
+        self, *, seed: int | None = None, options: Any = None
+    ) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed, options=options)
+        self.x = self.np_random.uniform(-0.5, 0.95)
+        return np.array([self.x], np.float32), {}
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.x += 0.2 * float(np.asarray(action).reshape(-1)[0])
+        fell = self.x > EDGE
+        return np.array([self.x], np.float32), self.x, fell, False, {}
+
+
+if "test/Cliff-v0" not in gym.registry:
+    gym.register(
+        "test/Cliff-v0",
+        entry_point="tests.test_mbop:CliffEnv",
+        max_episode_steps=20,
+    )
+
+
+def cliff_data(num_runs: int = 300) -> FlatDataset:
+    """Return random walks, of which some fall."""
+    env, rng = gym.make("test/Cliff-v0"), np.random.default_rng(0)
+    rows: dict[str, list[Any]] = {
+        name: [] for name in ("observation", "action", "reward", "terminated")
+    }
+    starts = [0]
+    for run in range(num_runs):
+        observation, _ = env.reset(seed=run)
+        done = False
+        while not done:
+            action = rng.uniform(-1, 1, 1).astype(np.float32)
+            after, reward, ended, cut, _ = env.step(action)
+            step = (observation, action, reward, ended)
+            for values, value in zip(rows.values(), step, strict=True):
+                values.append(value)
+            observation, done = after, ended or cut
+        starts.append(len(rows["reward"]))
+    fields = {name: np.array(values) for name, values in rows.items()}
+    return FlatDataset(fields, np.array(starts), {"dataset_id": "test/cliff-v0"})
+
+
+@pytest.fixture(scope="module")
+def data() -> FlatDataset:
+    """The walks."""
+    return cliff_data()
+
+
+@pytest.fixture(scope="module")
+def policy(data: FlatDataset, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What is learned of the walks, in few and large gradient steps."""
+    config = DynamicsConfig(
+        num_members=2, width=32, num_steps=350, learning_rate=1e-2, batch_size=512
+    )
+    run = OfflineRun(config, data, tmp_path_factory.mktemp("mbop"), discount=0.9)
+    run.run(progress=False)
+    return OfflinePlanner(
+        run.average,
+        CliffEnv.action_space,
+        horizon=4,
+        num_samples=32,
+        noise=0.5,
+        mixing=0.2,
+        sharpness=3.0,
+        discount=0.9,
+    )
+
+
+def context_for(folder: Path, flat: FlatDataset, **rest: Any) -> MethodContext:
+    """Return a training on the cliff."""
+    rest = {"num_steps": 400, "settings": SMALL, **rest}
+    context = training_of("mbop", folder, env="test/Cliff-v0", goals="none", **rest)
+    context.dataset = flat
+    return context
+
+
+def test_rewards_and_terminations_are_learned(policy: Any) -> None:
+    dynamics: OutcomeEnsemble = policy.model.dynamics
+    states = np.array([[-0.5], [0.0], [0.5], [0.95]], np.float32)
+    actions = np.array([[1.0], [-1.0], [0.5], [1.0]], np.float32)
+    x = torch.from_numpy(np.stack([states] * 2))
+    with torch.no_grad():
+        found = dynamics.step(x, torch.from_numpy(np.stack([actions] * 2)))
+    after = states[:, 0] + 0.2 * actions[:, 0]
+    safe = slice(0, 3)  # where the walks end, nothing follows
+    np.testing.assert_allclose(found.states[0, safe, 0], after[safe], atol=0.08)
+    np.testing.assert_allclose(dynamics.rewards(states, actions), after, atol=0.1)
+    assert (found.continues[:, safe] > 0.9).all()
+    assert (found.continues[:, 3] < 0.5).all()
+
+
+def test_plans_climb_and_stop_before_the_cliff(policy: Any, data: FlatDataset) -> None:
+    found = evaluate(policy, "test/Cliff-v0", episodes=8, num_envs=8, progress=False)
+    returns = [episode.episode_return for episode in found.episodes]
+    walked = np.add.reduceat(data.fields["reward"], data.run_starts[:-1])
+    assert np.mean(returns) > np.quantile(walked, 0.9)
+    assert np.mean([episode.length for episode in found.episodes]) > 18
+
+
+def test_results_do_not_depend_on_the_other_rows_of_a_batch(
+    tmp_path: Path, data: FlatDataset
+) -> None:
+    context = context_for(tmp_path, data, num_steps=20)
+    policy = mbop(context, **context.settings)
+    rows = np.linspace(-0.5, 0.5, 5, dtype=np.float32)[:, None]
+    actions, state = policy.predict(rows, policy.initial_state(5))
+    again, following = policy.predict(rows, state, np.arange(5) == 2)
+    assert following.num_plans.tolist() == [2] * 5
+    for row in range(5):
+        alone = state.rows([row])
+        starts = np.array([row == 2])
+        single, _ = policy.predict(rows[[row]], alone, starts)
+        np.testing.assert_allclose(single[0], again[row], atol=1e-5)
+    assert actions.shape == (5, 1)
+    one, _ = policy.predict(rows[0])
+    assert one.shape == (1,)
+    assert policy.space.contains(one)
+
+
+def test_a_training_resumes_to_the_same_weights(
+    tmp_path: Path, data: FlatDataset
+) -> None:
+    config = DynamicsConfig(num_members=2, width=8, num_steps=6)
+
+    def run(folder: Path) -> OfflineRun:
+        return OfflineRun(config, data, folder, discount=0.99)
+
+    whole = run(tmp_path / "whole")
+    whole.run(progress=False)
+    first = run(tmp_path / "parts")
+    with pytest.raises(KeyboardInterrupt):
+        first.run(save_interval=3, progress=False, on_metrics=_interrupt)
+    second = run(tmp_path / "parts")
+    assert second.step == 3
+    second.run(progress=False)
+    pairs = zip(
+        whole.average.state_dict().items(),
+        second.average.state_dict().items(),
+        strict=True,
+    )
+    for (name, one), (_, other) in pairs:
+        assert torch.equal(one, other), name
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_step_after_which_nothing_is_known_is_left_out() -> None:
+    flat = line_data(num_runs=2, run_length=3, goals=False)
+    steps = Steps.of(flat, 0.5)
+    np.testing.assert_array_equal(
+        steps.states[:, 0], flat.fields["observation"][[0, 1, 3, 4], 0]
+    )
+    np.testing.assert_array_equal(
+        steps.following[:, 0], flat.fields["observation"][[1, 2, 4, 5], 0]
+    )
+    ended = Steps.of(line_data(num_runs=2, run_length=3, terminated=True), 0.5)
+    assert ended.ended.tolist() == [0, 0, 1, 0, 0, 1]
+    single = line_data(num_runs=2, run_length=1, goals=False)
+    with pytest.raises(DatasetError, match="Record longer episodes"):
+        Steps.of(single, 0.5)
+    only = line_data(num_runs=2, run_length=1, goals=False, terminated=True)
+    config = DynamicsConfig(num_members=1, width=8)
+    with pytest.raises(DatasetError, match="no dynamics to learn"):
+        OfflineModel(Steps.of(only, 0.5), config)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"num_samples": 30, "num_members": 4}, "multiple of num_members"),
+        ({"horizon": 0}, "positive"),
+        ({"mixing": 1.0}, r"mixing must be in \[0, 1\)"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(
+    settings: dict[str, Any], told: str
+) -> None:
+    problem = Problem(env="test/Cliff-v0", dataset="test/cliff-v0")
+    with pytest.raises(ConfigError, match=told):
+        find_method("mbop").check(problem, settings)
