@@ -191,25 +191,6 @@ def test_a_cell_is_a_process(methods: Path, tmp_path: Path) -> None:
     assert "actions of shape" in done.stderr
 
 
-SEEDED = """
-import sys
-from diffuser_policy.benchmark.cell_process import seed_everything
-
-seed_everything(3)
-seed_everything(5)
-assert "torch" not in sys.modules
-import torch
-
-first = torch.rand(2)
-seed_everything(5)
-assert torch.equal(first, torch.rand(2))
-"""
-
-
-def test_torch_is_seeded_when_it_is_imported() -> None:
-    subprocess.run([sys.executable, "-c", SEEDED], check=True)
-
-
 def test_other_settings_in_the_same_folder_are_refused(
     methods: Path, tmp_path: Path
 ) -> None:

@@ -12,7 +12,6 @@ is `BUSY`.
 from __future__ import annotations
 
 import datetime
-import importlib.abc
 import importlib.util
 import io
 import os
@@ -21,9 +20,7 @@ import random
 import sys
 import traceback
 from contextlib import closing
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -151,41 +148,12 @@ def run_cell(cell: Cell, folder: CellFolder) -> dict[str, Any]:
 
 
 def seed_everything(seed: int) -> None:
-    """Fix the global random state, which methods of other libraries draw from.
-
-    That of torch is fixed when torch is imported, which takes seconds: scripted methods
-    do without.
-    """
+    """Fix the global random state, which methods of other libraries draw from."""
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 (that of other libraries)
-    sys.meta_path[:] = [f for f in sys.meta_path if not isinstance(f, _SeededTorch)]
-    if "torch" in sys.modules:
-        sys.modules["torch"].manual_seed(seed)
-    else:
-        sys.meta_path.insert(0, _SeededTorch(seed))
+    import torch
 
-
-class _SeededTorch(importlib.abc.MetaPathFinder):
-    """Seeds torch as soon as it has been imported."""
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
-    def find_spec(self, name: str, *_: Any) -> ModuleSpec | None:
-        """Return how to load and seed torch; None for all other modules."""
-        if name != "torch":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec("torch")
-        if spec is not None and spec.loader is not None:
-            load = spec.loader.exec_module
-
-            def load_and_seed(module: ModuleType) -> None:
-                load(module)
-                module.manual_seed(self.seed)
-
-            spec.loader.exec_module = load_and_seed  # type: ignore[method-assign]
-        return spec
+    torch.manual_seed(seed)
 
 
 def _evaluate(
