@@ -559,6 +559,7 @@ class DiffuserPolicy:
             None if goals is None else goals[index],
             self._generators(state, rows, index, deterministic=deterministic),
             remaining=np.where(state.lengths > 0, remaining + slack, -1)[index],
+            careful=strayed[index],
             previous=previous.rows(index),
             step_noise=not deterministic,
         )

@@ -11,10 +11,12 @@ from a distribution that is only close to the conditional one.
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -107,6 +109,21 @@ class Conditions:
     def __or__(self, other: Conditions) -> Conditions:
         """Return both sets of conditions; `other` wins where they overlap."""
         return Conditions(self.pins + other.pins)
+
+    def rows(self, index: np.ndarray, batch_size: int) -> Conditions:
+        """Return the conditions of some of the plans.
+
+        Args:
+            index: Their numbers.
+            batch_size: Number of plans that these conditions are for.
+        """
+        pins = (
+            pin
+            if pin.values.ndim == 1 or len(pin.values) != batch_size
+            else dataclasses.replace(pin, values=pin.values[index])
+            for pin in self.pins
+        )
+        return Conditions(tuple(pins))
 
     def compile(
         self,

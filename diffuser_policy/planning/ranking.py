@@ -1,6 +1,7 @@
 r"""Rankings: which of the sampled candidates becomes the plan.
 
-A ranking gives every candidate a value; the highest is taken, the first of equals.
+A ranking gives every candidate a value; the highest is taken, the first of equals. Some
+rankings also know from which value on a candidate is `good_enough` by itself.
 
 - `FirstRanking` takes the first candidate: plain sampling.
 - `SmoothnessRanking` prefers a small largest displacement between planning steps:
@@ -48,6 +49,14 @@ class Ranking:
         """
         raise NotImplementedError
 
+    def good_enough(self, stride: int) -> float | None:  # noqa: ARG002 (a unit of time)
+        """Return the value from which on a candidate needs no rivals, if there is one.
+
+        Args:
+            stride: Env steps between two planning steps.
+        """
+        return None
+
 
 class FirstRanking(Ranking):
     """Takes the first candidate."""
@@ -94,6 +103,10 @@ class TimeToGoalRanking(Ranking):
         excess = (needed - reach * trajectory.stride).amax(dim=-1)
         values: Tensor = -excess
         return values.reshape(-1, num_candidates)
+
+    def good_enough(self, stride: int) -> float:
+        """Return the value of plans that need twice the planned time at their worst."""
+        return -float(self.reach * stride)
 
 
 class CriticRanking(Ranking):
@@ -158,6 +171,10 @@ class FeasibilityRanking(Ranking):
         tensor = torch.from_numpy(values).to(trajectory.normalized.device)
         return tensor.reshape(-1, num_candidates)
 
+    def good_enough(self, stride: int) -> float | None:  # noqa: ARG002
+        """Return the featurizer's `feasible`, if it has one."""
+        return getattr(self.featurizer, "feasible", None)
+
 
 class GuideRanking(Ranking):
     """Takes the candidate that a guide likes best, of those that are feasible."""
@@ -203,6 +220,10 @@ class SumRanking(Ranking):
         """Return the sums."""
         values = value_of(self.guide, trajectory).reshape(-1, num_candidates)
         return self.feasibility(trajectory, num_candidates) + self.weight * values
+
+    def good_enough(self, stride: int) -> float | None:
+        """Return that of feasibility: a guide that is a cost takes from it."""
+        return self.feasibility.good_enough(stride)
 
 
 def has_feasibility(featurizer: Any) -> bool:
