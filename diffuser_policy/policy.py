@@ -62,6 +62,7 @@ from diffuser_policy.errors import (
     ObservationError,
     UnknownNameError,
 )
+from diffuser_policy.export import write_export
 from diffuser_policy.files import usable_path
 from diffuser_policy.guides.guide import Guide, GuideFunction, as_guide, described
 from diffuser_policy.numerics import find_device, plain_arithmetic, within_memory
@@ -132,6 +133,23 @@ class DiffuserPolicy:
             StorageError: Out of space, or not permitted; complete files stay.
         """
         write_planner(usable_path(folder), self.config, self.networks)
+
+    @plain_arithmetic()
+    def export(self, folder: str | Path) -> None:
+        """Write the planner as ONNX files, which plan without PyTorch.
+
+        Args:
+            folder: Created if needed; gets `planner.json` and a file for each network,
+                as `diffuser_policy.export` describes. The documentation has a program
+                that plans with them.
+
+        Raises:
+            ConfigError: It plans with a guide, in derived columns, or with a ranking
+                that takes Python.
+            MissingExtraError: `onnx` is not installed.
+            StorageError: Out of space, or not permitted.
+        """
+        write_export(usable_path(folder), self.planner, self.featurizer)
 
     @plain_arithmetic()
     def predict(
