@@ -738,13 +738,13 @@ class PolicyState(NamedTuple):
 
     def with_rows(self, index: Any, other: PolicyState) -> PolicyState:
         """Return a copy in which some rows are those of another state."""
-        width = max(self.goals.shape[1], other.goals.shape[1])
+        width, known = self.goals.shape[1], other.goals.shape[1]
         merged = {}
         for name, mine in self._asdict().items():
             part, theirs = mine.copy(), getattr(other, name)
-            if name == "goals":  # a row that knows no goal has zeros
+            if name == "goals" and width != known:  # who knows no goal has zeros
                 part, theirs = (
-                    np.pad(each, ((0, 0), (0, width - each.shape[1])))
+                    np.pad(each, ((0, 0), (0, max(width, known) - each.shape[1])))
                     for each in (part, theirs)
                 )
             part[index] = theirs

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from diffuser_policy.columns.layout import TrajectoryLayout
-from diffuser_policy.columns.normalizers import Normalizer
+from diffuser_policy.columns.normalizers import Normalizer, selection
 from diffuser_policy.errors import ConditionError, shown
 
 
@@ -152,7 +152,7 @@ class Conditions:
             batch_size, *shape, dtype=normalizer.shift.dtype, device=device
         )
         for pin in self.pins:
-            columns = list(layout.columns(pin.columns))
+            columns = layout.columns(pin.columns)
             if not -num_planning_steps <= pin.step < num_planning_steps:
                 raise ConditionError(
                     f"The condition on {pin.columns!r} pins planning step {pin.step}, "
@@ -164,7 +164,8 @@ class Conditions:
                     f"The condition on {pin.columns!r} needs values of shape ({size},) "
                     f"or ({batch_size}, {size}), got {given}."
                 )
-            mask[0, pin.step, columns] = True
+            index = selection(columns)
+            mask[0, pin.step, index] = True
             normalized = normalizer.normalize(pin.values.to(device), columns)
-            values[:, pin.step, columns] = normalized
+            values[:, pin.step, index] = normalized
         return Inpainting(mask, values)

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from diffuser_policy.columns.features import FeaturizerError
+from diffuser_policy.columns.normalizers import selection
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.guides.guide import Guide, value_of
 from diffuser_policy.guides.trajectory import Trajectory
@@ -231,7 +232,7 @@ def has_feasibility(featurizer: Any) -> bool:
     return callable(getattr(featurizer, "feasibility", None))
 
 
-def _position(trajectory: Trajectory) -> list[int]:
+def _position(trajectory: Trajectory) -> slice | list[int]:
     """Return the columns that a goal pins, or else all of the observation."""
     name = "goal" if trajectory.layout.goal_conditioned else "observation"
-    return list(trajectory.layout.columns(name))
+    return selection(trajectory.layout.columns(name))
