@@ -193,9 +193,10 @@ def draw_plan(policy: Any, problem: Problem, seed: int, folder: Path) -> Path | 
         `plan.png` in the folder, which has its caption beside it; None for policies
         other than a `DiffuserPolicy`, and without the extra `plot`.
     """
-    loaded = sys.modules.get("diffuser_policy.policy")  # imports torch
+    from diffuser_policy.policy import DiffuserPolicy
+
     can_draw = importlib.util.find_spec("matplotlib") is not None
-    if not loaded or not isinstance(policy, loaded.DiffuserPolicy) or not can_draw:
+    if not isinstance(policy, DiffuserPolicy) or not can_draw:
         return None
     from diffuser_policy.plotting import Scene, plan_figure
 
