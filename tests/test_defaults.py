@@ -111,15 +111,19 @@ def test_inverse_dynamics_follow_where_tracking_cannot(change: Any) -> None:
     assert config.inverse_dynamics.max_steps >= reach
 
 
-def test_without_goals_short_plans_of_actions_are_replaced_often() -> None:
-    config = TrainConfig.for_dataset(rewarded(toy_dataset(goals=False)))
+@pytest.mark.parametrize("value", [False, True])
+def test_without_goals_short_plans_of_actions_are_replaced_often(value: bool) -> None:
+    """A network of values needs several steps to look at."""
+    flat = rewarded(toy_dataset(goals=False))
+    config = TrainConfig.for_dataset(flat, value=value)
+    assert (config.window.horizon > 1) == value
     assert config.window.actions
     assert config.window.stride == 1
     assert config.window.horizon <= 32
     assert config.window.hindsight_goal == "none"
     assert config.execution.executor == "actions"
     assert config.execution.replan_interval is not None
-    assert config.execution.replan_interval <= config.window.horizon / 2
+    assert config.execution.replan_interval <= max(1, config.window.horizon / 2)
     assert config.time_to_goal is None
 
 
