@@ -456,6 +456,7 @@ def build_planner(
         warm_start=settings.warm_start,
         warm_start_steps=_warm_start_steps(settings, sampler, guided=guided),
         steadiness=settings.steadiness,
+        satisficing=settings.satisficing,
         pin_goal_velocity=settings.goal_velocity,
         fingerprint=zlib.crc32(
             repr((config.layout, window.stride, window.features)).encode(),

@@ -347,7 +347,12 @@ class PlannerConfig:
     temperature: float = 1.0
     """Scale of the noise that plans start from and of the noise that is added later."""
     num_candidates: int = 8
-    """Trajectories sampled per plan."""
+    """Trajectories sampled per plan; with `satisficing`, where one is not enough."""
+    satisficing: bool = True
+    """Sample a single candidate, and all of `num_candidates` only where that one is not
+    good enough by the ranking's own measure, or where the last plan was strayed from.
+    Needs a ranking that can tell without comparing: time_to_goal, feasibility or
+    sum."""
     ranking: RankingName = "smoothness"
     """Which candidate becomes the plan. first: the first one. smoothness: the one with
     the smallest jumps. time_to_goal: the one whose states can best be reached in the
@@ -774,6 +779,7 @@ ORIGINS = (
 Needs = Mapping[str, tuple[str, tuple[str, ...]]]
 
 PLANNING_NEEDS: Needs = {
+    "satisficing": ("ranking", ("time_to_goal", "feasibility", "sum")),
     "ranking_tolerance": ("ranking", ("guide",)),
     "ranking_weight": ("ranking", ("sum",)),
     "horizon": ("goals", ()),

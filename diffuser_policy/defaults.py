@@ -4,10 +4,9 @@ A dataset, given settings → TrainConfig, and a reason for each choice
 
 - Data with goals: plans of states, as long as a network predicts that the way takes.
   They are pursued, or followed by learned inverse dynamics.
-- Data without goals: plans of a few actions and states, by a residual MLP. The first
-  action is applied, and a new plan is made. If rewards differ, the best episodes alone
-  are learned from, and plans are what is most likely in them
-  (`examples/experiments/locomotion.py` compares other ways).
+- Data without goals: plans of one action, by a residual MLP, made anew in every env
+  step. If rewards differ, the best episodes alone are learned from, and plans are what
+  is most likely in them (`examples/experiments/locomotion.py` compares other ways).
 
 Given settings are kept, and the others are chosen to fit them. The rules are made of
 the data alone: how long episodes are and how long they chase one goal, how far columns
@@ -36,7 +35,7 @@ from diffuser_policy.spaces import check_action_bounds
 
 PLANNING_STEPS = 64  # of the longest plan to a goal
 GOALS_AHEAD = 2.5  # longest plan, in units of the median time that a goal is chased
-SHORT = 4  # env steps of a plan without a goal
+SHORT = 4  # env steps of a plan of states without a goal
 MLP: Mapping[str, Any] = {  # for plans without a goal
     "architecture": "mlp",
     "dim": 128,
@@ -286,7 +285,10 @@ class _Chooser:
             wanted = min(GOALS_AHEAD * chased, float(np.median(lengths)))
             why = f"a goal is chased for {chased:.0f} steps in the median"
         else:
-            wanted, why = float(min(SHORT, longest)), "no goal to reach: act and replan"
+            # Whoever asks for values of plans, or follows planned states, needs some.
+            acted = self.one_length() and self.get("window", "actions")
+            short = 1 if acted and not self.wanted.get("value") else SHORT
+            wanted, why = float(min(short, longest)), "no goal to reach: act and replan"
         stride = taken.get("stride")
         horizon = taken.get("horizon")
         if stride is None:
@@ -311,6 +313,9 @@ class _Chooser:
         padding = "repeat" if short else "none"
         self.set("window", padding=padding)
         planned = "actions and states" if self.get("window", "actions") else "states"
+        if horizon == 1:
+            self.say("plans", f"the next action: {why}")
+            return
         span = f"{shortest} to {horizon}" if shortest else f"{horizon}"
         every = "every env step" if stride == 1 else f"every {stride} env steps"
         self.say("plans", f"{planned}, {every}, {span} env steps: {why}")

@@ -26,6 +26,7 @@ import contextlib
 import copy
 import difflib
 import importlib
+import inspect
 import math
 import re
 import sys
@@ -385,6 +386,28 @@ def env_of(made: Any, factory: Any) -> Env:
     return made
 
 
+def check_call(
+    factory: Callable[..., Any], name: str, given: Mapping[str, Any]
+) -> None:
+    """Refuse a class or function that needs other arguments than it gets.
+
+    Raises:
+        ConfigError: It does.
+    """
+    try:
+        signature = inspect.signature(factory)
+    except ValueError:  # built in: nobody knows its arguments
+        return
+    try:
+        signature.bind(**given)
+    except TypeError as error:
+        raise ConfigError(
+            f"{name} cannot be called with {', '.join(given) or 'no arguments'}: "
+            f"{error}. Name its arguments (--env-option KEY=VALUE), or a function "
+            f"without any that makes the environment."
+        ) from error
+
+
 def check_predicts(policy: Any) -> None:
     """Refuse what is no policy by Stable-Baselines3's contract.
 
@@ -553,6 +576,7 @@ def _made_by(
 ) -> Env:
     own = dict(kwargs)
     most = own.pop("max_episode_steps", None)  # as `gymnasium.make` takes it
+    check_call(factory, env_id, own)
     made = env_of(factory(**own), env_id)
     return made if most is None else gym.wrappers.TimeLimit(made, most)
 

@@ -43,7 +43,8 @@ def plain_arithmetic(*, gradients: bool = False) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             for kind in casting:
                 stack.enter_context(torch.autocast(kind, enabled=False))
-            stack.enter_context(torch.device("cpu"))
+            if elsewhere:  # or each call of torch would pass through Python
+                stack.enter_context(torch.device("cpu"))
             if gradients:
                 stack.enter_context(torch.inference_mode(False))
                 stack.enter_context(torch.enable_grad())

@@ -95,7 +95,7 @@ class OGBenchEnv(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArg
             options: `task_id`, from 1, or `task_info`; a random task if not given.
 
         Raises:
-            ConfigError: No such seed or task.
+            ConfigError: No such seed or task, or a malformed `task_info`.
         """
         if seed is not None:
             seed = _whole("seed", seed, range(2**63))
@@ -109,8 +109,17 @@ class OGBenchEnv(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArg
             tasks = range(1, 1 + len(getattr(self.env.unwrapped, "task_infos", ())))
             number = _whole("task_id", options["task_id"], tasks)
             options = {**options, "task_id": number}
-        with self._own_generator():
-            observation, info = self.env.reset(seed=seed, options=options)
+        try:
+            with self._own_generator():
+                observation, info = self.env.reset(seed=seed, options=options)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            if not options or "task_info" not in options:
+                raise
+            raise ConfigError(
+                f"options['task_info'] must describe a task as those in "
+                f"env.unwrapped.task_infos do; {shown(options['task_info'])} fails "
+                f"with {type(error).__name__}: {error}. task_id names one of them."
+            ) from error
         if self.has_goals:
             self._goal = np.array(info["goal"])
         return self._with_goal(observation), info

@@ -261,7 +261,8 @@ def draw_plan(
         candidates: Draw what it was chosen from as well.
     """
     length, label = plan.lengths[row], "other candidates"
-    for index, candidate in enumerate(scene.points(plan.candidates[row, :, :length])):
+    sampled = plan.candidates[row, : plan.num_candidates[row], :length]
+    for index, candidate in enumerate(scene.points(sampled)):
         if candidates and index != plan.chosen[row]:
             ax.plot(
                 *candidate.T, color=CANDIDATE, lw=1, alpha=0.6, label=label, zorder=2
@@ -380,7 +381,7 @@ def plan_figure(
     draw_scene(panels[0], scene)
     draw_plan(panels[0], plan, scene, row=row)
     draw_ends(panels[0], scene, scene.points(plan.path(row))[0])
-    count = plan.values.shape[1]
+    count = int(plan.num_candidates[row])
     steps = counted(int(plan.durations[row]), "env step")
     steps += "" if scene.goal is None else " to the goal"
     panels[0].set_title(f"plan: {steps}, best of {counted(count, 'candidate')}")

@@ -62,6 +62,7 @@ from diffuser_policy.errors import (
     ObservationError,
     UnknownNameError,
 )
+from diffuser_policy.export import write_export
 from diffuser_policy.files import usable_path
 from diffuser_policy.guides.guide import Guide, GuideFunction, as_guide, described
 from diffuser_policy.numerics import find_device, plain_arithmetic, within_memory
@@ -132,6 +133,23 @@ class DiffuserPolicy:
             StorageError: Out of space, or not permitted; complete files stay.
         """
         write_planner(usable_path(folder), self.config, self.networks)
+
+    @plain_arithmetic()
+    def export(self, folder: str | Path) -> None:
+        """Write the planner as ONNX files, which plan without PyTorch.
+
+        Args:
+            folder: Created if needed; gets `planner.json` and a file for each network,
+                as `diffuser_policy.export` describes. The documentation has a program
+                that plans with them.
+
+        Raises:
+            ConfigError: It plans with a guide, in derived columns, or with a ranking
+                that takes Python.
+            MissingExtraError: `onnx` is not installed.
+            StorageError: Out of space, or not permitted.
+        """
+        write_export(usable_path(folder), self.planner, self.featurizer)
 
     @plain_arithmetic()
     def predict(
@@ -559,6 +577,7 @@ class DiffuserPolicy:
             None if goals is None else goals[index],
             self._generators(state, rows, index, deterministic=deterministic),
             remaining=np.where(state.lengths > 0, remaining + slack, -1)[index],
+            careful=strayed[index],
             previous=previous.rows(index),
             step_noise=not deterministic,
         )
@@ -719,13 +738,13 @@ class PolicyState(NamedTuple):
 
     def with_rows(self, index: Any, other: PolicyState) -> PolicyState:
         """Return a copy in which some rows are those of another state."""
-        width = max(self.goals.shape[1], other.goals.shape[1])
+        width, known = self.goals.shape[1], other.goals.shape[1]
         merged = {}
         for name, mine in self._asdict().items():
             part, theirs = mine.copy(), getattr(other, name)
-            if name == "goals":  # a row that knows no goal has zeros
+            if name == "goals" and width != known:  # who knows no goal has zeros
                 part, theirs = (
-                    np.pad(each, ((0, 0), (0, width - each.shape[1])))
+                    np.pad(each, ((0, 0), (0, max(width, known) - each.shape[1])))
                     for each in (part, theirs)
                 )
             part[index] = theirs

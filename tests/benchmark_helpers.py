@@ -21,7 +21,6 @@ import os, pathlib, time
 import numpy as np
 from diffuser_policy.benchmark import register_method
 
-
 class Straight:
     """Steers at the goal."""
 

@@ -183,7 +183,7 @@ def test_labels_are_learned(tmp_path: Path) -> None:
     config, networks = read_planner(tmp_path)
     assert networks.classifier is not None
     denoiser, targets = networks.denoiser, trainer.targets
-    rows = trainer.windows.read(torch.arange(len(targets)))
+    rows = trainer.read(torch.arange(len(targets)))
     right = []
     for i in (0, config.network.num_denoising_steps - 1):
         clean = rows[:, None]
@@ -299,3 +299,16 @@ def test_settings_of_earlier_versions_have_no_classifier() -> None:
     data = config.to_json()
     assert data.pop("classifier") is None
     assert PolicyConfig.from_json(data) == config
+
+
+def test_rows_are_labelled_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.random.default_rng(0).normal(size=(100, 3)).astype(np.float32)
+    layout = TrajectoryLayout(
+        action_dim=0, observation_dim=3, aliases={"position": (0, 1), "velocity": (2,)}
+    )
+    names, whole = labelled(SIDES, rows, layout)
+    monkeypatch.setattr("diffuser_policy.columns.labels.CHUNK", 7)
+    some, parts = labelled(SIDES, rows, layout)
+    assert some == names
+    np.testing.assert_array_equal(parts, whole)
+    assert len(whole) == 100

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from diffuser_policy.cli import main
+from diffuser_policy.cli.plan import SCORE, _arrival
 from diffuser_policy.evaluation import evaluate
 from diffuser_policy.policy import DiffuserPolicy
 from tests.point_env import POINT, save_planner
@@ -47,10 +48,17 @@ def test_drawn_episode_is_the_first_one_of_evaluate(
     table = rows(capsys.readouterr().out)
     policy = DiffuserPolicy.from_pretrained(planner, seed=4)
     [record] = evaluate(policy, POINT, episodes=1, seed=4, num_envs=1).episodes
-    assert table["actual arrival"] == f"{record.time_to_goal} env steps"
+    assert table["actual arrival"] == f"after {record.time_to_goal} env steps"
     assert table["return"].startswith(f"{record.episode_return:.1f} in ")
-    assert table["score"] == f"{record.score:.1f}"
+    assert table[SCORE] == f"{record.score:.1f}"
     assert {path.name for path in tmp_path.iterdir()} == PICTURES
+
+
+def test_arrivals_are_told_in_words() -> None:
+    assert _arrival(None) == "–"
+    assert _arrival(0) == "at the goal from the start"
+    assert _arrival(1) == "after 1 env step"
+    assert _arrival(2) == "after 2 env steps"
 
 
 @pytest.mark.parametrize(

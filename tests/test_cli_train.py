@@ -120,8 +120,8 @@ def test_networks_beside_the_denoiser_are_trained_on_request() -> None:
         of_preset("multi2d-umaze", "--inverse-dynamics.width", "8")
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_may_stand_behind_options(name: str) -> None:
+def test_a_preset_may_stand_behind_options() -> None:
+    name = "multi2d-umaze"
     first = TrainSettings.parse([name, "--dataset", "my/data-v0", "--seed", "1"])
     assert (
         TrainSettings.parse(["--dataset", "my/data-v0", "--seed", "1", name]) == first

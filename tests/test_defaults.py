@@ -111,15 +111,19 @@ def test_inverse_dynamics_follow_where_tracking_cannot(change: Any) -> None:
     assert config.inverse_dynamics.max_steps >= reach
 
 
-def test_without_goals_short_plans_of_actions_are_replaced_often() -> None:
-    config = TrainConfig.for_dataset(rewarded(toy_dataset(goals=False)))
+@pytest.mark.parametrize("value", [False, True])
+def test_without_goals_short_plans_of_actions_are_replaced_often(value: bool) -> None:
+    """A network of values needs several steps to look at."""
+    flat = rewarded(toy_dataset(goals=False))
+    config = TrainConfig.for_dataset(flat, value=value)
+    assert (config.window.horizon > 1) == value
     assert config.window.actions
     assert config.window.stride == 1
     assert config.window.horizon <= 32
     assert config.window.hindsight_goal == "none"
     assert config.execution.executor == "actions"
     assert config.execution.replan_interval is not None
-    assert config.execution.replan_interval <= config.window.horizon / 2
+    assert config.execution.replan_interval <= max(1, config.window.horizon / 2)
     assert config.time_to_goal is None
 
 
@@ -133,6 +137,7 @@ def test_of_better_and_worse_episodes_the_best_are_learned_from() -> None:
     assert any("best 20 of 60" in line and "49,500" in line for line in choice.reasons)
     assert (config.critic, config.value) == (None, None)
     assert (config.planner.sampler, config.planner.temperature) == ("ddpm", 0.0)
+    assert (config.window.horizon, config.execution.replan_interval) == (1, 1)
     assert config.planner.num_candidates == 1
     few = toy_dataset(goals=False)  # too few to choose from
     rising = np.arange(few.num_rows, dtype=float)
@@ -200,12 +205,13 @@ def test_plans_are_as_long_as_the_chase_of_a_goal_needs() -> None:
 @pytest.mark.parametrize("goals", [False, True])
 def test_short_episodes_are_padded_and_none_is_left_out(goals: bool) -> None:
     flat = lengthened([60, 60, 60, 7, 3], goals=goals)
-    choice = choose(flat, {})
+    given = {} if goals else {"window": {"horizon": 4}}
+    choice = choose(flat, given)
     assert choice.config.window.padding == "repeat"
     short = 2 if goals else 1  # than 4 env steps
     assert any(f"{short} of 5 episodes are sh" in line for line in choice.reasons)
     even = lengthened([60, 60, 60], goals=goals)
-    assert TrainConfig.for_dataset(even).window.padding == "none"
+    assert choose(even, given).config.window.padding == "none"
 
 
 @pytest.mark.parametrize("steps", [10, 500, 2_000, 20_000, 1_000_000])

@@ -53,9 +53,9 @@ def extension(name: str) -> ModuleType:
 
 def needs_extra(page: str) -> None:
     """Skip a page whose environments are not installed."""
-    for name, module in (("block_stacking", "pybullet"), ("ogbench", "ogbench")):
-        if page == f"{name}.md":
-            pytest.importorskip(module, reason=f"{page} needs an extra")
+    modules = {"block_stacking": "pybullet", "ogbench": "ogbench", "export": "onnx"}
+    if module := modules.get(page.removesuffix(".md")):
+        pytest.importorskip(module, reason=f"{page} needs an extra")
 
 
 def directives(page: Path, name: str, argument: str = "") -> list[str]:

@@ -663,6 +663,22 @@ def test_a_class_gets_the_step_limit_that_is_asked_for() -> None:
     assert ends == [False, False, True]
 
 
+def walk_of(length: int) -> gym.Env[Any, Any]:
+    return Walk(length=length)
+
+
+def test_functions_that_need_arguments_say_which() -> None:
+    name = f"{__name__}:walk_of"
+    for given in ({}, {"lenght": 3}):
+        with pytest.raises(
+            ConfigError, match=r"walk_of cannot be called with .*length"
+        ):
+            make_env(name, **given)
+    make_env(name, length=3).close()
+    with pytest.raises(ConfigError, match=r"walk_of cannot be called with no argum"):
+        evaluate(Always([0.1]), walk_of, episodes=1, progress=False)  # type: ignore[arg-type]
+
+
 def test_an_environment_of_ones_own_needs_its_module() -> None:
     with pytest.raises(UnknownNameError, match="MODULE:mine/Own-v0"):
         make_env("mine/Own-v0")

@@ -113,14 +113,19 @@ def test_a_planner_that_was_loaded_before_plans_the_same(name: str) -> None:
     np.testing.assert_array_equal(other, expected)
 
 
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory: pytest.TempPathFactory) -> list[np.ndarray]:
+    """The weights of trainings by a user who has set nothing."""
+    return trained(tmp_path_factory.mktemp("usual"))
+
+
 @pytest.mark.parametrize("name", USERS_SETTINGS)
 def test_trainings_end_with_the_same_weights_whatever_the_user_has_set(
-    name: str, tmp_path: Path
+    name: str, usual: list[np.ndarray], tmp_path: Path
 ) -> None:
-    expected = trained(tmp_path / "usual")
     with USERS_SETTINGS[name](), untouched():
-        found = trained(tmp_path / "changed")
-    for mine, theirs in zip(found, expected, strict=True):
+        found = trained(tmp_path)
+    for mine, theirs in zip(found, usual, strict=True):
         np.testing.assert_array_equal(mine, theirs)
 
 

@@ -54,11 +54,10 @@ def run(
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("seed", [0, 1])
 def test_every_task_is_solved_and_stays_solved(
-    envs: dict[str, gym.Env[Any, Any]], task: str, seed: int
+    envs: dict[str, gym.Env[Any, Any]], task: str
 ) -> None:
-    rewards, info = run(envs[task], seed)
+    rewards, info = run(envs[task], 0)
     assert info["score"] == 100.0
     assert rewards[-40:] == [1.0] * 40
 

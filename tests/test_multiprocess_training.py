@@ -23,22 +23,51 @@ from diffuser_policy.testing import toy_config, toy_dataset
 from diffuser_policy.training.processes import Processes
 from diffuser_policy.training.trainer import Trainer
 
-WORKER = """
+# Processes that know their ranks, like those of `accelerate launch` and `torchrun`;
+# children of one that has imported everything.
+WORKERS = """
+import os
+import socket
 import sys
 from pathlib import Path
 
+import accelerate
+import torch._dynamo
 from safetensors.torch import save_file
 from diffuser_policy.testing import toy_dataset
 from diffuser_policy.training.processes import Processes
 from diffuser_policy.training.trainer import Trainer
 from tests.test_multiprocess_training import config
 
-processes = Processes.launched("cpu")
-output = Path(sys.argv[1])
-trainer = Trainer(config(), toy_dataset(), output / "run", processes=processes)
-trainer.run(save_interval=2, progress=False)
-weights = trainer.networks.state_dict()
-save_file(weights, output / f"rank-{processes.rank}.safetensors")
+def work(output):
+    processes = Processes.launched("cpu")
+    trainer = Trainer(config(), toy_dataset(), output / "run", processes=processes)
+    trainer.run(save_interval=2, progress=False)
+    weights = trainer.networks.state_dict()
+    save_file(weights, output / f"rank-{processes.rank}.safetensors")
+
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+os.environ |= {
+    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2",
+    "LOCAL_WORLD_SIZE": "2",
+}
+children = []
+for rank in ("0", "1"):
+    child = os.fork()
+    if child == 0:
+        os.environ |= {"RANK": rank, "LOCAL_RANK": rank}
+        try:
+            work(Path(sys.argv[1]))
+            code = 0
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+            code = 1
+        os._exit(code)
+    children.append(child)
+sys.exit(any(os.waitpid(child, 0)[1] for child in children))
 """
 
 
@@ -82,14 +111,9 @@ def largest_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 @pytest.mark.timeout(280)
 def test_two_processes_average_their_gradients(tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
-    script = tmp_path / "worker.py"
-    script.write_text(WORKER)
     root = Path(__file__).parent.parent
     process = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node", "2", str(script), str(tmp_path)),
-        ],
+        [sys.executable, "-c", WORKERS, str(tmp_path)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
         capture_output=True,
         text=True,

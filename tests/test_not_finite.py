@@ -140,9 +140,8 @@ def test_actions_that_would_be_nan_name_the_executor(
 
 def test_rankings_that_are_nan_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = toy_policy()
-    monkeypatch.setattr(
-        policy.planner, "ranking", lambda *_: torch.full((1, 2), torch.nan)
-    )
+    unknown = torch.full((1, 2), torch.nan)
+    monkeypatch.setattr(type(policy.planner.ranking), "__call__", lambda *_: unknown)
     with pytest.raises(NotFiniteError, match="values some plans as NaN"):
         policy.predict(observe())
 

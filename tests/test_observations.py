@@ -340,6 +340,17 @@ def test_keys_name_columns_for_tracking(tmp_path: Path) -> None:
     assert layout.observation_columns("goal") == (2, 3)
 
 
+def test_nested_goal_keys_keep_the_names_of_columns(tmp_path: Path) -> None:
+    robot = in_order(hand=box(2), speed=box(1), target=box(2))
+    space = in_order(robot=robot, hand=box(1))
+    flat = recorded(Noise(space), goal_keys=("robot/hand", "robot/target"))
+    layout = trained(flat, tmp_path / "planner").planner.layout
+    assert layout.observation_columns("robot/speed") == (0,)
+    assert layout.observation_columns("robot/hand") == (2, 3)
+    assert layout.observation_columns("goal") == (2, 3)
+    assert layout.observation_columns("hand") == (1,)  # another one's name
+
+
 def test_readings_with_other_goals_do_not_share_a_cache() -> None:
     plain = recorded(Noise(SEEN["own"]))
     goals = load_flat(DATASET, goal_keys=GOALS["own"], progress=False)

@@ -125,6 +125,18 @@ def test_seeds_and_tasks_are_whole_numbers_of_any_kind(maze: Env) -> None:
         maze.reset(options=5)  # type: ignore[arg-type]
 
 
+def test_tasks_of_ones_own_are_checked(maze: Env) -> None:
+    own = {"init_ij": (1, 1), "goal_ij": (1, 2)}
+    first, _ = maze.reset(seed=0, options={"task_info": own})
+    assert np.abs(first["achieved_goal"] - first["desired_goal"]).max() < 7
+    wrong: Any
+    for wrong in ({}, None, 5, {"init_ij": (1, 1)}, {"init_ij": 1, "goal_ij": 2}):
+        with pytest.raises(ConfigError, match=r"task_info'\] must describe a task"):
+            maze.reset(options={"task_info": wrong})
+    again, _ = maze.reset(seed=0, options={"task_info": own})
+    np.testing.assert_array_equal(again["observation"], first["observation"])
+
+
 def test_episodes_without_a_seed_differ(maze: Env) -> None:
     first = maze.reset(seed=0)[0]["observation"]
     second = maze.reset()[0]["observation"]

@@ -107,7 +107,7 @@ def guest_cell(folder: Path, name: str) -> dict[str, Any]:
     return run_cell(cell, place)
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_practice_with_hindsight_makes_perfect(tmp_path: Path) -> None:
     """From never at the goal to nearly always, in a thousand env steps."""
     settings = {**SMALL, "width": 32, "batch_size": 64, "learning_rate": 5e-3}

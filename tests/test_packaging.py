@@ -33,6 +33,8 @@ EXTRAS = {
     "matplotlib",
     "minari",
     "mujoco",
+    "onnx",
+    "onnxruntime",
     "pandas",
     "pybullet",
     "pybullet_data",

@@ -64,6 +64,7 @@ def make_plan(*, chain: bool = True, num_denoising: int = NUM_DENOISING) -> Plan
         stride=5,
         values=np.array([[0.0, 1.0, 0.5]] * 2),
         chosen=np.array([1, 1]),
+        num_candidates=np.array([NUM_CANDIDATES] * 2),
         candidates=candidates,
         chain=candidates + 3 * shares * rng.normal(size=candidates.shape)
         if chain

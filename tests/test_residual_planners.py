@@ -150,7 +150,7 @@ def test_settings_survive_json(network: NetworkConfig) -> None:
 @pytest.mark.parametrize("network", [UNET, OBJECTS])
 def test_plans_become_the_data(tmp_path: Path, network: NetworkConfig) -> None:
     """Two windows are learnt by heart: the loss falls, and plans are the run."""
-    history = learnt(tmp_path, network, 120)
+    history = learnt(tmp_path, network, 80)
     assert history[-1] < 0.3 * history[0]
     flat = toy_dataset(1, 17)
     run = Scene().features(flat.fields["observation"])

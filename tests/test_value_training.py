@@ -262,7 +262,7 @@ def test_the_return_of_plans_is_learned(tmp_path: Path, value: ValueConfig) -> N
         flat=rewarded(),
         value=value,
         optimization=OptimizationConfig(
-            num_steps=90, batch_size=32, learning_rate=3e-3, ema_decay=0.92
+            num_steps=70, batch_size=24, learning_rate=4e-3, ema_decay=0.9
         ),
     )
     trainer.run(progress=False)

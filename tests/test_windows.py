@@ -13,8 +13,15 @@ from hypothesis import strategies as st
 from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.columns.normalizers import IdentityNormalizer, Normalizer
 from diffuser_policy.data.flat import FlatDataset
-from diffuser_policy.data.windows import WindowDataset, join_rows
+from diffuser_policy.data.windows import (
+    JoinedRows,
+    PlanningRows,
+    WindowDataset,
+    in_planning_columns,
+)
 from diffuser_policy.errors import ConfigError, DatasetError
+from diffuser_policy.testing import toy_dataset
+from tests.features_helpers import Scene
 
 LAYOUT = TrajectoryLayout(action_dim=1, observation_dim=3, aliases={"goal": (0, 1)})
 RUN, TIME, ROW = 1, 2, 3  # trajectory columns; 0 is the action
@@ -117,7 +124,7 @@ def test_sampling_depends_on_its_generator_alone() -> None:
 def test_rows_are_normalized() -> None:
     normalizer = Normalizer(torch.full((4,), 2.0), torch.full((4,), 4.0))
     windows = windows_of([6], normalizer=normalizer)
-    flat = torch.from_numpy(join_rows(numbered([6]), LAYOUT))
+    flat = torch.from_numpy(JoinedRows.of(numbered([6]), LAYOUT)[:])
     assert torch.equal(windows.read(torch.arange(6)), (flat - 2) / 4)
 
 
@@ -225,20 +232,20 @@ def test_conditions_pin_the_start_and_the_hindsight_goal(
 
 def test_states_only_layouts_leave_the_actions_out() -> None:
     layout = TrajectoryLayout(action_dim=0, observation_dim=3)
-    rows = join_rows(numbered([4]), layout)
+    rows = JoinedRows.of(numbered([4]), layout)[:]
     assert np.array_equal(rows, numbered([4]).fields["observation"])
 
 
 def test_a_goal_that_is_no_column_is_appended() -> None:
     layout = TrajectoryLayout(action_dim=1, observation_dim=5, aliases={"goal": (3, 4)})
-    rows = join_rows(numbered([4], goals=True), layout)
+    rows = JoinedRows.of(numbered([4], goals=True), layout)[:]
     assert rows[2].tolist() == [102.0, 0.0, 2.0, 2.0, 1000.0, 1002.0]
 
 
 def test_another_layout_is_refused() -> None:
     layout = TrajectoryLayout(action_dim=1, observation_dim=7)
     with pytest.raises(DatasetError, match="4 trajectory columns, the layout names 8"):
-        join_rows(numbered([4]), layout)
+        JoinedRows.of(numbered([4]), layout)[:]
 
 
 def test_a_dataset_shorter_than_the_window_is_refused() -> None:
@@ -260,6 +267,31 @@ def test_impossible_settings_are_refused() -> None:
         )
 
 
+@pytest.mark.parametrize("num_actions", [0, 2])
+def test_planning_columns_are_worked_out_for_the_rows_that_are_read(
+    num_actions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flat, featurizer = toy_dataset(goals=False), Scene()
+    layout = TrajectoryLayout(
+        action_dim=num_actions, observation_dim=featurizer.num_columns, aliases={}
+    )
+    expected = JoinedRows.of(in_planning_columns(flat, featurizer), layout)[:]
+    rows = PlanningRows(flat, featurizer, layout)
+    assert rows.shape == expected.shape
+    counts = []
+    features = Scene.features
+
+    def counted(self: Scene, observations: np.ndarray) -> np.ndarray:
+        counts.append(len(observations))
+        return features(self, observations)
+
+    monkeypatch.setattr(Scene, "features", counted)
+    np.testing.assert_array_equal(rows[5:9], expected[5:9])
+    drawn = torch.tensor([7, 0, 7])
+    np.testing.assert_array_equal(rows.take(drawn), expected[drawn.numpy()])
+    assert counts == [4, 3]
+
+
 def test_windows_of_the_best_share_are_of_the_runs_with_the_highest_returns() -> None:
     flat = numbered([5, 3, 6, 4])
     flat.fields["reward"][:] = np.repeat([0.0, 4.0, 1.0, 1.0], [5, 3, 6, 4])
@@ -267,8 +299,8 @@ def test_windows_of_the_best_share_are_of_the_runs_with_the_highest_returns() ->
         flat, layout=LAYOUT, normalizer=IdentityNormalizer.blank(4), best_share=0.5
     )
     # Returns 0, 12, 6, 4: by the sum, and neither by the mean nor by the last reward.
-    assert set(both.sample(200, 2, generator())[..., RUN].unique().tolist()) == {1, 2}
+    assert set(both.sample(200, 2, generator())[..., RUN].flatten().tolist()) == {1, 2}
     assert both.num_windows(2) == 2 + 5
     assert both.num_left_out(4) == 1, "runs that are not wanted are not short"
     here, _, _ = both.sample_pairs(200, 2, generator())
-    assert set(here[:, 0].unique().tolist()) == {1, 2}
+    assert set(here[:, 0].flatten().tolist()) == {1, 2}

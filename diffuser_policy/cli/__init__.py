@@ -47,6 +47,7 @@ COMMANDS = {
     "play": "Open a page to drag the goal: plan and robot follow.",
     "benchmark": "Compare methods, on the same data and the same episodes.",
     "speed": "Measure how fast a planner plans, beside the paper's setting.",
+    "export": "Write a planner as ONNX files, which plan without PyTorch.",
     "guides": "List the guides that plans can be steered by, or explain one.",
     "info": "List planners, presets, environments and plug-ins.",
 }

@@ -70,6 +70,7 @@ PLANNING = (("", PlannerConfig), ("", ExecutionConfig))
 SETTINGS_OF: dict[str, tuple[tuple[str, Any], ...]] = {
     "collect": (("", CollectSettings),),
     "evaluate": PLANNING,
+    "export": PLANNING,
     "plan": PLANNING,
     "play": PLANNING,
     "speed": PLANNING,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from diffuser_policy.evaluation.records import EpisodeRecord
 
 FILES = ("plan.png", "chain.png", "chain.gif")
+SCORE = "score (100: reference)"
 MOST_SHOWN = 12  # numbers of a point
 
 
@@ -86,11 +87,11 @@ def plan(settings: PlanSettings) -> int:
     rows = (
         ("start", _point(record.start)),
         ("goal", _point(record.goal)),
-        ("planned length", f"{made.durations[0]} env steps"),
-        ("planned arrival", _steps(planned)),
-        ("actual arrival", _steps(record.time_to_goal)),
-        ("return", f"{record.episode_return:.1f} in {record.length} env steps"),
-        ("score", "–" if record.score is None else f"{record.score:.1f}"),
+        ("planned length", _steps(int(made.durations[0]))),
+        ("planned arrival", _arrival(planned)),
+        ("actual arrival", _arrival(record.time_to_goal)),
+        ("return", f"{record.episode_return:.1f} in {_steps(record.length)}"),
+        (SCORE, "–" if record.score is None else f"{record.score:.1f}"),
     )
     Console().print(table("", "", rows=rows, title=name))
     print(f"Wrote {plan_file}, {chain_file}, {film_file}")
@@ -127,13 +128,22 @@ def _outcome(record: EpisodeRecord) -> str:
         return f"return {record.episode_return:.1f}"
     arrival = "did not arrive"
     if record.time_to_goal is not None:
-        arrival = f"arrived after {record.time_to_goal} env steps"
+        arrival = "arrived " + (
+            f"after {_steps(record.time_to_goal)}" if record.time_to_goal else "at once"
+        )
     score = "" if record.score is None else f", score {record.score:.1f}"
     return f"{arrival}{score}"
 
 
-def _steps(number: int | None) -> str:
-    return "–" if number is None else f"{number} env steps"
+def _steps(number: int) -> str:
+    return f"{number} env step" + "s" * (number != 1)
+
+
+def _arrival(step: int | None) -> str:
+    """Return when the goal is reached, in words; a dash for never."""
+    if step is None:
+        return "–"
+    return f"after {_steps(step)}" if step else "at the goal from the start"
 
 
 def _point(values: tuple[float, ...] | None) -> str:

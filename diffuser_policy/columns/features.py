@@ -69,7 +69,8 @@ class Featurizer(Protocol):
     `feasibility(candidates, stride)` returns `[n]` for candidates
     `[n, steps, num_columns]`, higher is better: how well a plan can be executed. The
     first planning step of a candidate is the current observation. The ranking
-    "feasibility" needs it.
+    "feasibility" needs it. An attribute `feasible` says from which value on a plan is
+    good enough not to be compared with others.
 
     Attributes:
         observation_size: Columns of the environment's observation.

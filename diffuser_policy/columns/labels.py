@@ -6,8 +6,10 @@ A function of labels says for every row which of its labels hold:
         return {"above_table": columns["height"][:, 0] > 0}
 
 It gets a mapping from the names of planning columns to arrays `[rows, columns]` in
-environment units, and returns one boolean array `[rows]` per label. It needs nothing of
-this package. A distribution offers such functions in the entry-point group
+environment units, and returns one boolean array `[rows]` per label. It is called
+several times, each with some of the rows. It needs nothing of this package.
+
+A distribution offers such functions in the entry-point group
 `diffuser_policy.labels`; `module:function` and `file.py:function` work too
 (`diffuser_policy.plugins`). `diffuser-policy train-classifier` trains a planner's
 classifier to predict them.
@@ -16,7 +18,7 @@ classifier to predict them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -29,7 +31,19 @@ from diffuser_policy.errors import (
 )
 from diffuser_policy.plugins import Kind
 
+CHUNK = 65_536  # rows that are labelled at once: they bound the memory
 Labels = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
+
+
+class Rows(Protocol):
+    """An array `[rows, transition]`, or what reads some of it from a file."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of all of it."""
+
+    def __getitem__(self, rows: slice, /) -> np.ndarray:
+        """Return successive rows."""
 
 
 class NamedColumns(dict[str, np.ndarray]):
@@ -59,13 +73,13 @@ LABELS = Kind(
 
 
 def labelled(
-    name: str, rows: np.ndarray, layout: TrajectoryLayout
+    name: str, rows: Rows, layout: TrajectoryLayout
 ) -> tuple[tuple[str, ...], np.ndarray]:
     """Return the names of labels, and which of them hold in each row.
 
     Args:
         name: Registered name, `module:function`, or `file.py:function`.
-        rows: `[rows, transition]`, environment units.
+        rows: `[rows, transition]`, environment units; read some at a time.
         layout: Names of the columns.
 
     Returns:
@@ -78,6 +92,34 @@ def labelled(
         DatasetError: Labels of another shape, or none.
     """
     function: Labels = LABELS.find(name).target
+    names: tuple[str, ...] = ()
+    found = []
+    for begin in range(0, rows.shape[0], CHUNK):
+        some, columns = _labelled(name, function, rows[begin : begin + CHUNK], layout)
+        if names and some != names:
+            raise DatasetError(
+                f"The labels {name!r} are {', '.join(names)} for some rows and "
+                f"{', '.join(some)} for others. Return the same ones for all rows."
+            )
+        names = some
+        found.append(columns)
+    return names, np.concatenate(found)
+
+
+def _labelled(
+    name: str,
+    function: Labels,
+    rows: np.ndarray,
+    layout: TrajectoryLayout,
+) -> tuple[tuple[str, ...], np.ndarray]:
+    """Return what the labels of some rows are, as `labelled` does.
+
+    Args:
+        name: For messages.
+        function: The labels.
+        rows: `[rows, transition]`.
+        layout: Names of the columns.
+    """
     try:
         found = function(NamedColumns(rows, layout))
     except DiffuserPolicyError:

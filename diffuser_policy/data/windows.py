@@ -308,11 +308,6 @@ def in_planning_columns(flat: FlatDataset, featurizer: Featurizer) -> FlatDatase
     return dataclasses.replace(flat, fields=fields)
 
 
-def join_rows(flat: FlatDataset, layout: TrajectoryLayout) -> np.ndarray:
-    """Return all trajectory rows `[num_rows, transition]`, as `JoinedRows`."""
-    return JoinedRows.of(flat, layout)[:]
-
-
 class JoinedRows:
     """Trajectory rows in environment units, float32, joined when they are read.
 
@@ -375,6 +370,50 @@ class JoinedRows:
             end = begin + part.shape[1]
             joined[..., begin:end] = np.take(part, index, axis=0)
             begin = end
+
+
+class PlanningRows:
+    """Trajectory rows in planning columns, which are worked out when they are read.
+
+    Attributes:
+        shape: `[num_rows, transition]`.
+    """
+
+    def __init__(
+        self, flat: FlatDataset, featurizer: Featurizer, layout: TrajectoryLayout
+    ) -> None:
+        """Hold the data.
+
+        Raises:
+            DatasetError: The dataset's columns differ from the layout's.
+        """
+        self._featurizer = featurizer
+        self._num_actions = layout.action_dim
+        if isinstance(featurizer, Identity):
+            self._rows = JoinedRows.of(flat, layout)
+        else:
+            actions = [flat.fields["action"]] if layout.action_dim else []
+            self._rows = JoinedRows([*actions, flat.fields["observation"]])
+        self.shape = self._rows.shape[0], layout.transition_dim
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        """Return successive rows `[rows, transition]`.
+
+        Raises:
+            FeaturizerError: As `planning_columns`.
+        """
+        return self._planned(self._rows[rows])
+
+    def take(self, rows: Tensor) -> np.ndarray:
+        """Return the rows of these numbers `[rows]` as `[rows, transition]`."""
+        return self._planned(self._rows.take(rows))
+
+    def _planned(self, rows: np.ndarray) -> np.ndarray:
+        if isinstance(self._featurizer, Identity):
+            return rows
+        actions, observations = np.split(rows, [self._num_actions], axis=1)
+        found = planning_columns(self._featurizer, observations)
+        return np.concatenate([actions, found], axis=1)
 
 
 def _mapped() -> int:

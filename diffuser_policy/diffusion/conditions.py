@@ -11,15 +11,17 @@ from a distribution that is only close to the conditional one.
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from diffuser_policy.columns.layout import TrajectoryLayout
-from diffuser_policy.columns.normalizers import Normalizer
+from diffuser_policy.columns.normalizers import Normalizer, selection
 from diffuser_policy.errors import ConditionError, shown
 
 
@@ -108,6 +110,21 @@ class Conditions:
         """Return both sets of conditions; `other` wins where they overlap."""
         return Conditions(self.pins + other.pins)
 
+    def rows(self, index: np.ndarray, batch_size: int) -> Conditions:
+        """Return the conditions of some of the plans.
+
+        Args:
+            index: Their numbers.
+            batch_size: Number of plans that these conditions are for.
+        """
+        pins = (
+            pin
+            if pin.values.ndim == 1 or len(pin.values) != batch_size
+            else dataclasses.replace(pin, values=pin.values[index])
+            for pin in self.pins
+        )
+        return Conditions(tuple(pins))
+
     def compile(
         self,
         layout: TrajectoryLayout,
@@ -135,7 +152,7 @@ class Conditions:
             batch_size, *shape, dtype=normalizer.shift.dtype, device=device
         )
         for pin in self.pins:
-            columns = list(layout.columns(pin.columns))
+            columns = layout.columns(pin.columns)
             if not -num_planning_steps <= pin.step < num_planning_steps:
                 raise ConditionError(
                     f"The condition on {pin.columns!r} pins planning step {pin.step}, "
@@ -147,7 +164,8 @@ class Conditions:
                     f"The condition on {pin.columns!r} needs values of shape ({size},) "
                     f"or ({batch_size}, {size}), got {given}."
                 )
-            mask[0, pin.step, columns] = True
+            index = selection(columns)
+            mask[0, pin.step, index] = True
             normalized = normalizer.normalize(pin.values.to(device), columns)
-            values[:, pin.step, columns] = normalized
+            values[:, pin.step, index] = normalized
         return Inpainting(mask, values)

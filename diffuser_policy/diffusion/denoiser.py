@@ -125,17 +125,27 @@ class Denoiser(nn.Module):
             i: Denoising step, 0..N-1, the same for the whole batch.
         """
         steps = torch.full((noisy.shape[0],), i, dtype=torch.long, device=noisy.device)
-        if self.residual:
-            start, (signal, _) = noisy[:, :1], self._scales(steps)
-            output = self._output(noisy, steps)
-            clean = start + self._clean(output, noisy - signal * start, steps)
-        elif torch.is_grad_enabled():
-            clean = self._clean(self.network(noisy, steps), noisy, steps)
-        else:
-            # The network may have been replaced, or this may be a copy.
-            if self._runner is None or self._runner.network is not self.network:
-                self._runner = accelerate(self.network, self.acceleration)
-            clean = self._clean(self._runner(noisy, i), noisy, steps)
+        if self.residual or torch.is_grad_enabled():
+            return self.predicted(noisy, steps)
+        # The network may have been replaced, or this may be a copy.
+        if self._runner is None or self._runner.network is not self.network:
+            self._runner = accelerate(self.network, self.acceleration)
+        return self._clipped(self._clean(self._runner(noisy, i), noisy, steps))
+
+    def predicted(self, noisy: Tensor, i: Tensor) -> Tensor:
+        """Return what `forward` returns, by the network as it is written.
+
+        Args:
+            noisy: As in `forward`.
+            i: `[batch]` denoising steps.
+        """
+        if not self.residual:
+            return self._clipped(self._clean(self.network(noisy, i), noisy, i))
+        start, (signal, _) = noisy[:, :1], self._scales(i)
+        output = self._output(noisy, i)
+        return self._clipped(start + self._clean(output, noisy - signal * start, i))
+
+    def _clipped(self, clean: Tensor) -> Tensor:
         return clean.clamp(-1.0, 1.0) if self.clip else clean
 
     def loss(

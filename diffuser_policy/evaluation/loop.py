@@ -29,6 +29,7 @@ from tqdm import tqdm
 from diffuser_policy.envs import (
     Env,
     action_and_state,
+    check_call,
     check_ends,
     check_length,
     check_predicts,
@@ -487,6 +488,7 @@ def _maker(
             f"evaluate makes its own environments, so that episodes can run side by "
             f"side. Pass an id, or a function that makes one, instead of {env!r}."
         )
+    check_call(env, getattr(env, "__qualname__", repr(env)), {})
     return lambda: env_of(env(), env)
 
 

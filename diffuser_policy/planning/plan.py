@@ -5,11 +5,14 @@
 
 Row r has `lengths[r]` planning steps, `stride` env steps apart, starting with the
 current observation. Plans of one batch may differ in length; shorter ones repeat
-their last planned observation, where a plan stays after its end.
+their last planned observation, where a plan stays after its end. They may also differ
+in their number of candidates; a row with fewer than others repeats its first one.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,9 +27,13 @@ class Plan:
         actions: `[rows, steps, action]`; no columns for states-only plans.
         lengths: `[rows]` planning steps of each plan.
         stride: Env steps between two planning steps.
-        values: `[rows, candidates]` of the ranking; higher is better.
+        values: `[rows, candidates]` of the ranking; higher is better, and minus
+            infinity beyond the candidates of a row.
         chosen: `[rows]` index of the chosen candidate.
-        candidates: `[rows, candidates, steps, observation]` all sampled plans.
+        num_candidates: `[rows]` candidates of each row: those that were sampled and,
+            with steadiness, what was left of the running plan, which is the last.
+        candidates: `[rows, candidates, steps, observation]` as many as the row with
+            the most has.
         chain: `[denoising steps + 1, rows, candidates, steps, observation]` from
             noise to plan, if it was asked for.
     """
@@ -37,6 +44,7 @@ class Plan:
     stride: int
     values: np.ndarray
     chosen: np.ndarray
+    num_candidates: np.ndarray
     candidates: np.ndarray
     chain: np.ndarray | None = None
 
@@ -46,9 +54,10 @@ class Plan:
 
     def __repr__(self) -> str:
         """Name sizes instead of printing arrays."""
+        counts = sorted({*self.num_candidates.tolist()})
         return (
             f"Plan({len(self)} rows of up to {self.observations.shape[1]} planning "
-            f"steps, stride {self.stride}, {self.values.shape[1]} candidates)"
+            f"steps, stride {self.stride}, {' or '.join(map(str, counts))} candidates)"
         )
 
     @property
@@ -59,6 +68,59 @@ class Plan:
     def path(self, row: int = 0) -> np.ndarray:
         """Return the planned observations `[length, observation]` of one row."""
         return self.observations[row, : self.lengths[row]]
+
+    def rows(self, index: np.ndarray) -> Plan:
+        """Return the plans of some rows."""
+        parts = {name: getattr(self, name)[index] for name in BY_ROW}
+        chain = None if self.chain is None else self.chain[:, index]
+        return Plan(stride=self.stride, chain=chain, **parts)
+
+    @staticmethod
+    def joined(parts: Sequence[tuple[np.ndarray, Plan]]) -> Plan:
+        """Return plans that were made separately as one.
+
+        Args:
+            parts: Which rows of the result each plan becomes, and the plan.
+        """
+        if len(parts) == 1:  # all rows, in order
+            return parts[0][1]
+        steps = max(plan.observations.shape[1] for _, plan in parts)
+        width = max(plan.values.shape[1] for _, plan in parts)
+        plans = [plan._extended(steps, width) for _, plan in parts]
+        order = np.concatenate([rows for rows, _ in parts]).argsort()
+
+        def in_order(name: str, axis: int = 0) -> np.ndarray:
+            arrays = [getattr(plan, name) for plan in plans]
+            return np.concatenate(arrays, axis=axis).take(order, axis=axis)
+
+        return Plan(
+            stride=plans[0].stride,
+            chain=None if plans[0].chain is None else in_order("chain", axis=1),
+            **{name: in_order(name) for name in BY_ROW},
+        )
+
+    def _extended(self, steps: int, width: int) -> Plan:
+        """Return these plans in arrays of more planning steps and candidates."""
+        num_steps, num_candidates = self.observations.shape[1], self.values.shape[1]
+        step = np.minimum(np.arange(steps), num_steps - 1)
+        planned = (np.arange(steps) < num_steps)[:, None]
+        there = np.arange(width) < num_candidates
+        candidate = np.where(there, np.arange(width), 0)
+        return dataclasses.replace(
+            self,
+            observations=self.observations[:, step],
+            actions=np.where(planned, self.actions[:, step], np.float32(0)),
+            values=np.where(there, self.values[:, candidate], np.float32(-np.inf)),
+            candidates=self.candidates[:, candidate][:, :, step],
+            chain=None if self.chain is None else self.chain[:, :, candidate],
+        )
+
+
+BY_ROW = (
+    *("observations", "actions", "lengths"),
+    *("values", "chosen", "num_candidates", "candidates"),
+)
+"""Arrays of a `Plan` with a row for each environment."""
 
 
 def interpolate(

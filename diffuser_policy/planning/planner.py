@@ -11,6 +11,10 @@ a warm start, rows that have a plan form batches of their own: they start from w
 left of it (Janner et al. 2022, §5.4), stretched over the new horizon if there is a goal
 to arrive at.
 
+*Satisficing* (Simon 1956, "Rational choice and the structure of the environment"): a
+row gets all of its candidates only if a single one is not good enough by the ranking's
+own measure, or if the row has reason to be careful. Both depend on that row alone.
+
 With `steadiness`, what is left of a plan is a candidate itself, and a new one has to be
 better by that much. Without it, a plan that is replaced every few steps may change its
 mind as often.
@@ -18,7 +22,9 @@ mind as often.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -29,7 +35,7 @@ from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.columns.normalizers import Normalizer
 from diffuser_policy.diffusion.conditions import Conditions
 from diffuser_policy.diffusion.guidance import Guidance
-from diffuser_policy.diffusion.sampler import Sampler, Samples, WarmStart
+from diffuser_policy.diffusion.sampler import Sampler, WarmStart
 from diffuser_policy.errors import (
     CheckpointError,
     ConditionError,
@@ -64,6 +70,7 @@ class Planner:
         warm_start: float | None = None,
         warm_start_steps: int = 1,
         steadiness: float | None = None,
+        satisficing: bool = False,
         pin_goal_velocity: bool = False,
         fingerprint: int = 0,
     ) -> None:
@@ -82,6 +89,7 @@ class Planner:
             warm_start_steps: Denoising steps from there.
             steadiness: How much better than the rest of a plan a new one has to be, in
                 the unit of the ranking; none: the rest is no candidate.
+            satisficing: Sample all candidates only where one is not good enough.
             pin_goal_velocity: Pin zeros in the layout's "velocity" at the goal.
             fingerprint: A number that differs between planners with other weights.
 
@@ -99,7 +107,7 @@ class Planner:
         self.guidance = guidance
         self.warm_start = warm_start
         self.warm_start_steps = warm_start_steps
-        self.steadiness = steadiness
+        self.steadiness, self.satisficing = steadiness, satisficing
         self.pin_goal_velocity = pin_goal_velocity
         self.fingerprint = fingerprint
 
@@ -112,6 +120,7 @@ class Planner:
         generators: Sequence[torch.Generator],
         *,
         remaining: np.ndarray | None = None,
+        careful: np.ndarray | None = None,
         previous: Following | None = None,
         conditions: Conditions | None = None,
         step_noise: bool = True,
@@ -125,6 +134,7 @@ class Planner:
                 if the layout has goal columns; guides see them in any case.
             generators: One source of noise per row, advanced by the call.
             remaining: `[rows]` env steps left, for shrinking horizons; negative: none.
+            careful: `[rows]` for which all candidates are sampled in any case.
             previous: Plans that rows follow, for warm starts and steadiness; length
                 zero if a row follows none.
             conditions: What to pin besides start and goal, for plans of equal length.
@@ -138,96 +148,52 @@ class Planner:
             NotFiniteError: A plan with NaN or infinity in it.
             MemoryLimitError: More observations or candidates than fit into memory.
         """
-        layout = self.layout
-        aims = goals if layout.goal_conditioned else None
+        aims = goals if self.layout.goal_conditioned else None
         try:
             lengths = self.horizons.planning_steps(observations, aims, remaining)
         except NotFiniteError as error:
             raise self._explained(str(error), observations, goals) from error
+        warm = np.zeros(len(lengths), np.bool_)
+        if self.warm_start is not None and previous is not None:
+            warm = previous.lengths > 0
+        request = Request(
+            observations=observations,
+            goals=goals,
+            generators=generators,
+            lengths=lengths,
+            warm=warm,
+            previous=previous,
+            conditions=conditions,
+            step_noise=step_noise,
+            keep_chain=keep_chain,
+        )
+        if keep_chain:
+            request.check_alike()
         with within_memory(
             f"Planning for {len(lengths):,} observations with {self.num_candidates:,} "
             f"candidates each",
             "Pass fewer observations at a time, or lower num_candidates "
             "(--num-candidates).",
         ):
-            return self._plan(
-                observations,
-                goals,
-                generators,
-                lengths=lengths,
-                previous=previous,
-                conditions=conditions,
-                step_noise=step_noise,
-                keep_chain=keep_chain,
-            )
+            return self._plan(request, careful)
 
-    def _plan(
-        self,
-        observations: np.ndarray,
-        goals: np.ndarray | None,
-        generators: Sequence[torch.Generator],
-        *,
-        lengths: np.ndarray,
-        previous: Following | None,
-        conditions: Conditions | None,
-        step_noise: bool,
-        keep_chain: bool,
-    ) -> Plan:
-        """Return the plans of `lengths` `[rows]` planning steps; see `plan`."""
-        layout = self.layout
-        warm = np.zeros(len(lengths), np.bool_)
-        if self.warm_start is not None and previous is not None:
-            warm = previous.lengths > 0
-        # Plans of all lengths go into one array: shorter ones repeat their last state.
-        every, longest = np.arange(len(lengths)), int(lengths.max())
-        kept = self.steadiness is not None and previous is not None
-        values = np.empty((len(lengths), self.num_candidates + kept), np.float32)
-        candidates = np.empty(
-            (*values.shape, longest, layout.observation_dim), np.float32
-        )
-        actions = np.zeros((len(lengths), longest, layout.action_dim), np.float32)
-        chains = []
-        most = max(MOST_AT_ONCE // self.num_candidates, 1)
-        for rows in _batches(lengths, warm, most=most, alike=keep_chain):
-            samples, part = self._sample(
-                observations[rows],
-                None if goals is None else goals[rows],
-                [generators[row] for row in rows.tolist()],
-                length=int(lengths[rows[0]]),
-                previous=None if previous is None else previous.rows(rows),
-                warm=bool(warm[rows[0]]),
-                conditions=conditions,
-                step_noise=step_noise,
-                keep_chain=keep_chain,
-            )
-            physical = self.normalizer.unnormalize(samples.trajectories).cpu().numpy()
-            if not np.isfinite(physical).all():
-                what = "Some planned states or actions are NaN or infinite."
-                raise self._explained(what, observations, goals)
-            if np.isnan(part).any():
-                what = f"{type(self.ranking).__name__} values some plans as NaN."
-                raise self._explained(what, observations, goals)
-            length = physical.shape[2]
-            values[rows] = part
-            candidates[rows, :, :length] = physical[..., layout.observations]
-            candidates[rows, :, length:] = candidates[rows, :, length - 1 : length]
-            best = part.argmax(axis=1)
-            taken = physical[np.arange(len(rows)), best, :, layout.actions]
-            actions[rows, :length] = taken
-            if samples.chain is not None:
-                chain = self.normalizer.unnormalize(samples.chain).cpu().numpy()
-                chains.append(chain[..., layout.observations])
-        chosen = values.argmax(axis=1)
-        return Plan(
-            observations=candidates[every, chosen],
-            actions=actions,
-            lengths=lengths,
-            stride=self.stride,
-            values=values,
-            chosen=chosen,
-            candidates=candidates,
-            chain=np.concatenate(chains, axis=1) if chains else None,
-        )
+    def _plan(self, request: Request, careful: np.ndarray | None) -> Plan:
+        """Return the plans, of a single candidate where that is good enough."""
+        done, parts = np.zeros(len(request.lengths), np.bool_), []
+        aspiration = self.ranking.good_enough(self.stride)
+        if self.satisficing and aspiration is not None and self.num_candidates > 1:
+            hasty = np.flatnonzero(~done if careful is None else ~careful)
+            for rows in request.batches(hasty, MOST_AT_ONCE):
+                plan = self._sample(request.rows(rows), 1)
+                done[rows] = good = plan.values.max(axis=1) >= aspiration
+                parts.append((rows[good], plan if good.all() else plan.rows(good)))
+        count = self.num_candidates
+        left, most = np.flatnonzero(~done), max(MOST_AT_ONCE // count, 1)
+        parts += [
+            (rows, self._sample(request.rows(rows), count))
+            for rows in request.batches(left, most)
+        ]
+        return Plan.joined(parts)
 
     def _explained(
         self, what: str, observations: np.ndarray, goals: np.ndarray | None
@@ -281,41 +247,28 @@ class Planner:
             f"a setting such as temperature, guide_scale or ranking_weight. Lower it."
         )
 
-    def _sample(
-        self,
-        observations: np.ndarray,
-        goals: np.ndarray | None,
-        generators: Sequence[torch.Generator],
-        *,
-        length: int,
-        previous: Following | None,
-        warm: bool,
-        conditions: Conditions | None,
-        step_noise: bool,
-        keep_chain: bool,
-    ) -> tuple[Samples, np.ndarray]:
-        """Return candidates of plans of one length, and their values.
+    def _sample(self, request: Request, num_candidates: int) -> Plan:
+        """Return plans of one length, which all start warm or all start cold.
 
-        The arguments are those of `plan`, for the rows of one batch. `warm` starts all
-        of them from the rest of their plans. With steadiness, that rest is their last
-        candidate.
+        With steadiness, what is left of a plan is its row's last candidate.
         """
-        layout = self.layout
-        given = Conditions().pin(0, "observation", _tensor(observations))
+        layout, goals, previous = self.layout, request.goals, request.previous
+        length = int(request.lengths[0])
+        given = Conditions().pin(0, "observation", _tensor(request.observations))
         if goals is not None and layout.goal_conditioned:
             given = given.pin(-1, "goal", _tensor(goals))
             if self.pin_goal_velocity:
                 size = len(layout.columns("velocity"))
                 still = torch.zeros(size, dtype=torch.float32)
                 given = given.pin(-1, "velocity", still)
-        inpainting = (given | (conditions or Conditions())).compile(
+        inpainting = (given | (request.conditions or Conditions())).compile(
             layout,
             self.normalizer,
             num_planning_steps=length,
-            batch_size=len(observations),
+            batch_size=len(request.lengths),
         )
         start = None
-        if warm and previous is not None and self.warm_start is not None:
+        if request.warm[0] and previous is not None and self.warm_start is not None:
             start = WarmStart(
                 trajectories=self._rest(previous, length, goals),
                 level=self.warm_start,
@@ -326,22 +279,22 @@ class Planner:
             steering = partial(
                 guidance.steering,
                 self.sampler.denoiser.schedule,
-                view=self._view(goals, self.num_candidates),
+                view=self._view(goals, num_candidates),
                 scales=self.normalizer.scale,
             )
         samples = self.sampler.sample(
             inpainting,
-            generators,
-            num_candidates=self.num_candidates,
+            request.generators,
+            num_candidates=num_candidates,
             steering=steering,
             warm_start=start,
-            step_noise=step_noise,
-            keep_chain=keep_chain,
+            step_noise=request.step_noise,
+            keep_chain=request.keep_chain,
         )
         trajectories, without = samples.trajectories, None
         if self.steadiness is not None and previous is not None:
             without = previous.lengths == 0
-            rest = self._rest(previous, length, goals, observations)[:, None]
+            rest = self._rest(previous, length, goals, request.observations)[:, None]
             # A row without a plan gets a copy of its first candidate, which is never
             # chosen. All are ranked together: a ranking may compare them.
             rows = torch.as_tensor(without, device=rest.device)
@@ -354,7 +307,29 @@ class Planner:
             values = values.copy()
             values[:, -1] += self.steadiness
             values[without, -1] = -np.inf
-        return Samples(trajectories, samples.chain), values
+        physical = self.normalizer.unnormalize(trajectories).cpu().numpy()
+        if not np.isfinite(physical).all():
+            what = "Some planned states or actions are NaN or infinite."
+            raise self._explained(what, request.observations, goals)
+        if np.isnan(values).any():
+            what = f"{type(self.ranking).__name__} values some plans as NaN."
+            raise self._explained(what, request.observations, goals)
+        chosen = values.argmax(axis=1)
+        taken = physical[np.arange(len(chosen)), chosen]
+        chain = samples.chain
+        if chain is not None:
+            chain = self.normalizer.unnormalize(chain)[..., layout.observations].cpu()
+        return Plan(
+            observations=taken[..., layout.observations],
+            actions=taken[..., layout.actions],
+            lengths=request.lengths,
+            stride=self.stride,
+            values=values,
+            chosen=chosen,
+            num_candidates=np.full(len(chosen), count),
+            candidates=physical[..., layout.observations],
+            chain=None if chain is None else chain.numpy(),
+        )
 
     def _rest(
         self,
@@ -401,36 +376,70 @@ class Planner:
         )
 
 
-def _batches(
-    lengths: np.ndarray, warm: np.ndarray, *, most: int, alike: bool
-) -> list[np.ndarray]:
-    """Return the rows of each sampling call: those of one length, all warm or cold.
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to plan for, row by row; see `Planner.plan`.
 
-    Args:
+    Attributes:
         lengths: `[rows]` planning steps.
         warm: `[rows]` whether they start from the rest of a plan.
-        most: Rows of one call.
-        alike: Refuse rows of different lengths or starts.
-
-    Raises:
-        ConditionError: There are some.
     """
-    kinds = {*zip(lengths.tolist(), warm.tolist(), strict=True)}
-    if alike and len(kinds) > 1:
-        raise ConditionError(
-            f"keep_chain needs plans of one length, all warm or all cold; these "
-            f"rows need {np.unique(lengths).tolist()} planning steps, and "
-            f"{warm.sum()} of {len(warm)} are warm. Plan for one row."
+
+    observations: np.ndarray
+    goals: np.ndarray | None
+    generators: Sequence[torch.Generator]
+    lengths: np.ndarray
+    warm: np.ndarray
+    previous: Following | None
+    conditions: Conditions | None
+    step_noise: bool
+    keep_chain: bool
+
+    def rows(self, index: np.ndarray) -> Request:
+        """Return the part for some rows, in increasing order."""
+        if len(index) == len(self.lengths):
+            return self
+        conditions = self.conditions
+        if conditions is not None:
+            conditions = conditions.rows(index, len(self.lengths))
+        return dataclasses.replace(
+            self,
+            observations=self.observations[index],
+            goals=None if self.goals is None else self.goals[index],
+            generators=[self.generators[row] for row in index.tolist()],
+            lengths=self.lengths[index],
+            warm=self.warm[index],
+            previous=None if self.previous is None else self.previous.rows(index),
+            conditions=conditions,
         )
-    groups = [
-        np.flatnonzero((lengths == length) & (warm == is_warm))
-        for length, is_warm in sorted(kinds)
-    ]
-    return [
-        rows[begin : begin + most]
-        for rows in groups
-        for begin in range(0, len(rows), most)
-    ]
+
+    def batches(self, rows: np.ndarray, most: int) -> list[np.ndarray]:
+        """Return some rows by sampling call: those of one length, all warm or cold.
+
+        Args:
+            rows: To plan for, in increasing order.
+            most: Rows of one call.
+        """
+        kind = 2 * self.lengths[rows] + self.warm[rows]
+        groups = [rows[kind == each] for each in np.unique(kind)]
+        return [
+            group[begin : begin + most]
+            for group in groups
+            for begin in range(0, len(group), most)
+        ]
+
+    def check_alike(self) -> None:
+        """Refuse rows of different lengths or starts.
+
+        Raises:
+            ConditionError: There are some.
+        """
+        if len({*zip(self.lengths.tolist(), self.warm.tolist(), strict=True)}) > 1:
+            raise ConditionError(
+                f"keep_chain needs plans of one length, all warm or all cold; these "
+                f"rows need {np.unique(self.lengths).tolist()} planning steps, and "
+                f"{self.warm.sum()} of {len(self.warm)} are warm. Plan for one row."
+            )
 
 
 def _tensor(array: np.ndarray) -> Tensor:

@@ -1,6 +1,7 @@
 r"""Rankings: which of the sampled candidates becomes the plan.
 
-A ranking gives every candidate a value; the highest is taken, the first of equals.
+A ranking gives every candidate a value; the highest is taken, the first of equals. Some
+rankings also know from which value on a candidate is `good_enough` by itself.
 
 - `FirstRanking` takes the first candidate: plain sampling.
 - `SmoothnessRanking` prefers a small largest displacement between planning steps:
@@ -29,6 +30,7 @@ import torch
 from torch import Tensor
 
 from diffuser_policy.columns.features import FeaturizerError
+from diffuser_policy.columns.normalizers import selection
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.guides.guide import Guide, value_of
 from diffuser_policy.guides.trajectory import Trajectory
@@ -47,6 +49,14 @@ class Ranking:
             num_candidates: How many each row has.
         """
         raise NotImplementedError
+
+    def good_enough(self, stride: int) -> float | None:  # noqa: ARG002 (a unit of time)
+        """Return the value from which on a candidate needs no rivals, if there is one.
+
+        Args:
+            stride: Env steps between two planning steps.
+        """
+        return None
 
 
 class FirstRanking(Ranking):
@@ -94,6 +104,10 @@ class TimeToGoalRanking(Ranking):
         excess = (needed - reach * trajectory.stride).amax(dim=-1)
         values: Tensor = -excess
         return values.reshape(-1, num_candidates)
+
+    def good_enough(self, stride: int) -> float:
+        """Return the value of plans that need twice the planned time at their worst."""
+        return -float(self.reach * stride)
 
 
 class CriticRanking(Ranking):
@@ -158,6 +172,10 @@ class FeasibilityRanking(Ranking):
         tensor = torch.from_numpy(values).to(trajectory.normalized.device)
         return tensor.reshape(-1, num_candidates)
 
+    def good_enough(self, stride: int) -> float | None:  # noqa: ARG002
+        """Return the featurizer's `feasible`, if it has one."""
+        return getattr(self.featurizer, "feasible", None)
+
 
 class GuideRanking(Ranking):
     """Takes the candidate that a guide likes best, of those that are feasible."""
@@ -204,13 +222,17 @@ class SumRanking(Ranking):
         values = value_of(self.guide, trajectory).reshape(-1, num_candidates)
         return self.feasibility(trajectory, num_candidates) + self.weight * values
 
+    def good_enough(self, stride: int) -> float | None:
+        """Return that of feasibility: a guide that is a cost takes from it."""
+        return self.feasibility.good_enough(stride)
+
 
 def has_feasibility(featurizer: Any) -> bool:
     """Return whether a featurizer judges how well plans can be executed."""
     return callable(getattr(featurizer, "feasibility", None))
 
 
-def _position(trajectory: Trajectory) -> list[int]:
+def _position(trajectory: Trajectory) -> slice | list[int]:
     """Return the columns that a goal pins, or else all of the observation."""
     name = "goal" if trajectory.layout.goal_conditioned else "observation"
-    return list(trajectory.layout.columns(name))
+    return selection(trajectory.layout.columns(name))

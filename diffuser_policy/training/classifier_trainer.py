@@ -6,6 +6,7 @@ of its schedule; the classifier learns which labels held before the noise.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import zlib
 
@@ -18,11 +19,7 @@ from diffuser_policy.columns.features import Featurizer
 from diffuser_policy.columns.labels import labelled
 from diffuser_policy.config import ClassifierConfig, ClassifierTrainConfig
 from diffuser_policy.data.flat import FlatDataset
-from diffuser_policy.data.windows import (
-    WindowDataset,
-    in_planning_columns,
-    join_rows,
-)
+from diffuser_policy.data.windows import PlanningRows
 from diffuser_policy.errors import ConfigError, DatasetError, UnknownNameError
 from diffuser_policy.networks.classifiers import StateClassifier
 from diffuser_policy.training.companion import Batch, CompanionTrainer
@@ -32,7 +29,7 @@ class ClassifierTrainer(CompanionTrainer[StateClassifier]):
     """Trains a classifier and writes it to a folder, with the planner it is for.
 
     Attributes:
-        windows: The planner's data.
+        rows: The planner's data.
         targets: `[rows, labels]`, bool.
     """
 
@@ -50,8 +47,8 @@ class ClassifierTrainer(CompanionTrainer[StateClassifier]):
             DatasetError: Labels that hold always or never in the data.
         """
         layout, settings = self.policy_config.layout, self.config.classifier
-        planned = in_planning_columns(flat, featurizer)
-        every, found = labelled(self.config.labels, join_rows(planned, layout), layout)
+        self.rows = PlanningRows(flat, featurizer, layout)
+        every, found = labelled(self.config.labels, self.rows, layout)
         names, targets = _chosen(settings, every, found)
         self.policy_config = dataclasses.replace(
             self.policy_config, classifier=dataclasses.replace(settings, classes=names)
@@ -59,8 +56,7 @@ class ClassifierTrainer(CompanionTrainer[StateClassifier]):
         with seeded(self.config.seed):
             network = build_classifier(self.policy_config)
         network.set_balance(_shares(names, targets, flat))
-        normalizer = self.planner_networks.normalizer
-        self.windows = WindowDataset(planned, layout=layout, normalizer=normalizer)
+        self.normalizer = copy.deepcopy(self.planner_networks.normalizer).cpu()
         self.targets = torch.from_numpy(targets)
         return network, {"labels": zlib.crc32(np.ascontiguousarray(targets).data)}
 
@@ -73,7 +69,12 @@ class ClassifierTrainer(CompanionTrainer[StateClassifier]):
         size = (self.config.optimization.batch_size,)
         drawn = torch.randint(len(self.targets), size, generator=generator)
         targets = self.targets[drawn][:, None].float()
-        return self.windows.read(drawn)[:, None], None, targets
+        return self.read(drawn)[:, None], None, targets
+
+    @torch.no_grad()
+    def read(self, rows: Tensor) -> Tensor:
+        """Return the rows of these numbers `[rows]`, normalized."""
+        return self.normalizer.normalize(torch.from_numpy(self.rows.take(rows)))
 
     @property
     def classifier(self) -> StateClassifier:

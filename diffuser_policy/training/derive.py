@@ -53,9 +53,11 @@ def policy_config(train: TrainConfig, flat: FlatDataset) -> PolicyConfig:
         if columns is not None:
             aliases[name] = columns
     if spaces.appends_goal:
-        name = spaces.parts.goal_keys[0].rpartition("/")[2]
-        if name not in (*RESERVED, *GOAL_KEYS):
-            aliases.setdefault(name, spaces.goal_columns)
+        key = spaces.parts.goal_keys[0]
+        # By its own name, and by the last key of it: executors look for a "position".
+        for name in (key, key.rpartition("/")[2]):
+            if name not in (*RESERVED, *GOAL_KEYS):
+                aliases.setdefault(name, spaces.goal_columns)
     if spaces.has_goal:
         aliases["goal"] = (
             spaces.goal_columns if featurizer is None else featurizer.columns["goal"]

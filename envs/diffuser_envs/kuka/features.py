@@ -63,6 +63,7 @@ SLIP_WEIGHT = 1.0
 DOUBLE_WEIGHT = 0.5  # meters, for a plan that holds two blocks all the time
 IDLE_WEIGHT = 0.1  # meters, for a plan without a grasp or without a release
 DELAY_WEIGHT = 5e-4  # meters per env step
+FEASIBLE = -0.05  # feasibility, in meters, of plans that can be executed as they are
 SHARES = np.linspace(1.0, 0.0, 9)  # of the way to a target that is out of reach
 
 
@@ -82,7 +83,10 @@ class BlockFeatures:
         columns: "tool" (also "position"), "block_0" and "flag_0" and so on; "blocks"
             and "flags" for all blocks together.
         objects: The columns of each block, xyz and flag.
+        feasible: Feasibility of plans that need not be compared with others.
     """
+
+    feasible = FEASIBLE
 
     def __init__(self, num_blocks: int = NUM_BLOCKS) -> None:
         """Lay out the columns.
@@ -256,7 +260,10 @@ class JointFeatures:
         num_columns: Planning columns, the same number.
         columns: "joints", "block_0", "quaternion_0" and "flag_0" and so on.
         objects: The columns of each block.
+        feasible: As in `BlockFeatures`.
     """
+
+    feasible = FEASIBLE
 
     def __init__(self, num_blocks: int = NUM_BLOCKS) -> None:
         """Lay out the columns.

@@ -1,0 +1,150 @@
+"""Exported planners: the documentation's program plans like `policy.plan`."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from diffuser_policy.cli import main
+from diffuser_policy.columns.features import Identity
+from diffuser_policy.config import NetworkConfig
+from diffuser_policy.envs import make_env
+from diffuser_policy.errors import ConfigError, MissingExtraError
+from diffuser_policy.planning.ranking import Ranking
+from diffuser_policy.policy import DiffuserPolicy
+from diffuser_policy.testing import toy_config, toy_dataset, toy_policy
+from tests.documentation_helpers import ROOT, blocks
+from tests.policy_helpers import observe
+
+pytestmark = pytest.mark.once
+ROUNDING = 1e-3  # of plans that reach 10; other forms of the network differ as much
+[PROGRAM] = [
+    block
+    for block in blocks(ROOT / "docs" / "export.md", "python")
+    if "class ExportedPlanner" in block
+]
+
+
+@pytest.fixture
+def onnx() -> None:
+    for module in ("onnx", "onnxruntime"):
+        pytest.importorskip(module, reason="needs the extra export")
+
+
+def same_noise(policy: DiffuserPolicy) -> Any:
+    """Return the noise of `policy.plan`, for the program."""
+    generator = torch.Generator().manual_seed(policy.seed)
+    return lambda size: torch.randn(size, generator=generator).numpy()
+
+
+def largest_difference(policy: DiffuserPolicy, folder: Path, seen: Any) -> float:
+    """Return by how much plans of the same noise differ, row by row."""
+    policy.export(folder)
+    script = folder / "program.py"
+    script.write_text(PROGRAM)
+    planner, most = runpy.run_path(str(script))["ExportedPlanner"](folder), 0.0
+    rows, goals = policy.read(seen)
+    expected = policy.plan(seen)
+    for row, observation in enumerate(rows):
+        goal = None if goals is None else goals[row]
+        path, actions = planner.plan(observation, goal, noise=same_noise(policy))
+        assert path.shape == expected.path(row).shape
+        planned = expected.actions[row, : len(path)]
+        for found, right in ((path, expected.path(row)), (actions, planned)):
+            most = max(most, float(np.abs(found - right).max(initial=0)))
+    return most
+
+
+PLANNERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "smooth": ({}, {"temperature": 0.5}),
+    "predicted": (
+        {},
+        {"horizon": "predicted", "ranking": "time_to_goal", "num_candidates": 4},
+    ),
+    "all candidates": ({}, {"ranking": "time_to_goal", "satisficing": False}),
+    "residual, with attention": (
+        {"residual": True, "attention": True, "prediction_target": "velocity"},
+        {"sampler": "dpm", "num_sampling_steps": 4, "goal_velocity": True},
+    ),
+    "ancestral": (
+        {"prediction_target": "noise", "num_denoising_steps": 3},
+        {"sampler": "ddpm", "num_sampling_steps": None, "ranking": "first"},
+    ),
+    "MLP": ({"architecture": "mlp", "depth": 1}, {}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("onnx")
+@pytest.mark.parametrize("kind", PLANNERS)
+def test_the_program_plans_like_the_planner(kind: str, tmp_path: Path) -> None:
+    network, settings = PLANNERS[kind]
+    small = {"dim": 8, "multipliers": (1, 2), "num_denoising_steps": 8}
+    config = toy_config(network=NetworkConfig(**{**small, **network}))
+    policy = toy_policy(config, **settings)
+    assert largest_difference(policy, tmp_path, observe(8)) < ROUNDING
+
+
+@pytest.mark.usefixtures("onnx")
+def test_a_planner_without_goals_is_exported(tmp_path: Path) -> None:
+    config = toy_config(time_to_goal=None)
+    policy = toy_policy(config, flat=toy_dataset(goals=False))
+    seen = observe(3)["observation"]
+    assert largest_difference(policy, tmp_path, seen) < ROUNDING
+
+
+@pytest.mark.proof
+@pytest.mark.usefixtures("onnx")
+@pytest.mark.parametrize("name", ["large", "medium", "umaze"])
+def test_shipped_planners_plan_alike_1000_times(name: str, tmp_path: Path) -> None:
+    """In meters and meters per second."""
+    title = {"large": "Large", "medium": "Medium", "umaze": "UMaze"}[name]
+    env = make_env(f"diffuser_envs/Multi2D-{title}-v1")
+    drawn = [env.reset(seed=seed)[0] for seed in range(1000)]
+    seen = {key: np.stack([each[key] for each in drawn]) for key in drawn[0]}
+    policy = DiffuserPolicy.from_pretrained(f"multi2d-{name}")
+    assert largest_difference(policy, tmp_path, seen) < ROUNDING
+
+
+@pytest.mark.usefixtures("onnx")
+def test_the_command_exports_with_settings(tmp_path: Path) -> None:
+    toy_policy().save_pretrained(tmp_path / "toy")
+    out = tmp_path / "out"
+    options = ["--num-candidates", "5", "--ranking", "first"]
+    assert main(["export", str(tmp_path / "toy"), *options, "--out", str(out)]) == 0
+    assert sorted(path.name for path in out.iterdir()) == [
+        *("denoiser.onnx", "planner.json", "time_to_goal.onnx")
+    ]
+    facts = json.loads((out / "planner.json").read_text())
+    assert facts["candidates"] == [5]
+    assert facts["ranking"] == {"name": "first"}
+
+
+def test_what_takes_python_is_refused(tmp_path: Path) -> None:
+    policy = toy_policy()
+    guided = policy.with_guide(lambda t: t.position.sum(dim=(1, 2)))
+    with pytest.raises(ConfigError, match=r"with_guide\(None\)"):
+        guided.export(tmp_path)
+    chosen = guided.with_settings(ranking="guide", guide_scale=0)
+    with pytest.raises(ConfigError, match="guide is a function in Python"):
+        chosen.export(tmp_path)
+    policy.planner.ranking = Ranking()
+    with pytest.raises(ConfigError, match="'smoothness', 'time_to_goal' with"):
+        policy.export(tmp_path)
+    policy.featurizer = type("Polar", (Identity,), {})(4)
+    with pytest.raises(ConfigError, match="columns of Polar"):
+        policy.export(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(MissingExtraError, match="export"):
+        toy_policy().export(tmp_path)
