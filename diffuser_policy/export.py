@@ -83,13 +83,8 @@ def write_export(folder: Path, planner: Planner, featurizer: Featurizer) -> None
     refuse_python(planner, featurizer)
     require_extra("onnx", "export")
     layout, horizons = planner.layout, planner.horizons
-    noisy = torch.zeros(2, horizons.min_planning_steps, layout.transition_dim)
-    write_network(
-        folder / "denoiser.onnx",
-        Exported(planner.sampler.denoiser),
-        {"noisy": noisy, "step": torch.tensor(1)},
-        "clean",
-    )
+    shape = (2, horizons.min_planning_steps, layout.transition_dim)
+    write_denoiser(folder / "denoiser.onnx", planner.sampler.denoiser, shape)
     if horizons.time_to_goal is not None:
         size = len(layout.columns("goal"))
         states = torch.zeros(2, 3, layout.observation_dim)
@@ -122,6 +117,18 @@ def refuse_python(planner: Planner, featurizer: Featurizer) -> None:
             f"{', '.join(map(repr, RANKINGS.values()))} with "
             f"policy.with_settings(ranking=…)."
         )
+
+
+def write_denoiser(path: Path, denoiser: Denoiser, shape: tuple[int, ...]) -> None:
+    """Write a denoiser, of "noisy" trajectories and a "step", to "clean" ones.
+
+    Args:
+        path: The file.
+        denoiser: What to write.
+        shape: `[batch, horizon, transition]` of an example, of a length that it takes.
+    """
+    inputs = {"noisy": torch.zeros(shape), "step": torch.tensor(1)}
+    write_network(path, Exported(denoiser), inputs, "clean")
 
 
 def write_network(

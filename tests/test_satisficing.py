@@ -165,6 +165,32 @@ def test_what_rankings_find_good_enough() -> None:
         assert ranking.good_enough(5) is None
 
 
+class Above(FirstRanking):
+    """Finds every candidate as feasible as the given number; zero is enough."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def __call__(self, trajectory: Trajectory, num_candidates: int) -> Tensor:
+        return super().__call__(trajectory, num_candidates) + self.value
+
+    def good_enough(self, stride: int) -> float:  # noqa: ARG002
+        return 0.0
+
+
+@pytest.mark.parametrize(
+    ("feasibility", "worth", "count"),
+    [(-1.0, 9.0, 4), (1.0, 9.0, 1), (1.0, -0.5, 1), (1.0, -9.0, 4)],
+)
+def test_a_guide_cannot_make_up_for_what_is_not_feasible(
+    feasibility: float, worth: float, count: int
+) -> None:
+    guide = as_guide(lambda t: 0 * t.normalized.sum(dim=(1, 2)) + worth)
+    found = plan(ranking=SumRanking(guide, Above(feasibility), 1.0))
+    assert found.num_candidates.tolist() == [count] * 3
+    assert found.values[:, 0] == pytest.approx(feasibility + worth)
+
+
 def test_a_policy_is_careful_where_it_has_strayed() -> None:
     policy = toy_policy(ranking="time_to_goal", num_candidates=3, replan_deviation=0.5)
     policy.planner.ranking.good_enough = lambda stride: -np.inf  # type: ignore[method-assign]  # noqa: ARG005

@@ -15,7 +15,13 @@ from diffuser_policy.diffusion.sampler import Sampler
 from diffuser_policy.errors import SpaceMismatchError
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.speed import SpeedMeasurement, measure_speed
-from diffuser_policy.speed.cases import SCALINGS, Subject, all_cases, network_flops
+from diffuser_policy.speed.cases import (
+    SCALINGS,
+    Case,
+    Subject,
+    all_cases,
+    network_flops,
+)
 from diffuser_policy.speed.report import TITLES, facts, figure, to_json
 from tests.point_env import POINT, save_planner
 from tests.policy_helpers import untrained_policy
@@ -38,6 +44,11 @@ def measured(policy: DiffuserPolicy) -> SpeedMeasurement:
     return measure_speed(policy, POINT, rounds=1, quick=True)
 
 
+@pytest.fixture(scope="module")
+def cases(policy: DiffuserPolicy) -> list[Case]:
+    return all_cases(Subject(policy, POINT, quick=True))
+
+
 def test_every_table_has_its_cases(measured: SpeedMeasurement) -> None:
     assert {timing.case.group for timing in measured.timings} == set(TITLES)
     assert all(timing.plan_ms > 0 for timing in measured.timings)
@@ -50,7 +61,7 @@ def test_nothing_is_faster_than_the_floor(measured: SpeedMeasurement) -> None:
 
 
 def test_cases_say_how_many_plans_they_make(
-    policy: DiffuserPolicy, monkeypatch: pytest.MonkeyPatch
+    cases: list[Case], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Against the rows that the sampler is asked for."""
     rows: list[int] = []
@@ -60,7 +71,6 @@ def test_cases_say_how_many_plans_they_make(
         rows.append(len(given.values))
         return sample(sampler, given, *rest, **named)
 
-    cases = all_cases(Subject(policy, POINT, quick=True))
     monkeypatch.setattr(Sampler, "sample", counted)
     for case in cases:
         rows.clear()
@@ -70,9 +80,11 @@ def test_cases_say_how_many_plans_they_make(
             assert len(rows) * case.batch == plans or case.batch > 1, case.name
 
 
-def test_the_paper_setting_is_256_steps_at_stride_1(policy: DiffuserPolicy) -> None:
+def test_the_paper_setting_is_256_steps_at_stride_1(
+    policy: DiffuserPolicy, cases: list[Case]
+) -> None:
     """With this planner's network: 256 calls of as many rows as env steps."""
-    [first, *_] = all_cases(Subject(policy, POINT, quick=True))
+    [first, *_] = cases
     columns, horizon = (
         policy.planner.layout.transition_dim,
         policy.config.window.horizon,
@@ -147,8 +159,7 @@ def test_what_cannot_be_measured_is_refused_first(
     assert main(["speed", planner, "--rounds", "0", "--quick"]) == 2
 
 
-def test_scalings_vary_one_size(policy: DiffuserPolicy) -> None:
-    cases = all_cases(Subject(policy, POINT, quick=True))
+def test_scalings_vary_one_size(cases: list[Case]) -> None:
     for group in SCALINGS:
         sizes = [(float(c.name), c.flops) for c in cases if c.group == group]
         (small, fewer), (large, more) = sizes

@@ -63,12 +63,11 @@ class ModulatedBlock(nn.Module):
         scale, shift, gate, scale_2, shift_2, gate_2 = self.modulation(step)[
             :, None
         ].chunk(6, dim=-1)
-        batch, count, dim = tokens.shape
         x = self.norm(tokens) * (1 + scale) + shift
-        heads = (batch, count, 3, NUM_HEADS, dim // NUM_HEADS)
-        q, k, v = self.qkv(x).view(heads).permute(2, 0, 3, 1, 4)
+        heads = torch.unflatten(self.qkv(x), 2, (3, NUM_HEADS, -1))
+        q, k, v = heads.permute(2, 0, 3, 1, 4)
         x = F.scaled_dot_product_attention(q, k, v)
-        x = self.merge(x.transpose(1, 2).reshape(batch, count, dim))
+        x = self.merge(x.transpose(1, 2).flatten(2))
         tokens = tokens + (1 + gate) * x
         x = self.norm(tokens) * (1 + scale_2) + shift_2
         out: Tensor = tokens + (1 + gate_2) * self.perceptron(x)

@@ -184,13 +184,13 @@ class Planner:
         if self.satisficing and aspiration is not None and self.num_candidates > 1:
             hasty = np.flatnonzero(~done if careful is None else ~careful)
             for rows in request.batches(hasty, MOST_AT_ONCE):
-                plan = self._sample(request.rows(rows), 1)
-                done[rows] = good = plan.values.max(axis=1) >= aspiration
+                plan, judged = self._sample(request.rows(rows), 1)
+                done[rows] = good = judged >= aspiration
                 parts.append((rows[good], plan if good.all() else plan.rows(good)))
         count = self.num_candidates
         left, most = np.flatnonzero(~done), max(MOST_AT_ONCE // count, 1)
         parts += [
-            (rows, self._sample(request.rows(rows), count))
+            (rows, self._sample(request.rows(rows), count)[0])
             for rows in request.batches(left, most)
         ]
         return Plan.joined(parts)
@@ -247,10 +247,13 @@ class Planner:
             f"a setting such as temperature, guide_scale or ranking_weight. Lower it."
         )
 
-    def _sample(self, request: Request, num_candidates: int) -> Plan:
+    def _sample(self, request: Request, num_candidates: int) -> tuple[Plan, np.ndarray]:
         """Return plans of one length, which all start warm or all start cold.
 
         With steadiness, what is left of a plan is its row's last candidate.
+
+        Returns:
+            Plans, and how good they are `[rows]` by the measure of `good_enough`.
         """
         layout, goals, previous = self.layout, request.goals, request.previous
         length = int(request.lengths[0])
@@ -302,7 +305,7 @@ class Planner:
             trajectories = torch.cat([trajectories, rest], dim=1)
         count = trajectories.shape[1]
         seen = self._view(goals, count)(trajectories.flatten(0, 1), CLEAN)
-        values: np.ndarray = self.ranking(seen, count).cpu().numpy()
+        values, judged = (x.cpu().numpy() for x in self.ranking.judged(seen, count))
         if without is not None:
             values = values.copy()
             values[:, -1] += self.steadiness
@@ -315,11 +318,12 @@ class Planner:
             what = f"{type(self.ranking).__name__} values some plans as NaN."
             raise self._explained(what, request.observations, goals)
         chosen = values.argmax(axis=1)
-        taken = physical[np.arange(len(chosen)), chosen]
+        every = np.arange(len(chosen))
+        taken = physical[every, chosen]
         chain = samples.chain
         if chain is not None:
             chain = self.normalizer.unnormalize(chain)[..., layout.observations].cpu()
-        return Plan(
+        plan = Plan(
             observations=taken[..., layout.observations],
             actions=taken[..., layout.actions],
             lengths=request.lengths,
@@ -330,6 +334,7 @@ class Planner:
             candidates=physical[..., layout.observations],
             chain=None if chain is None else chain.numpy(),
         )
+        return plan, judged[every, chosen]
 
     def _rest(
         self,

@@ -50,6 +50,18 @@ class Ranking:
         """
         raise NotImplementedError
 
+    def judged(
+        self, trajectory: Trajectory, num_candidates: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return values, and what `good_enough` is compared with, of the same shape.
+
+        Args:
+            trajectory: As in `__call__`.
+            num_candidates: As in `__call__`.
+        """
+        values = self(trajectory, num_candidates)
+        return values, values
+
     def good_enough(self, stride: int) -> float | None:  # noqa: ARG002 (a unit of time)
         """Return the value from which on a candidate needs no rivals, if there is one.
 
@@ -219,11 +231,24 @@ class SumRanking(Ranking):
     @torch.inference_mode()
     def __call__(self, trajectory: Trajectory, num_candidates: int) -> Tensor:
         """Return the sums."""
+        return self.judged(trajectory, num_candidates)[0]
+
+    @torch.inference_mode()
+    def judged(
+        self, trajectory: Trajectory, num_candidates: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return the sums, and the lower of sum and feasibility.
+
+        A guide that is a cost takes from what is good enough. One that is a reward adds
+        nothing: it cannot make up for what is not feasible.
+        """
         values = value_of(self.guide, trajectory).reshape(-1, num_candidates)
-        return self.feasibility(trajectory, num_candidates) + self.weight * values
+        feasible = self.feasibility(trajectory, num_candidates)
+        sums = feasible + self.weight * values
+        return sums, torch.minimum(sums, feasible)
 
     def good_enough(self, stride: int) -> float | None:
-        """Return that of feasibility: a guide that is a cost takes from it."""
+        """Return that of feasibility."""
         return self.feasibility.good_enough(stride)
 
 

@@ -5,6 +5,7 @@
 | module | holds |
 |---|---|
 | cases | what is measured, and the operations that it takes |
+| libraries | the same plans by other libraries |
 | measurement | interleaved timing, and the floor that operations set |
 | report | tables, a figure and JSON |
 """

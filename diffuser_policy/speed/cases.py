@@ -8,6 +8,7 @@
 | closed loop | a plan in every env step, from noise or from what is left of the last |
 | guide | without and with one, at each placement |
 | network | one call of the network, run in each way |
+| library | sampling alone, by this package and by others |
 | horizon, candidates, envs | sampling alone, one size varied |
 
 Every call plans anew from observations of the environment. The simulation runs
@@ -45,6 +46,7 @@ from diffuser_policy.networks.objects import ObjectTransformer
 from diffuser_policy.networks.unet import TemporalUNet
 from diffuser_policy.observations import batched
 from diffuser_policy.policy import DiffuserPolicy, PolicyState
+from diffuser_policy.speed.libraries import by_library
 
 PAPER_STEPS = 256  # Janner et al. 2022, Appendix C; also their release for Maze2D
 PAPER_NETWORK: dict[str, Any] = {"dim": 32, "multipliers": (1, 4, 8)}
@@ -57,7 +59,7 @@ SAMPLERS: tuple[tuple[SamplerName, int | None], ...] = (
 SINGLES = 8  # plans of different lengths, one by one
 WIDTHS = (1, 2, 4, 8, 16, 32)
 PAPER, TOGETHER, LOOP = "paper's setting", "envs together", "closed loop"
-SAMPLER, GUIDE, NETWORK = "sampler", "guide", "network"
+SAMPLER, GUIDE, NETWORK, LIBRARY = "sampler", "guide", "network", "library"
 SCALINGS = ("horizon", "candidates", "envs")
 
 
@@ -237,6 +239,17 @@ def network_cases(subject: Subject) -> Iterator[Case]:
         yield Case(group=NETWORK, name=way, run=call, flops=flops)
 
 
+def library_cases(subject: Subject) -> Iterator[Case]:
+    """Yield the sampling of a plan of half the longest length, by every library."""
+    planner = subject.policy.planner
+    columns, sampler = planner.layout.transition_dim, planner.sampler
+    length = planner.horizons.round_up(planner.horizons.max_planning_steps / 2)
+    flops = sampler.num_steps * network_flops(sampler.denoiser, columns, length)
+    for name, other in by_library(sampler, columns, length):
+        run = _sampling(other, columns, length)
+        yield Case(group=LIBRARY, name=name, run=run, flops=flops)
+
+
 def scaling_cases(subject: Subject) -> Iterator[Case]:
     """Yield sampling with one size varied and the others as they are."""
     planner = subject.policy.planner
@@ -353,6 +366,7 @@ CASES = (
     loop_cases,
     guide_cases,
     network_cases,
+    library_cases,
     scaling_cases,
 )
 

@@ -12,6 +12,7 @@ from diffuser_policy.errors import require_extra
 from diffuser_policy.plotting import CANDIDATE, PLAN
 from diffuser_policy.speed.cases import (
     GUIDE,
+    LIBRARY,
     LOOP,
     NETWORK,
     PAPER,
@@ -31,6 +32,7 @@ TITLES = {
     LOOP: "A new plan in every env step, one environment",
     GUIDE: "Unguided and guided, one environment",
     NETWORK: "One call of the network, by acceleration",
+    LIBRARY: "Sampling alone, one plan, by library",
     "horizon": "Sampling alone, by horizon in env steps",
     "candidates": "Sampling alone, by candidates",
     "envs": "Sampling alone, by environments",
