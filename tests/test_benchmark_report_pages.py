@@ -12,8 +12,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.once
-
 image = pytest.importorskip("PIL.Image", reason="needs the extra 'plot'")
 pytest.importorskip("matplotlib", reason="needs the extra 'plot'")
 

@@ -13,8 +13,6 @@ from pathlib import Path
 import gymnasium
 import pytest
 
-pytestmark = pytest.mark.once
-
 ROOT = Path(__file__).parents[1]
 TEACHING = {
     "examples/01_plan_in_a_maze.py": "--picture plan.png",

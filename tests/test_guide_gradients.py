@@ -20,8 +20,6 @@ from diffuser_policy.guides.guide import Guide, value_and_gradient
 from diffuser_policy.guides.registry import GUIDES, make_guide
 from diffuser_policy.guides.trajectory import CLEAN, Trajectory
 
-pytestmark = pytest.mark.once
-
 LAYOUT = TrajectoryLayout(
     action_dim=2,
     observation_dim=4,

@@ -15,8 +15,6 @@ from diffuser_policy.policy import DiffuserPolicy, PolicyState
 from diffuser_policy.testing import toy_config, toy_policy
 from tests.policy_helpers import copied, count_plans, follow, observe, unchanged
 
-pytestmark = pytest.mark.once
-
 Observation = dict[str, np.ndarray]
 
 

@@ -25,10 +25,7 @@ from diffuser_policy.networks.unet import TemporalUNet
 from diffuser_policy.testing import GaussianDenoiser
 
 # Tensors passed to NumPy, inside diffusers.
-pytestmark = [
-    pytest.mark.once,
-    pytest.mark.filterwarnings("ignore:.*__array_:DeprecationWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:.*__array_:DeprecationWarning")
 
 N = 32
 HORIZON, DIM = 8, 3
