@@ -18,10 +18,10 @@ SMALL = {
     "train-value": "--num-steps 2 --batch-size 2",
     "train-classifier": "--num-steps 2 --batch-size 8",
     "evaluate": "--episodes 1",
-    "benchmark": "--methods diffuser --episodes 1",
+    "benchmark": "--methods random --episodes 1",
 }
 SMALL_EPISODES = {  # of environments that are recorded in episodes
-    "kuka": "--num-episodes 20 --num-workers 1",
+    "kuka": "--num-episodes 10 --num-workers 1",
     "pointmaze": "--num-episodes 2 --num-workers 1",
     "walker2d": "--num-episodes 2 --num-workers 1",
 }

@@ -25,8 +25,6 @@ from diffuser_policy.networks.runtime import (
 from diffuser_policy.networks.unet import TemporalUNet
 from tests.network_helpers import random_network
 
-pytestmark = pytest.mark.once
-
 EXACT: Any = {"rtol": 1e-9, "atol": 1e-9}  # float64: the sums in another order
 ARCHITECTURES: tuple[dict[str, Any], ...] = (
     {"multipliers": (1,)},

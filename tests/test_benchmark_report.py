@@ -41,8 +41,6 @@ from tests.benchmark_report_helpers import (
     write_result,
 )
 
-pytestmark = pytest.mark.once
-
 UMAZE, LARGE = MAZES[0], MAZES[5]
 
 

@@ -28,8 +28,6 @@ from tests.benchmark_report_helpers import (
     write_result,
 )
 
-pytestmark = pytest.mark.once
-
 UMAZE, LARGE = MAZES[0], MAZES[-1]
 FOREIGN = "planner trained on other data"
 

@@ -20,8 +20,6 @@ from tests.benchmark_report_helpers import (
     write_result,
 )
 
-pytestmark = pytest.mark.once
-
 UMAZE = MAZES[0]
 
 

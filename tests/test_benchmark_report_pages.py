@@ -12,8 +12,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.once
-
 image = pytest.importorskip("PIL.Image", reason="needs the extra 'plot'")
 pytest.importorskip("matplotlib", reason="needs the extra 'plot'")
 
@@ -30,10 +28,12 @@ from diffuser_policy.benchmark.report.page import (  # noqa: E402
 from diffuser_policy.benchmark.report.tables import Cell, Table  # noqa: E402
 from diffuser_policy.cli import main  # noqa: E402
 from tests.benchmark_report_helpers import (  # noqa: E402
+    KUKA,
     MAZES,
     VERSIONS,
+    cell_of,
     result_of,
-    write_benchmark,
+    write_cell,
     write_result,
 )
 
@@ -174,19 +174,19 @@ def test_a_report_in_the_benchmarks_folder_shows_plans_where_they_are(
     assert not [*(folder / "figures").glob("*plan*")]
 
 
-def test_reports_of_the_same_results_are_equal(written: Path, tmp_path: Path) -> None:
-    again = write_report(written, tmp_path / "again")
-    first = (written / "report" / "report.html").read_bytes()
-    assert again.html.read_bytes() == first
+def test_reports_of_the_same_results_are_equal(tmp_path: Path) -> None:
+    write_result(tmp_path, result_of(MAZES[0], "iql", episodes=5))
+    one, other = (write_report(tmp_path, tmp_path / name) for name in ("a", "b"))
+    assert one.html.read_bytes() == other.html.read_bytes()
 
 
 def test_the_command_writes_and_prints(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, output = tmp_path / "runs", tmp_path / "out"
-    write_benchmark(folder, suite="kuka", episodes=3)
-    lost = folder / "cells" / "kukastack-conditional--bc--seed-0"
-    (lost / "result.json").unlink()
+    for method in ("diffuser", "bc"):
+        write_result(folder, result_of(KUKA[0], method, suite="kuka", episodes=3))
+    lost = write_cell(folder, cell_of(KUKA[0], "cql", 0, suite="kuka"))
     (lost / "error.json").write_text(json.dumps({"type": "X", "message": "no luck"}))
     status = main(["benchmark", "report", str(folder), "--output", str(output)])
     shown = capsys.readouterr().out

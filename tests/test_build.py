@@ -39,8 +39,6 @@ from diffuser_policy.testing import toy_config, toy_dataset, toy_policy
 from diffuser_policy.training.derive import policy_config
 from tests.policy_helpers import observe
 
-pytestmark = pytest.mark.once
-
 
 def unnamed(**metadata: Any) -> FlatDataset:
     """Return toy data that does not name its columns."""

@@ -516,6 +516,7 @@ SILENT_NETWORK = """
 """
 
 
+@pytest.mark.proof
 def test_a_network_that_swallows_packets_does_not_hang(tmp_path: Path) -> None:
     pytest.importorskip("huggingface_hub")
     process = subprocess.run(

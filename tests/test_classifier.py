@@ -29,8 +29,6 @@ from diffuser_policy.training.classifier_trainer import ClassifierTrainer
 from diffuser_policy.training.processes import Processes
 from tests.classifier_helpers import SIDES, classifier_config, sides
 
-pytestmark = pytest.mark.once
-
 HERE = "tests.classifier_helpers"
 LAYOUT = TrajectoryLayout(
     action_dim=1, observation_dim=2, aliases={"position": (1,), "velocity": (0,)}

@@ -11,8 +11,6 @@ from diffuser_policy.columns.normalizers import LimitsNormalizer, Normalizer
 from diffuser_policy.diffusion.conditions import Conditions, Inpainting
 from diffuser_policy.errors import ConditionError, UnknownNameError
 
-pytestmark = pytest.mark.once
-
 LAYOUT = TrajectoryLayout(
     action_dim=1, observation_dim=3, aliases={"goal": (2, 0), "velocity": (1,)}
 )

@@ -38,8 +38,6 @@ from diffuser_policy.settings import from_json, to_json
 from diffuser_policy.testing import toy_config, toy_policy
 from diffuser_policy.training.presets import PRESETS, preset
 
-pytestmark = pytest.mark.once
-
 EVERY = [*PRESETS]
 
 

@@ -31,8 +31,6 @@ from diffuser_policy.training.trainer import Trainer
 from tests.point_env import PointEnv
 from tests.policy_helpers import observe
 
-pytestmark = pytest.mark.once  # torch and our own code decide it
-
 DATASET = "tests/critic-v0"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffuser_policy import DiffuserPolicy
+from diffuser_policy import DiffuserPolicy, defaults
 from diffuser_policy.cli import main
 from diffuser_policy.cli.train import DatasetSettings, TrainSettings, options_of
 from diffuser_policy.config import (
@@ -127,27 +127,33 @@ def test_without_goals_short_plans_of_actions_are_replaced_often(value: bool) ->
     assert config.time_to_goal is None
 
 
-def test_of_better_and_worse_episodes_the_best_are_learned_from() -> None:
-    """Their share is a tenth, or what it takes to have 20,000 env steps."""
-    flat = toy_dataset(60, 1000, goals=False)
-    rewards = np.repeat(np.arange(60.0), 1000)
+def test_of_better_and_worse_episodes_the_best_are_learned_from(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Their share is a tenth, or what it takes to have enough env steps."""
+    monkeypatch.setattr(defaults, "ENOUGH", 400)
+    flat = toy_dataset(60, 20, goals=False)
+    rewards = np.repeat(np.arange(60.0), 20)
     choice = choose(changed(flat, reward=rewards), {})
     config = choice.config
     assert config.window.best_share == pytest.approx(20 / 60, abs=1e-3)
-    assert any("best 20 of 60" in line and "49,500" in line for line in choice.reasons)
+    assert any("best 20 of 60" in line and "990" in line for line in choice.reasons)
     assert (config.critic, config.value) == (None, None)
     assert (config.planner.sampler, config.planner.temperature) == ("ddpm", 0.0)
     assert (config.window.horizon, config.execution.replan_interval) == (1, 1)
     assert config.planner.num_candidates == 1
-    few = toy_dataset(goals=False)  # too few to choose from
+    few = toy_dataset(2, 100, goals=False)  # too few to choose from
     rising = np.arange(few.num_rows, dtype=float)
     assert TrainConfig.for_dataset(changed(few, reward=rising)).window.best_share == 1
-    many = changed(toy_dataset(5000, 50, goals=False), reward=np.arange(250_000.0))
+    many = changed(toy_dataset(1000, 5, goals=False), reward=np.arange(5000.0))
     assert TrainConfig.for_dataset(many).window.best_share == pytest.approx(0.1)
 
 
-def test_a_critic_or_a_value_that_is_asked_for_learns_with_all_episodes() -> None:
-    flat = rewarded(toy_dataset(600, 100, goals=False))
+def test_a_critic_or_a_value_that_is_asked_for_learns_with_all_episodes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(defaults, "ENOUGH", 100)
+    flat = rewarded(toy_dataset(30, 20, goals=False))
     critic = TrainConfig.for_dataset(flat, critic=True)
     assert critic.planner.ranking == "critic"
     assert critic.planner.num_candidates > 1
@@ -158,8 +164,11 @@ def test_a_critic_or_a_value_that_is_asked_for_learns_with_all_episodes() -> Non
     assert (value.planner.ranking, value.planner.guide_scale) == ("guide", 0.0)
 
 
-def test_equal_returns_tell_no_episode_from_another() -> None:
-    flat = toy_dataset(300, 100, goals=False)
+def test_equal_returns_tell_no_episode_from_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(defaults, "ENOUGH", 100)
+    flat = toy_dataset(30, 20, goals=False)
     assert TrainConfig.for_dataset(flat).window.best_share == 1
     starts = flat.run_starts
     longer = np.concatenate([starts[:1], starts[2:]])  # the first two are one

@@ -13,8 +13,6 @@ from diffuser_policy.diffusion.schedule import NoiseSchedule
 from diffuser_policy.errors import UnknownNameError
 from diffuser_policy.testing import GaussianDenoiser
 
-pytestmark = pytest.mark.once
-
 SCHEDULE = NoiseSchedule(16)
 TARGETS = pytest.mark.parametrize("target", PREDICTION_TARGETS)
 

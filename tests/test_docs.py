@@ -23,8 +23,6 @@ from tests.documentation_helpers import (
     run_python,
 )
 
-pytestmark = pytest.mark.once
-
 DOCS = ROOT / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)
 NAMES = [str(path.relative_to(DOCS)) for path in PAGES]

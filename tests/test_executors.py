@@ -21,8 +21,6 @@ from diffuser_policy.planning.executors import (
 )
 from diffuser_policy.planning.plan import Following, interpolate
 
-pytestmark = pytest.mark.once
-
 LAYOUT = TrajectoryLayout(
     action_dim=1, observation_dim=2, aliases={"position": (0,), "velocity": (1,)}
 )

@@ -23,7 +23,6 @@ from diffuser_policy.testing import toy_config, toy_dataset, toy_policy
 from tests.documentation_helpers import ROOT, blocks
 from tests.policy_helpers import observe
 
-pytestmark = pytest.mark.once
 ROUNDING = 1e-3  # of plans that reach 10; other forms of the network differ as much
 [PROGRAM] = [
     block

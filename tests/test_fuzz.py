@@ -50,8 +50,6 @@ from diffuser_policy.settings import from_json, parameters_of
 from diffuser_policy.testing import toy_policy
 from tests.global_state_helpers import untouched
 
-pytestmark = pytest.mark.once  # torch and our own code decide it
-
 CONFIGS: list[Any] = [
     ClassifierConfig,
     ExecutionConfig,

@@ -23,8 +23,6 @@ from diffuser_policy.testing import GaussianDenoiser
 from diffuser_policy.testing.toys import toy_policy
 from tests.policy_helpers import observe
 
-pytestmark = pytest.mark.once
-
 HORIZON, NUM_STEPS = 3, 10
 MEAN = torch.tensor([[0.5], [-0.2], [0.1]])
 COVARIANCE = torch.tensor([[0.6, 0.3, 0.1], [0.3, 0.5, 0.2], [0.1, 0.2, 0.4]])

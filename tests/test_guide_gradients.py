@@ -20,8 +20,6 @@ from diffuser_policy.guides.guide import Guide, value_and_gradient
 from diffuser_policy.guides.registry import GUIDES, make_guide
 from diffuser_policy.guides.trajectory import CLEAN, Trajectory
 
-pytestmark = pytest.mark.once
-
 LAYOUT = TrajectoryLayout(
     action_dim=2,
     observation_dim=4,
@@ -271,21 +269,21 @@ def test_rows_do_not_see_each_other(name: str, parameters: dict[str, Any]) -> No
 
 
 @pytest.mark.parametrize(("name", "parameters"), SETTINGS)
-@pytest.mark.parametrize("steps", [1, 2])
 def test_plans_of_one_or_two_steps_have_finite_gradients(
-    name: str, parameters: dict[str, Any], steps: int
+    name: str, parameters: dict[str, Any]
 ) -> None:
-    normalized = given_to(name)[:, :steps]
-    gradient = value_and_gradient(made(name, parameters), normalized, view_of(name))[1]
-    assert gradient.shape == normalized.shape
+    guide = made(name, parameters)
+    for steps in (1, 2):
+        normalized = given_to(name)[:, :steps]
+        gradient = value_and_gradient(guide, normalized, view_of(name))[1]
+        assert gradient.shape == normalized.shape
 
 
 @pytest.mark.parametrize(
     ("name", "parameters"), [(name, case) for name in CASES for case in CASES[name]]
 )
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_gradients_are_finite_at_rest_on_every_point_that_is_named(
-    name: str, parameters: dict[str, Any], dtype: torch.dtype
+    name: str, parameters: dict[str, Any]
 ) -> None:
     """Norms of zero vectors: on a center, a waypoint or a goal, at no speed."""
     guide = made(name, parameters)
@@ -298,9 +296,10 @@ def test_gradients_are_finite_at_rest_on_every_point_that_is_named(
         values = torch.zeros(1, 6, 6).double()
         values[..., 2:4] = point
         values = normalizer().normalize(values)
-        if name != "value":  # a network has a type of its own
-            values = values.to(dtype)
         assert value_and_gradient(guide, values, view)[1].isfinite().all()
+        if name != "value":  # a network has a type of its own
+            gradient = value_and_gradient(guide, values.float(), view)[1]
+            assert gradient.isfinite().all()
 
 
 @pytest.mark.parametrize("name", BLOCK_CASES)

@@ -16,8 +16,6 @@ from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.testing.toys import toy_policy
 from tests.policy_helpers import observe
 
-pytestmark = pytest.mark.once
-
 PLACEMENTS: tuple[Placement, ...] = ("clean", "mean", "noisy")
 
 

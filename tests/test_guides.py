@@ -37,8 +37,6 @@ from diffuser_policy.guides.trajectory import Trajectory
 from diffuser_policy.testing.toys import toy_policy
 from tests.policy_helpers import observe
 
-pytestmark = pytest.mark.once
-
 ALIASES = {"position": (0, 1), "velocity": (2, 3), "goal": (0, 1)}
 LAYOUT = TrajectoryLayout(action_dim=2, observation_dim=4, aliases=ALIASES)
 

@@ -9,8 +9,6 @@ from diffuser_policy.choices import HorizonChoice
 from diffuser_policy.errors import ConfigError, HorizonError
 from tests.planner_helpers import GOALS, START, make_horizons
 
-pytestmark = pytest.mark.once
-
 
 def test_fixed_plans_cover_the_training_horizon() -> None:
     horizons = make_horizons(choice="fixed")

@@ -21,8 +21,6 @@ from diffuser_policy.interop import (
 from diffuser_policy.networks.unet import TemporalUNet
 from tests.network_helpers import batch, random_network
 
-pytestmark = pytest.mark.once
-
 LAYOUTS = pytest.mark.parametrize("layout", ["main", "maze2d"])
 
 

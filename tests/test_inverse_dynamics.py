@@ -28,8 +28,6 @@ from diffuser_policy.planning.plan import Following
 from diffuser_policy.testing import check_policy, toy_config, toy_dataset, toy_policy
 from diffuser_policy.training.trainer import Trainer
 
-pytestmark = pytest.mark.once  # torch and our own code decide it
-
 INVERSE = InverseDynamicsConfig(width=16, max_steps=6, batch_size=16)
 
 

@@ -20,8 +20,6 @@ import pytest
 from diffuser_policy.files import HIDDEN
 from tests.point_env import save_planner
 
-pytestmark = pytest.mark.once  # torch and our own code decide it
-
 pytest.importorskip("minari")
 ENV = "diffuser_envs/Multi2D-UMaze-v1"
 PASSING = re.compile(  # what differs from run to run: times, and whose process it was

@@ -11,8 +11,6 @@ from diffuser_policy.networks.mlp import ResidualMLP
 from diffuser_policy.testing import toy_config, toy_dataset
 from diffuser_policy.training.derive import initial_networks, policy_config
 
-pytestmark = pytest.mark.once  # torch and our own code decide it
-
 
 def network() -> ResidualMLP:
     """Return a small network for windows of four steps of three columns."""

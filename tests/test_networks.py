@@ -12,8 +12,6 @@ from diffuser_policy.errors import ConfigError, HorizonError
 from diffuser_policy.networks.unet import LinearAttention, SinusoidalEmbedding
 from tests.network_helpers import batch, random_network
 
-pytestmark = pytest.mark.once
-
 
 @pytest.mark.parametrize("multipliers", [(1,), (1, 4), (1, 2, 4, 8)])
 @pytest.mark.parametrize("attention", [False, True])

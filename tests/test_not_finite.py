@@ -36,8 +36,6 @@ from diffuser_policy.training.value_trainer import ValueTrainer
 from tests.policy_helpers import observe
 from tests.value_helpers import rewarded, value_config
 
-pytestmark = pytest.mark.once  # torch and our own code decide it
-
 ON_CPU = Processes.single("cpu")
 WILD = OptimizationConfig(
     num_steps=60, batch_size=8, learning_rate=1e30, learning_rate_schedule="constant"

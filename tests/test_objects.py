@@ -11,8 +11,6 @@ from torch import Tensor
 from diffuser_policy.errors import ConfigError, HorizonError
 from diffuser_policy.networks.objects import ObjectTransformer
 
-pytestmark = pytest.mark.once
-
 OBJECTS = [(3, 4, 5, 6), (7, 8, 9, 10), (11, 12, 13, 14)]
 STEPS, COLUMNS = 16, 15
 

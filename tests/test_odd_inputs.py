@@ -49,8 +49,6 @@ from diffuser_policy.training.trainer import Trainer
 from tests.planner_helpers import LAYOUT
 from tests.policy_helpers import observe
 
-pytestmark = pytest.mark.once
-
 HUGE = 10**400
 LONG = "x" * 300
 PROBLEM = Problem(env="diffuser_envs/Multi2D-UMaze-v1", dataset="a/b-v0")

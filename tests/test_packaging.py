@@ -124,21 +124,19 @@ def test_importing_the_planner_loads_neither_torch_nor_extras() -> None:
     assert not loaded & (EXTRAS | {"torch", "gymnasium", "numpy", "diffuser_envs"})
 
 
-def test_using_every_public_name_loads_no_extra() -> None:
-    """The core needs the core's dependencies only."""
-    loaded = modules_after("from diffuser_policy import *")
-    assert "torch" in loaded
-    assert not loaded & (EXTRAS | {"diffuser_envs"})
-
-
-def test_finding_every_method_loads_no_extra() -> None:
-    """Tables need the methods' labels where their libraries are not installed."""
+def test_using_every_public_name_and_finding_every_method_loads_no_extra() -> None:
+    """The core needs the core's dependencies only, and tables the methods' labels."""
     code = (
+        "import sys\n"
+        "from diffuser_policy import *\n"
+        "assert 'diffuser_envs' not in sys.modules\n"
         "from diffuser_policy.benchmark.methods import METHODS, find_method\n"
         "assert {'diffuser', 'iql', 'mppi-learned', 'sac-her'} <= {*METHODS.names()}\n"
         "for name in METHODS.names(): find_method(name)"
     )
-    assert not modules_after(code) & EXTRAS
+    loaded = modules_after(code)
+    assert "torch" in loaded
+    assert not loaded & EXTRAS
 
 
 def test_importing_the_environments_loads_neither_torch_nor_a_simulator() -> None:

@@ -9,8 +9,6 @@ from torch import Tensor
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.networks.classifiers import PairClassifier
 
-pytestmark = pytest.mark.once
-
 OBJECTS = [(3, 4, 5, 6), (7, 8, 9, 10), (11, 12, 13, 14)]
 LABELS = [f"on_{a}_{b}" for a in range(3) for b in range(3) if a != b]
 ON = torch.tensor([0.0, 0.0, 0.5])

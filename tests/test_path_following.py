@@ -10,8 +10,6 @@ from diffuser_policy.errors import ConfigError
 from diffuser_policy.planning.executors import FLOOR, PathExecutor
 from diffuser_policy.planning.plan import Following
 
-pytestmark = pytest.mark.once
-
 LAYOUT = TrajectoryLayout(
     action_dim=0, observation_dim=4, aliases={"position": (0, 1), "velocity": (2, 3)}
 )

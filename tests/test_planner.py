@@ -34,8 +34,6 @@ from tests.planner_helpers import (
 )
 from tests.policy_helpers import observe
 
-pytestmark = pytest.mark.once
-
 # --- plans ------------------------------------------------------------------------
 
 

@@ -151,10 +151,11 @@ def test_info_lists_them_all_with_their_origin(
 
 
 @every_kind
-@pytest.mark.parametrize("name", ["Keep", "keep_out", "", "-x", "a--b", "a ", "2d", 3])
-def test_names_are_lower_case_words_with_dashes(kind: Kind, name: Any) -> None:
-    with pytest.raises(kind.error, match="lower-case words joined by dashes, such as"):
-        kind.register(name)
+def test_names_are_lower_case_words_with_dashes(kind: Kind) -> None:
+    wrong: list[Any] = ["Keep", "keep_out", "", "-x", "a--b", "a ", "2d", 3]
+    for name in wrong:
+        with pytest.raises(kind.error, match="lower-case words joined by dashes"):
+            kind.register(name)
 
 
 @every_kind

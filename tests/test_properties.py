@@ -13,8 +13,6 @@ import pytest
 
 from diffuser_policy import DiffuserPolicy
 
-pytestmark = pytest.mark.once
-
 ENV_ID = "diffuser_envs:diffuser_envs/Multi2D-Large-v1"
 LONGEST = 0.3
 ROADS = np.array([[1.0, 1.0], [-1.0, 1.0]]) / np.sqrt(2)

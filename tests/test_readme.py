@@ -9,8 +9,6 @@ import pytest
 
 from tests.documentation_helpers import ROOT, commands, run_commands, run_python
 
-pytestmark = pytest.mark.once
-
 PAGE = ROOT / "README.md"
 README = PAGE.read_text()
 PICTURE_LIMIT = 200_000  # bytes

@@ -14,8 +14,6 @@ from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.testing import check_policy, toy_config, toy_dataset, toy_policy
 from tests.policy_helpers import count_plans, follow, observe, unchanged
 
-pytestmark = pytest.mark.once
-
 NO_GOAL = toy_config(
     time_to_goal=None, window=WindowConfig(horizon=16, hindsight_goal="none")
 )

@@ -13,8 +13,6 @@ from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.testing import toy_config, toy_dataset, toy_policy
 from tests.policy_helpers import count_plans, follow, observe
 
-pytestmark = pytest.mark.once
-
 NO_GOAL = toy_config(
     time_to_goal=None, window=WindowConfig(horizon=16, hindsight_goal="none")
 )

@@ -32,8 +32,6 @@ from diffuser_policy.training.trainer import Trainer
 from tests.features_helpers import Scene, config, register_known
 from tests.policy_helpers import observe
 
-pytestmark = pytest.mark.once
-
 UNET = NetworkConfig(
     dim=8, multipliers=(1, 2), num_denoising_steps=8, residual=True, loss_floor=0.1
 )

@@ -28,8 +28,6 @@ from diffuser_policy.errors import ConfigError
 from diffuser_policy.networks.unet import TemporalUNet
 from diffuser_policy.testing import GaussianDenoiser
 
-pytestmark = pytest.mark.once
-
 MEAN = torch.tensor([[0.5], [-0.2]])
 COVARIANCE = torch.tensor([[0.6, 0.45], [0.45, 0.5]])
 TARGETS = pytest.mark.parametrize("target", PREDICTION_TARGETS)

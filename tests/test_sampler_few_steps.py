@@ -12,8 +12,6 @@ import pytest
 
 from diffuser_policy import DiffuserPolicy
 
-pytestmark = pytest.mark.once
-
 EXAMPLE = Path(__file__).parents[1] / "examples/experiments" / "few_steps.py"
 RESULTS = EXAMPLE.parents[1] / "results" / "few_steps.json"
 

@@ -21,8 +21,6 @@ from diffuser_policy.diffusion.schedule import (
 from diffuser_policy.errors import ConfigError, UnknownNameError
 from diffuser_policy.testing import GaussianDenoiser
 
-pytestmark = pytest.mark.once
-
 ALL = pytest.mark.parametrize("spacing", SPACINGS)
 
 

@@ -35,8 +35,6 @@ from tests.planner_helpers import (
 )
 from tests.policy_helpers import observe
 
-pytestmark = pytest.mark.once
-
 
 class Rightmost(Ranking):
     """Values the first free coordinate of a candidate; above zero is good enough."""

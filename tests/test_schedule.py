@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 from diffuser_policy.diffusion.schedule import NoiseSchedule
 from diffuser_policy.errors import ConfigError
 
-pytestmark = pytest.mark.once
-
 # Values of the released code (float32): first two betas, last alpha bar, and the
 # posterior variances of steps 1, 2 and N - 1.
 RELEASED = {

@@ -25,8 +25,6 @@ from diffuser_policy.evaluation.statistics import (
     run_interval,
 )
 
-pytestmark = pytest.mark.once
-
 NAN = math.nan
 
 

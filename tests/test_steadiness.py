@@ -27,8 +27,6 @@ from tests.planner_helpers import (
 )
 from tests.policy_helpers import copied, observe, unchanged
 
-pytestmark = pytest.mark.once
-
 FREE = TrajectoryLayout(
     action_dim=2, observation_dim=4, aliases={"position": (0, 1), "velocity": (2, 3)}
 )

@@ -20,8 +20,6 @@ from diffuser_policy.planning.ranking import (
     TimeToGoalRanking,
 )
 
-pytestmark = pytest.mark.once
-
 
 def time_to_goal(max_steps: int = 100) -> TimeToGoal:
     with torch.random.fork_rng(devices=[]):

@@ -131,7 +131,6 @@ KILLED = """
 """
 
 
-@pytest.mark.once
 def test_killed_at_random_moments_and_resumed_equals_never_killed(
     tmp_path: Path,
 ) -> None:

@@ -31,8 +31,6 @@ from diffuser_policy.training.loss import (
 from diffuser_policy.training.trainer import Trainer, learning_rate, update_average
 from tests.training_helpers import trained
 
-pytestmark = pytest.mark.once
-
 
 def optimization(**settings: Any) -> OptimizationConfig:
     return OptimizationConfig(**{"num_steps": 6, "batch_size": 4, **settings})

@@ -14,8 +14,6 @@ from diffuser_policy.networks.value import ValueNetwork, remaining_steps
 from diffuser_policy.settings import from_json, to_json
 from tests.value_helpers import random_value_network
 
-pytestmark = pytest.mark.once
-
 RELEASED = [
     # columns, horizon, multipliers, weights, tensors
     pytest.param(14, 32, (1, 2, 4, 8), 2_294_817, 132, id="hopper"),

@@ -22,8 +22,6 @@ from diffuser_policy.networks.value import ValueNetwork
 from tests.network_helpers import random_network
 from tests.value_helpers import random_value_network
 
-pytestmark = pytest.mark.once
-
 
 def noisy(columns: int = 4, length: int = 16) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)

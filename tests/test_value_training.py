@@ -251,7 +251,6 @@ def test_lengths_are_mixed_as_those_of_the_planner(
     assert lengths == {8, 10, 12, 14, 16}
 
 
-@pytest.mark.once
 @pytest.mark.slow
 @pytest.mark.parametrize("value", [ValueConfig(dim=16, multipliers=(1, 4)), FLATTEN])
 def test_the_return_of_plans_is_learned(tmp_path: Path, value: ValueConfig) -> None:

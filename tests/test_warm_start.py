@@ -27,8 +27,6 @@ from diffuser_policy.testing import (
 )
 from tests.policy_helpers import copied, count_plans, observe, unchanged
 
-pytestmark = pytest.mark.once
-
 NO_GOAL = toy_config(
     time_to_goal=None, window=WindowConfig(horizon=16, hindsight_goal="none")
 )

@@ -21,8 +21,6 @@ from diffuser_policy.errors import ConfigError
 from diffuser_policy.planning.plan import Following
 from diffuser_policy.testing import GaussianDenoiser
 
-pytestmark = pytest.mark.once
-
 MEAN = torch.tensor([[0.5], [-0.2], [0.1]])
 COVARIANCE = torch.tensor([[0.6, 0.3, 0.1], [0.3, 0.5, 0.2], [0.1, 0.2, 0.4]])
 PLAN = torch.tensor([[1.0], [0.4], [-0.7]])
