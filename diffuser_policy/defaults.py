@@ -342,11 +342,13 @@ class _Chooser:
         used = self.get("window", "best_share")
         number = max(1, round(used * len(returns)))
         earned = returns[from_best[:number]].mean()
-        self.say(
-            "episodes",
+        chosen = (
             f"the best {number:,} of {len(returns):,}, which earned {earned:,.5g} "
-            f"(all: {returns.mean():,.5g})",
+            f"(all: {returns.mean():,.5g})"
         )
+        if share == used == 1:
+            chosen = f"all {number:,}: too few env steps to choose from"
+        self.say("episodes", chosen)
 
     def multiple(self) -> int:
         """Return the planning steps of which plans are made."""

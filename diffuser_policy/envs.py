@@ -169,7 +169,8 @@ def env_spec(env_id: str) -> EnvSpec:
             remark = (
                 f" (the module {module!r} neither registers nor defines it)"
                 if module in sys.modules
-                else f" (no module {module!r} on Python's path)"
+                else f" (no module {module!r} on Python's path; for one in the current "
+                f"folder, `export PYTHONPATH=.`)"
             )
         raise UnknownNameError("environment", env_id, _near(bare_id), remark) from error
 

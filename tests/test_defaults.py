@@ -144,7 +144,9 @@ def test_of_better_and_worse_episodes_the_best_are_learned_from(
     assert config.planner.num_candidates == 1
     few = toy_dataset(2, 100, goals=False)  # too few to choose from
     rising = np.arange(few.num_rows, dtype=float)
-    assert TrainConfig.for_dataset(changed(few, reward=rising)).window.best_share == 1
+    all_of_them = choose(changed(few, reward=rising), {})
+    assert all_of_them.config.window.best_share == 1
+    assert any("all 2: too few env steps" in line for line in all_of_them.reasons)
     many = changed(toy_dataset(1000, 5, goals=False), reward=np.arange(5000.0))
     assert TrainConfig.for_dataset(many).window.best_share == pytest.approx(0.1)
 
