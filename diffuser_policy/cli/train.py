@@ -74,7 +74,7 @@ TRAINED = {
     "value": "Train a network that predicts returns, for ranking and guidance.",
     "critic": "Train networks that value the first action, for ranking.",
 }
-COMPANIONS = {
+SETTINGS_OF = {
     "time_to_goal": "prediction",
     "inverse_dynamics": "inverse",
     "value": "valuation",
@@ -239,7 +239,7 @@ class PresetSettings(TrainSettings):
         """
         config = preset(name)
         parts = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-        for part, settings in COMPANIONS.items():
+        for part, settings in SETTINGS_OF.items():
             if parts[part] is not None:
                 parts[settings] = parts[part]
             parts[part] = parts[part] is not None
@@ -258,7 +258,7 @@ class PresetSettings(TrainSettings):
         network = vars(self.network)
         refuse_idle(changed(network, vars(default.network)), network, NETWORK_NEEDS)
         parts = _shared(self, TrainConfig)
-        for part, settings in COMPANIONS.items():
+        for part, settings in SETTINGS_OF.items():
             own = getattr(self, settings)
             if not getattr(self, part) and own != getattr(default, settings):
                 raise _without(part)
@@ -312,7 +312,7 @@ class DatasetSettings(TrainSettings):
             name: getattr(self, name)
             for name in ("optimization", "window", "network", "planner", "execution")
         }
-        for part, settings in COMPANIONS.items():
+        for part, settings in SETTINGS_OF.items():
             own = getattr(self, settings)
             if own and self.companions.get(part) is False:
                 raise _without(part)

@@ -135,14 +135,12 @@ def run(env_id: str, episodes: int, steps: int, out: Path) -> dict[str, Any]:
     act, count = CASES[env_id]
     env_id = newest(env_id)
     name = env_id.rpartition("/")[2].lower().replace("_", "-")
-    dataset, folder = f"first-try/{name}", out / name
+    dataset, folder = f"first-try/{name}-v0", out / name
     env = make_env(env_id)
     space: Any = env.action_space
     if isinstance(act, list):
-        dataset = f"{dataset}-v0"
         command(["collect", env_id, "--dataset", dataset, "--overwrite", *act])
     else:
-        dataset = f"{dataset}-v0"
         behaviour = Behaviour(act, space, np.random.default_rng(0))
         collect_episodes(
             env, behaviour, num_episodes=count, dataset_id=dataset, overwrite=True
