@@ -498,7 +498,7 @@ def test_a_function_of_a_module_makes_environments(module: str) -> None:
     assert flat.num_rows == 8
     flat = recorded(lambda: make_env(f"{module}:make"), overwrite=True)
     assert flat.num_rows == 8
-    with pytest.raises(ConfigError, match="cannot be made with"):
+    with pytest.raises(ConfigError, match="makes_envs:make cannot be called with h"):
         make_env(f"{module}:make", h=3.0)
 
 
