@@ -108,8 +108,8 @@ def test_unknown_command_offers_the_nearest(
     assert captured.out == ""
     assert captured.err == (
         "error: Unknown command 'evalute'. Did you mean 'evaluate' or 'train-value'? "
-        "Known: benchmark, collect, evaluate, export, guides, import, info, plan, play, "
-        "speed, train, train-classifier, train-critic, train-value.\n"
+        "Known: benchmark, collect, evaluate, export, guides, import, info, plan, "
+        "play, speed, train, train-classifier, train-critic, train-value.\n"
     )
 
 
