@@ -14,8 +14,6 @@ from diffuser_policy.speed import libraries
 from diffuser_policy.speed.libraries import by_library
 from diffuser_policy.testing import toy_config, toy_policy
 
-pytestmark = pytest.mark.once
-
 
 def sampled(sampler: Sampler, columns: int) -> torch.Tensor:
     """Return two plans from known noise, with a first step that is given."""
