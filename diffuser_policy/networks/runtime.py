@@ -26,7 +26,7 @@ time. The differences, all exact up to rounding:
 | small convolution | of the library | product of gathered windows and weights |
 | transposed convolution | of the library | convolution to twice the channels |
 | time embedding | computed for every row | constant of i, computed once |
-| Mish | $x \tanh(\ln(1+e^x))$ | $x - x / (1 + e + e^2/2)$, $e = e^x$ |
+| Mish | $x \tanh(\ln(1+e^x))$ | $n - 2n / (1 + \sigma(n)^2)$, $n = -x$ |
 
 The library reorders a convolution's weights in every call, which does not pay for small
 batches. A transposed convolution of stride 2 and width 4 has even and odd outputs
@@ -42,6 +42,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import NamedTuple, cast
 
 import torch
@@ -63,14 +64,15 @@ from diffuser_policy.networks.unet import (
 # float32. Beyond it, gathering costs more than the library's reordering of the weights.
 MAX_GATHERED = 2**18
 
-Norm = tuple[Tensor, Tensor, float]  # gain, bias and epsilon of a group norm
+Norm = tuple[Tensor, Tensor, float]  # negative gain and bias, and epsilon
+ONE = torch.ones(1, dtype=torch.float32, device="cpu")
 
 
-def mish(x: Tensor) -> Tensor:
-    """Return Mish with one exponential; its overflow gives the limit, x itself."""
-    exponential = x.exp()
-    ratio = torch.addcmul(exponential, exponential, exponential, value=0.5).add_(1)
-    return torch.addcdiv(x, x, ratio, value=-1)
+def mish_of_negative(n: Tensor) -> Tensor:
+    """Return Mish of -n in three operations: small tensors cost by the operation."""
+    logistic = n.sigmoid()
+    divisor = torch.addcmul(ONE, logistic, logistic)
+    return torch.addcdiv(n, n, divisor, value=-2)
 
 
 class Convolution:
@@ -104,11 +106,11 @@ class Convolution:
         rows = batch * (horizon // self.stride)
         if rows * self.width * channels <= MAX_GATHERED:
             # One matrix product: a row for each window, a column for each channel.
-            if self.padding:
+            if self.width > 1:
                 x = torch.constant_pad_nd(x, (0, 0, self.padding, self.padding))
-            windows = x.unfold(1, self.width, self.stride).transpose(2, 3)
-            steps = windows.shape[1]
-            out = torch.addmm(self.bias, windows.reshape(batch * steps, -1), self.taps)
+                x = x.unfold(1, self.width, self.stride).transpose(2, 3)
+            steps = x.shape[1]
+            out = torch.addmm(self.bias, x.reshape(batch * steps, -1), self.taps)
         else:
             image = x.unsqueeze(1).permute(0, 3, 1, 2)  # channels-last in memory
             stride, padding = (1, self.stride), (0, self.padding)
@@ -218,15 +220,15 @@ def run_stage(stage: FusedStage, x: Tensor, times: Iterator[Tensor]) -> Tensor:
 
 
 def norm_of(block: ConvBlock) -> Norm:
-    """Return the weights of a block's group norm."""
-    return block.norm.weight.detach(), block.norm.bias.detach(), block.norm.eps
+    """Return the weights of a block's group norm, for the negative of its output."""
+    return -block.norm.weight.detach(), -block.norm.bias.detach(), block.norm.eps
 
 
 def norm_mish(x: Tensor, norm: Norm) -> Tensor:
     """Return group norm and Mish of `[batch, horizon, channels]`."""
     image = x.unsqueeze(1).permute(0, 3, 1, 2)  # channels-last, not copied
-    normed = torch.group_norm(image, GROUPS, *norm)
-    return mish(normed.permute(0, 2, 3, 1).squeeze(1))
+    negative = torch.group_norm(image, GROUPS, *norm)
+    return mish_of_negative(negative.permute(0, 2, 3, 1).squeeze(1))
 
 
 WARM_UPS = 3  # calls before a recording, in which libraries choose their kernels
@@ -260,6 +262,10 @@ class Runner:
         return output
 
 
+# Hundreds of weights are looked at in every call, so without a line of Python for each.
+ADDRESS, VERSION = Tensor.data_ptr, attrgetter("_version")
+
+
 class FusedRunner(Runner):
     """Runs `FusedUNet` on a CPU, and takes the weights anew when they have changed."""
 
@@ -272,7 +278,7 @@ class FusedRunner(Runner):
             for name in module._parameters
         ]
         self._fused: FusedUNet | None = None
-        self._seen: list[tuple[int, int]] = []
+        self._seen: tuple[list[int], list[int]] = [], []
         self._held: list[Tensor] = []
 
     def __call__(self, noisy: Tensor, i: int) -> Tensor:
@@ -285,7 +291,7 @@ class FusedRunner(Runner):
             if (weight := parameters[name]) is not None
         ]
         try:  # a weight has changed if it moved or its version counts a change
-            seen = [(weight.data_ptr(), weight._version) for weight in weights]
+            seen = [*map(ADDRESS, weights)], [*map(VERSION, weights)]
         except RuntimeError:  # made in inference mode: changes are not counted
             return super().__call__(noisy, i)
         if self._fused is None or seen != self._seen:
