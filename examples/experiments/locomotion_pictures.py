@@ -108,7 +108,7 @@ def main(
     env_id: str = "Walker2d-v5",
     seed: int = 0,
     start: int = 300,
-    seconds: float = 1.6,
+    seconds: float = 1.2,
     slower: float = 3.0,
     num_ghosts: int = 3,
     every: int = 9,
