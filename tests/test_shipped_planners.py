@@ -13,11 +13,19 @@ PAPER = {  # Janner et al. 2022, table 1
     "Multi2D": {"UMaze": 128.9, "Medium": 127.2, "Large": 132.1},
 }
 
+ROBOTS = {
+    "walker2d": "Walker2d-v5",
+    "hopper": "Hopper-v5",
+    "halfcheetah": "HalfCheetah-v5",
+}
+EARNED = {"walker2d": 800.0, "hopper": 700.0, "halfcheetah": 1800.0}  # in 300 env steps
+
 
 def test_the_shipped_planners_fit_in_a_wheel() -> None:
-    assert shipped_planners() == sorted([*MAZES, "kuka-stack"])
+    assert shipped_planners() == sorted([*MAZES, *ROBOTS, "kuka-stack"])
     sizes = [path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()]
     assert sum(sizes) < 30e6
+    assert max(sizes) < 5e6
 
 
 @pytest.mark.parametrize("planner", MAZES)
@@ -32,6 +40,30 @@ def test_a_shipped_planner_reaches_every_goal(planner: str, family: str) -> None
     assert success.mean == 1.0
     assert score is not None
     assert score.mean > PAPER[family][MAZES[planner]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("planner", ROBOTS)
+def test_a_shipped_planner_walks_and_does_not_fall(planner: str) -> None:
+    """In the beginning of a few episodes that no table was made from."""
+    pytest.importorskip("mujoco", reason="needs the extra 'maze'")
+    evaluation = evaluate(
+        DiffuserPolicy.from_pretrained(planner),
+        ROBOTS[planner],
+        episodes=2,
+        seed=30_000,
+        num_envs=2,
+        env_options={"max_episode_steps": 300},
+    )
+    assert [episode.length for episode in evaluation.episodes] == [300, 300]
+    assert evaluation.returns.min() > EARNED[planner]
+
+
+@pytest.mark.parametrize("planner", ROBOTS)
+def test_the_card_of_a_robot_has_its_score(planner: str) -> None:
+    card = (SHIPPED / planner / "README.md").read_text()
+    assert "| environment | episodes | score |\n" in card
+    assert f"| {ROBOTS[planner]} | 100 | " in card
 
 
 @pytest.mark.parametrize("planner", MAZES)
