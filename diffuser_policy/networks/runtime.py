@@ -263,7 +263,7 @@ class Runner:
 
 
 # Hundreds of weights are looked at in every call, so without a line of Python for each.
-ADDRESS, VERSION = Tensor.data_ptr, attrgetter("_version")
+_ADDRESS, _VERSION = Tensor.data_ptr, attrgetter("_version")
 
 
 class FusedRunner(Runner):
@@ -291,7 +291,7 @@ class FusedRunner(Runner):
             if (weight := parameters[name]) is not None
         ]
         try:  # a weight has changed if it moved or its version counts a change
-            seen = [*map(ADDRESS, weights)], [*map(VERSION, weights)]
+            seen = [*map(_ADDRESS, weights)], [*map(_VERSION, weights)]
         except RuntimeError:  # made in inference mode: changes are not counted
             return super().__call__(noisy, i)
         if self._fused is None or seen != self._seen:

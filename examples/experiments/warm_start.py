@@ -374,8 +374,9 @@ def draw(results: Results, panels: Sequence[Panel], path: Path) -> None:
     steps = panels[0].reference.num_steps
     axes[0].set_ylabel(f"score minus that of cold, {steps} steps [95 %]")
     handles, labels = axes[0].get_legend_handles_labels()
+    columns = min(len(labels), max(2, 3 * len(panels) // 2))  # as wide as the panels
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=len(labels), frameon=False
+        handles, labels, loc="outside lower center", ncols=columns, frameon=False
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
