@@ -29,7 +29,7 @@ from diffuser_policy import DiffuserPolicy
 
 PALE = (0.3, 0.75, 1.0)
 ALPHAS = (0.6, 0.2)  # of the first and of the last planned state
-COLORS = 64  # of the film
+COLORS = 20  # fewer make a smaller file
 DISTANCE = 2.8  # of the camera, in meters
 
 
@@ -108,12 +108,12 @@ def main(
     env_id: str = "Walker2d-v5",
     seed: int = 0,
     start: int = 300,
-    seconds: float = 1.2,
+    seconds: float = 0.95,
     slower: float = 3.0,
     num_ghosts: int = 3,
     every: int = 9,
-    rate: int = 20,
-    size: tuple[int, int] = (360, 220),
+    rate: int = 12,
+    size: tuple[int, int] = (230, 140),
     picture: Path = Path("demo/walk.gif"),
 ) -> None:
     """Run an episode, and film a part of it.
