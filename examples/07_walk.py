@@ -8,7 +8,7 @@ which is which but the rewards. *Behavior cloning* imitates all of it. The plann
 trained with the settings that suit the data: it learns what the best episodes have in
 common, plans in every env step, and applies the first action of the plan.
 
-This takes about 10 minutes on one core. The last lines compare the return of the data
+This takes about 6 minutes on one core. The last lines compare the return of the data
 with the returns and D4RL's scores of the clone and of the planner (0: random actions,
 100: D4RL's expert), on the same episodes.
 """
