@@ -27,7 +27,7 @@ import numpy as np
 from diffuser_policy.columns.features import make_featurizer
 from diffuser_policy.columns.layout import named_columns
 from diffuser_policy.config import COMPANIONS, PARTS, PlannerConfig, TrainConfig
-from diffuser_policy.data.flat import pieces, release
+from diffuser_policy.data.flat import pieces, release, run_returns
 from diffuser_policy.errors import ConfigError, UnknownNameError, shown
 from diffuser_policy.observations import Part
 from diffuser_policy.settings import checked, from_json, parameters_of
@@ -329,10 +329,11 @@ class _Chooser:
     def best_runs(self) -> None:
         """Choose which episodes to learn from, unless goals or a critic tell them."""
         valued = self.wanted.get("critic") or self.wanted.get("value")
+        if self.goals or valued:
+            return
         starts = np.asarray(self.flat.run_starts)
-        rewards = self.flat.fields["reward"].astype(np.float64)
-        returns = np.add.reduceat(rewards, starts[:-1])
-        if self.goals or valued or not np.ptp(returns):
+        returns = run_returns(self.flat.fields["reward"], starts)
+        if not np.ptp(returns):
             return
         from_best = np.argsort(returns)[::-1]
         steps = np.cumsum(np.diff(starts)[from_best])

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from diffuser_policy.choices import GOAL_KEYS, Goals
-from diffuser_policy.data.flat import FlatDataset
+from diffuser_policy.data.flat import FlatDataset, run_returns
 from diffuser_policy.envs import Env, env_name, make_env, reset_env
 from diffuser_policy.errors import ConfigError, DatasetError, shown
 from diffuser_policy.evaluation.scores import score_of_returns
@@ -177,8 +177,7 @@ def behavior_facts(flat: FlatDataset, env: Env) -> dict[str, float] | None:
     """
     if flat.has_goals or fixed_goal(env) is not None:
         return None
-    rewards = flat.fields["reward"].astype(np.float64)
-    returns = np.add.reduceat(rewards, flat.run_starts[:-1])
+    returns = run_returns(flat.fields["reward"], flat.run_starts)
     found = {
         "episodes": len(returns),
         "mean_return": float(returns.mean()),

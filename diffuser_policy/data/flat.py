@@ -106,6 +106,16 @@ class Episode:
         )
 
 
+def run_returns(rewards: np.ndarray, run_starts: np.ndarray) -> np.ndarray:
+    """Return what each run earned, float64 `[R]`.
+
+    Args:
+        rewards: `[N]`.
+        run_starts: `[R + 1]`, as of a `FlatDataset`.
+    """
+    return np.add.reduceat(rewards.astype(np.float64), run_starts[:-1])
+
+
 @dataclass(frozen=True, eq=False)
 class FlatDataset:
     """Observations, actions and rewards of many runs, one row per environment step.
@@ -222,7 +232,7 @@ class FlatDataset:
         if share == 1:
             return np.ones(self.num_runs, np.bool_)
         rewards = self.fields["reward"] if rewards is None else rewards
-        returns = np.add.reduceat(rewards.astype(np.float64), self.run_starts[:-1])
+        returns = run_returns(rewards, self.run_starts)
         number = max(1, round(share * self.num_runs))
         best = np.zeros(self.num_runs, np.bool_)
         best[np.argsort(returns, kind="stable")[-number:]] = True
