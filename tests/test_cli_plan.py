@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from diffuser_policy.cli import main
-from diffuser_policy.cli.plan import SCORE, _arrival
+from diffuser_policy.cli.plan import SCORE, _arrival, _length
 from diffuser_policy.evaluation import evaluate
 from diffuser_policy.policy import DiffuserPolicy
 from tests.point_env import POINT, save_planner
@@ -79,3 +79,11 @@ def test_mistakes_are_explained(
     assert main(["plan", planner, *arguments, "--out", str(out)]) == 2
     assert message in capsys.readouterr().err.replace("\n", " ")
     assert not out.exists()
+
+
+def test_a_plan_of_one_step_is_told_as_an_action() -> None:
+    assert [_length(steps) for steps in (0, 1, 3)] == [
+        "the next action alone",
+        "1 env step",
+        "3 env steps",
+    ]

@@ -87,7 +87,7 @@ def plan(settings: PlanSettings) -> int:
     rows = (
         ("start", _point(record.start)),
         ("goal", _point(record.goal)),
-        ("planned length", _steps(int(made.durations[0]))),
+        ("planned length", _length(int(made.durations[0]))),
         ("planned arrival", _arrival(planned)),
         ("actual arrival", _arrival(record.time_to_goal)),
         ("return", f"{record.episode_return:.1f} in {_steps(record.length)}"),
@@ -137,6 +137,11 @@ def _outcome(record: EpisodeRecord) -> str:
 
 def _steps(number: int) -> str:
     return f"{number} env step" + "s" * (number != 1)
+
+
+def _length(duration: int) -> str:
+    """Return how far a plan reaches, in words."""
+    return _steps(duration) if duration else "the next action alone"
 
 
 def _arrival(step: int | None) -> str:
