@@ -235,7 +235,8 @@ class Sampler:
 
         Args:
             inpainting: Conditions of each row; its values give the shape of a plan.
-            generators: One source of noise per row, advanced by the call.
+            generators: One source of noise per row, advanced by the call unless the
+                temperature is 0.
             num_candidates: Trajectories per row.
             steering: Makes the guidance for the conditions of the whole batch.
             warm_start: Begin with these trajectories, noised, instead of with noise.
@@ -249,6 +250,8 @@ class Sampler:
         steer = None if steering is None else steering(given)
 
         def draw() -> Tensor:
+            if self.temperature == 0.0:
+                return torch.zeros_like(given.values)
             size = (num_candidates, *shape)
             noise = [
                 torch.randn(size, generator=generator, dtype=given.values.dtype)
