@@ -366,6 +366,8 @@ def plan_figure(
 ) -> Figure:
     """Draw a plan among its candidates and, beside it, how it was followed.
 
+    A plan of one action has no path: then only what happened is drawn, if it is given.
+
     Args:
         plan: What was planned.
         scene: Where.
@@ -376,22 +378,26 @@ def plan_figure(
     Raises:
         MissingExtraError: Matplotlib is not installed.
     """
-    num_panels = 1 if rollout is None else 2
-    figure, panels = _figure(scene, num_panels, header=0.35)
-    draw_scene(panels[0], scene)
-    draw_plan(panels[0], plan, scene, row=row)
-    draw_ends(panels[0], scene, scene.points(plan.path(row))[0])
-    count = int(plan.num_candidates[row])
-    steps = counted(int(plan.durations[row]), "env step")
-    steps += "" if scene.goal is None else " to the goal"
-    panels[0].set_title(f"plan: {steps}, best of {counted(count, 'candidate')}")
+    duration = int(plan.durations[row])
+    planned = duration > 0 or rollout is None
+    figure, panels = _figure(scene, planned + (rollout is not None), header=0.35)
+    if planned:
+        draw_scene(panels[0], scene)
+        draw_plan(panels[0], plan, scene, row=row)
+        draw_ends(panels[0], scene, scene.points(plan.path(row))[0])
+        count = int(plan.num_candidates[row])
+        steps = counted(duration, "env step")
+        steps += "" if scene.goal is None else " to the goal"
+        panels[0].set_title(f"plan: {steps}, best of {counted(count, 'candidate')}")
     if rollout is not None:
-        draw_scene(panels[1], scene)
-        draw_plan(panels[1], plan, scene, row=row, candidates=False)
-        colored = draw_rollout(panels[1], scene.points(rollout))
-        draw_ends(panels[1], scene, scene.points(rollout)[0])
-        panels[1].set_title(f"executed: {counted(len(rollout) - 1, 'env step')}")
-        beside = panels[1].inset_axes((1.02, 0.0, 0.03, 1.0))
+        panel = panels[-1]
+        draw_scene(panel, scene)
+        if planned:
+            draw_plan(panel, plan, scene, row=row, candidates=False)
+        colored = draw_rollout(panel, scene.points(rollout))
+        draw_ends(panel, scene, scene.points(rollout)[0])
+        panel.set_title(f"executed: {counted(len(rollout) - 1, 'env step')}")
+        beside = panel.inset_axes((1.02, 0.0, 0.03, 1.0))
         figure.colorbar(colored, cax=beside, label="env step", extend="max")
     figure.suptitle(title, fontweight="bold")
     # One entry for all marks of a kind.

@@ -135,6 +135,14 @@ def test_rollout_is_drawn_beside_the_plan() -> None:
     pixels(figure)
 
 
+def test_a_plan_of_one_action_leaves_the_panel_to_the_rollout() -> None:
+    whole = make_plan()
+    plan = dataclasses.replace(whole, lengths=np.array([1, 1]))
+    [panel] = plan_figure(plan, MAZE, rollout=whole.path(0)).axes
+    assert panel.get_title() == "executed: 8 env steps"
+    assert "plan" not in {line.get_label() for line in panel.lines}
+
+
 def test_colors_of_a_rollout_end_where_it_came_to_rest() -> None:
     moving = np.column_stack([np.linspace(0, 1, 21), np.zeros(21)])
     resting = np.repeat(moving[-1:], 80, axis=0)

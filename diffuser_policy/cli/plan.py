@@ -26,7 +26,8 @@ class PlanSettings(PlannerSettings):
     """Draw one plan, how it was followed, and how it came out of noise.
 
     Pictures show the position from above: in a maze, or that of an arm's tool. Writes
-    plan.png, chain.png and chain.gif.
+    plan.png, chain.png and chain.gif; of plans of a single action, plan.png alone, with
+    what happened.
     """
 
     seed: int = 0
@@ -81,8 +82,11 @@ def plan(settings: PlanSettings) -> int:
     name = f"{env_id.rpartition('/')[2]}, seed {settings.seed}"
     title = f"{name}: {_outcome(episode.record)}"
     save_figure(plan_figure(made, scene, rollout=path, title=title), plan_file)
-    save_figure(chain_figure(made, scene, title=f"{name}: denoising"), chain_file)
-    save_chain_gif(made, scene, film_file, title=name)
+    written = [plan_file]
+    if made.durations[0]:  # a single action has no path whose denoising can be seen
+        save_figure(chain_figure(made, scene, title=f"{name}: denoising"), chain_file)
+        save_chain_gif(made, scene, film_file, title=name)
+        written += [chain_file, film_file]
     record, planned = episode.record, scene.arrival(made)
     rows = (
         ("start", _point(record.start)),
@@ -94,7 +98,7 @@ def plan(settings: PlanSettings) -> int:
         (SCORE, "–" if record.score is None else f"{record.score:.1f}"),
     )
     Console().print(table("", "", rows=rows, title=name))
-    print(f"Wrote {plan_file}, {chain_file}, {film_file}")
+    print(f"Wrote {', '.join(map(str, written))}")
     return 0
 
 

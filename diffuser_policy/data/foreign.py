@@ -78,6 +78,7 @@ NUM_RESETS = 8  # which tell where the achieved goal is in observations
 SHOWN = 20  # names of arrays in a message
 BLOCK = 100_000  # rows compared at a time
 USUAL = {"desired_goals": "infos/goal"}  # the other names are those of their roles
+GOAL_ROLES = ("achieved_goals", "desired_goals")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,59 +313,16 @@ class Source:
             DatasetError: An array is missing, or of another length or shape; or the
             environment observes more than an array or a goal dictionary.
         """
-        space: Any = env.observation_space
-        goal = isinstance(space, gym.spaces.Dict)
-        parts = dict(space.spaces) if goal else {"observation": space}
-        wanted = {"observation", *GOAL_KEYS} if goal else {"observation"}
-        boxes = [
-            name for name, part in parts.items() if isinstance(part, gym.spaces.Box)
-        ]
-        if set(boxes) != wanted or len(boxes) != len(parts):
-            raise DatasetError(
-                f"{env_name(env)} observes {space}. A file can be imported for "
-                f"environments that observe one array, or a goal dictionary with "
-                f"{', '.join(sorted(wanted))}."
-            )
-        inner = parts["observation"]
-        shapes = {
-            "observations": inner.shape,
-            "next_observations": inner.shape,
-            "actions": env.action_space.shape,
-            "rewards": (),
-            "terminals": (),
-            "timeouts": (),
-            "masks": (),
-            "valids": (),
-        }
-        if goal:
-            shapes |= {
-                "achieved_goals": space[GOAL_KEYS[0]].shape,
-                "desired_goals": space[GOAL_KEYS[1]].shape,
-            }
-        finder = _Finder(stored, where, env_name(env))
-        given = dataclasses.asdict(names)
-        if unused := [role for role in given if given[role] and role not in shapes]:
-            raise ConfigError(
-                f"{env_name(env)} observes no goals, so {' and '.join(unused)} "
-                f"({_options(unused)}) would have no effect. Leave them out, or name "
-                f"an environment that observes a goal dictionary (--env)."
-            )
-        taken = {name for name in given.values() if name}
-        arrays: dict[str, Any] = {}
-        for role, shape in shapes.items():
-            name = given.get(role) or USUAL.get(role, role)
-            chosen = bool(given.get(role)) or role in ("observations", "actions")
-            if role == "desired_goals" and not chosen and name in stored:
-                chosen = stored[name].shape[1:] == shape  # else goals of another kind
-                taken.add(name)
-            if chosen or (name in stored and name not in taken):
-                count = len(arrays["observations"]) if arrays else None
-                arrays[role] = finder.find(role, name, shape, count)
+        shapes = _shapes(env)
+        goal = GOAL_ROLES[0] in shapes
+        arrays = _find_arrays(stored, names, shapes, env, where)
         remarks: list[str] = []
         if goal and names.desired_goals is None:
             _refuse_maze2d(stored, env, where)
         _relabel(arrays, stored, env, remarks)
         terminal, last, done = _ends(arrays, names, env, where, remarks)
+        space: Any = env.observation_space
+        inner = space["observation"] if goal else space
         if beyond := _num_outside(arrays["observations"], inner):
             remarks.append(
                 f"{beyond:,} of {len(terminal):,} observations lie outside of the "
@@ -623,6 +581,75 @@ class _Finder:
         if not stored.shape[0]:
             raise DatasetError(f"{self.where}: {name} has no rows.")
         return _Array(name, stored, shape)
+
+
+def _shapes(env: Env) -> dict[str, tuple[int, ...]]:
+    """Return the roles that arrays may have for an environment → shape of a row.
+
+    Raises:
+        DatasetError: It observes more than an array or a goal dictionary.
+    """
+    space: Any = env.observation_space
+    goal = isinstance(space, gym.spaces.Dict)
+    parts = dict(space.spaces) if goal else {"observation": space}
+    wanted = {"observation", *GOAL_KEYS} if goal else {"observation"}
+    boxes = {name for name, part in parts.items() if isinstance(part, gym.spaces.Box)}
+    if boxes != wanted or len(boxes) != len(parts):
+        raise DatasetError(
+            f"{env_name(env)} observes {space}. A file can be imported for "
+            f"environments that observe one array, or a goal dictionary with "
+            f"{', '.join(sorted(wanted))}."
+        )
+    observation: Any = parts["observation"].shape
+    action: Any = env.action_space.shape
+    shapes = {
+        "observations": observation,
+        "next_observations": observation,
+        "actions": action,
+    }
+    flags = ("rewards", "terminals", "timeouts", "masks", "valids")
+    shapes |= dict.fromkeys(flags, ())
+    if goal:
+        shapes |= {
+            role: parts[key].shape
+            for role, key in zip(GOAL_ROLES, GOAL_KEYS, strict=True)
+        }
+    return shapes
+
+
+def _find_arrays(
+    stored: Mapping[str, Any],
+    names: ArrayNames,
+    shapes: Mapping[str, tuple[int, ...]],
+    env: Env,
+    where: str,
+) -> dict[str, _Array]:
+    """Return the arrays of a file that have a role → array.
+
+    Raises:
+        ConfigError: Goals are named, and the environment has none.
+        DatasetError: An array is missing, or of another length or shape.
+    """
+    finder = _Finder(stored, where, env_name(env))
+    given = dataclasses.asdict(names)
+    if unused := [role for role in given if given[role] and role not in shapes]:
+        raise ConfigError(
+            f"{env_name(env)} observes no goals, so {' and '.join(unused)} "
+            f"({_options(unused)}) would have no effect. Leave them out, or name "
+            f"an environment that observes a goal dictionary (--env)."
+        )
+    taken = {name for name in given.values() if name}
+    arrays: dict[str, _Array] = {}
+    for role, shape in shapes.items():
+        name = given.get(role) or USUAL.get(role, role)
+        chosen = bool(given.get(role)) or role in ("observations", "actions")
+        if role == "desired_goals" and not chosen and name in stored:
+            chosen = stored[name].shape[1:] == shape  # else goals of another kind
+            taken.add(name)
+        if chosen or (name in stored and name not in taken):
+            count = len(arrays["observations"]) if arrays else None
+            arrays[role] = finder.find(role, name, shape, count)
+    return arrays
 
 
 def _options(roles: Iterable[str]) -> str:
