@@ -50,6 +50,7 @@ from diffuser_policy.files import (
 )
 from diffuser_policy.numerics import plain_arithmetic
 from diffuser_policy.versions import versions
+from diffuser_policy.words import counted
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 SHIPPED = Path(__file__).parent / "pretrained"
@@ -327,7 +328,7 @@ def card(config: PolicyConfig, networks: PlannerNetworks) -> str:
         "",
         f"- Environment: {dataset.get('env_id', 'not recorded')}",
         f"- Dataset: {dataset.get('dataset_id', 'not recorded')}",
-        f"- Horizon: {window.horizon} env steps, stride {window.stride}",
+        f"- Horizon: {counted(window.horizon, 'env step')}, stride {window.stride}",
         f"- Plans: {'actions and ' if window.actions else ''}{columns}",
         f"- Network: {kind}, width {network.dim}",
         f"- Weights: {count:,} numbers, {provenance.get('steps', '?')} gradient steps",
@@ -344,7 +345,9 @@ def card(config: PolicyConfig, networks: PlannerNetworks) -> str:
         )
     if config.inverse_dynamics is not None:
         reach = config.inverse_dynamics.max_steps
-        lines.append(f"- Inverse dynamics: to states up to {reach} env steps away")
+        lines.append(
+            f"- Inverse dynamics: to states up to {counted(reach, 'env step')} away"
+        )
     if config.classifier is not None:
         steps = provenance.get("classifier", {}).get("steps", "?")
         labels = f"{len(config.classifier.classes)} labels of noisy states"

@@ -32,6 +32,7 @@ from diffuser_policy.errors import ConfigError, UnknownNameError, shown
 from diffuser_policy.observations import Part
 from diffuser_policy.settings import checked, from_json, parameters_of
 from diffuser_policy.spaces import check_action_bounds
+from diffuser_policy.words import every
 
 PLANNING_STEPS = 64  # of the longest plan to a goal
 GOALS_AHEAD = 2.5  # longest plan, in units of the median time that a goal is chased
@@ -317,8 +318,9 @@ class _Chooser:
             self.say("plans", f"the next action: {why}")
             return
         span = f"{shortest} to {horizon}" if shortest else f"{horizon}"
-        every = "every env step" if stride == 1 else f"every {stride} env steps"
-        self.say("plans", f"{planned}, {every}, {span} env steps: {why}")
+        self.say(
+            "plans", f"{planned} {every(stride, 'env step')}, {span} env steps: {why}"
+        )
         if short:
             self.say(
                 "padding",
@@ -449,8 +451,7 @@ class _Chooser:
                 "execution", replan_interval=max(1, self.get("window", "horizon") // 4)
             )
         interval = self.get("execution", "replan_interval")
-        when = f", a new plan every {interval} env steps" if interval else ""
-        when = ", a new plan in every env step" if interval == 1 else when
+        when = f", a new plan {every(interval, 'env step')}" if interval else ""
         why = f": {self.why_followed}" if self.why_followed else ""
         self.say("executor", f"{self.get('execution', 'executor')}{when}{why}")
 

@@ -28,6 +28,7 @@ from diffuser_policy.files import replaced_file
 from diffuser_policy.guides.guide import Guide, Mark
 from diffuser_policy.observations import numbers
 from diffuser_policy.planning.plan import Plan, interpolate
+from diffuser_policy.words import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -340,11 +341,6 @@ def _limit_to(ax: Axes, points: ArrayLike) -> None:
     (left, bottom), (right, top) = middle - half, middle + half
     ax.set_aspect("equal", adjustable="box")
     ax.set(xlim=(left, right), ylim=(bottom, top))
-
-
-def counted(number: int, noun: str) -> str:
-    """Return a number with its noun in singular or plural."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _time_colors() -> Colormap:

@@ -71,6 +71,7 @@ from diffuser_policy.planning.plan import Following, Plan
 from diffuser_policy.planning.ranking import has_feasibility
 from diffuser_policy.settings import converted, from_json, seed_or_drawn, to_json
 from diffuser_policy.spaces import SpaceSpec, into_box
+from diffuser_policy.words import counted
 
 
 class DiffuserPolicy:
@@ -452,8 +453,8 @@ class DiffuserPolicy:
         plans, guide = self.config.planner, self.config.guide
         steps = self.planner.sampler.num_steps
         return (
-            f"DiffuserPolicy({plans.sampler}, {steps} denoising steps, "
-            f"{plans.num_candidates} candidates ranked by {plans.ranking}, "
+            f"DiffuserPolicy({plans.sampler}, {counted(steps, 'denoising step')}, "
+            f"{counted(plans.num_candidates, 'candidate')} ranked by {plans.ranking}, "
             f"guide {'none' if guide is None else described(guide)}, "
             f"executor {self.config.execution.executor})"
         )
@@ -577,7 +578,7 @@ class DiffuserPolicy:
             None if goals is None else goals[index],
             self._generators(state, rows, index, deterministic=deterministic),
             remaining=np.where(state.lengths > 0, remaining + slack, -1)[index],
-            careful=strayed[index],
+            failed=np.where(strayed, state.lengths, 0)[index],
             previous=previous.rows(index),
             step_noise=not deterministic,
         )

@@ -54,6 +54,7 @@ EXPERIMENTS = {
     "examples/experiments/stitching.py": (
         "--num-trips 20 --num-gradient-steps 2 --num-pairs 2"
     ),
+    "examples/experiments/growth.py": "--rounds 1 --only guides",
     "examples/experiments/variable_length.py": "--lengths 48 --episodes 1",
     "examples/experiments/block_stacking.py": (
         "--episodes 1 --tasks Unconditional --methods paper demonstrator"

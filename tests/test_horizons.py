@@ -87,3 +87,21 @@ def test_the_scale_stretches_predicted_times() -> None:
     horizons = make_horizons(choice="predicted", scale=2.5)
     assert horizons.predict_time(START, GOALS)[:2] == pytest.approx([25.0, 0.0])
     assert horizons.planning_steps(START, GOALS).tolist() == [10, 4, 16]
+
+
+def test_a_row_that_strayed_and_came_no_nearer_gets_twice_the_time() -> None:
+    horizons = make_horizons(choice="predicted")
+    start, goal = START[:1].repeat(3, axis=0), GOALS[:1].repeat(3, axis=0)
+    failed = np.array([0, 6, 8])  # none; one as long as the new one; a longer one
+    found = horizons.planning_steps(start, goal, failed=failed)
+    assert found.tolist() == [6, 8, 6]
+
+
+@pytest.mark.parametrize(("choice", "steps"), [("fixed", 16), ("shrinking", 8)])
+def test_other_horizons_do_not_change_where_a_row_strayed(
+    choice: HorizonChoice, steps: int
+) -> None:
+    horizons = make_horizons(choice=choice)
+    left, failed = np.array([23]), np.array([4])
+    found = horizons.planning_steps(START[:1], GOALS[:1], left, failed)
+    assert found.tolist() == [steps]

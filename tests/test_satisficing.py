@@ -57,7 +57,7 @@ def plan(rows: Any = slice(None), **settings: Any) -> Plan:
     }
     call = {
         name: settings.pop(name)
-        for name in ("careful", "conditions", "keep_chain")
+        for name in ("failed", "conditions", "keep_chain")
         if name in settings
     }
     planner = make_planner(**{**chosen, **settings})
@@ -107,12 +107,12 @@ def test_a_row_gets_as_many_whoever_shares_its_batch() -> None:
         np.testing.assert_array_equal(alone.values[0], together.values[row, :count])
 
 
-def test_a_careful_row_gets_all_in_any_case() -> None:
-    careful = first_values() >= 0
-    assert plan(careful=careful).num_candidates.tolist() == [4, 4, 4]
-    assert (
-        plan(careful=~careful).num_candidates.tolist() == plan().num_candidates.tolist()
-    )
+def test_a_row_that_strayed_gets_all_in_any_case() -> None:
+    good, long = first_values() >= 0, 99
+    strayed = plan(failed=np.where(good, long, 0))
+    assert strayed.num_candidates.tolist() == [4, 4, 4]
+    others = plan(failed=np.where(good, 0, long))
+    assert others.num_candidates.tolist() == plan().num_candidates.tolist()
 
 
 def test_without_it_all_candidates_come_from_one_draw() -> None:

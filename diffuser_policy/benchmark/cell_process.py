@@ -42,6 +42,7 @@ from diffuser_policy.evaluation.loop import describe, episode_stream, run_episod
 from diffuser_policy.evaluation.report import to_json as evaluation_json
 from diffuser_policy.files import replaced_file, write_json
 from diffuser_policy.versions import versions
+from diffuser_policy.words import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -220,7 +221,11 @@ def draw_plan(policy: Any, problem: Problem, seed: int, folder: Path) -> Path | 
     path = np.concatenate([policy.read(o)[0] for o in episode.observations])
     record = episode.record
     arrived = record.time_to_goal
-    outcome = "never there" if arrived is None else f"there after {arrived} env steps"
+    outcome = (
+        "never there"
+        if arrived is None
+        else f"there after {counted(arrived, 'env step')}"
+    )
     score = "" if record.score is None else f", score {record.score:.1f}"
     caption = f"first plan and path, seed {seed}: {outcome}{score}"
     picture = folder / "plan.png"

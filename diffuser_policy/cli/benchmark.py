@@ -12,6 +12,7 @@ import tyro
 from diffuser_policy.choices import EngineName
 from diffuser_policy.cli.options import Flag, parse_assignments, shown_as, table
 from diffuser_policy.errors import ConfigError
+from diffuser_policy.words import counted
 
 if TYPE_CHECKING:
     from diffuser_policy.benchmark.cells import Cell
@@ -173,7 +174,7 @@ def run(settings: RunSettings) -> int:
                 stops_as_interrupt(),  # after Ray, which has handlers of its own
                 Display() as display,
             ):
-                number = "1 cell" if len(cells) == 1 else f"{len(cells)} cells"
+                number = counted(len(cells), "cell")
                 before = f", {len(done)} of them finished before" if done else ""
                 display.say(
                     f"Suite {suite.name}: {number}{before}, in {output} "
@@ -191,8 +192,8 @@ def run(settings: RunSettings) -> int:
         print(f"{cell} failed: {error}\n  log: {log}")
     if runner.failures:
         print(
-            f"{len(runner.failures)} of {len(cells)} cells failed; the same command "
-            f"runs them again."
+            f"{len(runner.failures)} of {counted(len(cells), 'cell')} failed; the same "
+            f"command runs them again."
         )
         return EXIT_FAILED
     all_cells = "The only cell is" if len(cells) == 1 else f"All {len(cells)} cells are"
@@ -227,8 +228,9 @@ def suites(settings: SuitesSettings) -> int:
         if suite.max_steps not in (None, suite.num_steps):
             budget += f", up to {suite.max_steps:,} while the learning curve rises"
     print(
-        f"\n{len(cells)} cells. Training seeds {', '.join(map(str, suite.seeds))}; "
-        f"{budget}; evaluation on {suite.evaluation.episodes} episodes from each of "
+        f"\n{counted(len(cells), 'cell')}. Training seeds "
+        f"{', '.join(map(str, suite.seeds))}; {budget}; evaluation on "
+        f"{counted(suite.evaluation.episodes, 'episode')} from each of "
         f"the seeds {', '.join(map(str, suite.evaluation.seeds))}."
     )
     for method in suite.methods:

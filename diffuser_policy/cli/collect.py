@@ -10,6 +10,7 @@ import tyro
 
 from diffuser_policy.cli.options import Flag, parse_assignments, shown_as
 from diffuser_policy.config import CollectSettings
+from diffuser_policy.words import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +51,10 @@ def collect(command: CollectCommand) -> int:
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt("the same command resumes from here.") from stop
     facts = recorded_facts(folder)
-    recorded, parts = facts["collection"], [f"{facts['total_steps']:,} steps"]
+    recorded, parts = facts["collection"], [counted(facts["total_steps"], "step")]
     if "num_episodes" in recorded:
-        parts.insert(0, f"{facts['total_episodes']:,} episodes")
-        parts.append(f"{recorded['failures']:,} failed attempts left out")
+        parts.insert(0, counted(facts["total_episodes"], "episode"))
+        parts.append(f"{counted(recorded['failures'], 'failed attempt')} left out")
     if verified := recorded.get("verified"):
         parts.append("{confirmed} of {episodes} verified".format(**verified))
     print(f"Recorded {', '.join(parts)}: {folder}")

@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from diffuser_policy.cli.options import Flag, shown_as
+from diffuser_policy.words import counted
 
 Name = Annotated[str | None, shown_as("NAME")]
 
@@ -67,8 +68,9 @@ def import_(command: ImportCommand) -> int:
     for remark in made.remarks:
         print(remark)
     print(
-        f"Imported {made.num_episodes:,} episodes, {made.num_steps:,} steps of "
-        f"{made.num_rows:,} rows: {made.folder}"
+        f"Imported {counted(made.num_episodes, 'episode')}, "
+        f"{counted(made.num_steps, 'step')} of {counted(made.num_rows, 'row')}: "
+        f"{made.folder}"
     )
     print(f"Train on them: diffuser-policy train --dataset {made.dataset_id}")
     return 0

@@ -10,6 +10,7 @@ import tyro
 
 from diffuser_policy.cli.options import shown_as, table
 from diffuser_policy.training.presets import PRESETS, preset
+from diffuser_policy.words import counted, every
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -117,7 +118,7 @@ def _describe(planner: str) -> Table:
     }
     whens = ["on a new goal"]
     if execution.replan_interval is not None:
-        whens.append(f"every {execution.replan_interval} env steps")
+        whens.append(every(execution.replan_interval, "env step"))
     if execution.replan_deviation is not None:
         whens.append(f"{execution.replan_deviation} m off the plan")
     count = sum(parameter.numel() for parameter in networks.parameters())
@@ -133,7 +134,7 @@ def _describe(planner: str) -> Table:
         f"{'observation' if window.features is None else window.features} columns",
         "network": f"{kind[network.architecture]}, width {network.dim}"
         + ", residual" * network.residual,
-        "horizon": f"{plans.horizon}, at most {window.horizon} env steps, "
+        "horizon": f"{plans.horizon}, at most {counted(window.horizon, 'env step')}, "
         f"stride {window.stride}",
         "sampler": f"{plans.sampler}, {plans.num_sampling_steps or 'all'} of "
         f"{network.num_denoising_steps} denoising steps",

@@ -11,6 +11,7 @@ import tyro
 
 from diffuser_policy.cli.options import PlannerSettings, shown_as, table
 from diffuser_policy.errors import ConfigError, require_extra
+from diffuser_policy.words import counted
 
 if TYPE_CHECKING:
     from diffuser_policy.envs import Env
@@ -94,7 +95,10 @@ def plan(settings: PlanSettings) -> int:
         ("planned length", _length(int(made.durations[0]))),
         ("planned arrival", _arrival(planned)),
         ("actual arrival", _arrival(record.time_to_goal)),
-        ("return", f"{record.episode_return:.1f} in {_steps(record.length)}"),
+        (
+            "return",
+            f"{record.episode_return:.1f} in {counted(record.length, 'env step')}",
+        ),
         (SCORE, "–" if record.score is None else f"{record.score:.1f}"),
     )
     Console().print(table("", "", rows=rows, title=name))
@@ -133,26 +137,26 @@ def _outcome(record: EpisodeRecord) -> str:
     arrival = "did not arrive"
     if record.time_to_goal is not None:
         arrival = "arrived " + (
-            f"after {_steps(record.time_to_goal)}" if record.time_to_goal else "at once"
+            f"after {counted(record.time_to_goal, 'env step')}"
+            if record.time_to_goal
+            else "at once"
         )
     score = "" if record.score is None else f", score {record.score:.1f}"
     return f"{arrival}{score}"
 
 
-def _steps(number: int) -> str:
-    return f"{number} env step" + "s" * (number != 1)
-
-
 def _length(duration: int) -> str:
     """Return how far a plan reaches, in words."""
-    return _steps(duration) if duration else "the next action alone"
+    return counted(duration, "env step") if duration else "the next action alone"
 
 
 def _arrival(step: int | None) -> str:
     """Return when the goal is reached, in words; a dash for never."""
     if step is None:
         return "–"
-    return f"after {_steps(step)}" if step else "at the goal from the start"
+    return (
+        f"after {counted(step, 'env step')}" if step else "at the goal from the start"
+    )
 
 
 def _point(values: tuple[float, ...] | None) -> str:

@@ -61,6 +61,7 @@ from diffuser_policy.config import (
 )
 from diffuser_policy.errors import ConfigError, require_extra
 from diffuser_policy.training.presets import PRESETS, preset
+from diffuser_policy.words import counted
 
 if TYPE_CHECKING:
     from diffuser_policy.data.flat import FlatDataset
@@ -411,9 +412,10 @@ def _show(choice: Choice, flat: FlatDataset) -> None:
     lengths = flat.run_lengths
     name = flat.metadata.get("dataset_id", "unnamed")
     print(
-        f"{name}: {flat.num_rows:,} steps in {flat.num_runs:,} runs of "
-        f"{lengths.min():,} to {lengths.max():,}, {flat.observation_size} observed "
-        f"columns, {flat.action_size} actions, "
+        f"{name}: {counted(flat.num_rows, 'step')} in {counted(flat.num_runs, 'run')} "
+        f"of {lengths.min():,} to {lengths.max():,}, "
+        f"{counted(flat.observation_size, 'observed column')}, "
+        f"{counted(flat.action_size, 'action')}, "
         f"{'goals' if flat.has_goals else 'no goals'}. Chosen to suit them:"
     )
     for line in choice.reasons:

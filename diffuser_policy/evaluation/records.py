@@ -24,6 +24,7 @@ from diffuser_policy.evaluation.statistics import (
     mean_interval,
     proportion_interval,
 )
+from diffuser_policy.words import counted
 
 OF_TASKS = ("score", "return", "success_rate", "time_to_goal")
 
@@ -140,7 +141,8 @@ class Evaluation:
             for name, interval in self.summary().items()
             if interval is not None
         ]
-        return f"Evaluation({len(self.episodes)} episodes: {', '.join(figures)})"
+        number = counted(len(self.episodes), "episode")
+        return f"Evaluation({number}: {', '.join(figures)})"
 
     @property
     def returns(self) -> np.ndarray:

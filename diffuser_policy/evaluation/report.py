@@ -14,6 +14,7 @@ from diffuser_policy import files
 from diffuser_policy.evaluation.records import Evaluation, Summary
 from diffuser_policy.evaluation.statistics import Interval
 from diffuser_policy.settings import json_data
+from diffuser_policy.words import counted
 
 ROWS = {  # name in the summary: (label, unit)
     "success_rate": ("success rate", "%"),
@@ -72,11 +73,13 @@ def table(evaluation: Evaluation) -> Table:
     """Return the summary as a table: one figure a row, with its 95 % interval."""
     settings, count = evaluation.settings, len(evaluation.episodes)
     first = settings.get("seed", 0)
+    seeds = f"{first}–{first + count - 1}" if count > 1 else f"{first}"
     shown = Table(
         title=str(settings.get("env", "")),
         caption=(
-            f"{count} episodes, seeds {first}–{first + count - 1}, "
-            f"{min(settings.get('num_envs', 1), count)} environments at a time"
+            f"{counted(count, 'episode')}, seed{'s' * (count > 1)} {seeds}, "
+            f"{counted(min(settings.get('num_envs', 1), count), 'environment')} at a "
+            f"time"
         ),
         min_width=44,
     )

@@ -7,12 +7,16 @@ the question. Three answers:
   the goal as far away as ever; it is meant for one plan per episode.
 - shrinking: the training horizon at first, then the rest of it.
 - predicted: the time-to-goal network's answer for this observation and goal, times
-  `horizon_scale`. Guides that lengthen the way need more time.
+  `horizon_scale`. Guides that lengthen the way need more time. So does a row that
+  strayed from its plan and is no nearer to the goal than when it was made: the
+  prediction is too hopeful there, and it gets twice the time. Asked to arrive too
+  early, a denoiser plans through walls.
 """
 
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -91,6 +95,7 @@ class Horizons:
         observations: np.ndarray,
         goals: np.ndarray | None,
         remaining: np.ndarray | None = None,
+        failed: np.ndarray | None = None,
     ) -> np.ndarray:
         """Return the planning steps `[rows]` of the plans to make, as in `plan`.
 
@@ -102,19 +107,23 @@ class Horizons:
         if self.choice == "fixed" or goals is None:
             return full
         if self.choice == "predicted":
-            env_steps = self.predict_time(observations, goals)
-        elif remaining is not None:
-            env_steps = remaining
-        else:
+            times = self.predict_time(observations, goals)
+            steps = self._fitting(times, np.ceil)
+            if failed is None:
+                return steps
+            stalled = (failed > 0) & (steps >= failed)
+            return np.where(stalled, self._fitting(2 * times, np.ceil), steps)
+        if remaining is None:
             return full
-        rounded = np.ceil if self.choice == "predicted" else np.floor
+        return np.where(remaining < 0, full, self._fitting(remaining, np.floor))
+
+    def _fitting(self, env_steps: np.ndarray, rounded: Any) -> np.ndarray:
+        """Return planning steps `[rows]` that the network takes."""
         steps = rounded(np.maximum(env_steps, 0) / self.stride) + 1
         fitting = rounded(steps / self.multiple) * self.multiple
         limits = self.min_planning_steps, self.max_planning_steps
         chosen: np.ndarray = np.clip(fitting, *limits).astype(np.int64)
-        if self.choice == "predicted":
-            return chosen
-        return np.where(env_steps < 0, full, chosen)
+        return chosen
 
     @plain_arithmetic()
     def predict_time(self, observations: np.ndarray, goals: np.ndarray) -> np.ndarray:

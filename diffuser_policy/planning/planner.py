@@ -120,7 +120,7 @@ class Planner:
         generators: Sequence[torch.Generator],
         *,
         remaining: np.ndarray | None = None,
-        careful: np.ndarray | None = None,
+        failed: np.ndarray | None = None,
         previous: Following | None = None,
         conditions: Conditions | None = None,
         step_noise: bool = True,
@@ -134,7 +134,9 @@ class Planner:
                 if the layout has goal columns; guides see them in any case.
             generators: One source of noise per row, advanced by the call.
             remaining: `[rows]` env steps left, for shrinking horizons; negative: none.
-            careful: `[rows]` for which all candidates are sampled in any case.
+            failed: `[rows]` planning steps of the plan from which a row strayed; zero
+                if it strayed from none. Such rows get all candidates, and more time if
+                they are no nearer to the goal.
             previous: Plans that rows follow, for warm starts and steadiness; length
                 zero if a row follows none.
             conditions: What to pin besides start and goal, for plans of equal length.
@@ -150,7 +152,9 @@ class Planner:
         """
         aims = goals if self.layout.goal_conditioned else None
         try:
-            lengths = self.horizons.planning_steps(observations, aims, remaining)
+            lengths = self.horizons.planning_steps(
+                observations, aims, remaining, failed
+            )
         except NotFiniteError as error:
             raise self._explained(str(error), observations, goals) from error
         warm = np.zeros(len(lengths), np.bool_)
@@ -175,7 +179,7 @@ class Planner:
             "Pass fewer observations at a time, or lower num_candidates "
             "(--num-candidates).",
         ):
-            return self._plan(request, careful)
+            return self._plan(request, None if failed is None else failed > 0)
 
     def _plan(self, request: Request, careful: np.ndarray | None) -> Plan:
         """Return the plans, of a single candidate where that is good enough."""

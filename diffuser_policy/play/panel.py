@@ -20,8 +20,9 @@ from diffuser_policy.errors import require_extra
 from diffuser_policy.guides.registry import GUIDES, find_guide, read_value
 from diffuser_policy.play.session import Frame, Session, Setup
 from diffuser_policy.play.sharing import as_command, as_python
-from diffuser_policy.plotting import GOAL, MARK, PLAN, START, counted
+from diffuser_policy.plotting import GOAL, MARK, PLAN, START
 from diffuser_policy.settings import Parameter, value_text
+from diffuser_policy.words import counted
 
 Post = Callable[..., object]
 

@@ -40,6 +40,7 @@ from diffuser_policy.planning.plan import Plan
 from diffuser_policy.play.worlds import seconds_per_step, world_of
 from diffuser_policy.policy import DiffuserPolicy, PolicyState
 from diffuser_policy.settings import to_json
+from diffuser_policy.words import counted
 
 LONGEST_TRACE = 4000  # env steps of a run that are drawn
 
@@ -413,7 +414,9 @@ class Session:
             if record.success is None:
                 outcome = f"return {record.episode_return:.1f}"
             if record.time_to_goal is not None:
-                outcome = f"at the goal after {record.time_to_goal} env steps"
+                outcome = (
+                    f"at the goal after {counted(record.time_to_goal, 'env step')}"
+                )
             if run.over:
                 outcome = (outcome or "not at the goal") + "; the episode is over"
         elif self._plan is not None:
