@@ -152,6 +152,42 @@ def test_a_disc_on_the_plan_moves_it_away(session: Session) -> None:
     assert nearest > np.linalg.norm(before - middle, axis=1).min()
 
 
+def test_a_path_through_a_wall_is_remarked(session: Session) -> None:
+    corners = np.array([[-1, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0]], float)
+    assert not session.world.obstructed(corners)  # around the wall
+    assert session.world.obstructed(corners[[0, 3]])  # across it
+    assert not planned(session).remarks
+
+
+def test_a_plan_that_enters_a_disc_is_remarked(session: Session) -> None:
+    session.advance()
+    session.add_guide("keep-out")
+    session.choose(guide_scale=0.0)
+    assert planned(session).remarks == ("The plan enters what “keep-out” marks.",)
+    session.run()
+    while session.going:
+        session.advance()
+    assert "The robot's path enters what “keep-out” marks." in session.frame().remarks
+
+
+def test_another_seed_draws_everything_anew(session: Session) -> None:
+    session.move("goal", (0.5, 1.0, 0.0))
+    session.set_seed(3)
+    assert not session.setup.options
+    expected, _ = make_env(UMAZE).reset(seed=3)
+    np.testing.assert_array_equal(
+        session.observation["observation"][:2], expected["observation"][:2]
+    )
+
+
+def test_what_cannot_work_is_not_offered(session: Session) -> None:
+    rankings = session.possible("ranking", ["critic", "time_to_goal", "first"])
+    assert rankings == ["time_to_goal", "first"]
+    usable = session.usable_guides()
+    assert {"keep-out", "waypoint"} <= {*usable}
+    assert not {"stack-match", "place", "value"} & {*usable}
+
+
 def test_settings_that_go_with_a_guide_come_and_go_with_it(session: Session) -> None:
     session.add_guide("keep-out")
     assert session.settings == {"ranking": "guide", "executor": "path"}

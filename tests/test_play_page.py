@@ -132,7 +132,7 @@ def test_a_planner_without_positions_is_shown_as_plots(
 ) -> None:
     page = serve(toy_session("Pendulum-v1"))
     assert type(page.session.world) is World
-    until(lambda: "No columns are named" in page.panel._status.content)
+    until(lambda: "no columns are named" in page.panel._status.content)
     page.worker.post("step", page.session.step)
     until(lambda: shown(page).env_steps == 1)
     plot, lines = page.panel._plots["observation"]
@@ -159,6 +159,7 @@ def test_a_run_is_kept_as_one_html_file(
     [
         (["no-such-planner"], "No planner 'no-such-planner'"),
         (["multi2d-umaze", "--port", "0"], "--port must be 1 to 65535"),
+        (["multi2d-umaze", "--record", "run.gif"], "--record writes HTML"),
         (["multi2d-umaze", "--reset", "goal"], "KEY=VALUE"),
         (["multi2d-umaze", "--reset", "goal=[0,0]"], "wall"),
         (["multi2d-umaze", "--reset", "gaol=[1,1]"], "'gaol'"),
@@ -173,7 +174,8 @@ def test_mistakes_are_explained(
 
 @pytest.mark.slow
 @pytest.mark.enable_socket
-def test_ctrl_c_ends_it() -> None:
+@pytest.mark.parametrize("when", ["it is served", "the port opens"])
+def test_ctrl_c_ends_it(when: str) -> None:
     hear_interrupts()  # inherited; a shell lets what is in the background ignore it
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -184,11 +186,33 @@ def test_ctrl_c_ends_it() -> None:
     ) as process:
         try:
             assert process.stdout is not None
-            assert f"http://localhost:{port}" in process.stdout.readline()
+            assert process.stdout.readline() == "Loading multi2d-umaze …\n"
+            if when == "it is served":
+                assert f"http://localhost:{port}" in process.stdout.readline()
+            else:  # then libraries for drawing are imported
+                until(lambda: is_open(int(port)))
             process.send_signal(signal.SIGINT)
-            assert process.wait(20) == 0
+            assert process.wait(20) == (0 if when == "it is served" else 130)
         finally:
             process.kill()
+
+
+def is_open(port: int) -> bool:
+    with socket.socket() as caller:
+        return caller.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_the_floor_moves_under_a_robot() -> None:
+    session = toy_session("Hopper-v5")
+    session.advance()
+    world, first = session.world, session.world.poses(session.frame().state)
+    base: Any = session.env.unwrapped
+    base.data.qpos[0] += 3.0
+    mujoco = pytest.importorskip("mujoco")
+    mujoco.mj_forward(base.model, base.data)
+    assert np.allclose(world.poses(session.frame().state), first)
+    assert world.ground() == pytest.approx((-3.0, 0.0))
+    session.close()
 
 
 def test_a_robot_is_drawn_where_it_is_and_will_be() -> None:

@@ -82,14 +82,22 @@ def play(settings: PlaySettings) -> int:
     require_extra("viser", "play")
     if not 0 < settings.port <= MOST_PORT:
         raise ConfigError(f"--port must be 1 to {MOST_PORT}, got {settings.port}.")
+    if settings.record is not None and settings.record.suffix != ".html":
+        raise ConfigError(f"--record writes HTML: FILE.html, got {settings.record}.")
+    print(f"Loading {settings.planner} …", flush=True)
     from diffuser_policy.files import check_writable, write_text
     from diffuser_policy.play.page import Page
+    from diffuser_policy.training.trainer import held_interrupt
 
     if settings.record is not None:
         check_writable(settings.record)
     with closing(settings.open()) as session:
-        page = Page(session, host=settings.host, port=settings.port)
+        # Libraries that are imported here take Ctrl-C for a failed import.
+        with held_interrupt() as interrupted:
+            page = Page(session, host=settings.host, port=settings.port)
         with closing(page):
+            if interrupted():
+                raise KeyboardInterrupt
             if settings.record is not None:
                 write_text(settings.record, page.record())
                 print(f"Wrote {settings.record}: {session.frame().outcome}.")

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from diffuser_policy.words import counted
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Plan:
@@ -56,8 +58,9 @@ class Plan:
         """Name sizes instead of printing arrays."""
         counts = sorted({*self.num_candidates.tolist()})
         return (
-            f"Plan({len(self)} rows of up to {self.observations.shape[1]} planning "
-            f"steps, stride {self.stride}, {' or '.join(map(str, counts))} candidates)"
+            f"Plan({counted(len(self), 'row')} of up to "
+            f"{counted(self.observations.shape[1], 'planning step')}, stride "
+            f"{self.stride}, candidates: {' or '.join(map(str, counts))})"
         )
 
     @property

@@ -118,8 +118,12 @@ class TimeToGoalRanking(Ranking):
         return values.reshape(-1, num_candidates)
 
     def good_enough(self, stride: int) -> float:
-        """Return the value of plans that need twice the planned time at their worst."""
-        return -float(self.reach * stride)
+        """Return the value of plans that need half as much time again at their worst.
+
+        In the largest maze, 3 % of such plans lead through a wall, and 10 % of those
+        that need twice their time.
+        """
+        return -0.5 * self.reach * stride
 
 
 class CriticRanking(Ranking):

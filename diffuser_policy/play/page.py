@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import queue
 import time
 from typing import Any
@@ -49,6 +50,8 @@ class Page:
             MissingExtraError: viser is not installed.
         """
         viser: Any = require_extra("viser", "play")
+        # It logs a traceback for every visitor that is no browser.
+        logging.getLogger("websockets.server").setLevel(logging.CRITICAL)
         with contextlib.redirect_stdout(io.StringIO()):  # its banner
             self.server: Any = viser.ViserServer(
                 host, port, label="diffuser-policy play", verbose=False

@@ -17,7 +17,7 @@ import numpy as np
 
 from diffuser_policy.choices import ExecutorName, RankingName
 from diffuser_policy.errors import require_extra
-from diffuser_policy.guides.registry import GUIDES, find_guide, read_value
+from diffuser_policy.guides.registry import find_guide, read_value
 from diffuser_policy.play.session import Frame, Session, Setup
 from diffuser_policy.play.sharing import as_command, as_python
 from diffuser_policy.plotting import GOAL, MARK, PLAN, START
@@ -28,6 +28,7 @@ Post = Callable[..., object]
 
 FIRST_GUIDES = ("keep-out", "waypoint", "keep-in", "speed-limit")
 MOST_PLOTS, MOST_LINES, PLOTS_PER_SECOND = 8, 4, 4
+LATELY = 100  # env steps in plots of planners that plan single actions
 LINE_COLORS = (PLAN, GOAL, START, MARK)
 # Settings with a slider: label, least and greatest value, step.
 SLIDERS: Mapping[str, tuple[str, float, float, float]] = {
@@ -47,8 +48,11 @@ HINTS = {
     "replan_interval": "Env steps between two plans of a run; 0: only when needed.",
     "warm_start": "A new plan of a run starts from the rest of the last one, with this "
     "much noise; 0: from noise alone. It needs “replan every”.",
+    "ranking": "Which of the candidates is followed.",
+    "executor": "How actions follow from a plan.",
     "tempo": "Executor “path”: planned env steps per env step, at most.",
 }
+WAIT, LOOKS, NO_GUIDE = "…", "trying which work …", "none works here"
 OFF_AT_ZERO = ("replan_interval", "warm_start")
 COPY = (
     "navigator.clipboard.writeText(this.nextElementSibling.innerText);"
@@ -76,6 +80,7 @@ class Panel:
         self._plotted = 0.0
         self._recorder: Any = None
         self._recorded = 0.0
+        self._notes: dict[int, Any] = {}  # notification of each tab
         gui = server.gui
         gui.configure_theme(
             control_width="medium",
@@ -86,7 +91,13 @@ class Panel:
         gui.main_panel.dock_right()
         self._warning = gui.add_markdown("", visible=False)
         self._status = gui.add_markdown("Planning …")
-        run = gui.add_button_group("run", ("Run", "Pause", "Step", "Reset"))
+        gui.add_markdown(f"*{session.world.legend()}*")
+        run = gui.add_button_group(
+            "run",
+            ("Run", "Pause", "Step", "Reset"),
+            hint="Let the robot follow the plan in the simulator; make one env step; "
+            "go back to the start.",
+        )
         acts = {
             "Run": session.run,
             "Pause": session.pause,
@@ -107,7 +118,8 @@ class Panel:
         self.list_guides()
         with gui.add_folder("Keep", expand_by_default=False):
             self._add_sharing(gui)
-        with gui.add_folder("Columns over time", expand_by_default=False):
+        drawn = bool(session.world.position)
+        with gui.add_folder("Columns over time", expand_by_default=not drawn):
             self._add_plots(gui)
 
     @property
@@ -128,7 +140,9 @@ class Panel:
             self._chain.value = last
         self._chain.disabled = len(frame.chain) < 2
         _write(self._status, "content", self._summary(frame))
-        said = [*frame.messages, *complaints]
+        errors = [*frame.messages, *complaints]
+        self._notify(errors)
+        said = [*errors, *frame.remarks]
         _write(self._warning, "content", "\n\n".join(f"> ⚠ {each}" for each in said))
         _write(self._warning, "visible", bool(said))
         settings = {**self.session.usual, **self.session.settings}
@@ -140,28 +154,43 @@ class Panel:
                 if self.session.is_point(value):
                     _write(field, "value", value_text(value))
         self._draw_plots(frame)
+        if self._guide_menu.options == (WAIT,):  # the first plan is on the page
+            self._guide_menu.options = (LOOKS,)
+            self._once(self._offer_guides)
         if self._recorder is not None:
             now = time.perf_counter()
             self._recorder.insert_sleep(min(now - self._recorded, 1.0))
             self._recorded = now
 
+    def _notify(self, errors: Sequence[str]) -> None:
+        """Also say what went wrong where it is seen when the panel is scrolled."""
+        text = "\n\n".join(errors)
+        for number, client in self.server.get_clients().items():
+            note = self._notes.get(number)
+            if text and note is None:
+                self._notes[number] = client.add_notification(
+                    "Not planned", text, color="red", with_close_button=False
+                )
+            elif note is not None and not text:
+                self._notes.pop(number).remove()
+            elif note is not None:
+                _write(note, "body", text)
+
     def _summary(self, frame: Frame) -> str:
         steps = max(len(frame.path) - 1, 0) * frame.stride
-        milliseconds = 1000 * frame.plan_seconds
-        lines = [f"**{milliseconds:.0f} ms** a plan · {counted(steps, 'env step')}"]
+        what = f"a plan of {counted(steps, 'env step')}" if steps else "an action"
+        lines = [f"**{1000 * frame.plan_seconds:.0f} ms** for {what}"]
         if frame.env_steps:
             plans = counted(frame.num_plans, "plan")
             lines.append(f"run: {counted(frame.env_steps, 'env step')}, {plans}")
             if frame.score is not None:
-                lines.append(f"score so far: **{frame.score:.1f}**")
+                lines.append(f"score so far: **{frame.score:.1f}** (100: reference)")
         lines += [
             text for text in (frame.outcome, self.session.world.caption()) if text
         ]
         if not self.session.world.position:
-            lines.append(
-                "No columns are named “position”, so there is no path to draw: see "
-                "“Columns over time”."
-            )
+            why = "no columns are named “position”" if steps else "it is one action"
+            lines.append(f"The plan is no path ({why}): see “Columns over time”.")
         return "  \n".join(lines)
 
     # --- settings ---------------------------------------------------------------------
@@ -188,7 +217,11 @@ class Panel:
     def _add_choices(self, gui: Any) -> None:
         session = self.session
         seed = gui.add_number(
-            "seed", session.seed, min=0, step=1, hint="Another start, and another goal."
+            "seed",
+            session.seed,
+            min=0,
+            step=1,
+            hint="Another start, and another goal; what you dragged is forgotten.",
         )
         self._on_update(seed, partial(self._post, "seed", session.set_seed))
         for name, (values, present) in session.world.choices().items():
@@ -219,8 +252,9 @@ class Panel:
             )
             self._on_update(slider, partial(self._set, name))
         for name, options in (("ranking", RankingName), ("executor", ExecutorName)):
+            can = session.possible(name, get_args(options))
             self._menus[name] = gui.add_dropdown(
-                name, list(get_args(options)), initial_value=str(now[name])
+                name, can, initial_value=str(now[name]), hint=HINTS[name]
             )
             self._on_update(self._menus[name], partial(self._set, name))
 
@@ -231,15 +265,27 @@ class Panel:
     # --- guides -----------------------------------------------------------------------
 
     def _add_guide_menu(self, gui: Any) -> None:
-        usable = [plugin.name for plugin, error in GUIDES.entries() if error is None]
-        first = [name for name in FIRST_GUIDES if name in usable]
-        menu = gui.add_dropdown(
-            "guide", [*first, *(n for n in usable if n not in first)]
+        self._guide_menu = menu = gui.add_dropdown(
+            "guide", [WAIT], hint="What plans are steered by: those that work here."
         )
-        button = gui.add_button("Add guide")
+        button = gui.add_button(
+            "Add guide",
+            hint="Its settings appear below. The first guide also chooses the ranking "
+            "“guide” and, where it works, the executor “path”.",
+        )
         self._on_click(button, lambda _: self._once(self._add_guide, menu.value))
 
+    def _offer_guides(self) -> None:
+        """List the guides that work; to find out, each is tried."""
+        usable = self.session.usable_guides()
+        first = [name for name in FIRST_GUIDES if name in usable]
+        self._guide_menu.options = [*first, *(n for n in usable if n not in first)] or [
+            NO_GUIDE
+        ]
+
     def _add_guide(self, name: str) -> None:
+        if name in (WAIT, LOOKS, NO_GUIDE):
+            return
         self.session.add_guide(name)
         self.list_guides()
 
@@ -262,7 +308,14 @@ class Panel:
             with folder:
                 most = max(5.0, 2 * abs(part.weight))
                 low = 0.0 if part.weight >= 0 else -most
-                weight = gui.add_slider("weight", low, most, 0.05, float(part.weight))
+                weight = gui.add_slider(
+                    "weight",
+                    low,
+                    most,
+                    0.05,
+                    float(part.weight),
+                    hint="How much it counts beside the other guides; 0 turns it off.",
+                )
                 self._on_update(
                     weight, partial(self._post, f"weight {number}", self._weigh, number)
                 )
@@ -308,7 +361,8 @@ class Panel:
             opened = partial(self._open, label, text)
             self._on_click(gui.add_button(label), opened)
         self._record_button = gui.add_button(
-            "Record", hint="What is seen from now on, as one HTML file."
+            "Record the scene",
+            hint="What you see from now on, without this panel, as one HTML file.",
         )
         self._on_click(self._record_button, self._record)
 
@@ -324,10 +378,10 @@ class Panel:
 
     def _record(self, event: Any) -> None:
         if self._recorder is None:
-            self._record_button.label = "Stop, and save"
+            self._record_button.label = "Stop, and save play.html"
             self.start_recording()
             return
-        self._record_button.label = "Record"
+        self._record_button.label = "Record the scene"
         event.client.send_file_download("play.html", self.stop_recording().encode())
 
     def start_recording(self) -> None:
@@ -361,7 +415,7 @@ class Panel:
             plot = gui.add_uplot(
                 tuple(np.zeros(1) for _ in series),
                 tuple(series),
-                title=f"{name}: thin planned, thick real",
+                title=_plot_title(name, lines, len(columns)),
                 aspect=2.2,
                 scales={"x": uplot.Scale(time=False)},
                 legend=uplot.Legend(show=False),
@@ -373,15 +427,27 @@ class Panel:
         if not len(frame.path) or now - self._plotted < 1 / PLOTS_PER_SECOND:
             return
         self._plotted = now
-        steps = np.arange(len(frame.path)) * float(frame.stride)
-        past = frame.past[:: frame.stride][: len(steps)]
+        path, stride = frame.path, frame.stride
+        past = frame.past[::stride][: len(path)]
+        begin = 0
+        if len(path) < 2:  # nothing is planned ahead: show what happened lately
+            path, stride, past = path[:0], 1, frame.trace[-LATELY:]
+            begin = max(frame.env_steps + 1 - LATELY, 0)
+        steps = begin + np.arange(max(len(path), len(past), 1)) * float(stride)
         for plot, lines in self._plots.values():
             data = [steps]
             for column in lines:
-                real = np.full(len(steps), np.nan)
-                real[: len(past)] = past[:, column]
-                data += [np.asarray(frame.path[:, column], float), real]
+                both = np.full((2, len(steps)), np.nan)
+                both[0, : len(path)] = path[:, column]
+                both[1, : len(past)] = past[:, column]
+                data += [*both]
             plot.data = tuple(data)
+
+
+def _plot_title(name: str, lines: Sequence[int], count: int) -> str:
+    """Return what a plot shows."""
+    some = f" ({len(lines)} of {count})" if len(lines) < count else ""
+    return f"{name}{some}: thin planned, thick real"
 
 
 def _write(field: Any, name: str, value: Any) -> None:

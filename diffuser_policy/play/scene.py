@@ -37,6 +37,7 @@ WIDTH = 1.3  # of a window in which everything is seen, as a multiple of its hei
 STUCK, TRACE = (128, 128, 128), (20, 20, 30)
 HANDLE_COLORS = {"start": START, "goal": GOAL}
 UPRIGHT = (1.0, 0.0, 0.0, 0.0)
+SECTION = 1.0  # meters after which the floor's grid repeats itself
 
 
 class SceneView:
@@ -67,7 +68,9 @@ class SceneView:
             self._draw_maze(self.world)
         else:
             self.size = float(getattr(self.world, "size", 1.0))
-            self.scene.add_grid("/floor", 20.0, 20.0, infinite_grid=True)
+            self._nodes["/floor"] = self.scene.add_grid(
+                "/floor", 20.0, 20.0, infinite_grid=True
+            )
         self.meshes = {mesh[0]: mesh for mesh in self.world.meshes()}
         for name in self.meshes:
             self._mesh_node(f"/things/{name}", name)
@@ -96,6 +99,9 @@ class SceneView:
             at: Which step of the denoising chain; past its end, the plan.
         """
         self._draw_plan(frame, at)
+        if "/floor" in self._nodes:
+            x, y = (shift % SECTION for shift in self.world.ground())
+            self._pose("/floor", (x, y, 0.0, *UPRIGHT))
         for name, pose in zip(self.meshes, self.world.poses(frame.state), strict=False):
             self._pose(f"/things/{name}", pose)
         self._draw_ghosts(frame)

@@ -17,6 +17,7 @@ same setup gives the same plan, and moving the goal a little moves the plan a li
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,7 @@ from diffuser_policy.errors import ConfigError, DiffuserPolicyError
 from diffuser_policy.evaluation.loop import Tally
 from diffuser_policy.guides.guide import Mark
 from diffuser_policy.guides.registry import (
+    GUIDES,
     SavedPart,
     example_texts,
     find_guide,
@@ -43,6 +45,7 @@ from diffuser_policy.settings import to_json
 from diffuser_policy.words import counted
 
 LONGEST_TRACE = 4000  # env steps of a run that are drawn
+WELL_INSIDE = 0.95  # of a shape's size: a path that touches it is no cause for remarks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +92,7 @@ class Frame:
         outcome: Of the run, in words.
         score: Normalized score so far, if the environment has one.
         messages: What could not be planned, and why.
+        remarks: What is wrong with the plan, or with what happened.
         stuck: Names of the handles whose places cannot be planned for.
         marks: Shapes of the guides, by the number of the guide.
     """
@@ -108,6 +112,7 @@ class Frame:
     outcome: str
     score: float | None
     messages: tuple[str, ...]
+    remarks: tuple[str, ...]
     stuck: tuple[str, ...]
     marks: tuple[tuple[int, Mark], ...]
 
@@ -240,8 +245,9 @@ class Session:
         self._restart()
 
     def set_seed(self, seed: int) -> None:
-        """Begin another episode: what was not moved by hand is drawn anew."""
+        """Begin another episode: everything is drawn anew."""
         self.seed = int(seed)
+        self.world.forget()
         self._restart()
 
     def choose(self, **settings: Any) -> None:
@@ -347,7 +353,7 @@ class Session:
         return (
             isinstance(value, list | tuple)
             and len(value) == size > 1
-            and all(isinstance(x, int | float) for x in value)
+            and all(isinstance(x, float) for x in value)
         )
 
     # --- what happens -----------------------------------------------------------------
@@ -443,8 +449,58 @@ class Session:
             score=score,
             messages=tuple(self._messages.values()),
             stuck=self._stuck,
+            remarks=self._remarks(path, trace),
             marks=self._marks(),
         )
+
+    def possible(self, name: str, values: Sequence[str]) -> list[str]:
+        """Return those values of a setting that this planner can have.
+
+        Args:
+            name: Of a planning or execution setting.
+            values: To try.
+        """
+        found = []
+        for value in values:
+            with contextlib.suppress(DiffuserPolicyError):
+                self._bare.with_settings(**{**self.settings, name: value})
+                found.append(value)
+        return found
+
+    def usable_guides(self) -> list[str]:
+        """Return the names of the installed guides that this planner can be steered by.
+
+        Each is tried, with the values of its documented example.
+        """
+        found = []
+        for plugin, error in GUIDES.entries():
+            if error is None:
+                with contextlib.suppress(Exception):  # of whoever wrote the guide
+                    guide = parse_guide(example_texts(find_guide(plugin.name))[0])
+                    self._bare.with_guide(guide).plan(self.observation)
+                    found.append(plugin.name)
+        return found
+
+    def _remarks(self, path: np.ndarray, trace: np.ndarray) -> tuple[str, ...]:
+        """Return what is wrong with a plan and with what happened, in sentences."""
+        if not self.world.position:
+            return ()
+        found = []
+        for whose, states in (("The plan", path), ("The robot's path", trace)):
+            points = self.world.points(states)
+            if len(points) < 2:
+                continue
+            if whose == "The plan" and self.world.obstructed(points):
+                found.append(f"{whose} leads through a wall.")
+            names = [
+                self.guides[number].guide
+                for number, mark in self._marks()
+                if mark.kind == "avoid" and _enters(points, mark)
+            ]
+            found += [
+                f"{whose} enters what “{name}” marks." for name in sorted({*names})
+            ]
+        return tuple(found)
 
     def _enter(self, env_id: str) -> None:
         """Go on in another environment."""
@@ -536,7 +592,7 @@ class Session:
         kept = np.asarray(seen["desired_goal"])
         seen["desired_goal"] = np.asarray(goal, kept.dtype).reshape(kept.shape)
         if run is not None:
-            run.over = False
+            run.over, run.tally.time_to_goal = False, None
         return True
 
     def _suited(self) -> dict[str, Any]:
@@ -623,6 +679,15 @@ class Session:
                 if tuple(aliases.get(mark.columns, ()))[: len(position)] == position
             ]
         return tuple(found)
+
+
+def _enters(points: np.ndarray, mark: Mark) -> bool:
+    """Return whether a path `[n, 3]` is well inside a guide's shape somewhere."""
+    low, high = np.asarray(mark.low, float), np.asarray(mark.high, float)
+    half = np.maximum((high - low) / 2, 1e-9)
+    off = (points[:, : len(low)] - (low + high) / 2) / half
+    far = np.linalg.norm(off, axis=1) if mark.round else np.abs(off).max(axis=1)
+    return bool((far < WELL_INSIDE).any())
 
 
 def _said(error: BaseException) -> str:

@@ -11,9 +11,7 @@ from diffuser_policy.play.session import Setup
 
 
 def as_python(setup: Setup) -> str:
-    """Return a program that plans for a setup, and follows the plan.
-
-    It leaves the plan in `plan` and what happened in `observation` and `reward`.
+    """Return a program that plans for a setup, follows the plan, and prints both.
 
     Args:
         setup: What was set up by hand.
@@ -49,11 +47,14 @@ def as_python(setup: Setup) -> str:
     lines += [
         f"observation, info = env.reset(seed={setup.seed}{options})",
         "plan = policy.plan(observation)",
+        "print(plan)",
         "",
-        "state, terminated, truncated = None, False, False",
+        "state, total, terminated, truncated = None, 0.0, False, False",
         "while not (terminated or truncated):",
         "    action, state = policy.predict(observation, state, deterministic=True)",
         "    observation, reward, terminated, truncated, info = env.step(action)",
+        "    total += float(reward)",
+        "print(f'return {total:.1f}, and in the end {info}')",
         "",
     ]
     return "\n".join(lines)

@@ -40,6 +40,7 @@ Handle = tuple[str, tuple[float, float, float], str]
 
 BALL_RADIUS = 0.1  # of PointMaze's ball, in meters
 WALL_HEIGHT = 0.3  # of a cell's side
+BETWEEN = 8  # points of a path that are looked at for each planning step
 NUM_GHOSTS = 6  # planned states that are drawn as bodies
 GEOMS = {2: "sphere", 3: "capsule", 4: "ellipsoid", 5: "cylinder", 6: "box", 7: "mesh"}
 UPRIGHT = np.array([0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0])
@@ -139,6 +140,25 @@ class World:
                 )
             self._moved[name] = list(numbers(place))
 
+    def forget(self) -> None:
+        """Put everything back to where `reset` places it."""
+        self._moved.clear()
+
+    def obstructed(self, points: np.ndarray) -> bool:  # noqa: ARG002
+        """Return whether a path `[n, 3]` leads through something solid."""
+        return False
+
+    def legend(self) -> str:
+        """Return what can be dragged and what colors mean, in a few words."""
+        drag = " and ".join(f"the {each}" for each in self._movable)
+        drag = f"Drag {drag}. " if drag else ""
+        if not self.position:
+            return drag
+        return (
+            f"{drag}The plan goes from green to red; other candidates are gray, and "
+            f"what happened is black."
+        )
+
     def choices(self) -> Mapping[str, tuple[Sequence[str], str]]:
         """Return settings of the world: values to choose from, and the present one."""
         return {}
@@ -154,6 +174,10 @@ class World:
     def camera(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
         """Return where the camera is, and what it looks at."""
         return (0.0, -3.0, 6.0), (0.0, 0.0, 0.0)
+
+    def ground(self) -> tuple[float, float]:
+        """Return how far the floor is drawn from its place, x and y in meters."""
+        return 0.0, 0.0
 
     def close(self) -> None:
         """Free what the world holds."""
@@ -184,6 +208,18 @@ class MazeWorld(World):
         up = np.broadcast_to([[[0.0], [WALL_HEIGHT * side]]], (len(corners), 2, 1))
         return np.concatenate([corners, up], axis=2)
 
+    def obstructed(self, points: np.ndarray) -> bool:
+        """Return whether a path `[n, 3]` leads through a wall."""
+        rows = self.scene.maze_map or ()
+        walls = np.array([[cell == 1 for cell in row] for row in rows])
+        shares = np.linspace(0.0, 1.0, BETWEEN, endpoint=False)[:, None, None]
+        between = points[:-1] + shares * np.diff(points, axis=0)
+        x, y = between[..., :2].reshape(-1, 2).T / self.scene.cell_size
+        height, width = walls.shape
+        i = np.floor(height / 2 - y).astype(int).clip(0, height - 1)
+        j = np.floor(x + width / 2).astype(int).clip(0, width - 1)
+        return bool(walls[i, j].any())
+
     def meshes(self) -> Sequence[Mesh]:
         """Return the ball."""
         ball = require_extra("trimesh", "play").creation.icosphere(
@@ -206,7 +242,10 @@ class MazeWorld(World):
 
 
 class BodyWorld(World):
-    """A robot in MuJoCo: its shapes now, and in planned states as ghosts."""
+    """A robot in MuJoCo: its shapes now, and in planned states as ghosts.
+
+    The robot is drawn in the middle, and the floor moves under it.
+    """
 
     def __init__(self, env: Env, layout: TrajectoryLayout, observation: Any) -> None:
         """Find the shapes; the arguments are those of `World`."""
@@ -223,6 +262,7 @@ class BodyWorld(World):
         ]
         structure = getattr(env.unwrapped, "observation_structure", None) or {}
         self._skipped = int(structure.get("skipped_qpos", 0))
+        self._first = self._data.geom_xpos[self._geoms, :2].mean(axis=0)
         self._known = bool(structure) and structure["qpos"] + self._skipped == int(
             self._model.nq
         )
@@ -260,9 +300,24 @@ class BodyWorld(World):
             )
         return tuple(found)  # type: ignore[arg-type]
 
+    def legend(self) -> str:
+        """Return what is seen."""
+        seen = "Solid: the robot now. See-through: planned states."
+        return f"{seen} {super().legend()}" if self._movable else seen
+
     def poses(self, state: np.ndarray) -> np.ndarray:  # noqa: ARG002
         """Return where the shapes are."""
         return self._of(self._data)
+
+    def ground(self) -> tuple[float, float]:
+        """Return how far the floor has moved under the robot, x and y in meters."""
+        x, y = self._gone()
+        return -x, -y
+
+    def _gone(self) -> np.ndarray:
+        """Return how far the robot has come since it was first seen, `[2]`."""
+        middle = self._data.geom_xpos[self._geoms, :2].mean(axis=0)
+        return np.asarray(middle - self._first)
 
     def planned_poses(self, path: np.ndarray, stride: int) -> np.ndarray:
         """Return the shapes in some planned states.
@@ -302,6 +357,8 @@ class BodyWorld(World):
         for index, geom in enumerate(self._geoms):
             self._mujoco.mju_mat2Quat(quaternion, data.geom_xmat[geom])
             poses[index, :3], poses[index, 3:] = data.geom_xpos[geom], quaternion
+        if not self.position:  # else paths and handles are where they are
+            poses[:, :2] -= self._gone()
         return poses
 
     def _mesh(self, number: int) -> Any:

@@ -166,6 +166,30 @@ class BlockPlayWorld:
                 )
             self._moved[name] = value
 
+    def forget(self) -> None:
+        """Put everything back to where `reset` places it."""
+        self._moved.clear()
+
+    def obstructed(self, points: FloatArray) -> bool:  # noqa: ARG002
+        """Return no: nothing is in the tool's way that a path shows."""
+        return False
+
+    def ground(self) -> tuple[float, float]:
+        """Return the floor's place: it stays."""
+        return 0.0, 0.0
+
+    def legend(self) -> str:
+        """Return what can be dragged and what is seen."""
+        drag = "Drag the blocks before the run"
+        if isinstance(self.env.task, Conditional):
+            drag += ", and the see-through tower's blocks up and down to reorder it"
+        elif isinstance(self.env.task, Rearrangement):
+            drag += ", and the see-through blocks of the goal"
+        return (
+            f"{drag}. The line is the tool's planned path; other candidates are gray, "
+            f"and what happened is black."
+        )
+
     def choices(self) -> Mapping[str, tuple[Sequence[str], str]]:
         """Return the tasks, and which of them it is."""
         names = ("unconditional", "conditional", "rearrangement")
