@@ -69,6 +69,17 @@ def test_executors_and_guides_are_named(tmp_path: Path) -> None:
     assert found["BC"]["guides"] == "–"
 
 
+def test_many_cells_that_wait_are_counted_by_method(tmp_path: Path) -> None:
+    write_result(tmp_path, result_of(UMAZE, "bc", episodes=2))
+    absent = [f"maze2d-umaze--iql--seed-{seed}" for seed in range(10)]
+    (tmp_path / "suite.json").write_text(json.dumps({"cells": absent}))
+    study = load_study(tmp_path)
+    [row] = rows_of(open_table(study))
+    assert (row["cell"], row["state"]) == ("10 cells of IQL", "not begun")
+    where = warnings_of(study)["cell not begun"]
+    assert where == ", ".join(absent[:8]) + ", and 2 more"
+
+
 def test_cells_of_the_suite_that_were_never_begun_are_listed(tmp_path: Path) -> None:
     write_result(tmp_path, result_of(UMAZE, "bc", episodes=2))
     there, absent = "maze2d-umaze--bc--seed-0", "maze2d-umaze--iql--seed-0"

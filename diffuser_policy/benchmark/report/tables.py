@@ -26,9 +26,11 @@ from diffuser_policy.benchmark.report.study import (
     mixed_versions,
 )
 from diffuser_policy.evaluation.statistics import Interval, run_interval
+from diffuser_policy.words import counted
 
 MINUTE, HOUR = 60.0, 3600.0
 UNKNOWN, NO_RESULT, LOADED = "–", "missing", "trained before"
+MOST_NAMED = 8  # cells of a kind that are listed by name
 LONG = 1500  # characters of settings that a table can bear
 # In other columns or tables; "flat" is in older results.
 SHOWN_FACTS = {"num_steps", "num_parameters", "settings", "values", "flat"}
@@ -261,11 +263,17 @@ def warning_table(study: Study) -> Table | None:
             name for name, critic in critics if critic.verdict == verdict
         ]
     rows = [
-        {"warning": text, "number": len(names), "where": ", ".join(names)}
+        {"warning": text, "number": len(names), "where": _some(names)}
         for text, names in found.items()
         if names
     ]
     return table_of("Check before comparing", rows)
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return names, the first of them if they are many."""
+    rest = len(names) - MOST_NAMED
+    return ", ".join(names[:MOST_NAMED]) + (f", and {rest} more" if rest > 0 else "")
 
 
 def _episodes_differ(study: Study, row: Row) -> bool:
@@ -274,11 +282,24 @@ def _episodes_differ(study: Study, row: Row) -> bool:
 
 
 def open_table(study: Study) -> Table | None:
-    """Return the cells without a result, if any."""
+    """Return the cells without a result, if any; many that wait, by their method."""
+    waiting = [cell.name for cell in study.open_cells if cell.kind == "not begun"]
+    many = len(waiting) > MOST_NAMED
     rows = [
         {"cell": cell.name, "state": cell.kind, "detail": cell.detail or UNKNOWN}
         for cell in study.open_cells
+        if not (many and cell.kind == "not begun")
     ]
+    if many:
+        by_method = Counter(name.split("--")[1] for name in waiting)
+        rows += [
+            {
+                "cell": f"{counted(number, 'cell')} of {study.label(method)}",
+                "state": "not begun",
+                "detail": UNKNOWN,
+            }
+            for method, number in by_method.items()
+        ]
     return table_of("Cells without a result", rows)
 
 
