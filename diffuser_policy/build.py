@@ -46,6 +46,7 @@ from diffuser_policy.guides.guide import Guide
 from diffuser_policy.networks.classifiers import PairClassifier, StateClassifier
 from diffuser_policy.networks.critic import Critic
 from diffuser_policy.networks.inverse_dynamics import InverseDynamics
+from diffuser_policy.networks.landmarks import Landmarks
 from diffuser_policy.networks.mlp import ResidualMLP
 from diffuser_policy.networks.objects import ObjectTransformer
 from diffuser_policy.networks.time_to_goal import TimeToGoal
@@ -74,6 +75,7 @@ from diffuser_policy.planning.ranking import (
     TimeToGoalRanking,
     has_feasibility,
 )
+from diffuser_policy.planning.routes import Routes
 
 SAMPLERS: dict[
     SamplerName, type[DDPMSampler] | type[DDIMSampler] | type[DPMSolverSampler]
@@ -102,6 +104,7 @@ class PlannerNetworks(nn.Module):
         classifier: StateClassifier | None = None,
         inverse_dynamics: InverseDynamics | None = None,
         critic: Critic | None = None,
+        landmarks: Landmarks | None = None,
     ) -> None:
         """Combine the parts."""
         super().__init__()
@@ -112,6 +115,7 @@ class PlannerNetworks(nn.Module):
         self.classifier = classifier
         self.inverse_dynamics = inverse_dynamics
         self.critic = critic
+        self.landmarks = landmarks
 
     def with_denoiser(self, denoiser: Denoiser) -> PlannerNetworks:
         """Return networks that share all but the denoiser."""
@@ -289,6 +293,9 @@ def _companions(config: PolicyConfig) -> dict[str, Any]:
         made["inverse_dynamics"] = dynamics
     if config.critic is not None:
         made["critic"] = build_critic(config)
+    if config.landmarks is not None:
+        size = len(config.layout.columns("goal"))
+        made["landmarks"] = Landmarks(config.landmarks.num, size)
     return made
 
 
@@ -457,11 +464,33 @@ def build_planner(
         warm_start_steps=_warm_start_steps(settings, sampler, guided=guided),
         steadiness=settings.steadiness,
         satisficing=settings.satisficing,
+        routes=_routes(config, networks),
         pin_goal_velocity=settings.goal_velocity,
         fingerprint=zlib.crc32(
             repr((config.layout, window.stride, window.features)).encode(),
             networks.fingerprint,
         ),
+    )
+
+
+def _routes(config: PolicyConfig, networks: PlannerNetworks) -> Routes | None:
+    """Return what finds subgoals, if plans lead to some.
+
+    Raises:
+        ConfigError: There are no landmarks.
+    """
+    if config.planner.subgoal is None:
+        return None
+    if networks.landmarks is None:
+        raise ConfigError(
+            "subgoal needs landmarks, and this planner was trained without them. Use "
+            "subgoal=None, or train with --landmarks (TrainConfig.landmarks)."
+        )
+    return Routes(
+        networks.landmarks,
+        layout=config.layout,
+        normalizer=networks.normalizer,
+        ahead=config.planner.subgoal,
     )
 
 

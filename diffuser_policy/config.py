@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 LARGEST_SCALE = 1e30  # gradients times it are still float32
+MOST_LANDMARKS = 5_000  # whose times take 100 MB
 LARGEST_SIZE, DEEPEST = 1_000_000, 1_000  # sizes; what is repeated layer by layer
 
 RETIRED = {"horizon_offset": 0, "guide_variance": None}
@@ -326,6 +327,20 @@ class ClassifierConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LandmarksConfig:
+    """The coarse map of the data over which ways to far goals lead."""
+
+    num: int = 300
+    """Places in the data. Too few, and the way from one to the next leads around
+    corners; twice as many take four times the memory."""
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        typed(self)
+        positive(self, "num", most=MOST_LANDMARKS)
+
+
+@dataclass(frozen=True, kw_only=True)
 class PlannerConfig:
     """How a trained denoiser is used to plan."""
 
@@ -371,6 +386,9 @@ class PlannerConfig:
     horizon_scale: float = 1.0
     """Predicted horizon: factor of the predicted time; above 1 for guides that make the
     way longer or slower."""
+    subgoal: float | None = None
+    """Env steps ahead, on the way over landmarks, to which a plan leads; to the goal
+    once it is nearer. None: plans lead to the goal."""
     goal_velocity: bool = False
     """Pin zero velocity at the goal, as well as the position."""
     guide_placement: Placement = "clean"
@@ -401,7 +419,7 @@ class PlannerConfig:
         positive(self, "num_candidates", "min_guided_steps", most=LARGEST_SIZE)
         positive(self, "num_sampling_steps", "warm_start_steps", most=LARGEST_SIZE)
         positive(self, "guide_steps", most=LARGEST_SIZE)
-        positive(self, "horizon_scale")
+        positive(self, "horizon_scale", "subgoal")
         if abs(self.guide_scale) > LARGEST_SCALE:
             raise ConfigError(
                 f"guide_scale must be within ±{LARGEST_SCALE:g}, got "
@@ -500,6 +518,9 @@ class TrainConfig:
     """Network for predicted horizons; None: none is trained."""
     inverse_dynamics: InverseDynamicsConfig | None = None
     """Network for the executor "inverse-dynamics"; None: none is trained."""
+    landmarks: LandmarksConfig | None = None
+    """Places on the way to goals that are further than plans are long; None: none are
+    looked for."""
     value: ValueConfig | None = None
     """Network that ranks and guides plans by their return; None: none is trained."""
     critic: CriticConfig | None = None
@@ -548,6 +569,7 @@ PARTS: Mapping[str, type[Any]] = {
     "network": NetworkConfig,
     "time_to_goal": TimeToGoalConfig,
     "inverse_dynamics": InverseDynamicsConfig,
+    "landmarks": LandmarksConfig,
     "value": ValueConfig,
     "critic": CriticConfig,
     "optimization": OptimizationConfig,
@@ -556,8 +578,8 @@ PARTS: Mapping[str, type[Any]] = {
 }
 """The parts of `TrainConfig` that have settings of their own."""
 
-COMPANIONS = ("time_to_goal", "inverse_dynamics", "value", "critic")
-"""Those of networks that may be trained beside the denoiser."""
+COMPANIONS = ("time_to_goal", "inverse_dynamics", "landmarks", "value", "critic")
+"""Those of networks that may be trained beside the denoiser, and of landmarks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -629,6 +651,8 @@ class PolicyConfig:
     """Network that predicts labels of states, if there is one."""
     inverse_dynamics: InverseDynamicsConfig | None = None
     """Network that predicts actions, if there is one."""
+    landmarks: LandmarksConfig | None = None
+    """Places on the way to far goals, if there are any."""
     guide: Guide | None = None
     """The guide that steers plans, if there is one."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -682,7 +706,7 @@ class PolicyConfig:
             # The following are younger than the schema: a file may lack them.
             value, guide = data.get("value"), data.get("guide")
             classifier, critic = data.get("classifier"), data.get("critic")
-            inverse = data.get("inverse_dynamics")
+            inverse, landmarks = data.get("inverse_dynamics"), data.get("landmarks")
             provenance = data["provenance"]
             _check_provenance(provenance)
             config = cls(
@@ -697,6 +721,7 @@ class PolicyConfig:
                 critic=optional(CriticConfig, critic),
                 classifier=optional(ClassifierConfig, classifier),
                 inverse_dynamics=optional(InverseDynamicsConfig, inverse),
+                landmarks=optional(LandmarksConfig, landmarks),
                 guide=None if guide is None else guide_from_json(guide),
                 provenance=provenance,
             )
@@ -784,6 +809,7 @@ PLANNING_NEEDS: Needs = {
     "ranking_weight": ("ranking", ("sum",)),
     "horizon": ("goals", ()),
     "horizon_scale": ("horizon", ("predicted",)),
+    "subgoal": ("goals", ()),
     "goal_velocity": ("goals", ()),
     "guide_scale": ("guide", ()),
     "guide_placement": ("guide_scale", ()),

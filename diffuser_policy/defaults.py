@@ -35,6 +35,7 @@ from diffuser_policy.spaces import check_action_bounds
 from diffuser_policy.words import every
 
 PLANNING_STEPS = 64  # of the longest plan to a goal
+FROM_PLACE = 160  # env steps of the longest plan from one landmark to others
 GOALS_AHEAD = 2.5  # longest plan, in units of the median time that a goal is chased
 SHORT = 4  # env steps of a plan of states without a goal
 MLP: Mapping[str, Any] = {  # for plans without a goal
@@ -285,6 +286,9 @@ class _Chooser:
             chased = float(np.median(_chases(self.flat)))
             wanted = min(GOALS_AHEAD * chased, float(np.median(lengths)))
             why = f"a goal is chased for {chased:.0f} steps in the median"
+            if self.wanted.get("landmarks"):
+                wanted = min(wanted, FROM_PLACE)
+                why = "plans lead from one landmark to another"
         else:
             # Whoever asks for values of plans, or follows planned states, needs some.
             acted = self.one_length() and self.get("window", "actions")
@@ -295,7 +299,8 @@ class _Chooser:
         if stride is None:
             stride = 1
             if self.followed != "actions" and self.goals:
-                stride = max(1, math.ceil((horizon or wanted) / PLANNING_STEPS))
+                most = PLANNING_STEPS // (2 if self.wanted.get("landmarks") else 1)
+                stride = max(1, math.ceil((horizon or wanted) / most))
                 while horizon is not None and horizon % (stride * multiple):
                     stride -= 1
                     if stride == 0:  # refused later, with advice
@@ -385,6 +390,7 @@ class _Chooser:
         usual = {
             "time_to_goal": self.goals,
             "inverse_dynamics": self.followed == "inverse-dynamics",
+            "landmarks": False,
             "value": False,
             "critic": False,
         }
@@ -427,6 +433,8 @@ class _Chooser:
             )
             if self.wanted["value"]:
                 self.set("planner", guide_scale=0.0)
+            if self.wanted["landmarks"]:
+                self.set("planner", subgoal=self.get("window", "horizon") / 3)
             why = "another network predicts the time to the goal" if timed else ""
         elif self.wanted["critic"]:
             self.set("planner", ranking="critic", num_candidates=32)
@@ -446,7 +454,10 @@ class _Chooser:
             self.set("execution", position_gain=position, velocity_gain=velocity)
         if self.followed == "inverse-dynamics":
             self.set("execution", lookahead=float(self.ahead))
-        if not self.seen_goals:
+        if self.wanted["landmarks"]:
+            ahead = self.get("planner", "subgoal")
+            self.set("execution", replan_interval=max(1, round(ahead / 2)))
+        elif not self.seen_goals:
             self.set(
                 "execution", replan_interval=max(1, self.get("window", "horizon") // 4)
             )

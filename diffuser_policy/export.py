@@ -111,6 +111,11 @@ def refuse_python(planner: Planner, featurizer: Featurizer) -> None:
             f"Plans in the columns of {type(featurizer).__name__} need its code, which "
             f"ONNX files cannot hold. Only planners of plain observations are exported."
         )
+    if planner.routes is not None:
+        raise ConfigError(
+            "Subgoals are looked up in Python, which ONNX files cannot hold. Export "
+            "the planner without them: policy.with_settings(subgoal=None).export(…)."
+        )
     if type(planner.ranking) not in RANKINGS:
         raise ConfigError(
             f"{type(planner.ranking).__name__} is not exported: choose one of "

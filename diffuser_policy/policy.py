@@ -16,8 +16,9 @@ A row gets a new plan when
 - its goal or the guide changed,
 - it strayed further than `replan_deviation` from its plan,
 - its plan is `replan_interval` env steps old (and the new one arrives no later, if
-  there is a goal), or
-- its plan has run out, and there is no goal to stay at (or the executor cannot).
+  there is a goal to which it leads), or
+- its plan has run out, and there is no goal to stay at (or the executor cannot, or it
+  led to a subgoal).
 
 With a warm start, the new plan of a row that still follows one starts from its rest.
 
@@ -476,7 +477,7 @@ class DiffuserPolicy:
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(PolicyState._fields, ())
         shapes["observations"] = (steps, layout.observation_dim)
         shapes["actions"] = (steps, layout.action_dim)
-        shapes["goals"] = (self.spaces.goal_size,)
+        shapes["goals"] = shapes["aims"] = (self.spaces.goal_size,)
         shapes["previous"] = (layout.observation_dim,)
         return shapes
 
@@ -505,7 +506,7 @@ class DiffuserPolicy:
             )
         shapes = self._state_shapes()
         if not self.spaces.has_goal:  # the first observation says how many columns
-            shapes["goals"] = (given.goals.shape[-1],)
+            shapes["goals"] = shapes["aims"] = (given.goals.shape[-1],)
         for name, shape in shapes.items():
             part, expected = getattr(given, name), (num_rows, *shape)
             if part.shape != expected:
@@ -549,18 +550,21 @@ class DiffuserPolicy:
         strayed = self._strayed(following, rows)
         aimed = goals is not None and self.planner.layout.goal_conditioned
         needed = (state.lengths == 0) | (state.guides != guide) | strayed
+        over = state.progress > durations
         if not aimed or not self.executor.holds_goal:
-            needed |= state.progress > durations
+            needed |= over
+        # Nobody stays at a subgoal, and a new plan leads to another.
+        on_way = (state.aims != state.goals).any(axis=1) & (state.lengths > 0)
+        needed |= over & on_way
         # The interval calls for a plan while there is still one to follow. Towards a
         # goal such a plan is optional: the running one would arrive as well.
         optional = np.zeros_like(needed)
         interval = self.config.execution.replan_interval
         if interval is not None:
             due = (state.progress < durations) & (state.ages % interval == 0)
+            needed |= due & on_way if aimed else due
             if aimed:
                 optional = due & ~needed
-            else:
-                needed |= due
         index = np.flatnonzero(needed | optional)
         if len(index) == 0:
             return state
@@ -596,8 +600,11 @@ class DiffuserPolicy:
             ages=np.zeros(len(keep), np.int64),
             progress=np.zeros(len(keep), np.float64),
             goals=adopted.goals if goals is None else goals[index],
+            aims=adopted.aims if goals is None else goals[index],
             guides=np.full(len(keep), guide, np.int64),
         )
+        if plan.aims is not None:
+            adopted = adopted._replace(aims=plan.aims[keep])
         return state.with_rows(index, adopted)
 
     def _strayed(self, following: Following, rows: np.ndarray) -> np.ndarray:
@@ -688,8 +695,9 @@ class PolicyState(NamedTuple):
         lengths: `[n]` planning steps; zero where there is no plan.
         ages: `[n]` env steps since the plan was made.
         progress: `[n]` how far it has been followed, in planned env steps.
-        goals: `[n, goal]` where the plan leads; without columns until the first
-            observation says how many there are.
+        goals: `[n, goal]` where the plan leads in the end; without columns until the
+            first observation says how many there are.
+        aims: `[n, goal]` where it leads: to the goal, or to a subgoal on the way.
         streams: `[n]` random stream of each row.
         num_plans: `[n]` plans made from this stream.
         started: `[n]` whether the last call began an episode.
@@ -704,6 +712,7 @@ class PolicyState(NamedTuple):
     ages: np.ndarray
     progress: np.ndarray
     goals: np.ndarray
+    aims: np.ndarray
     streams: np.ndarray
     num_plans: np.ndarray
     started: np.ndarray
@@ -728,7 +737,7 @@ class PolicyState(NamedTuple):
                 wrong = (part < 0) | (part > limit)
                 if wrong.any():
                     raise _damaged(name, part[wrong][0])
-        for name in ("observations", "actions", "progress", "goals", "previous"):
+        for name in FINITE:
             part = getattr(self, name)
             if not is_finite(part):
                 raise _damaged(name, part[~np.isfinite(part)][0])
@@ -743,7 +752,8 @@ class PolicyState(NamedTuple):
         merged = {}
         for name, mine in self._asdict().items():
             part, theirs = mine.copy(), getattr(other, name)
-            if name == "goals" and width != known:  # who knows no goal has zeros
+            # Who knows no goal has zeros.
+            if name in ("goals", "aims") and width != known:
                 part, theirs = (
                     np.pad(each, ((0, 0), (0, max(width, known) - each.shape[1])))
                     for each in (part, theirs)
@@ -765,17 +775,22 @@ class PolicyState(NamedTuple):
         if self.goals.shape[1] == width:
             return self
         none = np.zeros((len(self.goals), width), np.float32)
-        return self._replace(goals=none, lengths=np.zeros_like(self.lengths))
+        lengths = np.zeros_like(self.lengths)
+        return self._replace(goals=none, aims=none.copy(), lengths=lengths)
 
 
 STATE_DTYPES: dict[str, np.dtype[Any]] = {
     **dict.fromkeys(("observations", "actions", "goals"), np.dtype(np.float32)),
+    "aims": np.dtype(np.float32),
     "previous": np.dtype(np.float32),
     **dict.fromkeys(("lengths", "ages", "streams", "num_plans"), np.dtype(np.int64)),
     **dict.fromkeys(("planners", "guides"), np.dtype(np.int64)),
     "progress": np.dtype(np.float64),
     "started": np.dtype(np.bool_),
 }
+
+
+FINITE = ("observations", "actions", "progress", "goals", "aims", "previous")
 
 
 def _damaged(name: str, value: Any) -> ObservationError:

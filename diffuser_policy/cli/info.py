@@ -136,6 +136,11 @@ def _describe(planner: str) -> Table:
         + ", residual" * network.residual,
         "horizon": f"{plans.horizon}, at most {counted(window.horizon, 'env step')}, "
         f"stride {window.stride}",
+        **(
+            {"subgoals": f"{plans.subgoal:g} env steps ahead, over landmarks"}
+            if plans.subgoal
+            else {}
+        ),
         "sampler": f"{plans.sampler}, {plans.num_sampling_steps or 'all'} of "
         f"{network.num_denoising_steps} denoising steps",
         "candidates": f"{plans.num_candidates}, ranked by {plans.ranking}",

@@ -49,6 +49,7 @@ from diffuser_policy.config import (
     CriticTrainConfig,
     ExecutionConfig,
     InverseDynamicsConfig,
+    LandmarksConfig,
     NetworkConfig,
     OptimizationConfig,
     PlannerConfig,
@@ -72,12 +73,14 @@ if TYPE_CHECKING:
 TRAINED = {
     "time_to_goal": "Train a network that predicts the time to the goal, for horizons.",
     "inverse_dynamics": "Train a network that predicts actions, for that executor.",
+    "landmarks": "Find places on the way to goals that are further than plans reach.",
     "value": "Train a network that predicts returns, for ranking and guidance.",
     "critic": "Train networks that value the first action, for ranking.",
 }
 SETTINGS_OF = {
     "time_to_goal": "prediction",
     "inverse_dynamics": "inverse",
+    "landmarks": "places",
     "value": "valuation",
     "critic": "criticism",
 }
@@ -91,6 +94,7 @@ if TYPE_CHECKING:
     OptimizationOptions = dict[str, Any]
     PredictionOptions = dict[str, Any]
     InverseOptions = dict[str, Any]
+    LandmarksOptions = dict[str, Any]
     ValuationOptions = dict[str, Any]
     CriticismOptions = dict[str, Any]
     PlannerOptions = dict[str, Any]
@@ -102,6 +106,7 @@ else:
     OptimizationOptions = setting_options(OptimizationConfig)
     PredictionOptions = setting_options(TimeToGoalConfig)
     InverseOptions = setting_options(InverseDynamicsConfig)
+    LandmarksOptions = setting_options(LandmarksConfig)
     ValuationOptions = setting_options(ValueConfig)
     CriticismOptions = setting_options(CriticConfig)
     PlannerOptions = setting_options(PlannerConfig)
@@ -220,6 +225,10 @@ class PresetSettings(TrainSettings):
     inverse: Annotated[
         InverseDynamicsConfig, tyro.conf.arg(name="inverse-dynamics")
     ] = field(default_factory=InverseDynamicsConfig)
+    landmarks: Annotated[bool, tyro.conf.arg(help=TRAINED["landmarks"])] = False
+    places: Annotated[LandmarksConfig, tyro.conf.arg(name="landmarks")] = field(
+        default_factory=LandmarksConfig
+    )
     value: Annotated[bool, tyro.conf.arg(help=TRAINED["value"])] = False
     valuation: Annotated[ValueConfig, tyro.conf.arg(name="value")] = field(
         default_factory=ValueConfig
@@ -294,6 +303,9 @@ class DatasetSettings(TrainSettings):
         field(default_factory=dict)
     )
     inverse: Annotated[InverseOptions, tyro.conf.arg(name="inverse-dynamics")] = field(
+        default_factory=dict
+    )
+    places: Annotated[LandmarksOptions, tyro.conf.arg(name="landmarks")] = field(
         default_factory=dict
     )
     valuation: Annotated[ValuationOptions, tyro.conf.arg(name="value")] = field(

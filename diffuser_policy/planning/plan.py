@@ -38,6 +38,8 @@ class Plan:
             the most has.
         chain: `[denoising steps + 1, rows, candidates, steps, observation]` from
             noise to plan, if it was asked for.
+        aims: `[rows, goal]` where the plans lead, if to a goal: to that, or to a
+            subgoal on the way.
     """
 
     observations: np.ndarray
@@ -49,6 +51,7 @@ class Plan:
     num_candidates: np.ndarray
     candidates: np.ndarray
     chain: np.ndarray | None = None
+    aims: np.ndarray | None = None
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -76,7 +79,8 @@ class Plan:
         """Return the plans of some rows."""
         parts = {name: getattr(self, name)[index] for name in BY_ROW}
         chain = None if self.chain is None else self.chain[:, index]
-        return Plan(stride=self.stride, chain=chain, **parts)
+        aims = None if self.aims is None else self.aims[index]
+        return Plan(stride=self.stride, chain=chain, aims=aims, **parts)
 
     @staticmethod
     def joined(parts: Sequence[tuple[np.ndarray, Plan]]) -> Plan:
@@ -99,6 +103,7 @@ class Plan:
         return Plan(
             stride=plans[0].stride,
             chain=None if plans[0].chain is None else in_order("chain", axis=1),
+            aims=None if plans[0].aims is None else in_order("aims"),
             **{name: in_order(name) for name in BY_ROW},
         )
 

@@ -49,6 +49,7 @@ from diffuser_policy.numerics import plain_arithmetic, unusable, within_memory
 from diffuser_policy.planning.horizons import Horizons
 from diffuser_policy.planning.plan import Following, Plan
 from diffuser_policy.planning.ranking import FirstRanking, Ranking
+from diffuser_policy.planning.routes import Routes
 
 MOST_AT_ONCE = 1024  # trajectories of one sampling call: more are slower on a CPU
 FAR = 100.0  # normalized units; the data lie within a few
@@ -71,6 +72,7 @@ class Planner:
         warm_start_steps: int = 1,
         steadiness: float | None = None,
         satisficing: bool = False,
+        routes: Routes | None = None,
         pin_goal_velocity: bool = False,
         fingerprint: int = 0,
     ) -> None:
@@ -90,6 +92,8 @@ class Planner:
             steadiness: How much better than the rest of a plan a new one has to be, in
                 the unit of the ranking; none: the rest is no candidate.
             satisficing: Sample all candidates only where one is not good enough.
+            routes: Finds subgoals for goals that are further than plans are long;
+                none: plans lead to the goals.
             pin_goal_velocity: Pin zeros in the layout's "velocity" at the goal.
             fingerprint: A number that differs between planners with other weights.
 
@@ -108,6 +112,7 @@ class Planner:
         self.warm_start = warm_start
         self.warm_start_steps = warm_start_steps
         self.steadiness, self.satisficing = steadiness, satisficing
+        self.routes = routes
         self.pin_goal_velocity = pin_goal_velocity
         self.fingerprint = fingerprint
 
@@ -151,6 +156,8 @@ class Planner:
             MemoryLimitError: More observations or candidates than fit into memory.
         """
         aims = goals if self.layout.goal_conditioned else None
+        if aims is not None and self.routes is not None:
+            aims = self.routes.aims(observations, aims)
         try:
             lengths = self.horizons.planning_steps(
                 observations, aims, remaining, failed
@@ -163,6 +170,7 @@ class Planner:
         request = Request(
             observations=observations,
             goals=goals,
+            aims=aims,
             generators=generators,
             lengths=lengths,
             warm=warm,
@@ -260,10 +268,11 @@ class Planner:
             Plans, and how good they are `[rows]` by the measure of `good_enough`.
         """
         layout, goals, previous = self.layout, request.goals, request.previous
+        aims = request.aims
         length = int(request.lengths[0])
         given = Conditions().pin(0, "observation", _tensor(request.observations))
-        if goals is not None and layout.goal_conditioned:
-            given = given.pin(-1, "goal", _tensor(goals))
+        if aims is not None:
+            given = given.pin(-1, "goal", _tensor(aims))
             if self.pin_goal_velocity:
                 size = len(layout.columns("velocity"))
                 still = torch.zeros(size, dtype=torch.float32)
@@ -337,6 +346,7 @@ class Planner:
             num_candidates=np.full(len(chosen), count),
             candidates=physical[..., layout.observations],
             chain=None if chain is None else chain.numpy(),
+            aims=aims,
         )
         return plan, judged[every, chosen]
 
@@ -390,12 +400,14 @@ class Request:
     """What to plan for, row by row; see `Planner.plan`.
 
     Attributes:
+        aims: `[rows, goal]` where plans lead: to the goals, or to subgoals.
         lengths: `[rows]` planning steps.
         warm: `[rows]` whether they start from the rest of a plan.
     """
 
     observations: np.ndarray
     goals: np.ndarray | None
+    aims: np.ndarray | None
     generators: Sequence[torch.Generator]
     lengths: np.ndarray
     warm: np.ndarray
@@ -415,6 +427,7 @@ class Request:
             self,
             observations=self.observations[index],
             goals=None if self.goals is None else self.goals[index],
+            aims=None if self.aims is None else self.aims[index],
             generators=[self.generators[row] for row in index.tolist()],
             lengths=self.lengths[index],
             warm=self.warm[index],

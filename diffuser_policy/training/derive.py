@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import torch
 
 from diffuser_policy.build import PlannerNetworks, build_networks
 from diffuser_policy.choices import GOAL_KEYS
@@ -24,6 +25,7 @@ from diffuser_policy.data.windows import JoinedRows
 from diffuser_policy.envs import other_versions
 from diffuser_policy.errors import ConfigError, DatasetError
 from diffuser_policy.guides.builtin import LearnedValue
+from diffuser_policy.networks.landmarks import Landmarks
 from diffuser_policy.numerics import plain_arithmetic
 from diffuser_policy.observations import RESERVED, ObservationColumns, Part
 from diffuser_policy.settings import from_json, json_data, to_json
@@ -67,6 +69,11 @@ def policy_config(train: TrainConfig, flat: FlatDataset) -> PolicyConfig:
             "A time-to-goal network needs goals, and either this dataset has none or "
             "its featurizer names no goal columns. Train with --no-time-to-goal."
         )
+    elif train.landmarks is not None:
+        raise ConfigError(
+            "Landmarks are on the way to goals, and either this dataset has none or "
+            "its featurizer names no goal columns. Train with --no-landmarks."
+        )
     if train.network.clip and train.window.normalizer != "limits":
         raise ConfigError(
             f"clip=True cuts trajectories off at [-1, 1], and the normalizer "
@@ -89,6 +96,7 @@ def policy_config(train: TrainConfig, flat: FlatDataset) -> PolicyConfig:
         value=train.value,
         critic=train.critic,
         inverse_dynamics=train.inverse_dynamics,
+        landmarks=train.landmarks,
         guide=None if train.value is None else LearnedValue(),
         planner=train.planner,
         execution=train.execution,
@@ -111,6 +119,14 @@ def initial_networks(
     rows = JoinedRows.of(planned, config.layout)
     normalizer = NORMALIZERS[config.window.normalizer]
     networks.normalizer = normalizer.fit_tied(rows, config.layout.ties)
+    if config.landmarks is not None:
+        columns = list(config.layout.columns("goal"))
+        places = rows[: len(planned.fields["action"])][:, columns]
+        networks.landmarks = Landmarks.fit(
+            networks.normalizer.normalize(torch.from_numpy(places), columns).numpy(),
+            np.asarray(planned.run_starts),
+            config.landmarks.num,
+        )
     return networks
 
 

@@ -74,15 +74,14 @@ def main() -> None:
     for network in given.networks:
         planner, judged = folder / network, folder / f"{network}-critic"
         common = ["--dataset", given.dataset]
-        if not (planner / "model.safetensors").exists():
-            steps = ["--num-steps", str(given.steps), "--output", str(planner)]
-            options = ["--no-critic", *NETWORKS[network].split(), *steps]
-            print(network, f"{run('train', *common, *options):.0f} s", flush=True)
+        # What was trained already is resumed at its end, which takes a moment.
+        steps = ["--num-steps", str(given.steps), "--output", str(planner)]
+        options = ["--no-critic", *NETWORKS[network].split(), *steps]
+        print(network, f"{run('train', *common, *options):.0f} s", flush=True)
         ways = [way for way in given.ways if "critic" not in way]
         if network in CRITICS:
             ways = given.ways
-        wanted = any("critic" in way for way in ways)
-        if wanted and not (judged / "model.safetensors").exists():
+        if any("critic" in way for way in ways):
             steps = ["--num-steps", str(given.critic_steps), "--output", str(judged)]
             options = [str(planner), *given.critic_options.split(), *steps]
             seconds = run("train-critic", *common, *options)

@@ -1,0 +1,172 @@
+r"""Landmarks: places that the data visits, and how long it took from one to another.
+
+A plan is as long as the windows that its network learned from, and a way through a
+large maze is longer. Landmarks are a coarse map for such ways, made of data alone:
+
+1. places $c_1, …, c_n$: visited goal columns that are far from each other (k-center;
+   Gonzalez 1985), moved into the middle of those around them (Lloyd 1982), since what
+   is furthest lies along the walls,
+2. a time $t_{ij}$ from place i to place j wherever a run came from i to j with no other
+   place between: the mean over all runs, in env steps,
+3. the times $T_{ij}$ of the shortest ways over these (Floyd 1962).
+
+A time is only between places that a run did connect, so no way leads through a wall
+that no run has crossed, and runs that share a place are joined there. Searching a graph
+over recorded states for subgoals is from Eysenbach et al. 2019 ("Search on the replay
+buffer"); there, a learned distance says which states are neighbors, and it may be wrong
+about walls.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from itertools import pairwise
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+CORE = 0.5  # of the usual distance between places: who is nearer is at a place
+CANDIDATES = 30_000  # rows from which places are chosen
+EXACT = "donot_use_mm_for_euclid_dist"  # near distances suffer from the other way
+ROUNDS = 3  # of moving places into the middle
+BLOCK = 50_000  # rows whose distances fit into memory at a time
+
+
+class Landmarks(nn.Module):
+    """Places, and times between neighbors; nothing is learned by gradients."""
+
+    places: Tensor
+    times: Tensor
+
+    def __init__(self, num: int, size: int) -> None:
+        """Make room for places that are read from a file, or found by `fit`.
+
+        Args:
+            num: Number of places.
+            size: Columns of a place.
+        """
+        super().__init__()
+        self.register_buffer("places", torch.zeros(num, size))
+        self.register_buffer("times", torch.zeros(num, num))
+
+    @classmethod
+    def fit(
+        cls, rows: np.ndarray, run_starts: np.ndarray, num: int, seed: int = 0
+    ) -> Self:
+        """Find places in the data, and the times between them.
+
+        Args:
+            rows: `[N, size]` the columns that a goal pins, normalized; an env step lies
+                between two rows.
+            run_starts: `[runs + 1]` first row of each run, and the number of rows.
+            num: Number of places.
+            seed: Of the choice among the rows.
+        """
+        made = cls(num, rows.shape[1])
+        every = np.random.default_rng(seed).permutation(len(rows))[:CANDIDATES]
+        places = _spread(rows[np.sort(every)], num)
+        made.places.copy_(torch.from_numpy(places))
+        which, far = _nearest(rows, places)
+        at = np.where(far <= made.radius, which, -1)
+        total, count = np.zeros((num, num)), np.zeros((num, num))
+        for begin, end in pairwise(run_starts.tolist()):
+            when = np.flatnonzero(at[begin:end] >= 0)
+            where = at[begin:end][when]
+            new = np.flatnonzero(np.diff(where, prepend=-1))
+            where, when = where[new], when[new]
+            np.add.at(total, (where[:-1], where[1:]), np.diff(when))
+            np.add.at(count, (where[:-1], where[1:]), 1)
+        with np.errstate(invalid="ignore"):
+            mean = np.where(count > 0, total / count, 0.0)
+        made.times.copy_(torch.from_numpy(mean))
+        return made
+
+    @cached_property
+    def radius(self) -> float:
+        """Distance from a place, normalized, within which one is there."""
+        apart = torch.cdist(self.places, self.places, compute_mode=EXACT)
+        apart[apart == 0.0] = torch.inf
+        return CORE * float(apart.amin(dim=1).median())
+
+    @cached_property
+    def ways(self) -> np.ndarray:
+        """Times `[num, num]` of the shortest ways, in env steps; inf without one."""
+        times = self.times.cpu().numpy().astype(np.float64)
+        times[times == 0.0] = np.inf
+        np.fill_diagonal(times, 0.0)
+        for middle in range(len(times)):
+            np.minimum(times, times[:, middle, None] + times[middle], out=times)
+        return times
+
+    def nearest(self, points: np.ndarray) -> np.ndarray:
+        """Return the number of the place `[rows]` that is nearest to each point.
+
+        Args:
+            points: `[rows, size]`, normalized.
+        """
+        return _nearest(points, self.places.cpu().numpy())[0]
+
+    def subgoals(
+        self, start: np.ndarray, goal: np.ndarray, ahead: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the last place on the way to each goal that is not too far ahead.
+
+        Args:
+            start: `[rows, size]`, normalized.
+            goal: `[rows, size]`, normalized.
+            ahead: Env steps to the subgoal, at most, unless the next place is further.
+
+        Returns:
+            Subgoals `[rows, size]`, normalized, and for which rows `[rows]` it is the
+            goal itself: it is near enough, or no way leads there.
+        """
+        ways = self.ways
+        begin, end = self.nearest(start), self.nearest(goal)
+        whole = ways[begin, end]
+        direct = (whole <= ahead) | ~np.isfinite(whole)
+        out, rest = ways[begin], ways[:, end].T  # [rows, num]
+        with np.errstate(invalid="ignore"):
+            on_way = np.abs(out + rest - whole[:, None]) <= 1e-6 * (1 + whole[:, None])
+        later = on_way & (out > 0)
+        near = later & (out <= ahead)
+        furthest = np.where(near, out, -1.0).argmax(axis=1)
+        following = np.where(later, out, np.inf).argmin(axis=1)
+        chosen = np.where(near.any(axis=1), furthest, following)
+        places = self.places.cpu().numpy()[chosen]
+        return np.where(direct[:, None], goal, places), direct
+
+
+def _spread(rows: np.ndarray, num: int) -> np.ndarray:
+    """Return rows that are far from each other, each in the middle of those around it.
+
+    Some come twice if there are too few.
+    """
+    chosen = [0]
+    apart = np.linalg.norm(rows - rows[0], axis=1)
+    while len(chosen) < num:
+        chosen.append(int(apart.argmax()))
+        apart = np.minimum(apart, np.linalg.norm(rows - rows[chosen[-1]], axis=1))
+    middles = rows[chosen].astype(np.float32)
+    for _ in range(ROUNDS):
+        which, _ = _nearest(rows, middles)
+        count = np.bincount(which, minlength=num)[:, None]
+        total = np.stack([np.bincount(which, column, num) for column in rows.T], axis=1)
+        middles = np.where(count > 0, total / np.maximum(count, 1), middles)
+        middles = middles.astype(np.float32)
+    # Rows themselves: the middle of some may lie where nobody was.
+    nearest, _ = _nearest(middles, rows.astype(np.float32))
+    return np.asarray(rows[nearest], np.float32)
+
+
+def _nearest(points: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return which place is nearest to each point, and how far it is."""
+    near, far = [], []
+    for begin in range(0, max(len(points), 1), BLOCK):
+        some = torch.from_numpy(np.ascontiguousarray(points[begin : begin + BLOCK]))
+        apart = torch.cdist(some.float(), torch.from_numpy(places), compute_mode=EXACT)
+        least, which = apart.min(dim=1)
+        near.append(which.numpy())
+        far.append(least.numpy())
+    return np.concatenate(near), np.concatenate(far)

@@ -1,0 +1,67 @@
+"""Routes: where a plan should lead if the goal is further than plans are long.
+
+    routes = Routes(landmarks, layout=layout, normalizer=normalizer, ahead=100)
+    aims = routes.aims(observations, goals)
+
+A plan leads to a subgoal on the way over landmarks
+(`diffuser_policy.networks.landmarks`), and to the goal once it is near enough. The
+policy makes a new plan, with another subgoal, in time.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from diffuser_policy.columns.layout import TrajectoryLayout
+from diffuser_policy.columns.normalizers import Normalizer
+from diffuser_policy.networks.landmarks import Landmarks
+
+
+class Routes:
+    """Finds subgoals, in environment units."""
+
+    def __init__(
+        self,
+        landmarks: Landmarks,
+        *,
+        layout: TrajectoryLayout,
+        normalizer: Normalizer,
+        ahead: float,
+    ) -> None:
+        """Store what to search.
+
+        Args:
+            landmarks: Places, and times between them.
+            layout: Columns of a trajectory, with a goal.
+            normalizer: Between environment units and those of the landmarks.
+            ahead: Env steps to the subgoal.
+        """
+        self.landmarks, self.normalizer, self.ahead = landmarks, normalizer, ahead
+        self.goal_columns = list(layout.columns("goal"))
+        self.observed = list(layout.observation_columns("goal"))
+
+    def aims(self, observations: np.ndarray, goals: np.ndarray) -> np.ndarray:
+        """Return where the plans should lead, `[rows, goal]`.
+
+        Args:
+            observations: `[rows, observation]` planning columns.
+            goals: `[rows, goal]` where they should lead in the end.
+        """
+        aims, direct = self.landmarks.subgoals(
+            self._normalized(observations[:, self.observed]),
+            self._normalized(goals),
+            self.ahead,
+        )
+        device = self.normalizer.shift.device
+        tensor = torch.as_tensor(aims, dtype=torch.float32, device=device)
+        physical = self.normalizer.unnormalize(tensor, self.goal_columns).cpu().numpy()
+        return np.where(direct[:, None], goals, physical).astype(np.float32)
+
+    def _normalized(self, rows: np.ndarray) -> np.ndarray:
+        device = self.normalizer.shift.device
+        tensor = torch.as_tensor(rows, dtype=torch.float32, device=device)
+        normalized: np.ndarray = (
+            self.normalizer.normalize(tensor, self.goal_columns).cpu().numpy()
+        )
+        return normalized

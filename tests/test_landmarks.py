@@ -1,0 +1,204 @@
+"""Landmarks: places and times from data alone, subgoals, and policies that use them."""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from diffuser_policy import DiffuserPolicy
+from diffuser_policy.config import LandmarksConfig, PlannerConfig, TrainConfig
+from diffuser_policy.errors import ConfigError
+from diffuser_policy.export import write_export
+from diffuser_policy.networks.landmarks import Landmarks
+from diffuser_policy.testing import toy_config, toy_dataset, toy_policy
+from tests.policy_helpers import observe
+
+SPEED = 0.1  # of a corridor's unit, per env step
+
+
+def walk(*corners: tuple[float, float]) -> np.ndarray:
+    """Return the positions of a run along a polyline, at constant speed."""
+    parts = []
+    for a, b in pairwise(corners):
+        steps = round(float(np.linalg.norm(np.subtract(b, a))) / SPEED)
+        parts.append(np.linspace(a, b, steps, endpoint=False))
+    return np.concatenate([*parts, [corners[-1]]]).astype(np.float32)
+
+
+def joined(*runs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    starts = np.concatenate([[0], np.cumsum([len(run) for run in runs])])
+    return np.concatenate(runs), starts
+
+
+HAIRPIN = ((0.0, 0.0), (6.0, 0.0), (6.0, 0.5), (0.0, 0.5))  # the ends are 0.5 apart
+
+
+@pytest.fixture(scope="module")
+def hairpin() -> Landmarks:
+    both = walk(*HAIRPIN), walk(*HAIRPIN[::-1])
+    return Landmarks.fit(*joined(*both), 25)
+
+
+def point(x: float, y: float) -> np.ndarray:
+    return np.array([[x, y]], np.float32)
+
+
+def test_ways_take_as_long_as_the_runs_did(hairpin: Landmarks) -> None:
+    begin, end = hairpin.nearest(point(0, 0))[0], hairpin.nearest(point(0, 0.5))[0]
+    assert hairpin.ways[begin, end] == pytest.approx(12.5 / SPEED, rel=0.15)
+    assert hairpin.ways[end, begin] == pytest.approx(12.5 / SPEED, rel=0.15)
+    assert (np.diag(hairpin.ways) == 0).all()
+
+
+def test_places_were_visited(hairpin: Landmarks) -> None:
+    seen = walk(*HAIRPIN)
+    far = np.linalg.norm(seen[:, None] - hairpin.places.numpy(), axis=2).min(axis=0)
+    assert far.max() == 0.0
+
+
+def test_a_subgoal_lies_on_the_way_and_not_too_far(hairpin: Landmarks) -> None:
+    start, goal = point(1.0, 0.0), point(1.0, 0.5)
+    for ahead in (15, 25, 40):
+        [aim], [direct] = hairpin.subgoals(start, goal, ahead)
+        assert not direct
+        assert aim[1] == 0.0  # on this side of the wall
+        assert 0 < (aim[0] - 1.0) / SPEED <= ahead + 10  # places are not everywhere
+
+
+def test_beyond_what_is_asked_for_the_next_place_is_taken(hairpin: Landmarks) -> None:
+    [aim], [direct] = hairpin.subgoals(point(1.0, 0.0), point(1.0, 0.5), 0.5)
+    assert not direct
+    assert aim[0] > 1.0
+
+
+def test_a_near_goal_is_its_own_subgoal(hairpin: Landmarks) -> None:
+    goal = point(1.83, 0.01)
+    aims, [direct] = hairpin.subgoals(point(1.0, 0.0), goal, 40)
+    assert direct
+    np.testing.assert_array_equal(aims, goal)
+
+
+def test_runs_that_share_a_place_are_joined_in_their_direction() -> None:
+    first, second = walk((0, 0), (5, 0)), walk((5, 0), (5, 5))
+    marks = Landmarks.fit(*joined(first, second), 21)
+    begin, end = marks.nearest(point(0, 0))[0], marks.nearest(point(5, 5))[0]
+    assert marks.ways[begin, end] == pytest.approx(10 / SPEED, rel=0.15)
+    assert np.isinf(marks.ways[end, begin])
+    goal = point(0, 0)
+    aims, [direct] = marks.subgoals(point(5, 5), goal, 20)
+    assert direct  # no way: straight to the goal
+    np.testing.assert_array_equal(aims, goal)
+
+
+def test_more_landmarks_than_rows_do_no_harm() -> None:
+    marks = Landmarks.fit(*joined(walk((0, 0), (1, 0))), 30)
+    assert np.isfinite(marks.ways[marks.nearest(point(0, 0))[0]]).any()
+
+
+# --- policies -------------------------------------------------------------------------
+
+
+def with_landmarks(**settings: Any) -> DiffuserPolicy:
+    config = toy_config(landmarks=LandmarksConfig(num=20))
+    return toy_policy(config, **{"subgoal": 5.0, **settings})
+
+
+def test_plans_lead_to_subgoals() -> None:
+    policy = with_landmarks()
+    seen = observe(3)
+    seen["desired_goal"] += 2.0
+    plan = policy.plan(seen)
+    assert plan.aims is not None
+    assert plan.aims.shape == seen["desired_goal"].shape
+    ends = plan.observations[np.arange(3), plan.lengths - 1, :2]
+    np.testing.assert_allclose(ends, plan.aims, atol=1e-4)
+    straight = policy.with_settings(subgoal=None).plan(seen)
+    assert straight.aims is not None
+    np.testing.assert_array_equal(straight.aims, seen["desired_goal"])
+
+
+def test_a_row_gets_the_same_aim_in_any_batch() -> None:
+    policy, seen = with_landmarks(), observe(3)
+    together = policy.plan(seen).aims
+    assert together is not None
+    for row in range(3):
+        alone = policy.plan({key: value[row] for key, value in seen.items()}).aims
+        assert alone is not None
+        np.testing.assert_array_equal(alone[0], together[row])
+
+
+def routed(policy: DiffuserPolicy) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Return observations whose rows get subgoals, and which ones do."""
+    rng = np.random.default_rng(0)
+    flat = toy_dataset()
+    rows = rng.integers(0, flat.num_rows, (2, 30))
+    seen = {
+        "observation": flat.fields["observation"][rows[0]].astype(np.float32),
+        "achieved_goal": flat.fields["achieved_goal"][rows[0]].astype(np.float32),
+        "desired_goal": flat.fields["achieved_goal"][rows[1]].astype(np.float32),
+    }
+    aims = policy.plan(seen).aims
+    assert aims is not None
+    return seen, (aims != seen["desired_goal"]).any(axis=1)
+
+
+def test_a_plan_to_a_subgoal_is_replaced_in_time_and_one_to_the_goal_is_not() -> None:
+    policy = with_landmarks(subgoal=10.0, replan_interval=3, horizon="predicted")
+    seen, on_way = routed(policy)
+    assert on_way.any()
+    assert not on_way.all()
+    _, state = policy.predict(seen)
+    np.testing.assert_array_equal((state.aims != state.goals).any(axis=1), on_way)
+    for _ in range(3):
+        _, state = policy.predict(seen, state)
+    assert (state.ages[on_way] == 0).all()
+    assert (state.num_plans[on_way] == 2).all()
+    np.testing.assert_array_equal(state.goals, seen["desired_goal"])
+
+
+def test_nobody_stays_at_a_subgoal() -> None:
+    policy = with_landmarks(subgoal=10.0)
+    seen, on_way = routed(policy)
+    _, state = policy.predict(seen)
+    over = state._replace(
+        progress=(state.lengths * policy.planner.stride).astype(float)
+    )
+    _, after = policy.predict(seen, over)
+    np.testing.assert_array_equal(after.num_plans - state.num_plans == 1, on_way)
+
+
+def test_landmarks_are_saved_with_the_planner(tmp_path: Path) -> None:
+    policy, seen = with_landmarks(), observe(2)
+    policy.save_pretrained(tmp_path)
+    again = DiffuserPolicy.from_pretrained(tmp_path)
+    assert again.config.landmarks == LandmarksConfig(num=20)
+    np.testing.assert_array_equal(again.plan(seen).aims, policy.plan(seen).aims)
+
+
+def test_training_finds_them_where_they_are_asked_for() -> None:
+    config = TrainConfig.for_dataset(toy_dataset(), landmarks=True)
+    assert config.landmarks == LandmarksConfig()
+    subgoal = config.planner.subgoal
+    assert subgoal == pytest.approx(config.window.horizon / 3)
+    assert config.execution.replan_interval == round((subgoal or 0) / 2)
+    assert TrainConfig.for_dataset(toy_dataset()).landmarks is None
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="subgoal needs landmarks"):
+        toy_policy(subgoal=5.0)
+    config = toy_config(
+        landmarks=LandmarksConfig(num=5), time_to_goal=None, planner=PlannerConfig()
+    )
+    window = dataclasses.replace(config.window, hindsight_goal="none")
+    config = dataclasses.replace(config, window=window)
+    with pytest.raises(ConfigError, match="Landmarks are on the way to goals"):
+        toy_policy(config, flat=toy_dataset(goals=False))
+    policy = with_landmarks()
+    with pytest.raises(ConfigError, match="subgoal=None"):
+        write_export(tmp_path, policy.planner, policy.featurizer)
