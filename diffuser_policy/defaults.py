@@ -286,9 +286,10 @@ class _Chooser:
             chased = float(np.median(_chases(self.flat)))
             wanted = min(GOALS_AHEAD * chased, float(np.median(lengths)))
             why = f"a goal is chased for {chased:.0f} steps in the median"
-            if self.wanted.get("landmarks"):
+            far = self.followed == "inverse-dynamics" and wanted > FROM_PLACE
+            if self.wanted.setdefault("landmarks", far):
                 wanted = min(wanted, FROM_PLACE)
-                why = "plans lead from one landmark to another"
+                why += ", and landmarks lead on"
         else:
             # Whoever asks for values of plans, or follows planned states, needs some.
             acted = self.one_length() and self.get("window", "actions")

@@ -16,6 +16,7 @@ from diffuser_policy.errors import ConfigError
 from diffuser_policy.export import write_export
 from diffuser_policy.networks.landmarks import Landmarks
 from diffuser_policy.testing import toy_config, toy_dataset, toy_policy
+from diffuser_policy.training.trainer import Trainer
 from tests.policy_helpers import observe
 
 SPEED = 0.1  # of a corridor's unit, per env step
@@ -187,6 +188,18 @@ def test_training_finds_them_where_they_are_asked_for() -> None:
     assert subgoal == pytest.approx(config.window.horizon / 3)
     assert config.execution.replan_interval == round((subgoal or 0) / 2)
     assert TrainConfig.for_dataset(toy_dataset()).landmarks is None
+
+
+def test_a_training_saves_them_and_resumes(tmp_path: Path) -> None:
+    config = toy_config(landmarks=LandmarksConfig(num=10))
+    flat = toy_dataset()
+    Trainer(config, flat, tmp_path, device="cpu").run(progress=False)
+    again = Trainer(config, flat, tmp_path, device="cpu")
+    again.run(progress=False)
+    saved = DiffuserPolicy.from_pretrained(tmp_path).networks.landmarks
+    assert saved is not None
+    assert saved.places.shape == (10, 2)
+    assert (saved.times > 0).any()
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:

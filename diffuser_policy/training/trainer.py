@@ -517,7 +517,8 @@ class Trainer(TrainingRun[PlannerNetworks]):
     def clipped(self) -> list[nn.Module]:
         """Return the parts of the planner: none may scale another's gradients."""
         every = [getattr(self.networks, name) for name in ("denoiser", *COMPANIONS)]
-        return [part for part in every if part is not None]
+        there = [part for part in every if part is not None]
+        return [part for part in there if next(part.parameters(), None) is not None]
 
 
 def untrained(

@@ -293,7 +293,8 @@ def main(settings: Settings) -> None:
     facts = on_paper()
     assumed = (
         "Operations as PyTorch counts them, over a share of what the maker of the GPU "
-        f"publishes: {REACHED:.0%} of {H200_PEAK / 1e12:.0f} TFLOP/s in bfloat16."
+        f"publishes: {REACHED:.0%} of {H200_PEAK / 1e12:.0f} TFLOP/s in bfloat16. "
+        "Small batches reach less."
     )
     parts = [
         HEADING.rstrip(),
