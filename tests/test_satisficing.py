@@ -143,7 +143,7 @@ def test_conditions_of_each_row_stay_with_it() -> None:
 
 
 def test_what_rankings_find_good_enough() -> None:
-    """Twice the planned time, over `reach` planning steps; or what featurizers say."""
+    """Half as much time again, over `reach` planning steps; or what featurizers say."""
 
     class Judge:
         feasible = -0.5
@@ -154,7 +154,7 @@ def test_what_rankings_find_good_enough() -> None:
     in_time = TimeToGoalRanking(Distance(), reach=3)
     guide = as_guide(lambda t: t.normalized.sum(dim=(1, 2)))
     judged = FeasibilityRanking(Judge())
-    assert in_time.good_enough(5) == -15
+    assert in_time.good_enough(5) == -7.5
     assert judged.good_enough(5) == -0.5
     assert SumRanking(guide, judged, 2.0).good_enough(5) == -0.5
     unsure = type("Unsure", (), {"feasibility": Judge.feasibility})()

@@ -63,7 +63,8 @@ class Plan:
         return (
             f"Plan({counted(len(self), 'row')} of up to "
             f"{counted(self.observations.shape[1], 'planning step')}, stride "
-            f"{self.stride}, candidates: {' or '.join(map(str, counts))})"
+            f"{self.stride}, {' or '.join(map(str, counts))} candidate"
+            f"{'s' * (counts != [1])})"
         )
 
     @property
