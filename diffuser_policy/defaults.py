@@ -435,7 +435,7 @@ class _Chooser:
             if self.wanted["value"]:
                 self.set("planner", guide_scale=0.0)
             if self.wanted["landmarks"]:
-                self.set("planner", subgoal=self.get("window", "horizon") / 3)
+                self.set("planner", subgoal=self.get("window", "horizon") / 5)
             why = "another network predicts the time to the goal" if timed else ""
         elif self.wanted["critic"]:
             self.set("planner", ranking="critic", num_candidates=32)

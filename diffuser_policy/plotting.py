@@ -115,7 +115,8 @@ class Scene:
             goal = np.array(numbers(goal)[:2]) if aimed else None
         maze_map, cell_size = None, 1.0
         maze: Any = getattr(unwrapped, "maze", None)  # Gymnasium-Robotics'
-        if hasattr(unwrapped, "maze_map"):
+        # OGBench has a map as well, whose rows and origin are elsewhere.
+        if hasattr(unwrapped, "maze_map") and hasattr(unwrapped, "cell_size"):
             maze_map, cell_size = unwrapped.maze_map, float(unwrapped.cell_size)
         elif hasattr(maze, "maze_map"):
             maze_map, cell_size = maze.maze_map, float(maze.maze_size_scaling)

@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 
 from diffuser_policy import evaluate
+from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.config import CollectSettings
 from diffuser_policy.data.collection import collect
 from diffuser_policy.data.demonstrators import DEMONSTRATORS
 from diffuser_policy.data.minari import load_flat
-from diffuser_policy.envs import Env, make_env
+from diffuser_policy.envs import Env, make_env, reset_env
 from diffuser_policy.errors import ConfigError, MissingExtraError, UnknownNameError
 from diffuser_policy.evaluation.report import to_json
+from diffuser_policy.play.worlds import BodyWorld, world_of
+from diffuser_policy.plotting import Scene
 
 pytest.importorskip("ogbench", reason="needs the extra 'ogbench'")
 # OGBench declares spaces in one precision and their bounds in another.
@@ -317,3 +320,18 @@ def test_without_ogbench_its_ids_name_the_extra(
     monkeypatch.setitem(sys.modules, "ogbench", None)
     with pytest.raises(MissingExtraError, match=r"diffuser-policy\[ogbench\]"):
         make_env("antmaze-medium-v0")
+
+
+def test_its_mazes_are_drawn_without_walls_rather_than_wrongly() -> None:
+    env = make_env("pointmaze-medium-v0")
+    observation, _ = reset_env(env, seed=0)
+    layout = TrajectoryLayout(
+        action_dim=0,
+        observation_dim=2,
+        aliases={"position": (0, 1), "goal": (0, 1)},
+    )
+    scene = Scene.of(env, layout, observation)
+    assert scene.maze_map is None
+    assert scene.goal is not None
+    assert isinstance(world_of(env, layout, observation), BodyWorld)
+    env.close()

@@ -385,7 +385,9 @@ def world_of(env: Env, layout: TrajectoryLayout, observation: Any) -> Any:
     maze: Any = getattr(unwrapped, "maze", None)
     if hasattr(unwrapped, "maze_map") or hasattr(maze, "maze_map"):
         with contextlib.suppress(ConfigError):  # no two columns to draw
-            return MazeWorld(env, layout, observation)
+            made = MazeWorld(env, layout, observation)
+            if made.scene.maze_map is not None:
+                return made
     if type(getattr(unwrapped, "model", None)).__name__ == "MjModel":
         return BodyWorld(env, layout, observation)
     return World(env, layout, observation)
