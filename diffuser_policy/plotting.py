@@ -384,7 +384,11 @@ def plan_figure(
         draw_ends(panels[0], scene, scene.points(plan.path(row))[0])
         count = int(plan.num_candidates[row])
         steps = counted(duration, "env step")
-        steps += "" if scene.goal is None else " to the goal"
+        if scene.goal is not None:
+            aim = scene.goal if plan.aims is None else plan.aims[row][:2]
+            steps += (
+                f" to {'the goal' if np.allclose(aim, scene.goal) else 'a subgoal'}"
+            )
         panels[0].set_title(f"plan: {steps}, best of {counted(count, 'candidate')}")
     if rollout is not None:
         panel = panels[-1]

@@ -125,6 +125,15 @@ def test_plan_is_drawn_among_its_candidates(scene: Scene) -> None:
     assert pixels(figure).std() > 0.05
 
 
+@pytest.mark.parametrize(
+    ("aim", "where"), [((-1, 1), "the goal"), ((0, 1), "a subgoal")]
+)
+def test_the_title_says_where_a_plan_leads(aim: tuple[int, int], where: str) -> None:
+    plan = dataclasses.replace(make_plan(), aims=np.array([aim, aim], np.float32))
+    [panel] = plan_figure(plan, MAZE).axes
+    assert f"env steps to {where}," in panel.get_title()
+
+
 def test_rollout_is_drawn_beside_the_plan() -> None:
     rollout = make_plan().path(0)
     figure = plan_figure(make_plan(), MAZE, rollout=rollout)
