@@ -81,10 +81,11 @@ class Noise(gym.Env[Any, Any]):
 
 
 class Drawn:
-    """Draws actions uniformly."""
+    """Draws actions uniformly, the same ones in every test."""
 
     def __init__(self, space: spaces.Space[Any]) -> None:
         self.space = space
+        space.seed(0)
 
     def predict(self, _: Any, state: Any = None, *__: Any) -> tuple[Any, Any]:
         return self.space.sample(), state
