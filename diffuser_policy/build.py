@@ -477,10 +477,21 @@ def _routes(config: PolicyConfig, networks: PlannerNetworks) -> Routes | None:
     """Return what finds subgoals, if plans lead to some.
 
     Raises:
-        ConfigError: There are no landmarks.
+        ConfigError: There are no landmarks, or a setting does not go with subgoals.
     """
-    if config.planner.subgoal is None:
+    settings = config.planner
+    if settings.subgoal is None:
         return None
+    if settings.horizon != "predicted":
+        raise ConfigError(
+            f"subgoal needs horizon='predicted', got {settings.horizon!r}: other plans "
+            f"have no length for a part of the way. Train with --time-to-goal."
+        )
+    if settings.goal_velocity:
+        raise ConfigError(
+            "goal_velocity would stop at every subgoal. Use goal_velocity=False, or "
+            "subgoal=None."
+        )
     if networks.landmarks is None:
         raise ConfigError(
             "subgoal needs landmarks, and this planner was trained without them. Use "
@@ -490,7 +501,7 @@ def _routes(config: PolicyConfig, networks: PlannerNetworks) -> Routes | None:
         networks.landmarks,
         layout=config.layout,
         normalizer=networks.normalizer,
-        ahead=config.planner.subgoal,
+        ahead=settings.subgoal,
     )
 
 

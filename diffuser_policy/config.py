@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 LARGEST_SCALE = 1e30  # gradients times it are still float32
-MOST_LANDMARKS = 5_000  # whose times take 100 MB
+MOST_LANDMARKS = 1_000  # whose shortest ways take seconds to find
 LARGEST_SIZE, DEEPEST = 1_000_000, 1_000  # sizes; what is repeated layer by layer
 
 RETIRED = {"horizon_offset": 0, "guide_variance": None}

@@ -35,6 +35,7 @@ from diffuser_policy.spaces import check_action_bounds
 from diffuser_policy.words import every
 
 PLANNING_STEPS = 64  # of the longest plan to a goal
+PLACE_COLUMNS = 3  # of goals that are places, rather than states of all joints
 FROM_PLACE = 160  # env steps of the longest plan from one landmark to others
 GOALS_AHEAD = 2.5  # longest plan, in units of the median time that a goal is chased
 SHORT = 4  # env steps of a plan of states without a goal
@@ -287,6 +288,10 @@ class _Chooser:
             wanted = min(GOALS_AHEAD * chased, float(np.median(lengths)))
             why = f"a goal is chased for {chased:.0f} steps in the median"
             far = self.followed == "inverse-dynamics" and wanted > FROM_PLACE
+            far = far and self.flat.fields["achieved_goal"].shape[1] <= PLACE_COLUMNS
+            far = (
+                far and not self.one_length() and self.wanted.get("time_to_goal", True)
+            )
             if self.wanted.setdefault("landmarks", far):
                 wanted = min(wanted, FROM_PLACE)
                 why += ", and landmarks lead on"
@@ -434,7 +439,10 @@ class _Chooser:
             )
             if self.wanted["value"]:
                 self.set("planner", guide_scale=0.0)
-            if self.wanted["landmarks"]:
+            if (
+                self.wanted["landmarks"]
+                and self.get("planner", "horizon") == "predicted"
+            ):
                 self.set("planner", subgoal=self.get("window", "horizon") / 5)
             why = "another network predicts the time to the goal" if timed else ""
         elif self.wanted["critic"]:
@@ -455,8 +463,8 @@ class _Chooser:
             self.set("execution", position_gain=position, velocity_gain=velocity)
         if self.followed == "inverse-dynamics":
             self.set("execution", lookahead=float(self.ahead))
-        if self.wanted["landmarks"]:
-            ahead = self.get("planner", "subgoal")
+        ahead = self.get("planner", "subgoal")
+        if self.wanted["landmarks"] and ahead is not None:
             self.set("execution", replan_interval=max(1, round(ahead / 2)))
         elif not self.seen_goals:
             self.set(

@@ -570,7 +570,8 @@ class DiffuserPolicy:
             return state
         remaining = np.maximum(durations - state.progress, 0)
         # Only a plan that the row still follows is worth starting from.
-        underway = (state.progress < durations) & ~strayed
+        # One to a subgoal ends elsewhere than the new one.
+        underway = (state.progress < durations) & ~strayed & ~on_way
         previous = dataclasses.replace(
             following, lengths=np.where(underway, state.lengths, 0)
         )
@@ -582,7 +583,7 @@ class DiffuserPolicy:
             None if goals is None else goals[index],
             self._generators(state, rows, index, deterministic=deterministic),
             remaining=np.where(state.lengths > 0, remaining + slack, -1)[index],
-            failed=np.where(strayed, state.lengths, 0)[index],
+            failed=np.where(strayed & ~on_way, state.lengths, 0)[index],
             previous=previous.rows(index),
             step_noise=not deterministic,
         )
@@ -590,7 +591,10 @@ class DiffuserPolicy:
         num_plans = state.num_plans.copy()
         num_plans[index] += 1
         state = state._replace(num_plans=num_plans)
-        keep = np.flatnonzero(needed[index] | (plan.durations <= remaining[index]))
+        better = plan.durations <= remaining[index]
+        if plan.aims is not None and goals is not None:
+            better &= (plan.aims == goals[index]).all(axis=1)
+        keep = np.flatnonzero(needed[index] | better)
         index = index[keep]
         adopted, steps = state.rows(index), plan.observations.shape[1]
         adopted.observations[:, :steps] = plan.observations[keep]

@@ -106,7 +106,7 @@ def test_more_landmarks_than_rows_do_no_harm() -> None:
 
 def with_landmarks(**settings: Any) -> DiffuserPolicy:
     config = toy_config(landmarks=LandmarksConfig(num=20))
-    return toy_policy(config, **{"subgoal": 5.0, **settings})
+    return toy_policy(config, **{"subgoal": 5.0, "horizon": "predicted", **settings})
 
 
 def test_plans_lead_to_subgoals() -> None:
@@ -149,7 +149,7 @@ def routed(policy: DiffuserPolicy) -> tuple[dict[str, np.ndarray], np.ndarray]:
 
 
 def test_a_plan_to_a_subgoal_is_replaced_in_time_and_one_to_the_goal_is_not() -> None:
-    policy = with_landmarks(subgoal=10.0, replan_interval=3, horizon="predicted")
+    policy = with_landmarks(subgoal=10.0, replan_interval=3)
     seen, on_way = routed(policy)
     assert on_way.any()
     assert not on_way.all()
@@ -171,6 +171,17 @@ def test_nobody_stays_at_a_subgoal() -> None:
     )
     _, after = policy.predict(seen, over)
     np.testing.assert_array_equal(after.num_plans - state.num_plans == 1, on_way)
+
+
+def test_what_is_left_of_a_plan_to_a_subgoal_is_no_candidate() -> None:
+    settings = {"subgoal": 10.0, "replan_interval": 3, "ranking": "time_to_goal"}
+    policy = with_landmarks(**settings, steadiness=1e9)
+    seen, on_way = routed(policy)
+    _, state = policy.predict(seen)
+    for _ in range(3):
+        _, state = policy.predict(seen, state)
+    ends = state.observations[np.arange(len(on_way)), state.lengths - 1, :2]
+    np.testing.assert_allclose(ends[on_way], state.aims[on_way], atol=1e-4)
 
 
 def test_landmarks_are_saved_with_the_planner(tmp_path: Path) -> None:
@@ -204,7 +215,11 @@ def test_a_training_saves_them_and_resumes(tmp_path: Path) -> None:
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="subgoal needs landmarks"):
-        toy_policy(subgoal=5.0)
+        toy_policy(subgoal=5.0, horizon="predicted")
+    with pytest.raises(ConfigError, match="subgoal needs horizon='predicted'"):
+        with_landmarks(horizon="shrinking")
+    with pytest.raises(ConfigError, match="stop at every subgoal"):
+        with_landmarks(goal_velocity=True)
     config = toy_config(
         landmarks=LandmarksConfig(num=5), time_to_goal=None, planner=PlannerConfig()
     )

@@ -36,8 +36,8 @@ class Trajectory:
         stride: Env steps between two planning steps.
         denoising_step: How noisy the trajectories are: 0 and up on the denoiser's
             schedule, -1 for clean ones.
-        desired_goal: `[batch, 1, goal]` what the plan leads to, environment units, if
-            the environment has goals.
+        desired_goal: `[batch, 1, goal]` what plans lead to in the end, environment
+            units, if the environment has goals.
     """
 
     normalized: Tensor

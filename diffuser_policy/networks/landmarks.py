@@ -10,11 +10,11 @@ large maze is longer. Landmarks are a coarse map for such ways, made of data alo
    place between: the mean over all runs, in env steps,
 3. the times $T_{ij}$ of the shortest ways over these (Floyd 1962).
 
-A time is only between places that a run did connect, so no way leads through a wall
-that no run has crossed, and runs that share a place are joined there. Searching a graph
-over recorded states for subgoals is from Eysenbach et al. 2019 ("Search on the replay
-buffer"); there, a learned distance says which states are neighbors, and it may be wrong
-about walls.
+A time is only between places that a run did connect, so a way leads through no wall
+that is thicker than places are apart, and runs that share a place are joined there.
+Searching a graph over recorded states for subgoals is from Eysenbach et al. 2019
+("Search on the replay buffer"); there, a learned distance says which states are
+neighbors, and it may be wrong about walls.
 """
 
 from __future__ import annotations

@@ -31,6 +31,8 @@ from diffuser_policy.observations import RESERVED, ObservationColumns, Part
 from diffuser_policy.settings import from_json, json_data, to_json
 from diffuser_policy.spaces import SpaceSpec, check_action_bounds, find_goal_columns
 
+AT_ONCE = 1_000_000  # rows that are read at a time
+
 
 def policy_config(train: TrainConfig, flat: FlatDataset) -> PolicyConfig:
     """Return the config of the planner that training on a dataset will make.
@@ -121,7 +123,12 @@ def initial_networks(
     networks.normalizer = normalizer.fit_tied(rows, config.layout.ties)
     if config.landmarks is not None:
         columns = list(config.layout.columns("goal"))
-        places = rows[: len(planned.fields["action"])][:, columns]
+        places = np.concatenate(
+            [
+                rows[begin : begin + AT_ONCE][:, columns]
+                for begin in range(0, planned.num_rows, AT_ONCE)
+            ]
+        )
         networks.landmarks = Landmarks.fit(
             networks.normalizer.normalize(torch.from_numpy(places), columns).numpy(),
             np.asarray(planned.run_starts),
