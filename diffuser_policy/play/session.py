@@ -432,6 +432,7 @@ class Session:
             others = np.delete(plan.candidates[0, :, :length], chosen, axis=0)
             if plan.chain is not None:
                 chain = plan.chain[:, 0, min(chosen, plan.chain.shape[2] - 1), :length]
+        marks = self._marks()
         return Frame(
             state=state,
             path=path,
@@ -449,8 +450,8 @@ class Session:
             score=score,
             messages=tuple(self._messages.values()),
             stuck=self._stuck,
-            remarks=self._remarks(path, trace),
-            marks=self._marks(),
+            remarks=self._remarks(path, trace, marks),
+            marks=marks,
         )
 
     def possible(self, name: str, values: Sequence[str]) -> list[str]:
@@ -481,7 +482,12 @@ class Session:
                     found.append(plugin.name)
         return found
 
-    def _remarks(self, path: np.ndarray, trace: np.ndarray) -> tuple[str, ...]:
+    def _remarks(
+        self,
+        path: np.ndarray,
+        trace: np.ndarray,
+        marks: Sequence[tuple[int, Mark]],
+    ) -> tuple[str, ...]:
         """Return what is wrong with a plan and with what happened, in sentences."""
         if not self.world.position:
             return ()
@@ -494,7 +500,7 @@ class Session:
                 found.append(f"{whose} leads through a wall.")
             names = [
                 self.guides[number].guide
-                for number, mark in self._marks()
+                for number, mark in marks
                 if mark.kind == "avoid" and _enters(points, mark)
             ]
             found += [

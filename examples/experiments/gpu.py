@@ -92,7 +92,8 @@ def tests(_: Settings) -> Figures:
 def plans(settings: Settings) -> Figures:
     """Compare plans with those of the CPU."""
     observation = batched(_observations(QUICK_ROWS[-1]))
-    expected = DiffuserPolicy.from_pretrained(PLANNER).plan(observation).observations
+    on_cpu = _policy(replace(settings, device="cpu"), "off")
+    expected = on_cpu.plan(observation).observations
     for acceleration in _accelerations(settings):
         made = _policy(settings, acceleration).plan(observation).observations
         furthest = float(np.abs(made - expected).max())
@@ -116,7 +117,8 @@ def training(settings: Settings) -> Figures:
     """Time a training step of the denoiser: loss, gradients, optimizer."""
     config = DiffuserPolicy.from_pretrained(PLANNER).config
     config = replace(config, network=SMALL if settings.quick else FULL)
-    denoiser = build_networks(config).denoiser.to(settings.device).train()
+    networks = build_networks(config).to(settings.device).train()
+    denoiser = networks.denoiser
     batch = QUICK_BATCH if settings.quick else FULL_BATCH
     steps = config.window.num_planning_steps
     windows = torch.randn(batch, steps, config.layout.transition_dim)
@@ -124,9 +126,8 @@ def training(settings: Settings) -> Figures:
     given = Conditions().pin(
         0, "observation", windows[:, 0, config.layout.observations]
     )
-    normalizer = build_networks(config).normalizer.to(settings.device)
     inpainting = given.compile(
-        config.layout, normalizer, num_planning_steps=steps, batch_size=batch
+        config.layout, networks.normalizer, num_planning_steps=steps, batch_size=batch
     )
     optimizer = torch.optim.Adam(denoiser.parameters(), fused=True)
     generator = torch.Generator().manual_seed(0)
