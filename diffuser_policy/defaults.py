@@ -287,11 +287,10 @@ class _Chooser:
             chased = float(np.median(_chases(self.flat)))
             wanted = min(GOALS_AHEAD * chased, float(np.median(lengths)))
             why = f"a goal is chased for {chased:.0f} steps in the median"
-            far = self.followed == "inverse-dynamics" and wanted > FROM_PLACE
-            far = far and self.flat.fields["achieved_goal"].shape[1] <= PLACE_COLUMNS
-            far = (
-                far and not self.one_length() and self.wanted.get("time_to_goal", True)
-            )
+            size = self.flat.fields["achieved_goal"].shape[1]
+            timed = not self.one_length() and self.wanted.get("time_to_goal", True)
+            far = wanted > FROM_PLACE and size <= PLACE_COLUMNS and timed
+            far = far and self.followed == "inverse-dynamics"
             if self.wanted.setdefault("landmarks", far):
                 wanted = min(wanted, FROM_PLACE)
                 why += ", and landmarks lead on"
@@ -439,10 +438,8 @@ class _Chooser:
             )
             if self.wanted["value"]:
                 self.set("planner", guide_scale=0.0)
-            if (
-                self.wanted["landmarks"]
-                and self.get("planner", "horizon") == "predicted"
-            ):
+            predicted = self.get("planner", "horizon") == "predicted"
+            if self.wanted["landmarks"] and predicted:
                 self.set("planner", subgoal=self.get("window", "horizon") / 5)
             why = "another network predicts the time to the goal" if timed else ""
         elif self.wanted["critic"]:

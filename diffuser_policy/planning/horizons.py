@@ -16,7 +16,6 @@ the question. Three answers:
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -117,7 +116,7 @@ class Horizons:
             return full
         return np.where(remaining < 0, full, self._fitting(remaining, np.floor))
 
-    def _fitting(self, env_steps: np.ndarray, rounded: Any) -> np.ndarray:
+    def _fitting(self, env_steps: np.ndarray, rounded: np.ufunc) -> np.ndarray:
         """Return planning steps `[rows]` that the network takes."""
         steps = rounded(np.maximum(env_steps, 0) / self.stride) + 1
         fitting = rounded(steps / self.multiple) * self.multiple

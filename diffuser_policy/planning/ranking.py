@@ -120,8 +120,8 @@ class TimeToGoalRanking(Ranking):
     def good_enough(self, stride: int) -> float:
         """Return the value of plans that need half as much time again at their worst.
 
-        In the largest maze, 3 % of such plans lead through a wall, and 10 % of those
-        that need twice their time.
+        Of 600 first plans in the largest maze, 6 % of those that pass lead through a
+        wall; were twice the time allowed, 11 % would.
         """
         return -0.5 * self.reach * stride
 
