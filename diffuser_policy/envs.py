@@ -172,7 +172,8 @@ def env_spec(env_id: str) -> EnvSpec:
                 else f" (no module {module!r} on Python's path; for one in the current "
                 f"folder, `export PYTHONPATH=.`)"
             )
-        raise UnknownNameError("environment", env_id, _near(bare_id), remark) from error
+        near = _near(bare_id) or None
+        raise UnknownNameError("environment", env_id, near, remark) from error
 
 
 def other_versions(env_id: str) -> list[str]:
@@ -599,4 +600,4 @@ def _missing_simulator(error: BaseException | None) -> str | None:
 def _near(env_id: str) -> list[str]:
     namespace = env_id.rpartition("/")[0]
     same = [i for i in gym.registry if namespace and i.startswith(f"{namespace}/")]
-    return same or difflib.get_close_matches(env_id, gym.registry, n=5, cutoff=0.3)
+    return same or difflib.get_close_matches(env_id, gym.registry, n=5, cutoff=0.5)

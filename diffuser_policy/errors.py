@@ -88,21 +88,22 @@ class UnknownNameError(DiffuserPolicyError, LookupError):
     """A name that is not registered; the nearest registered ones are offered."""
 
     def __init__(
-        self, kind: str, name: str, known: Iterable[str], remark: str = ""
+        self, kind: str, name: str, known: Iterable[str] | None, remark: str = ""
     ) -> None:
         """Build the message from the lookup.
 
         Args:
             kind: What was looked up, for example "planner".
             name: The name that was given.
-            known: All names that would have been accepted.
+            known: All names that would have been accepted; None if that is not known.
             remark: Said after the name.
         """
-        self.kind, self.name, self.known = kind, name, sorted(known)
-        super().__init__(
-            f"Unknown {kind} {name!r}{remark}. {suggestion(name, self.known)}"
-            f"Known: {', '.join(self.known) or 'none'}."
-        )
+        self.kind, self.name, self.known = kind, name, sorted(known or ())
+        accepted = f"Known: {', '.join(self.known) or 'none'}."
+        if known is None:
+            accepted = ""
+        text = f"Unknown {kind} {name!r}{remark}. {suggestion(name, self.known)}"
+        super().__init__(f"{text}{accepted}".rstrip())
 
 
 class MissingColumnsError(UnknownNameError, AttributeError):  # type: ignore[misc]
