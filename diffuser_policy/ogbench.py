@@ -28,6 +28,8 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from diffuser_policy.errors import ConfigError, shown
+from diffuser_policy.observations import numbers
+from diffuser_policy.walls import Walls
 
 PACKAGE = "ogbench"
 # Environments that draw from NumPy's global generator in `step` too, by their ids.
@@ -92,10 +94,13 @@ class OGBenchEnv(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArg
 
         Args:
             seed: Fixes all that this and later episodes draw.
-            options: `task_id`, from 1, or `task_info`; a random task if not given.
+            options: `task_id`, from 1, or `task_info`; a random task if not given. In
+                mazes, `start` and `goal` are positions `[2]` in meters that take the
+                place of the task's.
 
         Raises:
-            ConfigError: No such seed or task, or a malformed `task_info`.
+            ConfigError: No such seed or task, a malformed `task_info`, or a position
+                inside a wall.
         """
         if seed is not None:
             seed = _whole("seed", seed, range(2**63))
@@ -109,20 +114,51 @@ class OGBenchEnv(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArg
             tasks = range(1, 1 + len(getattr(self.env.unwrapped, "task_infos", ())))
             number = _whole("task_id", options["task_id"], tasks)
             options = {**options, "task_id": number}
+        options = dict(options or {})
+        places = {key: options.pop(key) for key in ("start", "goal") if key in options}
+        places = {key: self._place(key, place) for key, place in places.items()}
         try:
             with self._own_generator():
-                observation, info = self.env.reset(seed=seed, options=options)
+                observation, info = self.env.reset(seed=seed, options=options or None)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
-            if not options or "task_info" not in options:
+            if "task_info" not in options:
                 raise
             raise ConfigError(
                 f"options['task_info'] must describe a task as those in "
                 f"env.unwrapped.task_infos do; {shown(options['task_info'])} fails "
                 f"with {type(error).__name__}: {error}. task_id names one of them."
             ) from error
+        base: Any = self.env.unwrapped
+        if "goal" in places:
+            base.set_goal(goal_xy=places["goal"])
+            info["goal"][:2] = places["goal"]
+        if "start" in places:
+            base.set_xy(places["start"])
+            observation = base.get_ob()
         if self.has_goals:
             self._goal = np.array(info["goal"])
         return self._with_goal(observation), info
+
+    def _place(self, name: str, place: Any) -> np.ndarray:
+        """Return a position in a maze, checked."""
+        base: Any = self.env.unwrapped
+        walls = Walls.of(base)
+        if walls is None or not self.has_goals or not hasattr(base, "set_xy"):
+            raise ConfigError(
+                f"{self.spec.id if self.spec else 'This environment'} takes no {name}. "
+                f"Choose a task instead: options={{'task_id': 1}}."
+            )
+        xy = np.array(numbers(place), float)
+        if xy.shape != (2,) or not np.isfinite(xy).all():
+            raise ConfigError(
+                f"{name} must be x and y in meters, two finite numbers; got "
+                f"{shown(place)}."
+            )
+        if walls.contain(xy):
+            raise ConfigError(
+                f"{name} ({xy[0]:g}, {xy[1]:g}) is inside a wall, or outside the maze."
+            )
+        return xy
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Act, and return the goal with the observation."""

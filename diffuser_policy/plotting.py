@@ -14,7 +14,7 @@ cell size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from diffuser_policy.files import replaced_file
 from diffuser_policy.guides.guide import Guide, Mark
 from diffuser_policy.observations import numbers
 from diffuser_policy.planning.plan import Plan, interpolate
+from diffuser_policy.walls import Walls
 from diffuser_policy.words import counted
 
 if TYPE_CHECKING:
@@ -36,9 +37,6 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
-MazeMap = Sequence[Sequence[int | str]]
-
-HIDDEN_WALL = 0.6  # share of the outermost cells that a picture cuts off
 FLOOR, WALL = "#f4f5f8", "#3d465c"
 START, GOAL = "#159560", "#d63031"
 PLAN, CANDIDATE = "#2b5fd9", "#8b97b5"
@@ -62,20 +60,21 @@ class Scene:
     Attributes:
         columns: The two columns of a planned observation to draw, as x and y.
         labels: Names of the axes.
-        maze_map: Rows of cells from top to bottom, 1 is a wall; none: an open plane.
-        cell_size: Side of a cell in meters.
+        walls: Of the maze; none: an open plane.
         goal: `[2]` goal, in meters, if there is one.
         goal_radius: Distance in meters that counts as reaching it, if it is known.
         marks: What guides want, in the columns that are drawn.
+        route: `[places, 2]` where plans lead one after the other, if not straight to
+            the goal.
     """
 
     columns: tuple[int, int]
     labels: tuple[str, str] = ("x (m)", "y (m)")
-    maze_map: MazeMap | None = None
-    cell_size: float = 1.0
+    walls: Walls | None = None
     goal: np.ndarray | None = None
     goal_radius: float | None = None
     marks: tuple[Mark, ...] = ()
+    route: np.ndarray | None = None
 
     @classmethod
     def of(
@@ -86,15 +85,17 @@ class Scene:
         *,
         goal: np.ndarray | None = None,
         guide: Guide | None = None,
+        route: np.ndarray | None = None,
     ) -> Scene:
         """Read the scene off an environment that was just reset.
 
         Args:
-            env: Mazes offer `maze_map` and `cell_size`, or Gymnasium-Robotics' `maze`.
+            env: Any; `Walls.of` knows which are mazes.
             layout: The planner's; its "position", or its goal, is what is drawn.
             observation: What `reset` returned.
             goal: What plans lead to; the observation's `desired_goal` if not given.
             guide: What the plans are steered by.
+            route: `[places, goal]` of `DiffuserPolicy.routes`.
 
         Raises:
             ConfigError: Observations of a single column have no map.
@@ -113,22 +114,18 @@ class Scene:
         if goal is not None:
             aimed = goal_columns[:2] == columns[:2]
             goal = np.array(numbers(goal)[:2]) if aimed else None
-        maze_map, cell_size = None, 1.0
-        maze: Any = getattr(unwrapped, "maze", None)  # Gymnasium-Robotics'
-        # OGBench has a map as well, whose rows and origin are elsewhere.
-        if hasattr(unwrapped, "maze_map") and hasattr(unwrapped, "cell_size"):
-            maze_map, cell_size = unwrapped.maze_map, float(unwrapped.cell_size)
-        elif hasattr(maze, "maze_map"):
-            maze_map, cell_size = maze.maze_map, float(maze.maze_size_scaling)
+        if goal is None or (route is not None and len(route) < 2):
+            route = None
+        walls = Walls.of(env)
         return cls(
             columns=(columns[0], columns[1]),
             labels=("x (m)", "y (m)")
-            if maze_map is not None
+            if walls is not None
             else (_column_label(layout, columns[0]), _column_label(layout, columns[1])),
-            maze_map=maze_map,
-            cell_size=cell_size,
+            walls=walls,
             goal=goal,
             goal_radius=getattr(unwrapped, "success_radius", None),
+            route=None if route is None else route[:, :2],
             marks=tuple(
                 mark
                 for mark in ([] if guide is None else guide.marks())
@@ -136,15 +133,6 @@ class Scene:
                 and layout.aliases[mark.columns][:2] == columns[:2]
             ),
         )
-
-    @property
-    def extent(self) -> tuple[float, float] | None:
-        """Half width and half height of the maze's picture in meters."""
-        if self.maze_map is None:
-            return None
-        sizes = len(self.maze_map[0]), len(self.maze_map)
-        x, y = (self.cell_size * (0.5 * size - HIDDEN_WALL) for size in sizes)
-        return x, y
 
     def arrival(self, plan: Plan, row: int = 0) -> int | None:
         """Return the first env step at which a plan is at the goal, if it ever is.
@@ -184,29 +172,25 @@ def _column_label(layout: TrajectoryLayout, column: int) -> str:
 def draw_scene(ax: Axes, scene: Scene) -> None:
     """Draw the maze, or an empty plane, and the goal's disc."""
     patches = require_extra("matplotlib.patches", "plot")
-    if scene.maze_map is not None:
+    if scene.walls is not None:
         colors = require_extra("matplotlib.colors", "plot")
-        walls = np.array([[cell == 1 for cell in row] for row in scene.maze_map])
-        x, y = np.array(walls.shape[::-1]) * scene.cell_size / 2
+        left, right, bottom, top = scene.walls.shown
         ax.imshow(
-            walls,
+            scene.walls.cells,
             cmap=colors.ListedColormap([FLOOR, WALL]),
             vmin=0,
             vmax=1,
-            extent=(-x, x, -y, y),
+            extent=scene.walls.extent,
             interpolation="nearest",
             zorder=0,
         )
-        x, y = (half - HIDDEN_WALL * scene.cell_size for half in (x, y))
-        ax.set(xlim=(-x, x), ylim=(-y, y), xticks=[], yticks=[])
+        ax.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[])
     else:
         ax.set(xlabel=scene.labels[0], ylabel=scene.labels[1], facecolor=FLOOR)
         ax.grid(color="white")
         ax.set_axisbelow(True)
     ax.spines[:].set_visible(False)
-    ax.set_aspect(
-        "equal", adjustable="box" if scene.maze_map is not None else "datalim"
-    )
+    ax.set_aspect("equal", adjustable="box" if scene.walls else "datalim")
     if scene.goal is not None and scene.goal_radius is not None:
         x, y = scene.goal
         for style in (
@@ -248,6 +232,16 @@ def draw_ends(ax: Axes, scene: Scene, start: np.ndarray) -> None:
     ax.plot(*start, marker="o", ms=10, mfc=START, label="start", **style)
     if scene.goal is not None:
         ax.plot(*scene.goal, marker="*", ms=16, mfc=GOAL, label="goal", **style)
+
+
+def draw_route(ax: Axes, scene: Scene, start: np.ndarray) -> None:
+    """Draw the way over landmarks from a start `[2]`, if there is one."""
+    if scene.route is not None:
+        points = np.concatenate([start[None], scene.route])
+        ax.plot(*points.T, color=CANDIDATE, lw=1.2, ls=":", zorder=3)
+        ax.plot(
+            *scene.route[:-1].T, ls="none", marker=".", color=MARK, label="landmark"
+        )
 
 
 def draw_plan(
@@ -328,7 +322,7 @@ def draw_chain_step(ax: Axes, chain: np.ndarray, index: int, scene: Scene) -> No
         edgecolors="white",
         linewidths=0.4,
     )
-    if scene.maze_map is None:
+    if scene.walls is None:
         _limit_to(ax, chain[-1] if scene.goal is None else [*chain[-1], scene.goal])
     draw_ends(ax, scene, points[0])
     names = {0: "noise", last: f"plan, after {counted(last, 'denoising step')}"}
@@ -380,6 +374,7 @@ def plan_figure(
     figure, panels = _figure(scene, planned + (rollout is not None), header=0.35)
     if planned:
         draw_scene(panels[0], scene)
+        draw_route(panels[0], scene, scene.points(plan.path(row))[0])
         draw_plan(panels[0], plan, scene, row=row)
         draw_ends(panels[0], scene, scene.points(plan.path(row))[0])
         count = int(plan.num_candidates[row])
@@ -507,8 +502,11 @@ def _figure(
     figures = require_extra("matplotlib.figure", "plot")
     columns = min(columns, num_panels)
     rows = -(-num_panels // columns)
-    x, y = scene.extent or (1.0, 1.0)
-    height = rows * (width * y / x + 0.35) + header
+    shape = 1.0
+    if scene.walls is not None:
+        left, right, bottom, top = scene.walls.shown
+        shape = (top - bottom) / (right - left)
+    height = rows * (width * shape + 0.35) + header
     figure: Figure = figures.Figure(
         figsize=(width * columns, height), layout="compressed"
     )

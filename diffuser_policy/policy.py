@@ -278,6 +278,27 @@ class DiffuserPolicy:
             step_noise=state is not None,
         )
 
+    @plain_arithmetic()
+    def routes(self, observation: Any) -> list[np.ndarray]:
+        """Return where plans lead one after the other, `[places, goal]` of each row.
+
+        The last place is the goal. It is the only one if plans lead straight to it:
+        without `subgoal`, or without a landmark on the way.
+
+        Args:
+            observation: Single (one row) or batched.
+
+        Raises:
+            ObservationError: An observation that cannot be planned from.
+            ConfigError: The planner has no goals.
+        """
+        rows, goals = self.read(observation)
+        if goals is None:
+            raise ConfigError("This planner has no goals, so no route leads to one.")
+        if self.planner.routes is None:
+            return [goal[None] for goal in goals]
+        return self.planner.routes.to(rows, goals)
+
     def initial_state(
         self, num_envs: int, streams: np.ndarray | None = None
     ) -> PolicyState:

@@ -15,6 +15,7 @@ from diffuser_policy.config import LandmarksConfig, PlannerConfig, TrainConfig
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.export import write_export
 from diffuser_policy.networks.landmarks import Landmarks
+from diffuser_policy.plotting import Scene, plan_figure
 from diffuser_policy.testing import toy_config, toy_dataset, toy_policy
 from diffuser_policy.training.trainer import Trainer
 from tests.policy_helpers import observe
@@ -84,6 +85,20 @@ def test_a_near_goal_is_its_own_subgoal(hairpin: Landmarks) -> None:
     np.testing.assert_array_equal(aims, goal)
 
 
+def test_a_way_goes_from_place_to_place_around_the_wall(hairpin: Landmarks) -> None:
+    start, goal = point(1.0, 0.0), point(1.0, 0.5)
+    [way] = hairpin.way(start, goal)
+    along = np.where(way[:, 1] == 0, way[:, 0], 6.5 + 6.0 - way[:, 0])
+    assert (np.diff(along) > 0).all()  # in order, on both sides of the wall
+    assert along[0] > 1.0
+    assert along[-1] == pytest.approx(12.5 - 1.0, abs=0.3)
+    assert len(way) > 15
+    subgoals, _ = hairpin.subgoals(start, goal, 25)
+    assert (way == subgoals[0]).all(axis=1).any()  # what plans lead to is on the way
+    [none] = hairpin.way(start, point(1.01, 0.0))
+    assert none.shape == (0, 2)
+
+
 def test_runs_that_share_a_place_are_joined_in_their_direction() -> None:
     first, second = walk((0, 0), (5, 0)), walk((5, 0), (5, 5))
     marks = Landmarks.fit(*joined(first, second), 21)
@@ -94,6 +109,7 @@ def test_runs_that_share_a_place_are_joined_in_their_direction() -> None:
     aims, [direct] = marks.subgoals(point(5, 5), goal, 20)
     assert direct  # no way: straight to the goal
     np.testing.assert_array_equal(aims, goal)
+    assert len(marks.way(point(5, 5), goal)[0]) == 0
 
 
 def test_more_landmarks_than_rows_do_no_harm() -> None:
@@ -146,6 +162,35 @@ def routed(policy: DiffuserPolicy) -> tuple[dict[str, np.ndarray], np.ndarray]:
     aims = policy.plan(seen).aims
     assert aims is not None
     return seen, (aims != seen["desired_goal"]).any(axis=1)
+
+
+def test_routes_end_at_the_goal_and_contain_the_aims() -> None:
+    policy = with_landmarks()
+    seen, far = routed(policy)
+    routes, aims = policy.routes(seen), policy.plan(seen).aims
+    assert aims is not None
+    for row, route in enumerate(routes):
+        np.testing.assert_array_equal(route[-1], seen["desired_goal"][row])
+        assert np.isclose(route, aims[row], atol=1e-5).all(axis=1).any()
+    assert max(len(routes[row]) for row in np.flatnonzero(far)) > 2
+    straight = policy.with_settings(subgoal=None).routes(seen)
+    assert [len(route) for route in straight] == [1] * 30
+    [alone] = policy.routes({key: value[3] for key, value in seen.items()})
+    np.testing.assert_array_equal(alone, routes[3])
+
+
+def test_a_picture_has_the_way_over_landmarks() -> None:
+    policy = with_landmarks()
+    seen, _ = routed(policy)
+    routes = policy.routes(seen)
+    row = int(np.argmax([len(route) for route in routes]))
+    one = {key: value[row] for key, value in seen.items()}
+    layout = policy.planner.layout
+    scene = Scene.of(object(), layout, one, route=routes[row])
+    figure = plan_figure(policy.plan(one), scene)
+    assert "landmark" in figure.axes[0].get_legend_handles_labels()[1]
+    near = Scene.of(object(), layout, one, route=routes[row][-1:])
+    assert near.route is None
 
 
 def test_a_plan_to_a_subgoal_is_replaced_in_time_and_one_to_the_goal_is_not() -> None:

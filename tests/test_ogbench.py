@@ -20,7 +20,7 @@ from diffuser_policy.data.minari import load_flat
 from diffuser_policy.envs import Env, make_env, reset_env
 from diffuser_policy.errors import ConfigError, MissingExtraError, UnknownNameError
 from diffuser_policy.evaluation.report import to_json
-from diffuser_policy.play.worlds import BodyWorld, world_of
+from diffuser_policy.play.worlds import MazeWorld, world_of
 from diffuser_policy.plotting import Scene
 
 pytest.importorskip("ogbench", reason="needs the extra 'ogbench'")
@@ -322,7 +322,29 @@ def test_without_ogbench_its_ids_name_the_extra(
         make_env("antmaze-medium-v0")
 
 
-def test_its_mazes_are_drawn_without_walls_rather_than_wrongly() -> None:
+@pytest.mark.parametrize("env_id", ["pointmaze-medium-v0", "antmaze-medium-v0"])
+def test_start_and_goal_can_be_placed_in_meters(env_id: str) -> None:
+    env = make_env(env_id)
+    plain, _ = env.reset(seed=0, options={"task_id": 2})
+    places = {"start": [20.0, 16.5], "goal": [0.5, 19.0]}
+    placed, _ = env.reset(seed=0, options={"task_id": 2, **places})
+    assert placed["achieved_goal"][:2] == pytest.approx(places["start"])
+    assert placed["observation"] == pytest.approx(placed["achieved_goal"])
+    assert placed["desired_goal"][:2] == pytest.approx(places["goal"])
+    assert placed["desired_goal"][2:] == pytest.approx(plain["desired_goal"][2:])
+    unwrapped: Any = env.unwrapped
+    unwrapped.set_xy(np.array([0.7, 19.0]))  # success is where the goal was placed
+    assert env.step(np.zeros(env.action_space.shape))[-1]["success"] == 1.0
+    again, _ = env.reset(seed=0, options={"task_id": 2})  # and it is the task's again
+    assert again["desired_goal"] == pytest.approx(plain["desired_goal"])
+    with pytest.raises(ConfigError, match=r"goal \(8, 4\) is inside a wall"):
+        env.reset(options={"goal": [8.0, 4.0]})
+    with pytest.raises(ConfigError, match="start must be x and y in meters"):
+        env.reset(options={"start": [1.0, np.nan]})
+    env.close()
+
+
+def test_walls_of_its_mazes_are_where_balls_cannot_be() -> None:
     env = make_env("pointmaze-medium-v0")
     observation, _ = reset_env(env, seed=0)
     layout = TrajectoryLayout(
@@ -331,7 +353,20 @@ def test_its_mazes_are_drawn_without_walls_rather_than_wrongly() -> None:
         aliases={"position": (0, 1), "goal": (0, 1)},
     )
     scene = Scene.of(env, layout, observation)
-    assert scene.maze_map is None
+    walls = scene.walls
+    maze: Any = env.unwrapped
+    assert walls is not None
+    for i, j in np.argwhere(np.ones_like(maze.maze_map)):
+        x, y = maze.ij_to_xy((i, j))
+        point = np.array([x + 1.3, y - 0.7])
+        assert walls.contain(point) == (maze.maze_map[i, j] == 1)
+    assert walls.contain(np.array([[-100.0, 0.0], [0.0, 100.0]])).all()
     assert scene.goal is not None
-    assert isinstance(world_of(env, layout, observation), BodyWorld)
+    world = world_of(env, layout, observation)
+    assert isinstance(world, MazeWorld)
+    assert [name for name, _, _ in world.handles(observation)] == ["start", "goal"]
+    middle = world.boxes()[:, :, :2].mean(axis=(0, 1))
+    assert middle == pytest.approx(np.array(world.camera()[1][:2]), abs=2.0)
+    assert not world.obstructed(np.array([[0.0, 0.0, 0.0], [4.0, 0.0, 0.0]]))
+    assert world.obstructed(np.array([[4.0, 0.0, 0.0], [16.0, 0.0, 0.0]]))
     env.close()

@@ -33,6 +33,7 @@ from diffuser_policy.plotting import (
     save_chain_gif,
     save_figure,
 )
+from diffuser_policy.walls import Walls
 from tests.point_env import POINT, RADIUS
 
 LAYOUT = TrajectoryLayout(
@@ -42,7 +43,10 @@ LAYOUT = TrajectoryLayout(
 )
 UMAZE = LAYOUTS["umaze"].maze_map
 MAZE = Scene(
-    columns=(0, 1), maze_map=UMAZE, goal=np.array([-1.0, 1.0]), goal_radius=0.5
+    columns=(0, 1),
+    walls=Walls.centered(UMAZE),
+    goal=np.array([-1.0, 1.0]),
+    goal_radius=0.5,
 )
 PLANE = Scene(columns=(0, 1), goal=np.array([-1.0, 1.0]), goal_radius=0.5)
 NUM_STEPS, NUM_CANDIDATES, NUM_DENOISING = 9, 3, 4
@@ -83,7 +87,8 @@ def test_walls_are_where_the_environment_has_them(name: str) -> None:
     layout = LAYOUTS[name]
     figure = Figure(dpi=100)
     ax = figure.subplots()
-    scene = Scene(columns=(0, 1), maze_map=layout.maze_map, cell_size=layout.cell_size)
+    walls = Walls.centered(layout.maze_map, layout.cell_size)
+    scene = Scene(columns=(0, 1), walls=walls)
     draw_scene(ax, scene)
     picture = pixels(figure)
     cells = np.argwhere(np.ones_like(layout.walls))
@@ -102,7 +107,7 @@ def test_walls_are_where_the_environment_has_them(name: str) -> None:
 def test_maze_has_equal_scales_and_a_rim_of_wall() -> None:
     figure = Figure()
     ax = figure.subplots()
-    draw_scene(ax, Scene(columns=(0, 1), maze_map=UMAZE, cell_size=2.0))
+    draw_scene(ax, Scene(columns=(0, 1), walls=Walls.centered(UMAZE, 2.0)))
     assert ax.get_aspect() == 1
     assert ax.get_xlim() == pytest.approx((-3.8, 3.8))
     assert ax.get_ylim() == pytest.approx((-3.8, 3.8))
@@ -239,8 +244,10 @@ def test_scene_is_read_off_our_mazes() -> None:
     env = gym.make("diffuser_envs:diffuser_envs/Multi2D-UMaze-v1")
     observation, _ = env.reset(seed=0)
     scene = Scene.of(env, LAYOUT, observation)
-    assert scene.maze_map == [list(row) for row in UMAZE]
-    assert (scene.cell_size, scene.goal_radius, scene.columns) == (1.0, 0.5, (0, 1))
+    assert scene.walls is not None
+    assert scene.walls.cells.tolist() == [[c == 1 for c in row] for row in UMAZE]
+    assert scene.walls.cell_size == 1.0
+    assert (scene.goal_radius, scene.columns) == (0.5, (0, 1))
     assert scene.goal == pytest.approx(observation["desired_goal"])
     env.close()
 
@@ -254,7 +261,9 @@ def test_scene_is_read_off_robotics_mazes() -> None:
         maze = Maze()
 
     scene = Scene.of(Env(), LAYOUT, {"desired_goal": np.zeros(2)})
-    assert (scene.maze_map, scene.cell_size) == (Maze.maze_map, 4.0)
+    assert scene.walls is not None
+    assert scene.walls.extent == (-6, 6, -6, 6)
+    assert scene.walls.contain(np.array([[0.0, 1.9], [0.0, 2.1]])).tolist() == [0, 1]
     assert scene.goal_radius is None
     pixels(plan_figure(make_plan(), scene))
 
@@ -263,7 +272,7 @@ def test_environments_without_walls_are_drawn_as_a_plane() -> None:
     env = gym.make(POINT)
     observation, _ = env.reset(seed=0)
     scene = Scene.of(env, LAYOUT, observation)
-    assert scene.maze_map is None
+    assert scene.walls is None
     assert scene.labels == ("observation[0]", "observation[1]")
     assert RADIUS  # the environment has one and doesn't tell
     assert scene.goal_radius is None

@@ -73,6 +73,7 @@ def plan(settings: PlanSettings) -> int:
             observation,
             goal=None if goals is None else goals[0],
             guide=policy.config.guide,
+            route=None if goals is None else policy.routes(observation)[0],
         )
         # The drawn plan is the one that is executed: the same random stream, which is
         # also that of the first episode of `evaluate` with this seed.

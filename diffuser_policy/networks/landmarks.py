@@ -122,20 +122,47 @@ class Landmarks(nn.Module):
             Subgoals `[rows, size]`, normalized, and for which rows `[rows]` it is the
             goal itself: it is near enough, or no way leads there.
         """
-        ways = self.ways
-        begin, end = self.nearest(start), self.nearest(goal)
-        whole = ways[begin, end]
+        out, later, whole = self._ahead(start, goal)
         direct = (whole <= ahead) | ~np.isfinite(whole)
-        out, rest = ways[begin], ways[:, end].T  # [rows, num]
-        with np.errstate(invalid="ignore"):
-            on_way = np.abs(out + rest - whole[:, None]) <= 1e-6 * (1 + whole[:, None])
-        later = on_way & (out > 0)
         near = later & (out <= ahead)
         furthest = np.where(near, out, -1.0).argmax(axis=1)
         following = np.where(later, out, np.inf).argmin(axis=1)
         chosen = np.where(near.any(axis=1), furthest, following)
         places = self.places.cpu().numpy()[chosen]
         return np.where(direct[:, None], goal, places), direct
+
+    def way(self, start: np.ndarray, goal: np.ndarray) -> list[np.ndarray]:
+        """Return the places on the way to each goal, `[places, size]`, normalized.
+
+        There are none where no way leads to the goal, or where no place lies between.
+
+        Args:
+            start: `[rows, size]`, normalized.
+            goal: `[rows, size]`, normalized.
+        """
+        out, later, _ = self._ahead(start, goal)
+        places = self.places.cpu().numpy()
+        return [
+            places[np.flatnonzero(on)[times[on].argsort()]]
+            for times, on in zip(out, later, strict=True)
+        ]
+
+    def _ahead(
+        self, start: np.ndarray, goal: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return what the shortest ways from the places at the start are made of.
+
+        Returns:
+            Env steps `[rows, num]` to each place, which `[rows, num]` of them lie on
+            the way to the goal and not at the start, and env steps `[rows]` to the
+            place at the goal.
+        """
+        ways = self.ways
+        begin, end = self.nearest(start), self.nearest(goal)
+        out, rest, whole = ways[begin], ways[:, end].T, ways[begin, end]
+        with np.errstate(invalid="ignore"):
+            on_way = np.abs(out + rest - whole[:, None]) <= 1e-6 * (1 + whole[:, None])
+        return out, on_way & (out > 0), whole
 
 
 def _spread(rows: np.ndarray, num: int) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Routes: where a plan should lead if the goal is further than plans are long.
 
     routes = Routes(landmarks, layout=layout, normalizer=normalizer, ahead=100)
-    aims = routes.aims(observations, goals)
+    aims = routes.aims(observations, goals)  # of the next plans
+    ways = routes.to(observations, goals)  # of all plans, one after the other
 
 A plan leads to a subgoal on the way over landmarks
 (`diffuser_policy.networks.landmarks`), and to the goal once it is near enough. The
@@ -53,10 +54,31 @@ class Routes:
             self._normalized(goals),
             self.ahead,
         )
-        device = self.normalizer.shift.device
-        tensor = torch.as_tensor(aims, dtype=torch.float32, device=device)
-        physical = self.normalizer.unnormalize(tensor, self.goal_columns).cpu().numpy()
+        physical = self._physical(aims)
         return np.where(direct[:, None], goals, physical).astype(np.float32)
+
+    def to(self, observations: np.ndarray, goals: np.ndarray) -> list[np.ndarray]:
+        """Return the places on the way, and the goal: `[places, goal]` of each row.
+
+        Args:
+            observations: `[rows, observation]` planning columns.
+            goals: `[rows, goal]`.
+        """
+        places = self.landmarks.way(
+            self._normalized(observations[:, self.observed]), self._normalized(goals)
+        )
+        return [
+            np.concatenate([self._physical(way), goal[None]]).astype(np.float32)
+            for way, goal in zip(places, goals, strict=True)
+        ]
+
+    def _physical(self, rows: np.ndarray) -> np.ndarray:
+        device = self.normalizer.shift.device
+        tensor = torch.as_tensor(rows, dtype=torch.float32, device=device)
+        physical: np.ndarray = (
+            self.normalizer.unnormalize(tensor, self.goal_columns).cpu().numpy()
+        )
+        return physical
 
     def _normalized(self, rows: np.ndarray) -> np.ndarray:
         device = self.normalizer.shift.device

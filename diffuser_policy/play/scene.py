@@ -120,6 +120,10 @@ class SceneView:
         thin = [_pairs(self._seen(other) + 0.5 * lift) for other in others]
         joined = np.concatenate(thin) if thin else np.zeros((0, 2, 3))
         self._segments("/others", joined, _rgb(CANDIDATE), thickness=0.012)
+        route = self._seen(frame.route)
+        self._segments(
+            "/route", _pairs(route + 0.5 * lift), _rgb(CANDIDATE), thickness=0.02
+        )
         trace = self._seen(frame.trace[:: max(len(frame.trace) // TRACE_POINTS, 1)])
         self._segments("/trace", _pairs(trace + 1.5 * lift), TRACE, thickness=0.03)
 
@@ -155,18 +159,18 @@ class SceneView:
     def _draw_maze(self, world: MazeWorld) -> None:
         creation = require_extra("trimesh.creation", "play")
         util = require_extra("trimesh.util", "play")
-        self.size = world.scene.cell_size
-        walls = util.concatenate([creation.box(bounds=box) for box in world.walls()])
+        self.size = world.walls.cell_size
+        walls = util.concatenate([creation.box(bounds=box) for box in world.boxes()])
         self.scene.add_mesh_simple(
             "/walls", walls.vertices, walls.faces, color=_rgb(WALL), flat_shading=True
         )
-        x, y = world.scene.extent or (1.0, 1.0)
+        left, right, bottom, top = world.walls.shown
         thin = 0.02 * self.size
         self.scene.add_box(
             "/floor",
             color=_rgb(FLOOR),
-            dimensions=(2 * x, 2 * y, thin),
-            position=(0.0, 0.0, -thin / 2),
+            dimensions=(right - left, top - bottom, thin),
+            position=((left + right) / 2, (bottom + top) / 2, -thin / 2),
         )
 
     def _mesh_node(self, name: str, mesh: str, opacity: float | None = None) -> None:

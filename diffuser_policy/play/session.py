@@ -81,6 +81,8 @@ class Frame:
         progress: How far it has been followed, in planning steps.
         others: `[candidates - 1, steps, observation]` what it was chosen from.
         chain: `[denoising steps + 1, steps, observation]` how it came out of noise.
+        route: `[places, observation]` on the way to the goal, if plans lead from one
+            to the next.
         trace: `[n, observation]` what has happened in this run.
         past: `[n, observation]` what happened since the plan was made, env step by env
             step.
@@ -102,6 +104,7 @@ class Frame:
     progress: float
     others: np.ndarray
     chain: np.ndarray
+    route: np.ndarray
     trace: np.ndarray
     past: np.ndarray
     stride: int
@@ -439,6 +442,7 @@ class Session:
             progress=progress,
             others=others,
             chain=chain,
+            route=self._route(state),
             trace=trace,
             past=past,
             stride=stride,
@@ -453,6 +457,16 @@ class Session:
             remarks=self._remarks(path, trace, marks),
             marks=marks,
         )
+
+    def _route(self, state: np.ndarray) -> np.ndarray:
+        """Return states at the places of the route, `[places, observation]`."""
+        planner = self._policy.planner
+        if planner.routes is None or self._stuck:
+            return np.zeros((0, len(state)), np.float32)
+        places = self._policy.routes(self.observation)[0]
+        states = np.repeat(state[None], len(places) + 1, axis=0)
+        states[1:, planner.routes.observed] = places
+        return states
 
     def possible(self, name: str, values: Sequence[str]) -> list[str]:
         """Return those values of a setting that this planner can have.

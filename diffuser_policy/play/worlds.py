@@ -40,7 +40,6 @@ Handle = tuple[str, tuple[float, float, float], str]
 
 BALL_RADIUS = 0.1  # of PointMaze's ball, in meters
 WALL_HEIGHT = 0.3  # of a cell's side
-BETWEEN = 8  # points of a path that are looked at for each planning step
 NUM_GHOSTS = 6  # planned states that are drawn as bodies
 GEOMS = {2: "sphere", 3: "capsule", 4: "ellipsoid", 5: "cylinder", 6: "box", 7: "mesh"}
 UPRIGHT = np.array([0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0])
@@ -187,43 +186,37 @@ class MazeWorld(World):
     """A maze from above: walls, floor and the ball; positions are in meters."""
 
     def __init__(self, env: Env, layout: TrajectoryLayout, observation: Any) -> None:
-        """Read the maze; the arguments are those of `World`."""
-        super().__init__(env, layout, observation)
-        self.scene = Scene.of(env, layout, observation)
-        self.position = self.scene.columns
+        """Read the maze.
 
-    def walls(self) -> np.ndarray:
-        """Return the low and high corners `[walls, 2, 3]` of all walls, in meters.
+        Args:
+            env: As for `World`.
+            layout: As for `World`.
+            observation: As for `World`.
 
-        The outermost cells are cut off where a picture of the maze ends.
+        Raises:
+            ConfigError: It is no maze, or there are no two columns to draw.
         """
-        side, cells = self.scene.cell_size, self.scene.maze_map or ()
-        rows = np.array([[cell == 1 for cell in row] for row in cells])
-        height, width = rows.shape
-        i, j = np.nonzero(rows)
-        low = np.stack([j - width / 2, height / 2 - i - 1], axis=1) * side
-        corners = np.stack([low, low + side], axis=1)
-        edge = np.array(self.scene.extent)
-        corners = corners.clip(-edge, edge)
-        up = np.broadcast_to([[[0.0], [WALL_HEIGHT * side]]], (len(corners), 2, 1))
-        return np.concatenate([corners, up], axis=2)
+        super().__init__(env, layout, observation)
+        scene = Scene.of(env, layout, observation)
+        if scene.walls is None:
+            raise ConfigError("The environment has no walls.")
+        self.walls, self.position = scene.walls, scene.columns
+
+    def boxes(self) -> np.ndarray:
+        """Return the low and high corners `[walls, 2, 3]` of all walls, in meters."""
+        corners = self.walls.boxes()
+        up = [[[0.0], [WALL_HEIGHT * self.walls.cell_size]]]
+        height = np.broadcast_to(up, (len(corners), 2, 1))
+        return np.concatenate([corners, height], axis=2)
 
     def obstructed(self, points: np.ndarray) -> bool:
         """Return whether a path `[n, 3]` leads through a wall."""
-        rows = self.scene.maze_map or ()
-        walls = np.array([[cell == 1 for cell in row] for row in rows])
-        shares = np.linspace(0.0, 1.0, BETWEEN, endpoint=False)[:, None, None]
-        between = points[:-1] + shares * np.diff(points, axis=0)
-        x, y = between[..., :2].reshape(-1, 2).T / self.scene.cell_size
-        height, width = walls.shape
-        i = np.floor(height / 2 - y).astype(int).clip(0, height - 1)
-        j = np.floor(x + width / 2).astype(int).clip(0, width - 1)
-        return bool(walls[i, j].any())
+        return self.walls.cross(points[:, :2])
 
     def meshes(self) -> Sequence[Mesh]:
         """Return the ball."""
         ball = require_extra("trimesh", "play").creation.icosphere(
-            subdivisions=3, radius=BALL_RADIUS * self.scene.cell_size
+            subdivisions=3, radius=BALL_RADIUS * self.walls.cell_size
         )
         return (("ball", ball.vertices, ball.faces, (0.10, 0.10, 0.14)),)
 
@@ -231,14 +224,15 @@ class MazeWorld(World):
         """Return where the ball is."""
         pose = UPRIGHT.copy()
         pose[:3] = self.points(state)
-        pose[2] += BALL_RADIUS * self.scene.cell_size
+        pose[2] += BALL_RADIUS * self.walls.cell_size
         return pose[None]
 
     def camera(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
         """Return a camera above the maze, a little to the south."""
-        x, y = self.scene.extent or (4.0, 4.0)
-        far = 1.5 * max(0.8 * x, y)
-        return (0.0, -0.2 * far, far), (0.0, 0.0, 0.0)
+        left, right, bottom, top = self.walls.shown
+        x, y = (left + right) / 2, (bottom + top) / 2
+        far = 0.75 * max(0.8 * (right - left), top - bottom)
+        return (x, y - 0.2 * far, far), (x, y, 0.0)
 
 
 class BodyWorld(World):
@@ -381,14 +375,9 @@ def world_of(env: Env, layout: TrajectoryLayout, observation: Any) -> Any:
     own = getattr(env.unwrapped, "play_world", None)
     if inspect.ismethod(own):
         return own(layout.aliases)
-    unwrapped: Any = env.unwrapped
-    maze: Any = getattr(unwrapped, "maze", None)
-    if hasattr(unwrapped, "maze_map") or hasattr(maze, "maze_map"):
-        with contextlib.suppress(ConfigError):  # no two columns to draw
-            made = MazeWorld(env, layout, observation)
-            if made.scene.maze_map is not None:
-                return made
-    if type(getattr(unwrapped, "model", None)).__name__ == "MjModel":
+    with contextlib.suppress(ConfigError):
+        return MazeWorld(env, layout, observation)
+    if type(getattr(env.unwrapped, "model", None)).__name__ == "MjModel":
         return BodyWorld(env, layout, observation)
     return World(env, layout, observation)
 
