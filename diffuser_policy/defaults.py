@@ -37,6 +37,7 @@ from diffuser_policy.words import every
 PLANNING_STEPS = 64  # of the longest plan to a goal
 PLACE_COLUMNS = 3  # of goals that are places, rather than states of all joints
 FROM_PLACE = 160  # env steps of the longest plan from one landmark to others
+NARROW = 24  # width of a U-Net for those: short plans need fewer weights
 GOALS_AHEAD = 2.5  # longest plan, in units of the median time that a goal is chased
 SHORT = 4  # env steps of a plan of states without a goal
 MLP: Mapping[str, Any] = {  # for plans without a goal
@@ -294,6 +295,8 @@ class _Chooser:
             if self.wanted.setdefault("landmarks", far):
                 wanted = min(wanted, FROM_PLACE)
                 why += ", and landmarks lead on"
+                if self.get("network", "architecture") == "unet":
+                    self.set("network", dim=NARROW)
         else:
             # Whoever asks for values of plans, or follows planned states, needs some.
             acted = self.one_length() and self.get("window", "actions")

@@ -213,6 +213,30 @@ def test_plans_are_as_long_as_the_chase_of_a_goal_needs() -> None:
     assert window.min_horizon < 60
 
 
+def test_landmarks_lead_to_places_that_are_further_than_plans_are_long() -> None:
+    flat = without_velocity(toy_dataset(1, 6000))
+
+    def chasing(steps: int, columns: int = 2) -> FlatDataset:
+        goals = np.repeat(np.arange(6000 / steps), steps)[:, None]
+        return changed(flat, desired_goal=goals.repeat(columns, axis=1))
+
+    config = TrainConfig.for_dataset(chasing(300))
+    assert config.landmarks is not None
+    assert config.window.horizon == 160
+    assert config.network.dim == defaults.NARROW
+    wide = TrainConfig.for_dataset(chasing(300), network={"dim": 16})
+    assert wide.landmarks is not None
+    assert wide.network.dim == 16
+    without = TrainConfig.for_dataset(chasing(300), landmarks=False)
+    assert without.window.horizon > 160
+    assert without.network.dim == 32
+    assert TrainConfig.for_dataset(chasing(40)).landmarks is None  # near enough
+    pursued = changed(
+        toy_dataset(1, 6000), desired_goal=chasing(300).fields["desired_goal"]
+    )
+    assert TrainConfig.for_dataset(pursued).landmarks is None
+
+
 @pytest.mark.parametrize("goals", [False, True])
 def test_short_episodes_are_padded_and_none_is_left_out(goals: bool) -> None:
     flat = lengthened([60, 60, 60, 7, 3], goals=goals)
