@@ -364,14 +364,22 @@ def _results(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return the lines of a model card with scores by environment."""
     if not results:
         return []
-    rows = [["environment", "episodes", "score", "success"]]
+    every = {"score": "score", "return": "return", "success_rate": "success"}
+    shown = [key for key in every if any(r.get(key) for r in results.values())]
+    rows = [["environment", "episodes", *(every[key] for key in shown)]]
     for env_id, result in results.items():
-        mean, low, high = (result["score"][key] for key in ("mean", "low", "high"))
-        success = result.get("success_rate")  # where there are goals
-        rate = "" if success is None else f"{success['mean']:.0%}"
-        score = f"{mean:.1f} [{low:.1f}, {high:.1f}]"
-        rows.append([env_id, str(result["episodes"]), score, rate])
-    if not any(row[3] for row in rows[1:]):
-        rows = [row[:3] for row in rows]
+        figures = [_figure(key, result.get(key)) for key in shown]
+        rows.append([env_id, str(result["episodes"]), *figures])
     head, *lines = [f"| {' | '.join(row)} |" for row in rows]
     return ["", head, "|---" * len(rows[0]) + "|", *lines]
+
+
+def _figure(name: str, interval: Mapping[str, float | None] | None) -> str:
+    """Return a figure of a model card, with its interval if that has ends."""
+    if not interval or interval["mean"] is None:
+        return ""
+    if name == "success_rate":
+        return f"{interval['mean']:.0%}"
+    if interval["low"] is None or interval["high"] is None:
+        return f"{interval['mean']:.1f}"
+    return f"{interval['mean']:.1f} [{interval['low']:.1f}, {interval['high']:.1f}]"

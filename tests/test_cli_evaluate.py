@@ -15,6 +15,7 @@ from typing import Any, get_type_hints
 import pytest
 import tyro
 
+from diffuser_policy.checkpoint import CARD, read_planner
 from diffuser_policy.cli import main
 from diffuser_policy.cli.options import (
     PlanningOptions,
@@ -62,6 +63,37 @@ def test_evaluation_is_printed_and_written(
     )
     same = evaluate(policy, POINT, episodes=5, seed=3, num_envs=2)
     assert data["episodes"] == json.loads(json.dumps(to_json(same)))["episodes"]
+
+
+def test_the_model_card_gets_the_figures(
+    planner: str, tmp_path: Path, capsys: Capture
+) -> None:
+    folder = tmp_path / "planner"
+    shutil.copytree(planner, folder)
+    options = ("--episodes", "4", "--card")
+    assert main(["evaluate", str(folder), *options, "--seed", "7"]) == 0
+    assert main(["evaluate", str(folder), *options]) == 0  # replaces these
+    config = read_planner(folder)[0]
+    kept = config.provenance["results"][POINT]
+    result = evaluate(DiffuserPolicy.from_pretrained(planner), POINT, episodes=4)
+    success = result.summary()["success_rate"]
+    assert success is not None
+    assert kept["success_rate"]["mean"] == success.mean
+    assert (kept["episodes"], kept["first_seed"]) == (4, 0)
+    assert f"| {POINT} | 4 | " in (folder / CARD).read_text(encoding="utf-8")
+    before = (folder / CARD).read_bytes()
+    capsys.readouterr()
+    others = (
+        ["--temperature", "0.5"],
+        ["--env-option", "max_episode_steps=3"],
+        ["--guide", "waypoint:position=0,0"],
+    )
+    for other in others:
+        assert main(["evaluate", str(folder), *options, *other]) == 2
+        assert "other settings: " in capsys.readouterr().err
+    assert main(["evaluate", "multi2d-umaze", *options]) == 2
+    assert "'multi2d-umaze' is none" in capsys.readouterr().err
+    assert (folder / CARD).read_bytes() == before
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])

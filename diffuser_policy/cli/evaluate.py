@@ -41,6 +41,8 @@ class EvaluateSettings(PlannerSettings):
     """Plan with the same initial noise every time, and none while denoising."""
     json: Annotated[Path | None, shown_as("FILE")] = None
     """File for the results of every episode, their summary, settings and versions."""
+    card: Flag = False
+    """Write the figures into the model card of the planner, which must be a folder."""
 
 
 def evaluate(settings: EvaluateSettings) -> int:
@@ -48,13 +50,22 @@ def evaluate(settings: EvaluateSettings) -> int:
     from rich.console import Console
 
     from diffuser_policy import evaluation
-    from diffuser_policy.evaluation.report import table, write_json
+    from diffuser_policy.evaluation.loop import describe
+    from diffuser_policy.evaluation.report import (
+        check_card,
+        table,
+        write_card,
+        write_json,
+    )
     from diffuser_policy.files import check_writable
 
     if settings.json is not None:
         check_writable(settings.json)
     env_options = parse_assignments(settings.env_option, option="--env-option")
     policy, env_id = settings.load()
+    if settings.card:
+        facts = {"policy": describe(policy), "env_options": env_options}
+        check_card(facts, Path(settings.planner))
     results = evaluation.evaluate(
         policy,
         env_id,
@@ -68,6 +79,8 @@ def evaluate(settings: EvaluateSettings) -> int:
     results = dataclasses.replace(results, settings=named)
     if settings.json is not None:  # first: what is printed may be lost
         write_json(results, settings.json)
+    if settings.card:
+        write_card(results, Path(settings.planner))
     Console().print(table(results))
     if settings.json is not None:
         print(f"Wrote {settings.json}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy as np
 from rich.table import Table
 
 from diffuser_policy import files
+from diffuser_policy.checkpoint import CARD, read_planner, write_planner
+from diffuser_policy.errors import ConfigError
 from diffuser_policy.evaluation.records import Evaluation, Summary
 from diffuser_policy.evaluation.statistics import Interval
 from diffuser_policy.settings import json_data
@@ -67,6 +70,67 @@ def write_json(evaluation: Evaluation, path: Path) -> None:
         StorageError: It could not be written.
     """
     files.write_json(path, to_json(evaluation))
+
+
+def check_card(settings: Mapping[str, Any], folder: Path) -> None:
+    """Refuse figures for a model card that are not of the planner as it is.
+
+    Args:
+        settings: Of the evaluation.
+        folder: The planner's.
+
+    Raises:
+        ConfigError: No such folder, or settings that are not the planner's own.
+        StorageError: The model card could not be written.
+    """
+    if not folder.is_dir():
+        raise ConfigError(
+            f"A model card is written into the folder of a planner, and {str(folder)!r}"
+            f" is none (--card)."
+        )
+    files.check_writable(folder / CARD)
+    used, own = settings["policy"], read_planner(folder)[0].to_json()
+    others = [
+        key
+        for part in ("planner", "execution")
+        for key, value in own[part].items()
+        if used.get(part, {}).get(key) != value
+    ]
+    others += ["guide"] * (used.get("guide") != own["guide"])
+    others += [*settings.get("env_options", ())]
+    if others:
+        raise ConfigError(
+            f"A model card says how a planner does as it is, and this evaluation has "
+            f"other settings: {', '.join(others)}. Leave them out (or --card)."
+        )
+
+
+def write_card(evaluation: Evaluation, folder: Path) -> None:
+    """Write the figures of a planner into its model card and its provenance.
+
+    They replace those of the same environment.
+
+    Args:
+        evaluation: Of the planner in that folder.
+        folder: The planner's.
+
+    Raises:
+        ConfigError: As `check_card`.
+        StorageError: The planner could not be written.
+    """
+    check_card(evaluation.settings, folder)
+    config, networks = read_planner(folder)
+    summary, settings = _figures(evaluation.summary()), evaluation.settings
+    names = ("score", "return", "success_rate", "time_to_goal")
+    figures = {name: summary[name] for name in names}
+    figures = {
+        "episodes": len(evaluation.episodes),
+        "first_seed": settings.get("seed", 0),
+        **{name: figure for name, figure in figures.items() if figure is not None},
+    }
+    results = dict(config.provenance.get("results", {}))
+    results[str(settings["env"])] = figures
+    write_planner(folder, config, networks, provenance={"results": results})
 
 
 def table(evaluation: Evaluation) -> Table:
