@@ -348,6 +348,9 @@ def card(config: PolicyConfig, networks: PlannerNetworks) -> str:
         lines.append(
             f"- Inverse dynamics: to states up to {counted(reach, 'env step')} away"
         )
+    if config.landmarks is not None:
+        places = counted(config.landmarks.num, "place")
+        lines.append(f"- Landmarks: {places} on the way to far goals")
     if config.classifier is not None:
         steps = provenance.get("classifier", {}).get("steps", "?")
         labels = f"{len(config.classifier.classes)} labels of noisy states"
@@ -366,6 +369,8 @@ def _results(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
         return []
     every = {"score": "score", "return": "return", "success_rate": "success"}
     shown = [key for key in every if any(r.get(key) for r in results.values())]
+    if len(shown) > 1:  # a return says little beside these
+        shown = [key for key in shown if key != "return"]
     rows = [["environment", "episodes", *(every[key] for key in shown)]]
     for env_id, result in results.items():
         figures = [_figure(key, result.get(key)) for key in shown]

@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from diffuser_policy import DiffuserPolicy, evaluate
-from diffuser_policy.checkpoint import SHIPPED, shipped_planners
+from diffuser_policy.checkpoint import (
+    CARD,
+    SHIPPED,
+    card,
+    read_planner,
+    shipped_planners,
+)
 
 MAZES = {"multi2d-umaze": "UMaze", "multi2d-medium": "Medium", "multi2d-large": "Large"}
 PAPER = {  # Janner et al. 2022, table 1
@@ -18,11 +24,12 @@ ROBOTS = {
     "hopper": "Hopper-v5",
     "halfcheetah": "HalfCheetah-v5",
 }
+POINT_MAZES = ("pointmaze-giant-navigate", "pointmaze-giant-stitch")
 EARNED = {"walker2d": 800.0, "hopper": 700.0, "halfcheetah": 1800.0}  # in 300 env steps
 
 
 def test_the_shipped_planners_fit_in_a_wheel() -> None:
-    assert shipped_planners() == sorted([*MAZES, *ROBOTS, "kuka-stack"])
+    assert shipped_planners() == sorted([*MAZES, *ROBOTS, *POINT_MAZES, "kuka-stack"])
     sizes = [path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()]
     assert sum(sizes) < 30e6
     assert max(sizes) < 5e6
@@ -40,6 +47,18 @@ def test_a_shipped_planner_reaches_every_goal(planner: str, family: str) -> None
     assert success.mean == 1.0
     assert score is not None
     assert score.mean > PAPER[family][MAZES[planner]]
+
+
+@pytest.mark.parametrize("planner", POINT_MAZES)
+def test_a_shipped_planner_crosses_the_giant_maze(planner: str) -> None:
+    """In an episode of each task that no table was made from."""
+    pytest.importorskip("ogbench", reason="needs the extra 'ogbench'")
+    policy = DiffuserPolicy.from_pretrained(planner)
+    found = evaluate(policy, "pointmaze-giant-v0", episodes=1, seed=5000, num_envs=5)
+    assert [episode.success for episode in found.episodes] == [True] * 5
+    written = (SHIPPED / planner / CARD).read_text(encoding="utf-8")
+    assert "| environment | episodes | success |\n" in written
+    assert "| pointmaze-giant-v0 | 250 | 100% |" in written
 
 
 @pytest.mark.slow
@@ -61,16 +80,22 @@ def test_a_shipped_planner_walks_and_does_not_fall(planner: str) -> None:
 
 @pytest.mark.parametrize("planner", ROBOTS)
 def test_the_card_of_a_robot_has_its_score(planner: str) -> None:
-    card = (SHIPPED / planner / "README.md").read_text()
-    assert "| environment | episodes | score |\n" in card
-    assert f"| {ROBOTS[planner]} | 100 | " in card
+    written = (SHIPPED / planner / CARD).read_text(encoding="utf-8")
+    assert "| environment | episodes | score |\n" in written
+    assert f"| {ROBOTS[planner]} | 100 | " in written
+
+
+@pytest.mark.parametrize("planner", shipped_planners())
+def test_model_cards_are_up_to_date(planner: str) -> None:
+    written = (SHIPPED / planner / CARD).read_text(encoding="utf-8")
+    assert written == card(*read_planner(planner))
 
 
 @pytest.mark.parametrize("planner", MAZES)
 def test_a_model_card_says_what_was_measured(planner: str) -> None:
-    card = (SHIPPED / planner / "README.md").read_text()
+    written = (SHIPPED / planner / CARD).read_text(encoding="utf-8")
     for family in PAPER:
-        assert f"| diffuser_envs/{family}-{MAZES[planner]}-v1 | 100 | " in card
+        assert f"| diffuser_envs/{family}-{MAZES[planner]}-v1 | 100 | " in written
 
 
 @pytest.mark.parametrize(

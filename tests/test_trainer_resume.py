@@ -24,11 +24,12 @@ from diffuser_policy.config import TrainConfig
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.errors import CheckpointError, ConfigError
 from diffuser_policy.files import hidden_sibling
+from diffuser_policy.interrupts import held_interrupt
 from diffuser_policy.settings import differences
 from diffuser_policy.testing import toy_config, toy_dataset
 from diffuser_policy.training.processes import Processes
 from diffuser_policy.training.state import Parts, checkpoints, save_state
-from diffuser_policy.training.trainer import Trainer, held_interrupt
+from diffuser_policy.training.trainer import Trainer
 
 PLANNER = ("model.safetensors", "config.json")
 
@@ -73,7 +74,8 @@ KILLED = """
 
     from diffuser_policy.config import OptimizationConfig
     from diffuser_policy.testing import toy_config, toy_dataset
-    from diffuser_policy.training.trainer import Trainer, held_interrupt
+    from diffuser_policy.interrupts import held_interrupt
+    from diffuser_policy.training.trainer import Trainer
 
     NUM_STEPS = 15
     CONFIG = toy_config(

@@ -86,8 +86,8 @@ def play(settings: PlaySettings) -> int:
         raise ConfigError(f"--record writes HTML: FILE.html, got {settings.record}.")
     print(f"Loading {settings.planner} …", flush=True)
     from diffuser_policy.files import check_writable, write_text
+    from diffuser_policy.interrupts import held_interrupt
     from diffuser_policy.play.page import Page
-    from diffuser_policy.training.trainer import held_interrupt
 
     if settings.record is not None:
         check_writable(settings.record)

@@ -179,6 +179,8 @@ class Panel:
     def _summary(self, frame: Frame) -> str:
         steps = max(len(frame.path) - 1, 0) * frame.stride
         what = f"a plan of {counted(steps, 'env step')}" if steps else "an action"
+        if len(frame.route) > 2:
+            what += " to a subgoal; the thin line leads on over landmarks"
         lines = [f"**{1000 * frame.plan_seconds:.0f} ms** for {what}"]
         if frame.env_steps:
             plans = counted(frame.num_plans, "plan")

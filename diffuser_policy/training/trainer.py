@@ -24,12 +24,9 @@ import contextlib
 import copy
 import json
 import math
-import signal
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -68,6 +65,7 @@ from diffuser_policy.files import (
     write_json,
     write_text,
 )
+from diffuser_policy.interrupts import held_interrupt
 from diffuser_policy.networks.critic import Values
 from diffuser_policy.numerics import plain_arithmetic, unusable, within_memory
 from diffuser_policy.settings import converted, differences, to_json
@@ -620,30 +618,3 @@ def update_average(
     else:
         blend = get_ema_multi_avg_fn(settings.ema_decay)  # type: ignore[no-untyped-call]
         blend(means, weights, 0)
-
-
-@contextlib.contextmanager
-def held_interrupt() -> Iterator[Callable[[], bool]]:
-    """Hold Ctrl-C back; yields a function that says whether it was pressed.
-
-    An interrupt within an optimizer step would leave some weights a step ahead of
-    others, and a checkpoint of that could not be resumed exactly. So the first Ctrl-C
-    is noted, and the training loop asks for it between steps; a second one interrupts
-    at once. Outside the main thread, where Python delivers no signals, nothing is held.
-    """
-    pressed: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    previous = signal.getsignal(signal.SIGINT)
-
-    def hold(number: int, _: FrameType | None) -> None:
-        if pressed:
-            raise KeyboardInterrupt
-        pressed.append(number)
-
-    signal.signal(signal.SIGINT, hold)
-    try:
-        yield lambda: bool(pressed)
-    finally:
-        signal.signal(signal.SIGINT, previous)
