@@ -16,6 +16,7 @@ from diffuser_policy.words import counted
 if TYPE_CHECKING:
     from diffuser_policy.envs import Env
     from diffuser_policy.evaluation.records import EpisodeRecord
+    from diffuser_policy.plotting import Scene
 
 FILES = ("plan.png", "chain.png", "chain.gif")
 SCORE = "score (100: reference)"
@@ -93,6 +94,7 @@ def plan(settings: PlanSettings) -> int:
     rows = (
         ("start", _point(record.start)),
         ("goal", _point(record.goal)),
+        *_way(scene),
         ("planned length", _length(int(made.durations[0]))),
         ("planned arrival", _arrival(planned)),
         ("actual arrival", _arrival(record.time_to_goal)),
@@ -144,6 +146,13 @@ def _outcome(record: EpisodeRecord) -> str:
         )
     score = "" if record.score is None else f", score {record.score:.1f}"
     return f"{arrival}{score}"
+
+
+def _way(scene: Scene) -> tuple[tuple[str, str], ...]:
+    """Return what lies on the way, if the plan does not lead straight to the goal."""
+    if scene.route is None:
+        return ()
+    return (("way", f"over {counted(len(scene.route) - 1, 'landmark')}"),)
 
 
 def _length(duration: int) -> str:
