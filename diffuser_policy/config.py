@@ -360,7 +360,8 @@ class PlannerConfig:
     with few steps). quadratic: closer together near the clean end. log-snr: evenly in
     the logarithm of the signal-to-noise ratio."""
     temperature: float = 1.0
-    """Scale of the noise that plans start from and of the noise that is added later."""
+    """Scale of the noise that plans start from and of the noise that is added later; 0:
+    the most likely plan, which is a single candidate."""
     num_candidates: int = 8
     """Trajectories sampled per plan; with `satisficing`, where one is not enough."""
     satisficing: bool = True
@@ -429,6 +430,12 @@ class PlannerConfig:
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise ConfigError(f"{name} must be 0 or more, got {value}.")
+        if self.temperature == 0 and self.num_candidates > 1:
+            raise ConfigError(
+                f"With temperature=0 nothing is left to chance: all num_candidates="
+                f"{self.num_candidates} would be the same. Use a temperature of 0.5 or "
+                f"1 (--temperature), or num_candidates=1 (--num-candidates)."
+            )
         if self.warm_start is not None and not 0 < self.warm_start <= 1:
             raise ConfigError(f"warm_start must be in (0, 1], got {self.warm_start}.")
 

@@ -589,7 +589,7 @@ def train_value(settings: TrainValueSettings) -> int:
         ValueTrainer,
         lambda trainer: (
             f"Next: diffuser-policy evaluate {trainer.output} --guide value "
-            f"--guide-scale 0 --ranking guide --num-candidates 16"
+            f"--guide-scale 0 --ranking guide {_candidates(trainer, 16)}"
         ),
     )
 
@@ -632,7 +632,7 @@ def train_critic(settings: TrainCriticSettings) -> int:
         CriticTrainer,
         lambda trainer: (
             f"Next: diffuser-policy evaluate {trainer.output} --ranking critic "
-            f"--num-candidates 32"
+            f"{_candidates(trainer, 32)}"
         ),
     )
 
@@ -677,6 +677,12 @@ def train_classifier(settings: TrainClassifierSettings) -> int:
         ClassifierTrainer,
         lambda trainer: f"It tells: {', '.join(trainer.classifier.labels)}.",
     )
+
+
+def _candidates(trainer: Any, number: int) -> str:
+    """Return the options for candidates that differ."""
+    likely = trainer.policy_config.planner.temperature == 0
+    return f"--num-candidates {number}{' --temperature 1' * likely}"
 
 
 def _train_companion(
