@@ -75,6 +75,7 @@ class OGBenchEnv(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArg
         self.has_goals = options.get("reward_task_id") is None
         facts: dict[str, Any] = {}
         if self.has_goals:
+            self.get_normalized_score = _in_percent
             space = env.observation_space
             keys = ("achieved_goal", "desired_goal", "observation")
             self.observation_space = gym.spaces.Dict(dict.fromkeys(keys, space))
@@ -185,6 +186,11 @@ class OGBenchEnv(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArg
         finally:
             self._generator.set_state(np.random.get_state(legacy=False))  # noqa: NPY002
             np.random.set_state(users)  # noqa: NPY002
+
+
+def _in_percent(episode_return: float) -> float:
+    """Return the score of an episode, whose return is 1 at the goal: 100 or 0."""
+    return 100.0 * min(max(float(episode_return), 0.0), 1.0)
 
 
 def _whole(name: str, given: Any, known: range) -> int:

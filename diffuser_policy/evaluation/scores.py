@@ -9,6 +9,7 @@ versions of these environments differ in details, and keep the scores.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable
 from typing import Any
@@ -25,10 +26,11 @@ D4RL_RETURNS = {
 def score_of_returns(env: Env) -> Callable[[float], Any] | None:
     """Return what maps an episode's return to its score, or None: there is no score.
 
-    An environment's own method `get_normalized_score` comes first.
+    A method `get_normalized_score` of the environment, or of a wrapper, comes first.
     """
-    own: Callable[[float], Any] | None
-    own = getattr(env.unwrapped, "get_normalized_score", None)
+    own: Callable[[float], Any] | None = None
+    with contextlib.suppress(AttributeError):
+        own = env.get_wrapper_attr("get_normalized_score")
     robot = re.sub(r"-v\d+$", "", env_name(env))
     if own is not None or robot not in D4RL_RETURNS:
         return own

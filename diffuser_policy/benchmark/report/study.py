@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from diffuser_policy.benchmark.context import rise_of
 from diffuser_policy.benchmark.methods import find_method, short_name
 from diffuser_policy.benchmark.problem import Problem
 from diffuser_policy.benchmark.suites import read_suite
+from diffuser_policy.envs import HOMES
 from diffuser_policy.errors import CheckpointError, ConfigError, DiffuserPolicyError
 from diffuser_policy.evaluation.statistics import (
     Interval,
@@ -32,13 +34,18 @@ from diffuser_policy.evaluation.statistics import (
 )
 from diffuser_policy.settings import differences
 
-BLOCKS = ("Maze2D", "Multi2D", "HalfCheetah", "Hopper", "Walker2d", "KukaStack")
+BLOCKS = (
+    *("Maze2D", "Multi2D", "HalfCheetah", "Hopper", "Walker2d", "KukaStack"),
+    "OGBench",
+)
 OTHER = "Other"
 Versions = Mapping[str, Mapping[str, Sequence[str]]]  # package → version → cells
 SIZES = (
     *("UMaze", "Medium", "Large"),
     *("medium-expert", "medium", "medium-replay"),
     *("Unconditional", "Conditional", "Rearrangement"),
+    *("Medium-navigate", "Large-navigate", "Giant-navigate"),
+    *("Medium-stitch", "Large-stitch", "Giant-stitch"),
 )
 PLANNER = "diffuser"
 BASELINES = (
@@ -316,12 +323,14 @@ def _rows(results: Sequence[CellResult]) -> tuple[Row, ...]:
     rows = []
     for name, problem in problems.items():
         block = problem.title.partition("-")[0]
+        if re.match(HOMES["ogbench"][1], problem.env):
+            block = "OGBench"
         measure = "return" if name in unscored else "score"
         rows.append(Row(problem, block if block in BLOCKS else OTHER, measure))
 
     def order(row: Row) -> tuple[int, int, str]:
-        size = row.title.partition("-")[2]
-        place = SIZES.index(size) if size in SIZES else len(SIZES)
+        names = (row.title, row.title.partition("-")[2])
+        place = min((SIZES.index(n) for n in names if n in SIZES), default=len(SIZES))
         return (*BLOCKS, OTHER).index(row.block), place, row.title
 
     return tuple(sorted(rows, key=order))
