@@ -20,6 +20,7 @@ from diffuser_policy.data.minari import load_flat
 from diffuser_policy.envs import Env, make_env, reset_env
 from diffuser_policy.errors import ConfigError, MissingExtraError, UnknownNameError
 from diffuser_policy.evaluation.report import to_json
+from diffuser_policy.evaluation.scores import score_of_returns
 from diffuser_policy.play.worlds import MazeWorld, world_of
 from diffuser_policy.plotting import Scene
 
@@ -320,6 +321,17 @@ def test_without_ogbench_its_ids_name_the_extra(
     monkeypatch.setitem(sys.modules, "ogbench", None)
     with pytest.raises(MissingExtraError, match=r"diffuser-policy\[ogbench\]"):
         make_env("antmaze-medium-v0")
+
+
+def test_the_score_is_success_in_percent() -> None:
+    env = make_env("pointmaze-medium-v0")
+    score = score_of_returns(env)
+    assert score is not None
+    assert [score(0.0), score(1.0)] == [0.0, 100.0]
+    env.close()
+    single = make_env("pointmaze-medium-singletask-v0")
+    assert score_of_returns(single) is None
+    single.close()
 
 
 @pytest.mark.parametrize("env_id", ["pointmaze-medium-v0", "antmaze-medium-v0"])
