@@ -80,7 +80,7 @@ def write_planner(
         StorageError: Out of space, not permitted, or NaN in the provenance; the files
             stay as they were.
     """
-    merged = {**config.provenance, **(provenance or {}), "versions": versions()}
+    merged = {**config.provenance, "versions": versions(), **(provenance or {})}
     config = dataclasses.replace(config, provenance=merged)
     tensors = {
         name: tensor.detach().cpu().contiguous()
@@ -369,8 +369,9 @@ def _results(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
         return []
     every = {"score": "score", "return": "return", "success_rate": "success"}
     shown = [key for key in every if any(r.get(key) for r in results.values())]
-    if len(shown) > 1:  # a return says little beside these
-        shown = [key for key in shown if key != "return"]
+    others = [key for key in shown if key != "return"]
+    if all(any(r.get(key) for key in others) for r in results.values()):
+        shown = others  # a return says little beside these
     rows = [["environment", "episodes", *(every[key] for key in shown)]]
     for env_id, result in results.items():
         figures = [_figure(key, result.get(key)) for key in shown]

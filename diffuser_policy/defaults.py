@@ -423,6 +423,7 @@ class _Chooser:
         """Choose denoising steps, horizon and ranking."""
         likely = not self.goals and self.one_length()
         likely = likely and not (self.wanted["critic"] or self.wanted["value"])
+        likely = likely and self.taken("planner").get("num_candidates", 1) == 1
         if likely:
             self.set("planner", sampler="ddpm", temperature=0.0)
         if self.get("planner", "sampler") == "ddpm":  # poor with few steps

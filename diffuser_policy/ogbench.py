@@ -28,7 +28,6 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from diffuser_policy.errors import ConfigError, shown
-from diffuser_policy.observations import numbers
 from diffuser_policy.walls import Walls
 
 PACKAGE = "ogbench"
@@ -103,21 +102,20 @@ class OGBenchEnv(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArg
             ConfigError: No such seed or task, a malformed `task_info`, or a position
                 inside a wall.
         """
-        if seed is not None:
+        if options is not None and not isinstance(options, Mapping):
+            raise ConfigError(f"options must be a dictionary, got {shown(options)}.")
+        options = dict(options or {})
+        if "task_id" in options:
+            tasks = range(1, 1 + len(getattr(self.env.unwrapped, "task_infos", ())))
+            options["task_id"] = _whole("task_id", options["task_id"], tasks)
+        places = {key: options.pop(key) for key in ("start", "goal") if key in options}
+        places = {key: self._place(key, place) for key, place in places.items()}
+        if seed is not None:  # once nothing can be refused anymore
             seed = _whole("seed", seed, range(2**63))
             sequence = np.random.SeedSequence(seed)
             own, actions = map(int, sequence.generate_state(2))
             self._generator.seed(own)
             self.env.unwrapped.action_space.seed(actions)
-        if options is not None and not isinstance(options, Mapping):
-            raise ConfigError(f"options must be a dictionary, got {shown(options)}.")
-        if options and "task_id" in options:
-            tasks = range(1, 1 + len(getattr(self.env.unwrapped, "task_infos", ())))
-            number = _whole("task_id", options["task_id"], tasks)
-            options = {**options, "task_id": number}
-        options = dict(options or {})
-        places = {key: options.pop(key) for key in ("start", "goal") if key in options}
-        places = {key: self._place(key, place) for key, place in places.items()}
         try:
             with self._own_generator():
                 observation, info = self.env.reset(seed=seed, options=options or None)
@@ -129,27 +127,48 @@ class OGBenchEnv(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArg
                 f"env.unwrapped.task_infos do; {shown(options['task_info'])} fails "
                 f"with {type(error).__name__}: {error}. task_id names one of them."
             ) from error
-        base: Any = self.env.unwrapped
-        if "goal" in places:
-            base.set_goal(goal_xy=places["goal"])
-            info["goal"][:2] = places["goal"]
-        if "start" in places:
-            base.set_xy(places["start"])
-            observation = base.get_ob()
         if self.has_goals:
             self._goal = np.array(info["goal"])
+        if "goal" in places:
+            self.set_goal(places["goal"])
+            info["goal"] = np.array(self._goal)
+        if "start" in places:
+            base: Any = self.env.unwrapped
+            base.set_xy(places["start"])
+            observation = base.get_ob()
         return self._with_goal(observation), info
+
+    def set_goal(self, xy: Any) -> None:
+        """Move the goal of the episode, in a maze.
+
+        Args:
+            xy: `[2]` position in meters.
+
+        Raises:
+            ConfigError: A position inside a wall, or an environment that takes none.
+        """
+        place = self._place("goal", xy)
+        base: Any = self.env.unwrapped
+        base.set_goal(goal_xy=place)
+        if self._goal is not None:
+            self._goal[:2] = place
 
     def _place(self, name: str, place: Any) -> np.ndarray:
         """Return a position in a maze, checked."""
         base: Any = self.env.unwrapped
         walls = Walls.of(base)
-        if walls is None or not self.has_goals or not hasattr(base, "set_xy"):
+        # In a game of soccer the goal is the ball's; of pictures there is no part.
+        alone = hasattr(base, "set_xy") and not hasattr(base, "set_agent_ball_xy")
+        flat = len(self.env.observation_space.shape or ()) == 1
+        if walls is None or not (self.has_goals and alone and flat):
+            instead = " Choose a task instead: options={'task_id': 1}."
             raise ConfigError(
-                f"{self.spec.id if self.spec else 'This environment'} takes no {name}. "
-                f"Choose a task instead: options={{'task_id': 1}}."
+                f"{self.spec.id if self.spec else 'This environment'} takes no {name}."
+                f"{instead * self.has_goals}"
             )
-        xy = np.array(numbers(place), float)
+        xy = np.full(0, np.nan)
+        with contextlib.suppress(TypeError, ValueError):  # no numbers
+            xy = np.array(place, float)
         if xy.shape != (2,) or not np.isfinite(xy).all():
             raise ConfigError(
                 f"{name} must be x and y in meters, two finite numbers; got "

@@ -282,8 +282,8 @@ class DiffuserPolicy:
     def routes(self, observation: Any) -> list[np.ndarray]:
         """Return where plans lead one after the other, `[places, goal]` of each row.
 
-        The last place is the goal. It is the only one if plans lead straight to it:
-        without `subgoal`, or without a landmark on the way.
+        The last place is the goal. It is the only one if the plan leads straight to it:
+        without `subgoal`, if it is near enough, or if no way is known.
 
         Args:
             observation: Single (one row) or batched.
@@ -296,7 +296,7 @@ class DiffuserPolicy:
         if goals is None:
             raise ConfigError("This planner has no goals, so no route leads to one.")
         if self.planner.routes is None:
-            return [goal[None] for goal in goals]
+            return [goal[None].copy() for goal in goals]
         return self.planner.routes.to(rows, goals)
 
     def initial_state(

@@ -7,6 +7,7 @@ Pictures and the playground draw walls. Planners never see them: they learn from
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,11 +38,11 @@ class Walls:
         """Return the walls of an environment; None if it is no maze that is known."""
         unwrapped = getattr(env, "unwrapped", env)
         maze: Any = getattr(unwrapped, "maze", None)  # Gymnasium-Robotics'
-        if hasattr(unwrapped, "maze_map") and hasattr(unwrapped, "cell_size"):
+        if _is_map(unwrapped) and hasattr(unwrapped, "cell_size"):
             return cls.centered(unwrapped.maze_map, float(unwrapped.cell_size))
-        if hasattr(maze, "maze_map") and hasattr(maze, "maze_size_scaling"):
+        if _is_map(maze) and hasattr(maze, "maze_size_scaling"):
             return cls.centered(maze.maze_map, float(maze.maze_size_scaling))
-        if hasattr(unwrapped, "maze_map") and hasattr(unwrapped, "ij_to_xy"):
+        if _is_map(unwrapped) and hasattr(unwrapped, "ij_to_xy"):
             # OGBench's: the first row is the lowest one, and no cell is at the middle.
             first = np.array(unwrapped.ij_to_xy((0, 0)), float)
             size = float(np.max(np.array(unwrapped.ij_to_xy((1, 1))) - first))
@@ -98,9 +99,10 @@ class Walls:
         """
         rows, columns = self.cells.shape
         x, y = np.moveaxis((points - np.array(self.corner)) / self.cell_size, -1, 0)
-        i, j = rows - 1 - np.floor(y).astype(int), np.floor(x).astype(int)
-        inside = (i >= 0) & (i < rows) & (j >= 0) & (j < columns)
-        solid = self.cells[i.clip(0, rows - 1), j.clip(0, columns - 1)]
+        inside = (x >= 0) & (x < columns) & (y >= 0) & (y < rows)
+        j = np.where(inside, x, 0).astype(int)
+        i = rows - 1 - np.where(inside, y, 0).astype(int)
+        solid = self.cells[i, j]
         found: np.ndarray = solid | ~inside
         return found
 
@@ -113,6 +115,14 @@ class Walls:
         shares = np.linspace(0.0, 1.0, BETWEEN, endpoint=False)[:, None, None]
         between = path[:-1] + shares * np.diff(path, axis=0)
         return bool(self.contain(between).any() or self.contain(path[-1:]).any())
+
+
+def _is_map(maze: Any) -> bool:
+    """Return whether something has a map: rows of cells, all of them equally long."""
+    rows: Any = getattr(maze, "maze_map", None)
+    with contextlib.suppress(TypeError):  # none, or not made of rows
+        return len({len(row) for row in rows}) == 1
+    return False
 
 
 def _is_wall(maze_map: Sequence[Sequence[Any]] | np.ndarray) -> np.ndarray:

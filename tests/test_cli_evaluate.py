@@ -87,6 +87,7 @@ def test_the_model_card_gets_the_figures(
         ["--temperature", "0.5"],
         ["--env-option", "max_episode_steps=3"],
         ["--guide", "waypoint:position=0,0"],
+        ["--deterministic"],
     )
     for other in others:
         assert main(["evaluate", str(folder), *options, *other]) == 2

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from diffuser_policy.cli import main
-from diffuser_policy.cli.plan import SCORE, _arrival, _length
+from diffuser_policy.cli.plan import _arrival, _length
 from diffuser_policy.config import (
     ExecutionConfig,
     NetworkConfig,
@@ -58,7 +58,7 @@ def test_drawn_episode_is_the_first_one_of_evaluate(
     [record] = evaluate(policy, POINT, episodes=1, seed=4, num_envs=1).episodes
     assert table["actual arrival"] == f"after {record.time_to_goal} env steps"
     assert table["return"].startswith(f"{record.episode_return:.1f} in ")
-    assert table[SCORE] == f"{record.score:.1f}"
+    assert table["score (100: the reference)"] == f"{record.score:.1f}"
     assert {path.name for path in tmp_path.iterdir()} == PICTURES
 
 

@@ -213,6 +213,14 @@ def test_plans_are_as_long_as_the_chase_of_a_goal_needs() -> None:
     assert window.min_horizon < 60
 
 
+def test_several_candidates_are_drawn_at_random() -> None:
+    flat = toy_dataset(goals=False)
+    assert TrainConfig.for_dataset(flat).planner.temperature == 0.0
+    several = TrainConfig.for_dataset(flat, planner={"num_candidates": 8}).planner
+    assert several.num_candidates == 8
+    assert several.temperature > 0
+
+
 def test_landmarks_lead_to_places_that_are_further_than_plans_are_long() -> None:
     flat = without_velocity(toy_dataset(1, 6000))
 

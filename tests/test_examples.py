@@ -55,6 +55,7 @@ EXPERIMENTS = {
         "--num-trips 20 --num-gradient-steps 2 --num-pairs 2"
     ),
     "examples/experiments/growth.py": "--rounds 1 --only guides",
+    "examples/experiments/long_plans.py": "--num-plans 3 --episodes 1",
     "examples/experiments/variable_length.py": "--lengths 48 --episodes 1",
     "examples/experiments/block_stacking.py": (
         "--episodes 1 --tasks Unconditional --methods paper demonstrator"

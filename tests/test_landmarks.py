@@ -172,9 +172,12 @@ def test_routes_end_at_the_goal_and_contain_the_aims() -> None:
     for row, route in enumerate(routes):
         np.testing.assert_array_equal(route[-1], seen["desired_goal"][row])
         assert np.isclose(route, aims[row], atol=1e-5).all(axis=1).any()
+        assert far[row] or len(route) == 1  # where the plan leads to the goal itself
     assert max(len(routes[row]) for row in np.flatnonzero(far)) > 2
     straight = policy.with_settings(subgoal=None).routes(seen)
     assert [len(route) for route in straight] == [1] * 30
+    straight[0][:] = 9.0
+    assert (seen["desired_goal"][0] != 9.0).all()
     [alone] = policy.routes({key: value[3] for key, value in seen.items()})
     np.testing.assert_array_equal(alone, routes[3])
 

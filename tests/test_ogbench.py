@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from diffuser_policy import evaluate
+from diffuser_policy import DiffuserPolicy, evaluate
 from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.config import CollectSettings
 from diffuser_policy.data.collection import collect
@@ -21,6 +21,7 @@ from diffuser_policy.envs import Env, make_env, reset_env
 from diffuser_policy.errors import ConfigError, MissingExtraError, UnknownNameError
 from diffuser_policy.evaluation.report import to_json
 from diffuser_policy.evaluation.scores import score_of_returns
+from diffuser_policy.play.session import Session
 from diffuser_policy.play.worlds import MazeWorld, world_of
 from diffuser_policy.plotting import Scene
 
@@ -351,9 +352,67 @@ def test_start_and_goal_can_be_placed_in_meters(env_id: str) -> None:
     assert again["desired_goal"] == pytest.approx(plain["desired_goal"])
     with pytest.raises(ConfigError, match=r"goal \(8, 4\) is inside a wall"):
         env.reset(options={"goal": [8.0, 4.0]})
-    with pytest.raises(ConfigError, match="start must be x and y in meters"):
-        env.reset(options={"start": [1.0, np.nan]})
+    wrong: Any
+    for wrong in ([1.0, np.nan], "abc", ["a", "b"], [[1, 2], [3]], {"x": 0}, [[0, 0]]):
+        with pytest.raises(ConfigError, match="start must be x and y in meters"):
+            env.reset(options={"start": wrong})
+    with pytest.raises(ConfigError, match="outside the maze"):
+        env.reset(options={"goal": [1e300, 0.0]})
+    first = env.reset(seed=3)[0]
+    following = env.reset()[0]
+    env.reset(seed=3)
+    with pytest.raises(ConfigError, match="inside a wall"):
+        env.reset(seed=4, options={"goal": [8.0, 4.0]})  # which seeds nothing
+    again = env.reset()[0]
+    assert (again["desired_goal"] == following["desired_goal"]).all()
+    assert (again["desired_goal"] != first["desired_goal"]).any()
     env.close()
+
+
+def test_environments_without_a_position_to_place_take_only_tasks() -> None:
+    for env_id in ("antsoccer-medium-v0", "pointmaze-medium-singletask-v0"):
+        env = make_env(env_id)
+        with pytest.raises(ConfigError, match=f"{env_id} takes no goal"):
+            env.reset(options={"goal": [0.0, 4.0]})
+        env.close()
+
+
+def test_start_and_goal_of_an_ant_can_be_dragged() -> None:
+    """Its goals are whole states; what is dragged is the position in them."""
+    env = make_env("antmaze-medium-v0")
+    layout = TrajectoryLayout(
+        action_dim=0, observation_dim=29, aliases={"goal": tuple(range(29))}
+    )
+    observation, _ = reset_env(env, seed=0)
+    world = world_of(env, layout, observation)
+    assert isinstance(world, MazeWorld)
+    goal = tuple(observation["desired_goal"][:2])
+    [start, moved] = world.handles(observation)
+    assert start[0] == "start"
+    assert moved[:2] == ("goal", (*map(pytest.approx, goal), 0.0))
+    env.close()
+
+
+def test_a_goal_is_dragged_during_a_run() -> None:
+    env: Any = make_env("pointmaze-medium-v0")
+    policy = DiffuserPolicy.from_pretrained("pointmaze-giant-navigate")
+    session = Session(policy, env, planner="mine", env_id="medium", options={})
+    session.move("goal", (20.0, 16.5, 0.0))
+    session.advance()
+    session.run()
+    users: Any = np.random.get_state(legacy=False)  # noqa: NPY002
+    session.advance()
+    session.move("goal", (0.5, 19.0, 0.0))
+    session.advance()
+    assert env.unwrapped.cur_goal_xy == pytest.approx([0.5, 19.0])
+    for _ in range(3):
+        session.advance()
+    assert session.observation["desired_goal"] == pytest.approx([0.5, 19.0])
+    session.move("goal", (8.0, 4.0, 0.0))
+    assert session.frame().stuck == ("goal",)
+    after: Any = np.random.get_state(legacy=False)  # noqa: NPY002
+    assert (after["state"]["key"] == users["state"]["key"]).all()
+    session.close()
 
 
 def test_walls_of_its_mazes_are_where_balls_cannot_be() -> None:

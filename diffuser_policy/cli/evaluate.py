@@ -50,6 +50,7 @@ def evaluate(settings: EvaluateSettings) -> int:
     from rich.console import Console
 
     from diffuser_policy import evaluation
+    from diffuser_policy.checkpoint import CARD
     from diffuser_policy.evaluation.loop import describe
     from diffuser_policy.evaluation.report import (
         check_card,
@@ -64,7 +65,11 @@ def evaluate(settings: EvaluateSettings) -> int:
     env_options = parse_assignments(settings.env_option, option="--env-option")
     policy, env_id = settings.load()
     if settings.card:
-        facts = {"policy": describe(policy), "env_options": env_options}
+        facts = {
+            "policy": describe(policy),
+            "env_options": env_options,
+            "deterministic": settings.deterministic,
+        }
         check_card(facts, Path(settings.planner))
     results = evaluation.evaluate(
         policy,
@@ -84,4 +89,6 @@ def evaluate(settings: EvaluateSettings) -> int:
     Console().print(table(results))
     if settings.json is not None:
         print(f"Wrote {settings.json}")
+    if settings.card:
+        print(f"Wrote {Path(settings.planner) / CARD}")
     return 0

@@ -98,6 +98,7 @@ def check_card(settings: Mapping[str, Any], folder: Path) -> None:
     ]
     others += ["guide"] * (used.get("guide") != own["guide"])
     others += [*settings.get("env_options", ())]
+    others += ["deterministic"] * bool(settings.get("deterministic"))
     if others:
         raise ConfigError(
             f"A model card says how a planner does as it is, and this evaluation has "
@@ -121,6 +122,13 @@ def write_card(evaluation: Evaluation, folder: Path) -> None:
     check_card(evaluation.settings, folder)
     config, networks = read_planner(folder)
     summary, settings = _figures(evaluation.summary()), evaluation.settings
+    evaluated = settings["policy"].get("trained_steps")
+    if config.provenance.get("steps") != evaluated:
+        raise ConfigError(
+            f"The planner in {folder} was trained on since it was evaluated: it has "
+            f"{config.provenance.get('steps')} gradient steps, and then had "
+            f"{evaluated}. Evaluate it again."
+        )
     names = ("score", "return", "success_rate", "time_to_goal")
     figures = {name: summary[name] for name in names}
     figures = {
@@ -130,7 +138,8 @@ def write_card(evaluation: Evaluation, folder: Path) -> None:
     }
     results = dict(config.provenance.get("results", {}))
     results[str(settings["env"])] = figures
-    write_planner(folder, config, networks, provenance={"results": results})
+    kept = {"versions": config.provenance.get("versions", {})}  # of the training
+    write_planner(folder, config, networks, provenance={"results": results, **kept})
 
 
 def table(evaluation: Evaluation) -> Table:

@@ -15,12 +15,18 @@ from collections.abc import Callable
 from typing import Any
 
 from diffuser_policy.envs import Env, env_name
+from diffuser_policy.ogbench import is_ogbench
 
 D4RL_RETURNS = {
     "HalfCheetah": (-280.178953, 12135.0),
     "Hopper": (-20.272305, 3234.3),
     "Walker2d": (1.629008, 4592.3),
 }
+
+
+def reference_of(env: Env) -> str:
+    """Return what has the score 100, in words."""
+    return "the goal" if env.spec and is_ogbench(env.spec) else "the reference"
 
 
 def score_of_returns(env: Env) -> Callable[[float], Any] | None:

@@ -64,12 +64,15 @@ class Routes:
             observations: `[rows, observation]` planning columns.
             goals: `[rows, goal]`.
         """
-        places = self.landmarks.way(
-            self._normalized(observations[:, self.observed]), self._normalized(goals)
-        )
+        start = self._normalized(observations[:, self.observed])
+        end = self._normalized(goals)
+        ways = self.landmarks.way(start, end)
+        _, direct = self.landmarks.subgoals(start, end, self.ahead)
         return [
-            np.concatenate([self._physical(way), goal[None]]).astype(np.float32)
-            for way, goal in zip(places, goals, strict=True)
+            np.concatenate(
+                [self._physical(way[:0] if straight else way), goal[None]]
+            ).astype(np.float32)
+            for way, goal, straight in zip(ways, goals, direct, strict=True)
         ]
 
     def _physical(self, rows: np.ndarray) -> np.ndarray:

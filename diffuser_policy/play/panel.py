@@ -17,6 +17,7 @@ import numpy as np
 
 from diffuser_policy.choices import ExecutorName, RankingName
 from diffuser_policy.errors import require_extra
+from diffuser_policy.evaluation.scores import reference_of
 from diffuser_policy.guides.registry import find_guide, read_value
 from diffuser_policy.play.session import Frame, Session, Setup
 from diffuser_policy.play.sharing import as_command, as_python
@@ -186,7 +187,8 @@ class Panel:
             plans = counted(frame.num_plans, "plan")
             lines.append(f"run: {counted(frame.env_steps, 'env step')}, {plans}")
             if frame.score is not None:
-                lines.append(f"score so far: **{frame.score:.1f}** (100: reference)")
+                best = reference_of(self.session.env)
+                lines.append(f"score so far: **{frame.score:.1f}** (100: {best})")
         lines += [
             text for text in (frame.outcome, self.session.world.caption()) if text
         ]

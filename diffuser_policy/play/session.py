@@ -595,7 +595,9 @@ class Session:
 
     def _move_goal(self) -> bool:
         """Move the goal of the run that is under way, if the environment can."""
-        set_goal = getattr(self.env.unwrapped, "set_goal", None)
+        set_goal: Any = None
+        if self.env.has_wrapper_attr("set_goal"):
+            set_goal = self.env.get_wrapper_attr("set_goal")
         goal = self.world.options().get("goal")
         run = self._run
         seen = None if run is None else run.observation
@@ -609,8 +611,9 @@ class Session:
             self._messages["reset"] = _said(error)
             self._stuck = ("goal",)
             return True
-        kept = np.asarray(seen["desired_goal"])
-        seen["desired_goal"] = np.asarray(goal, kept.dtype).reshape(kept.shape)
+        moved = np.array(seen["desired_goal"])
+        moved.reshape(-1)[: len(goal)] = goal  # of a state, the position is first
+        seen["desired_goal"] = moved
         if run is not None:
             run.over, run.tally.time_to_goal = False, None
         return True

@@ -48,20 +48,29 @@ UPRIGHT = np.array([0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0])
 class World:
     """Any environment: the columns of its planner that are named "position"."""
 
-    def __init__(self, env: Env, layout: TrajectoryLayout, observation: Any) -> None:
+    def __init__(
+        self,
+        env: Env,
+        layout: TrajectoryLayout,
+        observation: Any,
+        position: Sequence[int] | None = None,
+    ) -> None:
         """Find out what there is to see.
 
         Args:
             env: Just reset.
             layout: The planner's.
             observation: What `reset` returned.
+            position: Columns that are drawn; by default those of that name.
         """
         self.env, self.layout = env, layout
-        named = layout.aliases.get("position", ())
+        named = layout.aliases.get("position", ()) if position is None else position
         self.position = tuple(named)[:3] if len(named) >= 2 else ()
         self.goal_radius = getattr(env.unwrapped, "success_radius", None)
         self._moved: dict[str, list[float]] = {}
-        self._movable = _movable(env, observation) if self.position else ()
+        self._movable: Mapping[str, int] = {}
+        if self.position:
+            self._movable = _movable(env, observation, len(self.position))
 
     def meshes(self) -> Sequence[Mesh]:
         """Return the things that are drawn."""
@@ -105,7 +114,8 @@ class World:
         found = {}
         for name in self._movable:
             key = {"goal": "desired_goal", "start": "achieved_goal"}[name]
-            place = self._moved.get(name) or numbers(observation[key])
+            size = self._movable[name]
+            place = self._moved.get(name) or numbers(observation[key])[:size]
             x, y, z = (*place, 0.0, 0.0)[:3]
             found[name] = (name, (x, y, z), "xy")
         return tuple(found.values())
@@ -196,11 +206,11 @@ class MazeWorld(World):
         Raises:
             ConfigError: It is no maze, or there are no two columns to draw.
         """
-        super().__init__(env, layout, observation)
         scene = Scene.of(env, layout, observation)
         if scene.walls is None:
             raise ConfigError("The environment has no walls.")
-        self.walls, self.position = scene.walls, scene.columns
+        super().__init__(env, layout, observation, position=scene.columns)
+        self.walls = scene.walls
 
     def boxes(self) -> np.ndarray:
         """Return the low and high corners `[walls, 2, 3]` of all walls, in meters."""
@@ -391,17 +401,24 @@ def seconds_per_step(env: Env) -> float:
     return 1.0 / float(frames)
 
 
-def _movable(env: Env, observation: Any) -> tuple[str, ...]:
-    """Return which of goal and start `reset` places; it is tried."""
+def _movable(env: Env, observation: Any, size: int) -> dict[str, int]:
+    """Return which of goal and start `reset` places, by how many numbers; it is tried.
+
+    Args:
+        env: Any.
+        observation: What `reset` returned.
+        size: Of a position. Where goals are whole states, that is what is placed.
+    """
     if not isinstance(observation, Mapping):
-        return ()
-    found = []
+        return {}
+    found = {}
     for name, key in (("start", "achieved_goal"), ("goal", "desired_goal")):
         if key not in observation:
             continue
-        place = list(numbers(observation[key]))
+        place = list(numbers(observation[key]))[:size]
         with contextlib.suppress(Exception):  # whatever an environment says to that
             after, _ = reset_env(env, seed=1, options={name: place})
-            if np.allclose(after[key], place, atol=1e-6):
-                found.append(name)
-    return tuple(found)
+            reached = numbers(after[key])[: len(place)]
+            if np.allclose(reached, place, atol=1e-6):
+                found[name] = len(place)
+    return found
