@@ -57,8 +57,8 @@ def test_a_shipped_planner_crosses_the_giant_maze(planner: str) -> None:
     found = evaluate(policy, "pointmaze-giant-v0", episodes=1, seed=5000, num_envs=5)
     assert [episode.success for episode in found.episodes] == [True] * 5
     written = (SHIPPED / planner / CARD).read_text(encoding="utf-8")
-    assert "| environment | episodes | success |\n" in written
-    assert "| pointmaze-giant-v0 | 250 | 100% |" in written
+    assert "| environment | episodes | score | success |\n" in written
+    assert "| pointmaze-giant-v0 | 250 | 100.0 [100.0, 100.0] | 100% |" in written
 
 
 @pytest.mark.slow
