@@ -145,7 +145,9 @@ def main() -> None:
             ways["subgoals"] = policy
         for way, planner in ways.items():
             found = measure(env_id, planner, settings.num_plans)
-            rows.append({"env": env_id, "planner": name, "plans": way, **found})
+            rows.append(
+                {"env": env_id, "planner": Path(name).name, "plans": way, **found}
+            )
             print(rows[-1], flush=True)
     giant = {name: changed(name, settings.episodes) for name in GIANT}
     write_json(settings.json, {"seed": SEED, "plans": rows, "giant": giant})
