@@ -112,6 +112,25 @@ def test_runs_that_share_a_place_are_joined_in_their_direction() -> None:
     assert len(marks.way(point(5, 5), goal)[0]) == 0
 
 
+def test_a_place_where_runs_only_end_does_not_cut_off_the_way() -> None:
+    """A robot that is nearest to one gets the way from the next place that has one."""
+    along, spur = walk((0, 0), (9, 0)), walk((2, 0), (2, 0.8))
+    marks = Landmarks.fit(*joined(along, spur), 40)
+    dead = marks.nearest(point(2, 0.8))[0]
+    goal = point(9, 0)
+    assert np.isinf(marks.ways[dead, marks.nearest(goal)[0]])
+    [aim], [direct] = marks.subgoals(point(2, 0.8), goal, 20)
+    assert not direct
+    assert 1.5 < aim[0] < 5.0
+    [way] = marks.way(point(2, 0.8), goal)
+    assert len(way) > 10
+    # Nor does a place that runs only begin at, near the goal.
+    begun = Landmarks.fit(*joined(along, walk((7, 0.8), (7, 0))), 40)
+    aims, [direct] = begun.subgoals(point(0, 0), point(7, 0.8), 20)
+    assert not direct
+    assert aims[0, 0] < 4.0
+
+
 def test_more_landmarks_than_rows_do_no_harm() -> None:
     marks = Landmarks.fit(*joined(walk((0, 0), (1, 0))), 30)
     assert np.isfinite(marks.ways[marks.nearest(point(0, 0))[0]]).any()

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 CORE = 0.5  # of the usual distance between places: who is nearer is at a place
 CANDIDATES = 30_000  # rows from which places are chosen
 EXACT = "donot_use_mm_for_euclid_dist"  # near distances suffer from the other way
+AROUND = 5  # places near the start, from one of which a way leads on
 ROUNDS = 3  # of moving places into the middle
 BLOCK = 50_000  # rows whose distances fit into memory at a time
 
@@ -100,6 +101,13 @@ class Landmarks(nn.Module):
             np.minimum(times, times[:, middle, None] + times[middle], out=times)
         return times
 
+    def _distances(self, points: np.ndarray) -> np.ndarray:
+        """Return distances `[rows, num]` to all places, normalized."""
+        some = torch.from_numpy(np.ascontiguousarray(points)).float()
+        apart = torch.cdist(some, self.places.cpu(), compute_mode=EXACT)
+        distances: np.ndarray = apart.numpy()
+        return distances
+
     def nearest(self, points: np.ndarray) -> np.ndarray:
         """Return the number of the place `[rows]` that is nearest to each point.
 
@@ -152,13 +160,26 @@ class Landmarks(nn.Module):
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return what the shortest ways from the places at the start are made of.
 
+        The ways are between the places nearest to the start and to the goal. A place
+        may be where runs only end, or only begin; then the next ones are taken that a
+        way connects.
+
         Returns:
             Env steps `[rows, num]` to each place, which `[rows, num]` of them lie on
             the way to the goal and not at the start, and env steps `[rows]` to the
             place at the goal.
         """
         ways = self.ways
-        begin, end = self.nearest(start), self.nearest(goal)
+        here, there = self._distances(start), self._distances(goal)
+        rows, nearest = np.arange(len(here)), np.full(len(here), np.inf)
+        begin, end = np.zeros((2, len(here)), int)
+        for place in here.argsort(axis=1)[:, :AROUND].T:
+            reached = np.where(np.isfinite(ways[place]), there, np.inf)
+            last = reached.argmin(axis=1)
+            off = here[rows, place] + reached[rows, last]
+            better = off < nearest
+            begin, end = np.where(better, place, begin), np.where(better, last, end)
+            nearest = np.minimum(off, nearest)
         out, rest, whole = ways[begin], ways[:, end].T, ways[begin, end]
         with np.errstate(invalid="ignore"):
             on_way = np.abs(out + rest - whole[:, None]) <= 1e-6 * (1 + whole[:, None])
