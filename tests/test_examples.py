@@ -133,6 +133,7 @@ LONG = (
     "compose_guides.py",
     "keep_out.py",
     "long_horizon.py",
+    "long_plans.py",
     "value_guidance.py",
     "warm_start.py",
 )
