@@ -1,7 +1,7 @@
-"""What makes long plans hard: how much of a plan lies inside walls, and what helps.
+r"""What makes long plans hard: how much of a plan lies inside walls, and what helps.
 
     python examples/experiments/long_plans.py
-    python examples/experiments/long_plans.py --whole pointmaze-giant-v0=runs/whole \\
+    python examples/experiments/long_plans.py --whole pointmaze-giant-v0=runs/whole \
         --json examples/results/long_plans.json
 
 For every maze, plans are made from the starts and goals of episodes that no table uses,
@@ -13,7 +13,7 @@ end (between planned points as well). "straight" plans lead to the goal in one p
 A planner of one's own is measured with `--planner ENV=FOLDER`, several times if needed;
 `--whole ENV=FOLDER` names one that was trained on whole ways, with
 
-    diffuser-policy train --dataset diffuser/pointmaze-giant-navigate-v0 \\
+    diffuser-policy train --dataset diffuser/pointmaze-giant-navigate-v0 \
         --no-landmarks --num-steps 5000 --output runs/whole
 
 Then the giant maze is crossed with one part of the planner changed at a time. The last
