@@ -93,6 +93,13 @@ CASES: dict[str, tuple[Action | list[str] | None, int]] = {
 }
 
 
+def row_of(batch: Any, row: int) -> Any:
+    """Return one observation of a batch."""
+    if isinstance(batch, dict):
+        return {name: row_of(part, row) for name, part in batch.items()}
+    return batch[row]
+
+
 @dataclass
 class Behaviour:
     """A policy by Stable-Baselines3's contract, from a function of one observation."""
@@ -109,16 +116,13 @@ class Behaviour:
         deterministic: bool = False,  # noqa: ARG002
     ) -> tuple[np.ndarray, Any]:
         """Return the action for one observation, or actions for a batch."""
-        named = isinstance(observation, dict)
-        first = next(iter(observation.values())) if named else observation
+        first = observation
+        while isinstance(first, dict):  # of parts, which may have parts
+            first = next(iter(first.values()))
         if np.ndim(first) == 1:
             return self.one(observation), state
-        rows = range(len(first))
-        if named:
-            each = [{k: v[row] for k, v in observation.items()} for row in rows]
-        else:
-            each = [observation[row] for row in rows]
-        return np.stack([self.one(row) for row in each]), state
+        each = [self.one(row_of(observation, row)) for row in range(len(first))]
+        return np.stack(each), state
 
     def one(self, observation: Any) -> np.ndarray:
         """Return the action for one observation."""
