@@ -8,9 +8,10 @@ commands run, as a newcomer would type them:
     diffuser-policy train --dataset ID --num-steps 2000
     diffuser-policy evaluate FOLDER
 
-The table compares the planner with the behavior that recorded the data and with random
-actions: mean return, and success where the environment tells it. It asks whether the
-defaults are sane, not for records. A row that is there already is not made again.
+The table, also written to OUT/table.md, compares the planner with the behavior that
+recorded the data and with random actions: mean return, and success where the
+environment tells it. It asks whether the defaults are sane, not for records. A row that
+is there already is not made again.
 """
 
 from __future__ import annotations
@@ -31,6 +32,12 @@ from diffuser_policy import collect_episodes, evaluate
 from diffuser_policy.cli import main as command
 from diffuser_policy.envs import make_env
 
+ABOUT = """\
+Trained and evaluated with no option but the dataset, by
+`examples/experiments/first_try.py`: mean return of ten episodes (of each task, where
+there are several), and the share that reached the goal. No behavior: the environment's
+own demonstrator recorded the data. Below the table is what was chosen for each dataset,
+and why."""
 Action = Callable[[Any, np.random.Generator], np.ndarray]
 
 
@@ -195,6 +202,10 @@ def figures(summary: dict[str, Any]) -> dict[str, float | None]:
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the rows in Markdown."""
     lines = [
+        "# First try",
+        "",
+        ABOUT,
+        "",
         "| environment | planner | behavior | random | train, CPU s |",
         "|---" * 5 + "|",
     ]
@@ -204,8 +215,10 @@ def table(rows: list[dict[str, Any]]) -> str:
             *(text(row.get(n)) for n in ("planner", "behavior", "random")),
         ]
         lines.append(f"| {' | '.join(cells)} | {row['seconds']:.0f} |")
-    lines += ["", *(f"### {row['env']}\n\n```\n{row['chosen']}```\n" for row in rows)]
-    return "\n".join(lines)
+    for row in rows:
+        chosen = row["chosen"].partition("A planner on ")[0]
+        lines += ["", f"## {row['env']}", "", "```text", chosen.rstrip(), "```"]
+    return "\n".join(lines) + "\n"
 
 
 def text(measured: dict[str, float | None] | None) -> str:
@@ -233,6 +246,7 @@ def main() -> None:
         rows[env_id] = run(env_id, given.episodes, given.steps, given.out)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    (given.out / "table.md").write_text(table(list(rows.values())), encoding="utf-8")
     print(table(list(rows.values())))
 
 
