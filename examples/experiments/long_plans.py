@@ -140,8 +140,8 @@ def main() -> None:
     torch.set_num_threads(1)
     named = [(env_id, planner, "") for env_id, planner in MAZES.items()]
     for given, kind in ((settings.planner, ""), (settings.whole, "whole ways")):
-        named += [(*each.partition("=")[::2], kind) for each in given]  # type: ignore[misc]
-    rows = []
+        named += [(*each.partition("=")[::2], kind) for each in given]
+    rows: list[dict[str, Any]] = []
     for env_id, name, kind in named:
         policy = DiffuserPolicy.from_pretrained(name)
         ways = {kind or "straight": policy.with_settings(subgoal=None)}
