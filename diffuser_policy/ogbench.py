@@ -110,7 +110,7 @@ class OGBenchEnv(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArg
             options["task_id"] = _whole("task_id", options["task_id"], tasks)
         places = {key: options.pop(key) for key in ("start", "goal") if key in options}
         places = {key: self._place(key, place) for key, place in places.items()}
-        if seed is not None:  # once nothing can be refused anymore
+        if seed is not None:  # after the options, which may be refused
             seed = _whole("seed", seed, range(2**63))
             sequence = np.random.SeedSequence(seed)
             own, actions = map(int, sequence.generate_state(2))

@@ -117,7 +117,6 @@ def _reset(env: Env, settings: PlanSettings) -> Any:
     from diffuser_policy.envs import reset_env
 
     wanted = {"goal": settings.goal, "start": settings.start}
-
     options = {name: list(xy) for name, xy in wanted.items() if xy is not None}
     try:
         observation, _ = reset_env(env, seed=settings.seed, options=options or None)

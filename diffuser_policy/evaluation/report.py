@@ -12,7 +12,6 @@ import numpy as np
 from rich.table import Table
 
 from diffuser_policy import files
-from diffuser_policy.checkpoint import CARD, read_planner, write_planner
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.evaluation.records import Evaluation, Summary
 from diffuser_policy.evaluation.statistics import Interval
@@ -83,6 +82,8 @@ def check_card(settings: Mapping[str, Any], folder: Path) -> None:
         ConfigError: No such folder, or settings that are not the planner's own.
         StorageError: The model card could not be written.
     """
+    from diffuser_policy.checkpoint import CARD, read_planner  # imports torch
+
     if not folder.is_dir():
         raise ConfigError(
             f"A model card is written into the folder of a planner, and {str(folder)!r}"
@@ -119,6 +120,8 @@ def write_card(evaluation: Evaluation, folder: Path) -> None:
         ConfigError: As `check_card`.
         StorageError: The planner could not be written.
     """
+    from diffuser_policy.checkpoint import read_planner, write_planner
+
     check_card(evaluation.settings, folder)
     config, networks = read_planner(folder)
     summary, settings = _figures(evaluation.summary()), evaluation.settings

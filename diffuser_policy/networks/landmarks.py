@@ -139,16 +139,20 @@ class Landmarks(nn.Module):
         places = self.places.cpu().numpy()[chosen]
         return np.where(direct[:, None], goal, places), direct
 
-    def way(self, start: np.ndarray, goal: np.ndarray) -> list[np.ndarray]:
+    def way(
+        self, start: np.ndarray, goal: np.ndarray, ahead: float = 0.0
+    ) -> list[np.ndarray]:
         """Return the places on the way to each goal, `[places, size]`, normalized.
 
-        There are none where no way leads to the goal, or where no place lies between.
+        There are none where no way leads to the goal, or where it is near enough.
 
         Args:
             start: `[rows, size]`, normalized.
             goal: `[rows, size]`, normalized.
+            ahead: Env steps within which a goal is near enough.
         """
-        out, later, _ = self._ahead(start, goal)
+        out, later, whole = self._ahead(start, goal)
+        later &= (whole > ahead)[:, None]
         places = self.places.cpu().numpy()
         return [
             places[np.flatnonzero(on)[times[on].argsort()]]

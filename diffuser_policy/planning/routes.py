@@ -11,8 +11,11 @@ policy makes a new plan, with another subgoal, in time.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.columns.normalizers import Normalizer
@@ -64,29 +67,26 @@ class Routes:
             observations: `[rows, observation]` planning columns.
             goals: `[rows, goal]`.
         """
-        start = self._normalized(observations[:, self.observed])
-        end = self._normalized(goals)
-        ways = self.landmarks.way(start, end)
-        _, direct = self.landmarks.subgoals(start, end, self.ahead)
+        ways = self.landmarks.way(
+            self._normalized(observations[:, self.observed]),
+            self._normalized(goals),
+            self.ahead,
+        )
         return [
-            np.concatenate(
-                [self._physical(way[:0] if straight else way), goal[None]]
-            ).astype(np.float32)
-            for way, goal, straight in zip(ways, goals, direct, strict=True)
+            np.concatenate([self._physical(way), goal[None]]).astype(np.float32)
+            for way, goal in zip(ways, goals, strict=True)
         ]
 
-    def _physical(self, rows: np.ndarray) -> np.ndarray:
-        device = self.normalizer.shift.device
-        tensor = torch.as_tensor(rows, dtype=torch.float32, device=device)
-        physical: np.ndarray = (
-            self.normalizer.unnormalize(tensor, self.goal_columns).cpu().numpy()
-        )
-        return physical
-
     def _normalized(self, rows: np.ndarray) -> np.ndarray:
+        return self._mapped(self.normalizer.normalize, rows)
+
+    def _physical(self, rows: np.ndarray) -> np.ndarray:
+        return self._mapped(self.normalizer.unnormalize, rows)
+
+    def _mapped(
+        self, mapping: Callable[[Tensor, list[int]], Tensor], rows: np.ndarray
+    ) -> np.ndarray:
         device = self.normalizer.shift.device
         tensor = torch.as_tensor(rows, dtype=torch.float32, device=device)
-        normalized: np.ndarray = (
-            self.normalizer.normalize(tensor, self.goal_columns).cpu().numpy()
-        )
-        return normalized
+        mapped: np.ndarray = mapping(tensor, self.goal_columns).cpu().numpy()
+        return mapped
