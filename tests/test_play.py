@@ -65,6 +65,7 @@ def test_a_goal_in_a_wall_is_shown_and_not_planned(session: Session) -> None:
     frame = planned(session)
     assert frame.stuck == ("goal",)
     assert "wall" in frame.messages[0]
+    assert "`" not in frame.messages[0]  # no code: nobody writes any here
     assert np.array_equal(frame.path, before.path)
     [handle] = [h for h in session.world.handles(session.observation) if h[0] == "goal"]
     assert handle[1] == WALL
@@ -183,6 +184,7 @@ def test_another_seed_draws_everything_anew(session: Session) -> None:
 def test_what_cannot_work_is_not_offered(session: Session) -> None:
     rankings = session.possible("ranking", ["critic", "time_to_goal", "first"])
     assert rankings == ["time_to_goal", "first"]
+    assert session.possible("ranking", ["guide"])  # a guide may be added
     usable = session.usable_guides()
     assert {"keep-out", "waypoint"} <= {*usable}
     assert not {"stack-match", "place", "value"} & {*usable}

@@ -146,7 +146,8 @@ def test_a_run_is_kept_as_one_html_file(
 ) -> None:
     file = tmp_path / "run.html"
     places = ["--reset", "start=[-1,-1]", "--reset", "goal=[-1,1]", "--port", "19090"]
-    assert main(["play", "multi2d-umaze", *places, "--record", str(file)]) == 0
+    guide = ["--guide", "keep-out:center=1.2,0;radius=0.1", "--ranking", "guide"]
+    assert main(["play", "multi2d-umaze", *places, *guide, "--record", str(file)]) == 0
     assert "at the goal after" in capsys.readouterr().out
     page = file.read_text()
     assert page.startswith("<!doctype html>") or "<html" in page[:500]

@@ -274,9 +274,7 @@ def transitions(flat: FlatDataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     Raises:
         DatasetError: There are no two successive states.
     """
-    usable = ~flat.fields["terminated"]
-    usable[flat.run_starts[1:] - 1] = False
-    rows = np.flatnonzero(usable)
+    rows = np.flatnonzero(flat.followed & ~flat.fields["terminated"])
     if not len(rows):
         raise DatasetError(
             f"{flat!r} holds no two successive states, so there are no dynamics to "

@@ -125,9 +125,7 @@ class Steps(NamedTuple):
             DatasetError: There are none, or all returns are alike.
         """
         ended = np.asarray(flat.fields["terminated"], np.bool_)
-        followed = np.ones(flat.num_rows, np.bool_)
-        followed[flat.run_starts[1:] - 1] = False
-        rows = np.flatnonzero(followed | ended)
+        rows = np.flatnonzero(flat.followed | ended)
         if not len(rows):
             raise DatasetError(
                 f"No step of {flat!r} is followed by another, and none terminated: "

@@ -219,6 +219,13 @@ class FlatDataset:
         """The first row behind the run of each row, int64 `[N]`."""
         return np.repeat(self.run_starts[1:], self.run_lengths)
 
+    @property
+    def followed(self) -> np.ndarray:
+        """Whether another row of its run comes after each row, bool `[N]`."""
+        followed = np.ones(self.num_rows, np.bool_)
+        followed[self.run_starts[1:] - 1] = False
+        return followed
+
     def best_runs(self, share: float, rewards: np.ndarray | None = None) -> np.ndarray:
         """Return which runs belong to a share of them, those with the highest returns.
 

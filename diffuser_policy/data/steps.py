@@ -49,9 +49,8 @@ class StepDataset:
         self.windows, self.layout = windows, layout
         self.rewards = torch.from_numpy(flat.fields["reward"].astype(np.float32))
         self.ended = torch.from_numpy(np.array(flat.fields["terminated"], np.bool_))
-        last = torch.zeros(flat.num_rows, dtype=torch.bool)
-        last[torch.from_numpy(np.array(flat.run_starts[1:])) - 1] = True
-        self.rows = torch.nonzero(~last | self.ended).squeeze(1)
+        followed = torch.from_numpy(flat.followed)
+        self.rows = torch.nonzero(followed | self.ended).squeeze(1)
         if not len(self.rows):
             raise DatasetError(
                 f"No step of {flat!r} is followed by another, and none terminated: "

@@ -28,7 +28,7 @@ import numpy as np
 from diffuser_policy.envs import Env, env_name, make_env, reset_env, step_env
 from diffuser_policy.errors import ConfigError, DiffuserPolicyError
 from diffuser_policy.evaluation.loop import Tally
-from diffuser_policy.guides.guide import Mark
+from diffuser_policy.guides.guide import Mark, as_guide
 from diffuser_policy.guides.registry import (
     GUIDES,
     SavedPart,
@@ -469,16 +469,16 @@ class Session:
         return states
 
     def possible(self, name: str, values: Sequence[str]) -> list[str]:
-        """Return those values of a setting that this planner can have.
+        """Return those values of a setting that this planner can have, with a guide.
 
         Args:
             name: Of a planning or execution setting.
             values: To try.
         """
-        found = []
+        found, guide = [], as_guide(lambda trajectory: trajectory.normalized[:, 0, 0])
         for value in values:
             with contextlib.suppress(DiffuserPolicyError):
-                self._bare.with_settings(**{**self.settings, name: value})
+                self._bare.with_guide(guide, **{**self.settings, name: value})
                 found.append(value)
         return found
 
@@ -714,8 +714,12 @@ def _enters(points: np.ndarray, mark: Mark) -> bool:
 
 
 def _said(error: BaseException) -> str:
-    """Return an error's message, with the kind of those that Python raises itself."""
+    """Return an error's message, with the kind of those that Python raises itself.
+
+    Advice that begins with code is for those who write some, not for the page.
+    """
     text = " ".join([str(error), *getattr(error, "__notes__", ())]).strip()
+    text = text.split("; `")[0]
     kind = type(error)
     return (
         text if text and kind.__module__ != "builtins" else f"{kind.__name__}: {text}"
