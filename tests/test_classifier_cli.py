@@ -10,7 +10,7 @@ import torch
 
 from diffuser_policy.checkpoint import read_planner
 from diffuser_policy.cli import main
-from diffuser_policy.cli.train import TrainClassifierSettings
+from diffuser_policy.cli.train_classifier import TrainClassifierSettings
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.testing import toy_dataset, toy_policy

@@ -12,7 +12,7 @@ import torch
 
 from diffuser_policy.checkpoint import read_planner
 from diffuser_policy.cli import main
-from diffuser_policy.cli.train import TrainValueSettings
+from diffuser_policy.cli.train_value import TrainValueSettings
 from diffuser_policy.config import ValueConfig
 from diffuser_policy.data.collection import collect_episodes
 from diffuser_policy.errors import ConfigError

@@ -1,8 +1,8 @@
 """The command `diffuser-policy`: modules of subcommands, imported when they are used.
 
-`train-value` is the function `train_value` of the module `diffuser_policy.cli.train`,
-which the first word names. Its one argument is a frozen keyword-only dataclass: the
-fields are the options, their docstrings the help. It returns the exit status. Where
+`train-value` is the function `train_value` of the module
+`diffuser_policy.cli.train_value`. Its one argument is a frozen keyword-only dataclass:
+the fields are the options, their docstrings the help. It returns the exit status. Where
 options depend on one another, the dataclass parses them itself, in `parse(arguments)`.
 Modules import torch and simulators inside of functions only, so that help answers at
 once. A module with `COMMANDS` of its own has functions for subcommands of these names.
@@ -162,7 +162,7 @@ def _dispatch(arguments: list[str]) -> int:
     name, *rest = arguments
     if name not in COMMANDS:
         raise UnknownNameError("command", name, COMMANDS)
-    module: Any = importlib.import_module(f"{__name__}.{_word(name.partition('-')[0])}")
+    module: Any = importlib.import_module(f"{__name__}.{_word(name)}")
     program, commands = f"diffuser-policy {name}", getattr(module, "COMMANDS", None)
     if commands is not None:
         if _shows_overview(program, module.OVERVIEW, commands, rest):
@@ -171,7 +171,7 @@ def _dispatch(arguments: list[str]) -> int:
         if name not in commands:
             raise UnknownNameError(f"command of {group}", name, commands)
         program += f" {name}"
-    function = getattr(module, _word(name.replace("-", "_")))
+    function = getattr(module, _word(name))
     settings: Any = next(iter(get_type_hints(function).values()))
     import tyro
 
@@ -183,7 +183,8 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _word(name: str) -> str:
     """Return the name that Python allows for a command: `import_` for `import`."""
-    return f"{name}_" if keyword.iskeyword(name) else name
+    word = name.replace("-", "_")
+    return f"{word}_" if keyword.iskeyword(word) else word
 
 
 def _with_options(message: str, arguments: Sequence[str]) -> str:

@@ -1,7 +1,4 @@
-"""The subcommands that train: `train`, `train-value`, and others of that kind.
-
-`train` makes a planner; the others extend a trained one by a companion network.
-"""
+"""The subcommand `train`, which makes a planner."""
 
 from __future__ import annotations
 
@@ -19,7 +16,6 @@ from typing import (
     TYPE_CHECKING,
     Annotated,
     Any,
-    ClassVar,
     Self,
     TypedDict,
     get_type_hints,
@@ -28,25 +24,19 @@ from typing import (
 import tyro
 
 from diffuser_policy.choices import GOAL_KEYS, RUNS
-from diffuser_policy.cli import EXIT_INTERRUPTED, EXIT_OK
+from diffuser_policy.cli import EXIT_OK
 from diffuser_policy.cli.options import (
     Flag,
-    Planner,
     changed,
-    note_unfinished,
     setting_options,
     shown_as,
 )
+from diffuser_policy.cli.training import carry_out, shared
 from diffuser_policy.config import (
-    CLASSIFIER_NEEDS,
     NETWORK_NEEDS,
     PARTS,
     PLANNING_NEEDS,
-    ClassifierConfig,
-    ClassifierTrainConfig,
-    CompanionTrainConfig,
     CriticConfig,
-    CriticTrainConfig,
     ExecutionConfig,
     InverseDynamicsConfig,
     LandmarksConfig,
@@ -56,7 +46,6 @@ from diffuser_policy.config import (
     TimeToGoalConfig,
     TrainConfig,
     ValueConfig,
-    ValueTrainConfig,
     WindowConfig,
     refuse_idle,
 )
@@ -67,7 +56,6 @@ from diffuser_policy.words import counted
 if TYPE_CHECKING:
     from diffuser_policy.data.flat import FlatDataset
     from diffuser_policy.defaults import Choice
-    from diffuser_policy.training.trainer import TrainingRun
 
 
 TRAINED = {
@@ -267,7 +255,7 @@ class PresetSettings(TrainSettings):
         _refuse_idle(changed(planning, usual), planning)
         network = vars(self.network)
         refuse_idle(changed(network, vars(default.network)), network, NETWORK_NEEDS)
-        parts = _shared(self, TrainConfig)
+        parts = shared(self, TrainConfig)
         for part, settings in SETTINGS_OF.items():
             own = getattr(self, settings)
             if not getattr(self, part) and own != getattr(default, settings):
@@ -391,7 +379,7 @@ def train(settings: TrainSettings) -> int:
         )
     # What would be saved has to work: find out now, not when training is over.
     DiffuserPolicy(trainer.policy_config, trainer.planner_networks)
-    return _carry_out(
+    return carry_out(
         trainer,
         f"{settings.preset or 'A planner'} on {trainer.config.dataset}",
         f"Next: diffuser-policy evaluate {output}{_module_of(flat)}",
@@ -515,248 +503,3 @@ def _tensorboard(output: Path) -> Callable[[int, dict[str, float]], None]:
         writer().flush()
 
     return log
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompanionSettings:
-    """Which planner, on which data, and where to."""
-
-    part: ClassVar[str]  # what is trained, as in the output folder's name
-    suitable: ClassVar[str]  # of a dataset that one can name, in an error
-    config_type: ClassVar[type[CompanionTrainConfig]]  # has fields of the same names
-
-    planner: Planner
-    """Folder of a planner, name of a shipped one, or hub id."""
-    dataset: Annotated[str | None, shown_as("ID")] = None
-    """Minari dataset (default: the one that the planner is from)."""
-    output: Annotated[Path | None, shown_as("FOLDER")] = None
-    """Where planner, network and checkpoints go (default: runs/ and the planner's name,
-    then -value, -critic or -classifier)."""
-    device: str = "auto"
-    """Where to compute: cpu, cuda, or a GPU if there is one."""
-    save_interval: int = 1000
-    """Gradient steps between two checkpoints."""
-    seed: int = 0
-    """Fixes initial weights, batches and noise."""
-
-    def folder(self) -> Path:
-        """Return the output folder."""
-        return self.output or Path(RUNS) / f"{Path(self.planner).name}-{self.part}"
-
-    def config(self, recorded: str | None) -> CompanionTrainConfig:
-        """Return what determines the network; `recorded` is the planner's dataset.
-
-        Raises:
-            ConfigError: No dataset, or a setting that has no effect.
-        """
-        dataset = self.dataset or recorded
-        if dataset is None:
-            raise ConfigError(
-                f"The planner {self.planner!r} does not say which dataset it is from. "
-                f"Name one {self.suitable}: --dataset ID."
-            )
-        return self.config_type(
-            **_shared(self, self.config_type) | {"dataset": dataset}
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainValueSettings(CompanionSettings):
-    """Train the value network of a planner: the return that its plans lead to.
-
-    It learns from the rewards of the dataset. The planner is not changed. The output
-    folder holds a copy of it with the value network: `evaluate --guide value` follows
-    its gradient, with `--ranking guide` it chooses among candidates. Stop it at any
-    time: the same command resumes.
-    """
-
-    part = "value"
-    suitable = "with rewards"
-    config_type = ValueTrainConfig
-
-    optimization: tyro.conf.OmitArgPrefixes[OptimizationConfig] = field(
-        default_factory=lambda: OptimizationConfig(num_steps=10_000, batch_size=64)
-    )
-    value: tyro.conf.OmitArgPrefixes[ValueConfig] = field(default_factory=ValueConfig)
-
-
-def train_value(settings: TrainValueSettings) -> int:
-    """Train, and say where the planner with its value network is."""
-    from diffuser_policy.training.value_trainer import ValueTrainer
-
-    return _train_companion(
-        settings,
-        ValueTrainer,
-        lambda trainer: (
-            f"Next: diffuser-policy evaluate {trainer.output} --guide value "
-            f"--guide-scale 0 --ranking guide {_candidates(trainer, 16)}"
-        ),
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainCriticSettings(CompanionSettings):
-    """Train the critic of a planner: the value of what its plans do first.
-
-    It learns from the rewards of the dataset, by implicit Q-learning. The planner is
-    not changed. The output folder holds a copy of it with the critic, which chooses
-    among candidates: `evaluate --ranking critic`. Stop it at any time: the same command
-    resumes.
-    """
-
-    part = "critic"
-    suitable = "with rewards"
-    config_type = CriticTrainConfig
-
-    optimization: tyro.conf.OmitArgPrefixes[OptimizationConfig] = field(
-        default_factory=lambda: OptimizationConfig(
-            num_steps=25_000,
-            batch_size=256,
-            learning_rate=3e-4,
-            learning_rate_schedule="constant",
-            max_gradient_norm=None,
-            ema_decay=0.995,
-        )
-    )
-    critic: tyro.conf.OmitArgPrefixes[CriticConfig] = field(
-        default_factory=CriticConfig
-    )
-
-
-def train_critic(settings: TrainCriticSettings) -> int:
-    """Train, and say where the planner with its critic is."""
-    from diffuser_policy.training.critic_trainer import CriticTrainer
-
-    return _train_companion(
-        settings,
-        CriticTrainer,
-        lambda trainer: (
-            f"Next: diffuser-policy evaluate {trainer.output} --ranking critic "
-            f"{_candidates(trainer, 32)}"
-        ),
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainClassifierSettings(CompanionSettings):
-    """Train the classifier of a planner: which labels hold at a noisy planning step.
-
-    Guides ask for labels: `evaluate --guide stack-match` for one block on another. The
-    planner is not changed. The output folder holds a copy of it with the classifier.
-    Stop it at any time: the same command resumes.
-    """
-
-    part = "classifier"
-    suitable = "of its environment"
-    config_type = ClassifierTrainConfig
-
-    labels: Annotated[str, shown_as("NAME")]
-    """What to learn: labels that a package offers, such as kuka-pairs (which block is
-    on which), module:function, or file.py:function."""
-    optimization: tyro.conf.OmitArgPrefixes[OptimizationConfig] = field(
-        default_factory=lambda: OptimizationConfig(num_steps=4_000, batch_size=512)
-    )
-    classifier: tyro.conf.OmitArgPrefixes[ClassifierConfig] = field(
-        default_factory=ClassifierConfig
-    )
-
-    def config(self, recorded: str | None) -> CompanionTrainConfig:
-        """Return what determines the classifier, as `CompanionSettings` does."""
-        network = vars(self.classifier)
-        given = changed(network, vars(ClassifierConfig()))
-        refuse_idle(given, network, CLASSIFIER_NEEDS)
-        return super().config(recorded)
-
-
-def train_classifier(settings: TrainClassifierSettings) -> int:
-    """Train, and say where the planner with its classifier is."""
-    from diffuser_policy.training.classifier_trainer import ClassifierTrainer
-
-    return _train_companion(
-        settings,
-        ClassifierTrainer,
-        lambda trainer: f"It tells: {', '.join(trainer.classifier.labels)}.",
-    )
-
-
-def _candidates(trainer: Any, number: int) -> str:
-    """Return the options for candidates that differ."""
-    likely = trainer.policy_config.planner.temperature == 0
-    return f"--num-candidates {number}{' --temperature 1' * likely}"
-
-
-def _train_companion(
-    settings: CompanionSettings,
-    trainer_class: Callable[..., Any],
-    result: Callable[[Any], str],
-) -> int:
-    """Train a companion, say the result; return the exit status.
-
-    Raises:
-        ConfigError: The output folder is the planner's, or holds another run.
-    """
-    from diffuser_policy.checkpoint import locate, read_planner
-    from diffuser_policy.data.minari import load_flat
-    from diffuser_policy.training.processes import Processes
-    from diffuser_policy.training.trainer import check_interval
-
-    check_interval(settings.save_interval)
-    source, output = locate(settings.planner), settings.folder()
-    if source.resolve() == output.resolve():
-        raise ConfigError(
-            f"{output} is the planner itself, which is not to be overwritten. Choose "
-            f"another --output folder."
-        )
-    planner = read_planner(source)
-    note_unfinished(settings.planner, planner[0].provenance)
-    config = settings.config(planner[0].provenance.get("dataset", {}).get("dataset_id"))
-    processes = Processes.launched(settings.device)
-    flat = load_flat(
-        config.dataset,
-        goal_keys=planner[0].spaces.parts.goal_keys,
-        progress=processes.is_main,
-    )
-    trainer = trainer_class(config, planner, flat, output, processes=processes)
-    return _carry_out(
-        trainer,
-        f"{settings.part.capitalize()} of {settings.planner} on {config.dataset}",
-        result(trainer),
-        save_interval=settings.save_interval,
-    )
-
-
-def _carry_out(
-    run: TrainingRun[Any], what: str, result: str, *, save_interval: int, **options: Any
-) -> int:
-    """Train `what` to the end, from where it stopped, and say the result."""
-    say = print if run.processes.is_main else lambda *_, **__: None
-    total, done = run.optimization.num_steps, run.step
-    where = f"in {run.output}, on {run.processes.device}"
-    if done >= total:
-        say(f"{what}: all {total:,} gradient steps are done already, {where}.")
-    elif done:
-        say(f"{what}: resuming at gradient step {done:,} of {total:,} {where}.")
-    else:
-        say(f"{what}: {total:,} gradient steps {where}.")
-    try:
-        run.run(save_interval=save_interval, **options)
-    except KeyboardInterrupt as stop:
-        if not run.processes.is_main:
-            return EXIT_INTERRUPTED
-        from diffuser_policy.training.state import checkpoints, step_of
-
-        saved = checkpoints(run.output / "training")
-        if not saved:
-            raise KeyboardInterrupt("stopped before anything was saved.") from stop
-        raise KeyboardInterrupt(
-            f"gradient step {step_of(saved[-1]):,} is saved. The same command resumes "
-            f"there."
-        ) from stop
-    say(f"Trained: {run.output}\n{result}")
-    return EXIT_OK
-
-
-def _shared(settings: Any, config_type: type[Any]) -> dict[str, Any]:
-    """Return the settings that are fields of a config, by name."""
-    names = {item.name for item in dataclasses.fields(config_type)}
-    return {name: value for name, value in vars(settings).items() if name in names}

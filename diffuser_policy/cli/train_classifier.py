@@ -1,0 +1,61 @@
+"""The subcommand `train-classifier`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import tyro
+
+from diffuser_policy.cli.options import changed, shown_as
+from diffuser_policy.cli.training import CompanionSettings, train_companion
+from diffuser_policy.config import (
+    CLASSIFIER_NEEDS,
+    ClassifierConfig,
+    ClassifierTrainConfig,
+    CompanionTrainConfig,
+    OptimizationConfig,
+    refuse_idle,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainClassifierSettings(CompanionSettings):
+    """Train the classifier of a planner: which labels hold at a noisy planning step.
+
+    Guides ask for labels: `evaluate --guide stack-match` for one block on another. The
+    planner is not changed. The output folder holds a copy of it with the classifier.
+    Stop it at any time: the same command resumes.
+    """
+
+    part = "classifier"
+    suitable = "of its environment"
+    config_type = ClassifierTrainConfig
+
+    labels: Annotated[str, shown_as("NAME")]
+    """What to learn: labels that a package offers, such as kuka-pairs (which block is
+    on which), module:function, or file.py:function."""
+    optimization: tyro.conf.OmitArgPrefixes[OptimizationConfig] = field(
+        default_factory=lambda: OptimizationConfig(num_steps=4_000, batch_size=512)
+    )
+    classifier: tyro.conf.OmitArgPrefixes[ClassifierConfig] = field(
+        default_factory=ClassifierConfig
+    )
+
+    def config(self, recorded: str | None) -> CompanionTrainConfig:
+        """Return what determines the classifier, as `CompanionSettings` does."""
+        network = vars(self.classifier)
+        given = changed(network, vars(ClassifierConfig()))
+        refuse_idle(given, network, CLASSIFIER_NEEDS)
+        return super().config(recorded)
+
+
+def train_classifier(settings: TrainClassifierSettings) -> int:
+    """Train, and say where the planner with its classifier is."""
+    from diffuser_policy.training.classifier_trainer import ClassifierTrainer
+
+    return train_companion(
+        settings,
+        ClassifierTrainer,
+        lambda trainer: f"It tells: {', '.join(trainer.classifier.labels)}.",
+    )

@@ -1,0 +1,53 @@
+"""The subcommand `train-critic`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import tyro
+
+from diffuser_policy.cli.training import CompanionSettings, candidates, train_companion
+from diffuser_policy.config import CriticConfig, CriticTrainConfig, OptimizationConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCriticSettings(CompanionSettings):
+    """Train the critic of a planner: the value of what its plans do first.
+
+    It learns from the rewards of the dataset, by implicit Q-learning. The planner is
+    not changed. The output folder holds a copy of it with the critic, which chooses
+    among candidates: `evaluate --ranking critic`. Stop it at any time: the same command
+    resumes.
+    """
+
+    part = "critic"
+    suitable = "with rewards"
+    config_type = CriticTrainConfig
+
+    optimization: tyro.conf.OmitArgPrefixes[OptimizationConfig] = field(
+        default_factory=lambda: OptimizationConfig(
+            num_steps=25_000,
+            batch_size=256,
+            learning_rate=3e-4,
+            learning_rate_schedule="constant",
+            max_gradient_norm=None,
+            ema_decay=0.995,
+        )
+    )
+    critic: tyro.conf.OmitArgPrefixes[CriticConfig] = field(
+        default_factory=CriticConfig
+    )
+
+
+def train_critic(settings: TrainCriticSettings) -> int:
+    """Train, and say where the planner with its critic is."""
+    from diffuser_policy.training.critic_trainer import CriticTrainer
+
+    return train_companion(
+        settings,
+        CriticTrainer,
+        lambda trainer: (
+            f"Next: diffuser-policy evaluate {trainer.output} --ranking critic "
+            f"{candidates(trainer, 32)}"
+        ),
+    )

@@ -1,0 +1,146 @@
+"""What the subcommands that train have in common.
+
+`train` makes a planner; `train-value`, `train-critic` and `train-classifier` extend a
+trained one by a companion network.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from diffuser_policy.choices import RUNS
+from diffuser_policy.cli import EXIT_INTERRUPTED, EXIT_OK
+from diffuser_policy.cli.options import Planner, note_unfinished, shown_as
+from diffuser_policy.config import CompanionTrainConfig
+from diffuser_policy.errors import ConfigError
+
+if TYPE_CHECKING:
+    from diffuser_policy.training.trainer import TrainingRun
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompanionSettings:
+    """Which planner, on which data, and where to."""
+
+    part: ClassVar[str]  # what is trained, as in the output folder's name
+    suitable: ClassVar[str]  # of a dataset that one can name, in an error
+    config_type: ClassVar[type[CompanionTrainConfig]]  # has fields of the same names
+
+    planner: Planner
+    """Folder of a planner, name of a shipped one, or hub id."""
+    dataset: Annotated[str | None, shown_as("ID")] = None
+    """Minari dataset (default: the one that the planner is from)."""
+    output: Annotated[Path | None, shown_as("FOLDER")] = None
+    """Where planner, network and checkpoints go (default: runs/ and the planner's name,
+    then -value, -critic or -classifier)."""
+    device: str = "auto"
+    """Where to compute: cpu, cuda, or a GPU if there is one."""
+    save_interval: int = 1000
+    """Gradient steps between two checkpoints."""
+    seed: int = 0
+    """Fixes initial weights, batches and noise."""
+
+    def folder(self) -> Path:
+        """Return the output folder."""
+        return self.output or Path(RUNS) / f"{Path(self.planner).name}-{self.part}"
+
+    def config(self, recorded: str | None) -> CompanionTrainConfig:
+        """Return what determines the network; `recorded` is the planner's dataset.
+
+        Raises:
+            ConfigError: No dataset, or a setting that has no effect.
+        """
+        dataset = self.dataset or recorded
+        if dataset is None:
+            raise ConfigError(
+                f"The planner {self.planner!r} does not say which dataset it is from. "
+                f"Name one {self.suitable}: --dataset ID."
+            )
+        return self.config_type(**shared(self, self.config_type) | {"dataset": dataset})
+
+
+def train_companion(
+    settings: CompanionSettings,
+    trainer_class: Callable[..., Any],
+    result: Callable[[Any], str],
+) -> int:
+    """Train a companion, say the result; return the exit status.
+
+    Raises:
+        ConfigError: The output folder is the planner's, or holds another run.
+    """
+    from diffuser_policy.checkpoint import locate, read_planner
+    from diffuser_policy.data.minari import load_flat
+    from diffuser_policy.training.processes import Processes
+    from diffuser_policy.training.trainer import check_interval
+
+    check_interval(settings.save_interval)
+    source, output = locate(settings.planner), settings.folder()
+    if source.resolve() == output.resolve():
+        raise ConfigError(
+            f"{output} is the planner itself, which is not to be overwritten. Choose "
+            f"another --output folder."
+        )
+    planner = read_planner(source)
+    note_unfinished(settings.planner, planner[0].provenance)
+    config = settings.config(planner[0].provenance.get("dataset", {}).get("dataset_id"))
+    processes = Processes.launched(settings.device)
+    flat = load_flat(
+        config.dataset,
+        goal_keys=planner[0].spaces.parts.goal_keys,
+        progress=processes.is_main,
+    )
+    trainer = trainer_class(config, planner, flat, output, processes=processes)
+    return carry_out(
+        trainer,
+        f"{settings.part.capitalize()} of {settings.planner} on {config.dataset}",
+        result(trainer),
+        save_interval=settings.save_interval,
+    )
+
+
+def carry_out(
+    run: TrainingRun[Any], what: str, result: str, *, save_interval: int, **options: Any
+) -> int:
+    """Train `what` to the end, from where it stopped, and say the result."""
+    say = print if run.processes.is_main else lambda *_, **__: None
+    total, done = run.optimization.num_steps, run.step
+    where = f"in {run.output}, on {run.processes.device}"
+    if done >= total:
+        say(f"{what}: all {total:,} gradient steps are done already, {where}.")
+    elif done:
+        say(f"{what}: resuming at gradient step {done:,} of {total:,} {where}.")
+    else:
+        say(f"{what}: {total:,} gradient steps {where}.")
+    try:
+        run.run(save_interval=save_interval, **options)
+    except KeyboardInterrupt as stop:
+        if not run.processes.is_main:
+            return EXIT_INTERRUPTED
+        from diffuser_policy.training.state import checkpoints, step_of
+
+        saved = checkpoints(run.output / "training")
+        if not saved:
+            raise KeyboardInterrupt("stopped before anything was saved.") from stop
+        raise KeyboardInterrupt(
+            f"gradient step {step_of(saved[-1]):,} is saved. The same command resumes "
+            f"there."
+        ) from stop
+    say(f"Trained: {run.output}\n{result}")
+    return EXIT_OK
+
+
+def candidates(trainer: Any, number: int) -> str:
+    """Return the options for candidates that differ."""
+    likely = trainer.policy_config.planner.temperature == 0
+    return f"--num-candidates {number}{' --temperature 1' * likely}"
+
+
+def shared(settings: Any, config_type: type[Any]) -> dict[str, Any]:
+    """Return the settings that are fields of a config, by name."""
+    names = {item.name for item in dataclasses.fields(config_type)}
+    return {name: value for name, value in vars(settings).items() if name in names}
