@@ -466,7 +466,8 @@ class _Chooser:
             self.set("execution", lookahead=float(self.ahead))
         ahead = self.get("planner", "subgoal")
         if self.wanted["landmarks"] and ahead is not None:
-            self.set("execution", replan_interval=max(1, round(ahead / 2)))
+            # Rounded up, a plan may take its time at first: do not replace it too soon.
+            self.set("execution", replan_interval=max(1, round(ahead)))
         elif not self.seen_goals:
             self.set(
                 "execution", replan_interval=max(1, self.get("window", "horizon") // 4)

@@ -190,6 +190,17 @@ def test_what_cannot_work_is_not_offered(session: Session) -> None:
     assert not {"stack-match", "place", "value"} & {*usable}
 
 
+def test_a_ranking_by_guides_waits_for_one(session: Session) -> None:
+    session.choose(ranking="guide")
+    frame = planned(session)
+    assert len(frame.path)
+    assert not frame.messages
+    assert "ranking" not in as_command(session.setup)
+    session.add_guide("keep-out")
+    assert "--ranking guide" in as_command(session.setup)
+    assert session.policy.config.planner.ranking == "guide"
+
+
 def test_settings_that_go_with_a_guide_come_and_go_with_it(session: Session) -> None:
     session.add_guide("keep-out")
     assert session.settings == {"ranking": "guide", "executor": "path"}

@@ -205,7 +205,7 @@ class Session:
             seed=self.seed,
             options=self.world.options(),
             guides=tuple(self.guides),
-            settings=dict(self.settings),
+            settings=self._settings(guided=bool(self.guides)),
             unguided=bool(self._own_guides) and not self.guides,
         )
 
@@ -640,14 +640,19 @@ class Session:
                 if number not in self._failing and p.weight != 0
             ]
             guide = guide_from_json(parts) if parts else None
-            settings = dict(self.settings)
-            if guide is None and settings.get("ranking") == "guide":
-                del settings["ranking"]
+            settings = self._settings(guided=guide is not None)
             self._policy = self._bare.with_guide(guide, **settings)
         except DiffuserPolicyError as error:
             self._messages["settings"] = _said(error)
         if not self._failing:
             self._messages.pop("guide", None)
+
+    def _settings(self, *, guided: bool) -> dict[str, Any]:
+        """Return the settings; a ranking by guides waits until there are some."""
+        settings = dict(self.settings)
+        if not guided and settings.get("ranking") == "guide":
+            del settings["ranking"]
+        return settings
 
     def _guarded(self, action: Any) -> None:
         """Do something that plans; leave out the guide that makes it fail."""

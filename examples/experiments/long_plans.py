@@ -49,9 +49,9 @@ GIANT = ("pointmaze-giant-navigate", "pointmaze-giant-stitch")
 CHANGES: dict[str, dict[str, Any]] = {
     "as it is": {},
     "no subgoals": {"subgoal": None},
-    "subgoals 16 env steps ahead": {"subgoal": 16.0, "replan_interval": 8},
-    "subgoals 64 env steps ahead": {"subgoal": 64.0, "replan_interval": 32},
-    "a new plan every 32 env steps": {"replan_interval": 32},
+    "subgoals 16 env steps ahead": {"subgoal": 16.0, "replan_interval": 16},
+    "subgoals 64 env steps ahead": {"subgoal": 64.0, "replan_interval": 64},
+    "a new plan every 16 env steps": {"replan_interval": 16},
     "the first candidate": {"num_candidates": 1, "ranking": "first"},
     "one denoising step": {"num_sampling_steps": 1},
     "64 denoising steps": {"num_sampling_steps": 64},
