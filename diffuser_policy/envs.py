@@ -443,6 +443,20 @@ def evaluation_tasks(env: Env) -> dict[str, Mapping[str, Any] | None]:
     return dict(tasks)
 
 
+def reward_of_goals(env: Env) -> Callable[..., Any] | None:
+    """Return `compute_reward(achieved, desired, info)` of an environment, if any.
+
+    A method of that name that takes something else is none of goals.
+    """
+    if not env.has_wrapper_attr("compute_reward"):
+        return None
+    found: Callable[..., Any] = env.get_wrapper_attr("compute_reward")
+    with contextlib.suppress(TypeError, ValueError):  # other arguments, or a builtin
+        inspect.signature(found).bind(None, None, {})
+        return found
+    return None
+
+
 def env_name(env: Env) -> str:
     """Return the id of an environment, or the name of its class."""
     return env.spec.id if env.spec else type(env.unwrapped).__name__

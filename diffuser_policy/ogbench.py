@@ -10,6 +10,7 @@ tasks, starts and goals from NumPy's global generator.
 
     {"observation": s, "achieved_goal": s, "desired_goal": info["goal"]}
 
+In mazes, `compute_reward` says what a state earns for any goal: 1 there, and else 0.
 The single-task variants (`...-singletask-...`) have rewards instead of goals; their
 observations stay as they are.
 """
@@ -20,6 +21,7 @@ import contextlib
 import operator
 import tempfile
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +80,8 @@ class OGBenchEnv(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArg
             space = env.observation_space
             keys = ("achieved_goal", "desired_goal", "observation")
             self.observation_space = gym.spaces.Dict(dict.fromkeys(keys, space))
+            if self._takes_places and hasattr(base, "_goal_tol"):
+                self.compute_reward = partial(_at_goal, float(base._goal_tol))
             facts["evaluation_tasks"] = {
                 str(task.get("task_name", f"task{number}")): {"task_id": number}
                 for number, task in enumerate(base.task_infos, start=1)
@@ -153,14 +157,19 @@ class OGBenchEnv(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArg
         if self._goal is not None:
             self._goal[:2] = place
 
+    @property
+    def _takes_places(self) -> bool:
+        """Whether the first two columns of observations and goals are a position."""
+        base: Any = self.env.unwrapped
+        # In a game of soccer the goal is the ball's; of pictures there is no part.
+        alone = hasattr(base, "set_xy") and not hasattr(base, "set_agent_ball_xy")
+        return alone and len(self.env.observation_space.shape or ()) == 1
+
     def _place(self, name: str, place: Any) -> np.ndarray:
         """Return a position in a maze, checked."""
         base: Any = self.env.unwrapped
         walls = Walls.of(base)
-        # In a game of soccer the goal is the ball's; of pictures there is no part.
-        alone = hasattr(base, "set_xy") and not hasattr(base, "set_agent_ball_xy")
-        flat = len(self.env.observation_space.shape or ()) == 1
-        if walls is None or not (self.has_goals and alone and flat):
+        if walls is None or not (self.has_goals and self._takes_places):
             instead = " Choose a task instead: options={'task_id': 1}."
             raise ConfigError(
                 f"{self.spec.id if self.spec else 'This environment'} takes no {name}."
@@ -205,6 +214,24 @@ class OGBenchEnv(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArg
         finally:
             self._generator.set_state(np.random.get_state(legacy=False))  # noqa: NPY002
             np.random.set_state(users)  # noqa: NPY002
+
+
+def _at_goal(
+    tolerance: float,
+    achieved_goal: Any,
+    desired_goal: Any,
+    info: Any,  # noqa: ARG001 (of Gymnasium's signature)
+) -> Any:
+    """Return the reward of a maze, 1 at the goal and else 0, for any batch.
+
+    Args:
+        tolerance: Meters within which one is there.
+        achieved_goal: `[…, observation]` states.
+        desired_goal: `[…, observation]` goals.
+        info: Not looked at.
+    """
+    off = np.asarray(achieved_goal)[..., :2] - np.asarray(desired_goal)[..., :2]
+    return (np.linalg.norm(off, axis=-1) <= tolerance).astype(np.float64)
 
 
 def _in_percent(episode_return: float) -> float:

@@ -264,7 +264,7 @@ def test_training_finds_them_where_they_are_asked_for() -> None:
     assert config.landmarks == LandmarksConfig()
     subgoal = config.planner.subgoal
     assert subgoal == pytest.approx(config.window.horizon / 5)
-    assert config.execution.replan_interval == round((subgoal or 0) / 2)
+    assert config.execution.replan_interval == round(subgoal or 0)
     assert TrainConfig.for_dataset(toy_dataset()).landmarks is None
 
 

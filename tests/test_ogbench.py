@@ -17,7 +17,7 @@ from diffuser_policy.config import CollectSettings
 from diffuser_policy.data.collection import collect
 from diffuser_policy.data.demonstrators import DEMONSTRATORS
 from diffuser_policy.data.minari import load_flat
-from diffuser_policy.envs import Env, make_env, reset_env
+from diffuser_policy.envs import Env, make_env, reset_env, reward_of_goals
 from diffuser_policy.errors import ConfigError, MissingExtraError, UnknownNameError
 from diffuser_policy.evaluation.report import to_json
 from diffuser_policy.evaluation.scores import score_of_returns
@@ -69,6 +69,37 @@ def test_observations_carry_the_goal_that_reset_hands_over(env_id: str) -> None:
     assert env.observation_space.contains(following)
     np.testing.assert_array_equal(following["desired_goal"], info["goal"])
     assert not np.array_equal(following["observation"], observation["observation"])
+    env.close()
+
+
+@pytest.mark.parametrize("env_id", [MAZE, "antmaze-medium-v0"])
+def test_compute_reward_is_the_reward_of_a_step(env_id: str) -> None:
+    env: Any = make_env(env_id)
+    compute = reward_of_goals(env)
+    assert compute is not None
+    observation, _ = env.reset(seed=0, options={"task_id": 1})
+    near, rewards, steps = observation["observation"][:2], [], []
+    for off in (0.0, 0.9 * env.unwrapped._goal_tol, 1.5 * env.unwrapped._goal_tol):
+        env.reset(seed=0, options={"start": near, "goal": near + np.array([off, 0.0])})
+        seen, reward, *_ = env.step(np.zeros(env.action_space.shape, np.float32))
+        rewards.append(reward)
+        steps.append(seen)
+    assert rewards == [1.0, 1.0, 0.0]
+    reached, goals = (
+        np.stack([step[key] for step in steps])
+        for key in ("achieved_goal", "desired_goal")
+    )
+    assert compute(reached, goals, {}).tolist() == rewards
+    assert compute(achieved_goal=reached[0], desired_goal=goals[0], info={}) == 1.0
+    env.close()
+
+
+@pytest.mark.parametrize(
+    "env_id", ["cube-single-v0", "pointmaze-medium-singletask-v0", "antsoccer-arena-v0"]
+)
+def test_goals_that_are_no_places_have_no_compute_reward(env_id: str) -> None:
+    env = make_env(env_id)
+    assert reward_of_goals(env) is None
     env.close()
 
 

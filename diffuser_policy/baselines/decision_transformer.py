@@ -29,6 +29,7 @@ from diffuser_policy.baselines.mbop import learn_outcomes
 from diffuser_policy.baselines.transitions import Codec, SingleTask, check_goals
 from diffuser_policy.benchmark.context import MethodContext, flat_observation
 from diffuser_policy.benchmark.methods import register_method
+from diffuser_policy.envs import reward_of_goals
 from diffuser_policy.errors import ConfigError, require_extra
 
 TOLD_NO_REWARDS = (
@@ -255,7 +256,7 @@ def decision_transformer(
     told: dict[str, Any] = {}
     if data.goal is not None:
         check_goals(env, TOLD_NO_REWARDS)
-        told["compute_reward"] = env.unwrapped.compute_reward  # type: ignore[attr-defined]
+        told["compute_reward"] = reward_of_goals(env)
     limit = env.spec.max_episode_steps if env.spec else None
     stretches = Stretches(data, limit or int(data.flat.run_lengths.max()))
     target = target_scale * stretches.target(best_share)

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from diffuser_policy.build import seeded
 from diffuser_policy.choices import GOAL_PARTS
-from diffuser_policy.envs import Env, reset_env
+from diffuser_policy.envs import Env, env_name, reset_env, reward_of_goals
 from diffuser_policy.errors import (
     ConfigError,
     ObservationError,
@@ -311,17 +311,17 @@ def make_objective(name: str, env: Env, spaces: SpaceSpec) -> Objective:
         return goal_nearness(spaces.goal_columns)
     if name != "reward":
         raise UnknownNameError("objective", name, ("reward", "dense"))
-    base: Any = env.unwrapped
-    if not hasattr(base, "compute_reward"):
+    compute = reward_of_goals(env)
+    if compute is None:
         raise ConfigError(
-            f"{type(base).__name__} has no compute_reward, so the reward of imagined "
+            f"{env_name(env)} has no compute_reward, so the reward of imagined "
             f'states is not known. Use the objective "dense".'
         )
 
     def mean_reward(states: np.ndarray, goal: np.ndarray) -> np.ndarray:
         achieved = states[..., list(spaces.goal_columns)]
         desired = np.broadcast_to(goal, achieved.shape)
-        rewards = np.asarray(base.compute_reward(achieved, desired, {}))
+        rewards = np.asarray(compute(achieved, desired, {}))
         return np.asarray(rewards.mean(axis=-1))
 
     return mean_reward

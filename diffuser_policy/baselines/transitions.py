@@ -44,7 +44,7 @@ from diffuser_policy.benchmark.problem import (
 )
 from diffuser_policy.choices import GOAL_PARTS
 from diffuser_policy.data.flat import FlatDataset
-from diffuser_policy.envs import Env
+from diffuser_policy.envs import Env, reward_of_goals
 from diffuser_policy.errors import ConfigError, DatasetError
 from diffuser_policy.spaces import into_box
 
@@ -304,7 +304,7 @@ class Hindsight(Transitions):
             raise ConfigError(f"goal_discount must be in (0, 1), got {discount}.")
         self.achieved = achieved_goals(flat, env)
         self.discount = discount
-        self.compute_reward = env.unwrapped.compute_reward  # type: ignore[attr-defined]
+        self.compute_reward: Any = reward_of_goals(env)
         self.codec = Codec.fit(env, self.observation, self.action, self.achieved)
 
     def _task(
@@ -339,7 +339,7 @@ def check_goals(env: Env, why: str) -> None:
             says, as a clause, what the method needs them for.
     """
     keys = sorted(getattr(env.observation_space, "spaces", {}))
-    if not {*GOAL_PARTS} <= {*keys} or not hasattr(env.unwrapped, "compute_reward"):
+    if not {*GOAL_PARTS} <= {*keys} or reward_of_goals(env) is None:
         raise ConfigError(
             f"{why}: it needs an environment with compute_reward and observations of "
             f"{', '.join(GOAL_PARTS)}; {type(env.unwrapped).__name__} observes "

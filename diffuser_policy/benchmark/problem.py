@@ -18,7 +18,13 @@ import numpy as np
 
 from diffuser_policy.choices import GOAL_KEYS, Goals
 from diffuser_policy.data.flat import FlatDataset, run_returns
-from diffuser_policy.envs import Env, env_name, make_env, reset_env
+from diffuser_policy.envs import (
+    Env,
+    env_name,
+    make_env,
+    reset_env,
+    reward_of_goals,
+)
 from diffuser_policy.errors import ConfigError, DatasetError, shown
 from diffuser_policy.evaluation.scores import score_of_returns
 from diffuser_policy.settings import MisfitError, from_json, plain, to_json, typed
@@ -146,7 +152,7 @@ def task_rewards(flat: FlatDataset, env: Env) -> np.ndarray:
         return _varying_reward(flat)
     achieved = achieved_goals(flat, env)
     following = np.minimum(np.arange(flat.num_rows) + 1, flat.run_ends - 1)
-    compute: Any = env.unwrapped.compute_reward  # type: ignore[attr-defined]
+    compute: Any = reward_of_goals(env)
     rewards = compute(achieved[following], np.broadcast_to(goal, achieved.shape), {})
     return np.asarray(rewards, dtype=np.float32)
 
@@ -194,7 +200,7 @@ def _has_achieved_goals(flat: FlatDataset, env: Env) -> bool:
     """Return whether the data record achieved goals; if not, the environment has to."""
     base: Any = env.unwrapped
     space: Any = env.observation_space
-    if not hasattr(base, "compute_reward"):
+    if reward_of_goals(env) is None:
         raise ConfigError(
             f"{env_name(env)} has no compute_reward(achieved, desired, info): goals "
             f'cannot be relabelled. Use goals="none" for this problem.'
