@@ -26,7 +26,6 @@ from diffuser_policy.columns.features import (
 )
 from diffuser_policy.columns.normalizers import NORMALIZERS, Normalizer
 from diffuser_policy.config import (
-    PLANNING_NEEDS,
     InverseDynamicsConfig,
     PlannerConfig,
     PolicyConfig,
@@ -43,6 +42,7 @@ from diffuser_policy.diffusion.sampler import (
 from diffuser_policy.diffusion.schedule import NoiseSchedule
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.guides.guide import Guide
+from diffuser_policy.needs import PLANNING_NEEDS
 from diffuser_policy.networks.classifiers import PairClassifier, StateClassifier
 from diffuser_policy.networks.critic import Critic
 from diffuser_policy.networks.inverse_dynamics import InverseDynamics

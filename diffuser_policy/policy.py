@@ -48,13 +48,7 @@ from diffuser_policy.build import (
 from diffuser_policy.checkpoint import read_planner, write_planner
 from diffuser_policy.choices import Acceleration
 from diffuser_policy.columns.features import planning_columns
-from diffuser_policy.config import (
-    PLANNING_NEEDS,
-    ExecutionConfig,
-    PlannerConfig,
-    PolicyConfig,
-    refuse_idle,
-)
+from diffuser_policy.config import ExecutionConfig, PlannerConfig, PolicyConfig
 from diffuser_policy.diffusion.conditions import Conditions
 from diffuser_policy.errors import (
     ConditionError,
@@ -66,6 +60,7 @@ from diffuser_policy.errors import (
 from diffuser_policy.export import write_export
 from diffuser_policy.files import usable_path
 from diffuser_policy.guides.guide import Guide, GuideFunction, as_guide, described
+from diffuser_policy.needs import PLANNING_NEEDS, refuse_idle
 from diffuser_policy.numerics import find_device, plain_arithmetic, within_memory
 from diffuser_policy.observations import is_finite
 from diffuser_policy.planning.plan import Following, Plan

@@ -23,10 +23,11 @@ from diffuser_policy.cli.options import (
     note_unfinished,
     parse_assignments,
 )
-from diffuser_policy.config import PLANNING_NEEDS, ExecutionConfig, PlannerConfig
+from diffuser_policy.config import ExecutionConfig, PlannerConfig
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.evaluation import evaluate
 from diffuser_policy.evaluation.report import to_json
+from diffuser_policy.needs import PLANNING_NEEDS
 from diffuser_policy.policy import DiffuserPolicy
 from tests.point_env import POINT, save_planner
 

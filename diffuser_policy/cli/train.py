@@ -33,9 +33,7 @@ from diffuser_policy.cli.options import (
 )
 from diffuser_policy.cli.training import carry_out, shared
 from diffuser_policy.config import (
-    NETWORK_NEEDS,
     PARTS,
-    PLANNING_NEEDS,
     CriticConfig,
     ExecutionConfig,
     InverseDynamicsConfig,
@@ -47,9 +45,9 @@ from diffuser_policy.config import (
     TrainConfig,
     ValueConfig,
     WindowConfig,
-    refuse_idle,
 )
 from diffuser_policy.errors import ConfigError, require_extra
+from diffuser_policy.needs import NETWORK_NEEDS, PLANNING_NEEDS, refuse_idle
 from diffuser_policy.training.presets import PRESETS, preset
 from diffuser_policy.words import counted
 

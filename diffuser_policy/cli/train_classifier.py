@@ -10,13 +10,12 @@ import tyro
 from diffuser_policy.cli.options import changed, shown_as
 from diffuser_policy.cli.training import CompanionSettings, train_companion
 from diffuser_policy.config import (
-    CLASSIFIER_NEEDS,
     ClassifierConfig,
     ClassifierTrainConfig,
     CompanionTrainConfig,
     OptimizationConfig,
-    refuse_idle,
 )
+from diffuser_policy.needs import CLASSIFIER_NEEDS, refuse_idle
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,12 +31,8 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 from diffuser_policy import choices
-from diffuser_policy.config import (
-    CLASSIFIER_NEEDS,
-    NETWORK_NEEDS,
-    PLANNING_NEEDS,
-    Needs,
-)
+from diffuser_policy.config import Needs
+from diffuser_policy.needs import CLASSIFIER_NEEDS, NETWORK_NEEDS, PLANNING_NEEDS
 
 ROOT = Path(__file__).parents[2]
 SOURCES = {
