@@ -31,8 +31,12 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 from diffuser_policy import choices
-from diffuser_policy.config import Needs
-from diffuser_policy.needs import CLASSIFIER_NEEDS, NETWORK_NEEDS, PLANNING_NEEDS
+from diffuser_policy.needs import (
+    CLASSIFIER_NEEDS,
+    NETWORK_NEEDS,
+    PLANNING_NEEDS,
+    Needs,
+)
 
 ROOT = Path(__file__).parents[2]
 SOURCES = {
