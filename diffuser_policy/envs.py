@@ -446,15 +446,18 @@ def evaluation_tasks(env: Env) -> dict[str, Mapping[str, Any] | None]:
 def reward_of_goals(env: Env) -> Callable[..., Any] | None:
     """Return `compute_reward(achieved, desired, info)` of an environment, if any.
 
-    A method of that name that takes something else is none of goals.
+    A method of that name that takes another number of arguments is something else.
     """
     if not env.has_wrapper_attr("compute_reward"):
         return None
     found: Callable[..., Any] = env.get_wrapper_attr("compute_reward")
-    with contextlib.suppress(TypeError, ValueError):  # other arguments, or a builtin
+    try:
         inspect.signature(found).bind(None, None, {})
+    except ValueError:  # compiled, without a signature
         return found
-    return None
+    except TypeError:
+        return None
+    return found
 
 
 def env_name(env: Env) -> str:

@@ -80,7 +80,9 @@ class OGBenchEnv(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArg
             space = env.observation_space
             keys = ("achieved_goal", "desired_goal", "observation")
             self.observation_space = gym.spaces.Dict(dict.fromkeys(keys, space))
-            if self._takes_places and hasattr(base, "_goal_tol"):
+            # "pre": success is that of the state before the step.
+            post = getattr(base, "_success_timing", None) == "post"
+            if self._takes_places and post:
                 self.compute_reward = partial(_at_goal, float(base._goal_tol))
             facts["evaluation_tasks"] = {
                 str(task.get("task_name", f"task{number}")): {"task_id": number}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import builtins
+import math
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import gymnasium as gym
 import pytest
@@ -16,8 +18,37 @@ from diffuser_policy.envs import (
     env_spec,
     make_env,
     other_versions,
+    reward_of_goals,
 )
 from diffuser_policy.errors import ConfigError, MissingExtraError, UnknownNameError
+
+
+def of_goals(achieved: Any, desired: Any, info: Any) -> float:  # noqa: ARG001
+    return 0.0
+
+
+def of_steps(observation: Any, action: Any) -> float:  # noqa: ARG001
+    return 0.0
+
+
+@pytest.mark.parametrize(
+    ("compute_reward", "found"),
+    [
+        (of_goals, True),
+        (math.hypot, True),  # compiled: it may take anything
+        (of_steps, False),
+        (list, False),
+    ],
+)
+def test_compute_reward_takes_goals_or_is_something_else(
+    compute_reward: Any, *, found: bool
+) -> None:
+    env = gym.make("Pendulum-v1")
+    assert reward_of_goals(env) is None
+    env.unwrapped.compute_reward = compute_reward  # type: ignore[attr-defined]
+    wrapped = gym.wrappers.TimeAwareObservation(env)
+    assert (reward_of_goals(wrapped) is not None) == found
+
 
 PLUGIN = """
 import gymnasium

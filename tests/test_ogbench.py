@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 
 from diffuser_policy import DiffuserPolicy, evaluate
+from diffuser_policy.baselines.shooting import make_objective
+from diffuser_policy.baselines.transitions import Hindsight
 from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.config import CollectSettings
 from diffuser_policy.data.collection import collect
 from diffuser_policy.data.demonstrators import DEMONSTRATORS
+from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.minari import load_flat
 from diffuser_policy.envs import Env, make_env, reset_env, reward_of_goals
 from diffuser_policy.errors import ConfigError, MissingExtraError, UnknownNameError
@@ -95,12 +98,40 @@ def test_compute_reward_is_the_reward_of_a_step(env_id: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "env_id", ["cube-single-v0", "pointmaze-medium-singletask-v0", "antsoccer-arena-v0"]
+    ("env_id", "options"),
+    [
+        ("cube-single-v0", {}),
+        ("pointmaze-medium-singletask-v0", {}),
+        ("antsoccer-arena-v0", {}),
+        (MAZE, {"success_timing": "pre"}),
+    ],
 )
-def test_goals_that_are_no_places_have_no_compute_reward(env_id: str) -> None:
-    env = make_env(env_id)
+def test_rewards_that_are_not_of_the_reached_place_have_no_compute_reward(
+    env_id: str, options: dict[str, Any]
+) -> None:
+    env = make_env(env_id, **options)
     assert reward_of_goals(env) is None
     env.close()
+
+
+def test_methods_relabel_goals_and_imagine_rewards(maze: Env) -> None:
+    generator = np.random.default_rng(0)
+    seen = (20 * generator.random((400, 2))).astype(np.float32)
+    fields = {
+        "observation": seen,
+        "action": generator.random((400, 2)).astype(np.float32),
+        "reward": np.zeros(400),
+        "terminated": np.zeros(400, np.bool_),
+        "achieved_goal": seen,
+        "desired_goal": seen,
+    }
+    flat = FlatDataset(fields, np.array([0, 200, 400]), {"dataset_id": "toy/maze-v0"})
+    batch = Hindsight(flat, maze, discount=0.5).batch(generator, 500)
+    # Half of the goals are what the next state reached.
+    assert batch.rewards.mean() == pytest.approx(0.5, abs=0.1)
+    spaces = DiffuserPolicy.from_pretrained("pointmaze-giant-navigate").spaces
+    reward = make_objective("reward", maze, spaces)
+    assert reward(seen[None, :4], seen[0]) == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize("env_id", [MAZE, "pointmaze-teleport-v0", "antmaze-medium-v0"])

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tyro
 
 from diffuser_policy import DiffuserPolicy
 from diffuser_policy.cli.play import PlaySettings
@@ -65,7 +66,7 @@ def test_a_goal_in_a_wall_is_shown_and_not_planned(session: Session) -> None:
     frame = planned(session)
     assert frame.stuck == ("goal",)
     assert "wall" in frame.messages[0]
-    assert "`" not in frame.messages[0]  # no code: nobody writes any here
+    assert "the nearest free point" in frame.messages[0]
     assert np.array_equal(frame.path, before.path)
     [handle] = [h for h in session.world.handles(session.observation) if h[0] == "goal"]
     assert handle[1] == WALL
@@ -196,9 +197,27 @@ def test_a_ranking_by_guides_waits_for_one(session: Session) -> None:
     assert len(frame.path)
     assert not frame.messages
     assert "ranking" not in as_command(session.setup)
-    session.add_guide("keep-out")
-    assert "--ranking guide" in as_command(session.setup)
+    session.choose(ranking_tolerance=0.3, guide_scale=2.0)  # they need a guide, too
+    assert not planned(session).messages
+    number = session.add_guide("keep-out")
+    shared = as_command(session.setup)
+    assert "--ranking guide" in shared
+    assert "--ranking-tolerance 0.3 --guide-scale 2.0" in shared
     assert session.policy.config.planner.ranking == "guide"
+    session.change_guide(number, {}, weight=0.0)  # as if there were none
+    assert "ranking" not in as_command(session.setup)
+    assert session.policy.config.planner.ranking == "time_to_goal"
+
+
+def test_a_guide_of_the_command_line_leaves_nothing_behind() -> None:
+    words = ["multi2d-umaze", "--guide", "keep-out:center=1,0;radius=0.1"]
+    settings = PlaySettings, [*words, "--reset", "start=[-1,-1]"]
+    opened = tyro.cli(settings[0], args=settings[1], use_underscores=False).open()
+    assert len(opened.guides) == 1
+    opened.remove_guide(0)
+    assert "guide" not in as_command(opened.setup)
+    assert not planned(opened).messages
+    opened.close()
 
 
 def test_settings_that_go_with_a_guide_come_and_go_with_it(session: Session) -> None:

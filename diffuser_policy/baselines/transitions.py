@@ -44,7 +44,7 @@ from diffuser_policy.benchmark.problem import (
 )
 from diffuser_policy.choices import GOAL_PARTS
 from diffuser_policy.data.flat import FlatDataset
-from diffuser_policy.envs import Env, reward_of_goals
+from diffuser_policy.envs import Env, env_name, reward_of_goals
 from diffuser_policy.errors import ConfigError, DatasetError
 from diffuser_policy.spaces import into_box
 
@@ -339,9 +339,12 @@ def check_goals(env: Env, why: str) -> None:
             says, as a clause, what the method needs them for.
     """
     keys = sorted(getattr(env.observation_space, "spaces", {}))
-    if not {*GOAL_PARTS} <= {*keys} or reward_of_goals(env) is None:
-        raise ConfigError(
-            f"{why}: it needs an environment with compute_reward and observations of "
-            f"{', '.join(GOAL_PARTS)}; {type(env.unwrapped).__name__} observes "
-            f"{', '.join(keys) or env.observation_space}. Leave it out of this problem."
-        )
+    if {*GOAL_PARTS} <= {*keys} and reward_of_goals(env) is not None:
+        return
+    has = f"observes {', '.join(keys) or env.observation_space}"
+    if {*GOAL_PARTS} <= {*keys}:
+        has = "has no compute_reward(achieved, desired, info)"
+    raise ConfigError(
+        f"{why}: it needs an environment with compute_reward and observations of "
+        f"{', '.join(GOAL_PARTS)}; {env_name(env)} {has}. Leave it out of this problem."
+    )

@@ -71,6 +71,7 @@ class PlaySettings(PlannerSettings):
                 seed=self.seed,
                 options=options,
                 settings=self.planning.settings,
+                own_guide=not self.planning.guide,
             )
         except BaseException:
             env.close()

@@ -49,7 +49,7 @@ HINTS = {
     "replan_interval": "Env steps between two plans of a run; 0: only when needed.",
     "warm_start": "A new plan of a run starts from the rest of the last one, with this "
     "much noise; 0: from noise alone. It needs “replan every”.",
-    "ranking": "Which of the candidates is followed.",
+    "ranking": "Which of the candidates is followed; “guide” waits for a guide.",
     "executor": "How actions follow from a plan.",
     "tempo": "Executor “path”: planned env steps per env step, at most.",
 }

@@ -38,6 +38,7 @@ from diffuser_policy.guides.registry import (
     guide_to_json,
     parse_guide,
 )
+from diffuser_policy.needs import PLANNING_NEEDS
 from diffuser_policy.planning.plan import Plan
 from diffuser_policy.play.worlds import seconds_per_step, world_of
 from diffuser_policy.policy import DiffuserPolicy, PolicyState
@@ -145,6 +146,7 @@ class Session:
         seed: int = 0,
         options: Mapping[str, Any] | None = None,
         settings: Mapping[str, Any] | None = None,
+        own_guide: bool = True,
     ) -> None:
         """Reset the environment, and look at it.
 
@@ -157,6 +159,7 @@ class Session:
             seed: Of `reset`.
             options: For `reset`, such as start and goal.
             settings: Those that the policy was given, and the planner does not have.
+            own_guide: Whether the policy's guide is the planner's own.
 
         Raises:
             SpaceMismatchError: The planner is for other spaces.
@@ -179,7 +182,7 @@ class Session:
         self.settings = dict(self._given)
         self._bare = policy.with_guide(None)
         self._policy = policy
-        self._own_guides = tuple(self.guides)
+        self._own_guides = tuple(self.guides) if own_guide else ()
         self._messages: dict[str, str] = {}
         self._failing: set[int] = set()
         self._stuck: tuple[str, ...] = ()
@@ -205,7 +208,7 @@ class Session:
             seed=self.seed,
             options=self.world.options(),
             guides=tuple(self.guides),
-            settings=self._settings(guided=bool(self.guides)),
+            settings=self._settings(),
             unguided=bool(self._own_guides) and not self.guides,
         )
 
@@ -469,7 +472,7 @@ class Session:
         return states
 
     def possible(self, name: str, values: Sequence[str]) -> list[str]:
-        """Return those values of a setting that this planner can have, with a guide.
+        """Return those values of a setting that this planner could have with a guide.
 
         Args:
             name: Of a planning or execution setting.
@@ -636,23 +639,32 @@ class Session:
         try:
             parts = [
                 {"guide": p.guide, "weight": p.weight, "parameters": p.parameters}
-                for number, p in enumerate(self.guides)
-                if number not in self._failing and p.weight != 0
+                for p in self._active()
             ]
             guide = guide_from_json(parts) if parts else None
-            settings = self._settings(guided=guide is not None)
-            self._policy = self._bare.with_guide(guide, **settings)
+            self._policy = self._bare.with_guide(guide, **self._settings())
         except DiffuserPolicyError as error:
             self._messages["settings"] = _said(error)
         if not self._failing:
             self._messages.pop("guide", None)
 
-    def _settings(self, *, guided: bool) -> dict[str, Any]:
-        """Return the settings; a ranking by guides waits until there are some."""
-        settings = dict(self.settings)
-        if not guided and settings.get("ranking") == "guide":
-            del settings["ranking"]
-        return settings
+    def _active(self) -> list[SavedPart]:
+        """Return the guides that steer: those that do not fail and have a weight."""
+        return [
+            part
+            for number, part in enumerate(self.guides)
+            if number not in self._failing and part.weight != 0
+        ]
+
+    def _settings(self) -> dict[str, Any]:
+        """Return the settings; those that need a guide wait until one steers."""
+        if self._active():
+            return dict(self.settings)
+        return {
+            name: value
+            for name, value in self.settings.items()
+            if (name, value) != ("ranking", "guide") and not _needs_guide(name)
+        }
 
     def _guarded(self, action: Any) -> None:
         """Do something that plans; leave out the guide that makes it fail."""
@@ -709,6 +721,15 @@ class Session:
         return tuple(found)
 
 
+def _needs_guide(name: str) -> bool:
+    """Return whether a setting has an effect only with a guide."""
+    while name in PLANNING_NEEDS:
+        name, values = PLANNING_NEEDS[name]
+        if name == "guide" or values == ("guide",):
+            return True
+    return False
+
+
 def _enters(points: np.ndarray, mark: Mark) -> bool:
     """Return whether a path `[n, 3]` is well inside a guide's shape somewhere."""
     low, high = np.asarray(mark.low, float), np.asarray(mark.high, float)
@@ -719,12 +740,8 @@ def _enters(points: np.ndarray, mark: Mark) -> bool:
 
 
 def _said(error: BaseException) -> str:
-    """Return an error's message, with the kind of those that Python raises itself.
-
-    Advice that begins with code is for those who write some, not for the page.
-    """
+    """Return an error's message, with the kind of those that Python raises itself."""
     text = " ".join([str(error), *getattr(error, "__notes__", ())]).strip()
-    text = text.split("; `")[0]
     kind = type(error)
     return (
         text if text and kind.__module__ != "builtins" else f"{kind.__name__}: {text}"

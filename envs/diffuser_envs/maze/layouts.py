@@ -187,10 +187,11 @@ class MazeLayout:
         if not np.isfinite(point).all():
             raise MazePositionError(f"{name} must be finite, not {point.tolist()}")
         if not self.is_free(point[:2]):
+            off = np.linalg.norm(self.free_points - point[:2], axis=1)
+            x, y = self.free_points[off.argmin()]
             raise MazePositionError(
                 f"{name} {point[:2].tolist()} is inside a wall or outside of the maze"
-                f" {self.name!r}; `env.unwrapped.is_free(xy)` tells which points are"
-                " free"
+                f" {self.name!r}; the nearest free point of the grid is ({x:g}, {y:g})"
             )
         return point
 
