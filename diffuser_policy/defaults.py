@@ -32,7 +32,7 @@ from diffuser_policy.errors import ConfigError, UnknownNameError, shown
 from diffuser_policy.observations import Part
 from diffuser_policy.settings import checked, from_json, parameters_of
 from diffuser_policy.spaces import check_action_bounds
-from diffuser_policy.words import every
+from diffuser_policy.words import counted, every
 
 PLANNING_STEPS = 64  # of the longest plan to a goal
 PLACE_COLUMNS = 3  # of goals that are places, rather than states of all joints
@@ -287,6 +287,7 @@ class _Chooser:
         if self.goals:
             chased = float(np.median(_chases(self.flat)))
             wanted = min(GOALS_AHEAD * chased, float(np.median(lengths)))
+            far_off = wanted
             why = f"a goal is chased for {chased:.0f} steps in the median"
             size = self.flat.fields["achieved_goal"].shape[1]
             timed = not self.one_length() and self.wanted.get("time_to_goal", True)
@@ -294,7 +295,7 @@ class _Chooser:
             far = far and self.followed == "inverse-dynamics"
             if self.wanted.setdefault("landmarks", far):
                 wanted = min(wanted, FROM_PLACE)
-                why += ", and landmarks lead on"
+                why += f", so goals may be {far_off:.0f} away; landmarks lead on"
                 if self.get("network", "architecture") == "unet":
                     self.set("network", dim=NARROW)
         else:
@@ -416,6 +417,8 @@ class _Chooser:
         decay = min(usual_decay, max(0.0, 1 - AVERAGED / steps))
         size = 64 if self.goals else 256
         self.set("optimization", batch_size=size, ema_decay=round(decay, 5))
+        used = self.get("optimization", "batch_size")
+        self.say("training", f"{counted(steps, 'gradient step')} of {used} windows")
 
     # --- how to plan ------------------------------------------------------------------
 

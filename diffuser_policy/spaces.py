@@ -47,6 +47,7 @@ from diffuser_policy.observations import (
     parts_of,
     single_space,
 )
+from diffuser_policy.ogbench import is_ogbench
 
 WHOLE = 2.0**53  # largest whole number up to which float64 skips none
 
@@ -207,6 +208,12 @@ class SpaceSpec:
                 return FlattenedSpaces(**own, order=order, original=self)
         except DatasetError as error:
             why = f" {error}"
+        spec = getattr(env, "spec", None)
+        if not why and spec is not None and is_ogbench(spec) and self.has_goal:
+            why = (
+                " OGBench returns goals in `info`: make the environment with "
+                "diffuser_policy.envs.make_env, which puts them into observations."
+            )
         if not why and isinstance(given, spaces.Box) and self.parts.observation[0].path:
             why = (
                 " A flat observation is read only if Gymnasium's FlattenObservation "
@@ -358,7 +365,8 @@ class SpaceSpec:
         if not isinstance(observation, Mapping | tuple):
             flat = (
                 " A flat array does not say what its columns are: leave out the "
-                "wrapper that flattens observations, or use policy.for_env(env)."
+                "wrapper that flattens observations, or use policy.for_env(env). "
+                "Make OGBench's environments with diffuser_policy.envs.make_env."
             )
         return ObservationError(
             f"The observation lacks {missing}; {has}. This planner takes {takes}.{flat}"

@@ -39,7 +39,7 @@ def rows(shown: str) -> dict[str, str]:
 def test_maze_is_drawn_with_the_goal_that_was_asked_for(
     planner: str, tmp_path: Path, capsys: Capture
 ) -> None:
-    where = ["--start", "1.2", "0", "--goal", "-1.0", "1"]
+    where = ["--start", "1.2", "0", "--reset", "goal=[-1.0,1]"]
     arguments = ["plan", planner, "--env", MAZE, *where, "--out", str(tmp_path)]
     assert main(arguments) == 0
     table = rows(capsys.readouterr().out)
@@ -47,6 +47,9 @@ def test_maze_is_drawn_with_the_goal_that_was_asked_for(
     assert table["planned length"].endswith("env steps")
     assert table["return"].endswith("in 300 env steps")
     assert {path.name for path in tmp_path.iterdir()} == PICTURES
+    by_name = ["--start", "1.2", "0", "--goal", "-1.0", "1"]
+    assert main([*arguments[:4], *by_name, *arguments[-2:]]) == 0
+    assert rows(capsys.readouterr().out) == table
 
 
 def test_drawn_episode_is_the_first_one_of_evaluate(

@@ -530,7 +530,7 @@ def test_the_command_line_says_what_it_chose_and_can_stop_there(
     assert main(arguments) == 0
     shown = capsys.readouterr().out
     assert "60 steps in 3 runs of 20 to 20" in shown
-    for subject in ("plans", "normalizer", "ranking", "executor"):
+    for subject in ("plans", "normalizer", "training", "ranking", "executor"):
         assert f"\n  {subject} " in shown
     assert not out.exists()
 
@@ -581,8 +581,9 @@ def test_a_dry_run_prints_what_turns_something_off(
     keys = ["--goal-keys", "achieved_goal", "desired_goal"]
     options = ["--no-inverse-dynamics", "--execution.executor", "actions"]
     assert main(["train", "--dataset", recorded, "--dry-run", *options, *keys]) == 0
-    [line] = [x for x in capsys.readouterr().out.splitlines() if x.startswith("--")]
-    assert f"--dataset {recorded}" in line
+    lines = capsys.readouterr().out.splitlines()
+    [line] = [x for x in lines if x.startswith("The same again: ")]
+    assert f"diffuser-policy train --dataset {recorded}" in line
     assert "--execution.executor actions" in line
 
 

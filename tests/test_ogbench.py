@@ -14,6 +14,7 @@ import pytest
 from diffuser_policy import DiffuserPolicy, evaluate
 from diffuser_policy.baselines.shooting import make_objective
 from diffuser_policy.baselines.transitions import Hindsight
+from diffuser_policy.cli.options import PlannerSettings
 from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.config import CollectSettings
 from diffuser_policy.data.collection import collect
@@ -21,7 +22,13 @@ from diffuser_policy.data.demonstrators import DEMONSTRATORS
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.minari import load_flat
 from diffuser_policy.envs import Env, make_env, reset_env, reward_of_goals
-from diffuser_policy.errors import ConfigError, MissingExtraError, UnknownNameError
+from diffuser_policy.errors import (
+    ConfigError,
+    MissingExtraError,
+    ObservationError,
+    SpaceMismatchError,
+    UnknownNameError,
+)
 from diffuser_policy.evaluation.report import to_json
 from diffuser_policy.evaluation.scores import score_of_returns
 from diffuser_policy.play.session import Session
@@ -53,6 +60,26 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def expert(env: Env) -> Any:
     return DEMONSTRATORS.find("ogbench-pointmaze").target.from_env(env)
+
+
+def test_landmarks_of_another_maze_are_noted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    giant = "pointmaze-giant-stitch"
+    PlannerSettings(planner=giant).load()
+    assert not capsys.readouterr().err
+    PlannerSettings(planner=giant, env=MAZE).load()
+    assert f"{giant} are places of pointmaze-giant-v0" in capsys.readouterr().err
+
+
+def test_whoever_makes_the_environment_otherwise_is_told_how() -> None:
+    policy = DiffuserPolicy.from_pretrained("pointmaze-giant-stitch")
+    env = gym.make("pointmaze-giant-v0")
+    with pytest.raises(SpaceMismatchError, match=r"diffuser_policy\.envs\.make_env"):
+        policy.for_env(env)
+    with pytest.raises(ObservationError, match=r"diffuser_policy\.envs\.make_env"):
+        policy.predict(env.reset(seed=0)[0])
+    env.close()
 
 
 # --- the adapter --------------------------------------------------------------------
@@ -117,7 +144,7 @@ def test_rewards_that_are_not_of_the_reached_place_have_no_compute_reward(
 def test_methods_relabel_goals_and_imagine_rewards(maze: Env) -> None:
     generator = np.random.default_rng(0)
     seen = (20 * generator.random((400, 2))).astype(np.float32)
-    fields = {
+    fields: dict[str, np.ndarray] = {
         "observation": seen,
         "action": generator.random((400, 2)).astype(np.float32),
         "reward": np.zeros(400),

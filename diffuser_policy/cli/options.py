@@ -137,6 +137,12 @@ class PlannerSettings:
             from diffuser_policy.envs import check_recorded
 
             check_recorded(str(recorded), f"The planner {self.planner!r}")
+        elif policy.planner.routes is not None and self.env != recorded:
+            print(
+                f"note: the landmarks of {self.planner} are places of {recorded}. If "
+                f"{self.env} has other walls, they lead astray.",
+                file=sys.stderr,
+            )
         return policy, self.env or str(recorded)
 
 

@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from diffuser_policy.cli.options import PlannerSettings, shown_as, table
+from diffuser_policy.cli.options import (
+    PlannerSettings,
+    parse_assignments,
+    shown_as,
+    table,
+)
 from diffuser_policy.errors import ConfigError, require_extra
 from diffuser_policy.words import counted
 
@@ -37,6 +42,11 @@ class PlanSettings(PlannerSettings):
     """Mazes: where to go, in meters (default: as the environment draws it)."""
     start: Annotated[tuple[float, float] | None, shown_as("X Y")] = None
     """Mazes: where to start, in meters (default: as the environment draws it)."""
+    reset: tyro.conf.UseAppendAction[
+        Annotated[tuple[str, ...], shown_as("KEY=VALUE")]
+    ] = ()
+    """How the episode begins: an option of the environment's `reset`, as JSON, such as
+    task_id=3 in OGBench."""
     out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("plan")
     """Folder for the pictures."""
 
@@ -117,13 +127,14 @@ def _reset(env: Env, settings: PlanSettings) -> Any:
     from diffuser_policy.envs import reset_env
 
     wanted = {"goal": settings.goal, "start": settings.start}
-    options = {name: list(xy) for name, xy in wanted.items() if xy is not None}
+    options = parse_assignments(settings.reset, option="--reset")
+    options |= {name: list(xy) for name, xy in wanted.items() if xy is not None}
     try:
         observation, _ = reset_env(env, seed=settings.seed, options=options or None)
     except ValueError as error:  # the environment knows its walls, and says so
         raise ConfigError(str(error)) from error
     for name, key in (("goal", "desired_goal"), ("start", "achieved_goal")):
-        if name in options and (
+        if wanted[name] is not None and (
             not isinstance(observation, dict)
             or key not in observation
             or abs(np.subtract(observation[key][:2], options[name])).max() > 1e-6

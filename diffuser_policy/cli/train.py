@@ -369,7 +369,8 @@ def train(settings: TrainSettings) -> int:
             words = options_of(choice.config, flat)
             if settings.goal_keys != GOAL_KEYS:
                 words += ["--goal-keys", *settings.goal_keys]
-            print(f"{shlex.join(words)}\n{policy}")
+            again = shlex.join(["diffuser-policy", "train", *words])
+            print(f"The same again: {again}\n{policy}")
         return EXIT_OK
     with _noted():
         trainer = Trainer(
