@@ -182,6 +182,21 @@ def test_unsupported_spaces_are_refused(
         load_flat(DATASET)
 
 
+@pytest.mark.parametrize(
+    ("dataset_id", "command"),
+    [
+        ("diffuser/pendulum-v1", "collect Pendulum-v1`"),
+        ("diffuser/pendulum-wild-v1", "collect Pendulum-v1 --generator wild`"),
+        ("diffuser/no-such-thing-v0", "collect ENV_ID`"),
+        ("D4RL/pen/human-v2", "collect ENV_ID`, download an official"),
+    ],
+)
+def test_a_missing_dataset_says_how_to_record_it(dataset_id: str, command: str) -> None:
+    with pytest.raises(DatasetNotFoundError) as caught:
+        load_flat(dataset_id)
+    assert f"`diffuser-policy {command}" in str(caught.value)
+
+
 def test_a_missing_dataset_says_what_to_do(tmp_path: Path) -> None:
     write(cut_stream([4])[0])
     with pytest.raises(DatasetNotFoundError) as caught:

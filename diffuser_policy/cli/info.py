@@ -65,16 +65,11 @@ def _environments() -> Table:
     """Return the environments of every package that offers demonstrators."""
     import gymnasium
 
-    from diffuser_policy.data.demonstrators import DEMONSTRATORS
-    from diffuser_policy.envs import register_namespace
+    from diffuser_policy.data.demonstrators import import_environments
 
     listed = table("id", "env steps", title="Environments")
-    points = [plugin.point for plugin in DEMONSTRATORS.offers() if plugin.point]
-    packages = {point.module.partition(".")[0] for point in points}
-    for package in sorted(packages):
-        try:
-            register_namespace(f"{package}/any")
-        except Exception as error:  # whatever other people's code raises
+    for package, error in import_environments().items():
+        if error is not None:
             listed.add_row(package, f"cannot be imported: {type(error).__name__}")
         for env_id, spec in gymnasium.registry.items():
             if spec.namespace == package:

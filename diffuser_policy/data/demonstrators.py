@@ -457,3 +457,22 @@ def verify_sample(
     picked = np.linspace(0, len(seeds) - 1, min(VERIFIED_EPISODES, len(seeds)))
     outcomes = [bool(verify(seeds[round(number)])) for number in picked]
     return {"episodes": len(outcomes), "confirmed": sum(outcomes)}
+
+
+def import_environments() -> dict[str, Exception | None]:
+    """Import all packages that offer demonstrators, which register environments.
+
+    Returns:
+        What each package raised, or none.
+    """
+    from diffuser_policy.envs import register_namespace
+
+    points = [plugin.point for plugin in DEMONSTRATORS.offers() if plugin.point]
+    found: dict[str, Exception | None] = {}
+    for package in sorted({point.module.partition(".")[0] for point in points}):
+        found[package] = None
+        try:
+            register_namespace(f"{package}/any")
+        except Exception as error:  # whatever other people's code raises
+            found[package] = error
+    return found

@@ -48,11 +48,12 @@ from diffuser_policy.data.flat import (
     FlatDataset,
     flatten,
 )
-from diffuser_policy.envs import POINT_MAZES, Env, Space, env_name
+from diffuser_policy.envs import POINT_MAZES, Env, Space, env_name, env_spec
 from diffuser_policy.errors import (
     ConfigError,
     DatasetError,
     DatasetNotFoundError,
+    DiffuserPolicyError,
     EnvContractError,
     StorageError,
     require_extra,
@@ -399,12 +400,33 @@ def _existing_folder(dataset_id: str) -> Path:
         return folder
     known = local_dataset_ids()
     listed = ", ".join(known) or "none"
+    official = f"download an official one with `minari download {dataset_id}`, "
+    if dataset_id.startswith("diffuser/"):  # made by users
+        official = ""
     raise DatasetNotFoundError(
         f"No dataset {dataset_id!r} in {root}. {suggestion(dataset_id, known)}"
-        f"On this machine: {listed}. Record one with `diffuser-policy collect ENV_ID`, "
-        f"download an official one with `minari download {dataset_id}`, or set "
-        f"{ROOT_VARIABLE} to the folder that holds it."
+        f"On this machine: {listed}. Record one with `diffuser-policy "
+        f"{_recorded_by(dataset_id)}`, {official}or set {ROOT_VARIABLE} to the folder "
+        f"that holds it."
     )
+
+
+def _recorded_by(dataset_id: str) -> str:
+    """Return the command that records a dataset, as far as its id tells."""
+    from diffuser_policy.data.demonstrators import import_environments
+
+    import_environments()
+    names = {env_id.rpartition("/")[2].lower(): env_id for env_id in gym.registry}
+    words = dataset_id.removeprefix("diffuser/").split("-")
+    # The name is an environment's, perhaps with the name of a generator in it.
+    tries = {"-".join(words): ""}
+    for place, word in enumerate(words[:-1]):
+        others = words[:place] + words[place + 1 :]
+        tries["-".join(others)] = f" --generator {word}"
+    for name, option in tries.items():
+        with contextlib.suppress(DiffuserPolicyError):
+            return f"collect {names.get(name) or env_spec(name).id}{option}"
+    return "collect ENV_ID"
 
 
 def recorded_facts(folder: Path) -> dict[str, Any]:
