@@ -133,6 +133,7 @@ def test_links_lead_somewhere(page: str) -> None:
     text = path.read_text()
     targets = re.findall(r"\]\(([^)\s]+)\)", text)
     targets += re.findall(r"^```{(?:literal)?include} (\S+)$", text, re.MULTILINE)
+    assert "[](" not in text  # nothing to click on where nobody builds the pages
     for target in targets:
         if not target.startswith(("https://", "#")):
             assert (path.parent / target.partition("#")[0]).exists(), target
