@@ -102,6 +102,15 @@ def test_a_single_episode_has_no_interval() -> None:
     assert math.isnan(alone.difference.low)
 
 
+@pytest.mark.parametrize(("value", "num"), [(100.0, 750), (0.1, 333), (-1e6, 150)])
+def test_results_that_are_all_the_same_leave_no_doubt(value: float, num: int) -> None:
+    same = np.full((1, num), value)
+    found = compare(same, np.zeros((1, num))).difference
+    for interval in (run_interval(same), found):
+        assert interval.low == interval.mean == interval.high
+        assert interval.mean == pytest.approx(value)
+
+
 def test_average_weighs_problems_alike() -> None:
     rng = np.random.default_rng(3)
     long, short = rng.normal(100, 10, 1000), rng.normal(0, 10, 10)

@@ -137,8 +137,10 @@ def interval_of(estimate: float, draws: np.ndarray) -> Interval:
     known = draws[np.isfinite(draws)]
     if math.isnan(estimate) or not len(known):
         return Interval(estimate, math.nan, math.nan)
-    low, high = np.quantile(known, [0.025, 0.975])
-    return Interval(estimate, float(low), float(high))
+    ends = np.quantile(known, [0.025, 0.975]).tolist()
+    # If all results are the same, their weighted sums still differ by rounding.
+    low, high = (estimate if math.isclose(end, estimate) else end for end in ends)
+    return Interval(estimate, low, high)
 
 
 def run_interval(

@@ -247,7 +247,8 @@ def _draw_intervals(ax: Axes, study: Study, found: Mapping[str, Interval]) -> No
         size = STAR_SIZE if marker == "*" else MARK_SIZE
         ax.plot(interval.mean, place, marker=marker, color=color, ms=size, mec="white")
         if math.isfinite(interval.low):
-            ends = [[interval.mean - interval.low], [interval.high - interval.mean]]
+            below, above = interval.mean - interval.low, interval.high - interval.mean
+            ends = [[max(below, 0.0)], [max(above, 0.0)]]  # of skewed draws, one may be
             line: Any = {"color": INK, "elinewidth": 1.2, "capsize": 3.5, "zorder": 5}
             ax.errorbar(interval.mean, place, xerr=ends, **line)
     _name_methods(ax, study, list(found))
