@@ -13,7 +13,7 @@ import pytest
 
 from diffuser_policy import DiffuserPolicy, evaluate
 from diffuser_policy.baselines.shooting import make_objective
-from diffuser_policy.baselines.transitions import Hindsight
+from diffuser_policy.baselines.transitions import Hindsight, check_goals
 from diffuser_policy.cli.options import PlannerSettings
 from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.config import CollectSettings
@@ -138,6 +138,13 @@ def test_rewards_that_are_not_of_the_reached_place_have_no_compute_reward(
 ) -> None:
     env = make_env(env_id, **options)
     assert reward_of_goals(env) is None
+    env.close()
+
+
+def test_methods_are_told_what_is_missing() -> None:
+    env = make_env("antsoccer-arena-v0")
+    with pytest.raises(ConfigError, match=r"antsoccer-arena-v0 has no compute_reward"):
+        check_goals(env, "It needs goals")
     env.close()
 
 

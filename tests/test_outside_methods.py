@@ -196,7 +196,7 @@ def test_damaged_replay_is_an_error_with_advice(tmp_path: Path) -> None:
 def test_environments_without_goals_are_refused(tmp_path: Path) -> None:
     """Hindsight needs goals; the error names what is observed instead."""
     training = training_of("sac-her", tmp_path, env="Pendulum-v1", goals="none")
-    with pytest.raises(ConfigError, match="PendulumEnv observes Box"):
+    with pytest.raises(ConfigError, match="Pendulum-v1 observes Box"):
         train(training)
 
 
