@@ -287,15 +287,14 @@ class _Chooser:
         if self.goals:
             chased = float(np.median(_chases(self.flat)))
             wanted = min(GOALS_AHEAD * chased, float(np.median(lengths)))
-            far_off = wanted
             why = f"a goal is chased for {chased:.0f} steps in the median"
             size = self.flat.fields["achieved_goal"].shape[1]
             timed = not self.one_length() and self.wanted.get("time_to_goal", True)
             far = wanted > FROM_PLACE and size <= PLACE_COLUMNS and timed
             far = far and self.followed == "inverse-dynamics"
             if self.wanted.setdefault("landmarks", far):
+                why += f", so goals may be {wanted:.0f} away; landmarks lead on"
                 wanted = min(wanted, FROM_PLACE)
-                why += f", so goals may be {far_off:.0f} away; landmarks lead on"
                 if self.get("network", "architecture") == "unet":
                     self.set("network", dim=NARROW)
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -188,13 +189,15 @@ def test_unsupported_spaces_are_refused(
         ("diffuser/pendulum-v1", "collect Pendulum-v1`"),
         ("diffuser/pendulum-wild-v1", "collect Pendulum-v1 --generator wild`"),
         ("diffuser/no-such-thing-v0", "collect ENV_ID`"),
-        ("D4RL/pen/human-v2", "collect ENV_ID`, download an official"),
+        ("diffuser/antigravity/fly-v0", "collect ENV_ID`"),
+        ("antigravity/human-v2", "collect ENV_ID`, download an official"),
     ],
 )
 def test_a_missing_dataset_says_how_to_record_it(dataset_id: str, command: str) -> None:
     with pytest.raises(DatasetNotFoundError) as caught:
         load_flat(dataset_id)
     assert f"`diffuser-policy {command}" in str(caught.value)
+    assert "antigravity" not in sys.modules  # a name imports no module
 
 
 def test_a_missing_dataset_says_what_to_do(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ class PlannerSettings:
             from diffuser_policy.envs import check_recorded
 
             check_recorded(str(recorded), f"The planner {self.planner!r}")
-        elif policy.planner.routes is not None and self.env != recorded:
+        elif policy.planner.routes and recorded not in (None, self.env):
             print(
                 f"note: the landmarks of {self.planner} are places of {recorded}. If "
                 f"{self.env} has other walls, they lead astray.",

@@ -31,7 +31,7 @@ from diffuser_policy.cli.options import (
     setting_options,
     shown_as,
 )
-from diffuser_policy.cli.training import carry_out, shared
+from diffuser_policy.cli.training import carry_out, common_fields
 from diffuser_policy.config import (
     PARTS,
     CriticConfig,
@@ -253,7 +253,7 @@ class PresetSettings(TrainSettings):
         _refuse_idle(changed(planning, usual), planning)
         network = vars(self.network)
         refuse_idle(changed(network, vars(default.network)), network, NETWORK_NEEDS)
-        parts = shared(self, TrainConfig)
+        parts = common_fields(self, TrainConfig)
         for part, settings in SETTINGS_OF.items():
             own = getattr(self, settings)
             if not getattr(self, part) and own != getattr(default, settings):

@@ -6,7 +6,11 @@ from dataclasses import dataclass, field
 
 import tyro
 
-from diffuser_policy.cli.training import CompanionSettings, candidates, train_companion
+from diffuser_policy.cli.training import (
+    CompanionSettings,
+    candidate_options,
+    train_companion,
+)
 from diffuser_policy.config import CriticConfig, CriticTrainConfig, OptimizationConfig
 
 
@@ -48,6 +52,6 @@ def train_critic(settings: TrainCriticSettings) -> int:
         CriticTrainer,
         lambda trainer: (
             f"Next: diffuser-policy evaluate {trainer.output} --ranking critic "
-            f"{candidates(trainer, 32)}"
+            f"{candidate_options(trainer, 32)}"
         ),
     )

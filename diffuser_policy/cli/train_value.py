@@ -6,7 +6,11 @@ from dataclasses import dataclass, field
 
 import tyro
 
-from diffuser_policy.cli.training import CompanionSettings, candidates, train_companion
+from diffuser_policy.cli.training import (
+    CompanionSettings,
+    candidate_options,
+    train_companion,
+)
 from diffuser_policy.config import OptimizationConfig, ValueConfig, ValueTrainConfig
 
 
@@ -39,6 +43,6 @@ def train_value(settings: TrainValueSettings) -> int:
         ValueTrainer,
         lambda trainer: (
             f"Next: diffuser-policy evaluate {trainer.output} --guide value "
-            f"--guide-scale 0 --ranking guide {candidates(trainer, 16)}"
+            f"--guide-scale 0 --ranking guide {candidate_options(trainer, 16)}"
         ),
     )

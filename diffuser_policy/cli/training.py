@@ -60,7 +60,9 @@ class CompanionSettings:
                 f"The planner {self.planner!r} does not say which dataset it is from. "
                 f"Name one {self.suitable}: --dataset ID."
             )
-        return self.config_type(**shared(self, self.config_type) | {"dataset": dataset})
+        return self.config_type(
+            **common_fields(self, self.config_type) | {"dataset": dataset}
+        )
 
 
 def train_companion(
@@ -134,13 +136,13 @@ def carry_out(
     return EXIT_OK
 
 
-def candidates(trainer: Any, number: int) -> str:
+def candidate_options(trainer: Any, number: int) -> str:
     """Return the options for candidates that differ."""
     likely = trainer.policy_config.planner.temperature == 0
     return f"--num-candidates {number}{' --temperature 1' * likely}"
 
 
-def shared(settings: Any, config_type: type[Any]) -> dict[str, Any]:
+def common_fields(settings: Any, config_type: type[Any]) -> dict[str, Any]:
     """Return the settings that are fields of a config, by name."""
     names = {item.name for item in dataclasses.fields(config_type)}
     return {name: value for name, value in vars(settings).items() if name in names}

@@ -400,13 +400,14 @@ def _existing_folder(dataset_id: str) -> Path:
         return folder
     known = local_dataset_ids()
     listed = ", ".join(known) or "none"
+    command = "collect ENV_ID"
     official = f"download an official one with `minari download {dataset_id}`, "
-    if dataset_id.startswith("diffuser/"):  # made by users
-        official = ""
+    if dataset_id.startswith("diffuser/"):  # recorded by this package
+        command, official = _recorded_by(dataset_id), ""
     raise DatasetNotFoundError(
         f"No dataset {dataset_id!r} in {root}. {suggestion(dataset_id, known)}"
         f"On this machine: {listed}. Record one with `diffuser-policy "
-        f"{_recorded_by(dataset_id)}`, {official}or set {ROOT_VARIABLE} to the folder "
+        f"{command}`, {official}or set {ROOT_VARIABLE} to the folder "
         f"that holds it."
     )
 
@@ -415,11 +416,14 @@ def _recorded_by(dataset_id: str) -> str:
     """Return the command that records a dataset, as far as its id tells."""
     from diffuser_policy.data.demonstrators import import_environments
 
+    name = dataset_id.removeprefix("diffuser/")
+    if not re.fullmatch(r"[\w-]+", name):  # a namespace, which is not to be imported
+        return "collect ENV_ID"
     import_environments()
     names = {env_id.rpartition("/")[2].lower(): env_id for env_id in gym.registry}
-    words = dataset_id.removeprefix("diffuser/").split("-")
+    words = name.split("-")
     # The name is an environment's, perhaps with the name of a generator in it.
-    tries = {"-".join(words): ""}
+    tries = {name: ""}
     for place, word in enumerate(words[:-1]):
         others = words[:place] + words[place + 1 :]
         tries["-".join(others)] = f" --generator {word}"

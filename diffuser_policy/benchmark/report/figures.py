@@ -248,7 +248,8 @@ def _draw_intervals(ax: Axes, study: Study, found: Mapping[str, Interval]) -> No
         ax.plot(interval.mean, place, marker=marker, color=color, ms=size, mec="white")
         if math.isfinite(interval.low):
             below, above = interval.mean - interval.low, interval.high - interval.mean
-            ends = [[max(below, 0.0)], [max(above, 0.0)]]  # of skewed draws, one may be
+            # All draws of a skewed figure may lie on one side of the mean.
+            ends = [[max(below, 0.0)], [max(above, 0.0)]]
             line: Any = {"color": INK, "elinewidth": 1.2, "capsize": 3.5, "zorder": 5}
             ax.errorbar(interval.mean, place, xerr=ends, **line)
     _name_methods(ax, study, list(found))
