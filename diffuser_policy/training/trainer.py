@@ -128,8 +128,8 @@ class TrainingRun(Generic[Networks]):
         self.output, self.processes = usable_path(output), processes
         self.settings = {**settings, "num_processes": processes.num_processes}
         self.average = copy.deepcopy(networks).requires_grad_(False)
-        self.optimizer = torch.optim.Adam(
-            networks.parameters(), lr=optimization.learning_rate
+        self.optimizer = torch.optim.Adam(  # fused: a quarter of the time of a loop
+            networks.parameters(), lr=optimization.learning_rate, fused=True
         )
         self.step = 0
         self._saved_step: int | None = None
