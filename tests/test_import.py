@@ -13,10 +13,10 @@ import pytest
 
 from diffuser_policy.cli import main
 from diffuser_policy.config import CollectSettings
+from diffuser_policy.data.arrays import ArrayNames
 from diffuser_policy.data.collection import collect
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.foreign import (
-    ArrayNames,
     Imported,
     default_dataset_id,
     import_file,

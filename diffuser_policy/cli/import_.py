@@ -54,7 +54,8 @@ def import_(command: ImportCommand) -> int:
     """Import the file and say what became of it; return the exit status."""
     from dataclasses import fields
 
-    from diffuser_policy.data.foreign import ArrayNames, import_file
+    from diffuser_policy.data.arrays import ArrayNames
+    from diffuser_policy.data.foreign import import_file
 
     given = {field.name: getattr(command, field.name) for field in fields(ArrayNames)}
     names = ArrayNames(**{role: name for role, name in given.items() if name})

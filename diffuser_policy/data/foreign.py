@@ -31,18 +31,25 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import zipfile
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from tqdm import tqdm
 
 from diffuser_policy.choices import GOAL_KEYS
+from diffuser_policy.data.arrays import (
+    AS_USUAL,
+    GOAL_ROLES,
+    USUAL,
+    Array,
+    ArrayNames,
+    find_arrays,
+    open_arrays,
+    shapes_of,
+)
 from diffuser_policy.data.flat import FLOAT32_MOST, Episode
 from diffuser_policy.data.minari import (
     at_work,
@@ -60,52 +67,16 @@ from diffuser_policy.envs import (
     step_limit,
 )
 from diffuser_policy.errors import (
-    ConfigError,
     DatasetError,
     DatasetNotFoundError,
-    DiffuserPolicyError,
     require_extra,
-    suggestion,
 )
 from diffuser_policy.files import usable_path
 from diffuser_policy.spaces import find_goal_columns, outside
 from diffuser_policy.versions import RECORDERS, versions
 
-# What h5py and NumPy raise for files with wrong bits.
-DAMAGE = (OSError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
-HDF5_MAGIC, ZIP_MAGIC = b"\x89HDF\r\n\x1a\n", b"PK"
 NUM_RESETS = 8  # which tell where the achieved goal is in observations
-SHOWN = 20  # names of arrays in a message
 BLOCK = 100_000  # rows compared at a time
-USUAL = {"desired_goals": "infos/goal"}  # the other names are those of their roles
-GOAL_ROLES = ("achieved_goals", "desired_goals")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArrayNames:
-    """What a file calls its arrays; those of D4RL where none is given.
-
-    Whoever names `terminals` means steps that terminated, as in D4RL.
-
-    Attributes:
-        observations: `[N, …]`, before each step.
-        actions: `[N, …]`.
-        rewards: `[N]`; zeros without such an array.
-        terminals: `[N]`, 1 where an episode terminated; see the module for OGBench's.
-        timeouts: `[N]`, 1 where an episode was cut.
-        next_observations: `[N, …]`, after each step.
-        achieved_goals: `[N, goal]`; columns of the observations without it.
-        desired_goals: `[N, goal]`; without it, what an episode achieved in the end.
-    """
-
-    observations: str | None = None
-    actions: str | None = None
-    rewards: str | None = None
-    terminals: str | None = None
-    timeouts: str | None = None
-    next_observations: str | None = None
-    achieved_goals: str | None = None
-    desired_goals: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +106,7 @@ def import_file(
     env: str | Env,
     *,
     dataset_id: str | None = None,
-    names: ArrayNames = ArrayNames(),
+    names: ArrayNames = AS_USUAL,
     overwrite: bool = False,
     progress: bool = True,
 ) -> Imported:
@@ -164,7 +135,7 @@ def import_file(
     dataset_id = dataset_id or default_dataset_id(file)
     folder = new_folder(dataset_id, overwrite=True)
     with contextlib.ExitStack() as stack:
-        arrays = stack.enter_context(opened(file))
+        arrays = stack.enter_context(open_arrays(file))
         stack.enter_context(at_work(folder))
         new_folder(dataset_id, overwrite=overwrite)
         if isinstance(env, str):
@@ -213,63 +184,6 @@ def default_dataset_id(file: Path) -> str:
     return own_dataset_id(file.stem)
 
 
-@contextlib.contextmanager
-def opened(file: Path) -> Iterator[Mapping[str, Any]]:
-    """Yield the arrays of a file by their names, such as `infos/goal`.
-
-    What it yields reads an array, or rows of it, when they are asked for.
-
-    Raises:
-        DatasetNotFoundError: No such file.
-        DatasetError: Neither HDF5 nor `.npz`, or damaged.
-    """
-    try:
-        with file.open("rb") as stream:
-            magic = stream.read(8)
-    except FileNotFoundError as error:
-        raise DatasetNotFoundError(f"There is no file {file}.") from error
-    except OSError as error:
-        raise DatasetError(f"{file} cannot be read: {error.strerror}.") from error
-    with contextlib.ExitStack() as stack:
-        try:
-            if magic == HDF5_MAGIC:
-                h5py: Any = require_extra("h5py", "data")
-                stored = stack.enter_context(h5py.File(file, "r"))
-                found: dict[str, Any] = {}
-
-                def add(name: str, item: Any) -> None:
-                    if isinstance(item, h5py.Dataset):
-                        found[name] = item
-
-                stored.visititems(add)
-            elif magic.startswith(ZIP_MAGIC):
-                stream = stack.enter_context(file.open("rb"))
-                found = _LazyArrays(stack.enter_context(np.load(stream)))
-            else:
-                raise DatasetError(
-                    f"{file} is neither HDF5 nor NumPy's .npz. Convert it, for example "
-                    f"with numpy.savez(file, observations=…, actions=…, …)."
-                )
-            yield found
-        except DAMAGE as error:  # when it is opened, or when an array is read
-            if isinstance(error, DiffuserPolicyError):
-                raise
-            raise DatasetError(f"{file} is damaged: {error}.") from error
-
-
-class _LazyArrays(dict[str, Any]):
-    """The arrays of an `.npz`, each read when it is first asked for."""
-
-    def __init__(self, stored: Any) -> None:
-        super().__init__(dict.fromkeys(stored.files))
-        self.stored = stored
-
-    def __getitem__(self, name: str) -> Any:
-        if super().__getitem__(name) is None:
-            self[name] = self.stored[name]
-        return super().__getitem__(name)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """The arrays of a file, checked, and where its episodes are.
@@ -289,7 +203,7 @@ class Source:
 
     where: str
     env: Env
-    arrays: Mapping[str, Any]
+    arrays: Mapping[str, Array]
     terminal: np.ndarray
     last: np.ndarray
     done: np.ndarray | None
@@ -313,9 +227,9 @@ class Source:
             DatasetError: An array is missing, or of another length or shape; or the
             environment observes more than an array or a goal dictionary.
         """
-        shapes = _shapes(env)
+        shapes = shapes_of(env)
         goal = GOAL_ROLES[0] in shapes
-        arrays = _find_arrays(stored, names, shapes, env, where)
+        arrays = find_arrays(stored, names, shapes, env, where)
         remarks: list[str] = []
         if goal and names.desired_goals is None:
             _refuse_maze2d(stored, env, where)
@@ -499,163 +413,6 @@ class Source:
                 )
 
 
-@dataclass(frozen=True)
-class _Array:
-    """An array of a file, whose rows have the shape that is asked for."""
-
-    name: str
-    stored: Any
-    shape: tuple[int, ...]  # of a row
-
-    def __len__(self) -> int:
-        return int(self.stored.shape[0])
-
-    def rows(self, start: int, stop: int) -> np.ndarray:
-        return np.asarray(self.stored[start:stop]).reshape(stop - start, *self.shape)
-
-    def flags(self, where: str) -> np.ndarray:
-        """Return all of it as bool; refuse anything but 0 and 1."""
-        values = self.rows(0, len(self))
-        if not np.isin(values, (0, 1)).all():
-            raise DatasetError(
-                f"{where}: {self.name} must be 0 or 1, got {np.unique(values)[:5]}."
-            )
-        return values.astype(np.bool_)
-
-
-@dataclass(frozen=True)
-class _Finder:
-    """Finds the arrays of a file, and says what is wrong with them."""
-
-    stored: Mapping[str, Any]
-    where: str
-    env: str
-
-    def find(
-        self, role: str, name: str, shape: tuple[int, ...], count: int | None
-    ) -> _Array:
-        """Return an array by its name.
-
-        Args:
-            role: What it is needed for: a field of `ArrayNames`.
-            name: What the file calls it.
-            shape: Of a row.
-            count: Number of rows; any if none.
-
-        Raises:
-            DatasetError: It is missing, not of numbers, or of another shape.
-        """
-        option = _options([role])
-        if name not in self.stored:
-            known = sorted(self.stored)
-            listed = ", ".join(known[:SHOWN]) + ", …" * (len(known) > SHOWN)
-            raise DatasetError(
-                f"{self.where} has no array {name!r}. {suggestion(name, known)}It has: "
-                f"{listed or 'none'}. Name the one that holds the {role} ({option} "
-                f"NAME)."
-            )
-        try:
-            stored = self.stored[name]
-        except ValueError as error:  # objects, which only unpickling could read
-            raise DatasetError(
-                f"{self.where}: {name} cannot be read: {error}. It must hold numbers."
-            ) from error
-        if stored.dtype.kind not in "biuf":
-            raise DatasetError(
-                f"{self.where}: {name} must hold numbers, got {stored.dtype}."
-            )
-        size = int(np.prod(stored.shape[1:], dtype=np.int64))
-        if not stored.shape or size != int(np.prod(shape, dtype=np.int64)):
-            expected = ", ".join(["rows", *map(str, shape)])
-            raise DatasetError(
-                f"{self.where}: {name} has the shape {list(stored.shape)}, and "
-                f"{self.env} needs [{expected}]. Name the environment that the data "
-                f"are from (--env), or another array ({option} NAME)."
-            )
-        if count is not None and stored.shape[0] != count:
-            raise DatasetError(
-                f"{self.where}: {name} has {stored.shape[0]:,} rows, and the "
-                f"observations have {count:,}. All arrays need a row for every env "
-                f"step."
-            )
-        if not stored.shape[0]:
-            raise DatasetError(f"{self.where}: {name} has no rows.")
-        return _Array(name, stored, shape)
-
-
-def _shapes(env: Env) -> dict[str, tuple[int, ...]]:
-    """Return the roles that arrays may have for an environment → shape of a row.
-
-    Raises:
-        DatasetError: It observes more than an array or a goal dictionary.
-    """
-    space: Any = env.observation_space
-    goal = isinstance(space, gym.spaces.Dict)
-    parts = dict(space.spaces) if goal else {"observation": space}
-    wanted = {"observation", *GOAL_KEYS} if goal else {"observation"}
-    boxes = {name for name, part in parts.items() if isinstance(part, gym.spaces.Box)}
-    if boxes != wanted or len(boxes) != len(parts):
-        raise DatasetError(
-            f"{env_name(env)} observes {space}. A file can be imported for "
-            f"environments that observe one array, or a goal dictionary with "
-            f"{', '.join(sorted(wanted))}."
-        )
-    observation: Any = parts["observation"].shape
-    action: Any = env.action_space.shape
-    shapes = {
-        "observations": observation,
-        "next_observations": observation,
-        "actions": action,
-    }
-    flags = ("rewards", "terminals", "timeouts", "masks", "valids")
-    shapes |= dict.fromkeys(flags, ())
-    if goal:
-        shapes |= {
-            role: parts[key].shape
-            for role, key in zip(GOAL_ROLES, GOAL_KEYS, strict=True)
-        }
-    return shapes
-
-
-def _find_arrays(
-    stored: Mapping[str, Any],
-    names: ArrayNames,
-    shapes: Mapping[str, tuple[int, ...]],
-    env: Env,
-    where: str,
-) -> dict[str, _Array]:
-    """Return the arrays of a file that have a role → array.
-
-    Raises:
-        ConfigError: Goals are named, and the environment has none.
-        DatasetError: An array is missing, or of another length or shape.
-    """
-    finder = _Finder(stored, where, env_name(env))
-    given = dataclasses.asdict(names)
-    if unused := [role for role in given if given[role] and role not in shapes]:
-        raise ConfigError(
-            f"{env_name(env)} observes no goals, so {' and '.join(unused)} "
-            f"({_options(unused)}) would have no effect. Leave them out, or name "
-            f"an environment that observes a goal dictionary (--env)."
-        )
-    taken = {name for name in given.values() if name}
-    arrays: dict[str, _Array] = {}
-    for role, shape in shapes.items():
-        name = given.get(role) or USUAL.get(role, role)
-        chosen = bool(given.get(role)) or role in ("observations", "actions")
-        if role == "desired_goals" and not chosen and name in stored:
-            chosen = stored[name].shape[1:] == shape  # else goals of another kind
-            taken.add(name)
-        if chosen or (name in stored and name not in taken):
-            count = len(arrays["observations"]) if arrays else None
-            arrays[role] = finder.find(role, name, shape, count)
-    return arrays
-
-
-def _options(roles: Iterable[str]) -> str:
-    return ", ".join(f"--{role.replace('_', '-')}" for role in roles)
-
-
 @dataclass
 class _Count:
     """Counts what passes by."""
@@ -671,7 +428,7 @@ class _Count:
 
 
 def _relabel(
-    arrays: dict[str, Any], stored: Mapping[str, Any], env: Env, remarks: list[str]
+    arrays: dict[str, Array], stored: Mapping[str, Any], env: Env, remarks: list[str]
 ) -> None:
     """Add the rewards of OGBench's single tasks, which its files leave out."""
     name = env_name(env)
@@ -682,7 +439,7 @@ def _relabel(
     facts = {key: np.asarray(stored[key]) for key in needed if key in stored}
     relabel.relabel_dataset(name, env, facts)
     for role in ("rewards", "masks"):
-        arrays[role] = _Array(f"{role} of {name}", facts[role], ())
+        arrays[role] = Array(f"{role} of {name}", facts[role], ())
     remarks.append(f"Rewards are those of {name}, worked out from qpos.")
 
 
@@ -701,7 +458,7 @@ def _refuse_maze2d(stored: Mapping[str, Any], env: Env, where: str) -> None:
 
 
 def _ends(
-    arrays: Mapping[str, _Array],
+    arrays: Mapping[str, Array],
     names: ArrayNames,
     env: Env,
     where: str,
@@ -749,7 +506,7 @@ def _ends(
     return terminal, last, done
 
 
-def _num_outside(array: _Array, space: Any) -> int:
+def _num_outside(array: Array, space: Any) -> int:
     """Return how many rows lie outside of a space, rounding aside."""
     if not (space.bounded_below.any() or space.bounded_above.any()):
         return 0
@@ -761,7 +518,7 @@ def _num_outside(array: _Array, space: Any) -> int:
 
 
 def _resets(
-    arrays: Mapping[str, _Array], last: np.ndarray, env: Env, remarks: list[str]
+    arrays: Mapping[str, Array], last: np.ndarray, env: Env, remarks: list[str]
 ) -> np.ndarray:
     """Return where episodes were cut `[N]`, for files that do not say so.
 
