@@ -260,7 +260,7 @@ def paper_table(facts: dict[str, float]) -> str:
         "1,000,000,000 transitions in memory": f"{facts['dataset_gb']:.0f} GB",
         "every transition seen once": f"{facts['epoch_hours']:.1f} hours",
     }
-    lines = ["| what | of one H200 |", "|---|---|"]
+    lines = ["| what | estimate, for one H200 |", "|---|---|"]
     return "\n".join(
         [*lines, *(f"| {name} | {value} |" for name, value in rows.items())]
     )
@@ -292,8 +292,8 @@ def main(settings: Settings) -> None:
     timings = measure(cases(settings.only), rounds=settings.rounds)
     facts = on_paper()
     assumed = (
-        "Operations as PyTorch counts them, over a share of what the maker of the GPU "
-        f"publishes: {REACHED:.0%} of {H200_PEAK / 1e12:.0f} TFLOP/s in bfloat16. "
+        f"Operations as PyTorch counts them, divided by {REACHED:.0%} of the GPU's "
+        f"published peak ({H200_PEAK / 1e12:.0f} TFLOP/s in bfloat16). "
         "Small batches reach less."
     )
     parts = [

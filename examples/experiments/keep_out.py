@@ -96,7 +96,7 @@ class Method:
 
 DEFAULT = Method()
 ABLATIONS = {
-    "all of it": DEFAULT,
+    "unchanged": DEFAULT,
     "no smoothness": replace(DEFAULT, smooth=0.0),
     "no walls": replace(DEFAULT, walls=0.0),
     "no margin": replace(DEFAULT, margin=0.0),
@@ -239,13 +239,15 @@ def report(parts: dict[str, list[str]], trials: list[Trial], skipped: list[int])
     page = [
         "# Keep out",
         "",
-        "Made by `python examples/experiments/keep_out.py`, whose docstring says where",
-        "the discs lie. Brackets are 95 % intervals (success and entering: Wilson;",
-        "score: bootstrap). A path enters a disc if the ball's center does at any env",
-        "step.",
+        "Made by `python examples/experiments/keep_out.py`. An episode is run unguided;",
+        "two discs are then put on its path, at a third and two thirds of the way, and",
+        "it is run again, guided by `2.5 * (KeepOut(disc 1) + KeepOut(disc 2)) + 2 *",
+        "MazeWalls + Smoothness`. Brackets are 95 % intervals (success and entering:",
+        "Wilson; score: bootstrap). A path enters a disc if the ball's center does at",
+        "any env step.",
         "",
-        f"Seeds {trials[0].seed} to {trials[-1].seed}; no room for two discs: {left}.",
-        f"Radii (number of episodes): {sizes}.",
+        f"Seeds {trials[0].seed} to {trials[-1].seed}; skipped, as too short for two",
+        f"discs: {left}. Episodes by the radius of their discs: {sizes}.",
     ]
     for title, lines in parts.items():
         page += ["", f"## {title}", "", *lines]
