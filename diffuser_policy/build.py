@@ -260,6 +260,7 @@ def _untrained(config: PolicyConfig) -> PlannerNetworks:
         if settings.clip is None
         else settings.clip,
         residual=settings.residual,
+        state=config.layout.observations,
         loss_floor=settings.loss_floor,
         first_weights=_first_weights(config),
     )

@@ -81,12 +81,14 @@ def write_planner(
             stay as they were.
     """
     merged = {**config.provenance, "versions": versions(), **(provenance or {})}
-    config = dataclasses.replace(config, provenance=merged)
     tensors = {
         name: tensor.detach().cpu().contiguous()
         for name, tensor in networks.state_dict().items()
     }
     weights = save(tensors, metadata={"format": "diffuser-policy"})
+    config = dataclasses.replace(
+        config, provenance={**_figures(folder, config, weights), **merged}
+    )
     data = config.to_json()
     data = {"schema": data.pop("schema"), CHECKSUM: checksum(weights), **data}
     text = json_text(folder / CONFIG, data)
@@ -108,6 +110,18 @@ def write_planner(
         except OSError as error:
             raise storage_error(place, error) from error
     settle(folder)
+
+
+def _figures(folder: Path, config: PolicyConfig, weights: bytes) -> dict[str, Any]:
+    """Return what `evaluate --card` found of this planner, if the folder holds it."""
+    try:
+        data = dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+        found = data.pop("provenance").get("results")
+    except (OSError, ValueError, LookupError, AttributeError, RecursionError):
+        return {}
+    now = json.loads(json.dumps(config.to_json())) | {CHECKSUM: checksum(weights)}
+    del now["provenance"]
+    return {"results": found} if found and data == now else {}
 
 
 def settle(folder: Path) -> None:

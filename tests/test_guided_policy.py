@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,6 +83,25 @@ def test_predict_takes_another_guide_between_calls() -> None:
     for other in (policy, guided.with_settings(guide_scale=0.0)):
         _, state = other.predict(observation, steered)
         assert state.num_plans.tolist() == [3]
+
+
+def test_plans_are_made_anew_wherever_a_guide_differs() -> None:
+    """Python's hashes of -1.0 and -2.0 are equal; with a scale of 0, guides rank."""
+    policy, observation = toy_policy(), observe()
+
+    def waypoint(x: float, **settings: Any) -> DiffuserPolicy:
+        point = make_guide("waypoint", position=(x, 0.5), time=2)
+        return policy.with_guide(1.0 * point + linear, **settings)
+
+    ranked = {"guide_scale": 0.0, "ranking": "guide"}
+    for first, second in (
+        (waypoint(-1.0), waypoint(-2.0)),
+        (waypoint(-1.0, guide_scale=-1.0), waypoint(-1.0, guide_scale=-2.0)),
+        (waypoint(-1.0, **ranked), waypoint(1.0, **ranked)),
+    ):
+        _, state = first.predict(observation)
+        assert first.predict(observation, state)[1].num_plans.tolist() == [1]
+        assert second.predict(observation, state)[1].num_plans.tolist() == [2]
 
 
 @pytest.mark.parametrize(

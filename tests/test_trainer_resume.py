@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 
+from diffuser_policy.checkpoint import read_planner, write_planner
 from diffuser_policy.config import TrainConfig
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.errors import CheckpointError, ConfigError
@@ -269,17 +270,30 @@ def test_a_folder_of_another_run_is_refused(
     assert result(finished) == before
 
 
-@pytest.mark.parametrize("changed", ["observation", "action", "run_starts"])
-def test_other_data_of_the_same_name_are_refused(finished: Path, changed: str) -> None:
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ("observation", "checksum"),
+        ("action", "checksum"),
+        ("run_starts", "checksum"),
+        ("reward", "others"),
+        ("terminated", "others"),
+    ],
+)
+def test_other_data_of_the_same_name_are_refused(
+    finished: Path, changed: str, named: str
+) -> None:
     flat = toy_dataset()
     fields, starts = dict(flat.fields), flat.run_starts
     if changed == "run_starts":
         starts = np.delete(starts, 1)
     else:
         fields[changed] = fields[changed].copy()
-        fields[changed][7, 0] += 1e-3
+        fields[changed].reshape(len(fields[changed]), -1)[7, 0] += (
+            0.001 if changed == "action" else 1
+        )
     other = FlatDataset(fields, starts, flat.metadata)
-    with pytest.raises(ConfigError, match=r"data\.checksum"):
+    with pytest.raises(ConfigError, match=rf"data\.{named}"):
         Trainer(toy_config(), other, finished, device="cpu")
 
 
@@ -297,9 +311,28 @@ def test_another_number_of_processes_is_refused(finished: Path) -> None:
 def test_runs_that_never_said_what_their_data_were_go_on(finished: Path) -> None:
     path = finished / "training" / "settings.json"
     saved = json.loads(path.read_text())
+    del saved["data"]["others"]
+    path.write_text(json.dumps(saved))
+    assert make_trainer(finished).step == 6
     del saved["data"], saved["num_processes"]
     path.write_text(json.dumps(saved))
     assert make_trainer(finished).step == 6
+
+
+def test_a_finished_run_keeps_the_figures_of_its_planner(finished: Path) -> None:
+    """They are of these weights, whoever starts the training again."""
+    found = {
+        "toy/Point-v0": {"episodes": 3, "score": {"mean": 1.0, "low": 0.5, "high": 1.5}}
+    }
+    config, networks = read_planner(finished)
+    write_planner(finished, config, networks, provenance={"results": found})
+    make_trainer(finished).run(progress=False)
+    config, networks = read_planner(finished)
+    assert config.provenance["results"] == found
+    planner = dataclasses.replace(config.planner, temperature=0.5)
+    other = dataclasses.replace(config, planner=planner, provenance={})
+    write_planner(finished, other, networks)
+    assert "results" not in read_planner(finished)[0].provenance
 
 
 @pytest.mark.parametrize("interrupted", [False, True])

@@ -13,8 +13,9 @@ The loss is the mean squared error of the target over all entries that are *not*
 pinned by conditions. Leaving pinned entries out is right for all three targets;
 overwriting the output with clean values would be right for the first one only.
 
-*Residual* denoisers see and predict deviations $y = x - o_0$ from the first planning
-step, which is the current state and pinned. With $y_i = x_i - s_i o_0 = s_i y_0 + n_i
+*Residual* denoisers see and predict deviations $y = x - o_0$ from the current state,
+which is pinned at the first planning step (for columns that are not pinned there, such
+as actions, $o_0$ is zero). With $y_i = x_i - s_i o_0 = s_i y_0 + n_i
 \epsilon$ the table holds for y as it does for x, and $x_0 = o_0 + y_0$: the diffusion
 process stays the same; the network need not copy the current state.
 
@@ -53,6 +54,7 @@ class Denoiser(nn.Module):
         prediction_target: PredictionTarget = "clean",
         clip: bool = True,
         residual: bool = False,
+        state: slice = slice(None),
         loss_floor: float | None = None,
         first_weights: Tensor | None = None,
         acceleration: Acceleration = "auto",
@@ -66,7 +68,8 @@ class Denoiser(nn.Module):
             schedule: Signal and noise at every denoising step.
             prediction_target: The network's output.
             clip: Clamp clean trajectories to [-1, 1]; right for the limits normalizer.
-            residual: The network works on deviations from the first planning step.
+            residual: The network works on deviations from the current state.
+            state: Columns of the current state, which a residual network needs pinned.
             loss_floor: Caps how much more errors weigh at little noise; not given: all
                 denoising steps weigh the same.
             first_weights: `[transition]`, of the errors at the first planning step; not
@@ -86,7 +89,7 @@ class Denoiser(nn.Module):
         self.schedule = schedule
         self.prediction_target = prediction_target
         self.clip = clip
-        self.residual = residual
+        self.residual, self.state = residual, state
         self.loss_floor, self.first_weights = loss_floor, first_weights
         self.acceleration = acceleration
         self._runner: Runner | None = accelerate(network, acceleration)
@@ -107,6 +110,7 @@ class Denoiser(nn.Module):
             prediction_target=self.prediction_target,
             clip=self.clip,
             residual=self.residual,
+            state=self.state,
             loss_floor=self.loss_floor,
             first_weights=self.first_weights,
             acceleration=acceleration,
@@ -141,7 +145,7 @@ class Denoiser(nn.Module):
         """
         if not self.residual:
             return self._clipped(self._clean(self.network(noisy, i), noisy, i))
-        start, (signal, _) = noisy[:, :1], self._scales(i)
+        start, (signal, _) = self._start(noisy), self._scales(i)
         output = self._output(noisy, i)
         return self._clipped(start + self._clean(output, noisy - signal * start, i))
 
@@ -167,7 +171,7 @@ class Denoiser(nn.Module):
         noisy = inpainting.apply(self.add_noise(clean, noise, steps))
         if self.residual:
             output = self._output(noisy, steps)
-            target = self._target(clean - clean[:, :1], noise, steps)
+            target = self._target(clean - self._start(clean), noise, steps)
         else:
             output = self.network(noisy, steps)
             target = self._target(clean, noise, steps)
@@ -190,12 +194,17 @@ class Denoiser(nn.Module):
 
     def _output(self, noisy: Tensor, i: Tensor) -> Tensor:
         """Return a residual network's output for deviations, at steps `[batch]`."""
-        start = noisy[:, 0]
-        signal, _ = self._scales(i)
-        deviations = noisy - signal * start[:, None]
-        signals = signal[:, 0, 0]
-        output: Tensor = self.network(deviations, i, start=start, signal=signals)
+        start, (signal, _) = self._start(noisy), self._scales(i)
+        output: Tensor = self.network(
+            noisy - signal * start, i, start=start[:, 0], signal=signal[:, 0, 0]
+        )
         return output
+
+    def _start(self, trajectories: Tensor) -> Tensor:
+        """Return the current state `[batch, 1, transition]`, zero in other columns."""
+        start = torch.zeros_like(trajectories[:, :1])
+        start[..., self.state] = trajectories[:, :1, self.state]
+        return start
 
     def _scales(self, i: Tensor) -> tuple[Tensor, Tensor]:
         """Return signal and noise `[batch, 1, 1]` at denoising steps `[batch]`."""

@@ -22,10 +22,12 @@ entries are never moved.
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -77,14 +79,18 @@ class Guidance:
 
     @property
     def key(self) -> int:
-        """A number that tells guidances of this process apart; zero for no effect."""
-        if self.scale == 0.0:
-            return 0
-        settings = (self.placement, self.scale, self.num_steps, self.cutoff)
-        try:
-            return hash((self.guide, *settings))
-        except TypeError:  # a user's guide with parts that cannot be hashed
-            return hash((id(self.guide), *settings))
+        """A number that tells guidances of this process apart.
+
+        With a scale of zero too, the guide may still rank candidates.
+        """
+        return hash(
+            (
+                self.placement,
+                self.num_steps,
+                self.cutoff,
+                *map(_told_apart, (self.scale, self.guide)),
+            )
+        )
 
     def steering(
         self, schedule: NoiseSchedule, given: Inpainting, view: View, *, scales: Tensor
@@ -98,6 +104,22 @@ class Guidance:
             scales: `[transition]` environment units per normalized unit.
         """
         return PLACEMENTS[self.placement](self, schedule, given, view, scales)
+
+
+def _told_apart(part: Any) -> Any:
+    """Return something with a hash of its own: those of -1.0 and -2.0 are equal."""
+    if isinstance(part, numbers.Real):
+        return repr(part)
+    if isinstance(part, tuple | list):
+        return tuple(map(_told_apart, part))
+    try:
+        itself = hash(part)
+    except TypeError:  # a user's guide with parts that cannot be hashed
+        itself = id(part)
+    if not dataclasses.is_dataclass(part):
+        return itself
+    values = (getattr(part, field.name) for field in dataclasses.fields(part))
+    return itself, *map(_told_apart, values)
 
 
 @dataclass(frozen=True, eq=False)

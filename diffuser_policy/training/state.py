@@ -15,16 +15,18 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from diffuser_policy.checkpoint import checksum
-from diffuser_policy.data.flat import FlatDataset
+from diffuser_policy.data.flat import FlatDataset, pieces
 from diffuser_policy.errors import CheckpointError
 from diffuser_policy.files import replaced_folder
 
@@ -72,8 +74,15 @@ def step_of(checkpoint: Path) -> int:
 
 
 def data_facts(flat: FlatDataset) -> dict[str, int]:
-    """Return the size of a dataset and a checksum that tells it from another one."""
-    return {"num_rows": flat.num_rows, "checksum": flat.checksum}
+    """Return the size of a dataset, and checksums that tell it from another one.
+
+    `checksum` is that of observations, actions and runs, `others` that of all fields.
+    """
+    others = flat.checksum
+    for name in sorted(flat.fields.keys() - {"observation", "action"}):
+        for part in pieces(flat.fields[name]):
+            others = zlib.crc32(np.ascontiguousarray(part).data, others)
+    return {"num_rows": flat.num_rows, "checksum": flat.checksum, "others": others}
 
 
 def load_state(checkpoint: Path, parts: Parts) -> int:

@@ -400,6 +400,8 @@ class TrainingRun(Generic[Networks]):
         for key in ("data", "num_processes"):  # not in the files of earlier versions
             if key not in saved:
                 del current[key]
+        if "others" not in saved.get("data", {}):
+            current.get("data", {}).pop("others", None)
         for tree in (saved, current):
             for name in self.unimportant:
                 tree.pop(name, None)
