@@ -220,13 +220,20 @@ def held(path: Path) -> Iterator[bool]:
     """Hold a file's lock if no other process does; yield whether it is held.
 
     The end of the process releases it, however it ends. The file stays.
+
+    Raises:
+        StorageError: The file cannot be made or written.
     """
     lock = filelock.FileLock(path)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
+        if not path.exists():  # filelock takes other errors for a lock that is held
+            check_writable(path)
         yield False
         return
+    except OSError as error:
+        raise storage_error(path, error) from error
     try:
         yield True
     finally:

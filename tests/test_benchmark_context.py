@@ -56,6 +56,15 @@ def test_the_curve_has_its_points_once(tmp_path: Path) -> None:
     assert [point["step"] for point in again.curve_points] == [10, 20]
 
 
+@pytest.mark.parametrize("num_steps", [1, 3, 4, 5, 7, 40, 41, 999])
+def test_the_curve_ends_with_the_budget(tmp_path: Path, num_steps: int) -> None:
+    """No more points than are asked for (four), and one at the end."""
+    training = workplace(tmp_path, num_steps=num_steps, max_steps=None)
+    due = [step for step in range(1, num_steps + 1) if training.curve_due(step)]
+    assert due[-1] == num_steps
+    assert len(due) in range(min(num_steps, 3), 5)
+
+
 def test_returns_that_are_not_finite_end_it_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

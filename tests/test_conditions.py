@@ -36,6 +36,14 @@ def pinned_entries(given: Inpainting) -> set[tuple[int, int]]:
     return set(zip(step.tolist(), column.tolist(), strict=True))
 
 
+def test_conditions_keep_what_they_were_given() -> None:
+    """A caller's buffer may change afterwards."""
+    buffer = torch.zeros(2)
+    conditions = Conditions().pin(0, "goal", buffer)
+    buffer[:] = torch.nan
+    assert conditions.pins[0].values.tolist() == [0.0, 0.0]
+
+
 def test_pins_are_met_in_environment_units(normalizer: Normalizer) -> None:
     start = torch.tensor([[11.0, 22.0, 33.0], [12.0, 23.0, 34.0]])
     goal = torch.tensor([36.0, 13.0])

@@ -51,6 +51,37 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "datasets"
 
 
+class Odd(gym.Env[Any, Any]):
+    """An environment whose spaces are given."""
+
+    def __init__(self, observation: gym.Space[Any], action: gym.Space[Any]) -> None:
+        self.observation_space, self.action_space = observation, action
+
+
+BOX = gym.spaces.Box(-1.0, 1.0, (2,))
+
+
+@pytest.mark.parametrize(
+    ("observation", "action", "message"),
+    [
+        (gym.spaces.Dict({"a": gym.spaces.Dict({"b": BOX})}), BOX, "collect_episodes"),
+        (gym.spaces.Tuple([BOX, BOX]), BOX, "collect_episodes"),
+        (BOX, gym.spaces.Discrete(2), "Discrete"),
+        (BOX, gym.spaces.Box(-np.inf, np.inf, (2,)), "bound"),
+    ],
+)
+def test_spaces_that_cannot_be_recorded_are_refused_before_the_work(
+    observation: gym.Space[Any],
+    action: gym.Space[Any],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = Odd(observation, action)
+    monkeypatch.setattr("diffuser_policy.data.collection.make_env", lambda _: made)
+    with pytest.raises(DatasetError, match=message):
+        collect(CollectSettings(env_id="Odd-v0", demonstrator=EXPERT), progress=False)
+
+
 # --- what is recorded -------------------------------------------------------------
 
 

@@ -91,6 +91,25 @@ class Zeros:
         return np.zeros(len(observation), np.int64), None
 
 
+@pytest.mark.parametrize(
+    ("told", "success", "final", "time"),
+    [
+        ([None, True, None], True, None, 2),
+        ([False, None, None], False, None, None),
+        ([None, False, True], True, True, 3),
+        ([True, False], True, False, 1),
+        ([None, None], None, None, None),
+    ],
+)
+def test_a_success_that_is_told_once_counts(
+    told: list[bool | None], success: bool | None, final: bool | None, time: int | None
+) -> None:
+    found = evaluate(Zeros(), lambda: Script(told), episodes=1, progress=False)
+    (record,) = found.episodes
+    assert (record.success, record.final_success) == (success, final)
+    assert record.time_to_goal == time
+
+
 def test_episodes_have_consecutive_seeds_and_their_own_starts(
     policy: DiffuserPolicy,
 ) -> None:

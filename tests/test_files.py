@@ -266,9 +266,10 @@ def test_a_folder_is_entered_by_one_process_at_a_time(tmp_path: Path) -> None:
         raise AssertionError("two are in it")
     with alone_in(folder, "taken"):
         pass
-    unwritable = pytest.raises(StorageError, match="could not be written")
-    with unwritable, alone_in(folder / "lock" / "below a file", "taken"):
-        raise AssertionError("there is no such folder")
+    for place in (folder / "lock" / "below a file", Path("/proc/self")):
+        unwritable = pytest.raises(StorageError, match="could not be written")
+        with unwritable, alone_in(place, "taken"):
+            raise AssertionError("nothing can be written there")
 
 
 def test_a_variable_is_enough_where_the_home_folder_is_unknown(

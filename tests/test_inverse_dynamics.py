@@ -20,13 +20,14 @@ from diffuser_policy.config import (
     TrainConfig,
     WindowConfig,
 )
+from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.windows import WindowDataset
 from diffuser_policy.errors import ConfigError, DatasetError
 from diffuser_policy.networks.inverse_dynamics import InverseDynamics
 from diffuser_policy.planning.executors import InverseDynamicsExecutor
 from diffuser_policy.planning.plan import Following
 from diffuser_policy.testing import check_policy, toy_config, toy_dataset, toy_policy
-from diffuser_policy.training.trainer import Trainer
+from diffuser_policy.training.trainer import Trainer, untrained
 
 INVERSE = InverseDynamicsConfig(width=16, max_steps=6, batch_size=16)
 
@@ -144,6 +145,32 @@ def test_episodes_of_a_single_step_have_nothing_to_learn_from() -> None:
         windows.sample_transitions(4, 3, torch.Generator())
 
 
+def test_its_scales_are_those_of_the_runs_that_it_learns_from() -> None:
+    """The second and third run earn less, and are left out."""
+    flat = toy_dataset()
+    first = slice(0, int(flat.run_starts[1]))
+    fields = {name: np.array(values) for name, values in flat.fields.items()}
+    fields["reward"][first] = 1.0
+    fields["action"][first] *= 0.1
+    layout = TrajectoryLayout(action_dim=0, observation_dim=flat.observation_size)
+    windows = WindowDataset(
+        FlatDataset(fields, flat.run_starts, flat.metadata),
+        layout=layout,
+        normalizer=IdentityNormalizer.fit(fields["observation"]),
+        best_share=1 / 3,
+    )
+    mean, spread, _ = windows.transition_scales()
+    used = fields["action"][first][:-1]
+    np.testing.assert_allclose(mean, used.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(spread, used.std(axis=0), atol=1e-6)
+
+
+def test_steps_without_a_next_one_have_no_scale() -> None:
+    config = inverse_config(padding="repeat")
+    with pytest.raises(DatasetError, match="have a single step"):
+        untrained(config, toy_dataset(num_runs=20, run_length=1))
+
+
 # --- the executor -------------------------------------------------------------------
 
 
@@ -165,7 +192,8 @@ class _Told(InverseDynamics):
         (2, 1.0, 3.0, 1.0),
         (3, 1.0, 6.0, 3.0),
         (1, 4.0, 6.0, 5.0),
-        (1, 99.0, 9.0, 6.0),  # not further than it has learned
+        (1, 99.0, 7.0, 6.0),  # not further than it has learned
+        (0, 5.5, 6.0, 6.0),
         (8, 4.0, 9.0, 1.0),
         (9, 4.0, 9.0, 1.0),  # the end, where it stays
         (50, 4.0, 9.0, 1.0),

@@ -85,6 +85,16 @@ def test_conditions_outside_the_plan_are_refused() -> None:
         )
 
 
+@pytest.mark.parametrize("number", [2, 4])
+def test_conditions_for_other_rows_are_refused(number: int) -> None:
+    """As many as one sampling call has rows (2 of length 16) must not do."""
+    planner = make_planner(horizon={"choice": "predicted"})
+    goals = np.array([GOALS[0], GOALS[0], GOALS[2]])
+    conditions = Conditions().pin(3, "position", torch.zeros(number, 2))
+    with pytest.raises(ConditionError, match=f"for {number} plans, and there are 3"):
+        planner.plan(START, goals, generators(3), conditions=conditions)
+
+
 def test_a_layout_without_goal_ignores_goals() -> None:
     layout = TrajectoryLayout(action_dim=2, observation_dim=4)
     plan = make_planner(layout=layout).plan(START, GOALS, generators(3))

@@ -75,7 +75,7 @@ class EvaluationProtocol:
         episodes: Per seed, after training.
         num_envs: Environments at a time.
         curve_episodes: Of each evaluation during training, on seeds of their own.
-        curve_points: Evaluations before the budget of gradient steps is used up.
+        curve_points: Evaluations by the end of the budget of gradient steps, at most.
     """
 
     seeds: tuple[int, ...] = (30_000, 31_000, 32_000)

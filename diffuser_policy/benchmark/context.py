@@ -142,13 +142,15 @@ class MethodContext:
 
     def curve_due(self, step: int) -> bool:
         """Return whether the learning curve wants a point after this gradient step."""
-        return bool(self.num_steps) and step % self.curve_interval == 0
+        return bool(self.num_steps) and (
+            step % self.curve_interval == 0 or step == self.num_steps
+        )
 
     @property
     def curve_interval(self) -> int:
         """Gradient steps between two points of the learning curve."""
         points = self._cell.evaluation.curve_points
-        return max(1, (self.num_steps or 1) // points)
+        return -(-(self.num_steps or 1) // points)  # the last may be shorter
 
     def curve(self, step: int, policy: Any) -> None:
         """Evaluate a policy for the learning curve, once for every step.

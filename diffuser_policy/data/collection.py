@@ -64,6 +64,7 @@ from diffuser_policy.envs import (
     Env,
     check_ends,
     check_predicts,
+    env_name,
     env_of,
     make_env,
     step_limit,
@@ -268,12 +269,14 @@ def collect(settings: CollectSettings, *, progress: bool = True) -> Path:
         UnknownNameError: No such environment, demonstrator or generator.
         ConfigError: The settings do not suit the environment, unfinished work of this
             id has other settings, or another process is collecting it.
-        DatasetError: The dataset already exists.
+        DatasetError: The dataset already exists, or a space is of an unsupported kind.
         StorageError: The disk is full, or cannot be written.
     """
     require_extra("minari", "data")  # before an hour's work, not after it
     env, held_folder = make_env(settings.env_id), contextlib.ExitStack()
     try:
+        check_spaces(env)
+        _check_shards_hold(env)
         demonstrator = settings.demonstrator or default_demonstrator(env)
         dataset_id = settings.dataset_id
         protocol: CollectionProtocol
@@ -317,6 +320,23 @@ def collect(settings: CollectSettings, *, progress: bool = True) -> Path:
         held_folder.close()
         env.close()
     return folder
+
+
+def _check_shards_hold(env: Env) -> None:
+    """Refuse observations and actions that a shard has no arrays for.
+
+    Raises:
+        DatasetError: Dictionaries within dictionaries, tuples, or actions that are no
+            numbers in bounds.
+    """
+    seen, actions = env.observation_space, env.action_space
+    parts = seen.values() if isinstance(seen, gym.spaces.Dict) else [seen]
+    if not all(isinstance(part, gym.spaces.Box) for part in (*parts, actions)):
+        raise DatasetError(
+            f"`collect` records observations in a Box or a Dict of some, and actions "
+            f"in a Box; {env_name(env)} has {seen} and {actions}. Record it with "
+            f"diffuser_policy.data.collection.collect_episodes, and a policy."
+        )
 
 
 def collect_episodes(

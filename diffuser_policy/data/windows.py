@@ -212,8 +212,11 @@ class WindowDataset:
             Mean and standard deviation `[action]` of the actions in environment units,
             and the standard deviation `[observation]` of what an env step changes in a
             run, normalized.
+
+        Raises:
+            DatasetError: All episodes have a single step.
         """
-        counts = (self.run_lengths - 1).clamp(min=0)
+        counts = self._followed()
         total = int(counts.sum())
         ranks = torch.arange(0, total, max(1, total // SCALE_PAIRS))
         starts = self._rows_of(ranks, counts)
@@ -269,12 +272,7 @@ class WindowDataset:
         self, batch_size: int, max_steps: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Return rows with a later one in their run, and how many env steps later."""
-        counts = (self.run_lengths - 1).clamp(min=0) * self._is_used
-        if not counts.any():
-            raise DatasetError(
-                f"All {len(counts)} episodes have a single step: no state is followed "
-                f"by another, and there is nothing to plan. Record longer episodes."
-            )
+        counts = self._followed()
         ranks = torch.randint(int(counts.sum()), (batch_size,), generator=generator)
         starts = self._rows_of(ranks, counts)
         run = torch.searchsorted(self.run_starts, starts, right=True) - 1
@@ -283,6 +281,20 @@ class WindowDataset:
         uniform = torch.rand(batch_size, generator=generator, dtype=torch.float32)
         times = 1 + (uniform * room).long().clamp(max=room - 1)
         return starts, times
+
+    def _followed(self) -> Tensor:
+        """Return how many rows of each run that is used are followed by another.
+
+        Raises:
+            DatasetError: None is.
+        """
+        counts = (self.run_lengths - 1).clamp(min=0) * self._is_used
+        if not counts.any():
+            raise DatasetError(
+                f"All {len(counts)} episodes have a single step: no state is followed "
+                f"by another, and there is nothing to plan. Record longer episodes."
+            )
+        return counts
 
     def _rows_of(self, ranks: Tensor, counts: Tensor) -> Tensor:
         """Return the first row of the windows with these ranks over all runs."""

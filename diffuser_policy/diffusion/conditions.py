@@ -92,7 +92,7 @@ class Conditions:
             )
         try:
             step = operator.index(step)
-            tensor = torch.as_tensor(values, dtype=torch.float32)
+            tensor = torch.as_tensor(values, dtype=torch.float32).clone()
         except (TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise ConditionError(
                 f"The condition on {columns!r} needs a planning step and numbers "
@@ -109,6 +109,20 @@ class Conditions:
     def __or__(self, other: Conditions) -> Conditions:
         """Return both sets of conditions; `other` wins where they overlap."""
         return Conditions(self.pins + other.pins)
+
+    def check_rows(self, batch_size: int) -> None:
+        """Refuse conditions for another number of plans.
+
+        Raises:
+            ConditionError: Values for some of the plans, or for more than there are.
+        """
+        for pin in self.pins:
+            if pin.values.ndim == 2 and len(pin.values) not in (1, batch_size):
+                raise ConditionError(
+                    f"The condition on {pin.columns!r} has values for "
+                    f"{len(pin.values):,} plans, and there are {batch_size:,}. Give "
+                    f"one row of values for all, or one for each."
+                )
 
     def rows(self, index: np.ndarray, batch_size: int) -> Conditions:
         """Return the conditions of some of the plans.

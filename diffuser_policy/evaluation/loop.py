@@ -183,7 +183,8 @@ class Tally:
     ) -> None:
         self.env, self.seed, self.task = env, seed, task
         self.total, self.length = 0.0, 0
-        self.success: bool | None = None
+        self.success: bool | None = None  # in the last step, if that says
+        self.says_success = False
         self.time_to_goal: int | None = None
         self.info: dict[str, Any] = {}
         self.usual: set[str] = set()  # what info also holds before the end
@@ -200,6 +201,7 @@ class Tally:
         self.info = info
         reached = info.get("success", info.get("is_success"))
         self.success = None if reached is None else flag(self.env, "success", reached)
+        self.says_success |= reached is not None
         if self.success and self.time_to_goal is None:
             self.time_to_goal = self.length
 
@@ -224,7 +226,7 @@ class Tally:
             episode_return=self.total,
             score=None if score is None else float(score),
             length=self.length,
-            success=None if self.success is None else self.time_to_goal is not None,
+            success=self.time_to_goal is not None if self.says_success else None,
             final_success=self.success,
             time_to_goal=self.time_to_goal,
             num_plans=num_plans,

@@ -139,8 +139,9 @@ class InverseDynamicsExecutor(Executor):
     """Asks a network for the action that leads to a planned state.
 
     The target is the first planning step that is at least `lookahead` env steps away,
-    or the last one of the plan, at which it stays. Plans without actions, of any stride
-    and any columns, can be followed like this.
+    or the last one of the plan, at which it stays. If that is further than the network
+    has learned, it is the planned state that is as far as it has. Plans without
+    actions, of any stride and any columns, can be followed like this.
     """
 
     def __init__(
@@ -169,9 +170,9 @@ class InverseDynamicsExecutor(Executor):
         stride, progress = following.stride, following.progress
         step = np.ceil((progress + self.lookahead) / stride)
         step = np.minimum(step, following.lengths - 1)
+        away = np.minimum(step * stride - progress, self.network.max_steps)
         # After the end, and in plans of one step: the last state, in an env step.
-        ahead = np.clip(step * stride - progress, 1, self.network.max_steps)
-        target = following.reference(step * stride - progress)
+        ahead, target = np.maximum(away, 1), following.reference(away)
         device = self.normalizer.shift.device
 
         def tensor(values: np.ndarray) -> torch.Tensor:

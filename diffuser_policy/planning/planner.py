@@ -155,6 +155,8 @@ class Planner:
             NotFiniteError: A plan with NaN or infinity in it.
             MemoryLimitError: More observations or candidates than fit into memory.
         """
+        if conditions is not None:
+            conditions.check_rows(len(observations))
         aims = goals if self.layout.goal_conditioned else None
         if aims is not None and self.routes is not None:
             aims = self.routes.aims(observations, aims)
@@ -309,13 +311,7 @@ class Planner:
         )
         trajectories, without = samples.trajectories, None
         if self.steadiness is not None and previous is not None:
-            without = previous.lengths == 0
-            rest = self._rest(previous, length, goals, request.observations)[:, None]
-            # A row without a plan gets a copy of its first candidate, which is never
-            # chosen. All are ranked together: a ranking may compare them.
-            rows = torch.as_tensor(without, device=rest.device)
-            rest[rows] = trajectories[rows, :1]
-            trajectories = torch.cat([trajectories, rest], dim=1)
+            trajectories, without = self._with_rest(trajectories, request, previous)
         count = trajectories.shape[1]
         seen = self._view(goals, count)(trajectories.flatten(0, 1), CLEAN)
         values, judged = (x.cpu().numpy() for x in self.ranking.judged(seen, count))
@@ -349,6 +345,26 @@ class Planner:
             aims=aims,
         )
         return plan, judged[every, chosen]
+
+    def _with_rest(
+        self, trajectories: Tensor, request: Request, previous: Following
+    ) -> tuple[Tensor, np.ndarray]:
+        """Return the candidates with what is left of each row's plan as the last one.
+
+        A row without a plan gets a copy of its first candidate, which is never chosen.
+        All are ranked together: a ranking may compare them.
+
+        Returns:
+            Candidates `[rows, candidates + 1, length, transition]`, and which rows
+            have no plan `[rows]`.
+        """
+        length, without = trajectories.shape[2], previous.lengths == 0
+        rest = self._rest(previous, length, request.goals, request.observations)[
+            :, None
+        ]
+        rows = torch.as_tensor(without, device=rest.device)
+        rest[rows] = trajectories[rows, :1]
+        return torch.cat([trajectories, rest], dim=1), without
 
     def _rest(
         self,
