@@ -34,7 +34,7 @@ import dataclasses
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,6 +65,8 @@ from diffuser_policy.numerics import find_device, plain_arithmetic, within_memor
 from diffuser_policy.observations import is_finite
 from diffuser_policy.planning.plan import Following, Plan
 from diffuser_policy.planning.ranking import has_feasibility
+from diffuser_policy.planning.replanning import Reasons
+from diffuser_policy.planning.state import STATE_DTYPES, PolicyState
 from diffuser_policy.settings import converted, from_json, seed_or_drawn, to_json
 from diffuser_policy.spaces import SpaceSpec, into_box
 from diffuser_policy.words import counted
@@ -563,43 +565,32 @@ class DiffuserPolicy:
         durations = following.durations
         guidance = self.planner.guidance
         guide = 0 if guidance is None else guidance.key
-        strayed = self._strayed(following, rows)
-        aimed = goals is not None and self.planner.layout.goal_conditioned
-        needed = (state.lengths == 0) | (state.guides != guide) | strayed
-        over = state.progress > durations
-        if not aimed or not self.executor.holds_goal:
-            needed |= over
-        # Nobody stays at a subgoal, and a new plan leads to another.
-        on_way = (state.aims != state.goals).any(axis=1) & (state.lengths > 0)
-        needed |= over & on_way
-        # The interval calls for a plan while there is still one to follow. Towards a
-        # goal such a plan is optional: the running one would arrive as well.
-        optional = np.zeros_like(needed)
-        interval = self.config.execution.replan_interval
-        if interval is not None:
-            due = (state.progress < durations) & (state.ages % interval == 0)
-            needed |= due & on_way if aimed else due
-            if aimed:
-                optional = due & ~needed
-        index = np.flatnonzero(needed | optional)
+        why = Reasons.find(
+            state,
+            durations,
+            guide=guide,
+            strayed=self._strayed(following, rows),
+            aimed=goals is not None and self.planner.layout.goal_conditioned,
+            stays=self.executor.holds_goal,
+            interval=self.config.execution.replan_interval,
+        )
+        index = np.flatnonzero(why.needed | why.welcome)
         if len(index) == 0:
             return state
         remaining = np.maximum(durations - state.progress, 0)
         # Only a plan that the row still follows is worth starting from.
-        # One to a subgoal ends elsewhere than the new one.
-        underway = (state.progress < durations) & ~strayed & ~on_way
         previous = dataclasses.replace(
-            following, lengths=np.where(underway, state.lengths, 0)
+            following, lengths=np.where(why.underway, state.lengths, 0)
         )
         # A shrinking horizon is rounded down, to arrive no later than the running plan.
         # A needed plan has none to beat, so it gets back the time that rounding takes.
-        slack = np.where(needed, self.planner.horizons.unit - 1, 0)
+        slack = np.where(why.needed, self.planner.horizons.unit - 1, 0)
         plan = self.planner.plan(
             rows[index],
             None if goals is None else goals[index],
             self._generators(state, rows, index, deterministic=deterministic),
             remaining=np.where(state.lengths > 0, remaining + slack, -1)[index],
-            failed=np.where(strayed & ~on_way, state.lengths, 0)[index],
+            failed=np.where(why.strayed & ~why.on_way, state.lengths, 0)[index],
             previous=previous.rows(index),
             step_noise=not deterministic,
         )
@@ -610,7 +601,7 @@ class DiffuserPolicy:
         better = plan.durations <= remaining[index]
         if plan.aims is not None and goals is not None:
             better &= (plan.aims == goals[index]).all(axis=1)
-        keep = np.flatnonzero(needed[index] | better)
+        keep = np.flatnonzero(why.needed[index] | better)
         index = index[keep]
         adopted, steps = state.rows(index), plan.observations.shape[1]
         adopted.observations[:, :steps] = plan.observations[keep]
@@ -703,121 +694,6 @@ class DiffuserPolicy:
         policy = DiffuserPolicy(config, networks, seed=self.seed)
         policy.spaces, policy.observation_space = spaces, spaces.observation_space()
         return policy
-
-
-class PolicyState(NamedTuple):
-    """The memory of `predict`, one row per environment.
-
-    Attributes:
-        observations: `[n, steps, observation]` plans in planning columns, environment
-            units.
-        actions: `[n, steps, action]` planned actions.
-        lengths: `[n]` planning steps; zero where there is no plan.
-        ages: `[n]` env steps since the plan was made.
-        progress: `[n]` how far it has been followed, in planned env steps.
-        goals: `[n, goal]` where the plan leads in the end; without columns until the
-            first observation says how many there are.
-        aims: `[n, goal]` where it leads: to the goal, or to a subgoal on the way.
-        streams: `[n]` random stream of each row.
-        num_plans: `[n]` plans made from this stream.
-        started: `[n]` whether the last call began an episode.
-        planners: `[n]` fingerprint of the planner that made the plans.
-        guides: `[n]` key of the guidance that steered them.
-        previous: `[n, observation]` planning columns of the last call's observation.
-    """
-
-    observations: np.ndarray
-    actions: np.ndarray
-    lengths: np.ndarray
-    ages: np.ndarray
-    progress: np.ndarray
-    goals: np.ndarray
-    aims: np.ndarray
-    streams: np.ndarray
-    num_plans: np.ndarray
-    started: np.ndarray
-    planners: np.ndarray
-    guides: np.ndarray
-    previous: np.ndarray
-
-    def check_values(self) -> None:
-        """Refuse numbers that `predict` never returns.
-
-        Raises:
-            ObservationError: Names the field and the first such number.
-        """
-        most = self.observations.shape[1]
-        whole = self.lengths | self.ages | self.streams | self.num_plans
-        # The sign bit tells: this call is made in every env step.
-        whole |= most - self.lengths
-        if whole.min(initial=0) < 0 or self.progress.min(initial=0.0) < 0:
-            for name in ("lengths", "ages", "streams", "num_plans", "progress"):
-                part = getattr(self, name)
-                limit = most if name == "lengths" else np.inf
-                wrong = (part < 0) | (part > limit)
-                if wrong.any():
-                    raise _damaged(name, part[wrong][0])
-        for name in FINITE:
-            part = getattr(self, name)
-            if not is_finite(part):
-                raise _damaged(name, part[~np.isfinite(part)][0])
-
-    def rows(self, index: Any) -> PolicyState:
-        """Return the state of some rows, for example of those still running."""
-        return PolicyState(*(part[index] for part in self))
-
-    def with_rows(self, index: Any, other: PolicyState) -> PolicyState:
-        """Return a copy in which some rows are those of another state."""
-        width, known = self.goals.shape[1], other.goals.shape[1]
-        merged = {}
-        for name, mine in self._asdict().items():
-            part, theirs = mine.copy(), getattr(other, name)
-            # Who knows no goal has zeros.
-            if name in ("goals", "aims") and width != known:
-                part, theirs = (
-                    np.pad(each, ((0, 0), (0, max(width, known) - each.shape[1])))
-                    for each in (part, theirs)
-                )
-            part[index] = theirs
-            merged[name] = part
-        return PolicyState(**merged)
-
-    def for_goals(self, goals: np.ndarray | None) -> PolicyState:
-        """Return a state that remembers goals of the size of those at hand.
-
-        A planner that was trained without goals learns here how many columns goals
-        have; plans for goals of another size are forgotten.
-
-        Args:
-            goals: `[n, goal]`, or none.
-        """
-        width = 0 if goals is None else goals.shape[1]
-        if self.goals.shape[1] == width:
-            return self
-        none = np.zeros((len(self.goals), width), np.float32)
-        lengths = np.zeros_like(self.lengths)
-        return self._replace(goals=none, aims=none.copy(), lengths=lengths)
-
-
-STATE_DTYPES: dict[str, np.dtype[Any]] = {
-    **dict.fromkeys(("observations", "actions", "goals"), np.dtype(np.float32)),
-    "aims": np.dtype(np.float32),
-    "previous": np.dtype(np.float32),
-    **dict.fromkeys(("lengths", "ages", "streams", "num_plans"), np.dtype(np.int64)),
-    **dict.fromkeys(("planners", "guides"), np.dtype(np.int64)),
-    "progress": np.dtype(np.float64),
-    "started": np.dtype(np.bool_),
-}
-
-
-FINITE = ("observations", "actions", "progress", "goals", "aims", "previous")
-
-
-def _damaged(name: str, value: Any) -> ObservationError:
-    return ObservationError(
-        f"state is damaged: its {name} hold {value}, which predict never returns. Pass "
-        f"the state that predict returned last, or None."
-    )
 
 
 def _generator(stream: int, number: int) -> torch.Generator:

@@ -9,7 +9,8 @@ import numpy as np
 
 from diffuser_policy.config import TrainConfig
 from diffuser_policy.data.flat import FlatDataset
-from diffuser_policy.policy import DiffuserPolicy, PolicyState
+from diffuser_policy.planning.state import PolicyState
+from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.training.derive import initial_networks, policy_config
 
 

@@ -45,7 +45,7 @@ from diffuser_policy.config import (
 from diffuser_policy.diffusion.conditions import Conditions
 from diffuser_policy.errors import DiffuserPolicyError
 from diffuser_policy.guides.registry import GUIDES, parse_guide
-from diffuser_policy.policy import PolicyState
+from diffuser_policy.planning.state import PolicyState
 from diffuser_policy.settings import from_json, parameters_of
 from diffuser_policy.testing import toy_policy
 from tests.global_state_helpers import untouched

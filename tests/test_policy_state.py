@@ -10,7 +10,8 @@ import pytest
 
 from diffuser_policy.config import PlannerConfig
 from diffuser_policy.errors import ConfigError, ObservationError
-from diffuser_policy.policy import DiffuserPolicy, PolicyState
+from diffuser_policy.planning.state import PolicyState
+from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.testing import toy_config, toy_policy
 from tests.policy_helpers import copied, count_plans, follow, observe, unchanged
 

@@ -15,7 +15,8 @@ from diffuser_policy.guides.guide import as_guide
 from diffuser_policy.guides.trajectory import Trajectory
 from diffuser_policy.planning.plan import Following, Plan
 from diffuser_policy.planning.ranking import GuideRanking, Ranking
-from diffuser_policy.policy import DiffuserPolicy, PolicyState
+from diffuser_policy.planning.state import PolicyState
+from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.testing import check_policy, toy_config, toy_dataset, toy_policy
 from tests.planner_helpers import (
     GOALS,

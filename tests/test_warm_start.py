@@ -18,7 +18,8 @@ from diffuser_policy.diffusion.schedule import NoiseSchedule
 from diffuser_policy.errors import ConditionError, ConfigError, ObservationError
 from diffuser_policy.guides.trajectory import Trajectory
 from diffuser_policy.planning.plan import Following
-from diffuser_policy.policy import DiffuserPolicy, PolicyState
+from diffuser_policy.planning.state import PolicyState
+from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.testing import (
     check_policy,
     toy_config,

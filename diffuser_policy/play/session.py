@@ -40,8 +40,9 @@ from diffuser_policy.guides.registry import (
 )
 from diffuser_policy.needs import PLANNING_NEEDS
 from diffuser_policy.planning.plan import Plan
+from diffuser_policy.planning.state import PolicyState
 from diffuser_policy.play.worlds import seconds_per_step, world_of
-from diffuser_policy.policy import DiffuserPolicy, PolicyState
+from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.settings import to_json
 from diffuser_policy.words import counted
 

@@ -45,7 +45,8 @@ from diffuser_policy.networks.mlp import ResidualMLP
 from diffuser_policy.networks.objects import ObjectTransformer
 from diffuser_policy.networks.unet import TemporalUNet
 from diffuser_policy.observations import batched
-from diffuser_policy.policy import DiffuserPolicy, PolicyState
+from diffuser_policy.planning.state import PolicyState
+from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.speed.libraries import by_library
 
 PAPER_STEPS = 256  # Janner et al. 2022, Appendix C; also their release for Maze2D
