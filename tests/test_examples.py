@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import runpy
@@ -15,6 +16,7 @@ from pathlib import Path
 import gymnasium
 import pytest
 
+from diffuser_policy.cli import main
 from tests.policy_helpers import untrained_policy
 
 ROOT = Path(__file__).parents[1]
@@ -202,6 +204,33 @@ def test_warm_starts_are_measured_of_robots_that_walk(run: Run) -> None:
     assert table.count("| last K | 20 |") == 2  # temperatures
     assert "| from 0.3 | 20 |" not in table  # three tenths of the schedule are 6 steps
     assert Path("warm.png").stat().st_size > 10_000
+
+
+def test_the_locomotion_experiment_asks_for_what_there_is(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Its options exist, and a result makes a row of its table."""
+    made = runpy.run_path(str(ROOT / "examples/experiments/locomotion.py"))
+    calls = [
+        ["train", "--dataset", "none/none-v0", *options.split()]
+        for options in made["NETWORKS"].values()
+    ]
+    calls += [["evaluate", "no-planner", *way.split()] for way in made["WAYS"].values()]
+    for call in calls:
+        assert main(call)
+        error = capsys.readouterr().err
+        assert "none/none-v0" in error or "no-planner" in error
+    interval = {"mean": 7.0, "low": 6.0, "high": 8.0}
+    data = {
+        "summary": {"score": interval, "plan_ms": interval},
+        "settings": {"episodes": 20},
+    }
+    (tmp_path / "walker2d-medium-v1").mkdir()
+    file = tmp_path / "walker2d-medium-v1" / "H 4, one step.json"
+    file.write_text(json.dumps(data))
+    table = made["as_markdown"](tmp_path)
+    assert "| network | way | walker2d-medium | ms a plan |" in table
+    assert "| H 4 | one step | 7.0 [6.0, 8.0] | 7.0 |" in table
 
 
 @pytest.mark.slow

@@ -239,7 +239,7 @@ def report(parts: dict[str, list[str]], trials: list[Trial], skipped: list[int])
     page = [
         "# Keep out",
         "",
-        "Made by `python examples/experiments/keep_out.py`. An episode is run unguided;",
+        "Made by `examples/experiments/keep_out.py`. An episode is run unguided;",
         "two discs are then put on its path, at a third and two thirds of the way, and",
         "it is run again, guided by `2.5 * (KeepOut(disc 1) + KeepOut(disc 2)) + 2 *",
         "MazeWalls + Smoothness`. Brackets are 95 % intervals (success and entering:",
