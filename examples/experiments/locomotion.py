@@ -77,7 +77,7 @@ def as_markdown(out: Path) -> str:
     """Return a table of all results in a folder: a row for each network and way."""
     found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
     datasets = sorted(path.name for path in out.iterdir() if path.is_dir())
-    for dataset, network, way in product(datasets, NETWORKS, WAYS):
+    for network, way, dataset in product(NETWORKS, WAYS, datasets):
         file = out / dataset / f"{network}, {way}.json"
         if file.exists():
             data = json.loads(file.read_text(encoding="utf-8"))
