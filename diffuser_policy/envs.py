@@ -276,6 +276,20 @@ def reset_env(
     return copied(observation), _checked_info(env, info)
 
 
+def glimpses(env: Env, *, num_resets: int = 8, num_steps: int = 3) -> list[Any]:
+    """Return observations of resets, and after random actions: all may start alike."""
+    seen, actions = [], copy.deepcopy(env.action_space)
+    for seed in range(num_resets):
+        seen.append(reset_env(env, seed=seed)[0])
+        actions.seed(seed)
+        for _ in range(num_steps):
+            observation, _, terminated, truncated, _ = step_env(env, actions.sample())
+            seen.append(observation)
+            if terminated or truncated:
+                break
+    return seen
+
+
 def step_env(env: Env, action: Any) -> Step:
     """Act; return what the environment says, copied.
 

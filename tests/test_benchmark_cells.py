@@ -358,3 +358,14 @@ def test_an_option_that_the_environment_does_not_take_is_told() -> None:
     )
     with pytest.raises(ConfigError, match=r"CartPole-v1 cannot be made with .*noize"):
         problem.make_env()
+
+
+def test_tasks_have_episodes_of_their_own() -> None:
+    """In OGBench, five times as many seeds are in use."""
+    protocol = EvaluationProtocol(seeds=(30_000, 30_100), episodes=50)
+    protocol.check_tasks(0)
+    protocol.check_tasks(2)
+    with pytest.raises(ConfigError, match="at least 150 apart"):
+        protocol.check_tasks(3)
+    with pytest.raises(ConfigError, match="shares episodes with the learning"):
+        EvaluationProtocol(seeds=(899_900,), episodes=50).check_tasks(3)

@@ -111,6 +111,8 @@ def test_the_behavior_earned_what_its_episodes_add_up_to() -> None:
         100 * (returns.mean() + 20.272305) / 3254.572305
     )
     assert behavior_facts(line_data(), env) is None  # goals: a run may chase several
+    new = gymnasium.make(LINE.replace("none", "new"))  # a new goal in every episode
+    assert behavior_facts(flat, new) is None
 
 
 def locomotion(folder: Path, *, told: bool = True) -> Path:

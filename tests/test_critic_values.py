@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,19 @@ def test_quantiles_and_range_are_those_of_the_batch() -> None:
 
 def test_what_has_no_critic_has_no_values() -> None:
     assert value_facts(Cloner(), batch_of(np.zeros(3), np.zeros(3))) is None
+
+
+def test_rewards_that_no_batch_has_seen_are_no_limit() -> None:
+    """Very sparse rewards: the range is that of all, or unknown."""
+    values, none = np.full(100, 0.01), np.zeros(100)
+    unseen = value_facts(Critic(), batch_of(values, none))
+    assert unseen is not None
+    assert unseen.possible == (0.0, 0.0)
+    assert not unseen.diverged
+    assert unseen._replace(median=math.nan).diverged
+    known = value_facts(Critic(), batch_of(values, none), np.array([0.0, 1.0]))
+    assert known is not None
+    assert known.possible[1] > 1.0
 
 
 @pytest.mark.parametrize(

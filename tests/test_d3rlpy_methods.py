@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from diffuser_policy.baselines import d3rlpy_methods
+from diffuser_policy.baselines.learning import train_run
 from diffuser_policy.benchmark import Problem
 from diffuser_policy.benchmark.cells import Cell, CellFolder, EvaluationProtocol
 from diffuser_policy.benchmark.context import MethodContext
@@ -354,3 +355,57 @@ def test_a_single_episode_is_enough(tmp_path: Path) -> None:
     for name in ("bc-best", "td3-bc"):
         training = context_for(tmp_path, flat, method=name, num_steps=2)
         trained(find_method(name), training)
+
+
+def test_a_kill_during_a_curve_evaluation_loses_no_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes between the gradient step and its checkpoint."""
+    module = "diffuser_policy.baselines.d3rlpy_methods"
+    monkeypatch.setattr(f"{module}.CHECKPOINT_STEPS", 10)
+    method, flat = find_method("bc"), line_data(goals=False)
+    whole = context_for(tmp_path / "whole", flat, method="bc")
+    trained(method, whole)
+    expected = [point["step"] for point in whole.curve_points]
+    assert expected
+
+    class Killed(BaseException):
+        pass
+
+    def die(*_: object) -> None:
+        raise Killed
+
+    for _ in range(2):
+        killed = context_for(tmp_path / "killed", flat, method="bc")
+        monkeypatch.setattr(killed, "curve", die)
+        with pytest.raises(Killed):
+            trained(method, killed)
+    resumed = context_for(tmp_path / "killed", flat, method="bc")
+    trained(method, resumed)
+    assert [point["step"] for point in resumed.curve_points] == expected
+
+
+def test_a_trainer_that_was_killed_in_its_last_evaluation_makes_it_up(
+    tmp_path: Path,
+) -> None:
+    """Its checkpoint is written before."""
+    context = context_for(tmp_path, line_data(goals=False), method="bc")
+    whole = context.num_steps
+    assert whole
+
+    class Done:
+        step = whole
+        networks = torch.nn.Linear(1, 1)
+
+        def run(self, **_: object) -> None:
+            """All gradient steps are taken."""
+
+    class Right:
+        def predict(
+            self, observation: Any, *_: object, **__: object
+        ) -> tuple[np.ndarray, None]:
+            return np.ones((len(observation), 1), np.float32), None
+
+    for _ in range(2):
+        train_run(context, Done(), whole, evaluated=Right)  # type: ignore[arg-type]
+    assert [point["step"] for point in context.curve_points] == [whole]

@@ -134,6 +134,15 @@ def test_random_actions_are_uniform_and_each_row_has_its_own() -> None:
     np.testing.assert_allclose(
         actions[:, 0].std(axis=0), [2 / 12**0.5, 4 / 12**0.5], atol=0.05
     )
+    for observation in (
+        np.zeros((3, 2, 7)),
+        (np.zeros((3, 7)),),
+        {"a": np.zeros((3, 1))},
+    ):
+        assert policy.predict(observation, state)[0].shape == (3, 2)
+    whole = RandomPolicy(spaces.Box(0, 2, (1,), np.int64))
+    many, _ = whole.predict(np.zeros((6000, 1)))
+    np.testing.assert_allclose(np.bincount(many[:, 0]), 2000, atol=150)
     single, _ = policy.predict(np.zeros(7))
     assert single.shape == (2,)
     assert single.dtype == np.float32

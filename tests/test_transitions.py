@@ -273,3 +273,46 @@ def test_targets_have_to_be_columns(targets: list[int]) -> None:
             flat.fields["observation"],
             flat.fields["action"],
         )
+
+
+def test_actions_of_any_shape_are_scaled() -> None:
+    env = LineEnv(goals="none")
+    env.action_space = gymnasium.spaces.Box(-1.0, 1.0, (2, 2))
+    rng = np.random.default_rng(RNG_SEED)
+    observations = rng.normal(size=(50, 2)).astype(np.float32)
+    actions = rng.uniform(-1, 1, (50, 4)).astype(np.float32)
+    codec = Codec.fit(env, observations, actions)
+    encoded = codec.encode(actions, observations)
+    decoded = codec.decode(encoded, observations)
+    assert decoded.shape == (50, 2, 2)
+    np.testing.assert_allclose(decoded.reshape(50, 4), actions, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        gymnasium.spaces.Box(-1.0, 1.0, (2, 3)),
+        gymnasium.spaces.Tuple([gymnasium.spaces.Box(-1.0, 1.0, (2,))]),
+        gymnasium.spaces.Dict({"a": gymnasium.spaces.Box(-1.0, 1.0, (2,))}),
+    ],
+)
+def test_observations_that_are_not_flat_are_refused_before_training(
+    space: gymnasium.Space[object],
+) -> None:
+    """The policy would read them in another way than the data were read."""
+    env = LineEnv(goals="none")
+    env.observation_space = space
+    flat = line_data(goals=False)
+    with pytest.raises(ConfigError, match="FlattenObservation"):
+        Codec.fit(env, flat.fields["observation"], flat.fields["action"])
+
+
+def test_the_best_runs_have_to_have_transitions() -> None:
+    flat = line_data(goals=False)
+    fields = dict(flat.fields)
+    fields["reward"] = np.zeros(flat.num_rows)
+    fields["reward"][0] = 9.0
+    starts = np.unique([*flat.run_starts, 1])  # the best run has a single step
+    transitions = SingleTask(FlatDataset(fields, starts), LineEnv(goals="none"))
+    with pytest.raises(DatasetError, match=r"best 10% of the runs .* single step"):
+        transitions.keep_best(0.1)

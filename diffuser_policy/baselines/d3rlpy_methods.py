@@ -104,16 +104,22 @@ def train_d3rlpy(
         intervals = np.ones_like(batch["rewards"])
         return mini_batch(**batch, intervals=intervals, transitions=[])
 
-    step = take_steps(context, policy, draw, lambda: value_facts(algorithm, rated))
+    # With goals in hindsight, rewards depend on the draw.
+    rewards = getattr(transitions, "reward", None)
+
+    def values() -> Values | None:
+        return value_facts(algorithm, rated, rewards)
+
+    step = take_steps(context, policy, draw, values)
     modules = algorithm.impl.modules.get_torch_modules().items()
-    values = value_facts(algorithm, rated)
+    found = values()
     context.facts |= {
         "num_steps": step,
         # Target networks are copies.
         "num_parameters": num_parameters(
             *(module for name, module in modules if not name.startswith("targ_"))
         ),
-        "values": None if values is None else values._asdict(),
+        "values": None if found is None else found._asdict(),
     }
     return policy
 
@@ -159,12 +165,12 @@ def take_steps(
                     f"Lower the learning rate, or look for outliers in the data."
                 )
             context.progress(step, figures=losses)
+        if context.curve_due(step):  # before it is saved: a kill loses no point
+            context.curve(step, policy)
         if step % CHECKPOINT_STEPS == 0:
             if (found := values()) is not None and found.diverged:
                 break
             save_parts(path, parts, step=step, data=data)
-        if context.curve_due(step):
-            context.curve(step, policy)
     if (found := values()) is not None and found.diverged:
         return _last_good(context, path, parts, step=step, values=found)
     save_parts(path, parts, step=step, data=data)
@@ -193,8 +199,15 @@ def _last_good(
     return kept
 
 
-def value_facts(algorithm: Any, batch: Batch) -> Values | None:
+def value_facts(
+    algorithm: Any, batch: Batch, rewards: np.ndarray | None = None
+) -> Values | None:
     """Return what a critic says of the data's own actions.
+
+    Args:
+        algorithm: Has the critic.
+        batch: Some of the data.
+        rewards: All of the data; those of the batch by default.
 
     Returns:
         None if the algorithm has no critic.
@@ -203,7 +216,8 @@ def value_facts(algorithm: Any, batch: Batch) -> Values | None:
         found = algorithm.predict_value(batch.observations, batch.actions)
     except NotImplementedError:
         return None
-    return Values.of(found, batch.rewards, algorithm.gamma)
+    rewards = batch.rewards if rewards is None else rewards
+    return Values.of(found, rewards, algorithm.gamma)
 
 
 def _method(

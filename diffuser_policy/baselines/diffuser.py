@@ -14,6 +14,10 @@ from diffuser_policy.benchmark.problem import Problem
 from diffuser_policy.errors import ConfigError
 
 
+def _trains(settings: Mapping[str, Any]) -> bool:
+    return settings["planner"] is None
+
+
 def _refuse_planner(problem: Problem, settings: Mapping[str, Any]) -> None:
     """Refuse a planner and a preset at once, and a planner of other data."""
     planner, preset = settings["planner"], settings["preset"]
@@ -55,7 +59,7 @@ def _papers_preset(problem: Problem) -> str:
 
 
 @register_method(
-    "diffuser", label="Diffuser", needs_dataset=False, refuses=_refuse_planner
+    "diffuser", label="Diffuser", needs_dataset=_trains, refuses=_refuse_planner
 )
 def diffuser(
     context: MethodContext,
@@ -81,7 +85,7 @@ def diffuser(
 @register_method(
     "diffuser-paper",
     label="Diffuser (paper)",
-    needs_dataset=False,
+    needs_dataset=_trains,
     refuses=_refuse_paper,
 )
 def diffuser_paper(

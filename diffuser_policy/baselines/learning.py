@@ -81,6 +81,9 @@ def train_run(
         context.num_steps = num_steps
         interval = context.curve_interval
         context.forget_curve(run.step)
+        missing = not any(p["step"] == run.step for p in context.curve_points)
+        if run.step and missing and context.curve_due(run.step):
+            context.curve(run.step, evaluated())  # a kill came between it and the save
 
     def tell(step: int, losses: Mapping[str, float]) -> None:
         context.progress(step, num_steps, figures=losses)

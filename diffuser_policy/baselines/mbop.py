@@ -383,7 +383,7 @@ class OfflinePlanner:
             return parts.transpose(0, 1).flatten(1, 2)
 
         returns, plans = gathered(total), gathered(torch.stack(drawn, dim=2))
-        deviation = returns.std(dim=1, keepdim=True).clamp_min(1e-8)
+        deviation = returns.std(dim=1, correction=0, keepdim=True).clamp_min(1e-8)
         weights = (self.sharpness * returns / deviation).softmax(dim=1)
         return torch.einsum("nk,nkha->nha", weights, plans)
 

@@ -38,6 +38,7 @@ from diffuser_policy.baselines.shooting import (
     Model,
     ShootingPolicy,
     ShootingState,
+    check_search,
     env_spaces,
     make_objective,
 )
@@ -120,11 +121,12 @@ def _method(
         search = optimizer(**{key: rest.pop(key) for key in searching})
         timing = {key: rest.pop(key) for key in ("hold", "replan_interval")}
         env = context.make_env()  # its reward function is used later
-        model = model_of(context, env, horizon, **rest)
         spaces = env_spaces(env)
+        aim = make_objective(objective, env, spaces)
+        check_search(spaces, horizon=horizon, **timing)  # before a model is trained
         return ShootingPolicy(
-            model,
-            make_objective(objective, env, spaces),
+            model_of(context, env, horizon, **rest),
+            aim,
             search,
             spaces=spaces,
             horizon=horizon,
@@ -180,14 +182,18 @@ class RandomPolicy:
         deterministic: bool = False,  # noqa: ARG002
     ) -> tuple[np.ndarray, ShootingState]:
         """Return actions, and what to pass as `state` the next time."""
-        if isinstance(observation, Mapping):
-            observation = observation["observation"]
-        batch = np.shape(observation)[:-1]
-        state = state or self.initial_state(int(np.prod(batch)))
+        part = observation
+        while isinstance(part, Mapping | tuple):  # rows are the same in all parts
+            part = next(iter(part.values() if isinstance(part, Mapping) else part))
+        count = len(part) if np.ndim(part) > 1 else None
+        state = state or self.initial_state(1 if count is None else count)
+        alone = count is None or count != len(state.streams)
         rows = zip(state.streams.tolist(), state.ages.tolist(), strict=True)
-        generators = (np.random.default_rng((self.seed, *row)) for row in rows)
+        generators = [np.random.default_rng((self.seed, *row)) for row in rows]
         low, high = self.space.low, self.space.high
-        drawn = np.array([each.uniform(low, high) for each in generators])
-        actions = into_box(self.space, drawn.reshape(len(drawn), low.size))
-        actions = actions.reshape((*batch, *low.shape))
-        return actions, state._replace(ages=state.ages + 1)
+        if not np.issubdtype(self.space.dtype, np.floating):
+            low, high = low - 0.5, high + 0.5  # rounded, so that all are as likely
+        drawn = [each.uniform(low, high) for each in generators]
+        actions = into_box(self.space, np.reshape(drawn, (len(drawn), low.size)))
+        moved = state._replace(ages=state.ages + 1)
+        return (actions[0] if alone else actions), moved

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from diffuser_policy.build import seeded
 from diffuser_policy.choices import GOAL_PARTS
-from diffuser_policy.envs import Env, env_name, reset_env, reward_of_goals
+from diffuser_policy.envs import Env, env_name, glimpses, reward_of_goals
 from diffuser_policy.errors import (
     ConfigError,
     ObservationError,
@@ -51,7 +51,6 @@ from diffuser_policy.spaces import (
 # States `[…, steps, state]` and a goal `[goal]`, both in environment units, to the mean
 # reward a step `[…]`.
 Objective = Callable[[np.ndarray, np.ndarray], np.ndarray]
-NUM_RESETS = 8  # observations in which to look for the goal's columns
 Valuation = Callable[[np.ndarray], np.ndarray]  # plans [n, knots, A] → returns [n]
 SMALLEST_SPREAD = 0.05  # of the action range: the cross-entropy method keeps drawing
 
@@ -179,6 +178,42 @@ class ShootingState(NamedTuple):
         return ShootingState(*parts)
 
 
+def check_search(
+    spaces: SpaceSpec, *, horizon: int, hold: int, replan_interval: int | None
+) -> int:
+    """Refuse settings and spaces with which nobody can plan by trial.
+
+    Returns:
+        Env steps between plans.
+
+    Args:
+        spaces: Of the environment.
+        horizon: Of plans, in env steps.
+        hold: Env steps for which an action is held.
+        replan_interval: Env steps between plans; those of `hold` by default.
+
+    Raises:
+        ConfigError: Numbers that don't divide each other, or no goal to plan for.
+    """
+    interval = hold if replan_interval is None else replan_interval
+    if hold < 1 or horizon < 1 or horizon % hold:
+        raise ConfigError(
+            f"horizon must be a multiple of hold, both in env steps and positive; "
+            f"got horizon={horizon} and hold={hold}."
+        )
+    if interval % hold or not 1 <= interval <= horizon:
+        raise ConfigError(
+            f"replan_interval must be a multiple of hold={hold} env steps, up to "
+            f"the horizon of {horizon}; got {interval}."
+        )
+    if not spaces.has_goal or spaces.appends_goal:
+        raise ConfigError(
+            "Planning by trial needs goal dictionaries whose achieved goal repeats "
+            "columns of the observation, such as a position."
+        )
+    return interval
+
+
 class ShootingPolicy:
     """Model-predictive control with a warm start; keeps `predict`'s contract.
 
@@ -202,22 +237,9 @@ class ShootingPolicy:
         replan_interval: int | None = None,
         seed: int = 0,
     ) -> None:
-        interval = hold if replan_interval is None else replan_interval
-        if hold < 1 or horizon < 1 or horizon % hold:
-            raise ConfigError(
-                f"horizon must be a multiple of hold, both in env steps and positive; "
-                f"got horizon={horizon} and hold={hold}."
-            )
-        if interval % hold or not 1 <= interval <= horizon:
-            raise ConfigError(
-                f"replan_interval must be a multiple of hold={hold} env steps, up to "
-                f"the horizon of {horizon}; got {interval}."
-            )
-        if not spaces.has_goal or spaces.appends_goal:
-            raise ConfigError(
-                "Planning by trial needs goal dictionaries whose achieved goal repeats "
-                "columns of the observation, such as a position."
-            )
+        interval = check_search(
+            spaces, horizon=horizon, hold=hold, replan_interval=replan_interval
+        )
         self.model, self.objective, self.optimizer = model, objective, optimizer
         self.spaces, self.horizon, self.hold = spaces, horizon, hold
         self.action_space = spaces.action_space()
@@ -339,7 +361,7 @@ def goal_nearness(columns: Sequence[int]) -> Objective:
 
 
 def env_spaces(env: Env) -> SpaceSpec:
-    """Read the spaces of a goal environment; resets it.
+    """Read the spaces of a goal environment; resets it, and acts in it.
 
     Raises:
         ConfigError: Observations that are no goal dictionaries.
@@ -351,7 +373,7 @@ def env_spaces(env: Env) -> SpaceSpec:
             f"Planning by trial needs observations with {', '.join(GOAL_PARTS)}; this "
             f"environment has {space}."
         )
-    seen = [reset_env(env, seed=seed)[0] for seed in range(NUM_RESETS)]
+    seen = glimpses(env)
     observation, achieved = (
         np.stack([each[key] for each in seen]) for key in GOAL_PARTS[:2]
     )

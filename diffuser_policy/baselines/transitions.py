@@ -78,16 +78,19 @@ class Codec:
         Problems with goals also have achieved goals `[rows, goal]`.
 
         Raises:
-            ConfigError: The environment names targets that are no columns, or its
-                actions have no bounds.
+            ConfigError: The environment names targets that are no columns, its actions
+                have no bounds, or its observations are no flat arrays.
             DatasetError: The actions never change.
         """
+        _check_flat(env)
         parts = [observations] if goals is None else [observations, goals]
         mean = np.concatenate([part.mean(axis=0, dtype=np.float64) for part in parts])
         std = np.concatenate([part.std(axis=0, dtype=np.float64) for part in parts])
         space: Any = env.action_space
         targets = _targets(env, observations.shape[1], actions.shape[1])
-        low, high = space.low.astype(np.float32), space.high.astype(np.float32)
+        low, high = (
+            bound.astype(np.float32).reshape(-1) for bound in (space.low, space.high)
+        )
         if not np.isfinite([low, high]).all():
             raise ConfigError(
                 f"Actions are scaled by their bounds, and the action space has none: "
@@ -155,6 +158,25 @@ class Codec:
         return into_box(self.space, actions)
 
 
+def _check_flat(env: Env) -> None:
+    """Refuse observations that `flat_observation` does not read, before training.
+
+    Raises:
+        ConfigError: Images, tuples, or dictionaries without the parts of a goal.
+    """
+    space: Any = env.observation_space
+    parts = getattr(space, "spaces", {"observation": space})
+    known = isinstance(space, spaces.Box) or (
+        isinstance(space, spaces.Dict) and {"observation", "desired_goal"} <= set(parts)
+    )
+    if not known or len(parts["observation"].shape) != 1:
+        raise ConfigError(
+            f"This method reads flat observations and goal dictionaries; "
+            f"{env_name(env)} has {space}. Wrap the environment in "
+            f"gymnasium.wrappers.FlattenObservation."
+        )
+
+
 def _base(targets: tuple[int, ...], observations: np.ndarray) -> np.ndarray:
     """Return `[n, actions]`: what actions are relative to; zero for nothing."""
     columns = np.array(targets)
@@ -209,6 +231,7 @@ class Transitions(ABC):
         Raises:
             ConfigError: A share that is not in (0, 1], or goals that differ: no run is
                 better than another.
+            DatasetError: The best runs have a single step each.
         """
         if not 0 < share <= 1:
             raise ConfigError(f"best_share must be in (0, 1], got {share}.")
@@ -216,6 +239,11 @@ class Transitions(ABC):
             return
         best = self.best_runs(share)
         self.rows = self.rows[np.repeat(best, self.flat.run_lengths)[self.rows]]
+        if not len(self.rows):
+            raise DatasetError(
+                f"The best {share:.0%} of the runs of {self.flat!r} have no "
+                f"transitions: each has a single step. Raise best_share."
+            )
 
     def best_runs(self, share: float) -> np.ndarray:  # noqa: ARG002
         """Return which runs have the highest returns, bool `[runs]`.

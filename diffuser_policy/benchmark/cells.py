@@ -89,15 +89,30 @@ class EvaluationProtocol:
         positive(self, "episodes", "num_envs", "curve_episodes", "curve_points")
         if not self.seeds:
             raise ConfigError("Evaluation needs at least one seed.")
-        ordered = sorted(seed_or_drawn(s, "An evaluation seed") for s in self.seeds)
+        for seed in self.seeds:
+            seed_or_drawn(seed, "An evaluation seed")
+        self.check_tasks(1)
+
+    def check_tasks(self, num_tasks: int) -> None:
+        """Refuse seeds that share episodes in an environment of several tasks.
+
+        Args:
+            num_tasks: Each has `episodes` of its own; none count as one.
+
+        Raises:
+            ConfigError: Seeds are too near each other, or to those of learning curves.
+        """
+        episodes = self.episodes * max(1, num_tasks)
+        ordered = sorted(self.seeds)
         for before, after in itertools.pairwise(ordered):
-            if after - before < self.episodes:
+            if after - before < episodes:
                 raise ConfigError(
                     f"Evaluation seeds {before} and {after} share episodes: they have "
-                    f"to lie at least {self.episodes} apart, as many as the episodes."
+                    f"to lie at least {episodes} apart, as many as the episodes."
                 )
+        most = self.curve_episodes * max(1, num_tasks)
         for seed in ordered:
-            if CURVE_SEED - self.episodes < seed < CURVE_SEED + self.curve_episodes:
+            if CURVE_SEED - episodes < seed < CURVE_SEED + most:
                 raise ConfigError(
                     f"The evaluation seed {seed} shares episodes with the learning "
                     f"curves, which begin at seed {CURVE_SEED}. Choose another seed."
@@ -115,7 +130,7 @@ class Cell:
         settings: The method's, where they differ from its defaults.
         num_steps: Gradient steps that it takes at least; none: its own choice.
         max_steps: Where it stops although its learning curve still rises; by default
-            `num_steps`.
+            `num_steps`. Planners and dynamics that are trained here end at that.
         evaluation: Episodes afterwards.
         suite: Name of the suite.
     """

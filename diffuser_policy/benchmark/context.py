@@ -387,8 +387,9 @@ class CheckedPolicy:
             )
         if not isinstance(space, spaces.Box):
             return given, state
-        slack = TOLERANCE * (space.high - space.low)
-        within = (actions >= space.low - slack) & (actions <= space.high + slack)
+        low, high = (bound.astype(np.float64) for bound in (space.low, space.high))
+        slack = TOLERANCE * (high - low)  # of whole numbers too, which would overflow
+        within = (actions >= low - slack) & (actions <= high + slack)
         if within.all():  # false for NaN
             return given, state
         if np.isnan(actions).any():

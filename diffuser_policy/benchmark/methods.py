@@ -44,7 +44,8 @@ class Method:
         function: Makes a policy from a `MethodContext` and settings.
         label: Its name in tables.
         goals: Kinds of problems that it can do.
-        needs_dataset: Whether it learns from the problem's data.
+        needs_dataset: Whether it learns from the problem's data; a function tells, if
+            that depends on its settings.
         modules: Optional modules that it imports, and the extras that install them.
         num_steps: Gradient steps that it takes where nobody sets a budget.
         refuses: Called with the problem and all settings before anything runs; raises
@@ -55,7 +56,7 @@ class Method:
     function: Callable[..., Any]
     label: str
     goals: tuple[Goals, ...] = ("none", "hindsight")
-    needs_dataset: bool = True
+    needs_dataset: bool | Callable[[Mapping[str, Any]], bool] = True
     modules: tuple[tuple[str, str], ...] = ()
     num_steps: int | None = None
     refuses: Callable[[Problem, Mapping[str, Any]], None] | None = None
@@ -68,6 +69,11 @@ class Method:
         """
         owner = f"the method {self.name!r}"
         return all_options(owner, self.function, given, noun="setting")
+
+    def learns(self, given: Mapping[str, Any]) -> bool:
+        """Return whether it learns from the problem's data, with these settings."""
+        needs = self.needs_dataset
+        return needs(self.settings(given)) if callable(needs) else needs
 
     def check(self, problem: Problem, settings: Mapping[str, Any]) -> None:
         """Refuse what would fail later: wrong problem, settings, or missing modules.
@@ -112,7 +118,7 @@ def register_method(
     *,
     label: str | None = None,
     goals: tuple[Goals, ...] = ("none", "hindsight"),
-    needs_dataset: bool = True,
+    needs_dataset: bool | Callable[[Mapping[str, Any]], bool] = True,
     modules: Mapping[str, str] | None = None,
     num_steps: int | None = None,
     refuses: Callable[[Problem, Mapping[str, Any]], None] | None = None,
@@ -123,7 +129,7 @@ def register_method(
         name: Lower-case words joined by dashes, as "td3-bc".
         label: Its name in tables; by default the name.
         goals: Kinds of problems that it can do.
-        needs_dataset: Whether it learns from the problem's data.
+        needs_dataset: As the attribute of `Method`.
         modules: Optional modules that it imports → extras that install them.
         num_steps: Gradient steps that it takes where nobody sets a budget.
         refuses: As the attribute of `Method`.

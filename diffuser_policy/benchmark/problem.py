@@ -179,9 +179,9 @@ def behavior_facts(flat: FlatDataset, env: Env) -> dict[str, float] | None:
     In returns, and in scores where the environment has some.
 
     Returns:
-        None for data with goals, whose runs may chase several of them.
+        None where data or environment have goals: runs may chase several of them.
     """
-    if flat.has_goals or fixed_goal(env) is not None:
+    if flat.has_goals or GOAL_KEYS[1] in getattr(env.observation_space, "spaces", ()):
         return None
     returns = run_returns(flat.fields["reward"], flat.run_starts)
     found = {

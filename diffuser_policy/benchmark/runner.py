@@ -45,6 +45,7 @@ from diffuser_policy.data.collection import default_dataset_id
 from diffuser_policy.data.demonstrators import DEMONSTRATORS
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.minari import load_flat, local_dataset_ids
+from diffuser_policy.envs import evaluation_tasks
 from diffuser_policy.errors import (
     CheckpointError,
     ConfigError,
@@ -91,7 +92,7 @@ def check_cells(cells: Sequence[Cell], *, progress: bool = False) -> None:
         check_reachable(cell.method)
         find_method(cell.method).check(cell.problem, cell.settings)
     for problem in {cell.problem.name: cell.problem for cell in cells}.values():
-        methods = [find_method(c.method) for c in cells if c.problem == problem]
+        own = [cell for cell in cells if cell.problem == problem]
         env = problem.make_env()
         try:
             space: Any = env.observation_space
@@ -103,7 +104,9 @@ def check_cells(cells: Sequence[Cell], *, progress: bool = False) -> None:
                     f"goals='none', or an environment with goals "
                     f"(gymnasium_robotics.core.GoalEnv)."
                 )
-            if any(method.needs_dataset for method in methods):
+            for cell in own:
+                cell.evaluation.check_tasks(len(evaluation_tasks(env)))
+            if any(find_method(cell.method).learns(cell.settings) for cell in own):
                 _check_data(problem, env, progress=progress)
         finally:
             env.close()

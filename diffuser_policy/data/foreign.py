@@ -62,8 +62,8 @@ from diffuser_policy.envs import (
     POINT_MAZES,
     Env,
     env_name,
+    glimpses,
     make_env,
-    reset_env,
     step_limit,
 )
 from diffuser_policy.errors import (
@@ -75,7 +75,6 @@ from diffuser_policy.files import usable_path
 from diffuser_policy.spaces import find_goal_columns, outside
 from diffuser_policy.versions import RECORDERS, versions
 
-NUM_RESETS = 8  # which tell where the achieved goal is in observations
 BLOCK = 100_000  # rows compared at a time
 
 
@@ -556,7 +555,7 @@ def _achieved_columns(env: Env, where: str) -> tuple[int, ...]:
     Raises:
         DatasetError: None are.
     """
-    seen = [reset_env(env, seed=seed)[0] for seed in range(NUM_RESETS)]
+    seen = glimpses(env)
     observations, achieved = (
         np.stack([each[key] for each in seen]) for key in ("observation", GOAL_KEYS[0])
     )

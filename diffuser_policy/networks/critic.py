@@ -17,6 +17,7 @@ own values and can leave this range with losses that stay finite: it has diverge
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -49,9 +50,14 @@ class Values(NamedTuple):
 
     @property
     def diverged(self) -> bool:
-        """Whether half of the values are out of range by more than its width."""
+        """Whether half of the values are out of range by more than its width.
+
+        Where no reward was seen, nobody knows the range: only NaN and infinity tell.
+        """
         lowest, highest = self.possible
         width = highest - lowest
+        if width == 0.0:
+            return not math.isfinite(self.median)
         return not lowest - width <= self.median <= highest + width  # true for NaN
 
 
