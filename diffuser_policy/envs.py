@@ -276,6 +276,17 @@ def reset_env(
     return copied(observation), _checked_info(env, info)
 
 
+def goal_radius(env: Env) -> float | None:
+    """Return how near its goal an environment counts as there, in meters, if it says.
+
+    It says so by the attribute `success_radius`, its own or a wrapper's.
+    """
+    try:
+        return float(env.get_wrapper_attr("success_radius"))
+    except (AttributeError, TypeError, ValueError):
+        return None
+
+
 def glimpses(env: Env, *, num_resets: int = 8, num_steps: int = 3) -> list[Any]:
     """Return observations of resets, and after random actions: all may start alike."""
     seen, actions = [], copy.deepcopy(env.action_space)

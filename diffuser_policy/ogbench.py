@@ -82,6 +82,8 @@ class OGBenchEnv(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArg
             self.observation_space = gym.spaces.Dict(dict.fromkeys(keys, space))
             # "pre": success is that of the state before the step.
             post = getattr(base, "_success_timing", None) == "post"
+            if self._takes_places:
+                self.success_radius = float(base._goal_tol)
             if self._takes_places and post:
                 self.compute_reward = partial(_at_goal, float(base._goal_tol))
             facts["evaluation_tasks"] = {

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from diffuser_policy.columns.layout import TrajectoryLayout
+from diffuser_policy.envs import goal_radius
 from diffuser_policy.errors import ConfigError, require_extra
 from diffuser_policy.files import replaced_file
 from diffuser_policy.guides.guide import Guide, Mark
@@ -100,7 +101,6 @@ class Scene:
         Raises:
             ConfigError: Observations of a single column have no map.
         """
-        unwrapped = getattr(env, "unwrapped", env)
         every = tuple(range(layout.observation_dim))
         goal_columns = layout.aliases.get("goal", ())
         named = layout.aliases.get("position", ())
@@ -124,7 +124,7 @@ class Scene:
             else (_column_label(layout, columns[0]), _column_label(layout, columns[1])),
             walls=walls,
             goal=goal,
-            goal_radius=getattr(unwrapped, "success_radius", None),
+            goal_radius=goal_radius(env),
             route=None if route is None else route[:, :2],
             marks=tuple(
                 mark

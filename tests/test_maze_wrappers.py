@@ -174,3 +174,24 @@ def test_what_is_no_maze_is_refused() -> None:
         GoalResampling(gymnasium.make("CartPole-v1"))
     with pytest.raises(MazeOptionError, match="resample"):
         wrap(POINT_MAZE, on_success="again")
+
+
+@pytest.mark.parametrize(
+    ("env_id", "noise"),
+    [
+        ("diffuser_envs/Maze2D-UMaze-v1", 0.31),  # points are 0.2 m off the middle
+        ("PointMaze_UMaze-v3", 0.51),
+        ("diffuser_envs/Maze2D-UMaze-v1", -0.1),
+        ("diffuser_envs/Maze2D-UMaze-v1", "a"),
+        ("diffuser_envs/Maze2D-UMaze-v1", float("nan")),
+    ],
+)
+def test_goals_cannot_be_drawn_in_walls(env_id: str, noise: Any) -> None:
+    with pytest.raises(MazeOptionError, match="goal_noise must be"):
+        wrap(env_id, goal_noise=noise)
+
+
+def test_goals_may_fill_their_cells() -> None:
+    env = wrap("diffuser_envs/Maze2D-Large-v1", goal_noise=0.3)
+    for seed in range(60):
+        env.reset(seed=seed)

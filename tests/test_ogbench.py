@@ -21,7 +21,13 @@ from diffuser_policy.data.collection import collect
 from diffuser_policy.data.demonstrators import DEMONSTRATORS
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.minari import load_flat
-from diffuser_policy.envs import Env, make_env, reset_env, reward_of_goals
+from diffuser_policy.envs import (
+    Env,
+    goal_radius,
+    make_env,
+    reset_env,
+    reward_of_goals,
+)
 from diffuser_policy.errors import (
     ConfigError,
     MissingExtraError,
@@ -536,4 +542,12 @@ def test_walls_of_its_mazes_are_where_balls_cannot_be() -> None:
     assert middle == pytest.approx(np.array(world.camera()[1][:2]), abs=2.0)
     assert not world.obstructed(np.array([[0.0, 0.0, 0.0], [4.0, 0.0, 0.0]]))
     assert world.obstructed(np.array([[4.0, 0.0, 0.0], [16.0, 0.0, 0.0]]))
+    env.close()
+
+
+@pytest.mark.parametrize("env_id", ["pointmaze-medium-v0", "pointmaze-giant-v0"])
+def test_a_goal_of_its_mazes_has_a_radius(env_id: str) -> None:
+    """That of the environment's own success."""
+    env = make_env(env_id)
+    assert goal_radius(env) == env.unwrapped._goal_tol  # type: ignore[attr-defined]
     env.close()

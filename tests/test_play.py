@@ -378,3 +378,57 @@ def test_a_worker_ends() -> None:
     worker.start()
     worker.stop()
     assert "planner" not in [thread.name for thread in threading.enumerate()]
+
+
+# --- faults that were found -----------------------------------------------------------
+
+
+def test_a_planner_that_ranks_by_its_own_guide_goes_on_doing_so(
+    policy: DiffuserPolicy,
+) -> None:
+    """Whatever else is changed."""
+    guide = parse_guide("keep-out:center=1,0;radius=0.1")
+    guided = policy.with_guide(guide, ranking="guide", executor="path")
+    opened = Session(guided, make_env(UMAZE), planner="mine", env_id=UMAZE)
+    opened.choose(num_candidates=4)
+    planner = opened.policy.config.planner
+    assert (planner.ranking, planner.num_candidates) == ("guide", 4)
+    opened.remove_guide(0)
+    planner = opened.policy.config.planner
+    assert (planner.ranking, planner.num_candidates) == ("time_to_goal", 4)
+    opened.close()
+
+
+def test_switches_are_shared_as_switches(session: Session) -> None:
+    session.choose(satisficing=False, goal_velocity=True)
+    words = shlex.split(as_command(session.setup))[2:]
+    again = tyro.cli(PlaySettings, args=words, use_underscores=False).open()
+    assert again.policy.config.planner == session.policy.config.planner
+    again.close()
+
+
+def test_places_that_are_no_numbers_are_refused(policy: DiffuserPolicy) -> None:
+    env = make_env(UMAZE)
+    with pytest.raises(ConfigError, match=r"'4\.5,3'"):
+        Session(policy, env, env_id=UMAZE, planner="x", options={"goal": "4.5,3"})
+    env.close()
+
+
+def test_a_start_that_moves_is_drawn_where_it_is(policy: DiffuserPolicy) -> None:
+    options = {"start": [-1.0, 1.0, 2.0, 0.0]}
+    env = make_env(UMAZE)
+    opened = Session(policy, env, env_id=UMAZE, planner="x", options=options)
+    handles = opened.world.handles(opened.observation)
+    assert [place for name, place, _ in handles if name == "start"] == [(-1, 1, 0)]
+    assert opened.observation["observation"].tolist() == [-1.0, 1.0, 2.0, 0.0]
+    opened.close()
+
+
+def test_a_second_click_removes_no_other_guide(session: Session) -> None:
+    session.add_guide("smoothness")
+    session.add_guide("speed-limit")
+    first = session.guides[0]
+    session.remove_guide(0, first)
+    session.remove_guide(0, first)
+    assert [part.guide for part in session.guides] == ["speed-limit"]
+    session.remove_guide(5, first)

@@ -18,7 +18,7 @@ import numpy as np
 from diffuser_policy.choices import ExecutorName, RankingName
 from diffuser_policy.errors import require_extra
 from diffuser_policy.evaluation.scores import reference_of
-from diffuser_policy.guides.registry import find_guide, read_value
+from diffuser_policy.guides.registry import SavedPart, find_guide, read_value
 from diffuser_policy.play.session import Frame, Session, Setup
 from diffuser_policy.play.sharing import as_command, as_python
 from diffuser_policy.plotting import GOAL, MARK, PLAN, START
@@ -230,7 +230,7 @@ class Panel:
         self._on_update(seed, partial(self._post, "seed", session.set_seed))
         for name, (values, present) in session.world.choices().items():
             menu = gui.add_dropdown(name, list(values), initial_value=present)
-            self._on_update(menu, partial(self._post, name, session.choose_world, name))
+            self._on_update(menu, partial(self._post, name, self._choose_world, name))
 
     def _add_settings(self, gui: Any) -> None:
         session = self.session
@@ -293,8 +293,8 @@ class Panel:
         self.session.add_guide(name)
         self.list_guides()
 
-    def _remove_guide(self, number: int) -> None:
-        self.session.remove_guide(number)
+    def _remove_guide(self, number: int, part: SavedPart) -> None:
+        self.session.remove_guide(number, part)
         self.list_guides()
 
     def list_guides(self) -> None:
@@ -326,8 +326,12 @@ class Panel:
                 for parameter in found.parameters:
                     self._add_parameter(gui, number, parameter, helps)
                 button = gui.add_button("Remove", color="gray")
-                remove = partial(self._once, self._remove_guide, number)
+                remove = partial(self._once, self._remove_guide, number, part)
                 self._on_click(button, lambda _, remove=remove: remove())  # type: ignore[misc]
+
+    def _choose_world(self, name: str, value: str) -> None:
+        self.session.choose_world(name, value)
+        self._guide_menu.options = (WAIT,)  # others may work there
 
     def _weigh(self, number: int, weight: float) -> None:
         self.session.change_guide(number, {}, weight=weight)

@@ -191,8 +191,10 @@ class Session:
         self._changed, self._going, self._single = True, False, False
         self._plan: Plan | None = None
         self._plan_seconds = 0.0
-        if options:
-            self.world.set_options(options)
+        try:
+            self.world.set_options(options or {})
+        except (TypeError, ValueError) as error:  # environments' own, and NumPy's
+            raise ConfigError(_said(error)) from error
         self._observation = self._reset()
         if self._messages:
             raise ConfigError(next(iter(self._messages.values())))
@@ -344,8 +346,15 @@ class Session:
             number, {n: [round(float(x), 3) for x in v] for n, v in moved.items()}
         )
 
-    def remove_guide(self, number: int) -> None:
-        """Remove a guide; those after it move up."""
+    def remove_guide(self, number: int, part: SavedPart | None = None) -> None:
+        """Remove a guide; those after it move up.
+
+        Args:
+            number: Its place.
+            part: Do nothing if another guide has that place by now.
+        """
+        if part is not None and self.guides[number : number + 1] != [part]:
+            return
         del self.guides[number]
         self._failing.clear()
         if not self.guides:
@@ -539,6 +548,7 @@ class Session:
         self.env, self.env_id, self._bare = env, env_id, bare
         self.world = world_of(env, bare.planner.layout, observation)
         self._run, self._plan, self._observation = None, None, observation
+        self._failing.clear()  # what failed there may work here
         self._rebuild()
 
     def close(self) -> None:
@@ -643,7 +653,10 @@ class Session:
                 for p in self._active()
             ]
             guide = guide_from_json(parts) if parts else None
-            self._policy = self._bare.with_guide(guide, **self._settings())
+            settings = self._settings()
+            if guide is not None and self.usual["ranking"] == "guide":
+                settings = {"ranking": "guide", **settings}  # the bare policy has none
+            self._policy = self._bare.with_guide(guide, **settings)
         except DiffuserPolicyError as error:
             self._messages["settings"] = _said(error)
         if not self._failing:

@@ -75,8 +75,11 @@ def as_command(setup: Setup) -> str:
         words += ["--guide", part_text(part)]
     settings = {**setup.settings, **({"guide_scale": 0.0} if setup.unguided else {})}
     for name, value in settings.items():
-        option = "--" + name.replace("_", "-")
-        words += [option, str(value)]
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            words += [f"--{option}", str(value)]
     return shlex.join(words)
 
 

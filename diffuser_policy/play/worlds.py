@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from diffuser_policy.columns.layout import TrajectoryLayout
-from diffuser_policy.envs import Env, reset_env
+from diffuser_policy.envs import Env, goal_radius, reset_env
 from diffuser_policy.errors import ConfigError, require_extra
 from diffuser_policy.observations import numbers
 from diffuser_policy.plotting import Scene
@@ -66,7 +66,8 @@ class World:
         self.env, self.layout = env, layout
         named = layout.aliases.get("position", ()) if position is None else position
         self.position = tuple(named)[:3] if len(named) >= 2 else ()
-        self.goal_radius = getattr(env.unwrapped, "success_radius", None)
+        self.goal_radius = goal_radius(env)
+        self._other: dict[str, Any] = {}  # options of `reset` that are not drawn
         self._moved: dict[str, list[float]] = {}
         self._movable: Mapping[str, int] = {}
         if self.position:
@@ -115,7 +116,7 @@ class World:
         for name in self._movable:
             key = {"goal": "desired_goal", "start": "achieved_goal"}[name]
             size = self._movable[name]
-            place = self._moved.get(name) or numbers(observation[key])[:size]
+            place = (self._moved.get(name) or numbers(observation[key]))[:size]
             x, y, z = (*place, 0.0, 0.0)[:3]
             found[name] = (name, (x, y, z), "xy")
         return tuple(found.values())
@@ -131,23 +132,20 @@ class World:
         self._moved[name] = [round(float(x), 3) for x in place[:size]]
 
     def options(self) -> dict[str, Any]:
-        """Return what `reset` is given: all that was moved."""
-        return dict(self._moved)
+        """Return what `reset` is given: all that was moved, and other options."""
+        return {**self._other, **self._moved}
 
     def set_options(self, options: Mapping[str, Any]) -> None:
-        """Begin with what `reset` was given.
+        """Begin with what `reset` was given; the environment knows what it takes.
 
         Raises:
-            ConfigError: The environment takes something else.
+            ValueError: A place is not made of numbers.
         """
-        for name, place in options.items():
-            if name not in self._movable:
-                known = ", ".join(self._movable) or "none"
-                raise ConfigError(
-                    f"The environment does not take the reset option {name!r}; those "
-                    f"that it takes: {known}. Leave --reset (options=…) out."
-                )
-            self._moved[name] = list(numbers(place))
+        for name, value in options.items():
+            if name in self._movable:
+                self._moved[name] = list(numbers(value))
+            else:
+                self._other[name] = value
 
     def forget(self) -> None:
         """Put everything back to where `reset` places it."""

@@ -179,7 +179,11 @@ def sampler_cases(subject: Subject) -> Iterator[Case]:
     for sampler, steps in SAMPLERS[:: 4 if subject.quick else 1]:
         if steps is not None and steps > available:
             continue
-        policy = subject.policy.with_settings(sampler=sampler, num_sampling_steps=steps)
+        policy = subject.policy.with_settings(
+            sampler=sampler,
+            num_sampling_steps=steps,
+            **({} if subject.policy.guide is None else {"min_guided_steps": 1}),
+        )
         name = f"{sampler} {steps or available}"
         yield subject.singly(policy, group=SAMPLER, name=name)
 

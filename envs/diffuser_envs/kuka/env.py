@@ -409,7 +409,7 @@ class KukaStackEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle
             return observation
         return {
             "observation": observation,
-            "achieved_goal": self._achieved.copy(),
+            "achieved_goal": self._achieved.clip(-FARTHEST, FARTHEST),
             "desired_goal": self._goal.astype(np.float32),
         }
 

@@ -147,6 +147,11 @@ class MazeLayout:
         j = np.where(inside, columns, 0).astype(np.int64)
         return np.asarray(inside & ~np.asarray(self.walls[i, j]))
 
+    @property
+    def most_noise(self) -> float:
+        """Meters by which a cell's point may be moved either way within the cell."""
+        return self.cell_size / 2 - abs(self.cell_offset)
+
     def sample_point(
         self, np_random: np.random.Generator, noise: float = D4RL_NOISE
     ) -> FloatArray:

@@ -52,7 +52,8 @@ class GoalResampling(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArg
 
     Raises:
         UnsupportedEnvError: The environment is not a maze with goals.
-        MazeOptionError: `on_success` is not one of the two values.
+        MazeOptionError: `on_success` is not one of the two values, or goals with that
+            much noise could lie in walls.
     """
 
     def __init__(
@@ -66,6 +67,12 @@ class GoalResampling(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArg
             raise MazeOptionError(
                 f'on_success must be "keep" or "resample", not {on_success!r}'
             )
+        try:
+            goal_noise = float(goal_noise)
+        except (TypeError, ValueError):
+            raise MazeOptionError(
+                f"goal_noise must be a number of meters, not {goal_noise!r}"
+            ) from None
         RecordConstructorArgs.__init__(
             self, goal_noise=goal_noise, on_success=on_success
         )
@@ -75,6 +82,12 @@ class GoalResampling(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArg
         if not hasattr(self._maze, "compute_reward"):
             raise UnsupportedEnvError(f"{self._maze!r} has no goals (compute_reward)")
         self._radius = getattr(self._maze, "success_radius", _ROBOTICS_SUCCESS_RADIUS)
+        most = self._layout.most_noise
+        if not 0.0 <= goal_noise <= most:
+            raise MazeOptionError(
+                f"goal_noise must be from 0 to {most:g} m, or goals may lie in walls; "
+                f"got {goal_noise:g}"
+            )
         self._goal_noise = goal_noise
         self._resamples = on_success == "resample"
 
