@@ -295,6 +295,7 @@ FLOATING = [[0.5, -0.3, 0.2], *ROW[1:].tolist()]
         ("unconditional", {"joints": [0.0] * 6}, KukaOptionError, "7 finite"),
         ("unconditional", {"joints": [9.0] * 7}, KukaOptionError, "limits"),
         ("unconditional", {"block": ROW}, KukaOptionError, "did you mean 'blocks'"),
+        ("unconditional", [1], KukaOptionError, r"by name, not \[1\]"),
     ],
 )
 def test_reset_options_are_checked_before_anything_changes(

@@ -248,6 +248,7 @@ def test_success_at_the_start_is_reported() -> None:
     ("options", "error", "message"),
     [
         ({"gaol": [0, 0]}, MazeOptionError, "did you mean 'goal'"),
+        (5, MazeOptionError, "by name, not 5"),
         ({"goal": [0.0]}, MazeOptionError, r"shape \(2,\), not \(1,\)"),
         ({"goal": [[0.0, 0.0]]}, MazeOptionError, "shape"),
         ({"goal": "north"}, MazeOptionError, "numbers"),
@@ -261,7 +262,7 @@ def test_success_at_the_start_is_reported() -> None:
     ],
 )
 def test_bad_options_are_refused_and_change_nothing(
-    options: dict[str, object], error: type[Exception], message: str
+    options: Any, error: type[Exception], message: str
 ) -> None:
     env = make("diffuser_envs/Multi2D-UMaze-v1")
     env.reset(seed=0)

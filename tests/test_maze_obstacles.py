@@ -116,3 +116,16 @@ def test_a_maze_that_there_is_not_and_a_clearance_that_fills_it_are_refused() ->
         MazeWalls(layout="larg")
     with pytest.raises(GuideError, match="clearance"):
         MazeWalls(layout="large", clearance=0.5)
+
+
+def test_a_path_outside_the_maze_is_pulled_back() -> None:
+    """Another guide may have pushed it there; the further out, the worse."""
+    guide = MazeWalls(layout="umaze")
+    values = []
+    for y in (1.9, 2.4, 2.6, 3.0, 9.0):
+        position = torch.tensor([[[0.3, y]]], requires_grad=True)
+        value = guide({"position": position})  # type: ignore[arg-type]
+        (slope,) = torch.autograd.grad(value.sum(), position)
+        assert slope[0, 0, 1] < -0.1
+        values.append(value.item())
+    assert values == sorted(values, reverse=True)

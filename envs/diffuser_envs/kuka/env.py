@@ -451,6 +451,8 @@ def _read_reset_options(
     task: Task, options: Mapping[str, Any] | None
 ) -> tuple[FloatArray | None, FloatArray | None, FloatArray | None]:
     """Return the goal `[goal_size]`, blocks `[n, 3]` and joints `[7]` of options."""
+    if not isinstance(options, Mapping | None):
+        raise KukaOptionError(f"reset takes options by name, not {options!r}")
     given = dict(options or {})
     for name in given:
         if name not in RESET_OPTIONS:

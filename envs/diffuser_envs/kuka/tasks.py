@@ -422,8 +422,9 @@ def make_task(name: str, num_blocks: int = NUM_BLOCKS) -> Task:
     Raises:
         KukaOptionError: No such task.
     """
-    if name not in TASKS:
-        raise KukaOptionError(f"unknown task {name!r}; {nearest_names(name, TASKS)}")
+    if not isinstance(name, str) or name not in TASKS:
+        hint = nearest_names(str(name), TASKS)
+        raise KukaOptionError(f"unknown task {name!r}; {hint}")
     return TASKS[name](num_blocks)
 
 

@@ -53,10 +53,10 @@ class MazeWalls(Guide):
         """Return minus half the squared shortfalls of distance."""
         maze = get_layout(self.layout)
         path = trajectory[self.columns] / maze.cell_size
-        walls, free = (
-            _distance(path, path.new_tensor(_centers(maze.maze_map, kind)))
-            for kind in (1, 0)
-        )
+        shape = len(maze.maze_map[0]), len(maze.maze_map)
+        edge = path.new_tensor(shape) / 2  # all beyond it is wall
+        walls = _distance(path.clamp(-edge, edge), _centers(maze.maze_map, 1))
+        free = _distance(path, _centers(maze.maze_map, 0))
         shortfall = torch.relu(self.clearance - (walls - free) * maze.cell_size)
         return -0.5 * shortfall.square().sum(dim=1)
 
@@ -72,8 +72,8 @@ def _centers(maze_map: tuple[tuple[int, ...], ...], kind: int) -> list[list[floa
     ]
 
 
-def _distance(path: Tensor, centers: Tensor) -> Tensor:
+def _distance(path: Tensor, centers: list[list[float]]) -> Tensor:
     """Return the distance `[batch, steps]` to the nearest of some unit squares."""
-    off = torch.relu((path[:, :, None] - centers).abs() - 0.5)
+    off = torch.relu((path[:, :, None] - path.new_tensor(centers)).abs() - 0.5)
     squared = off.square().sum(dim=-1).amin(dim=-1)
     return (squared + SOFTENING**2).sqrt() - SOFTENING

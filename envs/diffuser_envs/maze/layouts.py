@@ -271,7 +271,7 @@ def get_layout(name: str) -> MazeLayout:
     Raises:
         MazeOptionError: No such layout.
     """
-    if name not in LAYOUTS:
+    if not isinstance(name, str) or name not in LAYOUTS:
         hint = nearest_names(str(name), LAYOUTS)
         raise MazeOptionError(f"unknown maze layout {name!r}; {hint}")
     return LAYOUTS[name]
@@ -309,6 +309,8 @@ def read_reset_options(
         MazeOptionError: An option is unknown or has the wrong shape.
         MazePositionError: A goal or start is in a wall, outside, or not finite.
     """
+    if not isinstance(options, Mapping | None):
+        raise MazeOptionError(f"reset takes options by name, not {options!r}")
     options = options or {}
     for name in options:
         if name not in RESET_OPTIONS:
