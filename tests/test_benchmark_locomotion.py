@@ -24,7 +24,12 @@ from diffuser_policy.benchmark.report.tables import budget_table
 from diffuser_policy.benchmark.runner import check_cells
 from diffuser_policy.benchmark.suites import load_suite
 from diffuser_policy.data.flat import FlatDataset
-from diffuser_policy.errors import ConfigError, DatasetError, UnknownNameError
+from diffuser_policy.errors import (
+    ConfigError,
+    DatasetError,
+    DatasetNotFoundError,
+    UnknownNameError,
+)
 from tests.baseline_helpers import line_data
 from tests.benchmark_report_helpers import result_of, rows_of, with_scores
 
@@ -258,3 +263,13 @@ def test_data_that_do_not_fit_are_refused_before_anything_runs(
 
 def still(context: object) -> None:
     """Be a method that is never run."""
+
+
+def test_a_planner_that_is_trained_needs_the_data() -> None:
+    """One that is loaded does not."""
+    problem = Problem(env="Hopper-v5", dataset="none/none-v0")
+    with pytest.raises(DatasetNotFoundError, match="none/none-v0"):
+        check_cells([Cell(problem=problem, method="diffuser", num_steps=1)])
+    method = find_method("diffuser")
+    assert method.learns({})
+    assert not method.learns({"planner": "hopper"})
