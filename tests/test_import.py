@@ -357,6 +357,9 @@ def test_goals_that_observations_lack_have_to_be_given() -> None:
             names = ("observation", "achieved_goal", "desired_goal")
             return {name: self.np_random.uniform(size=3) for name in names}, {}
 
+        def step(self, _: Any) -> Any:
+            return self.reset()[0], 0.0, False, False, {}
+
     with pytest.raises(DatasetError, match=r"no part of its observation.*--achieved"):
         import_file(npz(rows()), Elsewhere(), progress=False)
 
@@ -535,3 +538,42 @@ def test_a_report_names_what_was_made_up() -> None:
     assert collection["remarks"] == list(made.remarks)
     assert collection["versions"] == versions(*RECORDERS)
     assert collection["file"] == "some-data-v3.npz"
+
+
+def test_goals_are_found_where_all_episodes_start_alike() -> None:
+    """The velocity is zero at first, like the place; only acting tells them apart."""
+
+    class Pushed(gym.Env[Any, Any]):
+        observation_space = gym.spaces.Dict(
+            {
+                "observation": gym.spaces.Box(-9, 9, (2,)),
+                "achieved_goal": gym.spaces.Box(-9, 9, (1,)),
+                "desired_goal": gym.spaces.Box(-9, 9, (1,)),
+            }
+        )
+        action_space = gym.spaces.Box(-1, 1, (1,))
+
+        def __init__(self) -> None:
+            self.speed = self.place = 0.0
+
+        def observed(self) -> Any:
+            place = np.array([self.place], np.float32)
+            return {
+                "observation": np.array([self.speed, self.place], np.float32),
+                "achieved_goal": place,
+                "desired_goal": np.ones(1, np.float32),
+            }
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+            super().reset(seed=seed, options=options)
+            self.speed = self.place = 0.0
+            return self.observed(), {}
+
+        def step(self, action: Any) -> Any:
+            self.speed += float(action[0])
+            self.place += 0.1 * self.speed
+            return self.observed(), 0.0, False, False, {}
+
+    made = import_file(npz(rows(size=2)), Pushed(), progress=False)
+    flat = load_flat(made.dataset_id, progress=False)
+    assert_rows(flat, "achieved_goal", flat.fields["observation"][:, 1:])
