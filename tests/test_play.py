@@ -427,8 +427,7 @@ def test_a_start_that_moves_is_drawn_where_it_is(policy: DiffuserPolicy) -> None
 def test_a_second_click_removes_no_other_guide(session: Session) -> None:
     session.add_guide("smoothness")
     session.add_guide("speed-limit")
-    first = session.guides[0]
-    session.remove_guide(0, first)
-    session.remove_guide(0, first)
+    session.change_guide(0, {}, weight=2.0)
+    session.remove_guide(0, of=2)
+    session.remove_guide(0, of=2)
     assert [part.guide for part in session.guides] == ["speed-limit"]
-    session.remove_guide(5, first)

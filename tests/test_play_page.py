@@ -110,7 +110,7 @@ def test_a_page_plans_moves_guides_and_ends(serve: Callable[..., Page]) -> None:
     page.worker.post("move", session.move_guide, 0, "center", (0.4, 0.9, 0.0))
     until(lambda: np.allclose(disc.position[:2], [0.4, 0.9]))
     assert page.panel._fields[0, "center"].value == "0.4,0.9"
-    page.worker.post("remove", page.panel._remove_guide, 0)
+    page.worker.post("remove", page.panel._remove_guide, 0, 1)
     until(lambda: "/guides/0/center" not in nodes)
     page.close()
     until(lambda: [t.name for t in threading.enumerate()].count("planner") == 0)

@@ -18,7 +18,7 @@ import numpy as np
 from diffuser_policy.choices import ExecutorName, RankingName
 from diffuser_policy.errors import require_extra
 from diffuser_policy.evaluation.scores import reference_of
-from diffuser_policy.guides.registry import SavedPart, find_guide, read_value
+from diffuser_policy.guides.registry import find_guide, read_value
 from diffuser_policy.play.session import Frame, Session, Setup
 from diffuser_policy.play.sharing import as_command, as_python
 from diffuser_policy.plotting import GOAL, MARK, PLAN, START
@@ -293,8 +293,8 @@ class Panel:
         self.session.add_guide(name)
         self.list_guides()
 
-    def _remove_guide(self, number: int, part: SavedPart) -> None:
-        self.session.remove_guide(number, part)
+    def _remove_guide(self, number: int, of: int) -> None:
+        self.session.remove_guide(number, of=of)
         self.list_guides()
 
     def list_guides(self) -> None:
@@ -326,7 +326,8 @@ class Panel:
                 for parameter in found.parameters:
                     self._add_parameter(gui, number, parameter, helps)
                 button = gui.add_button("Remove", color="gray")
-                remove = partial(self._once, self._remove_guide, number, part)
+                of = len(self.session.guides)  # a second click is of the old list
+                remove = partial(self._once, self._remove_guide, number, of)
                 self._on_click(button, lambda _, remove=remove: remove())  # type: ignore[misc]
 
     def _choose_world(self, name: str, value: str) -> None:

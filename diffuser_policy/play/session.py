@@ -346,14 +346,14 @@ class Session:
             number, {n: [round(float(x), 3) for x in v] for n, v in moved.items()}
         )
 
-    def remove_guide(self, number: int, part: SavedPart | None = None) -> None:
+    def remove_guide(self, number: int, *, of: int | None = None) -> None:
         """Remove a guide; those after it move up.
 
         Args:
             number: Its place.
-            part: Do nothing if another guide has that place by now.
+            of: How many there were then; nothing is done if there are not as many.
         """
-        if part is not None and self.guides[number : number + 1] != [part]:
+        if of is not None and of != len(self.guides):
             return
         del self.guides[number]
         self._failing.clear()
