@@ -183,14 +183,14 @@ def check_search(
 ) -> int:
     """Refuse settings and spaces with which nobody can plan by trial.
 
-    Returns:
-        Env steps between plans.
-
     Args:
         spaces: Of the environment.
         horizon: Of plans, in env steps.
         hold: Env steps for which an action is held.
         replan_interval: Env steps between plans; those of `hold` by default.
+
+    Returns:
+        Env steps between plans.
 
     Raises:
         ConfigError: Numbers that don't divide each other, or no goal to plan for.

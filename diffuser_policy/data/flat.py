@@ -299,6 +299,11 @@ class FlatDataset:
         arrays = {name: self.fields[name] for name in SUMMED[:2]}
         return _checksums({**arrays, "run_starts": self.run_starts})["run_starts"]
 
+    @cached_property
+    def full_checksum(self) -> int:
+        """A number that tells all fields and runs from others."""
+        return _last(_checksums({**self.fields, "run_starts": self.run_starts}))
+
     def save(self, folder: str | Path) -> Path:
         """Write one `.npy` file per field and `meta.json`, all or nothing.
 
@@ -379,6 +384,7 @@ class FlatDataset:
             dataset = cls(arrays, starts, json_data(meta["metadata"]))
             if "checksums" in meta:
                 dataset.__dict__["checksum"] = found["run_starts"]
+                dataset.__dict__["full_checksum"] = _last(found)
         except Exception as error:  # whatever NumPy makes of a damaged header
             raise DatasetError(f"{folder} cannot be read: {error}") from error
         if dataset.num_rows != meta["num_rows"]:
@@ -493,6 +499,11 @@ def _checksums(arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
             checksum = zlib.crc32(np.ascontiguousarray(part).data, checksum)
         found[name] = checksum
     return found
+
+
+def _last(checksums: Mapping[str, int]) -> int:
+    """Return the checksum of all arrays."""
+    return next(reversed(list(checksums.values())))
 
 
 def _form(array: np.ndarray) -> str:

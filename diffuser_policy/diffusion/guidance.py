@@ -83,14 +83,8 @@ class Guidance:
 
         With a scale of zero too, the guide may still rank candidates.
         """
-        return hash(
-            (
-                self.placement,
-                self.num_steps,
-                self.cutoff,
-                *map(_told_apart, (self.scale, self.guide)),
-            )
-        )
+        settings = (self.placement, self.scale, self.num_steps, self.cutoff)
+        return hash(_told_apart((self.guide, *settings)))
 
     def steering(
         self, schedule: NoiseSchedule, given: Inpainting, view: View, *, scales: Tensor

@@ -359,9 +359,8 @@ class Planner:
             have no plan `[rows]`.
         """
         length, without = trajectories.shape[2], previous.lengths == 0
-        rest = self._rest(previous, length, request.goals, request.observations)[
-            :, None
-        ]
+        rest = self._rest(previous, length, request.goals, request.observations)
+        rest = rest[:, None]
         rows = torch.as_tensor(without, device=rest.device)
         rest[rows] = trajectories[rows, :1]
         return torch.cat([trajectories, rest], dim=1), without
