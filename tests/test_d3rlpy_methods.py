@@ -17,8 +17,9 @@ from diffuser_policy.benchmark.cells import Cell, CellFolder, EvaluationProtocol
 from diffuser_policy.benchmark.context import MethodContext
 from diffuser_policy.benchmark.methods import Method, find_method
 from diffuser_policy.benchmark.suites import load_suite
+from diffuser_policy.choices import Goals
 from diffuser_policy.data.flat import FlatDataset
-from diffuser_policy.errors import CheckpointError, DivergedError
+from diffuser_policy.errors import CheckpointError, ConfigError, DivergedError
 from diffuser_policy.networks.critic import Values
 from tests.baseline_helpers import line_data
 
@@ -249,6 +250,47 @@ def test_cloning_the_best_episodes_finds_their_rule(tmp_path: Path) -> None:
     policy = trained(find_method("bc-best"), training, width=32, best_share=0.1)
     actions, _ = policy.predict(fields["observation"][best_rows])
     assert np.abs(actions - fields["action"][best_rows]).mean() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "goals", "refusal"),
+    [
+        ("bc-best", {}, "hindsight", "best_share compares returns"),
+        ("bc-best", {"best_share": 2.0}, "none", r"best_share must be in \(0, 1\]"),
+        ("iql", {"return_range": 1000}, "hindsight", "return_range compares returns"),
+        ("iql", {"return_range": 0}, "none", "return_range must be positive"),
+        ("iql", {"return_range": "all"}, "none", "return_range must be"),
+        ("iql", {"return_range": 1000}, "none", None),
+        ("iql", {}, "hindsight", None),
+    ],
+)
+def test_settings_that_compare_returns_are_checked_before_anything_runs(
+    name: str, settings: dict[str, Any], goals: Goals, refusal: str | None
+) -> None:
+    problem = Problem(
+        env="diffuser_envs/Multi2D-UMaze-v1",
+        dataset="diffuser/multi2d-umaze-v1",
+        goals=goals,
+    )
+    if refusal is None:
+        find_method(name).check(problem, settings)
+        return
+    with pytest.raises(ConfigError, match=refusal):
+        find_method(name).check(problem, settings)
+
+
+def test_returns_are_scaled_before_values_are_learned(tmp_path: Path) -> None:
+    flat = line_data(goals=False)
+    paid = flat.fields["observation"][:, 0]
+    flat = FlatDataset({**flat.fields, "reward": paid}, flat.run_starts)
+    returns = np.add.reduceat(paid, flat.run_starts[:-1])
+    possible = {}
+    for scale in (None, 1000.0):
+        training = context_for(tmp_path / str(scale), flat, method="iql", num_steps=20)
+        trained(find_method("iql"), training, width=32, return_range=scale)
+        possible[scale] = np.array(training.facts["values"]["possible"])
+    times = 1000 / np.ptp(returns)
+    np.testing.assert_allclose(possible[1000.0], times * possible[None], rtol=1e-5)
 
 
 def test_cloning_in_hindsight_goes_to_the_goal(tmp_path: Path) -> None:

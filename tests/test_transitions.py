@@ -78,14 +78,35 @@ def test_the_best_runs_alone_are_kept() -> None:
     assert transitions.rows is everything
     transitions.keep_best(0.2)
     assert set(transitions.rows // 5) == {1, 4}
-    with pytest.raises(ConfigError, match="best_share"):
-        transitions.keep_best(0.0)
+
+
+def test_rewards_are_scaled_by_the_range_of_returns() -> None:
+    flat = line_data(num_runs=4, run_length=5, goals=False)
+    fields = {**flat.fields, "reward": np.repeat([-1.0, 0.0, 2.0, 1.0], 5)}
+    transitions = SingleTask(
+        FlatDataset(fields, flat.run_starts), LineEnv(goals="none")
+    )
+    transitions.scale_rewards(1000)
+    by_run = transitions.reward.reshape(4, 5)
+    np.testing.assert_allclose(by_run.sum(axis=1), [-1000 / 3, 0, 2000 / 3, 1000 / 3])
+    batch = transitions.batch(np.random.default_rng(RNG_SEED), 200)
+    assert batch.rewards.max() == pytest.approx(2000 / 15)
+
+
+def test_equal_returns_have_no_range() -> None:
+    flat = line_data(num_runs=4, run_length=5, goals=False)
+    fields = {**flat.fields, "reward": np.tile([0.0, 1.0, 0.0, 0.0, 2.0], 4)}
+    same = SingleTask(FlatDataset(fields, flat.run_starts), LineEnv(goals="none"))
+    with pytest.raises(DatasetError, match="have the same return"):
+        same.scale_rewards(1000)
 
 
 def test_no_run_is_better_than_another_where_goals_differ() -> None:
     transitions = Hindsight(line_data(), LineEnv(goals="new"))
     with pytest.raises(ConfigError, match="best_share compares returns"):
         transitions.keep_best(0.5)
+    with pytest.raises(ConfigError, match="return_range compares returns"):
+        transitions.scale_rewards(1000)
 
 
 @pytest.mark.parametrize(("kind", "goals"), [("fixed", "none"), ("new", "hindsight")])

@@ -16,7 +16,9 @@ d3rlpy's own defaults are batches of 100 for BCQ and of 1024 for AWAC and ReBRAC
 actor's β of 0.001; BCQ's paper has networks of 400 and 300 units, and its authors' code
 compares 100 actions when it acts. CQL's values are those of CORL for D4RL's mazes.
 ReBRAC's paper tunes β, layers and learning rates for every dataset; its authors' values
-for D4RL's maze2d are in `examples/benchmark_rebrac.toml`.
+for D4RL's maze2d are in `examples/benchmark_rebrac.toml`. The authors of IQL scale the
+rewards of robots that walk, so that returns span 1,000 (`return_range`), and let the
+actor's learning rate fall to zero, which is constant here.
 
 d3rlpy knows no goals in hindsight, and draws batches in Python row by row, which is too
 slow for several million rows. So `transitions` makes the batches, and the algorithm
@@ -29,8 +31,9 @@ training then ends with the last checkpoint before that, and the result says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -45,8 +48,10 @@ from diffuser_policy.baselines.learning import (
 )
 from diffuser_policy.baselines.transitions import Batch, Codec, make_transitions
 from diffuser_policy.benchmark.context import FlatPolicy, MethodContext
+from diffuser_policy.benchmark.problem import Problem
 from diffuser_policy.errors import ConfigError, DivergedError, require_extra
 from diffuser_policy.networks.critic import Values
+from diffuser_policy.settings import converted, positive
 
 MODULES = {"d3rlpy": "baselines"}
 NUM_STEPS = 50_000  # where nobody sets a budget
@@ -79,17 +84,30 @@ def train_d3rlpy(
     *,
     goal_discount: float = 0.99,
     best_share: float = 1.0,
+    return_range: float | None = None,
 ) -> D3rlpyPolicy:
     """Train an algorithm of a configuration, such as `d3rlpy.algos.IQLConfig(...)`.
 
+    Args:
+        context: The problem, its data and the budget.
+        config: Makes the algorithm.
+        goal_discount: As of `make_transitions`.
+        best_share: It learns from this share of the episodes, those with the highest
+            returns.
+        return_range: Rewards are scaled so that the best and the worst episode's
+            return are so far apart; none leaves them as they are.
+
     Raises:
-        ConfigError: Losses are no longer finite, or a share of the episodes that is not
-            in (0, 1], or a part of them where goals differ.
+        ConfigError: Losses are no longer finite; or a setting compares returns where
+            goals differ.
+        DatasetError: No such share or scale is possible in this data.
     """
     torch.set_num_threads(1)
     transitions = make_transitions(
         context.problem, context.dataset, goal_discount=goal_discount
     )
+    if return_range is not None:  # of all episodes, also of those left out
+        transitions.scale_rewards(return_range)
     transitions.keep_best(best_share)
     torch.manual_seed(context.seed)
     algorithm = config.create()
@@ -104,11 +122,8 @@ def train_d3rlpy(
         intervals = np.ones_like(batch["rewards"])
         return mini_batch(**batch, intervals=intervals, transitions=[])
 
-    # With goals in hindsight, rewards depend on the draw.
-    rewards = getattr(transitions, "reward", None)
-
     def values() -> Values | None:
-        return value_facts(algorithm, rated, rewards)
+        return value_facts(algorithm, rated, transitions.reward)
 
     step = take_steps(context, policy, draw, values)
     modules = algorithm.impl.modules.get_torch_modules().items()
@@ -244,6 +259,7 @@ def _method(
         goal_discount: float,
         num_layers: int = 2,
         best_share: float = 1.0,
+        return_range: float | None = None,
         **given: Any,
     ) -> D3rlpyPolicy:
         factory = require_extra("d3rlpy.models", "baselines").VectorEncoderFactory
@@ -260,7 +276,11 @@ def _method(
         make = getattr(require_extra("d3rlpy", "baselines").algos, name)
         config = make(batch_size=batch_size, **chosen)
         return train_d3rlpy(
-            context, config, goal_discount=goal_discount, best_share=best_share
+            context,
+            config,
+            goal_discount=goal_discount,
+            best_share=best_share,
+            return_range=return_range,
         )
 
     return family_method(
@@ -271,7 +291,29 @@ def _method(
         label=label,
         modules=MODULES,
         num_steps=NUM_STEPS,
+        refuses=_refuses,
     )
+
+
+def _refuses(problem: Problem, settings: Mapping[str, Any]) -> None:
+    """Refuse settings of returns that would fail in the cell.
+
+    Raises:
+        ConfigError: A share that is not in (0, 1], a range that is not positive, or
+            either of them where goals differ.
+    """
+    share = settings.get("best_share", 1.0)
+    scale = converted(settings.get("return_range"), float | None, "return_range")
+    if not 0 < share <= 1:
+        raise ConfigError(f"best_share must be in (0, 1], got {share}.")
+    positive(SimpleNamespace(return_range=scale), "return_range")
+    if problem.goals == "hindsight" and (share != 1 or scale is not None):
+        setting = "return_range" if share == 1 else "best_share"
+        raise ConfigError(
+            f'{setting} compares returns, and with goals="hindsight", as '
+            f"{problem.name} has them, episodes have none. Leave the method out of "
+            f"this problem."
+        )
 
 
 bc = _method(
@@ -319,6 +361,7 @@ iql = _method(
     discount=DISCOUNT,
     expectile=(0.7, "expectile"),
     temperature=(3.0, "weight_temp"),
+    return_range=(None,),
 )
 td3_bc = _method(
     "TD3+BC",

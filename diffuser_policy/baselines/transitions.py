@@ -43,7 +43,7 @@ from diffuser_policy.benchmark.problem import (
     task_rewards,
 )
 from diffuser_policy.choices import GOAL_PARTS
-from diffuser_policy.data.flat import FlatDataset
+from diffuser_policy.data.flat import FlatDataset, run_returns
 from diffuser_policy.envs import Env, env_name, reward_of_goals
 from diffuser_policy.errors import ConfigError, DatasetError
 from diffuser_policy.spaces import into_box
@@ -208,9 +208,15 @@ class Batch:
 
 
 class Transitions(ABC):
-    """The transitions of a dataset; `codec` scales what networks see."""
+    """The transitions of a dataset.
+
+    Attributes:
+        codec: Scales what networks see.
+        reward: `[rows]`; none where rewards depend on goals that are yet to be drawn.
+    """
 
     codec: Codec
+    reward: np.ndarray | None = None
 
     def __init__(self, flat: FlatDataset) -> None:
         self.flat = flat
@@ -229,15 +235,12 @@ class Transitions(ABC):
         """Leave out all but a share of the runs, those with the highest returns.
 
         Raises:
-            ConfigError: A share that is not in (0, 1], or goals that differ: no run is
-                better than another.
+            ConfigError: Goals differ: no run is better than another.
             DatasetError: The best runs have a single step each.
         """
-        if not 0 < share <= 1:
-            raise ConfigError(f"best_share must be in (0, 1], got {share}.")
         if share == 1:
             return
-        best = self.best_runs(share)
+        best = self.flat.best_runs(share, self._rewards("best_share"))
         self.rows = self.rows[np.repeat(best, self.flat.run_lengths)[self.rows]]
         if not len(self.rows):
             raise DatasetError(
@@ -245,16 +248,35 @@ class Transitions(ABC):
                 f"transitions: each has a single step. Raise best_share."
             )
 
-    def best_runs(self, share: float) -> np.ndarray:  # noqa: ARG002
-        """Return which runs have the highest returns, bool `[runs]`.
+    def scale_rewards(self, return_range: float) -> None:
+        """Scale the rewards, so that the best and the worst return are so far apart.
 
         Raises:
-            ConfigError: Rewards depend on goals that are yet to be drawn.
+            ConfigError: Goals differ: runs have no returns.
+            DatasetError: All runs have the same return.
         """
-        raise ConfigError(
-            'best_share compares returns, and with goals="hindsight" runs have none. '
-            "Leave it out."
-        )
+        rewards = self._rewards("return_range")
+        returns = run_returns(rewards, self.flat.run_starts)
+        found = float(returns.max() - returns.min())
+        if not found > 0:
+            raise DatasetError(
+                f"All runs of {self.flat!r} have the same return, so that no scale "
+                f"makes them differ by return_range. Leave it out."
+            )
+        self.reward = rewards * (return_range / found)
+
+    def _rewards(self, setting: str) -> np.ndarray:
+        """Return the rewards, for a setting that compares returns.
+
+        Raises:
+            ConfigError: They depend on goals that are yet to be drawn.
+        """
+        if self.reward is None:
+            raise ConfigError(
+                f'{setting} compares returns, and with goals="hindsight" runs have '
+                f"none. Leave it out."
+            )
+        return self.reward
 
     def batch(self, rng: np.random.Generator, size: int) -> Batch:
         """Draw `size` transitions, uniformly over the rows."""
@@ -291,6 +313,8 @@ class SingleTask(Transitions):
         ConfigError: The environment has another goal in every episode.
     """
 
+    reward: np.ndarray
+
     def __init__(self, flat: FlatDataset, env: Env) -> None:
         super().__init__(flat)
         self.reward = task_rewards(flat, env)
@@ -298,10 +322,6 @@ class SingleTask(Transitions):
         goal = fixed_goal(env)
         self.goal = None if goal is None else goal.astype(np.float32)[None]
         self.codec = Codec.fit(env, self.observation, self.action, self.goal)
-
-    def best_runs(self, share: float) -> np.ndarray:
-        """Return which runs have the highest returns, bool `[runs]`."""
-        return self.flat.best_runs(share, self.reward)
 
     def goals(self, number: int) -> np.ndarray | None:
         """Return the one goal, repeated `[number, goal]`; none without goals."""
