@@ -111,6 +111,12 @@ def test_training_goes_on_while_its_curve_rises(tmp_path: Path) -> None:
     assert training.finished(60)
 
 
+def test_without_a_curve_training_ends_with_its_budget(tmp_path: Path) -> None:
+    training = workplace(tmp_path)
+    assert not training.finished(39)
+    assert training.finished(40)
+
+
 def test_actions_are_checked_while_the_curve_is_made(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="outside of the action space"):
         workplace(tmp_path).curve(10, Scripted(1.5))

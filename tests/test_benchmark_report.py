@@ -354,6 +354,18 @@ def test_curves_of_several_seeds_span_their_means(kuka: Path, maze: Path) -> Non
     assert curve_of(load_study(maze).entries["maze2d-umaze", "diffuser"]) is None
 
 
+def test_a_curve_ends_with_the_seed_that_ended_first(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        result = result_of(MAZES[0], "iql", seed)
+        del result["curve"][len(result["curve"]) - 3 * seed :]
+        write_result(tmp_path, result)
+    entry = load_study(tmp_path).entries["maze2d-umaze", "iql"]
+    curve, shorter = curve_of(entry), entry.results[1].curve
+    assert curve is not None
+    assert curve.steps.tolist() == [point["step"] for point in shorter]
+    assert (curve.low < curve.high).all()
+
+
 def test_returns_are_compared_where_there_is_no_score(tmp_path: Path) -> None:
     env = "somebody/Walk-v0"
     for method, score in (("diffuser", 5.0), ("bc", 2.0)):
@@ -366,3 +378,5 @@ def test_returns_are_compared_where_there_is_no_score(tmp_path: Path) -> None:
     table = score_table(study, group)
     assert [cell.text for cell in table.rows[0]] == ["Walk", "5.5", "2.5"]
     assert table.rows[0][0].small == ("return",)
+    outcome = texts(outcome_table(study, study.rows), 0)
+    assert (outcome["score"], outcome["return"][:3]) == ("–", "5.5")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from diffuser_policy.benchmark.cells import Cell
 from diffuser_policy.benchmark.report import load_study
 from diffuser_policy.benchmark.report.page import run_commands
 from diffuser_policy.benchmark.report.scores import groups_of, score_table
@@ -18,6 +20,10 @@ from diffuser_policy.benchmark.report.tables import (
     open_table,
     scope_table,
 )
+from diffuser_policy.benchmark.suites import load_suite
+from diffuser_policy.cli import main
+from diffuser_policy.cli.benchmark import RunSettings
+from diffuser_policy.settings import plain
 from tests.benchmark_report_helpers import (
     KUKA,
     MAZES,
@@ -37,7 +43,7 @@ def methods_of(study: Study) -> dict[str, dict[str, str]]:
 
 
 def run_lines(study: Study) -> list[str]:
-    return run_commands(study)[:-1]
+    return [line for line in run_commands(study) if " benchmark run " in line]
 
 
 def test_methods_learn_from_what_their_cells_recorded(tmp_path: Path) -> None:
@@ -148,13 +154,25 @@ def test_seeds_that_loaded_one_planner_are_a_warning(
     assert methods_of(study)["Diffuser"]["training seeds"] == str(seeds)
 
 
+def test_seeds_that_some_problems_lack_are_a_warning(tmp_path: Path) -> None:
+    write_result(tmp_path, result_of(UMAZE, "iql", 0, episodes=2))
+    write_result(tmp_path, result_of(UMAZE, "iql", 1, episodes=2))
+    write_result(tmp_path, result_of(LARGE, "bc", 0, episodes=2))
+    warning = "more training seeds on some problems than on others"
+    assert warning not in warnings_of(load_study(tmp_path))
+    write_result(tmp_path, result_of(LARGE, "iql", 1, episodes=2))
+    study = load_study(tmp_path)
+    assert warnings_of(study)[warning] == "IQL"
+    assert methods_of(study)["IQL"]["training seeds"] == "1 – 2"
+
+
 def test_commands_name_what_they_make(tmp_path: Path) -> None:
     folder = tmp_path / "a folder"
     write_result(folder, result_of(UMAZE, "iql"))
     run, report = run_commands(load_study(folder))
     assert run == (
         "diffuser-policy benchmark run maze --methods iql --problems maze2d-umaze "
-        "--seeds 0 --output 'runs/a folder-again'"
+        "--output 'runs/a folder-again'"
     )
     assert report == "diffuser-policy benchmark report 'runs/a folder-again'"
     assert str(tmp_path) not in run
@@ -184,10 +202,53 @@ def test_commands_of_several_suites_name_what_each_has(tmp_path: Path) -> None:
     other = result_of(UMAZE, "sac-her", 7, suite="online", episodes=9)
     for result in (result_of(LARGE, "iql"), result_of(LARGE, "bc"), other):
         write_result(tmp_path, result)
-    first, second = run_lines(load_study(tmp_path))
-    assert "run maze --methods iql bc --problems multi2d-large --seeds 0" in first
-    assert "run online --episodes 9 --methods sac-her" in second
-    assert "--problems maze2d-umaze --seeds 7" in second
+    first, second, *reports = run_commands(load_study(tmp_path))
+    output = f"runs/{tmp_path.name}-again"
+    assert first.endswith(
+        f"run maze --methods iql bc --problems multi2d-large --output {output}"
+    )
+    assert second.endswith(
+        "run online --episodes 9 --methods sac-her --problems maze2d-umaze --seeds 7 "
+        f"--output {output}-2"  # a folder holds one suite
+    )
+    assert [shlex.split(line)[-1] for line in reports] == [output, f"{output}-2"]
+
+
+def test_commands_make_the_cells_that_are_there_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite = load_suite("locomotion")
+    mine = [
+        cell
+        for cell in suite.cells()
+        if cell.method in {"bc", "dt", "awac"}
+        or (cell.method == "iql" and cell.problem.name != "hopper-medium")
+        or (cell.method == "td3-bc" and cell.seed == 1)
+    ]
+    for cell in mine:
+        result = result_of(UMAZE, "iql", cell.seed, episodes=1)
+        place = tmp_path / "cells" / cell.id
+        place.mkdir(parents=True)
+        result["cell"] = json.loads(json.dumps(plain(cell.to_json())))
+        (place / "cell.json").write_text(json.dumps(result["cell"]))
+        (place / "result.json").write_text(json.dumps(result))
+    chosen: list[Cell] = []
+    outputs: dict[str | None, list[int | None]] = {}
+
+    def keep(settings: RunSettings) -> int:
+        suite, cells = settings.chosen()
+        outputs.setdefault(str(settings.output), []).append(suite.num_steps)
+        chosen.extend(cells)
+        return 0
+
+    monkeypatch.setattr("diffuser_policy.cli.benchmark.run", keep)
+    lines = run_lines(load_study(tmp_path))
+    for line in lines:
+        assert main(shlex.split(line)[1:]) == 0
+    assert len(chosen) == len(mine)
+    assert {cell.id: cell for cell in chosen} == {cell.id: cell for cell in mine}
+    assert len(outputs) == 1  # one budget, one folder
+    assert len(lines) == 3  # two seeds, one seed, and a problem that lacks a method
 
 
 TOML = """

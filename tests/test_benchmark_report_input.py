@@ -70,6 +70,38 @@ def test_seeds_of_other_settings_are_not_averaged(tmp_path: Path) -> None:
         load_study(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("part", "changed", "told"),
+    [
+        ("training", {"settings": {"width": 128}}, "width: 64 → 128"),
+        ("training", {"num_parameters": 99}, "num_parameters: 12345 → 99"),
+        ("dataset", {"checksum": 8}, "data: 7 → 8"),
+    ],
+)
+def test_seeds_have_to_share_what_was_chosen_and_the_data(
+    tmp_path: Path, part: str, changed: dict[str, Any], told: str
+) -> None:
+    first, other = (result_of(UMAZE, "iql", seed) for seed in (0, 1))
+    for result in (first, other):
+        result["dataset"]["checksum"] = 7
+        write_result(tmp_path, result)
+    load_study(tmp_path)
+    other[part] |= changed
+    write_result(tmp_path, other)
+    with pytest.raises(ConfigError, match=told):
+        load_study(tmp_path)
+
+
+def test_seeds_may_differ_by_a_setting_that_an_earlier_version_lacked(
+    tmp_path: Path,
+) -> None:
+    first, other = (result_of(UMAZE, "iql", seed) for seed in (0, 1))
+    other["training"]["settings"]["return_range"] = None
+    for result in (first, other):
+        write_result(tmp_path, result)
+    assert len(load_study(tmp_path).results) == 2
+
+
 def test_problems_of_one_name_have_to_be_one(tmp_path: Path) -> None:
     write_result(tmp_path, result_of(UMAZE, "iql"))
     other = result_of(UMAZE, "bc")

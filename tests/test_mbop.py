@@ -215,11 +215,21 @@ def test_a_step_after_which_nothing_is_known_is_left_out() -> None:
         ({"num_samples": 30, "num_members": 4}, "multiple of num_members"),
         ({"horizon": 0}, "positive"),
         ({"mixing": 1.0}, r"mixing must be in \[0, 1\)"),
+        ({"noise": -0.1}, "noise must be 0 or more"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(
     settings: dict[str, Any], told: str
 ) -> None:
     problem = Problem(env="test/Cliff-v0", dataset="test/cliff-v0")
+    find_method("mbop").check(problem, {})
     with pytest.raises(ConfigError, match=told):
         find_method("mbop").check(problem, settings)
+
+
+def test_observations_with_goals_are_refused_before_anything_runs() -> None:
+    mazes = Problem(
+        env="diffuser_envs/Maze2D-UMaze-v1", dataset="diffuser/maze2d-umaze-v1"
+    )
+    with pytest.raises(ConfigError, match="one array, without goals"):
+        find_method("mbop").check(mazes, {})

@@ -168,6 +168,23 @@ def test_three_copies_of_a_run_have_the_interval_of_one() -> None:
     assert close(run_interval(np.repeat(times, 3, axis=0)), run_interval(times))
 
 
+@pytest.mark.parametrize("by_runs", [False, True])
+def test_a_problem_with_more_runs_counts_no_more(by_runs: bool) -> None:
+    rng = np.random.default_rng(11)
+    one = [rng.normal(mean, 1, (1, 60)) for mean in (0, 50, 80, 100)]
+    more = [np.repeat(v, n, axis=0) for v, n in zip(one, (2, 1, 3, 1), strict=True)]
+    alone = iqm_run_interval(one, by_runs=by_runs)
+    assert close(iqm_run_interval(more, by_runs=by_runs), alone)
+    mixed = [np.zeros((3, 10)), np.full((2, 10), 100.0)]
+    assert iqm_run_interval(mixed, by_runs=by_runs).mean == 50
+
+
+def test_the_average_of_single_episodes_has_no_interval() -> None:
+    found = average_interval([np.array([[5.0]]), np.array([[7.0, 9.0]])])
+    assert found.mean == 6.5
+    assert np.isnan([found.low, found.high]).all()
+
+
 def test_intervals_of_several_runs_cover_the_truth() -> None:
     rng = np.random.default_rng(9)
     hits = 0

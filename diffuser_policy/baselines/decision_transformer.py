@@ -17,6 +17,7 @@ goals, by a network that learned the rewards of the data.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from diffuser_policy.baselines.mbop import learn_outcomes
 from diffuser_policy.baselines.transitions import Codec, SingleTask, check_goals
 from diffuser_policy.benchmark.context import MethodContext, flat_observation
 from diffuser_policy.benchmark.methods import register_method
+from diffuser_policy.benchmark.problem import Problem
 from diffuser_policy.envs import reward_of_goals
 from diffuser_policy.errors import ConfigError, require_extra
 
@@ -73,11 +75,9 @@ class Stretches:
     def target(self, best_share: float) -> float:
         """Return the mean return of the best stretches, this share of all, or of one.
 
-        Raises:
-            ConfigError: A share that is not in (0, 1].
+        Args:
+            best_share: In (0, 1].
         """
-        if not 0 < best_share <= 1:
-            raise ConfigError(f"best_share must be in (0, 1], got {best_share}.")
         number = max(1, int(best_share * len(self.returns)))
         return float(np.partition(self.returns, -number)[-number:].mean())
 
@@ -219,8 +219,24 @@ class TransformerPolicy:
         return np.asarray(predicted[:, -1])
 
 
+def _refuse(_: Problem, settings: Mapping[str, Any]) -> None:
+    """Refuse a share that would fail in the cell.
+
+    Raises:
+        ConfigError: It is not in (0, 1].
+    """
+    share = settings["best_share"]
+    if not 0 < share <= 1:
+        raise ConfigError(f"best_share must be in (0, 1], got {share}.")
+
+
 @register_method(
-    "dt", label="DT", goals=("none",), modules=MODULES, num_steps=NUM_STEPS
+    "dt",
+    label="DT",
+    goals=("none",),
+    modules=MODULES,
+    num_steps=NUM_STEPS,
+    refuses=_refuse,
 )
 def decision_transformer(
     method: MethodContext,

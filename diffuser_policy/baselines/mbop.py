@@ -13,12 +13,15 @@ mean of the drawn ones, weighted by exp(κ R), with R scaled to a standard devia
 over the drawn plans. V is the return of the data from a state on.
 
 The paper's value covers as many steps as a plan and its model knows no terminations;
-walking robots fall.
+walking robots fall. Its rewards and values are means over the ensemble, where one
+member imagines all of a plan here; its clone and value also read the previous action,
+and its returns are not scaled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -388,7 +391,7 @@ class OfflinePlanner:
         return torch.einsum("nk,nkha->nha", weights, plans)
 
 
-def _refuse(_: Problem, settings: Mapping[str, Any]) -> None:
+def _refuse(problem: Problem, settings: Mapping[str, Any]) -> None:
     members, samples = settings["num_members"], settings["num_samples"]
     if members < 1 or samples < 1 or samples % members or settings["horizon"] < 1:
         raise ConfigError(
@@ -401,6 +404,14 @@ def _refuse(_: Problem, settings: Mapping[str, Any]) -> None:
             f"mixing must be in [0, 1) and discount in (0, 1); got mixing="
             f"{settings['mixing']} and discount={settings['discount']}."
         )
+    if settings["noise"] < 0:
+        raise ConfigError(f"noise must be 0 or more, got {settings['noise']}.")
+    with closing(problem.make_env()) as env:
+        if not isinstance(env.observation_space, spaces.Box):
+            raise ConfigError(
+                f"mbop plans for observations that are one array, without goals; "
+                f"{problem.env} observes {env.observation_space}. Use mppi-learned."
+            )
 
 
 @register_method(
@@ -432,18 +443,12 @@ def mbop(
         discount: γ.
 
     Raises:
-        ConfigError: The observations carry goals.
         DatasetError: Data from which there is nothing to learn.
     """
     torch.set_num_threads(1)
     env = context.make_env()
     env.close()
     space: Any = env.action_space
-    if not isinstance(env.observation_space, spaces.Box):
-        raise ConfigError(
-            f"mbop plans for observations that are one array, without goals; "
-            f"{context.problem.env} observes {env.observation_space}. Use mppi-learned."
-        )
     run = learn_outcomes(
         context,
         context.folder,

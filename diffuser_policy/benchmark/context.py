@@ -219,7 +219,8 @@ class MethodContext:
 
         That is the budget, and beyond it while the learning curve rises: while the
         mean of its last three evaluations is above that of the three before by more
-        than twice the standard error of the difference (`rise_of`).
+        than twice the standard error of the difference (`rise_of`). A curve that is too
+        short to tell does not rise.
 
         Raises:
             ConfigError: There is no budget.
@@ -233,7 +234,7 @@ class MethodContext:
         if step < self.num_steps or step >= (self.max_steps or 0):
             return step >= self.num_steps
         found = rise_of(self.curve_points)
-        return found is not None and found.kind != "rising"
+        return found is None or found.kind != "rising"
 
 
 class Rise(NamedTuple):

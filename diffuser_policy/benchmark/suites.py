@@ -145,8 +145,8 @@ class Suite:
                     continue
                 given = self.methods.get(method, {})
                 common = {k: v for k, v in given.items() if k not in known}
-                own = self.num_steps_of.get(method)
-                trained = self.seeds_of.get(method, self.seeds)
+                num_steps, max_steps = self.budget_of(method)
+                trained = self.trained_with(method)
                 cells += [
                     Cell(
                         suite=self.name,
@@ -154,13 +154,22 @@ class Suite:
                         method=method,
                         seed=seed,
                         settings={**common, **given.get(name, {})},
-                        num_steps=own or self.num_steps,
-                        max_steps=None if own else self.max_steps,
+                        num_steps=num_steps,
+                        max_steps=max_steps,
                         evaluation=self.evaluation,
                     )
                     for seed in (trained if seeds is None else seeds)
                 ]
         return tuple(cells)
+
+    def budget_of(self, method: str) -> tuple[int | None, int | None]:
+        """Return a method's gradient steps: at least, and at most."""
+        own = self.num_steps_of.get(method)
+        return (own, None) if own else (self.num_steps, self.max_steps)
+
+    def trained_with(self, method: str) -> tuple[int, ...]:
+        """Return a method's training seeds."""
+        return self.seeds_of.get(method, self.seeds)
 
 
 def _check_seeds(seeds: Sequence[int]) -> None:

@@ -154,9 +154,15 @@ def run_interval(
 
 
 def average_interval(problems: Sequence[np.ndarray]) -> Interval:
-    """Return the mean of problems' means, of figures `[runs, episodes]` each."""
-    draws = [mean_draws(values, seed=number) for number, values in enumerate(problems)]
+    """Return the mean of problems' means, of figures `[runs, episodes]` each.
+
+    If a problem has a single episode, nothing is known of its spread, and the average
+    has no interval.
+    """
     estimate = float(np.mean([pooled_mean(values) for values in problems]))
+    if any(_num_known(values) < 2 for values in problems):
+        return Interval(estimate, math.nan, math.nan)
+    draws = [mean_draws(values, seed=number) for number, values in enumerate(problems)]
     return interval_of(estimate, np.mean(draws, axis=0))
 
 
@@ -196,10 +202,14 @@ def iqm_run_interval(
 
     Runs and, once for all of them, episodes are drawn within each problem's figures
     `[runs, episodes]`, without NaN. With `by_runs`, the runs' means are pooled instead
-    of all episodes.
+    of all episodes. Every problem counts alike, however many runs it has.
     """
     pooled = [v.mean(axis=1) if by_runs else v.ravel() for v in problems]
-    estimate = iqm(np.concatenate(pooled))
+    sizes = [len(values) for values in pooled]
+    times = [np.int64(math.lcm(*sizes) // size) for size in sizes]
+    [estimate] = _iqm_of_counts(
+        np.concatenate(pooled)[None], np.repeat(times, sizes)[None]
+    ).tolist()
     if max(values.shape[1] for values in problems) == 1:
         return Interval(estimate, math.nan, math.nan)
     rows = max(1, CHUNK // (4 * sum(values.shape[1] for values in problems)))
@@ -210,13 +220,14 @@ def iqm_run_interval(
     draws = []
     for drawn in zip(*parts, strict=True):
         columns, weights = [], []
-        for values, (_, a, e) in zip(problems, drawn, strict=True):
+        for values, each, (_, a, e) in zip(problems, times, drawn, strict=True):
             if by_runs:
                 columns.append(e.astype(np.float64) @ values.T / e.shape[1])
-                weights.append(a)
+                weights.append(each * a)
             else:
                 columns.append(values.reshape(1, -1))
-                weights.append((a[:, :, None] * e[:, None, :]).reshape(len(a), -1))
+                drawn_in = a[:, :, None] * e[:, None, :]
+                weights.append(each * drawn_in.reshape(len(a), -1))
         draws.append(_iqm_of_counts(np.hstack(columns), np.hstack(weights)))
     return interval_of(estimate, np.concatenate(draws))
 

@@ -189,33 +189,62 @@ def _image_attributes(path: Path) -> Markup:
 def run_commands(study: Study) -> list[str]:
     """Return the commands that run all finished cells again, and report them.
 
-    Cells of different suites or budgets need a command each. The commands name another
-    folder, because the cells in the folder of the results are finished.
+    They make these cells and no others. Cells of different suites, budgets or numbers
+    of episodes cannot share a folder. It is never the folder of the results, where all
+    is finished.
     """
-    alike: dict[tuple[str, ...], list[Cell]] = {}
+    made: dict[tuple[str, str], list[Cell]] = {}
     for cell in (result.cell for result in study.results):
-        name = cell.suite or "SUITE"
-        known_name = name if name in (*SUITES, "SUITE") else f"{name}.toml"
-        source = study.sources.get(cell.suite, known_name)
-        words = [shown_path(Path(source)) if Path(source).is_absolute() else source]
-        # Without the suite's file there is nothing to compare the cell with.
-        with contextlib.suppress(DiffuserPolicyError):
-            known = load_suite(study.sources.get(cell.suite, cell.suite))
-            is_other = cell.num_steps != known.num_steps or known.max_steps is not None
-            if is_other and cell.num_steps is not None and cell.max_steps is None:
-                words += ["--budget", str(cell.num_steps)]
-            if cell.evaluation.episodes != known.evaluation.episodes:
-                words += ["--episodes", str(cell.evaluation.episodes)]
-        alike.setdefault(tuple(words), []).append(cell)
-    lines, output = [], f"runs/{study.folder.name}-again"
-    for start, cells in sorted(alike.items()):
-        methods, problems = {c.method for c in cells}, {c.problem.name for c in cells}
-        parts = ["diffuser-policy", "benchmark", "run", *start]
-        parts += ["--methods", *(name for name in study.methods if name in methods)]
-        parts += ["--problems", *(r.name for r in study.rows if r.name in problems)]
-        parts += ["--seeds", *map(str, sorted({cell.seed for cell in cells}))]
-        lines.append(shlex.join([*parts, "--output", output]))
-    return [*lines, report_command(output)]
+        made.setdefault((cell.method, cell.problem.name), []).append(cell)
+    alike: dict[tuple[str, ...], dict[tuple[str, ...], dict[str, list[str]]]] = {}
+    for (method, problem), cells in made.items():
+        start, seeds = _asked_for(study, cells)
+        methods = alike.setdefault(start, {}).setdefault(seeds, {})
+        methods.setdefault(method, []).append(problem)
+    lines, reports = [], []
+    for number, (start, groups) in enumerate(sorted(alike.items()), 1):
+        output = f"runs/{study.folder.name}-again" + (f"-{number}" * (number > 1))
+        reports.append(report_command(output))
+        for seeds, methods in groups.items():
+            together: dict[tuple[str, ...], list[str]] = {}
+            for method in study.methods:
+                if method in methods:
+                    rows = [r.name for r in study.rows if r.name in methods[method]]
+                    together.setdefault(tuple(rows), []).append(method)
+            for problems, names in together.items():
+                parts = ["diffuser-policy", "benchmark", "run", *start]
+                parts += ["--methods", *names, "--problems", *problems, *seeds]
+                lines.append(shlex.join([*parts, "--output", output]))
+    return [*lines, *reports]
+
+
+def _asked_for(
+    study: Study, cells: Sequence[Cell]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return what asks for cells of one method on one problem.
+
+    Returns:
+        The suite, with options that a folder has for all of its cells; and the seeds,
+        where they are not the suite's.
+    """
+    cell, seeds = cells[0], tuple(sorted(cell.seed for cell in cells))
+    name = cell.suite or "SUITE"
+    known_name = name if name in (*SUITES, "SUITE") else f"{name}.toml"
+    source = study.sources.get(cell.suite, known_name)
+    start = [shown_path(Path(source)) if Path(source).is_absolute() else source]
+    trained: tuple[str, ...] = ("--seeds", *map(str, seeds))
+    # Without the suite's file there is nothing to compare the cells with.
+    with contextlib.suppress(DiffuserPolicyError):
+        known = load_suite(study.sources.get(cell.suite, cell.suite))
+        budget = (cell.num_steps, cell.max_steps)
+        is_other = budget != known.budget_of(cell.method)
+        if is_other and cell.num_steps is not None and cell.max_steps is None:
+            start += ["--budget", str(cell.num_steps)]
+        if cell.evaluation.episodes != known.evaluation.episodes:
+            start += ["--episodes", str(cell.evaluation.episodes)]
+        if seeds == tuple(sorted(known.trained_with(cell.method))):
+            trained = ()
+    return tuple(start), trained
 
 
 def report_command(folder: str) -> str:

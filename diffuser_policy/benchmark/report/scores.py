@@ -263,7 +263,7 @@ def compact_table(study: Study, group: Group, published: Sequence[str]) -> Table
     shown = [m for m in figures if any(r[0].text in figures[m] for r in table.rows)]
     rows = []
     for row in table.rows:
-        texts = [figures[method].get(row[0].text, UNKNOWN) for method in shown]
+        texts = [figures[method].get(row[0].text) or UNKNOWN for method in shown]
         rows.append((*row, *(Cell(text, published=True) for text in texts)))
     header = (*table.header, *(f"{m}, published, other data" for m in shown))
     return replace(table, header=header, rows=tuple(rows), title=group.title)

@@ -363,13 +363,12 @@ def _check_episodes(results: Sequence[CellResult], folder: Path) -> None:
 
 
 def _check_alike(results: Sequence[CellResult]) -> None:
-    """Refuse training seeds that differ in settings or episodes."""
+    """Refuse training seeds that differ in settings, in data or in episodes."""
     first, *others = results
     episodes = [episode["seed"] for episode in first.episodes]
     for result in others:
         told = f"{first.cell.id} and {result.cell.id}"
-        unlike = {"suite": "", "seed": 0}
-        there, here = (each.cell.to_json() | unlike for each in (first, result))
+        there, here = _shared(first, result), _shared(result, first)
         if there != here:
             raise ConfigError(
                 f"{told} differ in more than their training seed "
@@ -381,6 +380,22 @@ def _check_alike(results: Sequence[CellResult]) -> None:
                 f"{told} have different episodes, so they cannot share a column. "
                 f"Delete the result.json that lacks some, and run the cell again."
             )
+
+
+def _shared(result: CellResult, other: CellResult) -> dict[str, Any]:
+    """Return what has to be as in another training seed's result.
+
+    Defaults count, which may change between versions, unless the other has no such
+    setting; and so do the sizes of networks, which may be chosen to suit the data.
+    """
+    settings, known = (r.training.get("settings") or {} for r in (result, other))
+    return result.cell.to_json() | {
+        "suite": "",
+        "seed": 0,
+        "all_settings": {k: v for k, v in settings.items() if k in known},
+        "num_parameters": result.training.get("num_parameters"),
+        "data": (result.dataset or {}).get("checksum"),
+    }
 
 
 def _open_cell(folder: CellFolder) -> OpenCell:
@@ -421,7 +436,7 @@ class Curve(NamedTuple):
 
     Attributes:
         steps: Gradient steps `[points]`.
-        mean: Mean `[points]` over the training seeds that got there.
+        mean: Mean `[points]` over the training seeds.
         low: Lower end `[points]` of the band.
         high: Upper end `[points]` of the band.
     """
@@ -436,7 +451,8 @@ def curve_of(entry: Entry) -> Curve | None:
     """Return the learning curve of a method on a problem, if it has one.
 
     With one training seed, the band is the 95 % interval over the evaluation's
-    episodes; with several, it spans the means of the training seeds.
+    episodes; with several, it spans the means of the training seeds, as far as all of
+    them trained.
     """
     points: dict[int, list[dict[str, float]]] = {}
     for result in entry.results:
@@ -446,6 +462,8 @@ def curve_of(entry: Entry) -> Curve | None:
                 points.setdefault(int(point["step"]), []).append(figures)
     columns = []
     for step, found in sorted(points.items()):
+        if len(found) < len(entry.results):
+            continue
         means = [figures["mean"] for figures in found]
         band = [found[0]["low"], found[0]["high"]]  # none where it is not known
         if len(entry.results) > 1:

@@ -195,6 +195,7 @@ def method_table(study: Study) -> Table | None:
     """Return what each method learned from, and what turns its plans into actions."""
     rows = []
     for method, results in _by_method(study):
+        seeds = Counter(result.cell.problem.name for result in results)
         names = {r.policy.get("execution", {}).get("executor") for r in results}
         ways = sorted(EXECUTORS.get(name, name) for name in names if name)
         parts = [part for r in results for part in r.policy.get("guide") or ()]
@@ -212,7 +213,7 @@ def method_table(study: Study) -> Table | None:
             "data": data,
             "acts through": ", ".join(ways) or "its own actions",
             "guides": ", ".join(sorted(guides)) or UNKNOWN,
-            "training seeds": len({r.cell.seed for r in results}),
+            "training seeds": spread(seeds.values()),
         }
         rows.append(row)
     return table_of("Methods", rows)
@@ -241,6 +242,12 @@ def warning_table(study: Study) -> Table | None:
     ]
     entries = study.entries.values()
     repeated = {e.method for e in entries if sum(map(is_loaded, e.results)) > 1}
+    numbers: dict[str, set[int]] = {}
+    for entry in entries:
+        numbers.setdefault(entry.method, set()).add(len(entry.results))
+    found["more training seeds on some problems than on others"] = [
+        study.label(method) for method in study.methods if len(numbers[method]) > 1
+    ]
     found["training seeds share one planner"] = [
         study.label(method) for method in study.methods if method in repeated
     ]
@@ -467,7 +474,7 @@ def outcome_table(study: Study, rows: Sequence[Row]) -> Table | None:
     lines = [
         {
             "problem, method": _name(study, entry),
-            "score": estimate(entry.score),
+            "score": estimate(entry.score if entry.row.measure == "score" else None),
             "success, %": estimate(entry.rate("success"), scale=100),
             "success at the end, %": estimate(entry.rate("final_success"), scale=100),
             "env steps to the goal": estimate(entry.time_to_goal),
