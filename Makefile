@@ -6,8 +6,8 @@
 #   make coverage  the same, measuring its coverage: slower
 #   make docs      the documentation, in docs/_build/html
 #   make gates     what CI checks beside the tests
-#   make oldest    what the libraries have a say in, on the oldest supported stack
-#                  (.ci/oldest.txt), which is also where d3rlpy and ray are
+#   make oldest    the tests that depend on versions of libraries, on the oldest
+#                  supported stack (.ci/oldest.txt), which also has d3rlpy and ray
 #   make browser-test  the page of `diffuser-policy play` in Chromium, where that is
 #                  installed: /usr/bin/chromium, or CHROMIUM=/path/to/it
 #   make proofs    long tests that CI leaves out: thousands of generated inputs, kills,
@@ -25,7 +25,7 @@ PYTEST_ARGS ?=
 # its tests takes some from another, so that all end at about the same time.
 PARALLEL := $(if $(PYTEST_ARGS),,-n auto --maxprocesses 8 --dist worksteal)
 
-# What the libraries have a say in; the rest is the same on every stack.
+# Tests that depend on versions of libraries; the others are the same on every stack.
 OLDEST_TESTS := benchmark_cells benchmark_cli benchmark_engines benchmark_methods check_policy cli \
     cli_evaluate critic_values d3rlpy_methods data_cache data_collection data_flat \
     data_generators data_minari decision_transformer dynamics_models env_contract \

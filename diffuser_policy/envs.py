@@ -514,8 +514,8 @@ def check_ends(env: Env) -> None:
     if usual is not None:
         raise EnvContractError(
             f"{env_name(env)} was made without its step limit (max_episode_steps=-1): "
-            f"its episodes may never end. Give it one (--env-option "
-            f"max_episode_steps=1000, gymnasium.make(…, max_episode_steps=1000))."
+            f"its episodes may never end. Give it one: "
+            f"gymnasium.make(…, max_episode_steps=1000)."
         )
 
 
@@ -533,8 +533,9 @@ def check_length(env: Env, length: int) -> None:
         return
     raise EnvContractError(
         f"An episode of {env_name(env)} has run for {length:,} env steps, and the "
-        f"environment names no limit. Give it one (--env-option "
-        f"max_episode_steps={2 * MOST_STEPS}, or gymnasium.wrappers.TimeLimit)."
+        f"environment names no limit. Give it one: max_episode_steps="
+        f"{2 * MOST_STEPS} where it is registered or made, or "
+        f"gymnasium.wrappers.TimeLimit."
     )
 
 

@@ -8,7 +8,7 @@
 in `state`, which the loop passes back. Episode i is reset with seed i in every loop.
 The last line gives the largest difference between the returns of one episode in two
 loops. Batches may differ from single rows in the last bits of the arithmetic, and in
-nothing else.
+nothing else. It needs the extras `maze` and `sb3`.
 """
 
 from __future__ import annotations

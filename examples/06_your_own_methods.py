@@ -16,7 +16,8 @@ evaluates it on the same episodes as all other methods:
 
 It takes about a minute on two cores, leaves nothing behind, and ends with a table: the
 smallest maze, and the demonstrator that the data are from. So small a budget teaches an
-agent little. d3rlpy is in the extra `baselines`; without it, its method is left out.
+agent little. It needs the extras `maze`, `data`, `plot` and `sb3`; without d3rlpy,
+in the extra `baselines`, its method is left out.
 """
 
 from __future__ import annotations

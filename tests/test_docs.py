@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 import diffuser_envs.errors
@@ -81,12 +82,30 @@ def test_the_python_of_a_page_runs(page: str, in_a_folder: Path) -> None:
         check(names)
 
 
-def the_picture_is_drawn_and_the_detour_taken(names: dict[str, Any]) -> None:
+def the_picture_is_drawn_and_the_point_passed(names: dict[str, Any]) -> None:
     assert Path("plan.png").stat().st_size > 10_000
     goal = names["observation"]["desired_goal"]
     assert names["path"][-1, :2] == pytest.approx(goal, abs=1e-3)
-    middle = names["detour"].observations[0, names["last"] // 2, :2]
-    assert middle == pytest.approx([0, 1], abs=1e-3)
+    near, far = (
+        np.linalg.norm(path[:, :2] - [-1.5, 0.5], axis=1).min()
+        for path in (names["way"], names["path"])
+    )
+    assert near < 0.1 < 0.3 < far
+
+
+def the_way_is_kept_in_the_south(names: dict[str, Any]) -> None:
+    north = [
+        policy.plan(names["observation"]).path()[:, 1].max()
+        for policy in (names["policy"], names["policy"].with_guide(names["keep_south"]))
+    ]
+    assert north[0] > 0.9
+    assert north[1] < 0.8
+
+
+def candidates_differ(names: dict[str, Any]) -> None:
+    values = names["chosen"].plan(names["observation"]).values[0]
+    assert len(values) == 16
+    assert values.min() < values.max()
 
 
 def episodes_earn_a_return(names: dict[str, Any]) -> None:
@@ -101,7 +120,9 @@ def the_tool_stays_low(names: dict[str, Any]) -> None:
 
 
 CHECKS = {
-    "first_plan.md": the_picture_is_drawn_and_the_detour_taken,
+    "first_plan.md": the_picture_is_drawn_and_the_point_passed,
+    "guides/use.md": candidates_differ,
+    "guides/write.md": the_way_is_kept_in_the_south,
     "loops.md": episodes_earn_a_return,
     "block_stacking.md": the_tool_stays_low,
 }

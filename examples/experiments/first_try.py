@@ -35,10 +35,10 @@ from diffuser_policy.envs import make_env
 ABOUT = """\
 Trained and evaluated with no option but the dataset, by
 `examples/experiments/first_try.py`: mean return of ten episodes (of each task, where
-there are several), and the share that reached the goal. Behavior is the policy that
-recorded the data, at random where both columns agree; a dash: the environment's own
-demonstrator recorded it. Below the table is what was chosen for each dataset,
-and why."""
+there are several), and the share that reached the goal. *Behavior* is the policy that
+recorded the data. Where it equals *random*, actions were random; a dash means that the
+environment's own demonstrator recorded it. Below the table is what was chosen for each
+dataset, and why."""
 Action = Callable[[Any, np.random.Generator], np.ndarray]
 
 
