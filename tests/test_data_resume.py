@@ -268,3 +268,34 @@ def test_a_damaged_shard_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -
         record()
     path.unlink()
     assert len(record()) == 3
+
+
+def test_a_shard_packed_by_an_unknown_method_is_damaged(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(2, KeyboardInterrupt(), patch)
+        with pytest.raises(KeyboardInterrupt):
+            record()
+    path = shards(root)[1]
+    damaged = bytearray(path.read_bytes())
+    damaged[damaged.index(b"PK\x01\x02") + 10] = 99
+    path.write_bytes(damaged)
+    with pytest.raises(DatasetError, match=r"shard-00001.npz is damaged: \w.*Delete"):
+        record()
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "", "\xff"])
+def test_unfinished_work_with_damaged_settings_is_refused_or_discarded(
+    root: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(1, KeyboardInterrupt(), patch)
+        with pytest.raises(KeyboardInterrupt):
+            record()
+    [settings] = root.rglob(".*.collecting/settings.json")
+    settings.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"settings.json cannot be read.*--overwrite"):
+        record()
+    assert len(shards(root)) == 1
+    assert len(record(replace(SMALL, overwrite=True))) == 3

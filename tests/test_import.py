@@ -441,6 +441,20 @@ def test_what_is_no_such_file_is_refused() -> None:
             imported(name)
 
 
+def test_every_kind_of_damage_is_named() -> None:
+    arrays = rows(3000)
+    np.savez_compressed("ends-early.npz", **arrays)
+    damaged = bytearray(Path("ends-early.npz").read_bytes())
+    size = damaged.index(b"PK\x01\x02") + 20  # of the packed observations
+    damaged[size : size + 4] = (5).to_bytes(4, "little")
+    Path("ends-early.npz").write_bytes(damaged)
+    whole = Path(npz(arrays, "header.npz")).read_bytes()
+    Path("header.npz").write_bytes(whole.replace(b"'shape': (3", b"'shape': ((", 1))
+    for name in ("ends-early.npz", "header.npz"):
+        with pytest.raises(DatasetError, match=f"{name} is damaged"):
+            imported(name)
+
+
 def test_pickled_arrays_are_not_opened() -> None:
     arrays = changed(actions=np.array([{"a": 1}] * 12, dtype=object))
     with pytest.raises(DatasetError, match=r"actions cannot be read.*numbers"):

@@ -23,7 +23,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ import numpy as np
 from tqdm import tqdm
 
 from diffuser_policy.config import RUN_SETTINGS, CollectSettings
+from diffuser_policy.data.arrays import DAMAGE
 from diffuser_policy.data.demonstrators import (
     DEMONSTRATORS,
     EpisodeProtocol,
@@ -119,14 +119,24 @@ class ShardFolder:
         """Create the folder, or check that the work in it has the same settings.
 
         Args:
-            discard: Delete work with other settings instead of raising.
+            discard: Delete other work instead of raising.
 
         Raises:
-            ConfigError: The folder holds unfinished work with other settings.
+            ConfigError: The folder holds unfinished work with other settings, or with
+                settings that cannot be read.
             StorageError: The folder cannot be written.
         """
         if self._settings.is_file():
-            found = json.loads(self._settings.read_text(encoding="utf-8"))
+            found: dict[str, Any] | None = None
+            try:
+                found = dict(json.loads(self._settings.read_text(encoding="utf-8")))
+            except (OSError, ValueError, TypeError) as error:
+                if not discard:
+                    raise ConfigError(
+                        f"{self.path} holds unfinished work, and its settings.json "
+                        f"cannot be read: {error}. Choose another dataset id, or "
+                        f"discard the work (--overwrite)."
+                    ) from error
             if found == self.identity:
                 return
             if not discard:
@@ -229,9 +239,10 @@ class ShardFolder:
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 yield stored
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except DAMAGE as error:
+            reason = str(error) or type(error).__name__
             raise DatasetError(
-                f"{path} is damaged: {error}. Delete it and collect again; the other "
+                f"{path} is damaged: {reason}. Delete it and collect again; the other "
                 "shards are kept."
             ) from error
 
