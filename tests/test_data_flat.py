@@ -100,24 +100,46 @@ def test_finite_values_may_overflow_their_sum() -> None:
         ({"reward": np.zeros((10, 1))}, r"reward must have shape \[rows\]"),
         ({"observation": np.zeros(10)}, r"observation must have shape \[rows, size\]"),
         ({"achieved_goal": None}, "needs both"),
+        ({"desired_goal": np.zeros((10, 3))}, r"goal \[10, 2\] and .*goal \[10, 3\]"),
+        ({"action": [[1.0], [2.0, 3.0]]}, "action must be an array of numbers"),
+        ({"observation": np.full((10, 4), "up")}, "observation must be an array of nu"),
+        ({"terminated": np.full(10, 2)}, r"terminated must be 0 or 1, got \[2, 2"),
+        ({"terminated": np.full(10, np.nan)}, r"terminated must be 0 or 1, got \[nan"),
+        ({"terminated": np.full(10, "no")}, "terminated must be 0 or 1, got .'no'"),
         ({"../escape": np.zeros((10, 1))}, "not an identifier"),
     ],
 )
 def test_fields_of_wrong_shape_are_refused(
-    changes: dict[str, np.ndarray | None], message: str
+    changes: dict[str, Any], message: str
 ) -> None:
-    fields = {**make_fields(), **changes}
+    fields: dict[str, Any] = {**make_fields(), **changes}
     given = {name: array for name, array in fields.items() if array is not None}
     with pytest.raises(DatasetError, match=message):
         FlatDataset(given, np.array([0, 10]))
 
 
 @pytest.mark.parametrize(
-    "starts", [[0], [1, 10], [0, 9], [0, 5, 5, 10], [0, 7, 3, 10], [[0, 10]]]
+    "starts",
+    [
+        *([0], [1, 10], [0, 9], [0, 5, 5, 10], [0, 7, 3, 10], [[0, 10]]),
+        *([0, 4.5, 10], [0, np.nan, 10], [0, np.inf, 10]),
+    ],
 )
-def test_runs_must_tile_the_rows(starts: list[int]) -> None:
+def test_runs_must_tile_the_rows(starts: list[Any]) -> None:
     with pytest.raises(DatasetError, match="run_starts must rise from 0"):
         FlatDataset(make_fields(), np.array(starts))
+
+
+def test_starts_that_are_no_numbers_are_refused() -> None:
+    with pytest.raises(DatasetError, match="run_starts must be an array of numbers"):
+        FlatDataset(make_fields(), np.array(["first", "last"]))
+
+
+def test_episodes_whose_terminations_are_no_flags_are_named() -> None:
+    episodes, _ = cut_stream([4, 3])
+    odd = replace(episodes[1], terminations=np.array([0.0, np.nan, 1.0]))
+    with pytest.raises(DatasetError, match="Episode 1: terminations must be 0 or 1"):
+        flatten([episodes[0], odd], num_rows=7)
 
 
 def test_saving_and_loading_changes_nothing(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ import gymnasium as gym
 import numpy as np
 
 from diffuser_policy.choices import GOAL_KEYS
+from diffuser_policy.data.flat import as_flags
 from diffuser_policy.envs import Env, env_name
 from diffuser_policy.errors import (
     ConfigError,
@@ -161,12 +162,7 @@ class Array:
 
     def flags(self, where: str) -> np.ndarray:
         """Return all of it as bool; refuse anything but 0 and 1."""
-        values = self.rows(0, len(self))
-        if not np.isin(values, (0, 1)).all():
-            raise DatasetError(
-                f"{where}: {self.name} must be 0 or 1, got {np.unique(values)[:5]}."
-            )
-        return values.astype(np.bool_)
+        return as_flags(f"{where}: {self.name}", self.rows(0, len(self)))
 
 
 @dataclass(frozen=True)

@@ -130,8 +130,9 @@ class FlatDataset:
             collected, names of observation columns.
 
     Raises:
-        DatasetError: Fields are missing, of different lengths, or not finite, the
-            runs don't tile the rows, or the two goals are exchanged.
+        DatasetError: Fields are missing, of different lengths, no numbers, or not
+            finite, `terminated` is neither 0 nor 1, the runs don't tile the rows, or
+            the two goals are exchanged or of different sizes.
     """
 
     fields: Mapping[str, np.ndarray]
@@ -146,12 +147,12 @@ class FlatDataset:
                 f"{', '.join(missing)} missing, got {', '.join(self.fields) or 'none'}."
             )
         arrays = {
-            name: np.ascontiguousarray(array, np.bool_ if name in FLAGS else np.float32)
+            name: as_flags(name, array)
+            if name in FLAGS
+            else _as_array(name, array, np.float32)
             for name, array in self.fields.items()
         }
-        starts = np.ascontiguousarray(self.run_starts, dtype=np.int64)
         object.__setattr__(self, "fields", arrays)
-        object.__setattr__(self, "run_starts", starts)
         num_rows = len(arrays["action"])
         for name, array in arrays.items():
             if not name.isidentifier():
@@ -172,17 +173,28 @@ class FlatDataset:
             raise DatasetError(
                 f"A dataset needs both {GOAL_KEYS[0]} and {GOAL_KEYS[1]}, or none."
             )
+        if self.has_goals and len({arrays[key].shape for key in GOAL_KEYS}) > 1:
+            sizes = " and ".join(f"{k} {list(arrays[k].shape)}" for k in GOAL_KEYS)
+            raise DatasetError(
+                f"Both goals must have the same columns, got {sizes}. Cut both to the "
+                f"columns that they share."
+            )
+        starts = _as_array("run_starts", self.run_starts, np.float64)
         if (
             starts.ndim != 1
             or len(starts) < 2
             or starts[0] != 0
             or starts[-1] != self.num_rows
             or bool((np.diff(starts) < 1).any())
+            or bool((starts != np.rint(starts)).any())
         ):
             raise DatasetError(
                 f"run_starts must rise from 0 to the number of rows "
-                f"({self.num_rows:,}) without an empty run, got {starts!r}."
+                f"({self.num_rows:,}) in whole numbers, without an empty run; got "
+                f"{self.run_starts!r}."
             )
+        starts = _as_array("run_starts", self.run_starts, np.int64)
+        object.__setattr__(self, "run_starts", starts)
         for name, array in arrays.items():
             check_finite(f"{self.metadata.get('dataset_id', 'dataset')}: {name}", array)
         if self.has_goals:
@@ -413,6 +425,37 @@ def _is_foreign(folder: Path) -> bool:
     return True
 
 
+def _as_array(name: str, values: Any, dtype: Any) -> np.ndarray:
+    """Return values as an array of a type, without a copy if they are one.
+
+    Raises:
+        DatasetError: Text, or rows of different lengths.
+    """
+    try:
+        return np.ascontiguousarray(values, dtype)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DatasetError(f"{name} must be an array of numbers: {error}.") from error
+
+
+def as_flags(name: str, values: Any) -> np.ndarray:
+    """Return flags as bool.
+
+    Args:
+        name: What they are called in the error.
+        values: Bool, or the numbers 0 and 1.
+
+    Raises:
+        DatasetError: Anything else.
+    """
+    flags = _as_array(name, values, None)
+    if flags.dtype == np.bool_:
+        return flags
+    others = flags[~np.isin(flags, (0, 1))]
+    if len(others):
+        raise DatasetError(f"{name} must be 0 or 1, got {others[:5].tolist()}.")
+    return flags.astype(np.bool_)
+
+
 def check_finite(name: str, array: np.ndarray) -> None:
     """Raise at the first NaN or infinity.
 
@@ -612,7 +655,8 @@ def flatten(
             fields[name][rows] = values[:-1]
         fields["action"][rows] = episode.actions
         fields["reward"][rows] = episode.rewards
-        fields["terminated"][rows] = episode.terminations
+        ends = as_flags(f"Episode {number}: terminations", episode.terminations)
+        fields["terminated"][rows] = ends
 
         parts = {n: v for n, v in episode.observations.items() if n != GOAL_KEYS[1]}
         if not last or any(not np.array_equal(last[n], parts[n][0]) for n in parts):
