@@ -232,7 +232,7 @@ def make_env(env_id: str, **kwargs: Any) -> Env:
         return OGBenchEnv(made) if is_ogbench(spec) else made
     except ConfigError:
         raise
-    except (TypeError, ValueError, AttributeError, LookupError) as error:
+    except (TypeError, ValueError, AttributeError, LookupError, OSError) as error:
         if not kwargs or isinstance(error, DiffuserPolicyError):
             raise
         raise ConfigError(f"{env_id} cannot be made with {kwargs}: {error}") from error

@@ -43,6 +43,7 @@ START, GOAL = "#159560", "#d63031"
 PLAN, CANDIDATE = "#2b5fd9", "#8b97b5"
 MARK = "#7b3fb5"
 TIME_COLORS = (START, "#f0b429", GOAL)  # from start to goal, visible on floor and wall
+PINNED = 1e-3  # meters: plans are pinned to goals, up to rounding
 SETTLED = 0.03  # of the path's size: how near to its end a path counts as over
 CHAIN_PANELS = 6  # denoising steps in one row, evenly spaced
 PANEL_WIDTH = 5.2  # inches
@@ -149,7 +150,7 @@ class Scene:
             plan.observations[every], plan.lengths[every], plan.stride, steps
         )
         distance = np.linalg.norm(self.points(planned) - self.goal, axis=1)
-        near = np.flatnonzero(distance <= (self.goal_radius or 0.0))
+        near = np.flatnonzero(distance <= max(self.goal_radius or 0.0, PINNED))
         return int(near[0]) if len(near) else None
 
     def points(self, observations: np.ndarray) -> np.ndarray:

@@ -54,6 +54,9 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> None:
         ("evaluate", "needs horizon='fixed'", ["--horizon"]),
         ("train-value", "pooling='flatten' values one length", ["--pooling"]),
         ("collect", "num_steps must be positive", ["--num-steps"]),
+        ("collect", "The demonstrator 'x' has no option 'y'. Its options: seed=0.", []),
+        ("collect", "The option 'action_noise' of the demonstrator 'x' must be", []),
+        ("plan", "The guide 'x' needs z. Its parameters: tempo=1, z (required).", []),
     ],
 )
 def test_errors_name_options_beside_settings(

@@ -128,6 +128,16 @@ def test_cuts_that_no_array_names_are_found() -> None:
     assert load_flat(made.dataset_id).run_lengths.tolist() == [4, 5, 3]
 
 
+def test_arrays_of_two_types_continue_each_other() -> None:
+    """The same numbers, written in float32 and in float64."""
+    whole = np.random.default_rng(0).uniform(-1, 1, (13, 3))
+    arrays = rows() | {"observations": whole[:-1].astype(np.float32)}
+    del arrays["timeouts"]
+    file = npz(arrays | {"next_observations": whole[1:]})
+    made = import_file(file, PENDULUM, progress=False)
+    assert (made.num_episodes, made.remarks) == (2, ())
+
+
 def test_without_any_sign_of_cuts_the_step_limit_counts() -> None:
     arrays = rows(450)
     del arrays["timeouts"]
@@ -408,6 +418,8 @@ def bad_row(name: str, value: float) -> dict[str, Any]:
         (bad_row("observations", np.nan), "observations is not finite in row 6"),
         (bad_row("rewards", np.inf), "rewards is not finite in row 6"),
         (bad_row("actions", 2.5), r"action of row 6 is \[2.5\].*scale or clip"),
+        (changed(masks=np.zeros((12, 2))), "masks has the shape.*remove or rename"),
+        (changed(rewards=np.full(12, np.inf, np.float16)), "not finite in row 0"),
         ({k: v[:0] for k, v in rows().items()}, "observations has no rows"),
         (changed(timeouts=np.ones(12)) | {"terminals": np.zeros(12)}, "no episode of"),
     ],

@@ -149,6 +149,12 @@ def test_a_plugin_that_fails_to_import_is_not_hidden(
         make_env("broken_plugin/Any-v0")
 
 
+def test_an_option_that_names_a_missing_file_is_refused() -> None:
+    pytest.importorskip("mujoco")
+    with pytest.raises(ConfigError, match=r"cannot be made with .*nowhere\.xml"):
+        make_env("Hopper-v5", xml_file="./nowhere.xml")
+
+
 @pytest.mark.parametrize(
     ("module", "extra"),
     [("mujoco", "maze"), ("gymnasium_robotics", "maze"), ("pybullet", "kuka")],

@@ -240,6 +240,13 @@ def test_planned_arrival_is_the_first_step_inside_the_goal() -> None:
     assert dataclasses.replace(MAZE, goal=None).arrival(plan) is None
 
 
+def test_plans_arrive_at_goals_whose_radius_nobody_knows() -> None:
+    plan = make_plan()
+    rounded = plan.path(0)[-1, :2] + 1e-5
+    scene = dataclasses.replace(MAZE, goal=rounded, goal_radius=None)
+    assert scene.arrival(plan) == 40  # the last of 9 planning steps, stride 5
+
+
 def test_scene_is_read_off_our_mazes() -> None:
     env = gym.make("diffuser_envs:diffuser_envs/Multi2D-UMaze-v1")
     observation, _ = env.reset(seed=0)

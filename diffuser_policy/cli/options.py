@@ -222,11 +222,16 @@ def parse_assignments(texts: Iterable[str], *, option: str) -> dict[str, Any]:
 def options_in(message: str, command: str) -> list[str]:
     """Return the options of the settings that a message names, except those it has.
 
+    None where it is about a demonstrator's options or a guide's parameters: they may
+    have the names of settings.
+
     Args:
         message: Of an error. It names settings as Python does: `horizon=64`.
         command: Whose options they are.
     """
     found: dict[str, None] = {}
+    if re.search(r"\b(The|no) (option|parameter)\b|Its (option|parameter)s:", message):
+        return []
     for prefix, config in SETTINGS_OF.get(command, ()):
         for name, hint in get_type_hints(config).items():
             # A word such as "horizon" may mean no setting.

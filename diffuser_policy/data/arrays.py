@@ -187,14 +187,16 @@ class _Finder:
         Raises:
             DatasetError: It is missing, not of numbers, or of another shape.
         """
-        option = options_of([role])
+        other = f"name another array ({options_of([role])} NAME)"
+        if role not in dataclasses.asdict(AS_USUAL):  # masks, valids
+            other = "remove or rename the array in the file"
         if name not in self.stored:
             known = sorted(self.stored)
             listed = ", ".join(known[:SHOWN]) + ", …" * (len(known) > SHOWN)
             raise DatasetError(
                 f"{self.where} has no array {name!r}. {suggestion(name, known)}It has: "
-                f"{listed or 'none'}. Name the one that holds the {role} ({option} "
-                f"NAME)."
+                f"{listed or 'none'}. Name the one that holds the {role} "
+                f"({options_of([role])} NAME)."
             )
         try:
             stored = self.stored[name]
@@ -212,7 +214,7 @@ class _Finder:
             raise DatasetError(
                 f"{self.where}: {name} has the shape {list(stored.shape)}, and "
                 f"{self.env} needs [{expected}]. Name the environment that the data "
-                f"are from (--env), or another array ({option} NAME)."
+                f"are from (--env), or {other}."
             )
         if count is not None and stored.shape[0] != count:
             raise DatasetError(
