@@ -38,6 +38,9 @@ PLANNING_NEEDS: Needs = {
 """What a setting needs to have an effect: another setting, and those of its values that
 suffice (none listed: any but None and 0). A planner may also lack a guide, or goals."""
 
+REST_NEEDS: Needs = dict.fromkeys(("warm_start", "steadiness"), ("rest", ()))
+"""Nothing is left of a plan of one planning step when the next one is made."""
+
 NETWORK_NEEDS: Needs = {
     "multipliers": ("architecture", ("unet",)),
     "kernel_size": ("architecture", ("unet",)),
@@ -54,6 +57,8 @@ LACKING = {
     "guide": "without a guide. Leave it out, or add a guide: policy.with_guide(…) in "
     "Python, --guide on the command line.",
     "goals": "on a planner without goals. Leave it out.",
+    "rest": "where plans are a single action: nothing is left of a plan when the next "
+    "one is made. Leave it out.",
 }
 
 

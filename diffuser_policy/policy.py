@@ -60,7 +60,7 @@ from diffuser_policy.errors import (
 from diffuser_policy.export import write_export
 from diffuser_policy.files import usable_path
 from diffuser_policy.guides.guide import Guide, GuideFunction, as_guide, described
-from diffuser_policy.needs import PLANNING_NEEDS, refuse_idle
+from diffuser_policy.needs import PLANNING_NEEDS, REST_NEEDS, refuse_idle
 from diffuser_policy.numerics import find_device, plain_arithmetic, within_memory
 from diffuser_policy.observations import is_finite
 from diffuser_policy.planning.plan import Following, Plan
@@ -683,8 +683,10 @@ class DiffuserPolicy:
         present = {
             "guide": config.guide is not None,
             "goals": self.planner.layout.goal_conditioned,
+            "rest": self.planner.horizons.max_planning_steps > 1,
         }
-        refuse_idle(settings, {**planner, **execution, **present}, PLANNING_NEEDS)
+        for needs in (REST_NEEDS, PLANNING_NEEDS):
+            refuse_idle(settings, {**planner, **execution, **present}, needs)
         return self._rebuilt(config, self.networks, self.spaces)
 
     def _rebuilt(

@@ -263,6 +263,10 @@ def test_losses_are_logged_for_tensorboard(tmp_path: Path) -> None:
         ),
         (["--execution.tempo", "0.5"], "tempo has no effect with executor='pursuit'"),
         (["--network.depth", "2"], "depth has no effect with architecture='unet'"),
+        (
+            ["--window.horizon", "1", "--planner.warm-start", "0.5"],
+            "warm_start has no effect where plans are a single action",
+        ),
     ],
 )
 def test_mistakes_are_explained_before_anything_is_written(

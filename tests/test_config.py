@@ -37,6 +37,7 @@ from diffuser_policy.networks.runtime import RUNNERS
 from diffuser_policy.settings import from_json, to_json
 from diffuser_policy.testing import toy_config, toy_policy
 from diffuser_policy.training.presets import PRESETS, preset
+from tests.policy_helpers import untrained_policy
 
 EVERY = [*PRESETS]
 
@@ -275,6 +276,16 @@ def test_settings_without_an_effect_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         toy_policy(horizon="fixed", ranking="smoothness", **settings)
+
+
+@pytest.mark.parametrize("settings", [{"warm_start": 0.5}, {"steadiness": 0.1}])
+def test_settings_for_the_rest_of_a_plan_are_refused_where_there_is_none(
+    settings: dict[str, Any],
+) -> None:
+    single = untrained_policy("Pendulum-v1", horizon=1)
+    with pytest.raises(ConfigError, match="has no effect where plans are a single act"):
+        single.with_settings(replan_interval=1, **settings)
+    single.with_settings(replan_interval=1, **dict.fromkeys(settings))
 
 
 def test_saved_settings_without_an_effect_are_no_mistake() -> None:

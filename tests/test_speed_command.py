@@ -20,6 +20,7 @@ from diffuser_policy.speed.cases import (
     Case,
     Subject,
     all_cases,
+    loop_cases,
     network_flops,
 )
 from diffuser_policy.speed.report import TITLES, facts, figure, to_json
@@ -47,6 +48,12 @@ def measured(policy: DiffuserPolicy) -> SpeedMeasurement:
 @pytest.fixture(scope="module")
 def cases(policy: DiffuserPolicy) -> list[Case]:
     return all_cases(Subject(policy, POINT, quick=True))
+
+
+def test_nothing_starts_warm_where_plans_are_a_single_action() -> None:
+    single = untrained_policy("Pendulum-v1", horizon=1)
+    found = loop_cases(Subject(single, "Pendulum-v1", quick=True))
+    assert [case.name for case in found] == ["cold"]
 
 
 def test_every_table_has_its_cases(measured: SpeedMeasurement) -> None:

@@ -9,7 +9,7 @@ import inspect
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import (
@@ -47,7 +47,7 @@ from diffuser_policy.config import (
     WindowConfig,
 )
 from diffuser_policy.errors import ConfigError, require_extra
-from diffuser_policy.needs import NETWORK_NEEDS, PLANNING_NEEDS, refuse_idle
+from diffuser_policy.needs import NETWORK_NEEDS, PLANNING_NEEDS, REST_NEEDS, refuse_idle
 from diffuser_policy.training.presets import PRESETS, preset
 from diffuser_policy.words import counted
 
@@ -250,7 +250,7 @@ class PresetSettings(TrainSettings):
         default = self.of_preset(str(self.preset))
         planning = {**vars(self.planner), **vars(self.execution)}
         usual = {**vars(default.planner), **vars(default.execution)}
-        _refuse_idle(changed(planning, usual), planning)
+        _refuse_idle(changed(planning, usual), planning, self.window)
         network = vars(self.network)
         refuse_idle(changed(network, vars(default.network)), network, NETWORK_NEEDS)
         parts = common_fields(self, TrainConfig)
@@ -324,16 +324,20 @@ class DatasetSettings(TrainSettings):
         _refuse_idle(
             [*self.planner, *self.execution],
             {**vars(config.planner), **vars(config.execution)},
+            config.window,
         )
         refuse_idle(self.network, vars(config.network), NETWORK_NEEDS)
         return found
 
 
-def _refuse_idle(given: Iterable[str], planning: Mapping[str, Any]) -> None:
+def _refuse_idle(
+    given: Collection[str], planning: Mapping[str, Any], window: WindowConfig
+) -> None:
     """Refuse planning settings that have no effect in any planner of theirs."""
     # Saved with the planner, for guides to come and goals of the data.
-    to_come = {"guide": True, "goals": True}
-    refuse_idle(given, {**planning, **to_come}, PLANNING_NEEDS)
+    present = {"guide": True, "goals": True, "rest": window.num_planning_steps > 1}
+    for needs in (REST_NEEDS, PLANNING_NEEDS):
+        refuse_idle(given, {**planning, **present}, needs)
 
 
 def _without(part: str) -> ConfigError:
@@ -463,7 +467,8 @@ def _effective(part: str, names: Iterable[str], config: TrainConfig) -> list[str
             if part == "network":
                 refuse_idle([name], vars(config.network), NETWORK_NEEDS)
             elif part in ("planner", "execution"):
-                _refuse_idle([name], {**vars(config.planner), **vars(config.execution)})
+                planning = {**vars(config.planner), **vars(config.execution)}
+                _refuse_idle([name], planning, config.window)
             found.append(name)
     return found
 

@@ -189,13 +189,18 @@ def sampler_cases(subject: Subject) -> Iterator[Case]:
 
 
 def loop_cases(subject: Subject) -> Iterator[Case]:
-    """Yield replanning in every env step, cold and from what is left of the plan."""
+    """Yield replanning in every env step, cold and from what is left of the plan.
+
+    Nothing is left of a plan of one planning step.
+    """
     base = subject.policy
     if base.config.planner.horizon == "fixed" and base.spaces.has_goal:
         base = base.with_settings(horizon="shrinking")  # a fixed one never arrives
     base = base.with_settings(replan_interval=1)
     saved = base.config.planner.warm_start
     yield _loop(base.with_settings(warm_start=None), subject, name="cold")
+    if base.planner.horizons.max_planning_steps == 1:
+        return
     if saved is not None:
         yield _loop(base, subject, name="warm, as saved")
     for level in (0.5,) if subject.quick else (0.25, 0.5):
