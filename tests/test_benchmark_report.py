@@ -219,6 +219,19 @@ def test_several_training_seeds_are_pooled(kuka: Path) -> None:
     assert (found["episodes"], found["training seeds"]) == ("90", "0, 1, 2")
 
 
+def test_only_numbers_named_score_are_outcomes(tmp_path: Path) -> None:
+    result = result_of("diffuser_envs/Maze2D-UMaze-v1", "bc")
+    [item] = result["evaluations"][:1]
+    for episode in item["episodes"]:
+        episode["details"] = {"own_score": 3, "game_score": "3-2", "set_score": [1]}
+    item["episodes"][0]["details"]["own_score"] = "none"
+    write_result(tmp_path, result)
+    study = load_study(tmp_path)
+    [found] = rows_of(outcome_table(study, study.rows))
+    assert found["own score"].startswith("3.0")
+    assert not found.keys() & {"game score", "set score"}
+
+
 def test_failures_are_counted_by_reason(kuka: Path) -> None:
     study = load_study(kuka)
     table = failure_table(study, study.rows)

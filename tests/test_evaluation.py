@@ -272,6 +272,7 @@ class Scored(Script):
             outcome = {"failure": None if np.all(score > 50) else "dropped"}
             kinds = {"pairs": np.eye(2), "flag": np.bool_(True), "n": {1: np.int64(3)}}
             odd = {"bad": np.nan, "other": Ellipsis}
+            odd |= {"block_score": [1, 0, 1], "game_score": "3-2"}
             info |= {"score": score, **facts, **outcome, **kinds, **odd}
         return observation, reward, terminated, last, info
 
@@ -287,10 +288,13 @@ def test_a_score_in_the_last_info_wins_and_brings_details_along() -> None:
         "n": {"1": 3},
         "bad": None,
         "other": "Ellipsis",
+        "block_score": [1, 0, 1],
+        "game_score": "3-2",
     }
     latched = evaluation.summary()["latched_score"]
     assert latched is not None
     assert latched.mean == 55.0
+    assert not evaluation.summary().keys() & {"block_score", "game_score"}
     assert evaluation.failures() == {"dropped": 1}
 
 

@@ -285,6 +285,15 @@ def test_steps_processes_and_accumulations_see_other_windows(tmp_path: Path) -> 
 # --- episodes that are too short ----------------------------------------------------
 
 
+def test_only_runs_of_the_best_share_can_be_left_out(tmp_path: Path) -> None:
+    flat = toy_dataset(1, 60)
+    fields = {**flat.fields, "reward": np.repeat([1.0, 1.0, 0.0], [40, 7, 13])}
+    flat = FlatDataset(fields, np.array([0, 40, 47, 60]), flat.metadata)
+    window = WindowConfig(horizon=16, min_horizon=8, best_share=2 / 3)
+    with pytest.warns(ShortRunsWarning, match="1 of 2 runs are shorter"):
+        Trainer(toy_config(window=window), flat, tmp_path)
+
+
 def test_episodes_that_are_left_out_are_counted(tmp_path: Path) -> None:
     flat = toy_dataset(1, 60)
     flat = FlatDataset(flat.fields, np.array([0, 40, 47, 60]), flat.metadata)

@@ -304,3 +304,18 @@ def test_windows_of_the_best_share_are_of_the_runs_with_the_highest_returns() ->
     assert both.num_left_out(4) == 1, "runs that are not wanted are not short"
     here, _, _ = both.sample_pairs(200, 2, generator())
     assert set(here[:, 0].flatten().tolist()) == {1, 2}
+
+
+def test_errors_speak_of_the_runs_that_windows_are_cut_from() -> None:
+    """The run that earned nothing is longer, and is left out."""
+    short, single = numbered([9, 3]), numbered([9, 1])
+    for flat in (short, single):
+        flat.fields["reward"][9:] = 1.0
+    best: Any = {"layout": LAYOUT, "normalizer": IdentityNormalizer.blank(4)}
+    best["best_share"] = 0.5
+    with pytest.raises(
+        DatasetError, match=r"run of best_share=0\.5 has 3 steps.*spans"
+    ):
+        WindowDataset(short, max_planning_steps=5, **best)
+    with pytest.raises(DatasetError, match=r"All episodes of best_share=0\.5 have a"):
+        WindowDataset(single, **best).sample_pairs(2, 2, generator())

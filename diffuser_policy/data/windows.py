@@ -78,7 +78,7 @@ class WindowDataset:
 
         Raises:
             ConfigError: A stride below one, or a goal that the layout does not name.
-            DatasetError: No run is as long as the longest window.
+            DatasetError: No run of that share is as long as the longest window.
         """
         if stride < 1:
             raise ConfigError(f"stride must be at least 1 env step, got {stride}.")
@@ -96,15 +96,17 @@ class WindowDataset:
         self.unpadded_starts = torch.from_numpy(np.array(flat.run_starts))
         self.run_lengths = self.unpadded_starts.diff()
         self._is_used = torch.from_numpy(flat.best_runs(best_share))
+        # In errors: runs of other returns may be longer.
+        self._share = "" if best_share == 1 else f" of best_share={best_share}"
         self.run_starts = self.unpadded_starts
         if padding == "repeat":
             added = (max_planning_steps - 1) * stride
             numbers = torch.arange(len(self.unpadded_starts))
             self.run_starts = self.unpadded_starts + numbers * added
         if self.num_windows(max_planning_steps) == 0:
-            runs = self.run_starts.diff().tolist()
+            longest = int(self.run_starts.diff()[self._is_used].max())
             raise DatasetError(
-                f"The longest continuous run has {max(runs, default=0)} steps, but a "
+                f"The longest continuous run{self._share} has {longest} steps, but a "
                 f"window of {max_planning_steps} planning steps with stride {stride} "
                 f"spans {(max_planning_steps - 1) * stride + 1} env steps. Plan a "
                 f"shorter horizon (--window.horizon), use padding='repeat' "
@@ -115,8 +117,13 @@ class WindowDataset:
         """Return how many windows of that length the runs hold."""
         return int(self._windows_per_run(num_planning_steps).sum())
 
+    @property
+    def num_used(self) -> int:
+        """How many runs windows are cut from."""
+        return int(self._is_used.sum())
+
     def num_left_out(self, num_planning_steps: int) -> int:
-        """Return how many runs hold no window of that length."""
+        """Return how many of the used runs hold no window of that length."""
         none = self._windows_per_run(num_planning_steps) == 0
         return int((none & self._is_used).sum())
 
@@ -291,7 +298,7 @@ class WindowDataset:
         counts = (self.run_lengths - 1).clamp(min=0) * self._is_used
         if not counts.any():
             raise DatasetError(
-                f"All {len(counts)} episodes have a single step: no state is followed "
+                f"All episodes{self._share} have a single step: no state is followed "
                 f"by another, and there is nothing to plan. Record longer episodes."
             )
         return counts

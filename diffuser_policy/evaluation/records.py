@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -178,9 +179,7 @@ class Evaluation:
         """
         episodes, timing = self.episodes, self.timing
         every = [episode.details for episode in episodes]
-        names = dict.fromkeys(
-            name for details in every for name in details if name.endswith("_score")
-        )
+        names = dict.fromkeys(name for details in every for name in scores_in(details))
         return {
             "score": _mean([episode.score for episode in episodes]),
             **{name: _mean([d.get(name) for d in every]) for name in names},
@@ -195,8 +194,15 @@ class Evaluation:
         }
 
 
+def scores_in(details: Mapping[str, Any]) -> list[str]:
+    """Return which details of an episode are averaged: numbers named `..._score`."""
+    return [
+        n for n, v in details.items() if n.endswith("_score") and isinstance(v, Real)
+    ]
+
+
 def _mean(values: list[Any]) -> Interval | None:
-    known = [float(value) for value in values if value is not None]
+    known = [float(value) for value in values if isinstance(value, Real)]
     return mean_interval(known) if known else None
 
 

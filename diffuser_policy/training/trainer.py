@@ -556,7 +556,7 @@ def untrained(
     left_out = windows.num_left_out(min(shortest, made.window.num_planning_steps))
     if left_out:
         warnings.warn(
-            f"{left_out:,} of {flat.num_runs:,} runs are shorter than a window, and "
+            f"{left_out:,} of {windows.num_used:,} runs are shorter than a window, and "
             f"nothing is learned from them. To use them, pad them "
             f"(--window.padding repeat, WindowConfig.padding), or plan a shorter "
             f"horizon (--window.horizon, --window.min-horizon).",

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -142,7 +143,7 @@ class Behavior(NamedTuple):
 
 def _number(episode: Mapping[str, Any], name: str) -> float:
     value = episode.get(name, episode.get("details", {}).get(name))
-    return math.nan if value is None else float(value)
+    return float(value) if isinstance(value, Real) else math.nan
 
 
 class OpenCell(NamedTuple):

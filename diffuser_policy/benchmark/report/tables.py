@@ -25,6 +25,7 @@ from diffuser_policy.benchmark.report.study import (
     is_loaded,
     mixed_versions,
 )
+from diffuser_policy.evaluation.records import scores_in
 from diffuser_policy.evaluation.statistics import Interval, run_interval
 from diffuser_policy.words import counted
 
@@ -469,8 +470,7 @@ def outcome_table(study: Study, rows: Sequence[Row]) -> Table | None:
     """Return all figures of episodes, one method on one problem a row."""
     entries = study.entries_of(rows)
     episodes = [e for entry in entries for r in entry.results for e in r.episodes]
-    details = {name for episode in episodes for name in episode.get("details", {})}
-    figures = [name for name in sorted(details) if name.endswith("_score")]
+    scores = {name for e in episodes for name in scores_in(e.get("details", {}))}
     lines = [
         {
             "problem, method": _name(study, entry),
@@ -480,7 +480,7 @@ def outcome_table(study: Study, rows: Sequence[Row]) -> Table | None:
             "env steps to the goal": estimate(entry.time_to_goal),
             **{
                 name.replace("_", " "): estimate(run_interval(entry.values(name)))
-                for name in (*figures, "return")
+                for name in (*sorted(scores), "return")
             },
             "episodes": entry.values("return").size,
             "training seeds": ", ".join(str(r.cell.seed) for r in entry.results),
