@@ -454,7 +454,7 @@ def test_what_is_no_such_file_is_refused() -> None:
 
 
 def test_every_kind_of_damage_is_named() -> None:
-    arrays = rows(3000)
+    arrays: Any = rows(3000)
     np.savez_compressed("ends-early.npz", **arrays)
     damaged = bytearray(Path("ends-early.npz").read_bytes())
     size = damaged.index(b"PK\x01\x02") + 20  # of the packed observations
