@@ -29,12 +29,13 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
-from diffuser_policy.errors import ConfigError, shown
+from diffuser_policy.errors import ConfigError, shown, suggestion
 from diffuser_policy.walls import Walls
 
 PACKAGE = "ogbench"
 # Environments that draw from NumPy's global generator in `step` too, by their ids.
 DRAWING = ("teleport", "powderworld")
+RESET_OPTIONS = ("task_id", "task_info", "start", "goal", "render_goal")
 
 
 def is_ogbench(spec: EnvSpec) -> bool:
@@ -59,6 +60,7 @@ class OGBenchEnv(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArg
         gym.utils.RecordConstructorArgs.__init__(self)
         super().__init__(env)
         base: Any = env.unwrapped
+        _keep_action_space(base)
         spec_id = env.spec.id if env.spec else ""
         options = dict(env.spec.kwargs) if env.spec else {}
         if options.get("use_oracle_rep"):
@@ -92,7 +94,8 @@ class OGBenchEnv(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArg
             }
         if spec_id.startswith("pointmaze-"):
             facts["observation_columns"] = {"position": [0, 1]}
-            facts["demonstrator"] = "ogbench-pointmaze"
+            if self.has_goals:
+                facts["demonstrator"] = "ogbench-pointmaze"
         self.metadata = {**env.metadata, **facts}
 
     def reset(
@@ -104,15 +107,16 @@ class OGBenchEnv(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArg
             seed: Fixes all that this and later episodes draw.
             options: `task_id`, from 1, or `task_info`; a random task if not given. In
                 mazes, `start` and `goal` are positions `[2]` in meters that take the
-                place of the task's.
+                place of the task's. `render_goal` asks for a picture of the goal.
 
         Raises:
-            ConfigError: No such seed or task, a malformed `task_info`, or a position
-                inside a wall.
+            ConfigError: No such option, seed or task, a malformed `task_info`, or a
+                position inside a wall.
         """
         if options is not None and not isinstance(options, Mapping):
             raise ConfigError(f"options must be a dictionary, got {shown(options)}.")
         options = dict(options or {})
+        self._check_names(options)
         if "task_id" in options:
             tasks = range(1, 1 + len(getattr(self.env.unwrapped, "task_infos", ())))
             options["task_id"] = _whole("task_id", options["task_id"], tasks)
@@ -169,6 +173,20 @@ class OGBenchEnv(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArg
         alone = hasattr(base, "set_xy") and not hasattr(base, "set_agent_ball_xy")
         return alone and len(self.env.observation_space.shape or ()) == 1
 
+    def _check_names(self, options: Mapping[str, Any]) -> None:
+        """Refuse options that OGBench would ignore."""
+        known = RESET_OPTIONS if self.has_goals else ("render_goal",)
+        for name in map(str, options):
+            if name not in known:
+                raise ConfigError(
+                    f"{self._name} takes no {name} in the options of reset(). "
+                    f"{suggestion(name, known)}Known: {', '.join(known)}."
+                )
+
+    @property
+    def _name(self) -> str:
+        return self.spec.id if self.spec else "This environment"
+
     def _place(self, name: str, place: Any) -> np.ndarray:
         """Return a position in a maze, checked."""
         base: Any = self.env.unwrapped
@@ -176,8 +194,7 @@ class OGBenchEnv(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArg
         if walls is None or not (self.has_goals and self._takes_places):
             instead = " Choose a task instead: options={'task_id': 1}."
             raise ConfigError(
-                f"{self.spec.id if self.spec else 'This environment'} takes no {name}."
-                f"{instead * self.has_goals}"
+                f"{self._name} takes no {name}.{instead * self.has_goals}"
             )
         xy = np.full(0, np.nan)
         with contextlib.suppress(TypeError, ValueError):  # no numbers
@@ -236,6 +253,20 @@ def _at_goal(
     """
     off = np.asarray(achieved_goal)[..., :2] - np.asarray(desired_goal)[..., :2]
     return (np.linalg.norm(off, axis=-1) <= tolerance).astype(np.float64)
+
+
+def _keep_action_space(base: Any) -> None:
+    """Give an environment a single action space, which can be seeded.
+
+    OGBench's arms make another one at every access, and `reset` draws from it.
+    """
+    space, kind = base.action_space, type(base)
+    if base.action_space is space:
+        return
+    # An object's own attribute counts only where its class has no property.
+    members = {"action_space": None, "__module__": kind.__module__}
+    base.__class__ = type(kind.__name__, (kind,), members)
+    base.action_space = space
 
 
 def _in_percent(episode_return: float) -> float:

@@ -11,6 +11,11 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+from diffuser_envs.errors import MazeObservationError, UnsupportedEnvError
+from diffuser_envs.ogbench.demonstrator import (
+    NavigateGenerator,
+    PointMazeDemonstrator,
+)
 from diffuser_policy import DiffuserPolicy, evaluate
 from diffuser_policy.baselines.shooting import make_objective
 from diffuser_policy.baselines.transitions import Hindsight, check_goals
@@ -174,9 +179,21 @@ def test_methods_relabel_goals_and_imagine_rewards(maze: Env) -> None:
     assert reward(seen[None, :4], seen[0]) == pytest.approx(0.25)
 
 
-@pytest.mark.parametrize("env_id", [MAZE, "pointmaze-teleport-v0", "antmaze-medium-v0"])
+@pytest.mark.parametrize(
+    "env_id",
+    [
+        MAZE,
+        "pointmaze-teleport-v0",
+        "antmaze-medium-v0",
+        "cube-single-v0",
+        "puzzle-3x3-v0",
+    ],
+)
 def test_a_seed_fixes_all_that_is_drawn(env_id: str) -> None:
-    """Tasks, starts, goals and exits of teleports, which OGBench draws globally."""
+    """Tasks, starts, goals and exits of teleports, which OGBench draws globally.
+
+    And the random actions that bring an arm to its goal.
+    """
 
     def episode(seed: int, disturbance: int) -> list[np.ndarray]:
         env: Any = make_env(env_id)
@@ -232,6 +249,15 @@ def test_seeds_and_tasks_are_whole_numbers_of_any_kind(maze: Env) -> None:
         maze.reset(options=5)  # type: ignore[arg-type]
 
 
+def test_options_that_would_be_ignored_are_refused(maze: Env) -> None:
+    with pytest.raises(ConfigError, match=r"takes no task_di .*mean 'task_id' or"):
+        maze.reset(options={"task_di": 3})
+    single = make_env("pointmaze-medium-singletask-v0")
+    with pytest.raises(ConfigError, match=r"singletask-v0 takes no task_id"):
+        single.reset(options={"task_id": 3})
+    single.close()
+
+
 def test_tasks_of_ones_own_are_checked(maze: Env) -> None:
     own = {"init_ij": (1, 1), "goal_ij": (1, 2)}
     first, _ = maze.reset(seed=0, options={"task_info": own})
@@ -254,7 +280,7 @@ def test_single_tasks_keep_their_observations_and_rewards() -> None:
     env: Any = make_env("pointmaze-medium-singletask-v0")
     observation, _ = env.reset(seed=0)
     assert observation.shape == (2,)
-    assert "evaluation_tasks" not in env.metadata
+    assert not {"evaluation_tasks", "demonstrator"} & set(env.metadata)
     assert env.step(np.zeros(2, np.float32))[1] == -1.0
     env.close()
 
@@ -348,6 +374,26 @@ def record(kind: str, episodes: int, **options: float) -> Any:
     return load_flat(f"diffuser/pointmaze-medium-{kind}-v0", progress=False)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"desired_goal": None}, "with observation and desired_goal"),
+        ({"desired_goal": np.full(2, np.nan)}, "not finite"),
+        ({"observation": np.full(2, np.inf)}, "not finite"),
+        ({"observation": np.zeros(3)}, r"not \(3,\) and \(2,\)"),
+        ({"desired_goal": np.zeros((1, 2))}, r"not \(2,\) and \(1, 2\)"),
+        ({"desired_goal": "here"}, "numbers"),
+    ],
+)
+def test_observations_of_something_else_are_refused(
+    maze: Env, change: dict[str, Any], message: str
+) -> None:
+    observation = {**maze.reset(seed=0)[0], **change}
+    given = {key: value for key, value in observation.items() if value is not None}
+    with pytest.raises(MazeObservationError, match=message):
+        expert(maze).predict(given)
+
+
 @pytest.mark.usefixtures("folders")
 def test_navigation_chases_one_goal_after_another() -> None:
     flat = record("navigate", 2)
@@ -408,12 +454,25 @@ def test_seeds_and_options_determine_the_data() -> None:
         record("navigate", 1, noise=-1)
 
 
-def test_other_environments_have_no_such_recipe() -> None:
-    settings = CollectSettings(
-        env_id="antmaze-medium-v0", demonstrator="ogbench-pointmaze"
-    )
-    with pytest.raises(ConfigError, match=r"point maze of OGBench.*not antmaze"):
+@pytest.mark.parametrize(
+    ("env_id", "found"),
+    [
+        ("antmaze-medium-v0", "not antmaze"),
+        ("pointmaze-medium-singletask-v0", "have none"),
+    ],
+)
+def test_other_environments_have_no_such_recipe(env_id: str, found: str) -> None:
+    settings = CollectSettings(env_id=env_id, demonstrator="ogbench-pointmaze")
+    with pytest.raises(ConfigError, match=f"point maze of OGBench.*{found}"):
         collect(settings, progress=False)
+
+
+@pytest.mark.parametrize("kind", [PointMazeDemonstrator, NavigateGenerator])
+def test_mazes_without_a_goal_in_observations_are_refused(kind: Any) -> None:
+    env = gym.make(MAZE)
+    with pytest.raises(UnsupportedEnvError, match=r"envs\.make_env"):
+        kind.from_env(env)
+    env.close()
 
 
 def test_without_ogbench_its_ids_name_the_extra(
