@@ -229,6 +229,7 @@ def test_stable_baselines3_evaluates_it() -> None:
         (lambda o: {**o, "observation": np.zeros(3)}, r"shape \[4\]"),
         (lambda o: {**o, "desired_goal": np.zeros((2, 2))}, "desired_goal of shape"),
         (lambda o: {**o, "observation": np.full(4, np.nan)}, "not finite"),
+        (lambda o: {**o, "desired_goal": ["far", "away"]}, "arrays of numbers"),
     ],
 )
 def test_bad_observations_are_refused(change: Any, message: str) -> None:

@@ -138,7 +138,7 @@ class WaypointDemonstrator:
                 the state is for another number of environments.
             MazePositionError: A goal is not in a free cell or cannot be reached.
         """
-        states, goals, batched = _read_observation(observation)
+        states, goals, batched = read_observation(observation, size=4)
         memories = self._restore(state, episode_start, len(states))
         actions = np.empty((len(states), 2), dtype=np.float32)
         for row, (values, goal) in enumerate(zip(states, goals, strict=True)):
@@ -319,10 +319,18 @@ def _neighbors(cell: Cell) -> list[Cell]:
     return [(cell[0] + i, cell[1] + j) for i, j in _MOVES]
 
 
-def _read_observation(
-    observation: Mapping[str, npt.ArrayLike],
+def read_observation(
+    observation: Mapping[str, npt.ArrayLike], *, size: int
 ) -> tuple[FloatArray, FloatArray, bool]:
-    """Return states `[n, 4]`, goals `[n, 2]`, and whether they are a batch."""
+    """Return states `[n, size]`, goals `[n, 2]`, and whether they are a batch.
+
+    Args:
+        observation: Goal dictionary of one environment or of a batch (`[n, ...]`).
+        size: Columns of a state.
+
+    Raises:
+        MazeObservationError: It is not a finite goal dictionary of these sizes.
+    """
     if isinstance(observation, tuple):
         raise MazeObservationError(
             "got a tuple; pass the observation alone: `observation, info = env.reset()`"
@@ -333,14 +341,19 @@ def _read_observation(
             f"expected a goal dictionary with {' and '.join(_FIELDS)}, not"
             f" {sorted(fields) or type(observation).__name__}"
         )
-    states = np.asarray(fields["observation"], dtype=np.float64)
-    goals = np.asarray(fields["desired_goal"], dtype=np.float64)
-    is_right = states.ndim in (1, 2) and states.shape[-1] == 4
+    try:
+        states, goals = (np.asarray(fields[name], np.float64) for name in _FIELDS)
+    except (TypeError, ValueError) as error:
+        raise MazeObservationError(
+            f"{' and '.join(_FIELDS)} must be arrays of numbers: {error}"
+        ) from error
+    is_right = states.ndim in (1, 2) and states.shape[-1] == size
     if not is_right or goals.shape != (*states.shape[:-1], 2):
         raise MazeObservationError(
-            "expected an observation of shape [4] or [n, 4] and a desired_goal of shape"
-            f" [2] or [n, 2], not {states.shape} and {goals.shape}"
+            f"expected an observation of shape [{size}] or [n, {size}] and a"
+            f" desired_goal of shape [2] or [n, 2], not {states.shape} and"
+            f" {goals.shape}"
         )
     if not (np.isfinite(states).all() and np.isfinite(goals).all()):
         raise MazeObservationError("the observation has values that are not finite")
-    return states.reshape(-1, 4), goals.reshape(-1, 2), states.ndim == 2
+    return states.reshape(-1, size), goals.reshape(-1, 2), states.ndim == 2

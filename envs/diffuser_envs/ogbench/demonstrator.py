@@ -31,11 +31,8 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 
-from diffuser_envs.errors import (
-    MazeObservationError,
-    MazeOptionError,
-    UnsupportedEnvError,
-)
+from diffuser_envs.errors import MazeOptionError, UnsupportedEnvError
+from diffuser_envs.maze.demonstrator import read_observation
 
 Cell: TypeAlias = tuple[int, int]
 FloatArray: TypeAlias = npt.NDArray[np.float64]
@@ -64,7 +61,8 @@ class CellMaze:
         """Read the maze of one of OGBench's point mazes.
 
         Raises:
-            UnsupportedEnvError: It is another environment.
+            UnsupportedEnvError: It is another environment, or one whose observations
+                have no goals.
         """
         base: Any = env.unwrapped
         name = env.spec.id if env.spec else type(base).__name__
@@ -72,6 +70,12 @@ class CellMaze:
             raise UnsupportedEnvError(
                 f"this needs a point maze of OGBench, such as pointmaze-medium-v0, and "
                 f"not {name}"
+            )
+        if not isinstance(env.observation_space, gymnasium.spaces.Dict):
+            raise UnsupportedEnvError(
+                f"this needs the goals of a point maze of OGBench, and observations of "
+                f"{name} have none; make one of several tasks, such as "
+                f"pointmaze-medium-v0, with diffuser_policy.envs.make_env"
             )
         origin, diagonal = (np.array(base.ij_to_xy(ij)) for ij in ((0, 0), (1, 1)))
         return cls(
@@ -143,11 +147,13 @@ class PointMazeDemonstrator:
         """Make a demonstrator for the maze of an environment.
 
         Args:
-            env: One of OGBench's point mazes, wrapped or not.
+            env: One of OGBench's point mazes, as `diffuser_policy.envs.make_env` makes
+                it.
             **settings: The constructor's keyword arguments.
 
         Raises:
-            UnsupportedEnvError: It is another environment.
+            UnsupportedEnvError: It is another environment, or its observations have no
+                goals.
         """
         return cls(CellMaze.from_env(env), **settings)
 
@@ -167,23 +173,15 @@ class PointMazeDemonstrator:
             deterministic: Not used.
 
         Raises:
-            MazeObservationError: The observation is no goal dictionary.
+            MazeObservationError: The observation is not a finite goal dictionary.
         """
-        if not isinstance(observation, Mapping):
-            raise MazeObservationError(
-                f"expected a goal dictionary, not {type(observation).__name__}"
-            )
-        points, goals = (
-            np.asarray(observation[name], np.float64)
-            for name in ("observation", "desired_goal")
-        )
+        points, goals, batched = read_observation(observation, size=2)
         actions = np.empty(points.shape, np.float32)
-        for index in np.ndindex(points.shape[:-1]):
-            point, goal = points[index], goals[index]
+        for row, (point, goal) in enumerate(zip(points, goals, strict=True)):
             there = self.maze.cell(point) == self.maze.cell(goal)
             offset = (goal if there else self.maze.toward(point, goal)) - point
-            actions[index] = offset / max(float(np.linalg.norm(offset)), 0.2)
-        return actions, state
+            actions[row] = offset / max(float(np.linalg.norm(offset)), 0.2)
+        return (actions if batched else actions[0]), state
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -241,7 +239,8 @@ class NavigateGenerator:
         """Make a generator for an environment.
 
         Raises:
-            UnsupportedEnvError: It is no point maze of OGBench.
+            UnsupportedEnvError: It is no point maze of OGBench, or its observations
+                have no goals.
             MazeOptionError: A negative option.
         """
         return cls(env, **options)
