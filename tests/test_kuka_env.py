@@ -264,6 +264,7 @@ def test_noise_and_options_leave_the_drawn_episode_alone() -> None:
         ({"substeps": float("nan")}, "substeps"),
         ({"render_mode": "humen"}, "rgb_array"),
         ({"width": 0}, "pixel"),
+        ({"height": 5.5}, "pixel"),
     ],
 )
 def test_arguments_are_checked(settings: dict[str, Any], message: str) -> None:

@@ -162,6 +162,43 @@ def test_without_opengl_auto_falls_back_and_mujoco_says_so(
             env.render()
 
 
+def test_a_window_without_a_display_is_refused_before_it_opens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """GLFW would end Python."""
+    monkeypatch.setattr(rendering, "_try_context", lambda _: "no display")
+    with pytest.raises(RenderingError, match=r"needs a display \(no display\)"):
+        gymnasium.make("diffuser_envs/Maze2D-UMaze-v1", render_mode="human")
+
+
+def test_a_window_shows_the_start_and_every_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rendering, "_try_context", lambda _: None)
+    env = Maze2DEnv("umaze", render_mode="human")
+    shown: list[list[float]] = []
+    monkeypatch.setattr(
+        env.point_env.mujoco_renderer,
+        "render",
+        lambda mode: shown.append([mode, *env.data.qpos]),
+    )
+    first, _ = env.reset(seed=0)
+    second, *_ = env.step(np.ones(2, np.float32))
+    assert shown == [["human", *seen["achieved_goal"]] for seen in (first, second)]
+    env.close()
+
+
+@pytest.mark.parametrize("size", [0, -5, 0.5, "a", None])
+@pytest.mark.parametrize("name", ["width", "height"])
+def test_pictures_have_a_size(name: str, size: Any) -> None:
+    message = f"{name} must be a whole number of pixels, 1 or more"
+    with pytest.raises(MazeOptionError, match=message):
+        Maze2DEnv("umaze", **{name: size})
+    pair = (size, 64) if name == "width" else (64, size)
+    with pytest.raises(MazeOptionError, match=message):
+        draw_maze(MEDIUM.maze_map, size=pair)
+
+
 def test_a_broken_opengl_is_noticed_quietly(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

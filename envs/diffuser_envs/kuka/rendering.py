@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
+from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -55,15 +56,15 @@ class BlockCamera:
         height: Height of a picture in pixels.
 
     Raises:
-        KukaOptionError: A size is not positive.
+        KukaOptionError: A size is no whole number, or not positive.
     """
 
     def __init__(self, width: int, height: int) -> None:
-        if width < 1 or height < 1:
-            raise KukaOptionError(
-                f"a picture needs a width and a height of 1 pixel or more, got {width}"
-                f" and {height}"
-            )
+        for name, size in (("width", width), ("height", height)):
+            if not (isinstance(size, Integral) and size >= 1):
+                raise KukaOptionError(
+                    f"{name} must be a whole number of pixels, 1 or more; got {size!r}"
+                )
         self.width = width
         self.height = height
         self._view = pybullet.computeViewMatrix(EYE, TARGET, (0.0, 0.0, 1.0))

@@ -47,7 +47,12 @@ from diffuser_envs.maze.layouts import (
     get_layout,
     read_reset_options,
 )
-from diffuser_envs.maze.rendering import MazeRenderer, RendererName
+from diffuser_envs.maze.rendering import (
+    MazeRenderer,
+    RendererName,
+    check_size,
+    check_window,
+)
 from diffuser_envs.scores import get_normalized_score
 
 try:
@@ -98,6 +103,7 @@ class Maze2DEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle):
 
     Raises:
         MazeOptionError: An argument is not one of the values above.
+        RenderingError: `"human"` opens a window, and there is no display.
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012 (Gymnasium declares it like this)
@@ -133,9 +139,12 @@ class Maze2DEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle):
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             hint = nearest_names(str(render_mode), self.metadata["render_modes"])
             raise MazeOptionError(f"unknown render_mode {render_mode!r}; {hint}")
+        check_size(width, height)
+        if render_mode == "human":
+            check_window()
         self.render_mode = render_mode
         self.random_goal = goal == "random"
-        self._simulation = _make_simulation(self.layout, render_mode, width, height)
+        self._simulation = _make_simulation(self.layout, width, height)
         self._renderer = MazeRenderer(
             self.point_env, self.layout, renderer, size=(width, height)
         )
@@ -213,6 +222,8 @@ class Maze2DEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle):
         if not np.isfinite(force).all():
             raise MazeActionError(f"an action is finite, not {force.tolist()}")
         state, _, _, _, _ = self.point_env.step(force)
+        if self.render_mode == "human":
+            self.render()
         info = self._info(state)
         return self._observe(state), float(info["success"]), False, False, info
 
@@ -447,15 +458,15 @@ def _goal_space() -> Untyped:
     )
 
 
-def _make_simulation(
-    layout: MazeLayout, render_mode: str | None, width: int, height: int
-) -> Untyped:
-    """Build PointMaze, and delete the model file that it leaves behind."""
+def _make_simulation(layout: MazeLayout, width: int, height: int) -> Untyped:
+    """Build PointMaze, and delete the model file that it leaves behind.
+
+    It has no render mode: in a window it would draw before `reset` is done.
+    """
     simulation = PointMazeEnv.__new__(PointMazeEnv)
     try:
         simulation.__init__(
             maze_map=[list(row) for row in layout.maze_map],
-            render_mode=render_mode,
             width=width,
             height=height,
         )

@@ -8,6 +8,9 @@ console. It uses
 - EGL, which needs no display, on Linux without a display;
 - otherwise what Gymnasium chooses.
 
+A window is GLFW's, and without a display GLFW ends the whole process; `check_window`
+refuses it before.
+
 `draw_maze` needs no OpenGL. Its shapes are discs and capsules, given by their signed
 distance d to a pixel's center (in pixels, negative inside). A shape covers the pixel by
 
@@ -26,6 +29,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Integral
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -144,6 +148,33 @@ class MazeRenderer:
         self._choice = "topdown"
 
 
+def check_size(width: Any, height: Any) -> None:
+    """Refuse a size that no picture has.
+
+    Raises:
+        MazeOptionError: Width or height is no whole number of pixels, 1 or more.
+    """
+    for name, size in (("width", width), ("height", height)):
+        if not (isinstance(size, Integral) and size >= 1):
+            raise MazeOptionError(
+                f"{name} must be a whole number of pixels, 1 or more; got {size!r}"
+            )
+
+
+def check_window() -> None:
+    """Refuse to open a window where there is no display.
+
+    Raises:
+        RenderingError: There is none.
+    """
+    problem = _try_context("glfw")
+    if problem is not None:
+        raise RenderingError(
+            f'render_mode="human" opens a window, which needs a display ({problem});'
+            ' use render_mode="rgb_array"'
+        )
+
+
 def _candidate_platforms() -> tuple[str, ...]:
     wanted = os.environ.get("MUJOCO_GL", "").lower().strip()
     if wanted:
@@ -213,8 +244,12 @@ def draw_maze(
 
     Returns:
         A picture, uint8, shape `[height, width, 3]`.
+
+    Raises:
+        MazeOptionError: A size that is not positive.
     """
     width, height = (size, size) if isinstance(size, int) else size
+    check_size(width, height)
     layout = MazeLayout.from_map(maze_map, cell_size=cell_size)
     canvas = _Canvas.of_maze(layout, width, height)
     if goal is not None:
