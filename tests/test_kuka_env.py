@@ -325,14 +325,14 @@ def test_actions_are_checked(action: np.ndarray) -> None:
 
 def test_nothing_works_after_close_or_before_reset() -> None:
     env = KukaStackEnv(render_mode="rgb_array")
-    with pytest.raises(ClosedEnvError, match="reset"):
-        env.step(STILL)
-    with pytest.raises(ClosedEnvError, match="reset"):
-        env.finish()
+    for use in (lambda: env.step(STILL), env.render, env.finish):
+        with pytest.raises(ClosedEnvError, match="reset"):
+            use()
     env.reset(seed=0)
     env.close()
     env.close()
-    for use in (lambda: env.step(STILL), env.reset, env.render, env.finish):
+    uses = (env.reset, env.render, env.finish, env.link_poses, env.block_poses)
+    for use in (*uses, lambda: env.step(STILL)):
         with pytest.raises(ClosedEnvError, match="closed"):
             use()
 

@@ -229,8 +229,7 @@ class KukaStackEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle
             KukaActionError: The action has another shape or is not finite.
             ClosedEnvError: The environment is closed, or was never reset.
         """
-        self._check_open()
-        log = self.log
+        log = self._begun()
         command = np.asarray(action, dtype=np.float64)
         if command.shape != (NUM_JOINTS + 1,):
             raise KukaActionError(
@@ -272,8 +271,7 @@ class KukaStackEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle
         Raises:
             ClosedEnvError: The environment is closed, or was never reset.
         """
-        self._check_open()
-        log = self.log
+        log = self._begun()
         holding = self.held is not None
         self._let_go()
         for _ in range(SETTLING_STEPS):
@@ -311,11 +309,21 @@ class KukaStackEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle
         return self.task.achieved_goals(observations)
 
     def link_poses(self) -> FloatArray:
-        """Return where base, links and tool are: x, y, z, quaternion x, y, z, w."""
+        """Return where base, links and tool are: x, y, z, quaternion x, y, z, w.
+
+        Raises:
+            ClosedEnvError: The environment is closed.
+        """
+        self._check_open()
         return self._world.link_poses()
 
     def block_poses(self) -> FloatArray:
-        """Return where the blocks are, `[n, 7]`, in the same way."""
+        """Return where the blocks are, `[n, 7]`, in the same way.
+
+        Raises:
+            ClosedEnvError: The environment is closed.
+        """
+        self._check_open()
         return self._world.poses()
 
     def play_world(self, columns: Mapping[str, Sequence[int]]) -> Any:
@@ -335,9 +343,9 @@ class KukaStackEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle
             A picture, `[height, width, 3]`, for `"rgb_array"`; otherwise None.
 
         Raises:
-            ClosedEnvError: The environment is closed.
+            ClosedEnvError: The environment is closed, or was never reset.
         """
-        self._check_open()
+        self._begun()
         if self.render_mode is None:
             return None
         return self._camera.render(self._world.client, self.task, self._goal)
@@ -415,6 +423,11 @@ class KukaStackEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle
 
     def _info(self, share: float) -> Info:
         return {"success": share >= 1.0, "held": -1 if self.held is None else self.held}
+
+    def _begun(self) -> EpisodeLog:
+        """Return the episode's log; raise if the environment is closed or has none."""
+        self._check_open()
+        return self.log
 
     def _check_open(self) -> None:
         if self._world.client < 0:
