@@ -173,6 +173,15 @@ def test_bad_input_is_refused(envs: dict[str, gym.Env[Any, Any]]) -> None:
         goal.predict(good)
     with pytest.raises(KukaObservationError, match=r"lacks \['desired_goal'\]"):
         goal.predict({"observation": good})
+    wrong: Any
+    for wrong in (np.full(12, np.nan), np.zeros(11), np.zeros(()), "red on blue"):
+        with pytest.raises(KukaObservationError, match="goal must be 12 finite num"):
+            goal.predict({"observation": good, "desired_goal": wrong})
+    two = {"observation": np.stack((good, good)), "desired_goal": np.zeros((3, 12))}
+    with pytest.raises(KukaObservationError, match="of the same environments"):
+        goal.predict(two)
+    with pytest.raises(KukaObservationError, match="39 finite numbers"):
+        plain.predict("red on blue")  # type: ignore[arg-type]
     circle = ((0, 1), (1, 2), (2, 0))
     pairs = np.array([float(pair in circle) for pair in ordered_pairs(4)])
     with pytest.raises(KukaArrangementError, match="circle"):

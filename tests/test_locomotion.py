@@ -72,6 +72,13 @@ def test_every_demonstrator_acts_in_its_environment(name: str) -> None:
         cls.from_env(other)
 
 
+def test_robots_that_observe_something_else_are_refused() -> None:
+    env = gymnasium.make("Hopper-v5", exclude_current_positions_from_observation=False)
+    with pytest.raises(UnsupportedEnvError, match=r"shape \(11,\).* give \(12,\)"):
+        demonstrators.HopperMedium.from_env(env)
+    env.close()
+
+
 def test_shipped_actors_are_those_of_the_demonstrators() -> None:
     named = {
         actor for name in NAMES for actor in DEMONSTRATORS.find(name).target.actors

@@ -12,6 +12,7 @@ The demonstrator solves all three tasks and is the reference for planners.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeAlias
@@ -39,6 +40,7 @@ from diffuser_envs.kuka.columns import (
 from diffuser_envs.kuka.generators import RECORDERS, TowerRecorder, carried_blocks
 from diffuser_envs.kuka.motions import NOTHING, TOP, Route, Style, Trajectory
 from diffuser_envs.kuka.task_planner import Move, plan_rearrangement, plan_tower
+from diffuser_envs.kuka.tasks import make_task
 
 State: TypeAlias = tuple[npt.NDArray[np.object_], ...]
 Observation: TypeAlias = npt.ArrayLike | Mapping[str, npt.ArrayLike]
@@ -134,6 +136,7 @@ class StackDemonstrator:
                 raise KukaOptionError(f"{name} must be {least:g} or more, got {value}")
         self.task = task
         self.num_blocks = num_blocks
+        self._goal_size = make_task(task, num_blocks).goal_size
         self.style = Style(clearance=clearance, grasp_steps=int(grasp_steps))
         self.off_centre = off_centre
         self.seed = seed
@@ -295,37 +298,48 @@ class StackDemonstrator:
         route.put(target, blocks, grasp)
 
     def _read(self, observation: Observation) -> tuple[FloatArray, FloatArray, bool]:
-        """Return states `[n, size]`, goals `[n, ...]`, and whether they are a batch."""
-        goals: npt.ArrayLike = ()
-        states = observation
-        if isinstance(observation, Mapping):
-            missing = {"observation", "desired_goal"} - set(observation)
-            if missing:
+        """Return states `[n, size]`, goals `[n, ...]`, and whether they are a batch.
+
+        A task without goals has goals `[n, 0]`, whatever the observation says.
+        """
+        fields = observation
+        if not isinstance(fields, Mapping):
+            if self._goal_size:
                 raise KukaObservationError(
-                    f"the goal observation lacks {sorted(missing)}; it has"
-                    f" {sorted(observation)}"
+                    f"the task {self.task} needs goal observations (a dictionary with"
+                    " 'observation' and 'desired_goal'), got an array"
                 )
-            states, goals = observation["observation"], observation["desired_goal"]
-        elif self.task != "unconditional":
+            fields = {"observation": fields, "desired_goal": ()}
+        if missing := {"observation", "desired_goal"} - set(fields):
             raise KukaObservationError(
-                f"the task {self.task} needs goal observations (a dictionary with"
-                " 'observation' and 'desired_goal'), got an array"
+                f"the goal observation lacks {sorted(missing)}; it has {sorted(fields)}"
             )
-        values = np.asarray(states, dtype=np.float64)
         size = observation_size(self.num_blocks)
-        if (
-            values.ndim not in (1, 2)
-            or values.shape[-1] != size
-            or not np.isfinite(values).all()
-        ):
+        states = self._finite("state", fields["observation"], size)
+        goals = np.empty((*states.shape[:-1], 0))
+        if self._goal_size:
+            goals = self._finite("goal", fields["desired_goal"], self._goal_size)
+        if goals.shape[:-1] != states.shape[:-1]:
             raise KukaObservationError(
-                f"the state must be {size} finite numbers ({self.num_blocks} blocks),"
-                f" or a batch of such, got shape {values.shape}"
+                f"states and goals must be of the same environments, got shapes"
+                f" {states.shape} and {goals.shape}"
             )
-        batched = values.ndim == 2
-        rows = np.atleast_2d(values)
-        wanted = np.asarray(goals, dtype=np.float64)
-        return rows, wanted.reshape(len(rows), -1), batched
+        return np.atleast_2d(states), np.atleast_2d(goals), states.ndim == 2
+
+    def _finite(self, name: str, given: Any, size: int) -> FloatArray:
+        """Return finite numbers, `[size]` or `[n, size]`."""
+        found = "something else"
+        with contextlib.suppress(TypeError, ValueError):  # no numbers
+            values = np.asarray(given, dtype=np.float64)
+            found = f"shape {values.shape}"
+            if not np.isfinite(values).all():
+                found += ", not all of them finite"
+            elif values.ndim in (1, 2) and values.shape[-1] == size:
+                return values
+        raise KukaObservationError(
+            f"the {name} must be {size} finite numbers ({self.num_blocks} blocks), or a"
+            f" batch of such, got {found}"
+        )
 
     def _rng(self, scene: Scene) -> np.random.Generator:
         """Return the random generator for an observation."""

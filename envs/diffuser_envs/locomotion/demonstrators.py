@@ -125,18 +125,25 @@ class SacDemonstrator:
         """Make a demonstrator for an environment.
 
         Args:
-            env: Of the robot, any version.
+            env: Of the robot, any version, with the observations of its default.
             seed: Fixes the choice of actors and their noise.
 
         Raises:
-            UnsupportedEnvError: It is another robot's.
+            UnsupportedEnvError: It is another robot's, or has other observations.
         """
         name = env.spec.id if env.spec else type(env.unwrapped).__name__
         if not re.fullmatch(rf"{cls.robot}-v\d+", name):
             raise UnsupportedEnvError(
                 f"this demonstrator is of {cls.robot}-v5 and cannot act in {name}"
             )
-        return cls(seed=seed)
+        made, seen = cls(seed=seed), env.observation_space.shape
+        known = (len(made._actors[0].layers[0][0]),)
+        if seen != known:
+            raise UnsupportedEnvError(
+                f"this demonstrator takes observations of shape {known}, and {name} "
+                f"was made with options that give {seen}; leave them out"
+            )
+        return made
 
     def predict(
         self,
