@@ -232,7 +232,10 @@ def make_env(env_id: str, **kwargs: Any) -> Env:
         return OGBenchEnv(made) if is_ogbench(spec) else made
     except ConfigError:
         raise
-    except (TypeError, ValueError, AttributeError, LookupError, OSError) as error:
+    except (
+        *(TypeError, ValueError, AttributeError, LookupError, OSError),
+        AssertionError,  # of Gymnasium 1.0 and OGBench
+    ) as error:
         if not kwargs or isinstance(error, DiffuserPolicyError):
             raise
         raise ConfigError(f"{env_id} cannot be made with {kwargs}: {error}") from error
@@ -259,6 +262,9 @@ def reset_env(
 ) -> tuple[Any, dict[str, Any]]:
     """Reset an environment; return the observation, copied, and the info.
 
+    Where the space is a Tuple, the observation is one, even if the environment returned
+    a list, which Gymnasium takes as well.
+
     Raises:
         EnvContractError: It returned something else, or an observation whose shape is
             not that of its space.
@@ -272,8 +278,7 @@ def reset_env(
             f"adapted to Gymnasium."
         )
     observation, info = returned
-    _check_observation(env, observation)
-    return copied(observation), _checked_info(env, info)
+    return _read(env, observation), _checked_info(env, info)
 
 
 def goal_radius(env: Env) -> float | None:
@@ -302,7 +307,7 @@ def glimpses(env: Env, *, num_resets: int = 8, num_steps: int = 3) -> list[Any]:
 
 
 def step_env(env: Env, action: Any) -> Step:
-    """Act; return what the environment says, copied.
+    """Act; return what the environment says, copied, with tuples as in `reset_env`.
 
     The environment gets a copy of the action as well: some clip it in place.
 
@@ -319,9 +324,8 @@ def step_env(env: Env, action: Any) -> Step:
             f"old `gym` have to be adapted to Gymnasium."
         )
     observation, reward, terminated, truncated, info = returned
-    _check_observation(env, observation)
     return Step(
-        copied(observation),
+        _read(env, observation),
         _number(env, "reward", reward),
         flag(env, "terminated", terminated),
         flag(env, "truncated", truncated),
@@ -539,9 +543,21 @@ def check_length(env: Env, length: int) -> None:
     )
 
 
-def _check_observation(env: Env, observation: Any) -> None:
-    """Raise unless the parts of an observation have the shapes of the space's parts."""
-    _check_part(env, env.observation_space, observation, "The observation")
+def _read(env: Env, observation: Any) -> Any:
+    """Return an observation, copied, if its parts have the shapes of the space's."""
+    space = env.observation_space
+    _check_part(env, space, observation, "The observation")
+    return _with_tuples(space, copied(observation))
+
+
+def _with_tuples(space: Space, value: Any) -> Any:
+    """Return a value of a space with tuples for the lists that stand for them."""
+    if isinstance(space, gym.spaces.Tuple):
+        return tuple(map(_with_tuples, space.spaces, value))
+    if isinstance(space, gym.spaces.Dict):
+        parts = space.spaces.items()
+        return {**value, **{key: _with_tuples(part, value[key]) for key, part in parts}}
+    return value
 
 
 def _check_part(env: Env, space: Space, value: Any, name: str) -> None:
@@ -623,7 +639,7 @@ def _made_by(
     most = own.pop("max_episode_steps", None)  # as `gymnasium.make` takes it
     check_call(factory, env_id, own)
     made = env_of(factory(**own), env_id)
-    return made if most is None else gym.wrappers.TimeLimit(made, most)
+    return made if most in (None, -1) else gym.wrappers.TimeLimit(made, most)
 
 
 def _missing_simulator(error: BaseException | None) -> str | None:

@@ -52,6 +52,12 @@ def no_number(training):
 def wrong_shape(training):
     return Constant(0.0, shape=(3,))
 
+def no_state(training):
+    class Alone(Constant):
+        def predict(self, observation, **rest):
+            return super().predict(observation)[0]
+    return Alone(0.0)
+
 def nothing(training):
     pass
 
@@ -138,6 +144,7 @@ def test_evaluations_that_are_there_are_kept(methods: Path, tmp_path: Path) -> N
         ("too_far", "outside of the action space"),
         ("no_number", "not numbers"),
         ("wrong_shape", "actions of shape"),
+        ("no_state", "must return (action, state)"),
         ("nothing", "returned nothing"),
         ("no_policy", "has no predict"),
         ("bare_predict", "contract is predict"),

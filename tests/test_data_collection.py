@@ -461,6 +461,17 @@ def test_a_run_with_values_that_are_not_finite_is_refused(
     assert not list(root.rglob("shard-*"))
 
 
+def test_a_demonstrator_returns_an_action_and_a_state(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two numbers alone would be taken for an action of one and a state."""
+    kind = DEMONSTRATORS.find(EXPERT).target
+    monkeypatch.setattr(kind, "predict", lambda *_: np.zeros(2, np.float32))
+    with pytest.raises(EnvContractError, match=r"must return \(action, state\)"):
+        record(SMALL)
+    assert not list(root.rglob("shard-*"))
+
+
 # --- the command --------------------------------------------------------------------
 
 

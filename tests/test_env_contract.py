@@ -20,7 +20,13 @@ import pytest
 from diffuser_policy import collect_episodes, evaluate, load_flat
 from diffuser_policy.benchmark.problem import fixed_goal
 from diffuser_policy.data.minari import recorded_facts
-from diffuser_policy.envs import MOST_STEPS, make_env, reset_env, step_env
+from diffuser_policy.envs import (
+    MOST_STEPS,
+    make_env,
+    reset_env,
+    step_env,
+    step_limit,
+)
 from diffuser_policy.errors import (
     ConfigError,
     DatasetError,
@@ -32,6 +38,7 @@ from diffuser_policy.evaluation.report import table, to_json, write_json
 
 pytest.importorskip("minari", reason="needs the extra 'data'")
 DATASET = "test/walk-v0"
+PAIR = gym.spaces.Box(-9, 9, (2,))
 GROWTH = 2.0**-14  # exact, and within the bounds of actions for thousands of steps
 
 
@@ -307,6 +314,69 @@ def test_parts_that_are_missing_are_named() -> None:
         reset_env(Partial())
 
 
+class Nested(Walk):
+    """Returns lists in the place of tuples, as Gymnasium allows."""
+
+    observation_space = gym.spaces.Tuple(
+        [Walk.observation_space, gym.spaces.Dict(a=gym.spaces.Tuple([PAIR, PAIR]))]
+    )
+
+    def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+        return self._listed(super().reset(**options)[0]), {}
+
+    def step(self, action: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        observation, *others, info = super().step(action)
+        return self._listed(observation), others[0], others[1], others[2], info
+
+    def _listed(self, x: np.ndarray) -> Any:
+        return [x, {"a": [np.zeros(2, np.float32), np.ones(2, np.float32)]}]
+
+
+class Still:
+    """Returns zeros, as many as there are observations in the first leaf."""
+
+    def __init__(self) -> None:
+        self.seen: Any = None
+
+    def predict(self, observation: Any, state: Any = None, **_: Any) -> Any:
+        self.seen = leaf = observation
+        while isinstance(leaf, dict | tuple):
+            leaf = next(iter(leaf.values())) if isinstance(leaf, dict) else leaf[0]
+        return np.zeros((*leaf.shape[:-1], 1)), state
+
+
+def test_lists_in_the_place_of_tuples_are_tuples() -> None:
+    policy = Still()
+    result = evaluate(policy, Nested, episodes=2, num_envs=2, progress=False)
+    assert result.episodes[0].start == (0.0, 0.0, 0.0, 1.0, 1.0)
+    first, second = policy.seen
+    assert first.tolist() == [[4.0], [4.0]]
+    assert [part.shape for part in second["a"]] == [(2, 2), (2, 2)]
+    assert isinstance(second["a"], tuple)
+    rollout = run_episode(Still(), Nested(), reset_env(Nested())[0], seed=0)
+    assert all(isinstance(each, tuple) for each in rollout.observations)
+
+
+def test_observations_with_text_are_evaluated() -> None:
+    class Told(Walk):
+        observation_space = gym.spaces.Dict(
+            x=Walk.observation_space, m=gym.spaces.Text(5)
+        )
+
+        def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+            return {"x": super().reset(**options)[0], "m": "go"}, {}
+
+        def step(self, action: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+            x, *others, info = super().step(action)
+            return {"x": x, "m": "on"}, others[0], others[1], others[2], info
+
+    policy = Still()
+    result = evaluate(policy, Told, episodes=2, num_envs=2, progress=False)
+    assert [episode.start for episode in result.episodes] == [(), ()]
+    assert policy.seen["m"].tolist() == ["on", "on"]
+    assert to_json(result)["episodes"][0]["start"] == []
+
+
 @pytest.mark.parametrize(
     ("method", "returned", "message"),
     [
@@ -552,8 +622,14 @@ def test_actions_that_no_environment_can_take_are_the_policys_fault(
 
 
 def test_a_policy_returns_an_action_and_a_state_for_every_environment() -> None:
-    with pytest.raises(EnvContractError, match=r"must return \(action, state\)"):
-        evaluate(Always([0.1], alone=True), Walk, episodes=1, progress=False)
+    alone, env = Always(np.zeros((2, 1)), alone=True), Walk()
+    observation, _ = env.reset()
+    for call in (
+        lambda: evaluate(alone, Walk, episodes=1, progress=False),
+        lambda: run_episode(alone, env, observation, seed=0),
+    ):
+        with pytest.raises(EnvContractError, match=r"must return \(action, state\)"):
+            call()
 
     class One(Always):
         def predict(self, *_: Any, **__: Any) -> Any:
@@ -662,6 +738,18 @@ def test_a_class_gets_the_step_limit_that_is_asked_for() -> None:
     reset_env(env, seed=0)
     ends = [step_env(env, np.zeros(1)).truncated for _ in range(3)]
     assert ends == [False, False, True]
+
+
+@pytest.mark.parametrize("name", ["Pendulum-v1", f"{__name__}:Walk"])
+@pytest.mark.parametrize("limit", [0, -2, 5.5, "a"])
+def test_step_limits_that_are_no_count_are_refused(name: str, limit: Any) -> None:
+    with pytest.raises(ConfigError, match=f"{name} cannot be made with"):
+        make_env(name, max_episode_steps=limit)
+
+
+def test_minus_one_is_no_step_limit() -> None:
+    for name in ("Pendulum-v1", f"{__name__}:Walk"):
+        assert step_limit(make_env(name, max_episode_steps=-1)) is None
 
 
 def walk_of(length: int) -> gym.Env[Any, Any]:

@@ -23,7 +23,7 @@ from gymnasium import spaces
 from diffuser_policy.benchmark.cells import CURVE_SEED, Cell, CellFolder
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.minari import load_flat
-from diffuser_policy.envs import Env, env_name
+from diffuser_policy.envs import Env, action_and_state, env_name
 from diffuser_policy.errors import ConfigError, EnvContractError
 from diffuser_policy.evaluation import Evaluation, evaluate
 from diffuser_policy.evaluation.loop import fitted
@@ -378,8 +378,9 @@ class CheckedPolicy:
 
         Raises:
             ConfigError: They are of another shape, not finite, or out of bounds.
+            EnvContractError: It returned anything but actions and a state.
         """
-        given, state = self._policy.predict(observation, **rest)
+        given, state = action_and_state(self._policy.predict(observation, **rest))
         actions, space = np.asarray(given), self._space
         if actions.shape[1:] != space.shape:
             raise ConfigError(

@@ -58,7 +58,7 @@ import numpy as np
 
 from diffuser_policy.data.episodes import Policy, record_episode
 from diffuser_policy.data.flat import Episode
-from diffuser_policy.envs import Env
+from diffuser_policy.envs import Env, action_and_state
 from diffuser_policy.errors import ConfigError, DatasetError
 from diffuser_policy.plugins import Kind
 
@@ -210,6 +210,7 @@ def record_run(
 
     Raises:
         ConfigError: The environment terminated, which would end the run.
+        EnvContractError: The demonstrator returned anything but an action and a state.
     """
     base: Any = env.unwrapped
     env_seed, demonstrator_seed, noise_seed = (
@@ -239,7 +240,9 @@ def record_run(
     for step in range(length):  # the loop that takes all the time
         for name, values in fields.items():
             values[step] = observation[name]
-        action, state = demonstrator.predict(observation, state, start, False)
+        action, state = action_and_state(
+            demonstrator.predict(observation, state, start, False)
+        )
         start = continuing
         if noise is not None:
             action = np.clip(action + noise[step], space.low, space.high)

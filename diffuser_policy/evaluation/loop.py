@@ -189,9 +189,9 @@ class Tally:
         self.info: dict[str, Any] = {}
         self.usual: set[str] = set()  # what info also holds before the end
         has_goal = isinstance(observation, dict) and "desired_goal" in observation
-        self.goal = numbers(observation["desired_goal"]) if has_goal else None
+        self.goal = _numbers(observation["desired_goal"]) if has_goal else None
         start = observation.get("achieved_goal", ()) if has_goal else observation
-        self.start = numbers(start)
+        self.start = _numbers(start)
 
     def add(self, reward: float, info: dict[str, Any]) -> None:
         """Count one env step."""
@@ -234,6 +234,14 @@ class Tally:
             goal=self.goal,
             details=details,
         )
+
+
+def _numbers(observation: Any) -> tuple[float, ...]:
+    """Return the numbers of an observation; empty if it also holds text or such."""
+    try:
+        return numbers(observation)
+    except (TypeError, ValueError):
+        return ()
 
 
 class Driver:
@@ -403,12 +411,13 @@ def run_episode(
     observations = [observation]
     starting, done = True, False
     while not done:
-        action, state = policy.predict(
+        returned = policy.predict(
             copied(observation),
             state=state,
             episode_start=np.array([starting]),
             deterministic=deterministic,
         )
+        action, state = action_and_state(returned)
         after = step_env(env, action)
         observation = after.observation
         observations.append(observation)

@@ -45,7 +45,8 @@ class EpisodeRecord:
         time_to_goal: First env step that ended in success, counted from 1; none if
             there was none.
         num_plans: Plans made; none if the policy doesn't tell.
-        start: First achieved goal, or first observation where there are no goals.
+        start: First achieved goal, or first observation where there are no goals; empty
+            if that holds text, or anything else but numbers.
         goal: First desired goal; none where there are no goals.
         details: Facts of the episode from an environment that scores its episodes, as
             JSON data.
