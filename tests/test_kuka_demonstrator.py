@@ -181,7 +181,7 @@ def test_bad_input_is_refused(envs: dict[str, gym.Env[Any, Any]]) -> None:
     with pytest.raises(KukaObservationError, match="of the same environments"):
         goal.predict(two)
     with pytest.raises(KukaObservationError, match="39 finite numbers"):
-        plain.predict("red on blue")  # type: ignore[arg-type]
+        plain.predict("red on blue")
     circle = ((0, 1), (1, 2), (2, 0))
     pairs = np.array([float(pair in circle) for pair in ordered_pairs(4)])
     with pytest.raises(KukaArrangementError, match="circle"):

@@ -148,7 +148,7 @@ class MazeRenderer:
         self._choice = "topdown"
 
 
-def check_size(width: Any, height: Any) -> None:
+def check_size(width: int, height: int) -> None:
     """Refuse a size that no picture has.
 
     Raises:
