@@ -136,6 +136,48 @@ def test_more_landmarks_than_rows_do_no_harm() -> None:
     assert np.isfinite(marks.ways[marks.nearest(point(0, 0))[0]]).any()
 
 
+def grid(size: int, num_runs: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return runs of a random walker on a square of cells, the first from a corner."""
+    rng = np.random.default_rng(0)
+    moves = np.array([(1, 0), (-1, 0), (0, 1), (0, -1)])
+    runs = []
+    for number in range(num_runs):
+        at = rng.integers(0, size, 2) if number else np.zeros(2, int)
+        run = [at]
+        for move in rng.integers(0, 4, 199):
+            run.append(np.clip(run[-1] + moves[move], 0, size - 1))
+        runs.append(np.array(run, np.float32) * SPEED)
+    return joined(*runs)
+
+
+def test_more_landmarks_than_positions_leave_the_ways_as_they_are() -> None:
+    """The surplus ones are copies of the first row's place, which no run connects."""
+    rows, starts = grid(12, 40)
+    enough, many = Landmarks.fit(rows, starts, 144), Landmarks.fit(rows, starts, 300)
+    assert many.places.shape == (300, 2)
+    assert many.radius == pytest.approx(enough.radius)
+    goal = point(1.1, 1.1)
+    for start in (rows[:1], point(0.1, 0.0), point(0.3, 0.4)):
+        for marks in (enough, many):
+            [aim], [direct] = marks.subgoals(start, goal, 5)
+            assert not direct
+            assert np.abs(aim - start).sum() <= 5 * SPEED + 1e-6
+        assert len(many.way(start, goal)[0]) == len(enough.way(start, goal)[0]) > 5
+
+
+def test_where_ways_are_equally_long_only_one_is_shown() -> None:
+    """On a square of cells, most shortest ways turn somewhere else and arrive alike."""
+    rows, starts = grid(8, 20)
+    marks = Landmarks.fit(rows, starts, 64)
+    start, goal = point(0.0, 0.0), point(0.7, 0.7)
+    [way] = marks.way(start, goal)
+    cells = np.concatenate([start, way]) / SPEED
+    np.testing.assert_allclose(np.abs(np.diff(cells, axis=0)).sum(axis=1), 1, atol=1e-4)
+    np.testing.assert_array_equal(way[-1:], goal)
+    aims, _ = marks.subgoals(start, goal, 5)
+    assert (way == aims).all(axis=1).any()
+
+
 # --- policies -------------------------------------------------------------------------
 
 

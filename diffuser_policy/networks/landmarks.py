@@ -32,6 +32,7 @@ CANDIDATES = 30_000  # rows from which places are chosen
 EXACT = "donot_use_mm_for_euclid_dist"  # near distances suffer from the other way
 AROUND = 5  # places near the start, from one of which a way leads on
 ROUNDS = 3  # of moving places into the middle
+SAME = 1e-6  # times that differ by this share are equal
 BLOCK = 50_000  # rows whose distances fit into memory at a time
 
 
@@ -87,8 +88,9 @@ class Landmarks(nn.Module):
     @cached_property
     def radius(self) -> float:
         """Distance from a place, normalized, within which one is there."""
-        apart = torch.cdist(self.places, self.places, compute_mode=EXACT)
-        apart[apart == 0.0] = torch.inf
+        places = torch.unique(self.places, dim=0)
+        apart = torch.cdist(places, places, compute_mode=EXACT)
+        apart.fill_diagonal_(torch.inf)
         return CORE * float(apart.amin(dim=1).median())
 
     @cached_property
@@ -166,18 +168,21 @@ class Landmarks(nn.Module):
 
         The ways are between the places nearest to the start and to the goal. A place
         may be where runs only end, or only begin; then the next ones are taken that a
-        way connects.
+        way connects. Copies of a place, of which there may be any number, have no ways
+        at all, so they are not among the next ones.
 
         Returns:
             Env steps `[rows, num]` to each place, which `[rows, num]` of them lie on
-            the way to the goal and not at the start, and env steps `[rows]` to the
-            place at the goal.
+            one shortest way to the goal and not at the start, and env steps `[rows]` to
+            the place at the goal.
         """
         ways = self.ways
         here, there = self._distances(start), self._distances(goal)
+        linked = np.isfinite(ways).sum(axis=0) + np.isfinite(ways).sum(axis=1) > 2
+        around = np.where(linked, here, np.inf).argsort(axis=1)[:, :AROUND]
         rows, nearest = np.arange(len(here)), np.full(len(here), np.inf)
         begin, end = np.zeros((2, len(here)), int)
-        for place in here.argsort(axis=1)[:, :AROUND].T:
+        for place in (here.argmin(axis=1), *around.T):
             reached = np.where(np.isfinite(ways[place]), there, np.inf)
             last = reached.argmin(axis=1)
             off = here[rows, place] + reached[rows, last]
@@ -186,14 +191,17 @@ class Landmarks(nn.Module):
             nearest = np.minimum(off, nearest)
         out, rest, whole = ways[begin], ways[:, end].T, ways[begin, end]
         with np.errstate(invalid="ignore"):
-            on_way = np.abs(out + rest - whole[:, None]) <= 1e-6 * (1 + whole[:, None])
-        return out, on_way & (out > 0), whole
+            on_way = np.abs(out + rest - whole[:, None]) <= SAME * (1 + whole[:, None])
+        later = on_way & (out > 0)
+        for row, place in enumerate(begin):
+            later[row] = _one_way(ways, place, later[row])
+        return out, later, whole
 
 
 def _spread(rows: np.ndarray, num: int) -> np.ndarray:
     """Return rows that are far from each other, each in the middle of those around it.
 
-    Some come twice if there are too few.
+    Some come more than once if there are too few.
     """
     chosen = [0]
     apart = np.linalg.norm(rows - rows[0], axis=1)
@@ -210,6 +218,21 @@ def _spread(rows: np.ndarray, num: int) -> np.ndarray:
     # Rows themselves: the middle of some may lie where nobody was.
     nearest, _ = _nearest(middles, rows.astype(np.float32))
     return np.asarray(rows[nearest], np.float32)
+
+
+def _one_way(ways: np.ndarray, begin: int, on_way: np.ndarray) -> np.ndarray:
+    """Return which places `[num]` a single shortest way leads over.
+
+    Args:
+        ways: As `Landmarks.ways`.
+        begin: The place that the way starts from.
+        on_way: `[num]` the later places of all ways that take equally long.
+    """
+    out, at, chosen = ways[begin], begin, np.zeros_like(on_way)
+    for place in np.flatnonzero(on_way)[out[on_way].argsort()]:
+        if out[at] + ways[at, place] - out[place] <= SAME * (1 + out[place]):
+            chosen[place], at = True, place
+    return chosen
 
 
 def _nearest(points: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
