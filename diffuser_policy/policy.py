@@ -414,7 +414,9 @@ class DiffuserPolicy:
         """Return a policy that shares the weights and runs the denoiser another way.
 
         Plans stay the same up to rounding. If this machine lacks the acceleration, an
-        `AccelerationWarning` names it, and planning works without it.
+        `AccelerationWarning` names it, and planning works without it. Residual networks
+        (`config.network.residual`), such as that of `kuka-stack`, always run as they
+        are written; the warning says that, too.
 
         Args:
             acceleration: "auto", "off", "fused", "compile" or "cuda-graphs", see

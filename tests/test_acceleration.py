@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from diffuser_policy.diffusion.conditions import Inpainting
 from diffuser_policy.diffusion.denoiser import Denoiser
 from diffuser_policy.diffusion.schedule import NoiseSchedule
 from diffuser_policy.errors import UnknownNameError
@@ -159,6 +160,22 @@ def test_any_module_can_be_run(acceleration: Any) -> None:
     torch.testing.assert_close(output, 2 * noisy + 3)
 
 
+@pytest.mark.parametrize("acceleration", ["auto", "fused"])
+@torch.no_grad()
+def test_a_network_with_a_forward_of_its_own_is_run_by_it(acceleration: Any) -> None:
+    class Doubled(TemporalUNet):
+        def forward(self, trajectories: Tensor, i: Tensor) -> Tensor:
+            return 2 * super().forward(trajectories, i)
+
+    own, noisy = Doubled(4, dim=8, multipliers=(1, 2)).double(), randn(2, 8, 4)
+    output = accelerate(own, acceleration)(noisy, 3)
+    torch.testing.assert_close(output, plain(own, noisy, 3), rtol=0, atol=0)
+    patched = random_network().double()
+    expected = 2 * plain(patched, noisy, 3)
+    patched.forward = lambda noisy, i: 2 * TemporalUNet.forward(patched, noisy, i)
+    torch.testing.assert_close(accelerate(patched, acceleration)(noisy, 3), expected)
+
+
 def test_an_unknown_acceleration_is_refused_by_the_nearest_name() -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'compile'"):
         accelerate(random_network(), "compiled")  # type: ignore[arg-type]
@@ -259,6 +276,39 @@ class TestDenoiser:
                 parameter.mul_(1.5)
             torch.testing.assert_close(twin(noisy, 3), before)
             assert (denoiser(noisy, 3) - before).abs().max() > 1e-6
+
+    @pytest.mark.parametrize("own", ["loss", "output"])
+    def test_steps_of_a_fused_optimizer_are_seen(self, own: str) -> None:
+        """Such a step, which `Trainer` takes, changes weights and no version."""
+        denoiser, noisy = self.denoiser().requires_grad_(), randn(2, 8, 4)
+        optimizer = torch.optim.Adam(denoiser.parameters(), lr=0.1, fused=True)
+        given = Inpainting(torch.zeros(1, 8, 4, dtype=torch.bool), noisy)
+        with torch.no_grad():
+            before = denoiser(noisy, 3)
+        for _ in range(2):
+            if own == "loss":
+                loss = denoiser.loss(noisy, given, torch.Generator().manual_seed(0))
+            else:
+                loss = denoiser(noisy, 3).square().mean()
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            with torch.no_grad():
+                after = denoiser(noisy, 3)
+                expected = denoiser.accelerated("off")(noisy, 3)
+            assert (after - before).abs().max() > 1e-3
+            torch.testing.assert_close(after, expected, **EXACT)
+            before = after
+
+    @pytest.mark.parametrize("acceleration", ["compile", "cuda-graphs"])
+    def test_what_has_no_effect_on_residual_networks_says_so(
+        self, acceleration: Any
+    ) -> None:
+        denoiser = self.denoiser(residual=True)  # without a warning, as by default
+        with pytest.warns(AccelerationWarning, match="no effect on a residual network"):
+            assert denoiser.accelerated(acceleration).residual
+        for quiet in ("auto", "off", "fused"):
+            denoiser.accelerated(quiet)  # type: ignore[arg-type]
 
     def test_another_network_is_seen(self) -> None:
         denoiser, noisy = self.denoiser(), randn(2, 8, 4)

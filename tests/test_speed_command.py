@@ -21,9 +21,11 @@ from diffuser_policy.speed.cases import (
     Subject,
     all_cases,
     loop_cases,
+    network_cases,
     network_flops,
 )
 from diffuser_policy.speed.report import TITLES, facts, figure, to_json
+from diffuser_policy.testing import toy_config, toy_policy
 from tests.point_env import POINT, save_planner
 from tests.policy_helpers import untrained_policy
 
@@ -99,6 +101,14 @@ def test_the_paper_setting_is_256_steps_at_stride_1(
     assert first.flops == 256 * network_flops(
         policy.networks.denoiser, columns, horizon
     )
+
+
+def test_a_residual_network_is_measured_in_the_one_way_that_it_runs() -> None:
+    usual = Subject(toy_policy(), POINT, compiled=True)
+    assert [case.name for case in network_cases(usual)] == ["off", "fused", "compile"]
+    network = dataclasses.replace(toy_config().network, residual=True)
+    residual = Subject(toy_policy(toy_config(network=network)), POINT, compiled=True)
+    assert [case.name for case in network_cases(residual)] == ["off"]
 
 
 @pytest.mark.parametrize("horizon", [1, 4])

@@ -99,7 +99,8 @@ class PlanningOptions:
         tyro.conf.arg(name="planning and execution", prefix_name=False),
     ] = field(default_factory=dict)
     acceleration: Acceleration = "auto"
-    """How the network is run; plans stay the same up to rounding."""
+    """How the network is run; plans stay the same up to rounding. Residual networks,
+    such as that of kuka-stack, run the same in every way."""
     threads: Annotated[int, tyro.conf.arg(metavar="N")] = 1
     """CPU threads of PyTorch. The shipped planners are small: one is fastest, and two
     on a busy machine are many times slower."""

@@ -29,6 +29,7 @@ then learned as precisely as the vague ones from pure noise.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, get_args
 
 import torch
@@ -38,7 +39,7 @@ from diffuser_policy.choices import Acceleration, PredictionTarget
 from diffuser_policy.diffusion.conditions import Inpainting
 from diffuser_policy.diffusion.schedule import NoiseSchedule
 from diffuser_policy.errors import UnknownNameError
-from diffuser_policy.networks.runtime import Runner, accelerate
+from diffuser_policy.networks.runtime import AccelerationWarning, Runner, accelerate
 
 PREDICTION_TARGETS: tuple[PredictionTarget, ...] = get_args(PredictionTarget)
 
@@ -75,7 +76,7 @@ class Denoiser(nn.Module):
             first_weights: `[transition]`, of the errors at the first planning step; not
                 given: they weigh as much as the others.
             acceleration: How the network is run where gradients are off, see
-                `diffuser_policy.networks.runtime`.
+                `diffuser_policy.networks.runtime`. Residual ones run as written.
 
         Raises:
             UnknownNameError: A prediction target or acceleration that does not exist.
@@ -92,6 +93,13 @@ class Denoiser(nn.Module):
         self.residual, self.state = residual, state
         self.loss_floor, self.first_weights = loss_floor, first_weights
         self.acceleration = acceleration
+        if residual and acceleration in ("compile", "cuda-graphs"):
+            warnings.warn(
+                f"acceleration={acceleration!r} has no effect on a residual network: "
+                f"it always runs as it is written.",
+                AccelerationWarning,
+                stacklevel=2,
+            )
         self._runner: Runner | None = accelerate(network, acceleration)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -100,6 +108,9 @@ class Denoiser(nn.Module):
 
     def accelerated(self, acceleration: Acceleration) -> Denoiser:
         """Return a denoiser that shares the network and runs it another way.
+
+        A residual network always runs as it is written; an `AccelerationWarning` says
+        so if "compile" or "cuda-graphs" is asked for.
 
         Raises:
             UnknownNameError: An acceleration that does not exist.
@@ -131,7 +142,7 @@ class Denoiser(nn.Module):
         steps = torch.full((noisy.shape[0],), i, dtype=torch.long, device=noisy.device)
         if self.residual or torch.is_grad_enabled():
             return self.predicted(noisy, steps)
-        # The network may have been replaced, or this may be a copy.
+        # The network may have been replaced or trained, or this may be a copy.
         if self._runner is None or self._runner.network is not self.network:
             self._runner = accelerate(self.network, self.acceleration)
         return self._clipped(self._clean(self._runner(noisy, i), noisy, steps))
@@ -143,11 +154,20 @@ class Denoiser(nn.Module):
             noisy: As in `forward`.
             i: `[batch]` denoising steps.
         """
+        if torch.is_grad_enabled():
+            self._forget()
         if not self.residual:
             return self._clipped(self._clean(self.network(noisy, i), noisy, i))
         start, (signal, _) = self._start(noisy), self._scales(i)
         output = self._output(noisy, i)
         return self._clipped(start + self._clean(output, noisy - signal * start, i))
+
+    def _forget(self) -> None:
+        """Drop what a runner keeps of the weights, which are about to be trained.
+
+        Fused optimizers change them without a trace that the runner could see.
+        """
+        self._runner = None
 
     def _clipped(self, clean: Tensor) -> Tensor:
         return clean.clamp(-1.0, 1.0) if self.clip else clean
@@ -164,6 +184,7 @@ class Denoiser(nn.Module):
             inpainting: Entries that are given and carry no loss.
             generator: Source of all randomness, advanced by the call.
         """
+        self._forget()
         num_steps = self.schedule.num_denoising_steps
         steps = torch.randint(num_steps, (clean.shape[0],), generator=generator)
         noise = torch.randn(clean.shape, generator=generator, dtype=clean.dtype)

@@ -11,10 +11,14 @@ All compute the network's own output, up to rounding:
 | auto | cuda-graphs on a GPU, fused elsewhere |
 
 If this machine lacks the acceleration, an `AccelerationWarning` says why, and "fused"
-runs instead: planning never stops for the lack of a compiler. Weights may change
-between calls, in place or by assignment. Writing through a parameter's `.data`,
-replaced submodules and hooks go unnoticed: run networks that change in these ways with
-"off".
+runs instead: planning never stops for the lack of a compiler. Residual networks always
+run as they are written.
+
+Weights may change between calls, in place or by assignment. Writing through a
+parameter's `.data`, replaced submodules and hooks go unnoticed. So do the steps of a
+fused optimizer, such as `torch.optim.Adam(fused=True)`, except after a loss or an
+output with gradients of the same `Denoiser`. Run networks that change in other ways
+with "off".
 
 `TemporalUNet` is written as the paper draws it, for training and for every device. The
 fused form computes the same sums in about half the time, for one denoising step i at a
@@ -283,7 +287,9 @@ class FusedRunner(Runner):
 
     def __call__(self, noisy: Tensor, i: int) -> Tensor:
         """Return the network's output; see `Runner`."""
-        if not isinstance(self.network, TemporalUNet) or noisy.device.type != "cpu":
+        # A subclass may compute something else: the fused form is of this method only.
+        method = getattr(self.network.forward, "__func__", None)
+        if method is not TemporalUNet.forward or noisy.device.type != "cpu":
             return super().__call__(noisy, i)
         weights = [
             weight
@@ -296,7 +302,8 @@ class FusedRunner(Runner):
             return super().__call__(noisy, i)
         if self._fused is None or seen != self._seen:
             with torch.inference_mode(mode=False), torch.no_grad():
-                self._fused, self._seen = FusedUNet(self.network), seen
+                network = cast("TemporalUNet", self.network)
+                self._fused, self._seen = FusedUNet(network), seen
                 # As long as these are held, no other tensor gets their addresses.
                 self._held = [weight.detach() for weight in weights]
         return self._fused(noisy, i)

@@ -229,14 +229,16 @@ def guide_cases(subject: Subject) -> Iterator[Case]:
 
 
 def network_cases(subject: Subject) -> Iterator[Case]:
-    """Yield one call of the network, run in every way."""
+    """Yield one call of the network, run in every way that it can be."""
     planner = subject.policy.planner
     denoiser = planner.sampler.denoiser
     device = planner.normalizer.shift.device
     length = planner.horizons.round_up(planner.horizons.max_planning_steps / 2)
-    ways: list[Acceleration] = ["off", "fused"]
-    ways += ["compile"] if subject.compiled else []
-    ways += ["cuda-graphs"] if device.type == "cuda" else []
+    ways: list[Acceleration] = ["off"]
+    if not denoiser.residual:
+        ways += ["fused"]
+        ways += ["compile"] if subject.compiled else []
+        ways += ["cuda-graphs"] if device.type == "cuda" else []
     size = (planner.num_candidates, length, planner.layout.transition_dim)
     source = torch.Generator().manual_seed(0)
     noisy = torch.randn(size, generator=source, dtype=torch.float32).to(device)
