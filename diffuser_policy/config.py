@@ -402,7 +402,8 @@ class PlannerConfig:
     """Gradient steps for each denoising step; None: 5 for clean, 1 for mean, 2 for
     noisy."""
     guide_cutoff: int = 0
-    """This many of the last denoising steps are not guided."""
+    """Denoising steps below this number of the training schedule are not guided; if a
+    plan visits only some of them, fewer are skipped."""
     warm_start: float | None = None
     """Replanning: a new plan starts from what is left of the running one, with noise
     added. A small share keeps most of it, 1 starts from pure noise; None: the running

@@ -213,11 +213,11 @@ class WindowDataset:
         return earlier, states, later, times, self.actions_of(starts)
 
     def transition_scales(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return mean and standard deviation of actions, and those of changes.
+        """Return mean and standard deviation of actions, and the size of changes.
 
         Returns:
             Mean and standard deviation `[action]` of the actions in environment units,
-            and the standard deviation `[observation]` of what an env step changes in a
+            and the root mean square `[observation]` of what an env step changes in a
             run, normalized.
 
         Raises:

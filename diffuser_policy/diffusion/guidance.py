@@ -15,9 +15,9 @@ $\tilde\beta_{ij}$, the three placements are
 shows the guide the plan as it will be, which analytic costs need, and takes no
 gradient through the denoiser; dividing by the squares of the normalizer's scales D
 makes it a step in environment units, so that a scale of 1 moves a position by the
-gradient in meters, whatever the size of the maze. All
-three can repeat the step, and leave out the last denoising steps (`cutoff`). Pinned
-entries are never moved.
+gradient in meters, whatever the size of the maze. All three can repeat the step, and
+leave out those below a number of the training schedule (`cutoff`), which are the last
+ones. Pinned entries are never moved.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ class Guidance:
         num_steps: Gradient steps for each denoising step; not given: 2 for "noisy" (the
             release), 1 for "mean" (the paper), 5 for "clean", whose few denoising
             steps have to be enough.
-        cutoff: Denoising steps of the schedule at the clean end that go unguided.
+        cutoff: Denoising steps below this number of the training schedule are not
+            guided; if a plan visits only some of them, fewer are skipped.
     """
 
     guide: Guide

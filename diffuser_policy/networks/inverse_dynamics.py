@@ -22,7 +22,8 @@ class InverseDynamics(nn.Module):
         max_steps: Longest time between the two states, in env steps.
         action_shift: `[action]` mean of the training data.
         action_scale: `[action]` their standard deviation.
-        change: `[observation]` how much a column changes in an env step, normalized.
+        change: `[observation]` how much a column changes in an env step, normalized: a
+            root mean square, and 1 for a column that is constant.
     """
 
     action_shift: Tensor
@@ -61,7 +62,7 @@ class InverseDynamics(nn.Module):
         Args:
             shift: `[action]` mean action.
             scale: `[action]` standard deviation; zero for an action that is constant.
-            change: `[observation]` standard deviation of what an env step changes,
+            change: `[observation]` root mean square of what an env step changes,
                 normalized; zero for a column that is constant.
         """
         self.action_shift.copy_(shift)

@@ -6,8 +6,10 @@ network. `maze2d-*-paper` have the released hyperparameters of Janner et al. 202
 (branch `maze2d` of their code): actions and states at every env step, one fixed
 horizon, full DDPM, followed open loop with unit tracking gains. So do `hopper-*-paper`,
 `walker2d-*-paper` and `halfcheetah-*-paper` (branch `main`): 64 plans guided by a value
-network, of which the best one's first action is taken. With `--planner.guide-placement
-mean`, they are guided as the paper's Algorithm 1 says.
+network, of which the best one's first action is taken. The value network is trained
+together with the denoiser, for 1,000,000 steps; the release trains it alone, for
+200,000. With `--planner.guide-placement mean`, they are guided as the paper's
+Algorithm 1 says.
 """
 
 from __future__ import annotations

@@ -611,12 +611,10 @@ def update_average(
         step: Number of the step; 1 is the first.
         settings: Decay, interval and start of the average.
     """
-    if step % settings.ema_interval:
-        return
     means, weights = list(average.parameters()), list(network.parameters())
     if step <= settings.ema_start:
         for mean, weight in zip(means, weights, strict=True):
             mean.copy_(weight)
-    else:
+    elif step % settings.ema_interval == 0:
         blend = get_ema_multi_avg_fn(settings.ema_decay)  # type: ignore[no-untyped-call]
         blend(means, weights, 0)
