@@ -298,9 +298,11 @@ class _Chooser:
                 if self.get("network", "architecture") == "unet":
                     self.set("network", dim=NARROW)
         else:
-            # Whoever asks for values of plans, or follows planned states, needs some.
+            # Whoever asks for values of plans, follows planned states, or plans to a
+            # goal, though none was pinned in training, needs some.
             acted = self.one_length() and self.get("window", "actions")
-            short = 1 if acted and not self.wanted.get("value") else SHORT
+            acted = acted and not (self.wanted.get("value") or self.seen_goals)
+            short = 1 if acted else SHORT
             wanted, why = float(min(short, longest)), "no goal to reach: act and replan"
         stride = taken.get("stride")
         horizon = taken.get("horizon")
@@ -315,11 +317,13 @@ class _Chooser:
                         stride = 1
                         break
         unit = stride * multiple
+        # A plan to a goal begins and ends with a planning step of its own.
+        least = math.ceil(2 / multiple) if self.seen_goals else 1
         if horizon is None:
-            horizon = max(1, int(wanted // unit)) * unit
+            horizon = max(least, int(wanted // unit)) * unit
         shortest = taken.get("min_horizon")
         if "min_horizon" not in taken and self.goals and not self.one_length():
-            shortest = max(1, horizon // 8 // unit) * unit
+            shortest = max(least, horizon // 8 // unit) * unit
             shortest = None if shortest >= horizon else shortest
         self.set("window", horizon=horizon, stride=stride, min_horizon=shortest)
         needed = horizon - stride + 1

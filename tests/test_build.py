@@ -176,6 +176,21 @@ def test_time_to_goal_needs_goals() -> None:
         policy_config(toy_config(), toy_dataset(goals=False))
 
 
+@pytest.mark.parametrize("window", [{"horizon": 1}, {"horizon": 5, "stride": 5}])
+def test_plans_to_a_goal_need_two_planning_steps(window: dict[str, Any]) -> None:
+    """The goal would be pinned where the current observation is."""
+    config = toy_config(
+        window=WindowConfig(**window),
+        network=NetworkConfig(multipliers=(1,)),
+        time_to_goal=None,
+    )
+    with pytest.raises(ConfigError, match=r"2 planning steps or more, .*horizon="):
+        policy_config(config, toy_dataset())
+    aimless = dataclasses.replace(config.window, hindsight_goal="none")
+    config = dataclasses.replace(config, window=aimless)
+    assert policy_config(config, toy_dataset(goals=False))
+
+
 @pytest.mark.parametrize("gain", [float("nan"), float("inf")])
 def test_gains_are_finite(gain: float) -> None:
     with pytest.raises(ConfigError, match="position_gain must be a finite"):

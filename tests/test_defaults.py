@@ -31,6 +31,7 @@ from diffuser_policy.testing import check_policy, toy_dataset
 from diffuser_policy.training.derive import policy_config, space_spec
 from diffuser_policy.training.trainer import Trainer, untrained
 from tests.data_helpers import SpacesOnly, make_episode
+from tests.policy_helpers import observe
 
 SMALL: dict[str, Any] = {
     "network": {"dim": 16, "multipliers": (1, 2), "num_denoising_steps": 4},
@@ -460,7 +461,26 @@ def test_goals_that_training_does_not_pin_leave_a_planner_that_works() -> None:
     config = TrainConfig.for_dataset(
         flat, window={"hindsight_goal": "none"}, network={"dim": 8}
     )
-    assert DiffuserPolicy(*untrained(config, flat)[:2])
+    policy = DiffuserPolicy(*untrained(config, flat)[:2])
+    seen = observe()
+    plan = policy.plan(seen)
+    np.testing.assert_allclose(plan.observations[0, 0], seen["observation"], atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [2, 3, 40])
+@pytest.mark.parametrize("architecture", ["unet", "mlp"])
+@pytest.mark.parametrize("window", [{}, {"stride": 7}, {"hindsight_goal": "none"}])
+def test_plans_to_a_goal_have_two_planning_steps_or_more(
+    window: dict[str, Any], architecture: str, length: int
+) -> None:
+    """However short the episodes are."""
+    network: dict[str, Any] = {"architecture": architecture}
+    if architecture == "unet":
+        network["multipliers"] = (1,)
+    flat = toy_dataset(3, length)
+    config = TrainConfig.for_dataset(flat, window=window, network=network)
+    assert config.window.min_planning_steps >= 2
+    assert policy_config(config, flat)
 
 
 def test_data_without_bounds_of_actions_get_settings() -> None:

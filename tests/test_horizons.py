@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from diffuser_policy.choices import HorizonChoice
+from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.errors import ConfigError, HorizonError
 from tests.planner_helpers import GOALS, START, make_horizons
 
@@ -68,6 +71,13 @@ def test_without_a_shortest_window_the_network_sets_it(
     horizons = make_horizons(choice=choice, shortest=None)
     found = horizons.planning_steps(START[:2], GOALS[:2], np.array([0, 0]))
     assert found.tolist() == steps
+
+
+def test_plans_to_a_goal_have_a_step_for_it_and_one_for_the_observation() -> None:
+    single: Any = {"choice": "shrinking", "shortest": None, "multiple": 1}
+    assert make_horizons(**single).min_planning_steps == 2
+    aimless = TrajectoryLayout(action_dim=2, observation_dim=4)
+    assert make_horizons(**single, layout=aimless).min_planning_steps == 1
 
 
 @pytest.mark.parametrize("horizon", [0, 5, 9, 47, -6])

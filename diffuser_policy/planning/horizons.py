@@ -33,7 +33,7 @@ class Horizons:
 
     Attributes:
         max_planning_steps: Of the longest plan.
-        min_planning_steps: Of the shortest.
+        min_planning_steps: Of the shortest; two or more if plans end at a goal.
         unit: Env steps by which two plans can differ in length.
     """
 
@@ -87,7 +87,9 @@ class Horizons:
         self.max_planning_steps = longest // stride
         if shortest is None:
             shortest = longest if choice == "fixed" else stride
-        self.min_planning_steps = self.round_up(shortest / stride)
+        # With a single planning step, the goal would take the observation's place.
+        least = min(2 if layout.goal_conditioned else 1, self.max_planning_steps)
+        self.min_planning_steps = self.round_up(max(shortest / stride, least))
 
     def planning_steps(
         self,

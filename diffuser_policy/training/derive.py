@@ -45,6 +45,7 @@ def policy_config(train: TrainConfig, flat: FlatDataset) -> PolicyConfig:
         DatasetError: The dataset does not name the bounds of its actions.
         UnknownNameError: A featurizer that is not registered.
         FeaturizerError: One that is broken, or of another environment.
+        ConfigError: Settings that contradict each other or the data.
     """
     features = train.window.features
     featurizer = None if features is None else make_featurizer(features)
@@ -66,6 +67,13 @@ def policy_config(train: TrainConfig, flat: FlatDataset) -> PolicyConfig:
         aliases["goal"] = (
             spaces.goal_columns if featurizer is None else featurizer.columns["goal"]
         )
+        if train.window.num_planning_steps < 2:
+            raise ConfigError(
+                f"Plans to a goal begin at the current observation and end at the "
+                f"goal: they have 2 planning steps or more, got 1 "
+                f"(horizon={train.window.horizon}, stride={train.window.stride}). Use "
+                f"a longer horizon, or a smaller stride."
+            )
     elif train.time_to_goal is not None:
         raise ConfigError(
             "A time-to-goal network needs goals, and either this dataset has none or "
