@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from diffuser_policy.choices import (
@@ -665,6 +665,11 @@ class PolicyConfig:
     """The guide that steers plans, if there is one."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Where the weights come from: dataset, its settings, seed, steps, versions."""
+
+    def without_results(self) -> PolicyConfig:
+        """Return the settings without the figures that a planner before them earned."""
+        kept = {k: v for k, v in self.provenance.items() if k != "results"}
+        return replace(self, provenance=kept)
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON data with the schema number first."""

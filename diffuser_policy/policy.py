@@ -682,6 +682,8 @@ class DiffuserPolicy:
             execution=from_json(ExecutionConfig, execution),
             **parts,
         )
+        if config != self.config:
+            config = config.without_results()
         present = {
             "guide": config.guide is not None,
             "goals": self.planner.layout.goal_conditioned,

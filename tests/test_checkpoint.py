@@ -133,6 +133,22 @@ def test_the_card_has_success_rates_if_there_are_goals(
     assert row == f"| toy/Point-v0 | 100 | 97.2 [95.0, 99.0]{rate}"
 
 
+def test_figures_stay_with_the_planner_that_earned_them(tmp_path: Path) -> None:
+    figures = {"toy/Point-v0": {"episodes": 9, "score": {"mean": 97.25}}}
+    policy = toy_policy()
+    facts = {**policy.config.provenance, "results": figures}
+    policy = DiffuserPolicy(replace(policy.config, provenance=facts), policy.networks)
+    kept = {"num_candidates": policy.config.planner.num_candidates}
+    for same in (policy, policy.with_settings(**kept), policy.with_guide(None)):
+        assert same.config.provenance["results"] == figures
+    steered = policy.with_guide(lambda trajectory: trajectory.position.sum(dim=(1, 2)))
+    assert "results" not in steered.config.provenance
+    for name, value in {"num_candidates": 1, "position_gain": 0.0}.items():
+        policy.with_settings(**{name: value}).save_pretrained(tmp_path / name)
+        assert "| 9 |" not in (tmp_path / name / CARD).read_text()
+        assert read_planner(tmp_path / name)[0].provenance["dataset"]
+
+
 # --- broken and foreign folders ---------------------------------------------------
 
 

@@ -145,6 +145,23 @@ def test_a_stopped_training_resumes_to_the_same_weights(tmp_path: Path) -> None:
     assert all(torch.equal(value, expected[key]) for key, value in found.items())
 
 
+def test_figures_of_a_planner_do_not_stay_when_its_critic_is_replaced(
+    tmp_path: Path,
+) -> None:
+    first = trainer(tmp_path / "first")
+    facts = {"results": {"toy/Point-v0": {"episodes": 9}}}
+    judged = dataclasses.replace(first.policy_config, provenance=facts)
+    again = CriticTrainer(
+        first.config, (judged, first.planner_networks), rewarded(), tmp_path / "again"
+    )
+    assert "results" not in again.policy_config.provenance
+    unused = dataclasses.replace(toy_policy().config, provenance=facts)
+    added = CriticTrainer(
+        first.config, (unused, toy_policy().networks), rewarded(), tmp_path / "added"
+    )
+    assert added.policy_config.provenance == facts
+
+
 def test_a_critic_trained_beside_its_planner_learns_from_the_average(
     tmp_path: Path,
 ) -> None:

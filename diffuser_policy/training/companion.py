@@ -148,6 +148,8 @@ class CompanionTrainer(TrainingRun[Network]):
             output=output,
             processes=processes,
         )
+        if getattr(networks, self.part) is not None:  # it may have earned the figures
+            self.policy_config = self.policy_config.without_results()
         setattr(networks, self.part, self.average)
 
     def prepare(
