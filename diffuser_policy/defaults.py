@@ -289,10 +289,10 @@ class _Chooser:
             wanted = min(GOALS_AHEAD * chased, float(np.median(lengths)))
             why = f"a goal is chased for {chased:.0f} steps in the median"
             size = self.flat.fields["achieved_goal"].shape[1]
-            timed = not self.one_length() and self.wanted.get("time_to_goal", True)
-            far = wanted > FROM_PLACE and size <= PLACE_COLUMNS and timed
+            led = self.led_by_landmarks()
+            far = wanted > FROM_PLACE and size <= PLACE_COLUMNS and led
             far = far and self.followed == "inverse-dynamics"
-            if self.wanted.setdefault("landmarks", far):
+            if self.wanted.setdefault("landmarks", far) and led:
                 why += f", so goals may be {wanted:.0f} away; landmarks lead on"
                 wanted = min(wanted, FROM_PLACE)
                 if self.get("network", "architecture") == "unet":
@@ -309,7 +309,8 @@ class _Chooser:
         if stride is None:
             stride = 1
             if self.followed != "actions" and self.goals:
-                most = PLANNING_STEPS // (2 if self.wanted.get("landmarks") else 1)
+                led = self.wanted.get("landmarks") and self.led_by_landmarks()
+                most = PLANNING_STEPS // (2 if led else 1)
                 stride = max(1, math.ceil((horizon or wanted) / most))
                 while horizon is not None and horizon % (stride * multiple):
                     stride -= 1
@@ -344,6 +345,13 @@ class _Chooser:
                 f"{self.get('window', 'padding')}: {short:,} of {len(lengths):,} "
                 f"episodes are shorter than a window",
             )
+
+    def led_by_landmarks(self) -> bool:
+        """Return whether plans lead to subgoals, if there are landmarks."""
+        taken = self.taken("planner")
+        predicted = taken.get("horizon", "predicted") == "predicted"
+        timed = not self.one_length() and self.wanted.get("time_to_goal", True)
+        return bool(predicted and timed and taken.get("subgoal", 1.0) is not None)
 
     def best_runs(self) -> None:
         """Choose which episodes to learn from, unless goals or a critic tell them."""

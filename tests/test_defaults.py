@@ -246,6 +246,29 @@ def test_landmarks_lead_to_places_that_are_further_than_plans_are_long() -> None
     assert TrainConfig.for_dataset(pursued).landmarks is None
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"planner": {"horizon": "shrinking"}},
+        {"planner": {"horizon": "fixed"}},
+        {"planner": {"subgoal": None}},
+        {"network": {"architecture": "mlp"}},
+    ],
+)
+def test_plans_that_lead_to_no_landmark_are_long_and_have_a_wide_network(
+    given: dict[str, Any],
+) -> None:
+    flat = without_velocity(toy_dataset(20, 300))
+    choice = choose(flat, given)
+    assert choice.config.landmarks is None
+    assert not any("landmarks" in line for line in choice.reasons)
+    asked = TrainConfig.for_dataset(flat, **given, landmarks=True)
+    for config in (choice.config, asked):
+        assert config.window.horizon > defaults.FROM_PLACE
+        assert config.network.dim > defaults.NARROW
+        assert config.planner.subgoal is None
+
+
 @pytest.mark.parametrize("goals", [False, True])
 def test_short_episodes_are_padded_and_none_is_left_out(goals: bool) -> None:
     flat = lengthened([60, 60, 60, 7, 3], goals=goals)

@@ -332,6 +332,8 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     config = toy_config(
         landmarks=LandmarksConfig(num=5), time_to_goal=None, planner=PlannerConfig()
     )
+    with pytest.raises(ConfigError, match="Train with --time-to-goal, or"):
+        toy_policy(config)
     window = dataclasses.replace(config.window, hindsight_goal="none")
     config = dataclasses.replace(config, window=window)
     with pytest.raises(ConfigError, match="Landmarks are on the way to goals"):

@@ -84,6 +84,11 @@ def policy_config(train: TrainConfig, flat: FlatDataset) -> PolicyConfig:
             "Landmarks are on the way to goals, and either this dataset has none or "
             "its featurizer names no goal columns. Train with --no-landmarks."
         )
+    if train.landmarks is not None and train.time_to_goal is None:
+        raise ConfigError(
+            "Landmarks are places that plans of predicted length lead to, and no "
+            "network predicts it. Train with --time-to-goal, or with --no-landmarks."
+        )
     if train.network.clip and train.window.normalizer != "limits":
         raise ConfigError(
             f"clip=True cuts trajectories off at [-1, 1], and the normalizer "
