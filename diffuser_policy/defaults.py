@@ -267,10 +267,8 @@ class _Chooser:
 
     def network(self) -> None:
         """Choose the kind of network, unless the given settings are of one kind."""
-        taken, horizon = (
-            self.taken("network"),
-            self.taken("window").get("horizon", SHORT),
-        )
+        taken, window = self.taken("network"), self.taken("window")
+        horizon = window.get("horizon") or window.get("min_horizon") or SHORT
         of_unet = {"multipliers", "kernel_size", "attention"} & {*taken}
         acted = not self.goals and self.followed == "actions"
         suited = acted and horizon <= LONGEST_MLP
@@ -305,24 +303,24 @@ class _Chooser:
             short = 1 if acted else SHORT
             wanted, why = float(min(short, longest)), "no goal to reach: act and replan"
         stride = taken.get("stride")
-        horizon = taken.get("horizon")
+        horizon, shortest = taken.get("horizon"), taken.get("min_horizon")
+        wanted = max(wanted, shortest or 0)
         if stride is None:
             stride = 1
             if self.followed != "actions" and self.goals:
                 led = self.wanted.get("landmarks") and self.led_by_landmarks()
                 most = PLANNING_STEPS // (2 if led else 1)
                 stride = max(1, math.ceil((horizon or wanted) / most))
-                while horizon is not None and horizon % (stride * multiple):
+                while stride > 1 and (
+                    (horizon or 0) % (stride * multiple) or (shortest or 0) % stride
+                ):
                     stride -= 1
-                    if stride == 0:  # refused later, with advice
-                        stride = 1
-                        break
         unit = stride * multiple
         # A plan to a goal begins and ends with a planning step of its own.
         least = math.ceil(2 / multiple) if self.seen_goals else 1
         if horizon is None:
+            least = max(least, math.ceil((shortest or 0) / unit))
             horizon = max(least, int(wanted // unit)) * unit
-        shortest = taken.get("min_horizon")
         if "min_horizon" not in taken and self.goals and not self.one_length():
             shortest = max(least, horizon // 8 // unit) * unit
             shortest = None if shortest >= horizon else shortest
@@ -469,6 +467,8 @@ class _Chooser:
         else:
             self.set("planner", ranking="first", num_candidates=1)
             why = "the most likely plan" if likely else "any plan is as good as another"
+        if self.taken("planner").get("temperature") == 0:  # others would be the same
+            self.set("planner", num_candidates=1)
         self.say("ranking", f"{self.get('planner', 'ranking')}: {why}".rstrip(": "))
 
     def following(self) -> None:
@@ -539,11 +539,13 @@ def _checked(part: str, value: Any) -> dict[str, Any]:
             f"{shown(value)}."
         )
     given = checked(cls.__name__, parameters_of(cls), value)
-    others = {}
-    if part == "window" and "horizon" not in given:  # it will be chosen to fit
+    others = dict[str, Any]()
+    if part == "window":  # its horizon will be chosen to fit
         steps = given.get("stride", 1), given.get("min_horizon") or 1
         others["horizon"] = math.lcm(*steps) or 1
-    made = cls(**others, **given)
+    if part == "planner" and given.get("temperature") == 0:  # one will be chosen
+        others["num_candidates"] = 1
+    made = cls(**(others | given))
     return {name: getattr(made, name) for name in given}
 
 

@@ -383,6 +383,42 @@ def test_given_settings_are_kept_and_the_others_fit_them() -> None:
     assert ignored.time_to_goal is None
 
 
+@pytest.mark.parametrize("goals", [False, True])
+@pytest.mark.parametrize("length", [100, 300])
+@pytest.mark.parametrize(
+    "window",
+    [
+        {"min_horizon": 32},
+        {"min_horizon": 200},
+        {"min_horizon": 30},
+        {"min_horizon": 24, "horizon": 96},
+        {"min_horizon": 7, "stride": 7},
+        {"min_horizon": 2},
+    ],
+)
+def test_other_lengths_fit_a_shortest_window_that_is_given(
+    window: dict[str, Any], length: int, goals: bool
+) -> None:
+    flat = without_velocity(toy_dataset(20, length, goals=goals))
+    config = TrainConfig.for_dataset(flat, window=window, network={"dim": 16})
+    assert window.items() <= vars(config.window).items()
+    long = goals or config.window.horizon > defaults.LONGEST_MLP
+    assert config.network.architecture == ("unet" if long else "mlp")
+    assert untrained(config, flat)
+
+
+@pytest.mark.parametrize("goals", [False, True])
+def test_the_most_likely_plan_is_a_single_candidate(goals: bool) -> None:
+    flat = rewarded(toy_dataset(goals=goals))
+    for given in ({}, {"value": True}, {"critic": not goals}):
+        planner = {"temperature": 0.0}
+        chosen = TrainConfig.for_dataset(flat, planner=planner, **given).planner
+        assert (chosen.temperature, chosen.num_candidates) == (0.0, 1)
+    several = {"temperature": 0.0, "num_candidates": 8}
+    with pytest.raises(ConfigError, match="num_candidates=8 would be the same"):
+        TrainConfig.for_dataset(flat, planner=several)
+
+
 def test_whole_parts_and_other_networks_can_be_given() -> None:
     window = WindowConfig(horizon=20, stride=5, actions=False)
     config = TrainConfig.for_dataset(
@@ -593,6 +629,8 @@ def test_the_command_line_says_what_it_chose_and_can_stop_there(
         "--network.architecture mlp --network.depth 2",
         "--window.position 0 1 --window.velocity 2 3 --window.stride 3",
         "--window.hindsight-goal none",
+        "--network.architecture unet --planner.temperature 0",
+        "--window.min-horizon 24",
     ],
 )
 @pytest.mark.parametrize("goals", [False, True])
