@@ -538,31 +538,31 @@ def _warm_start_steps(
             would do nothing: a single denoising step has no variance to scale a
             gradient by.
     """
-    level, num_steps = settings.warm_start, settings.warm_start_steps
-    counts = [sampler.num_steps]
-    if level is not None and num_steps is not None:
-        counts.append(num_steps)
+    level, asked, taken = settings.warm_start, settings.warm_start_steps, 1
+    counts = {"num_sampling_steps": sampler.num_steps}
+    if level is not None:
+        # Rounded first: 0.07 * 100 is a little more than 7.
+        every = sampler.denoiser.schedule.num_denoising_steps
+        left = math.ceil(round(level * every, 9))
+        share = math.ceil(round(level * sampler.num_steps, 9))
+        least = settings.min_guided_steps if guided else 1
+        taken = min(max(share, least), left) if asked is None else asked
+        if taken > left:
+            raise ConfigError(
+                f"warm_start={level} leaves {left} of {every} denoising steps: "
+                f"warm_start_steps must be 1 to {left}, got {taken}."
+            )
+        counts[f"warm_start={level}, warm_start_steps"] = taken
     scaled = PLACEMENTS[settings.guide_placement].scaled_by_variance
-    if guided and scaled and min(counts) < 2:
+    few = [f"{name}={count}" for name, count in counts.items() if count < 2]
+    if guided and scaled and few:
         raise ConfigError(
             f"Guided with guide_placement={settings.guide_placement!r}, plans need at "
             f"least 2 denoising steps: gradients are scaled by the variance of a step, "
-            f"and the last has none. Take more, or guide_placement='clean'."
+            f"and the last has none. Got {few[0]}. Take more, or "
+            f"guide_placement='clean'."
         )
-    if level is None:
-        return 1
-    # Rounded first: 0.07 * 100 is a little more than 7.
-    if num_steps is None:
-        share = math.ceil(round(level * sampler.num_steps, 9))
-        return max(share, settings.min_guided_steps if guided else 1)
-    every = sampler.denoiser.schedule.num_denoising_steps
-    share = math.ceil(round(level * every, 9))
-    if num_steps > share:
-        raise ConfigError(
-            f"warm_start={level} leaves {share} of {every} denoising steps: "
-            f"warm_start_steps must be 1 to {share}, got {num_steps}."
-        )
-    return num_steps
+    return taken
 
 
 def build_ranking(
@@ -578,8 +578,8 @@ def build_ranking(
     network, finds feasible. Without a guide, the sum is feasibility alone.
 
     Raises:
-        ConfigError: "time_to_goal" without such a network, "guide" without a guide,
-            "feasibility" without a featurizer that judges it.
+        ConfigError: "time_to_goal" or "critic" without such a network, "guide" without
+            a guide, "feasibility" or "sum" without a featurizer that judges it.
     """
     in_time = None
     if networks.time_to_goal is not None:
@@ -603,11 +603,16 @@ def build_ranking(
                     "one with: diffuser-policy train-critic PLANNER"
                 )
             return CriticRanking(networks.critic)
-        case "feasibility":
-            return FeasibilityRanking(featurizer)
-        case "sum":
+        case "feasibility" | "sum":
+            if not has_feasibility(featurizer):
+                raise ConfigError(
+                    f"ranking={settings.ranking!r} needs a featurizer with a method "
+                    f"`feasibility` (--window.features when training), and "
+                    f"{type(featurizer).__name__} has none. Use 'smoothness' or "
+                    f"'first'."
+                )
             feasibility = FeasibilityRanking(featurizer)
-            if guide is None:
+            if guide is None or settings.ranking == "feasibility":
                 return feasibility
             return SumRanking(guide, feasibility, settings.ranking_weight)
         case "guide":

@@ -410,7 +410,7 @@ class PlannerConfig:
     plan is not used."""
     warm_start_steps: int | None = None
     """Denoising steps of a warm start; None: the same share of `num_sampling_steps`,
-    and at least `min_guided_steps` for guided plans."""
+    and at least `min_guided_steps` for guided plans, if `warm_start` leaves so many."""
     steadiness: float | None = None
     """Replanning: the running plan is kept unless a new one is better by this much, in
     the unit of the ranking; None: the two are not compared."""

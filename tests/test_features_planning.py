@@ -243,10 +243,12 @@ def test_the_sum_is_feasibility_and_the_guides_value(weight: float | None) -> No
 
 def test_choosing_and_acting_need_what_the_featurizer_may_lack() -> None:
     plain = ExecutionConfig()
-    with pytest.raises(ConfigError, match=r"a method `feasibility`.*Copied has none"):
+    lacking = r"='feasibility' needs .* a method `feasibility`.*Copied has none"
+    with pytest.raises(ConfigError, match=lacking):
         toy_policy(config("copied", execution=plain))
     added = PlannerConfig(num_sampling_steps=2, ranking="sum")
-    with pytest.raises(ConfigError, match=r"a method `feasibility`.*Identity has none"):
+    lacking = r"ranking='sum' needs .* a method `feasibility`.*Identity has none"
+    with pytest.raises(ConfigError, match=lacking):
         toy_policy(config(None, execution=plain, planner=added))
     smooth = PlannerConfig(num_sampling_steps=2, ranking="smoothness")
     with pytest.raises(ConfigError, match=r"a method `act`.*Copied has none"):

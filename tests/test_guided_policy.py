@@ -181,6 +181,26 @@ def test_guidance_that_could_do_nothing_is_refused(placement: Placement) -> None
     toy_policy().with_guide(linear, **settings)
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"warm_start": 0.01}, r"Got warm_start=0\.01, warm_start_steps=1"),
+        ({"warm_start": 0.5, "warm_start_steps": 1}, "warm_start_steps=1"),
+        ({"warm_start": 0.5, "min_guided_steps": 1}, "warm_start_steps=1"),
+    ],
+)
+def test_warm_starts_with_guidance_that_could_do_nothing_are_refused(
+    settings: dict[str, Any], said: str
+) -> None:
+    """The steps that a warm start leaves count, whoever chose their number."""
+    policy = toy_policy(horizon="shrinking", replan_interval=1)
+    with pytest.raises(ConfigError, match=said):
+        policy.with_guide(linear, guide_placement="mean", **settings)
+    warm = policy.with_guide(linear, **settings).planner
+    assert warm.warm_start_steps == 1
+    assert len(warm.sampler.grid_from(settings["warm_start"], 1)) == 2
+
+
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_warm_replans_are_guided_at_every_placement(placement: Placement) -> None:
     calls: list[int] = []

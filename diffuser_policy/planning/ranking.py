@@ -31,7 +31,6 @@ from torch import Tensor
 
 from diffuser_policy.columns.features import FeaturizerError
 from diffuser_policy.columns.normalizers import selection
-from diffuser_policy.errors import ConfigError
 from diffuser_policy.guides.guide import Guide, value_of
 from diffuser_policy.guides.trajectory import Trajectory
 from diffuser_policy.networks.critic import Critic
@@ -156,16 +155,7 @@ class FeasibilityRanking(Ranking):
         Args:
             featurizer: `feasibility(candidates, stride)` returns `[n]`, higher is
                 better, for candidates `[n, steps, columns]` in environment units.
-
-        Raises:
-            ConfigError: It does not offer that.
         """
-        if not has_feasibility(featurizer):
-            raise ConfigError(
-                f"ranking='feasibility' needs a featurizer with a method `feasibility` "
-                f"(--window.features when training), and {type(featurizer).__name__} "
-                f"has none. Use 'smoothness' or 'first'."
-            )
         self.featurizer = featurizer
 
     @torch.inference_mode()
