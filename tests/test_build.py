@@ -123,6 +123,18 @@ def test_columns_are_those_of_the_data_with_the_goal() -> None:
     )
 
 
+def test_a_column_called_goal_is_no_goal_of_an_environment_without_any() -> None:
+    flat = toy_dataset(goals=False)
+    names = {**flat.metadata["observation_columns"], "goal": [2, 3]}
+    facts = {**flat.metadata, "observation_columns": names}
+    flat = dataclasses.replace(flat, metadata=facts)
+    window = WindowConfig(horizon=16, hindsight_goal="none")
+    policy = toy_policy(toy_config(window=window, time_to_goal=None), flat=flat)
+    assert set(policy.planner.layout.aliases) == {"position", "velocity"}
+    with pytest.raises(ConfigError, match="planner without goals"):
+        policy.with_settings(horizon="shrinking")
+
+
 def test_columns_can_be_named_by_the_user() -> None:
     window = WindowConfig(horizon=16, position=(1, 0), velocity=(3, 2))
     layout = policy_config(toy_config(window=window), unnamed()).layout

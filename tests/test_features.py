@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from diffuser_policy.build import config_featurizer
 from diffuser_policy.columns.features import (
     FEATURIZERS,
     FeaturizerError,
@@ -19,6 +20,7 @@ from diffuser_policy.columns.features import (
     planning_columns,
     register_featurizer,
 )
+from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.config import (
     PolicyConfig,
     ValueTrainConfig,
@@ -158,6 +160,20 @@ def test_goals_count_only_where_the_featurizer_names_their_columns() -> None:
     assert (pinned.spaces.goal_size, pinned.layout.aliases["goal"]) == (2, (0, 1))
     without = policy_config(config("pinned"), toy_dataset(goals=False))
     assert not without.layout.goal_conditioned
+
+
+def test_columns_that_the_featurizer_names_keep_their_names() -> None:
+    def named(name: str, **columns: tuple[int, ...]) -> TrajectoryLayout:
+        train = config(name)
+        window = dataclasses.replace(train.window, **columns)
+        made = policy_config(dataclasses.replace(train, window=window), toy_dataset())
+        config_featurizer(made)
+        return made.layout
+
+    with pytest.raises(ConfigError, match=r"\(1, 0\), and .*'turned' names \(0, 1\)"):
+        named("turned", position=(1, 0))
+    assert named("turned", position=(0, 1)) == named("turned")
+    assert named("turned", velocity=(1, 2)).aliases["velocity"] == (1, 2)
 
 
 def test_data_of_another_environment_are_refused() -> None:

@@ -52,11 +52,19 @@ def policy_config(train: TrainConfig, flat: FlatDataset) -> PolicyConfig:
     spaces = space_spec(flat, featurizer)
     aliases = named_columns(flat.metadata)
     if featurizer is not None:
-        aliases = {k: v for k, v in featurizer.columns.items() if k != "goal"}
+        aliases = dict(featurizer.columns)
+    aliases.pop("goal", None)  # it would stand for goals of the environment
     for name in ("position", "velocity"):
         columns = getattr(train.window, name)
-        if columns is not None:
-            aliases[name] = columns
+        if columns is None:
+            continue
+        named = aliases.get(name) if featurizer is not None else None
+        if named is not None and tuple(named) != columns:
+            raise ConfigError(
+                f"{name} (--window.{name}) names columns {columns}, and the "
+                f"featurizer {features!r} names {tuple(named)}. Leave it out."
+            )
+        aliases[name] = columns
     if spaces.appends_goal:
         key = spaces.parts.goal_keys[0]
         # By its own name, and by the last key of it: executors look for a "position".
