@@ -25,11 +25,12 @@ beside the checkpoints can't be read that way; what they say is in the presets.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError  # the error only: nothing is unpickled here
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,7 @@ from diffuser_policy.networks.unet import TemporalUNet
 from diffuser_policy.networks.value import NUM_NARROWING, ValueNetwork, remaining_steps
 
 AuthorsLayout = Literal["main", "maze2d"]
+AuthorsWeights = Literal["ema", "model"]
 NETWORK_PREFIX = "model."
 
 # Our names become theirs by these substitutions, in this order.
@@ -107,7 +109,7 @@ class AuthorsCheckpoint:
 
 
 def read_authors_checkpoint(
-    path: str | Path, *, weights: Literal["ema", "model"] = "ema"
+    path: str | Path, *, weights: AuthorsWeights = "ema"
 ) -> AuthorsCheckpoint:
     """Read one of the authors' `.pt` files on the CPU, without running its code.
 
@@ -117,7 +119,10 @@ def read_authors_checkpoint(
 
     Raises:
         CheckpointError: Missing, truncated, with pickled code, or of another kind.
+        UnknownNameError: Weights of another name.
     """
+    if weights not in (known := get_args(AuthorsWeights)):
+        raise UnknownNameError("weights", weights, known)
     path = Path(path)
     saved = _tensors_only(path)
     process = saved.get(weights) if isinstance(saved, Mapping) else None
@@ -139,12 +144,19 @@ def read_authors_checkpoint(
             f"networks are other architectures."
         )
     betas, loss_weights = process.get("betas"), process.get("loss_fn.weights")
-    return AuthorsCheckpoint(
-        step=int(saved.get("step", 0)),
-        weights=network,
-        num_denoising_steps=None if betas is None else len(betas),
-        horizon=None if loss_weights is None else len(loss_weights),
-    )
+    try:
+        return AuthorsCheckpoint(
+            step=int(saved.get("step", 0)),
+            weights=network,
+            num_denoising_steps=None if betas is None else len(betas),
+            horizon=None if loss_weights is None else len(loss_weights),
+        )
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path} is no checkpoint of the authors' trainer: 'step' must be a "
+            f"number, 'betas' and 'loss_fn.weights' tensors with a row for each step "
+            f"({error})."
+        ) from error
 
 
 def load_authors_network(state_dict: Mapping[str, Tensor]) -> TemporalUNet:
@@ -165,15 +177,15 @@ def load_authors_network(state_dict: Mapping[str, Tensor]) -> TemporalUNet:
             f"These weights are no temporal U-Net of the authors: {missing} missing. "
             f"{advice}"
         )
-    transition_dim, dim, _ = state_dict[_HEAD[1]].shape
-    widths: list[int] = []
-    while _FIRST_CONVOLUTION.format(len(widths)) in state_dict:
-        widths.append(state_dict[_FIRST_CONVOLUTION.format(len(widths))].shape[0])
-    try:
+    with _fitting("temporal U-Net"):
+        transition_dim, dim, _ = state_dict[_HEAD[1]].shape
+        widths: list[int] = []
+        while (name := _FIRST_CONVOLUTION.format(len(widths))) in state_dict:
+            widths.append(state_dict[name].shape[0])
         network = TemporalUNet(
             transition_dim,
             dim=dim,
-            multipliers=[width // dim for width in widths],
+            multipliers=[width // max(dim, 1) for width in widths],
             kernel_size=state_dict[_HEAD[0]].shape[-1],
             attention=any(name.endswith("to_qkv.weight") for name in state_dict),
         )
@@ -183,10 +195,6 @@ def load_authors_network(state_dict: Mapping[str, Tensor]) -> TemporalUNet:
         ours = {theirs: mine for mine, theirs in _names(network, rules).items()}
         # Names that we don't know stay as they are, and fail to load by name.
         network.load_state_dict({ours.get(k, k): v for k, v in state_dict.items()})
-    except (ConfigError, RuntimeError) as error:
-        raise CheckpointError(
-            f"These weights don't fit the temporal U-Net their shapes suggest: {error}"
-        ) from error
     return network
 
 
@@ -236,34 +244,31 @@ def load_authors_value_network(
             f"These weights are no value function of the authors: {missing} missing. "
             f"Pass AuthorsCheckpoint.weights."
         )
-    shapes: list[torch.Size] = []
-    while _VALUE_CONVOLUTION.format(len(shapes)) in state_dict:
-        shapes.append(state_dict[_VALUE_CONVOLUTION.format(len(shapes))].shape)
-    features = 2 * state_dict[_VALUE_HEAD[0]].shape[0]
-    dim = state_dict[_VALUE_HEAD[0]].shape[1] - features
-    left = remaining_steps(num_planning_steps, len(shapes) + NUM_NARROWING)
-    if left * shapes[-1][0] // 4 != features:
-        raise CheckpointError(
-            f"These weights flatten {features} features, and plans of "
-            f"{num_planning_steps} planning steps have {left * shapes[-1][0] // 4}. "
-            f"Name the horizon that the value function was trained with."
-        )
-    try:
+    with _fitting("value function"):
+        shapes: list[torch.Size] = []
+        while (name := _VALUE_CONVOLUTION.format(len(shapes))) in state_dict:
+            shapes.append(state_dict[name].shape)
+        features = 2 * state_dict[_VALUE_HEAD[0]].shape[0]
+        dim = state_dict[_VALUE_HEAD[0]].shape[1] - features
+        left = remaining_steps(num_planning_steps, len(shapes) + NUM_NARROWING)
+        if (flattened := left * shapes[-1][0] // 4) != features:
+            raise CheckpointError(
+                f"These weights flatten {features} features, and plans of "
+                f"{num_planning_steps} planning steps have {flattened}. Name the "
+                f"horizon that the value function was trained with."
+            )
+        _, transition_dim, kernel_size = shapes[0]
         network = ValueNetwork(
-            shapes[0][1],
+            transition_dim,
             dim=dim,
             multipliers=[shape[0] // max(dim, 1) for shape in shapes],
-            kernel_size=shapes[0][2],
+            kernel_size=kernel_size,
             num_planning_steps=num_planning_steps,
         )
         ours = {theirs: mine for mine, theirs in _names(network, _VALUE).items()}
         weights = {ours.get(k, k): v for k, v in state_dict.items()}
         scale = {name: network.state_dict()[name] for name in _SCALE}
         network.load_state_dict({**weights, **scale})
-    except (ConfigError, RuntimeError) as error:
-        raise CheckpointError(
-            f"These weights don't fit the value function their shapes suggest: {error}"
-        ) from error
     return network
 
 
@@ -301,6 +306,22 @@ def _names(network: nn.Module, rules: Iterable[tuple[str, str]]) -> dict[str, st
             raise ConfigError(f"{name!r} has no counterpart in the authors' networks.")
         names[name] = theirs
     return names
+
+
+@contextmanager
+def _fitting(network: str) -> Iterator[None]:
+    """Raise one error for whatever shapes of another network cause in the block."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (
+        *(RuntimeError, ArithmeticError, AttributeError),
+        *(IndexError, TypeError, ValueError),
+    ) as error:
+        raise CheckpointError(
+            f"These weights don't fit the {network} their shapes suggest: {error}"
+        ) from error
 
 
 def _tensors_only(path: Path) -> Any:

@@ -142,9 +142,22 @@ def test_missing_and_extra_tensors_are_named() -> None:
     missing = {k: v for k, v in exported.items() if k != "mid_block1.time_mlp.1.bias"}
     with pytest.raises(CheckpointError, match=r"mid\.first\.time\.1\.bias"):
         load_authors_network(missing)
-    odd = {**exported, "downs.1.0.blocks.0.block.0.weight": torch.zeros(24, 8, 5)}
-    with pytest.raises(CheckpointError, match="don't fit"):
-        load_authors_network(odd)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("downs.1.0.blocks.0.block.0.weight", (24, 8, 5)),
+        ("downs.1.0.blocks.0.block.0.weight", ()),
+        ("final_conv.0.block.0.weight", ()),
+        ("final_conv.1.weight", (4, 8)),
+        ("final_conv.1.weight", (4, 0, 1)),
+    ],
+)
+def test_tensors_of_other_shapes_are_refused(name: str, shape: tuple[int, ...]) -> None:
+    exported = to_authors_state_dict(random_network())
+    with pytest.raises(CheckpointError, match=r"don't fit the temporal U-Net"):
+        load_authors_network({**exported, name: torch.zeros(shape)})
 
 
 # --- the authors' files -----------------------------------------------------------
@@ -180,6 +193,29 @@ def test_a_checkpoint_is_read_and_loads(checkpoint: Path) -> None:
     network, expected = load_authors_network(read.weights), random_network(seed=2)
     noisy, steps = batch(network)
     assert torch.equal(network(noisy, steps), expected(noisy, steps))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda saved: saved.update(step=None),
+        lambda saved: saved.update(step="last"),
+        lambda saved: saved["ema"].update(betas=torch.tensor(3.0)),
+        lambda saved: saved["ema"].update({"loss_fn.weights": 2}),
+    ],
+)
+def test_facts_of_another_kind_are_refused(checkpoint: Path, change: Any) -> None:
+    saved = torch.load(checkpoint, weights_only=True)
+    change(saved)
+    torch.save(saved, checkpoint)
+    with pytest.raises(CheckpointError, match="'step' must be a number, 'betas'"):
+        read_authors_checkpoint(checkpoint)
+
+
+def test_weights_of_another_name_are_refused(checkpoint: Path) -> None:
+    wrong: Any = "emaa"
+    with pytest.raises(UnknownNameError, match="Did you mean 'ema'"):
+        read_authors_checkpoint(checkpoint, weights=wrong)
 
 
 def test_the_trained_weights_are_there_too(checkpoint: Path) -> None:

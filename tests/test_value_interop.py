@@ -111,9 +111,13 @@ def test_missing_and_extra_tensors_are_named() -> None:
     missing = {k: v for k, v in exported.items() if k != "mid_block2.time_mlp.1.bias"}
     with pytest.raises(CheckpointError, match=r"narrow\.1\.time\.1\.bias"):
         load(missing)
-    odd = {**exported, "mid_down1.conv.weight": torch.zeros(3, 3, 3)}
-    with pytest.raises(CheckpointError, match="don't fit"):
-        load(odd)
+    for name, shape in {
+        "mid_down1.conv.weight": (3, 3, 3),
+        "final_block.0.weight": (16,),
+        "blocks.0.0.blocks.0.block.0.weight": (16,),
+    }.items():
+        with pytest.raises(CheckpointError, match="don't fit the value function"):
+            load({**exported, name: torch.zeros(shape)})
 
 
 def test_another_horizon_is_told_by_the_features() -> None:
