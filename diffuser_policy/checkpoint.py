@@ -161,6 +161,13 @@ def read_planner(source: str | Path) -> tuple[PolicyConfig, PlannerNetworks]:
     data, weights = _read_files(folder)
     config = PolicyConfig.from_json(data)
     try:
+        _results(config.provenance.get("results", {}))
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder / CONFIG} has figures that no model card can show: {error!r}. "
+            f"Delete 'results' from its 'provenance', and evaluate it again (--card)."
+        ) from error
+    try:
         described = num_weights(config)
         if weights is not None and described > len(weights):  # a byte each, at least
             raise CheckpointError(

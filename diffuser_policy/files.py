@@ -90,12 +90,14 @@ def replaced_folder(folder: Path, *, durable: bool = True) -> Iterator[Path]:
         durable: Sync the files: they survive a power cut.
 
     Raises:
-        StorageError: The files could not be written, or links in the folder would be
-            lost; `folder` is as it was.
+        StorageError: It is a file, the files could not be written, or links in the
+            folder would be lost; `folder` is as it was.
     """
     real = Path(os.path.realpath(folder))
     partial = hidden_sibling(real, "partial")
     try:
+        if real.exists() and not real.is_dir():
+            raise StorageError(errno.ENOTDIR, f"{folder} is a file; name a folder.")
         _refuse_links(folder, real)
         real.parent.mkdir(parents=True, exist_ok=True)
         _tidy_once(real.parent)

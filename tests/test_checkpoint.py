@@ -58,6 +58,11 @@ def edit_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> Non
     (folder / CONFIG).write_text(json.dumps(data))
 
 
+def figures(of_one: Any) -> Callable[[dict[str, Any]], object]:
+    """Return a change of the figures of an environment."""
+    return lambda data: data["provenance"].update(results={"toy/Point-v0": of_one})
+
+
 def swap(data: dict[str, Any], first: str, second: str) -> None:
     data[first], data[second] = data[second], data[first]
 
@@ -134,13 +139,14 @@ def test_the_card_has_success_rates_if_there_are_goals(
 
 
 def test_figures_stay_with_the_planner_that_earned_them(tmp_path: Path) -> None:
-    figures = {"toy/Point-v0": {"episodes": 9, "score": {"mean": 97.25}}}
+    score = {"mean": 97.25, "low": None, "high": None}
+    earned = {"toy/Point-v0": {"episodes": 9, "score": score}}
     policy = toy_policy()
-    facts = {**policy.config.provenance, "results": figures}
+    facts = {**policy.config.provenance, "results": earned}
     policy = DiffuserPolicy(replace(policy.config, provenance=facts), policy.networks)
     kept = {"num_candidates": policy.config.planner.num_candidates}
     for same in (policy, policy.with_settings(**kept), policy.with_guide(None)):
-        assert same.config.provenance["results"] == figures
+        assert same.config.provenance["results"] == earned
     steered = policy.with_guide(lambda trajectory: trajectory.position.sum(dim=(1, 2)))
     assert "results" not in steered.config.provenance
     for name, value in {"num_candidates": 1, "position_gain": 0.0}.items():
@@ -240,6 +246,10 @@ def test_unreadable_settings_are_refused(saved: Path, text: str) -> None:
         (lambda data: data.update(provenance=[1]), "provenance must be a table"),
         (lambda data: data["provenance"].update(dataset=3), "dataset must be a table"),
         (lambda data: data["provenance"]["dataset"].update(env_id=3), "env_id must be"),
+        (figures(3), "no model card can show"),
+        (figures({"score": None}), "no model card can show.*episodes"),
+        (figures({"episodes": 2, "score": 3}), "no model card can show"),
+        (figures({"episodes": 2, "score": {"mean": "x", "low": 1, "high": 2}}), "card"),
     ],
 )
 def test_foreign_settings_are_refused(

@@ -172,6 +172,17 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
             call(tmp_path)
 
 
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("precious")
+    (tmp_path / "link").symlink_to("notes")
+    for name in ("notes", "link"):
+        kept = pytest.raises(StorageError, match="is a file; name a folder")
+        with kept, replaced_folder(tmp_path / name):
+            raise AssertionError("refused before the work")
+    assert (tmp_path / "notes").read_text() == "precious"
+    assert names(tmp_path) == ["link", "notes"]
+
+
 def test_names_as_long_as_the_system_allows_work(tmp_path: Path) -> None:
     path = tmp_path / ("ä" * 120 + "a.json")
     check_writable(path)
