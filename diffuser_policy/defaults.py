@@ -38,6 +38,7 @@ PLANNING_STEPS = 64  # of the longest plan to a goal
 PLACE_COLUMNS = 3  # of goals that are places, rather than states of all joints
 FROM_PLACE = 160  # env steps of the longest plan from one landmark to others
 NARROW = 24  # width of a U-Net for those: short plans need fewer weights
+SINGLE = 16  # least width of a U-Net whose coarsest stage sees one planning step
 GOALS_AHEAD = 2.5  # longest plan, in units of the median time that a goal is chased
 SHORT = 4  # env steps of a plan of states without a goal
 MLP: Mapping[str, Any] = {  # for plans without a goal
@@ -316,8 +317,7 @@ class _Chooser:
                 ):
                     stride -= 1
         unit = stride * multiple
-        # A plan to a goal begins and ends with a planning step of its own.
-        least = math.ceil(2 / multiple) if self.seen_goals else 1
+        least = self.least(multiple)
         if horizon is None:
             least = max(least, math.ceil((shortest or 0) / unit))
             horizon = max(least, int(wanted // unit)) * unit
@@ -383,6 +383,15 @@ class _Chooser:
         if self.one_length():
             return 1
         return int(2 ** (len(self.get("network", "multipliers")) - 1))
+
+    def least(self, multiple: int) -> int:
+        """Return the planning steps of the shortest plan, in units of `multiple`."""
+        narrowest = min(self.get("network", "multipliers")[-2:])
+        narrowest *= self.get("network", "dim")
+        if self.get("network", "architecture") == "unet" and narrowest < SINGLE:
+            return 2
+        # A plan to a goal begins and ends with a planning step of its own.
+        return math.ceil(2 / multiple) if self.seen_goals else 1
 
     def one_length(self) -> bool:
         """Return whether the network makes plans of a single length."""

@@ -526,6 +526,16 @@ def test_goals_that_training_does_not_pin_leave_a_planner_that_works() -> None:
     np.testing.assert_allclose(plan.observations[0, 0], seen["observation"], atol=1e-5)
 
 
+@pytest.mark.parametrize("goals", [False, True])
+def test_plans_of_a_narrow_network_are_long_enough_for_its_norms(goals: bool) -> None:
+    flat = toy_dataset(3, 3, goals=goals)
+    for dim, steps in ((8, 4), (16, 2)):
+        network = {"architecture": "unet", "dim": dim, "multipliers": (1, 2)}
+        config = TrainConfig.for_dataset(flat, network=network)
+        assert config.window.num_planning_steps == steps
+        assert untrained(config, flat)
+
+
 @pytest.mark.parametrize("length", [2, 3, 40])
 @pytest.mark.parametrize("architecture", ["unet", "mlp"])
 @pytest.mark.parametrize("window", [{}, {"stride": 7}, {"hindsight_goal": "none"}])

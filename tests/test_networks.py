@@ -18,7 +18,7 @@ from tests.network_helpers import batch, random_network
 def test_any_multiple_of_the_down_sampling_is_a_horizon(
     multipliers: tuple[int, ...], attention: bool
 ) -> None:
-    network = random_network(3, multipliers=multipliers, attention=attention)
+    network = random_network(3, dim=16, multipliers=multipliers, attention=attention)
     assert network.horizon_multiple == 2 ** (len(multipliers) - 1)
     for horizon in (network.horizon_multiple, 3 * network.horizon_multiple):
         network.check_horizon(horizon)
@@ -33,6 +33,23 @@ def test_another_horizon_is_refused_by_name_of_the_nearest(
     network = random_network(3, multipliers=(1, 2, 4))
     with pytest.raises(HorizonError, match=f"got {horizon}; the nearest is {nearest}"):
         network.check_horizon(horizon)
+
+
+@pytest.mark.parametrize(
+    ("dim", "multipliers", "fits"),
+    [(8, (1,), 2), (8, (1, 2), 4), (8, (1, 4, 1), 8), (8, (1, 2, 4), 4), (16, (1,), 1)],
+)
+def test_plans_for_which_a_group_norm_is_constant_are_refused(
+    dim: int, multipliers: tuple[int, ...], fits: int
+) -> None:
+    """A group of one number is always 0, and PyTorch refuses a batch of one."""
+    network = random_network(3, dim=dim, multipliers=multipliers)
+    network.check_horizon(fits)
+    noisy, steps = batch(network, fits, size=1)
+    assert network(noisy, steps).shape == noisy.shape
+    if fits > network.horizon_multiple:
+        with pytest.raises(HorizonError, match=f"plans of {fits} planning .*dim"):
+            network.check_horizon(fits // 2)
 
 
 @pytest.mark.parametrize(

@@ -204,6 +204,7 @@ class TemporalUNet(nn.Module):
         self.transition_dim = transition_dim
         self.time_embedding = time_embedding(dim)
         widths = [dim * multiplier for multiplier in multipliers]
+        self.coarsest_width = min(widths[-2:])
         pairs = list(pairwise([input_dim or transition_dim, *widths]))
 
         def stage(channels: tuple[int, int], resample: nn.Module | None) -> Stage:
@@ -240,10 +241,11 @@ class TemporalUNet(nn.Module):
         return int(2 ** (len(self.downs) - 1))
 
     def check_horizon(self, num_planning_steps: int) -> None:
-        """Refuse a trajectory length that the down-sampling does not divide.
+        """Refuse a trajectory length that the network cannot represent.
 
         Raises:
-            HorizonError: Not a positive multiple of `horizon_multiple`.
+            HorizonError: Not a positive multiple of `horizon_multiple`, or so short
+                that a group norm would see a single number, which it maps to 0.
         """
         multiple = self.horizon_multiple
         if num_planning_steps < multiple or num_planning_steps % multiple:
@@ -251,6 +253,13 @@ class TemporalUNet(nn.Module):
             raise HorizonError(
                 f"The network takes plans of a multiple of {multiple} planning steps, "
                 f"got {num_planning_steps}; the nearest is {nearest}."
+            )
+        if num_planning_steps == multiple and self.coarsest_width < 2 * GROUPS:
+            raise HorizonError(
+                f"The network's coarsest stage sees one of {num_planning_steps} "
+                f"planning steps, and with a width of {self.coarsest_width} its group "
+                f"norms see a single number each. Make plans of {2 * multiple} "
+                f"planning steps or more, or double the width (dim)."
             )
 
     def forward(self, trajectories: Tensor, i: Tensor) -> Tensor:
