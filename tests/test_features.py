@@ -163,7 +163,7 @@ def test_goals_count_only_where_the_featurizer_names_their_columns() -> None:
 
 
 def test_columns_that_the_featurizer_names_keep_their_names() -> None:
-    def named(name: str, **columns: tuple[int, ...]) -> TrajectoryLayout:
+    def named(name: str, **columns: Any) -> TrajectoryLayout:
         train = config(name)
         window = dataclasses.replace(train.window, **columns)
         made = policy_config(dataclasses.replace(train, window=window), toy_dataset())

@@ -32,7 +32,7 @@ from diffuser_policy.errors import (
 from diffuser_policy.files import hidden_sibling
 from diffuser_policy.versions import RECORDERS, versions
 from tests.data_helpers import EXPERT
-from tests.point_env import POINT
+from tests.point_env import POINT, PointEnv
 
 minari = pytest.importorskip("minari", reason="needs the extra 'data'")
 h5py: Any = pytest.importorskip("h5py", reason="needs the extra 'data'")
@@ -465,6 +465,28 @@ def test_every_kind_of_damage_is_named() -> None:
     for name in ("ends-early.npz", "header.npz"):
         with pytest.raises(DatasetError, match=f"{name} is damaged"):
             imported(name)
+
+
+@pytest.mark.parametrize("write", [hdf5, npz])
+@pytest.mark.parametrize("error", [RuntimeError, ValueError, OSError])
+def test_an_error_of_the_environment_is_not_blamed_on_the_file(
+    write: Any, error: type[Exception]
+) -> None:
+    class Broken(PointEnv):
+        def reset(self, **_: Any) -> Any:
+            raise error("the motor is off")
+
+    with pytest.raises(error, match="the motor is off"):
+        import_file(write(rows(12, size=4, actions=2)), Broken(), progress=False)
+
+
+def test_a_wrong_bit_of_an_array_is_damage_of_the_file() -> None:
+    file, arrays = Path("some-data-v3.npz"), rows()
+    npz(arrays)
+    content, numbers = file.read_bytes(), arrays["observations"].tobytes()
+    file.write_bytes(content.replace(numbers, numbers[:-1] + b"?"))
+    with pytest.raises(DatasetError, match=r"npz is damaged: .*CRC"):
+        imported(str(file))
 
 
 def test_pickled_arrays_are_not_opened() -> None:

@@ -85,7 +85,8 @@ AS_USUAL = ArrayNames()
 def open_arrays(file: Path) -> Iterator[Mapping[str, Any]]:
     """Yield the arrays of a file by their names, such as `infos/goal`.
 
-    What it yields reads an array, or rows of it, when they are asked for.
+    What it yields reads an array, or rows of it, when they are asked for, and raises
+    DatasetError where the file is damaged.
 
     Raises:
         DatasetNotFoundError: No such file.
@@ -99,7 +100,7 @@ def open_arrays(file: Path) -> Iterator[Mapping[str, Any]]:
     except OSError as error:
         raise DatasetError(f"{file} cannot be read: {error.strerror}.") from error
     with contextlib.ExitStack() as stack:
-        try:
+        with _reading(file):
             if magic == HDF5_MAGIC:
                 h5py: Any = require_extra("h5py", "data")
                 stored = stack.enter_context(h5py.File(file, "r"))
@@ -107,34 +108,66 @@ def open_arrays(file: Path) -> Iterator[Mapping[str, Any]]:
 
                 def add(name: str, item: Any) -> None:
                     if isinstance(item, h5py.Dataset):
-                        found[name] = item
+                        found[name] = _Dataset(file, item)
 
                 stored.visititems(add)
             elif magic.startswith(ZIP_MAGIC):
                 stream = stack.enter_context(file.open("rb"))
-                found = _LazyArrays(stack.enter_context(np.load(stream)))
+                found = _LazyArrays(file, stack.enter_context(np.load(stream)))
             else:
                 raise DatasetError(
                     f"{file} is neither HDF5 nor NumPy's .npz. Convert it, for example "
                     f"with numpy.savez(file, observations=…, actions=…, …)."
                 )
-            yield found
-        except DAMAGE as error:  # when it is opened, or when an array is read
-            if isinstance(error, DiffuserPolicyError):
-                raise
-            raise DatasetError(f"{file} is damaged: {error}.") from error
+        # Not in the block: what fails while the arrays are used may not be the file.
+        yield found
+
+
+@contextlib.contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Say that a file is damaged, if reading it in the block fails."""
+    try:
+        yield
+    except DAMAGE as error:
+        if isinstance(error, DiffuserPolicyError):
+            raise
+        reason = str(error) or type(error).__name__
+        raise DatasetError(f"{file} is damaged: {reason}.") from error
+
+
+@dataclass(frozen=True)
+class _Dataset:
+    """An array of an HDF5 file, whose rows are read when they are asked for."""
+
+    file: Path
+    stored: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        with _reading(self.file):
+            return tuple(self.stored.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        with _reading(self.file):
+            return np.dtype(self.stored.dtype)
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        with _reading(self.file):
+            return np.asarray(self.stored[rows])
 
 
 class _LazyArrays(dict[str, Any]):
     """The arrays of an `.npz`, each read when it is first asked for."""
 
-    def __init__(self, stored: Any) -> None:
+    def __init__(self, file: Path, stored: Any) -> None:
         super().__init__(dict.fromkeys(stored.files))
-        self.stored = stored
+        self.file, self.stored = file, stored
 
     def __getitem__(self, name: str) -> Any:
         if super().__getitem__(name) is None:
-            self[name] = self.stored[name]
+            with _reading(self.file):
+                self[name] = self.stored[name]
         return super().__getitem__(name)
 
 
@@ -200,9 +233,12 @@ class _Finder:
             )
         try:
             stored = self.stored[name]
-        except ValueError as error:  # objects, which only unpickling could read
-            raise DatasetError(
-                f"{self.where}: {name} cannot be read: {error}. It must hold numbers."
+        except DatasetError as error:
+            cause = error.__cause__
+            if not isinstance(cause, ValueError):
+                raise
+            raise DatasetError(  # objects, which only unpickling could read
+                f"{self.where}: {name} cannot be read: {cause}. It must hold numbers."
             ) from error
         if stored.dtype.kind not in "biuf":
             raise DatasetError(

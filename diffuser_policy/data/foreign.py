@@ -436,7 +436,7 @@ def _relabel(
         return
     relabel: Any = require_extra("ogbench.relabel_utils", "ogbench")
     needed = ("qpos", "button_states")
-    facts = {key: np.asarray(stored[key]) for key in needed if key in stored}
+    facts = {key: stored[key][()] for key in needed if key in stored}
     relabel.relabel_dataset(name, env, facts)
     for role in ("rewards", "masks"):
         arrays[role] = Array(f"{role} of {name}", facts[role], ())
