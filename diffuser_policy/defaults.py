@@ -309,7 +309,7 @@ class _Chooser:
         if stride is None:
             stride = 1
             if self.followed != "actions" and self.goals:
-                led = self.wanted.get("landmarks") and self.led_by_landmarks()
+                led = bool(self.wanted.get("landmarks")) and self.led_by_landmarks()
                 most = PLANNING_STEPS // (2 if led else 1)
                 stride = max(1, math.ceil((horizon or wanted) / most))
                 while stride > 1 and (

@@ -150,7 +150,8 @@ class _Dataset:
     @property
     def dtype(self) -> np.dtype[Any]:
         with _reading(self.file):
-            return np.dtype(self.stored.dtype)
+            found: np.dtype[Any] = self.stored.dtype
+            return found
 
     def __getitem__(self, rows: Any) -> np.ndarray:
         with _reading(self.file):
