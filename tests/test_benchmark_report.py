@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffuser_policy.benchmark.report import compact_tables, load_study
+from diffuser_policy.benchmark.report import compact_tables, load_study, scores
 from diffuser_policy.benchmark.report.scores import (
     PUBLISHED,
     difference_table,
@@ -348,6 +348,17 @@ def test_compact_tables_keep_published_columns_apart(maze: Path) -> None:
     values = scores_of(raw(maze, "maze2d-umaze--diffuser--seed-0"))
     assert f"**{np.mean(values):.1f}** [" in lines[2]
     assert "published" not in compact_tables(load_study(maze), published=())
+
+
+def test_a_figure_that_was_never_published_is_a_dash(
+    maze: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = {"Maze2D-UMaze": "113.9", "Maze2D-Medium": ""}
+    monkeypatch.setattr(scores, "_papers_figures", lambda _: figures)
+    lines = compact_tables(load_study(maze), published=("BC",)).splitlines()
+    [first, second] = [line for line in lines if line.startswith("| Maze2D-")][:2]
+    assert first.endswith("| *113.9* |")
+    assert second.endswith("| – |")
 
 
 def test_curves_of_several_seeds_span_their_means(kuka: Path, maze: Path) -> None:

@@ -264,7 +264,7 @@ def compact_table(study: Study, group: Group, published: Sequence[str]) -> Table
     rows = []
     for row in table.rows:
         texts = [figures[method].get(row[0].text) or UNKNOWN for method in shown]
-        rows.append((*row, *(Cell(text, published=True) for text in texts)))
+        rows.append((*row, *(Cell(t, published=t != UNKNOWN) for t in texts)))
     header = (*table.header, *(f"{m}, published, other data" for m in shown))
     return replace(table, header=header, rows=tuple(rows), title=group.title)
 
