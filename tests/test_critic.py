@@ -30,6 +30,7 @@ from diffuser_policy.training.loss import PlannerLoss
 from diffuser_policy.training.trainer import Trainer
 from tests.point_env import PointEnv
 from tests.policy_helpers import observe
+from tests.training_helpers import has_batches_of_its_own
 
 DATASET = "tests/critic-v0"
 
@@ -89,15 +90,63 @@ def test_values_of_a_known_process_are_found() -> None:
     np.testing.assert_allclose(before, np.full((2, 2), 0.5 * 0.9), atol=0.03)
 
 
-def test_gradients_do_not_reach_the_slow_copy() -> None:
+STD = 2.5  # of returns
+
+
+def unlike() -> tuple[Critic, Critic, Transitions]:
+    """Return a critic, one of other weights, and steps, some of which end."""
+    torch.manual_seed(0)
     critic, slow = Critic(2, 1, width=8), Critic(2, 1, width=8)
-    rows = torch.randn(5, 2)
-    ended = torch.zeros(5, dtype=torch.bool)
-    batch = Transitions(rows, torch.randn(5, 1), torch.ones(5), rows, ended)
+    for each in (critic, slow):
+        each.set_scale(3.0, STD)
+    ended = torch.arange(40) % 3 == 0
+    batch = Transitions(
+        observations=torch.randn(40, 2),
+        actions=torch.randn(40, 1),
+        rewards=torch.randn(40),
+        next_observations=torch.randn(40, 2),
+        ended=ended,
+    )
+    return critic, slow, batch
+
+
+def test_the_loss_is_that_of_the_equations() -> None:
+    critic, slow, batch = unlike()
+    with torch.no_grad():
+        slow_q = slow.of_actions(batch.observations, batch.actions).numpy()
+        q = critic.of_actions(batch.observations, batch.actions).numpy()
+        v = critic.of_states(batch.observations).numpy()
+        next_v = critic.of_states(batch.next_observations).numpy()
+    u = slow_q.min(axis=0) - v
+    target = batch.rewards.numpy() + 0.9 * ~batch.ended.numpy() * next_v
+    assert len({*slow_q.argmin(axis=0)}) == len({*(u < 0)}) == 2  # there are both
+    of_states = np.abs(0.8 - (u < 0)) * u**2
+    of_actions = ((target - q) ** 2).sum(axis=0)
+    expected = (of_states + of_actions).mean() / STD**2
+    found = critic.loss(batch, slow, expectile=0.8, discount=0.9)
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_gradients_do_not_reach_the_slow_copy() -> None:
+    critic, slow, batch = unlike()
     loss = critic.loss(batch, slow, expectile=0.5, discount=0.9)
     torch.autograd.backward(loss)
     assert all(parameter.grad is None for parameter in slow.parameters())
     assert all(parameter.grad is not None for parameter in critic.parameters())
+
+
+def test_state_values_do_not_learn_from_the_step_before() -> None:
+    """V(s') is a part of Q's target: its own gradient is the same without it."""
+    critic, slow, batch = unlike()
+    found = [
+        torch.autograd.grad(
+            critic.loss(batch, slow, expectile=0.8, discount=discount),
+            [*critic.state_value.parameters()],
+        )
+        for discount in (0.0, 0.9)
+    ]
+    for alone, beside in zip(*found, strict=True):
+        torch.testing.assert_close(alone, beside)
 
 
 def test_steps_lead_to_the_next_row_of_their_run(tmp_path: Path) -> None:
@@ -118,6 +167,10 @@ def test_steps_lead_to_the_next_row_of_their_run(tmp_path: Path) -> None:
         index = int((rows == now).all(dim=1).nonzero()[0])
         assert bool(done) == (index == 59)
         assert bool(done) or torch.equal(rows[index + 1], later)
+
+
+def test_steps_processes_and_accumulations_see_other_data(tmp_path: Path) -> None:
+    assert has_batches_of_its_own(trainer(tmp_path).loss)
 
 
 def test_the_highest_action_value_is_chosen() -> None:

@@ -35,6 +35,7 @@ from diffuser_policy.errors import (
 from diffuser_policy.planning.horizons import Horizons
 from diffuser_policy.planning.planner import Planner
 from tests.planner_helpers import LAYOUT, NORMALIZER, WhiteNoise, make_planner
+from tests.training_helpers import has_batches_of_its_own
 
 MATRIX = np.array([[1.0, 0.1], [-0.1, 0.95]])
 PUSH = np.array([[0.0], [0.2]])
@@ -138,6 +139,10 @@ def test_each_member_imagines_by_itself() -> None:
             scaled = ensemble(x, a).numpy() * change.std(axis=0) + change.mean(axis=0)
             x = torch.tensor(x.numpy() + scaled, dtype=torch.float32)
             np.testing.assert_allclose(imagined[:, :, step], x, atol=1e-5)
+
+
+def test_steps_processes_and_accumulations_see_other_data(trained: DynamicsRun) -> None:
+    assert has_batches_of_its_own(trained.loss)
 
 
 def test_weights_are_written_and_a_run_goes_on_where_it_was(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from diffuser_policy.errors import ConfigError, DatasetError
 from diffuser_policy.evaluation import evaluate
 from tests.baseline_helpers import line_data
 from tests.goal_point import training_of
+from tests.training_helpers import has_batches_of_its_own
 
 EDGE = 1.0
 SMALL = {"width": 32, "num_members": 2, "num_samples": 32}
@@ -183,6 +184,14 @@ def test_a_training_resumes_to_the_same_weights(
     )
     for (name, one), (_, other) in pairs:
         assert torch.equal(one, other), name
+
+
+def test_steps_processes_and_accumulations_see_other_data(
+    data: FlatDataset, tmp_path: Path
+) -> None:
+    config = DynamicsConfig(num_members=2, width=8)
+    run = OfflineRun(config, data, tmp_path, discount=0.9)
+    assert has_batches_of_its_own(run.loss)
 
 
 def _interrupt(*_: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +13,10 @@ from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.columns.normalizers import IdentityNormalizer
 from diffuser_policy.guides.guide import as_guide
 from diffuser_policy.guides.trajectory import Trajectory
+from diffuser_policy.networks.critic import Critic
 from diffuser_policy.networks.time_to_goal import TimeToGoal
 from diffuser_policy.planning.ranking import (
+    CriticRanking,
     FirstRanking,
     GuideRanking,
     SmoothnessRanking,
@@ -86,6 +90,16 @@ class _Distance(TimeToGoal):
         return 10 * (observations[..., 0] - goals[..., 0]).abs()
 
 
+class _Known(Critic):
+    """Has two action values: the action itself, and the state's first column."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 1, width=1)
+
+    def of_actions(self, observations: Tensor, actions: Tensor) -> Tensor:
+        return torch.stack([actions[:, 0], observations[:, 0]])
+
+
 LAYOUT = TrajectoryLayout(action_dim=1, observation_dim=2, aliases={"goal": (0,)})
 
 
@@ -128,6 +142,15 @@ def test_a_plan_shorter_than_the_reach_is_judged_by_its_ends() -> None:
     ranking = TimeToGoalRanking(_Distance(), reach=50)
     values = ranking(candidates(JUMPING, STEADY), 2)
     assert values.tolist() == [[15 - 50.0, 15 - 50.0]]
+
+
+def test_a_critic_values_what_is_done_first_by_the_lower_of_its_values() -> None:
+    planned = torch.randn(6, 5, 3, generator=torch.Generator().manual_seed(0))
+    trajectory = dataclasses.replace(candidates(*[STEADY] * 6), normalized=planned)
+    action, state = planned[:, 0, 0], planned[:, 0, 1]
+    assert {*(action < state).tolist()} == {True, False}
+    values = CriticRanking(_Known())(trajectory, 3)
+    assert torch.equal(values, torch.minimum(action, state).reshape(2, 3))
 
 
 def test_rows_are_ranked_apart() -> None:

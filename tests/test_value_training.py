@@ -28,6 +28,7 @@ from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.testing import toy_config, toy_dataset, toy_policy
 from diffuser_policy.training.processes import Processes
 from diffuser_policy.training.value_trainer import ValueTrainer
+from tests.training_helpers import has_batches_of_its_own
 from tests.value_helpers import (
     fixed_length,
     rewarded,
@@ -232,6 +233,10 @@ def test_the_network_sees_noise_and_conditions_as_when_planning(
         )
         residual = seen["noisy"][rows, 1:-1] - signal * clean[0][rows, 1:-1]
         assert residual.std() == pytest.approx(float(sigma), rel=0.05)
+
+
+def test_steps_processes_and_accumulations_see_other_data(tmp_path: Path) -> None:
+    assert has_batches_of_its_own(make_trainer(tmp_path).loss)
 
 
 def test_lengths_are_mixed_as_those_of_the_planner(
