@@ -120,6 +120,14 @@ def test_average_weighs_problems_alike() -> None:
     assert interval.high - interval.low == pytest.approx(2 * 1.96 * error, rel=0.05)
 
 
+def test_problems_are_drawn_apart() -> None:
+    """Six with the same figures: their average is known better, by the root of six."""
+    values = np.random.default_rng(12).normal(size=(3, 100))
+    one, six = run_interval(values), average_interval([values] * 6)
+    width = (one.high - one.low) / math.sqrt(6)
+    assert six.high - six.low == pytest.approx(width, rel=0.05)
+
+
 def test_rates_are_wilsons_and_wider_with_runs_that_differ() -> None:
     alone = rate_interval(np.array([[1.0] * 90 + [0.0] * 10]))
     assert alone == proportion_interval(90, 100)
@@ -149,6 +157,25 @@ def test_rates_add_both_sources_as_squares() -> None:
 def test_rates_are_of_known_episodes() -> None:
     found = rate_interval(np.array([[1.0, 0.0, NAN, 1.0, 1.0]]))
     assert found == proportion_interval(3, 4)
+
+
+def test_rates_of_runs_are_of_the_episodes_that_each_knows() -> None:
+    """All twenty are known, the first twelve to one run and the last to the other."""
+    first, second = [1.0] * 9 + [0.0] * 3 + [NAN] * 8, [NAN] * 8 + [1.0] * 3 + [0.0] * 9
+    found, wilson = (
+        rate_interval(np.array([first, second])),
+        proportion_interval(10, 20),
+    )
+    assert found.mean == 0.5
+    # Two runs are drawn: a quarter of the draws has the first one alone.
+    below = math.hypot(0.5 - wilson.low, 0.5 - 3 / 12)
+    above = math.hypot(wilson.high - 0.5, 9 / 12 - 0.5)
+    assert (0.5 - found.low, found.high - 0.5) == pytest.approx((below, above))
+
+
+def test_two_episodes_have_an_interval_though_each_run_knows_one() -> None:
+    found = run_interval(np.array([[5.0, NAN], [NAN, 7.0]]))
+    assert found == Interval(6, 5, 7)
 
 
 def test_three_copies_of_a_run_have_the_interval_of_one() -> None:
@@ -266,6 +293,14 @@ def test_crossed_draws_have_the_variance_of_three_factors() -> None:
     expected = runs.var() / 4 + 4 * others.var() / 3 + 25 * episodes.var() / 50
     assert draws.mean() == pytest.approx(values.mean(), abs=0.05)
     assert draws.var() == pytest.approx(expected, rel=0.05)
+
+
+def test_factors_are_drawn_apart_though_they_have_one_size() -> None:
+    """Had two the same draws, their effects would add up in each."""
+    effect = np.arange(5.0)
+    values = effect[:, None, None] + effect[None, :, None] + effect
+    draws = crossed_draws(values[None], num_resamples=20_000)[0]
+    assert draws.var() == pytest.approx(3 * effect.var() / 5, rel=0.05)
 
 
 def test_disjoint_has_a_sign() -> None:
