@@ -12,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -235,6 +236,19 @@ def test_the_next_writer_removes_what_a_killed_one_left(tmp_path: Path) -> None:
     # Of processes that live, or may live on another machine, nothing is touched.
     kept = [".hidden.json", "r.json", mine.name, Path(elsewhere).name]
     assert names(tmp_path) == sorted(kept)
+
+
+@pytest.mark.parametrize(("hours", "left"), [(23, True), (25, False)])
+def test_what_another_machine_left_is_removed_after_a_day(
+    tmp_path: Path, hours: int, left: bool
+) -> None:
+    mine = hidden_sibling(tmp_path / "other.json", "partial")
+    elsewhere = Path(re.sub(r"-[0-9a-f]{8}", "-00000000", str(mine), count=1))
+    elsewhere.touch()
+    written = time.time() - 3600 * hours
+    os.utime(elsewhere, (written, written))
+    write_text(tmp_path / "r.json", "new")
+    assert elsewhere.exists() is left
 
 
 def test_a_folder_between_two_renames_is_put_back(tmp_path: Path) -> None:

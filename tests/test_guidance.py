@@ -263,6 +263,25 @@ def test_a_guide_that_curves_too_much_settles_instead_of_diverging(
     assert (found.abs() < 0.2 * before.abs()).all()
 
 
+def test_a_row_that_a_step_makes_worse_does_not_hold_up_the_others() -> None:
+    """A gradient step on -y⁴ / 4 is right near zero, and throws far rows out."""
+
+    def flat_bottom(trajectory: Trajectory) -> Tensor:
+        return -0.25 * (trajectory["observation"] - 7.0).pow(4).sum(dim=(1, 2))
+
+    guidance = Guidance(guide=FunctionGuide(flat_bottom), num_steps=6)
+    steering = guidance.steering(
+        NoiseSchedule(NUM_STEPS), unpinned(2), view, scales=torch.tensor([SCALE])
+    )
+    start = torch.tensor([0.1, 1.0])[:, None, None].expand(2, HORIZON, 1)
+    near, far = steering.clean(start, 5, 4)
+    y = 0.1 * SCALE
+    for _ in range(6):
+        y -= y**3
+    torch.testing.assert_close(near, torch.full_like(near, y / SCALE))
+    assert (far.abs() < 1.0).all()
+
+
 def test_a_negative_scale_descends_and_settles_too() -> None:
     def square(trajectory: Trajectory) -> Tensor:
         return 5.0 * trajectory["observation"].square().sum(dim=(1, 2))

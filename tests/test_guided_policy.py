@@ -98,6 +98,9 @@ def test_plans_are_made_anew_wherever_a_guide_differs() -> None:
         (waypoint(-1.0), waypoint(-2.0)),
         (waypoint(-1.0, guide_scale=-1.0), waypoint(-1.0, guide_scale=-2.0)),
         (waypoint(-1.0, **ranked), waypoint(1.0, **ranked)),
+        (waypoint(-1.0), waypoint(-1.0, guide_placement="mean")),
+        (waypoint(-1.0), waypoint(-1.0, guide_steps=3)),
+        (waypoint(-1.0), waypoint(-1.0, guide_cutoff=2)),
     ):
         _, state = first.predict(observation)
         assert first.predict(observation, state)[1].num_plans.tolist() == [1]

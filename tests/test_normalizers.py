@@ -129,13 +129,22 @@ def test_a_scale_of_zero_is_refused() -> None:
         Normalizer(torch.zeros(2), torch.tensor([1.0, 0.0]))
 
 
-def test_tied_columns_share_one_map() -> None:
+@pytest.mark.parametrize(
+    ("cls", "shift", "scale"),
+    [
+        (LimitsNormalizer, 4.5, 4.5),
+        (GaussianNormalizer, np.mean([0, 1, 1, 9]), np.std([0, 1, 1, 9])),
+    ],
+)
+def test_tied_columns_share_one_map(
+    cls: type[Normalizer], shift: float, scale: float
+) -> None:
     """Heights of tool and blocks are compared by a network: they need one scale."""
     rows = np.array([[0.0, 1.0, 5.0], [1.0, 9.0, 7.0]], np.float32)
 
-    tied = LimitsNormalizer.fit_tied(rows, [(0, 1)])
-    plain = LimitsNormalizer.fit(rows)
+    tied = cls.fit_tied(rows, [(0, 1)])
+    plain = cls.fit(rows)
 
-    assert tied.shift.tolist() == [4.5, 4.5, 6.0]
-    assert tied.scale.tolist() == [4.5, 4.5, 1.0]
-    assert LimitsNormalizer.fit_tied(rows, []).shift.tolist() == plain.shift.tolist()
+    assert tied.shift.tolist() == pytest.approx([shift, shift, 6.0])
+    assert tied.scale.tolist() == pytest.approx([scale, scale, 1.0])
+    assert cls.fit_tied(rows, []).shift.tolist() == plain.shift.tolist()
