@@ -15,8 +15,13 @@ from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.columns.normalizers import LimitsNormalizer
 from diffuser_policy.diffusion.conditions import Inpainting
 from diffuser_policy.diffusion.guidance import Guidance, Steering
-from diffuser_policy.diffusion.sampler import DDIMSampler, DDPMSampler, Sampler
-from diffuser_policy.diffusion.schedule import NoiseSchedule
+from diffuser_policy.diffusion.sampler import (
+    DDIMSampler,
+    DDPMSampler,
+    DPMSolverSampler,
+    Sampler,
+)
+from diffuser_policy.diffusion.schedule import NoiseSchedule, half_log_snr
 from diffuser_policy.guides.guide import FunctionGuide
 from diffuser_policy.guides.trajectory import Trajectory
 from diffuser_policy.testing import GaussianDenoiser
@@ -77,11 +82,12 @@ def expected_shift(guidance: Guidance, sampler: Sampler) -> Tensor:
     """Return what a linear guide adds to every sample, from the definitions.
 
     Denoiser and steps are linear, so that the noise cancels: the shift d obeys
-    clean' = G d, and d' = a clean' + b d with the step's coefficients.
+    clean' = G d, and d' = a clean' + b d with the step's coefficients. DPM-Solver++
+    extrapolates clean' to the middle of the step, from that of the step before.
     """
     schedule, eye = sampler.denoiser.schedule, torch.eye(HORIZON).double()
     covariance, slope = COVARIANCE.double(), SLOPE.double()
-    shift = torch.zeros(HORIZON).double()
+    shift, before = torch.zeros(HORIZON).double(), None
     for i, j in pairwise(sampler.grid):
         here, there = schedule.alpha_bar(i), schedule.alpha_bar(j)
         variance = (1 - there) / (1 - here) * (1 - here / there)
@@ -99,13 +105,18 @@ def expected_shift(guidance: Guidance, sampler: Sampler) -> Tensor:
         else:
             of_noisy = ((1 - there) / (1 - here)) ** 0.5
             of_clean = there**0.5 - here**0.5 * of_noisy
-        shift = of_clean * clean + of_noisy * shift
+        middle = clean
+        if isinstance(sampler, DPMSolverSampler) and before is not None and j >= 0:
+            h, earlier = before
+            at_h, at_i, at_j = (half_log_snr(schedule, step) for step in (h, i, j))
+            middle = clean + (at_j - at_i) / (2 * (at_i - at_h)) * (clean - earlier)
+        shift, before = of_clean * middle + of_noisy * shift, (i, clean)
         if guidance.placement == "mean":
             shift = shift + size * variance * SCALE * slope
     return shift
 
 
-@pytest.mark.parametrize("make", [DDPMSampler, DDIMSampler])
+@pytest.mark.parametrize("make", [DDPMSampler, DDIMSampler, DPMSolverSampler])
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize(("num_steps", "cutoff"), [(1, 0), (3, 4)])
 def test_a_linear_guide_shifts_samples_as_the_definition_says(
