@@ -226,6 +226,13 @@ def test_an_unobserved_velocity_is_how_far_a_step_moves(
     assert executor.act(plan, np.array([[8.0, 0.0]])).item() == pytest.approx(velocity)
 
 
+def test_a_velocity_ahead_is_how_far_the_plan_moves_there() -> None:
+    executor = PursuitExecutor(POSITION_ONLY, position_gain=0.0, lookahead=3.0)
+    plan = following(0)
+    plan.observations[0, :, 0] = [0.0, 1.0, 10.0, 16.0]
+    assert executor.act(plan, HERE).item() == 16.0 - 10.0
+
+
 def test_a_mass_comes_to_rest_though_its_velocity_is_not_observed() -> None:
     """It would swing forever if only its position counted."""
     executor = TrackingExecutor(POSITION_ONLY, position_gain=0.02, velocity_gain=0.3)

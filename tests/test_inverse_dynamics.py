@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -175,13 +176,13 @@ def test_steps_without_a_next_one_have_no_scale() -> None:
 
 
 class _Told(InverseDynamics):
-    """Answers with the state it is told to reach, and in which time."""
+    """Answers with all it is told: before, here, where to, and in which time."""
 
     def __init__(self) -> None:
         super().__init__(1, 2, width=1, max_steps=6)
 
-    def act(self, before: Any, states: Any, later: Any, steps: Any) -> Any:  # noqa: ARG002
-        return torch.cat([later, steps[:, None]], dim=1)
+    def act(self, before: Any, states: Any, later: Any, steps: Any) -> Any:
+        return torch.cat([before, states, later, steps[:, None]], dim=1)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +216,10 @@ def test_it_steers_to_a_planning_step_that_is_far_enough_away(
         progress=np.array([float(progress)]),
         stride=3,
     )
-    assert executor.act(plan, np.zeros((1, 1))).tolist() == [[state, time]]
+    here = np.array([[0.5]])
+    assert executor.act(plan, here).tolist() == [[0.5, 0.5, state, time]]
+    moved = dataclasses.replace(plan, previous=np.array([[0.25]]))
+    assert executor.act(moved, here).tolist() == [[0.25, 0.5, state, time]]
     assert executor.holds_goal
 
 

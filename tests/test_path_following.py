@@ -84,13 +84,15 @@ def test_corrections_are_proportional_and_derivative() -> None:
     np.testing.assert_allclose(action, [[3.0 * 0.1 + 0.5 * 1.0, -3.0 * 0.2]])
 
 
-@pytest.mark.parametrize("num_steps", [1, 9])
-def test_after_the_plan_its_end_is_held_and_the_clock_runs(num_steps: int) -> None:
-    following = straight(100.0, num_steps=num_steps)
+@pytest.mark.parametrize(("num_steps", "now"), [(1, 100.0), (9, 100.0), (9, 40.0)])
+def test_after_the_plan_its_end_is_held_and_the_clock_runs(
+    num_steps: int, now: float
+) -> None:
+    following = straight(now, num_steps=num_steps)
     end = on_path((num_steps - 1) * STRIDE)
     action = executor().act(following, state(end, 0.0, 0.0))
     np.testing.assert_allclose(action, 0.0, atol=1e-12)
-    assert executor().progress(following, state(end, 5.0))[0] == 101.0
+    assert executor().progress(following, state(end, 5.0))[0] == now + 1
 
 
 def test_the_first_and_last_steps_know_their_direction() -> None:
