@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 import torch
 
 from diffuser_policy.config import WindowConfig
+from diffuser_policy.planning.plan import Following, Plan
+from diffuser_policy.planning.state import PolicyState
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.testing import check_policy, toy_config, toy_dataset, toy_policy
 from tests.policy_helpers import count_plans, follow, observe, unchanged
@@ -152,6 +155,27 @@ def test_a_sticky_flag_is_one_episode_start(policy: DiffuserPolicy) -> None:
     assert made == [2, 1, 1]
 
 
+def test_executors_know_where_rows_were_an_env_step_ago(
+    policy: DiffuserPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the start of an episode, as if they had rested."""
+    told: list[Any] = []
+    act = policy.executor.act
+
+    def spy(following: Following, observations: np.ndarray) -> np.ndarray:
+        told.append(following.previous)
+        return act(following, observations)
+
+    monkeypatch.setattr(policy.executor, "act", spy)
+    first, second, third = (observe(2, seed=seed) for seed in range(3))
+    _, state = policy.predict(first)
+    _, state = policy.predict(second, state)
+    policy.predict(third, state, [False, True])
+    first, second, third = (seen["observation"] for seen in (first, second, third))
+    np.testing.assert_array_equal(told[:2], [first, first])
+    np.testing.assert_array_equal(told[2], [second[0], third[1]])
+
+
 def test_new_plans_draw_new_noise(policy: DiffuserPolicy) -> None:
     _, first = policy.predict(observe())
     _, second = policy.predict(observe(), first, [True])
@@ -193,3 +217,41 @@ def test_a_deterministic_plan_made_anew_gets_the_noise_of_its_place(
     assert first == [policy.seed, policy.seed]
     assert anew[0] != anew[1]
     assert again == anew
+
+
+# --- plans that replace others ----------------------------------------------------
+
+
+def due(**settings: Any) -> tuple[DiffuserPolicy, PolicyState, Any]:
+    """Return a policy, two rows with a plan of 15 env steps, and the next of them."""
+    policy = toy_policy(horizon="shrinking", replan_interval=1, **settings)
+    _, state = policy.predict(observe(2))
+    assert state.lengths.tolist() == [16, 16]
+    seen = observe(2)
+    seen["observation"] = state.observations[:, 1].copy()
+    return policy, state, seen
+
+
+def test_only_a_needed_plan_gets_back_the_time_that_rounding_takes() -> None:
+    """Lengths are even: of 15 planning steps, a plan that is due gets 14."""
+    policy, state, seen = due(replan_deviation=0.5)
+    seen["observation"][1, :2] += 3  # strayed
+    _, after = policy.predict(seen, state)
+    assert after.ages.tolist() == [0, 0]
+    assert after.lengths.tolist() == [14, 16]
+
+
+def test_a_plan_to_the_goal_is_not_replaced_by_one_to_a_subgoal() -> None:
+    policy, state, seen = due()
+    plan = policy.planner.plan
+
+    def astray(*given: Any, **settings: Any) -> Plan:
+        made = plan(*given, **settings)
+        assert made.aims is not None
+        return dataclasses.replace(made, aims=made.aims + np.array([[0.1], [0.0]]))
+
+    policy.planner.plan = astray  # type: ignore[method-assign]
+    _, after = policy.predict(seen, state)
+    assert after.num_plans.tolist() == [2, 2]
+    assert after.ages.tolist() == [1, 0]
+    np.testing.assert_array_equal(after.observations[0], state.observations[0])

@@ -13,7 +13,7 @@ from diffuser_policy.diffusion.conditions import Conditions
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.guides.guide import as_guide
 from diffuser_policy.guides.trajectory import Trajectory
-from diffuser_policy.planning.plan import Plan
+from diffuser_policy.planning.plan import Following, Plan
 from diffuser_policy.planning.ranking import (
     CriticRanking,
     FeasibilityRanking,
@@ -57,7 +57,7 @@ def plan(rows: Any = slice(None), **settings: Any) -> Plan:
     }
     call = {
         name: settings.pop(name)
-        for name in ("failed", "conditions", "keep_chain")
+        for name in ("failed", "conditions", "keep_chain", "previous")
         if name in settings
     }
     planner = make_planner(**{**chosen, **settings})
@@ -113,6 +113,23 @@ def test_a_row_that_strayed_gets_all_in_any_case() -> None:
     assert strayed.num_candidates.tolist() == [4, 4, 4]
     others = plan(failed=np.where(good, 0, long))
     assert others.num_candidates.tolist() == plan().num_candidates.tolist()
+
+
+@pytest.mark.parametrize(("place", "count"), [(20.0, 2), (0.0, 5)])
+def test_a_row_is_content_with_what_is_left_of_its_plan_or_is_not(
+    place: float, count: int
+) -> None:
+    """It is chosen in any case; above 5, it is good enough."""
+    previous = Following(
+        observations=np.full((3, 16, 4), place),
+        actions=np.zeros((3, 16, 2)),
+        lengths=np.full(3, 16),
+        progress=np.zeros(3),
+        stride=3,
+    )
+    found = plan(previous=previous, steadiness=1e6)
+    assert found.num_candidates.tolist() == [count] * 3
+    assert found.chosen.tolist() == [count - 1] * 3
 
 
 def test_without_it_all_candidates_come_from_one_draw() -> None:
@@ -190,18 +207,20 @@ def test_a_guide_cannot_make_up_for_what_is_not_feasible(
 
 
 def test_a_policy_is_careful_where_it_has_strayed() -> None:
+    """But not on its way to a subgoal, which is another one by now."""
     policy = toy_policy(ranking="time_to_goal", num_candidates=3, replan_deviation=0.5)
     policy.planner.ranking.good_enough = lambda stride: -np.inf  # type: ignore[method-assign]  # noqa: ARG005
     made: list[Plan] = []
     usual = policy.planner.plan
     policy.planner.plan = lambda *a, **k: made.append(usual(*a, **k)) or made[-1]  # type: ignore[func-returns-value,method-assign]
-    seen = observe(2)
+    seen = observe(3)
     _, state = policy.predict(seen)
     on_plan = state.observations[:, 1].copy()
     seen["observation"] = on_plan[:, : seen["observation"].shape[1]]
-    seen["observation"][1, :2] += 3
-    policy.predict(seen, state)
-    assert [each.num_candidates.tolist() for each in made] == [[1, 1], [3]]
+    seen["observation"][1:, :2] += 3
+    aims = state.goals - [[0.0], [0.0], [0.1]]
+    policy.predict(seen, state._replace(aims=aims.astype(state.aims.dtype)))
+    assert [each.num_candidates.tolist() for each in made] == [[1, 1, 1], [3, 1]]
 
 
 def test_the_setting_needs_a_ranking_that_can_tell() -> None:
