@@ -297,6 +297,27 @@ def test_steps_processes_and_accumulations_see_other_windows(tmp_path: Path) -> 
     assert seen[-1] == seen[3]
 
 
+def test_half_of_the_times_to_learn_are_short(tmp_path: Path) -> None:
+    """At most a tenth of the longest; the other half is drawn evenly."""
+    settings = TimeToGoalConfig(width=8, max_steps=50, batch_size=400)
+    config = toy_config(time_to_goal=settings)
+    trainer = Trainer(config, toy_dataset(), tmp_path, device="cpu")
+    network = trainer.networks.time_to_goal
+    assert network is not None
+    drawn: list[torch.Tensor] = []
+    loss = network.loss
+
+    def spy(observations: Any, goals: Any, times: torch.Tensor, **more: Any) -> Any:
+        drawn.append(times)
+        return loss(observations, goals, times, **more)
+
+    network.loss = spy  # type: ignore[method-assign]
+    trainer.loss(0, 0, 0)
+    short = int((drawn[0] <= 5).sum())
+    assert 200 < short < 300
+    assert drawn[0].max() > 40
+
+
 # --- episodes that are too short ----------------------------------------------------
 
 
