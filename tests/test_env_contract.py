@@ -665,9 +665,8 @@ def test_whole_numbered_actions_are_rounded_to_the_nearest(
         overwrite=True,
         progress=False,
     )
-    for action in Counted.taken:
-        assert action.dtype == np.uint8
-        assert action.tolist() == [taken]
+    assert [action.dtype for action in Counted.taken] == [np.uint8] * 2
+    assert [action.tolist() for action in Counted.taken] == [[taken]] * 2
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,9 @@ def test_a_length_is_a_plans_length_and_its_goals_are_that_far(
 ) -> None:
     """The last planning step is one stride before the end of the window."""
     policy = lengths.of_length(DiffuserPolicy.from_pretrained("multi2d-large"), length)
-    for options in lengths.places(policy, env, length, 3):
+    places = lengths.places(policy, env, length, 3)
+    assert len(places) == 3
+    for options in places:
         observation, _ = env.reset(options=options)
         plan = policy.plan(observation)
         assert plan.lengths[0] * plan.stride == length
