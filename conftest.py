@@ -1,4 +1,4 @@
-"""Settings of the whole suite, and the collection of examples from docstrings."""
+"""Settings of the whole suite."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ os.environ["MPLBACKEND"] = "Agg"
 
 import hypothesis
 import pytest
-from sybil import Sybil
-from sybil.parsers import rest
 
 hypothesis.settings.register_profile(
     "suite",
@@ -23,12 +21,6 @@ hypothesis.settings.register_profile(
     derandomize="CI" in os.environ,
 )
 hypothesis.settings.load_profile("suite")
-
-# The README, whose blocks need each other in order, is run by tests/test_readme.py.
-pytest_collect_file = Sybil(
-    parsers=[rest.DocTestParser()],
-    patterns=["diffuser_policy/*.py", "diffuser_policy/**/*.py", "envs/**/*.py"],
-).pytest()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
