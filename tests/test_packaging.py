@@ -84,6 +84,17 @@ def test_wheel_holds_exactly_the_two_packages(tmp_path: Path) -> None:
     assert not [name for name in names if "__pycache__" in name]
 
 
+def test_the_source_distribution_holds_what_its_tests_read(
+    pyproject: dict[str, Any],
+) -> None:
+    """Hatchling adds `pyproject.toml` by itself."""
+    tests = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("*.py")]
+    read = {*re.findall(r'ROOT / "([\w.-]+)', "".join(tests))} - {"pyproject.toml"}
+    assert {"Makefile", ".ci", "examples"} <= read
+    included = pyproject["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+    assert {f"/{name}" for name in read} <= {*included}
+
+
 @pytest.mark.parametrize("folder", ["envs", "tests", "examples"])
 def test_source_roots_are_no_packages(folder: str) -> None:
     """A top-level module called envs, tests or examples would collide with others'."""
