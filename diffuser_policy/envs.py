@@ -555,8 +555,9 @@ def _with_tuples(space: Space, value: Any) -> Any:
     if isinstance(space, gym.spaces.Tuple):
         return tuple(map(_with_tuples, space.spaces, value))
     if isinstance(space, gym.spaces.Dict):
-        parts = space.spaces.items()
-        return {**value, **{key: _with_tuples(part, value[key]) for key, part in parts}}
+        for key, part in space.spaces.items():
+            if isinstance(part, gym.spaces.Tuple | gym.spaces.Dict):
+                value = {**value, key: _with_tuples(part, value[key])}
     return value
 
 

@@ -35,7 +35,7 @@ from diffuser_policy.walls import Walls
 PACKAGE = "ogbench"
 # Environments that draw from NumPy's global generator in `step` too, by their ids.
 DRAWING = ("teleport", "powderworld")
-RESET_OPTIONS = ("task_id", "task_info", "start", "goal", "render_goal")
+TASKS, PLACES = ("task_id", "task_info"), ("start", "goal")  # options of `reset`
 
 
 def is_ogbench(spec: EnvSpec) -> bool:
@@ -173,11 +173,18 @@ class OGBenchEnv(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArg
         alone = hasattr(base, "set_xy") and not hasattr(base, "set_agent_ball_xy")
         return alone and len(self.env.observation_space.shape or ()) == 1
 
+    @property
+    def _has_places(self) -> bool:
+        """Whether start and goal can be anywhere in a maze."""
+        walls = Walls.of(self.env.unwrapped)
+        return walls is not None and self.has_goals and self._takes_places
+
     def _check_names(self, options: Mapping[str, Any]) -> None:
         """Refuse options that OGBench would ignore."""
-        known = RESET_OPTIONS if self.has_goals else ("render_goal",)
+        known = (*TASKS, "render_goal") if self.has_goals else ("render_goal",)
+        known = (*PLACES, *known) if self._has_places else known
         for name in map(str, options):
-            if name not in known:
+            if name not in (*known, *PLACES):  # places have an error of their own
                 raise ConfigError(
                     f"{self._name} takes no {name} in the options of reset(). "
                     f"{suggestion(name, known)}Known: {', '.join(known)}."
@@ -189,9 +196,8 @@ class OGBenchEnv(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArg
 
     def _place(self, name: str, place: Any) -> np.ndarray:
         """Return a position in a maze, checked."""
-        base: Any = self.env.unwrapped
-        walls = Walls.of(base)
-        if walls is None or not (self.has_goals and self._takes_places):
+        walls = Walls.of(self.env.unwrapped)
+        if walls is None or not self._has_places:
             instead = " Choose a task instead: options={'task_id': 1}."
             raise ConfigError(
                 f"{self._name} takes no {name}.{instead * self.has_goals}"

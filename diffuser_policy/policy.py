@@ -682,7 +682,12 @@ class DiffuserPolicy:
             execution=from_json(ExecutionConfig, execution),
             **parts,
         )
-        if config != self.config:
+        # Guides may hold arrays, which cannot be compared.
+        kept = config.guide is self.config.guide
+        if not kept or (config.planner, config.execution) != (
+            self.config.planner,
+            self.config.execution,
+        ):
             config = config.without_results()
         present = {
             "guide": config.guide is not None,

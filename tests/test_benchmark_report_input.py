@@ -92,11 +92,13 @@ def test_seeds_have_to_share_what_was_chosen_and_the_data(
         load_study(tmp_path)
 
 
-def test_seeds_may_differ_by_a_setting_that_an_earlier_version_lacked(
+def test_seeds_may_differ_by_what_an_earlier_version_did_not_record(
     tmp_path: Path,
 ) -> None:
     first, other = (result_of(UMAZE, "iql", seed) for seed in (0, 1))
     other["training"]["settings"]["return_range"] = None
+    other["dataset"]["checksum"] = 7
+    del first["training"]["num_parameters"]
     for result in (first, other):
         write_result(tmp_path, result)
     assert len(load_study(tmp_path).results) == 2

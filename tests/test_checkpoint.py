@@ -17,10 +17,11 @@ import textwrap
 import time
 import types
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -36,6 +37,8 @@ from diffuser_policy.errors import (
     StorageError,
 )
 from diffuser_policy.files import hidden_sibling
+from diffuser_policy.guides.guide import Guide
+from diffuser_policy.guides.trajectory import Trajectory
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.testing import toy_config, toy_policy
 from tests.policy_helpers import observe
@@ -138,6 +141,17 @@ def test_the_card_has_success_rates_if_there_are_goals(
     assert row == f"| toy/Point-v0 | 100 | 97.2 [95.0, 99.0]{rate}"
 
 
+@dataclass(frozen=True)
+class Near(Guide):
+    """A guide that compares like the array that it holds."""
+
+    place: np.ndarray
+
+    def __call__(self, trajectory: Trajectory) -> torch.Tensor:
+        away = trajectory.position - torch.from_numpy(self.place)
+        return -away.square().sum(dim=(1, 2))
+
+
 def test_figures_stay_with_the_planner_that_earned_them(tmp_path: Path) -> None:
     score = {"mean": 97.25, "low": None, "high": None}
     earned = {"toy/Point-v0": {"episodes": 9, "score": score}}
@@ -149,6 +163,8 @@ def test_figures_stay_with_the_planner_that_earned_them(tmp_path: Path) -> None:
         assert same.config.provenance["results"] == earned
     steered = policy.with_guide(lambda trajectory: trajectory.position.sum(dim=(1, 2)))
     assert "results" not in steered.config.provenance
+    for _ in range(2):  # fields of guides may be arrays
+        steered = steered.with_guide(Near(np.zeros(2)))
     for name, value in {"num_candidates": 1, "position_gain": 0.0}.items():
         policy.with_settings(**{name: value}).save_pretrained(tmp_path / name)
         assert "| 9 |" not in (tmp_path / name / CARD).read_text()

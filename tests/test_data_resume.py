@@ -295,7 +295,7 @@ def test_unfinished_work_with_damaged_settings_is_refused_or_discarded(
             record()
     [settings] = root.rglob(".*.collecting/settings.json")
     settings.write_bytes(text.encode("latin-1"))
-    with pytest.raises(ConfigError, match=r"settings.json cannot be read.*--overwrite"):
+    with pytest.raises(ConfigError, match=r"settings.json is damaged.*--overwrite"):
         record()
     assert len(shards(root)) == 1
     assert len(record(replace(SMALL, overwrite=True))) == 3

@@ -128,12 +128,15 @@ def test_cuts_that_no_array_names_are_found() -> None:
     assert load_flat(made.dataset_id).run_lengths.tolist() == [4, 5, 3]
 
 
-def test_arrays_of_two_types_continue_each_other() -> None:
-    """The same numbers, written in float32 and in float64."""
+@pytest.mark.parametrize(
+    ("first", "second"), [("f4", "f8"), ("f8", "f4"), ("f2", "f4"), ("f4", "f2")]
+)
+def test_arrays_of_two_types_continue_each_other(first: str, second: str) -> None:
+    """The same numbers, written in two precisions."""
     whole = np.random.default_rng(0).uniform(-1, 1, (13, 3))
-    arrays = rows() | {"observations": whole[:-1].astype(np.float32)}
+    arrays = rows() | {"observations": whole[:-1].astype(first)}
     del arrays["timeouts"]
-    file = npz(arrays | {"next_observations": whole[1:]})
+    file = npz(arrays | {"next_observations": whole[1:].astype(second)})
     made = import_file(file, PENDULUM, progress=False)
     assert (made.num_episodes, made.remarks) == (2, ())
 

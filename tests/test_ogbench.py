@@ -256,6 +256,12 @@ def test_options_that_would_be_ignored_are_refused(maze: Env) -> None:
     with pytest.raises(ConfigError, match=r"singletask-v0 takes no task_id"):
         single.reset(options={"task_id": 3})
     single.close()
+    arm = make_env("cube-single-v0")
+    with pytest.raises(ConfigError, match=r"Known: task_id, task_info, render_goal\."):
+        arm.reset(options={"foo": 1})
+    with pytest.raises(ConfigError, match=r"takes no start\. Choose a task instead"):
+        arm.reset(options={"start": [0, 0]})
+    arm.close()
 
 
 def test_tasks_of_ones_own_are_checked(maze: Env) -> None:

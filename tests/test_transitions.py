@@ -78,6 +78,9 @@ def test_the_best_runs_alone_are_kept() -> None:
     assert transitions.rows is everything
     transitions.keep_best(0.2)
     assert set(transitions.rows // 5) == {1, 4}
+    for share in (0.0, 5.0, np.nan):
+        with pytest.raises(ConfigError, match=r"best_share must be in \(0, 1\]"):
+            transitions.keep_best(share)
 
 
 def test_rewards_are_scaled_by_the_range_of_returns() -> None:

@@ -235,9 +235,12 @@ class Transitions(ABC):
         """Leave out all but a share of the runs, those with the highest returns.
 
         Raises:
-            ConfigError: Goals differ: no run is better than another.
+            ConfigError: A share that is not in (0, 1], or goals that differ: no run is
+                better than another.
             DatasetError: The best runs have a single step each.
         """
+        if not 0 < share <= 1:
+            raise ConfigError(f"best_share must be in (0, 1], got {share}.")
         if share == 1:
             return
         best = self.flat.best_runs(share, self._rewards("best_share"))

@@ -127,16 +127,15 @@ class ShardFolder:
             StorageError: The folder cannot be written.
         """
         if self._settings.is_file():
-            found: dict[str, Any] | None = None
-            try:
-                found = dict(json.loads(self._settings.read_text(encoding="utf-8")))
-            except (OSError, ValueError, TypeError) as error:
-                if not discard:
-                    raise ConfigError(
-                        f"{self.path} holds unfinished work, and its settings.json "
-                        f"cannot be read: {error}. Choose another dataset id, or "
-                        f"discard the work (--overwrite)."
-                    ) from error
+            found: Any = None
+            with contextlib.suppress(OSError, ValueError):
+                found = json.loads(self._settings.read_text(encoding="utf-8"))
+            if not (discard or isinstance(found, dict)):
+                raise ConfigError(
+                    f"{self.path} holds unfinished work, and its settings.json is "
+                    f"damaged. Choose another dataset id, or discard the work "
+                    f"(--overwrite)."
+                )
             if found == self.identity:
                 return
             if not discard:

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -517,6 +518,11 @@ def _num_outside(array: Array, space: Any) -> int:
     return count
 
 
+def _digits(dtype: np.dtype[Any]) -> float:
+    """Return how many digits a type holds; more than any other for whole numbers."""
+    return np.finfo(dtype).nmant if dtype.kind == "f" else math.inf
+
+
 def _resets(
     arrays: Mapping[str, Array], last: np.ndarray, env: Env, remarks: list[str]
 ) -> np.ndarray:
@@ -531,8 +537,10 @@ def _resets(
             end = min(begin + BLOCK, len(last) - 1)
             following = arrays["next_observations"].rows(begin, end)
             now = arrays["observations"].rows(begin + 1, end + 1)
+            # One of them may be rounded: to float16, or from float64.
+            kind = min(following.dtype, now.dtype, np.dtype(np.float32), key=_digits)
             with np.errstate(over="ignore"):  # refused by name, when they are taken
-                differ = following.astype(np.float32) != now.astype(np.float32)
+                differ = following.astype(kind) != now.astype(kind)
             cut[begin:end] = differ.reshape(end - begin, -1).any(axis=1)
     elif (limit := step_limit(env)) is not None:
         begin = 0

@@ -189,9 +189,9 @@ def _image_attributes(path: Path) -> Markup:
 def run_commands(study: Study) -> list[str]:
     """Return the commands that run all finished cells again, and report them.
 
-    They make these cells and no others. Cells of different suites, budgets or numbers
-    of episodes cannot share a folder. It is never the folder of the results, where all
-    is finished.
+    They make these cells and no others, with the settings that the suites have today.
+    Cells of different suites, budgets or numbers of episodes cannot share a folder. It
+    is never the folder of the results, where all is finished.
     """
     made: dict[tuple[str, str], list[Cell]] = {}
     for cell in (result.cell for result in study.results):

@@ -386,14 +386,22 @@ def _check_alike(results: Sequence[CellResult]) -> None:
 def _shared(result: CellResult, other: CellResult) -> dict[str, Any]:
     """Return what has to be as in another training seed's result.
 
-    Defaults count, which may change between versions, unless the other has no such
-    setting; and so do the sizes of networks, which may be chosen to suit the data.
+    Defaults count, which may change between versions, and sizes of networks, which may
+    be chosen to suit the data; unless an earlier version did not record them.
     """
-    settings, known = (r.training.get("settings") or {} for r in (result, other))
+    facts, known = _facts(result), _facts(other)
+    shared = {k: v for k, v in facts.items() if None not in (v, known.get(k))}
+    settings, others = (r.training.get("settings") or {} for r in (result, other))
     return result.cell.to_json() | {
         "suite": "",
         "seed": 0,
-        "all_settings": {k: v for k, v in settings.items() if k in known},
+        "all_settings": {k: v for k, v in settings.items() if k in others},
+        **shared,
+    }
+
+
+def _facts(result: CellResult) -> dict[str, Any]:
+    return {
         "num_parameters": result.training.get("num_parameters"),
         "data": (result.dataset or {}).get("checksum"),
     }
