@@ -445,10 +445,11 @@ def check_predicts(policy: Any) -> None:
     Raises:
         ConfigError: It has no method `predict`.
     """
-    if not callable(getattr(policy, "predict", None)):
+    if isinstance(policy, type) or not callable(getattr(policy, "predict", None)):
         raise ConfigError(
-            f"A policy has Stable-Baselines3's method predict, and {shown(policy)} has "
-            f"none. DiffuserPolicy.from_pretrained(…) loads a planner as one."
+            f"A policy is an object with Stable-Baselines3's method predict, and "
+            f"{shown(policy)} is none. DiffuserPolicy.from_pretrained(…) loads a "
+            f"planner as one."
         )
 
 

@@ -192,11 +192,8 @@ class DiffuserPolicy:
         rows = planning_columns(self.featurizer, seen)
         if not self.executor.sees_environment:
             seen = rows
-        flags = _flags(episode_start, len(rows))
         current = self._incoming(state, len(rows)).for_goals(goals)
-        # Stable-Baselines3's `evaluate_policy` leaves the flag up for environments that
-        # have run all their episodes: a row flagged twice in a row keeps its plan.
-        forget = flags & ~current.started
+        forget = _flags(episode_start, len(rows))
         known = (current.lengths > 0) & ~forget
         before = np.where(known[:, None], current.previous, rows)
         if goals is not None:
@@ -205,7 +202,6 @@ class DiffuserPolicy:
             lengths=np.where(forget, 0, current.lengths),
             ages=current.ages + 1,
             progress=self.executor.progress(self._following(current), seen),
-            started=flags,
             previous=before,
         )
         current = self._replan(current, rows, goals, deterministic=deterministic)

@@ -92,7 +92,7 @@ def _writes_flags(broken: _Broken, observation: Any, state: Any, *rest: Any) -> 
 
 def _keeps_flags(broken: _Broken, observation: Any, state: Any, *rest: Any) -> Any:
     action, state = _answer(broken, observation, state, *rest)
-    return action, state if rest[0] is None else state._replace(started=rest[0])
+    return action, state if rest[0] is None else state._replace(ages=rest[0])
 
 
 def _ignores_starts(broken: _Broken, observation: Any, state: Any, *rest: Any) -> Any:

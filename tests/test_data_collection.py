@@ -29,6 +29,7 @@ from diffuser_policy.data.collection import (
 from diffuser_policy.data.demonstrators import DEMONSTRATORS, Demonstrator
 from diffuser_policy.data.episodes import record_episode
 from diffuser_policy.data.minari import _any_episodes, load_flat
+from diffuser_policy.data.returns import returns_to_go
 from diffuser_policy.data.workers import WorkerError, map_unordered
 from diffuser_policy.envs import Env, make_env
 from diffuser_policy.errors import (
@@ -49,6 +50,21 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
     monkeypatch.setenv("DIFFUSER_POLICY_CACHE", str(tmp_path / "cache"))
     return tmp_path / "datasets"
+
+
+class Bandit(gym.Env[Any, Any]):
+    """One step an episode, and two states."""
+
+    observation_space = gym.spaces.Box(0, 1, (1,), np.float32)
+    action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, **given: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=given.get("seed"))
+        self.arm = self.np_random.integers(2, size=1).astype(np.float32)
+        return self.arm, {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, Any]:
+        return self.arm, float(action[0]), False, True, {}
 
 
 class Odd(gym.Env[Any, Any]):
@@ -499,3 +515,15 @@ def test_the_command_imports_no_torch() -> None:
     code += "sys.exit('torch' in sys.modules or 'mujoco' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+def test_recorded_episodes_are_runs_of_their_own(root: Path) -> None:  # noqa: ARG001
+    """Though many begin in the state where the one before ended."""
+    env = Bandit()
+    policy = RandomPolicy(env)
+    collect_episodes(
+        env, policy, num_episodes=20, dataset_id="test/bandit-v0", progress=False
+    )
+    flat = load_flat("test/bandit-v0", progress=False)
+    assert flat.num_runs == 20
+    np.testing.assert_allclose(returns_to_go(flat, 0.9), flat.fields["reward"])

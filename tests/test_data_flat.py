@@ -370,6 +370,14 @@ def test_nothing_continues_a_terminated_episode() -> None:
     assert flatten(parts, num_rows=7).run_starts.tolist() == [0, 3, 7]
 
 
+def test_nothing_continues_an_episode_where_all_begin_with_a_reset() -> None:
+    """They may begin where others ended: in games, and with few different states."""
+    parts = [make_episode(np.ones((4, 4))) for _ in range(3)]
+    assert flatten(parts, num_rows=9).run_starts.tolist() == [0, 9]
+    flat = flatten(parts, num_rows=9, all_reset=True)
+    assert flat.run_starts.tolist() == [0, 3, 6, 9]
+
+
 def test_episodes_without_steps_are_skipped() -> None:
     episodes, _ = cut_stream([4, 3])
     empty = make_episode(np.ones((1, 4)), np.ones((1, 2)))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import Tensor
 
 from diffuser_policy.choices import Placement
@@ -105,6 +106,28 @@ def test_plans_are_made_anew_wherever_a_guide_differs() -> None:
         _, state = first.predict(observation)
         assert first.predict(observation, state)[1].num_plans.tolist() == [1]
         assert second.predict(observation, state)[1].num_plans.tolist() == [2]
+
+
+def test_a_guide_at_the_address_of_another_is_another() -> None:
+    policy, state, plans = toy_policy(), None, []
+    for x in (0.0, 5.0, -5.0, 2.0):
+
+        def near(trajectory: Trajectory, x: float = x) -> Tensor:
+            return -(trajectory.position - x).square().sum(dim=(1, 2))
+
+        steered = policy.with_guide(near)
+        _, state = steered.predict(observe(), state)
+        plans.append(state.num_plans.tolist())
+        del steered, near  # it is freed, and the next one takes its place
+    assert plans == [[1], [2], [3], [4]]
+
+
+def test_values_of_guides_are_of_any_precision() -> None:
+    def near(trajectory: Trajectory) -> Tensor:
+        return -trajectory.position.square().sum(dim=(1, 2)).to(torch.bfloat16)
+
+    ranked = toy_policy().with_guide(near, ranking="guide", guide_scale=0.0)
+    assert np.isfinite(ranked.predict(observe())[0]).all()
 
 
 @pytest.mark.parametrize(

@@ -45,11 +45,11 @@ def test_the_given_state_is_never_written_to(
     assert unchanged(kept, state)
 
 
-def test_the_flags_are_copied(policy: DiffuserPolicy) -> None:
+def test_the_flags_stay_as_they_are(policy: DiffuserPolicy) -> None:
+    _, state = policy.predict(observe(2))
     flags = np.array([True, False])
-    _, state = policy.predict(observe(2), None, flags)
-    flags[:] = [False, True]
-    assert state.started.tolist() == [True, False]
+    policy.predict(observe(2, seed=1), state, flags)  # with another goal
+    assert flags.tolist() == [True, False]
 
 
 def test_the_observation_is_not_kept(policy: DiffuserPolicy) -> None:
@@ -200,8 +200,9 @@ def test_flags_are_zeros_and_ones(policy: DiffuserPolicy, flags: Any) -> None:
 
 
 def test_flags_may_be_numbers(policy: DiffuserPolicy) -> None:
-    _, state = policy.predict(observe(2), None, [1.0, 0.0])
-    assert state.started.tolist() == [True, False]
+    _, state = policy.predict(observe(2))
+    _, state = policy.predict(observe(2), state, [1.0, 0.0])
+    assert state.ages.tolist() == [0, 1]
 
 
 def failing(trajectory: Any) -> Any:

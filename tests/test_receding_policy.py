@@ -138,21 +138,18 @@ def test_flagged_rows_forget_their_plan(policy: DiffuserPolicy) -> None:
     _, state = policy.predict(observe(3), state, np.array([False, True, False]))
     assert made == [3, 1]
     assert state.ages.tolist() == [1, 0, 1]
-    assert state.started.tolist() == [False, True, False]
 
 
-def test_a_sticky_flag_is_one_episode_start(policy: DiffuserPolicy) -> None:
-    """SB3's evaluate_policy leaves the flag of an exhausted env up."""
+def test_an_episode_of_one_step_leaves_nothing_behind(policy: DiffuserPolicy) -> None:
+    """A row that begins an episode in two calls in a row has two first plans."""
     made = count_plans(policy)
-    _, state = policy.predict(observe(2), None, np.array([True, True]))
-    for _ in range(4):
-        _, state = policy.predict(observe(2), state, np.array([False, True]))
-    assert made == [2]
-    assert state.ages.tolist() == [4, 4]
-    _, state = policy.predict(observe(2), state, np.array([True, False]))
+    first, second = observe(2, seed=1), observe(2, seed=2)
+    _, state = policy.predict(first, None, np.array([True, True]))
+    _, state = policy.predict(second, state, np.array([False, True]))
     assert made == [2, 1]
-    _, state = policy.predict(observe(2), state, np.array([False, True]))
-    assert made == [2, 1, 1]
+    assert state.ages.tolist() == [1, 0]
+    begun, _ = policy.read(second)
+    np.testing.assert_allclose(state.observations[1, 0], begun[1], atol=1e-5)
 
 
 def test_executors_know_where_rows_were_an_env_step_ago(

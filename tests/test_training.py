@@ -14,6 +14,7 @@ from torch import nn
 
 from diffuser_policy.choices import PredictionTarget
 from diffuser_policy.config import (
+    ExecutionConfig,
     NetworkConfig,
     OptimizationConfig,
     TimeToGoalConfig,
@@ -21,6 +22,7 @@ from diffuser_policy.config import (
 )
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.windows import ShortRunsWarning
+from diffuser_policy.errors import ConfigError
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.testing import check_policy, toy_config, toy_dataset
 from diffuser_policy.training.loss import (
@@ -59,6 +61,15 @@ def one_trajectory(output: Path, target: PredictionTarget) -> list[float]:
         on_metrics=lambda _, metrics: history.append(metrics["denoiser"]),
     )
     return history
+
+
+def test_settings_that_no_policy_can_act_with_are_refused_first(tmp_path: Path) -> None:
+    config = dataclasses.replace(
+        toy_config(), execution=ExecutionConfig(executor="path")
+    )
+    with pytest.raises(ConfigError, match="seconds_per_step"):
+        Trainer(config, toy_dataset(), tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("target", "share"), [("noise", 0.87), ("velocity", 0.87)])

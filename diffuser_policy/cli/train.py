@@ -380,8 +380,6 @@ def train(settings: TrainSettings) -> int:
         trainer = Trainer(
             choice.config, flat, output, device=settings.device, processes=processes
         )
-    # What would be saved has to work: find out now, not when training is over.
-    DiffuserPolicy(trainer.policy_config, trainer.planner_networks)
     return carry_out(
         trainer,
         f"{settings.preset or 'A planner'} on {trainer.config.dataset}",

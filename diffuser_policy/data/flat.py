@@ -18,7 +18,8 @@ decides which of them form one run:
 * An episode *continues the run* of the one before if it begins in the very observation
   in which that one ended, achieved goal and all other columns but the desired goal
   included, and that one was cut rather than terminated. Some recorders cut a stream at
-  every success without a reset (Minari's `D4RL/pointmaze/*`).
+  every success without a reset (Minari's `D4RL/pointmaze/*`). Whole episodes that this
+  package recorded never do.
 * The first `desired_goal` of a continued episode is still the previous episode's,
   because the observation is older than the new goal. `flatten` replaces it by the goal
   of the rest of the episode.
@@ -155,9 +156,9 @@ class FlatDataset:
         object.__setattr__(self, "fields", arrays)
         num_rows = len(arrays["action"])
         for name, array in arrays.items():
-            if not name.isidentifier():
+            if not name.isidentifier() or name == "run_starts":  # a file of its own
                 raise DatasetError(
-                    f"{name!r} cannot name a field: it is not an identifier."
+                    f"{name!r} cannot name a field: it is not an identifier, or taken."
                 )
             shape = "[rows]" if name in PER_ROW else "[rows, size]"
             if array.ndim != 1 + (name not in PER_ROW):
@@ -433,7 +434,7 @@ def _as_array(name: str, values: Any, dtype: Any) -> np.ndarray:
     """
     try:
         return np.ascontiguousarray(values, dtype)
-    except (TypeError, ValueError, OverflowError) as error:
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise DatasetError(f"{name} must be an array of numbers: {error}.") from error
 
 
@@ -603,6 +604,7 @@ def flatten(
     episodes: Iterable[Episode],
     *,
     num_rows: int,
+    all_reset: bool = False,
     metadata: Mapping[str, Any] | None = None,
     folder: Path | None = None,
 ) -> FlatDataset:
@@ -611,6 +613,7 @@ def flatten(
     Args:
         episodes: Read one at a time; only one needs to fit in memory.
         num_rows: Total number of steps.
+        all_reset: Every episode is known to begin with a reset.
         metadata: Becomes the dataset's.
         folder: Write the fields into files in it, instead of into memory;
             `FlatDataset.complete` makes it a saved dataset.
@@ -659,7 +662,8 @@ def flatten(
         fields["terminated"][rows] = ends
 
         parts = {n: v for n, v in episode.observations.items() if n != GOAL_KEYS[1]}
-        if not last or any(not np.array_equal(last[n], parts[n][0]) for n in parts):
+        resets = all_reset or not last
+        if resets or any(not np.array_equal(last[n], parts[n][0]) for n in parts):
             run_starts.append(row)
         else:
             goals = episode.observations.get("desired_goal")

@@ -57,6 +57,7 @@ from diffuser_policy.errors import (
     EnvContractError,
     StorageError,
     require_extra,
+    shown,
     suggestion,
 )
 from diffuser_policy.files import (
@@ -115,12 +116,14 @@ def load_flat(
     Raises:
         DatasetNotFoundError: No such dataset on this machine; the message says how to
             get it.
-        ConfigError: Observations have no such goal keys.
+        ConfigError: Goal keys that are not two different texts, or that observations
+            do not have.
         DatasetError: Spaces that are not made of boxes of numbers, damaged files, or
             values that are not finite.
         StorageError: The cache cannot be written.
         MissingExtraError: The extra `data` is not installed.
     """
+    _check_goal_keys(goal_keys)
     source = _existing_folder(dataset_id) / "data"
     cache = Path(cache_dir or user_folder(CACHE_VARIABLE, ".cache", "diffuser-policy"))
     entry = _cache_entry(cache, dataset_id, source, goal_keys)
@@ -152,6 +155,15 @@ def load_flat(
 
 class _ChangedError(Exception):
     """A dataset changed while it was read."""
+
+
+def _check_goal_keys(given: Any) -> None:
+    texts = isinstance(given, tuple | list) and all(isinstance(k, str) for k in given)
+    if not (texts and len(given) == 2 and given[0] != given[1]):
+        raise ConfigError(
+            f"goal_keys must be two different keys, of the achieved and of the desired "
+            f"goal; got {shown(given)}."
+        )
 
 
 def read_minari(
@@ -195,8 +207,15 @@ def read_minari(
         unit="episode",
         disable=None if progress else True,
     )
-    metadata = _flat_metadata(facts, columns)
-    return flatten(bar, num_rows=facts["total_steps"], metadata=metadata, folder=into)
+    # A run that was cut into episodes is recorded with its number of steps instead.
+    whole = "num_episodes" in (facts.get(COLLECTION) or {})
+    return flatten(
+        bar,
+        num_rows=facts["total_steps"],
+        all_reset=whole,
+        metadata=_flat_metadata(facts, columns),
+        folder=into,
+    )
 
 
 def write_minari(

@@ -22,9 +22,13 @@ ones. Pinned entries are never moved.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import math
 import numbers
+import types
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -101,16 +105,35 @@ class Guidance:
         return PLACEMENTS[self.placement](self, schedule, given, view, scales)
 
 
+_COUNT = itertools.count()
+_NUMBERS: dict[int, tuple[weakref.ref[Any], int]] = {}  # by address
+
+
+def _number_of(part: Any) -> int:
+    """Return a number that no other object has, nor one that has its address later."""
+    known = _NUMBERS.get(id(part))
+    if known is None or known[0]() is not part:
+        try:
+            known = weakref.ref(part), next(_COUNT)
+        except TypeError:  # it lives no shorter than what holds it
+            return id(part)
+        _NUMBERS[id(part)] = known
+    return known[1]
+
+
 def _told_apart(part: Any) -> Any:
     """Return something with a hash of its own: those of -1.0 and -2.0 are equal."""
     if isinstance(part, numbers.Real):
         return repr(part)
     if isinstance(part, tuple | list):
         return tuple(map(_told_apart, part))
-    try:
-        itself = hash(part)
-    except TypeError:  # a user's guide with parts that cannot be hashed
-        itself = id(part)
+    if isinstance(part, types.MethodType):
+        return tuple(map(_told_apart, (part.__self__, part.__func__)))
+    itself = _number_of(part)
+    own: Any = type(part).__hash__
+    if own is not None and own is not object.__hash__:
+        with contextlib.suppress(TypeError):  # a field cannot be hashed
+            itself = hash(part)
     if not dataclasses.is_dataclass(part):
         return itself
     values = (getattr(part, field.name) for field in dataclasses.fields(part))

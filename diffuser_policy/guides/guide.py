@@ -258,6 +258,8 @@ def value_of(guide: Guide, trajectory: Trajectory) -> Tensor:
             f"shape ({len(trajectory)},); got {given}. {advice}"
         )
     here = trajectory.normalized.device
+    if value.dtype == torch.bfloat16:  # NumPy has no such type
+        value = value.float()
     if value.is_complex() or value.device != here or value.layout != torch.strided:
         raise GuideError(
             f"The guide {guide.name} must return real numbers on the device of the "
@@ -266,6 +268,11 @@ def value_of(guide: Guide, trajectory: Trajectory) -> Tensor:
             f"that were made on another device."
         )
     if not bool(torch.isfinite(value).all()):
+        if not bool(torch.isfinite(trajectory.normalized).all()):
+            raise GuideError(
+                f"Steps along the gradient of the guide {guide.name} made plans NaN or "
+                f"infinite. Lower guide_scale."
+            )
         raise GuideError(
             f"The guide {guide.name} returned NaN or infinite values: {value}. Look "
             f"for divisions by zero, logarithms, and square roots of zero."

@@ -32,7 +32,6 @@ class PolicyState(NamedTuple):
         aims: `[n, goal]` where it leads: to the goal, or to a subgoal on the way.
         streams: `[n]` random stream of each row.
         num_plans: `[n]` plans made from this stream.
-        started: `[n]` whether the last call began an episode.
         planners: `[n]` fingerprint of the planner that made the plans.
         guides: `[n]` key of the guidance that steered them.
         previous: `[n, observation]` planning columns of the last call's observation.
@@ -47,7 +46,6 @@ class PolicyState(NamedTuple):
     aims: np.ndarray
     streams: np.ndarray
     num_plans: np.ndarray
-    started: np.ndarray
     planners: np.ndarray
     guides: np.ndarray
     previous: np.ndarray
@@ -118,7 +116,6 @@ STATE_DTYPES: dict[str, np.dtype[Any]] = {
     **dict.fromkeys(("lengths", "ages", "streams", "num_plans"), np.dtype(np.int64)),
     **dict.fromkeys(("planners", "guides"), np.dtype(np.int64)),
     "progress": np.dtype(np.float64),
-    "started": np.dtype(np.bool_),
 }
 
 

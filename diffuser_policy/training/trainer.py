@@ -68,6 +68,7 @@ from diffuser_policy.files import (
 from diffuser_policy.interrupts import held_interrupt
 from diffuser_policy.networks.critic import Values
 from diffuser_policy.numerics import plain_arithmetic, unusable, within_memory
+from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.settings import converted, differences, to_json
 from diffuser_policy.training.derive import initial_networks, policy_config
 from diffuser_policy.training.loss import PlannerLoss
@@ -458,7 +459,8 @@ class Trainer(TrainingRun[PlannerNetworks]):
             processes: How several processes share the work; one process if not given.
 
         Raises:
-            ConfigError: The folder holds a run with other settings or other data.
+            ConfigError: The folder holds a run with other settings or other data, or
+                no policy could plan and act with these settings.
         """
         self.config = config
         processes = processes or Processes.single(device)
@@ -488,6 +490,8 @@ class Trainer(TrainingRun[PlannerNetworks]):
         )
         if self.average.critic is not None:
             loss.slow_critic = (self.average.critic,)
+        # What would be saved has to work: find out now, not when training is over.
+        DiffuserPolicy(self.policy_config, self.planner_networks)
 
     @property
     def planner_networks(self) -> PlannerNetworks:
