@@ -84,6 +84,14 @@ def test_a_goal_in_a_wall_can_be_left_by_moving_the_goal_alone(
     assert not planned(session).running
 
 
+def test_where_nothing_can_be_planned_nothing_runs(session: Session) -> None:
+    session.move("goal", WALL)
+    session.run()
+    assert not session.going
+    session.step()
+    assert not session.going
+
+
 def test_a_run_reaches_the_goal_with_the_plan_that_was_shown(session: Session) -> None:
     shown = planned(session)
     session.run()

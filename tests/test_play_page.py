@@ -21,6 +21,7 @@ from diffuser_policy.cli import main
 from diffuser_policy.config import ExecutionConfig, WindowConfig
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.envs import make_env
+from diffuser_policy.errors import ConfigError
 from diffuser_policy.play.page import Page
 from diffuser_policy.play.session import Frame, Session
 from diffuser_policy.play.worlds import BodyWorld, World
@@ -153,6 +154,29 @@ def test_a_run_is_kept_as_one_html_file(
     assert page.startswith("<!doctype html>") or "<html" in page[:500]
     assert "__VISER_EMBED_DATA__" in page
     assert 'src="http' not in page
+
+
+@pytest.mark.enable_socket
+def test_nothing_is_recorded_where_a_goal_is_in_a_wall(
+    serve: Callable[..., Page],
+) -> None:
+    page = serve(maze_session())
+    page.worker.post("goal", page.session.move, "goal", (0.0, 0.0, 0.0))
+    with pytest.raises(ConfigError, match="wall"):
+        page.record()
+
+
+@pytest.mark.enable_socket
+def test_nothing_is_recorded_where_plans_fail(
+    serve: Callable[..., Page], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("of my own making")
+
+    page = serve(maze_session())
+    monkeypatch.setattr(DiffuserPolicy, "predict", fail)
+    with pytest.raises(ConfigError, match="of my own making"):
+        page.record()
 
 
 @pytest.mark.parametrize(

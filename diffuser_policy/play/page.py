@@ -83,7 +83,7 @@ class Page:
         planning takes.
 
         Raises:
-            ConfigError: There is no plan to follow, or the episode does not end.
+            ConfigError: Something could not be planned, or the episode does not end.
         """
         done: queue.SimpleQueue[str | Exception] = queue.SimpleQueue()
         self.worker.post("record", self._record, done)
@@ -93,7 +93,7 @@ class Page:
         return result
 
     def _record(self, done: queue.SimpleQueue[str | Exception]) -> None:
-        session, frames = self.session, 0
+        session = self.session
         steps = max(round(1 / FRAMES_PER_SECOND / session.pace), 1)
         try:
             check_ends(session.env)
@@ -107,9 +107,9 @@ class Page:
                     session.advance()
                 self._show()
                 recorder.insert_sleep(steps * session.pace)
-                frames += 1
-            if not frames:
-                raise ConfigError(" ".join(session.frame().messages))
+            messages = session.frame().messages
+            if messages:
+                raise ConfigError(" ".join(messages))
             recorder.insert_sleep(1.5)
             done.put(str(recorder.as_html()))
         except Exception as error:

@@ -379,7 +379,7 @@ class Session:
         if self._run is None or self._run.over:
             self._restart()
             self._begin()
-        self._going = True
+        self._going = self._run is not None  # none where the reset failed
 
     def pause(self) -> None:
         """Stop; `run` and `step` go on from here."""
@@ -390,7 +390,7 @@ class Session:
         if self._run is None or self._run.over:
             self._restart()
             self._begin()
-        self._going, self._single = False, True
+        self._going, self._single = False, self._run is not None
 
     def restart(self) -> None:
         """Put everything back to the start."""
