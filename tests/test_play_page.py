@@ -118,6 +118,24 @@ def test_a_page_plans_moves_guides_and_ends(serve: Callable[..., Page]) -> None:
 
 
 @pytest.mark.enable_socket
+def test_the_handle_of_the_start_stays_while_the_robot_moves(
+    serve: Callable[..., Page],
+) -> None:
+    env = make_env(UMAZE)
+    policy = DiffuserPolicy.from_pretrained("multi2d-umaze")
+    page = serve(Session(policy, env, planner="multi2d-umaze", env_id=UMAZE))
+    session, nodes = page.session, page.view._nodes
+    until(lambda: "/handles/start" in nodes)
+    start = np.array(session.observation["achieved_goal"])
+    page.worker.post("run", session.run)
+    until(lambda: shown(page).env_steps >= 30)
+    page.worker.post("run", session.pause)
+    until(lambda: not session.going)
+    assert not np.allclose(shown(page).state[:2], start, atol=0.05)
+    assert np.allclose(nodes["/handles/start"].position[:2], start, atol=1e-4)
+
+
+@pytest.mark.enable_socket
 def test_a_taken_port_is_passed_over(serve: Callable[..., Page]) -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))

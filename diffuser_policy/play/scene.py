@@ -212,7 +212,8 @@ class SceneView:
                 node.visible = name in wanted
 
     def _draw_handles(self, frame: Frame) -> None:
-        for name, place, axes in self.world.handles(self.session.observation):
+        handles = self.world.handles(self.session.first_observation)
+        for name, place, axes in handles:
             node = next(
                 (n for n in (f"/goal/{name}", f"/things/{name}") if n in self._nodes),
                 f"/handles/{name}",

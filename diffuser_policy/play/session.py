@@ -225,6 +225,11 @@ class Session:
         """What the environment last returned."""
         return self._observation if self._run is None else self._run.observation
 
+    @property
+    def first_observation(self) -> Any:
+        """What `reset` last returned: where the handles of the world are."""
+        return self._observation
+
     def move(self, name: str, place: Sequence[float]) -> None:
         """Put a handle of the world somewhere.
 
