@@ -84,6 +84,16 @@ def test_a_goal_in_a_wall_can_be_left_by_moving_the_goal_alone(
     assert not planned(session).running
 
 
+def test_a_handle_in_a_wall_is_to_blame_until_it_leaves(session: Session) -> None:
+    session.move("goal", WALL)
+    session.move("start", (0.0, -1.0, 0.0))
+    assert session.frame().stuck == ("goal",)
+    session.restart()
+    assert session.frame().stuck == ("goal",)
+    session.move("goal", FREE)
+    assert session.frame().stuck == ()
+
+
 def test_where_nothing_can_be_planned_nothing_runs(session: Session) -> None:
     session.move("goal", WALL)
     session.run()

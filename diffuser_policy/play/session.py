@@ -240,11 +240,13 @@ class Session:
             name: Of the handle.
             place: x, y and z.
         """
+        failed = "reset" in self._messages
         self.world.move(name, place)
         if self._run is not None and name == "goal" and self._move_goal():
             return
         self._restart()
-        self._stuck = (name,) if "reset" in self._messages else ()
+        if "reset" in self._messages and not failed:  # else others are to blame
+            self._stuck = (name,)
 
     def choose_world(self, name: str, value: str) -> None:
         """Set one of the world's choices, such as the task.
@@ -603,14 +605,15 @@ class Session:
 
     def _reset(self) -> Any:
         """Reset to what was set up; keep the last start if that is impossible."""
-        self._messages.pop("reset", None)
-        self._stuck = ()
-        options = self.world.options()
+        options = self.world.options() or None
         try:
-            return reset_env(self.env, seed=self.seed, options=options or None)[0]
+            observation, _ = reset_env(self.env, seed=self.seed, options=options)
         except (ValueError, KeyError, TypeError) as error:
             self._messages["reset"] = _said(error)
             return getattr(self, "_observation", None)
+        self._messages.pop("reset", None)
+        self._stuck = ()
+        return observation
 
     def _move_goal(self) -> bool:
         """Move the goal of the run that is under way, if the environment can."""
