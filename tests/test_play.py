@@ -134,6 +134,17 @@ def test_a_goal_that_moves_during_a_run_is_followed(session: Session) -> None:
     assert frame.stuck == ("goal",)
 
 
+def test_a_goal_that_moves_after_time_is_up_ends_the_run(session: Session) -> None:
+    session.run()
+    while session.going:
+        session.advance()
+    assert session.frame().env_steps == 300
+    session.move("goal", (1.0, 1.0, 0.0))
+    assert not session.frame().running
+    session.run()
+    assert planned(session).env_steps == 1
+
+
 def test_a_moved_start_ends_the_run(session: Session) -> None:
     session.run()
     session.advance()

@@ -132,6 +132,7 @@ class _Run:
     state: PolicyState | None = None
     since: int = 0  # env step of the last new plan
     over: bool = False
+    truncated: bool = False  # time is up: it cannot go on to another goal
 
 
 class Session:
@@ -233,7 +234,7 @@ class Session:
     def move(self, name: str, place: Sequence[float]) -> None:
         """Put a handle of the world somewhere.
 
-        A goal may move while a run is under way, if the environment can move it;
+        A goal may move in a run whose time is not up, if the environment can move it;
         moving anything else ends the run.
 
         Args:
@@ -242,7 +243,7 @@ class Session:
         """
         failed = "reset" in self._messages
         self.world.move(name, place)
-        if self._run is not None and name == "goal" and self._move_goal():
+        if name == "goal" and self._move_goal():
             return
         self._restart()
         if "reset" in self._messages and not failed:  # else others are to blame
@@ -586,7 +587,7 @@ class Session:
         run.trace.append(self._bare.read(after.observation)[0][0])
         run.tally.add(after.reward, after.info)
         if after.terminated or after.truncated:
-            run.over, self._going = True, False
+            run.over, run.truncated, self._going = True, after.truncated, False
 
     def _begin(self) -> None:
         if "reset" in self._messages:
@@ -617,12 +618,14 @@ class Session:
 
     def _move_goal(self) -> bool:
         """Move the goal of the run that is under way, if the environment can."""
+        run = self._run
+        if run is None or run.truncated:
+            return False
         set_goal: Any = None
         if self.env.has_wrapper_attr("set_goal"):
             set_goal = self.env.get_wrapper_attr("set_goal")
         goal = self.world.options().get("goal")
-        run = self._run
-        seen = None if run is None else run.observation
+        seen = run.observation
         if set_goal is None or goal is None or not isinstance(seen, dict):
             return False
         self._messages.pop("reset", None)
@@ -636,8 +639,7 @@ class Session:
         moved = np.array(seen["desired_goal"])
         moved.reshape(-1)[: len(goal)] = goal  # of a state, the position is first
         seen["desired_goal"] = moved
-        if run is not None:
-            run.over, run.tally.time_to_goal = False, None
+        run.over, run.tally.time_to_goal = False, None
         return True
 
     def _suited(self) -> dict[str, Any]:
