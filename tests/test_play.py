@@ -6,6 +6,7 @@ import shlex
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -352,6 +353,21 @@ def test_a_guide_that_was_removed_stays_away_in_python() -> None:
     setup = Setup(planner="kuka-stack", env_id="a/B-v0", unguided=True)
     assert "with_guide(None)" in as_python(setup)
     assert "--guide-scale 0.0" in as_command(setup)
+
+
+def test_a_guide_of_the_planner_stays_away_once_others_replaced_it(
+    policy: DiffuserPolicy, tmp_path: Path
+) -> None:
+    guide = parse_guide("keep-out:center=1,0;radius=0.1")
+    policy.with_guide(guide).save_pretrained(tmp_path)
+    words = [str(tmp_path), "--guide", "smoothness"]
+    opened = tyro.cli(PlaySettings, args=words, use_underscores=False).open()
+    assert not opened.setup.unguided
+    opened.remove_guide(0)
+    assert opened.setup.unguided
+    assert "with_guide(None)" in as_python(opened.setup)
+    assert "--guide-scale 0.0" in as_command(opened.setup)
+    opened.close()
 
 
 @pytest.mark.parametrize(

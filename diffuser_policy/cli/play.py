@@ -56,11 +56,15 @@ class PlaySettings(PlannerSettings):
                 given.
             DiffuserPolicyError: As `load_policy`.
         """
+        from diffuser_policy.checkpoint import read_planner
         from diffuser_policy.envs import make_env
         from diffuser_policy.play.session import Session
 
         options = parse_assignments(self.reset, option="--reset")
         policy, env_id = self.load()
+        own_guide = policy.guide
+        if self.planning.guide:  # they replaced the planner's own
+            own_guide = read_planner(self.planner)[0].guide
         env = make_env(env_id)
         try:
             return Session(
@@ -71,7 +75,7 @@ class PlaySettings(PlannerSettings):
                 seed=self.seed,
                 options=options,
                 settings=self.planning.settings,
-                own_guide=not self.planning.guide,
+                own_guide=own_guide is not None,
             )
         except BaseException:
             env.close()

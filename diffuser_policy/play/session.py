@@ -148,7 +148,7 @@ class Session:
         seed: int = 0,
         options: Mapping[str, Any] | None = None,
         settings: Mapping[str, Any] | None = None,
-        own_guide: bool = True,
+        own_guide: bool | None = None,
     ) -> None:
         """Reset the environment, and look at it.
 
@@ -161,7 +161,8 @@ class Session:
             seed: Of `reset`.
             options: For `reset`, such as start and goal.
             settings: Those that the policy was given, and the planner does not have.
-            own_guide: Whether the policy's guide is the planner's own.
+            own_guide: Whether the planner has a guide of its own, also if the policy
+                was given another; by default, whether the policy has one.
 
         Raises:
             SpaceMismatchError: The planner is for other spaces.
@@ -184,7 +185,7 @@ class Session:
         self.settings = dict(self._given)
         self._bare = policy.with_guide(None)
         self._policy = policy
-        self._own_guides = tuple(self.guides) if own_guide else ()
+        self._own_guide = bool(self.guides) if own_guide is None else own_guide
         self._messages: dict[str, str] = {}
         self._failing: set[int] = set()
         self._stuck: tuple[str, ...] = ()
@@ -213,7 +214,7 @@ class Session:
             options=self.world.options(),
             guides=tuple(self.guides),
             settings=self._settings(),
-            unguided=bool(self._own_guides) and not self.guides,
+            unguided=self._own_guide and not self.guides,
         )
 
     @property
@@ -650,8 +651,7 @@ class Session:
             and "velocity" in self._bare.planner.layout.aliases
         ):
             suited["executor"] = "path"
-        own = {part.guide for part in self._own_guides}
-        return {} if own else suited
+        return {} if self._own_guide else suited
 
     def _rebuild(self) -> None:
         """Make the policy of the newest settings; keep the last one if that fails."""
