@@ -334,6 +334,25 @@ def test_the_python_makes_the_same_plan(session: Session) -> None:
     assert np.array_equal(names["plan"].path(), frame.path)
 
 
+def test_a_guide_without_a_weight_does_not_steer_what_is_shared(
+    session: Session,
+) -> None:
+    set_up(session)
+    session.change_guide(0, {}, weight=0.0)
+    program = as_python(session.setup)
+    assert "speed-limit" in program
+    assert "keep-out" not in program
+    session.change_guide(1, {}, weight=0.0)
+    expected = planned(session).path
+    names: dict[str, Any] = {}
+    exec(as_python(session.setup).partition("\nstate, ")[0], names)  # noqa: S102
+    assert np.array_equal(names["plan"].path(), expected)
+    words = shlex.split(as_command(session.setup))[2:]
+    again = tyro.cli(PlaySettings, args=words, use_underscores=False).open()
+    assert np.array_equal(planned(again).path, expected)
+    again.close()
+
+
 def test_the_command_makes_the_same_setup(session: Session) -> None:
     import tyro
 

@@ -197,6 +197,7 @@ class Session:
             self.world.set_options(options or {})
         except (TypeError, ValueError) as error:  # environments' own, and NumPy's
             raise ConfigError(_said(error)) from error
+        self._rebuild()  # guides without a weight do not steer
         self._observation = self._reset()
         if self._messages:
             raise ConfigError(next(iter(self._messages.values())))

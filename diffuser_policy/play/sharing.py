@@ -20,7 +20,8 @@ def as_python(setup: Setup) -> str:
     env_id = setup.env_id
     if module.isidentifier() and "/" in env_id and ":" not in env_id:
         env_id = f"{module}:{env_id}"  # imports what registers it
-    names = "DiffuserPolicy, make_guide" if setup.guides else "DiffuserPolicy"
+    guides = [part for part in setup.guides if part.weight]  # others do not steer
+    names = "DiffuserPolicy, make_guide" if guides else "DiffuserPolicy"
     lines = [
         "from diffuser_policy import " + names,
         "from diffuser_policy.envs import make_env",
@@ -29,9 +30,9 @@ def as_python(setup: Setup) -> str:
         f"policy = DiffuserPolicy.from_pretrained({setup.planner!r}).for_env(env)",
     ]
     settings = "".join(f", {name}={value!r}" for name, value in setup.settings.items())
-    if setup.guides:
+    if guides:
         lines.append("guide = (")
-        for index, part in enumerate(setup.guides):
+        for index, part in enumerate(guides):
             given = "".join(
                 f", {name}={_literal(value)}" for name, value in part.parameters.items()
             )
@@ -39,7 +40,7 @@ def as_python(setup: Setup) -> str:
             plus = "" if index == 0 else "+ "
             lines.append(f"    {plus}{factor}make_guide({part.guide!r}{given})")
         lines += [")", f"policy = policy.with_guide(guide{settings})"]
-    elif setup.unguided:
+    elif setup.guides or setup.unguided:
         lines.append(f"policy = policy.with_guide(None{settings})")
     elif settings:
         lines.append(f"policy = policy.with_settings({settings[2:]})")
