@@ -257,6 +257,13 @@ def test_settings_that_go_with_a_guide_come_and_go_with_it(session: Session) -> 
     assert session.policy.guide is None
 
 
+def test_another_guide_leaves_the_settings_as_they_are(session: Session) -> None:
+    session.add_guide("keep-out")
+    session.choose(ranking="time_to_goal", executor=session.usual["executor"])
+    session.add_guide("smoothness")
+    assert session.settings == {}
+
+
 def test_corners_of_a_box_move_one_by_one_or_together(session: Session) -> None:
     session.add_guide("keep-in")
     session.change_guide(0, {"low": [-2.0, -2.0], "high": [2.0, 2.0]})

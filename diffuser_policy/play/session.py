@@ -299,10 +299,11 @@ class Session:
             given[points[0]] = [round(float(x), 2) for x in path[len(path) // 2]][
                 : len(given[points[0]])
             ]
+        if not self.guides:
+            # What usually goes with guides (docs/guides/use.md), if left as it was.
+            for key, value in self._suited().items():
+                self.settings.setdefault(key, value)
         self.guides.append(SavedPart(guide=name, parameters=given))
-        # What usually goes with a guide (docs/guides/use.md), if it is left as it was.
-        for key, value in self._suited().items():
-            self.settings.setdefault(key, value)
         self._rebuild()
         return len(self.guides) - 1
 
