@@ -160,6 +160,20 @@ def test_a_planner_without_positions_is_shown_as_plots(
 
 
 @pytest.mark.enable_socket
+def test_plots_are_of_the_last_plan_however_soon_it_came(
+    serve: Callable[..., Page], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffuser_policy.play.panel.PLOTS_PER_SECOND", 0.5)
+    page = serve(maze_session())
+    plot, lines = page.panel._plots["velocity"]
+    until(lambda: "waypoint" in page.panel._guide_menu.options)  # nothing is under way
+    page.panel._plotted = time.perf_counter()  # as if it had just been drawn
+    page.worker.post("goal", page.session.move, "goal", (0.5, 1.0, 0.0))
+    until(lambda: np.allclose(shown(page).path[-1, :2], [0.5, 1.0], atol=1e-3))
+    until(lambda: np.array_equal(plot.data[1], shown(page).path[:, lines[0]]))
+
+
+@pytest.mark.enable_socket
 def test_a_run_is_kept_as_one_html_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

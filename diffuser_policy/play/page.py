@@ -132,7 +132,7 @@ class Page:
             self._clock = None
             session.advance()
             self._show()
-            return None
+            return self.panel.plots_wait
         if self._clock is None or now - self._clock > MOST_BEHIND:
             self._clock = now - session.pace
         next_frame = now + 1 / FRAMES_PER_SECOND

@@ -79,6 +79,7 @@ class Panel:
         self._menus: dict[str, Any] = {}
         self._plots: dict[str, tuple[Any, list[int]]] = {}
         self._plotted = 0.0
+        self.plots_wait: float | None = None  # seconds until they may be drawn
         self._recorder: Any = None
         self._recorded = 0.0
         self._notes: dict[int, Any] = {}  # notification of each tab
@@ -432,8 +433,13 @@ class Panel:
             self._plots[name] = plot, lines
 
     def _draw_plots(self, frame: Frame) -> None:
+        self.plots_wait = None
+        if not len(frame.path):
+            return
         now = time.perf_counter()
-        if not len(frame.path) or now - self._plotted < 1 / PLOTS_PER_SECOND:
+        wait = self._plotted + 1 / PLOTS_PER_SECOND - now
+        if wait > 0:
+            self.plots_wait = wait
             return
         self._plotted = now
         path, stride = frame.path, frame.stride
