@@ -112,9 +112,14 @@ class Walls:
         Args:
             path: x and y in meters.
         """
-        shares = np.linspace(0.0, 1.0, BETWEEN, endpoint=False)[:, None, None]
-        between = path[:-1] + shares * np.diff(path, axis=0)
-        return bool(self.contain(between).any() or self.contain(path[-1:]).any())
+        return bool(self.contain(with_between(path)).any())
+
+
+def with_between(path: np.ndarray) -> np.ndarray:
+    """Return points `[m, d]` on the lines that join those of a path `[n, d]`."""
+    shares = np.linspace(0.0, 1.0, BETWEEN, endpoint=False)[:, None, None]
+    between = path[:-1] + shares * np.diff(path, axis=0)
+    return np.concatenate([between.reshape(-1, path.shape[1]), path[-1:]])
 
 
 def _is_map(maze: Any) -> bool:

@@ -202,6 +202,19 @@ def test_a_plan_that_enters_a_disc_is_remarked(session: Session) -> None:
     assert "The robot's path enters what “keep-out” marks." in session.frame().remarks
 
 
+def test_a_disc_between_two_points_of_a_path_is_entered(session: Session) -> None:
+    session.advance()
+    session.add_guide("keep-out")
+    session.choose(guide_scale=0.0)
+    path = planned(session).path[:, :2]
+    step = np.linalg.norm(np.diff(path, axis=0), axis=1)
+    longest = int(step.argmax())
+    middle = path[longest : longest + 2].mean(axis=0)
+    radius = 0.4 * float(step[longest])
+    session.change_guide(0, {"center": middle.tolist(), "radius": radius})
+    assert planned(session).remarks == ("The plan enters what “keep-out” marks.",)
+
+
 def test_another_seed_draws_everything_anew(session: Session) -> None:
     session.move("goal", (0.5, 1.0, 0.0))
     session.set_seed(3)

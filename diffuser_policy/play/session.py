@@ -44,6 +44,7 @@ from diffuser_policy.planning.state import PolicyState
 from diffuser_policy.play.worlds import seconds_per_step, world_of
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.settings import to_json
+from diffuser_policy.walls import with_between
 from diffuser_policy.words import counted
 
 LONGEST_TRACE = 4000  # env steps of a run that are drawn
@@ -760,7 +761,8 @@ def _enters(points: np.ndarray, mark: Mark) -> bool:
     """Return whether a path `[n, 3]` is well inside a guide's shape somewhere."""
     low, high = np.asarray(mark.low, float), np.asarray(mark.high, float)
     half = np.maximum((high - low) / 2, 1e-9)
-    off = (points[:, : len(low)] - (low + high) / 2) / half
+    path = with_between(points[:, : len(low)])
+    off = (path - (low + high) / 2) / half
     far = np.linalg.norm(off, axis=1) if mark.round else np.abs(off).max(axis=1)
     return bool((far < WELL_INSIDE).any())
 
