@@ -16,6 +16,7 @@ from diffuser_policy.errors import ConfigError
 from diffuser_policy.export import write_export
 from diffuser_policy.networks.landmarks import Landmarks
 from diffuser_policy.plotting import Scene, plan_figure
+from diffuser_policy.speed.cases import network_flops, plan_flops
 from diffuser_policy.testing import toy_config, toy_dataset, toy_policy
 from diffuser_policy.training.trainer import Trainer
 from tests.policy_helpers import observe
@@ -241,6 +242,20 @@ def test_routes_end_at_the_goal_and_contain_the_aims() -> None:
     assert (seen["desired_goal"][0] != 9.0).all()
     [alone] = policy.routes({key: value[3] for key, value in seen.items()})
     np.testing.assert_array_equal(alone, routes[3])
+
+
+def test_operations_are_counted_of_the_plans_to_subgoals() -> None:
+    policy = with_landmarks(horizon_scale=20.0)
+    seen, _ = routed(policy)
+    lengths = policy.plan(seen).lengths
+    straight = policy.with_settings(subgoal=None).plan(seen).lengths
+    assert (lengths != straight).any()
+    rows = [{key: value[row] for key, value in seen.items()} for row in range(30)]
+    planner = policy.planner
+    denoiser, columns = planner.sampler.denoiser, planner.layout.transition_dim
+    calls = planner.sampler.num_steps * planner.num_candidates
+    total = sum(network_flops(denoiser, columns, n) for n in lengths.tolist())
+    assert plan_flops(policy, rows) == calls * total
 
 
 def test_a_picture_has_the_way_over_landmarks() -> None:

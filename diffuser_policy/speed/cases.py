@@ -304,8 +304,11 @@ def plan_flops(policy: DiffuserPolicy, observations: Sequence[Any]) -> int:
 
 
 def _planning_steps(policy: DiffuserPolicy, observations: Sequence[Any]) -> np.ndarray:
+    planner = policy.planner
     rows, goals = policy.read(batched(observations))
-    return policy.planner.horizons.planning_steps(rows, goals)
+    if goals is not None and planner.routes is not None:
+        goals = planner.routes.aims(rows, goals)  # where the next plans end
+    return planner.horizons.planning_steps(rows, goals)
 
 
 def _loop(policy: DiffuserPolicy, subject: Subject, *, name: str) -> Case:
