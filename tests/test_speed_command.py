@@ -12,7 +12,7 @@ import pytest
 
 from diffuser_policy.cli import main
 from diffuser_policy.diffusion.sampler import Sampler
-from diffuser_policy.errors import SpaceMismatchError
+from diffuser_policy.errors import ConfigError, SpaceMismatchError
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.speed import SpeedMeasurement, measure_speed
 from diffuser_policy.speed.cases import (
@@ -24,9 +24,9 @@ from diffuser_policy.speed.cases import (
     network_cases,
     network_flops,
 )
-from diffuser_policy.speed.report import TITLES, facts, figure, to_json
+from diffuser_policy.speed.report import TITLES, facts, figure, tables, to_json
 from diffuser_policy.testing import toy_config, toy_policy
-from tests.point_env import POINT, save_planner
+from tests.point_env import POINT, PointEnv, save_planner
 from tests.policy_helpers import untrained_policy
 
 Capture = pytest.CaptureFixture[str]
@@ -49,13 +49,40 @@ def measured(policy: DiffuserPolicy) -> SpeedMeasurement:
 
 @pytest.fixture(scope="module")
 def cases(policy: DiffuserPolicy) -> list[Case]:
-    return all_cases(Subject(policy, POINT, quick=True))
+    return list(all_cases(Subject(policy, POINT, quick=True)))
 
 
 def test_nothing_starts_warm_where_plans_are_a_single_action() -> None:
     single = untrained_policy("Pendulum-v1", horizon=1)
     found = loop_cases(Subject(single, "Pendulum-v1", quick=True))
     assert [case.name for case in found] == ["cold"]
+
+
+class OneStep(PointEnv):
+    """Every episode ends with its first env step."""
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation, reward, _, _, info = super().step(action)
+        return observation, reward, True, False, info
+
+
+def test_episodes_of_one_env_step_are_measured_without_a_loop(
+    policy: DiffuserPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.point_env.PointEnv", OneStep)
+    measured = measure_speed(policy, POINT, rounds=1, quick=True)
+    groups = {timing.case.group for timing in measured.timings}
+    assert groups == set(TITLES) - {"closed loop"}
+    assert facts(one_thread(measured)).row_count == 8
+    assert {table.title for table in tables(measured)} == {TITLES[g] for g in groups}
+
+
+def test_no_rounds_are_refused_before_anything_is_prepared(
+    policy: DiffuserPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Subject, "observations", property(lambda _: 1 / 0))
+    with pytest.raises(ConfigError, match="rounds must be at least 1, got 0"):
+        measure_speed(policy, POINT, rounds=0, quick=True)
 
 
 def test_every_table_has_its_cases(measured: SpeedMeasurement) -> None:
@@ -139,14 +166,22 @@ def test_the_json_holds_every_figure(measured: SpeedMeasurement) -> None:
     assert "torch" in data["versions"]
 
 
+def one_thread(measured: SpeedMeasurement, num_threads: int = 1) -> SpeedMeasurement:
+    machine = {**measured.machine, "threads": num_threads}
+    return dataclasses.replace(measured, machine=machine)
+
+
 def test_the_facts_say_when_the_machine_was_busy(measured: SpeedMeasurement) -> None:
     timings = [
         dataclasses.replace(t, cpu_seconds=[0.4 * s for s in t.seconds])
         for t in measured.timings
     ]
-    shown = facts(dataclasses.replace(measured, timings=timings))
-    labels, values = (list(column.cells) for column in shown.columns)
-    assert values[labels.index("time that other work had the processor")] == "60%"
+    waited = dataclasses.replace(measured, timings=timings)
+    busy = "time that other work had the processor"
+    labels, values = (list(part.cells) for part in facts(one_thread(waited)).columns)
+    assert values[labels.index(busy)] == "60%"
+    # Two threads compute up to two seconds in one: what they waited is not known.
+    assert busy not in facts(one_thread(waited, 2)).columns[0].cells
 
 
 def test_the_command_prints_draws_and_writes(

@@ -191,22 +191,23 @@ def sampler_cases(subject: Subject) -> Iterator[Case]:
 def loop_cases(subject: Subject) -> Iterator[Case]:
     """Yield replanning in every env step, cold and from what is left of the plan.
 
-    Nothing is left of a plan of one planning step.
+    Nothing is left of a plan of one planning step. An episode of one env step has no
+    replanning to time.
     """
     base = subject.policy
     if base.config.planner.horizon == "fixed" and base.spaces.has_goal:
         base = base.with_settings(horizon="shrinking")  # a fixed one never arrives
     base = base.with_settings(replan_interval=1)
     saved = base.config.planner.warm_start
-    yield _loop(base.with_settings(warm_start=None), subject, name="cold")
+    yield from _loop(base.with_settings(warm_start=None), subject, name="cold")
     if base.planner.horizons.max_planning_steps == 1:
         return
     if saved is not None:
-        yield _loop(base, subject, name="warm, as saved")
+        yield from _loop(base, subject, name="warm, as saved")
     for level in (0.5,) if subject.quick else (0.25, 0.5):
         if level != saved:
             warm = base.with_settings(warm_start=level, warm_start_steps=None)
-            yield _loop(warm, subject, name=f"warm from {level:.0%} noise")
+            yield from _loop(warm, subject, name=f"warm from {level:.0%} noise")
 
 
 def guide_cases(subject: Subject) -> Iterator[Case]:
@@ -311,8 +312,8 @@ def _planning_steps(policy: DiffuserPolicy, observations: Sequence[Any]) -> np.n
     return planner.horizons.planning_steps(rows, goals)
 
 
-def _loop(policy: DiffuserPolicy, subject: Subject, *, name: str) -> Case:
-    """Return the calls of an episode in which every env step plans anew.
+def _loop(policy: DiffuserPolicy, subject: Subject, *, name: str) -> Iterator[Case]:
+    """Yield the calls of an episode in which every env step plans anew, if any does.
 
     The episode is run beforehand: `predict` depends on its arguments alone, so the same
     calls can be made again without the simulation.
@@ -321,14 +322,16 @@ def _loop(policy: DiffuserPolicy, subject: Subject, *, name: str) -> Case:
     with closing(make_env(subject.env_id)) as env:
         observation, _ = reset_env(env, seed=subject.seed)
         action, state = policy.predict(observation)
+        first = int(state.num_plans[0])
         for _ in range(3 if subject.quick else 20):
             observation, _, terminated, truncated, _ = step_env(env, action)
             if terminated or truncated:
                 break
             calls.append((observation, state))
             action, state = policy.predict(observation, state)
-    num_plans = int(state.num_plans[0] - calls[0][1].num_plans[0])
-    return Case(group=LOOP, name=name, run=_calls(policy, calls, num_plans))
+    num_plans = int(state.num_plans[0]) - first
+    if num_plans:
+        yield Case(group=LOOP, name=name, run=_calls(policy, calls, num_plans))
 
 
 def _calls(
@@ -392,6 +395,7 @@ CASES = (
 )
 
 
-def all_cases(subject: Subject) -> list[Case]:
-    """Return every case, baseline first."""
-    return [case for group in CASES for case in group(subject)]
+def all_cases(subject: Subject) -> Iterator[Case]:
+    """Yield every case, baseline first."""
+    for group in CASES:
+        yield from group(subject)

@@ -76,9 +76,7 @@ def facts(measured: SpeedMeasurement) -> Table:
     faster = measured.baseline.plan_ms / alone.plan_ms
     gain = largest.plans_per_second / alone.plans_per_second
     most = "" if floor is None else f", at most {alone.plan_ms / floor:.1f}"
-    busy = 1 - sum(t.cpu_ms for t in loops) / sum(t.call_ms for t in loops)
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for label, value in (
+    rows = [
         ("processor", str(measured.machine["cpu"])),
         ("threads", str(measured.machine["threads"])),
         ("rounds, of which medians", str(measured.settings["rounds"])),
@@ -86,10 +84,14 @@ def facts(measured: SpeedMeasurement) -> Table:
         ("one plan, as saved", f"{alone.plan_ms:.1f} ms"),
         ("times faster than the paper's setting", f"{faster:.0f}"),
         (f"times the plans of {largest.case.batch} envs together", f"{gain:.1f}{most}"),
-        ("time that other work had the processor", f"{max(busy, 0):.0%}"),
         ("one plan, processor time", f"{alone.cpu_ms:.1f} ms"),
-    ):
-        table.add_row(label, value)
+    ]
+    if loops and measured.machine["threads"] == 1:  # more may sum up to any time
+        busy = 1 - sum(t.cpu_ms for t in loops) / sum(t.call_ms for t in loops)
+        rows.append(("time that other work had the processor", f"{max(busy, 0):.0%}"))
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
