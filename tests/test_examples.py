@@ -12,8 +12,10 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import gymnasium
+import numpy as np
 import pytest
 
 from diffuser_policy.cli import main
@@ -231,6 +233,66 @@ def test_the_locomotion_experiment_asks_for_what_there_is(
     table = made["as_markdown"](tmp_path)
     assert "| network | way | walker2d-medium | ms a plan |" in table
     assert "| H 4 | one step | 7.0 [6.0, 8.0] | 7.0 |" in table
+
+
+def text_of(page: str) -> list[str]:
+    """Return the lines of a page outside of its tables."""
+    return [line for line in page.splitlines() if not line.startswith("|")]
+
+
+def test_the_page_of_composed_guides_has_the_text_of_its_script(tmp_path: Path) -> None:
+    made = runpy.run_path(str(ROOT / "examples/experiments/compose_guides.py"))
+    results = ROOT / "examples/results/compose_guides.json"
+    episodes = json.loads(results.read_text())["episodes"]
+    outcomes = {
+        frozenset(name.split(" + ")) - {"none of them"}: [
+            made["Outcome"](**episode["outcomes"][name]) for episode in episodes
+        ]
+        for name in episodes[0]["outcomes"]
+    }
+    made["save"](outcomes, episodes, tmp_path / "made.json")
+    page = results.with_suffix(".md").read_text()
+    assert text_of((tmp_path / "made.md").read_text()) == text_of(page)
+
+
+@pytest.mark.parametrize(
+    "change", [{}, {"gap": -0.01}, {"miss": 0.2}, {"too_fast": 0.1}, {"success": False}]
+)
+def test_composed_guides_are_obeyed_by_every_measure(change: dict[str, Any]) -> None:
+    made = runpy.run_path(str(ROOT / "examples/experiments/compose_guides.py"))
+    good = {"gap": 0.1, "miss": 0.01, "too_fast": 0.02, "success": True, "score": 150.0}
+    assert made["Outcome"](**{**good, **change}).as_asked == (not change)
+
+
+def test_the_page_of_kept_out_discs_has_the_text_of_its_script() -> None:
+    made = runpy.run_path(str(ROOT / "examples/experiments/keep_out.py"))
+    results = ROOT / "examples/results/keep_out.json"
+    data = json.loads(results.read_text())
+
+    def trials(rows: list[dict[str, Any]]) -> list[Any]:
+        return [
+            made["Trial"](
+                seed=row.pop("seed"),
+                discs=made["Discs"](
+                    centers=np.array(row.pop("centers")), radius=row.pop("radius")
+                ),
+                goal=np.array(row.pop("goal")),
+                paths={},
+                outcomes={name: made["Outcome"](**kept) for name, kept in row.items()},
+            )
+            for row in rows
+        ]
+
+    first, *others = map(trials, (data["trials"], data["fresh"], data["ablations"]))
+    titles = (
+        "Fresh episodes: 100 from seed 3000",
+        "One thing changed: 20 from seed 1000",
+    )
+    tables = [made["table"](part, header="plans") for part in (first, *others)]
+    tables[-1] += ["", made["TWO_THINGS"]]
+    parts = dict(zip(("The same episodes", *titles), tables, strict=True))
+    page = results.with_suffix(".md").read_text()
+    assert text_of(made["report"](parts, first, data["skipped"])) == text_of(page)
 
 
 @pytest.mark.slow

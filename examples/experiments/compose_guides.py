@@ -16,6 +16,10 @@ episodes with all eight combinations of three guides:
 smooth. Each guide has a measure of its own: whether the ball enters a disc, how close
 it comes to the waypoint, for how much of its way it is too fast. A measure should be
 good wherever its guide takes part, whatever the others are.
+
+Settings, and the weights of guides that `keep_out.py` has as well, are those of
+`keep_out.py`. They were chosen on seeds from 1000, and on how a first version failed on
+seeds 0 to 102: also on the episodes of the second command.
 """
 
 from __future__ import annotations
@@ -49,6 +53,7 @@ ENV_ID = "diffuser_envs/Multi2D-Large-v1"
 SECONDS_PER_STEP = 0.01
 SPEED, SPEED_MARGIN = 2.5, 0.3  # m/s
 ASIDE, WAYPOINT_CLEARANCE = 0.35, 0.15  # m
+MOST_MISSED, MOST_TOO_FAST = 0.1, 0.05  # m and share, where all is as asked
 PARTS = ("keep-out", "waypoint", "speed-limit")
 SETTINGS: dict[str, Any] = {
     "guide_scale": 0.7,
@@ -112,6 +117,12 @@ class Outcome:
     too_fast: float
     success: bool
     score: float
+
+    @property
+    def as_asked(self) -> bool:
+        """Whether it kept out, passed by, kept to the speed, and reached the goal."""
+        near = self.miss < MOST_MISSED and self.too_fast <= MOST_TOO_FAST
+        return self.gap >= 0 and near and self.success
 
 
 def run(
@@ -268,6 +279,8 @@ def save(
         "Made by `python examples/experiments/compose_guides.py`.",
         "Brackets are 95 % intervals; bold: the guide of this measure takes part.",
         f"Episodes: {len(episodes)}, of seeds {seeds[0]} to {seeds[-1]}.",
+        "Settings and weights are those of `keep_out.py`. They were chosen on seeds",
+        "from 1000, and on how a first version failed on seeds 0 to 102.",
         "",
         *table(outcomes),
     ]
@@ -329,8 +342,7 @@ def main(
         draw(shown[1], shown[2], picture, scene)
     env.close()
     print("\n".join(table(outcomes)))
-    together = outcomes[frozenset(PARTS)]
-    good = sum(o.gap >= 0 and o.miss < 0.1 and o.success for o in together)
+    good = sum(outcome.as_asked for outcome in outcomes[frozenset(PARTS)])
     print(f"all three at once, at the goal: {good} of {episodes}")
 
 
