@@ -201,11 +201,29 @@ def test_warm_starts_are_measured_of_robots_that_walk(run: Run) -> None:
     small = "--planner planner --num-steps 1 20 --episodes 1 --timed-plans 2"
     last = run([*words, *small.split(), *files.split()]).splitlines()[-1]
     assert last.startswith(("The warm start of", "No warm start surely"))
+    assert "fingerprint" in json.loads(Path("warm.json").read_text())["settings"]
     table = Path("warm.md").read_text()
     assert "| start | steps | score | difference | plans an episode |" in table
     assert table.count("| last K | 20 |") == 2  # temperatures
     assert "| from 0.3 | 20 |" not in table  # three tenths of the schedule are 6 steps
     assert Path("warm.png").stat().st_size > 10_000
+
+
+def test_warm_starts_of_another_planner_are_not_taken_from_the_file(
+    tmp_path: Path,
+) -> None:
+    made = runpy.run_path(str(ROOT / "examples/experiments/warm_start.py"))
+    path = tmp_path / "warm.json"
+    earlier = {"planner": "runs/one", "env_id": "Walker2d-v5", "episodes": 1}
+    settings = {**earlier, "fingerprint": 7}
+    for saved, current, kept in (
+        (settings, settings, True),
+        (settings, {**settings, "fingerprint": 8}, False),
+        (settings, {**settings, "episodes": 2}, False),
+        (earlier, settings, True),  # a file of an earlier version
+    ):
+        made["Results"](saved, {"cell": [(1.0, None, 1)]}).save(path)
+        assert bool(made["load"](path, current).episodes) == kept
 
 
 def test_the_locomotion_experiment_asks_for_what_there_is(

@@ -75,8 +75,47 @@ def test_the_table_is_measured_kept_and_drawn(
     assert files["picture"].stat().st_size > 5_000
     assert "| **ddim 1** | " in (tmp_path / "table.md").read_text()
 
-    def play(*_: Any) -> None:
-        raise AssertionError("Played again what was kept.")
+    played = []
+
+    def play(_: str, setting: Any, episodes: int) -> dict[str, Any]:
+        played.append(setting.name)
+        return {**cell(0.0, *[100.0] * episodes), "planner": 7}
 
     monkeypatch.setitem(example["main"].__globals__, "play", play)
     example["main"](**sizes, **files)
+    assert not played
+    kept = files["results"].with_suffix(".json")
+    data = json.loads(kept.read_text())
+    data["mazes"]["umaze"]["ddim 1"]["planner"] += 1  # of other weights
+    kept.write_text(json.dumps(data))
+    example["main"](**sizes, **files)
+    assert played == ["ddim 1"]
+
+
+def test_kept_cells_are_of_the_same_planner_and_of_enough_episodes(
+    example: dict[str, Any],
+) -> None:
+    is_kept, kept = example["is_kept"], {**cell(1.0, 5.0, 6.0), "planner": 7}
+    assert is_kept(kept, 7, 1)
+    assert is_kept(kept, 7, 2)
+    assert not is_kept(kept, 7, 3)
+    assert not is_kept(kept, 8, 2)
+    assert not is_kept({}, 7, 1)
+    assert is_kept(cell(1.0, 5.0, 6.0), 8, 2)  # of an earlier version
+
+
+def test_only_the_episodes_that_were_asked_for_are_shown(
+    example: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    kept = {"umaze": {name: cell(1.0, 50.0, 150.0) for name in ("ddpm full", "ddim 1")}}
+    (tmp_path / "table.json").write_text(json.dumps({"mazes": kept}))
+    monkeypatch.setitem(example["main"].__globals__, "milliseconds", lambda *_: 2.0)
+    sizes = {"episodes": 1, "mazes": ("umaze",), "only": ("ddim 1",)}
+    files = {"results": tmp_path / "table", "picture": tmp_path / "table.png"}
+    example["main"](**sizes, **files)
+    assert "| ddpm full | 50.0 [" in capsys.readouterr().out
+    cells = json.loads((tmp_path / "table.json").read_text())["mazes"]["umaze"]
+    assert cells["ddim 1"]["scores"] == [50.0, 150.0]  # the others are still kept

@@ -16,7 +16,8 @@ that is within noise is printed, in bold in the table.
 Times are the median over plans for one environment, in seconds of one core's work and
 not of the clock, so other programs matter little. The first command takes an hour of
 one core. It saves every setting when it is done, resumes there when it is run again,
-and measures the times anew.
+and measures the times anew. Settings of a planner that was trained anew are played
+again.
 """
 
 from __future__ import annotations
@@ -110,11 +111,22 @@ def planner(maze: str, setting: Setting) -> DiffuserPolicy:
 def play(maze: str, setting: Setting, episodes: int) -> Cell:
     """Return score and env steps to the goal (none: not reached) of every episode."""
     env = f"diffuser_envs/Multi2D-{ENVIRONMENTS[maze]}-v1"
-    records = evaluate(planner(maze, setting), env, episodes=episodes).episodes
+    policy = planner(maze, setting)
+    records = evaluate(policy, env, episodes=episodes).episodes
     return {
+        "planner": policy.planner.fingerprint,
         "scores": [round(record.score or 0.0, 4) for record in records],
         "env_steps": [record.time_to_goal for record in records],
     }
+
+
+def is_kept(cell: Cell, fingerprint: int, episodes: int) -> bool:
+    """Return whether a cell has enough episodes, of the planner with these weights.
+
+    Cells of earlier versions don't say of which planner they are.
+    """
+    of_it = cell.get("planner", fingerprint) == fingerprint
+    return of_it and len(cell.get("scores", [])) >= episodes
 
 
 def milliseconds(maze: str, setting: Setting, repetitions: int) -> float:
@@ -133,9 +145,7 @@ def milliseconds(maze: str, setting: Setting, repetitions: int) -> float:
 
 def lost(cell: Cell, full: Cell) -> list[float]:
     """Return by how much the score differs from the full chain's: mean, interval."""
-    both = min(len(cell["scores"]), len(full["scores"]))
-    differences = np.subtract(cell["scores"][:both], full["scores"][:both])
-    interval = mean_interval(differences)
+    interval = mean_interval(np.subtract(cell["scores"], full["scores"]))
     return [interval.mean, interval.low, interval.high]
 
 
@@ -230,17 +240,20 @@ def main(
         with replaced_file(kept) as partial:
             partial.write_text(json.dumps(document) + "\n", encoding="utf-8")
 
+    current = {maze: planner(maze, settings[0]).planner.fingerprint for maze in mazes}
     for setting in settings:
         for maze in mazes:
             cells = measured.setdefault(maze, {})
-            if len(cells.get(setting.name, {}).get("scores", [])) < episodes:
+            if not is_kept(cells.get(setting.name, {}), current[maze], episodes):
                 cells[setting.name] = play(maze, setting, episodes)
                 keep()
     shown: dict[str, dict[str, Cell]] = {maze: {} for maze in mazes}
     for maze in mazes:
         for setting in settings:
-            cell = shown[maze][setting.name] = measured[maze][setting.name]
+            cell = measured[maze][setting.name]
             cell["milliseconds"] = milliseconds(maze, setting, repetitions)
+            played = {key: cell[key][:episodes] for key in ("scores", "env_steps")}
+            shown[maze][setting.name] = {**cell, **played}
     keep()
     parts = [
         HEADING,

@@ -28,9 +28,9 @@ denoising steps and a single candidate, in three ways:
 
 An episode's first plan has nothing to start from: it takes K steps when cold, all of
 the schedule before "last K", and 20 before "from 0.3". All cells share their episodes,
-so differences are between equal starts and goals. Cells that are in the results file
-are not run again. Times are always measured: of one plan for one environment, on one
-thread.
+so differences are between equal starts and goals. Cells of the same planner that are in
+the results file are not run again. Times are always measured: of one plan for one
+environment, on one thread.
 
 A warm start keeps much of the first plan, and DDPM's first plans differ from DDIM's.
 The report therefore also says how both score when plans are followed to their end. The
@@ -134,7 +134,8 @@ class Results:
     """Everything that was measured.
 
     Attributes:
-        settings: Planner, environment and episodes.
+        settings: Planner, with the fingerprint of its weights, environment and
+            episodes.
         episodes: By cell, each episode's score, success (none where there are no
             goals) and number of plans.
         milliseconds: By start and steps, the median time of a plan for one row.
@@ -170,11 +171,14 @@ class Results:
 
 
 def load(path: Path, settings: dict[str, Any]) -> Results:
-    """Return what earlier runs with the same settings have measured."""
+    """Return what earlier runs with the same settings have measured.
+
+    Files of earlier versions don't hold the fingerprint of the planner.
+    """
     if not path.exists():
         return Results(settings)
     saved = Results(**json.loads(path.read_text(encoding="utf-8")))
-    return saved if saved.settings == settings else Results(settings)
+    return saved if saved.settings.items() <= settings.items() else Results(settings)
 
 
 def run_cell(policy: DiffuserPolicy, env_id: str, episodes: int) -> list[Episode]:
@@ -422,7 +426,12 @@ def main(
     """
     torch.set_num_threads(1)
     base = DiffuserPolicy.from_pretrained(planner)
-    settings = {"planner": planner, "env_id": env_id, "episodes": episodes}
+    settings = {
+        "planner": planner,
+        "fingerprint": base.planner.fingerprint,
+        "env_id": env_id,
+        "episodes": episodes,
+    }
     measured = load(results, settings)
     panels = make_panels(
         executors,
