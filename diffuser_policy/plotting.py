@@ -476,15 +476,23 @@ def save_chain_gif(
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a picture; its format is the path's suffix.
+    """Write a picture; its format is the path's suffix, or PNG without one.
 
     Raises:
+        ConfigError: A suffix of a format that Matplotlib does not write.
         StorageError: It could not be written; what was there before is intact.
     """
+    suffix = path.suffix.lstrip(".") or "png"
+    known = sorted(figure.canvas.get_supported_filetypes())
+    if suffix.lower() not in known:
+        raise ConfigError(
+            f"No picture can be written to {path}: {suffix!r} is no known format. Give "
+            f"a path that ends in one of {', '.join(f'.{name}' for name in known)}."
+        )
     with replaced_file(path) as partial:
         figure.savefig(
             partial,
-            format=path.suffix.lstrip(".") or "png",
+            format=suffix,
             dpi=DPI,
             bbox_inches="tight",
             pad_inches=0.12,

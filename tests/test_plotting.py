@@ -214,6 +214,13 @@ def test_pictures_are_written_by_suffix(tmp_path: Path, suffix: str) -> None:
     assert path.read_bytes()[:5] == {"png": b"\x89PNG\r", "svg": b"<?xml"}[suffix]
 
 
+@pytest.mark.parametrize("name", ["plan.xyz", "plan.docx", "plan.v1"])
+def test_pictures_of_unknown_formats_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"ends in one of .*\.pdf.*\.png.*\.svg"):
+        save_figure(plan_figure(make_plan(), MAZE), tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
 def test_pictures_are_written_completely_or_not_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
