@@ -226,6 +226,111 @@ def test_warm_starts_of_another_planner_are_not_taken_from_the_file(
         assert bool(made["load"](path, current).episodes) == kept
 
 
+def test_value_guidance_says_how_many_rows_the_best_was_chosen_from() -> None:
+    made = runpy.run_path(str(ROOT / "examples/experiments/value_guidance.py"))
+    means = {"demonstrators": 9.0, "unguided": 1.0, "a": 2.0, "b": 4.0, "c": 3.0}
+    rows = [
+        made["Row"].of(name, np.full(5, mean), [True] * 5)
+        for name, mean in means.items()
+    ]
+    first, second = made["conclusion"](rows).splitlines()
+    assert first.startswith("b (highest mean of 3 guided rows) and unguided: ")
+    assert first.endswith("don't overlap:")
+    assert second == "4.0 [4.0, 4.0] and 1.0 [1.0, 1.0]"
+
+
+@pytest.mark.parametrize(("left", "shown"), [(2, "5000"), (0, "–")])
+def test_a_training_that_resumes_is_timed_by_the_steps_it_takes(
+    left: int, shown: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Ten seconds for two steps of a hundred."""
+    path = ROOT / "examples/experiments/block_stacking_planners.py"
+    pytest.importorskip("pybullet", reason="needs the extra 'kuka'")
+    made = runpy.run_path(str(path))
+    clock = iter([3.0, 13.0])
+
+    class Training:
+        def __init__(self, *_: Any, **__: Any) -> None:
+            self.step = 100 - left
+
+        def run(self) -> None:
+            self.step = 100
+
+    class Policy:
+        @staticmethod
+        def from_pretrained(*_: Any, **__: Any) -> None: ...
+
+    class Time:
+        @staticmethod
+        def process_time() -> float:
+            return next(clock)
+
+    stubs = {"Trainer": Training, "DiffuserPolicy": Policy, "time": Time}
+    for name, stub in {**stubs, "load_flat": lambda _: None}.items():
+        monkeypatch.setitem(made["trained"].__globals__, name, stub)
+    name = "objects, 19 columns, residual (shipped)"
+    _, milliseconds = made["trained"](made["PLANNERS"][name], 100, name)
+    assert milliseconds == (5000.0 if left else None)
+    row = {"parameters": 1, "ms": milliseconds, "usable": 0.5}
+    row |= {"sideways": [], "upwards": [], "drift": []}
+    made["write"](tmp_path / "table", {name: row})
+    assert f"| 1 | {shown} | no grasp |" in (tmp_path / "table.md").read_text()
+
+
+@pytest.fixture
+def first_try(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    made = runpy.run_path(str(ROOT / "examples/experiments/first_try.py"))
+    monkeypatch.setitem(made["run"].__globals__, "newest", lambda env_id: env_id)
+    return made
+
+
+def test_a_first_try_ends_if_its_data_cannot_be_collected(
+    first_try: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    called = []
+
+    def fails(words: list[str]) -> int:
+        called.append(words[0])
+        return 2
+
+    monkeypatch.setitem(first_try["run"].__globals__, "command", fails)
+    with pytest.raises(SystemExit, match="collect failed"):
+        first_try["run"]("diffuser_envs/Multi2D-UMaze-v1", 1, 1, tmp_path)
+    assert called == ["collect"]
+
+
+def test_first_tries_of_other_lengths_are_made_anew_and_said(
+    first_try: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made = []
+
+    def run(env_id: str, episodes: int, steps: int, _: Path) -> dict[str, Any]:
+        made.append(episodes)
+        sizes = {"steps": steps, "episodes": episodes}
+        return {"env": env_id, **sizes, "chosen": "", "seconds": 1.0}
+
+    monkeypatch.setitem(first_try["main"].__globals__, "run", run)
+    words = ["first_try.py", "--out", str(tmp_path), "--envs"]
+    for env_id, episodes in (
+        ("Pendulum-v1", 10),
+        ("Hopper-v5", 3),
+        ("Pendulum-v1", 3),
+        ("Pendulum-v1", 3),
+    ):
+        monkeypatch.setattr(sys, "argv", [*words, env_id, "--episodes", str(episodes)])
+        first_try["main"]()
+    assert made == [10, 3, 3]
+    first, second, _, last = capsys.readouterr().out.split("# First try\n\n")[1:]
+    page = ROOT / "examples/results/first_try.md"
+    assert text_of(first)[:6] == text_of(page.read_text())[2:8]
+    assert "mean return of 3 episodes" in second
+    assert "| Pendulum-v1 |" not in second  # its row is of other evaluations
+    assert last.count("\n| Pendulum-v1 |") == last.count("\n| Hopper-v5 |") == 1
+
+
 def test_the_locomotion_experiment_asks_for_what_there_is(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

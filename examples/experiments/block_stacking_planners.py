@@ -112,8 +112,12 @@ def main(settings: Settings) -> None:
 
 def trained(
     change: Callable[[TrainConfig], TrainConfig], num_steps: int, name: str
-) -> tuple[DiffuserPolicy, float]:
-    """Return a planner trained for some steps, and milliseconds of CPU per step."""
+) -> tuple[DiffuserPolicy, float | None]:
+    """Return a planner trained for some steps, and milliseconds of CPU per step.
+
+    Training resumes where it was interrupted; the time is that of the steps taken now,
+    or none if there were none left to take.
+    """
     config = change(preset("kuka-stack"))
     optimization = dataclasses.replace(
         config.optimization, num_steps=num_steps, ema_decay=0.995
@@ -121,9 +125,10 @@ def trained(
     config = dataclasses.replace(config, optimization=optimization)
     folder = Path("runs/planners") / f"{num_steps}-{list(PLANNERS).index(name)}"
     trainer = Trainer(config, load_flat(config.dataset), folder, device="cpu")
-    begin = time.process_time()
+    taken_before, begin = trainer.step, time.process_time()
     trainer.run()
-    spent = 1e3 * (time.process_time() - begin) / num_steps
+    taken = trainer.step - taken_before
+    spent = 1e3 * (time.process_time() - begin) / taken if taken else None
     policy = DiffuserPolicy.from_pretrained(
         folder, num_candidates=1, ranking="first", steadiness=None
     )
@@ -180,8 +185,11 @@ def write(results: Path, known: dict[str, Any]) -> None:
             return "no grasp"
         return "{:.0f} [{:.0f}, {:.0f}]".format(*values)
 
+    def time_of(row: dict[str, Any]) -> str:
+        return "–" if row["ms"] is None else f"{row['ms']:.0f}"
+
     lines = [
-        f"| {name} | {row['parameters']:,} | {row['ms']:.0f} | "
+        f"| {name} | {row['parameters']:,} | {time_of(row)} | "
         f"{shown(row['sideways'])} | {shown(row['upwards'])} | {shown(row['drift'])} | "
         f"{100 * row['usable']:.0f} |"
         for name, row in known.items()

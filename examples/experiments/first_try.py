@@ -11,7 +11,7 @@ commands run, as a newcomer would type them:
 The table, also written to OUT/table.md, compares the planner with the behavior that
 recorded the data and with random actions: mean return, and success where the
 environment tells it. It asks whether the defaults are sane, not for records. A row that
-is there already is not made again.
+is there already, of as many steps and episodes, is not made again.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ import numpy as np
 from diffuser_policy import collect_episodes, evaluate
 from diffuser_policy.cli import main as command
 from diffuser_policy.envs import make_env
+from diffuser_policy.words import counted
 
 ABOUT = """\
 Trained and evaluated with no option but the dataset, by
-`examples/experiments/first_try.py`: mean return of ten episodes (of each task, where
+`examples/experiments/first_try.py`: mean return of {episodes} (of each task, where
 there are several), and the share that reached the goal. *Behavior* is the policy that
 recorded the data. Where it equals *random*, actions were random; a dash means that the
 environment's own demonstrator recorded it. Below the table is what was chosen for each
@@ -151,7 +152,8 @@ def run(env_id: str, episodes: int, steps: int, out: Path) -> dict[str, Any]:
     env = make_env(env_id)
     space: Any = env.action_space
     if isinstance(act, list):
-        command(["collect", env_id, "--dataset", dataset, "--overwrite", *act])
+        if command(["collect", env_id, "--dataset", dataset, "--overwrite", *act]):
+            raise SystemExit(f"{env_id}: collect failed")
     else:
         behaviour = Behaviour(act, space, np.random.default_rng(0))
         collect_episodes(
@@ -166,7 +168,8 @@ def run(env_id: str, episodes: int, steps: int, out: Path) -> dict[str, Any]:
     seconds = time.process_time() - started
     if status:
         raise SystemExit(f"{env_id}: train ended with status {status}")
-    row: dict[str, Any] = {"env": env_id, "chosen": told.getvalue(), "seconds": seconds}
+    row: dict[str, Any] = {"env": env_id, "steps": steps, "episodes": episodes}
+    row |= {"chosen": told.getvalue(), "seconds": seconds}
     results = folder / "results.json"
     arguments = ["evaluate", str(folder), "--episodes", str(episodes)]
     if command([*arguments, "--json", str(results)]):
@@ -200,12 +203,12 @@ def figures(summary: dict[str, Any]) -> dict[str, float | None]:
     return {name: value and value["mean"] for name, value in named.items()}
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Return the rows in Markdown."""
+def table(rows: list[dict[str, Any]], episodes: int) -> str:
+    """Return the rows in Markdown, of evaluations of some episodes."""
     lines = [
         "# First try",
         "",
-        ABOUT,
+        ABOUT.format(episodes=counted(episodes, "episode")),
         "",
         "| environment | planner | behavior | random | train, CPU s |",
         "|---" * 5 + "|",
@@ -241,14 +244,17 @@ def main() -> None:
     given = parser.parse_args()
     file = given.out / "rows.json"
     rows = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    asked = {"steps": given.steps, "episodes": given.episodes}
     for env_id in given.envs or CASES:
-        if env_id in rows:
+        if asked.items() <= rows.get(env_id, {}).items():
             continue
         rows[env_id] = run(env_id, given.episodes, given.steps, given.out)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(rows, indent=1), encoding="utf-8")
-    (given.out / "table.md").write_text(table(list(rows.values())), encoding="utf-8")
-    print(table(list(rows.values())))
+    shown = [row for row in rows.values() if asked.items() <= row.items()]
+    page = table(shown, given.episodes)
+    (given.out / "table.md").write_text(page, encoding="utf-8")
+    print(page)
 
 
 if __name__ == "__main__":
