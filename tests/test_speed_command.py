@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from diffuser_policy.cli import main
+from diffuser_policy.diffusion.denoiser import Denoiser
 from diffuser_policy.diffusion.sampler import Sampler
 from diffuser_policy.errors import ConfigError, SpaceMismatchError
 from diffuser_policy.policy import DiffuserPolicy
@@ -73,7 +75,7 @@ def test_episodes_of_one_env_step_are_measured_without_a_loop(
     measured = measure_speed(policy, POINT, rounds=1, quick=True)
     groups = {timing.case.group for timing in measured.timings}
     assert groups == set(TITLES) - {"closed loop"}
-    assert facts(one_thread(measured)).row_count == 8
+    assert facts(on_machine(measured)).row_count == 8
     assert {table.title for table in tables(measured)} == {TITLES[g] for g in groups}
 
 
@@ -114,6 +116,29 @@ def test_cases_say_how_many_plans_they_make(
         if case.group != "network":
             assert sum(rows) == plans, case.name
             assert len(rows) * case.batch == plans or case.batch > 1, case.name
+
+
+def test_a_case_ends_when_its_results_are_on_the_cpu(
+    cases: list[Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU computes on while Python goes on; a copy waits for it."""
+    log: list[str] = []
+    forward, copy = Denoiser.forward, torch.Tensor.cpu
+
+    def computed(denoiser: Denoiser, *given: Any) -> Any:
+        log.append("computed")
+        return forward(denoiser, *given)
+
+    def copied(tensor: torch.Tensor) -> torch.Tensor:
+        log.append("copied")
+        return copy(tensor)
+
+    monkeypatch.setattr(Denoiser, "forward", computed)
+    monkeypatch.setattr(torch.Tensor, "cpu", copied)
+    for case in cases:
+        log.clear()
+        case.run()
+        assert log[-1] == "copied", case.name
 
 
 def test_the_paper_setting_is_256_steps_at_stride_1(
@@ -166,8 +191,10 @@ def test_the_json_holds_every_figure(measured: SpeedMeasurement) -> None:
     assert "torch" in data["versions"]
 
 
-def one_thread(measured: SpeedMeasurement, num_threads: int = 1) -> SpeedMeasurement:
-    machine = {**measured.machine, "threads": num_threads}
+def on_machine(
+    measured: SpeedMeasurement, *, threads: int = 1, device: str = "cpu"
+) -> SpeedMeasurement:
+    machine = {**measured.machine, "threads": threads, "device": device}
     return dataclasses.replace(measured, machine=machine)
 
 
@@ -178,10 +205,11 @@ def test_the_facts_say_when_the_machine_was_busy(measured: SpeedMeasurement) -> 
     ]
     waited = dataclasses.replace(measured, timings=timings)
     busy = "time that other work had the processor"
-    labels, values = (list(part.cells) for part in facts(one_thread(waited)).columns)
+    labels, values = (list(part.cells) for part in facts(on_machine(waited)).columns)
     assert values[labels.index(busy)] == "60%"
     # Two threads compute up to two seconds in one: what they waited is not known.
-    assert busy not in facts(one_thread(waited, 2)).columns[0].cells
+    assert busy not in facts(on_machine(waited, threads=2)).columns[0].cells
+    assert busy not in facts(on_machine(waited, device="cuda:0")).columns[0].cells
 
 
 def test_the_command_prints_draws_and_writes(

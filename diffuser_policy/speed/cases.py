@@ -12,7 +12,8 @@
 | horizon, candidates, envs | sampling alone, one size varied |
 
 Every call plans anew from observations of the environment. The simulation runs
-beforehand and is part of no time.
+beforehand and is part of no time. Results are copied to the CPU, which waits until a
+GPU has computed them.
 
 PyTorch counts the floating point operations of the networks (`network_flops`). No
 implementation of the same network is faster than these operations over what the cores
@@ -128,7 +129,8 @@ def paper_cases(subject: Subject) -> Iterator[Case]:
     layout, denoiser = policy.planner.layout, policy.networks.denoiser
     ours = denoiser.network, denoiser.residual, layout.transition_dim
     columns = layout.observation_dim + len(policy.spaces.action_low)
-    theirs = TemporalUNet(columns, **PAPER_NETWORK), False, columns
+    device = policy.planner.normalizer.shift.device
+    theirs = TemporalUNet(columns, **PAPER_NETWORK).to(device), False, columns
     settings = [("this", ours, horizon), ("their", theirs, horizon)]
     lengths = _planning_steps(policy, subject.observations)
     one_length = isinstance(denoiser.network, ObjectTransformer | ResidualMLP)
@@ -249,7 +251,7 @@ def network_cases(subject: Subject) -> Iterator[Case]:
 
         @torch.inference_mode()
         def call(run_by: Denoiser = run_by) -> int:
-            run_by(noisy, 0)
+            run_by(noisy, 0).cpu()
             return 1
 
         yield Case(group=NETWORK, name=way, run=call, flops=flops)
@@ -359,7 +361,8 @@ def _sampling(
 
     def sample() -> int:
         generators = [torch.Generator().manual_seed(row) for row in range(envs)]
-        sampler.sample(given, generators, num_candidates=candidates)
+        made = sampler.sample(given, generators, num_candidates=candidates)
+        made.trajectories.cpu()
         return envs
 
     return sample

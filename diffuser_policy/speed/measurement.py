@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.policy import DiffuserPolicy
@@ -36,6 +37,7 @@ from diffuser_policy.versions import versions
 
 MIN_SECONDS = 0.02  # a round repeats what is shorter than this
 MATRIX_SIZE = 512  # large enough for full speed, and over in milliseconds
+GPU_SCALE = 16  # of matrix and images, likewise
 CHANNELS, KERNEL_SIZE, IMAGE = 128, 5, (64, 16)  # of the measured convolution
 CPU_INFO = Path("/proc/cpuinfo")
 
@@ -120,27 +122,38 @@ def measure(
     return timings
 
 
-def throughput() -> dict[str, float]:
+def throughput(device: torch.device | str = "cpu") -> dict[str, float]:
     """Return measured operations per second, with as many threads as PyTorch uses.
+
+    Args:
+        device: What computes.
 
     Returns:
         "matmul": a square matrix product; "convolution": one with the shapes of the
         network's, in a large batch.
     """
-    draw = partial(torch.randn, generator=torch.Generator(), dtype=torch.float32)
-    square = draw((MATRIX_SIZE, MATRIX_SIZE))
-    images = draw((IMAGE[0], CHANNELS, IMAGE[1]))
+    device, source = torch.device(device), torch.Generator(device)
+    draw = partial(torch.randn, generator=source, dtype=torch.float32, device=device)
+    scale = 1 if device.type == "cpu" else GPU_SCALE
+    square = draw((scale * MATRIX_SIZE, scale * MATRIX_SIZE))
+    images = draw((scale * IMAGE[0], CHANNELS, scale * IMAGE[1]))
     taps = draw((CHANNELS, CHANNELS, KERNEL_SIZE))
-    kinds: dict[str, Callable[[], object]] = {
+    kinds: dict[str, Callable[[], Tensor]] = {
         "matmul": lambda: square @ square,
         "convolution": lambda: F.conv1d(images, taps, padding=KERNEL_SIZE // 2),
     }
+
+    def seconds(work: Callable[[], Tensor]) -> float:
+        """Return the shortest time: when nothing else disturbed it."""
+
+        def finished() -> None:
+            work()[..., 0].cpu()  # waits for all of it, and copies little
+
+        return min(timeit.repeat(finished, number=1, repeat=50))
+
     counted = {name: flops_of(work) for name, work in kinds.items()}
-    with torch.inference_mode():  # the shortest time: when nothing else disturbed it
-        return {
-            name: flops / min(timeit.repeat(kinds[name], number=1, repeat=50))
-            for name, flops in counted.items()
-        }
+    with torch.inference_mode():
+        return {name: flops / seconds(kinds[name]) for name, flops in counted.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,10 +214,11 @@ def measure_speed(
     names = (line.partition(":")[2] for line in lines if line.startswith("model name"))
     model = next(names, "").strip()
     subject = Subject(policy, env_id, seed=seed, quick=quick, compiled=compiled)
+    device = policy.planner.normalizer.shift.device
     timings = measure(all_cases(subject), rounds=rounds, progress=progress)
     return SpeedMeasurement(
         timings=timings,
-        throughput=throughput(),
+        throughput=throughput(device),
         settings={
             "env": env_id,
             "seed": seed,
@@ -215,7 +229,7 @@ def measure_speed(
         machine={
             "cpu": model or platform.processor() or platform.machine(),
             "threads": torch.get_num_threads(),
-            "device": str(policy.planner.normalizer.shift.device),
+            "device": str(device),
         },
         versions=versions(),
     )

@@ -86,7 +86,9 @@ def facts(measured: SpeedMeasurement) -> Table:
         (f"times the plans of {largest.case.batch} envs together", f"{gain:.1f}{most}"),
         ("one plan, processor time", f"{alone.cpu_ms:.1f} ms"),
     ]
-    if loops and measured.machine["threads"] == 1:  # more may sum up to any time
+    machine = measured.machine
+    # Several threads sum up to any time, and waiting for a GPU is no other work.
+    if loops and machine["threads"] == 1 and machine["device"] == "cpu":
         busy = 1 - sum(t.cpu_ms for t in loops) / sum(t.call_ms for t in loops)
         rows.append(("time that other work had the processor", f"{max(busy, 0):.0%}"))
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
