@@ -297,8 +297,8 @@ def _download(name: str, revision: str | None) -> Path:
         hub = require_extra("huggingface_hub", "hub")
     except MissingExtraError as error:
         raise CheckpointNotFoundError(
-            f"No folder {name!r}. To fetch it as a hub id, install the extra: "
-            f'pip install "diffuser-policy[hub]". {_known(name)}'
+            f"No folder {name!r}. To fetch it as a hub id, install the extra, in "
+            f'a clone of diffuser-policy: pip install ".[hub]". {_known(name)}'
         ) from error
     wanted = [WEIGHTS, CONFIG, CARD]
     fetch = partial(

@@ -172,7 +172,8 @@ def env_spec(env_id: str) -> EnvSpec:
                 else f" (no module {module!r} on Python's path; for one in the current "
                 f"folder, `export PYTHONPATH=.`)"
             )
-        near = _near(bare_id) or None
+        absent = module and module not in sys.modules  # then no id is near
+        near = None if absent else _near(bare_id) or None
         raise UnknownNameError("environment", env_id, near, remark) from error
 
 

@@ -133,7 +133,7 @@ class MissingExtraError(DiffuserPolicyError, ImportError):
         self.module, self.extra = module, extra
         super().__init__(
             f"This needs the module {module!r}, which is not installed. "
-            f'Install it with: pip install "diffuser-policy[{extra}]"'
+            f'Install it, in a clone of diffuser-policy: pip install ".[{extra}]"'
             f"{'. ' if advice else ''}{advice}"
         )
 

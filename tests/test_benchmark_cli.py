@@ -89,7 +89,7 @@ def test_a_suite_is_described(tmp_path: Path, capsys: Capture) -> None:
         (["--methods", "{0}:strait"], "strait"),
         (["--methods", "{0}:slow", "{0}:slow"], "would share the folder"),
         (["--methods", "{0}:goalless"], "goals='hindsight'. Leave it out"),
-        (["--methods", "{0}:luxury"], 'pip install "diffuser-policy[baselines]"'),
+        (["--methods", "{0}:luxury"], 'pip install ".[baselines]"'),
         (["--methods", "{0}:learner"], "collect tests.point_env:test/Point-v0"),
         (["--methods"], "--methods needs at least one value"),
         (["--problems", "pont"], "Did you mean 'point'"),

@@ -671,11 +671,13 @@ def test_a_dry_run_prints_what_turns_something_off(
 ) -> None:
     keys = ["--goal-keys", "achieved_goal", "desired_goal"]
     options = ["--no-inverse-dynamics", "--execution.executor", "actions"]
-    assert main(["train", "--dataset", recorded, "--dry-run", *options, *keys]) == 0
+    given = [*options, *keys, "--output", "runs/mine"]
+    assert main(["train", "--dataset", recorded, "--dry-run", *given]) == 0
     lines = capsys.readouterr().out.splitlines()
-    [line] = [x for x in lines if x.startswith("The same again: ")]
+    [line] = [x for x in lines if x.startswith("To train it: ")]
     assert f"diffuser-policy train --dataset {recorded}" in line
     assert "--execution.executor actions" in line
+    assert line.endswith("--output runs/mine")
 
 
 @pytest.mark.parametrize("way", [["--dry-run"], []])

@@ -49,7 +49,7 @@ def test_missing_pybullet_names_the_extra() -> None:
         fails=True,
     )
     assert "MissingExtraError" in problem
-    assert 'pip install "diffuser-policy[kuka]"' in problem
+    assert 'pip install ".[kuka]"' in problem
     assert "3.11" in problem
 
 

@@ -373,8 +373,10 @@ def train(settings: TrainSettings) -> int:
             words = options_of(choice.config, flat)
             if settings.goal_keys != GOAL_KEYS:
                 words += ["--goal-keys", *settings.goal_keys]
-            again = shlex.join(["diffuser-policy", "train", *words])
-            print(f"The same again: {again}\n{policy}")
+            if settings.output is not None:
+                words += ["--output", str(settings.output)]
+            command = shlex.join(["diffuser-policy", "train", *words])
+            print(f"To train it: {command}\nThe planner: {policy}")
         return EXIT_OK
     with _noted():
         trainer = Trainer(

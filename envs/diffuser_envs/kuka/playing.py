@@ -283,6 +283,6 @@ def _trimesh() -> Untyped:
     except ImportError as error:
         raise MissingExtraError(
             f"the page needs trimesh ({error}); run"
-            ' `pip install "diffuser-policy[play]"`'
+            ' `pip install ".[play]"` in a clone of diffuser-policy'
         ) from error
     return trimesh

@@ -203,7 +203,8 @@ def _pillow(module: str) -> Untyped:
         from PIL import Image, ImageDraw
     except ImportError as error:
         raise MissingExtraError(
-            f'pictures need Pillow ({error}); run `pip install "diffuser-policy[kuka]"`'
+            f'pictures need Pillow ({error}); run `pip install ".[kuka]"` in a clone of'
+            " diffuser-policy"
         ) from error
     return {"Image": Image, "ImageDraw": ImageDraw}[module]
 

@@ -115,9 +115,9 @@ try:
 except ImportError as error:
     raise MissingExtraError(
         f"the block-stacking environments need PyBullet ({error}); run"
-        ' `pip install "diffuser-policy[kuka]"`. PyBullet 3.2.7 has wheels for CPython'
-        " up to 3.11 on Linux (x86-64); elsewhere the extra leaves it out and"
-        " `pip install pybullet` has to compile it"
+        ' `pip install ".[kuka]"` in a clone of diffuser-policy. PyBullet 3.2.7 has'
+        " wheels for CPython up to 3.11 on Linux (x86-64); elsewhere the extra leaves it"
+        " out and `pip install pybullet` has to compile it"
     ) from error
 
 

@@ -65,7 +65,7 @@ try:
 except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
     raise MissingExtraError(
         f"the mazes need Gymnasium-Robotics and MuJoCo ({error});"
-        ' run `pip install "diffuser-policy[maze]"`'
+        ' run `pip install ".[maze]"` in a clone of diffuser-policy'
     ) from error
 
 Observation: TypeAlias = dict[str, FloatArray]
