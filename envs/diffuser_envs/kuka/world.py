@@ -116,8 +116,8 @@ except ImportError as error:
     raise MissingExtraError(
         f"the block-stacking environments need PyBullet ({error}); run"
         ' `pip install ".[kuka]"` in a clone of diffuser-policy. PyBullet 3.2.7 has'
-        " wheels for CPython up to 3.11 on Linux (x86-64); elsewhere the extra leaves it"
-        " out and `pip install pybullet` has to compile it"
+        " wheels for CPython up to 3.11 on Linux (x86-64); elsewhere the extra leaves"
+        " it out and `pip install pybullet` has to compile it"
     ) from error
 
 
