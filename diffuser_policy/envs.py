@@ -172,8 +172,9 @@ def env_spec(env_id: str) -> EnvSpec:
                 else f" (no module {module!r} on Python's path; for one in the current "
                 f"folder, `export PYTHONPATH=.`)"
             )
-        absent = module and module not in sys.modules  # then no id is near
-        near = None if absent else _near(bare_id) or None
+        # No id is near one whose namespace its module has yet to bring.
+        is_to_come = module and module not in sys.modules and namespace
+        near = None if is_to_come else _near(bare_id) or None
         raise UnknownNameError("environment", env_id, near, remark) from error
 
 

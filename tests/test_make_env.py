@@ -172,7 +172,7 @@ def test_a_missing_simulator_names_the_extra(
     monkeypatch.delitem(sys.modules, "needs_simulator", raising=False)
     gym.registry.pop("needs_simulator/Any-v0", None)
     _hide(module, monkeypatch)
-    with pytest.raises(MissingExtraError, match=rf"diffuser-policy\[{extra}\]"):
+    with pytest.raises(MissingExtraError, match=rf"pip install \"\.\[{extra}\]"):
         make_env("needs_simulator/Any-v0")
 
 
@@ -186,7 +186,7 @@ def test_block_stacking_without_its_simulator_says_where_it_has_wheels() -> None
         [sys.executable, "-c", script], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2, done.stderr
-    assert "diffuser-policy[kuka]" in done.stderr
+    assert 'pip install ".[kuka]"' in done.stderr
     assert "up to 3.11 on Linux" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -206,7 +206,7 @@ def test_mazes_without_their_simulator_name_the_extra(module: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert f"{module!r}, which is not installed" in done.stdout
-    assert "diffuser-policy[maze]" in done.stdout
+    assert 'pip install ".[maze]"' in done.stdout
 
 
 def _hide(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
