@@ -390,6 +390,21 @@ def test_a_curve_ends_with_the_seed_that_ended_first(tmp_path: Path) -> None:
     assert (curve.low < curve.high).all()
 
 
+def test_curves_of_seeds_that_were_evaluated_at_other_steps_are_joined(
+    tmp_path: Path,
+) -> None:
+    results = [result_of(MAZES[0], "iql", seed) for seed in (0, 1)]
+    for number, result in enumerate(results):
+        for point in result["curve"]:
+            point["step"] += 100 * number
+            point["score"] |= {"mean": point["step"] + 1000.0 * number}
+        write_result(tmp_path, result)
+    curve = curve_of(load_study(tmp_path).entries["maze2d-umaze", "iql"])
+    assert curve is not None
+    np.testing.assert_allclose(curve.mean[1:], curve.steps[1:] + 500)
+    np.testing.assert_allclose(curve.high[1:] - curve.low[1:], 1000)
+
+
 def test_returns_are_compared_where_there_is_no_score(tmp_path: Path) -> None:
     env = "somebody/Walk-v0"
     for method, score in (("diffuser", 5.0), ("bc", 2.0)):

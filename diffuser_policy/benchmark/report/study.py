@@ -461,24 +461,26 @@ def curve_of(entry: Entry) -> Curve | None:
 
     With one training seed, the band is the 95 % interval over the evaluation's
     episodes; with several, it spans the means of the training seeds, as far as all of
-    them trained.
+    them trained. Where they were evaluated at other steps, curves are interpolated.
     """
-    points: dict[int, list[dict[str, float]]] = {}
-    for result in entry.results:
-        for point in result.curve:
-            figures: Any = point.get(entry.row.measure)
-            if figures is not None:
-                points.setdefault(int(point["step"]), []).append(figures)
-    columns = []
-    for step, found in sorted(points.items()):
-        if len(found) < len(entry.results):
-            continue
-        means = [figures["mean"] for figures in found]
-        band = [found[0]["low"], found[0]["high"]]  # none where it is not known
-        if len(entry.results) > 1:
-            band = [min(means), max(means)]
-        columns.append([step, float(np.mean(means)), *band])
-    return Curve(*np.array(columns, dtype=np.float64).T) if columns else None
+    runs = [_points(result, entry.row.measure) for result in entry.results]
+    runs = [points for points in runs if len(points)]
+    if len(runs) < 2:
+        return Curve(*runs[0].T) if runs else None
+    steps = min((points[:, 0] for points in runs), key=lambda each: float(each[-1]))
+    means = np.array([np.interp(steps, each[:, 0], each[:, 1]) for each in runs])
+    return Curve(steps, means.mean(axis=0), means.min(axis=0), means.max(axis=0))
+
+
+def _points(result: CellResult, measure: str) -> np.ndarray:
+    """Return steps, means and intervals `[points, 4]` of a learning curve, if any."""
+    found = {
+        int(point["step"]): figures
+        for point in result.curve
+        if (figures := point.get(measure)) is not None
+    }
+    rows = [[step, f["mean"], f["low"], f["high"]] for step, f in sorted(found.items())]
+    return np.array(rows, np.float64).reshape(-1, 4)
 
 
 def curve_end(
