@@ -248,7 +248,7 @@ def test_a_missing_library(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: EngineName, extra: str
 ) -> None:
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(MissingExtraError, match=rf"diffuser-policy\[{extra}\]"):
+    with pytest.raises(MissingExtraError, match=rf"pip install .\.\[{extra}\]"):
         make_engine(name, workers=1, options={}, folder=tmp_path)
 
 

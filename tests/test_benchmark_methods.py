@@ -60,7 +60,7 @@ def test_a_missing_module_is_told_before_anything_runs() -> None:
     @register_method("test-absent", modules={"no_such_module": "baselines"})
     def absent(training: MethodContext) -> object: ...
 
-    with pytest.raises(MissingExtraError, match=r"diffuser-policy\[baselines\]"):
+    with pytest.raises(MissingExtraError, match=r"pip install .\.\[baselines\]"):
         find_method("test-absent").check(PROBLEM, {})
 
 

@@ -602,5 +602,5 @@ def test_without_the_hub_extra_the_advice_is_to_install_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(CheckpointNotFoundError, match=r"diffuser-policy\[hub\]"):
+    with pytest.raises(CheckpointNotFoundError, match=r"pip install .\.\[hub\]"):
         locate("someone/their-planner")

@@ -150,7 +150,7 @@ def test_without_a_launcher_there_is_one_process(
 def test_several_processes_need_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setitem(sys.modules, "accelerate", None)
-    with pytest.raises(MissingExtraError, match=r"diffuser-policy\[train\]"):
+    with pytest.raises(MissingExtraError, match=r"pip install .\.\[train\]"):
         Processes.launched("cpu")
 
 

@@ -203,9 +203,9 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a policy by its name": (
         lambda: evaluate("multi2d-umaze", MAZE),
         ConfigError,
-        "'multi2d-umaze' has none. DiffuserPolicy.from_pretrained",
+        "'multi2d-umaze' is none. DiffuserPolicy.from_pretrained",
     ),
-    "no policy to check": (lambda: check_policy(5), ConfigError, "predict, and 5 has"),
+    "no policy to check": (lambda: check_policy(5), ConfigError, "and 5 is none"),
     "a policy without spaces": (
         lambda: check_policy(Predicts()),
         ConfigError,

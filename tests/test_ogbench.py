@@ -487,7 +487,7 @@ def test_without_ogbench_its_ids_name_the_extra(
     for env_id in [i for i in gym.registry if i.startswith("antmaze-")]:
         monkeypatch.delitem(gym.registry, env_id)
     monkeypatch.setitem(sys.modules, "ogbench", None)
-    with pytest.raises(MissingExtraError, match=r"diffuser-policy\[ogbench\]"):
+    with pytest.raises(MissingExtraError, match=r"pip install .\.\[ogbench\]"):
         make_env("antmaze-medium-v0")
 
 

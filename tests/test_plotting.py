@@ -308,7 +308,7 @@ def test_a_single_column_has_no_picture() -> None:
 
 def test_missing_matplotlib_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(MissingExtraError, match=r"diffuser-policy\[plot\]"):
+    with pytest.raises(MissingExtraError, match=r"pip install .\.\[plot\]"):
         plan_figure(make_plan(), MAZE)
 
 
