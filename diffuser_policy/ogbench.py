@@ -174,17 +174,17 @@ class OGBenchEnv(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArg
         return alone and len(self.env.observation_space.shape or ()) == 1
 
     @property
-    def _has_places(self) -> bool:
-        """Whether start and goal can be anywhere in a maze."""
-        walls = Walls.of(self.env.unwrapped)
-        return walls is not None and self.has_goals and self._takes_places
+    def _maze(self) -> Walls | None:
+        """The maze's walls, if start and goal can be anywhere between them."""
+        takes_places = self.has_goals and self._takes_places
+        return Walls.of(self.env.unwrapped) if takes_places else None
 
     def _check_names(self, options: Mapping[str, Any]) -> None:
         """Refuse options that OGBench would ignore."""
         known = (*TASKS, "render_goal") if self.has_goals else ("render_goal",)
-        known = (*PLACES, *known) if self._has_places else known
         for name in map(str, options):
             if name not in (*known, *PLACES):  # places have an error of their own
+                known = (*PLACES, *known) if self._maze else known
                 raise ConfigError(
                     f"{self._name} takes no {name} in the options of reset(). "
                     f"{suggestion(name, known)}Known: {', '.join(known)}."
@@ -196,8 +196,8 @@ class OGBenchEnv(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArg
 
     def _place(self, name: str, place: Any) -> np.ndarray:
         """Return a position in a maze, checked."""
-        walls = Walls.of(self.env.unwrapped)
-        if walls is None or not self._has_places:
+        walls = self._maze
+        if walls is None:
             instead = " Choose a task instead: options={'task_id': 1}."
             raise ConfigError(
                 f"{self._name} takes no {name}.{instead * self.has_goals}"

@@ -46,7 +46,12 @@ from diffuser_policy.baselines.learning import (
     num_parameters,
     save_parts,
 )
-from diffuser_policy.baselines.transitions import Batch, Codec, make_transitions
+from diffuser_policy.baselines.transitions import (
+    Batch,
+    Codec,
+    check_share,
+    make_transitions,
+)
 from diffuser_policy.benchmark.context import FlatPolicy, MethodContext
 from diffuser_policy.benchmark.problem import Problem
 from diffuser_policy.errors import ConfigError, DivergedError, require_extra
@@ -304,8 +309,7 @@ def _refuses(problem: Problem, settings: Mapping[str, Any]) -> None:
     """
     share = settings.get("best_share", 1.0)
     scale = converted(settings.get("return_range"), float | None, "return_range")
-    if not 0 < share <= 1:
-        raise ConfigError(f"best_share must be in (0, 1], got {share}.")
+    check_share(share)
     positive(SimpleNamespace(return_range=scale), "return_range")
     if problem.goals == "hindsight" and (share != 1 or scale is not None):
         setting = "return_range" if share == 1 else "best_share"

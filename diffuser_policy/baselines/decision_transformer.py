@@ -27,7 +27,12 @@ from diffuser_policy.baselines.d3rlpy_methods import MODULES, NUM_STEPS, take_st
 from diffuser_policy.baselines.dynamics import DynamicsConfig
 from diffuser_policy.baselines.learning import num_parameters
 from diffuser_policy.baselines.mbop import learn_outcomes
-from diffuser_policy.baselines.transitions import Codec, SingleTask, check_goals
+from diffuser_policy.baselines.transitions import (
+    Codec,
+    SingleTask,
+    check_goals,
+    check_share,
+)
 from diffuser_policy.benchmark.context import MethodContext, flat_observation
 from diffuser_policy.benchmark.methods import register_method
 from diffuser_policy.benchmark.problem import Problem
@@ -220,14 +225,7 @@ class TransformerPolicy:
 
 
 def _refuse(_: Problem, settings: Mapping[str, Any]) -> None:
-    """Refuse a share that would fail in the cell.
-
-    Raises:
-        ConfigError: It is not in (0, 1].
-    """
-    share = settings["best_share"]
-    if not 0 < share <= 1:
-        raise ConfigError(f"best_share must be in (0, 1], got {share}.")
+    check_share(settings["best_share"])
 
 
 @register_method(

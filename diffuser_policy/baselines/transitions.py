@@ -239,8 +239,7 @@ class Transitions(ABC):
                 better than another.
             DatasetError: The best runs have a single step each.
         """
-        if not 0 < share <= 1:
-            raise ConfigError(f"best_share must be in (0, 1], got {share}.")
+        check_share(share)
         if share == 1:
             return
         best = self.flat.best_runs(share, self._rewards("best_share"))
@@ -380,6 +379,16 @@ def make_transitions(
         if problem.goals == "hindsight":
             return Hindsight(flat, env, discount=goal_discount)
         return SingleTask(flat, env)
+
+
+def check_share(best_share: float) -> None:
+    """Refuse a share of the data that nobody can take.
+
+    Raises:
+        ConfigError: It is not in (0, 1].
+    """
+    if not 0 < best_share <= 1:
+        raise ConfigError(f"best_share must be in (0, 1], got {best_share}.")
 
 
 def check_goals(env: Env, why: str) -> None:

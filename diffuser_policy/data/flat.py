@@ -545,9 +545,9 @@ def _checksums(arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
     return found
 
 
-def _last(checksums: Mapping[str, int]) -> int:
+def _last(checksums: dict[str, int]) -> int:
     """Return the checksum of all arrays."""
-    return next(reversed(list(checksums.values())))
+    return next(reversed(checksums.values()))
 
 
 def _form(array: np.ndarray) -> str:

@@ -22,7 +22,6 @@ ones. Pinned entries are never moved.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import math
@@ -123,17 +122,17 @@ def _number_of(part: Any) -> int:
 
 def _told_apart(part: Any) -> Any:
     """Return something with a hash of its own: those of -1.0 and -2.0 are equal."""
-    if isinstance(part, numbers.Real):
+    if part is None or isinstance(part, numbers.Real):
         return repr(part)
     if isinstance(part, tuple | list):
         return tuple(map(_told_apart, part))
     if isinstance(part, types.MethodType):
         return tuple(map(_told_apart, (part.__self__, part.__func__)))
-    itself = _number_of(part)
     own: Any = type(part).__hash__
-    if own is not None and own is not object.__hash__:
-        with contextlib.suppress(TypeError):  # a field cannot be hashed
-            itself = hash(part)
+    try:
+        itself = _number_of(part) if own is object.__hash__ else hash(part)
+    except TypeError:  # a user's guide with parts that cannot be hashed
+        itself = _number_of(part)
     if not dataclasses.is_dataclass(part):
         return itself
     values = (getattr(part, field.name) for field in dataclasses.fields(part))

@@ -156,10 +156,21 @@ class Landmarks(nn.Module):
         out, later, whole = self._ahead(start, goal)
         later &= (whole > ahead)[:, None]
         places = self.places.cpu().numpy()
-        return [
-            places[np.flatnonzero(on)[times[on].argsort()]]
-            for times, on in zip(out, later, strict=True)
-        ]
+        return [places[self._one_way(*row)] for row in zip(out, later, strict=True)]
+
+    def _one_way(self, out: np.ndarray, on_way: np.ndarray) -> list[int]:
+        """Return the places of a single shortest way, in their order.
+
+        Args:
+            out: `[num]` env steps to each place from the one at the start.
+            on_way: `[num]` the later places of all ways that take equally long.
+        """
+        at, chosen = int(out.argmin()), list[int]()
+        for place in np.flatnonzero(on_way)[out[on_way].argsort()].tolist():
+            if out[at] + self.ways[at, place] - out[place] <= SAME * (1 + out[place]):
+                chosen.append(place)
+                at = place
+        return chosen
 
     def _ahead(
         self, start: np.ndarray, goal: np.ndarray
@@ -173,7 +184,7 @@ class Landmarks(nn.Module):
 
         Returns:
             Env steps `[rows, num]` to each place, which `[rows, num]` of them lie on
-            one shortest way to the goal and not at the start, and env steps `[rows]` to
+            a shortest way to the goal and not at the start, and env steps `[rows]` to
             the place at the goal.
         """
         ways = self.ways
@@ -192,10 +203,7 @@ class Landmarks(nn.Module):
         out, rest, whole = ways[begin], ways[:, end].T, ways[begin, end]
         with np.errstate(invalid="ignore"):
             on_way = np.abs(out + rest - whole[:, None]) <= SAME * (1 + whole[:, None])
-        later = on_way & (out > 0)
-        for row, place in enumerate(begin):
-            later[row] = _one_way(ways, place, later[row])
-        return out, later, whole
+        return out, on_way & (out > 0), whole
 
 
 def _spread(rows: np.ndarray, num: int) -> np.ndarray:
@@ -218,21 +226,6 @@ def _spread(rows: np.ndarray, num: int) -> np.ndarray:
     # Rows themselves: the middle of some may lie where nobody was.
     nearest, _ = _nearest(middles, rows.astype(np.float32))
     return np.asarray(rows[nearest], np.float32)
-
-
-def _one_way(ways: np.ndarray, begin: int, on_way: np.ndarray) -> np.ndarray:
-    """Return which places `[num]` a single shortest way leads over.
-
-    Args:
-        ways: As `Landmarks.ways`.
-        begin: The place that the way starts from.
-        on_way: `[num]` the later places of all ways that take equally long.
-    """
-    out, at, chosen = ways[begin], begin, np.zeros_like(on_way)
-    for place in np.flatnonzero(on_way)[out[on_way].argsort()]:
-        if out[at] + ways[at, place] - out[place] <= SAME * (1 + out[place]):
-            chosen[place], at = True, place
-    return chosen
 
 
 def _nearest(points: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

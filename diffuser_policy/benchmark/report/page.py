@@ -193,29 +193,25 @@ def run_commands(study: Study) -> list[str]:
     Cells of different suites, budgets or numbers of episodes cannot share a folder. It
     is never the folder of the results, where all is finished.
     """
-    made: dict[tuple[str, str], list[Cell]] = {}
-    for cell in (result.cell for result in study.results):
-        made.setdefault((cell.method, cell.problem.name), []).append(cell)
-    alike: dict[tuple[str, ...], dict[tuple[str, ...], dict[str, list[str]]]] = {}
-    for (method, problem), cells in made.items():
-        start, seeds = _asked_for(study, cells)
-        methods = alike.setdefault(start, {}).setdefault(seeds, {})
-        methods.setdefault(method, []).append(problem)
-    lines, reports = [], []
-    for number, (start, groups) in enumerate(sorted(alike.items()), 1):
-        output = f"runs/{study.folder.name}-again" + (f"-{number}" * (number > 1))
-        reports.append(report_command(output))
-        for seeds, methods in groups.items():
-            together: dict[tuple[str, ...], list[str]] = {}
-            for method in study.methods:
-                if method in methods:
-                    rows = [r.name for r in study.rows if r.name in methods[method]]
-                    together.setdefault(tuple(rows), []).append(method)
-            for problems, names in together.items():
-                parts = ["diffuser-policy", "benchmark", "run", *start]
-                parts += ["--methods", *names, "--problems", *problems, *seeds]
-                lines.append(shlex.join([*parts, "--output", output]))
-    return [*lines, *reports]
+    problems: dict[tuple[Any, ...], list[str]] = {}
+    for entry in study.entries_of(study.rows):
+        start, seeds = _asked_for(study, [result.cell for result in entry.results])
+        problems.setdefault((start, seeds, entry.method), []).append(entry.row.name)
+    methods: dict[tuple[Any, ...], list[str]] = {}
+    for (start, seeds, method), names in problems.items():
+        methods.setdefault((start, seeds, tuple(names)), []).append(method)
+    folders: dict[tuple[str, ...], str] = {}
+    for number, start in enumerate(sorted({start for start, _, _ in methods}), 1):
+        suffix = "" if number == 1 else f"-{number}"
+        folders[start] = f"runs/{study.folder.name}-again{suffix}"
+    lines = []
+    for start, folder in folders.items():
+        for (its, seeds, names), asked in methods.items():
+            if its == start:
+                words = ["diffuser-policy", "benchmark", "run", *start, "--methods"]
+                words += [*asked, "--problems", *names, *seeds, "--output", folder]
+                lines.append(shlex.join(words))
+    return [*lines, *map(report_command, folders.values())]
 
 
 def _asked_for(
