@@ -88,7 +88,12 @@ class UnknownNameError(DiffuserPolicyError, LookupError):
     """A name that is not registered; the nearest registered ones are offered."""
 
     def __init__(
-        self, kind: str, name: str, known: Iterable[str] | None, remark: str = ""
+        self,
+        kind: str,
+        name: str,
+        known: Iterable[str] | None,
+        remark: str = "",
+        advice: str = "",
     ) -> None:
         """Build the message from the lookup.
 
@@ -97,13 +102,22 @@ class UnknownNameError(DiffuserPolicyError, LookupError):
             name: The name that was given.
             known: All names that would have been accepted; None if that is not known.
             remark: Said after the name.
+            advice: Said after the known names, sentences.
         """
         self.kind, self.name, self.known = kind, name, sorted(known or ())
         accepted = f"Known: {', '.join(self.known) or 'none'}."
         if known is None:
             accepted = ""
         text = f"Unknown {kind} {name!r}{remark}. {suggestion(name, self.known)}"
-        super().__init__(f"{text}{accepted}".rstrip())
+        super().__init__(f"{text}{accepted} {advice}".strip())
+
+
+# Options of `train` that give a planner columns of a name.
+TRAINED_COLUMNS = {
+    "position": "--window.position and the numbers of its columns",
+    "velocity": "--window.velocity and the numbers of its columns",
+    "action": "--window.actions",
+}
 
 
 class MissingColumnsError(UnknownNameError, AttributeError):  # type: ignore[misc]
@@ -112,7 +126,17 @@ class MissingColumnsError(UnknownNameError, AttributeError):  # type: ignore[mis
     def __init__(self, name: str, known: Iterable[str], guide: str = "") -> None:
         self.guide = guide
         asked = f" (asked for by the guide {guide})" if guide else ""
-        super().__init__("trajectory column", name, known, asked)
+        advice = []
+        if guide:
+            advice.append(
+                "Take others: columns='observation', if the guide has the parameter "
+                "`columns`, or trajectory['observation'] in a guide of your own."
+            )
+        if name in TRAINED_COLUMNS:
+            advice.append(
+                f"A planner has {name!r} if it is trained with {TRAINED_COLUMNS[name]}."
+            )
+        super().__init__("trajectory column", name, known, asked, " ".join(advice))
 
 
 class GuideError(DiffuserPolicyError, ValueError):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.columns.normalizers import IdentityNormalizer
-from diffuser_policy.errors import GuideError, UnknownNameError
+from diffuser_policy.errors import GuideError, MissingColumnsError, UnknownNameError
 from diffuser_policy.guides.builtin import (
     ActionEffort,
     GoalDistance,
@@ -360,6 +360,31 @@ def test_columns_that_the_planner_lacks_are_listed() -> None:
             guide(lacking)
 
 
+@pytest.mark.parametrize(
+    ("guide", "option"),
+    [
+        (KeepOut(center=(0.0, 0.0), radius=1.0), "--window.position"),
+        (SpeedLimit(speed=1.0), "--window.velocity"),
+        (ActionEffort(), "--window.actions"),
+    ],
+)
+def test_missing_columns_say_what_to_take_and_how_to_get_them(
+    guide: Guide, option: str
+) -> None:
+    lacking = Trajectory(
+        normalized=torch.zeros(1, 3, 6),
+        layout=TrajectoryLayout(action_dim=0, observation_dim=6, aliases={}),
+        normalizer=IdentityNormalizer.blank(6),
+    )
+    with pytest.raises(MissingColumnsError) as caught:
+        value_of(guide, lacking)
+    assert "columns='observation'" in str(caught.value)
+    assert f"trained with {option}" in str(caught.value)
+    with pytest.raises(MissingColumnsError) as caught:
+        lacking["altitude"]
+    assert str(caught.value).endswith("Known: observation.")
+
+
 def wrong_shape(trajectory: Trajectory) -> Tensor:
     return trajectory.position.sum(dim=2)
 
@@ -391,6 +416,73 @@ def sparse(trajectory: Trajectory) -> Tensor:
 def steep(trajectory: Trajectory) -> Tensor:
     values: Tensor = (0.0 * trajectory.position).norm(dim=2).pow(0.5).sum(dim=1)
     return values
+
+
+def with_numpy(trajectory: Trajectory) -> Any:
+    return torch.as_tensor(-np.linalg.norm(trajectory.position, axis=-1).sum(axis=1))
+
+
+def with_an_array(trajectory: Trajectory) -> Any:
+    off: Any = np.zeros(2) - trajectory.position
+    return off.square().sum(dim=(1, 2))
+
+
+def with_a_number(trajectory: Trajectory) -> Any:
+    return -math.sqrt(trajectory.position.square())
+
+
+def with_a_condition(trajectory: Trajectory) -> Any:
+    return 1.0 if (trajectory.position > 0.0) else 0.0
+
+
+def in_place(trajectory: Trajectory) -> Any:
+    trajectory.normalized[..., 0] = 0.0
+    return trajectory.position.sum(dim=(1, 2))
+
+
+def in_place_behind_a_gradient(trajectory: Trajectory) -> Any:
+    grown = trajectory.position.exp()
+    value = grown.sum(dim=(1, 2))
+    grown += 1.0
+    return value
+
+
+def with_a_gradient_of_its_own(trajectory: Trajectory) -> Any:
+    value: Any = trajectory.position.square().sum(dim=(1, 2))
+    value.sum().backward()
+    return value
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        with_numpy,
+        with_an_array,
+        with_a_number,
+        with_a_condition,
+        in_place,
+        in_place_behind_a_gradient,
+        with_a_gradient_of_its_own,
+    ],
+)
+@pytest.mark.parametrize("weight", [None, 2.0])
+def test_a_guide_that_fails_is_named_and_told_to_compute_with_pytorch(
+    function: Any, weight: float | None
+) -> None:
+    guide = as_guide(function) if weight is None else A + weight * as_guide(function)
+    variable = torch.zeros(2, 3, 6).double()
+    message = rf"(?s){function.__name__} failed: \w+Error: .*with PyTorch"
+    with pytest.raises(GuideError, match=message) as caught:
+        value_and_gradient(guide, variable, shown)
+    assert isinstance(caught.value.__cause__, RuntimeError | TypeError | ValueError)
+
+
+def test_a_guide_for_which_memory_does_not_suffice_is_not_to_blame() -> None:
+    def large(trajectory: Trajectory) -> Tensor:
+        raise torch.OutOfMemoryError(repr(trajectory))
+
+    with pytest.raises(torch.OutOfMemoryError):
+        value_of(as_guide(large), moving([[0.0, 0.0]]))
 
 
 @pytest.mark.parametrize(

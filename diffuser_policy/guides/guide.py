@@ -14,9 +14,10 @@ guides is the product of their distributions.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,6 +30,7 @@ from diffuser_policy.errors import (
     MissingColumnsError,
 )
 from diffuser_policy.guides.trajectory import Trajectory
+from diffuser_policy.numerics import out_of_memory
 
 GuideFunction = Callable[[Trajectory], Tensor]
 
@@ -231,20 +233,17 @@ def value_of(guide: Guide, trajectory: Trajectory) -> Tensor:
     """Return a guide's values `[batch]`, checked.
 
     Raises:
-        GuideError: A value that is not a tensor, has another shape or is NaN, or that
-            has no gradient where one is wanted. The message names the guide.
+        GuideError: The guide fails, or its value is not a tensor, has another shape or
+            is NaN, or has no gradient where one is wanted. The message names the guide.
+        MissingColumnsError: The planner lacks columns that it asks for.
     """
     try:
-        value = guide(trajectory)
+        with _failures_named(guide):
+            value = guide(trajectory)
     except MissingColumnsError as error:
         if error.guide:
             raise
         raise MissingColumnsError(error.name, error.known, guide.name) from error
-    except DiffuserPolicyError:
-        raise
-    except Exception as error:
-        error.add_note(f"Raised by the guide {guide.name}.")
-        raise
     if isinstance(guide, WeightedSum):  # its terms have been checked
         return value
     if not isinstance(value, Tensor) or value.shape != (len(trajectory),):
@@ -289,6 +288,26 @@ def value_of(guide: Guide, trajectory: Trajectory) -> Tensor:
     return value if value.is_floating_point() else value.to(trajectory.normalized.dtype)
 
 
+@contextlib.contextmanager
+def _failures_named(guide: Guide) -> Iterator[None]:
+    """Name the guide, and what it may compute with, if the block fails."""
+    try:
+        yield
+    except DiffuserPolicyError:
+        raise
+    except Exception as error:  # whatever other people's code raises
+        if out_of_memory(error):
+            raise
+        raise GuideError(
+            f"The guide {guide.name} failed: {type(error).__name__}: "
+            f"{str(error).rstrip('.')}. A guide computes with PyTorch, on tensors "
+            f"[batch, steps, columns], and changes none in place. Use "
+            f"torch.linalg.norm, torch.sqrt or torch.where instead of NumPy, math, "
+            f"float(…) and if. Leave .detach() out, which would lose the gradient, and "
+            f".backward(), which is called for you."
+        ) from error
+
+
 def value_and_gradient(
     guide: Guide, trajectories: Tensor, view: Callable[[Tensor], Trajectory]
 ) -> tuple[Tensor, Tensor]:
@@ -305,12 +324,15 @@ def value_and_gradient(
         `[batch]`, and `[batch, steps, transition]`.
 
     Raises:
-        GuideError: As `value_of`, or a gradient that is not finite.
+        GuideError: As `value_of`, or a gradient that cannot be taken or is not finite.
     """
     with torch.inference_mode(False), torch.enable_grad():
         variable = trajectories.clone().requires_grad_()
         values = value_of(guide, view(variable))
-        [gradient] = torch.autograd.grad(values.sum(), [variable], allow_unused=True)
+        with _failures_named(guide):
+            [gradient] = torch.autograd.grad(
+                values.sum(), [variable], allow_unused=True
+            )
     if gradient is None:
         raise GuideError(
             f"The guide {guide.name} has no gradient with respect to the trajectory: "
