@@ -131,7 +131,7 @@ class FlatDataset:
             collected, names of observation columns.
 
     Raises:
-        DatasetError: Fields are missing, of different lengths, no numbers, or not
+        DatasetError: Fields are missing, of different lengths, no real numbers, or not
             finite, `terminated` is neither 0 nor 1, the runs don't tile the rows, or
             the two goals are exchanged or of different sizes.
     """
@@ -430,12 +430,21 @@ def _as_array(name: str, values: Any, dtype: Any) -> np.ndarray:
     """Return values as an array of a type, without a copy if they are one.
 
     Raises:
-        DatasetError: Text, or rows of different lengths.
+        DatasetError: Text, times, complex numbers, or rows of different lengths.
     """
     try:
-        return np.ascontiguousarray(values, dtype)
+        given = np.asarray(values)
+        if given.dtype.kind == "O":
+            given = np.asarray(given.tolist())
+        if given.dtype.kind in "biuf":
+            return np.ascontiguousarray(given, dtype)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise DatasetError(f"{name} must be an array of numbers: {error}.") from error
+    raise DatasetError(
+        f"{name} must be an array of numbers (bool, integer or float), got "
+        f"{given.dtype}. Convert it first: text to floats, times to seconds, a complex "
+        f"number to its two parts."
+    )
 
 
 def as_flags(name: str, values: Any) -> np.ndarray:
@@ -621,7 +630,7 @@ def flatten(
     Raises:
         OSError: A file could not be written.
         DatasetError: No episodes, a total other than `num_rows`, or values that are
-            not finite.
+            no real numbers or not finite.
     """
     fields: dict[str, Any] = {}  # arrays, or files that are written like arrays
 
@@ -654,10 +663,11 @@ def flatten(
             allocate("terminated", (num_rows,), np.bool_)
         _check_columns(episode, number, fields)
         rows = slice(row, row + length)
-        for name, values in episode.observations.items():
-            fields[name][rows] = values[:-1]
-        fields["action"][rows] = episode.actions
-        fields["reward"][rows] = episode.rewards
+        parts = {name: v[:-1] for name, v in episode.observations.items()}
+        parts |= {"action": episode.actions, "reward": episode.rewards}
+        for name, values in parts.items():
+            where = f"Episode {number}: {name}"
+            fields[name][rows] = _as_array(where, values, np.float32)
         ends = as_flags(f"Episode {number}: terminations", episode.terminations)
         fields["terminated"][rows] = ends
 
