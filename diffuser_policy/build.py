@@ -420,6 +420,7 @@ def build_planner(
         shortest=window.min_horizon,
         stride=window.stride,
         multiple=networks.denoiser.horizon_multiple,
+        least=networks.denoiser.min_planning_steps,
         choice=settings.horizon,
         scale=settings.horizon_scale,
         time_to_goal=networks.time_to_goal,

@@ -25,7 +25,7 @@ from diffuser_policy.config import (
 )
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.diffusion.sampler import DDIMSampler, DDPMSampler
-from diffuser_policy.errors import CheckpointError, ConfigError
+from diffuser_policy.errors import CheckpointError, ConfigError, HorizonError
 from diffuser_policy.guides.builtin import ActionEffort
 from diffuser_policy.networks.critic import Critic
 from diffuser_policy.planning.executors import (
@@ -37,6 +37,7 @@ from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.settings import to_json
 from diffuser_policy.testing import toy_config, toy_dataset, toy_policy
 from diffuser_policy.training.derive import policy_config
+from diffuser_policy.training.trainer import untrained
 from tests.policy_helpers import observe
 
 
@@ -201,6 +202,31 @@ def test_plans_to_a_goal_need_two_planning_steps(window: dict[str, Any]) -> None
     aimless = dataclasses.replace(config.window, hindsight_goal="none")
     config = dataclasses.replace(config, window=aimless)
     assert policy_config(config, toy_dataset(goals=False))
+
+
+@pytest.mark.parametrize("choice", ["fixed", "shrinking"])
+def test_the_shortest_windows_of_a_training_are_long_enough_for_the_network(
+    choice: Any,
+) -> None:
+    planner = PlannerConfig(horizon=choice)
+    for shortest in (1, 2):
+        window = WindowConfig(horizon=16, min_horizon=shortest)
+        with pytest.raises(HorizonError, match=r"plans of 4 planning .*min_horizon"):
+            untrained(toy_config(window=window, planner=planner), toy_dataset())
+    for shortest in (3, 4, 16):
+        window = WindowConfig(horizon=16, min_horizon=shortest)
+        assert untrained(toy_config(window=window, planner=planner), toy_dataset())
+
+
+def test_no_plan_is_shorter_than_the_network_takes() -> None:
+    """Where training had windows of one length, plans may still be shorter."""
+    window = WindowConfig(horizon=16)
+    policy = toy_policy(toy_config(window=window), horizon="shrinking")
+    assert policy.planner.horizons.min_planning_steps == 4
+    wide = NetworkConfig(dim=16, multipliers=(1, 2), num_denoising_steps=8)
+    config = toy_config(window=window, network=wide)
+    policy = toy_policy(config, horizon="shrinking")
+    assert policy.planner.horizons.min_planning_steps == 2
 
 
 @pytest.mark.parametrize("gain", [float("nan"), float("inf")])

@@ -132,6 +132,12 @@ class Denoiser(nn.Module):
         """Planning steps come in multiples of this number."""
         return int(getattr(self.network, "horizon_multiple", 1))
 
+    @property
+    def min_planning_steps(self) -> int:
+        """Planning steps of the shortest plan that the network can make."""
+        least = getattr(self.network, "min_planning_steps", self.horizon_multiple)
+        return int(least)
+
     def forward(self, noisy: Tensor, i: int) -> Tensor:
         """Return the clean trajectories predicted from noisy ones.
 

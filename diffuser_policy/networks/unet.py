@@ -240,6 +240,12 @@ class TemporalUNet(nn.Module):
         """Planning steps must come in multiples of this number."""
         return int(2 ** (len(self.downs) - 1))
 
+    @property
+    def min_planning_steps(self) -> int:
+        """Of the shortest trajectory; group norms map a single number to 0."""
+        alone = self.coarsest_width < 2 * GROUPS
+        return 2 * self.horizon_multiple if alone else self.horizon_multiple
+
     def check_horizon(self, num_planning_steps: int) -> None:
         """Refuse a trajectory length that the network cannot represent.
 
@@ -254,12 +260,13 @@ class TemporalUNet(nn.Module):
                 f"The network takes plans of a multiple of {multiple} planning steps, "
                 f"got {num_planning_steps}; the nearest is {nearest}."
             )
-        if num_planning_steps == multiple and self.coarsest_width < 2 * GROUPS:
+        if num_planning_steps < self.min_planning_steps:
             raise HorizonError(
                 f"The network's coarsest stage sees one of {num_planning_steps} "
                 f"planning steps, and with a width of {self.coarsest_width} its group "
-                f"norms see a single number each. Make plans of {2 * multiple} "
-                f"planning steps or more, or double the width (dim)."
+                f"norms see a single number each. Make plans of "
+                f"{self.min_planning_steps} planning steps or more (horizon, and "
+                f"min_horizon, the shortest), or double the width (dim)."
             )
 
     def forward(self, trajectories: Tensor, i: Tensor) -> Tensor:

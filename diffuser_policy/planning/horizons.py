@@ -46,6 +46,7 @@ class Horizons:
         shortest: int | None = None,
         stride: int = 1,
         multiple: int = 1,
+        least: int = 1,
         choice: HorizonChoice = "fixed",
         scale: float = 1.0,
         time_to_goal: TimeToGoal | None = None,
@@ -60,6 +61,7 @@ class Horizons:
                 network takes.
             stride: Env steps between two planning steps.
             multiple: Planning steps come in multiples of this.
+            least: Planning steps of the shortest plan that the network takes.
             choice: How the horizon of a row is found.
             scale: Factor of a predicted horizon.
             time_to_goal: Needed for predicted horizons.
@@ -88,7 +90,8 @@ class Horizons:
         if shortest is None:
             shortest = longest if choice == "fixed" else stride
         # With a single planning step, the goal would take the observation's place.
-        least = min(2 if layout.goal_conditioned else 1, self.max_planning_steps)
+        least = max(least, 2 if layout.goal_conditioned else 1)
+        least = min(least, self.max_planning_steps)
         self.min_planning_steps = self.round_up(max(shortest / stride, least))
 
     def planning_steps(

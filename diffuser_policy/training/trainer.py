@@ -541,6 +541,9 @@ def untrained(
     made = policy_config(config, flat)
     planned = in_planning_columns(flat, config_featurizer(made))
     networks = initial_networks(made, planned, config.seed)
+    unit = networks.denoiser.horizon_multiple
+    shortest = math.ceil(made.window.min_planning_steps / unit) * unit
+    networks.denoiser.network.check_horizon(shortest)  # type: ignore[operator]
     cut = window_settings(made, networks.normalizer)
     cut["best_share"] = made.window.best_share
     if config.value is not None and networks.value is not None:
@@ -555,9 +558,7 @@ def untrained(
         networks.critic.set_scale(*return_scale(returns, flat))
     if networks.inverse_dynamics is not None:
         networks.inverse_dynamics.set_scale(*windows.transition_scales())
-    unit = networks.denoiser.horizon_multiple
-    shortest = math.ceil(made.window.min_planning_steps / unit) * unit
-    left_out = windows.num_left_out(min(shortest, made.window.num_planning_steps))
+    left_out = windows.num_left_out(shortest)
     if left_out:
         warnings.warn(
             f"{left_out:,} of {windows.num_used:,} runs are shorter than a window, and "
