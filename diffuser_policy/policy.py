@@ -117,10 +117,10 @@ class DiffuserPolicy:
             GuideError: It was saved with a guide of a package that is not installed.
             FeaturizerError: It plans in columns of a package that is not installed.
             UnknownNameError: A setting that does not exist.
+            ConfigError: Settings that contradict each other, or have no effect.
         """
         config, networks = read_planner(source)
-        policy = cls(config, networks, seed=seed)
-        return policy.with_settings(**settings) if settings else policy
+        return cls(_changed(config, settings), networks, seed=seed)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json, model.safetensors and a model card.
@@ -179,7 +179,10 @@ class DiffuserPolicy:
 
         After an error, the policy is as it was before the call.
         """
-        with self._unmoved_by_errors():
+        # Only rows without a state take random streams from the policy's. To put them
+        # back after others fail would take back what other threads took meanwhile.
+        drawn = self._unmoved_by_errors() if state is None else contextlib.nullcontext()
+        with drawn:
             return self._predict(
                 observation, state, episode_start, deterministic=deterministic
             )
@@ -372,7 +375,8 @@ class DiffuserPolicy:
             UnknownNameError: A setting that neither has; the nearest are named.
             ConfigError: Settings that contradict each other, or have no effect.
         """
-        return self._changed(settings)
+        config = _changed(self.config, settings)
+        return self._rebuilt(config, self.networks, self.spaces)
 
     def with_guide(
         self, guide: Guide | GuideFunction | None, **settings: Any
@@ -399,7 +403,8 @@ class DiffuserPolicy:
             elif self.networks.time_to_goal is not None:
                 usual = "time_to_goal"
             settings = {"ranking": usual, **settings}
-        return self._changed(settings, guide=chosen)
+        config = _changed(self.config, settings, guide=chosen)
+        return self._rebuilt(config, self.networks, self.spaces)
 
     @property
     def guide(self) -> Guide | None:
@@ -657,43 +662,6 @@ class DiffuserPolicy:
             for row in index.tolist()
         ]
 
-    def _changed(self, settings: dict[str, Any], **parts: Any) -> DiffuserPolicy:
-        """Return a policy with other settings and other parts of the config."""
-        planner, execution = (
-            to_json(self.config.planner),
-            to_json(self.config.execution),
-        )
-        for name, value in settings.items():
-            if name in planner:
-                planner[name] = value
-            elif name in execution:
-                execution[name] = value
-            elif name == "guide":
-                raise ConfigError("Guides are changed with policy.with_guide(…).")
-            else:
-                raise UnknownNameError("setting", name, [*planner, *execution])
-        config = dataclasses.replace(
-            self.config,
-            planner=from_json(PlannerConfig, planner),
-            execution=from_json(ExecutionConfig, execution),
-            **parts,
-        )
-        # Guides may hold arrays, which cannot be compared.
-        kept = config.guide is self.config.guide
-        if not kept or (config.planner, config.execution) != (
-            self.config.planner,
-            self.config.execution,
-        ):
-            config = config.without_results()
-        present = {
-            "guide": config.guide is not None,
-            "goals": self.planner.layout.goal_conditioned,
-            "rest": self.planner.horizons.max_planning_steps > 1,
-        }
-        for needs in (REST_NEEDS, PLANNING_NEEDS):
-            refuse_idle(settings, {**planner, **execution, **present}, needs)
-        return self._rebuilt(config, self.networks, self.spaces)
-
     def _rebuilt(
         self, config: PolicyConfig, networks: PlannerNetworks, spaces: SpaceSpec
     ) -> DiffuserPolicy:
@@ -701,6 +669,47 @@ class DiffuserPolicy:
         policy = DiffuserPolicy(config, networks, seed=self.seed)
         policy.spaces, policy.observation_space = spaces, spaces.observation_space()
         return policy
+
+
+def _changed(
+    config: PolicyConfig, settings: dict[str, Any], **parts: Any
+) -> PolicyConfig:
+    """Return a config with other settings of planning and execution, and other parts.
+
+    Raises:
+        UnknownNameError: A setting that does not exist.
+        ConfigError: A guide as a setting, or a setting that has no effect.
+    """
+    planner, execution = to_json(config.planner), to_json(config.execution)
+    for name, value in settings.items():
+        if name in planner:
+            planner[name] = value
+        elif name in execution:
+            execution[name] = value
+        elif name == "guide":
+            raise ConfigError("Guides are changed with policy.with_guide(…).")
+        else:
+            raise UnknownNameError("setting", name, [*planner, *execution])
+    changed = dataclasses.replace(
+        config,
+        planner=from_json(PlannerConfig, planner),
+        execution=from_json(ExecutionConfig, execution),
+        **parts,
+    )
+    # Guides may hold arrays, which cannot be compared.
+    if changed.guide is not config.guide or (changed.planner, changed.execution) != (
+        config.planner,
+        config.execution,
+    ):
+        changed = changed.without_results()
+    present = {
+        "guide": changed.guide is not None,
+        "goals": changed.layout.goal_conditioned,
+        "rest": changed.window.num_planning_steps > 1,
+    }
+    for needs in (REST_NEEDS, PLANNING_NEEDS):
+        refuse_idle(settings, {**planner, **execution, **present}, needs)
+    return changed
 
 
 def _generator(stream: int, number: int) -> torch.Generator:

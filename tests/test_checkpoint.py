@@ -34,6 +34,7 @@ from diffuser_policy.config import NetworkConfig, WindowConfig
 from diffuser_policy.errors import (
     CheckpointError,
     CheckpointNotFoundError,
+    ConfigError,
     StorageError,
 )
 from diffuser_policy.files import hidden_sibling
@@ -104,6 +105,26 @@ def test_settings_can_be_changed_while_loading(saved: Path) -> None:
     assert policy.seed == 5
     with pytest.raises(LookupError, match="Did you mean 'num_candidates'"):
         DiffuserPolicy.from_pretrained(saved, num_candidate=3)
+
+
+def test_settings_mend_a_planner_whose_saved_ones_cannot_work_here(
+    tmp_path: Path,
+) -> None:
+    policy = toy_policy()
+    execution = replace(policy.config.execution, executor="inverse-dynamics")
+    config = replace(policy.config, execution=execution)
+    checkpoint.write_planner(tmp_path, config, policy.networks)
+    with pytest.raises(ConfigError, match="inverse-dynamics"):
+        DiffuserPolicy.from_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="inverse-dynamics"):
+        DiffuserPolicy.from_pretrained(tmp_path, num_candidates=3)
+    mended = DiffuserPolicy.from_pretrained(tmp_path, executor="tracking")
+    seen = observe(2)
+    action, _ = mended.predict(seen, deterministic=True)
+    expected, _ = policy.with_settings(executor="tracking").predict(
+        seen, deterministic=True
+    )
+    np.testing.assert_array_equal(action, expected)
 
 
 def test_loaded_weights_are_not_trained_further(saved: Path) -> None:
