@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from diffuser_policy.config import PlannerConfig
-from diffuser_policy.errors import ConfigError, ObservationError
+from diffuser_policy.errors import ConfigError, GuideError, ObservationError
 from diffuser_policy.planning.state import PolicyState
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.testing import toy_config, toy_policy
@@ -243,6 +243,42 @@ def test_failures_leave_the_random_streams_where_they_were(
         with pytest.raises((RuntimeError, ZeroDivisionError, ValueError)):
             failing.predict(observe(2), state)
         assert failing._streams.bit_generator.state == before
+
+
+def test_a_failure_takes_back_no_streams_that_others_took_meanwhile(
+    policy: DiffuserPolicy,
+) -> None:
+    """Another thread may begin an episode with the same policy."""
+    taken: list[np.ndarray] = []
+
+    def failing(trajectory: Any) -> Any:
+        taken.append(guided.initial_state(2).streams)
+        raise ZeroDivisionError(repr(trajectory))
+
+    guided = policy.with_guide(failing)
+    state = guided.initial_state(2)
+    with pytest.raises(GuideError, match="ZeroDivisionError"):
+        guided.predict(observe(2), state)
+    assert not np.isin(guided.initial_state(2).streams, taken).any()
+
+
+def test_a_state_tells_in_a_line_how_long_and_how_old_plans_are() -> None:
+    policy = toy_policy(horizon="shrinking", replan_interval=None)
+    none = policy.initial_state(3)
+    assert repr(none) == "PolicyState(3 environments, no plan)"
+    assert repr(policy.initial_state(0)) == "PolicyState(0 environments, no plan)"
+    _, state = policy.predict(observe(3))
+    _, state = policy.predict(observe(3), state)
+    text = "PolicyState(3 environments, 3 plans of 16 planning steps, made 1 env step"
+    assert repr(state) == f"{text} ago)"
+    _, state = policy.predict(observe(3), state)
+    part = state.rows([0])
+    text = "PolicyState(1 environment, 1 plan of 16 planning steps, made 2 env steps"
+    assert repr(part) == f"{text} ago)"
+    lengths, ages = np.array([0, 8, 16]), np.array([9, 0, 2])
+    text = "PolicyState(3 environments, 2 plans of 8 to 16 planning steps, made 0 to 2"
+    mixed = state._replace(lengths=lengths, ages=ages)
+    assert repr(mixed) == f"{text} env steps ago)"
 
 
 @pytest.mark.parametrize("count", [-1, 2.5, "2", None, True, 10**30])

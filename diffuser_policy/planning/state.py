@@ -15,6 +15,7 @@ import numpy as np
 
 from diffuser_policy.errors import ObservationError
 from diffuser_policy.observations import is_finite
+from diffuser_policy.words import counted
 
 
 class PolicyState(NamedTuple):
@@ -49,6 +50,17 @@ class PolicyState(NamedTuple):
     planners: np.ndarray
     guides: np.ndarray
     previous: np.ndarray
+
+    def __repr__(self) -> str:
+        """Count the environments, and tell how long and how old their plans are."""
+        count, planned = len(self.lengths), self.lengths > 0
+        text = f"PolicyState({counted(count, 'environment')}, "
+        if not planned.any():
+            return f"{text}no plan)"
+        plans = counted(int(planned.sum()), "plan")
+        lengths = _span(self.lengths[planned], "planning step")
+        ages = _span(self.ages[planned], "env step")
+        return f"{text}{plans} of {lengths}, made {ages} ago)"
 
     def check_values(self) -> None:
         """Refuse numbers that `predict` never returns.
@@ -120,6 +132,11 @@ STATE_DTYPES: dict[str, np.dtype[Any]] = {
 
 
 FINITE = ("observations", "actions", "progress", "goals", "aims", "previous")
+
+
+def _span(values: np.ndarray, noun: str) -> str:
+    low, high = int(values.min()), int(values.max())
+    return f"{low:,} to " * (low < high) + counted(high, noun)
 
 
 def _damaged(name: str, value: Any) -> ObservationError:
