@@ -219,6 +219,12 @@ def _read_files(folder: Path) -> tuple[Any, bytes | None]:
         try:
             data = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
+            if not (folder / CONFIG).exists() and (folder / "training").is_dir():
+                raise CheckpointError(
+                    f"The training in {folder} has not saved a planner yet. If it has "
+                    f"stopped, the command that began it resumes it; it saves a "
+                    f"planner every save_interval gradient steps (--save-interval)."
+                ) from error
             raise CheckpointError(
                 f"{folder / CONFIG} cannot be read: {error}. A planner folder holds "
                 f"{CONFIG} and {WEIGHTS}, written by save_pretrained or "

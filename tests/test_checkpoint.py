@@ -42,7 +42,9 @@ from diffuser_policy.guides.guide import Guide
 from diffuser_policy.guides.trajectory import Trajectory
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.testing import toy_config, toy_policy
+from diffuser_policy.training.trainer import Trainer
 from tests.policy_helpers import observe
+from tests.training_helpers import trained
 
 
 @pytest.fixture
@@ -313,6 +315,24 @@ def test_settings_that_are_nested_too_deeply_are_refused(
 def test_a_folder_without_a_planner_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"config\.json.*cannot be read"):
         read_planner(tmp_path)
+
+
+def test_a_training_that_has_not_saved_a_planner_yet_is_called_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(_: Trainer) -> None:
+        raise Killed
+
+    monkeypatch.setattr(Trainer, "_descend", killed)
+    with pytest.raises(Killed):
+        trained(tmp_path)
+    with pytest.raises(CheckpointError, match="has not saved a planner yet") as caught:
+        read_planner(tmp_path)
+    assert "the command that began it resumes it" in str(caught.value)
+    assert CONFIG not in str(caught.value)
 
 
 def test_a_file_is_refused_with_advice(tmp_path: Path) -> None:
