@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +166,28 @@ def test_training_saves_a_planner_and_resumes(tmp_path: Path, capsys: Capture) -
     assert [entry["step"] for entry in losses(tmp_path / "run")] == [2, 4, 6]
     assert main(arguments) == 0
     assert "all 6 gradient steps are done already" in capsys.readouterr().out
+
+
+def test_a_log_gets_a_line_at_every_save(tmp_path: Path, capsys: Capture) -> None:
+    arguments = ["train", *SMALL, "--output", str(tmp_path), "--tensorboard"]
+    assert main(arguments) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    for line, entry in zip(lines, losses(tmp_path), strict=True):
+        step = entry.pop("step")
+        means = ", ".join(f"{name} {mean:.5f}" for name, mean in entry.items())
+        begin = re.escape(f"gradient step {step} of 6: {means}; ")
+        assert re.fullmatch(rf"{begin}\d:\d\d:\d\d left", line)
+
+
+def test_a_terminal_gets_no_lines_beside_the_progress_bar(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main(["train", *SMALL, "--output", str(tmp_path)]) == 0
+    shown = capsys.readouterr().err
+    assert "6/6" in shown
+    assert "gradient step" not in shown
 
 
 def test_interrupted_training_saves_and_goes_on(

@@ -7,6 +7,9 @@ trained one by a companion network.
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +23,8 @@ from diffuser_policy.errors import ConfigError
 
 if TYPE_CHECKING:
     from diffuser_policy.training.trainer import TrainingRun
+
+OnMetrics = Callable[[int, dict[str, float]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,9 +111,17 @@ def train_companion(
 
 
 def carry_out(
-    run: TrainingRun[Any], what: str, result: str, *, save_interval: int, **options: Any
+    run: TrainingRun[Any],
+    what: str,
+    result: str,
+    *,
+    save_interval: int,
+    on_metrics: OnMetrics | None = None,
 ) -> int:
-    """Train `what` to the end, from where it stopped, and say the result."""
+    """Train `what` to the end, from where it stopped, and say the result.
+
+    A terminal shows a progress bar; a log gets a line at every checkpoint.
+    """
     say = print if run.processes.is_main else lambda *_, **__: None
     total, done = run.optimization.num_steps, run.step
     where = f"in {run.output}, on {run.processes.device}"
@@ -118,8 +131,16 @@ def carry_out(
         say(f"{what}: resuming at gradient step {done:,} of {total:,} {where}.")
     else:
         say(f"{what}: {total:,} gradient steps {where}.")
+    told = [on_metrics] if on_metrics is not None else []
+    if sys.stderr is not None and not sys.stderr.isatty():
+        told.append(_lines(run))
+
+    def tell(step: int, means: dict[str, float]) -> None:
+        for function in told:
+            function(step, means)
+
     try:
-        run.run(save_interval=save_interval, **options)
+        run.run(save_interval=save_interval, on_metrics=tell)
     except KeyboardInterrupt as stop:
         if not run.processes.is_main:
             return EXIT_INTERRUPTED
@@ -134,6 +155,22 @@ def carry_out(
         ) from stop
     say(f"Trained: {run.output}\n{result}")
     return EXIT_OK
+
+
+def _lines(run: TrainingRun[Any]) -> OnMetrics:
+    """Return a function that says in one line how far a training is."""
+    began, start, total = time.monotonic(), run.step, run.optimization.num_steps
+
+    def line(step: int, means: dict[str, float]) -> None:
+        losses = ", ".join(f"{name} {mean:.5f}" for name, mean in means.items())
+        seconds = (time.monotonic() - began) / (step - start) * (total - step)
+        left = datetime.timedelta(seconds=round(seconds))
+        print(
+            f"gradient step {step:,} of {total:,}: {losses}; {left} left",
+            file=sys.stderr,
+        )
+
+    return line
 
 
 def candidate_options(trainer: Any, number: int) -> str:
