@@ -146,17 +146,20 @@ class GuideError(DiffuserPolicyError, ValueError):
 class MissingExtraError(DiffuserPolicyError, ImportError):
     """An optional dependency is not installed."""
 
-    def __init__(self, module: str, extra: str, advice: str = "") -> None:
+    def __init__(
+        self, module: str, extra: str, advice: str = "", *, needed_by: str = "This"
+    ) -> None:
         """Build the message with the command that installs the extra.
 
         Args:
             module: The module that could not be imported.
             extra: The extra of this distribution that brings it.
             advice: What else to know, a sentence.
+            needed_by: What needs the module, the subject of the sentence.
         """
-        self.module, self.extra = module, extra
+        self.module, self.extra, self.advice = module, extra, advice
         super().__init__(
-            f"This needs the module {module!r}, which is not installed. "
+            f"{needed_by} needs the module {module!r}, which is not installed. "
             f'Install it, in a clone of diffuser-policy: pip install ".[{extra}]"'
             f"{'. ' if advice else ''}{advice}"
         )

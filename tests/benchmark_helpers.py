@@ -71,6 +71,11 @@ def learner(training):
 @register_method("luxury", needs_dataset=False, modules={"no_such_module": "baselines"})
 def luxury(training):
     return Straight(1)
+
+
+@register_method("opulent", modules={"no_such_module": "baselines"})
+def opulent(training):
+    return Straight(1)
 '''
 POINT = "tests.point_env:test/Point-v0"
 SUITE = """

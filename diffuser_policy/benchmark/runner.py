@@ -16,13 +16,14 @@ import math
 import os
 import platform
 import re
+import shlex
 import signal
 import threading
 import time
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium
 from gymnasium import spaces
@@ -51,6 +52,7 @@ from diffuser_policy.errors import (
     ConfigError,
     DatasetError,
     DatasetNotFoundError,
+    MissingExtraError,
 )
 from diffuser_policy.files import held, storage_error, write_text
 from diffuser_policy.observations import ObservationColumns, parts_of
@@ -74,7 +76,8 @@ def check_cells(cells: Sequence[Cell], *, progress: bool = False) -> None:
         ConfigError: No cells, two of the same name, a method that cannot do a problem
             or lacks a setting, or an environment whose goals are not as stated.
         UnknownNameError: No method or environment of a name.
-        MissingExtraError: A method or an environment needs a module that is missing.
+        MissingExtraError: Methods or environments need a module that is missing; says
+            which, and what can be run without it.
         DatasetError: Data that is missing or of another environment.
     """
     if not cells:
@@ -88,12 +91,22 @@ def check_cells(cells: Sequence[Cell], *, progress: bool = False) -> None:
                 f"{other.method!r} and {cell.method!r}. Name methods once, and give "
                 f"functions different names."
             )
+    lacking: list[tuple[str, MissingExtraError]] = []
     for cell in cells:
         check_reachable(cell.method)
-        find_method(cell.method).check(cell.problem, cell.settings)
-    for problem in {cell.problem.name: cell.problem for cell in cells}.values():
+        try:
+            find_method(cell.method).check(cell.problem, cell.settings)
+        except MissingExtraError as error:
+            lacking.append((cell.method, error))
+    _refuse_lacking("method", [cell.method for cell in cells], lacking)
+    problems = {cell.problem.name: cell.problem for cell in cells}
+    for name, problem in problems.items():
         own = [cell for cell in cells if cell.problem == problem]
-        env = problem.make_env()
+        try:
+            env = problem.make_env()
+        except MissingExtraError as error:
+            lacking.append((name, error))
+            continue
         try:
             space: Any = env.observation_space
             names = space.spaces if isinstance(space, spaces.Dict) else ()
@@ -113,6 +126,36 @@ def check_cells(cells: Sequence[Cell], *, progress: bool = False) -> None:
                 _check_data(problem, env, rewarded=rewarded, progress=progress)
         finally:
             env.close()
+    _refuse_lacking("problem", problems, lacking)
+
+
+def _refuse_lacking(
+    kind: Literal["method", "problem"],
+    asked: Iterable[str],
+    lacking: Sequence[tuple[str, MissingExtraError]],
+) -> None:
+    """Refuse methods or problems that lack an extra; say which lack none.
+
+    Raises:
+        MissingExtraError: There are such.
+    """
+    if not lacking:
+        return
+    first = lacking[0][1]
+    names = dict.fromkeys(
+        name for name, error in lacking if error.module == first.module
+    )
+    unable = {name for name, _ in lacking}
+    able = [name for name in dict.fromkeys(asked) if name not in unable]
+    needed_by = f"The {kind} {next(iter(names))}"
+    if len(names) > 1:
+        needed_by = f"Each of the {kind}s {', '.join(names)}"
+    advice = [first.advice] if first.advice else []
+    if able:
+        advice.append(f"To run the others: --{kind}s {shlex.join(able)}")
+    raise MissingExtraError(
+        first.module, first.extra, ". ".join(advice), needed_by=needed_by
+    ) from first
 
 
 def check_folder(
