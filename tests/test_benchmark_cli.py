@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -14,10 +16,12 @@ import pytest
 from rich.console import Console
 
 from diffuser_policy.benchmark.cells import CellFolder
+from diffuser_policy.benchmark.problem import Problem
 from diffuser_policy.benchmark.runner import Display, Watched, live_table
 from diffuser_policy.benchmark.suites import SUITES, load_suite
 from diffuser_policy.cli import main
 from diffuser_policy.data.collection import collect_episodes
+from diffuser_policy.errors import MissingExtraError
 from tests.benchmark_helpers import write_suite
 from tests.point_env import PointEnv
 
@@ -82,6 +86,12 @@ def test_a_suite_is_described(tmp_path: Path, capsys: Capture) -> None:
     assert "4 episodes from each of the seeds 100, 200" in out
 
 
+def test_a_suite_says_which_planners_are_not_trained(capsys: Capture) -> None:
+    assert main(["benchmark", "suites", "tiny"]) == 0
+    listed = "maze2d-umaze: diffuser (planner multi2d-umaze, not trained), bc\n"
+    assert listed in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -116,6 +126,46 @@ def test_bad_options(
     filled = [option.format(tmp_path / "methods.py") for option in options]
     error = refused(capsys, "run", suite, "--output", tmp_path / "out", *filled)
     assert told in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_extra_names_the_methods_that_need_it_and_those_that_do_not(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    suite = write_suite(tmp_path, "luxury", "straight", "opulent", "slow")
+    told = refused(capsys, "run", suite, "--output", tmp_path / "out")
+    luxury, straight, opulent, slow = (
+        f"{tmp_path / 'methods.py'}:{name}"
+        for name in ("luxury", "straight", "opulent", "slow")
+    )
+    needed = f"Each of the methods {luxury}, {opulent} needs the module"
+    assert f"{needed} 'no_such_module'" in told
+    assert told.endswith(f"To run the others: --methods {straight} {slow}")
+    assert not (tmp_path / "out").exists()
+    only = ("--methods", luxury)
+    told = refused(capsys, "run", suite, "--output", tmp_path / "out", *only)
+    assert told.startswith(f"error: The method {luxury} needs the module")
+    assert "To run the others" not in told
+
+
+def test_a_missing_extra_names_the_problems_that_need_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    suite = write_suite(tmp_path, "straight")
+    text, made = suite.read_text(), Problem.make_env
+    [problem] = re.findall(r"\[\[problems\]\](?:\n.+)+", text)
+    far = problem.replace("\n", '\nlabel = "Far"\n', 1)
+    suite.write_text(text.replace(problem, f"{far}\n\n{problem}"))
+
+    def lacking(problem: Problem) -> Any:
+        if problem.name == "far":
+            raise MissingExtraError("no_such_module", "maze")
+        return made(problem)
+
+    monkeypatch.setattr(Problem, "make_env", lacking)
+    told = refused(capsys, "run", suite, "--output", tmp_path / "out")
+    assert told.startswith("error: The problem far needs the module 'no_such_module'")
+    assert told.endswith("To run the others: --problems point")
     assert not (tmp_path / "out").exists()
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from diffuser_policy import checkpoint
+from diffuser_policy.checkpoint import read_planner
 from diffuser_policy.cli import main
-from diffuser_policy.training.presets import PRESETS
+from diffuser_policy.data.demonstrators import DEMONSTRATORS
+from diffuser_policy.training.presets import PRESETS, preset
 from tests.point_env import POINT, save_planner
 
 Capture = pytest.CaptureFixture[str]
@@ -24,6 +26,30 @@ def test_planners_presets_and_environments_are_listed(
     shown = capsys.readouterr().out
     for name in ("multi2d-toy", POINT, *PRESETS, "diffuser_envs/Maze2D-Large-v1"):
         assert name in shown
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_names_are_never_broken(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main(["info"]) == 0
+    shown = capsys.readouterr().out.replace(",", " ").split()
+    planners = map(read_planner, checkpoint.shipped_planners())
+    origins = [config.provenance["dataset"]["env_id"] for config, _ in planners]
+    datasets = [preset(name).dataset for name in PRESETS]
+    plugins = [plugin.name for plugin in DEMONSTRATORS.offers()]
+    for name in (*origins, *datasets, *plugins):
+        assert name in shown
+
+
+def test_a_planner_is_described_with_its_whole_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    folder = save_planner(tmp_path / "a-folder-of-a-name-that-is-long")
+    assert main(["info", folder]) == 0
+    assert folder in capsys.readouterr().out
 
 
 def test_planner_is_described(tmp_path: Path, capsys: Capture) -> None:

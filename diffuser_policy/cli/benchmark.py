@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from diffuser_policy.choices import EngineName
-from diffuser_policy.cli.options import Flag, parse_assignments, shown_as, table
+from diffuser_policy.cli.options import (
+    Flag,
+    parse_assignments,
+    print_table,
+    shown_as,
+    table,
+)
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.words import counted
 
@@ -204,8 +210,6 @@ def run(settings: RunSettings) -> int:
 
 def suites(settings: SuitesSettings) -> int:
     """List all suites, or the problems and methods of one; return the exit status."""
-    from rich.console import Console
-
     from diffuser_policy.benchmark.suites import SUITES, load_suite
 
     if settings.suite is None:
@@ -213,13 +217,13 @@ def suites(settings: SuitesSettings) -> int:
             (suite.name, suite.purpose, len(suite.problems), len(suite.cells()))
             for suite in map(load_suite, SUITES)
         )
-        Console().print(table("suite", "purpose", "problems", "cells", rows=rows))
+        print_table(table("suite", "purpose", "problems", "cells", rows=rows))
         print("\nOne of them: diffuser-policy benchmark suites SUITE")
         return 0
     suite = load_suite(settings.suite)
     cells = suite.cells()
     for problem in suite.problems:
-        names = dict.fromkeys(c.method for c in cells if c.problem == problem)
+        names = dict.fromkeys(_named(c) for c in cells if c.problem == problem)
         print(f"{problem.name}: {', '.join(names)}")
         print(f"    {problem.env}, goals: {problem.goals}, data: {problem.dataset}")
     budget = "each method's own number of gradient steps"
@@ -243,6 +247,12 @@ def suites(settings: SuitesSettings) -> int:
         if others:
             print(f"{method}: {', '.join(others)}.")
     return 0
+
+
+def _named(cell: Cell) -> str:
+    """Return a cell's method, and its planner if that is not trained here."""
+    planner = cell.settings.get("planner")
+    return f"{cell.method} (planner {planner}, not trained)" if planner else cell.method
 
 
 def report(settings: ReportSettings) -> int:

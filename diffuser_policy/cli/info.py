@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from diffuser_policy.cli.options import shown_as, table
+from diffuser_policy.cli.options import print_table, shown_as, table
 from diffuser_policy.training.presets import PRESETS, preset
 from diffuser_policy.words import counted, every
 
@@ -26,14 +26,11 @@ class InfoSettings:
 
 def info(settings: InfoSettings) -> int:
     """Print the lists, or the description; return the exit status."""
-    from rich.console import Console
-
-    console = Console()
     if settings.planner is None:
         for part in (_planners(), _presets(), _environments(), _plugins()):
-            console.print(part)
+            print_table(part)
     else:
-        console.print(_describe(settings.planner))
+        print_table(_describe(settings.planner))
     return 0
 
 
@@ -67,14 +64,14 @@ def _environments() -> Table:
 
     from diffuser_policy.data.demonstrators import import_environments
 
-    listed = table("id", "env steps", title="Environments")
+    rows = []
     for package, error in import_environments().items():
         if error is not None:
-            listed.add_row(package, f"cannot be imported: {type(error).__name__}")
+            rows.append((package, f"cannot be imported: {type(error).__name__}"))
         for env_id, spec in gymnasium.registry.items():
             if spec.namespace == package:
-                listed.add_row(env_id, str(spec.max_episode_steps or "unlimited"))
-    return listed
+                rows.append((env_id, spec.max_episode_steps or "unlimited"))
+    return table("id", "env steps", rows=rows, title="Environments")
 
 
 def _plugins() -> Table:
@@ -85,13 +82,16 @@ def _plugins() -> Table:
     from diffuser_policy.data.demonstrators import DEMONSTRATORS
     from diffuser_policy.guides.registry import GUIDES
 
-    listed = table("kind", "offered by", "names", title="Plug-ins")
+    rows = []
     for kind in (GUIDES, FEATURIZERS, LABELS, METHODS, DEMONSTRATORS):
         names: dict[str, list[str]] = {}
         for plugin in kind.offers():
             names.setdefault(plugin.origin, []).append(plugin.name)
         for origin, offered in names.items():
-            listed.add_row(kind.name, origin, ", ".join(sorted(offered)))
+            rows.append((kind.name, origin, ", ".join(sorted(offered))))
+    listed = table("kind", "offered by", "names", rows=rows, title="Plug-ins")
+    offered_by = listed.columns[1]  # all the rest of the width is for names
+    offered_by.no_wrap, offered_by.min_width = True, max(len(row[1]) for row in rows)
     return listed
 
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from diffuser_policy.policy import DiffuserPolicy
 
 MOST_THREADS = 1024
+BOUNDLESS = 100_000  # columns
 Planner = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PLANNER")]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
@@ -254,15 +255,32 @@ def options_in(message: str, command: str) -> list[str]:
 def table(
     *headers: str, rows: Iterable[Iterable[object]] = (), title: str | None = None
 ) -> Table:
-    """Return a table of texts; headers that are all empty are not shown."""
+    """Return a table of texts; headers that are all empty are not shown.
+
+    Columns of names, which hold no spaces, are never wrapped: names are copied.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
     made = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     made.show_header = any(headers)
-    for number, header in enumerate(headers):  # names stay whole, to be copied
-        made.add_column(header, overflow="fold", no_wrap=number == 0)
-    for row in rows:
-        made.add_row(*(Text(str(cell)) for cell in row))  # brackets are no markup
+    texts = [[str(cell) for cell in row] for row in rows]
+    for number, header in enumerate(headers):
+        names = number == 0 or not any(" " in row[number] for row in texts)
+        made.add_column(header, overflow="fold", no_wrap=names)
+    for row in texts:
+        made.add_row(*map(Text, row))  # brackets are no markup
     return made
+
+
+def print_table(made: Table) -> None:
+    """Print a table, wider than the terminal where words would be broken otherwise."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    console = Console()
+    boundless = console.options.update(max_width=BOUNDLESS)
+    needed = Measurement.get(console, boundless, made).minimum
+    console.width = max(console.width, needed)
+    console.print(made)
