@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from diffuser_policy.cli import main
+from diffuser_policy.cli.guides import plain
 from diffuser_policy.cli.options import PlanningOptions, load_policy
 from diffuser_policy.errors import ConfigError, GuideError, UnknownNameError
 from diffuser_policy.guides.guide import Guide
@@ -24,6 +26,7 @@ from diffuser_policy.guides.registry import (
     make_guide,
     parse_guide,
     register_guide,
+    registered_guide,
 )
 from diffuser_policy.guides.trajectory import Trajectory
 from tests.point_env import save_planner
@@ -215,7 +218,7 @@ def test_a_guide_is_explained(monkeypatch: pytest.MonkeyPatch, capsys: Capture) 
     assert main(["guides", "spot"]) == 0
     shown = capsys.readouterr().out
     assert "\nOr near another.\n" in shown  # flows again
-    assert "\n$$J = -x$$\n" in shown
+    assert "\nJ = -x\n" in shown
     assert '\n    2 * make_guide("spot"' in shown
     assert "Attributes:" not in shown
     lines = {line.split()[0]: line for line in shown.splitlines() if line.strip()}
@@ -227,6 +230,39 @@ def test_a_guide_is_explained(monkeypatch: pytest.MonkeyPatch, capsys: Capture) 
 def test_a_guide_without_a_description_is_explained(capsys: Capture) -> None:
     assert main(["guides", "plain"]) == 0
     assert "It has no description." in capsys.readouterr().out
+
+
+def test_formulas_are_plain_characters(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["guides", "waypoint"]) == 0
+    shown = capsys.readouterr().out
+    two = "J = -1/2 d(t)^2,\nJ = σ^2 log 1/N sum_t exp(-d_t^2 / 2σ^2)\n"
+    assert two in shown
+    assert "the distances d_t of the" in shown
+    assert "the larger σ is." in " ".join(shown.split())
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in GUIDES.offers()))
+def test_no_explanation_of_a_guide_has_latex(name: str) -> None:
+    guide = registered_guide(GUIDES.find(name))
+    description, helps = guide.documentation()
+    for text in (description, *helps.values()):
+        assert not re.search(r"[$\\{}]|:math:", plain(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (r"$x_{t-1}$ and :math:`v_{max}`", "x_(t-1) and v_max"),
+        (r"$\sum_{t \in W} \bigl(a\,b\bigr)$", "sum_(t in W) (a b)"),
+        (r"$\frac{\sigma^2}{|W|}$", "σ^2 / |W|"),
+        ("It costs $5, or $6.", "It costs $5, or $6."),
+    ],
+)
+def test_formulas_are_read(text: str, expected: str) -> None:
+    assert plain(text) == expected
 
 
 def test_an_unknown_guide_is_explained(capsys: Capture) -> None:

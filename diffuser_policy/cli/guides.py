@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +14,19 @@ from diffuser_policy.cli.options import shown_as, table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+FORMULA = re.compile(
+    r"(?s:\$\$(.+?)\$\$)|(?<!\w)\$(?!\s)([^$]+?)(?<!\s)\$(?!\w)|:math:`([^`]+)`"
+)
+LATEX = (
+    (r"\\[td]?frac(\w)(\w)", r"\1/\2"),
+    (r"\\[td]?frac\{([^{}]*)\}\{([^{}]*)\}", r"\1 / \2"),
+    (r"\\(?:mathrm|text)\{([^{}]*)\}", r"\1"),
+    (r"\\(?:[bB]igg?[lr]?|left|right)(?![A-Za-z])", ""),
+    (r"\\q?quad", " "),
+    (r"\\cdot", " · "),
+)
+"""What formulas of docstrings are made of, and the same in plain characters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +65,7 @@ def _listed() -> Iterator[RenderableType]:
         if error is None:
             guide, style = registered_guide(plugin), "bold"
             parameters = "\n".join(map(str, guide.parameters)) or "none"
-            summary = guide.documentation()[0].partition("\n")[0]
+            summary = plain(guide.documentation()[0].partition("\n")[0])
         else:
             parameters, summary, style = "–", "cannot be used, see below", "bold red"
             errors.append(Text(f"{error}\n", style="red"))
@@ -78,7 +93,7 @@ def _explained(name: str) -> Iterator[RenderableType]:
                 parameter.name,
                 "required" if parameter.required else value_text(parameter.default),
                 in_words(parameter.hint),
-                helps.get(parameter.name, ""),
+                plain(helps.get(parameter.name, "")),
             )
             for parameter in guide.parameters
         )
@@ -89,8 +104,35 @@ def _explained(name: str) -> Iterator[RenderableType]:
 
 def _reflowed(text: str) -> str:
     """Return paragraphs as one line each, so that they fill any terminal."""
-    blocks = text.split("\n\n")
-    return "\n\n".join(
-        block if block.startswith((" ", "$$")) else " ".join(block.split())
-        for block in blocks
-    )
+    return "\n\n".join(map(_reflowed_block, text.split("\n\n")))
+
+
+def _reflowed_block(block: str) -> str:
+    if block.startswith(" "):  # code
+        return block
+    if block.startswith("$$"):  # lines of a formula stay
+        return plain(block)
+    return plain(" ".join(block.split()))
+
+
+def plain(text: str) -> str:
+    r"""Return text with plain formulas: "1/2 d_t^2" for "$\tfrac12 d_t^2$"."""
+    return FORMULA.sub(lambda found: _plain_formula(found[found.lastindex or 0]), text)
+
+
+def _plain_formula(formula: str) -> str:
+    for pattern, replacement in LATEX:
+        formula = re.sub(pattern, replacement, formula)
+    formula = re.sub(r"\\([A-Za-z]+)", lambda found: _word(found[1]), formula)
+    formula = re.sub(r"\\.", " ", formula)  # spaces of several widths
+    formula = re.sub(r"\{(\w*)\}", r"\1", formula)
+    formula = formula.replace("{", "(").replace("}", ")")
+    return "\n".join(" ".join(line.split()) for line in formula.splitlines())
+
+
+def _word(command: str) -> str:
+    """Return what stands for a command of LaTeX: a Greek letter, or its name."""
+    try:
+        return unicodedata.lookup(f"GREEK SMALL LETTER {command}")
+    except KeyError:
+        return command
