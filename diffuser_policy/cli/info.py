@@ -70,7 +70,7 @@ def _environments() -> Table:
             rows.append((package, f"cannot be imported: {type(error).__name__}"))
         for env_id, spec in gymnasium.registry.items():
             if spec.namespace == package:
-                rows.append((env_id, spec.max_episode_steps or "unlimited"))
+                rows.append((env_id, str(spec.max_episode_steps or "unlimited")))
     return table("id", "env steps", rows=rows, title="Environments")
 
 
