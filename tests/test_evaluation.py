@@ -404,12 +404,34 @@ def test_failing_policies_leave_no_environment_open(
 
 
 def test_timing_leaves_the_warm_up_out() -> None:
-    timing = Timing(predict_seconds=0.0, env_steps=0)
-    for seconds, num_plans in ((1.0, 4), (0.5, 0), (0.2, 2), (0.1, 1)):
-        timing = timing.add(seconds, env_steps=4, num_plans=num_plans)
+    timing = Timing(
+        predict_seconds=1.8,
+        env_steps=16,
+        plan_seconds=(1.0, 0.2, 0.1),
+        plan_rows=(4, 2, 1),
+    )
     assert timing.plan_milliseconds().tolist() == pytest.approx([100, 100])
     assert timing.call_milliseconds().tolist() == pytest.approx([200, 100])
     assert timing.control_rate == pytest.approx(16 / 1.8)
-    assert Timing(predict_seconds=0.0, env_steps=0).control_rate == 0
-    alone = Timing(predict_seconds=0.0, env_steps=0).add(1.0, env_steps=1, num_plans=2)
+    nothing = Timing(predict_seconds=0.0, env_steps=0)
+    assert nothing.control_rate == 0
+    assert len(nothing.plan_milliseconds()) == len(nothing.call_milliseconds()) == 0
+    alone = dataclasses.replace(timing, plan_seconds=(1.0,), plan_rows=(2,))
     assert alone.plan_milliseconds().tolist() == [500]
+
+
+def test_times_of_calls_are_put_together_once_however_many_calls_there_are(
+    policy: DiffuserPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Timing] = []
+    inner = Timing.__init__
+
+    def recorded(timing: Timing, **fields: Any) -> None:
+        made.append(timing)
+        inner(timing, **fields)
+
+    monkeypatch.setattr(Timing, "__init__", recorded)
+    evaluation = run(policy, POINT)
+    assert len(made) == 1
+    assert sum(evaluation.timing.plan_rows) == 7  # one plan an episode
+    assert len(evaluation.timing.plan_seconds) == len(evaluation.timing.plan_rows) > 1

@@ -134,7 +134,7 @@ def evaluate(
         "policy": describe(policy),
     }
     return Evaluation(
-        episodes=records, timing=driver.timing, settings=settings, versions=versions()
+        episodes=records, timing=driver.timing(), settings=settings, versions=versions()
     )
 
 
@@ -257,7 +257,6 @@ class Driver:
 
     Attributes:
         num_plans: Plans made in each slot's episode; none if the policy doesn't tell.
-        timing: Wall-clock times of all calls so far.
     """
 
     def __init__(self, policy: Any, num_slots: int, *, deterministic: bool) -> None:
@@ -265,11 +264,21 @@ class Driver:
         self.starting = np.ones(num_slots, np.bool_)
         self.latest: list[Any] = [None] * num_slots
         self.num_plans: list[int | None] = [None] * num_slots
-        self.timing = Timing(predict_seconds=0.0, env_steps=0)
+        self.seconds, self.env_steps = 0.0, 0  # of all calls
+        self.plans: list[tuple[float, int]] = []  # seconds and rows of those that plan
         self.has_rows = hasattr(policy, "initial_state")
         self.state: Any = None
         if self.has_rows:
             self.state = policy.initial_state(num_slots, np.zeros(num_slots, np.int64))
+
+    def timing(self) -> Timing:
+        """Return the wall-clock times of all calls so far."""
+        return Timing(
+            predict_seconds=self.seconds,
+            env_steps=self.env_steps,
+            plan_seconds=tuple(seconds for seconds, _ in self.plans),
+            plan_rows=tuple(rows for _, rows in self.plans),
+        )
 
     def begin(self, slot: int, stream: int) -> None:
         """Forget the slot's last episode; the next one draws from a random stream."""
@@ -310,7 +319,10 @@ class Driver:
             self.num_plans = list(map(int, following.num_plans))
         else:
             chosen = chosen[index]
-        self.timing = self.timing.add(seconds, env_steps=len(index), num_plans=made)
+        self.seconds += seconds
+        self.env_steps += len(index)
+        if made:
+            self.plans.append((seconds, made))
         self.state, self.starting[index] = following, False
         return chosen
 

@@ -13,7 +13,7 @@ averaged under their own names, and `failure`, a reason or none, is counted.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any
@@ -83,21 +83,6 @@ class Timing:
     plan_seconds: tuple[float, ...] = ()
     plan_rows: tuple[int, ...] = ()
 
-    def add(self, seconds: float, *, env_steps: int, num_plans: int = 0) -> Timing:
-        """Return the times with one more call.
-
-        Args:
-            seconds: How long it took.
-            env_steps: Actions that it returned for running episodes.
-            num_plans: Rows that it planned for.
-        """
-        return Timing(
-            predict_seconds=self.predict_seconds + seconds,
-            env_steps=self.env_steps + env_steps,
-            plan_seconds=(*self.plan_seconds, *([seconds] if num_plans else [])),
-            plan_rows=(*self.plan_rows, *([num_plans] if num_plans else [])),
-        )
-
     @property
     def control_rate(self) -> float:
         """Actions per second, planning included."""
@@ -108,14 +93,19 @@ class Timing:
 
         The first call also warms up the libraries; it is left out if there are others.
         """
-        rows = np.asarray(self.plan_rows, dtype=np.float64)
-        times = 1000 * np.asarray(self.plan_seconds) / rows
-        return times[1:] if len(times) > 1 else times
+        return 1000 * _warm(self.plan_seconds) / _warm(self.plan_rows)
 
     def call_milliseconds(self) -> np.ndarray:
-        """Return the time `[calls]` of each call that planned, for all of its rows."""
-        times = 1000 * np.asarray(self.plan_seconds, dtype=np.float64)
-        return times[1:] if len(times) > 1 else times
+        """Return the time `[calls]` of each call that planned, for all of its rows.
+
+        The first call is left out as by `plan_milliseconds`.
+        """
+        return 1000 * _warm(self.plan_seconds)
+
+
+def _warm(figures: Sequence[float]) -> np.ndarray:
+    """Return the figures of calls `[calls]`, without the first if there are others."""
+    return np.asarray(figures[1:] or figures, dtype=np.float64)
 
 
 Summary = dict[str, Interval | None]
