@@ -14,6 +14,7 @@ cell size.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
+    from diffuser_policy.policy import DiffuserPolicy
+
 FLOOR, WALL = "#f4f5f8", "#3d465c"
 START, GOAL = "#159560", "#d63031"
 PLAN, CANDIDATE = "#2b5fd9", "#8b97b5"
@@ -48,6 +51,7 @@ SETTLED = 0.03  # of the path's size: how near to its end a path counts as over
 CHAIN_PANELS = 6  # denoising steps in one row, evenly spaced
 PANEL_WIDTH = 5.2  # inches
 DPI = 130
+SMALL_DPI, SMALL_COLORS = 140, 128  # a palette halves the size and changes nothing
 GIF_DPI = 90
 GIF_SECONDS, GIF_FRAME_LIMIT, GIF_LAST = 3.0, (0.05, 0.6), 2.0
 
@@ -133,6 +137,29 @@ class Scene:
                 if mark.columns in layout.aliases
                 and layout.aliases[mark.columns][:2] == columns[:2]
             ),
+        )
+
+    @classmethod
+    def of_policy(cls, policy: DiffuserPolicy, env: Any, observation: Any) -> Scene:
+        """Read the scene off an environment, with what a policy plans for in it.
+
+        Args:
+            policy: Its goal, its guide and its route are drawn.
+            env: Just reset.
+            observation: What `reset` returned.
+
+        Raises:
+            ConfigError: Observations of a single column have no map.
+            ObservationError: An observation that cannot be planned from.
+        """
+        _, goals = policy.read(observation)
+        return cls.of(
+            env,
+            policy.planner.layout,
+            observation,
+            goal=None if goals is None else goals[0],
+            guide=policy.config.guide,
+            route=None if goals is None else policy.routes(observation)[0],
         )
 
     def arrival(self, plan: Plan, row: int = 0) -> int | None:
@@ -497,6 +524,24 @@ def save_figure(figure: Figure, path: Path) -> None:
             bbox_inches="tight",
             pad_inches=0.12,
         )
+
+
+def save_png(figure: Figure, path: Path, **options: Any) -> None:
+    """Write a picture as a PNG file with a palette, which is small.
+
+    The options are those of `Figure.savefig`.
+
+    Raises:
+        StorageError: The file could not be written; what was there before is intact.
+        MissingExtraError: Pillow is not installed.
+    """
+    image = require_extra("PIL.Image", "plot")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=SMALL_DPI, **options)
+    pixels = image.open(buffer).convert("RGB")
+    with replaced_file(path) as partial:
+        reduced = pixels.quantize(SMALL_COLORS, dither=image.Dither.NONE)
+        reduced.save(partial, format="PNG", optimize=True)
 
 
 def _figure(

@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from diffuser_policy.benchmark import Problem
-from diffuser_policy.benchmark.cell_process import main, run_cell
+from diffuser_policy.benchmark.cell_process import draw_plan, main, run_cell
 from diffuser_policy.benchmark.cells import (
     CURVE_SEED,
     Cell,
@@ -23,6 +24,12 @@ from diffuser_policy.benchmark.cells import (
 from diffuser_policy.benchmark.engines import BUSY
 from diffuser_policy.benchmark.suites import SUITES, load_suite
 from diffuser_policy.errors import CheckpointError, ConfigError
+from diffuser_policy.planning.plan import Plan
+from diffuser_policy.plotting import Scene, plan_figure
+from diffuser_policy.policy import DiffuserPolicy
+from diffuser_policy.testing import toy_policy
+from tests.point_env import POINT
+from tests.training_helpers import pendulum_policy
 
 PLAN = EvaluationProtocol(
     seeds=(5, 50), episodes=3, num_envs=2, curve_episodes=2, curve_points=4
@@ -376,3 +383,30 @@ def test_tasks_have_episodes_of_their_own() -> None:
         protocol.check_tasks(3)
     with pytest.raises(ConfigError, match="shares episodes with the learning"):
         EvaluationProtocol(seeds=(899_900,), episodes=50).check_tasks(3)
+
+
+def test_pictures_tell_returns_where_there_is_no_success(tmp_path: Path) -> None:
+    problem = Problem(env="Pendulum-v1", dataset="test/pendulum-v0")
+    picture = draw_plan(pendulum_policy(), problem, 3, tmp_path)
+    assert picture is not None
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    caption = json.loads(picture.with_suffix(".json").read_text())["caption"]
+    assert caption.startswith("first plan and path, seed 3: return -")
+    assert "there" not in caption
+
+
+def test_pictures_show_the_way_over_landmarks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, way = toy_policy(), np.array([[0.5, 0.5], [1.0, 1.0]])
+    drawn: list[Any] = []
+
+    def figure(plan: Plan, scene: Scene, **rest: Any) -> Any:
+        drawn.append(scene.route)
+        return plan_figure(plan, scene, **rest)
+
+    monkeypatch.setattr(DiffuserPolicy, "routes", lambda *_: [way])
+    monkeypatch.setattr("diffuser_policy.plotting.plan_figure", figure)
+    problem = Problem(env=POINT, dataset="test/point-v0", goals="hindsight")
+    assert draw_plan(policy, problem, 3, tmp_path) is not None
+    np.testing.assert_array_equal(drawn[0], way)

@@ -5,21 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from diffuser_policy.cli import main
 from diffuser_policy.cli.plan import _arrival, _length
-from diffuser_policy.config import (
-    ExecutionConfig,
-    NetworkConfig,
-    WindowConfig,
-)
-from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.evaluation import evaluate
 from diffuser_policy.policy import DiffuserPolicy
-from diffuser_policy.testing import toy_config, toy_policy
 from tests.point_env import POINT, save_planner
+from tests.training_helpers import pendulum_policy
 
 MAZE = "diffuser_envs/Multi2D-UMaze-v1"
 PICTURES = {"plan.png", "chain.png", "chain.gif"}
@@ -103,23 +96,8 @@ def test_a_plan_of_one_step_is_told_as_an_action() -> None:
 def test_of_a_single_action_only_what_happened_is_drawn(
     tmp_path: Path, capsys: Capture
 ) -> None:
-    config = toy_config(
-        window=WindowConfig(horizon=1, hindsight_goal="none"),
-        network=NetworkConfig(architecture="mlp", dim=8, depth=1),
-        time_to_goal=None,
-        execution=ExecutionConfig(executor="actions"),
-    )
-    rng = np.random.default_rng(0)
-    fields = {
-        "observation": rng.normal(size=(60, 3)),
-        "action": rng.uniform(-2, 2, (60, 1)),
-        "reward": np.zeros(60),
-        "terminated": np.zeros(60, np.bool_),
-    }
-    bounds = {"action_low": [-2.0], "action_high": [2.0]}
-    flat = FlatDataset(fields, np.array([0, 60]), {"env_id": "Pendulum-v1", **bounds})
     planner, out = tmp_path / "planner", tmp_path / "out"
-    toy_policy(config, flat=flat).save_pretrained(planner)
+    pendulum_policy().save_pretrained(planner)
     assert main(["plan", str(planner), "--out", str(out)]) == 0
     shown = capsys.readouterr().out
     assert rows(shown)["planned length"] == "the next action alone"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ from diffuser_policy.errors import (
     UnknownNameError,
 )
 from diffuser_policy.evaluation import Timing
-from diffuser_policy.evaluation.loop import episode_stream, run_episode
+from diffuser_policy.evaluation.loop import Tally, episode_stream, planned_episode
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.testing import toy_policy
 from tests.point_env import POINT, PointEnv
@@ -320,26 +321,43 @@ def test_options_that_an_environment_lacks_are_refused(policy: DiffuserPolicy) -
         run(policy, PointEnv, env_options={"terminate": False})
 
 
-def test_rollout_is_the_evaluators_first_episode(policy: DiffuserPolicy) -> None:
+def test_a_planned_episode_is_the_first_of_evaluate(policy: DiffuserPolicy) -> None:
     [record] = run(policy, POINT, episodes=1, seed=9).episodes
-    env = gym.make(POINT)
-    observation, _ = env.reset(seed=9)
+    with closing(gym.make(POINT)) as env:
+        observation, _ = env.reset(seed=9)
+        episode = planned_episode(policy, env, observation, seed=9)
+    assert dataclasses.replace(episode.record, num_plans=1) == record
+    assert len(episode.path) == record.length + 1
+
+
+def test_the_plan_of_an_episode_is_the_one_that_is_executed(
+    policy: DiffuserPolicy,
+) -> None:
+    with closing(gym.make(POINT)) as env:
+        observation, _ = env.reset(seed=9)
+        plan = planned_episode(policy, env, observation, seed=9).plan
     state = policy.initial_state(1, np.array([episode_stream(9, 0)]))
-    rollout = run_episode(policy, env, observation, seed=9, state=state)
-    env.close()
-    assert dataclasses.replace(rollout.record, num_plans=1) == record
-    assert len(rollout.observations) == record.length + 1
-
-
-def test_rollout_executes_the_plan_that_was_asked_for(policy: DiffuserPolicy) -> None:
-    env = PointEnv()
-    observation, _ = env.reset(seed=9)
-    env.close()
-    state = policy.initial_state(1, np.array([123]))
-    plan = policy.plan(observation, state=state)
     _, following = policy.predict(observation, state)
-    length = plan.lengths[0]
-    assert np.array_equal(plan.path(), following.observations[0, :length])
+    assert np.array_equal(plan.path(), following.observations[0, : plan.lengths[0]])
+
+
+@pytest.mark.parametrize(
+    ("facts", "outcome"),
+    [
+        ({"success": True, "time_to_goal": 1}, "arrived after 1 env step"),
+        (
+            {"success": True, "time_to_goal": 7, "score": 9.96},
+            "arrived after 7 env steps, score 10.0",
+        ),
+        ({"success": False, "score": 0.0}, "did not arrive, score 0.0"),
+        ({"success": None}, "return -2.5"),
+        ({"success": None, "score": 93.0}, "return -2.5, score 93.0"),
+    ],
+)
+def test_outcomes_are_told_in_words(facts: dict[str, Any], outcome: str) -> None:
+    record = Tally(Script([None]), 0, np.zeros(3)).record()
+    changed = {"episode_return": -2.5, **facts}
+    assert dataclasses.replace(record, **changed).outcome == outcome
 
 
 def test_progress_counts_env_steps(

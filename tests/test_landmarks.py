@@ -264,11 +264,12 @@ def test_a_picture_has_the_way_over_landmarks() -> None:
     routes = policy.routes(seen)
     row = int(np.argmax([len(route) for route in routes]))
     one = {key: value[row] for key, value in seen.items()}
-    layout = policy.planner.layout
-    scene = Scene.of(object(), layout, one, route=routes[row])
+    scene = Scene.of_policy(policy, object(), one)
+    assert scene.route is not None
+    np.testing.assert_array_equal(scene.route, routes[row][:, :2])
     figure = plan_figure(policy.plan(one), scene)
     assert "landmark" in figure.axes[0].get_legend_handles_labels()[1]
-    near = Scene.of(object(), layout, one, route=routes[row][-1:])
+    near = Scene.of_policy(policy.with_settings(subgoal=None), object(), one)
     assert near.route is None
 
 

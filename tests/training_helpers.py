@@ -1,4 +1,4 @@
-"""A small training that several test files run."""
+"""A small training and a small planner that several test files use."""
 
 from __future__ import annotations
 
@@ -6,11 +6,19 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from diffuser_policy.config import TrainConfig
-from diffuser_policy.testing import toy_config, toy_dataset
+from diffuser_policy.config import (
+    ExecutionConfig,
+    NetworkConfig,
+    TrainConfig,
+    WindowConfig,
+)
+from diffuser_policy.data.flat import FlatDataset
+from diffuser_policy.policy import DiffuserPolicy
+from diffuser_policy.testing import toy_config, toy_dataset, toy_policy
 from diffuser_policy.training.trainer import Trainer
 
 
@@ -30,3 +38,23 @@ def has_batches_of_its_own(loss: nn.Module) -> bool:
             for _ in range(2)
         )
     return found == again and len({*found}) == len(batches)
+
+
+def pendulum_policy() -> DiffuserPolicy:
+    """Return an untrained planner of single actions for Gymnasium's Pendulum."""
+    config = toy_config(
+        window=WindowConfig(horizon=1, hindsight_goal="none"),
+        network=NetworkConfig(architecture="mlp", dim=8, depth=1),
+        time_to_goal=None,
+        execution=ExecutionConfig(executor="actions"),
+    )
+    rng = np.random.default_rng(0)
+    fields = {
+        "observation": rng.normal(size=(60, 3)),
+        "action": rng.uniform(-2, 2, (60, 1)),
+        "reward": np.zeros(60),
+        "terminated": np.zeros(60, np.bool_),
+    }
+    bounds = {"action_low": [-2.0], "action_high": [2.0]}
+    flat = FlatDataset(fields, np.array([0, 60]), {"env_id": "Pendulum-v1", **bounds})
+    return toy_policy(config, flat=flat)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import datetime
 import importlib.util
-import io
 import os
 import platform
 import random
@@ -21,7 +20,7 @@ import sys
 import traceback
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -37,18 +36,11 @@ from diffuser_policy.benchmark.engines import BUSY, end_with_parent
 from diffuser_policy.benchmark.methods import find_method
 from diffuser_policy.benchmark.problem import Problem, behavior_facts
 from diffuser_policy.envs import reset_env
-from diffuser_policy.errors import ConfigError, require_extra
-from diffuser_policy.evaluation.loop import describe, episode_stream, run_episode
+from diffuser_policy.errors import ConfigError
+from diffuser_policy.evaluation.loop import describe, planned_episode
 from diffuser_policy.evaluation.report import to_json as evaluation_json
-from diffuser_policy.files import replaced_file, write_json
+from diffuser_policy.files import write_json
 from diffuser_policy.versions import versions
-from diffuser_policy.words import counted
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-DPI = 140
-COLORS = 128  # of a picture's palette: half the size, no visible change
 
 
 def main(arguments: list[str]) -> int:
@@ -199,58 +191,19 @@ def draw_plan(policy: Any, problem: Problem, seed: int, folder: Path) -> Path | 
     can_draw = importlib.util.find_spec("matplotlib") is not None
     if not isinstance(policy, DiffuserPolicy) or not can_draw:
         return None
-    from diffuser_policy.plotting import Scene, plan_figure
+    from diffuser_policy.plotting import Scene, plan_figure, save_png
 
-    env = problem.make_env()
-    try:
+    with closing(problem.make_env()) as env:
         policy = policy.for_env(env)
         observation, _ = reset_env(env, seed=seed)
-        _, goals = policy.read(observation)
-        scene = Scene.of(
-            env,
-            policy.planner.layout,
-            observation,
-            goal=None if goals is None else goals[0],
-            guide=policy.config.guide,
-        )
-        state = policy.initial_state(1, np.array([episode_stream(seed, 0)]))
-        plan = policy.plan(observation, state=state)
-        episode = run_episode(policy, env, observation, seed=seed, state=state)
-    finally:
-        env.close()
-    path = np.concatenate([policy.read(o)[0] for o in episode.observations])
-    record = episode.record
-    arrived = record.time_to_goal
-    outcome = (
-        "never there"
-        if arrived is None
-        else f"there after {counted(arrived, 'env step')}"
-    )
-    score = "" if record.score is None else f", score {record.score:.1f}"
-    caption = f"first plan and path, seed {seed}: {outcome}{score}"
+        scene = Scene.of_policy(policy, env, observation)
+        plan, path, record = planned_episode(policy, env, observation, seed=seed)
+    caption = f"first plan and path, seed {seed}: {record.outcome}"
     picture = folder / "plan.png"
     figure = plan_figure(plan, scene, rollout=path, title=caption)
     save_png(figure, picture, bbox_inches="tight", pad_inches=0.12)
     write_json(picture.with_suffix(".json"), {"caption": caption})
     return picture
-
-
-def save_png(figure: Figure, path: Path, **options: Any) -> None:
-    """Write a figure as a PNG file with a palette, which is small.
-
-    The options are those of `Figure.savefig`.
-
-    Raises:
-        StorageError: The file could not be written; what was there before is intact.
-        MissingExtraError: Pillow is not installed.
-    """
-    image = require_extra("PIL.Image", "plot")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, **options)
-    pixels = image.open(buffer).convert("RGB")
-    with replaced_file(path) as partial:
-        reduced = pixels.quantize(COLORS, dither=image.Dither.NONE)
-        reduced.save(partial, format="PNG", optimize=True)
 
 
 if __name__ == "__main__":

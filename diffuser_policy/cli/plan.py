@@ -20,7 +20,6 @@ from diffuser_policy.words import counted
 
 if TYPE_CHECKING:
     from diffuser_policy.envs import Env
-    from diffuser_policy.evaluation.records import EpisodeRecord
     from diffuser_policy.plotting import Scene
 
 FILES = ("plan.png", "chain.png", "chain.gif")
@@ -55,11 +54,10 @@ def plan(settings: PlanSettings) -> int:
     """Plan, execute, draw, and report the outcome; return the exit status."""
     require_extra("matplotlib", "plot")
     require_extra("PIL", "plot")
-    import numpy as np
     from rich.console import Console
 
     from diffuser_policy.envs import make_env
-    from diffuser_policy.evaluation.loop import episode_stream, run_episode
+    from diffuser_policy.evaluation.loop import planned_episode
     from diffuser_policy.evaluation.scores import reference_of
     from diffuser_policy.files import check_writable
     from diffuser_policy.plotting import (
@@ -77,30 +75,19 @@ def plan(settings: PlanSettings) -> int:
     with closing(make_env(env_id)) as env:
         policy = policy.for_env(env)
         observation = _reset(env, settings)
-        _, goals = policy.read(observation)
-        scene = Scene.of(
-            env,
-            policy.planner.layout,
-            observation,
-            goal=None if goals is None else goals[0],
-            guide=policy.config.guide,
-            route=None if goals is None else policy.routes(observation)[0],
+        scene = Scene.of_policy(policy, env, observation)
+        made, path, record = planned_episode(
+            policy, env, observation, seed=settings.seed, keep_chain=True
         )
-        # The drawn plan is the one that is executed: the same random stream, which is
-        # also that of the first episode of `evaluate` with this seed.
-        state = policy.initial_state(1, np.array([episode_stream(settings.seed, 0)]))
-        made = policy.plan(observation, state=state, keep_chain=True)
-        episode = run_episode(policy, env, observation, seed=settings.seed, state=state)
-    path = np.concatenate([policy.read(o)[0] for o in episode.observations])
     name = f"{env_id.rpartition('/')[2]}, seed {settings.seed}"
-    title = f"{name}: {_outcome(episode.record)}"
+    title = f"{name}: {record.outcome}"
     save_figure(plan_figure(made, scene, rollout=path, title=title), plan_file)
     written = [plan_file]
     if made.durations[0]:  # a single action has no path whose denoising can be seen
         save_figure(chain_figure(made, scene, title=f"{name}: denoising"), chain_file)
         save_chain_gif(made, scene, film_file, title=name)
         written += [chain_file, film_file]
-    record, planned = episode.record, scene.arrival(made)
+    planned = scene.arrival(made)
     score = f"score (100: {reference_of(env)})"
     rows = (
         ("start", _point(record.start)),
@@ -145,21 +132,6 @@ def _reset(env: Env, settings: PlanSettings) -> Any:
                 f"diffuser_envs.GoalResampling."
             )
     return observation
-
-
-def _outcome(record: EpisodeRecord) -> str:
-    """Return the outcome of the episode in a few words."""
-    if record.success is None:
-        return f"return {record.episode_return:.1f}"
-    arrival = "did not arrive"
-    if record.time_to_goal is not None:
-        arrival = "arrived " + (
-            f"after {counted(record.time_to_goal, 'env step')}"
-            if record.time_to_goal
-            else "at once"
-        )
-    score = "" if record.score is None else f", score {record.score:.1f}"
-    return f"{arrival}{score}"
 
 
 def _way(scene: Scene) -> tuple[tuple[str, str], ...]:

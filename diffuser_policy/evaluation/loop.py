@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -49,6 +49,10 @@ from diffuser_policy.evaluation.scores import score_of_returns
 from diffuser_policy.observations import batched, numbers
 from diffuser_policy.settings import converted, json_data, seed_or_drawn
 from diffuser_policy.versions import versions
+
+if TYPE_CHECKING:
+    from diffuser_policy.planning.plan import Plan
+    from diffuser_policy.policy import DiffuserPolicy
 
 UNRECORDED = ("episode",)  # wrappers put wall-clock times there
 DEFAULT_EPISODES = 100
@@ -437,6 +441,50 @@ def run_episode(
         check_length(env, tally.length)
         starting, done = False, after.terminated or after.truncated
     return Rollout(observations, tally.record())
+
+
+class PlannedEpisode(NamedTuple):
+    """An episode with its first plan.
+
+    Attributes:
+        plan: Of the first observation.
+        path: `[steps + 1, planning columns]` what happened.
+        record: Its results.
+    """
+
+    plan: Plan
+    path: np.ndarray
+    record: EpisodeRecord
+
+
+def planned_episode(
+    policy: DiffuserPolicy,
+    env: Env,
+    observation: Any,
+    *,
+    seed: int,
+    keep_chain: bool = False,
+) -> PlannedEpisode:
+    """Plan and run the first episode of `evaluate` with this seed.
+
+    The plan is the one that is executed, because both draw from the same random stream.
+
+    Args:
+        policy: Fitted to the environment.
+        env: Just reset.
+        observation: What `reset` returned.
+        seed: What it was reset with.
+        keep_chain: Keep how the plan came out of noise.
+
+    Raises:
+        EnvContractError: As `evaluate`.
+        ObservationError: An observation that cannot be planned from.
+    """
+    state = policy.initial_state(1, np.array([episode_stream(seed, 0)]))
+    plan = policy.plan(observation, state=state, keep_chain=keep_chain)
+    episode = run_episode(policy, env, observation, seed=seed, state=state)
+    path = np.concatenate([policy.read(each)[0] for each in episode.observations])
+    return PlannedEpisode(plan, path, episode.record)
 
 
 def episode_stream(seed: int, episode: int) -> int:

@@ -66,6 +66,17 @@ class EpisodeRecord:
     details: Mapping[str, Any] = field(default_factory=dict)
     task: str | None = None
 
+    @property
+    def outcome(self) -> str:
+        """What came of the episode, in a few words."""
+        if self.success is None:
+            outcome = f"return {self.episode_return:.1f}"
+        elif self.time_to_goal is None:
+            outcome = "did not arrive"
+        else:
+            outcome = f"arrived after {counted(self.time_to_goal, 'env step')}"
+        return outcome if self.score is None else f"{outcome}, score {self.score:.1f}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:

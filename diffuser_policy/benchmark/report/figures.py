@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from diffuser_policy.benchmark.cell_process import save_png
 from diffuser_policy.benchmark.cells import CellFolder
 from diffuser_policy.benchmark.report.scores import Group, comparisons
 from diffuser_policy.benchmark.report.study import PLANNER, Row, Study, curve_of
@@ -24,6 +23,7 @@ from diffuser_policy.benchmark.report.tables import number
 from diffuser_policy.errors import require_extra
 from diffuser_policy.evaluation.statistics import Interval
 from diffuser_policy.files import replaced_file
+from diffuser_policy.plotting import save_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
