@@ -170,6 +170,17 @@ def test_the_gap_is_to_the_best_baseline_on_the_same_episodes(tmp_path: Path) ->
     assert second["intervals"] == "overlapping"
 
 
+def test_of_single_episodes_no_overlap_is_told(tmp_path: Path) -> None:
+    study = scored(tmp_path, {"diffuser": [90.0], "iql": [10.0]})
+    [row] = rows_of(gap_table(study))
+    assert (row["difference"], row["intervals"]) == ("+80.0", "–")
+    [(_, rows)] = groups_of(study)
+    table = difference_table(study, rows)
+    assert table is not None
+    assert table.rows[0][1].small == ("better 100 %",)
+    assert not table.rows[0][1].strong
+
+
 def test_without_diffuser_the_gap_is_between_the_two_best(tmp_path: Path) -> None:
     study = scored(tmp_path, {"bc": [1.0, 2], "iql": [3.0, 4], "bcq": [0.0, 0]})
     [row] = rows_of(gap_table(study))

@@ -273,8 +273,13 @@ def crossed_draws(
     return means
 
 
-def disjoint(first: Interval, second: Interval) -> int:
-    """Return 1 if the first interval lies above the second, -1 if below, else 0."""
+def disjoint(first: Interval, second: Interval) -> int | None:
+    """Return 1 if the first interval lies above the second, -1 if below, else 0.
+
+    None where one of them has no ends.
+    """
+    if math.isnan(first.low) or math.isnan(second.low):
+        return None
     return int(first.low > second.high) - int(first.high < second.low)
 
 

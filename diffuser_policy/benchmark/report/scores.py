@@ -321,15 +321,16 @@ def gap_table(study: Study) -> Table | None:
             "best baseline": study.label(theirs.method),
             "its score": estimate(theirs.score),
             "difference": difference.rstrip(),
-            "intervals": _verdict(ours, theirs),
+            "intervals": _verdict(ours, theirs) or UNKNOWN,
         }
         rows.append(line)
     return table_of("Gap to the best baseline", rows)
 
 
 def _verdict(ours: Entry, theirs: Entry) -> str:
-    side = disjoint(ours.score, theirs.score)
-    return {1: "ahead, disjoint", -1: "behind, disjoint", 0: "overlapping"}[side]
+    """Return how the intervals lie; nothing where a single episode has none."""
+    words = {1: "ahead, disjoint", -1: "behind, disjoint", 0: "overlapping", None: ""}
+    return words[disjoint(ours.score, theirs.score)]
 
 
 def difference_table(study: Study, rows: Sequence[Row]) -> Table | None:
