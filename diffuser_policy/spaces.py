@@ -542,6 +542,20 @@ def _rows(part: Part, values: Any) -> tuple[np.ndarray, tuple[int, ...]]:
     return array.reshape(batch[0] if batch else 1, part.size), batch
 
 
+def action_box(space: Any) -> spaces.Box:
+    """Return a space of actions that is a bounded box.
+
+    Raises:
+        ConfigError: It is of another kind, or a bound is infinite.
+    """
+    if isinstance(space, spaces.Box) and space.is_bounded():
+        return space
+    raise ConfigError(
+        f"Actions have to lie in a Box with finite bounds, and the action space is "
+        f"{space}. Wrap the environment so that it is one, or choose another method."
+    )
+
+
 def check_action_bounds(low: Sequence[float], high: Sequence[float]) -> None:
     """Refuse an action space that is not a bounded box.
 

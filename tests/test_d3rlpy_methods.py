@@ -259,6 +259,8 @@ def test_cloning_the_best_episodes_finds_their_rule(tmp_path: Path) -> None:
         ("bc-best", {"best_share": 2.0}, "none", r"best_share must be in \(0, 1\]"),
         ("iql", {"return_range": 1000}, "hindsight", "return_range compares returns"),
         ("iql", {"return_range": 0}, "none", "return_range must be positive"),
+        ("iql", {"width": -4}, "none", "width must be positive, got -4"),
+        ("cql", {"actor_learning_rate": 0.0}, "none", "actor_learning_rate must be"),
         ("iql", {"return_range": "all"}, "none", "return_range must be"),
         ("iql", {"return_range": 1000}, "none", None),
         ("iql", {}, "hindsight", None),

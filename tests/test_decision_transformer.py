@@ -239,6 +239,8 @@ def test_problems_it_cannot_do_are_refused(tmp_path: Path, data: FlatDataset) ->
     single = Problem(env=GOAL_POINT, dataset="test/point-v0")
     with pytest.raises(ConfigError, match=r"best_share must be in \(0, 1\], got 2"):
         find_method("dt").check(single, {"best_share": 2.0})
+    with pytest.raises(ConfigError, match="num_layers must be positive, got 0"):
+        find_method("dt").check(single, {"num_layers": 0})
     with pytest.raises(ConfigError, match=r"told no rewards: .* Pendulum-v1 observes"):
         check_goals(gymnasium.make("Pendulum-v1"), dt.TOLD_NO_REWARDS)
     far = dict(data.fields)

@@ -225,6 +225,7 @@ def test_a_step_after_which_nothing_is_known_is_left_out() -> None:
         ({"horizon": 0}, "positive"),
         ({"mixing": 1.0}, r"mixing must be in \[0, 1\)"),
         ({"noise": -0.1}, "noise must be 0 or more"),
+        ({"width": -4}, "width must be positive, got -4"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(

@@ -193,11 +193,22 @@ def test_damaged_replay_is_an_error_with_advice(tmp_path: Path) -> None:
         train(training_of("sac-her", tmp_path, num_steps=40, settings=SMALL))
 
 
-def test_environments_without_goals_are_refused(tmp_path: Path) -> None:
-    """Hindsight needs goals; the error names what is observed instead."""
-    training = training_of("sac-her", tmp_path, env="Pendulum-v1", goals="none")
-    with pytest.raises(ConfigError, match="Pendulum-v1 observes Box"):
-        train(training)
+@pytest.mark.parametrize(
+    ("env", "settings", "told"),
+    [
+        ("Pendulum-v1", {}, "Pendulum-v1 observes Box"),
+        (FIXED_POINT, {"width": -1}, "width must be positive, got -1"),
+        (FIXED_POINT, {"learning_rate": 0.0}, "learning_rate must be positive"),
+        (FIXED_POINT, {"discount": 1.5}, r"discount must be in \[0, 1\], got 1.5"),
+        (FIXED_POINT, {"goals_per_row": -1}, "goals_per_row must be 0 or more"),
+    ],
+)
+def test_practice_that_cannot_work_is_refused_before_a_run(
+    env: str, settings: dict[str, Any], told: str
+) -> None:
+    problem = Problem(env=env, dataset="test/none-v0")
+    with pytest.raises(ConfigError, match=told):
+        find_method("sac-her").check(problem, settings)
 
 
 def test_a_script_takes_part(tmp_path: Path) -> None:

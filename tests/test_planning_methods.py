@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -19,8 +20,10 @@ from diffuser_policy.benchmark.methods import find_method
 from diffuser_policy.benchmark.problem import Problem
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.envs import make_env
-from diffuser_policy.errors import ConfigError
+from diffuser_policy.errors import ConfigError, UnknownNameError
 from diffuser_policy.evaluation import evaluate
+from tests.goal_point import GOAL_POINT, GoalPointEnv
+from tests.point_env import POINT
 
 ENV = "diffuser_envs/Maze2D-UMaze-v1"
 SMALL = {"horizon": 20, "hold": 10, "num_samples": 4, "num_iterations": 1}
@@ -52,6 +55,17 @@ def pushed_around(env: Any, num_steps: int = 300) -> FlatDataset:
         np.array([0, num_steps]),
         {"dataset_id": "test/pushes-v0", "action_low": [-1, -1], "action_high": [1, 1]},
     )
+
+
+class UnboundedEnv(GoalPointEnv):
+    """Takes actions of any size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.action_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+
+
+gym.register("test/Unbounded-v0", entry_point=lambda **_: UnboundedEnv())
 
 
 @pytest.fixture
@@ -107,9 +121,60 @@ def test_a_learned_model_is_not_trained_twice(
     )
 
 
-def test_a_horizon_beyond_the_diffusers_is_refused(training: MethodContext) -> None:
-    with pytest.raises(ConfigError, match="up to 63 actions"):
-        planning_methods.mppi_diffuser(training, horizon=70)
+@pytest.mark.parametrize(
+    ("name", "settings", "told"),
+    [
+        ("cem-simulator", {"horizon": 201}, "horizon must be a multiple of hold"),
+        (
+            "cem-simulator",
+            {"replan_interval": 15},
+            "replan_interval must be a multiple",
+        ),
+        ("cem-simulator", {"replan_interval": "often"}, "replan_interval"),
+        ("cem-simulator", {"num_samples": -1}, "num_samples must be positive, got -1"),
+        ("cem-simulator", {"objective": "nope"}, "nope"),
+        ("cem-learned", {"width": -4}, "width must be positive, got -4"),
+        ("cem-learned", {"num_members": 0}, "num_members must be positive, got 0"),
+        ("mppi-diffuser", {"horizon": 70}, "up to 63 actions"),
+        ("mppi-diffuser", {"num_sampling_steps": 0}, "num_sampling_steps must be"),
+        ("mppi-diffuser", {"planner": "multi2d-umaze"}, "window.actions"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_a_run(
+    name: str, settings: dict[str, Any], told: str
+) -> None:
+    if name.startswith("mppi"):
+        pytest.importorskip("pytorch_mppi", reason="needs the extra 'baselines'")
+    problem = Problem(env=ENV, dataset="test/pushes-v0")
+    find_method(name).check(problem, {})
+    with pytest.raises((ConfigError, UnknownNameError), match=told):
+        find_method(name).check(problem, settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "env", "told"),
+    [
+        ("cem-simulator", "Pendulum-v1", "needs observations with observation"),
+        ("cem-learned", "Pendulum-v1", "needs observations with observation"),
+        ("cem-simulator", GOAL_POINT, "GoalPointEnv has no simulate"),
+        ("cem-learned", POINT, "has no compute_reward"),
+        ("random", "CartPole-v1", r"the action space is Discrete\(2\)"),
+        ("random", "test/Unbounded-v0", "a Box with finite bounds"),
+        ("cem-learned", "test/Unbounded-v0", "a Box with finite bounds"),
+        ("mbop", "CartPole-v1", "a Box with finite bounds"),
+    ],
+)
+def test_environments_that_cannot_serve_are_refused_before_a_run(
+    name: str, env: str, told: str
+) -> None:
+    problem = Problem(env=env, dataset="test/none-v0")
+    with pytest.raises(ConfigError, match=told):
+        find_method(name).check(problem, {})
+
+
+def test_random_actions_need_nothing_but_bounds() -> None:
+    for env in ("Pendulum-v1", POINT, GOAL_POINT):
+        find_method("random").check(Problem(env=env, dataset="test/none-v0"), {})
 
 
 def test_an_environment_without_a_simulator_is_refused() -> None:

@@ -301,16 +301,18 @@ def _method(
 
 
 def _refuses(problem: Problem, settings: Mapping[str, Any]) -> None:
-    """Refuse settings of returns that would fail in the cell.
+    """Refuse settings that would fail in the cell.
 
     Raises:
-        ConfigError: A share that is not in (0, 1], a range that is not positive, or
-            either of them where goals differ.
+        ConfigError: A size or a rate that is not positive, a share that is not in
+            (0, 1], a range that is not positive, or either of them where goals differ.
     """
     share = settings.get("best_share", 1.0)
     scale = converted(settings.get("return_range"), float | None, "return_range")
     check_share(share)
-    positive(SimpleNamespace(return_range=scale), "return_range")
+    given = SimpleNamespace(**{**settings, "return_range": scale})
+    rates = [name for name in settings if name.endswith("learning_rate")]
+    positive(given, "width", "batch_size", "return_range", *rates)
     if problem.goals == "hindsight" and (share != 1 or scale is not None):
         setting = "return_range" if share == 1 else "best_share"
         raise ConfigError(

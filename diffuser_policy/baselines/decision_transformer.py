@@ -18,6 +18,7 @@ goals, by a network that learned the rewards of the data.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ from diffuser_policy.benchmark.methods import register_method
 from diffuser_policy.benchmark.problem import Problem
 from diffuser_policy.envs import reward_of_goals
 from diffuser_policy.errors import ConfigError, require_extra
+from diffuser_policy.settings import positive
 
 TOLD_NO_REWARDS = (
     "A Decision Transformer has to know what it has earned so far, but predict is told "
@@ -226,6 +228,8 @@ class TransformerPolicy:
 
 def _refuse(_: Problem, settings: Mapping[str, Any]) -> None:
     check_share(settings["best_share"])
+    sizes = "width", "num_layers", "context", "batch_size", "learning_rate"
+    positive(SimpleNamespace(**settings), *sizes)
 
 
 @register_method(

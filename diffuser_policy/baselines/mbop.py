@@ -48,7 +48,7 @@ from diffuser_policy.config import OptimizationConfig
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.returns import returns_to_go
 from diffuser_policy.errors import ConfigError, DatasetError
-from diffuser_policy.spaces import into_box
+from diffuser_policy.spaces import action_box, into_box
 from diffuser_policy.training.loss import step_generator
 from diffuser_policy.training.processes import Processes
 from diffuser_policy.training.state import data_facts
@@ -406,7 +406,9 @@ def _refuse(problem: Problem, settings: Mapping[str, Any]) -> None:
         )
     if settings["noise"] < 0:
         raise ConfigError(f"noise must be 0 or more, got {settings['noise']}.")
+    DynamicsConfig(num_members=members, width=settings["width"])
     with closing(problem.make_env()) as env:
+        action_box(env.action_space)
         if not isinstance(env.observation_space, spaces.Box):
             raise ConfigError(
                 f"mbop plans for observations that are one array, without goals; "

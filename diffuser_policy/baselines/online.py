@@ -9,7 +9,10 @@ training that was killed resumes to the same result.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -22,9 +25,12 @@ from diffuser_policy.baselines.learning import load_parts, num_parameters, save_
 from diffuser_policy.baselines.transitions import check_goals
 from diffuser_policy.benchmark.context import MethodContext
 from diffuser_policy.benchmark.methods import register_method
+from diffuser_policy.benchmark.problem import Problem
 from diffuser_policy.envs import Env
-from diffuser_policy.errors import CheckpointError
+from diffuser_policy.errors import CheckpointError, ConfigError
 from diffuser_policy.files import replaced_folder
+from diffuser_policy.settings import positive
+from diffuser_policy.spaces import action_box
 from diffuser_policy.training.state import Parts
 
 BUFFER_ROWS = 1_000_000
@@ -54,12 +60,26 @@ class SeededEpisodes(gymnasium.Wrapper[Any, Any, Any, Any]):
         return self.env.reset(seed=number, options=options)
 
 
+def _refuse(problem: Problem, settings: Mapping[str, Any]) -> None:
+    """Refuse settings and environments with which the training would fail."""
+    positive(SimpleNamespace(**settings), "width", "batch_size", "learning_rate")
+    if not 0 <= settings["discount"] <= 1:
+        raise ConfigError(f"discount must be in [0, 1], got {settings['discount']}.")
+    for name in ("goals_per_row", "warm_up"):
+        if settings[name] < 0:
+            raise ConfigError(f"{name} must be 0 or more, got {settings[name]}.")
+    with closing(problem.make_env()) as env:
+        check_goals(env, "sac-her learns from goals in hindsight")
+        action_box(env.action_space)
+
+
 @register_method(
     "sac-her",
     label="SAC+HER",
     needs_dataset=False,
     modules={"stable_baselines3": "sb3"},
     num_steps=50_000,
+    refuses=_refuse,
 )
 def sac_her(
     context: MethodContext,
@@ -83,14 +103,12 @@ def sac_her(
         warm_up: Env steps of random actions before the first gradient step.
 
     Raises:
-        ConfigError: The environment has no goals.
         CheckpointError: The checkpoint of a killed training cannot be read.
     """
     from stable_baselines3 import SAC, HerReplayBuffer
 
     torch.set_num_threads(1)
     env = SeededEpisodes(context.make_env(), context.seed)
-    check_goals(env, "sac-her learns from goals in hindsight")
     limit = (env.spec.max_episode_steps if env.spec else None) or 0
     agent = SAC(
         "MultiInputPolicy",

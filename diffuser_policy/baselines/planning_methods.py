@@ -19,7 +19,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import fields
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
@@ -27,6 +28,7 @@ from gymnasium import spaces
 from diffuser_policy.baselines.dynamics import (
     ACTION_PLANNER_HORIZON,
     DiffuserDynamics,
+    DynamicsConfig,
     learn_dynamics,
     simulator_of,
     train_action_planner,
@@ -44,9 +46,13 @@ from diffuser_policy.baselines.shooting import (
 )
 from diffuser_policy.benchmark.context import MethodContext
 from diffuser_policy.benchmark.methods import register_method
+from diffuser_policy.benchmark.problem import Problem
+from diffuser_policy.config import PlannerConfig
+from diffuser_policy.envs import Env
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.policy import DiffuserPolicy
-from diffuser_policy.spaces import into_box
+from diffuser_policy.settings import converted
+from diffuser_policy.spaces import action_box, into_box
 
 SEARCH: dict[str, Any] = {
     "objective": "reward",
@@ -56,92 +62,161 @@ SEARCH: dict[str, Any] = {
 }
 
 
+class Place(NamedTuple):
+    """Where plans are tried.
+
+    Attributes:
+        label: In tables.
+        words: In sentences.
+        settings: Its own, and other defaults than those of `SEARCH` and the optimizer.
+        model: Makes the model from context, environment, horizon and its settings.
+        check: Refuses an environment and all settings with which `model` would fail.
+    """
+
+    label: str
+    words: str
+    settings: Mapping[str, Any]
+    model: Callable[..., Model]
+    check: Callable[[Env, Mapping[str, Any]], object]
+
+
+def _simulator(_context: MethodContext, env: Env, _horizon: int) -> Model:
+    return simulator_of(env)
+
+
+def _check_simulator(env: Env, _settings: Mapping[str, Any]) -> None:
+    simulator_of(env)
+
+
+def _learned(
+    context: MethodContext, _env: Env, _horizon: int, *, num_members: int, width: int
+) -> Model:
+    return learn_dynamics(context, num_members=num_members, width=width)
+
+
+def _check_learned(_env: Env, settings: Mapping[str, Any]) -> None:
+    DynamicsConfig(num_members=settings["num_members"], width=settings["width"])
+
+
 def _diffuser(
     context: MethodContext,
+    _env: Env,
     horizon: int,
     *,
     planner: str | None,
     num_sampling_steps: int,
 ) -> Model:
     """Return a Diffuser as a model, trained here if no `planner` is given."""
-
-    def check_horizon(most: int) -> None:
-        if horizon > most:
-            raise ConfigError(
-                f"This Diffuser says where up to {most} actions lead; a horizon of "
-                f"{horizon} env steps is too long. Shorten it, or train a longer one."
-            )
-
-    if planner is None:
-        check_horizon(ACTION_PLANNER_HORIZON - 1)  # before it is trained
-    policy = DiffuserPolicy.from_pretrained(
-        planner or train_action_planner(context), num_sampling_steps=num_sampling_steps
+    return _loaded_diffuser(
+        planner or train_action_planner(context),
+        horizon,
+        num_sampling_steps,
+        seed=context.seed,
     )
-    model = DiffuserDynamics(policy.planner, seed=context.seed)
-    check_horizon(model.max_steps)
+
+
+def _check_diffuser(_env: Env, settings: Mapping[str, Any]) -> None:
+    planner, horizon = settings["planner"], settings["horizon"]
+    if planner is not None:
+        _loaded_diffuser(planner, horizon, settings["num_sampling_steps"])
+        return
+    PlannerConfig(num_sampling_steps=settings["num_sampling_steps"])
+    _check_horizon(horizon, ACTION_PLANNER_HORIZON - 1)
+
+
+def _loaded_diffuser(
+    planner: str | Path, horizon: int, num_sampling_steps: int, *, seed: int = 0
+) -> DiffuserDynamics:
+    policy = DiffuserPolicy.from_pretrained(
+        planner, num_sampling_steps=num_sampling_steps
+    )
+    model = DiffuserDynamics(policy.planner, seed=seed)
+    _check_horizon(horizon, model.max_steps)
     return model
 
 
-# Where plans are tried: label, words, settings of its own or other defaults than those
-# of `SEARCH` and the optimizer, and a function of context, environment and horizon.
-PLACES: dict[str, tuple[str, str, dict[str, Any], Callable[..., Model]]] = {
-    "simulator": (
+def _check_horizon(horizon: int, most: int) -> None:
+    if horizon > most:
+        raise ConfigError(
+            f"This Diffuser says where up to {most} actions lead; a horizon of "
+            f"{horizon} env steps is too long. Shorten it, or train a longer one."
+        )
+
+
+PLACES = {
+    "simulator": Place(
         "simulator",
         "the environment's own simulator",
         {},
-        lambda _, env, __: simulator_of(env),
+        _simulator,
+        _check_simulator,
     ),
-    "learned": (
+    "learned": Place(
         "learned model",
         "dynamics that are learnt from the data",
         {"num_members": 5, "width": 128},
-        lambda context, _, __, **given: learn_dynamics(context, **given),
+        _learned,
+        _check_learned,
     ),
-    "diffuser": (
+    "diffuser": Place(
         "Diffuser",
         "a Diffuser that is given the actions",
         {"planner": None, "num_sampling_steps": 8, "horizon": 60, "num_iterations": 1},
-        lambda context, _, horizon, **given: _diffuser(context, horizon, **given),
+        _diffuser,
+        _check_diffuser,
     ),
 }
 
 
 def _method(
-    optimizer: type[MPPI | CrossEntropy], place: str
+    optimizer: type[MPPI | CrossEntropy], name: str
 ) -> Callable[..., ShootingPolicy]:
     """Register a method that plans with an optimizer, whose fields are settings."""
-    is_mppi = optimizer is MPPI
-    name, words = ("mppi", "MPPI") if is_mppi else ("cem", "the cross-entropy method")
-    label, where, settings, model_of = PLACES[place]
+    is_mppi, place = optimizer is MPPI, PLACES[name]
+    short, words = ("mppi", "MPPI") if is_mppi else ("cem", "the cross-entropy method")
     searching = {part.name: part.default for part in fields(optimizer)}
 
     def plan(
         context: MethodContext, *, objective: str, horizon: int, **rest: Any
     ) -> ShootingPolicy:
         search = optimizer(**{key: rest.pop(key) for key in searching})
-        timing = {key: rest.pop(key) for key in ("hold", "replan_interval")}
+        times = {key: rest.pop(key) for key in ("hold", "replan_interval")}
         env = context.make_env()  # its reward function is used later
         spaces = env_spaces(env)
-        aim = make_objective(objective, env, spaces)
-        check_search(spaces, horizon=horizon, **timing)  # before a model is trained
         return ShootingPolicy(
-            model_of(context, env, horizon, **rest),
-            aim,
+            place.model(context, env, horizon, **rest),
+            make_objective(objective, env, spaces),
             search,
             spaces=spaces,
             horizon=horizon,
             seed=context.seed,
-            **timing,
+            **times,
         )
+
+    def refuse(problem: Problem, settings: Mapping[str, Any]) -> None:
+        """Refuse settings and environments with which `plan` would fail."""
+        optimizer(**{key: settings[key] for key in searching})
+        interval = converted(settings["replan_interval"], int | None, "replan_interval")
+        with closing(problem.make_env()) as env:
+            spaces = env_spaces(env)
+            make_objective(settings["objective"], env, spaces)
+            check_search(
+                spaces,
+                horizon=settings["horizon"],
+                hold=settings["hold"],
+                replan_interval=interval,
+            )
+            place.check(env, settings)
 
     return family_method(
         plan,
-        f"{name}-{place}",
-        f"Plan with {words} in {where}.",
-        settings={**SEARCH, **searching, **settings},
-        label=f"{name.upper()} ({label})",
-        needs_dataset=place != "simulator",
+        f"{short}-{name}",
+        f"Plan with {words} in {place.words}.",
+        settings={**SEARCH, **searching, **place.settings},
+        label=f"{short.upper()} ({place.label})",
+        needs_dataset=name != "simulator",
         modules={"pytorch_mppi": "baselines"} if is_mppi else None,
+        refuses=refuse,
     )
 
 
@@ -152,11 +227,16 @@ cem_learned = _method(CrossEntropy, "learned")
 mppi_diffuser = _method(MPPI, "diffuser")
 
 
-@register_method("random", label="Random", needs_dataset=False)
+def _refuse_actions(problem: Problem, _: Mapping[str, Any]) -> None:
+    with closing(problem.make_env()) as env:
+        action_box(env.action_space)
+
+
+@register_method("random", label="Random", needs_dataset=False, refuses=_refuse_actions)
 def random(context: MethodContext) -> RandomPolicy:
     """Draw every action uniformly."""
     with closing(context.make_env()) as env:
-        space: Any = env.action_space
+        space = action_box(env.action_space)
     return RandomPolicy(space, seed=context.seed)
 
 

@@ -44,6 +44,7 @@ from diffuser_policy.errors import (
 from diffuser_policy.settings import positive
 from diffuser_policy.spaces import (
     SpaceSpec,
+    action_box,
     find_goal_columns,
     into_box,
 )
@@ -364,7 +365,8 @@ def env_spaces(env: Env) -> SpaceSpec:
     """Read the spaces of a goal environment; resets it, and acts in it.
 
     Raises:
-        ConfigError: Observations that are no goal dictionaries.
+        ConfigError: Observations that are no goal dictionaries, or actions without
+            bounds.
     """
     space: Any = env.observation_space
     parts = getattr(space, "spaces", {})
@@ -373,17 +375,17 @@ def env_spaces(env: Env) -> SpaceSpec:
             f"Planning by trial needs observations with {', '.join(GOAL_PARTS)}; this "
             f"environment has {space}."
         )
+    actions = action_box(env.action_space)
     seen = glimpses(env)
     observation, achieved = (
         np.stack([each[key] for each in seen]) for key in GOAL_PARTS[:2]
     )
-    action_space: Any = env.action_space
     return SpaceSpec(
         observation_size=observation.shape[1],
         goal_size=achieved.shape[1],
         goal_columns=find_goal_columns(observation, achieved),
-        action_low=tuple(map(float, action_space.low.reshape(-1))),
-        action_high=tuple(map(float, action_space.high.reshape(-1))),
-        action_shape=action_space.shape,
-        action_dtype=str(action_space.dtype),
+        action_low=tuple(map(float, actions.low.reshape(-1))),
+        action_high=tuple(map(float, actions.high.reshape(-1))),
+        action_shape=actions.shape,
+        action_dtype=str(actions.dtype),
     )

@@ -104,7 +104,8 @@ class Timing:
 
         The first call also warms up the libraries; it is left out if there are others.
         """
-        return 1000 * _warm(self.plan_seconds) / _warm(self.plan_rows)
+        times: np.ndarray = 1000 * _warm(self.plan_seconds) / _warm(self.plan_rows)
+        return times
 
     def call_milliseconds(self) -> np.ndarray:
         """Return the time `[calls]` of each call that planned, for all of its rows.
