@@ -30,7 +30,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_model
 from torch import Tensor, nn
 
 from diffuser_policy.baselines.learning import train_run
@@ -54,15 +53,13 @@ from diffuser_policy.errors import (
     DatasetError,
     SpaceMismatchError,
 )
-from diffuser_policy.files import replaced_file
 from diffuser_policy.planning.planner import Planner
 from diffuser_policy.settings import positive
 from diffuser_policy.training.loss import step_generator
 from diffuser_policy.training.processes import Processes
 from diffuser_policy.training.state import data_facts
-from diffuser_policy.training.trainer import Trainer, TrainingRun
+from diffuser_policy.training.trainer import Networks, Trainer, TrainingRun
 
-WEIGHTS_FILE = "model.safetensors"
 EMA_DECAY = 0.99  # short: the step size falls to zero in any case
 SLACK = 0.5  # of the data's range, on either side: where imagination ends
 CONSTANT = 1e-6  # columns that spread less are not scaled
@@ -159,10 +156,7 @@ class DynamicsEnsemble(Ensemble):
     ) -> None:
         """Measure how inputs and outputs are scaled; arguments as of `transitions`."""
         rows = np.concatenate([states, actions, following - states], axis=1)
-        mean = rows.mean(axis=0, dtype=np.float64)
-        std = rows.std(axis=0, dtype=np.float64)
-        std[std < CONSTANT] = 1.0
-        self.moments.copy_(torch.from_numpy(np.stack([mean, std])))
+        self.moments.copy_(moments(rows))
         limits = np.stack([following.min(axis=0), following.max(axis=0)])
         self.limits.copy_(torch.from_numpy(limits))
 
@@ -182,6 +176,12 @@ class DynamicsEnsemble(Ensemble):
         following: Tensor = states + shift + scale * changes
         return following.clamp(low - slack, high + slack)
 
+    def changes(self, states: Tensor, following: Tensor) -> Tensor:
+        """Return the normalized changes `[members, n, state]` that lead to states."""
+        shift, scale = self.moments[:, -self.state_size :]
+        changes: Tensor = (following - states - shift) / scale
+        return changes
+
     @torch.inference_mode()
     def simulate(self, states: np.ndarray, actions: np.ndarray) -> np.ndarray:
         """Return what every member imagines, `[members, n, steps, state]`.
@@ -190,16 +190,22 @@ class DynamicsEnsemble(Ensemble):
             SpaceMismatchError: States or actions of another size.
         """
         _check_sizes(states, actions, self.state_size, self.action_size)
-        device = self.moments.device
-        first = torch.as_tensor(np.array(states, np.float32), device=device)
-        pushes = torch.as_tensor(np.array(actions, np.float32), device=device)
+        first, pushes = _tensor(states), _tensor(actions)
         x = first.expand(self.num_members, *first.shape)
         imagined = []
         for step in range(pushes.shape[1]):
             action = pushes[:, step].expand(self.num_members, -1, -1)
             x = self.following(x, self(x, action))
             imagined.append(x)
-        return torch.stack(imagined, dim=2).cpu().numpy()
+        return torch.stack(imagined, dim=2).numpy()
+
+
+def moments(rows: np.ndarray) -> Tensor:
+    """Return mean and standard deviation of the rows, `[2, …]`."""
+    mean = rows.mean(axis=0, dtype=np.float64)
+    std = rows.std(axis=0, dtype=np.float64)
+    std = np.where(std < CONSTANT, 1.0, std)
+    return torch.from_numpy(np.stack([mean, std]).astype(np.float32))
 
 
 class DynamicsLoss(nn.Module):
@@ -219,16 +225,59 @@ class DynamicsLoss(nn.Module):
         generator = step_generator(self.config.seed, step, 1 + process, accumulation)
         size = (self.ensemble.num_members, self.config.batch_size)
         rows = torch.randint(len(self.transitions[0]), size, generator=generator)
-        device = self.ensemble.moments.device
         states, actions, following = (
-            torch.from_numpy(part[rows.numpy()]).to(device) for part in self.transitions
+            torch.from_numpy(part[rows.numpy()]) for part in self.transitions
         )
-        shift, scale = self.ensemble.moments[:, -self.ensemble.state_size :]
-        error = self.ensemble(states, actions) - (following - states - shift) / scale
+        changes = self.ensemble.changes(states, following)
+        error = self.ensemble(states, actions) - changes
         return {"dynamics": error.square().mean(dim=(1, 2)).sum()}
 
 
-class DynamicsRun(TrainingRun[DynamicsEnsemble]):
+class EnsembleRun(TrainingRun[Networks]):
+    """Trains networks on the CPU from the checkpoint in a folder, if there is one."""
+
+    def __init__(
+        self,
+        networks: Networks,
+        loss: nn.Module,
+        *,
+        config: DynamicsConfig,
+        flat: FlatDataset,
+        output: Path,
+        **settings: Any,
+    ) -> None:
+        """Hold networks and loss.
+
+        Args:
+            networks: What is trained.
+            loss: As `DynamicsLoss`.
+            config: Settings of the networks and of the training.
+            flat: The data.
+            output: Folder of the run.
+            settings: Others that determine the weights, as JSON data.
+
+        Raises:
+            ConfigError: The folder holds a run with other settings or other data.
+        """
+        super().__init__(
+            networks,
+            loss,
+            optimization=OptimizationConfig(
+                num_steps=config.num_steps,
+                batch_size=config.batch_size,
+                learning_rate=config.learning_rate,
+                ema_decay=EMA_DECAY,
+            ),
+            settings={**asdict(config), **settings, "data": data_facts(flat)},
+            output=output,
+            processes=Processes.single("cpu"),
+        )
+
+    def write_planner(self) -> None:
+        """Write nothing: the checkpoint has the averaged weights."""
+
+
+class DynamicsRun(EnsembleRun[DynamicsEnsemble]):
     """Trains an ensemble from the latest checkpoint in its folder, if there is one.
 
     Raises:
@@ -241,29 +290,13 @@ class DynamicsRun(TrainingRun[DynamicsEnsemble]):
         with seeded(config.seed):
             ensemble = DynamicsEnsemble(flat.observation_size, flat.action_size, config)
         ensemble.fit_moments(*rows)
-        super().__init__(
-            ensemble,
-            DynamicsLoss(ensemble, rows, config),
-            optimization=OptimizationConfig(
-                num_steps=config.num_steps,
-                batch_size=config.batch_size,
-                learning_rate=config.learning_rate,
-                ema_decay=EMA_DECAY,
-            ),
-            settings={**asdict(config), "data": data_facts(flat)},
-            output=output,
-            processes=Processes.single("cpu"),
-        )
+        loss = DynamicsLoss(ensemble, rows, config)
+        super().__init__(ensemble, loss, config=config, flat=flat, output=output)
 
     @property
     def ensemble(self) -> DynamicsEnsemble:
         """The averaged networks, with which to plan."""
         return self.average
-
-    def write_planner(self) -> None:
-        """Write the averaged weights into the output folder."""
-        with replaced_file(self.output / WEIGHTS_FILE) as partial:
-            save_model(self.ensemble, str(partial))
 
 
 def transitions(flat: FlatDataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

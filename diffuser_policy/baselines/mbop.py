@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,27 +31,23 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from diffuser_policy.baselines.dynamics import (
-    CONSTANT,
-    EMA_DECAY,
     DynamicsConfig,
     DynamicsEnsemble,
     Ensemble,
+    EnsembleRun,
+    moments,
 )
-from diffuser_policy.baselines.learning import num_parameters, train_run
+from diffuser_policy.baselines.learning import train_run
 from diffuser_policy.baselines.shooting import ShootingState
 from diffuser_policy.benchmark.context import MethodContext, flat_observation
 from diffuser_policy.benchmark.methods import register_method
 from diffuser_policy.benchmark.problem import Problem
 from diffuser_policy.build import seeded
-from diffuser_policy.config import OptimizationConfig
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.returns import returns_to_go
 from diffuser_policy.errors import ConfigError, DatasetError
 from diffuser_policy.spaces import action_box, into_box
 from diffuser_policy.training.loss import step_generator
-from diffuser_policy.training.processes import Processes
-from diffuser_policy.training.state import data_facts
-from diffuser_policy.training.trainer import TrainingRun
 
 NUM_STEPS = 20_000  # where nobody sets a budget
 
@@ -165,11 +160,11 @@ class OfflineModel(nn.Module):
         self.dynamics.fit_moments(
             *(part[goes_on] for part in (steps.states, steps.actions, steps.following))
         )
-        self.dynamics.reward_moments.copy_(_moments(steps.rewards))
+        self.dynamics.reward_moments.copy_(moments(steps.rewards))
         self.behavior = Ensemble(state, action, config)
         self.value = Ensemble(state, 1, config)
-        self.register_buffer("state_moments", _moments(steps.states))
-        self.register_buffer("return_moments", _moments(steps.returns))
+        self.register_buffer("state_moments", moments(steps.states))
+        self.register_buffer("return_moments", moments(steps.returns))
 
     def scaled(self, states: Tensor) -> Tensor:
         """Return states as clone and value read them."""
@@ -182,14 +177,6 @@ class OfflineModel(nn.Module):
         mean, std = self.return_moments
         found: Tensor = mean + std * self.value.outputs(self.scaled(states))[..., 0]
         return found
-
-
-def _moments(rows: np.ndarray) -> Tensor:
-    """Return mean and standard deviation of the rows, `[2, …]`."""
-    mean = rows.mean(axis=0, dtype=np.float64)
-    std = rows.std(axis=0, dtype=np.float64)
-    std = np.where(std < CONSTANT, 1.0, std)
-    return torch.from_numpy(np.stack([mean, std]).astype(np.float32))
 
 
 class OfflineLoss(nn.Module):
@@ -211,9 +198,8 @@ class OfflineLoss(nn.Module):
         batch = (torch.from_numpy(part[rows]) for part in self.steps)
         states, actions, following, rewards, ended, returns = batch
         found, goes_on = dynamics(states, actions), 1 - ended
-        shift, scale = dynamics.moments[:, -dynamics.state_size :]
-        change = (following - states - shift) / scale
-        error = (found[..., : dynamics.state_size] - change).square().mean(dim=-1)
+        changes = dynamics.changes(states, following)
+        error = (found[..., : dynamics.state_size] - changes).square().mean(dim=-1)
         mean, std = dynamics.reward_moments
         paid = (found[..., -2] - (rewards - mean) / std).square()
         ends = nn.functional.binary_cross_entropy_with_logits(
@@ -230,7 +216,7 @@ class OfflineLoss(nn.Module):
         }
 
 
-class OfflineRun(TrainingRun[OfflineModel]):
+class OfflineRun(EnsembleRun[OfflineModel]):
     """Trains the model from the latest checkpoint in its folder, if there is one."""
 
     def __init__(
@@ -253,23 +239,11 @@ class OfflineRun(TrainingRun[OfflineModel]):
         super().__init__(
             model,
             OfflineLoss(model, steps, config),
-            optimization=OptimizationConfig(
-                num_steps=config.num_steps,
-                batch_size=config.batch_size,
-                learning_rate=config.learning_rate,
-                ema_decay=EMA_DECAY,
-            ),
-            settings={
-                **asdict(config),
-                "discount": discount,
-                "data": data_facts(flat),
-            },
+            config=config,
+            flat=flat,
             output=output,
-            processes=Processes.single("cpu"),
+            discount=discount,
         )
-
-    def write_planner(self) -> None:
-        """Write nothing: the checkpoint beside it has the averaged weights."""
 
 
 class OfflinePlanner:
@@ -481,5 +455,4 @@ def learn_outcomes(
     """Train a model of the problem's data in a folder, or resume that."""
     run = OfflineRun(config, context.dataset, folder, discount=discount)
     train_run(context, run, config.num_steps)
-    context.facts["num_parameters"] = num_parameters(run.average)
     return run
