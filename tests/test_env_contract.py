@@ -34,7 +34,8 @@ from diffuser_policy.errors import (
     UnknownNameError,
 )
 from diffuser_policy.evaluation.loop import run_episode
-from diffuser_policy.evaluation.report import table, to_json, write_json
+from diffuser_policy.evaluation.report import table, to_json
+from diffuser_policy.files import write_json
 
 pytest.importorskip("minari", reason="needs the extra 'data'")
 DATASET = "test/walk-v0"
@@ -263,7 +264,7 @@ def test_returns_that_are_not_finite_are_null_in_reports(
     reward: float, tmp_path: Path
 ) -> None:
     result = evaluate(Reusing(), lambda: Walk(reward), episodes=3, progress=False)
-    write_json(result, tmp_path / "result.json")
+    write_json(tmp_path / "result.json", to_json(result))
     data = json.loads((tmp_path / "result.json").read_text())
     assert [episode["return"] for episode in data["episodes"]] == [None] * 3
     assert data["summary"]["return"] == {"mean": None, "low": None, "high": None}

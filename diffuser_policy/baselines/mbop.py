@@ -274,14 +274,8 @@ class OfflinePlanner:
         self, num_envs: int, streams: np.ndarray | None = None
     ) -> ShootingState:
         """Return the state before the first step, as `ShootingPolicy` does."""
-        given = np.arange(num_envs) if streams is None else np.asarray(streams)
-        shape = (num_envs, self.horizon, len(self._low))
-        return ShootingState(
-            plans=np.zeros(shape, np.float32),
-            ages=np.full(num_envs, -1),
-            streams=given.astype(np.int64),
-            num_plans=np.zeros(num_envs, np.int64),
-        )
+        shape = (self.horizon, len(self._low))
+        return ShootingState.initial(num_envs, shape, streams, dtype=np.float32)
 
     @torch.inference_mode()
     def predict(

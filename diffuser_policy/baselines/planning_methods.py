@@ -250,9 +250,8 @@ class RandomPolicy:
         self, num_envs: int, streams: np.ndarray | None = None
     ) -> ShootingState:
         """Return the state before the first step, as `ShootingPolicy` does."""
-        given = np.arange(num_envs) if streams is None else np.asarray(streams)
-        nothing, zeros = np.zeros((num_envs, 0, 0)), np.zeros(num_envs, np.int64)
-        return ShootingState(nothing, zeros, given.astype(np.int64), zeros)
+        state = ShootingState.initial(num_envs, (0, 0), streams)
+        return state._replace(ages=np.zeros(num_envs, np.int64))  # nothing is planned
 
     def predict(
         self,

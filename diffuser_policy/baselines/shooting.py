@@ -167,6 +167,31 @@ class ShootingState(NamedTuple):
     streams: np.ndarray  # [n] random stream
     num_plans: np.ndarray  # [n] plans made from this stream
 
+    @classmethod
+    def initial(
+        cls,
+        num_envs: int,
+        plan_shape: tuple[int, ...],
+        streams: np.ndarray | None = None,
+        *,
+        dtype: type[np.floating] = np.float64,
+    ) -> ShootingState:
+        """Return the state before the first step, without plans.
+
+        Args:
+            num_envs: Rows.
+            plan_shape: Of one plan, `(knots, action)`.
+            streams: `[n]` random streams; 0, 1, 2, … if not given.
+            dtype: Of plans.
+        """
+        given = np.arange(num_envs) if streams is None else np.asarray(streams)
+        return cls(
+            plans=np.zeros((num_envs, *plan_shape), dtype),
+            ages=np.full(num_envs, -1),
+            streams=given.astype(np.int64),
+            num_plans=np.zeros(num_envs, np.int64),
+        )
+
     def rows(self, index: Any) -> ShootingState:
         """Return the state of some rows."""
         return ShootingState(*(part[index] for part in self))
@@ -252,13 +277,8 @@ class ShootingPolicy:
         self, num_envs: int, streams: np.ndarray | None = None
     ) -> ShootingState:
         """Return the state before the first step; streams are 0, 1, 2, … by default."""
-        given = np.arange(num_envs) if streams is None else np.asarray(streams)
-        return ShootingState(
-            plans=np.zeros((num_envs, self.horizon // self.hold, len(self._center))),
-            ages=np.full(num_envs, -1),
-            streams=given.astype(np.int64),
-            num_plans=np.zeros(num_envs, np.int64),
-        )
+        shape = (self.horizon // self.hold, len(self._center))
+        return ShootingState.initial(num_envs, shape, streams)
 
     def predict(
         self,

@@ -55,10 +55,10 @@ def evaluate(settings: EvaluateSettings) -> int:
     from diffuser_policy.evaluation.report import (
         check_card,
         table,
+        to_json,
         write_card,
-        write_json,
     )
-    from diffuser_policy.files import check_writable
+    from diffuser_policy.files import check_writable, write_json
 
     if settings.json is not None:
         check_writable(settings.json)
@@ -83,7 +83,7 @@ def evaluate(settings: EvaluateSettings) -> int:
     named = {"planner": settings.planner, **results.settings}
     results = dataclasses.replace(results, settings=named)
     if settings.json is not None:  # first: what is printed may be lost
-        write_json(results, settings.json)
+        write_json(settings.json, to_json(results))
     if settings.card:
         write_card(results, Path(settings.planner))
     Console().print(table(results))

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from diffuser_policy import files
 from diffuser_policy.errors import ConfigError
-from diffuser_policy.evaluation.records import Evaluation, Summary
+from diffuser_policy.evaluation.records import OF_TASKS, Evaluation, Summary
 from diffuser_policy.evaluation.statistics import Interval
 from diffuser_policy.settings import json_data
 from diffuser_policy.words import counted
@@ -60,15 +60,6 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
         "settings": json_data(evaluation.settings),
         "versions": dict(evaluation.versions),
     }
-
-
-def write_json(evaluation: Evaluation, path: Path) -> None:
-    """Write an evaluation as JSON, atomically.
-
-    Raises:
-        StorageError: It could not be written.
-    """
-    files.write_json(path, to_json(evaluation))
 
 
 def check_card(settings: Mapping[str, Any], folder: Path) -> None:
@@ -132,8 +123,7 @@ def write_card(evaluation: Evaluation, folder: Path) -> None:
             f"{config.provenance.get('steps')} gradient steps, and then had "
             f"{evaluated}. Evaluate it again."
         )
-    names = ("score", "return", "success_rate", "time_to_goal")
-    figures = {name: summary[name] for name in names}
+    figures = {name: summary[name] for name in OF_TASKS}
     figures = {
         "episodes": len(evaluation.episodes),
         "first_seed": settings.get("seed", 0),
