@@ -243,12 +243,13 @@ def held(path: Path) -> Iterator[bool]:
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path, refusal: str) -> Iterator[None]:
+def alone_in(folder: Path, refusal: str, *, lock: str = LOCK_FILE) -> Iterator[None]:
     """Create a folder, and keep other processes that do the same out of it.
 
     Args:
-        folder: Its file `lock` is held; it stays.
+        folder: May exist already.
         refusal: Message of the error while another process is in it.
+        lock: Name of the file in it that is held; it stays.
 
     Raises:
         ConfigError: Another process is.
@@ -258,7 +259,7 @@ def alone_in(folder: Path, refusal: str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise storage_error(folder, error) from error
-    with held(folder / LOCK_FILE) as is_held:
+    with held(folder / lock) as is_held:
         if not is_held:
             raise ConfigError(refusal)
         yield

@@ -1,7 +1,8 @@
-"""Ctrl-C where it does no harm: between two steps of a loop.
+"""Ctrl-C: held back where it would do harm, and heard where it was not.
 
 An interrupt within an optimizer step would leave some weights a step ahead of others,
-and a checkpoint of that could not be resumed exactly.
+and a checkpoint of that could not be resumed exactly. So a loop holds it back until it
+is between two steps.
 """
 
 from __future__ import annotations
@@ -37,3 +38,46 @@ def held_interrupt() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(pressed)
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+@contextlib.contextmanager
+def interrupts_delayed() -> Iterator[None]:
+    """Delay Ctrl-C until the block ends; processes started within never receive it.
+
+    A worker inherits the signal mask. Without the mask, a Ctrl-C during its imports
+    would end it with a traceback of its own.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def hear_interrupts() -> None:
+    """Let an interrupt raise KeyboardInterrupt in this process, as it does by default.
+
+    Shells let processes in the background ignore it, and some engines block it;
+    processes inherit both. Has no effect in other threads than the main one.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+@contextlib.contextmanager
+def stops_as_interrupt() -> Iterator[None]:
+    """Treat a request to end (SIGTERM) and a closed terminal like Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    previous = [signal.signal(n, signal.default_int_handler) for n in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, previous, strict=True):
+            signal.signal(number, handler)

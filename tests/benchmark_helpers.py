@@ -13,8 +13,8 @@ from typing import Any
 
 from diffuser_policy.benchmark.cell_process import run_cell
 from diffuser_policy.benchmark.cells import CellFolder
-from diffuser_policy.benchmark.engines import hear_interrupts
 from diffuser_policy.benchmark.suites import load_suite
+from diffuser_policy.interrupts import hear_interrupts
 
 METHODS = '''
 import os, pathlib, time

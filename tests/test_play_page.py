@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 
 from diffuser_policy import DiffuserPolicy
-from diffuser_policy.benchmark.engines import hear_interrupts
 from diffuser_policy.cli import main
 from diffuser_policy.config import ExecutionConfig, WindowConfig
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.envs import make_env
 from diffuser_policy.errors import ConfigError
+from diffuser_policy.interrupts import hear_interrupts
 from diffuser_policy.play.page import Page
 from diffuser_policy.play.session import Frame, Session
 from diffuser_policy.play.worlds import BodyWorld, World

@@ -48,16 +48,15 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
 from diffuser_policy.choices import EngineName
+from diffuser_policy.data.workers import ONE_THREAD
 from diffuser_policy.errors import (
     ConfigError,
     DiffuserPolicyError,
     UnknownNameError,
     require_extra,
 )
+from diffuser_policy.interrupts import hear_interrupts, interrupts_delayed
 
-ONE_THREAD = dict.fromkeys(
-    ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"
-)
 # Variables that change what a cell does or finds; other machines get them too.
 PASSED_ON = ("DIFFUSER_POLICY_", "HF_", "MINARI_", "MUJOCO_", "PYOPENGL_", "PYTHON")
 MARGIN = 5.0  # seconds that a cluster needs to stop a job, besides the job's own
@@ -259,17 +258,6 @@ def end_with_parent(*, grace: float = GRACE) -> None:
     threading.Thread(target=end, name="lifeline", daemon=True).start()
 
 
-def hear_interrupts() -> None:
-    """Let an interrupt raise KeyboardInterrupt in this process, as it does by default.
-
-    Shells let processes in the background ignore it, and some engines block it;
-    processes inherit both. Has no effect in other threads than the main one.
-    """
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-
-
 def run_job(job: Job) -> int:
     """Run a job to its end; what an engine calls on another machine.
 
@@ -335,15 +323,12 @@ class SubmititEngine(Engine):
 
     def _start(self, job: Job) -> Any:
         utils = require_extra("submitit.core.utils", "cluster")
-        # Local jobs inherit the mask, and would complain of a Ctrl-C.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            return self._executor.submit(_Resumable(), job)
+            with interrupts_delayed():  # a local job would complain of a Ctrl-C
+                return self._executor.submit(_Resumable(), job)
         except (utils.FailedJobError, utils.FailedSubmissionError) as error:
             told = f"the cluster does not take the job of {job.cell}: {error}"
             raise EngineError(told.strip()) from error
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _ended(self, cell: str, handle: Any) -> Ended | None:
         if not handle.done():

@@ -18,7 +18,6 @@ import platform
 import re
 import shlex
 import signal
-import threading
 import time
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -54,7 +53,7 @@ from diffuser_policy.errors import (
     DatasetNotFoundError,
     MissingExtraError,
 )
-from diffuser_policy.files import held, storage_error, write_text
+from diffuser_policy.files import alone_in, write_text
 from diffuser_policy.observations import ObservationColumns, parts_of
 from diffuser_policy.versions import versions
 
@@ -285,42 +284,20 @@ def run_lock(output: Path) -> Iterator[None]:
         ConfigError: Another one is at work there.
         StorageError: The folder cannot be written to.
     """
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise storage_error(output, error) from error
-    holder = output / HOLDER_FILE
-    with held(output / LOCK_FILE) as is_held:
-        if not is_held:
-            name = (
-                holder.read_text(encoding="utf-8").strip() if holder.is_file() else ""
-            )
-            raise ConfigError(
-                f"Another benchmark is being run in {output}, by "
-                f"{name or 'a process that is just starting'}. Wait for it, end it, or "
-                f"choose another folder with --output; nothing was changed."
-            )
+    holder, name = output / HOLDER_FILE, "a process that is just starting"
+    with contextlib.suppress(OSError):
+        name = holder.read_text(encoding="utf-8").strip() or name
+    refusal = (
+        f"Another benchmark is being run in {output}, by {name}. Wait for it, end it, "
+        f"or choose another folder with --output; nothing was changed."
+    )
+    with alone_in(output, refusal, lock=LOCK_FILE):
         try:
             text = f"process {os.getpid()} on {platform.node()}\n"
             write_text(holder, text, durable=False)
             yield
         finally:
             holder.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def stops_as_interrupt() -> Iterator[None]:
-    """Treat a request to end (SIGTERM) and a closed terminal like Ctrl-C."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = (signal.SIGTERM, signal.SIGHUP)
-    previous = [signal.signal(n, signal.default_int_handler) for n in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, previous, strict=True):
-            signal.signal(number, handler)
 
 
 # --- the display --------------------------------------------------------------------

@@ -157,10 +157,10 @@ def run(settings: RunSettings) -> int:
         check_cells,
         check_folder,
         run_lock,
-        stops_as_interrupt,
     )
     from diffuser_policy.benchmark.suites import write_suite
     from diffuser_policy.data.workers import num_cores
+    from diffuser_policy.interrupts import stops_as_interrupt
 
     options = parse_assignments(settings.engine_option, option="--engine-option")
     suite, cells = settings.chosen()

@@ -18,10 +18,13 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 from diffuser_policy.errors import DiffuserPolicyError
+from diffuser_policy.interrupts import interrupts_delayed
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
-THREAD_COUNTS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+ONE_THREAD = dict.fromkeys(  # variables of a process
+    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"
+)
 
 
 def map_unordered(
@@ -57,7 +60,7 @@ def map_unordered(
                 # Each worker has one job at most, so that an interrupt waits for no
                 # other.
                 for job in itertools.islice(waiting, num_workers - len(running)):
-                    with _interrupts_held_back():  # submitting may start a worker
+                    with interrupts_delayed():  # submitting may start a worker
                         running.add(executor.submit(function, job))
                 if not running:
                     return
@@ -99,27 +102,10 @@ def _start_worker() -> None:
 
 
 @contextlib.contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Delay Ctrl-C until the block ends; processes started within never receive it.
-
-    A worker inherits the signal mask. Without the mask, a Ctrl-C during its imports
-    would end it with a traceback of its own.
-    """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextlib.contextmanager
 def _single_threaded_children() -> Iterator[None]:
     """Limit child processes to one thread each: together they use all cores."""
-    before = {name: os.environ.get(name) for name in THREAD_COUNTS}
-    os.environ.update(dict.fromkeys(THREAD_COUNTS, "1"))
+    before = {name: os.environ.get(name) for name in ONE_THREAD}
+    os.environ.update(ONE_THREAD)
     try:
         yield
     finally:
