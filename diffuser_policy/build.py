@@ -320,7 +320,12 @@ def num_weights(config: PolicyConfig) -> int:
     """
     with torch.device("meta"):
         parts: list[nn.Module] = [build_network(config), *_companions(config).values()]
-    return sum(weights.numel() for part in parts for weights in part.parameters())
+    return num_parameters(*parts)
+
+
+def num_parameters(*modules: nn.Module) -> int:
+    """Return how many weights some networks have."""
+    return sum(part.numel() for module in modules for part in module.parameters())
 
 
 def build_time_to_goal(config: PolicyConfig, settings: TimeToGoalConfig) -> TimeToGoal:

@@ -27,7 +27,12 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from diffuser_policy.build import PlannerNetworks, build_networks, num_weights
+from diffuser_policy.build import (
+    PlannerNetworks,
+    build_networks,
+    num_parameters,
+    num_weights,
+)
 from diffuser_policy.choices import RUNS
 from diffuser_policy.config import PolicyConfig
 from diffuser_policy.errors import (
@@ -330,7 +335,7 @@ def card(config: PolicyConfig, networks: PlannerNetworks) -> str:
     """Return the model card: what the planner is, its data, and how to use it."""
     window, network, provenance = config.window, config.network, config.provenance
     dataset = provenance.get("dataset", {})
-    count = sum(parameter.numel() for parameter in networks.parameters())
+    count = num_parameters(networks)
     kind = "residual" if network.residual else "plain"
     kind = f"{kind}, architecture `{network.architecture}`"
     columns = "observations"

@@ -43,7 +43,6 @@ from numpy.random import Generator
 from diffuser_policy.baselines.learning import (
     family_method,
     load_parts,
-    num_parameters,
     save_parts,
 )
 from diffuser_policy.baselines.transitions import (
@@ -54,6 +53,7 @@ from diffuser_policy.baselines.transitions import (
 )
 from diffuser_policy.benchmark.context import FlatPolicy, MethodContext
 from diffuser_policy.benchmark.problem import Problem
+from diffuser_policy.build import num_parameters
 from diffuser_policy.errors import ConfigError, DivergedError, require_extra
 from diffuser_policy.networks.critic import Values
 from diffuser_policy.settings import converted, positive

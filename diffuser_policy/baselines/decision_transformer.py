@@ -26,7 +26,6 @@ import torch
 
 from diffuser_policy.baselines.d3rlpy_methods import MODULES, NUM_STEPS, take_steps
 from diffuser_policy.baselines.dynamics import DynamicsConfig
-from diffuser_policy.baselines.learning import num_parameters
 from diffuser_policy.baselines.mbop import learn_outcomes
 from diffuser_policy.baselines.transitions import (
     Codec,
@@ -37,6 +36,7 @@ from diffuser_policy.baselines.transitions import (
 from diffuser_policy.benchmark.context import MethodContext, flat_observation
 from diffuser_policy.benchmark.methods import register_method
 from diffuser_policy.benchmark.problem import Problem
+from diffuser_policy.build import num_parameters
 from diffuser_policy.envs import reward_of_goals
 from diffuser_policy.errors import ConfigError, require_extra
 from diffuser_policy.settings import positive

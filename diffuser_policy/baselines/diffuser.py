@@ -122,7 +122,8 @@ def _made(
     """Return a planner, loaded or trained, and note the facts."""
     import torch
 
-    from diffuser_policy.baselines.learning import num_parameters, train_run
+    from diffuser_policy.baselines.learning import train_run
+    from diffuser_policy.build import num_parameters
     from diffuser_policy.defaults import choose
     from diffuser_policy.policy import DiffuserPolicy
     from diffuser_policy.training.presets import preset as find_preset

@@ -19,10 +19,11 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffuser_policy.benchmark.context import MethodContext
 from diffuser_policy.benchmark.methods import register_method
+from diffuser_policy.build import num_parameters
 from diffuser_policy.checkpoint import checksum
 from diffuser_policy.errors import CheckpointError
 from diffuser_policy.files import replaced_file
@@ -132,8 +133,3 @@ def load_parts(path: Path, parts: Parts, *, data: object = None) -> int:
             f"({error}). Delete it to train again from the beginning."
         ) from error
     return step
-
-
-def num_parameters(*modules: nn.Module) -> int:
-    """Return the number of weights of some networks."""
-    return sum(part.numel() for module in modules for part in module.parameters())

@@ -21,11 +21,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from diffuser_policy.baselines.learning import load_parts, num_parameters, save_parts
+from diffuser_policy.baselines.learning import load_parts, save_parts
 from diffuser_policy.baselines.transitions import check_goals
 from diffuser_policy.benchmark.context import MethodContext
 from diffuser_policy.benchmark.methods import register_method
 from diffuser_policy.benchmark.problem import Problem
+from diffuser_policy.build import num_parameters
 from diffuser_policy.envs import Env
 from diffuser_policy.errors import CheckpointError, ConfigError
 from diffuser_policy.files import replaced_folder

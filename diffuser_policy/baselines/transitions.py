@@ -221,9 +221,8 @@ class Transitions(ABC):
     def __init__(self, flat: FlatDataset) -> None:
         self.flat = flat
         self.ends = flat.run_ends
-        index = np.arange(flat.num_rows)
         # [transitions] rows of the data that have a successor, or terminated.
-        self.rows = np.flatnonzero((index + 1 < self.ends) | flat.fields["terminated"])
+        self.rows = np.flatnonzero(flat.followed | flat.fields["terminated"])
         if not len(self.rows):
             raise DatasetError(
                 f"{flat!r} has no transitions: every run has a single step."

@@ -300,7 +300,7 @@ class SubmititEngine(Engine):
     or local (by default Slurm where it is installed).
     """
 
-    name, needs = "submitit", ("submitit", "cluster")
+    needs = ("submitit", "cluster")
     options = None
 
     def __init__(self, workers: int, options: Mapping[str, Any], folder: Path) -> None:
@@ -380,7 +380,7 @@ class RayEngine(Engine):
     `max_retries`.
     """
 
-    name, needs = "ray", ("ray", "ray")
+    needs = ("ray", "ray")
     options = ("address", "num_cpus", "num_gpus", "memory", "resources", "max_retries")
 
     def __init__(self, workers: int, options: Mapping[str, Any], folder: Path) -> None:

@@ -97,6 +97,7 @@ def _plugins() -> Table:
 
 def _describe(planner: str) -> Table:
     """Return what a planner is, where it comes from and how it plans."""
+    from diffuser_policy.build import num_parameters
     from diffuser_policy.checkpoint import locate, read_planner
     from diffuser_policy.guides.guide import described
 
@@ -116,7 +117,7 @@ def _describe(planner: str) -> Table:
         whens.append(every(execution.replan_interval, "env step"))
     if execution.replan_deviation is not None:
         whens.append(f"{execution.replan_deviation} m off the plan")
-    count = sum(parameter.numel() for parameter in networks.parameters())
+    count = num_parameters(networks)
     rows: dict[str, Any] = {
         "folder": locate(planner),
         "environment": dataset.get("env_id"),

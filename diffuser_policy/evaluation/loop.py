@@ -101,7 +101,7 @@ def evaluate(
             raise ConfigError(f"{name} must be at least 1, got {value}.")
     seed = seed_or_drawn(seed)
     check_predicts(policy)
-    options = env_options_of(env_options)
+    options = _env_options(env_options)
     make = _maker(env, options)
     with contextlib.ExitStack() as stack:
 
@@ -163,7 +163,7 @@ def fitted(policy: Any, env: Env) -> Any:
     return policy
 
 
-def env_options_of(given: Any) -> dict[str, Any]:
+def _env_options(given: Any) -> dict[str, Any]:
     """Return the settings of an environment; empty for None.
 
     Raises:
@@ -406,7 +406,6 @@ def run_episode(
     *,
     seed: int,
     state: Any = None,
-    deterministic: bool = False,
 ) -> Rollout:
     """Run an episode to its end, from where `env.reset` left it.
 
@@ -416,7 +415,6 @@ def run_episode(
         observation: What `reset` returned.
         seed: What it was reset with; for the record.
         state: For the first call of `predict`.
-        deterministic: Passed to `predict`.
 
     Raises:
         EnvContractError: As `evaluate`.
@@ -431,7 +429,7 @@ def run_episode(
             copied(observation),
             state=state,
             episode_start=np.array([starting]),
-            deterministic=deterministic,
+            deterministic=False,
         )
         action, state = action_and_state(returned)
         after = step_env(env, action)
