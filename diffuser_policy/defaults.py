@@ -425,7 +425,9 @@ class _Chooser:
         horizon = self.get("window", "horizon")
         self.set("time_to_goal", max_steps=horizon)
         stride = self.get("window", "stride")
-        self.ahead = max(2 * stride, 8)
+        # Beyond half of a plan, it would steer past every bend, straight to the goal.
+        most = horizon // 2 if self.goals else horizon
+        self.ahead = max(2 * stride, min(8, most))
         lookahead = self.taken("execution").get("lookahead", self.ahead)
         self.set("inverse_dynamics", max_steps=math.ceil(lookahead) + stride - 1)
         self.set("value", discount=0.99)

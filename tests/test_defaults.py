@@ -112,6 +112,17 @@ def test_inverse_dynamics_follow_where_tracking_cannot(change: Any) -> None:
     assert config.inverse_dynamics.max_steps >= reach
 
 
+@pytest.mark.parametrize("steps", [4, 12])
+def test_plans_to_near_goals_are_followed_and_not_just_their_ends(steps: int) -> None:
+    """Aimed at the end, a motion would ignore what guides did to the plan before it."""
+    flat = without_velocity(toy_dataset(100, steps))
+    config = TrainConfig.for_dataset(flat)
+    assert config.execution.executor == "inverse-dynamics"
+    assert config.execution.lookahead <= config.window.horizon / 2
+    assert config.inverse_dynamics is not None
+    assert config.inverse_dynamics.max_steps >= config.execution.lookahead
+
+
 @pytest.mark.parametrize("value", [False, True])
 def test_without_goals_short_plans_of_actions_are_replaced_often(value: bool) -> None:
     """A network of values needs several steps to look at."""
