@@ -7,7 +7,6 @@ Everything else takes plain arguments and knows no settings.
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,7 +38,7 @@ from diffuser_policy.diffusion.sampler import (
     DPMSolverSampler,
     Sampler,
 )
-from diffuser_policy.diffusion.schedule import NoiseSchedule
+from diffuser_policy.diffusion.schedule import NoiseSchedule, share_of
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.guides.guide import Guide
 from diffuser_policy.needs import PLANNING_NEEDS
@@ -547,10 +546,8 @@ def _warm_start_steps(
     level, asked, taken = settings.warm_start, settings.warm_start_steps, 1
     counts = {"num_sampling_steps": sampler.num_steps}
     if level is not None:
-        # Rounded first: 0.07 * 100 is a little more than 7.
         every = sampler.denoiser.schedule.num_denoising_steps
-        left = math.ceil(round(level * every, 9))
-        share = math.ceil(round(level * sampler.num_steps, 9))
+        left, share = share_of(level, every), share_of(level, sampler.num_steps)
         least = settings.min_guided_steps if guided else 1
         taken = min(max(share, least), left) if asked is None else asked
         if taken > left:

@@ -316,6 +316,15 @@ def test_impossible_settings_are_refused(setting: str, value: Any) -> None:
     assert policy.planner.warm_start == 0.3
 
 
+@pytest.mark.parametrize("share", [1e-12, 5e-324])
+def test_a_warm_start_from_next_to_no_noise_takes_one_step(share: float) -> None:
+    policy = warm_policy(warm_start=share)
+    _, state = policy.predict(observe(2))
+    started = watch(policy)
+    policy.predict(along(state, 1), state)
+    assert [start and start.num_steps for start in started] == [1]
+
+
 def test_a_chain_of_warm_and_cold_plans_is_refused() -> None:
     policy = warm_policy()
     _, state = policy.predict(observe(2))

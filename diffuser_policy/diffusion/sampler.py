@@ -49,7 +49,7 @@ from diffuser_policy.choices import Spacing
 from diffuser_policy.diffusion.conditions import Inpainting
 from diffuser_policy.diffusion.denoiser import Denoiser
 from diffuser_policy.diffusion.guidance import Steering
-from diffuser_policy.diffusion.schedule import half_log_snr, step_grid
+from diffuser_policy.diffusion.schedule import half_log_snr, share_of, step_grid
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.numerics import plain_arithmetic
 
@@ -177,9 +177,7 @@ class Sampler:
             num_steps: How many at most; no step is visited twice.
         """
         schedule = self.denoiser.schedule
-        # Rounded first: 7 / 50 * 50 is a little more than 7.
-        share = round(level * schedule.num_denoising_steps, 9)
-        first = max(math.ceil(share) - 1, 0)
+        first = share_of(level, schedule.num_denoising_steps) - 1
         key = (first, min(num_steps, first + 1))
         if key not in self._grids:
             self._grids[key] = step_grid(

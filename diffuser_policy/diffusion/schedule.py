@@ -110,6 +110,17 @@ class NoiseSchedule:
         )
 
 
+def share_of(level: float, count: int) -> int:
+    """Return how many of some steps a share of them is: rounded up, one or more.
+
+    Args:
+        level: The share, in (0, 1].
+        count: All of the steps.
+    """
+    # Rounded first: 7 / 50 * 50 is a little more than 7.
+    return max(math.ceil(round(level * count, 9)), 1)
+
+
 def step_grid(
     schedule: NoiseSchedule,
     num_steps: int,
