@@ -10,7 +10,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
 from typing import Any, assert_never
 
 import torch
@@ -121,9 +120,12 @@ class PlannerNetworks(nn.Module):
         shared: dict[str, Any] = dict(self.named_children())
         return PlannerNetworks(**shared | {"denoiser": denoiser})
 
-    @cached_property
+    @property
     def fingerprint(self) -> int:
-        """A number that tells planners with other weights apart."""
+        """A number that tells planners with other weights apart.
+
+        Computed anew, in a few milliseconds: training changes weights in place.
+        """
         return weight_checksum(self.normalizer, self.denoiser)
 
 

@@ -146,6 +146,16 @@ def test_planning_uses_the_averaged_weights(tmp_path: Path) -> None:
     assert not all(torch.equal(saved[name], weights[name]) for name in saved)
 
 
+def test_a_planner_is_known_by_its_trained_weights(tmp_path: Path) -> None:
+    config = toy_config(optimization=optimization())
+    trainer = Trainer(config, toy_dataset(), tmp_path, device="cpu")
+    before = trainer.planner_networks.fingerprint
+    trainer.run(progress=False)
+    after = trainer.planner_networks.fingerprint
+    assert after != before
+    assert after == DiffuserPolicy.from_pretrained(tmp_path).networks.fingerprint
+
+
 def test_global_random_state_is_not_touched(tmp_path: Path) -> None:
     before = torch.random.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index] # noqa: NPY002
     trained(tmp_path)
