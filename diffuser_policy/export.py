@@ -15,7 +15,9 @@ it needs no more than array arithmetic:
                         observation, the goal, or zeros
     steps               denoising step i and the weights of the sum that leaves it: of
                         the noisy trajectories, of the prediction at i, of that before
-    candidates          how many to sample, in turn, until one is good_enough
+    candidates          how many to sample, in turn, until the best is good_enough
+    good_enough         the value that it needs, or none: then all are sampled; plans of
+                        `reach` planning steps or fewer need it in proportion
     ranking             how a candidate is valued
 
 The planner that the numbers describe is the one of `deterministic=True`: the initial

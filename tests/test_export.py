@@ -17,7 +17,7 @@ from diffuser_policy.columns.features import Identity
 from diffuser_policy.config import NetworkConfig
 from diffuser_policy.envs import make_env
 from diffuser_policy.errors import ConfigError, MissingExtraError
-from diffuser_policy.planning.ranking import Ranking
+from diffuser_policy.planning.ranking import Ranking, TimeToGoalRanking
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.testing import toy_config, toy_dataset, toy_policy
 from tests.documentation_helpers import ROOT, blocks
@@ -88,6 +88,19 @@ def test_the_program_plans_like_the_planner(kind: str, tmp_path: Path) -> None:
     small = {"dim": 8, "multipliers": (1, 2), "num_denoising_steps": 8}
     config = toy_config(network=NetworkConfig(**{**small, **network}))
     policy = toy_policy(config, **settings)
+    assert largest_difference(policy, tmp_path, observe(8)) < ROUNDING
+
+
+@pytest.mark.usefixtures("onnx")
+def test_short_plans_are_good_enough_for_the_program_as_well(tmp_path: Path) -> None:
+    """All plans are shorter than the reach, and some are good enough."""
+    policy = toy_policy(ranking="time_to_goal", num_candidates=4)
+    ranking = policy.planner.ranking
+    assert isinstance(ranking, TimeToGoalRanking)
+    ranking.reach = 50
+    ranking.time_to_goal.max_steps *= 43  # to need about half as much time again
+    counts = policy.plan(observe(8)).num_candidates
+    assert {*counts.tolist()} == {1, 4}
     assert largest_difference(policy, tmp_path, observe(8)) < ROUNDING
 
 

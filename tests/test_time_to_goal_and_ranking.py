@@ -144,6 +144,18 @@ def test_a_plan_shorter_than_the_reach_is_judged_by_its_ends() -> None:
     assert values.tolist() == [[15 - 50.0, 15 - 50.0]]
 
 
+@pytest.mark.parametrize("steps", [2, 4, 5, 9])
+@pytest.mark.parametrize(("factor", "enough"), [(1.49, True), (1.51, False)])
+def test_plans_of_any_length_may_need_half_as_much_time_again(
+    steps: int, factor: float, enough: bool
+) -> None:
+    ranking, compared = TimeToGoalRanking(_Distance(), reach=4), min(steps - 1, 4)
+    plan = candidates([factor * 3 / 10 * step for step in range(steps)])
+    values, judged = ranking.judged(plan, 1)
+    assert values.item() == pytest.approx((1 - factor) * 3 * compared, rel=1e-4)
+    assert (judged.item() >= ranking.good_enough(stride=3)) is enough
+
+
 def test_a_critic_values_what_is_done_first_by_the_lower_of_its_values() -> None:
     planned = torch.randn(6, 5, 3, generator=torch.Generator().manual_seed(0))
     trajectory = dataclasses.replace(candidates(*[STEADY] * 6), normalized=planned)

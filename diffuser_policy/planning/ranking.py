@@ -106,7 +106,7 @@ class TimeToGoalRanking(Ranking):
     @torch.inference_mode()
     def __call__(self, trajectory: Trajectory, num_candidates: int) -> Tensor:
         """Return the negative largest excess of needed over planned time, env steps."""
-        reach = min(self.reach, trajectory.num_planning_steps - 1)
+        reach = self._reach(trajectory)
         if reach == 0:  # a single planning step asks for nothing
             return FirstRanking()(trajectory, num_candidates)
         states = trajectory.normalized[..., trajectory.layout.observations]
@@ -115,6 +115,20 @@ class TimeToGoalRanking(Ranking):
         excess = (needed - reach * trajectory.stride).amax(dim=-1)
         values: Tensor = -excess
         return values.reshape(-1, num_candidates)
+
+    def judged(
+        self, trajectory: Trajectory, num_candidates: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return values, and what they would be over `reach` planning steps.
+
+        Short plans compare states that are less far apart, and may lose less time.
+        """
+        values = self(trajectory, num_candidates)
+        return values, values * (self.reach / max(self._reach(trajectory), 1))
+
+    def _reach(self, trajectory: Trajectory) -> int:
+        """Return the planning steps between the compared states of these plans."""
+        return min(self.reach, trajectory.num_planning_steps - 1)
 
     def good_enough(self, stride: int) -> float:
         """Return the value of plans that need half as much time again at their worst.
