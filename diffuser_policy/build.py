@@ -2,7 +2,8 @@
 
     PolicyConfig → PlannerNetworks (weights) → Planner, Executor
 
-Everything else takes plain arguments and knows no settings.
+The columns, networks, diffusion and planning take plain arguments. Policies, trainings
+and checkpoints hold the settings, and have their parts built here.
 """
 
 from __future__ import annotations

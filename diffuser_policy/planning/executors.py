@@ -246,7 +246,7 @@ class TrackingExecutor(Executor):
         return self._steer(following, target, velocity, observations)
 
     def _planned_velocity(self, following: Following, target: np.ndarray) -> np.ndarray:
-        """Return the planned velocities `[rows, 2]` at a planned state."""
+        """Return the planned velocities `[rows, position]` at a planned state."""
         if self.velocity is not None:
             return target[:, self.velocity]
         before = following.reference(self.ahead - 1)
@@ -256,7 +256,7 @@ class TrackingExecutor(Executor):
     def _observed_velocity(
         self, following: Following, observations: np.ndarray
     ) -> np.ndarray:
-        """Return the velocities `[rows, 2]` now."""
+        """Return the velocities `[rows, position]` now."""
         if self.velocity is not None:
             return observations[:, self.velocity]
         before = observations if following.previous is None else following.previous
@@ -325,7 +325,7 @@ class PursuitExecutor(TrackingExecutor):
         return progress
 
 
-FLOOR = 0.2  # share of the tempo at which the clock runs at least
+FLOOR = 0.2  # least share of the tempo on the path, and of that pace off the path
 STILL = 1e-9  # planned displacement per env step below which nothing moves
 
 
@@ -337,11 +337,12 @@ class PathExecutor(TrackingExecutor):
     planned positions p(s) at s env steps and the planned speed |v(s)|, progress per env
     step is
 
-    $$\dot s = \min\Bigl(r, \frac{|v(s)|}{|p'(s)|}\Bigr)\;
+    $$\dot s = \mathrm{clip}\Bigl(\frac{|v(s)|}{|p'(s)|}, f r, r\Bigr)\;
     \mathrm{clip}\bigl(2 - 2\,|p(s) - p| / d, f, 1\bigr)$$
 
     with tempo r, tolerance d and floor f: planned positions say where to go, planned
-    velocities how fast, and the clock waits for a ball that has strayed. The action is
+    velocities how fast, and the clock waits for a ball that has strayed, at a pace of
+    no less than $f^2 r$. The action is
     $k_p\,(p(s) - p) + k_v\,(\dot s\,p'(s) - v)$.
     """
 
@@ -417,7 +418,7 @@ class PathExecutor(TrackingExecutor):
         return pace
 
     def _along(self, following: Following) -> np.ndarray:
-        """Return the planned displacement `[rows, 2]` per env step."""
+        """Return the planned displacement `[rows, position]` per env step."""
         half = following.stride / 2
         behind = np.maximum(following.progress - half, 0.0)
         between = np.stack([behind, following.progress + half], axis=1)
