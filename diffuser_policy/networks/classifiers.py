@@ -36,6 +36,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffuser_policy.errors import ConfigError
+from diffuser_policy.networks.perceptron import perceptron
 from diffuser_policy.networks.unet import SinusoidalEmbedding
 
 TIME_DIM = 32
@@ -77,12 +78,8 @@ class StateClassifier(nn.Module):
             )
         self.labels = tuple(labels)
         self.time_embedding = SinusoidalEmbedding(TIME_DIM)
-        layers: list[nn.Module] = []
-        size = transition_dim + TIME_DIM
-        for _ in range(depth):
-            layers += [nn.Linear(size, width), nn.Mish()]
-            size = width
-        self.layers = nn.Sequential(*layers, nn.Linear(size, len(labels)))
+        sizes = [transition_dim + TIME_DIM, *[width] * depth, len(labels)]
+        self.layers = perceptron(*sizes, activation=nn.Mish)
         self.register_buffer("balance", torch.ones(len(labels)))
 
     def set_balance(self, shares: Tensor) -> None:
@@ -161,12 +158,9 @@ class PairClassifier(StateClassifier):
         self.register_buffer("first", torch.tensor([objects[a] for a, _ in pairs]))
         self.register_buffer("second", torch.tensor([objects[b] for _, b in pairs]))
         others = len(objects[0]) - place
-        self.shape = nn.Sequential(
-            nn.Linear(TIME_DIM, width), nn.Mish(), nn.Linear(width, 2 * place + 1)
-        )
-        self.layers = nn.Sequential(
-            nn.Linear(2 * others + TIME_DIM, width), nn.Mish(), nn.Linear(width, 1)
-        )
+        self.shape = perceptron(TIME_DIM, width, 2 * place + 1, activation=nn.Mish)
+        inputs = 2 * others + TIME_DIM
+        self.layers = perceptron(inputs, width, 1, activation=nn.Mish)
 
     first: Tensor
     second: Tensor

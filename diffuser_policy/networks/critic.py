@@ -24,6 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from diffuser_policy.networks.perceptron import perceptron
+
 NUM_ACTION_VALUES = 2
 
 
@@ -103,10 +105,10 @@ class Critic(nn.Module):
         """
         super().__init__()
         self.action_values = nn.ModuleList(
-            _perceptron(observation_dim + action_dim, width)
+            perceptron(observation_dim + action_dim, width, width, 1)
             for _ in range(NUM_ACTION_VALUES)
         )
-        self.state_value = _perceptron(observation_dim, width)
+        self.state_value = perceptron(observation_dim, width, width, 1)
         self.register_buffer("return_mean", torch.zeros(()))
         self.register_buffer("return_std", torch.ones(()))
 
@@ -165,13 +167,3 @@ class Critic(nn.Module):
     def _scaled(self, output: Tensor) -> Tensor:
         scaled: Tensor = self.return_mean + self.return_std * output.squeeze(-1)
         return scaled
-
-
-def _perceptron(size: int, width: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(size, width),
-        nn.ReLU(),
-        nn.Linear(width, width),
-        nn.ReLU(),
-        nn.Linear(width, 1),
-    )

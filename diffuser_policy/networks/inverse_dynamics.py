@@ -14,6 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from diffuser_policy.networks.perceptron import perceptron
+
 
 class InverseDynamics(nn.Module):
     """Predicts actions from normalized states, in the environment's units.
@@ -43,15 +45,8 @@ class InverseDynamics(nn.Module):
         """
         super().__init__()
         self.max_steps = max_steps
-        self.layers = nn.Sequential(
-            nn.Linear(4 * observation_dim + 1, width),
-            nn.ReLU(),
-            nn.Linear(width, width),
-            nn.ReLU(),
-            nn.Linear(width, width),
-            nn.ReLU(),
-            nn.Linear(width, action_dim),
-        )
+        inputs = 4 * observation_dim + 1
+        self.layers = perceptron(inputs, width, width, width, action_dim)
         self.register_buffer("action_shift", torch.zeros(action_dim))
         self.register_buffer("action_scale", torch.ones(action_dim))
         self.register_buffer("change", torch.ones(observation_dim))

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from diffuser_policy.errors import HorizonError
+from diffuser_policy.networks.perceptron import perceptron
 from diffuser_policy.networks.unet import time_embedding
 
 EMBEDDING_DIM = 32  # of the denoising step
@@ -51,11 +52,7 @@ class ResidualMLP(nn.Module):
         self.enter = nn.Linear(size, dim)
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(depth))
         self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.Linear(dim + EMBEDDING_DIM, EXPANSION * dim),
-                nn.Mish(),
-                nn.Linear(EXPANSION * dim, dim),
-            )
+            perceptron(dim + EMBEDDING_DIM, EXPANSION * dim, dim, activation=nn.Mish)
             for _ in range(depth)
         )
         self.leave = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, size))

@@ -33,6 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffuser_policy.errors import ConfigError, HorizonError
+from diffuser_policy.networks.perceptron import perceptron
 from diffuser_policy.networks.unet import SinusoidalEmbedding
 
 NUM_HEADS = 4  # of attention
@@ -51,9 +52,7 @@ class ModulatedBlock(nn.Module):
         self.norm = nn.LayerNorm(dim, elementwise_affine=False)
         self.qkv = nn.Linear(dim, 3 * dim)
         self.merge = nn.Linear(dim, dim)
-        self.perceptron = nn.Sequential(
-            nn.Linear(dim, 2 * dim), nn.SiLU(), nn.Linear(2 * dim, dim)
-        )
+        self.perceptron = perceptron(dim, 2 * dim, dim, activation=nn.SiLU)
         self.modulation = nn.Linear(dim, 6 * dim)
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)

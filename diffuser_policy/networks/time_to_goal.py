@@ -16,6 +16,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from diffuser_policy.networks.perceptron import perceptron
+
 
 class TimeToGoal(nn.Module):
     """Predicts env steps from normalized observation and goal."""
@@ -34,15 +36,7 @@ class TimeToGoal(nn.Module):
         """
         super().__init__()
         self.max_steps = max_steps
-        self.layers = nn.Sequential(
-            nn.Linear(observation_dim + goal_dim, width),
-            nn.ReLU(),
-            nn.Linear(width, width),
-            nn.ReLU(),
-            nn.Linear(width, width),
-            nn.ReLU(),
-            nn.Linear(width, 1),
-        )
+        self.layers = perceptron(observation_dim + goal_dim, width, width, width, 1)
 
     def forward(self, observations: Tensor, goals: Tensor) -> Tensor:
         """Return predicted times `[...]` in env steps.

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from diffuser_policy.errors import ConfigError, HorizonError
+from diffuser_policy.networks.perceptron import perceptron
 from diffuser_policy.networks.unet import (
     GROUPS,
     ResidualBlock,
@@ -115,11 +116,7 @@ class ValueNetwork(nn.Module):
         features = narrowing[-1]
         if num_planning_steps is not None:
             features *= remaining_steps(num_planning_steps, len(widths) + NUM_NARROWING)
-        self.head = nn.Sequential(
-            nn.Linear(features + dim, features // 2),
-            nn.Mish(),
-            nn.Linear(features // 2, 1),
-        )
+        self.head = perceptron(features + dim, features // 2, 1, activation=nn.Mish)
         self.register_buffer("return_mean", torch.zeros(()))
         self.register_buffer("return_std", torch.ones(()))
 

@@ -1,0 +1,20 @@
+"""Perceptron: linear layers, and an activation between each two of them."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from torch import nn
+
+
+def perceptron(*sizes: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+    """Return the layers between vectors of these sizes, from input to output.
+
+    Args:
+        sizes: Of the input, the hidden vectors and the output.
+        activation: Of the hidden vectors.
+    """
+    layers: list[nn.Module] = []
+    for pair in pairwise(sizes):
+        layers += [nn.Linear(*pair), activation()]
+    return nn.Sequential(*layers[:-1])
