@@ -9,7 +9,7 @@ and checkpoints hold the settings, and have their parts built here.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, assert_never
 
@@ -25,10 +25,14 @@ from diffuser_policy.columns.features import (
 )
 from diffuser_policy.columns.normalizers import NORMALIZERS, Normalizer
 from diffuser_policy.config import (
+    ClassifierConfig,
+    CriticConfig,
     InverseDynamicsConfig,
+    LandmarksConfig,
     PlannerConfig,
     PolicyConfig,
     TimeToGoalConfig,
+    ValueConfig,
 )
 from diffuser_policy.diffusion.denoiser import Denoiser
 from diffuser_policy.diffusion.guidance import PLACEMENTS, Guidance
@@ -198,6 +202,7 @@ def build_network(
 
     Raises:
         ConfigError: A layout without the columns that the architecture needs.
+        HorizonError: The network cannot represent the horizon.
     """
     settings, layout = config.network, config.layout
     if settings.architecture == "objects":
@@ -219,13 +224,15 @@ def build_network(
             depth=settings.depth,
         )
     unet = StartConditionedUNet if settings.residual else TemporalUNet
-    return unet(
+    network = unet(
         layout.transition_dim,
         dim=settings.dim,
         multipliers=settings.multipliers,
         kernel_size=settings.kernel_size,
         attention=settings.attention,
     )
+    network.check_horizon(config.window.num_planning_steps)
+    return network
 
 
 def _object_columns(config: PolicyConfig) -> list[list[int]]:
@@ -252,10 +259,8 @@ def build_networks(config: PolicyConfig, seed: int = 0) -> PlannerNetworks:
 
 def _untrained(config: PolicyConfig) -> PlannerNetworks:
     settings = config.network
-    network = build_network(config)
-    network.check_horizon(config.window.num_planning_steps)
     denoiser = Denoiser(
-        network,
+        build_network(config),
         NoiseSchedule(settings.num_denoising_steps),
         prediction_target=settings.prediction_target,
         clip=config.window.normalizer == "limits"
@@ -284,34 +289,11 @@ def _first_weights(config: PolicyConfig) -> Tensor | None:
 
 def _companions(config: PolicyConfig) -> dict[str, Any]:
     """Return the untrained networks beside the denoiser, by name."""
-    made: dict[str, Any] = {}
-    if config.time_to_goal is not None:
-        made["time_to_goal"] = build_time_to_goal(config, config.time_to_goal)
-    if config.value is not None:
-        made["value"] = build_value_network(config)
-    if config.classifier is not None:
-        made["classifier"] = build_classifier(config)
-    if config.inverse_dynamics is not None:
-        dynamics = build_inverse_dynamics(config, config.inverse_dynamics)
-        made["inverse_dynamics"] = dynamics
-    if config.critic is not None:
-        made["critic"] = build_critic(config)
-    if config.landmarks is not None:
-        size = len(config.layout.columns("goal"))
-        made["landmarks"] = Landmarks(config.landmarks.num, size)
-    return made
-
-
-def build_critic(config: PolicyConfig) -> Critic:
-    """Return an untrained critic for a planner.
-
-    Raises:
-        ConfigError: Settings without one.
-    """
-    settings, layout = config.critic, config.layout
-    if settings is None:
-        raise ConfigError("These settings have no critic: `critic` is not set.")
-    return Critic(layout.observation_dim, layout.action_dim, width=settings.width)
+    return {
+        name: build(config, settings)
+        for name, build in BUILDERS.items()
+        if (settings := getattr(config, name)) is not None
+    }
 
 
 def num_weights(config: PolicyConfig) -> int:
@@ -352,15 +334,25 @@ def build_inverse_dynamics(
     )
 
 
-def build_classifier(config: PolicyConfig) -> StateClassifier:
+def build_critic(config: PolicyConfig, settings: CriticConfig) -> Critic:
+    """Return an untrained critic for a planner."""
+    layout = config.layout
+    return Critic(layout.observation_dim, layout.action_dim, width=settings.width)
+
+
+def build_landmarks(config: PolicyConfig, settings: LandmarksConfig) -> Landmarks:
+    """Return landmarks for a planner that are not placed yet."""
+    return Landmarks(settings.num, len(config.layout.columns("goal")))
+
+
+def build_classifier(
+    config: PolicyConfig, settings: ClassifierConfig
+) -> StateClassifier:
     """Return an untrained classifier of a planner's states.
 
     Raises:
-        ConfigError: Settings without one, or without labels to predict.
+        ConfigError: Settings without labels to predict.
     """
-    settings = config.classifier
-    if settings is None:
-        raise ConfigError("These settings have no classifier: `classifier` is not set.")
     layout = config.layout
     if settings.architecture == "pairs":
         named = "position" in layout.aliases
@@ -378,16 +370,14 @@ def build_classifier(config: PolicyConfig) -> StateClassifier:
     )
 
 
-def build_value_network(config: PolicyConfig) -> ValueNetwork:
+def build_value_network(config: PolicyConfig, settings: ValueConfig) -> ValueNetwork:
     """Return an untrained value network for a planner.
 
     Raises:
-        ConfigError: Settings without one, widths that the architecture does not
-            allow, or a flattening network for plans of several lengths.
+        ConfigError: Widths that the architecture does not allow, or a flattening
+            network for plans of several lengths.
     """
-    settings, window = config.value, config.window
-    if settings is None:
-        raise ConfigError("These settings have no value network: `value` is not set.")
+    window = config.window
     flatten, longest = settings.pooling == "flatten", window.num_planning_steps
     if flatten and window.min_planning_steps != longest:
         raise ConfigError(
@@ -402,6 +392,17 @@ def build_value_network(config: PolicyConfig) -> ValueNetwork:
         kernel_size=settings.kernel_size,
         num_planning_steps=longest if flatten else None,
     )
+
+
+# In the order in which they draw their initial weights.
+BUILDERS: dict[str, Callable[[PolicyConfig, Any], nn.Module]] = {
+    "time_to_goal": build_time_to_goal,
+    "value": build_value_network,
+    "classifier": build_classifier,
+    "inverse_dynamics": build_inverse_dynamics,
+    "critic": build_critic,
+    "landmarks": build_landmarks,
+}
 
 
 def build_planner(

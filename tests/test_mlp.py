@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffuser_policy.config import NetworkConfig, WindowConfig
-from diffuser_policy.errors import ConfigError, HorizonError
+from diffuser_policy.errors import ConfigError
 from diffuser_policy.networks.mlp import ResidualMLP
 from diffuser_policy.testing import toy_config, toy_dataset
 from diffuser_policy.training.derive import initial_networks, policy_config
@@ -41,12 +41,6 @@ def test_the_denoising_step_changes_the_output() -> None:
     assert not torch.equal(
         made(window, torch.tensor([0])), made(window, torch.tensor([3]))
     )
-
-
-def test_another_length_is_refused() -> None:
-    network().check_horizon(4)
-    with pytest.raises(HorizonError, match="of 4 planning steps, got 8"):
-        network().check_horizon(8)
 
 
 def test_settings_choose_it() -> None:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from diffuser_policy.errors import HorizonError
 from diffuser_policy.networks.perceptron import perceptron
 from diffuser_policy.networks.unet import time_embedding
 
@@ -61,18 +60,6 @@ class ResidualMLP(nn.Module):
     def horizon_multiple(self) -> int:
         """Planning steps must come in multiples of this number."""
         return self.num_planning_steps
-
-    def check_horizon(self, num_planning_steps: int) -> None:
-        """Refuse another number of planning steps than the network was built for.
-
-        Raises:
-            HorizonError: Another number.
-        """
-        if num_planning_steps != self.num_planning_steps:
-            raise HorizonError(
-                f"The network takes plans of {self.num_planning_steps} planning steps, "
-                f"got {num_planning_steps}."
-            )
 
     def forward(self, trajectories: Tensor, i: Tensor) -> Tensor:
         """Map noisy trajectories to the prediction target.

@@ -119,7 +119,11 @@ class ObjectTransformer(nn.Module):
         others = [c for c in range(transition_dim) if c not in taken]
         self.robot_columns = [*position, *others]
         self.patch, self.num_planning_steps = patch, num_planning_steps
-        self.check_horizon(num_planning_steps)
+        if num_planning_steps % patch:
+            raise HorizonError(
+                f"With patch={patch}, plans have a multiple of {patch} planning steps; "
+                f"got {num_planning_steps}."
+            )
         order = torch.tensor(self.robot_columns + self.object_columns)
         self.register_buffer("order", order, persistent=False)
         self.register_buffer("inverse", order.argsort(), persistent=False)
@@ -155,23 +159,6 @@ class ObjectTransformer(nn.Module):
         """Planning steps of every plan: there is one length."""
         return self.num_planning_steps
 
-    def check_horizon(self, num_planning_steps: int) -> None:
-        """Refuse a trajectory length other than the one that was built for.
-
-        Raises:
-            HorizonError: Another length, or no multiple of `patch`.
-        """
-        if num_planning_steps % self.patch:
-            raise HorizonError(
-                f"With patch={self.patch}, plans have a multiple of {self.patch} "
-                f"planning steps; got {num_planning_steps}."
-            )
-        if num_planning_steps != self.num_planning_steps:
-            raise HorizonError(
-                f"The network takes plans of {self.num_planning_steps} planning steps, "
-                f"got {num_planning_steps}."
-            )
-
     def forward(
         self, deviations: Tensor, i: Tensor, *, start: Tensor, signal: Tensor
     ) -> Tensor:
@@ -186,7 +173,6 @@ class ObjectTransformer(nn.Module):
         Returns:
             `[batch, horizon, transition]`.
         """
-        self.check_horizon(deviations.shape[1])
         robot, objects = self._split(deviations)
         robot_0, objects_0 = self._split(start[:, None])
         tokens = self._read(robot, objects, robot_0, objects_0, signal)

@@ -50,11 +50,12 @@ class ClassifierTrainer(CompanionTrainer[StateClassifier]):
         self.rows = PlanningRows(flat, featurizer, layout)
         every, found = labelled(self.config.labels, self.rows, layout)
         names, targets = _chosen(settings, every, found)
+        settings = dataclasses.replace(settings, classes=names)
         self.policy_config = dataclasses.replace(
-            self.policy_config, classifier=dataclasses.replace(settings, classes=names)
+            self.policy_config, classifier=settings
         )
         with seeded(self.config.seed):
-            network = build_classifier(self.policy_config)
+            network = build_classifier(self.policy_config, settings)
         network.set_balance(_shares(names, targets, flat))
         self.normalizer = copy.deepcopy(self.planner_networks.normalizer).cpu()
         self.targets = torch.from_numpy(targets)

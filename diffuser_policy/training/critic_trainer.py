@@ -79,7 +79,7 @@ class CriticTrainer(CompanionTrainer[Critic]):
         self.steps = StepDataset(flat, windows, layout)
         returns = returns_to_go(flat, settings.discount)
         with seeded(self.config.seed):
-            network = build_critic(self.policy_config)
+            network = build_critic(self.policy_config, settings)
         network.set_scale(*return_scale(returns, flat))
         return network, {"rewards": self.steps.checksum}
 

@@ -43,7 +43,7 @@ class ValueTrainer(CompanionTrainer[ValueNetwork]):
         self.policy_config = dataclasses.replace(self.policy_config, value=settings)
         returns = returns_to_go(flat, settings.discount, settings.termination_penalty)
         with seeded(self.config.seed):
-            network = build_value_network(self.policy_config)
+            network = build_value_network(self.policy_config, settings)
         network.set_scale(*return_scale(returns, flat))
         self.windows = ValuedWindows(
             in_planning_columns(flat, featurizer),
