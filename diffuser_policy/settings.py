@@ -222,7 +222,11 @@ def typed(config: Any) -> None:
     for name, hint in _hints(cls).items():
         value = getattr(config, name)
         if typing.get_origin(hint) is Literal:
-            literal(config, name)
+            known = typing.get_args(hint)
+            if not isinstance(value, str) or value not in known:
+                raise UnknownNameError(
+                    f"value of {name}", shown(value), map(str, known)
+                )
         object.__setattr__(config, name, converted(value, hint, name))
 
 
@@ -273,19 +277,6 @@ def seed_or_drawn(seed: Any, name: str = "seed") -> int:
             f"{name} must be a whole number from 0 to 2**63 - 1, got {shown(seed)}."
         )
     return whole
-
-
-def literal(config: Any, *names: str) -> None:
-    """Refuse settings that are none of the values their annotation lists.
-
-    Raises:
-        UnknownNameError: Names the setting, its value, and the nearest known ones.
-    """
-    hints = typing.get_type_hints(type(config))
-    for name in names:
-        value, known = getattr(config, name), typing.get_args(hints[name])
-        if not isinstance(value, str) or value not in known:
-            raise UnknownNameError(f"value of {name}", shown(value), map(str, known))
 
 
 # --- from and to plain data ---------------------------------------------------------
