@@ -191,11 +191,7 @@ class Denoiser(nn.Module):
             generator: Source of all randomness, advanced by the call.
         """
         self._forget()
-        num_steps = self.schedule.num_denoising_steps
-        steps = torch.randint(num_steps, (clean.shape[0],), generator=generator)
-        noise = torch.randn(clean.shape, generator=generator, dtype=clean.dtype)
-        steps, noise = steps.to(clean.device), noise.to(clean.device)
-        noisy = inpainting.apply(self.add_noise(clean, noise, steps))
+        noisy, steps, noise = self.noised(clean, inpainting, generator)
         if self.residual:
             output = self._output(noisy, steps)
             target = self._target(clean - self._start(clean), noise, steps)
@@ -213,6 +209,29 @@ class Denoiser(nn.Module):
             squares = squares / (sigma.square() + self.loss_floor)
         loss: Tensor = squares.sum() / free.sum().clamp(min=1)
         return loss
+
+    def noised(
+        self,
+        clean: Tensor,
+        inpainting: Inpainting | None,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return clean trajectories with noise of random denoising steps.
+
+        Args:
+            clean: `[batch, horizon, transition]`, normalized.
+            inpainting: Entries that get no noise, if there are any.
+            generator: Source of steps and noise, advanced by the call.
+
+        Returns:
+            Noisy trajectories, their steps `[batch]`, and the noise.
+        """
+        num_steps = self.schedule.num_denoising_steps
+        steps = torch.randint(num_steps, (clean.shape[0],), generator=generator)
+        noise = torch.randn(clean.shape, generator=generator, dtype=clean.dtype)
+        steps, noise = steps.to(clean.device), noise.to(clean.device)
+        noisy = self.add_noise(clean, noise, steps)
+        return noisy if inpainting is None else inpainting.apply(noisy), steps, noise
 
     def add_noise(self, clean: Tensor, noise: Tensor, i: Tensor) -> Tensor:
         """Return $x_i$, the clean trajectories with noise of steps `i` `[batch]`."""

@@ -77,12 +77,7 @@ class CompanionLoss(nn.Module):
         [denoiser] = self._denoiser
         generator = step_generator(self.seed, step, 1 + process, accumulation)
         clean, given, targets = self.draw(step, generator)
-        num_steps = denoiser.schedule.num_denoising_steps
-        i = torch.randint(num_steps, (len(clean),), generator=generator)
-        noise = torch.randn(clean.shape, generator=generator, dtype=clean.dtype)
-        noisy = denoiser.add_noise(clean, noise, i)
-        if given is not None:
-            noisy = given.apply(noisy)
+        noisy, i, _ = denoiser.noised(clean, given, generator)
         arguments = (part.to(self.device) for part in (noisy, i, targets))
         return {self.name: self.network.loss(*arguments)}  # type: ignore[operator]
 

@@ -133,12 +133,8 @@ class PlannerLoss(nn.Module):
                 observations, goals, times, expectile=settings.expectile
             )
         if self.value is not None and returns is not None:
-            num_steps = self.denoiser.schedule.num_denoising_steps
-            i = torch.randint(num_steps, (batch_size,), generator=generator)
-            noise = torch.randn(clean.shape, generator=generator, dtype=torch.float32)
-            i, noise, returns = (part.to(self.device) for part in (i, noise, returns))
-            noisy = given.apply(self.denoiser.add_noise(clean, noise, i))
-            losses["value"] = self.value.loss(noisy, i, returns)
+            noisy, i, _ = self.denoiser.noised(clean, given, generator)
+            losses["value"] = self.value.loss(noisy, i, returns.to(self.device))
         if self.critic is not None and self.steps is not None and config.critic:
             [slow] = self.slow_critic
             losses["critic"] = self.critic.loss(
