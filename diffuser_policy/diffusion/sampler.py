@@ -310,17 +310,15 @@ class DDIMSampler(Sampler):
         return Weights(direction, math.sqrt(there) - direction * math.sqrt(here))
 
 
-class DPMSolverSampler(Sampler):
+class DPMSolverSampler(DDIMSampler):
     """DPM-Solver++(2M): deterministic, with an error of second order in step size."""
 
     def weights(self, i: int, j: int, h: int | None) -> Weights:
         """Return the first-order step, leaning away from the prediction before."""
-        schedule = self.denoiser.schedule
-        here, there = schedule.alpha_bar(i), schedule.alpha_bar(j)
-        of_noisy = math.sqrt((1 - there) / (1 - here))
-        of_clean = math.sqrt(there) - of_noisy * math.sqrt(here)
+        of_noisy, of_clean, *_ = weights = super().weights(i, j, h)
         if h is None or j < 0:
-            return Weights(of_noisy, of_clean)
+            return weights
+        schedule = self.denoiser.schedule
         at_h, at_i, at_j = (half_log_snr(schedule, step) for step in (h, i, j))
         lean = (at_j - at_i) / (2 * (at_i - at_h))
         return Weights(of_noisy, of_clean * (1 + lean), -of_clean * lean)
