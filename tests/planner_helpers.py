@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.columns.normalizers import LimitsNormalizer
 from diffuser_policy.diffusion.conditions import Inpainting
+from diffuser_policy.diffusion.denoiser import Denoiser
 from diffuser_policy.diffusion.sampler import Sampler, Samples, WarmStart
+from diffuser_policy.diffusion.schedule import NoiseSchedule
 from diffuser_policy.networks.time_to_goal import TimeToGoal
 from diffuser_policy.planning.horizons import Horizons
 from diffuser_policy.planning.planner import Planner
@@ -30,6 +32,7 @@ class WhiteNoise(Sampler):
     """Returns its noise with the conditions applied, and counts its calls."""
 
     def __init__(self) -> None:
+        self.denoiser = Denoiser(nn.Identity(), NoiseSchedule(1))
         self.batches: list[tuple[int, int]] = []
 
     def sample(

@@ -33,8 +33,8 @@ from torch import Tensor
 
 from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.columns.normalizers import Normalizer
-from diffuser_policy.diffusion.conditions import Conditions
-from diffuser_policy.diffusion.guidance import Guidance
+from diffuser_policy.diffusion.conditions import Conditions, Inpainting
+from diffuser_policy.diffusion.guidance import Guidance, Steering
 from diffuser_policy.diffusion.sampler import Sampler, WarmStart
 from diffuser_policy.errors import (
     CheckpointError,
@@ -200,7 +200,8 @@ class Planner:
             for rows in request.batches(hasty, MOST_AT_ONCE):
                 plan, judged = self._sample(request.rows(rows), 1)
                 done[rows] = good = judged >= aspiration
-                parts.append((rows[good], plan if good.all() else plan.rows(good)))
+                if good.any():
+                    parts.append((rows[good], plan if good.all() else plan.rows(good)))
         count = self.num_candidates
         left, most = np.flatnonzero(~done), max(MOST_AT_ONCE // count, 1)
         parts += [
@@ -220,7 +221,7 @@ class Planner:
             goals: `[rows, goal]` that was planned for, or none.
         """
         networks = {
-            "denoiser": getattr(self.sampler, "denoiser", None),
+            "denoiser": self.sampler.denoiser,
             "normalizer": self.normalizer,
             "time_to_goal": self.horizons.time_to_goal,
         }
@@ -270,42 +271,12 @@ class Planner:
             Plans, and how good they are `[rows]` by the measure of `good_enough`.
         """
         layout, goals, previous = self.layout, request.goals, request.previous
-        aims = request.aims
-        length = int(request.lengths[0])
-        given = Conditions().pin(0, "observation", _tensor(request.observations))
-        if aims is not None:
-            given = given.pin(-1, "goal", _tensor(aims))
-            if self.pin_goal_velocity:
-                size = len(layout.columns("velocity"))
-                still = torch.zeros(size, dtype=torch.float32)
-                given = given.pin(-1, "velocity", still)
-        inpainting = (given | (request.conditions or Conditions())).compile(
-            layout,
-            self.normalizer,
-            num_planning_steps=length,
-            batch_size=len(request.lengths),
-        )
-        start = None
-        if request.warm[0] and previous is not None and self.warm_start is not None:
-            start = WarmStart(
-                trajectories=self._rest(previous, length, goals),
-                level=self.warm_start,
-                num_steps=self.warm_start_steps,
-            )
-        guidance, steering = self.guidance, None
-        if guidance is not None and guidance.scale != 0.0:
-            steering = partial(
-                guidance.steering,
-                self.sampler.denoiser.schedule,
-                view=self._view(goals, num_candidates),
-                scales=self.normalizer.scale,
-            )
         samples = self.sampler.sample(
-            inpainting,
+            self._pinned(request),
             request.generators,
             num_candidates=num_candidates,
-            steering=steering,
-            warm_start=start,
+            steering=self._steering(goals, num_candidates),
+            warm_start=self._warm_start(request),
             step_noise=request.step_noise,
             keep_chain=request.keep_chain,
         )
@@ -342,9 +313,49 @@ class Planner:
             num_candidates=np.full(len(chosen), count),
             candidates=physical[..., layout.observations],
             chain=None if chain is None else chain.numpy(),
-            aims=aims,
+            aims=request.aims,
         )
         return plan, judged[every, chosen]
+
+    def _pinned(self, request: Request) -> Inpainting:
+        """Return what is pinned: start, aim, and further conditions."""
+        given = Conditions().pin(0, "observation", _tensor(request.observations))
+        if request.aims is not None:
+            given = given.pin(-1, "goal", _tensor(request.aims))
+            if self.pin_goal_velocity:
+                size = len(self.layout.columns("velocity"))
+                still = torch.zeros(size, dtype=torch.float32)
+                given = given.pin(-1, "velocity", still)
+        return (given | (request.conditions or Conditions())).compile(
+            self.layout,
+            self.normalizer,
+            num_planning_steps=request.length,
+            batch_size=len(request.lengths),
+        )
+
+    def _steering(
+        self, goals: np.ndarray | None, num_candidates: int
+    ) -> Callable[[Inpainting], Steering] | None:
+        """Return what makes the guidance of a sampling call; none if unguided."""
+        if self.guidance is None or self.guidance.scale == 0.0:
+            return None
+        return partial(
+            self.guidance.steering,
+            self.sampler.denoiser.schedule,
+            view=self._view(goals, num_candidates),
+            scales=self.normalizer.scale,
+        )
+
+    def _warm_start(self, request: Request) -> WarmStart | None:
+        """Return the rest of the plans to start from; none for a cold start."""
+        previous = request.previous
+        if not request.warm[0] or previous is None or self.warm_start is None:
+            return None
+        return WarmStart(
+            trajectories=self._rest(previous, request),
+            level=self.warm_start,
+            num_steps=self.warm_start_steps,
+        )
 
     def _with_rest(
         self, trajectories: Tensor, request: Request, previous: Following
@@ -358,9 +369,8 @@ class Planner:
             Candidates `[rows, candidates + 1, length, transition]`, and which rows
             have no plan `[rows]`.
         """
-        length, without = trajectories.shape[2], previous.lengths == 0
-        rest = self._rest(previous, length, request.goals, request.observations)
-        rest = rest[:, None]
+        without = previous.lengths == 0
+        rest = self._rest(previous, request, start=request.observations)[:, None]
         rows = torch.as_tensor(without, device=rest.device)
         rest[rows] = trajectories[rows, :1]
         return torch.cat([trajectories, rest], dim=1), without
@@ -368,8 +378,8 @@ class Planner:
     def _rest(
         self,
         previous: Following,
-        length: int,
-        goals: np.ndarray | None,
+        request: Request,
+        *,
         start: np.ndarray | None = None,
     ) -> Tensor:
         """Return the rest of plans, `[rows, length, transition]`, normalized.
@@ -379,13 +389,11 @@ class Planner:
 
         Args:
             previous: The plans.
-            length: Planning steps of the new plans.
-            goals: `[rows, goal]`, or none.
+            request: What the new plans are for.
             start: `[rows, observation]` where the rows are, to replace the state in
                 which the plans expect them.
         """
-        aimed = goals is not None and self.layout.goal_conditioned
-        rest = previous.rest(length, stretched=aimed)
+        rest = previous.rest(request.length, stretched=request.aims is not None)
         if start is not None:
             rest[:, 0, self.layout.observations] = start
         rows = _tensor(rest).to(self.normalizer.shift.device)
@@ -430,6 +438,11 @@ class Request:
     conditions: Conditions | None
     step_noise: bool
     keep_chain: bool
+
+    @property
+    def length(self) -> int:
+        """Planning steps of every row, in the request of a sampling call."""
+        return int(self.lengths[0])
 
     def rows(self, index: np.ndarray) -> Request:
         """Return the part for some rows, in increasing order."""
