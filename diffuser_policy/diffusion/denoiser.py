@@ -39,7 +39,12 @@ from diffuser_policy.choices import Acceleration, PredictionTarget
 from diffuser_policy.diffusion.conditions import Inpainting
 from diffuser_policy.diffusion.schedule import NoiseSchedule
 from diffuser_policy.errors import UnknownNameError
-from diffuser_policy.networks.runtime import AccelerationWarning, Runner, accelerate
+from diffuser_policy.networks.runtime import (
+    AccelerationWarning,
+    Runner,
+    accelerate,
+    steps_of,
+)
 
 PREDICTION_TARGETS: tuple[PredictionTarget, ...] = get_args(PredictionTarget)
 
@@ -145,7 +150,7 @@ class Denoiser(nn.Module):
             noisy: `[batch, horizon, transition]` at denoising step `i`, normalized.
             i: Denoising step, 0..N-1, the same for the whole batch.
         """
-        steps = torch.full((noisy.shape[0],), i, dtype=torch.long, device=noisy.device)
+        steps = steps_of(noisy, i)
         if self.residual or torch.is_grad_enabled():
             return self.predicted(noisy, steps)
         # The network may have been replaced or trained, or this may be a copy.

@@ -262,7 +262,7 @@ class Runner:
             noisy: `[batch, horizon, transition]`.
             i: Denoising step, the same for the whole batch.
         """
-        output: Tensor = self.network(noisy, _steps(noisy, i))
+        output: Tensor = self.network(noisy, steps_of(noisy, i))
         return output
 
 
@@ -362,7 +362,7 @@ class CompiledRunner(FallibleRunner):
             self._compiled = torch.compile(
                 self.network, dynamic=True, backend=self._backend
             )
-        return self._compiled(noisy, _steps(noisy, i))
+        return self._compiled(noisy, steps_of(noisy, i))
 
 
 @dataclass(frozen=True)
@@ -406,7 +406,7 @@ class GraphRunner(FallibleRunner):
 
     def _record(self, noisy: Tensor) -> Recording:
         with torch.inference_mode(mode=False), torch.no_grad():
-            example, steps = torch.zeros_like(noisy), _steps(noisy, 0)
+            example, steps = torch.zeros_like(noisy), steps_of(noisy, 0)
             stream = torch.cuda.Stream(noisy.device)  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream(noisy.device))
             with torch.cuda.stream(stream):
@@ -419,18 +419,14 @@ class GraphRunner(FallibleRunner):
         return Recording(graph, example, steps, output)
 
 
-class AutoRunner(Runner):
+class AutoRunner(GraphRunner):
     """Runs the fastest form for the device that the trajectories are on."""
-
-    def __init__(self, network: nn.Module) -> None:
-        """Prepare the forms for GPU and CPU."""
-        super().__init__(network)
-        self._graphs, self._fused = GraphRunner(network), FusedRunner(network)
 
     def __call__(self, noisy: Tensor, i: int) -> Tensor:
         """Return the network's output; see `Runner`."""
-        runner = self._graphs if noisy.device.type == "cuda" else self._fused
-        return runner(noisy, i)
+        if noisy.device.type == "cuda":
+            return super().__call__(noisy, i)
+        return self._instead(noisy, i)
 
 
 RUNNERS: dict[Acceleration, type[Runner]] = {
@@ -457,6 +453,6 @@ def accelerate(network: nn.Module, acceleration: Acceleration) -> Runner:
     return RUNNERS[acceleration](network)
 
 
-def _steps(noisy: Tensor, i: int) -> Tensor:
+def steps_of(noisy: Tensor, i: int) -> Tensor:
     """Return the denoising step of every trajectory `[batch]`."""
     return torch.full((noisy.shape[0],), i, dtype=torch.long, device=noisy.device)
