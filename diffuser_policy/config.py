@@ -633,6 +633,17 @@ class ClassifierTrainConfig(CompanionTrainConfig):
     """Network."""
 
 
+OPTIONAL: dict[str, type[Any]] = {
+    "time_to_goal": TimeToGoalConfig,
+    "value": ValueConfig,
+    "critic": CriticConfig,
+    "classifier": ClassifierConfig,
+    "inverse_dynamics": InverseDynamicsConfig,
+    "landmarks": LandmarksConfig,
+}
+"""Settings of what a planner may have beside its denoiser."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PolicyConfig:
     """Everything but the weights that makes a saved planner."""
@@ -709,34 +720,29 @@ class PolicyConfig:
                 f"{SCHEMA}. Install the version that wrote it, or train it again."
             )
 
-        def optional(kind: Any, part: Any) -> Any:
-            return None if part is None else from_json(kind, part)
-
         try:
-            time_to_goal, execution = data["time_to_goal"], {**data["execution"]}
+            execution = {**data["execution"]}
             if execution.get("replan_deviation") == math.inf:
                 execution["replan_deviation"] = None  # once allowed; the same
-            # The following are younger than the schema: a file may lack them.
-            value, guide = data.get("value"), data.get("guide")
-            classifier, critic = data.get("classifier"), data.get("critic")
-            inverse, landmarks = data.get("inverse_dynamics"), data.get("landmarks")
-            provenance = data["provenance"]
+            # The other parts are younger than the schema: a file may lack them.
+            saved = {name: data.get(name) for name in OPTIONAL}
+            saved["time_to_goal"] = data["time_to_goal"]
+            parts: dict[str, Any] = {
+                name: None if part is None else from_json(OPTIONAL[name], part)
+                for name, part in saved.items()
+            }
+            guide, provenance = data.get("guide"), data["provenance"]
             _check_provenance(provenance)
             config = cls(
                 spaces=from_json(SpaceSpec, data["spaces"]),
                 layout=from_json(TrajectoryLayout, data["layout"]),
                 window=from_json(WindowConfig, data["window"]),
                 network=from_json(NetworkConfig, data["network"]),
-                time_to_goal=optional(TimeToGoalConfig, time_to_goal),
                 planner=from_json(PlannerConfig, _current(data["planner"])),
                 execution=from_json(ExecutionConfig, execution),
-                value=optional(ValueConfig, value),
-                critic=optional(CriticConfig, critic),
-                classifier=optional(ClassifierConfig, classifier),
-                inverse_dynamics=optional(InverseDynamicsConfig, inverse),
-                landmarks=optional(LandmarksConfig, landmarks),
                 guide=None if guide is None else guide_from_json(guide),
                 provenance=provenance,
+                **parts,
             )
             _check_sizes(config)
             return config
