@@ -51,8 +51,13 @@ def point(x: float, y: float) -> np.ndarray:
     return np.array([[x, y]], np.float32)
 
 
+def nearest(marks: Landmarks, place: np.ndarray) -> int:
+    """Return the number of the landmark that is nearest to a point."""
+    return int(np.linalg.norm(marks.places.numpy() - place, axis=1).argmin())
+
+
 def test_ways_take_as_long_as_the_runs_did(hairpin: Landmarks) -> None:
-    begin, end = hairpin.nearest(point(0, 0))[0], hairpin.nearest(point(0, 0.5))[0]
+    begin, end = nearest(hairpin, point(0, 0)), nearest(hairpin, point(0, 0.5))
     assert hairpin.ways[begin, end] == pytest.approx(12.5 / SPEED, rel=0.15)
     assert hairpin.ways[end, begin] == pytest.approx(12.5 / SPEED, rel=0.15)
     assert (np.diag(hairpin.ways) == 0).all()
@@ -103,7 +108,7 @@ def test_a_way_goes_from_place_to_place_around_the_wall(hairpin: Landmarks) -> N
 def test_runs_that_share_a_place_are_joined_in_their_direction() -> None:
     first, second = walk((0, 0), (5, 0)), walk((5, 0), (5, 5))
     marks = Landmarks.fit(*joined(first, second), 21)
-    begin, end = marks.nearest(point(0, 0))[0], marks.nearest(point(5, 5))[0]
+    begin, end = nearest(marks, point(0, 0)), nearest(marks, point(5, 5))
     assert marks.ways[begin, end] == pytest.approx(10 / SPEED, rel=0.15)
     assert np.isinf(marks.ways[end, begin])
     goal = point(0, 0)
@@ -117,9 +122,9 @@ def test_a_place_where_runs_only_end_does_not_cut_off_the_way() -> None:
     """A robot that is nearest to one gets the way from the next place that has one."""
     along, spur = walk((0, 0), (9, 0)), walk((2, 0), (2, 0.8))
     marks = Landmarks.fit(*joined(along, spur), 40)
-    dead = marks.nearest(point(2, 0.8))[0]
+    dead = nearest(marks, point(2, 0.8))
     goal = point(9, 0)
-    assert np.isinf(marks.ways[dead, marks.nearest(goal)[0]])
+    assert np.isinf(marks.ways[dead, nearest(marks, goal)])
     [aim], [direct] = marks.subgoals(point(2, 0.8), goal, 20)
     assert not direct
     assert 1.5 < aim[0] < 5.0
@@ -134,7 +139,7 @@ def test_a_place_where_runs_only_end_does_not_cut_off_the_way() -> None:
 
 def test_more_landmarks_than_rows_do_no_harm() -> None:
     marks = Landmarks.fit(*joined(walk((0, 0), (1, 0))), 30)
-    assert np.isfinite(marks.ways[marks.nearest(point(0, 0))[0]]).any()
+    assert np.isfinite(marks.ways[nearest(marks, point(0, 0))]).any()
 
 
 def grid(size: int, num_runs: int) -> tuple[np.ndarray, np.ndarray]:

@@ -110,14 +110,6 @@ class Landmarks(nn.Module):
         distances: np.ndarray = apart.numpy()
         return distances
 
-    def nearest(self, points: np.ndarray) -> np.ndarray:
-        """Return the number of the place `[rows]` that is nearest to each point.
-
-        Args:
-            points: `[rows, size]`, normalized.
-        """
-        return _nearest(points, self.places.cpu().numpy())[0]
-
     def subgoals(
         self, start: np.ndarray, goal: np.ndarray, ahead: float
     ) -> tuple[np.ndarray, np.ndarray]:
