@@ -80,9 +80,7 @@ from diffuser_policy.planning.ranking import (
 )
 from diffuser_policy.planning.routes import Routes
 
-SAMPLERS: dict[
-    SamplerName, type[DDPMSampler] | type[DDIMSampler] | type[DPMSolverSampler]
-] = {
+SAMPLERS: dict[SamplerName, type[Sampler]] = {
     "ddim": DDIMSampler,
     "ddpm": DDPMSampler,
     "dpm": DPMSolverSampler,
@@ -406,16 +404,14 @@ BUILDERS: dict[str, Callable[[PolicyConfig, Any], nn.Module]] = {
 
 
 def build_planner(
-    config: PolicyConfig,
-    networks: PlannerNetworks,
-    featurizer: Featurizer | None = None,
+    config: PolicyConfig, networks: PlannerNetworks, featurizer: Featurizer
 ) -> Planner:
     """Return the planner that the settings describe.
 
     Args:
         config: Settings.
         networks: Weights.
-        featurizer: Makes its planning columns; found by name if not given.
+        featurizer: Makes its planning columns; see `config_featurizer`.
 
     Raises:
         ConfigError: A setting without the network, guide or setting that it needs.
@@ -435,7 +431,6 @@ def build_planner(
     )
     if config.spaces.has_goal and config.execution.replan_interval is not None:
         _check_arrival(config, horizons)
-    featurizer = featurizer or config_featurizer(config)
     guide = config.guide.bind(networks) if config.guide is not None else None
     guided = guide is not None and settings.guide_scale != 0.0
     available = networks.denoiser.schedule.num_denoising_steps
@@ -635,16 +630,14 @@ def build_ranking(
 
 
 def build_executor(
-    config: PolicyConfig,
-    networks: PlannerNetworks,
-    featurizer: Featurizer | None = None,
+    config: PolicyConfig, networks: PlannerNetworks, featurizer: Featurizer
 ) -> Executor:
     """Return the executor that the settings describe.
 
     Args:
         config: Settings.
         networks: Weights.
-        featurizer: Makes its planning columns; found by name if not given.
+        featurizer: Makes its planning columns; see `config_featurizer`.
 
     Raises:
         ConfigError: The plans lack the columns it needs, or the planner the network.
@@ -653,7 +646,7 @@ def build_executor(
     if settings.executor == "actions":
         return PlannedActions(config.layout, config.window.stride)
     if settings.executor == "features":
-        return FeaturesExecutor(featurizer or config_featurizer(config))
+        return FeaturesExecutor(featurizer)
     if settings.executor == "inverse-dynamics":
         if networks.inverse_dynamics is None:
             raise ConfigError(

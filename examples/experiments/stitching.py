@@ -32,7 +32,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from diffuser_policy import FlatDataset, Planner, TrainConfig, Trainer
-from diffuser_policy.build import build_planner
+from diffuser_policy.build import build_planner, config_featurizer
 from diffuser_policy.config import (
     NetworkConfig,
     OptimizationConfig,
@@ -139,7 +139,9 @@ def train(
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(config, dataset(trips), Path(folder))
         trainer.run()
-        return build_planner(trainer.policy_config, trainer.planner_networks)
+        settings = trainer.policy_config
+        featurizer = config_featurizer(settings)
+        return build_planner(settings, trainer.planner_networks, featurizer)
 
 
 def plan(planner: Planner, ends: np.ndarray) -> np.ndarray:
