@@ -85,7 +85,7 @@ class Guide:
         return [(1.0, self)]
 
     def __add__(self, other: object) -> Guide:
-        if not isinstance(other, Guide) and not callable(other):
+        if not callable(other):
             return NotImplemented
         return WeightedSum((*self.parts(), *as_guide(other).parts()))
 
@@ -98,7 +98,7 @@ class Guide:
         return as_guide(other) + self
 
     def __sub__(self, other: object) -> Guide:
-        if not isinstance(other, Guide) and not callable(other):
+        if not callable(other):
             return NotImplemented
         return self + -as_guide(other)
 

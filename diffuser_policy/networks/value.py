@@ -36,9 +36,7 @@ NUM_NARROWING = 2
 
 def remaining_steps(num_planning_steps: int, num_downsamplings: int) -> int:
     """Return how many steps are left of a trajectory after halvings that round up."""
-    for _ in range(num_downsamplings):
-        num_planning_steps = -(-num_planning_steps // 2)
-    return num_planning_steps
+    return -(-num_planning_steps // (1 << num_downsamplings))
 
 
 class ValueNetwork(nn.Module):

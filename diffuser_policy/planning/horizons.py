@@ -57,8 +57,8 @@ class Horizons:
             longest: Longest plan, in env steps.
             layout: Columns of a trajectory.
             normalizer: Between environment units and the network's.
-            shortest: Shortest plan, in env steps; not given: the shortest that the
-                network takes, or `longest` if all plans are as long.
+            shortest: Shortest plan, in env steps; not given: the longest if the
+                choice is "fixed", else the shortest that the network takes.
             stride: Env steps between two planning steps.
             multiple: Planning steps come in multiples of this.
             least: Planning steps of the shortest plan that the network takes.

@@ -129,9 +129,7 @@ STATE_DTYPES: dict[str, np.dtype[Any]] = {
     **dict.fromkeys(("planners", "guides"), np.dtype(np.int64)),
     "progress": np.dtype(np.float64),
 }
-
-
-FINITE = ("observations", "actions", "progress", "goals", "aims", "previous")
+FINITE = [name for name, kind in STATE_DTYPES.items() if kind.kind == "f"]
 
 
 def _span(values: np.ndarray, noun: str) -> str:
