@@ -6,6 +6,7 @@ or `np.seterr(all="raise")`. Planning and training give the same numbers all the
 - `plain_arithmetic` switches these off, where it can, for one call in this thread.
 - The default dtype is global to the process, so it is left alone: tensors are made with
   an explicit dtype. Only building networks sets it for a moment (`build.seeded`).
+- So are the global generators: random numbers come from those of `stream_generator`.
 
 NumPy's errors are switched off because results are checked instead: a plan, an action
 and a loss are finite, or an error says why not.
@@ -49,6 +50,17 @@ def plain_arithmetic(*, gradients: bool = False) -> Iterator[None]:
                 stack.enter_context(torch.inference_mode(False))
                 stack.enter_context(torch.enable_grad())
             yield
+
+
+def stream_generator(seed: int, *stream: int) -> torch.Generator:
+    """Return a source of randomness of its own.
+
+    Args:
+        seed: Of the run or the policy.
+        stream: Further numbers that tell sources apart, such as step and process.
+    """
+    words = np.random.SeedSequence((seed, *stream)).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(words[0]))
 
 
 @contextlib.contextmanager

@@ -61,7 +61,12 @@ from diffuser_policy.export import write_export
 from diffuser_policy.files import usable_path
 from diffuser_policy.guides.guide import Guide, GuideFunction, as_guide, described
 from diffuser_policy.needs import PLANNING_NEEDS, REST_NEEDS, refuse_idle
-from diffuser_policy.numerics import find_device, plain_arithmetic, within_memory
+from diffuser_policy.numerics import (
+    find_device,
+    plain_arithmetic,
+    stream_generator,
+    within_memory,
+)
 from diffuser_policy.observations import is_finite
 from diffuser_policy.planning.plan import Following, Plan
 from diffuser_policy.planning.ranking import has_feasibility
@@ -268,7 +273,6 @@ class DiffuserPolicy:
             rows,
             goals,
             generators,
-            remaining=np.full(len(rows), -1),
             conditions=conditions,
             keep_chain=keep_chain,
             step_noise=state is not None,
@@ -654,9 +658,9 @@ class DiffuserPolicy:
         if not deterministic:
             streams, numbers = state.streams[index], state.num_plans[index]
             keys = zip(streams.tolist(), numbers.tolist(), strict=True)
-            return [_generator(stream, number) for stream, number in keys]
+            return [stream_generator(stream, number) for stream, number in keys]
         return [
-            _generator(self.seed, zlib.crc32(rows[row].tobytes()))
+            stream_generator(self.seed, zlib.crc32(rows[row].tobytes()))
             if state.lengths[row] > 0
             else torch.Generator().manual_seed(self.seed)
             for row in index.tolist()
@@ -710,11 +714,6 @@ def _changed(
     for needs in (REST_NEEDS, PLANNING_NEEDS):
         refuse_idle(settings, {**planner, **execution, **present}, needs)
     return changed
-
-
-def _generator(stream: int, number: int) -> torch.Generator:
-    words = np.random.SeedSequence((stream, number)).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(words[0]))
 
 
 def _flags(episode_start: Any, num_rows: int) -> np.ndarray:

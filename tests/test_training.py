@@ -23,12 +23,12 @@ from diffuser_policy.config import (
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.windows import ShortRunsWarning
 from diffuser_policy.errors import ConfigError
+from diffuser_policy.numerics import stream_generator
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.testing import check_policy, toy_config, toy_dataset
 from diffuser_policy.training.loss import (
     PlannerLoss,
     draw_num_planning_steps,
-    step_generator,
 )
 from diffuser_policy.training.trainer import Trainer, learning_rate, update_average
 from tests.training_helpers import trained
@@ -277,14 +277,14 @@ def test_a_training_shorter_than_the_start_of_the_average_saves_its_weights(
 
 def test_every_step_process_and_batch_has_its_own_noise() -> None:
     drawn = {
-        float(torch.rand(1, generator=step_generator(seed, step, process, batch)))
+        float(torch.rand(1, generator=stream_generator(seed, step, process, batch)))
         for seed in range(2)
         for step in range(3)
         for process in range(2)
         for batch in range(2)
     }
     assert len(drawn) == 24
-    again = float(torch.rand(1, generator=step_generator(1, 2, 1, 1)))
+    again = float(torch.rand(1, generator=stream_generator(1, 2, 1, 1)))
     assert again in drawn
 
 

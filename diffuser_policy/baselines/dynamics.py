@@ -53,9 +53,9 @@ from diffuser_policy.errors import (
     DatasetError,
     SpaceMismatchError,
 )
+from diffuser_policy.numerics import stream_generator
 from diffuser_policy.planning.planner import Planner
 from diffuser_policy.settings import positive
-from diffuser_policy.training.loss import step_generator
 from diffuser_policy.training.processes import Processes
 from diffuser_policy.training.state import data_facts
 from diffuser_policy.training.trainer import Networks, Trainer, TrainingRun
@@ -222,7 +222,7 @@ class DynamicsLoss(nn.Module):
 
     def forward(self, step: int, process: int, accumulation: int) -> dict[str, Tensor]:
         """Return the sum over members by the network's name, as `PlannerLoss` does."""
-        generator = step_generator(self.config.seed, step, 1 + process, accumulation)
+        generator = stream_generator(self.config.seed, step, 1 + process, accumulation)
         size = (self.ensemble.num_members, self.config.batch_size)
         rows = torch.randint(len(self.transitions[0]), size, generator=generator)
         states, actions, following = (

@@ -46,8 +46,8 @@ from diffuser_policy.build import seeded
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.returns import returns_to_go
 from diffuser_policy.errors import ConfigError, DatasetError
+from diffuser_policy.numerics import stream_generator
 from diffuser_policy.spaces import action_box, into_box
-from diffuser_policy.training.loss import step_generator
 
 NUM_STEPS = 20_000  # where nobody sets a budget
 
@@ -191,7 +191,7 @@ class OfflineLoss(nn.Module):
 
     def forward(self, step: int, process: int, accumulation: int) -> dict[str, Tensor]:
         """Return the sums over members by the networks' names; as `DynamicsLoss`."""
-        generator = step_generator(self.config.seed, step, 1 + process, accumulation)
+        generator = stream_generator(self.config.seed, step, 1 + process, accumulation)
         model, dynamics = self.model, self.model.dynamics
         size = (dynamics.num_members, self.config.batch_size)
         rows = torch.randint(len(self.steps.states), size, generator=generator).numpy()

@@ -26,10 +26,9 @@ from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.diffusion.conditions import Inpainting
 from diffuser_policy.diffusion.denoiser import Denoiser
 from diffuser_policy.errors import SpaceMismatchError
-from diffuser_policy.numerics import plain_arithmetic
+from diffuser_policy.numerics import plain_arithmetic, stream_generator
 from diffuser_policy.settings import to_json
 from diffuser_policy.training.derive import space_spec
-from diffuser_policy.training.loss import step_generator
 from diffuser_policy.training.processes import Processes
 from diffuser_policy.training.state import data_facts
 from diffuser_policy.training.trainer import TrainingRun
@@ -75,7 +74,7 @@ class CompanionLoss(nn.Module):
             accumulation: Which of the batches that make up one gradient step.
         """
         [denoiser] = self._denoiser
-        generator = step_generator(self.seed, step, 1 + process, accumulation)
+        generator = stream_generator(self.seed, step, 1 + process, accumulation)
         clean, given, targets = self.draw(step, generator)
         noisy, i, _ = denoiser.noised(clean, given, generator)
         arguments = (part.to(self.device) for part in (noisy, i, targets))

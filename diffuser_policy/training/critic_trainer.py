@@ -14,8 +14,8 @@ from diffuser_policy.data.returns import return_scale, returns_to_go
 from diffuser_policy.data.steps import StepDataset
 from diffuser_policy.data.windows import WindowDataset, in_planning_columns
 from diffuser_policy.networks.critic import Critic
+from diffuser_policy.numerics import stream_generator
 from diffuser_policy.training.companion import CompanionTrainer
-from diffuser_policy.training.loss import step_generator
 
 
 class CriticLoss(nn.Module):
@@ -37,7 +37,9 @@ class CriticLoss(nn.Module):
         """
         [trainer] = self._trainer
         settings = trainer.config.critic
-        generator = step_generator(trainer.config.seed, step, 1 + process, accumulation)
+        generator = stream_generator(
+            trainer.config.seed, step, 1 + process, accumulation
+        )
         size, device = trainer.config.optimization.batch_size, trainer.processes.device
         batch = trainer.steps.sample(size, generator, device)
         loss = self.network.loss(

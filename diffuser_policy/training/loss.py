@@ -8,7 +8,6 @@ without saving any random state.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,18 +20,7 @@ from diffuser_policy.networks.critic import Critic
 from diffuser_policy.networks.inverse_dynamics import InverseDynamics
 from diffuser_policy.networks.time_to_goal import TimeToGoal
 from diffuser_policy.networks.value import ValueNetwork
-
-
-def step_generator(seed: int, step: int, *stream: int) -> torch.Generator:
-    """Return the random source of one training step.
-
-    Args:
-        seed: The run's seed.
-        step: Gradient step.
-        stream: Further numbers that tell sources apart, such as process and batch.
-    """
-    words = np.random.SeedSequence((seed, step, *stream)).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(words[0]))
+from diffuser_policy.numerics import stream_generator
 
 
 def draw_num_planning_steps(
@@ -51,7 +39,7 @@ def draw_num_planning_steps(
     if shortest >= longest:
         return longest
     choices = (longest - shortest) // multiple + 1
-    generator = step_generator(seed, step)
+    generator = stream_generator(seed, step)
     drawn = int(torch.randint(choices, (1,), generator=generator))
     return shortest + drawn * multiple
 
@@ -106,7 +94,7 @@ class PlannerLoss(nn.Module):
         length = draw_num_planning_steps(
             config.window, config.seed, step, self.denoiser.horizon_multiple
         )
-        generator = step_generator(config.seed, step, 1 + process, accumulation)
+        generator = stream_generator(config.seed, step, 1 + process, accumulation)
         batch_size = config.optimization.batch_size
         returns = None
         if self.value is not None and isinstance(self.windows, ValuedWindows):
