@@ -71,7 +71,7 @@ class CollectSettings:
     action_noise: float = 0.0
     """Runs: standard deviation of Gaussian noise added to every action."""
     num_episodes: int | None = None
-    """Episodes: how many; None: the generator's own number, or 10,000."""
+    """Episodes: how many; None: the generator's own number, or 1,000."""
     generator: str | None = None
     """Episodes: how they are made, such as kinematic or physics for block stacking;
     None: the demonstrator's first."""

@@ -337,6 +337,7 @@ class TowerRecorder(KinematicGenerator):
     """
 
     dataset_id: ClassVar[str] = "diffuser/kuka-stack-v1"
+    default_episodes: ClassVar[int] = 10_000
 
     env: Any
     num_blocks: int = field(init=False)
