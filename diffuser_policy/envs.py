@@ -48,6 +48,7 @@ from diffuser_policy.errors import (
     shown,
 )
 from diffuser_policy.ogbench import OGBenchEnv, is_ogbench
+from diffuser_policy.spaces import whole_numbers
 
 PLUGINS = "diffuser_policy."  # begins the names of our entry-point groups
 Env = gym.Env[Any, Any]
@@ -376,11 +377,8 @@ def usable_action(env: Env, action: Any) -> Any:
             f"takes finite numbers of shape {space.shape}. Correct the policy."
         )
     if given.dtype.kind == "f" and not np.issubdtype(space.dtype, np.floating):
-        # Beyond the type, the nearest number is its own bound.
-        least, most = np.iinfo(space.dtype).min, np.iinfo(space.dtype).max
-        whole = [int(n) for n in np.rint(given).ravel().tolist()]
-        inside = [min(max(n, least), most) for n in whole]
-        given = np.array(inside, space.dtype).reshape(space.shape)
+        whole = map(int, np.rint(given).ravel().tolist())
+        given = whole_numbers(whole, space.dtype).reshape(space.shape)
     return given
 
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -464,15 +464,23 @@ def _within(bounds: Sequence[float], dtype: Any, *, upwards: bool) -> np.ndarray
     """Return bounds in a type, each moved inwards where it is rounded outwards."""
     exact = np.asarray(bounds, np.float64)
     if not np.issubdtype(dtype, np.floating):
-        if dtype == np.bool_:
-            return exact.astype(dtype)
-        least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
         whole = [math.ceil(b) if upwards else math.floor(b) for b in exact.tolist()]
-        return np.array([min(max(each, least), most) for each in whole], dtype)
+        return whole_numbers(whole, dtype)
     cast = exact.astype(dtype)
     outside = cast < exact if upwards else cast > exact
     inner = np.nextafter(cast, np.asarray(np.inf if upwards else -np.inf, dtype))
     return np.where(outside, inner, cast)
+
+
+def whole_numbers(values: Iterable[int], dtype: Any) -> np.ndarray:
+    """Return whole numbers in a type, which may be bool, as an array `[values]`.
+
+    What the type cannot hold becomes the nearest number that it can.
+    """
+    least, most = 0, 1
+    if dtype != np.bool_:
+        least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
+    return np.array([min(max(each, least), most) for each in values], dtype)
 
 
 def find_goal_columns(observation: np.ndarray, achieved: np.ndarray) -> tuple[int, ...]:

@@ -321,6 +321,15 @@ def test_datasets_without_checksums_still_load(tmp_path: Path) -> None:
     assert loaded.checksum == make_dataset(100).checksum
 
 
+def test_checksums_without_their_seal_are_refused(tmp_path: Path) -> None:
+    folder = make_dataset(100).save(tmp_path / "data")
+    meta = json.loads((folder / "meta.json").read_text())
+    del meta["seal"]
+    (folder / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(DatasetError, match=r"meta\.json is damaged"):
+        FlatDataset.load(folder)
+
+
 def test_a_million_rows_are_ready_in_two_seconds(tmp_path: Path) -> None:
     folder = make_dataset(1_000_000).save(tmp_path / "data")
     start = time.perf_counter()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -255,6 +257,49 @@ def test_damaged_metadata_are_refused(tmp_path: Path) -> None:
     write(cut_stream([4])[0])
     (data_folder(tmp_path) / "metadata.json").write_text("{")
     with pytest.raises(DatasetError, match=r"metadata.json cannot be read"):
+        load_flat(DATASET)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"env_spec": "garbage"},
+        {"env_spec": "[1]"},
+        {"env_spec": 5},
+        {"dataset_id": None},
+        {"collection": [1]},
+        {"collection": "x"},
+        {"collection": {"observation_columns": [1]}},
+        {"observation_space": "[]"},
+        {"observation_space": "{}"},
+        {"observation_space": '{"type": "Tuple", "subspaces": [1]}'},
+        {"observation_space": '{"type": "Dict", "subspaces": 1}'},
+        {"observation_space": '{"type": "Box", "shape": 3}'},
+        {"observation_space": '{"type": "Box", "shape": ["x"]}'},
+        {"action_space": '"x"'},
+        {"action_space": "{}"},
+        {"action_space": '{"type": "Box", "low": "x"}'},
+        {"total_steps": math.inf},
+    ],
+    ids=str,
+)
+def test_metadata_of_another_form_are_refused(
+    damage: dict[str, Any], tmp_path: Path
+) -> None:
+    write(cut_stream([4])[0])
+    path = data_folder(tmp_path) / "metadata.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | damage))
+    with pytest.raises(DatasetError, match=r"metadata.json cannot be read.*again"):
+        load_flat(DATASET)
+
+
+def test_a_dataset_without_its_id_is_refused(tmp_path: Path) -> None:
+    write(cut_stream([4])[0])
+    path = data_folder(tmp_path) / "metadata.json"
+    facts = json.loads(path.read_text())
+    del facts["dataset_id"]
+    path.write_text(json.dumps(facts))
+    with pytest.raises(DatasetError, match=r"metadata.json cannot be read.*dataset_id"):
         load_flat(DATASET)
 
 

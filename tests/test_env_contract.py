@@ -26,6 +26,7 @@ from diffuser_policy.envs import (
     reset_env,
     step_env,
     step_limit,
+    usable_action,
 )
 from diffuser_policy.errors import (
     ConfigError,
@@ -231,6 +232,22 @@ def test_rewards_that_are_no_number_are_refused_at_the_first_step(reward: Any) -
 def test_rewards_that_are_not_finite_are_refused_while_recording(reward: float) -> None:
     with pytest.raises(EnvContractError, match="reward of env step 0 is"):
         recorded(Walk(reward))
+
+
+def test_a_first_observation_that_is_not_finite_is_refused_while_recording() -> None:
+    class Broken(Walk):
+        def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+            super().reset(**options)
+            return np.array([math.nan]), {}
+
+    with pytest.raises(EnvContractError, match=r"observation of the reset is .*nan"):
+        collect_episodes(
+            Broken(),
+            Always([0.0]),
+            num_episodes=1,
+            dataset_id=DATASET,
+            progress=False,
+        )
 
 
 def test_parts_that_are_not_finite_are_named_while_recording() -> None:
@@ -668,6 +685,15 @@ def test_whole_numbered_actions_are_rounded_to_the_nearest(
     )
     assert [action.dtype for action in Counted.taken] == [np.uint8] * 2
     assert [action.tolist() for action in Counted.taken] == [[taken]] * 2
+
+
+@pytest.mark.parametrize(("given", "taken"), [(0.9, True), (0.2, False), (-3.0, False)])
+def test_switches_take_the_nearest_of_on_and_off(given: float, taken: bool) -> None:
+    class Switch(Walk):
+        action_space = gym.spaces.Box(0, 1, (1,), np.bool_)
+
+    action = usable_action(Switch(), np.array([given], np.float32))
+    assert (action.dtype, action.tolist()) == (np.bool_, [taken])
 
 
 @pytest.mark.parametrize(

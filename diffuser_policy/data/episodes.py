@@ -62,6 +62,7 @@ def record_episode(
             are not finite, or its episode does not end.
     """
     observation, _ = reset_env(env, seed=seed)
+    _check_recorded(env, "the reset", observation=observation)
     observations = [observation]
     steps: list[tuple[np.ndarray, float, bool, bool]] = []
     state, starting, done = None, True, False
@@ -74,7 +75,15 @@ def record_episode(
         action = np.array(usable_action(env, action), env.action_space.dtype)
         after = step_env(env, action)
         observation = after.observation
-        _check_recorded(env, len(steps), observation, action, after.reward)
+        step = len(steps)
+        _check_recorded(
+            env,
+            f"env step {step}",
+            observation=observation,
+            action=action,
+            reward=after.reward,
+        )
+        _check_actions(env, action[None], step)
         check_length(env, len(steps) + 1)
         observations.append(observation)
         steps.append((action, after.reward, after.terminated, after.truncated))
@@ -95,20 +104,21 @@ def record_episode(
     )
 
 
-def _check_recorded(
-    env: Env, step: int, observation: Any, action: np.ndarray, reward: float
-) -> None:
+def _check_recorded(env: Env, when: str, **named: Any) -> None:
     """Refuse now what could not be read from the dataset later.
+
+    Args:
+        env: For the message.
+        when: The same.
+        **named: What was observed, done and paid.
 
     Raises:
         EnvContractError: Numbers that are not finite in float32.
     """
-    named = {"observation": observation, "action": action, "reward": reward}
     for name, value in _arrays(named):
         # The comparison is false for NaN too, and float32 has to hold the value.
         if not np.all(np.abs(numbers(value)) <= FLOAT32_MOST):
-            raise _not_finite(env, f"{name} of env step {step}", value)
-    _check_actions(env, action[None], step)
+            raise _not_finite(env, f"{name} of {when}", value)
 
 
 def _check_actions(env: Env, actions: np.ndarray, step: int = 0) -> None:

@@ -384,20 +384,21 @@ class FlatDataset:
                 for name in meta["fields"]
             }
             starts = np.load(folder / "run_starts.npy", allow_pickle=False)
-            if "seal" in meta:  # earlier versions wrote none
-                if meta.pop("seal") != _seal(meta):
+            sums = {}
+            if meta.keys() & {"seal", "checksums"}:  # earlier versions wrote neither
+                if meta.pop("seal", None) != _seal(meta):
                     raise ValueError(f"{META_FILE} is damaged")
-                found = _checksums({**arrays, "run_starts": starts})
+                sums = _checksums({**arrays, "run_starts": starts})
                 forms = {name: _form(array) for name, array in arrays.items()}
-                for known, now in ((meta["checksums"], found), (meta["forms"], forms)):
+                for known, now in ((meta["checksums"], sums), (meta["forms"], forms)):
                     for name, value in known.items():
                         if now[name] != value:
                             raise ValueError(f"{name}.npy is damaged")
             # Earlier versions wrote NaN and infinity, which JSON lacks.
             dataset = cls(arrays, starts, json_data(meta["metadata"]))
-            if "checksums" in meta:
-                dataset.__dict__["checksum"] = found["run_starts"]
-                dataset.__dict__["full_checksum"] = _last(found)
+            if sums:
+                dataset.__dict__["checksum"] = sums["run_starts"]
+                dataset.__dict__["full_checksum"] = _last(sums)
         except Exception as error:  # whatever NumPy makes of a damaged header
             raise DatasetError(f"{folder} cannot be read: {error}") from error
         if dataset.num_rows != meta["num_rows"]:

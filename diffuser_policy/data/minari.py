@@ -463,15 +463,55 @@ def recorded_facts(folder: Path) -> dict[str, Any]:
     """
     path = folder / "data" / "metadata.json"
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        facts["total_episodes"] = int(facts["total_episodes"])
-        facts["total_steps"] = int(facts["total_steps"])
+        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        for name in ("total_episodes", "total_steps"):
+            facts[name] = int(facts[name])
+        _check_kind("dataset_id", facts["dataset_id"], str)
         for name in ("observation_space", "action_space"):
             if name in facts:
                 facts[name] = json.loads(facts[name])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DatasetError(f"{path} cannot be read: {error!r}.") from error
-    return dict(facts)
+                _check_space(name, facts[name])
+        spec = json.loads(facts.get("env_spec") or "null") or {}
+        _check_kind("env_spec", spec, dict)
+        collection = facts.get(COLLECTION) or {}
+        _check_kind(COLLECTION, collection, dict)
+        columns = collection.get("observation_columns") or {}
+        _check_kind("observation_columns", columns, dict)
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+        raise DatasetError(
+            f"{path} cannot be read: {error!r}. Download the dataset or record it "
+            f"again."
+        ) from error
+    return facts
+
+
+def _check_kind(name: str, value: Any, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} is {shown(value)}, not a {kind.__name__}")
+
+
+def _check_space(name: str, space: Any) -> None:
+    """Refuse what `parts_of` cannot read as Minari's form of a space.
+
+    Raises:
+        ValueError: It is of another form.
+        TypeError: A bound of a box is no number.
+    """
+    _check_kind(name, space, dict)
+    _check_kind(f"the type of {name}", space.get("type"), str)
+    inner = space.get("subspaces")
+    if space["type"] in ("Dict", "Tuple") and inner is not None:
+        if not isinstance(inner, dict):
+            _check_kind(f"the subspaces of {name}", inner, list)
+        items = inner.items() if isinstance(inner, dict) else enumerate(inner)
+        for key, item in items:
+            _check_space(f"{name}/{key}", item)
+    if space["type"] == "Box":
+        shape = space.get("shape") or []
+        if not (isinstance(shape, list) and all(type(n) is int for n in shape)):
+            raise ValueError(f"the shape of {name} is {shown(shape)}")
+        for end in ("low", "high"):
+            np.asarray(space.get(end), np.float64)
 
 
 def _flat_metadata(
