@@ -21,7 +21,7 @@ from diffuser_policy.config import (
     WindowConfig,
 )
 from diffuser_policy.data.flat import FlatDataset
-from diffuser_policy.data.returns import ValuedWindows, returns_to_go
+from diffuser_policy.data.returns import returns_to_go
 from diffuser_policy.data.windows import WindowDataset
 from diffuser_policy.errors import ConfigError, DatasetError, SpaceMismatchError
 from diffuser_policy.policy import DiffuserPolicy
@@ -160,7 +160,7 @@ def test_a_window_comes_with_the_return_of_its_first_row(
     flat = toy_dataset(num_runs=3, run_length=20, goals=False)
     rows = np.arange(60, dtype=np.float32)
     fields = {**flat.fields, "observation": np.repeat(rows[:, None], 4, axis=1)}
-    windows = ValuedWindows(
+    windows = WindowDataset(
         FlatDataset(fields, flat.run_starts, flat.metadata),
         returns=10 * rows,
         layout=TrajectoryLayout(action_dim=0, observation_dim=4, aliases={}),
@@ -184,10 +184,12 @@ def test_windows_are_those_that_the_planner_was_trained_on() -> None:
         "normalizer": IdentityNormalizer.blank(config.layout.transition_dim),
         "max_planning_steps": 16,
     }
-    windows = ValuedWindows(flat, returns=np.zeros(360, np.float32), **settings)
+    windows = WindowDataset(flat, returns=np.zeros(360, np.float32), **settings)
     found, _ = windows.sample_valued(9, 16, torch.Generator().manual_seed(1))
     plain = WindowDataset(flat, **settings)
     assert torch.equal(found, plain.sample(9, 16, torch.Generator().manual_seed(1)))
+    with pytest.raises(ConfigError, match="returns=returns_to_go"):
+        plain.sample_valued(9, 16, torch.Generator())
 
 
 # --- the loss ---------------------------------------------------------------------

@@ -1,4 +1,4 @@
-r"""Returns-to-go of every row of a dataset, and windows that carry them.
+r"""Returns-to-go of every row of a dataset.
 
 $$R_t = r_t + \gamma R_{t+1}$$
 
@@ -10,17 +10,18 @@ estimated. Returns are computed once for all rows, in one pass from the end.
 from __future__ import annotations
 
 from itertools import accumulate, pairwise
-from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from diffuser_policy.data.flat import FlatDataset, check_finite, pieces, release
-from diffuser_policy.data.windows import WindowDataset
 from diffuser_policy.errors import DatasetError
 
 ROWS = 65_536  # that are read at a time
+ALIKE = (
+    "no trajectory is better than another, and there is no value to learn. Record "
+    "data with rewards, or train a planner without value and critic (--no-value "
+    "--no-critic)."
+)
 
 
 def returns_to_go(
@@ -41,10 +42,7 @@ def returns_to_go(
     ended = any(part.any() for part in pieces(terminated))
     if not ended and all((part == rewards[0]).all() for part in pieces(rewards)):
         raise DatasetError(
-            f"All {flat.num_rows:,} rewards of {flat!r} are {rewards[0]:g}: no "
-            f"trajectory is better than another, and there is no value to learn. "
-            f"Record data with rewards, or train a planner without value and critic "
-            f"(--no-value --no-critic)."
+            f"All {flat.num_rows:,} rewards of {flat!r} are {rewards[0]:g}: {ALIKE}"
         )
     over = np.union1d(flat.run_starts, np.flatnonzero(terminated) + 1)
     edges = np.union1d(over, np.arange(0, flat.num_rows, ROWS))
@@ -80,51 +78,13 @@ def returns_to_go(
 
 
 def return_scale(returns: np.ndarray, flat: FlatDataset) -> tuple[float, float]:
-    """Return mean and standard deviation of the targets."""
+    """Return mean and standard deviation of the targets.
+
+    Raises:
+        DatasetError: All returns are equal.
+    """
     mean = float(returns.mean(dtype=np.float64))
     std = float(returns.std(dtype=np.float64))
     if std <= 1e-6 * max(abs(mean), 1e-12):
-        raise DatasetError(
-            f"All returns of {flat!r} are {mean:g}: no trajectory is better than "
-            f"another, and there is no value to learn. Record data with rewards, or "
-            f"train a planner without value and critic (--no-value --no-critic)."
-        )
+        raise DatasetError(f"All returns of {flat!r} are {mean:g}: {ALIKE}")
     return mean, std
-
-
-class ValuedWindows(WindowDataset):
-    """Windows with the return-to-go of their first row.
-
-    Attributes:
-        returns: `[rows without padding]` return-to-go, in units of reward.
-    """
-
-    def __init__(
-        self, flat: FlatDataset, *, returns: np.ndarray, **settings: Any
-    ) -> None:
-        """Hold the data, and the returns beside it.
-
-        Args:
-            flat: Rows of all runs.
-            returns: Of every row of `flat`.
-            settings: As for `WindowDataset`.
-        """
-        super().__init__(flat, **settings)
-        self.returns = torch.from_numpy(returns)
-
-    def sample_valued(
-        self, batch_size: int, num_planning_steps: int, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Return windows drawn uniformly, and the return-to-go of their first row.
-
-        Args:
-            batch_size: Number of windows.
-            num_planning_steps: Their length.
-            generator: Source of randomness, advanced by the call.
-
-        Returns:
-            Windows `[batch, horizon, transition]`, normalized, and returns `[batch]`.
-        """
-        starts = self._sample_starts(batch_size, num_planning_steps, generator)
-        returns = self.returns[self.unpadded(starts)]
-        return self._windows_at(starts, num_planning_steps), returns

@@ -47,6 +47,7 @@ class WindowDataset:
         run_starts: `[num_runs + 1]` row ranges of the continuous runs, with padding.
         run_lengths: `[num_runs]` rows of each run, without padding.
         unpadded_starts: `[num_runs + 1]` row ranges of the runs, without padding.
+        returns: `[rows without padding]` return-to-go, in units of reward, if given.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class WindowDataset:
         max_planning_steps: int = 1,
         hindsight_goal: HindsightGoal = "none",
         best_share: float = 1.0,
+        returns: np.ndarray | None = None,
     ) -> None:
         """Hold the data and, if asked, pad the runs.
 
@@ -75,6 +77,7 @@ class WindowDataset:
                 the goal columns, or the whole observation.
             best_share: Windows are cut from this share of the runs, those with the
                 highest returns.
+            returns: Return-to-go of every row of `flat`, for `sample_valued`.
 
         Raises:
             ConfigError: A stride below one, or a goal that the layout does not name.
@@ -92,6 +95,7 @@ class WindowDataset:
         self._rows = JoinedRows.of(flat, layout)
         self._actions = JoinedRows([flat.fields["action"]])
         self._normalizer = copy.deepcopy(normalizer).cpu()  # batches are made on CPUs
+        self.returns = None if returns is None else torch.from_numpy(returns)
         # Padding moves the rows that windows count, but not those of `flat`.
         self.unpadded_starts = torch.from_numpy(np.array(flat.run_starts))
         self.run_lengths = self.unpadded_starts.diff()
@@ -167,6 +171,31 @@ class WindowDataset:
         """
         starts = self._sample_starts(batch_size, num_planning_steps, generator)
         return self._windows_at(starts, num_planning_steps)
+
+    def sample_valued(
+        self, batch_size: int, num_planning_steps: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Return windows as `sample` does, and the return-to-go of their first row.
+
+        Args:
+            batch_size: Number of windows.
+            num_planning_steps: Length of each.
+            generator: Source of randomness, advanced by the call.
+
+        Returns:
+            Windows `[batch, horizon, transition]`, normalized, and returns `[batch]`.
+
+        Raises:
+            ConfigError: The windows were made without returns.
+        """
+        if self.returns is None:
+            raise ConfigError(
+                "These windows know no returns. Pass them: WindowDataset(…, "
+                "returns=returns_to_go(…))."
+            )
+        starts = self._sample_starts(batch_size, num_planning_steps, generator)
+        returns = self.returns[self.unpadded(starts)]
+        return self._windows_at(starts, num_planning_steps), returns
 
     def sample_pairs(
         self, batch_size: int, max_steps: int, generator: torch.Generator

@@ -13,7 +13,7 @@ from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.returns import return_scale, returns_to_go
 from diffuser_policy.data.steps import StepDataset
 from diffuser_policy.data.windows import WindowDataset, in_planning_columns
-from diffuser_policy.networks.critic import Critic
+from diffuser_policy.networks.critic import Critic, Values
 from diffuser_policy.numerics import stream_generator
 from diffuser_policy.training.companion import CompanionTrainer
 
@@ -85,9 +85,9 @@ class CriticTrainer(CompanionTrainer[Critic]):
         network.set_scale(*return_scale(returns, flat))
         return network, {"rewards": self.steps.checksum}
 
-    def check(self) -> None:
-        """Refuse a critic that diverged."""
-        self.check_values(self.steps.values(self.average, self.config.critic.discount))
+    def critic_values(self) -> Values:
+        """Return what the averaged critic says of the data."""
+        return self.steps.values(self.average, self.config.critic.discount)
 
     def make_loss(self, network: Critic) -> nn.Module:
         """Return the critic's own loss: steps are not noised."""

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from diffuser_policy.config import TrainConfig, WindowConfig
-from diffuser_policy.data.returns import ValuedWindows
 from diffuser_policy.data.steps import StepDataset
 from diffuser_policy.data.windows import WindowDataset
 from diffuser_policy.diffusion.denoiser import Denoiser
@@ -65,8 +64,7 @@ class PlannerLoss(nn.Module):
         Args:
             denoiser: Trained on windows.
             time_to_goal: Trained on hindsight pairs of the same data.
-            value: Trained on the windows of the denoiser; `windows` are
-                `ValuedWindows`.
+            value: Trained on the windows of the denoiser, which know their returns.
             inverse_dynamics: Trained on pairs of states of the same data.
             critic: Trained on `steps` of the same data, toward the values of
                 `slow_critic`, which has to be set.
@@ -97,7 +95,7 @@ class PlannerLoss(nn.Module):
         generator = stream_generator(config.seed, step, 1 + process, accumulation)
         batch_size = config.optimization.batch_size
         returns = None
-        if self.value is not None and isinstance(self.windows, ValuedWindows):
+        if self.value is not None:
             drawn, returns = self.windows.sample_valued(batch_size, length, generator)
         else:
             drawn = self.windows.sample(batch_size, length, generator)

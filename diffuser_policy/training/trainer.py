@@ -44,7 +44,7 @@ from diffuser_policy.config import (
     TrainConfig,
 )
 from diffuser_policy.data.flat import FlatDataset
-from diffuser_policy.data.returns import ValuedWindows, return_scale, returns_to_go
+from diffuser_policy.data.returns import return_scale, returns_to_go
 from diffuser_policy.data.steps import StepDataset
 from diffuser_policy.data.windows import (
     ShortRunsWarning,
@@ -225,15 +225,17 @@ class TrainingRun(Generic[Networks]):
             self.write_planner()
         self._saved_step = self.step
 
+    def critic_values(self) -> Values | None:
+        """Return what the averaged critic says of the data; None without a critic."""
+        return None
+
     def check(self) -> None:
         """Refuse weights that are not to be saved; called before they are.
 
         Raises:
             DivergedError: A critic's values left what rewards allow.
         """
-
-    def check_values(self, values: Values | None) -> None:
-        """Refuse a critic that diverged, if there is one; see `check`."""
+        values = self.critic_values()
         if values is None or not values.diverged:
             return
         lowest, highest = values.possible
@@ -505,10 +507,6 @@ class Trainer(TrainingRun[PlannerNetworks]):
             return None
         return self.steps.values(critic, settings.discount)
 
-    def check(self) -> None:
-        """Refuse a critic that diverged."""
-        self.check_values(self.critic_values())
-
     def write_planner(self) -> None:
         """Write the planner with averaged weights."""
         write_planner(
@@ -543,19 +541,23 @@ def untrained(
     networks = initial_networks(made, planned, config.seed)
     unit = networks.denoiser.horizon_multiple
     shortest = math.ceil(made.window.min_planning_steps / unit) * unit
-    networks.denoiser.network.check_horizon(shortest)  # type: ignore[operator]
-    cut = window_settings(made, networks.normalizer)
-    cut["best_share"] = made.window.best_share
+    network = networks.denoiser.network
+    if isinstance(network, TemporalUNet):  # others make plans of a single length
+        network.check_horizon(shortest)
+    returns = None
     if config.value is not None and networks.value is not None:
         discount, penalty = config.value.discount, config.value.termination_penalty
         returns = returns_to_go(flat, discount, penalty)
         networks.value.set_scale(*return_scale(returns, flat))
-        windows: WindowDataset = ValuedWindows(planned, returns=returns, **cut)
-    else:
-        windows = WindowDataset(planned, **cut)
+    windows = WindowDataset(
+        planned,
+        best_share=made.window.best_share,
+        returns=returns,
+        **window_settings(made, networks.normalizer),
+    )
     if config.critic is not None and networks.critic is not None:
-        returns = returns_to_go(flat, config.critic.discount)
-        networks.critic.set_scale(*return_scale(returns, flat))
+        judged = returns_to_go(flat, config.critic.discount)
+        networks.critic.set_scale(*return_scale(judged, flat))
     if networks.inverse_dynamics is not None:
         networks.inverse_dynamics.set_scale(*windows.transition_scales())
     left_out = windows.num_left_out(shortest)

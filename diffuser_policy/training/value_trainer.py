@@ -17,8 +17,8 @@ from diffuser_policy.build import build_value_network, seeded
 from diffuser_policy.columns.features import Featurizer
 from diffuser_policy.config import ValueTrainConfig
 from diffuser_policy.data.flat import FlatDataset
-from diffuser_policy.data.returns import ValuedWindows, return_scale, returns_to_go
-from diffuser_policy.data.windows import in_planning_columns
+from diffuser_policy.data.returns import return_scale, returns_to_go
+from diffuser_policy.data.windows import WindowDataset, in_planning_columns
 from diffuser_policy.networks.value import ValueNetwork
 from diffuser_policy.training.companion import Batch, CompanionTrainer
 from diffuser_policy.training.loss import draw_num_planning_steps
@@ -45,7 +45,7 @@ class ValueTrainer(CompanionTrainer[ValueNetwork]):
         with seeded(self.config.seed):
             network = build_value_network(self.policy_config, settings)
         network.set_scale(*return_scale(returns, flat))
-        self.windows = ValuedWindows(
+        self.windows = WindowDataset(
             in_planning_columns(flat, featurizer),
             returns=returns,
             **window_settings(self.policy_config, self.planner_networks.normalizer),
