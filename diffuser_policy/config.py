@@ -36,7 +36,7 @@ from diffuser_policy.settings import from_json, positive, seed_or_drawn, to_json
 
 if TYPE_CHECKING:
     from diffuser_policy.columns.layout import TrajectoryLayout
-    from diffuser_policy.defaults import Recorded
+    from diffuser_policy.data.flat import FlatDataset
     from diffuser_policy.guides.guide import Guide
     from diffuser_policy.spaces import SpaceSpec
 
@@ -554,11 +554,11 @@ class TrainConfig:
             )
 
     @classmethod
-    def for_dataset(cls, flat: Recorded, **given: Any) -> TrainConfig:
+    def for_dataset(cls, flat: FlatDataset, **given: Any) -> TrainConfig:
         """Return settings that suit a dataset, as `diffuser-policy train` chooses them.
 
         Args:
-            flat: A `FlatDataset`.
+            flat: The dataset.
             given: Fields to keep, the others are chosen to fit them. A part may be
                 given in part, such as `window={"horizon": 64}`, and a network beside
                 the denoiser as True or False, such as `value=False`.

@@ -20,14 +20,14 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from diffuser_policy.columns.features import make_featurizer
 from diffuser_policy.columns.layout import named_columns
 from diffuser_policy.config import COMPANIONS, PARTS, PlannerConfig, TrainConfig
-from diffuser_policy.data.flat import pieces, release, run_returns
+from diffuser_policy.data.flat import FlatDataset, pieces, release, run_returns
 from diffuser_policy.errors import ConfigError, UnknownNameError, shown
 from diffuser_policy.observations import Part
 from diffuser_policy.settings import checked, from_json, parameters_of
@@ -56,22 +56,6 @@ ROWS_TO_FIT = 100_000
 LONGEST_MLP = 16  # env steps that a network without any sense of time plans well
 
 
-class Recorded(Protocol):
-    """What is looked at of a `FlatDataset`."""
-
-    @property
-    def fields(self) -> Mapping[str, np.ndarray]:
-        """Columns of all rows, by name."""
-
-    @property
-    def run_starts(self) -> np.ndarray:
-        """First row of every run, and the number of rows."""
-
-    @property
-    def metadata(self) -> Mapping[str, Any]:
-        """Facts about the origin."""
-
-
 @dataclass(frozen=True)
 class Choice:
     """Settings for a dataset.
@@ -85,7 +69,7 @@ class Choice:
     reasons: tuple[str, ...]
 
 
-def choose(flat: Recorded, given: Mapping[str, Any]) -> Choice:
+def choose(flat: FlatDataset, given: Mapping[str, Any]) -> Choice:
     """Return settings that suit a dataset.
 
     Args:
@@ -103,7 +87,7 @@ def choose(flat: Recorded, given: Mapping[str, Any]) -> Choice:
 class _Chooser:
     """Fills in one part after another; each may look at those before."""
 
-    def __init__(self, flat: Recorded, given: Mapping[str, Any]) -> None:
+    def __init__(self, flat: FlatDataset, given: Mapping[str, Any]) -> None:
         known = [item.name for item in dataclasses.fields(TrainConfig)]
         for name in given:
             if name not in known:
@@ -166,26 +150,24 @@ class _Chooser:
         """Find the goal, position and velocity of the planned columns."""
         flat, features = self.flat, self.get("window", "features")
         named = named_columns(flat.metadata)
-        self.goals, self.acts = "desired_goal" in flat.fields, False
+        self.goals, self.acts = flat.has_goals, False
         if features is not None:
             featurizer = make_featurizer(features)
             named = dict(featurizer.columns)
-            self.goals = "desired_goal" in flat.fields and "goal" in named
+            self.goals = flat.has_goals and "goal" in named
             self.acts = callable(getattr(featurizer, "act", None))
         self.named = {
             name: tuple(self.get("window", name) or named.get(name, ()))
             for name in ("position", "velocity")
         }
-        if "desired_goal" not in flat.fields:
+        if not flat.has_goals:
             self.hint_at_goals()
         self.pinned = self.get("window", "hindsight_goal") if self.goals else "none"
         self.set("window", hindsight_goal=self.pinned)
         self.seen_goals, self.goals = self.goals, self.goals and self.pinned != "none"
-        size = flat.fields["observation"].shape[1]
+        size = flat.observation_size + flat.goal_size  # it may be appended
         if features is not None:
             size = featurizer.num_columns
-        elif "achieved_goal" in flat.fields:  # it may be appended
-            size += flat.fields["achieved_goal"].shape[1]
         for name, columns in {**named, **self.named}.items():
             if not all(0 <= column < size for column in columns):
                 option = f" (--window.{name})" if name in self.named else ""
@@ -280,14 +262,14 @@ class _Chooser:
 
     def windows(self) -> None:
         """Choose horizon, stride and padding from the lengths of the episodes."""
-        lengths, taken = np.diff(self.flat.run_starts), self.taken("window")
+        lengths, taken = self.flat.run_lengths, self.taken("window")
         multiple = self.multiple()
         longest = int(lengths.max())
         if self.goals:
             chased = float(np.median(_chases(self.flat)))
             wanted = min(GOALS_AHEAD * chased, float(np.median(lengths)))
             why = f"a goal is chased for {chased:.0f} steps in the median"
-            size = self.flat.fields["achieved_goal"].shape[1]
+            size = self.flat.goal_size
             led = self.led_by_landmarks()
             far = wanted > FROM_PLACE and size <= PLACE_COLUMNS and led
             far = far and self.followed == "inverse-dynamics"
@@ -356,24 +338,22 @@ class _Chooser:
         valued = self.wanted.get("critic") or self.wanted.get("value")
         if self.goals or valued:
             return
-        starts = np.asarray(self.flat.run_starts)
-        returns = run_returns(self.flat.fields["reward"], starts)
+        returns = run_returns(self.flat.fields["reward"], self.flat.run_starts)
         if not np.ptp(returns):
             return
         from_best = np.argsort(returns)[::-1]
-        steps = np.cumsum(np.diff(starts)[from_best])
+        steps = np.cumsum(self.flat.run_lengths[from_best])
         needed = int(np.searchsorted(steps, ENOUGH)) + 1
         share = round(min(1.0, max(BEST_SHARE, needed / len(returns))), 3)
         self.set("window", best_share=share)
         used = self.get("window", "best_share")
-        number = max(1, round(used * len(returns)))
-        earned = returns[from_best[:number]].mean()
+        best = returns[self.flat.best_runs(used)]
         chosen = (
-            f"the best {number:,} of {len(returns):,}, which earned {earned:,.5g} "
-            f"(all: {returns.mean():,.5g})"
+            f"the best {len(best):,} of {len(returns):,}, which earned "
+            f"{best.mean():,.5g} (all: {returns.mean():,.5g})"
         )
         if share == used == 1:
-            chosen = f"all {number:,}: too few env steps to choose from"
+            chosen = f"all {len(best):,}: too few env steps to choose from"
         self.say("episodes", chosen)
 
     def multiple(self) -> int:
@@ -560,7 +540,7 @@ def _checked(part: str, value: Any) -> dict[str, Any]:
     return {name: getattr(made, name) for name in given}
 
 
-def _chases(flat: Recorded) -> np.ndarray:
+def _chases(flat: FlatDataset) -> np.ndarray:
     """Return the env steps for which each goal is chased."""
     goals, starts = flat.fields["desired_goal"], [flat.run_starts]
     row, last = 0, goals[:1].copy()

@@ -142,9 +142,9 @@ def test_tied_columns_share_one_map(
     """Heights of tool and blocks are compared by a network: they need one scale."""
     rows = np.array([[0.0, 1.0, 5.0], [1.0, 9.0, 7.0]], np.float32)
 
-    tied = cls.fit_tied(rows, [(0, 1)])
+    tied = cls.fit(rows, [(0, 1)])
     plain = cls.fit(rows)
 
     assert tied.shift.tolist() == pytest.approx([shift, shift, 6.0])
     assert tied.scale.tolist() == pytest.approx([scale, scale, 1.0])
-    assert cls.fit_tied(rows, []).shift.tolist() == plain.shift.tolist()
+    assert cls.fit(rows, []).shift.tolist() == plain.shift.tolist()

@@ -18,11 +18,11 @@ classifier to predict them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from diffuser_policy.columns.layout import TrajectoryLayout
+from diffuser_policy.columns.layout import Rows, TrajectoryLayout
 from diffuser_policy.errors import (
     ConfigError,
     DatasetError,
@@ -33,17 +33,6 @@ from diffuser_policy.plugins import Kind
 
 CHUNK = 65_536  # rows that are labelled at once: they bound the memory
 Labels = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
-
-
-class Rows(Protocol):
-    """An array `[rows, transition]`, or what reads some of it from a file."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of all of it."""
-
-    def __getitem__(self, rows: slice, /) -> np.ndarray:
-        """Return successive rows."""
 
 
 class NamedColumns(dict[str, np.ndarray]):

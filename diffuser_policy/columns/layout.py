@@ -18,12 +18,25 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
 
 from diffuser_policy.errors import ConfigError, UnknownNameError
 from diffuser_policy.settings import converted, typed
 
 MOST_COLUMNS = 1_000_000
+
+
+class Rows(Protocol):
+    """An array `[num_rows, columns]`, or what reads some rows of it from a file."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`[num_rows, columns]`."""
+
+    def __getitem__(self, rows: slice, /) -> np.ndarray:
+        """Return successive rows."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,28 +15,18 @@ Statistics are buffers: they travel in the state dict and are saved with the wei
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from diffuser_policy.choices import NormalizerName
+from diffuser_policy.columns.layout import Rows
 from diffuser_policy.errors import ConfigError, DatasetError
 
 CONSTANT = 1e-6  # relative spread below which a column counts as constant
 ROWS = 65_536  # that are read at a time
-
-
-class Rows(Protocol):
-    """An array of rows `[num_rows, columns]`, or what can be sliced like one."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """`[num_rows, columns]`."""
-
-    def __getitem__(self, rows: slice, /) -> np.ndarray:
-        """Return successive rows."""
 
 
 class Normalizer(nn.Module):
@@ -73,21 +63,16 @@ class Normalizer(nn.Module):
         return cls(zeros, torch.ones_like(zeros))
 
     @classmethod
-    def fit(cls, rows: Rows) -> Self:
+    def fit(cls, rows: Rows, ties: Sequence[Sequence[int]] = ()) -> Self:
         """Fit the map to data.
 
         Args:
             rows: `[num_rows, columns]`, environment units, finite.
-        """
-        return cls.fit_tied(rows, ())
+            ties: Groups of columns that mean the same, such as the heights of things:
+                all columns of a group get one map.
 
-    @classmethod
-    def fit_tied(cls, rows: Rows, ties: Sequence[Sequence[int]]) -> Self:
-        """Fit the map to data, with one map for all columns of a group.
-
-        Args:
-            rows: `[num_rows, columns]`, environment units, finite.
-            ties: Groups of columns that mean the same, such as the heights of things.
+        Raises:
+            DatasetError: No matrix of finite numbers, or numbers that are too large.
         """
         raise NotImplementedError
 
@@ -113,7 +98,7 @@ class LimitsNormalizer(Normalizer):
     """Maps each column's range in the data to [-1, 1]."""
 
     @classmethod
-    def fit_tied(cls, rows: Rows, ties: Sequence[Sequence[int]]) -> Self:
+    def fit(cls, rows: Rows, ties: Sequence[Sequence[int]] = ()) -> Self:
         """Fit to the smallest and largest value of each column."""
         ends = [(part.min(axis=0), part.max(axis=0)) for part in _checked_parts(rows)]
         low = np.min([least for least, _ in ends], axis=0)
@@ -129,7 +114,7 @@ class GaussianNormalizer(Normalizer):
     """Maps each column to zero mean and unit variance."""
 
     @classmethod
-    def fit_tied(cls, rows: Rows, ties: Sequence[Sequence[int]]) -> Self:
+    def fit(cls, rows: Rows, ties: Sequence[Sequence[int]] = ()) -> Self:
         """Fit to the mean and standard deviation of each column."""
         parts = _checked_parts(rows)
         mean = _sum(parts) / rows.shape[0]
@@ -146,7 +131,7 @@ class IdentityNormalizer(Normalizer):
     """Leaves every column as it is."""
 
     @classmethod
-    def fit_tied(cls, rows: Rows, ties: Sequence[Sequence[int]]) -> Self:  # noqa: ARG003
+    def fit(cls, rows: Rows, ties: Sequence[Sequence[int]] = ()) -> Self:  # noqa: ARG003
         """Return the identity for as many columns as the data has."""
         for _ in _checked_parts(rows):
             pass

@@ -141,7 +141,7 @@ def initial_networks(
     networks = build_networks(config, seed)
     rows = JoinedRows.of(planned, config.layout)
     normalizer = NORMALIZERS[config.window.normalizer]
-    networks.normalizer = normalizer.fit_tied(rows, config.layout.ties)
+    networks.normalizer = normalizer.fit(rows, config.layout.ties)
     if config.landmarks is not None:
         columns = list(config.layout.columns("goal"))
         places = np.concatenate(
