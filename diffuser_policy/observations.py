@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -382,12 +382,25 @@ def batched(observations: Sequence[Any]) -> Any:
 
 def numbers(observation: Any) -> tuple[float, ...]:
     """Return the numbers of an observation, or of a part of it, in its own order."""
-    if isinstance(observation, Mapping):
-        observation = tuple(observation.values())
-    if isinstance(observation, tuple):
-        return tuple(number for part in observation for number in numbers(part))
-    flat: list[float] = np.ravel(np.asarray(observation, np.float64)).tolist()
+    flat: list[float] = []
+    for _, part in arrays_in(observation):
+        flat += np.ravel(np.asarray(part, np.float64)).tolist()
     return tuple(flat)
+
+
+def arrays_in(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the arrays within dictionaries and tuples, each after the way to it.
+
+    Args:
+        tree: An observation, or several things by name.
+        name: Begins the way, as in `observation/arm/0`.
+    """
+    if isinstance(tree, Mapping | tuple):
+        parts = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
+        for key, part in parts:
+            yield from arrays_in(part, f"{name}/{key}" if name else str(key))
+    else:
+        yield name, tree
 
 
 def _space(

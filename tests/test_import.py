@@ -525,7 +525,7 @@ def test_one_import_at_a_time_writes_a_dataset_and_tidies_up() -> None:
     file = npz(rows())
     folder = Path("datasets/diffuser/some-data-v3")
     with (
-        at_work(folder),
+        at_work("diffuser/some-data-v3"),
         pytest.raises(ConfigError, match="Another process is writing the dataset"),
     ):
         imported(file)

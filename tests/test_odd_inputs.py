@@ -28,7 +28,7 @@ from diffuser_policy.config import (
 from diffuser_policy.data.collection import collect_episodes
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.foreign import import_file
-from diffuser_policy.data.minari import load_flat, new_folder
+from diffuser_policy.data.minari import dataset_folder, load_flat
 from diffuser_policy.diffusion.conditions import Conditions
 from diffuser_policy.envs import make_env
 from diffuser_policy.errors import (
@@ -160,7 +160,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "at most 255",
     ),
     "a dataset of 300 characters": (
-        lambda: new_folder(f"ab/{LONG}-v0"),
+        lambda: dataset_folder(f"ab/{LONG}-v0"),
         ConfigError,
         "at most 255 bytes",
     ),

@@ -57,7 +57,6 @@ from diffuser_policy.numerics import stream_generator
 from diffuser_policy.planning.planner import Planner
 from diffuser_policy.settings import positive
 from diffuser_policy.training.processes import Processes
-from diffuser_policy.training.state import data_facts
 from diffuser_policy.training.trainer import Networks, Trainer, TrainingRun
 
 EMA_DECAY = 0.99  # short: the step size falls to zero in any case
@@ -268,7 +267,7 @@ class EnsembleRun(TrainingRun[Networks]):
                 learning_rate=config.learning_rate,
                 ema_decay=EMA_DECAY,
             ),
-            settings={**asdict(config), **settings, "data": data_facts(flat)},
+            settings={**asdict(config), **settings, "data": flat.facts},
             output=output,
             processes=Processes.single("cpu"),
         )

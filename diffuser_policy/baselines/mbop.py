@@ -122,21 +122,14 @@ class Steps(NamedTuple):
         Raises:
             DatasetError: There are none, or all returns are alike.
         """
-        ended = np.asarray(flat.fields["terminated"], np.bool_)
-        rows = np.flatnonzero(flat.followed | ended)
-        if not len(rows):
-            raise DatasetError(
-                f"No step of {flat!r} is followed by another, and none terminated: "
-                f"there is nothing to imagine. Record longer episodes."
-            )
+        rows, fields = flat.known_steps(), flat.fields
         later = np.minimum(rows + 1, flat.num_rows - 1)
-        fields = flat.fields
         return cls(
             fields["observation"][rows],
             fields["action"][rows],
             fields["observation"][later],
             fields["reward"][rows].astype(np.float32),
-            ended[rows].astype(np.float32),
+            fields["terminated"][rows].astype(np.float32),
             returns_to_go(flat, discount)[rows],
         )
 

@@ -93,9 +93,7 @@ class MethodContext:
     @cached_property
     def data_facts(self) -> dict[str, Any]:
         """Rows and checksum of the data, which tell apart data of the same name."""
-        from diffuser_policy.training.state import data_facts  # imports torch
-
-        return data_facts(self.dataset)
+        return self.dataset.facts
 
     def make_env(self) -> Env:
         """Make the problem's environment."""

@@ -52,8 +52,9 @@ from diffuser_policy.data.flat import Episode
 from diffuser_policy.data.minari import (
     COLLECTION,
     at_work,
+    check_is_new,
     check_spaces,
-    new_folder,
+    dataset_folder,
     own_dataset_id,
     recorded_facts,
     work_folder,
@@ -297,14 +298,14 @@ def collect(settings: CollectSettings, *, progress: bool = True) -> Path:
         else:
             protocol = _run_protocol(settings, demonstrator, env)
         dataset_id = dataset_id or default_dataset_id(settings.env_id)
-        folder = new_folder(dataset_id, overwrite=True)
+        folder = dataset_folder(dataset_id)
         shards = ShardFolder.beside(folder, dataclasses.asdict(protocol))
-        held_folder.enter_context(at_work(folder))
+        held_folder.enter_context(at_work(dataset_id, overwrite=True))  # see below
         if not settings.overwrite:
             if shards.are_in(folder):  # killed when only these were left to be removed
                 shards.remove()
                 return folder
-            new_folder(dataset_id)
+            check_is_new(dataset_id)
         shards.open(discard=settings.overwrite)
         _record_missing(protocol, shards, settings.num_workers, progress=progress)
         indices = range(protocol.num_shards)
@@ -388,10 +389,8 @@ def collect_episodes(
     num_episodes = converted(num_episodes, int, "num_episodes")
     if num_episodes < 1:
         raise ConfigError(f"num_episodes must be at least 1, got {num_episodes}.")
-    folder = new_folder(dataset_id, overwrite=True)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(at_work(folder))
-        new_folder(dataset_id, overwrite=overwrite)
+        stack.enter_context(at_work(dataset_id, overwrite=overwrite))
         if not isinstance(env, gym.Env):
             env = env_of(env(), env) if callable(env) else make_env(env)
             stack.callback(env.close)

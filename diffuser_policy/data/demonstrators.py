@@ -58,7 +58,7 @@ import numpy as np
 
 from diffuser_policy.data.episodes import Policy, record_episode
 from diffuser_policy.data.flat import Episode
-from diffuser_policy.envs import Env, action_and_state
+from diffuser_policy.envs import Env, action_and_state, register_namespace
 from diffuser_policy.errors import ConfigError, DatasetError
 from diffuser_policy.plugins import Kind
 
@@ -468,8 +468,6 @@ def import_environments() -> dict[str, Exception | None]:
     Returns:
         What each package raised, or none.
     """
-    from diffuser_policy.envs import register_namespace
-
     points = [plugin.point for plugin in DEMONSTRATORS.offers() if plugin.point]
     found: dict[str, Exception | None] = {}
     for package in sorted({point.module.partition(".")[0] for point in points}):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,7 +20,7 @@ from diffuser_policy.envs import (
     usable_action,
 )
 from diffuser_policy.errors import EnvContractError
-from diffuser_policy.observations import batched, numbers
+from diffuser_policy.observations import arrays_in, batched, numbers
 from diffuser_policy.spaces import outside
 
 Observation = np.ndarray | dict[str, np.ndarray]
@@ -115,7 +115,7 @@ def _check_recorded(env: Env, when: str, **named: Any) -> None:
     Raises:
         EnvContractError: Numbers that are not finite in float32.
     """
-    for name, value in _arrays(named):
+    for name, value in arrays_in(named):
         # The comparison is false for NaN too, and float32 has to hold the value.
         if not np.all(np.abs(numbers(value)) <= FLOAT32_MOST):
             raise _not_finite(env, f"{name} of {when}", value)
@@ -150,7 +150,7 @@ def check_episode(env: Env, episode: Episode) -> None:
         "reward": episode.rewards,
     }
     found = []
-    for name, values in _arrays(named):
+    for name, values in arrays_in(named):
         good = np.abs(np.asarray(values, np.float64)) <= FLOAT32_MOST  # no NaN is
         if not good.all():
             row = int(np.argmin(good.reshape(len(good), -1).all(axis=1)))
@@ -169,13 +169,3 @@ def _not_finite(env: Env, what: str, value: Any) -> EnvContractError:
         f"{env_name(env)}: the {what} is {value}, which is not finite in float32. "
         f"Correct the environment or the policy: nothing can be learned from it."
     )
-
-
-def _arrays(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the arrays within dictionaries and tuples, and where each of them is."""
-    if isinstance(value, Mapping | tuple):
-        parts = value.items() if isinstance(value, Mapping) else enumerate(value)
-        for key, part in parts:
-            yield from _arrays(part, f"{name}/{key}" if name else str(key))
-    else:
-        yield name, value

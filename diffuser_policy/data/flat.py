@@ -239,6 +239,23 @@ class FlatDataset:
         followed[self.run_starts[1:] - 1] = False
         return followed
 
+    def known_steps(self) -> np.ndarray:
+        """Return the rows of the steps whose outcome is known, int64 `[steps]`.
+
+        Another row of the run follows them, or they terminated: all but the last steps
+        of runs that were cut off.
+
+        Raises:
+            DatasetError: There are none.
+        """
+        rows = np.flatnonzero(self.followed | self.fields["terminated"])
+        if not len(rows):
+            raise DatasetError(
+                f"No step of {self!r} is followed by another, and none terminated: "
+                f"there is nothing to learn. Record longer episodes."
+            )
+        return rows
+
     def best_runs(self, share: float, rewards: np.ndarray | None = None) -> np.ndarray:
         """Return which runs belong to a share of them, those with the highest returns.
 
@@ -316,6 +333,19 @@ class FlatDataset:
     def full_checksum(self) -> int:
         """A number that tells all fields and runs from others."""
         return _last(_checksums({**self.fields, "run_starts": self.run_starts}))
+
+    @property
+    def facts(self) -> dict[str, int]:
+        """The number of rows, and checksums that tell these data from others.
+
+        `checksum` is that of observations, actions and runs, `others` that of all
+        fields.
+        """
+        return {
+            "num_rows": self.num_rows,
+            "checksum": self.checksum,
+            "others": self.full_checksum,
+        }
 
     def save(self, folder: str | Path) -> Path:
         """Write one `.npy` file per field and `meta.json`, all or nothing.
@@ -569,7 +599,11 @@ def _seal(meta: Mapping[str, Any]) -> int:
 
 
 class FileColumn:
-    """A field that is written into a `.npy` file, row by row, as into an array."""
+    """A field that is written into a `.npy` file as into an array, in order of rows.
+
+    Not `np.lib.format.open_memmap`: a full disk kills a process that writes into a
+    mapped file, where `write` raises an OSError.
+    """
 
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: type) -> None:
         """Begin the file.
@@ -587,17 +621,11 @@ class FileColumn:
             "shape": shape,
         }
         np.lib.format.write_array_header_1_0(self._file, header)
-        self._start = self._at = self._file.tell()
 
-    def __setitem__(self, rows: slice | int, values: Any) -> None:
-        begin = rows.start if isinstance(rows, slice) else rows
-        lead = (rows.stop - rows.start,) if isinstance(rows, slice) else ()
-        data = np.empty((*lead, *self.shape[1:]), self.dtype)
+    def __setitem__(self, rows: slice, values: Any) -> None:
+        data = np.empty((rows.stop - rows.start, *self.shape[1:]), self.dtype)
         data[...] = values
-        size = int(np.prod(self.shape[1:])) * self.dtype.itemsize
-        if self._at != self._start + begin * size:
-            self._file.seek(self._start + begin * size)
-        self._at = self._start + begin * size + self._file.write(data.data)
+        self._file.write(data.data)
 
     def mapped(self) -> np.ndarray:
         """Return the finished file as a read-only array."""
@@ -663,23 +691,23 @@ def flatten(
                 allocate(name, (num_rows, *size), np.float32)
             allocate("terminated", (num_rows,), np.bool_)
         _check_columns(episode, number, fields)
+        parts = {n: v for n, v in episode.observations.items() if n != GOAL_KEYS[1]}
+        goals = episode.observations.get(GOAL_KEYS[1])
+        resets = all_reset or not last
+        if resets or any(not np.array_equal(last[n], parts[n][0]) for n in parts):
+            run_starts.append(row)
+        elif goals is not None and bool((goals[1:] == goals[1]).all()):
+            goals = np.concatenate([goals[1:2], goals[1:]])  # the first one is stale
         rows = slice(row, row + length)
-        parts = {name: v[:-1] for name, v in episode.observations.items()}
-        parts |= {"action": episode.actions, "reward": episode.rewards}
-        for name, values in parts.items():
+        columns = {name: values[:-1] for name, values in parts.items()}
+        columns |= {"action": episode.actions, "reward": episode.rewards}
+        if goals is not None:
+            columns[GOAL_KEYS[1]] = goals[:-1]
+        for name, values in columns.items():
             where = f"Episode {number}: {name}"
             fields[name][rows] = _as_array(where, values, np.float32)
         ends = as_flags(f"Episode {number}: terminations", episode.terminations)
         fields["terminated"][rows] = ends
-
-        parts = {n: v for n, v in episode.observations.items() if n != GOAL_KEYS[1]}
-        resets = all_reset or not last
-        if resets or any(not np.array_equal(last[n], parts[n][0]) for n in parts):
-            run_starts.append(row)
-        else:
-            goals = episode.observations.get("desired_goal")
-            if goals is not None and bool((goals[1:] == goals[1]).all()):
-                fields["desired_goal"][row] = goals[1]
         last = {}
         if not episode.terminations[-1]:
             last = {name: values[-1].copy() for name, values in parts.items()}

@@ -55,8 +55,8 @@ from diffuser_policy.data.flat import FLOAT32_MOST, Episode
 from diffuser_policy.data.minari import (
     at_work,
     check_spaces,
-    new_folder,
     own_dataset_id,
+    recorded_facts,
     write_minari,
 )
 from diffuser_policy.envs import (
@@ -133,17 +133,14 @@ def import_file(
     require_extra("minari", "data")
     file = usable_path(file, DatasetNotFoundError)
     dataset_id = dataset_id or default_dataset_id(file)
-    folder = new_folder(dataset_id, overwrite=True)
     with contextlib.ExitStack() as stack:
         arrays = stack.enter_context(open_arrays(file))
-        stack.enter_context(at_work(folder))
-        new_folder(dataset_id, overwrite=overwrite)
+        stack.enter_context(at_work(dataset_id, overwrite=overwrite))
         if isinstance(env, str):
             env = make_env(env)
             stack.callback(env.close)
         check_spaces(env)
         source = Source.read(arrays, names, env, str(file))
-        count = _Count()
         bar = stack.enter_context(
             tqdm(
                 total=source.num_rows,
@@ -153,9 +150,9 @@ def import_file(
                 disable=None if progress else True,
             )
         )
-        write_minari(
+        folder = write_minari(
             dataset_id,
-            count.over(source.episodes(bar)),
+            source.episodes(bar),
             env=env,
             collection={
                 "policy": "imported",
@@ -166,11 +163,12 @@ def import_file(
             },
             overwrite=overwrite,
         )
+    facts = recorded_facts(folder)
     return Imported(
         folder=folder,
         dataset_id=dataset_id,
-        num_episodes=count.episodes,
-        num_steps=count.steps,
+        num_episodes=facts["total_episodes"],
+        num_steps=facts["total_steps"],
         num_rows=source.num_rows,
         remarks=tuple(source.remarks),
     )
@@ -267,7 +265,7 @@ class Source:
         )
 
     def episodes(self, bar: Any) -> Iterator[Episode]:
-        """Yield the episodes in order, and count their rows.
+        """Yield the episodes in order; the bar counts their rows.
 
         Raises:
             DatasetError: Values that are not finite or not allowed, or no episode of
@@ -412,20 +410,6 @@ class Source:
                     f"whole numbers. Name the environment that the data are from "
                     f"(--env), or round the actions."
                 )
-
-
-@dataclass
-class _Count:
-    """Counts what passes by."""
-
-    episodes: int = 0
-    steps: int = 0
-
-    def over(self, episodes: Iterator[Episode]) -> Iterator[Episode]:
-        for episode in episodes:
-            self.episodes += 1
-            self.steps += len(episode)
-            yield episode
 
 
 def _relabel(

@@ -42,6 +42,7 @@ from gymnasium.envs.registration import EnvSpec
 from tqdm import tqdm
 
 from diffuser_policy.choices import GOAL_KEYS
+from diffuser_policy.data.demonstrators import import_environments
 from diffuser_policy.data.flat import (
     SCHEMA,
     Episode,
@@ -72,6 +73,7 @@ from diffuser_policy.files import (
 from diffuser_policy.observations import (
     ObservationColumns,
     Part,
+    arrays_in,
     described,
     joined,
     parts_of,
@@ -245,7 +247,9 @@ def write_minari(
     from minari.dataset.minari_storage import MinariStorage
     from minari.namespace import create_namespace, list_local_namespaces
 
-    folder = new_folder(dataset_id, overwrite=overwrite)
+    folder = dataset_folder(dataset_id)
+    if not overwrite:
+        check_is_new(dataset_id)
     namespace = dataset_id.rpartition("/")[0]
     spec, columns = stored_spec(env), observation_columns(env)
     with replaced_folder(folder) as partial:
@@ -363,53 +367,69 @@ def own_dataset_id(name: str) -> str:
     return f"diffuser/{name}" + ("" if re.search(r"-v\d+$", name) else "-v0")
 
 
-def new_folder(dataset_id: str, *, overwrite: bool = False) -> Path:
-    """Return the folder of a new dataset.
+def dataset_folder(dataset_id: str) -> Path:
+    """Return the folder of the dataset of an id, whether there is one or not.
 
     Raises:
         ConfigError: The id is malformed.
-        DatasetError: The dataset exists and `overwrite` is false.
     """
     if not isinstance(dataset_id, str) or not DATASET_ID.fullmatch(dataset_id):
         raise ConfigError(
             f"{dataset_id!r} is not a Minari id. Expected namespace/name-v0 with at "
             "least two letters of namespace, for example diffuser/my-maze-v0."
         )
-    folder = usable_path(datasets_root() / dataset_id, ConfigError)
-    if folder.exists() and not overwrite:
+    return usable_path(datasets_root() / dataset_id, ConfigError)
+
+
+def check_is_new(dataset_id: str) -> None:
+    """Refuse the id of a dataset that exists.
+
+    Raises:
+        ConfigError: The id is malformed.
+        DatasetError: The dataset exists.
+    """
+    folder = dataset_folder(dataset_id)
+    if folder.exists():
         raise DatasetError(
             f"The dataset {dataset_id!r} already exists, in {folder}. Choose another "
             "id (--dataset) or replace it (--overwrite)."
         )
-    return folder
 
 
-def work_folder(dataset_folder: Path) -> Path:
-    """Return the hidden folder of the unfinished work on a dataset."""
-    return dataset_folder.with_name(f".{dataset_folder.name}.collecting")
+def work_folder(folder: Path) -> Path:
+    """Return the hidden folder of the unfinished work on the dataset of a folder."""
+    return folder.with_name(f".{folder.name}.collecting")
 
 
 @contextlib.contextmanager
-def at_work(dataset_folder: Path) -> Iterator[None]:
+def at_work(dataset_id: str, *, overwrite: bool = False) -> Iterator[None]:
     """Keep other processes from writing the same dataset; delete what killed ones left.
 
+    Args:
+        dataset_id: Of the dataset to be written.
+        overwrite: It may exist.
+
     Raises:
-        ConfigError: One is at work on it.
+        ConfigError: The id is malformed, or another process is at work on the dataset.
+        DatasetError: The dataset exists and `overwrite` is false.
         StorageError: The folder cannot be written to.
     """
-    folder = work_folder(dataset_folder)
+    folder = dataset_folder(dataset_id)
+    hidden = work_folder(folder)
     refusal = (
-        f"Another process is writing the dataset in {dataset_folder}. Wait for it, "
-        f"end it, or choose another id (--dataset); nothing was changed."
+        f"Another process is writing the dataset in {folder}. Wait for it, end it, or "
+        f"choose another id (--dataset); nothing was changed."
     )
-    with alone_in(folder, refusal):
-        tidy(dataset_folder.parent)
+    with alone_in(hidden, refusal):
+        tidy(folder.parent)
         try:
+            if not overwrite:
+                check_is_new(dataset_id)
             yield
         finally:
             with contextlib.suppress(FileNotFoundError):  # the work is done
-                if [path.name for path in folder.iterdir()] == [LOCK_FILE]:
-                    shutil.rmtree(folder, ignore_errors=True)
+                if [path.name for path in hidden.iterdir()] == [LOCK_FILE]:
+                    shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _existing_folder(dataset_id: str) -> Path:
@@ -433,8 +453,6 @@ def _existing_folder(dataset_id: str) -> Path:
 
 def _recorded_by(dataset_id: str) -> str:
     """Return the command that records a dataset, as far as its id tells."""
-    from diffuser_policy.data.demonstrators import import_environments
-
     name = dataset_id.removeprefix("diffuser/")
     if not re.fullmatch(r"[\w-]+", name):  # a namespace, which is not to be imported
         return "collect ENV_ID"
@@ -599,9 +617,9 @@ def _buffers(episodes: Iterable[Episode], space: Space, folder: Path) -> Iterato
     is_dict = isinstance(space, gym.spaces.Dict)
     for episode in episodes:
         fields = dict(episode.observations)
-        needed = HDF5_RESERVE + 2 * (
-            _num_bytes(fields) + _num_bytes((episode.actions, episode.rewards))
-        )
+        every = arrays_in((fields, episode.actions, episode.rewards))
+        size = sum(int(np.asarray(array).nbytes) for _, array in every)
+        needed = HDF5_RESERVE + 2 * size
         if shutil.disk_usage(folder).free < needed:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         yield EpisodeBuffer(
@@ -612,15 +630,6 @@ def _buffers(episodes: Iterable[Episode], space: Space, folder: Path) -> Iterato
             terminations=episode.terminations,
             truncations=episode.truncations,
         )
-
-
-def _num_bytes(arrays: Any) -> int:
-    """Return the size of arrays in dictionaries and tuples."""
-    if isinstance(arrays, Mapping):
-        arrays = tuple(arrays.values())
-    if isinstance(arrays, tuple):
-        return sum(map(_num_bytes, arrays))
-    return int(np.asarray(arrays).nbytes)
 
 
 def _hdf5_space(path: Path) -> dict[str, Any]:

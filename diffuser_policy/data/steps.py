@@ -49,13 +49,7 @@ class StepDataset:
         self.windows, self.layout = windows, layout
         self.rewards = torch.from_numpy(flat.fields["reward"].astype(np.float32))
         self.ended = torch.from_numpy(np.array(flat.fields["terminated"], np.bool_))
-        followed = torch.from_numpy(flat.followed)
-        self.rows = torch.nonzero(followed | self.ended).squeeze(1)
-        if not len(self.rows):
-            raise DatasetError(
-                f"No step of {flat!r} is followed by another, and none terminated: "
-                f"there is no value to learn. Record longer episodes."
-            )
+        self.rows = torch.from_numpy(flat.known_steps())
 
     @torch.no_grad()
     def values(self, critic: Critic, discount: float) -> Values:

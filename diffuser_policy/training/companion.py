@@ -30,7 +30,6 @@ from diffuser_policy.numerics import plain_arithmetic, stream_generator
 from diffuser_policy.settings import to_json
 from diffuser_policy.training.derive import space_spec
 from diffuser_policy.training.processes import Processes
-from diffuser_policy.training.state import data_facts
 from diffuser_policy.training.trainer import TrainingRun
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -127,7 +126,7 @@ class CompanionTrainer(TrainingRun[Network]):
         featurizer = config_featurizer(self.policy_config)
         check_spaces(self.policy_config, flat, featurizer)
         network, facts = self.prepare(flat, featurizer)
-        self.data_facts = {**data_facts(flat), **facts}
+        self.data_facts = {**flat.facts, **facts}
         network.to(processes.device)
         self.processes = processes
         super().__init__(

@@ -24,7 +24,6 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from diffuser_policy.checkpoint import checksum
-from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.errors import CheckpointError
 from diffuser_policy.files import replaced_folder
 
@@ -69,18 +68,6 @@ def checkpoints(folder: Path) -> list[Path]:
 def step_of(checkpoint: Path) -> int:
     """Return the gradient step that a checkpoint's folder is named after."""
     return int(checkpoint.name.rpartition("-")[2])
-
-
-def data_facts(flat: FlatDataset) -> dict[str, int]:
-    """Return the size of a dataset, and checksums that tell it from another one.
-
-    `checksum` is that of observations, actions and runs, `others` that of all fields.
-    """
-    return {
-        "num_rows": flat.num_rows,
-        "checksum": flat.checksum,
-        "others": flat.full_checksum,
-    }
 
 
 def load_state(checkpoint: Path, parts: Parts) -> int:

@@ -76,7 +76,6 @@ from diffuser_policy.training.processes import Processes
 from diffuser_policy.training.state import (
     Parts,
     checkpoints,
-    data_facts,
     load_state,
     save_state,
     step_of,
@@ -486,7 +485,7 @@ class Trainer(TrainingRun[PlannerNetworks]):
             networks,
             loss,
             optimization=config.optimization,
-            settings={**to_json(config), "data": data_facts(flat)},
+            settings={**to_json(config), "data": flat.facts},
             output=output,
             processes=processes,
         )
