@@ -47,8 +47,8 @@ from diffuser_policy.errors import (
     UnknownNameError,
     shown,
 )
+from diffuser_policy.observations import whole_numbers
 from diffuser_policy.ogbench import OGBenchEnv, is_ogbench
-from diffuser_policy.spaces import whole_numbers
 
 PLUGINS = "diffuser_policy."  # begins the names of our entry-point groups
 Env = gym.Env[Any, Any]
@@ -295,13 +295,13 @@ def goal_radius(env: Env) -> float | None:
         return None
 
 
-def glimpses(env: Env, *, num_resets: int = 8, num_steps: int = 3) -> list[Any]:
+def glimpses(env: Env) -> list[Any]:
     """Return observations of resets, and after random actions: all may start alike."""
     seen, actions = [], copy.deepcopy(env.action_space)
-    for seed in range(num_resets):
+    for seed in range(8):
         seen.append(reset_env(env, seed=seed)[0])
         actions.seed(seed)
-        for _ in range(num_steps):
+        for _ in range(3):
             observation, _, terminated, truncated, _ = step_env(env, actions.sample())
             seen.append(observation)
             if terminated or truncated:

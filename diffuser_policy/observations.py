@@ -281,6 +281,17 @@ def is_finite(numbers: np.ndarray) -> bool:
     return math.isfinite(np.vdot(numbers, numbers)) or bool(np.isfinite(numbers).all())
 
 
+def whole_numbers(values: Iterable[int], dtype: Any) -> np.ndarray:
+    """Return whole numbers in a type, which may be bool, as an array `[values]`.
+
+    What the type cannot hold becomes the nearest number that it can.
+    """
+    least, most = 0, 1
+    if dtype != np.bool_:
+        least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
+    return np.array([min(max(each, least), most) for each in values], dtype)
+
+
 def joined(blocks: Iterable[np.ndarray]) -> np.ndarray:
     """Return blocks of columns side by side; a single one is not copied."""
     blocks = list(blocks)

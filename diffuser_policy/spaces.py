@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -46,6 +46,7 @@ from diffuser_policy.observations import (
     joined,
     parts_of,
     single_space,
+    whole_numbers,
 )
 from diffuser_policy.ogbench import is_ogbench
 
@@ -470,17 +471,6 @@ def _within(bounds: Sequence[float], dtype: Any, *, upwards: bool) -> np.ndarray
     outside = cast < exact if upwards else cast > exact
     inner = np.nextafter(cast, np.asarray(np.inf if upwards else -np.inf, dtype))
     return np.where(outside, inner, cast)
-
-
-def whole_numbers(values: Iterable[int], dtype: Any) -> np.ndarray:
-    """Return whole numbers in a type, which may be bool, as an array `[values]`.
-
-    What the type cannot hold becomes the nearest number that it can.
-    """
-    least, most = 0, 1
-    if dtype != np.bool_:
-        least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
-    return np.array([min(max(each, least), most) for each in values], dtype)
 
 
 def find_goal_columns(observation: np.ndarray, achieved: np.ndarray) -> tuple[int, ...]:
