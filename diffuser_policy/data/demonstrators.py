@@ -51,7 +51,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import gymnasium as gym
 import numpy as np
@@ -71,16 +71,12 @@ class Demonstrator(Policy, Protocol):
     """A policy for an environment."""
 
     @classmethod
-    def from_env(cls, env: Env, **settings: object) -> Demonstrator:
+    def from_env(cls, env: Env, **settings: object) -> Self:
         """Build one for an environment; `seed` is always among the settings."""
 
 
 class GoalChaser(Demonstrator, Protocol):
     """A demonstrator that chases the desired goal, whenever that changes."""
-
-    @classmethod
-    def from_env(cls, env: Env, **settings: object) -> GoalChaser:
-        """Build one for an environment; `seed` is always among the settings."""
 
     def has_reached(self, achieved_goal: np.ndarray, desired_goal: np.ndarray) -> bool:
         """Return whether it is done with a goal `[G]`."""

@@ -56,6 +56,7 @@ META_FILE = "meta.json"
 SUMMED = ("observation", "action", "run_starts")  # the first fields of checksums
 FLOAT32_MOST = float(np.finfo(np.float32).max)  # greatest number of a field
 PIECE = 2**24  # bytes that are read at a time
+SPREAD = 10_000  # rows that stand for all of an array
 REQUIRED = ("observation", "action", "reward", "terminated")
 FLAGS = ("terminated",)  # everything else is float32
 PER_ROW = ("reward", "terminated")  # one number a row, not a vector
@@ -559,14 +560,12 @@ def release(*arrays: np.ndarray) -> None:
             mapped.madvise(mmap.MADV_DONTNEED)
 
 
-def spread_rows(array: np.ndarray, most: int = 10_000) -> np.ndarray:
-    """Return rows of an array, spread evenly, and let go of the memory of the others.
+def spread_rows(array: np.ndarray) -> np.ndarray:
+    """Return `SPREAD` rows of an array, or all if it has no more than these.
 
-    Args:
-        array: Any.
-        most: All rows of an array that has no more than these.
+    They are spread evenly; the memory of the others is let go of.
     """
-    index = np.linspace(0, len(array) - 1, min(len(array), most)).astype(np.int64)
+    index = np.linspace(0, len(array) - 1, min(len(array), SPREAD)).astype(np.int64)
     found = []
     for part in np.array_split(index, max(1, len(index) // 1000)):
         found.append(array[part])

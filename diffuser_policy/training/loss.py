@@ -22,6 +22,17 @@ from diffuser_policy.networks.value import ValueNetwork
 from diffuser_policy.numerics import stream_generator
 
 
+def shortest_window(window: WindowConfig, multiple: int) -> int:
+    """Return the length of the shortest window, in planning steps.
+
+    Args:
+        window: Says between which lengths to draw.
+        multiple: Planning steps come in multiples of this number.
+    """
+    shortest = -(-window.min_planning_steps // multiple) * multiple
+    return min(shortest, window.num_planning_steps)
+
+
 def draw_num_planning_steps(
     window: WindowConfig, seed: int, step: int, multiple: int
 ) -> int:
@@ -33,9 +44,8 @@ def draw_num_planning_steps(
         step: Gradient step.
         multiple: Planning steps come in multiples of this number.
     """
-    longest = window.num_planning_steps
-    shortest = -(-window.min_planning_steps // multiple) * multiple
-    if shortest >= longest:
+    longest, shortest = window.num_planning_steps, shortest_window(window, multiple)
+    if shortest == longest:
         return longest
     choices = (longest - shortest) // multiple + 1
     generator = stream_generator(seed, step)

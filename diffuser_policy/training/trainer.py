@@ -71,7 +71,7 @@ from diffuser_policy.numerics import plain_arithmetic, unusable, within_memory
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.settings import converted, differences, to_json
 from diffuser_policy.training.derive import initial_networks, policy_config
-from diffuser_policy.training.loss import PlannerLoss
+from diffuser_policy.training.loss import PlannerLoss, shortest_window
 from diffuser_policy.training.processes import Processes
 from diffuser_policy.training.state import (
     Parts,
@@ -337,24 +337,20 @@ class TrainingRun(Generic[Networks]):
             kept = [line for line in whole if json.loads(line)["step"] <= self.step]
             write_text(path, "".join(kept))
 
-    @contextlib.contextmanager
-    def _lock(self) -> Iterator[None]:
-        """Keep other processes from training in the folder.
+    def _lock(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context that keeps other processes from training in the folder.
 
-        Raises:
-            ConfigError: One is at work there.
-            StorageError: The folder cannot be written to.
+        It raises a ConfigError if one is at work there, and a StorageError if the
+        folder cannot be written to.
         """
         if not self.processes.is_main:
-            yield
-            return
+            return contextlib.nullcontext()
         folder = self.output / "training"
         refusal = (
             f"Another process is training in {self.output}. Wait for it, end it, or "
             f"choose another output folder (--output); nothing was changed."
         )
-        with alone_in(folder, refusal):
-            yield
+        return alone_in(folder, refusal)
 
     @contextlib.contextmanager
     def _at_work(self) -> Iterator[None]:
@@ -538,8 +534,7 @@ def untrained(
     made = policy_config(config, flat)
     planned = in_planning_columns(flat, config_featurizer(made))
     networks = initial_networks(made, planned, config.seed)
-    unit = networks.denoiser.horizon_multiple
-    shortest = math.ceil(made.window.min_planning_steps / unit) * unit
+    shortest = shortest_window(made.window, networks.denoiser.horizon_multiple)
     network = networks.denoiser.network
     if isinstance(network, TemporalUNet):  # others make plans of a single length
         network.check_horizon(shortest)
