@@ -67,6 +67,7 @@ from diffuser_policy.files import (
 )
 from diffuser_policy.interrupts import held_interrupt
 from diffuser_policy.networks.critic import Values
+from diffuser_policy.networks.unet import TemporalUNet
 from diffuser_policy.numerics import plain_arithmetic, unusable, within_memory
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.settings import converted, differences, to_json
