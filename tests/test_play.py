@@ -15,12 +15,15 @@ import tyro
 
 from diffuser_policy import DiffuserPolicy
 from diffuser_policy.cli.play import PlaySettings
+from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.envs import make_env
 from diffuser_policy.errors import ConfigError, UnknownNameError
 from diffuser_policy.guides.registry import SavedPart, parse_guide, part_text
 from diffuser_policy.play.session import Session, Setup
 from diffuser_policy.play.sharing import as_command, as_python
 from diffuser_policy.play.worker import Worker
+from diffuser_policy.play.worlds import World
+from tests.point_env import POINT
 
 pytest.importorskip("gymnasium_robotics")
 
@@ -45,6 +48,22 @@ def session(policy: DiffuserPolicy) -> Iterator[Session]:
 def planned(session: Session) -> Any:
     session.advance()
     return session.frame()
+
+
+# --- the world ------------------------------------------------------------------------
+
+
+def test_a_goal_has_as_many_numbers_as_reset_takes_wherever_it_is_dragged() -> None:
+    """Positions may have three columns where goals have two."""
+    env = make_env(POINT)
+    aliases = {"position": (0, 1, 2)}
+    layout = TrajectoryLayout(action_dim=2, observation_dim=4, aliases=aliases)
+    world = World(env, layout, env.reset(seed=0)[0])
+    [handle] = world.handles(env.reset(seed=0)[0])
+    assert handle[0] == "goal"
+    world.move("goal", (0.5, -0.5, 0.25))
+    assert world.options() == {"goal": [0.5, -0.5]}
+    env.close()
 
 
 # --- the session ----------------------------------------------------------------------
@@ -345,13 +364,28 @@ def set_up(session: Session) -> None:
     session.add_guide("speed-limit")
 
 
-def test_the_python_makes_the_same_plan(session: Session) -> None:
+@pytest.mark.parametrize(
+    ("first", "seed"),
+    [(0, 0), (5, 5), (0, 5)],
+    ids=["without a seed", "opened with a seed", "given a seed on the page"],
+)
+def test_what_is_copied_makes_the_same_plan(
+    policy: DiffuserPolicy, first: int, seed: int
+) -> None:
+    env = make_env(UMAZE)
+    session = Session(policy, env, planner="multi2d-umaze", env_id=UMAZE, seed=first)
+    if seed != first:
+        session.set_seed(seed)
     set_up(session)
-    frame = planned(session)
-    program = as_python(session.setup).partition("\nstate, ")[0]
+    expected = planned(session).path
     names: dict[str, Any] = {}
-    exec(program, names)  # noqa: S102
-    assert np.array_equal(names["plan"].path(), frame.path)
+    exec(as_python(session.setup).partition("\nstate, ")[0], names)  # noqa: S102
+    assert np.array_equal(names["plan"].path(), expected)
+    words = shlex.split(as_command(session.setup))[2:]
+    again = tyro.cli(PlaySettings, args=words, use_underscores=False).open()
+    assert np.array_equal(planned(again).path, expected)
+    again.close()
+    session.close()
 
 
 def test_a_guide_without_a_weight_does_not_steer_what_is_shared(

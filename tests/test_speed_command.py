@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from diffuser_policy.cli import main
+from diffuser_policy.config import PlannerConfig
 from diffuser_policy.diffusion.denoiser import Denoiser
 from diffuser_policy.diffusion.sampler import Sampler
 from diffuser_policy.errors import ConfigError, SpaceMismatchError
@@ -25,6 +26,7 @@ from diffuser_policy.speed.cases import (
     loop_cases,
     network_cases,
     network_flops,
+    paper_cases,
 )
 from diffuser_policy.speed.report import TITLES, facts, figure, tables, to_json
 from diffuser_policy.testing import toy_config, toy_policy
@@ -153,6 +155,13 @@ def test_the_paper_setting_is_256_steps_at_stride_1(
     assert first.flops == 256 * network_flops(
         policy.networks.denoiser, columns, horizon
     )
+
+
+def test_a_length_that_the_network_takes_is_measured_once() -> None:
+    """A plan of 16 planning steps is 15 env steps long, which round up to 16."""
+    fixed = toy_policy(toy_config(planner=PlannerConfig(horizon="fixed")))
+    names = [case.name for case in paper_cases(Subject(fixed, POINT, quick=True))]
+    assert names == ["this network, 16 steps", "their network, 16 steps"]
 
 
 def test_a_residual_network_is_measured_in_the_one_way_that_it_runs() -> None:

@@ -226,7 +226,8 @@ class Panel:
             session.seed,
             min=0,
             step=1,
-            hint="Another start, and another goal; what you dragged is forgotten.",
+            hint="Another start, another goal and other noise; what you dragged is "
+            "forgotten.",
         )
         self._on_update(seed, partial(self._post, "seed", session.set_seed))
         for name, (values, present) in session.world.choices().items():

@@ -1,6 +1,6 @@
 """The scene of a page: frames become nodes of viser that move, and can be dragged.
 
-    view = SceneView(server, session, post, size)
+    view = SceneView(server, session, post)
     view.draw(frame, at=step of the denoising chain)
 
 Nodes are made once and then changed: adding them anew would end a drag under way, and

@@ -159,7 +159,7 @@ class Session:
             env: The session's own.
             planner: What the policy was made of, for `setup`.
             env_id: What the environment was made of, for `setup`.
-            seed: Of `reset`.
+            seed: Of `reset`, and of the policy's noise.
             options: For `reset`, such as start and goal.
             settings: Those that the policy was given, and the planner does not have.
             own_guide: Whether the planner has a guide of its own, also if the policy
@@ -185,6 +185,7 @@ class Session:
         self._given = dict(settings or {})
         self.settings = dict(self._given)
         self._bare = policy.with_guide(None)
+        self._bare.set_random_seed(seed)
         self._policy = policy
         self._own_guide = bool(self.guides) if own_guide is None else own_guide
         self._messages: dict[str, str] = {}
@@ -265,8 +266,10 @@ class Session:
         self._restart()
 
     def set_seed(self, seed: int) -> None:
-        """Begin another episode: everything is drawn anew."""
+        """Begin another episode: everything is drawn anew, the policy's noise too."""
         self.seed = int(seed)
+        self._bare.set_random_seed(self.seed)
+        self._rebuild()
         self.world.forget()
         self._restart()
 

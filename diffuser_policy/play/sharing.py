@@ -22,12 +22,13 @@ def as_python(setup: Setup) -> str:
         env_id = f"{module}:{env_id}"  # imports what registers it
     guides = [part for part in setup.guides if part.weight]  # others do not steer
     names = "DiffuserPolicy, make_guide" if guides else "DiffuserPolicy"
+    source = repr(setup.planner) + (f", seed={setup.seed}" if setup.seed else "")
     lines = [
         "from diffuser_policy import " + names,
         "from diffuser_policy.envs import make_env",
         "",
         f"env = make_env({env_id!r})",
-        f"policy = DiffuserPolicy.from_pretrained({setup.planner!r}).for_env(env)",
+        f"policy = DiffuserPolicy.from_pretrained({source}).for_env(env)",
     ]
     settings = "".join(f", {name}={value!r}" for name, value in setup.settings.items())
     if guides:

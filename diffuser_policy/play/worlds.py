@@ -128,7 +128,7 @@ class World:
             name: Of the handle.
             place: x, y and z.
         """
-        size = max(len(self.position), 2)
+        size = self._movable[name]
         self._moved[name] = [round(float(x), 3) for x in place[:size]]
 
     def options(self) -> dict[str, Any]:

@@ -134,8 +134,9 @@ def paper_cases(subject: Subject) -> Iterator[Case]:
     settings = [("this", ours, horizon), ("their", theirs, horizon)]
     lengths = _planning_steps(policy, subject.observations)
     one_length = isinstance(denoiser.network, ObjectTransformer | ResidualMLP)
-    if not one_length:
-        planned = int((lengths.mean() - 1) * policy.planner.stride)
+    planned = int((lengths.mean() - 1) * policy.planner.stride)
+    rounded = policy.planner.horizons.round_up
+    if not one_length and rounded(planned) < rounded(horizon):
         settings.append(("this", ours, planned))
     for owner, (network, is_residual, columns), env_steps in settings:
         denoiser = Denoiser(

@@ -63,7 +63,7 @@ class BlockPlayWorld:
         """Look at an environment that was just reset.
 
         Args:
-            env: With or without wrappers' rewards.
+            env: The unwrapped environment.
             tool: Columns of the tool in planning columns; none: no path is drawn.
         """
         self.env = env
