@@ -42,6 +42,7 @@ from diffuser_envs.errors import (
     nearest_names,
 )
 from diffuser_envs.maze.layouts import (
+    SUCCESS_RADIUS,
     FloatArray,
     MazeLayout,
     get_layout,
@@ -71,7 +72,6 @@ except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
 Observation: TypeAlias = dict[str, FloatArray]
 Untyped: TypeAlias = Any  # Gymnasium-Robotics and MuJoCo ship no types
 
-SUCCESS_RADIUS = 0.5
 START_VELOCITY_STD = 0.1
 SIMULATED = int(mujoco.mjtState.mjSTATE_INTEGRATION)  # all that a next step needs
 MOSTLY = 0.99  # of positions in free cells: contacts are soft

@@ -54,6 +54,7 @@ BoolArray: TypeAlias = npt.NDArray[np.bool_]
 
 D4RL_CELL_OFFSET = 0.2
 D4RL_NOISE = 0.1
+SUCCESS_RADIUS = 0.5  # of a goal's disc, in meters
 RESET_OPTIONS = ("goal", "start")
 
 

@@ -11,8 +11,8 @@ console. It uses
 A window is GLFW's, and without a display GLFW ends the whole process; `check_window`
 refuses it before.
 
-`draw_maze` needs no OpenGL. Its shapes are discs and capsules, given by their signed
-distance d to a pixel's center (in pixels, negative inside). A shape covers the pixel by
+`draw_maze` needs no OpenGL. Its discs are given by their signed distance d to a pixel's
+center (in pixels, negative inside). A disc covers the pixel by
 
     coverage = clip(1/2 - d, 0, 1)
 
@@ -26,9 +26,9 @@ import importlib
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import lru_cache
+from math import ceil, floor
 from numbers import Integral
 from typing import Any, Literal, TypeAlias
 
@@ -36,7 +36,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffuser_envs.errors import MazeOptionError, RenderingError, nearest_names
-from diffuser_envs.maze.layouts import FloatArray, MazeLayout
+from diffuser_envs.maze.layouts import SUCCESS_RADIUS, FloatArray, MazeLayout
 
 RendererName: TypeAlias = Literal["auto", "mujoco", "topdown"]
 RENDERERS = ("auto", "mujoco", "topdown")
@@ -47,12 +47,8 @@ FLOOR = (238, 240, 244)
 WALL = (68, 78, 99)
 BALL = (22, 150, 86)
 GOAL = (214, 48, 49)
-PATH_START = (65, 105, 225)
-PATH_END = (255, 140, 0)
 
-BALL_RADIUS = 0.1
-GOAL_RADIUS = 0.5
-PATH_WIDTH = 0.08
+BALL_RADIUS = 0.1  # of a cell's side
 
 
 class MazeRenderer:
@@ -119,13 +115,7 @@ class MazeRenderer:
                 return self._point.mujoco_renderer.render(mode)
         if mode != "rgb_array":
             raise RenderingError(f'the top-down renderer cannot draw "{mode}"')
-        return draw_maze(
-            self._layout.maze_map,
-            position=position,
-            goal=goal,
-            size=self._size,
-            cell_size=self._layout.cell_size,
-        )
+        return draw_maze(self._layout, position=position, goal=goal, size=self._size)
 
     def close(self) -> None:
         """Free the OpenGL contexts, if there are any."""
@@ -222,114 +212,56 @@ def _environment_variable(name: str, value: str | None) -> Iterator[None]:
 
 
 def draw_maze(
-    maze_map: Sequence[Sequence[int | str]],
+    layout: MazeLayout,
     *,
-    position: npt.ArrayLike | None = None,
-    goal: npt.ArrayLike | None = None,
-    path: npt.ArrayLike | None = None,
-    size: int | tuple[int, int] = 480,
-    cell_size: float = 1.0,
-    goal_radius: float = GOAL_RADIUS,
+    position: FloatArray,
+    goal: FloatArray,
+    size: tuple[int, int],
 ) -> Picture:
     """Draw a maze from above, x to the right and y upwards, as PointMaze's coordinates.
 
     Args:
-        maze_map: Rows of cells from top to bottom; 1 is a wall.
-        position: Ball (x, y), meters.
-        goal: Goal (x, y), meters, with its success disc.
-        path: Points (x, y) to join, from blue to orange, shape `[n, 2]`, meters.
-        size: Width and height of the picture in pixels, or both at once.
-        cell_size: Side of a cell in meters.
-        goal_radius: Radius of the success disc in meters.
+        layout: The maze.
+        position: Ball (x, y), shape `[2]`, meters.
+        goal: Goal (x, y), shape `[2]`, meters, with its success disc.
+        size: Width and height of the picture in pixels.
 
     Returns:
         A picture, uint8, shape `[height, width, 3]`.
-
-    Raises:
-        MazeOptionError: A size that is not positive.
     """
-    width, height = (size, size) if isinstance(size, int) else size
-    check_size(width, height)
-    layout = MazeLayout.from_map(maze_map, cell_size=cell_size)
-    canvas = _Canvas.of_maze(layout, width, height)
-    if goal is not None:
-        center = np.asarray(goal, dtype=np.float64)
-        canvas.disc(center, goal_radius, GOAL, opacity=0.25)
-    if path is not None:
-        canvas.polyline(np.asarray(path, dtype=np.float64).reshape(-1, 2))
-    if goal is not None:
-        canvas.disc(center, 1.2 * BALL_RADIUS * cell_size, GOAL)
-    if position is not None:
-        center = np.asarray(position, dtype=np.float64)
-        canvas.disc(center, 1.4 * BALL_RADIUS * cell_size, BALL)
-    return np.rint(canvas.pixels).astype(np.uint8)
+    width, height = size
+    pixels = _draw_walls(layout, width, height).astype(np.float64)
+    scale = _fitting_scale(layout, width, height) / layout.cell_size
+    ball = BALL_RADIUS * layout.cell_size
+    for center, radius, color, opacity in (
+        (goal, SUCCESS_RADIUS, GOAL, 0.25),
+        (goal, 1.2 * ball, GOAL, 1.0),
+        (position, 1.4 * ball, BALL, 1.0),
+    ):
+        x, y = width / 2 + scale * center[0], height / 2 - scale * center[1]
+        _disc(pixels, x, y, scale * radius, color, opacity)
+    return np.rint(pixels).astype(np.uint8)
 
 
-@dataclass(frozen=True)
-class _Canvas:
-    """A picture in the making, and the position of the maze in it.
-
-    Attributes:
-        pixels: Colors, float, shape `[height, width, 3]`; drawn on in place.
-        scale: Pixels per meter.
-        middle: Column and row, in pixels, of the maze's origin.
-        cell_size: Side of a cell in meters.
-    """
-
-    pixels: FloatArray
-    scale: float
-    middle: FloatArray
-    cell_size: float
-
-    @classmethod
-    def of_maze(cls, layout: MazeLayout, width: int, height: int) -> _Canvas:
-        scale = _fitting_scale(layout, width, height)
-        pixels = _draw_walls(layout, width, height).astype(np.float64)
-        middle = np.array([width / 2, height / 2])
-        return cls(pixels, scale / layout.cell_size, middle, layout.cell_size)
-
-    def disc(
-        self,
-        center: FloatArray,
-        radius: float,
-        color: tuple[int, int, int],
-        opacity: float = 1.0,
-    ) -> None:
-        self._capsule(center, center, radius, color, opacity)
-
-    def polyline(self, points: FloatArray) -> None:
-        shades = np.linspace(PATH_START, PATH_END, num=max(len(points) - 1, 0))
-        radius = 0.5 * PATH_WIDTH * self.cell_size
-        for start, end, shade in zip(points[:-1], points[1:], shades, strict=True):
-            self._capsule(start, end, radius, tuple(shade), 1.0)
-
-    def _capsule(
-        self,
-        start: FloatArray,
-        end: FloatArray,
-        radius: float,
-        color: tuple[float, ...],
-        opacity: float,
-    ) -> None:
-        """Blend a color within `radius` meters of a segment; touch only its box."""
-        flip = np.array([self.scale, -self.scale])
-        first, last = self.middle + start * flip, self.middle + end * flip
-        reach = radius * self.scale
-        height, width, _ = self.pixels.shape
-        low = np.floor(np.minimum(first, last) - reach - 1).astype(int)
-        high = np.ceil(np.maximum(first, last) + reach + 1).astype(int)
-        left, top = np.clip(low, 0, (width, height))
-        right, bottom = np.clip(high, 0, (width, height))
-        columns = np.arange(left, right) + 0.5 - first[0]
-        rows = (np.arange(top, bottom) + 0.5 - first[1])[:, None]
-        direction = last - first
-        length_squared = float(direction @ direction) or 1.0
-        along = (columns * direction[0] + rows * direction[1]) / length_squared
-        along = np.clip(along, 0.0, 1.0)
-        distance = np.hypot(columns - along * direction[0], rows - along * direction[1])
-        coverage = opacity * np.clip(0.5 - (distance - reach), 0.0, 1.0)[..., None]
-        patch = self.pixels[top:bottom, left:right]
-        patch += coverage * (np.array(color) - patch)
+def _disc(
+    pixels: FloatArray,
+    x: float,
+    y: float,
+    radius: float,
+    color: tuple[int, int, int],
+    opacity: float,
+) -> None:
+    """Blend a disc into a picture, in place; lengths are in pixels, y is downward."""
+    height, width, _ = pixels.shape
+    reach = radius + 1
+    left, right = np.clip((floor(x - reach), ceil(x + reach)), 0, width)
+    top, bottom = np.clip((floor(y - reach), ceil(y + reach)), 0, height)
+    columns = np.arange(left, right) + 0.5 - x
+    rows = (np.arange(top, bottom) + 0.5 - y)[:, None]
+    distance = np.hypot(columns, rows) - radius
+    coverage = opacity * np.clip(0.5 - distance, 0.0, 1.0)[..., None]
+    patch = pixels[top:bottom, left:right]
+    patch += coverage * (np.array(color) - patch)
 
 
 def _fitting_scale(layout: MazeLayout, width: int, height: int) -> float:
