@@ -46,8 +46,8 @@ def shown_as(metavar: str, **settings: Any) -> Any:
     return tyro.conf.arg(metavar=metavar, help_behavior_hint="", **settings)
 
 
-def setting_options(*configs: Any) -> Any:
-    """Return a dictionary type with the settings of dataclasses as options."""
+def setting_options(*configs: Any, **named: Any) -> Any:
+    """Make the settings of dataclasses the options of a dictionary of settings."""
     options = {}
     for config in configs:
         hints = get_type_hints(config)
@@ -56,14 +56,13 @@ def setting_options(*configs: Any) -> Any:
             described = tyro.conf.arg(help=text, help_behavior_hint="")
             name = parameter.arg_name
             options[name] = Annotated[hints[name], described]
-    # Not total: it holds only what was given.
-    return TypedDict("SettingOptions", options, total=False)  # type: ignore[operator]
+    return dictionary(options, **named)
 
 
-if TYPE_CHECKING:
-    SettingOptions = dict[str, Any]
-else:
-    SettingOptions = setting_options(PlannerConfig, ExecutionConfig)
+def dictionary(options: dict[str, Any], **named: Any) -> Any:
+    """Give a dictionary these options, by their types; it holds only what was given."""
+    kind = TypedDict("Options", options, total=False)  # type: ignore[misc]
+    return tyro.conf.arg(constructor=kind, **named)
 
 
 # The settings of each command, and what its options put before their names.
@@ -96,8 +95,13 @@ class PlanningOptions:
     For example --guide 'keep-out:center=3,4;radius=0.6'. The quotes are needed: a shell
     ends the command at a semicolon."""
     settings: Annotated[
-        tyro.conf.OmitArgPrefixes[SettingOptions],
-        tyro.conf.arg(name="planning and execution", prefix_name=False),
+        tyro.conf.OmitArgPrefixes[dict[str, Any]],
+        setting_options(
+            PlannerConfig,
+            ExecutionConfig,
+            name="planning and execution",
+            prefix_name=False,
+        ),
     ] = field(default_factory=dict)
     acceleration: Acceleration = "auto"
     """How the network is run; plans stay the same up to rounding. Residual networks,

@@ -12,14 +12,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import (
-    TYPE_CHECKING,
-    Annotated,
-    Any,
-    Self,
-    TypedDict,
-    get_type_hints,
-)
+from typing import TYPE_CHECKING, Annotated, Any, Self, get_type_hints
 
 import tyro
 
@@ -28,6 +21,7 @@ from diffuser_policy.cli import EXIT_OK
 from diffuser_policy.cli.options import (
     Flag,
     changed,
+    dictionary,
     setting_options,
     shown_as,
 )
@@ -63,7 +57,10 @@ TRAINED = {
     "value": "Train a network that predicts returns, for ranking and guidance.",
     "critic": "Train networks that value the first action, for ranking.",
 }
-SETTINGS_OF = {
+SWITCHES = {
+    name: Annotated[bool, shown_as("", help=text)] for name, text in TRAINED.items()
+}
+FIELD_OF = {
     "time_to_goal": "prediction",
     "inverse_dynamics": "inverse",
     "landmarks": "places",
@@ -72,39 +69,6 @@ SETTINGS_OF = {
 }
 """Networks that are trained with the planner, and the fields of their settings."""
 LENGTHS = frozenset({"horizon", "min_horizon", "stride"})  # they have to fit together
-
-# Dictionaries of the options that were given, and of no others.
-if TYPE_CHECKING:
-    WindowOptions = dict[str, Any]
-    NetworkOptions = dict[str, Any]
-    OptimizationOptions = dict[str, Any]
-    PredictionOptions = dict[str, Any]
-    InverseOptions = dict[str, Any]
-    LandmarksOptions = dict[str, Any]
-    ValuationOptions = dict[str, Any]
-    CriticismOptions = dict[str, Any]
-    PlannerOptions = dict[str, Any]
-    ExecutionOptions = dict[str, Any]
-    CompanionOptions = dict[str, Any]
-else:
-    WindowOptions = setting_options(WindowConfig)
-    NetworkOptions = setting_options(NetworkConfig)
-    OptimizationOptions = setting_options(OptimizationConfig)
-    PredictionOptions = setting_options(TimeToGoalConfig)
-    InverseOptions = setting_options(InverseDynamicsConfig)
-    LandmarksOptions = setting_options(LandmarksConfig)
-    ValuationOptions = setting_options(ValueConfig)
-    CriticismOptions = setting_options(CriticConfig)
-    PlannerOptions = setting_options(PlannerConfig)
-    ExecutionOptions = setting_options(ExecutionConfig)
-    CompanionOptions = TypedDict(
-        "CompanionOptions",
-        {
-            name: Annotated[bool, shown_as("", help=text)]
-            for name, text in TRAINED.items()
-        },
-        total=False,
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +199,7 @@ class PresetSettings(TrainSettings):
         """
         config = preset(name)
         parts = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-        for part, settings in SETTINGS_OF.items():
+        for part, settings in FIELD_OF.items():
             if parts[part] is not None:
                 parts[settings] = parts[part]
             parts[part] = parts[part] is not None
@@ -254,7 +218,7 @@ class PresetSettings(TrainSettings):
         network = vars(self.network)
         refuse_idle(changed(network, vars(default.network)), network, NETWORK_NEEDS)
         parts = common_fields(self, TrainConfig)
-        for part, settings in SETTINGS_OF.items():
+        for part, settings in FIELD_OF.items():
             own = getattr(self, settings)
             if not getattr(self, part) and own != getattr(default, settings):
                 raise _without(part)
@@ -277,31 +241,39 @@ class PresetSettings(TrainSettings):
 class DatasetSettings(TrainSettings):
     """Settings that are chosen to suit a dataset, except those that are given."""
 
-    optimization: tyro.conf.OmitArgPrefixes[OptimizationOptions] = field(
+    optimization: Annotated[
+        tyro.conf.OmitArgPrefixes[dict[str, Any]], setting_options(OptimizationConfig)
+    ] = field(default_factory=dict)
+    window: Annotated[dict[str, Any], setting_options(WindowConfig)] = field(
         default_factory=dict
     )
-    window: WindowOptions = field(default_factory=dict)
-    network: NetworkOptions = field(default_factory=dict)
-    companions: tyro.conf.OmitArgPrefixes[CompanionOptions] = field(
+    network: Annotated[dict[str, Any], setting_options(NetworkConfig)] = field(
         default_factory=dict
     )
-    prediction: Annotated[PredictionOptions, tyro.conf.arg(name="time-to-goal")] = (
+    companions: Annotated[
+        tyro.conf.OmitArgPrefixes[dict[str, bool]], dictionary(SWITCHES)
+    ] = field(default_factory=dict)
+    prediction: Annotated[
+        dict[str, Any], setting_options(TimeToGoalConfig, name="time-to-goal")
+    ] = field(default_factory=dict)
+    inverse: Annotated[
+        dict[str, Any], setting_options(InverseDynamicsConfig, name="inverse-dynamics")
+    ] = field(default_factory=dict)
+    places: Annotated[
+        dict[str, Any], setting_options(LandmarksConfig, name="landmarks")
+    ] = field(default_factory=dict)
+    valuation: Annotated[dict[str, Any], setting_options(ValueConfig, name="value")] = (
         field(default_factory=dict)
     )
-    inverse: Annotated[InverseOptions, tyro.conf.arg(name="inverse-dynamics")] = field(
+    criticism: Annotated[
+        dict[str, Any], setting_options(CriticConfig, name="critic")
+    ] = field(default_factory=dict)
+    planner: Annotated[dict[str, Any], setting_options(PlannerConfig)] = field(
         default_factory=dict
     )
-    places: Annotated[LandmarksOptions, tyro.conf.arg(name="landmarks")] = field(
+    execution: Annotated[dict[str, Any], setting_options(ExecutionConfig)] = field(
         default_factory=dict
     )
-    valuation: Annotated[ValuationOptions, tyro.conf.arg(name="value")] = field(
-        default_factory=dict
-    )
-    criticism: Annotated[CriticismOptions, tyro.conf.arg(name="critic")] = field(
-        default_factory=dict
-    )
-    planner: PlannerOptions = field(default_factory=dict)
-    execution: ExecutionOptions = field(default_factory=dict)
 
     def choice(self, flat: FlatDataset) -> Choice:
         """Return settings that suit the dataset, with those that were given."""
@@ -311,7 +283,7 @@ class DatasetSettings(TrainSettings):
             name: getattr(self, name)
             for name in ("optimization", "window", "network", "planner", "execution")
         }
-        for part, settings in SETTINGS_OF.items():
+        for part, settings in FIELD_OF.items():
             own = getattr(self, settings)
             if own and self.companions.get(part) is False:
                 raise _without(part)
