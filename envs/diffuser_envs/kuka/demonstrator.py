@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeAlias
 
 import gymnasium
@@ -41,8 +41,8 @@ from diffuser_envs.kuka.generators import RECORDERS, TowerRecorder, carried_bloc
 from diffuser_envs.kuka.motions import NOTHING, TOP, Route, Style, Trajectory
 from diffuser_envs.kuka.task_planner import Move, plan_rearrangement, plan_tower
 from diffuser_envs.kuka.tasks import make_task
+from diffuser_envs.row_memories import State, row_memories
 
-State: TypeAlias = tuple[npt.NDArray[np.object_], ...]
 Observation: TypeAlias = npt.ArrayLike | Mapping[str, npt.ArrayLike]
 
 TASKS = ("unconditional", "conditional", "rearrangement")
@@ -188,7 +188,13 @@ class StackDemonstrator:
             KukaArrangementError: No arrangement of the blocks meets the goal.
         """
         rows, goals, batched = self._read(observation)
-        memories = _restored(state, episode_start, len(rows))
+        memories = row_memories(
+            state,
+            episode_start,
+            len(rows),
+            new=MotionMemory,
+            error=KukaObservationError,
+        )
         actions = np.empty((len(rows), NUM_JOINTS + 1), dtype=np.float32)
         for row, (values, goal) in enumerate(zip(rows, goals, strict=True)):
             scene = _scene(values, goal)
@@ -378,24 +384,3 @@ def _surprised(scene: Scene, memory: MotionMemory) -> bool:
     off = np.linalg.norm(scene.blocks - expected, axis=1).max()
     turned = np.abs(scene.joints - motion.joints[step]).max()
     return bool(off > BLOCK_TOLERANCE or turned > JOINT_TOLERANCE)
-
-
-def _restored(
-    state: State | None, episode_start: npt.ArrayLike | None, num_rows: int
-) -> npt.NDArray[np.object_]:
-    """Copy each row's memory; a row without one, or at a start, gets a new one."""
-    if state is not None and len(state[0]) != num_rows:
-        raise KukaObservationError(
-            f"the state is for {len(state[0])} environments, the observation for"
-            f" {num_rows}; pass state=None to start over"
-        )
-    starts = np.zeros(num_rows, dtype=np.bool_)
-    if episode_start is not None:
-        starts |= np.asarray(episode_start, dtype=np.bool_)
-    memories = np.empty(num_rows, dtype=np.object_)
-    for row in range(num_rows):
-        if state is None or starts[row]:
-            memories[row] = MotionMemory()
-        else:
-            memories[row] = replace(state[0][row])
-    return memories

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import gymnasium
@@ -27,9 +27,9 @@ import numpy.typing as npt
 
 from diffuser_envs.errors import MazeObservationError, MazePositionError
 from diffuser_envs.maze.layouts import Cell, FloatArray, MazeLayout, layout_of
+from diffuser_envs.row_memories import State, row_memories
 
 Point: TypeAlias = tuple[float, float]
-State: TypeAlias = tuple[npt.NDArray[np.object_], ...]
 
 # If two ways are equally short, D4RL prefers these moves, in this order.
 _MOVES = ((0, -1), (0, 1), (-1, 0), (1, 0))
@@ -139,7 +139,13 @@ class WaypointDemonstrator:
             MazePositionError: A goal is not in a free cell or cannot be reached.
         """
         states, goals, batched = read_observation(observation, size=4)
-        memories = self._restore(state, episode_start, len(states))
+        memories = row_memories(
+            state,
+            None if self.keep_route else episode_start,
+            len(states),
+            new=RouteMemory,
+            error=MazeObservationError,
+        )
         actions = np.empty((len(states), 2), dtype=np.float32)
         for row, (values, goal) in enumerate(zip(states, goals, strict=True)):
             actions[row] = self.act(
@@ -267,26 +273,6 @@ class WaypointDemonstrator:
     def _rng(self, *values: float) -> np.random.Generator:
         bits = np.array(values, dtype=np.float64).view(np.uint32)
         return np.random.default_rng([self.seed, *bits.tolist()])
-
-    def _restore(
-        self, state: State | None, episode_start: npt.ArrayLike | None, num_rows: int
-    ) -> npt.NDArray[np.object_]:
-        """Copy each row's memory; a row without one, or at a start, gets a new one."""
-        if state is not None and len(state[0]) != num_rows:
-            raise MazeObservationError(
-                f"the state is for {len(state[0])} environments, the observation for"
-                f" {num_rows}; pass state=None to start over"
-            )
-        starts = np.zeros(num_rows, dtype=np.bool_)
-        if episode_start is not None and not self.keep_route:
-            starts |= np.asarray(episode_start, dtype=np.bool_)
-        memories = np.empty(num_rows, dtype=np.object_)
-        for row in range(num_rows):
-            if state is None or starts[row]:
-                memories[row] = RouteMemory()
-            else:
-                memories[row] = replace(state[0][row])
-        return memories
 
 
 def _pair(point: npt.ArrayLike) -> Point:

@@ -1,0 +1,46 @@
+"""What demonstrators remember between calls of `predict`: a memory for each row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+State: TypeAlias = tuple[npt.NDArray[np.object_], ...]
+
+
+def row_memories(
+    state: State | None,
+    episode_start: npt.ArrayLike | None,
+    num_rows: int,
+    *,
+    new: Callable[[], Any],
+    error: type[Exception],
+) -> npt.NDArray[np.object_]:
+    """Copy each row's memory; a row without one, or at a start, gets a new one.
+
+    Args:
+        state: What the last call returned, if there was one.
+        episode_start: Which rows start an episode, shape `[num_rows]`.
+        num_rows: Rows of the observation.
+        new: Makes a memory, a dataclass.
+        error: Raised if the state is for another number of environments.
+    """
+    if state is not None and len(state[0]) != num_rows:
+        raise error(
+            f"the state is for {len(state[0])} environments, the observation for"
+            f" {num_rows}; pass state=None to start over"
+        )
+    starts = np.zeros(num_rows, dtype=np.bool_)
+    if episode_start is not None:
+        starts |= np.asarray(episode_start, dtype=np.bool_)
+    memories = np.empty(num_rows, dtype=np.object_)
+    for row in range(num_rows):
+        if state is None or starts[row]:
+            memories[row] = new()
+        else:
+            memories[row] = replace(state[0][row])
+    return memories
