@@ -1,4 +1,4 @@
-"""Errors of the environments.
+"""Errors of the environments, and checks of what all of them are given.
 
 Every error derives from `DiffuserEnvsError` and from the built-in exception that it
 refines, so `except ValueError` keeps working. Raising one changes no state.
@@ -7,7 +7,9 @@ refines, so `except ValueError` keeps working. Raising one changes no state.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
+from numbers import Integral
+from typing import Any
 
 
 class DiffuserEnvsError(Exception):
@@ -87,3 +89,52 @@ def nearest_names(name: str, known: Iterable[str]) -> str:
     if close:
         return "did you mean " + " or ".join(repr(lowered[each]) for each in close)
     return "known names: " + ", ".join(names)
+
+
+def check_known(
+    kind: str, name: object, known: Collection[str], error: type[DiffuserEnvsError]
+) -> None:
+    """Refuse a name that does not exist, and offer the nearest.
+
+    Args:
+        kind: What the name is of, in a message.
+        name: What was given.
+        known: All names that exist.
+        error: Raised if it is none of them.
+    """
+    if not isinstance(name, str) or name not in known:
+        raise error(f"unknown {kind} {name!r}; {nearest_names(str(name), known)}")
+
+
+def check_options(
+    options: Mapping[str, Any] | None,
+    known: Collection[str],
+    error: type[DiffuserEnvsError],
+) -> Mapping[str, Any]:
+    """Return the options that `reset` was given, if all of them exist.
+
+    Args:
+        options: By name.
+        known: All names that exist.
+        error: Raised if they are no options, or one of them is unknown.
+    """
+    if not isinstance(options, Mapping | None):
+        raise error(f"reset takes options by name, not {options!r}")
+    for name in options or {}:
+        check_known("reset option", name, known, error)
+    return options or {}
+
+
+def check_size(width: int, height: int, error: type[DiffuserEnvsError]) -> None:
+    """Refuse a size that no picture has.
+
+    Args:
+        width: In pixels.
+        height: In pixels.
+        error: Raised if one of them is no whole number, or less than 1.
+    """
+    for name, size in (("width", width), ("height", height)):
+        if not (isinstance(size, Integral) and size >= 1):
+            raise error(
+                f"{name} must be a whole number of pixels, 1 or more; got {size!r}"
+            )

@@ -38,7 +38,8 @@ from diffuser_envs.errors import (
     ClosedEnvError,
     KukaActionError,
     KukaOptionError,
-    nearest_names,
+    check_known,
+    check_options,
 )
 from diffuser_envs.kuka.arm import HOME, JOINT_HIGH, JOINT_LOW, JOINT_REACH
 from diffuser_envs.kuka.arrangements import check_arrangement
@@ -455,22 +456,15 @@ def _check_arguments(
             f"substeps must be a whole number, 1 or more; got {substeps}"
         )
     known = KukaStackEnv.metadata["render_modes"]
-    if render_mode is not None and render_mode not in known:
-        hint = nearest_names(str(render_mode), known)
-        raise KukaOptionError(f"unknown render_mode {render_mode!r}; {hint}")
+    if render_mode is not None:
+        check_known("render_mode", render_mode, known, KukaOptionError)
 
 
 def _read_reset_options(
     task: Task, options: Mapping[str, Any] | None
 ) -> tuple[FloatArray | None, FloatArray | None, FloatArray | None]:
     """Return the goal `[goal_size]`, blocks `[n, 3]` and joints `[7]` of options."""
-    if not isinstance(options, Mapping | None):
-        raise KukaOptionError(f"reset takes options by name, not {options!r}")
-    given = dict(options or {})
-    for name in given:
-        if name not in RESET_OPTIONS:
-            hint = nearest_names(str(name), RESET_OPTIONS)
-            raise KukaOptionError(f"unknown reset option {name!r}; {hint}")
+    given = check_options(options, RESET_OPTIONS, KukaOptionError)
     goal, blocks, joints = (given.get(name) for name in RESET_OPTIONS)
     return (
         None if goal is None else task.read_goal(goal),

@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from diffuser_envs.errors import KukaOptionError, nearest_names
+from diffuser_envs.errors import KukaOptionError, check_known
 from diffuser_envs.kuka.columns import BLOCK_HEIGHT, BLOCK_WIDTH, FloatArray
 
 Grasp: TypeAlias = Literal["contact", "suction", "magic"]
@@ -36,9 +36,7 @@ class Grip:
     """
 
     def __init__(self, grasp: Grasp) -> None:
-        if grasp not in GRASPS:
-            hint = nearest_names(str(grasp), GRASPS)
-            raise KukaOptionError(f"unknown grasp {grasp!r}; {hint}")
+        check_known("grasp", grasp, GRASPS, KukaOptionError)
         self.grasp: Grasp = grasp
         self.force = SUCTION_FORCE if grasp == "suction" else GRIP_FORCE
         self._hold: tuple[FloatArray, FloatArray] = (np.zeros(3), np.zeros(3))

@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
-from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from diffuser_envs.errors import KukaOptionError, MissingExtraError
+from diffuser_envs.errors import KukaOptionError, MissingExtraError, check_size
 from diffuser_envs.kuka.arrangements import order_of_pairs
 from diffuser_envs.kuka.columns import FloatArray
 from diffuser_envs.kuka.grips import HALF_SIZE
@@ -60,11 +59,7 @@ class BlockCamera:
     """
 
     def __init__(self, width: int, height: int) -> None:
-        for name, size in (("width", width), ("height", height)):
-            if not (isinstance(size, Integral) and size >= 1):
-                raise KukaOptionError(
-                    f"{name} must be a whole number of pixels, 1 or more; got {size!r}"
-                )
+        check_size(width, height, KukaOptionError)
         self.width = width
         self.height = height
         self._view = pybullet.computeViewMatrix(EYE, TARGET, (0.0, 0.0, 1.0))

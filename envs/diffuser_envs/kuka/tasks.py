@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from diffuser_envs.errors import KukaArrangementError, KukaOptionError, nearest_names
+from diffuser_envs.errors import KukaArrangementError, KukaOptionError, check_known
 from diffuser_envs.kuka.arrangements import (
     check_arrangement,
     check_order,
@@ -422,9 +422,7 @@ def make_task(name: str, num_blocks: int = NUM_BLOCKS) -> Task:
     Raises:
         KukaOptionError: No such task.
     """
-    if not isinstance(name, str) or name not in TASKS:
-        hint = nearest_names(str(name), TASKS)
-        raise KukaOptionError(f"unknown task {name!r}; {hint}")
+    check_known("task", name, TASKS, KukaOptionError)
     return TASKS[name](num_blocks)
 
 

@@ -39,7 +39,8 @@ from diffuser_envs.errors import (
     MazeOptionError,
     MazePositionError,
     MissingExtraError,
-    nearest_names,
+    check_known,
+    check_size,
 )
 from diffuser_envs.maze.layouts import (
     SUCCESS_RADIUS,
@@ -51,7 +52,6 @@ from diffuser_envs.maze.layouts import (
 from diffuser_envs.maze.rendering import (
     MazeRenderer,
     RendererName,
-    check_size,
     check_window,
 )
 from diffuser_envs.scores import get_normalized_score
@@ -136,10 +136,10 @@ class Maze2DEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle):
         self.layout: MazeLayout = get_layout(layout)
         if goal not in ("fixed", "random"):
             raise MazeOptionError(f'goal must be "fixed" or "random", not {goal!r}')
-        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
-            hint = nearest_names(str(render_mode), self.metadata["render_modes"])
-            raise MazeOptionError(f"unknown render_mode {render_mode!r}; {hint}")
-        check_size(width, height)
+        if render_mode is not None:
+            known = self.metadata["render_modes"]
+            check_known("render_mode", render_mode, known, MazeOptionError)
+        check_size(width, height, MazeOptionError)
         if render_mode == "human":
             check_window()
         self.render_mode = render_mode

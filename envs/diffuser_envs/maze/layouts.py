@@ -45,7 +45,8 @@ from diffuser_envs.errors import (
     MazeOptionError,
     MazePositionError,
     UnsupportedEnvError,
-    nearest_names,
+    check_known,
+    check_options,
 )
 
 Cell: TypeAlias = tuple[int, int]
@@ -272,9 +273,7 @@ def get_layout(name: str) -> MazeLayout:
     Raises:
         MazeOptionError: No such layout.
     """
-    if not isinstance(name, str) or name not in LAYOUTS:
-        hint = nearest_names(str(name), LAYOUTS)
-        raise MazeOptionError(f"unknown maze layout {name!r}; {hint}")
+    check_known("maze layout", name, LAYOUTS, MazeOptionError)
     return LAYOUTS[name]
 
 
@@ -310,14 +309,8 @@ def read_reset_options(
         MazeOptionError: An option is unknown or has the wrong shape.
         MazePositionError: A goal or start is in a wall, outside, or not finite.
     """
-    if not isinstance(options, Mapping | None):
-        raise MazeOptionError(f"reset takes options by name, not {options!r}")
-    options = options or {}
-    for name in options:
-        if name not in RESET_OPTIONS:
-            hint = nearest_names(str(name), RESET_OPTIONS)
-            raise MazeOptionError(f"unknown reset option {name!r}; {hint}")
-    goal, start = options.get("goal"), options.get("start")
+    given = check_options(options, RESET_OPTIONS, MazeOptionError)
+    goal, start = given.get("goal"), given.get("start")
     if goal is not None:
         goal = layout.read_point("goal", goal, sizes=(2,))
     if start is not None:

@@ -29,13 +29,12 @@ import warnings
 from collections.abc import Iterator
 from functools import lru_cache
 from math import ceil, floor
-from numbers import Integral
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from diffuser_envs.errors import MazeOptionError, RenderingError, nearest_names
+from diffuser_envs.errors import MazeOptionError, RenderingError, check_known
 from diffuser_envs.maze.layouts import SUCCESS_RADIUS, FloatArray, MazeLayout
 
 RendererName: TypeAlias = Literal["auto", "mujoco", "topdown"]
@@ -72,9 +71,7 @@ class MazeRenderer:
         *,
         size: tuple[int, int],
     ) -> None:
-        if renderer not in RENDERERS:
-            hint = nearest_names(str(renderer), RENDERERS)
-            raise MazeOptionError(f"unknown renderer {renderer!r}; {hint}")
+        check_known("renderer", renderer, RENDERERS, MazeOptionError)
         self._point = point
         self._layout = layout
         self._size = size
@@ -136,19 +133,6 @@ class MazeRenderer:
                 ' render_mode="rgb_array" with renderer="topdown"'
             )
         self._choice = "topdown"
-
-
-def check_size(width: int, height: int) -> None:
-    """Refuse a size that no picture has.
-
-    Raises:
-        MazeOptionError: Width or height is no whole number of pixels, 1 or more.
-    """
-    for name, size in (("width", width), ("height", height)):
-        if not (isinstance(size, Integral) and size >= 1):
-            raise MazeOptionError(
-                f"{name} must be a whole number of pixels, 1 or more; got {size!r}"
-            )
 
 
 def check_window() -> None:
