@@ -150,11 +150,9 @@ def current_pick(guide: Guide, trajectory: Trajectory, tower: Tower) -> PickAndP
             f"{guide.name}(tower=(2, 0, 1))."
         )
     first = replace(trajectory, normalized=trajectory.normalized[:, :1].detach())
-    flags = torch.cat([first[f"flag_{k}"] for k in range(count)], dim=2)
+    places, flags = block_positions(first)[:, 0], block_flags(first)[:, 0]
     try:
-        stages = next_stages(
-            _array(block_positions(first)[:, 0]), _array(flags[:, 0]), goals
-        )
+        stages = next_stages(_array(places), _array(flags), goals)
     except KukaArrangementError as error:
         raise GuideError(f"{guide.name}: {error}") from error
     values = trajectory.normalized
@@ -176,6 +174,12 @@ def block_positions(trajectory: Trajectory) -> Tensor:
     return torch.stack([trajectory[f"block_{k}"] for k in blocks], dim=2)
 
 
+def block_flags(trajectory: Trajectory) -> Tensor:
+    """Return the flags of the blocks, `[batch, steps, blocks]`; 1: the tool holds it."""
+    blocks = range(checked_count(trajectory))
+    return torch.cat([trajectory[f"flag_{k}"] for k in blocks], dim=2)
+
+
 def settling_steps(
     trajectory: Trajectory, block: Tensor, window: float
 ) -> tuple[Tensor, Tensor]:
@@ -193,8 +197,7 @@ def settling_steps(
         hold and the step after it, if there are such. The second marks all steps after
         that hold, and those of the window.
     """
-    count = checked_count(trajectory)
-    flags = torch.cat([trajectory[f"flag_{k}"] for k in range(count)], dim=2)
+    flags = block_flags(trajectory)
     rows = torch.arange(len(trajectory), device=block.device)
     held = flags[rows, :, block] > 0.5
     lets_go = held[:, :-1] & ~held[:, 1:]
@@ -255,9 +258,7 @@ class Contact(Guide):
         times = trajectory.times
         start, end = self.window
         inside = torch.nonzero((times >= start) & (times <= end))[:, 0]
-        flags = torch.cat(
-            [trajectory[f"flag_{k}"] for k in range(count_blocks(trajectory))], dim=2
-        )[:, inside]
+        flags = block_flags(trajectory)[:, inside]
         if not len(inside):  # between two planning steps, or past the end
             return 0.0 * trajectory.normalized.sum(dim=(1, 2))
         wanted = F.one_hot(block.clamp(min=0), flags.shape[2]).to(flags.dtype)
@@ -368,15 +369,13 @@ class AvoidBlocks(Guide):
 
     def __call__(self, trajectory: Trajectory) -> Tensor:
         """Return minus half the squared shortfalls of distance."""
-        count = count_blocks(trajectory)
         blocks = block_positions(trajectory)
-        flags = torch.cat([trajectory[f"flag_{k}"] for k in range(count)], dim=2)
-        held = flags.clamp(0.0, 1.0)
+        held = block_flags(trajectory).clamp(0.0, 1.0)
         tool = self._lacks(
             trajectory["tool"][:, :, None] - blocks, BLOCK_WIDTH / 2, BLOCK_HEIGHT / 2
         )
         between = blocks[:, :, :, None] - blocks[:, :, None]  # carried, other
-        others = 1 - torch.eye(count, device=held.device, dtype=held.dtype)
+        others = 1 - torch.eye(held.shape[2], device=held.device, dtype=held.dtype)
         carried = (
             self._lacks(between, BLOCK_WIDTH, BLOCK_HEIGHT) * others * held[..., None]
         )
