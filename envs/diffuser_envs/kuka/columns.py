@@ -58,15 +58,6 @@ def observation_columns(num_blocks: int = NUM_BLOCKS) -> dict[str, tuple[int, ..
     return columns
 
 
-def metadata_columns(num_blocks: int = NUM_BLOCKS) -> dict[str, list[int]]:
-    """Name the columns as in an environment's metadata: with lists, as in JSON.
-
-    Args:
-        num_blocks: Number of blocks.
-    """
-    return {name: list(c) for name, c in observation_columns(num_blocks).items()}
-
-
 def ordered_pairs(num_blocks: int = NUM_BLOCKS) -> tuple[tuple[int, int], ...]:
     """Return all (top, bottom) pairs in the order in which goals list them.
 

@@ -50,7 +50,7 @@ from diffuser_envs.kuka.columns import (
     NUM_JOINTS,
     BoolArray,
     FloatArray,
-    metadata_columns,
+    observation_columns,
 )
 from diffuser_envs.kuka.events import EpisodeLog
 from diffuser_envs.kuka.grips import Grasp, Grip, box_distance, seen_from_blocks
@@ -106,7 +106,7 @@ class KukaStackEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle
     metadata: dict[str, Any] = {  # noqa: RUF012 (Gymnasium declares it like this)
         "render_modes": ["rgb_array"],
         "render_fps": 20,
-        "observation_columns": metadata_columns(),
+        "observation_columns": observation_columns(),
         "action_targets": [*range(NUM_JOINTS), -1],  # targets of these columns
         "demonstrator": "kuka-stack",
     }
@@ -139,7 +139,7 @@ class KukaStackEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle
         self.num_blocks = num_blocks
         self.joint_noise = joint_noise
         self.render_mode = render_mode
-        columns = metadata_columns(num_blocks)
+        columns = observation_columns(num_blocks)
         self.metadata = {**self.metadata, "observation_columns": columns}
         self.action_space = spaces.Box(
             np.append(JOINT_LOW, 0.0).astype(np.float32),
