@@ -40,12 +40,11 @@ from diffuser_envs.kuka.columns import (
 from diffuser_envs.kuka.generators import RECORDERS, TowerRecorder, carried_blocks
 from diffuser_envs.kuka.motions import NOTHING, TOP, Route, Style, Trajectory
 from diffuser_envs.kuka.task_planner import Move, plan_rearrangement, plan_tower
-from diffuser_envs.kuka.tasks import make_task
+from diffuser_envs.kuka.tasks import Task, make_task
 from diffuser_envs.row_memories import State, row_memories
 
 Observation: TypeAlias = npt.ArrayLike | Mapping[str, npt.ArrayLike]
 
-TASKS = ("unconditional", "conditional", "rearrangement")
 BLOCK_TOLERANCE = 0.012  # meters; a block further off its plan calls for a new one
 JOINT_TOLERANCE = 0.2  # rad; the motion itself corrects smaller errors
 MAX_TRIM = 0.15  # rad; a larger error is no steady one
@@ -127,16 +126,14 @@ class StackDemonstrator:
         off_centre: float = 0.0,
         seed: int = 0,
     ) -> None:
-        if task not in TASKS:
-            raise KukaOptionError(f"task must be one of {TASKS}, got {task!r}")
+        self.task = task
+        self.num_blocks = num_blocks
+        self._goal_size = make_task(task, num_blocks).goal_size
         lowest = {"clearance": (clearance, 0.0), "off_centre": (off_centre, 0.0)}
         lowest |= {"grasp_steps": (grasp_steps, 1), "seed": (seed, 0)}
         for name, (value, least) in lowest.items():
             if not least <= value < np.inf:  # NaN is not
                 raise KukaOptionError(f"{name} must be {least:g} or more, got {value}")
-        self.task = task
-        self.num_blocks = num_blocks
-        self._goal_size = make_task(task, num_blocks).goal_size
         self.style = Style(clearance=clearance, grasp_steps=int(grasp_steps))
         self.off_centre = off_centre
         self.seed = seed
@@ -155,13 +152,13 @@ class StackDemonstrator:
             UnsupportedEnvError: The environment does not stack blocks.
         """
         base: Any = env.unwrapped
-        task = getattr(getattr(base, "task", None), "name", None)
-        if task not in TASKS:
+        task = getattr(base, "task", None)
+        if not isinstance(task, Task):
             raise UnsupportedEnvError(
                 "this demonstrator stacks blocks: it needs a KukaStack environment,"
                 f" got {type(base).__name__}"
             )
-        return cls(task, base.num_blocks, **settings)
+        return cls(task.name, base.num_blocks, **settings)
 
     def predict(
         self,
