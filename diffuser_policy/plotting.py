@@ -50,6 +50,7 @@ PINNED = 1e-3  # meters: plans are pinned to goals, up to rounding
 SETTLED = 0.03  # of the path's size: how near to its end a path counts as over
 CHAIN_PANELS = 6  # denoising steps in one row, evenly spaced
 PANEL_WIDTH = 5.2  # inches
+MOST_COLUMNS = 3  # of panels
 DPI = 130
 SMALL_DPI, SMALL_COLORS = 140, 128  # a palette halves the size and changes nothing
 GIF_DPI = 90
@@ -450,7 +451,7 @@ def chain_figure(plan: Plan, scene: Scene, *, row: int = 0, title: str = "") -> 
     chain = _chain(plan, scene, row)
     count = min(CHAIN_PANELS, len(chain))
     shown = np.linspace(0, len(chain) - 1, count).round().astype(int)
-    figure, panels = _figure(scene, count, header=0.4, columns=3, width=3.4)
+    figure, panels = _figure(scene, count, header=0.4, width=3.4)
     for panel, index in zip(panels, shown, strict=True):
         draw_chain_step(panel, chain, int(index), scene)
     figure.suptitle(title, fontweight="bold")
@@ -479,13 +480,13 @@ def save_chain_gif(
     figure, [panel] = _figure(scene, 1, header=0.25)
     figure.suptitle(title, fontweight="bold")
     draw_chain_step(panel, chain, len(chain) - 1, scene)
-    _pixels(figure, GIF_DPI)
+    _pixels(figure)
     figure.set_layout_engine("none")  # laid out once: the frames must not jump
     frames = []
     for index in range(len(chain)):
         panel.clear()
         draw_chain_step(panel, chain, index, scene)
-        frames.append(image.fromarray(_pixels(figure, GIF_DPI)))
+        frames.append(image.fromarray(_pixels(figure)))
     seconds = float(np.clip(GIF_SECONDS / len(frames), *GIF_FRAME_LIMIT))
     durations = [1000 * seconds] * (len(frames) - 1) + [1000 * GIF_LAST]
     # One palette for all frames: with one each, the walls would flicker.
@@ -549,12 +550,11 @@ def _figure(
     num_panels: int,
     *,
     header: float,
-    columns: int = 3,
     width: float = PANEL_WIDTH,
 ) -> tuple[Figure, list[Axes]]:
     """Return a figure with panels of the maze's shape, `header` inches of text."""
     figures = require_extra("matplotlib.figure", "plot")
-    columns = min(columns, num_panels)
+    columns = min(MOST_COLUMNS, num_panels)
     rows = -(-num_panels // columns)
     shape = 1.0
     if scene.walls is not None:
@@ -580,9 +580,9 @@ def _chain(plan: Plan, scene: Scene, row: int) -> np.ndarray:
     return scene.points(plan.chain[:, row, plan.chosen[row], : plan.lengths[row]])
 
 
-def _pixels(figure: Figure, dpi: int) -> np.ndarray:
+def _pixels(figure: Figure) -> np.ndarray:
     agg = require_extra("matplotlib.backends.backend_agg", "plot")
-    figure.set_dpi(dpi)
+    figure.set_dpi(GIF_DPI)
     canvas = agg.FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3]

@@ -14,6 +14,7 @@ from diffuser_envs.kuka.arm import (
     tool_position,
 )
 from diffuser_envs.kuka.motions import (
+    LIFT,
     NOTHING,
     TOP,
     Route,
@@ -102,10 +103,10 @@ def test_a_detour_comes_down_beside_and_moves_level_over_the_target() -> None:
 
 
 def test_rising_and_resting() -> None:
-    route = Route(BLOCKS[0] + MIDDLE, style=Style(lift=0.05))
+    route = Route(BLOCKS[0] + MIDDLE)
     route.finish(7)
     motion = route.timed()
-    np.testing.assert_allclose(motion.tool[-8:, 2], 0.11)
+    np.testing.assert_allclose(motion.tool[-8:, 2], 0.06 + LIFT)
     assert (motion.held == NOTHING).all()
     padded = motion.padded(50)
     assert padded.held.shape == (51,)

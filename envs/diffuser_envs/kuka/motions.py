@@ -31,6 +31,7 @@ from diffuser_envs.kuka.columns import (
 
 NOTHING = -1  # the tool holds no block
 MIN_LEG_STEPS = 3
+LIFT = 0.08  # meters that the tool rises after the last release
 TOP = 0.5 * BLOCK_HEIGHT  # of a block above its center, where the tool takes it
 
 _DIAGONAL = BLOCK_WIDTH * math.sqrt(2.0)
@@ -54,12 +55,10 @@ class Style:
     Attributes:
         clearance: Meters between tool or carried block and the blocks below.
         grasp_steps: Env steps that the tool rests when it grasps or releases.
-        lift: Meters that the tool rises after the last release.
     """
 
     clearance: float = 0.04
     grasp_steps: int = 4
-    lift: float = 0.08
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,7 +181,7 @@ class Route:
         Args:
             steps: Env steps of the rest.
         """
-        self.rise(self._at[2] + self.style.lift)
+        self.rise(self._at[2] + LIFT)
         self.rest(steps)
 
     def timed(self) -> Trajectory:
