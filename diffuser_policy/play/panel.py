@@ -19,6 +19,7 @@ from diffuser_policy.choices import ExecutorName, RankingName
 from diffuser_policy.errors import require_extra
 from diffuser_policy.evaluation.scores import reference_of
 from diffuser_policy.guides.registry import find_guide, read_value
+from diffuser_policy.play.scene import rgb
 from diffuser_policy.play.session import Frame, Session, Setup
 from diffuser_policy.play.sharing import as_command, as_python
 from diffuser_policy.plotting import GOAL, MARK, PLAN, START
@@ -88,7 +89,7 @@ class Panel:
             control_width="medium",
             show_logo=False,
             show_share_button=False,
-            brand_color=tuple(int(PLAN[i : i + 2], 16) for i in (1, 3, 5)),
+            brand_color=rgb(PLAN),
         )
         gui.main_panel.dock_right()
         self._warning = gui.add_markdown("", visible=False)

@@ -119,10 +119,10 @@ class SceneView:
         others = () if denoising else frame.others
         thin = [_pairs(self._seen(other) + 0.5 * lift) for other in others]
         joined = np.concatenate(thin) if thin else np.zeros((0, 2, 3))
-        self._segments("/others", joined, _rgb(CANDIDATE), thickness=0.012)
+        self._segments("/others", joined, rgb(CANDIDATE), thickness=0.012)
         route = self._seen(frame.route)
         self._segments(
-            "/route", _pairs(route + 0.5 * lift), _rgb(CANDIDATE), thickness=0.02
+            "/route", _pairs(route + 0.5 * lift), rgb(CANDIDATE), thickness=0.02
         )
         trace = self._seen(frame.trace[:: max(len(frame.trace) // TRACE_POINTS, 1)])
         self._segments("/trace", _pairs(trace + 1.5 * lift), TRACE, thickness=0.03)
@@ -162,13 +162,13 @@ class SceneView:
         self.size = world.walls.cell_size
         walls = util.concatenate([creation.box(bounds=box) for box in world.boxes()])
         self.scene.add_mesh_simple(
-            "/walls", walls.vertices, walls.faces, color=_rgb(WALL), flat_shading=True
+            "/walls", walls.vertices, walls.faces, color=rgb(WALL), flat_shading=True
         )
         left, right, bottom, top = world.walls.shown
         thin = 0.02 * self.size
         self.scene.add_box(
             "/floor",
-            color=_rgb(FLOOR),
+            color=rgb(FLOOR),
             dimensions=(right - left, top - bottom, thin),
             position=((left + right) / 2, (bottom + top) / 2, -thin / 2),
         )
@@ -218,7 +218,7 @@ class SceneView:
                 (n for n in (f"/goal/{name}", f"/things/{name}") if n in self._nodes),
                 f"/handles/{name}",
             )
-            color = _rgb(HANDLE_COLORS.get(name, PLAN))
+            color = rgb(HANDLE_COLORS.get(name, PLAN))
             if node not in self._nodes:
                 self._handle_node(node, color, disc=name == "goal")
             if self._new(f"drag {node}", True):
@@ -294,7 +294,7 @@ class SceneView:
         return wanted
 
     def _mark_node(self, name: str, kind: str, what: str) -> Any:
-        color = _rgb(MARK)
+        color = rgb(MARK)
         if kind == "point":
             return self.scene.add_icosphere(name, radius=0.13 * self.size, color=color)
         opacity = 0.55 if what == "avoid" else 0.16
@@ -363,13 +363,14 @@ def _spatial(point: Sequence[float]) -> np.ndarray:
     return np.array([*point, 0.0, 0.0][:3], float)
 
 
-def _rgb(color: str) -> tuple[int, int, int]:
+def rgb(color: str) -> tuple[int, int, int]:
+    """Return the parts, 0 to 255, of a color such as "#1f77b4"."""
     red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
     return red, green, blue
 
 
 def _time_colors(share: np.ndarray) -> np.ndarray:
     """Return colors `[n, 3]` for shares of the plan's duration."""
-    anchors = np.array([_rgb(color) for color in TIME_COLORS], float)
+    anchors = np.array([rgb(color) for color in TIME_COLORS], float)
     at = np.linspace(0, 1, len(anchors))
     return np.stack([np.interp(share, at, anchors[:, c]) for c in range(3)], axis=1)

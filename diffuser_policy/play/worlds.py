@@ -112,14 +112,13 @@ class World:
         Args:
             observation: The first one of the episode.
         """
-        found = {}
-        for name in self._movable:
+        found: list[Handle] = []
+        for name, size in self._movable.items():
             key = {"goal": "desired_goal", "start": "achieved_goal"}[name]
-            size = self._movable[name]
             place = (self._moved.get(name) or numbers(observation[key]))[:size]
             x, y, z = (*place, 0.0, 0.0)[:3]
-            found[name] = (name, (x, y, z), "xy")
-        return tuple(found.values())
+            found.append((name, (x, y, z), "xy"))
+        return found
 
     def move(self, name: str, place: Sequence[float]) -> None:
         """Put a handle somewhere.

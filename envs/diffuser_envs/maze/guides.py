@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from diffuser_envs.maze.layouts import get_layout
+from diffuser_envs.maze.layouts import BoolArray, FloatArray, get_layout
 from diffuser_policy.errors import GuideError
 from diffuser_policy.guides.guide import Guide
 from diffuser_policy.guides.trajectory import Trajectory
@@ -53,26 +54,21 @@ class MazeWalls(Guide):
         """Return minus half the squared shortfalls of distance."""
         maze = get_layout(self.layout)
         path = trajectory[self.columns] / maze.cell_size
-        shape = len(maze.maze_map[0]), len(maze.maze_map)
-        edge = path.new_tensor(shape) / 2  # all beyond it is wall
-        walls = _distance(path.clamp(-edge, edge), _centers(maze.maze_map, 1))
-        free = _distance(path, _centers(maze.maze_map, 0))
+        edge = path.new_tensor(maze.walls.shape[::-1]) / 2  # all beyond it is wall
+        walls = _distance(path.clamp(-edge, edge), _centers(maze.walls))
+        free = _distance(path, _centers(~maze.walls))
         shortfall = torch.relu(self.clearance - (walls - free) * maze.cell_size)
         return -0.5 * shortfall.square().sum(dim=1)
 
 
-def _centers(maze_map: tuple[tuple[int, ...], ...], kind: int) -> list[list[float]]:
-    """Return the centers of all cells of a kind, in cells from the maze's middle."""
-    height, width = len(maze_map), len(maze_map[0])
-    return [
-        [column + 0.5 - width / 2, height / 2 - row - 0.5]
-        for row in range(height)
-        for column in range(width)
-        if maze_map[row][column] == kind
-    ]
+def _centers(cells: BoolArray) -> FloatArray:
+    """Return the centers `[n, 2]` of some cells, in cells from the maze's middle."""
+    height, width = cells.shape
+    rows, columns = np.nonzero(cells)
+    return np.stack([columns + 0.5 - width / 2, height / 2 - rows - 0.5], axis=1)
 
 
-def _distance(path: Tensor, centers: list[list[float]]) -> Tensor:
+def _distance(path: Tensor, centers: FloatArray) -> Tensor:
     """Return the distance `[batch, steps]` to the nearest of some unit squares."""
     off = torch.relu((path[:, :, None] - path.new_tensor(centers)).abs() - 0.5)
     squared = off.square().sum(dim=-1).amin(dim=-1)

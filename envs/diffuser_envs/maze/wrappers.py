@@ -110,7 +110,7 @@ class GoalResampling(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArg
         if start is not None and ball is None:
             raise UnsupportedEnvError(f"{self._maze!r} has no ball to place at a start")
         observation, info = self.env.reset(seed=seed)
-        if start is not None and ball is not None:
+        if start is not None:
             ball.set_state(start[:2], start[2:])
             observation = {
                 **observation,
