@@ -249,7 +249,7 @@ class Session:
         self.world.move(name, place)
         if name == "goal" and self._move_goal():
             return
-        self._restart()
+        self.restart()
         if "reset" in self._messages and not failed:  # else others are to blame
             self._stuck = (name,)
 
@@ -263,7 +263,7 @@ class Session:
         env_id = self.world.choose(name, value)
         if env_id is not None and env_id != self.env_id:
             self._enter(env_id)
-        self._restart()
+        self.restart()
 
     def set_seed(self, seed: int) -> None:
         """Begin another episode: everything is drawn anew, the policy's noise too."""
@@ -271,7 +271,7 @@ class Session:
         self._bare.set_random_seed(self.seed)
         self._rebuild()
         self.world.forget()
-        self._restart()
+        self.restart()
 
     def choose(self, **settings: Any) -> None:
         """Change planning and execution settings; those of the planner are dropped."""
@@ -391,10 +391,7 @@ class Session:
 
     def run(self) -> None:
         """Let the robot follow the plan, from where it is."""
-        if self._run is None or self._run.over:
-            self._restart()
-            self._begin()
-        self._going = self._run is not None  # none where the reset failed
+        self._going = self._ready()
 
     def pause(self) -> None:
         """Stop; `run` and `step` go on from here."""
@@ -402,14 +399,12 @@ class Session:
 
     def step(self) -> None:
         """Make one env step, and pause."""
-        if self._run is None or self._run.over:
-            self._restart()
-            self._begin()
-        self._going, self._single = False, self._run is not None
+        self._going, self._single = False, self._ready()
 
     def restart(self) -> None:
-        """Put everything back to the start."""
-        self._restart()
+        """Forget the run, and put everything back to the start."""
+        self._run, self._going, self._single = None, False, False
+        self._observation, self._changed = self._reset(), True
 
     @property
     def going(self) -> bool:
@@ -596,20 +591,22 @@ class Session:
         if after.terminated or after.truncated:
             run.over, run.truncated, self._going = True, after.truncated, False
 
-    def _begin(self) -> None:
-        if "reset" in self._messages:
-            return
-        observation = self._observation
-        self._run = _Run(
-            observation,
-            Tally(self.env, self.seed, observation),
-            [self._bare.read(observation)[0][0]],
-        )
+    def _ready(self) -> bool:
+        """Begin a run unless one can go on; return whether there is one.
 
-    def _restart(self) -> None:
-        """Forget the run, and plan anew from the start."""
-        self._run, self._going, self._single = None, False, False
-        self._observation, self._changed = self._reset(), True
+        There is none where the reset failed.
+        """
+        if self._run is None or self._run.over:
+            self.restart()
+            if "reset" in self._messages:
+                return False
+            observation = self._observation
+            self._run = _Run(
+                observation,
+                Tally(self.env, self.seed, observation),
+                [self._bare.read(observation)[0][0]],
+            )
+        return True
 
     def _reset(self) -> Any:
         """Reset to what was set up; keep the last start if that is impossible."""
@@ -664,10 +661,7 @@ class Session:
         self._messages.pop("settings", None)
         self._changed = True
         try:
-            parts = [
-                {"guide": p.guide, "weight": p.weight, "parameters": p.parameters}
-                for p in self._active()
-            ]
+            parts = [vars(self.guides[number]) for number in self._active()]
             guide = guide_from_json(parts) if parts else None
             settings = self._settings()
             if guide is not None and self.usual["ranking"] == "guide":
@@ -678,10 +672,10 @@ class Session:
         if not self._failing:
             self._messages.pop("guide", None)
 
-    def _active(self) -> list[SavedPart]:
-        """Return the guides that steer: those that do not fail and have a weight."""
+    def _active(self) -> list[int]:
+        """Return which guides steer: those that do not fail and have a weight."""
         return [
-            part
+            number
             for number, part in enumerate(self.guides)
             if number not in self._failing and part.weight != 0
         ]
@@ -718,16 +712,11 @@ class Session:
 
     def _culprit(self, error: Exception) -> int | None:
         """Return the number of the guide that an error is of, if it is of one."""
-        active = [
-            n for n, p in enumerate(self.guides) if n not in self._failing and p.weight
-        ]
-        for number in active:
+        for number in self._active():
             part = self.guides[number]
-            alone = [
-                {"guide": part.guide, "weight": 1.0, "parameters": part.parameters}
-            ]
             try:
-                self._bare.with_guide(guide_from_json(alone)).plan(self.observation)
+                alone = find_guide(part.guide).make(part.parameters)
+                self._bare.with_guide(alone).plan(self.observation)
             except Exception as other:
                 if type(other) is type(error):
                     return number

@@ -175,7 +175,7 @@ def block_positions(trajectory: Trajectory) -> Tensor:
 
 
 def block_flags(trajectory: Trajectory) -> Tensor:
-    """Return the flags of the blocks, `[batch, steps, blocks]`; 1: the tool holds it."""
+    """Return the flags of the blocks, `[batch, steps, blocks]`; 1 where it is held."""
     blocks = range(checked_count(trajectory))
     return torch.cat([trajectory[f"flag_{k}"] for k in blocks], dim=2)
 
