@@ -11,6 +11,7 @@ import tyro
 
 from diffuser_policy.choices import EngineName
 from diffuser_policy.cli.options import (
+    Assignments,
     Flag,
     parse_assignments,
     print_table,
@@ -72,9 +73,7 @@ class RunSettings:
     engine: EngineName = "process"
     """Where cells run: on this machine, on Slurm (extra `cluster`), on Ray (extra
     `ray`)."""
-    engine_option: tyro.conf.UseAppendAction[
-        Annotated[tuple[str, ...], shown_as("KEY=VALUE")]
-    ] = ()
+    engine_option: Assignments = ()
     """Setting of the engine; may be given several times. For example
     slurm_partition=cpu, timeout_min=600 or mem_gb=8 for submitit, address=auto or
     num_gpus=1 for Ray."""

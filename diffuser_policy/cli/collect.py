@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from diffuser_policy.cli.options import Flag, parse_assignments, shown_as
+from diffuser_policy.cli.options import Assignments, Flag, parse_assignments
 from diffuser_policy.config import CollectSettings
 from diffuser_policy.words import counted
 
@@ -31,9 +31,7 @@ class CollectCommand(CollectSettings):
     demonstrator_options: tyro.conf.Suppress[Mapping[str, Any]] = field(
         default_factory=dict
     )
-    option: tyro.conf.UseAppendAction[
-        Annotated[tuple[str, ...], shown_as("KEY=VALUE")]
-    ] = ()
+    option: Assignments = ()
     """Setting of the demonstrator, or of its generator; may be given several times. For
     example waypoint_jitter=0.1 or d_gain=-2."""
     overwrite: Flag = False

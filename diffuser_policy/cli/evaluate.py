@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
 from diffuser_policy.cli.options import (
+    Assignments,
     Flag,
     PlannerSettings,
     parse_assignments,
@@ -25,9 +24,7 @@ class EvaluateSettings(PlannerSettings):
     OGBench's environments are evaluated by their own protocol, on all of their tasks.
     """
 
-    env_option: tyro.conf.UseAppendAction[
-        Annotated[tuple[str, ...], shown_as("KEY=VALUE")]
-    ] = ()
+    env_option: Assignments = ()
     """Setting of the environment; may be given several times.
     For example --env-option joint_noise=0.01 --env-option grasp=magic."""
     episodes: Annotated[int | None, shown_as("N")] = None

@@ -46,6 +46,11 @@ def shown_as(metavar: str, **settings: Any) -> Any:
     return tyro.conf.arg(metavar=metavar, help_behavior_hint="", **settings)
 
 
+Assignments = tyro.conf.UseAppendAction[
+    Annotated[tuple[str, ...], shown_as("KEY=VALUE")]
+]
+
+
 def setting_options(*configs: Any, **named: Any) -> Any:
     """Make the settings of dataclasses the options of a dictionary of settings."""
     options = {}

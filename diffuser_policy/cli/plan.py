@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from diffuser_policy.cli.options import (
+    Assignments,
     PlannerSettings,
     parse_assignments,
     shown_as,
@@ -41,9 +42,7 @@ class PlanSettings(PlannerSettings):
     """Mazes: where to go, in meters (default: as the environment draws it)."""
     start: Annotated[tuple[float, float] | None, shown_as("X Y")] = None
     """Mazes: where to start, in meters (default: as the environment draws it)."""
-    reset: tyro.conf.UseAppendAction[
-        Annotated[tuple[str, ...], shown_as("KEY=VALUE")]
-    ] = ()
+    reset: Assignments = ()
     """How the episode begins: an option of the environment's `reset`, as JSON, such as
     task_id=3 in OGBench."""
     out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("plan")

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from diffuser_policy.cli.options import PlannerSettings, parse_assignments, shown_as
+from diffuser_policy.cli.options import (
+    Assignments,
+    Flag,
+    PlannerSettings,
+    parse_assignments,
+    shown_as,
+)
 from diffuser_policy.errors import ConfigError, require_extra
 
 if TYPE_CHECKING:
@@ -32,9 +38,7 @@ class PlaySettings(PlannerSettings):
     """Name of a shipped planner, folder, or hub id (NAME/REPOSITORY@REVISION)."""
     seed: int = 0
     """Fixes start, goal and noise."""
-    reset: tyro.conf.UseAppendAction[
-        Annotated[tuple[str, ...], shown_as("KEY=VALUE")]
-    ] = ()
+    reset: Assignments = ()
     """How the episode begins: an option of the environment's `reset`, as JSON. In mazes
     --reset goal=[4.5,3] and --reset start=[-4.5,2]."""
     host: Annotated[str, shown_as("ADDRESS")] = "127.0.0.1"
@@ -45,7 +49,7 @@ class PlaySettings(PlannerSettings):
     record: Annotated[Path | None, shown_as("FILE.html")] = None
     """Serve no page: run an episode, and write what is seen as one HTML file, which
     needs nothing else."""
-    browser: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    browser: Flag = False
     """Open the page in a browser."""
 
     def open(self) -> Session:
