@@ -16,7 +16,6 @@ flight and then holds it.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -26,7 +25,14 @@ import numpy as np
 import numpy.typing as npt
 
 from diffuser_envs.errors import MazeObservationError, MazePositionError
-from diffuser_envs.maze.layouts import Cell, FloatArray, MazeLayout, layout_of
+from diffuser_envs.maze.layouts import (
+    Cell,
+    FloatArray,
+    MazeLayout,
+    layout_of,
+    neighbors,
+    steps_to,
+)
 from diffuser_envs.row_memories import State, row_memories
 
 Point: TypeAlias = tuple[float, float]
@@ -282,27 +288,15 @@ def _pair(point: npt.ArrayLike) -> Point:
 
 def _next_cells(layout: MazeLayout, target: Cell) -> dict[Cell, Cell]:
     """Map each cell that can reach `target` to its next cell on a shortest way."""
-    steps = {target: 0}
-    queue = deque([target])
-    free = set(layout.free_cells)
-    while queue:
-        cell = queue.popleft()
-        for neighbor in _neighbors(cell):
-            if neighbor in free and neighbor not in steps:
-                steps[neighbor] = steps[cell] + 1
-                queue.append(neighbor)
+    steps = steps_to(target, set(layout.free_cells), _MOVES)
     return {
         cell: min(
-            (neighbor for neighbor in _neighbors(cell) if neighbor in steps),
+            (neighbor for neighbor in neighbors(cell, _MOVES) if neighbor in steps),
             key=steps.__getitem__,
             default=cell,
         )
         for cell in steps
     }
-
-
-def _neighbors(cell: Cell) -> list[Cell]:
-    return [(cell[0] + i, cell[1] + j) for i, j in _MOVES]
 
 
 def read_observation(

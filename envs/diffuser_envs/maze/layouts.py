@@ -32,7 +32,8 @@ published 23.85 from 100 episodes, which alone leave a standard error of 6
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -294,6 +295,34 @@ def layout_of(env: gymnasium.Env[Any, Any]) -> MazeLayout:
             " Gymnasium-Robotics PointMaze"
         )
     return MazeLayout.from_map(maze.maze_map, cell_size=float(maze.maze_size_scaling))
+
+
+def neighbors(cell: Cell, moves: Sequence[Cell]) -> list[Cell]:
+    """Return the cells that moves lead to, in their order."""
+    return [(cell[0] + i, cell[1] + j) for i, j in moves]
+
+
+def steps_to(
+    target: Cell, free: Container[Cell], moves: Sequence[Cell]
+) -> dict[Cell, int]:
+    """Return how many cells it is to a target, from all cells that can reach it.
+
+    The nearest cells come first; of equally near ones, those that come first in the
+    order of the moves.
+
+    Args:
+        target: Where to.
+        free: Cells that can be crossed.
+        moves: Rows and columns to a neighbor.
+    """
+    steps, queue = {target: 0}, deque([target])
+    while queue:
+        cell = queue.popleft()
+        for neighbor in neighbors(cell, moves):
+            if neighbor in free and neighbor not in steps:
+                steps[neighbor] = steps[cell] + 1
+                queue.append(neighbor)
+    return steps
 
 
 def read_reset_options(

@@ -21,11 +21,10 @@ as reached within one unit.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar, Self, TypeAlias
+from typing import Any, ClassVar, Self
 
 import gymnasium
 import numpy as np
@@ -33,9 +32,7 @@ import numpy.typing as npt
 
 from diffuser_envs.errors import MazeOptionError, UnsupportedEnvError
 from diffuser_envs.maze.demonstrator import read_observation
-
-Cell: TypeAlias = tuple[int, int]
-FloatArray: TypeAlias = npt.NDArray[np.float64]
+from diffuser_envs.maze.layouts import Cell, FloatArray, neighbors, steps_to
 
 MOVES = ((-1, 0), (0, -1), (1, 0), (0, 1))  # OGBench's order: the first of equals wins
 STITCH_CELLS = 4
@@ -51,8 +48,9 @@ class CellMaze:
     """
 
     def __init__(self, walls: np.ndarray, origin: FloatArray, unit: float) -> None:
-        self.walls, self.origin, self.unit = walls, origin, unit
+        self.origin, self.unit = origin, unit
         self.cells: list[Cell] = [(int(i), int(j)) for i, j in np.argwhere(~walls)]
+        self._free = frozenset(self.cells)
         self.corners = [cell for cell in self.cells if not self._is_hallway(cell)]
         self.steps_to = lru_cache(maxsize=None)(self._steps_to)
 
@@ -98,31 +96,18 @@ class CellMaze:
         """
         here, steps = self.cell(point), self.steps_to(self.cell(goal))
         best = here
-        for neighbor in _neighbors(here):
+        for neighbor in neighbors(here, MOVES):
             if neighbor in steps and steps[neighbor] < steps.get(best, 0):
                 best = neighbor
         return self.middle(best)
 
     def _steps_to(self, goal: Cell) -> Mapping[Cell, int]:
         """Return how many cells it is to a goal, from all cells that can reach it."""
-        steps, queue = {goal: 0}, deque([goal])
-        while queue:
-            cell = queue.popleft()
-            for neighbor in _neighbors(cell):
-                if neighbor not in steps and self._is_free(neighbor):
-                    steps[neighbor] = steps[cell] + 1
-                    queue.append(neighbor)
-        return steps
-
-    def _is_free(self, cell: Cell) -> bool:
-        inside = all(
-            0 <= n < size for n, size in zip(cell, self.walls.shape, strict=True)
-        )
-        return inside and not self.walls[cell]
+        return steps_to(goal, self._free, MOVES)
 
     def _is_hallway(self, cell: Cell) -> bool:
         """Return whether one can only go straight on in a cell."""
-        up, left, down, right = map(self._is_free, _neighbors(cell))
+        up, left, down, right = (each in self._free for each in neighbors(cell, MOVES))
         return up == down != left == right
 
 
@@ -310,7 +295,3 @@ PointMazeDemonstrator.generators = {
 
 def _choice(rng: np.random.Generator, cells: list[Cell]) -> Cell:
     return cells[int(rng.integers(len(cells)))]
-
-
-def _neighbors(cell: Cell) -> list[Cell]:
-    return [(cell[0] + i, cell[1] + j) for i, j in MOVES]
