@@ -106,7 +106,7 @@ class GoalResampling(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArg
             UnsupportedEnvError: A start is given and the agent is not a ball.
         """
         goal, start = read_reset_options(self._layout, options)
-        ball = getattr(self._maze, "point_env", None)
+        ball: Any = getattr(self._maze, "point_env", None)
         if start is not None and ball is None:
             raise UnsupportedEnvError(f"{self._maze!r} has no ball to place at a start")
         observation, info = self.env.reset(seed=seed)
