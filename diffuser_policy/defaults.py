@@ -406,8 +406,7 @@ class _Chooser:
         self.set("time_to_goal", max_steps=horizon)
         stride = self.get("window", "stride")
         # Beyond half of a plan, it would steer past every bend, straight to the goal.
-        most = horizon // 2 if self.goals else horizon
-        self.ahead = max(2 * stride, min(8, most))
+        self.ahead = max(2 * stride, min(8, horizon // 2) if self.goals else 8)
         lookahead = self.taken("execution").get("lookahead", self.ahead)
         self.set("inverse_dynamics", max_steps=math.ceil(lookahead) + stride - 1)
         self.set("value", discount=0.99)

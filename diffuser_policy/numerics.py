@@ -6,7 +6,7 @@ or `np.seterr(all="raise")`. Planning and training give the same numbers all the
 - `plain_arithmetic` switches these off, where it can, for one call in this thread.
 - The default dtype is global to the process, so it is left alone: tensors are made with
   an explicit dtype. Only building networks sets it for a moment (`build.seeded`).
-- So are the global generators: random numbers come from those of `stream_generator`.
+- Global random generators are left as they were: every call draws from its own.
 
 NumPy's errors are switched off because results are checked instead: a plan, an action
 and a loss are finite, or an error says why not.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from diffuser_policy.cli.options import shown_as, table
+from diffuser_policy.cli.options import print_table, shown_as, table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -42,11 +42,8 @@ class GuidesSettings:
 
 def guides(settings: GuidesSettings) -> int:
     """Print the list, or the explanation; return the exit status."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
     for part in _listed() if settings.name is None else _explained(settings.name):
-        console.print(part)
+        print_table(part, highlight=False)
     return 0
 
 

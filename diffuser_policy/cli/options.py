@@ -31,6 +31,7 @@ from diffuser_policy.config import (
 from diffuser_policy.errors import ConfigError, shown
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.table import Table
 
     from diffuser_policy.policy import DiffuserPolicy
@@ -283,12 +284,12 @@ def table(
     return made
 
 
-def print_table(made: Table) -> None:
+def print_table(made: RenderableType, *, highlight: bool = True) -> None:
     """Print a table, wider than the terminal where words would be broken otherwise."""
     from rich.console import Console
     from rich.measure import Measurement
 
-    console = Console()
+    console = Console(highlight=highlight)
     boundless = console.options.update(max_width=BOUNDLESS)
     needed = Measurement.get(console, boundless, made).minimum
     console.width = max(console.width, needed)

@@ -13,6 +13,7 @@ from diffuser_policy.cli.options import (
     Assignments,
     PlannerSettings,
     parse_assignments,
+    print_table,
     shown_as,
     table,
 )
@@ -53,8 +54,6 @@ def plan(settings: PlanSettings) -> int:
     """Plan, execute, draw, and report the outcome; return the exit status."""
     require_extra("matplotlib", "plot")
     require_extra("PIL", "plot")
-    from rich.console import Console
-
     from diffuser_policy.envs import make_env
     from diffuser_policy.evaluation.loop import planned_episode
     from diffuser_policy.evaluation.scores import reference_of
@@ -101,7 +100,7 @@ def plan(settings: PlanSettings) -> int:
         ),
         (score, "–" if record.score is None else f"{record.score:.1f}"),
     )
-    Console().print(table("", "", rows=rows, title=name))
+    print_table(table("", "", rows=rows, title=name))
     print(f"Wrote {', '.join(map(str, written))}")
     return 0
 

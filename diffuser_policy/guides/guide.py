@@ -298,10 +298,11 @@ def _failures_named(guide: Guide) -> Iterator[None]:
     except Exception as error:  # whatever other people's code raises
         if out_of_memory(error):
             raise
+        said = type(error).__name__, str(error).rstrip(".")
         raise GuideError(
-            f"The guide {guide.name} failed: {type(error).__name__}: "
-            f"{str(error).rstrip('.')}. A guide computes with PyTorch, on tensors "
-            f"[batch, steps, columns], and changes none in place. Use "
+            f"The guide {guide.name} failed: "
+            f"{': '.join(filter(None, said))}. A guide computes with PyTorch, on "
+            f"tensors [batch, steps, columns], and changes none in place. Use "
             f"torch.linalg.norm, torch.sqrt or torch.where instead of NumPy, math, "
             f"float(…) and if. Leave .detach() out, which would lose the gradient, and "
             f".backward(), which is called for you."

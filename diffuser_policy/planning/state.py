@@ -53,6 +53,8 @@ class PolicyState(NamedTuple):
 
     def __repr__(self) -> str:
         """Count the environments, and tell how long and how old their plans are."""
+        if not isinstance(self.lengths, np.ndarray):  # shapes of the fields, or lists
+            return tuple.__repr__(self)
         count, planned = len(self.lengths), self.lengths > 0
         text = f"PolicyState({counted(count, 'environment')}, "
         if not planned.any():
@@ -134,7 +136,7 @@ FINITE = [name for name, kind in STATE_DTYPES.items() if kind.kind == "f"]
 
 def _span(values: np.ndarray, noun: str) -> str:
     low, high = int(values.min()), int(values.max())
-    return f"{low:,} to " * (low < high) + counted(high, noun)
+    return counted(high, noun) if low == high else f"{low:,} to {counted(high, noun)}"
 
 
 def _damaged(name: str, value: Any) -> ObservationError:
