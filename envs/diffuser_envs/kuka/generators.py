@@ -337,7 +337,6 @@ class TowerRecorder(KinematicGenerator):
     """
 
     dataset_id: ClassVar[str] = "diffuser/kuka-stack-v1"
-    default_episodes: ClassVar[int] = 10_000
 
     env: Any
     num_blocks: int = field(init=False)
@@ -379,6 +378,8 @@ class TowerRecorder(KinematicGenerator):
 
 class KinematicRecorder(TowerRecorder):
     """Demonstrations without physics."""
+
+    default_episodes: ClassVar[int] = 10_000
 
     def record(self, seed: int) -> Demonstration:
         """Return the demonstration of a seed; this never fails."""
