@@ -19,6 +19,7 @@ import ctypes
 import errno
 import functools
 import hashlib
+import io
 import json
 import os
 import platform
@@ -31,7 +32,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import filelock
 
@@ -39,8 +40,12 @@ from diffuser_policy.errors import (
     ConfigError,
     DiffuserPolicyError,
     StorageError,
+    require_extra,
     shown,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 HIDDEN = re.compile(
     r"\.(?P<name>.+)\.(?P<pid>\d+)-(?P<host>[0-9a-f]{8})[0-9a-f]{8}"
@@ -51,6 +56,7 @@ LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes
 NAME_BYTES = 128  # of a name that hidden ones repeat: file systems allow 255 in all
 ABANDONED = 24 * 3600.0  # seconds after which a file of another machine has no writer
 DESCRIPTORS = (Path("/dev/fd"), Path("/proc/self/fd"))
+PNG_DPI, PNG_COLORS = 140, 128  # a palette halves the size and changes nothing
 
 
 def usable_path(given: Any, error: type[DiffuserPolicyError] = StorageError) -> Path:
@@ -191,6 +197,24 @@ def json_text(path: Path, data: Any) -> str:
             f"{path} was not written: the data hold NaN or infinity, which JSON cannot "
             f"express."
         ) from error
+
+
+def save_png(figure: Figure, path: Path, **options: Any) -> None:
+    """Write a picture as a PNG file with a palette, which is small.
+
+    The options are those of `Figure.savefig`.
+
+    Raises:
+        StorageError: The file could not be written; what was there before is intact.
+        MissingExtraError: Pillow is not installed.
+    """
+    image = require_extra("PIL.Image", "plot")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=PNG_DPI, **options)
+    pixels = image.open(buffer).convert("RGB")
+    with replaced_file(path) as partial:
+        reduced = pixels.quantize(PNG_COLORS, dither=image.Dither.NONE)
+        reduced.save(partial, format="PNG", optimize=True)
 
 
 def check_writable(path: Path) -> None:

@@ -14,7 +14,6 @@ cell size.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +51,6 @@ CHAIN_PANELS = 6  # denoising steps in one row, evenly spaced
 PANEL_WIDTH = 5.2  # inches
 MOST_COLUMNS = 3  # of panels
 DPI = 130
-SMALL_DPI, SMALL_COLORS = 140, 128  # a palette halves the size and changes nothing
 GIF_DPI = 90
 GIF_SECONDS, GIF_FRAME_LIMIT, GIF_LAST = 3.0, (0.05, 0.6), 2.0
 
@@ -525,24 +523,6 @@ def save_figure(figure: Figure, path: Path) -> None:
             bbox_inches="tight",
             pad_inches=0.12,
         )
-
-
-def save_png(figure: Figure, path: Path, **options: Any) -> None:
-    """Write a picture as a PNG file with a palette, which is small.
-
-    The options are those of `Figure.savefig`.
-
-    Raises:
-        StorageError: The file could not be written; what was there before is intact.
-        MissingExtraError: Pillow is not installed.
-    """
-    image = require_extra("PIL.Image", "plot")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=SMALL_DPI, **options)
-    pixels = image.open(buffer).convert("RGB")
-    with replaced_file(path) as partial:
-        reduced = pixels.quantize(SMALL_COLORS, dither=image.Dither.NONE)
-        reduced.save(partial, format="PNG", optimize=True)
 
 
 def _figure(

@@ -135,6 +135,10 @@ def test_importing_the_planner_loads_neither_torch_nor_extras() -> None:
     assert not loaded & (EXTRAS | {"torch", "gymnasium", "numpy", "diffuser_envs"})
 
 
+def test_reports_are_made_without_torch() -> None:
+    assert "torch" not in modules_after("import diffuser_policy.benchmark.report")
+
+
 def test_using_every_public_name_and_finding_every_method_loads_no_extra() -> None:
     """The core needs the core's dependencies only, and tables the methods' labels."""
     code = (

@@ -364,6 +364,18 @@ def set_up(session: Session) -> None:
     session.add_guide("speed-limit")
 
 
+def assert_copies_plan_the_same(session: Session) -> None:
+    """Run what the page copies, as Python and as a command."""
+    expected = planned(session).path
+    names: dict[str, Any] = {}
+    exec(as_python(session.setup).partition("\nstate, ")[0], names)  # noqa: S102
+    assert np.array_equal(names["plan"].path(), expected)
+    words = shlex.split(as_command(session.setup))[2:]
+    again = tyro.cli(PlaySettings, args=words, use_underscores=False).open()
+    assert np.array_equal(planned(again).path, expected)
+    again.close()
+
+
 @pytest.mark.parametrize(
     ("first", "seed"),
     [(0, 0), (5, 5), (0, 5)],
@@ -377,14 +389,7 @@ def test_what_is_copied_makes_the_same_plan(
     if seed != first:
         session.set_seed(seed)
     set_up(session)
-    expected = planned(session).path
-    names: dict[str, Any] = {}
-    exec(as_python(session.setup).partition("\nstate, ")[0], names)  # noqa: S102
-    assert np.array_equal(names["plan"].path(), expected)
-    words = shlex.split(as_command(session.setup))[2:]
-    again = tyro.cli(PlaySettings, args=words, use_underscores=False).open()
-    assert np.array_equal(planned(again).path, expected)
-    again.close()
+    assert_copies_plan_the_same(session)
     session.close()
 
 
@@ -397,14 +402,7 @@ def test_a_guide_without_a_weight_does_not_steer_what_is_shared(
     assert "speed-limit" in program
     assert "keep-out" not in program
     session.change_guide(1, {}, weight=0.0)
-    expected = planned(session).path
-    names: dict[str, Any] = {}
-    exec(as_python(session.setup).partition("\nstate, ")[0], names)  # noqa: S102
-    assert np.array_equal(names["plan"].path(), expected)
-    words = shlex.split(as_command(session.setup))[2:]
-    again = tyro.cli(PlaySettings, args=words, use_underscores=False).open()
-    assert np.array_equal(planned(again).path, expected)
-    again.close()
+    assert_copies_plan_the_same(session)
 
 
 def test_the_command_makes_the_same_setup(session: Session) -> None:

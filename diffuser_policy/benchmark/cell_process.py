@@ -39,7 +39,7 @@ from diffuser_policy.envs import reset_env
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.evaluation.loop import describe, planned_episode
 from diffuser_policy.evaluation.report import to_json as evaluation_json
-from diffuser_policy.files import write_json
+from diffuser_policy.files import save_png, write_json
 from diffuser_policy.versions import versions
 
 
@@ -191,7 +191,7 @@ def draw_plan(policy: Any, problem: Problem, seed: int, folder: Path) -> Path | 
     can_draw = importlib.util.find_spec("matplotlib") is not None
     if not isinstance(policy, DiffuserPolicy) or not can_draw:
         return None
-    from diffuser_policy.plotting import Scene, plan_figure, save_png
+    from diffuser_policy.plotting import Scene, plan_figure
 
     with closing(problem.make_env()) as env:
         policy = policy.for_env(env)

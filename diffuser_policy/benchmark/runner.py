@@ -90,22 +90,27 @@ def check_cells(cells: Sequence[Cell], *, progress: bool = False) -> None:
                 f"{other.method!r} and {cell.method!r}. Name methods once, and give "
                 f"functions different names."
             )
-    lacking: list[tuple[str, MissingExtraError]] = []
     for cell in cells:
         check_reachable(cell.method)
+        find_method(cell.method)
+    # First of all: checks of methods make environments as well.
+    problems = {cell.problem.name: cell.problem for cell in cells}
+    lacking: list[tuple[str, MissingExtraError]] = []
+    for name, problem in problems.items():
+        try:
+            problem.make_env().close()
+        except MissingExtraError as error:
+            lacking.append((name, error))
+    _refuse_lacking("problem", problems, lacking)
+    for cell in cells:
         try:
             find_method(cell.method).check(cell.problem, cell.settings)
         except MissingExtraError as error:
             lacking.append((cell.method, error))
     _refuse_lacking("method", [cell.method for cell in cells], lacking)
-    problems = {cell.problem.name: cell.problem for cell in cells}
-    for name, problem in problems.items():
+    for problem in problems.values():
         own = [cell for cell in cells if cell.problem == problem]
-        try:
-            env = problem.make_env()
-        except MissingExtraError as error:
-            lacking.append((name, error))
-            continue
+        env = problem.make_env()
         try:
             space: Any = env.observation_space
             names = space.spaces if isinstance(space, spaces.Dict) else ()
@@ -125,7 +130,6 @@ def check_cells(cells: Sequence[Cell], *, progress: bool = False) -> None:
                 _check_data(problem, env, rewarded=rewarded, progress=progress)
         finally:
             env.close()
-    _refuse_lacking("problem", problems, lacking)
 
 
 def _refuse_lacking(
@@ -133,10 +137,10 @@ def _refuse_lacking(
     asked: Iterable[str],
     lacking: Sequence[tuple[str, MissingExtraError]],
 ) -> None:
-    """Refuse methods or problems that lack an extra; say which lack none.
+    """Refuse methods or problems that lack an extra; name those that can be run.
 
     Raises:
-        MissingExtraError: There are such.
+        MissingExtraError: At least one lacks an extra.
     """
     if not lacking:
         return

@@ -22,8 +22,7 @@ from diffuser_policy.benchmark.report.study import PLANNER, Row, Study, curve_of
 from diffuser_policy.benchmark.report.tables import number
 from diffuser_policy.errors import require_extra
 from diffuser_policy.evaluation.statistics import Interval
-from diffuser_policy.files import replaced_file
-from diffuser_policy.plotting import save_png
+from diffuser_policy.files import replaced_file, save_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
