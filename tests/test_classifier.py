@@ -134,7 +134,7 @@ def test_labels_are_those_of_the_clean_state_and_noise_is_the_schedules(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = make_trainer(tmp_path, optimization=OptimizationConfig(batch_size=6000))
-    loss, layout = trainer.loss, trainer.policy_config.layout
+    layout = trainer.policy_config.layout
     clean: list[Tensor] = []
     seen: list[Tensor] = []
     denoiser = trainer.planner_networks.denoiser
@@ -149,8 +149,8 @@ def test_labels_are_those_of_the_clean_state_and_noise_is_the_schedules(
         return noisy.mean()
 
     monkeypatch.setattr(denoiser, "add_noise", noised)
-    monkeypatch.setattr(loss.network, "loss", record)
-    loss(0, 0, 0)
+    monkeypatch.setattr(trainer.networks, "loss", record)
+    trainer.loss(0, 0, 0)
     noisy, i, targets = seen
     rows = trainer.planner_networks.normalizer.unnormalize(clean[0][:, 0]).numpy()
     expected = np.stack(list(sides(NamedColumns(rows, layout)).values()), axis=1)

@@ -26,7 +26,6 @@ from diffuser_policy.errors import ConfigError, DatasetError, DivergedError
 from diffuser_policy.networks.critic import Critic, Transitions
 from diffuser_policy.testing import toy_config, toy_dataset, toy_policy
 from diffuser_policy.training.critic_trainer import CriticTrainer
-from diffuser_policy.training.loss import PlannerLoss
 from diffuser_policy.training.trainer import Trainer
 from tests.point_env import PointEnv
 from tests.policy_helpers import observe
@@ -231,8 +230,14 @@ def test_a_critic_trained_beside_its_planner_learns_from_the_average(
     assert np.isfinite(losses).all()
     begun.save()
     resumed = Trainer(config, rewarded(), tmp_path / "begun")
-    assert isinstance(resumed.loss, PlannerLoss)
-    assert resumed.loss.slow_critic == (resumed.average.critic,)
+    at_first = resumed.loss(2, 0, 0)["critic"]
+    moved = Trainer(config, rewarded(), tmp_path / "begun")
+    slow = moved.average.critic
+    assert slow is not None
+    with torch.no_grad():
+        for weight in slow.parameters():
+            weight.add_(0.5)
+    assert moved.loss(2, 0, 0)["critic"] != at_first
     resumed.run(progress=False)
     expected, found = whole.average.state_dict(), resumed.average.state_dict()
     assert any(key.startswith("critic.") for key in found)

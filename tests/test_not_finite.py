@@ -29,8 +29,9 @@ from diffuser_policy.errors import (
 from diffuser_policy.testing import toy_config, toy_dataset, toy_policy
 from diffuser_policy.training.classifier_trainer import ClassifierTrainer
 from diffuser_policy.training.processes import Processes
+from diffuser_policy.training.run import TrainingRun
 from diffuser_policy.training.state import checkpoints
-from diffuser_policy.training.trainer import Trainer, TrainingRun
+from diffuser_policy.training.trainer import Trainer
 from diffuser_policy.training.value_trainer import ValueTrainer
 from tests.policy_helpers import observe
 from tests.value_helpers import rewarded, value_config

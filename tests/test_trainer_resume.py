@@ -344,7 +344,7 @@ def test_no_step_is_saved_twice(
         saved.append(step)
         return save_state(folder, step, parts)
 
-    monkeypatch.setattr("diffuser_policy.training.trainer.save_state", counted)
+    monkeypatch.setattr("diffuser_policy.training.run.save_state", counted)
     trainer = make_trainer(tmp_path)
     if interrupted:
         press_ctrl_c(trainer, at_step=3)

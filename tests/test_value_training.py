@@ -204,7 +204,7 @@ def test_the_network_sees_noise_and_conditions_as_when_planning(
         policy=toy_policy(fixed_length()),
         optimization=OptimizationConfig(batch_size=4000),
     )
-    loss, denoiser = trainer.loss, trainer.planner_networks.denoiser
+    denoiser = trainer.planner_networks.denoiser
     seen: dict[str, Tensor] = {}
 
     def record(noisy: Tensor, i: Tensor, returns: Tensor) -> Tensor:
@@ -219,9 +219,9 @@ def test_the_network_sees_noise_and_conditions_as_when_planning(
         clean.append(windows)
         return windows, returns
 
-    monkeypatch.setattr(loss.network, "loss", record)
+    monkeypatch.setattr(trainer.networks, "loss", record)
     monkeypatch.setattr(trainer.windows, "sample_valued", sampled)
-    loss(0, 0, 0)
+    trainer.loss(0, 0, 0)
     layout = trainer.policy_config.layout
     error = seen["noisy"] - clean[0]
     assert not error[:, 0, layout.observations].any()
@@ -245,16 +245,15 @@ def test_lengths_are_mixed_as_those_of_the_planner(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = make_trainer(tmp_path)  # windows of 8 to 16 steps
-    loss = trainer.loss
     lengths = set()
 
     def record(noisy: Tensor, _: Tensor, returns: Tensor) -> Tensor:
         lengths.add(noisy.shape[1])
         return returns.mean()
 
-    monkeypatch.setattr(loss.network, "loss", record)
+    monkeypatch.setattr(trainer.networks, "loss", record)
     for step in range(40):
-        loss(step, 0, 0)
+        trainer.loss(step, 0, 0)
     assert lengths == {8, 10, 12, 14, 16}
 
 

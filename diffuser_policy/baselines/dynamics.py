@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from diffuser_policy.baselines.learning import train_run
 from diffuser_policy.baselines.shooting import Model
@@ -53,11 +53,11 @@ from diffuser_policy.errors import (
     DatasetError,
     SpaceMismatchError,
 )
-from diffuser_policy.numerics import stream_generator
 from diffuser_policy.planning.planner import Planner
 from diffuser_policy.settings import positive
 from diffuser_policy.training.processes import Processes
-from diffuser_policy.training.trainer import Networks, Trainer, TrainingRun
+from diffuser_policy.training.run import Networks, TrainingRun
+from diffuser_policy.training.trainer import Trainer
 
 EMA_DECAY = 0.99  # short: the step size falls to zero in any case
 SLACK = 0.5  # of the data's range, on either side: where imagination ends
@@ -207,49 +207,22 @@ def moments(rows: np.ndarray) -> Tensor:
     return torch.from_numpy(np.stack([mean, std]).astype(np.float32))
 
 
-class DynamicsLoss(nn.Module):
-    """Mean squared error on fresh batches of `transitions`, one for each member."""
-
-    def __init__(
-        self,
-        ensemble: DynamicsEnsemble,
-        transitions: tuple[np.ndarray, np.ndarray, np.ndarray],
-        config: DynamicsConfig,
-    ) -> None:
-        super().__init__()
-        self.ensemble, self.transitions, self.config = ensemble, transitions, config
-
-    def forward(self, step: int, process: int, accumulation: int) -> dict[str, Tensor]:
-        """Return the sum over members by the network's name, as `PlannerLoss` does."""
-        generator = stream_generator(self.config.seed, step, 1 + process, accumulation)
-        size = (self.ensemble.num_members, self.config.batch_size)
-        rows = torch.randint(len(self.transitions[0]), size, generator=generator)
-        states, actions, following = (
-            torch.from_numpy(part[rows.numpy()]) for part in self.transitions
-        )
-        changes = self.ensemble.changes(states, following)
-        error = self.ensemble(states, actions) - changes
-        return {"dynamics": error.square().mean(dim=(1, 2)).sum()}
-
-
 class EnsembleRun(TrainingRun[Networks]):
     """Trains networks on the CPU from the checkpoint in a folder, if there is one."""
 
     def __init__(
         self,
         networks: Networks,
-        loss: nn.Module,
         *,
         config: DynamicsConfig,
         flat: FlatDataset,
         output: Path,
         **settings: Any,
     ) -> None:
-        """Hold networks and loss.
+        """Hold the networks.
 
         Args:
             networks: What is trained.
-            loss: As `DynamicsLoss`.
             config: Settings of the networks and of the training.
             flat: The data.
             output: Folder of the run.
@@ -260,7 +233,7 @@ class EnsembleRun(TrainingRun[Networks]):
         """
         super().__init__(
             networks,
-            loss,
+            seed=config.seed,
             optimization=OptimizationConfig(
                 num_steps=config.num_steps,
                 batch_size=config.batch_size,
@@ -285,12 +258,26 @@ class DynamicsRun(EnsembleRun[DynamicsEnsemble]):
     """
 
     def __init__(self, config: DynamicsConfig, flat: FlatDataset, output: Path) -> None:
-        rows = transitions(flat)
+        self.transitions, self.config = transitions(flat), config
         with seeded(config.seed):
             ensemble = DynamicsEnsemble(flat.observation_size, flat.action_size, config)
-        ensemble.fit_moments(*rows)
-        loss = DynamicsLoss(ensemble, rows, config)
-        super().__init__(ensemble, loss, config=config, flat=flat, output=output)
+        ensemble.fit_moments(*self.transitions)
+        super().__init__(ensemble, config=config, flat=flat, output=output)
+
+    def losses(
+        self,
+        step: int,  # noqa: ARG002 (transitions have no length to draw)
+        generator: Generator,
+    ) -> dict[str, Tensor]:
+        """Return the mean squared error, summed over members, each on its own batch."""
+        ensemble = self.networks
+        size = (ensemble.num_members, self.config.batch_size)
+        rows = torch.randint(len(self.transitions[0]), size, generator=generator)
+        states, actions, following = (
+            torch.from_numpy(part[rows.numpy()]) for part in self.transitions
+        )
+        error = ensemble(states, actions) - ensemble.changes(states, following)
+        return {"dynamics": error.square().mean(dim=(1, 2)).sum()}
 
     @property
     def ensemble(self) -> DynamicsEnsemble:

@@ -27,8 +27,8 @@ from diffuser_policy.build import num_parameters
 from diffuser_policy.checkpoint import checksum
 from diffuser_policy.errors import CheckpointError
 from diffuser_policy.files import replaced_file
+from diffuser_policy.training.run import TrainingRun
 from diffuser_policy.training.state import Parts, restore, tensors_of
-from diffuser_policy.training.trainer import TrainingRun
 
 SUM = "sha256"  # in a checkpoint's metadata
 SAVE_INTERVAL = 500  # gradient steps between checkpoints

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from gymnasium import spaces
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from diffuser_policy.baselines.dynamics import (
     DynamicsConfig,
@@ -46,7 +46,6 @@ from diffuser_policy.build import seeded
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.returns import returns_to_go
 from diffuser_policy.errors import ConfigError, DatasetError
-from diffuser_policy.numerics import stream_generator
 from diffuser_policy.spaces import action_box, into_box
 
 NUM_STEPS = 20_000  # where nobody sets a budget
@@ -172,20 +171,40 @@ class OfflineModel(nn.Module):
         return found
 
 
-class OfflineLoss(nn.Module):
-    """Losses of all three ensembles; every member has batches of its own."""
+class OfflineRun(EnsembleRun[OfflineModel]):
+    """Trains the model from the latest checkpoint in its folder, if there is one."""
 
     def __init__(
-        self, model: OfflineModel, steps: Steps, config: DynamicsConfig
+        self,
+        config: DynamicsConfig,
+        flat: FlatDataset,
+        output: Path,
+        *,
+        discount: float,
     ) -> None:
-        """Hold the networks and the data."""
-        super().__init__()
-        self.model, self.steps, self.config = model, steps, config
+        """Build networks and data.
 
-    def forward(self, step: int, process: int, accumulation: int) -> dict[str, Tensor]:
-        """Return the sums over members by the networks' names; as `DynamicsLoss`."""
-        generator = stream_generator(self.config.seed, step, 1 + process, accumulation)
-        model, dynamics = self.model, self.model.dynamics
+        Raises:
+            ConfigError: The folder holds a run with other settings or other data.
+            DatasetError: Data from which there is nothing to learn.
+        """
+        self.steps, self.config = Steps.of(flat, discount), config
+        with seeded(config.seed):
+            model = OfflineModel(self.steps, config)
+        super().__init__(
+            model, config=config, flat=flat, output=output, discount=discount
+        )
+
+    def losses(
+        self,
+        step: int,  # noqa: ARG002 (steps have no length to draw)
+        generator: Generator,
+    ) -> dict[str, Tensor]:
+        """Return the losses of all three ensembles, summed over members.
+
+        Every member has batches of its own.
+        """
+        model, dynamics = self.networks, self.networks.dynamics
         size = (dynamics.num_members, self.config.batch_size)
         rows = torch.randint(len(self.steps.states), size, generator=generator).numpy()
         batch = (torch.from_numpy(part[rows]) for part in self.steps)
@@ -207,36 +226,6 @@ class OfflineLoss(nn.Module):
             "behavior": cloned.mean(dim=1).sum(),
             "value": wrong.square().mean(dim=1).sum(),
         }
-
-
-class OfflineRun(EnsembleRun[OfflineModel]):
-    """Trains the model from the latest checkpoint in its folder, if there is one."""
-
-    def __init__(
-        self,
-        config: DynamicsConfig,
-        flat: FlatDataset,
-        output: Path,
-        *,
-        discount: float,
-    ) -> None:
-        """Build networks and data.
-
-        Raises:
-            ConfigError: The folder holds a run with other settings or other data.
-            DatasetError: Data from which there is nothing to learn.
-        """
-        steps = Steps.of(flat, discount)
-        with seeded(config.seed):
-            model = OfflineModel(steps, config)
-        super().__init__(
-            model,
-            OfflineLoss(model, steps, config),
-            config=config,
-            flat=flat,
-            output=output,
-            discount=discount,
-        )
 
 
 class OfflinePlanner:

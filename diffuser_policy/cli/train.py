@@ -322,7 +322,8 @@ def train(settings: TrainSettings) -> int:
     from diffuser_policy.data.minari import load_flat
     from diffuser_policy.policy import DiffuserPolicy
     from diffuser_policy.training.processes import Processes
-    from diffuser_policy.training.trainer import Trainer, check_interval, untrained
+    from diffuser_policy.training.run import check_interval
+    from diffuser_policy.training.trainer import Trainer, untrained
 
     settings.check()
     check_interval(settings.save_interval)

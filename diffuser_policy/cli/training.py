@@ -22,7 +22,7 @@ from diffuser_policy.config import CompanionTrainConfig
 from diffuser_policy.errors import ConfigError
 
 if TYPE_CHECKING:
-    from diffuser_policy.training.trainer import TrainingRun
+    from diffuser_policy.training.run import TrainingRun
 
 OnMetrics = Callable[[int, dict[str, float]], None]
 
@@ -83,7 +83,7 @@ def train_companion(
     from diffuser_policy.checkpoint import locate, read_planner
     from diffuser_policy.data.minari import load_flat
     from diffuser_policy.training.processes import Processes
-    from diffuser_policy.training.trainer import check_interval
+    from diffuser_policy.training.run import check_interval
 
     check_interval(settings.save_interval)
     source, output = locate(settings.planner), settings.folder()

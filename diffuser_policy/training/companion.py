@@ -3,7 +3,7 @@
 A companion reads what the denoiser reads while it samples: trajectories of the
 planner's columns, noised to a random denoising step of its schedule. Training leaves
 the planner as it is. The output folder holds a planner of its own: the same denoiser,
-and the companion beside it (`training/trainer.py` lists the files and explains how a
+and the companion beside it (`training/run.py` lists the files and explains how a
 run resumes).
 """
 
@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
-import torch
 from torch import Generator, Tensor, nn
 
 from diffuser_policy.build import PlannerNetworks, config_featurizer, weight_checksum
@@ -24,60 +22,15 @@ from diffuser_policy.columns.features import Featurizer
 from diffuser_policy.config import CompanionTrainConfig, PolicyConfig
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.diffusion.conditions import Inpainting
-from diffuser_policy.diffusion.denoiser import Denoiser
 from diffuser_policy.errors import SpaceMismatchError
-from diffuser_policy.numerics import plain_arithmetic, stream_generator
+from diffuser_policy.numerics import plain_arithmetic
 from diffuser_policy.settings import to_json
 from diffuser_policy.training.derive import space_spec
 from diffuser_policy.training.processes import Processes
-from diffuser_policy.training.trainer import TrainingRun
+from diffuser_policy.training.run import TrainingRun
 
 Network = TypeVar("Network", bound=nn.Module)
 Batch = tuple[Tensor, Inpainting | None, Tensor]
-
-
-class CompanionLoss(nn.Module):
-    """Loss of a companion on a fresh batch of noisy trajectories."""
-
-    def __init__(
-        self,
-        network: nn.Module,
-        denoiser: Denoiser,
-        draw: Callable[[int, Generator], Batch],
-        *,
-        name: str,
-        seed: int,
-        device: torch.device,
-    ) -> None:
-        """Hold the network.
-
-        Args:
-            network: `loss(noisy, i, targets)` returns a scalar.
-            denoiser: The planner's; its schedule says how noisy step i is.
-            draw: As `CompanionTrainer.draw`.
-            name: Of the loss.
-            seed: Of batches and noise.
-            device: Where the networks are.
-        """
-        super().__init__()
-        self.network, self.draw = network, draw
-        self.name, self.seed, self.device = name, seed, device
-        self._denoiser = (denoiser,)  # a tuple: it is neither trained nor saved
-
-    def forward(self, step: int, process: int, accumulation: int) -> dict[str, Tensor]:
-        """Return the scalar loss, by the network's name.
-
-        Args:
-            step: Gradient step.
-            process: Rank of this process.
-            accumulation: Which of the batches that make up one gradient step.
-        """
-        [denoiser] = self._denoiser
-        generator = stream_generator(self.seed, step, 1 + process, accumulation)
-        clean, given, targets = self.draw(step, generator)
-        noisy, i, _ = denoiser.noised(clean, given, generator)
-        arguments = (part.to(self.device) for part in (noisy, i, targets))
-        return {self.name: self.network.loss(*arguments)}  # type: ignore[operator]
 
 
 class CompanionTrainer(TrainingRun[Network]):
@@ -131,7 +84,7 @@ class CompanionTrainer(TrainingRun[Network]):
         self.processes = processes
         super().__init__(
             network,
-            self.make_loss(network),
+            seed=config.seed,
             optimization=config.optimization,
             settings={
                 **to_json(config),
@@ -159,17 +112,6 @@ class CompanionTrainer(TrainingRun[Network]):
         """
         raise NotImplementedError
 
-    def make_loss(self, network: Network) -> nn.Module:
-        """Return the loss, as `TrainingRun` takes it."""
-        return CompanionLoss(
-            network,
-            self.planner_networks.denoiser,
-            self.draw,
-            name=self.part,
-            seed=self.config.seed,
-            device=self.processes.device,
-        )
-
     def draw(self, step: int, generator: Generator) -> Batch:
         """Return the examples of one batch.
 
@@ -182,6 +124,13 @@ class CompanionTrainer(TrainingRun[Network]):
             conditions that are written back into noisy ones, if any, and the targets.
         """
         raise NotImplementedError
+
+    def losses(self, step: int, generator: Generator) -> dict[str, Tensor]:
+        """Return the companion's loss on a fresh batch of noisy trajectories."""
+        clean, given, targets = self.draw(step, generator)
+        noisy, i, _ = self.planner_networks.denoiser.noised(clean, given, generator)
+        arguments = (part.to(self.processes.device) for part in (noisy, i, targets))
+        return {self.part: self.networks.loss(*arguments)}  # type: ignore[operator]
 
     def write_planner(self) -> None:
         """Write the planner with the averaged companion."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from torch import Tensor, nn
+from torch import Generator, Tensor
 
 from diffuser_policy.build import build_critic, seeded
 from diffuser_policy.columns.features import Featurizer
@@ -14,41 +14,7 @@ from diffuser_policy.data.returns import return_scale, returns_to_go
 from diffuser_policy.data.steps import StepDataset
 from diffuser_policy.data.windows import WindowDataset, in_planning_columns
 from diffuser_policy.networks.critic import Critic, Values
-from diffuser_policy.numerics import stream_generator
 from diffuser_policy.training.companion import CompanionTrainer
-
-
-class CriticLoss(nn.Module):
-    """Loss of a critic on a fresh batch of steps."""
-
-    def __init__(self, trainer: CriticTrainer, network: Critic) -> None:
-        """Hold the network; the trainer has the data and the moving average."""
-        super().__init__()
-        self.network = network
-        self._trainer = (trainer,)  # a tuple: it is not saved
-
-    def forward(self, step: int, process: int, accumulation: int) -> dict[str, Tensor]:
-        """Return the scalar loss, by the network's name.
-
-        Args:
-            step: Gradient step.
-            process: Rank of this process.
-            accumulation: Which of the batches that make up one gradient step.
-        """
-        [trainer] = self._trainer
-        settings = trainer.config.critic
-        generator = stream_generator(
-            trainer.config.seed, step, 1 + process, accumulation
-        )
-        size, device = trainer.config.optimization.batch_size, trainer.processes.device
-        batch = trainer.steps.sample(size, generator, device)
-        loss = self.network.loss(
-            batch,
-            trainer.average,
-            expectile=settings.expectile,
-            discount=settings.discount,
-        )
-        return {"critic": loss}
 
 
 class CriticTrainer(CompanionTrainer[Critic]):
@@ -89,6 +55,17 @@ class CriticTrainer(CompanionTrainer[Critic]):
         """Return what the averaged critic says of the data."""
         return self.steps.values(self.average, self.config.critic.discount)
 
-    def make_loss(self, network: Critic) -> nn.Module:
-        """Return the critic's own loss: steps are not noised."""
-        return CriticLoss(self, network)
+    def losses(
+        self,
+        step: int,  # noqa: ARG002 (steps have no length to draw)
+        generator: Generator,
+    ) -> dict[str, Tensor]:
+        """Return the critic's loss on a fresh batch of steps, which are not noised."""
+        size, device = self.config.optimization.batch_size, self.processes.device
+        loss = self.networks.loss(
+            self.steps.sample(size, generator, device),
+            self.average,
+            expectile=self.config.critic.expectile,
+            discount=self.config.critic.discount,
+        )
+        return {"critic": loss}

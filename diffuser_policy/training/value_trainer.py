@@ -21,8 +21,10 @@ from diffuser_policy.data.returns import return_scale, returns_to_go
 from diffuser_policy.data.windows import WindowDataset, in_planning_columns
 from diffuser_policy.networks.value import ValueNetwork
 from diffuser_policy.training.companion import Batch, CompanionTrainer
-from diffuser_policy.training.loss import draw_num_planning_steps
-from diffuser_policy.training.trainer import window_settings
+from diffuser_policy.training.trainer import (
+    draw_num_planning_steps,
+    window_settings,
+)
 
 
 class ValueTrainer(CompanionTrainer[ValueNetwork]):
