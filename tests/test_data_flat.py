@@ -223,6 +223,25 @@ def test_a_folder_with_other_files_is_never_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "thesis.tex").read_text() == "precious"
 
 
+def test_a_dataset_with_other_files_beside_it_is_never_replaced(tmp_path: Path) -> None:
+    folder = make_dataset(10).save(tmp_path / "data")
+    (folder / "thesis.tex").write_text("precious")
+    with pytest.raises(StorageError, match="holds other files as well"):
+        make_dataset(30).save(folder)
+    assert FlatDataset.load(folder).num_rows == 10
+    assert (folder / "thesis.tex").read_text() == "precious"
+
+
+@pytest.mark.parametrize("text", ['{"mine": 1}', "[1]", "no JSON", "{}", ""])
+def test_metadata_of_another_program_are_never_replaced(
+    tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "meta.json").write_text(text)
+    with pytest.raises(StorageError, match="not a saved dataset"):
+        make_dataset().save(tmp_path)
+    assert (tmp_path / "meta.json").read_text() == text
+
+
 @pytest.mark.parametrize(
     "failure",
     [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()],
@@ -288,6 +307,19 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     del meta["seal"], meta["checksums"]  # as earlier versions wrote them
     (folder / "meta.json").write_text(json.dumps({**meta, "num_rows": 99}))
     with pytest.raises(DatasetError, match="should have 99 rows"):
+        FlatDataset.load(folder)
+
+
+@pytest.mark.parametrize("rows", [{}, {"num_rows": "many"}, {"num_rows": None}])
+def test_metadata_without_a_number_of_rows_are_refused(
+    tmp_path: Path, rows: dict[str, object]
+) -> None:
+    folder = make_dataset(100).save(tmp_path / "data")
+    meta = json.loads((folder / "meta.json").read_text())
+    for name in ("seal", "checksums", "num_rows"):  # earlier versions had no seal
+        del meta[name]
+    (folder / "meta.json").write_text(json.dumps({**meta, **rows}))
+    with pytest.raises(DatasetError, match="cannot be read"):
         FlatDataset.load(folder)
 
 

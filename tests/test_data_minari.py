@@ -16,6 +16,7 @@ from gymnasium import spaces
 from diffuser_policy.data.flat import flatten
 from diffuser_policy.data.minari import (
     _any_episodes,
+    at_work,
     load_flat,
     local_dataset_ids,
     read_minari,
@@ -311,6 +312,30 @@ def test_a_dataset_is_never_replaced_unasked() -> None:
     with pytest.raises(DatasetError, match="already exists"):
         write(cut_stream([9])[0])
     assert load_flat(DATASET).num_rows == 4
+
+
+def test_other_files_in_the_folder_of_a_dataset_are_never_replaced(
+    tmp_path: Path,
+) -> None:
+    episodes, folder = cut_stream([4])[0], data_folder(tmp_path).parent
+    write(episodes)
+    (folder / "thesis.tex").write_text("precious")
+    replacing: dict[str, Any] = {
+        "env": SpacesOnly(),
+        "collection": {},
+        "overwrite": True,
+    }
+    with pytest.raises(DatasetError, match=r"other files: thesis\.tex"):
+        write_minari(DATASET, episodes, **replacing)
+    with (
+        pytest.raises(DatasetError, match="Move them"),
+        at_work(DATASET, overwrite=True),
+    ):
+        pass
+    assert (folder / "thesis.tex").read_text() == "precious"
+    (folder / "thesis.tex").unlink()
+    write_minari(DATASET, cut_stream([9])[0], **replacing)
+    assert load_flat(DATASET).num_rows == 9
 
 
 @pytest.mark.parametrize(

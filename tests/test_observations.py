@@ -361,6 +361,15 @@ def test_readings_with_other_goals_do_not_share_a_cache() -> None:
     assert plain.observation_size == again.observation_size == 6
 
 
+def test_slashes_in_goal_keys_do_not_mix_up_the_cache() -> None:
+    space = in_order(a=in_order(b=box(1)), b=in_order(c=box(1)), c=box(1))
+    first = recorded(Noise(space), goal_keys=("a/b", "c"))
+    second = load_flat(DATASET, goal_keys=("a", "b/c"), progress=False)
+    goals, rest = second.fields["desired_goal"], second.fields["observation"]
+    np.testing.assert_array_equal(first.fields["observation"], goals)
+    np.testing.assert_array_equal(first.fields["desired_goal"], rest)
+
+
 # --- flat observations --------------------------------------------------------------
 
 

@@ -362,7 +362,8 @@ class FlatDataset:
         folder = usable_path(folder)
         if _is_foreign(folder):
             raise StorageError(
-                f"{folder} exists and is not a saved dataset. Choose another folder."
+                f"{folder} exists and is not a saved dataset, or holds other files as "
+                f"well. Choose another folder."
             )
         try:
             json_text(folder / META_FILE, dict(self.metadata))
@@ -425,6 +426,7 @@ class FlatDataset:
                     for name, value in known.items():
                         if now[name] != value:
                             raise ValueError(f"{name}.npy is damaged")
+            num_rows = int(meta["num_rows"])
             # Earlier versions wrote NaN and infinity, which JSON lacks.
             dataset = cls(arrays, starts, json_data(meta["metadata"]))
             if sums:
@@ -432,29 +434,33 @@ class FlatDataset:
                 dataset.__dict__["full_checksum"] = _last(sums)
         except Exception as error:  # whatever NumPy makes of a damaged header
             raise DatasetError(f"{folder} cannot be read: {error}") from error
-        if dataset.num_rows != meta["num_rows"]:
+        if dataset.num_rows != num_rows:
             raise DatasetError(
-                f"{folder} should have {meta['num_rows']:,} rows and has "
-                f"{dataset.num_rows:,}."
+                f"{folder} should have {num_rows:,} rows and has {dataset.num_rows:,}."
             )
         return dataset
 
 
 def _is_foreign(folder: Path) -> bool:
-    """Return whether a folder holds something other than a saved dataset.
+    """Return whether a folder holds anything other than the files of a saved dataset.
 
     Looks twice, because another process may be replacing the folder at this moment.
     """
     for pause in (0.0, 0.1):
         time.sleep(pause)
         try:
-            names = [path.name for path in folder.iterdir()]
+            names = {path.name for path in folder.iterdir()}
         except FileNotFoundError:
             return False
         except NotADirectoryError:
             return True
-        if not names or META_FILE in names:
+        if not names:
             return False
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
+            arrays = {f"{name}.npy" for name in ("run_starts", *meta["fields"])}
+            if "schema" in meta and names <= {META_FILE, *arrays}:
+                return False
     return True
 
 

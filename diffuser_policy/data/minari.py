@@ -240,7 +240,7 @@ def write_minari(
 
     Raises:
         ConfigError: The id is malformed.
-        DatasetError: The dataset exists.
+        DatasetError: The dataset exists, or its folder holds other files.
         StorageError: It cannot be written.
     """
     minari = require_extra("minari", "data")
@@ -248,8 +248,7 @@ def write_minari(
     from minari.namespace import create_namespace, list_local_namespaces
 
     folder = dataset_folder(dataset_id)
-    if not overwrite:
-        check_is_new(dataset_id)
+    _check_is_free(dataset_id, overwrite=overwrite)
     namespace = dataset_id.rpartition("/")[0]
     spec, columns = stored_spec(env), observation_columns(env)
     with replaced_folder(folder) as partial:
@@ -396,6 +395,30 @@ def check_is_new(dataset_id: str) -> None:
         )
 
 
+def _check_is_free(dataset_id: str, *, overwrite: bool) -> None:
+    """Refuse the id of a dataset that exists, or whose folder holds other files.
+
+    Args:
+        dataset_id: Of the dataset to be written.
+        overwrite: It may exist.
+
+    Raises:
+        ConfigError: The id is malformed.
+        DatasetError: Names the files that would be lost.
+    """
+    if not overwrite:
+        check_is_new(dataset_id)
+    folder = dataset_folder(dataset_id)
+    with contextlib.suppress(FileNotFoundError):
+        names = {path.name for path in folder.iterdir()}
+        if others := sorted(names - {"data"}):
+            raise DatasetError(
+                f"{folder} would be replaced by the dataset {dataset_id!r}, and holds "
+                f"other files: {', '.join(others[:5])}. Move them, or choose another "
+                f"id (--dataset)."
+            )
+
+
 def work_folder(folder: Path) -> Path:
     """Return the hidden folder of the unfinished work on the dataset of a folder."""
     return folder.with_name(f".{folder.name}.collecting")
@@ -411,7 +434,8 @@ def at_work(dataset_id: str, *, overwrite: bool = False) -> Iterator[None]:
 
     Raises:
         ConfigError: The id is malformed, or another process is at work on the dataset.
-        DatasetError: The dataset exists and `overwrite` is false.
+        DatasetError: The dataset exists and `overwrite` is false, or its folder holds
+            other files.
         StorageError: The folder cannot be written to.
     """
     folder = dataset_folder(dataset_id)
@@ -423,8 +447,7 @@ def at_work(dataset_id: str, *, overwrite: bool = False) -> Iterator[None]:
     with alone_in(hidden, refusal):
         tidy(folder.parent)
         try:
-            if not overwrite:
-                check_is_new(dataset_id)
+            _check_is_free(dataset_id, overwrite=overwrite)
             yield
         finally:
             with contextlib.suppress(FileNotFoundError):  # the work is done
@@ -741,7 +764,7 @@ def _cache_entry(
         files.append(f"{name_in_source} {stat.st_size} {stat.st_mtime_ns}")
     where = str(source.resolve())
     if tuple(goal_keys) != GOAL_KEYS:
-        where += f" {'/'.join(goal_keys)}"
+        where += f" {list(goal_keys)}"  # with quotes: keys contain slashes
     place, digest = (
         hashlib.sha256(text.encode()).hexdigest() for text in (where, "\n".join(files))
     )
