@@ -132,6 +132,7 @@ def read_authors_checkpoint(
             f"{path} is no checkpoint of the authors' trainer: expected a dictionary "
             f"with 'step' and the state dicts 'model' and 'ema', got {found}."
         )
+    process = {str(name): tensor for name, tensor in process.items()}
     network = {
         name.removeprefix(NETWORK_PREFIX): tensor
         for name, tensor in process.items()
@@ -151,7 +152,7 @@ def read_authors_checkpoint(
             num_denoising_steps=None if betas is None else len(betas),
             horizon=None if loss_weights is None else len(loss_weights),
         )
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise CheckpointError(
             f"{path} is no checkpoint of the authors' trainer: 'step' must be a "
             f"number, 'betas' and 'loss_fn.weights' tensors with a row for each step "
@@ -333,7 +334,7 @@ def _tensors_only(path: Path) -> Any:
             f"was run. If you trust its origin, open it where you can afford to run "
             f"it, and save its tensors alone: torch.save(network.state_dict(), path)."
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever the loader makes of a damaged file
         raise CheckpointError(
             f"{path} cannot be read: missing, truncated, or no PyTorch file ({error})."
         ) from error

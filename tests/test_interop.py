@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pickle
+import random
 import re
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from diffuser_policy.interop import (
 from diffuser_policy.networks.unet import TemporalUNet
 from tests.network_helpers import batch, random_network
 
+HEAD = "model.final_conv.0.block.0.weight"
 LAYOUTS = pytest.mark.parametrize("layout", ["main", "maze2d"])
 
 
@@ -249,6 +253,38 @@ def test_a_truncated_file_is_refused(checkpoint: Path, kept: int) -> None:
         read_authors_checkpoint(checkpoint)
 
 
+def test_a_file_of_the_old_format_cut_anywhere_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "cut.pt"
+    saved = {"step": 3, "ema": {"model.weight": torch.zeros(2), "betas": torch.ones(1)}}
+    torch.save(saved, path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    for kept in range(len(whole)):
+        path.write_bytes(whole[:kept])
+        with pytest.raises(CheckpointError):
+            read_authors_checkpoint(path)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_a_pickle_cut_anywhere_is_refused(tmp_path: Path, protocol: int) -> None:
+    path = tmp_path / "cut.pt"
+    whole = pickle.dumps({"step": 3, "ema": {"betas": 1}}, protocol=protocol)
+    for kept in range(len(whole)):
+        path.write_bytes(whole[:kept])
+        with pytest.raises(CheckpointError):
+            read_authors_checkpoint(path)
+
+
+def test_flipped_bits_are_refused_or_read(checkpoint: Path) -> None:
+    whole, rng = checkpoint.read_bytes(), random.Random(0)
+    for _ in range(30):
+        damaged = bytearray(whole)
+        damaged[rng.randrange(2000)] ^= 1 << rng.randrange(8)
+        checkpoint.write_bytes(damaged)
+        with contextlib.suppress(CheckpointError):
+            read_authors_checkpoint(checkpoint)
+
+
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="missing"):
         read_authors_checkpoint(tmp_path / "none.pt")
@@ -262,6 +298,11 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         ({"ema": 3}, "no checkpoint of the authors' trainer"),
         ({"ema": {"denoise_fn.downs": torch.zeros(1)}}, "denoise_fn"),
         ({"ema": {"model.blocks.0.0": torch.zeros(1)}}, "neither a temporal U-Net"),
+        ({"ema": {0: torch.zeros(1)}}, "neither a temporal U-Net"),
+        *(
+            ({"step": step, "ema": {HEAD: torch.zeros(1)}}, "'step' must be a number")
+            for step in (float("inf"), float("nan"), None, "many", torch.zeros(2))
+        ),
     ],
 )
 def test_other_contents_are_refused(tmp_path: Path, saved: Any, message: str) -> None:
