@@ -262,11 +262,18 @@ def test_cloning_the_best_episodes_finds_their_rule(tmp_path: Path) -> None:
         ("iql", {"width": -4}, "none", "width must be positive, got -4"),
         ("cql", {"actor_learning_rate": 0.0}, "none", "actor_learning_rate must be"),
         ("iql", {"return_range": "all"}, "none", "return_range must be"),
+        ("iql", {"discount": 1.0}, "none", r"discount must be in \[0, 1\), got 1.0"),
+        ("td3-bc", {"discount": -0.1}, "none", r"discount must be in \[0, 1\)"),
+        ("iql", {"expectile": 1.0}, "none", r"expectile must be in \(0, 1\), got 1.0"),
+        ("bc", {"goal_discount": 1.0}, "hindsight", r"goal_discount must be in \(0, 1"),
+        ("cql", {"num_action_samples": 0}, "none", "num_action_samples must be positi"),
+        ("rebrac", {"num_layers": 0}, "none", "num_layers must be positive, got 0"),
+        ("awac", {"discount": 0.0}, "none", None),
         ("iql", {"return_range": 1000}, "none", None),
         ("iql", {}, "hindsight", None),
     ],
 )
-def test_settings_that_compare_returns_are_checked_before_anything_runs(
+def test_settings_are_checked_before_anything_runs(
     name: str, settings: dict[str, Any], goals: Goals, refusal: str | None
 ) -> None:
     problem = Problem(
@@ -386,6 +393,15 @@ def test_a_critic_that_diverges_ends_the_training_with_its_last_good_state(
     training = context_for(tmp_path / "never good", flat, method="iql", num_steps=30)
     with pytest.raises(DivergedError, match="within the first 3 gradient steps"):
         trained(method, training)
+
+
+def test_losses_that_are_not_finite_end_a_training_of_a_few_steps(
+    tmp_path: Path,
+) -> None:
+    flat = line_data(goals=False)
+    training = context_for(tmp_path, flat, method="bc", num_steps=20)
+    with pytest.raises(ConfigError, match="losses are not finite after"):
+        trained(find_method("bc"), training, learning_rate=1e30)
 
 
 def parameters(policy: Any) -> list[torch.Tensor]:

@@ -178,12 +178,12 @@ def take_steps(
         torch.manual_seed(int(rng.integers(2**62)))
         losses = algorithm.update(draw(rng))
         step += 1
+        if not np.isfinite(list(losses.values())).all():
+            raise ConfigError(
+                f"The losses are not finite after {step} gradient steps: {losses}. "
+                f"Lower the learning rate, or look for outliers in the data."
+            )
         if step % PROGRESS_STEPS == 0:
-            if not np.isfinite(list(losses.values())).all():
-                raise ConfigError(
-                    f"The losses are not finite after {step} gradient steps: {losses}. "
-                    f"Lower the learning rate, or look for outliers in the data."
-                )
             context.progress(step, figures=losses)
         if context.curve_due(step):  # before it is saved: a kill loses no point
             context.curve(step, policy)
@@ -304,15 +304,26 @@ def _refuses(problem: Problem, settings: Mapping[str, Any]) -> None:
     """Refuse settings that would fail in the cell.
 
     Raises:
-        ConfigError: A size or a rate that is not positive, a share that is not in
-            (0, 1], a range that is not positive, or either of them where goals differ.
+        ConfigError: A size or a rate that is not positive, a discount that is not in
+            [0, 1), an expectile or a discount of goals that is not in (0, 1), a share
+            that is not in (0, 1], a range that is not positive, or either of the last
+            two where goals differ.
     """
     share = settings.get("best_share", 1.0)
     scale = converted(settings.get("return_range"), float | None, "return_range")
     check_share(share)
     given = SimpleNamespace(**{**settings, "return_range": scale})
     rates = [name for name in settings if name.endswith("learning_rate")]
-    positive(given, "width", "batch_size", "return_range", *rates)
+    sizes = [n for n in ("num_layers", "num_action_samples") if n in settings]
+    positive(given, "width", "batch_size", "return_range", *sizes, *rates)
+    if not 0 <= settings.get("discount", 0.0) < 1:
+        raise ConfigError(
+            f"discount must be in [0, 1), got {settings['discount']}: with 1, values "
+            f"have no bounds, and nothing tells whether a critic diverged."
+        )
+    for name in ("expectile", "goal_discount"):
+        if not 0 < settings.get(name, 0.5) < 1:
+            raise ConfigError(f"{name} must be in (0, 1), got {settings[name]}.")
     if problem.goals == "hindsight" and (share != 1 or scale is not None):
         setting = "return_range" if share == 1 else "best_share"
         raise ConfigError(
