@@ -515,6 +515,18 @@ def test_losses_of_steps_to_take_again_are_dropped(half_done: Path) -> None:
     assert steps == [2, 4, 6]
 
 
+@pytest.mark.parametrize(
+    "line",
+    [b"\0" * 40, b"\xff\xfe", b"[1]", b"3", b"{}", b'{"step": "two"}', b"", b"{"],
+)
+def test_losses_that_cannot_be_read_are_dropped(half_done: Path, line: bytes) -> None:
+    path = half_done / "training" / "metrics.jsonl"
+    path.write_bytes(line + b"\n" + path.read_bytes())
+    make_trainer(half_done).run(save_interval=2, progress=False)
+    steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
+    assert steps == [2, 4, 6]
+
+
 def test_a_checkpoint_without_a_checksum_still_loads(half_done: Path) -> None:
     path = checkpoints(half_done / "training")[-1] / "state.json"
     state = json.loads(path.read_text())

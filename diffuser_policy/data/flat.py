@@ -456,7 +456,8 @@ def _is_foreign(folder: Path) -> bool:
             return True
         if not names:
             return False
-        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        damaged = ValueError, LookupError, TypeError, RecursionError
+        with contextlib.suppress(OSError, *damaged):
             meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
             arrays = {f"{name}.npy" for name in ("run_starts", *meta["fields"])}
             if "schema" in meta and names <= {META_FILE, *arrays}:

@@ -358,10 +358,8 @@ class TrainingRun(Generic[Networks]):
             path = folder / "metrics.jsonl"
             if not self.processes.is_main or not path.exists():
                 return
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            # A kill cuts the last line.
-            whole = [line for line in lines if line.endswith("\n")]
-            kept = [line for line in whole if json.loads(line)["step"] <= self.step]
+            lines = path.read_bytes().splitlines(keepends=True)
+            kept = [line.decode() for line in lines if _is_until(self.step, line)]
             write_text(path, "".join(kept))
 
     def _lock(self) -> contextlib.AbstractContextManager[None]:
@@ -452,6 +450,18 @@ class TrainingRun(Generic[Networks]):
             raise storage_error(path, error) from error
         if on_metrics is not None:
             on_metrics(self.step, means)
+
+
+def _is_until(step: int, line: bytes) -> bool:
+    """Return whether a line of the metrics can be read and is of no later step.
+
+    A kill cuts the last line, and a power cut leaves others damaged. Nothing but a
+    picture of the losses needs them.
+    """
+    try:
+        return line.endswith(b"\n") and bool(json.loads(line.decode())["step"] <= step)
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return False
 
 
 def check_interval(save_interval: Any) -> None:
