@@ -15,6 +15,7 @@ import torch
 from diffuser_policy import evaluate
 from diffuser_policy.errors import (
     ConfigError,
+    EnvContractError,
     SpaceMismatchError,
     UnknownNameError,
 )
@@ -207,6 +208,24 @@ def test_policies_without_rows_keep_their_batch_and_get_flags_once() -> None:
 def test_policies_without_rows_agree_across_numbers_of_envs() -> None:
     one, many = (run(Beeline(), POINT, num_envs=n).episodes for n in (1, 5))
     assert one == many
+
+
+@pytest.mark.parametrize("number", [0, 2, 4, 6])
+@pytest.mark.parametrize("with_rows", [False, True])
+def test_a_policy_returns_one_action_for_every_environment(
+    with_rows: bool, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy: Any = toy_policy() if with_rows else Beeline()
+    predict = policy.predict
+
+    def other(*given: Any, **settings: Any) -> tuple[np.ndarray, Any]:
+        actions, state = predict(*given, **settings)
+        return np.resize(actions, (number, *actions.shape[1:])), state
+
+    monkeypatch.setattr(policy, "predict", other)
+    message = rf"returned actions of shape \({number}, 2\) for 3 observations"
+    with pytest.raises(EnvContractError, match=message):
+        run(policy, POINT)
 
 
 def test_more_envs_than_episodes_are_not_made(policy: DiffuserPolicy) -> None:

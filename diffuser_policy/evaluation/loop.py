@@ -312,7 +312,7 @@ class Driver:
         actions, following = action_and_state(returned)
         seconds = time.perf_counter() - begin
         chosen: np.ndarray = np.asarray(actions)
-        if chosen.ndim == 0 or len(chosen) < len(starting):
+        if chosen.ndim == 0 or len(chosen) != len(starting):
             raise EnvContractError(
                 f"The policy returned actions of shape {chosen.shape} for "
                 f"{len(starting)} observations. Correct the policy."
