@@ -238,6 +238,12 @@ def write_benchmark(
     return folder
 
 
+def iqm(values: Sequence[float] | np.ndarray) -> float:
+    """Return the mean of `[n]` values without the lowest and highest quarter."""
+    ordered, cut = np.sort(values), len(values) // 4
+    return float(ordered[cut : len(values) - cut].mean())
+
+
 def texts(table: Table | None, row: int) -> dict[str, str]:
     """Return the first lines of a row by column."""
     assert table is not None

@@ -28,10 +28,11 @@ from diffuser_policy.benchmark.report.tables import (
     open_table,
     outcome_table,
 )
-from diffuser_policy.evaluation.statistics import iqm, mean_interval
+from diffuser_policy.evaluation.statistics import mean_interval
 from tests.benchmark_report_helpers import (
     KUKA,
     MAZES,
+    iqm,
     result_of,
     rows_of,
     texts,

@@ -221,12 +221,7 @@ class Transitions(ABC):
     def __init__(self, flat: FlatDataset) -> None:
         self.flat = flat
         self.ends = flat.run_ends
-        # [transitions] rows of the data that have a successor, or terminated.
-        self.rows = np.flatnonzero(flat.followed | flat.fields["terminated"])
-        if not len(self.rows):
-            raise DatasetError(
-                f"{flat!r} has no transitions: every run has a single step."
-            )
+        self.rows = flat.known_steps()  # [transitions]
         self.observation = flat.fields["observation"]
         self.action = flat.fields["action"]
 

@@ -131,11 +131,6 @@ class WindowDataset:
         none = self._windows_per_run(num_planning_steps) == 0
         return int((none & self._is_used).sum())
 
-    def starts(self, num_planning_steps: int) -> Tensor:
-        """Return the first rows of all windows of that length, in order."""
-        counts = self._windows_per_run(num_planning_steps)
-        return self._rows_of(torch.arange(int(counts.sum())), counts)
-
     @torch.no_grad()
     def read(self, rows: Tensor) -> Tensor:
         """Return rows `[..., transition]`, normalized.

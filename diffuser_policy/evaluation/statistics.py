@@ -56,20 +56,10 @@ class Interval:
     high: float
 
 
-def mean_interval(
-    values: Sequence[float] | np.ndarray,
-    *,
-    num_resamples: int = NUM_RESAMPLES,
-    seed: int = 0,
-) -> Interval:
+def mean_interval(values: Sequence[float] | np.ndarray) -> Interval:
     """Return the mean of `[n]` independent results, such as the scores of episodes.
 
     If a value is not finite, neither is the mean, and the ends are NaN.
-
-    Args:
-        values: The results.
-        num_resamples: Draws of n values with replacement.
-        seed: Fixes the draws.
 
     Raises:
         ConfigError: No values.
@@ -79,18 +69,7 @@ def mean_interval(
         estimate = float(runs.mean())
     if not math.isfinite(estimate):
         return Interval(estimate, math.nan, math.nan)
-    return run_interval(runs, num_resamples=num_resamples, seed=seed)
-
-
-def iqm(values: Sequence[float] | np.ndarray) -> float:
-    """Return the mean of `[n]` values without the lowest and highest quarter of them.
-
-    Raises:
-        ConfigError: No values.
-    """
-    array = np.sort(_checked(values))
-    cut = len(array) // 4
-    return float(array[cut : len(array) - cut].mean())
+    return run_interval(runs)
 
 
 def proportion_interval(successes: int, total: int) -> Interval:
@@ -143,13 +122,11 @@ def interval_of(estimate: float, draws: np.ndarray) -> Interval:
     return Interval(estimate, low, high)
 
 
-def run_interval(
-    values: np.ndarray, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
-) -> Interval:
+def run_interval(values: np.ndarray) -> Interval:
     """Return the mean of `[runs, episodes]` figures; one episode has no interval."""
     draws = np.empty(0)
     if _num_known(values) > 1:
-        draws = mean_draws(values, num_resamples=num_resamples, seed=seed)
+        draws = mean_draws(values)
     return interval_of(pooled_mean(values), draws)
 
 
