@@ -80,6 +80,13 @@ class BrokenGenerator(ToyGenerator):
         return toy
 
 
+class ParticularGenerator(ToyGenerator):
+    """Finds out only when it records that it cannot work with its options."""
+
+    def record(self, seed: int) -> Toy | None:
+        raise ValueError(f"start {seed} does not fit on the table")
+
+
 class VerifyingGenerator(ToyGenerator):
     """Confirms all episodes with an even seed; stores under an id of its own."""
 
@@ -98,6 +105,7 @@ class ToyDemonstrator:
         "toy": ToyGenerator,
         "verifying": VerifyingGenerator,
         "broken": BrokenGenerator,
+        "particular": ParticularGenerator,
     }
 
 
@@ -155,6 +163,12 @@ def test_failures_are_left_out_counted_and_made_up_for() -> None:
 def test_a_generator_that_always_fails_is_given_up() -> None:
     with pytest.raises(DatasetError, match=r"failed 20 times in a row at episode 0"):
         collect(replace(TOYS, demonstrator_options={"failing": 1.0}), progress=False)
+
+
+def test_what_a_generator_cannot_record_is_named_with_its_seed_and_options() -> None:
+    reason = r"'particular' .* episode 0, seed (\d+): start \1 .*\{'failing': 0.0"
+    with pytest.raises(DatasetError, match=reason):
+        collect(replace(TOYS, generator="particular"), progress=False)
 
 
 def test_interrupted_and_resumed_is_never_interrupted(

@@ -74,6 +74,30 @@ def test_jitter_shifts_stacked_blocks_within_its_limits() -> None:
     assert max(shifts) <= 0.012 + 1e-9
 
 
+def test_stacks_may_lean_over_every_edge_of_the_sector() -> None:
+    rng = np.random.default_rng(3)
+    beyond = 0
+    for _ in range(1000):
+        blocks = random_stacks(4, rng, jitter=0.006)
+        check_arrangement(blocks, 4)
+        azimuth = np.arctan2(blocks[:, 1], blocks[:, 0])
+        beyond += bool((np.abs(azimuth) > MAX_AZIMUTH).any())
+    assert beyond
+
+
+@pytest.mark.parametrize("side", [-1, 1])
+def test_a_block_may_be_beyond_the_sector_by_what_counts_as_the_same_place(
+    side: int,
+) -> None:
+    def at(beyond: float) -> list[tuple[float, float, float]]:
+        azimuth = side * (MAX_AZIMUTH + beyond / 0.5)
+        return [(0.5 * np.cos(azimuth), 0.5 * np.sin(azimuth), 0.03)]
+
+    check_arrangement(at(0.029), 1)
+    with pytest.raises(KukaArrangementError, match=r"block 0 .* is out of reach"):
+        check_arrangement(at(0.031), 1)
+
+
 def test_a_rearrangement_moves_every_block_between_valid_arrangements() -> None:
     rng = np.random.default_rng(3)
     taken_over = 0

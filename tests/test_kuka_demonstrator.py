@@ -202,7 +202,7 @@ def test_kinematic_demonstrations_are_true(
     envs: dict[str, gym.Env[Any, Any]],
 ) -> None:
     recorder = KinematicRecorder.from_env(envs["Unconditional"])
-    assert all(recorder.verify(seed) for seed in range(4))
+    assert all(recorder.verify(seed) for seed in (*range(4), 455))
 
 
 def test_untrue_demonstrations_are_found_out(

@@ -9,7 +9,7 @@ import pytest
 
 from diffuser_envs.errors import KukaOptionError
 from diffuser_envs.kuka.arm import HOME, JOINT_SPEED, tool_position
-from diffuser_envs.kuka.arrangements import check_arrangement, supports
+from diffuser_envs.kuka.arrangements import MAX_AZIMUTH, check_arrangement, supports
 from diffuser_envs.kuka.generators import (
     Demonstration,
     KinematicGenerator,
@@ -145,6 +145,20 @@ def test_five_blocks_make_a_tower_of_five() -> None:
     assert each.observations.shape[1] == 47
     assert each.rewards[-1] == 1.0
     assert blocks_of(each)[-1, :, 2].max() == pytest.approx(0.27)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_two_blocks_always_start_beside_each_other(seed: int) -> None:
+    each = KinematicGenerator(num_blocks=2, rebuild_share=0.5).demonstrate(seed)
+    assert supports(blocks_of(each)[0, :, :3]) == [-1, -1]
+    assert each.rewards[-1] == 1.0
+
+
+def test_stacks_that_lean_over_the_edge_of_the_sector_can_be_started_from() -> None:
+    each = KinematicGenerator().demonstrate(455)
+    start = blocks_of(each)[0, :, :3]
+    assert np.abs(np.arctan2(start[:, 1], start[:, 0])).max() > MAX_AZIMUTH
+    check_arrangement(start, 4)
 
 
 @pytest.mark.parametrize(

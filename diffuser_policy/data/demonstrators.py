@@ -59,7 +59,7 @@ import numpy as np
 from diffuser_policy.data.episodes import Policy, record_episode
 from diffuser_policy.data.flat import Episode
 from diffuser_policy.envs import Env, action_and_state, register_namespace
-from diffuser_policy.errors import ConfigError, DatasetError
+from diffuser_policy.errors import ConfigError, DatasetError, DiffuserPolicyError
 from diffuser_policy.plugins import Kind
 
 EPISODES_PER_SHARD = 10
@@ -410,7 +410,8 @@ class EpisodeProtocol:
         They depend on the protocol and the index alone.
 
         Raises:
-            DatasetError: All attempts at an episode failed.
+            DatasetError: All attempts at an episode failed, or the generator refuses
+                its options only now.
         """
         generator, episodes, failures = self.make(env), [], 0
         first = index * EPISODES_PER_SHARD
@@ -419,7 +420,16 @@ class EpisodeProtocol:
                 key = (number, attempt)
                 sequence = np.random.SeedSequence(self.seed, spawn_key=key)
                 seed = int(sequence.generate_state(1)[0])
-                if (found := generator.record(seed)) is not None:
+                try:
+                    found = generator.record(seed)
+                except DiffuserPolicyError:
+                    raise
+                except ValueError as error:
+                    raise DatasetError(
+                        f"{self.title} failed at episode {number}, seed {seed}: {error}"
+                        f". Look at its options: {dict(self.options)}."
+                    ) from error
+                if found is not None:
                     break
                 failures += 1
             else:

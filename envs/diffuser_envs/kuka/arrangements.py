@@ -33,7 +33,6 @@ STACKED_Z = 0.012
 MATCHED = 0.03  # how far from its goal position a block may be
 
 _ATTEMPTS = 200
-_SLACK = 1e-6
 
 
 def random_place(
@@ -301,7 +300,7 @@ def check_arrangement(positions: npt.ArrayLike, num_blocks: int) -> FloatArray:
     for block, (x, y, _) in enumerate(centers.tolist()):
         radius, azimuth = math.hypot(x, y), math.atan2(y, x)
         near = MIN_RADIUS - MATCHED <= radius <= MAX_RADIUS + MATCHED
-        if not near or abs(azimuth) > MAX_AZIMUTH + _SLACK:
+        if not near or abs(azimuth) > MAX_AZIMUTH + MATCHED / radius:
             raise KukaArrangementError(
                 f"block {block} at ({x:.3f}, {y:.3f}) is out of reach: keep its"
                 f" distance from the arm within {MIN_RADIUS}-{MAX_RADIUS} m and its"

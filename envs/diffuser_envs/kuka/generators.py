@@ -97,7 +97,8 @@ class KinematicGenerator:
 
     Attributes:
         num_blocks: Number of blocks.
-        rebuild_share: Share of episodes that begin with stacks.
+        rebuild_share: Share of episodes that begin with stacks. None do with two
+            blocks, of which any stack is a tower already.
         new_base_share: Share of those in which the tower must stand on a new place.
         random_start_share: Share of episodes that begin with the tool somewhere above
             the blocks instead of at home.
@@ -172,7 +173,7 @@ class KinematicGenerator:
         """
         rng = np.random.default_rng(seed)
         order = tuple(int(block) for block in rng.permutation(self.num_blocks))
-        rebuild = rng.random() < self.rebuild_share
+        rebuild = rng.random() < self.rebuild_share and self.num_blocks > 2
         base = None
         if rebuild:
             blocks = random_stacks(
