@@ -26,13 +26,9 @@ from diffuser_policy.guides.guide import Guide, Mark
 from diffuser_policy.guides.trajectory import Trajectory
 from diffuser_policy.settings import MisfitError, converted
 
-STILL = 1e-6  # length of a segment, in units of the columns, that has no direction
+STILL = 1e-6  # length, in units of the columns, below which nothing has a direction
 ON_PATH = 1e-4  # share of a radius below which a path counts as through the center
-PULL_SOFTENING = 0.01  # distance in units of the columns at which a pull fades out
 GOAL_SOFTENING = 0.1  # wide enough for steps of 0.1 to settle at the goal
-SPEED_SOFTENING = (
-    1e-3  # speed, in units of the columns, at which its direction fades out
-)
 
 
 # --- where a trajectory goes ---------------------------------------------------------
@@ -147,7 +143,7 @@ class KeepIn(Guide):
         if self.center is not None:
             center = point_like(self, trajectory, self.columns, self.center)
             inner = self._radius - self.margin
-            outside = torch.relu(lengths(path - center, PULL_SOFTENING) - inner)
+            outside = torch.relu(lengths(path - center, STILL) - inner)
             return -0.5 * outside.square().sum(dim=1)
         low, high = (
             point_like(self, trajectory, self.columns, corner)
@@ -312,7 +308,7 @@ class SpeedLimit(Guide):
     def __call__(self, trajectory: Trajectory) -> Tensor:
         """Return minus half the squared excesses."""
         limit = self.speed - self.margin
-        excess = lengths(trajectory[self.columns], SPEED_SOFTENING) - limit
+        excess = lengths(trajectory[self.columns], STILL) - limit
         return -0.5 * torch.relu(excess).square().sum(dim=1)
 
 
