@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.envs.registration import EnvSpec, parse_env_id
+from gymnasium.envs.registration import EnvSpec, load_env_creator, parse_env_id
 from gymnasium.error import DependencyNotInstalled
 
 from diffuser_policy.errors import (
@@ -219,7 +219,8 @@ def make_env(env_id: str, **kwargs: Any) -> Env:
     Raises:
         UnknownNameError: No environment of that id; the nearest are named.
         MissingExtraError: The simulator is not installed.
-        ConfigError: The environment refuses an argument, or what was named makes none.
+        ConfigError: The environment refuses or lacks an argument, says what else has to
+            be installed, or what was named makes none.
     """
     if not isinstance(env_id, str):
         raise ConfigError(
@@ -239,13 +240,19 @@ def make_env(env_id: str, **kwargs: Any) -> Env:
         *(TypeError, ValueError, AttributeError, LookupError, OSError),
         AssertionError,  # of Gymnasium 1.0 and OGBench
     ) as error:
-        if not kwargs or isinstance(error, DiffuserPolicyError):
+        if isinstance(error, DiffuserPolicyError):
+            raise
+        if not kwargs:
+            if factory is None and isinstance(error, TypeError):
+                _check_registered(env_id)
             raise
         raise ConfigError(f"{env_id} cannot be made with {kwargs}: {error}") from error
     except (ImportError, DependencyNotInstalled) as error:
         missing = _missing_simulator(error)
-        if missing is None:
+        if missing is None and getattr(error, "name", None):  # a module cannot be found
             raise
+        if missing is None:  # advice of the environment or of Gymnasium
+            raise ConfigError(f"{env_id} cannot be made: {error}") from error
         extra, advice = SIMULATORS[missing], ADVICE.get(missing, "")
         raise MissingExtraError(missing, extra, advice) from error
 
@@ -634,6 +641,19 @@ def _factory(env_id: str) -> Callable[..., Any] | None:
     return found if callable(found) else None
 
 
+def _check_registered(env_id: str) -> None:
+    """Refuse an environment whose registration does not give all arguments it needs.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    spec = env_spec(env_id)
+    creator: Any = spec.entry_point
+    if isinstance(creator, str):
+        creator = load_env_creator(creator)
+    check_call(creator, env_id, spec.kwargs)
+
+
 def _made_by(
     factory: Callable[..., Any], env_id: str, kwargs: Mapping[str, Any]
 ) -> Env:
@@ -651,7 +671,8 @@ def _missing_simulator(error: BaseException | None) -> str | None:
         if isinstance(error, ModuleNotFoundError):
             name = (error.name or "").partition(".")[0]
         elif isinstance(error, DependencyNotInstalled):
-            name = next((name for name in SIMULATORS if name in str(error)), "")
+            words = re.findall(r"[\w-]+", str(error))  # mujoco_py is another
+            name = next((name for name in SIMULATORS if name in words), "")
         if name in SIMULATORS:
             return name
         error = error.__cause__ or error.__context__

@@ -12,6 +12,8 @@ from typing import Any
 
 import gymnasium as gym
 import pytest
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.error import DependencyNotInstalled
 
 from diffuser_policy.envs import (
     check_recorded,
@@ -153,6 +155,54 @@ def test_an_option_that_names_a_missing_file_is_refused() -> None:
     pytest.importorskip("mujoco")
     with pytest.raises(ConfigError, match=r"cannot be made with .*nowhere\.xml"):
         make_env("Hopper-v5", xml_file="./nowhere.xml")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ImportError("moved to another package"),
+        DependencyNotInstalled("no mujoco_py: moved to another package (mujoco-py)"),
+    ],
+)
+def test_advice_in_place_of_an_environment_is_passed_on(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def moved() -> gym.Env[Any, Any]:
+        raise error
+
+    monkeypatch.setitem(gym.registry, "Moved-v0", EnvSpec("Moved-v0", moved))
+    with pytest.raises(ConfigError, match=r"Moved-v0 cannot be made: .*moved to"):
+        make_env("Moved-v0")
+
+
+def test_environments_of_older_simulators_are_refused() -> None:
+    with pytest.raises(ConfigError, match="Hopper-v2 cannot be made"):
+        make_env("Hopper-v2")
+
+
+class Sized(gym.Env[Any, Any]):
+    """An environment whose registration may not say how large it is."""
+
+    observation_space = gym.spaces.Box(-1.0, 1.0, (2,))
+    action_space = gym.spaces.Box(-1.0, 1.0, (1,))
+
+    def __init__(self, size: int) -> None:
+        if size < 0:
+            raise TypeError("a size is not negative")
+
+
+@pytest.mark.parametrize("entry_point", [Sized, f"{__name__}:Sized"])
+def test_a_registered_environment_that_needs_an_argument_says_which(
+    entry_point: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, given in (("Sized-v0", {}), ("Sized-v1", {"size": -1})):
+        spec = EnvSpec(name, entry_point, kwargs=given)
+        monkeypatch.setitem(gym.registry, name, spec)
+    with pytest.raises(ConfigError, match=r"Sized-v0 .* 'size'.*--env-option"):
+        make_env("Sized-v0")
+    make_env("Sized-v0", size=3).close()
+    with pytest.raises(TypeError, match="not negative"):  # of its own
+        make_env("Sized-v1")
 
 
 @pytest.mark.parametrize(
