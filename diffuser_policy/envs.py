@@ -572,12 +572,17 @@ def _with_tuples(space: Space, value: Any) -> Any:
 def _check_part(env: Env, space: Space, value: Any, name: str) -> None:
     """Raise unless a value has the shape of its space; look into its parts."""
     if isinstance(space, gym.spaces.Box):
-        given = getattr(value, "shape", None)  # np.shape takes longer
-        if given != space.shape and np.shape(value) != space.shape:
+        if getattr(value, "shape", None) == space.shape:  # np.shape takes longer
+            return
+        try:
+            given: Any = np.shape(value)
+        except ValueError:
+            given = "of lists that differ in length"
+        if given != space.shape:
             raise EnvContractError(
-                f"{env_name(env)}: {name} has shape {np.shape(value)}, and the "
-                f"environment's space has {space.shape}. Correct the environment, or "
-                f"wrap it so that every observation is in its space."
+                f"{env_name(env)}: {name} has the shape {given}, and the environment's "
+                f"space has {space.shape}. Correct the environment, or wrap it so that "
+                f"every observation is in its space."
             )
     elif isinstance(space, gym.spaces.Dict):
         known: Any = value if isinstance(value, Mapping) else ()

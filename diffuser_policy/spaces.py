@@ -50,6 +50,7 @@ from diffuser_policy.observations import (
 )
 from diffuser_policy.ogbench import is_ogbench
 
+ROUNDING = 4 * float(np.finfo(np.float32).eps)  # a few steps of float32 numbers near 1
 WHOLE = 2.0**53  # largest whole number up to which float64 skips none
 
 
@@ -272,7 +273,8 @@ class SpaceSpec:
         Returns:
             Observations `[n, planned]`, goals `[n, goal]` or none, and the batch
             shape: `()` for a single observation, `(n,)` for a batch. Goals of a
-            planner that was trained without any are of any size.
+            planner that was trained without any are of any size, and none if they are
+            no vector for each row, but an image or a number.
 
         Raises:
             ObservationError: Structure, shape, or values that cannot be planned from.
@@ -330,13 +332,17 @@ class SpaceSpec:
 
     def _guided(self, observation: Mapping[str, Any]) -> dict[str, tuple[Part, ...]]:
         """Return the parts of a goal dictionary whose goal is for guides alone."""
-        size, goal = self.observation_size, observation.get("desired_goal", 0.0)
+        size, goal = self.observation_size, observation.get("desired_goal")
         parts: dict[str, tuple[Part, ...]] = {
             "observation": (Part(path=("observation",), shape=(size,)),)
         }
-        if not isinstance(goal, Mapping | tuple):  # guides take one vector
-            shape = _shape(goal)[-1:] or (0,)
-            parts["desired_goal"] = (Part(path=("desired_goal",), shape=shape),)
+        shape = _shape(goal)
+        # Guides take one vector for each row: of as many axes as the observation.
+        is_vector = len(shape) == len(_shape(observation.get("observation")))
+        if "desired_goal" not in observation:  # the error names it
+            parts["desired_goal"] = (Part(path=("desired_goal",), shape=(0,)),)
+        elif is_vector and not isinstance(goal, tuple):
+            parts["desired_goal"] = (Part(path=("desired_goal",), shape=shape[-1:]),)
         return parts
 
     def _lacking(
@@ -450,14 +456,20 @@ def into_box(box: spaces.Box, values: np.ndarray) -> np.ndarray:
 def outside(rows: np.ndarray, space: spaces.Box) -> np.ndarray:
     """Return which rows `[n]` lie outside of a space, by more than rounding explains.
 
+    That is a thousandth of the range or, where one bound is infinite, a few float32
+    steps of the other.
+
     Args:
         rows: `[n, *space.shape]`.
         space: Of a single one.
     """
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
-        slack = np.nan_to_num(1e-3 * np.maximum(1, high - low), posinf=0.0)
-        beyond = (rows < low - slack) | (rows > high + slack)
+        share = np.where(np.isfinite(high - low), 1e-3 * (high - low), ROUNDING)
+        below, above = (
+            np.maximum(share, ROUNDING * np.abs(bound)) for bound in (low, high)
+        )
+        beyond = (rows < low - below) | (rows > high + above)
     return np.asarray(beyond.reshape(len(rows), -1).any(axis=1))
 
 
@@ -481,17 +493,18 @@ def find_goal_columns(observation: np.ndarray, achieved: np.ndarray) -> tuple[in
         achieved: `[num_rows, goal]`, the same rows.
 
     Returns:
-        Columns of the observation that repeat the goal, or the columns it takes when
-        appended behind the observation.
+        Columns of the observation that repeat the goal, the closest ones if several
+        do, or the columns it takes when appended behind the observation.
     """
-    columns = []
+    columns: list[int] = []
     for goal in achieved.T:
-        equal = np.flatnonzero(np.abs(observation - goal[:, None]).max(axis=0) < 1e-5)
+        gaps = np.abs(observation - goal[:, None]).max(axis=0)
+        equal = np.flatnonzero(gaps < 1e-5)
         free = [int(column) for column in equal if column not in columns]
         if not free:
             size = observation.shape[1]
             return tuple(range(size, size + achieved.shape[1]))
-        columns.append(free[0])
+        columns.append(min(free, key=gaps.__getitem__))
     return tuple(columns)
 
 

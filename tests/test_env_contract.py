@@ -321,6 +321,17 @@ def test_shapes_that_change_between_episodes_are_refused_at_the_first_step() -> 
     assert Growing.num_steps == 10
 
 
+@pytest.mark.parametrize("ragged", [[[0.0], [1.0, 2.0]], [0.0, [1.0]]])
+def test_lists_that_are_no_array_are_refused(ragged: Any) -> None:
+    class Ragged(Walk):
+        def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+            super().reset(**options)
+            return ragged, {}
+
+    with pytest.raises(EnvContractError, match=r"differ in length.*has \(1,\)"):
+        reset_env(Ragged())
+
+
 def test_parts_that_are_missing_are_named() -> None:
     class Partial(GoalWalk):
         def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:

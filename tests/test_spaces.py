@@ -13,7 +13,12 @@ from gymnasium import spaces
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.errors import DatasetError, ObservationError, SpaceMismatchError
 from diffuser_policy.settings import from_json, to_json
-from diffuser_policy.spaces import SpaceSpec, check_action_bounds, find_goal_columns
+from diffuser_policy.spaces import (
+    SpaceSpec,
+    check_action_bounds,
+    find_goal_columns,
+    outside,
+)
 from diffuser_policy.testing import toy_dataset
 from diffuser_policy.training.derive import space_spec
 
@@ -90,6 +95,18 @@ def test_planners_without_goals_read_goal_dictionaries(
     assert found == batch
 
 
+@pytest.mark.parametrize("shape", [(), (3, 3), (5, 4, 3)])
+@pytest.mark.parametrize("batch", [(), (3,)])
+def test_goals_that_no_guide_can_take_are_left_aside(
+    batch: tuple[int, ...], shape: tuple[int, ...]
+) -> None:
+    """A number or an image, in place of a vector."""
+    seen = {**goal_dict(*batch), "desired_goal": np.full((*batch, *shape), 7.0)}
+    rows, goals, found = FLAT.read(seen)
+    np.testing.assert_array_equal(rows, FLAT.read(seen["observation"])[0])
+    assert (goals, found) == (None, batch)
+
+
 @pytest.mark.parametrize("size", [6, 8])
 def test_a_flat_array_is_not_taken_for_a_goal_dictionary(size: int) -> None:
     """Whether it is the observation and then the goal, nobody can tell."""
@@ -116,7 +133,7 @@ def test_a_flat_array_is_not_taken_for_a_goal_dictionary(size: int) -> None:
         (FLAT, [0, 1, 2, None], "not numeric"),
         (FLAT, [0, 1, 2, np.nan], "NaN or infinite"),
         (GOAL, [[0], [1, 2]], "lacks"),
-        (FLAT, {**goal_dict(), "desired_goal": [[0], [1, 2]]}, "not numeric"),
+        (GOAL, {**goal_dict(), "desired_goal": [[0], [1, 2]]}, "not numeric"),
         (FLAT, [0, 1, 2, -np.inf], "NaN or infinite"),
         (GOAL, {**goal_dict(), "desired_goal": np.zeros(3)}, "desired_goal must have"),
         (GOAL, {**goal_dict(2), "desired_goal": np.zeros(2)}, "batch shape"),
@@ -127,10 +144,9 @@ def test_a_flat_array_is_not_taken_for_a_goal_dictionary(size: int) -> None:
             "achieved_goal",
         ),
         (FLAT, {**goal_dict(), "observation": np.zeros(5)}, "observation must have"),
-        (FLAT, {**goal_dict(), "desired_goal": np.nan}, "desired_goal must have"),
+        (GOAL, {**goal_dict(), "desired_goal": np.nan}, "desired_goal must have"),
         (FLAT, {**goal_dict(), "desired_goal": [np.nan]}, "desired_goal holds NaN"),
         (FLAT, {**goal_dict(2), "desired_goal": np.zeros((3, 2))}, "batch shape"),
-        (FLAT, {**goal_dict(2), "desired_goal": np.zeros(2)}, "batch shape"),
         (GOAL, {"observation": np.zeros(4)}, r"lacks \['desired_goal'\]"),
     ],
 )
@@ -223,6 +239,36 @@ def test_goal_columns_are_found_where_they_repeat() -> None:
 def test_equal_columns_are_used_once_each() -> None:
     rows = np.zeros((10, 3))
     assert find_goal_columns(rows, np.zeros((10, 2))) == (0, 1)
+
+
+def test_the_closest_of_the_columns_that_repeat_a_goal_is_chosen() -> None:
+    rows = np.random.default_rng(0).normal(size=(20, 3)) * 1e-6  # tiny units
+    assert find_goal_columns(rows, rows[:, [2, 1]]) == (2, 1)
+    assert find_goal_columns(rows, rows[:, [2, 2]] + 1e-9)[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "value", "expected"),
+    [
+        (-1.0, 1.0, 1.0019, False),
+        (-1.0, 1.0, 1.0021, True),
+        (-1e-3, 1e-3, 1.001e-3, False),
+        (-1e-3, 1e-3, 1.9e-3, True),
+        (0.0, np.inf, -1e-8, False),
+        (0.0, np.inf, -1e-3, True),
+        (1e4, np.inf, 1e4 - 2e-3, False),  # two float32 steps
+        (-np.inf, 1e4, 1e4 + 0.1, True),
+        (-np.inf, np.inf, 1e30, False),
+        (0.1, 0.1, float(np.float32(0.1)), False),
+    ],
+)
+def test_rounding_alone_leads_outside_of_no_space(
+    low: float, high: float, value: float, *, expected: bool
+) -> None:
+    box = spaces.Box(low, high, (2,), np.float64)
+    inside = np.clip(0.5, low, high)
+    rows = np.array([[inside, value], [inside, inside]])
+    assert outside(rows, box).tolist() == [expected, False]
 
 
 def test_a_dataset_says_what_its_environment_is_like() -> None:
