@@ -260,10 +260,7 @@ class ObservationColumns:
             ValueError: A part is of another shape.
         """
         return {
-            name: joined(
-                np.asarray(part.of(observations)).reshape(count, part.size)
-                for part in parts
-            )
+            name: joined(_flat_rows(part, observations, count) for part in parts)
             for name, parts in self.fields.items()
         }
 
@@ -271,6 +268,22 @@ class ObservationColumns:
         """Return the space of observations: unbounded, float64."""
         every = [part for parts in self.fields.values() for part in parts]
         return _space([(part.path, part.shape) for part in dict.fromkeys(every)])
+
+
+def _flat_rows(part: Part, observations: Any, count: int) -> np.ndarray:
+    """Return `[count, size]` of a part of many observations.
+
+    Raises:
+        LookupError: It is missing.
+        ValueError: It is of another shape.
+    """
+    values = np.asarray(part.of(observations))
+    if values.shape != (count, *part.shape):
+        raise ValueError(
+            f"{part.name} has the shape {values.shape}, and {(count, *part.shape)} was "
+            f"expected"
+        )
+    return values.reshape(count, part.size)
 
 
 def is_finite(numbers: np.ndarray) -> bool:

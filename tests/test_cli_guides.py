@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -21,10 +21,13 @@ from diffuser_policy.errors import ConfigError, GuideError, UnknownNameError
 from diffuser_policy.guides.guide import Guide
 from diffuser_policy.guides.registry import (
     GUIDES,
+    SavedPart,
     example_texts,
     find_guide,
+    guide_to_json,
     make_guide,
     parse_guide,
+    part_text,
     register_guide,
     registered_guide,
 )
@@ -129,24 +132,33 @@ def test_several_texts_add_up() -> None:
 finite = st.floats(allow_nan=False, allow_infinity=False)
 
 
-@settings(max_examples=50)
-@given(
-    guide=st.builds(
-        Spot,
-        center=st.tuples(finite, finite),
-        columns=st.text(),
-        corners=st.lists(st.tuples(finite, finite), max_size=2).map(tuple),
-        names=st.lists(st.text(), max_size=3).map(tuple),
-        steps=st.none()
-        | st.lists(st.integers(-(2**63) + 1, 2**63 - 1), max_size=3).map(tuple),
-        inside=st.booleans(),
-        power=finite | st.text() | st.booleans() | st.none(),
-    ),
-    weight=finite,
+spots = st.builds(
+    Spot,
+    center=st.tuples(finite, finite),
+    columns=st.text(),
+    corners=st.lists(st.tuples(finite, finite), max_size=2).map(tuple),
+    names=st.lists(st.text(), max_size=3).map(tuple),
+    steps=st.none()
+    | st.lists(st.integers(-(2**63) + 1, 2**63 - 1), max_size=3).map(tuple),
+    inside=st.booleans(),
+    power=finite | st.text() | st.booleans() | st.none(),
 )
+
+
+@settings(max_examples=50)
+@given(guide=spots, weight=finite)
 def test_every_guide_can_be_written_with_json(guide: Spot, weight: float) -> None:
     values = [f"{f.name}={json.dumps(getattr(guide, f.name))}" for f in fields(guide)]
     assert parse_guide(f"{weight}*spot:{';'.join(values)}") == weight * guide
+
+
+@settings(max_examples=50)
+@given(guide=spots)
+@example(guide=Spot(center=(0.0, 1.0), columns="", names=("",), power=" a"))
+@example(guide=Spot(center=(0.0, 1.0), columns="a\nb", names=('a"b', "c"), power='";'))
+def test_every_guide_is_read_back_from_its_own_text(guide: Spot) -> None:
+    (saved,) = guide_to_json(guide)
+    assert parse_guide(part_text(SavedPart(**saved))) == guide
 
 
 @pytest.mark.parametrize(

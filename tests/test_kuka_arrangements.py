@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -174,6 +175,13 @@ def test_a_tower_names_every_block_once(order: Sequence[int]) -> None:
     assert check_order([2, 0, 1, 3], 4) == (2, 0, 1, 3)
     with pytest.raises(KukaArrangementError, match="once"):
         check_order(order, 4)
+
+
+@pytest.mark.parametrize("order", [(0, 1.7), (0.0, 1.0), "01", 3])
+def test_a_tower_names_blocks_by_whole_numbers(order: Any) -> None:
+    with pytest.raises(KukaArrangementError, match="whole numbers"):
+        check_order(order, 2)
+    assert check_order(np.array([1, 0]), 2) == (1, 0)
 
 
 def test_pairs_become_the_tower_they_describe() -> None:

@@ -366,7 +366,8 @@ def test_guides_are_saved_and_given_by_name() -> None:
         (lambda: Contact(tower=(0, 1, 0)), "Contact.tower names a block twice"),
         (lambda: Place(tower=(2,)), "two or more blocks"),
         (lambda: StackTask(tower=(1, 1)), "twice"),
-        (lambda: StackTask(contact=math.nan), "StackTask.contact must be finite"),
+        (lambda: StackTask(contact=math.nan), "StackTask.contact must be a finite"),
+        (lambda: StackTask(place="x"), "StackTask.place must be a finite"),  # type: ignore[arg-type]
     ],
 )
 def test_parameters_that_cannot_be_meant_are_refused(make: Any, words: str) -> None:

@@ -230,6 +230,12 @@ def test_towers_name_every_block_once(order: tuple[int, ...]) -> None:
         tower_goal(order)
 
 
+@pytest.mark.parametrize("num_blocks", [None, 4])
+def test_towers_name_blocks_by_whole_numbers(num_blocks: int | None) -> None:
+    with pytest.raises(KukaArrangementError, match="whole numbers"):
+        tower_goal((0.5, 1), num_blocks)  # type: ignore[arg-type]
+
+
 def test_columns_are_those_of_the_paper() -> None:
     assert COLUMNS["joints"] == tuple(range(7))
     assert [COLUMNS[f"flag_{block}"] for block in range(4)] == [

@@ -248,6 +248,17 @@ def test_a_state_of_other_envs_is_refused() -> None:
         demonstrator.predict(batch, state)
 
 
+@pytest.mark.parametrize("starts", [[True], [True] * 3, [[True, False]]])
+def test_starts_of_other_envs_are_refused(starts: Any) -> None:
+    demonstrator = WaypointDemonstrator(get_layout("umaze"))
+    observation = observe([-0.8, 0.8], [0.0, 0.0], [-0.8, 0.8])
+    batch = {name: np.stack([values] * 2) for name, values in observation.items()}
+    with pytest.raises(MazeObservationError, match=r"episode_start .* 2 environments"):
+        demonstrator.predict(batch, episode_start=starts)
+    demonstrator.predict(batch, episode_start=[True, False])
+    demonstrator.predict(observation, episode_start=True)
+
+
 def test_goals_that_cannot_be_reached_are_refused() -> None:
     demonstrator = WaypointDemonstrator(get_layout("umaze"))
     with pytest.raises(MazePositionError, match="free cell"):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
-from diffuser_envs.errors import MazeOptionError
 from diffuser_envs.maze.guides import MazeWalls
 from diffuser_envs.maze.layouts import get_layout
 from diffuser_envs.maze.obstacles import BALL_RADIUS, CLEARANCE, Discs, FreeSpace
@@ -112,10 +113,12 @@ def test_the_gradient_agrees_with_finite_differences_and_leads_out() -> None:
 
 
 def test_a_maze_that_there_is_not_and_a_clearance_that_fills_it_are_refused() -> None:
-    with pytest.raises(MazeOptionError, match="large"):
+    with pytest.raises(GuideError, match="large"):
         MazeWalls(layout="larg")
-    with pytest.raises(GuideError, match="clearance"):
-        MazeWalls(layout="large", clearance=0.5)
+    clearance: Any
+    for clearance in (0.5, -0.1, "x", None):
+        with pytest.raises(GuideError, match="clearance"):
+            MazeWalls(layout="large", clearance=clearance)
 
 
 def test_a_path_outside_the_maze_is_pulled_back() -> None:

@@ -187,6 +187,16 @@ def test_goals_stand_apart_wherever_they_are() -> None:
     assert (without.size, without.goal_size) == (8, 0)
 
 
+def test_rows_of_another_shape_are_refused_even_with_as_many_numbers() -> None:
+    columns = ObservationColumns(observation=(Part(path=("grid",), shape=(2, 3)),))
+    grids = np.arange(24.0).reshape(4, 2, 3)
+    rows = columns.rows({"grid": grids}, 4)["observation"]
+    np.testing.assert_array_equal(rows, grids.reshape(4, 6))
+    for other in (grids.swapaxes(1, 2), grids.reshape(4, 6), grids.reshape(2, 4, 3)):
+        with pytest.raises(ValueError, match=r"grid has the shape .* \(4, 2, 3\) was"):
+            columns.rows({"grid": other}, 4)
+
+
 def test_desired_goals_follow_the_order_of_the_achieved() -> None:
     space = in_order(
         observation=box(1),

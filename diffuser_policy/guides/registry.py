@@ -490,7 +490,8 @@ def _value_text(value: Any) -> str:
     """Return plain data as the text of a value: as short as can be read back."""
     text = value_text(value)
     try:
-        readable = ";" not in text and plain(_literal(text)) == value
+        plain_text = text and text == text.strip() and not set(';"\n') & set(text)
+        readable = plain_text and plain(_literal(text)) == value
     except GuideError:
         readable = False
     return text if readable else json.dumps(value)

@@ -27,7 +27,8 @@ def row_memories(
         episode_start: Which rows start an episode, shape `[num_rows]`.
         num_rows: Rows of the observation.
         new: Makes a memory, a dataclass.
-        error: Raised if the state is for another number of environments.
+        error: Raised if the state or `episode_start` is for another number of
+            environments.
     """
     if state is not None and len(state[0]) != num_rows:
         raise error(
@@ -36,7 +37,13 @@ def row_memories(
         )
     starts = np.zeros(num_rows, dtype=np.bool_)
     if episode_start is not None:
-        starts |= np.asarray(episode_start, dtype=np.bool_)
+        given = np.asarray(episode_start, dtype=np.bool_)
+        if given.shape not in ((), starts.shape):
+            raise error(
+                f"episode_start has the shape {given.shape}, the observation is for"
+                f" {num_rows} environments; give one flag for each"
+            )
+        starts |= given
     memories = np.empty(num_rows, dtype=np.object_)
     for row in range(num_rows):
         if state is None or starts[row]:

@@ -9,6 +9,7 @@ They stand at least `SPACING` apart, so that a carried block fits between any tw
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -332,6 +333,24 @@ def _check_room(centers: FloatArray) -> None:
             )
 
 
+def block_numbers(tower: Sequence[int]) -> tuple[int, ...]:
+    """Return the blocks that a tower names.
+
+    Args:
+        tower: Block numbers, bottom to top.
+
+    Raises:
+        KukaArrangementError: One of them is no whole number.
+    """
+    try:
+        return tuple(map(operator.index, tower))
+    except TypeError:
+        raise KukaArrangementError(
+            "a tower names its blocks by whole numbers, bottom to top, as (2, 0, 1),"
+            f" got {tower!r}"
+        ) from None
+
+
 def check_order(order: Sequence[int], num_blocks: int) -> tuple[int, ...]:
     """Check that a tower's order names every block once, and return it.
 
@@ -340,9 +359,10 @@ def check_order(order: Sequence[int], num_blocks: int) -> tuple[int, ...]:
         num_blocks: Number of blocks.
 
     Raises:
-        KukaArrangementError: A block is missing, unknown or named twice.
+        KukaArrangementError: A block is missing, unknown or named twice, or one of them
+            is no whole number.
     """
-    names = tuple(int(block) for block in order)
+    names = block_numbers(order)
     if sorted(names) != list(range(num_blocks)):
         raise KukaArrangementError(
             f"a tower names each of the blocks 0 to {num_blocks - 1} once, bottom to"

@@ -181,7 +181,7 @@ class StackDemonstrator:
 
         Raises:
             KukaObservationError: The observation is not finite or has another size, or
-                the state is for another number of environments.
+                the state or `episode_start` is for another number of environments.
             KukaArrangementError: No arrangement of the blocks meets the goal.
         """
         rows, goals, batched = self._read(observation)

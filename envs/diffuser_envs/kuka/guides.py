@@ -15,7 +15,6 @@ step of scale 1 moves a position, or a contact flag, by its whole error. Only
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
@@ -34,6 +33,7 @@ from diffuser_policy.errors import GuideError
 from diffuser_policy.guides.builtin import checked_number, checked_point, lengths
 from diffuser_policy.guides.guide import Guide, Mark, WeightedSum
 from diffuser_policy.guides.trajectory import CLEAN, Trajectory
+from diffuser_policy.settings import MisfitError, converted
 
 Tower = tuple[int, ...] | None
 SHARPNESS = 0.1  # of a flag: width of the soft maximum over the steps of a contact
@@ -618,12 +618,16 @@ class StackTask(Guide):
         """Check the weights and the tower.
 
         Raises:
-            GuideError: A weight that is not finite, or an impossible tower.
+            GuideError: A weight that is no finite number, or an impossible tower.
         """
         for name in ("match", "place", "contact", "avoid", "rest"):
             weight = getattr(self, name)
-            if not math.isfinite(weight):
-                raise GuideError(f"{self.name}.{name} must be finite, got {weight}.")
+            try:
+                object.__setattr__(self, name, converted(weight, float))
+            except MisfitError:
+                raise GuideError(
+                    f"{self.name}.{name} must be a finite number, got {weight!r}."
+                ) from None
         check_tower(self, self.tower)
 
     def _terms(self) -> list[tuple[float, Guide]]:

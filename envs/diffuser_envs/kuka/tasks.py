@@ -31,6 +31,7 @@ from gymnasium import spaces
 
 from diffuser_envs.errors import KukaArrangementError, KukaOptionError, check_known
 from diffuser_envs.kuka.arrangements import (
+    block_numbers,
     check_arrangement,
     check_order,
     matched,
@@ -452,9 +453,10 @@ def tower_goal(tower: Sequence[int], num_blocks: int | None = None) -> FloatArra
         shape `[n (n - 1)]`.
 
     Raises:
-        KukaArrangementError: A block is missing, unknown or named twice.
+        KukaArrangementError: A block is missing, unknown or named twice, or one of them
+            is no whole number.
     """
-    names = tuple(int(block) for block in tower)
+    names = block_numbers(tower)
     if num_blocks is None:
         num_blocks = len(check_order(names, len(names)))
     elif (

@@ -141,7 +141,7 @@ class WaypointDemonstrator:
 
         Raises:
             MazeObservationError: The observation is not a finite goal dictionary, or
-                the state is for another number of environments.
+                the state or `episode_start` is for another number of environments.
             MazePositionError: A goal is not in a free cell or cannot be reached.
         """
         states, goals, batched = read_observation(observation, size=4)

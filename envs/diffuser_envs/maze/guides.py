@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffuser_envs.errors import MazeOptionError
 from diffuser_envs.maze.layouts import BoolArray, FloatArray, get_layout
 from diffuser_policy.errors import GuideError
+from diffuser_policy.guides.builtin import checked_number
 from diffuser_policy.guides.guide import Guide
 from diffuser_policy.guides.trajectory import Trajectory
 
@@ -42,9 +44,17 @@ class MazeWalls(Guide):
     columns: str = "position"
 
     def __post_init__(self) -> None:
-        """Check the maze and the clearance."""
-        get_layout(self.layout)
-        if not 0 <= self.clearance < 0.5:
+        """Check the maze and the clearance.
+
+        Raises:
+            GuideError: No such maze, or a clearance outside of its corridors.
+        """
+        try:
+            get_layout(self.layout)
+        except MazeOptionError as error:
+            raise GuideError(f"MazeWalls.layout: {error}.") from error
+        checked_number(self, "clearance")
+        if self.clearance >= 0.5:
             raise GuideError(
                 f"MazeWalls.clearance must be in [0, 0.5) of the corridors' meter, got "
                 f"{self.clearance!r}."
