@@ -60,23 +60,14 @@ def test_forward_kinematics_are_bullets() -> None:
     pybullet.disconnect(client)
 
 
-@pytest.mark.parametrize("swivel", [0.0, 0.4, -0.4])
-def test_inverse_kinematics_lead_back_and_point_down(swivel: float) -> None:
+def test_inverse_kinematics_lead_back_and_point_down() -> None:
     points = sector_points(5000)
-    joints = inverse(points, swivel=swivel)
+    joints = inverse(points)
     assert ((joints >= JOINT_LOW) & (joints <= JOINT_HIGH)).all()
     position, rotation = tool_pose(joints)
     np.testing.assert_allclose(position, points, atol=1e-12)
     downward = np.broadcast_to(np.diag([-1.0, 1.0, -1.0]), rotation.shape)
     np.testing.assert_allclose(rotation, downward, atol=1e-12)
-
-
-def test_the_swivel_moves_the_elbow_and_nothing_else() -> None:
-    points = sector_points(100)
-    straight, turned = inverse(points), inverse(points, swivel=0.3)
-    assert (np.abs(straight - turned)[:, 0] > 0.05).all()
-    np.testing.assert_allclose(inverse(points, swivel=0.0), straight)
-    np.testing.assert_allclose(inverse(points, swivel=1e-9), straight, atol=1e-7)
 
 
 def test_the_last_joint_stays_far_from_its_limits_over_the_whole_sector() -> None:

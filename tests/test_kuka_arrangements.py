@@ -117,7 +117,7 @@ def test_no_place_is_found_where_none_is() -> None:
     with pytest.raises(KukaArrangementError, match="30 places do not fit"):
         random_places(30, rng)
     with pytest.raises(KukaArrangementError, match="fewer blocks"):
-        random_place(rng, [(0.5, 0.0)], spacing=2.0)
+        random_place(rng, np.mgrid[0.0:0.7:8j, -0.7:0.7:15j].reshape(2, -1).T)
     with pytest.raises(KukaArrangementError, match="two blocks"):
         random_stacks(1, rng)
 

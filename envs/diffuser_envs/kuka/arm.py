@@ -71,15 +71,14 @@ def tool_position(joints: npt.ArrayLike) -> FloatArray:
     return tool_pose(joints)[0]
 
 
-def inverse(position: npt.ArrayLike, swivel: npt.ArrayLike = 0.0) -> FloatArray:
+def inverse(position: npt.ArrayLike) -> FloatArray:
     """Return joints that put the tool's tip at a position, straight down at yaw 0.
 
-    With swivel 0 the whole arm lies in the vertical plane through the base and the
-    tip, elbow up: joints 3 and 5 are zero, and joints 1 and 7 are the azimuth.
+    The whole arm lies in the vertical plane through the base and the tip, elbow up:
+    joints 3 and 5 are zero, and joints 1 and 7 are the azimuth.
 
     Args:
         position: Tip of the tool, shape `[..., 3]`.
-        swivel: Turn of the elbow about the line from shoulder to wrist; broadcasts.
 
     Returns:
         Joints, shape `[..., 7]`; NaN in rows where no posture of this kind is within
@@ -104,14 +103,12 @@ def inverse(position: npt.ArrayLike, swivel: npt.ArrayLike = 0.0) -> FloatArray:
         ),
         axis=-1,
     )
-    if np.any(swivel):
-        flat = _swivelled(flat, np.asarray(swivel, dtype=np.float64))
     inside = ((flat >= JOINT_LOW) & (flat <= JOINT_HIGH)).all(axis=-1, keepdims=True)
     return np.where(inside, flat, np.nan)
 
 
 def reachable(position: npt.ArrayLike) -> BoolArray:
-    """Return which tool positions the arm reaches, straight down at yaw and swivel 0.
+    """Return which tool positions the arm reaches, straight down at yaw 0.
 
     Args:
         position: Tip of the tool, shape `[..., 3]`.
@@ -120,36 +117,6 @@ def reachable(position: npt.ArrayLike) -> BoolArray:
         Shape `[...]`.
     """
     return np.asarray(np.isfinite(inverse(position)).all(axis=-1))
-
-
-def _swivelled(flat: FloatArray, swivel: FloatArray) -> FloatArray:
-    """Turn the elbow of flat postures, keeping the tool where it is.
-
-    Args:
-        flat: Postures of swivel 0, shape `[..., 7]`.
-        swivel: Broadcasts over them.
-    """
-    upper = _z_turn(flat[..., 0]) @ _y_turn(flat[..., 1])
-    fore = upper @ _y_turn(-flat[..., 3])
-    _, tool = tool_pose(flat)
-    wrist = UPPER_ARM * upper[..., 2] + FOREARM * fore[..., 2]
-    axis = wrist / np.linalg.norm(wrist, axis=-1, keepdims=True)
-    elbow = _turned(upper[..., 2], axis, swivel[..., None])
-    # Of the two ways to point the upper arm, keep the one that joint 1 was near.
-    facing = np.cos(flat[..., 0]) * elbow[..., 0] + np.sin(flat[..., 0]) * elbow[..., 1]
-    side = np.where(facing < 0.0, -1.0, 1.0)
-    q1 = np.arctan2(side * elbow[..., 1], side * elbow[..., 0])
-    q2 = side * np.arccos(np.clip(elbow[..., 2], -1.0, 1.0))
-    shoulder = _z_turn(q1) @ _y_turn(q2)
-    along = _applied(np.swapaxes(shoulder, -1, -2), wrist - UPPER_ARM * elbow)
-    q3 = np.arctan2(along[..., 1], along[..., 0])
-    fore = shoulder @ _z_turn(q3) @ _y_turn(-flat[..., 3])
-    hand = np.swapaxes(fore, -1, -2) @ tool  # = Rz(q5) Ry(q6) Rz(q7)
-    q5 = np.arctan2(hand[..., 1, 2], hand[..., 0, 2])
-    q6 = np.arccos(np.clip(hand[..., 2, 2], -1.0, 1.0))
-    q7 = np.arctan2(hand[..., 2, 1], -hand[..., 2, 0])
-    bend = np.broadcast_to(flat[..., 3], q1.shape)
-    return np.stack((q1, q2, q3, bend, q5, q6, q7), axis=-1)
 
 
 def _z_turn(angle: FloatArray) -> FloatArray:
@@ -171,19 +138,6 @@ def _turn(angle: FloatArray, first: int, second: int, fixed: int) -> FloatArray:
     rotation[..., first, second] = -sine
     rotation[..., fixed, fixed] = 1.0
     return rotation
-
-
-def _applied(rotation: FloatArray, vector: FloatArray) -> FloatArray:
-    """Rotate vectors, shape `[..., 3]`."""
-    return np.asarray((rotation @ vector[..., None])[..., 0])
-
-
-def _turned(vector: FloatArray, axis: FloatArray, angle: FloatArray) -> FloatArray:
-    """Turn vectors about unit axes (Rodrigues' formula)."""
-    cosine, sine = np.cos(angle), np.sin(angle)
-    along = (vector * axis).sum(axis=-1, keepdims=True) * axis
-    turned = along + cosine * (vector - along) + sine * np.cross(axis, vector)
-    return np.asarray(turned, dtype=np.float64)
 
 
 HOME: FloatArray = inverse((0.50, 0.0, 0.35))

@@ -36,15 +36,12 @@ MATCHED = 0.03  # how far from its goal position a block may be
 _ATTEMPTS = 200
 
 
-def random_place(
-    rng: np.random.Generator, occupied: npt.ArrayLike = (), spacing: float = SPACING
-) -> FloatArray:
+def random_place(rng: np.random.Generator, occupied: npt.ArrayLike = ()) -> FloatArray:
     """Draw a place on the table, uniform over the free part of the work sector.
 
     Args:
         rng: Source of randomness.
-        occupied: Centers to keep away from, shape `[k, 2]`.
-        spacing: Least distance to them, meters.
+        occupied: Centers to keep away from by `SPACING`, shape `[k, 2]`.
 
     Returns:
         x and y.
@@ -57,23 +54,20 @@ def random_place(
         radius = math.sqrt(rng.uniform(MIN_RADIUS**2, MAX_RADIUS**2))
         azimuth = rng.uniform(-MAX_AZIMUTH, MAX_AZIMUTH)
         x, y = radius * math.cos(azimuth), radius * math.sin(azimuth)
-        if all(math.hypot(x - a, y - b) >= spacing for a, b in taken.tolist()):
+        if all(math.hypot(x - a, y - b) >= SPACING for a, b in taken.tolist()):
             return np.array((x, y))
     raise KukaArrangementError(
         f"no free place is left in the work sector beside {len(taken)} others,"
-        f" {spacing} m apart; use fewer blocks"
+        f" {SPACING} m apart; use fewer blocks"
     )
 
 
-def random_places(
-    num_places: int, rng: np.random.Generator, occupied: npt.ArrayLike = ()
-) -> FloatArray:
-    """Draw places at a distance from each other and from the occupied ones.
+def random_places(num_places: int, rng: np.random.Generator) -> FloatArray:
+    """Draw places at a distance of `SPACING` from each other, or more.
 
     Args:
         num_places: Number of places.
         rng: Source of randomness.
-        occupied: Centers to keep away from, shape `[k, 2]`.
 
     Returns:
         Shape `[num_places, 2]`.
@@ -81,20 +75,19 @@ def random_places(
     Raises:
         KukaArrangementError: The places do not fit.
     """
-    before = np.asarray(occupied, dtype=np.float64).reshape(-1, 2)
     error = None
     for _ in range(20):  # an unlucky first choice can leave no room for the rest
-        taken = before
+        taken = np.empty((0, 2))
         try:
             for _ in range(num_places):
                 taken = np.vstack((taken, random_place(rng, taken)))
         except KukaArrangementError as failed:
             error = failed
             continue
-        return taken[len(before) :]
+        return taken
     raise KukaArrangementError(
-        f"{num_places} places do not fit into the work sector beside"
-        f" {len(before)} others, {SPACING} m apart; use fewer blocks"
+        f"{num_places} places do not fit into the work sector, {SPACING} m apart; use"
+        " fewer blocks"
     ) from error
 
 
@@ -121,7 +114,6 @@ def random_stacks(
     *,
     max_height: int = 3,
     jitter: float = 0.0,
-    occupied: npt.ArrayLike = (),
 ) -> FloatArray:
     """Draw random piles, at least one of them of two blocks or more.
 
@@ -131,7 +123,6 @@ def random_stacks(
         max_height: Height of the highest pile, in blocks.
         jitter: Standard deviation, meters, of a block's offset from the one below; cut
             at three standard deviations.
-        occupied: Places to keep away from, shape `[k, 2]`.
 
     Returns:
         Shape `[num_blocks, 3]`.
@@ -152,7 +143,7 @@ def random_stacks(
             heights.append(int(rng.integers(1, min(max_height, left) + 1)))
     blocks = rng.permutation(num_blocks)
     positions = np.empty((num_blocks, 3))
-    places = random_places(len(heights), rng, occupied)
+    places = random_places(len(heights), rng)
     first = 0
     for place, height in zip(places, heights, strict=True):
         center = place

@@ -78,7 +78,6 @@ class Demonstration:
         observations: float32 `[T + 1, 7 + 8n]`.
         actions: float32 `[T, 8]`: joint targets and grasp.
         rewards: `[T]`: share of the tower that stands after each step.
-        scenario: `"tower"` or `"rebuild"`.
         order: Order of the tower, bottom to top.
         moves: The pick-and-places.
     """
@@ -86,7 +85,6 @@ class Demonstration:
     observations: np.ndarray
     actions: np.ndarray
     rewards: FloatArray
-    scenario: str
     order: tuple[int, ...]
     moves: tuple[Move, ...]
 
@@ -194,7 +192,6 @@ class KinematicGenerator:
             observations=observations,
             actions=actions,
             rewards=self._rewards(trajectory, paths),
-            scenario="rebuild" if rebuild else "tower",
             order=order,
             moves=tuple(moves),
         )

@@ -130,30 +130,25 @@ def save_gif(
     path: str | Path,
     *,
     fps: float = 20.0,
-    every: int = 1,
 ) -> Path:
     """Write pictures as a looping animation.
 
     Args:
         pictures: `[height, width, 3]` each, uint8.
         path: The file to write; missing folders are made.
-        fps: Pictures per second of the episode.
-        every: Keep only every n-th picture, at the same speed.
+        fps: Pictures per second.
 
     Returns:
         The path.
 
     Raises:
-        KukaOptionError: No pictures, or `fps` or `every` is not positive.
+        KukaOptionError: No pictures, or `fps` is not positive.
     """
-    if fps <= 0.0 or every < 1:
-        raise KukaOptionError(
-            f"fps must be positive and every 1 or more, got {fps} and {every}"
-        )
+    if fps <= 0.0:
+        raise KukaOptionError(f"fps must be positive, got {fps}")
     image = _pillow("Image")
     frames = [
-        image.fromarray(np.asarray(picture, dtype=np.uint8))
-        for picture in itertools.islice(pictures, 0, None, every)
+        image.fromarray(np.asarray(picture, dtype=np.uint8)) for picture in pictures
     ]
     if not frames:
         raise KukaOptionError(
@@ -162,7 +157,7 @@ def save_gif(
         )
     file = Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
-    duration = 1000.0 * every / fps
+    duration = 1000.0 / fps
     frames[0].save(
         file,
         format="GIF",
