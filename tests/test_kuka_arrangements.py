@@ -181,7 +181,7 @@ def test_a_tower_names_every_block_once(order: Sequence[int]) -> None:
 def test_a_tower_names_blocks_by_whole_numbers(order: Any) -> None:
     with pytest.raises(KukaArrangementError, match="whole numbers"):
         check_order(order, 2)
-    assert check_order(np.array([1, 0]), 2) == (1, 0)
+    assert check_order(tuple(np.array([1, 0])), 2) == (1, 0)
 
 
 def test_pairs_become_the_tower_they_describe() -> None:

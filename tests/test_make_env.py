@@ -167,7 +167,7 @@ def test_an_option_that_names_a_missing_file_is_refused() -> None:
 def test_advice_in_place_of_an_environment_is_passed_on(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def moved() -> gym.Env[Any, Any]:
+    def moved(**_: Any) -> gym.Env[Any, Any]:
         raise error
 
     monkeypatch.setitem(gym.registry, "Moved-v0", EnvSpec("Moved-v0", moved))
