@@ -146,6 +146,28 @@ def test_a_taken_port_is_passed_over(serve: Callable[..., Page]) -> None:
 
 
 @pytest.mark.enable_socket
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("host", ["192.0.2.1", "no..host"])
+def test_an_address_of_another_machine_is_refused(host: str) -> None:
+    session = toy_session("Pendulum-v1")
+    with pytest.raises(ConfigError, match=rf"host='{host}'.*127\.0\.0\.1"):
+        Page(session, host=host, port=19080)
+    session.close()
+
+
+@pytest.mark.enable_socket
+@pytest.mark.parametrize(
+    ("host", "expected"), [("::1", "[::1]"), ("::", "localhost"), ("a.b", "a.b")]
+)
+def test_the_address_of_a_page_can_be_opened(
+    serve: Callable[..., Page], host: str, expected: str
+) -> None:
+    page = serve(toy_session("Pendulum-v1"))
+    page.host = host
+    assert page.url == f"http://{expected}:{page.port}"
+
+
+@pytest.mark.enable_socket
 def test_a_planner_without_positions_is_shown_as_plots(
     serve: Callable[..., Page],
 ) -> None:

@@ -12,6 +12,7 @@ import contextlib
 import io
 import logging
 import queue
+import socket
 import time
 from typing import Any
 
@@ -48,8 +49,10 @@ class Page:
 
         Raises:
             MissingExtraError: viser is not installed.
+            ConfigError: This machine has no such address.
         """
         viser: Any = require_extra("viser", "play")
+        _check_host(host)  # viser would wait for its server forever
         # It logs a traceback for every visitor that is no browser.
         logging.getLogger("websockets.server").setLevel(logging.CRITICAL)
         with contextlib.redirect_stdout(io.StringIO()):  # its banner
@@ -74,6 +77,8 @@ class Page:
     def url(self) -> str:
         """Where a browser of this machine finds the page."""
         host = "localhost" if self.host in EVERYWHERE else self.host
+        if ":" in host:  # IPv6
+            host = f"[{host}]"
         return f"http://{host}:{self.port}"
 
     def record(self) -> str:
@@ -153,3 +158,19 @@ class Page:
             self.panel.draw(self.frame, self._complaints)
             self.view.draw(self.frame, at=self.panel.chain_step)
         self._complaints.clear()
+
+
+def _check_host(host: str) -> None:
+    """Refuse an address on which this machine cannot serve, whatever the port."""
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(
+            host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            with socket.socket(family, kind, protocol) as probe:
+                probe.bind(address)
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(
+            f"The page cannot be served on host={host!r}: {error}. Give an address of "
+            f"this machine: 127.0.0.1 (for this machine alone) or 0.0.0.0 (for "
+            f"everyone on the network)."
+        ) from error
