@@ -289,6 +289,27 @@ def test_settings_that_go_with_a_guide_come_and_go_with_it(session: Session) -> 
     assert session.policy.guide is None
 
 
+@pytest.mark.parametrize("chosen", ["path", "tracking"])
+def test_settings_that_were_given_stay_when_the_last_guide_goes(
+    policy: DiffuserPolicy, chosen: str
+) -> None:
+    given = {"executor": chosen}
+    opened = Session(
+        policy.with_settings(**given),
+        make_env(UMAZE),
+        planner="multi2d-umaze",
+        env_id=UMAZE,
+        settings=given,
+    )
+    opened.add_guide("keep-out")
+    opened.choose(executor="path")
+    opened.remove_guide(0)
+    assert opened.setup.settings == given
+    assert opened.policy.config.execution.executor == chosen
+    assert_copies_plan_the_same(opened)
+    opened.close()
+
+
 def test_another_guide_leaves_the_settings_as_they_are(session: Session) -> None:
     session.add_guide("keep-out")
     session.choose(ranking="time_to_goal", executor=session.usual["executor"])

@@ -376,6 +376,8 @@ class Session:
             for key, value in self._suited().items():
                 if self.settings.get(key) == value:
                     del self.settings[key]
+                    if key in self._given:
+                        self.settings[key] = self._given[key]
         self._rebuild()
 
     def is_point(self, value: Any) -> bool:
