@@ -397,6 +397,14 @@ def assert_copies_plan_the_same(session: Session) -> None:
     again.close()
 
 
+def test_the_sampler_of_the_command_line_makes_the_same_plan_again() -> None:
+    """DDPM takes every denoising step, also if the planner is saved with few."""
+    words = ["multi2d-umaze", "--sampler", "ddpm"]
+    opened = tyro.cli(PlaySettings, args=words, use_underscores=False).open()
+    assert_copies_plan_the_same(opened)
+    opened.close()
+
+
 @pytest.mark.parametrize(
     ("first", "seed"),
     [(0, 0), (5, 5), (0, 5)],

@@ -116,6 +116,12 @@ class PlanningOptions:
     """CPU threads of PyTorch. The shipped planners are small: one is fastest, and two
     on a busy machine are many times slower."""
 
+    def full_settings(self) -> dict[str, Any]:
+        """Return the settings that were given, and those that follow from them."""
+        if self.settings.get("sampler") == "ddpm":  # of historical interest if it skips
+            return {"num_sampling_steps": None, **self.settings}
+        return dict(self.settings)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlannerSettings:
@@ -178,15 +184,13 @@ def load_policy(planner: str, options: PlanningOptions, *, seed: int) -> Diffuse
             f"--threads must be 1 to {MOST_THREADS}, got {shown(options.threads)}."
         )
     torch.set_num_threads(options.threads)
-    guide, settings = sum(map(parse_guide, options.guide)), dict(options.settings)
-    if settings.get("sampler") == "ddpm":  # of historical interest with few steps
-        settings.setdefault("num_sampling_steps", None)
+    guide = sum(map(parse_guide, options.guide))
     policy = DiffuserPolicy.from_pretrained(planner, seed=seed)
     note_unfinished(planner, policy.config.provenance)
     policy = policy.accelerated(options.acceleration)
     if guide != 0:  # the sum of none
         policy = policy.with_guide(guide)
-    return policy.with_settings(**settings)
+    return policy.with_settings(**options.full_settings())
 
 
 def note_unfinished(planner: str, provenance: Mapping[str, Any]) -> None:

@@ -78,7 +78,7 @@ class PlaySettings(PlannerSettings):
                 env_id=env_id,
                 seed=self.seed,
                 options=options,
-                settings=self.planning.settings,
+                settings=self.planning.full_settings(),
                 own_guide=own_guide is not None,
             )
         except BaseException:
