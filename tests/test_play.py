@@ -66,6 +66,29 @@ def test_a_goal_has_as_many_numbers_as_reset_takes_wherever_it_is_dragged() -> N
     env.close()
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_start_that_reset_ignores_is_no_handle(seed: int) -> None:
+    """Also if the seed of the trial puts the start where it already was."""
+    env = make_env(POINT)
+    aliases = {"position": (0, 1)}
+    layout = TrajectoryLayout(action_dim=2, observation_dim=4, aliases=aliases)
+    observation, _ = env.reset(seed=seed)
+    handles = World(env, layout, observation).handles(observation)
+    assert [name for name, _, _ in handles] == ["goal"]
+    env.close()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_start_and_goal_of_a_maze_are_handles(
+    policy: DiffuserPolicy, seed: int
+) -> None:
+    env = make_env(UMAZE)
+    opened = Session(policy, env, planner="x", env_id=UMAZE, seed=seed)
+    handles = opened.world.handles(opened.observation)
+    assert {name for name, _, _ in handles} == {"start", "goal"}
+    opened.close()
+
+
 # --- the session ----------------------------------------------------------------------
 
 

@@ -40,6 +40,7 @@ Handle = tuple[str, tuple[float, float, float], str]
 
 BALL_RADIUS = 0.1  # of PointMaze's ball, in meters
 WALL_HEIGHT = 0.3  # of a cell's side
+ASIDE = 0.01  # how far from its usual place a handle is tried
 NUM_GHOSTS = 6  # planned states that are drawn as bodies
 GEOMS = {2: "sphere", 3: "capsule", 4: "ellipsoid", 5: "cylinder", 6: "box", 7: "mesh"}
 UPRIGHT = np.array([0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0])
@@ -412,10 +413,17 @@ def _movable(env: Env, observation: Any, size: int) -> dict[str, int]:
     for name, key in (("start", "achieved_goal"), ("goal", "desired_goal")):
         if key not in observation:
             continue
-        place = list(numbers(observation[key]))[:size]
+        place = np.array(numbers(observation[key])[:size])
         with contextlib.suppress(Exception):  # whatever an environment says to that
-            after, _ = reset_env(env, seed=1, options={name: place})
-            reached = numbers(after[key])[: len(place)]
-            if np.allclose(reached, place, atol=1e-6):
+            before, _ = reset_env(env, seed=1)
+            if _is_at(before[key], place):  # then being there again would prove nothing
+                place += ASIDE
+            after, _ = reset_env(env, seed=1, options={name: place.tolist()})
+            if _is_at(after[key], place):
                 found[name] = len(place)
     return found
+
+
+def _is_at(observed: Any, place: np.ndarray) -> bool:
+    """Return whether the first numbers of an observed place are those asked for."""
+    return np.allclose(numbers(observed)[: len(place)], place, atol=1e-6)
