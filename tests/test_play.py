@@ -276,6 +276,31 @@ def test_what_cannot_work_is_not_offered(session: Session) -> None:
     assert not {"stack-match", "place", "value"} & {*usable}
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("executor", {"executor": "path", "tempo": 0.7}),
+        ("executor", {"executor": "pursuit", "lookahead": 2.0}),
+        ("ranking", {"ranking": "time_to_goal", "satisficing": True}),
+    ],
+)
+def test_all_that_works_is_offered_whatever_goes_with_the_present_value(
+    policy: DiffuserPolicy, session: Session, name: str, settings: dict[str, Any]
+) -> None:
+    values = ["actions", "path", "tracking", "pursuit", "first", "time_to_goal"]
+    expected = session.possible(name, values)
+    assert len(expected) > 1
+    opened = Session(
+        policy.with_settings(**settings),
+        make_env(UMAZE),
+        planner="multi2d-umaze",
+        env_id=UMAZE,
+        settings=settings,
+    )
+    assert opened.possible(name, values) == expected
+    opened.close()
+
+
 def test_a_ranking_by_guides_waits_for_one(session: Session) -> None:
     session.choose(ranking="guide")
     frame = planned(session)

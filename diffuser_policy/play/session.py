@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -501,9 +501,15 @@ class Session:
             values: To try.
         """
         found, guide = [], as_guide(lambda trajectory: trajectory.normalized[:, 0, 0])
+        # Settings that need one of the values now may change before another is chosen.
+        others = {
+            key: value
+            for key, value in self.settings.items()
+            if name not in dict(_needs(key))
+        }
         for value in values:
             with contextlib.suppress(DiffuserPolicyError):
-                self._bare.with_guide(guide, **{**self.settings, name: value})
+                self._bare.with_guide(guide, **{**others, name: value})
                 found.append(value)
         return found
 
@@ -742,13 +748,18 @@ class Session:
         return tuple(found)
 
 
-def _needs_guide(name: str) -> bool:
-    """Return whether a setting has an effect only with a guide."""
+def _needs(name: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield what a setting needs to have an effect, and which of its values suffice."""
     while name in PLANNING_NEEDS:
         name, values = PLANNING_NEEDS[name]
-        if name == "guide" or values == ("guide",):
-            return True
-    return False
+        yield name, values
+
+
+def _needs_guide(name: str) -> bool:
+    """Return whether a setting has an effect only with a guide."""
+    return any(
+        other == "guide" or values == ("guide",) for other, values in _needs(name)
+    )
 
 
 def _enters(points: np.ndarray, mark: Mark) -> bool:
