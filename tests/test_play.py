@@ -397,6 +397,22 @@ def test_a_guide_that_raises_is_named_and_planning_goes_on(
     assert not planned(session).messages
 
 
+def test_each_guide_that_fails_has_a_message_until_it_is_repaired(
+    session: Session,
+) -> None:
+    session.add_guide("keep-out")
+    session.add_guide("waypoint")
+    session.change_guide(0, {"columns": "nowhere"})
+    session.change_guide(1, {"columns": "elsewhere"})
+    first, second = planned(session).messages
+    assert "keep-out" in first
+    assert "waypoint" in second
+    session.change_guide(0, {"columns": "position"})
+    assert planned(session).messages == (second,)
+    session.change_guide(1, {"columns": "position"})
+    assert not planned(session).messages
+
+
 def test_settings_that_contradict_each_other_are_explained(session: Session) -> None:
     session.choose(warm_start=0.3)
     frame = planned(session)

@@ -189,7 +189,7 @@ class Session:
         self._policy = policy
         self._own_guide = bool(self.guides) if own_guide is None else own_guide
         self._messages: dict[str, str] = {}
-        self._failing: set[int] = set()
+        self._failing: dict[int, str] = {}  # guides that are left out, and why
         self._stuck: tuple[str, ...] = ()
         self._run: _Run | None = None
         self._changed, self._going, self._single = True, False, False
@@ -329,7 +329,7 @@ class Session:
             weight=part.weight if weight is None else weight,
             parameters={**part.parameters, **values},
         )
-        self._failing.discard(number)
+        self._failing.pop(number, None)
         self._rebuild()
 
     def move_guide(
@@ -477,7 +477,7 @@ class Session:
             running=self._run is not None and not self._run.over,
             outcome=outcome,
             score=score,
-            messages=tuple(self._messages.values()),
+            messages=(*self._messages.values(), *self._failing.values()),
             stuck=self._stuck,
             remarks=self._remarks(path, trace, marks),
             marks=marks,
@@ -677,8 +677,6 @@ class Session:
             self._policy = self._bare.with_guide(guide, **settings)
         except DiffuserPolicyError as error:
             self._messages["settings"] = _said(error)
-        if not self._failing:
-            self._messages.pop("guide", None)
 
     def _active(self) -> list[int]:
         """Return which guides steer: those that do not fail and have a weight."""
@@ -710,8 +708,7 @@ class Session:
                     self._going = False
                     return
                 name = self.guides[number].guide
-                self._messages["guide"] = f"{name} is left out. {_said(error)}"
-                self._failing.add(number)
+                self._failing[number] = f"{name} is left out. {_said(error)}"
                 self._rebuild()
                 self._changed = False
                 continue
