@@ -534,6 +534,21 @@ def test_a_guide_of_the_planner_stays_away_once_others_replaced_it(
     opened.close()
 
 
+def test_a_planner_without_its_guide_no_longer_ranks_by_it_in_what_is_copied(
+    policy: DiffuserPolicy, tmp_path: Path
+) -> None:
+    guide = parse_guide("keep-out:center=0.3,1.0;radius=0.4")
+    policy.with_guide(guide, ranking="guide").save_pretrained(tmp_path)
+    words = [str(tmp_path), "--env", UMAZE]
+    opened = tyro.cli(PlaySettings, args=words, use_underscores=False).open()
+    opened.remove_guide(0)
+    assert "--ranking time_to_goal" in as_command(opened.setup)
+    assert_copies_plan_the_same(opened)
+    opened.choose(ranking="first")
+    assert "--ranking first" in as_command(opened.setup)
+    opened.close()
+
+
 @pytest.mark.parametrize(
     "text",
     ["keep-out:center=3,4;radius=0.6", "0.5*speed-limit:speed=2.5", "smoothness"],

@@ -210,14 +210,17 @@ class Session:
     @property
     def setup(self) -> Setup:
         """What is set up now."""
+        settings, unguided = self._settings(), self._own_guide and not self.guides
+        if unguided and self.usual["ranking"] == "guide":  # it went with the guide
+            settings.setdefault("ranking", self._bare.config.planner.ranking)
         return Setup(
             planner=self.planner,
             env_id=self.env_id,
             seed=self.seed,
             options=self.world.options(),
             guides=tuple(self.guides),
-            settings=self._settings(),
-            unguided=self._own_guide and not self.guides,
+            settings=settings,
+            unguided=unguided,
         )
 
     @property
