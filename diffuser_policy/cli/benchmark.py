@@ -196,9 +196,10 @@ def run(settings: RunSettings) -> int:
         log = CellFolder(output.resolve(), cell).log
         print(f"{cell} failed: {error}\n  log: {log}")
     if runner.failures:
+        without = "" if settings.retry else " without --no-retry"
         print(
             f"{len(runner.failures)} of {counted(len(cells), 'cell')} failed; the same "
-            f"command runs them again."
+            f"command{without} runs them again."
         )
         return EXIT_FAILED
     all_cells = "The only cell is" if len(cells) == 1 else f"All {len(cells)} cells are"
