@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import socket
 import subprocess
@@ -312,3 +313,36 @@ def test_a_robot_is_drawn_where_it_is_and_will_be() -> None:
     ahead = world.planned_poses(still, 4)[-1, :, 0] - poses[:, 0]
     assert np.allclose(ahead, 8 * 4 * base.dt * 2.0)
     session.close()
+
+
+def test_a_robot_is_drawn_where_the_last_substep_left_it() -> None:
+    """As its ghosts are: a plan that stays where it is coincides with it."""
+    session = toy_session("Hopper-v5")
+    for _ in range(5):
+        session.step()
+        session.advance()
+    base: Any = session.env.unwrapped
+    moved = session.world.poses(session.frame().state)
+    mujoco = pytest.importorskip("mujoco")
+    mujoco.mj_forward(base.model, base.data)
+    assert np.array_equal(moved, session.world.poses(session.frame().state))
+    session.close()
+
+
+@pytest.mark.enable_socket
+def test_ghosts_of_a_plan_that_was_followed_for_a_while_start_at_the_robot(
+    serve: Callable[..., Page],
+) -> None:
+    page = serve(toy_session("Hopper-v5"))
+    page.worker.stop()  # else it draws, too
+    frame = page.session.frame()
+    path = np.repeat(frame.state[None].astype(float), 9, axis=0)
+    path[:, 5:] = 0.0
+    path[:, 5] = 2.0  # m/s
+    page.view.draw(dataclasses.replace(frame, path=path, progress=6.0), at=0)
+    nodes, mesh = page.view._nodes, next(iter(page.view.meshes))
+    last = max(name for name in nodes if name.startswith("/planned/"))
+    last = f"/planned/{last.split('/')[2]}/{mesh}"
+    ahead = nodes[last].position[0] - nodes[f"/things/{mesh}"].position[0]
+    base: Any = page.session.env.unwrapped
+    assert ahead == pytest.approx(2 * frame.stride * base.dt * 2.0, abs=1e-4)

@@ -195,8 +195,9 @@ class SceneView:
     def _draw_ghosts(self, frame: Frame) -> None:
         wanted = {f"/goal/{name}": ghost for name, ghost in self.world.ghosts().items()}
         planned: Any = ()
-        if len(frame.path):
-            planned = self.world.planned_poses(frame.path, frame.stride)
+        ahead = frame.path[round(frame.progress) :]
+        if len(ahead):
+            planned = self.world.planned_poses(ahead, frame.stride)
         wanted |= {
             f"/planned/{step}/{name}": (name, pose)
             for step, poses in enumerate(planned)

@@ -94,7 +94,7 @@ class World:
         """Return the poses `[states, meshes, 7]` in some states of a plan.
 
         Args:
-            path: `[steps, observation]` planned.
+            path: `[steps, observation]` planned, from now on.
             stride: Env steps between two of them.
         """
         return np.zeros((0, 0, 7))
@@ -264,7 +264,7 @@ class BodyWorld(World):
         ]
         structure = getattr(env.unwrapped, "observation_structure", None) or {}
         self._skipped = int(structure.get("skipped_qpos", 0))
-        self._first = self._data.geom_xpos[self._geoms, :2].mean(axis=0)
+        self._first = self._middle()
         self._known = bool(structure) and structure["qpos"] + self._skipped == int(
             self._model.nq
         )
@@ -309,7 +309,7 @@ class BodyWorld(World):
 
     def poses(self, state: np.ndarray) -> np.ndarray:  # noqa: ARG002
         """Return where the shapes are."""
-        return self._of(self._data)
+        return self._of(self._now(), self._gone())
 
     def ground(self) -> tuple[float, float]:
         """Return how far the floor has moved under the robot, x and y in meters."""
@@ -318,8 +318,22 @@ class BodyWorld(World):
 
     def _gone(self) -> np.ndarray:
         """Return how far the robot has come since it was first seen, `[2]`."""
-        middle = self._data.geom_xpos[self._geoms, :2].mean(axis=0)
-        return np.asarray(middle - self._first)
+        return self._middle() - self._first
+
+    def _middle(self) -> np.ndarray:
+        """Return where the middle of the shapes is, `[2]`."""
+        return np.asarray(self._now().geom_xpos[self._geoms, :2].mean(axis=0))
+
+    def _now(self) -> Any:
+        """Return the shapes of the newest coordinates.
+
+        After a step, the simulator's own are those of one substep earlier.
+        """
+        real, data = self._data, self._imagined
+        data.qpos[:] = real.qpos
+        data.mocap_pos[:], data.mocap_quat[:] = real.mocap_pos, real.mocap_quat
+        self._mujoco.mj_kinematics(self._model, data)
+        return data
 
     def planned_poses(self, path: np.ndarray, stride: int) -> np.ndarray:
         """Return the shapes in some planned states.
@@ -331,7 +345,7 @@ class BodyWorld(World):
         width = model.nq - self._skipped
         if not self._known or path.shape[1] < width + model.nv:
             return np.zeros((0, len(self._geoms), 7))
-        now = self._data.qpos.copy()
+        now, shift = self._data.qpos.copy(), self._gone()
         seconds = seconds_per_step(self.env) * stride
         shown = np.linspace(0, len(path) - 1, NUM_GHOSTS + 1).round().astype(int)[1:]
         speeds = path[:, width : width + self._skipped]
@@ -342,7 +356,7 @@ class BodyWorld(World):
             data.qpos[: self._skipped] += gone[step]
             data.qpos[self._skipped :] = path[step, :width]
             self._mujoco.mj_kinematics(model, data)
-            found.append(self._of(data))
+            found.append(self._of(data, shift))
         return np.array(found)
 
     def camera(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
@@ -353,14 +367,14 @@ class BodyWorld(World):
         target = (ahead, float(y), 0.6 * float(z))
         return (ahead, float(y) - size, float(z) + 0.3 * size), target
 
-    def _of(self, data: Any) -> np.ndarray:
+    def _of(self, data: Any, gone: np.ndarray) -> np.ndarray:
         quaternion = np.zeros(4)
         poses = np.empty((len(self._geoms), 7))
         for index, geom in enumerate(self._geoms):
             self._mujoco.mju_mat2Quat(quaternion, data.geom_xmat[geom])
             poses[index, :3], poses[index, 3:] = data.geom_xpos[geom], quaternion
         if not self.position:  # else paths and handles are where they are
-            poses[:, :2] -= self._gone()
+            poses[:, :2] -= gone
         return poses
 
     def _mesh(self, number: int) -> Any:
