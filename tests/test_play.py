@@ -244,6 +244,25 @@ def test_a_plan_that_enters_a_disc_is_remarked(session: Session) -> None:
     assert "The robot's path enters what “keep-out” marks." in session.frame().remarks
 
 
+def test_a_disc_of_a_guide_without_a_weight_may_be_entered(session: Session) -> None:
+    session.advance()
+    session.add_guide("keep-out")
+    session.change_guide(0, {}, weight=0.0)
+    frame = planned(session)
+    assert len(frame.marks) == 1  # it can still be dragged
+    assert not frame.remarks
+
+
+def test_another_environment_has_a_pace_of_its_own(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = make_env(UMAZE)
+    slow.unwrapped.dt = 3 * session.pace  # type: ignore[attr-defined]
+    monkeypatch.setattr("diffuser_policy.play.session.make_env", lambda _: slow)
+    session._enter("another/Maze-v0")
+    assert session.pace == slow.unwrapped.dt  # type: ignore[attr-defined]
+
+
 def test_a_disc_between_two_points_of_a_path_is_entered(session: Session) -> None:
     session.advance()
     session.add_guide("keep-out")

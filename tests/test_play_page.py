@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import queue
 import signal
 import socket
 import subprocess
@@ -232,6 +233,25 @@ def test_nothing_is_recorded_where_plans_fail(
     monkeypatch.setattr(DiffuserPolicy, "predict", fail)
     with pytest.raises(ConfigError, match="of my own making"):
         page.record()
+
+
+@pytest.mark.enable_socket
+def test_a_recording_ends_with_its_page(
+    serve: Callable[..., Page], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page, begun = serve(maze_session()), threading.Event()
+
+    def show() -> None:
+        if page.session.going:
+            begun.set()
+            time.sleep(0.05)
+
+    monkeypatch.setattr(page, "_show", show)
+    page.worker.post("record", page._record, queue.SimpleQueue())
+    assert begun.wait(60)
+    page.worker.stop()
+    assert page.session.going
+    assert 0 < page.session.frame().env_steps < 100
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,8 @@ class Page:
             while session.going:
                 for _ in range(steps):
                     session.advance()
+                if self.worker.ended:  # nobody waits for it any more
+                    return
                 self._show()
                 recorder.insert_sleep(steps * session.pace)
             messages = session.frame().messages

@@ -160,9 +160,10 @@ class Panel:
         if self._guide_menu.options == (WAIT,):  # the first plan is on the page
             self._guide_menu.options = (LOOKS,)
             self._once(self._offer_guides)
-        if self._recorder is not None:
+        recorder = self._recorder  # a click may end the recording meanwhile
+        if recorder is not None:
             now = time.perf_counter()
-            self._recorder.insert_sleep(min(now - self._recorded, 1.0))
+            recorder.insert_sleep(min(now - self._recorded, 1.0))
             self._recorded = now
 
     def _notify(self, errors: Sequence[str]) -> None:

@@ -203,7 +203,6 @@ class Session:
         self._observation = self._reset()
         if self._messages:
             raise ConfigError(next(iter(self._messages.values())))
-        self.pace = seconds_per_step(env)
 
     # --- what is set up ---------------------------------------------------------------
 
@@ -232,6 +231,11 @@ class Session:
     def observation(self) -> Any:
         """What the environment last returned."""
         return self._observation if self._run is None else self._run.observation
+
+    @property
+    def pace(self) -> float:
+        """Seconds that an env step takes in the world that is simulated."""
+        return seconds_per_step(self.env)
 
     @property
     def first_observation(self) -> Any:
@@ -539,7 +543,7 @@ class Session:
         """Return what is wrong with a plan and with what happened, in sentences."""
         if not self.world.position:
             return ()
-        found = []
+        found, active = [], self._active()
         for whose, states in (("The plan", path), ("The robot's path", trace)):
             points = self.world.points(states)
             if len(points) < 2:
@@ -549,7 +553,7 @@ class Session:
             names = [
                 self.guides[number].guide
                 for number, mark in marks
-                if mark.kind == "avoid" and _enters(points, mark)
+                if mark.kind == "avoid" and number in active and _enters(points, mark)
             ]
             found += [
                 f"{whose} enters what “{name}” marks." for name in sorted({*names})

@@ -16,9 +16,15 @@ from typing import Any
 
 Change = tuple[Callable[..., object], tuple[Any, ...]]
 
+PATIENCE = 5.0  # seconds that `stop` waits
+
 
 class Worker:
-    """Makes changes and advances what they change, in one thread of its own."""
+    """Makes changes and advances what they change, in one thread of its own.
+
+    Attributes:
+        ended: Whether it was stopped: then long changes should return early.
+    """
 
     def __init__(
         self,
@@ -35,7 +41,7 @@ class Worker:
         self._advance, self._failed = advance, failed
         self._waiting: dict[str, Change] = {}
         self._news = threading.Condition()
-        self._ended = False
+        self.ended = False
         self._thread = threading.Thread(target=self._work, name="planner", daemon=True)
 
     def start(self) -> None:
@@ -55,26 +61,22 @@ class Worker:
             self._waiting[name] = change, arguments
             self._news.notify()
 
-    def stop(self, timeout: float | None = 5.0) -> None:
-        """End the thread once it has finished what it does.
-
-        Args:
-            timeout: Seconds to wait for that.
-        """
+    def stop(self) -> None:
+        """End the thread; wait a while for it to finish what it does."""
         with self._news:
-            self._ended = True
+            self.ended = True
             self._news.notify()
         if self._thread.is_alive():
-            self._thread.join(timeout)
+            self._thread.join(PATIENCE)
 
     def _work(self) -> None:
         pause: float | None = 0.0
         while True:
             with self._news:
-                if not self._waiting and not self._ended and pause != 0.0:
+                if not self._waiting and not self.ended and pause != 0.0:
                     self._news.wait(pause)
                 changes, self._waiting = self._waiting, {}
-                if self._ended:
+                if self.ended:
                     return
                 if not changes and pause is None:
                     continue  # woken for nothing
