@@ -318,7 +318,7 @@ class BodyWorld(World):
 
     def _gone(self) -> np.ndarray:
         """Return how far the robot has come since it was first seen, `[2]`."""
-        return self._middle() - self._first
+        return np.asarray(self._middle() - self._first)
 
     def _middle(self) -> np.ndarray:
         """Return where the middle of the shapes is, `[2]`."""
