@@ -197,6 +197,13 @@ def test_rows_of_another_shape_are_refused_even_with_as_many_numbers() -> None:
             columns.rows({"grid": other}, 4)
 
 
+def test_rows_of_one_number_need_no_axis_of_their_own() -> None:
+    columns = ObservationColumns(observation=(Part(path=("angle",), shape=(1,)),))
+    for angles in (np.arange(4.0), np.arange(4.0)[:, None]):
+        found = columns.rows({"angle": angles}, 4)["observation"]
+        np.testing.assert_array_equal(found, np.arange(4.0)[:, None])
+
+
 def test_desired_goals_follow_the_order_of_the_achieved() -> None:
     space = in_order(
         observation=box(1),
