@@ -51,6 +51,7 @@ HIDDEN = re.compile(
     r"\.(?P<name>.+)\.(?P<pid>\d+)-(?P<host>[0-9a-f]{8})[0-9a-f]{8}"
     r"\.(?P<suffix>partial|old|probe|pending)"
 )
+LEFT_BY_SYSTEMS = {".DS_Store", "Thumbs.db", "desktop.ini"}  # not the user's files
 LOCK_FILE = "lock"  # held by the process that is alone in a folder
 LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes
 NAME_BYTES = 128  # of a name that hidden ones repeat: file systems allow 255 in all

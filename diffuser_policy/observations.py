@@ -279,14 +279,17 @@ def _flat_rows(part: Part, observations: Any, count: int) -> np.ndarray:
     """
     values = np.asarray(part.of(observations))
     given, expected = values.shape, (count, *part.shape)
-    if _long(given[1:]) != _long(expected[1:]) or given[:1] != expected[:1]:
+    if (
+        _without_ones(given[1:]) != _without_ones(expected[1:])
+        or given[:1] != expected[:1]
+    ):
         raise ValueError(
             f"{part.name} has the shape {given}, and {expected} was expected"
         )
     return values.reshape(count, part.size)
 
 
-def _long(shape: tuple[int, ...]) -> list[int]:
+def _without_ones(shape: tuple[int, ...]) -> list[int]:
     """Return a shape without its axes of one, which files may lack."""
     return [length for length in shape if length != 1]
 

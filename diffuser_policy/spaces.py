@@ -336,12 +336,14 @@ class SpaceSpec:
         parts: dict[str, tuple[Part, ...]] = {
             "observation": (Part(path=("observation",), shape=(size,)),)
         }
-        shape = _shape(goal)
-        # Guides take one vector for each row: of as many axes as the observation.
-        is_vector = len(shape) == len(_shape(observation.get("observation")))
+        batch, shape = _shape(observation.get("observation"))[:-1], _shape(goal)
+        # Guides take a vector for each row, and no number, image or parts for each.
+        others = shape[: len(batch)] == batch and len(shape) != len(batch) + 1
         if "desired_goal" not in observation:  # the error names it
             parts["desired_goal"] = (Part(path=("desired_goal",), shape=(0,)),)
-        elif is_vector and not isinstance(goal, tuple):
+        elif isinstance(goal, list) or not (
+            others or isinstance(goal, tuple | Mapping)
+        ):
             parts["desired_goal"] = (Part(path=("desired_goal",), shape=shape[-1:]),)
         return parts
 
@@ -456,8 +458,8 @@ def into_box(box: spaces.Box, values: np.ndarray) -> np.ndarray:
 def outside(rows: np.ndarray, space: spaces.Box) -> np.ndarray:
     """Return which rows `[n]` lie outside of a space, by more than rounding explains.
 
-    That is a thousandth of the range or, where one bound is infinite, a few float32
-    steps of the other.
+    That is a thousandth of the range or, where one bound is infinite or both are the
+    same, a few float32 steps.
 
     Args:
         rows: `[n, *space.shape]`.
@@ -465,7 +467,9 @@ def outside(rows: np.ndarray, space: spaces.Box) -> np.ndarray:
     """
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
-        share = np.where(np.isfinite(high - low), 1e-3 * (high - low), ROUNDING)
+        spread = high - low
+        is_wide = np.isfinite(spread) & (spread > 0)
+        share = np.where(is_wide, 1e-3 * spread, ROUNDING)
         below, above = (
             np.maximum(share, ROUNDING * np.abs(bound)) for bound in (low, high)
         )

@@ -156,6 +156,7 @@ def test_every_guide_can_be_written_with_json(guide: Spot, weight: float) -> Non
 @given(guide=spots)
 @example(guide=Spot(center=(0.0, 1.0), columns="", names=("",), power=" a"))
 @example(guide=Spot(center=(0.0, 1.0), columns="a\nb", names=('a"b', "c"), power='";'))
+@example(guide=Spot(center=(0.0, 1.0), columns="NaN", names=("inf",), power="-Inf"))
 def test_every_guide_is_read_back_from_its_own_text(guide: Spot) -> None:
     (saved,) = guide_to_json(guide)
     assert parse_guide(part_text(SavedPart(**saved))) == guide

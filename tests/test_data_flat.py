@@ -232,6 +232,15 @@ def test_a_dataset_with_other_files_beside_it_is_never_replaced(tmp_path: Path) 
     assert (folder / "thesis.tex").read_text() == "precious"
 
 
+def test_what_a_file_manager_leaves_beside_a_dataset_is_no_reason(
+    tmp_path: Path,
+) -> None:
+    folder = make_dataset(10).save(tmp_path / "data")
+    (folder / ".DS_Store").write_bytes(b"\0")
+    make_dataset(30).save(folder)
+    assert FlatDataset.load(folder).num_rows == 30
+
+
 @pytest.mark.parametrize("text", ['{"mine": 1}', "[1]", "no JSON", "{}", ""])
 def test_metadata_of_another_program_are_never_replaced(
     tmp_path: Path, text: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import queue
 import signal
 import socket
@@ -24,7 +25,7 @@ from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.envs import make_env
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.interrupts import hear_interrupts
-from diffuser_policy.play.page import Page
+from diffuser_policy.play.page import Page, _check_host
 from diffuser_policy.play.session import Frame, Session
 from diffuser_policy.play.worlds import BodyWorld, World
 from diffuser_policy.testing.toys import toy_config, toy_policy
@@ -155,6 +156,25 @@ def test_an_address_of_another_machine_is_refused(host: str) -> None:
     with pytest.raises(ConfigError, match=rf"host='{host}'.*127\.0\.0\.1"):
         Page(session, host=host, port=19080)
     session.close()
+
+
+@pytest.mark.enable_socket
+def test_families_of_addresses_that_a_machine_lacks_are_skipped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As servers do: `localhost` may stand for ::1 where there is no IPv6."""
+    made = socket.socket
+
+    def lacking(family: int, *arguments: Any) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError(errno.EAFNOSUPPORT, "Address family not supported")
+        return made(family, *arguments)
+
+    local = [(socket.AF_INET6, "::1"), (socket.AF_INET, "127.0.0.1")]
+    found = [(family, socket.SOCK_STREAM, 0, "", (name, 0)) for family, name in local]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    monkeypatch.setattr(socket, "socket", lacking)
+    _check_host("localhost")
 
 
 @pytest.mark.enable_socket
@@ -361,8 +381,10 @@ def test_ghosts_of_a_plan_that_was_followed_for_a_while_start_at_the_robot(
     path[:, 5] = 2.0  # m/s
     page.view.draw(dataclasses.replace(frame, path=path, progress=6.0), at=0)
     nodes, mesh = page.view._nodes, next(iter(page.view.meshes))
-    last = max(name for name in nodes if name.startswith("/planned/"))
-    last = f"/planned/{last.split('/')[2]}/{mesh}"
+    planned = [name for name in nodes if name.startswith("/planned/")]
+    shown = {name.split("/")[2] for name in planned if nodes[name].visible}
+    assert len(shown) == 2  # one for each state that is still ahead
+    last = f"/planned/{max(shown)}/{mesh}"
     ahead = nodes[last].position[0] - nodes[f"/things/{mesh}"].position[0]
     base: Any = page.session.env.unwrapped
     assert ahead == pytest.approx(2 * frame.stride * base.dt * 2.0, abs=1e-4)

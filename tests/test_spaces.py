@@ -146,6 +146,9 @@ def test_a_flat_array_is_not_taken_for_a_goal_dictionary(size: int) -> None:
         (FLAT, {**goal_dict(), "observation": np.zeros(5)}, "observation must have"),
         (GOAL, {**goal_dict(), "desired_goal": np.nan}, "desired_goal must have"),
         (FLAT, {**goal_dict(), "desired_goal": [np.nan]}, "desired_goal holds NaN"),
+        (FLAT, {**goal_dict(), "desired_goal": [[0], [1, 2]]}, "not numeric"),
+        (FLAT, {**goal_dict(2), "desired_goal": [[0], [1, 2]]}, "not numeric"),
+        (FLAT, {**goal_dict(2), "desired_goal": np.zeros(4)}, "batch shape"),
         (FLAT, {**goal_dict(2), "desired_goal": np.zeros((3, 2))}, "batch shape"),
         (GOAL, {"observation": np.zeros(4)}, r"lacks \['desired_goal'\]"),
     ],
@@ -262,7 +265,7 @@ def test_the_closest_of_the_columns_that_repeat_a_goal_is_chosen() -> None:
         (0.1, 0.1, float(np.float32(0.1)), False),
     ],
 )
-def test_rounding_alone_leads_outside_of_no_space(
+def test_rounding_does_not_count_as_outside(
     low: float, high: float, value: float, *, expected: bool
 ) -> None:
     box = spaces.Box(low, high, (2,), np.float64)

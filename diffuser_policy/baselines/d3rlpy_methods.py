@@ -318,13 +318,14 @@ def _refuses(problem: Problem, settings: Mapping[str, Any]) -> None:
     positive(given, "width", "batch_size", "return_range", *sizes, *rates)
     if not 0 <= settings.get("discount", 0.0) < 1:
         raise ConfigError(
-            f"discount must be in [0, 1), got {settings['discount']}: with 1, values "
-            f"have no bounds, and nothing tells whether a critic diverged."
+            f"discount must be in [0, 1), got {settings['discount']}. From 1 on, "
+            f"values have no bounds, and nothing tells whether a critic diverged."
         )
-    for name in ("expectile", "goal_discount"):
+    hindsight = problem.goals == "hindsight"
+    for name in ("expectile", *(["goal_discount"] if hindsight else [])):
         if not 0 < settings.get(name, 0.5) < 1:
             raise ConfigError(f"{name} must be in (0, 1), got {settings[name]}.")
-    if problem.goals == "hindsight" and (share != 1 or scale is not None):
+    if hindsight and (share != 1 or scale is not None):
         setting = "return_range" if share == 1 else "best_share"
         raise ConfigError(
             f'{setting} compares returns, and with goals="hindsight", as '

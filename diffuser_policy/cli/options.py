@@ -118,7 +118,7 @@ class PlanningOptions:
 
     def full_settings(self) -> dict[str, Any]:
         """Return the settings that were given, and those that follow from them."""
-        if self.settings.get("sampler") == "ddpm":  # of historical interest if it skips
+        if self.settings.get("sampler") == "ddpm":  # whose point is that it skips none
             return {"num_sampling_steps": None, **self.settings}
         return dict(self.settings)
 

@@ -47,7 +47,12 @@ from gymnasium import spaces
 
 from diffuser_policy.choices import GOAL_KEYS
 from diffuser_policy.errors import DatasetError, DatasetNotFoundError, StorageError
-from diffuser_policy.files import json_text, replaced_folder, usable_path
+from diffuser_policy.files import (
+    LEFT_BY_SYSTEMS,
+    json_text,
+    replaced_folder,
+    usable_path,
+)
 from diffuser_policy.settings import json_data
 from diffuser_policy.spaces import outside
 
@@ -363,7 +368,7 @@ class FlatDataset:
         if _is_foreign(folder):
             raise StorageError(
                 f"{folder} exists and is not a saved dataset, or holds other files as "
-                f"well. Choose another folder."
+                f"well. Choose another folder, or delete it."
             )
         try:
             json_text(folder / META_FILE, dict(self.metadata))
@@ -449,7 +454,7 @@ def _is_foreign(folder: Path) -> bool:
     for pause in (0.0, 0.1):
         time.sleep(pause)
         try:
-            names = {path.name for path in folder.iterdir()}
+            names = {path.name for path in folder.iterdir()} - LEFT_BY_SYSTEMS
         except FileNotFoundError:
             return False
         except NotADirectoryError:

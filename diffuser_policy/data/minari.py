@@ -62,6 +62,7 @@ from diffuser_policy.errors import (
     suggestion,
 )
 from diffuser_policy.files import (
+    LEFT_BY_SYSTEMS,
     LOCK_FILE,
     alone_in,
     remove,
@@ -409,8 +410,8 @@ def _check_is_free(dataset_id: str, *, overwrite: bool) -> None:
     if not overwrite:
         check_is_new(dataset_id)
     folder = dataset_folder(dataset_id)
-    with contextlib.suppress(FileNotFoundError):
-        names = {path.name for path in folder.iterdir()}
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        names = {path.name for path in folder.iterdir()} - LEFT_BY_SYSTEMS
         if others := sorted(names - {"data"}):
             raise DatasetError(
                 f"{folder} would be replaced by the dataset {dataset_id!r}, and holds "

@@ -490,9 +490,12 @@ def _value_text(value: Any) -> str:
     """Return plain data as the text of a value: as short as can be read back."""
     text = value_text(value)
     try:
-        plain_text = text and text == text.strip() and not set(';"\n') & set(text)
-        readable = plain_text and plain(_literal(text)) == value
-    except GuideError:
+        bare = bool(text) and text == text.strip() and not set(';"\n') & set(text)
+        readable = bare and plain(_literal(text)) == value
+    except (
+        GuideError,
+        MisfitError,
+    ):  # a text that reads as JSON, or as no finite number
         readable = False
     return text if readable else json.dumps(value)
 

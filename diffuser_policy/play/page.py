@@ -163,12 +163,16 @@ class Page:
 
 
 def _check_host(host: str) -> None:
-    """Refuse an address on which this machine cannot serve, whatever the port."""
+    """Refuse a host of which this machine can serve no address, whatever the port."""
     try:
         for family, kind, protocol, _, address in socket.getaddrinfo(
-            host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            host or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         ):
-            with socket.socket(family, kind, protocol) as probe:
+            try:
+                probe = socket.socket(family, kind, protocol)
+            except OSError:  # a family that this machine lacks: servers skip it
+                continue
+            with probe:
                 probe.bind(address)
     except (OSError, UnicodeError) as error:
         raise ConfigError(

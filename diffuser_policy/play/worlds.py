@@ -347,7 +347,8 @@ class BodyWorld(World):
             return np.zeros((0, len(self._geoms), 7))
         now, shift = self._data.qpos.copy(), self._gone()
         seconds = seconds_per_step(self.env) * stride
-        shown = np.linspace(0, len(path) - 1, NUM_GHOSTS + 1).round().astype(int)[1:]
+        shown = np.linspace(0, len(path) - 1, NUM_GHOSTS + 1).round().astype(int)
+        shown = np.unique(shown)[min(1, len(path) - 1) :]
         speeds = path[:, width : width + self._skipped]
         gone = (np.cumsum(speeds, axis=0) - speeds) * seconds
         found = []

@@ -123,15 +123,23 @@ class Trainer(TrainingRun[PlannerNetworks]):
         if networks.value is not None and returns is not None:
             noisy, i, _ = denoiser.noised(clean, given, generator)
             losses["value"] = networks.value.loss(noisy, i, returns.to(device))
-        slow, steps = self.average.critic, self.steps
-        if networks.critic and slow and steps is not None and config.critic:
-            losses["critic"] = networks.critic.loss(
+        critic, slow, steps = networks.critic, self.average.critic, self.steps
+        if (
+            critic is not None
+            and slow is not None
+            and steps is not None
+            and config.critic is not None
+        ):
+            losses["critic"] = critic.loss(
                 steps.sample(batch_size, generator, device),
                 slow,
                 expectile=config.critic.expectile,
                 discount=config.critic.discount,
             )
-        if networks.inverse_dynamics is not None and config.inverse_dynamics:
+        if (
+            networks.inverse_dynamics is not None
+            and config.inverse_dynamics is not None
+        ):
             pairs = self.windows.sample_transitions(
                 config.inverse_dynamics.batch_size,
                 config.inverse_dynamics.max_steps,
