@@ -29,7 +29,8 @@ class Scripted:
         self.push = push
 
     def predict(self, observation: Any, **_: Any) -> tuple[np.ndarray, None]:
-        return np.full((len(observation), 1), self.push, np.float32), None
+        rows = len(observation["observation"])
+        return np.full((rows, 1), self.push, np.float32), None
 
 
 def workplace(
