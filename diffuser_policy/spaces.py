@@ -339,11 +339,12 @@ class SpaceSpec:
         batch, shape = _shape(observation.get("observation"))[:-1], _shape(goal)
         # Guides take a vector for each row, and no number, image or parts for each.
         others = shape[: len(batch)] == batch and len(shape) != len(batch) + 1
+        is_aside = isinstance(goal, tuple | Mapping) or (
+            others and not isinstance(goal, list)
+        )
         if "desired_goal" not in observation:  # the error names it
             parts["desired_goal"] = (Part(path=("desired_goal",), shape=(0,)),)
-        elif isinstance(goal, list) or not (
-            others or isinstance(goal, tuple | Mapping)
-        ):
+        elif not is_aside:
             parts["desired_goal"] = (Part(path=("desired_goal",), shape=shape[-1:]),)
         return parts
 

@@ -309,13 +309,7 @@ def test_all_that_works_is_offered_whatever_goes_with_the_present_value(
     values = ["actions", "path", "tracking", "pursuit", "first", "time_to_goal"]
     expected = session.possible(name, values)
     assert len(expected) > 1
-    opened = Session(
-        policy.with_settings(**settings),
-        make_env(UMAZE),
-        planner="multi2d-umaze",
-        env_id=UMAZE,
-        settings=settings,
-    )
+    opened = opened_with(policy, settings)
     assert opened.possible(name, values) == expected
     opened.close()
 
@@ -356,18 +350,23 @@ def test_settings_that_go_with_a_guide_come_and_go_with_it(session: Session) -> 
     assert session.policy.guide is None
 
 
+def opened_with(policy: DiffuserPolicy, settings: dict[str, Any]) -> Session:
+    """Return the session of a page that was opened with settings of planning."""
+    return Session(
+        policy.with_settings(**settings),
+        make_env(UMAZE),
+        planner="multi2d-umaze",
+        env_id=UMAZE,
+        settings=settings,
+    )
+
+
 @pytest.mark.parametrize("chosen", ["path", "tracking"])
 def test_settings_that_were_given_stay_when_the_last_guide_goes(
     policy: DiffuserPolicy, chosen: str
 ) -> None:
     given = {"executor": chosen}
-    opened = Session(
-        policy.with_settings(**given),
-        make_env(UMAZE),
-        planner="multi2d-umaze",
-        env_id=UMAZE,
-        settings=given,
-    )
+    opened = opened_with(policy, given)
     opened.add_guide("keep-out")
     opened.choose(executor="path")
     opened.remove_guide(0)

@@ -492,10 +492,7 @@ def _value_text(value: Any) -> str:
     try:
         bare = bool(text) and text == text.strip() and not set(';"\n') & set(text)
         readable = bare and plain(_literal(text)) == value
-    except (
-        GuideError,
-        MisfitError,
-    ):  # a text that reads as JSON, or as no finite number
+    except (GuideError, MisfitError):  # it reads as JSON, or as no finite number
         readable = False
     return text if readable else json.dumps(value)
 
