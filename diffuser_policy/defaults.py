@@ -335,8 +335,10 @@ class _Chooser:
 
     def best_runs(self) -> None:
         """Choose which episodes to learn from, unless goals or a critic tell them."""
-        valued = self.wanted.get("critic") or self.wanted.get("value")
-        if self.goals or valued:
+        if self.goals:
+            return
+        if self.wanted.get("critic") or self.wanted.get("value"):
+            self.say("episodes", "all: a critic or a value network needs the rest")
             return
         returns = run_returns(self.flat.fields["reward"], self.flat.run_starts)
         if not np.ptp(returns):

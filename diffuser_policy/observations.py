@@ -33,7 +33,10 @@ from diffuser_policy.errors import ConfigError, DatasetError
 RESERVED = ("action", "observation", "goal")  # names with a meaning of their own
 PIXEL_RANK = 2  # arrays of bytes with as many axes are pictures
 FILTER = "leave it out (gymnasium.wrappers.FilterObservation)"
-ONE_HOT = f"encode it as numbers (gymnasium.wrappers.FlattenObservation), or {FILTER}"
+ONE_HOT = (
+    "encode it as numbers (gymnasium.wrappers.FlattenObservation, or where there are "
+    f"goals, which that would hide, TransformObservation), or {FILTER}"
+)
 ADVICE = {
     "pixels": "encode pictures as a few numbers (gymnasium.wrappers."
     f"TransformObservation), or {FILTER}",

@@ -168,7 +168,9 @@ def test_a_critic_or_a_value_that_is_asked_for_learns_with_all_episodes(
 ) -> None:
     monkeypatch.setattr(defaults, "ENOUGH", 100)
     flat = rewarded(toy_dataset(30, 20, goals=False))
-    critic = TrainConfig.for_dataset(flat, critic=True)
+    choice = choose(flat, {"critic": True})
+    assert any("all: a critic" in line for line in choice.reasons)
+    critic = choice.config
     assert critic.planner.ranking == "critic"
     assert critic.planner.num_candidates > 1
     assert critic.planner.temperature == 1

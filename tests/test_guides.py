@@ -491,6 +491,7 @@ def test_a_guide_that_fails_is_named_and_told_to_compute_with_pytorch(
     with pytest.raises(GuideError, match=message) as caught:
         value_and_gradient(guide, variable, shown)
     assert isinstance(caught.value.__cause__, RuntimeError | TypeError | ValueError)
+    assert "Use tensor.detach()" not in str(caught.value)
 
 
 def test_a_guide_for_which_memory_does_not_suffice_is_not_to_blame() -> None:

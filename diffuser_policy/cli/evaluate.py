@@ -35,7 +35,8 @@ class EvaluateSettings(PlannerSettings):
     num_envs: int = 16
     """Environments at a time; they share each planning call."""
     deterministic: Flag = False
-    """Plan with the same initial noise every time, and none while denoising."""
+    """Draw no noise: the seed and the observation fix what plans start from, and
+    denoising adds none."""
     json: Annotated[Path | None, shown_as("FILE")] = None
     """File for the results of every episode, their summary, settings and versions."""
     card: Flag = False

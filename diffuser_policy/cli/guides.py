@@ -33,7 +33,7 @@ LATEX = (
 class GuidesSettings:
     """List the guides of all installed packages, or explain one.
 
-    Pass them to evaluate and plan: --guide 'keep-out:center=3,4;radius=0.6'.
+    Pass them to any command that plans: --guide 'keep-out:center=3,4;radius=0.6'.
     """
 
     name: Annotated[tyro.conf.Positional[str | None], shown_as("[NAME]")] = None

@@ -298,7 +298,9 @@ def _failures_named(guide: Guide) -> Iterator[None]:
     except Exception as error:  # whatever other people's code raises
         if out_of_memory(error):
             raise
-        said = type(error).__name__, str(error).rstrip(".")
+        # PyTorch's second sentence advises .detach(), which loses the gradient.
+        words = str(error).partition(" Use tensor.detach()")[0].rstrip(".")
+        said = type(error).__name__, words
         raise GuideError(
             f"The guide {guide.name} failed: "
             f"{': '.join(filter(None, said))}. A guide computes with PyTorch, on "
