@@ -70,14 +70,20 @@ def hear_interrupts() -> None:
 
 @contextlib.contextmanager
 def stops_as_interrupt() -> Iterator[None]:
-    """Treat a request to end (SIGTERM) and a closed terminal like Ctrl-C."""
+    """Treat a request to end (SIGTERM) and a closed terminal like Ctrl-C.
+
+    What the process ignores stays ignored: under `nohup`, that is the closed terminal.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = (signal.SIGTERM, signal.SIGHUP)
-    previous = [signal.signal(n, signal.default_int_handler) for n in numbers]
+    previous = {
+        number: signal.signal(number, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
         yield
     finally:
-        for number, handler in zip(numbers, previous, strict=True):
+        for number, handler in previous.items():
             signal.signal(number, handler)

@@ -186,6 +186,22 @@ def test_ctrl_c_ends_the_cells(
     assert len(steps(output, "point--slow--seed-0")) == TOTAL
 
 
+def test_a_closed_terminal_ends_no_run_under_nohup(
+    tmp_path: Path, started: list[subprocess.Popen[str]]
+) -> None:
+    suite, output = write_suite(tmp_path, "slow"), tmp_path / "out"
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # inherited, as of `nohup`
+    try:
+        started.append(start("run", suite, "--output", output, SLOW_SECONDS="0.1"))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    until(lambda: steps(output, "point--slow--seed-0"))
+    started[0].send_signal(signal.SIGHUP)
+    told = started[0].communicate(timeout=150)[0]
+    assert started[0].returncode == 0, told
+    assert len(steps(output, "point--slow--seed-0")) == TOTAL
+
+
 def test_a_cell_that_is_at_work_elsewhere_is_waited_for(
     tmp_path: Path, capsys: Capture, started: list[subprocess.Popen[str]]
 ) -> None:
