@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from diffuser_policy.choices import Placement
 from diffuser_policy.cli import main
-from diffuser_policy.config import PlannerConfig
+from diffuser_policy.config import PlannerConfig, WindowConfig
 from diffuser_policy.diffusion.denoiser import Denoiser
 from diffuser_policy.diffusion.sampler import Sampler
 from diffuser_policy.errors import ConfigError, SpaceMismatchError
+from diffuser_policy.guides.builtin import Smoothness
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.speed import SpeedMeasurement, measure_speed
 from diffuser_policy.speed.cases import (
@@ -60,6 +62,31 @@ def test_nothing_starts_warm_where_plans_are_a_single_action() -> None:
     single = untrained_policy("Pendulum-v1", horizon=1)
     found = loop_cases(Subject(single, "Pendulum-v1", quick=True))
     assert [case.name for case in found] == ["cold"]
+
+
+@pytest.mark.parametrize("placement", ["mean", "noisy"])
+def test_guides_that_need_two_steps_are_measured(placement: Placement) -> None:
+    """Samplers are measured unguided, down to a single step."""
+    planner = PlannerConfig(
+        num_sampling_steps=2, min_guided_steps=1, guide_placement=placement
+    )
+    guided = toy_policy(toy_config(planner=planner)).with_guide(Smoothness())
+    planner = dataclasses.replace(planner, num_sampling_steps=1)
+    single = toy_policy(toy_config(planner=planner))
+    for policy in (guided, single):
+        cases = list(all_cases(Subject(policy, POINT, quick=True)))
+        assert {case.group for case in cases} == set(TITLES)
+        [first, *_] = [case for case in cases if case.group == "sampler"]
+        assert first.name == "ddim 1"
+        first.run()
+
+
+def test_planners_of_one_length_with_goals_have_no_closed_loop() -> None:
+    """They would keep the goal a full horizon away."""
+    window = WindowConfig(horizon=16, min_horizon=16)
+    policy = toy_policy(toy_config(window=window))
+    cases = list(all_cases(Subject(policy, POINT, quick=True)))
+    assert {case.group for case in cases} == set(TITLES) - {"closed loop"}
 
 
 class OneStep(PointEnv):

@@ -40,6 +40,7 @@ from diffuser_policy.diffusion.denoiser import Denoiser
 from diffuser_policy.diffusion.sampler import DDPMSampler, Sampler
 from diffuser_policy.diffusion.schedule import NoiseSchedule
 from diffuser_policy.envs import make_env, reset_env, step_env
+from diffuser_policy.errors import ConfigError
 from diffuser_policy.guides.builtin import KeepOut, Smoothness
 from diffuser_policy.guides.guide import Guide
 from diffuser_policy.networks.mlp import ResidualMLP
@@ -177,7 +178,10 @@ def together_cases(subject: Subject) -> Iterator[Case]:
 
 
 def sampler_cases(subject: Subject) -> Iterator[Case]:
-    """Yield the reverse processes with their numbers of steps."""
+    """Yield the reverse processes with their numbers of steps, unguided.
+
+    Guided plans take more steps than the fewest, and some placements need more.
+    """
     available = subject.policy.planner.sampler.denoiser.schedule.num_denoising_steps
     for sampler, steps in SAMPLERS[:: 4 if subject.quick else 1]:
         if steps is not None and steps > available:
@@ -185,7 +189,7 @@ def sampler_cases(subject: Subject) -> Iterator[Case]:
         policy = subject.policy.with_settings(
             sampler=sampler,
             num_sampling_steps=steps,
-            **({} if subject.policy.guide is None else {"min_guided_steps": 1}),
+            **({} if subject.policy.guide is None else {"guide_scale": 0.0}),
         )
         name = f"{sampler} {steps or available}"
         yield subject.singly(policy, group=SAMPLER, name=name)
@@ -195,12 +199,15 @@ def loop_cases(subject: Subject) -> Iterator[Case]:
     """Yield replanning in every env step, cold and from what is left of the plan.
 
     Nothing is left of a plan of one planning step. An episode of one env step has no
-    replanning to time.
+    replanning to time, and a planner whose plans have one length does not replan on the
+    way to a goal.
     """
-    base = subject.policy
-    if base.config.planner.horizon == "fixed" and base.spaces.has_goal:
-        base = base.with_settings(horizon="shrinking")  # a fixed one never arrives
-    base = base.with_settings(replan_interval=1)
+    policy, settings = subject.policy, {}
+    if policy.config.planner.horizon == "fixed" and policy.spaces.has_goal:
+        settings = {"horizon": "shrinking"}  # a fixed one never arrives
+    base = _if_possible(policy.with_settings, replan_interval=1, **settings)
+    if base is None:
+        return
     saved = base.config.planner.warm_start
     yield from _loop(base.with_settings(warm_start=None), subject, name="cold")
     if base.planner.horizons.max_planning_steps == 1:
@@ -208,9 +215,10 @@ def loop_cases(subject: Subject) -> Iterator[Case]:
     if saved is not None:
         yield from _loop(base, subject, name="warm, as saved")
     for level in (0.5,) if subject.quick else (0.25, 0.5):
-        if level != saved:
-            warm = base.with_settings(warm_start=level, warm_start_steps=None)
-            yield from _loop(warm, subject, name=f"warm from {level:.0%} noise")
+        name, change = f"warm from {level:.0%} noise", base.with_settings
+        warm = _if_possible(change, warm_start=level, warm_start_steps=None)
+        if level != saved and warm is not None:
+            yield from _loop(warm, subject, name=name)
 
 
 def guide_cases(subject: Subject) -> Iterator[Case]:
@@ -223,13 +231,15 @@ def guide_cases(subject: Subject) -> Iterator[Case]:
     position = policy.planner.layout.aliases.get("position", ())
     disc = KeepOut(center=(0.0,) * len(position), radius=0.5) if position else None
     guide: Guide = policy.guide or disc or Smoothness(columns="observation")
-    steps = policy.with_guide(guide).planner.sampler.num_steps
+    clean = policy.with_guide(guide, guide_placement="clean")  # goes with any steps
+    steps = clean.planner.sampler.num_steps
     unguided = policy.with_guide(guide, guide_scale=0.0, num_sampling_steps=steps)
     yield subject.singly(unguided, group=GUIDE, name=f"none, {steps} steps")
     for placement in get_args(Placement)[: 1 if subject.quick else None]:
-        guided = policy.with_guide(guide, guide_placement=placement)
+        guided = _if_possible(policy.with_guide, guide, guide_placement=placement)
         name = f"{guide.name}, {placement}, {steps} steps"
-        yield subject.singly(guided, group=GUIDE, name=name)
+        if guided is not None:
+            yield subject.singly(guided, group=GUIDE, name=name)
 
 
 def network_cases(subject: Subject) -> Iterator[Case]:
@@ -305,6 +315,16 @@ def plan_flops(policy: DiffuserPolicy, observations: Sequence[Any]) -> int:
     count = partial(network_flops, planner.sampler.denoiser, columns)
     calls = planner.sampler.num_steps * candidates
     return calls * sum(map(count, _planning_steps(policy, observations).tolist()))
+
+
+def _if_possible(
+    change: Callable[..., DiffuserPolicy], *arguments: Any, **settings: Any
+) -> DiffuserPolicy | None:
+    """Return a changed policy; none where it cannot have these settings."""
+    try:
+        return change(*arguments, **settings)
+    except ConfigError:
+        return None
 
 
 def _planning_steps(policy: DiffuserPolicy, observations: Sequence[Any]) -> np.ndarray:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 TITLES = {
     PAPER: "The paper's setting: 256 DDPM steps, stride 1, one candidate, eager",
     TOGETHER: "Planning for several environments in one call",
-    SAMPLER: "By sampler and steps, one environment",
+    SAMPLER: "By sampler and steps, unguided, one environment",
     LOOP: "A new plan in every env step, one environment",
     GUIDE: "Unguided and guided, one environment",
     NETWORK: "One call of the network, by acceleration",
