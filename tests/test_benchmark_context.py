@@ -57,6 +57,20 @@ def test_the_curve_has_its_points_once(tmp_path: Path) -> None:
     assert [point["step"] for point in again.curve_points] == [10, 20]
 
 
+@pytest.mark.parametrize("left", ["", "\0\0\0", '{"attempts": '])
+def test_a_clock_that_a_power_cut_damaged_begins_anew(
+    tmp_path: Path, left: str
+) -> None:
+    training = workplace(tmp_path)
+    training.count_time("train")
+    assert workplace(tmp_path).seconds["attempts"] == 2
+    (training._files.path / "clock.json").write_text(left)
+    again = workplace(tmp_path)
+    assert again.seconds == {"attempts": 1}
+    again.count_time("train")
+    assert workplace(tmp_path).seconds["attempts"] == 2
+
+
 @pytest.mark.parametrize("num_steps", [1, 3, 4, 5, 7, 40, 41, 999])
 def test_the_curve_ends_with_the_budget(tmp_path: Path, num_steps: int) -> None:
     """No more points than are asked for (four), and one at the end."""
