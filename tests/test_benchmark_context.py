@@ -64,7 +64,9 @@ def test_a_clock_that_a_power_cut_damaged_begins_anew(
     training = workplace(tmp_path)
     training.count_time("train")
     assert workplace(tmp_path).seconds["attempts"] == 2
-    (training._files.path / "clock.json").write_text(left)
+    for name in ("clock", "progress"):
+        (training._files.path / f"{name}.json").write_text(left)
+        assert training._files.read(name) is None
     again = workplace(tmp_path)
     assert again.seconds == {"attempts": 1}
     again.count_time("train")

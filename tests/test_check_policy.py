@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import random
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from gymnasium import spaces
 
+from diffuser_policy.errors import ConfigError
 from diffuser_policy.testing import (
     RULES,
     PolicyContractError,
@@ -163,8 +168,107 @@ def test_every_rule_has_a_fault_that_breaks_it() -> None:
     assert {rule for _, rule in FAULTS} == RULES.keys()
 
 
+REFUSALS = {rule for rule in RULES if rule.startswith("refuses_")}
+
+
+class _Averaging:
+    """A policy with any state, which it may write to."""
+
+    observation_space = spaces.Box(-1, 1, (2,))
+    action_space = spaces.Box(-1, 1, (1,))
+
+    def __init__(
+        self, make: Callable[[], Any], write: Callable[[Any], Any] | None = None
+    ) -> None:
+        self.make, self.write = make, write
+
+    def predict(self, observation: Any, state: Any = None, *_: Any, **__: Any) -> Any:
+        if state is not None and self.write is not None:
+            self.write(state)
+        return observation.mean(-1, keepdims=True), self.make()
+
+
+class _Plain:
+    """A state that says nothing of how it compares."""
+
+    def __init__(self, held: Any) -> None:
+        self.held = held
+
+
+class _Slotted:
+    __slots__ = ("held",)
+
+    def __init__(self, held: Any) -> None:
+        self.held = held
+
+
+@dataclasses.dataclass
+class _Record:
+    held: Any
+
+
+STATES: dict[str, Callable[[], Any]] = {
+    "dataclass of an array": lambda: _Record(np.zeros(3)),
+    "object": lambda: _Plain({"plan": np.ones(2)}),
+    "object with slots": lambda: _Slotted([np.ones(2)]),
+    "tensor with NaN": lambda: torch.tensor([1.0, np.nan]),
+    "complex array with NaN": lambda: np.array([1j, np.nan]),
+    "array of objects": lambda: np.array([None, _Plain(1)], object),
+    "number that is NaN": lambda: {"last": float("nan")},
+    "NumPy's number": lambda: (np.float32(np.nan), np.int64(3)),
+    "generator of NumPy": lambda: np.random.default_rng(0),
+    "generator of Python": lambda: random.Random(0),
+    "queue": lambda: collections.deque([np.ones(2)], maxlen=3),
+}
+
+
+@pytest.mark.parametrize("make", STATES.values(), ids=STATES)
+def test_states_may_be_anything_that_can_be_copied(make: Callable[[], Any]) -> None:
+    found = check_policy(_Averaging(make), skip=REFUSALS)
+    assert set(found) == RULES.keys() - REFUSALS
+
+
+def _in_record(state: Any) -> None:
+    state.held += 1
+
+
+def _in_parts(state: Any) -> None:
+    state.held[0][0] += 1
+
+
+WRITTEN: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
+    (lambda: _Record(np.zeros(3)), _in_record),
+    (lambda: _Plain([np.zeros(3)]), _in_parts),
+    (lambda: _Slotted(np.zeros(3)), _in_record),
+    (lambda: torch.tensor([0.0, np.nan]), lambda state: state.add_(1)),
+    (lambda: np.random.default_rng(0), lambda state: state.random()),
+    (lambda: random.Random(0), lambda state: state.random()),
+    (lambda: collections.deque([1]), lambda state: state.append(2)),
+]
+
+
+@pytest.mark.parametrize(("make", "write"), WRITTEN)
+def test_states_of_any_kind_must_not_be_written_to(
+    make: Callable[[], Any], write: Callable[[Any], Any]
+) -> None:
+    with pytest.raises(PolicyContractError, match=r"^state_unchanged: "):
+        check_policy(_Averaging(make, write), skip=REFUSALS)
+
+
 def test_rules_can_be_skipped_by_name() -> None:
     broken = _Broken(_wrong_dtype)
     assert "dtype" not in check_policy(broken, skip=["dtype"])
     with pytest.raises(LookupError, match="Did you mean 'dtype'"):
         check_policy(broken, skip=["dtypes"])
+
+
+@pytest.mark.parametrize("collect", [list, tuple, set, frozenset, dict.fromkeys])
+def test_any_collection_of_rules_can_be_skipped(collect: Callable[[Any], Any]) -> None:
+    policy = _Averaging(lambda: None)
+    found = check_policy(policy, skip=collect([*REFUSALS, "dtype"]))
+    assert set(found) == RULES.keys() - REFUSALS - {"dtype"}
+
+
+def test_a_text_is_no_collection_of_rules() -> None:
+    with pytest.raises(ConfigError, match="skip must be a list of texts, got 'dtype'"):
+        check_policy(_Averaging(lambda: None), skip="dtype")

@@ -9,7 +9,6 @@ of the action space, which environments would clip in silence.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import math
 import time
@@ -25,7 +24,7 @@ from diffuser_policy.benchmark.cells import CURVE_SEED, Cell, CellFolder
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.minari import load_flat
 from diffuser_policy.envs import Env, action_and_state, env_name
-from diffuser_policy.errors import CheckpointError, ConfigError, EnvContractError
+from diffuser_policy.errors import ConfigError, EnvContractError
 from diffuser_policy.evaluation import Evaluation, evaluate
 from diffuser_policy.evaluation.loop import fitted
 from diffuser_policy.evaluation.report import to_json as evaluation_json
@@ -70,9 +69,7 @@ class MethodContext:
         self.max_steps = cell.max_steps or self.num_steps
         self.facts: dict[str, Any] = {}
         self.curve_points: list[dict[str, Any]] = files.read("curve") or []
-        self.seconds: dict[str, float] = {"attempts": 0}
-        with contextlib.suppress(CheckpointError):  # a power cut may have damaged it
-            self.seconds |= files.read("clock") or {}
+        self.seconds: dict[str, float] = files.read("clock") or {"attempts": 0}
         self.seconds["attempts"] += 1
         self._cell, self._files = cell, files
         self._reported, self._stage = 0.0, ""

@@ -47,7 +47,6 @@ from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.minari import load_flat, local_dataset_ids
 from diffuser_policy.envs import evaluation_tasks
 from diffuser_policy.errors import (
-    CheckpointError,
     ConfigError,
     DatasetError,
     DatasetNotFoundError,
@@ -328,9 +327,7 @@ class Watched:
 
     def columns(self) -> tuple[str, str, str, str]:
         """Return stage, steps, figures (the score first) and elapsed time as text."""
-        report: Mapping[str, Any] = {}
-        with contextlib.suppress(CheckpointError):  # its process writes it again
-            report = self.folder.read("progress") or {}
+        report: Mapping[str, Any] = self.folder.read("progress") or {}
         stage = report.get("stage", "starting")
         if self.is_elsewhere:
             stage = "in another process"

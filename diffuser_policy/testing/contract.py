@@ -10,8 +10,10 @@ works on any object with such a `predict`, from this package or not.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import random
-from collections.abc import Callable, Collection, Mapping
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,7 +99,9 @@ def check_policy(
         ConfigError: Something without `predict`, or without spaces where none are
             given; fewer than two rows; or a seed or a tolerance that cannot be.
     """
-    for name in converted(skip, tuple[str, ...], "skip"):
+    is_text = isinstance(skip, str)
+    given = list(skip) if isinstance(skip, Collection) and not is_text else skip
+    for name in converted(given, tuple[str, ...], "skip"):
         if name not in RULES:
             raise UnknownNameError("rule", name, RULES)
     check_predicts(policy)
@@ -322,18 +326,29 @@ def _global_randomness() -> tuple[Any, ...]:
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Compare nested containers of arrays, bit for bit."""
+    """Compare nested containers and objects of arrays, bit for bit; NaN equals NaN."""
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return False
     if isinstance(a, Mapping):
-        return (
-            isinstance(b, Mapping)
-            and a.keys() == b.keys()
-            and all(_same(a[key], b[key]) for key in a)
-        )
-    if isinstance(a, (list, tuple)):
+        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple, deque)):
         pairs = zip(a, b, strict=False)
         return len(a) == len(b) and all(_same(x, y) for x, y in pairs)
     if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
+        alike = a.dtype == b.dtype and a.shape == b.shape
+        return alike and bool(((a == b) | (a.isnan() & b.isnan())).all())
     if isinstance(a, np.ndarray):
-        return bool(np.array_equal(a, b, equal_nan=a.dtype.kind == "f"))
-    return bool(a == b)
+        if a.dtype.kind in "OV":  # of objects, or of records
+            return a.shape == b.shape and _same(a.tolist(), b.tolist())
+        return bool(np.array_equal(a, b, equal_nan=a.dtype.kind in "fcmM"))
+    if type(a).__eq__ is object.__eq__ or dataclasses.is_dataclass(a):
+        return _same(_parts(a), _parts(b))
+    return bool(a == b or (a != a and b != b))
+
+
+def _parts(value: Any) -> list[Any]:
+    """Return what a copy of an object is made of, also of generators and slots."""
+    parts = value.__reduce_ex__(4)  # as `copy.deepcopy` asks for it
+    return [list(part) if isinstance(part, Iterator) else part for part in parts]
