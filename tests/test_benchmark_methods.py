@@ -147,6 +147,22 @@ def test_a_suite_is_read_from_toml(tmp_path: Path) -> None:
             "at 'bc', must be a table, got 3",
         ),
         ('env = "diffuser_envs/Maze2D-UMaze-v1"', "", "Problem needs env"),
+        (
+            "multi2d-umaze = { expectile = 0.9 }",
+            "multi2d-umaze = 3",
+            "under the method 'iql', it must be a table .*, got 3",
+        ),
+        (
+            "[methods.demonstrator]",
+            "[num_steps_of]\niql = 0",
+            "num_steps must be positive, got 0",
+        ),
+        ("seeds = [0, 1]", "seeds = []", "needs at least one seed"),
+        (
+            "[methods.demonstrator]",
+            "[seeds_of]\niql = []",
+            "needs at least one seed",
+        ),
     ],
 )
 def test_bad_suites_are_explained(
@@ -170,9 +186,12 @@ def test_seeds_and_problems_are_checked() -> None:
     suite = load_suite("maze")
     with pytest.raises(UnknownNameError, match="Did you mean 'multi2d-large'"):
         suite.cells(problems=["multi2d-lage"])
-    for seeds in ([0, 0], []):
-        with pytest.raises(ConfigError, match="have to differ"):
-            suite.cells(seeds=seeds)
+    with pytest.raises(ConfigError, match="have to differ"):
+        suite.cells(seeds=[0, 0])
+    with pytest.raises(ConfigError, match="needs at least one seed"):
+        suite.cells(seeds=[])
+    once = suite.cells(problems=["multi2d-large"])
+    assert suite.cells(problems=["multi2d-large", "Multi2D-Large"]) == once
     with pytest.raises(ConfigError, match="A training seed must be"):
         suite.cells(seeds=[-1])
 

@@ -106,6 +106,15 @@ class Suite:
                     raise UnknownNameError("method of the suite", method, self.methods)
         for seeds in self.seeds_of.values():
             _check_seeds(seeds)
+        for method, settings in self.methods.items():
+            for name in names:
+                own = settings.get(name, {})
+                if not isinstance(own, Mapping):
+                    raise ConfigError(
+                        f"{name!r} names a problem: under the method {method!r}, it "
+                        f"must be a table of settings for that problem alone, got "
+                        f"{shown(own)}. Write {name} = {{ setting = value }}."
+                    )
         if len(set(names)) != len(names):
             raise ConfigError(
                 f"Two problems of the suite {self.name!r} have the same name: {names}. "
@@ -124,15 +133,15 @@ class Suite:
 
         Args:
             methods: Names; those that the suite lacks are added with their defaults.
-            problems: Names of problems.
+            problems: Names of problems; one that is given twice counts once.
             seeds: Training seeds instead of the suite's.
 
         Raises:
             UnknownNameError: No problem of that name.
-            ConfigError: Seeds that are negative or given twice.
+            ConfigError: Seeds that are negative or given twice, or none.
         """
         known = {problem.name: problem for problem in self.problems}
-        chosen = [name.lower() for name in problems or known]
+        chosen = dict.fromkeys(name.lower() for name in problems or known)
         for name in chosen:
             if name not in known:
                 raise UnknownNameError("problem", name, known)
@@ -165,7 +174,7 @@ class Suite:
     def budget_of(self, method: str) -> tuple[int | None, int | None]:
         """Return a method's gradient steps: at least, and at most."""
         own = self.num_steps_of.get(method)
-        return (own, None) if own else (self.num_steps, self.max_steps)
+        return (self.num_steps, self.max_steps) if own is None else (own, None)
 
     def trained_with(self, method: str) -> tuple[int, ...]:
         """Return a method's training seeds."""
@@ -173,7 +182,9 @@ class Suite:
 
 
 def _check_seeds(seeds: Sequence[int]) -> None:
-    if len(set(seeds)) != len(seeds) or not seeds:
+    if not seeds:
+        raise ConfigError("Training needs at least one seed, such as seeds = [0].")
+    if len(set(seeds)) != len(seeds):
         raise ConfigError(f"Training seeds have to differ; got {list(seeds)}.")
 
 
