@@ -175,17 +175,22 @@ def test_leaving_an_engine_ends_its_jobs(engine: Engine, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     "first",
-    ["", "from diffuser_policy.benchmark.engines import *; end_with_parent(grace=1)"],
+    [
+        "",
+        "import diffuser_policy.benchmark.engines as e; e.GRACE=1; e.end_with_parent()",
+    ],
     ids=["killed by its parent", "killed by itself"],
 )
 def test_what_does_not_end_is_killed_with_its_children(
-    tmp_path: Path, first: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str
 ) -> None:
+    grace = 20 if first else 0.2
+    monkeypatch.setattr("diffuser_policy.benchmark.engines.GRACE", grace)
     pid = tmp_path / "pid"
     code = textwrap.dedent(STUBBORN).format(first=first)
     child = start_child(job(tmp_path, "stubborn", code, str(pid)))
     until(lambda: pid.is_file() and pid.read_text())
-    stop_children([child], grace=20 if first else 0.2)
+    stop_children([child])
     assert child.returncode == -signal.SIGKILL
     until(lambda: not is_alive(int(pid.read_text())), 10)
 
@@ -193,7 +198,7 @@ def test_what_does_not_end_is_killed_with_its_children(
 def test_without_a_lifeline_nothing_is_watched() -> None:
     code = (
         "from diffuser_policy.benchmark.engines import end_with_parent\n"
-        "end_with_parent(grace=0)\n"
+        "end_with_parent()\n"
         "import time; time.sleep(0.5); print(input())"
     )
     done = subprocess.run(
@@ -215,6 +220,10 @@ def test_without_a_lifeline_nothing_is_watched() -> None:
         ("submitit", 1, {"cluster": "lsf"}, ConfigError, "lsf"),
         ("submitit", 1, {"mem_gb": "four"}, ConfigError, "four"),
         ("ray", 1, {"num_cpu": 2}, UnknownNameError, "Did you mean 'num_cpus'"),
+        ("ray", 1, {"num_cpus": "abc"}, ConfigError, "Ray does not take .*num_cpus"),
+        ("ray", 1, {"num_gpus": "all"}, ConfigError, "Ray does not take .*num_gpus"),
+        ("ray", 1, {"max_retries": 0.5}, ConfigError, "Ray does not take .*retries"),
+        ("ray", 1, {"address": 5}, ConfigError, "address of .* must be a text or none"),
     ],
 )
 def test_bad_settings(
@@ -241,6 +250,23 @@ def test_no_ray_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(ray, "init", init)
     with pytest.raises(EngineError, match=r"No Ray cluster at 'auto'.*ray start"):
         make_engine("ray", workers=1, options={"address": "auto"}, folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("num_cpus", "cores"), [(1, 3), (1.5, 5), (0.5, 3), (None, 3), (2, 6)]
+)
+def test_ray_is_started_with_whole_cores(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    num_cpus: float | None,
+    cores: int,
+) -> None:
+    ray = pytest.importorskip("ray", reason="needs the engine's library")
+    given: list[Any] = []
+    monkeypatch.setattr(ray, "init", lambda **rest: given.append(rest["num_cpus"]))
+    make_engine("ray", workers=3, options={"num_cpus": num_cpus}, folder=tmp_path)
+    assert given == [cores]
+    assert isinstance(given[0], int)
 
 
 @pytest.mark.parametrize(("name", "extra"), [("submitit", "cluster"), ("ray", "ray")])

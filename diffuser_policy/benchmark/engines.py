@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import math
 import os
 import shutil
 import signal
@@ -56,6 +57,7 @@ from diffuser_policy.errors import (
     require_extra,
 )
 from diffuser_policy.interrupts import hear_interrupts, interrupts_delayed
+from diffuser_policy.settings import converted
 
 # Variables that change what a cell does or finds; other machines get them too.
 PASSED_ON = ("DIFFUSER_POLICY_", "HF_", "MINARI_", "MUJOCO_", "PYOPENGL_", "PYTHON")
@@ -203,18 +205,16 @@ def start_child(job: Job) -> subprocess.Popen[bytes]:
         )
 
 
-def stop_children(
-    children: Iterable[subprocess.Popen[bytes]], *, grace: float = GRACE
-) -> None:
+def stop_children(children: Iterable[subprocess.Popen[bytes]]) -> None:
     """End children and the processes that they started; return when they are gone.
 
-    After `grace` seconds they are killed; a Ctrl-C meanwhile kills them at once.
+    After `GRACE` seconds they are killed; a Ctrl-C meanwhile kills them at once.
     """
     children = list(children)
     try:
         for child in children:
             release(child)
-        deadline = time.monotonic() + grace
+        deadline = time.monotonic() + GRACE
         for child in children:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(max(0.0, deadline - time.monotonic()))
@@ -233,11 +233,11 @@ def release(child: subprocess.Popen[bytes]) -> None:
             child.stdin.close()
 
 
-def end_with_parent(*, grace: float = GRACE) -> None:
+def end_with_parent() -> None:
     """Make this process end when the one that started it lets go of the lifeline.
 
     Does nothing in a process that was not started by `start_child`, for example by
-    hand. Between the interrupt and the kill are `grace` seconds.
+    hand. Between the interrupt and the kill are `GRACE` seconds.
     """
     if os.environ.pop(LIFELINE, None) is None:
         return
@@ -250,7 +250,7 @@ def end_with_parent(*, grace: float = GRACE) -> None:
         while os.read(lifeline, 1024):
             pass
         os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(grace)
+        time.sleep(GRACE)
         if os.getpgrp() == os.getpid():
             os.killpg(0, signal.SIGKILL)
         os._exit(1)
@@ -388,8 +388,14 @@ class RayEngine(Engine):
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         self._ray: Any = require_extra(*self.needs)
         options = {"num_cpus": 1, "max_retries": 0, **options}
-        address = options.pop("address", None)
-        here = {} if address else {"num_cpus": workers * max(1, options["num_cpus"])}
+        found = options.pop("address", None)
+        address = converted(found, str | None, "The option address of the engine ray")
+        try:
+            self._task = self._ray.remote(**options)(run_job)
+        except (TypeError, ValueError, AssertionError) as error:
+            raise ConfigError(f"Ray does not take these options: {error}") from error
+        cores = math.ceil(workers * max(1, options["num_cpus"] or 1))
+        here = {} if address else {"num_cpus": cores}
         try:
             # "local": not a cluster that RAY_ADDRESS names, unless it was asked for.
             self._ray.init(
@@ -405,7 +411,6 @@ class RayEngine(Engine):
                 f"No Ray cluster {where}: {error}. Start one with `ray start --head`, "
                 f"or leave --engine-option address out for one of this machine."
             ) from error
-        self._task = self._ray.remote(**options)(run_job)
 
     def _start(self, job: Job) -> Any:
         return self._task.remote(job)
