@@ -716,7 +716,7 @@ class PolicyConfig:
             )
         if data["schema"] != SCHEMA:
             raise CheckpointError(
-                f"The planner has schema {data['schema']}, this version reads schema "
+                f"The planner has schema {data['schema']!r}, this version reads schema "
                 f"{SCHEMA}. Install the version that wrote it, or train it again."
             )
 

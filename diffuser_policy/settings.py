@@ -393,13 +393,23 @@ def json_data(value: Any) -> Any:
     return str(value)
 
 
-def differences(saved: Any, current: Any, path: str = "") -> list[str]:
-    """Return where two JSON trees differ, as "name: saved → current"."""
+def differences(
+    saved: Any, current: Any, path: str = "", *, missing: Any = "not set"
+) -> list[str]:
+    """Return where two JSON trees differ, as "name: saved → current".
+
+    Args:
+        saved: One tree.
+        current: The other one.
+        path: Name of what they are part of.
+        missing: What counts for a key that only the other one has.
+    """
     if isinstance(saved, dict) and isinstance(current, dict):
         found = []
         for key in sorted(saved.keys() | current.keys()):
             inner = f"{path}.{key}" if path else key
-            found += differences(saved.get(key), current.get(key), inner)
+            before, after = saved.get(key, missing), current.get(key, missing)
+            found += differences(before, after, inner, missing=missing)
         return found
     return [] if saved == current else [f"{path}: {saved} → {current}"]
 

@@ -212,9 +212,16 @@ def test_other_settings_in_the_same_folder_are_refused(
     (files.work / "checkpoint").mkdir(parents=True)
     before = (files.path / "cell.json").read_bytes()
     other = make_cell(f"{methods}:right", settings={"push": 0.5}, num_steps=7)
-    with pytest.raises(ConfigError, match=r"num_steps: None → 7.*push: None → 0.5"):
+    with pytest.raises(ConfigError, match=r"num_steps: None → 7.*push: not set → 0\.5"):
         CellFolder(tmp_path, other.id).prepare(other)
     assert (files.path / "cell.json").read_bytes() == before
+
+
+def test_a_setting_that_is_none_is_not_one_that_is_missing(tmp_path: Path) -> None:
+    files = prepared(tmp_path, make_cell("diffuser"))
+    files.write("curve", [])
+    with pytest.raises(ConfigError, match=r"settings\.planner: not set → None\."):
+        files.prepare(make_cell("diffuser", settings={"planner": None}))
 
 
 def test_settings_can_be_corrected_before_anything_was_done(tmp_path: Path) -> None:
@@ -312,9 +319,9 @@ def test_a_setting_that_is_new_is_no_difference_unless_it_is_set(
     files.prepare(cell, {"push": 0.1, "pull": 0.0})
     files.write("cell", {**files.read("cell"), "all_settings": {"push": 0.1}})
     pulling = make_cell("right", settings={"push": 0.1, "pull": 0.0})
-    with pytest.raises(ConfigError, match=r"settings\.pull: None → 0\.0"):
+    with pytest.raises(ConfigError, match=r"settings\.pull: not set → 0\.0"):
         files.prepare(pulling, {"push": 0.1, "pull": 0.0})
-    with pytest.raises(ConfigError, match=r"push: 0\.1 → None"):
+    with pytest.raises(ConfigError, match=r"push: 0\.1 → not set"):
         files.prepare(make_cell("right", settings={"push": 0.1}), {"pull": 0.0})
 
 
@@ -328,7 +335,7 @@ def test_a_setting_that_a_method_lost_is_no_difference_at_its_old_default(
     files.prepare(cell, {"push": 0.1})
     files.prepare(cell, {"push": 0.1})  # which has rewritten cell.json
     files.write("cell", {**files.read("cell"), "all_settings": {"clip_values": True}})
-    with pytest.raises(ConfigError, match=r"clip_values: True → None"):
+    with pytest.raises(ConfigError, match=r"clip_values: True → not set"):
         files.prepare(cell, {"push": 0.1})
 
 
@@ -337,6 +344,7 @@ def test_damaged_results_say_so(tmp_path: Path) -> None:
     for text, message in (
         ("{", "cannot be read"),
         ('{"schema": 7}', "schema 7"),
+        ('{"schema": "1"}', "schema '1', this version reads 1"),
         ('{"schema": 1}', "lacks"),
         ("[]", "schema None"),
     ):

@@ -14,6 +14,7 @@ import pytest
 
 from diffuser_policy.benchmark import MethodContext, Problem
 from diffuser_policy.benchmark.cells import Cell, CellFolder, EvaluationProtocol
+from diffuser_policy.benchmark.context import CheckedPolicy
 from diffuser_policy.errors import ConfigError, EnvContractError
 from tests import baseline_helpers  # noqa: F401 (registers the environments)
 
@@ -137,6 +138,17 @@ def test_without_a_curve_training_ends_with_its_budget(tmp_path: Path) -> None:
 def test_actions_are_checked_while_the_curve_is_made(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="outside of the action space"):
         workplace(tmp_path).curve(10, Scripted(1.5))
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, np.inf), (-np.inf, 0.0)])
+def test_actions_are_checked_where_they_have_one_bound(low: float, high: float) -> None:
+    space = gym.spaces.Box(low, high, (1,))
+    rows = {"observation": np.zeros((2, 1))}
+    inside, outside = (5.0, -5.0) if low == 0 else (-5.0, 5.0)
+    for push in (inside, 0.0, outside * 1e-4):
+        CheckedPolicy(Scripted(push), space, "mine").predict(rows)
+    with pytest.raises(ConfigError, match=r"outside of the action space: \[-?5\.0\]"):
+        CheckedPolicy(Scripted(outside), space, "mine").predict(rows)
 
 
 def test_policies_that_fit_themselves_to_an_environment_are_checked_as_well(

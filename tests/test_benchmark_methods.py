@@ -56,10 +56,11 @@ def test_a_registered_function_is_found_with_its_settings() -> None:
         method.check(hindsight, {})
 
 
-def test_a_missing_module_is_told_before_anything_runs() -> None:
-    @register_method("test-absent", modules={"no_such_module": "baselines"})
+@pytest.mark.parametrize("module", ["no_such_module", "no_such_package.part"])
+def test_a_missing_module_is_told_before_anything_runs(module: str) -> None:
     def absent(training: MethodContext) -> object: ...
 
+    register_method("test-absent", modules={module: "baselines"})(absent)
     with pytest.raises(MissingExtraError, match=r"pip install .\.\[baselines\]"):
         find_method("test-absent").check(PROBLEM, {})
 
@@ -221,6 +222,14 @@ def test_a_method_that_cells_would_not_find_is_refused() -> None:
 
     with pytest.raises(ConfigError, match=r"'test_benchmark_methods\.py:mine'"):
         check_reachable("test-mine")
+
+    class Called:
+        def __call__(self, training: MethodContext) -> Any:
+            return training
+
+    register_method("test-called", needs_dataset=False)(Called())
+    with pytest.raises(ConfigError, match=r"this process only.*'FILE\.py:NAME'"):
+        check_reachable("test-called")
     check_reachable("bc")
     check_reachable(f"{Path(__file__)}:mine")  # whether it is there, is asked later
 

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 from diffuser_policy.benchmark.cells import CellFolder
+from diffuser_policy.benchmark.engines import Ended
+from diffuser_policy.benchmark.runner import _ended_early
 from diffuser_policy.benchmark.suites import load_suite
 from diffuser_policy.benchmark.suites import write_suite as write_suite_file
 from diffuser_policy.cli import main
@@ -170,6 +172,11 @@ def test_a_killed_cell_is_told(
     assert "fewer --workers" in told
 
 
+def test_a_cell_that_a_nameless_signal_ended_is_told() -> None:
+    ended = _ended_early(Ended("point--slow--seed-0", -40), Path("log.txt"))
+    assert ended["message"] == "signal 40 ended the process; see log.txt"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_ends_the_cells(
     tmp_path: Path, started: list[subprocess.Popen[str]], number: int
@@ -277,7 +284,7 @@ def test_settings_of_one_method_in_one_folder(
     other.write_text(suite.read_text() + "speed = 2.0\n")
     assert run(other, output) == 2
     error = " ".join(capsys.readouterr().err.split())
-    assert "settings.speed: None → 2.0" in error
+    assert "settings.speed: not set → 2.0" in error
     assert "point--straight--seed-0" in error
 
 
@@ -325,6 +332,11 @@ def test_work_of_other_versions_is_not_gone_on_with(
     made = results(output)[name]["versions"]
     assert made["numpy"].startswith("1.0.0, then ")
     assert made["numpy"].endswith(np.__version__)
+    capsys.readouterr()
+    assert run(toml, output) == 2  # it was accepted for that run alone
+    error = " ".join(capsys.readouterr().err.split())
+    assert f"numpy 1.0.0, then {np.__version__}; installed is" in error
+    assert "with --output, or accept it with --mixed-versions" in error
 
 
 def test_versions_do_not_matter_before_any_work(tmp_path: Path) -> None:

@@ -261,6 +261,10 @@ def test_unreadable_settings_are_refused(saved: Path, text: str) -> None:
             lambda data: data.update(schema=99),
             "schema 99, this version .* schema 1",
         ),
+        (
+            lambda data: data.update(schema="1"),
+            "schema '1', this version .* schema 1",
+        ),
         (lambda data: data.pop("schema"), "no 'schema'"),
         (lambda data: data.pop("network"), "lacks settings.*network"),
         (lambda data: data["network"].update(breadth=3), "not know.*breadth"),

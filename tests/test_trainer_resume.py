@@ -381,7 +381,12 @@ def test_differences_are_named_by_their_path() -> None:
     saved = {"a": {"b": 1, "c": [1, 2]}, "d": None}
     assert differences(saved, saved) == []
     other = {"a": {"b": 2, "c": [1, 2]}, "e": 3}
-    assert differences(saved, other) == ["a.b: 1 → 2", "e: None → 3"]
+    assert differences(saved, other) == [
+        "a.b: 1 → 2",
+        "d: None → not set",
+        "e: not set → 3",
+    ]
+    assert differences(saved, other, missing=None) == ["a.b: 1 → 2", "e: None → 3"]
 
 
 # --- one run, one folder ----------------------------------------------------------

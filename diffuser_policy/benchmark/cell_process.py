@@ -27,6 +27,7 @@ import numpy as np
 from diffuser_policy.benchmark.cells import (
     RECORDED,
     SCHEMA,
+    THEN,
     Cell,
     CellFolder,
     compact_evaluation,
@@ -119,7 +120,7 @@ def run_cell(cell: Cell, folder: CellFolder) -> dict[str, Any]:
             name: version
             if begun_with.get(name, version) == version
             # The user accepted it: a run refuses to resume work of other versions.
-            else f"{begun_with[name]}, then {version}"
+            else f"{begun_with[name]}{THEN}{version}"
             for name, version in versions(*RECORDED).items()
         },
         "timing": {

@@ -62,6 +62,7 @@ RECORDED = tuple(
         (*PACKAGES, *SIMULATORS, "d3rlpy", "pytorch-mppi", "stable-baselines3")
     )
 )
+THEN = ", then "  # between the versions of a package that a cell was made with
 PASSING = {"clock", "progress"}  # written too often to be synced, and not missed
 LEFT_OUT = {"seed", "start", "goal", "details"}  # of an episode's columns
 
@@ -412,7 +413,7 @@ def read_result(path: Path) -> CellResult:
     schema = data.get("schema") if isinstance(data, dict) else None
     if schema != SCHEMA:
         raise CheckpointError(
-            f"{path} has schema {schema}, this version reads {SCHEMA}. Run the cell "
+            f"{path} has schema {schema!r}, this version reads {SCHEMA}. Run the cell "
             f"again in another folder."
         )
     known = {field.name for field in dataclasses.fields(CellResult)}

@@ -31,7 +31,7 @@ from diffuser_policy.evaluation.report import to_json as evaluation_json
 
 PROGRESS_SECONDS = 2.0
 POINTS = 3  # at the end of a learning curve, compared with as many before them
-TOLERANCE = 1e-3  # of the action's range: rounding is not an error
+TOLERANCE = 1e-3  # of the action's range, or of 1 without: rounding is not an error
 
 
 class MethodContext:
@@ -388,7 +388,8 @@ class CheckedPolicy:
         if not isinstance(space, spaces.Box):
             return given, state
         low, high = (bound.astype(np.float64) for bound in (space.low, space.high))
-        slack = TOLERANCE * (high - low)  # of whole numbers too, which would overflow
+        span = high - low  # of whole numbers too, which would overflow
+        slack = TOLERANCE * np.where(np.isfinite(span), span, 1.0)
         within = (actions >= low - slack) & (actions <= high + slack)
         if within.all():  # false for NaN
             return given, state

@@ -13,6 +13,7 @@ which do not know what is registered in this one.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import inspect
@@ -90,10 +91,18 @@ class Method:
                 f"goals={problem.goals!r}. Leave it out of this problem."
             )
         for module, extra in self.modules:
-            if importlib.util.find_spec(module) is None:  # importing it takes seconds
+            if not _is_installed(module):
                 raise MissingExtraError(module, extra, ADVICE.get(extra, ""))
         if self.refuses is not None:
             self.refuses(problem, options)
+
+
+def _is_installed(module: str) -> bool:
+    """Return whether a module can be found, without importing it, which takes long."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the package that it is in
+        return False
 
 
 def _check_method(target: Any) -> None:
@@ -178,13 +187,14 @@ def check_reachable(name: str) -> None:
         ConfigError: It was registered here, and no other process would find it.
     """
     if name in METHODS.registered and name not in METHODS.installed():
-        function = METHODS.registered[name].target
-        place = inspect.getsourcefile(function) or "FILE.py"
+        function, place = METHODS.registered[name].target, None
+        with contextlib.suppress(TypeError):  # an object that can be called
+            place = inspect.getsourcefile(function)
+        asked = Path(place or "FILE.py").name, getattr(function, "__name__", "NAME")
         raise ConfigError(
             f"The method {name!r} is registered in this process only, but cells run in "
-            f"processes of their own. Ask for it as "
-            f"'{Path(place).name}:{function.__name__}' (its file and function), or "
-            f"offer it in the entry-point group {METHODS.group!r}."
+            f"processes of their own. Ask for it as '{':'.join(asked)}' (its file and "
+            f"function), or offer it in the entry-point group {METHODS.group!r}."
         )
 
 

@@ -33,6 +33,7 @@ from rich.text import Text
 
 from diffuser_policy.benchmark.cells import (
     RECORDED,
+    THEN,
     Cell,
     CellFolder,
     read_result,
@@ -202,11 +203,14 @@ def check_folder(
     for cell_id, known in made.items():
         for package, version in known.items():
             if current.get(package, version) != version:  # not installed: no matter
+                install = f"install {package} {version}, "
+                if THEN in version:  # two of them, which were accepted
+                    install = ""
                 raise ConfigError(
                     f"The work on {cell_id} in {output} was done with {package} "
                     f"{version}; installed is {current[package]}. Results would be "
-                    f"mixed: choose another folder with --output, install {package} "
-                    f"{version}, or accept it with --mixed-versions."
+                    f"mixed: choose another folder with --output, {install}or accept "
+                    f"it with --mixed-versions."
                 )
     finished = {cell.id for cell in cells if cell.id in results}
     for cell in cells:
@@ -506,6 +510,13 @@ class Runner:
         self.display.say(f"{name}: {how}: {what}", style="red")
 
 
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # real-time signals have no names
+        return f"signal {number}"
+
+
 def _ended_early(end: Ended, log: Path) -> dict[str, str]:
     """Describe a process that ended without a result and without an error."""
     if end.status is None:
@@ -513,7 +524,7 @@ def _ended_early(end: Ended, log: Path) -> dict[str, str]:
     elif end.status >= 0:
         told = f"the process ended with status {end.status} and no result"
     else:
-        told = f"{signal.Signals(-end.status).name} ended the process"
+        told = f"{_signal_name(-end.status)} ended the process"
         if end.status == -signal.SIGKILL:
             told += ", as by the system when memory runs out (use fewer --workers)"
     reason = f": {end.reason.strip()}" if end.reason.strip() else ""

@@ -413,7 +413,7 @@ class FlatDataset:
             meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
             if meta["schema"] != SCHEMA:
                 raise DatasetError(
-                    f"{folder} has schema {meta['schema']}, but this version reads "
+                    f"{folder} has schema {meta['schema']!r}, but this version reads "
                     f"schema {SCHEMA}. Save the dataset again."
                 )
             arrays = {

@@ -428,7 +428,8 @@ class TrainingRun(Generic[Networks]):
         for tree in (saved, current):
             for name in self.unimportant:
                 tree.pop(name, None)
-        different = differences(saved, current)
+        # Settings that are younger than the run and None do what it has done.
+        different = differences(saved, current, missing=None)
         if different:
             raise ConfigError(
                 f"{self.output} holds a run with other settings: "

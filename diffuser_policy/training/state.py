@@ -95,7 +95,7 @@ def load_state(checkpoint: Path, parts: Parts) -> int:
         ) from error
     if state.get("schema") != SCHEMA:
         raise CheckpointError(
-            f"{checkpoint} has schema {state.get('schema')}, this version reads "
+            f"{checkpoint} has schema {state.get('schema')!r}, this version reads "
             f"{SCHEMA}. Resume with the version that wrote it, or start anew."
         )
     try:
