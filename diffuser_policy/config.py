@@ -32,7 +32,14 @@ from diffuser_policy.choices import (
     Spacing,
 )
 from diffuser_policy.errors import CheckpointError, ConfigError
-from diffuser_policy.settings import from_json, positive, seed_or_drawn, to_json, typed
+from diffuser_policy.settings import (
+    from_json,
+    json_data,
+    positive,
+    seed_or_drawn,
+    to_json,
+    typed,
+)
 
 if TYPE_CHECKING:
     from diffuser_policy.columns.layout import TrajectoryLayout
@@ -634,12 +641,8 @@ class ClassifierTrainConfig(CompanionTrainConfig):
 
 
 OPTIONAL: dict[str, type[Any]] = {
-    "time_to_goal": TimeToGoalConfig,
-    "value": ValueConfig,
-    "critic": CriticConfig,
+    **{name: PARTS[name] for name in COMPANIONS},
     "classifier": ClassifierConfig,
-    "inverse_dynamics": InverseDynamicsConfig,
-    "landmarks": LandmarksConfig,
 }
 """Settings of what a planner may have beside its denoiser."""
 
@@ -741,7 +744,8 @@ class PolicyConfig:
                 planner=from_json(PlannerConfig, _current(data["planner"])),
                 execution=from_json(ExecutionConfig, execution),
                 guide=None if guide is None else guide_from_json(guide),
-                provenance=provenance,
+                # NaN and infinity, which files of early versions hold, become none.
+                provenance=json_data(provenance),
                 **parts,
             )
             _check_sizes(config)

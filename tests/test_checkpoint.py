@@ -303,6 +303,17 @@ def test_foreign_settings_are_refused(
         read_planner(saved)
 
 
+def test_numbers_of_other_people_that_are_not_finite_become_none(saved: Path) -> None:
+    """Early versions wrote them, and JSON lacks them."""
+    worst = {"best": float("nan"), "range": [0.0, float("inf")]}
+    edit_config(saved, lambda data: data["provenance"]["dataset"].update(worst))
+    config, networks = read_planner(saved)
+    assert config.provenance["dataset"]["best"] is None
+    assert config.provenance["dataset"]["range"] == [0.0, None]
+    checkpoint.write_planner(saved, config, networks)
+    assert read_planner(saved)[0] == config
+
+
 @pytest.mark.parametrize("depth", [300, 900, 100_000])
 def test_settings_that_are_nested_too_deeply_are_refused(
     saved: Path, depth: int
