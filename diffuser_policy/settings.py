@@ -361,8 +361,8 @@ def to_json(config: Any) -> dict[str, Any]:
     return data
 
 
-def plain(value: Any) -> Any:
-    """Return a value as JSON data.
+def plain(value: Any, what: str = "It") -> Any:
+    """Return a value as JSON data; `what` errors call it.
 
     Raises:
         MisfitError: It has no form in JSON.
@@ -370,7 +370,7 @@ def plain(value: Any) -> Any:
     try:
         return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError) as error:
-        raise MisfitError("It", Any, value) from error
+        raise MisfitError(what, Any, value) from error
 
 
 def json_data(value: Any) -> Any:

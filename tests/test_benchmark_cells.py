@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from diffuser_policy.benchmark import Problem
+from diffuser_policy.benchmark import Problem, cells
 from diffuser_policy.benchmark.cell_process import draw_plan, main, run_cell
 from diffuser_policy.benchmark.cells import (
     CURVE_SEED,
@@ -22,6 +25,7 @@ from diffuser_policy.benchmark.cells import (
     read_result,
 )
 from diffuser_policy.benchmark.engines import BUSY
+from diffuser_policy.benchmark.methods import Method
 from diffuser_policy.benchmark.suites import SUITES, load_suite
 from diffuser_policy.errors import CheckpointError, ConfigError
 from diffuser_policy.planning.plan import Plan
@@ -299,44 +303,83 @@ def test_budgets_make_sense(budget: dict[str, int]) -> None:
         make_cell("iql", **budget)
 
 
-def test_a_default_that_changed_is_noticed(tmp_path: Path) -> None:
+@pytest.fixture
+def offer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Changes which settings the method "right" has, and their defaults."""
+
+    def settings(**defaults: Any) -> None:
+        def right(training: Any, **_: Any) -> None: ...
+
+        positional = inspect.Parameter("training", inspect.Parameter.POSITIONAL_ONLY)
+        keywords = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
+            for name, default in defaults.items()
+        ]
+        right.__signature__ = inspect.Signature([positional, *keywords])  # type: ignore[attr-defined]
+        method = Method(name="right", function=right, label="right")
+        monkeypatch.setattr(cells, "find_method", lambda _: method)
+
+    return settings
+
+
+def test_a_default_that_changed_is_noticed(
+    tmp_path: Path, offer: Callable[..., None]
+) -> None:
     cell = make_cell("right")
     files = CellFolder(tmp_path, cell.id)
-    files.prepare(cell, {"push": 0.1})
+    offer(push=0.1)
+    files.prepare(cell)
     files.write("curve", [])
-    files.prepare(cell, {"push": 0.1})
+    files.prepare(cell)
+    offer(push=0.9)
     with pytest.raises(ConfigError, match=r"push: 0.1 → 0.9"):
-        files.prepare(cell, {"push": 0.9})
+        files.prepare(cell)
 
 
 def test_a_setting_that_is_new_is_no_difference_unless_it_is_set(
-    tmp_path: Path,
+    tmp_path: Path, offer: Callable[..., None]
 ) -> None:
     cell = make_cell("right", settings={"push": 0.1})
     files = CellFolder(tmp_path, cell.id)
-    files.prepare(cell, {"push": 0.1})
+    offer(push=0.0)
+    files.prepare(cell)
     files.write("curve", [])
-    files.prepare(cell, {"push": 0.1, "pull": 0.0})
+    offer(push=0.0, pull=0.0)
+    files.prepare(cell)
     files.write("cell", {**files.read("cell"), "all_settings": {"push": 0.1}})
     pulling = make_cell("right", settings={"push": 0.1, "pull": 0.0})
     with pytest.raises(ConfigError, match=r"settings\.pull: not set → 0\.0"):
-        files.prepare(pulling, {"push": 0.1, "pull": 0.0})
-    with pytest.raises(ConfigError, match=r"push: 0\.1 → not set"):
-        files.prepare(make_cell("right", settings={"push": 0.1}), {"pull": 0.0})
+        files.prepare(pulling)
+    offer(pull=0.0)
+    with pytest.raises(ConfigError, match=r"all_settings\.push: 0\.1 → not set"):
+        files.prepare(make_cell("right"))
 
 
 def test_a_setting_that_a_method_lost_is_no_difference_at_its_old_default(
-    tmp_path: Path,
+    tmp_path: Path, offer: Callable[..., None]
 ) -> None:
     cell = make_cell("right", settings={"push": 0.1})
     files = CellFolder(tmp_path, cell.id)
-    files.prepare(cell, {"push": 0.1, "clip_values": False})
+    offer(push=0.0, clip_values=False)
+    files.prepare(cell)
     files.write("curve", [])
-    files.prepare(cell, {"push": 0.1})
-    files.prepare(cell, {"push": 0.1})  # which has rewritten cell.json
+    offer(push=0.0)
+    files.prepare(cell)
+    files.prepare(cell)  # which has rewritten cell.json
     files.write("cell", {**files.read("cell"), "all_settings": {"clip_values": True}})
     with pytest.raises(ConfigError, match=r"clip_values: True → not set"):
-        files.prepare(cell, {"push": 0.1})
+        files.prepare(cell)
+
+
+@pytest.mark.parametrize("default", [math.inf, (1.0, math.nan), object()])
+def test_a_default_that_has_no_form_in_json_is_named(
+    tmp_path: Path, offer: Callable[..., None], default: Any
+) -> None:
+    offer(push=0.1, cap=default)
+    cell = make_cell("right")
+    told = r"^The setting 'cap' of the method 'right' must be a value that is finite"
+    with pytest.raises(ConfigError, match=told):
+        CellFolder(tmp_path, cell.id).prepare(cell)
 
 
 def test_damaged_results_say_so(tmp_path: Path) -> None:

@@ -40,9 +40,9 @@ def workplace(
     """Return a context, by default of 40 gradient steps, and 80 at most."""
     budget = {"num_steps": 40, "max_steps": 80, **budget}
     problem = Problem(env="test/Line-fixed-v0", dataset="test/line-v0")
-    cell = Cell(problem=problem, method="right", evaluation=PLAN, **budget)
+    cell = Cell(problem=problem, method="random", evaluation=PLAN, **budget)
     files = CellFolder(folder, cell.id)
-    files.prepare(cell, {})
+    files.prepare(cell)
     return MethodContext(cell, files, {}, num_steps=default)
 
 

@@ -222,18 +222,15 @@ class CellFolder:
         """Delete the file `name.json`, if it exists."""
         (self.path / f"{name}.json").unlink(missing_ok=True)
 
-    def prepare(self, cell: Cell, settings: Mapping[str, Any] | None = None) -> None:
-        """Write into the folder which cell it is for; arguments as of `check`.
+    def prepare(self, cell: Cell) -> None:
+        """Write into the folder which cell it is for.
 
         Raises:
-            ConfigError: It holds work of a cell with other settings.
+            ConfigError: As `check`.
         """
-        described = self.check(cell, settings)
-        self.write("cell", {**described, "digest": cell.digest})
+        self.write("cell", {**self.check(cell), "digest": cell.digest})
 
-    def check(
-        self, cell: Cell, settings: Mapping[str, Any] | None = None
-    ) -> dict[str, Any]:
+    def check(self, cell: Cell) -> dict[str, Any]:
         """Refuse a folder that holds work of a cell with other settings.
 
         A setting that the method did not have then makes no difference unless the cell
@@ -241,23 +238,27 @@ class CellFolder:
         method has no longer, if it had the value that it had by default.
 
         All of the method's settings count, defaults included, which may change between
-        versions; they are looked up by default.
+        versions. So do the cell's own, which are part of its digest: a setting that is
+        given is another one than the same value by default.
 
         Returns:
             The cell's fields, all settings, and which code it runs.
 
         Raises:
-            ConfigError: It does, be it a result, a learning curve or a checkpoint.
+            ConfigError: It does, be it a result, a learning curve or a checkpoint; or a
+                setting of the method has no form in JSON.
         """
-        if settings is None:
-            settings = find_method(cell.method).settings(cell.settings)
-        asked: dict[str, Any] = plain({**cell.to_json(), "all_settings": settings})
+        settings = find_method(cell.method).settings(cell.settings)
+        now = {
+            name: plain(value, f"The setting {name!r} of the method {cell.method!r}")
+            for name, value in settings.items()
+        }
+        asked: dict[str, Any] = {**cell.to_json(), "all_settings": now}
         if (checksum := checksum_of_file(cell.method)) is not None:
             asked["code"] = checksum
         saved = self.read("cell")
         if saved is None or not self.holds_work():
             return asked
-        now = asked["all_settings"]
         then = {
             name: value
             for name, value in saved.get("all_settings", {}).items()
@@ -373,7 +374,7 @@ def _columns(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _records(columns: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
-    """Return the records of columns; the inverse of `_columns`."""
+    """Return the records of columns; what a record lacked in `_columns` is None."""
     full = {k: v if isinstance(v, list) else [v] * count for k, v in columns.items()}
     if any(len(values) != count for values in full.values()):
         raise ValueError(f"columns are not of {count} episodes")
