@@ -343,7 +343,8 @@ def _same(a: Any, b: Any) -> bool:
         if a.dtype.kind in "OV":  # of objects, or of records
             return a.shape == b.shape and _same(a.tolist(), b.tolist())
         return bool(np.array_equal(a, b, equal_nan=a.dtype.kind in "fcmM"))
-    if type(a).__eq__ is object.__eq__ or dataclasses.is_dataclass(a):
+    identity: Any = object.__eq__
+    if type(a).__eq__ is identity or dataclasses.is_dataclass(a):
         return _same(_parts(a), _parts(b))
     return bool(a == b or (a != a and b != b))
 
