@@ -25,6 +25,7 @@ from diffuser_policy.speed.cases import (
     Case,
     Subject,
     all_cases,
+    guide_cases,
     loop_cases,
     network_cases,
     network_flops,
@@ -79,6 +80,8 @@ def test_guides_that_need_two_steps_are_measured(placement: Placement) -> None:
         [first, *_] = [case for case in cases if case.group == "sampler"]
         assert first.name == "ddim 1"
         first.run()
+    guides = list(guide_cases(Subject(single, POINT)))  # one step goes with one of them
+    assert [case.name for case in guides[1:]] == ["KeepOut, clean, 1 steps"]
 
 
 def test_planners_of_one_length_with_goals_have_no_closed_loop() -> None:
