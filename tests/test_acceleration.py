@@ -232,6 +232,19 @@ def test_recorded_kernels_give_the_networks_numbers(network: TemporalUNet) -> No
         torch.testing.assert_close(runner(noisy, i), expected, **EXACT)
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="no second GPU")
+@torch.no_grad()
+def test_kernels_are_recorded_on_a_gpu_that_is_not_the_current_one(
+    network: TemporalUNet,
+) -> None:
+    network = network.to("cuda:1")
+    runner = GraphRunner(network)
+    for seed in (0, 1):
+        noisy = randn(2, 8, 4, seed=seed).to("cuda:1")
+        torch.testing.assert_close(runner(noisy, 3), plain(network, noisy, 3), **EXACT)
+
+
 class TestDenoiser:
     """Where the acceleration is used, and where it must not be."""
 

@@ -405,7 +405,10 @@ class GraphRunner(FallibleRunner):
         return recording.output.clone()
 
     def _record(self, noisy: Tensor) -> Recording:
-        with torch.inference_mode(mode=False), torch.no_grad():
+        # A recording holds the kernels of one stream. Those of the network run on its
+        # own device, which need not be the current one.
+        on_device = torch.cuda.device(noisy.device)
+        with on_device, torch.inference_mode(mode=False), torch.no_grad():
             example, steps = torch.zeros_like(noisy), steps_of(noisy, 0)
             stream = torch.cuda.Stream(noisy.device)  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream(noisy.device))
@@ -414,7 +417,7 @@ class GraphRunner(FallibleRunner):
                     self.network(example, steps)
             torch.cuda.current_stream(noisy.device).wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, stream=stream):
                 output = self.network(example, steps)
         return Recording(graph, example, steps, output)
 
