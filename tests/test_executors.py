@@ -168,7 +168,7 @@ def test_pursuit_looks_only_as_far_as_it_may() -> None:
 
 
 @given(
-    env_step=st.floats(0, 100),
+    env_step=st.floats(-9, 100),
     stride=st.integers(1, 7),
     length=st.integers(1, 4),
 )
@@ -231,6 +231,15 @@ def test_a_velocity_ahead_is_how_far_the_plan_moves_there() -> None:
     plan = following(0)
     plan.observations[0, :, 0] = [0.0, 1.0, 10.0, 16.0]
     assert executor.act(plan, HERE).item() == 16.0 - 10.0
+
+
+@pytest.mark.parametrize(("progress", "lookahead"), [(0.0, 0.25), (0.25, 0.5)])
+def test_a_velocity_at_the_start_is_that_of_the_way_from_there(
+    progress: float, lookahead: float
+) -> None:
+    """No planned state is an env step back, and the end of the plan is not the one."""
+    executor = PursuitExecutor(POSITION_ONLY, position_gain=0.0, lookahead=lookahead)
+    assert executor.act(following(progress), HERE).item() == pytest.approx(10.0)
 
 
 def test_a_mass_comes_to_rest_though_its_velocity_is_not_observed() -> None:

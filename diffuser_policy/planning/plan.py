@@ -137,7 +137,8 @@ def interpolate(
 ) -> np.ndarray:
     """Return the planned observations at env steps of each row.
 
-    Between planning steps plans are linear; after the end they stay.
+    Between planning steps plans are linear; before the start and after the end they
+    stay.
 
     Args:
         observations: `[rows, steps, observation]`.
@@ -152,7 +153,7 @@ def interpolate(
     extra = (1,) * (env_steps.ndim - 1)
     rows = np.arange(len(lengths)).reshape(-1, *extra)
     last = (lengths - 1).reshape(-1, *extra)
-    position = np.minimum(env_steps / stride, last)
+    position = np.minimum(np.maximum(env_steps / stride, 0), last)
     before = np.floor(position).astype(np.int64)
     after = np.minimum(before + 1, last)
     share = (position - before)[..., None]
