@@ -646,7 +646,7 @@ def build_executor(
     if settings.executor == "actions":
         return PlannedActions(config.layout, config.window.stride)
     if settings.executor == "features":
-        return FeaturesExecutor(featurizer)
+        return FeaturesExecutor(featurizer, len(config.spaces.action_low))
     if settings.executor == "inverse-dynamics":
         if networks.inverse_dynamics is None:
             raise ConfigError(

@@ -261,14 +261,21 @@ def test_choosing_and_acting_need_what_the_featurizer_may_lack() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [np.zeros(3), np.zeros((1, 2)), np.full((2, 2), np.nan)]
+    "wrong",
+    [
+        np.zeros(3),
+        np.zeros((1, 2)),
+        np.zeros((2, 1)),  # which would be broadcast to both numbers of an action
+        np.zeros((2, 3)),
+        np.full((2, 2), np.nan),
+    ],
 )
 def test_wrong_answers_of_a_featurizer_are_named(
     wrong: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy = turned_policy()
     monkeypatch.setattr(Turned, "act", lambda *_: wrong)
-    with pytest.raises(FeaturizerError, match=r"`act` .* for 2 rows"):
+    with pytest.raises(FeaturizerError, match=r"`act` .* shape \(2, 2\), got"):
         policy.predict(observe(2)["observation"])
     monkeypatch.setattr(Turned, "feasibility", lambda *_: wrong)
     with pytest.raises(FeaturizerError, match=r"`feasibility` .* 8 candidates"):

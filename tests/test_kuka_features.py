@@ -108,7 +108,7 @@ def test_following_a_demonstration_gives_back_its_actions() -> None:
     for demonstration in demonstrations():
         planned = FEATURES.features(demonstration.observations)
         steps = np.arange(len(demonstration.actions))
-        actions = FeaturesExecutor(FEATURES).act(
+        actions = FeaturesExecutor(FEATURES, 8).act(
             following(planned, steps), demonstration.observations[:-1]
         )
         np.testing.assert_allclose(actions, demonstration.actions, atol=2e-6)
@@ -229,7 +229,7 @@ def test_following_a_demonstration_gives_its_actions() -> None:
         stride=1,
     )
 
-    actions = FeaturesExecutor(JointFeatures()).act(plans, OBSERVATIONS[:-1])
+    actions = FeaturesExecutor(JointFeatures(), 8).act(plans, OBSERVATIONS[:-1])
 
     np.testing.assert_allclose(actions[:, :7], ACTIONS[:, :7], atol=1e-5)
     np.testing.assert_array_equal(actions[:, 7], ACTIONS[:, 7])

@@ -101,12 +101,13 @@ class FeaturesExecutor(Executor):
 
     sees_environment = True
 
-    def __init__(self, featurizer: Any) -> None:
+    def __init__(self, featurizer: Any, num_actions: int) -> None:
         """Store the featurizer.
 
         Args:
             featurizer: `act(plans, observations)` returns actions `[rows, action]` for
                 `Following` and the environment's observations.
+            num_actions: Columns of an action.
 
         Raises:
             ConfigError: It has no method `act`.
@@ -117,20 +118,20 @@ class FeaturesExecutor(Executor):
                 f"way back from planning columns to actions; "
                 f"{type(featurizer).__name__} has none. Use another executor."
             )
-        self.featurizer = featurizer
+        self.featurizer, self.num_actions = featurizer, num_actions
 
     def act(self, following: Following, observations: np.ndarray) -> np.ndarray:
         """Return the featurizer's actions.
 
         Raises:
-            FeaturizerError: They are not finite numbers, one row per plan.
+            FeaturizerError: They are not finite numbers, one action per plan.
         """
         actions = np.asarray(self.featurizer.act(following, observations))
-        rows, name = len(observations), type(self.featurizer).__name__
-        if actions.ndim != 2 or len(actions) != rows or not np.isfinite(actions).all():
+        expected, name = (len(observations), self.num_actions), type(self.featurizer)
+        if actions.shape != expected or not np.isfinite(actions).all():
             raise FeaturizerError(
-                f"`act` of the featurizer {name} must return finite actions [rows, "
-                f"action] for {rows} rows, got {actions.shape}: {actions}."
+                f"`act` of the featurizer {name.__name__} must return finite actions "
+                f"[rows, action] of shape {expected}, got {actions.shape}: {actions}."
             )
         return actions
 
@@ -250,7 +251,10 @@ class TrackingExecutor(Executor):
         if self.velocity is not None:
             return target[:, self.velocity]
         before = following.reference(self.ahead - 1)
-        planned: np.ndarray = target[:, self.position] - before[:, self.position]
+        moved = target[:, self.position] - before[:, self.position]
+        # An env step, or less where that would reach back beyond the plan's start.
+        time = np.minimum(following.progress + self.ahead, 1.0)
+        planned: np.ndarray = moved / time[:, None]
         return planned
 
     def _observed_velocity(
