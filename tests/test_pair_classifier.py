@@ -89,7 +89,13 @@ def test_pairs_share_their_weights() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"labels": LABELS[:5]}, {"objects": OBJECTS[:1]}, {"place": 0}]
+    "changes",
+    [
+        {"labels": LABELS[:5]},
+        {"objects": OBJECTS[:1]},
+        {"place": 0},
+        {"place": 5},  # a position of more columns than an object has
+    ],
 )
 def test_what_has_no_pairs_is_refused(changes: dict[str, object]) -> None:
     settings = {"labels": LABELS, "objects": OBJECTS, "place": 3, **changes}

@@ -142,16 +142,18 @@ class PairClassifier(StateClassifier):
             width: Hidden units.
 
         Raises:
-            ConfigError: As many labels as there are pairs of objects are needed.
+            ConfigError: No two objects with a position, or no label for each pair.
         """
         super().__init__(transition_dim, labels, width=width, depth=1)
         count = len(objects)
-        if count < 2 or len(labels) != count * (count - 1) or place < 1:
+        size = min(map(len, objects), default=0)
+        if count < 2 or len(labels) != count * (count - 1) or not 1 <= place <= size:
             raise ConfigError(
-                f"A classifier of pairs needs objects with positions, and one label "
-                f"for each of their {count * (count - 1)} ordered pairs; got "
-                f"{len(labels)} labels. Use architecture='mlp', or plan in the columns "
-                f"of a featurizer that names objects."
+                f"A classifier of pairs needs objects whose first columns are a "
+                f"position, and one label for each of their {count * (count - 1)} "
+                f"ordered pairs; got objects {tuple(objects)}, positions of {place} "
+                f"columns and {len(labels)} labels. Use architecture='mlp', or plan in "
+                f"the columns of a featurizer that names objects."
             )
         self.place = place
         pairs = [(a, b) for a in range(count) for b in range(count) if a != b]
