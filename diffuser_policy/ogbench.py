@@ -36,6 +36,10 @@ PACKAGE = "ogbench"
 # Environments that draw from NumPy's global generator in `step` too, by their ids.
 DRAWING = ("teleport", "powderworld")
 TASKS, PLACES = ("task_id", "task_info"), ("start", "goal")  # options of `reset`
+EXCLUSIVE = (
+    ("task_id", "task_info", "each of them is a whole task"),
+    ("goal", "render_goal", "the picture would show the goal of the task"),
+)
 
 
 def is_ogbench(spec: EnvSpec) -> bool:
@@ -107,11 +111,12 @@ class OGBenchEnv(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArg
             seed: Fixes all that this and later episodes draw.
             options: `task_id`, from 1, or `task_info`; a random task if not given. In
                 mazes, `start` and `goal` are positions `[2]` in meters that take the
-                place of the task's. `render_goal` asks for a picture of the goal.
+                place of the task's. `render_goal` asks for a picture of the goal of the
+                task, which is that of the episode only without `goal`.
 
         Raises:
-            ConfigError: No such option, seed or task, a malformed `task_info`, or a
-                position inside a wall.
+            ConfigError: No such option, seed or task, a malformed `task_info`, a
+                position inside a wall, or options that exclude each other.
         """
         if options is not None and not isinstance(options, Mapping):
             raise ConfigError(f"options must be a dictionary, got {shown(options)}.")
@@ -120,6 +125,12 @@ class OGBenchEnv(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArg
         if "task_id" in options:
             tasks = range(1, 1 + len(getattr(self.env.unwrapped, "task_infos", ())))
             options["task_id"] = _whole("task_id", options["task_id"], tasks)
+        for one, other, why in EXCLUSIVE:
+            if one in options and other in options:
+                raise ConfigError(
+                    f"options of reset() take {one} or {other}, not both: {why}. Leave "
+                    f"one of them out."
+                )
         places = {key: options.pop(key) for key in ("start", "goal") if key in options}
         places = {key: self._place(key, place) for key, place in places.items()}
         if seed is not None:  # after the options, which may be refused

@@ -264,6 +264,20 @@ def test_options_that_would_be_ignored_are_refused(maze: Env) -> None:
     arm.close()
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"task_id": 1, "task_info": {"init_ij": (1, 1), "goal_ij": (1, 2)}},
+        {"goal": [20.0, 16.5], "render_goal": True},
+    ],
+)
+def test_options_of_which_one_would_be_ignored_are_refused_together(
+    maze: Env, options: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError, match=f"{' or '.join(options)}, not both"):
+        maze.reset(options=options)
+
+
 def test_tasks_of_ones_own_are_checked(maze: Env) -> None:
     own = {"init_ij": (1, 1), "goal_ij": (1, 2)}
     first, _ = maze.reset(seed=0, options={"task_info": own})
