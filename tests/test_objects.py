@@ -128,6 +128,7 @@ def test_objects_stay_where_nothing_else_was_learnt() -> None:
         {"objects": []},
         {"position": ()},
         {"objects": [(3, 4), (5, 6)]},
+        {"position": (0, 1, 3)},  # the first object's as well
         {"dim": 30},
     ],
 )

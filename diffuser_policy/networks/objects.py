@@ -100,22 +100,25 @@ class ObjectTransformer(nn.Module):
             patch: Planning steps per token.
 
         Raises:
-            ConfigError: No objects, no position, or a width that the heads don't share.
+            ConfigError: No objects, no position, a column that belongs to two of them,
+                or a width that the heads don't share.
             HorizonError: Planning steps that are no multiple of `patch`.
         """
         super().__init__()
         size, place = (len(objects[0]) if objects else 0), len(position)
-        if not objects or not place or size < place or dim % NUM_HEADS:
-            raise ConfigError(
-                f"An object transformer needs objects whose first columns are a "
-                f"position like the robot's, and dim in multiples of {NUM_HEADS}; got "
-                f"objects {tuple(objects)}, position {tuple(position)} and dim={dim}. "
-                f"Plan in the columns of a featurizer that names objects, or use the "
-                f"architecture 'unet'."
-            )
-        self.num_objects, self.size, self.place = len(objects), size, place
         self.object_columns = [column for columns in objects for column in columns]
         taken = {*self.object_columns, *position}
+        shared = len(taken) < len(self.object_columns) + place
+        if not objects or not place or size < place or shared or dim % NUM_HEADS:
+            raise ConfigError(
+                f"An object transformer needs objects whose first columns are a "
+                f"position like the robot's, no column that belongs to two of them, "
+                f"and dim in multiples of {NUM_HEADS}; got objects {tuple(objects)}, "
+                f"the robot's position {tuple(position)} and dim={dim}. Plan in the "
+                f"columns of a featurizer that names objects, or use the architecture "
+                f"'unet'."
+            )
+        self.num_objects, self.size, self.place = len(objects), size, place
         others = [c for c in range(transition_dim) if c not in taken]
         self.robot_columns = [*position, *others]
         self.patch, self.num_planning_steps = patch, num_planning_steps
