@@ -154,6 +154,34 @@ def test_rows_without_a_plan_never_get_one() -> None:
     assert found.chosen[1] == fresh.chosen[1]
     np.testing.assert_array_equal(found.observations[1], fresh.observations[1])
     np.testing.assert_array_equal(found.candidates[1, 3], found.candidates[1, 0])
+    assert found.num_candidates.tolist() == [4, 3, 4]
+    nobody = plan(running(lengths=(0, 0, 0)), steadiness=1e30)
+    assert same(nobody, fresh)
+    assert nobody.num_candidates.tolist() == [3, 3, 3]
+
+
+@pytest.mark.parametrize("failed", [(0, 0, 0), (0, 99, 0)])
+def test_the_chain_of_what_is_left_is_itself(failed: tuple[int, ...]) -> None:
+    """Also where some rows have other numbers of candidates than others."""
+    ranking = EndsRight()
+    ranking.good_enough = lambda stride: -1e9 * stride  # type: ignore[method-assign]
+    planner = make_planner(
+        num_candidates=3, ranking=ranking, steadiness=SURE, satisficing=True
+    )
+    found = planner.plan(
+        START,
+        GOALS,
+        generators(3),
+        previous=running(lengths=(16, 16, 0)),
+        failed=np.array(failed),
+        keep_chain=True,
+    )
+    assert found.num_candidates.tolist() == [2, 2 if not any(failed) else 4, 1]
+    assert found.chain is not None
+    np.testing.assert_allclose(found.chain[-1], found.candidates, rtol=1e-5)
+    for row in (0, 1):
+        left = found.chain[:, row, found.chosen[row]]
+        np.testing.assert_allclose(left, left[:1].repeat(len(left), 0), rtol=1e-6)
 
 
 @pytest.mark.parametrize("end", [-900.0, 900.0])
@@ -241,7 +269,9 @@ def test_a_row_does_not_depend_on_the_plans_of_others() -> None:
         )
         assert alone.chosen[0] == together.chosen[row]
         np.testing.assert_array_equal(alone.path(), together.path(row))
-        np.testing.assert_array_equal(alone.values[0], together.values[row])
+        count = alone.num_candidates[0]
+        assert count == together.num_candidates[row]
+        np.testing.assert_array_equal(alone.values[0], together.values[row, :count])
 
 
 @pytest.mark.parametrize("layout", [LAYOUT, FREE])
@@ -258,7 +288,7 @@ def test_what_is_left_is_valued_by_the_goal_of_its_row(
     np.testing.assert_allclose(found.values[:, 2], -off, rtol=1e-5)
 
 
-def test_warm_and_cold_rows_have_as_many_candidates() -> None:
+def test_warm_and_cold_rows_compete_in_batches_of_their_own() -> None:
     sampler = WhiteNoise()
     planner = make_planner(
         sampler,
@@ -271,6 +301,7 @@ def test_warm_and_cold_rows_have_as_many_candidates() -> None:
     found = planner.plan(START, None, generators(3), previous=previous)
     assert sorted(sampler.batches) == [(1, STEPS), (2, STEPS)]
     assert found.candidates.shape == (3, 3, STEPS, 4)
+    assert found.num_candidates.tolist() == [3, 2, 3]
     assert found.chosen.tolist() == [2, 0, 2]
 
 

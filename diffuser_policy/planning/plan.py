@@ -33,11 +33,11 @@ class Plan:
             infinity beyond the candidates of a row.
         chosen: `[rows]` index of the chosen candidate.
         num_candidates: `[rows]` candidates of each row: those that were sampled and,
-            with steadiness, what was left of the running plan, which is the last.
+            with steadiness, what was left of the row's running plan, which is the last.
         candidates: `[rows, candidates, steps, observation]` as many as the row with
             the most has.
         chain: `[denoising steps + 1, rows, candidates, steps, observation]` from
-            noise to plan, if it was asked for.
+            noise to plan, if it was asked for; what was left of a plan stays as it is.
         aims: `[rows, goal]` where the plans lead, if to a goal: to that, or to a
             subgoal on the way.
     """

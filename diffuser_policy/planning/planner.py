@@ -280,9 +280,13 @@ class Planner:
             step_noise=request.step_noise,
             keep_chain=request.keep_chain,
         )
-        trajectories, without = samples.trajectories, None
-        if self.steadiness is not None and previous is not None:
+        trajectories, chain, without = samples.trajectories, samples.chain, None
+        running = previous is not None and bool((previous.lengths > 0).any())
+        if self.steadiness is not None and previous is not None and running:
             trajectories, without = self._with_rest(trajectories, request, previous)
+            if chain is not None:  # what is left is not denoised
+                rest = trajectories[:, -1:].expand(len(chain), -1, -1, -1, -1)
+                chain = torch.cat([chain, rest], dim=2)
         count = trajectories.shape[1]
         seen = self._view(goals, count)(trajectories.flatten(0, 1), CLEAN)
         values, judged = (x.cpu().numpy() for x in self.ranking.judged(seen, count))
@@ -298,9 +302,10 @@ class Planner:
             what = f"{type(self.ranking).__name__} values some plans as NaN."
             raise self._explained(what, request.observations, goals)
         chosen = values.argmax(axis=1)
-        every = np.arange(len(chosen))
+        every, counts = np.arange(len(chosen)), np.full(len(chosen), count)
+        if without is not None:
+            counts -= without
         taken = physical[every, chosen]
-        chain = samples.chain
         if chain is not None:
             chain = self.normalizer.unnormalize(chain)[..., layout.observations].cpu()
         plan = Plan(
@@ -310,7 +315,7 @@ class Planner:
             stride=self.stride,
             values=values,
             chosen=chosen,
-            num_candidates=np.full(len(chosen), count),
+            num_candidates=counts,
             candidates=physical[..., layout.observations],
             chain=None if chain is None else chain.numpy(),
             aims=request.aims,

@@ -466,7 +466,7 @@ class Session:
             path = plan.path()
             others = np.delete(plan.candidates[0, :, :length], chosen, axis=0)
             if plan.chain is not None:
-                chain = plan.chain[:, 0, min(chosen, plan.chain.shape[2] - 1), :length]
+                chain = plan.chain[:, 0, chosen, :length]
         marks = self._marks()
         return Frame(
             state=state,
