@@ -152,13 +152,14 @@ class Scene:
             ObservationError: An observation that cannot be planned from.
         """
         _, goals = policy.read(observation)
+        layout = policy.planner.layout
         return cls.of(
             env,
-            policy.planner.layout,
+            layout,
             observation,
             goal=None if goals is None else goals[0],
             guide=policy.config.guide,
-            route=None if goals is None else policy.routes(observation)[0],
+            route=policy.routes(observation)[0] if layout.goal_conditioned else None,
         )
 
     def arrival(self, plan: Plan, row: int = 0) -> int | None:

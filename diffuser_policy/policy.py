@@ -293,7 +293,7 @@ class DiffuserPolicy:
             ConfigError: The planner has no goals.
         """
         rows, goals = self.read(observation)
-        if goals is None:
+        if goals is None or not self.planner.layout.goal_conditioned:
             raise ConfigError("This planner has no goals, so no route leads to one.")
         if self.planner.routes is None:
             return [goal[None].copy() for goal in goals]

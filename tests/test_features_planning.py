@@ -18,6 +18,7 @@ from diffuser_policy.config import (
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.evaluation import evaluate
 from diffuser_policy.guides.trajectory import Trajectory
+from diffuser_policy.plotting import Scene
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.testing import (
     check_policy,
@@ -158,6 +159,13 @@ def test_shrinking_horizons_do_not_shrink_towards_goals_that_are_not_pinned() ->
         _, state = policy.predict(seen, state)
     assert state is not None
     assert state.lengths.tolist() == [16]
+
+
+def test_no_route_leads_to_goals_that_are_not_pinned() -> None:
+    policy = turned_policy()
+    with pytest.raises(ConfigError, match="no goals, so no route"):
+        policy.routes(observe(2))
+    assert Scene.of_policy(policy, object(), observe()).route is None
 
 
 def test_guides_see_the_goal() -> None:
