@@ -18,6 +18,7 @@ from diffuser_policy.errors import (
     ConfigError,
     HorizonError,
     MemoryLimitError,
+    ObservationError,
 )
 from diffuser_policy.guides.trajectory import Trajectory
 from diffuser_policy.planning.horizons import Horizons
@@ -175,6 +176,11 @@ def test_a_chain_needs_plans_of_one_length() -> None:
     planner = make_planner(horizon={"choice": "predicted"})
     with pytest.raises(ConditionError, match=r"one length.*\[4, 6, 16\]"):
         planner.plan(START, GOALS, generators(3), keep_chain=True)
+
+
+def test_nothing_to_plan_for_is_refused() -> None:
+    with pytest.raises(ObservationError, match=r"one row of .* shape \(0, 4\)"):
+        make_planner().plan(START[:0], GOALS[:0], [])
 
 
 def test_states_only_plans_have_no_actions() -> None:

@@ -151,10 +151,16 @@ class Planner:
         Raises:
             ConditionError: Conditions that don't fit the plan, or a chain of plans of
                 different lengths or starts.
-            ObservationError: An observation or goal too far from the planner's data.
+            ObservationError: No observations, or an observation or goal too far from
+                the planner's data.
             NotFiniteError: A plan with NaN or infinity in it.
             MemoryLimitError: More observations or candidates than fit into memory.
         """
+        if not len(observations):
+            raise ObservationError(
+                f"A plan needs one row of observations [rows, observation] or more, "
+                f"got the shape {observations.shape}. Plan only for those that exist."
+            )
         if conditions is not None:
             conditions.check_rows(len(observations))
         aims = goals if self.layout.goal_conditioned else None
