@@ -77,6 +77,17 @@ def test_limits_are_reached_and_kept(rows: np.ndarray) -> None:
     np.testing.assert_allclose(normalized.max(axis=0)[varied], 1, atol=1e-3)
 
 
+@EVERY
+@pytest.mark.parametrize("kind", ["uint8", "int8", "bool"])
+def test_whole_numbers_of_few_bits_do_not_wrap_around(
+    cls: type[Normalizer], kind: str
+) -> None:
+    rows = np.array([[-128, 250], [127, 150], [100, 200]]).astype(kind)
+    found, expected = cls.fit(rows), cls.fit(rows.astype(np.float32))
+    assert torch.equal(found.shift, expected.shift)
+    assert torch.equal(found.scale, expected.scale)
+
+
 def test_gaussian_gives_zero_mean_and_unit_variance() -> None:
     rows = np.random.default_rng(0).normal(3.0, 0.2, size=(1000, 2)).astype(np.float32)
     normalized = GaussianNormalizer.fit(rows).normalize(torch.from_numpy(rows))

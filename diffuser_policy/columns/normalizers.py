@@ -7,7 +7,8 @@ r"""Per-column invertible maps from environment units to the network's units.
 | identity | $x$ | data that is scaled already |
 
 All three are the affine map $(x - shift) / scale$. A column that is constant in the
-data gets scale 1, so it maps to 0 and back without a division by zero.
+data gets scale 1, so it maps to 0 and back without a division by zero. So does one that
+varies by less than a millionth, which may be rounding: scale up what has tiny units.
 Data are read some rows at a time: they may be larger than memory.
 Statistics are buffers: they travel in the state dict and are saved with the weights.
 """
@@ -25,7 +26,10 @@ from diffuser_policy.choices import NormalizerName
 from diffuser_policy.columns.layout import Rows
 from diffuser_policy.errors import ConfigError, DatasetError
 
-CONSTANT = 1e-6  # relative spread below which a column counts as constant
+# Spread below which a column counts as constant, relative to its values, or to 1 where
+# they are smaller: around zero, rounding looks like a column in tiny units. Enlarged to
+# the size of the others, it would be noise to learn, and far from the data elsewhere.
+CONSTANT = 1e-6
 ROWS = 65_536  # that are read at a time
 
 
@@ -171,6 +175,8 @@ def _checked_parts(rows: Rows) -> Iterator[np.ndarray]:
         )
     for begin in range(0, rows.shape[0], ROWS):
         part = rows[begin : begin + ROWS]
+        # Sums and differences of whole numbers may wrap around in their own type.
+        part = part.astype(np.result_type(part.dtype, np.float32), copy=False)
         finite = np.isfinite(part).all(axis=0)
         if not finite.all():
             raise DatasetError(
