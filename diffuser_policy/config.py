@@ -373,9 +373,9 @@ class PlannerConfig:
     """Trajectories sampled per plan; with `satisficing`, where one is not enough."""
     satisficing: bool = True
     """Sample a single candidate, and all of `num_candidates` only where that one is not
-    good enough by the ranking's own measure, or where the last plan was strayed from.
-    Needs a ranking that can tell without comparing: time_to_goal, feasibility or
-    sum."""
+    good enough by the ranking's own measure, or where the last plan was strayed from
+    and did not lead to a subgoal. Needs a ranking that can tell without comparing:
+    time_to_goal, feasibility or sum."""
     ranking: RankingName = "smoothness"
     """Which candidate becomes the plan. first: the first one. smoothness: the one with
     the smallest jumps. time_to_goal: the one whose states can best be reached in the

@@ -6,10 +6,10 @@ The first planning step is pinned to the current observation, the last one to th
 `diffuser_policy.planning.horizons` chooses how many steps lie between them.
 
 Rows whose plans have the same length are sampled in batches of at most `MOST_AT_ONCE`
-trajectories. Padding a shorter plan to the length of a longer one would change it. With
-a warm start, rows that have a plan form batches of their own: they start from what is
-left of it (Janner et al. 2022, §5.4), stretched over the new horizon if there is a goal
-to arrive at.
+trajectories, or of one row. Padding a shorter plan to the length of a longer one would
+change it. With a warm start, rows that have a plan form batches of their own: they
+start from what is left of it (Janner et al. 2022, §5.4), stretched over the new horizon
+if there is a goal to arrive at.
 
 *Satisficing* (Simon 1956, "Rational choice and the structure of the environment"): a
 row gets all of its candidates only if a single one is not good enough by the ranking's
@@ -140,8 +140,9 @@ class Planner:
             generators: One source of noise per row, advanced by the call.
             remaining: `[rows]` env steps left, for shrinking horizons; negative: none.
             failed: `[rows]` planning steps of the plan from which a row strayed; zero
-                if it strayed from none. Such rows get all candidates, and more time if
-                they are no nearer to the goal.
+                if it strayed from none, and where the policy strayed on the way to a
+                subgoal. Other rows get all candidates, and more time if they are no
+                nearer to the goal.
             previous: Plans that rows follow, for warm starts and steadiness; length
                 zero if a row follows none.
             conditions: What to pin besides start and goal, for plans of equal length.
