@@ -73,7 +73,7 @@ from diffuser_policy.planning.ranking import has_feasibility
 from diffuser_policy.planning.replanning import Reasons
 from diffuser_policy.planning.state import STATE_DTYPES, PolicyState
 from diffuser_policy.settings import converted, from_json, seed_or_drawn, to_json
-from diffuser_policy.spaces import SpaceSpec, into_box
+from diffuser_policy.spaces import into_box
 from diffuser_policy.words import counted
 
 
@@ -380,7 +380,7 @@ class DiffuserPolicy:
             ConfigError: Settings that contradict each other, or have no effect.
         """
         config = _changed(self.config, settings)
-        return self._rebuilt(config, self.networks, self.spaces)
+        return self._rebuilt(config, self.networks)
 
     def with_guide(
         self, guide: Guide | GuideFunction | None, **settings: Any
@@ -408,7 +408,7 @@ class DiffuserPolicy:
                 usual = "time_to_goal"
             settings = {"ranking": usual, **settings}
         config = _changed(self.config, settings, guide=chosen)
-        return self._rebuilt(config, self.networks, self.spaces)
+        return self._rebuilt(config, self.networks)
 
     @property
     def guide(self) -> Guide | None:
@@ -432,7 +432,7 @@ class DiffuserPolicy:
         """
         denoiser = self.networks.denoiser.accelerated(acceleration)
         networks = self.networks.with_denoiser(denoiser)
-        return self._rebuilt(self.config, networks, self.spaces)
+        return self._rebuilt(self.config, networks)
 
     def for_env(self, env: Any) -> DiffuserPolicy:
         """Return a policy that shares the weights and reads an environment's arrays.
@@ -667,11 +667,12 @@ class DiffuserPolicy:
         ]
 
     def _rebuilt(
-        self, config: PolicyConfig, networks: PlannerNetworks, spaces: SpaceSpec
+        self, config: PolicyConfig, networks: PlannerNetworks
     ) -> DiffuserPolicy:
-        """Return a policy of other parts, with the same seed."""
+        """Return a policy of other parts, with the same seed and spaces."""
         policy = DiffuserPolicy(config, networks, seed=self.seed)
-        policy.spaces, policy.observation_space = spaces, spaces.observation_space()
+        policy.spaces = self.spaces
+        policy.observation_space = self.spaces.observation_space()
         return policy
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -185,9 +186,13 @@ def test_an_unknown_acceleration_is_refused_by_the_nearest_name() -> None:
 
 
 @torch.no_grad()
-def test_a_compiled_network_gives_the_networks_numbers() -> None:
+def test_a_compiled_network_gives_the_networks_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    quickly = partial(torch.compile, backend="eager")
+    monkeypatch.setattr(torch, "compile", quickly)
     network = random_network(multipliers=(1,)).double()
-    runner = CompiledRunner(network, backend="eager")
+    runner = CompiledRunner(network)
     for size, horizon, i in ((2, 8, 3), (3, 4, 5)):
         noisy = randn(size, horizon, 4)
         expected = plain(network, noisy, i)

@@ -10,7 +10,7 @@ import pytest
 
 from diffuser_policy.baselines.d3rlpy_methods import value_facts
 from diffuser_policy.baselines.transitions import Batch
-from diffuser_policy.networks.critic import Values, possible_values
+from diffuser_policy.networks.critic import Values
 
 GAMMA = 0.9
 
@@ -75,7 +75,7 @@ def test_rewards_that_no_batch_has_seen_are_no_limit() -> None:
 @pytest.mark.parametrize("length", [1, 2, 50, 500])
 def test_no_sum_of_rewards_is_impossible(rewards: list[float], length: int) -> None:
     """Episodes of any length, of the best and of the worst reward alone."""
-    lowest, highest = possible_values(np.array(rewards), GAMMA)
+    lowest, highest = Values.of(np.zeros(1), np.array(rewards), GAMMA).possible
     for reward in rewards:
         total = sum(GAMMA**step * reward for step in range(length))
         assert lowest <= total <= highest

@@ -158,10 +158,10 @@ def test_past_the_end_the_clock_runs_on() -> None:
 
 def test_pursuit_looks_only_as_far_as_it_may() -> None:
     observation = np.array([[30.0, 0.0]])
-    near = pursuit(search=4).progress(following(0, stride=4), observation)
-    assert near.tolist() == [4.0]
-    far = pursuit(search=20).progress(following(0, stride=4), observation)
-    assert far.tolist() == [12.0]
+    far = pursuit().progress(following(0, stride=8), observation)
+    assert far.tolist() == [20.0]
+    near = pursuit().progress(following(0, stride=4), observation)
+    assert near.tolist() == [12.0]
 
 
 # --- interpolation and refusals ---------------------------------------------------

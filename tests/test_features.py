@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from diffuser_policy.build import config_featurizer
+from diffuser_policy.columns import features
 from diffuser_policy.columns.features import (
     FEATURIZERS,
     FeaturizerError,
@@ -98,9 +99,10 @@ def test_a_featurizer_that_cannot_be_made_is_named() -> None:
 # --- columns ----------------------------------------------------------------------
 
 
-def test_rows_are_mapped_in_chunks() -> None:
+def test_rows_are_mapped_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "CHUNK", 3)
     rows = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
-    found = planning_columns(Turned(), rows, chunk=3)
+    found = planning_columns(Turned(), rows)
     np.testing.assert_array_equal(found, Turned().features(rows))
     assert found.dtype == np.float32
 

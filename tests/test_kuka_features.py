@@ -85,7 +85,7 @@ def test_rows_are_independent_of_leading_dimensions() -> None:
     np.testing.assert_array_equal(
         FEATURES.features(rows.reshape(3, 4, 39)), planned.reshape(3, 4, 19)
     )
-    np.testing.assert_array_equal(planning_columns(FEATURES, rows, chunk=5), planned)
+    np.testing.assert_array_equal(planning_columns(FEATURES, rows), planned)
 
 
 def test_the_tool_touches_a_block_when_its_flag_goes_up() -> None:

@@ -100,14 +100,6 @@ def test_the_first_and_last_steps_know_their_direction() -> None:
         assert executor().pace(straight(progress))[0] == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("name", ["seconds_per_step", "tempo", "tolerance"])
-@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
-def test_settings_that_cannot_be_meant_are_refused(name: str, value: float) -> None:
-    settings = {"seconds_per_step": SECONDS, name: value}
-    with pytest.raises(ConfigError, match=name):
-        PathExecutor(LAYOUT, **settings)
-
-
 def test_a_layout_without_velocity_is_refused() -> None:
     bare = TrajectoryLayout(
         action_dim=0, observation_dim=2, aliases={"position": (0, 1)}

@@ -152,7 +152,7 @@ def test_grids_are_theirs(name: str, spacing: Spacing) -> None:
     theirs = scheduler(name, "clean", timestep_spacing=spacing)
     for num_steps in (2, 3, 5, 7, 10, 20, N):
         theirs.set_timesteps(num_steps)
-        ours = step_grid(NoiseSchedule(N), num_steps, spacing=spacing)
+        ours = step_grid(NoiseSchedule(N), num_steps, spacing=spacing, first=N - 1)
         assert ours[:-1] == theirs.timesteps.tolist()
 
 
@@ -160,5 +160,5 @@ def test_trailing_grids_are_those_of_their_dpm_solver() -> None:
     theirs = scheduler("dpm", "clean", timestep_spacing="trailing")
     for num_steps in (1, 2, 3, 5, 8, 20):
         theirs.set_timesteps(num_steps)
-        ours = step_grid(NoiseSchedule(N), num_steps, spacing="trailing")
+        ours = step_grid(NoiseSchedule(N), num_steps, spacing="trailing", first=N - 1)
         assert ours[:-1] == cast("Tensor", theirs.timesteps).tolist()

@@ -17,7 +17,6 @@ from diffuser_policy.diffusion.sampler import (
     WarmStart,
 )
 from diffuser_policy.diffusion.schedule import NoiseSchedule
-from diffuser_policy.errors import ConfigError
 from diffuser_policy.planning.plan import Following
 from diffuser_policy.testing import GaussianDenoiser
 
@@ -198,9 +197,3 @@ def test_pinned_entries_of_the_start_are_those_of_the_new_plan() -> None:
     )
     assert chain is not None
     assert (chain[:, 0, 0, [0, 2], 0] == torch.tensor([9.0, 8.0])).all()
-
-
-@pytest.mark.parametrize(("level", "num_steps"), [(0.0, 1), (1.5, 1), (0.5, 0)])
-def test_an_impossible_start_is_refused(level: float, num_steps: int) -> None:
-    with pytest.raises(ConfigError, match="warm_start"):
-        warm(level, num_steps)

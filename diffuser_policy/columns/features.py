@@ -189,15 +189,12 @@ def make_featurizer(name: str, user: str | None = None) -> Featurizer:
     return featurizer
 
 
-def planning_columns(
-    featurizer: Featurizer, observations: np.ndarray, *, chunk: int = CHUNK
-) -> np.ndarray:
+def planning_columns(featurizer: Featurizer, observations: np.ndarray) -> np.ndarray:
     """Return the planning columns `[rows, num_columns]` of observations, checked.
 
     Args:
         featurizer: Maps them; `Identity` returns them unchanged.
         observations: `[rows, observation_size]`.
-        chunk: Rows that are mapped at once.
 
     Raises:
         FeaturizerError: It takes observations of another size, or returned something
@@ -213,8 +210,8 @@ def planning_columns(
             f"with other options."
         )
     planned = np.empty((len(observations), featurizer.num_columns), np.float32)
-    for begin in range(0, len(observations), chunk):
-        part = observations[begin : begin + chunk]
+    for begin in range(0, len(observations), CHUNK):
+        part = observations[begin : begin + CHUNK]
         found = np.asarray(featurizer.features(part))
         if found.shape != (len(part), featurizer.num_columns):
             raise FeaturizerError(
@@ -222,8 +219,8 @@ def planning_columns(
                 f"{len(part)} observations, expected "
                 f"{[len(part), featurizer.num_columns]}."
             )
-        planned[begin : begin + chunk] = found
-        bad = ~np.isfinite(planned[begin : begin + chunk]).all(axis=1)
+        planned[begin : begin + CHUNK] = found
+        bad = ~np.isfinite(planned[begin : begin + CHUNK]).all(axis=1)
         if bad.any():
             row = int(np.argmax(bad))
             raise FeaturizerError(

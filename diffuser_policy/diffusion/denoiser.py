@@ -169,9 +169,8 @@ class Denoiser(nn.Module):
             self._forget()
         if not self.residual:
             return self._clipped(self._clean(self.network(noisy, i), noisy, i))
-        start, (signal, _) = self._start(noisy), self._scales(i)
-        output = self._output(noisy, i)
-        return self._clipped(start + self._clean(output, noisy - signal * start, i))
+        output, start, deviations = self._output(noisy, i)
+        return self._clipped(start + self._clean(output, deviations, i))
 
     def _forget(self) -> None:
         """Drop what a runner keeps of the weights, which are about to be trained.
@@ -198,7 +197,7 @@ class Denoiser(nn.Module):
         self._forget()
         noisy, steps, noise = self.noised(clean, inpainting, generator)
         if self.residual:
-            output = self._output(noisy, steps)
+            output, _, _ = self._output(noisy, steps)
             target = self._target(clean - self._start(clean), noise, steps)
         else:
             output = self.network(noisy, steps)
@@ -243,13 +242,16 @@ class Denoiser(nn.Module):
         signal, sigma = self._scales(i)
         return signal * clean + sigma * noise
 
-    def _output(self, noisy: Tensor, i: Tensor) -> Tensor:
-        """Return a residual network's output for deviations, at steps `[batch]`."""
+    def _output(self, noisy: Tensor, i: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return a residual network's output, at steps `[batch]`, and what it is for.
+
+        Returns:
+            The output, the current state, and the noisy deviations from it.
+        """
         start, (signal, _) = self._start(noisy), self._scales(i)
-        output: Tensor = self.network(
-            noisy - signal * start, i, start=start[:, 0], signal=signal[:, 0, 0]
-        )
-        return output
+        deviations = noisy - signal * start
+        output = self.network(deviations, i, start=start[:, 0], signal=signal[:, 0, 0])
+        return output, start, deviations
 
     def _start(self, trajectories: Tensor) -> Tensor:
         """Return the current state `[batch, 1, transition]`, zero in other columns."""

@@ -38,7 +38,6 @@ from torch import Tensor
 from diffuser_policy.choices import Placement
 from diffuser_policy.diffusion.conditions import Inpainting
 from diffuser_policy.diffusion.schedule import NoiseSchedule
-from diffuser_policy.errors import ConfigError, UnknownNameError
 from diffuser_policy.guides.guide import (
     Guide,
     value_and_gradient,
@@ -69,17 +68,6 @@ class Guidance:
     scale: float = 1.0
     num_steps: int | None = None
     cutoff: int = 0
-
-    def __post_init__(self) -> None:
-        """Check ranges."""
-        if self.placement not in PLACEMENTS:
-            raise UnknownNameError("guide placement", self.placement, PLACEMENTS)
-        if not math.isfinite(self.scale):
-            raise ConfigError(f"guide_scale must be finite, got {self.scale}.")
-        if self.num_steps is not None and self.num_steps < 1:
-            raise ConfigError(f"guide_steps must be at least 1, got {self.num_steps}.")
-        if self.cutoff < 0:
-            raise ConfigError(f"guide_cutoff must not be negative, got {self.cutoff}.")
 
     @property
     def key(self) -> int:

@@ -82,18 +82,6 @@ class WarmStart:
     level: float
     num_steps: int
 
-    def __post_init__(self) -> None:
-        """Check ranges."""
-        if not 0.0 < self.level <= 1.0:
-            raise ConfigError(
-                f"warm_start must be a share of the schedule in (0, 1], got "
-                f"{self.level}."
-            )
-        if self.num_steps < 1:
-            raise ConfigError(
-                f"warm_start_steps must be at least 1, got {self.num_steps}."
-            )
-
 
 class Prediction(NamedTuple):
     """What the denoiser predicted at an earlier denoising step.
@@ -158,7 +146,7 @@ class Sampler:
             )
         if not (math.isfinite(temperature) and temperature >= 0):
             raise ConfigError(f"temperature must be 0 or more, got {temperature}.")
-        self.denoiser, self.num_steps = denoiser, num_steps
+        self.denoiser, self.num_steps = denoiser, int(num_steps)
         self.temperature, self.spacing = temperature, spacing
         self._grids: dict[tuple[int, int], list[int]] = {}
         self._weights: dict[tuple[int, int, int | None], Weights] = {}

@@ -125,31 +125,23 @@ def step_grid(
     schedule: NoiseSchedule,
     num_steps: int,
     *,
-    spacing: Spacing = "linspace",
-    first: int | None = None,
+    spacing: Spacing,
+    first: int,
 ) -> list[int]:
     """Return the denoising steps to visit, strictly decreasing, and -1 at the end.
 
     Args:
         schedule: That of the denoiser.
-        num_steps: K.
+        num_steps: K, from 1 to F + 1.
         spacing: How they are spread.
-        first: F; not given: the noisiest step of the schedule.
+        first: F.
 
     Raises:
         UnknownNameError: A spacing that does not exist.
-        ConfigError: No steps, or more than there are from F down.
     """
     if spacing not in SPACINGS:
         raise UnknownNameError("step spacing", spacing, SPACINGS)
-    if first is None:
-        first = schedule.num_denoising_steps - 1
-    if num_steps not in range(1, first + 2):  # nor are fractions or NaN
-        raise ConfigError(
-            f"A grid from denoising step {first} down has 1 to {first + 1} steps, got "
-            f"{num_steps}."
-        )
-    wanted = SPACINGS[spacing](schedule, first, int(num_steps))
+    wanted = SPACINGS[spacing](schedule, first, num_steps)
     return [*apart([round(step) for step in wanted], first), -1]
 
 

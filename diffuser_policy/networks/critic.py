@@ -48,7 +48,8 @@ class Values(NamedTuple):
     def of(cls, values: np.ndarray, rewards: np.ndarray, discount: float) -> Values:
         """Return quantiles of `values` `[n]`; the data have these rewards."""
         low, median, high = map(float, np.quantile(values, (0.05, 0.5, 0.95)))
-        return cls(low, median, high, possible_values(rewards, discount))
+        least, most = min(float(rewards.min()), 0.0), max(float(rewards.max()), 0.0)
+        return cls(low, median, high, (least / (1 - discount), most / (1 - discount)))
 
     @property
     def diverged(self) -> bool:
@@ -61,12 +62,6 @@ class Values(NamedTuple):
         if width == 0.0:
             return not math.isfinite(self.median)
         return not lowest - width <= self.median <= highest + width  # true for NaN
-
-
-def possible_values(rewards: np.ndarray, discount: float) -> tuple[float, float]:
-    """Return the lowest and the highest value that rewards allow."""
-    low, high = min(float(rewards.min()), 0.0), max(float(rewards.max()), 0.0)
-    return low / (1 - discount), high / (1 - discount)
 
 
 class Transitions(NamedTuple):

@@ -346,22 +346,14 @@ class CompiledRunner(FallibleRunner):
 
     name = "compile"
 
-    def __init__(self, network: nn.Module, *, backend: str = "inductor") -> None:
-        """Leave the compilation to the first call.
-
-        Args:
-            network: See `Runner`.
-            backend: Of `torch.compile`.
-        """
+    def __init__(self, network: nn.Module) -> None:
+        """Leave the compilation to the first call."""
         super().__init__(network)
-        self._backend = backend
         self._compiled: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def _attempt(self, noisy: Tensor, i: int) -> Tensor:
         if self._compiled is None:
-            self._compiled = torch.compile(
-                self.network, dynamic=True, backend=self._backend
-            )
+            self._compiled = torch.compile(self.network, dynamic=True)
         return self._compiled(noisy, steps_of(noisy, i))
 
 

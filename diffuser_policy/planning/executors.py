@@ -283,6 +283,9 @@ class TrackingExecutor(Executor):
         return action
 
 
+SEARCH = 20  # planned env steps ahead in which the nearest point is looked for
+
+
 class PursuitExecutor(TrackingExecutor):
     """Follows the planned *path* as fast as the actions allow (pure pursuit).
 
@@ -299,7 +302,6 @@ class PursuitExecutor(TrackingExecutor):
         position_gain: float = 10.0,
         velocity_gain: float = 1.0,
         lookahead: float = 10.0,
-        search: int = 20,
     ) -> None:
         """Store the settings.
 
@@ -308,16 +310,15 @@ class PursuitExecutor(TrackingExecutor):
             position_gain: Action per meter of position error.
             velocity_gain: Action per unit of velocity error.
             lookahead: How far ahead to steer, in planned env steps.
-            search: How far ahead to search for the nearest point, in planned env steps.
         """
         super().__init__(
             layout, position_gain=position_gain, velocity_gain=velocity_gain
         )
-        self.ahead, self.search = lookahead, search
+        self.ahead = lookahead
 
     def progress(self, following: Following, observations: np.ndarray) -> np.ndarray:
         """Return the nearest point of each path from the current progress on."""
-        ahead = following.progress[:, None] + np.arange(self.search + 1)
+        ahead = following.progress[:, None] + np.arange(SEARCH + 1)
         points = interpolate(
             following.observations, following.lengths, following.stride, ahead
         )
@@ -373,8 +374,7 @@ class PathExecutor(TrackingExecutor):
             velocity_gain: Action per meter per second of velocity error.
 
         Raises:
-            ConfigError: The observation does not name position and velocity, or a
-                duration, tempo or tolerance that is not positive.
+            ConfigError: The observation does not name position and velocity.
         """
         super().__init__(
             layout, position_gain=position_gain, velocity_gain=velocity_gain
@@ -385,13 +385,6 @@ class PathExecutor(TrackingExecutor):
                 "named 'velocity' (--window.velocity, WindowConfig.velocity). Without "
                 "them, use 'tracking', 'pursuit' or 'inverse-dynamics'."
             )
-        for name, value in (
-            ("seconds_per_step", seconds_per_step),
-            ("tempo", tempo),
-            ("tolerance", tolerance),
-        ):
-            if not 0 < value < np.inf:
-                raise ConfigError(f"{name} must be positive and finite, got {value}.")
         self.seconds_per_step, self.tempo = seconds_per_step, tempo
         self.tolerance = tolerance
 
