@@ -3,9 +3,9 @@
     python examples/01_plan_in_a_maze.py
     python examples/01_plan_in_a_maze.py --goal 2.5 1.5 --picture demo/another.png
 
-The planner was never trained for a particular goal. The last two lines compare the env
-steps that it took with those of the demonstrator, whose data it learned from, over the
-same start and goal.
+The planner was never trained for a particular goal. The last two lines compare it with
+the demonstrator that recorded its data, for the same start and goal: env steps and
+scores.
 """
 
 from __future__ import annotations

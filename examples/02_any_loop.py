@@ -4,8 +4,8 @@
     python examples/02_any_loop.py --planner multi2d-large \
         --env-id diffuser_envs/Multi2D-Large-v1 --episodes 16
 
-`predict` keeps Stable-Baselines3's contract: what the policy remembers of an episode is
-in `state`, which the loop passes back. Episode i is reset with seed i in every loop.
+`predict` keeps Stable-Baselines3's contract: `state` holds what the policy remembers of
+an episode, and the loop passes it back. Episode i is reset with seed i in every loop.
 The last line gives the largest difference between the returns of one episode in two
 loops. Batches may differ from single rows in the last bits of the arithmetic, and in
 nothing else. It needs the extras `maze` and `sb3`.
@@ -84,7 +84,7 @@ def main(
     Args:
         planner: A shipped planner, or a folder.
         env_id: The environment it was trained for.
-        episodes: How many; side by side where the loop can.
+        episodes: How many to run, side by side where the loop can.
     """
     policy = DiffuserPolicy.from_pretrained(planner)
     evaluation = evaluate(policy, env_id, episodes=episodes, deterministic=True)

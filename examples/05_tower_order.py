@@ -4,13 +4,13 @@
     python examples/05_tower_order.py --order 2 0 3 1 --seed 7 \
         --gif tower.gif --picture tower.png
 
-The shipped planner was trained on towers in any order. `Contact` makes its plans take
-hold of the block whose turn it is, `Place` makes them leave it on the tower:
+The shipped planner was trained on towers in any order. `Contact` makes its plans grasp
+the next block, `Place` makes them leave it on the tower:
 
     Contact(tower=(2, 0, 3, 1)) + Place(tower=(2, 0, 3, 1))
 
-Both read off the first state of a plan how far the tower is. Add a guide of yours to
-the sum in the same way. The environment is given the same order as its goal, so its
+Both see from the first state of a plan how much of the tower stands. Add your own guide
+to the sum in the same way. The environment gets the same order as its goal, so its
 score says whether the tower stands: 100 if all of it does.
 """
 
@@ -59,7 +59,7 @@ def run(
     Args:
         policy: Guided.
         env: Renders pictures.
-        order: What the environment is to score, bottom to top.
+        order: The order that the environment scores, bottom to top.
         seed: Of the episode.
         every: Env steps between pictures.
 
@@ -69,7 +69,7 @@ def run(
     """
     observation, info = env.reset(seed=seed, options={"goal": tower_goal(order)})
     state, step, done = policy.initial_state(1, np.array([seed])), 0, False
-    still = 0  # steps since the tower has been standing
+    still = 0  # steps that the tower has been standing
     pictures = [np.asarray(env.render())]
     while not done:
         action, state = policy.predict(observation, state)

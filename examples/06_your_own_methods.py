@@ -14,10 +14,10 @@ evaluates it on the same episodes as all other methods:
     diffuser-policy benchmark run tiny \
         --methods examples/06_your_own_methods.py:straight diffuser
 
-It takes about a minute on two cores, leaves nothing behind, and ends with a table: the
-smallest maze, and the demonstrator that the data are from. So small a budget teaches an
-agent little. It needs the extras `maze`, `data`, `plot` and `sb3`; without d3rlpy,
-in the extra `baselines`, its method is left out.
+It takes about a minute on two cores, leaves nothing behind, and ends with a table of
+the methods and the demonstrator in the smallest maze. So small a budget teaches an
+agent little. It needs the extras `maze`, `data`, `plot` and `sb3`. Without the extra
+`baselines`, it leaves out the d3rlpy method.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python examples/07_walk.py
     python examples/07_walk.py --robot Hopper --episodes 100 --output runs/hopper
 
-Half of the data is of a robot that walks well, half of one that stumbles; nothing says
-which is which but the rewards. *Behavior cloning* imitates all of it. The planner is
+Half of the data is of a robot that walks well, half of one that stumbles; only the
+rewards tell which is which. *Behavior cloning* imitates all of it. The planner is
 trained with the settings that suit the data: it learns what the best episodes have in
 common, plans in every env step, and applies the first action of the plan.
 
