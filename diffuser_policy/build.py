@@ -489,8 +489,8 @@ def _routes(config: PolicyConfig, networks: PlannerNetworks) -> Routes | None:
         return None
     if settings.horizon != "predicted":
         raise ConfigError(
-            f"subgoal needs horizon='predicted', got {settings.horizon!r}: other plans "
-            f"have no length for a part of the way. Train with --time-to-goal."
+            f"subgoal needs horizon='predicted', got {settings.horizon!r}: other "
+            "horizons cannot cover a part of the way. Train with --time-to-goal."
         )
     if settings.goal_velocity:
         raise ConfigError(

@@ -184,7 +184,7 @@ def read_planner(source: str | Path) -> tuple[PolicyConfig, PlannerNetworks]:
         networks = build_networks(config)
     except (ConfigError, LookupError, RuntimeError, OverflowError) as error:
         raise CheckpointError(
-            f"{folder / CONFIG} describes networks that cannot be: {error}"
+            f"{folder / CONFIG} describes impossible networks: {error}"
         ) from error
     try:
         if weights is None:
@@ -205,9 +205,9 @@ def read_planner(source: str | Path) -> tuple[PolicyConfig, PlannerNetworks]:
     if expected is not None and checksum(weights) != expected:
         raise CheckpointError(
             f"{folder / WEIGHTS} does not hold the weights that {CONFIG} describes: "
-            f"their checksum differs. One of the two is damaged, or of another "
-            f"planner: copy both again. If you changed the weights on purpose, delete "
-            f"{CHECKSUM!r} from {CONFIG}."
+            "their checksum differs. One of the two is damaged, or belongs to "
+            "another planner: copy both again. If you changed the weights on "
+            f"purpose, delete {CHECKSUM!r} from {CONFIG}."
         )
     return config, networks.requires_grad_(False).eval()
 
@@ -287,8 +287,8 @@ def locate(source: str | Path) -> Path:
     if found := HUB_ID.fullmatch(name):
         return _download(found["repository"], found["revision"])
     raise CheckpointNotFoundError(
-        f"No planner {name!r}: no folder of that path, and none is shipped under that "
-        f"name. {_known(name)}"
+        f"No planner {name!r}: there is no such folder, and no shipped planner of "
+        f"that name. {_known(name)}"
     )
 
 

@@ -208,7 +208,7 @@ class NetworkConfig:
         positive(self, "kernel_size", "depth", most=DEEPEST)
         if not 0 < len(self.multipliers) <= DEEPEST or min(self.multipliers) < 1:
             raise ConfigError(
-                f"multipliers are 1 to {DEEPEST} positive numbers, got "
+                f"multipliers must be 1 to {DEEPEST} positive numbers, got "
                 f"{self.multipliers}."
             )
         positive(self, "loss_floor", "first_action_weight")
@@ -440,9 +440,9 @@ class PlannerConfig:
                 raise ConfigError(f"{name} must be 0 or more, got {value}.")
         if self.temperature == 0 and self.num_candidates > 1:
             raise ConfigError(
-                f"With temperature=0 nothing is left to chance: all num_candidates="
-                f"{self.num_candidates} would be the same. Use a temperature of 0.5 or "
-                f"1 (--temperature), or num_candidates=1 (--num-candidates)."
+                f"With temperature=0, all num_candidates={self.num_candidates} would "
+                "be identical. Use a temperature of 0.5 or 1 (--temperature), or "
+                "num_candidates=1 (--num-candidates)."
             )
         if self.warm_start is not None and not 0 < self.warm_start <= 1:
             raise ConfigError(f"warm_start must be in (0, 1], got {self.warm_start}.")
@@ -714,8 +714,8 @@ class PolicyConfig:
 
         if not isinstance(data, dict) or "schema" not in data:
             raise CheckpointError(
-                "config.json is not of this package: it has no 'schema'. Planners are "
-                "written by save_pretrained or `diffuser-policy train`."
+                "config.json was not written by this package: it has no 'schema'. "
+                "Planners are written by save_pretrained or `diffuser-policy train`."
             )
         if data["schema"] != SCHEMA:
             raise CheckpointError(
@@ -752,8 +752,8 @@ class PolicyConfig:
             return config
         except (LookupError, TypeError, AttributeError, ConfigError) as error:
             raise CheckpointError(
-                f"config.json lacks settings, or has some that this version does not "
-                f"know or that cannot be: {str(error) or repr(error)}"
+                "config.json lacks settings, or has some that this version does not "
+                f"know or that are impossible: {str(error) or repr(error)}"
             ) from error
         except RecursionError as error:
             raise CheckpointError(

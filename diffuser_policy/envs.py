@@ -144,8 +144,8 @@ def check_recorded(env_id: str, owner: str) -> None:
         module = module or "MODULE"
         raise ConfigError(
             f"{owner} names the environment {env_id!r}, which is not registered here: "
-            f"a module would have to be imported, and a file must not decide which "
-            f"code is run. Name the module that registers it: --env {module}:{bare_id}."
+            "its module would have to be imported, but a file must not decide which "
+            f"code runs. Name the module that registers it: --env {module}:{bare_id}."
         )
 
 
@@ -454,9 +454,9 @@ def check_predicts(policy: Any) -> None:
     """
     if isinstance(policy, type) or not callable(getattr(policy, "predict", None)):
         raise ConfigError(
-            f"A policy is an object with Stable-Baselines3's method predict, and "
-            f"{shown(policy)} is none. DiffuserPolicy.from_pretrained(…) loads a "
-            f"planner as one."
+            "A policy needs Stable-Baselines3's method predict, which "
+            f"{shown(policy)} lacks. DiffuserPolicy.from_pretrained(…) loads a "
+            "planner as one."
         )
 
 

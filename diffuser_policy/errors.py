@@ -17,9 +17,9 @@ SHOWN = 200  # characters of a value in an error
 # What to know before an extra is installed.
 ADVICE = {
     "baselines": (
-        "Best in an environment of its own: it takes gymnasium down to 1.0.0, "
-        "gymnasium-robotics to 1.3.1 and mujoco to 3.1.6. Where mujoco 4 is installed, "
-        "first: pip uninstall mujoco mujoco-core mujoco-studio"
+        "Best installed in a virtual environment of its own: it downgrades gymnasium "
+        "to 1.0.0, gymnasium-robotics to 1.3.1 and mujoco to 3.1.6. Where mujoco 4 "
+        "is installed, first: pip uninstall mujoco mujoco-core mujoco-studio"
     )
 }
 
@@ -129,8 +129,9 @@ class MissingColumnsError(UnknownNameError, AttributeError):  # type: ignore[mis
         advice = []
         if guide:
             advice.append(
-                "Take others: columns='observation', if the guide has the parameter "
-                "`columns`, or trajectory['observation'] in a guide of your own."
+                "Use other columns: columns='observation', if the guide has the "
+                "parameter `columns`, or trajectory['observation'] in a guide of "
+                "your own."
             )
         if name in TRAINED_COLUMNS:
             advice.append(

@@ -142,7 +142,7 @@ def read_authors_checkpoint(
         raise CheckpointError(
             f"{path} holds neither a temporal U-Net nor a value function under "
             f"{NETWORK_PREFIX!r}; its first names are {sorted(process)[:3]}. The Kuka "
-            f"networks are other architectures."
+            "networks have other architectures."
         )
     betas, loss_weights = process.get("betas"), process.get("loss_fn.weights")
     try:
@@ -173,7 +173,7 @@ def load_authors_network(state_dict: Mapping[str, Tensor]) -> TemporalUNet:
     if missing:
         advice = "Pass AuthorsCheckpoint.weights."
         if _VALUE_HEAD[0] in state_dict:
-            advice = "They are of a value function: load_authors_value_network."
+            advice = "They belong to a value function: use load_authors_value_network."
         raise CheckpointError(
             f"These weights are no temporal U-Net of the authors: {missing} missing. "
             f"{advice}"
@@ -331,8 +331,8 @@ def _tensors_only(path: Path) -> Any:
     except UnpicklingError as error:
         raise CheckpointError(
             f"{path} holds pickled code, or is no PyTorch file at all; nothing of it "
-            f"was run. If you trust its origin, open it where you can afford to run "
-            f"it, and save its tensors alone: torch.save(network.state_dict(), path)."
+            "was run. If you trust its origin, open it in a sandbox, and save its "
+            "tensors alone: torch.save(network.state_dict(), path)."
         ) from error
     except Exception as error:  # whatever the loader makes of a damaged file
         raise CheckpointError(

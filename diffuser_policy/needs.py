@@ -57,8 +57,8 @@ LACKING = {
     "guide": "without a guide. Leave it out, or add a guide: policy.with_guide(…) in "
     "Python, --guide on the command line.",
     "goals": "on a planner without goals. Leave it out.",
-    "rest": "where plans are a single action: nothing is left of a plan when the next "
-    "one is made. Leave it out.",
+    "rest": "where plans are a single action: a plan is used up before the next one is "
+    "made. Leave it out.",
 }
 
 

@@ -80,7 +80,7 @@ def within_memory(work: str, advice: str) -> Iterator[None]:
         if not out_of_memory(error):
             raise
         raise MemoryLimitError(
-            f"{work} needs more memory than there is. {advice}"
+            f"{work} needs more memory than is available. {advice}"
         ) from error
 
 

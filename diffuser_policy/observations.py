@@ -185,8 +185,9 @@ class ObservationColumns:
         if sizes[0] != sizes[1]:
             raise DatasetError(
                 f"{goal_keys[0]!r} has {sizes[0]} numbers and {goal_keys[1]!r} has "
-                f"{sizes[1]}: a goal is achieved where the two are equal, so they need "
-                f"as many. Name other keys (--goal-keys), or wrap the environment."
+                f"{sizes[1]}: a goal is achieved where the two are equal, so both "
+                "need the same number. Name other keys (--goal-keys), or wrap the "
+                "environment."
             )
         rest = [part for part in parts if part not in (*achieved, *desired)]
         rest = rest or achieved  # the observation is what the goal is about
@@ -361,8 +362,8 @@ def parts_of(
         kind, what = "pixels", f"an image: a Box of bytes of shape {list(shape)}"
     raise DatasetError(
         f"{Part(path=path, shape=()).name} is {what}. Planning needs Box spaces of "
-        f"numbers, or Dict and Tuple spaces of them: "
-        f"{ADVICE.get(kind, FILTER)}, and record the data so."
+        f"numbers, or Dict and Tuple spaces of them: {ADVICE.get(kind, FILTER)}, and "
+        "record the data again."
     )
 
 

@@ -255,7 +255,7 @@ class DiffuserPolicy:
         """
         if conditions is not None and not isinstance(conditions, Conditions):
             raise ConditionError(
-                f"conditions are made with Conditions().pin(…), got {conditions!r}."
+                f"Make conditions with Conditions().pin(…), got {conditions!r}."
             )
         rows, goals = self.read(observation)
         if state is None:
@@ -264,8 +264,8 @@ class DiffuserPolicy:
             state = self._incoming(state, len(rows))
             if state.lengths.any():
                 raise ObservationError(
-                    "state has plans under way, and plan() makes a first one. Pass a "
-                    "state of initial_state(), or none."
+                    "plan() makes a first plan, but state already has plans under "
+                    "way. Pass a state from initial_state(), or none."
                 )
             index = np.arange(len(rows))
             generators = self._generators(state, rows, index, deterministic=False)
@@ -330,13 +330,14 @@ class DiffuserPolicy:
         given = np.asarray(streams)
         if given.shape != (count,) or given.dtype.kind not in "iu":
             raise ConfigError(
-                f"streams are {count} whole numbers, one for each environment; got "
-                f"{streams!r}."
+                f"streams must be {count} whole numbers, one for each environment; "
+                f"got {streams!r}."
             )
         state.streams[:] = given
         if (state.streams < 0).any():
             raise ConfigError(
-                f"streams are whole numbers from 0 to 2**63 - 1, got {given.tolist()}."
+                "streams must be whole numbers from 0 to 2**63 - 1, got "
+                f"{given.tolist()}."
             )
         return state
 
@@ -542,9 +543,9 @@ class DiffuserPolicy:
         given.check_values()
         if (given.planners != self.planner.fingerprint).any():
             raise ObservationError(
-                "state is of another planner: same sizes, other weights. Its plans "
-                "would be followed and built upon. Pass None at first, or the state "
-                "that this policy returned."
+                "state is of another planner: same sizes, other weights. This policy "
+                "would follow its plans and start new ones from them. Pass None at "
+                "first, or the state that this policy returned."
             )
         return given
 
@@ -728,7 +729,8 @@ def _flags(episode_start: Any, num_rows: int) -> np.ndarray:
     kind = given.dtype.kind
     if kind != "b" and (kind not in "iuf" or not np.isin(given, (0, 1)).all()):
         raise ObservationError(
-            f"episode_start holds a flag for each environment, got {episode_start!r}."
+            "episode_start must hold a flag for each environment, got "
+            f"{episode_start!r}."
         )
     flags = given.astype(np.bool_).reshape(-1)  # a copy
     if len(flags) != num_rows:

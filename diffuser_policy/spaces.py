@@ -122,7 +122,7 @@ class SpaceSpec:
             known = False
         if not known:
             raise ConfigError(
-                f"action_dtype must be NumPy's name of a type of numbers, got "
+                "action_dtype must be the NumPy name of a numeric type, got "
                 f"{self.action_dtype!r}."
             )
 
@@ -219,8 +219,8 @@ class SpaceSpec:
         if not why and isinstance(given, spaces.Box) and self.parts.observation[0].path:
             why = (
                 " A flat observation is read only if Gymnasium's FlattenObservation "
-                "makes it of these parts, because else nobody knows which columns are "
-                "the goal: leave out the wrapper that flattens it."
+                "makes it from these parts; otherwise it is unknown which columns "
+                "are the goal. Leave out the wrapper that flattens it."
             )
         raise self._mismatch("observation", self.observation_space(), given, why)
 

@@ -97,7 +97,7 @@ def test_a_suite_says_which_planners_are_not_trained(capsys: Capture) -> None:
     [
         (["--methods", "diffusr"], "Unknown method 'diffusr'"),
         (["--methods", "{0}:strait"], "strait"),
-        (["--methods", "{0}:slow", "{0}:slow"], "would share the folder"),
+        (["--methods", "{0}:slow", "{0}:slow"], "would share the cell folder"),
         (["--methods", "{0}:goalless"], "goals='hindsight'. Leave it out"),
         (["--methods", "{0}:luxury"], 'pip install ".[baselines]"'),
         (["--methods", "{0}:learner"], "collect tests.point_env:test/Point-v0"),

@@ -220,9 +220,9 @@ def test_without_a_lifeline_nothing_is_watched() -> None:
         ("submitit", 1, {"cluster": "lsf"}, ConfigError, "lsf"),
         ("submitit", 1, {"mem_gb": "four"}, ConfigError, "four"),
         ("ray", 1, {"num_cpu": 2}, UnknownNameError, "Did you mean 'num_cpus'"),
-        ("ray", 1, {"num_cpus": "abc"}, ConfigError, "Ray does not take .*num_cpus"),
-        ("ray", 1, {"num_gpus": "all"}, ConfigError, "Ray does not take .*num_gpus"),
-        ("ray", 1, {"max_retries": 0.5}, ConfigError, "Ray does not take .*retries"),
+        ("ray", 1, {"num_cpus": "abc"}, ConfigError, "Ray rejects .*num_cpus"),
+        ("ray", 1, {"num_gpus": "all"}, ConfigError, "Ray rejects .*num_gpus"),
+        ("ray", 1, {"max_retries": 0.5}, ConfigError, "Ray rejects .*retries"),
         ("ray", 1, {"address": 5}, ConfigError, "address of .* must be a text or none"),
     ],
 )
@@ -308,7 +308,7 @@ def test_jobs_of_slurm(slurm: Path, tmp_path: Path) -> None:
 def test_a_cluster_that_takes_no_job(slurm: Path, tmp_path: Path) -> None:
     (slurm / "sbatch").write_text("#!/bin/bash\necho QOSMaxSubmit >&2\nexit 1\n")
     with make_engine("submitit", workers=1, options={}, folder=tmp_path) as engine:
-        with pytest.raises(EngineError, match="does not take the job of one: QOSMax"):
+        with pytest.raises(EngineError, match="rejects the job of one: QOSMax"):
             engine.start(job(tmp_path, "one", REPORT, "0"))
         assert not engine.running
 

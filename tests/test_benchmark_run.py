@@ -225,7 +225,7 @@ def test_a_cell_that_is_at_work_elsewhere_is_waited_for(
     started.append(orphan)
     until(lambda: steps(output, name))
     assert run(toml, output) == 0
-    assert "another process is at work on it" in capsys.readouterr().out
+    assert "another process is working on it" in capsys.readouterr().out
     assert steps(output, name) == [orphan.pid] * TOTAL
     assert not (output / "cells" / name / "log.txt").exists(), "it was run again"
 
@@ -250,7 +250,7 @@ def test_two_runs_in_one_folder(
     until(lambda: steps(output, "point--slow--seed-0"))
     assert run(suite, output) == 2
     error = " ".join(capsys.readouterr().err.split())
-    assert f"Another benchmark is being run in {output}" in error
+    assert f"Another benchmark is running in {output}" in error
     assert f"process {first.pid} on" in error
     told = first.communicate(timeout=150)[0]
     assert first.returncode == 0, told

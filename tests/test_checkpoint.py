@@ -275,8 +275,11 @@ def test_unreadable_settings_are_refused(saved: Path, text: str) -> None:
         (lambda data: data["window"].update(horizon=10**15), "horizon must be at most"),
         (lambda data: data["network"].update(depth=10**9), "depth must be at most"),
         (lambda data: data["network"].update(dim=10**6), "describes .* weights, and"),
-        (lambda data: data["network"].update(multipliers=[]), "multipliers are 1 to"),
-        (lambda data: data["network"].update(multipliers=[1, 0]), "multipliers are"),
+        (lambda data: data["network"].update(multipliers=[]), "multipliers must be"),
+        (
+            lambda data: data["network"].update(multipliers=[1, 0]),
+            "multipliers must be",
+        ),
         (lambda data: data["layout"].update(observation_dim=10**12), "at most 1,000,0"),
         (lambda data: data["layout"].update(observation_dim=6), "6 observation col"),
         (lambda data: data["layout"].update(action_dim=1), "1 action columns, and"),

@@ -87,7 +87,7 @@ def test_the_loss_weighs_a_rare_label_as_much_as_its_absence() -> None:
 
 @pytest.mark.parametrize("labels", [(), ("a", "a")])
 def test_labels_are_named_once(labels: tuple[str, ...]) -> None:
-    with pytest.raises(ConfigError, match="each of them once"):
+    with pytest.raises(ConfigError, match="without duplicates"):
         StateClassifier(3, labels)
 
 

@@ -103,7 +103,7 @@ def test_mistakes_are_explained_before_anything_is_written(
 def test_a_planner_is_not_overwritten(planner: Path, capsys: Capture) -> None:
     command = ["train-classifier", str(planner), *SMALL, "--output", str(planner)]
     assert main(command) == 2
-    assert "is the planner itself" in " ".join(capsys.readouterr().err.split())
+    assert "of the planner itself" in " ".join(capsys.readouterr().err.split())
 
 
 def test_the_folder_is_named_after_the_planner() -> None:

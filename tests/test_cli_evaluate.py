@@ -93,7 +93,7 @@ def test_the_model_card_gets_the_figures(
     )
     for other in others:
         assert main(["evaluate", str(folder), *options, *other]) == 2
-        assert "other settings: " in capsys.readouterr().err
+        assert "this evaluation has others: " in capsys.readouterr().err
     assert main(["evaluate", "multi2d-umaze", *options]) == 2
     assert "'multi2d-umaze' is none" in capsys.readouterr().err
     assert (folder / CARD).read_bytes() == before
@@ -272,7 +272,7 @@ def test_assignments_are_checked(texts: list[str]) -> None:
 
 def test_missing_planners_are_explained(tmp_path: Path, capsys: Capture) -> None:
     assert main(["evaluate", str(tmp_path / "nothing")]) == 2
-    assert "no folder of that path" in capsys.readouterr().err
+    assert "there is no such folder" in capsys.readouterr().err
 
 
 def test_results_that_cannot_be_written_stop_it_at_once(
@@ -292,8 +292,8 @@ def test_a_training_that_has_not_ended_is_noted(capsys: Capture) -> None:
     assert not capsys.readouterr().err
     note_unfinished("mine", {**origin(1500, 2000), "critic": origin(1, 3)})
     told = capsys.readouterr().err
-    assert "the planner of mine is trained for 1,500 of 2,000 gradient steps" in told
-    assert "the critic of mine is trained for 1 of 3 gradient steps" in told
+    assert "the planner of mine has been trained for 1,500 of 2,000 gradient" in told
+    assert "the critic of mine has been trained for 1 of 3 gradient steps" in told
 
 
 def test_planners_without_an_environment_need_one(

@@ -242,7 +242,7 @@ def test_goals_are_read_from_other_keys(tmp_path: Path, capsys: Capture) -> None
     hint = "If two of place, state, target are, name them (--goal-keys"
     assert hint in capsys.readouterr().out
     assert main([*train, "--goal-keys", "target", "place"]) == 2
-    assert "each seems to be the other" in capsys.readouterr().err
+    assert "they seem to be exchanged" in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
     assert main([*train, "--goal-keys", "place", "target"]) == 0
     config, _ = read_planner(tmp_path)

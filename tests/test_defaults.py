@@ -428,7 +428,7 @@ def test_the_most_likely_plan_is_a_single_candidate(goals: bool) -> None:
         chosen = TrainConfig.for_dataset(flat, planner=planner, **given).planner
         assert (chosen.temperature, chosen.num_candidates) == (0.0, 1)
     several = {"temperature": 0.0, "num_candidates": 8}
-    with pytest.raises(ConfigError, match="num_candidates=8 would be the same"):
+    with pytest.raises(ConfigError, match="num_candidates=8 would be identical"):
         TrainConfig.for_dataset(flat, planner=several)
 
 
@@ -469,7 +469,7 @@ def test_settings_that_do_not_exist_are_refused() -> None:
         ({"window": {"position": (98, 99)}}, r"position .*columns \(98, 99\).*0\.\.5"),
         ({"window": {"velocity": (-1, 2)}}, "velocity .*columns"),
         ({"network": {"patch": 0}}, "patch must be positive"),
-        ({"network": {"multipliers": ()}}, "multipliers are 1 to"),
+        ({"network": {"multipliers": ()}}, "multipliers must be 1 to"),
         ({"execution": {"lookahead": float("inf")}}, "lookahead"),
         ({"execution": {"lookahead": float("nan")}}, "lookahead"),
         ({"window": True}, "window must be a mapping .* WindowConfig, got True"),

@@ -336,7 +336,7 @@ def test_options_reach_the_environment_and_the_report(policy: DiffuserPolicy) ->
 def test_options_that_an_environment_lacks_are_refused(policy: DiffuserPolicy) -> None:
     with pytest.raises(ConfigError, match=r"cannot be made with .*'size'"):
         run(policy, POINT, env_options={"size": 3})
-    with pytest.raises(ConfigError, match="go with the id"):
+    with pytest.raises(ConfigError, match="need the id"):
         run(policy, PointEnv, env_options={"terminate": False})
 
 

@@ -352,7 +352,7 @@ def test_goals_of_another_kind_are_left_aside() -> None:
     """D4RL's ants have goals (x, y), and OGBench's are whole observations."""
     arrays = rows(12, size=4, actions=2) | {"infos/goal": np.zeros((12, 3))}
     made = import_file(hdf5(arrays), POINT, progress=False)
-    assert any("no goals in the file" in remark for remark in made.remarks)
+    assert any("The file has no goals" in remark for remark in made.remarks)
 
 
 def test_goals_that_observations_lack_have_to_be_given() -> None:
@@ -570,7 +570,7 @@ def test_the_command_imports_and_its_data_can_be_trained_on(
     assert main(["import", file, "--env", PENDULUM, "--terminals", "done"]) == 0
     captured = capsys.readouterr()
     assert "Imported 2 episodes, 58 steps of 60 rows" in captured.out
-    assert "no rewards in the file" in captured.out
+    assert "The file has no rewards" in captured.out
     assert "train --dataset diffuser/my-swings-v0" in captured.out
     small = ["--num-steps", "2", "--batch-size", "2", "--window.horizon", "8"]
     small += ["--network.dim", "8"]
@@ -584,7 +584,7 @@ def test_the_command_imports_and_its_data_can_be_trained_on(
 def test_a_report_names_what_was_made_up() -> None:
     made = import_file(npz(without("rewards", "timeouts")), PENDULUM, progress=False)
     assert isinstance(made, Imported)
-    assert made.remarks == ("There are no rewards in the file: all are 0.",)
+    assert made.remarks == ("The file has no rewards: all are 0.",)
     collection = load_flat(made.dataset_id, progress=False).metadata["collection"]
     assert collection["remarks"] == list(made.remarks)
     assert collection["versions"] == versions(*RECORDERS)

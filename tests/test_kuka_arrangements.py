@@ -193,8 +193,8 @@ def test_pairs_become_the_tower_they_describe() -> None:
     [
         ([(0, 1), (0, 2), (3, 0)], "block 0 is named twice"),
         ([(0, 1), (2, 1), (3, 0)], "block 1 is named twice"),
-        ([(0, 1), (1, 2), (2, 3), (3, 0)], "round in a circle"),
-        ([(0, 1), (1, 2), (2, 0)], "round in a circle"),
+        ([(0, 1), (1, 2), (2, 3), (3, 0)], "form a cycle"),
+        ([(0, 1), (1, 2), (2, 0)], "form a cycle"),
         ([(0, 1), (2, 3)], r"blocks \[1, 3\] have nothing below"),
     ],
 )

@@ -357,7 +357,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         toy_policy(config)
     window = dataclasses.replace(config.window, hindsight_goal="none")
     config = dataclasses.replace(config, window=window)
-    with pytest.raises(ConfigError, match="Landmarks are on the way to goals"):
+    with pytest.raises(ConfigError, match="Landmarks need goals"):
         toy_policy(config, flat=toy_dataset(goals=False))
     policy = with_landmarks()
     with pytest.raises(ConfigError, match="subgoal=None"):

@@ -64,8 +64,8 @@ def test_objects_are_kept_and_absent_where_there_are_none() -> None:
 @pytest.mark.parametrize(
     ("objects", "message"),
     [
-        (((0, 1), (2,)), "equally many columns"),
-        (((), ()), "equally many columns"),
+        (((0, 1), (2,)), "the same number of columns"),
+        (((), ()), "the same number of columns"),
         (((0,), (4,)), "indices in 0..3"),
         (((0,), (-1,)), "indices in 0..3"),
         (((0, 1), (1, 2)), "one object at most"),

@@ -241,5 +241,5 @@ def test_observations_with_goals_are_refused_before_anything_runs() -> None:
     mazes = Problem(
         env="diffuser_envs/Maze2D-UMaze-v1", dataset="diffuser/maze2d-umaze-v1"
     )
-    with pytest.raises(ConfigError, match="one array, without goals"):
+    with pytest.raises(ConfigError, match="a single array without goals"):
         find_method("mbop").check(mazes, {})

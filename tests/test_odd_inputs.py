@@ -137,7 +137,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "conditions": (
         lambda: toy_policy().plan(observe(), conditions="x"),  # type: ignore[arg-type]
         ConditionError,
-        "made with Conditions",
+        "Make conditions with Conditions",
     ),
     "a huge condition": (
         lambda: Conditions().pin(0, "goal", [HUGE, 0]),
@@ -203,9 +203,13 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a policy by its name": (
         lambda: evaluate("multi2d-umaze", MAZE),
         ConfigError,
-        "'multi2d-umaze' is none. DiffuserPolicy.from_pretrained",
+        "'multi2d-umaze' lacks. DiffuserPolicy.from_pretrained",
     ),
-    "no policy to check": (lambda: check_policy(5), ConfigError, "and 5 is none"),
+    "no policy to check": (
+        lambda: check_policy(5),
+        ConfigError,
+        "predict, which 5 lacks",
+    ),
     "a policy without spaces": (
         lambda: check_policy(Predicts()),
         ConfigError,

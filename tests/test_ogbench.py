@@ -80,7 +80,7 @@ def test_landmarks_of_another_maze_are_noted(
     PlannerSettings(planner=giant).load()
     assert not capsys.readouterr().err
     PlannerSettings(planner=giant, env=MAZE).load()
-    assert f"{giant} are places of pointmaze-giant-v0" in capsys.readouterr().err
+    assert f"{giant} are places in pointmaze-giant-v0" in capsys.readouterr().err
 
 
 def test_whoever_makes_the_environment_otherwise_is_told_how() -> None:

@@ -243,7 +243,7 @@ def test_the_facts_say_when_the_machine_was_busy(measured: SpeedMeasurement) -> 
         for t in measured.timings
     ]
     waited = dataclasses.replace(measured, timings=timings)
-    busy = "time that other work had the processor"
+    busy = "processor time of other work"
     labels, values = (list(part.cells) for part in facts(on_machine(waited)).columns)
     assert values[labels.index(busy)] == "60%"
     # Two threads compute up to two seconds in one: what they waited is not known.

@@ -150,7 +150,7 @@ def test_an_unknown_planner_is_answered_with_the_nearest(capsys: Capture) -> Non
 def test_a_planner_is_not_overwritten(planner: Path, capsys: Capture) -> None:
     before = {path: path.read_bytes() for path in planner.iterdir()}
     assert main(["train-value", str(planner), *SMALL, "--output", str(planner)]) == 2
-    assert "is the planner itself" in capsys.readouterr().err
+    assert "of the planner itself" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in planner.iterdir()} == before
 
 

@@ -318,8 +318,8 @@ def _refuses(problem: Problem, settings: Mapping[str, Any]) -> None:
     positive(given, "width", "batch_size", "return_range", *sizes, *rates)
     if not 0 <= settings.get("discount", 0.0) < 1:
         raise ConfigError(
-            f"discount must be in [0, 1), got {settings['discount']}. From 1 on, "
-            f"values have no bounds, and nothing tells whether a critic diverged."
+            f"discount must be in [0, 1), got {settings['discount']}. With 1 or more, "
+            "values are unbounded, and a diverged critic cannot be recognized."
         )
     hindsight = problem.goals == "hindsight"
     for name in ("expectile", *(["goal_discount"] if hindsight else [])):
@@ -397,7 +397,7 @@ awac = _method(
 )
 rebrac = _method(
     "ReBRAC",
-    "TD3+BC that is also held back where values are bootstrapped.",
+    "TD3+BC with a behavior penalty on bootstrapped values as well.",
     normed="critic_",
     learning_rate=(1e-3, *BOTH_RATES),
     discount=DISCOUNT,

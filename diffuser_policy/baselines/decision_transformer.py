@@ -76,7 +76,7 @@ class Stretches:
         if not self.scale:
             raise ConfigError(
                 f"No stretch of {num_steps} steps of {flat!r} has a return other than "
-                f"0: there is nothing that a Decision Transformer could aim at."
+                "0: a Decision Transformer has no return to aim at."
             )
 
     def target(self, best_share: float) -> float:

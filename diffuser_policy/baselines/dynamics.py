@@ -310,7 +310,7 @@ def _check_sizes(
     given = (states.shape[-1], actions.shape[-1])
     if given != (state_size, action_size):
         raise SpaceMismatchError(
-            f"These dynamics are of states with {state_size} and actions with "
+            f"These dynamics take states with {state_size} and actions with "
             f"{action_size} columns; got {given[0]} and {given[1]}."
         )
 
@@ -328,9 +328,10 @@ class DiffuserDynamics:
         layout, stride = planner.layout, planner.stride
         if layout.action_dim == 0 or stride != 1:
             raise ConfigError(
-                "A planner is a model of the dynamics if it plans an action for every "
-                f"env step; this one has stride {stride} and {layout.action_dim} "
-                "action columns. Train one with window.actions and window.stride=1."
+                "A planner can serve as a model of the dynamics only if it plans an "
+                f"action for every env step; this one has stride {stride} and "
+                f"{layout.action_dim} action columns. Train one with window.actions "
+                "and window.stride=1."
             )
         self.planner, self.seed = planner, seed
         # Env steps that can be predicted: the last action's effect is not.
@@ -351,8 +352,9 @@ class DiffuserDynamics:
         num_rows, num_steps = actions.shape[:2]
         if not 1 <= num_steps <= self.max_steps:
             raise ConditionError(
-                f"A trajectory of {self.max_steps + 1} planning steps says where 1 to "
-                f"{self.max_steps} actions lead, not {num_steps}. Shorten the horizon."
+                f"A trajectory of {self.max_steps + 1} planning steps predicts where "
+                f"1 to {self.max_steps} actions lead, not {num_steps}. Shorten the "
+                "horizon."
             )
         pinned = Conditions().pin(0, "observation", _tensor(states))
         for step in range(num_steps):

@@ -361,7 +361,7 @@ def _refuse(problem: Problem, settings: Mapping[str, Any]) -> None:
         action_box(env.action_space)
         if not isinstance(env.observation_space, spaces.Box):
             raise ConfigError(
-                f"mbop plans for observations that are one array, without goals; "
+                "mbop needs observations that are a single array without goals; "
                 f"{problem.env} observes {env.observation_space}. Use mppi-learned."
             )
 

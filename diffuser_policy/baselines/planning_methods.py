@@ -138,8 +138,9 @@ def _loaded_diffuser(
 def _check_horizon(horizon: int, most: int) -> None:
     if horizon > most:
         raise ConfigError(
-            f"This Diffuser says where up to {most} actions lead; a horizon of "
-            f"{horizon} env steps is too long. Shorten it, or train a longer one."
+            f"This Diffuser predicts where up to {most} actions lead; a horizon of "
+            f"{horizon} env steps is too long. Shorten it, or train a planner with a "
+            "longer one."
         )
 
 
@@ -153,7 +154,7 @@ PLACES = {
     ),
     "learned": Place(
         "learned model",
-        "dynamics that are learnt from the data",
+        "dynamics learned from the data",
         {"num_members": 5, "width": 128},
         _learned,
         _check_learned,

@@ -93,7 +93,7 @@ class Codec:
         )
         if not np.isfinite([low, high]).all():
             raise ConfigError(
-                f"Actions are scaled by their bounds, and the action space has none: "
+                "Actions are scaled by their bounds, but the action space has none: "
                 f"{space}. Wrap the environment so that it has."
             )
         moved = actions - _base(targets, observations)
@@ -256,8 +256,8 @@ class Transitions(ABC):
         found = float(returns.max() - returns.min())
         if not found > 0:
             raise DatasetError(
-                f"All runs of {self.flat!r} have the same return, so that no scale "
-                f"makes them differ by return_range. Leave it out."
+                f"All runs of {self.flat!r} have the same return, which no "
+                "return_range can spread. Leave it out."
             )
         self.reward = rewards * (return_range / found)
 

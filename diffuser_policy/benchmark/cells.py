@@ -108,8 +108,8 @@ class EvaluationProtocol:
         for before, after in itertools.pairwise(ordered):
             if after - before < episodes:
                 raise ConfigError(
-                    f"Evaluation seeds {before} and {after} share episodes: they have "
-                    f"to lie at least {episodes} apart, as many as the episodes."
+                    f"Evaluation seeds {before} and {after} share episodes: they must "
+                    f"be at least {episodes} apart, the number of episodes."
                 )
         most = self.curve_episodes * max(1, num_tasks)
         for seed in ordered:
@@ -153,8 +153,8 @@ class Cell:
                 positive(self, name)
         if self.max_steps and not (self.num_steps and self.num_steps <= self.max_steps):
             raise ConfigError(
-                f"max_steps must be at least num_steps, and needs it: got num_steps="
-                f"{self.num_steps}, max_steps={self.max_steps}."
+                "max_steps needs num_steps, and must not be less: got "
+                f"num_steps={self.num_steps}, max_steps={self.max_steps}."
             )
 
     @property
@@ -274,10 +274,10 @@ class CellFolder:
         )
         if found != wanted:
             raise ConfigError(
-                f"{self.path} holds results of other settings (there → asked for): "
+                f"{self.path} holds results of other settings (stored → requested): "
                 f"{'; '.join(differences(found, wanted))}. Choose another output "
-                f"folder, ask for the same settings, or delete that folder to begin "
-                f"the cell anew; nothing was changed."
+                "folder, use the same settings, or delete that folder to begin "
+                "the cell anew; nothing was changed."
             )
         return asked
 
@@ -295,7 +295,9 @@ class CellFolder:
         """
         saved = self.read("cell")
         if saved is None:
-            raise ConfigError(f"{self.path} is for no cell: it lacks cell.json.")
+            raise ConfigError(
+                f"{self.path} is not the folder of a cell: it lacks cell.json."
+            )
         return Cell.from_json({k: v for k, v in saved.items() if k not in ADDED})
 
     @contextlib.contextmanager

@@ -315,9 +315,7 @@ class SubmititEngine(Engine):
             limit = DAY if self._executor.cluster == "slurm" else 365 * DAY
             self._executor.update_parameters(**{"timeout_min": limit, **options})
         except (NameError, ValueError, AssertionError, RuntimeError) as error:
-            raise ConfigError(
-                f"submitit does not take these options: {error}"
-            ) from error
+            raise ConfigError(f"submitit rejects these options: {error}") from error
         self._is_local = self._executor.cluster == "local"
         self._all_ended_well = True
 
@@ -327,7 +325,7 @@ class SubmititEngine(Engine):
             with interrupts_delayed():  # a local job would complain of a Ctrl-C
                 return self._executor.submit(_Resumable(), job)
         except (utils.FailedJobError, utils.FailedSubmissionError) as error:
-            told = f"the cluster does not take the job of {job.cell}: {error}"
+            told = f"the cluster rejects the job of {job.cell}: {error}"
             raise EngineError(told.strip()) from error
 
     def _ended(self, cell: str, handle: Any) -> Ended | None:
@@ -393,7 +391,7 @@ class RayEngine(Engine):
         try:
             self._task = self._ray.remote(**options)(run_job)
         except (TypeError, ValueError, AssertionError) as error:
-            raise ConfigError(f"Ray does not take these options: {error}") from error
+            raise ConfigError(f"Ray rejects these options: {error}") from error
         cores = math.ceil(workers * max(1, options["num_cpus"] or 1))
         here = {} if address else {"num_cpus": cores}
         try:
@@ -409,7 +407,7 @@ class RayEngine(Engine):
             where = f"at {address!r}" if address else "on this machine"
             raise EngineError(
                 f"No Ray cluster {where}: {error}. Start one with `ray start --head`, "
-                f"or leave --engine-option address out for one of this machine."
+                "or leave --engine-option address out to start one on this machine."
             ) from error
 
     def _start(self, job: Job) -> Any:

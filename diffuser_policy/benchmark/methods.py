@@ -86,8 +86,8 @@ class Method:
         options = self.settings(settings)
         if problem.goals not in self.goals:
             raise ConfigError(
-                f"The method {self.name!r} does problems with goals="
-                f"{' or '.join(map(repr, self.goals))}, but {problem.name} has "
+                f"The method {self.name!r} handles problems with "
+                f"goals={' or '.join(map(repr, self.goals))}, but {problem.name} has "
                 f"goals={problem.goals!r}. Leave it out of this problem."
             )
         for module, extra in self.modules:

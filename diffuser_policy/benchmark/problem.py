@@ -55,9 +55,9 @@ class Problem:
         typed(self)
         if self.label is not None and not LABEL.fullmatch(self.label):
             raise ConfigError(
-                f"The label of a problem, which folders are called after, is made of "
-                f"at most 60 letters and digits with single dashes, dots or "
-                f"underscores between them; got {shown(self.label)}."
+                "The label of a problem names folders: it has at most 60 letters and "
+                "digits with single dashes, dots or underscores between them; got "
+                f"{shown(self.label)}."
             )
         try:
             plain(self.env_options)
@@ -208,9 +208,10 @@ def _has_achieved_goals(flat: FlatDataset, env: Env) -> bool:
     if flat.fields["terminated"].any():
         raise DatasetError(
             f"Steps of {flat!r} terminate. The observation after a terminal step is "
-            f"not kept, so nobody can tell whether it reached a relabelled goal, and "
-            f"arriving would never pay. Record data of an environment that continues "
-            f"at the goal (continuing_task=True in Gymnasium-Robotics' mazes)."
+            "not kept, so it is unknown whether it reached a relabelled goal, and "
+            "arriving would never be rewarded. Record data of an environment that "
+            "continues at the goal (continuing_task=True in Gymnasium-Robotics' "
+            "mazes)."
         )
     if hasattr(base, "achieved_goals"):
         return False

@@ -86,9 +86,9 @@ def check_cells(cells: Sequence[Cell], *, progress: bool = False) -> None:
         other = named.setdefault(cell.id, cell)
         if other is not cell:
             raise ConfigError(
-                f"Two cells would share the folder {cell.id!r}: the methods "
-                f"{other.method!r} and {cell.method!r}. Name methods once, and give "
-                f"functions different names."
+                f"The methods {other.method!r} and {cell.method!r} would share the "
+                f"cell folder {cell.id!r}. Name each method once, and give functions "
+                f"different names."
             )
     for cell in cells:
         check_reachable(cell.method)
@@ -295,8 +295,8 @@ def run_lock(output: Path) -> Iterator[None]:
     with contextlib.suppress(OSError):
         name = holder.read_text(encoding="utf-8").strip() or name
     refusal = (
-        f"Another benchmark is being run in {output}, by {name}. Wait for it, end it, "
-        f"or choose another folder with --output; nothing was changed."
+        f"Another benchmark is running in {output}: {name}. Wait for it, end it, or "
+        "choose another folder with --output; nothing was changed."
     )
     with alone_in(output, refusal, lock=LOCK_FILE):
         try:
@@ -432,7 +432,7 @@ class Runner:
                 for end in self.engine.wait(WAIT):
                     self._end(end)
         except KeyboardInterrupt:
-            self.display.say("Stopping the cells at work; Ctrl-C again kills them.")
+            self.display.say("Stopping the running cells; Ctrl-C again kills them.")
             raise
 
     def _start(self) -> None:
@@ -454,7 +454,7 @@ class Runner:
                 if name not in self._watched:
                     self._watched[name] = Watched(folder, is_elsewhere=True)
                     self.display.say(
-                        f"{name}: another process is at work on it; waiting"
+                        f"{name}: another process is working on it; waiting"
                     )
                 continue
             self._queue.remove(name)
@@ -471,7 +471,7 @@ class Runner:
                     raise
                 self._queue.insert(0, name)
                 self._resume_at = time.monotonic() + REFUSED
-                self.display.say(f"{name}: not taken now, tried again later: {error}")
+                self.display.say(f"{name}: not started, trying again later: {error}")
                 return
             self._watched[name] = Watched(folder)
             self.display.say(f"{name}: started")

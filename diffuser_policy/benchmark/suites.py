@@ -95,9 +95,9 @@ class Suite:
         typed(self)
         if not NAME.fullmatch(self.name):
             raise ConfigError(
-                f"The name of a suite, which folders are called after, is made of at "
-                f"most 100 letters, digits, dots, dashes and underscores, and begins "
-                f"with a letter or digit; got {shown(self.name)}."
+                "The name of a suite names folders: it has at most 100 letters, "
+                "digits, dots, dashes and underscores, and begins with a letter or "
+                f"digit; got {shown(self.name)}."
             )
         names = [problem.name for problem in self.problems]
         for methods in (*self.methods_of.values(), self.seeds_of, self.num_steps_of):
@@ -273,9 +273,9 @@ def check_suite(output: Path, suite: Suite) -> None:
     if found:
         found.sort(key=lambda text: not text.startswith("name: "))  # says it best
         raise ConfigError(
-            f"{output} holds a benchmark with other settings (there → asked for): "
-            f"{'; '.join(found[:SHOWN])}. Choose another folder with --output, or ask "
-            f"for the same; nothing was changed."
+            f"{output} holds a benchmark with other settings (stored → requested): "
+            f"{'; '.join(found[:SHOWN])}. Choose another folder with --output, or use "
+            "the same settings; nothing was changed."
         )
 
 

@@ -157,7 +157,7 @@ class PlannerSettings:
             check_recorded(str(recorded), f"The planner {self.planner!r}")
         elif policy.planner.routes and recorded not in (None, self.env):
             print(
-                f"note: the landmarks of {self.planner} are places of {recorded}. If "
+                f"note: the landmarks of {self.planner} are places in {recorded}. If "
                 f"{self.env} has other walls, they lead astray.",
                 file=sys.stderr,
             )
@@ -202,8 +202,9 @@ def note_unfinished(planner: str, provenance: Mapping[str, Any]) -> None:
             done, due = origin["steps"], training["optimization"]["num_steps"]
             if done < due:
                 print(
-                    f"note: the {part} of {planner} is trained for {done:,} of {due:,} "
-                    f"gradient steps. The command that began the training resumes it.",
+                    f"note: the {part} of {planner} has been trained for {done:,} of "
+                    f"{due:,} gradient steps. The command that began the training "
+                    f"resumes it.",
                     file=sys.stderr,
                 )
 

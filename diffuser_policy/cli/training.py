@@ -62,8 +62,8 @@ class CompanionSettings:
         dataset = self.dataset or recorded
         if dataset is None:
             raise ConfigError(
-                f"The planner {self.planner!r} does not say which dataset it is from. "
-                f"Name one {self.suitable}: --dataset ID."
+                f"The planner {self.planner!r} does not name its dataset. Name one "
+                f"{self.suitable}: --dataset ID."
             )
         return self.config_type(
             **common_fields(self, self.config_type) | {"dataset": dataset}
@@ -89,8 +89,8 @@ def train_companion(
     source, output = locate(settings.planner), settings.folder()
     if source.resolve() == output.resolve():
         raise ConfigError(
-            f"{output} is the planner itself, which is not to be overwritten. Choose "
-            f"another --output folder."
+            f"{output} is the folder of the planner itself, which is never "
+            "overwritten. Choose another --output folder."
         )
     planner = read_planner(source)
     note_unfinished(settings.planner, planner[0].provenance)

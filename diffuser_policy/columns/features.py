@@ -206,8 +206,8 @@ def planning_columns(featurizer: Featurizer, observations: np.ndarray) -> np.nda
     if observations.shape[1:] != (size,):
         raise FeaturizerError(
             f"The featurizer {name} takes observations of {size} columns, got "
-            f"{list(observations.shape)}. It is of another environment, or of one "
-            f"with other options."
+            f"{list(observations.shape)}. It belongs to another environment, or to "
+            "one with other options."
         )
     planned = np.empty((len(observations), featurizer.num_columns), np.float32)
     for begin in range(0, len(observations), CHUNK):

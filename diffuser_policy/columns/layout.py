@@ -83,8 +83,8 @@ class TrajectoryLayout:
         every = [column for columns in self.objects for column in columns]
         if len({len(columns) for columns in self.objects}) > 1 or () in self.objects:
             raise ConfigError(
-                f"Objects are interchangeable, so they have equally many columns; got "
-                f"{self.objects}."
+                "Objects are interchangeable, so all must have the same number of "
+                f"columns; got {self.objects}."
             )
         if not all(0 <= column < self.observation_dim for column in every):
             raise ConfigError(

@@ -344,9 +344,9 @@ def _check_shards_hold(env: Env) -> None:
     parts = seen.values() if isinstance(seen, gym.spaces.Dict) else [seen]
     if not all(isinstance(part, gym.spaces.Box) for part in (*parts, actions)):
         raise DatasetError(
-            f"`collect` records observations in a Box or a Dict of some, and actions "
+            "`collect` records observations in a Box or a Dict of Boxes, and actions "
             f"in a Box; {env_name(env)} has {seen} and {actions}. Record it with "
-            f"diffuser_policy.data.collection.collect_episodes, and a policy."
+            "diffuser_policy.data.collection.collect_episodes, and a policy."
         )
 
 

@@ -426,8 +426,8 @@ class EpisodeProtocol:
                     raise
                 except ValueError as error:
                     raise DatasetError(
-                        f"{self.title} failed at episode {number}, seed {seed}: {error}"
-                        f". Look at its options: {dict(self.options)}."
+                        f"{self.title} failed at episode {number}, seed {seed}: "
+                        f"{error}. Check its options: {dict(self.options)}."
                     ) from error
                 if found is not None:
                     break
@@ -435,7 +435,7 @@ class EpisodeProtocol:
             else:
                 raise DatasetError(
                     f"{self.title} failed {MAX_ATTEMPTS} times in a row at episode "
-                    f"{number}. Look at its options: {dict(self.options)}."
+                    f"{number}. Check its options: {dict(self.options)}."
                 )
             if isinstance(found, Episode):
                 episodes.append(found)

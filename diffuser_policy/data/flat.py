@@ -178,7 +178,7 @@ class FlatDataset:
                 )
         if (GOAL_KEYS[0] in arrays) != (GOAL_KEYS[1] in arrays):
             raise DatasetError(
-                f"A dataset needs both {GOAL_KEYS[0]} and {GOAL_KEYS[1]}, or none."
+                f"A dataset needs both {GOAL_KEYS[0]} and {GOAL_KEYS[1]}, or neither."
             )
         if self.has_goals and len({arrays[key].shape for key in GOAL_KEYS}) > 1:
             sizes = " and ".join(f"{k} {list(arrays[k].shape)}" for k in GOAL_KEYS)
@@ -208,9 +208,10 @@ class FlatDataset:
             achieved, desired = (arrays[key] for key in GOAL_KEYS)
             if not _moves(achieved, starts) and _moves(desired, starts):
                 raise DatasetError(
-                    "achieved_goal never changes between two resets, and desired_goal "
-                    "does: each seems to be the other. Exchange them (--goal-keys of "
-                    "`train`, --achieved-goals and --desired-goals of `import`)."
+                    "achieved_goal never changes between two resets, but "
+                    "desired_goal does: they seem to be exchanged. Exchange them "
+                    "(--goal-keys of `train`, --achieved-goals and --desired-goals "
+                    "of `import`)."
                 )
 
     def __repr__(self) -> str:

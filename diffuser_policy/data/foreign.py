@@ -238,18 +238,18 @@ class Source:
         if beyond := _num_outside(arrays["observations"], inner):
             remarks.append(
                 f"{beyond:,} of {len(terminal):,} observations lie outside of the "
-                f"space of {env_name(env)}, {inner}. Is it the environment that the "
-                f"data are from?"
+                f"space of {env_name(env)}, {inner}. Are the data from this "
+                "environment?"
             )
         if "rewards" not in arrays:
-            remarks.append("There are no rewards in the file: all are 0.")
+            remarks.append("The file has no rewards: all are 0.")
         achieved = None
         if goal and "achieved_goals" not in arrays:
             achieved = _achieved_columns(env, where)
         if goal and "desired_goals" not in arrays:
             remarks.append(
-                "There are no goals in the file: that of an episode is what it "
-                "achieved in the end."
+                "The file has no goals: the goal of an episode is what it achieved "
+                "in the end."
             )
         return cls(
             where=where,
@@ -533,8 +533,7 @@ def _resets(
             begin = end
     if (num := int((cut & ~last).sum())) > 0:
         remarks.append(
-            f"There are no timeouts in the file: {num:,} ends of episodes were found "
-            f"by "
+            f"The file has no timeouts: {num:,} ends of episodes were found by "
             + (
                 "next observations that are not those of the next row."
                 if "next_observations" in arrays

@@ -414,9 +414,9 @@ def _check_is_free(dataset_id: str, *, overwrite: bool) -> None:
         names = {path.name for path in folder.iterdir()} - LEFT_BY_SYSTEMS
         if others := sorted(names - {"data"}):
             raise DatasetError(
-                f"{folder} would be replaced by the dataset {dataset_id!r}, and holds "
+                f"The dataset {dataset_id!r} would replace {folder}, which holds "
                 f"other files: {', '.join(others[:5])}. Move them, or choose another "
-                f"id (--dataset)."
+                "id (--dataset)."
             )
 
 
@@ -596,10 +596,10 @@ def _checked_parts(facts: Mapping[str, Any]) -> tuple[Part, ...]:
     name, action = facts["dataset_id"], facts.get("action_space") or {"type": "Box"}
     if action["type"] != "Box":
         raise DatasetError(
-            f"{name!r}: the action is a {action['type']} space. Planning needs actions "
-            f"in one Box: no discrete actions, and no dictionaries. Wrap the "
-            f"environment so that it takes an array of numbers "
-            f"(gymnasium.wrappers.TransformAction), and record the data so."
+            f"{name!r}: the action is a {action['type']} space. Planning needs "
+            "actions in one Box: no discrete actions, and no dictionaries. Wrap the "
+            "environment so that it takes an array of numbers "
+            "(gymnasium.wrappers.TransformAction), and record the data again."
         )
     if "observation_space" not in facts:
         raise DatasetError(f"{name!r} does not say what its observations are.")

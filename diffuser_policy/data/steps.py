@@ -43,7 +43,7 @@ class StepDataset:
         """
         if not layout.action_dim:
             raise DatasetError(
-                "A critic values actions, and this planner plans states alone. Train "
+                "A critic values actions, but this planner plans only states. Train "
                 "the planner with --window.actions, or use `train-value`."
             )
         self.windows, self.layout = windows, layout

@@ -185,7 +185,7 @@ class WindowDataset:
         """
         if self.returns is None:
             raise ConfigError(
-                "These windows know no returns. Pass them: WindowDataset(…, "
+                "These windows have no returns. Pass them: WindowDataset(…, "
                 "returns=returns_to_go(…))."
             )
         starts = self._sample_starts(batch_size, num_planning_steps, generator)

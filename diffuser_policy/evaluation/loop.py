@@ -549,7 +549,7 @@ def _maker(
         return partial(make_env, env, **options)
     if options:
         raise ConfigError(
-            "env_options go with the id of an environment; a function that makes one "
+            "env_options need the id of an environment; a function that makes one "
             "sets them itself."
         )
     if not callable(env):

@@ -77,8 +77,8 @@ def check_card(settings: Mapping[str, Any], folder: Path) -> None:
 
     if not folder.is_dir():
         raise ConfigError(
-            f"A model card is written into the folder of a planner, and {str(folder)!r}"
-            f" is none (--card)."
+            f"A model card goes into the folder of a planner, but {str(folder)!r} is "
+            "no folder (--card)."
         )
     files.check_writable(folder / CARD)
     used, own = settings["policy"], read_planner(folder)[0].to_json()
@@ -93,8 +93,8 @@ def check_card(settings: Mapping[str, Any], folder: Path) -> None:
     others += ["deterministic"] * bool(settings.get("deterministic"))
     if others:
         raise ConfigError(
-            f"A model card says how a planner does as it is, and this evaluation has "
-            f"other settings: {', '.join(others)}. Leave them out (or --card)."
+            "A model card reports a planner with its saved settings, but this "
+            f"evaluation has others: {', '.join(others)}. Leave them out (or --card)."
         )
 
 
@@ -119,8 +119,8 @@ def write_card(evaluation: Evaluation, folder: Path) -> None:
     evaluated = settings["policy"].get("trained_steps")
     if config.provenance.get("steps") != evaluated:
         raise ConfigError(
-            f"The planner in {folder} was trained on since it was evaluated: it has "
-            f"{config.provenance.get('steps')} gradient steps, and then had "
+            f"The planner in {folder} was trained further after its evaluation: it "
+            f"has {config.provenance.get('steps')} gradient steps, and then had "
             f"{evaluated}. Evaluate it again."
         )
     figures = {name: summary[name] for name in OF_TASKS}

@@ -302,12 +302,11 @@ def _failures_named(guide: Guide) -> Iterator[None]:
         words = str(error).partition(" Use tensor.detach()")[0].rstrip(".")
         said = type(error).__name__, words
         raise GuideError(
-            f"The guide {guide.name} failed: "
-            f"{': '.join(filter(None, said))}. A guide computes with PyTorch, on "
-            f"tensors [batch, steps, columns], and changes none in place. Use "
-            f"torch.linalg.norm, torch.sqrt or torch.where instead of NumPy, math, "
-            f"float(…) and if. Leave .detach() out, which would lose the gradient, and "
-            f".backward(), which is called for you."
+            f"The guide {guide.name} failed: {': '.join(filter(None, said))}. A guide "
+            "computes with PyTorch, on tensors [batch, steps, columns], and must not "
+            "change them in place. Use torch.linalg.norm, torch.sqrt or torch.where "
+            "instead of NumPy, math, float(…) and if. Leave .detach() out, which "
+            "would lose the gradient, and .backward(), which is called for you."
         ) from error
 
 

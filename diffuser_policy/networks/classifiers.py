@@ -74,7 +74,7 @@ class StateClassifier(nn.Module):
         super().__init__()
         if not labels or len(set(labels)) < len(labels):
             raise ConfigError(
-                f"A classifier needs labels, each of them once; got {tuple(labels)}."
+                f"A classifier needs labels without duplicates; got {tuple(labels)}."
             )
         self.labels = tuple(labels)
         self.time_embedding = SinusoidalEmbedding(TIME_DIM)

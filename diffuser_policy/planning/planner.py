@@ -159,8 +159,9 @@ class Planner:
         """
         if not len(observations):
             raise ObservationError(
-                f"A plan needs one row of observations [rows, observation] or more, "
-                f"got the shape {observations.shape}. Plan only for those that exist."
+                "Planning needs at least one row of observations [rows, "
+                f"observation], got the shape {observations.shape}. Skip the call "
+                "when there are no rows."
             )
         if conditions is not None:
             conditions.check_rows(len(observations))

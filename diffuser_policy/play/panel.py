@@ -274,7 +274,7 @@ class Panel:
 
     def _add_guide_menu(self, gui: Any) -> None:
         self._guide_menu = menu = gui.add_dropdown(
-            "guide", [WAIT], hint="What plans are steered by: those that work here."
+            "guide", [WAIT], hint="Guides that can steer these plans."
         )
         button = gui.add_button(
             "Add guide",

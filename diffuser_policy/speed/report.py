@@ -90,7 +90,7 @@ def facts(measured: SpeedMeasurement) -> Table:
     # Several threads sum up to any time, and waiting for a GPU is no other work.
     if loops and machine["threads"] == 1 and machine["device"] == "cpu":
         busy = 1 - sum(t.cpu_ms for t in loops) / sum(t.call_ms for t in loops)
-        rows.append(("time that other work had the processor", f"{max(busy, 0):.0%}"))
+        rows.append(("processor time of other work", f"{max(busy, 0):.0%}"))
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for row in rows:
         table.add_row(*row)

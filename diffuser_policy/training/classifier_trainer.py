@@ -119,7 +119,6 @@ def _shares(names: tuple[str, ...], targets: np.ndarray, flat: FlatDataset) -> T
             raise DatasetError(
                 f"The label {name!r} holds in {'all' if share else 'none'} of the "
                 f"{flat.num_rows:,} rows of {flat!r}: there is nothing to learn. "
-                f"Record data in which it comes and goes, or choose others with "
-                f"--classes."
+                "Record data in which it varies, or choose others with --classes."
             )
     return torch.from_numpy(shares).float()

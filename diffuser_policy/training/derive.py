@@ -89,13 +89,13 @@ def policy_config(train: TrainConfig, flat: FlatDataset) -> PolicyConfig:
         )
     elif train.landmarks is not None:
         raise ConfigError(
-            "Landmarks are on the way to goals, and either this dataset has none or "
-            "its featurizer names no goal columns. Train with --no-landmarks."
+            "Landmarks need goals, and either this dataset has none or its "
+            "featurizer names no goal columns. Train with --no-landmarks."
         )
     if train.landmarks is not None and train.time_to_goal is None:
         raise ConfigError(
-            "Landmarks are places that plans of predicted length lead to, and no "
-            "network predicts it. Train with --time-to-goal, or with --no-landmarks."
+            "Landmarks need plans of predicted length, and no network predicts it. "
+            "Train with --time-to-goal, or with --no-landmarks."
         )
     if train.network.clip and train.window.normalizer != "limits":
         raise ConfigError(

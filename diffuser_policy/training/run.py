@@ -390,7 +390,8 @@ class TrainingRun(Generic[Networks]):
             if found and step_of(found[-1]) > self.step:
                 raise ConfigError(
                     f"{self.output} has been trained to step {step_of(found[-1])} "
-                    f"since this trainer was made, at step {self.step}. Make it anew."
+                    f"since this trainer was made, at step {self.step}. Make a new "
+                    "trainer."
                 )
             if self.processes.is_main:
                 self._write_settings()

@@ -87,7 +87,7 @@ def load_state(checkpoint: Path, parts: Parts) -> int:
         if state.get("sha256", checksum(data)) != checksum(data):
             raise ValueError("its checksum differs: it is damaged")
         if step_of(checkpoint) != state["step"]:
-            raise ValueError(f"it says that it is of step {state['step']}")
+            raise ValueError(f"it claims to be of step {state['step']}")
     except (OSError, ValueError, LookupError, AttributeError, SafetensorError) as error:
         raise CheckpointError(
             f"{checkpoint} cannot be read ({error}). Delete it to resume from the "
@@ -102,7 +102,8 @@ def load_state(checkpoint: Path, parts: Parts) -> int:
         restore(parts, tensors)
     except (RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(
-            f"{checkpoint} holds another network than the settings ask for: {error}"
+            f"{checkpoint} does not hold the network that the settings describe: "
+            f"{error}"
         ) from error
     return int(state["step"])
 

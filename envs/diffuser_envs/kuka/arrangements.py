@@ -386,13 +386,13 @@ def order_of_pairs(pairs: npt.ArrayLike, num_blocks: int) -> tuple[int, ...]:
             continue
         if top in below or bottom in above:
             raise KukaArrangementError(
-                f"block {top if top in below else bottom} is named twice: a block"
-                " lies on one other at most, and carries one at most"
+                f"block {top if top in below else bottom} is named twice: a block "
+                "lies on at most one other, and carries at most one"
             )
         below[top], above[bottom] = bottom, top
     bases = [block for block in range(num_blocks) if block not in below]
     if len(bases) != 1:
-        problem = "no block is at the bottom: the pairs go round in a circle"
+        problem = "no block is at the bottom: the pairs form a cycle"
         if bases:
             problem = f"blocks {bases} have nothing below them"
         raise KukaArrangementError(f"the pairs are no single tower: {problem}")
@@ -401,7 +401,7 @@ def order_of_pairs(pairs: npt.ArrayLike, num_blocks: int) -> tuple[int, ...]:
         order.append(above[order[-1]])
     if len(order) != num_blocks:
         raise KukaArrangementError(
-            f"the pairs are no single tower: only blocks {order} stand on the table,"
-            " the others go round in a circle"
+            f"the pairs are no single tower: only blocks {order} stand on the table, "
+            "the others form a cycle"
         )
     return tuple(order)

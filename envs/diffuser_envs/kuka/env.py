@@ -238,7 +238,7 @@ class KukaStackEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle
                 f" {command.shape}"
             )
         if not np.isfinite(command).all():
-            raise KukaActionError(f"an action is finite, not {command.tolist()}")
+            raise KukaActionError(f"an action must be finite, got {command.tolist()}")
         asked = bool(command[-1] > 0.5)
         if log.ask(self._steps, asked, self._poses[:, :3]):
             self._draw_noise()

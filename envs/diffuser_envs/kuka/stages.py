@@ -233,8 +233,8 @@ def _wanted(goal: FloatArray, count: int) -> list[int]:
     if wrong:
         named = ", ".join(f"{top} on {bottom}" for top, bottom in pairs)
         raise KukaArrangementError(
-            f"Blocks cannot stand as the goal asks: {named}. Each block lies on one "
-            f"other at most and carries one at most, and pairs do not form a circle."
+            f"Blocks cannot stand as the goal asks: {named}. Each block lies on at "
+            "most one other and carries at most one, and pairs form no cycle."
         )
     return [below.get(block, ANYWHERE) for block in range(count)]
 

@@ -134,7 +134,7 @@ class SacDemonstrator:
         name = env.spec.id if env.spec else type(env.unwrapped).__name__
         if not re.fullmatch(rf"{cls.robot}-v\d+", name):
             raise UnsupportedEnvError(
-                f"this demonstrator is of {cls.robot}-v5 and cannot act in {name}"
+                f"this demonstrator is for {cls.robot}-v5 and cannot act in {name}"
             )
         made, seen = cls(seed=seed), env.observation_space.shape
         known = (len(made._actors[0].layers[0][0]),)

@@ -220,7 +220,7 @@ class Maze2DEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle):
         if force.shape != (2,):
             raise MazeActionError(f"an action has shape (2,), not {force.shape}")
         if not np.isfinite(force).all():
-            raise MazeActionError(f"an action is finite, not {force.tolist()}")
+            raise MazeActionError(f"an action must be finite, got {force.tolist()}")
         state, _, _, _, _ = self.point_env.step(force)
         if self.render_mode == "human":
             self.render()
@@ -273,7 +273,7 @@ class Maze2DEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle):
         if first.ndim != 2 or first.shape[1] != 4:
             raise MazeObservationError(f"states have shape (n, 4), not {first.shape}")
         if not np.isfinite(first).all():
-            raise MazeObservationError("states are finite; some of these are not")
+            raise MazeObservationError("states must be finite; some of these are not")
         forces = np.asarray(actions, dtype=np.float64)
         if forces.ndim != 3 or forces.shape[::2] != (len(first), 2):
             raise MazeActionError(
@@ -281,7 +281,7 @@ class Maze2DEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle):
                 f"not {forces.shape}"
             )
         if not np.isfinite(forces).all():
-            raise MazeActionError("actions are finite; some of these are not")
+            raise MazeActionError("actions must be finite; some of these are not")
         forces = forces.clip(-1.0, 1.0)
         after = np.empty((*forces.shape[:2], 4))
         if not len(first):
@@ -326,8 +326,8 @@ class Maze2DEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle):
         points = turned(state[:, :2]) + shift
         if self.layout.is_free(points).mean() < MOSTLY:
             raise MazePositionError(
-                f"many positions are in walls of {self.layout.title} or outside; these "
-                f"data are of another maze"
+                f"many positions are inside walls of {self.layout.title} or outside "
+                "it; these data are from another maze"
             )
         goals = turned(np.asarray(observations["desired_goal"], np.float64)) + shift
         converted = {

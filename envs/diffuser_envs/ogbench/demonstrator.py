@@ -66,14 +66,14 @@ class CellMaze:
         name = env.spec.id if env.spec else type(base).__name__
         if not hasattr(base, "ij_to_xy") or not name.startswith("pointmaze-"):
             raise UnsupportedEnvError(
-                f"this needs a point maze of OGBench, such as pointmaze-medium-v0, and "
-                f"not {name}"
+                "this demonstrator needs a point maze of OGBench, such as "
+                f"pointmaze-medium-v0, not {name}"
             )
         if not isinstance(env.observation_space, gymnasium.spaces.Dict):
             raise UnsupportedEnvError(
-                f"this needs the goals of a point maze of OGBench, and observations of "
-                f"{name} have none; make one of several tasks, such as "
-                f"pointmaze-medium-v0, with diffuser_policy.envs.make_env"
+                "this demonstrator needs the goals of a point maze of OGBench, but "
+                f"observations of {name} have none; make one of several tasks, such "
+                "as pointmaze-medium-v0, with diffuser_policy.envs.make_env"
             )
         origin, diagonal = (np.array(base.ij_to_xy(ij)) for ij in ((0, 0), (1, 1)))
         return cls(
