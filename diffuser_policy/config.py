@@ -88,7 +88,7 @@ class CollectSettings:
     demonstrator_options: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of the demonstrator, or of its generator."""
     seed: int = 0
-    """Fixes everything that is drawn, whatever the number of workers."""
+    """Fixes everything random, whatever the number of workers."""
     num_workers: int | None = None
     """Processes; None: one per core. The result does not depend on it."""
     overwrite: bool = False
@@ -134,8 +134,8 @@ class WindowConfig:
     velocity: tuple[int, ...] | None = None
     """Column numbers of the velocity in observations, if the data does not name it."""
     best_share: float = 1.0
-    """Plans are learned from this share of the runs: those with the highest returns. A
-    critic learns from all of them."""
+    """Share of the runs that plans are learned from: those with the highest returns. A
+    critic learns from all runs."""
 
     def __post_init__(self) -> None:
         """Check names, and that the horizons are made of whole planning steps."""
@@ -198,8 +198,8 @@ class NetworkConfig:
     """Weigh errors by 1 / (noise² + this number), which makes plans more precise. None:
     all errors weigh the same."""
     first_action_weight: float = 1.0
-    """Weight of errors in the first action, which is what a planner of actions does
-    next; the authors use 10."""
+    """Weight of errors in the first action, the one that is executed next; the authors
+    use 10."""
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
@@ -335,7 +335,7 @@ class ClassifierConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LandmarksConfig:
-    """The coarse map of the data over which ways to far goals lead."""
+    """The coarse map of the data that routes to far goals follow."""
 
     num: int = 300
     """Places in the data. Too few, and the way from one to the next leads around
@@ -370,12 +370,13 @@ class PlannerConfig:
     """Scale of the noise that plans start from and of the noise that is added later; 0:
     the most likely plan, which is a single candidate."""
     num_candidates: int = 8
-    """Trajectories sampled per plan; with `satisficing`, where one is not enough."""
+    """Trajectories sampled per plan; with `satisficing`, only where one is not
+    enough."""
     satisficing: bool = True
     """Sample a single candidate, and all of `num_candidates` only where that one is not
-    good enough by the ranking's own measure, or where the last plan was strayed from
-    and did not lead to a subgoal. Needs a ranking that can tell without comparing:
-    time_to_goal, feasibility or sum."""
+    good enough by the ranking's own measure, or where execution strayed from the last
+    plan, unless that led to a subgoal. Needs a ranking that can judge a single
+    candidate: time_to_goal, feasibility or sum."""
     ranking: RankingName = "smoothness"
     """Which candidate becomes the plan. first: the first one. smoothness: the one with
     the smallest jumps. time_to_goal: the one whose states can best be reached in the
@@ -384,19 +385,19 @@ class PlannerConfig:
     the best sum of feasibility and guide."""
     ranking_tolerance: float = 10.0
     """Ranking by a guide: how much less feasible than the most feasible candidate the
-    chosen one may be. With a time-to-goal network in env steps, with a featurizer in
-    the unit of its feasibility; without either it has no effect."""
+    chosen one may be. In env steps with a time-to-goal network, in the unit of
+    feasibility with a featurizer; without either it has no effect."""
     ranking_weight: float = 1.0
     """Ranking by the sum: weight of the guide's value, in units of feasibility."""
     horizon: HorizonChoice = "fixed"
-    """How many env steps a plan covers. fixed: as many as the training windows.
-    shrinking: what is left of those. predicted: the predicted time to the goal."""
+    """How many env steps a plan covers. fixed: the training horizon. shrinking: the
+    rest of it. predicted: the predicted time to the goal."""
     horizon_scale: float = 1.0
     """Predicted horizon: factor of the predicted time; above 1 for guides that make the
     way longer or slower."""
     subgoal: float | None = None
-    """Env steps ahead, on the way over landmarks, to which a plan leads; to the goal
-    once it is nearer. None: plans lead to the goal."""
+    """How far ahead, in env steps on the way over landmarks, a plan leads; once the
+    goal is nearer, it leads there. None: plans always lead to the goal."""
     goal_velocity: bool = False
     """Pin zero velocity at the goal, as well as the position."""
     guide_placement: Placement = "clean"
@@ -412,9 +413,9 @@ class PlannerConfig:
     """Denoising steps below this number of the training schedule are not guided; if a
     plan visits only some of them, fewer are skipped."""
     warm_start: float | None = None
-    """Replanning: a new plan starts from what is left of the running one, with noise
-    added. A small share keeps most of it, 1 starts from pure noise; None: the running
-    plan is not used."""
+    """Replanning: a new plan starts from the rest of the running one, noised to this
+    share of the schedule. A small share keeps most of it, 1 starts from pure noise;
+    None: the running plan is not used."""
     warm_start_steps: int | None = None
     """Denoising steps of a warm start; None: the same share of `num_sampling_steps`,
     and at least `min_guided_steps` for guided plans, if `warm_start` leaves so many."""
@@ -468,7 +469,7 @@ class ExecutionConfig:
     tempo: float = 1.0
     """Path: planned env steps per env step, at most; below 1, slower than planned."""
     tolerance: float = 0.3
-    """Path: distance from it, in meters, at which progress almost stops."""
+    """Path: distance from the path, in meters, at which progress almost stops."""
     seconds_per_step: float | None = None
     """Path: duration of an env step, which relates planned velocities to positions;
     this executor needs it."""
@@ -534,8 +535,7 @@ class TrainConfig:
     inverse_dynamics: InverseDynamicsConfig | None = None
     """Network for the executor "inverse-dynamics"; None: none is trained."""
     landmarks: LandmarksConfig | None = None
-    """Places on the way to goals that are further than plans are long; None: none are
-    looked for."""
+    """Places on the way to goals beyond the reach of a plan; None: no landmarks."""
     value: ValueConfig | None = None
     """Network that ranks and guides plans by their return; None: none is trained."""
     critic: CriticConfig | None = None
@@ -566,9 +566,9 @@ class TrainConfig:
 
         Args:
             flat: The dataset.
-            given: Fields to keep, the others are chosen to fit them. A part may be
-                given in part, such as `window={"horizon": 64}`, and a network beside
-                the denoiser as True or False, such as `value=False`.
+            given: Fields to keep; the others are chosen to fit them. A part may be
+                given by some of its settings, such as `window={"horizon": 64}`, and a
+                network beside the denoiser as True or False, such as `value=False`.
 
         Raises:
             UnknownNameError: A field that does not exist.
@@ -649,7 +649,7 @@ OPTIONAL: dict[str, type[Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyConfig:
-    """Everything but the weights that makes a saved planner."""
+    """Everything in a saved planner except its weights."""
 
     spaces: SpaceSpec
     """Spaces of the environment."""
@@ -681,7 +681,7 @@ class PolicyConfig:
     """Where the weights come from: dataset, its settings, seed, steps, versions."""
 
     def without_results(self) -> PolicyConfig:
-        """Return the settings without the figures that a planner before them earned."""
+        """Return the settings without the results of earlier evaluations."""
         kept = {k: v for k, v in self.provenance.items() if k != "results"}
         return replace(self, provenance=kept)
 

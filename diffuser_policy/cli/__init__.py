@@ -37,7 +37,7 @@ for example:
 
 COMMANDS = {
     "collect": "Record a dataset with an environment's demonstrator.",
-    "import": "Make a dataset of a file of D4RL, OGBench or similar arrays.",
+    "import": "Make a dataset from a file of D4RL, OGBench or similar arrays.",
     "train": "Train a planner on a dataset, or resume its training.",
     "train-value": "Train a planner's value network, for value guidance.",
     "train-critic": "Train a planner's critic, which chooses among candidates.",

@@ -35,7 +35,7 @@ class EvaluateSettings(PlannerSettings):
     num_envs: int = 16
     """Environments at a time; they share each planning call."""
     deterministic: Flag = False
-    """Draw no noise: the seed and the observation fix what plans start from, and
+    """Act deterministically: the seed and the observation fix the initial noise, and
     denoising adds none."""
     json: Annotated[Path | None, shown_as("FILE")] = None
     """File for the results of every episode, their summary, settings and versions."""

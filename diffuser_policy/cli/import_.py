@@ -1,4 +1,4 @@
-"""`diffuser-policy import`: a Minari dataset of a file of D4RL, OGBench or others."""
+"""`diffuser-policy import`: a Minari dataset from a file of D4RL, OGBench or others."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Name = Annotated[str | None, shown_as("NAME")]
 
 @dataclass(frozen=True, kw_only=True)
 class ImportCommand:
-    """Make a Minari dataset of a file: D4RL's HDF5, OGBench's .npz, or similar arrays.
+    """Make a Minari dataset from D4RL's HDF5, OGBench's .npz, or similar arrays.
 
     The file holds a row for every env step, in arrays that D4RL calls observations,
-    actions, rewards, terminals and timeouts. Arrays with other names are found by the
-    options below.
+    actions, rewards, terminals and timeouts. The options below name arrays that are
+    called differently.
     """
 
     file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
@@ -42,7 +42,7 @@ class ImportCommand:
     next_observations: Name = None
     """Array of the observations after each step."""
     achieved_goals: Name = None
-    """Array of the achieved goals (default: the columns of observations that are)."""
+    """Array of the achieved goals (default: the observation columns that hold them)."""
     desired_goals: Name = None
     """Array of the goals (default: infos/goal, or what an episode achieved in the
     end)."""
@@ -51,7 +51,7 @@ class ImportCommand:
 
 
 def import_(command: ImportCommand) -> int:
-    """Import the file and say what became of it; return the exit status."""
+    """Import the file and report the result; return the exit status."""
     from dataclasses import fields
 
     from diffuser_policy.data.arrays import ArrayNames

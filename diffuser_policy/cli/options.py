@@ -92,7 +92,7 @@ SETTINGS_OF: dict[str, tuple[tuple[str, Any], ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class PlanningOptions:
-    """How to plan and to execute; what is not given is as the planner was saved."""
+    """How to plan and execute; settings left out are those saved with the planner."""
 
     guide: tyro.conf.UseAppendAction[
         Annotated[tuple[str, ...], shown_as("[W*]NAME:KEY=VALUE;…")]
@@ -111,7 +111,7 @@ class PlanningOptions:
     ] = field(default_factory=dict)
     acceleration: Acceleration = "auto"
     """How the network is run; plans stay the same up to rounding. Residual networks,
-    such as that of kuka-stack, run the same in every way."""
+    such as that of kuka-stack, run the same with any choice."""
     threads: Annotated[int, tyro.conf.arg(metavar="N")] = 1
     """CPU threads of PyTorch. The shipped planners are small: one is fastest, and two
     on a busy machine are many times slower."""
@@ -130,9 +130,9 @@ class PlannerSettings:
     planner: Planner
     """Name of a shipped planner, folder, or hub id (NAME/REPOSITORY@REVISION)."""
     env: Annotated[str | None, shown_as("ID")] = None
-    """Environment (default: the one that the planner's data is from)."""
+    """Environment (default: that of the planner's data)."""
     seed: int = 0
-    """Fixes everything that is drawn."""
+    """Fixes everything random."""
     planning: tyro.conf.OmitArgPrefixes[PlanningOptions] = field(
         default_factory=PlanningOptions
     )

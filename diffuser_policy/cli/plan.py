@@ -32,9 +32,9 @@ MOST_SHOWN = 12  # numbers of a point
 class PlanSettings(PlannerSettings):
     """Draw one plan, how it was followed, and how it came out of noise.
 
-    Pictures show the position from above: in a maze, or that of an arm's tool. Writes
-    plan.png, chain.png and chain.gif; of plans of a single action, plan.png alone, with
-    what happened.
+    Pictures show the position, in a maze or of an arm's tool, from above. The files are
+    plan.png, chain.png and chain.gif. For plans of a single action, only plan.png is
+    written, and shows what happened.
     """
 
     seed: int = 0

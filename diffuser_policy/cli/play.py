@@ -47,13 +47,13 @@ class PlaySettings(PlannerSettings):
     port: Annotated[int, shown_as("N")] = 8080
     """Port of the page; the next free one is used if it is taken."""
     record: Annotated[Path | None, shown_as("FILE.html")] = None
-    """Serve no page: run an episode, and write what is seen as one HTML file, which
-    needs nothing else."""
+    """Serve no page: run an episode, and write its view as one self-contained HTML
+    file."""
     browser: Flag = False
     """Open the page in a browser."""
 
     def open(self) -> Session:
-        """Return what these settings begin with.
+        """Return the session to begin with.
 
         Raises:
             ConfigError: The environment does not take the reset options, or none was

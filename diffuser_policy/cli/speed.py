@@ -20,13 +20,14 @@ class SpeedSettings(PlannerSettings):
     """
 
     rounds: int = 7
-    """Times that every case has its turn; medians are reported."""
+    """Rounds, each of which runs every case once; medians are reported."""
     quick: Flag = False
-    """A few cases only, and the paper's setting from 4 of its steps."""
+    """Measure only a few cases, and extrapolate the paper's setting from 4 of its
+    steps."""
     compiled: Flag = False
     """Also measure torch.compile, which may take minutes to start."""
     seed: int = 0
-    """Fixes the observations that are planned from."""
+    """Fixes the observations to plan from."""
     out: Annotated[Path | None, shown_as("FOLDER")] = None
     """Folder for speed.png: latency against horizon, candidates and environments."""
     json: Annotated[Path | None, shown_as("FILE")] = None

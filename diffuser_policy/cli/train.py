@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 TRAINED = {
     "time_to_goal": "Train a network that predicts the time to the goal, for horizons.",
     "inverse_dynamics": "Train a network that predicts actions, for that executor.",
-    "landmarks": "Find places on the way to goals that are further than plans reach.",
+    "landmarks": "Find places on the way to goals beyond the reach of a plan.",
     "value": "Train a network that predicts returns, for ranking and guidance.",
     "critic": "Train networks that value the first action, for ranking.",
 }
@@ -75,11 +75,11 @@ LENGTHS = frozenset({"horizon", "min_horizon", "stride"})  # they have to fit to
 class TrainSettings:
     """Train a planner on a Minari dataset.
 
-    A preset gives all settings, and every one can be changed; `train PRESET --help`
-    shows its values. Without a preset, name a --dataset of your own: settings that suit
-    it are chosen, and those that you give are kept. --dry-run shows the choice. Stop
-    the training at any time: the same command resumes. Several processes share the work
-    under `accelerate launch` or `torchrun`.
+    A preset gives all settings, and you can change any of them; `train PRESET --help`
+    shows its values. Without a preset, name a --dataset of your own: the command
+    chooses settings that suit it, and keeps those that you give. --dry-run shows the
+    choice. Stop the training at any time: the same command resumes. Several processes
+    share the work under `accelerate launch` or `torchrun`.
     """
 
     preset: Annotated[tyro.conf.Positional[str | None], shown_as("[PRESET]")] = None
@@ -87,8 +87,8 @@ class TrainSettings:
     dataset: Annotated[str | None, tyro.conf.arg(metavar="ID")] = None
     """Minari dataset."""
     goal_keys: tuple[str, str] = GOAL_KEYS
-    """Where observations have the achieved and the desired goal: keys, those of a
-    dictionary in another joined by slashes."""
+    """Observation keys of the achieved and of the desired goal; keys of nested
+    dictionaries are joined by slashes."""
     output: Annotated[Path | None, shown_as("FOLDER")] = None
     """Where the planner and its checkpoints go (default: runs/ and the name of the
     preset or, without one, of the dataset)."""

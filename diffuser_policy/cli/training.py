@@ -1,4 +1,4 @@
-"""What the subcommands that train have in common.
+"""Code that the training subcommands share.
 
 `train` makes a planner; `train-value`, `train-critic` and `train-classifier` extend a
 trained one by a companion network.
@@ -29,7 +29,7 @@ OnMetrics = Callable[[int, dict[str, float]], None]
 
 @dataclass(frozen=True, kw_only=True)
 class CompanionSettings:
-    """Which planner, on which data, and where to."""
+    """Which planner to extend, on which data, and where to save it."""
 
     part: ClassVar[str]  # what is trained, as in the output folder's name
     suitable: ClassVar[str]  # of a dataset that one can name, in an error
@@ -38,7 +38,7 @@ class CompanionSettings:
     planner: Planner
     """Folder of a planner, name of a shipped one, or hub id."""
     dataset: Annotated[str | None, shown_as("ID")] = None
-    """Minari dataset (default: the one that the planner is from)."""
+    """Minari dataset (default: the planner's own)."""
     output: Annotated[Path | None, shown_as("FOLDER")] = None
     """Where planner, network and checkpoints go (default: runs/ and the planner's name,
     then -value, -critic or -classifier)."""
