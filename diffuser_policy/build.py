@@ -125,7 +125,7 @@ class PlannerNetworks(nn.Module):
 
     @property
     def fingerprint(self) -> int:
-        """A number that tells planners with other weights apart.
+        """A number that differs between planners with different weights.
 
         Computed anew, in a few milliseconds: training changes weights in place.
         """

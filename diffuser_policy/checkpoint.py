@@ -3,11 +3,10 @@
 `write_planner` and `read_planner` are the two ends; `locate` finds a planner by path,
 by the name of a shipped one, or by hub id, in this order.
 
-`config.json` holds the checksum of the weights that it belongs to, and replacing it is
-what replaces the planner. The new weights lie beside it by then, under a hidden name,
-and move into place afterwards. A reader that finds other weights than the checksum's in
-place looks for those: whenever the writer is killed, the folder holds the old planner
-or the new one.
+`config.json` holds the checksum of its weights, and replacing it replaces the planner.
+By then, the new weights lie beside it under a hidden name; they move into place
+afterwards. A reader whose weights do not match the checksum looks for the hidden ones:
+whenever the writer is killed, the folder holds the old planner or the new one.
 """
 
 from __future__ import annotations

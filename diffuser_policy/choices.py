@@ -1,4 +1,4 @@
-"""Every name that a setting can be chosen from, spelled only here.
+"""Every name that a setting accepts, spelled only here.
 
 The settings (`diffuser_policy.config`), the command line and the components annotate
 with these types. A table that maps the names to classes or functions is complete: a

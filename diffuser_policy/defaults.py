@@ -50,7 +50,7 @@ MLP: Mapping[str, Any] = {  # for plans without a goal
 }
 BEST_SHARE = 0.1  # of the episodes, if some are better than others,
 ENOUGH = 20_000  # and have as many env steps as this
-AVERAGED = 20  # times that an average of weights is renewed in a training
+AVERAGED = 20  # how often a training renews the average of its weights
 TAIL = 4.0  # half a column's range, in standard deviations, that limits can map
 ROWS_TO_FIT = 100_000
 LONGEST_MLP = 16  # env steps that a network without any sense of time plans well

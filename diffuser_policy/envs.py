@@ -1,4 +1,4 @@
-"""Environments by id, whoever registered them, and what they return, checked.
+"""Environments by id, from any package, and checks of what they return.
 
 Gymnasium loads no plugins by itself: `diffuser_envs/Multi2D-Large-v1` exists only
 after `import diffuser_envs`. By convention the namespace of an id is the name of the
@@ -70,7 +70,7 @@ SIMULATORS = {
     "dm_control": "ogbench",
 }
 POINT_MAZES = "PointMaze_"  # ids of Gymnasium-Robotics; their columns have no names
-MOST_STEPS = 10_000  # of an episode for which nobody set a limit
+MOST_STEPS = 10_000  # of an episode without a limit
 ADVICE = {
     "pybullet": "It has wheels for CPython up to 3.11 on Linux (x86-64) alone; "
     "elsewhere the extra leaves it out, and `pip install pybullet` has to compile it."
@@ -258,7 +258,7 @@ def make_env(env_id: str, **kwargs: Any) -> Env:
 
 
 class Step(NamedTuple):
-    """What an environment returned, as the numbers they stand for, and copied."""
+    """What `step` returned: copied, and as plain numbers and flags."""
 
     observation: Any
     reward: float
@@ -292,9 +292,9 @@ def reset_env(
 
 
 def goal_radius(env: Env) -> float | None:
-    """Return how near its goal an environment counts as there, in meters, if it says.
+    """Return the distance in meters at which an environment counts a goal as reached.
 
-    It says so by the attribute `success_radius`, its own or a wrapper's.
+    That is the attribute `success_radius`, its own or a wrapper's; None without it.
     """
     try:
         return float(env.get_wrapper_attr("success_radius"))
@@ -303,7 +303,7 @@ def goal_radius(env: Env) -> float | None:
 
 
 def glimpses(env: Env) -> list[Any]:
-    """Return observations of resets, and after random actions: all may start alike."""
+    """Return observations after resets and random actions: resets may look alike."""
     seen, actions = [], copy.deepcopy(env.action_space)
     for seed in range(8):
         seen.append(reset_env(env, seed=seed)[0])
@@ -434,7 +434,7 @@ def check_call(
     """
     try:
         signature = inspect.signature(factory)
-    except ValueError:  # built in: nobody knows its arguments
+    except ValueError:  # built in: its arguments are unknown
         return
     try:
         signature.bind(**given)

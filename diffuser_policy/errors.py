@@ -69,11 +69,11 @@ class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
 
 
 class NotFiniteError(DiffuserPolicyError, ArithmeticError):
-    """A loss, a plan or an action became NaN or infinite; it was not handed on."""
+    """A loss, a plan or an action became NaN or infinite; it was not passed on."""
 
 
 class DivergedError(DiffuserPolicyError, ArithmeticError):
-    """A critic's values left what rewards allow; the last good ones are kept."""
+    """A critic's values left the possible range; the last good state is kept."""
 
 
 class MemoryLimitError(DiffuserPolicyError, MemoryError):

@@ -1,4 +1,4 @@
-"""Files that are there completely or not at all.
+"""Files that exist completely or not at all.
 
 Everything is written beside its destination under a hidden name, synced to the disk,
 and moved into place with one rename. An interrupt, a full disk, a power cut or a second
@@ -8,8 +8,8 @@ process doing the same leaves either the old state or the new one.
     .NAME.PID-HOST+RANDOM.old           what a folder held, being deleted
 
 A killed process leaves such a file behind; the next process that writes into the same
-folder deletes it. Symbolic links are followed: what they point to is replaced, and they
-stay. Devices and pipes are written to, as `open` would.
+folder deletes it. Symbolic links stay, and their targets are replaced. Devices and
+pipes are written to, as `open` would.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ PNG_DPI, PNG_COLORS = 140, 128  # a palette halves the size and changes nothing
 
 
 def usable_path(given: Any, error: type[DiffuserPolicyError] = StorageError) -> Path:
-    """Return what a user names as a path that a file may have.
+    """Return a user's text or path as a path that a file may have.
 
     Args:
         given: Text or path.

@@ -1,8 +1,8 @@
-"""Ctrl-C: held back where it would do harm, and heard where it was not.
+"""Ctrl-C: delayed where it would corrupt a state, and enabled where it was ignored.
 
 An interrupt within an optimizer step would leave some weights a step ahead of others,
-and a checkpoint of that could not be resumed exactly. So a loop holds it back until it
-is between two steps.
+and a training could not resume exactly from a checkpoint of that. So a loop delays it
+until the step is complete.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Needs: which settings have an effect only together with another one.
 
-A setting that changes nothing is a mistake of whoever asked for it, and is refused.
+A setting without effect is probably a mistake, so it is refused.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PLANNING_NEEDS: Needs = {
 suffice (none listed: any but None and 0). A planner may also lack a guide, or goals."""
 
 REST_NEEDS: Needs = dict.fromkeys(("warm_start", "steadiness"), ("rest", ()))
-"""Nothing is left of a plan of one planning step when the next one is made."""
+"""A plan of one planning step is used up before the next one is made."""
 
 NETWORK_NEEDS: Needs = {
     "multipliers": ("architecture", ("unet",)),

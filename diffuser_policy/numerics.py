@@ -1,4 +1,4 @@
-"""Arithmetic that the user's settings neither change nor are changed by.
+"""Arithmetic that neither depends on the user's global settings nor changes them.
 
 A program may have set another default dtype or device, `torch.autocast`, gradients off,
 or `np.seterr(all="raise")`. Planning and training give the same numbers all the same:
@@ -30,7 +30,7 @@ WILD = 1e10  # weights of trained networks are far below
 
 @contextlib.contextmanager
 def plain_arithmetic(*, gradients: bool = False) -> Iterator[None]:
-    """Compute as on a fresh start of Python, in this thread, until the block ends.
+    """Compute with the default settings, in this thread, until the block ends.
 
     Args:
         gradients: Also switch gradients on.

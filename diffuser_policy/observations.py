@@ -74,7 +74,7 @@ class Part:
 
     Attributes:
         path: Keys of `Dict` spaces and indices of `Tuple` spaces that lead to it.
-        shape: Of a single observation.
+        shape: Shape in a single observation.
 
     Raises:
         ConfigError: A negative length.
@@ -324,7 +324,7 @@ def joined(blocks: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def described(space: spaces.Space[Any]) -> dict[str, Any]:
-    """Return what matters of a space, in the form in which Minari writes spaces."""
+    """Return the facts of a space that count, in the form of Minari."""
     if isinstance(space, spaces.Dict):
         inner = {key: described(item) for key, item in space.spaces.items()}
         return {"type": "Dict", "subspaces": inner}
@@ -375,7 +375,7 @@ def flat_order(env: Any) -> tuple[Part, ...] | None:
 
     Returns:
         The parts that Gymnasium's `FlattenObservation` lays out, if nothing outside of
-        it can have changed observations. None where nobody can tell.
+        it can have changed observations. None where that is unknown.
     """
     from gymnasium import wrappers
     from gymnasium.wrappers import vector

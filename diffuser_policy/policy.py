@@ -20,7 +20,7 @@ A row gets a new plan when
 - its plan has run out, and there is no goal to stay at (or the executor cannot, or it
   led to a subgoal).
 
-With a warm start, the new plan of a row that still follows one starts from its rest.
+With a warm start, a row that still follows a plan starts the new one from its rest.
 
 Plans are made, remembered and followed in planning columns, which a featurizer may
 derive from observations (`diffuser_policy.columns.features`).

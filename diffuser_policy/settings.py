@@ -240,7 +240,7 @@ def positive(config: object, *names: str, most: float = math.inf) -> None:
 
     Args:
         config: Has the settings.
-        names: Of the settings.
+        names: Names of the settings.
         most: Greatest value: memory is not asked for more than there can be.
 
     Raises:

@@ -6,8 +6,8 @@ holds an achieved and a desired goal beside the observation.
 
 Planners that were trained without goals take goal dictionaries as well: they plan from
 `observation`, and hand `desired_goal` on to guides. Planners with goals read nothing
-but such dictionaries: a flat array does not say which of its columns are the goal. For
-an environment in Gymnasium's wrapper `FlattenObservation`, the wrapper says it, and
+but such dictionaries: a flat array does not say which of its columns are the goal. If
+Gymnasium's wrapper `FlattenObservation` made the array, the wrapper knows, and
 `SpaceSpec.fitted` returns spaces that read its observations.
 
 Plans are made of observations, so a goal has to be some columns of them. If the
@@ -64,7 +64,7 @@ class SpaceSpec:
         goal_columns: Where the goal lies in the *planned* observation.
         action_low: `[action]` lowest action.
         action_high: `[action]` highest action.
-        action_shape: Of an action; `(action,)` if not given.
+        action_shape: Shape of an action; `(action,)` if not given.
         action_dtype: NumPy's name for the type of actions.
         columns: Where the columns are in an observation; if not given, a flat box, or
             a goal dictionary of three.
@@ -179,7 +179,7 @@ class SpaceSpec:
             )
 
     def fitted(self, env: Any) -> SpaceSpec:
-        """Return these spaces as they read the observations of an environment.
+        """Return these spaces, adapted to the observations of an environment.
 
         Args:
             env: An environment, or several: Gymnasium's or Stable-Baselines3's.
@@ -437,7 +437,7 @@ def into_box(box: spaces.Box, values: np.ndarray) -> np.ndarray:
     """Return actions inside of their space, and in its type.
 
     Args:
-        box: Of a single action.
+        box: Space of a single action.
         values: `[n, action]` the numbers of each action, in any type.
 
     Returns:
@@ -464,7 +464,7 @@ def outside(rows: np.ndarray, space: spaces.Box) -> np.ndarray:
 
     Args:
         rows: `[n, *space.shape]`.
-        space: Of a single one.
+        space: Space of a single row.
     """
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):

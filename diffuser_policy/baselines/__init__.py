@@ -10,5 +10,5 @@
 | shooting | MPPI and CEM, and the objectives that they maximize |
 | dynamics | the models that they plan with |
 | planning_methods | both together, and random actions |
-| diffuser, demonstrator | Diffuser itself, the experts that the data are from |
+| diffuser, demonstrator | Diffuser itself, the experts that recorded the data |
 """

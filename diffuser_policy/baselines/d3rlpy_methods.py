@@ -59,7 +59,7 @@ from diffuser_policy.networks.critic import Values
 from diffuser_policy.settings import converted, positive
 
 MODULES = {"d3rlpy": "baselines"}
-NUM_STEPS = 50_000  # where nobody sets a budget
+NUM_STEPS = 50_000  # without a budget
 CHECKPOINT = "checkpoint.safetensors"
 CHECKPOINT_STEPS = 1_000
 PROGRESS_STEPS = 100
@@ -99,8 +99,8 @@ def train_d3rlpy(
         goal_discount: As of `make_transitions`.
         best_share: It learns from this share of the episodes, those with the highest
             returns.
-        return_range: Rewards are scaled so that the best and the worst episode's
-            return are so far apart; none leaves them as they are.
+        return_range: Rewards are scaled so that the returns of the best and the worst
+            episode differ by this much; none leaves them as they are.
 
     Raises:
         ConfigError: Losses are no longer finite; or a setting compares returns where
@@ -150,12 +150,12 @@ def take_steps(
     draw: Callable[[Generator], Any],
     values: Callable[[], Values | None] = lambda: None,
 ) -> int:
-    """Take gradient steps until the context says so; return their number in the end.
+    """Take gradient steps until the context ends the training; return their number.
 
-    Training resumes from the checkpoint in the context's folder. `draw` returns a
-    batch as the `update` of the policy's algorithm takes it, `values` what its critic
-    says of the data. If that diverged, the training ends with the last checkpoint, and
-    its facts say so.
+    Training resumes from the checkpoint in the context's folder. `draw` returns a batch
+    for the `update` of the policy's algorithm, `values` its critic's values of the
+    data. If the critic diverged, the training ends with the last checkpoint, and its
+    facts say so.
 
     Raises:
         ConfigError: Losses are no longer finite.
@@ -222,7 +222,7 @@ def _last_good(
 def value_facts(
     algorithm: Any, batch: Batch, rewards: np.ndarray | None = None
 ) -> Values | None:
-    """Return what a critic says of the data's own actions.
+    """Return a critic's values of the data's own actions.
 
     Args:
         algorithm: Has the critic.

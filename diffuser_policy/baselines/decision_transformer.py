@@ -255,13 +255,13 @@ def decision_transformer(
 
     Args:
         method: Its context; training resumes from the checkpoint in its folder.
-        width: Of the transformer.
-        num_layers: Of the transformer.
+        width: Width of the transformer.
+        num_layers: Layers of the transformer.
         context: Steps that it sees.
         batch_size: Windows of a gradient step.
-        learning_rate: Of AdamW.
+        learning_rate: Learning rate of AdamW.
         best_share: It aims at the mean return of the best stretches, this share of all.
-        target_scale: Times this number. The paper asks for an expert's return.
+        target_scale: Factor of that aim. The paper asks for an expert's return.
 
     Raises:
         ConfigError: The environment has another goal in every episode, or the data pay

@@ -1,4 +1,4 @@
-"""The demonstrators that the data are from, as a method."""
+"""The demonstrators that recorded the data, as a method."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def demonstrator(context: MethodContext, *, name: str | None = None) -> Any:
     """Act as a demonstrator does, with the variety that the data have.
 
     Args:
-        context: Of the method.
-        name: Of the demonstrator; by default the one that the environment names.
+        context: The method's context.
+        name: Name of the demonstrator; by default the one that the environment names.
     """
     with closing(context.make_env()) as env:
         factory = DEMONSTRATORS.find(name or default_demonstrator(env)).target

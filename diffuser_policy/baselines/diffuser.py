@@ -71,7 +71,7 @@ def diffuser(
     """Load a trained planner, or train one: as suits the data, or as a preset says.
 
     Args:
-        context: Of the method.
+        context: The method's context.
         planner: Name of a shipped planner, folder, or hub id.
         preset: Settings of the training, as `diffuser-policy train` knows them, but for
             the dataset and the seed, and for the gradient steps if there is a budget.
@@ -100,7 +100,7 @@ def diffuser_paper(
     It has no learning curve: on a CPU, its plans take longer than its training.
 
     Args:
-        context: Of the method.
+        context: The method's context.
         planner: As for `diffuser`.
         preset: By default that of the dataset: `hopper-medium-paper` for
             `diffuser/hopper-medium-v1`.

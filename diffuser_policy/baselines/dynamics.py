@@ -8,8 +8,8 @@ r"""Models of the dynamics to plan in: a simulator, an ensemble, or a denoiser.
 Every member has its own first weights and its own batches, and imagines whole
 trajectories by itself: where the data say little, members disagree, and a plan is worth
 the mean of what they promise. Imagined states are kept within twice the range of the
-data, so that returns stay finite; a tighter limit would be a wall that is not there, on
-which plans would lean.
+data, so that returns stay finite; a tighter limit would act as a wall that does not
+exist, and plans would exploit it.
 
 `DiffuserDynamics` is a denoiser; actions are pinned, states are filled in:
 

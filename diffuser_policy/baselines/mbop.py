@@ -7,10 +7,10 @@ steps are imagined, each by one member of three ensembles:
 $$a_t = (1 - \beta)(\pi(s_t) + \sigma \epsilon) + \beta a'_t$$
 $$R = \sum_{t<H} \gamma^t c_t r(s_t, a_t) + \gamma^H c_H V(s_H)$$
 
-with the clone π, noise ε ~ N(0, 1), what is left of the last plan a', predicted rewards
-r, and the probability c_t that nothing terminated before step t. The new plan is the
-mean of the drawn ones, weighted by exp(κ R), with R scaled to a standard deviation of 1
-over the drawn plans. V is the return of the data from a state on.
+with the clone π, noise ε ~ N(0, 1), the rest a' of the last plan, predicted rewards r,
+and the probability c_t that nothing terminated before step t. The new plan is the mean
+of the drawn ones, weighted by exp(κ R), with R scaled to a standard deviation of 1 over
+the drawn plans. V is the return of the data from a state on.
 
 The paper's value covers as many steps as a plan and its model knows no terminations;
 walking robots fall. Its rewards and values are means over the ensemble, where one
@@ -48,7 +48,7 @@ from diffuser_policy.data.returns import returns_to_go
 from diffuser_policy.errors import ConfigError, DatasetError
 from diffuser_policy.spaces import action_box, into_box
 
-NUM_STEPS = 20_000  # where nobody sets a budget
+NUM_STEPS = 20_000  # without a budget
 
 
 class Imagined(NamedTuple):
@@ -384,7 +384,7 @@ def mbop(
     """Plan in learned dynamics, near a clone of the behavior.
 
     Args:
-        context: Of the method; training resumes from the checkpoint in its folder.
+        context: The method's context; training resumes from its folder's checkpoint.
         width: Units of each hidden layer.
         num_members: Networks of each ensemble.
         horizon: Env steps of a plan, H.

@@ -66,8 +66,8 @@ class Place(NamedTuple):
     """Where plans are tried.
 
     Attributes:
-        label: In tables.
-        words: In sentences.
+        label: Its name in tables.
+        words: Its name in sentences.
         settings: Its own, and other defaults than those of `SEARCH` and the optimizer.
         model: Makes the model from context, environment, horizon and its settings.
         check: Refuses an environment and all settings with which `model` would fail.

@@ -62,7 +62,7 @@ class Model(Protocol):
     def simulate(self, states: np.ndarray, actions: np.ndarray) -> np.ndarray:
         """Return the states `[n, steps, state]` after every action.
 
-        Axes before those are several opinions.
+        Leading axes hold the predictions of several models.
 
         Args:
             states: `[n, state]` to start from, environment units.
@@ -207,11 +207,11 @@ class ShootingState(NamedTuple):
 def check_search(
     spaces: SpaceSpec, *, horizon: int, hold: int, replan_interval: int | None
 ) -> int:
-    """Refuse settings and spaces with which nobody can plan by trial.
+    """Refuse settings and spaces with which planning by trial is impossible.
 
     Args:
-        spaces: Of the environment.
-        horizon: Of plans, in env steps.
+        spaces: Spaces of the environment.
+        horizon: Length of plans, in env steps.
         hold: Env steps for which an action is held.
         replan_interval: Env steps between plans; those of `hold` by default.
 
@@ -315,7 +315,7 @@ class ShootingPolicy:
                 (self.seed, int(state.streams[row]), int(num_plans[row]))
             )
             done = max(int(ages[row]), 0) // self.hold
-            left = np.zeros_like(plans[row])  # zeros after what is left of the plan
+            left = np.zeros_like(plans[row])  # zeros after the rest of the plan
             left[: len(left) - done] = plans[row, done:]
             plans[row] = self._plan(observations[row], goals[row], left, rng)
             ages[row], num_plans[row] = 0, num_plans[row] + 1

@@ -245,7 +245,7 @@ class Transitions(ABC):
             )
 
     def scale_rewards(self, return_range: float) -> None:
-        """Scale the rewards, so that the best and the worst return are so far apart.
+        """Scale the rewards so that the best and the worst return differ by this much.
 
         Raises:
             ConfigError: Goals differ: runs have no returns.
@@ -376,7 +376,7 @@ def make_transitions(
 
 
 def check_share(best_share: float) -> None:
-    """Refuse a share of the data that nobody can take.
+    """Refuse an impossible share of the data.
 
     Raises:
         ConfigError: It is not in (0, 1].

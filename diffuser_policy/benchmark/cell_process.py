@@ -136,7 +136,7 @@ def run_cell(cell: Cell, folder: CellFolder) -> dict[str, Any]:
     try:
         seed = cell.evaluation.seeds[0]
         draw_plan(policy, cell.problem, seed, folder.path / "pictures")
-    except Exception:  # a picture is not worth a cell, but a line in its log
+    except Exception:  # a failed picture costs a line in the log, not the cell
         traceback.print_exc()
     return result
 

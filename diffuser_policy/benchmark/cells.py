@@ -75,7 +75,7 @@ class EvaluationProtocol:
         seeds: Each is the first of `episodes` seeds in a row.
         episodes: Per seed, after training.
         num_envs: Environments at a time.
-        curve_episodes: Of each evaluation during training, on seeds of their own.
+        curve_episodes: Per evaluation during training, on seeds of their own.
         curve_points: Evaluations by the end of the budget of gradient steps, at most.
     """
 
@@ -127,7 +127,7 @@ class Cell:
     Attributes:
         problem: What the method learns and is evaluated on.
         method: Name of the method.
-        seed: Of its training.
+        seed: Training seed.
         settings: The method's, where they differ from its defaults.
         num_steps: Gradient steps that it takes at least; none: its own choice.
         max_steps: Where it stops although its learning curve still rises; by default
@@ -205,7 +205,7 @@ class CellFolder:
     def read(self, name: str) -> Any:
         """Return the content of the file `name.json`; none if it does not exist.
 
-        Clock and progress, which a power cut may damage, are then none as well.
+        Clock and progress are also none if a power cut damaged them.
 
         Raises:
             CheckpointError: It cannot be read.
@@ -233,20 +233,20 @@ class CellFolder:
     def check(self, cell: Cell) -> dict[str, Any]:
         """Refuse a folder that holds work of a cell with other settings.
 
-        A setting that the method did not have then makes no difference unless the cell
-        sets it: its default keeps what the method did. Nor does a setting that the
-        method has no longer, if it had the value that it had by default.
+        A setting that the method did not have at the time makes no difference unless
+        the cell sets it: its default keeps the old behavior. Nor does a setting that
+        the method has lost since, if it had its default value.
 
         All of the method's settings count, defaults included, which may change between
-        versions. So do the cell's own, which are part of its digest: a setting that is
-        given is another one than the same value by default.
+        versions. So do the cell's own, which are part of its digest: a value that is
+        given differs from the same value by default.
 
         Returns:
             The cell's fields, all settings, and which code it runs.
 
         Raises:
-            ConfigError: It does, be it a result, a learning curve or a checkpoint; or a
-                setting of the method has no form in JSON.
+            ConfigError: The folder holds such work: a result, a learning curve or a
+                checkpoint; or a setting of the method has no form in JSON.
         """
         settings = find_method(cell.method).settings(cell.settings)
         now = {

@@ -35,11 +35,11 @@ TOLERANCE = 1e-3  # of the action's range, or of 1 without: rounding is not an e
 
 
 class MethodContext:
-    """What one method is given to train with.
+    """What a method gets to train with.
 
     Attributes:
         problem: What to learn.
-        seed: Of everything that is drawn.
+        seed: Fixes everything random.
         settings: All of the method's settings, defaults included.
         num_steps: Gradient steps to take at least; none: the method's own choice.
         max_steps: Gradient steps to take at most.
@@ -107,7 +107,7 @@ class MethodContext:
         stage: str = "train",
         figures: Mapping[str, float] | None = None,
     ) -> None:
-        """Report how far the work is; calls within two seconds of another cost nothing.
+        """Report progress; calls within two seconds of another cost nothing.
 
         Args:
             done: Steps done.

@@ -15,12 +15,12 @@ holds nothing but strings, travels to other machines.
     Tasks of a Ray cluster: one that is running (`address=auto`), or one of this machine
     that is started for the run.
 
-submitit and Ray submit, poll and cancel; written here is what they and plain processes
-have in common, and how each ends a job so that it can save a checkpoint.
+submitit and Ray submit, poll and cancel. This module adds what they share with plain
+processes, and ends each job so that it can save a checkpoint.
 
 More than one machine needs a file system that all of them see: the benchmark's folder,
 the datasets (MINARI_DATASETS_PATH) and the same Python environment at the same place.
-Its locks have to reach over machines, as those of NFS 4, Lustre (mounted with `flock`)
+Its locks have to work across machines, as those of NFS 4, Lustre (mounted with `flock`)
 and GPFS do. `examples/benchmark_cluster.md` has the steps.
 
 A cell's process ends when its parent does, however the parent ends. The parent holds
@@ -79,10 +79,10 @@ class Job:
 
     Attributes:
         cell: The cell's id.
-        arguments: Of Python.
+        arguments: Command-line arguments of Python.
         log: File that its output is appended to.
         folder: To run in.
-        variables: Of the environment, besides those that the process inherits.
+        variables: Environment variables, besides those that the process inherits.
     """
 
     cell: str
@@ -163,7 +163,7 @@ class Engine(abc.ABC):
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End what is running, and let go of the cluster."""
+        """End what is running, and release the cluster."""
         try:
             self._stop(list(self.running.values()))
             self.running.clear()
@@ -182,7 +182,7 @@ class Engine(abc.ABC):
     def _stop(self, handles: list[Any]) -> None:
         """End jobs."""
 
-    def _close(self) -> None:  # noqa: B027 (most have nothing to let go of)
+    def _close(self) -> None:  # noqa: B027 (most have nothing to release)
         """Let go of the cluster."""
 
 
@@ -227,14 +227,14 @@ def stop_children(children: Iterable[subprocess.Popen[bytes]]) -> None:
 
 
 def release(child: subprocess.Popen[bytes]) -> None:
-    """Let go of a child's lifeline: it ends by itself, if it has not already."""
+    """Release a child's lifeline: the child ends by itself, if it has not already."""
     if child.stdin is not None:
         with contextlib.suppress(OSError):
             child.stdin.close()
 
 
 def end_with_parent() -> None:
-    """Make this process end when the one that started it lets go of the lifeline.
+    """Make this process end when the one that started it releases the lifeline.
 
     Does nothing in a process that was not started by `start_child`, for example by
     hand. Between the interrupt and the kill are `GRACE` seconds.

@@ -48,7 +48,7 @@ class Method:
         needs_dataset: Whether it learns from the problem's data; a function tells, if
             that depends on its settings.
         modules: Optional modules that it imports, and the extras that install them.
-        num_steps: Gradient steps that it takes where nobody sets a budget.
+        num_steps: Gradient steps that it takes without a budget.
         refuses: Called with the problem and all settings before anything runs; raises
             an error for settings with which the function would fail.
     """
@@ -140,7 +140,7 @@ def register_method(
         goals: Kinds of problems that it can do.
         needs_dataset: As the attribute of `Method`.
         modules: Optional modules that it imports → extras that install them.
-        num_steps: Gradient steps that it takes where nobody sets a budget.
+        num_steps: Gradient steps that it takes without a budget.
         refuses: As the attribute of `Method`.
 
     Raises:

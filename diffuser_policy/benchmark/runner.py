@@ -315,7 +315,7 @@ class Watched:
     """A cell that a process works on.
 
     Attributes:
-        folder: Of the cell.
+        folder: The cell's folder.
         is_elsewhere: Whether the process is not one of this run.
         since: When this run first saw it, in seconds of the monotonic clock.
     """

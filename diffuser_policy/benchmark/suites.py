@@ -63,7 +63,7 @@ class Suite:
     """Problems and methods.
 
     Attributes:
-        name: Of the suite.
+        name: Name of the suite.
         problems: What methods are compared on.
         methods: Names → settings that differ from the method's defaults. A setting
             named like a problem holds settings for that problem alone.
@@ -71,7 +71,7 @@ class Suite:
         seeds: Training seeds.
         seeds_of: Method → its training seeds, where they are others.
         num_steps: Gradient steps of every method that learns, at least.
-        max_steps: And at most, while its learning curve rises.
+        max_steps: Gradient steps at most, while the learning curve rises.
         num_steps_of: Method → its number of gradient steps, exactly.
         evaluation: Episodes for all.
         note: What readers of its report have to know about its scores and settings.

@@ -143,7 +143,7 @@ class IdentityNormalizer(Normalizer):
 
 
 def selection(columns: Sequence[int] | None) -> slice | list[int]:
-    """Return an index of columns; a slice, which takes a fifth of the time, if it can.
+    """Return an index of columns: if possible a slice, which takes a fifth of the time.
 
     Args:
         columns: All of them if not given.

@@ -53,9 +53,9 @@ GOAL_ROLES = ("achieved_goals", "desired_goals")
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayNames:
-    """What a file calls its arrays; those of D4RL where none is given.
+    """The names of the arrays in a file, by default those of D4RL.
 
-    Whoever names `terminals` means steps that terminated, as in D4RL.
+    If `terminals` is given, it marks steps that terminated, as in D4RL.
 
     Attributes:
         observations: `[N, …]`, before each step.

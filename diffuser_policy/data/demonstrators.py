@@ -11,10 +11,10 @@ distribution offers one in the entry-point group `diffuser_policy.demonstrators`
 
 There are three ways to record data with one.
 
-**Its own episodes**, from reset to end, with terminations and rewards as the
-environment gives them, are what any demonstrator is recorded with that has neither of
-the following. Its class may name the dataset (`dataset_id`) and say how many episodes
-are usual (`default_episodes`).
+**Its own episodes**, from reset to end, with the environment's terminations and
+rewards, are recorded for a demonstrator that offers neither of the following. Its class
+may name the dataset (`dataset_id`) and say how many episodes are usual
+(`default_episodes`).
 
 **Runs** show how to get from anywhere to anywhere (D4RL's maze2d recipe). The
 demonstrator chases one target after another, says with `has_reached` when one is

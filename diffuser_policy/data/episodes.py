@@ -53,7 +53,7 @@ def record_episode(
     Args:
         env: Where.
         policy: Follows Stable-Baselines3's `predict`.
-        seed: Of the reset.
+        seed: Seed of the reset.
         deterministic: Passed to the policy.
         bar: Shows the env steps of the episode.
 

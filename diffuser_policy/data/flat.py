@@ -26,7 +26,7 @@ decides which of them form one run:
 * Every other episode begins with a reset and so begins a new run.
 
 A saved dataset is mapped into memory: a process holds the rows that it is reading, and
-`release` lets go of them, so that data may be larger than memory.
+`release` frees them, so that data may be larger than memory.
 """
 
 from __future__ import annotations
@@ -549,7 +549,7 @@ def _moves(array: np.ndarray, starts: np.ndarray) -> bool:
 
 
 def pieces(array: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield an array in slices of rows; memory holds one of a mapped one at a time."""
+    """Yield slices of rows; of a mapped array, memory holds one slice at a time."""
     rows = max(1, PIECE // max(1, array[:1].nbytes))
     for begin in range(0, len(array), rows):
         yield array[begin : begin + rows]
@@ -557,7 +557,7 @@ def pieces(array: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def release(*arrays: np.ndarray) -> None:
-    """Let go of the pages of arrays that are mapped from files, if they are.
+    """Release the memory pages of arrays that are mapped from files.
 
     The system maps a page again when it is read; a file that was read lately is still
     in its cache.
@@ -576,7 +576,7 @@ def release(*arrays: np.ndarray) -> None:
 def spread_rows(array: np.ndarray) -> np.ndarray:
     """Return `SPREAD` rows of an array, or all if it has no more than these.
 
-    They are spread evenly; the memory of the others is let go of.
+    They are spread evenly; the memory of the others is released.
     """
     index = np.linspace(0, len(array) - 1, min(len(array), SPREAD)).astype(np.int64)
     found = []
@@ -623,7 +623,7 @@ class FileColumn:
         Args:
             path: Created.
             shape: `[rows, …]`.
-            dtype: Of the values.
+            dtype: Type of the values.
         """
         self.path, self.dtype, self.shape = path, np.dtype(dtype), shape
         self._file = path.open("wb")

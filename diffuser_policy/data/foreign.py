@@ -20,7 +20,7 @@ An episode of L rows has L + 1 observations, and the last one is rarely in the f
 - with `next_observations`, it is the last of those;
 - where an episode was cut, its last row becomes that observation, without its action;
 - where one terminated, its last observation is repeated: the reward of the last step
-  counts, and nobody learns from what follows.
+  counts, and no method learns from what follows.
 
 Files of OGBench that were made for single tasks go on after success. Their steps
 terminate there: an episode ends with the first step from a state in which the task is
@@ -81,7 +81,7 @@ BLOCK = 100_000  # rows compared at a time
 
 @dataclass(frozen=True, kw_only=True)
 class Imported:
-    """What became of a file.
+    """The result of an import.
 
     Attributes:
         folder: The dataset's.

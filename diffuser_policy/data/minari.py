@@ -287,8 +287,8 @@ def stored_spec(env: Env) -> EnvSpec | None:
     """Return an environment's registration in the form that files can hold.
 
     A class or function that was registered itself is named by its module. None if that
-    does not find it again, or if the settings cannot be written as JSON: nobody could
-    make the environment from such a file.
+    does not find it again, or if the settings cannot be written as JSON: such a file
+    would be of no use to make the environment.
     """
     if env.spec is None:
         return None
@@ -368,7 +368,7 @@ def own_dataset_id(name: str) -> str:
 
 
 def dataset_folder(dataset_id: str) -> Path:
-    """Return the folder of the dataset of an id, whether there is one or not.
+    """Return the folder of a dataset id, whether or not it exists.
 
     Raises:
         ConfigError: The id is malformed.

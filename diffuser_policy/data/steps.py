@@ -36,7 +36,7 @@ class StepDataset:
         Args:
             flat: Rewards and ends of runs.
             windows: The same data in planning columns, normalized.
-            layout: Of the columns.
+            layout: Names of the columns.
 
         Raises:
             DatasetError: There are no steps, or no actions in the columns.

@@ -73,7 +73,7 @@ class Guidance:
     def key(self) -> int:
         """A number that tells guidances of this process apart.
 
-        With a scale of zero too, the guide may still rank candidates.
+        Guidances of scale zero differ too: their guides may still rank candidates.
         """
         settings = (self.placement, self.scale, self.num_steps, self.cutoff)
         return hash(_told_apart((self.guide, *settings)))
@@ -84,7 +84,7 @@ class Guidance:
         """Return the guidance of one sampling call.
 
         Args:
-            schedule: That of the denoiser.
+            schedule: The denoiser's schedule.
             given: Conditions of the whole batch.
             view: Shows normalized trajectories at a denoising step to a guide.
             scales: `[transition]` environment units per normalized unit.
@@ -133,7 +133,7 @@ class Steering:
 
     Attributes:
         guidance: Guide and settings.
-        schedule: That of the denoiser.
+        schedule: The denoiser's schedule.
         given: Conditions of the whole batch.
         view: Shows normalized trajectories at a denoising step to a guide.
         scales: `[transition]` environment units per normalized unit.
@@ -226,7 +226,7 @@ class CleanSteering(Steering):
     """The predicted clean trajectories are shifted, in environment units.
 
     A step that makes a trajectory worse is taken back and halved: a guide that curves
-    more than its scale allows would otherwise throw the plan out of the world.
+    more than its scale allows would otherwise throw the plan far outside the data.
     """
 
     default_num_steps = 5

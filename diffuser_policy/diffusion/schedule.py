@@ -131,7 +131,7 @@ def step_grid(
     """Return the denoising steps to visit, strictly decreasing, and -1 at the end.
 
     Args:
-        schedule: That of the denoiser.
+        schedule: The denoiser's schedule.
         num_steps: K, from 1 to F + 1.
         spacing: How they are spread.
         first: F.

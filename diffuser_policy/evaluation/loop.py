@@ -151,7 +151,7 @@ def _close(env: Env) -> None:
 
 
 def fitted(policy: Any, env: Env) -> Any:
-    """Return what a policy is in an environment.
+    """Return the policy, adapted to an environment.
 
     Raises:
         SpaceMismatchError: It is one for other spaces.
@@ -348,7 +348,7 @@ def _run(
         bar: Counts env steps and episodes.
         schedule: The task of each episode; none where there is only one.
         tasks: What `reset` takes for each task.
-        seed: Of the first episode.
+        seed: Seed of the first episode.
     """
     waiting = iter(range(len(schedule)))
     observations: dict[int, Any] = {}  # of the environments that run
@@ -445,7 +445,7 @@ class PlannedEpisode(NamedTuple):
     """An episode with its first plan.
 
     Attributes:
-        plan: Of the first observation.
+        plan: The plan for the first observation.
         path: `[steps + 1, planning columns]` what happened.
         record: Its results.
     """

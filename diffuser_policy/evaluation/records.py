@@ -85,7 +85,7 @@ class Timing:
     Attributes:
         predict_seconds: Total over all calls.
         env_steps: Actions that they returned for running episodes.
-        plan_seconds: Of each call that planned, in order.
+        plan_seconds: Time of each call that planned, in order.
         plan_rows: Rows planned for in each of these calls.
     """
 
@@ -131,7 +131,7 @@ class Evaluation:
         episodes: One record per episode, in the order of their seeds.
         timing: How long it took to decide.
         settings: Environment, seeds, and the settings and origin of the policy.
-        versions: Of the packages that results depend on.
+        versions: Versions of the packages that results depend on.
     """
 
     episodes: tuple[EpisodeRecord, ...]
@@ -169,7 +169,7 @@ class Evaluation:
         return found
 
     def summary(self) -> Summary:
-        """Return the figures by name; none where nothing was there to measure.
+        """Return the figures by name; none for those that could not be measured.
 
         - `score`: the environment's own, or the return on the benchmark's scale;
         - other scores of the environment under their own names, `..._score`;

@@ -34,11 +34,11 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
                      "time_to_goal": …, "plan_ms": …, …},
          "episodes": [{"seed": …, "return": …, …}, …], "settings": …, "versions": …}
 
-    A figure that was not there to be measured is null, and so are the ends of an
-    interval that a single episode says nothing about. Where the environment scores its
-    episodes, each has `details`, and the summary counts its `failures` by their reason.
-    Where it has several tasks, each episode names its own, and the summary has `tasks`.
-    Numbers that are not finite, which JSON cannot express, are null.
+    A figure that could not be measured is null, and so are the ends of an interval that
+    a single episode does not determine. Where the environment scores its episodes, each
+    has `details`, and the summary counts its `failures` by their reason. Where it has
+    several tasks, each episode names its own, and the summary has `tasks`. Numbers that
+    are not finite, which JSON cannot express, are null.
     """
     summary: dict[str, Any] = _figures(evaluation.summary())
     if tasks := evaluation.tasks():
@@ -63,11 +63,11 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def check_card(settings: Mapping[str, Any], folder: Path) -> None:
-    """Refuse figures for a model card that are not of the planner as it is.
+    """Refuse an evaluation whose settings are not those saved with the planner.
 
     Args:
-        settings: Of the evaluation.
-        folder: The planner's.
+        settings: Settings of the evaluation.
+        folder: The planner's folder.
 
     Raises:
         ConfigError: No such folder, or settings that are not the planner's own.
@@ -104,8 +104,8 @@ def write_card(evaluation: Evaluation, folder: Path) -> None:
     They replace those of the same environment.
 
     Args:
-        evaluation: Of the planner in that folder.
-        folder: The planner's.
+        evaluation: An evaluation of the planner in that folder.
+        folder: The planner's folder.
 
     Raises:
         ConfigError: As `check_card`.

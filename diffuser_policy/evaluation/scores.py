@@ -30,7 +30,7 @@ def reference_of(env: Env) -> str:
 
 
 def score_of_returns(env: Env) -> Callable[[float], Any] | None:
-    """Return what maps an episode's return to its score, or None: there is no score.
+    """Return a function from an episode's return to its score; None if there is none.
 
     A method `get_normalized_score` of the environment, or of a wrapper, comes first.
     """

@@ -274,7 +274,7 @@ def _drawn(
     Args:
         sizes: Members of each factor.
         num_resamples: Draws in total.
-        seeds: Of each factor's stream; the draws depend on nothing else.
+        seeds: Seed of each factor's stream; the draws depend on nothing else.
         rows: Draws at a time; by default, as many as are `CHUNK` numbers.
 
     Yields:

@@ -49,8 +49,8 @@ class KeepOut(Guide):
     Follow such plans with the executor "path": at full speed, corners are cut.
 
     Attributes:
-        center: Of the disc, in units of the columns (mazes: meters).
-        radius: Of the disc, in the same units.
+        center: Center of the disc, in units of the columns (mazes: meters).
+        radius: Radius of the disc, in the same units.
         margin: Distance from the disc to keep as well: executed paths differ from
             planned ones.
         columns: Which columns of the trajectory the disc is in.
@@ -98,8 +98,8 @@ class KeepIn(Guide):
     Attributes:
         low: Lower corner of the box, in units of the columns (mazes: meters).
         high: Upper corner of the box.
-        center: Of the disc, instead of a box.
-        radius: Of the disc.
+        center: Center of the disc, instead of a box.
+        radius: Radius of the disc.
         margin: Distance to keep from the region's edge, inside.
         columns: Which columns of the trajectory the region is in.
     """
@@ -239,7 +239,7 @@ class GoalDistance(Guide):
 
     Attributes:
         pull: w, in units of the columns.
-        goal: In units of the columns (mazes: meters); None: that of the environment.
+        goal: In units of the columns (mazes: meters); None: the environment's goal.
         columns: Which columns of the trajectory the goal is in.
     """
 

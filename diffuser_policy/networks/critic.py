@@ -30,7 +30,7 @@ NUM_ACTION_VALUES = 2
 
 
 class Values(NamedTuple):
-    """What a critic says of the data's own actions, in units of reward.
+    """A critic's values of the data's own actions, in units of reward.
 
     Attributes:
         low: 5 % of the values are below.
@@ -55,7 +55,7 @@ class Values(NamedTuple):
     def diverged(self) -> bool:
         """Whether half of the values are out of range by more than its width.
 
-        Where no reward was seen, nobody knows the range: only NaN and infinity tell.
+        Where no reward was seen, the range is unknown: only NaN and infinity count.
         """
         lowest, highest = self.possible
         width = highest - lowest
@@ -111,8 +111,8 @@ class Critic(nn.Module):
         """Make the networks predict in units of the data's returns.
 
         Args:
-            mean: Of the returns-to-go in the data, in units of reward.
-            std: Likewise, positive.
+            mean: Mean return-to-go in the data, in units of reward.
+            std: Standard deviation, positive.
         """
         self.return_mean.fill_(mean)
         self.return_std.fill_(std)

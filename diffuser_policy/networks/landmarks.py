@@ -10,9 +10,9 @@ large maze is longer. Landmarks are a coarse map for such ways, made of data alo
    place between: the mean over all runs, in env steps,
 3. the times $T_{ij}$ of the shortest ways over these (Floyd 1962).
 
-A time is only between places that a run did connect, so a way leads through no wall
-that is thicker than places are apart, and runs that share a place are joined there.
-Searching a graph over recorded states for subgoals is from Eysenbach et al. 2019
+A time is only between places that a run did connect, so no way leads through a wall
+that is thicker than the distance between places. Runs that share a place are joined
+there. Searching a graph over recorded states for subgoals is from Eysenbach et al. 2019
 ("Search on the replay buffer"); there, a learned distance says which states are
 neighbors, and it may be wrong about walls.
 """
@@ -64,7 +64,7 @@ class Landmarks(nn.Module):
                 between two rows.
             run_starts: `[runs + 1]` first row of each run, and the number of rows.
             num: Number of places.
-            seed: Of the choice among the rows.
+            seed: Fixes the choice among the rows.
         """
         made = cls(num, rows.shape[1])
         every = np.random.default_rng(seed).permutation(len(rows))[:CANDIDATES]
@@ -215,7 +215,7 @@ def _spread(rows: np.ndarray, num: int) -> np.ndarray:
         total = np.stack([np.bincount(which, column, num) for column in rows.T], axis=1)
         middles = np.where(count > 0, total / np.maximum(count, 1), middles)
         middles = middles.astype(np.float32)
-    # Rows themselves: the middle of some may lie where nobody was.
+    # Rows themselves: the mean of several may lie where no run was.
     nearest, _ = _nearest(middles, rows.astype(np.float32))
     return np.asarray(rows[nearest], np.float32)
 

@@ -40,7 +40,7 @@ class ResidualMLP(nn.Module):
 
         Args:
             transition_dim: Columns of a trajectory.
-            num_planning_steps: Of every plan.
+            num_planning_steps: Planning steps of every plan.
             dim: Width.
             depth: Number of blocks.
         """

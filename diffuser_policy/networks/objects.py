@@ -94,7 +94,7 @@ class ObjectTransformer(nn.Module):
             objects: Columns of each object, the same ones in the same order; the first
                 are its position.
             position: Columns of the robot's position, normalized as the objects' are.
-            num_planning_steps: Of every plan, a multiple of `patch`.
+            num_planning_steps: Length of every plan, a multiple of `patch`.
             dim: Width, a multiple of `NUM_HEADS`.
             depth: Number of transformer blocks.
             patch: Planning steps per token.

@@ -1,4 +1,4 @@
-"""Perceptron: linear layers, and an activation between each two of them."""
+"""Perceptron: linear layers with an activation between them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ def perceptron(*sizes: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequent
     """Return the layers between vectors of these sizes, from input to output.
 
     Args:
-        sizes: Of the input, the hidden vectors and the output.
-        activation: Of the hidden vectors.
+        sizes: Sizes of the input, the hidden vectors and the output.
+        activation: Activation of the hidden vectors.
     """
     layers: list[nn.Module] = []
     for pair in pairwise(sizes):

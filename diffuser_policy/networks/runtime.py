@@ -11,8 +11,8 @@ All compute the network's own output, up to rounding:
 | auto | cuda-graphs on a GPU, fused elsewhere |
 
 If this machine lacks the acceleration, an `AccelerationWarning` says why, and "fused"
-runs instead: planning never stops for the lack of a compiler. Residual networks always
-run as they are written.
+runs instead: a missing compiler never stops planning. Residual networks always run as
+they are written.
 
 Weights may change between calls, in place or by assignment. Writing through a
 parameter's `.data`, replaced submodules and hooks go unnoticed. So do the steps of a

@@ -137,7 +137,7 @@ class Stage(nn.Module):
         """Build a stage that maps `channels[0]` to `channels[1]`.
 
         Args:
-            channels: Of the input and of the output.
+            channels: Number of input and output channels.
             time_dim: Width of the time embedding.
             kernel_size: Width of the convolutions, in planning steps.
             attention: Whether there is attention.

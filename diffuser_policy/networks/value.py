@@ -122,8 +122,8 @@ class ValueNetwork(nn.Module):
         """Make the head predict in units of the data's returns.
 
         Args:
-            mean: Of the training targets, in units of reward.
-            std: Of the training targets, positive.
+            mean: Mean of the training targets, in units of reward.
+            std: Standard deviation of the training targets, positive.
         """
         self.return_mean.fill_(mean)
         self.return_std.fill_(std)

@@ -34,8 +34,8 @@ class Executor:
     """Turns plans and observations into actions; subclasses implement `act`.
 
     Attributes:
-        holds_goal: Whether it keeps the goal after the plan has ended; if not, the end
-            of a plan calls for another one.
+        holds_goal: Whether it keeps the goal after the plan has ended; if not, a plan
+            that has ended is replaced.
         sees_environment: Whether it gets the environment's own observations; if not,
             it gets the planning columns that a featurizer makes of them.
     """
@@ -140,9 +140,10 @@ class InverseDynamicsExecutor(Executor):
     """Asks a network for the action that leads to a planned state.
 
     The target is the first planning step that is at least `lookahead` env steps away,
-    or the last one of the plan, at which it stays. If that is further than the network
-    has learned, it is the planned state that is as far as it has. Plans without
-    actions, of any stride and any columns, can be followed like this.
+    or the last one of the plan, at which it stays. If that is further ahead than the
+    network has learned, the target is the planned state at the longest time that it has
+    learned. Plans without actions, of any stride and any columns, can be followed like
+    this.
     """
 
     def __init__(
@@ -200,8 +201,8 @@ class InverseDynamicsExecutor(Executor):
 class TrackingExecutor(Executor):
     """Steers towards planned positions and velocities, and holds the last one.
 
-    Observations without a velocity do: how far the position has moved in the last env
-    step takes its place, in the plan and in the environment.
+    If velocities are not observed, the displacement of the position in the last env
+    step replaces them, in the plan and in the environment.
     """
 
     ahead: float = 1.0  # of the progress along the plan, in planned env steps

@@ -32,8 +32,8 @@ class Horizons:
     """Chooses the number of planning steps of every row.
 
     Attributes:
-        max_planning_steps: Of the longest plan.
-        min_planning_steps: Of the shortest; two or more if plans end at a goal.
+        max_planning_steps: Length of the longest plan.
+        min_planning_steps: Length of the shortest; two or more if plans end at a goal.
         unit: Env steps by which two plans can differ in length.
     """
 

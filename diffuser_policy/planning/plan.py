@@ -33,13 +33,14 @@ class Plan:
             infinity beyond the candidates of a row.
         chosen: `[rows]` index of the chosen candidate.
         num_candidates: `[rows]` candidates of each row: those that were sampled and,
-            with steadiness, what was left of the row's running plan, which is the last.
+            with steadiness, the rest of the row's running plan, which comes last.
         candidates: `[rows, candidates, steps, observation]` as many as the row with
             the most has.
         chain: `[denoising steps + 1, rows, candidates, steps, observation]` from
-            noise to plan, if it was asked for; what was left of a plan stays as it is.
-        aims: `[rows, goal]` where the plans lead, if to a goal: to that, or to a
-            subgoal on the way.
+            noise to plan, if it was asked for; the rest of a running plan stays
+            constant along it.
+        aims: `[rows, goal]` where plans to a goal lead: to the goal, or to a subgoal on
+            the way.
     """
 
     observations: np.ndarray
@@ -203,7 +204,7 @@ class Following:
         """Return the rest of the plans, spread over new planning steps.
 
         Args:
-            num_planning_steps: Of the new plans.
+            num_planning_steps: Length of the new plans.
             stretched: Arrive with the new plans' last step, sooner or later than
                 planned; otherwise the plans are shifted by their progress, keep their
                 pace, and stay at their end.

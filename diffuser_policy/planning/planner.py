@@ -8,15 +8,15 @@ The first planning step is pinned to the current observation, the last one to th
 Rows whose plans have the same length are sampled in batches of at most `MOST_AT_ONCE`
 trajectories, or of one row. Padding a shorter plan to the length of a longer one would
 change it. With a warm start, rows that have a plan form batches of their own: they
-start from what is left of it (Janner et al. 2022, §5.4), stretched over the new horizon
-if there is a goal to arrive at.
+start from the rest of it (Janner et al. 2022, §5.4), stretched over the new horizon if
+there is a goal to arrive at.
 
 *Satisficing* (Simon 1956, "Rational choice and the structure of the environment"): a
 row gets all of its candidates only if a single one is not good enough by the ranking's
 own measure, or if the row has reason to be careful. Both depend on that row alone.
 
-With `steadiness`, what is left of a plan is a candidate itself, and a new one has to be
-better by that much. Without it, a plan that is replaced every few steps may change its
+With `steadiness`, the rest of a plan is itself a candidate, and a new one has to be
+better by that much. Without it, a policy that replans every few steps may change its
 mind as often.
 """
 
@@ -292,7 +292,7 @@ class Planner:
         running = previous is not None and bool((previous.lengths > 0).any())
         if self.steadiness is not None and previous is not None and running:
             trajectories, without = self._with_rest(trajectories, request, previous)
-            if chain is not None:  # what is left is not denoised
+            if chain is not None:  # the rest of a plan is not denoised
                 rest = trajectories[:, -1:].expand(len(chain), -1, -1, -1, -1)
                 chain = torch.cat([chain, rest], dim=2)
         count = trajectories.shape[1]

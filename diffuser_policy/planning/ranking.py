@@ -52,7 +52,7 @@ class Ranking:
     def judged(
         self, trajectory: Trajectory, num_candidates: int
     ) -> tuple[Tensor, Tensor]:
-        """Return values, and what `good_enough` is compared with, of the same shape.
+        """Return values, and numbers of the same shape to compare with `good_enough`.
 
         Args:
             trajectory: As in `__call__`.
@@ -232,7 +232,7 @@ class SumRanking(Ranking):
         Args:
             guide: Compares the candidates.
             feasibility: Says how well they can be executed.
-            weight: Of the guide's value, in units of feasibility.
+            weight: Weight of the guide's value, in units of feasibility.
         """
         self.guide, self.feasibility, self.weight = guide, feasibility, weight
 
@@ -247,8 +247,8 @@ class SumRanking(Ranking):
     ) -> tuple[Tensor, Tensor]:
         """Return the sums, and the lower of sum and feasibility.
 
-        A guide that is a cost takes from what is good enough. One that is a reward adds
-        nothing: it cannot make up for what is not feasible.
+        The lower one is compared with `good_enough`: a guide that is a cost lowers it,
+        but one that is a reward cannot make up for poor feasibility.
         """
         values = value_of(self.guide, trajectory).reshape(-1, num_candidates)
         feasible = self.feasibility(trajectory, num_candidates)

@@ -62,7 +62,7 @@ class Reasons:
             guide: Key of the guidance with which to plan.
             strayed: `[rows]` whether they are too far from their plans.
             aimed: Whether plans lead to goals.
-            stays: Whether whoever follows a plan stays at its end.
+            stays: Whether the executor stays at the end of a plan.
             interval: Env steps after which a plan is due; none: it never is.
         """
         there = state.lengths > 0

@@ -94,7 +94,7 @@ class Frame:
         num_plans: Plans made in this run; 0 while nothing runs.
         env_steps: Env steps of this run.
         running: Whether a run is under way.
-        outcome: Of the run, in words.
+        outcome: Outcome of the run, in words.
         score: Normalized score so far, if the environment has one.
         messages: What could not be planned, and why.
         remarks: What is wrong with the plan, or with what happened.
@@ -249,7 +249,7 @@ class Session:
         moving anything else ends the run.
 
         Args:
-            name: Of the handle.
+            name: Name of the handle.
             place: x, y and z.
         """
         failed = "reset" in self._messages
@@ -311,7 +311,7 @@ class Session:
                 : len(given[points[0]])
             ]
         if not self.guides:
-            # What usually goes with guides (docs/guides/use.md), if left as it was.
+            # Settings that usually go with guides (docs/guides/use.md), unless changed.
             for key, value in self._suited().items():
                 self.settings.setdefault(key, value)
         self.guides.append(SavedPart(guide=name, parameters=given))

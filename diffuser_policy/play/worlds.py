@@ -125,7 +125,7 @@ class World:
         """Put a handle somewhere.
 
         Args:
-            name: Of the handle.
+            name: Name of the handle.
             place: x, y and z.
         """
         size = self._movable[name]

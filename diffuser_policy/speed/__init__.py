@@ -1,4 +1,4 @@
-"""How fast a planner plans, beside the paper's setting and beside what is possible.
+"""Planning speed, compared with the paper's setting and the least possible time.
 
     measured = measure_speed(policy, "diffuser_envs/Multi2D-Large-v1")
 

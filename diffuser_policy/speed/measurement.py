@@ -1,4 +1,4 @@
-"""One measurement: all cases in turns, the floor, and on what they were measured.
+"""One measurement: all cases in turns, their floor, and the machine.
 
 Cases are interleaved: A B C, A B C, … instead of A A A, B B B. Other work on a machine
 comes and goes. When cases take turns, it slows all of them alike, and the ratios

@@ -84,7 +84,7 @@ def check_policy(
         num_envs: Rows of a batch, at least 2.
         tolerance: Largest difference between actions that should be equal but are
             computed in batches of different size, in action units.
-        seed: Of the observations.
+        seed: Fixes the observations.
         skip: Rules not to check; policies of other libraries may keep fewer.
         observe: Returns one valid observation per call, where samples of the
             observation space are none.
@@ -206,7 +206,7 @@ class _Check:
                 )
 
     def determinism(self) -> None:
-        """Check that nothing but the observation decides, and nothing is remembered."""
+        """Check that actions depend only on the observation, not on earlier calls."""
         for observation in (*self.first, batched(self.first)):
             action, _ = self.predict(observation)
             again, _ = self.predict(observation)

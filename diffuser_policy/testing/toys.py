@@ -38,7 +38,7 @@ def toy_dataset(
         run_length: Env steps of each.
         goals: With `achieved_goal` and `desired_goal`, the position now and at the
             run's end.
-        seed: Of the forces and first states.
+        seed: Fixes the forces and first states.
     """
     rng = np.random.default_rng(seed)
     phases = rng.uniform(0, 2 * np.pi, (num_runs, 1, 2))
@@ -99,7 +99,7 @@ def toy_policy(
     Args:
         config: Settings; those of `toy_config` if not given.
         flat: Data that spaces and normalizer are taken from.
-        seed: Of the weights and of the policy.
+        seed: Fixes the weights and the policy.
         settings: Planning and execution settings, as in
             `DiffuserPolicy.with_settings`.
     """

@@ -136,7 +136,7 @@ def initial_networks(
     Args:
         config: Settings of the planner.
         planned: The dataset in planning columns.
-        seed: Of the weights.
+        seed: Fixes the weights.
     """
     networks = build_networks(config, seed)
     rows = JoinedRows.of(planned, config.layout)

@@ -131,7 +131,7 @@ class TrainingRun(Generic[Networks]):
 
         Args:
             networks: Initial weights, on the device of the processes.
-            seed: Of batches and noise.
+            seed: Fixes batches and noise.
             optimization: Optimizer and averaging.
             settings: Everything that determines the weights, as JSON data.
             output: Folder of the run, created on the first save.
@@ -429,7 +429,7 @@ class TrainingRun(Generic[Networks]):
         for tree in (saved, current):
             for name in self.unimportant:
                 tree.pop(name, None)
-        # Settings that are younger than the run and None do what it has done.
+        # A setting newer than the run that is None keeps what the run has done.
         different = differences(saved, current, missing=None)
         if different:
             raise ConfigError(

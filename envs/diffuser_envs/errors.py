@@ -1,4 +1,4 @@
-"""Errors of the environments, and checks of what all of them are given.
+"""Errors of the environments, and checks of the arguments that all of them take.
 
 Every error derives from `DiffuserEnvsError` and from the built-in exception that it
 refines, so `except ValueError` keeps working. Raising one changes no state.
@@ -97,7 +97,7 @@ def check_known(
     """Refuse a name that does not exist, and offer the nearest.
 
     Args:
-        kind: What the name is of, in a message.
+        kind: What the name stands for, in a message.
         name: What was given.
         known: All names that exist.
         error: Raised if it is none of them.

@@ -133,8 +133,8 @@ class Behavior(NamedTuple):
     """What the data's own episodes earned, in a problem's measure.
 
     Attributes:
-        mean: Of all episodes.
-        best: Of the best one.
+        mean: Mean of all episodes.
+        best: Figure of the best episode.
     """
 
     mean: float

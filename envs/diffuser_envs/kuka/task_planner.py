@@ -10,7 +10,7 @@ puts it
 
 Blocks that already stand as in the goal, down to the table, stay. The search is A*. Its
 bound is the number of the other blocks, each of which moves at least once, so plans are
-as short as possible. Among equally short ones chance decides.
+as short as possible. Among equally short ones, it chooses at random.
 """
 
 from __future__ import annotations

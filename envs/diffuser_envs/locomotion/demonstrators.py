@@ -93,7 +93,7 @@ _load = lru_cache(maxsize=None)(Actor.load)
 
 
 class SacDemonstrator:
-    """Walk as a policy did at one of several stages, another in each episode.
+    """Walk like a policy at one of several training stages, drawn for each episode.
 
     Follows Stable-Baselines3's `predict`. Its state says which actor is at work.
 
