@@ -479,7 +479,7 @@ def build_planner(
 
 
 def _routes(config: PolicyConfig, networks: PlannerNetworks) -> Routes | None:
-    """Return what finds subgoals, if plans lead to some.
+    """Return the routes that find subgoals, if plans lead to some.
 
     Raises:
         ConfigError: There are no landmarks, or a setting does not go with subgoals.
@@ -538,9 +538,8 @@ def _warm_start_steps(
     """Return the denoising steps of a warm start; 1 where there is none.
 
     Raises:
-        ConfigError: More steps than its share of the schedule has, or guidance that
-            would do nothing: a single denoising step has no variance to scale a
-            gradient by.
+        ConfigError: More steps than its share of the schedule has, or guidance without
+            effect: a single denoising step has no variance to scale a gradient by.
     """
     level, asked, taken = settings.warm_start, settings.warm_start_steps, 1
     counts = {"num_sampling_steps": sampler.num_steps}

@@ -177,7 +177,7 @@ class _Chooser:
                 )
 
     def hint_at_goals(self) -> None:
-        """Say how to name goals, if two parts of the observations might be some."""
+        """Explain how to name goals, if two parts of observations might be goals."""
         known = self.flat.metadata.get("columns") or {}
         parts = [from_json(Part, part) for part in known.get("observation", ())]
         sizes = [part.size for part in parts]

@@ -400,8 +400,8 @@ def _is_written_to(path: Path, real: Path) -> bool:
 def _descriptor(path: Path) -> int | None:
     """Return the open descriptor of this process that a path stands for, if any.
 
-    Standard output may be redirected into the very file. Opened anew, it would be
-    emptied; replaced, what is printed later would be lost.
+    Standard output may be redirected into that same file. Opening it again would empty
+    it; replacing it would lose what is printed later.
     """
     numbers = [1, 2]
     if path.parent in DESCRIPTORS and path.name.isdecimal():
@@ -489,7 +489,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def tidy(folder: Path) -> None:
-    """Delete what killed processes left in a folder, if there is such a folder.
+    """Delete what killed processes left in a folder, if it exists.
 
     A folder that was replaced in two steps, and is missing because the second was never
     taken, is put back.

@@ -19,7 +19,7 @@ Their value functions are files of the same kind, and equal `ValueNetwork`:
     value = load_authors_value_network(checkpoint.weights, num_planning_steps=32)
 
 Pickled code is never run: PyTorch's tensors-only loader refuses it. The `.pkl` files
-beside the checkpoints can't be read that way; what they say is in the presets.
+beside the checkpoints can't be read that way; the presets hold their settings.
 """
 
 from __future__ import annotations

@@ -244,7 +244,7 @@ class OGBenchEnv(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArg
 
     @contextlib.contextmanager
     def _own_generator(self) -> Iterator[None]:
-        """Put this environment's generator in the place of NumPy's global one."""
+        """Replace NumPy's global generator by this environment's."""
         users = np.random.get_state(legacy=False)  # noqa: NPY002
         np.random.set_state(self._generator.get_state(legacy=False))  # noqa: NPY002
         try:
@@ -263,10 +263,10 @@ def _at_goal(
     """Return the reward of a maze, 1 at the goal and else 0, for any batch.
 
     Args:
-        tolerance: Meters within which one is there.
+        tolerance: Distance in meters that counts as arrived.
         achieved_goal: `[…, observation]` states.
         desired_goal: `[…, observation]` goals.
-        info: Not looked at.
+        info: Ignored.
     """
     off = np.asarray(achieved_goal)[..., :2] - np.asarray(desired_goal)[..., :2]
     return (np.linalg.norm(off, axis=-1) <= tolerance).astype(np.float64)

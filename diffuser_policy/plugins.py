@@ -16,8 +16,8 @@ The rules are the same for every kind:
   that names both origins. Names of this distribution keep their meaning: nobody else
   can register them. Running the same definition again, as in a notebook, replaces it.
 - Nothing is imported before a name is looked up, and then only what offers that name.
-  A plug-in that fails on import is reported with its origin and keeps no other from
-  working.
+  A plug-in that fails on import is reported with its origin and does not affect the
+  others.
 - `module:attribute` and `file.py:attribute` name things that are registered nowhere. A
   decorator in a file that is named by its path registers nothing: several files may use
   the same names. Kinds whose names are saved in planners don't allow addresses: a
@@ -103,8 +103,8 @@ class Kind:
         """Return a decorator that registers what it decorates in this process.
 
         Raises:
-            DiffuserPolicyError: `error`, for a name of another form, one that is
-                taken, or a target that is not of this kind.
+            DiffuserPolicyError: `error`, for a malformed or taken name, or a target
+                that is not of this kind.
         """
         if not isinstance(name, str) or not NAME.fullmatch(name):
             raise self.error(
@@ -266,8 +266,8 @@ class Kind:
     def _blaming(self, what: str, place: str, wanted: str = "") -> Iterator[None]:
         """Turn whatever other people's code raises into an error that names it.
 
-        That there is no module of the name `wanted`, or no package around it, is left
-        as it is.
+        The error that the module `wanted`, or a package around it, does not exist
+        passes unchanged.
         """
         try:
             yield

@@ -488,7 +488,7 @@ class DiffuserPolicy:
 
     @contextlib.contextmanager
     def _unmoved_by_errors(self) -> Iterator[None]:
-        """Leave the random streams where they were if the block fails."""
+        """Restore the random streams if the block fails."""
         source = self._streams.bit_generator
         before = source.state
         try:
@@ -654,7 +654,7 @@ class DiffuserPolicy:
 
         All first deterministic plans begin with the same noise. The noise of a later
         plan depends on where the row is: with the same noise every time, a policy that
-        has come to a halt would plan to stay there forever.
+        has halted would plan to stay there forever.
         """
         if not deterministic:
             streams, numbers = state.streams[index], state.num_plans[index]

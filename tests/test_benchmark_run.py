@@ -147,7 +147,7 @@ def test_a_failure_is_told_and_the_others_go_on(
     monkeypatch.setenv("LUCK", "1")
     assert run(suite, output, "--no-retry", workers=1) == 1
     told = capsys.readouterr().out
-    assert "left alone: RuntimeError: no luck" in told
+    assert "not run again: RuntimeError: no luck" in told
     assert "the same command without --no-retry runs them again." in told
     assert run(suite, output, workers=1) == 0
     assert set(results(output)) == {

@@ -48,7 +48,7 @@ def test_training_saves_both_networks(
     assert main(arguments) == 0
     shown = capsys.readouterr().out
     assert "6 gradient steps in" in shown
-    assert "It tells: right, above, slow." in shown
+    assert "It predicts: right, above, slow." in shown
     config, networks = read_planner(output)
     assert networks.classifier is not None
     assert config.provenance["classifier"]["training"]["dataset"] == "toy/point-v0"

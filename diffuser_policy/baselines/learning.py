@@ -106,7 +106,7 @@ def save_parts(path: Path, parts: Parts, *, step: int, data: object = None) -> N
 
 
 def _sum(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> str:
-    """Return a checksum of a checkpoint's tensors and of what is said of them."""
+    """Return a checksum of a checkpoint's tensors and metadata."""
     return checksum(save(dict(tensors)) + f"{facts['step']} {facts['data']}".encode())
 
 

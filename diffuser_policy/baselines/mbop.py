@@ -301,7 +301,7 @@ class OfflinePlanner:
             first: `[n, state]`.
             left: `[n, steps, action]` of the last plans.
             noise: `[n, samples, steps, action]`.
-            mixing: `[n]` share of what is left.
+            mixing: `[n]` share of the last plan.
         """
         model, members = self.model, self.model.dynamics.num_members
         count, share = len(first), self.num_samples // members

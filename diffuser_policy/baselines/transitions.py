@@ -178,7 +178,7 @@ def _check_flat(env: Env) -> None:
 
 
 def _base(targets: tuple[int, ...], observations: np.ndarray) -> np.ndarray:
-    """Return `[n, actions]`: what actions are relative to; zero for nothing."""
+    """Return the values `[n, actions]` that actions are relative to; zero for none."""
     columns = np.array(targets)
     return np.where(columns >= 0, observations[..., columns], 0.0)
 

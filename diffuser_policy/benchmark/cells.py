@@ -282,7 +282,7 @@ class CellFolder:
         return asked
 
     def holds_work(self) -> bool:
-        """Return whether it holds anything that took time to make."""
+        """Return whether it holds any work."""
         written = [self.path / "curve.json", self.path / "result.json"]
         written += [*self.path.glob("evaluation-*.json"), *self.work.glob("*")]
         return any(path.exists() for path in written)
@@ -302,7 +302,7 @@ class CellFolder:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[bool]:
-        """Hold the cell, and yield whether it is held: as `held`."""
+        """Lock the cell, and yield whether it is locked, as `held` does."""
         self.path.mkdir(parents=True, exist_ok=True)
         with held(self.path / "lock") as is_held:
             yield is_held

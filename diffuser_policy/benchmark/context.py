@@ -367,7 +367,7 @@ class CheckedPolicy:
         return self._policy
 
     def for_env(self, env: Any) -> CheckedPolicy:
-        """Return what the policy is in an environment, checked as well."""
+        """Return the policy adapted to an environment, also checked."""
         policy = fitted(self._policy, env)
         return CheckedPolicy(policy, self._space, self._name)
 

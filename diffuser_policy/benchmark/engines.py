@@ -108,7 +108,7 @@ class Ended(NamedTuple):
 
 
 class EngineError(DiffuserPolicyError, RuntimeError):
-    """An engine that could not be started, or does not take jobs."""
+    """An engine that could not be started, or rejects jobs."""
 
 
 class Engine(abc.ABC):
@@ -127,7 +127,7 @@ class Engine(abc.ABC):
     def __init__(self, workers: int, options: Mapping[str, Any], folder: Path) -> None:
         """Connect to the cluster.
 
-        The benchmark's `folder` is for what the engine writes itself.
+        The engine writes its own files into the benchmark's `folder`.
 
         Raises:
             ConfigError: Options that the library does not take.
@@ -183,7 +183,7 @@ class Engine(abc.ABC):
         """End jobs."""
 
     def _close(self) -> None:  # noqa: B027 (most have nothing to release)
-        """Let go of the cluster."""
+        """Release the cluster."""
 
 
 def start_child(job: Job) -> subprocess.Popen[bytes]:

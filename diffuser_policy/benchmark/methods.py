@@ -144,8 +144,7 @@ def register_method(
         refuses: As the attribute of `Method`.
 
     Raises:
-        ConfigError: The name is of another form or taken, or the function takes no
-            context.
+        ConfigError: The name is malformed or taken, or the function takes no context.
     """
     register = METHODS.register(name)
 

@@ -227,9 +227,9 @@ def _has_achieved_goals(flat: FlatDataset, env: Env) -> bool:
 
 
 def _varying_reward(flat: FlatDataset) -> np.ndarray:
-    """Return the reward `[rows]` of the data; refuse one that says nothing.
+    """Return the reward `[rows]` of the data; refuse one without information.
 
-    One that never changes says how long an episode lasts, if it can end early.
+    A constant one tells how long an episode lasts, if it can end early.
     """
     reward = flat.fields["reward"]
     lasting = reward[0] and flat.fields["terminated"].any()

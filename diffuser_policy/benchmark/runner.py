@@ -267,8 +267,8 @@ def _check_origin(problem: Problem, flat: FlatDataset) -> None:
 def _recorded_by(problem: Problem) -> str:
     """Return the command that records a dataset, often in another environment.
 
-    Environments share data: Maze2D uses those of Multi2D. So that a name means the same
-    data to everybody, it is the environment whose own dataset this is.
+    Environments share data: Maze2D uses those of Multi2D. The command names the
+    environment whose own dataset this is, so that a name always means the same data.
     """
     namespace = problem.env.rpartition(":")[2].rpartition("/")[0]
     own = re.sub(r"^.*/|-v\d+$", "", problem.dataset)
@@ -438,11 +438,11 @@ class Runner:
     def _start(self) -> None:
         """Start as many cells as there is room for.
 
-        A cell that a process of an earlier, killed run is still at work on stays in the
-        queue until that process is done with it.
+        A cell on which a process of an earlier, killed run is still working stays in
+        the queue until that process is done.
 
         Raises:
-            EngineError: None is running, and the engine takes none.
+            EngineError: No job is running, and the engine accepts none.
         """
         for name in list(self._queue):
             if not self.engine.has_room:
@@ -506,7 +506,7 @@ class Runner:
         what = f"{error.get('type', 'Error')}: {error.get('message', 'unknown')}"
         self.failures[name] = what
         watched = self._watched.pop(name, None)
-        how = f"FAILED after {watched.elapsed}" if watched else "left alone"
+        how = f"FAILED after {watched.elapsed}" if watched else "not run again"
         self.display.say(f"{name}: {how}: {what}", style="red")
 
 

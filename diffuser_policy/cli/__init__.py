@@ -37,7 +37,7 @@ for example:
 
 COMMANDS = {
     "collect": "Record a dataset with an environment's demonstrator.",
-    "import": "Make a dataset from a file of D4RL, OGBench or similar arrays.",
+    "import": "Make a dataset from D4RL, OGBench or similar array files.",
     "train": "Train a planner on a dataset, or resume its training.",
     "train-value": "Train a planner's value network, for value guidance.",
     "train-critic": "Train a planner's critic, which chooses among candidates.",
@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _any_encoding() -> Iterator[None]:
-    """Print what the terminal's encoding lacks as question marks."""
+    """Print characters that the terminal's encoding lacks as question marks."""
     streams = [s for s in (sys.stdout, sys.stderr) if hasattr(s, "reconfigure")]
     before = [stream.errors for stream in streams]
     for stream, errors in zip(streams, before, strict=True):
@@ -130,13 +130,13 @@ def _any_encoding() -> Iterator[None]:
 
 
 def _close_output() -> None:
-    """Send what is still to be printed nowhere: Python would fail to flush it."""
+    """Discard unprinted output: Python would fail to flush it."""
     with contextlib.suppress(OSError, ValueError):  # no real file
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _shortage(error: Exception) -> str | None:
-    """Return what the machine lacks and what to do, if that is what an error means."""
+    """Return advice if an error means that the machine lacks something."""
     if isinstance(error, OSError) and error.errno in SHORTAGES:
         where = f" ({error.filename})" if error.filename else ""
         return f"{error.strerror}{where}. {SHORTAGES[error.errno]}"

@@ -75,7 +75,7 @@ def _environments() -> Table:
 
 
 def _plugins() -> Table:
-    """Return everything that is found by name, and who offers it."""
+    """Return all plug-ins, and the packages that offer them."""
     from diffuser_policy.benchmark.methods import METHODS
     from diffuser_policy.columns.features import FEATURIZERS
     from diffuser_policy.columns.labels import LABELS

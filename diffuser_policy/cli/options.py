@@ -43,7 +43,7 @@ Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
 def shown_as(metavar: str, **settings: Any) -> Any:
-    """Name the values of an option in its help, and say nothing of its default."""
+    """Name the values of an option in its help, and hide its default."""
     return tyro.conf.arg(metavar=metavar, help_behavior_hint="", **settings)
 
 
@@ -53,7 +53,7 @@ Assignments = tyro.conf.UseAppendAction[
 
 
 def setting_options(*configs: Any, **named: Any) -> Any:
-    """Make the settings of dataclasses the options of a dictionary of settings."""
+    """Turn the settings of dataclasses into options that fill a dictionary."""
     options = {}
     for config in configs:
         hints = get_type_hints(config)

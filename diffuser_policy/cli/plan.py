@@ -133,7 +133,7 @@ def _reset(env: Env, settings: PlanSettings) -> Any:
 
 
 def _way(scene: Scene) -> tuple[tuple[str, str], ...]:
-    """Return what lies on the way, if the plan does not lead straight to the goal."""
+    """Describe the route, if the plan does not lead straight to the goal."""
     if scene.route is None:
         return ()
     return (("way", f"over {counted(len(scene.route) - 1, 'landmark')}"),)

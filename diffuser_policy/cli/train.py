@@ -305,7 +305,7 @@ class DatasetSettings(TrainSettings):
 def _refuse_idle(
     given: Collection[str], planning: Mapping[str, Any], window: WindowConfig
 ) -> None:
-    """Refuse planning settings that have no effect in any planner of theirs."""
+    """Refuse planning settings that have no effect in any planner with them."""
     # Saved with the planner, for guides to come and goals of the data.
     present = {"guide": True, "goals": True, "rest": window.num_planning_steps > 1}
     for needs in (REST_NEEDS, PLANNING_NEEDS):
@@ -366,7 +366,7 @@ def train(settings: TrainSettings) -> int:
 
 @contextlib.contextmanager
 def _noted() -> Iterator[None]:
-    """Print a warning of short runs as a note, and leave all others as they are."""
+    """Print a warning of short runs as a note, and all others unchanged."""
     from diffuser_policy.data.windows import ShortRunsWarning
 
     with warnings.catch_warnings():

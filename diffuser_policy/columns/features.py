@@ -139,8 +139,8 @@ def register_featurizer(name: str) -> Callable[[Registrable], Registrable]:
         name: Lower-case words joined by dashes, as "kuka-blocks".
 
     Raises:
-        FeaturizerError: The name is of another form or taken, or what is decorated
-            cannot be called.
+        FeaturizerError: The name is malformed or taken, or the decorated object cannot
+            be called.
     """
     return FEATURIZERS.register(name)
 

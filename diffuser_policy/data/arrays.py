@@ -125,7 +125,7 @@ def open_arrays(file: Path) -> Iterator[Mapping[str, Any]]:
 
 @contextlib.contextmanager
 def _reading(file: Path) -> Iterator[None]:
-    """Say that a file is damaged, if reading it in the block fails."""
+    """Raise that a file is damaged if reading it in the block fails."""
     try:
         yield
     except DAMAGE as error:
@@ -201,7 +201,7 @@ class Array:
 
 @dataclass(frozen=True)
 class _Finder:
-    """Finds the arrays of a file, and says what is wrong with them."""
+    """Finds the arrays of a file, and explains what is wrong with them."""
 
     stored: Mapping[str, Any]
     where: str

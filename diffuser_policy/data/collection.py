@@ -334,7 +334,7 @@ def collect(settings: CollectSettings, *, progress: bool = True) -> Path:
 
 
 def _check_shards_hold(env: Env) -> None:
-    """Refuse observations and actions that a shard has no arrays for.
+    """Refuse observations and actions that a shard cannot hold.
 
     Raises:
         DatasetError: Dictionaries within dictionaries, tuples, or actions that are no

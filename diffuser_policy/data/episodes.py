@@ -109,8 +109,8 @@ def _check_recorded(env: Env, when: str, **named: Any) -> None:
 
     Args:
         env: For the message.
-        when: The same.
-        **named: What was observed, done and paid.
+        when: The moment, for the message.
+        **named: Observation, action and reward.
 
     Raises:
         EnvContractError: Numbers that are not finite in float32.

@@ -510,7 +510,7 @@ def _digits(dtype: np.dtype[Any]) -> float:
 def _resets(
     arrays: Mapping[str, Array], last: np.ndarray, env: Env, remarks: list[str]
 ) -> np.ndarray:
-    """Return where episodes were cut `[N]`, for files that do not say so.
+    """Return where episodes were cut `[N]`, for files without timeouts.
 
     The next observation of such a row is not that of the next row. Without next
     observations, D4RL cuts at the environment's step limit.

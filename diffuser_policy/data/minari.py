@@ -559,7 +559,7 @@ def _check_space(name: str, space: Any) -> None:
 def _flat_metadata(
     facts: Mapping[str, Any], columns: ObservationColumns
 ) -> dict[str, Any]:
-    """Return the facts that stay with the arrays and with what is trained on them."""
+    """Return the facts that stay with the arrays and with planners trained on them."""
     collection = facts.get(COLLECTION) or {}
     spec = json.loads(facts.get("env_spec") or "null") or {}
     action = facts.get("action_space") or {}
@@ -631,7 +631,7 @@ def _any_episodes(data_folder: Path, columns: ObservationColumns) -> Iterator[Ep
 
 
 def _buffers(episodes: Iterable[Episode], space: Space, folder: Path) -> Iterator[Any]:
-    """Yield Minari's buffers; raise before one for which the disk may have no room.
+    """Yield Minari's buffers; raise before the disk may be too full for the next one.
 
     HDF5 does not survive a full disk: it reports errors when its objects are freed,
     where Python cannot raise them, and then crashes.
@@ -773,7 +773,7 @@ def _cache_entry(
 
 
 def _delete_old_entries(entry: Path) -> None:
-    """Delete older states of a dataset, and what interrupted writers left."""
+    """Delete older entries of a dataset, and files of interrupted writers."""
     tidy(entry.parent)
     for other in entry.parent.iterdir():
         if other != entry and not other.name.startswith("."):

@@ -173,9 +173,9 @@ class Denoiser(nn.Module):
         return self._clipped(start + self._clean(output, deviations, i))
 
     def _forget(self) -> None:
-        """Drop what a runner keeps of the weights, which are about to be trained.
+        """Drop the weights that a runner keeps, because training will change them.
 
-        Fused optimizers change them without a trace that the runner could see.
+        Fused optimizers do so without a trace that the runner could see.
         """
         self._runner = None
 
@@ -267,7 +267,7 @@ class Denoiser(nn.Module):
         return signal.to(i.device), sigma.to(i.device)
 
     def _target(self, clean: Tensor, noise: Tensor, i: Tensor) -> Tensor:
-        """Return the network output u that would be right."""
+        """Return the correct network output u."""
         if self.prediction_target == "clean":
             return clean
         if self.prediction_target == "noise":
@@ -276,7 +276,7 @@ class Denoiser(nn.Module):
         return signal * noise - sigma * clean
 
     def _clean(self, output: Tensor, noisy: Tensor, i: Tensor) -> Tensor:
-        """Return the clean trajectories that a network output stands for."""
+        """Return the clean trajectories that follow from a network output."""
         if self.prediction_target == "clean":
             return output
         signal, sigma = self._scales(i)

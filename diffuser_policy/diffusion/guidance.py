@@ -97,7 +97,7 @@ _NUMBERS: dict[int, tuple[weakref.ref[Any], int]] = {}  # by address
 
 
 def _number_of(part: Any) -> int:
-    """Return a number that no other object has, nor one that has its address later."""
+    """Return a number that no other object gets, even a later one at its address."""
     known = _NUMBERS.get(id(part))
     if known is None or known[0]() is not part:
         try:
@@ -109,7 +109,7 @@ def _number_of(part: Any) -> int:
 
 
 def _told_apart(part: Any) -> Any:
-    """Return something with a hash of its own: those of -1.0 and -2.0 are equal."""
+    """Return a value whose hash is unique: those of -1.0 and -2.0 are equal."""
     if part is None or isinstance(part, numbers.Real):
         return repr(part)
     if isinstance(part, tuple | list):

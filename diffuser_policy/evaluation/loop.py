@@ -74,7 +74,7 @@ def evaluate(
 
     Args:
         policy: A `DiffuserPolicy`, or anything with Stable-Baselines3's `predict`.
-            `seed` does not govern what the latter draws at random.
+            `seed` does not fix the random numbers of the latter.
         env: Id, or a class or function that makes a new environment at every call; it
             has to end its episodes.
         episodes: How many, of each task in environments with several: 100, or 50 of
@@ -87,8 +87,8 @@ def evaluate(
 
     Raises:
         ConfigError: A count that is not positive, something without `predict`, an
-            environment that was made already, of which there is only one, a function
-            that makes none, or options that it does not have.
+            environment instead of a way to make new ones, a function that makes none,
+            or options that it does not have.
         EnvContractError: The environment breaks Gymnasium's rules, or its episodes do
             not end.
         UnknownNameError: No environment of that id.
@@ -143,7 +143,7 @@ def evaluate(
 
 
 def _close(env: Env) -> None:
-    """Close an environment; what goes wrong then must not cost the results."""
+    """Close an environment; an error in closing must not cost the results."""
     try:
         env.close()
     except Exception as error:  # of whoever wrote the environment

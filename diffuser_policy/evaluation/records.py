@@ -68,7 +68,7 @@ class EpisodeRecord:
 
     @property
     def outcome(self) -> str:
-        """What came of the episode, in a few words."""
+        """The outcome of the episode, in a few words."""
         if self.success is None:
             outcome = f"return {self.episode_return:.1f}"
         elif self.time_to_goal is None:

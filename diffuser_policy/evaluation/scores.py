@@ -25,7 +25,7 @@ D4RL_RETURNS = {
 
 
 def reference_of(env: Env) -> str:
-    """Return what has the score 100, in words."""
+    """Return the reference for the score 100, in words."""
     return "the goal" if env.spec and is_ogbench(env.spec) else "the reference"
 
 

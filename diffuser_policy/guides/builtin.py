@@ -177,17 +177,17 @@ class Waypoint(Guide):
     J = \sigma^2 \log \tfrac1N \sum_t \exp(-d_t^2 / 2\sigma^2)$$
 
     with the distance d(t) at env step t of the plan, or the distances $d_t$ of the N
-    segments between planning steps. The latter is a smooth minimum over time: a part
-    of the path is drawn to the point, and the more of it the larger $\sigma$ is.
+    segments between planning steps. The latter is a smooth minimum over time: it draws
+    a part of the path to the point, a larger part for a larger $\sigma$.
 
         make_guide("waypoint", position=(0.0, 2.5))
         make_guide("waypoint", position=(0.0, 2.5), time=90.0)
 
     Attributes:
         position: The point, in units of the columns (mazes: meters).
-        time: When to be there, in env steps since the plan began; past its end, at its
-            end. None: any time. Every new plan counts anew: when replanning at
-            intervals, drop the guide once the point has been passed.
+        time: When to be there, in env steps since the plan began; a time past its end
+            means its end. None: any time. Every new plan starts counting anew: when
+            replanning at intervals, drop the guide once the point has been passed.
         softness: σ, in the same units as the position; for any time only.
         columns: Which columns of the trajectory the point is in.
     """

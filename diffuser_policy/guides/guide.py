@@ -313,7 +313,7 @@ def _failures_named(guide: Guide) -> Iterator[None]:
 def value_and_gradient(
     guide: Guide, trajectories: Tensor, view: Callable[[Tensor], Trajectory]
 ) -> tuple[Tensor, Tensor]:
-    """Return the values of a guide, and its gradient by normalized trajectories.
+    """Return a guide's values and gradient with respect to normalized trajectories.
 
     Works inside `torch.inference_mode` too.
 

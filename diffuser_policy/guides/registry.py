@@ -72,7 +72,7 @@ class SavedPart:
 
 @dataclass(frozen=True, kw_only=True)
 class RegisteredGuide:
-    """What stands behind the name of a guide.
+    """A guide that is registered under a name.
 
     Attributes:
         name: Name in the registry.
@@ -216,8 +216,7 @@ def register_guide(name: str) -> Callable[[Registrable], Registrable]:
         name: Lower-case words joined by dashes, as "keep-out".
 
     Raises:
-        GuideError: The name is of another form or taken, or the decorated object is
-            neither.
+        GuideError: The name is malformed or taken, or the decorated object is neither.
     """
     return GUIDES.register(name)
 
@@ -238,7 +237,7 @@ def make_guide(name: str, /, **parameters: Any) -> Guide:
 
 
 def find_guide(name: str) -> RegisteredGuide:
-    """Return what stands behind a name.
+    """Return the registered guide of a name.
 
     Raises:
         UnknownNameError: No guide of that name; the nearest are offered.
@@ -319,7 +318,7 @@ def _recorded(part: Guide, found: RegisteredGuide) -> dict[str, Any]:
 def _registered(part: Guide) -> RegisteredGuide:
     """Return what is registered for a part of a guide.
 
-    Plug-ins are imported only where their entry points do not tell.
+    Plug-ins are imported only if their entry points do not decide.
     """
     if isinstance(part, FunctionGuide) and part.registered_as is not None:
         return find_guide(part.registered_as)

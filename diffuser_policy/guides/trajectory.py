@@ -6,7 +6,7 @@
     trajectory.times           [steps]               env steps since the plan began
 
 Values come from the normalized trajectories of the sampler by differentiable maps, so
-that a gradient finds its way back to them.
+that gradients flow back to them.
 """
 
 from __future__ import annotations

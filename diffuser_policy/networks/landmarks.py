@@ -167,12 +167,12 @@ class Landmarks(nn.Module):
     def _ahead(
         self, start: np.ndarray, goal: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return what the shortest ways from the places at the start are made of.
+        """Return times and places of the shortest ways from the places at the start.
 
-        The ways are between the places nearest to the start and to the goal. A place
-        may be where runs only end, or only begin; then the next ones are taken that a
-        way connects. Copies of a place, of which there may be any number, have no ways
-        at all, so they are not among the next ones.
+        The ways are between the places nearest to the start and to the goal. Runs may
+        only end or only begin at a place; then the nearest places that a way connects
+        are used instead. Copies of a place, of which there may be any number, have no
+        ways at all, so they are not among the next ones.
 
         Returns:
             Env steps `[rows, num]` to each place, which `[rows, num]` of them lie on

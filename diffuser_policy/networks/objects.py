@@ -47,7 +47,7 @@ class ModulatedBlock(nn.Module):
     """Attention over all tokens and a two-layer perceptron, modulated by the step."""
 
     def __init__(self, dim: int) -> None:
-        """Build the block; the modulation starts out as none."""
+        """Build the block; at first it modulates nothing."""
         super().__init__()
         self.norm = nn.LayerNorm(dim, elementwise_affine=False)
         self.qkv = nn.Linear(dim, 3 * dim)

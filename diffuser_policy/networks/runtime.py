@@ -73,7 +73,7 @@ ONE = torch.ones(1, dtype=torch.float32, device="cpu")
 
 
 def mish_of_negative(n: Tensor) -> Tensor:
-    """Return Mish of -n in three operations: small tensors cost by the operation."""
+    """Return Mish of -n in three operations, whose number decides for small tensors."""
     logistic = n.sigmoid()
     divisor = torch.addcmul(ONE, logistic, logistic)
     return torch.addcdiv(n, n, divisor, value=-2)
@@ -271,7 +271,7 @@ _ADDRESS, _VERSION = Tensor.data_ptr, attrgetter("_version")
 
 
 class FusedRunner(Runner):
-    """Runs `FusedUNet` on a CPU, and takes the weights anew when they have changed."""
+    """Runs `FusedUNet` on a CPU, and reloads the weights when they have changed."""
 
     def __init__(self, network: nn.Module) -> None:
         """Find where the weights are kept."""
@@ -337,7 +337,7 @@ class FallibleRunner(Runner):
         return self._instead(noisy, i)
 
     def _attempt(self, noisy: Tensor, i: int) -> Tensor:
-        """Return the output the fast way, or raise anything."""
+        """Return the output the fast way, or raise any exception."""
         raise NotImplementedError
 
 

@@ -92,10 +92,10 @@ class Planner:
             steadiness: How much better than the rest of a plan a new one has to be, in
                 the unit of the ranking; none: the rest is no candidate.
             satisficing: Sample all candidates only where one is not good enough.
-            routes: Finds subgoals for goals that are further than plans are long;
-                none: plans lead to the goals.
+            routes: Finds subgoals for goals beyond the reach of a plan; none: plans
+                lead to the goals.
             pin_goal_velocity: Pin zeros in the layout's "velocity" at the goal.
-            fingerprint: A number that differs between planners with other weights.
+            fingerprint: A number that differs between planners with different weights.
 
         Raises:
             ConfigError: No candidates, or a goal velocity without a "velocity".
@@ -221,7 +221,7 @@ class Planner:
     def _explained(
         self, what: str, observations: np.ndarray, goals: np.ndarray | None
     ) -> DiffuserPolicyError:
-        """Return the error that says why a plan is not finite.
+        """Return an error that explains why a plan is not finite.
 
         Args:
             what: What is not, a sentence.
@@ -273,7 +273,7 @@ class Planner:
     def _sample(self, request: Request, num_candidates: int) -> tuple[Plan, np.ndarray]:
         """Return plans of one length, which all start warm or all start cold.
 
-        With steadiness, what is left of a plan is its row's last candidate.
+        With steadiness, the rest of a plan is its row's last candidate.
 
         Returns:
             Plans, and how good they are `[rows]` by the measure of `good_enough`.
@@ -331,7 +331,7 @@ class Planner:
         return plan, judged[every, chosen]
 
     def _pinned(self, request: Request) -> Inpainting:
-        """Return what is pinned: start, aim, and further conditions."""
+        """Return the conditions: start, aim, and further ones."""
         given = Conditions().pin(0, "observation", _tensor(request.observations))
         if request.aims is not None:
             given = given.pin(-1, "goal", _tensor(request.aims))
@@ -373,7 +373,7 @@ class Planner:
     def _with_rest(
         self, trajectories: Tensor, request: Request, previous: Following
     ) -> tuple[Tensor, np.ndarray]:
-        """Return the candidates with what is left of each row's plan as the last one.
+        """Return the candidates with the rest of each row's plan as the last one.
 
         A row without a plan gets a copy of its first candidate, which is never chosen.
         All are ranked together: a ranking may compare them.

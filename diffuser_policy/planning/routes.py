@@ -1,4 +1,4 @@
-"""Routes: where a plan should lead if the goal is further than plans are long.
+"""Routes: where a plan should lead if the goal is beyond its reach.
 
     routes = Routes(landmarks, layout=layout, normalizer=normalizer, ahead=100)
     aims = routes.aims(observations, goals)  # of the next plans

@@ -54,7 +54,7 @@ HINTS = {
     "executor": "How actions follow from a plan.",
     "tempo": "Executor “path”: planned env steps per env step, at most.",
 }
-WAIT, LOOKS, NO_GUIDE = "…", "trying which work …", "none works here"
+WAIT, LOOKS, NO_GUIDE = "…", "trying guides …", "no guide works here"
 OFF_AT_ZERO = ("replan_interval", "warm_start")
 COPY = (
     "navigator.clipboard.writeText(this.nextElementSibling.innerText);"
@@ -167,7 +167,7 @@ class Panel:
             self._recorded = now
 
     def _notify(self, errors: Sequence[str]) -> None:
-        """Also say what went wrong where it is seen when the panel is scrolled."""
+        """Also show errors in a place that stays visible when the panel is scrolled."""
         text = "\n\n".join(errors)
         for number, client in self.server.get_clients().items():
             note = self._notes.get(number)
@@ -203,7 +203,7 @@ class Panel:
     # --- settings ---------------------------------------------------------------------
 
     def _on_update(self, handle: Any, changed: Callable[[Any], object]) -> None:
-        """Tell of what users set, not of what this page sets itself."""
+        """Report what users set, not what this page sets itself."""
 
         async def updated(event: Any) -> None:
             if event.client is not None:
@@ -218,7 +218,7 @@ class Panel:
         handle.on_click(pressed)
 
     def _once(self, change: Callable[..., object], *arguments: Any) -> None:
-        """Leave a change that no later one replaces."""
+        """Post a change that no later one replaces."""
         self._post(f"once {next(self._numbers)}", change, *arguments)
 
     def _add_choices(self, gui: Any) -> None:
@@ -228,8 +228,7 @@ class Panel:
             session.seed,
             min=0,
             step=1,
-            hint="Another start, another goal and other noise; what you dragged is "
-            "forgotten.",
+            hint="Draw another start, goal and noise, and forget what you dragged.",
         )
         self._on_update(seed, partial(self._post, "seed", session.set_seed))
         for name, (values, present) in session.world.choices().items():
@@ -302,7 +301,7 @@ class Panel:
         self.list_guides()
 
     def list_guides(self) -> None:
-        """Make the folders of the guides anew."""
+        """Rebuild the folders of the guides."""
         for folder in self._folders:
             folder.remove()
         self._folders, self._fields = [], {}
@@ -322,7 +321,7 @@ class Panel:
                     most,
                     0.05,
                     float(part.weight),
-                    hint="How much it counts beside the other guides; 0 turns it off.",
+                    hint="Its weight among the guides; 0 turns it off.",
                 )
                 self._on_update(
                     weight, partial(self._post, f"weight {number}", self._weigh, number)
@@ -375,7 +374,7 @@ class Panel:
             self._on_click(gui.add_button(label), opened)
         self._record_button = gui.add_button(
             "Record the scene",
-            hint="What you see from now on, without this panel, as one HTML file.",
+            hint="Keep what you see from now on, without this panel, as one HTML file.",
         )
         self._on_click(self._record_button, self._record)
 

@@ -264,8 +264,8 @@ class Session:
         """Set one of the world's choices, such as the task.
 
         Raises:
-            DiffuserPolicyError: The environment of a choice cannot be made, or the
-                planner is none for it.
+            DiffuserPolicyError: The environment of a choice cannot be made, or does not
+                suit the planner.
         """
         env_id = self.world.choose(name, value)
         if env_id is not None and env_id != self.env_id:
@@ -432,7 +432,7 @@ class Session:
             self._guarded(self._make_step)
 
     def frame(self) -> Frame:
-        """Return what there is to see."""
+        """Return the current frame."""
         state = self._bare.read(self.observation)[0][0]
         width = len(state)
         none = np.zeros((0, width), np.float32)
@@ -723,7 +723,7 @@ class Session:
             return
 
     def _culprit(self, error: Exception) -> int | None:
-        """Return the number of the guide that an error is of, if it is of one."""
+        """Return the number of the guide that caused an error, if one did."""
         for number in self._active():
             part = self.guides[number]
             try:
@@ -777,7 +777,7 @@ def _enters(points: np.ndarray, mark: Mark) -> bool:
 
 
 def _said(error: BaseException) -> str:
-    """Return an error's message, with the kind of those that Python raises itself."""
+    """Return an error's message, with its type if Python raised it."""
     text = " ".join([str(error), *getattr(error, "__notes__", ())]).strip()
     kind = type(error)
     return (

@@ -56,7 +56,7 @@ class World:
         observation: Any,
         position: Sequence[int] | None = None,
     ) -> None:
-        """Find out what there is to see.
+        """Find out what to draw.
 
         Args:
             env: Just reset.

@@ -79,7 +79,7 @@ def facts(measured: SpeedMeasurement) -> Table:
     rows = [
         ("processor", str(measured.machine["cpu"])),
         ("threads", str(measured.machine["threads"])),
-        ("rounds, of which medians", str(measured.settings["rounds"])),
+        ("rounds (figures are medians)", str(measured.settings["rounds"])),
         ("fastest product or convolution", f"{measured.peak / 1e9:.0f} GFLOP/s"),
         ("one plan, as saved", f"{alone.plan_ms:.1f} ms"),
         ("times faster than the paper's setting", f"{faster:.0f}"),

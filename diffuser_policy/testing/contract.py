@@ -97,7 +97,7 @@ def check_policy(
         PolicyContractError: The first rule that is broken.
         UnknownNameError: A rule to skip that does not exist.
         ConfigError: Something without `predict`, or without spaces where none are
-            given; fewer than two rows; or a seed or a tolerance that cannot be.
+            given; fewer than two rows; or an impossible seed or tolerance.
     """
     is_text = isinstance(skip, str)
     given = list(skip) if isinstance(skip, Collection) and not is_text else skip

@@ -217,7 +217,7 @@ def run_commands(study: Study) -> list[str]:
 def _asked_for(
     study: Study, cells: Sequence[Cell]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return what asks for cells of one method on one problem.
+    """Return the options that select cells of one method on one problem.
 
     Returns:
         The suite, with options that a folder has for all of its cells; and the seeds,

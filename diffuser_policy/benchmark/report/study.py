@@ -384,7 +384,7 @@ def _check_alike(results: Sequence[CellResult]) -> None:
 
 
 def _shared(result: CellResult, other: CellResult) -> dict[str, Any]:
-    """Return what has to be as in another training seed's result.
+    """Return the facts that all training seeds must share.
 
     Defaults count, which may change between versions, and sizes of networks, which may
     be chosen to suit the data; unless an earlier version did not record them.

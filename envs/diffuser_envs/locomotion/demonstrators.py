@@ -9,7 +9,7 @@ from (`examples/experiments/train_behaviour.py` trains them):
 |---|---|
 | `hopper-expert` | the policy at the end of its training, or the last good one |
 | `hopper-medium` | a policy of about a third of the expert's return |
-| `hopper-medium-expert` | either of both, for half of the env steps |
+| `hopper-medium-expert` | one of the two, each for half of the env steps |
 | `hopper-medium-replay` | the stages up to the medium one, in equal parts |
 
 and so on for `walker2d` and `halfcheetah`. D4RL's medium-replay is the replay buffer of
