@@ -254,7 +254,7 @@ def test_formulas_are_plain_characters(
     two = "J = -1/2 d(t)^2,\nJ = σ^2 log 1/N sum_t exp(-d_t^2 / 2σ^2)\n"
     assert two in shown
     assert "the distances d_t of the" in shown
-    assert "the larger σ is." in " ".join(shown.split())
+    assert "for a larger σ." in " ".join(shown.split())
 
 
 @pytest.mark.parametrize("name", sorted(p.name for p in GUIDES.offers()))
