@@ -293,8 +293,8 @@ def test_data_of_another_environment_are_refused(tmp_path: Path) -> None:
 
 
 def test_settings_of_earlier_versions_have_no_classifier() -> None:
-    config = toy_policy().config
-    data = config.to_json()
+    data = toy_policy().config.to_json()
+    config = PolicyConfig.from_json(data)
     assert data.pop("classifier") is None
     assert PolicyConfig.from_json(data) == config
 
