@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch import Tensor
 
 from diffuser_policy import DiffuserPolicy
 from diffuser_policy.config import LandmarksConfig, PlannerConfig, TrainConfig
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.export import write_export
+from diffuser_policy.guides.trajectory import Trajectory
 from diffuser_policy.networks.landmarks import Landmarks
 from diffuser_policy.plotting import Scene, plan_figure
 from diffuser_policy.speed.cases import network_flops, plan_flops
@@ -204,6 +206,25 @@ def test_plans_lead_to_subgoals() -> None:
     straight = policy.with_settings(subgoal=None).plan(seen)
     assert straight.aims is not None
     np.testing.assert_array_equal(straight.aims, seen["desired_goal"])
+
+
+def test_guides_and_rankings_see_the_goal_and_not_the_subgoal() -> None:
+    shown: list[Tensor] = []
+
+    def watching(trajectory: Trajectory) -> Tensor:
+        assert trajectory.desired_goal is not None
+        shown.append(trajectory.desired_goal[:, 0].clone())
+        return trajectory.position.sum(dim=(1, 2))
+
+    policy = with_landmarks().with_guide(watching, ranking="guide")
+    seen, far = routed(policy)
+    for row in np.flatnonzero(far)[:3]:
+        shown.clear()
+        policy.plan({key: value[row] for key, value in seen.items()})
+        assert len(shown) > 1  # while it is steered, and when it is ranked
+        for goal in shown:
+            assert (goal.numpy() == seen["desired_goal"][row]).all()
+    assert far.any()
 
 
 def test_a_row_gets_the_same_aim_in_any_batch() -> None:

@@ -159,6 +159,15 @@ def test_conditions_of_each_row_stay_with_it() -> None:
     np.testing.assert_allclose(found.observations[:, 2, :2], pins, rtol=1e-5)
 
 
+def test_aims_of_each_row_stay_with_it() -> None:
+    """The first row falls short; the others are done after one candidate."""
+    pins = [[0.0, 5.0], [10.0, 5.0], [10.0, 5.0]]
+    conditions = Conditions().pin(1, "position", torch.tensor(pins))
+    found = plan(horizon={"choice": "fixed"}, conditions=conditions)
+    assert found.num_candidates.tolist() == [4, 1, 1]
+    np.testing.assert_array_equal(found.aims, GOALS)
+
+
 def test_what_rankings_find_good_enough() -> None:
     """Half as much time again, over `reach` planning steps; or what featurizers say."""
 
