@@ -68,8 +68,8 @@ def test_nothing_else_is_touched(normalizer: Normalizer) -> None:
 
 
 def test_any_column_at_any_step(normalizer: Normalizer) -> None:
-    conditions = Conditions().pin(3, "action", [0.5]).pin(-4, "velocity", [20.0])
-    assert pinned_entries(compiled(conditions, normalizer)) == {(3, 0), (1, 2)}
+    conditions = Conditions().pin(3, "action", [0.5]).pin(-5, "velocity", [20.0])
+    assert pinned_entries(compiled(conditions, normalizer)) == {(3, 0), (0, 2)}
 
 
 def test_no_conditions_pin_nothing(normalizer: Normalizer) -> None:

@@ -22,7 +22,7 @@ from diffuser_policy.errors import (
 )
 from diffuser_policy.guides.trajectory import Trajectory
 from diffuser_policy.planning.horizons import Horizons
-from diffuser_policy.planning.planner import MOST_AT_ONCE, Planner
+from diffuser_policy.planning.planner import MOST_AT_ONCE, Planner, Request
 from diffuser_policy.planning.ranking import Ranking
 from diffuser_policy.testing import GaussianDenoiser, toy_config, toy_policy
 from tests.planner_helpers import (
@@ -96,6 +96,13 @@ def test_conditions_for_other_rows_are_refused(number: int) -> None:
         planner.plan(START, goals, generators(3), conditions=conditions)
 
 
+def test_one_row_of_values_pins_all_plans() -> None:
+    planner = make_planner(horizon={"choice": "predicted"})
+    conditions = Conditions().pin(3, "position", torch.tensor([[2.0, 4.0]]))
+    plan = planner.plan(START, GOALS, generators(3), conditions=conditions)
+    np.testing.assert_allclose(plan.observations[:, 3, :2], [[2.0, 4.0]] * 3, rtol=1e-5)
+
+
 def test_a_layout_without_goal_ignores_goals() -> None:
     layout = TrajectoryLayout(action_dim=2, observation_dim=4)
     plan = make_planner(layout=layout).plan(START, GOALS, generators(3))
@@ -109,6 +116,23 @@ def test_each_length_is_sampled_in_one_batch() -> None:
     goals = np.concatenate([GOALS, GOALS, GOALS[:1]])
     planner.plan(rows, goals, generators(7))
     assert sorted(sampler.batches) == [(2, 4), (2, 16), (3, 6)]
+
+
+def test_neighbouring_lengths_are_sampled_apart_if_one_starts_warm() -> None:
+    request = Request(
+        observations=START[:2],
+        goals=None,
+        aims=None,
+        generators=generators(2),
+        lengths=np.array([15, 16]),
+        warm=np.array([True, False]),
+        previous=None,
+        conditions=None,
+        step_noise=True,
+        keep_chain=False,
+    )
+    batches = request.batches(np.arange(2), MOST_AT_ONCE)
+    assert [rows.tolist() for rows in batches] == [[0], [1]]
 
 
 def test_a_row_does_not_depend_on_lengths_of_others() -> None:
@@ -283,10 +307,12 @@ def test_ten_thousand_observations_are_planned_for_in_parts(
     np.testing.assert_array_equal(plan.observations[-1:], last.observations)
 
 
+@pytest.mark.parametrize("num_candidates", [1, 8])
 def test_parts_make_the_same_plans_as_the_whole(
-    monkeypatch: pytest.MonkeyPatch,
+    num_candidates: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    policy, seen = toy_policy(), observe(7)
+    """Eight candidates are more than a part has: each row is a part of its own."""
+    policy, seen = toy_policy(num_candidates=num_candidates), observe(7)
     whole = policy.plan(seen, keep_chain=True)
     monkeypatch.setattr("diffuser_policy.planning.planner.MOST_AT_ONCE", 4)
     parts = policy.plan(seen, keep_chain=True)
