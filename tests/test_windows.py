@@ -115,6 +115,21 @@ def test_sampled_windows_are_those_of_their_starts() -> None:
     assert torch.equal(windows.read(rows), windows.sample(50, 4, generator()))
 
 
+def test_large_data_are_read_in_parts_to_the_same_windows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = torch.arange(49, -1, -1)
+    with monkeypatch.context() as large:
+        large.setattr("diffuser_policy.data.windows.KEPT", 0)
+        large.setattr("diffuser_policy.data.windows.AT_ONCE", 3)
+        windows = windows_of([30, 20])
+        drawn, read = windows.sample(50, 4, generator()), windows.read(rows)
+    assert torch.equal(read[:, ROW], rows.float())
+    whole = windows_of([30, 20])
+    assert torch.equal(read, whole.read(rows))
+    assert torch.equal(drawn, whole.sample(50, 4, generator()))
+
+
 def test_sampling_depends_on_its_generator_alone() -> None:
     windows = windows_of([30, 20])
     before = torch.random.get_rng_state()
@@ -214,6 +229,13 @@ def test_pairs_never_use_padding() -> None:
     windows = windows_of([4, 6], padding="repeat", max_planning_steps=20)
     observations, goals, times = windows.sample_pairs(500, 100, generator())
     assert torch.equal(goals[:, 1] - observations[:, 1], times)
+
+
+def test_changes_of_a_steady_drift_have_a_size() -> None:
+    """Their standard deviation is zero."""
+    normalizer = Normalizer(torch.full((4,), 2.0), torch.full((4,), 4.0))
+    changes = windows_of([30, 20], normalizer=normalizer).transition_scales()[2]
+    assert changes.tolist() == [0.0, 0.25, 0.25]
 
 
 @pytest.mark.parametrize(
