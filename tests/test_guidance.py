@@ -151,8 +151,16 @@ def test_the_last_step_has_no_variance_to_scale_by(placement: Placement) -> None
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
-def test_pinned_entries_stay_and_guides_see_them(placement: Placement) -> None:
+def test_pinned_entries_stay_and_guides_and_denoisers_see_them(
+    placement: Placement,
+) -> None:
     seen: list[Tensor] = []
+    denoised: list[Tensor] = []
+
+    class Watching(GaussianDenoiser):
+        def forward(self, noisy: Tensor, i: int) -> Tensor:
+            denoised.append(noisy[:, 0, 0].clone())
+            return super().forward(noisy, i)
 
     def watching(trajectory: Trajectory) -> Tensor:
         seen.append(trajectory.normalized[:, 0, 0].detach().clone())
@@ -162,10 +170,12 @@ def test_pinned_entries_stay_and_guides_see_them(placement: Placement) -> None:
     mask[:, 0] = True
     given = Inpainting(mask, torch.full((1, HORIZON, 1), 0.25))
     guidance = Guidance(guide=FunctionGuide(watching), placement=placement, num_steps=2)
-    found = sampled(DDPMSampler(exact_denoiser()), guidance, given)
+    denoiser = Watching(MEAN, COVARIANCE, NoiseSchedule(NUM_STEPS))
+    found = sampled(DDPMSampler(denoiser), guidance, given)
     assert found[:, 0].tolist() == [0.25] * 5
     assert len(seen) >= NUM_STEPS - 1
-    assert all(values.tolist() == [0.25] * 5 for values in seen)
+    assert len(denoised) == NUM_STEPS
+    assert all(values.tolist() == [0.25] * 5 for values in seen + denoised)
 
 
 def test_guides_are_told_how_noisy_what_they_see_is() -> None:
