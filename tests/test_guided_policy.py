@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from diffuser_policy.choices import Placement
+from diffuser_policy.diffusion.guidance import Guidance
 from diffuser_policy.errors import ConfigError, GuideError, UnknownNameError
+from diffuser_policy.guides.guide import as_guide
 from diffuser_policy.guides.registry import make_guide
 from diffuser_policy.guides.trajectory import Trajectory
 from diffuser_policy.policy import DiffuserPolicy
@@ -120,6 +122,17 @@ def test_a_guide_at_the_address_of_another_is_another() -> None:
         plans.append(state.num_plans.tolist())
         del steered, near  # it is freed, and the next one takes its place
     assert plans == [[1], [2], [3], [4]]
+
+
+def test_methods_of_two_objects_are_two_guides() -> None:
+    """The next object takes the place of the one before."""
+
+    class Upwards:
+        def value(self, trajectory: Trajectory) -> Tensor:
+            return linear(trajectory)
+
+    keys = {Guidance(guide=as_guide(Upwards().value)).key for _ in range(50)}
+    assert len(keys) == 50
 
 
 def test_values_of_guides_are_of_any_precision() -> None:

@@ -130,6 +130,8 @@ def test_keep_in_charges_the_distance_to_a_box_and_to_a_disc() -> None:
     expected = -0.5 * (2**2 + (13**0.5 - 1) ** 2)
     assert disc(path).item() == pytest.approx(expected, rel=1e-5)
     assert disc(moving([[0.5, 0.0], [0.0, 0.9]])).item() == 0.0
+    wider = KeepIn(center=(0.0, 0.0), radius=1.5, margin=0.5)
+    assert wider(path).item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("size", [1.0, 1e-3])
@@ -181,8 +183,10 @@ def test_a_speed_limit_charges_the_excess_and_removes_it() -> None:
     path = moving([[0.0, 0.0]] * 3, velocity=[[3.0, 4.0], [0.3, 0.4], [0.0, -2.0]])
     guide = SpeedLimit(speed=1.0)
     assert guide(path).item() == pytest.approx(-0.5 * (4**2 + 1), rel=1e-5)
-    speeds = climbed(guide, path)["velocity"].norm(dim=-1)[0]
-    assert speeds.tolist() == pytest.approx([1.0, 0.5, 1.0], abs=1e-5)
+    for same in (guide, SpeedLimit(speed=1.25, margin=0.25)):
+        assert same(path).item() == guide(path).item()
+        speeds = climbed(same, path)["velocity"].norm(dim=-1)[0]
+        assert speeds.tolist() == pytest.approx([1.0, 0.5, 1.0], abs=1e-5)
 
 
 def test_effort_shrinks_by_the_share_that_the_scale_is() -> None:
@@ -250,6 +254,7 @@ def values(guide: Guide) -> Tensor:
         (A + A, 2.0 * A),
         (6.0 * A, 2.0 * (3.0 * A)),
         (A + 0.0 * B, A),
+        (A / 4, 0.25 * A),
     ],
 )
 def test_guides_add_and_scale_as_numbers_do(left: Guide, right: Guide) -> None:
@@ -265,6 +270,7 @@ def test_functions_take_part_on_either_side() -> None:
     torch.testing.assert_close(values(A + far), expected)
     torch.testing.assert_close(values(far + A), expected)
     torch.testing.assert_close(values(A - far), values(A) - values(as_guide(far)))
+    torch.testing.assert_close(values(far - A), values(as_guide(far)) - values(A))
     torch.testing.assert_close(values(cost_guide(far)), -values(as_guide(far)))
     assert as_guide(A) is A
     assert (2.0 * as_guide(far)).name.endswith("far")
@@ -281,6 +287,12 @@ def test_sums_are_flat_and_describe_themselves() -> None:
 def test_factors_that_are_not_finite_are_refused(factor: float) -> None:
     with pytest.raises(GuideError, match="KeepOut"):
         factor * A
+
+
+@pytest.mark.parametrize("divisor", [0, 0.0, B])
+def test_guides_are_divided_by_numbers_other_than_zero(divisor: Any) -> None:
+    with pytest.raises(TypeError):
+        A / divisor
 
 
 @pytest.mark.parametrize("other", ["far", 3.0, None])
