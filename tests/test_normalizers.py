@@ -62,9 +62,15 @@ def test_a_constant_column_maps_to_zero(cls: type[Normalizer]) -> None:
 
 @pytest.mark.parametrize("offset", [0.0, 1e4])
 def test_rounding_noise_counts_as_constant(offset: float) -> None:
-    rows = offset + np.random.default_rng(0).normal(size=(50, 1)) * 1e-8
-    normalizer = GaussianNormalizer.fit(rows)
-    assert normalizer.scale.item() == 1.0
+    noise = 1e-8 * max(1.0, offset)
+    rows = offset + noise * np.random.default_rng(0).normal(size=(50, 1))
+    assert GaussianNormalizer.fit(rows).scale.item() == 1.0
+
+
+def test_a_small_spread_around_zero_is_no_rounding_noise() -> None:
+    rows = 1e-4 * np.random.default_rng(0).normal(size=(50, 1))
+    scale = GaussianNormalizer.fit(rows).scale.item()
+    assert scale == pytest.approx(rows.std(), rel=1e-5)
 
 
 @given(rows=ROWS)
