@@ -174,6 +174,16 @@ def test_grips_have_the_reach_of_their_rule(
     env.close()
 
 
+@pytest.mark.parametrize(("command", "gets"), [(0.5, False), (0.51, True)])
+def test_the_grip_is_on_above_one_half(command: float, gets: bool) -> None:
+    env = make()
+    joints = inverse(ROW[1] + TOP)
+    start(env, blocks=ROW, joints=joints)
+    *_, info = env.step(np.append(joints, command).astype(np.float32))
+    assert info["held"] == (1 if gets else -1)
+    env.close()
+
+
 @pytest.mark.parametrize(("tilt", "gets"), [(7.0, True), (9.0, False)])
 def test_suction_needs_the_tool_upright_over_the_block(tilt: float, gets: bool) -> None:
     angle, turn = np.deg2rad(tilt), np.deg2rad(30.0)
@@ -488,6 +498,8 @@ def test_latched_score_keeps_what_has_fallen() -> None:
     assert report["score"] == 0.0
     assert report["latched_score"] == pytest.approx(100 / 3)
     assert report["failure"] == "knocked over"
+    env.reset(seed=0)
+    assert base.finish()["latched_score"] == 0.0  # nothing of the episode before
     env.close()
 
 
