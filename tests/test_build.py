@@ -25,7 +25,13 @@ from diffuser_policy.config import (
 )
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.diffusion.sampler import DDIMSampler, DDPMSampler
-from diffuser_policy.errors import CheckpointError, ConfigError, HorizonError
+from diffuser_policy.diffusion.schedule import step_grid
+from diffuser_policy.errors import (
+    CheckpointError,
+    ConfigError,
+    HorizonError,
+    MemoryLimitError,
+)
 from diffuser_policy.guides.builtin import ActionEffort
 from diffuser_policy.networks.critic import Critic
 from diffuser_policy.planning.executors import (
@@ -113,6 +119,15 @@ def test_all_settings_of_an_executor_arrive() -> None:
     assert isinstance(executor, PursuitExecutor)
     assert (executor.position_gain, executor.velocity_gain) == (3.0, 0.5)
     assert executor.ahead == 7.0
+
+
+def test_all_settings_of_a_sampler_arrive() -> None:
+    policy = toy_policy(step_spacing="trailing", temperature=0.5, num_sampling_steps=3)
+    sampler, schedule = policy.planner.sampler, policy.networks.denoiser.schedule
+    first = schedule.num_denoising_steps - 1
+    assert sampler.grid == step_grid(schedule, 3, spacing="trailing", first=first)
+    assert sampler.grid != step_grid(schedule, 3, spacing="linspace", first=first)
+    assert sampler.temperature == 0.5
 
 
 def test_columns_are_those_of_the_data_with_the_goal() -> None:
@@ -293,6 +308,25 @@ def test_devices_that_are_not_there_are_refused(device: Any) -> None:
     with pytest.raises(ConfigError, match="There is no device"):
         policy.to(device)
     assert policy.to("cpu") is policy
+
+
+def test_networks_without_room_on_a_device_stay_together_where_they_were(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    policy = toy_policy()
+    moves: list[torch.device] = []
+
+    def fail_at_first(device: torch.device) -> None:
+        moves.append(device)
+        if len(moves) == 1:
+            raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(policy.networks, "to", fail_at_first)
+    there = torch.device("meta")
+    monkeypatch.setattr("diffuser_policy.policy.find_device", lambda _: there)
+    with pytest.raises(MemoryLimitError, match="The planner on meta"):
+        policy.to("meta")
+    assert moves == [there, torch.device("cpu")]
 
 
 @pytest.mark.parametrize("data", [[], 5, None, {}])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -302,6 +303,16 @@ def test_planners_are_told_apart_by_their_weights_and_not_by_their_settings() ->
     fingerprints = [each.planner.fingerprint for each in (policy, changed, other)]
     assert fingerprints[0] == fingerprints[1] == warm_policy().planner.fingerprint
     assert fingerprints[0] != fingerprints[2]
+
+
+def test_planners_are_told_apart_by_their_stride() -> None:
+    """The same weights, and yet a planning step is another time."""
+    fine = warm_policy()
+    window = dataclasses.replace(fine.config.window, stride=2)
+    coarse = DiffuserPolicy(
+        dataclasses.replace(fine.config, window=window), fine.networks
+    )
+    assert coarse.planner.fingerprint != fine.planner.fingerprint
 
 
 @pytest.mark.parametrize(
