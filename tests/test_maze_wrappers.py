@@ -122,6 +122,36 @@ def test_a_reached_goal_is_replaced_at_once(env_id: str) -> None:
         np.testing.assert_array_equal(later["desired_goal"], new)
 
 
+def draw_in_turn(
+    env: GoalResampling, goals: list[list[float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Let the wrapper draw these goals, one after the other."""
+    points = map(np.array, goals)
+    monkeypatch.setattr(type(env._layout), "sample_point", lambda *_: next(points))
+
+
+@ENVS
+def test_a_new_goal_is_drawn_until_one_is_not_reached(
+    env_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = wrap(env_id, on_success="resample")
+    goal, far = [1.0, 0.9], [-1.0, 1.0]
+    observation, _ = env.reset(seed=0, options={"goal": goal, "start": [1.0, -0.5]})
+    draw_in_turn(env, [goal, goal, far], monkeypatch)
+    observation, *_ = drive_to_goal(env, observation)
+    np.testing.assert_array_equal(observation["desired_goal"], far)
+
+
+def test_a_goal_that_ends_the_episode_is_kept() -> None:
+    maze = gymnasium.make(POINT_MAZE, continuing_task=False)
+    env = GoalResampling(maze, on_success="resample")
+    start = {"goal": [1.0, 0.9], "start": [1.0, -0.5]}
+    observation, _ = env.reset(seed=0, options=start)
+    observation, _, terminated, info = drive_to_goal(env, observation)
+    assert (terminated, info["goal_changed"]) == (True, False)
+    np.testing.assert_array_equal(observation["desired_goal"], [1.0, 0.9])
+
+
 def test_a_goal_that_pointmaze_changes_itself_is_seen_without_delay() -> None:
     env = GoalResampling(gymnasium.make(POINT_MAZE, reset_target=True))
     start = {"goal": [1.0, 0.9], "start": [1.0, -0.5]}
