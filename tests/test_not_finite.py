@@ -246,10 +246,11 @@ def test_a_loss_that_is_not_finite_changes_no_weight(
     assert all(bool(torch.isfinite(w).all()) for w in trainer.networks.parameters())
 
 
-def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", ["networks", "average"])
+def test_weights_that_are_not_finite_are_not_saved(part: str, tmp_path: Path) -> None:
     trainer = planner_trainer(tmp_path, OptimizationConfig(num_steps=5, batch_size=4))
     with torch.no_grad():
-        next(iter(trainer.networks.parameters())).fill_(torch.nan)
+        next(iter(getattr(trainer, part).parameters())).fill_(torch.nan)
     trainer.step = 3
     message = "NaN or infinite at gradient step 3: .*Nothing had been saved"
     with pytest.raises(NotFiniteError, match=message):

@@ -296,6 +296,29 @@ def test_mixed_horizons_are_multiples_and_all_occur() -> None:
     assert {draw_num_planning_steps(fixed, 0, step, 4) for step in range(50)} == {16}
 
 
+def test_the_seed_of_a_run_fixes_the_horizons_of_its_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = toy_config(seed=1)
+    trainer = Trainer(config, toy_dataset(), tmp_path, device="cpu")
+    lengths: list[int] = []
+    sample = trainer.windows.sample
+
+    def sample_and_note(batch_size: int, length: int, *rest: Any) -> torch.Tensor:
+        lengths.append(length)
+        return sample(batch_size, length, *rest)
+
+    monkeypatch.setattr(trainer.windows, "sample", sample_and_note)
+    for step in range(20):
+        trainer.losses(step, torch.Generator())
+    multiple = trainer.networks.denoiser.horizon_multiple
+    own, other = (
+        [draw_num_planning_steps(config.window, seed, n, multiple) for n in range(20)]
+        for seed in (1, 0)
+    )
+    assert lengths == own != other
+
+
 def test_steps_processes_and_accumulations_see_other_windows(tmp_path: Path) -> None:
     config = toy_config(window=WindowConfig(horizon=16))
     trainer = Trainer(config, toy_dataset(), tmp_path, device="cpu")

@@ -30,6 +30,23 @@ def test_metrics_are_logged_at_every_checkpoint(tmp_path: Path) -> None:
     assert set(json.loads(lines[0])) == {"step", "denoiser", "time_to_goal"}
 
 
+def test_losses_are_means_since_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(toy_config(), toy_dataset(), tmp_path, device="cpu")
+    descend = trainer._descend
+
+    def descend_with_a_known_loss() -> dict[str, float]:
+        descend()
+        return {"denoiser": float(trainer.step)}
+
+    monkeypatch.setattr(trainer, "_descend", descend_with_a_known_loss)
+    trainer.run(save_interval=4, progress=False)
+    lines = (tmp_path / "training" / "metrics.jsonl").read_text().splitlines()
+    means = [json.loads(line)["denoiser"] for line in lines]
+    assert means == [(1 + 2 + 3 + 4) / 4, (5 + 6) / 2]
+
+
 def test_progress_is_shown_on_request(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
