@@ -129,8 +129,9 @@ def test_problems_are_drawn_apart() -> None:
 
 
 def test_rates_are_wilsons_and_wider_with_runs_that_differ() -> None:
-    alone = rate_interval(np.array([[1.0] * 90 + [0.0] * 10]))
-    assert alone == proportion_interval(90, 100)
+    for successes in range(101):  # 0.29 * 100 is a little less than 29
+        alone = rate_interval(np.array([np.arange(100) < successes], np.float64))
+        assert alone == proportion_interval(successes, 100)
     both = rate_interval(np.array([np.ones(100), np.zeros(100)]))
     assert both.mean == 0.5
     assert (both.low, both.high) == (0.0, 1.0)
