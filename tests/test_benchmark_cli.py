@@ -56,7 +56,7 @@ def test_help_answers_at_once(command: str) -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_overview(capsys: Capture) -> None:
+def test_the_overview_names_the_commands_within_80_columns(capsys: Capture) -> None:
     for arguments, status in (([], 2), (["--help"], 0)):
         assert main(["benchmark", *arguments]) == status
         out = capsys.readouterr().out
@@ -64,7 +64,7 @@ def test_overview(capsys: Capture) -> None:
         assert max(map(len, out.splitlines())) <= 80
 
 
-def test_unknown_subcommand(capsys: Capture) -> None:
+def test_a_misspelled_command_gets_a_suggestion(capsys: Capture) -> None:
     assert "Did you mean 'report'" in refused(capsys, "repot")
 
 
@@ -119,7 +119,7 @@ def test_a_suite_says_which_planners_are_not_trained(capsys: Capture) -> None:
         (["--workers", "0"], "--workers must be at least 1, got 0"),
     ],
 )
-def test_bad_options(
+def test_bad_options_are_named_and_nothing_is_written(
     tmp_path: Path, capsys: Capture, options: list[str], told: str
 ) -> None:
     suite = write_suite(tmp_path, "straight")
@@ -177,7 +177,9 @@ def test_a_missing_extra_names_the_problems_that_need_it(
         ("missing.toml", "There is no file missing.toml"),
     ],
 )
-def test_unknown_suite(capsys: Capture, suite: str, told: str) -> None:
+def test_an_unknown_suite_is_refused_with_advice(
+    capsys: Capture, suite: str, told: str
+) -> None:
     assert told in refused(capsys, "run", suite)
     assert told in refused(capsys, "suites", suite)
 

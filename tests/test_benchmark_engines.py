@@ -226,7 +226,7 @@ def test_without_a_lifeline_nothing_is_watched() -> None:
         ("ray", 1, {"address": 5}, ConfigError, "address of .* must be a text or none"),
     ],
 )
-def test_bad_settings(
+def test_settings_that_an_engine_does_not_take_are_refused(
     tmp_path: Path,
     *,
     name: EngineName,

@@ -98,7 +98,7 @@ def test_it_converges_to_the_true_dynamics(trained: DynamicsRun) -> None:
     assert np.abs(imagined[:, :, -1] - expected[:, -1]).mean() < 0.05 * moved
 
 
-def test_members_differ(trained: DynamicsRun) -> None:
+def test_members_of_an_ensemble_predict_differently(trained: DynamicsRun) -> None:
     imagined = trained.ensemble.simulate(np.ones((1, 2)), np.ones((1, 3, 1)))
     assert imagined[:, 0, -1].std(axis=0).min() > 0
 

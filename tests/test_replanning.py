@@ -69,7 +69,7 @@ SUBGOAL = {"aims": [[0.5, 0.5]]}
         ({"ages": [20], "progress": [DURATION]}, {"interval": 5}, set()),
     ],
 )
-def test_reasons(
+def test_age_goal_and_deviation_of_a_plan_are_reasons_to_replan(
     fields: dict[str, Any], settings: dict[str, Any], expected: set[str]
 ) -> None:
     assert found(fields, **settings) == expected

@@ -87,6 +87,11 @@ def assert_agree(ours: Tensor, theirs: Tensor, tolerance: float = 2e-5) -> None:
     assert error < tolerance, f"relative error {error:.1e}"
 
 
+def test_betas_are_those_of_diffusers() -> None:
+    ours, theirs = NoiseSchedule(N), scheduler("ddpm", "clean")
+    torch.testing.assert_close(ours.betas.float(), theirs.betas, rtol=1e-5, atol=1e-7)
+
+
 @TARGETS
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
 @pytest.mark.parametrize("name", ["ddpm", "ddim"])

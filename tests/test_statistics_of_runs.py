@@ -69,7 +69,7 @@ def test_runs_that_differ_widen_the_interval() -> None:
     assert flat.high - flat.low < 0.3 * (nested.high - nested.low)
 
 
-def test_chunks_change_nothing(
+def test_draws_do_not_depend_on_the_size_of_chunks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     runs = np.random.default_rng(0).normal([[0], [1], [2]], 1, (3, 40))
