@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 # Before anything is imported: child processes inherit these.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -43,3 +44,19 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             patch.setenv(variable, str(tmp_path_factory.mktemp(variable.lower())))
         patch.setattr(os, "fsync", lambda _: None)  # slow, and no test cuts the power
         yield
+
+
+@pytest.fixture
+def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the datasets of one test, which also has its own cache."""
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
+    monkeypatch.setenv("DIFFUSER_POLICY_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "datasets"
+
+
+@pytest.fixture(scope="module")
+def planner(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a planner of the test environment, with random weights."""
+    from tests.point_env import save_planner
+
+    return save_planner(tmp_path_factory.mktemp("planner"))

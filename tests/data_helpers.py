@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -104,6 +105,11 @@ def cut_stream(lengths: Sequence[int], *, seed: int = 0) -> tuple[list[Episode],
 def write(episodes: Sequence[Episode], env: gym.Env[Any, Any] | None = None) -> None:
     collection = {"policy": "test", "observation_columns": {"position": [0, 1]}}
     write_minari(DATASET, episodes, env=env or SpacesOnly(), collection=collection)
+
+
+def data_folder(tmp_path: Path) -> Path:
+    """Return where `write` writes to, under the fixture `datasets`."""
+    return tmp_path / "datasets" / DATASET / "data"
 
 
 def record(settings: CollectSettings = SMALL) -> list[Episode]:

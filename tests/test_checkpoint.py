@@ -43,6 +43,7 @@ from diffuser_policy.guides.trajectory import Trajectory
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.testing import toy_config, toy_policy
 from diffuser_policy.training.trainer import Trainer
+from tests.file_helpers import Malicious
 from tests.policy_helpers import observe
 from tests.training_helpers import trained
 
@@ -211,17 +212,9 @@ def test_missing_weights_are_refused(saved: Path) -> None:
         read_planner(saved)
 
 
-class _Malicious:
-    def __init__(self, witness: Path) -> None:
-        self.witness = witness
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (os.mkdir, (str(self.witness),))
-
-
 def test_pickled_weights_are_refused_and_not_run(saved: Path, tmp_path: Path) -> None:
     witness = tmp_path / "witness"
-    (saved / WEIGHTS).write_bytes(pickle.dumps(_Malicious(witness)))
+    (saved / WEIGHTS).write_bytes(pickle.dumps(Malicious(witness)))
     with pytest.raises(CheckpointError, match="never loaded"):
         read_planner(saved)
     assert not witness.exists()

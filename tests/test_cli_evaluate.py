@@ -35,11 +35,6 @@ from tests.point_env import POINT, save_planner
 Capture = pytest.CaptureFixture[str]
 
 
-@pytest.fixture(scope="module")
-def planner(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_planner(tmp_path_factory.mktemp("planner"))
-
-
 def test_evaluation_is_printed_and_written(
     planner: str, tmp_path: Path, capsys: Capture
 ) -> None:

@@ -32,7 +32,6 @@ from diffuser_policy.guides.registry import (
     registered_guide,
 )
 from diffuser_policy.guides.trajectory import Trajectory
-from tests.point_env import save_planner
 
 Capture = pytest.CaptureFixture[str]
 
@@ -77,11 +76,6 @@ def _registered() -> Any:
         register_guide("spot")(Spot)
         register_guide("plain")(plain_guide)
         yield
-
-
-@pytest.fixture(scope="module")
-def planner(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_planner(tmp_path_factory.mktemp("planner"))
 
 
 # --- as text ------------------------------------------------------------------

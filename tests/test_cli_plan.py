@@ -11,17 +11,12 @@ from diffuser_policy.cli import main
 from diffuser_policy.cli.plan import _arrival, _length
 from diffuser_policy.evaluation import evaluate
 from diffuser_policy.policy import DiffuserPolicy
-from tests.point_env import POINT, save_planner
+from tests.point_env import POINT
 from tests.training_helpers import pendulum_policy
 
 MAZE = "diffuser_envs/Multi2D-UMaze-v1"
 PICTURES = {"plan.png", "chain.png", "chain.gif"}
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(scope="module")
-def planner(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_planner(tmp_path_factory.mktemp("planner"))
 
 
 def rows(shown: str) -> dict[str, str]:

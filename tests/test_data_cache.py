@@ -22,17 +22,10 @@ from diffuser_policy.errors import (
     StorageError,
 )
 from diffuser_policy.files import hidden_sibling
-from tests.data_helpers import DATASET, SpacesOnly, cut_stream, write
+from tests.data_helpers import DATASET, SpacesOnly, cut_stream, data_folder, write
+from tests.file_helpers import full_disk
 
-
-@pytest.fixture(autouse=True)
-def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
-    monkeypatch.setenv("DIFFUSER_POLICY_CACHE", str(tmp_path / "cache"))
-
-
-def data_folder(tmp_path: Path) -> Path:
-    return tmp_path / "datasets" / DATASET / "data"
+pytestmark = pytest.mark.usefixtures("datasets")
 
 
 @pytest.fixture
@@ -100,11 +93,8 @@ def test_a_full_disk_leaves_no_entry(
 ) -> None:
     write(cut_stream([4, 3])[0])
 
-    def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     with monkeypatch.context() as patch:
-        patch.setattr(np, "save", full)
+        patch.setattr(np, "save", full_disk)
         with pytest.raises(StorageError, match="DIFFUSER_POLICY_CACHE") as caught:
             load_flat(DATASET)
     assert "No space left on device" in str(caught.value)

@@ -44,12 +44,7 @@ from tests.data_helpers import COLLECTED, ENV, EXPERT, SMALL, assert_same, recor
 pytest.importorskip("gymnasium_robotics")
 minari = pytest.importorskip("minari")
 
-
-@pytest.fixture(autouse=True)
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
-    monkeypatch.setenv("DIFFUSER_POLICY_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "datasets"
+pytestmark = pytest.mark.usefixtures("datasets")
 
 
 class Bandit(gym.Env[Any, Any]):
@@ -275,7 +270,7 @@ def test_impossible_numbers_are_refused(changes: dict[str, Any]) -> None:
         replace(SMALL, **changes)
 
 
-def test_unknown_names_are_refused_with_the_nearest(root: Path) -> None:
+def test_unknown_names_are_refused_with_the_nearest(datasets: Path) -> None:
     with pytest.raises(
         UnknownNameError, match=r"Did you mean 'diffuser_envs/Multi2D-U"
     ):
@@ -288,7 +283,7 @@ def test_unknown_names_are_refused_with_the_nearest(root: Path) -> None:
         collect(replace(SMALL, demonstrator_options={"gain": 1.0}))
     with pytest.raises(ConfigError, match="not a Minari id"):
         collect(replace(SMALL, dataset_id="nonsense"))
-    assert not list(root.rglob("*.npz"))
+    assert not list(datasets.rglob("*.npz"))
 
 
 def test_an_env_whose_goal_cannot_change_is_refused() -> None:
@@ -450,7 +445,7 @@ def test_seeds_of_numpy_and_drawn_ones_are_recorded(
 
 @pytest.mark.parametrize("part", ["achieved_goal", "reward"])
 def test_a_run_with_values_that_are_not_finite_is_refused(
-    part: str, root: Path, monkeypatch: pytest.MonkeyPatch
+    part: str, datasets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kind: Any = type(make_env(ENV).unwrapped)
     step, compute_reward = kind.step, kind.compute_reward
@@ -474,25 +469,25 @@ def test_a_run_with_values_that_are_not_finite_is_refused(
     monkeypatch.setattr(kind, "compute_reward", rewards)
     with pytest.raises(EnvContractError, match=f"{part} of env step 7 is .*finite"):
         record(replace(SMALL, max_steps_per_goal=10_000))
-    assert not list(root.rglob("shard-*"))
+    assert not list(datasets.rglob("shard-*"))
 
 
 def test_a_demonstrator_returns_an_action_and_a_state(
-    root: Path, monkeypatch: pytest.MonkeyPatch
+    datasets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two numbers alone would be taken for an action of one and a state."""
     kind = DEMONSTRATORS.find(EXPERT).target
     monkeypatch.setattr(kind, "predict", lambda *_: np.zeros(2, np.float32))
     with pytest.raises(EnvContractError, match=r"must return \(action, state\)"):
         record(SMALL)
-    assert not list(root.rglob("shard-*"))
+    assert not list(datasets.rglob("shard-*"))
 
 
 # --- the command --------------------------------------------------------------------
 
 
 def test_the_command_records_and_says_where(
-    root: Path, capsys: pytest.CaptureFixture[str]
+    datasets: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = CollectCommand(
         env_id=ENV,
@@ -506,7 +501,7 @@ def test_the_command_records_and_says_where(
     assert collect_command(command) == 0
     printed = capsys.readouterr().out
     assert "500 steps" in printed
-    assert str(root / "test" / "command-v0") in printed
+    assert str(datasets / "test" / "command-v0") in printed
     assert load_flat("test/command-v0").num_runs == 2
 
 
@@ -517,7 +512,7 @@ def test_the_command_imports_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
 
-def test_recorded_episodes_are_runs_of_their_own(root: Path) -> None:  # noqa: ARG001
+def test_recorded_episodes_are_runs_of_their_own() -> None:
     """Though many begin in the state where the one before ended."""
     env = Bandit()
     policy = RandomPolicy(env)

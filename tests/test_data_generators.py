@@ -25,6 +25,8 @@ from tests.data_helpers import EXPERT, assert_same, make_episode, record
 
 minari = pytest.importorskip("minari")
 
+pytestmark = pytest.mark.usefixtures("datasets")
+
 TOY = f"{__name__}:ToyDemonstrator"
 DATASET = "test/toys-v0"
 TOYS = CollectSettings(
@@ -110,9 +112,7 @@ class ToyDemonstrator:
 
 
 @pytest.fixture(autouse=True)
-def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
-    monkeypatch.setenv("DIFFUSER_POLICY_CACHE", str(tmp_path / "cache"))
+def _never_asked() -> None:
     VerifyingGenerator.asked.clear()
 
 

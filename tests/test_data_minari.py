@@ -30,17 +30,16 @@ from diffuser_policy.errors import (
 )
 from diffuser_policy.observations import ObservationColumns
 from diffuser_policy.training.derive import space_spec
-from tests.data_helpers import DATASET, SpacesOnly, cut_stream, make_episode, write
+from tests.data_helpers import (
+    DATASET,
+    SpacesOnly,
+    cut_stream,
+    data_folder,
+    make_episode,
+    write,
+)
 
-
-@pytest.fixture(autouse=True)
-def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
-    monkeypatch.setenv("DIFFUSER_POLICY_CACHE", str(tmp_path / "cache"))
-
-
-def data_folder(tmp_path: Path) -> Path:
-    return tmp_path / "datasets" / DATASET / "data"
+pytestmark = pytest.mark.usefixtures("datasets")
 
 
 def edit_metadata(folder: Path, **changes: object) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import subprocess
@@ -26,20 +25,16 @@ from diffuser_policy.errors import (
     StorageError,
 )
 from tests.data_helpers import SMALL, assert_same, record
+from tests.file_helpers import full_disk
 
 pytest.importorskip("gymnasium_robotics")
 minari = pytest.importorskip("minari")
 
-
-@pytest.fixture(autouse=True)
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
-    monkeypatch.setenv("DIFFUSER_POLICY_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "datasets"
+pytestmark = pytest.mark.usefixtures("datasets")
 
 
-def shards(root: Path) -> list[Path]:
-    return sorted(root.rglob(".*.collecting/shard-*.npz"))
+def shards(datasets: Path) -> list[Path]:
+    return sorted(datasets.rglob(".*.collecting/shard-*.npz"))
 
 
 # --- interrupted work ---------------------------------------------------------------
@@ -62,27 +57,27 @@ def stop_after(
 
 
 def test_interrupted_and_resumed_is_never_interrupted(
-    root: Path, monkeypatch: pytest.MonkeyPatch
+    datasets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = record(replace(SMALL, dataset_id="test/whole-v0"))
     with monkeypatch.context() as patch:
         stop_after(2, KeyboardInterrupt(), patch)
         with pytest.raises(KeyboardInterrupt):
             record()
-    assert len(shards(root)) == 2
+    assert len(shards(datasets)) == 2
     assert local_dataset_ids() == ["test/whole-v0"]
-    stamps = [path.stat().st_mtime_ns for path in shards(root)]
+    stamps = [path.stat().st_mtime_ns for path in shards(datasets)]
     with monkeypatch.context() as patch:
         stop_after(0, KeyboardInterrupt(), patch)
         with pytest.raises(KeyboardInterrupt):
             record()
-    assert [path.stat().st_mtime_ns for path in shards(root)] == stamps
+    assert [path.stat().st_mtime_ns for path in shards(datasets)] == stamps
     assert_same(record(), whole)
-    assert not list(root.rglob("*.collecting"))
+    assert not list(datasets.rglob("*.collecting"))
 
 
 def test_an_interrupt_while_writing_the_dataset_loses_nothing(
-    root: Path, monkeypatch: pytest.MonkeyPatch
+    datasets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
@@ -91,27 +86,27 @@ def test_an_interrupt_while_writing_the_dataset_loses_nothing(
         patch.setattr(ShardFolder, "load", interrupted)
         with pytest.raises(KeyboardInterrupt):
             record()
-    assert len(shards(root)) == 3
+    assert len(shards(datasets)) == 3
     assert local_dataset_ids() == []
     assert len(record()) == 3
 
 
 def test_a_kill_before_the_shards_are_removed_is_made_good(
-    root: Path, monkeypatch: pytest.MonkeyPatch
+    datasets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(ShardFolder, "remove", lambda _: None)
         whole = record()
-    assert len(shards(root)) == 3
+    assert len(shards(datasets)) == 3
     assert_same(record(), whole)
-    assert not list(root.rglob(".*"))
+    assert not list(datasets.rglob(".*"))
     with pytest.raises(DatasetError, match="already exists"):
         record()
 
 
-def test_a_damaged_dataset_is_replaced(root: Path) -> None:
+def test_a_damaged_dataset_is_replaced(datasets: Path) -> None:
     whole = record()
-    [file] = root.rglob("main_data.hdf5")
+    [file] = datasets.rglob("main_data.hdf5")
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(DatasetError, match="already exists"):
         record()
@@ -119,7 +114,7 @@ def test_a_damaged_dataset_is_replaced(root: Path) -> None:
 
 
 def test_two_collections_of_one_dataset_are_refused(
-    root: Path, monkeypatch: pytest.MonkeyPatch
+    datasets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save, refused = ShardFolder.save, []
 
@@ -135,10 +130,10 @@ def test_two_collections_of_one_dataset_are_refused(
         whole = record(replace(SMALL, overwrite=True))
     assert len(refused) == 6
     assert len(whole) == 3
-    assert not list(root.rglob(".*"))
+    assert not list(datasets.rglob(".*"))
 
 
-def test_an_interrupted_collection_of_episodes_leaves_nothing(root: Path) -> None:
+def test_an_interrupted_collection_of_episodes_leaves_nothing(datasets: Path) -> None:
     class Interrupted:
         def predict(self, *_: Any) -> Any:
             raise KeyboardInterrupt
@@ -147,35 +142,37 @@ def test_an_interrupted_collection_of_episodes_leaves_nothing(root: Path) -> Non
         settings: Any = {"num_episodes": 2, "dataset_id": "test/x-v0"}
         with pytest.raises(KeyboardInterrupt):
             collect_episodes(env, Interrupted(), progress=False, **settings)
-    assert not [path for path in root.rglob("*") if path.is_file()]
-    assert not list(root.rglob(".*"))
+    assert not [path for path in datasets.rglob("*") if path.is_file()]
+    assert not list(datasets.rglob(".*"))
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
-def test_ctrl_c_stops_the_command_and_its_workers(root: Path) -> None:
+def test_ctrl_c_stops_the_command_and_its_workers(datasets: Path) -> None:
     settings = replace(SMALL, num_steps=100_000, num_workers=2)
     process = start_command(settings)
-    wait_until(lambda: len(shards(root)) >= 3, process)
+    wait_until(lambda: len(shards(datasets)) >= 3, process)
     os.killpg(process.pid, signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "the same command resumes" in stderr
     assert "Traceback" not in stderr
     assert wait_for_silence(process.pid)
-    kept = len(shards(root))
+    kept = len(shards(datasets))
     assert 3 <= kept < 250
-    for path in shards(root):
+    for path in shards(datasets):
         np.load(path)["actions"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_killing_the_command_ends_its_workers_and_keeps_its_runs(root: Path) -> None:
+def test_killing_the_command_ends_its_workers_and_keeps_its_runs(
+    datasets: Path,
+) -> None:
     process = start_command(replace(SMALL, num_steps=100_000, num_workers=2))
-    wait_until(lambda: len(shards(root)) >= 3, process)
+    wait_until(lambda: len(shards(datasets)) >= 3, process)
     process.kill()
     process.communicate(timeout=60)
     assert wait_for_silence(process.pid)
-    for path in shards(root):
+    for path in shards(datasets):
         np.load(path)["actions"]
 
 
@@ -226,7 +223,7 @@ def wait_for_silence(group: int) -> bool:
 
 
 def test_work_with_other_settings_is_not_mixed_in(
-    root: Path, monkeypatch: pytest.MonkeyPatch
+    datasets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         stop_after(1, KeyboardInterrupt(), patch)
@@ -237,32 +234,31 @@ def test_work_with_other_settings_is_not_mixed_in(
     text = str(caught.value)
     assert "recipe.action_noise: 0.0 → 0.5" in text
     assert "--overwrite" in text
-    assert len(shards(root)) == 1
+    assert len(shards(datasets)) == 1
     noisy = record(replace(SMALL, action_noise=0.5, overwrite=True))
     assert len(noisy) == 3
 
 
 def test_a_full_disk_keeps_the_finished_runs(
-    root: Path, monkeypatch: pytest.MonkeyPatch
+    datasets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     with monkeypatch.context() as patch:
-        patch.setattr(np, "savez", full)
+        patch.setattr(np, "savez", full_disk)
         with pytest.raises(StorageError, match="No space left on device"):
             record()
-    assert shards(root) == []
-    assert not list(root.rglob("*.partial"))
+    assert shards(datasets) == []
+    assert not list(datasets.rglob("*.partial"))
     assert len(record()) == 3
 
 
-def test_a_damaged_shard_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_shard_is_named(
+    datasets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
         stop_after(2, KeyboardInterrupt(), patch)
         with pytest.raises(KeyboardInterrupt):
             record()
-    path = shards(root)[1]
+    path = shards(datasets)[1]
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(DatasetError, match=r"shard-00001.npz is damaged.*Delete it"):
         record()
@@ -271,13 +267,13 @@ def test_a_damaged_shard_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_shard_packed_by_an_unknown_method_is_damaged(
-    root: Path, monkeypatch: pytest.MonkeyPatch
+    datasets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         stop_after(2, KeyboardInterrupt(), patch)
         with pytest.raises(KeyboardInterrupt):
             record()
-    path = shards(root)[1]
+    path = shards(datasets)[1]
     damaged = bytearray(path.read_bytes())
     damaged[damaged.index(b"PK\x01\x02") + 10] = 99
     path.write_bytes(damaged)
@@ -287,15 +283,15 @@ def test_a_shard_packed_by_an_unknown_method_is_damaged(
 
 @pytest.mark.parametrize("text", ["{", "[1]", "", "\xff"])
 def test_unfinished_work_with_damaged_settings_is_refused_or_discarded(
-    root: Path, monkeypatch: pytest.MonkeyPatch, text: str
+    datasets: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     with monkeypatch.context() as patch:
         stop_after(1, KeyboardInterrupt(), patch)
         with pytest.raises(KeyboardInterrupt):
             record()
-    [settings] = root.rglob(".*.collecting/settings.json")
+    [settings] = datasets.rglob(".*.collecting/settings.json")
     settings.write_bytes(text.encode("latin-1"))
     with pytest.raises(ConfigError, match=r"settings.json is damaged.*--overwrite"):
         record()
-    assert len(shards(root)) == 1
+    assert len(shards(datasets)) == 1
     assert len(record(replace(SMALL, overwrite=True))) == 3

@@ -39,6 +39,8 @@ from diffuser_policy.evaluation.report import table, to_json
 from diffuser_policy.files import write_json
 
 pytest.importorskip("minari", reason="needs the extra 'data'")
+
+pytestmark = pytest.mark.usefixtures("datasets")
 DATASET = "test/walk-v0"
 PAIR = gym.spaces.Box(-9, 9, (2,))
 GROWTH = 2.0**-14  # exact, and within the bounds of actions for thousands of steps
@@ -128,12 +130,6 @@ class Reusing:
         if np.ndim(observation) == 2:
             return np.tile(self.action, (len(observation), 1)), state
         return self.action, state
-
-
-@pytest.fixture(autouse=True)
-def _folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
-    monkeypatch.setenv("DIFFUSER_POLICY_CACHE", str(tmp_path / "cache"))
 
 
 def recorded(env: Any, **options: Any) -> Any:

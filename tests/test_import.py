@@ -37,13 +37,13 @@ from tests.point_env import POINT, PointEnv
 minari = pytest.importorskip("minari", reason="needs the extra 'data'")
 h5py: Any = pytest.importorskip("h5py", reason="needs the extra 'data'")
 
+pytestmark = pytest.mark.usefixtures("datasets")
+
 PENDULUM = "Pendulum-v1"  # observations [3], actions [1] in [-2, 2], 200 env steps
 
 
 @pytest.fixture(autouse=True)
-def _folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
-    monkeypatch.setenv("DIFFUSER_POLICY_CACHE", str(tmp_path / "cache"))
+def _in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import pickle
 import random
 import re
@@ -22,6 +21,7 @@ from diffuser_policy.interop import (
     to_authors_state_dict,
 )
 from diffuser_policy.networks.unet import TemporalUNet
+from tests.file_helpers import Malicious
 from tests.network_helpers import batch, random_network
 
 HEAD = "model.final_conv.0.block.0.weight"
@@ -228,19 +228,9 @@ def test_the_trained_weights_are_there_too(checkpoint: Path) -> None:
     assert all(torch.equal(read.weights[name], expected[name]) for name in expected)
 
 
-class _Malicious:
-    """Runs a command when it is unpickled."""
-
-    def __init__(self, witness: Path) -> None:
-        self.witness = witness
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (os.mkdir, (str(self.witness),))
-
-
 def test_pickled_code_is_refused_and_not_run(tmp_path: Path) -> None:
     path, witness = tmp_path / "evil.pt", tmp_path / "witness"
-    torch.save({"step": 0, "ema": {"weight": _Malicious(witness)}}, path)
+    torch.save({"step": 0, "ema": {"weight": Malicious(witness)}}, path)
     with pytest.raises(CheckpointError, match="nothing of it was run"):
         read_authors_checkpoint(path)
     assert not witness.exists()

@@ -19,6 +19,8 @@ from tests.data_helpers import assert_same, record
 pybullet = pytest.importorskip("pybullet", reason="needs the extra 'kuka'")
 minari = pytest.importorskip("minari")
 
+pytestmark = pytest.mark.usefixtures("datasets")
+
 DATASET = "diffuser/kuka-stack-v1"
 TOWERS = CollectSettings(
     env_id="diffuser_envs/KukaStack-Unconditional-v1",
@@ -29,9 +31,7 @@ TOWERS = CollectSettings(
 
 
 @pytest.fixture(autouse=True)
-def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
-    monkeypatch.setenv("DIFFUSER_POLICY_CACHE", str(tmp_path / "cache"))
+def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demonstrators, "VERIFIED_EPISODES", 2)
 
 

@@ -42,6 +42,8 @@ from diffuser_policy.training.derive import space_spec
 from diffuser_policy.training.trainer import Trainer
 from tests.point_env import PointEnv
 
+pytestmark = pytest.mark.usefixtures("datasets")
+
 DATASET = "test/any-v0"
 ACTIONS = spaces.Box(-1, 1, (2,))
 NUM_STEPS = 9
@@ -89,12 +91,6 @@ class Drawn:
 
     def predict(self, _: Any, state: Any = None, *__: Any) -> tuple[Any, Any]:
         return self.space.sample(), state
-
-
-@pytest.fixture(autouse=True)
-def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
-    monkeypatch.setenv("DIFFUSER_POLICY_CACHE", str(tmp_path / "cache"))
 
 
 def recorded(env: gym.Env[Any, Any], **settings: Any) -> FlatDataset:

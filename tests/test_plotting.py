@@ -34,6 +34,7 @@ from diffuser_policy.plotting import (
     save_figure,
 )
 from diffuser_policy.walls import Walls
+from tests.file_helpers import full_disk
 from tests.point_env import POINT, RADIUS
 
 LAYOUT = TrajectoryLayout(
@@ -227,10 +228,7 @@ def test_pictures_are_written_completely_or_not_at_all(
     path = tmp_path / "plan.png"
     path.write_text("before")
 
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Figure, "savefig", full)
+    monkeypatch.setattr(Figure, "savefig", full_disk)
     with pytest.raises(StorageError, match="No space left"):
         save_figure(plan_figure(make_plan(), MAZE), path)
     assert path.read_text() == "before"

@@ -22,6 +22,7 @@ from diffuser_policy.evaluation.report import (
 )
 from diffuser_policy.files import check_writable, write_json
 from diffuser_policy.testing import toy_policy
+from tests.file_helpers import full_disk
 from tests.point_env import POINT
 
 
@@ -109,10 +110,7 @@ def test_json_is_written_completely_or_not_at_all(
     path = tmp_path / "results.json"
     path.write_text("before")
 
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_text", full_disk)
     with pytest.raises(StorageError, match="No space left"):
         write_json(path, to_json(make_evaluation()))
     assert path.read_text() == "before"

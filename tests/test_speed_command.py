@@ -33,15 +33,10 @@ from diffuser_policy.speed.cases import (
 )
 from diffuser_policy.speed.report import TITLES, facts, figure, tables, to_json
 from diffuser_policy.testing import toy_config, toy_policy
-from tests.point_env import POINT, PointEnv, save_planner
+from tests.point_env import POINT, PointEnv
 from tests.policy_helpers import untrained_policy
 
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(scope="module")
-def planner(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_planner(tmp_path_factory.mktemp("planner"))
 
 
 @pytest.fixture(scope="module")
