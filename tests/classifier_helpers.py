@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,11 @@ from diffuser_policy.config import (
     ClassifierTrainConfig,
     OptimizationConfig,
 )
+from diffuser_policy.data.flat import FlatDataset
+from diffuser_policy.policy import DiffuserPolicy
+from diffuser_policy.testing import toy_dataset, toy_policy
+from diffuser_policy.training.classifier_trainer import ClassifierTrainer
+from diffuser_policy.training.processes import Processes
 
 SIDES = "tests.classifier_helpers:sides"
 
@@ -47,3 +53,21 @@ def classifier_config(**parts: Any) -> ClassifierTrainConfig:
         "optimization": OptimizationConfig(num_steps=6, batch_size=8),
     }
     return ClassifierTrainConfig(**{**settings, **parts})
+
+
+def make_trainer(
+    output: Path,
+    *,
+    policy: DiffuserPolicy | None = None,
+    flat: FlatDataset | None = None,
+    **parts: Any,
+) -> ClassifierTrainer:
+    """Return a training of a small classifier of the toy points on the CPU."""
+    policy = toy_policy() if policy is None else policy
+    return ClassifierTrainer(
+        classifier_config(**parts),
+        (policy.config, policy.networks),
+        toy_dataset() if flat is None else flat,
+        output,
+        processes=Processes.single("cpu"),
+    )

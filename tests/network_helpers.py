@@ -2,12 +2,44 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffuser_policy.networks.unet import TemporalUNet
+
+AUTHORS_NAME_OF = {  # Hugging Face's name → the authors', upstream's main branch
+    r"time_mlp\.linear_1": "time_mlp.1",
+    r"time_mlp\.linear_2": "time_mlp.3",
+    r"conv_in\.conv1d": "blocks.0.block.0",
+    r"conv_in\.group_norm": "blocks.0.block.2",
+    r"conv_out\.conv1d": "blocks.1.block.0",
+    r"conv_out\.group_norm": "blocks.1.block.2",
+    r"time_emb\.": "time_mlp.1.",
+}
+
+
+def in_authors_names(
+    weights: Mapping[str, Tensor], others: Mapping[str, str]
+) -> dict[str, Tensor]:
+    """Return weights of Hugging Face's networks under the authors' names.
+
+    Args:
+        weights: By Hugging Face's names.
+        others: Patterns of the parts that this network alone has, and what replaces
+            them.
+    """
+    patterns = {**AUTHORS_NAME_OF, **others}
+
+    def renamed(name: str) -> str:
+        for pattern, replacement in patterns.items():
+            name = re.sub(pattern, replacement, name)
+        return name
+
+    return {renamed(name): tensor for name, tensor in weights.items()}
 
 
 def random_network(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -25,31 +24,13 @@ from diffuser_policy.errors import (
 from diffuser_policy.networks.classifiers import StateClassifier
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.testing import toy_dataset, toy_policy
-from diffuser_policy.training.classifier_trainer import ClassifierTrainer
-from diffuser_policy.training.processes import Processes
-from tests.classifier_helpers import SIDES, classifier_config, sides
+from tests.classifier_helpers import SIDES, make_trainer, sides
+from tests.training_helpers import weights
 
 HERE = "tests.classifier_helpers"
 LAYOUT = TrajectoryLayout(
     action_dim=1, observation_dim=2, aliases={"position": (1,), "velocity": (0,)}
 )
-
-
-def make_trainer(
-    output: Path,
-    *,
-    policy: DiffuserPolicy | None = None,
-    flat: FlatDataset | None = None,
-    **parts: Any,
-) -> ClassifierTrainer:
-    policy = toy_policy() if policy is None else policy
-    return ClassifierTrainer(
-        classifier_config(**parts),
-        (policy.config, policy.networks),
-        toy_dataset() if flat is None else flat,
-        output,
-        processes=Processes.single("cpu"),
-    )
 
 
 # --- the network --------------------------------------------------------------------
@@ -197,10 +178,6 @@ def test_labels_are_learned(tmp_path: Path) -> None:
 # --- what is left behind ------------------------------------------------------------
 
 
-def weights(output: Path) -> dict[str, Tensor]:
-    return read_planner(output)[1].state_dict()
-
-
 def test_the_planner_is_kept_and_gets_a_classifier(tmp_path: Path) -> None:
     policy = toy_policy()
     before = {k: v.clone() for k, v in policy.networks.state_dict().items()}
@@ -249,35 +226,6 @@ def test_some_of_the_labels_can_be_asked_for(tmp_path: Path) -> None:
     pairs = ClassifierConfig(architecture="pairs", classes=("slow", "right"))
     with pytest.raises(ConfigError, match="in their own order"):
         make_trainer(tmp_path / "other", classifier=pairs)
-
-
-def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
-    make_trainer(tmp_path / "whole").run(progress=False)
-    broken = make_trainer(tmp_path / "broken")
-    for _ in range(3):
-        broken._descend()
-    broken.save()
-    resumed = make_trainer(tmp_path / "broken")
-    assert resumed.step == 3
-    resumed.run(progress=False)
-    found, expected = weights(tmp_path / "broken"), weights(tmp_path / "whole")
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"seed": 1}, "seed: 0 → 1"),
-        ({"flat": toy_dataset(num_runs=4)}, r"data\."),
-        ({"policy": toy_policy(seed=1)}, "weights:"),
-    ],
-)
-def test_a_folder_with_another_run_is_refused(
-    tmp_path: Path, change: dict[str, Any], message: str
-) -> None:
-    make_trainer(tmp_path).save()
-    with pytest.raises(ConfigError, match=message):
-        make_trainer(tmp_path, **change)
 
 
 def test_labels_that_never_hold_are_refused(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from diffuser_policy.errors import ConfigError
 from diffuser_policy.testing import toy_dataset, toy_policy
 from diffuser_policy.training.classifier_trainer import ClassifierTrainer
 from tests.classifier_helpers import SIDES
+from tests.training_helpers import press_ctrl_c_in_the_third_step
 
 SMALL = (
     *("--labels", SIDES, "--device", "cpu", "--save-interval", "2"),
@@ -59,13 +59,6 @@ def test_training_saves_both_networks(
 def test_interrupted_training_saves_and_goes_on(
     planner: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    descend = ClassifierTrainer._descend
-
-    def interrupted(trainer: ClassifierTrainer) -> dict[str, float]:
-        if trainer.step == 2:
-            signal.raise_signal(signal.SIGINT)  # this step is finished all the same
-        return descend(trainer)
-
     command = [
         "train-classifier",
         str(planner),
@@ -74,7 +67,7 @@ def test_interrupted_training_saves_and_goes_on(
         str(tmp_path / "x"),
     ]
     with monkeypatch.context() as patch:
-        patch.setattr(ClassifierTrainer, "_descend", interrupted)
+        press_ctrl_c_in_the_third_step(ClassifierTrainer, patch)
         assert main(command) == 130
     assert "gradient step 3 is saved" in capsys.readouterr().err
     assert main(command) == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from diffuser_policy.errors import ConfigError, UnknownNameError
 from diffuser_policy.training.presets import PRESETS, preset
 from diffuser_policy.training.trainer import Trainer
 from tests.point_env import PointEnv
+from tests.training_helpers import press_ctrl_c_in_the_third_step
 
 DATASET = "test/point-v0"
 SMALL = (
@@ -193,16 +193,9 @@ def test_a_terminal_gets_no_lines_beside_the_progress_bar(
 def test_interrupted_training_saves_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    descend = Trainer._descend
-
-    def interrupted(trainer: Trainer) -> dict[str, float]:
-        if trainer.step == 2:
-            signal.raise_signal(signal.SIGINT)  # this step is finished all the same
-        return descend(trainer)
-
     arguments = ["train", *SMALL, "--output", str(tmp_path / "run")]
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_descend", interrupted)
+        press_ctrl_c_in_the_third_step(Trainer, patch)
         assert main(arguments) == 130
     assert "gradient step 3 is saved" in capsys.readouterr().err
     assert main(arguments) == 0

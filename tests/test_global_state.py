@@ -25,6 +25,7 @@ from diffuser_policy.testing import toy_config, toy_dataset, toy_policy
 from diffuser_policy.training.classifier_trainer import ClassifierTrainer
 from diffuser_policy.training.trainer import Trainer
 from diffuser_policy.training.value_trainer import ValueTrainer
+from tests.classifier_helpers import SIDES
 from tests.global_state_helpers import USERS_SETTINGS, untouched
 from tests.policy_helpers import observe
 from tests.value_helpers import rewarded
@@ -37,10 +38,6 @@ GUIDE = {
     "warm_start": 0.5,
     "replan_interval": 2,
 }
-
-
-def right_half(columns: Any) -> dict[str, np.ndarray]:
-    return {"right": columns["position"][:, 0] > 0}
 
 
 def seen(policy: DiffuserPolicy) -> list[np.ndarray]:
@@ -78,7 +75,7 @@ def trained(folder: Path) -> list[np.ndarray]:
     classifier = ClassifierTrainer(
         ClassifierTrainConfig(
             dataset="toy/point-v0",
-            labels=f"{__file__}:right_half",
+            labels=SIDES,
             classifier=ClassifierConfig(width=8, depth=1),
             optimization=SHORT,
         ),

@@ -22,7 +22,7 @@ from diffuser_policy.interop import (
 )
 from diffuser_policy.networks.unet import TemporalUNet
 from tests.file_helpers import Malicious
-from tests.network_helpers import batch, random_network
+from tests.network_helpers import batch, in_authors_names, random_network
 
 HEAD = "model.final_conv.0.block.0.weight"
 LAYOUTS = pytest.mark.parametrize("layout", ["main", "maze2d"])
@@ -325,31 +325,17 @@ def hugging_face_network(transition_dim: int) -> nn.Module:
     return model
 
 
-AUTHORS_NAME_OF = (
-    # Hugging Face's name → the authors', upstream's main branch.
-    (r"time_mlp\.linear_1", "time_mlp.1"),
-    (r"time_mlp\.linear_2", "time_mlp.3"),
-    (r"down_blocks\.(\d)\.resnets\.", r"downs.\1."),
-    (r"down_blocks\.(\d)\.downsample\.", r"downs.\1.3."),
-    (r"up_blocks\.(\d)\.resnets\.", r"ups.\1."),
-    (r"up_blocks\.(\d)\.upsample\.", r"ups.\1.3."),
-    (r"mid_block\.resnets\.0\.", "mid_block1."),
-    (r"mid_block\.resnets\.1\.", "mid_block2."),
-    (r"conv_in\.conv1d", "blocks.0.block.0"),
-    (r"conv_in\.group_norm", "blocks.0.block.2"),
-    (r"conv_out\.conv1d", "blocks.1.block.0"),
-    (r"conv_out\.group_norm", "blocks.1.block.2"),
-    (r"time_emb\.", "time_mlp.1."),
-    (r"out_block\.final_conv1d_1", "final_conv.0.block.0"),
-    (r"out_block\.final_conv1d_gn", "final_conv.0.block.2"),
-    (r"out_block\.final_conv1d_2", "final_conv.1"),
-)
-
-
-def authors_name(name: str) -> str:
-    for pattern, replacement in AUTHORS_NAME_OF:
-        name = re.sub(pattern, replacement, name)
-    return name
+AUTHORS_NAME_OF = {  # of parts that other networks do not have
+    r"down_blocks\.(\d)\.resnets\.": r"downs.\1.",
+    r"down_blocks\.(\d)\.downsample\.": r"downs.\1.3.",
+    r"up_blocks\.(\d)\.resnets\.": r"ups.\1.",
+    r"up_blocks\.(\d)\.upsample\.": r"ups.\1.3.",
+    r"mid_block\.resnets\.0\.": "mid_block1.",
+    r"mid_block\.resnets\.1\.": "mid_block2.",
+    r"out_block\.final_conv1d_1": "final_conv.0.block.0",
+    r"out_block\.final_conv1d_gn": "final_conv.0.block.2",
+    r"out_block\.final_conv1d_2": "final_conv.1",
+}
 
 
 @pytest.mark.parametrize("horizon", [8, 32])
@@ -357,7 +343,7 @@ def test_outputs_equal_those_of_diffusers(horizon: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         theirs = hugging_face_network(14)
-    weights = {authors_name(n): tensor for n, tensor in theirs.state_dict().items()}
+    weights = in_authors_names(theirs.state_dict(), AUTHORS_NAME_OF)
     ours = load_authors_network(weights)
     noisy, steps = batch(ours, horizon)
     with torch.no_grad():

@@ -12,8 +12,6 @@ import torch
 from diffuser_policy import DiffuserPolicy
 from diffuser_policy.columns.normalizers import LimitsNormalizer
 from diffuser_policy.config import (
-    ClassifierConfig,
-    ClassifierTrainConfig,
     NetworkConfig,
     OptimizationConfig,
     WindowConfig,
@@ -27,14 +25,12 @@ from diffuser_policy.errors import (
     ObservationError,
 )
 from diffuser_policy.testing import toy_config, toy_dataset, toy_policy
-from diffuser_policy.training.classifier_trainer import ClassifierTrainer
 from diffuser_policy.training.processes import Processes
 from diffuser_policy.training.run import TrainingRun
 from diffuser_policy.training.state import checkpoints
 from diffuser_policy.training.trainer import Trainer
-from diffuser_policy.training.value_trainer import ValueTrainer
+from tests import classifier_helpers, value_helpers
 from tests.policy_helpers import observe
-from tests.value_helpers import rewarded, value_config
 
 ON_CPU = Processes.single("cpu")
 WILD = OptimizationConfig(
@@ -164,39 +160,10 @@ def planner_trainer(output: Path, optimization: OptimizationConfig) -> Trainer:
     return Trainer(config, toy_dataset(), output, device="cpu")
 
 
-def value_trainer(output: Path, optimization: OptimizationConfig) -> ValueTrainer:
-    policy = toy_policy()
-    return ValueTrainer(
-        value_config(optimization=optimization),
-        (policy.config, policy.networks),
-        rewarded(),
-        output,
-        processes=ON_CPU,
-    )
-
-
-def right_half(columns: Any) -> dict[str, np.ndarray]:
-    return {"right": columns["position"][:, 0] > 0}
-
-
-def classifier_trainer(
-    output: Path, optimization: OptimizationConfig
-) -> ClassifierTrainer:
-    policy = toy_policy()
-    config = ClassifierTrainConfig(
-        dataset="toy/point-v0",
-        labels=f"{__file__}:right_half",
-        classifier=ClassifierConfig(width=8, depth=1),
-        optimization=optimization,
-    )
-    planner = policy.config, policy.networks
-    return ClassifierTrainer(config, planner, toy_dataset(), output, processes=ON_CPU)
-
-
 TRAINERS: dict[str, Any] = {
     "denoiser": planner_trainer,
-    "value": value_trainer,
-    "classifier": classifier_trainer,
+    "value": value_helpers.make_trainer,
+    "classifier": classifier_helpers.make_trainer,
 }
 
 
@@ -204,7 +171,7 @@ TRAINERS: dict[str, Any] = {
 def test_a_training_that_diverges_stops_and_keeps_what_was_good(
     part: str, tmp_path: Path
 ) -> None:
-    trainer: TrainingRun[Any] = TRAINERS[part](tmp_path, WILD)
+    trainer: TrainingRun[Any] = TRAINERS[part](tmp_path, optimization=WILD)
     trainer.save()  # good: nothing has been trained yet
     saved = {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
     with pytest.raises(NotFiniteError, match=r"--learning-rate, now 1e\+30"):
@@ -228,7 +195,7 @@ def test_a_loss_that_is_not_finite_changes_no_weight(
     part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer: TrainingRun[Any] = TRAINERS[part](
-        tmp_path, OptimizationConfig(num_steps=5, batch_size=4)
+        tmp_path, optimization=OptimizationConfig(num_steps=5, batch_size=4)
     )
     usual = trainer.prepared
 

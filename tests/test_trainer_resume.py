@@ -20,16 +20,18 @@ import pytest
 import torch
 
 from diffuser_policy.checkpoint import read_planner, write_planner
-from diffuser_policy.config import TrainConfig
+from diffuser_policy.config import TrainConfig, ValueConfig
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.errors import CheckpointError, ConfigError
 from diffuser_policy.files import hidden_sibling
 from diffuser_policy.interrupts import held_interrupt
 from diffuser_policy.settings import differences
-from diffuser_policy.testing import toy_config, toy_dataset
+from diffuser_policy.testing import toy_config, toy_dataset, toy_policy
 from diffuser_policy.training.processes import Processes
 from diffuser_policy.training.state import Parts, checkpoints, save_state
 from diffuser_policy.training.trainer import Trainer
+from tests import classifier_helpers, value_helpers
+from tests.training_helpers import weights
 
 PLANNER = ("model.safetensors", "config.json")
 
@@ -267,6 +269,46 @@ def test_a_folder_of_another_run_is_refused(
     with pytest.raises(ConfigError, match=message):
         make_trainer(finished, dataclasses.replace(toy_config(), **change))
     assert result(finished) == before
+
+
+LONGER = ValueConfig(dim=16, multipliers=(1, 4))
+BESIDE: dict[str, Any] = {"value": value_helpers, "classifier": classifier_helpers}
+
+
+@pytest.mark.parametrize("part", BESIDE)
+def test_what_is_trained_beside_a_planner_resumes_as_if_never_stopped(
+    part: str, tmp_path: Path
+) -> None:
+    make = BESIDE[part].make_trainer
+    make(tmp_path / "whole").run(progress=False)
+    broken = make(tmp_path / "broken")
+    for _ in range(3):
+        broken._descend()
+    broken.save()
+    resumed = make(tmp_path / "broken")
+    assert resumed.step == 3
+    resumed.run(progress=False)
+    found, expected = weights(tmp_path / "broken"), weights(tmp_path / "whole")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        *((part, {"seed": 1}, "seed: 0 → 1") for part in BESIDE),
+        *((part, {"policy": toy_policy(seed=1)}, "weights:") for part in BESIDE),
+        ("value", {"value": LONGER}, r"discount: 0\.9 → 0\.997"),
+        ("value", {"flat": value_helpers.rewarded(seed=1)}, r"data\.checksum"),
+        ("classifier", {"flat": toy_dataset(num_runs=4)}, r"data\."),
+    ],
+)
+def test_a_folder_of_another_run_beside_a_planner_is_refused(
+    part: str, change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    make = BESIDE[part].make_trainer
+    make(tmp_path).save()
+    with pytest.raises(ConfigError, match=message):
+        make(tmp_path, **change)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
 import gymnasium as gym
@@ -19,6 +18,7 @@ from diffuser_policy.errors import ConfigError
 from diffuser_policy.testing import toy_config, toy_dataset, toy_policy
 from diffuser_policy.training.value_trainer import ValueTrainer
 from tests.point_env import PointEnv
+from tests.training_helpers import press_ctrl_c_in_the_third_step
 
 DATASET, NO_REWARD = "test/valued-v0", "test/unrewarded-v0"
 SMALL = (
@@ -88,16 +88,9 @@ def test_training_saves_both_networks_and_resumes(
 def test_interrupted_training_saves_and_goes_on(
     planner: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    descend = ValueTrainer._descend
-
-    def interrupted(trainer: ValueTrainer) -> dict[str, float]:
-        if trainer.step == 2:
-            signal.raise_signal(signal.SIGINT)  # this step is finished all the same
-        return descend(trainer)
-
     arguments = ["train-value", str(planner), *SMALL, "--output"]
     with monkeypatch.context() as patch:
-        patch.setattr(ValueTrainer, "_descend", interrupted)
+        press_ctrl_c_in_the_third_step(ValueTrainer, patch)
         assert main([*arguments, str(tmp_path / "run")]) == 130
     assert "gradient step 3 is saved" in capsys.readouterr().err
     assert main([*arguments, str(tmp_path / "run")]) == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from diffuser_policy.interop import (
     to_authors_value_state_dict,
 )
 from diffuser_policy.networks.value import ValueNetwork
-from tests.network_helpers import random_network
+from tests.network_helpers import in_authors_names, random_network
 from tests.value_helpers import random_value_network
 
 
@@ -172,34 +171,20 @@ def hugging_face_network(columns: int) -> nn.Module:
     return model
 
 
-AUTHORS_NAME_OF = (
-    # Hugging Face's name → the authors', upstream's main branch.
-    (r"time_mlp\.linear_1", "time_mlp.1"),
-    (r"time_mlp\.linear_2", "time_mlp.3"),
-    (r"down_blocks\.(\d)\.resnets\.", r"blocks.\1."),
-    (r"down_blocks\.(\d)\.downsample\.", r"blocks.\1.2."),
-    (r"mid_block\.res(\d)\.", r"mid_block\1."),
-    (r"mid_block\.down(\d)\.", r"mid_down\1."),
-    (r"conv_in\.conv1d", "blocks.0.block.0"),
-    (r"conv_in\.group_norm", "blocks.0.block.2"),
-    (r"conv_out\.conv1d", "blocks.1.block.0"),
-    (r"conv_out\.group_norm", "blocks.1.block.2"),
-    (r"time_emb\.", "time_mlp.1."),
-    (r"out_block\.final_block\.", "final_block."),
-)
-
-
-def authors_name(name: str) -> str:
-    for pattern, replacement in AUTHORS_NAME_OF:
-        name = re.sub(pattern, replacement, name)
-    return name
+AUTHORS_NAME_OF = {  # of parts that other networks do not have
+    r"down_blocks\.(\d)\.resnets\.": r"blocks.\1.",
+    r"down_blocks\.(\d)\.downsample\.": r"blocks.\1.2.",
+    r"mid_block\.res(\d)\.": r"mid_block\1.",
+    r"mid_block\.down(\d)\.": r"mid_down\1.",
+    r"out_block\.final_block\.": "final_block.",
+}
 
 
 def test_outputs_and_gradients_equal_those_of_diffusers() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         theirs = hugging_face_network(14)
-    weights = {authors_name(n): tensor for n, tensor in theirs.state_dict().items()}
+    weights = in_authors_names(theirs.state_dict(), AUTHORS_NAME_OF)
     ours = load_authors_value_network(weights, num_planning_steps=32)
     batch, i = noisy(14, 32)
     i = torch.tensor([0, 5, 19])

@@ -26,38 +26,15 @@ from diffuser_policy.data.windows import WindowDataset
 from diffuser_policy.errors import ConfigError, DatasetError, SpaceMismatchError
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.testing import toy_config, toy_dataset, toy_policy
-from diffuser_policy.training.processes import Processes
-from diffuser_policy.training.value_trainer import ValueTrainer
-from tests.training_helpers import has_batches_of_its_own
+from tests.training_helpers import has_batches_of_its_own, weights
 from tests.value_helpers import (
     fixed_length,
+    make_trainer,
     rewarded,
-    value_config,
     with_rewards,
 )
 
 FLATTEN = ValueConfig(dim=16, multipliers=(1, 4), pooling="flatten", discount=0.9)
-
-
-def make_trainer(
-    output: Path,
-    *,
-    policy: DiffuserPolicy | None = None,
-    flat: FlatDataset | None = None,
-    **parts: Any,
-) -> ValueTrainer:
-    policy = toy_policy() if policy is None else policy
-    return ValueTrainer(
-        value_config(**parts),
-        (policy.config, policy.networks),
-        rewarded() if flat is None else flat,
-        output,
-        processes=Processes.single("cpu"),
-    )
-
-
-def weights(output: Path) -> dict[str, Tensor]:
-    return read_planner(output)[1].state_dict()
 
 
 # --- returns to go ----------------------------------------------------------------
@@ -320,39 +297,6 @@ def test_targets_set_the_scale(tmp_path: Path) -> None:
     returns = returns_to_go(rewarded(), 0.9)
     assert float(trainer.value.return_mean) == pytest.approx(returns.mean(), rel=1e-4)
     assert float(trainer.value.return_std) == pytest.approx(returns.std(), rel=1e-4)
-
-
-def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
-    make_trainer(tmp_path / "whole").run(progress=False)
-    broken = make_trainer(tmp_path / "broken")
-    for _ in range(3):
-        broken._descend()
-    broken.save()
-    resumed = make_trainer(tmp_path / "broken")
-    assert resumed.step == 3
-    resumed.run(progress=False)
-    found, expected = weights(tmp_path / "broken"), weights(tmp_path / "whole")
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"seed": 1}, "seed: 0 → 1"),
-        (
-            {"value": ValueConfig(dim=16, multipliers=(1, 4))},
-            r"discount: 0\.9 → 0\.997",
-        ),
-        ({"flat": rewarded(seed=1)}, r"data\.checksum"),
-        ({"policy": toy_policy(seed=1)}, "weights:"),
-    ],
-)
-def test_a_folder_with_another_run_is_refused(
-    tmp_path: Path, change: dict[str, Any], message: str
-) -> None:
-    make_trainer(tmp_path).save()
-    with pytest.raises(ConfigError, match=message):
-        make_trainer(tmp_path, **change)
 
 
 def test_other_rewards_are_other_data(tmp_path: Path) -> None:

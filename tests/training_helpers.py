@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from diffuser_policy.checkpoint import read_planner
 from diffuser_policy.config import (
     ExecutionConfig,
     NetworkConfig,
@@ -19,6 +22,7 @@ from diffuser_policy.config import (
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.testing import toy_config, toy_dataset, toy_policy
+from diffuser_policy.training.run import TrainingRun
 from diffuser_policy.training.trainer import Trainer
 
 
@@ -27,6 +31,25 @@ def trained(output: Path, config: TrainConfig | None = None, **run: Any) -> Trai
     trainer = Trainer(config or toy_config(), toy_dataset(), output, device="cpu")
     trainer.run(progress=False, **run)
     return trainer
+
+
+def weights(output: Path) -> dict[str, Tensor]:
+    """Return the weights of a planner by name."""
+    return read_planner(output)[1].state_dict()
+
+
+def press_ctrl_c_in_the_third_step(
+    trainer: type[TrainingRun[Any]], patch: pytest.MonkeyPatch
+) -> None:
+    """Interrupt trainings of this kind; the step is finished all the same."""
+    descend = trainer._descend
+
+    def interrupted(self: TrainingRun[Any]) -> dict[str, float]:
+        if self.step == 2:
+            signal.raise_signal(signal.SIGINT)
+        return descend(self)
+
+    patch.setattr(trainer, "_descend", interrupted)
 
 
 def has_batches_of_its_own(loss: nn.Module) -> bool:

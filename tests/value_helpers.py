@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,10 @@ from diffuser_policy.config import (
 )
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.networks.value import ValueNetwork
-from diffuser_policy.testing import toy_config, toy_dataset
+from diffuser_policy.policy import DiffuserPolicy
+from diffuser_policy.testing import toy_config, toy_dataset, toy_policy
+from diffuser_policy.training.processes import Processes
+from diffuser_policy.training.value_trainer import ValueTrainer
 
 
 def random_value_network(
@@ -47,6 +51,24 @@ def value_config(**parts: Any) -> ValueTrainConfig:
         "optimization": OptimizationConfig(num_steps=6, batch_size=4),
     }
     return ValueTrainConfig(**{**settings, **parts})
+
+
+def make_trainer(
+    output: Path,
+    *,
+    policy: DiffuserPolicy | None = None,
+    flat: FlatDataset | None = None,
+    **parts: Any,
+) -> ValueTrainer:
+    """Return a training of a small value network on the CPU."""
+    policy = toy_policy() if policy is None else policy
+    return ValueTrainer(
+        value_config(**parts),
+        (policy.config, policy.networks),
+        rewarded() if flat is None else flat,
+        output,
+        processes=Processes.single("cpu"),
+    )
 
 
 def fixed_length() -> TrainConfig:
