@@ -41,6 +41,7 @@ from diffuser_policy.files import replaced_file, write_json
 from diffuser_policy.planning.planner import Planner
 from diffuser_policy.planning.ranking import (
     FirstRanking,
+    GuideRanking,
     Ranking,
     SmoothnessRanking,
     TimeToGoalRanking,
@@ -101,29 +102,34 @@ def refuse_python(planner: Planner, featurizer: Featurizer) -> None:
     """Refuse planners that need more than their networks.
 
     Raises:
-        ConfigError: Names the reason.
+        ConfigError: Names every reason, and what to change.
     """
-    if planner.guidance is not None:
-        raise ConfigError(
-            "A guide is a function in Python, which ONNX files cannot hold. Export the "
-            "planner without it: policy.with_guide(None).export(…)."
-        )
     if type(featurizer) is not Identity:
         raise ConfigError(
             f"Plans in the columns of {type(featurizer).__name__} need its code, which "
             f"ONNX files cannot hold. Only planners of plain observations are exported."
         )
+    reasons = []
+    if planner.guidance is not None:
+        reasons.append(
+            "A guide is a function in Python, which ONNX files cannot hold. Export the "
+            "planner without it: policy.with_guide(None).export(…), or --guide none on "
+            "the command line."
+        )
     if planner.routes is not None:
-        raise ConfigError(
+        reasons.append(
             "Subgoals are looked up in Python, which ONNX files cannot hold. Export "
             "the planner without them: policy.with_settings(subgoal=None).export(…)."
         )
-    if type(planner.ranking) not in RANKINGS:
-        raise ConfigError(
+    # A ranking by the guide goes with it.
+    if type(planner.ranking) not in (*RANKINGS, GuideRanking):
+        reasons.append(
             f"{type(planner.ranking).__name__} is not exported: choose one of "
             f"{', '.join(map(repr, RANKINGS.values()))} with "
             f"policy.with_settings(ranking=…)."
         )
+    if reasons:
+        raise ConfigError(" ".join(reasons))
 
 
 def write_denoiser(path: Path, denoiser: Denoiser, shape: tuple[int, ...]) -> None:

@@ -305,6 +305,20 @@ def test_a_saved_guide_stays_unless_another_is_given(
     assert load_policy(str(tmp_path), other, seed=0).config.guide == Spot(center=HERE)
 
 
+def test_a_saved_guide_is_dropped_by_none(
+    planner: str, tmp_path: Path, capsys: Capture
+) -> None:
+    options = PlanningOptions(guide=("plain",), settings={"ranking": "guide"})
+    load_policy(planner, options, seed=0).save_pretrained(tmp_path / "saved")
+    path = tmp_path / "results.json"
+    dropped = ["--guide", "none", "--json", str(path)]
+    assert main(["evaluate", str(tmp_path / "saved"), "--episodes", "1", *dropped]) == 0
+    capsys.readouterr()
+    recorded = json.loads(path.read_text())["settings"]["policy"]
+    assert "guide" not in recorded
+    assert recorded["planner"]["ranking"] != "guide"
+
+
 def test_evaluate_takes_guides(planner: str, tmp_path: Path, capsys: Capture) -> None:
     path = tmp_path / "results.json"
     arguments = ["evaluate", planner, "--episodes", "1", "--json", str(path)]
@@ -321,6 +335,8 @@ def test_evaluate_takes_guides(planner: str, tmp_path: Path, capsys: Capture) ->
     [
         (["--guide", "spott"], "Unknown guide 'spott'. Did you mean 'spot'"),
         (["--guide", "spot:centre=0,1"], "no parameter 'centre'"),
+        (["--guide", "none", "--guide", "plain"], "Leave out --guide none: guides"),
+        (["--guide", "none", "--guide-scale", "2"], "guide_scale has no effect with"),
         (
             ["--guide", "plain", "--guide-scale", "nan"],
             "'guide_scale' of PlannerConfig must be a fin",

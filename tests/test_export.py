@@ -147,6 +147,9 @@ def test_what_takes_python_is_refused(tmp_path: Path) -> None:
     chosen = guided.with_settings(ranking="guide", guide_scale=0)
     with pytest.raises(ConfigError, match="guide is a function in Python"):
         chosen.export(tmp_path)
+    guided.planner.ranking = Ranking()
+    with pytest.raises(ConfigError, match=r"--guide none .* choose one of 'first'"):
+        guided.export(tmp_path)
     policy.planner.ranking = Ranking()
     with pytest.raises(ConfigError, match="'smoothness', 'time_to_goal' with"):
         policy.export(tmp_path)

@@ -534,7 +534,7 @@ def test_the_command_makes_the_same_setup(session: Session) -> None:
 def test_a_guide_that_was_removed_stays_away_in_python() -> None:
     setup = Setup(planner="kuka-stack", env_id="a/B-v0", unguided=True)
     assert "with_guide(None)" in as_python(setup)
-    assert "--guide-scale 0.0" in as_command(setup)
+    assert "--guide none" in as_command(setup)
 
 
 def test_a_guide_of_the_planner_stays_away_once_others_replaced_it(
@@ -548,7 +548,8 @@ def test_a_guide_of_the_planner_stays_away_once_others_replaced_it(
     opened.remove_guide(0)
     assert opened.setup.unguided
     assert "with_guide(None)" in as_python(opened.setup)
-    assert "--guide-scale 0.0" in as_command(opened.setup)
+    assert "--guide none" in as_command(opened.setup)
+    assert_copies_plan_the_same(opened)
     opened.close()
 
 

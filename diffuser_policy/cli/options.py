@@ -10,7 +10,7 @@ import contextlib
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict, get_args, get_type_hints
 
@@ -28,16 +28,18 @@ from diffuser_policy.config import (
     PlannerConfig,
     ValueConfig,
 )
-from diffuser_policy.errors import ConfigError, shown
+from diffuser_policy.errors import ConfigError, GuideError, shown
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
+    from diffuser_policy.guides.guide import Guide
     from diffuser_policy.policy import DiffuserPolicy
 
 MOST_THREADS = 1024
 BOUNDLESS = 100_000  # columns
+NO_GUIDE = "none"
 Planner = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PLANNER")]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
@@ -99,7 +101,7 @@ class PlanningOptions:
     ] = ()
     """Steer plans by a guide; several add up. `diffuser-policy guides` lists them.
     For example --guide 'keep-out:center=3,4;radius=0.6'. The quotes are needed: a shell
-    ends the command at a semicolon."""
+    ends the command at a semicolon. --guide none drops the planner's own guide."""
     settings: Annotated[
         tyro.conf.OmitArgPrefixes[dict[str, Any]],
         setting_options(
@@ -176,7 +178,6 @@ def load_policy(planner: str, options: PlanningOptions, *, seed: int) -> Diffuse
     """
     import torch
 
-    from diffuser_policy.guides.registry import parse_guide
     from diffuser_policy.policy import DiffuserPolicy
 
     if not 1 <= options.threads <= MOST_THREADS:
@@ -184,13 +185,34 @@ def load_policy(planner: str, options: PlanningOptions, *, seed: int) -> Diffuse
             f"--threads must be 1 to {MOST_THREADS}, got {shown(options.threads)}."
         )
     torch.set_num_threads(options.threads)
-    guide = sum(map(parse_guide, options.guide))
+    guide = parse_guides(options.guide)
     policy = DiffuserPolicy.from_pretrained(planner, seed=seed)
     note_unfinished(planner, policy.config.provenance)
     policy = policy.accelerated(options.acceleration)
-    if guide != 0:  # the sum of none
+    if options.guide:
         policy = policy.with_guide(guide)
     return policy.with_settings(**options.full_settings())
+
+
+def parse_guides(texts: Sequence[str]) -> Guide | None:
+    """Return the sum of the guides that texts describe; None for `none` or no text.
+
+    Raises:
+        UnknownNameError: No guide of a name; the nearest are named.
+        GuideError: A guide that cannot be read, or another one beside `none`.
+    """
+    from diffuser_policy.guides.registry import parse_guide
+
+    if NO_GUIDE not in texts:
+        return sum(map(parse_guide, texts)) or None  # the sum of no guides is 0
+    others = [text for text in texts if text != NO_GUIDE]
+    if others:
+        raise GuideError(
+            f"--guide {NO_GUIDE} drops every guide, but --guide {others[0]!r} was "
+            f"given, too. Leave out --guide {NO_GUIDE}: guides that you give replace "
+            f"the planner's own."
+        )
+    return None
 
 
 def note_unfinished(planner: str, provenance: Mapping[str, Any]) -> None:

@@ -75,8 +75,9 @@ def as_command(setup: Setup) -> str:
         words += ["--reset", f"{name}={json.dumps(value)}"]
     for part in setup.guides:
         words += ["--guide", part_text(part)]
-    settings = {**setup.settings, **({"guide_scale": 0.0} if setup.unguided else {})}
-    for name, value in settings.items():
+    if setup.unguided:
+        words += ["--guide", "none"]
+    for name, value in setup.settings.items():
         option = name.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{option}" if value else f"--no-{option}")
