@@ -11,6 +11,8 @@ from diffuser_policy import checkpoint
 from diffuser_policy.checkpoint import read_planner
 from diffuser_policy.cli import main
 from diffuser_policy.data.demonstrators import DEMONSTRATORS
+from diffuser_policy.guides.registry import make_guide
+from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.training.presets import PRESETS, preset
 from tests.point_env import POINT, save_planner
 
@@ -56,10 +58,40 @@ def test_planner_is_described(tmp_path: Path, capsys: Capture) -> None:
     arguments = ["info", save_planner(tmp_path)]
     assert main(arguments) == 0
     shown = capsys.readouterr().out
-    for words in (POINT, "toy/point-v0", "2 of 8 denoising steps", "at most 16 env"):
+    for words in (
+        POINT,
+        "toy/point-v0",
+        "2 of 8 denoising steps, temperature 1",
+        "at most 16 env",
+    ):
         assert words in shown
     assert "4 observation columns" in shown
     assert re.search(r"temporal U-Net, width 8\s*$", shown, re.MULTILINE)
+
+
+def test_a_guide_is_described_with_how_it_steers(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    policy = DiffuserPolicy.from_pretrained(save_planner(tmp_path))
+    settings = {"guide_scale": 0.5, "guide_placement": "mean", "temperature": 0.25}
+    policy.with_guide(make_guide("smoothness"), **settings).save_pretrained(tmp_path)
+    assert main(["info", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "temperature 0.25" in shown
+    assert re.search(r"guidance +scale 0\.5, placement mean", shown)
+    unguided = policy.with_guide(None)
+    unguided.save_pretrained(tmp_path)
+    assert main(["info", str(tmp_path)]) == 0
+    assert "guidance" not in capsys.readouterr().out
+
+
+def test_a_preset_is_told_from_a_planner(capsys: Capture) -> None:
+    name = "walker2d-medium-paper"
+    for command in ("info", "evaluate"):
+        assert main([command, name]) == 2
+        told = capsys.readouterr().err
+        assert f"'{name}' is a preset, and not a planner" in told
+        assert f"diffuser-policy train {name} --help" in told
 
 
 def test_missing_planners_are_explained(capsys: Capture) -> None:

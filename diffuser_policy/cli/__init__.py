@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 sys.stdout.flush()  # its failure is told here, not when Python ends
         return status
     except DiffuserPolicyError as error:
-        _complain("error", _with_options(str(error), arguments))
+        _complain("error", _with_options(_of_preset(error), arguments))
         return EXIT_ERROR
     except KeyboardInterrupt as stop:  # commands say how to resume
         _complain("interrupted", str(stop) or "stopped by Ctrl-C.")
@@ -185,6 +185,21 @@ def _word(name: str) -> str:
     """Return the name that Python allows for a command: `import_` for `import`."""
     word = name.replace("-", "_")
     return f"{word}_" if keyword.iskeyword(word) else word
+
+
+def _of_preset(error: DiffuserPolicyError) -> str:
+    """Return the message of an error, or another one if a preset is no planner."""
+    from diffuser_policy.training.presets import PRESETS
+
+    message = str(error)
+    for name in PRESETS:
+        if message.startswith(f"No planner {name!r}:"):
+            return (
+                f"{name!r} is a preset, and not a planner. `diffuser-policy train "
+                f"{name}` trains a planner with it, and `diffuser-policy train {name} "
+                f"--help` shows its settings. Then pass the folder of the planner."
+            )
+    return message
 
 
 def _with_options(message: str, arguments: Sequence[str]) -> str:

@@ -15,6 +15,8 @@ from diffuser_policy.words import counted, every
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from diffuser_policy.config import PlannerConfig
+
 
 @dataclass(frozen=True, kw_only=True)
 class InfoSettings:
@@ -138,13 +140,15 @@ def _describe(planner: str) -> Table:
             else {}
         ),
         "sampler": f"{plans.sampler}, {plans.num_sampling_steps or 'all'} of "
-        f"{network.num_denoising_steps} denoising steps",
+        f"{network.num_denoising_steps} denoising steps, "
+        f"temperature {plans.temperature:g}",
         "candidates": f"{plans.num_candidates}, ranked by {plans.ranking}",
         "classifier": "none"
         if config.classifier is None
         else f"of {len(config.classifier.classes)} labels: "
         f"{', '.join(config.classifier.classes)}",
         "guide": "none" if config.guide is None else described(config.guide),
+        **({} if config.guide is None else {"guidance": _guidance(plans)}),
         "executor": execution.executor,
         "replanning": ", ".join(whens),
         "versions": ", ".join(
@@ -153,3 +157,10 @@ def _describe(planner: str) -> Table:
         ),
     }
     return table("", "", rows=rows.items(), title=planner)
+
+
+def _guidance(plans: PlannerConfig) -> str:
+    """Return how hard a guide steers plans, and where its gradient is taken."""
+    if plans.guide_scale == 0:
+        return "off (scale 0)"
+    return f"scale {plans.guide_scale:g}, placement {plans.guide_placement}"
