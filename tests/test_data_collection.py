@@ -301,7 +301,7 @@ def test_a_demonstrator_is_found_by_its_entry_point() -> None:
 
 def test_an_env_without_a_demonstrator_of_its_own_needs_one_named() -> None:
     env = make_env("Pendulum-v1")
-    with pytest.raises(ConfigError, match="--demonstrator"):
+    with pytest.raises(ConfigError, match=r"--demonstrator file\.py:Class"):
         demonstrators.default_demonstrator(env)
     env.close()
 

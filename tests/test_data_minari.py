@@ -191,6 +191,11 @@ def test_unsupported_spaces_are_refused(
         ("diffuser/pendulum-v1", "collect Pendulum-v1`"),
         ("diffuser/pendulum-wild-v1", "collect Pendulum-v1 --generator wild`"),
         ("diffuser/no-such-thing-v0", "collect ENV_ID`"),
+        (
+            "diffuser/hopper-medium-replay-v1",
+            "collect Hopper-v5 --demonstrator hopper-medium-replay`",
+        ),
+        ("diffuser/hopper-medium-replay-v7", "collect ENV_ID`"),
         ("diffuser/antigravity/fly-v0", "collect ENV_ID`"),
         ("antigravity/human-v2", "collect ENV_ID`, download an official"),
     ],

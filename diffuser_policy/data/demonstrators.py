@@ -108,8 +108,9 @@ def default_demonstrator(env: Env) -> str:
     if not name:
         raise ConfigError(
             f"{type(env.unwrapped).__name__} names no demonstrator in its metadata. "
-            "Name one (--demonstrator), or record a policy of your own with "
-            "diffuser_policy.data.collection.collect_episodes."
+            "Name one: --demonstrator NAME, or --demonstrator file.py:Class for one "
+            "of your own. In Python, diffuser_policy.collect_episodes records any "
+            "policy."
         )
     return str(name)
 

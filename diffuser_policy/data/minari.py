@@ -42,7 +42,7 @@ from gymnasium.envs.registration import EnvSpec
 from tqdm import tqdm
 
 from diffuser_policy.choices import GOAL_KEYS
-from diffuser_policy.data.demonstrators import import_environments
+from diffuser_policy.data.demonstrators import DEMONSTRATORS, import_environments
 from diffuser_policy.data.flat import (
     SCHEMA,
     Episode,
@@ -463,35 +463,51 @@ def _existing_folder(dataset_id: str) -> Path:
         return folder
     known = local_dataset_ids()
     listed = ", ".join(known) or "none"
-    command = "collect ENV_ID"
+    env_id, option = "ENV_ID", ""
     official = f"download an official one with `minari download {dataset_id}`, "
     if dataset_id.startswith("diffuser/"):  # recorded by this package
-        command, official = _recorded_by(dataset_id), ""
+        env_id, option = recorded_by(dataset_id) or (env_id, option)
+        official = ""
     raise DatasetNotFoundError(
         f"No dataset {dataset_id!r} in {root}. {suggestion(dataset_id, known)}"
-        f"On this machine: {listed}. Record one with `diffuser-policy "
-        f"{command}`, {official}or set {ROOT_VARIABLE} to the folder "
+        f"On this machine: {listed}. Record one with `diffuser-policy collect "
+        f"{env_id}{option}`, {official}or set {ROOT_VARIABLE} to the folder "
         f"that holds it."
     )
 
 
-def _recorded_by(dataset_id: str) -> str:
-    """Return the command that records a dataset, as far as its id tells."""
+def recorded_by(dataset_id: str) -> tuple[str, str] | None:
+    """Return the environment and the option with which `collect` records a dataset.
+
+    Args:
+        dataset_id: Of this package: `diffuser/<name>`. The name is an environment's,
+            perhaps with the name of a generator in it, or a demonstrator's that begins
+            with an environment's.
+
+    Returns:
+        The id and the option, which may be empty; none if the name does not tell.
+    """
     name = dataset_id.removeprefix("diffuser/")
     if not re.fullmatch(r"[\w-]+", name):  # a namespace, which is not to be imported
-        return "collect ENV_ID"
+        return None
     import_environments()
     names = {env_id.rpartition("/")[2].lower(): env_id for env_id in gym.registry}
     words = name.split("-")
-    # The name is an environment's, perhaps with the name of a generator in it.
+    expert = "-".join(words[:-1])
+    versions = [s for s in gym.registry.values() if s.name.lower() == words[0]]
+    with contextlib.suppress(DiffuserPolicyError):
+        demonstrator = DEMONSTRATORS.find(expert).target
+        if versions and getattr(demonstrator, "dataset_id", None) == dataset_id:
+            newest = max(versions, key=lambda spec: spec.version or 0)
+            return newest.id, f" --demonstrator {expert}"
     tries = {name: ""}
     for place, word in enumerate(words[:-1]):
         others = words[:place] + words[place + 1 :]
         tries["-".join(others)] = f" --generator {word}"
-    for name, option in tries.items():
+    for tried, option in tries.items():
         with contextlib.suppress(DiffuserPolicyError):
-            return f"collect {names.get(name) or env_spec(name).id}{option}"
-    return "collect ENV_ID"
+            return names.get(tried) or env_spec(tried).id, option
+    return None
 
 
 def recorded_facts(folder: Path) -> dict[str, Any]:
