@@ -206,6 +206,20 @@ def other_versions(env_id: str) -> list[str]:
     return sorted(spec.id for spec in known)
 
 
+def split_version(env_id: str) -> tuple[str, int | None]:
+    """Return an id without its version, and the version, if it has one.
+
+    Args:
+        env_id: The name of a module before it is dropped. A text that is no id is
+            returned as it is.
+    """
+    try:
+        namespace, name, version = parse_env_id(env_id.rpartition(":")[2])
+    except gym.error.Error:
+        return env_id, None
+    return name if namespace is None else f"{namespace}/{name}", version
+
+
 def make_env(env_id: str, **kwargs: Any) -> Env:
     """Make an environment, importing the module its namespace is named after.
 

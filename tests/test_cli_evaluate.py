@@ -13,8 +13,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import pytest
 import tyro
+from gymnasium.envs.registration import EnvSpec
 
 from diffuser_policy.checkpoint import CARD, read_planner
 from diffuser_policy.cli import main
@@ -173,6 +175,25 @@ def test_deterministic_and_env_are_passed_on(
     settings = json.loads(path.read_text())["settings"]
     assert (settings["env"], settings["deterministic"]) == (env, True)
     assert "Multi2D-UMaze" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("env_id", "is_noted"),
+    [("test/Point-v7", True), (POINT, False), (f"tests.point_env:{POINT}", False)],
+)
+def test_another_version_of_the_environment_is_noted(
+    env_id: str,
+    is_noted: bool,
+    planner: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:
+    other = EnvSpec("test/Point-v7", gym.spec(POINT).entry_point, max_episode_steps=30)
+    monkeypatch.setitem(gym.registry, "test/Point-v7", other)
+    assert main(["evaluate", planner, "--env", env_id, "--episodes", "1"]) == 0
+    told = capsys.readouterr().err
+    noted = f"note: {planner} was trained on data of {POINT}. In test/Point-v7, another"
+    assert (noted in told) == is_noted
 
 
 @pytest.mark.parametrize(

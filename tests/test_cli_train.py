@@ -17,14 +17,18 @@ from diffuser_policy.checkpoint import read_planner
 from diffuser_policy.cli import main
 from diffuser_policy.cli.train import PresetSettings, TrainSettings
 from diffuser_policy.config import InverseDynamicsConfig, TrainConfig, ValueConfig
+from diffuser_policy.data import minari
 from diffuser_policy.data.collection import collect_episodes
+from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.errors import ConfigError, UnknownNameError
+from diffuser_policy.testing import toy_dataset
 from diffuser_policy.training.presets import PRESETS, preset
 from diffuser_policy.training.trainer import Trainer
-from tests.point_env import PointEnv
+from tests.point_env import POINT, PointEnv
 from tests.training_helpers import press_ctrl_c_in_the_third_step
 
 DATASET = "test/point-v0"
+MAZE = "diffuser_envs/Multi2D-UMaze-v1"
 SMALL = (
     *("--dataset", DATASET, "--device", "cpu", "--save-interval", "2"),
     *("--num-steps", "6", "--batch-size", "4", "--window.horizon", "16"),
@@ -304,3 +308,18 @@ def test_other_settings_are_refused_by_a_started_run(
     assert main([*arguments, "--seed", "1"]) == 2
     assert "seed: 0 → 1" in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("env_id", "is_noted"), [(MAZE, False), (POINT, True)])
+def test_data_of_another_environment_than_the_preset_s_are_noted(
+    env_id: str, is_noted: bool, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    toy = toy_dataset()
+    facts = {**toy.metadata, "env_id": env_id, "dataset_id": "mine/own-v0"}
+    flat = FlatDataset(toy.fields, toy.run_starts, facts)
+    monkeypatch.setattr(minari, "load_flat", lambda *_, **__: flat)
+    words = ["train", "multi2d-umaze", "--dataset", "mine/own-v0", "--dry-run"]
+    shorter = ["--window.horizon", "24", "--window.min-horizon", "24"]
+    assert main([*words, *shorter]) == 0
+    noted = f"note: the preset multi2d-umaze is meant for {MAZE}, and the dataset is"
+    assert (noted in capsys.readouterr().err) == is_noted

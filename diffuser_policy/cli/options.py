@@ -157,13 +157,33 @@ class PlannerSettings:
             from diffuser_policy.envs import check_recorded
 
             check_recorded(str(recorded), f"The planner {self.planner!r}")
-        elif policy.planner.routes and recorded not in (None, self.env):
+        else:
+            self._note_differences(policy, self.env, recorded)
+        return policy, self.env or str(recorded)
+
+    def _note_differences(
+        self, policy: DiffuserPolicy, env_id: str, recorded: str | None
+    ) -> None:
+        """Note on standard error how an environment differs from the planner's own."""
+        from diffuser_policy.envs import split_version
+
+        if recorded is None:
+            return
+        (name, version), (own, own_version) = map(split_version, (env_id, recorded))
+        versions = {version, own_version}
+        if name == own and len(versions) == 2 and None not in versions:
             print(
-                f"note: the landmarks of {self.planner} are places in {recorded}. If "
-                f"{self.env} has other walls, they lead astray.",
+                f"note: {self.planner} was trained on data of {recorded}. In {env_id}, "
+                f"another version of the environment, observations and rewards may "
+                f"have another meaning.",
                 file=sys.stderr,
             )
-        return policy, self.env or str(recorded)
+        if policy.planner.routes and recorded != env_id:
+            print(
+                f"note: the landmarks of {self.planner} are places in {recorded}. If "
+                f"{env_id} has other walls, they lead astray.",
+                file=sys.stderr,
+            )
 
 
 def load_policy(planner: str, options: PlanningOptions, *, seed: int) -> DiffuserPolicy:

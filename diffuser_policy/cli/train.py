@@ -335,6 +335,8 @@ def train(settings: TrainSettings) -> int:
         goal_keys=settings.goal_keys,
         progress=processes.is_main,
     )
+    if processes.is_main and settings.preset is not None:
+        _note_environment(settings.preset, flat)
     choice = settings.choice(flat)
     if processes.is_main and choice.reasons:
         _show(choice, flat)
@@ -362,6 +364,24 @@ def train(settings: TrainSettings) -> int:
         save_interval=settings.save_interval,
         on_metrics=log,
     )
+
+
+def _note_environment(name: str, flat: FlatDataset) -> None:
+    """Note on standard error if a dataset is not of the preset's environment."""
+    from diffuser_policy.data.minari import recorded_by
+    from diffuser_policy.envs import split_version
+
+    dataset, env_id = preset(name).dataset, flat.metadata.get("env_id")
+    if env_id is None or flat.metadata.get("dataset_id") == dataset:
+        return
+    meant = recorded_by(dataset)
+    if meant is not None and split_version(meant[0])[0] != split_version(env_id)[0]:
+        print(
+            f"note: the preset {name} is meant for {meant[0]}, and the dataset is of "
+            f"{env_id}. Without a preset, `diffuser-policy train --dataset ID` chooses "
+            f"settings that suit the dataset.",
+            file=sys.stderr,
+        )
 
 
 @contextlib.contextmanager
