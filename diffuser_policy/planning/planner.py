@@ -138,11 +138,12 @@ class Planner:
             goals: `[rows, goal]`, environment units, or none. Pinned at the last step
                 if the layout has goal columns; guides see them in any case.
             generators: One source of noise per row, advanced by the call.
-            remaining: `[rows]` env steps left, for shrinking horizons; negative: none.
-            failed: `[rows]` planning steps of the plan from which a row strayed; zero
-                if it strayed from none, and where the policy strayed on the way to a
-                subgoal. Other rows get all candidates, and more time if they are no
-                nearer to the goal.
+            remaining: `[rows]` env steps that are left of the row's last plan, for
+                shrinking horizons; negative for a first plan, which is of full length.
+            failed: `[rows]` planning steps of the last plan, in rows that strayed from
+                it: they get all candidates, and more time if they are no nearer to the
+                goal. Zero in all other rows, and in those that strayed on the way to a
+                subgoal.
             previous: Plans that rows follow, for warm starts and steadiness; length
                 zero if a row follows none.
             conditions: What to pin besides start and goal, for plans of equal length.
