@@ -165,6 +165,18 @@ def test_a_planner_does_not_choose_what_is_imported(
     assert main(["info", str(folder)]) == 0
 
 
+def test_a_log_gets_lines_until_the_table(
+    planner: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    arguments = ["evaluate", planner, "--episodes", "3", "--num-envs", "1"]
+    assert main(arguments) == 0
+    assert "episodes after" not in capsys.readouterr().err
+    monkeypatch.setattr("diffuser_policy.cli.evaluate.LINE_INTERVAL", 0.0)
+    assert main(arguments) == 0
+    line = r"(\d) of 3 episodes after 0:0\d:\d\d: score [\d.]+, success [01]\.\d\d\n"
+    assert re.findall(line, capsys.readouterr().err) == ["1", "2"]
+
+
 def test_deterministic_and_env_are_passed_on(
     planner: str, tmp_path: Path, capsys: Capture
 ) -> None:

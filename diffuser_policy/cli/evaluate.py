@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import sys
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from diffuser_policy.cli.options import (
     Assignments,
@@ -13,7 +17,13 @@ from diffuser_policy.cli.options import (
     PlannerSettings,
     parse_assignments,
     shown_as,
+    writes_log,
 )
+
+if TYPE_CHECKING:
+    from diffuser_policy.evaluation.records import EpisodeRecord
+
+LINE_INTERVAL = 30.0  # seconds from one line in a log to the next
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +54,10 @@ class EvaluateSettings(PlannerSettings):
 
 
 def evaluate(settings: EvaluateSettings) -> int:
-    """Evaluate, write the file, and print the table; return the exit status."""
+    """Evaluate, write the file, and print the table; return the exit status.
+
+    A terminal shows a progress bar; a log gets a line now and then.
+    """
     from rich.console import Console
 
     from diffuser_policy import evaluation
@@ -77,6 +90,7 @@ def evaluate(settings: EvaluateSettings) -> int:
         num_envs=settings.num_envs,
         deterministic=settings.deterministic,
         env_options=env_options,
+        on_episode=_lines() if writes_log() else None,
     )
     named = {"planner": settings.planner, **results.settings}
     results = dataclasses.replace(results, settings=named)
@@ -90,3 +104,23 @@ def evaluate(settings: EvaluateSettings) -> int:
     if settings.card:
         print(f"Wrote {Path(settings.planner) / CARD}")
     return 0
+
+
+def _lines() -> Callable[[Sequence[EpisodeRecord], int], None]:
+    """Return a function that says in one line how far an evaluation is."""
+    from diffuser_policy.evaluation.loop import means_so_far
+
+    began = said = time.monotonic()
+
+    def line(records: Sequence[EpisodeRecord], total: int) -> None:
+        nonlocal said
+        now = time.monotonic()
+        if now - said < LINE_INTERVAL or len(records) == total:  # the table follows
+            return
+        said = now
+        means = [f"{name} {mean}" for name, mean in means_so_far(records).items()]
+        passed = datetime.timedelta(seconds=round(now - began))
+        done = f"{len(records):,} of {total:,} episodes after {passed}"
+        print(": ".join([done, ", ".join(means)] if means else [done]), file=sys.stderr)
+
+    return line

@@ -251,6 +251,11 @@ def note_unfinished(planner: str, provenance: Mapping[str, Any]) -> None:
                 )
 
 
+def writes_log() -> bool:
+    """Return whether standard error is no terminal: lines take the place of a bar."""
+    return sys.stderr is not None and not sys.stderr.isatty()
+
+
 def changed(settings: Mapping[str, Any], usual: Mapping[str, Any]) -> list[str]:
     """Return the names of settings that differ from the usual ones."""
     return [name for name, value in settings.items() if value != usual[name]]

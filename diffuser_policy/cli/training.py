@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from diffuser_policy.choices import RUNS
 from diffuser_policy.cli import EXIT_INTERRUPTED, EXIT_OK
-from diffuser_policy.cli.options import Planner, note_unfinished, shown_as
+from diffuser_policy.cli.options import Planner, note_unfinished, shown_as, writes_log
 from diffuser_policy.config import CompanionTrainConfig
 from diffuser_policy.errors import ConfigError
 
@@ -132,7 +132,7 @@ def carry_out(
     else:
         say(f"{what}: {total:,} gradient steps {where}.")
     told = [on_metrics] if on_metrics is not None else []
-    if sys.stderr is not None and not sys.stderr.isatty():
+    if writes_log():
         told.append(_lines(run))
 
     def tell(step: int, means: dict[str, float]) -> None:

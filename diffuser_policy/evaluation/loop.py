@@ -69,6 +69,7 @@ def evaluate(
     deterministic: bool = False,
     progress: bool | None = None,
     env_options: Mapping[str, Any] | None = None,
+    on_episode: Callable[[Sequence[EpisodeRecord], int], None] | None = None,
 ) -> Evaluation:
     """Run episodes and keep the result of each.
 
@@ -84,6 +85,8 @@ def evaluate(
         deterministic: Passed to `predict`.
         progress: Show a progress bar; not given: if standard error is a terminal.
         env_options: Settings of the environment, as `gymnasium.make` takes them.
+        on_episode: Called whenever an episode ends, with the records so far, in the
+            order in which they ended, and with how many there will be.
 
     Raises:
         ConfigError: A count that is not positive, something without `predict`, an
@@ -125,7 +128,15 @@ def evaluate(
         bar = stack.enter_context(
             contextlib.closing(Progress(envs[0], len(schedule), progress))
         )
-        records = _run(envs, driver, bar, schedule=schedule, tasks=tasks, seed=seed)
+        records = _run(
+            envs,
+            driver,
+            bar,
+            schedule=schedule,
+            tasks=tasks,
+            seed=seed,
+            on_episode=on_episode,
+        )
         name = env_name(envs[0])
     settings = {
         "env": name,
@@ -339,6 +350,7 @@ def _run(
     schedule: Sequence[str | None],
     tasks: Mapping[str, Mapping[str, Any] | None],
     seed: int,
+    on_episode: Callable[[Sequence[EpisodeRecord], int], None] | None,
 ) -> tuple[EpisodeRecord, ...]:
     """Keep every environment busy; return all records in the order of their seeds.
 
@@ -349,6 +361,7 @@ def _run(
         schedule: The task of each episode; none where there is only one.
         tasks: What `reset` takes for each task.
         seed: Seed of the first episode.
+        on_episode: Called with the records so far.
     """
     waiting = iter(range(len(schedule)))
     observations: dict[int, Any] = {}  # of the environments that run
@@ -383,6 +396,8 @@ def _run(
                 record = tallies[slot].record(driver.num_plans[slot])
                 finished[record.seed] = record
                 bar.finish(record)
+                if on_episode is not None:
+                    on_episode(bar.records, len(schedule))
                 begin(slot)
     return tuple(finished[key] for key in sorted(finished))
 
@@ -510,14 +525,20 @@ class Progress(tqdm):  # type: ignore[misc]
         self.records.append(record)
         if self.most:
             self.update(self.most - record.length)
-        shown = {"episodes": str(len(self.records))}
-        scores = [r.score for r in self.records if r.score is not None]
-        successes = [r.success for r in self.records if r.success is not None]
-        if scores:
-            shown["score"] = f"{np.mean(scores):.1f}"
-        if successes:
-            shown["success"] = f"{np.mean(successes):.2f}"
+        shown = {"episodes": str(len(self.records)), **means_so_far(self.records)}
         self.set_postfix(shown, refresh=False)
+
+
+def means_so_far(records: Sequence[EpisodeRecord]) -> dict[str, str]:
+    """Return the mean score and success of episodes, as far as they have any."""
+    scores = [r.score for r in records if r.score is not None]
+    successes = [r.success for r in records if r.success is not None]
+    shown = {}
+    if scores:
+        shown["score"] = f"{np.mean(scores):.1f}"
+    if successes:
+        shown["success"] = f"{np.mean(successes):.2f}"
+    return shown
 
 
 def describe(policy: Any) -> dict[str, Any]:
