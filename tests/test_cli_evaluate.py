@@ -92,7 +92,7 @@ def test_the_model_card_gets_the_figures(
         assert main(["evaluate", str(folder), *options, *other]) == 2
         assert "this evaluation has others: " in capsys.readouterr().err
     assert main(["evaluate", "multi2d-umaze", *options]) == 2
-    assert "'multi2d-umaze' is none" in capsys.readouterr().err
+    assert "'multi2d-umaze' is no folder" in capsys.readouterr().err
     assert (folder / CARD).read_bytes() == before
 
 
