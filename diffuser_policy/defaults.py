@@ -436,6 +436,8 @@ class _Chooser:
             steps = self.get("network", "num_denoising_steps")
             usual = PlannerConfig().num_sampling_steps or steps
             self.set("planner", num_sampling_steps=min(usual, steps))
+        if self.wanted["value"]:  # it compares; the scale of rewards should not steer
+            self.set("planner", guide_scale=0.0)
         if self.goals:
             timed = self.wanted["time_to_goal"]
             horizon = "predicted" if timed else "shrinking"
@@ -444,8 +446,6 @@ class _Chooser:
                 horizon="fixed" if self.one_length() else horizon,
                 ranking="time_to_goal" if timed else "smoothness",
             )
-            if self.wanted["value"]:
-                self.set("planner", guide_scale=0.0)
             predicted = self.get("planner", "horizon") == "predicted"
             if self.wanted["landmarks"] and predicted:
                 self.set("planner", subgoal=self.get("window", "horizon") / 5)
@@ -454,7 +454,7 @@ class _Chooser:
             self.set("planner", ranking="critic", num_candidates=32)
             why = "the candidate whose first action has the highest value"
         elif self.wanted["value"]:
-            self.set("planner", ranking="guide", guide_scale=0.0, num_candidates=16)
+            self.set("planner", ranking="guide", num_candidates=16)
             why = "the candidate with the highest predicted return"
         else:
             self.set("planner", ranking="first", num_candidates=1)
