@@ -38,8 +38,10 @@ PLANNING_NEEDS: Needs = {
 """What a setting needs to have an effect: another setting, and those of its values that
 suffice (none listed: any but None and 0). A planner may also lack a guide, or goals."""
 
-REST_NEEDS: Needs = dict.fromkeys(("warm_start", "steadiness"), ("rest", ()))
-"""A plan of one planning step is used up before the next one is made."""
+REST_NEEDS: Needs = dict.fromkeys(
+    ("warm_start", "steadiness", "replan_interval"), ("rest", ())
+)
+"""A plan of one planning step is used up before the next env step."""
 
 NETWORK_NEEDS: Needs = {
     "multipliers": ("architecture", ("unet",)),
@@ -72,7 +74,8 @@ def refuse_idle(
             saved planners and presets also carry settings for other combinations,
             such as a warm start when plans are not replaced at intervals.
         settings: Values of all settings, and whether there are `guide` and `goals`.
-            None, False and "fixed" switch something off, which needs nothing.
+            None, False and "fixed" switch something off, which needs nothing, and
+            `replan_interval=1` asks for what plans of a single action do anyway.
         needs: What each setting needs to have an effect.
 
     Raises:
@@ -82,6 +85,8 @@ def refuse_idle(
         name = asked
         value = settings.get(name)
         if value is None or value is False or value == "fixed":
+            continue
+        if name == "replan_interval" and value == 1:
             continue
         while name in needs:  # the other setting may need a third one
             other, values = needs[name]

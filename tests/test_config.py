@@ -288,6 +288,16 @@ def test_settings_for_the_rest_of_a_plan_are_refused_where_there_is_none(
     single.with_settings(replan_interval=1, **dict.fromkeys(settings))
 
 
+def test_to_keep_a_plan_of_a_single_action_for_longer_is_refused() -> None:
+    single = untrained_policy("Pendulum-v1", horizon=1)
+    message = "replan_interval has no effect where plans are a single action"
+    with pytest.raises(ConfigError, match=message):
+        single.with_settings(replan_interval=4)
+    for happens_anyway in (1, None):
+        single.with_settings(replan_interval=happens_anyway)
+    untrained_policy("Pendulum-v1", horizon=4).with_settings(replan_interval=4)
+
+
 def test_saved_settings_without_an_effect_are_no_mistake() -> None:
     execution = ExecutionConfig(executor="tracking", lookahead=30.0, tempo=0.7)
     policy = toy_policy(toy_config(execution=execution))

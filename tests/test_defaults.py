@@ -178,6 +178,8 @@ def test_a_critic_or_a_value_that_is_asked_for_learns_with_all_episodes(
     value = TrainConfig.for_dataset(flat, value=True)
     assert value.critic is None
     assert (value.planner.ranking, value.planner.guide_scale) == ("guide", 0.0)
+    both = TrainConfig.for_dataset(flat, value=True, critic=True)
+    assert (both.planner.ranking, both.planner.guide_scale) == ("critic", 0.0)
 
 
 def test_equal_returns_tell_no_episode_from_another(
@@ -660,6 +662,8 @@ def test_the_command_line_says_what_it_chose_and_can_stop_there(
 def test_the_shown_options_ask_for_the_same(given: str, goals: bool) -> None:
     if not goals and "pursuit" in given:
         given += " --window.position 0 1"
+    if not goals and "replan-interval" in given:  # plans would be a single action
+        given += " --window.horizon 16"
     flat = rewarded(toy_dataset(run_length=100, goals=goals))
     settings = TrainSettings.parse(["--dataset", "my/name-v0", *given.split()])
     assert isinstance(settings, DatasetSettings)
