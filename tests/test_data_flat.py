@@ -79,6 +79,16 @@ def test_values_that_are_not_finite_are_named(name: str, value: float) -> None:
         FlatDataset(fields, np.array([0, 100]))
 
 
+def test_numbers_that_single_precision_cannot_hold_are_said_to_be_too_large() -> None:
+    fields = make_fields() | {"reward": np.linspace(-1e39, 1e39, 10)}
+    told = r"reward is not finite in 6 .*above 3\.4e\+38 are too large for single prec"
+    with pytest.raises(DatasetError, match=told):
+        FlatDataset(fields, np.array([0, 10]))
+    fields["reward"][:] = np.nan
+    with pytest.raises(DatasetError, match=r"Remove or repair these steps\.$"):
+        FlatDataset(fields, np.array([0, 10]))
+
+
 def test_opposite_infinities_do_not_hide_each_other() -> None:
     fields = make_fields()
     fields["reward"][[2, 3]] = np.inf, -np.inf

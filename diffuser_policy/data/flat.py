@@ -482,7 +482,8 @@ def _as_array(name: str, values: Any, dtype: Any) -> np.ndarray:
         if given.dtype.kind == "O":
             given = np.asarray(given.tolist())
         if given.dtype.kind in "biuf":
-            return np.ascontiguousarray(given, dtype)
+            with np.errstate(over="ignore"):  # `check_finite` will find it
+                return np.ascontiguousarray(given, dtype)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise DatasetError(f"{name} must be an array of numbers: {error}.") from error
     raise DatasetError(
@@ -532,6 +533,21 @@ def check_finite(name: str, array: np.ndarray) -> None:
     raise DatasetError(
         f"{name} is not finite in {int(bad.sum()):,} of {len(array):,} rows; the first "
         f"is row {row}: {array[row].tolist()}. Remove or repair these steps."
+        f"{remark_on_size(array[row])}"
+    )
+
+
+def remark_on_size(values: np.ndarray) -> str:
+    """Return what to know of numbers that are not finite in single precision.
+
+    Args:
+        values: Those of one step; there is nothing to know of NaN.
+    """
+    if np.isnan(values).any():
+        return ""
+    return (
+        f" Numbers above {FLOAT32_MOST:.2g} are too large for single precision "
+        f"(float32): scale them down."
     )
 
 

@@ -51,7 +51,7 @@ from diffuser_policy.data.arrays import (
     open_arrays,
     shapes_of,
 )
-from diffuser_policy.data.flat import FLOAT32_MOST, Episode
+from diffuser_policy.data.flat import FLOAT32_MOST, Episode, remark_on_size
 from diffuser_policy.data.minari import (
     at_work,
     check_spaces,
@@ -386,6 +386,7 @@ class Source:
             raise DatasetError(
                 f"{self.where}: {array.name} is not finite in row {row}: "
                 f"{rows[row - start].tolist()}. Remove or repair its episode."
+                f"{remark_on_size(rows[row - start])}"
             )
         return rows if rows.dtype.kind == "f" else rows.astype(np.float32)
 
