@@ -73,7 +73,10 @@ class NotFiniteError(DiffuserPolicyError, ArithmeticError):
 
 
 class DivergedError(DiffuserPolicyError, ArithmeticError):
-    """A critic's values left the possible range; the last good state is kept."""
+    """A critic's values left the possible range, or are all the same.
+
+    The last good state is kept.
+    """
 
 
 class MemoryLimitError(DiffuserPolicyError, MemoryError):

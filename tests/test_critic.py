@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -18,6 +19,7 @@ from diffuser_policy.config import (
     CriticConfig,
     CriticTrainConfig,
     OptimizationConfig,
+    TrainConfig,
     WindowConfig,
 )
 from diffuser_policy.data.collection import collect_episodes
@@ -327,6 +329,49 @@ def test_a_planner_is_not_saved_with_a_critic_that_diverged(tmp_path: Path) -> N
     assert critic is not None
     spoil(critic)
     with pytest.raises(DivergedError, match="Nothing had been saved"):
+        made.run(progress=False)
+
+
+def kill(network: Any) -> None:
+    """Push the first layer so far that no input reaches any unit."""
+    torch.nn.init.constant_(network[0].bias, -1e6)
+
+
+@pytest.mark.parametrize("which", ["action value", "state value"])
+def test_a_network_that_says_the_same_of_all_inputs_is_dead(which: str) -> None:
+    torch.manual_seed(0)
+    critic, steps = Critic(2, 1), (torch.randn(500, 2), torch.randn(500, 1))
+    assert not critic.dead(*steps)
+    assert not critic.dead(torch.zeros(9, 2), torch.zeros(9, 1))  # they are the same
+    kill(critic.action_values[1] if which == "action value" else critic.state_value)
+    assert critic.dead(*steps)
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_a_critic_that_died_within_the_possible_range_stops_its_training(
+    tmp_path: Path, *, averaged: bool
+) -> None:
+    made = trainer(tmp_path)
+    kill((made.average if averaged else made.networks).action_values[0])
+    assert not made.critic_values().diverged
+    with pytest.raises(DivergedError, match=r"critic is dead.*Nothing had been saved"):
+        made.run(progress=False)
+
+
+@pytest.mark.parametrize("rate", [0.3, 10.0])
+def test_a_planner_is_not_saved_with_a_critic_that_huge_steps_have_killed(
+    tmp_path: Path, rate: float
+) -> None:
+    fields = {k: v for k, v in rewarded().fields.items() if "goal" not in k}
+    flat = dataclasses.replace(rewarded(), fields=fields)
+    config = TrainConfig.for_dataset(
+        flat,
+        critic=True,
+        network={"dim": 8},
+        optimization={"num_steps": 150, "learning_rate": rate},
+    )
+    made = Trainer(config, flat, tmp_path, device="cpu")
+    with pytest.raises(DivergedError, match="smaller learning_rate"):
         made.run(progress=False)
 
 

@@ -59,11 +59,23 @@ class StepDataset:
             critic: Reads the windows' columns.
             discount: That of its returns.
         """
-        generator, device = torch.Generator().manual_seed(0), critic.return_mean.device
-        size = min(NUM_RATED, len(self.rows))
-        batch = self.sample(size, generator, device)
+        batch = self._rated(critic)
         found = critic.of_actions(batch.observations, batch.actions).amin(dim=0)
         return Values.of(found.cpu().numpy(), self.rewards.numpy(), discount)
+
+    def dead(self, critic: Critic) -> bool:
+        """Return whether a network of a critic says the same of nearly all steps.
+
+        Args:
+            critic: Reads the windows' columns.
+        """
+        batch = self._rated(critic)
+        return critic.dead(batch.observations, batch.actions)
+
+    def _rated(self, critic: Critic) -> Transitions:
+        """Return the steps whose values are looked at."""
+        generator, device = torch.Generator().manual_seed(0), critic.return_mean.device
+        return self.sample(min(NUM_RATED, len(self.rows)), generator, device)
 
     @property
     def checksum(self) -> int:

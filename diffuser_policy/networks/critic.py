@@ -12,7 +12,8 @@ A plan's value is $\min_k Q_k(s_0, a_0)$: how good is what would be done next?
 A value is a discounted sum of rewards, so it lies between the lowest and the highest
 reward, or 0 where an episode ends, times $1 / (1 - \gamma)$. A critic learns from its
 own values and can leave this range with losses that stay finite: it has diverged.
-`Values` tells.
+`Values` tells. Too large gradient steps can also kill all units of a layer: the network
+then says the same of everything, perhaps within the range. `Critic.dead` tells.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from diffuser_policy.networks.perceptron import perceptron
 
 NUM_ACTION_VALUES = 2
+MOST_SILENT = 0.9  # share of inputs that reach no unit of a layer
 
 
 class Values(NamedTuple):
@@ -134,6 +136,28 @@ class Critic(nn.Module):
             observations: `[batch, observation]`, normalized.
         """
         return self._scaled(self.state_value(observations))
+
+    @torch.no_grad()
+    def dead(self, observations: Tensor, actions: Tensor) -> bool:
+        """Return whether one of the networks says the same of nearly all inputs.
+
+        Where all units of a layer are zero, its input has no effect and gets no
+        gradient: the network never recovers.
+
+        Args:
+            observations: `[batch, observation]`, normalized.
+            actions: `[batch, action]`, normalized.
+        """
+        joined = torch.cat([observations, actions], dim=-1)
+        inputs = [(network, joined) for network in self.action_values]
+        for network, given in [*inputs, (self.state_value, observations)]:
+            rows = given
+            for layer in network.children():
+                rows = layer(rows)
+                silent = (rows == 0).all(dim=1).float().mean()
+                if isinstance(layer, nn.ReLU) and float(silent) > MOST_SILENT:
+                    return True
+        return False
 
     def loss(
         self, batch: Transitions, slow: Critic, *, expectile: float, discount: float

@@ -55,6 +55,10 @@ class CriticTrainer(CompanionTrainer[Critic]):
         """Return what the averaged critic says of the data."""
         return self.steps.values(self.average, self.config.critic.discount)
 
+    def critic_is_dead(self) -> bool:
+        """Return whether the critic or its average says the same of everything."""
+        return any(map(self.steps.dead, (self.networks, self.average)))
+
     def losses(
         self,
         step: int,  # noqa: ARG002 (steps have no length to draw)

@@ -191,7 +191,8 @@ class TrainingRun(Generic[Networks]):
                 been, at work in the folder.
             NotFiniteError: A loss, a gradient or a weight became NaN or infinite. The
                 last checkpoint is kept.
-            DivergedError: A critic's values left what rewards allow; likewise.
+            DivergedError: A critic's values left what rewards allow, or they are the
+                same everywhere; likewise.
             MemoryLimitError: A batch does not fit into memory.
             StorageError: A checkpoint could not be written; earlier ones are intact.
             KeyboardInterrupt: Ctrl-C was pressed; the finished step has been saved.
@@ -255,12 +256,23 @@ class TrainingRun(Generic[Networks]):
         """Return what the averaged critic says of the data; None without a critic."""
         return None
 
+    def critic_is_dead(self) -> bool:
+        """Return whether a critic says the same of everything."""
+        return False
+
     def check(self) -> None:
         """Refuse weights that are not to be saved; called before they are.
 
         Raises:
-            DivergedError: A critic's values left what rewards allow.
+            DivergedError: A critic's values left what rewards allow, or they are the
+                same everywhere.
         """
+        if self.critic_is_dead():
+            what = (
+                "The critic is dead: one of its networks gives nearly all of the data "
+                "the same value, because gradient steps were too large"
+            )
+            raise DivergedError(self._stopped(what, self.step))
         values = self.critic_values()
         if values is None or not values.diverged:
             return

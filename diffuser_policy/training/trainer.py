@@ -157,6 +157,13 @@ class Trainer(TrainingRun[PlannerNetworks]):
             return None
         return self.steps.values(critic, settings.discount)
 
+    def critic_is_dead(self) -> bool:
+        """Return whether the critic or its average says the same of everything."""
+        critics = (self.networks.critic, self.average.critic)
+        return self.steps is not None and any(
+            self.steps.dead(critic) for critic in critics if critic is not None
+        )
+
     def write_planner(self) -> None:
         """Write the planner with averaged weights."""
         write_planner(
