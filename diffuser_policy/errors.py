@@ -117,8 +117,10 @@ class UnknownNameError(DiffuserPolicyError, LookupError):
 
 # Options of `train` that give a planner columns of a name.
 TRAINED_COLUMNS = {
-    "position": "--window.position and the numbers of its columns",
-    "velocity": "--window.velocity and the numbers of its columns",
+    "position": "--window.position and the numbers of its columns. A guide on states "
+    "needs plans of several planning steps as well: --window.horizon 4 or more",
+    "velocity": "--window.velocity and the numbers of its columns. A guide on states "
+    "needs plans of several planning steps as well: --window.horizon 4 or more",
     "action": "--window.actions",
 }
 

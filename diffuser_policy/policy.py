@@ -398,7 +398,8 @@ class DiffuserPolicy:
         Raises:
             GuideError: Neither a guide nor a function that can be one.
             UnknownNameError: A setting that does not exist.
-            ConfigError: Settings that contradict each other, or have no effect.
+            ConfigError: Settings that contradict each other, or have no effect, or a
+                guide on states for plans of one planning step, likewise.
         """
         chosen = None if guide is None else as_guide(guide)
         if chosen is None and self.config.planner.ranking == "guide":
@@ -409,7 +410,10 @@ class DiffuserPolicy:
                 usual = "time_to_goal"
             settings = {"ranking": usual, **settings}
         config = _changed(self.config, settings, guide=chosen)
-        return self._rebuilt(config, self.networks)
+        policy = self._rebuilt(config, self.networks)
+        if chosen is not self.config.guide:  # a saved one is no mistake of the user's
+            _refuse_idle_guides(policy.planner.idle_guides())
+        return policy
 
     @property
     def guide(self) -> Guide | None:
@@ -716,6 +720,22 @@ def _changed(
     for needs in (REST_NEEDS, PLANNING_NEEDS):
         refuse_idle(settings, {**planner, **execution, **present}, needs)
     return changed
+
+
+def _refuse_idle_guides(idle: list[Guide]) -> None:
+    """Refuse guides without an effect.
+
+    Raises:
+        ConfigError: There are some.
+    """
+    if not idle:
+        return
+    raise ConfigError(
+        f"The guide {idle[0].name} has no effect: it judges states, and plans of this "
+        f"planner are a single planning step, whose state is the current one. Use a "
+        f"guide on actions, such as action-effort, or train a planner of longer plans "
+        f"(--window.horizon 4, WindowConfig.horizon)."
+    )
 
 
 def _flags(episode_start: Any, num_rows: int) -> np.ndarray:

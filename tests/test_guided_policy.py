@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from diffuser_policy.guides.registry import make_guide
 from diffuser_policy.guides.trajectory import Trajectory
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.testing.toys import toy_policy
-from tests.policy_helpers import observe
+from tests.policy_helpers import observe, untrained_policy
 
 PLACEMENTS: tuple[Placement, ...] = ("clean", "mean", "noisy")
 
@@ -254,3 +255,46 @@ def test_warm_replans_are_guided_at_every_placement(placement: Placement) -> Non
     calls.clear()
     guided.predict(observe(), state)
     assert len(calls) > 0
+
+
+def test_a_guide_on_states_is_refused_where_plans_are_a_single_action() -> None:
+    single, longer = (untrained_policy("Pendulum-v1", horizon=h) for h in (1, 4))
+    slow = make_guide("speed-limit", speed=0.1, columns="observation")
+    told = r"SpeedLimit has no effect: it judges states.*--window\.horizon 4"
+    for guide in (slow, 2 * slow, make_guide("action-effort") + slow):
+        with pytest.raises(ConfigError, match=told):
+            single.with_guide(guide)
+        longer.with_guide(guide)
+
+
+def test_a_guide_that_looks_at_actions_steers_plans_of_a_single_action() -> None:
+    single = untrained_policy("Pendulum-v1", horizon=1)
+
+    def rarely(trajectory: Trajectory) -> Tensor:
+        """Ask for one action, from nearby only."""
+        far = (trajectory.actions - 1.2345).abs() - 1e-9
+        return -torch.relu(-far).sum(dim=(1, 2))
+
+    def networked(trajectory: Trajectory) -> Tensor:
+        return trajectory.normalized.sum(dim=(1, 2))
+
+    for guide in (make_guide("action-effort"), rarely, networked):
+        assert single.with_guide(guide).guide is not None
+
+
+def test_a_guide_that_fails_keeps_its_own_error() -> None:
+    single = untrained_policy("Pendulum-v1", horizon=1)
+    guided = single.with_guide(lambda t: t.velocity.sum(dim=(1, 2)))
+    with pytest.raises(UnknownNameError, match=r"'velocity'.*--window\.horizon"):
+        guided.predict(np.zeros(3, np.float32))
+
+
+def test_a_saved_guide_without_an_effect_is_no_mistake() -> None:
+    single = untrained_policy("Pendulum-v1", horizon=1)
+    saved = dataclasses.replace(single.config, guide=as_guide(of_states))
+    policy = DiffuserPolicy(saved, single.networks)
+    policy.with_settings(num_candidates=1).with_guide(policy.guide)
+
+
+def of_states(trajectory: Trajectory) -> Tensor:
+    return trajectory["observation"].sum(dim=(1, 2))

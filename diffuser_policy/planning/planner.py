@@ -22,6 +22,7 @@ mind as often.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ from diffuser_policy.errors import (
     NotFiniteError,
     ObservationError,
 )
+from diffuser_policy.guides.guide import Guide, value_of
 from diffuser_policy.guides.trajectory import CLEAN, Trajectory
 from diffuser_policy.numerics import plain_arithmetic, unusable, within_memory
 from diffuser_policy.planning.horizons import Horizons
@@ -52,6 +54,7 @@ from diffuser_policy.planning.ranking import FirstRanking, Ranking
 from diffuser_policy.planning.routes import Routes
 
 MOST_AT_ONCE = 1024  # trajectories of one sampling call: more are slower on a CPU
+NUM_PROBES = 256  # actions for which a guide is asked whether it looks at them
 FAR = 100.0  # normalized units; the data lie within a few
 
 
@@ -412,6 +415,39 @@ class Planner:
             rest[:, 0, self.layout.observations] = start
         rows = _tensor(rest).to(self.normalizer.shift.device)
         return self.normalizer.normalize(rows)
+
+    @plain_arithmetic()
+    @torch.no_grad()
+    def idle_guides(self) -> list[Guide]:
+        """Return the guides that cannot change a plan.
+
+        The current observation is pinned. A plan of one planning step leaves only its
+        actions to steer, and a guide is idle if it needs none to be computed, and if
+        its value is the same for others. One that fails will tell when it is used.
+        """
+        if self.guidance is None or self.horizons.max_planning_steps > 1:
+            return []
+        layout, shift, scale = self.layout, self.normalizer.shift, self.normalizer.scale
+        generator = torch.Generator().manual_seed(0)
+        plans = torch.zeros(NUM_PROBES, 1, layout.transition_dim, dtype=torch.float32)
+        actions = plans[..., layout.actions]  # up to three standard deviations
+        actions.uniform_(-3.0, 3.0, generator=generator)
+        plans, states = plans.to(shift.device), layout.observations
+        with_actions = self._view(None, 1)(plans, CLEAN)
+        without = dataclasses.replace(
+            with_actions,
+            normalized=plans[..., states],
+            layout=dataclasses.replace(layout, action_dim=0),
+            normalizer=Normalizer(shift[states], scale[states]),
+        )
+        found = []
+        for _, guide in self.guidance.guide.parts():
+            with contextlib.suppress(DiffuserPolicyError):
+                value_of(guide, without)
+                values = value_of(guide, with_actions)
+                if bool(torch.isclose(values, values[0], rtol=1e-5, atol=0.0).all()):
+                    found.append(guide)
+        return found
 
     def _view(
         self, goals: np.ndarray | None, num_candidates: int

@@ -41,7 +41,7 @@ from diffuser_policy.diffusion.sampler import DDPMSampler, Sampler
 from diffuser_policy.diffusion.schedule import NoiseSchedule
 from diffuser_policy.envs import make_env, reset_env, step_env
 from diffuser_policy.errors import ConfigError
-from diffuser_policy.guides.builtin import KeepOut, Smoothness
+from diffuser_policy.guides.builtin import ActionEffort, KeepOut, Smoothness
 from diffuser_policy.guides.guide import Guide
 from diffuser_policy.networks.mlp import ResidualMLP
 from diffuser_policy.networks.objects import ObjectTransformer
@@ -225,12 +225,16 @@ def guide_cases(subject: Subject) -> Iterator[Case]:
     """Yield planning without a guide, and with one at each placement.
 
     Without a guide of its own, a policy gets a disc in the middle if there are
-    positions, else smoothness of all observations.
+    positions, else smoothness of all observations; for plans of a single action, it
+    gets the effort of that action.
     """
     policy = subject.policy
     position = policy.planner.layout.aliases.get("position", ())
     disc = KeepOut(center=(0.0,) * len(position), radius=0.5) if position else None
-    guide: Guide = policy.guide or disc or Smoothness(columns="observation")
+    usual: Guide = disc or Smoothness(columns="observation")
+    if policy.planner.horizons.max_planning_steps == 1:
+        usual = ActionEffort()
+    guide = policy.guide or usual
     clean = policy.with_guide(guide, guide_placement="clean")  # goes with any steps
     steps = clean.planner.sampler.num_steps
     unguided = policy.with_guide(guide, guide_scale=0.0, num_sampling_steps=steps)
