@@ -287,7 +287,8 @@ def locate(source: str | Path) -> Path:
         return _download(found["repository"], found["revision"])
     raise CheckpointNotFoundError(
         f"No planner {name!r}: there is no such folder, and no shipped planner of "
-        f"that name. {_known(name)}"
+        f"that name. {_known(name)}",
+        planner=name,
     )
 
 

@@ -65,7 +65,16 @@ class CheckpointError(DiffuserPolicyError, ValueError):
 
 
 class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
-    """Neither a shipped planner, a folder, nor a reachable hub repository."""
+    """Neither a shipped planner, a folder, nor a reachable hub repository.
+
+    Attributes:
+        planner: What was asked for.
+    """
+
+    def __init__(self, message: str, planner: str = "") -> None:
+        """Build the error of a planner that was not found."""
+        super().__init__(message)
+        self.planner = planner
 
 
 class NotFiniteError(DiffuserPolicyError, ArithmeticError):
@@ -117,10 +126,8 @@ class UnknownNameError(DiffuserPolicyError, LookupError):
 
 # Options of `train` that give a planner columns of a name.
 TRAINED_COLUMNS = {
-    "position": "--window.position and the numbers of its columns. A guide on states "
-    "needs plans of several planning steps as well: --window.horizon 4 or more",
-    "velocity": "--window.velocity and the numbers of its columns. A guide on states "
-    "needs plans of several planning steps as well: --window.horizon 4 or more",
+    "position": "--window.position and the numbers of its columns",
+    "velocity": "--window.velocity and the numbers of its columns",
     "action": "--window.actions",
 }
 

@@ -207,7 +207,14 @@ class _Record:
     held: Any
 
 
+def _linked() -> _Plain:
+    parent = _Plain([])
+    parent.held.append(_Plain(parent))
+    return parent
+
+
 STATES: dict[str, Callable[[], Any]] = {
+    "objects that know each other": _linked,
     "dataclass of an array": lambda: _Record(np.zeros(3)),
     "object": lambda: _Plain({"plan": np.ones(2)}),
     "object with slots": lambda: _Slotted([np.ones(2)]),

@@ -177,6 +177,24 @@ def test_a_log_gets_lines_until_the_table(
     assert re.findall(line, capsys.readouterr().err) == ["1", "2"]
 
 
+class _Closed(io.StringIO):
+    """Standard error that nobody reads any more."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(text)
+
+
+def test_results_survive_a_log_that_nobody_reads(
+    planner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "results.json"
+    monkeypatch.setattr("diffuser_policy.cli.evaluate.LINE_INTERVAL", 0.0)
+    monkeypatch.setattr(sys, "stderr", _Closed())
+    arguments = ["evaluate", planner, "--episodes", "2", "--num-envs", "1"]
+    assert main([*arguments, "--json", str(path)]) == 0
+    assert json.loads(path.read_text())["settings"]["episodes"] == 2
+
+
 def test_deterministic_and_env_are_passed_on(
     planner: str, tmp_path: Path, capsys: Capture
 ) -> None:

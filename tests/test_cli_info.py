@@ -85,12 +85,17 @@ def test_a_guide_is_described_with_how_it_steers(
     assert "guidance" not in capsys.readouterr().out
 
 
-def test_a_preset_is_told_from_a_planner(capsys: Capture) -> None:
+def test_a_preset_is_told_from_a_planner(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     name = "walker2d-medium-paper"
+    monkeypatch.chdir(tmp_path)
+    save_planner(tmp_path / "runs" / name)
     for command in ("info", "evaluate"):
         assert main([command, name]) == 2
         told = capsys.readouterr().err
-        assert f"'{name}' is a preset, and not a planner" in told
+        assert f"Did you mean 'runs/{name}'" in told
+        assert f"'{name}' is a preset" in told
         assert f"diffuser-policy train {name} --help" in told
 
 

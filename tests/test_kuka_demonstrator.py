@@ -184,7 +184,7 @@ def test_bad_input_is_refused(envs: dict[str, gym.Env[Any, Any]]) -> None:
         plain.predict("red on blue")
     circle = ((0, 1), (1, 2), (2, 0))
     pairs = np.array([float(pair in circle) for pair in ordered_pairs(4)])
-    with pytest.raises(KukaArrangementError, match="circle"):
+    with pytest.raises(KukaArrangementError, match="cycle"):
         goal.predict({"observation": good, "desired_goal": pairs})
     with pytest.raises(KukaOptionError, match="unknown task 'juggling'"):
         StackDemonstrator("juggling")

@@ -293,7 +293,7 @@ FLOATING = [[0.5, -0.3, 0.2], *ROW[1:].tolist()]
     ("task", "options", "error", "message"),
     [
         ("conditional", {"goal": TWICE}, KukaArrangementError, "twice"),
-        ("conditional", {"goal": CYCLE}, KukaArrangementError, "circle"),
+        ("conditional", {"goal": CYCLE}, KukaArrangementError, "cycle"),
         ("conditional", {"goal": [1.0]}, KukaOptionError, "12 finite"),
         ("conditional", {"goal": "tower"}, KukaOptionError, "12 finite"),
         ("unconditional", {"goal": TWICE}, KukaOptionError, "has no goal"),

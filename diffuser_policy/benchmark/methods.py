@@ -13,7 +13,6 @@ which do not know what is registered in this one.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.util
 import inspect
@@ -186,14 +185,17 @@ def check_reachable(name: str) -> None:
         ConfigError: It was registered here, and no other process would find it.
     """
     if name in METHODS.registered and name not in METHODS.installed():
-        function, place = METHODS.registered[name].target, None
-        with contextlib.suppress(TypeError):  # an object that can be called
-            place = inspect.getsourcefile(function)
-        asked = Path(place or "FILE.py").name, getattr(function, "__name__", "NAME")
+        function = METHODS.registered[name].target
+        called = getattr(function, "__name__", "NAME")  # an object may have none,
+        try:  # and no file
+            file = inspect.getsourcefile(function) or "FILE.py"
+        except TypeError:
+            file = "FILE.py"
         raise ConfigError(
             f"The method {name!r} is registered in this process only, but cells run in "
-            f"processes of their own. Ask for it as '{':'.join(asked)}' (its file and "
-            f"function), or offer it in the entry-point group {METHODS.group!r}."
+            f"processes of their own. Ask for it as '{Path(file).name}:{called}' (its "
+            f"file and function), or offer it in the entry-point group "
+            f"{METHODS.group!r}."
         )
 
 

@@ -113,7 +113,8 @@ class Suite:
                     raise ConfigError(
                         f"{name!r} names a problem: under the method {method!r}, it "
                         f"must be a table of settings for that problem alone, got "
-                        f"{shown(own)}. Write {name} = {{ setting = value }}."
+                        f"{shown(own)}. Write {json.dumps(name)} = {{ setting = value "
+                        "}."
                     )
         if len(set(names)) != len(names):
             raise ConfigError(
@@ -269,7 +270,8 @@ def check_suite(output: Path, suite: Suite) -> None:
             f"{output / SUITE_FILE} cannot be read. If the cells beside it are of the "
             f"suite {suite.name!r}, delete the file and run again."
         )
-    found = differences({name: saved.get(name) for name in asked}, asked)
+    shared = {name: saved.get(name) for name in asked}
+    found = differences(shared, asked, missing=None)  # settings that came later
     if found:
         found.sort(key=lambda text: not text.startswith("name: "))  # says it best
         raise ConfigError(

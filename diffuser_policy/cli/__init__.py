@@ -21,7 +21,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, get_type_hints
 
-from diffuser_policy.errors import DiffuserPolicyError, UnknownNameError
+from diffuser_policy.errors import (
+    CheckpointNotFoundError,
+    DiffuserPolicyError,
+    UnknownNameError,
+)
 
 OVERVIEW = """\
 Diffuser, planning with diffusion, as a policy for Gymnasium environments.
@@ -85,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 sys.stdout.flush()  # its failure is told here, not when Python ends
         return status
     except DiffuserPolicyError as error:
-        _complain("error", _with_options(_of_preset(error), arguments))
+        _complain("error", _with_options(_with_preset(error), arguments))
         return EXIT_ERROR
     except KeyboardInterrupt as stop:  # commands say how to resume
         _complain("interrupted", str(stop) or "stopped by Ctrl-C.")
@@ -187,19 +191,18 @@ def _word(name: str) -> str:
     return f"{word}_" if keyword.iskeyword(word) else word
 
 
-def _of_preset(error: DiffuserPolicyError) -> str:
-    """Return the message of an error, or another one if a preset is no planner."""
+def _with_preset(error: DiffuserPolicyError) -> str:
+    """Return the message of an error, and more if a preset was taken for a planner."""
     from diffuser_policy.training.presets import PRESETS
 
-    message = str(error)
-    for name in PRESETS:
-        if message.startswith(f"No planner {name!r}:"):
-            return (
-                f"{name!r} is a preset, and not a planner. `diffuser-policy train "
-                f"{name}` trains a planner with it, and `diffuser-policy train {name} "
-                f"--help` shows its settings. Then pass the folder of the planner."
-            )
-    return message
+    name = error.planner if isinstance(error, CheckpointNotFoundError) else None
+    if name not in PRESETS:
+        return str(error)
+    return (
+        f"{error} {name!r} is a preset: `diffuser-policy train {name}` trains a "
+        f"planner with it, in the folder runs/{name}, and `diffuser-policy train "
+        f"{name} --help` shows its settings."
+    )
 
 
 def _with_options(message: str, arguments: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import sys
@@ -121,6 +122,8 @@ def _lines() -> Callable[[Sequence[EpisodeRecord], int], None]:
         means = [f"{name} {mean}" for name, mean in means_so_far(records).items()]
         passed = datetime.timedelta(seconds=round(now - began))
         done = f"{len(records):,} of {total:,} episodes after {passed}"
-        print(": ".join([done, ", ".join(means)] if means else [done]), file=sys.stderr)
+        said_so = ": ".join([done, ", ".join(means)] if means else [done])
+        with contextlib.suppress(OSError):  # nobody reads it: the results matter more
+            print(said_so, file=sys.stderr)
 
     return line

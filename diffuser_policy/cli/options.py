@@ -175,7 +175,7 @@ class PlannerSettings:
             print(
                 f"note: {self.planner} was trained on data of {recorded}. In {env_id}, "
                 f"another version of the environment, observations and rewards may "
-                f"have another meaning.",
+                f"mean something else.",
                 file=sys.stderr,
             )
         if policy.planner.routes and recorded != env_id:

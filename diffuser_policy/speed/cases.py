@@ -215,10 +215,11 @@ def loop_cases(subject: Subject) -> Iterator[Case]:
     if saved is not None:
         yield from _loop(base, subject, name="warm, as saved")
     for level in (0.5,) if subject.quick else (0.25, 0.5):
-        name, change = f"warm from {level:.0%} noise", base.with_settings
-        warm = _if_possible(change, warm_start=level, warm_start_steps=None)
-        if level != saved and warm is not None:
-            yield from _loop(warm, subject, name=name)
+        if level == saved:
+            continue
+        warm = _if_possible(base.with_settings, warm_start=level, warm_start_steps=None)
+        if warm is not None:
+            yield from _loop(warm, subject, name=f"warm from {level:.0%} noise")
 
 
 def guide_cases(subject: Subject) -> Iterator[Case]:

@@ -325,27 +325,35 @@ def _global_randomness() -> tuple[Any, ...]:
     return (random.getstate(), legacy, torch.random.get_rng_state())
 
 
-def _same(a: Any, b: Any) -> bool:
-    """Compare nested containers and objects of arrays, bit for bit; NaN equals NaN."""
-    if a is b:
+def _same(a: Any, b: Any, above: frozenset[tuple[int, int]] = frozenset()) -> bool:
+    """Compare nested containers and objects of arrays, bit for bit; NaN equals NaN.
+
+    Args:
+        a: One of them.
+        b: The other one.
+        above: Pairs that hold these two, which a cycle leads back to.
+    """
+    pair = id(a), id(b)
+    if a is b or pair in above:
         return True
     if type(a) is not type(b):
         return False
+    above |= {pair}
     if isinstance(a, Mapping):
-        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+        return a.keys() == b.keys() and all(_same(a[key], b[key], above) for key in a)
     if isinstance(a, (list, tuple, deque)):
         pairs = zip(a, b, strict=False)
-        return len(a) == len(b) and all(_same(x, y) for x, y in pairs)
+        return len(a) == len(b) and all(_same(x, y, above) for x, y in pairs)
     if isinstance(a, torch.Tensor):
         alike = a.dtype == b.dtype and a.shape == b.shape
         return alike and bool(((a == b) | (a.isnan() & b.isnan())).all())
     if isinstance(a, np.ndarray):
         if a.dtype.kind in "OV":  # of objects, or of records
-            return a.shape == b.shape and _same(a.tolist(), b.tolist())
+            return a.shape == b.shape and _same(a.tolist(), b.tolist(), above)
         return bool(np.array_equal(a, b, equal_nan=a.dtype.kind in "fcmM"))
     identity: Any = object.__eq__
     if type(a).__eq__ is identity or dataclasses.is_dataclass(a):
-        return _same(_parts(a), _parts(b))
+        return _same(_parts(a), _parts(b), above)
     return bool(a == b or (a != a and b != b))
 
 
