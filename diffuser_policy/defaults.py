@@ -50,7 +50,7 @@ MLP: Mapping[str, Any] = {  # for plans without a goal
 }
 BEST_SHARE = 0.1  # of the episodes, if some are better than others,
 ENOUGH = 20_000  # and have as many env steps as this
-AVERAGED = 20  # how often a training renews the average of its weights
+AVERAGED = 20  # how many times the memory of the average fits into a training
 TAIL = 4.0  # half a column's range, in standard deviations, that limits can map
 ROWS_TO_FIT = 100_000
 LONGEST_MLP = 16  # env steps that a network without any sense of time plans well
@@ -338,7 +338,8 @@ class _Chooser:
         if self.goals:
             return
         if self.wanted.get("critic") or self.wanted.get("value"):
-            self.say("episodes", "all: a critic or a value network needs the rest")
+            if self.get("window", "best_share") == 1:
+                self.say("episodes", "all: a critic or a value learns from poor ones")
             return
         returns = run_returns(self.flat.fields["reward"], self.flat.run_starts)
         if not np.ptp(returns):

@@ -126,7 +126,7 @@ class OGBenchEnv(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArg
             tasks = range(1, 1 + len(getattr(self.env.unwrapped, "task_infos", ())))
             options["task_id"] = _whole("task_id", options["task_id"], tasks)
         for one, other, why in EXCLUSIVE:
-            if one in options and other in options:
+            if one in options and options.get(other) not in (None, False):
                 raise ConfigError(
                     f"options of reset() take {one} or {other}, not both: {why}. Leave "
                     f"one of them out."

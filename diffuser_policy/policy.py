@@ -398,8 +398,8 @@ class DiffuserPolicy:
         Raises:
             GuideError: Neither a guide nor a function that can be one.
             UnknownNameError: A setting that does not exist.
-            ConfigError: Settings that contradict each other, or have no effect, or a
-                guide on states for plans of one planning step, likewise.
+            ConfigError: Settings that contradict each other or have no effect, or a
+                guide on states for plans of one planning step.
         """
         chosen = None if guide is None else as_guide(guide)
         if chosen is None and self.config.planner.ranking == "guide":

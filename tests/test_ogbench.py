@@ -276,6 +276,7 @@ def test_options_of_which_one_would_be_ignored_are_refused_together(
 ) -> None:
     with pytest.raises(ConfigError, match=f"{' or '.join(options)}, not both"):
         maze.reset(options=options)
+    maze.reset(options={"goal": [20.0, 16.5], "render_goal": False})
 
 
 def test_tasks_of_ones_own_are_checked(maze: Env) -> None:

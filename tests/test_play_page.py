@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from diffuser_policy.envs import make_env
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.interrupts import hear_interrupts
 from diffuser_policy.play.page import Page, _check_host
+from diffuser_policy.play.panel import SLIDERS
 from diffuser_policy.play.session import Frame, Session
 from diffuser_policy.play.worlds import BodyWorld, World
 from diffuser_policy.testing.toys import toy_config, toy_policy
@@ -136,6 +138,24 @@ def test_the_handle_of_the_start_stays_while_the_robot_moves(
     until(lambda: not session.going)
     assert not np.allclose(shown(page).state[:2], start, atol=0.05)
     assert np.allclose(nodes["/handles/start"].position[:2], start, atol=1e-4)
+
+
+@pytest.mark.enable_socket
+def test_no_slider_offers_what_plans_of_a_single_action_refuse(
+    serve: Callable[..., Page],
+) -> None:
+    policy = DiffuserPolicy.from_pretrained("walker2d")
+    env = make_env("Walker2d-v5")
+    gui = Mock()
+    for page, are_there in [
+        (serve(Session(policy, env, planner="walker2d", env_id="Walker2d-v5")), False),
+        (serve(toy_session("Pendulum-v1"), port=19180), True),
+    ]:
+        gui.reset_mock()
+        page.panel._add_settings(gui)
+        labels = [call.args[0] for call in gui.add_slider.call_args_list]
+        for name in ("replan_interval", "warm_start"):
+            assert (SLIDERS[name][0] in labels) == are_there
 
 
 @pytest.mark.enable_socket

@@ -293,7 +293,7 @@ def test_states_are_for_a_whole_number_of_environments(
 
 @pytest.mark.parametrize("streams", [[1], [1, -1], [1.5, 2], "ab", [None, 1], [[1, 2]]])
 def test_streams_are_whole_numbers(policy: DiffuserPolicy, streams: Any) -> None:
-    with pytest.raises(ConfigError, match="streams are"):
+    with pytest.raises(ConfigError, match="streams must be"):
         policy.initial_state(2, streams)
 
 

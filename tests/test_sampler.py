@@ -294,6 +294,11 @@ def test_no_step_is_visited_twice(num_steps: int) -> None:
     assert all(i > j for i, j in pairwise(grid))
 
 
+def test_a_whole_number_of_any_type_counts_steps() -> None:
+    made: Any = DDIMSampler
+    assert made(network_denoiser(10), 5.0).grid == made(network_denoiser(10), 5).grid
+
+
 @pytest.mark.parametrize("num_steps", [0, 11, -1, 2.5])
 def test_more_steps_than_trained_are_refused(num_steps: int) -> None:
     with pytest.raises(ConfigError, match=f"1 to 10 of them, got {num_steps}"):

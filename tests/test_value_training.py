@@ -338,8 +338,8 @@ def test_shipped_planners_have_no_value_network_and_load(name: str) -> None:
 
 
 def test_settings_of_earlier_versions_have_no_value_network() -> None:
-    config = toy_policy().config
-    data = config.to_json()
+    data = toy_policy().config.to_json()
+    config = PolicyConfig.from_json(data)
     assert data.pop("value") is None
     assert PolicyConfig.from_json(data) == config
 

@@ -150,7 +150,7 @@ class Sampler:
         self.temperature, self.spacing = temperature, spacing
         self._grids: dict[tuple[int, int], list[int]] = {}
         self._weights: dict[tuple[int, int, int | None], Weights] = {}
-        self.grid_from(1.0, num_steps)  # refuses an unknown spacing
+        self.grid_from(1.0, self.num_steps)  # refuses an unknown spacing
 
     @property
     def grid(self) -> list[int]:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from diffuser_policy.networks.perceptron import perceptron
 
 NUM_ACTION_VALUES = 2
-MOST_SILENT = 0.9  # share of inputs that reach no unit of a layer
+MOST_SILENT = 0.999  # share of inputs that reach no unit of a layer
 
 
 class Values(NamedTuple):
@@ -139,7 +139,7 @@ class Critic(nn.Module):
 
     @torch.no_grad()
     def dead(self, observations: Tensor, actions: Tensor) -> bool:
-        """Return whether one of the networks says the same of nearly all inputs.
+        """Return whether one of the networks says the same of practically all inputs.
 
         Where all units of a layer are zero, its input has no effect and gets no
         gradient: the network never recovers.

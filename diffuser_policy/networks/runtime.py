@@ -73,7 +73,7 @@ ONE = torch.ones(1, dtype=torch.float32, device="cpu")
 
 
 def mish_of_negative(n: Tensor) -> Tensor:
-    """Return Mish of -n in three operations, whose number decides for small tensors."""
+    """Return Mish of -n in three operations: for small tensors, each costs the same."""
     logistic = n.sigmoid()
     divisor = torch.addcmul(ONE, logistic, logistic)
     return torch.addcdiv(n, n, divisor, value=-2)

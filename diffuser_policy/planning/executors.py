@@ -29,6 +29,8 @@ from diffuser_policy.errors import ConfigError
 from diffuser_policy.networks.inverse_dynamics import InverseDynamics
 from diffuser_policy.planning.plan import Following, interpolate
 
+SEARCH = 20  # planned env steps ahead in which the nearest point is looked for
+
 
 class Executor:
     """Turns plans and observations into actions; subclasses implement `act`.
@@ -282,9 +284,6 @@ class TrackingExecutor(Executor):
             self.position_gain * off_position + self.velocity_gain * off_velocity
         )
         return action
-
-
-SEARCH = 20  # planned env steps ahead in which the nearest point is looked for
 
 
 class PursuitExecutor(TrackingExecutor):

@@ -422,8 +422,8 @@ class Planner:
         """Return the guides that cannot change a plan.
 
         The current observation is pinned. A plan of one planning step leaves only its
-        actions to steer, and a guide is idle if it needs none to be computed, and if
-        its value is the same for others. One that fails will tell when it is used.
+        actions to steer. A guide is idle if it can be computed without actions, and if
+        its value is the same for all actions. Errors of a guide are left to its use.
         """
         if self.guidance is None or self.horizons.max_planning_steps > 1:
             return []

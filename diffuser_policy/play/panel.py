@@ -240,8 +240,11 @@ class Panel:
         now = {**session.usual, **session.settings}
         timed = session.policy.networks.time_to_goal is not None
         timed = timed and now["horizon"] == "predicted"
+        idle = set() if timed else {"horizon_scale"}
+        if session.policy.planner.horizons.max_planning_steps == 1:
+            idle |= {"replan_interval", "warm_start"}
         for name, (label, low, high, step) in SLIDERS.items():
-            if name == "horizon_scale" and not timed:
+            if name in idle:
                 continue
             value, most = now[name], high
             if name == "num_sampling_steps":
