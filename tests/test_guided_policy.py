@@ -285,7 +285,7 @@ def test_a_guide_that_looks_at_actions_steers_plans_of_a_single_action() -> None
 def test_a_guide_that_fails_keeps_its_own_error() -> None:
     single = untrained_policy("Pendulum-v1", horizon=1)
     guided = single.with_guide(lambda t: t.velocity.sum(dim=(1, 2)))
-    with pytest.raises(UnknownNameError, match=r"'velocity'.*--window\.horizon"):
+    with pytest.raises(UnknownNameError, match=r"'velocity'.*--window\.velocity"):
         guided.predict(np.zeros(3, np.float32))
 
 
