@@ -119,11 +119,12 @@ def _lines() -> Callable[[Sequence[EpisodeRecord], int], None]:
         if now - said < LINE_INTERVAL or len(records) == total:  # the table follows
             return
         said = now
-        means = [f"{name} {mean}" for name, mean in means_so_far(records).items()]
         passed = datetime.timedelta(seconds=round(now - began))
-        done = f"{len(records):,} of {total:,} episodes after {passed}"
-        said_so = ": ".join([done, ", ".join(means)] if means else [done])
+        text = f"{len(records):,} of {total:,} episodes after {passed}"
+        means = [f"{name} {mean}" for name, mean in means_so_far(records).items()]
+        if means:
+            text += f": {', '.join(means)}"
         with contextlib.suppress(OSError):  # nobody reads it: the results matter more
-            print(said_so, file=sys.stderr)
+            print(text, file=sys.stderr)
 
     return line
