@@ -69,7 +69,7 @@ class CollectSettings:
     """Minari id of the dataset; None: diffuser/<name of the environment>, or the
     generator's own."""
     num_steps: int | None = None
-    """Runs: env steps in total; None: a million."""
+    """Runs: env steps in total; None: the demonstrator's own number, or a million."""
     run_length: int | None = None
     """Runs: env steps between two resets; None: 10,000. The last run may be shorter."""
     max_steps_per_goal: int | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 from tqdm import tqdm
 
+from diffuser_policy.checkpoint import read_planner, shipped_planners
 from diffuser_policy.cli.collect import CollectCommand
 from diffuser_policy.cli.collect import collect as collect_command
 from diffuser_policy.config import CollectSettings
@@ -25,8 +27,13 @@ from diffuser_policy.data.collection import (
     collect,
     collect_episodes,
     default_dataset_id,
+    protocol_of,
 )
-from diffuser_policy.data.demonstrators import DEMONSTRATORS, Demonstrator
+from diffuser_policy.data.demonstrators import (
+    DEMONSTRATORS,
+    Demonstrator,
+    default_demonstrator,
+)
 from diffuser_policy.data.episodes import record_episode
 from diffuser_policy.data.minari import _any_episodes, load_flat
 from diffuser_policy.data.returns import returns_to_go
@@ -36,6 +43,7 @@ from diffuser_policy.errors import (
     ConfigError,
     DatasetError,
     EnvContractError,
+    MissingExtraError,
     UnknownNameError,
 )
 from diffuser_policy.observations import ObservationColumns
@@ -94,6 +102,28 @@ def test_spaces_that_cannot_be_recorded_are_refused_before_the_work(
 
 
 # --- what is recorded -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", shipped_planners())
+def test_the_usual_data_is_what_the_shipped_planners_have_learned_from(
+    name: str,
+) -> None:
+    recorded = read_planner(name)[0].provenance["dataset"]["collection"]
+    try:
+        env = make_env(recorded["env_id"])
+    except MissingExtraError as error:
+        pytest.skip(str(error))
+    settings = CollectSettings(
+        env_id=recorded["env_id"],
+        demonstrator=recorded.get("demonstrator"),
+        generator=recorded.get("generator"),
+    )
+    demonstrator = settings.demonstrator or default_demonstrator(env)
+    usual = dataclasses.asdict(protocol_of(settings, demonstrator, env))
+    env.close()
+    for amount in ("num_steps", "num_episodes", "run_length", "seed"):
+        assert usual.get(amount) == recorded.get(amount)
+    assert usual.get("options") == recorded.get("options")
 
 
 def test_steps_are_split_into_runs() -> None:

@@ -11,8 +11,9 @@ import pytest
 from diffuser_envs.kuka.arm import JOINT_HIGH, JOINT_LOW
 from diffuser_policy.config import CollectSettings
 from diffuser_policy.data import demonstrators
-from diffuser_policy.data.collection import _episode_protocol, collect
+from diffuser_policy.data.collection import collect, protocol_of
 from diffuser_policy.data.minari import load_flat, recorded_facts
+from diffuser_policy.envs import make_env
 from diffuser_policy.errors import ConfigError
 from tests.data_helpers import assert_same, record
 
@@ -61,8 +62,10 @@ def test_towers_become_a_dataset_that_names_its_columns() -> None:
 def test_as_many_towers_are_usual_as_the_documentation_says() -> None:
     page = Path(__file__).parents[1] / "docs" / "block_stacking.md"
     assert f"collect {TOWERS.env_id}     # 10,000 towers" in page.read_text("utf-8")
-    settings = replace(TOWERS, num_episodes=None)
-    assert _episode_protocol(settings, str(TOWERS.demonstrator)).num_episodes == 10_000
+    settings, env = replace(TOWERS, num_episodes=None), make_env(TOWERS.env_id)
+    protocol = protocol_of(settings, str(TOWERS.demonstrator), env)
+    assert (protocol.total, protocol.unit) == (10_000, "episode")
+    env.close()
 
 
 def test_the_number_of_workers_changes_nothing() -> None:

@@ -290,13 +290,10 @@ def collect(settings: CollectSettings, *, progress: bool = True) -> Path:
         _check_shards_hold(env)
         demonstrator = settings.demonstrator or default_demonstrator(env)
         dataset_id = settings.dataset_id
-        protocol: CollectionProtocol
-        if settings.generator is not None or not makes_runs(demonstrator):
-            protocol = generated = _episode_protocol(settings, demonstrator)
-            made = generated.make(env)  # an impossible option fails now
+        protocol = protocol_of(settings, demonstrator, env)
+        if isinstance(protocol, EpisodeProtocol):
+            made = protocol.make(env)  # an impossible option fails now
             dataset_id = dataset_id or getattr(made, "dataset_id", None)
-        else:
-            protocol = _run_protocol(settings, demonstrator, env)
         dataset_id = dataset_id or default_dataset_id(settings.env_id)
         folder = dataset_folder(dataset_id)
         shards = ShardFolder.beside(folder, dataclasses.asdict(protocol))
@@ -421,7 +418,29 @@ def collect_episodes(
         )
 
 
-def _episode_protocol(settings: CollectSettings, demonstrator: str) -> EpisodeProtocol:
+def protocol_of(
+    settings: CollectSettings, demonstrator: str, env: Env
+) -> CollectionProtocol:
+    """Return all that determines a dataset, with the usual amount if none is given.
+
+    Raises:
+        UnknownNameError: No such demonstrator or generator.
+        ConfigError: The settings do not suit the demonstrator or the environment.
+    """
+    if settings.generator is not None or not makes_runs(demonstrator):
+        return _episode_protocol(settings, demonstrator, env)
+    return _run_protocol(settings, demonstrator, env)
+
+
+def _usual(factory: Any, name: str, env: Env, otherwise: int) -> int:
+    """Return how much a demonstrator or generator records of an environment."""
+    usual = getattr(factory, name, otherwise)
+    return usual(env) if callable(usual) else usual
+
+
+def _episode_protocol(
+    settings: CollectSettings, demonstrator: str, env: Env
+) -> EpisodeProtocol:
     known, name = generators_of(demonstrator), settings.generator
     if name is not None and not known:
         raise ConfigError(
@@ -444,7 +463,7 @@ def _episode_protocol(settings: CollectSettings, demonstrator: str) -> EpisodePr
         factory, title = DEMONSTRATORS.find(demonstrator).target, "the demonstrator"
     else:
         factory, title = known[name], f"the generator {name!r} of"
-    usual: int = getattr(factory, "default_episodes", DEFAULT_EPISODES)
+    usual = _usual(factory, "default_episodes", env, DEFAULT_EPISODES)
     return EpisodeProtocol(
         env_id=settings.env_id,
         num_episodes=settings.num_episodes or usual,
@@ -468,7 +487,9 @@ def _run_protocol(
             "episodes. Give num_steps (--num-steps) instead of num_episodes."
         )
     limit = step_limit(env)
-    num_steps = settings.num_steps or DEFAULT_STEPS
+    factory = DEMONSTRATORS.find(demonstrator).target
+    usual = _usual(factory, "default_steps", env, DEFAULT_STEPS)
+    num_steps = settings.num_steps or usual
     return RunProtocol(
         env_id=settings.env_id,
         num_steps=num_steps,
@@ -482,7 +503,7 @@ def _run_protocol(
             action_noise=settings.action_noise,
             options=all_options(
                 f"the demonstrator {demonstrator!r}",
-                DEMONSTRATORS.find(demonstrator).target,
+                factory,
                 settings.demonstrator_options,
             ),
         ),

@@ -26,6 +26,7 @@ reached, and the system is never reset in between:
 Row `t` holds the observation before step `t` with the target that step `t` chases.
 (D4RL's script records one stale observation after every switch; this one does not.)
 The reward of row `t` is the environment's for the next state and that target.
+The demonstrator's class may say how many steps are usual (`default_steps`).
 Source: Fu et al., "D4RL: Datasets for Deep Data-Driven RL" (2020), maze2d.
 
 **Generated episodes** suit tasks with an end worth showing (a tower is built). Such a
@@ -45,6 +46,9 @@ demonstrator names generators of episodes:
 
 Options and seed determine an episode, so the dataset is the same whatever the number of
 workers. A failed attempt is left out, counted, and replaced by another.
+
+`default_steps` and `default_episodes` are numbers or, where it depends on the
+environment, functions of it.
 """
 
 from __future__ import annotations

@@ -121,6 +121,11 @@ class WaypointDemonstrator:
         """
         return cls(layout_of(env), **settings)
 
+    @staticmethod
+    def default_steps(env: gymnasium.Env[Any, Any]) -> int:
+        """Return how many env steps are usually recorded: as many as D4RL has."""
+        return layout_of(env).dataset_steps
+
     def predict(
         self,
         observation: Mapping[str, npt.ArrayLike],

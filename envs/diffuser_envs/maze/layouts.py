@@ -70,6 +70,7 @@ class MazeLayout:
         maze_map: Rows of cells from top to bottom; 1 is a wall, 0 is free.
         goal_cell: Row and column of the fixed evaluation goal, if there is one.
         max_episode_steps: Length of an episode in environment steps.
+        dataset_steps: Environment steps of D4RL's dataset.
         cell_offset: Distance in meters, downward and to the right, from the center of
             a cell to the point that stands for the cell.
         cell_size: Side of a cell in meters.
@@ -80,6 +81,7 @@ class MazeLayout:
     maze_map: tuple[tuple[int, ...], ...]
     goal_cell: Cell | None = None
     max_episode_steps: int = 300
+    dataset_steps: int = 1_000_000
     cell_offset: float = 0.0
     cell_size: float = 1.0
 
@@ -205,7 +207,11 @@ class MazeLayout:
 
 
 def _d4rl_layout(
-    name: str, title: str, max_episode_steps: int, rows: Sequence[str]
+    name: str,
+    title: str,
+    max_episode_steps: int,
+    dataset_steps: int,
+    rows: Sequence[str],
 ) -> MazeLayout:
     """Read a drawing of a maze: `#` is a wall, `.` is free, `G` is the fixed goal."""
     (goal_cell,) = [(i, row.index("G")) for i, row in enumerate(rows) if "G" in row]
@@ -215,6 +221,7 @@ def _d4rl_layout(
         maze_map=tuple(tuple(int(cell == "#") for cell in row) for row in rows),
         goal_cell=goal_cell,
         max_episode_steps=max_episode_steps,
+        dataset_steps=dataset_steps,
         cell_offset=D4RL_CELL_OFFSET,
     )
 
@@ -223,6 +230,7 @@ _UMAZE = _d4rl_layout(
     "umaze",
     "UMaze",
     300,
+    1_000_000,
     (
         "#####",
         "#G..#",
@@ -235,6 +243,7 @@ _MEDIUM = _d4rl_layout(
     "medium",
     "Medium",
     600,
+    2_000_000,
     (
         "########",
         "#..##..#",
@@ -250,6 +259,7 @@ _LARGE = _d4rl_layout(
     "large",
     "Large",
     800,
+    4_000_000,
     (
         "############",
         "#....#.....#",

@@ -36,6 +36,7 @@ from diffuser_envs.maze.layouts import Cell, FloatArray, neighbors, steps_to
 
 MOVES = ((-1, 0), (0, -1), (1, 0), (0, 1))  # OGBench's order: the first of equals wins
 STITCH_CELLS = 4
+DATASET_STEPS = 1_000_000
 
 
 class CellMaze:
@@ -197,7 +198,6 @@ class NavigateGenerator:
 
     kind: ClassVar[str] = "navigate"
     usual_steps: ClassVar[int] = 1000
-    default_episodes: ClassVar[int] = 1000
 
     def __init__(
         self,
@@ -212,11 +212,8 @@ class NavigateGenerator:
                 f"{num_steps}"
             )
         self.env, self.maze, self.noise = env, CellMaze.from_env(env), noise
-        name = env.spec.id if env.spec else ""
-        self.num_steps = num_steps or self.usual_steps
-        if not num_steps and self.kind == "navigate" and "giant" in name:
-            self.num_steps = 2 * self.usual_steps
-        stem, _, version = name.rpartition("-")
+        self.num_steps = num_steps or self._steps_of_episode(env)
+        stem, _, version = _id_of(env).rpartition("-")
         self.dataset_id = f"diffuser/{stem}-{self.kind}-{version}"
 
     @classmethod
@@ -229,6 +226,16 @@ class NavigateGenerator:
             MazeOptionError: A negative option.
         """
         return cls(env, **options)
+
+    @classmethod
+    def default_episodes(cls, env: gymnasium.Env[Any, Any]) -> int:
+        """Return how many episodes OGBench has recorded: those of a million steps."""
+        return DATASET_STEPS // cls._steps_of_episode(env)
+
+    @classmethod
+    def _steps_of_episode(cls, env: gymnasium.Env[Any, Any]) -> int:
+        far = cls.kind == "navigate" and "giant" in _id_of(env)
+        return cls.usual_steps * (2 if far else 1)
 
     def record(self, seed: int) -> MazeEpisode:
         """Return the episode of a seed."""
@@ -279,7 +286,6 @@ class StitchGenerator(NavigateGenerator):
 
     kind = "stitch"
     usual_steps = 200
-    default_episodes = 5000
 
     def _goal_cell(self, rng: np.random.Generator, start: Cell) -> Cell:
         steps = self.maze.steps_to(start)
@@ -291,6 +297,10 @@ PointMazeDemonstrator.generators = {
     "navigate": NavigateGenerator,
     "stitch": StitchGenerator,
 }
+
+
+def _id_of(env: gymnasium.Env[Any, Any]) -> str:
+    return env.spec.id if env.spec else ""
 
 
 def _choice(rng: np.random.Generator, cells: list[Cell]) -> Cell:
