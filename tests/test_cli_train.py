@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from diffuser_policy.data import minari
 from diffuser_policy.data.collection import collect_episodes
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.errors import ConfigError, UnknownNameError
+from diffuser_policy.guides.guide import described
+from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.testing import toy_dataset
 from diffuser_policy.training.presets import PRESETS, preset
 from diffuser_policy.training.trainer import Trainer
@@ -126,6 +129,13 @@ def test_networks_beside_the_denoiser_are_trained_on_request() -> None:
         of_preset("multi2d-umaze", "--inverse-dynamics.width", "8")
 
 
+def test_a_guide_that_is_given_replaces_the_presets() -> None:
+    assert of_preset("kuka-stack").guide == ("stack-task",)
+    assert of_preset("kuka-stack", "--guide", "none").guide == ("none",)
+    both = of_preset("kuka-stack", "--guide", "place", "--guide", "2*contact")
+    assert both.guide == ("place", "2*contact")
+
+
 def test_a_preset_may_stand_behind_options() -> None:
     name = "multi2d-umaze"
     first = TrainSettings.parse([name, "--dataset", "my/data-v0", "--seed", "1"])
@@ -170,6 +180,39 @@ def test_training_saves_a_planner_and_resumes(tmp_path: Path, capsys: Capture) -
     assert [entry["step"] for entry in losses(tmp_path / "run")] == [2, 4, 6]
     assert main(arguments) == 0
     assert "all 6 gradient steps are done already" in capsys.readouterr().out
+
+
+def test_a_guide_without_an_effect_is_refused_before_training(tmp_path: Path) -> None:
+    flat = toy_dataset(goals=False)
+    config = TrainConfig.for_dataset(
+        flat, window={"horizon": 1}, guide=("keep-out:center=1,1;radius=1",)
+    )
+    with pytest.raises(ConfigError, match="The guide KeepOut has no effect"):
+        Trainer(config, flat, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "saved"),
+    [
+        (["--guide", "2*goal-distance:pull=3", "--value"], "2 * GoalDistance(pull=3"),
+        (["--guide", "none", "--value"], None),
+        (["--value"], "LearnedValue"),
+        ([], None),
+    ],
+)
+def test_a_guide_is_saved_with_the_planner(
+    options: list[str], saved: str | None, tmp_path: Path, capsys: Capture
+) -> None:
+    arguments = ["train", *SMALL, *options, "--output", str(tmp_path)]
+    assert main(arguments) == 0
+    guide = DiffuserPolicy.from_pretrained(tmp_path).guide
+    formula = None if guide is None else described(guide)
+    assert formula == saved or (formula and saved and saved in formula)
+    capsys.readouterr()
+    assert main([*arguments, "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    command = shlex.join(options[:2]) if "--guide" in options else "--guide"
+    assert (command in shown) == ("--guide" in options)
 
 
 def test_a_log_gets_a_line_at_every_save(tmp_path: Path, capsys: Capture) -> None:
@@ -288,6 +331,8 @@ def test_losses_are_logged_for_tensorboard(tmp_path: Path) -> None:
             ["--window.horizon", "1", "--planner.warm-start", "0.5"],
             "warm_start has no effect where plans are a single action",
         ),
+        (["--guide", "stay-far"], "Unknown guide 'stay-far'"),
+        (["--guide", "goal-distance:x=1"], "goal-distance"),
         (
             ["--window.horizon", "1", "--execution.replan-interval", "4"],
             "replan_interval has no effect where plans are a single action",

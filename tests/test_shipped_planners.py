@@ -12,6 +12,8 @@ from diffuser_policy.checkpoint import (
     read_planner,
     shipped_planners,
 )
+from diffuser_policy.training.derive import guide_of
+from diffuser_policy.training.presets import preset
 
 MAZES = {"multi2d-umaze": "UMaze", "multi2d-medium": "Medium", "multi2d-large": "Large"}
 PAPER = {  # Janner et al. 2022, table 1
@@ -33,6 +35,13 @@ def test_the_shipped_planners_fit_in_a_wheel() -> None:
     sizes = [path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()]
     assert sum(sizes) < 30e6
     assert max(sizes) < 5e6
+
+
+@pytest.mark.parametrize("planner", [*MAZES, "kuka-stack"])
+def test_a_shipped_planner_has_the_guide_of_its_preset(planner: str) -> None:
+    if planner == "kuka-stack":
+        pytest.importorskip("pybullet", reason="needs the extra 'kuka'")
+    assert guide_of(preset(planner)) == read_planner(planner)[0].guide
 
 
 @pytest.mark.parametrize("planner", MAZES)

@@ -10,7 +10,7 @@ import contextlib
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict, get_args, get_type_hints
 
@@ -28,18 +28,16 @@ from diffuser_policy.config import (
     PlannerConfig,
     ValueConfig,
 )
-from diffuser_policy.errors import ConfigError, GuideError, shown
+from diffuser_policy.errors import ConfigError, shown
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from diffuser_policy.guides.guide import Guide
     from diffuser_policy.policy import DiffuserPolicy
 
 MOST_THREADS = 1024
 BOUNDLESS = 100_000  # columns
-NO_GUIDE = "none"
 Planner = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PLANNER")]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
@@ -49,6 +47,9 @@ def shown_as(metavar: str, **settings: Any) -> Any:
     return tyro.conf.arg(metavar=metavar, help_behavior_hint="", **settings)
 
 
+GuideTexts = tyro.conf.UseAppendAction[
+    Annotated[tuple[str, ...], shown_as("[W*]NAME:KEY=VALUE;…")]
+]
 Assignments = tyro.conf.UseAppendAction[
     Annotated[tuple[str, ...], shown_as("KEY=VALUE")]
 ]
@@ -96,9 +97,7 @@ SETTINGS_OF: dict[str, tuple[tuple[str, Any], ...]] = {
 class PlanningOptions:
     """How to plan and execute; settings left out are those saved with the planner."""
 
-    guide: tyro.conf.UseAppendAction[
-        Annotated[tuple[str, ...], shown_as("[W*]NAME:KEY=VALUE;…")]
-    ] = ()
+    guide: GuideTexts = ()
     """Steer plans by a guide; several add up. `diffuser-policy guides` lists them.
     For example --guide 'keep-out:center=3,4;radius=0.6'. The quotes are needed: a shell
     ends the command at a semicolon. --guide none drops the planner's own guide."""
@@ -205,6 +204,8 @@ def load_policy(planner: str, options: PlanningOptions, *, seed: int) -> Diffuse
             f"--threads must be 1 to {MOST_THREADS}, got {shown(options.threads)}."
         )
     torch.set_num_threads(options.threads)
+    from diffuser_policy.guides.registry import parse_guides
+
     guide = parse_guides(options.guide)
     policy = DiffuserPolicy.from_pretrained(planner, seed=seed)
     note_unfinished(planner, policy.config.provenance)
@@ -212,27 +213,6 @@ def load_policy(planner: str, options: PlanningOptions, *, seed: int) -> Diffuse
     if options.guide:
         policy = policy.with_guide(guide)
     return policy.with_settings(**options.full_settings())
-
-
-def parse_guides(texts: Sequence[str]) -> Guide | None:
-    """Return the sum of the guides that texts describe; None for `none` or no text.
-
-    Raises:
-        UnknownNameError: No guide of a name; the nearest are named.
-        GuideError: A guide that cannot be read, or another one beside `none`.
-    """
-    from diffuser_policy.guides.registry import parse_guide
-
-    if NO_GUIDE not in texts:
-        return sum(map(parse_guide, texts)) or None  # the sum of no guides is 0
-    others = [text for text in texts if text != NO_GUIDE]
-    if others:
-        raise GuideError(
-            f"--guide {NO_GUIDE} drops every guide, but --guide {others[0]!r} was "
-            f"given, too. Leave out --guide {NO_GUIDE}: guides that you give replace "
-            f"the planner's own."
-        )
-    return None
 
 
 def note_unfinished(planner: str, provenance: Mapping[str, Any]) -> None:

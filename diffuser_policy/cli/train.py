@@ -20,6 +20,7 @@ from diffuser_policy.choices import GOAL_KEYS, RUNS
 from diffuser_policy.cli import EXIT_OK
 from diffuser_policy.cli.options import (
     Flag,
+    GuideTexts,
     changed,
     dictionary,
     setting_options,
@@ -102,6 +103,10 @@ class TrainSettings:
     """Log losses for TensorBoard, besides training/metrics.jsonl."""
     seed: int = 0
     """Fixes initial weights, windows and noise."""
+    guide: GuideTexts = ()
+    """Guides that are saved with the planner, as in `evaluate`; several add up. They
+    change nothing in the training, and --guide none saves no guide. Default: the
+    preset's, or the gradient of the value network, if there is one."""
 
     @classmethod
     def parse(cls, args: list[str]) -> TrainSettings:
@@ -203,7 +208,7 @@ class PresetSettings(TrainSettings):
             if parts[part] is not None:
                 parts[settings] = parts[part]
             parts[part] = parts[part] is not None
-        return cls(preset=name, **parts)
+        return cls(preset=name, **parts | {"guide": ()})  # options would add to it
 
     def config(self) -> TrainConfig:
         """Return what determines the trained planner.
@@ -223,6 +228,7 @@ class PresetSettings(TrainSettings):
             if not getattr(self, part) and own != getattr(default, settings):
                 raise _without(part)
             parts[part] = own if getattr(self, part) else None
+        parts["guide"] = self.guide or preset(str(self.preset)).guide
         return TrainConfig(**parts)
 
     def check(self) -> None:
@@ -291,7 +297,9 @@ class DatasetSettings(TrainSettings):
                 given[part] = own
             elif part in self.companions:
                 given[part] = self.companions[part]
-        found = choose(flat, {"dataset": self.dataset, "seed": self.seed, **given})
+        for name in ("dataset", "guide", "seed"):
+            given[name] = getattr(self, name)
+        found = choose(flat, given)
         config = found.config
         _refuse_idle(
             [*self.planner, *self.execution],
@@ -429,6 +437,8 @@ def options_of(config: TrainConfig, flat: FlatDataset) -> list[str]:
     from diffuser_policy.defaults import choose
 
     words = ["--dataset", config.dataset, "--seed", str(config.seed)]
+    for text in config.guide:
+        words += ["--guide", text]
     given: dict[str, Any] = {"dataset": config.dataset, "seed": config.seed}
     while True:  # whatever is asked for may change what is chosen beside it
         chosen, more = choose(flat, given).config, list[str]()

@@ -59,6 +59,7 @@ TEXT = re.compile(r"(?:(?P<weight>[^*:;=]*)\*)?(?P<name>[^:*;=]+)(?::(?P<rest>.*
 ONE_PARAMETER = re.compile(r'(?:[^;"]|"(?:[^"\\]|\\.)*"|")+')  # quotes hide semicolons
 WORDS = {"true": True, "false": False, "none": None, "null": None}
 GENERAL = "keep-out:center=3,4;radius=0.6"
+NO_GUIDE = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -371,6 +372,25 @@ def parse_guide(text: str) -> Guide:
     except GuideError as error:
         raise _unreadable(text, str(error), example) from error
     return guide if form["weight"] is None else weight * guide
+
+
+def parse_guides(texts: Sequence[str]) -> Guide | None:
+    """Return the sum of the guides that texts describe; None for `none` or no text.
+
+    Raises:
+        UnknownNameError: No guide of a name; the nearest are named.
+        GuideError: A guide that cannot be read, or another one beside `none`.
+    """
+    if NO_GUIDE not in texts:
+        return sum(map(parse_guide, texts)) or None  # the sum of no guides is 0
+    others = [text for text in texts if text != NO_GUIDE]
+    if others:
+        raise GuideError(
+            f"--guide {NO_GUIDE} drops every guide, but --guide {others[0]!r} was "
+            f"given, too. Leave out --guide {NO_GUIDE}: guides that you give replace "
+            f"the planner's own."
+        )
+    return None
 
 
 def example_texts(guide: RegisteredGuide) -> list[str]:

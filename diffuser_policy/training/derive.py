@@ -25,6 +25,8 @@ from diffuser_policy.data.windows import JoinedRows
 from diffuser_policy.envs import other_versions
 from diffuser_policy.errors import ConfigError, DatasetError
 from diffuser_policy.guides.builtin import LearnedValue
+from diffuser_policy.guides.guide import Guide
+from diffuser_policy.guides.registry import parse_guides
 from diffuser_policy.networks.landmarks import Landmarks
 from diffuser_policy.numerics import plain_arithmetic
 from diffuser_policy.observations import RESERVED, ObservationColumns, Part
@@ -46,6 +48,7 @@ def policy_config(train: TrainConfig, flat: FlatDataset) -> PolicyConfig:
         UnknownNameError: A featurizer that is not registered.
         FeaturizerError: One that is broken, or of another environment.
         ConfigError: Settings that contradict each other or the data.
+        GuideError: A guide that cannot be read.
     """
     features = train.window.features
     featurizer = None if features is None else make_featurizer(features)
@@ -120,11 +123,23 @@ def policy_config(train: TrainConfig, flat: FlatDataset) -> PolicyConfig:
         critic=train.critic,
         inverse_dynamics=train.inverse_dynamics,
         landmarks=train.landmarks,
-        guide=None if train.value is None else LearnedValue(),
+        guide=guide_of(train),
         planner=train.planner,
         execution=train.execution,
         provenance={"training": to_json(train), "dataset": json_data(flat.metadata)},
     )
+
+
+def guide_of(train: TrainConfig) -> Guide | None:
+    """Return the guide that a planner is saved with, if there is one.
+
+    Raises:
+        UnknownNameError: No guide of a name.
+        GuideError: A guide that cannot be read.
+    """
+    if train.guide:
+        return parse_guides(train.guide)
+    return None if train.value is None else LearnedValue()
 
 
 @plain_arithmetic(gradients=True)

@@ -174,6 +174,7 @@ PRESETS: dict[str, TrainConfig] = {
             architecture="objects", residual=True, dim=128, loss_floor=0.1
         ),
         optimization=OptimizationConfig(num_steps=36_000, batch_size=64),
+        guide=("stack-task",),
         planner=PlannerConfig(
             num_sampling_steps=4, num_candidates=16, ranking="sum", steadiness=0.01
         ),

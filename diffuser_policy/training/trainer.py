@@ -31,7 +31,7 @@ from diffuser_policy.networks.unet import TemporalUNet
 from diffuser_policy.numerics import plain_arithmetic, stream_generator
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.settings import to_json
-from diffuser_policy.training.derive import initial_networks, policy_config
+from diffuser_policy.training.derive import guide_of, initial_networks, policy_config
 from diffuser_policy.training.processes import Processes
 from diffuser_policy.training.run import TrainingRun
 
@@ -39,7 +39,7 @@ from diffuser_policy.training.run import TrainingRun
 class Trainer(TrainingRun[PlannerNetworks]):
     """Trains the networks of one planner and writes it to a folder."""
 
-    unimportant = ("planner", "execution")
+    unimportant = ("guide", "planner", "execution")
     scaling = (
         ", or with columns of the data scaled down (--window.normalizer limits or "
         "gaussian)"
@@ -67,6 +67,8 @@ class Trainer(TrainingRun[PlannerNetworks]):
         Raises:
             ConfigError: The folder holds a run with other settings or other data, or
                 no policy could plan and act with these settings.
+            UnknownNameError: No guide of a name.
+            GuideError: A guide that cannot be read.
         """
         self.config = config
         processes = processes or Processes.single(device)
@@ -83,7 +85,9 @@ class Trainer(TrainingRun[PlannerNetworks]):
             processes=processes,
         )
         # What would be saved has to work: find out now, not when training is over.
-        DiffuserPolicy(self.policy_config, self.planner_networks)
+        policy = DiffuserPolicy(self.policy_config, self.planner_networks)
+        if config.guide:
+            policy.with_guide(guide_of(config))  # refuses one without an effect
 
     @property
     def planner_networks(self) -> PlannerNetworks:
