@@ -353,7 +353,8 @@ def test_the_locomotion_experiment_asks_for_what_there_is(
     (tmp_path / "walker2d-medium-v1").mkdir()
     file = tmp_path / "walker2d-medium-v1" / "H 4, one step.json"
     file.write_text(json.dumps(data))
-    table = made["as_markdown"](tmp_path)
+    table = made["as_markdown"](tmp_path, 8000)
+    assert "trained for 8,000 gradient steps: 20 episodes" in table
     assert "| network | way | walker2d-medium | ms a plan |" in table
     assert "| H 4 | one step | 7.0 [6.0, 8.0] | 7.0 |" in table
 

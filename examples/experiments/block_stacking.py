@@ -1,8 +1,11 @@
 """Block stacking: three tasks, one planner, and what each part of it adds.
 
     python examples/experiments/block_stacking.py
-    python examples/experiments/block_stacking.py --episodes 100 --methods all \
-        --results block_stacking.json
+    python examples/experiments/block_stacking.py --episodes 100 --num-envs 20 \
+        --methods planner "paper's budget of plans" "single candidate" demonstrator \
+        --results demo/block_stacking.json
+    python examples/experiments/block_stacking.py --episodes 30 --num-envs 15 \
+        --methods all --results demo/block_stacking_parts.json
 
 (Janner et al. 2022, section 5.2 and table 3.) One planner, trained on demonstrations of
 tower building, does three tasks that differ only in the guide:
@@ -20,7 +23,8 @@ environment, or runs the demonstrator. "The paper's budget" is three plans, each
 out to its end, and seven for a rearrangement, which takes up to seven moves. Episodes
 start from `--seed`: nothing was tuned on seeds from 20000 on. Every row is saved when
 it is done, in a folder named like the results; the same command resumes, and may ask
-for more rows.
+for more rows. The two last commands make the published tables, the last of them with
+some rows more.
 """
 
 from __future__ import annotations

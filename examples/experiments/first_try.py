@@ -34,8 +34,8 @@ from diffuser_policy.envs import make_env
 from diffuser_policy.words import counted
 
 ABOUT = """\
-Trained and evaluated with no option but the dataset, by
-`examples/experiments/first_try.py`: mean return of {episodes} (of each task, where
+Trained for 2,000 gradient steps and evaluated, with no other option than the dataset,
+by `examples/experiments/first_try.py`: mean return of {episodes} (of each task, where
 there are several), and the share that reached the goal. *Behavior* is the policy that
 recorded the data. Where it equals *random*, actions were random; a dash means that the
 environment's own demonstrator recorded it. Below the table is what was chosen for each

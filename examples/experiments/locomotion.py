@@ -1,13 +1,14 @@
 """Which planner walks best? Networks, horizons, critics, values and ways to choose.
 
-    diffuser-policy collect Walker2d-v5 --demonstrator walker2d-medium-replay
+    diffuser-policy collect Walker2d-v5 --demonstrator walker2d-medium-expert
     python examples/experiments/locomotion.py Walker2d-v5 \
-        diffuser/walker2d-medium-replay-v1 --out runs/locomotion
+        diffuser/walker2d-medium-expert-v1 --out runs/locomotion
 
 For each network of `NETWORKS`, a planner is trained, and for some a critic or a value
 network; then every way of `WAYS` is tried on the same episodes. Their seeds are other
 than those of benchmarks: what is best here is what is reported there. A result that is
-there already is not made again, so the command resumes.
+there already is not made again, so the command resumes. Halfcheetah-medium and
+hopper-medium-replay follow in the same way.
 
 Every call writes a table of all results in `--out`, `locomotion.md` there.
 """
@@ -57,6 +58,7 @@ WAYS = {
     "--guide-placement noisy --guide-scale 0.01 --guide-steps 2",
 }
 SEED = 50_000  # of the first episode
+NUM_STEPS = 8_000  # of gradient, that the published planners were trained for
 
 
 def run(*arguments: str) -> float:
@@ -73,8 +75,13 @@ def companion_of(way: str) -> str | None:
     return next((name for name in COMPANIONS if name in words), None)
 
 
-def as_markdown(out: Path) -> str:
-    """Return a table of all results in a folder: a row for each network and way."""
+def as_markdown(out: Path, num_steps: int) -> str:
+    """Return a table of all results in a folder: a row for each network and way.
+
+    Args:
+        out: The folder.
+        num_steps: Gradient steps of the planners.
+    """
     found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
     datasets = sorted(path.name for path in out.iterdir() if path.is_dir())
     for network, way, dataset in product(NETWORKS, WAYS, datasets):
@@ -102,10 +109,11 @@ def as_markdown(out: Path) -> str:
     }
     episodes = " or ".join(map(str, sorted(counts)))
     about = (
-        f"D4RL's scores of {episodes} episodes from seed {SEED}, with 95 % intervals. "
-        f"Time is that of one of 16 plans made together, on one core, the least of all "
-        f"datasets. Made by `examples/experiments/locomotion.py`, whose `NETWORKS` and "
-        f"`WAYS` say what the names mean."
+        f"D4RL's scores of planners trained for {num_steps:,} gradient steps: "
+        f"{episodes} episodes from seed {SEED}, with 95 % intervals. Time is that of "
+        f"one of 16 plans made together, on one core, the least of all datasets. Made "
+        f"by `examples/experiments/locomotion.py`, whose `NETWORKS` and `WAYS` say "
+        f"what the names mean."
     )
     return "\n".join(["# Planners of robots that walk", "", about, "", *lines, ""])
 
@@ -117,7 +125,7 @@ def main() -> None:
     parser.add_argument("dataset", help="Minari id")
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS))
     parser.add_argument("--ways", nargs="*", default=list(WAYS))
-    parser.add_argument("--steps", type=int, default=8_000, help="of gradient")
+    parser.add_argument("--steps", type=int, default=NUM_STEPS, help="of gradient")
     parser.add_argument("--critic-steps", type=int, default=15_000)
     parser.add_argument("--value-steps", type=int, default=5_000)
     parser.add_argument("--episodes", type=int, default=20)
@@ -153,7 +161,7 @@ def main() -> None:
             summary = json.loads(file.read_text(encoding="utf-8"))["summary"]
             earned = {k: round(summary[k]["mean"], 1) for k in ("return", "score")}
             print(network, way, earned, flush=True)
-    page = as_markdown(given.out)
+    page = as_markdown(given.out, given.steps)
     (given.out / "locomotion.md").write_text(page, encoding="utf-8")
 
 

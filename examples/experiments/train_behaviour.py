@@ -29,7 +29,6 @@ from typing import Any
 import gymnasium
 import numpy as np
 import safetensors.numpy
-from sbx import SAC
 
 ROBOTS = ("Hopper-v5", "Walker2d-v5", "HalfCheetah-v5")
 SETTINGS: dict[str, Any] = {
@@ -61,6 +60,8 @@ def main() -> None:
 
 def train(robot: str, steps: int, folder: Path) -> None:
     """Continue a robot's training by `steps`, and save it."""
+    from sbx import SAC  # here, so that --help works without it
+
     env = gymnasium.make(robot)
     folder.mkdir(parents=True, exist_ok=True)
     before = curve(folder)
