@@ -16,7 +16,7 @@
 # The build of torch that results were measured with. Another one, for example for
 # your CUDA version: make test TORCH="torch==2.13.0 --index-url ..."
 TORCH ?= torch==2.13.0
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 VENV ?= .venv
 OLDEST ?= .venv-oldest
 PYTEST_ARGS ?=
