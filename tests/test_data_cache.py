@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from diffuser_policy import files
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.minari import (
     load_flat,
@@ -148,6 +149,41 @@ def test_files_that_change_while_they_are_read_are_not_cached(
     monkeypatch.setattr("diffuser_policy.data.minari.read_minari", read)
     assert load_flat(DATASET).num_rows == 4
     assert not cache_entries(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux has it")
+def test_no_file_of_an_entry_is_mapped_when_its_folder_is_renamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows would refuse to rename the folder."""
+    write(cut_stream([40, 30])[0])
+    swap, mapped = files._swap, []
+
+    def watched(partial: Path, folder: Path) -> None:
+        lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+        mapped.append([line for line in lines if str(partial) in line])
+        swap(partial, folder)
+
+    monkeypatch.setattr(files, "_swap", watched)
+    assert load_flat(DATASET).num_rows == 70
+    FlatDataset.load(cache_entries(tmp_path)[0]).save(tmp_path / "copy")
+    assert mapped == [[], []]
+
+
+def test_an_entry_that_cannot_be_replaced_is_read(
+    monkeypatch: pytest.MonkeyPatch, reads: list[Path]
+) -> None:
+    """Windows replaces no folder from which another process has files mapped."""
+    write(cut_stream([4, 3])[0])
+    swap = files._swap
+
+    def slower(partial: Path, folder: Path) -> None:
+        swap(partial, folder)
+        raise PermissionError(errno.EACCES, "Access is denied")
+
+    monkeypatch.setattr(files, "_swap", slower)
+    assert load_flat(DATASET).num_rows == 7
+    assert len(reads) == 1
 
 
 def test_what_writers_elsewhere_left_is_deleted_after_a_day(tmp_path: Path) -> None:

@@ -133,17 +133,21 @@ def load_flat(
     with contextlib.suppress(DatasetError):
         return FlatDataset.load(entry)
     try:
-        # Not synced: a damaged entry is read anew.
+        # Not synced: a damaged entry is read anew. Nor kept in a variable, which would
+        # keep the files mapped: Windows renames no folder with such files.
         with replaced_folder(entry, durable=False) as partial:
-            dataset = read_minari(
+            read_minari(
                 source, goal_keys=goal_keys, progress=progress, into=partial
-            )
+            ).complete(partial)
             if entry != _cache_entry(cache, dataset_id, source, goal_keys):
                 raise _ChangedError
-            dataset.complete(partial)
     except _ChangedError:  # the files, while they were read: nothing is kept
         return read_minari(source, goal_keys=goal_keys, progress=progress)
     except StorageError as error:
+        # Perhaps because others read the entry that another process was faster to make:
+        # Windows replaces no files that are mapped.
+        with contextlib.suppress(DatasetError):
+            return FlatDataset.load(entry)
         raise StorageError(
             error.errno,
             f"{error.strerror or error} To move the cache elsewhere, set the "
