@@ -120,14 +120,17 @@ def find_device(name: str | torch.device) -> torch.device:
         ConfigError: There is none of that name; the message names those there are.
     """
     available = {"cpu": 1}
-    accelerator = torch.accelerator.current_accelerator()
-    if accelerator is not None and torch.accelerator.is_available():
-        available[accelerator.type] = torch.accelerator.device_count()
+    if torch.accelerator.is_available():  # if not, PyTorch 2.6 raises instead of None
+        accelerator = torch.accelerator.current_accelerator()
+        if accelerator is not None:
+            available[accelerator.type] = torch.accelerator.device_count()
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError):  # no device of any machine
         device = None
-    if device is None or (device.index or 0) >= available.get(device.type, 0):
+    # PyTorch keeps eight bits of a number: "cuda:256" becomes "cuda:0".
+    number = str(name if isinstance(name, str) else device).partition(":")[2]
+    if device is None or int(number or 0) not in range(available.get(device.type, 0)):
         known = [
             kind if count == 1 else f"{kind} ({count} of them)"
             for kind, count in available.items()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any, get_args
+from typing import Any, NoReturn, get_args
 
 import numpy as np
 import pytest
@@ -34,6 +34,7 @@ from diffuser_policy.errors import (
 )
 from diffuser_policy.guides.builtin import ActionEffort
 from diffuser_policy.networks.critic import Critic
+from diffuser_policy.numerics import find_device
 from diffuser_policy.planning.executors import (
     PlannedActions,
     PursuitExecutor,
@@ -302,12 +303,45 @@ def test_no_seed_is_a_random_one() -> None:
     assert len(drawn) == 5
 
 
-@pytest.mark.parametrize("device", ["cuda:99", "gpu", "", "meta", None])
+@pytest.mark.parametrize(
+    "device",
+    ["cuda:99", "cpu:200", "cpu:256", torch.device("cpu:200"), "gpu", "", "meta", None],
+)
 def test_devices_that_are_not_there_are_refused(device: Any) -> None:
     policy = toy_policy()
     with pytest.raises(ConfigError, match="There is no device"):
         policy.to(device)
     assert policy.to("cpu") is policy
+
+
+def test_a_device_has_the_number_that_the_text_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """PyTorch makes "cuda:0" of "cuda:256", and "cuda" of "cuda:255"."""
+    accelerator = torch.accelerator
+    monkeypatch.setattr(accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(accelerator, "device_count", lambda: 2)
+    monkeypatch.setattr(
+        accelerator, "current_accelerator", lambda: torch.device("cuda")
+    )
+    for name in ("cuda", "cuda:0", "cuda:1", torch.device("cuda:1")):
+        assert find_device(name) == torch.device(name)
+    for name in ("cuda:2", "cuda:255", "cuda:256", "cuda:1000", torch.device("cuda:2")):
+        with pytest.raises(ConfigError, match=r"have: cpu, cuda \(2 of them\)"):
+            find_device(name)
+
+
+def test_without_an_accelerator_nothing_more_is_asked_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """PyTorch 2.6 has no answer then, and raises."""
+
+    def ask() -> NoReturn:
+        raise RuntimeError("Cannot access accelerator device when none is available.")
+
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", ask)
+    assert find_device("cpu") == torch.device("cpu")
 
 
 def test_networks_without_room_on_a_device_stay_together_where_they_were(
