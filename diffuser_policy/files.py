@@ -479,6 +479,17 @@ def _host() -> str:
 
 
 def _is_alive(pid: int) -> bool:
+    if sys.platform == "win32":  # where `os.kill` sends Ctrl-C, or ends the process
+        query_limited, no_such_process, still_active = 0x1000, 87, 259
+        kernel = ctypes.WinDLL("kernel32", use_last_error=True)
+        kernel.OpenProcess.restype = ctypes.c_void_p
+        number = kernel.OpenProcess(query_limited, 0, ctypes.c_ulong(pid))
+        if number is None:  # it may be of another user
+            return ctypes.get_last_error() != no_such_process
+        handle, code = ctypes.c_void_p(number), ctypes.c_ulong(still_active)
+        kernel.GetExitCodeProcess(handle, ctypes.byref(code))
+        kernel.CloseHandle(handle)
+        return code.value == still_active
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

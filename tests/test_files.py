@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import ctypes
 import errno
 import os
 import re
@@ -14,6 +15,8 @@ import textwrap
 import threading
 import time
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -249,6 +252,48 @@ def test_what_another_machine_left_is_removed_after_a_day(
     os.utime(elsewhere, (written, written))
     write_text(tmp_path / "r.json", "new")
     assert elsewhere.exists() is left
+
+
+class Kernel:
+    """The part of Windows that tells of processes: 4 runs, 8 is another user's."""
+
+    def __init__(self) -> None:
+        self.error, self.open = 0, 0
+        self.OpenProcess = Mock(side_effect=self.opened)
+
+    def opened(self, access: int, inherited: int, pid: ctypes.c_ulong) -> int | None:
+        assert (access, inherited) == (0x1000, 0)
+        if pid.value in (4, 12):
+            self.open += 1
+            return pid.value
+        self.error = 5 if pid.value == 8 else 87
+        return None
+
+    def GetExitCodeProcess(self, handle: ctypes.c_void_p, code: Any) -> int:  # noqa: N802
+        code._obj.value = 259 if handle.value == 4 else 1
+        return 1
+
+    def CloseHandle(self, handle: ctypes.c_void_p) -> int:  # noqa: N802
+        assert handle.value in (4, 12)
+        self.open -= 1
+        return 1
+
+
+@pytest.mark.parametrize(
+    ("pid", "alive"), [(4, True), (8, True), (12, False), (16, False)]
+)
+def test_no_signal_is_sent_to_find_out_who_is_alive_on_windows(
+    monkeypatch: pytest.MonkeyPatch, pid: int, alive: bool
+) -> None:
+    """There, `os.kill` sends Ctrl-C, or ends the process. 12 has ended, 16 is none."""
+    kernel, kill = Kernel(), Mock()
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(os, "kill", kill)
+    monkeypatch.setattr(ctypes, "WinDLL", lambda *_, **__: kernel, raising=False)
+    monkeypatch.setattr(ctypes, "get_last_error", lambda: kernel.error, raising=False)
+    assert files._is_alive(pid) is alive
+    assert kernel.open == 0
+    kill.assert_not_called()
 
 
 def test_a_folder_between_two_renames_is_put_back(tmp_path: Path) -> None:
