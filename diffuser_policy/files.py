@@ -162,13 +162,13 @@ def replaced_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str, *, durable: bool = True) -> None:
-    """Write text in UTF-8, as `replaced_file` does.
+    """Write text in UTF-8, as `replaced_file` does, with the same bytes everywhere.
 
     Raises:
         StorageError: It could not be written; what was there before is intact.
     """
     with replaced_file(path, durable=durable) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -359,19 +359,30 @@ def test_a_variable_is_enough_where_the_home_folder_is_unknown(
 @pytest.mark.parametrize("folder", ["diffuser_policy", "envs", "examples", ".ci"])
 def test_text_is_read_and_written_in_utf8_wherever_the_user_lives(folder: str) -> None:
     """Without `encoding`, Python takes that of the user's locale."""
-    unnamed = [
+    assert texts_without("encoding", folder, "rwax") == []
+
+
+@pytest.mark.parametrize("folder", ["diffuser_policy", "envs"])
+def test_lines_that_are_written_end_alike_on_every_system(folder: str) -> None:
+    """Without `newline`, Windows adds carriage returns, and more at each rewrite."""
+    assert texts_without("newline", folder, "wax") == []
+
+
+def texts_without(argument: str, folder: str, modes: str) -> list[str]:
+    """Return where files of text are opened without an argument, to read or write."""
+    return [
         f"{path.relative_to(ROOT)}:{call.lineno}"
         for path in (ROOT / folder).rglob("*.py")
         for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(call, ast.Call) and is_text_without_encoding(call)
+        if isinstance(call, ast.Call)
+        and text_mode(call) in [*modes]
+        and argument not in {keyword.arg for keyword in call.keywords}
     ]
-    assert unnamed == []
 
 
-def is_text_without_encoding(call: ast.Call) -> bool:
-    if any(keyword.arg == "encoding" for keyword in call.keywords):
-        return False
+def text_mode(call: ast.Call) -> str:
+    """Return how a call opens a file of text, or nothing if it opens none."""
     name = call.func.attr if isinstance(call.func, ast.Attribute) else ""
-    modes = [value.value for value in call.args if isinstance(value, ast.Constant)]
-    opens_text = name == "open" and modes[:1] in (["r"], ["w"], ["a"], ["x"])
-    return name in {"read_text", "write_text"} or opens_text
+    values = [value.value for value in call.args if isinstance(value, ast.Constant)]
+    opened = str(values[0]) if name == "open" and values else ""
+    return {"read_text": "r", "write_text": "w"}.get(name, opened)

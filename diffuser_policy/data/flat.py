@@ -394,7 +394,7 @@ class FlatDataset:
         }
         sealed = {**meta, "seal": _seal(meta)}
         path = folder / META_FILE
-        path.write_text(json_text(path, sealed), encoding="utf-8")
+        path.write_text(json_text(path, sealed), encoding="utf-8", newline="\n")
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:

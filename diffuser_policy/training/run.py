@@ -458,7 +458,7 @@ class TrainingRun(Generic[Networks]):
             return
         path = self.output / "training" / "metrics.jsonl"
         try:
-            with path.open("a", encoding="utf-8") as file:
+            with path.open("a", encoding="utf-8", newline="\n") as file:
                 file.write(json.dumps({"step": self.step, **means}) + "\n")
         except OSError as error:
             raise storage_error(path, error) from error

@@ -51,7 +51,7 @@ def save_state(folder: Path, step: int, parts: Parts) -> Path:
         tensors = save(tensors_of(parts))
         (partial / TENSORS).write_bytes(tensors)
         state = {"schema": SCHEMA, "step": step, "sha256": checksum(tensors)}
-        (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        (partial / "state.json").write_bytes(json.dumps(state).encode())
     for old in checkpoints(folder)[:-NUM_KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     return target

@@ -26,7 +26,7 @@ from diffuser_policy.benchmark.report.study import Study, load_study
 from diffuser_policy.benchmark.report.tables import Table
 from diffuser_policy.benchmark.suites import SUITES, load_suite
 from diffuser_policy.errors import DiffuserPolicyError
-from diffuser_policy.files import replaced_file
+from diffuser_policy.files import write_text
 
 # What Markdown would take as markup. An underscore within a word is none.
 MARKUP = re.compile(r"[\\`*<>|~#$&]|(?<!\w)_|_(?!\w)|\](?=[(\[:])")
@@ -75,8 +75,7 @@ def write_report(
     report = Report(place / "report.md", place / "report.html", study)
     for path in (report.markdown, report.html):
         template = environment(place).get_template(f"{path.name}.j2")
-        with replaced_file(path) as partial:
-            partial.write_text(template.render(context) + "\n", encoding="utf-8")
+        write_text(path, template.render(context) + "\n")
     return report
 
 

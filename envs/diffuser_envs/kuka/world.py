@@ -138,7 +138,7 @@ def arm_file() -> Iterator[str]:
     head += _TOOL_LINKS
     with tempfile.TemporaryDirectory(prefix="diffuser_envs_") as folder:
         path = Path(folder) / "arm.urdf"
-        path.write_text(f"{head}</robot>{tail}", encoding="utf-8")
+        path.write_text(f"{head}</robot>{tail}", encoding="utf-8", newline="\n")
         yield str(path)
 
 
