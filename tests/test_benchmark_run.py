@@ -55,9 +55,8 @@ def started() -> Iterator[list[subprocess.Popen[str]]]:
 
 
 WITHOUT_POSIX = """
-import os, signal, sys, warnings
+import os, signal, sys
 
-warnings.simplefilter("ignore")  # filelock says what it lacks
 sys.modules["fcntl"] = None
 for name in ("EX_TEMPFAIL", "killpg", "getpgrp"):
     delattr(os, name)

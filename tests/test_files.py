@@ -342,6 +342,29 @@ def test_a_folder_is_entered_by_one_process_at_a_time(tmp_path: Path) -> None:
             raise AssertionError("nothing can be written there")
 
 
+@POSIX
+@pytest.mark.parametrize("number", sorted(files.NO_LOCKS))
+def test_a_folder_is_entered_where_the_file_system_has_no_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Some network disks have none: docs/limits.md says what that means."""
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(number, "no locks")))
+    with alone_in(tmp_path, "taken"), alone_in(tmp_path, "taken"):
+        assert names(tmp_path) == ["lock"]
+
+
+@POSIX
+def test_a_lock_on_a_broken_disk_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(errno.EIO, "broken")))
+    broken = pytest.raises(StorageError, match="lock could not be written: broken")
+    with broken, alone_in(tmp_path, "taken"):
+        raise AssertionError("the lock is not held")
+
+
 def test_a_variable_is_enough_where_the_home_folder_is_unknown(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
