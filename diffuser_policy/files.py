@@ -54,7 +54,7 @@ LOCK_FILE = "lock"  # held by the process that is alone in a folder
 # What locking a file raises where the file system has no locks.
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes
-NAME_BYTES = 128  # of a name that hidden ones repeat: file systems allow 255 in all
+NAME_BYTES = 214  # of a name that hidden ones repeat: with all else, 255 at most
 ABANDONED = 24 * 3600.0  # seconds after which a file of another machine has no writer
 DESCRIPTORS = (Path("/dev/fd"), Path("/proc/self/fd"))
 PNG_DPI, PNG_COLORS = 140, 128  # a palette halves the size and changes nothing
@@ -311,7 +311,9 @@ def alone_in(folder: Path, refusal: str, *, lock: str = LOCK_FILE) -> Iterator[N
 
 def hidden_sibling(path: Path, suffix: str) -> Path:
     """Return an unused hidden name beside `path`, of this process alone."""
-    name = path.name.encode()[:NAME_BYTES].decode(errors="ignore")
+    name = path.name
+    while len(os.fsencode(name)) > NAME_BYTES + 4:  # bytes of the longest character
+        name = name[:-1]
     mark = f"{os.getpid()}-{_host()}{secrets.token_hex(4)}"
     return path.with_name(f".{name}.{mark}.{suffix}")
 
@@ -494,7 +496,7 @@ def _host() -> str:
     name = platform.node()
     with contextlib.suppress(OSError):
         name += str(Path("/proc/self/ns/pid").readlink())
-    return hashlib.sha256(name.encode()).hexdigest()[:8]
+    return hashlib.sha256(os.fsencode(name)).hexdigest()[:8]
 
 
 def _is_alive(pid: int) -> bool:
@@ -522,14 +524,17 @@ def tidy(folder: Path) -> None:
     """Delete what killed processes left in a folder, if it exists.
 
     A folder that was replaced in two steps, and is missing because the second was never
-    taken, is put back.
+    taken, is put back. One whose name is too long to be repeated whole stays hidden.
     """
     for path in [*folder.iterdir()] if folder.is_dir() else []:
         found = HIDDEN.fullmatch(path.name)
         if found is None or found["suffix"] == "pending" or not is_abandoned(path):
             continue
         target = path.with_name(found["name"])
-        if found["suffix"] == "old" and not target.exists():
+        is_old = found["suffix"] == "old"
+        if is_old and len(os.fsencode(found["name"])) > NAME_BYTES:
+            continue  # perhaps the only copy, of a folder whose name may be longer
+        if is_old and not target.exists():
             with contextlib.suppress(OSError):
                 path.rename(target)
         else:

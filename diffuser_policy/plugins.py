@@ -30,6 +30,7 @@ import contextlib
 import hashlib
 import importlib
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -313,7 +314,8 @@ def _module(place: str) -> ModuleType:
             sys.path.append(str(Path.cwd()))  # as for scripts that are run there
         return importlib.import_module(place)
     path = Path(place).resolve()
-    name = f"{BY_PATH}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    digest = hashlib.sha256(os.fsencode(path)).hexdigest()
+    name = f"{BY_PATH}{path.stem}_{digest[:8]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)

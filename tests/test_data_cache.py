@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,18 @@ def test_datasets_of_one_name_in_two_places_keep_an_entry_each(
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "here"))
     assert load_flat(DATASET).num_rows == 4
     assert len(reads) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
+def test_datasets_may_lie_in_folders_with_names_that_are_not_utf8(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: list[Path]
+) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(folder))
+    write(cut_stream([4])[0])
+    for _ in range(2):
+        assert load_flat(DATASET, cache_dir=folder / "cache").num_rows == 4
+    assert len(reads) == 1
 
 
 def test_files_that_change_while_they_are_read_are_not_cached(

@@ -23,6 +23,7 @@ import pytest
 from diffuser_policy import files
 from diffuser_policy.errors import ConfigError, StorageError
 from diffuser_policy.files import (
+    NAME_BYTES,
     alone_in,
     check_writable,
     held,
@@ -34,6 +35,7 @@ from diffuser_policy.files import (
 )
 
 ROOT = Path(__file__).parent.parent
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
 POSIX = pytest.mark.skipif(os.name != "posix", reason="POSIX files")
 
 
@@ -194,6 +196,17 @@ def test_names_as_long_as_the_system_allows_work(tmp_path: Path) -> None:
     assert names(tmp_path) == [path.name]
 
 
+@LINUX
+def test_names_that_are_not_utf8_work(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    check_writable(tmp_path / f"{name}.json")
+    write_text(tmp_path / f"{name}.json", "new")
+    with replaced_folder(tmp_path / name) as partial:
+        (partial / "data").touch()
+    assert names(tmp_path) == [name, f"{name}.json"]
+    assert names(tmp_path / name) == ["data"]
+
+
 def test_everything_is_synced_before_it_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -296,14 +309,36 @@ def test_no_signal_is_sent_to_find_out_who_is_alive_on_windows(
     kill.assert_not_called()
 
 
-def test_a_folder_between_two_renames_is_put_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", ["walk", "w" * 200, "ä" * 107], ids=["4", "200", "214"]
+)
+def test_a_folder_between_two_renames_is_put_back(tmp_path: Path, name: str) -> None:
     """Where the system cannot exchange folders, a kill may come between the two."""
-    old = hidden_sibling(tmp_path / "walk", "old")
+    left_between_renames(tmp_path / name)
+    write_text(tmp_path / "r.json", "new")
+    assert names(tmp_path) == sorted(["r.json", name])
+    assert names(tmp_path / name) == ["data"]
+
+
+@pytest.mark.parametrize(
+    "name", ["w" * (NAME_BYTES + 1), "w" * 255, "😀" * 63], ids=["215", "255", "252"]
+)
+def test_a_folder_is_not_put_back_under_a_part_of_its_name(
+    tmp_path: Path, name: str
+) -> None:
+    old = left_between_renames(tmp_path / name)
+    write_text(tmp_path / "r.json", "new")
+    assert names(tmp_path) == sorted([old.name, "r.json"])
+    assert names(old) == ["data"]
+
+
+def left_between_renames(folder: Path) -> Path:
+    """Leave what a process leaves that is killed while it replaces a folder."""
+    old = hidden_sibling(folder, "old")
     old = Path(str(old).replace(f".{os.getpid()}-", f".{dead_process()}-"))
     old.mkdir()
     (old / "data").touch()
-    write_text(tmp_path / "r.json", "new")
-    assert names(tmp_path / "walk") == ["data"]
+    return old
 
 
 @pytest.mark.parametrize("exchanges", [True, False])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -327,6 +328,16 @@ def test_what_is_registered_nowhere_has_an_address(
     del sys.modules["kit"]
     monkeypatch.chdir(tmp_path)  # where modules are looked for as well
     assert kind.find(f"kit:{kind.name}").target is things()[kind]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
+@addressed_kind
+def test_an_address_may_be_a_file_with_a_name_that_is_not_utf8(
+    tmp_path: Path, install: Install, kind: Kind
+) -> None:
+    install("kit")
+    path = (tmp_path / "kit.py").rename(tmp_path / os.fsdecode(b"caf\xe9.py"))
+    assert kind.find(f"{path}:{kind.name}").target.__name__ == kind.name
 
 
 @addressed_kind

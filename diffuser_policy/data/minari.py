@@ -787,7 +787,8 @@ def _cache_entry(
     if tuple(goal_keys) != GOAL_KEYS:
         where += f" {list(goal_keys)}"  # with quotes: keys contain slashes
     place, digest = (
-        hashlib.sha256(text.encode()).hexdigest() for text in (where, "\n".join(files))
+        hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+        for text in (where, "\n".join(files))
     )
     return cache / f"{name.replace('/', '--')}-{place[:8]}" / digest[:16]
 
