@@ -26,7 +26,7 @@ if [ "$top" != "diffuser_envs diffuser_policy" ]; then
     echo "wheel: wrong top-level names: $top"
     exit 1
 fi
-echo "wheel: $(basename "$wheel"), $(($(stat -c %s "$wheel") / 1024)) KiB, holds $top"
+echo "wheel: $(basename "$wheel"), $(($(wc -c <"$wheel") / 1024)) KiB, holds $top"
 
 "$PYTHON" -m venv "$scratch/venv"
 # shellcheck disable=SC2086  # TORCH may hold several arguments

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import gymnasium as gym
 import numpy as np
@@ -260,6 +261,18 @@ def test_a_run_depends_on_seed_and_index_only() -> None:
 def test_a_worker_that_dies_is_reported() -> None:
     with pytest.raises(WorkerError, match="fewer workers"):
         list(map_unordered(os._exit, [3, 3], num_workers=2))
+
+
+@pytest.mark.parametrize(("platform", "started"), [("win32", 61), ("linux", 100)])
+def test_no_more_workers_start_than_windows_can_wait_for(
+    monkeypatch: pytest.MonkeyPatch, platform: str, started: int
+) -> None:
+    pool = Mock(side_effect=InterruptedError)
+    monkeypatch.setattr("diffuser_policy.data.workers.ProcessPoolExecutor", pool)
+    monkeypatch.setattr(sys, "platform", platform)
+    with pytest.raises(InterruptedError):
+        list(map_unordered(abs, range(200), num_workers=100))
+    assert pool.call_args.args == (started,)
 
 
 def test_workers_have_one_thread_each_and_the_parent_keeps_its_own(

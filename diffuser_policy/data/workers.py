@@ -11,6 +11,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -22,6 +23,7 @@ from diffuser_policy.interrupts import interrupts_delayed
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+MOST_ON_WINDOWS = 61  # processes that Python can wait for there
 ONE_THREAD = dict.fromkeys(  # variables of a process
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"
 )
@@ -38,12 +40,15 @@ def map_unordered(
     Args:
         function: Picklable.
         jobs: Each is the argument of one call.
-        num_workers: Number of processes; with one, the jobs run in this process.
+        num_workers: Number of processes, on Windows 61 at most; with one, the jobs run
+            in this process.
 
     Raises:
         WorkerError: A worker process died.
     """
     num_workers = min(num_workers, len(jobs))
+    if sys.platform == "win32":
+        num_workers = min(num_workers, MOST_ON_WINDOWS)
     if num_workers <= 1:
         yield from map(function, jobs)
         return
