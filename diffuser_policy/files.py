@@ -164,11 +164,13 @@ def replaced_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
 def write_text(path: Path, text: str, *, durable: bool = True) -> None:
     """Write text in UTF-8, as `replaced_file` does, with the same bytes everywhere.
 
+    What UTF-8 cannot express, of a file's name that is not UTF-8, becomes "?".
+
     Raises:
         StorageError: It could not be written; what was there before is intact.
     """
     with replaced_file(path, durable=durable) as partial:
-        partial.write_text(text, encoding="utf-8", newline="\n")
+        partial.write_bytes(text.encode(errors="replace"))
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -200,7 +200,8 @@ def test_names_as_long_as_the_system_allows_work(tmp_path: Path) -> None:
 def test_names_that_are_not_utf8_work(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9")
     check_writable(tmp_path / f"{name}.json")
-    write_text(tmp_path / f"{name}.json", "new")
+    write_text(tmp_path / f"{name}.json", f"Of {name}")
+    assert (tmp_path / f"{name}.json").read_text() == "Of caf?"
     with replaced_folder(tmp_path / name) as partial:
         (partial / "data").touch()
     assert names(tmp_path) == [name, f"{name}.json"]
