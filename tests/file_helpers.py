@@ -1,4 +1,4 @@
-"""Disks that are full, and files that run a command."""
+"""Disks that are full, files that are mapped, and files that run a command."""
 
 from __future__ import annotations
 
@@ -7,10 +7,24 @@ import os
 from pathlib import Path
 from typing import Any, NoReturn
 
+import pytest
+
 
 def full_disk(*_: object, **__: object) -> NoReturn:
     """Fail as whatever writes to a full disk does."""
     raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def mapped(path: Path) -> list[str]:
+    """Return the mappings of a file, or of the files in a folder, of this process.
+
+    The test is skipped where the system does not tell.
+    """
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("reads /proc")
+    lines = maps.read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if str(path) in line]
 
 
 class Malicious:

@@ -43,7 +43,7 @@ from diffuser_policy.guides.trajectory import Trajectory
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.testing import toy_config, toy_policy
 from diffuser_policy.training.trainer import Trainer
-from tests.file_helpers import Malicious
+from tests.file_helpers import Malicious, mapped
 from tests.policy_helpers import observe
 from tests.training_helpers import trained
 
@@ -391,6 +391,18 @@ def test_flipped_bits_in_the_checkpoint_of_a_baseline_are_refused(
         path.write_bytes(damaged)
         with pytest.raises(CheckpointError, match="its checksum differs"):
             load_parts(path, parts, data={"rows": 3})
+
+
+def test_a_baseline_that_resumes_does_not_map_its_checkpoint(tmp_path: Path) -> None:
+    """Windows would refuse to replace it."""
+    net = torch.nn.Linear(300, 200)
+    optimizer = torch.optim.Adam(net.parameters())
+    net(torch.ones(1, 300)).sum().backward()
+    optimizer.step()
+    path, parts = tmp_path / "weights.safetensors", {"net": net, "adam": optimizer}
+    save_parts(path, parts, step=1)
+    load_parts(path, parts)
+    assert mapped(path) == []
 
 
 def test_planners_without_a_checksum_still_load(saved: Path) -> None:

@@ -25,7 +25,7 @@ from diffuser_policy.errors import (
 )
 from diffuser_policy.files import hidden_sibling
 from tests.data_helpers import DATASET, SpacesOnly, cut_stream, data_folder, write
-from tests.file_helpers import full_disk
+from tests.file_helpers import full_disk, mapped
 
 pytestmark = pytest.mark.usefixtures("datasets")
 
@@ -164,23 +164,21 @@ def test_files_that_change_while_they_are_read_are_not_cached(
     assert not cache_entries(tmp_path)
 
 
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux has it")
 def test_no_file_of_an_entry_is_mapped_when_its_folder_is_renamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Windows would refuse to rename the folder."""
     write(cut_stream([40, 30])[0])
-    swap, mapped = files._swap, []
+    swap, seen = files._swap, []
 
     def watched(partial: Path, folder: Path) -> None:
-        lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
-        mapped.append([line for line in lines if str(partial) in line])
+        seen.append(mapped(partial))
         swap(partial, folder)
 
     monkeypatch.setattr(files, "_swap", watched)
     assert load_flat(DATASET).num_rows == 70
     FlatDataset.load(cache_entries(tmp_path)[0]).save(tmp_path / "copy")
-    assert mapped == [[], []]
+    assert seen == [[], []]
 
 
 def test_an_entry_that_cannot_be_replaced_is_read(

@@ -122,7 +122,10 @@ def load_parts(path: Path, parts: Parts, *, data: object = None) -> int:
             step, saved = int(metadata["step"]), json.loads(metadata["data"])
             if saved != data:
                 raise ValueError(f"it was trained on other data: {saved}, not {data}")
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            # Copies: optimizers keep what they are given, and Windows replaces no file
+            # that is mapped.
+            keys = file.keys()
+            tensors = {key: file.get_tensor(key).clone() for key in keys}
         expected = metadata.get(SUM)  # earlier versions wrote none
         if expected is not None and expected != _sum(tensors, metadata):
             raise ValueError("its checksum differs: it is damaged")
