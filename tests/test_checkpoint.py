@@ -42,6 +42,7 @@ from diffuser_policy.guides.guide import Guide
 from diffuser_policy.guides.trajectory import Trajectory
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.testing import toy_config, toy_policy
+from diffuser_policy.training.state import Parts
 from diffuser_policy.training.trainer import Trainer
 from tests.file_helpers import Malicious, mapped
 from tests.policy_helpers import observe
@@ -399,7 +400,8 @@ def test_a_baseline_that_resumes_does_not_map_its_checkpoint(tmp_path: Path) -> 
     optimizer = torch.optim.Adam(net.parameters())
     net(torch.ones(1, 300)).sum().backward()
     optimizer.step()
-    path, parts = tmp_path / "weights.safetensors", {"net": net, "adam": optimizer}
+    path = tmp_path / "weights.safetensors"
+    parts: Parts = {"net": net, "adam": optimizer}
     save_parts(path, parts, step=1)
     load_parts(path, parts)
     assert mapped(path) == []
