@@ -34,6 +34,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import filelock
+
 from diffuser_policy.errors import (
     ConfigError,
     DiffuserPolicyError,
@@ -52,7 +54,7 @@ HIDDEN = re.compile(
 LEFT_BY_SYSTEMS = {".DS_Store", "Thumbs.db", "desktop.ini"}  # not the user's files
 LOCK_FILE = "lock"  # held by the process that is alone in a folder
 # What locking a file raises where the file system has no locks.
-NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
 LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes
 NAME_BYTES = 214  # of a name that hidden ones repeat: with all else, 255 at most
 ABANDONED = 24 * 3600.0  # seconds after which a file of another machine has no writer
@@ -248,44 +250,27 @@ def check_writable(path: Path) -> None:
 def held(path: Path) -> Iterator[bool]:
     """Hold a file's lock if no other process does; yield whether it is held.
 
-    The end of the process releases it, however it ends. The file stays. On a file
+    The end of the process releases it, however it ends. The file may stay. On a file
     system without locks, every process holds it.
 
     Raises:
         StorageError: The file cannot be made or written.
     """
+    lock = filelock.FileLock(path)
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        if not path.exists():  # filelock takes other errors for a lock that is held
+            check_writable(path)
+        yield False
+        return
     except OSError as error:
-        raise storage_error(path, error) from error
+        if error.errno not in NO_LOCKS:
+            raise storage_error(path, error) from error
     try:
-        yield _lock(path, descriptor)
+        yield True
     finally:
-        os.close(descriptor)  # which releases it
-
-
-def _lock(path: Path, descriptor: int) -> bool:
-    """Lock an open file, and return whether no other process has locked it.
-
-    Raises:
-        StorageError: The file cannot be locked.
-    """
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in NO_LOCKS:
-            return True
-        if error.errno in {errno.EACCES, errno.EAGAIN}:
-            return False
-        raise storage_error(path, error) from error
-    return True
+        lock.release()
 
 
 @contextlib.contextmanager

@@ -55,8 +55,9 @@ def started() -> Iterator[list[subprocess.Popen[str]]]:
 
 
 WITHOUT_POSIX = """
-import os, signal, sys
+import os, signal, sys, warnings
 
+warnings.simplefilter("ignore")  # filelock says what it lacks
 sys.modules["fcntl"] = None
 for name in ("EX_TEMPFAIL", "killpg", "getpgrp"):
     delattr(os, name)

@@ -372,7 +372,8 @@ def test_a_folder_is_entered_by_one_process_at_a_time(tmp_path: Path) -> None:
         raise AssertionError("two are in it")
     with alone_in(folder, "taken"):
         pass
-    for place in (folder / "lock" / "below a file", Path("/proc/self")):
+    (folder / "file").touch()
+    for place in (folder / "file" / "below", Path("/proc/self")):
         unwritable = pytest.raises(StorageError, match="could not be written")
         with unwritable, alone_in(place, "taken"):
             raise AssertionError("nothing can be written there")
