@@ -10,6 +10,7 @@ import pytest
 
 from diffuser_policy.config import PlannerConfig
 from diffuser_policy.errors import ConfigError, GuideError, ObservationError
+from diffuser_policy.planning.plan import BY_ROW
 from diffuser_policy.planning.state import PolicyState
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.testing import toy_config, toy_policy
@@ -59,6 +60,19 @@ def test_the_observation_is_not_kept(policy: DiffuserPolicy) -> None:
     for part in observation.values():
         part[:] = 99.0
     assert unchanged(kept, state)
+
+
+def test_a_plan_and_a_route_stay_when_the_observation_changes(
+    policy: DiffuserPolicy,
+) -> None:
+    observation = observe(2)
+    plan, routes = policy.plan(observation), policy.routes(observation)
+    assert plan.aims is not None
+    arrays = [*(getattr(plan, name) for name in BY_ROW), plan.aims, *routes]
+    kept = [array.copy() for array in arrays]
+    for part in observation.values():
+        part[:] = 99.0
+    assert all(map(np.array_equal, kept, arrays))
 
 
 def nan_in(key: str) -> Observation:

@@ -169,9 +169,12 @@ class Planner:
             )
         if conditions is not None:
             conditions.check_rows(len(observations))
-        aims = goals if self.layout.goal_conditioned else None
-        if aims is not None and self.routes is not None:
-            aims = self.routes.aims(observations, aims)
+        aims = None
+        if goals is not None and self.layout.goal_conditioned:
+            if self.routes is None:
+                aims = goals.copy()  # the caller's own may change
+            else:
+                aims = self.routes.aims(observations, goals)
         try:
             lengths = self.horizons.planning_steps(
                 observations, aims, remaining, failed
