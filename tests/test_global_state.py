@@ -48,7 +48,7 @@ def seen(policy: DiffuserPolicy) -> list[np.ndarray]:
         state: Any = None
         for deterministic in (False, True, False):
             action, state = each.predict(observe(2), state, deterministic=deterministic)
-            found += [action, *state[:-1]]  # the guide's key is of this process
+            found += [action, *state]
     plan = policy.plan(observe(2), keep_chain=True)
     assert plan.chain is not None
     return [*found, plan.candidates, plan.values, plan.chain]

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,7 @@ from torch import Tensor
 from diffuser_policy.choices import Placement
 from diffuser_policy.diffusion.guidance import Guidance
 from diffuser_policy.errors import ConfigError, GuideError, UnknownNameError
-from diffuser_policy.guides.guide import as_guide
+from diffuser_policy.guides.guide import Guide, as_guide
 from diffuser_policy.guides.registry import make_guide
 from diffuser_policy.guides.trajectory import Trajectory
 from diffuser_policy.policy import DiffuserPolicy
@@ -134,6 +138,48 @@ def test_methods_of_two_objects_are_two_guides() -> None:
 
     keys = {Guidance(guide=as_guide(Upwards().value)).key for _ in range(50)}
     assert len(keys) == 50
+
+
+def test_guides_of_two_classes_are_two_guides() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Left(Guide):
+        strength: float = 1.0
+
+    @dataclasses.dataclass(frozen=True)
+    class Right(Guide):
+        strength: float = 1.0
+
+    keys = [Guidance(guide=guide).key for guide in (Left(), Right(), Left())]
+    assert keys[0] == keys[2] != keys[1]
+
+
+def of_the_package() -> DiffuserPolicy:
+    point = 2.0 * make_guide("waypoint", position=(0.1, 0.2), columns="position")
+    return toy_policy().with_guide(point)
+
+
+def of_a_user() -> DiffuserPolicy:
+    return toy_policy().with_guide(linear)
+
+
+@pytest.mark.parametrize(("made", "num_plans"), [(of_the_package, 1), (of_a_user, 2)])
+def test_a_guide_of_the_package_is_the_same_in_every_process(
+    made: Callable[[], DiffuserPolicy], num_plans: int
+) -> None:
+    """A user's function may be another one there: its plans are made anew."""
+    script = (
+        "import pickle, sys; from tests import test_guided_policy as here; "
+        f"_, state = here.{made.__name__}().predict(here.observe()); "
+        "sys.stdout.buffer.write(pickle.dumps(state))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        check=True,
+        cwd=Path(__file__).parents[1],
+    )
+    _, state = made().predict(observe(), pickle.loads(done.stdout))  # noqa: S301
+    assert state.num_plans.tolist() == [num_plans]
 
 
 def test_values_of_guides_are_of_any_precision() -> None:

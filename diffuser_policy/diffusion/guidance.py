@@ -23,9 +23,11 @@ ones. Pinned entries are never moved.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import math
 import numbers
+import secrets
 import types
 import weakref
 from collections.abc import Callable
@@ -39,11 +41,15 @@ from diffuser_policy.choices import Placement
 from diffuser_policy.diffusion.conditions import Inpainting
 from diffuser_policy.diffusion.schedule import NoiseSchedule
 from diffuser_policy.guides.guide import (
+    FunctionGuide,
     Guide,
+    WeightedSum,
     value_and_gradient,
     value_of,
 )
+from diffuser_policy.guides.registry import is_offered
 from diffuser_policy.guides.trajectory import CLEAN, Trajectory
+from diffuser_policy.plugins import address
 
 View = Callable[[Tensor, int], Trajectory]
 
@@ -71,12 +77,16 @@ class Guidance:
 
     @property
     def key(self) -> int:
-        """A number that tells guidances of this process apart.
+        """A number that tells guidances apart.
 
+        Guides of installed packages have the same number in every process, if their
+        parameters are plain values; all others have one in this process alone.
         Guidances of scale zero differ too: their guides may still rank candidates.
         """
         settings = (self.placement, self.scale, self.num_steps, self.cutoff)
-        return hash(_told_apart((self.guide, *settings)))
+        told = repr(_told_apart((self.guide, *settings))).encode()
+        digest = hashlib.blake2b(told, digest_size=8).digest()
+        return int.from_bytes(digest, "big", signed=True)
 
     def steering(
         self, schedule: NoiseSchedule, given: Inpainting, view: View, *, scales: Tensor
@@ -92,6 +102,7 @@ class Guidance:
         return PLACEMENTS[self.placement](self, schedule, given, view, scales)
 
 
+_PROCESS = secrets.token_hex(8)
 _COUNT = itertools.count()
 _NUMBERS: dict[int, tuple[weakref.ref[Any], int]] = {}  # by address
 
@@ -109,22 +120,32 @@ def _number_of(part: Any) -> int:
 
 
 def _told_apart(part: Any) -> Any:
-    """Return a value whose hash is unique: those of -1.0 and -2.0 are equal."""
-    if part is None or isinstance(part, numbers.Real):
-        return repr(part)
-    if isinstance(part, tuple | list):
+    """Return nested texts and numbers that differ from those of all other parts."""
+    if isinstance(part, (tuple, list)):
         return tuple(map(_told_apart, part))
+    if part is None or isinstance(part, (str, float, int, numbers.Real)):
+        return repr(part)
     if isinstance(part, types.MethodType):
         return tuple(map(_told_apart, (part.__self__, part.__func__)))
-    own: Any = type(part).__hash__
-    try:
-        itself = _number_of(part) if own is object.__hash__ else hash(part)
-    except TypeError:  # a user's guide with parts that cannot be hashed
-        itself = _number_of(part)
+    kind: Any = part if isinstance(part, type | types.FunctionType) else type(part)
+    itself: Any = address(kind)
+    if kind not in (WeightedSum, FunctionGuide) and not is_offered(itself):
+        itself = _PROCESS, _number_of(kind), _hash_of(part)
     if not dataclasses.is_dataclass(part):
         return itself
     values = (getattr(part, field.name) for field in dataclasses.fields(part))
     return itself, *map(_told_apart, values)
+
+
+def _hash_of(part: Any) -> int:
+    """Return the hash by which a part compares, or its number if it is unique."""
+    own: Any = type(part).__hash__
+    if own is object.__hash__:
+        return _number_of(part)
+    try:
+        return hash(part)
+    except TypeError:  # a user's guide with parts that cannot be hashed
+        return _number_of(part)
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,6 +30,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from docstring_parser import google
@@ -253,6 +254,17 @@ def registered_guide(plugin: Plugin) -> RegisteredGuide:
     return RegisteredGuide(
         name=plugin.name, target=plugin.target, parameters=parameters
     )
+
+
+@cache
+def is_offered(where: str) -> bool:
+    """Return whether an installed package offers the guide that is defined somewhere.
+
+    Args:
+        where: As `address` returns it.
+    """
+    offers = (plugin for plugin in GUIDES.offers() if plugin.point is not None)
+    return any(plugin.address == where for plugin in offers)
 
 
 def guide_to_json(guide: Guide) -> list[dict[str, Any]]:
