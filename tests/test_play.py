@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import threading
 import time
@@ -312,6 +313,26 @@ def test_all_that_works_is_offered_whatever_goes_with_the_present_value(
     opened = opened_with(policy, settings)
     assert opened.possible(name, values) == expected
     opened.close()
+
+
+def test_a_planner_that_no_guide_can_steer_offers_what_it_can_do(
+    policy: DiffuserPolicy,
+) -> None:
+    planner = dataclasses.replace(
+        policy.config.planner,
+        num_sampling_steps=1,
+        min_guided_steps=1,
+        guide_placement="mean",
+    )
+    config = dataclasses.replace(policy.config, planner=planner)
+    session = opened_with(DiffuserPolicy(config, policy.networks), {})
+    assert not session.usable_guides()
+    assert session.possible("ranking", ["time_to_goal", "first", "guide"]) == [
+        "time_to_goal",
+        "first",
+    ]
+    assert session.possible("executor", ["path", "pursuit"]) == ["path", "pursuit"]
+    session.close()
 
 
 def test_a_ranking_by_guides_waits_for_one(session: Session) -> None:

@@ -18,9 +18,11 @@ same setup gives the same plan, and moving the goal a little moves the plan a li
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -501,24 +503,30 @@ class Session:
         return states
 
     def possible(self, name: str, values: Sequence[str]) -> list[str]:
-        """Return those values of a setting that this planner could have with a guide.
+        """Return those values of a setting that this planner could have.
+
+        Those that only work with a guide, or only without one, are among them, and so
+        is the present one.
 
         Args:
             name: Of a planning or execution setting.
             values: To try.
         """
-        found, guide = [], as_guide(lambda trajectory: trajectory.normalized[:, 0, 0])
+        guide = as_guide(lambda trajectory: trajectory.normalized[:, 0, 0])
+        ways = partial(self._bare.with_guide, guide), self._bare.with_settings
         # Settings that need one of the values now may change before another is chosen.
         others = {
             key: value
             for key, value in self.settings.items()
             if name not in dict(_needs(key))
         }
-        for value in values:
-            with contextlib.suppress(DiffuserPolicyError):
-                self._bare.with_guide(guide, **{**others, name: value})
-                found.append(value)
-        return found
+        found = [{**self.usual, **self.settings}[name]]
+        for value, way in itertools.product(values, ways):
+            if value not in found:
+                with contextlib.suppress(DiffuserPolicyError):
+                    way(**{**others, name: value})
+                    found.append(value)
+        return [value for value in values if value in found]
 
     def usable_guides(self) -> list[str]:
         """Return the names of the installed guides that this planner can be steered by.
