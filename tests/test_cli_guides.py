@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from diffuser_policy.checkpoint import write_planner
 from diffuser_policy.cli import main
 from diffuser_policy.cli.guides import plain
 from diffuser_policy.cli.options import PlanningOptions, load_policy
@@ -303,6 +304,41 @@ def test_a_saved_guide_stays_unless_another_is_given(
     assert kept.config.guide == make_guide("plain")
     other = PlanningOptions(guide=("spot:center=0,1",))
     assert load_policy(str(tmp_path), other, seed=0).config.guide == Spot(center=HERE)
+
+
+@pytest.mark.parametrize(
+    ("planning", "execution", "options"),
+    [
+        (  # a guide needs more denoising steps there
+            {"num_sampling_steps": 1, "min_guided_steps": 1, "guide_placement": "mean"},
+            {},
+            PlanningOptions(guide=("plain",), settings={"guide_placement": "clean"}),
+        ),
+        (
+            {},
+            {"executor": "inverse-dynamics"},  # there is no such network
+            PlanningOptions(settings={"executor": "tracking"}),
+        ),
+    ],
+)
+def test_a_planner_is_loaded_if_all_that_is_given_makes_it_work(
+    planner: str,
+    tmp_path: Path,
+    planning: dict[str, Any],
+    execution: dict[str, Any],
+    options: PlanningOptions,
+) -> None:
+    policy = load_policy(planner, PlanningOptions(), seed=0)
+    config = replace(
+        policy.config,
+        planner=replace(policy.config.planner, **planning),
+        execution=replace(policy.config.execution, **execution),
+    )
+    write_planner(tmp_path, config, policy.networks)
+    with pytest.raises(ConfigError):
+        load_policy(str(tmp_path), replace(options, settings={}), seed=0)
+    changed = load_policy(str(tmp_path), options, seed=0).config
+    assert (changed.guide is not None) == bool(options.guide)
 
 
 def test_a_saved_guide_is_dropped_by_none(

@@ -77,8 +77,9 @@ def test_landmarks_of_another_maze_are_noted(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     giant = "pointmaze-giant-stitch"
-    PlannerSettings(planner=giant).load()
-    assert not capsys.readouterr().err
+    for env_id in (None, "ogbench:pointmaze-giant-v0"):
+        PlannerSettings(planner=giant, env=env_id).load()
+        assert not capsys.readouterr().err
     PlannerSettings(planner=giant, env=MAZE).load()
     assert f"{giant} are places in pointmaze-giant-v0" in capsys.readouterr().err
 

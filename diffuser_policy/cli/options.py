@@ -177,7 +177,7 @@ class PlannerSettings:
                 f"mean something else.",
                 file=sys.stderr,
             )
-        if policy.planner.routes and recorded != env_id:
+        if policy.planner.routes and (name, version) != (own, own_version):
             print(
                 f"note: the landmarks of {self.planner} are places in {recorded}. If "
                 f"{env_id} has other walls, they lead astray.",
@@ -206,13 +206,13 @@ def load_policy(planner: str, options: PlanningOptions, *, seed: int) -> Diffuse
     torch.set_num_threads(options.threads)
     from diffuser_policy.guides.registry import parse_guides
 
-    guide = parse_guides(options.guide)
-    policy = DiffuserPolicy.from_pretrained(planner, seed=seed)
+    guide, settings = parse_guides(options.guide), options.full_settings()
+    # What changes together may need each other.
+    alone = {} if options.guide else settings
+    policy = DiffuserPolicy.from_pretrained(planner, seed=seed, **alone)
     note_unfinished(planner, policy.config.provenance)
     policy = policy.accelerated(options.acceleration)
-    if options.guide:
-        policy = policy.with_guide(guide)
-    return policy.with_settings(**options.full_settings())
+    return policy.with_guide(guide, **settings) if options.guide else policy
 
 
 def note_unfinished(planner: str, provenance: Mapping[str, Any]) -> None:
