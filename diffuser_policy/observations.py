@@ -424,6 +424,17 @@ def numbers(observation: Any) -> tuple[float, ...]:
     return tuple(flat)
 
 
+def begins_with(observation: Any, values: Sequence[float]) -> bool:
+    """Return whether an observation's first numbers are these, but for rounding.
+
+    Args:
+        observation: Or a part of it, such as a goal; in float32 or float64.
+        values: `[n]`.
+    """
+    first = numbers(observation)[: len(values)]
+    return len(first) == len(values) and np.allclose(first, values, atol=1e-6)
+
+
 def arrays_in(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the arrays within dictionaries and tuples, each after the way to it.
 

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import pytest
+from gymnasium import spaces, wrappers
 
 from diffuser_policy.cli import main
-from diffuser_policy.cli.plan import _arrival, _length
+from diffuser_policy.cli.plan import PlanSettings, _arrival, _length, _reset
+from diffuser_policy.errors import ConfigError
 from diffuser_policy.evaluation import evaluate
 from diffuser_policy.policy import DiffuserPolicy
-from tests.point_env import POINT
+from tests.point_env import POINT, Observation, PointEnv
 from tests.training_helpers import pendulum_policy
 
 MAZE = "diffuser_envs/Multi2D-UMaze-v1"
@@ -40,6 +47,46 @@ def test_maze_is_drawn_with_the_goal_that_was_asked_for(
     assert rows(capsys.readouterr().out) == table
 
 
+class Rounded(PointEnv):
+    """Observes single precision."""
+
+    def _observe(self) -> Observation:
+        seen = super()._observe().items()
+        return {key: part.astype(np.float32) for key, part in seen}
+
+
+class InParts(PointEnv):
+    """Observes goals that are made of parts."""
+
+    def _observe(self) -> Any:
+        seen: Any = super()._observe()
+        for key in ("achieved_goal", "desired_goal"):
+            seen[key] = dict(zip("xy", np.split(seen[key], 2), strict=True))
+        return seen
+
+    def __init__(self) -> None:
+        super().__init__()
+        box = spaces.Box(-np.inf, np.inf, (1,), np.float64)
+        goals = dict.fromkeys(
+            ("achieved_goal", "desired_goal"), spaces.Dict(x=box, y=box)
+        )
+        self.observation_space = spaces.Dict(
+            {**self.observation_space.spaces, **goals}  # type: ignore[attr-defined]
+        )
+
+
+def flattened() -> Any:
+    return wrappers.FlattenObservation(PointEnv())
+
+
+@pytest.mark.parametrize("made", [PointEnv, Rounded, InParts, flattened])
+def test_a_goal_that_was_obeyed_is_taken(made: Callable[[], Any]) -> None:
+    env = made()
+    _reset(env, PlanSettings(planner="any", goal=(100.3, -20.7)))
+    assert env.unwrapped.goal.tolist() == [100.3, -20.7]
+    env.close()
+
+
 def test_drawn_episode_is_the_first_one_of_evaluate(
     planner: str, tmp_path: Path, capsys: Capture
 ) -> None:
@@ -66,7 +113,8 @@ def test_arrivals_are_told_in_words() -> None:
         (["--env", MAZE, "--goal", "0", "0"], "inside a wall or outside"),
         (["--env", MAZE, "--start", "50", "0"], "inside a wall or outside"),
         (["--env", MAZE, "--goal", "nan", "0"], "finite"),
-        (["--start", "0.25", "0"], "ignores reset(options={'start'"),
+        (["--start", "0.25", "0"], "Leave --start out, or wrap the environment in"),
+        (["--goal", "1", "0", "--reset", "goal=[1, 0]"], "goal was given twice"),
         (["--env", "diffuser_envs/Multi2D-UMase-v1"], "Did you mean"),
         (["--env", "Pendulum-v1"], "expects the observation space"),
     ],
@@ -78,6 +126,16 @@ def test_mistakes_are_explained(
     assert main(["plan", planner, *arguments, "--out", str(out)]) == 2
     assert message in capsys.readouterr().err.replace("\n", " ")
     assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["start", "goal"])
+def test_no_wrapper_is_advised_where_there_are_no_goals(name: str) -> None:
+    settings = PlanSettings(planner="any", **{name: (1.0, 2.0)})
+    with closing(gym.make("Pendulum-v1")) as env, pytest.raises(ConfigError) as error:
+        _reset(env, settings)
+    assert str(error.value) == (
+        f"This environment ignores reset(options={{'{name}': …}}). Leave --{name} out."
+    )
 
 
 def test_a_plan_of_one_step_is_told_as_an_action() -> None:

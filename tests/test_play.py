@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shlex
 import threading
 import time
@@ -671,11 +672,26 @@ def test_switches_are_shared_as_switches(session: Session) -> None:
     again.close()
 
 
-def test_places_that_are_no_numbers_are_refused(policy: DiffuserPolicy) -> None:
+@pytest.mark.parametrize("place", ["4.5,3", {}, [], [1.0], [[1.0, 2.0], [3.0]], "abc"])
+def test_places_that_are_none_are_refused_by_the_environment(
+    policy: DiffuserPolicy, place: Any
+) -> None:
     env = make_env(UMAZE)
-    with pytest.raises(ConfigError, match=r"'4\.5,3'"):
-        Session(policy, env, env_id=UMAZE, planner="x", options={"goal": "4.5,3"})
+    with pytest.raises(ValueError, match="goal must") as refused:
+        env.reset(options={"goal": place})
+    with pytest.raises(ConfigError, match=re.escape(str(refused.value))):
+        Session(policy, env, env_id=UMAZE, planner="x", options={"goal": place})
     env.close()
+
+
+def test_a_place_that_is_left_open_is_drawn_and_can_be_moved(
+    policy: DiffuserPolicy,
+) -> None:
+    env = make_env(UMAZE)
+    session = Session(policy, env, env_id=UMAZE, planner="x", options={"goal": None})
+    session.move("goal", FREE)
+    assert session.observation["desired_goal"].tolist() == list(FREE[:2])
+    session.close()
 
 
 def test_a_start_that_moves_is_drawn_where_it_is(policy: DiffuserPolicy) -> None:

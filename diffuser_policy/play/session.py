@@ -199,7 +199,7 @@ class Session:
         self._plan_seconds = 0.0
         try:
             self.world.set_options(options or {})
-        except (TypeError, ValueError) as error:  # environments' own, and NumPy's
+        except (TypeError, ValueError) as error:  # of environments' own worlds
             raise ConfigError(_said(error)) from error
         self._rebuild()  # guides without a weight do not steer
         self._observation = self._reset()

@@ -31,7 +31,7 @@ import numpy as np
 from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.envs import Env, goal_radius, reset_env
 from diffuser_policy.errors import ConfigError, require_extra
-from diffuser_policy.observations import numbers
+from diffuser_policy.observations import begins_with, numbers
 from diffuser_policy.plotting import Scene
 
 Color = tuple[float, float, float]
@@ -136,14 +136,14 @@ class World:
         return {**self._other, **self._moved}
 
     def set_options(self, options: Mapping[str, Any]) -> None:
-        """Begin with what `reset` was given; the environment knows what it takes.
-
-        Raises:
-            ValueError: A place is not made of numbers.
-        """
+        """Begin with what `reset` was given; the environment knows what it takes."""
         for name, value in options.items():
-            if name in self._movable:
-                self._moved[name] = list(numbers(value))
+            try:
+                place = np.array(value)
+            except ValueError:  # lists that differ in length
+                place = np.array(None)
+            if name in self._movable and place.ndim == 1 and place.dtype.kind in "iuf":
+                self._moved[name] = place.tolist()
             else:
                 self._other[name] = value
 
@@ -431,14 +431,9 @@ def _movable(env: Env, observation: Any, size: int) -> dict[str, int]:
         place = np.array(numbers(observation[key])[:size])
         with contextlib.suppress(Exception):  # whatever an environment says to that
             before, _ = reset_env(env, seed=1)
-            if _is_at(before[key], place):  # then being there again would prove nothing
+            if begins_with(before[key], place):  # being there again proves nothing
                 place += ASIDE
             after, _ = reset_env(env, seed=1, options={name: place.tolist()})
-            if _is_at(after[key], place):
+            if begins_with(after[key], place):
                 found[name] = len(place)
     return found
-
-
-def _is_at(observed: Any, place: np.ndarray) -> bool:
-    """Return whether the first numbers of an observed place are those asked for."""
-    return np.allclose(numbers(observed)[: len(place)], place, atol=1e-6)
