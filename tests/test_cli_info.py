@@ -13,6 +13,7 @@ from diffuser_policy.cli import main
 from diffuser_policy.data.demonstrators import DEMONSTRATORS
 from diffuser_policy.guides.registry import make_guide
 from diffuser_policy.policy import DiffuserPolicy
+from diffuser_policy.testing import toy_config, toy_dataset, toy_policy
 from diffuser_policy.training.presets import PRESETS, preset
 from tests.point_env import POINT, save_planner
 
@@ -67,6 +68,20 @@ def test_planner_is_described(tmp_path: Path, capsys: Capture) -> None:
         assert words in shown
     assert "4 observation columns" in shown
     assert re.search(r"temporal U-Net, width 8\s*$", shown, re.MULTILINE)
+
+
+def test_a_planner_without_goals_and_training_is_described(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    plain = toy_policy(toy_config(time_to_goal=None), flat=toy_dataset(goals=False))
+    plain.config.provenance.pop("dataset")  # type: ignore[attr-defined]
+    for policy, first in ((plain, "when the plan has run out"), (toy_policy(), "on a")):
+        policy.save_pretrained(tmp_path)
+        assert main(["info", str(tmp_path)]) == 0
+        shown = capsys.readouterr().out
+        assert re.search(rf"^ +replanning +{first}", shown, re.MULTILINE)
+        assert re.search(r"^ +trained +– *$", shown, re.MULTILINE)
+        assert "None" not in shown
 
 
 def test_a_guide_is_described_with_how_it_steers(

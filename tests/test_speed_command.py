@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gymnasium.wrappers import FlattenObservation
 
 from diffuser_policy.choices import Placement
 from diffuser_policy.cli import main
@@ -262,6 +263,17 @@ def test_the_command_prints_draws_and_writes(
     assert json.loads((tmp_path / "speed.json").read_text())["settings"]["quick"]
     pixels = np.asarray(image.open(tmp_path / "out" / "speed.png"))
     assert pixels.std() > 10  # something is drawn
+
+
+def flattened() -> Any:
+    return FlattenObservation(PointEnv())
+
+
+def test_environments_with_flat_observations_are_measured(
+    policy: DiffuserPolicy,
+) -> None:
+    measured = measure_speed(policy, f"{__name__}:flattened", rounds=1, quick=True)
+    assert {timing.case.group for timing in measured.timings} == {*TITLES}
 
 
 def test_what_cannot_be_measured_is_refused_first(

@@ -45,7 +45,8 @@ def _planners() -> Table:
         config = json.loads((SHIPPED / name / CONFIG).read_text(encoding="utf-8"))
         env_id = config["provenance"].get("dataset", {}).get("env_id")
         size = sum(file.stat().st_size for file in (SHIPPED / name).iterdir())
-        rows.append((name, env_id, config["window"]["horizon"], f"{size / 1e6:.1f} MB"))
+        horizon = config["window"]["horizon"]
+        rows.append((name, env_id or "–", horizon, f"{size / 1e6:.1f} MB"))
     headers = "name", "environment", "horizon", "size"
     return table(*headers, rows=rows, title="Shipped planners")
 
@@ -106,7 +107,7 @@ def _describe(planner: str) -> Table:
     config, networks = read_planner(planner)
     provenance = config.provenance
     dataset = provenance.get("dataset", {})
-    training = provenance.get("training", {})
+    training, steps = provenance.get("training", {}), provenance.get("steps")
     window, plans = config.window, config.planner
     network, execution = config.network, config.execution
     kind = {
@@ -114,7 +115,8 @@ def _describe(planner: str) -> Table:
         "mlp": "residual MLP",
         "objects": "transformer over objects",
     }
-    whens = ["on a new goal"]
+    pursues = config.layout.goal_conditioned
+    whens = ["on a new goal" if pursues else "when the plan has run out"]
     if execution.replan_interval is not None:
         whens.append(every(execution.replan_interval, "env step"))
     if execution.replan_deviation is not None:
@@ -124,8 +126,9 @@ def _describe(planner: str) -> Table:
         "folder": locate(planner),
         "environment": dataset.get("env_id"),
         "dataset": dataset.get("dataset_id"),
-        "trained": f"{provenance.get('steps')} gradient steps, "
-        f"seed {training.get('seed')}",
+        "trained": f"{counted(steps, 'gradient step')}, seed {training.get('seed')}"
+        if isinstance(steps, int)
+        else None,
         "weights": f"{count:,} numbers",
         "trajectory": f"{config.layout.action_dim} action and "
         f"{config.layout.observation_dim} "
@@ -156,7 +159,8 @@ def _describe(planner: str) -> Table:
             for name, version in provenance.get("versions", {}).items()
         ),
     }
-    return table("", "", rows=rows.items(), title=planner)
+    known = ((name, value or "–") for name, value in rows.items())
+    return table("", "", rows=known, title=planner)
 
 
 def _guidance(plans: PlannerConfig) -> str:

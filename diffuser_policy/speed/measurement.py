@@ -12,6 +12,7 @@ import platform
 import time
 import timeit
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffuser_policy.envs import make_env
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.settings import to_json
@@ -213,6 +215,8 @@ def measure_speed(
     )
     names = (line.partition(":")[2] for line in lines if line.startswith("model name"))
     model = next(names, "").strip()
+    with closing(make_env(env_id)) as env:
+        policy = policy.for_env(env)
     subject = Subject(policy, env_id, seed=seed, quick=quick, compiled=compiled)
     device = policy.planner.normalizer.shift.device
     timings = measure(all_cases(subject), rounds=rounds, progress=progress)
