@@ -13,10 +13,17 @@ import pytest
 import torch
 
 from diffuser_policy.cli import main
+from diffuser_policy.cli.export import HELD
 from diffuser_policy.columns.features import Identity
-from diffuser_policy.config import NetworkConfig
+from diffuser_policy.config import (
+    ExecutionConfig,
+    LandmarksConfig,
+    NetworkConfig,
+    PlannerConfig,
+)
 from diffuser_policy.envs import make_env
 from diffuser_policy.errors import ConfigError, MissingExtraError
+from diffuser_policy.export import description, refuse_python
 from diffuser_policy.planning.ranking import Ranking, TimeToGoalRanking
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.testing import toy_config, toy_dataset, toy_policy
@@ -137,6 +144,46 @@ def test_the_command_exports_with_settings(tmp_path: Path) -> None:
     facts = json.loads((out / "planner.json").read_text())
     assert facts["candidates"] == [5]
     assert facts["ranking"] == {"name": "first"}
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_every_setting_that_can_be_given_changes_the_files(name: str) -> None:
+    changed: Any = {
+        "sampler": "ddpm",
+        "num_sampling_steps": 4,
+        "step_spacing": "leading",
+        "temperature": 0.5,
+        "num_candidates": 5,
+        "satisficing": False,
+        "ranking": "first",
+        "horizon": "fixed",
+        "horizon_scale": 1.5,
+        "goal_velocity": True,
+    }
+    usual = {"horizon": "predicted", "ranking": "time_to_goal"}
+    policy = toy_policy(toy_config(landmarks=LandmarksConfig(num=4)), **usual)
+    if name == "subgoal":  # it can only be switched off
+        with pytest.raises(ConfigError, match="Subgoals are looked up in Python"):
+            refuse_python(policy.with_settings(subgoal=6).planner, policy.featurizer)
+        return
+    other = policy.with_settings(**{name: changed[name]})
+    assert description(other.planner) != description(policy.planner)
+
+
+@pytest.mark.parametrize(
+    "idle",
+    [
+        *(name for name in PlannerConfig.__dataclass_fields__ if name not in HELD),
+        *ExecutionConfig.__dataclass_fields__,
+    ],
+)
+def test_a_setting_that_the_files_do_not_hold_is_no_option(
+    idle: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    option = f"--{idle.replace('_', '-')}"
+    with pytest.raises(SystemExit, match="2"):
+        main(["export", "multi2d-umaze", option, "1"])
+    assert f"Unrecognized options: {option}" in capsys.readouterr().err
 
 
 def test_what_takes_python_is_refused(tmp_path: Path) -> None:

@@ -4,29 +4,50 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
-from diffuser_policy.cli.options import Planner, PlanningOptions, load_policy
+from diffuser_policy.cli.options import (
+    Planner,
+    PlanningOptions,
+    load_policy,
+    setting_options,
+    shown_as,
+)
+from diffuser_policy.config import PlannerConfig
+
+# Settings that the files hold: how a first plan is made, without a guide.
+HELD = (
+    *("sampler", "num_sampling_steps", "step_spacing", "temperature"),
+    *("num_candidates", "satisficing", "ranking"),
+    *("horizon", "horizon_scale", "subgoal", "goal_velocity"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSettings:
-    """Write a planner as ONNX files, which plan without PyTorch."""
+    """Write a planner as ONNX files, which plan without PyTorch.
+
+    The files hold how a plan is made. How plans are followed and replaced is up to the
+    program that reads them.
+    """
 
     planner: Planner
     """Name of a shipped planner, folder, or hub id (NAME/REPOSITORY@REVISION)."""
-    planning: tyro.conf.OmitArgPrefixes[PlanningOptions] = field(
-        default_factory=PlanningOptions
-    )
+    guide: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], shown_as("none")]] = ()
+    """--guide none drops the planner's own guide, which ONNX files cannot hold."""
+    settings: Annotated[
+        tyro.conf.OmitArgPrefixes[dict[str, Any]],
+        setting_options(PlannerConfig, only=HELD, name="planning", prefix_name=False),
+    ] = field(default_factory=dict)
     out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("exported")
     """Folder for the files."""
 
 
 def export(settings: ExportSettings) -> int:
     """Write the files; return the exit status."""
-    policy = load_policy(settings.planner, settings.planning, seed=0)
-    policy.export(settings.out)
+    options = PlanningOptions(guide=settings.guide, settings=settings.settings)
+    load_policy(settings.planner, options, seed=0).export(settings.out)
     print(f"Wrote {settings.out}")
     return 0

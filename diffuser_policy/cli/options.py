@@ -10,7 +10,7 @@ import contextlib
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict, get_args, get_type_hints
 
@@ -55,8 +55,8 @@ Assignments = tyro.conf.UseAppendAction[
 ]
 
 
-def setting_options(*configs: Any, **named: Any) -> Any:
-    """Turn the settings of dataclasses into options that fill a dictionary."""
+def setting_options(*configs: Any, only: Collection[str] = (), **named: Any) -> Any:
+    """Turn settings of dataclasses, or some of them, into options of a dictionary."""
     options = {}
     for config in configs:
         hints = get_type_hints(config)
@@ -64,7 +64,8 @@ def setting_options(*configs: Any, **named: Any) -> Any:
             text = " ".join((parameter.description or "").split())
             described = tyro.conf.arg(help=text, help_behavior_hint="")
             name = parameter.arg_name
-            options[name] = Annotated[hints[name], described]
+            if not only or name in only:
+                options[name] = Annotated[hints[name], described]
     return dictionary(options, **named)
 
 
@@ -79,7 +80,7 @@ PLANNING = (("", PlannerConfig), ("", ExecutionConfig))
 SETTINGS_OF: dict[str, tuple[tuple[str, Any], ...]] = {
     "collect": (("", CollectSettings),),
     "evaluate": PLANNING,
-    "export": PLANNING,
+    "export": (("", PlannerConfig),),
     "plan": PLANNING,
     "play": PLANNING,
     "speed": PLANNING,
