@@ -424,7 +424,7 @@ def numbers(observation: Any) -> tuple[float, ...]:
     return tuple(flat)
 
 
-def begins_with(observation: Any, values: Sequence[float]) -> bool:
+def begins_with(observation: Any, values: Sequence[float] | np.ndarray) -> bool:
     """Return whether an observation's first numbers are these, but for rounding.
 
     Args:

@@ -130,7 +130,8 @@ def test_mistakes_are_explained(
 
 @pytest.mark.parametrize("name", ["start", "goal"])
 def test_no_wrapper_is_advised_where_there_are_no_goals(name: str) -> None:
-    settings = PlanSettings(planner="any", **{name: (1.0, 2.0)})
+    place: Any = {name: (1.0, 2.0)}
+    settings = PlanSettings(planner="any", **place)
     with closing(gym.make("Pendulum-v1")) as env, pytest.raises(ConfigError) as error:
         _reset(env, settings)
     assert str(error.value) == (

@@ -160,7 +160,7 @@ def test_every_setting_that_can_be_given_changes_the_files(name: str) -> None:
         "horizon_scale": 1.5,
         "goal_velocity": True,
     }
-    usual = {"horizon": "predicted", "ranking": "time_to_goal"}
+    usual: Any = {"horizon": "predicted", "ranking": "time_to_goal"}
     policy = toy_policy(toy_config(landmarks=LandmarksConfig(num=4)), **usual)
     if name == "subgoal":  # it can only be switched off
         with pytest.raises(ConfigError, match="Subgoals are looked up in Python"):

@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -513,7 +513,8 @@ class Session:
             values: To try.
         """
         guide = as_guide(lambda trajectory: trajectory.normalized[:, 0, 0])
-        ways = partial(self._bare.with_guide, guide), self._bare.with_settings
+        guided: Callable[..., DiffuserPolicy] = partial(self._bare.with_guide, guide)
+        ways = guided, self._bare.with_settings
         # Settings that need one of the values now may change before another is chosen.
         others = {
             key: value
