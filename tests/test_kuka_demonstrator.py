@@ -18,7 +18,12 @@ from diffuser_envs.errors import (
 from diffuser_envs.kuka.arm import HOME
 from diffuser_envs.kuka.columns import ordered_pairs
 from diffuser_envs.kuka.demonstrator import StackDemonstrator
-from diffuser_envs.kuka.generators import KinematicRecorder, PhysicsRecorder, replay
+from diffuser_envs.kuka.generators import (
+    KinematicRecorder,
+    PhysicsRecorder,
+    TowerRecorder,
+    replay,
+)
 
 pybullet = pytest.importorskip("pybullet", reason="needs the extra 'kuka'")
 
@@ -213,6 +218,27 @@ def test_untrue_demonstrations_are_found_out(
     true.actions[60:, 7] = 0.0  # lets go of everything from here on
     monkeypatch.setattr(KinematicRecorder, "demonstrate", lambda *_: true)
     assert not recorder.verify(0)
+
+
+@pytest.mark.parametrize("kind", [KinematicRecorder, PhysicsRecorder])
+def test_what_cannot_be_carried_out_is_not_recorded(
+    envs: dict[str, gym.Env[Any, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type[TowerRecorder],
+) -> None:
+    recorder: Any = kind.from_env(envs["Unconditional"])
+    fallen, unfinished = recorder.demonstrate(0), recorder.demonstrate(0)
+    fallen.observations[0, 9] = 0.5  # block 0 starts in the air
+    unfinished.rewards[-1] = 0.5
+
+    def nowhere(*_: object) -> None:
+        raise KukaArrangementError("no free place is left")
+
+    for made in (lambda *_: fallen, lambda *_: unfinished, nowhere):
+        monkeypatch.setattr(kind, "demonstrate", made)
+        assert recorder.record(0) is None
+        if kind is KinematicRecorder:
+            assert not recorder.verify(0)
 
 
 def test_physics_records_what_is_observed(envs: dict[str, gym.Env[Any, Any]]) -> None:

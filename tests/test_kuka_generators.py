@@ -11,6 +11,7 @@ from diffuser_envs.errors import KukaOptionError
 from diffuser_envs.kuka.arm import HOME, JOINT_SPEED, tool_position
 from diffuser_envs.kuka.arrangements import MAX_AZIMUTH, check_arrangement, supports
 from diffuser_envs.kuka.generators import (
+    MAX_SCATTER,
     Demonstration,
     KinematicGenerator,
     carried_blocks,
@@ -167,13 +168,43 @@ def test_stacks_that_lean_over_the_edge_of_the_sector_can_be_started_from() -> N
     [
         ("rebuild_share", 1.5),
         ("scatter", -0.1),
+        ("scatter", 0.01),
         ("clearance_low", 0.2),
         ("clearance_high", 0.3),
+        ("detour", np.nan),
+        ("off_centre", "x"),
+        ("num_blocks", 1),
+        ("num_blocks", 6),
+        ("grasp_steps", 0),
+        ("grasp_steps", 2.7),
+        ("hold_steps", np.inf),
+        ("min_steps", None),
     ],
 )
-def test_impossible_options_are_refused(name: str, value: float) -> None:
+def test_impossible_options_are_refused(name: str, value: object) -> None:
     with pytest.raises(KukaOptionError, match=name):
         replace(KinematicGenerator(), **{name: value})  # type: ignore[arg-type]
+
+
+def test_steps_may_be_whole_floats() -> None:
+    generator = KinematicGenerator(hold_steps=5.0, min_steps=16.0)  # type: ignore[arg-type]
+    each = generator.demonstrate(0)
+    whole = replace(generator, hold_steps=5, min_steps=16).demonstrate(0)
+    np.testing.assert_array_equal(each.observations, whole.observations)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_blocks_as_scattered_as_possible_stay_on_their_stacks(seed: int) -> None:
+    generator = KinematicGenerator(scatter=MAX_SCATTER, rebuild_share=1.0)
+    each = generator.demonstrate(seed)
+    check_arrangement(blocks_of(each)[0, :, :3], 4)
+    assert each.rewards[-1] == 1.0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_detours_that_are_out_of_reach_are_left_out(seed: int) -> None:
+    generator = KinematicGenerator(detour=0.5, detour_share=1.0)
+    assert generator.demonstrate(seed).rewards[-1] == 1.0
 
 
 def test_a_block_that_is_held_at_first_is_carried_too() -> None:

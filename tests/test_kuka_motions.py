@@ -87,6 +87,15 @@ def test_blocks_are_left_and_approached_straight_up_and_down() -> None:
     assert sideways.max() < 1e-9
 
 
+@pytest.mark.parametrize("detour", [(0.4, 0.0, 0.02), (0.0, -0.9, 0.02)])
+def test_a_detour_out_of_reach_is_left_out(detour: tuple[float, ...]) -> None:
+    routes = [Route(tool_position(HOME)) for _ in range(2)]
+    routes[0].take(0, BLOCKS, MIDDLE)
+    routes[1].take(0, BLOCKS, MIDDLE, detour)
+    plain, spared = (route.timed() for route in routes)
+    np.testing.assert_array_equal(spared.joints, plain.joints)
+
+
 def test_a_detour_comes_down_beside_and_moves_level_over_the_target() -> None:
     route = Route(tool_position(HOME))
     detour = np.array((0.02, -0.03, 0.025))

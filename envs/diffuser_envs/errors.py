@@ -7,8 +7,9 @@ refines, so `except ValueError` keeps working. Raising one changes no state.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Collection, Iterable, Mapping
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 
@@ -123,6 +124,39 @@ def check_options(
     for name in options or {}:
         check_known("reset option", name, known, error)
     return options or {}
+
+
+def check_number(
+    name: str,
+    value: Any,
+    error: type[DiffuserEnvsError],
+    *,
+    least: float = -math.inf,
+    most: float = math.inf,
+    whole: bool = False,
+    why: str = "",
+) -> None:
+    """Refuse a setting that is not finite or out of its range.
+
+    Args:
+        name: Of the setting, in a message.
+        value: What was given.
+        error: Raised if it is no such number.
+        least: The smallest number of the range.
+        most: The largest.
+        whole: Refuse fractions; 3.0 is none.
+        why: The reason for the range, in a message.
+    """
+    finite = isinstance(value, Real) and math.isfinite(value)
+    if finite and least <= value <= most and not (whole and value % 1):
+        return
+    bounds = "" if least == -math.inf else f", {least:g} or more"
+    if most < math.inf:
+        bounds = f" from {least:g} to {most:g}"
+    raise error(
+        f"{name} must be a {'whole' if whole else 'finite'} number{bounds}"
+        f"{why and f' ({why})'}, got {value!r}"
+    )
 
 
 def check_size(width: int, height: int, error: type[DiffuserEnvsError]) -> None:

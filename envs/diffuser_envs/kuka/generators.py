@@ -28,9 +28,15 @@ from typing import Any, ClassVar, Self
 import gymnasium
 import numpy as np
 
-from diffuser_envs.errors import KukaOptionError, UnsupportedEnvError
+from diffuser_envs.errors import (
+    KukaArrangementError,
+    KukaOptionError,
+    UnsupportedEnvError,
+    check_number,
+)
 from diffuser_envs.kuka.arm import HOME, reachable, tool_position
 from diffuser_envs.kuka.arrangements import (
+    check_arrangement,
     random_place,
     random_stacks,
     scattered,
@@ -38,6 +44,7 @@ from diffuser_envs.kuka.arrangements import (
 )
 from diffuser_envs.kuka.columns import (
     BLOCK_HEIGHT,
+    MAX_BLOCKS,
     NUM_BLOCKS,
     NUM_JOINTS,
     FloatArray,
@@ -63,11 +70,40 @@ DETOUR_ROOM = 0.22  # meters to other blocks of the same height
 CLOSEST = 0.414  # meters from the base that the tool reaches at every height
 HIGHEST_START = 0.42
 MAX_CLEARANCE = 0.2  # meters; with more, the arm does not get over a tower
+MAX_SCATTER = 0.005  # meters; with more, blocks could fall off random stacks
 _CONTACT = 0.005  # meters; lower blocks are no obstacles
 _HOME_TOOL = tool_position(HOME)
 # How far a replay may deviate from the computed episode, rad and meters.
 JOINT_TOLERANCE = 0.005
 BLOCK_TOLERANCE = 0.01
+_CLEARANCES = (0.0, MAX_CLEARANCE, "with more, the arm does not get over a tower")
+# Least and largest value of options, and why; of others, 0 and infinity.
+_RANGES = {
+    "num_blocks": (2, MAX_BLOCKS, "more do not fit into the arm's work sector"),
+    "scatter": (0.0, MAX_SCATTER, "with more, blocks could fall off random stacks"),
+    "clearance": _CLEARANCES,
+    "clearance_high": _CLEARANCES,
+    "grasp_steps": (1, np.inf, "the tool has to rest to grasp"),
+}
+
+
+def check_option(name: str, value: Any, *, whole: bool = False) -> None:
+    """Refuse an option of a generator or a demonstrator that is out of its range.
+
+    Args:
+        name: Of the option.
+        value: What was given.
+        whole: Refuse fractions; 3.0 is none.
+
+    Raises:
+        KukaOptionError: It is no finite number, or out of its range.
+    """
+    least, most, why = _RANGES.get(name, (0.0, np.inf, ""))
+    if name.endswith("_share"):
+        most = 1.0
+    check_number(
+        name, value, KukaOptionError, least=least, most=most, whole=whole, why=why
+    )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -108,7 +144,8 @@ class KinematicGenerator:
         off_centre_share: Share of grasps beside the middle of the block; the placement
             corrects them.
         off_centre: Standard deviation of such a grasp, meters; cut at 0.02.
-        scatter: Standard deviation of a placement, meters; cut at twice that.
+        scatter: Standard deviation of a placement, meters; cut at twice that. Blocks of
+            stacks at the start are off by twice as much.
         clearance_low: Least clearance over blocks, meters.
         clearance_high: Largest clearance; every pick-and-place draws its own.
         grasp_steps: Env steps that the tool rests when it grasps or releases.
@@ -137,27 +174,21 @@ class KinematicGenerator:
         """Reject options out of their range.
 
         Raises:
-            KukaOptionError: A share outside 0 to 1, or another option below 0 or too
-                large.
+            KukaOptionError: An option that is no finite number or out of its range, or
+                a fraction of blocks or steps.
         """
         for option in dataclasses.fields(self):
             if option.type not in ("int", "float"):
                 continue
-            value = getattr(self, option.name)
-            highest = 1.0 if option.name.endswith("_share") else np.inf
-            if not 0.0 <= value <= highest:
-                raise KukaOptionError(
-                    f"{option.name} must be from 0 to {highest:g}, got {value}"
-                )
+            name, value = option.name, getattr(self, option.name)
+            whole = option.type == "int"
+            check_option(name, value, whole=whole)
+            if whole:
+                object.__setattr__(self, name, int(value))
         if self.clearance_low > self.clearance_high:
             raise KukaOptionError(
                 f"clearance_low ({self.clearance_low}) must not be larger than"
                 f" clearance_high ({self.clearance_high})"
-            )
-        if self.clearance_high > MAX_CLEARANCE:
-            raise KukaOptionError(
-                f"clearance_high must be {MAX_CLEARANCE} m at most, for the arm to get"
-                f" over a tower; got {self.clearance_high}"
             )
 
     def demonstrate(self, seed: int | Sequence[int]) -> Demonstration:
@@ -364,14 +395,20 @@ class TowerRecorder(KinematicGenerator):
                 f" tasks), got {type(base).__name__}"
                 f" {getattr(env.spec, 'id', '')}".rstrip()
             )
-        whole = {each.name for each in dataclasses.fields(cls) if each.type == "int"}
-        return cls(
-            env=base,
-            **{
-                name: int(value) if name in whole else value
-                for name, value in options.items()
-            },
-        )
+        return cls(env=base, **options)
+
+    def _planned(self, seed: int) -> Demonstration | None:
+        """Return the demonstration of a seed; None if it cannot be carried out.
+
+        Its blocks cannot stand where they start, or they do not end in a tower.
+        """
+        try:
+            planned = self.demonstrate(seed)
+            start = planned.observations[0, NUM_JOINTS:].reshape(self.num_blocks, 8)
+            check_arrangement(start[:, :3], self.num_blocks)
+        except KukaArrangementError:
+            return None
+        return planned if planned.rewards[-1] == 1.0 else None
 
 
 class KinematicRecorder(TowerRecorder):
@@ -379,9 +416,9 @@ class KinematicRecorder(TowerRecorder):
 
     default_episodes: ClassVar[int] = 10_000
 
-    def record(self, seed: int) -> Demonstration:
-        """Return the demonstration of a seed; this never fails."""
-        return self.demonstrate(seed)
+    def record(self, seed: int) -> Demonstration | None:
+        """Return the demonstration of a seed; None if it cannot be carried out."""
+        return self._planned(seed)
 
     def verify(self, seed: int) -> bool:
         """Replay a demonstration in physics, and return whether it is confirmed.
@@ -393,7 +430,9 @@ class KinematicRecorder(TowerRecorder):
             Whether joints stayed within 0.005 rad and blocks within 10 mm of the
             demonstration, with the same flags and the same tower at the end.
         """
-        planned = self.demonstrate(seed)
+        planned = self._planned(seed)
+        if planned is None:
+            return False
         replayed = replay(self.env, planned)
         error = np.abs(replayed.observations - planned.observations)
         blocks = error[:, NUM_JOINTS:].reshape(len(error), self.num_blocks, 8)
@@ -410,7 +449,10 @@ class PhysicsRecorder(TowerRecorder):
 
     def record(self, seed: int) -> Demonstration | None:
         """Return the episode of a seed; None if it did not end in a tower."""
-        replayed = replay(self.env, self.demonstrate(seed))
+        planned = self._planned(seed)
+        if planned is None:
+            return None
+        replayed = replay(self.env, planned)
         return replayed if replayed.rewards[-1] == 1.0 else None
 
 

@@ -20,7 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 from diffuser_envs.errors import KukaArrangementError
-from diffuser_envs.kuka.arm import JOINT_SPEED, SPEED_FACTOR, TOOL_LENGTH, inverse
+from diffuser_envs.kuka.arm import (
+    JOINT_SPEED,
+    SPEED_FACTOR,
+    TOOL_LENGTH,
+    inverse,
+    reachable,
+)
 from diffuser_envs.kuka.columns import (
     BLOCK_HEIGHT,
     BLOCK_WIDTH,
@@ -111,12 +117,23 @@ class Route:
             target: Position, (x, y, z).
             blocks: Centers of the blocks, shape `[n, 3]`; a held one does not count.
             detour: Offset from the target, (x, y, z), at which the tool first comes
-                down; it then moves level until it is above the target.
+                down; it then moves level until it is above the target. Left out where
+                the arm does not reach it.
         """
         goal = np.asarray(target, dtype=np.float64)
-        end = _cylindrical(goal)
-        first = end if detour is None else _cylindrical(goal + np.asarray(detour))
-        safe = max(self._safe_height(first, blocks), first[2], end[2])
+        first = end = _cylindrical(goal)
+        safe = max(self._safe_height(end, blocks), end[2])
+        if detour is not None:
+            beside = _cylindrical(goal + np.asarray(detour))
+            over = max(self._safe_height(beside, blocks), beside[2], end[2])
+            corners = (
+                (*self._at[:2], over),
+                (*beside[:2], over),
+                beside,
+                (*end[:2], beside[2]),
+            )
+            if reachable(_cartesian(np.array(corners))).all():
+                first, safe = beside, over
         self.rise(safe)
         self._go((first[0], first[1], safe))
         self._go(first)
