@@ -193,11 +193,38 @@ def test_bad_input_is_refused(envs: dict[str, gym.Env[Any, Any]]) -> None:
         goal.predict({"observation": good, "desired_goal": pairs})
     with pytest.raises(KukaOptionError, match="unknown task 'juggling'"):
         StackDemonstrator("juggling")
-    for name, value in (("clearance", np.nan), ("off_centre", -0.1), ("seed", -1)):
-        with pytest.raises(KukaOptionError, match=f"{name} must be"):
-            StackDemonstrator(**{name: value})  # type: ignore[arg-type]
     with pytest.raises(UnsupportedEnvError, match="KukaStack"):
         StackDemonstrator.from_env(gym.make("Pendulum-v1"))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"clearance": np.nan},
+        {"clearance": "x"},
+        {"clearance": 0.25},  # it would never get over a tower
+        {"off_centre": -0.1},
+        {"grasp_steps": 0},
+        {"num_blocks": 1},
+        {"num_blocks": 9},
+        {"seed": -1},
+        {"seed": 1.5},
+        {"seed": None},
+    ],
+)
+def test_settings_that_cannot_work_are_refused_at_once(wrong: dict[str, Any]) -> None:
+    with pytest.raises(KukaOptionError, match=f"{next(iter(wrong))} must be"):
+        StackDemonstrator(**wrong)
+
+
+def test_places_that_no_blocks_can_have_are_refused(
+    envs: dict[str, gym.Env[Any, Any]],
+) -> None:
+    policy = StackDemonstrator.from_env(envs["Rearrangement"])
+    observation, _ = envs["Rearrangement"].reset(seed=0)
+    same = np.tile(np.float32([0.5, 0.0, 0.03]), 4)
+    with pytest.raises(KukaArrangementError, match="no sequence of moves"):
+        policy.predict({**observation, "desired_goal": same})
 
 
 # --- generators of datasets ---------------------------------------------------------

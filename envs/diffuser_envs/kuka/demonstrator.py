@@ -24,7 +24,6 @@ import numpy.typing as npt
 from diffuser_envs.errors import (
     KukaArrangementError,
     KukaObservationError,
-    KukaOptionError,
     UnsupportedEnvError,
 )
 from diffuser_envs.kuka.arm import tool_position
@@ -37,7 +36,12 @@ from diffuser_envs.kuka.columns import (
     layer_height,
     observation_size,
 )
-from diffuser_envs.kuka.generators import RECORDERS, TowerRecorder, carried_blocks
+from diffuser_envs.kuka.generators import (
+    RECORDERS,
+    TowerRecorder,
+    carried_blocks,
+    check_option,
+)
 from diffuser_envs.kuka.motions import NOTHING, TOP, Route, Style, Trajectory
 from diffuser_envs.kuka.task_planner import Move, plan_rearrangement, plan_tower
 from diffuser_envs.kuka.tasks import Task, make_task
@@ -111,7 +115,8 @@ class StackDemonstrator:
         seed: Fixes the orders of unconditional towers, spare places and grasps.
 
     Raises:
-        KukaOptionError: An unknown task, or a setting out of its range.
+        KukaOptionError: An unknown task, or a setting that is no finite number or out
+            of its range.
     """
 
     generators: ClassVar[Mapping[str, type[TowerRecorder]]] = RECORDERS
@@ -126,17 +131,17 @@ class StackDemonstrator:
         off_centre: float = 0.0,
         seed: int = 0,
     ) -> None:
+        counts = {"num_blocks": num_blocks, "grasp_steps": grasp_steps, "seed": seed}
+        for name, count in counts.items():
+            check_option(name, count, whole=True)
+        check_option("clearance", clearance)
+        check_option("off_centre", off_centre)
         self.task = task
-        self.num_blocks = num_blocks
-        self._goal_size = make_task(task, num_blocks).goal_size
-        lowest = {"clearance": (clearance, 0.0), "off_centre": (off_centre, 0.0)}
-        lowest |= {"grasp_steps": (grasp_steps, 1), "seed": (seed, 0)}
-        for name, (value, least) in lowest.items():
-            if not least <= value < np.inf:  # NaN is not
-                raise KukaOptionError(f"{name} must be {least:g} or more, got {value}")
+        self.num_blocks = int(num_blocks)
+        self._goal_size = make_task(task, self.num_blocks).goal_size
         self.style = Style(clearance=clearance, grasp_steps=int(grasp_steps))
         self.off_centre = off_centre
-        self.seed = seed
+        self.seed = int(seed)
 
     @classmethod
     def from_env(
@@ -168,6 +173,8 @@ class StackDemonstrator:
         deterministic: bool = False,
     ) -> tuple[npt.NDArray[np.float32], State]:
         """Choose actions.
+
+        The arm stays where it is while it does not reach the block that is next.
 
         Args:
             observation: For one environment or a batch (`[n, ...]`); a goal dictionary
@@ -210,6 +217,9 @@ class StackDemonstrator:
 
         Returns:
             Joint targets and grasp, shape `[8]`.
+
+        Raises:
+            KukaArrangementError: No arrangement of the blocks meets the goal.
         """
         goal = tuple(scene.goal.tolist())
         if memory.goal != goal:
@@ -246,17 +256,15 @@ class StackDemonstrator:
         rng = self._rng(scene)
         memory.motion, memory.step = None, 0
         route = Route(tool_position(scene.joints), held=scene.held, style=self.style)
-        try:
-            move = self._next_move(scene, memory, rng)
-            memory.resting = move is None
-            if move is None:
-                route.finish(1)
-            else:
-                self._carry_out(move, scene, route, None if deterministic else rng)
+        move = self._next_move(scene, memory, rng)
+        memory.resting = move is None
+        if move is None:
+            route.finish(1)
+        else:
+            self._carry_out(move, scene, route, None if deterministic else rng)
+        with contextlib.suppress(KukaArrangementError):  # a block is out of reach
             memory.motion = route.timed()
-        except KukaArrangementError:
-            return
-        memory.blocks = carried_blocks(memory.motion, scene.blocks)
+            memory.blocks = carried_blocks(memory.motion, scene.blocks)
 
     def _next_move(
         self, scene: Scene, memory: MotionMemory, rng: np.random.Generator
