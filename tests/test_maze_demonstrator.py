@@ -11,6 +11,7 @@ import pytest
 
 from diffuser_envs.errors import (
     MazeObservationError,
+    MazeOptionError,
     MazePositionError,
     UnsupportedEnvError,
 )
@@ -272,6 +273,39 @@ def test_a_ball_pressed_into_a_wall_still_finds_its_cell() -> None:
     demonstrator = WaypointDemonstrator(get_layout("umaze"))
     cells = demonstrator.cells_to_goal([-1.501, 1.0], [1.0, 1.0])
     assert cells == [(1, 1), (1, 2), (1, 3)]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"p_gain": -1.0},
+        {"p_gain": np.nan},
+        {"p_gain": "x"},
+        {"d_gain": -np.inf},
+        {"threshold": -1.0},
+        {"threshold": 0.0},
+        {"threshold": 5.0},
+        {"waypoint_jitter": -0.1},
+        {"waypoint_jitter": 0.75},  # out of its cell
+        {"action_noise": -1.0},
+        {"seed": -1},
+        {"seed": 1.5},
+        {"seed": None},
+    ],
+)
+def test_settings_that_cannot_work_are_refused_at_once(wrong: dict[str, Any]) -> None:
+    with pytest.raises(MazeOptionError, match=f"{next(iter(wrong))} must be"):
+        WaypointDemonstrator(get_layout("umaze"), **wrong)
+
+
+def test_waypoints_may_be_drawn_from_all_of_their_cells() -> None:
+    layout = get_layout("medium")
+    demonstrator = WaypointDemonstrator(layout, waypoint_jitter=0.7)
+    memory = RouteMemory()
+    first, last = layout.free_points[[0, -1]]
+    demonstrator.act(first, [0.0, 0.0], last, memory)
+    cells = demonstrator.cells_to_goal(first, last)
+    assert [layout.xy_to_cell(*point) for point in memory.waypoints] == cells[1:]
 
 
 def test_only_mazes_have_one() -> None:

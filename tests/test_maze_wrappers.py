@@ -8,6 +8,7 @@ import gymnasium
 import gymnasium_robotics
 import numpy as np
 import pytest
+from gymnasium.wrappers import FilterObservation, FlattenObservation
 
 from diffuser_envs import GoalResampling
 from diffuser_envs.errors import (
@@ -200,6 +201,16 @@ def test_bad_options_change_nothing(
     with pytest.raises(error):
         env.reset(seed=1, options=options)
     np.testing.assert_equal((simulated.goal, simulated.data.qpos), before)
+
+
+@ENVS
+def test_mazes_whose_goals_are_hidden_are_refused(env_id: str) -> None:
+    maze = gymnasium.make(env_id)
+    with pytest.raises(UnsupportedEnvError, match="lack achieved_goal, desired_goal"):
+        GoalResampling(FlattenObservation(maze))
+    with pytest.raises(UnsupportedEnvError, match="lack achieved_goal;"):
+        GoalResampling(FilterObservation(maze, ["observation", "desired_goal"]))
+    FlattenObservation(GoalResampling(maze)).reset(seed=0)
 
 
 def test_what_is_no_maze_is_refused() -> None:

@@ -294,6 +294,8 @@ def collect(settings: CollectSettings, *, progress: bool = True) -> Path:
         if isinstance(protocol, EpisodeProtocol):
             made = protocol.make(env)  # an impossible option fails now
             dataset_id = dataset_id or getattr(made, "dataset_id", None)
+        else:
+            protocol.check(env)
         dataset_id = dataset_id or default_dataset_id(settings.env_id)
         folder = dataset_folder(dataset_id)
         shards = ShardFolder.beside(folder, dataclasses.asdict(protocol))

@@ -172,6 +172,20 @@ class RunProtocol:
         """Env steps of a run; the last one may be shorter."""
         return min(self.run_length, self.num_steps - index * self.run_length)
 
+    def check(self, env: Env) -> None:
+        """Make the demonstrator once, to see that it can be.
+
+        Raises:
+            ConfigError: It refuses the environment or the options.
+        """
+        try:
+            factory = DEMONSTRATORS.find(self.demonstrator).target
+            factory.from_env(env, seed=0, **self.recipe.options)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"The demonstrator {self.demonstrator!r} cannot be made: {error}"
+            ) from error
+
     def record(self, index: int, env: Env) -> tuple[list[Episode], int]:
         """Return one run, and zero failures; protocol and index determine it."""
         seed = np.random.SeedSequence(self.seed, spawn_key=(index,))

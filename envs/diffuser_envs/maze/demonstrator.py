@@ -18,13 +18,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import gymnasium
 import numpy as np
 import numpy.typing as npt
 
-from diffuser_envs.errors import MazeObservationError, MazePositionError
+from diffuser_envs.errors import (
+    MazeObservationError,
+    MazeOptionError,
+    MazePositionError,
+    check_number,
+)
 from diffuser_envs.maze.layouts import (
     Cell,
     FloatArray,
@@ -40,6 +46,7 @@ Point: TypeAlias = tuple[float, float]
 # If two ways are equally short, D4RL prefers these moves, in this order.
 _MOVES = ((0, -1), (0, 1), (-1, 0), (1, 0))
 _FIELDS = ("observation", "desired_goal")
+_LEAST_THRESHOLD = 0.01  # meters; a ball in flight would miss a smaller disc
 
 
 @dataclass(slots=True)
@@ -78,6 +85,9 @@ class WaypointDemonstrator:
         keep_route: Keep the route when an episode starts, as for D4RL's reference
             score; only another goal makes a new route.
         seed: Fixes jitter and noise.
+
+    Raises:
+        MazeOptionError: A setting is no finite number or out of its range.
     """
 
     def __init__(
@@ -93,6 +103,16 @@ class WaypointDemonstrator:
         keep_route: bool = False,
         seed: int = 0,
     ) -> None:
+        cell, offset = layout.cell_size, layout.cell_offset
+        width = f"meters; a cell is {cell:g} m wide"
+        square = cell / 2 + offset if offset else cell  # see `_plan`
+        check = partial(check_number, error=MazeOptionError)
+        check("p_gain", p_gain, least=0.0)
+        check("d_gain", d_gain)
+        check("threshold", threshold, least=_LEAST_THRESHOLD, most=cell, why=width)
+        check("waypoint_jitter", waypoint_jitter, least=0.0, most=square, why=width)
+        check("action_noise", action_noise, least=0.0)
+        check("seed", seed, least=0, whole=True)
         self.layout = layout
         self.p_gain = p_gain
         self.d_gain = d_gain
@@ -101,7 +121,7 @@ class WaypointDemonstrator:
         self.action_noise = action_noise
         self.snap_goal = snap_goal
         self.keep_route = keep_route
-        self.seed = seed
+        self.seed = int(seed)
         self._next_cells: dict[Cell, dict[Cell, Cell]] = {}
 
     @classmethod
@@ -118,6 +138,7 @@ class WaypointDemonstrator:
 
         Raises:
             UnsupportedEnvError: The environment is not a maze.
+            MazeOptionError: A setting is no finite number or out of its range.
         """
         return cls(layout_of(env), **settings)
 

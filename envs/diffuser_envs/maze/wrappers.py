@@ -16,6 +16,7 @@ from typing import Any, Literal
 import gymnasium
 import numpy as np
 import numpy.typing as npt
+from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 
 from diffuser_envs.errors import MazeOptionError, UnsupportedEnvError
@@ -46,12 +47,13 @@ class GoalResampling(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArg
     of the returned observation.
 
     Args:
-        env: A maze with goals, wrapped or not.
+        env: A maze with goals, wrapped or not; its observations are goal dictionaries.
         goal_noise: Half width in meters of the uniform noise around a cell's point.
         on_success: `"keep"` or `"resample"` a goal that is reached.
 
     Raises:
-        UnsupportedEnvError: The environment is not a maze with goals.
+        UnsupportedEnvError: The environment is not a maze with goals, or a wrapper
+            hides them.
         MazeOptionError: `on_success` is not one of the two values, or goals with that
             much noise could lie in walls.
     """
@@ -81,6 +83,13 @@ class GoalResampling(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArg
         self._layout = layout_of(env)
         if not hasattr(self._maze, "compute_reward"):
             raise UnsupportedEnvError(f"{self._maze!r} has no goals (compute_reward)")
+        seen = env.observation_space
+        keys = set(seen) if isinstance(seen, spaces.Dict) else set()
+        if missing := {"observation", "achieved_goal", "desired_goal"} - keys:
+            raise UnsupportedEnvError(
+                f"observations of {env} lack {', '.join(sorted(missing))}; put "
+                "GoalResampling inside of the wrapper that hides them"
+            )
         self._radius = getattr(self._maze, "success_radius", _ROBOTICS_SUCCESS_RADIUS)
         most = self._layout.most_noise
         if not 0.0 <= goal_noise <= most:
