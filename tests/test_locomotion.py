@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffuser_envs.errors import UnsupportedEnvError
+from diffuser_envs.errors import LocomotionObservationError, UnsupportedEnvError
 from diffuser_envs.locomotion import demonstrators
 from diffuser_envs.locomotion.demonstrators import ACTORS, Actor, SacDemonstrator
 from diffuser_policy.config import CollectSettings
@@ -77,6 +77,24 @@ def test_robots_that_observe_something_else_are_refused() -> None:
     with pytest.raises(UnsupportedEnvError, match=r"shape \(11,\).* give \(12,\)"):
         demonstrators.HopperMedium.from_env(env)
     env.close()
+
+
+def test_bad_input_is_refused_and_draws_nothing() -> None:
+    policy, same = (demonstrators.HopperMediumReplay(seed=0) for _ in range(2))
+    two = np.zeros((2, 11))
+    _, state = policy.predict(two)
+    same.predict(two)
+    wrong: Any
+    for wrong in (np.zeros(12), np.full(11, np.nan), np.zeros((1, 2, 11)), {}, "far"):
+        with pytest.raises(LocomotionObservationError, match="11 finite numbers"):
+            policy.predict(wrong)
+    with pytest.raises(LocomotionObservationError, match=r"state is for 2 .* for 3"):
+        policy.predict(np.zeros((3, 11)), state)
+    with pytest.raises(LocomotionObservationError, match="episode_start has the shape"):
+        policy.predict(two, state, [True, False, True])
+    with pytest.raises(LocomotionObservationError, match="episode_start has the shape"):
+        policy.predict(two, None, [True])
+    np.testing.assert_array_equal(policy.predict(two)[0], same.predict(two)[0])
 
 
 def test_shipped_actors_are_those_of_the_demonstrators() -> None:

@@ -61,6 +61,10 @@ class KukaObservationError(KukaError):
     """An observation lacks what a block-stacking demonstrator needs."""
 
 
+class LocomotionObservationError(DiffuserEnvsError, ValueError):
+    """An observation lacks what a demonstrator of a robot needs."""
+
+
 class UnsupportedEnvError(DiffuserEnvsError, TypeError):
     """A demonstrator or wrapper does not support this kind of environment."""
 

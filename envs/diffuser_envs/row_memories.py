@@ -12,6 +12,39 @@ import numpy.typing as npt
 State: TypeAlias = tuple[npt.NDArray[np.object_], ...]
 
 
+def row_starts(
+    state: tuple[npt.NDArray[Any], ...] | None,
+    episode_start: npt.ArrayLike | None,
+    num_rows: int,
+    *,
+    error: type[Exception],
+) -> npt.NDArray[np.bool_]:
+    """Return which rows begin anew, shape `[num_rows]`: all without a state.
+
+    Args:
+        state: What the last call returned, if there was one.
+        episode_start: Which rows start an episode, shape `[num_rows]`.
+        num_rows: Rows of the observation.
+        error: Raised if the state or `episode_start` is for another number of
+            environments.
+    """
+    if state is not None and len(state[0]) != num_rows:
+        raise error(
+            f"the state is for {len(state[0])} environments, the observation for"
+            f" {num_rows}; pass state=None to start over"
+        )
+    starts = np.full(num_rows, state is None)
+    if episode_start is not None:
+        given = np.asarray(episode_start, dtype=np.bool_)
+        if given.shape not in ((), starts.shape):
+            raise error(
+                f"episode_start has the shape {given.shape}, the observation is for"
+                f" {num_rows} environments; give one flag for each"
+            )
+        starts |= given
+    return starts
+
+
 def row_memories(
     state: State | None,
     episode_start: npt.ArrayLike | None,
@@ -30,20 +63,7 @@ def row_memories(
         error: Raised if the state or `episode_start` is for another number of
             environments.
     """
-    if state is not None and len(state[0]) != num_rows:
-        raise error(
-            f"the state is for {len(state[0])} environments, the observation for"
-            f" {num_rows}; pass state=None to start over"
-        )
-    starts = np.zeros(num_rows, dtype=np.bool_)
-    if episode_start is not None:
-        given = np.asarray(episode_start, dtype=np.bool_)
-        if given.shape not in ((), starts.shape):
-            raise error(
-                f"episode_start has the shape {given.shape}, the observation is for"
-                f" {num_rows} environments; give one flag for each"
-            )
-        starts |= given
+    starts = row_starts(state, episode_start, num_rows, error=error)
     memories = np.empty(num_rows, dtype=np.object_)
     for row in range(num_rows):
         if state is None or starts[row]:

@@ -24,6 +24,7 @@ Source: Haarnoja et al., "Soft Actor-Critic" (2018).
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,7 +37,8 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file
 
-from diffuser_envs.errors import UnsupportedEnvError
+from diffuser_envs.errors import LocomotionObservationError, UnsupportedEnvError
+from diffuser_envs.row_memories import row_starts
 
 ACTORS = Path(__file__).with_name("actors")
 LOG_STD = (-20.0, 2.0)  # bounds of log σ
@@ -162,17 +164,20 @@ class SacDemonstrator:
 
         Returns:
             `[action]` or `[n, action]`, and the state.
+
+        Raises:
+            LocomotionObservationError: The observation is not finite or has another
+                size, or the state or `episode_start` is for another number of
+                environments.
         """
-        rows = np.asarray(observation, np.float32)
+        rows = self._read(observation)
         single, rows = rows.ndim == 1, np.atleast_2d(rows)
+        starts = row_starts(
+            state, episode_start, len(rows), error=LocomotionObservationError
+        )
         drawn = self._rng.choice(len(self._actors), size=len(rows), p=self._shares)
         if state is not None:
-            new = (
-                np.zeros(len(rows), np.bool_)
-                if episode_start is None
-                else (np.asarray(episode_start, np.bool_))
-            )
-            drawn = np.where(new, drawn, state[0])
+            drawn = np.where(starts, drawn, state[0])
         size = len(self._actors[0].layers[-1][1])
         noise = self._rng.standard_normal((len(rows), size), np.float32)
         actions = np.empty_like(noise)
@@ -182,6 +187,22 @@ class SacDemonstrator:
                 rows[those], None if deterministic else noise[those]
             )
         return (actions[0] if single else actions), (drawn,)
+
+    def _read(self, observation: npt.ArrayLike) -> Array:
+        """Return finite numbers, `[observation]` or `[n, observation]`."""
+        width = len(self._actors[0].layers[0][0])
+        found = "something else"
+        with contextlib.suppress(TypeError, ValueError):  # no numbers
+            rows = np.asarray(observation, np.float32)
+            found = f"shape {rows.shape}"
+            if not np.isfinite(rows).all():
+                found += ", not all of them finite"
+            elif rows.ndim in (1, 2) and rows.shape[-1] == width:
+                return rows
+        raise LocomotionObservationError(
+            f"the observation must be {width} finite numbers, or a batch of such, got"
+            f" {found}"
+        )
 
 
 # Shares of episodes that make the env steps of all actors about the same. Episodes last
