@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +12,15 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from diffuser_envs.errors import MazeObservationError, UnsupportedEnvError
+from diffuser_envs.errors import (
+    MazeObservationError,
+    MazeOptionError,
+    UnsupportedEnvError,
+)
 from diffuser_envs.ogbench.demonstrator import (
     NavigateGenerator,
     PointMazeDemonstrator,
+    StitchGenerator,
 )
 from diffuser_policy import DiffuserPolicy, evaluate
 from diffuser_policy.baselines.shooting import make_objective
@@ -472,8 +478,35 @@ def test_seeds_and_options_determine_the_data() -> None:
     )
     again = load_flat("diffuser/pointmaze-medium-stitch-v0", progress=False)
     np.testing.assert_array_equal(again.fields["observation"], position)
-    with pytest.raises(ConfigError, match="not negative"):
+    with pytest.raises(ConfigError, match="noise must be a finite number, 0 or more"):
         record("navigate", 1, noise=-1)
+
+
+@pytest.mark.parametrize("kind", [NavigateGenerator, StitchGenerator])
+def test_options_that_cannot_work_are_refused_at_once(
+    maze: Env, kind: type[NavigateGenerator]
+) -> None:
+    wrong: list[dict[str, Any]] = [
+        {"noise": -1},
+        {"noise": np.nan},
+        {"noise": "x"},
+        {"num_steps": -1},
+        {"num_steps": 2.5},
+        {"num_steps": np.inf},
+        {"num_steps": None},
+    ]
+    for options in wrong:
+        with pytest.raises(MazeOptionError, match=f"{next(iter(options))} must be"):
+            kind.from_env(maze, **options)
+    assert kind.from_env(maze, num_steps=3.0).record(0).actions.shape == (3, 2)
+
+
+def test_the_demonstrator_can_be_copied(maze: Env) -> None:
+    policy = expert(maze)
+    observation, _ = maze.reset(seed=0)
+    action, _ = policy.predict(observation)
+    copy = pickle.loads(pickle.dumps(policy))  # noqa: S301
+    np.testing.assert_array_equal(copy.predict(observation)[0], action)
 
 
 @pytest.mark.parametrize(

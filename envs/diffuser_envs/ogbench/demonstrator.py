@@ -23,14 +23,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, ClassVar, Self
 
 import gymnasium
 import numpy as np
 import numpy.typing as npt
 
-from diffuser_envs.errors import MazeOptionError, UnsupportedEnvError
+from diffuser_envs.errors import MazeOptionError, UnsupportedEnvError, check_number
 from diffuser_envs.maze.demonstrator import read_observation
 from diffuser_envs.maze.layouts import Cell, FloatArray, neighbors, steps_to
 
@@ -53,7 +52,7 @@ class CellMaze:
         self.cells: list[Cell] = [(int(i), int(j)) for i, j in np.argwhere(~walls)]
         self._free = frozenset(self.cells)
         self.corners = [cell for cell in self.cells if not self._is_hallway(cell)]
-        self.steps_to = lru_cache(maxsize=None)(self._steps_to)
+        self._steps: dict[Cell, Mapping[Cell, int]] = {}  # by goal
 
     @classmethod
     def from_env(cls, env: gymnasium.Env[Any, Any]) -> CellMaze:
@@ -102,9 +101,11 @@ class CellMaze:
                 best = neighbor
         return self.middle(best)
 
-    def _steps_to(self, goal: Cell) -> Mapping[Cell, int]:
+    def steps_to(self, goal: Cell) -> Mapping[Cell, int]:
         """Return how many cells it is to a goal, from all cells that can reach it."""
-        return steps_to(goal, self._free, MOVES)
+        if goal not in self._steps:
+            self._steps[goal] = steps_to(goal, self._free, MOVES)
+        return self._steps[goal]
 
     def _is_hallway(self, cell: Cell) -> bool:
         """Return whether one can only go straight on in a cell."""
@@ -206,13 +207,10 @@ class NavigateGenerator:
         noise: float = 0.5,
         num_steps: int = 0,
     ) -> None:
-        if not (0 <= noise < np.inf and num_steps >= 0):
-            raise MazeOptionError(
-                f"noise and num_steps are finite and not negative, not {noise} and "
-                f"{num_steps}"
-            )
+        check_number("noise", noise, MazeOptionError, least=0.0)
+        check_number("num_steps", num_steps, MazeOptionError, least=0, whole=True)
         self.env, self.maze, self.noise = env, CellMaze.from_env(env), noise
-        self.num_steps = num_steps or self._steps_of_episode(env)
+        self.num_steps = int(num_steps) or self._steps_of_episode(env)
         stem, _, version = _id_of(env).rpartition("-")
         self.dataset_id = f"diffuser/{stem}-{self.kind}-{version}"
 
@@ -223,7 +221,8 @@ class NavigateGenerator:
         Raises:
             UnsupportedEnvError: It is no point maze of OGBench, or its observations
                 have no goals.
-            MazeOptionError: A negative option.
+            MazeOptionError: An option that is negative or no finite number, or a
+                fraction of a step.
         """
         return cls(env, **options)
 
