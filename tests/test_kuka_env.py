@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import pickle
@@ -409,13 +410,30 @@ def test_seeds_give_other_episodes() -> None:
     env.close()
 
 
+@pytest.mark.parametrize(
+    "copied",
+    [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))],  # noqa: S301
+)
+def test_a_copy_draws_what_the_original_would(copied: Any) -> None:
+    env = make("rearrangement")
+    env.reset(seed=3)
+    twin = copied(env)
+    assert twin.unwrapped.spec == env.unwrapped.spec
+    with pytest.raises(ClosedEnvError, match=r"call reset\(\) first"):
+        twin.step(STILL)
+    for _ in range(2):
+        np.testing.assert_equal(twin.reset()[0], env.reset()[0])
+    twin.close()
+    env.close()
+
+
 def test_pickled_env_is_made_anew() -> None:
     env = KukaStackEnv("conditional", num_blocks=3, grasp="magic")
-    copy = pickle.loads(pickle.dumps(env))  # noqa: S301
-    assert (copy.num_blocks, copy.grasp) == (3, "magic")
-    assert copy.metadata["observation_columns"] == env.metadata["observation_columns"]
-    copy.reset(seed=0)
-    copy.close()
+    again = pickle.loads(pickle.dumps(env))  # noqa: S301
+    assert (again.num_blocks, again.grasp) == (3, "magic")
+    assert again.metadata["observation_columns"] == env.metadata["observation_columns"]
+    again.reset(seed=0)
+    again.close()
     env.close()
 
 

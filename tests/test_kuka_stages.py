@@ -92,6 +92,16 @@ def test_a_block_hanging_over_another_is_none_that_stands_on_it() -> None:
     assert (block, support, moves) == (0, -1, 2)
 
 
+def test_no_episodes_have_no_stages() -> None:
+    goals = tower_goal((2, 0, 3, 1), 4)[None]
+    some = next_stages(SCATTERED[None], np.zeros((1, 4)), goals)
+    none = next_stages(SCATTERED[None][:0], np.zeros((0, 4)), goals[:0])
+    for field in ("block", "support", "target", "held", "moves"):
+        expected = getattr(some, field)[:0]
+        assert getattr(none, field).shape == expected.shape
+        assert getattr(none, field).dtype == expected.dtype
+
+
 # --- blocks that are held -----------------------------------------------------------
 
 

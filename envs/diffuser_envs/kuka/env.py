@@ -88,6 +88,9 @@ class KukaStackEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle
     Rearrangement it is centers, `[n, 3]`. An option does not change what a seed draws
     for the rest.
 
+    A copy, also a pickled one, has no episode: reset it first. It draws what the
+    original would draw.
+
     Args:
         task: `"unconditional"`, `"conditional"` or `"rearrangement"`.
         num_blocks: Number of blocks.
@@ -156,6 +159,17 @@ class KukaStackEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle
             visuals=render_mode is not None,
             grip_force=self._grip.force,
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy, also a pickled one, needs; it is in no episode."""
+        random = (self._np_random, self._np_random_seed)
+        return {**EzPickle.__getstate__(self), "spec": self.spec, "random": random}
+
+    def __setstate__(self, data: dict[str, Any]) -> None:
+        """Make the environment anew, with the original's spec and random stream."""
+        EzPickle.__setstate__(self, data)
+        self.spec = data["spec"]
+        self._np_random, self._np_random_seed = data["random"]
 
     @property
     def grasp(self) -> Grasp:
@@ -306,7 +320,10 @@ class KukaStackEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle
         return self._reward
 
     def achieved_goals(self, observations: npt.ArrayLike) -> FloatArray:
-        """Return the goals `[..., goal_size]` that observations `[..., size]` meet."""
+        """Return the goals `[..., goal_size]` that observations `[..., size]` meet.
+
+        Unconditional has no goals: the ordered pairs that hold, `[..., n (n - 1)]`.
+        """
         return self.task.achieved_goals(observations)
 
     def link_poses(self) -> FloatArray:

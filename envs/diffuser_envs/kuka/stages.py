@@ -103,6 +103,9 @@ def next_stages(positions: np.ndarray, flags: np.ndarray, goals: np.ndarray) -> 
     """
     rows, count = positions.shape[:2]
     _check_size(goals, count)
+    if not rows:
+        none = np.zeros(0, np.int64)
+        return Stages(none, none, np.zeros((0, 3)), none, none)
     flat = np.concatenate(
         [positions.reshape(rows, -1), flags > 0.5, goals], axis=1, dtype=np.float32
     )

@@ -234,13 +234,15 @@ class Task(ABC):
     def achieved(self, positions: FloatArray, held: npt.ArrayLike) -> FloatArray:
         """Return the goal that a state achieves, shape `[..., goal_size]`.
 
+        Unconditional has no goals: the ordered pairs that hold, `[..., n (n - 1)]`.
+
         Args:
             positions: Centers of the blocks, shape `[..., n, 3]`, m.
             held: Whether the tool holds each block, shape `[..., n]`.
         """
 
     def achieved_goals(self, observations: npt.ArrayLike) -> FloatArray:
-        """Return the goals that observations achieve, shape `[..., goal_size]`.
+        """Return the goals that observations achieve, shaped as by `achieved`.
 
         Args:
             observations: Shape `[..., size]`.
