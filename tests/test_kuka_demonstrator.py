@@ -222,7 +222,7 @@ def test_places_that_no_blocks_can_have_are_refused(
 ) -> None:
     policy = StackDemonstrator.from_env(envs["Rearrangement"])
     observation, _ = envs["Rearrangement"].reset(seed=0)
-    same = np.tile(np.float32([0.5, 0.0, 0.03]), 4)
+    same = np.tile([0.5, 0.0, 0.03], 4)
     with pytest.raises(KukaArrangementError, match="no sequence of moves"):
         policy.predict({**observation, "desired_goal": same})
 
