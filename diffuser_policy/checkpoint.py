@@ -148,6 +148,21 @@ def checksum(weights: bytes) -> str:
     return hashlib.sha256(weights).hexdigest()
 
 
+def planner_checksum(source: str | Path) -> str:
+    """Return a checksum of a planner's weights and settings, provenance left out.
+
+    Raises:
+        CheckpointNotFoundError: No planner of that name.
+        CheckpointError: It cannot be read.
+    """
+    data, weights = _read_files(locate(source))
+    kept = data
+    if isinstance(data, Mapping):
+        kept = {k: v for k, v in data.items() if k not in ("provenance", CHECKSUM)}
+    settings = json.dumps(kept, sort_keys=True)
+    return checksum(settings.encode() + (weights or b""))
+
+
 @plain_arithmetic()
 def read_planner(source: str | Path) -> tuple[PolicyConfig, PlannerNetworks]:
     """Read a planner by path, by the name of a shipped one, or by hub id.

@@ -27,6 +27,7 @@ from diffuser_policy.benchmark.cells import (
 from diffuser_policy.benchmark.engines import BUSY
 from diffuser_policy.benchmark.methods import Method
 from diffuser_policy.benchmark.suites import SUITES, load_suite
+from diffuser_policy.checkpoint import CONFIG
 from diffuser_policy.errors import CheckpointError, ConfigError
 from diffuser_policy.planning.plan import Plan
 from diffuser_policy.plotting import Scene, plan_figure
@@ -83,6 +84,9 @@ def bare_predict(training):
 
 def fails(training):
     raise RuntimeError("the optimizer is on fire")
+
+def steered(training, *, planner=None):
+    return Constant(0.5)
 
 def noisy(training):
     class Noisy:
@@ -246,6 +250,48 @@ def test_results_of_code_that_was_edited_are_refused(
     methods.write_text(methods.read_text() + "\n# changed\n")
     with pytest.raises(ConfigError, match=r"code: \w+ → \w+.*begin the cell anew"):
         files.prepare(cell)
+
+
+def test_another_planner_under_the_same_name_is_refused(
+    methods: Path, tmp_path: Path
+) -> None:
+    planner, runs = tmp_path / "planner", tmp_path / "runs"
+    toy_policy(seed=0).save_pretrained(planner)
+    cell = make_cell(f"{methods}:steered", settings={"planner": str(planner)})
+    files = prepared(runs, cell)
+    files.write("curve", [])
+    config = json.loads((planner / CONFIG).read_text())
+    config["provenance"]["results"] = {}  # as `evaluate --card` does
+    (planner / CONFIG).write_text(json.dumps(config))
+    files.prepare(cell)
+    for other in (toy_policy(seed=1), toy_policy(seed=0, num_candidates=3)):
+        other.save_pretrained(planner)
+        with pytest.raises(ConfigError, match=r"\): planner: \w+ → \w+\..*anew"):
+            files.prepare(cell)
+    saved = files.read("cell")
+    del saved["planner"]  # as earlier versions wrote it
+    files.write("cell", saved)
+    assert files.prepare(cell)["planner"]
+
+
+def test_a_result_says_which_planner_made_it(methods: Path, tmp_path: Path) -> None:
+    planner, runs = tmp_path / "planner", tmp_path / "runs"
+    toy_policy(seed=0).save_pretrained(planner)
+    cell = make_cell(f"{methods}:steered", settings={"planner": str(planner)})
+    files = prepared(runs, cell)
+    before = files.read("cell")["planner"]
+    toy_policy(seed=1).save_pretrained(planner)  # while the cell waited for its turn
+    run_cell(cell, files)
+    [result] = load_results(runs)
+    assert result.planner == files.read("cell")["planner"] != before
+    assert files.cell() == cell
+
+
+def test_a_setting_named_planner_may_be_no_planner(
+    methods: Path, tmp_path: Path
+) -> None:
+    cell = make_cell(f"{methods}:steered", settings={"planner": "rrt"})
+    assert "planner" not in prepared(tmp_path, cell).read("cell")
 
 
 def test_a_cell_survives_json() -> None:

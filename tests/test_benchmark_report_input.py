@@ -92,6 +92,34 @@ def test_seeds_have_to_share_what_was_chosen_and_the_data(
         load_study(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"planner": "b"}, "planner: a → b"),
+        ({"policy": {"trained_steps": 200}}, "trained_steps: 100 → 200"),
+        ({"policy": {"execution": {"interval": 8}}}, "execution.interval: 4 → 8"),
+    ],
+)
+def test_seeds_have_to_share_the_planner_that_they_load(
+    tmp_path: Path, changed: dict[str, Any], told: str
+) -> None:
+    first, other = (result_of(UMAZE, "diffuser", seed) for seed in (0, 1))
+    for result in (first, other):
+        made = {"trained_steps": 100, "execution": {"interval": 4}}
+        result |= {"planner": "a", "policy": made | {"seed": result["cell"]["seed"]}}
+    first["policy"]["execution"]["guided"] = True  # an earlier version had no guides
+    for result in (first, other):
+        write_result(tmp_path, result)
+    load_study(tmp_path)
+    write_result(tmp_path, other | changed)
+    with pytest.raises(ConfigError, match=told):
+        load_study(tmp_path)
+    del first["planner"]
+    write_result(tmp_path, first)
+    write_result(tmp_path, other)
+    load_study(tmp_path)
+
+
 def test_seeds_may_differ_by_what_an_earlier_version_did_not_record(
     tmp_path: Path,
 ) -> None:

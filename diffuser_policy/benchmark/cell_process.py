@@ -67,10 +67,12 @@ def main(arguments: list[str]) -> int:
 def run_cell(cell: Cell, folder: CellFolder) -> dict[str, Any]:
     """Train, evaluate, and write the result; return it, as in `result.json`.
 
-    The folder has been prepared for this cell.
+    The folder has been prepared for this cell, perhaps long ago: what the cell runs is
+    recorded anew, or compared with what earlier attempts ran.
     """
     method = find_method(cell.method)
     method.check(cell.problem, cell.settings)
+    about = folder.prepare(cell)
     begun_with = folder.read("versions")
     if begun_with is None or not folder.holds_work():
         begun_with = versions(*RECORDED)
@@ -123,6 +125,7 @@ def run_cell(cell: Cell, folder: CellFolder) -> dict[str, Any]:
             else f"{begun_with[name]}{THEN}{version}"
             for name, version in versions(*RECORDED).items()
         },
+        "planner": about.get("planner"),
         "timing": {
             **context.seconds,
             # For one env step of one environment, planning included.

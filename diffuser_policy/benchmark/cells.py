@@ -1,6 +1,6 @@
 """A cell: one problem, one method, one training seed; its folder, and its result.
 
-<benchmark>/cells/<id>/cell.json       what the cell is, and its digest
+<benchmark>/cells/<id>/cell.json       what the cell is, its digest, and what it runs
                        versions.json   of the packages that it was begun with
                        lock            held while a process runs it
                        progress.json   what it is doing
@@ -53,7 +53,7 @@ from diffuser_policy.settings import (
 from diffuser_policy.versions import PACKAGES, SIMULATORS
 
 CURVE_SEED = 900_000  # the first of the learning curves' episodes: nobody else's
-ADDED = ("digest", "all_settings", "code")  # to a cell's own fields, in its file
+ADDED = ("digest", "all_settings", "code", "planner")  # to the fields, in cell.json
 NOT_COMPARED = {"suite", "digest"}
 RETIRED = {"clip_values": False}  # settings that methods had, with their old defaults
 SCHEMA = 1
@@ -222,13 +222,15 @@ class CellFolder:
         """Delete the file `name.json`, if it exists."""
         (self.path / f"{name}.json").unlink(missing_ok=True)
 
-    def prepare(self, cell: Cell) -> None:
-        """Write into the folder which cell it is for.
+    def prepare(self, cell: Cell) -> dict[str, Any]:
+        """Write into the folder which cell it is for, and return that.
 
         Raises:
             ConfigError: As `check`.
         """
-        self.write("cell", {**self.check(cell), "digest": cell.digest})
+        told = {**self.check(cell), "digest": cell.digest}
+        self.write("cell", told)
+        return told
 
     def check(self, cell: Cell) -> dict[str, Any]:
         """Refuse a folder that holds work of a cell with other settings.
@@ -241,8 +243,12 @@ class CellFolder:
         versions. So do the cell's own, which are part of its digest: a value that is
         given differs from the same value by default.
 
+        A planner that a setting `planner` names counts by its weights and settings,
+        unless an earlier version did not record them.
+
         Returns:
-            The cell's fields, all settings, and which code it runs.
+            The cell's fields, all settings, and checksums: `code` of the method's file,
+            and `planner`.
 
         Raises:
             ConfigError: The folder holds such work: a result, a learning curve or a
@@ -256,6 +262,8 @@ class CellFolder:
         asked: dict[str, Any] = {**cell.to_json(), "all_settings": now}
         if (checksum := checksum_of_file(cell.method)) is not None:
             asked["code"] = checksum
+        if (checksum := _checksum_of_planner(now.get("planner"))) is not None:
+            asked["planner"] = checksum
         saved = self.read("cell")
         if saved is None or not self.holds_work():
             return asked
@@ -265,8 +273,11 @@ class CellFolder:
             if name in now or (name, value) not in RETIRED.items()
         }
         known = {name: value for name, value in now.items() if name in then}
+        names = (saved.keys() | asked) - NOT_COMPARED
+        if not ("planner" in saved and "planner" in asked):
+            names -= {"planner"}
         found, wanted = (
-            {name: data.get(name) for name in (saved.keys() | asked) - NOT_COMPARED}
+            {name: data.get(name) for name in names}
             for data in (
                 {**saved, "all_settings": then},
                 {**asked, "all_settings": known},
@@ -308,6 +319,18 @@ class CellFolder:
             yield is_held
 
 
+def _checksum_of_planner(name: Any) -> str | None:
+    """Return a checksum of a planner; none if there is none of that name."""
+    if not isinstance(name, str):
+        return None
+    from diffuser_policy.checkpoint import planner_checksum  # imports torch
+
+    try:
+        return planner_checksum(name)[:16]
+    except CheckpointError:  # the method's own check tells it, if it is a planner's
+        return None
+
+
 @dataclass(frozen=True, kw_only=True)
 class CellResult:
     """The result of a cell.
@@ -321,6 +344,7 @@ class CellResult:
         policy: The policy's description of itself.
         dataset: Facts about the data; None for methods that need no data.
         versions: Versions of the packages that results depend on.
+        planner: A checksum of the planner that the setting `planner` names.
         timing: Seconds on the machine that ran the cell; all else repeats anywhere.
     """
 
@@ -332,6 +356,7 @@ class CellResult:
     policy: Mapping[str, Any] = field(default_factory=dict)
     dataset: Mapping[str, Any] | None = None
     versions: Mapping[str, str]
+    planner: str | None = None
     timing: Mapping[str, Any]
 
     @property

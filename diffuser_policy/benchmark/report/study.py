@@ -389,22 +389,32 @@ def _shared(result: CellResult, other: CellResult) -> dict[str, Any]:
     Defaults count, which may change between versions, and sizes of networks, which may
     be chosen to suit the data; unless an earlier version did not record them.
     """
-    facts, known = _facts(result), _facts(other)
-    shared = {k: v for k, v in facts.items() if None not in (v, known.get(k))}
-    settings, others = (r.training.get("settings") or {} for r in (result, other))
-    return result.cell.to_json() | {
-        "suite": "",
-        "seed": 0,
-        "all_settings": {k: v for k, v in settings.items() if k in others},
-        **shared,
-    }
+    facts = _in_both(_facts(result), _facts(other))
+    return result.cell.to_json() | {"suite": "", "seed": 0} | facts
 
 
 def _facts(result: CellResult) -> dict[str, Any]:
-    return {
+    facts = {
+        "all_settings": result.training.get("settings") or {},
         "num_parameters": result.training.get("num_parameters"),
         "data": (result.dataset or {}).get("checksum"),
+        "planner": result.planner,
     }
+    own = {"seed"} if is_loaded(result) else {"seed", "trained_steps"}
+    parts = result.policy.keys() - own
+    facts |= {f"policy.{name}": result.policy[name] for name in sorted(parts)}
+    return {name: fact for name, fact in facts.items() if fact is not None}
+
+
+def _in_both(facts: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts that the others have too, and so of facts that are tables."""
+    found = {}
+    for name in facts.keys() & others.keys():
+        fact, other = facts[name], others[name]
+        if isinstance(fact, dict) and isinstance(other, dict):
+            fact = {key: value for key, value in fact.items() if key in other}
+        found[name] = fact
+    return found
 
 
 def _open_cell(folder: CellFolder) -> OpenCell:
