@@ -252,6 +252,16 @@ def test_results_of_code_that_was_edited_are_refused(
         files.prepare(cell)
 
 
+def test_a_result_says_which_code_made_it(methods: Path, tmp_path: Path) -> None:
+    cell = make_cell(f"{methods}:right")
+    files = prepared(tmp_path, cell)
+    before = files.read("cell")["code"]
+    methods.write_text(methods.read_text() + "\n# while the cell waited for its turn\n")
+    run_cell(cell, files)
+    [result] = load_results(tmp_path)
+    assert result.code == files.read("cell")["code"] != before
+
+
 def test_another_planner_under_the_same_name_is_refused(
     methods: Path, tmp_path: Path
 ) -> None:

@@ -120,6 +120,16 @@ def test_seeds_have_to_share_the_planner_that_they_load(
     load_study(tmp_path)
 
 
+def test_seeds_have_to_share_the_code_of_their_method(tmp_path: Path) -> None:
+    first, other = (result_of(UMAZE, "mine.py:north", seed) for seed in (0, 1))
+    write_result(tmp_path, first | {"code": "a"})
+    write_result(tmp_path, other)  # of an earlier version
+    load_study(tmp_path)
+    write_result(tmp_path, other | {"code": "b"})
+    with pytest.raises(ConfigError, match=r"\(code: a → b\)"):
+        load_study(tmp_path)
+
+
 def test_seeds_may_differ_by_what_an_earlier_version_did_not_record(
     tmp_path: Path,
 ) -> None:

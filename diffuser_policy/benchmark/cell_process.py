@@ -125,6 +125,7 @@ def run_cell(cell: Cell, folder: CellFolder) -> dict[str, Any]:
             else f"{begun_with[name]}{THEN}{version}"
             for name, version in versions(*RECORDED).items()
         },
+        "code": about.get("code"),
         "planner": about.get("planner"),
         "timing": {
             **context.seconds,

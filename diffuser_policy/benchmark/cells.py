@@ -344,6 +344,7 @@ class CellResult:
         policy: The policy's description of itself.
         dataset: Facts about the data; None for methods that need no data.
         versions: Versions of the packages that results depend on.
+        code: A checksum of the method's file, if the method is named by its file.
         planner: A checksum of the planner that the setting `planner` names.
         timing: Seconds on the machine that ran the cell; all else repeats anywhere.
     """
@@ -356,6 +357,7 @@ class CellResult:
     policy: Mapping[str, Any] = field(default_factory=dict)
     dataset: Mapping[str, Any] | None = None
     versions: Mapping[str, str]
+    code: str | None = None
     planner: str | None = None
     timing: Mapping[str, Any]
 

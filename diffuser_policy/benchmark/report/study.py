@@ -398,6 +398,7 @@ def _facts(result: CellResult) -> dict[str, Any]:
         "all_settings": result.training.get("settings") or {},
         "num_parameters": result.training.get("num_parameters"),
         "data": (result.dataset or {}).get("checksum"),
+        "code": result.code,
         "planner": result.planner,
     }
     own = {"seed"} if is_loaded(result) else {"seed", "trained_steps"}
