@@ -225,6 +225,23 @@ def test_other_settings_in_the_same_folder_are_refused(
     assert (files.path / "cell.json").read_bytes() == before
 
 
+def test_an_equal_number_of_another_type_is_no_other_setting(
+    methods: Path, tmp_path: Path
+) -> None:
+    whole, real = (
+        make_cell(f"{methods}:right", settings={"push": push}, suite=suite)
+        for push, suite in ((1, "a"), (1.0, "b"))
+    )
+    files = prepared(tmp_path, whole)
+    assert main([str(tmp_path), whole.id]) == 0
+    before = (files.path / "result.json").read_bytes()
+    files.prepare(real)
+    assert files.cell().digest == whole.digest  # that of the work
+    assert files.cell().suite == "b"
+    assert main([str(tmp_path), real.id]) == 0
+    assert (files.path / "result.json").read_bytes() == before
+
+
 def test_a_setting_that_is_none_is_not_one_that_is_missing(tmp_path: Path) -> None:
     files = prepared(tmp_path, make_cell("diffuser"))
     files.write("curve", [])

@@ -288,6 +288,21 @@ def test_settings_of_one_method_in_one_folder(
     assert "point--straight--seed-0" in error
 
 
+def test_an_equal_number_of_another_type_in_one_folder(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    suite, output = write_suite(tmp_path, "straight"), tmp_path / "out"
+    text = suite.read_text()
+    suite.write_text(f"{text}speed = 2\n")
+    in_this_process(suite, output)
+    write_suite_file(output, load_suite(str(suite)), "mine.toml")
+    before = results(output)
+    suite.write_text(f"{text}speed = 2.0\n")
+    assert run(suite, output) == 0
+    assert "1 of them finished before" in capsys.readouterr().out
+    assert results(output) == before
+
+
 def test_another_suite_in_one_folder(
     finished: tuple[Path, Path], tmp_path: Path, capsys: Capture
 ) -> None:

@@ -165,8 +165,15 @@ class Cell:
     @property
     def digest(self) -> str:
         """A checksum of everything that results depend on."""
-        data = {key: value for key, value in self.to_json().items() if key != "suite"}
-        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+        text = json.dumps(self._work(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def matches(self, other: Cell) -> bool:
+        """Return whether both have the same results; 1 and 1.0 make no difference."""
+        return self._work() == other._work()
+
+    def _work(self) -> dict[str, Any]:
+        return {key: value for key, value in self.to_json().items() if key != "suite"}
 
     def to_json(self) -> dict[str, Any]:
         """Return the cell as JSON data."""
@@ -228,7 +235,8 @@ class CellFolder:
         Raises:
             ConfigError: As `check`.
         """
-        told = {**self.check(cell), "digest": cell.digest}
+        told = self.check(cell)
+        told["digest"] = _cell_of(told).digest
         self.write("cell", told)
         return told
 
@@ -248,7 +256,8 @@ class CellFolder:
 
         Returns:
             The cell's fields, all settings, and checksums: `code` of the method's file,
-            and `planner`.
+            and `planner`. The fields are as the folder's work has them, which keeps its
+            digest where 1 is stored and 1.0 requested.
 
         Raises:
             ConfigError: The folder holds such work: a result, a learning curve or a
@@ -290,7 +299,7 @@ class CellFolder:
                 "folder, use the same settings, or delete that folder to begin "
                 "the cell anew; nothing was changed."
             )
-        return asked
+        return asked | {key: saved[key] for key in cell._work() if key in saved}
 
     def holds_work(self) -> bool:
         """Return whether it holds any work."""
@@ -309,7 +318,7 @@ class CellFolder:
             raise ConfigError(
                 f"{self.path} is not the folder of a cell: it lacks cell.json."
             )
-        return Cell.from_json({k: v for k, v in saved.items() if k not in ADDED})
+        return _cell_of(saved)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[bool]:
@@ -317,6 +326,11 @@ class CellFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         with held(self.path / "lock") as is_held:
             yield is_held
+
+
+def _cell_of(data: Mapping[str, Any]) -> Cell:
+    """Return the cell of a cell.json."""
+    return Cell.from_json({k: v for k, v in data.items() if k not in ADDED})
 
 
 def _checksum_of_planner(name: Any) -> str | None:

@@ -214,7 +214,7 @@ def check_folder(
                 )
     finished = {cell.id for cell in cells if cell.id in results}
     for cell in cells:
-        if cell.id in finished and results[cell.id].cell.digest != cell.digest:
+        if cell.id in finished and not results[cell.id].cell.matches(cell):
             raise ConfigError(
                 f"The result in {output / 'cells' / cell.id} is not of the cell that "
                 f"cell.json beside it describes. Delete that folder, or choose another "
