@@ -156,6 +156,28 @@ def test_the_best_is_strong_and_references_do_not_count(tmp_path: Path) -> None:
     assert [cell.text for cell in row[1:]] == ["5.0", "2.0", "8.0"]
 
 
+def test_all_that_share_the_highest_printed_mean_are_strong(tmp_path: Path) -> None:
+    highest = {"iql": [5.04, 5.0], "bc": [4.96, 5.0]}
+    scores = highest | {"bcq": [4.8, 5.0], "demonstrator": [5.0, 5.0]}
+    scored(tmp_path, scores, LARGE)
+    study = scored(tmp_path, scores)
+    [(group, _)] = groups_of(study)
+    for row in score_table(study, group).rows:  # the last is the average
+        strong = {cell.text for cell in row if cell.strong}
+        assert strong == {"5.0"}
+        assert sum(cell.strong for cell in row) == 2
+
+
+def test_baselines_that_tie_have_a_gap_each(tmp_path: Path) -> None:
+    study = scored(
+        tmp_path, {"diffuser": [5.0, 5], "iql": [4.0, 4], "bc": [3.0, 5], "bcq": [0, 0]}
+    )
+    found = {row["best baseline"]: row for row in rows_of(gap_table(study))}
+    assert found["IQL"]["difference"] == "+1.0 [1.0, 1.0]"
+    assert found["BC"]["difference"].startswith("+1.0 [0.0")
+    assert len(found) == 2
+
+
 def test_the_gap_is_to_the_best_baseline_on_the_same_episodes(tmp_path: Path) -> None:
     clear = {"diffuser": [90.0, 91, 92, 93], "iql": [10.0, 11, 12, 13], "bc": [1.0] * 4}
     scored(tmp_path, clear | {"demonstrator": [99.0] * 4})

@@ -112,7 +112,7 @@ def score_table(study: Study, group: Group, *, details: bool = True) -> Table:
             unit = () if row.measure == "score" else (row.measure,)
             best = _best(study, row)
             cells = [
-                _score_cell(study.entry(row, m), best=best, details=details)
+                _score_cell(study.entry(row, m), strong=m in best, details=details)
                 for m in methods
             ]
             rows.append(line(Cell(row.title, unit), [row], cells))
@@ -135,17 +135,21 @@ def score_table(study: Study, group: Group, *, details: bool = True) -> Table:
     )
 
 
-def _best(study: Study, row: Row, *, without: str = "") -> Entry | None:
-    """Return the entry with the highest mean, references and a method left out."""
-    rated = [
-        entry
-        for entry in study.entries_of([row])
-        if entry.method not in (*REFERENCES, without)
-    ]
-    return max(rated, key=lambda entry: entry.score.mean, default=None)
+def _best(study: Study, row: Row, *, without: str = "") -> dict[str, Entry]:
+    """Return the entries with the highest mean, references and a method left out."""
+    rated = {e.method: e for e in study.entries_of([row]) if e.method != without}
+    best = _highest({method: entry.score for method, entry in rated.items()})
+    return {method: rated[method] for method in best}
 
 
-def _score_cell(entry: Entry | None, *, best: Entry | None, details: bool) -> Cell:
+def _highest(means: Mapping[str, Interval]) -> list[str]:
+    """Return the methods with the highest mean as printed; references do not count."""
+    rated = {m: mean.mean for m, mean in means.items() if m not in REFERENCES}
+    top = number(max(rated.values(), default=None))
+    return [method for method, mean in rated.items() if number(mean) == top]
+
+
+def _score_cell(entry: Entry | None, *, strong: bool, details: bool) -> Cell:
     if entry is None:
         return Cell(NO_RESULT)
     small = []
@@ -158,7 +162,7 @@ def _score_cell(entry: Entry | None, *, best: Entry | None, details: bool) -> Ce
     latched = run_interval(entry.values(LATCHED))
     if details and math.isfinite(latched.mean):
         small.append(f"latched {estimate(latched)}")
-    return _mean_cell(entry.score, *small, strong=entry is best)
+    return _mean_cell(entry.score, *small, strong=strong)
 
 
 def _mean_cell(interval: Interval, *small: str, strong: bool = False) -> Cell:
@@ -176,16 +180,15 @@ def _behavior_cells(study: Study, rows: Sequence[Row]) -> list[Cell]:
 
 
 def _averages(study: Study, rows: Sequence[Row], methods: Sequence[str]) -> list[Cell]:
-    """Return each method's mean over problems, the highest one strong."""
+    """Return each method's mean over problems; the highest are strong."""
     means = {}
     for method in methods:
         entries = _on_all(study, rows, method)
         if entries is not None:
             means[method] = average_interval([e.values(e.row.measure) for e in entries])
-    rated = [method for method in means if method not in REFERENCES]
-    best = max(rated, key=lambda method: means[method].mean, default=None)
+    best = _highest(means)
     return [
-        _mean_cell(means[m], strong=m == best) if m in means else Cell(UNKNOWN)
+        _mean_cell(means[m], strong=m in best) if m in means else Cell(UNKNOWN)
         for m in methods
     ]
 
@@ -303,27 +306,28 @@ def comparisons(study: Study, row: Row) -> dict[str, Comparison]:
 def gap_table(study: Study) -> Table | None:
     """Return how far Diffuser is from the best baseline on each problem, if any.
 
-    Where Diffuser took no part, the best method is compared with the second best.
+    Where Diffuser took no part, the best method is compared with the second best. Each
+    of several baselines that tie has a row.
     """
     rows = []
     for row in study.rows:
-        ours = study.entry(row, PLANNER) or _best(study, row)
-        theirs = ours and _best(study, row, without=ours.method)
-        if ours is None or theirs is None:
+        ours = study.entry(row, PLANNER) or next(iter(_best(study, row).values()), None)
+        if ours is None:
             continue
-        difference, found = UNKNOWN, compared(ours, theirs)
-        if found is not None:
-            difference = f"{signed(found.difference.mean)} {ends(found.difference)}"
-        line = {
-            "problem": row.title,
-            "method": study.label(ours.method),
-            "score": estimate(ours.score),
-            "best baseline": study.label(theirs.method),
-            "its score": estimate(theirs.score),
-            "difference": difference.rstrip(),
-            "intervals": _verdict(ours, theirs) or UNKNOWN,
-        }
-        rows.append(line)
+        for theirs in _best(study, row, without=ours.method).values():
+            difference, found = UNKNOWN, compared(ours, theirs)
+            if found is not None:
+                difference = f"{signed(found.difference.mean)} {ends(found.difference)}"
+            line = {
+                "problem": row.title,
+                "method": study.label(ours.method),
+                "score": estimate(ours.score),
+                "best baseline": study.label(theirs.method),
+                "its score": estimate(theirs.score),
+                "difference": difference.rstrip(),
+                "intervals": _verdict(ours, theirs) or UNKNOWN,
+            }
+            rows.append(line)
     return table_of("Gap to the best baseline", rows)
 
 
