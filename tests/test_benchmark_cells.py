@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffuser_policy.benchmark import Problem, cells
+from diffuser_policy.benchmark import Problem, cell_process, cells
 from diffuser_policy.benchmark.cell_process import draw_plan, main, run_cell
 from diffuser_policy.benchmark.cells import (
     CURVE_SEED,
@@ -29,11 +29,13 @@ from diffuser_policy.benchmark.methods import Method
 from diffuser_policy.benchmark.suites import SUITES, load_suite
 from diffuser_policy.checkpoint import CONFIG
 from diffuser_policy.errors import CheckpointError, ConfigError
+from diffuser_policy.evaluation import evaluate
+from diffuser_policy.evaluation.loop import PlannedEpisode, planned_episode
 from diffuser_policy.planning.plan import Plan
 from diffuser_policy.plotting import Scene, plan_figure
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.testing import toy_policy
-from tests.point_env import POINT
+from tests.point_env import POINT, PointEnv
 from tests.training_helpers import pendulum_policy
 
 PLAN = EvaluationProtocol(
@@ -517,6 +519,27 @@ def test_pictures_tell_returns_where_there_is_no_success(tmp_path: Path) -> None
     caption = json.loads(picture.with_suffix(".json").read_text())["caption"]
     assert caption.startswith("first plan and path, seed 3: return -")
     assert "there" not in caption
+
+
+def test_pictures_are_of_the_first_evaluated_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = {"near": {"goal": (0.1, 0.2)}, "far": {"goal": (2.0, 1.0)}}
+    monkeypatch.setitem(PointEnv.metadata, "evaluation_tasks", tasks)
+    policy, drawn = toy_policy(), []
+
+    def episode(*given: Any, **rest: Any) -> PlannedEpisode:
+        found = planned_episode(*given, **rest)
+        drawn.append(found.record)
+        return found
+
+    monkeypatch.setattr(cell_process, "planned_episode", episode)
+    problem = Problem(env=POINT, dataset="test/point-v0", goals="hindsight")
+    assert draw_plan(policy, problem, 3, tmp_path) is not None
+    [record] = drawn
+    first, _ = evaluate(policy, POINT, episodes=1, seed=3, progress=False).episodes
+    assert record.goal == first.goal == (0.1, 0.2)
+    assert (record.start, record.episode_return) == (first.start, first.episode_return)
 
 
 def test_pictures_show_the_way_over_landmarks(

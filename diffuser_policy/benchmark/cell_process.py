@@ -36,7 +36,7 @@ from diffuser_policy.benchmark.context import MethodContext, as_policy
 from diffuser_policy.benchmark.engines import BUSY, end_with_parent
 from diffuser_policy.benchmark.methods import find_method
 from diffuser_policy.benchmark.problem import Problem, behavior_facts
-from diffuser_policy.envs import reset_env
+from diffuser_policy.envs import evaluation_tasks, reset_env
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.evaluation.loop import describe, planned_episode
 from diffuser_policy.evaluation.report import to_json as evaluation_json
@@ -200,7 +200,8 @@ def draw_plan(policy: Any, problem: Problem, seed: int, folder: Path) -> Path | 
 
     with closing(problem.make_env()) as env:
         policy = policy.for_env(env)
-        observation, _ = reset_env(env, seed=seed)
+        first_task = next(iter(evaluation_tasks(env).values()), None)
+        observation, _ = reset_env(env, seed=seed, options=first_task)
         scene = Scene.of_policy(policy, env, observation)
         plan, path, record = planned_episode(policy, env, observation, seed=seed)
     caption = f"first plan and path, seed {seed}: {record.outcome}"

@@ -484,7 +484,7 @@ def planned_episode(
 
     Args:
         policy: Fitted to the environment.
-        env: Just reset.
+        env: Just reset, with the options of the first of its tasks, if it has any.
         observation: What `reset` returned.
         seed: What it was reset with.
         keep_chain: Keep how the plan came out of noise.
