@@ -10,7 +10,8 @@ import gymnasium
 import numpy as np
 import pytest
 
-from diffuser_policy.benchmark.cells import Cell
+from diffuser_policy.benchmark.cell_process import run_cell
+from diffuser_policy.benchmark.cells import Cell, CellFolder, EvaluationProtocol
 from diffuser_policy.benchmark.methods import find_method
 from diffuser_policy.benchmark.problem import Problem, behavior_facts, check_task
 from diffuser_policy.benchmark.report.scores import (
@@ -263,6 +264,25 @@ def test_data_that_do_not_fit_are_refused_before_anything_runs(
 
 def still(context: object) -> None:
     """Be a method that is never run."""
+
+
+def test_a_demonstrators_evaluations_do_not_depend_on_those_before(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("mujoco")
+    options = {"max_episode_steps": 9}
+    cell = Cell(
+        problem=Problem(env="Hopper-v5", dataset="none/none-v0", env_options=options),
+        method="demonstrator",
+        settings={"name": "hopper-medium"},
+        evaluation=EvaluationProtocol(seeds=(5, 50), episodes=3, num_envs=2),
+    )
+    files = CellFolder(tmp_path, cell.id)
+    files.prepare(cell)
+    whole = run_cell(cell, files)
+    for name in ("result", "evaluation-50"):  # as if killed in the second evaluation
+        files.remove(name)
+    assert run_cell(cell, files)["evaluations"] == whole["evaluations"]
 
 
 def test_a_planner_that_is_trained_needs_the_data() -> None:

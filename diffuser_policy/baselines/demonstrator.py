@@ -11,6 +11,7 @@ from diffuser_policy.benchmark.context import MethodContext
 from diffuser_policy.benchmark.methods import register_method
 from diffuser_policy.benchmark.problem import Problem
 from diffuser_policy.data.demonstrators import DEMONSTRATORS, default_demonstrator
+from diffuser_policy.envs import action_and_state
 
 
 def _refuse_unknown(_: Problem, settings: Mapping[str, Any]) -> None:
@@ -31,9 +32,11 @@ def demonstrator(context: MethodContext, *, name: str | None = None) -> Any:
         context: The method's context.
         name: Name of the demonstrator; by default the one that the environment names.
     """
-    with closing(context.make_env()) as env:
-        factory = DEMONSTRATORS.find(name or default_demonstrator(env)).target
-        expert = factory.from_env(env, seed=context.seed)
+
+    def expert() -> Any:
+        with closing(context.make_env()) as env:
+            factory = DEMONSTRATORS.find(name or default_demonstrator(env)).target
+            return factory.from_env(env, seed=context.seed)
 
     def predict(
         observation: Any,
@@ -41,7 +44,11 @@ def demonstrator(context: MethodContext, *, name: str | None = None) -> Any:
         episode_start: Any = None,
         deterministic: bool = False,  # noqa: ARG001 (never: as when data are recorded)
     ) -> tuple[Any, Any]:
-        acted: tuple[Any, Any] = expert.predict(observation, state, episode_start)
-        return acted
+        # An expert may have a random stream. With a new one for every evaluation, no
+        # evaluation depends on those before, which a resumed cell does not repeat.
+        acting, inner = (expert(), None) if state is None else state
+        acted = acting.predict(observation, inner, episode_start)
+        action, inner = action_and_state(acted)
+        return action, (acting, inner)
 
     return SimpleNamespace(predict=predict)
