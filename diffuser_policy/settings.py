@@ -1,4 +1,4 @@
-"""Plain values and typed values: settings, parameters of guides, options of methods.
+"""Plain values and typed values: settings, parameters of guides, options.
 
     converted([3, 4], tuple[float, float])        (3.0, 4.0)
     checked("the guide 'disc'", parameters_of(Disc), {"center": [3, 4]})
@@ -187,8 +187,6 @@ def all_options(
     owner: str,
     factory: Callable[..., object],
     given: Mapping[str, Any],
-    *,
-    noun: str = "option",
 ) -> dict[str, Any]:
     """Return the keyword arguments of a function or class: defaults and given values.
 
@@ -197,7 +195,6 @@ def all_options(
         factory: Function or class. An argument without a default is no option, and
             neither is `seed`.
         given: Keyword arguments.
-        noun: What errors call one of them.
 
     Raises:
         ConfigError: It has no such option, or the value is of another type.
@@ -208,7 +205,7 @@ def all_options(
         if not parameter.required and parameter.name != "seed"
     ]
     defaults = {parameter.name: parameter.default for parameter in parameters}
-    return defaults | checked(owner, parameters, given, noun=noun)
+    return defaults | checked(owner, parameters, given, noun="option")
 
 
 def typed(config: Any) -> None:

@@ -56,6 +56,18 @@ def test_a_registered_function_is_found_with_its_settings() -> None:
         method.check(hindsight, {})
 
 
+def test_every_keyword_argument_is_a_setting(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("def fast(context, *, speed: float, seed=3): ...\n")
+    method = find_method(f"{path}:fast")
+    assert method.settings({"speed": 2}) == {"speed": 2.0, "seed": 3}
+    assert method.settings({"speed": 2, "seed": 4})["seed"] == 4
+    with pytest.raises(ConfigError, match=r"'fast' needs speed\..*speed \(required\)"):
+        method.check(PROBLEM, {"seed": 4})
+    with pytest.raises(ConfigError, match="no setting 'context'"):
+        method.settings({"speed": 2, "context": 1})
+
+
 @pytest.mark.parametrize("module", ["no_such_module", "no_such_package.part"])
 def test_a_missing_module_is_told_before_anything_runs(module: str) -> None:
     def absent(training: MethodContext) -> object: ...

@@ -5,10 +5,11 @@
         return Straight(speed)                  # anything with SB3's `predict`
 
 A method is a function of a `MethodContext`; its keyword-only arguments are its
-settings. It is found by the name under which this process registered it or a package
-offers it (entry-point group `diffuser_policy.methods`), or as `module:function` or
-`file.py:function` (`diffuser_policy.plugins`). Cells run in processes of their own,
-which do not know what is registered in this one.
+settings, and those without a default have to be given. It is found by the name under
+which this process registered it or a package offers it (entry-point group
+`diffuser_policy.methods`), or as `module:function` or `file.py:function`
+(`diffuser_policy.plugins`). Cells run in processes of their own, which do not know what
+is registered in this one.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from diffuser_policy.errors import (
     MissingExtraError,
 )
 from diffuser_policy.plugins import Kind, Registrable, address
-from diffuser_policy.settings import all_options
+from diffuser_policy.settings import checked, parameters_of
 
 _ATTRIBUTE = "__benchmark_method__"
 
@@ -65,10 +66,13 @@ class Method:
         """Return all settings: the defaults, updated with the given ones.
 
         Raises:
-            ConfigError: It has no such setting, or the value is of another type.
+            ConfigError: It has no such setting, the value is of another type, or a
+                setting without a default is missing.
         """
-        owner = f"the method {self.name!r}"
-        return all_options(owner, self.function, given, noun="setting")
+        context, *_ = inspect.signature(self.function).parameters
+        taken = [p for p in parameters_of(self.function) if p.name != context]
+        defaults = {p.name: p.default for p in taken if not p.required}
+        return defaults | checked(f"the method {self.name!r}", taken, given)
 
     def learns(self, given: Mapping[str, Any]) -> bool:
         """Return whether it learns from the problem's data, with these settings."""
@@ -79,7 +83,7 @@ class Method:
         """Refuse what would fail later: wrong problem, settings, or missing modules.
 
         Raises:
-            ConfigError: It cannot do such problems, or has no such setting.
+            ConfigError: It cannot do such problems, has no such setting, or lacks one.
             MissingExtraError: A module is not installed.
         """
         options = self.settings(settings)
