@@ -16,7 +16,8 @@ not do: reaching a goal does not end an episode here.
 `Codec` scales what networks see:
 
 - Inputs are the observation and, for problems with goals, then the desired goal, each
-  column with mean 0 and standard deviation 1 over the data.
+  column with mean 0 and standard deviation 1 over the data. A column whose standard
+  deviation is at most 0.001 only loses its mean: it counts as constant.
 - Actions are scaled to [-1, 1]. An action column that is a target for an observation
   column (an environment says so in `metadata["action_targets"]`) is first taken
   relative to it: as in the baselines of Janner et al. (2022) for the arm, networks
