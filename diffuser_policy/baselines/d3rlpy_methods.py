@@ -11,14 +11,16 @@ r"""Offline RL of the literature through d3rlpy: our batches, its updates.
 | awac | Nair et al. 2020 |
 | rebrac | Tarasov et al. 2023 |
 
-All use Adam, see normalized observations, and have the settings of their papers.
-d3rlpy's own defaults are batches of 100 for BCQ and of 1024 for AWAC and ReBRAC, and an
-actor's β of 0.001; BCQ's paper has networks of 400 and 300 units, and its authors' code
-compares 100 actions when it acts. CQL's values are those of CORL for D4RL's mazes.
-ReBRAC's paper tunes β, layers and learning rates for every dataset; its authors' values
-for D4RL's maze2d are in `examples/benchmark_rebrac.toml`. The authors of IQL scale the
-rewards of robots that walk, so that returns span 1,000 (`return_range`), and let the
-actor's learning rate fall to zero, which is constant here.
+All use Adam, see normalized observations, and have the settings of their papers, but
+for what follows. d3rlpy's own defaults are batches of 100 for BCQ and of 1024 for AWAC
+and ReBRAC, and an actor's β of 0.001; BCQ's paper has networks of 400 and 300 units,
+and its authors' code compares 100 actions when it acts. In the code of AWAC's authors,
+policies have four hidden layers and a weight decay of 0.0001, and batches 1024. CQL's
+values are those of CORL for D4RL's mazes. ReBRAC's paper tunes β, layers and learning
+rates for every dataset; its authors' values for D4RL's maze2d are in
+`examples/benchmark_rebrac.toml`. The authors of IQL scale the rewards of robots that
+walk, so that returns span 1,000 (`return_range`), and let the actor's learning rate
+fall to zero, which is constant here.
 
 d3rlpy knows no goals in hindsight, and draws batches in Python row by row, which is too
 slow for several million rows. So `transitions` makes the batches, and the algorithm
