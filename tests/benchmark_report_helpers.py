@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from diffuser_policy.benchmark.cells import Cell
 from diffuser_policy.benchmark.report.study import Study
 from diffuser_policy.benchmark.report.tables import Table, warning_table
 
@@ -205,9 +206,7 @@ def write_result(folder: Path, result: Mapping[str, Any]) -> Path:
 
 def write_cell(folder: Path, cell: Mapping[str, Any]) -> Path:
     """Write a cell without a result; return its folder."""
-    name = problem_name(cell["problem"]["env"])
-    method = cell["method"].rpartition(":")[2]
-    place = folder / "cells" / f"{name}--{method}--seed-{cell['seed']}"
+    place = folder / "cells" / Cell.from_json(cell).id
     place.mkdir(parents=True, exist_ok=True)
     (place / "cell.json").write_text(json.dumps(cell))
     return place

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tests.benchmark_report_helpers import (
 )
 
 UMAZE = MAZES[0]
+TEXT_AS_SCORE = {"return": 1.0, "score": "high"}
 
 
 def test_versions_have_to_agree_unless_allowed(tmp_path: Path) -> None:
@@ -175,7 +177,11 @@ def test_folders_without_results_are_refused(tmp_path: Path) -> None:
         ),
         (
             {"evaluations": [{"episodes": [{"seed": 1, "return": float("nan")}]}]},
-            "returns that are not numbers",
+            "returns or scores that are not numbers",
+        ),
+        (
+            {"evaluations": [{"seed": 1, "episodes": 1, "columns": TEXT_AS_SCORE}]},
+            "returns or scores that are not numbers",
         ),
     ],
 )
@@ -186,6 +192,15 @@ def test_damaged_results_are_named(
     with pytest.raises(CheckpointError, match=complaint) as caught:
         load_study(tmp_path)
     assert str(place / "result.json") in str(caught.value)
+
+
+def test_a_copy_of_a_cell_is_no_second_training_seed(tmp_path: Path) -> None:
+    place = write_result(tmp_path, result_of(UMAZE, "iql", episodes=2))
+    copy = place.with_name("copy")
+    shutil.copytree(place, copy)
+    told = r"copy.result\.json is a result of maze2d-umaze--iql--seed-0.*delete it"
+    with pytest.raises(CheckpointError, match=told):
+        load_study(tmp_path)
 
 
 def test_a_truncated_result_is_named(tmp_path: Path) -> None:

@@ -493,7 +493,15 @@ def load_results(benchmark: str | Path) -> list[CellResult]:
 
     Raises:
         ConfigError: The folder holds no benchmark.
-        CheckpointError: A result is damaged, or of another schema.
+        CheckpointError: A result is damaged, of another schema, or of another cell
+            than its folder's name says, as in a copy.
     """
     paths = [folder.path / "result.json" for folder in cell_folders(benchmark)]
-    return [read_result(path) for path in paths if path.is_file()]
+    results = {path: read_result(path) for path in paths if path.is_file()}
+    for path, result in results.items():
+        if result.cell.id != path.parent.name:
+            raise CheckpointError(
+                f"{path} is a result of {result.cell.id}, which has to lie in a folder "
+                f"of that name. Rename the folder, or delete it if it is a copy."
+            )
+    return list(results.values())

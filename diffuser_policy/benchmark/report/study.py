@@ -346,21 +346,28 @@ def _method_order(name: str) -> tuple[int, int, str]:
 
 
 def _check_episodes(results: Sequence[CellResult], folder: Path) -> None:
-    """Refuse results without episodes, or whose episodes lack a seed or a return."""
+    """Refuse results without episodes, or with episodes without seed or figures."""
     for result in results:
-        told = "it has no episodes, or returns that are not numbers"
+        told = "it has no episodes, or returns or scores that are not numbers"
         try:
             complete = [
-                isinstance(episode["seed"], int) and math.isfinite(episode["return"])
+                isinstance(episode["seed"], int) and _is_rated(episode)
                 for episode in result.episodes
             ]
-        except (KeyError, TypeError) as error:
+        except KeyError as error:
             complete, told = [], f"an episode lacks its seed or return ({error})"
         if not complete or not all(complete):
             raise CheckpointError(
                 f"{CellFolder(folder, result.cell.id).path / 'result.json'} is "
                 f"damaged: {told}. Delete it, and run the cell again."
             )
+
+
+def _is_rated(episode: Mapping[str, Any]) -> bool:
+    """Return whether return and score are numbers; some have no score."""
+    score = episode.get("score")
+    figures = [episode["return"], 0.0 if score is None else score]
+    return all(isinstance(f, Real) and math.isfinite(f) for f in figures)
 
 
 def _check_alike(results: Sequence[CellResult]) -> None:
