@@ -250,8 +250,8 @@ def check_writable(path: Path) -> None:
 def held(path: Path) -> Iterator[bool]:
     """Hold a file's lock if no other process does; yield whether it is held.
 
-    The end of the process releases it, however it ends. The file may stay. On a file
-    system without locks, every process holds it.
+    The end of the process releases it, however it ends. The file may stay. Where the
+    file system refuses locks, every process holds it.
 
     Raises:
         StorageError: The file cannot be made or written.

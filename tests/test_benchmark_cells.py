@@ -297,6 +297,9 @@ def test_another_planner_under_the_same_name_is_refused(
         other.save_pretrained(planner)
         with pytest.raises(ConfigError, match=r"\): planner: \w+ → \w+\..*anew"):
             files.prepare(cell)
+    planner.rename(tmp_path / "elsewhere")
+    assert files.prepare(cell)["planner"] == files.read("cell")["planner"]
+    (tmp_path / "elsewhere").rename(planner)
     saved = files.read("cell")
     del saved["planner"]  # as earlier versions wrote it
     files.write("cell", saved)

@@ -176,6 +176,10 @@ def test_folders_without_results_are_refused(tmp_path: Path) -> None:
             "lacks its seed or return",
         ),
         (
+            {"evaluations": [{"seed": 1, "episodes": [1]}]},
+            "lacks its seed or return",
+        ),
+        (
             {"evaluations": [{"episodes": [{"seed": 1, "return": float("nan")}]}]},
             "returns or scores that are not numbers",
         ),

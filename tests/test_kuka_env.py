@@ -412,7 +412,11 @@ def test_seeds_give_other_episodes() -> None:
 
 @pytest.mark.parametrize(
     "copied",
-    [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))],  # noqa: S301
+    [
+        lambda env: copy.copy(env.unwrapped),
+        copy.deepcopy,
+        lambda env: pickle.loads(pickle.dumps(env)),  # noqa: S301
+    ],
 )
 def test_a_copy_draws_what_the_original_would(copied: Any) -> None:
     env = make("rearrangement")

@@ -110,7 +110,7 @@ def test_json_is_written_completely_or_not_at_all(
     path = tmp_path / "results.json"
     path.write_text("before")
 
-    monkeypatch.setattr(Path, "write_text", full_disk)
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
     with pytest.raises(StorageError, match="No space left"):
         write_json(path, to_json(make_evaluation()))
     assert path.read_text() == "before"

@@ -45,7 +45,8 @@ def demonstrator(context: MethodContext, *, name: str | None = None) -> Any:
         deterministic: bool = False,  # noqa: ARG001 (never: as when data are recorded)
     ) -> tuple[Any, Any]:
         # An expert may have a random stream. With a new one for every evaluation, no
-        # evaluation depends on those before, which a resumed cell does not repeat.
+        # evaluation depends on those before, which a resumed cell does not repeat. It
+        # takes a tenth of a second to make.
         acting, inner = (expert(), None) if state is None else state
         acted = acting.predict(observation, inner, episode_start)
         action, inner = action_and_state(acted)

@@ -169,7 +169,7 @@ class Cell:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def matches(self, other: Cell) -> bool:
-        """Return whether both have the same results; 1 and 1.0 make no difference."""
+        """Return whether both do the same work; 1 and 1.0 are the same."""
         return self._work() == other._work()
 
     def _work(self) -> dict[str, Any]:
@@ -299,6 +299,8 @@ class CellFolder:
                 "folder, use the same settings, or delete that folder to begin "
                 "the cell anew; nothing was changed."
             )
+        if "planner" in saved:  # also where it cannot be read just now
+            asked.setdefault("planner", saved["planner"])
         return asked | {key: saved[key] for key in cell._work() if key in saved}
 
     def holds_work(self) -> bool:
@@ -335,13 +337,13 @@ def _cell_of(data: Mapping[str, Any]) -> Cell:
 
 def _checksum_of_planner(name: Any) -> str | None:
     """Return a checksum of a planner; none if there is none of that name."""
-    if not isinstance(name, str):
+    if not isinstance(name, str) or not name:
         return None
     from diffuser_policy.checkpoint import planner_checksum  # imports torch
 
     try:
         return planner_checksum(name)[:16]
-    except CheckpointError:  # the method's own check tells it, if it is a planner's
+    except (CheckpointError, OSError):  # the method's own check tells it
         return None
 
 

@@ -4,8 +4,8 @@
     def straight(context, *, speed: float = 1.0):
         return Straight(speed)                  # anything with SB3's `predict`
 
-A method is a function of a `MethodContext`; its keyword-only arguments are its
-settings, and those without a default have to be given. It is found by the name under
+A method is a function of a `MethodContext`; its other arguments are its settings, and
+those without a default have to be given. It is found by the name under
 which this process registered it or a package offers it (entry-point group
 `diffuser_policy.methods`), or as `module:function` or `file.py:function`
 (`diffuser_policy.plugins`). Cells run in processes of their own, which do not know what

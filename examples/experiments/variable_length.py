@@ -41,12 +41,13 @@ from diffuser_policy.plotting import (
 
 SHOWN_START = (-4.3, 2.8)
 COLOR = "#2b5fd9"
+NUM_SAMPLING_STEPS = 10  # plans followed blindly deserve more than the fast default
 SLACK = 0.75  # the shortest predicted time, as a share of the plan's
 Outcome = tuple[np.ndarray, float]  # path of the ball, distance to the goal
 
 
 def of_length(
-    policy: DiffuserPolicy, horizon: int, num_sampling_steps: int
+    policy: DiffuserPolicy, horizon: int, num_sampling_steps: int = NUM_SAMPLING_STEPS
 ) -> DiffuserPolicy:
     """Return the policy with plans of one length, in env steps, the same weights."""
     window = replace(policy.config.window, horizon=horizon, min_horizon=None)
@@ -170,7 +171,7 @@ def main(
     *,
     lengths: tuple[int, ...] = (48, 96, 144, 192, 240, 288, 336, 384, 432),
     episodes: int = 20,
-    num_sampling_steps: int = 10,
+    num_sampling_steps: int = NUM_SAMPLING_STEPS,
     results: Path | None = None,
     picture: Path = Path("demo/variable_length.png"),
 ) -> None:
@@ -181,8 +182,7 @@ def main(
         env_id: The maze it was trained for.
         lengths: Of the plans, in env steps; multiples of 24.
         episodes: Of each length.
-        num_sampling_steps: Of a plan; one that is followed blindly deserves more than
-            the planner's fast default of 2.
+        num_sampling_steps: Of a plan.
         results: Where to write the distance from the goal of every episode, as JSON.
         picture: Where to save the picture.
     """

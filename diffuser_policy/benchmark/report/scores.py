@@ -311,7 +311,8 @@ def gap_table(study: Study) -> Table | None:
     """
     rows = []
     for row in study.rows:
-        ours = study.entry(row, PLANNER) or next(iter(_best(study, row).values()), None)
+        best = list(_best(study, row).values())
+        ours = study.entry(row, PLANNER) or (best[0] if best else None)
         if ours is None:
             continue
         for theirs in _best(study, row, without=ours.method).values():

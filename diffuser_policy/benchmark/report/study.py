@@ -354,7 +354,7 @@ def _check_episodes(results: Sequence[CellResult], folder: Path) -> None:
                 isinstance(episode["seed"], int) and _is_rated(episode)
                 for episode in result.episodes
             ]
-        except KeyError as error:
+        except (KeyError, TypeError) as error:
             complete, told = [], f"an episode lacks its seed or return ({error})"
         if not complete or not all(complete):
             raise CheckpointError(

@@ -23,6 +23,7 @@ The authors' latched score stands beside it, under its own name.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
@@ -169,7 +170,7 @@ class KukaStackEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle
         """Make the environment anew, with the original's spec and random stream."""
         EzPickle.__setstate__(self, data)
         self.spec = data["spec"]
-        self._np_random, self._np_random_seed = data["random"]
+        self._np_random, self._np_random_seed = copy.deepcopy(data["random"])
 
     @property
     def grasp(self) -> Grasp:
