@@ -437,7 +437,8 @@ class _Chooser:
             steps = self.get("network", "num_denoising_steps")
             usual = PlannerConfig().num_sampling_steps or steps
             self.set("planner", num_sampling_steps=min(usual, steps))
-        if self.wanted["value"]:  # it compares; the scale of rewards should not steer
+        valued = self.wanted["value"] and not self.rest.get("guide")
+        if valued:  # it compares; the scale of rewards should not steer
             self.set("planner", guide_scale=0.0)
         if self.goals:
             timed = self.wanted["time_to_goal"]
@@ -454,7 +455,7 @@ class _Chooser:
         elif self.wanted["critic"]:
             self.set("planner", ranking="critic", num_candidates=32)
             why = "the candidate whose first action has the highest value"
-        elif self.wanted["value"]:
+        elif valued:
             self.set("planner", ranking="guide", num_candidates=16)
             why = "the candidate with the highest predicted return"
         else:

@@ -80,9 +80,12 @@ def flattened() -> Any:
 
 
 @pytest.mark.parametrize("made", [PointEnv, Rounded, InParts, flattened])
-def test_a_goal_that_was_obeyed_is_taken(made: Callable[[], Any]) -> None:
+def test_a_goal_that_was_obeyed_is_taken(
+    made: Callable[[], Any], capsys: Capture
+) -> None:
     env = made()
     _reset(env, PlanSettings(planner="any", goal=(100.3, -20.7)))
+    assert ("nobody checks" in capsys.readouterr().err) == (made is flattened)
     assert env.unwrapped.goal.tolist() == [100.3, -20.7]
     env.close()
 

@@ -178,6 +178,8 @@ def test_a_critic_or_a_value_that_is_asked_for_learns_with_all_episodes(
     value = TrainConfig.for_dataset(flat, value=True)
     assert value.critic is None
     assert (value.planner.ranking, value.planner.guide_scale) == ("guide", 0.0)
+    steered = TrainConfig.for_dataset(flat, value=True, guide=("action-effort",))
+    assert (steered.planner.ranking, steered.planner.guide_scale) == ("first", 1.0)
     both = TrainConfig.for_dataset(flat, value=True, critic=True)
     assert (both.planner.ranking, both.planner.guide_scale) == ("critic", 0.0)
 

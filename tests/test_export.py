@@ -146,6 +146,23 @@ def test_the_command_exports_with_settings(tmp_path: Path) -> None:
     assert facts["ranking"] == {"name": "first"}
 
 
+@pytest.mark.parametrize(
+    ("saved", "option"),
+    [
+        ({"steadiness": 0.1, "replan_interval": 4}, ["--ranking", "first"]),
+        ({"replan_interval": 4, "warm_start": 0.5}, ["--horizon", "fixed"]),
+    ],
+)
+def test_saved_settings_that_the_files_do_not_hold_are_in_nobodys_way(
+    saved: dict[str, Any], option: list[str], tmp_path: Path
+) -> None:
+    usual: Any = {"horizon": "shrinking", "ranking": "time_to_goal", **saved}
+    toy_policy(**usual).save_pretrained(tmp_path / "toy")
+    out = tmp_path / "onnx"
+    assert main(["export", str(tmp_path / "toy"), *option, "--out", str(out)]) == 0
+    assert (out / "planner.json").is_file()
+
+
 @pytest.mark.parametrize("name", HELD)
 def test_every_setting_that_can_be_given_changes_the_files(name: str) -> None:
     changed: Any = {

@@ -23,6 +23,8 @@ HELD = (
     *("num_candidates", "satisficing", "ranking"),
     *("horizon", "horizon_scale", "subgoal", "goal_velocity"),
 )
+# Of those that they do not hold, settings that could stand in the way of these.
+NOT_HELD = ("steadiness", "warm_start", "warm_start_steps", "replan_interval")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,13 @@ class ExportSettings:
 
 def export(settings: ExportSettings) -> int:
     """Write the files; return the exit status."""
-    options = PlanningOptions(guide=settings.guide, settings=settings.settings)
+    from diffuser_policy.checkpoint import read_planner
+
+    config, _ = read_planner(settings.planner)
+    saved = {**vars(config.planner), **vars(config.execution)}
+    given = {name: None for name in NOT_HELD if saved[name] is not None}
+    given |= settings.settings
+    options = PlanningOptions(guide=settings.guide, settings=given)
     load_policy(settings.planner, options, seed=0).export(settings.out)
     print(f"Wrote {settings.out}")
     return 0

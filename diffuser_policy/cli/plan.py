@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +126,12 @@ def _reset(env: Env, settings: PlanSettings) -> Any:
     except ValueError as error:  # the environment knows its walls, and says so
         raise ConfigError(str(error)) from error
     seen = observation if isinstance(observation, dict) else {}
-    if not seen and _is_dictionary_inside(env):  # nobody sees where start and goal are
+    if wanted and not seen and _is_dictionary_inside(env):
+        print(
+            f"note: observations are flat, so nobody checks that the environment "
+            f"begins with this {' and '.join(wanted)}.",
+            file=sys.stderr,
+        )
         return observation
     for name, xy in wanted.items():
         key = {"goal": "desired_goal", "start": "achieved_goal"}[name]

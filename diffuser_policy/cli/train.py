@@ -208,7 +208,8 @@ class PresetSettings(TrainSettings):
             if parts[part] is not None:
                 parts[settings] = parts[part]
             parts[part] = parts[part] is not None
-        return cls(preset=name, **parts | {"guide": ()})  # options would add to it
+        del parts["guide"]  # options would add to the preset's; see `config`
+        return cls(preset=name, **parts)
 
     def config(self) -> TrainConfig:
         """Return what determines the trained planner.
@@ -328,10 +329,9 @@ def _without(part: str) -> ConfigError:
 def train(settings: TrainSettings) -> int:
     """Train, and say where the planner is; return the exit status."""
     from diffuser_policy.data.minari import load_flat
-    from diffuser_policy.policy import DiffuserPolicy
     from diffuser_policy.training.processes import Processes
     from diffuser_policy.training.run import check_interval
-    from diffuser_policy.training.trainer import Trainer, untrained
+    from diffuser_policy.training.trainer import Trainer, untrained, usable_policy
 
     settings.check()
     check_interval(settings.save_interval)
@@ -351,7 +351,7 @@ def train(settings: TrainSettings) -> int:
     if settings.dry_run:
         with _noted():
             made, networks, _ = untrained(choice.config, flat)
-        policy = DiffuserPolicy(made, networks)
+        policy = usable_policy(choice.config, made, networks)
         if processes.is_main:
             words = options_of(choice.config, flat)
             if settings.goal_keys != GOAL_KEYS:

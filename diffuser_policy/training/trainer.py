@@ -85,9 +85,7 @@ class Trainer(TrainingRun[PlannerNetworks]):
             processes=processes,
         )
         # What would be saved has to work: find out now, not when training is over.
-        policy = DiffuserPolicy(self.policy_config, self.planner_networks)
-        if config.guide:
-            policy.with_guide(guide_of(config))  # refuses one without an effect
+        usable_policy(config, self.policy_config, self.planner_networks)
 
     @property
     def planner_networks(self) -> PlannerNetworks:
@@ -182,6 +180,26 @@ class Trainer(TrainingRun[PlannerNetworks]):
         every = [getattr(self.networks, name) for name in ("denoiser", *COMPANIONS)]
         there = [part for part in every if part is not None]
         return [part for part in there if next(part.parameters(), None) is not None]
+
+
+def usable_policy(
+    config: TrainConfig, made: PolicyConfig, networks: PlannerNetworks
+) -> DiffuserPolicy:
+    """Return the policy that a training saves.
+
+    Args:
+        config: Settings of the training.
+        made: The planner's, as `untrained` returns them.
+        networks: Its networks.
+
+    Raises:
+        ConfigError: No policy could plan and act with these settings, or the guide has
+            no effect.
+    """
+    policy = DiffuserPolicy(made, networks)
+    if config.guide:
+        policy.with_guide(guide_of(config))  # refuses one without an effect
+    return policy
 
 
 def untrained(

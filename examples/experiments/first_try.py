@@ -34,12 +34,12 @@ from diffuser_policy.envs import make_env
 from diffuser_policy.words import counted
 
 ABOUT = """\
-Trained for 2,000 gradient steps and evaluated, with no other option than the dataset,
-by `examples/experiments/first_try.py`: mean return of {episodes} (of each task, where
-there are several), and the share that reached the goal. *Behavior* is the policy that
-recorded the data. Where it equals *random*, actions were random; a dash means that the
-environment's own demonstrator recorded it. Below the table is what was chosen for each
-dataset, and why."""
+Trained for {num_steps:,} gradient steps and evaluated, with no other option than the
+dataset, by `examples/experiments/first_try.py`: mean return of {episodes} (of each
+task, where there are several), and the share that reached the goal. *Behavior* is the
+policy that recorded the data. Where it equals *random*, actions were random; a dash
+means that the environment's own demonstrator recorded it. Below the table is what was
+chosen for each dataset, and why."""
 Action = Callable[[Any, np.random.Generator], np.ndarray]
 
 
@@ -203,12 +203,18 @@ def figures(summary: dict[str, Any]) -> dict[str, float | None]:
     return {name: value and value["mean"] for name, value in named.items()}
 
 
-def table(rows: list[dict[str, Any]], episodes: int) -> str:
-    """Return the rows in Markdown, of evaluations of some episodes."""
+def table(rows: list[dict[str, Any]], num_steps: int, episodes: int) -> str:
+    """Return the rows in Markdown.
+
+    Args:
+        rows: One for each environment.
+        num_steps: Gradient steps of each training.
+        episodes: Of each evaluation.
+    """
     lines = [
         "# First try",
         "",
-        ABOUT.format(episodes=counted(episodes, "episode")),
+        ABOUT.format(num_steps=num_steps, episodes=counted(episodes, "episode")),
         "",
         "| environment | planner | behavior | random | train, CPU s |",
         "|---" * 5 + "|",
@@ -252,7 +258,7 @@ def main() -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     shown = [row for row in rows.values() if asked.items() <= row.items()]
-    page = table(shown, given.episodes)
+    page = table(shown, given.steps, given.episodes)
     (given.out / "table.md").write_text(page, encoding="utf-8")
     print(page)
 

@@ -7,8 +7,8 @@
 For each network of `NETWORKS`, a planner is trained, and for some a critic or a value
 network; then every way of `WAYS` is tried on the same episodes. Their seeds are other
 than those of benchmarks: what is best here is what is reported there. A result that is
-there already is not made again, so the command resumes. Halfcheetah-medium and
-hopper-medium-replay follow in the same way.
+there already is not made again, so the command resumes. The other
+datasets, such as halfcheetah-medium and hopper-medium-replay, follow in the same way.
 
 Every call writes a table of all results in `--out`, `locomotion.md` there.
 """
