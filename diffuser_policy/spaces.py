@@ -229,8 +229,9 @@ class SpaceSpec:
     ) -> SpaceMismatchError:
         return SpaceMismatchError(
             f"This planner expects the {name} space {expected}, but the environment "
-            f"has {given}. Use the environment it was trained for, or train a planner "
-            f"on data of this one.{why}"
+            f"has {given}. Use the environment it was trained for, with the settings "
+            f"and wrappers that its data was recorded with, or train a planner on data "
+            f"of this one.{why}"
         )
 
     def _fits(self, given: Sequence[Part]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import io
 import json
@@ -16,6 +17,7 @@ from typing import Any
 import gymnasium as gym
 import pytest
 import tyro
+from gymnasium import wrappers
 from gymnasium.envs.registration import EnvSpec
 
 from diffuser_policy.checkpoint import CARD, read_planner
@@ -25,14 +27,17 @@ from diffuser_policy.cli.options import (
     load_policy,
     note_unfinished,
     parse_assignments,
+    unregistered,
 )
 from diffuser_policy.config import ExecutionConfig, PlannerConfig
+from diffuser_policy.envs import env_spec
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.evaluation import evaluate
 from diffuser_policy.evaluation.report import to_json
 from diffuser_policy.needs import PLANNING_NEEDS
 from diffuser_policy.policy import DiffuserPolicy
 from tests.point_env import POINT, save_planner
+from tests.training_helpers import pendulum_policy
 
 Capture = pytest.CaptureFixture[str]
 
@@ -224,6 +229,64 @@ def test_another_version_of_the_environment_is_noted(
     told = capsys.readouterr().err
     noted = f"note: {planner} was trained on data of {POINT}. In test/Point-v7, another"
     assert (noted in told) == is_noted
+
+
+def recorded_in(env: gym.Env[Any, Any], folder: Path) -> str:
+    """Save a planner for Pendulum that says its data was recorded in this one."""
+    assert env.spec is not None
+    pendulum_policy(env_spec=env.spec.to_json()).save_pretrained(folder)
+    env.close()
+    return str(folder)
+
+
+def test_settings_that_the_data_was_recorded_with_are_noted(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    env = gym.make("Pendulum-v1", g=2.0, max_episode_steps=30)
+    planner = recorded_in(env, tmp_path / "planner")
+    settings = ["--env-option", "g=2.0", "--env-option", "max_episode_steps=30"]
+    arguments = ["evaluate", planner, "--episodes", "1", "--num-envs", "1"]
+    assert main([*arguments, *settings[:2], "--env-option", "max_episode_steps=2"]) == 0
+    assert "note:" not in capsys.readouterr().err
+    assert main([*arguments, *settings[2:]]) == 0
+    told = capsys.readouterr().err
+    assert "was recorded in Pendulum-v1 with g=2.0, which the" in told
+    assert "give --env-option g=2.0.\n" in told
+    assert main([*arguments, "--env", "Pendulum-v1", *settings[2:]]) == 0
+    assert "note:" not in capsys.readouterr().err
+    assert main(["plan", planner, "--out", str(tmp_path / "plan")]) == 0
+    told = capsys.readouterr().err
+    assert "with g=2.0 and max_episode_steps=30, which" in told
+    assert "name a function that makes it: --env MODULE:FUNCTION.\n" in told
+
+
+def test_wrappers_that_the_data_was_recorded_in_are_noted(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    def wrapped() -> gym.Env[Any, Any]:
+        env = wrappers.RecordEpisodeStatistics(gym.make("Pendulum-v1"))
+        return wrappers.NormalizeObservation(env)
+
+    planner = recorded_in(wrapped(), tmp_path / "planner")
+    arguments = ["evaluate", planner, "--episodes", "1", "--num-envs", "1"]
+    assert main([*arguments, "--env-option", "max_episode_steps=2"]) == 0
+    told = capsys.readouterr().err
+    normalized = "NormalizeObservation(epsilon=1e-08)"
+    assert f"in Pendulum-v1 with the wrapper {normalized}, which the" in told
+    assert "--env MODULE:FUNCTION" in told
+
+
+@pytest.mark.parametrize("recorded", ["", "garbage", "[1]", '{"kwargs": 5}', None, 5])
+def test_registrations_that_cannot_be_read_note_nothing(recorded: Any) -> None:
+    assert unregistered(recorded, "Pendulum-v1") == ({}, [])
+
+
+def test_what_the_registration_says_itself_is_not_noted() -> None:
+    for env_id in (POINT, "Hopper-v5", "diffuser_envs/KukaStack-Conditional-v1"):
+        assert unregistered(env_spec(env_id).to_json(), env_id) == ({}, [])
+    endless = dataclasses.replace(gym.spec(POINT), max_episode_steps=1_000_000)
+    assert unregistered(endless.to_json(), POINT) == ({}, [])
+    assert unregistered(endless.to_json(), "test/Unknown-v0") == ({}, [])
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def has_batches_of_its_own(loss: nn.Module) -> bool:
     return found == again and len({*found}) == len(batches)
 
 
-def pendulum_policy() -> DiffuserPolicy:
+def pendulum_policy(**metadata: Any) -> DiffuserPolicy:
     """Return an untrained planner of single actions for Gymnasium's Pendulum."""
     config = toy_config(
         window=WindowConfig(horizon=1, hindsight_goal="none"),
@@ -79,5 +79,6 @@ def pendulum_policy() -> DiffuserPolicy:
         "terminated": np.zeros(60, np.bool_),
     }
     bounds = {"action_low": [-2.0], "action_high": [2.0]}
-    flat = FlatDataset(fields, np.array([0, 60]), {"env_id": "Pendulum-v1", **bounds})
+    metadata = {"env_id": "Pendulum-v1", **bounds, **metadata}
+    flat = FlatDataset(fields, np.array([0, 60]), metadata)
     return toy_policy(config, flat=flat)

@@ -75,7 +75,7 @@ def evaluate(settings: EvaluateSettings) -> int:
     if settings.json is not None:
         check_writable(settings.json)
     env_options = parse_assignments(settings.env_option, option="--env-option")
-    policy, env_id = settings.load()
+    policy, env_id = settings.load(env_options)
     if settings.card:
         facts = {
             "policy": describe(policy),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shlex
 import sys
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -28,7 +29,8 @@ from diffuser_policy.config import (
     PlannerConfig,
     ValueConfig,
 )
-from diffuser_policy.errors import ConfigError, shown
+from diffuser_policy.errors import ConfigError, DiffuserPolicyError, shown
+from diffuser_policy.settings import json_data
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from diffuser_policy.policy import DiffuserPolicy
 
 MOST_THREADS = 1024
+# Wrappers that change nothing for a policy, and that which `make_env` itself adds.
+UNNOTICED = ("OGBenchEnv", "RecordEpisodeStatistics", "RecordVideo")
 BOUNDLESS = 100_000  # columns
 Planner = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PLANNER")]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
@@ -139,8 +143,14 @@ class PlannerSettings:
         default_factory=PlanningOptions
     )
 
-    def load(self) -> tuple[DiffuserPolicy, str]:
+    def load(
+        self, env_options: Mapping[str, Any] | None = None
+    ) -> tuple[DiffuserPolicy, str]:
         """Return the policy and the id of its environment.
+
+        Args:
+            env_options: Settings of the environment that were given; None if the
+                command takes none.
 
         Raises:
             ConfigError: No environment was given, and the planner doesn't know its own,
@@ -157,9 +167,37 @@ class PlannerSettings:
             from diffuser_policy.envs import check_recorded
 
             check_recorded(str(recorded), f"The planner {self.planner!r}")
+            self._note_recording(policy, str(recorded), env_options)
         else:
             self._note_differences(policy, self.env, recorded)
         return policy, self.env or str(recorded)
+
+    def _note_recording(
+        self,
+        policy: DiffuserPolicy,
+        env_id: str,
+        env_options: Mapping[str, Any] | None,
+    ) -> None:
+        """Note on standard error how the data were recorded in another environment."""
+        recorded = policy.config.provenance["dataset"].get("env_spec")
+        settings, wrappers = unregistered(recorded, env_id)
+        given = env_options or {}
+        settings = {k: v for k, v in settings.items() if k not in given}
+        if not settings and not wrappers:
+            return
+        had = [f"{name}={shown(value)}" for name, value in settings.items()]
+        had += [f"the wrapper {name}" for name in wrappers]
+        advice = "name a function that makes it: --env MODULE:FUNCTION."
+        if env_options is not None and not wrappers:
+            texts = (f"{name}={json.dumps(v)}" for name, v in settings.items())
+            options = " ".join(f"--env-option {shlex.quote(text)}" for text in texts)
+            advice = f"give {options}."
+        print(
+            f"note: the data of {self.planner} was recorded in {env_id} with "
+            f"{' and '.join(had)}, which the environment made here lacks. To make the "
+            f"same one, {advice}",
+            file=sys.stderr,
+        )
 
     def _note_differences(
         self, policy: DiffuserPolicy, env_id: str, recorded: str | None
@@ -184,6 +222,52 @@ class PlannerSettings:
                 f"{env_id} has other walls, they lead astray.",
                 file=sys.stderr,
             )
+
+
+def unregistered(recorded: Any, env_id: str) -> tuple[dict[str, Any], list[str]]:
+    """Return how data were recorded in another environment than the id makes.
+
+    Settings and wrappers that planners do not notice are left out, and so are limits
+    of recordings that are longer than any episode (Minari's point mazes: a million).
+
+    Args:
+        recorded: The registration that the data name, as JSON; anything else tells
+            nothing.
+        env_id: Of the same environment.
+
+    Returns:
+        Settings, as `gymnasium.make` takes them, and wrappers that the data had, and
+        the registration here has not. None if the environment is not known here.
+    """
+    from diffuser_policy.envs import MOST_STEPS, env_spec
+
+    settings: dict[str, Any] = {}
+    wrappers: list[str] = []
+    with contextlib.suppress(DiffuserPolicyError, ImportError):  # `make_env` says it
+        own = env_spec(env_id)
+        usual = {**own.kwargs, "max_episode_steps": own.max_episode_steps}
+        added = {wrapper.entry_point for wrapper in own.additional_wrappers}
+        with contextlib.suppress(TypeError, ValueError, LookupError, AttributeError):
+            spec = json.loads(recorded)
+            found = {**spec["kwargs"], "max_episode_steps": spec["max_episode_steps"]}
+            if not 0 < (found["max_episode_steps"] or 0) <= MOST_STEPS:
+                del found["max_episode_steps"]
+            settings = {
+                name: value
+                for name, value in found.items()
+                if name != "render_mode" and value != json_data(usual.get(name))
+            }
+            wrappers = [
+                f"{wrapper['name']}({_arguments(wrapper['kwargs'] or {})})"
+                for wrapper in spec["additional_wrappers"]
+                if wrapper["entry_point"] not in added
+                and wrapper["name"] not in UNNOTICED
+            ]
+    return settings, wrappers
+
+
+def _arguments(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={shown(value)}" for name, value in settings.items())
 
 
 def load_policy(planner: str, options: PlanningOptions, *, seed: int) -> DiffuserPolicy:
