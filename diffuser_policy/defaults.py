@@ -31,7 +31,6 @@ from diffuser_policy.data.flat import FlatDataset, pieces, release, run_returns
 from diffuser_policy.errors import ConfigError, UnknownNameError, shown
 from diffuser_policy.observations import Part
 from diffuser_policy.settings import checked, from_json, parameters_of
-from diffuser_policy.spaces import check_action_bounds
 from diffuser_policy.words import counted, every
 
 PLANNING_STEPS = 64  # of the longest plan to a goal
@@ -199,7 +198,7 @@ class _Chooser:
         actions = self.flat.fields["action"]
         if not len(position) == len(velocity) == actions.shape[1]:
             return None
-        bounded = {"action_low", "action_high"} <= set(self.flat.metadata)
+        bounded = self.flat.has_action_bounds
         if self.get("window", "features") is not None or not bounded:
             return None
         seen = self.flat.fields["observation"]
@@ -493,9 +492,8 @@ class _Chooser:
         velocity = seen[:, list(self.named["velocity"])]
         release(seen)
         typical = float(np.sqrt(np.square(velocity, dtype=np.float64).mean())) * speed
-        low, high = flat.metadata["action_low"], flat.metadata["action_high"]
-        check_action_bounds(low, high)
-        half = float(np.mean(np.subtract(high, low))) / 2
+        low, high = flat.action_bounds
+        half = float(np.mean(high - low)) / 2
         # A planning step of error asks for half of the largest action.
         position = half / (2 * typical * max(self.get("window", "stride"), 1))
         damping = 2 * math.sqrt(position * speed / force)

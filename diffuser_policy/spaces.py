@@ -573,15 +573,46 @@ def action_box(space: Any) -> spaces.Box:
     )
 
 
-def check_action_bounds(low: Sequence[float], high: Sequence[float]) -> None:
-    """Refuse an action space that is not a bounded box.
+def action_bounds(low: Any, high: Any, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the bounds of actions that data name, float64 `[size]` each.
+
+    Args:
+        low: A number for each number of an action, in any shape; None, in JSON, is
+            infinite.
+        high: The same.
+        size: Numbers of an action.
 
     Raises:
-        DatasetError: A bound is infinite.
+        DatasetError: They are no numbers, or not one for each number of an action; one
+            is infinite, or low is above high.
     """
-    bounds = np.asarray([low, high], float)  # none, in JSON, is infinite
-    if not np.isfinite(bounds).all():
+    named = f"got action_low={shown(low)} and action_high={shown(high)}"
+    try:
+        given = [np.asarray(end) for end in (low, high)]
+        if any(end.dtype.kind not in "biufO" for end in given):
+            raise TypeError("text, times and complex numbers are none")
+        ends = [end.astype(np.float64).reshape(-1) for end in given]
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise DatasetError(
-            f"Planning needs a bounded Box of actions, got low={list(low)}, "
-            f"high={list(high)}."
+            f"The bounds of actions must be numbers, {named} ({error}). Correct them "
+            f"in the metadata."
+        ) from error
+    if any(end.size != size for end in ends):
+        raise DatasetError(
+            f"The bounds of actions need {size} numbers each, as many as an action "
+            f"has, {named}. Correct them in the metadata."
         )
+    first, last = ends
+    if not np.isfinite(ends).all():
+        raise DatasetError(
+            f"Planning needs a bounded Box of actions, and a bound is infinite: "
+            f"{named}. Wrap the environment so that its actions have finite bounds "
+            f"(gymnasium.wrappers.TransformAction), and record the data again; or set "
+            f"'action_low' and 'action_high' in the metadata."
+        )
+    if (first > last).any():
+        raise DatasetError(
+            f"The bounds of actions need low <= high, {named}. Correct them in the "
+            f"metadata."
+        )
+    return first, last

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from diffuser_policy.config import TrainConfig
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.errors import DatasetError, ObservationError, SpaceMismatchError
 from diffuser_policy.settings import from_json, to_json
 from diffuser_policy.spaces import (
     SpaceSpec,
-    check_action_bounds,
+    action_bounds,
     find_goal_columns,
     outside,
 )
@@ -290,13 +291,49 @@ def test_json_round_trip() -> None:
         assert from_json(SpaceSpec, to_json(spec)) == spec
 
 
-def test_unbounded_actions_are_refused() -> None:
-    with pytest.raises(DatasetError, match="bounded Box"):
-        check_action_bounds([-1.0], [np.inf])
+def bounded(low: Any, high: Any) -> FlatDataset:
+    """Return data whose metadata name these bounds for its actions of two numbers."""
     flat = toy_dataset()
-    unbounded = {**flat.metadata, "action_high": [1.0, np.inf]}
-    with pytest.raises(DatasetError, match="bounded Box"):
-        space_spec(FlatDataset(flat.fields, flat.run_starts, unbounded))
+    metadata = {**flat.metadata, "action_low": low, "action_high": high}
+    return FlatDataset(flat.fields, flat.run_starts, metadata)
+
+
+@pytest.mark.parametrize("infinite", [np.inf, None, float("nan")])
+def test_unbounded_actions_are_refused(infinite: Any) -> None:
+    with pytest.raises(DatasetError, match=r"bounded Box.*a bound is infinite"):
+        action_bounds([-1.0], [infinite], 1)
+    for settings in (space_spec, TrainConfig.for_dataset):
+        with pytest.raises(DatasetError, match=r"a bound is infinite.*TransformAction"):
+            settings(bounded([-1.0, -1.0], [1.0, infinite]))
+
+
+def test_bounds_of_actions_may_be_arrays_of_any_shape() -> None:
+    for shape in ((2,), (1, 2)):
+        low = np.full(shape, -1.0, np.float32)
+        spec = space_spec(bounded(low, 2 * np.ones(shape, np.float32)))
+        assert (spec.action_low, spec.action_high) == ((-1.0, -1.0), (2.0, 2.0))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "message"),
+    [
+        ([-1.0], [1.0], "need 2 numbers each"),
+        ([-1.0, -1.0], [1.0], "need 2 numbers each"),
+        (-1.0, 1.0, "need 2 numbers each"),
+        (-np.inf, np.inf, "need 2 numbers each"),
+        ([1.0, 1.0], [-1.0, -1.0], "need low <= high"),
+        ("low", "high", "must be numbers"),
+        (["-1", "-1"], ["1", "1"], "must be numbers"),
+        ([[-1.0], [-1.0, -1.0]], [1.0, 1.0], "must be numbers"),
+    ],
+)
+def test_bounds_that_are_none_of_the_actions_are_refused(
+    low: Any, high: Any, message: str
+) -> None:
+    flat = bounded(low, high)
+    for settings in (space_spec, TrainConfig.for_dataset, FlatDataset.check_actions):
+        with pytest.raises(DatasetError, match=message):
+            settings(flat)
 
 
 def test_a_dataset_without_bounds_is_refused() -> None:

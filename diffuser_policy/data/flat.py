@@ -54,7 +54,7 @@ from diffuser_policy.files import (
     usable_path,
 )
 from diffuser_policy.settings import json_data
-from diffuser_policy.spaces import outside
+from diffuser_policy.spaces import action_bounds, outside
 
 SCHEMA = 1
 META_FILE = "meta.json"
@@ -292,19 +292,41 @@ class FlatDataset:
         """Number of action columns."""
         return int(self.fields["action"].shape[1])
 
+    @property
+    def has_action_bounds(self) -> bool:
+        """Whether the metadata name the bounds of the actions."""
+        return all(
+            self.metadata.get(f"action_{e}") is not None for e in ("low", "high")
+        )
+
+    @property
+    def action_bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lowest and highest action, float64 `[A]` each, from the metadata.
+
+        Raises:
+            DatasetError: They are not there, or no bounds of these actions.
+        """
+        if not self.has_action_bounds:
+            raise DatasetError(
+                f"{self!r} does not name the bounds of its actions. Set 'action_low' "
+                f"and 'action_high' in its metadata."
+            )
+        low, high = (self.metadata[f"action_{end}"] for end in ("low", "high"))
+        try:
+            return action_bounds(low, high, self.action_size)
+        except DatasetError as error:
+            raise DatasetError(f"{self!r}: {error}") from error
+
     def check_actions(self) -> None:
         """Refuse actions outside of the bounds that the data name, if they name any.
 
         Raises:
-            DatasetError: Names the first such action.
+            DatasetError: Names the first such action, or bounds that are none.
         """
-        bounds = [self.metadata.get(f"action_{end}") for end in ("low", "high")]
-        if None in bounds:
+        if not self.has_action_bounds:
             return
-        low, high = (np.ravel(np.asarray(end, np.float64)) for end in bounds)
+        low, high = self.action_bounds
         actions = self.fields["action"]
-        if low.size != actions.shape[1] or high.size != low.size:
-            return  # said by what reads the spaces
         space = spaces.Box(low, high, dtype=np.float64)
         row = 0
         for part in pieces(actions):

@@ -81,7 +81,7 @@ from diffuser_policy.observations import (
 )
 from diffuser_policy.plugins import address
 from diffuser_policy.settings import json_data, to_json
-from diffuser_policy.spaces import check_action_bounds
+from diffuser_policy.spaces import action_bounds
 from diffuser_policy.versions import SIMULATORS
 
 ROOT_VARIABLE = "MINARI_DATASETS_PATH"
@@ -351,7 +351,7 @@ def check_spaces(env: Env) -> None:
     _checked_parts({"dataset_id": env_name(env), **described_spaces})
     actions = env.action_space
     if isinstance(actions, gym.spaces.Box):
-        check_action_bounds(actions.low.ravel().tolist(), actions.high.ravel().tolist())
+        action_bounds(actions.low.tolist(), actions.high.tolist(), actions.low.size)
     observation_columns(env)
 
 

@@ -31,7 +31,7 @@ from diffuser_policy.networks.landmarks import Landmarks
 from diffuser_policy.numerics import plain_arithmetic
 from diffuser_policy.observations import RESERVED, ObservationColumns, Part
 from diffuser_policy.settings import from_json, json_data, to_json
-from diffuser_policy.spaces import SpaceSpec, check_action_bounds, find_goal_columns
+from diffuser_policy.spaces import SpaceSpec, find_goal_columns
 
 AT_ONCE = 1_000_000  # rows that are read at a time
 
@@ -44,7 +44,7 @@ def policy_config(train: TrainConfig, flat: FlatDataset) -> PolicyConfig:
         flat: The dataset, read.
 
     Raises:
-        DatasetError: The dataset does not name the bounds of its actions.
+        DatasetError: The dataset names no usable bounds of its actions.
         UnknownNameError: A featurizer that is not registered.
         FeaturizerError: One that is broken, or of another environment.
         ConfigError: Settings that contradict each other or the data.
@@ -182,7 +182,7 @@ def space_spec(flat: FlatDataset, featurizer: Featurizer | None = None) -> Space
             if it names the columns that they pin.
 
     Raises:
-        DatasetError: The dataset does not name the bounds of its actions, or is of
+        DatasetError: The dataset names no usable bounds of its actions, or is of
             another version of its environment than the installed one.
         FeaturizerError: A featurizer of another environment.
     """
@@ -195,13 +195,7 @@ def space_spec(flat: FlatDataset, featurizer: Featurizer | None = None) -> Space
             f"(`diffuser-policy collect {others[-1]}`), or install the version that it "
             f"was recorded with."
         )
-    low, high = flat.metadata.get("action_low"), flat.metadata.get("action_high")
-    if low is None or high is None:
-        raise DatasetError(
-            f"{flat!r} does not name the bounds of its actions. Set 'action_low' and "
-            f"'action_high' in its metadata."
-        )
-    check_action_bounds(low, high)
+    low, high = flat.action_bounds
     flat.check_actions()
     goal_columns: tuple[int, ...] = ()
     goal_size = flat.goal_size
@@ -215,8 +209,8 @@ def space_spec(flat: FlatDataset, featurizer: Featurizer | None = None) -> Space
         observation_size=flat.observation_size,
         goal_size=goal_size,
         goal_columns=goal_columns,
-        action_low=tuple(np.ravel(np.asarray(low, float)).tolist()),
-        action_high=tuple(np.ravel(np.asarray(high, float)).tolist()),
+        action_low=tuple(low.tolist()),
+        action_high=tuple(high.tolist()),
         action_shape=None if shape is None else tuple(shape),
         action_dtype=dtype or "float32",
         columns=_columns(flat, goal_size),
