@@ -424,6 +424,18 @@ def numbers(observation: Any) -> tuple[float, ...]:
     return tuple(flat)
 
 
+def part_at(observation: Any, key: str) -> Any:
+    """Return what a key, such as `robot/target`, leads to; None if it is not there."""
+    for step in key.split("/"):
+        items = dict(enumerate(observation)) if type(observation) is tuple else {}
+        branches = observation if isinstance(observation, Mapping) else items
+        found = {str(name): part for name, part in branches.items()}
+        if step not in found:
+            return None
+        observation = found[step]
+    return observation
+
+
 def begins_with(observation: Any, values: Sequence[float] | np.ndarray) -> bool:
     """Return whether an observation's first numbers are these, but for rounding.
 

@@ -15,8 +15,11 @@ from gymnasium import spaces, wrappers
 
 from diffuser_policy.cli import main
 from diffuser_policy.cli.plan import PlanSettings, _arrival, _length, _reset
+from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.evaluation import evaluate
+from diffuser_policy.evaluation.loop import Tally
+from diffuser_policy.play.worlds import world_of
 from diffuser_policy.policy import DiffuserPolicy
 from tests.point_env import POINT, Observation, PointEnv
 from tests.training_helpers import pendulum_policy
@@ -73,6 +76,49 @@ class InParts(PointEnv):
         self.observation_space = spaces.Dict(
             {**self.observation_space.spaces, **goals}  # type: ignore[attr-defined]
         )
+
+
+class OtherKeys(PointEnv):
+    """Observes its goals under other keys."""
+
+    def _observe(self) -> Any:
+        seen: Any = super()._observe()
+        hand, target = seen.pop("achieved_goal"), seen.pop("desired_goal")
+        return {**seen, "robot": {"hand": hand}, "target": target}
+
+    def __init__(self) -> None:
+        super().__init__()
+        parts: Any = dict(self.observation_space)  # type: ignore[call-overload]
+        hand, target = parts.pop("achieved_goal"), parts.pop("desired_goal")
+        self.observation_space = spaces.Dict(
+            {**parts, "robot": spaces.Dict(hand=hand), "target": target}
+        )
+
+
+KEYS = ("robot/hand", "target")
+
+
+def test_a_goal_under_another_key_is_taken() -> None:
+    env = OtherKeys()
+    _reset(env, PlanSettings(planner="any", goal=(100.3, -20.7)), KEYS)
+    assert env.goal.tolist() == [100.3, -20.7]
+    with pytest.raises(ConfigError, match=r"ignores reset.*'start'"):
+        _reset(env, PlanSettings(planner="any", start=(100.3, -20.7)), KEYS)
+    env.close()
+
+
+def test_goals_under_other_keys_are_recorded_and_dragged() -> None:
+    env = OtherKeys()
+    seen, _ = env.reset(seed=0)
+    record = Tally(env, 0, seen, goal_keys=KEYS).record()
+    assert record.start == tuple(seen["robot"]["hand"])
+    assert record.goal == tuple(seen["target"])
+    layout = TrajectoryLayout(
+        action_dim=2, observation_dim=4, aliases={"position": (0, 1)}
+    )
+    [handle] = world_of(env, layout, seen, KEYS).handles(seen)
+    assert handle == ("goal", (*seen["target"], 0.0), "xy")
+    env.close()
 
 
 def flattened() -> Any:

@@ -22,6 +22,7 @@ from diffuser_policy.data import minari
 from diffuser_policy.data.collection import collect_episodes
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.errors import ConfigError, UnknownNameError
+from diffuser_policy.evaluation import evaluate
 from diffuser_policy.guides.guide import described
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.testing import toy_dataset
@@ -267,15 +268,18 @@ def test_interrupt_before_the_first_checkpoint_says_so(
 
 def test_goals_are_read_from_other_keys(tmp_path: Path, capsys: Capture) -> None:
     names = {"observation": "state", "achieved_goal": "place", "desired_goal": "target"}
-    env = Limited()
-    parts: Any = env.observation_space
-    renamed = gym.spaces.Dict({names[key]: parts[key] for key in parts})
-    other: Any = gym.wrappers.TransformObservation(
-        env, lambda seen: {names[key]: seen[key] for key in seen}, renamed
-    )
-    name = "test/renamed-v0"
+
+    def other() -> Any:
+        env = Limited()
+        parts: Any = env.observation_space
+        renamed = gym.spaces.Dict({names[key]: parts[key] for key in parts})
+        return gym.wrappers.TransformObservation(
+            env, lambda seen: {names[key]: seen[key] for key in seen}, renamed
+        )
+
+    name, env = "test/renamed-v0", other()
     collect_episodes(
-        other, Wander(), num_episodes=2, dataset_id=name, overwrite=True, progress=False
+        env, Wander(), num_episodes=2, dataset_id=name, overwrite=True, progress=False
     )
     train = ["train", *SMALL[:-2], "--dataset", name, "--output", str(tmp_path)]
     assert main(["train", "--dataset", name, "--dry-run"]) == 0
@@ -288,6 +292,11 @@ def test_goals_are_read_from_other_keys(tmp_path: Path, capsys: Capture) -> None
     config, _ = read_planner(tmp_path)
     assert config.spaces.parts.goal_keys == ("place", "target")
     assert config.spaces.goal_columns == (0, 1)
+    policy = DiffuserPolicy.from_pretrained(tmp_path)
+    [record] = evaluate(policy, other, episodes=1, progress=False).episodes
+    seen, _ = env.reset(seed=0)
+    assert record.start == tuple(seen["place"])
+    assert record.goal == tuple(seen["target"])
 
 
 def test_goal_keys_that_are_not_there_are_refused(

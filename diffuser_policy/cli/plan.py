@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from diffuser_policy.choices import GOAL_KEYS
 from diffuser_policy.cli.options import (
     Assignments,
     PlannerSettings,
@@ -73,7 +74,7 @@ def plan(settings: PlanSettings) -> int:
     policy, env_id = settings.load()
     with closing(make_env(env_id)) as env:
         policy = policy.for_env(env)
-        observation = _reset(env, settings)
+        observation = _reset(env, settings, policy.spaces.parts.goal_keys)
         scene = Scene.of_policy(policy, env, observation)
         made, path, record = planned_episode(
             policy, env, observation, seed=settings.seed, keep_chain=True
@@ -106,10 +107,12 @@ def plan(settings: PlanSettings) -> int:
     return 0
 
 
-def _reset(env: Env, settings: PlanSettings) -> Any:
+def _reset(
+    env: Env, settings: PlanSettings, goal_keys: tuple[str, str] = GOAL_KEYS
+) -> Any:
     """Reset to the start and goal that were asked for; return the observation."""
     from diffuser_policy.envs import reset_env
-    from diffuser_policy.observations import begins_with
+    from diffuser_policy.observations import begins_with, part_at
 
     named = {"goal": settings.goal, "start": settings.start}
     wanted = {name: list(xy) for name, xy in named.items() if xy is not None}
@@ -133,9 +136,10 @@ def _reset(env: Env, settings: PlanSettings) -> Any:
             file=sys.stderr,
         )
         return observation
+    parts = (part_at(seen, key) for key in goal_keys)
+    found = dict(zip(("start", "goal"), parts, strict=True))
     for name, xy in wanted.items():
-        key = {"goal": "desired_goal", "start": "achieved_goal"}[name]
-        if key not in seen or not begins_with(seen[key], xy):
+        if found[name] is None or not begins_with(found[name], xy):
             advice = f"Leave --{name} out"
             if "desired_goal" in seen:
                 advice += ", or wrap the environment in diffuser_envs.GoalResampling"

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from diffuser_policy.choices import GOAL_KEYS
 from diffuser_policy.envs import (
     Env,
     action_and_state,
@@ -46,8 +47,9 @@ from diffuser_policy.envs import (
 from diffuser_policy.errors import ConfigError, EnvContractError, shown
 from diffuser_policy.evaluation.records import EpisodeRecord, Evaluation, Timing
 from diffuser_policy.evaluation.scores import score_of_returns
-from diffuser_policy.observations import batched, numbers
+from diffuser_policy.observations import batched, numbers, part_at
 from diffuser_policy.settings import converted, json_data, seed_or_drawn
+from diffuser_policy.spaces import SpaceSpec
 from diffuser_policy.versions import versions
 
 if TYPE_CHECKING:
@@ -194,7 +196,13 @@ class Tally:
     """Adds up the results of one episode."""
 
     def __init__(
-        self, env: Env, seed: int, observation: Any, task: str | None = None
+        self,
+        env: Env,
+        seed: int,
+        observation: Any,
+        task: str | None = None,
+        *,
+        goal_keys: tuple[str, str] = GOAL_KEYS,
     ) -> None:
         self.env, self.seed, self.task = env, seed, task
         self.total, self.length = 0.0, 0
@@ -203,10 +211,10 @@ class Tally:
         self.time_to_goal: int | None = None
         self.info: dict[str, Any] = {}
         self.usual: set[str] = set()  # what info also holds before the end
-        has_goal = isinstance(observation, dict) and "desired_goal" in observation
-        self.goal = _numbers(observation["desired_goal"]) if has_goal else None
-        start = observation.get("achieved_goal", ()) if has_goal else observation
-        self.start = _numbers(start)
+        achieved, desired = (part_at(observation, key) for key in goal_keys)
+        self.goal = None if desired is None else _numbers(desired)
+        start = observation if desired is None else achieved
+        self.start = () if start is None else _numbers(start)
 
     def add(self, reward: float, info: dict[str, Any]) -> None:
         """Count one env step."""
@@ -249,6 +257,12 @@ class Tally:
             goal=self.goal,
             details=details,
         )
+
+
+def _goal_keys(policy: Any) -> tuple[str, str]:
+    """Return the keys of the achieved and the desired goal that a policy reads."""
+    spaces: Any = getattr(policy, "spaces", None)
+    return spaces.parts.goal_keys if isinstance(spaces, SpaceSpec) else GOAL_KEYS
 
 
 def _numbers(observation: Any) -> tuple[float, ...]:
@@ -378,7 +392,13 @@ def _run(
         observations[slot], _ = reset_env(
             envs[slot], seed=seed + episode, options=options
         )
-        tallies[slot] = Tally(envs[slot], seed + episode, observations[slot], task)
+        tallies[slot] = Tally(
+            envs[slot],
+            seed + episode,
+            observations[slot],
+            task,
+            goal_keys=_goal_keys(driver.policy),
+        )
         driver.begin(slot, episode_stream(seed, episode))
 
     for slot in range(len(envs)):
@@ -436,7 +456,7 @@ def run_episode(
     """
     check_ends(env)
     observation = copied(observation)
-    tally = Tally(env, seed, observation)
+    tally = Tally(env, seed, observation, goal_keys=_goal_keys(policy))
     observations = [observation]
     starting, done = True, False
     while not done:

@@ -41,6 +41,7 @@ from diffuser_policy.guides.registry import (
     parse_guide,
 )
 from diffuser_policy.needs import PLANNING_NEEDS
+from diffuser_policy.observations import part_at
 from diffuser_policy.planning.plan import Plan
 from diffuser_policy.planning.state import PolicyState
 from diffuser_policy.play.worlds import seconds_per_step, world_of
@@ -175,7 +176,9 @@ class Session:
         policy = policy.for_env(env)
         self.planner, self.env_id, self.seed = planner, env_id or env_name(env), seed
         observation, _ = reset_env(env, seed=seed)
-        self.world = world_of(env, policy.planner.layout, observation)
+        self.world = world_of(
+            env, policy.planner.layout, observation, policy.spaces.parts.goal_keys
+        )
         self.guides: list[SavedPart] = []
         if policy.guide is not None:
             data = guide_to_json(policy.guide)
@@ -580,7 +583,9 @@ class Session:
             raise
         self.close()
         self.env, self.env_id, self._bare = env, env_id, bare
-        self.world = world_of(env, bare.planner.layout, observation)
+        self.world = world_of(
+            env, bare.planner.layout, observation, bare.spaces.parts.goal_keys
+        )
         self._run, self._plan, self._observation = None, None, observation
         self._failing.clear()  # what failed there may work here
         self._rebuild()
@@ -627,7 +632,7 @@ class Session:
             observation = self._observation
             self._run = _Run(
                 observation,
-                Tally(self.env, self.seed, observation),
+                Tally(self.env, self.seed, observation, goal_keys=self._goal_keys),
                 [self._bare.read(observation)[0][0]],
             )
         return True
@@ -644,6 +649,10 @@ class Session:
         self._stuck = ()
         return observation
 
+    @property
+    def _goal_keys(self) -> tuple[str, str]:
+        return self._bare.spaces.parts.goal_keys
+
     def _move_goal(self) -> bool:
         """Move the goal of the run that is under way, if the environment can."""
         run = self._run
@@ -653,8 +662,8 @@ class Session:
         if self.env.has_wrapper_attr("set_goal"):
             set_goal = self.env.get_wrapper_attr("set_goal")
         goal = self.world.options().get("goal")
-        seen = run.observation
-        if set_goal is None or goal is None or not isinstance(seen, dict):
+        seen = part_at(run.observation, self._goal_keys[1])
+        if set_goal is None or goal is None or not isinstance(seen, np.ndarray):
             return False
         self._messages.pop("reset", None)
         self._stuck = ()
@@ -664,9 +673,7 @@ class Session:
             self._messages["reset"] = _said(error)
             self._stuck = ("goal",)
             return True
-        moved = np.array(seen["desired_goal"])
-        moved.reshape(-1)[: len(goal)] = goal  # of a state, the position is first
-        seen["desired_goal"] = moved
+        seen.flat[: len(goal)] = goal  # of a state, the position is first
         run.over, run.tally.time_to_goal = False, None
         return True
 

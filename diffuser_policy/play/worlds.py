@@ -28,10 +28,11 @@ from typing import Any
 
 import numpy as np
 
+from diffuser_policy.choices import GOAL_KEYS
 from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.envs import Env, goal_radius, reset_env
 from diffuser_policy.errors import ConfigError, require_extra
-from diffuser_policy.observations import begins_with, numbers
+from diffuser_policy.observations import begins_with, numbers, part_at
 from diffuser_policy.plotting import Scene
 
 Color = tuple[float, float, float]
@@ -54,6 +55,7 @@ class World:
         env: Env,
         layout: TrajectoryLayout,
         observation: Any,
+        goal_keys: tuple[str, str] = GOAL_KEYS,
         position: Sequence[int] | None = None,
     ) -> None:
         """Find out what to draw.
@@ -62,6 +64,7 @@ class World:
             env: Just reset.
             layout: The planner's.
             observation: What `reset` returned.
+            goal_keys: Where it has the achieved and the desired goal.
             position: Columns that are drawn; by default those of that name.
         """
         self.env, self.layout = env, layout
@@ -71,8 +74,10 @@ class World:
         self._other: dict[str, Any] = {}  # options of `reset` that are not drawn
         self._moved: dict[str, list[float]] = {}
         self._movable: Mapping[str, int] = {}
+        self._keys = dict(zip(("start", "goal"), goal_keys, strict=True))
         if self.position:
-            self._movable = _movable(env, observation, len(self.position))
+            size = len(self.position)
+            self._movable = _movable(env, observation, size, self._keys)
 
     def meshes(self) -> Sequence[Mesh]:
         """Return the things that are drawn."""
@@ -115,8 +120,8 @@ class World:
         """
         found: list[Handle] = []
         for name, size in self._movable.items():
-            key = {"goal": "desired_goal", "start": "achieved_goal"}[name]
-            place = (self._moved.get(name) or numbers(observation[key]))[:size]
+            seen = part_at(observation, self._keys[name])
+            place = (self._moved.get(name) or numbers(seen))[:size]
             x, y, z = (*place, 0.0, 0.0)[:3]
             found.append((name, (x, y, z), "xy"))
         return found
@@ -193,13 +198,20 @@ class World:
 class MazeWorld(World):
     """A maze from above: walls, floor and the ball; positions are in meters."""
 
-    def __init__(self, env: Env, layout: TrajectoryLayout, observation: Any) -> None:
+    def __init__(
+        self,
+        env: Env,
+        layout: TrajectoryLayout,
+        observation: Any,
+        goal_keys: tuple[str, str] = GOAL_KEYS,
+    ) -> None:
         """Read the maze.
 
         Args:
             env: As for `World`.
             layout: As for `World`.
             observation: As for `World`.
+            goal_keys: As for `World`.
 
         Raises:
             ConfigError: It is no maze, or there are no two columns to draw.
@@ -207,7 +219,7 @@ class MazeWorld(World):
         scene = Scene.of(env, layout, observation)
         if scene.walls is None:
             raise ConfigError("The environment has no walls.")
-        super().__init__(env, layout, observation, position=scene.columns)
+        super().__init__(env, layout, observation, goal_keys, scene.columns)
         self.walls = scene.walls
 
     def boxes(self) -> np.ndarray:
@@ -249,9 +261,15 @@ class BodyWorld(World):
     The robot is drawn in the middle, and the floor moves under it.
     """
 
-    def __init__(self, env: Env, layout: TrajectoryLayout, observation: Any) -> None:
+    def __init__(
+        self,
+        env: Env,
+        layout: TrajectoryLayout,
+        observation: Any,
+        goal_keys: tuple[str, str] = GOAL_KEYS,
+    ) -> None:
         """Find the shapes; the arguments are those of `World`."""
-        super().__init__(env, layout, observation)
+        super().__init__(env, layout, observation, goal_keys)
         self._mujoco: Any = require_extra("mujoco", "maze")
         unwrapped: Any = env.unwrapped
         self._model: Any = unwrapped.model
@@ -387,22 +405,28 @@ class BodyWorld(World):
         return require_extra("trimesh", "play").Trimesh(vertices, faces, process=False)
 
 
-def world_of(env: Env, layout: TrajectoryLayout, observation: Any) -> Any:
+def world_of(
+    env: Env,
+    layout: TrajectoryLayout,
+    observation: Any,
+    goal_keys: tuple[str, str] = GOAL_KEYS,
+) -> Any:
     """Return the world of an environment: its own, or the one that suits it.
 
     Args:
         env: Just reset.
         layout: The planner's.
         observation: What `reset` returned.
+        goal_keys: Where it has the achieved and the desired goal.
     """
     own = getattr(env.unwrapped, "play_world", None)
     if inspect.ismethod(own):
         return own(layout.aliases)
     with contextlib.suppress(ConfigError):
-        return MazeWorld(env, layout, observation)
+        return MazeWorld(env, layout, observation, goal_keys)
     if type(getattr(env.unwrapped, "model", None)).__name__ == "MjModel":
-        return BodyWorld(env, layout, observation)
-    return World(env, layout, observation)
+        return BodyWorld(env, layout, observation, goal_keys)
+    return World(env, layout, observation, goal_keys)
 
 
 def seconds_per_step(env: Env) -> float:
@@ -414,26 +438,29 @@ def seconds_per_step(env: Env) -> float:
     return 1.0 / float(frames)
 
 
-def _movable(env: Env, observation: Any, size: int) -> dict[str, int]:
+def _movable(
+    env: Env, observation: Any, size: int, keys: Mapping[str, str]
+) -> dict[str, int]:
     """Return which of goal and start `reset` places, by how many numbers; it is tried.
 
     Args:
         env: Any.
         observation: What `reset` returned.
         size: Of a position. Where goals are whole states, that is what is placed.
+        keys: Where the observation has them.
     """
-    if not isinstance(observation, Mapping):
-        return {}
     found = {}
-    for name, key in (("start", "achieved_goal"), ("goal", "desired_goal")):
-        if key not in observation:
+    for name, key in keys.items():
+        seen = part_at(observation, key)
+        if seen is None:
             continue
-        place = np.array(numbers(observation[key])[:size])
+        place = np.array(numbers(seen)[:size])
         with contextlib.suppress(Exception):  # whatever an environment says to that
             before, _ = reset_env(env, seed=1)
-            if begins_with(before[key], place):  # being there again proves nothing
+            # Being there again proves nothing.
+            if begins_with(part_at(before, key), place):
                 place += ASIDE
             after, _ = reset_env(env, seed=1, options={name: place.tolist()})
-            if begins_with(after[key], place):
+            if begins_with(part_at(after, key), place):
                 found[name] = len(place)
     return found
