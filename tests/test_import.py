@@ -188,6 +188,11 @@ def test_maze2d_is_turned_into_the_coordinates_of_our_mazes(scale: float) -> Non
         same = imported(hdf5(arrays | goals, "own-v1.hdf5"), env_id, names=names)
         assert_rows(same, "observation", states[:399])
         assert_rows(same, "desired_goal", own.fields["desired_goal"][:399])
+        del arrays["infos/goal"]
+        goals["desired_goals"] = goals.pop("mine")  # nor are these
+        same = imported(hdf5(arrays | goals, "own-v2.hdf5"), env_id)
+        assert_rows(same, "observation", states[:399])
+        assert_rows(same, "desired_goal", own.fields["desired_goal"][:399])
         assert flat.metadata["observation_columns"]["velocity"] == [2, 3]
     else:
         arrays["observations"][:, :2] *= 3
@@ -346,6 +351,18 @@ def test_goals_are_found_in_observations_or_given() -> None:
     episodes = list(minari.load_dataset("diffuser/some-data-v3").iterate_episodes())
     lasts = [e.observations["achieved_goal"][-1] for e in episodes]
     np.testing.assert_array_equal(lasts, goals[0][[3, 8, 11]])  # 3: once more
+
+
+def test_goals_in_an_array_of_that_name_are_read() -> None:
+    goals = np.random.default_rng(0).normal(size=(2, 12, 2)).astype(np.float32)
+    own = {"achieved_goals": goals[0], "desired_goals": goals[1]}
+    arrays = rows(12, size=4, actions=2) | own
+    kept = [0, 1, 2, 3, 4, 5, 6, 7, 9, 10]
+    flat = imported(npz(arrays), POINT)
+    assert_rows(flat, "desired_goal", goals[1][kept])
+    arrays["infos/goal"] = goals[1] + 1
+    flat = imported(hdf5(arrays), POINT, overwrite=True)
+    assert_rows(flat, "desired_goal", goals[1][kept] + 1)
 
 
 def test_goals_of_another_kind_are_left_aside() -> None:

@@ -44,8 +44,8 @@ class ImportCommand:
     achieved_goals: Name = None
     """Array of the achieved goals (default: the observation columns that hold them)."""
     desired_goals: Name = None
-    """Array of the goals (default: infos/goal, or what an episode achieved in the
-    end)."""
+    """Array of the goals (default: infos/goal, desired_goals, or what an episode
+    achieved in the end)."""
     overwrite: Flag = False
     """Replace a dataset of the same id."""
 

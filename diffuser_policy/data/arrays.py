@@ -47,7 +47,7 @@ DAMAGE = (
 )
 HDF5_MAGIC, ZIP_MAGIC = b"\x89HDF\r\n\x1a\n", b"PK"
 SHOWN = 20  # names of arrays in a message
-USUAL = {"desired_goals": "infos/goal"}  # the other names are those of their roles
+D4RL_GOALS = "infos/goal"  # the other names are those of their roles
 GOAL_ROLES = ("achieved_goals", "desired_goals")
 
 
@@ -322,11 +322,12 @@ def find_arrays(
     taken = {name for name in given.values() if name}
     arrays: dict[str, Array] = {}
     for role, shape in shapes.items():
-        name = given.get(role) or USUAL.get(role, role)
+        name = given.get(role) or role
         chosen = bool(given.get(role)) or role in ("observations", "actions")
-        if role == "desired_goals" and not chosen and name in stored:
-            chosen = stored[name].shape[1:] == shape  # else goals of another kind
-            taken.add(name)
+        if role == "desired_goals" and not chosen and D4RL_GOALS in stored:
+            # Else goals of another kind.
+            chosen = stored[D4RL_GOALS].shape[1:] == shape
+            name = D4RL_GOALS if chosen else name
         if chosen or (name in stored and name not in taken):
             count = len(arrays["observations"]) if arrays else None
             arrays[role] = finder.find(role, name, shape, count)

@@ -43,8 +43,8 @@ from tqdm import tqdm
 from diffuser_policy.choices import GOAL_KEYS
 from diffuser_policy.data.arrays import (
     AS_USUAL,
+    D4RL_GOALS,
     GOAL_ROLES,
-    USUAL,
     Array,
     ArrayNames,
     find_arrays,
@@ -260,7 +260,9 @@ class Source:
             done=done,
             achieved=achieved,
             goal=goal,
-            maze2d="desired_goals" in arrays and names.desired_goals is None,
+            maze2d=names.desired_goals is None
+            and "desired_goals" in arrays
+            and arrays["desired_goals"].name == D4RL_GOALS,
             remarks=remarks,
         )
 
@@ -435,7 +437,7 @@ def _refuse_maze2d(stored: Mapping[str, Any], env: Env, where: str) -> None:
     Raises:
         DatasetError: The file is one of D4RL's.
     """
-    if USUAL["desired_goals"] in stored and env_name(env).startswith(POINT_MAZES):
+    if D4RL_GOALS in stored and env_name(env).startswith(POINT_MAZES):
         raise DatasetError(
             f"{where} seems to be of D4RL's maze2d, whose coordinates are not those of "
             f"{env_name(env)}. Import it for diffuser_envs/Maze2D-UMaze-v1 (or Medium, "
