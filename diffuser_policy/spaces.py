@@ -499,13 +499,17 @@ def find_goal_columns(observation: np.ndarray, achieved: np.ndarray) -> tuple[in
         achieved: `[num_rows, goal]`, the same rows.
 
     Returns:
-        Columns of the observation that repeat the goal, the closest ones if several
-        do, or the columns it takes when appended behind the observation.
+        Columns of the observation that repeat the goal, up to 1e-5 or, in small units,
+        a thousandth of the goal's range; the closest ones if several do. Or the columns
+        it takes when appended behind the observation.
     """
     columns: list[int] = []
-    for goal in achieved.T:
+    for goal in achieved.T.astype(np.float64):
         gaps = np.abs(observation - goal[:, None]).max(axis=0)
-        equal = np.flatnonzero(gaps < 1e-5)
+        range_ = float(np.ptp(goal))
+        rounding = ROUNDING * float(np.abs(goal).max())
+        tolerance = min(1e-5, max(1e-3 * range_, rounding)) if range_ else 1e-5
+        equal = np.flatnonzero(gaps < tolerance)
         free = [int(column) for column in equal if column not in columns]
         if not free:
             size = observation.shape[1]

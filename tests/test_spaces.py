@@ -248,7 +248,7 @@ def test_equal_columns_are_used_once_each() -> None:
 def test_the_closest_of_the_columns_that_repeat_a_goal_is_chosen() -> None:
     rows = np.random.default_rng(0).normal(size=(20, 3)) * 1e-6  # tiny units
     assert find_goal_columns(rows, rows[:, [2, 1]]) == (2, 1)
-    assert find_goal_columns(rows, rows[:, [2, 2]] + 1e-9)[0] == 2
+    assert find_goal_columns(rows, rows[:, [2]] + 1e-9) == (2,)
 
 
 @pytest.mark.parametrize(
@@ -289,6 +289,23 @@ def test_a_dataset_says_what_its_environment_is_like() -> None:
 def test_json_round_trip() -> None:
     for spec in (FLAT, GOAL, APPENDED):
         assert from_json(SpaceSpec, to_json(spec)) == spec
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-6, 1e-9])
+def test_goals_in_small_units_are_no_other_columns(unit: float) -> None:
+    rng = np.random.default_rng(0)
+    observation = unit * rng.normal(size=(100, 3))
+    goal = unit * rng.normal(size=(100, 2))
+    assert find_goal_columns(observation, goal) == (3, 4)
+    rounded = observation[:, [2, 0]].astype(np.float32)
+    assert find_goal_columns(observation, rounded) == (2, 0)
+
+
+def test_a_goal_that_never_moves_is_found_up_to_rounding() -> None:
+    observation = np.random.default_rng(0).normal(size=(100, 3))
+    observation[:, 1] = 0.5
+    goal = observation[:, [1]] + 5e-6
+    assert find_goal_columns(observation, goal) == (1,)
 
 
 def bounded(low: Any, high: Any) -> FlatDataset:
