@@ -132,6 +132,21 @@ def test_other_formats_are_read_through_minari(
     assert read_minari(data_folder(tmp_path)).num_rows == 7
 
 
+def test_arrow_files_say_what_reads_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import minari
+
+    def without_pyarrow(folder: Path) -> None:
+        raise ImportError(f"pyarrow is not installed, {folder} cannot be read")
+
+    write(cut_stream([4, 3])[0])
+    edit_metadata(data_folder(tmp_path), data_format="arrow")
+    monkeypatch.setattr(minari, "MinariDataset", without_pyarrow)
+    with pytest.raises(DatasetError, match=r'pip install "minari\[arrow\]"'):
+        read_minari(data_folder(tmp_path))
+
+
 def test_the_step_limit_and_the_environment_do_not_matter(tmp_path: Path) -> None:
     write(cut_stream([4, 3])[0])
     spec = json.loads((data_folder(tmp_path) / "metadata.json").read_text())["env_spec"]

@@ -631,9 +631,14 @@ def _checked_parts(facts: Mapping[str, Any]) -> tuple[Part, ...]:
 
 def _any_episodes(data_folder: Path, columns: ObservationColumns) -> Iterator[Episode]:
     minari = require_extra("minari", "data")
-    for number, episode in enumerate(
-        minari.MinariDataset(data_folder).iterate_episodes()
-    ):
+    try:
+        dataset = minari.MinariDataset(data_folder)
+    except ImportError as error:  # of the package that reads Arrow files
+        raise DatasetError(
+            f"{data_folder} is in a format that Minari reads with another package: "
+            f'{error}. Install it: pip install "minari[arrow]"'
+        ) from error
+    for number, episode in enumerate(dataset.iterate_episodes()):
         length = len(episode.rewards)
         try:
             rows = columns.rows(episode.observations, length + 1)
