@@ -267,7 +267,8 @@ class _Chooser:
         if self.goals:
             chased = float(np.median(_chases(self.flat)))
             wanted = min(GOALS_AHEAD * chased, float(np.median(lengths)))
-            why = f"a goal is chased for {chased:.0f} steps in the median"
+            steps = counted(round(chased), "step")
+            why = f"a goal is chased for {steps} in the median"
             size = self.flat.goal_size
             led = self.led_by_landmarks()
             far = wanted > FROM_PLACE and size <= PLACE_COLUMNS and led

@@ -298,6 +298,13 @@ def test_many_writers_of_one_folder_leave_a_whole_dataset(tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
+@pytest.mark.parametrize("name", ["env_id", "dataset_id"])
+def test_ids_that_are_no_text_are_refused(name: str) -> None:
+    with pytest.raises(DatasetError, match=f"{name} .* must be a text or None, got 5"):
+        make_dataset(**{name: 5})
+    assert make_dataset(**{name: None}).metadata[name] is None
+
+
 def test_metadata_must_be_json(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="must be JSON-able"):
         make_dataset(values=np.zeros(2)).save(tmp_path / "data")

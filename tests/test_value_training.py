@@ -106,7 +106,9 @@ def test_a_cut_run_counts_as_over() -> None:
 
 
 def test_rewards_that_say_nothing_are_refused() -> None:
-    with pytest.raises(DatasetError, match=r"All 30 rewards .*point-v0.* are 1:"):
+    with pytest.raises(
+        DatasetError, match=r"All 30 rewards .*point-v0.* are 1:.*`train --no-value"
+    ):
         returns_to_go(with_rewards(np.ones(30)), 0.9)
 
 

@@ -46,7 +46,12 @@ import numpy as np
 from gymnasium import spaces
 
 from diffuser_policy.choices import GOAL_KEYS
-from diffuser_policy.errors import DatasetError, DatasetNotFoundError, StorageError
+from diffuser_policy.errors import (
+    DatasetError,
+    DatasetNotFoundError,
+    StorageError,
+    shown,
+)
 from diffuser_policy.files import (
     LEFT_BY_SYSTEMS,
     json_text,
@@ -186,6 +191,13 @@ class FlatDataset:
                 f"Both goals must have the same columns, got {sizes}. Cut both to the "
                 f"columns that they share."
             )
+        for name in ("env_id", "dataset_id"):
+            known = self.metadata.get(name)
+            if known is not None and not isinstance(known, str):
+                raise DatasetError(
+                    f"{name} in the metadata must be a text or None, got "
+                    f"{shown(known)}. Correct it."
+                )
         starts = _as_array("run_starts", self.run_starts, np.float64)
         if (
             starts.ndim != 1

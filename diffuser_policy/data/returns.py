@@ -19,8 +19,8 @@ from diffuser_policy.errors import DatasetError
 ROWS = 65_536  # that are read at a time
 ALIKE = (
     "no trajectory is better than another, and there is no value to learn. Record "
-    "data with rewards, or train a planner without value and critic (--no-value "
-    "--no-critic)."
+    "data with rewards, or do without value and critic (`train --no-value "
+    "--no-critic`)."
 )
 
 
