@@ -337,6 +337,8 @@ def test_large_data_are_looked_at_in_blocks(monkeypatch: pytest.MonkeyPatch) -> 
     reach = (np.ptp(seen[:, :3], axis=0) / 2 / spread).max()
     assert any(f"up to {reach:.1f} standard" in line for line in whole.reasons)
     assert any("chased for 5 steps" in line for line in whole.reasons)
+    restless = choose(changed(flat, desired_goal=rng.normal(size=(160, 2))), {})
+    assert any("chased for 1 step in" in line for line in restless.reasons)
     for size in (1, 100, 1000):  # bytes
         monkeypatch.setattr(flat_module, "PIECE", size)
         assert choose(flat, {}) == whole

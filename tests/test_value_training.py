@@ -106,9 +106,8 @@ def test_a_cut_run_counts_as_over() -> None:
 
 
 def test_rewards_that_say_nothing_are_refused() -> None:
-    with pytest.raises(
-        DatasetError, match=r"All 30 rewards .*point-v0.* are 1:.*`train --no-value"
-    ):
+    told = r"All 30 rewards .*point-v0.* are 1:.*`train --no-value"
+    with pytest.raises(DatasetError, match=told):
         returns_to_go(with_rewards(np.ones(30)), 0.9)
 
 
