@@ -15,7 +15,13 @@ from diffuser_policy.planning.plan import Following, Plan
 from diffuser_policy.planning.state import PolicyState
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.testing import check_policy, toy_config, toy_dataset, toy_policy
-from tests.policy_helpers import count_plans, follow, observe, unchanged
+from tests.policy_helpers import (
+    count_plans,
+    follow,
+    observe,
+    unchanged,
+    untrained_policy,
+)
 
 NO_GOAL = toy_config(
     time_to_goal=None, window=WindowConfig(horizon=16, hindsight_goal="none")
@@ -227,6 +233,18 @@ def due(**settings: Any) -> tuple[DiffuserPolicy, PolicyState, Any]:
     seen = observe(2)
     seen["observation"] = state.observations[:, 1].copy()
     return policy, state, seen
+
+
+@pytest.mark.parametrize("horizon", [2, 4, 8])
+def test_the_last_env_step_of_a_plan_can_be_its_replan_interval(horizon: int) -> None:
+    interval = horizon - 1
+    policy = untrained_policy("Pendulum-v1", horizon=horizon)
+    policy = policy.with_settings(replan_interval=interval)
+    state, counts = None, []
+    for _ in range(3 * interval):
+        _, state = policy.predict(np.zeros(3, np.float32), state)
+        counts.append(state.num_plans[0])
+    assert counts == np.repeat([1, 2, 3], interval).tolist()
 
 
 def test_only_a_needed_plan_gets_back_the_time_that_rounding_takes() -> None:

@@ -42,6 +42,7 @@ def found(fields: dict[str, Any], **settings: Any) -> set[str]:
 
 
 DUE = {"ages": [10], "progress": [10.0]}
+END = {"ages": [20], "progress": [DURATION]}
 OVER = {"progress": [DURATION + 1]}
 SUBGOAL = {"aims": [[0.5, 0.5]]}
 
@@ -65,8 +66,12 @@ SUBGOAL = {"aims": [[0.5, 0.5]]}
         (DUE, {"interval": 5, "strayed": [True]}, {"needed", "strayed"}),
         (DUE | SUBGOAL, {"interval": 5}, {"needed", "on_way"}),
         (DUE | SUBGOAL, {}, {"on_way"}),
-        # At its very end, a plan is neither due nor over.
-        ({"ages": [20], "progress": [DURATION]}, {"interval": 5}, set()),
+        # At its very end, a plan is not over, and due unless it arrives at the goal.
+        (END, {"interval": 5}, set()),
+        (END, {"interval": 5, "stays": False}, set()),
+        (END, {"interval": 5, "aimed": False}, {"needed"}),
+        (END | SUBGOAL, {"interval": 5}, {"needed", "on_way"}),
+        (END, {"interval": 3, "aimed": False}, set()),
     ],
 )
 def test_age_goal_and_deviation_of_a_plan_are_reasons_to_replan(

@@ -11,8 +11,9 @@ A plan is needed, or welcome if it arrives no later than the one that is followe
 | the plan is due, and there is no goal to arrive at | needed |
 | the plan to the goal is due | welcome |
 
-A plan is *due* when it is a multiple of `replan_interval` env steps old, and there is
-still some of it to follow.
+A plan is *due* when it is a multiple of `replan_interval` env steps old, up to its last
+env step. A plan to the goal is due only before that: then a new one can still arrive
+no later.
 """
 
 from __future__ import annotations
@@ -68,14 +69,14 @@ class Reasons:
         there = state.lengths > 0
         over, left = state.progress > durations, there & (state.progress < durations)
         on_way = (state.aims != state.goals).any(axis=1) & there
+        to_goal = ~on_way if aimed else np.zeros_like(there)
         due = np.zeros_like(left)
         if interval is not None:
-            due = left & (state.ages % interval == 0)
-        needed = ~there | (state.guides != guide) | strayed | ((over | due) & on_way)
-        if not aimed or not stays:
+            running = np.where(to_goal, left, there & ~over)
+            due = running & (state.ages % interval == 0)
+        needed = ~there | (state.guides != guide) | strayed | ((over | due) & ~to_goal)
+        if not stays:
             needed |= over
-        if not aimed:
-            needed |= due
         return cls(
             needed=needed,
             welcome=due & ~needed,
