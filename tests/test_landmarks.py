@@ -335,6 +335,24 @@ def test_what_is_left_of_a_plan_to_a_subgoal_is_no_candidate() -> None:
     np.testing.assert_allclose(ends[on_way], state.aims[on_way], atol=1e-4)
 
 
+@pytest.mark.parametrize("settings", [{"steadiness": 1e9}, {"warm_start": 0.5}])
+def test_what_is_left_of_a_plan_to_the_goal_leads_to_no_subgoal(
+    settings: dict[str, float],
+) -> None:
+    policy = with_landmarks(subgoal=10.0, replan_interval=3)
+    seen, on_way = routed(policy)
+    _, state = policy.with_settings(subgoal=None).predict(seen)
+    guided = policy.with_guide(lambda trajectory: trajectory.position.sum(dim=(1, 2)))
+    after = [
+        each.predict(seen, state)[1]
+        for each in (guided, guided.with_settings(**settings))
+    ]
+    same = np.isclose(after[0].observations, after[1].observations, atol=1e-4)
+    same = same.all(axis=(1, 2))
+    assert same[on_way].all()
+    assert not same[~on_way].any()
+
+
 def test_landmarks_are_saved_with_the_planner(tmp_path: Path) -> None:
     policy, seen = with_landmarks(), observe(2)
     policy.save_pretrained(tmp_path)

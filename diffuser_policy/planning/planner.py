@@ -147,8 +147,9 @@ class Planner:
                 it: they get all candidates, and more time if they are no nearer to the
                 goal. Zero in all other rows, and in those that strayed on the way to a
                 subgoal.
-            previous: Plans that rows follow, for warm starts and steadiness; length
-                zero if a row follows none.
+            previous: Plans to the goals that rows follow, for warm starts and
+                steadiness; length zero if a row follows none. Unused for rows that
+                now get a subgoal.
             conditions: What to pin besides start and goal, for plans of equal length.
             step_noise: Add noise while denoising; off, the initial noise alone decides.
             keep_chain: Keep the denoising chain; all rows need the same length.
@@ -175,6 +176,10 @@ class Planner:
                 aims = goals.copy()  # the caller's own may change
             else:
                 aims = self.routes.aims(observations, goals)
+                if previous is not None:  # what is left leads past a subgoal
+                    direct = (aims == goals).all(axis=1)
+                    lengths = np.where(direct, previous.lengths, 0)
+                    previous = dataclasses.replace(previous, lengths=lengths)
         try:
             lengths = self.horizons.planning_steps(
                 observations, aims, remaining, failed
