@@ -9,8 +9,9 @@ the question. Three answers:
 - predicted: the time-to-goal network's answer for this observation and goal, times
   `horizon_scale`. Guides that lengthen the way need more time. So does a row that
   strayed from its plan and is no nearer to the goal than when it was made: the
-  prediction is too hopeful there, and it gets twice the time. Asked to arrive too
-  early, a denoiser plans through walls.
+  prediction is too hopeful there, and it gets twice the time (not again right after a
+  plan that had it: a row that stays stuck gets it with every other plan). Asked to
+  arrive too early, a denoiser plans through walls.
 """
 
 from __future__ import annotations

@@ -29,8 +29,9 @@ class Plan:
         actions: `[rows, steps, action]`; no columns for states-only plans.
         lengths: `[rows]` planning steps of each plan.
         stride: Env steps between two planning steps.
-        values: `[rows, candidates]` of the ranking; higher is better, and minus
-            infinity beyond the candidates of a row.
+        values: `[rows, candidates]` of the ranking; higher is better. Minus infinity
+            beyond the candidates of a row, and where a guide ranks the feasible
+            candidates only, for all others.
         chosen: `[rows]` index of the chosen candidate.
         num_candidates: `[rows]` candidates of each row: those that were sampled and,
             with steadiness, the rest of the row's running plan, which comes last.
