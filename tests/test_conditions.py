@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
@@ -125,6 +127,19 @@ def test_values_that_are_not_finite_are_refused(bad: float) -> None:
 def test_scalars_are_refused() -> None:
     with pytest.raises(ConditionError, match=r"\[batch, size\] or \[size\]"):
         Conditions().pin(0, "velocity", torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("values", [[], [0.5]])
+def test_actions_of_states_only_plans_cannot_be_pinned(values: list[float]) -> None:
+    layout = dataclasses.replace(LAYOUT, action_dim=0)
+    conditions = Conditions().pin(0, "action", values)
+    with pytest.raises(UnknownNameError, match="Unknown trajectory column 'action'"):
+        conditions.compile(
+            layout,
+            LimitsNormalizer(SHIFT[1:], SCALE[1:]),
+            num_planning_steps=5,
+            batch_size=2,
+        )
 
 
 def test_unknown_columns_are_refused(normalizer: Normalizer) -> None:

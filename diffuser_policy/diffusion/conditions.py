@@ -22,7 +22,7 @@ from torch import Tensor
 
 from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.columns.normalizers import Normalizer, selection
-from diffuser_policy.errors import ConditionError, shown
+from diffuser_policy.errors import ConditionError, UnknownNameError, shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +166,8 @@ class Conditions:
             batch_size, *shape, dtype=normalizer.shift.dtype, device=device
         )
         for pin in self.pins:
+            if pin.columns not in layout.names:  # "action" has no columns in some
+                raise UnknownNameError("trajectory column", pin.columns, layout.names)
             columns = layout.columns(pin.columns)
             if not -num_planning_steps <= pin.step < num_planning_steps:
                 raise ConditionError(
