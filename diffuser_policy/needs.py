@@ -39,7 +39,7 @@ PLANNING_NEEDS: Needs = {
 suffice (none listed: any but None and 0). A planner may also lack a guide, or goals."""
 
 REST_NEEDS: Needs = dict.fromkeys(
-    ("warm_start", "steadiness", "replan_interval"), ("rest", ())
+    ("warm_start", "steadiness", "replan_interval", "replan_deviation"), ("rest", ())
 )
 """A plan of one planning step is used up before the next env step."""
 

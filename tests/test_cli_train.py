@@ -346,6 +346,10 @@ def test_losses_are_logged_for_tensorboard(tmp_path: Path) -> None:
             ["--window.horizon", "1", "--execution.replan-interval", "4"],
             "replan_interval has no effect where plans are a single action",
         ),
+        (
+            ["--window.horizon", "1", "--execution.replan-deviation", "0.5"],
+            "replan_deviation has no effect where plans are a single action",
+        ),
     ],
 )
 def test_mistakes_are_explained_before_anything_is_written(

@@ -278,7 +278,9 @@ def test_settings_without_an_effect_are_refused(
         toy_policy(horizon="fixed", ranking="smoothness", **settings)
 
 
-@pytest.mark.parametrize("settings", [{"warm_start": 0.5}, {"steadiness": 0.1}])
+@pytest.mark.parametrize(
+    "settings", [{"warm_start": 0.5}, {"steadiness": 0.1}, {"replan_deviation": 0.5}]
+)
 def test_settings_for_the_rest_of_a_plan_are_refused_where_there_is_none(
     settings: dict[str, Any],
 ) -> None:
