@@ -68,6 +68,20 @@ def test_the_fused_form_gives_the_networks_numbers(
                 torch.testing.assert_close(fused(noisy, i), expected, **EXACT)
 
 
+@pytest.mark.parametrize(
+    ("multipliers", "horizon", "as_written"),
+    [((1,), 2, True), ((1,), 3, True), ((1,), 4, False), ((1, 2), 4, True)],
+)
+@torch.no_grad()
+def test_norms_of_few_numbers_run_as_they_are_written(
+    multipliers: tuple[int, ...], horizon: int, as_written: bool
+) -> None:
+    network = random_network(multipliers=multipliers)
+    runner, noisy = FusedRunner(network), randn(64, horizon, 4).float()
+    given = runner(noisy, 3)
+    assert torch.equal(given, plain(network, noisy, 3)) == as_written
+
+
 def test_mish_is_mish_up_to_its_limits() -> None:
     """Up to half of float32's largest number, far beyond what exponentials hold."""
     x = torch.cat([torch.linspace(-120, 120, 2001), torch.tensor([-1.7e38, 1.7e38])])

@@ -12,7 +12,8 @@ All compute the network's own output, up to rounding:
 
 If this machine lacks the acceleration, an `AccelerationWarning` says why, and "fused"
 runs instead: a missing compiler never stops planning. Residual networks always run as
-they are written.
+they are written, and "fused" runs U-Nets so whose group norms see fewer than four
+numbers in these plans.
 
 Weights may change between calls, in place or by assignment. Writing through a
 parameter's `.data`, replaced submodules and hooks go unnoticed. So do the steps of a
@@ -67,6 +68,10 @@ from diffuser_policy.networks.unet import (
 # Numbers in gathered windows that fit into a core's second-level cache: 1 MiB of
 # float32. Beyond it, gathering costs more than the library's reordering of the weights.
 MAX_GATHERED = 2**18
+
+# Numbers in a group of a channels-last norm: of fewer that nearly agree, the library's
+# variance loses most digits.
+LEAST_IN_GROUP = 4
 
 Norm = tuple[Tensor, Tensor, float]  # negative gain and bias, and epsilon
 ONE = torch.ones(1, dtype=torch.float32, device="cpu")
@@ -291,6 +296,10 @@ class FusedRunner(Runner):
         method = getattr(self.network.forward, "__func__", None)
         if method is not TemporalUNet.forward or noisy.device.type != "cpu":
             return super().__call__(noisy, i)
+        network = cast("TemporalUNet", self.network)
+        in_group = network.coarsest_width // GROUPS * noisy.shape[1]
+        if in_group < LEAST_IN_GROUP * network.horizon_multiple:
+            return super().__call__(noisy, i)
         weights = [
             weight
             for parameters, name in self._slots
@@ -302,7 +311,6 @@ class FusedRunner(Runner):
             return super().__call__(noisy, i)
         if self._fused is None or seen != self._seen:
             with torch.inference_mode(mode=False), torch.no_grad():
-                network = cast("TemporalUNet", self.network)
                 self._fused, self._seen = FusedUNet(network), seen
                 # As long as these are held, no other tensor gets their addresses.
                 self._held = [weight.detach() for weight in weights]
