@@ -21,7 +21,7 @@ def sampled(sampler: Sampler, columns: int) -> torch.Tensor:
     mask[:, 0] = True
     given = Inpainting(mask, torch.full((1, 16, columns), 0.25))
     source = [torch.Generator().manual_seed(0)]
-    samples = sampler.sample(given, source, num_candidates=2, step_noise=False)
+    samples = sampler.sample(given, source, num_candidates=2)
     return samples.trajectories
 
 
@@ -30,13 +30,19 @@ def sampled(sampler: Sampler, columns: int) -> torch.Tensor:
     [
         {"sampler": "ddim", "num_sampling_steps": 3},
         {"sampler": "dpm", "num_sampling_steps": 4, "temperature": 0.5},
-        # Their ancestral steps always add noise, but for the last.
-        {"sampler": "ddpm", "num_sampling_steps": 1},
+        {"sampler": "ddpm", "num_sampling_steps": None},
+        {"sampler": "ddpm", "num_sampling_steps": 3},
+        {
+            "sampler": "ddpm",
+            "num_sampling_steps": None,
+            "temperature": 0.0,
+            "num_candidates": 1,
+        },
     ],
 )
 def test_every_library_makes_the_same_plans(settings: dict[str, Any]) -> None:
     network = NetworkConfig(
-        dim=8,
+        dim=32,
         multipliers=(1, 2),
         num_denoising_steps=8,
         prediction_target="velocity",
@@ -46,10 +52,11 @@ def test_every_library_makes_the_same_plans(settings: dict[str, Any]) -> None:
     found = dict(by_library(policy.planner.sampler, columns, 16))
     if len(found) == 1:
         pytest.skip("needs diffusers, or the extra export")
-    right = sampled(found.pop("this package"), columns)
+    right, before = sampled(found.pop("this package"), columns), torch.get_rng_state()
     for name, sampler in found.items():
         error = (sampled(sampler, columns) - right).abs().max()
         assert error < 1e-4 * right.abs().max(), name
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_what_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,6 +75,7 @@ class DiffusersSampler(Sampler):
             temperature=sampler.temperature,
             spacing=sampler.spacing,
         )
+        self.sampler = sampler
         name, settings = SCHEDULERS[type(sampler)]
         self.scheduler: Any = getattr(import_module("diffusers"), name)(
             num_train_timesteps=self.denoiser.schedule.num_denoising_steps,
@@ -88,21 +89,28 @@ class DiffusersSampler(Sampler):
         noisy: Tensor,
         clean: Tensor,
         i: int,
-        j: int,  # noqa: ARG002 (the scheduler knows)
+        j: int,
         before: Prediction | None,
     ) -> tuple[Tensor, float]:
-        """Return the scheduler's next trajectories, with its noise, if it adds any."""
+        """Return the scheduler's mean, and the noise that this package adds to it."""
         if before is None:
             with warnings.catch_warnings():  # tensors passed to NumPy, inside diffusers
                 warnings.simplefilter("ignore", DeprecationWarning)
                 self.scheduler.set_timesteps(timesteps=self.grid[:-1])
-        return self.scheduler.step(clean, i, noisy).prev_sample, 0.0
+        given: dict[str, Any] = {}
+        if self.scheduler.config.get("variance_type") == "learned":
+            # Its own noise, of a variance that a network gives beside the prediction:
+            # none, and without a draw of the global generator.
+            given["generator"] = torch.Generator(clean.device)
+            clean = torch.cat([clean, torch.zeros_like(clean)], dim=1)
+        mean: Tensor = self.scheduler.step(clean, i, noisy, **given).prev_sample
+        return mean, self.sampler.weights(i, j, None).noise
 
 
 SCHEDULERS: dict[type[Sampler], tuple[str, dict[str, Any]]] = {
     DDPMSampler: (
         "DDPMScheduler",
-        {"variance_type": "fixed_small_log", "clip_sample": False},
+        {"variance_type": "learned", "clip_sample": False},
     ),
     # Of first order, DPM-Solver++ is DDIM, and unlike theirs it takes any grid.
     DDIMSampler: ("DPMSolverMultistepScheduler", {"solver_order": 1}),
