@@ -100,6 +100,12 @@ def test_the_first_and_last_steps_know_their_direction() -> None:
         assert executor().pace(straight(progress))[0] == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("progress", [0.0, 1.0, 20.0, 37.0, 38.0, 39.0, 39.9])
+def test_the_pace_is_as_planned_up_to_both_ends(progress: float) -> None:
+    following = straight(progress, speed=SPEED / 2)
+    assert executor().pace(following)[0] == pytest.approx(0.5)
+
+
 def test_a_layout_without_velocity_is_refused() -> None:
     bare = TrajectoryLayout(
         action_dim=0, observation_dim=2, aliases={"position": (0, 1)}

@@ -417,10 +417,14 @@ class PathExecutor(TrackingExecutor):
     def _along(self, following: Following) -> np.ndarray:
         """Return the planned displacement `[rows, position]` per env step."""
         half = following.stride / 2
-        behind = np.maximum(following.progress - half, 0.0)
-        between = np.stack([behind, following.progress + half], axis=1)
+        here = np.minimum(following.progress, following.durations)
+        # Within the plan only: beyond its ends it stays, which is no part of its pace.
+        behind = np.maximum(here - half, 0.0)
+        ahead = np.minimum(here + half, following.durations)
+        between = np.stack([behind, ahead], axis=1)
         points = interpolate(
             following.observations, following.lengths, following.stride, between
         )[..., self.position]
-        along: np.ndarray = np.diff(points, axis=1)[:, 0] / np.diff(between, axis=1)
+        time = np.maximum(ahead - behind, STILL)  # a plan of one step takes none
+        along: np.ndarray = np.diff(points, axis=1)[:, 0] / time[:, None]
         return along
