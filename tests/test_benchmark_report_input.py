@@ -110,6 +110,7 @@ def test_seeds_have_to_share_the_planner_that_they_load(
         made = {"trained_steps": 100, "execution": {"interval": 4}}
         result |= {"planner": "a", "policy": made | {"seed": result["cell"]["seed"]}}
     first["policy"]["execution"]["guided"] = True  # an earlier version had no guides
+    first["policy"]["class"], other["policy"]["class"] = "Policy", "RenamedPolicy"
     for result in (first, other):
         write_result(tmp_path, result)
     load_study(tmp_path)

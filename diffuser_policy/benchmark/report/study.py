@@ -408,7 +408,9 @@ def _facts(result: CellResult) -> dict[str, Any]:
         "code": result.code,
         "planner": result.planner,
     }
-    own = {"seed"} if is_loaded(result) else {"seed", "trained_steps"}
+    own = {"class", "seed"}  # classes are ours, and were renamed
+    if not is_loaded(result):
+        own.add("trained_steps")
     parts = result.policy.keys() - own
     facts |= {f"policy.{name}": result.policy[name] for name in sorted(parts)}
     return {name: fact for name, fact in facts.items() if fact is not None}
