@@ -200,12 +200,12 @@ def test_commands_tell_the_budget_that_differs_from_the_suite(
 
 def test_commands_of_several_suites_name_what_each_has(tmp_path: Path) -> None:
     other = result_of(UMAZE, "sac-her", 7, suite="online", episodes=9)
-    for result in (result_of(LARGE, "iql"), result_of(LARGE, "bc"), other):
+    for result in (result_of(LARGE, "iql"), result_of(LARGE, "bcq"), other):
         write_result(tmp_path, result)
     first, second, *reports = run_commands(load_study(tmp_path))
     output = f"runs/{tmp_path.name}-again"
     assert first.endswith(
-        f"run maze --methods iql bc --problems multi2d-large --output {output}"
+        f"run maze --methods bcq iql --problems multi2d-large --output {output}"
     )
     assert second.endswith(
         "run online --episodes 9 --methods sac-her --problems maze2d-umaze --seeds 7 "
