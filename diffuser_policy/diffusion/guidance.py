@@ -123,12 +123,14 @@ def _told_apart(part: Any) -> Any:
     """Return nested texts and numbers that differ from those of all other parts."""
     if isinstance(part, (tuple, list)):
         return tuple(map(_told_apart, part))
+    # Built-in types first: asking for `Real` is slow.
     if part is None or isinstance(part, (str, float, int, numbers.Real)):
         return repr(part)
     if isinstance(part, types.MethodType):
         return tuple(map(_told_apart, (part.__self__, part.__func__)))
     kind: Any = part if isinstance(part, type | types.FunctionType) else type(part)
     itself: Any = address(kind)
+    # A sum, and a guide made of a function, are what their parts are.
     if kind not in (WeightedSum, FunctionGuide) and not is_offered(itself):
         itself = _PROCESS, _number_of(kind), _hash_of(part)
     if not dataclasses.is_dataclass(part):

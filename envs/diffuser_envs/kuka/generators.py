@@ -69,8 +69,8 @@ DETOUR_HEIGHTS = (0.01, 0.05)
 DETOUR_ROOM = 0.22  # meters to other blocks of the same height
 CLOSEST = 0.414  # meters from the base that the tool reaches at every height
 HIGHEST_START = 0.42
-MAX_CLEARANCE = 0.2  # meters; with more, the arm does not get over a tower
-MAX_SCATTER = 0.005  # meters; with more, blocks could fall off random stacks
+MAX_CLEARANCE = 0.2  # meters
+MAX_SCATTER = 0.005  # meters
 _CONTACT = 0.005  # meters; lower blocks are no obstacles
 _HOME_TOOL = tool_position(HOME)
 # How far a replay may deviate from the computed episode, rad and meters.
