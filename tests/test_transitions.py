@@ -204,15 +204,20 @@ def test_what_cannot_be_learned_is_refused_before_anything_is_run(
         check_task(problem, constant, env)
 
 
+@pytest.mark.parametrize("unit", [1.0, 1e-8, 1e8])
 @pytest.mark.parametrize("targets", [[-1], [0]])
-def test_actions_survive_the_codec(targets: list[int]) -> None:
+def test_actions_survive_the_codec(targets: list[int], unit: float) -> None:
     flat = line_data()
     env = LineEnv(goals="none", targets=targets)
-    observations, actions = flat.fields["observation"], flat.fields["action"]
+    env.action_space = gymnasium.spaces.Box(-unit, unit, (1,))
+    observations, actions = (unit * flat.fields[k] for k in ("observation", "action"))
     codec = Codec.fit(env, observations, actions)
     encoded = codec.encode(actions, observations)
-    assert np.abs(encoded).max() <= 1
-    np.testing.assert_allclose(codec.decode(encoded, observations), actions, atol=1e-5)
+    decoded = codec.decode(encoded, observations)
+    np.testing.assert_allclose(decoded, actions, atol=1e-5 * unit)
+    assert np.abs(encoded).max() > 0.9
+    for beyond in (actions, 3 * actions):
+        assert np.abs(codec.encode(beyond, observations)).max() <= 1
 
 
 def test_targets_are_learned_relative_to_their_column() -> None:
@@ -264,6 +269,16 @@ def test_inputs_have_no_mean_and_unit_spread() -> None:
     inputs = codec.inputs(rows)
     np.testing.assert_allclose(inputs.mean(axis=0), 0, atol=1e-4)
     np.testing.assert_allclose(inputs.std(axis=0), 1, atol=1e-3)
+
+
+def test_inputs_that_hardly_change_only_lose_their_mean() -> None:
+    observations, actions = _pairs(line_data())
+    rows = observations * [1, 1e-5]
+    inputs = Codec.fit(LineEnv(goals="none"), rows, actions).inputs(rows)
+    np.testing.assert_allclose(inputs[:, 0].std(), 1, rtol=1e-4)
+    centred = rows[:, 1] - rows[:, 1].mean()
+    assert 0 < centred.std() < 1e-3
+    np.testing.assert_allclose(inputs[:, 1], centred, atol=1e-6)
 
 
 def test_next_actions_are_relative_to_where_they_are_taken() -> None:
