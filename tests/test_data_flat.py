@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -404,6 +405,17 @@ def test_episodes_cut_from_one_stream_are_one_run() -> None:
     assert flat.run_starts.tolist() == [0, 15]
     stream = np.concatenate([e.observations["observation"][:-1] for e in episodes])
     np.testing.assert_array_equal(flat.fields["observation"], stream.astype(np.float32))
+
+
+def test_an_episode_may_be_overwritten_as_soon_as_the_next_is_asked_for() -> None:
+    def in_one_place() -> Iterator[Episode]:
+        for episode in cut_stream([5, 1, 7, 2])[0]:
+            held = {name: v.copy() for name, v in episode.observations.items()}
+            yield replace(episode, observations=held)
+            for values in held.values():
+                values[:] = np.nan
+
+    assert flatten(in_one_place(), num_rows=15).run_starts.tolist() == [0, 15]
 
 
 def test_a_reset_begins_a_run() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,24 @@ def test_its_scales_are_those_of_the_runs_that_it_learns_from() -> None:
     used = fields["action"][first][:-1]
     np.testing.assert_allclose(mean, used.mean(axis=0), atol=1e-6)
     np.testing.assert_allclose(spread, used.std(axis=0), atol=1e-6)
+
+
+def test_scales_of_much_data_are_those_of_steps_from_all_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Actions are 0, 1, 2, …, so that what a few successive ones say is wrong."""
+    monkeypatch.setattr("diffuser_policy.data.windows.SCALE_PAIRS", 100)
+    flat = toy_dataset(num_runs=2, run_length=501)
+    size = (flat.num_rows, flat.action_size)
+    numbers = np.broadcast_to(np.arange(flat.num_rows)[:, None], size)
+    windows = WindowDataset(
+        FlatDataset({**flat.fields, "action": numbers}, flat.run_starts),
+        layout=TrajectoryLayout(action_dim=0, observation_dim=flat.observation_size),
+        normalizer=IdentityNormalizer.fit(flat.fields["observation"]),
+    )
+    mean, spread, _ = windows.transition_scales()
+    np.testing.assert_allclose(mean, flat.num_rows / 2, rtol=0.02)
+    np.testing.assert_allclose(spread, flat.num_rows / math.sqrt(12), rtol=0.02)
 
 
 def test_steps_without_a_next_one_have_no_scale() -> None:
