@@ -186,6 +186,33 @@ def test_the_cross_entropy_method_fits_the_elite() -> None:
     np.testing.assert_allclose(found, seen[0][order[-4:]].mean(axis=0), atol=1e-12)
 
 
+def test_the_cross_entropy_method_keeps_drawing_though_its_elite_agrees() -> None:
+    """An elite of one plan has no spread of its own."""
+    optimizer = CrossEntropy(num_samples=400, num_iterations=3, elite_share=0.001)
+    spreads: list[float] = []
+
+    def value(plans: np.ndarray) -> np.ndarray:
+        spreads.append(float(plans.std(axis=0).mean()))
+        total: np.ndarray = -np.square(plans).sum(axis=(1, 2))
+        return total
+
+    optimizer.improve(np.zeros((3, 2)), value, np.random.default_rng(0))
+    np.testing.assert_allclose(spreads[1:], 0.05, rtol=0.1)
+
+
+@pytest.mark.parametrize("name", ["cem", "mppi"])
+def test_all_randomness_is_the_generators(name: str) -> None:
+    optimizer = make_optimizer(name, num_samples=8, num_iterations=1)
+    first, same, other = (
+        optimizer.improve(
+            np.zeros((3, 2)), lambda plans: plans[:, 0, 0], np.random.default_rng(seed)
+        )
+        for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, same)
+    assert not np.array_equal(first, other)
+
+
 def test_torchs_global_randomness_is_left_alone() -> None:
     optimizer = make_optimizer("mppi", num_samples=4, num_iterations=1)
     torch.manual_seed(5)
@@ -233,7 +260,10 @@ def test_rows_of_a_batch_are_independent(name: str) -> None:
     together = policy.initial_state(3, streams)
     alone = [policy.initial_state(1, streams[[row]]) for row in range(3)]
     for _ in range(5):  # a plan, its rest, and the next plan
-        actions, together = policy.predict(observe(states, goals), together)
+        given, kept = together, together.with_rows([], together.rows([]))
+        actions, together = policy.predict(observe(states, goals), given)
+        for passed, copied in zip(given, kept, strict=True):
+            np.testing.assert_array_equal(passed, copied)
         for row in range(3):
             part = slice(row, row + 1)
             expected, alone[row] = policy.predict(
@@ -274,16 +304,26 @@ def test_an_episode_start_forgets_the_plan_of_its_row() -> None:
     np.testing.assert_array_equal(state.num_plans, [1, 2])
 
 
-def test_the_same_seed_and_stream_draw_the_same() -> None:
-    def drawn(seed: int, stream: int) -> float:
-        recorder = Recorder()
-        policy = make_policy(recorder, seed=seed)
+def test_the_same_seed_and_stream_draw_the_same_for_each_plan() -> None:
+    def drawn(seed: int, stream: int) -> list[float]:
+        recorder, found = Recorder(), []
+        policy = make_policy(recorder, seed=seed, hold=1)
         state = policy.initial_state(1, np.array([stream]))
-        policy.predict(observe(np.zeros((1, 4)), np.zeros((1, 2))), state)
-        return float(recorder.drawn)
+        for _ in range(3):
+            seen = observe(np.zeros((1, 4)), np.zeros((1, 2)))
+            _, state = policy.predict(seen, state)
+            found.append(float(recorder.drawn))
+        return found
 
     assert drawn(0, 3) == drawn(0, 3)
-    assert len({drawn(0, 3), drawn(1, 3), drawn(0, 4)}) == 3
+    assert len({*drawn(0, 3), *drawn(1, 3), *drawn(0, 4)}) == 9
+
+
+def test_rows_of_a_state_are_replaced_in_a_copy() -> None:
+    state = make_policy(Recorder()).initial_state(3)
+    other = make_policy(Recorder()).initial_state(1, np.array([7]))
+    assert state.with_rows([1], other).streams.tolist() == [0, 7, 2]
+    assert state.streams.tolist() == [0, 1, 2]
 
 
 def test_the_model_is_asked_in_environment_units_and_opinions_are_averaged() -> None:

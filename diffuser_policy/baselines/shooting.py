@@ -53,7 +53,7 @@ from diffuser_policy.spaces import (
 # reward a step `[…]`.
 Objective = Callable[[np.ndarray, np.ndarray], np.ndarray]
 Valuation = Callable[[np.ndarray], np.ndarray]  # plans [n, knots, A] → returns [n]
-SMALLEST_SPREAD = 0.05  # of the action range: the cross-entropy method keeps drawing
+SMALLEST_SPREAD = 0.05  # of half the actions' range, so that every iteration draws
 
 
 class Model(Protocol):
