@@ -121,7 +121,7 @@ def test_the_behavior_earned_what_its_episodes_add_up_to() -> None:
     assert behavior_facts(flat, new) is None
 
 
-def locomotion(folder: Path, *, told: bool = True) -> Path:
+def locomotion(folder: Path, *, told: bool = True, untold: str = "") -> Path:
     """Write made-up results: scores 10, 20 …, of data that earned half and double."""
     for number, title in enumerate(f"{r}-{q}" for r in ROBOTS for q in QUALITIES):
         for method, better in (("diffuser", 5.0), ("iql", 0.0)):
@@ -131,7 +131,7 @@ def locomotion(folder: Path, *, told: bool = True) -> Path:
             score = 10.0 * (number + 1) + better
             result = with_scores(result, [score - 1, score + 1])
             result["training"].pop("loaded", None)
-            if told and method == "iql":
+            if told and method == "iql" and title != untold:
                 earned = {"mean_score": score / 2, "best_score": 2 * score}
                 result["dataset"]["behavior"] = earned
             place = folder / "cells" / f"{title.lower()}--{method}--seed-0"
@@ -174,6 +174,17 @@ def test_data_that_nobody_noted_has_no_columns(tmp_path: Path) -> None:
     study = load_study(locomotion(tmp_path, told=False))
     [(group, _)] = groups_of(study)
     assert score_table(study, group).header == ("problem", "Diffuser", "IQL")
+
+
+def test_data_of_which_a_part_is_not_known_have_no_average(tmp_path: Path) -> None:
+    study = load_study(locomotion(tmp_path, untold="Hopper-medium"))
+    [(group, _)] = groups_of(study)
+    rows = rows_of(score_table(study, group))
+    means = {row["problem"]: row["the data, mean"] for row in rows}
+    assert {name for name, mean in means.items() if mean == "–"} == {
+        *("Hopper-medium", "Hopper, average", "Locomotion, average"),
+    }
+    assert means["Walker2d, average"] == "40.0"
 
 
 def test_published_figures_stand_beside_the_nine_and_their_average(

@@ -235,6 +235,19 @@ def test_differences_are_of_shared_episodes_alone(tmp_path: Path) -> None:
     assert warnings_of(study)["methods ran different episodes"] == "Maze2D-UMaze"
 
 
+def test_as_many_episodes_need_not_be_the_same(tmp_path: Path) -> None:
+    for method, later in (("diffuser", 0), ("iql", 1)):
+        result = with_scores(result_of(UMAZE, method), [10.0, 20, 40])
+        for episode in result["evaluations"][0]["episodes"]:
+            episode["seed"] += later
+        write_result(tmp_path, result)
+    study = load_study(tmp_path)
+    assert warnings_of(study)["methods ran different episodes"] == "Maze2D-UMaze"
+    [(_, rows)] = groups_of(study)
+    difference = texts(difference_table(study, rows), 0)
+    assert "+15.0" in difference.values()  # 20 and 40 instead of 10 and 20
+
+
 def test_several_training_seeds_are_pooled(kuka: Path) -> None:
     study = load_study(kuka)
     [(group, rows)] = groups_of(study)
@@ -439,12 +452,16 @@ def test_curves_of_seeds_that_were_evaluated_at_other_steps_are_joined(
     np.testing.assert_allclose(curve.high[1:] - curve.low[1:], 1000)
 
 
-def test_returns_are_compared_where_there_is_no_score(tmp_path: Path) -> None:
+@pytest.mark.parametrize("unscored", [1, 2])
+def test_returns_are_compared_where_episodes_have_no_score(
+    tmp_path: Path, unscored: int
+) -> None:
     env = "somebody/Walk-v0"
     for method, score in (("diffuser", 5.0), ("bc", 2.0)):
         result = with_scores(result_of(env, method), [score, score + 1])
-        for episode in result["evaluations"][0]["episodes"]:
-            episode |= {"score": None, "success": None, "time_to_goal": None}
+        for number, episode in enumerate(result["evaluations"][0]["episodes"]):
+            known = None if number < unscored else 99.0
+            episode |= {"score": known, "success": None, "time_to_goal": None}
         write_result(tmp_path, result)
     study = load_study(tmp_path)
     [(group, _)] = groups_of(study)
