@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffuser_policy.data.flat import Episode, FlatDataset, flatten
+from diffuser_policy.data.flat import Episode, FlatDataset, flatten, spread_rows
 from diffuser_policy.errors import DatasetError, DatasetNotFoundError, StorageError
 from tests.data_helpers import cut_stream, make_episode
 
@@ -394,6 +394,25 @@ def test_a_million_rows_are_ready_in_two_seconds(tmp_path: Path) -> None:
     start = time.perf_counter()
     FlatDataset.load(folder)
     assert time.perf_counter() - start < 2.0
+
+
+@pytest.mark.parametrize(("share", "number"), [(0.29, 29), (0.296, 30), (1e-6, 1)])
+def test_the_best_share_has_the_nearest_number_of_runs(
+    share: float, number: int
+) -> None:
+    flat = make_dataset(100)  # 0.29 * 100 is a little less than 29
+    rewards = np.random.default_rng(1).permutation(100).astype(np.float32)
+    single = FlatDataset(flat.fields, np.arange(101))
+    best = single.best_runs(share, rewards)
+    np.testing.assert_array_equal(best, rewards >= 100 - number)
+
+
+def test_rows_that_stand_for_an_array_are_spread_over_all_of_it() -> None:
+    found = spread_rows(np.arange(25_001)[:, None])[:, 0]
+    assert (len(found), found[0], found[-1]) == (10_000, 0, 25_000)
+    assert {*np.diff(found)} == {2, 3}
+    few = np.arange(9_999)[:, None]
+    np.testing.assert_array_equal(spread_rows(few), few)
 
 
 # --- episodes laid end to end ------------------------------------------------------
