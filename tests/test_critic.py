@@ -24,6 +24,7 @@ from diffuser_policy.config import (
 )
 from diffuser_policy.data.collection import collect_episodes
 from diffuser_policy.data.flat import FlatDataset
+from diffuser_policy.data.returns import returns_to_go
 from diffuser_policy.errors import ConfigError, DatasetError, DivergedError
 from diffuser_policy.networks.critic import Critic, Transitions
 from diffuser_policy.testing import toy_config, toy_dataset, toy_policy
@@ -31,7 +32,7 @@ from diffuser_policy.training.critic_trainer import CriticTrainer
 from diffuser_policy.training.trainer import Trainer
 from tests.point_env import PointEnv
 from tests.policy_helpers import observe
-from tests.training_helpers import has_batches_of_its_own
+from tests.training_helpers import has_batches_of_its_own, is_fixed_by_its_seed
 
 DATASET = "tests/critic-v0"
 
@@ -44,12 +45,15 @@ def rewarded(**changed: np.ndarray) -> FlatDataset:
     return dataclasses.replace(flat, fields=fields)
 
 
-def trainer(folder: Path, flat: FlatDataset | None = None) -> CriticTrainer:
+def trainer(
+    folder: Path, flat: FlatDataset | None = None, *, seed: int = 0, **critic: Any
+) -> CriticTrainer:
     """Return a trainer of a small critic for the toy policy."""
     policy = toy_policy()
     config = CriticTrainConfig(
         dataset="toy/point-v0",
-        critic=CriticConfig(width=16),
+        seed=seed,
+        critic=CriticConfig(width=16, **critic),
         optimization=OptimizationConfig(num_steps=4, batch_size=8, ema_decay=0.9),
     )
     planner = policy.config, policy.networks
@@ -152,26 +156,52 @@ def test_state_values_do_not_learn_from_the_step_before() -> None:
 
 def test_steps_lead_to_the_next_row_of_their_run(tmp_path: Path) -> None:
     ended = np.zeros(180, np.bool_)
-    ended[59] = True  # the first run terminates, the others are cut off
+    ended[[59, 179]] = True  # the second run is cut off, the others terminate
     made = trainer(tmp_path, rewarded(terminated=ended))
     steps = made.steps.rows.tolist()
-    assert 59 in steps
-    assert {119, 179}.isdisjoint(steps)
-    assert len(steps) == 178
+    assert {59, 179} <= {*steps}
+    assert 119 not in steps
+    assert len(steps) == 179
     generator, device = torch.Generator().manual_seed(0), torch.device("cpu")
-    batch = made.steps.sample(300, generator, device)
+    batch = made.steps.sample(2000, generator, device)
     layout = made.policy_config.layout
     rows = made.steps.windows.recorded(torch.arange(180))[:, layout.observations]
+    drawn = set()
     for now, later, done in zip(
         batch.observations, batch.next_observations, batch.ended, strict=True
     ):
         index = int((rows == now).all(dim=1).nonzero()[0])
-        assert bool(done) == (index == 59)
+        drawn.add(index)
+        assert bool(done) == (index in {59, 179})
         assert bool(done) or torch.equal(rows[index + 1], later)
+    assert drawn == {*steps}
+
+
+def test_a_critic_says_the_lower_of_both_values_always_of_the_same_steps(
+    tmp_path: Path,
+) -> None:
+    flat = rewarded()
+    made = trainer(tmp_path, flat, discount=0.5)
+    returns = returns_to_go(flat, 0.5)
+    assert float(made.average.return_mean) == pytest.approx(returns.mean(), rel=1e-4)
+    assert made.critic_values() == made.critic_values()
+    made.average.set_scale(0.0, 1.0)
+    with torch.no_grad():
+        for network, value in zip(made.average.action_values, (5, -3), strict=True):
+            *_, weight, bias = network.parameters()
+            weight.fill_(0.0)
+            bias.fill_(value)
+    values, rewards = made.critic_values(), flat.fields["reward"]
+    assert values[:3] == (-3.0, -3.0, -3.0)
+    assert values.possible == pytest.approx((2 * rewards.min(), 2 * rewards.max()))
 
 
 def test_steps_processes_and_accumulations_see_other_data(tmp_path: Path) -> None:
     assert has_batches_of_its_own(trainer(tmp_path).loss)
+
+
+def test_the_seed_fixes_the_first_weights_and_the_batches(tmp_path: Path) -> None:
+    assert is_fixed_by_its_seed(lambda seed: trainer(tmp_path, seed=seed))
 
 
 def test_the_highest_action_value_is_chosen() -> None:
@@ -384,7 +414,10 @@ def test_one_episode_is_enough_for_a_critic(tmp_path: Path) -> None:
     assert not made.steps.values(made.average, 0.99).diverged
 
 
-def test_actions_outside_of_the_space_are_refused(tmp_path: Path) -> None:
+def test_actions_outside_of_the_space_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffuser_policy.data.flat.PIECE", 160)  # 20 actions
     actions = rewarded().fields["action"].copy()
     actions[77, 0] = 1e3
     flat = rewarded(action=actions)

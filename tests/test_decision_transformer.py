@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
 
 from diffuser_policy.baselines import d3rlpy_methods
 from diffuser_policy.baselines import decision_transformer as dt
@@ -229,6 +230,22 @@ def test_a_killed_training_goes_on_to_the_same_weights(
     )
     for (name, first), (_, second) in pairs:
         assert (first == second).all(), name
+
+
+def test_the_seed_fixes_the_first_weights(tmp_path: Path, data: FlatDataset) -> None:
+    """A single gradient step that moves nothing."""
+    found = []
+    for number, seed in enumerate((3, 3, 4)):
+        training = context_for(
+            tmp_path / str(number), data, num_steps=1, learning_rate=1e-12
+        )
+        training.seed = seed
+        network = train(training).algorithm.impl.modules.transformer
+        weights = torch.nn.utils.parameters_to_vector(network.parameters())
+        found.append(weights.detach())
+    first, same, other = found
+    assert torch.equal(first, same)
+    assert float((first - other).abs().mean()) > 1e-3
 
 
 def test_problems_it_cannot_do_are_refused(tmp_path: Path, data: FlatDataset) -> None:

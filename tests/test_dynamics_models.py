@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from diffuser_policy.errors import (
 from diffuser_policy.planning.horizons import Horizons
 from diffuser_policy.planning.planner import Planner
 from tests.planner_helpers import LAYOUT, NORMALIZER, WhiteNoise, make_planner
-from tests.training_helpers import has_batches_of_its_own
+from tests.training_helpers import has_batches_of_its_own, is_fixed_by_its_seed
 
 MATRIX = np.array([[1.0, 0.1], [-0.1, 0.95]])
 PUSH = np.array([[0.0], [0.2]])
@@ -116,6 +117,15 @@ def test_imagined_states_stay_within_twice_the_range_of_the_data(
     assert (imagined[:, 0, 0] > high).any()
 
 
+def test_the_range_of_imagination_is_that_of_the_states_that_follow() -> None:
+    ensemble = DynamicsEnsemble(1, 1, DynamicsConfig(num_members=1, width=8))
+    states = np.array([[0.0], [1.0]], np.float32)
+    ensemble.fit_moments(states, states, np.array([[10.0], [14.0]], np.float32))
+    far = torch.tensor([[[-1e6], [1e6]]])
+    reached = ensemble.following(torch.zeros(1, 2, 1), far)
+    assert reached.flatten().tolist() == [8.0, 16.0]
+
+
 def test_each_member_imagines_by_itself() -> None:
     """One step at a time, by the networks' own output, is the same."""
     torch.manual_seed(0)
@@ -141,6 +151,12 @@ def test_each_member_imagines_by_itself() -> None:
 
 def test_steps_processes_and_accumulations_see_other_data(trained: DynamicsRun) -> None:
     assert has_batches_of_its_own(trained.loss)
+
+
+def test_the_seed_fixes_the_first_weights_and_the_batches(tmp_path: Path) -> None:
+    assert is_fixed_by_its_seed(
+        lambda seed: DynamicsRun(replace(SMALL, seed=seed), spring_data(), tmp_path)
+    )
 
 
 def test_a_run_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -237,6 +253,10 @@ def test_the_first_state_and_all_given_actions_are_pinned() -> None:
     np.testing.assert_allclose(pinned[:, :5, :2], actions, atol=1e-5)
     assert predicted.shape == (3, 5, 4)
     np.testing.assert_array_equal(predicted, model.simulate(states, actions))
+    for row in range(3):  # the noise is the same too, wherever the row is
+        part = slice(row, row + 1)
+        alone = model.simulate(states[part], actions[part])
+        np.testing.assert_allclose(alone, predicted[part], atol=1e-5)
 
 
 class Spring(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from diffuser_policy.baselines.mbop import (
     Steps,
     mbop,
 )
+from diffuser_policy.baselines.shooting import ShootingState
 from diffuser_policy.benchmark.context import MethodContext
 from diffuser_policy.benchmark.methods import find_method
 from diffuser_policy.benchmark.problem import Problem
@@ -28,7 +30,11 @@ from diffuser_policy.errors import ConfigError, DatasetError
 from diffuser_policy.evaluation import evaluate
 from tests.baseline_helpers import line_data
 from tests.goal_point import training_of
-from tests.training_helpers import has_batches_of_its_own
+from tests.training_helpers import (
+    has_batches_of_its_own,
+    is_fixed_by_its_seed,
+    seed_of,
+)
 
 EDGE = 1.0
 SMALL = {"width": 32, "num_members": 2, "num_samples": 32}
@@ -141,11 +147,133 @@ def test_plans_climb_and_stop_before_the_cliff(policy: Any, data: FlatDataset) -
     assert np.mean([episode.length for episode in found.episodes]) > 18
 
 
+def test_a_plan_is_the_weighted_mean_of_what_its_members_imagine(
+    data: FlatDataset,
+) -> None:
+    """By the equations, in loops over samples and steps, in two environments."""
+    torch.manual_seed(0)
+    steps = Steps.of(data, 0.9)
+    model = OfflineModel(steps, DynamicsConfig(num_members=2, width=8))
+    low, high = -0.5, 2.0
+    planner = OfflinePlanner(
+        model,
+        spaces.Box(low, high, (1,)),
+        horizon=3,
+        num_samples=4,
+        noise=0.8,
+        mixing=0.25,
+        sharpness=2.0,
+        discount=0.5,
+        seed=6,
+    )
+
+    def told(member: int, network: Any, *values: Any) -> list[np.ndarray]:
+        """Return what one member says of one state, and of an action."""
+        given = (torch.tensor(np.array([[v]] * 2), dtype=torch.float32) for v in values)
+        with torch.no_grad():
+            found = network(*given)
+        parts = found if isinstance(found, tuple) else (found,)
+        return [part[member, 0].numpy() for part in parts]
+
+    def cloned(states: torch.Tensor) -> torch.Tensor:
+        return model.behavior.outputs(model.scaled(states))
+
+    def expected(
+        state: np.ndarray, before: ShootingState, row: int, mixing: float
+    ) -> np.ndarray:
+        pair = int(before.streams[row]), int(before.num_plans[row])
+        rng = np.random.default_rng((6, *pair))
+        noise = rng.standard_normal((4, 3, 1), np.float32)
+        rest = [*before.plans[row, 1:], before.plans[row, -1]]
+        plans, returns = np.zeros((4, 3, 1)), np.zeros(4)
+        for sample in range(4):
+            member, x, alive = sample // 2, state, 1.0
+            for t in range(3):
+                [wish] = told(member, cloned, x)
+                wish = wish + 0.8 * (high - low) / 2 * noise[sample, t]
+                wish = (1 - mixing) * wish + mixing * rest[t]
+                plans[sample, t] = action = wish.clip(low, high)
+                x, reward, goes_on = told(member, model.dynamics.step, x, action)
+                returns[sample] += 0.5**t * alive * reward
+                alive *= float(goes_on)
+            returns[sample] += 0.5**3 * alive * told(member, model.values, x)[0]
+        weights = np.exp(2.0 * returns / returns.std())
+        mean: np.ndarray = np.tensordot(weights / weights.sum(), plans, 1)
+        return mean
+
+    rows = np.array([[0.2], [0.9]], np.float32)
+    state = planner.initial_state(2, np.array([3, 8]))
+    for number in range(1, 4):
+        before = ShootingState(*(part.copy() for part in state))
+        given, begins = state, np.array([False, number == 3])
+        actions, state = planner.predict(rows, given, begins)
+        for mine, kept in zip(given, before, strict=True):
+            np.testing.assert_array_equal(mine, kept)
+        assert state.num_plans.tolist() == [number] * 2
+        for row in range(2):
+            mixing = 0.0 if number == 1 or begins[row] else 0.25
+            plan = expected(rows[row], before, row, mixing)
+            np.testing.assert_allclose(state.plans[row], plan, atol=1e-5)
+            np.testing.assert_allclose(actions[row], plan[0], atol=1e-5)
+
+
+def test_the_losses_are_the_errors_of_what_plans_are_made_of(
+    tmp_path: Path, data: FlatDataset
+) -> None:
+    """In units of the data's spread, as means over each member's own batch."""
+    config = DynamicsConfig(num_members=2, width=8, batch_size=512)
+    run = OfflineRun(config, data, tmp_path, discount=0.9)
+    size, generator = (2, 512), torch.Generator().manual_seed(0)
+    rows = torch.randint(len(run.steps.states), size, generator=generator).numpy()
+    states, actions, following, rewards, ended, returns = (
+        part[rows] for part in run.steps
+    )
+    model, x, a = run.networks, torch.from_numpy(states), torch.from_numpy(actions)
+    with torch.no_grad():
+        imagined = [part.numpy() for part in model.dynamics.step(x, a)]
+        cloned = model.behavior.outputs(model.scaled(x)).numpy()
+        valued = model.values(x).numpy()
+        found = run.losses(0, torch.Generator().manual_seed(0))
+    goes_on, steps = run.steps.ended == 0, run.steps
+    spread = (steps.following - steps.states)[goes_on].std()
+    wrong = np.square((imagined[0] - following) / spread)[..., 0] * (1 - ended)
+    wrong += np.square((imagined[1] - rewards) / steps.rewards.std())
+    wrong -= np.log(np.where(ended > 0, 1 - imagined[2], imagined[2]))
+    expected = {
+        "dynamics": wrong,
+        "behavior": np.square(cloned - actions),
+        "value": np.square((valued - returns) / steps.returns.std()),
+    }
+    for name, errors in expected.items():
+        assert float(found[name]) == pytest.approx(2 * errors.mean(), rel=1e-3), name
+
+
+def test_of_a_step_that_ends_only_the_outcome_is_learned(
+    tmp_path: Path, data: FlatDataset
+) -> None:
+    """Where it leads is not in the data: the next row is another episode's."""
+    config = DynamicsConfig(num_members=2, width=8, batch_size=512)
+    steps = Steps.of(data, 0.9)
+    wrong = np.where(steps.ended[:, None] > 0, np.float32(1e3), steps.following)
+    other = steps._replace(following=wrong)
+    torch.manual_seed(0)
+    moments = [OfflineModel(each, config).dynamics.moments for each in (steps, other)]
+    assert torch.equal(*moments)
+    run = OfflineRun(config, data, tmp_path, discount=0.9)
+    losses = []
+    for run.steps in (steps, other):
+        found = run.losses(0, torch.Generator().manual_seed(0))
+        losses.append(float(found["dynamics"].detach()))
+    assert losses[0] == losses[1]
+
+
 def test_results_do_not_depend_on_the_other_rows_of_a_batch(
     tmp_path: Path, data: FlatDataset
 ) -> None:
     context = context_for(tmp_path, data, num_steps=20)
+    context.seed = 5
     policy = mbop(context, **context.settings)
+    assert policy.seed == seed_of(context.folder) == 5
     rows = np.linspace(-0.5, 0.5, 5, dtype=np.float32)[:, None]
     actions, state = policy.predict(rows, policy.initial_state(5))
     again, following = policy.predict(rows, state, np.arange(5) == 2)
@@ -192,6 +320,17 @@ def test_steps_processes_and_accumulations_see_other_data(
     config = DynamicsConfig(num_members=2, width=8)
     run = OfflineRun(config, data, tmp_path, discount=0.9)
     assert has_batches_of_its_own(run.loss)
+
+
+def test_the_seed_fixes_the_first_weights_and_the_batches(
+    data: FlatDataset, tmp_path: Path
+) -> None:
+    config = DynamicsConfig(num_members=2, width=8)
+    assert is_fixed_by_its_seed(
+        lambda seed: OfflineRun(
+            replace(config, seed=seed), data, tmp_path, discount=0.9
+        )
+    )
 
 
 def _interrupt(*_: Any) -> None:

@@ -24,6 +24,7 @@ from diffuser_policy.errors import ConfigError, UnknownNameError
 from diffuser_policy.evaluation import evaluate
 from tests.goal_point import GOAL_POINT, GoalPointEnv
 from tests.point_env import POINT
+from tests.training_helpers import seed_of
 
 ENV = "diffuser_envs/Maze2D-UMaze-v1"
 SMALL = {"horizon": 20, "hold": 10, "num_samples": 4, "num_iterations": 1}
@@ -90,6 +91,7 @@ def test_every_method_plans_in_a_maze(training: MethodContext, name: str) -> Non
         f"diffuser_policy.baselines.planning_methods:{_function(name)}"
     )
     assert method.name == name
+    training.seed = 5
     given: dict[str, Any] = dict(SMALL)
     if name == "mppi-diffuser":
         given["num_sampling_steps"] = 1
@@ -104,7 +106,9 @@ def test_every_method_plans_in_a_maze(training: MethodContext, name: str) -> Non
     )
     assert [each.num_plans for each in results.episodes] == [3, 3]
     assert results.episodes == again.episodes
+    assert policy.seed == 5
     if "simulator" not in name:
+        assert seed_of(training.folder) == 5
         assert training.facts["num_steps"] == 2
         assert training.facts["num_parameters"] > 0
 

@@ -21,12 +21,16 @@ from diffuser_policy.config import (
     WindowConfig,
 )
 from diffuser_policy.data.flat import FlatDataset
-from diffuser_policy.data.returns import returns_to_go
+from diffuser_policy.data.returns import return_scale, returns_to_go
 from diffuser_policy.data.windows import WindowDataset
 from diffuser_policy.errors import ConfigError, DatasetError, SpaceMismatchError
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.testing import toy_config, toy_dataset, toy_policy
-from tests.training_helpers import has_batches_of_its_own, weights
+from tests.training_helpers import (
+    has_batches_of_its_own,
+    is_fixed_by_its_seed,
+    weights,
+)
 from tests.value_helpers import (
     fixed_length,
     make_trainer,
@@ -114,6 +118,16 @@ def test_rewards_that_say_nothing_are_refused() -> None:
 def test_a_reward_for_staying_alive_is_something_to_learn() -> None:
     found = returns_to_go(with_rewards(np.ones(30), ends=(9,)), 1.0)
     np.testing.assert_array_equal(found[:10], np.arange(10, 0, -1))
+
+
+def test_returns_that_differ_by_rounding_alone_are_refused() -> None:
+    rewards = np.ones(30, np.float32)
+    rewards[::2] += np.finfo(np.float32).eps
+    flat = with_rewards(rewards)
+    returns = returns_to_go(flat, 0.0)
+    assert returns.std() > 0
+    with pytest.raises(DatasetError, match="All returns"):
+        return_scale(returns, flat)
 
 
 def test_returns_that_overflow_are_refused() -> None:
@@ -217,6 +231,10 @@ def test_the_network_sees_noise_and_conditions_as_when_planning(
 
 def test_steps_processes_and_accumulations_see_other_data(tmp_path: Path) -> None:
     assert has_batches_of_its_own(make_trainer(tmp_path).loss)
+
+
+def test_the_seed_fixes_the_first_weights_and_the_batches(tmp_path: Path) -> None:
+    assert is_fixed_by_its_seed(lambda seed: make_trainer(tmp_path, seed=seed))
 
 
 def test_lengths_are_mixed_as_those_of_the_planner(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import signal
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,29 @@ def has_batches_of_its_own(loss: nn.Module) -> bool:
             for _ in range(2)
         )
     return found == again and len({*found}) == len(batches)
+
+
+def seed_of(output: Path) -> int:
+    """Return the seed of the training in a folder."""
+    settings = output / "training" / "settings.json"
+    return int(json.loads(settings.read_text())["seed"])
+
+
+def is_fixed_by_its_seed(make: Callable[[int], TrainingRun[Any]]) -> bool:
+    """Return whether the seed decides the first weights, and by itself the batches."""
+    run, same, other = (make(seed) for seed in (3, 3, 4))
+    first, again, others = (
+        nn.utils.parameters_to_vector(each.networks.parameters())
+        for each in (run, same, other)
+    )
+    weights_follow = torch.equal(first, again) and not torch.equal(first, others)
+    losses = []
+    for each in (run, same, other):
+        for network in (each.networks, each.average):
+            network.load_state_dict(run.networks.state_dict())
+        with torch.no_grad():
+            losses.append(torch.stack([*each.loss(0, 0, 0).values()]).sum().item())
+    return weights_follow and losses[0] == losses[1] != losses[2]
 
 
 def pendulum_policy(**metadata: Any) -> DiffuserPolicy:
