@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import Tensor
 
 from diffuser_policy import DiffuserPolicy
@@ -16,6 +17,7 @@ from diffuser_policy.config import LandmarksConfig, PlannerConfig, TrainConfig
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.export import write_export
 from diffuser_policy.guides.trajectory import Trajectory
+from diffuser_policy.networks import landmarks
 from diffuser_policy.networks.landmarks import Landmarks
 from diffuser_policy.plotting import Scene, plan_figure
 from diffuser_policy.speed.cases import network_flops, plan_flops
@@ -142,6 +144,80 @@ def test_a_place_where_runs_only_end_does_not_cut_off_the_way() -> None:
 def test_more_landmarks_than_rows_do_no_harm() -> None:
     marks = Landmarks.fit(*joined(walk((0, 0), (1, 0))), 30)
     assert np.isfinite(marks.ways[nearest(marks, point(0, 0))]).any()
+
+
+def known(places: list[tuple[float, float]], num_linked: int) -> Landmarks:
+    """Return landmarks of which the last few are a chain, 10 env steps from each other.
+
+    Ways lead along the chain in its direction alone; no run was at the other places.
+    """
+    marks = Landmarks(len(places), 2)
+    marks.places.copy_(torch.tensor(places))
+    first = len(places) - num_linked
+    for place in range(first, len(places) - 1):
+        marks.times[place, place + 1] = 10.0
+    return marks
+
+
+@pytest.mark.parametrize(
+    ("ahead", "subgoal"), [(5, 1), (10, 1), (19, 1), (20, 2), (49, 4), (50, 5)]
+)
+def test_the_furthest_place_that_is_not_too_far_is_the_subgoal(
+    ahead: float, subgoal: int
+) -> None:
+    marks = known([(x, 0.0) for x in range(6)], 6)
+    [aim], [direct] = marks.subgoals(point(0, 0), point(5, 0), ahead)
+    assert direct == (subgoal == 5)
+    np.testing.assert_array_equal(aim, [subgoal, 0])
+
+
+def test_places_without_a_way_do_not_hide_those_that_have_one() -> None:
+    """Any number of copies may be nearer than the two places of the only way."""
+    marks = known([(0, 1)] * 6 + [(0, 0), (5, 0)], 2)
+    [aim], [direct] = marks.subgoals(point(0, 0.9), point(5, 0), 5)
+    assert not direct
+    np.testing.assert_array_equal(aim, [5, 0])
+
+
+def test_beside_one_place_nobody_leaves_for_another() -> None:
+    """Even if no run leads on from that place, and others would."""
+    marks = known([(0, 5), *[(x, 0.0) for x in range(-3, 4)]], 7)
+    goal = point(1, 5)
+    aims, [direct] = marks.subgoals(point(-1, 5), goal, 5)
+    assert direct
+    np.testing.assert_array_equal(aims, goal)
+
+
+def test_a_place_far_off_does_not_widen_the_others() -> None:
+    marks = known([(0, 0), (1, 0), (2, 0), (10, 0)], 4)
+    assert marks.radius == 0.5
+
+
+@pytest.mark.parametrize(("beside", "time"), [(0.4, 1 / SPEED), (0.6, 0.0)])
+def test_runs_are_at_places_within_half_the_usual_distance(
+    beside: float, time: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = np.array([(x, 0.0) for x in range(4)], np.float32)
+    monkeypatch.setattr(landmarks, "_spread", lambda *_: places)
+    marks = Landmarks.fit(*joined(walk((0, beside), (3, beside))), 4)
+    assert marks.times[1, 2] == pytest.approx(time)
+
+
+def test_places_lie_in_the_middle_of_a_corridor() -> None:
+    x, y = np.meshgrid(np.linspace(0, 10, 101), np.linspace(-0.5, 0.5, 11))
+    rows = np.stack([x.ravel(), y.ravel()], axis=1).astype(np.float32)
+    marks = Landmarks.fit(rows, np.array([0, len(rows)]), 10)
+    assert marks.places[:, 1].abs().max() < 0.25
+
+
+def test_a_seed_fixes_the_rows_that_are_candidates(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(landmarks, "CANDIDATES", 30)
+    runs = joined(walk(*HAIRPIN))
+    one, again, other = (Landmarks.fit(*runs, 5, seed).places for seed in (0, 0, 1))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
 
 
 def grid(size: int, num_runs: int) -> tuple[np.ndarray, np.ndarray]:
