@@ -43,6 +43,21 @@ def test_the_denoising_step_changes_the_output() -> None:
     )
 
 
+def test_blocks_that_add_nothing_leave_a_normalized_linear_map() -> None:
+    made, windows = network(), torch.randn(5, 4, 3)
+    assert isinstance(made.leave[1], torch.nn.Linear)
+    for block in made.blocks:
+        for weight in block[-1].parameters():  # type: ignore[index]
+            weight.data.zero_()
+    x = windows.reshape(5, 12) @ made.enter.weight.T + made.enter.bias
+    x = (x - x.mean(dim=1, keepdim=True)) / x.var(
+        dim=1, keepdim=True, correction=0
+    ) ** 0.5
+    expected = (x @ made.leave[1].weight.T + made.leave[1].bias).view(5, 4, 3)
+    found = made(windows, torch.tensor([0, 3, 1, 2, 3]))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
 def test_settings_choose_it() -> None:
     config = toy_config(
         window=WindowConfig(horizon=4, hindsight_goal="none"),

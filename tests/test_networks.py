@@ -9,7 +9,11 @@ import torch
 from torch import nn
 
 from diffuser_policy.errors import ConfigError, HorizonError
-from diffuser_policy.networks.unet import LinearAttention, SinusoidalEmbedding
+from diffuser_policy.networks.unet import (
+    LinearAttention,
+    SinusoidalEmbedding,
+    StartConditionedUNet,
+)
 from tests.network_helpers import batch, random_network
 
 
@@ -82,6 +86,19 @@ def test_the_output_depends_on_the_denoising_step() -> None:
     noisy, _ = batch(network, size=1)
     early, late = (network(noisy, torch.tensor([i])) for i in (0, 19))
     assert (early - late).abs().max() > 1e-4
+
+
+def test_a_start_is_read_beside_every_planning_step() -> None:
+    """As if each step had the start's columns, after its own."""
+    network = StartConditionedUNet(4, dim=8, multipliers=(1, 2))
+    plain = random_network(4, input_dim=8)
+    network.load_state_dict(plain.state_dict())
+    (noisy, steps), start = batch(plain), torch.randn(3, 4)
+    wide = torch.stack([torch.cat([noisy[:, t], start], dim=1) for t in range(8)], 1)
+    found = network(noisy, steps, start=start, signal=torch.ones(3))
+    torch.testing.assert_close(found, plain(wide, steps))
+    other = network(noisy, steps, start=-start, signal=torch.ones(3))
+    assert (found - other).abs().amax(dim=(1, 2)).min() > 1e-3
 
 
 def test_the_embedding_is_the_papers() -> None:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffuser_policy.errors import ConfigError, HorizonError
-from diffuser_policy.networks.objects import ObjectTransformer
+from diffuser_policy.networks.objects import ModulatedBlock, ObjectTransformer
 
 OBJECTS = [(3, 4, 5, 6), (7, 8, 9, 10), (11, 12, 13, 14)]
 STEPS, COLUMNS = 16, 15
@@ -84,26 +84,117 @@ def test_columns_may_come_in_any_order() -> None:
     torch.testing.assert_close(moved, plain[..., shuffled], atol=1e-5, rtol=1e-5)
 
 
-def test_an_untrained_network_can_point_at_an_object() -> None:
-    """With all weight on object 1, the tool's plan is that object's position."""
-    made = network(dim=32)
-    rows, i, start, signal = inputs(batch=1)
-    robot = sum(made.robot_sizes)
-    head = sum(made.object_sizes)
-    with torch.no_grad():
-        for module in (made.write_robot, made.write_object):
-            module.weight.zero_()
-            module.bias.zero_()
-        logit = made.robot_sizes[0] + made.robot_sizes[1]
-        made.write_robot.bias.view(-1, robot)[:, logit] = -100.0  # not where it is
-        made.write_robot.bias.view(-1, robot)[:, logit + 1] = 1.0  # query
+def heads(made: ObjectTransformer) -> tuple[list[Tensor], list[Tensor]]:
+    """Let a network write nothing; return what it writes then, `[patch, size]` each.
+
+    First the parts of the robot's head, then those of the objects'.
+    """
+    parts = []
+    for head, sizes in (
+        (made.write_robot, made.robot_sizes),
+        (made.write_object, made.object_sizes),
+    ):
+        for weight in head.parameters():
+            weight.requires_grad_(False).zero_()
+        parts.append(list(head.bias.view(-1, sum(sizes)).split(sizes, dim=1)))
+    return parts[0], parts[1]
+
+
+def test_the_tool_can_be_pointed_at_objects() -> None:
+    made = network()
+    (_, near, itself, query), _ = heads(made)
+    itself[:] = -100.0
+    query[:, 0] = 1.0  # no key answers: all objects alike
+    near[:] = torch.tensor([0.1, 0.2, 0.3])
+    rows, i, start, signal = inputs()
     out = made(rows, i, start=start, signal=signal)
 
-    places = start[:, 3:].reshape(1, 3, 4)[..., :3]
-    mean = (places - start[:, None, :3]).mean(dim=1)
-    expected = mean[:, None].expand(1, STEPS, 3)
-    torch.testing.assert_close(out[..., :3], expected, atol=1e-5, rtol=1e-5)
-    assert head == 4 + 3 + 3 + 1 + 1 + 16 + 16
+    tool = start[:, None, :3] + out[..., :3]
+    middle = start[:, 3:].reshape(3, 3, 4)[..., :3].mean(dim=1)
+    expected = middle + torch.tensor([0.1, 0.2, 0.3])
+    torch.testing.assert_close(tool, expected[:, None].expand_as(tool))
+
+
+def test_an_object_can_be_pointed_at_the_tool() -> None:
+    """A carried object goes where the tool is planned to be."""
+    made = network()
+    (path, *_), (_, _, carried, _, held, _, _) = heads(made)
+    path[:] = torch.arange(12.0).view(4, 3)
+    held[:] = 100.0
+    carried[:] = torch.tensor([0.0, 0.1, -0.2])
+    rows, i, start, signal = inputs()
+    out = made(rows, i, start=start, signal=signal)
+
+    tool = start[:, None, :3] + out[..., :3]
+    for columns in OBJECTS:
+        xyz = list(columns[:3])
+        place = start[:, None, xyz] + out[..., xyz]
+        torch.testing.assert_close(place, tool + torch.tensor([0.0, 0.1, -0.2]))
+
+
+def test_an_object_can_be_pointed_at_the_others_and_not_at_itself() -> None:
+    made = network()
+    _, (_, stacked, _, _, _, asked, key) = heads(made)
+    asked[:, 0] = key[:, 0] = 10.0
+    stacked[:] = torch.tensor([0.0, 0.0, 0.6])
+    rows, i, start, signal = inputs()
+    out = made(rows, i, start=start, signal=signal)
+
+    places = start[:, 3:].reshape(3, 3, 4)[..., :3]
+    for k, columns in enumerate(OBJECTS):
+        xyz = list(columns[:3])
+        place = start[:, None, xyz] + out[..., xyz]
+        others = places[:, [j for j in range(3) if j != k]].mean(dim=1)
+        expected = (others + torch.tensor([0.0, 0.0, 0.6]))[:, None]
+        torch.testing.assert_close(place, expected.expand_as(place))
+
+
+def test_objects_see_where_the_tool_is_planned_from_where_they_are() -> None:
+    """Where there is no noise, offsets are scaled as deviations are: by the signal."""
+    made = network()
+    rows, i, start, signal = inputs()
+    seen: list[Tensor] = []
+    made.read_object.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    made(signal[:, None, None] * rows, i, start=start, signal=signal)
+
+    patches = seen[0][..., 4 * 4 : 4 * (4 + 3)].reshape(3, 3, STEPS, 3)
+    for k, columns in enumerate(OBJECTS):
+        away = start[:, None, :3] + rows[..., :3] - start[:, None, list(columns[:3])]
+        torch.testing.assert_close(patches[:, k], signal[:, None, None] * away)
+
+
+def test_equal_patches_at_other_times_are_told_apart() -> None:
+    made = network()
+    rows, i, start, signal = inputs()
+    alike = rows[:, :4].repeat(1, STEPS // 4, 1)
+    out = made(alike, i, start=start, signal=signal)
+    assert (out[:, :4] - out[:, 4:8]).abs().amax() > 1e-2
+
+
+def test_an_unmodulated_block_is_a_transformers() -> None:
+    """At first, the denoising step changes nothing; PyTorch has the layer as well."""
+    torch.manual_seed(0)
+    ours = ModulatedBlock(32)
+    theirs = nn.TransformerEncoderLayer(
+        32,
+        nhead=4,
+        dim_feedforward=64,
+        dropout=0.0,
+        activation=nn.functional.silu,
+        norm_first=True,
+        batch_first=True,
+    )
+    first, _, second = ours.perceptron
+    for layer, name in (
+        (ours.qkv, "self_attn.in_proj_"),
+        (ours.merge, "self_attn.out_proj."),
+        (first, "linear1."),
+        (second, "linear2."),
+    ):
+        for part in ("weight", "bias"):
+            theirs.get_parameter(name + part).data = layer.get_parameter(part).data
+    tokens, step = torch.randn(2, 5, 32), torch.randn(2, 32)
+    torch.testing.assert_close(ours(tokens, step), theirs(tokens))
 
 
 def test_objects_stay_where_nothing_else_was_learnt() -> None:
