@@ -428,6 +428,36 @@ def test_what_cannot_be_simulated_is_refused(
         env.simulate(states, actions)
 
 
+# --- D4RL's data ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("title", TITLES)
+def test_d4rls_points_are_those_of_their_cells(title: str) -> None:
+    """Its first coordinate grows downward, and its second to the right."""
+    env = make(f"diffuser_envs/Maze2D-{title}-v1")
+    cells, points = np.array(env.layout.free_cells, float), env.layout.free_points
+    moves = np.tile([1.0, 2.0], (len(cells), 1))
+    observed, actions = env.from_d4rl(
+        {"observation": np.hstack([cells, moves]), "desired_goal": cells[::-1]}, moves
+    )
+    turned = np.tile([2.0, -1.0], (len(cells), 1))
+    np.testing.assert_allclose(observed["observation"], np.hstack([points, turned]))
+    np.testing.assert_allclose(observed["achieved_goal"], points)
+    np.testing.assert_allclose(observed["desired_goal"], points[::-1])
+    np.testing.assert_array_equal(actions, turned)
+
+
+def test_a_few_of_d4rls_positions_may_be_a_little_inside_of_walls() -> None:
+    env = make("diffuser_envs/Maze2D-UMaze-v1")
+    states, goals = np.tile([1.0, 1.0, 0.0, 0.0], (200, 1)), np.ones((200, 2))
+    observations = {"observation": states, "desired_goal": goals}
+    states[:1, 0] = 0.25  # the wall ends at 0.3
+    env.from_d4rl(observations, goals)
+    states[:4, 0] = 0.25
+    with pytest.raises(MazePositionError, match="walls of UMaze"):
+        env.from_d4rl(observations, goals)
+
+
 # --- copies ------------------------------------------------------------------------
 
 

@@ -62,12 +62,18 @@ def test_discs_cover_neither_start_nor_goal() -> None:
     assert discs.gap(path[[0, -1]]) >= 0.2
 
 
-def test_what_comes_after_the_arrival_is_no_part_of_the_path() -> None:
+@pytest.mark.parametrize(("first", "length"), [(199, 4.9), (190, 4.75)])
+def test_what_comes_after_the_arrival_is_no_part_of_the_path(
+    first: int, length: float
+) -> None:
+    """The first 0.1 m from the goal, or else the nearest step, is the arrival."""
     path = line(0.0)
-    wandering = np.concatenate([path, path[::-1]])
+    later = path if length == 4.9 else path[:100]
+    wandering = np.concatenate([path[:first], path[:first][::-1], later])
     discs = FreeSpace(HALL).place_discs(wandering, path[-1])
     assert discs is not None
-    np.testing.assert_allclose(discs.centers[:, 0], [-5 / 6, 5 / 6], atol=0.05)
+    thirds = -2.5 + length * np.array([1, 2]) / 3
+    np.testing.assert_allclose(discs.centers[:, 0], thirds, atol=0.03)
 
 
 # --- the guide of the walls -------------------------------------------------------

@@ -172,7 +172,8 @@ class Maze2DEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle):
         state = data["state"]
         mujoco.mj_setState(self.model, self.data, state["simulated"], SIMULATED)
         mujoco.mj_forward(self.model, self.data)
-        # What warm-starts the next step's solver; `mj_forward` has just replaced it.
+        # What warm-starts the next step's solver: before MuJoCo 3.3.6, `mj_forward`
+        # replaces it.
         mujoco.mj_setState(self.model, self.data, state["simulated"], SIMULATED)
         self.set_goal(state["goal"])
         self.spec = state["spec"]
