@@ -172,8 +172,7 @@ class BlockFeatures:
         before = np.concatenate([held[:, :1], held[:, :-1]], axis=1)
         grasped, released = held & ~before, before & ~held
         stand = _at_event(place, released)  # where a block was last put down
-        known = np.concatenate([stand[:, :1], stand[:, :-1]], axis=1)
-        top = known + np.array([0.0, 0.0, BLOCK_HEIGHT / 2])
+        top = stand + np.array([0.0, 0.0, BLOCK_HEIGHT / 2])
         lateral, vertical = _distances(tool, top)
         cost = _event_mean(lateral + VERTICAL_WEIGHT * vertical, grasped)
         cost += _event_mean(_landing_miss(place, held), released)
