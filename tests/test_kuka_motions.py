@@ -111,6 +111,16 @@ def test_a_detour_comes_down_beside_and_moves_level_over_the_target() -> None:
     assert (after[lateral > 1e-9, 2] > target[2] + 0.025 - 1e-9).all()
 
 
+def test_a_target_above_all_blocks_is_reached_on_its_level() -> None:
+    start = np.array((0.5, -0.2, 0.2))
+    route = Route(start)
+    route.travel((0.5, 0.2, 0.4), np.array([[0.5, 0.5, 0.03]]))
+    tool = route.timed().tool
+    on_the_way = np.hypot(*(tool - start)[:, :2].T) > 1e-9
+    assert on_the_way.sum() > 5
+    np.testing.assert_allclose(tool[on_the_way, 2], 0.4)
+
+
 def test_rising_and_resting() -> None:
     route = Route(BLOCKS[0] + MIDDLE)
     route.finish(7)

@@ -138,6 +138,7 @@ def test_blocks_are_brought_to_their_places() -> None:
     assert answer(off, goal)[0] == -1
     off[1, 0] += 0.002
     assert answer(off, goal) == (1, -1, [*B, 0.03], 1)
+    assert answer(goal, goal, held=1) == (1, -1, [*B, 0.03], 1)  # not let go yet
 
 
 def test_two_blocks_that_change_places_need_a_third_place() -> None:
@@ -163,6 +164,14 @@ def test_a_place_is_taken_as_soon_as_a_block_would_be_touched() -> None:
     assert (block, support, moves) == (0, -1, 3)
     near[0, 1] = C[1] - 0.17  # far enough for block 2 to be put down beside it
     assert answer(near, goal) == (2, -1, [*C, 0.03], 2)
+
+
+def test_a_block_on_another_leaves_the_places_beside_it_free() -> None:
+    """Block 3 leans from block 2 to block 0's place, above it."""
+    place = (C[0], C[1] + 0.18)
+    goal = at((place, 0), (B, 0), (C, 0), ((0.5, -0.7), 0))
+    start = at((A, 0), (B, 0), (C, 0), ((C[0], C[1] + 0.03), 1))
+    assert answer(start, goal) == (0, -1, [*place, 0.03], 2)
 
 
 # --- many episodes ------------------------------------------------------------------

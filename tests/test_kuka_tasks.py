@@ -312,6 +312,19 @@ def test_block_that_comes_off_by_itself_is_dropped() -> None:
     assert log.failure(0.0, holding=False) == "dropped"
 
 
+def test_a_block_that_is_taken_again_after_it_came_off_was_dropped_once() -> None:
+    low = at(0.5, -0.5, 0.035)
+    log = log_of(("take", FLAT), ("lose", low), ("take", low), ("off", ON_1))
+    log.judge(ON_1)
+    assert log.counts() == dict.fromkeys(log.counts(), 0) | {"dropped": 1, "placed": 1}
+
+
+def test_a_block_beside_another_is_put_down_and_not_off_centre() -> None:
+    log = log_of(("take", FLAT), ("off", at(0.59, -0.1, 0.035)))
+    log.judge(at(0.59, -0.1, 0.03))
+    assert log.counts()["put_down"] == 1
+
+
 def test_reasons_come_in_their_order() -> None:
     far = EpisodeLog()
     assert far.failure(0.0, holding=False) == "never reached"
