@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -146,7 +147,7 @@ def test_more_landmarks_than_rows_do_no_harm() -> None:
     assert np.isfinite(marks.ways[nearest(marks, point(0, 0))]).any()
 
 
-def known(places: list[tuple[float, float]], num_linked: int) -> Landmarks:
+def known(places: Sequence[tuple[float, float]], num_linked: int) -> Landmarks:
     """Return landmarks of which the last few are a chain, 10 env steps from each other.
 
     Ways lead along the chain in its direction alone; no run was at the other places.

@@ -96,7 +96,8 @@ def heads(made: ObjectTransformer) -> tuple[list[Tensor], list[Tensor]]:
     ):
         for weight in head.parameters():
             weight.requires_grad_(False).zero_()
-        parts.append(list(head.bias.view(-1, sum(sizes)).split(sizes, dim=1)))
+        rows = head.bias.view(-1, sum(sizes))
+        parts.append(list(torch.split(rows, sizes, dim=1)))
     return parts[0], parts[1]
 
 
