@@ -207,7 +207,7 @@ def _puzzle(
         home = matched(positions, places) & settled & ~held
         off = positions[:, None, :2] - places[:, :2]
         covers = np.hypot(off[..., 0], off[..., 1]) < SPACING
-        covers &= (positions[:, 2] < BLOCK_HEIGHT)[:, None]
+        covers &= ((positions[:, 2] < BLOCK_HEIGHT) & ~home & ~held)[:, None]
         np.fill_diagonal(covers, False)
     return Puzzle(
         state=tuple(np.where(home, HOME, START).tolist()),
@@ -277,7 +277,7 @@ def _solved(puzzle: Puzzle, state: tuple[int, ...]) -> bool:
 def _moves(
     puzzle: Puzzle, state: tuple[int, ...], *, lifted: bool
 ) -> list[tuple[int, bool]]:
-    """Return the possible moves, those into the goal first; some change nothing."""
+    """Return the possible moves, those into the goal first."""
     blocks = range(len(state))
     carried: list[set[int]] = [set() for _ in blocks]
     taken: set[int] = set()
@@ -297,9 +297,9 @@ def _moves(
         else:
             settled = to >= 0 and (state[to] == HOME or puzzle.wanted[to] == ANYWHERE)
             ready = settled and carried[to] <= {k}
-        if ready:
+        if ready and state[k] != HOME:
             homewards.append((k, False))
-    return homewards + [(k, True) for k in clear]
+    return homewards + [(k, True) for k in clear if state[k] != AWAY]
 
 
 def _free_spot(others: FloatArray, places: FloatArray | None) -> FloatArray:

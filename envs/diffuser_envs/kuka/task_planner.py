@@ -236,7 +236,7 @@ def _options(
         if spares:
             yield block, spares[int(rng.integers(len(spares)))]
         for other in clear:
-            if other != block:
+            if other not in (block, goal[block]):
                 yield block, other
 
 
