@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,72 @@ def test_a_function_of_a_file_is_a_method(tmp_path: Path) -> None:
     assert find_method(f"{path}:north").label == "north"
     with pytest.raises(ConfigError, match="takes no argument"):
         find_method(f"{path}:empty")
+
+
+OTHERS = """
+import functools
+from diffuser_policy.benchmark import register_method
+
+@register_method("base", label="Base", needs_dataset=False)
+def base(context, *, speed: float = 1.0):
+    return "base"
+
+@functools.wraps(base)
+def tuned(context, *, speed: float = 1.0):
+    return "tuned"
+
+@register_method("first", label="First")
+class First:
+    def __init__(self, context): ...
+
+class Second(First):
+    def __init__(self, context, *, gain: float = 2.0): ...
+"""
+
+
+def test_a_wrapper_or_subclass_of_a_method_is_a_method_of_its_own(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "others.py"
+    path.write_text(OTHERS)
+    base, tuned, first, second = (
+        find_method(f"{path}:{name}") for name in ("base", "tuned", "First", "Second")
+    )
+    assert (base.label, base.function(None)) == ("Base", "base")
+    assert (tuned.label, tuned.function(None)) == ("tuned", "tuned")
+    assert first.label == "First"
+    assert second.label == "second"
+    assert second.settings({}) == {"gain": 2.0}
+    assert type(second.function(None)).__name__ == "Second"
+
+
+def test_a_function_with_two_names_is_two_methods() -> None:
+    @register_method("test-one", needs_dataset=False)
+    @register_method("test-two", label="Two", goals=("none",))
+    def both(training: MethodContext) -> object: ...
+
+    one, two = find_method("test-one"), find_method("test-two")
+    assert (one.label, one.needs_dataset) == ("test-one", False)
+    assert (two.label, two.needs_dataset, two.goals) == ("Two", True, ("none",))
+
+
+class Slim:
+    """An object that takes no attributes."""
+
+    __slots__ = ()
+
+    def __call__(self, training: MethodContext) -> object: ...
+
+    def go(self, training: MethodContext) -> object: ...
+
+
+@pytest.mark.parametrize("method", [Slim(), Slim().go], ids=["object", "bound"])
+def test_a_method_need_not_take_attributes(
+    monkeypatch: pytest.MonkeyPatch, method: Any
+) -> None:
+    monkeypatch.setattr(METHODS, "registered", {})
+    assert register_method("test-slim", label="Slim")(method) is method
+    assert find_method("test-slim").label == "Slim"
 
 
 def test_our_methods_are_offered_and_need_nothing_to_be_listed() -> None:
@@ -227,12 +294,19 @@ def test_two_problems_of_one_name_are_refused() -> None:
         Suite(name="twice", problems=(PROBLEM, other), methods={})
 
 
-def test_a_method_that_cells_would_not_find_is_refused() -> None:
+def test_a_method_that_cells_would_not_find_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(__file__).parents[1])
+
     @register_method("test-mine", needs_dataset=False)
     def mine(training: MethodContext) -> Any:
         return training
 
-    with pytest.raises(ConfigError, match=r"'test_benchmark_methods\.py:mine'"):
+    with pytest.raises(ConfigError, match=r"'tests.test_benchmark_methods\.py:mine'"):
+        check_reachable("test-mine")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=re.escape(f"'{__file__}:mine'")):
         check_reachable("test-mine")
 
     class Called:

@@ -33,8 +33,6 @@ from diffuser_policy.errors import (
 from diffuser_policy.plugins import Kind, Registrable, address
 from diffuser_policy.settings import checked, parameters_of
 
-_ATTRIBUTE = "__benchmark_method__"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
@@ -123,6 +121,9 @@ METHODS = Kind(
     example="td3-bc",
     check=_check_method,
 )
+# What `register_method` was told. No attribute of the function: wrappers and subclasses
+# would have it too.
+_DESCRIBED: list[Method] = []
 
 
 def register_method(
@@ -163,7 +164,7 @@ def register_method(
             refuses=refuses,
         )
         register(function)
-        setattr(function, _ATTRIBUTE, method)
+        _DESCRIBED.insert(0, method)  # the latest definition counts
         return function
 
     return decorate
@@ -177,9 +178,10 @@ def find_method(name: str) -> Method:
         ConfigError: It is offered twice, fails on import, or is no function.
     """
     function, short = METHODS.find(name).target, short_name(name)
+    described = [method for method in _DESCRIBED if method.function is function]
+    named = [method for method in described if method.name == name]
     plain = Method(name=short, function=function, label=short)
-    method: Method = getattr(function, _ATTRIBUTE, plain)
-    return method
+    return [*named, *described, plain][0]
 
 
 def check_reachable(name: str) -> None:
@@ -192,12 +194,14 @@ def check_reachable(name: str) -> None:
         function = METHODS.registered[name].target
         called = getattr(function, "__name__", "NAME")  # an object may have none,
         try:  # and no file
-            file = inspect.getsourcefile(function) or "FILE.py"
+            file = Path(inspect.getsourcefile(function) or "FILE.py")
         except TypeError:
-            file = "FILE.py"
+            file = Path("FILE.py")
+        if file.is_relative_to(Path.cwd()):
+            file = file.relative_to(Path.cwd())
         raise ConfigError(
             f"The method {name!r} is registered in this process only, but cells run in "
-            f"processes of their own. Ask for it as '{Path(file).name}:{called}' (its "
+            f"processes of their own. Ask for it as '{file}:{called}' (its "
             f"file and function), or offer it in the entry-point group "
             f"{METHODS.group!r}."
         )
