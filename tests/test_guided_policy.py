@@ -18,7 +18,7 @@ from torch import Tensor
 from diffuser_policy.choices import Placement
 from diffuser_policy.diffusion.guidance import Guidance
 from diffuser_policy.errors import ConfigError, GuideError, UnknownNameError
-from diffuser_policy.guides.guide import Guide, as_guide
+from diffuser_policy.guides.guide import FunctionGuide, Guide, as_guide
 from diffuser_policy.guides.registry import make_guide
 from diffuser_policy.guides.trajectory import Trajectory
 from diffuser_policy.policy import DiffuserPolicy
@@ -127,6 +127,88 @@ def test_a_guide_at_the_address_of_another_is_another() -> None:
         plans.append(state.num_plans.tolist())
         del steered, near  # it is freed, and the next one takes its place
     assert plans == [[1], [2], [3], [4]]
+
+
+class Slim:
+    """A guide that takes no weak references, and compares by identity."""
+
+    __slots__ = ("x",)
+
+    def __init__(self, x: float) -> None:
+        self.x = x
+
+    def __call__(self, trajectory: Trajectory) -> Tensor:
+        return self.x * linear(trajectory)
+
+
+class Hashed:
+    """A guide that compares by its value; Python's hashes of -1 and -2 are equal."""
+
+    def __init__(self, x: float) -> None:
+        self.x = x
+
+    def __call__(self, trajectory: Trajectory) -> Tensor:
+        return self.x * linear(trajectory)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Hashed) and other.x == self.x
+
+    def __hash__(self) -> int:
+        return hash(self.x)
+
+
+@dataclasses.dataclass(frozen=True)
+class Held(Guide):
+    """A guide that holds something."""
+
+    held: Any
+
+    def __call__(self, trajectory: Trajectory) -> Tensor:
+        return linear(trajectory)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda x: Held(torch.tensor([x, x])),
+        lambda x: Held(np.array([x, x])),
+        lambda x: Held({"at": x}),
+        lambda x: Held((Slim(x),)),
+        lambda x: FunctionGuide(weighted, parameters=(("weights", {"at": x}),)),
+        lambda x: as_guide(Slim(x)),
+        lambda x: as_guide(Hashed(x)),
+    ],
+    ids=["tensor", "array", "table", "slim", "parameter", "object", "hashed"],
+)
+def test_guides_that_hold_other_values_are_other_guides(
+    made: Callable[[float], Guide],
+) -> None:
+    """One guide after another is freed, and the next one takes its place."""
+    keys = {Guidance(guide=made(-1.0 - number)).key for number in range(50)}
+    assert len(keys) == 50
+
+
+def weighted(trajectory: Trajectory, *, weights: dict[str, float]) -> Tensor:
+    return weights["at"] * linear(trajectory)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: FunctionGuide(weighted, parameters=(("weights", {"at": 1.0}),)),
+        lambda: Held((1.0, "a", Hashed(2.0))),
+        lambda: as_guide(Hashed(2.0)),
+    ],
+    ids=["table", "dataclass", "hashed"],
+)
+def test_equal_guides_are_one_guide(made: Callable[[], Guide]) -> None:
+    assert len({Guidance(guide=made()).key for _ in range(5)}) == 1
+
+
+@pytest.mark.parametrize("held", [torch.ones(2), np.ones(2), Slim(1.0), Hashed(1.0)])
+def test_a_guide_that_is_kept_is_the_same_guide(held: Any) -> None:
+    guide = Held(held)
+    assert Guidance(guide=guide).key == Guidance(guide=guide).key
 
 
 def test_methods_of_two_objects_are_two_guides() -> None:

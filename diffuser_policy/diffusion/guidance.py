@@ -23,6 +23,7 @@ ones. Pinned entries are never moved.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import math
@@ -113,10 +114,23 @@ def _number_of(part: Any) -> int:
     if known is None or known[0]() is not part:
         try:
             known = weakref.ref(part), next(_COUNT)
-        except TypeError:  # it lives no shorter than what holds it
-            return id(part)
+        except TypeError:  # it takes none, as with `__slots__`
+            return _number_of_equal(part)
         _NUMBERS[id(part)] = known
     return known[1]
+
+
+@functools.lru_cache(maxsize=128)  # it keeps them, so that no address is used again
+def _number_of_known(part: Any) -> int:  # noqa: ARG001
+    return next(_COUNT)
+
+
+def _number_of_equal(part: Any) -> int:
+    """Return a number that equal parts share, or a new one for what has no hash."""
+    try:
+        return _number_of_known(part)
+    except TypeError:
+        return next(_COUNT)
 
 
 def _told_apart(part: Any) -> Any:
@@ -126,26 +140,31 @@ def _told_apart(part: Any) -> Any:
     # Built-in types first: asking for `Real` is slow.
     if part is None or isinstance(part, (str, float, int, numbers.Real)):
         return repr(part)
+    if isinstance(part, (dict, types.MappingProxyType)):
+        return "dict", *map(_told_apart, part.items())
     if isinstance(part, types.MethodType):
         return tuple(map(_told_apart, (part.__self__, part.__func__)))
     kind: Any = part if isinstance(part, type | types.FunctionType) else type(part)
     itself: Any = address(kind)
     # A sum, and a guide made of a function, are what their parts are.
     if kind not in (WeightedSum, FunctionGuide) and not is_offered(itself):
-        itself = _PROCESS, _number_of(kind), _hash_of(part)
+        itself = _PROCESS, _number_of(kind), _number_by_equality(part)
     if not dataclasses.is_dataclass(part):
         return itself
     values = (getattr(part, field.name) for field in dataclasses.fields(part))
     return itself, *map(_told_apart, values)
 
 
-def _hash_of(part: Any) -> int:
-    """Return the hash by which a part compares, or its number if it is unique."""
-    own: Any = type(part).__hash__
-    if own is object.__hash__:
+def _number_by_equality(part: Any) -> int:
+    """Return a number that equal parts share; one of its own if it is unique."""
+    kind: Any = type(part)
+    # Tensors compare by element, and have their addresses for hashes.
+    if kind.__eq__ is object.__eq__ or isinstance(part, Tensor):
         return _number_of(part)
+    if not dataclasses.is_dataclass(kind) and kind.__hash__ is not None:
+        return _number_of_equal(part)
     try:
-        return hash(part)
+        return hash(part)  # as its fields, which are told apart themselves
     except TypeError:  # a user's guide with parts that cannot be hashed
         return _number_of(part)
 
