@@ -55,6 +55,7 @@ from diffuser_policy.errors import (
 
 OURS = "diffuser-policy"
 BY_PATH = "_plugin_"  # begins the names of modules that are imported from a path
+INSTALLED = {"site-packages", "dist-packages"}  # folders of distributions
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 Registrable = TypeVar("Registrable", bound=Callable[..., Any])
 
@@ -295,6 +296,27 @@ def address(target: Any) -> str:
     return f"{getattr(target, '__module__', '?')}:{name}"
 
 
+def checksum_of_code(name: str) -> str | None:
+    """Return a checksum of the file of `file.py:attribute` or `module:attribute`.
+
+    Args:
+        name: A name that has been looked up, so that its module is imported.
+
+    Returns:
+        None for other names, missing files, and modules of installed distributions:
+        versions identify their code.
+    """
+    place = name.rpartition(":")[0]
+    path = Path(place)
+    if path.suffix != ".py":
+        path = Path(getattr(sys.modules.get(place), "__file__", None) or "")
+        if INSTALLED & {*path.parts}:
+            return None
+    if path.suffix != ".py" or not path.is_file():
+        return None
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
 def _offered(point: EntryPoint, origin: str) -> Plugin:
     return Plugin(name=point.name, origin=origin, address=point.value, point=point)
 
@@ -314,7 +336,8 @@ def _module(place: str) -> ModuleType:
             sys.path.append(str(Path.cwd()))  # as for scripts that are run there
         return importlib.import_module(place)
     path = Path(place).resolve()
-    digest = hashlib.sha256(os.fsencode(path)).hexdigest()
+    # A file that has been edited is another module: this process may have imported it.
+    digest = hashlib.sha256(os.fsencode(path) + b"\0" + path.read_bytes()).hexdigest()
     name = f"{BY_PATH}{path.stem}_{digest[:8]}"
     if name in sys.modules:
         return sys.modules[name]

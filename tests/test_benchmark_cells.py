@@ -259,16 +259,31 @@ def test_settings_can_be_corrected_before_anything_was_done(tmp_path: Path) -> N
     assert files.cell() == right
 
 
+@pytest.mark.parametrize("place", ["{methods}", "{methods.stem}"])
 def test_results_of_code_that_was_edited_are_refused(
-    methods: Path, tmp_path: Path
+    methods: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    cell = make_cell(f"{methods}:right")
+    methods = methods.rename(tmp_path / "edited_methods.py")
+    monkeypatch.syspath_prepend(tmp_path)
+    cell = make_cell(f"{place.format(methods=methods)}:right")
     files = prepared(tmp_path, cell)
     files.write("curve", [])
     files.prepare(cell)
     methods.write_text(methods.read_text() + "\n# changed\n")
     with pytest.raises(ConfigError, match=r"code: \w+ → \w+.*begin the cell anew"):
         files.prepare(cell)
+    sys.modules.pop("edited_methods", None)
+
+
+def test_results_from_before_code_was_recorded_are_kept(
+    methods: Path, tmp_path: Path
+) -> None:
+    cell = make_cell(f"{methods}:right")
+    files = prepared(tmp_path, cell)
+    files.write("curve", [])
+    recorded = files.read("cell")
+    files.write("cell", {k: v for k, v in recorded.items() if k != "code"})
+    assert files.prepare(cell) == recorded
 
 
 def test_a_result_says_which_code_made_it(methods: Path, tmp_path: Path) -> None:

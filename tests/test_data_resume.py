@@ -17,14 +17,18 @@ import pytest
 
 from diffuser_policy.config import CollectSettings
 from diffuser_policy.data.collection import ShardFolder, collect_episodes
-from diffuser_policy.data.minari import local_dataset_ids
+from diffuser_policy.data.minari import (
+    COLLECTION,
+    local_dataset_ids,
+    recorded_facts,
+)
 from diffuser_policy.envs import make_env
 from diffuser_policy.errors import (
     ConfigError,
     DatasetError,
     StorageError,
 )
-from tests.data_helpers import SMALL, assert_same, record
+from tests.data_helpers import COLLECTED, EXPERT, SMALL, assert_same, record
 from tests.file_helpers import full_disk
 
 pytest.importorskip("gymnasium_robotics")
@@ -237,6 +241,56 @@ def test_work_with_other_settings_is_not_mixed_in(
     assert len(shards(datasets)) == 1
     noisy = record(replace(SMALL, action_noise=0.5, overwrite=True))
     assert len(noisy) == 3
+
+
+@pytest.fixture
+def expert(tmp_path: Path) -> Path:
+    """A file with a demonstrator, the class `Expert`."""
+    path = tmp_path / "expert.py"
+    module, _, name = EXPERT.partition(":")
+    path.write_text(f"from {module} import {name} as Expert\n")
+    return path
+
+
+def test_work_of_a_demonstrator_that_was_edited_is_not_mixed_in(
+    datasets: Path, expert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, before = (
+        replace(SMALL, demonstrator=f"{expert}:Expert"),
+        expert.read_text(),
+    )
+    with monkeypatch.context() as patch:
+        stop_after(1, KeyboardInterrupt(), patch)
+        with pytest.raises(KeyboardInterrupt):
+            record(settings)
+    expert.write_text(f"{before}Expert.default_steps = 3\n")
+    with pytest.raises(ConfigError, match=r"unfinished work.*code: \w+ → \w+"):
+        record(settings)
+    expert.write_text(before)
+    assert len(record(settings)) == 3
+    assert len(recorded_facts(datasets / COLLECTED)[COLLECTION]["code"]) == 16
+
+
+def test_a_demonstrator_that_is_edited_while_it_records_ends_the_work(
+    datasets: Path, expert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, before = (
+        replace(SMALL, demonstrator=f"{expert}:Expert"),
+        expert.read_text(),
+    )
+    save = ShardFolder.save
+
+    def save_and_edit(self: ShardFolder, *shard: Any) -> None:
+        save(self, *shard)
+        expert.write_text(f"{before}Expert.default_steps = 3\n")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardFolder, "save", save_and_edit)
+        with pytest.raises(ConfigError, match="edited while it recorded"):
+            record(settings)
+    assert len(shards(datasets)) == 1
+    expert.write_text(before)
+    assert len(record(settings)) == 3
 
 
 def test_a_full_disk_keeps_the_finished_runs(

@@ -19,7 +19,7 @@ from diffuser_policy.columns.labels import LABELS
 from diffuser_policy.data.demonstrators import DEMONSTRATORS
 from diffuser_policy.errors import DiffuserPolicyError, UnknownNameError
 from diffuser_policy.guides.registry import GUIDES, find_guide
-from diffuser_policy.plugins import Kind, address
+from diffuser_policy.plugins import Kind, address, checksum_of_code
 
 ALL = (GUIDES, FEATURIZERS, LABELS, METHODS, DEMONSTRATORS)
 ADDRESSED = [kind for kind in ALL if kind.addresses]
@@ -328,6 +328,36 @@ def test_what_is_registered_nowhere_has_an_address(
     del sys.modules["kit"]
     monkeypatch.chdir(tmp_path)  # where modules are looked for as well
     assert kind.find(f"kit:{kind.name}").target is things()[kind]
+
+
+@addressed_kind
+def test_a_file_that_was_edited_is_imported_anew(
+    tmp_path: Path, install: Install, kind: Kind
+) -> None:
+    install("kit")
+    name = f"{tmp_path}/kit.py:{kind.name}"
+    before = kind.find(name).target
+    (tmp_path / "kit.py").write_text(f"{CODE}\n# edited\n")
+    assert kind.find(name).target is not before
+    (tmp_path / "kit.py").write_text(CODE)
+    assert kind.find(name).target is before
+
+
+def test_code_that_no_distribution_owns_has_a_checksum(
+    tmp_path: Path, install: Install
+) -> None:
+    install("kit")
+    names = ("kit:method", f"{tmp_path}/kit.py:method")
+    for name in names:
+        METHODS.find(name)
+    before = [checksum_of_code(name) for name in names]
+    assert before[0] is not None
+    assert before[0] == before[1]
+    (tmp_path / "kit.py").write_text(f"{CODE}\n# edited\n")
+    after = [checksum_of_code(name) for name in names]
+    assert after[0] == after[1] != before[0]
+    for name in ("foreign", "bc", "gymnasium:make", "gone.py:method", "sys:exit"):
+        assert checksum_of_code(name) is None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")

@@ -37,10 +37,11 @@ from typing import Any
 
 import numpy as np
 
-from diffuser_policy.benchmark.methods import checksum_of_file, find_method, short_name
+from diffuser_policy.benchmark.methods import find_method, short_name
 from diffuser_policy.benchmark.problem import Problem
 from diffuser_policy.errors import CheckpointError, ConfigError
 from diffuser_policy.files import held, write_text
+from diffuser_policy.plugins import checksum_of_code
 from diffuser_policy.settings import (
     differences,
     from_json,
@@ -251,8 +252,9 @@ class CellFolder:
         versions. So do the cell's own, which are part of its digest: a value that is
         given differs from the same value by default.
 
-        A planner that a setting `planner` names counts by its weights and settings,
-        unless an earlier version did not record them.
+        Methods that are named by their place (`file.py:function`, `module:function`)
+        count by their file, and a planner that a setting `planner` names by its weights
+        and settings, unless an earlier version did not record them.
 
         Returns:
             The cell's fields, all settings, and checksums: `code` of the method's file,
@@ -269,7 +271,7 @@ class CellFolder:
             for name, value in settings.items()
         }
         asked: dict[str, Any] = {**cell.to_json(), "all_settings": now}
-        if (checksum := checksum_of_file(cell.method)) is not None:
+        if (checksum := checksum_of_code(cell.method)) is not None:
             asked["code"] = checksum
         if (checksum := _checksum_of_planner(now.get("planner"))) is not None:
             asked["planner"] = checksum
@@ -283,7 +285,8 @@ class CellFolder:
         }
         known = {name: value for name, value in now.items() if name in then}
         names = (saved.keys() | asked) - NOT_COMPARED
-        if not ("planner" in saved and "planner" in asked):
+        names -= {"code", "planner"} - saved.keys()
+        if "planner" not in asked:
             names -= {"planner"}
         found, wanted = (
             {name: data.get(name) for name in names}
@@ -360,7 +363,7 @@ class CellResult:
         policy: The policy's description of itself.
         dataset: Facts about the data; None for methods that need no data.
         versions: Versions of the packages that results depend on.
-        code: A checksum of the method's file, if the method is named by its file.
+        code: A checksum of the method's file, if the method is named by its place.
         planner: A checksum of the planner that the setting `planner` names.
         timing: Seconds on the machine that ran the cell; all else repeats anywhere.
     """

@@ -14,7 +14,6 @@ is registered in this one.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import inspect
 import re
@@ -205,18 +204,6 @@ def check_reachable(name: str) -> None:
             f"file and function), or offer it in the entry-point group "
             f"{METHODS.group!r}."
         )
-
-
-def checksum_of_file(name: str) -> str | None:
-    """Return a checksum of the file of a method `file.py:function`.
-
-    Returns:
-        None for missing files and for other names: versions identify their code.
-    """
-    place = Path(name.rpartition(":")[0])
-    if place.suffix != ".py" or not place.is_file():
-        return None
-    return hashlib.sha256(place.read_bytes()).hexdigest()[:16]
 
 
 def short_name(name: str) -> str:

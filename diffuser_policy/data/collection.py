@@ -9,11 +9,12 @@ dataset.
 
     <root>/diffuser/.multi2d-large-v1.collecting/
         lock                held while a process collects this dataset
-        settings.json       the settings and versions of all shards
+        settings.json       the settings and versions of all shards, and a checksum of
+                            the demonstrator's file where no version tells its code
         shard-00000.npz …   some episodes each (or one long run), written at once
 
-Only a call with the same settings and versions resumes the work; otherwise the episodes
-of one dataset would come from different generators.
+Only a call with the same settings, versions and code resumes the work; otherwise the
+episodes of one dataset would come from different generators.
 
 `collect_episodes` records ordinary episodes of any environment with any policy.
 """
@@ -82,6 +83,7 @@ from diffuser_policy.files import (
     replaced_file,
     write_json,
 )
+from diffuser_policy.plugins import checksum_of_code
 from diffuser_policy.settings import (
     all_options,
     converted,
@@ -279,7 +281,8 @@ def collect(settings: CollectSettings, *, progress: bool = True) -> Path:
     Raises:
         UnknownNameError: No such environment, demonstrator or generator.
         ConfigError: The settings do not suit the environment, unfinished work of this
-            id has other settings, or another process is collecting it.
+            id has other settings or another demonstrator's code, or another process is
+            collecting it.
         DatasetError: The dataset already exists, or a space is of an unsupported kind.
         StorageError: The disk is full, or cannot be written.
     """
@@ -298,7 +301,10 @@ def collect(settings: CollectSettings, *, progress: bool = True) -> Path:
             protocol.check(env)
         dataset_id = dataset_id or default_dataset_id(settings.env_id)
         folder = dataset_folder(dataset_id)
-        shards = ShardFolder.beside(folder, dataclasses.asdict(protocol))
+        identity = dataclasses.asdict(protocol)
+        if (code := checksum_of_code(demonstrator)) is not None:
+            identity["code"] = code
+        shards = ShardFolder.beside(folder, identity)
         held_folder.enter_context(at_work(dataset_id, overwrite=True))  # see below
         if not settings.overwrite:
             if shards.are_in(folder):  # killed when only these were left to be removed
@@ -319,7 +325,7 @@ def collect(settings: CollectSettings, *, progress: bool = True) -> Path:
             (each for index in indices for each in shards.load(index)),
             env=env,
             collection={
-                **dataclasses.asdict(protocol),
+                **identity,
                 **outcome,
                 "policy": protocol.demonstrator,
             },
@@ -544,6 +550,13 @@ def _record_missing(
 def _record_shard(protocol: CollectionProtocol, shards: ShardFolder, index: int) -> int:
     env = _worker_env(protocol.env_id)
     episodes, failures = protocol.record(index, env)
+    expert = protocol.demonstrator
+    if checksum_of_code(expert) != shards.identity.get("code"):
+        raise ConfigError(
+            f"The file of the demonstrator {expert!r} was edited while it recorded. "
+            f"Undo the edit to resume the work, choose another dataset id, or discard "
+            f"the work (--overwrite)."
+        )
     for episode in episodes:
         check_episode(env, episode)
     shards.save(index, episodes, failures)
