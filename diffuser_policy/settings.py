@@ -26,7 +26,7 @@ import secrets
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -185,27 +185,23 @@ def checked(
 
 def all_options(
     owner: str,
-    factory: Callable[..., object],
+    parameters: Sequence[Parameter],
     given: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return the keyword arguments of a function or class: defaults and given values.
+    """Return the options of a function or class: defaults and given values.
 
     Args:
         owner: How errors call it.
-        factory: Function or class. An argument without a default is no option, and
-            neither is `seed`.
-        given: Keyword arguments.
+        parameters: What it takes. One without a default is no option, and neither is
+            `seed`.
+        given: Options.
 
     Raises:
         ConfigError: It has no such option, or the value is of another type.
     """
-    parameters = [
-        parameter
-        for parameter in parameters_of(factory)
-        if not parameter.required and parameter.name != "seed"
-    ]
-    defaults = {parameter.name: parameter.default for parameter in parameters}
-    return defaults | checked(owner, parameters, given, noun="option")
+    options = [p for p in parameters if not p.required and p.name != "seed"]
+    defaults = {option.name: option.default for option in options}
+    return defaults | checked(owner, options, given, noun="option")
 
 
 def typed(config: Any) -> None:

@@ -329,6 +329,104 @@ def test_unknown_names_are_refused_with_the_nearest(datasets: Path) -> None:
     assert not list(datasets.rglob("*.npz"))
 
 
+EXPERTS = """
+import numpy as np
+
+class Base:
+    def predict(self, observation, state=None, episode_start=None, deterministic=False):
+        return np.zeros(1, np.float32), state
+
+class Plain(Base):
+    def __init__(self, noise=0.1): ...
+
+    @classmethod
+    def from_env(cls, env, seed):
+        return cls()
+
+class OfFromEnv(Plain):
+    @classmethod
+    def from_env(cls, env=None, *, seed=0, gain: float = 2.0):
+        return cls()
+
+class OfBoth(Plain):
+    @classmethod
+    def from_env(cls, env, *, seed, gain: float = 2.0, **options):
+        return cls(**options)
+
+class OfArray(Base):
+    def __init__(self, *, gains=np.array([1.0, 2.0])):
+        self.gains = gains.sum()
+
+    @classmethod
+    def from_env(cls, env, *, seed, **options):
+        return cls(**options)
+
+class Unmade:
+    generators = {"plain": Base}
+
+made = Plain()
+"""
+
+
+@pytest.fixture
+def experts(tmp_path: Path) -> CollectSettings:
+    """Settings for the demonstrators of a file; the name of one is to be appended."""
+    (tmp_path / "experts.py").write_text(EXPERTS)
+    return CollectSettings(
+        env_id="Pendulum-v1",
+        demonstrator=f"{tmp_path / 'experts.py'}:",
+        num_episodes=1,
+        dataset_id="test/experts-v0",
+        num_workers=1,
+    )
+
+
+def recorded_options(
+    settings: CollectSettings, expert: str, **options: Any
+) -> dict[str, Any]:
+    """Record with a demonstrator; return its options, as the dataset has them."""
+    name = f"{settings.demonstrator}{expert}"
+    settings = replace(settings, demonstrator=name, demonstrator_options=options)
+    collect(replace(settings, overwrite=True), progress=False)
+    return dict(load_flat("test/experts-v0").metadata["collection"]["options"])
+
+
+@pytest.mark.parametrize(
+    ("expert", "given", "options"),
+    [
+        ("Plain", {}, {}),
+        ("OfFromEnv", {}, {"gain": 2.0}),
+        ("OfFromEnv", {"gain": 3}, {"gain": 3.0}),
+        ("OfBoth", {"noise": 1}, {"noise": 1, "gain": 2.0}),
+        ("OfArray", {}, {"gains": [1.0, 2.0]}),
+    ],
+)
+def test_options_are_those_that_from_env_takes_or_passes_on(
+    experts: CollectSettings,
+    expert: str,
+    given: dict[str, Any],
+    options: dict[str, Any],
+) -> None:
+    assert recorded_options(experts, expert, **given) == options
+
+
+@pytest.mark.parametrize(
+    ("expert", "message"),
+    [
+        ("Plain", "has no option 'gain'. It has no options"),
+        ("OfFromEnv", "has no option 'noise'. Its options: gain=2"),
+        ("made", "A demonstrator is a class with `from_env"),
+        ("Unmade", "The generator 'plain' of .* lacks the class method `from_env"),
+    ],
+)
+def test_a_demonstrator_that_cannot_be_made_so_is_explained(
+    experts: CollectSettings, expert: str, message: str
+) -> None:
+    option = "noise" if expert == "OfFromEnv" else "gain"
+    with pytest.raises(ConfigError, match=message):
+        recorded_options(experts, expert, **{option: 1.0})
+
+
 def test_options_that_the_demonstrator_refuses_begin_no_work() -> None:
     with pytest.raises(ConfigError, match=r"cannot be made: p_gain must be .* -1\.0"):
         collect(replace(SMALL, demonstrator_options={"p_gain": -1.0}))

@@ -134,14 +134,15 @@ def noisy(  # type: ignore[no-untyped-def]
 
 def test_options_are_the_defaults_and_what_is_given() -> None:
     expected = {"scale": 2, "name": "a", "extra": {"b": 1}}
-    assert all_options("it", noisy, {"scale": 2, "extra": {"b": 1}}) == expected
+    taken = parameters_of(noisy)
+    assert all_options("it", taken, {"scale": 2, "extra": {"b": 1}}) == expected
     for given, message in (
         ({"seed": 1}, "It has no option 'seed'"),
         ({"scale": "2"}, "'scale' of it must be a whole number or a finite number"),
         ({"name": 3}, "'name' of it must be a text"),
     ):
         with pytest.raises(ConfigError, match=message):
-            all_options("it", noisy, given)
+            all_options("it", taken, given)
 
 
 def test_errors_are_those_of_the_caller() -> None:

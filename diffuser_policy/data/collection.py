@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -88,6 +89,8 @@ from diffuser_policy.settings import (
     all_options,
     converted,
     differences,
+    json_data,
+    parameters_of,
     seed_or_drawn,
 )
 from diffuser_policy.versions import RECORDERS, versions
@@ -301,7 +304,7 @@ def collect(settings: CollectSettings, *, progress: bool = True) -> Path:
             protocol.check(env)
         dataset_id = dataset_id or default_dataset_id(settings.env_id)
         folder = dataset_folder(dataset_id)
-        identity = dataclasses.asdict(protocol)
+        identity = json_data(dataclasses.asdict(protocol))  # a default may be an array
         if (code := checksum_of_code(demonstrator)) is not None:
             identity["code"] = code
         shards = ShardFolder.beside(folder, identity)
@@ -446,6 +449,36 @@ def _usual(factory: Any, name: str, env: Env, otherwise: int) -> int:
     return usual(env) if callable(usual) else usual
 
 
+def _options(owner: str, factory: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all options of a demonstrator or generator: defaults and given values.
+
+    They are what `from_env` takes besides the environment and, where it passes any
+    keyword arguments on, what the class takes.
+
+    Args:
+        owner: How errors call it.
+        factory: Its class.
+        given: Options.
+
+    Raises:
+        ConfigError: It has no `from_env`, no such option, or the value is of another
+            type.
+    """
+    from_env = getattr(factory, "from_env", None)
+    if not callable(from_env):
+        raise ConfigError(
+            f"{owner[0].upper()}{owner[1:]} lacks the class method `from_env(env, …)`, "
+            f"which makes it; got {factory!r}."
+        )
+    arguments = inspect.signature(from_env).parameters.values()
+    env = next((each.name for each in arguments), "env")
+    taken = {each.name: each for each in parameters_of(from_env)}
+    if any(each.kind is each.VAR_KEYWORD for each in arguments):
+        taken = {each.name: each for each in parameters_of(factory)} | taken
+    taken.pop(env, None)
+    return all_options(owner, tuple(taken.values()), given)
+
+
 def _episode_protocol(
     settings: CollectSettings, demonstrator: str, env: Env
 ) -> EpisodeProtocol:
@@ -478,7 +511,7 @@ def _episode_protocol(
         demonstrator=demonstrator,
         generator=name,
         seed=settings.seed,
-        options=all_options(
+        options=_options(
             f"{title} {demonstrator!r}", factory, settings.demonstrator_options
         ),
         versions=versions(*RECORDERS),
@@ -509,7 +542,7 @@ def _run_protocol(
                 settings.max_steps_per_goal or limit or FALLBACK_STEPS_PER_GOAL
             ),
             action_noise=settings.action_noise,
-            options=all_options(
+            options=_options(
                 f"the demonstrator {demonstrator!r}",
                 factory,
                 settings.demonstrator_options,

@@ -4,7 +4,8 @@ A demonstrator follows Stable-Baselines3's contract, like every policy here:
 
     action, state = demonstrator.predict(observation, state, episode_start)
 
-Its class method `from_env(env, seed=…, **options)` builds it. Any installed
+Its class method `from_env(env, seed=…, **options)` builds it. Options are its other
+arguments with a default and, if it takes `**options`, those of the class. Any installed
 distribution offers one in the entry-point group `diffuser_policy.demonstrators`
 (`diffuser_policy.plugins` has the rules); an environment names its own in its class's
 `metadata["demonstrator"]`.
@@ -87,7 +88,8 @@ class GoalChaser(Demonstrator, Protocol):
 
 
 def _check_demonstrator(target: Any) -> None:
-    if not hasattr(target, "from_env") and not hasattr(target, "generators"):
+    acts = isinstance(target, type) and hasattr(target, "from_env")
+    if not acts and not hasattr(target, "generators"):
         raise ConfigError(
             f"A demonstrator is a class with `from_env(env, seed=…)` or with "
             f"`generators` of episodes; got {target!r}."
