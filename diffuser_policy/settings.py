@@ -53,6 +53,7 @@ WORDS: dict[Any, str] = {
     type(None): "none",
     Any: "a value that is finite",
 }
+NAMED = {"true": True, "false": False, "none": None, "null": None}  # in any case
 PLURALS = {int: "whole numbers", float: "numbers", str: "texts"}
 
 

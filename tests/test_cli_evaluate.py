@@ -373,6 +373,17 @@ def test_assignments_are_json_or_plain_text() -> None:
     assert settings == dict(zip("abcdefg", values, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *(("False", False), ("TRUE", True), ("None", None), ("none", None)),
+        *(('"False"', "False"), ("falsehood", "falsehood")),
+    ],
+)
+def test_flags_and_none_are_written_in_any_case(text: str, value: Any) -> None:
+    assert parse_assignments([f"a={text}"], option="--env-option") == {"a": value}
+
+
 @pytest.mark.parametrize("texts", [["a"], ["=1"], ["a b=1"], ["a=1", "a=2"]])
 def test_assignments_are_checked(texts: list[str]) -> None:
     with pytest.raises(ConfigError, match="--env-option"):

@@ -30,7 +30,7 @@ from diffuser_policy.config import (
     ValueConfig,
 )
 from diffuser_policy.errors import ConfigError, DiffuserPolicyError, shown
-from diffuser_policy.settings import json_data
+from diffuser_policy.settings import NAMED, json_data
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -329,6 +329,9 @@ def changed(settings: Mapping[str, Any], usual: Mapping[str, Any]) -> list[str]:
 def parse_assignments(texts: Iterable[str], *, option: str) -> dict[str, Any]:
     """Return the settings that `KEY=VALUE` texts name, as JSON values or plain text.
 
+    The words true, false and none may be written in any case; in quotes, as JSON, they
+    are texts.
+
     Raises:
         ConfigError: No `=`, no key, or a key that was given before.
     """
@@ -344,7 +347,7 @@ def parse_assignments(texts: Iterable[str], *, option: str) -> dict[str, Any]:
         try:
             settings[key] = json.loads(value)
         except ValueError:
-            settings[key] = value
+            settings[key] = NAMED.get(value.lower(), value)
     return settings
 
 

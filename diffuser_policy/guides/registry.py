@@ -45,6 +45,7 @@ from diffuser_policy.guides.guide import (
 from diffuser_policy.plugins import Kind, Plugin, Registrable, address
 from diffuser_policy.settings import (
     BY_NAME,
+    NAMED,
     MisfitError,
     Parameter,
     checked,
@@ -58,7 +59,6 @@ from diffuser_policy.settings import (
 SAVED = 'a list of {"guide": name, "weight": number, "parameters": {…}}'
 TEXT = re.compile(r"(?:(?P<weight>[^*:;=]*)\*)?(?P<name>[^:*;=]+)(?::(?P<rest>.*))?")
 ONE_PARAMETER = re.compile(r'(?:[^;"]|"(?:[^"\\]|\\.)*"|")+')  # quotes hide semicolons
-WORDS = {"true": True, "false": False, "none": None, "null": None}
 GENERAL = "keep-out:center=3,4;radius=0.6"
 NO_GUIDE = "none"
 
@@ -507,8 +507,8 @@ def _literal(text: str) -> Any:
     if "," in text:
         pieces = [piece.strip() for piece in text.removesuffix(",").split(",")]
         return tuple(_literal(piece) if piece else piece for piece in pieces)
-    if text.lower() in WORDS:
-        return WORDS[text.lower()]
+    if text.lower() in NAMED:
+        return NAMED[text.lower()]
     for kind in (int, float):
         try:
             return kind(text)
