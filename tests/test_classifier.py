@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,6 +107,27 @@ def test_labels_that_are_not_one_a_row_are_refused() -> None:
     names, found = labelled(SIDES, rows, layout)
     assert names == ("right", "above", "slow")
     assert found.tolist() == [[False, False, True]] * 5
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        ([[1], [1, 2]], ConfigError, "ragged' failed: ValueError"),
+        ([None, "a", 1, 0, 1], DatasetError, "true or false.* holds .None, 'a', 1"),
+        (["a"] * 5, DatasetError, "true or false.* holds .'a', 'a', 'a'"),
+    ],
+)
+def test_labels_that_are_no_rows_of_flags_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+    value: Any,
+    error: type[Exception],
+    message: str,
+) -> None:
+    monkeypatch.setattr(LABELS, "registered", {})
+    LABELS.register("ragged")(lambda _: {"a": value})
+    layout = toy_policy().config.layout
+    with pytest.raises(error, match=message):
+        labelled("ragged", np.zeros((5, layout.transition_dim), np.float32), layout)
 
 
 # --- the loss -----------------------------------------------------------------------

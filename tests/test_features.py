@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import types
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -29,6 +30,8 @@ from diffuser_policy.config import (
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.windows import WindowDataset, in_planning_columns
 from diffuser_policy.errors import ConfigError, SpaceMismatchError, UnknownNameError
+from diffuser_policy.planning.executors import FeaturesExecutor
+from diffuser_policy.planning.ranking import FeasibilityRanking
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.testing import (
     toy_config,
@@ -141,6 +144,83 @@ def test_wrong_columns_are_refused() -> None:
 
 
 # --- settings and data --------------------------------------------------------------
+
+
+class InPlace(Turned):
+    """Computes in the arrays that it gets."""
+
+    def features(self, observations: np.ndarray) -> np.ndarray:
+        observations *= 2
+        return super().features(observations)
+
+    def act(self, plans: Any, observations: np.ndarray) -> np.ndarray:
+        observations *= 2
+        return super().act(plans, observations)
+
+    def feasibility(self, candidates: np.ndarray, stride: int) -> np.ndarray:
+        candidates *= -1
+        return super().feasibility(candidates, stride)
+
+
+def test_a_featurizer_may_compute_in_place() -> None:
+    rows = np.ones((2, 4), np.float32)
+    found = planning_columns(InPlace(), rows)
+    assert found[0].tolist() == [-2.0, -2.0, pytest.approx(8**0.5)]
+    assert (rows == 1).all()
+
+
+def test_observations_and_candidates_are_the_featurizers_own() -> None:
+    rows = np.ones((2, 4), np.float32)
+    plans = types.SimpleNamespace(reference=lambda _: np.zeros((2, 3)))
+    FeaturesExecutor(InPlace(), 2).act(cast(Any, plans), rows)
+    assert (rows == 1).all()
+    candidates = torch.ones(2, 3, 3)
+    trajectory: Any = Candidates(candidates)
+    FeasibilityRanking(InPlace())(trajectory, 2)
+    assert (candidates == 1).all()
+
+
+class Candidates:
+    """As much of a trajectory as a featurizer's ranking sees."""
+
+    stride = 1
+
+    def __init__(self, candidates: torch.Tensor) -> None:
+        self.normalized = candidates
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        assert name == "observation"
+        return self.normalized
+
+    def __len__(self) -> int:
+        return len(self.normalized)
+
+
+def raise_inner(*_: Any) -> Any:
+    raise RuntimeError("inner")
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (raise_inner, "Odd failed: RuntimeError: inner. Its `features`"),
+        (lambda _: [[1.0], [1.0, 2.0]], "Odd failed: ValueError"),
+        (lambda _: np.full((2, 3), "a"), "returned values of type <U1"),
+        (lambda _: np.ones((2, 3)) + 1j, "returned values of type complex128"),
+    ],
+)
+def test_what_a_featurizer_does_wrong_is_explained(returned: Any, message: str) -> None:
+    odd = type("Odd", (Turned,), {"features": lambda _, rows: returned(rows)})
+    with pytest.raises(FeaturizerError, match=message):
+        planning_columns(odd(), np.ones((2, 4), np.float32))
+
+
+def test_a_featurizer_whose_columns_fail_is_named() -> None:
+    register_featurizer("odd")(
+        type("Odd", (Turned,), {"columns": property(raise_inner)})
+    )
+    with pytest.raises(FeaturizerError, match=r"'odd' .* cannot be made: RuntimeError"):
+        make_featurizer("odd")
 
 
 def test_the_layout_is_that_of_the_planning_columns() -> None:

@@ -28,7 +28,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from diffuser_policy.errors import ConfigError
+from diffuser_policy.errors import ConfigError, DiffuserPolicyError
 from diffuser_policy.plugins import Kind, Registrable
 
 CHUNK = 65_536  # rows that are mapped at once: bounds the memory of what φ computes
@@ -161,12 +161,12 @@ def make_featurizer(name: str, user: str | None = None) -> Featurizer:
     plugin = kind.find(name) if user is None else kind.find_saved(name, user)
     try:
         featurizer: Featurizer = plugin.target()
+        missing = [part for part in NEEDED if not hasattr(featurizer, part)]
     except Exception as error:  # whatever another package's code raises
         raise FeaturizerError(
             f"The featurizer {name!r} ({plugin.address}) cannot be made: "
             f"{type(error).__name__}: {error}. It is called without arguments."
         ) from error
-    missing = [part for part in NEEDED if not hasattr(featurizer, part)]
     if missing:
         raise FeaturizerError(
             f"The featurizer {name!r} ({type(featurizer).__name__}) lacks "
@@ -197,8 +197,8 @@ def planning_columns(featurizer: Featurizer, observations: np.ndarray) -> np.nda
         observations: `[rows, observation_size]`.
 
     Raises:
-        FeaturizerError: It takes observations of another size, or returned something
-            other than finite numbers of the shape it promised.
+        FeaturizerError: It takes observations of another size, fails, or returned
+            something other than finite numbers of the shape it promised.
     """
     if isinstance(featurizer, Identity):
         return observations
@@ -212,7 +212,20 @@ def planning_columns(featurizer: Featurizer, observations: np.ndarray) -> np.nda
     planned = np.empty((len(observations), featurizer.num_columns), np.float32)
     for begin in range(0, len(observations), CHUNK):
         part = observations[begin : begin + CHUNK]
-        found = np.asarray(featurizer.features(part))
+        try:  # on a copy: it may compute in place
+            found = np.asarray(featurizer.features(part.copy()))
+        except DiffuserPolicyError:
+            raise
+        except Exception as error:  # whatever another package's code raises
+            raise FeaturizerError(
+                f"The featurizer {name} failed: {type(error).__name__}: {error}. Its "
+                f"`features` is called with observations of shape {list(part.shape)}."
+            ) from error
+        if found.dtype.kind not in "biuf":
+            raise FeaturizerError(
+                f"The featurizer {name} returned values of type {found.dtype}, "
+                f"expected real numbers."
+            )
         if found.shape != (len(part), featurizer.num_columns):
             raise FeaturizerError(
                 f"The featurizer {name} returned the shape {list(found.shape)} for "

@@ -111,6 +111,8 @@ def _labelled(
     """
     try:
         found = function(NamedColumns(rows, layout))
+        pairs = found.items() if isinstance(found, Mapping) else ()
+        arrays = {key: np.asarray(value) for key, value in pairs}
     except DiffuserPolicyError:
         raise
     except Exception as error:  # whatever other people's code raises
@@ -118,21 +120,20 @@ def _labelled(
             f"The labels {name!r} failed: {type(error).__name__}: {error}. They are "
             f"called with columns by name: {', '.join(layout.names)}."
         ) from error
-    shapes = {}
-    if isinstance(found, Mapping):
-        shapes = {key: np.shape(value) for key, value in found.items()}
+    shapes = {key: array.shape for key, array in arrays.items()}
     if not shapes or set(shapes.values()) != {(len(rows),)}:
         raise DatasetError(
             f"The labels {name!r} must be one array of shape ({len(rows)},) for each "
             f"name; got {shapes or 'none'}. Were they written for other columns than "
             f"{', '.join(layout.aliases) or 'observation'}?"
         )
-    arrays = {key: np.asarray(value) for key, value in found.items()}
     for key, array in arrays.items():
-        if array.dtype.kind not in "biuf" or not np.isin(array, (0, 1)).all():
+        real = array.dtype.kind in "biuf"
+        if not real or not np.isin(array, (0, 1)).all():
+            values = np.unique(array) if real else array  # objects may have no order
             raise DatasetError(
                 f"The labels {name!r} must be true or false in each row; "
-                f"{key!r} holds {np.unique(array)[:3].tolist()}."
+                f"{key!r} holds {values[:3].tolist()}."
             )
     columns = [array.astype(np.bool_) for array in arrays.values()]
-    return tuple(found), np.stack(columns, axis=1)
+    return tuple(arrays), np.stack(columns, axis=1)

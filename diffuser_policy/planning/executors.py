@@ -128,7 +128,7 @@ class FeaturesExecutor(Executor):
         Raises:
             FeaturizerError: They are not finite numbers, one action per plan.
         """
-        actions = np.asarray(self.featurizer.act(following, observations))
+        actions = np.asarray(self.featurizer.act(following, observations.copy()))
         expected, name = (len(observations), self.num_actions), type(self.featurizer)
         if actions.shape != expected or not np.isfinite(actions).all():
             raise FeaturizerError(

@@ -179,7 +179,7 @@ class FeasibilityRanking(Ranking):
         Raises:
             FeaturizerError: They are not one finite number per candidate.
         """
-        candidates = trajectory["observation"].cpu().numpy()
+        candidates = trajectory["observation"].cpu().numpy().copy()  # theirs to change
         found = self.featurizer.feasibility(candidates, trajectory.stride)
         values = np.asarray(found, np.float32)
         if values.shape != (len(trajectory),) or not np.isfinite(values).all():
