@@ -32,6 +32,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -89,7 +90,9 @@ def register_namespace(env_id: str) -> str:
         MissingExtraError: Gymnasium-Robotics or OGBench is needed and not installed.
     """
     module, bare_id = imported_by(env_id), env_id.rpartition(":")[2]
-    if all(part.isidentifier() for part in module.split(".")):
+    if not module.endswith(".py") and all(
+        part.isidentifier() for part in module.split(".")
+    ):
         try:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
@@ -166,7 +169,13 @@ def env_spec(env_id: str) -> EnvSpec:
         remark = ""
         if namespace and namespace not in known:
             remark = f" (one of your own needs its module: MODULE:{bare_id})"
-        if module:
+        if module.endswith(".py"):
+            file = PurePath(module)
+            remark = (
+                f" (an environment is named by its module, '{file.stem}:{bare_id}', "
+                f"with its folder on Python's path: `export PYTHONPATH={file.parent}`)"
+            )
+        elif module:
             remark = (
                 f" (the module {module!r} neither registers nor defines it)"
                 if module in sys.modules

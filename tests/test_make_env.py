@@ -95,6 +95,18 @@ def test_the_module_named_like_the_namespace_is_imported(
     env.close()
 
 
+@pytest.mark.parametrize("folder", ["", "folder/"])
+def test_an_environment_of_a_file_is_named_by_its_module(
+    plugin: str, folder: str
+) -> None:
+    message = f"its module, 'tiny_plugin:make'.*PYTHONPATH={folder.rstrip('/') or '.'}`"
+    with pytest.raises(UnknownNameError, match=message):
+        make_env(f"{folder}tiny_plugin.py:make")
+    assert "tiny_plugin" not in sys.modules
+    with pytest.raises(UnknownNameError, match=f"'tiny_plugin:{plugin}'"):
+        make_env(f"tiny_plugin.py:{plugin}")
+
+
 def test_ids_without_namespace_are_gymnasiums() -> None:
     assert env_spec("Pendulum-v1").id == "Pendulum-v1"
 
