@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from dataclasses import dataclass, field
@@ -68,6 +69,13 @@ def keep_left(
 ) -> Tensor:
     """Keeps to the left."""
     return -strength * trajectory.position[..., 0].pow(power).mean(dim=1)
+
+
+class Summed:
+    """An object that can be called."""
+
+    def __call__(self, trajectory: Trajectory, *, sign: float = 1.0) -> Tensor:
+        return sign * trajectory.position.sum(dim=(1, 2))
 
 
 @pytest.fixture(autouse=True)
@@ -327,6 +335,35 @@ def test_a_registered_function_that_is_used_directly_is_saved() -> None:
     [part] = guide_to_json(as_guide(keep_left))
     assert part["guide"] == "keep-left"
     assert part["parameters"] == {"strength": 1.0, "extra": None, "power": 1}
+
+
+def test_a_guide_that_was_defined_anew_since_is_not_saved_as_another() -> None:
+    def define(sign: float) -> Any:
+        @register_guide("mine")
+        def mine(trajectory: Trajectory, *, power: int = 1) -> Tensor:
+            return sign * trajectory.position.sum(dim=(1, 2)) ** power
+
+        @register_guide("other")
+        @dataclass(frozen=True, kw_only=True)
+        class Other(Guide):
+            size: float = 1.0
+
+        return mine, Other()
+
+    function, other = define(1.0)
+    for guide in (make_guide("mine", power=2), as_guide(function), other):
+        assert guide_to_json(guide)
+    old = make_guide("mine", power=2), as_guide(function), other
+    define(-1.0)
+    for guide in old:
+        with pytest.raises(GuideError, match=r"was registered anew.* Make the guide a"):
+            guide_to_json(guide)
+    assert guide_to_json(make_guide("mine", power=2))
+
+
+def test_a_guide_of_an_object_that_was_copied_is_saved() -> None:
+    guide = register_guide("summed")(Summed()) and make_guide("summed", sign=-1.0)
+    assert guide_to_json(copy.deepcopy(guide)) == guide_to_json(guide)
 
 
 @pytest.mark.parametrize("objective", [another, lambda t: t.position.sum((1, 2))])

@@ -333,10 +333,28 @@ def _registered(part: Guide) -> RegisteredGuide:
 
     Plug-ins are imported only if their entry points do not decide.
     """
-    if isinstance(part, FunctionGuide) and part.registered_as is not None:
-        return find_guide(part.registered_as)
     target = part.function if isinstance(part, FunctionGuide) else type(part)
     where = address(target)
+    found = _found(part, target, where)
+    if found is None:
+        raise GuideError(
+            f"The guide {part.name} is not registered, so it cannot be saved or named "
+            f"in text. Make it a named function, or a frozen dataclass that derives "
+            f'from Guide, and put @register_guide("some-name") above its definition '
+            f"({where})."
+        )
+    if _is_definition(target) and found.target is not target:
+        raise GuideError(
+            f"The guide {part.name} was made before {found.name!r} was registered "
+            f"anew ({where}), so it cannot be saved or named in text. Make the guide "
+            f"again, of the present definition."
+        )
+    return found
+
+
+def _found(part: Guide, target: Any, where: str) -> RegisteredGuide | None:
+    if isinstance(part, FunctionGuide) and part.registered_as is not None:
+        return find_guide(part.registered_as)
     for plugin in GUIDES.offers():
         offered = plugin.point is not None and plugin.address == where
         if offered or plugin.target is target:
@@ -344,11 +362,13 @@ def _registered(part: Guide) -> RegisteredGuide:
     for plugin, error in GUIDES.entries():
         if error is None and plugin.target is target:
             return registered_guide(plugin)
-    raise GuideError(
-        f"The guide {part.name} is not registered, so it cannot be saved or named in "
-        f"text. Make it a named function, or a frozen dataclass that derives from "
-        f'Guide, and put @register_guide("some-name") above its definition ({where}).'
-    )
+    before = (p for p in GUIDES.registered.values() if p.address == where)
+    return next(map(registered_guide, before), None)
+
+
+def _is_definition(target: Any) -> bool:
+    """Return whether there is one of it, which copies of a guide share."""
+    return isinstance(target, type) or inspect.isroutine(target)
 
 
 # --- as a line of text --------------------------------------------------------------
