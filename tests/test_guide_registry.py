@@ -122,6 +122,21 @@ def test_guides_of_functions_are_values() -> None:
     assert repr(guide) == "keep-left(strength=3.0, extra=None, power=1)"
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda t, /, *, strength=1.0: strength * t.position.sum(dim=(1, 2)),
+        lambda *t, strength=1.0: strength * t[0].position.sum(dim=(1, 2)),
+    ],
+)
+def test_a_trajectory_that_has_no_name_is_no_parameter(
+    function: Any, trajectory: Trajectory
+) -> None:
+    register_guide("nameless")(function)
+    guide = make_guide("nameless", strength=2)
+    assert torch.equal(guide(trajectory), function(trajectory, strength=2))
+
+
 def test_a_parameter_may_be_called_name() -> None:
     @register_guide("named")
     def named(trajectory: Trajectory, *, name: str) -> Tensor:
@@ -291,6 +306,7 @@ class Misnamed(Guide):
         (as_guide(another), "is no guide"),
         (lambda: 0, "first argument of .* must be the trajectory"),
         (lambda *, strength: strength, "first argument of .* must be the trajectory"),
+        (lambda **rest: rest, "first argument of .* must be the trajectory"),
         (lambda t, **rest: (t, rest), r"'\*\*rest' of .* cannot be given by name"),
         (lambda t, *rest: (t, rest), r"'\*rest' of .* cannot be given by name"),
     ],

@@ -61,6 +61,7 @@ TEXT = re.compile(r"(?:(?P<weight>[^*:;=]*)\*)?(?P<name>[^:*;=]+)(?::(?P<rest>.*
 ONE_PARAMETER = re.compile(r'(?:[^;"]|"(?:[^"\\]|\\.)*"|")+')  # quotes hide semicolons
 GENERAL = "keep-out:center=3,4;radius=0.6"
 NO_GUIDE = "none"
+ONLY_BY_NAME = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,8 +146,8 @@ def guide_parameters(target: Any) -> tuple[Parameter, ...]:
     """
     where = address(target)
     if not isinstance(target, type):
-        _check_function(target, where)
-        return parameters_of(target)[1:]
+        trajectory = _check_function(target, where)
+        return tuple([p for p in parameters_of(target) if p.name != trajectory])
     if not issubclass(target, Guide):
         raise GuideError(
             f"{where} is a class that does not derive from Guide, and cannot be "
@@ -177,14 +178,15 @@ def guide_parameters(target: Any) -> tuple[Parameter, ...]:
     return tuple(found)
 
 
-def _check_function(target: Any, where: str) -> None:
+def _check_function(target: Any, where: str) -> str:
+    """Refuse what is no function of a trajectory; return that argument's name."""
     if not callable(target) or isinstance(target, Guide):
         raise GuideError(
             f"{where} is no guide: expected a dataclass that derives from Guide, or a "
             f"function of a trajectory, got {target!r}."
         )
     arguments = list(inspect.signature(target).parameters.values())
-    if not arguments or arguments[0].kind is inspect.Parameter.KEYWORD_ONLY:
+    if not arguments or arguments[0].kind in ONLY_BY_NAME:
         raise GuideError(
             f"The first argument of {where} must be the trajectory, as in "
             f"def guide(trajectory, *, strength: float = 1.0)."
@@ -195,6 +197,7 @@ def _check_function(target: Any, where: str) -> None:
                 f"The argument {str(argument)!r} of {where} cannot be given by name. A "
                 f"guide's parameters are spelled out, each with its own name."
             )
+    return arguments[0].name
 
 
 GUIDES = Kind(
