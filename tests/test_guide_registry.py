@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import enum
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import pytest
@@ -401,6 +403,67 @@ def test_a_value_without_a_form_in_json_is_named() -> None:
     guide = make_guide("keep-left", power=object())
     with pytest.raises(GuideError, match="'power' of the guide 'keep-left' cannot be"):
         guide_to_json(guide)
+
+
+class Side(enum.StrEnum):
+    """A choice that JSON does not know."""
+
+    LEFT = "left"
+    RIGHT = "right"
+
+
+class Place(NamedTuple):
+    """A tuple that JSON does not know."""
+
+    x: float
+    y: float
+
+
+ORIGIN = Place(0.0, 0.0)
+
+
+def settled(
+    trajectory: Trajectory,
+    *,
+    side: Side = Side.LEFT,
+    place: Place = ORIGIN,
+    limit: float = math.inf,
+    table: Mapping[str, Any] | None = None,
+    rows: Any = None,
+    keyed: Mapping[int, float] | None = None,
+) -> Tensor:
+    """Take values that do not all survive JSON."""
+    raise NotImplementedError((trajectory, side, place, limit, table, rows, keyed))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("side", Side.RIGHT),
+        ("place", Place(1.0, 2.0)),
+        ("keyed", {1: 2.0}),
+        ("rows", {1: 2.0}),
+        ("table", {"a": {1: 2.0}}),
+    ],
+)
+def test_what_json_would_change_is_not_saved(name: str, value: Any) -> None:
+    register_guide("settled")(settled)
+    guide = make_guide("settled", **{name: value})
+    with pytest.raises(GuideError, match=f"{name!r} of the guide 'settled' cannot be"):
+        guide_to_json(guide)
+
+
+def test_what_json_gives_back_is_saved_and_defaults_need_no_form_in_it() -> None:
+    register_guide("settled")(settled)
+    guide = make_guide("settled", table={"a": [1, (2, 3)]}, rows=[[1, 2], {"b": (3,)}])
+    data = guide_to_json(guide)
+    assert data[0]["parameters"] == {
+        "table": {"a": [1, [2, 3]]},
+        "rows": [[1, 2], {"b": [3]}],
+        "keyed": None,
+    }
+    assert guide_to_json(guide_from_json(data)) == data
+    assert guide_from_json(data).parameters[:3] == guide.parameters[:3]  # type: ignore[attr-defined]
 
 
 def test_a_saved_guide_that_is_not_here_says_what_may_be_missing() -> None:

@@ -321,14 +321,32 @@ def _recorded(part: Guide, found: RegisteredGuide) -> dict[str, Any]:
     for parameter in found.parameters:
         value = values[parameter.name]
         try:
-            data[parameter.name] = plain(converted(value, parameter.hint))
+            typed = converted(value, parameter.hint)
+            saved = plain(typed)
+            if not _same(typed, converted(saved, parameter.hint)):
+                raise MisfitError(parameter.name, parameter.hint, value)
         except MisfitError as error:
+            if value is parameter.default:  # whoever loads the guide has it, too
+                continue
             raise GuideError(
                 f"The parameter {parameter.name!r} of the guide {found.name!r} cannot "
                 f"be saved: it must be {in_words(parameter.hint)}, as plain data, got "
-                f"{value!r}."
+                f"{value!r}. Plain data are numbers, texts, none, lists, and tables "
+                f"whose keys are texts."
             ) from error
+        data[parameter.name] = saved
     return data
+
+
+def _same(typed: Any, back: Any) -> bool:
+    """Return whether a value came back from JSON, where tuples are lists."""
+    if isinstance(typed, Mapping):
+        return typed.keys() == back.keys() and all(
+            _same(value, back[key]) for key, value in typed.items()
+        )
+    if isinstance(typed, list | tuple):
+        return len(typed) == len(back) and all(map(_same, typed, back))
+    return bool(typed == back)
 
 
 def _registered(part: Guide) -> RegisteredGuide:
