@@ -27,6 +27,7 @@ The rules are the same for every kind:
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -125,7 +126,7 @@ class Kind:
             known = self.registered.get(name)
             if known is not None and known.address != where:
                 raise self._taken(name, known.address, where)
-            origin = f"this process ({getattr(target, '__module__', '?')})"
+            origin = f"this process ({where.partition(':')[0]})"
             self.registered[name] = Plugin(
                 name=name, origin=origin, address=where, target=target
             )
@@ -291,7 +292,12 @@ class Kind:
 
 
 def address(target: Any) -> str:
-    """Return where a class or function is defined, as entry points write it."""
+    """Return where a class or function is defined, as entry points write it.
+
+    A partial is told by its function: all partials are of one class.
+    """
+    if isinstance(target, functools.partial):
+        return f"{address(target.func)} (a partial)"
     name = getattr(target, "__qualname__", type(target).__qualname__)
     return f"{getattr(target, '__module__', '?')}:{name}"
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import enum
+import inspect
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -382,6 +384,27 @@ def test_a_guide_that_was_defined_anew_since_is_not_saved_as_another() -> None:
 def test_a_guide_of_an_object_that_was_copied_is_saved() -> None:
     guide = register_guide("summed")(Summed()) and make_guide("summed", sign=-1.0)
     assert guide_to_json(copy.deepcopy(guide)) == guide_to_json(guide)
+    with pytest.raises(GuideError, match="not registered"):
+        guide_to_json(as_guide(Summed()))
+
+
+def test_a_partial_that_was_registered_anew_since_is_not_saved_as_another() -> None:
+    def define(parameter: str) -> None:
+        def mine(trajectory: Trajectory, **given: Any) -> Tensor:
+            raise NotImplementedError((trajectory, given))
+
+        names = (("trajectory", 1), (parameter, 3))  # kinds: by position, by name
+        kinds = [inspect.Parameter(n, inspect._ParameterKind(k)) for n, k in names]
+        mine.__signature__ = inspect.Signature(kinds)  # type: ignore[attr-defined]
+        register_guide("mine")(partial(mine))
+
+    define("power")
+    guide = make_guide("mine", power=2.0)
+    define("power")
+    assert guide_to_json(guide)[0]["parameters"] == {"power": 2.0}
+    define("size")
+    with pytest.raises(GuideError, match="was registered anew"):
+        guide_to_json(guide)
 
 
 @pytest.mark.parametrize("objective", [another, lambda t: t.position.sum((1, 2))])

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,25 @@ def test_this_process_gives_a_name_once(install: Install, kind: Kind) -> None:
     with pytest.raises(kind.error, match=r"twice, by kit:.* by other:"):
         kind.register("mine")(things("other")[kind])
     assert kind.find("mine").target is things()[kind]
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in ALL if kind is not DEMONSTRATORS], ids=lambda k: k.name
+)
+def test_partials_of_two_functions_cannot_share_a_name(
+    install: Install, kind: Kind
+) -> None:
+    install("kit")
+    install("other")
+    kind.register("mine")(partial(things()[kind]))
+    with pytest.raises(
+        kind.error, match=r"twice, by kit:.*\(a partial\) and by other:"
+    ):
+        kind.register("mine")(partial(things("other")[kind]))
+    again = partial(things()[kind])
+    kind.register("mine")(again)  # as where a cell of a notebook is run again
+    assert kind.find("mine").target is again
+    assert kind.find("mine").origin == "this process (kit)"
 
 
 @every_kind

@@ -364,7 +364,7 @@ def _registered(part: Guide) -> RegisteredGuide:
             f'from Guide, and put @register_guide("some-name") above its definition '
             f"({where})."
         )
-    if _is_definition(target) and found.target is not target:
+    if found.target is not target and not _is_copy(target, found):
         raise GuideError(
             f"The guide {part.name} was made before {found.name!r} was registered "
             f"anew ({where}), so it cannot be saved or named in text. Make the guide "
@@ -383,13 +383,19 @@ def _found(part: Guide, target: Any, where: str) -> RegisteredGuide | None:
     for plugin, error in GUIDES.entries():
         if error is None and plugin.target is target:
             return registered_guide(plugin)
-    before = (p for p in GUIDES.registered.values() if p.address == where)
-    return next(map(registered_guide, before), None)
+    anew = (p for p in GUIDES.registered.values() if p.address == where)
+    return None if _is_object(target) else next(map(registered_guide, anew), None)
 
 
-def _is_definition(target: Any) -> bool:
-    """Return whether there is one of it, which copies of a guide share."""
-    return isinstance(target, type) or inspect.isroutine(target)
+def _is_copy(target: Any, found: RegisteredGuide) -> bool:
+    """Return whether an object that is called may be a copy of the registered one."""
+    names = [parameter.name for parameter in found.parameters]
+    return _is_object(target) and names == [p.name for p in guide_parameters(target)]
+
+
+def _is_object(target: Any) -> bool:
+    """Return whether it is no definition: copies of guides have copies of it."""
+    return not isinstance(target, type) and not inspect.isroutine(target)
 
 
 # --- as a line of text --------------------------------------------------------------
