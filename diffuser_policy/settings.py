@@ -104,8 +104,8 @@ def parameters_of(target: Any) -> tuple[Parameter, ...]:
     """Return what a dataclass, class or function takes by name.
 
     Raises:
-        NameError: A dataclass is annotated with a name that exists for type checkers
-            only. Elsewhere such a parameter takes any value.
+        Exception: The annotations of a dataclass cannot be read, such as names that
+            exist for type checkers only. Elsewhere such a parameter takes any value.
     """
     if not dataclasses.is_dataclass(target):
         arguments = inspect.signature(target).parameters.values()
@@ -130,15 +130,23 @@ def _hint(target: Any, argument: inspect.Parameter) -> Any:
         if isinstance(default, int | float):
             return int | float
         return tuple if isinstance(default, tuple | list) else Any
-    function = target
-    if isinstance(target, type):
-        function = getattr(target, "__init__", target)
     alone = types.SimpleNamespace(__annotations__={"it": argument.annotation})
-    scope = getattr(inspect.unwrap(function), "__globals__", {})
     try:
-        return typing.get_type_hints(alone, globalns=scope)["it"]
-    except NameError:  # imported for type checkers only
+        return typing.get_type_hints(alone, globalns=_scope(target))["it"]
+    except Exception:  # imported for type checkers only, or words such as "in meters"
         return Any
+
+
+def _scope(target: Any) -> dict[str, Any]:
+    """Return the names that annotations of a callable refer to."""
+    function = inspect.unwrap(target)
+    while isinstance(function, functools.partial):
+        function = inspect.unwrap(function.func)
+    if isinstance(function, type):
+        function = getattr(function, "__init__", function)
+    elif not hasattr(function, "__globals__"):  # an object that is called
+        function = type(function).__call__
+    return getattr(inspect.unwrap(function), "__globals__", {})
 
 
 # --- what is given ------------------------------------------------------------------

@@ -82,6 +82,8 @@ def test_a_function_of_a_file_is_a_method(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text("def north(training): ...\ndef empty(): ...\n")
     assert find_method(f"{path}:north").label == "north"
+    with pytest.raises(ConfigError, match=r"arguments of torch:.*sum cannot be read"):
+        find_method("torch:sum")
     with pytest.raises(ConfigError, match="takes no argument"):
         find_method(f"{path}:empty")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -149,3 +150,39 @@ def test_errors_are_those_of_the_caller() -> None:
     with pytest.raises(GuideError, match="It has no parameters"):
         checked("the guide", (), {"a": 1}, noun="parameter", error=GuideError)
     assert [p.name for p in parameters_of(Inner)] == ["size"]
+
+
+class Called:
+    """An object that is called, and a method of it."""
+
+    def __call__(self, env: Any, *, kind: Literal["a", "b"] = "a") -> None: ...
+
+
+def called(env: Any, *, kind: Literal["a", "b"] = "a") -> None: ...
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        called,
+        partial(called),
+        partial(partial(called), kind="b"),
+        Called(),
+        Called().__call__,
+        partial(Called()),
+        wraps(called)(partial(called)),
+    ],
+)
+def test_annotations_are_read_wherever_the_function_is(target: Any) -> None:
+    """They are texts in this module."""
+    assert parameters_of(target)[-1].hint == Literal["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "text", ["in meters", "m/s", "float | 'x'", "np.nothing", "Literal", "1 / 0"]
+)
+def test_an_annotation_that_is_no_type_admits_any_value(text: str) -> None:
+    def unusual(*, speed: float = 1.0) -> None: ...
+
+    unusual.__annotations__["speed"] = text
+    assert all_options("it", unusual, {"speed": "fast"}) == {"speed": "fast"}

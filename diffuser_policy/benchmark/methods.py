@@ -108,7 +108,14 @@ def _is_installed(module: str) -> bool:
 def _check_method(target: Any) -> None:
     if not callable(target):
         raise ConfigError(f"A method is a function of a context; got {target!r}.")
-    if not inspect.signature(target).parameters:
+    try:
+        arguments = inspect.signature(target).parameters
+    except ValueError as error:  # not written in Python
+        raise ConfigError(
+            f"The arguments of {address(target)} cannot be read: {error}. Write a "
+            f"function of a context that calls it."
+        ) from error
+    if not arguments:
         raise ConfigError(
             f"{address(target)} takes no argument; a method is called with its context."
         )
