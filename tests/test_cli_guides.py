@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -35,6 +36,9 @@ from diffuser_policy.guides.registry import (
 from diffuser_policy.guides.trajectory import Trajectory
 
 Capture = pytest.CaptureFixture[str]
+
+
+ORIGIN = np.zeros(2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,12 +74,26 @@ def plain_guide(trajectory: Trajectory, *, strength: float = 1.5) -> Tensor:
     return strength * trajectory.position.sum(dim=(1, 2))
 
 
+def capped(
+    trajectory: Trajectory,
+    *,
+    limit: float = math.inf,
+    target: np.ndarray = ORIGIN,
+    label: str = "",
+    whatever: Any = None,
+    number: int = 3,
+) -> Tensor:
+    """Take defaults that texts cannot have."""
+    raise NotImplementedError((trajectory, limit, target, label, whatever, number))
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _registered() -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(GUIDES, "registered", {})
         register_guide("spot")(Spot)
         register_guide("plain")(plain_guide)
+        register_guide("capped")(capped)
         yield
 
 
@@ -177,6 +195,9 @@ def test_every_guide_is_read_back_from_its_own_text(guide: Spot) -> None:
         ("spot:center=0,x", r"must be 2 numbers, got \(0, 'x'\)"),
         ("spot:center=[0,1", r"'\[0,1' begins like JSON but is not valid"),
         ("spot:center=0,1;inside=2", "must be true or false, got 2"),
+        ("spot:center=0,1;power=inf", "must be a value that is finite, got inf"),
+        ("spot:center=0,1;power=-1e400", "must be a value that is finite, got -inf"),
+        ("spot:center=0,1;power=NaN", "must be a value that is finite, got nan"),
     ],
 )
 def test_texts_that_are_wrong_are_shown_with_one_that_is_right(
@@ -199,6 +220,17 @@ def test_examples_are_those_of_the_documentation() -> None:
     documented = example_texts(find_guide("spot"))
     assert documented == ["2*spot:center=1,-2;columns=velocity"]
     assert example_texts(find_guide("plain")) == ["plain:strength=1.5"]
+
+
+def test_defaults_that_texts_cannot_have_are_no_examples() -> None:
+    assert example_texts(find_guide("capped")) == ["capped:number=3"]
+    parse_guide("capped:number=3")
+
+
+def test_a_guide_with_defaults_that_json_lacks_has_a_text() -> None:
+    guide = make_guide("capped", limit=3.0)
+    (saved,) = guide_to_json(guide)
+    assert part_text(SavedPart(**saved)) == "capped:limit=3"
 
 
 # --- in lists -----------------------------------------------------------------

@@ -249,6 +249,15 @@ def test_helps_come_from_the_docstring() -> None:
     assert "time" not in helps
 
 
+def test_a_partial_has_the_docstring_of_its_function() -> None:
+    register_guide("part")(partial(keep_left, strength=2.0))
+    assert find_guide("part").documentation()[0] == "Keeps to the left."
+    described = partial(keep_left, strength=2.0)
+    described.__doc__ = "Keeps left."
+    register_guide("part")(described)
+    assert find_guide("part").documentation()[0] == "Keeps left."
+
+
 # --- registering --------------------------------------------------------------
 
 
@@ -266,6 +275,11 @@ def test_the_same_definition_may_be_run_again() -> None:
     first = find_guide("mine").target
     define(-1.0)
     assert find_guide("mine").target is not first
+
+
+def test_no_guide_is_called_none() -> None:
+    with pytest.raises(GuideError, match=r"cannot be called 'none'.* another name"):
+        register_guide("none")
 
 
 def test_unknown_parameters_need_no_annotations_that_resolve(
@@ -292,6 +306,13 @@ class Unresolved(Guide):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Unwritten(Guide):
+    """Annotated with words."""
+
+    extra: "two numbers"  # type: ignore[valid-type]  # noqa: F722
+
+
+@dataclass(frozen=True, kw_only=True)
 class Misnamed(Guide):
     """A field that hides a method."""
 
@@ -305,6 +326,11 @@ class Misnamed(Guide):
         (Mutable, "must be a frozen dataclass"),
         (Unresolved, "OrderedDict.*not under TYPE_CHECKING"),
         (Misnamed, "has a field 'parts'"),
+        (Unwritten, "annotations of .*two numbers.*Annotate with types"),
+        (
+            torch.sum,
+            r"arguments of torch:.*sum cannot be read.*Write a function of a traj",
+        ),
         (int, "int is a class that does not derive from Guide"),
         (3.0, "is no guide: expected a dataclass .*got 3.0"),
         (as_guide(another), "is no guide"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import math
 import queue
 import signal
 import socket
@@ -18,6 +19,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from torch import Tensor
 
 from diffuser_policy import DiffuserPolicy
 from diffuser_policy.cli import main
@@ -25,10 +27,13 @@ from diffuser_policy.config import ExecutionConfig, WindowConfig
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.envs import make_env
 from diffuser_policy.errors import ConfigError
+from diffuser_policy.guides.registry import GUIDES, register_guide
+from diffuser_policy.guides.trajectory import Trajectory
 from diffuser_policy.interrupts import hear_interrupts
 from diffuser_policy.play.page import Page, _check_host
 from diffuser_policy.play.panel import SLIDERS
 from diffuser_policy.play.session import Frame, Session
+from diffuser_policy.play.sharing import as_command
 from diffuser_policy.play.worlds import BodyWorld, World
 from diffuser_policy.testing.toys import toy_config, toy_policy
 
@@ -120,6 +125,23 @@ def test_a_page_plans_moves_guides_and_ends(serve: Callable[..., Page]) -> None:
     until(lambda: "/guides/0/center" not in nodes)
     page.close()
     until(lambda: [t.name for t in threading.enumerate()].count("planner") == 0)
+
+
+@pytest.mark.enable_socket
+def test_a_guide_with_a_default_that_json_lacks_is_added(
+    serve: Callable[..., Page], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GUIDES, "registered", {})
+
+    @register_guide("capped")
+    def capped(trajectory: Trajectory, *, limit: float = math.inf) -> Tensor:
+        return trajectory.position.clamp(max=limit).sum(dim=(1, 2))
+
+    page = serve(maze_session())
+    page.worker.post("add", page.panel._add_guide, "capped")
+    until(lambda: (0, "limit") in page.panel._fields)
+    assert page.panel._fields[0, "limit"].value == "inf"
+    assert "--guide capped" in as_command(page.session.setup)
 
 
 @pytest.mark.enable_socket

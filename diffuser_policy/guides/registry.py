@@ -30,7 +30,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from docstring_parser import google
@@ -89,7 +89,10 @@ class RegisteredGuide:
 
     def documentation(self) -> tuple[str, dict[str, str]]:
         """Return the docstring without its sections, and the parameters' lines."""
-        text = inspect.getdoc(self.target) or ""
+        target = self.target
+        while isinstance(target, partial) and "__doc__" not in vars(target):
+            target = target.func  # a partial has a docstring on partials
+        text = inspect.getdoc(target) or ""
         if isinstance(self.target, type) and text.startswith(
             f"{self.target.__name__}("
         ):
@@ -164,10 +167,10 @@ def guide_parameters(target: Any) -> tuple[Parameter, ...]:
     state = {item.name for item in dataclasses.fields(fields) if not item.compare}
     try:
         found = [p for p in parameters_of(target) if p.name not in state]
-    except NameError as error:
+    except Exception as error:  # whatever other people's annotations raise
         raise GuideError(
-            f"The annotations of {where} cannot be read: {error}. Import what they "
-            f"name at run time, not under TYPE_CHECKING."
+            f"The annotations of {where} cannot be read: {error}. Annotate with types, "
+            f"and import them at run time, not under TYPE_CHECKING."
         ) from error
     for parameter in found:
         if hasattr(Guide, parameter.name):
@@ -185,7 +188,13 @@ def _check_function(target: Any, where: str) -> str:
             f"{where} is no guide: expected a dataclass that derives from Guide, or a "
             f"function of a trajectory, got {target!r}."
         )
-    arguments = list(inspect.signature(target).parameters.values())
+    try:
+        arguments = list(inspect.signature(target).parameters.values())
+    except ValueError as error:  # not written in Python
+        raise GuideError(
+            f"The arguments of {where} cannot be read: {error}. Write a function of a "
+            f"trajectory that calls it."
+        ) from error
     if not arguments or arguments[0].kind in ONLY_BY_NAME:
         raise GuideError(
             f"The first argument of {where} must be the trajectory, as in "
@@ -223,6 +232,11 @@ def register_guide(name: str) -> Callable[[Registrable], Registrable]:
     Raises:
         GuideError: The name is malformed or taken, or the decorated object is neither.
     """
+    if name == NO_GUIDE:
+        raise GuideError(
+            f"A guide cannot be called {name!r}: --guide {name} drops every guide. "
+            f"Choose another name."
+        )
     return GUIDES.register(name)
 
 
@@ -456,13 +470,14 @@ def example_texts(guide: RegisteredGuide) -> list[str]:
     """Return texts that show how a guide is given.
 
     They come from the calls of `make_guide` in its docstring. Without any, one text is
-    made of its required parameters, or of the first whose default is not none.
+    made of its required parameters, or of the first with a default that texts can
+    have.
     """
     documented = list(_documented(guide))
     if documented:
         return documented
     required = [p for p in guide.parameters if p.required]
-    optional = [p for p in guide.parameters if not p.required and p.default is not None]
+    optional = [p for p in guide.parameters if _has_text(p)]
     shown = required or optional[:1]
     return [_text(guide.name, {p.name: _sample(p, i) for i, p in enumerate(shown)})]
 
@@ -501,11 +516,16 @@ def part_text(part: SavedPart) -> str:
     values = {
         name: _value_text(plain(value))
         for name, value in part.parameters.items()
-        if name not in defaults
-        or defaults[name].required
-        or plain(defaults[name].default) != plain(value)
+        if name not in defaults or not _is_default(plain(value), defaults[name])
     }
     return _text(part.guide, values, part.weight)
+
+
+def _is_default(saved: Any, parameter: Parameter) -> bool:
+    try:
+        return bool(plain(parameter.default) == saved)
+    except MisfitError:  # JSON lacks it, or there is none
+        return False
 
 
 def _text(name: str, values: Mapping[str, str], weight: float = 1.0) -> str:
@@ -535,6 +555,8 @@ def read_value(text: str, parameter: Parameter | None) -> Any:
     """
     literal = _literal(text)
     hint = Any if parameter is None else parameter.hint
+    if hint is Any:  # it admits all but infinity and NaN, which are no texts
+        return literal
     for value in (literal, (literal,), text):
         try:
             return converted(value, hint)
@@ -573,6 +595,16 @@ def _value_text(value: Any) -> str:
     except (GuideError, MisfitError):  # it reads as JSON, or as no finite number
         readable = False
     return text if readable else json.dumps(value)
+
+
+def _has_text(parameter: Parameter) -> bool:
+    """Return whether there is a default whose text is read back."""
+    text = value_text(parameter.default)
+    try:
+        read = plain(converted(read_value(text, parameter), parameter.hint))
+    except DiffuserPolicyError:
+        return False
+    return bool(text) and read is not None and _is_default(read, parameter)
 
 
 def _sample(parameter: Parameter, index: int) -> str:

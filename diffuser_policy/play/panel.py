@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import itertools
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -347,11 +348,12 @@ class Panel:
         self, gui: Any, number: int, parameter: Parameter, helps: Mapping[str, str]
     ) -> None:
         name = parameter.name
-        value, hint = self.session.guides[number].parameters.get(name), helps.get(name)
+        given, hint = self.session.guides[number].parameters, helps.get(name)
+        value = given.get(name, parameter.default)
         label = name.replace("_", " ")
         if isinstance(value, bool):
             field = gui.add_checkbox(label, value, hint=hint)
-        elif isinstance(value, float):
+        elif isinstance(value, float) and math.isfinite(value):
             most = float(f"{max(4 * abs(value), 1.0):.2g}")
             low = 0.0 if value >= 0 else -most
             field = gui.add_slider(label, low, most, most / 200, value, hint=hint)
