@@ -26,6 +26,7 @@ from diffuser_policy.play.sharing import as_command, as_python
 from diffuser_policy.play.worker import Worker
 from diffuser_policy.play.worlds import World
 from tests.point_env import POINT
+from tests.policy_helpers import untrained_policy
 
 pytest.importorskip("gymnasium_robotics")
 
@@ -435,6 +436,19 @@ def test_a_guide_that_raises_is_named_and_planning_goes_on(
     assert session.policy.guide is not None  # the other one
     session.remove_guide(1)
     assert not planned(session).messages
+
+
+def test_a_planner_that_was_saved_with_an_idle_guide_is_opened_without_it() -> None:
+    single = untrained_policy("Pendulum-v1", horizon=1)
+    guide = parse_guide("smoothness:columns=observation") + parse_guide("action-effort")
+    saved = dataclasses.replace(single.config, guide=guide)
+    policy = DiffuserPolicy(saved, single.networks)
+    session = Session(policy, make_env("Pendulum-v1"), planner="single")
+    [message] = planned(session).messages
+    assert message.startswith("smoothness is left out. The guide Smoothness has no eff")
+    assert [part.guide for part in session.guides] == ["smoothness", "action-effort"]
+    assert session.policy.guide == parse_guide("action-effort")
+    session.close()
 
 
 def test_each_guide_that_fails_has_a_message_until_it_is_repaired(

@@ -205,6 +205,8 @@ class Session:
         except (TypeError, ValueError) as error:  # of environments' own worlds
             raise ConfigError(_said(error)) from error
         self._rebuild()  # guides without a weight do not steer
+        if "settings" in self._messages:
+            self._leave_out_idle()
         self._observation = self._reset()
         if self._messages:
             raise ConfigError(next(iter(self._messages.values())))
@@ -730,13 +732,26 @@ class Session:
                     self._messages["plan"] = _said(error)
                     self._going = False
                     return
-                name = self.guides[number].guide
-                self._failing[number] = f"{name} is left out. {_said(error)}"
+                self._leave_out(number, error)
                 self._rebuild()
                 self._changed = False
                 continue
             self._messages.pop("plan", None)
             return
+
+    def _leave_out(self, number: int, error: Exception) -> None:
+        name = self.guides[number].guide
+        self._failing[number] = f"{name} is left out. {_said(error)}"
+
+    def _leave_out_idle(self) -> None:
+        """Leave out guides without an effect: planners may be saved with them."""
+        for number in self._active():
+            part = self.guides[number]
+            try:
+                self._bare.with_guide(find_guide(part.guide).make(part.parameters))
+            except DiffuserPolicyError as error:
+                self._leave_out(number, error)
+        self._rebuild()
 
     def _culprit(self, error: Exception) -> int | None:
         """Return the number of the guide that caused an error, if one did."""
