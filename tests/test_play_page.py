@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import math
@@ -188,6 +189,19 @@ def test_a_taken_port_is_passed_over(serve: Callable[..., Page]) -> None:
         port = holder.getsockname()[1]
         page = serve(toy_session("Pendulum-v1"), port=port)
         assert page.port > port
+
+
+@pytest.mark.enable_socket
+@pytest.mark.timeout(60)
+def test_it_is_said_if_no_port_is_free() -> None:
+    session = toy_session("Pendulum-v1")
+    with socket.socket() as holder:
+        with contextlib.suppress(OSError):  # others hold it
+            holder.bind(("127.0.0.1", 65535))
+            holder.listen()
+        with pytest.raises(ConfigError, match="No port from 65535 to 65535 is free"):
+            Page(session, port=65535)
+    session.close()
 
 
 @pytest.mark.enable_socket

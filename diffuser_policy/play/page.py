@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import queue
 import socket
 import time
@@ -49,10 +50,10 @@ class Page:
 
         Raises:
             MissingExtraError: viser is not installed.
-            ConfigError: This machine has no such address.
+            ConfigError: This machine has no such address, or no port is free.
         """
         viser: Any = require_extra("viser", "play")
-        _check_host(host)  # viser would wait for its server forever
+        port = _free_port(host, port)  # viser would wait for its server forever
         # It logs a traceback for every visitor that is no browser.
         logging.getLogger("websockets.server").setLevel(logging.CRITICAL)
         with contextlib.redirect_stdout(io.StringIO()):  # its banner
@@ -162,21 +163,48 @@ class Page:
         self._complaints.clear()
 
 
+def _free_port(host: str, port: int) -> int:
+    """Return the first free port from one on, as far as viser looks for one."""
+    _check_host(host)
+    last = min(port + 999, 2**16 - 1)
+    for candidate in range(port, last + 1):
+        with contextlib.suppress(OSError):
+            _bind(host, candidate)
+            return candidate
+    raise ConfigError(
+        f"No port from {port} to {last} is free on host={host!r}. Give another port "
+        f"to begin with, such as 8080."
+    )
+
+
 def _check_host(host: str) -> None:
     """Refuse a host of which this machine can serve no address, whatever the port."""
     try:
-        for family, kind, protocol, _, address in socket.getaddrinfo(
-            host or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        ):
-            try:
-                probe = socket.socket(family, kind, protocol)
-            except OSError:  # a family that this machine lacks: servers skip it
-                continue
-            with probe:
-                probe.bind(address)
+        _bind(host, 0)
     except (OSError, UnicodeError) as error:
         raise ConfigError(
             f"The page cannot be served on host={host!r}: {error}. Give an address of "
             f"this machine: 127.0.0.1 (for this machine alone) or 0.0.0.0 (for "
             f"everyone on the network)."
         ) from error
+
+
+def _bind(host: str, port: int) -> None:
+    """Take all addresses of a host, as servers do, and free them.
+
+    Raises:
+        OSError: One of them cannot be taken.
+    """
+    for family, kind, protocol, _, address in socket.getaddrinfo(
+        host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    ):
+        try:
+            probe = socket.socket(family, kind, protocol)
+        except OSError:  # a family that this machine lacks: servers skip it
+            continue
+        with probe:
+            if os.name == "posix":  # ports of a page that has just ended are free
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:  # the same port of IPv4 is another
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            probe.bind(address)
