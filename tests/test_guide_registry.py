@@ -408,7 +408,8 @@ def test_a_guide_that_was_defined_anew_since_is_not_saved_as_another() -> None:
 
 
 def test_a_guide_of_an_object_that_was_copied_is_saved() -> None:
-    guide = register_guide("summed")(Summed()) and make_guide("summed", sign=-1.0)
+    register_guide("summed")(Summed())
+    guide = make_guide("summed", sign=-1.0)
     assert guide_to_json(copy.deepcopy(guide)) == guide_to_json(guide)
     with pytest.raises(GuideError, match="not registered"):
         guide_to_json(as_guide(Summed()))
