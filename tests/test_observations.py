@@ -463,8 +463,8 @@ def test_what_may_have_changed_a_flat_observation_is_not_trusted() -> None:
 
 
 def test_a_fitted_policy_stays_fitted_and_saves_no_trace(tmp_path: Path) -> None:
-    env = FLAT["filtered"]()
-    policy = toy_policy().for_env(env)
+    env, plain = FLAT["filtered"](), toy_policy()
+    policy = plain.for_env(env)
     observation, _ = env.reset(seed=0)
     seen, _ = limited().reset(seed=0)
     expected, _ = toy_policy().predict(seen, deterministic=True)
@@ -475,6 +475,9 @@ def test_a_fitted_policy_stays_fitted_and_saves_no_trace(tmp_path: Path) -> None
     assert policy.observation_space.shape == (6,)
     with pytest.raises(ObservationError, match="shape"):
         policy.predict(np.zeros(8))
+    policy.predict(observation)  # takes no random stream of the other policy
+    streams = [each.initial_state(2).streams for each in (plain, toy_policy())]
+    np.testing.assert_array_equal(*streams)
     policy.save_pretrained(tmp_path)
     with pytest.raises(ObservationError):
         DiffuserPolicy.from_pretrained(tmp_path).predict(observation)

@@ -201,6 +201,7 @@ def test_a_deterministic_plan_made_anew_gets_the_noise_of_its_place(
     goalless: DiffuserPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With one noise for all, a policy that has come to a halt would stay there."""
+    goalless.set_random_seed(5)
     policy = goalless.with_settings(replan_interval=1)
     plan, seeds = policy.planner.plan, []
 
@@ -215,11 +216,15 @@ def test_a_deterministic_plan_made_anew_gets_the_noise_of_its_place(
     _, state = policy.predict(here, deterministic=True)
     policy.predict(there, state, deterministic=True)
     policy.predict(there, state, deterministic=True)
+    policy.plan(there)
+    policy.set_random_seed(6)
+    policy.predict(there, state, deterministic=True)
 
-    first, anew, again = seeds
-    assert first == [policy.seed, policy.seed]
+    first, anew, again, shown, reseeded = seeds
+    assert first == shown == [5, 5]
     assert anew[0] != anew[1]
     assert again == anew
+    assert {*reseeded}.isdisjoint(anew)
 
 
 # --- plans that replace others ----------------------------------------------------
@@ -254,6 +259,14 @@ def test_only_a_needed_plan_gets_back_the_time_that_rounding_takes() -> None:
     _, after = policy.predict(seen, state)
     assert after.ages.tolist() == [0, 0]
     assert after.lengths.tolist() == [14, 16]
+
+
+def test_a_row_that_strays_when_its_time_is_over_gets_the_shortest_plan() -> None:
+    policy, state, seen = due(replan_deviation=0.5)
+    seen["observation"] = state.observations[:, -1] + np.float32([[0], [3]])
+    _, after = policy.predict(seen, state._replace(progress=np.full(2, 20.0)))
+    assert after.ages.tolist() == [1, 0]
+    assert after.lengths[1] == policy.planner.horizons.min_planning_steps < 16
 
 
 def test_a_plan_to_the_goal_is_not_replaced_by_one_to_a_subgoal() -> None:

@@ -135,7 +135,7 @@ def test_only_plans_that_are_being_followed_are_started_from() -> None:
     assert started == [None]
     state = state._replace(progress=np.array([0.0, 0, 0, 15, 0]))
     observation = along(state, 1)
-    observation["desired_goal"][1] = -0.3
+    observation["desired_goal"][1, 1] = -0.3
     observation["observation"][2, 0] += 0.6
     observation["observation"][3] = state.observations[3, 15]
     started.clear()
@@ -145,6 +145,15 @@ def test_only_plans_that_are_being_followed_are_started_from() -> None:
     assert len(left) == 1
     here = policy.planner.normalizer.unnormalize(left)[0, 0, 2:]
     np.testing.assert_allclose(here, state.observations[0, 1], atol=1e-5)
+
+
+def test_a_goal_that_nothing_pins_is_no_subgoal_to_leave_behind() -> None:
+    """Guides see the goals of the environment, also of plans that lead to none."""
+    policy = warm_policy(NO_GOAL)
+    started = watch(policy)
+    _, state = policy.predict(observe(2))
+    policy.predict(along(state, 1), state)
+    assert [each is None for each in started] == [True, False]
 
 
 def test_a_plan_that_has_run_out_leaves_nothing_to_start_from() -> None:
