@@ -227,7 +227,7 @@ def test_a_loss_floor_weighs_errors_by_their_noise() -> None:
         def forward(self, noisy: Tensor, i: Tensor) -> Tensor:
             return torch.ones_like(noisy) + 0.0 * i[:, None, None]
 
-    weighted = Denoiser(One(), SCHEDULE, loss_floor=0.1)
+    weighted = Denoiser(One(), SCHEDULE, loss_floor=0.1).accelerated("off")
     plain = Denoiser(One(), SCHEDULE)
     every = SCHEDULE.noise(torch.arange(16)).square() + 0.1
 

@@ -52,7 +52,14 @@ def executor(**settings: float) -> PathExecutor:
 
 @pytest.mark.parametrize(
     ("speed", "tempo", "pace"),
-    [(2.0, 1.0, 1.0), (1.0, 1.0, 0.5), (2.0, 0.7, 0.7), (9.0, 1.0, 1.0), (0, 1, FLOOR)],
+    [
+        (2.0, 1.0, 1.0),
+        (1.0, 1.0, 0.5),
+        (2.0, 0.7, 0.7),
+        (9.0, 1.0, 1.0),
+        (0.0, 1.0, FLOOR),
+        (0.0, 0.5, 0.5 * FLOOR),
+    ],
 )
 def test_planned_velocities_set_the_pace(
     speed: float, tempo: float, pace: float
