@@ -167,7 +167,7 @@ class InverseDynamicsExecutor(Executor):
         """
         self.network, self.normalizer = network, normalizer
         self.columns = layout.columns("observation")
-        self.lookahead = min(lookahead, network.max_steps)
+        self.lookahead = lookahead
 
     def act(self, following: Following, observations: np.ndarray) -> np.ndarray:
         """Return the network's actions."""
@@ -417,14 +417,14 @@ class PathExecutor(TrackingExecutor):
     def _along(self, following: Following) -> np.ndarray:
         """Return the planned displacement `[rows, position]` per env step."""
         half = following.stride / 2
-        here = np.minimum(following.progress, following.durations)
         # Within the plan only: beyond its ends it stays, which is no part of its pace.
-        behind = np.maximum(here - half, 0.0)
-        ahead = np.minimum(here + half, following.durations)
+        behind = np.maximum(following.progress - half, 0.0)
+        ahead = np.minimum(following.progress + half, following.durations)
         between = np.stack([behind, ahead], axis=1)
         points = interpolate(
             following.observations, following.lengths, following.stride, between
         )[..., self.position]
-        time = np.maximum(ahead - behind, STILL)  # a plan of one step takes none
+        # Plans of one step take no time, nor do those that are over.
+        time = np.maximum(ahead - behind, STILL)
         along: np.ndarray = np.diff(points, axis=1)[:, 0] / time[:, None]
         return along

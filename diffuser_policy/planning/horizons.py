@@ -124,7 +124,7 @@ class Horizons:
 
     def _fitting(self, env_steps: np.ndarray, rounded: np.ufunc) -> np.ndarray:
         """Return planning steps `[rows]` that the network takes."""
-        steps = rounded(np.maximum(env_steps, 0) / self.stride) + 1
+        steps = rounded(env_steps / self.stride) + 1
         fitting = rounded(steps / self.multiple) * self.multiple
         limits = self.min_planning_steps, self.max_planning_steps
         chosen: np.ndarray = np.clip(fitting, *limits).astype(np.int64)

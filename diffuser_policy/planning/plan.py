@@ -216,7 +216,7 @@ class Following:
         last = num_planning_steps - 1
         time = np.full(self.durations.shape, float(last * self.stride))
         if stretched:
-            time = np.maximum(self.durations - self.progress, 0)
+            time = self.durations - self.progress
         share = np.arange(num_planning_steps) / max(last, 1)
         env_steps = self.progress[:, None] + time[:, None] * share
         joined = np.concatenate([self.actions, self.observations], axis=2)
