@@ -142,7 +142,8 @@ def test_pursuit_steers_further_ahead() -> None:
 def test_pursuit_advances_to_the_nearest_point(
     position: float, progress: float
 ) -> None:
-    observation = np.array([[position, 0.0]])
+    """Whatever the velocity is."""
+    observation = np.array([[position, -100.0]])
     assert pursuit().progress(following(0), observation).tolist() == [progress]
 
 

@@ -101,6 +101,21 @@ def test_gaussian_gives_zero_mean_and_unit_variance() -> None:
     np.testing.assert_allclose(normalized.std(0, correction=0), 1, atol=1e-4)
 
 
+@EVERY
+@pytest.mark.parametrize("ties", [[], [(0, 2)]])
+def test_data_read_some_rows_at_a_time_are_the_same_data(
+    cls: type[Normalizer], ties: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The extremes of one column are the last rows that are read at a time."""
+    rows = np.random.default_rng(0).normal(3.0, 0.2, size=(20, 3)).astype(np.float32)
+    rows[6, 1], rows[13, 1], rows[19, 0] = 9.0, -9.0, 5.0
+    whole = cls.fit(rows, ties)
+    monkeypatch.setattr("diffuser_policy.columns.normalizers.ROWS", 7)
+    parts = cls.fit(rows, ties)
+    assert torch.equal(parts.shift, whole.shift)
+    assert torch.equal(parts.scale, whole.scale)
+
+
 def test_identity_changes_nothing() -> None:
     rows = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
     assert torch.equal(IdentityNormalizer.fit(rows.numpy()).normalize(rows), rows)
