@@ -150,6 +150,25 @@ def test_the_last_step_has_no_variance_to_scale_by(placement: Placement) -> None
     torch.testing.assert_close(moved, expected)
 
 
+def test_a_guide_of_the_mean_sees_no_noise_of_the_step() -> None:
+    """If the clean trajectory is known, the first mean follows from the first noise."""
+    seen: list[Tensor] = []
+
+    def watching(trajectory: Trajectory) -> Tensor:
+        seen.append(trajectory.normalized.detach().clone())
+        return linear(trajectory)
+
+    certain = torch.zeros(HORIZON, HORIZON)
+    sampler = DDPMSampler(GaussianDenoiser(MEAN, certain, NoiseSchedule(NUM_STEPS)))
+    guidance = Guidance(guide=FunctionGuide(watching), placement="mean", num_steps=1)
+    sampled(sampler, guidance)
+
+    noise = torch.randn(5, HORIZON, 1, generator=torch.Generator().manual_seed(0))
+    first, second, *_ = sampler.grid
+    of_clean, of_noisy, _ = sampler.denoiser.schedule.posterior(first, second)
+    torch.testing.assert_close(seen[0], of_clean * MEAN + of_noisy * noise)
+
+
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_pinned_entries_stay_and_guides_and_denoisers_see_them(
     placement: Placement,

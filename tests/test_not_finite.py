@@ -74,9 +74,12 @@ def test_a_goal_out_of_this_world_is_named() -> None:
 
 def test_predicted_times_that_overflow_blame_the_observation() -> None:
     policy = toy_policy(horizon="predicted")
-    seen = {**observe(), "desired_goal": np.full(2, 3e38)}
+    seen = observe(2)
+    seen["desired_goal"][1, 0] = -3e38
     policy.planner.horizons.scale = 1e30
-    with pytest.raises(ObservationError, match=r"times to the goal.*too far"):
+    with pytest.raises(
+        ObservationError, match=r"times to the goal.*too far.*column 0 is -3e\+38"
+    ):
         policy.predict(seen)
 
 

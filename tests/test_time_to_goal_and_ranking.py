@@ -131,6 +131,13 @@ def test_smoothness_is_the_largest_displacement_of_goal_columns() -> None:
     assert values.tolist() == [[-16.0, -1.0, -4.0]]
 
 
+def test_without_a_goal_the_whole_observation_is_to_move_smoothly() -> None:
+    layout = dataclasses.replace(LAYOUT, aliases={"position": (0,)})
+    rows = torch.tensor([[[9.0, 0, 0], [5.0, 3, 4]], [[1.0, 0, 0], [7.0, 3, 0]]])
+    paths = dataclasses.replace(candidates(STEADY), normalized=rows, layout=layout)
+    assert SmoothnessRanking()(paths, 2).tolist() == [[-25.0, -9.0]]
+
+
 def test_time_to_goal_is_the_worst_excess_over_the_planned_time() -> None:
     ranking = TimeToGoalRanking(_Distance(), reach=2)
     values = ranking(candidates(JUMPING, STEADY, CURVED), 3)
@@ -173,7 +180,8 @@ def test_rows_are_ranked_apart() -> None:
 def test_a_single_planning_step_leaves_nothing_to_rank() -> None:
     rows = candidates(*[[float(start)] for start in range(6)])
     for ranking in (SmoothnessRanking(), TimeToGoalRanking(_Distance())):
-        assert ranking(rows, 3).tolist() == [[0.0] * 3] * 2
+        for values in ranking.judged(rows, 3):
+            assert values.tolist() == [[0.0] * 3] * 2
 
 
 def test_a_guide_chooses_among_the_feasible() -> None:
