@@ -113,6 +113,15 @@ def test_a_path_through_the_very_center_is_pushed_to_its_left(turn: float) -> No
     assert (moved @ along).abs().max() < 1e-3
 
 
+def test_a_path_straight_up_through_the_very_center_is_pushed_aside() -> None:
+    """It has no left in the first two columns."""
+    path = torch.tensor([[[0.0, 0.0, -1.0], [0.0, 0.0, 1.0]]], requires_grad=True)
+    guide = KeepOut(center=(0.0, 0.0, 0.0), radius=0.5, margin=0.0)
+    value = guide({"position": path})  # type: ignore[arg-type]
+    (slope,) = torch.autograd.grad(value.sum(), path)
+    assert slope[0, :, :2].norm(dim=-1).tolist() == pytest.approx([0.25] * 2, rel=1e-3)
+
+
 def test_keep_out_of_the_goal_uses_the_columns_it_is_given() -> None:
     guide = KeepOut(center=(1.0, 0.0), radius=0.5, columns="velocity")
     still = [[0.0, 0.0]] * 3

@@ -445,7 +445,7 @@ def lengths(vectors: Tensor, softening: float = 0.0) -> Tensor:
 def sideways(path: Tensor) -> Tensor:
     """Return a unit vector across each segment, to its left in the first two columns.
 
-    Constants: no gradient leads through them.
+    Along the first column where these two stand still. Constants: no gradient leads through them.
 
     Args:
         path: `[batch, steps, columns]`.
@@ -461,10 +461,10 @@ def sideways(path: Tensor) -> Tensor:
     if path.shape[2] > 1:
         across[..., 0], across[..., 1] = -along[..., 1], along[..., 0]
     norm = across.norm(dim=-1, keepdim=True)
-    upright = torch.zeros_like(across)
-    upright[..., -1] = 1.0
+    aside = torch.zeros_like(across)
+    aside[..., 0] = 1.0  # across any motion in the other columns
     still = norm <= STILL
-    return torch.where(still, upright, across / norm.masked_fill(still, 1.0))
+    return torch.where(still, aside, across / norm.masked_fill(still, 1.0))
 
 
 def point_like(
