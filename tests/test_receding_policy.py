@@ -263,7 +263,8 @@ def test_only_a_needed_plan_gets_back_the_time_that_rounding_takes() -> None:
 
 def test_a_row_that_strays_when_its_time_is_over_gets_the_shortest_plan() -> None:
     policy, state, seen = due(replan_deviation=0.5)
-    seen["observation"] = state.observations[:, -1] + np.float32([[0], [3]])
+    seen["observation"] = state.observations[:, -1].copy()
+    seen["observation"][1, :2] += 3
     _, after = policy.predict(seen, state._replace(progress=np.full(2, 20.0)))
     assert after.ages.tolist() == [1, 0]
     assert after.lengths[1] == policy.planner.horizons.min_planning_steps < 16

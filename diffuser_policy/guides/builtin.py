@@ -445,7 +445,8 @@ def lengths(vectors: Tensor, softening: float = 0.0) -> Tensor:
 def sideways(path: Tensor) -> Tensor:
     """Return a unit vector across each segment, to its left in the first two columns.
 
-    Along the first column where these two stand still. Constants: no gradient leads through them.
+    Along the first column where these two stand still. Constants: no gradient leads
+    through them.
 
     Args:
         path: `[batch, steps, columns]`.
