@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffuser_policy.choices import PredictionTarget
+from diffuser_policy.choices import HindsightGoal, PredictionTarget
 from diffuser_policy.config import (
     ExecutionConfig,
     NetworkConfig,
@@ -70,6 +70,24 @@ def test_settings_that_no_policy_can_act_with_are_refused_first(tmp_path: Path) 
     with pytest.raises(ConfigError, match="seconds_per_step"):
         Trainer(config, toy_dataset(), tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("horizon", "goals", "found"),
+    [
+        (1, False, r"1 planning step without .*='none'.* Plan actions"),
+        (2, True, r"2 planning steps without .*='observation'.*--window.hindsight"),
+    ],
+)
+def test_windows_in_which_everything_is_pinned_are_refused(
+    tmp_path: Path, horizon: int, goals: bool, found: str
+) -> None:
+    pinned: HindsightGoal = "observation" if goals else "none"
+    window = WindowConfig(horizon=horizon, actions=False, hindsight_goal=pinned)
+    network = NetworkConfig(architecture="mlp", dim=8, num_denoising_steps=8)
+    config = toy_config(window=window, network=network, time_to_goal=None)
+    with pytest.raises(ConfigError, match=found):
+        Trainer(config, toy_dataset(goals=goals), tmp_path, device="cpu")
 
 
 @pytest.mark.parametrize(("target", "share"), [("noise", 0.87), ("velocity", 0.87)])

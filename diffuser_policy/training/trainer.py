@@ -26,6 +26,7 @@ from diffuser_policy.data.windows import (
     WindowDataset,
     in_planning_columns,
 )
+from diffuser_policy.errors import ConfigError
 from diffuser_policy.networks.critic import Values
 from diffuser_policy.networks.unet import TemporalUNet
 from diffuser_policy.numerics import plain_arithmetic, stream_generator
@@ -34,6 +35,7 @@ from diffuser_policy.settings import to_json
 from diffuser_policy.training.derive import guide_of, initial_networks, policy_config
 from diffuser_policy.training.processes import Processes
 from diffuser_policy.training.run import TrainingRun
+from diffuser_policy.words import counted
 
 
 class Trainer(TrainingRun[PlannerNetworks]):
@@ -233,6 +235,7 @@ def untrained(
         returns=returns,
         **window_settings(made, networks.normalizer),
     )
+    refuse_pinned(windows, made.window)
     if config.critic is not None and networks.critic is not None:
         judged = returns_to_go(flat, config.critic.discount)
         networks.critic.set_scale(*return_scale(judged, flat))
@@ -249,6 +252,24 @@ def untrained(
             stacklevel=3,
         )
     return made, networks, windows
+
+
+def refuse_pinned(windows: WindowDataset, window: WindowConfig) -> None:
+    """Refuse windows whose every entry is pinned: a denoiser learns the free ones.
+
+    Raises:
+        ConfigError: Nothing is free in the longest window.
+    """
+    longest = window.num_planning_steps
+    example = torch.zeros(1, longest, windows.layout.transition_dim)
+    if windows.conditions(example).mask.all():
+        raise ConfigError(
+            f"There is nothing to learn in windows of "
+            f"{counted(longest, 'planning step')} without actions: training pins every "
+            f"column (hindsight_goal={window.hindsight_goal!r}). Plan actions "
+            f"(--window.actions) or a longer horizon (--window.horizon), or pin less "
+            f"at the last planning step (--window.hindsight-goal)."
+        )
 
 
 def window_settings(config: PolicyConfig, normalizer: Normalizer) -> dict[str, Any]:
