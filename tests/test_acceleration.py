@@ -48,7 +48,7 @@ def plain(network: nn.Module, noisy: Tensor, i: int) -> Tensor:
 
 @pytest.fixture
 def network() -> TemporalUNet:
-    return random_network(multipliers=(1, 2, 4)).double()
+    return random_network(dim=16, multipliers=(1, 2, 4)).double()
 
 
 @pytest.mark.parametrize("settings", ARCHITECTURES)
@@ -69,17 +69,38 @@ def test_the_fused_form_gives_the_networks_numbers(
 
 
 @pytest.mark.parametrize(
-    ("multipliers", "horizon", "as_written"),
-    [((1,), 2, True), ((1,), 3, True), ((1,), 4, False), ((1, 2), 4, True)],
+    ("dim", "multipliers", "horizon", "as_written"),
+    [
+        (16, (1,), 1, True),
+        (24, (1,), 1, True),
+        (16, (1,), 2, False),
+        (16, (1, 2), 2, True),
+        (16, (1, 1, 8, 8), 8, False),
+        (8, (1,), 64, True),
+        (8, (1, 1, 8, 8), 8, True),
+    ],
 )
 @torch.no_grad()
-def test_norms_of_few_numbers_run_as_they_are_written(
-    multipliers: tuple[int, ...], horizon: int, as_written: bool
+def test_norms_of_few_numbers_or_one_channel_run_as_they_are_written(
+    dim: int, multipliers: tuple[int, ...], horizon: int, as_written: bool
 ) -> None:
-    network = random_network(multipliers=multipliers)
+    network = random_network(dim=dim, multipliers=multipliers)
     runner, noisy = FusedRunner(network), randn(64, horizon, 4).float()
     given = runner(noisy, 3)
     assert torch.equal(given, plain(network, noisy, 3)) == as_written
+
+
+@pytest.mark.parametrize("dim", [8, 16, 32])
+@torch.no_grad()
+def test_plans_whose_steps_nearly_agree_keep_their_digits(dim: int) -> None:
+    network = random_network(dim=dim, kernel_size=1)
+    noisy = (randn(4, 1, 4, seed=1) + 1e-3 * randn(4, 8, 4)).float()
+    expected = plain(copy.deepcopy(network).double(), noisy.double(), 3)
+
+    def off(output: Tensor) -> float:
+        return float((output - expected).abs().max())
+
+    assert off(FusedRunner(network)(noisy, 3)) < 5 * off(plain(network, noisy, 3))
 
 
 def test_mish_is_mish_up_to_its_limits() -> None:
@@ -156,7 +177,7 @@ def test_what_inference_mode_keeps_serves_outside_of_it(network: TemporalUNet) -
 
 @torch.inference_mode()
 def test_weights_whose_changes_cannot_be_seen_are_not_kept() -> None:
-    network = random_network().double()  # made here, they count no versions
+    network = random_network(dim=16).double()  # made here, they count no versions
     runner, noisy = FusedRunner(network), randn(2, 8, 4)
     before = runner(noisy, 3)
     network.mid.first.conv_in.conv.weight.mul_(1.5)
@@ -184,10 +205,10 @@ def test_a_network_with_a_forward_of_its_own_is_run_by_it(
         def forward(self, trajectories: Tensor, i: Tensor) -> Tensor:
             return 2 * super().forward(trajectories, i)
 
-    own, noisy = Doubled(4, dim=8, multipliers=(1, 2)).double(), randn(2, 8, 4)
+    own, noisy = Doubled(4, dim=16, multipliers=(1, 2)).double(), randn(2, 8, 4)
     output = accelerate(own, acceleration)(noisy, 3)
     torch.testing.assert_close(output, plain(own, noisy, 3), rtol=0, atol=0)
-    patched = random_network().double()
+    patched = random_network(dim=16).double()
     expected = 2 * plain(patched, noisy, 3)
     usual = patched.forward
     monkeypatch.setattr(patched, "forward", lambda noisy, i: 2 * usual(noisy, i))
@@ -196,7 +217,7 @@ def test_a_network_with_a_forward_of_its_own_is_run_by_it(
 
 def test_an_unknown_acceleration_is_refused_by_the_nearest_name() -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'compile'"):
-        accelerate(random_network(), "compiled")  # type: ignore[arg-type]
+        accelerate(random_network(dim=16), "compiled")  # type: ignore[arg-type]
 
 
 @torch.no_grad()
@@ -268,7 +289,7 @@ class TestDenoiser:
     """Where the acceleration is used, and where it must not be."""
 
     def denoiser(self, **settings: Any) -> Denoiser:
-        network = random_network().double().requires_grad_(False)
+        network = random_network(dim=16).double().requires_grad_(False)
         return Denoiser(network, NoiseSchedule(20), clip=False, **settings)
 
     @pytest.mark.parametrize("acceleration", ["auto", "fused"])
@@ -349,7 +370,7 @@ class TestDenoiser:
         denoiser, noisy = self.denoiser(), randn(2, 8, 4)
         with torch.no_grad():
             denoiser(noisy, 3)
-            denoiser.network = random_network(seed=1).double()
+            denoiser.network = random_network(dim=16, seed=1).double()
             expected = denoiser.accelerated("off")(noisy, 3)
             torch.testing.assert_close(denoiser(noisy, 3), expected, **EXACT)
 

@@ -12,8 +12,8 @@ All compute the network's own output, up to rounding:
 
 If this machine lacks the acceleration, an `AccelerationWarning` says why, and "fused"
 runs instead: a missing compiler never stops planning. Residual networks always run as
-they are written, and "fused" runs U-Nets so whose group norms see fewer than four
-numbers in these plans.
+they are written, and "fused" runs U-Nets so whose group norms see a single channel, or
+fewer than four numbers in these plans.
 
 Weights may change between calls, in place or by assignment. Writing through a
 parameter's `.data`, replaced submodules and hooks go unnoticed. So do the steps of a
@@ -69,9 +69,10 @@ from diffuser_policy.networks.unet import (
 # float32. Beyond it, gathering costs more than the library's reordering of the weights.
 MAX_GATHERED = 2**18
 
-# Numbers in a group of a channels-last norm: of fewer that nearly agree, the library's
-# variance loses most digits.
-LEAST_IN_GROUP = 4
+# Numbers in a group of a channels-last norm, and channels that they come from: of fewer
+# that nearly agree, as the steps of a channel often do, the library's variance loses
+# most digits. Only the coarsest stage of two channels or more can see so few numbers.
+LEAST_IN_GROUP, LEAST_CHANNELS = 4, 2
 
 Norm = tuple[Tensor, Tensor, float]  # negative gain and bias, and epsilon
 ONE = torch.ones(1, dtype=torch.float32, device="cpu")
@@ -298,7 +299,10 @@ class FusedRunner(Runner):
             return super().__call__(noisy, i)
         network = cast("TemporalUNet", self.network)
         in_group = network.coarsest_width // GROUPS * noisy.shape[1]
-        if in_group < LEAST_IN_GROUP * network.horizon_multiple:
+        if (
+            network.narrowest_width < LEAST_CHANNELS * GROUPS
+            or in_group < LEAST_IN_GROUP * network.horizon_multiple
+        ):
             return super().__call__(noisy, i)
         weights = [
             weight

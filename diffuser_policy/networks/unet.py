@@ -204,7 +204,7 @@ class TemporalUNet(nn.Module):
         self.transition_dim = transition_dim
         self.time_embedding = time_embedding(dim)
         widths = [dim * multiplier for multiplier in multipliers]
-        self.coarsest_width = min(widths[-2:])
+        self.narrowest_width, self.coarsest_width = min(widths), min(widths[-2:])
         pairs = list(pairwise([input_dim or transition_dim, *widths]))
 
         def stage(channels: tuple[int, int], resample: nn.Module | None) -> Stage:
