@@ -90,8 +90,10 @@ def write_export(folder: Path, planner: Planner, featurizer: Featurizer) -> None
     write_denoiser(folder / "denoiser.onnx", planner.sampler.denoiser, shape)
     if horizons.time_to_goal is not None:
         size = len(layout.columns("goal"))
-        states = torch.zeros(2, 3, layout.observation_dim)
-        inputs = {"observations": states, "goals": torch.zeros(2, 3, size)}
+        inputs = {
+            "observations": _zeros(2, 3, layout.observation_dim),
+            "goals": _zeros(2, 3, size),
+        }
         write_network(
             folder / "time_to_goal.onnx", horizons.time_to_goal, inputs, "times"
         )
@@ -140,8 +142,13 @@ def write_denoiser(path: Path, denoiser: Denoiser, shape: tuple[int, ...]) -> No
         denoiser: What to write.
         shape: `[batch, horizon, transition]` of an example, of a length that it takes.
     """
-    inputs = {"noisy": torch.zeros(shape), "step": torch.tensor(1)}
+    inputs = {"noisy": _zeros(*shape), "step": torch.tensor(1)}
     write_network(path, Exported(denoiser), inputs, "clean")
+
+
+def _zeros(*shape: int) -> Tensor:
+    """Return an example in the networks' precision, whatever the user's default is."""
+    return torch.zeros(*shape, dtype=torch.float32)
 
 
 def write_network(

@@ -20,13 +20,14 @@ from diffuser_policy.config import (
     ValueTrainConfig,
 )
 from diffuser_policy.evaluation import evaluate
+from diffuser_policy.speed.cases import Subject, paper_cases
 from diffuser_policy.speed.measurement import throughput
 from diffuser_policy.testing import toy_config, toy_dataset, toy_policy
 from diffuser_policy.training.classifier_trainer import ClassifierTrainer
 from diffuser_policy.training.trainer import Trainer
 from diffuser_policy.training.value_trainer import ValueTrainer
 from tests.classifier_helpers import SIDES
-from tests.global_state_helpers import USERS_SETTINGS, untouched
+from tests.global_state_helpers import USERS_SETTINGS, float64, untouched
 from tests.policy_helpers import observe
 from tests.value_helpers import rewarded
 
@@ -126,6 +127,17 @@ def test_trainings_end_with_the_same_weights_whatever_the_user_has_set(
         np.testing.assert_array_equal(mine, theirs)
 
 
+def exported(folder: Path) -> None:
+    pytest.importorskip("onnx", reason="needs the extra export")
+    DiffuserPolicy.from_pretrained(PLANNER).export(folder)
+
+
+def timed_as_in_the_paper() -> None:
+    policy = DiffuserPolicy.from_pretrained(PLANNER)
+    subject = Subject(policy, "diffuser_envs/Multi2D-UMaze-v1", quick=True)
+    assert sum(case.run() for case in paper_cases(subject)) > 1
+
+
 CALLS: dict[str, Callable[[Path], object]] = {
     "load": lambda _: DiffuserPolicy.from_pretrained(PLANNER),
     "save": lambda folder: toy_policy().save_pretrained(folder),
@@ -137,6 +149,8 @@ CALLS: dict[str, Callable[[Path], object]] = {
         episodes=1,
         progress=False,
     ),
+    "export": exported,
+    "paper's setting": lambda _: timed_as_in_the_paper(),
     "floating-point operations": lambda _: throughput(),
     "command": lambda _: main(["info", PLANNER]),
     "command with threads": lambda _: main(
@@ -149,6 +163,12 @@ CALLS: dict[str, Callable[[Path], object]] = {
 def test_calls_leave_global_state_alone(name: str, tmp_path: Path) -> None:
     torch.get_num_threads()  # PyTorch decides at the first call
     with untouched():
+        CALLS[name](tmp_path)
+
+
+@pytest.mark.parametrize("name", ["export", "paper's setting"])
+def test_calls_work_in_double_precision(name: str, tmp_path: Path) -> None:
+    with float64():
         CALLS[name](tmp_path)
 
 

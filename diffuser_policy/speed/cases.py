@@ -34,6 +34,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from diffuser_policy.build import seeded
 from diffuser_policy.choices import Acceleration, Placement, SamplerName
 from diffuser_policy.diffusion.conditions import Inpainting
 from diffuser_policy.diffusion.denoiser import Denoiser
@@ -130,7 +131,9 @@ def paper_cases(subject: Subject) -> Iterator[Case]:
     ours = denoiser.network, denoiser.residual, layout.transition_dim
     columns = layout.observation_dim + len(policy.spaces.action_low)
     device = policy.planner.normalizer.shift.device
-    theirs = TemporalUNet(columns, **PAPER_NETWORK).to(device), False, columns
+    with seeded(0):
+        network = TemporalUNet(columns, **PAPER_NETWORK)
+    theirs = network.to(device), False, columns
     settings = [("this", ours, horizon), ("their", theirs, horizon)]
     lengths = _planning_steps(policy, subject.observations)
     one_length = isinstance(denoiser.network, ObjectTransformer | ResidualMLP)
