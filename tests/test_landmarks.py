@@ -438,6 +438,21 @@ def test_landmarks_are_saved_with_the_planner(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.plan(seen).aims, policy.plan(seen).aims)
 
 
+def test_landmarks_that_are_loaded_later_have_ways_of_their_own() -> None:
+    policy, seen = with_landmarks(), observe(2)
+    other = toy_policy(
+        policy.config, flat=toy_dataset(seed=5), subgoal=5.0, horizon="predicted"
+    )
+    policy.routes(seen)  # finds ways, and keeps them
+    policy.networks.load_state_dict(other.networks.state_dict())
+    mine, theirs = policy.networks.landmarks, other.networks.landmarks
+    assert mine is not None
+    assert theirs is not None
+    np.testing.assert_array_equal(mine.ways, theirs.ways)
+    for found, expected in zip(policy.routes(seen), other.routes(seen), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_training_finds_them_where_they_are_asked_for() -> None:
     config = TrainConfig.for_dataset(toy_dataset(), landmarks=True)
     assert config.landmarks == LandmarksConfig()

@@ -52,6 +52,7 @@ class Landmarks(nn.Module):
         super().__init__()
         self.register_buffer("places", torch.zeros(num, size))
         self.register_buffer("times", torch.zeros(num, num))
+        self.register_load_state_dict_post_hook(_forget_ways)
 
     @classmethod
     def fit(
@@ -85,7 +86,7 @@ class Landmarks(nn.Module):
         made.times.copy_(torch.from_numpy(mean))
         return made
 
-    @cached_property
+    @property
     def radius(self) -> float:
         """Distance from a place, normalized, within which one is there."""
         places = torch.unique(self.places, dim=0)
@@ -196,6 +197,11 @@ class Landmarks(nn.Module):
         with np.errstate(invalid="ignore"):
             on_way = np.abs(out + rest - whole[:, None]) <= SAME * (1 + whole[:, None])
         return out, on_way & (out > 0), whole
+
+
+def _forget_ways(marks: nn.Module, _: object) -> None:
+    """Drop the ways over places that others have replaced, by `load_state_dict`."""
+    vars(marks).pop("ways", None)
 
 
 def _spread(rows: np.ndarray, num: int) -> np.ndarray:
