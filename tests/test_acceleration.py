@@ -366,6 +366,24 @@ class TestDenoiser:
         for quiet in ("auto", "off", "fused"):
             denoiser.accelerated(quiet)
 
+    def test_a_training_in_another_thread_does_not_stop_a_plan(self) -> None:
+        denoiser, noisy = self.denoiser(), randn(2, 8, 4)
+        usual = accelerate(denoiser.network, "auto")
+
+        class Interrupted:
+            @property
+            def network(self) -> nn.Module:
+                denoiser._forget()
+                return denoiser.network
+
+            def __call__(self, noisy: Tensor, i: int) -> Tensor:
+                return usual(noisy, i)
+
+        denoiser._runner = Interrupted()  # type: ignore[assignment]
+        with torch.no_grad():
+            expected = denoiser.accelerated("off")(noisy, 3)
+            torch.testing.assert_close(denoiser(noisy, 3), expected, **EXACT)
+
     def test_another_network_is_seen(self) -> None:
         denoiser, noisy = self.denoiser(), randn(2, 8, 4)
         with torch.no_grad():

@@ -153,10 +153,12 @@ class Denoiser(nn.Module):
         steps = steps_of(noisy, i)
         if self.residual or torch.is_grad_enabled():
             return self.predicted(noisy, steps)
-        # The network may have been replaced or trained, or this may be a copy.
-        if self._runner is None or self._runner.network is not self.network:
-            self._runner = accelerate(self.network, self.acceleration)
-        return self._clipped(self._clean(self._runner(noisy, i), noisy, steps))
+        # The network may have been replaced or trained, or this may be a copy. Read the
+        # attribute once: a training in another thread may set it to None at any time.
+        runner = self._runner
+        if runner is None or runner.network is not self.network:
+            runner = self._runner = accelerate(self.network, self.acceleration)
+        return self._clipped(self._clean(runner(noisy, i), noisy, steps))
 
     def predicted(self, noisy: Tensor, i: Tensor) -> Tensor:
         """Return what `forward` returns, by the network as it is written.

@@ -48,6 +48,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from operator import attrgetter
+from threading import Lock
 from typing import NamedTuple, cast
 
 import torch
@@ -389,10 +390,15 @@ class GraphRunner(FallibleRunner):
         super().__init__(network)
         self._recordings: dict[tuple[torch.Size, torch.dtype], Recording] = {}
         self._addresses: list[int] = []
+        self._lock = Lock()  # threads share the memory of the recordings
 
     def _attempt(self, noisy: Tensor, i: int) -> Tensor:
         if noisy.device.type != "cuda":
             raise RuntimeError(f"they need a GPU, and the plans are on {noisy.device}.")
+        with self._lock:
+            return self._replayed(noisy, i)
+
+    def _replayed(self, noisy: Tensor, i: int) -> Tensor:
         addresses = [weight.data_ptr() for weight in self.network.parameters()]
         if addresses != self._addresses:  # recordings read the old memory
             self._recordings.clear()
