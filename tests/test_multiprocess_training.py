@@ -190,6 +190,14 @@ def test_the_launchers_precision_is_overruled(monkeypatch: pytest.MonkeyPatch) -
     assert asked == {"cpu": True, "mixed_precision": "no"}
 
 
+def test_a_numbered_device_of_several_processes_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=r"got 'cuda:1' .*CUDA_VISIBLE_DEVICES"):
+        Processes.launched("cuda:1")
+
+
 def test_only_the_main_process_writes(tmp_path: Path) -> None:
     other = dataclasses.replace(Processes.single("cpu"), rank=1)
     alone(tmp_path, other)

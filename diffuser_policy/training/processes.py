@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffuser_policy.errors import require_extra
+from diffuser_policy.errors import ConfigError, require_extra
 from diffuser_policy.numerics import find_device
 
 
@@ -66,11 +66,20 @@ class Processes:
             device: "cpu" keeps the processes off the GPUs.
 
         Raises:
-            ConfigError: There is no such device on this machine.
+            ConfigError: There is no such device on this machine, or several processes
+                would share one of a number.
             MissingExtraError: Several processes without Accelerate installed.
         """
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        count = int(os.environ.get("WORLD_SIZE", "1"))
+        if count == 1:
             return cls.single(device)
+        kind, _, number = device.partition(":")
+        if number:
+            raise ConfigError(
+                f"Each of {count} processes computes on a device of its own, got "
+                f"{device!r} (--device on the command line). Use {kind!r}, and choose "
+                f"the GPUs with CUDA_VISIBLE_DEVICES."
+            )
         accelerate = require_extra("accelerate", "train")
         if device != "auto":
             find_device(device)
