@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 LARGEST_SCALE = 1e30  # gradients times it are still float32
 MOST_LANDMARKS = 1_000  # whose shortest ways take seconds to find
+NARROWEST_CRITIC = 4  # of two units or one, most are dead before they learn
 LARGEST_SIZE, DEEPEST = 1_000_000, 1_000  # sizes; what is repeated layer by layer
 
 RETIRED = {"horizon_offset": 0, "guide_variance": None}
@@ -294,7 +295,7 @@ class CriticConfig:
     """The networks that value states and actions."""
 
     width: int = 256
-    """Hidden units per layer."""
+    """Hidden units per layer, 4 or more."""
     discount: float = 0.99
     """Weight of a reward one env step later."""
     expectile: float = 0.7
@@ -305,6 +306,12 @@ class CriticConfig:
         """Check ranges."""
         typed(self)
         positive(self, "width", most=LARGEST_SIZE)
+        if self.width < NARROWEST_CRITIC:
+            raise ConfigError(
+                f"The width of a critic must be {NARROWEST_CRITIC} or more, got "
+                f"{self.width}: all units of a narrower layer are often zero for all "
+                f"of the data, and it learns nothing."
+            )
         for name in ("discount", "expectile"):
             if not 0 < getattr(self, name) < 1:
                 raise ConfigError(

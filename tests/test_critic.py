@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from diffuser_policy import DiffuserPolicy
-from diffuser_policy.build import num_weights
+from diffuser_policy.build import num_weights, seeded
 from diffuser_policy.checkpoint import read_planner
 from diffuser_policy.cli import main
 from diffuser_policy.config import (
@@ -375,6 +375,18 @@ def test_a_network_that_says_the_same_of_all_inputs_is_dead(which: str) -> None:
     assert not critic.dead(torch.zeros(9, 2), torch.zeros(9, 1))  # they are the same
     kill(critic.action_values[1] if which == "action value" else critic.state_value)
     assert critic.dead(*steps)
+
+
+def test_critics_too_narrow_to_live_are_refused() -> None:
+    with pytest.raises(ConfigError, match="must be 4 or more, got 3"):
+        CriticConfig(width=3)
+    source = torch.Generator().manual_seed(0)
+    states = 2 * torch.rand(500, 4, generator=source) - 1
+    actions = 2 * torch.rand(500, 2, generator=source) - 1
+    for seed in range(40):
+        with seeded(seed):
+            critic = Critic(4, 2, width=4)
+        assert not critic.dead(states, actions)
 
 
 @pytest.mark.parametrize("averaged", [False, True])
