@@ -440,9 +440,7 @@ def test_landmarks_are_saved_with_the_planner(tmp_path: Path) -> None:
 
 def test_landmarks_that_are_loaded_later_have_ways_of_their_own() -> None:
     policy, seen = with_landmarks(), observe(2)
-    other = toy_policy(
-        policy.config, flat=toy_dataset(seed=5), subgoal=5.0, horizon="predicted"
-    )
+    other = with_landmarks(flat=toy_dataset(seed=5))
     policy.routes(seen)  # finds ways, and keeps them
     policy.networks.load_state_dict(other.networks.state_dict())
     mine, theirs = policy.networks.landmarks, other.networks.landmarks

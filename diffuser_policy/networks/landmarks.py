@@ -52,7 +52,9 @@ class Landmarks(nn.Module):
         super().__init__()
         self.register_buffer("places", torch.zeros(num, size))
         self.register_buffer("times", torch.zeros(num, num))
-        self.register_load_state_dict_post_hook(_forget_ways)
+        self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
+            _forget_ways
+        )
 
     @classmethod
     def fit(

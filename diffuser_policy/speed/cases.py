@@ -132,8 +132,8 @@ def paper_cases(subject: Subject) -> Iterator[Case]:
     columns = layout.observation_dim + len(policy.spaces.action_low)
     device = policy.planner.normalizer.shift.device
     with seeded(0):
-        network = TemporalUNet(columns, **PAPER_NETWORK)
-    theirs = network.to(device), False, columns
+        unet = TemporalUNet(columns, **PAPER_NETWORK)
+    theirs = unet.to(device), False, columns
     settings = [("this", ours, horizon), ("their", theirs, horizon)]
     lengths = _planning_steps(policy, subject.observations)
     one_length = isinstance(denoiser.network, ObjectTransformer | ResidualMLP)
