@@ -146,6 +146,29 @@ def test_cases_say_how_many_plans_they_make(
             assert len(rows) * case.batch == plans or case.batch > 1, case.name
 
 
+def test_a_case_makes_the_same_plans_whenever_it_runs(
+    cases: list[Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else rows would differ by luck: some plans satisfice at the first candidate."""
+    made: list[torch.Tensor] = []
+    sample = Sampler.sample
+
+    def kept(sampler: Sampler, *given: Any, **named: Any) -> Any:
+        samples = sample(sampler, *given, **named)
+        made.append(samples.trajectories)
+        return samples
+
+    monkeypatch.setattr(Sampler, "sample", kept)
+    for case in cases:
+        runs = []
+        for _ in range(2):
+            made.clear()
+            case.run()
+            runs.append(list(made))
+        for first, second in zip(*runs, strict=True):
+            assert torch.equal(first, second), case.name
+
+
 def test_a_case_ends_when_its_results_are_on_the_cpu(
     cases: list[Case], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -110,7 +110,10 @@ class Subject:
         """Return one planning call for each of a few observations in turn."""
         if observations is None:
             observations = self.observations[: 1 if self.quick else SINGLES]
-        calls = [(observation,) for observation in observations]
+        calls = [
+            (observation, policy.initial_state(1, streams=np.array([stream])))
+            for stream, observation in enumerate(observations)
+        ]
         return Case(
             group=group,
             name=name,
@@ -169,10 +172,11 @@ def together_cases(subject: Subject) -> Iterator[Case]:
     few = observations[:64]
     yield subject.singly(policy, group=TOGETHER, name="1", observations=few)
     for size in sizes[1:]:
+        state = policy.initial_state(size, streams=np.arange(size))
         yield Case(
             group=TOGETHER,
             name=f"{size}",
-            run=_calls(policy, [(batched(observations[:size]),)], size),
+            run=_calls(policy, [(batched(observations[:size]), state)], size),
             flops=plan_flops(policy, observations[:size]),
             batch=size,
             once=size >= MANY,
@@ -365,7 +369,7 @@ def _loop(policy: DiffuserPolicy, subject: Subject, *, name: str) -> Iterator[Ca
 
 
 def _calls(
-    policy: DiffuserPolicy, calls: Sequence[tuple[Any, ...]], num_plans: int
+    policy: DiffuserPolicy, calls: Sequence[tuple[Any, PolicyState]], num_plans: int
 ) -> Callable[[], int]:
     """Return calls of `predict` with these arguments, one after the other."""
 
