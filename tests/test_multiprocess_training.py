@@ -194,6 +194,8 @@ def test_a_numbered_device_of_several_processes_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
+    found = "diffuser_policy.training.processes.find_device"
+    monkeypatch.setattr(found, torch.device)
     with pytest.raises(ConfigError, match=r"got 'cuda:1' .*CUDA_VISIBLE_DEVICES"):
         Processes.launched("cuda:1")
 

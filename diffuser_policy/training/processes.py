@@ -73,6 +73,8 @@ class Processes:
         count = int(os.environ.get("WORLD_SIZE", "1"))
         if count == 1:
             return cls.single(device)
+        if device != "auto":
+            find_device(device)
         kind, _, number = device.partition(":")
         if number:
             raise ConfigError(
@@ -81,8 +83,6 @@ class Processes:
                 f"the GPUs with CUDA_VISIBLE_DEVICES."
             )
         accelerate = require_extra("accelerate", "train")
-        if device != "auto":
-            find_device(device)
         accelerator = accelerate.Accelerator(
             cpu=device == "cpu",
             mixed_precision="no",  # even if the launcher is configured otherwise
