@@ -168,10 +168,10 @@ def test_seeds_that_some_problems_lack_are_a_warning(tmp_path: Path) -> None:
 
 def test_commands_name_what_they_make(tmp_path: Path) -> None:
     folder = tmp_path / "a folder"
-    write_result(folder, result_of(UMAZE, "iql"))
+    write_result(folder, result_of(UMAZE, "cql"))
     run, report = run_commands(load_study(folder))
     assert run == (
-        "diffuser-policy benchmark run maze --methods iql --problems maze2d-umaze "
+        "diffuser-policy benchmark run maze --methods cql --problems maze2d-umaze "
         "--output 'runs/a folder-again'"
     )
     assert report == "diffuser-policy benchmark report 'runs/a folder-again'"
@@ -200,12 +200,12 @@ def test_commands_tell_the_budget_that_differs_from_the_suite(
 
 def test_commands_of_several_suites_name_what_each_has(tmp_path: Path) -> None:
     other = result_of(UMAZE, "sac-her", 7, suite="online", episodes=9)
-    for result in (result_of(LARGE, "iql"), result_of(LARGE, "bcq"), other):
+    for result in (result_of(LARGE, "cql"), result_of(LARGE, "bcq"), other):
         write_result(tmp_path, result)
     first, second, *reports = run_commands(load_study(tmp_path))
     output = f"runs/{tmp_path.name}-again"
     assert first.endswith(
-        f"run maze --methods bcq iql --problems multi2d-large --output {output}"
+        f"run maze --methods bcq cql --problems multi2d-large --output {output}"
     )
     assert second.endswith(
         "run online --episodes 9 --methods sac-her --problems maze2d-umaze --seeds 7 "
