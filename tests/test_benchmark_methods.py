@@ -92,7 +92,7 @@ OTHERS = """
 import functools
 from diffuser_policy.benchmark import register_method
 
-@register_method("base", label="Base", needs_dataset=False)
+@register_method("base", label="Base", goals=("none",))
 def base(context, *, speed: float = 1.0):
     return "base"
 
@@ -119,6 +119,7 @@ def test_a_wrapper_or_subclass_of_a_method_is_a_method_of_its_own(
     )
     assert (base.label, base.function(None)) == ("Base", "base")
     assert (tuned.label, tuned.function(None)) == ("tuned", "tuned")
+    assert tuned.goals == base.goals == ("none",)
     assert first.label == "First"
     assert second.label == "second"
     assert second.settings({}) == {"gain": 2.0}

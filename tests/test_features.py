@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import types
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,6 +30,7 @@ from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.windows import WindowDataset, in_planning_columns
 from diffuser_policy.errors import ConfigError, SpaceMismatchError, UnknownNameError
 from diffuser_policy.planning.executors import FeaturesExecutor
+from diffuser_policy.planning.plan import Following
 from diffuser_policy.planning.ranking import FeasibilityRanking
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.testing import (
@@ -156,6 +156,7 @@ class InPlace(Turned):
 
     def act(self, plans: Any, observations: np.ndarray) -> np.ndarray:
         observations *= 2
+        plans.observations[:] = 0
         return super().act(plans, observations)
 
     def feasibility(self, candidates: np.ndarray, stride: int) -> np.ndarray:
@@ -172,9 +173,17 @@ def test_a_featurizer_may_compute_in_place() -> None:
 
 def test_observations_and_candidates_are_the_featurizers_own() -> None:
     rows = np.ones((2, 4), np.float32)
-    plans = types.SimpleNamespace(reference=lambda _: np.zeros((2, 3)))
-    FeaturesExecutor(InPlace(), 2).act(cast(Any, plans), rows)
+    planned = np.ones((2, 4, 3), np.float32)
+    plans = Following(
+        observations=planned,
+        actions=np.zeros((2, 4, 0), np.float32),
+        lengths=np.full(2, 4),
+        progress=np.zeros(2),
+        stride=1,
+    )
+    FeaturesExecutor(InPlace(), 2).act(plans, rows)
     assert (rows == 1).all()
+    assert (planned == 1).all()
     candidates = torch.ones(2, 3, 3)
     trajectory: Any = Candidates(candidates)
     FeasibilityRanking(InPlace())(trajectory, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import pickle
 import subprocess
@@ -205,9 +206,39 @@ def test_equal_guides_are_one_guide(made: Callable[[], Guide]) -> None:
     assert len({Guidance(guide=made()).key for _ in range(5)}) == 1
 
 
-@pytest.mark.parametrize("held", [torch.ones(2), np.ones(2), Slim(1.0), Hashed(1.0)])
+@dataclasses.dataclass(slots=True)
+class SlimTable:
+    """No guide can be looked up by it: it has neither a hash nor weak references."""
+
+    rows: list[float]
+
+
+class Elementwise(Hashed):
+    """Has a hash, but no single answer to whether it is equal."""
+
+    def __eq__(self, other: object) -> Any:
+        return torch.ones(2) == self.x
+
+    __hash__ = Hashed.__hash__
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        torch.ones(2),
+        np.ones(2),
+        Slim(1.0),
+        Hashed(1.0),
+        Hashed([1.0]),  # type: ignore[arg-type]  # whose hash raises
+        slice(0, 2),
+        bytearray(b"ab"),
+        SlimTable([1.0]),
+        Elementwise(1.0),
+    ],
+)
 def test_a_guide_that_is_kept_is_the_same_guide(held: Any) -> None:
     guide = Held(held)
+    assert Guidance(guide=Held(copy.deepcopy(held))).key  # has the same hash
     assert Guidance(guide=guide).key == Guidance(guide=guide).key
 
 

@@ -14,6 +14,7 @@ is registered in this one.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import inspect
 import re
@@ -187,7 +188,20 @@ def find_method(name: str) -> Method:
     described = [method for method in _DESCRIBED if method.function is function]
     named = [method for method in described if method.name == name]
     plain = Method(name=short, function=function, label=short)
-    return [*named, *described, plain][0]
+    wrapped = getattr(function, "__wrapped__", None)  # needs and takes what this does
+    wrappers = [
+        dataclasses.replace(plain, **_needs(method))
+        for method in _DESCRIBED
+        if method.function is wrapped
+    ]
+    return [*named, *described, *wrappers, plain][0]
+
+
+def _needs(method: Method) -> dict[str, Any]:
+    """Return a method's description, but for what it is called and what is run."""
+    own = ("name", "label", "function")
+    every = (field.name for field in dataclasses.fields(method))
+    return {name: getattr(method, name) for name in every if name not in own}
 
 
 def check_reachable(name: str) -> None:

@@ -76,7 +76,7 @@ class RunSettings:
     engine_option: Assignments = ()
     """Setting of the engine; may be given several times. For example
     slurm_partition=cpu, timeout_min=600 or mem_gb=8 for submitit, address=auto or
-    num_gpus=1 for Ray."""
+    num_gpus=1 for Ray. In double quotes, none, true and false are texts."""
     workers: Annotated[int | None, shown_as("N")] = None
     """Cells that run at the same time (default: one per core of this machine)."""
     output: Annotated[Path | None, shown_as("FOLDER")] = None

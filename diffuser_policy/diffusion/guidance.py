@@ -31,7 +31,7 @@ import numbers
 import secrets
 import types
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -115,22 +115,28 @@ def _number_of(part: Any) -> int:
         try:
             known = weakref.ref(part), next(_COUNT)
         except TypeError:  # it takes none, as with `__slots__`
-            return _number_of_equal(part)
+            return _number_of_kept(_Itself(part))
         _NUMBERS[id(part)] = known
     return known[1]
 
 
-@functools.lru_cache(maxsize=128)  # it keeps them, so that no address is used again
-def _number_of_known(part: Any) -> int:  # noqa: ARG001
+class _Itself:
+    """Equal to the very same object alone."""
+
+    def __init__(self, part: Any) -> None:
+        self.part = part
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Itself) and other.part is self.part
+
+    def __hash__(self) -> int:
+        return id(self.part)
+
+
+@functools.lru_cache(maxsize=128)
+def _number_of_kept(part: Hashable) -> int:  # noqa: ARG001
+    """Return a number that equal parts share; they are kept, with their addresses."""
     return next(_COUNT)
-
-
-def _number_of_equal(part: Any) -> int:
-    """Return a number that equal parts share, or a new one for what has no hash."""
-    try:
-        return _number_of_known(part)
-    except TypeError:
-        return next(_COUNT)
 
 
 def _told_apart(part: Any) -> Any:
@@ -158,14 +164,14 @@ def _told_apart(part: Any) -> Any:
 def _number_by_equality(part: Any) -> int:
     """Return a number that equal parts share; one of its own if it is unique."""
     kind: Any = type(part)
+    if dataclasses.is_dataclass(kind) and kind.__dataclass_params__.eq:
+        return 0  # its fields, which are told apart themselves, are all it has
     # Tensors compare by element, and have their addresses for hashes.
     if kind.__eq__ is object.__eq__ or isinstance(part, Tensor):
         return _number_of(part)
-    if not dataclasses.is_dataclass(kind) and kind.__hash__ is not None:
-        return _number_of_equal(part)
     try:
-        return hash(part)  # as its fields, which are told apart themselves
-    except TypeError:  # a user's guide with parts that cannot be hashed
+        return _number_of_kept(part)
+    except Exception:  # no hash, or a comparison by element
         return _number_of(part)
 
 

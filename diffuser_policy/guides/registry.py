@@ -388,6 +388,7 @@ def _registered(part: Guide) -> RegisteredGuide:
 
 
 def _found(part: Guide, target: Any, where: str) -> RegisteredGuide | None:
+    """Return what is registered as this target, or else what is at its address."""
     if isinstance(part, FunctionGuide) and part.registered_as is not None:
         return find_guide(part.registered_as)
     for plugin in GUIDES.offers():
@@ -408,7 +409,7 @@ def _is_copy(target: Any, found: RegisteredGuide) -> bool:
 
 
 def _is_object(target: Any) -> bool:
-    """Return whether it is no definition: copies of guides have copies of it."""
+    """Return whether it is called by its `__call__`: copies of guides copy it too."""
     return not isinstance(target, type) and not inspect.isroutine(target)
 
 

@@ -72,7 +72,7 @@ MAX_GATHERED = 2**18
 
 # Numbers in a group of a channels-last norm, and channels that they come from: of fewer
 # that nearly agree, as the steps of a channel often do, the library's variance loses
-# most digits. Only the coarsest stage of two channels or more can see so few numbers.
+# most digits. With two channels a group, only the coarsest stage can have so few.
 LEAST_IN_GROUP, LEAST_CHANNELS = 4, 2
 
 Norm = tuple[Tensor, Tensor, float]  # negative gain and bias, and epsilon

@@ -128,7 +128,8 @@ class FeaturesExecutor(Executor):
         Raises:
             FeaturizerError: They are not finite numbers, one action per plan.
         """
-        actions = np.asarray(self.featurizer.act(following, observations.copy()))
+        copied = following.rows(np.arange(len(observations))), observations.copy()
+        actions = np.asarray(self.featurizer.act(*copied))
         expected, name = (len(observations), self.num_actions), type(self.featurizer)
         if actions.shape != expected or not np.isfinite(actions).all():
             raise FeaturizerError(

@@ -79,8 +79,8 @@ class Processes:
         if number:
             raise ConfigError(
                 f"Each of {count} processes computes on a device of its own, got "
-                f"{device!r} (--device on the command line). Use {kind!r}, and choose "
-                f"the GPUs with CUDA_VISIBLE_DEVICES."
+                f"{device!r} (--device on the command line). Use {kind!r}; "
+                f"CUDA_VISIBLE_DEVICES chooses GPUs."
             )
         accelerate = require_extra("accelerate", "train")
         accelerator = accelerate.Accelerator(
