@@ -164,7 +164,7 @@ def _told_apart(part: Any) -> Any:
 def _number_by_equality(part: Any) -> int:
     """Return a number that equal parts share; one of its own if it is unique."""
     kind: Any = type(part)
-    if dataclasses.is_dataclass(kind) and kind.__dataclass_params__.eq:
+    if getattr(getattr(kind, "__dataclass_params__", None), "eq", False):
         return 0  # its fields, which are told apart themselves, are all it has
     # Tensors compare by element, and have their addresses for hashes.
     if kind.__eq__ is object.__eq__ or isinstance(part, Tensor):
