@@ -304,3 +304,19 @@ def test_a_planner_that_is_trained_needs_the_data() -> None:
     method = find_method("diffuser")
     assert method.learns({})
     assert not method.learns({"planner": "hopper"})
+
+
+@pytest.mark.parametrize(
+    ("suite", "module", "command"),
+    [
+        ("ogbench", "ogbench", "collect pointmaze-large-v0 --generator stitch"),
+        ("kuka", "mujoco", "collect diffuser_envs/KukaStack-Unconditional-v1 --dem"),
+    ],
+)
+def test_a_missing_dataset_is_recorded_where_and_how_its_name_says(
+    suite: str, module: str, command: str
+) -> None:
+    pytest.importorskip(module)
+    problem = load_suite(suite).problems[-2]
+    with pytest.raises(DatasetNotFoundError, match=f"{problem.dataset}.*{command}"):
+        check_cells([Cell(problem=problem, method="diffuser", num_steps=1)])

@@ -211,6 +211,10 @@ def test_unsupported_spaces_are_refused(
             "collect Hopper-v5 --demonstrator hopper-medium-replay`",
         ),
         ("diffuser/hopper-medium-replay-v7", "collect ENV_ID`"),
+        (
+            "diffuser/kuka-stack-v1",
+            "KukaStack-Unconditional-v1 --demonstrator kuka-stack --generator kinema",
+        ),
         ("diffuser/antigravity/fly-v0", "collect ENV_ID`"),
         ("antigravity/human-v2", "collect ENV_ID`, download an official"),
     ],
@@ -218,7 +222,8 @@ def test_unsupported_spaces_are_refused(
 def test_a_missing_dataset_says_how_to_record_it(dataset_id: str, command: str) -> None:
     with pytest.raises(DatasetNotFoundError) as caught:
         load_flat(dataset_id)
-    assert f"`diffuser-policy {command}" in str(caught.value)
+    assert "`diffuser-policy collect " in str(caught.value)
+    assert command in str(caught.value)
     assert "antigravity" not in sys.modules  # a name imports no module
 
 

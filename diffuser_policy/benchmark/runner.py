@@ -24,7 +24,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import gymnasium
 from gymnasium import spaces
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -42,10 +41,8 @@ from diffuser_policy.benchmark.engines import BUSY, Ended, Engine, EngineError, 
 from diffuser_policy.benchmark.methods import check_reachable, find_method
 from diffuser_policy.benchmark.problem import Problem, check_task
 from diffuser_policy.benchmark.suites import SUITE_FILE, Suite, check_suite
-from diffuser_policy.data.collection import default_dataset_id
-from diffuser_policy.data.demonstrators import DEMONSTRATORS
 from diffuser_policy.data.flat import FlatDataset
-from diffuser_policy.data.minari import load_flat, local_dataset_ids
+from diffuser_policy.data.minari import load_flat, local_dataset_ids, recorded_by
 from diffuser_policy.envs import evaluation_tasks
 from diffuser_policy.errors import (
     ConfigError,
@@ -270,16 +267,9 @@ def _recorded_by(problem: Problem) -> str:
     Environments share data: Maze2D uses those of Multi2D. The command names the
     environment whose own dataset this is, so that a name always means the same data.
     """
-    namespace = problem.env.rpartition(":")[2].rpartition("/")[0]
-    own = re.sub(r"^.*/|-v\d+$", "", problem.dataset)
-    if own in DEMONSTRATORS.installed():
-        return f"diffuser-policy collect {problem.env} --demonstrator {own}"
-    for env_id, spec in gymnasium.registry.items():
-        if (
-            spec.namespace == namespace
-            and default_dataset_id(env_id) == problem.dataset
-        ):
-            return f"diffuser-policy collect {env_id}"
+    if found := recorded_by(problem.dataset):
+        env_id, option = found
+        return f"diffuser-policy collect {env_id}{option}"
     return f"diffuser-policy collect {problem.env} --dataset {problem.dataset}"
 
 

@@ -38,6 +38,7 @@ demonstrator names generators of episodes:
 
     class MyGenerator:
         dataset_id = "me/my-task-v1"            # optional
+        env_id = "me/MyTask-v1"                 # optional: the dataset's environment
         default_episodes = 500                  # optional
         def __init__(self, …, *, option=…): …
         @classmethod

@@ -485,8 +485,8 @@ def recorded_by(dataset_id: str) -> tuple[str, str] | None:
 
     Args:
         dataset_id: Of this package: `diffuser/<name>`. The name is an environment's,
-            perhaps with the name of a generator in it, or a demonstrator's that begins
-            with an environment's.
+            perhaps with the name of a generator in it, or a demonstrator or a generator
+            declares the id as its `dataset_id`.
 
     Returns:
         The id and the option, which may be empty; none if the name does not tell.
@@ -497,13 +497,8 @@ def recorded_by(dataset_id: str) -> tuple[str, str] | None:
     import_environments()
     names = {env_id.rpartition("/")[2].lower(): env_id for env_id in gym.registry}
     words = name.split("-")
-    expert = "-".join(words[:-1])
-    versions = [s for s in gym.registry.values() if s.name.lower() == words[0]]
-    with contextlib.suppress(DiffuserPolicyError):
-        demonstrator = DEMONSTRATORS.find(expert).target
-        if versions and getattr(demonstrator, "dataset_id", None) == dataset_id:
-            newest = max(versions, key=lambda spec: spec.version or 0)
-            return newest.id, f" --demonstrator {expert}"
+    if made := _declared(dataset_id, words[0]):
+        return made
     tries = {name: ""}
     for place, word in enumerate(words[:-1]):
         others = words[:place] + words[place + 1 :]
@@ -511,6 +506,26 @@ def recorded_by(dataset_id: str) -> tuple[str, str] | None:
     for tried, option in tries.items():
         with contextlib.suppress(DiffuserPolicyError):
             return names.get(tried) or env_spec(tried).id, option
+    return None
+
+
+def _declared(dataset_id: str, robot: str) -> tuple[str, str] | None:
+    """Return what records a dataset that a demonstrator or a generator declares.
+
+    That is in the environment that it declares (`env_id`) or, without one, in the
+    newest of the name with which the dataset's begins.
+    """
+    versions = [spec for spec in gym.registry.values() if spec.name.lower() == robot]
+    newest = max(versions, key=lambda spec: spec.version or 0).id if versions else None
+    for plugin, error in DEMONSTRATORS.entries():
+        if error is not None:
+            continue
+        generators = getattr(plugin.target, "generators", {})
+        for name, maker in {"": plugin.target, **generators}.items():
+            env_id = getattr(maker, "env_id", newest)
+            if env_id and getattr(maker, "dataset_id", None) == dataset_id:
+                generator = f" --generator {name}" if name else ""
+                return env_id, f" --demonstrator {plugin.name}{generator}"
     return None
 
 

@@ -366,6 +366,7 @@ class TowerRecorder(KinematicGenerator):
     """
 
     dataset_id: ClassVar[str] = "diffuser/kuka-stack-v1"
+    env_id: ClassVar[str] = "diffuser_envs/KukaStack-Unconditional-v1"
 
     env: Any
     num_blocks: int = field(init=False)
@@ -390,9 +391,8 @@ class TowerRecorder(KinematicGenerator):
         base: Any = env.unwrapped
         if getattr(getattr(base, "task", None), "name", None) != "unconditional":
             raise UnsupportedEnvError(
-                "demonstrations of towers are recorded in"
-                " diffuser_envs/KukaStack-Unconditional-v1 (they serve all three"
-                f" tasks), got {type(base).__name__}"
+                f"demonstrations of towers are recorded in {cls.env_id} (they serve all"
+                f" three tasks), got {type(base).__name__}"
                 f" {getattr(env.spec, 'id', '')}".rstrip()
             )
         return cls(env=base, **options)
