@@ -192,6 +192,23 @@ def test_a_guide_without_an_effect_is_refused_before_training(tmp_path: Path) ->
         Trainer(config, flat, tmp_path)
 
 
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--critic"], "Train the planner with --window.actions"),
+        (["--guide", "action-effort"], "Unknown trajectory column 'action' (asked for"),
+    ],
+)
+def test_what_needs_planned_actions_is_refused_before_training(
+    option: list[str], message: str, more: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    arguments = ["train", *SMALL, *option, *more, "--output", str(tmp_path / "run")]
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "saved"),
     [

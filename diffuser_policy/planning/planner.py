@@ -42,6 +42,7 @@ from diffuser_policy.errors import (
     ConditionError,
     ConfigError,
     DiffuserPolicyError,
+    MissingColumnsError,
     NotFiniteError,
     ObservationError,
 )
@@ -456,6 +457,27 @@ class Planner:
                 if bool(torch.isclose(values, values[0], rtol=1e-5, atol=0.0).all()):
                     found.append(guide)
         return found
+
+    @torch.no_grad()
+    def check_guide(self) -> None:
+        """Compute the guide once, on noise. Other errors are left to its use.
+
+        Raises:
+            MissingColumnsError: It asks for columns that plans do not have.
+        """
+        if self.guidance is None:
+            return
+        shape = 1, self.horizons.max_planning_steps, self.layout.transition_dim
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(shape, generator=generator, dtype=torch.float32)
+        shown = self._view(None, 1)(noise.to(self.normalizer.shift.device), CLEAN)
+        for _, guide in self.guidance.guide.parts():
+            try:
+                value_of(guide, shown)
+            except MissingColumnsError:
+                raise
+            except DiffuserPolicyError:  # it may need a goal, or what a plan looks like
+                continue
 
     def _view(
         self, goals: np.ndarray | None, num_candidates: int

@@ -71,6 +71,7 @@ class Trainer(TrainingRun[PlannerNetworks]):
                 no policy could plan and act with these settings.
             UnknownNameError: No guide of a name.
             GuideError: A guide that cannot be read.
+            MissingColumnsError: A guide that asks for columns that plans do not have.
         """
         self.config = config
         processes = processes or Processes.single(device)
@@ -197,8 +198,10 @@ def usable_policy(
     Raises:
         ConfigError: No policy could plan and act with these settings, or the guide has
             no effect.
+        MissingColumnsError: The guide asks for columns that plans do not have.
     """
     policy = DiffuserPolicy(made, networks)
+    policy.planner.check_guide()
     if config.guide:
         policy.with_guide(guide_of(config))  # refuses one without an effect
     return policy
@@ -239,6 +242,7 @@ def untrained(
     if config.critic is not None and networks.critic is not None:
         judged = returns_to_go(flat, config.critic.discount)
         networks.critic.set_scale(*return_scale(judged, flat))
+        StepDataset(flat, windows, made.layout)  # refuses plans without actions
     if networks.inverse_dynamics is not None:
         networks.inverse_dynamics.set_scale(*windows.transition_scales())
     left_out = windows.num_left_out(shortest)
