@@ -11,6 +11,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, assert_never
 
 import torch
@@ -21,6 +22,7 @@ from diffuser_policy.columns.features import (
     Featurizer,
     FeaturizerError,
     Identity,
+    lacking,
     make_featurizer,
 )
 from diffuser_policy.columns.normalizers import NORMALIZERS, Normalizer
@@ -417,7 +419,8 @@ def build_planner(
         ConfigError: A setting without the network, guide or setting that it needs.
     """
     settings, window = config.planner, config.window
-    horizons = Horizons(
+    horizons_of = partial(
+        Horizons,
         window.horizon,
         layout=config.layout,
         normalizer=networks.normalizer,
@@ -425,12 +428,12 @@ def build_planner(
         stride=window.stride,
         multiple=networks.denoiser.horizon_multiple,
         least=networks.denoiser.min_planning_steps,
-        choice=settings.horizon,
         scale=settings.horizon_scale,
         time_to_goal=networks.time_to_goal,
     )
+    horizons, routes = horizons_of(choice=settings.horizon), _routes(config, networks)
     if config.spaces.has_goal and config.execution.replan_interval is not None:
-        _check_arrival(config, horizons)
+        _check_arrival(config, networks, horizons_of(choice="shrinking"))
     guide = config.guide.bind(networks) if config.guide is not None else None
     guided = guide is not None and settings.guide_scale != 0.0
     available = networks.denoiser.schedule.num_denoising_steps
@@ -463,13 +466,13 @@ def build_planner(
         normalizer=networks.normalizer,
         horizons=horizons,
         num_candidates=settings.num_candidates,
-        ranking=build_ranking(settings, networks, guide=guide, featurizer=featurizer),
+        ranking=build_ranking(config, networks, guide=guide, featurizer=featurizer),
         guidance=guidance,
         warm_start=settings.warm_start,
         warm_start_steps=_warm_start_steps(settings, sampler, guided=guided),
         steadiness=settings.steadiness,
         satisficing=settings.satisficing,
-        routes=_routes(config, networks),
+        routes=routes,
         pin_goal_velocity=settings.goal_velocity,
         fingerprint=zlib.crc32(
             repr((config.layout, window.stride, window.features)).encode(),
@@ -487,20 +490,22 @@ def _routes(config: PolicyConfig, networks: PlannerNetworks) -> Routes | None:
     settings = config.planner
     if settings.subgoal is None:
         return None
-    if settings.horizon != "predicted":
-        raise ConfigError(
-            f"subgoal needs horizon='predicted', got {settings.horizon!r}: other "
-            "horizons cannot cover a part of the way. Train with --time-to-goal."
-        )
-    if settings.goal_velocity:
-        raise ConfigError(
-            "goal_velocity would stop at every subgoal. Use goal_velocity=False, or "
-            "subgoal=None."
-        )
     if networks.landmarks is None:
         raise ConfigError(
             "subgoal needs landmarks, and this planner was trained without them. Use "
             "subgoal=None, or train with --landmarks (TrainConfig.landmarks)."
+        )
+    if settings.horizon != "predicted":
+        raise ConfigError(
+            f"subgoal needs horizon='predicted', got {settings.horizon!r}: other "
+            "horizons cannot cover a part of the way. Use horizon='predicted', or "
+            "subgoal=None."
+        )
+    if settings.goal_velocity:
+        fits = "velocity" in config.layout.aliases
+        raise ConfigError(
+            f"goal_velocity would stop at every subgoal. Use goal_velocity=False"
+            f"{', or subgoal=None' if fits else ''}."
         )
     return Routes(
         networks.landmarks,
@@ -510,20 +515,28 @@ def _routes(config: PolicyConfig, networks: PlannerNetworks) -> Routes | None:
     )
 
 
-def _check_arrival(config: PolicyConfig, horizons: Horizons) -> None:
+def _check_arrival(
+    config: PolicyConfig, networks: PlannerNetworks, shrinking: Horizons
+) -> None:
     """Refuse to replan at intervals with plans that never become shorter.
+
+    Args:
+        config: Settings.
+        networks: Weights.
+        shrinking: The horizons if they shrink, as far as the network lets them.
 
     Raises:
         ConfigError: All plans have one length, by choice or because the network makes
             no others.
     """
-    if config.planner.horizon == "fixed":
-        cause, remedy = "horizon='fixed'", "horizon='shrinking' or 'predicted'"
-    elif horizons.min_planning_steps == horizons.max_planning_steps:
-        cause = f"plans of {horizons.max_planning_steps} planning steps and no others"
+    if shrinking.min_planning_steps == shrinking.max_planning_steps:
+        cause = f"plans of {shrinking.max_planning_steps} planning steps and no others"
         remedy = "a planner that makes shorter plans"
         if config.network.architecture != "mlp":
             remedy += " (a longer horizon, or a smaller min_horizon)"
+    elif config.planner.horizon == "fixed":
+        cause, remedy = "horizon='fixed'", "horizon='shrinking'"
+        remedy += " or 'predicted'" if networks.time_to_goal is not None else ""
     else:
         return
     raise ConfigError(
@@ -567,7 +580,7 @@ def _warm_start_steps(
 
 
 def build_ranking(
-    settings: PlannerConfig,
+    config: PolicyConfig,
     networks: PlannerNetworks,
     *,
     guide: Guide | None,
@@ -582,7 +595,7 @@ def build_ranking(
         ConfigError: "time_to_goal" or "critic" without such a network, "guide" without
             a guide, "feasibility" or "sum" without a featurizer that judges it.
     """
-    in_time = None
+    settings, in_time = config.planner, None
     if networks.time_to_goal is not None:
         in_time = TimeToGoalRanking(networks.time_to_goal)
     match settings.ranking:
@@ -598,10 +611,17 @@ def build_ranking(
                 )
             return in_time
         case "critic":
+            if not config.layout.action_dim:
+                raise ConfigError(
+                    "ranking='critic' values planned actions, and this planner plans "
+                    "only states. Use 'smoothness' or 'first', or train with "
+                    "--window.actions and --critic."
+                )
             if networks.critic is None:
                 raise ConfigError(
                     "ranking='critic' needs a critic, and this planner has none. Train "
-                    "one with: diffuser-policy train-critic PLANNER"
+                    "one with --critic of `train` (TrainConfig.critic), or with "
+                    "`diffuser-policy train-critic PLANNER`."
                 )
             return CriticRanking(networks.critic)
         case "feasibility" | "sum":
@@ -609,8 +629,7 @@ def build_ranking(
                 raise ConfigError(
                     f"ranking={settings.ranking!r} needs a featurizer with a method "
                     f"`feasibility` (--window.features when training), and "
-                    f"{type(featurizer).__name__} has none. Use 'smoothness' or "
-                    f"'first'."
+                    f"{lacking(featurizer)}. Use 'smoothness' or 'first'."
                 )
             feasibility = FeasibilityRanking(featurizer)
             if guide is None or settings.ranking == "feasibility":
@@ -619,8 +638,9 @@ def build_ranking(
         case "guide":
             if guide is None:
                 raise ConfigError(
-                    "ranking='guide' needs a guide: policy.with_guide(…). To plan "
-                    "without one, name another ranking."
+                    "ranking='guide' needs a guide: policy.with_guide(…), --guide, or "
+                    "a value network (--value of `train`). To plan without one, name "
+                    "another ranking."
                 )
             judged = has_feasibility(featurizer)
             among = FeasibilityRanking(featurizer) if judged else in_time
@@ -660,15 +680,20 @@ def build_executor(
             config.layout,
             lookahead=settings.lookahead,
         )
-    derived = config.window.features is not None
-    way_back = ", or 'features' if the featurizer offers a way back" if derived else ""
+    others = "'inverse-dynamics'"
+    if networks.inverse_dynamics is None:
+        others += " (train with --inverse-dynamics, or TrainConfig.inverse_dynamics)"
+    if config.layout.action_dim and config.window.stride == 1:
+        others += " or 'actions'"
+    if callable(getattr(featurizer, "act", None)):
+        others += " or 'features'"
     for name in ("position", "velocity"):
         columns = config.layout.aliases.get(name)
         if columns is not None and len(columns) != len(config.spaces.action_low):
             raise ConfigError(
                 f"Tracking pushes along every column of {name!r}: it needs as many as "
                 f"there are actions ({len(config.spaces.action_low)}), got {columns}. "
-                f"Use the executor 'inverse-dynamics' or 'actions'{way_back}."
+                f"Use the executor {others}."
             )
     if settings.executor == "path" and settings.seconds_per_step is None:
         raise ConfigError(

@@ -332,7 +332,8 @@ def _tensors_only(path: Path) -> Any:
         raise CheckpointError(
             f"{path} holds pickled code, or is no PyTorch file at all; nothing of it "
             "was run. If you trust its origin, open it in a sandbox, and save its "
-            "tensors alone: torch.save(network.state_dict(), path)."
+            "tensors alone: torch.save({'step': …, 'model': …, 'ema': …}, path), with "
+            "the state dicts of the whole diffusion process, as its trainer does."
         ) from error
     except Exception as error:  # whatever the loader makes of a damaged file
         raise CheckpointError(

@@ -82,13 +82,14 @@ class Judge(Identity):
 
 
 def test_every_ranking_that_settings_name_is_another_class() -> None:
-    networks = toy_policy().networks
+    policy = toy_policy()
+    networks = policy.networks
     networks.critic = Critic(4, 2)
     names = get_args(choices.RankingName)
     made = {
         type(
             build_ranking(
-                PlannerConfig(ranking=name),
+                dataclasses.replace(policy.config, planner=PlannerConfig(ranking=name)),
                 networks,
                 guide=ActionEffort(),
                 featurizer=Judge(4),
@@ -251,13 +252,62 @@ def test_gains_are_finite(gain: float) -> None:
         ExecutionConfig(position_gain=gain)
 
 
-def test_replanning_at_intervals_needs_a_horizon_that_shrinks() -> None:
-    with pytest.raises(ConfigError, match="a full horizon away forever"):
-        toy_policy(horizon="fixed", replan_interval=5)
-    toy_policy(horizon="shrinking", replan_interval=5)
+@pytest.mark.parametrize(
+    ("timed", "advice"),
+    [(True, "Use horizon='shrinking' or 'predicted',"), (False, "='shrinking', or no")],
+)
+def test_replanning_at_intervals_needs_a_horizon_that_shrinks(
+    timed: bool, advice: str
+) -> None:
+    config = toy_config()
+    if not timed:
+        config = dataclasses.replace(config, time_to_goal=None)
+    with pytest.raises(ConfigError, match=f"a full horizon away forever.*{advice}"):
+        toy_policy(config, horizon="fixed", replan_interval=5)
+    toy_policy(config, horizon="shrinking", replan_interval=5)
 
 
-@pytest.mark.parametrize("horizon", ["shrinking", "predicted"])
+def of_states(policy: DiffuserPolicy, **aliases: tuple[int, ...]) -> PolicyConfig:
+    """Return settings of a planner of states alone, with these names of columns."""
+    layout = policy.config.layout
+    named = {name: layout.aliases[name] for name in ("goal",)} | aliases
+    states = dataclasses.replace(layout, action_dim=0, aliases=named)
+    return dataclasses.replace(policy.config, layout=states)
+
+
+def test_a_critic_is_not_advised_where_plans_have_no_actions() -> None:
+    policy = toy_policy()
+    planner = PlannerConfig(ranking="critic")
+    config = dataclasses.replace(of_states(policy), planner=planner)
+    with pytest.raises(ConfigError, match=r"plans only states.*'first', or train"):
+        build_ranking(config, policy.networks, guide=None, featurizer=Judge(4))
+
+
+def test_only_executors_that_work_are_advised() -> None:
+    policy = toy_policy()
+    config = of_states(policy, position=(0,))  # and there are two actions
+    config = dataclasses.replace(config, execution=ExecutionConfig(executor="tracking"))
+    with pytest.raises(ConfigError, match="as many as there are actions") as caught:
+        build_executor(config, policy.networks, Identity(4))
+    end = "Use the executor 'inverse-dynamics' (train with --inverse-dynamics, or "
+    assert str(caught.value).endswith(end + "TrainConfig.inverse_dynamics).")
+    with pytest.raises(ConfigError, match=r"inverse_dynamics\) or 'features'\.$"):
+        build_executor(config, policy.networks, Judge(4))
+    actions = dataclasses.replace(config, execution=ExecutionConfig(executor="actions"))
+    with pytest.raises(ConfigError, match="'tracking' where every action pushes"):
+        build_executor(actions, policy.networks, Identity(4))
+
+
+def test_a_goal_velocity_says_which_columns_it_needs() -> None:
+    config = toy_config()
+    flat = toy_dataset()
+    named = {"observation_columns": {"position": [0, 1]}}
+    data = FlatDataset(flat.fields, flat.run_starts, {**flat.metadata, **named})
+    with pytest.raises(ConfigError, match=r"--window\.velocity.*goal_velocity=False"):
+        toy_policy(config, flat=data, goal_velocity=True)
+
+
+@pytest.mark.parametrize("horizon", ["fixed", "shrinking", "predicted"])
 def test_replanning_at_intervals_needs_a_network_of_several_lengths(
     horizon: Any,
 ) -> None:

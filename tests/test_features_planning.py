@@ -255,13 +255,13 @@ def test_choosing_and_acting_need_what_the_featurizer_may_lack() -> None:
     with pytest.raises(ConfigError, match=lacking):
         toy_policy(config("copied", execution=plain))
     added = PlannerConfig(num_sampling_steps=2, ranking="sum")
-    lacking = r"ranking='sum' needs .* a method `feasibility`.*Identity has none"
+    lacking = r"ranking='sum' needs .* a method `feasibility`.*no featurizer"
     with pytest.raises(ConfigError, match=lacking):
         toy_policy(config(None, execution=plain, planner=added))
     smooth = PlannerConfig(num_sampling_steps=2, ranking="smoothness")
     with pytest.raises(ConfigError, match=r"a method `act`.*Copied has none"):
         toy_policy(config("copied", planner=smooth))
-    with pytest.raises(ConfigError, match=r"a method `act`.*Identity has none"):
+    with pytest.raises(ConfigError, match=r"a method `act`.*no featurizer"):
         toy_policy(config(None, planner=smooth))
     path = ExecutionConfig(executor="path", seconds_per_step=0.1)
     with pytest.raises(ConfigError, match="velocity"):

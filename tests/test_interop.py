@@ -229,9 +229,11 @@ def test_the_trained_weights_are_there_too(checkpoint: Path) -> None:
 
 
 def test_pickled_code_is_refused_and_not_run(tmp_path: Path) -> None:
+    """The error tells to save what `checkpoint` here saves."""
     path, witness = tmp_path / "evil.pt", tmp_path / "witness"
     torch.save({"step": 0, "ema": {"weight": Malicious(witness)}}, path)
-    with pytest.raises(CheckpointError, match="nothing of it was run"):
+    advice = r"nothing of it was run.*save\(\{'step': …, 'model': …, 'ema': …\}, path"
+    with pytest.raises(CheckpointError, match=advice):
         read_authors_checkpoint(path)
     assert not witness.exists()
 

@@ -475,8 +475,10 @@ def test_a_training_saves_them_and_resumes(tmp_path: Path) -> None:
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="subgoal needs landmarks"):
         toy_policy(subgoal=5.0, horizon="predicted")
-    with pytest.raises(ConfigError, match="subgoal needs horizon='predicted'"):
-        with_landmarks(horizon="shrinking")
+    advice = "horizon='predicted'.* Use horizon='predicted', or subgoal=None"
+    for horizon in ("shrinking", "fixed"):
+        with pytest.raises(ConfigError, match=advice):
+            with_landmarks(horizon=horizon)
     with pytest.raises(ConfigError, match="stop at every subgoal"):
         with_landmarks(goal_velocity=True)
     config = toy_config(

@@ -266,7 +266,7 @@ def test_plans_of_an_exact_denoiser_pass_through_a_waypoint() -> None:
 def test_choices_that_lack_what_they_need_are_refused() -> None:
     with pytest.raises(ConfigError, match="num_candidates must be positive, got 0"):
         make_planner(num_candidates=0)
-    with pytest.raises(ConfigError, match="alias 'velocity'"):
+    with pytest.raises(ConfigError, match="columns named 'velocity'"):
         make_planner(
             layout=TrajectoryLayout(action_dim=2, observation_dim=4),
             pin_goal_velocity=True,

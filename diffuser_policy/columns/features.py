@@ -111,6 +111,13 @@ class Identity:
         return observations
 
 
+def lacking(featurizer: Any) -> str:
+    """Return who lacks a method that a featurizer may have, for messages."""
+    if isinstance(featurizer, Identity):
+        return "this planner has no featurizer"
+    return f"{type(featurizer).__name__} has none"
+
+
 def _check_factory(target: Any) -> None:
     if not callable(target):
         raise FeaturizerError(

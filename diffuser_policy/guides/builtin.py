@@ -386,7 +386,8 @@ class LearnedValue(Guide):
         if network is None:
             raise GuideError(
                 "The guide LearnedValue needs a value network, and this planner has "
-                "none. Train one with: diffuser-policy train-value PLANNER"
+                "none. Train one with --value of `train` (TrainConfig.value), or with "
+                "`diffuser-policy train-value PLANNER`."
             )
         return replace(self, network=network)
 

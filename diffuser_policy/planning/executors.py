@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffuser_policy.columns.features import FeaturizerError
+from diffuser_policy.columns.features import FeaturizerError, lacking
 from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.columns.normalizers import Normalizer
 from diffuser_policy.errors import ConfigError
@@ -84,7 +84,8 @@ class PlannedActions(Executor):
                 f"The executor 'actions' needs planned actions at every env step; this "
                 f"planner has {layout.action_dim} action columns and stride {stride}. "
                 f"Use 'inverse-dynamics' (train with --inverse-dynamics, or "
-                f"TrainConfig.inverse_dynamics) or 'tracking'."
+                f"TrainConfig.inverse_dynamics), or 'tracking' where every action "
+                f"pushes along a column of 'position'."
             )
 
     def act(
@@ -117,8 +118,8 @@ class FeaturesExecutor(Executor):
         if not callable(getattr(featurizer, "act", None)):
             raise ConfigError(
                 f"The executor 'features' needs a featurizer with a method `act`, its "
-                f"way back from planning columns to actions; "
-                f"{type(featurizer).__name__} has none. Use another executor."
+                f"way back from planning columns to actions, and "
+                f"{lacking(featurizer)}. Use another executor."
             )
         self.featurizer, self.num_actions = featurizer, num_actions
 

@@ -107,7 +107,11 @@ class Planner:
         if num_candidates < 1:
             raise ConfigError(f"num_candidates must be positive, got {num_candidates}.")
         if pin_goal_velocity and "velocity" not in layout.aliases:
-            raise ConfigError("goal_velocity needs a layout with the alias 'velocity'.")
+            raise ConfigError(
+                "goal_velocity needs the planned velocities: observation columns named "
+                "'velocity' (--window.velocity, WindowConfig.velocity). Without them, "
+                "use goal_velocity=False."
+            )
         self.sampler, self.layout, self.normalizer = sampler, layout, normalizer
         self.horizons, self.stride = horizons, horizons.stride
         self.num_candidates = num_candidates
