@@ -449,8 +449,7 @@ class PlannerConfig:
         if self.temperature == 0 and self.num_candidates > 1:
             raise ConfigError(
                 f"With temperature=0, all num_candidates={self.num_candidates} would "
-                "be identical. Use a temperature of 0.5 or 1 (--temperature), or "
-                "num_candidates=1 (--num-candidates)."
+                "be identical. Use a temperature of 0.5 or 1, or num_candidates=1."
             )
         if self.warm_start is not None and not 0 < self.warm_start <= 1:
             raise ConfigError(f"warm_start must be in (0, 1], got {self.warm_start}.")

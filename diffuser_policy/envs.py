@@ -464,8 +464,8 @@ def check_call(
     except TypeError as error:
         raise ConfigError(
             f"{name} cannot be called with {', '.join(given) or 'no arguments'}: "
-            f"{error}. Name its arguments (--env-option KEY=VALUE), or a function "
-            f"without any that makes the environment."
+            f"{error}. Name a function without arguments that makes the environment, "
+            f"or its arguments (--env-option KEY=VALUE of `evaluate`)."
         ) from error
 
 

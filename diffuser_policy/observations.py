@@ -178,7 +178,8 @@ class ObservationColumns:
                 raise ConfigError(
                     f"Observations have no {' and no '.join(missing)} to be "
                     f"the goal; they have {', '.join(p.name for p in parts)}. Name the "
-                    f"keys of the achieved and the desired goal (--goal-keys)."
+                    f"keys of the achieved and the desired goal (--goal-keys of "
+                    f"`train`)."
                 )
             achieved, desired = [], []
         sizes = [sum(part.size for part in goal) for goal in (achieved, desired)]
@@ -186,8 +187,8 @@ class ObservationColumns:
             raise DatasetError(
                 f"{goal_keys[0]!r} has {sizes[0]} numbers and {goal_keys[1]!r} has "
                 f"{sizes[1]}: a goal is achieved where the two are equal, so both "
-                "need the same number. Name other keys (--goal-keys), or wrap the "
-                "environment."
+                "need the same number. Name other keys (--goal-keys of `train`), or "
+                "wrap the environment."
             )
         rest = [part for part in parts if part not in (*achieved, *desired)]
         rest = rest or achieved  # the observation is what the goal is about

@@ -11,6 +11,7 @@ import pytest
 
 from diffuser_policy.cli import COMMANDS, main
 from diffuser_policy.cli.options import options_in
+from diffuser_policy.config import PlannerConfig
 from diffuser_policy.errors import ConfigError
 
 
@@ -48,7 +49,10 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> None:
         ("train", "num_steps must be positive", ["--num-steps"]),
         ("train", "Unknown value of executor 'no'", ["--execution.executor"]),
         ("train", "padding='repeat' (--window.padding)", []),
-        ("train", "dim=7", ["--network.dim", "--value.dim"]),
+        ("train", "kernel_size must be odd, got 4.", []),  # of two networks
+        ("train", "Lower batch_size (--batch-size).", []),
+        ("train", "other settings: inverse_dynamics.max_steps: 8 → 9", []),
+        ("collect", "other settings: env_id: a → b", []),
         ("train", "The longest run has 3 steps: a short horizon is needed.", []),
         ("evaluate", "replan_interval must be positive", ["--replan-interval"]),
         ("evaluate", "needs horizon='fixed'", ["--horizon"]),
@@ -63,6 +67,21 @@ def test_errors_name_options_beside_settings(
     command: str, message: str, options: list[str]
 ) -> None:
     assert options_in(message, command) == options
+
+
+def test_candidates_that_would_be_the_same_name_the_options_of_the_command() -> None:
+    with pytest.raises(ConfigError, match="would be identical") as caught:
+        PlannerConfig(temperature=0.0, num_candidates=8)
+    for command, prefix in (("train", "--planner."), ("evaluate", "--")):
+        options = options_in(str(caught.value), command)
+        assert {*options} == {f"{prefix}temperature", f"{prefix}num-candidates"}
+    assert "--" not in str(caught.value)
+
+
+@pytest.mark.parametrize("word", ["--critic.discount", "--critic.discount=2"])
+def test_of_settings_of_one_name_that_which_was_given_is_meant(word: str) -> None:
+    message = "discount must be in [0, 1], got 2.0."
+    assert options_in(message, "train", ["train", word, "2"]) == ["--critic.discount"]
 
 
 def test_an_error_ends_with_the_options_it_is_about(

@@ -210,7 +210,9 @@ def test_a_registered_environment_that_needs_an_argument_says_which(
     for name, given in (("Sized-v0", {}), ("Sized-v1", {"size": -1})):
         spec = EnvSpec(name, entry_point, kwargs=given)
         monkeypatch.setitem(gym.registry, name, spec)
-    with pytest.raises(ConfigError, match=r"Sized-v0 .* 'size'.*--env-option"):
+    with pytest.raises(
+        ConfigError, match=r"Sized-v0 .* 'size'.*--env-option.* of `evaluate`"
+    ):
         make_env("Sized-v0")
     make_env("Sized-v0", size=3).close()
     with pytest.raises(TypeError, match="not negative"):  # of its own

@@ -223,7 +223,7 @@ def test_an_observation_that_is_all_goal_is_the_observation_too() -> None:
 @pytest.mark.parametrize(
     ("space", "keys", "error", "message"),
     [
-        (in_order(a=box(1)), ("a", "b"), ConfigError, "no 'b'.*--goal-keys"),
+        (in_order(a=box(1)), ("a", "b"), ConfigError, "no 'b'.*--goal-keys of `train`"),
         (
             in_order(a=box(1), b=box(2)),
             ("a", "b"),

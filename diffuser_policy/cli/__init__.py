@@ -209,7 +209,7 @@ def _with_options(message: str, arguments: Sequence[str]) -> str:
     """Add the options of the settings that a message names as in Python."""
     from diffuser_policy.cli.options import options_in
 
-    options = options_in(message, next(iter(arguments), ""))
+    options = options_in(message, next(iter(arguments), ""), arguments)
     return f"{message} ({', '.join(options)})" if options else message
 
 

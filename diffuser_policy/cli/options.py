@@ -81,6 +81,8 @@ def dictionary(options: dict[str, Any], **named: Any) -> Any:
 
 # The settings of each command, and what its options put before their names.
 PLANNING = (("", PlannerConfig), ("", ExecutionConfig))
+NO_OPTIONS = frozenset({"env_id", "dataset_id", "demonstrator_options"})
+"""Fields of `CollectSettings` that are positional, or options of another name."""
 SETTINGS_OF: dict[str, tuple[tuple[str, Any], ...]] = {
     "collect": (("", CollectSettings),),
     "evaluate": PLANNING,
@@ -351,7 +353,7 @@ def parse_assignments(texts: Iterable[str], *, option: str) -> dict[str, Any]:
     return settings
 
 
-def options_in(message: str, command: str) -> list[str]:
+def options_in(message: str, command: str, given: Iterable[str] = ()) -> list[str]:
     """Return the options of the settings that a message names, except those it has.
 
     None where it is about a demonstrator's options or a guide's parameters: they may
@@ -360,12 +362,16 @@ def options_in(message: str, command: str) -> list[str]:
     Args:
         message: Of an error. It names settings as Python does: `horizon=64`.
         command: Whose options they are.
+        given: The words of the command. Of several options for settings of one name,
+            those among them are meant.
     """
-    found: dict[str, None] = {}
+    found: dict[str, dict[str, None]] = {}
     if re.search(r"\b(The|no) (option|parameter)\b|Its (option|parameter)s:", message):
         return []
     for prefix, config in SETTINGS_OF.get(command, ()):
         for name, hint in get_type_hints(config).items():
+            if name in NO_OPTIONS:
+                continue
             # A word such as "horizon" may mean no setting.
             plain = name if "_" in name else f"^{name}(?= )"
             value = re.search(rf"\b{name}(?:=| (?='))('?)|\b{plain}\b()", message)
@@ -377,9 +383,14 @@ def options_in(message: str, command: str) -> list[str]:
             if (quoted and not word) or (bare and word and not quoted):
                 continue
             option = f"--{prefix}{name.replace('_', '-')}"
-            if not re.search(rf"{option}\b(?!-)", message):
-                found[option] = None
-    return list(found)
+            found.setdefault(name, {})[option] = None
+    words = {word.partition("=")[0].replace("_", "-") for word in given}
+    named = list[str]()
+    for options in found.values():
+        if any(re.search(rf"{option}\b(?!-)", message) for option in options):
+            continue
+        named += [o for o in options if len(options) == 1 or o in words]
+    return named
 
 
 def table(
