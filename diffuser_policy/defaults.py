@@ -257,7 +257,8 @@ class _Chooser:
         suited = suited and not of_unet and not taken.get("residual")
         if taken.get("architecture", "mlp" if suited else "unet") == "mlp":
             self.set("network", **MLP)
-            self.say("network", "a residual MLP: plans are short")
+            why = "" if "architecture" in taken else ": plans are short"
+            self.say("network", f"a residual MLP{why}")
 
     def windows(self) -> None:
         """Choose horizon, stride and padding from the lengths of the episodes."""
@@ -391,7 +392,8 @@ class _Chooser:
         self.set("window", normalizer=name)
         most = f"columns reach up to {reach:.1f} standard deviations"
         most += "" if self.goals else ", and there are no goals"
-        self.say("normalizer", f"{self.get('window', 'normalizer')}: {most}")
+        why = "" if "normalizer" in self.taken("window") else f": {most}"
+        self.say("normalizer", f"{self.get('window', 'normalizer')}{why}")
 
     # --- networks beside the denoiser -------------------------------------------------
 
@@ -463,6 +465,8 @@ class _Chooser:
             why = "the most likely plan" if likely else "any plan is as good as another"
         if self.taken("planner").get("temperature") == 0:  # others would be the same
             self.set("planner", num_candidates=1)
+        if "ranking" in self.taken("planner"):
+            why = ""
         self.say("ranking", f"{self.get('planner', 'ranking')}: {why}".rstrip(": "))
 
     def following(self) -> None:

@@ -394,6 +394,15 @@ def flat_order(env: Any) -> tuple[Part, ...] | None:
             return None
 
 
+def is_dictionary_inside(env: Any) -> bool:
+    """Return whether observations are dictionaries until a wrapper flattens them."""
+    while (inside := getattr(env, "env", getattr(env, "venv", None))) is not None:
+        env = inside
+        if isinstance(getattr(env, "observation_space", None), spaces.Dict):
+            return True
+    return False
+
+
 def single_space(env: Any, kind: str) -> Any:
     """Return the "observation" or "action" space of one environment of `env`.
 

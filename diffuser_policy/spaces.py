@@ -42,6 +42,7 @@ from diffuser_policy.observations import (
     ObservationColumns,
     Part,
     flat_order,
+    is_dictionary_inside,
     is_finite,
     joined,
     parts_of,
@@ -220,8 +221,10 @@ class SpaceSpec:
             why = (
                 " A flat observation is read only if Gymnasium's FlattenObservation "
                 "makes it from these parts; otherwise it is unknown which columns "
-                "are the goal. Leave out the wrapper that flattens it."
+                "are the goal."
             )
+            if is_dictionary_inside(env):
+                why += " Leave out the wrapper that flattens it."
         raise self._mismatch("observation", self.observation_space(), given, why)
 
     def _mismatch(

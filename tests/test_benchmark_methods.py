@@ -293,8 +293,9 @@ def test_the_suites_cover_the_papers_tables() -> None:
 
 def test_two_problems_of_one_name_are_refused() -> None:
     other = Problem(env="other/Multi2D-UMaze-v3", dataset="x/y-v0")
-    with pytest.raises(ConfigError, match="same name"):
-        Suite(name="twice", problems=(PROBLEM, other), methods={})
+    first = Problem(env="Hopper-v5", dataset="x/y-v0", goals="none")
+    with pytest.raises(ConfigError, match=r'same name.*"Multi2D-UMaze-medium"'):
+        Suite(name="twice", problems=(first, PROBLEM, other), methods={})
 
 
 def test_a_method_that_cells_would_not_find_is_refused(

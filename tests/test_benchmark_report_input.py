@@ -155,7 +155,11 @@ def test_problems_of_one_name_have_to_be_one(tmp_path: Path) -> None:
 
 
 def test_folders_without_results_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="holds no benchmark"):
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(ConfigError, match=f"holds no benchmark.*--output {folder}"):
+            load_study(folder)
+    (tmp_path / "notes.txt").touch()  # a benchmark is not begun among other files
+    with pytest.raises(ConfigError, match=r"Name the folder of a benchmark\.$"):
         load_study(tmp_path)
     write_cell(tmp_path, cell_of(UMAZE, "iql", 0, suite="maze"))
     with pytest.raises(ConfigError, match=r"No cell of .* is finished"):

@@ -107,6 +107,21 @@ def test_a_goal_under_another_key_is_taken() -> None:
     env.close()
 
 
+def test_mazes_that_ignore_a_start_can_be_wrapped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    maze: Any = PointEnv()
+    settings = PlanSettings(planner="any", start=(100.3, -20.7))
+    for walls in ("maze_map", "cell_size"):
+        with pytest.raises(ConfigError, match=r"Leave --start out\.$"):
+            _reset(maze, settings)
+        monkeypatch.setattr(maze.unwrapped, walls, [[1]], raising=False)
+    maze.unwrapped.cell_size = 1.0
+    with pytest.raises(ConfigError, match=r"wrap the .* diffuser_envs\.GoalResampling"):
+        _reset(maze, settings)
+    maze.close()
+
+
 def test_goals_under_other_keys_are_recorded_and_dragged() -> None:
     env = OtherKeys()
     seen, _ = env.reset(seed=0)
@@ -162,7 +177,7 @@ def test_arrivals_are_told_in_words() -> None:
         (["--env", MAZE, "--goal", "0", "0"], "inside a wall or outside"),
         (["--env", MAZE, "--start", "50", "0"], "inside a wall or outside"),
         (["--env", MAZE, "--goal", "nan", "0"], "finite"),
-        (["--start", "0.25", "0"], "Leave --start out, or wrap the environment in"),
+        (["--start", "0.25", "0"], "Leave --start out."),
         (["--goal", "1", "0", "--reset", "goal=[1, 0]"], "goal was given twice"),
         (["--env", "diffuser_envs/Multi2D-UMase-v1"], "Did you mean"),
         (["--env", "Pendulum-v1"], "expects the observation space"),

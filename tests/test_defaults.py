@@ -323,6 +323,20 @@ def test_long_tails_are_scaled_by_their_spread() -> None:
     assert TrainConfig.for_dataset(still).window.normalizer == "limits"
 
 
+def test_what_was_given_has_no_reason() -> None:
+    given: dict[str, Any] = {
+        "network": {"architecture": "mlp"},
+        "planner": {"ranking": "smoothness"},
+        "window": {"normalizer": "gaussian"},
+    }
+    lines = {
+        line.split(maxsplit=1)[0]: line for line in choose(toy_dataset(), given).reasons
+    }
+    assert lines["network"].endswith("a residual MLP")
+    assert lines["ranking"].endswith(" smoothness")
+    assert lines["normalizer"].endswith(" gaussian")
+
+
 def test_large_data_are_looked_at_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the same result, whatever the size of a block."""
     rng = np.random.default_rng(0)

@@ -154,10 +154,12 @@ def test_conditions_that_overflow_are_an_error() -> None:
 # --- trainings ----------------------------------------------------------------------
 
 
-def planner_trainer(output: Path, optimization: OptimizationConfig) -> Trainer:
+def planner_trainer(
+    output: Path, optimization: OptimizationConfig, *, normalizer: Any = "identity"
+) -> Trainer:
     config = toy_config(
         optimization=optimization,
-        window=WindowConfig(horizon=16, min_horizon=8, normalizer="identity"),
+        window=WindowConfig(horizon=16, min_horizon=8, normalizer=normalizer),
         network=NetworkConfig(dim=8, multipliers=(1, 2), num_denoising_steps=8),
     )
     return Trainer(config, toy_dataset(), output, device="cpu")
@@ -185,6 +187,16 @@ def test_a_training_that_diverges_stops_and_keeps_what_was_good(
         assert_finite(path)
     assert len(saved) == 2
     DiffuserPolicy.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["identity", "limits", "gaussian"])
+def test_scaling_is_advised_where_data_are_not_scaled(
+    name: Any, tmp_path: Path
+) -> None:
+    trainer = planner_trainer(tmp_path, WILD, normalizer=name)
+    with pytest.raises(NotFiniteError) as caught:
+        trainer.run(progress=False)
+    assert ("--window.normalizer" in str(caught.value)) == (name == "identity")
 
 
 def assert_finite(path: Path) -> None:

@@ -112,6 +112,19 @@ def test_no_run_is_better_than_another_where_goals_differ() -> None:
         transitions.scale_rewards(1000)
 
 
+@pytest.mark.parametrize("kind", ["fixed", "new"])
+def test_goals_without_rewards_of_their_own_cannot_be_relabelled(
+    kind: str,
+) -> None:
+    """Other settings of the problem would not help."""
+    env = LineEnv(goals=kind)
+    del env.compute_reward
+    name = f"test/Line-{kind}-v0"
+    problem = Problem(env=name, dataset="test/line-v0", goals="hindsight")
+    with pytest.raises(ConfigError, match=r"Give it that method\.$"):
+        check_task(problem, line_data(), env)
+
+
 @pytest.mark.parametrize(("kind", "goals"), [("fixed", "none"), ("new", "hindsight")])
 def test_data_that_end_at_the_goal_cannot_be_relabelled(
     kind: str, goals: Goals
@@ -182,8 +195,8 @@ def test_rewards_that_never_change_are_refused() -> None:
 @pytest.mark.parametrize(
     ("kind", "goals", "data_has_goals", "refusal"),
     [
-        ("new", "none", True, "another goal in every episode"),
-        ("none", "hindsight", True, "no compute_reward"),
+        ("new", "none", True, "another goal in every episode.*which needs .*compute_"),
+        ("none", "hindsight", True, "no compute_reward.*Use goals=.none"),
         ("new", "hindsight", False, "has no goals"),
         ("none", "none", False, "nothing to learn"),
         ("fixed", "none", True, None),

@@ -485,9 +485,11 @@ def cell_folders(benchmark: str | Path) -> list[CellFolder]:
     """
     root = Path(benchmark)
     if not (root / "cells").is_dir():
+        advice = "Name the folder of a benchmark."
+        if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+            advice = f"Run one: diffuser-policy benchmark run SUITE --output {root}"
         raise ConfigError(
-            f"{root} holds no benchmark: there is no folder {root / 'cells'}. Run "
-            f"one: diffuser-policy benchmark run SUITE --output {root}"
+            f"{root} holds no benchmark: there is no folder {root / 'cells'}. {advice}"
         )
     found = sorted(path.parent.name for path in (root / "cells").glob("*/cell.json"))
     return [CellFolder(root, name) for name in found]

@@ -134,7 +134,8 @@ def fixed_goal(env: Env) -> np.ndarray | None:
     if not np.array_equal(first, second):
         raise ConfigError(
             f"{env_name(env)} has another goal in every episode, which a single reward "
-            f'cannot express. Use goals="hindsight" for this problem.'
+            f'cannot express. Use goals="hindsight" for this problem, which needs the '
+            f"environment's compute_reward(achieved, desired, info)."
         )
     return first
 
@@ -201,9 +202,12 @@ def _has_achieved_goals(flat: FlatDataset, env: Env) -> bool:
     base: Any = env.unwrapped
     space: Any = env.observation_space
     if reward_of_goals(env) is None:
+        advice = 'Use goals="none" for this problem.'
+        if GOAL_KEYS[1] in getattr(space, "spaces", ()):
+            advice = "Give it that method."
         raise ConfigError(
             f"{env_name(env)} has no compute_reward(achieved, desired, info): goals "
-            f'cannot be relabelled. Use goals="none" for this problem.'
+            f"cannot be relabelled. {advice}"
         )
     if flat.fields["terminated"].any():
         raise DatasetError(

@@ -117,10 +117,11 @@ class Suite:
                         "}."
                     )
         if len(set(names)) != len(names):
+            twice = next(each for each in self.problems if names.count(each.name) > 1)
             raise ConfigError(
                 f"Two problems of the suite {self.name!r} have the same name: {names}. "
                 f"Problems of one environment need different labels, such as "
-                f'label = "{self.problems[0].title}-medium".'
+                f'label = "{twice.title}-medium".'
             )
 
     def cells(

@@ -112,7 +112,12 @@ def _reset(
 ) -> Any:
     """Reset to the start and goal that were asked for; return the observation."""
     from diffuser_policy.envs import reset_env
-    from diffuser_policy.observations import begins_with, part_at
+    from diffuser_policy.observations import (
+        begins_with,
+        is_dictionary_inside,
+        part_at,
+    )
+    from diffuser_policy.walls import Walls
 
     named = {"goal": settings.goal, "start": settings.start}
     wanted = {name: list(xy) for name, xy in named.items() if xy is not None}
@@ -129,7 +134,7 @@ def _reset(
     except ValueError as error:  # the environment knows its walls, and says so
         raise ConfigError(str(error)) from error
     seen = observation if isinstance(observation, dict) else {}
-    if wanted and not seen and _is_dictionary_inside(env):
+    if wanted and not seen and is_dictionary_inside(env):
         print(
             f"note: observations are flat, so nobody checks that the environment "
             f"begins with this {' and '.join(wanted)}.",
@@ -141,24 +146,13 @@ def _reset(
     for name, xy in wanted.items():
         if found[name] is None or not begins_with(found[name], xy):
             advice = f"Leave --{name} out"
-            if "desired_goal" in seen:
+            if "desired_goal" in seen and Walls.of(env) is not None:
                 advice += ", or wrap the environment in diffuser_envs.GoalResampling"
             raise ConfigError(
                 f"{settings.env or 'This environment'} ignores reset(options={{"
                 f"{name!r}: …}}). {advice}."
             )
     return observation
-
-
-def _is_dictionary_inside(env: Any) -> bool:
-    """Return whether observations are dictionaries until a wrapper flattens them."""
-    import gymnasium as gym
-
-    while isinstance(env, gym.Wrapper):
-        env = env.env
-        if isinstance(env.observation_space, gym.spaces.Dict):
-            return True
-    return False
 
 
 def _way(scene: Scene) -> tuple[tuple[str, str], ...]:

@@ -24,7 +24,7 @@ from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.diffusion.conditions import Inpainting
 from diffuser_policy.errors import SpaceMismatchError
 from diffuser_policy.numerics import plain_arithmetic
-from diffuser_policy.settings import to_json
+from diffuser_policy.settings import differences, to_json
 from diffuser_policy.training.derive import space_spec
 from diffuser_policy.training.processes import Processes
 from diffuser_policy.training.run import TrainingRun
@@ -157,7 +157,8 @@ def check_spaces(
     # Planners saved by earlier versions don't know the type of actions.
     given = dataclasses.replace(given, action_dtype=expected.action_dtype)
     if given != expected:
+        differing = differences(to_json(expected), to_json(given))
         raise SpaceMismatchError(
-            f"The planner was trained in the spaces {expected}, and {flat!r} was "
-            f"recorded in {given}. Use data of the planner's environment."
+            f"{flat!r} was recorded in other spaces than the planner was trained in: "
+            f"{'; '.join(differing)}. Use data of the planner's environment."
         )

@@ -115,7 +115,6 @@ class TrainingRun(Generic[Networks]):
     """
 
     unimportant: tuple[str, ...] = ()  # settings that don't change the weights
-    scaling = ""  # end of the advice in an error: how to scale the data down
 
     def __init__(
         self,
@@ -153,6 +152,11 @@ class TrainingRun(Generic[Networks]):
         self._saved_step: int | None = None
         self._resume()
         self.prepared = processes.prepare(self.loss)
+
+    @property
+    def scaling(self) -> str:
+        """End of the advice in an error: how to scale the data down."""
+        return ""
 
     def losses(self, step: int, generator: Generator) -> dict[str, Tensor]:
         """Return the scalar loss of every network, by name, on a fresh batch.

@@ -42,10 +42,6 @@ class Trainer(TrainingRun[PlannerNetworks]):
     """Trains the networks of one planner and writes it to a folder."""
 
     unimportant = ("guide", "planner", "execution")
-    scaling = (
-        ", or with columns of the data scaled down (--window.normalizer limits or "
-        "gaussian)"
-    )
 
     @plain_arithmetic(gradients=True)
     def __init__(
@@ -89,6 +85,16 @@ class Trainer(TrainingRun[PlannerNetworks]):
         )
         # What would be saved has to work: find out now, not when training is over.
         usable_policy(config, self.policy_config, self.planner_networks)
+
+    @property
+    def scaling(self) -> str:
+        """End of the advice in an error: how to scale the data down, if it was not."""
+        if self.config.window.normalizer != "identity":
+            return ""
+        return (
+            ", or with columns of the data scaled down (--window.normalizer limits or "
+            "gaussian)"
+        )
 
     @property
     def planner_networks(self) -> PlannerNetworks:
