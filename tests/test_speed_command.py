@@ -80,6 +80,18 @@ def test_guides_that_need_two_steps_are_measured(placement: Placement) -> None:
     assert [case.name for case in guides[1:]] == ["KeepOut, clean, 1 steps"]
 
 
+def test_a_guide_that_only_ranks_is_measured_as_one_that_steers() -> None:
+    """`train --dataset ID --value` saves such planners."""
+    ranked = toy_policy().with_guide(Smoothness(), guide_scale=0.0, ranking="guide")
+    none, *guided = guide_cases(Subject(ranked, POINT, quick=True))
+    assert none.name.startswith("none")
+    assert [case.name for case in guided] == [
+        none.name.replace("none", "Smoothness, clean")
+    ]
+    for case in (none, *guided):
+        assert case.run() == 1
+
+
 def test_planners_of_one_length_with_goals_have_no_closed_loop() -> None:
     """They would keep the goal a full horizon away."""
     window = WindowConfig(horizon=16, min_horizon=16)

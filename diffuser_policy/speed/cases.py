@@ -242,12 +242,15 @@ def guide_cases(subject: Subject) -> Iterator[Case]:
     if policy.planner.horizons.max_planning_steps == 1:
         usual = ActionEffort()
     guide = policy.guide or usual
-    clean = policy.with_guide(guide, guide_placement="clean")  # goes with any steps
+    # A planner may be saved with a guide that only ranks its candidates.
+    scale = policy.config.planner.guide_scale or 1.0
+    steered = partial(policy.with_guide, guide, guide_scale=scale)
+    clean = steered(guide_placement="clean")  # goes with any steps
     steps = clean.planner.sampler.num_steps
     unguided = policy.with_guide(guide, guide_scale=0.0, num_sampling_steps=steps)
     yield subject.singly(unguided, group=GUIDE, name=f"none, {steps} steps")
     for placement in get_args(Placement)[: 1 if subject.quick else None]:
-        guided = _if_possible(policy.with_guide, guide, guide_placement=placement)
+        guided = _if_possible(steered, guide_placement=placement)
         name = f"{guide.name}, {placement}, {steps} steps"
         if guided is not None:
             yield subject.singly(guided, group=GUIDE, name=name)
