@@ -440,8 +440,6 @@ class _Chooser:
             usual = PlannerConfig().num_sampling_steps or steps
             self.set("planner", num_sampling_steps=min(usual, steps))
         valued = self.wanted["value"] and not self.rest.get("guide")
-        if valued:  # it compares; the scale of rewards should not steer
-            self.set("planner", guide_scale=0.0)
         if self.goals:
             timed = self.wanted["time_to_goal"]
             horizon = "predicted" if timed else "shrinking"
@@ -463,6 +461,11 @@ class _Chooser:
         else:
             self.set("planner", ranking="first", num_candidates=1)
             why = "the most likely plan" if likely else "any plan is as good as another"
+        if valued and self.get("planner", "ranking") in ("guide", "sum"):
+            # It compares; the scale of rewards should not steer.
+            self.set("planner", guide_scale=0.0)
+        elif valued and "guide_scale" not in self.taken("planner"):
+            self.rest["guide"] = ("none",)  # it waits to be asked for
         if self.taken("planner").get("temperature") == 0:  # others would be the same
             self.set("planner", num_candidates=1)
         if "ranking" in self.taken("planner"):

@@ -398,8 +398,9 @@ class DiffuserPolicy:
         Raises:
             GuideError: Neither a guide nor a function that can be one.
             UnknownNameError: A setting that does not exist.
-            ConfigError: Settings that contradict each other or have no effect, or a
-                guide on states for plans of one planning step.
+            ConfigError: Settings that contradict each other or have no effect, a guide
+                on states for plans of one planning step, or a guide that neither steers
+                (the planner's `guide_scale` is 0) nor ranks.
         """
         chosen = None if guide is None else as_guide(guide)
         if chosen is None and self.config.planner.ranking == "guide":
@@ -412,6 +413,8 @@ class DiffuserPolicy:
         config = _changed(self.config, settings, guide=chosen)
         policy = self._rebuilt(config, self.networks)
         if chosen is not self.config.guide:  # a saved one is no mistake of the user's
+            if "guide_scale" not in settings:  # else the user turned it off
+                _refuse_switched_off(config)
             _refuse_idle_guides(policy.planner.idle_guides())
         return policy
 
@@ -720,6 +723,23 @@ def _changed(
     for needs in (REST_NEEDS, PLANNING_NEEDS):
         refuse_idle(settings, {**planner, **execution, **present}, needs)
     return changed
+
+
+def _refuse_switched_off(config: PolicyConfig) -> None:
+    """Refuse a guide that neither steers plans nor ranks them.
+
+    Raises:
+        ConfigError: It has no effect.
+    """
+    plans, guide = config.planner, config.guide
+    if guide is None or plans.guide_scale != 0 or plans.ranking in ("guide", "sum"):
+        return
+    raise ConfigError(
+        f"The guide {guide.name} has no effect: with guide_scale=0 it does not steer "
+        f"this planner, and ranking={plans.ranking!r} does not ask it. Set "
+        f"guide_scale=1.0 to follow its gradient, or ranking='guide' to choose among "
+        f"candidates by its value."
+    )
 
 
 def _refuse_idle_guides(idle: list[Guide]) -> None:

@@ -180,8 +180,23 @@ def test_a_critic_or_a_value_that_is_asked_for_learns_with_all_episodes(
     assert (value.planner.ranking, value.planner.guide_scale) == ("guide", 0.0)
     steered = TrainConfig.for_dataset(flat, value=True, guide=("action-effort",))
     assert (steered.planner.ranking, steered.planner.guide_scale) == ("first", 1.0)
-    both = TrainConfig.for_dataset(flat, value=True, critic=True)
-    assert (both.planner.ranking, both.planner.guide_scale) == ("critic", 0.0)
+
+
+@pytest.mark.parametrize("goals", [False, True])
+def test_a_value_that_does_not_rank_is_no_guide_until_it_is_asked_for(
+    goals: bool,
+) -> None:
+    """A scale of 0 that is saved would turn off whatever guide comes later."""
+    flat = rewarded(toy_dataset(goals=goals))
+
+    def chosen(**planner: Any) -> tuple[tuple[str, ...], float]:
+        given = {"value": True, "critic": not goals, "planner": planner}
+        config = TrainConfig.for_dataset(flat, **given)
+        return config.guide, config.planner.guide_scale
+
+    assert chosen() == (("none",), 1.0)
+    assert chosen(ranking="guide") == ((), 0.0)
+    assert chosen(guide_scale=0.5) == ((), 0.5)
 
 
 def test_equal_returns_tell_no_episode_from_another(

@@ -455,5 +455,20 @@ def test_a_saved_guide_without_an_effect_is_no_mistake() -> None:
     policy.with_settings(num_candidates=1).with_guide(policy.guide)
 
 
+def test_a_new_guide_that_neither_steers_nor_ranks_is_refused() -> None:
+    """A planner may be saved with a guide that only ranks, or does nothing."""
+    saved = toy_policy().with_guide(linear, guide_scale=0.0)
+    told = r"to_the_left has no effect: .*guide_scale=1\.0 .* or ranking='guide' to"
+    with pytest.raises(ConfigError, match=told):
+        saved.with_guide(to_the_left)
+    for settings in ({"guide_scale": 0.2}, {"guide_scale": 0.0}, {"ranking": "guide"}):
+        assert saved.with_guide(to_the_left, **settings).guide is not None
+    assert saved.with_guide(saved.guide).with_guide(None).guide is None
+
+
+def to_the_left(trajectory: Trajectory) -> Tensor:
+    return -linear(trajectory)
+
+
 def of_states(trajectory: Trajectory) -> Tensor:
     return trajectory["observation"].sum(dim=(1, 2))

@@ -247,6 +247,21 @@ def test_a_plan_that_enters_a_disc_is_remarked(session: Session) -> None:
     assert "The robot's path enters what “keep-out” marks." in session.frame().remarks
 
 
+def test_a_planner_whose_guide_was_turned_off_can_be_played_with(
+    policy: DiffuserPolicy,
+) -> None:
+    off = policy.with_guide(parse_guide("smoothness"), guide_scale=0.0)
+    opened = Session(off, make_env(UMAZE), planner="x", env_id=UMAZE)
+    assert not planned(opened).messages
+    usable = opened.usable_guides()
+    assert "keep-out" in usable
+    opened.add_guide("keep-out")
+    opened.choose(guide_scale=2.0)
+    assert not planned(opened).messages
+    assert opened.policy.config.planner.guide_scale == 2.0
+    opened.close()
+
+
 def test_a_disc_of_a_guide_without_a_weight_may_be_entered(session: Session) -> None:
     session.advance()
     session.add_guide("keep-out")

@@ -106,7 +106,8 @@ class TrainSettings:
     guide: GuideTexts = ()
     """Guides that are saved with the planner, as in `evaluate`; several add up. They
     change nothing in the training, and --guide none saves no guide. Default: the
-    preset's, or the gradient of the value network, if there is one."""
+    preset's, or the value network, if there is one and plans are not ranked by another
+    network."""
 
     @classmethod
     def parse(cls, args: list[str]) -> TrainSettings:

@@ -190,6 +190,9 @@ class Session:
         self._given = dict(settings or {})
         self.settings = dict(self._given)
         self._bare = policy.with_guide(None)
+        # To try a guide: a planner that only ranks by guides may be saved with scale 0.
+        scale = self.usual["guide_scale"] or 1.0
+        self._steered = partial(self._bare.with_guide, guide_scale=scale)
         self._bare.set_random_seed(seed)
         self._policy = policy
         self._own_guide = bool(self.guides) if own_guide is None else own_guide
@@ -518,7 +521,7 @@ class Session:
             values: To try.
         """
         guide = as_guide(lambda trajectory: trajectory.normalized[:, 0, 0])
-        guided: Callable[..., DiffuserPolicy] = partial(self._bare.with_guide, guide)
+        guided: Callable[..., DiffuserPolicy] = partial(self._steered, guide)
         ways = guided, self._bare.with_settings
         # Settings that need one of the values now may change before another is chosen.
         others = {
@@ -544,7 +547,7 @@ class Session:
             if error is None:
                 with contextlib.suppress(Exception):  # of whoever wrote the guide
                     guide = parse_guide(example_texts(find_guide(plugin.name))[0])
-                    self._bare.with_guide(guide).plan(self.observation)
+                    self._steered(guide).plan(self.observation)
                     found.append(plugin.name)
         return found
 
@@ -697,8 +700,10 @@ class Session:
             parts = [vars(self.guides[number]) for number in self._active()]
             guide = guide_from_json(parts) if parts else None
             settings = self._settings()
-            if guide is not None and self.usual["ranking"] == "guide":
-                settings = {"ranking": "guide", **settings}  # the bare policy has none
+            if guide is not None:  # a scale of 0 is no mistake: the page shows it
+                settings.setdefault("guide_scale", self.usual["guide_scale"])
+                if self.usual["ranking"] == "guide":  # the bare policy has none
+                    settings.setdefault("ranking", "guide")
             self._policy = self._bare.with_guide(guide, **settings)
         except DiffuserPolicyError as error:
             self._messages["settings"] = _said(error)
@@ -748,7 +753,7 @@ class Session:
         for number in self._active():
             part = self.guides[number]
             try:
-                self._bare.with_guide(find_guide(part.guide).make(part.parameters))
+                self._steered(find_guide(part.guide).make(part.parameters))
             except DiffuserPolicyError as error:
                 self._leave_out(number, error)
         self._rebuild()
@@ -759,7 +764,7 @@ class Session:
             part = self.guides[number]
             try:
                 alone = find_guide(part.guide).make(part.parameters)
-                self._bare.with_guide(alone).plan(self.observation)
+                self._steered(alone).plan(self.observation)
             except Exception as other:
                 if type(other) is type(error):
                     return number
