@@ -213,8 +213,9 @@ def test_what_needs_planned_actions_is_refused_before_training(
     ("options", "saved"),
     [
         (["--guide", "2*goal-distance:pull=3", "--value"], "2 * GoalDistance(pull=3"),
-        (["--guide", "none", "--value"], None),
-        (["--value"], "LearnedValue"),
+        (["--guide", "value", "--value"], "LearnedValue"),
+        (["--value"], None),
+        (["--value", "--planner.ranking", "guide"], "LearnedValue"),
         ([], None),
     ],
 )

@@ -801,3 +801,16 @@ def test_options_without_effect_are_refused(recorded: str) -> None:
         choice("--network.depth", "2")
     with pytest.raises(ConfigError, match="tempo has no effect"):
         choice("--execution.tempo", "0.5")
+
+
+@pytest.mark.parametrize("preset", [(), ("walker2d-medium-paper",)])
+@pytest.mark.parametrize(
+    "words", ["--planner.horizon shrinking", "--planner.goal-velocity"]
+)
+def test_settings_for_goals_are_refused_on_data_without_any(
+    preset: tuple[str, ...], words: str
+) -> None:
+    flat = toy_dataset(goals=False)
+    settings = TrainSettings.parse([*preset, "--dataset", "my/own-v0", *words.split()])
+    with pytest.raises(ConfigError, match="has no effect on a planner without goals"):
+        settings.choice(flat)

@@ -212,8 +212,11 @@ class PresetSettings(TrainSettings):
         del parts["guide"]  # options would add to the preset's; see `config`
         return cls(preset=name, **parts)
 
-    def config(self) -> TrainConfig:
+    def config(self, *, goals: bool = True) -> TrainConfig:
         """Return what determines the trained planner.
+
+        Args:
+            goals: Whether the data has goals.
 
         Raises:
             ConfigError: A setting that differs from the preset's and has no effect.
@@ -221,7 +224,7 @@ class PresetSettings(TrainSettings):
         default = self.of_preset(str(self.preset))
         planning = {**vars(self.planner), **vars(self.execution)}
         usual = {**vars(default.planner), **vars(default.execution)}
-        _refuse_idle(changed(planning, usual), planning, self.window)
+        _refuse_idle(changed(planning, usual), planning, self.window, goals=goals)
         network = vars(self.network)
         refuse_idle(changed(network, vars(default.network)), network, NETWORK_NEEDS)
         parts = common_fields(self, TrainConfig)
@@ -238,11 +241,11 @@ class PresetSettings(TrainSettings):
         super().check()
         self.config()
 
-    def choice(self, flat: FlatDataset) -> Choice:  # noqa: ARG002 (a preset is fixed)
+    def choice(self, flat: FlatDataset) -> Choice:
         """Return the preset's settings with the changes that were asked for."""
         from diffuser_policy.defaults import Choice
 
-        return Choice(self.config(), ())
+        return Choice(self.config(goals=flat.has_goals), ())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,17 +310,22 @@ class DatasetSettings(TrainSettings):
             [*self.planner, *self.execution],
             {**vars(config.planner), **vars(config.execution)},
             config.window,
+            goals=flat.has_goals,
         )
         refuse_idle(self.network, vars(config.network), NETWORK_NEEDS)
         return found
 
 
 def _refuse_idle(
-    given: Collection[str], planning: Mapping[str, Any], window: WindowConfig
+    given: Collection[str],
+    planning: Mapping[str, Any],
+    window: WindowConfig,
+    *,
+    goals: bool,
 ) -> None:
     """Refuse planning settings that have no effect in any planner with them."""
-    # Saved with the planner, for guides to come and goals of the data.
-    present = {"guide": True, "goals": True, "rest": window.num_planning_steps > 1}
+    # What a guide needs is saved with the planner, for guides to come.
+    present = {"guide": True, "goals": goals, "rest": window.num_planning_steps > 1}
     for needs in (REST_NEEDS, PLANNING_NEEDS):
         refuse_idle(given, {**planning, **present}, needs)
 
@@ -438,8 +446,6 @@ def options_of(config: TrainConfig, flat: FlatDataset) -> list[str]:
     from diffuser_policy.defaults import choose
 
     words = ["--dataset", config.dataset, "--seed", str(config.seed)]
-    for text in config.guide:
-        words += ["--guide", text]
     given: dict[str, Any] = {"dataset": config.dataset, "seed": config.seed}
     while True:  # whatever is asked for may change what is chosen beside it
         chosen, more = choose(flat, given).config, list[str]()
@@ -450,7 +456,8 @@ def options_of(config: TrainConfig, flat: FlatDataset) -> list[str]:
                 given[name] = {} if part else False
                 more.append(f"--{option}" if part else f"--no-{option}")
             elif part is not None and part != other:
-                asked = _effective(name, changed(vars(part), vars(other)), config)
+                asked = changed(vars(part), vars(other))
+                asked = _effective(name, asked, config, goals=flat.has_goals)
                 if not LENGTHS.isdisjoint(asked):
                     asked = [own for own in vars(part) if own in {*LENGTHS, *asked}]
                 given[name] = given.get(name, {}) | {n: vars(part)[n] for n in asked}
@@ -458,12 +465,18 @@ def options_of(config: TrainConfig, flat: FlatDataset) -> list[str]:
                 hints = get_type_hints(type(part))
                 for own in asked:
                     more += _option(f"{prefix}{own}", getattr(part, own), hints[own])
+        if not more and chosen.guide != config.guide and "guide" not in given:
+            given["guide"] = config.guide or ("value",)  # which none stands for
+            for text in given["guide"]:
+                more += ["--guide", text]
         if not more:
             return words
         words += more
 
 
-def _effective(part: str, names: Iterable[str], config: TrainConfig) -> list[str]:
+def _effective(
+    part: str, names: Iterable[str], config: TrainConfig, *, goals: bool
+) -> list[str]:
     """Return the settings of a part that have an effect."""
     found = []
     for name in names:
@@ -472,7 +485,7 @@ def _effective(part: str, names: Iterable[str], config: TrainConfig) -> list[str
                 refuse_idle([name], vars(config.network), NETWORK_NEEDS)
             elif part in ("planner", "execution"):
                 planning = {**vars(config.planner), **vars(config.execution)}
-                _refuse_idle([name], planning, config.window)
+                _refuse_idle([name], planning, config.window, goals=goals)
             found.append(name)
     return found
 
