@@ -336,6 +336,7 @@ def test_ddpm_takes_all_steps_unless_told_otherwise(planner: str) -> None:
     [
         (["--env", "test/Pont-v0"], "Did you mean 'test/Point-v0'"),
         (["--env", "Pendulum-v1"], "expects the observation space"),
+        (["--env", ""], "Unknown environment ''"),
         (["--episodes", "0"], "episodes must be at least 1"),
         (["--num-candidates", "0"], "num_candidates must be positive"),
         (["--num-sampling-steps", "999"], "trained with 8 denoising steps"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,7 +32,7 @@ from diffuser_policy.errors import (
 )
 from diffuser_policy.files import hidden_sibling
 from diffuser_policy.versions import RECORDERS, versions
-from tests.data_helpers import EXPERT
+from tests.data_helpers import EXPERT, SMALL
 from tests.point_env import POINT, PointEnv
 
 minari = pytest.importorskip("minari", reason="needs the extra 'data'")
@@ -332,6 +333,35 @@ def test_who_names_terminals_means_terminated() -> None:
     names = ArrayNames(terminals="terminals")
     flat = imported(npz(arrays), names=names, overwrite=True)
     assert flat.fields["terminated"].nonzero()[0].tolist() == [3]
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        ({"terminals": "rewards"}, "rewards .* both the rewards and the terminals"),
+        ({"terminals": "timeouts", "timeouts": "timeouts"}, "--terminals, --timeouts"),
+        ({"next_observations": "observations"}, "--observations, --next-observations"),
+    ],
+)
+def test_an_array_has_one_role(names: dict[str, str], told: str) -> None:
+    arrays = rows() | {"rewards": np.zeros(12)}
+    with pytest.raises(ConfigError, match=told):
+        imported(npz(arrays), names=ArrayNames(**names))
+
+
+def test_an_end_may_have_the_name_of_the_other() -> None:
+    flat = imported(npz(rows()), names=ArrayNames(timeouts="terminals"))
+    assert not flat.fields["terminated"].any()
+
+
+def test_empty_names_are_refused() -> None:
+    """No text is no default."""
+    with pytest.raises(ConfigError, match="'' is not a Minari id"):
+        imported(npz(rows()), dataset_id="")
+    with pytest.raises(ConfigError, match="'' is not a Minari id"):
+        collect(dataclasses.replace(SMALL, dataset_id=""))
+    for name in ("--rewards", "--desired-goals"):
+        assert main(["import", npz(rows(size=4, actions=2)), "--env", POINT, name, ""])
 
 
 def test_goals_are_found_in_observations_or_given() -> None:

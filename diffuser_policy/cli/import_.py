@@ -58,7 +58,7 @@ def import_(command: ImportCommand) -> int:
     from diffuser_policy.data.foreign import import_file
 
     given = {field.name: getattr(command, field.name) for field in fields(ArrayNames)}
-    names = ArrayNames(**{role: name for role, name in given.items() if name})
+    names = ArrayNames(**given)
     made = import_file(
         command.file,
         command.env,

@@ -161,7 +161,8 @@ class PlannerSettings:
         """
         policy = load_policy(self.planner, self.planning, seed=self.seed)
         recorded = policy.config.provenance.get("dataset", {}).get("env_id")
-        if not (self.env or recorded):
+        env_id = recorded if self.env is None else self.env
+        if env_id is None:
             raise ConfigError(
                 "The planner's data does not name its environment. Name one: --env ID."
             )
@@ -172,7 +173,7 @@ class PlannerSettings:
             self._note_recording(policy, str(recorded), env_options)
         else:
             self._note_differences(policy, self.env, recorded)
-        return policy, self.env or str(recorded)
+        return policy, str(env_id)
 
     def _note_recording(
         self,

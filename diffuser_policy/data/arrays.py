@@ -308,30 +308,55 @@ def find_arrays(
     """Return the arrays of a file that have a role → array.
 
     Raises:
-        ConfigError: Goals are named, and the environment has none.
+        ConfigError: Goals are named, and the environment has none; or one array is
+            named for two roles.
         DatasetError: An array is missing, or of another length or shape.
     """
     finder = _Finder(stored, where, env_name(env))
-    given = dataclasses.asdict(names)
-    if unused := [role for role in given if given[role] and role not in shapes]:
+    named = dataclasses.asdict(names).items()
+    given = {role: name for role, name in named if name is not None}
+    if unused := [role for role in given if role not in shapes]:
         raise ConfigError(
             f"{env_name(env)} observes no goals, so {' and '.join(unused)} "
             f"({options_of(unused)}) would have no effect. Leave them out, or name "
             f"an environment that observes a goal dictionary (--env)."
         )
-    taken = {name for name in given.values() if name}
+    _refuse_shared(given, stored, where)
     arrays: dict[str, Array] = {}
     for role, shape in shapes.items():
-        name = given.get(role) or role
-        chosen = bool(given.get(role)) or role in ("observations", "actions")
+        name = given.get(role, role)
+        chosen = role in given or role in ("observations", "actions")
         if role == "desired_goals" and not chosen and D4RL_GOALS in stored:
             # Else goals of another kind.
             chosen = stored[D4RL_GOALS].shape[1:] == shape
             name = D4RL_GOALS if chosen else name
-        if chosen or (name in stored and name not in taken):
+        if chosen or (name in stored and name not in given.values()):
             count = len(arrays["observations"]) if arrays else None
             arrays[role] = finder.find(role, name, shape, count)
     return arrays
+
+
+def _refuse_shared(
+    given: Mapping[str, str], stored: Mapping[str, Any], where: str
+) -> None:
+    """Refuse an array that is named for two roles; goals may be observations.
+
+    Only `terminals` and `timeouts` may be named after each other: files differ in what
+    they call an end.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    usual = {role: role for role in ("observations", "actions", "rewards")}
+    owners: dict[str, str] = {}
+    for role, name in {**usual, **given}.items():
+        if role in GOAL_ROLES or name not in stored:
+            continue
+        if (other := owners.setdefault(name, role)) != role:
+            raise ConfigError(
+                f"{where}: {name} cannot hold both the {other} and the {role}. Name "
+                f"another array for one of them ({options_of([other, role])})."
+            )
 
 
 def options_of(roles: Iterable[str]) -> str:

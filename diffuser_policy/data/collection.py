@@ -299,10 +299,12 @@ def collect(settings: CollectSettings, *, progress: bool = True) -> Path:
         protocol = protocol_of(settings, demonstrator, env)
         if isinstance(protocol, EpisodeProtocol):
             made = protocol.make(env)  # an impossible option fails now
-            dataset_id = dataset_id or getattr(made, "dataset_id", None)
+            if dataset_id is None:
+                dataset_id = getattr(made, "dataset_id", None)
         else:
             protocol.check(env)
-        dataset_id = dataset_id or default_dataset_id(settings.env_id)
+        if dataset_id is None:
+            dataset_id = default_dataset_id(settings.env_id)
         folder = dataset_folder(dataset_id)
         identity = json_data(dataclasses.asdict(protocol))  # a default may be an array
         if (code := checksum_of_code(demonstrator)) is not None:

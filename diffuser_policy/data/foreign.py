@@ -125,14 +125,15 @@ def import_file(
         DatasetNotFoundError: No such file.
         DatasetError: The file is damaged or of another kind, lacks an array, or holds
             arrays that do not fit the environment or each other; or the dataset exists.
-        ConfigError: A malformed id, goals for an environment without any, or another
-            process is writing this dataset.
+        ConfigError: A malformed id, goals for an environment without any, one array
+            named for two roles, or another process is writing this dataset.
         StorageError: The disk is full, or cannot be written.
         MissingExtraError: The extra `data`, or the simulator, is not installed.
     """
     require_extra("minari", "data")
     file = usable_path(file, DatasetNotFoundError)
-    dataset_id = dataset_id or default_dataset_id(file)
+    if dataset_id is None:
+        dataset_id = default_dataset_id(file)
     with contextlib.ExitStack() as stack:
         arrays = stack.enter_context(open_arrays(file))
         stack.enter_context(at_work(dataset_id, overwrite=overwrite))
