@@ -99,9 +99,19 @@ def test_a_planner_is_not_overwritten(planner: Path, capsys: Capture) -> None:
     assert "of the planner itself" in " ".join(capsys.readouterr().err.split())
 
 
-def test_the_folder_is_named_after_the_planner() -> None:
-    settings = TrainClassifierSettings(planner="runs/mine", labels=SIDES)
-    assert settings.folder() == Path("runs/mine-classifier")
+def test_the_folder_is_named_after_the_planner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own" / "training").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "own" / "training")
+    for planner, name in (("runs/mine", "mine"), (".", "training"), ("..", "own")):
+        settings = TrainClassifierSettings(planner=planner, labels=SIDES)
+        assert settings.folder() == Path(f"runs/{name}-classifier")
+
+
+def test_no_dataset_is_not_the_planners_own() -> None:
+    settings = TrainClassifierSettings(planner="mine", labels=SIDES, dataset="")
+    assert settings.config("the/recorded-v0").dataset == ""
 
 
 def test_a_planner_of_unknown_origin_needs_a_dataset() -> None:

@@ -51,7 +51,12 @@ class CompanionSettings:
 
     def folder(self) -> Path:
         """Return the output folder."""
-        return self.output or Path(RUNS) / f"{Path(self.planner).name}-{self.part}"
+        if self.output is not None:
+            return self.output
+        source = Path(self.planner)
+        if not source.name.strip("."):  # `.` and `..` are no names
+            source = source.resolve()
+        return Path(RUNS) / f"{source.name}-{self.part}"
 
     def config(self, recorded: str | None) -> CompanionTrainConfig:
         """Return what determines the network; `recorded` is the planner's dataset.
@@ -59,7 +64,7 @@ class CompanionSettings:
         Raises:
             ConfigError: No dataset, or a setting that has no effect.
         """
-        dataset = self.dataset or recorded
+        dataset = recorded if self.dataset is None else self.dataset
         if dataset is None:
             raise ConfigError(
                 f"The planner {self.planner!r} does not name its dataset. Name one "
