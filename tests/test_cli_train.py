@@ -16,7 +16,7 @@ import torch
 
 from diffuser_policy.checkpoint import read_planner
 from diffuser_policy.cli import main
-from diffuser_policy.cli.train import PresetSettings, TrainSettings
+from diffuser_policy.cli.train import PresetSettings, TrainSettings, options_of
 from diffuser_policy.config import InverseDynamicsConfig, TrainConfig, ValueConfig
 from diffuser_policy.data import minari
 from diffuser_policy.data.collection import collect_episodes
@@ -114,6 +114,40 @@ def test_every_setting_of_a_preset_can_be_changed() -> None:
     assert config.time_to_goal is not None
     assert config.time_to_goal.width == 8
     assert settings.folder() == Path("runs/multi2d-large")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "multi2d-umaze",
+        "multi2d-umaze --seed 3 --dataset my/own-v0 --window.padding repeat",
+        "multi2d-umaze --no-time-to-goal --planner.horizon fixed --window.horizon 120",
+        "multi2d-umaze --value --value.discount 0.5 --inverse-dynamics",
+        "kuka-stack --guide none --num-steps 7",
+        "hopper-medium-paper --planner.num-candidates 2",
+    ],
+)
+def test_the_shown_options_start_from_the_preset(words: str) -> None:
+    """They name the folder, and settings without which it would be another planner."""
+    flat = toy_dataset(run_length=400)
+    settings = TrainSettings.parse(words.split())
+    config = settings.choice(flat).config
+    shown = options_of(config, flat, start=settings.preset)
+    again = TrainSettings.parse(shown)
+    assert again.choice(flat).config == config
+    assert again.folder() == settings.folder()
+
+
+def test_a_dry_run_of_a_preset_shows_how_to_train_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr(minari, "load_flat", lambda *_, **__: toy_dataset())
+    shorter = ["--window.horizon", "24", "--window.min-horizon", "24"]
+    assert main(["train", "multi2d-umaze", "--dry-run", *shorter]) == 0
+    shown = capsys.readouterr().out
+    assert "To train it: diffuser-policy train multi2d-umaze --dataset" in shown
+    assert f"--window.horizon {shorter[1]}" in shown
+    assert "--network" not in shown
 
 
 def test_networks_beside_the_denoiser_are_trained_on_request() -> None:

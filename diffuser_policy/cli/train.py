@@ -362,7 +362,7 @@ def train(settings: TrainSettings) -> int:
             made, networks, _ = untrained(choice.config, flat)
         policy = usable_policy(choice.config, made, networks)
         if processes.is_main:
-            words = options_of(choice.config, flat)
+            words = options_of(choice.config, flat, start=settings.preset)
             if settings.goal_keys != GOAL_KEYS:
                 words += ["--goal-keys", *settings.goal_keys]
             if settings.output is not None:
@@ -435,20 +435,28 @@ def _show(choice: Choice, flat: FlatDataset) -> None:
         print(f"  {line}")
 
 
-def options_of(config: TrainConfig, flat: FlatDataset) -> list[str]:
+def options_of(
+    config: TrainConfig, flat: FlatDataset, *, start: str | None = None
+) -> list[str]:
     """Return the options that ask for these settings, as words of a command line.
 
     Args:
         config: The settings.
         flat: Its dataset. What is chosen for it anyway is not asked for, and neither is
             a setting that has no effect.
+        start: A preset, whose settings are kept instead of chosen for the dataset.
     """
     from diffuser_policy.defaults import choose
 
-    words = ["--dataset", config.dataset, "--seed", str(config.seed)]
+    words = [] if start is None else [start]
+    words += ["--dataset", config.dataset, "--seed", str(config.seed)]
     given: dict[str, Any] = {"dataset": config.dataset, "seed": config.seed}
     while True:  # whatever is asked for may change what is chosen beside it
-        chosen, more = choose(flat, given).config, list[str]()
+        if start is None:
+            chosen = choose(flat, given).config
+        else:
+            chosen = _changed(preset(start), given)
+        more = list[str]()
         for name in PARTS:
             part, other = getattr(config, name), getattr(chosen, name)
             option = name.replace("_", "-")
@@ -472,6 +480,20 @@ def options_of(config: TrainConfig, flat: FlatDataset) -> list[str]:
         if not more:
             return words
         words += more
+
+
+def _changed(config: TrainConfig, given: Mapping[str, Any]) -> TrainConfig:
+    """Return settings of which some are changed, as `choose` takes them."""
+    parts: dict[str, Any] = {}
+    for name, value in given.items():
+        if name not in PARTS:
+            parts[name] = value
+        elif value is False:
+            parts[name] = None
+        else:
+            part = getattr(config, name) or PARTS[name]()
+            parts[name] = dataclasses.replace(part, **value)
+    return dataclasses.replace(config, **parts)
 
 
 def _effective(
