@@ -89,6 +89,18 @@ def usable_path(given: Any, error: type[DiffuserPolicyError] = StorageError) -> 
     return path
 
 
+def usable_folder(given: Any) -> Path:
+    """Return a user's text or path as a path that a folder may have.
+
+    Raises:
+        StorageError: A file is there, or no folder can have the path.
+    """
+    path = usable_path(given)
+    if path.exists() and not path.is_dir():
+        raise StorageError(errno.ENOTDIR, f"{path} is a file; name a folder.")
+    return path
+
+
 @contextlib.contextmanager
 def replaced_folder(folder: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield an empty folder that replaces `folder` when the block succeeds.
@@ -105,8 +117,7 @@ def replaced_folder(folder: Path, *, durable: bool = True) -> Iterator[Path]:
     real = Path(os.path.realpath(folder))
     partial = hidden_sibling(real, "partial")
     try:
-        if real.exists() and not real.is_dir():
-            raise StorageError(errno.ENOTDIR, f"{folder} is a file; name a folder.")
+        usable_folder(folder)
         _refuse_links(folder, real)
         real.parent.mkdir(parents=True, exist_ok=True)
         _tidy_once(real.parent)

@@ -58,7 +58,7 @@ from diffuser_policy.errors import (
     UnknownNameError,
 )
 from diffuser_policy.export import write_export
-from diffuser_policy.files import usable_path
+from diffuser_policy.files import usable_folder
 from diffuser_policy.guides.guide import Guide, GuideFunction, as_guide, described
 from diffuser_policy.needs import PLANNING_NEEDS, REST_NEEDS, refuse_idle
 from diffuser_policy.numerics import (
@@ -134,9 +134,10 @@ class DiffuserPolicy:
             folder: Created if needed; each file is replaced atomically.
 
         Raises:
-            StorageError: Out of space, or not permitted; complete files stay.
+            StorageError: A file is there, out of space, or not permitted; complete
+                files stay.
         """
-        write_planner(usable_path(folder), self.config, self.networks)
+        write_planner(usable_folder(folder), self.config, self.networks)
 
     @plain_arithmetic()
     def export(self, folder: str | Path) -> None:
@@ -151,9 +152,9 @@ class DiffuserPolicy:
             ConfigError: It plans with a guide, in derived columns, or with a ranking
                 that takes Python.
             MissingExtraError: `onnx` is not installed.
-            StorageError: Out of space, or not permitted.
+            StorageError: A file is there, out of space, or not permitted.
         """
-        write_export(usable_path(folder), self.planner, self.featurizer)
+        write_export(usable_folder(folder), self.planner, self.featurizer)
 
     @plain_arithmetic()
     def predict(

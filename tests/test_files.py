@@ -33,6 +33,7 @@ from diffuser_policy.files import (
     write_json,
     write_text,
 )
+from diffuser_policy.testing import toy_policy
 
 ROOT = Path(__file__).parent.parent
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
@@ -187,6 +188,14 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
             raise AssertionError("refused before the work")
     assert (tmp_path / "notes").read_text() == "precious"
     assert names(tmp_path) == ["link", "notes"]
+
+
+@pytest.mark.parametrize("way", ["save_pretrained", "export"])
+def test_a_planner_is_not_written_into_a_file(way: str, tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("precious")
+    with pytest.raises(StorageError, match="notes is a file; name a folder"):
+        getattr(toy_policy(), way)(tmp_path / "notes")
+    assert names(tmp_path) == ["notes"]
 
 
 def test_names_as_long_as_the_system_allows_work(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ from diffuser_policy.files import (
     alone_in,
     storage_error,
     tidy,
-    usable_path,
+    usable_folder,
     write_json,
     write_text,
 )
@@ -142,7 +142,7 @@ class TrainingRun(Generic[Networks]):
         """
         self.networks, self.optimization = networks, optimization
         self.loss = Loss(networks, self.losses, seed)
-        self.output, self.processes = usable_path(output), processes
+        self.output, self.processes = usable_folder(output), processes
         self.settings = {**settings, "num_processes": processes.num_processes}
         self.average = copy.deepcopy(networks).requires_grad_(False)
         self.optimizer = torch.optim.Adam(  # fused: a quarter of the time of a loop
