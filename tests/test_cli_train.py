@@ -204,15 +204,16 @@ def test_nothing_to_train_on_is_explained() -> None:
 
 
 def test_training_saves_a_planner_and_resumes(tmp_path: Path, capsys: Capture) -> None:
-    arguments = ["train", *SMALL, "--output", str(tmp_path / "run")]
+    output = tmp_path / "a run"
+    arguments = ["train", *SMALL, "--output", str(output)]
     assert main(arguments) == 0
     shown = capsys.readouterr().out
     assert "6 gradient steps in" in shown
-    assert f"diffuser-policy evaluate {tmp_path / 'run'}" in shown
-    config, _ = read_planner(tmp_path / "run")
+    assert f"diffuser-policy evaluate '{output}'" in shown
+    config, _ = read_planner(output)
     assert config.provenance["steps"] == 6
     assert config.execution.position_gain == 10
-    assert [entry["step"] for entry in losses(tmp_path / "run")] == [2, 4, 6]
+    assert [entry["step"] for entry in losses(output)] == [2, 4, 6]
     assert main(arguments) == 0
     assert "all 6 gradient steps are done already" in capsys.readouterr().out
 

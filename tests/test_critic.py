@@ -301,11 +301,12 @@ def test_the_command_trains_and_the_planner_ranks_with_it(
     policy = toy_policy()
     env = gym.wrappers.TimeLimit(PointEnv(terminate=False), 20)
     collect_episodes(env, policy, num_episodes=2, dataset_id=DATASET, progress=False)
-    planner, output = tmp_path / "planner", tmp_path / "judged"
+    planner, output = tmp_path / "planner", tmp_path / "well judged"
     policy.save_pretrained(planner)
     command = ["train-critic", str(planner), "--dataset", DATASET, "--num-steps", "3"]
     assert main([*command, "--width", "8", "--output", str(output)]) == 0
-    assert "--ranking critic" in capsys.readouterr().out
+    next_command = f"diffuser-policy evaluate '{output}' --ranking critic"
+    assert next_command in capsys.readouterr().out
     config, networks = read_planner(output)
     assert config.critic == CriticConfig(width=8)
     assert networks.critic is not None

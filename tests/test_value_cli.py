@@ -69,12 +69,12 @@ def planner(tmp_path: Path) -> Path:
 def test_training_saves_both_networks_and_resumes(
     planner: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    output = tmp_path / "valued"
+    output = tmp_path / "valued twice"
     arguments = ["train-value", str(planner), *SMALL, "--output", str(output)]
     assert main(arguments) == 0
     shown = capsys.readouterr().out
     assert "6 gradient steps in" in shown
-    assert f"diffuser-policy evaluate {output} --guide value" in shown
+    assert f"diffuser-policy evaluate '{output}' --guide value" in shown
     config, networks = read_planner(output)
     assert networks.value is not None
     assert config.value == ValueConfig(dim=16, multipliers=(1, 4), discount=0.9)
@@ -83,6 +83,16 @@ def test_training_saves_both_networks_and_resumes(
     assert all(torch.equal(networks.state_dict()[k], v) for k, v in original.items())
     assert main(arguments) == 0
     assert "all 6 gradient steps are done already" in capsys.readouterr().out
+
+
+def test_a_file_as_output_is_refused_before_data_are_read(
+    planner: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "notes").touch()
+    there = ["--output", str(tmp_path / "notes"), "--dataset", "no/such-v0"]
+    for command in (["train-value", str(planner)], ["train"]):
+        assert main([*command, *there]) == 2
+        assert "notes is a file; name a folder" in capsys.readouterr().err
 
 
 def test_interrupted_training_saves_and_goes_on(

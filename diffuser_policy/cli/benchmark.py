@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -204,7 +205,7 @@ def run(settings: RunSettings) -> int:
         return EXIT_FAILED
     all_cells = "The only cell is" if len(cells) == 1 else f"All {len(cells)} cells are"
     print(f"{all_cells} finished: {output}")
-    print(f"Next: diffuser-policy benchmark report {output}")
+    print(f"Next: diffuser-policy benchmark report {shlex.quote(str(output))}")
     return 0
 
 

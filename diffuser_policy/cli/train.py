@@ -26,7 +26,7 @@ from diffuser_policy.cli.options import (
     setting_options,
     shown_as,
 )
-from diffuser_policy.cli.training import carry_out, common_fields
+from diffuser_policy.cli.training import carry_out, common_fields, evaluate_command
 from diffuser_policy.config import (
     PARTS,
     CriticConfig,
@@ -338,13 +338,14 @@ def _without(part: str) -> ConfigError:
 def train(settings: TrainSettings) -> int:
     """Train, and say where the planner is; return the exit status."""
     from diffuser_policy.data.minari import load_flat
+    from diffuser_policy.files import usable_folder
     from diffuser_policy.training.processes import Processes
     from diffuser_policy.training.run import check_interval
     from diffuser_policy.training.trainer import Trainer, untrained, usable_policy
 
     settings.check()
     check_interval(settings.save_interval)
-    output = settings.folder()
+    output = usable_folder(settings.folder())
     log = _tensorboard(output) if settings.tensorboard else None
     processes = Processes.launched(settings.device)
     flat = load_flat(
@@ -377,7 +378,7 @@ def train(settings: TrainSettings) -> int:
     return carry_out(
         trainer,
         f"{settings.preset or 'A planner'} on {trainer.config.dataset}",
-        f"Next: diffuser-policy evaluate {output}{_module_of(flat)}",
+        f"Next: {evaluate_command(output)}{_module_of(flat)}",
         save_interval=settings.save_interval,
         on_metrics=log,
     )
@@ -526,7 +527,9 @@ def _module_of(flat: FlatDataset) -> str:
     from diffuser_policy.envs import is_trusted
 
     env_id = flat.metadata.get("env_id")
-    return f" --env MODULE:{env_id}" if env_id and not is_trusted(env_id) else ""
+    if not env_id or is_trusted(env_id):
+        return ""
+    return f" --env {shlex.quote(f'MODULE:{env_id}')}"
 
 
 def _tensorboard(output: Path) -> Callable[[int, dict[str, float]], None]:

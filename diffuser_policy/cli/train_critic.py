@@ -9,6 +9,7 @@ import tyro
 from diffuser_policy.cli.training import (
     CompanionSettings,
     candidate_options,
+    evaluate_command,
     train_companion,
 )
 from diffuser_policy.config import CriticConfig, CriticTrainConfig, OptimizationConfig
@@ -51,7 +52,7 @@ def train_critic(settings: TrainCriticSettings) -> int:
         settings,
         CriticTrainer,
         lambda trainer: (
-            f"Next: diffuser-policy evaluate {trainer.output} --ranking critic "
+            f"Next: {evaluate_command(trainer.output)} --ranking critic "
             f"{candidate_options(trainer, 32)}"
         ),
     )

@@ -9,6 +9,7 @@ import tyro
 from diffuser_policy.cli.training import (
     CompanionSettings,
     candidate_options,
+    evaluate_command,
     train_companion,
 )
 from diffuser_policy.config import OptimizationConfig, ValueConfig, ValueTrainConfig
@@ -42,7 +43,7 @@ def train_value(settings: TrainValueSettings) -> int:
         settings,
         ValueTrainer,
         lambda trainer: (
-            f"Next: diffuser-policy evaluate {trainer.output} --guide value "
+            f"Next: {evaluate_command(trainer.output)} --guide value "
             f"--guide-scale 0 --ranking guide {candidate_options(trainer, 16)}"
         ),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -87,11 +88,12 @@ def train_companion(
     """
     from diffuser_policy.checkpoint import locate, read_planner
     from diffuser_policy.data.minari import load_flat
+    from diffuser_policy.files import usable_folder
     from diffuser_policy.training.processes import Processes
     from diffuser_policy.training.run import check_interval
 
     check_interval(settings.save_interval)
-    source, output = locate(settings.planner), settings.folder()
+    source, output = locate(settings.planner), usable_folder(settings.folder())
     if source.resolve() == output.resolve():
         raise ConfigError(
             f"{output} is the folder of the planner itself, which is never "
@@ -176,6 +178,11 @@ def _lines(run: TrainingRun[Any]) -> OnMetrics:
         )
 
     return line
+
+
+def evaluate_command(output: Path) -> str:
+    """Return the command that evaluates a planner, as a shell reads it."""
+    return shlex.join(["diffuser-policy", "evaluate", str(output)])
 
 
 def candidate_options(trainer: Any, number: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -241,7 +242,8 @@ def load_study(folder: str | Path, *, mixed: bool = False) -> Study:
     if not results:
         raise ConfigError(
             f"No cell of {folder} is finished, so there is nothing to report. "
-            f"Resume it: diffuser-policy benchmark run SUITE --output {folder}"
+            f"Resume it: diffuser-policy benchmark run SUITE --output "
+            f"{shlex.quote(str(folder))}"
         )
     _check_episodes(results, folder)
     versions = _versions_of(results)
