@@ -278,7 +278,7 @@ def test_a_run_is_kept_as_one_html_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "run.html"
-    places = ["--reset", "start=[-1,-1]", "--reset", "goal=[-1,1]", "--port", "19090"]
+    places = ["--reset", "start=[-1,-1]", "--reset", "goal=[-1,1]"]
     guide = ["--guide", "keep-out:center=1.2,0;radius=0.1", "--ranking", "guide"]
     assert main(["play", "multi2d-umaze", *places, *guide, "--record", str(file)]) == 0
     assert "at the goal after" in capsys.readouterr().out
@@ -336,6 +336,9 @@ def test_a_recording_ends_with_its_page(
         (["no-such-planner"], "No planner 'no-such-planner'"),
         (["multi2d-umaze", "--port", "0"], "--port must be 1 to 65535"),
         (["multi2d-umaze", "--record", "run.gif"], "--record writes HTML"),
+        (["--record", "run.html", "--host", "0.0.0.0"], "--host has no effect with"),
+        (["--record", "run.html", "--port", "9000"], "--port has no effect with"),
+        (["--record", "run.html", "--browser"], "--browser has no effect with"),
         (["multi2d-umaze", "--reset", "goal"], "KEY=VALUE"),
         (["multi2d-umaze", "--reset", "goal=[0,0]"], "wall"),
         (["multi2d-umaze", "--reset", "gaol=[1,1]"], "'gaol'"),

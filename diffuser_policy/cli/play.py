@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from contextlib import closing
 from dataclasses import dataclass
@@ -86,6 +87,17 @@ class PlaySettings(PlannerSettings):
             raise
 
 
+def _refuse_served(settings: PlaySettings) -> None:
+    """Refuse options of a page that others open, where none is served to them."""
+    usual = {field.name: field.default for field in dataclasses.fields(PlaySettings)}
+    for name in ("host", "port", "browser"):
+        if getattr(settings, name) != usual[name]:
+            raise ConfigError(
+                f"--{name} has no effect with --record, which serves no page. Leave "
+                f"one of them out."
+            )
+
+
 def play(settings: PlaySettings) -> int:
     """Serve the page until Ctrl-C; return the exit status."""
     require_extra("viser", "play")
@@ -93,6 +105,8 @@ def play(settings: PlaySettings) -> int:
         raise ConfigError(f"--port must be 1 to {MOST_PORT}, got {settings.port}.")
     if settings.record is not None and settings.record.suffix != ".html":
         raise ConfigError(f"--record writes HTML: FILE.html, got {settings.record}.")
+    if settings.record is not None:
+        _refuse_served(settings)
     print(f"Loading {settings.planner} …", flush=True)
     from diffuser_policy.files import check_writable, write_text
     from diffuser_policy.interrupts import held_interrupt
