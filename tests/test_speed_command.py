@@ -14,6 +14,8 @@ from gymnasium.wrappers import FlattenObservation
 
 from diffuser_policy.choices import Placement
 from diffuser_policy.cli import main
+from diffuser_policy.cli.options import PlanningOptions
+from diffuser_policy.cli.speed import SpeedSettings, replanning
 from diffuser_policy.config import PlannerConfig, WindowConfig
 from diffuser_policy.diffusion.denoiser import Denoiser
 from diffuser_policy.diffusion.sampler import Sampler
@@ -125,6 +127,35 @@ def test_no_rounds_are_refused_before_anything_is_prepared(
     monkeypatch.setattr(Subject, "observations", property(lambda _: 1 / 0))
     with pytest.raises(ConfigError, match="rounds must be at least 1, got 0"):
         measure_speed(policy, POINT, rounds=0, quick=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"seed": -1}, "seed must be a whole number from 0"),
+        ({"rounds": 1.5}, "rounds must be a whole number"),
+    ],
+)
+def test_numbers_of_another_kind_are_refused(
+    policy: DiffuserPolicy, given: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        measure_speed(policy, POINT, quick=True, **given)
+
+
+def test_another_interval_than_that_of_the_loop_is_refused(
+    planner: str, capsys: Capture
+) -> None:
+    assert main(["speed", planner, "--replan-interval", "4", "--quick"]) == 2
+    assert "--replan-interval has no effect in `speed`" in capsys.readouterr().err
+
+
+def test_a_warm_start_that_is_asked_for_is_measured(planner: str) -> None:
+    options = PlanningOptions(settings={"warm_start": 0.4, "horizon": "shrinking"})
+    asked = replanning(SpeedSettings(planner=planner, env=POINT, planning=options))
+    policy, env_id = asked.load()
+    names = [case.name for case in loop_cases(Subject(policy, env_id, quick=True))]
+    assert "warm, as saved" in names
 
 
 def test_every_table_has_its_cases(measured: SpeedMeasurement) -> None:
@@ -295,7 +326,13 @@ def test_the_command_prints_draws_and_writes(
     assert "times faster than the paper's setting" in shown
     assert max(map(len, shown.splitlines()[:40])) <= 80  # fits a terminal, uncut
     assert "…" not in shown
-    assert json.loads((tmp_path / "speed.json").read_text())["settings"]["quick"]
+    settings = json.loads((tmp_path / "speed.json").read_text())["settings"]
+    assert (settings["name"], settings["quick"], settings["guide"]) == (
+        planner,
+        True,
+        None,
+    )
+    assert settings["execution"]["executor"]
     pixels = np.asarray(image.open(tmp_path / "out" / "speed.png"))
     assert pixels.std() > 10  # something is drawn
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 from diffuser_policy.cli.options import Flag, PlannerSettings, shown_as
-from diffuser_policy.errors import require_extra
+from diffuser_policy.errors import ConfigError, require_extra
 
 FIGURE = "speed.png"
 
@@ -34,6 +34,25 @@ class SpeedSettings(PlannerSettings):
     """File for all figures, the machine and versions."""
 
 
+def replanning(settings: SpeedSettings) -> SpeedSettings:
+    """Return settings with the interval at which `speed` replans, if it is needed.
+
+    Raises:
+        ConfigError: Another interval was given.
+    """
+    planning = settings.planning
+    given = planning.settings
+    if given.get("replan_interval", 1) != 1:
+        raise ConfigError(
+            f"--replan-interval has no effect in `speed`, which times a plan in every "
+            f"env step; got {given['replan_interval']}. Leave it out."
+        )
+    if not {"warm_start", "steadiness"} & {*given}:
+        return settings
+    planning = replace(planning, settings={"replan_interval": 1, **given})
+    return replace(settings, planning=planning)
+
+
 def speed(settings: SpeedSettings) -> int:
     """Measure, write the files, and print the tables; return the exit status."""
     from rich.console import Console
@@ -49,7 +68,7 @@ def speed(settings: SpeedSettings) -> int:
         check_writable(settings.out / FIGURE)
     if settings.json is not None:
         check_writable(settings.json)
-    policy, env_id = settings.load()
+    policy, env_id = replanning(settings).load()
     with Progress(transient=True, console=Console(stderr=True)) as bar:
         task = bar.add_task("measuring", total=1.0)
         measured = measure_speed(
@@ -63,7 +82,9 @@ def speed(settings: SpeedSettings) -> int:
         )
     written = []  # first: what is printed may be lost
     if settings.json is not None:
-        write_json(settings.json, to_json(measured))
+        data = to_json(measured)
+        data["settings"] = {"name": settings.planner, **data["settings"]}
+        write_json(settings.json, data)
         written.append(settings.json)
     if settings.out is not None:
         written.append(settings.out / FIGURE)

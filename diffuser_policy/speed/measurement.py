@@ -25,8 +25,9 @@ from torch import Tensor
 
 from diffuser_policy.envs import make_env
 from diffuser_policy.errors import ConfigError
+from diffuser_policy.guides.registry import guide_record
 from diffuser_policy.policy import DiffuserPolicy
-from diffuser_policy.settings import to_json
+from diffuser_policy.settings import converted, seed_or_drawn, to_json
 from diffuser_policy.speed.cases import (
     PAPER,
     TOGETHER,
@@ -101,8 +102,9 @@ def measure(
     besides that of passing seconds; `cpu_clock` tells those that this process computes.
 
     Raises:
-        ConfigError: No rounds.
+        ConfigError: No rounds, or no whole number of them.
     """
+    rounds = converted(rounds, int, "rounds")
     if rounds < 1:
         raise ConfigError(f"rounds must be at least 1, got {rounds}.")
     timings = [Timing(case=case) for case in cases]
@@ -193,7 +195,7 @@ def measure_speed(
     env_id: str,
     *,
     rounds: int = 7,
-    seed: int = 0,
+    seed: int | None = 0,
     quick: bool = False,
     compiled: bool = False,
     progress: Callable[[float], None] | None = None,
@@ -203,13 +205,15 @@ def measure_speed(
     Observations are those of the environment; every case has its turn `rounds` times.
     A `quick` measurement has a few cases, and the paper's setting from 4 of its steps.
     `compiled` adds `torch.compile`, which may take minutes to start. `progress` is told
-    the share that is done.
+    the share that is done. `seed` is a whole number from 0 to 2**63 - 1; None: drawn at
+    random.
 
     Raises:
-        ConfigError: No rounds.
+        ConfigError: No rounds, or a number of another kind.
         SpaceMismatchError: An environment of other spaces.
         MissingExtraError: The environment's simulator is not installed.
     """
+    rounds, seed = converted(rounds, int, "rounds"), seed_or_drawn(seed)
     lines = (
         CPU_INFO.read_text(encoding="utf-8").splitlines() if CPU_INFO.exists() else ()
     )
@@ -228,7 +232,9 @@ def measure_speed(
             "seed": seed,
             "rounds": rounds,
             "quick": quick,
+            "guide": None if policy.guide is None else guide_record(policy.guide),
             "planner": to_json(policy.config.planner),
+            "execution": to_json(policy.config.execution),
         },
         machine={
             "cpu": model or platform.processor() or platform.machine(),
