@@ -20,6 +20,7 @@ from diffuser_policy.benchmark.problem import Problem
 from diffuser_policy.benchmark.runner import Display, Watched, live_table
 from diffuser_policy.benchmark.suites import SUITES, load_suite
 from diffuser_policy.cli import main
+from diffuser_policy.cli.benchmark import RunSettings
 from diffuser_policy.data.collection import collect_episodes
 from diffuser_policy.errors import MissingExtraError
 from tests.benchmark_helpers import write_suite
@@ -127,6 +128,27 @@ def test_bad_options_are_named_and_nothing_is_written(
     error = refused(capsys, "run", suite, "--output", tmp_path / "out", *filled)
     assert told in error
     assert not (tmp_path / "out").exists()
+
+
+def test_options_with_several_values_may_be_given_several_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in other commands, such as --guide; every cell counts."""
+    suite = write_suite(tmp_path, "straight", "slow")
+    chosen: list[tuple[str, int]] = []
+
+    def keep(settings: RunSettings) -> int:
+        chosen.extend((cell.method, cell.seed) for cell in settings.chosen()[1])
+        return 0
+
+    monkeypatch.setattr("diffuser_policy.cli.benchmark.run", keep)
+    methods = [f"{tmp_path / 'methods.py'}:{name}" for name in ("straight", "slow")]
+    twice = [word for name in methods for word in ("--methods", name)]
+    words = [*twice, "--seeds", "0", "1", "--seeds", "2"]
+    assert main(["benchmark", "run", str(suite), *words]) == 0
+    assert len(chosen) == 6
+    assert {seed for _, seed in chosen} == {0, 1, 2}
+    assert len({method for method, _ in chosen}) == 2
 
 
 def test_a_missing_extra_names_the_methods_that_need_it_and_those_that_do_not(

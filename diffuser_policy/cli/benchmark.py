@@ -44,6 +44,8 @@ COMMANDS = {
     "suites": "List the suites, or the problems and methods of one.",
 }
 EXIT_FAILED = 1
+# Options that may be given several times, each time with several values.
+Lists = tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,15 +59,13 @@ class RunSettings:
 
     suite: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SUITE")]
     """Name of a suite (`diffuser-policy benchmark suites`), or a TOML file."""
-    methods: Annotated[tuple[str, ...] | None, shown_as("NAME …")] = None
+    methods: Annotated[Lists, shown_as("NAME …")] = ()
     """Run only these methods of the suite, or others: by name, as module:function or as
     file.py:function."""
-    problems: Annotated[
-        tuple[str, ...] | None, shown_as("NAME …", aliases=["--envs"])
-    ] = None
+    problems: Annotated[Lists, shown_as("NAME …", aliases=["--envs"])] = ()
     """Run only these problems of the suite: names such as multi2d-large, or ids of
     environments."""
-    seeds: Annotated[tuple[str, ...] | None, shown_as("N …")] = None
+    seeds: Annotated[Lists, shown_as("N …")] = ()
     """Training seeds, instead of the suite's."""
     budget: Annotated[int | None, shown_as("N")] = None
     """Exact number of gradient steps of every method that learns."""
@@ -104,23 +104,26 @@ class RunSettings:
         if self.episodes is not None:
             changed = dataclasses.replace(suite.evaluation, episodes=self.episodes)
             suite = dataclasses.replace(suite, evaluation=changed)
+        given: dict[str, list[str] | None] = {}
         for option in ("methods", "problems", "seeds"):
-            if getattr(self, option) == ():
+            lists: tuple[tuple[str, ...], ...] = getattr(self, option)
+            if not all(lists):
                 raise ConfigError(f"--{option} needs at least one value, got none.")
+            given[option] = [value for values in lists for value in values] or None
         names: dict[str, list[str]] = {}
         for problem in suite.problems:
             names.setdefault(problem.env, []).append(problem.name)
-        problems = self.problems and [
-            found for name in self.problems for found in names.get(name, [name])
+        problems = given["problems"] and [
+            found for name in given["problems"] for found in names.get(name, [name])
         ]
         try:
-            seeds = None if self.seeds is None else [int(text) for text in self.seeds]
+            seeds = given["seeds"] and [int(text) for text in given["seeds"]]
         except ValueError as error:  # the parser's own error is a page long
             raise ConfigError(
                 f"--seeds takes whole numbers with spaces between them, such as "
-                f"--seeds 0 1 2; got {' '.join(self.seeds or ())!r}."
+                f"--seeds 0 1 2; got {' '.join(given['seeds'] or ())!r}."
             ) from error
-        cells = suite.cells(methods=self.methods, problems=problems, seeds=seeds)
+        cells = suite.cells(methods=given["methods"], problems=problems, seeds=seeds)
         return suite, cells
 
 
