@@ -117,7 +117,8 @@ class RunSettings:
             found for name in given["problems"] for found in names.get(name, [name])
         ]
         try:
-            seeds = given["seeds"] and [int(text) for text in given["seeds"]]
+            texts = given["seeds"]
+            seeds = None if texts is None else [int(text) for text in texts]
         except ValueError as error:  # the parser's own error is a page long
             raise ConfigError(
                 f"--seeds takes whole numbers with spaces between them, such as "
