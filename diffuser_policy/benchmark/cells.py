@@ -30,6 +30,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -487,7 +488,8 @@ def cell_folders(benchmark: str | Path) -> list[CellFolder]:
     if not (root / "cells").is_dir():
         advice = "Name the folder of a benchmark."
         if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-            advice = f"Run one: diffuser-policy benchmark run SUITE --output {root}"
+            output = shlex.quote(str(root))
+            advice = f"Run one: diffuser-policy benchmark run SUITE --output {output}"
         raise ConfigError(
             f"{root} holds no benchmark: there is no folder {root / 'cells'}. {advice}"
         )
