@@ -416,6 +416,20 @@ def single_space(env: Any, kind: str) -> Any:
     return space
 
 
+def assembled(parts: Mapping[tuple[str | int, ...], Any]) -> Any:
+    """Return the observation, of dictionaries and tuples, that has parts at paths."""
+    if () in parts:
+        return parts[()]
+    branches: dict[Any, dict[tuple[str | int, ...], Any]] = {}
+    for path, values in parts.items():
+        branches.setdefault(path[0], {})[path[1:]] = values
+    inner = {step: assembled(branch) for step, branch in branches.items()}
+    if isinstance(next(iter(inner)), int):
+        # A place without parts, such as an empty dictionary, keeps its number.
+        return tuple(inner.get(index, ()) for index in range(max(inner) + 1))
+    return inner
+
+
 def batched(observations: Sequence[Any]) -> Any:
     """Stack observations of single environments along a new first axis."""
     first = observations[0]

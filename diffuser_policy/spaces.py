@@ -8,7 +8,7 @@ Planners that were trained without goals take goal dictionaries as well: they pl
 `observation`, and hand `desired_goal` on to guides. Planners with goals read nothing
 but such dictionaries: a flat array does not say which of its columns are the goal. If
 Gymnasium's wrapper `FlattenObservation` made the array, the wrapper knows, and
-`SpaceSpec.fitted` returns spaces that read its observations.
+`SpaceSpec.fitted` returns spaces that read its observations as if they were not flat.
 
 Plans are made of observations, so a goal has to be some columns of them. If the
 achieved goal repeats columns of the observation (a maze's position), those are the
@@ -41,6 +41,7 @@ from diffuser_policy.errors import (
 from diffuser_policy.observations import (
     ObservationColumns,
     Part,
+    assembled,
     flat_order,
     is_dictionary_inside,
     is_finite,
@@ -207,7 +208,6 @@ class SpaceSpec:
             order = flat_order(env) if isinstance(given, spaces.Box) else None
             if order is not None and self._fits(order):
                 own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-                own["columns"] = self._readable(order)
                 return FlattenedSpaces(**own, order=order, original=self)
         except DatasetError as error:
             why = f" {error}"
@@ -299,7 +299,7 @@ class SpaceSpec:
             rows = []
             for part in parts:
                 try:
-                    values = self._values(part, observation)
+                    values = part.of(observation)
                 except LookupError:
                     raise self._lacking(observation, fields) from None
                 block, shape = _rows(part, values)
@@ -326,14 +326,6 @@ class SpaceSpec:
             fields["achieved_goal"] = self.parts.achieved_goal
         return fields
 
-    def _values(self, part: Part, observation: Any) -> Any:
-        """Return the values of a part.
-
-        Raises:
-            LookupError: The observation has no such part.
-        """
-        return part.of(observation)
-
     def _guided(self, observation: Mapping[str, Any]) -> dict[str, tuple[Part, ...]]:
         """Return the parts of a goal dictionary whose goal is for guides alone."""
         size, goal = self.observation_size, observation.get("desired_goal")
@@ -359,7 +351,7 @@ class SpaceSpec:
         missing = []
         for part in (part for parts in fields.values() for part in parts):
             try:
-                self._values(part, observation)
+                part.of(observation)
             except LookupError:
                 missing.append(part.name)
         taken = [part.name for parts in self.parts.fields.values() for part in parts]
@@ -415,26 +407,24 @@ class FlattenedSpaces(SpaceSpec):
 
         Flat arrays and observations of the planner's own structure are read.
         """
+        return self.original.read(self.in_parts(observation))
+
+    def in_parts(self, observation: Any) -> Any:
+        """Return an observation as it was before a wrapper flattened it.
+
+        Args:
+            observation: Single or batched; if it is no flat array, it stays as it is.
+
+        Raises:
+            ObservationError: A flat array of another shape, or that holds no numbers.
+        """
         if isinstance(observation, Mapping | tuple):
-            return super().read(observation)
-        rows, batch = _rows(Part(shape=self.observation_space().shape), observation)
+            return observation
+        _, batch = _rows(Part(shape=self.observation_space().shape), observation)
         ends = np.cumsum([part.size for part in self.order])
-        blocks = zip(self.order, np.split(rows, ends[:-1], axis=1), strict=True)
-        return super().read(
-            _Pieces({p.path: block.reshape(*batch, *p.shape) for p, block in blocks})
-        )
-
-    def _values(self, part: Part, observation: Any) -> Any:
-        if isinstance(observation, _Pieces):
-            return observation.by_path[part.path]
-        return super()._values(part, observation)
-
-
-@dataclass(frozen=True)
-class _Pieces:
-    """A flat observation, cut into its parts."""
-
-    by_path: Mapping[tuple[str | int, ...], np.ndarray]
+        blocks = np.split(np.asarray(observation), ends[:-1], axis=-1)
+        pairs = zip(self.order, blocks, strict=True)
+        return assembled({p.path: b.reshape((*batch, *p.shape)) for p, b in pairs})
 
 
 def into_box(box: spaces.Box, values: np.ndarray) -> np.ndarray:

@@ -164,6 +164,19 @@ def test_a_planner_does_the_same_however_many_environments_there_are(
         )
 
 
+def test_a_wrapper_that_flattens_observations_hides_no_task(
+    policy: DiffuserPolicy,
+) -> None:
+    env = gymnasium.make(IDS["conditional"])
+    flat = gymnasium.wrappers.FlattenObservation(env)
+    seen, _ = env.reset(seed=0)
+    hidden, _ = flat.reset(seed=0)
+    expected = policy.plan(seen)
+    found = policy.for_env(flat).plan(hidden)
+    np.testing.assert_array_equal(found.observations, expected.observations)
+    env.close()
+
+
 def test_the_plain_loop_is_the_evaluators(policy: DiffuserPolicy) -> None:
     [record] = evaluate(
         policy,

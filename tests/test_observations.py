@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 from gymnasium.wrappers import FilterObservation, FlattenObservation, TimeLimit
 
@@ -27,9 +28,11 @@ from diffuser_policy.errors import (
     ObservationError,
     SpaceMismatchError,
 )
+from diffuser_policy.guides.trajectory import Trajectory
 from diffuser_policy.observations import (
     ObservationColumns,
     Part,
+    assembled,
     batched,
     flat_order,
     numbers,
@@ -275,6 +278,14 @@ def test_numbers_of_an_observation_are_found_at_any_depth() -> None:
     assert numbers(seen) == (1, 2, 3, 4)
 
 
+def test_parts_are_assembled_to_what_they_are_parts_of() -> None:
+    seen: Any = {"b": 1, "a": ({"c": 2}, 3)}
+    parts = {("b",): 1, ("a", 0, "c"): 2, ("a", 1): 3}
+    assert assembled(parts) == seen
+    assert assembled({(): 4}) == 4
+    assert assembled({(1,): 5}) == ((), 5)  # the first one has no parts
+
+
 # --- from recording to acting -------------------------------------------------------
 
 GOALS = {"own": ("position", "target"), "deep": ("robot/q", "robot/t")}
@@ -485,15 +496,44 @@ def test_a_fitted_policy_stays_fitted_and_saves_no_trace(tmp_path: Path) -> None
     assert policy.for_env(limited()).spaces == toy_policy().spaces
 
 
-def test_planners_without_goals_read_the_observation_of_flattened_goals() -> None:
+def test_planners_without_goals_hand_flattened_goals_on_to_guides() -> None:
+    def near_goal(trajectory: Trajectory) -> torch.Tensor:
+        assert trajectory.desired_goal is not None
+        off = trajectory.position - trajectory.desired_goal
+        return -off.square().sum(dim=(1, 2))
+
     window = WindowConfig(horizon=16, hindsight_goal="none")
     config = toy_config(time_to_goal=None, window=window)
-    policy = toy_policy(config, flat=toy_dataset(goals=False))
+    policy = toy_policy(config, flat=toy_dataset(goals=False)).with_guide(near_goal)
+    expected = evaluate(policy, limited, episodes=3, progress=False).episodes
+    for make in FLAT.values():
+        found = evaluate(policy, make, episodes=3, progress=False).episodes
+        assert [e.episode_return for e in found] == [e.episode_return for e in expected]
+    env = FLAT["all"]()
+    flat, _ = env.reset(seed=0)
+    seen, _ = limited().reset(seed=0)
+    actions = [
+        policy.for_env(env).predict(each, deterministic=True)[0]
+        for each in (flat, seen, batched([flat, flat]))
+    ]
+    np.testing.assert_array_equal(actions[0], actions[1])
+    np.testing.assert_allclose(actions[2], [actions[0]] * 2, atol=1e-5)
+
+
+@pytest.mark.parametrize("goals", [True, False])
+def test_records_of_flattened_episodes_tell_start_and_goal(goals: bool) -> None:
+    """As those of episodes that nobody flattened."""
+    config, flat = None, toy_dataset(goals=goals)
+    if not goals:
+        window = WindowConfig(horizon=16, hindsight_goal="none")
+        config = toy_config(time_to_goal=None, window=window)
+    policy = toy_policy(config, flat=flat)
     found, expected = (
-        evaluate(policy, make, episodes=2, progress=False)
+        evaluate(policy, make, episodes=2, progress=False).episodes
         for make in (FLAT["all"], limited)
     )
-    assert [e.length for e in found.episodes] == [e.length for e in expected.episodes]
+    assert None not in [each.goal for each in expected]
+    assert [(e.start, e.goal) for e in found] == [(e.start, e.goal) for e in expected]
 
 
 # --- actions ------------------------------------------------------------------------

@@ -49,7 +49,7 @@ from diffuser_policy.evaluation.records import EpisodeRecord, Evaluation, Timing
 from diffuser_policy.evaluation.scores import score_of_returns
 from diffuser_policy.observations import batched, numbers, part_at
 from diffuser_policy.settings import converted, json_data, seed_or_drawn
-from diffuser_policy.spaces import SpaceSpec
+from diffuser_policy.spaces import FlattenedSpaces, SpaceSpec
 from diffuser_policy.versions import versions
 
 if TYPE_CHECKING:
@@ -259,10 +259,16 @@ class Tally:
         )
 
 
-def _goal_keys(policy: Any) -> tuple[str, str]:
-    """Return the keys of the achieved and the desired goal that a policy reads."""
+def _tally(
+    policy: Any, env: Env, seed: int, observation: Any, task: str | None = None
+) -> Tally:
+    """Return the empty tally of an episode; the policy knows where goals are."""
     spaces: Any = getattr(policy, "spaces", None)
-    return spaces.parts.goal_keys if isinstance(spaces, SpaceSpec) else GOAL_KEYS
+    if isinstance(spaces, FlattenedSpaces):
+        observation = spaces.in_parts(observation)
+    own = isinstance(spaces, SpaceSpec)
+    goal_keys = spaces.parts.goal_keys if own else GOAL_KEYS
+    return Tally(env, seed, observation, task, goal_keys=goal_keys)
 
 
 def _numbers(observation: Any) -> tuple[float, ...]:
@@ -392,12 +398,8 @@ def _run(
         observations[slot], _ = reset_env(
             envs[slot], seed=seed + episode, options=options
         )
-        tallies[slot] = Tally(
-            envs[slot],
-            seed + episode,
-            observations[slot],
-            task,
-            goal_keys=_goal_keys(driver.policy),
+        tallies[slot] = _tally(
+            driver.policy, envs[slot], seed + episode, observations[slot], task
         )
         driver.begin(slot, episode_stream(seed, episode))
 
@@ -456,7 +458,7 @@ def run_episode(
     """
     check_ends(env)
     observation = copied(observation)
-    tally = Tally(env, seed, observation, goal_keys=_goal_keys(policy))
+    tally = _tally(policy, env, seed, observation)
     observations = [observation]
     starting, done = True, False
     while not done:
