@@ -31,7 +31,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -269,7 +268,7 @@ class DiffuserPolicy:
                     "way. Pass a state from initial_state(), or none."
                 )
             index = np.arange(len(rows))
-            generators = self._generators(state, rows, index, deterministic=False)
+            generators = self._generators(state, index, deterministic=False)
         return self.planner.plan(
             rows,
             goals,
@@ -593,6 +592,9 @@ class DiffuserPolicy:
         index = np.flatnonzero(why.needed | why.welcome)
         if len(index) == 0:
             return state
+        num_replans = state.num_replans.copy()
+        num_replans[index] = np.where(state.lengths > 0, num_replans + 1, 0)[index]
+        state = state._replace(num_replans=num_replans)
         remaining = np.maximum(durations - state.progress, 0)
         # Only a plan that the row still follows is worth starting from.
         previous = dataclasses.replace(
@@ -604,7 +606,7 @@ class DiffuserPolicy:
         plan = self.planner.plan(
             rows[index],
             None if goals is None else goals[index],
-            self._generators(state, rows, index, deterministic=deterministic),
+            self._generators(state, index, deterministic=deterministic),
             remaining=np.where(state.lengths > 0, remaining + slack, -1)[index],
             failed=np.where(why.strayed & ~why.on_way, state.lengths, 0)[index],
             previous=previous.rows(index),
@@ -651,28 +653,24 @@ class DiffuserPolicy:
         return np.asarray(strayed & (following.lengths > 0))
 
     def _generators(
-        self,
-        state: PolicyState,
-        rows: np.ndarray,
-        index: np.ndarray,
-        *,
-        deterministic: bool,
+        self, state: PolicyState, index: np.ndarray, *, deterministic: bool
     ) -> list[torch.Generator]:
         """Return the noise source of each row's next plan.
 
-        All first deterministic plans begin with the same noise. The noise of a later
-        plan depends on where the row is: with the same noise every time, a policy that
-        has halted would plan to stay there forever.
+        All first deterministic plans begin with the same noise, all second ones with
+        another, and so on: with the same noise every time, a policy that has halted
+        would plan to stay there forever. A count, unlike the observation, is the same
+        in every batch, whose arithmetic may differ in the last bits.
         """
         if not deterministic:
             streams, numbers = state.streams[index], state.num_plans[index]
             keys = zip(streams.tolist(), numbers.tolist(), strict=True)
             return [stream_generator(stream, number) for stream, number in keys]
         return [
-            stream_generator(self.seed, zlib.crc32(rows[row].tobytes()))
-            if state.lengths[row] > 0
+            stream_generator(self.seed, number)
+            if number
             else torch.Generator().manual_seed(self.seed)
-            for row in index.tolist()
+            for number in state.num_replans[index].tolist()
         ]
 
     def _rebuilt(

@@ -163,6 +163,7 @@ DAMAGE: dict[str, Callable[[PolicyState], Any]] = {
     "negative age": changed("ages", -5),
     "negative stream": changed("streams", -1),
     "negative number": changed("num_plans", -1),
+    "negative replans": changed("num_replans", -1),
     "other weights": changed("planners", 1),
     "short tuple": lambda state: tuple(state)[:-1],
     "list": list,

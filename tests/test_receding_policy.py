@@ -197,7 +197,7 @@ def test_rows_can_be_taken_out_and_put_back(policy: DiffuserPolicy) -> None:
     assert not np.array_equal(state.observations[1], state.observations[2])
 
 
-def test_a_deterministic_plan_made_anew_gets_the_noise_of_its_place(
+def test_each_deterministic_plan_of_an_episode_has_noise_of_its_own(
     goalless: DiffuserPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With one noise for all, a policy that has come to a halt would stay there."""
@@ -211,19 +211,24 @@ def test_a_deterministic_plan_made_anew_gets_the_noise_of_its_place(
 
     monkeypatch.setattr(policy.planner, "plan", counted)
     here = np.zeros((2, policy.spaces.observation_size), np.float32)
-    there = here.copy()
-    there[1] += 0.01
+    rounded = here.copy()
+    rounded[1] += 1e-7  # as batched arithmetic may do
     _, state = policy.predict(here, deterministic=True)
-    policy.predict(there, state, deterministic=True)
-    policy.predict(there, state, deterministic=True)
-    policy.plan(there)
+    _, second = policy.predict(rounded, state, deterministic=True)
+    policy.predict(rounded, state, deterministic=True)
+    _, third = policy.predict(here, second, deterministic=True)
+    _, began = policy.predict(here, third, [True, False], deterministic=True)
+    policy.predict(here, began, deterministic=True)
+    policy.plan(here)
     policy.set_random_seed(6)
-    policy.predict(there, state, deterministic=True)
+    policy.predict(rounded, state, deterministic=True)
 
-    first, anew, again, shown, reseeded = seeds
+    first, anew, again, later, restarted, onwards, shown, reseeded = seeds
     assert first == shown == [5, 5]
-    assert anew[0] != anew[1]
-    assert again == anew
+    assert anew == again == [anew[0]] * 2
+    assert len({5, anew[0], later[0], restarted[1], onwards[1]}) == 5
+    assert restarted[0] == 5  # as if it were new
+    assert onwards[0] == anew[0]
     assert {*reseeded}.isdisjoint(anew)
 
 

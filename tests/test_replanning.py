@@ -25,6 +25,7 @@ def a_row(**fields: Any) -> PolicyState:
         "aims": [[1.0, 1.0]],
         "streams": [0],
         "num_plans": [1],
+        "num_replans": [0],
         "planners": [0],
         "guides": [3],
         "previous": np.zeros((1, 2)),

@@ -46,8 +46,8 @@ class EvaluateSettings(PlannerSettings):
     num_envs: int = 16
     """Environments at a time; they share each planning call."""
     deterministic: Flag = False
-    """Act deterministically: the seed and the observation fix the initial noise, and
-    denoising adds none."""
+    """Act deterministically: the seed fixes the initial noise of an episode's first
+    plan, of its second, and so on, and denoising adds none."""
     json: Annotated[Path | None, shown_as("FILE")] = None
     """File for the results of every episode, their summary, settings and versions."""
     card: Flag = False

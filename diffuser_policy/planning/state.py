@@ -33,6 +33,7 @@ class PolicyState(NamedTuple):
         aims: `[n, goal]` where it leads: to the goal, or to a subgoal on the way.
         streams: `[n]` random stream of each row.
         num_plans: `[n]` plans made from this stream.
+        num_replans: `[n]` those of them since the row last had no plan.
         planners: `[n]` fingerprint of the planner that made the plans.
         guides: `[n]` key of the guidance that steered them.
         previous: `[n, observation]` planning columns of the last call's observation.
@@ -47,6 +48,7 @@ class PolicyState(NamedTuple):
     aims: np.ndarray
     streams: np.ndarray
     num_plans: np.ndarray
+    num_replans: np.ndarray
     planners: np.ndarray
     guides: np.ndarray
     previous: np.ndarray
@@ -73,9 +75,9 @@ class PolicyState(NamedTuple):
         most = self.observations.shape[1]
         whole = self.lengths | self.ages | self.streams | self.num_plans
         # The sign bit tells: this call is made in every env step.
-        whole |= most - self.lengths
+        whole |= self.num_replans | (most - self.lengths)
         if whole.min(initial=0) < 0 or self.progress.min(initial=0.0) < 0:
-            for name in ("lengths", "ages", "streams", "num_plans", "progress"):
+            for name in (*COUNTS, "progress"):
                 part = getattr(self, name)
                 limit = most if name == "lengths" else np.inf
                 wrong = (part < 0) | (part > limit)
@@ -123,11 +125,12 @@ class PolicyState(NamedTuple):
         return self._replace(goals=none, aims=none.copy(), lengths=lengths)
 
 
+COUNTS = ("lengths", "ages", "streams", "num_plans", "num_replans")
 STATE_DTYPES: dict[str, np.dtype[Any]] = {
     **dict.fromkeys(("observations", "actions", "goals"), np.dtype(np.float32)),
     "aims": np.dtype(np.float32),
     "previous": np.dtype(np.float32),
-    **dict.fromkeys(("lengths", "ages", "streams", "num_plans"), np.dtype(np.int64)),
+    **dict.fromkeys(COUNTS, np.dtype(np.int64)),
     **dict.fromkeys(("planners", "guides"), np.dtype(np.int64)),
     "progress": np.dtype(np.float64),
 }
