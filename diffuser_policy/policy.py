@@ -224,7 +224,7 @@ class DiffuserPolicy:
                 f"(position_gain, velocity_gain, lookahead), or check the units of the "
                 f"observation."
             )
-        current = current._replace(previous=rows.copy())
+        current = current._replace(previous=rows)
         inside = into_box(self.action_space, actions)
         return inside.reshape((*batch, *self.action_space.shape)), current
 

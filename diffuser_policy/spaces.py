@@ -532,13 +532,16 @@ def _actions(space: Any, spec: SpaceSpec | None = None) -> Any:
 
 
 def _rows(part: Part, values: Any) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Return `[n, size]` float32 rows of a single or batched array, checked."""
+    """Return `[n, size]` float32 rows of a single or batched array: a checked copy.
+
+    PyTorch takes no array that is read-only or runs backwards.
+    """
     shape = part.shape
     try:
         given = np.asarray(values)
         if given.dtype.kind not in "biuf":
             raise TypeError(f"{given.dtype} is not a real number")
-        array = given.astype(np.float32, copy=False)
+        array = np.array(given, np.float32, order="C")
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise ObservationError(
             f"{part.name} is not numeric ({error}): {shown(values)}."

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from diffuser_policy.config import PlannerConfig
+from diffuser_policy.config import (
+    InverseDynamicsConfig,
+    LandmarksConfig,
+    PlannerConfig,
+)
+from diffuser_policy.diffusion.conditions import Conditions
 from diffuser_policy.errors import ConfigError, GuideError, ObservationError
 from diffuser_policy.planning.plan import BY_ROW
 from diffuser_policy.planning.state import PolicyState
@@ -60,6 +66,56 @@ def test_the_observation_is_not_kept(policy: DiffuserPolicy) -> None:
     for part in observation.values():
         part[:] = 99.0
     assert unchanged(kept, state)
+
+
+@pytest.fixture
+def warnings_repeat() -> Iterator[None]:
+    """Let PyTorch warn each time, not once in a process."""
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    yield
+    torch.set_warn_always(before)
+
+
+def locked(part: np.ndarray) -> np.ndarray:
+    part = part.copy()
+    part.setflags(write=False)
+    return part
+
+
+VIEWS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "read-only": locked,
+    "backwards": lambda part: part[::-1].copy()[::-1],
+    "backwards columns": lambda part: part[:, ::-1].copy()[:, ::-1],
+    "every second": lambda part: np.repeat(part, 2, axis=0)[::2],
+    "by columns": np.asfortranarray,
+}
+
+
+@pytest.mark.usefixtures("warnings_repeat")
+@pytest.mark.parametrize("kind", VIEWS)
+def test_observations_may_be_views_of_any_kind(kind: str) -> None:
+    config = toy_config(
+        inverse_dynamics=InverseDynamicsConfig(), landmarks=LandmarksConfig(num=20)
+    )
+    policy = toy_policy(
+        config, executor="inverse-dynamics", horizon="predicted", subgoal=10.0
+    )
+    view, plain = VIEWS[kind], observe(3)
+    seen = {name: view(part) for name, part in plain.items()}
+    expected, state = policy.predict(plain, policy.initial_state(3, np.arange(3)))
+    action, same = policy.predict(seen, policy.initial_state(3, np.arange(3)))
+    np.testing.assert_array_equal(action, expected)
+    assert unchanged(state, same)
+    for one, other in zip(policy.routes(seen), policy.routes(plain), strict=True):
+        np.testing.assert_array_equal(one, other)
+    rows = view(plain["observation"])
+    pins = Conditions().pin(1, "observation", rows)
+    shown = policy.plan(seen, conditions=pins).observations
+    np.testing.assert_allclose(shown[:, 1], plain["observation"], atol=1e-6)
+    noise = [torch.Generator() for _ in rows]
+    made = policy.planner.plan(rows, view(plain["desired_goal"]), noise)
+    np.testing.assert_allclose(made.observations[:, 0], plain["observation"], atol=1e-6)
 
 
 def test_a_plan_and_a_route_stay_when_the_observation_changes(

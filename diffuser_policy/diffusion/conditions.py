@@ -92,6 +92,8 @@ class Conditions:
             )
         try:
             step = operator.index(step)
+            if isinstance(values, np.ndarray):
+                values = values.copy()  # it may be read-only, or run backwards
             tensor = torch.as_tensor(values, dtype=torch.float32).clone()
         except (TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise ConditionError(

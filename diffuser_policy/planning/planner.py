@@ -175,10 +175,13 @@ class Planner:
             )
         if conditions is not None:
             conditions.check_rows(len(observations))
-        aims = None
+        # The caller's own may change, and PyTorch takes none that are read-only.
+        observations, aims = np.array(observations, np.float32, order="C"), None
+        if goals is not None:
+            goals = np.array(goals, np.float32, order="C")
         if goals is not None and self.layout.goal_conditioned:
             if self.routes is None:
-                aims = goals.copy()  # the caller's own may change
+                aims = goals
             else:
                 aims = self.routes.aims(observations, goals)
                 if previous is not None:  # what is left leads past a subgoal
