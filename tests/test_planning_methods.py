@@ -22,6 +22,7 @@ from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.envs import make_env
 from diffuser_policy.errors import ConfigError, UnknownNameError
 from diffuser_policy.evaluation import evaluate
+from diffuser_policy.observations import batched
 from tests.goal_point import GOAL_POINT, GoalPointEnv
 from tests.point_env import POINT
 from tests.training_helpers import seed_of
@@ -190,7 +191,8 @@ def test_an_environment_without_a_simulator_is_refused() -> None:
 
 def test_random_actions_are_uniform_and_each_row_has_its_own() -> None:
     low, high = np.array([[-1, 0], [1, 4]], np.float32)
-    policy = RandomPolicy(spaces.Box(low, high), seed=1)
+    seen = spaces.Box(-1, 1, (7,))
+    policy = RandomPolicy(spaces.Box(low, high), spaces.Dict(observation=seen), seed=1)
     state = policy.initial_state(3, np.array([5, 6, 5]))
     drawn = []
     for _ in range(2000):
@@ -203,18 +205,31 @@ def test_random_actions_are_uniform_and_each_row_has_its_own() -> None:
     np.testing.assert_allclose(
         actions[:, 0].std(axis=0), [2 / 12**0.5, 4 / 12**0.5], atol=0.05
     )
-    for observation in (
-        np.zeros((3, 2, 7)),
-        (np.zeros((3, 7)),),
-        {"a": np.zeros((3, 1))},
-    ):
-        assert policy.predict(observation, state)[0].shape == (3, 2)
-    whole = RandomPolicy(spaces.Box(0, 2, (1,), np.int64))
-    many, _ = whole.predict(np.zeros((6000, 1)))
+    whole = RandomPolicy(spaces.Box(0, 2, (1,), np.int64), seen)
+    many, _ = whole.predict(np.zeros((6000, 7)))
     np.testing.assert_allclose(np.bincount(many[:, 0]), 2000, atol=150)
-    single, _ = policy.predict(np.zeros(7))
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        spaces.Box(-1, 1, (7,)),
+        spaces.Box(-1, 1, (2, 7)),
+        spaces.Box(-1, 1, ()),
+        spaces.Discrete(4),
+        spaces.Dict(a=spaces.Discrete(4), b=spaces.Box(-1, 1, (2,))),
+        spaces.Tuple([spaces.Box(-1, 1, ()), spaces.Dict(a=spaces.Discrete(2))]),
+    ],
+)
+def test_random_actions_are_for_observations_of_any_kind(seen: Any) -> None:
+    policy = RandomPolicy(spaces.Box(-1, 1, (2,)), seen)
+    single, _ = policy.predict(seen.sample())
     assert single.shape == (2,)
     assert single.dtype == np.float32
+    for count in (1, 3):
+        rows = batched([seen.sample() for _ in range(count)])
+        actions, state = policy.predict(rows)
+        assert actions.shape == policy.predict(rows, state)[0].shape == (count, 2)
 
 
 def _function(name: str) -> str:

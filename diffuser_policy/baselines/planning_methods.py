@@ -237,15 +237,20 @@ def _refuse_actions(problem: Problem, _: Mapping[str, Any]) -> None:
 def random(context: MethodContext) -> RandomPolicy:
     """Draw every action uniformly."""
     with closing(context.make_env()) as env:
-        space = action_box(env.action_space)
-    return RandomPolicy(space, seed=context.seed)
+        space, seen = action_box(env.action_space), env.observation_space
+    return RandomPolicy(space, seen, seed=context.seed)
 
 
 class RandomPolicy:
-    """Uniform actions between the bounds; each row has its own random stream."""
+    """Uniform actions between the bounds; each row has its own random stream.
 
-    def __init__(self, space: spaces.Box, *, seed: int = 0) -> None:
-        self.space, self.seed = space, seed
+    The observation space tells one observation from a batch.
+    """
+
+    def __init__(
+        self, space: spaces.Box, seen: spaces.Space[Any], *, seed: int = 0
+    ) -> None:
+        self.space, self.seen, self.seed = space, seen, seed
 
     def initial_state(
         self, num_envs: int, streams: np.ndarray | None = None
@@ -262,12 +267,12 @@ class RandomPolicy:
         deterministic: bool = False,  # noqa: ARG002
     ) -> tuple[np.ndarray, ShootingState]:
         """Return actions, and what to pass as `state` the next time."""
-        part = observation
-        while isinstance(part, Mapping | tuple):  # rows are the same in all parts
-            part = next(iter(part.values() if isinstance(part, Mapping) else part))
-        count = len(part) if np.ndim(part) > 1 else None
-        state = state or self.initial_state(1 if count is None else count)
-        alone = count is None or count != len(state.streams)
+        part, space = observation, self.seen
+        while isinstance(space, spaces.Dict | spaces.Tuple):  # all parts have the rows
+            key: Any = next(iter(space)) if isinstance(space, spaces.Dict) else 0
+            part, space = part[key], space[key]
+        alone = np.ndim(part) == len(space.shape or ())
+        state = state or self.initial_state(1 if alone else len(part))
         rows = zip(state.streams.tolist(), state.ages.tolist(), strict=True)
         generators = [np.random.default_rng((self.seed, *row)) for row in rows]
         low, high = self.space.low, self.space.high
