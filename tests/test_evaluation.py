@@ -205,6 +205,25 @@ def test_policies_without_rows_keep_their_batch_and_get_flags_once() -> None:
     assert evaluation.timing.env_steps == sum(r.length for r in evaluation.episodes)
 
 
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"initial_state": None},
+        {"initial_state": lambda _batch_size: None},
+        {"initial_state": lambda _num_envs, _streams: np.zeros(3)},
+        {"spaces": {"a": 1}},
+        {"for_env": "maze"},
+    ],
+)
+def test_attributes_that_mean_something_else_are_left_alone(
+    attributes: dict[str, Any],
+) -> None:
+    policy = Beeline()
+    for name, value in attributes.items():
+        setattr(policy, name, value)
+    assert run(policy, POINT).episodes == run(Beeline(), POINT).episodes
+
+
 def test_policies_without_rows_agree_across_numbers_of_envs() -> None:
     one, many = (run(Beeline(), POINT, num_envs=n).episodes for n in (1, 5))
     assert one == many

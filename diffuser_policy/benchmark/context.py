@@ -26,7 +26,7 @@ from diffuser_policy.data.minari import load_flat
 from diffuser_policy.envs import Env, action_and_state, env_name
 from diffuser_policy.errors import ConfigError, EnvContractError
 from diffuser_policy.evaluation import Evaluation, evaluate
-from diffuser_policy.evaluation.loop import fitted
+from diffuser_policy.evaluation.loop import fitted, has_rows
 from diffuser_policy.evaluation.report import to_json as evaluation_json
 
 PROGRESS_SECONDS = 2.0
@@ -196,7 +196,7 @@ class MethodContext:
             episodes=episodes,
             seed=seed,
             num_envs=self._cell.evaluation.num_envs,
-            deterministic=not hasattr(policy, "initial_state"),
+            deterministic=not has_rows(policy),
             progress=False,
         )
         for record in evaluation.episodes:

@@ -169,11 +169,28 @@ def fitted(policy: Any, env: Env) -> Any:
     Raises:
         SpaceMismatchError: It is one for other spaces.
     """
-    if hasattr(policy, "for_env"):
+    if callable(getattr(policy, "for_env", None)):
         return policy.for_env(env)
-    if hasattr(policy, "spaces"):
-        policy.spaces.check(env)
+    spaces: Any = getattr(policy, "spaces", None)
+    if isinstance(spaces, SpaceSpec):
+        spaces.check(env)
     return policy
+
+
+def has_rows(policy: Any) -> bool:
+    """Return whether a policy's state has rows, as `PolicyState` has.
+
+    Then `initial_state(num_envs, streams)` makes one, with a random stream for each
+    row. Another method of this name may mean anything.
+    """
+    make = getattr(policy, "initial_state", None)
+    if not callable(make):
+        return False
+    try:
+        state = make(1, np.zeros(1, np.int64))
+    except TypeError:  # it takes something else
+        return False
+    return all(hasattr(state, name) for name in ("rows", "with_rows", "num_plans"))
 
 
 def _env_options(given: Any) -> dict[str, Any]:
@@ -301,7 +318,7 @@ class Driver:
         self.num_plans: list[int | None] = [None] * num_slots
         self.seconds, self.env_steps = 0.0, 0  # of all calls
         self.plans: list[tuple[float, int]] = []  # seconds and rows of those that plan
-        self.has_rows = hasattr(policy, "initial_state")
+        self.has_rows = has_rows(policy)
         self.state: Any = None
         if self.has_rows:
             self.state = policy.initial_state(num_slots, np.zeros(num_slots, np.int64))
