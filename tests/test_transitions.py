@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gymnasium
 import numpy as np
 import pytest
 
 from diffuser_policy.baselines.transitions import Codec, Hindsight, SingleTask
 from diffuser_policy.benchmark.problem import Problem, check_task, task_rewards
-from diffuser_policy.choices import Goals
+from diffuser_policy.choices import GOAL_PARTS, Goals
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.errors import ConfigError, DatasetError
 from tests.baseline_helpers import RADIUS, LineEnv, line_data
@@ -340,12 +342,26 @@ def test_actions_of_any_shape_are_scaled() -> None:
     np.testing.assert_allclose(decoded.reshape(50, 4), actions, atol=1e-6)
 
 
+FLAT = gymnasium.spaces.Box(-1.0, 1.0, (2,))
+
+
+def goal_space(**parts: gymnasium.Space[Any]) -> gymnasium.spaces.Dict:
+    """Return the space of goal dictionaries with other parts."""
+    return gymnasium.spaces.Dict({**dict.fromkeys(GOAL_PARTS, FLAT), **parts})
+
+
 @pytest.mark.parametrize(
     "space",
     [
         gymnasium.spaces.Box(-1.0, 1.0, (2, 3)),
         gymnasium.spaces.Tuple([gymnasium.spaces.Box(-1.0, 1.0, (2,))]),
         gymnasium.spaces.Dict({"a": gymnasium.spaces.Box(-1.0, 1.0, (2,))}),
+        gymnasium.spaces.Discrete(3),
+        goal_space(observation=gymnasium.spaces.Dict(a=FLAT)),
+        goal_space(observation=gymnasium.spaces.Tuple([FLAT])),
+        goal_space(observation=gymnasium.spaces.Text(3)),
+        goal_space(desired_goal=gymnasium.spaces.Box(-1.0, 1.0, (1, 2))),
+        goal_space(extra=FLAT),
     ],
 )
 def test_observations_that_are_not_flat_are_refused_before_training(

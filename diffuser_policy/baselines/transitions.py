@@ -163,18 +163,20 @@ def _check_flat(env: Env) -> None:
     """Refuse observations that `flat_observation` does not read, before training.
 
     Raises:
-        ConfigError: Images, tuples, or dictionaries without the parts of a goal.
+        ConfigError: Anything but a Box of one axis, or a dictionary of such boxes that
+            are the parts of a goal dictionary.
     """
     space: Any = env.observation_space
-    parts = getattr(space, "spaces", {"observation": space})
-    known = isinstance(space, spaces.Box) or (
-        isinstance(space, spaces.Dict) and {"observation", "desired_goal"} <= set(parts)
-    )
-    if not known or len(parts["observation"].shape) != 1:
+    is_dict = isinstance(space, spaces.Dict)
+    parts = dict(space.items()) if is_dict else {"observation": space}
+    needed = {"observation", "desired_goal"} if is_dict else {"observation"}
+    flat = [isinstance(p, spaces.Box) and len(p.shape) == 1 for p in parts.values()]
+    if not all(flat) or not needed <= {*parts} <= {*GOAL_PARTS}:
         raise ConfigError(
-            f"This method reads flat observations and goal dictionaries; "
-            f"{env_name(env)} has {space}. Wrap the environment in "
-            f"gymnasium.wrappers.FlattenObservation."
+            f"This method reads flat observations, and goal dictionaries of flat "
+            f"arrays without other keys; {env_name(env)} has {space}. Wrap the "
+            f"environment: gymnasium.wrappers.FilterObservation leaves keys out, and "
+            f"FlattenObservation makes one flat array."
         )
 
 
