@@ -382,3 +382,16 @@ def test_observations_with_goals_are_refused_before_anything_runs() -> None:
     )
     with pytest.raises(ConfigError, match="a single array without goals"):
         find_method("mbop").check(mazes, {})
+
+
+def test_observations_of_several_axes_are_refused_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A policy could not tell one of them from a batch."""
+    cliff = gym.make("test/Cliff-v0")
+    shape = (1, *(cliff.observation_space.shape or ()))
+    matrix = gym.wrappers.ReshapeObservation(cliff, shape)
+    monkeypatch.setattr(Problem, "make_env", lambda _: matrix)
+    problem = Problem(env="test/Cliff-v0", dataset="test/cliff-v0")
+    with pytest.raises(ConfigError, match="of one axis"):
+        find_method("mbop").check(problem, {})

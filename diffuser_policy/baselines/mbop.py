@@ -229,7 +229,7 @@ class OfflineRun(EnsembleRun[OfflineModel]):
 
 
 class OfflinePlanner:
-    """Plans for all environments of a batch at once; keeps `predict`'s contract."""
+    """Plans for all environments of a batch at once; takes `predict`'s arguments."""
 
     def __init__(
         self,
@@ -359,10 +359,12 @@ def _refuse(problem: Problem, settings: Mapping[str, Any]) -> None:
     DynamicsConfig(num_members=members, width=settings["width"])
     with closing(problem.make_env()) as env:
         action_box(env.action_space)
-        if not isinstance(env.observation_space, spaces.Box):
+        seen = env.observation_space
+        if not isinstance(seen, spaces.Box) or len(seen.shape) != 1:
             raise ConfigError(
-                "mbop needs observations that are a single array without goals; "
-                f"{problem.env} observes {env.observation_space}. Use mppi-learned."
+                "mbop needs observations that are a single array without goals, of one "
+                f"axis; {problem.env} observes {seen}. Use mppi-learned, or wrap the "
+                f"environment in gymnasium.wrappers.FlattenObservation."
             )
 
 
