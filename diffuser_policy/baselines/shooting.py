@@ -241,7 +241,7 @@ def check_search(
 
 
 class ShootingPolicy:
-    """Model-predictive control with a warm start; keeps `predict`'s contract.
+    """Model-predictive control with a warm start; takes `predict`'s arguments.
 
     A plan covers `horizon` env steps, an action of it `hold` env steps; a new one is
     made every `replan_interval` env steps, by default as often as actions change.

@@ -160,7 +160,8 @@ class SacDemonstrator:
             observation: `[observation]` or `[n, observation]`.
             state: From the last call; None: choose actors anew.
             episode_start: bool `[n]`: where a new actor is to be chosen.
-            deterministic: Act without noise.
+            deterministic: Act without noise. Which actor is chosen still depends on
+                the calls before, as all draw from one generator.
 
         Returns:
             `[action]` or `[n, action]`, and the state.
