@@ -73,7 +73,7 @@ class Conditions:
     pins: tuple[Pin, ...] = ()
 
     def pin(
-        self, step: int, columns: str, values: Tensor | Sequence[float]
+        self, step: int, columns: str, values: Tensor | np.ndarray | Sequence[float]
     ) -> Conditions:
         """Return these conditions and one more.
 
