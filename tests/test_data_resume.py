@@ -263,7 +263,7 @@ def test_work_of_a_demonstrator_that_was_edited_is_not_mixed_in(
         stop_after(1, KeyboardInterrupt(), patch)
         with pytest.raises(KeyboardInterrupt):
             record(settings)
-    expert.write_text(f"{before}Expert.default_steps = 3\n")
+    expert.write_text(f"{before}# edited\n")
     with pytest.raises(ConfigError, match=r"unfinished work.*code: \w+ → \w+"):
         record(settings)
     expert.write_text(before)
@@ -282,7 +282,7 @@ def test_a_demonstrator_that_is_edited_while_it_records_ends_the_work(
 
     def save_and_edit(self: ShardFolder, *shard: Any) -> None:
         save(self, *shard)
-        expert.write_text(f"{before}Expert.default_steps = 3\n")
+        expert.write_text(f"{before}# edited\n")
 
     with monkeypatch.context() as patch:
         patch.setattr(ShardFolder, "save", save_and_edit)
