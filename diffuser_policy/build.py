@@ -22,8 +22,8 @@ from diffuser_policy.columns.features import (
     Featurizer,
     FeaturizerError,
     Identity,
-    lacking,
     make_featurizer,
+    who_lacks_it,
 )
 from diffuser_policy.columns.normalizers import NORMALIZERS, Normalizer
 from diffuser_policy.config import (
@@ -629,7 +629,7 @@ def build_ranking(
                 raise ConfigError(
                     f"ranking={settings.ranking!r} needs a featurizer with a method "
                     f"`feasibility` (--window.features when training), and "
-                    f"{lacking(featurizer)}. Use 'smoothness' or 'first'."
+                    f"{who_lacks_it(featurizer)}. Use 'smoothness' or 'first'."
                 )
             feasibility = FeasibilityRanking(featurizer)
             if guide is None or settings.ranking == "feasibility":

@@ -551,7 +551,7 @@ class TrainConfig:
     """Optimizer."""
     guide: tuple[str, ...] = ()
     """Guides that are saved with the planner, each as text, such as "stack-task"; they
-    add up. Empty: the gradient of the value network, if there is one."""
+    add up. Empty: the value network, if there is one."""
     planner: PlannerConfig = field(default_factory=PlannerConfig)
     """Saved with the weights as the planner's defaults."""
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)

@@ -93,10 +93,15 @@ def usable_folder(given: Any) -> Path:
     """Return a user's text or path as a path that a folder may have.
 
     Raises:
-        StorageError: A file is there, or no folder can have the path.
+        StorageError: A file is there, no folder can have the path, or it cannot be
+            looked at.
     """
     path = usable_path(given)
-    if path.exists() and not path.is_dir():
+    try:
+        is_file = path.exists() and not path.is_dir()
+    except OSError as error:
+        raise storage_error(path, error) from error
+    if is_file:
         raise StorageError(errno.ENOTDIR, f"{path} is a file; name a folder.")
     return path
 

@@ -161,6 +161,10 @@ def test_folders_without_results_are_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()  # a benchmark is not begun among other files
     with pytest.raises(ConfigError, match=r"Name the folder of a benchmark\.$"):
         load_study(tmp_path)
+    (tmp_path / "suite.json").touch()  # it ended before its first cell
+    with pytest.raises(ConfigError, match=f"--output {tmp_path}"):
+        load_study(tmp_path)
+    (tmp_path / "suite.json").unlink()
     write_cell(tmp_path, cell_of(UMAZE, "iql", 0, suite="maze"))
     with pytest.raises(ConfigError, match=r"No cell of .* is finished"):
         load_study(tmp_path)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from diffuser_policy.data.demonstrators import DEMONSTRATORS
 from diffuser_policy.data.flat import flatten
 from diffuser_policy.data.minari import (
     _any_episodes,
@@ -29,6 +30,7 @@ from diffuser_policy.errors import (
     StorageError,
 )
 from diffuser_policy.observations import ObservationColumns
+from diffuser_policy.plugins import Plugin
 from diffuser_policy.training.derive import space_spec
 from tests.data_helpers import (
     DATASET,
@@ -225,6 +227,21 @@ def test_a_missing_dataset_says_how_to_record_it(dataset_id: str, command: str) 
     assert "`diffuser-policy collect " in str(caught.value)
     assert command in str(caught.value)
     assert "antigravity" not in sys.modules  # a name imports no module
+
+
+def test_a_generator_declares_its_dataset_under_any_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Maker:
+        dataset_id = "me/my-task-v1"
+        env_id = "me/MyTask-v1"
+
+    monkeypatch.setattr(Maker, "generators", {"physics": Maker}, raising=False)
+    plugin = Plugin(name="my-task", origin="me", address="me:Maker", target=Maker)
+    monkeypatch.setattr(DEMONSTRATORS, "entries", lambda: [(plugin, None)])
+    command = r"collect me/MyTask-v1 --demonstrator my-task`, or set"
+    with pytest.raises(DatasetNotFoundError, match=command):
+        load_flat("me/my-task-v1")
 
 
 def test_a_missing_dataset_says_what_to_do(tmp_path: Path) -> None:

@@ -211,6 +211,7 @@ def test_policies_without_rows_keep_their_batch_and_get_flags_once() -> None:
         {"initial_state": None},
         {"initial_state": lambda _batch_size: None},
         {"initial_state": lambda _num_envs, _streams: np.zeros(3)},
+        {"initial_state": lambda _batch_size, key: key.split()},
         {"spaces": {"a": 1}},
         {"for_env": "maze"},
     ],

@@ -256,6 +256,7 @@ def test_a_planner_whose_guide_was_turned_off_can_be_played_with(
     usable = opened.usable_guides()
     assert "keep-out" in usable
     opened.add_guide("keep-out")
+    assert opened.setup.settings["guide_scale"] == 0.0  # else they would be refused
     opened.choose(guide_scale=2.0)
     assert not planned(opened).messages
     assert opened.policy.config.planner.guide_scale == 2.0

@@ -237,8 +237,8 @@ def _refuse_actions(problem: Problem, _: Mapping[str, Any]) -> None:
 def random(context: MethodContext) -> RandomPolicy:
     """Draw every action uniformly."""
     with closing(context.make_env()) as env:
-        space, seen = action_box(env.action_space), env.observation_space
-    return RandomPolicy(space, seen, seed=context.seed)
+        space, observed = action_box(env.action_space), env.observation_space
+    return RandomPolicy(space, observed, seed=context.seed)
 
 
 class RandomPolicy:
@@ -248,9 +248,9 @@ class RandomPolicy:
     """
 
     def __init__(
-        self, space: spaces.Box, seen: spaces.Space[Any], *, seed: int = 0
+        self, space: spaces.Box, observation_space: spaces.Space[Any], *, seed: int = 0
     ) -> None:
-        self.space, self.seen, self.seed = space, seen, seed
+        self.space, self.observation_space, self.seed = space, observation_space, seed
 
     def initial_state(
         self, num_envs: int, streams: np.ndarray | None = None
@@ -267,7 +267,7 @@ class RandomPolicy:
         deterministic: bool = False,  # noqa: ARG002
     ) -> tuple[np.ndarray, ShootingState]:
         """Return actions, and what to pass as `state` the next time."""
-        part, space = observation, self.seen
+        part, space = observation, self.observation_space
         while isinstance(space, spaces.Dict | spaces.Tuple):  # all parts have the rows
             key: Any = next(iter(space)) if isinstance(space, spaces.Dict) else 0
             part, space = part[key], space[key]

@@ -59,6 +59,7 @@ ADDED = ("digest", "all_settings", "code", "planner")  # to the fields, in cell.
 NOT_COMPARED = {"suite", "digest"}
 RETIRED = {"clip_values": False}  # settings that methods had, with their old defaults
 SCHEMA = 1
+SUITE_FILE = "suite.json"
 RECORDED = tuple(
     dict.fromkeys(
         (*PACKAGES, *SIMULATORS, "d3rlpy", "pytorch-mppi", "stable-baselines3")
@@ -487,7 +488,8 @@ def cell_folders(benchmark: str | Path) -> list[CellFolder]:
     root = Path(benchmark)
     if not (root / "cells").is_dir():
         advice = "Name the folder of a benchmark."
-        if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        begun = (root / SUITE_FILE).is_file()  # and ended before its first cell
+        if begun or not root.exists() or (root.is_dir() and not any(root.iterdir())):
             output = shlex.quote(str(root))
             advice = f"Run one: diffuser-policy benchmark run SUITE --output {output}"
         raise ConfigError(

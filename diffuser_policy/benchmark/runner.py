@@ -32,6 +32,7 @@ from rich.text import Text
 
 from diffuser_policy.benchmark.cells import (
     RECORDED,
+    SUITE_FILE,
     THEN,
     Cell,
     CellFolder,
@@ -40,7 +41,7 @@ from diffuser_policy.benchmark.cells import (
 from diffuser_policy.benchmark.engines import BUSY, Ended, Engine, EngineError, Job
 from diffuser_policy.benchmark.methods import check_reachable, find_method
 from diffuser_policy.benchmark.problem import Problem, check_task
-from diffuser_policy.benchmark.suites import SUITE_FILE, Suite, check_suite
+from diffuser_policy.benchmark.suites import Suite, check_suite
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.minari import load_flat, local_dataset_ids, recorded_by
 from diffuser_policy.envs import evaluation_tasks

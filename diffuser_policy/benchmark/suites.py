@@ -45,7 +45,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffuser_policy.benchmark.cells import Cell, EvaluationProtocol
+from diffuser_policy.benchmark.cells import SUITE_FILE, Cell, EvaluationProtocol
 from diffuser_policy.benchmark.problem import Problem
 from diffuser_policy.errors import CheckpointError, ConfigError, UnknownNameError, shown
 from diffuser_policy.files import write_json
@@ -53,7 +53,6 @@ from diffuser_policy.settings import differences, from_json, plain, to_json, typ
 
 SHIPPED = Path(__file__).with_name("shipped_suites")
 SUITES = tuple(sorted(path.stem for path in SHIPPED.glob("*.toml")))
-SUITE_FILE = "suite.json"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 SHOWN = 5  # differences that one error lists
 

@@ -106,8 +106,8 @@ class TrainSettings:
     guide: GuideTexts = ()
     """Guides that are saved with the planner, as in `evaluate`; several add up. They
     change nothing in the training, and --guide none saves no guide. Default: the
-    preset's, or the value network, if there is one and plans are not ranked by another
-    network."""
+    preset's, or the value network, if there is one. Without a preset, only if plans are
+    ranked by it or --planner.guide-scale is given."""
 
     @classmethod
     def parse(cls, args: list[str]) -> TrainSettings:
@@ -475,7 +475,8 @@ def options_of(
                 for own in asked:
                     more += _option(f"{prefix}{own}", getattr(part, own), hints[own])
         if not more and chosen.guide != config.guide and "guide" not in given:
-            given["guide"] = config.guide or ("value",)  # which none stands for
+            # No guide stands for the value network.
+            given["guide"] = config.guide or ("value",)
             for text in given["guide"]:
                 more += ["--guide", text]
         if not more:

@@ -111,8 +111,8 @@ class Identity:
         return observations
 
 
-def lacking(featurizer: Any) -> str:
-    """Return who lacks a method that a featurizer may have, for messages."""
+def who_lacks_it(featurizer: Any) -> str:
+    """Return the end of a message about a method that a featurizer may have."""
     if isinstance(featurizer, Identity):
         return "this planner has no featurizer"
     return f"{type(featurizer).__name__} has none"

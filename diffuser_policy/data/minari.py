@@ -469,8 +469,9 @@ def _existing_folder(dataset_id: str) -> Path:
     listed = ", ".join(known) or "none"
     env_id, option = "ENV_ID", ""
     official = f"download an official one with `minari download {dataset_id}`, "
-    if dataset_id.startswith("diffuser/"):  # recorded by this package
-        env_id, option = recorded_by(dataset_id) or (env_id, option)
+    if found := recorded_by(dataset_id):
+        env_id, option = found
+    if found or dataset_id.startswith("diffuser/"):  # recorded by this package
         official = ""
     raise DatasetNotFoundError(
         f"No dataset {dataset_id!r} in {root}. {suggestion(dataset_id, known)}"
@@ -484,21 +485,21 @@ def recorded_by(dataset_id: str) -> tuple[str, str] | None:
     """Return the environment and the option with which `collect` records a dataset.
 
     Args:
-        dataset_id: Of this package: `diffuser/<name>`. The name is an environment's,
-            perhaps with the name of a generator in it, or a demonstrator or a generator
-            declares the id as its `dataset_id`.
+        dataset_id: Of a demonstrator or a generator that declares it (`dataset_id`),
+            or of this package: `diffuser/<name>`. The name is then an environment's,
+            perhaps with the name of a generator in it.
 
     Returns:
         The id and the option, which may be empty; none if the name does not tell.
     """
+    import_environments()
+    words = dataset_id.rpartition("/")[2].split("-")
+    if made := _declared(dataset_id, words[0]):
+        return made
     name = dataset_id.removeprefix("diffuser/")
     if not re.fullmatch(r"[\w-]+", name):  # a namespace, which is not to be imported
         return None
-    import_environments()
     names = {env_id.rpartition("/")[2].lower(): env_id for env_id in gym.registry}
-    words = name.split("-")
-    if made := _declared(dataset_id, words[0]):
-        return made
     tries = {name: ""}
     for place, word in enumerate(words[:-1]):
         others = words[:place] + words[place + 1 :]

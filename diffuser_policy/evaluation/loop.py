@@ -188,7 +188,7 @@ def has_rows(policy: Any) -> bool:
         return False
     try:
         state = make(1, np.zeros(1, np.int64))
-    except TypeError:  # it takes something else
+    except Exception:  # it is something else
         return False
     return all(hasattr(state, name) for name in ("rows", "with_rows", "num_plans"))
 

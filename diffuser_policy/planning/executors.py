@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffuser_policy.columns.features import FeaturizerError, lacking
+from diffuser_policy.columns.features import FeaturizerError, who_lacks_it
 from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.columns.normalizers import Normalizer
 from diffuser_policy.errors import ConfigError
@@ -119,7 +119,7 @@ class FeaturesExecutor(Executor):
             raise ConfigError(
                 f"The executor 'features' needs a featurizer with a method `act`, its "
                 f"way back from planning columns to actions, and "
-                f"{lacking(featurizer)}. Use another executor."
+                f"{who_lacks_it(featurizer)}. Use another executor."
             )
         self.featurizer, self.num_actions = featurizer, num_actions
 

@@ -33,7 +33,7 @@ class PolicyState(NamedTuple):
         aims: `[n, goal]` where it leads: to the goal, or to a subgoal on the way.
         streams: `[n]` random stream of each row.
         num_plans: `[n]` plans made from this stream.
-        num_replans: `[n]` those of them since the row last had no plan.
+        num_replans: `[n]` how many have replaced another since the row had none.
         planners: `[n]` fingerprint of the planner that made the plans.
         guides: `[n]` key of the guidance that steered them.
         previous: `[n, observation]` planning columns of the last call's observation.

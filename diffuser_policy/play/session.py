@@ -222,6 +222,8 @@ class Session:
         settings, unguided = self._settings(), self._own_guide and not self.guides
         if unguided and self.usual["ranking"] == "guide":  # it went with the guide
             settings.setdefault("ranking", self._bare.config.planner.ranking)
+        if self.guides and not self.usual["guide_scale"]:  # as it is saved, on purpose
+            settings.setdefault("guide_scale", 0.0)
         return Setup(
             planner=self.planner,
             env_id=self.env_id,
