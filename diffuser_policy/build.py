@@ -11,7 +11,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, assert_never
 
 import torch
@@ -419,8 +418,7 @@ def build_planner(
         ConfigError: A setting without the network, guide or setting that it needs.
     """
     settings, window = config.planner, config.window
-    horizons_of = partial(
-        Horizons,
+    horizons = Horizons(
         window.horizon,
         layout=config.layout,
         normalizer=networks.normalizer,
@@ -428,12 +426,13 @@ def build_planner(
         stride=window.stride,
         multiple=networks.denoiser.horizon_multiple,
         least=networks.denoiser.min_planning_steps,
+        choice=settings.horizon,
         scale=settings.horizon_scale,
         time_to_goal=networks.time_to_goal,
     )
-    horizons, routes = horizons_of(choice=settings.horizon), _routes(config, networks)
+    routes = _routes(config, networks)
     if config.spaces.has_goal and config.execution.replan_interval is not None:
-        _check_arrival(config, networks, horizons_of(choice="shrinking"))
+        _check_arrival(config, horizons)
     guide = config.guide.bind(networks) if config.guide is not None else None
     guided = guide is not None and settings.guide_scale != 0.0
     available = networks.denoiser.schedule.num_denoising_steps
@@ -515,28 +514,21 @@ def _routes(config: PolicyConfig, networks: PlannerNetworks) -> Routes | None:
     )
 
 
-def _check_arrival(
-    config: PolicyConfig, networks: PlannerNetworks, shrinking: Horizons
-) -> None:
+def _check_arrival(config: PolicyConfig, horizons: Horizons) -> None:
     """Refuse to replan at intervals with plans that never become shorter.
-
-    Args:
-        config: Settings.
-        networks: Weights.
-        shrinking: The horizons if they shrink, as far as the network lets them.
 
     Raises:
         ConfigError: All plans have one length, by choice or because the network makes
             no others.
     """
-    if shrinking.min_planning_steps == shrinking.max_planning_steps:
-        cause = f"plans of {shrinking.max_planning_steps} planning steps and no others"
+    if not horizons.can_shrink:
+        cause = f"plans of {horizons.max_planning_steps} planning steps and no others"
         remedy = "a planner that makes shorter plans"
         if config.network.architecture != "mlp":
             remedy += " (a longer horizon, or a smaller min_horizon)"
     elif config.planner.horizon == "fixed":
         cause, remedy = "horizon='fixed'", "horizon='shrinking'"
-        remedy += " or 'predicted'" if networks.time_to_goal is not None else ""
+        remedy += " or 'predicted'" if horizons.time_to_goal is not None else ""
     else:
         return
     raise ConfigError(

@@ -35,6 +35,7 @@ class Horizons:
     Attributes:
         max_planning_steps: Length of the longest plan.
         min_planning_steps: Length of the shortest; two or more if plans end at a goal.
+        can_shrink: Whether plans shorter than the longest are possible.
         unit: Env steps by which two plans can differ in length.
     """
 
@@ -88,12 +89,13 @@ class Horizons:
                 f"(stride {stride} times {multiple}), got {longest}."
             )
         self.max_planning_steps = longest // stride
-        if shortest is None:
-            shortest = longest if choice == "fixed" else stride
         # With a single planning step, the goal would take the observation's place.
         least = max(least, 2 if layout.goal_conditioned else 1)
         least = min(least, self.max_planning_steps)
-        self.min_planning_steps = self.round_up(max(shortest / stride, least))
+        possible = self.round_up(max((shortest or stride) / stride, least))
+        self.can_shrink = possible < self.max_planning_steps
+        fixed = choice == "fixed" and shortest is None
+        self.min_planning_steps = self.max_planning_steps if fixed else possible
 
     def planning_steps(
         self,
