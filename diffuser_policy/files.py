@@ -132,7 +132,7 @@ def replaced_folder(folder: Path, *, durable: bool = True) -> Iterator[Path]:
             _sync_tree(partial)
         _swap(partial, real)
         if durable:
-            _sync(real.parent)
+            _sync_names(real.parent)
     except OSError as error:
         raise storage_error(folder, error) from error
     finally:
@@ -171,7 +171,7 @@ def replaced_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
                 _sync(partial)
             partial.replace(real)
             if durable:
-                _sync(real.parent)
+                _sync_names(real.parent)
         finally:
             with contextlib.suppress(OSError):  # such as a parent that is no folder
                 partial.unlink()
@@ -593,6 +593,16 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _sync_names(folder: Path) -> None:
+    """Sync the names in a folder after a rename, if that is possible.
+
+    By then, the new content is in place and synced. An error would say that nothing was
+    written, and callers would delete what belongs to the new content.
+    """
+    with contextlib.suppress(OSError):
+        _sync(folder)
 
 
 def _sync_tree(folder: Path) -> None:

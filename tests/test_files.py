@@ -240,6 +240,26 @@ def test_everything_is_synced_before_it_counts(
     assert seen == []
 
 
+def test_what_is_in_place_counts_where_its_folder_cannot_be_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error would say that nothing was written."""
+    (tmp_path / "walk").mkdir()
+    (tmp_path / "r.json").write_text("old")
+
+    def sync(descriptor: int) -> None:
+        if os.path.samestat(os.fstat(descriptor), tmp_path.stat()):
+            raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(os, "fsync", sync)
+    write_text(tmp_path / "r.json", "new")
+    with replaced_folder(tmp_path / "walk") as partial:
+        (partial / "new").touch()
+    assert (tmp_path / "r.json").read_text() == "new"
+    assert names(tmp_path / "walk") == ["new"]
+    assert names(tmp_path) == ["r.json", "walk"]
+
+
 # --- what killed processes leave ------------------------------------------------------
 
 
