@@ -43,6 +43,7 @@ from diffuser_policy.errors import (
     suggestion,
 )
 from diffuser_policy.files import (
+    check_writable,
     hidden_sibling,
     is_abandoned,
     json_text,
@@ -98,6 +99,7 @@ def write_planner(
     text = json_text(folder / CONFIG, data)
     place = Path(os.path.realpath(folder / WEIGHTS))
     pending = hidden_sibling(place, PENDING)
+    check_writable(folder / WEIGHTS)  # before the settings are replaced
     with replaced_file(folder / CARD) as described:
         described.write_bytes(card(config, networks).encode())
         try:
@@ -106,13 +108,8 @@ def write_planner(
                 settings.write_bytes(text.encode())
                 pending.write_bytes(weights)
                 synced(pending)
-        except BaseException:
-            remove(pending)
-            raise
-        try:
-            pending.replace(place)
-        except OSError as error:
-            raise storage_error(place, error) from error
+        finally:  # an interrupt may come after the settings have been replaced
+            _finish(folder, pending, place)
     settle(folder)
 
 
@@ -133,14 +130,14 @@ def settle(folder: Path) -> None:
 
     Args:
         folder: Of the planner; nothing happens in one that holds none.
+
+    Raises:
+        StorageError: The weights cannot be moved into place.
     """
     place = Path(os.path.realpath(folder / WEIGHTS))
     for path in _pending(place):
         if is_abandoned(path):
-            if _is_in_use(folder, path):
-                path.replace(place)
-            else:
-                remove(path)
+            _finish(folder, path, place)
 
 
 def checksum(weights: bytes) -> str:
@@ -266,6 +263,21 @@ def _pending(place: Path) -> Iterator[Path]:
     """Yield the weights that wait to be moved to `place`."""
     name = hidden_sibling(place, PENDING).name.partition(f".{os.getpid()}-")[0]
     return place.parent.glob(f"{name}.*.{PENDING}")
+
+
+def _finish(folder: Path, pending: Path, place: Path) -> None:
+    """Move waiting weights to `place` if the settings are theirs, or else delete them.
+
+    Raises:
+        StorageError: They cannot be moved; readers still find them.
+    """
+    if not _is_in_use(folder, pending):
+        remove(pending)
+        return
+    try:
+        pending.replace(place)
+    except OSError as error:
+        raise storage_error(place, error) from error
 
 
 def _is_in_use(folder: Path, pending: Path) -> bool:

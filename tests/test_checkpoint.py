@@ -460,6 +460,29 @@ def test_an_interrupt_while_saving_leaves_the_old_planner_intact(
     assert contents(saved) == before
 
 
+def happens_at(
+    moment: int, event: Callable[[], object], *, before: bool
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return what wraps functions: at their call of that number, an event happens."""
+    calls = 0
+
+    def wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            now = calls == moment
+            if now and before:
+                event()
+            result = function(*arguments)
+            if now and not before:
+                event()
+            return result
+
+        return call
+
+    return wrapped
+
+
 @pytest.mark.skipif(os.name != "posix", reason="forks and kills")
 @pytest.mark.parametrize("moment", range(1, 7))
 @pytest.mark.parametrize("before", [True, False])
@@ -468,38 +491,62 @@ def test_a_kill_while_saving_leaves_the_old_planner_or_the_new_one(
 ) -> None:
     """Killed before or after each sync and rename; the next save leaves no trace."""
     other = toy_policy(toy_config(window=WindowConfig(horizon=24)), seed=1)
-    expected = {
-        policy.config.window.horizon: weight_checksum(policy.networks)
-        for policy in (toy_policy(), other)
-    }
     child = os.fork()
     if child == 0:
-        calls = 0
-
-        def killed(function: Callable[..., Any]) -> Callable[..., Any]:
-            def call(*arguments: Any) -> Any:
-                nonlocal calls
-                calls += 1
-                if calls == moment and before:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                result = function(*arguments)
-                if calls == moment:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return result
-
-            return call
-
+        killed = happens_at(
+            moment, lambda: os.kill(os.getpid(), signal.SIGKILL), before=before
+        )
         Path.replace = killed(Path.replace)  # type: ignore[method-assign]
         os.fsync = killed(os.fsync)
         other.save_pretrained(saved)
         os._exit(0)
     os.waitpid(child, 0)
-    config, networks = read_planner(saved)
-    assert weight_checksum(networks) == expected[config.window.horizon]
+    assert is_one_of(saved, toy_policy(), other)
     files._tidy_once.cache_clear()  # as in a new process
     other.save_pretrained(saved)
     assert set(contents(saved)) == {WEIGHTS, CONFIG, CARD}
     assert read_planner(saved)[0].window.horizon == 24
+
+
+@pytest.mark.parametrize("moment", range(1, 7))
+@pytest.mark.parametrize("before", [True, False])
+def test_ctrl_c_while_saving_leaves_the_old_planner_or_the_new_one(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, moment: int, before: bool
+) -> None:
+    """Pressed before or after each sync and rename."""
+    other = toy_policy(toy_config(window=WindowConfig(horizon=24)), seed=1)
+
+    def pressed() -> None:
+        raise KeyboardInterrupt
+
+    interrupted = happens_at(moment, pressed, before=before)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", interrupted(Path.replace))
+        patch.setattr(os, "fsync", interrupted(os.fsync))
+        with pytest.raises(KeyboardInterrupt):
+            other.save_pretrained(saved)
+    assert is_one_of(saved, toy_policy(), other)
+
+
+def is_one_of(folder: Path, *policies: DiffuserPolicy) -> bool:
+    """Return whether a folder holds the settings and the weights of one of these."""
+    config, networks = read_planner(folder)
+    return (config.window.horizon, weight_checksum(networks)) in [
+        (policy.config.window.horizon, weight_checksum(policy.networks))
+        for policy in policies
+    ]
+
+
+def test_a_folder_in_the_place_of_the_weights_is_refused_before_anything_changes(
+    saved: Path,
+) -> None:
+    (saved / WEIGHTS).unlink()
+    before = contents(saved)
+    (saved / WEIGHTS).mkdir()
+    with pytest.raises(StorageError, match=r"model\.safetensors is a folder"):
+        toy_policy(seed=1).save_pretrained(saved)
+    (saved / WEIGHTS).rmdir()
+    assert contents(saved) == before
 
 
 def test_weights_that_wait_are_moved_into_place(saved: Path) -> None:
