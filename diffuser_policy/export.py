@@ -2,7 +2,8 @@
 
     denoiser.onnx       noisy trajectories, denoising step → clean trajectories
     time_to_goal.onnx   observations, goals → env steps, where plans need it
-    planner.json        what surrounds the networks, as numbers
+    planner.json        what surrounds the networks, as numbers; while the files are
+                        being replaced, it is missing
 
 `planner.json` spells out what a `Planner` does with the networks, so that a reader of
 it needs no more than array arithmetic:
@@ -26,7 +27,9 @@ noise alone decides.
 
 from __future__ import annotations
 
+import os
 import warnings
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -37,7 +40,7 @@ from torch import Tensor, nn
 from diffuser_policy.columns.features import Featurizer, Identity
 from diffuser_policy.diffusion.denoiser import Denoiser
 from diffuser_policy.errors import ConfigError, require_extra
-from diffuser_policy.files import replaced_file, write_json
+from diffuser_policy.files import json_text, replaced_file
 from diffuser_policy.planning.planner import Planner
 from diffuser_policy.planning.ranking import (
     FirstRanking,
@@ -73,7 +76,7 @@ def write_export(folder: Path, planner: Planner, featurizer: Featurizer) -> None
     """Write the files of a planner.
 
     Args:
-        folder: Created if needed; each file is replaced atomically.
+        folder: Created if needed. Its files are replaced once all are complete.
         planner: What to export.
         featurizer: Makes its planning columns.
 
@@ -87,17 +90,24 @@ def write_export(folder: Path, planner: Planner, featurizer: Featurizer) -> None
     require_extra("onnx", "export")
     layout, horizons = planner.layout, planner.horizons
     shape = (2, horizons.min_planning_steps, layout.transition_dim)
-    write_denoiser(folder / "denoiser.onnx", planner.sampler.denoiser, shape)
-    if horizons.time_to_goal is not None:
-        size = len(layout.columns("goal"))
-        inputs = {
-            "observations": _zeros(2, 3, layout.observation_dim),
-            "goals": _zeros(2, 3, size),
-        }
-        write_network(
-            folder / "time_to_goal.onnx", horizons.time_to_goal, inputs, "times"
-        )
-    write_json(folder / "planner.json", description(planner))
+    facts = folder / "planner.json"
+    with replaced_file(facts) as described, ExitStack() as networks:
+        described.write_bytes(json_text(facts, description(planner)).encode())
+        network = networks.enter_context(replaced_file(folder / "denoiser.onnx"))
+        write_denoiser(network, planner.sampler.denoiser, shape)
+        if horizons.time_to_goal is not None:
+            size = len(layout.columns("goal"))
+            inputs = {
+                "observations": _zeros(2, 3, layout.observation_dim),
+                "goals": _zeros(2, 3, size),
+            }
+            network = networks.enter_context(
+                replaced_file(folder / "time_to_goal.onnx")
+            )
+            write_network(network, horizons.time_to_goal, inputs, "times")
+        # The networks are replaced one by one, then planner.json. If that is
+        # interrupted, no program can plan with the networks of two planners.
+        Path(os.path.realpath(facts)).unlink(missing_ok=True)
 
 
 def refuse_python(planner: Planner, featurizer: Featurizer) -> None:
@@ -166,14 +176,14 @@ def write_network(
     sizes = {
         name: {0: "batch", 1: "steps"} for name, given in inputs.items() if given.ndim
     }
-    with replaced_file(path) as file, warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad():
         # The exporter by tracing is the older one: it takes one second instead of 30,
         # and these networks have no branches that it could miss.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             network,
             tuple(given.to(device) for given in inputs.values()),
-            str(file),
+            str(path),
             input_names=list(inputs),
             output_names=[output],
             dynamic_axes={**sizes, output: {0: "batch", 1: "steps"}},

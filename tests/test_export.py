@@ -22,12 +22,13 @@ from diffuser_policy.config import (
     PlannerConfig,
 )
 from diffuser_policy.envs import make_env
-from diffuser_policy.errors import ConfigError, MissingExtraError
+from diffuser_policy.errors import ConfigError, MissingExtraError, StorageError
 from diffuser_policy.export import description, refuse_python
 from diffuser_policy.planning.ranking import Ranking, TimeToGoalRanking
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.testing import toy_config, toy_dataset, toy_policy
 from tests.documentation_helpers import ROOT, blocks
+from tests.file_helpers import full_disk
 from tests.policy_helpers import observe
 
 ROUNDING = 1e-3  # of plans that reach 10; other forms of the network differ as much
@@ -50,12 +51,17 @@ def same_noise(policy: DiffuserPolicy) -> Any:
     return lambda size: torch.randn(size, generator=generator).numpy()
 
 
+def program(folder: Path) -> Any:
+    """Return the documentation's planner, with the files of a folder."""
+    script = folder / "program.py"
+    script.write_text(PROGRAM)
+    return runpy.run_path(str(script))["ExportedPlanner"](folder)
+
+
 def largest_difference(policy: DiffuserPolicy, folder: Path, seen: Any) -> float:
     """Return by how much plans of the same noise differ, row by row."""
     policy.export(folder)
-    script = folder / "program.py"
-    script.write_text(PROGRAM)
-    planner, most = runpy.run_path(str(script))["ExportedPlanner"](folder), 0.0
+    planner, most = program(folder), 0.0
     rows, goals = policy.read(seen)
     expected = policy.plan(seen)
     for row, observation in enumerate(rows):
@@ -221,6 +227,46 @@ def test_what_takes_python_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="columns of Polar"):
         policy.export(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("onnx")
+@pytest.mark.parametrize("name", ["denoiser.onnx", "time_to_goal.onnx", "planner.json"])
+def test_networks_of_two_planners_are_never_read(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever file cannot be replaced: the program misses planner.json."""
+    toy_policy().export(tmp_path)
+    other, replace = toy_policy(seed=1), Path.replace
+
+    def broken(path: Path, target: Path) -> Path:
+        return full_disk() if target.name == name else replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", broken)
+        with pytest.raises(StorageError, match="Free some space"):
+            other.export(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"planner\.json"):
+        program(tmp_path)
+    seen = observe(1)
+    assert largest_difference(other, tmp_path, seen) < ROUNDING
+
+
+@pytest.mark.usefixtures("onnx")
+def test_an_export_that_fails_before_its_files_are_complete_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy_policy().export(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    export = torch.onnx.export
+
+    def full(*arguments: Any, **settings: Any) -> Any:
+        times = settings["output_names"] == ["times"]
+        return full_disk() if times else export(*arguments, **settings)
+
+    monkeypatch.setattr(torch.onnx, "export", full)
+    with pytest.raises(StorageError, match="Free some space"):
+        toy_policy(seed=1).export(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
