@@ -342,10 +342,11 @@ def _download(name: str, revision: str | None) -> Path:
     fetch = partial(
         hub.snapshot_download, name, revision=revision, allow_patterns=wanted
     )
-    try:  # a cached planner needs no network
-        return Path(fetch(local_files_only=True))
-    except (OSError, ValueError):
-        pass
+    with contextlib.suppress(OSError, ValueError):
+        cached = Path(fetch(local_files_only=True))
+        # An interrupted download leaves a part of the files.
+        if all((cached / name).is_file() for name in (WEIGHTS, CONFIG)):
+            return cached  # which needs no network
     try:
         # A download may wait forever on a network that swallows packets: ask first.
         hub.HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT)

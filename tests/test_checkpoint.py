@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -651,6 +652,23 @@ def test_a_hub_snapshot_is_used(saved: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert WEIGHTS in settings["allow_patterns"]
 
 
+@pytest.mark.parametrize("missing", [WEIGHTS, CONFIG])
+def test_a_download_that_was_interrupted_is_finished(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    content = (saved / missing).read_bytes()
+    (saved / missing).unlink()
+
+    def snapshot_download(_: str, *, local_files_only: bool = False, **__: Any) -> str:
+        if not local_files_only:
+            (saved / missing).write_bytes(content)
+        return str(saved)
+
+    hub = types.SimpleNamespace(snapshot_download=snapshot_download, HfApi=Mock())
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    read_planner("someone/their-planner")
+
+
 SILENT_NETWORK = """
     import os, socket, threading, time
 
@@ -697,17 +715,17 @@ def test_a_revision_of_a_hub_repository_can_be_named(
     monkeypatch: pytest.MonkeyPatch,
     source: str,
     expected: tuple[str, str | None],
-    tmp_path: Path,
+    saved: Path,
 ) -> None:
     asked: list[tuple[str, str | None]] = []
 
     def snapshot_download(name: str, *, revision: str | None, **_: Any) -> str:
         asked.append((name, revision))
-        return str(tmp_path)
+        return str(saved)
 
     hub = types.SimpleNamespace(snapshot_download=snapshot_download)
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
-    assert locate(source) == tmp_path
+    assert locate(source) == saved
     assert asked == [expected]
 
 
