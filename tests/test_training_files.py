@@ -19,6 +19,7 @@ from diffuser_policy.errors import ConfigError, DatasetError, StorageError
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.testing import toy_config, toy_dataset
 from diffuser_policy.training.trainer import Trainer
+from tests.file_helpers import full_disk
 from tests.training_helpers import trained
 
 
@@ -30,9 +31,9 @@ def test_metrics_are_logged_at_every_checkpoint(tmp_path: Path) -> None:
     assert set(json.loads(lines[0])) == {"step", "denoiser", "time_to_goal"}
 
 
-def test_losses_are_means_since_the_last_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trainer:
+    """A trainer whose loss is the number of the gradient step."""
     trainer = Trainer(toy_config(), toy_dataset(), tmp_path, device="cpu")
     descend = trainer._descend
 
@@ -41,10 +42,44 @@ def test_losses_are_means_since_the_last_checkpoint(
         return {"denoiser": float(trainer.step)}
 
     monkeypatch.setattr(trainer, "_descend", descend_with_a_known_loss)
-    trainer.run(save_interval=4, progress=False)
-    lines = (tmp_path / "training" / "metrics.jsonl").read_text().splitlines()
-    means = [json.loads(line)["denoiser"] for line in lines]
-    assert means == [(1 + 2 + 3 + 4) / 4, (5 + 6) / 2]
+    return trainer
+
+
+def losses(output: Path) -> dict[int, float]:
+    """Return the losses that a training wrote, by gradient step."""
+    lines = (output / "training" / "metrics.jsonl").read_text().splitlines()
+    return {line["step"]: line["denoiser"] for line in map(json.loads, lines)}
+
+
+def test_losses_are_means_since_the_last_checkpoint(
+    tmp_path: Path, counting: Trainer
+) -> None:
+    counting.run(save_interval=4, progress=False)
+    assert losses(tmp_path) == {4: (1 + 2 + 3 + 4) / 4, 6: (5 + 6) / 2}
+
+
+@pytest.mark.parametrize(
+    ("full_at", "means"),
+    [(4, {2: 1.5, 6: (3 + 4 + 5 + 6) / 4}), (6, {2: 1.5, 4: 3.5, 6: 5.5})],
+)
+def test_losses_since_a_checkpoint_that_failed_are_told_with_the_next(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    counting: Trainer,
+    full_at: int,
+    means: dict[int, float],
+) -> None:
+    write_bytes = Path.write_bytes
+
+    def full(path: Path, data: bytes) -> int:
+        return full_disk() if counting.step == full_at else write_bytes(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(StorageError, match="Free some space"):
+            counting.run(save_interval=2, progress=False)
+    counting.run(save_interval=2, progress=False)
+    assert losses(tmp_path) == means
 
 
 def test_progress_is_shown_on_request(

@@ -151,6 +151,8 @@ class TrainingRun(Generic[Networks]):
         self.step = 0
         self._saved_step: int | None = None
         self._resume()
+        self._totals: Metrics = {}  # of the losses of steps that are not logged yet
+        self._logged_step = self.step
         self.prepared = processes.prepare(self.loss)
 
     @property
@@ -202,8 +204,6 @@ class TrainingRun(Generic[Networks]):
             KeyboardInterrupt: Ctrl-C was pressed; the finished step has been saved.
         """
         check_interval(save_interval)
-        totals: dict[str, float] = {}
-        since = self.step
         hidden = None if progress is None else not progress
         bar = tqdm(
             total=self.optimization.num_steps,
@@ -223,19 +223,20 @@ class TrainingRun(Generic[Networks]):
         ):
             while self.step < self.optimization.num_steps:
                 for name, value in self._descend().items():
-                    totals[name] = totals.get(name, 0.0) + value
+                    self._totals[name] = self._totals.get(name, 0.0) + value
                 bar.update()
                 last = self.step == self.optimization.num_steps
                 if last or self.step % save_interval == 0:
-                    means = {k: v / (self.step - since) for k, v in totals.items()}
+                    means = self._means()
                     bar.set_postfix({k: f"{v:.5f}" for k, v in means.items()})
                     self.save()
-                    self._log(means, on_metrics)
-                    totals, since = {}, self.step
+                    self._log(on_metrics)
                 if interrupted():
                     self.save()
                     raise KeyboardInterrupt
-            self.save()  # perhaps killed after the last checkpoint, within save
+            # A kill or a full disk may have come within the last save.
+            self.save()
+            self._log(on_metrics)
 
     def save(self) -> None:
         """Write a checkpoint and the planner so far, unless this step is saved already.
@@ -454,19 +455,29 @@ class TrainingRun(Generic[Networks]):
                 f"settings, data and number of processes to resume."
             )
 
-    def _log(
-        self, means: Metrics, on_metrics: Callable[[int, Metrics], None] | None
-    ) -> None:
-        """Append the mean losses to the run's metrics, and pass them on."""
-        if not self.processes.is_main:
+    def _means(self) -> Metrics:
+        """Return the mean losses of the steps that are not logged yet."""
+        num_steps = self.step - self._logged_step
+        return {name: total / num_steps for name, total in self._totals.items()}
+
+    def _log(self, on_metrics: Callable[[int, Metrics], None] | None) -> None:
+        """Append the mean losses to the run's metrics, and pass them on.
+
+        Nothing happens if no step was taken since the last call. If it fails, or the
+        checkpoint before it did, the next call tells of these steps as well.
+        """
+        if self.step == self._logged_step:
             return
-        path = self.output / "training" / "metrics.jsonl"
-        try:
-            with path.open("a", encoding="utf-8", newline="\n") as file:
-                file.write(json.dumps({"step": self.step, **means}) + "\n")
-        except OSError as error:
-            raise storage_error(path, error) from error
-        if on_metrics is not None:
+        means = self._means()
+        if self.processes.is_main:
+            path = self.output / "training" / "metrics.jsonl"
+            try:
+                with path.open("a", encoding="utf-8", newline="\n") as file:
+                    file.write(json.dumps({"step": self.step, **means}) + "\n")
+            except OSError as error:
+                raise storage_error(path, error) from error
+        self._totals, self._logged_step = {}, self.step
+        if self.processes.is_main and on_metrics is not None:
             on_metrics(self.step, means)
 
 
