@@ -491,10 +491,23 @@ def test_settings_without_any_work_bind_nobody(tmp_path: Path) -> None:
     assert saved["seed"] == 3
 
 
-def test_damaged_settings_are_refused_with_advice(finished: Path) -> None:
-    (finished / "training" / "settings.json").write_text("{")
+@pytest.mark.parametrize("damaged", ["{", "3", '{"data": 3}', '{"data": null}'])
+def test_damaged_settings_are_refused_with_advice(finished: Path, damaged: str) -> None:
+    (finished / "training" / "settings.json").write_text(damaged)
     with pytest.raises(CheckpointError, match=r"settings\.json cannot be read"):
         make_trainer(finished)
+
+
+def test_a_folder_in_the_place_of_the_losses_is_refused_with_advice(
+    finished: Path,
+) -> None:
+    path = finished / "training" / "metrics.jsonl"
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl cannot be .* Move it"):
+        make_trainer(finished)
+    path.rmdir()
+    assert make_trainer(finished).step == 6
 
 
 # --- broken checkpoints -----------------------------------------------------------

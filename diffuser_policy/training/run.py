@@ -375,7 +375,13 @@ class TrainingRun(Generic[Networks]):
             path = folder / "metrics.jsonl"
             if not self.processes.is_main or not path.exists():
                 return
-            lines = path.read_bytes().splitlines(keepends=True)
+            try:
+                lines = path.read_bytes().splitlines(keepends=True)
+            except OSError as error:
+                raise CheckpointError(
+                    f"{path} cannot be read ({error}). Move it away: it holds nothing "
+                    f"but losses, and the training resumes without it."
+                ) from error
             kept = [line.decode() for line in lines if _is_until(self.step, line)]
             write_text(path, "".join(kept))
 
@@ -432,6 +438,7 @@ class TrainingRun(Generic[Networks]):
             return
         try:
             saved = dict(json.loads(settings.read_text(encoding="utf-8")))
+            data = dict(saved.get("data", {}))
         except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(
                 f"{settings} cannot be read ({error}). Choose another output folder, "
@@ -441,7 +448,7 @@ class TrainingRun(Generic[Networks]):
         for key in ("data", "num_processes"):  # not in the files of earlier versions
             if key not in saved:
                 del current[key]
-        if "others" not in saved.get("data", {}):
+        if "others" not in data:
             current.get("data", {}).pop("others", None)
         for tree in (saved, current):
             for name in self.unimportant:
