@@ -184,9 +184,10 @@ def test_a_failure_is_forgotten_when_it_is_repaired(
 ) -> None:
     cell = make_cell(f"{methods}:right")
     files = prepared(tmp_path, cell)
-    files.write("error", {"message": "of another day"})
-    assert main([str(tmp_path), cell.id]) == 0
-    assert files.read("error") is None
+    for _ in range(2):  # also of a cell that was killed after its result was written
+        files.write("error", {"message": "of another day"})
+        assert main([str(tmp_path), cell.id]) == 0
+        assert files.read("error") is None
 
 
 def test_a_cell_that_another_process_holds_is_left_alone(

@@ -51,15 +51,14 @@ def main(arguments: list[str]) -> int:
         if not is_held:
             return BUSY
         cell = folder.cell()
-        if (folder.read("result") or {}).get("digest") == cell.digest:
-            return 0
-        try:
-            run_cell(cell, folder)
-        except Exception as error:  # a method is anyone's: the report tells what it was
-            traceback.print_exc()
-            told = {"type": type(error).__name__, "message": str(error)}
-            folder.write("error", {**told, "traceback": traceback.format_exc()})
-            return 1
+        if (folder.read("result") or {}).get("digest") != cell.digest:
+            try:
+                run_cell(cell, folder)
+            except Exception as error:  # a method is anyone's: the report tells
+                traceback.print_exc()
+                told = {"type": type(error).__name__, "message": str(error)}
+                folder.write("error", {**told, "traceback": traceback.format_exc()})
+                return 1
         folder.remove("error")
     return 0
 
