@@ -371,7 +371,10 @@ def storage_error(path: Path, error: OSError) -> StorageError:
     if isinstance(error, StorageError):
         return error
     reason = error.strerror or str(error)
+    no_folder = "A file is in the place of a folder: move it, or choose another place."
     advice = {
+        errno.EEXIST: no_folder,
+        errno.ENOTDIR: no_folder,
         errno.ENOSPC: "Free some space or choose another place.",
         errno.EDQUOT: "Your quota is used up: free some space.",
         errno.EACCES: "You may not write there: choose another place.",

@@ -28,6 +28,7 @@ from diffuser_policy.files import (
     check_writable,
     held,
     hidden_sibling,
+    replaced_file,
     replaced_folder,
     user_folder,
     write_json,
@@ -188,6 +189,22 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
             raise AssertionError("refused before the work")
     assert (tmp_path / "notes").read_text() == "precious"
     assert names(tmp_path) == ["link", "notes"]
+
+
+@pytest.mark.parametrize("place", ["notes", "notes/below", "notes/far/below"])
+def test_a_file_in_the_place_of_a_folder_is_told(tmp_path: Path, place: str) -> None:
+    (tmp_path / "notes").write_text("precious")
+    for enter in (
+        alone_in(tmp_path / place, "taken"),
+        replaced_folder(tmp_path / place / "walk"),
+        replaced_file(tmp_path / place / "r.json"),
+    ):
+        told = pytest.raises(StorageError, match="A file is in the place of a folder")
+        with told, enter:
+            raise AssertionError("nothing can be written there")
+    with pytest.raises(StorageError, match="A file is in the place of a folder"):
+        check_writable(tmp_path / place / "r.json")
+    assert (tmp_path / "notes").read_text() == "precious"
 
 
 @pytest.mark.parametrize("way", ["save_pretrained", "export"])
