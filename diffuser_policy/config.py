@@ -455,6 +455,16 @@ class PlannerConfig:
             raise ConfigError(f"warm_start must be in (0, 1], got {self.warm_start}.")
 
 
+def with_all_steps(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return planner settings, with all denoising steps if they ask for ddpm.
+
+    It is poor with few steps. A number of steps that is given as well is kept.
+    """
+    if given.get("sampler") == "ddpm":
+        return {"num_sampling_steps": None, **given}
+    return dict(given)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExecutionConfig:
     """How a plan is followed, and when it is replaced by a new one."""

@@ -26,7 +26,13 @@ import numpy as np
 
 from diffuser_policy.columns.features import make_featurizer
 from diffuser_policy.columns.layout import named_columns
-from diffuser_policy.config import COMPANIONS, PARTS, PlannerConfig, TrainConfig
+from diffuser_policy.config import (
+    COMPANIONS,
+    PARTS,
+    PlannerConfig,
+    TrainConfig,
+    with_all_steps,
+)
 from diffuser_policy.data.flat import FlatDataset, pieces, release, run_returns
 from diffuser_policy.errors import ConfigError, UnknownNameError, shown
 from diffuser_policy.observations import Part
@@ -433,12 +439,11 @@ class _Chooser:
         likely = likely and self.taken("planner").get("num_candidates", 1) == 1
         if likely:
             self.set("planner", sampler="ddpm", temperature=0.0)
-        if self.get("planner", "sampler") == "ddpm":  # poor with few steps
-            self.set("planner", num_sampling_steps=None)
-        else:
-            steps = self.get("network", "num_denoising_steps")
-            usual = PlannerConfig().num_sampling_steps or steps
-            self.set("planner", num_sampling_steps=min(usual, steps))
+        steps = self.get("network", "num_denoising_steps")
+        usual = PlannerConfig().num_sampling_steps or steps
+        self.set("planner", num_sampling_steps=min(usual, steps))
+        sampler = self.get("planner", "sampler")
+        self.set("planner", **with_all_steps({"sampler": sampler}))
         valued = self.wanted["value"] and not self.rest.get("guide")
         if self.goals:
             timed = self.wanted["time_to_goal"]

@@ -117,9 +117,28 @@ def test_every_setting_of_a_preset_can_be_changed() -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "num_steps"),
+    [
+        ("--planner.sampler ddpm", None),
+        ("--planner.sampler ddpm --planner.num-sampling-steps 2", 2),
+        ("--planner.sampler ddpm --planner.num-sampling-steps 7", 7),
+        ("--planner.sampler dpm", 2),
+    ],
+)
+def test_ddpm_in_place_of_a_presets_sampler_takes_all_denoising_steps(
+    options: str, num_steps: int | None
+) -> None:
+    assert preset("multi2d-large").planner.num_sampling_steps == 2
+    for words in (f"multi2d-large {options}", f"{options} multi2d-large"):
+        assert of_preset(*words.split()).planner.num_sampling_steps == num_steps
+
+
+@pytest.mark.parametrize(
     "words",
     [
         "multi2d-umaze",
+        "multi2d-umaze --planner.sampler ddpm",
+        "multi2d-umaze --planner.sampler ddpm --planner.num-sampling-steps 1",
         "multi2d-umaze --seed 3 --dataset my/own-v0 --window.padding repeat",
         "multi2d-umaze --no-time-to-goal --planner.horizon fixed --window.horizon 120",
         "multi2d-umaze --value --value.discount 0.5 --inverse-dynamics",

@@ -28,6 +28,7 @@ from diffuser_policy.config import (
     OptimizationConfig,
     PlannerConfig,
     ValueConfig,
+    with_all_steps,
 )
 from diffuser_policy.errors import ConfigError, DiffuserPolicyError, shown
 from diffuser_policy.settings import NAMED, json_data
@@ -126,9 +127,7 @@ class PlanningOptions:
 
     def full_settings(self) -> dict[str, Any]:
         """Return the settings that were given, and those that follow from them."""
-        if self.settings.get("sampler") == "ddpm":  # whose point is that it skips none
-            return {"num_sampling_steps": None, **self.settings}
-        return dict(self.settings)
+        return with_all_steps(self.settings)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,6 +40,7 @@ from diffuser_policy.config import (
     TrainConfig,
     ValueConfig,
     WindowConfig,
+    with_all_steps,
 )
 from diffuser_policy.errors import ConfigError, require_extra
 from diffuser_policy.needs import NETWORK_NEEDS, PLANNING_NEEDS, REST_NEEDS, refuse_idle
@@ -133,7 +134,14 @@ class TrainSettings:
         settings = parsed(default)
         if settings.preset not in (None, default.preset):
             # The preset comes after options: it sets whatever they leave open.
-            settings = parsed(PresetSettings.of_preset(settings.preset))
+            default = PresetSettings.of_preset(settings.preset)
+            settings = parsed(default)
+        if isinstance(settings, PresetSettings) and isinstance(default, PresetSettings):
+            planner, usual = vars(settings.planner), vars(default.planner)
+            given = {name: planner[name] for name in changed(planner, usual)}
+            if with_all_steps(given) != given:  # as if the preset had all steps
+                start = dataclasses.replace(default.planner, **with_all_steps(given))
+                settings = parsed(dataclasses.replace(default, planner=start))
         return settings
 
     def check(self) -> None:
@@ -494,7 +502,8 @@ def _changed(config: TrainConfig, given: Mapping[str, Any]) -> TrainConfig:
             parts[name] = None
         else:
             part = getattr(config, name) or PARTS[name]()
-            parts[name] = dataclasses.replace(part, **value)
+            own = with_all_steps(value) if name == "planner" else value
+            parts[name] = dataclasses.replace(part, **own)
     return dataclasses.replace(config, **parts)
 
 
