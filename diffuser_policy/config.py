@@ -637,6 +637,10 @@ class CompanionTrainConfig:
 class ValueTrainConfig(CompanionTrainConfig):
     """Everything that determines a value network, besides the planner and the data."""
 
+    optimization: OptimizationConfig = OptimizationConfig(
+        num_steps=10_000, batch_size=64
+    )
+    """Optimizer."""
     value: ValueConfig = field(default_factory=ValueConfig)
     """Network and targets."""
 
@@ -645,6 +649,15 @@ class ValueTrainConfig(CompanionTrainConfig):
 class CriticTrainConfig(CompanionTrainConfig):
     """Everything that determines a critic, besides the planner and the data."""
 
+    optimization: OptimizationConfig = OptimizationConfig(
+        num_steps=25_000,
+        batch_size=256,
+        learning_rate=3e-4,
+        learning_rate_schedule="constant",
+        max_gradient_norm=None,
+        ema_decay=0.995,
+    )
+    """Optimizer."""
     critic: CriticConfig = field(default_factory=CriticConfig)
     """Networks."""
 
@@ -655,6 +668,10 @@ class ClassifierTrainConfig(CompanionTrainConfig):
 
     labels: str
     """Function of labels, by name."""
+    optimization: OptimizationConfig = OptimizationConfig(
+        num_steps=4_000, batch_size=512
+    )
+    """Optimizer."""
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     """Network."""
 

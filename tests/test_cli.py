@@ -11,6 +11,10 @@ import pytest
 
 from diffuser_policy.cli import COMMANDS, main
 from diffuser_policy.cli.options import options_in
+from diffuser_policy.cli.train_classifier import TrainClassifierSettings
+from diffuser_policy.cli.train_critic import TrainCriticSettings
+from diffuser_policy.cli.train_value import TrainValueSettings
+from diffuser_policy.cli.training import CompanionSettings
 from diffuser_policy.config import PlannerConfig
 from diffuser_policy.errors import ConfigError
 
@@ -30,6 +34,22 @@ def stub_plan(settings: StubSettings) -> int:
     if settings.fail == "interrupt":
         raise KeyboardInterrupt
     return 0
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        TrainValueSettings(planner="mine"),
+        TrainCriticSettings(planner="mine"),
+        TrainClassifierSettings(planner="mine", labels="kuka-pairs"),
+    ],
+)
+def test_networks_beside_the_planner_have_the_same_defaults_in_python(
+    command: CompanionSettings,
+) -> None:
+    made = command.config("mine/data-v0")
+    needed = {"labels": "kuka-pairs"} if command.part == "classifier" else {}
+    assert made == command.config_type(dataset="mine/data-v0", **needed)
 
 
 @pytest.fixture

@@ -182,6 +182,19 @@ def test_every_setting_is_listed() -> None:
     }
 
 
+def test_the_page_of_settings_has_the_defaults_of_other_trainings() -> None:
+    """All in which any of them differs from the training of a planner."""
+    page = (DOCS / "settings.md").read_text()
+    [names] = re.findall(r"^\| \| (`num_steps`.*) \|$", page, re.MULTILINE)
+    columns = names.replace("`", "").split(" | ")
+    usual = vars(config.OptimizationConfig())
+    for name in ("ValueTrainConfig", "CriticTrainConfig", "ClassifierTrainConfig"):
+        [row] = re.findall(rf"^\| `{name}` \| (.*) \|$", page, re.MULTILINE)
+        own = vars(getattr(config, name).optimization)
+        assert row.split(" | ") == [str(own[column]) for column in columns]
+        assert {key for key in own if own[key] != usual[key]} <= set(columns)
+
+
 def test_every_public_name_is_in_the_reference() -> None:
     page = (DOCS / "python.md").read_text()
     named = re.findall(r"{py:obj}`(\w+) <", page)

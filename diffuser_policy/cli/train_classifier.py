@@ -34,8 +34,8 @@ class TrainClassifierSettings(CompanionSettings):
     labels: Annotated[str, shown_as("NAME")]
     """What to learn: labels that a package offers, such as kuka-pairs (which block is
     on which), module:function, or file.py:function."""
-    optimization: tyro.conf.OmitArgPrefixes[OptimizationConfig] = field(
-        default_factory=lambda: OptimizationConfig(num_steps=4_000, batch_size=512)
+    optimization: tyro.conf.OmitArgPrefixes[OptimizationConfig] = (
+        ClassifierTrainConfig.optimization
     )
     classifier: tyro.conf.OmitArgPrefixes[ClassifierConfig] = field(
         default_factory=ClassifierConfig

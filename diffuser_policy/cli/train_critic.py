@@ -29,15 +29,8 @@ class TrainCriticSettings(CompanionSettings):
     suitable = "with rewards"
     config_type = CriticTrainConfig
 
-    optimization: tyro.conf.OmitArgPrefixes[OptimizationConfig] = field(
-        default_factory=lambda: OptimizationConfig(
-            num_steps=25_000,
-            batch_size=256,
-            learning_rate=3e-4,
-            learning_rate_schedule="constant",
-            max_gradient_norm=None,
-            ema_decay=0.995,
-        )
+    optimization: tyro.conf.OmitArgPrefixes[OptimizationConfig] = (
+        CriticTrainConfig.optimization
     )
     critic: tyro.conf.OmitArgPrefixes[CriticConfig] = field(
         default_factory=CriticConfig

@@ -29,8 +29,8 @@ class TrainValueSettings(CompanionSettings):
     suitable = "with rewards"
     config_type = ValueTrainConfig
 
-    optimization: tyro.conf.OmitArgPrefixes[OptimizationConfig] = field(
-        default_factory=lambda: OptimizationConfig(num_steps=10_000, batch_size=64)
+    optimization: tyro.conf.OmitArgPrefixes[OptimizationConfig] = (
+        ValueTrainConfig.optimization
     )
     value: tyro.conf.OmitArgPrefixes[ValueConfig] = field(default_factory=ValueConfig)
 
