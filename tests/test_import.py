@@ -129,6 +129,20 @@ def test_cuts_that_no_array_names_are_found() -> None:
     assert load_flat(made.dataset_id).run_lengths.tolist() == [4, 5, 3]
 
 
+def test_next_observations_alone_say_where_episodes_are_cut() -> None:
+    arrays = without("terminals", "timeouts")
+    after = np.roll(arrays["observations"], -1, axis=0).copy()
+    after[[3, 8, 11]] += 1
+    made = import_file(npz(arrays | {"next_observations": after}), PENDULUM)
+    assert any("2 ends of episodes were found" in remark for remark in made.remarks)
+    flat = load_flat(made.dataset_id)
+    assert flat.run_lengths.tolist() == [4, 5, 3]
+    assert not flat.fields["terminated"].any()
+    masked = arrays | {"next_observations": after, "masks": np.ones(12)}
+    with pytest.raises(DatasetError, match="does not say where episodes end"):
+        import_file(npz(masked, "masked.npz"), PENDULUM)
+
+
 @pytest.mark.parametrize(
     ("first", "second"), [("f4", "f8"), ("f8", "f4"), ("f2", "f4"), ("f4", "f2")]
 )

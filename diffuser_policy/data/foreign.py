@@ -471,6 +471,8 @@ def _ends(
         and "timeouts" not in flags
         and ("masks" in flags or "valids" in flags or "rewards" not in arrays)
     )
+    # Masks alone could mean that an episode terminated, or that it went on.
+    shown = "next_observations" in arrays and "masks" not in flags
     if is_ogbench and ("terminals" in flags or "valids" in flags):
         last = ~flags["valids"] if "valids" in flags else flags["terminals"].copy()
         if "masks" in flags:
@@ -480,7 +482,7 @@ def _ends(
                 "are left out."
             )
         terminal = none if done is None else done
-    elif "terminals" in flags or "timeouts" in flags:
+    elif "terminals" in flags or "timeouts" in flags or shown:
         terminal = flags.get("terminals", none)
         last = terminal | flags.get("timeouts", none)
         if "timeouts" not in flags:
@@ -488,7 +490,8 @@ def _ends(
     else:
         raise DatasetError(
             f"{where} does not say where episodes end. Name the arrays that do: "
-            f"--terminals NAME (it terminated), --timeouts NAME (it was cut)."
+            f"--terminals NAME (it terminated), --timeouts NAME (it was cut), or "
+            f"--next-observations NAME (they are not those of the next row)."
         )
     last = last.copy()
     last[-1] = True
