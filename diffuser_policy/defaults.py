@@ -420,7 +420,6 @@ class _Chooser:
         self.ahead = max(2 * stride, min(8, horizon // 2) if self.goals else 8)
         lookahead = self.taken("execution").get("lookahead", self.ahead)
         self.set("inverse_dynamics", max_steps=math.ceil(lookahead) + stride - 1)
-        self.set("value", discount=0.99)
         steps = self.get("optimization", "num_steps")
         usual_decay = PARTS["optimization"]().ema_decay
         # In a short training, a slow average would still hold its random beginning.

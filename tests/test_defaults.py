@@ -177,6 +177,7 @@ def test_a_critic_or_a_value_that_is_asked_for_learns_with_all_episodes(
     assert critic.window.best_share == 1
     value = TrainConfig.for_dataset(flat, value=True)
     assert value.critic is None
+    assert value.value == ValueConfig()  # as in presets and `train-value`
     assert (value.planner.ranking, value.planner.guide_scale) == ("guide", 0.0)
     steered = TrainConfig.for_dataset(flat, value=True, guide=("action-effort",))
     assert (steered.planner.ranking, steered.planner.guide_scale) == ("first", 1.0)
