@@ -416,8 +416,8 @@ class _Chooser:
         horizon = self.get("window", "horizon")
         self.set("time_to_goal", max_steps=horizon)
         stride = self.get("window", "stride")
-        # Beyond half of a plan, it would steer past every bend, straight to the goal.
-        self.ahead = max(2 * stride, min(8, horizon // 2) if self.goals else 8)
+        # Beyond half of a plan, it would steer past every bend, straight to the end.
+        self.ahead = max(2 * stride, min(8, horizon // 2))
         lookahead = self.taken("execution").get("lookahead", self.ahead)
         self.set("inverse_dynamics", max_steps=math.ceil(lookahead) + stride - 1)
         steps = self.get("optimization", "num_steps")

@@ -123,6 +123,15 @@ def test_plans_to_near_goals_are_followed_and_not_just_their_ends(steps: int) ->
     assert config.inverse_dynamics.max_steps >= config.execution.lookahead
 
 
+def test_plans_without_a_goal_are_followed_and_not_just_their_ends() -> None:
+    flat = toy_dataset(run_length=100, goals=False)
+    config = TrainConfig.for_dataset(flat, window={"actions": False})
+    assert config.execution.executor == "inverse-dynamics"
+    assert config.execution.lookahead <= config.window.horizon / 2
+    assert config.inverse_dynamics is not None
+    assert config.inverse_dynamics.max_steps == config.execution.lookahead
+
+
 @pytest.mark.parametrize("value", [False, True])
 def test_without_goals_short_plans_of_actions_are_replaced_often(value: bool) -> None:
     """A network of values needs several steps to look at."""

@@ -32,7 +32,8 @@ NETWORKS = {
     "H 4": "--window.horizon 4",
     "H 4, first action weighs 10": "--window.horizon 4 "
     "--network.first-action-weight 10",
-    "H 4, states and inverse dynamics": "--window.horizon 4 --window.no-actions",
+    "H 4, states and inverse dynamics": "--window.horizon 4 --window.no-actions "
+    "--execution.lookahead 8",
     "H 16, U-Net": "--window.horizon 16 --network.architecture unet "
     "--network.dim 16 --network.multipliers 1 2 4",
 }
