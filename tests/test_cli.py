@@ -6,6 +6,7 @@ import subprocess
 import sys
 import types
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -48,7 +49,9 @@ def test_networks_beside_the_planner_have_the_same_defaults_in_python(
     command: CompanionSettings,
 ) -> None:
     made = command.config("mine/data-v0")
-    needed = {"labels": "kuka-pairs"} if command.part == "classifier" else {}
+    needed: dict[str, Any] = {}
+    if command.part == "classifier":
+        needed["labels"] = "kuka-pairs"
     assert made == command.config_type(dataset="mine/data-v0", **needed)
 
 
