@@ -67,8 +67,8 @@ class CollectSettings:
     env_id: str
     """Environment, for example diffuser_envs/Multi2D-Large-v1, or module:function."""
     dataset_id: str | None = None
-    """Minari id of the dataset; None: diffuser/<name of the environment>, or the
-    generator's own."""
+    """Minari id of the dataset; None: the demonstrator's or generator's own, or else
+    diffuser/<name of the environment>."""
     num_steps: int | None = None
     """Runs: env steps in total; None: the demonstrator's own number, or a million."""
     run_length: int | None = None
@@ -79,7 +79,8 @@ class CollectSettings:
     action_noise: float = 0.0
     """Runs: standard deviation of Gaussian noise added to every action."""
     num_episodes: int | None = None
-    """Episodes: how many; None: the generator's own number, or 1,000."""
+    """Episodes: how many; None: the demonstrator's or generator's own number, or
+    1,000."""
     generator: str | None = None
     """Episodes: how they are made, such as kinematic or physics for block stacking;
     None: the demonstrator's first."""
@@ -567,7 +568,8 @@ class TrainConfig:
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
     """Saved with the weights as the policy's defaults."""
     seed: int = 0
-    """Fixes initial weights, windows and noise; None: drawn at random, and kept."""
+    """Fixes initial weights, windows and noise; None, in Python: drawn at random, and
+    kept."""
 
     def __post_init__(self) -> None:
         """Check the types, and draw a seed where there is none."""
@@ -625,7 +627,8 @@ class CompanionTrainConfig:
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
     """Optimizer."""
     seed: int = 0
-    """Fixes initial weights, batches and noise; None: drawn at random, and kept."""
+    """Fixes initial weights, batches and noise; None, in Python: drawn at random, and
+    kept."""
 
     def __post_init__(self) -> None:
         """Check the types, and draw a seed where there is none."""
