@@ -5,8 +5,8 @@ A dataset, given settings → TrainConfig, and a reason for each choice
 - Data with goals: plans of states, as long as a network predicts that the way takes.
   They are pursued, or followed by learned inverse dynamics.
 - Data without goals: plans of one action, by a residual MLP, made anew in every env
-  step. If rewards differ, the best episodes alone are learned from, and plans are what
-  is most likely in them (`examples/experiments/locomotion.py` compares other ways).
+  step: the most likely one. If rewards differ, the best episodes alone are learned from
+  (`examples/experiments/locomotion.py` compares other ways).
 
 Given settings are kept, and the others are chosen to fit them. The rules are made of
 the data alone: how long episodes are and how long they chase one goal, how far columns

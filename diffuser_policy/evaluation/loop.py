@@ -1,4 +1,4 @@
-"""The evaluator: N episodes, each fixed by its seed, on K environments at a time.
+"""The evaluator: N episodes, fixed by seed and number, on K environments at a time.
 
 Episode i resets its environment with `seed + i` and draws its noise from a random
 stream of `(seed, i)`, so its start, goal and noise don't depend on K. Environments are
