@@ -109,6 +109,33 @@ def test_an_action_that_is_constant_is_predicted_exactly() -> None:
     )
 
 
+@pytest.mark.parametrize("jitter", [0.0, 1e-7, 1e-6, 1e-5])
+def test_a_planned_error_in_a_column_that_only_jitters_does_no_harm(
+    jitter: float,
+) -> None:
+    """Plans differ from data by more than such a column changes."""
+    torch.manual_seed(0)
+    network = InverseDynamics(3, 2, width=64, max_steps=4)
+    network.set_scale(
+        torch.zeros(2), torch.ones(2), torch.tensor([0.02, 0.005, jitter])
+    )
+    states, steps = torch.rand(100, 3), torch.full((100,), 4.0)
+    planned = states + 0.01 * torch.tensor([0.0, 0.0, 1.0])
+    with torch.no_grad():
+        exact = network.act(states, states, states, steps)
+        moved = network.act(states, states, planned, steps) - exact
+    assert moved.abs().max() < 0.05
+
+
+def test_columns_that_move_have_the_scale_of_their_change() -> None:
+    """The change of the slowest columns that plans can tell is still their scale."""
+    network = InverseDynamics(4, 1, width=8, max_steps=1)
+    change = torch.tensor([0.5, 0.0052, 1e-3, 5e-4])
+    network.set_scale(torch.zeros(1), torch.ones(1), change)
+    assert torch.equal(network.change[:2], change[:2])
+    torch.testing.assert_close(network.change[2:], torch.tensor([1e-3, 2e-3]))
+
+
 # --- its data -----------------------------------------------------------------------
 
 

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from diffuser_policy.networks.perceptron import perceptron
 
+SLOW = 1e-3  # normalized change per env step that the error of a plan drowns
+
 
 class InverseDynamics(nn.Module):
     """Predicts actions from normalized states, in the environment's units.
@@ -25,7 +27,8 @@ class InverseDynamics(nn.Module):
         action_shift: `[action]` mean of the training data.
         action_scale: `[action]` their standard deviation.
         change: `[observation]` how much a column changes in an env step, normalized: a
-            root mean square, and 1 for a column that is constant.
+            root mean square, made larger for a slow column, and 1 for one that is
+            constant.
     """
 
     action_shift: Tensor
@@ -54,6 +57,10 @@ class InverseDynamics(nn.Module):
     def set_scale(self, shift: Tensor, scale: Tensor, change: Tensor) -> None:
         """Make the network work in units of the data.
 
+        Divided by the change of a column that only jitters, the error of a plan would
+        drown all other inputs. So the slower a column is below `SLOW`, the more it
+        counts as constant.
+
         Args:
             shift: `[action]` mean action.
             scale: `[action]` standard deviation; zero for an action that is constant.
@@ -62,7 +69,8 @@ class InverseDynamics(nn.Module):
         """
         self.action_shift.copy_(shift)
         self.action_scale.copy_(scale)
-        self.change.copy_(torch.where(change > 0, change, 1.0))
+        least = (SLOW**2 / change).clamp(max=1.0)  # 1 where nothing changes
+        self.change.copy_(torch.maximum(change, least))
 
     def forward(
         self, before: Tensor, states: Tensor, later: Tensor, steps: Tensor
