@@ -249,7 +249,10 @@ class WindowDataset:
         """
         counts = self._followed()
         total = int(counts.sum())
-        ranks = torch.arange(0, total, max(1, total // SCALE_PAIRS))
+        ranks = torch.arange(min(total, SCALE_PAIRS))
+        if total > SCALE_PAIRS:  # every n-th may be one step of each episode
+            source = torch.Generator().manual_seed(0)
+            ranks = torch.randint(total, ranks.shape, generator=source).sort().values
         starts = self._rows_of(ranks, counts)
         changes = (self.read(starts + 1) - self.read(starts)).double()
         changes = changes[:, self.layout.observations]
