@@ -449,7 +449,7 @@ def build_planner(
     if guide is not None:
         guidance = Guidance(
             guide=guide,
-            placement=settings.guide_placement,
+            placement=settings.guide_placement or guide.suited_placement,
             scale=settings.guide_scale,
             num_steps=settings.guide_steps,
             cutoff=settings.guide_cutoff,
@@ -468,7 +468,7 @@ def build_planner(
         ranking=build_ranking(config, networks, guide=guide, featurizer=featurizer),
         guidance=guidance,
         warm_start=settings.warm_start,
-        warm_start_steps=_warm_start_steps(settings, sampler, guided=guided),
+        warm_start_steps=_warm_start_steps(settings, sampler, guidance),
         steadiness=settings.steadiness,
         satisficing=settings.satisficing,
         routes=routes,
@@ -538,7 +538,7 @@ def _check_arrival(config: PolicyConfig, horizons: Horizons) -> None:
 
 
 def _warm_start_steps(
-    settings: PlannerConfig, sampler: Sampler, *, guided: bool
+    settings: PlannerConfig, sampler: Sampler, guidance: Guidance | None
 ) -> int:
     """Return the denoising steps of a warm start; 1 where there is none.
 
@@ -547,6 +547,7 @@ def _warm_start_steps(
             effect: a single denoising step has no variance to scale a gradient by.
     """
     level, asked, taken = settings.warm_start, settings.warm_start_steps, 1
+    guided = guidance is not None and guidance.scale != 0.0
     counts = {"num_sampling_steps": sampler.num_steps}
     if level is not None:
         every = sampler.denoiser.schedule.num_denoising_steps
@@ -559,11 +560,12 @@ def _warm_start_steps(
                 f"warm_start_steps must be 1 to {left}, got {taken}."
             )
         counts[f"warm_start={level}, warm_start_steps"] = taken
-    scaled = PLACEMENTS[settings.guide_placement].scaled_by_variance
     few = [f"{name}={count}" for name, count in counts.items() if count < 2]
-    if guided and scaled and few:
+    if guidance is None or not guided or not few:
+        return taken
+    if PLACEMENTS[guidance.placement].scaled_by_variance:
         raise ConfigError(
-            f"Guided with guide_placement={settings.guide_placement!r}, plans need at "
+            f"Guided with guide_placement={guidance.placement!r}, plans need at "
             f"least 2 denoising steps: gradients are scaled by the variance of a step, "
             f"and the last has none. Got {few[0]}. Take more, or "
             f"guide_placement='clean'."

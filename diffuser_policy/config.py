@@ -408,10 +408,11 @@ class PlannerConfig:
     goal is nearer, it leads there. None: plans always lead to the goal."""
     goal_velocity: bool = False
     """Pin zero velocity at the goal, as well as the position."""
-    guide_placement: Placement = "clean"
+    guide_placement: Placement | None = None
     """Where the gradient of a guide is taken. clean: at the predicted clean plan. mean:
     at the mean of the next denoising step, as in the paper's Algorithm 1. noisy: at the
-    noisy plan, as in the authors' code."""
+    noisy plan, as in the authors' code. None: mean for a learned value, clean for other
+    guides and for sums with them."""
     guide_scale: float = 1.0
     """Step size along the gradient of a guide; 0 turns guidance off."""
     guide_steps: int | None = None

@@ -94,6 +94,10 @@ def test_a_guide_is_described_with_how_it_steers(
     shown = capsys.readouterr().out
     assert "temperature 0.25" in shown
     assert re.search(r"guidance +scale 0\.5, placement mean", shown)
+    usual = policy.with_guide(make_guide("smoothness"))
+    usual.save_pretrained(tmp_path)
+    assert main(["info", str(tmp_path)]) == 0
+    assert re.search(r"guidance +scale 1, placement clean", capsys.readouterr().out)
     unguided = policy.with_guide(None)
     unguided.save_pretrained(tmp_path)
     assert main(["info", str(tmp_path)]) == 0

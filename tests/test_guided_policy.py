@@ -17,14 +17,17 @@ import torch
 from torch import Tensor
 
 from diffuser_policy.choices import Placement
+from diffuser_policy.config import ValueConfig
+from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.diffusion.guidance import Guidance
 from diffuser_policy.errors import ConfigError, GuideError, UnknownNameError
 from diffuser_policy.guides.guide import FunctionGuide, Guide, as_guide
 from diffuser_policy.guides.registry import make_guide
 from diffuser_policy.guides.trajectory import Trajectory
 from diffuser_policy.policy import DiffuserPolicy
-from diffuser_policy.testing.toys import toy_policy
+from diffuser_policy.testing.toys import toy_config, toy_policy
 from tests.policy_helpers import observe, untrained_policy
+from tests.value_helpers import rewarded
 
 PLACEMENTS: tuple[Placement, ...] = ("clean", "mean", "noisy")
 
@@ -56,6 +59,42 @@ def test_settings_of_a_guide_survive_other_settings() -> None:
     assert changed.config.planner.guide_scale == 0.2
     assert changed.planner.guidance is not None
     assert changed.planner.guidance.placement == "mean"
+
+
+def valued_policy(unit: float = 1.0) -> DiffuserPolicy:
+    """Return a planner with a value network, of observations in another unit."""
+    flat = rewarded()
+    fields = dict(flat.fields)
+    for name in ("observation", "achieved_goal", "desired_goal"):
+        fields[name] = unit * fields[name]
+    value = ValueConfig(dim=16, multipliers=(1, 4), discount=0.9)
+    flat = FlatDataset(fields, flat.run_starts, flat.metadata)
+    return toy_policy(toy_config(value=value), flat=flat)
+
+
+def test_plans_steered_by_a_learned_value_do_not_depend_on_units() -> None:
+    """No other guide was asked for, so that the value steers."""
+    observation = observe()
+    plans = []
+    for unit in (1.0, 1e-3):
+        told = {name: (unit * part).astype("f4") for name, part in observation.items()}
+        plans.append(valued_policy(unit).plan(told).observations / unit)
+    np.testing.assert_allclose(*plans, rtol=1e-3, atol=1e-3)
+
+
+def test_a_guide_is_followed_where_it_suits_unless_a_place_is_named() -> None:
+    """A learned value on noisy plans, formulas and sums with them on clean ones."""
+    policy, value = valued_policy(), make_guide("value")
+
+    def placement(guide: Any, **settings: Any) -> str:
+        guidance = policy.with_guide(guide, **settings).planner.guidance
+        assert guidance is not None
+        return guidance.placement
+
+    assert placement(value) == placement(0.5 * value + value) == "mean"
+    assert placement(linear) == placement(value + linear) == "clean"
+    assert placement(value, guide_placement="clean") == "clean"
+    assert placement(linear, guide_placement="noisy") == "noisy"
 
 
 def test_ranking_by_a_guide_selects_without_a_gradient() -> None:

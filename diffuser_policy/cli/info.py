@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from diffuser_policy.config import PlannerConfig
+    from diffuser_policy.guides.guide import Guide
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +109,7 @@ def _describe(planner: str) -> Table:
     provenance = config.provenance
     dataset = provenance.get("dataset", {})
     training, steps = provenance.get("training", {}), provenance.get("steps")
-    window, plans = config.window, config.planner
+    window, plans, guide = config.window, config.planner, config.guide
     network, execution = config.network, config.execution
     kind = {
         "unet": "temporal U-Net",
@@ -150,8 +151,8 @@ def _describe(planner: str) -> Table:
         if config.classifier is None
         else f"of {len(config.classifier.classes)} labels: "
         f"{', '.join(config.classifier.classes)}",
-        "guide": "none" if config.guide is None else described(config.guide),
-        **({} if config.guide is None else {"guidance": _guidance(plans)}),
+        "guide": "none" if guide is None else described(guide),
+        **({} if guide is None else {"guidance": _guidance(plans, guide)}),
         "executor": execution.executor,
         "replanning": ", ".join(whens),
         "versions": ", ".join(
@@ -163,8 +164,9 @@ def _describe(planner: str) -> Table:
     return table("", "", rows=known, title=planner)
 
 
-def _guidance(plans: PlannerConfig) -> str:
+def _guidance(plans: PlannerConfig, guide: Guide) -> str:
     """Return how hard a guide steers plans, and where its gradient is taken."""
     if plans.guide_scale == 0:
         return "off (scale 0)"
-    return f"scale {plans.guide_scale:g}, placement {plans.guide_placement}"
+    placement = plans.guide_placement or guide.suited_placement
+    return f"scale {plans.guide_scale:g}, placement {placement}"

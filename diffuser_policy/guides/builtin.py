@@ -21,6 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from diffuser_policy.choices import Placement
 from diffuser_policy.errors import GuideError
 from diffuser_policy.guides.guide import Guide, Mark
 from diffuser_policy.guides.trajectory import Trajectory
@@ -368,7 +369,7 @@ class LearnedValue(Guide):
     In units of discounted return. The planner needs a value network, which
     `diffuser-policy train-value` trains.
 
-        policy.with_guide(make_guide("value"), guide_placement="mean")
+        policy.with_guide(make_guide("value"))
 
     Attributes:
         network: The value network; a planner fills it in.
@@ -390,6 +391,11 @@ class LearnedValue(Guide):
                 "`diffuser-policy train-value PLANNER`."
             )
         return replace(self, network=network)
+
+    @property
+    def suited_placement(self) -> Placement:
+        """Mean: the network was trained on noisy trajectories."""
+        return "mean"
 
     def __call__(self, trajectory: Trajectory) -> Tensor:
         """Return the expected returns.

@@ -24,6 +24,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from diffuser_policy.choices import Placement
 from diffuser_policy.errors import (
     DiffuserPolicyError,
     GuideError,
@@ -75,6 +76,11 @@ class Guide:
             networks: The planner's, as `diffuser_policy.build.PlannerNetworks`.
         """
         return self
+
+    @property
+    def suited_placement(self) -> Placement:
+        """Where its gradient is taken if a planner's `guide_placement` is None."""
+        return "clean"
 
     def marks(self) -> list[Mark]:
         """Return the shapes that a picture of a plan should show."""
@@ -163,6 +169,12 @@ class WeightedSum(Guide):
     def bind(self, networks: Any) -> Guide:
         """Return the sum of the bound guides."""
         return WeightedSum(tuple((w, g.bind(networks)) for w, g in self.terms))
+
+    @property
+    def suited_placement(self) -> Placement:
+        """What suits all terms; "clean", which formulas need, if they differ."""
+        suited = {guide.suited_placement for _, guide in self.terms}
+        return suited.pop() if len(suited) == 1 else "clean"
 
     def marks(self) -> list[Mark]:
         """Return the shapes of all terms."""
