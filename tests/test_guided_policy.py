@@ -79,7 +79,7 @@ def test_plans_steered_by_a_learned_value_do_not_depend_on_units() -> None:
     for unit in (1.0, 1e-3):
         told = {name: (unit * part).astype("f4") for name, part in observation.items()}
         plans.append(valued_policy(unit).plan(told).observations / unit)
-    np.testing.assert_allclose(*plans, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(plans[0], plans[1], rtol=1e-3, atol=1e-3)
 
 
 def test_a_guide_is_followed_where_it_suits_unless_a_place_is_named() -> None:

@@ -96,13 +96,23 @@ def data() -> FlatDataset:
     return cliff_data()
 
 
+def run_of(
+    config: DynamicsConfig,
+    flat: FlatDataset,
+    folder: Path,
+    space: spaces.Box = CliffEnv.action_space,
+) -> OfflineRun:
+    """Return a training on data of the cliff."""
+    return OfflineRun(config, flat, folder, space=space, discount=0.9)
+
+
 @pytest.fixture(scope="module")
 def policy(data: FlatDataset, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What is learned of the walks, in few and large gradient steps."""
     config = DynamicsConfig(
         num_members=2, width=32, num_steps=350, learning_rate=1e-2, batch_size=512
     )
-    run = OfflineRun(config, data, tmp_path_factory.mktemp("mbop"), discount=0.9)
+    run = run_of(config, data, tmp_path_factory.mktemp("mbop"))
     run.run(progress=False)
     return OfflinePlanner(
         run.average,
@@ -153,11 +163,12 @@ def test_a_plan_is_the_weighted_mean_of_what_its_members_imagine(
     """By the equations, in loops over samples and steps, in two environments."""
     torch.manual_seed(0)
     steps = Steps.of(data, 0.9)
-    model = OfflineModel(steps, DynamicsConfig(num_members=2, width=8))
     low, high = -0.5, 2.0
+    space = spaces.Box(low, high, (1,))
+    model = OfflineModel(steps, DynamicsConfig(num_members=2, width=8), space)
     planner = OfflinePlanner(
         model,
-        spaces.Box(low, high, (1,)),
+        space,
         horizon=3,
         num_samples=4,
         noise=0.8,
@@ -176,7 +187,8 @@ def test_a_plan_is_the_weighted_mean_of_what_its_members_imagine(
         return [part[member, 0].numpy() for part in parts]
 
     def cloned(states: torch.Tensor) -> torch.Tensor:
-        return model.behavior.outputs(model.scaled(states))
+        """Return actions; networks tell them in units of the box."""
+        return 0.75 + 1.25 * model.behavior.outputs(model.scaled(states))
 
     def expected(
         state: np.ndarray, before: ShootingState, row: int, mixing: float
@@ -222,7 +234,7 @@ def test_the_losses_are_the_errors_of_what_plans_are_made_of(
 ) -> None:
     """In units of the data's spread, as means over each member's own batch."""
     config = DynamicsConfig(num_members=2, width=8, batch_size=512)
-    run = OfflineRun(config, data, tmp_path, discount=0.9)
+    run = run_of(config, data, tmp_path)
     size, generator = (2, 512), torch.Generator().manual_seed(0)
     rows = torch.randint(len(run.steps.states), size, generator=generator).numpy()
     states, actions, following, rewards, ended, returns = (
@@ -248,6 +260,24 @@ def test_the_losses_are_the_errors_of_what_plans_are_made_of(
         assert float(found[name]) == pytest.approx(2 * errors.mean(), rel=1e-3), name
 
 
+def test_what_is_cloned_does_not_depend_on_the_units_of_actions(
+    tmp_path: Path, data: FlatDataset
+) -> None:
+    """Motors of ±1, and the same ones in steps of a hundredth around 3."""
+    config = DynamicsConfig(num_members=2, width=8, num_steps=20)
+    actions = data.fields["action"].astype(np.float32)
+    found = []
+    for center, half in ((0.0, 1.0), (3.0, 100.0)):
+        fields = {**data.fields, "action": center + half * actions}
+        flat = FlatDataset(fields, data.run_starts, data.metadata)
+        space = spaces.Box(center - half, center + half, (1,))
+        run = run_of(config, flat, tmp_path / str(half), space)
+        run.run(progress=False)
+        states = torch.linspace(-0.5, 0.9, 16).reshape(2, 8, 1)
+        found.append((run.average.cloned(states) - center) / half)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-2, atol=1e-3)
+
+
 def test_of_a_step_that_ends_only_the_outcome_is_learned(
     tmp_path: Path, data: FlatDataset
 ) -> None:
@@ -257,9 +287,12 @@ def test_of_a_step_that_ends_only_the_outcome_is_learned(
     wrong = np.where(steps.ended[:, None] > 0, np.float32(1e3), steps.following)
     other = steps._replace(following=wrong)
     torch.manual_seed(0)
-    moments = [OfflineModel(each, config).dynamics.moments for each in (steps, other)]
+    moments = [
+        OfflineModel(each, config, CliffEnv.action_space).dynamics.moments
+        for each in (steps, other)
+    ]
     assert torch.equal(*moments)
-    run = OfflineRun(config, data, tmp_path, discount=0.9)
+    run = run_of(config, data, tmp_path)
     losses = []
     for run.steps in (steps, other):
         found = run.losses(0, torch.Generator().manual_seed(0))
@@ -295,7 +328,7 @@ def test_a_training_resumes_to_the_same_weights(
     config = DynamicsConfig(num_members=2, width=8, num_steps=6)
 
     def run(folder: Path) -> OfflineRun:
-        return OfflineRun(config, data, folder, discount=0.99)
+        return run_of(config, data, folder)
 
     whole = run(tmp_path / "whole")
     whole.run(progress=False)
@@ -318,7 +351,7 @@ def test_steps_processes_and_accumulations_see_other_data(
     data: FlatDataset, tmp_path: Path
 ) -> None:
     config = DynamicsConfig(num_members=2, width=8)
-    run = OfflineRun(config, data, tmp_path, discount=0.9)
+    run = run_of(config, data, tmp_path)
     assert has_batches_of_its_own(run.loss)
 
 
@@ -327,9 +360,7 @@ def test_the_seed_fixes_the_first_weights_and_the_batches(
 ) -> None:
     config = DynamicsConfig(num_members=2, width=8)
     assert is_fixed_by_its_seed(
-        lambda seed: OfflineRun(
-            replace(config, seed=seed), data, tmp_path, discount=0.9
-        )
+        lambda seed: run_of(replace(config, seed=seed), data, tmp_path)
     )
 
 
@@ -354,7 +385,7 @@ def test_a_step_after_which_nothing_is_known_is_left_out() -> None:
     only = line_data(num_runs=2, run_length=1, goals=False, terminated=True)
     config = DynamicsConfig(num_members=1, width=8)
     with pytest.raises(DatasetError, match="no dynamics to learn"):
-        OfflineModel(Steps.of(only, 0.5), config)
+        OfflineModel(Steps.of(only, 0.5), config, CliffEnv.action_space)
 
 
 @pytest.mark.parametrize(

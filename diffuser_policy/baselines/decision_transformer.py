@@ -281,7 +281,8 @@ def decision_transformer(
     if not told:
         config = DynamicsConfig(num_members=1, num_steps=REWARD_STEPS, seed=method.seed)
         folder = method.folder / "rewards"
-        run = learn_outcomes(method, folder, discount=0.99, config=config)
+        space: Any = env.action_space
+        run = learn_outcomes(method, folder, space=space, discount=0.99, config=config)
         told["predict_reward"] = run.average.dynamics.rewards
     torch.manual_seed(method.seed)
     algorithm = d3rlpy.algos.DecisionTransformerConfig(

@@ -138,9 +138,10 @@ class OfflineModel(nn.Module):
 
     state_moments: Tensor
     return_moments: Tensor
+    box: Tensor
 
-    def __init__(self, steps: Steps, config: DynamicsConfig) -> None:
-        """Draw the weights, and measure how the data are scaled."""
+    def __init__(self, steps: Steps, config: DynamicsConfig, space: spaces.Box) -> None:
+        """Draw the weights, and measure how data and actions are scaled."""
         super().__init__()
         state, action = steps.states.shape[1], steps.actions.shape[1]
         self.dynamics = OutcomeEnsemble(state, action, config)
@@ -157,12 +158,21 @@ class OfflineModel(nn.Module):
         self.value = Ensemble(state, 1, config)
         self.register_buffer("state_moments", moments(steps.states))
         self.register_buffer("return_moments", moments(steps.returns))
+        low, high = (end.reshape(-1) / 2 for end in (space.low, space.high))
+        box = torch.from_numpy(np.stack([high + low, high - low]).astype(np.float32))
+        self.register_buffer("box", box, persistent=False)  # center and half
 
     def scaled(self, states: Tensor) -> Tensor:
         """Return states as clone and value read them."""
         mean, std = self.state_moments
         scaled: Tensor = (states - mean) / std
         return scaled
+
+    def cloned(self, states: Tensor) -> Tensor:
+        """Return each member's action `[members, n, action]` in its own states."""
+        center, half = self.box
+        found: Tensor = center + half * self.behavior.outputs(self.scaled(states))
+        return found
 
     def values(self, states: Tensor) -> Tensor:
         """Return each member's value `[members, n]` of its own states."""
@@ -180,6 +190,7 @@ class OfflineRun(EnsembleRun[OfflineModel]):
         flat: FlatDataset,
         output: Path,
         *,
+        space: spaces.Box,
         discount: float,
     ) -> None:
         """Build networks and data.
@@ -190,7 +201,7 @@ class OfflineRun(EnsembleRun[OfflineModel]):
         """
         self.steps, self.config = Steps.of(flat, discount), config
         with seeded(config.seed):
-            model = OfflineModel(self.steps, config)
+            model = OfflineModel(self.steps, config, space)
         super().__init__(
             model, config=config, flat=flat, output=output, discount=discount
         )
@@ -217,8 +228,9 @@ class OfflineRun(EnsembleRun[OfflineModel]):
         ends = nn.functional.binary_cross_entropy_with_logits(
             found[..., -1], ended, reduction="none"
         )
-        inputs = model.scaled(states)
-        cloned = (model.behavior.outputs(inputs) - actions).square().mean(dim=-1)
+        inputs, (center, half) = model.scaled(states), model.box
+        meant = (actions - center) / torch.where(half > 0, half, 1.0)
+        cloned = (model.behavior.outputs(inputs) - meant).square().mean(dim=-1)
         mean, std = model.return_moments
         wrong = model.value.outputs(inputs)[..., 0] - (returns - mean) / std
         return {
@@ -320,7 +332,7 @@ class OfflinePlanner:
         total, continues = torch.zeros(x.shape[:2]), torch.ones(x.shape[:2])
         drawn = []
         for step in range(self.horizon):
-            action = model.behavior.outputs(model.scaled(x)) + spread[:, :, step]
+            action = model.cloned(x) + spread[:, :, step]
             action = (1 - mix) * action + mix * old[:, :, step]
             action = action.clamp(self._low, self._high)
             drawn.append(action)
@@ -406,6 +418,7 @@ def mbop(
     run = learn_outcomes(
         context,
         context.folder,
+        space=space,
         discount=discount,
         config=DynamicsConfig(
             num_members=num_members,
@@ -428,9 +441,22 @@ def mbop(
 
 
 def learn_outcomes(
-    context: MethodContext, folder: Path, *, discount: float, config: DynamicsConfig
+    context: MethodContext,
+    folder: Path,
+    *,
+    space: spaces.Box,
+    discount: float,
+    config: DynamicsConfig,
 ) -> OfflineRun:
-    """Train a model of the problem's data in a folder, or resume that."""
-    run = OfflineRun(config, context.dataset, folder, discount=discount)
+    """Train a model of the problem's data in a folder, or resume that.
+
+    Args:
+        context: The method's context.
+        folder: Where checkpoints are.
+        space: Of actions.
+        discount: Of the returns that the value predicts.
+        config: What is trained.
+    """
+    run = OfflineRun(config, context.dataset, folder, space=space, discount=discount)
     train_run(context, run, config.num_steps)
     return run
