@@ -185,6 +185,23 @@ def test_the_goal_is_the_environments_or_a_given_one() -> None:
         GoalDistance()(moving(path))
 
 
+@pytest.mark.parametrize("unit", [1.0, 0.01])
+def test_how_a_path_is_drawn_to_the_goal_does_not_depend_on_units(unit: float) -> None:
+    """Half a meter from the goal, and then at it, in meters or on a small table."""
+    guide = GoalDistance(pull=0.01 * unit, goal=(0.5 * unit, 0.0))
+    before = moving([[0.0, 0.0], [0.5 * unit, 0.0]])
+    distance = math.sqrt(0.5**2 + 0.1**2) - 0.1
+    assert guide(before).item() == pytest.approx(-0.01 * unit**2 * distance)
+    moved = climbed(guide, before).position[0, :, 0] / unit
+    assert moved.tolist() == pytest.approx([0.01 * 0.5 / (distance + 0.1), 0.5])
+
+
+def test_no_pull_at_the_goal_is_none() -> None:
+    path = moving([[3.0, 4.0]])
+    guide = GoalDistance(pull=0.0, goal=(3.0, 4.0))
+    assert torch.equal(climbed(guide, path).position, path.position)
+
+
 # --- how it moves -----------------------------------------------------------------
 
 

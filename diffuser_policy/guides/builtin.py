@@ -29,7 +29,7 @@ from diffuser_policy.settings import MisfitError, converted
 
 STILL = 1e-6  # length, in units of the columns, below which nothing has a direction
 ON_PATH = 1e-4  # share of a radius below which a path counts as through the center
-GOAL_SOFTENING = 0.1  # wide enough for steps of 0.1 to settle at the goal
+PULLS_TO_SETTLE = 10  # wide enough for steps of ten pulls to settle at the goal
 
 
 # --- where a trajectory goes ---------------------------------------------------------
@@ -230,10 +230,11 @@ class Waypoint(Guide):
 class GoalDistance(Guide):
     r"""Draws a whole path towards the goal: to be near it soon, and to stay.
 
-    $$J = -w \sum_t |p_t - g|$$
+    $$J = -w \sum_t \left(\sqrt{|p_t - g|^2 + (10 w)^2} - 10 w\right)$$
 
     It knows no walls: a strong pull draws plans through them. A gradient step of scale
-    1 on clean trajectories moves every position by w towards the goal.
+    1 on clean trajectories moves every position by w towards the goal, and by less
+    within some 10 w of it, so that positions settle there.
 
         make_guide("goal-distance")
         make_guide("goal-distance", goal=(4.5, 3.0), pull=0.05)
@@ -265,7 +266,8 @@ class GoalDistance(Guide):
                 "GoalDistance needs a goal, and this environment has none. Name one: "
                 "GoalDistance(goal=(3.0, 4.0), columns='position')."
             )
-        return -self.pull * lengths(path - goal, GOAL_SOFTENING).sum(dim=1)
+        softening = max(PULLS_TO_SETTLE * self.pull, STILL)
+        return -self.pull * lengths(path - goal, softening).sum(dim=1)
 
 
 # --- how it moves -------------------------------------------------------------------
