@@ -17,6 +17,7 @@ from unittest.mock import Mock
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.envs.registration import EnvSpec
 from tqdm import tqdm
 
 from diffuser_policy.checkpoint import read_planner, shipped_planners
@@ -285,6 +286,42 @@ def test_workers_have_one_thread_each_and_the_parent_keeps_its_own(
 
 
 # --- settings that cannot work ------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])  # for a single shard: no processes
+def test_an_environment_that_is_registered_anew_is_recorded_and_closed(
+    experts: CollectSettings, monkeypatch: pytest.MonkeyPatch, num_workers: int
+) -> None:
+    made: list[Still] = []
+
+    class Still(gym.Env[Any, Any]):
+        action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+
+        def __init__(self, *, place: float = 0.0, **_: Any) -> None:
+            self.observation_space = gym.spaces.Box(0, place, (1,), np.float32)
+            self.place, self.is_open = place, True
+            made.append(self)
+
+        def reset(
+            self, *, seed: int | None = None, options: Any = None
+        ) -> tuple[np.ndarray, dict[str, Any]]:
+            super().reset(seed=seed, options=options)
+            return np.full(1, self.place, np.float32), {}
+
+        def step(self, _: np.ndarray) -> tuple[np.ndarray, float, bool, bool, Any]:
+            return np.full(1, self.place, np.float32), 0.0, False, False, {}
+
+        def close(self) -> None:
+            self.is_open = False
+
+    for place in (1.0, 2.0):
+        spec = EnvSpec("Still-v0", Still, kwargs={"place": place}, max_episode_steps=1)
+        monkeypatch.setitem(gym.registry, spec.id, spec)
+        settings = replace(experts, env_id=spec.id, num_workers=num_workers)
+        recorded_options(settings, "Plain")
+        seen = load_flat("test/experts-v0").fields["observation"]
+        assert (seen == place).all()
+    assert not any(env.is_open for env in made)
 
 
 def test_an_existing_dataset_is_replaced_only_if_asked() -> None:

@@ -317,7 +317,7 @@ def collect(settings: CollectSettings, *, progress: bool = True) -> Path:
                 return folder
             check_is_new(dataset_id)
         shards.open(discard=settings.overwrite)
-        _record_missing(protocol, shards, settings.num_workers, progress=progress)
+        _record_missing(protocol, shards, env, settings.num_workers, progress=progress)
         indices = range(protocol.num_shards)
         outcome: dict[str, Any] = {}
         if isinstance(protocol, EpisodeProtocol):
@@ -557,6 +557,7 @@ def _run_protocol(
 def _record_missing(
     protocol: CollectionProtocol,
     shards: ShardFolder,
+    env: Env,
     num_workers: int | None,
     *,
     progress: bool,
@@ -564,10 +565,11 @@ def _record_missing(
     """Record the missing shards; one bar shows the progress of all."""
     missing = [i for i in range(protocol.num_shards) if not shards.has(i)]
     finished = protocol.total - sum(map(protocol.size, missing))
+    num_workers = min(num_workers or num_cores(), len(missing))
+    # Workers make environments of their own; alone, this process uses the caller's.
+    own = None if num_workers > 1 else env
     results = map_unordered(
-        partial(_record_shard, protocol, shards),
-        missing,
-        num_workers=num_workers or num_cores(),
+        partial(_record_shard, protocol, shards, own), missing, num_workers=num_workers
     )
     bar = tqdm(
         desc=f"Collecting {protocol.env_id}",
@@ -582,8 +584,11 @@ def _record_missing(
             bar.update(protocol.size(index))
 
 
-def _record_shard(protocol: CollectionProtocol, shards: ShardFolder, index: int) -> int:
-    env = _worker_env(protocol.env_id)
+def _record_shard(
+    protocol: CollectionProtocol, shards: ShardFolder, own: Env | None, index: int
+) -> int:
+    """Record a shard in an environment or, with none, in that of a worker process."""
+    env = _worker_env(protocol.env_id) if own is None else own
     episodes, failures = protocol.record(index, env)
     expert = protocol.demonstrator
     if checksum_of_code(expert) != shards.identity.get("code"):
@@ -600,5 +605,5 @@ def _record_shard(protocol: CollectionProtocol, shards: ShardFolder, index: int)
 
 @lru_cache(maxsize=1)
 def _worker_env(env_id: str) -> Env:
-    """Return this process's environment; making one takes longer than a short run."""
+    """Return a worker's environment; making one takes longer than a short run."""
     return make_env(env_id)
