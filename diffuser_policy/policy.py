@@ -31,6 +31,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,10 @@ from diffuser_policy.planning.state import STATE_DTYPES, PolicyState
 from diffuser_policy.settings import converted, from_json, seed_or_drawn, to_json
 from diffuser_policy.spaces import into_box
 from diffuser_policy.words import counted
+
+# Held while any policy draws random streams or gives some back. It takes microseconds,
+# and policies that hold locks of their own could not be copied.
+_DRAWING = threading.RLock()
 
 
 class DiffuserPolicy:
@@ -184,24 +189,44 @@ class DiffuserPolicy:
 
         After an error, the policy is as it was before the call.
         """
-        # Only rows without a state take random streams from the policy's. To put them
-        # back after others fail would take back what other threads took meanwhile.
-        drawn = self._unmoved_by_errors() if state is None else contextlib.nullcontext()
-        with drawn:
-            return self._predict(
-                observation, state, episode_start, deterministic=deterministic
-            )
-
-    def _predict(
-        self, observation: Any, state: Any, episode_start: Any, *, deterministic: bool
-    ) -> tuple[np.ndarray, PolicyState]:
-        """Return actions and the next state; see `predict`."""
         seen, goals, batch = self.spaces.read(observation)
         rows = planning_columns(self.featurizer, seen)
         if not self.executor.sees_environment:
             seen = rows
-        current = self._incoming(state, len(rows)).for_goals(goals)
-        forget = _flags(episode_start, len(rows))
+        known: contextlib.AbstractContextManager[PolicyState]
+        if state is None:
+            known = self._fresh_unless_failing(len(rows))
+        else:
+            known = contextlib.nullcontext(self._checked(state, len(rows)))
+        with known as current:
+            forget = _flags(episode_start, len(rows))
+            actions, following = self._followed(
+                current, rows, goals, seen, forget, deterministic=deterministic
+            )
+            inside = into_box(self.action_space, actions)
+            return inside.reshape((*batch, *self.action_space.shape)), following
+
+    def _followed(
+        self,
+        current: PolicyState,
+        rows: np.ndarray,
+        goals: np.ndarray | None,
+        seen: np.ndarray,
+        forget: np.ndarray,
+        *,
+        deterministic: bool,
+    ) -> tuple[np.ndarray, PolicyState]:
+        """Return actions `[n, action]` and the next state.
+
+        Args:
+            current: The state.
+            rows: `[n, columns]` planning columns.
+            goals: `[n, goal]`, or none.
+            seen: `[n, observation]` what the executor sees.
+            forget: `[n]` whether a row's episode just began.
+            deterministic: As in `predict`.
+        """
+        current = current.for_goals(goals)
         known = (current.lengths > 0) & ~forget
         before = np.where(known[:, None], current.previous, rows)
         if goals is not None:
@@ -224,9 +249,7 @@ class DiffuserPolicy:
                 f"(position_gain, velocity_gain, lookahead), or check the units of the "
                 f"observation."
             )
-        current = current._replace(previous=rows)
-        inside = into_box(self.action_space, actions)
-        return inside.reshape((*batch, *self.action_space.shape)), current
+        return actions, current._replace(previous=rows)
 
     @plain_arithmetic()
     def plan(
@@ -261,7 +284,7 @@ class DiffuserPolicy:
         if state is None:
             generators = [torch.Generator().manual_seed(self.seed) for _ in rows]
         else:
-            state = self._incoming(state, len(rows))
+            state = self._checked(state, len(rows))
             if state.lengths.any():
                 raise ObservationError(
                     "plan() makes a first plan, but state already has plans under "
@@ -325,7 +348,8 @@ class DiffuserPolicy:
             )
             state.planners[:] = self.planner.fingerprint
             if streams is None:
-                state.streams[:] = self._streams.integers(0, 2**63 - 1, count)
+                with _DRAWING:
+                    state.streams[:] = self._streams.integers(0, 2**63 - 1, count)
                 return state
         given = np.asarray(streams)
         if given.shape != (count,) or given.dtype.kind not in "iu":
@@ -494,14 +518,22 @@ class DiffuserPolicy:
         )
 
     @contextlib.contextmanager
-    def _unmoved_by_errors(self) -> Iterator[None]:
-        """Restore the random streams if the block fails."""
+    def _fresh_unless_failing(self, num_rows: int) -> Iterator[PolicyState]:
+        """Yield a fresh state; if the block fails, give its random streams back.
+
+        They stay taken if another thread took some meanwhile: it would get them again.
+        """
         source = self._streams.bit_generator
-        before = source.state
+        with _DRAWING:
+            before = source.state
+            fresh = self.initial_state(num_rows)
+            after = source.state
         try:
-            yield
+            yield fresh
         except BaseException:
-            source.state = before
+            with _DRAWING:
+                if source.state == after:
+                    source.state = before
             raise
 
     def _state_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -514,10 +546,12 @@ class DiffuserPolicy:
         shapes["previous"] = (layout.observation_dim,)
         return shapes
 
-    def _incoming(self, state: Any, num_rows: int) -> PolicyState:
-        """Return the state that was passed in, checked, or a fresh one."""
-        if state is None:
-            return self.initial_state(num_rows)
+    def _checked(self, state: Any, num_rows: int) -> PolicyState:
+        """Return the state that was passed in, if this policy can go on from it.
+
+        Raises:
+            ObservationError: It is none, or is of another policy.
+        """
         if not isinstance(state, tuple) or len(state) != len(PolicyState._fields):
             raise ObservationError(
                 f"state must be the one that predict returned last, or None; got "

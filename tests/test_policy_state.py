@@ -316,8 +316,9 @@ def test_failures_leave_the_random_streams_where_they_were(
         assert failing._streams.bit_generator.state == before
 
 
+@pytest.mark.parametrize("has_state", [True, False])
 def test_a_failure_takes_back_no_streams_that_others_took_meanwhile(
-    policy: DiffuserPolicy,
+    policy: DiffuserPolicy, *, has_state: bool
 ) -> None:
     """Another thread may begin an episode with the same policy."""
     taken: list[np.ndarray] = []
@@ -327,10 +328,10 @@ def test_a_failure_takes_back_no_streams_that_others_took_meanwhile(
         raise ZeroDivisionError(repr(trajectory))
 
     guided = policy.with_guide(failing)
-    state = guided.initial_state(2)
+    state = guided.initial_state(2) if has_state else None
     with pytest.raises(GuideError, match="ZeroDivisionError"):
         guided.predict(observe(2), state)
-    assert not np.isin(guided.initial_state(2).streams, taken).any()
+    assert not np.isin(guided.initial_state(4).streams, taken).any()
 
 
 def test_a_state_tells_in_a_line_how_long_and_how_old_plans_are() -> None:
