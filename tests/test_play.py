@@ -305,6 +305,33 @@ def test_another_seed_draws_everything_anew(session: Session) -> None:
     )
 
 
+def test_a_simulator_that_fails_leaves_a_message_and_the_last_start(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise RuntimeError("the simulator is unstable")
+
+    before, setup = planned(session), session.setup
+    with monkeypatch.context() as patch:
+        patch.setattr(type(session.env.unwrapped), "reset", failing)
+        for change in (session.restart, lambda: session.set_seed(3), session.run):
+            change()
+            frame = planned(session)
+            assert frame.messages == ("RuntimeError: the simulator is unstable",)
+            assert np.array_equal(frame.path, before.path)
+            assert session.setup == setup
+    session.run()
+    frame = planned(session)
+    assert frame.running
+    assert not frame.messages
+    with monkeypatch.context() as patch:
+        patch.setattr(type(session.env.unwrapped), "set_goal", failing)
+        session.move("goal", FREE)
+        frame = planned(session)
+        assert frame.messages == ("RuntimeError: the simulator is unstable",)
+        assert frame.stuck == ("goal",)
+
+
 def test_what_cannot_work_is_not_offered(session: Session) -> None:
     rankings = session.possible("ranking", ["critic", "time_to_goal", "first"])
     assert rankings == ["time_to_goal", "first"]

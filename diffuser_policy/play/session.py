@@ -285,12 +285,19 @@ class Session:
         self.restart()
 
     def set_seed(self, seed: int) -> None:
-        """Begin another episode: everything is drawn anew, the policy's noise too."""
+        """Begin another episode: everything is drawn anew, the policy's noise too.
+
+        Where the reset fails, the last start stays, with its seed.
+        """
+        before, options = self.seed, self.world.options()
         self.seed = int(seed)
-        self._bare.set_random_seed(self.seed)
-        self._rebuild()
         self.world.forget()
         self.restart()
+        if "reset" in self._messages:
+            self.seed = before
+            self.world.set_options(options)
+        self._bare.set_random_seed(self.seed)
+        self._rebuild()
 
     def choose(self, **settings: Any) -> None:
         """Change planning and execution settings; those of the planner are dropped."""
@@ -649,7 +656,7 @@ class Session:
         options = self.world.options() or None
         try:
             observation, _ = reset_env(self.env, seed=self.seed, options=options)
-        except (ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # of whoever wrote the environment
             self._messages["reset"] = _said(error)
             return getattr(self, "_observation", None)
         self._messages.pop("reset", None)
@@ -676,7 +683,7 @@ class Session:
         self._stuck = ()
         try:
             set_goal(np.asarray(goal, np.float64))
-        except ValueError as error:
+        except Exception as error:  # of whoever wrote the environment
             self._messages["reset"] = _said(error)
             self._stuck = ("goal",)
             return True
