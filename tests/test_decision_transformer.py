@@ -21,7 +21,7 @@ from diffuser_policy.benchmark.context import MethodContext
 from diffuser_policy.benchmark.methods import find_method
 from diffuser_policy.benchmark.problem import Problem
 from diffuser_policy.data.flat import FlatDataset
-from diffuser_policy.errors import ConfigError
+from diffuser_policy.errors import ConfigError, ObservationError
 from diffuser_policy.evaluation import evaluate
 from tests.baseline_helpers import line_data
 from tests.goal_point import FIXED_POINT, GOAL_POINT, NUM_STEPS, training_of
@@ -185,6 +185,11 @@ def test_a_single_observation_gives_a_single_action(
     again, _ = policy.predict({k: v[None] for k, v in observation.items()})
     np.testing.assert_array_equal(again, action[None])
     assert [len(part) for part in state] == [1] * 5
+    pair = {k: np.stack([v, v]) for k, v in observation.items()}
+    with pytest.raises(
+        ObservationError, match="state has 1 rows and the observation 2"
+    ):
+        policy.predict(pair, state)
 
 
 def test_what_it_is_asked_for_is_what_it_does(

@@ -26,7 +26,7 @@ from diffuser_policy.benchmark.context import MethodContext
 from diffuser_policy.benchmark.methods import find_method
 from diffuser_policy.benchmark.problem import Problem
 from diffuser_policy.data.flat import FlatDataset
-from diffuser_policy.errors import ConfigError, DatasetError
+from diffuser_policy.errors import ConfigError, DatasetError, ObservationError
 from diffuser_policy.evaluation import evaluate
 from tests.baseline_helpers import line_data
 from tests.goal_point import training_of
@@ -320,6 +320,14 @@ def test_results_do_not_depend_on_the_other_rows_of_a_batch(
     one, _ = policy.predict(rows[0])
     assert one.shape == (1,)
     assert policy.space.contains(one)
+
+
+def test_a_state_of_another_batch_is_refused(policy: Any) -> None:
+    _, state = policy.predict(np.zeros((2, 1), np.float32))
+    with pytest.raises(
+        ObservationError, match="state has 2 rows and the observation 3"
+    ):
+        policy.predict(np.zeros((3, 1), np.float32), state)
 
 
 def test_a_training_resumes_to_the_same_weights(

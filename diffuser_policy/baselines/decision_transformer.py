@@ -27,6 +27,7 @@ import torch
 from diffuser_policy.baselines.d3rlpy_methods import MODULES, NUM_STEPS, take_steps
 from diffuser_policy.baselines.dynamics import DynamicsConfig
 from diffuser_policy.baselines.mbop import learn_outcomes
+from diffuser_policy.baselines.shooting import check_rows
 from diffuser_policy.baselines.transitions import (
     Codec,
     SingleTask,
@@ -164,10 +165,14 @@ class TransformerPolicy:
 
         `episode_start` `[n]` says which environments begin an episode; `state`, as
         returned last, is not changed.
+
+        Raises:
+            ObservationError: A state of another number of environments.
         """
         rows = flat_observation(observation)
         batch = np.atleast_2d(rows)
         memory = self._fresh(len(batch)) if state is None else state
+        check_rows(memory[0], len(batch))
         memory = tuple(part.copy() for part in memory)
         if episode_start is not None:
             begins = np.broadcast_to(np.asarray(episode_start, np.bool_), len(batch))

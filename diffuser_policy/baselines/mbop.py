@@ -38,7 +38,7 @@ from diffuser_policy.baselines.dynamics import (
     moments,
 )
 from diffuser_policy.baselines.learning import train_run
-from diffuser_policy.baselines.shooting import ShootingState
+from diffuser_policy.baselines.shooting import ShootingState, check_rows
 from diffuser_policy.benchmark.context import MethodContext, flat_observation
 from diffuser_policy.benchmark.methods import register_method
 from diffuser_policy.benchmark.problem import Problem
@@ -279,10 +279,15 @@ class OfflinePlanner:
         episode_start: Any = None,
         deterministic: bool = False,  # noqa: ARG002 (searching is what it does)
     ) -> tuple[np.ndarray, ShootingState]:
-        """Return actions, and what to pass as `state` the next time."""
+        """Return actions, and what to pass as `state` the next time.
+
+        Raises:
+            ObservationError: A state of another number of environments.
+        """
         given = flat_observation(observation)
         rows = np.atleast_2d(given)
         state = self.initial_state(len(rows)) if state is None else state
+        check_rows(state.ages, len(rows))
         ages = state.ages.copy()
         if episode_start is not None:
             ages[np.broadcast_to(np.asarray(episode_start, np.bool_), len(rows))] = -1

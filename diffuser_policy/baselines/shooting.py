@@ -204,6 +204,23 @@ class ShootingState(NamedTuple):
         return ShootingState(*parts)
 
 
+def check_rows(held: np.ndarray, rows: int) -> None:
+    """Refuse a state of another number of environments.
+
+    Args:
+        held: A part of the state, one row per environment.
+        rows: Of the observation.
+
+    Raises:
+        ObservationError: It has not as many.
+    """
+    if len(held) != rows:
+        raise ObservationError(
+            f"state has {len(held)} rows and the observation {rows}; pass the state "
+            f"that the last call returned, or none."
+        )
+
+
 def check_search(
     spaces: SpaceSpec, *, horizon: int, hold: int, replan_interval: int | None
 ) -> int:
@@ -301,11 +318,7 @@ class ShootingPolicy:
         rows = len(observations)
         if state is None:
             state = self.initial_state(rows)
-        elif len(state.ages) != rows:
-            raise ObservationError(
-                f"state has {len(state.ages)} rows and the observation {rows}; pass "
-                f"the state that the last call returned, or none."
-            )
+        check_rows(state.ages, rows)
         plans, ages, _, num_plans = (part.copy() for part in state)
         if episode_start is not None:
             begun = np.broadcast_to(np.asarray(episode_start, np.bool_), rows)
