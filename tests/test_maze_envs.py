@@ -485,3 +485,10 @@ def test_a_copy_goes_on_where_the_original_is(copied: Any, wrapped: bool) -> Non
         np.testing.assert_equal(mine, theirs)
     assert first[-1][3]  # its steps are counted on
     np.testing.assert_equal(env.reset(), other.reset())
+
+
+def test_a_shallow_copy_draws_from_a_stream_of_its_own() -> None:
+    env = gymnasium.make("diffuser_envs/Multi2D-UMaze-v1").unwrapped
+    env.reset(seed=3)
+    other = copy.copy(env)
+    np.testing.assert_equal(env.reset(), other.reset())

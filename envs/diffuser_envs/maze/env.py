@@ -23,6 +23,7 @@ equal D4RL's; observations are PointMaze's goal dictionary in PointMaze's coordi
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
@@ -177,7 +178,7 @@ class Maze2DEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle):
         mujoco.mj_setState(self.model, self.data, state["simulated"], SIMULATED)
         self.set_goal(state["goal"])
         self.spec = state["spec"]
-        self._np_random, self._np_random_seed = state["random"]
+        self._np_random, self._np_random_seed = copy.deepcopy(state["random"])
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
