@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 import pickle
 import subprocess
 import sys
@@ -332,6 +333,25 @@ def test_a_guide_of_the_package_is_the_same_in_every_process(
     )
     _, state = made().predict(observe(), pickle.loads(done.stdout))  # noqa: S301
     assert state.num_plans.tolist() == [num_plans]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are never forked")
+def test_guides_that_are_made_after_a_fork_differ() -> None:
+    """Those that were made before it stay the same."""
+    script = (
+        "import os\n"
+        "from diffuser_policy.guides.identity import key_of\n"
+        "class Mine: ...\n"
+        "old = Mine()\n"
+        "key = key_of(old)\n"
+        "inlet, outlet = os.pipe()\n"
+        "if os.fork() == 0:\n"
+        "    os.write(outlet, f'{key_of(old)} {key_of(Mine())}'.encode())\n"
+        "    os._exit(0)\n"
+        "kept, new = map(int, os.read(inlet, 99).split())\n"
+        "assert kept == key and new != key_of(Mine())\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_values_of_guides_are_of_any_precision() -> None:

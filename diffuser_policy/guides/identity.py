@@ -15,6 +15,7 @@ import functools
 import hashlib
 import itertools
 import numbers
+import os
 import secrets
 import types
 import weakref
@@ -29,7 +30,7 @@ from diffuser_policy.plugins import address
 
 _PROCESS = secrets.token_hex(8)
 _COUNT = itertools.count()
-_NUMBERS: dict[int, tuple[weakref.ref[Any], int]] = {}  # by address
+_NUMBERS: dict[int, tuple[weakref.ref[Any], str]] = {}  # by address
 
 
 def key_of(*parts: Any) -> int:
@@ -58,18 +59,23 @@ def _told_apart(part: Any) -> Any:
     itself: Any = address(kind)
     # A sum, and a guide made of a function, are what their parts are.
     if kind not in (WeightedSum, FunctionGuide) and not is_offered(itself):
-        itself = _PROCESS, _number_of(kind), _number_by_equality(part)
+        itself = _number_of(kind), _number_by_equality(part)
     if not dataclasses.is_dataclass(part):
         return itself
     values = (getattr(part, field.name) for field in dataclasses.fields(part))
     return itself, *map(_told_apart, values)
 
 
-def _number_by_equality(part: Any) -> int:
+def _next_number() -> str:
+    """Return a number that no process gives out again, also none that was forked."""
+    return f"{_PROCESS}-{os.getpid()}-{next(_COUNT)}"
+
+
+def _number_by_equality(part: Any) -> str:
     """Return a number that equal parts share; one of its own if it is unique."""
     kind: Any = type(part)
     if getattr(getattr(kind, "__dataclass_params__", None), "eq", False):
-        return 0  # its fields, which are told apart themselves, are all it has
+        return ""  # its fields, which are told apart themselves, are all it has
     # Tensors compare by element, and have their addresses for hashes.
     if kind.__eq__ is object.__eq__ or isinstance(part, Tensor):
         return _number_of(part)
@@ -79,12 +85,12 @@ def _number_by_equality(part: Any) -> int:
         return _number_of(part)
 
 
-def _number_of(part: Any) -> int:
+def _number_of(part: Any) -> str:
     """Return a number that no other object gets, even a later one at its address."""
     known = _NUMBERS.get(id(part))
     if known is None or known[0]() is not part:
         try:
-            known = weakref.ref(part), next(_COUNT)
+            known = weakref.ref(part), _next_number()
         except TypeError:  # it takes none, as with `__slots__`
             return _number_of_kept(_Itself(part))
         _NUMBERS[id(part)] = known
@@ -105,6 +111,6 @@ class _Itself:
 
 
 @functools.lru_cache(maxsize=128)
-def _number_of_kept(part: Hashable) -> int:  # noqa: ARG001
+def _number_of_kept(part: Hashable) -> str:  # noqa: ARG001
     """Return a number that equal parts share; they are kept, with their addresses."""
-    return next(_COUNT)
+    return _next_number()
