@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import operator
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,7 @@ from diffuser_policy.walls import Walls
 PACKAGE = "ogbench"
 # Environments that draw from NumPy's global generator in `step` too, by their ids.
 DRAWING = ("teleport", "powderworld")
+_REPLACING = threading.RLock()  # held while an environment has the global generator
 TASKS, PLACES = ("task_id", "task_info"), ("start", "goal")  # options of `reset`
 EXCLUSIVE = (
     ("task_id", "task_info", "each of them is a whole task"),
@@ -244,14 +246,19 @@ class OGBenchEnv(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArg
 
     @contextlib.contextmanager
     def _own_generator(self) -> Iterator[None]:
-        """Replace NumPy's global generator by this environment's."""
-        users = np.random.get_state(legacy=False)  # noqa: NPY002
-        np.random.set_state(self._generator.get_state(legacy=False))  # noqa: NPY002
-        try:
-            yield
-        finally:
-            self._generator.set_state(np.random.get_state(legacy=False))  # noqa: NPY002
-            np.random.set_state(users)  # noqa: NPY002
+        """Replace NumPy's global generator by this environment's.
+
+        Other threads wait: they would take its state for the user's, and put it back.
+        """
+        with _REPLACING:
+            users = np.random.get_state(legacy=False)  # noqa: NPY002
+            np.random.set_state(self._generator.get_state(legacy=False))  # noqa: NPY002
+            try:
+                yield
+            finally:
+                drawn = np.random.get_state(legacy=False)  # noqa: NPY002
+                self._generator.set_state(drawn)
+                np.random.set_state(users)  # noqa: NPY002
 
 
 def _at_goal(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -231,6 +232,37 @@ def test_the_users_generator_stays_where_it_was() -> None:
     env.step(np.zeros(2, np.float32))
     np.testing.assert_array_equal(np.random.uniform(size=3), expected)  # noqa: NPY002
     env.close()
+
+
+def test_the_users_generator_survives_resets_in_two_threads(
+    maze: Env, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other environment begins while this one does, and ends after it."""
+    other = make_env(MAZE)
+    thread = threading.Thread(target=other.reset, kwargs={"seed": 1})
+    begun, ended = threading.Event(), threading.Event()
+    resets = maze.unwrapped.reset, other.unwrapped.reset
+
+    def first(*, seed: int | None = None, options: Any = None) -> Any:
+        thread.start()
+        begun.wait(0.5)
+        return resets[0](seed=seed, options=options)
+
+    def second(*, seed: int | None = None, options: Any = None) -> Any:
+        begun.set()
+        ended.wait(30.0)
+        return resets[1](seed=seed, options=options)
+
+    monkeypatch.setattr(maze.unwrapped, "reset", first)
+    monkeypatch.setattr(other.unwrapped, "reset", second)
+    np.random.seed(5)  # noqa: NPY002
+    expected = np.random.uniform(size=3)  # noqa: NPY002
+    np.random.seed(5)  # noqa: NPY002
+    maze.reset(seed=0)
+    ended.set()
+    thread.join()
+    np.testing.assert_array_equal(np.random.uniform(size=3), expected)  # noqa: NPY002
+    other.close()
 
 
 def test_no_file_is_left_behind(
