@@ -254,9 +254,11 @@ def test_data_that_do_not_fit_are_refused_before_anything_runs(
         "action_low": [-1.0],
         "action_high": [1.0],
     }
-    flat = FlatDataset(flat.fields, flat.run_starts, {**flat.metadata, **told})
+    actions = flat.fields["action"].copy()
     if case == "outside":
-        flat.fields["action"][70] = 1.5
+        actions[70] = 1.5
+    fields = {**flat.fields, "action": actions}
+    flat = FlatDataset(fields, flat.run_starts, {**flat.metadata, **told})
     runner = "diffuser_policy.benchmark.runner"
     monkeypatch.setattr(f"{runner}.load_flat", lambda *_, **__: flat)
     monkeypatch.setattr(f"{runner}.local_dataset_ids", lambda: ["test/line-v0"])

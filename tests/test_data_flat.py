@@ -208,12 +208,17 @@ def test_saving_and_loading_changes_nothing(tmp_path: Path) -> None:
         assert type(loaded.fields[name]) is np.ndarray
 
 
-def test_loaded_arrays_are_read_only(tmp_path: Path) -> None:
-    """They are mapped from files that other processes read."""
-    loaded = FlatDataset.load(make_dataset().save(tmp_path / "data"))
-    for array in loaded.fields.values():
-        with pytest.raises(ValueError, match="read-only"):
-            array[:] = 0
+def test_arrays_are_read_only(tmp_path: Path) -> None:
+    """Checksums are computed once, and other processes read the mapped files."""
+    fields, starts = make_fields(), np.array([0, 10])
+    made = FlatDataset(fields, starts)
+    loaded = FlatDataset.load(made.save(tmp_path / "data"))
+    for dataset in (made, loaded):
+        for array in (*dataset.fields.values(), made.run_starts):
+            with pytest.raises(ValueError, match="read-only"):
+                array[:] = 0
+    for array in (*fields.values(), starts):
+        assert array.flags.writeable
 
 
 def test_saving_again_replaces_the_dataset(tmp_path: Path) -> None:

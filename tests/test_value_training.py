@@ -135,8 +135,9 @@ def test_returns_that_overflow_are_refused() -> None:
     rewards[0] = 0.0
     with pytest.raises(DatasetError, match=r"overflow with discount 1\."):
         returns_to_go(with_rewards(rewards), 1.0)
-    flat = with_rewards(np.arange(30.0))
-    flat.fields["reward"][7] = np.nan  # later than it was checked
+    rewards = np.arange(30, dtype=np.float32)
+    flat = with_rewards(rewards)
+    rewards[7] = np.nan  # later than it was checked
     with pytest.raises(DatasetError, match="reward is not finite in 1 of 30"):
         returns_to_go(flat, 1.0)
 

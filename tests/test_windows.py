@@ -27,8 +27,13 @@ LAYOUT = TrajectoryLayout(action_dim=1, observation_dim=3, aliases={"goal": (0, 
 RUN, TIME, ROW = 1, 2, 3  # trajectory columns; 0 is the action
 
 
-def numbered(lengths: list[int], *, goals: bool = False) -> FlatDataset:
-    """Return runs whose observations say where they are: run, time in it, row."""
+def numbered(
+    lengths: list[int], *, goals: bool = False, rewards: list[float] | None = None
+) -> FlatDataset:
+    """Return runs whose observations say where they are: run, time in it, row.
+
+    All steps of a run have the same reward, by default 0.
+    """
     num_rows = sum(lengths)
     rows = np.arange(num_rows)
     run = np.repeat(np.arange(len(lengths)), lengths)
@@ -37,7 +42,7 @@ def numbered(lengths: list[int], *, goals: bool = False) -> FlatDataset:
     fields = {
         "observation": observation,
         "action": 100.0 + rows[:, None],
-        "reward": np.zeros(num_rows),
+        "reward": np.repeat(rewards or [0.0] * len(lengths), lengths),
         "terminated": np.zeros(num_rows, np.bool_),
     }
     if goals:
@@ -321,8 +326,7 @@ def test_planning_columns_are_worked_out_for_the_rows_that_are_read(
 
 
 def test_windows_of_the_best_share_are_of_the_runs_with_the_highest_returns() -> None:
-    flat = numbered([5, 3, 6, 4])
-    flat.fields["reward"][:] = np.repeat([0.0, 4.0, 1.0, 1.0], [5, 3, 6, 4])
+    flat = numbered([5, 3, 6, 4], rewards=[0.0, 4.0, 1.0, 1.0])
     both = WindowDataset(
         flat, layout=LAYOUT, normalizer=IdentityNormalizer.blank(4), best_share=0.5
     )
@@ -336,9 +340,7 @@ def test_windows_of_the_best_share_are_of_the_runs_with_the_highest_returns() ->
 
 def test_errors_speak_of_the_runs_that_windows_are_cut_from() -> None:
     """The run that earned nothing is longer, and is left out."""
-    short, single = numbered([9, 3]), numbered([9, 1])
-    for flat in (short, single):
-        flat.fields["reward"][9:] = 1.0
+    short, single = (numbered([9, last], rewards=[0.0, 1.0]) for last in (3, 1))
     best: Any = {"layout": LAYOUT, "normalizer": IdentityNormalizer.blank(4)}
     best["best_share"] = 0.5
     with pytest.raises(

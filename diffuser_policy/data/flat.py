@@ -132,6 +132,9 @@ def run_returns(rewards: np.ndarray, run_starts: np.ndarray) -> np.ndarray:
 class FlatDataset:
     """Observations, actions and rewards of many runs, one row per environment step.
 
+    Its arrays are read-only. Those that are given in the right type are not copied, as
+    data may be larger than memory: leave them as they are, or make a dataset of copies.
+
     Attributes:
         fields: Name → array. `observation` `[N, O]`, `action` `[N, A]` and `reward`
             `[N]` in float32, `terminated` `[N]` in bool; with goals also
@@ -159,9 +162,11 @@ class FlatDataset:
                 f"{', '.join(missing)} missing, got {', '.join(self.fields) or 'none'}."
             )
         arrays = {
-            name: as_flags(name, array)
-            if name in FLAGS
-            else _as_array(name, array, np.float32)
+            name: _read_only(
+                as_flags(name, array)
+                if name in FLAGS
+                else _as_array(name, array, np.float32)
+            )
             for name, array in self.fields.items()
         }
         object.__setattr__(self, "fields", arrays)
@@ -212,7 +217,7 @@ class FlatDataset:
                 f"({self.num_rows:,}) in whole numbers, without an empty run; got "
                 f"{self.run_starts!r}."
             )
-        starts = _as_array("run_starts", self.run_starts, np.int64)
+        starts = _read_only(_as_array("run_starts", self.run_starts, np.int64))
         object.__setattr__(self, "run_starts", starts)
         for name, array in arrays.items():
             check_finite(f"{self.metadata.get('dataset_id', 'dataset')}: {name}", array)
@@ -525,6 +530,13 @@ def _as_array(name: str, values: Any, dtype: Any) -> np.ndarray:
         f"{given.dtype}. Convert it first: text to floats, times to seconds, a complex "
         f"number to its two parts."
     )
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    """Return a view that cannot be written to: checksums are computed only once."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def as_flags(name: str, values: Any) -> np.ndarray:
