@@ -416,6 +416,17 @@ def test_settings_that_go_with_a_guide_come_and_go_with_it(session: Session) -> 
     assert session.policy.guide is None
 
 
+def test_settings_that_a_guide_made_possible_go_with_it(session: Session) -> None:
+    """Else nothing could be planned without it, and it would go on to steer."""
+    session.add_guide("keep-out")
+    session.choose(tempo=0.7, ranking_tolerance=0.3, num_candidates=4)
+    assert not planned(session).messages
+    session.remove_guide(0)
+    assert not planned(session).messages
+    assert session.policy.guide is None
+    assert session.settings == {"num_candidates": 4}
+
+
 def opened_with(policy: DiffuserPolicy, settings: dict[str, Any]) -> Session:
     """Return the session of a page that was opened with settings of planning."""
     return Session(
@@ -439,6 +450,27 @@ def test_settings_that_were_given_stay_when_the_last_guide_goes(
     assert opened.setup.settings == given
     assert opened.policy.config.execution.executor == chosen
     assert_copies_plan_the_same(opened)
+    opened.close()
+
+
+@pytest.mark.parametrize(
+    ("given", "added"),
+    [
+        ({"lookahead": 2.0}, {"ranking": "guide"}),
+        ({"position_gain": 5.0}, {"ranking": "guide"}),
+        ({"satisficing": True}, {"executor": "path"}),
+    ],
+)
+def test_a_first_guide_sets_only_what_fits_the_settings_of_now(
+    policy: DiffuserPolicy, given: dict[str, Any], added: dict[str, Any]
+) -> None:
+    opened = opened_with(policy, given)
+    opened.add_guide("keep-out")
+    assert opened.settings == {**given, **added}
+    assert not planned(opened).messages
+    assert opened.policy.guide is not None
+    opened.remove_guide(0)
+    assert opened.settings == given
     opened.close()
 
 

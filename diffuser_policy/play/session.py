@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -332,7 +332,8 @@ class Session:
         if not self.guides:
             # Settings that usually go with guides (docs/guides/use.md), unless changed.
             for key, value in self._suited().items():
-                self.settings.setdefault(key, value)
+                if key not in self.settings and self._works(**{key: value}):
+                    self.settings[key] = value
         self.guides.append(SavedPart(guide=name, parameters=given))
         self._rebuild()
         return len(self.guides) - 1
@@ -404,6 +405,7 @@ class Session:
                     del self.settings[key]
                     if key in self._given:
                         self.settings[key] = self._given[key]
+                    self._drop_idle(key)
         self._rebuild()
 
     def is_point(self, value: Any) -> bool:
@@ -529,9 +531,7 @@ class Session:
             name: Of a planning or execution setting.
             values: To try.
         """
-        guide = as_guide(lambda trajectory: trajectory.normalized[:, 0, 0])
-        guided: Callable[..., DiffuserPolicy] = partial(self._steered, guide)
-        ways = guided, self._bare.with_settings
+        ways = self._guided, self._bare.with_settings
         # Settings that need one of the values now may change before another is chosen.
         others = {
             key: value
@@ -691,8 +691,27 @@ class Session:
         run.over, run.tally.time_to_goal = False, None
         return True
 
+    def _guided(self, **settings: Any) -> DiffuserPolicy:
+        """Return a policy that some guide steers, whichever it is."""
+        guide = as_guide(lambda trajectory: trajectory.normalized[:, 0, 0])
+        return self._steered(guide, **settings)
+
+    def _works(self, **settings: Any) -> bool:
+        """Return whether settings fit those of now, if a guide steers."""
+        with contextlib.suppress(DiffuserPolicyError):
+            self._guided(**{**self.settings, **settings})
+            return True
+        return False
+
+    def _drop_idle(self, name: str) -> None:
+        """Drop the settings that need another value of a setting than it has now."""
+        value = {**self.usual, **self.settings}[name]
+        for key in list(self.settings):
+            if value not in dict(_needs(key)).get(name, (value,)):
+                del self.settings[key]
+
     def _suited(self) -> dict[str, Any]:
-        """Return the settings that usually go with a guide, where they work."""
+        """Return the settings that usually go with a guide."""
         suited: dict[str, Any] = {"ranking": "guide"}
         if (
             self.usual["seconds_per_step"]
