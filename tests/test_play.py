@@ -332,6 +332,16 @@ def test_a_simulator_that_fails_leaves_a_message_and_the_last_start(
         assert frame.stuck == ("goal",)
 
 
+@pytest.mark.parametrize("seed", [10**19, -1])
+def test_a_seed_that_is_refused_changes_nothing(session: Session, seed: int) -> None:
+    before = planned(session).path
+    with pytest.raises(ConfigError, match="seed"):
+        session.set_seed(seed)
+    assert session.setup.seed == 0
+    session.restart()
+    assert np.array_equal(planned(session).path, before)
+
+
 def test_what_cannot_work_is_not_offered(session: Session) -> None:
     rankings = session.possible("ranking", ["critic", "time_to_goal", "first"])
     assert rankings == ["time_to_goal", "first"]

@@ -288,15 +288,22 @@ class Session:
         """Begin another episode: everything is drawn anew, the policy's noise too.
 
         Where the reset fails, the last start stays, with its seed.
+
+        Args:
+            seed: A whole number from 0 to 2**63 - 1.
+
+        Raises:
+            ConfigError: A seed of another kind, which changes nothing.
         """
         before, options = self.seed, self.world.options()
+        self._bare.set_random_seed(int(seed))  # refuses some
         self.seed = int(seed)
         self.world.forget()
         self.restart()
         if "reset" in self._messages:
             self.seed = before
             self.world.set_options(options)
-        self._bare.set_random_seed(self.seed)
+            self._bare.set_random_seed(before)
         self._rebuild()
 
     def choose(self, **settings: Any) -> None:
