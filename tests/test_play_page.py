@@ -32,7 +32,7 @@ from diffuser_policy.guides.registry import GUIDES, register_guide
 from diffuser_policy.guides.trajectory import Trajectory
 from diffuser_policy.interrupts import hear_interrupts
 from diffuser_policy.play.page import Page, _check_host
-from diffuser_policy.play.panel import SLIDERS
+from diffuser_policy.play.panel import PLOTS_PER_SECOND, SLIDERS
 from diffuser_policy.play.session import Frame, Session
 from diffuser_policy.play.sharing import as_command
 from diffuser_policy.play.worlds import BodyWorld, World
@@ -271,6 +271,42 @@ def test_plots_are_of_the_last_plan_however_soon_it_came(
     page.worker.post("goal", page.session.move, "goal", (0.5, 1.0, 0.0))
     until(lambda: np.allclose(shown(page).path[-1, :2], [0.5, 1.0], atol=1e-3))
     until(lambda: np.array_equal(plot.data[1], shown(page).path[:, lines[0]]))
+
+
+@pytest.mark.enable_socket
+@pytest.mark.parametrize("running", [False, True])
+def test_a_change_that_fails_is_shown_and_taken_back_until_the_next_one(
+    serve: Callable[..., Page], running: bool
+) -> None:
+    page = serve(maze_session())
+    panel, session = page.panel, page.session
+    until(lambda: "waypoint" in panel._guide_menu.options)  # nothing is under way
+    if running:
+        panel._post("run", session.run)
+    panel._seed.value = 10**19  # as a browser sets it
+    panel._post("seed", session.set_seed, panel._seed.value)
+    until(lambda: "seed" in panel._warning.content)
+    time.sleep(3 / PLOTS_PER_SECOND)  # it is drawn again
+    assert "seed" in panel._warning.content
+    assert panel._seed.value == 0
+    panel._post("run", session.pause)
+    until(lambda: not panel._warning.content)
+
+
+@pytest.mark.enable_socket
+def test_a_choice_that_fails_is_taken_back(
+    serve: Callable[..., Page], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(World, "choices", lambda _: {"task": (("near", "far"), "near")})
+    monkeypatch.setattr(World, "choose", lambda *_: "no-such/Env-v0")
+    page = serve(toy_session("Pendulum-v1"))
+    panel, session = page.panel, page.session
+    menu = panel._choices["task"]
+    menu.value = "far"  # as a browser sets it
+    panel._post("task", panel._choose_world, "task", "far")
+    until(lambda: "no-such" in panel._warning.content)
+    assert menu.value == "near"
+    assert session.env_id == "Pendulum-v1"
 
 
 @pytest.mark.enable_socket

@@ -15,6 +15,7 @@ import os
 import queue
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
 from diffuser_policy.envs import check_ends
@@ -64,11 +65,12 @@ class Page:
         self.session = session
         self.frame: Frame | None = None
         self._complaints: list[str] = []
+        self._said = False  # whether all of them have been shown
         self._clock: float | None = None
         self.worker = Worker(self._advance, self._complain)
         try:
-            self.view = SceneView(self.server, session, self.worker.post)
-            self.panel = Panel(self.server, session, self.worker.post)
+            self.view = SceneView(self.server, session, self._post)
+            self.panel = Panel(self.server, session, self._post)
         except BaseException:
             self.close()
             raise
@@ -134,7 +136,7 @@ class Page:
         session = self.session
         if session.world is not self.view.world:  # another environment was chosen
             self.server.scene.reset()
-            self.view = SceneView(self.server, session, self.worker.post)
+            self.view = SceneView(self.server, session, self._post)
         now = time.perf_counter()
         if not session.going:
             self._clock = None
@@ -152,15 +154,26 @@ class Page:
         # At least a moment: changes that wait are made between two frames.
         return max(next_frame - time.perf_counter(), 0.001)
 
+    def _post(self, name: str, change: Callable[..., object], *arguments: Any) -> None:
+        """Leave a change with the worker."""
+        self.worker.post(name, self._change, change, *arguments)
+
+    def _change(self, change: Callable[..., object], *arguments: Any) -> None:
+        """Make a change; what is said of those before it is no longer news."""
+        if self._said:
+            self._complaints.clear()
+        change(*arguments)
+
     def _complain(self, error: Exception) -> None:
         self._complaints.append(str(error) or type(error).__name__)
+        self._said = False
 
     def _show(self) -> None:
         self.frame = self.session.frame()
         with self.server.atomic():
             self.panel.draw(self.frame, self._complaints)
             self.view.draw(self.frame, at=self.panel.chain_step)
-        self._complaints.clear()
+        self._said = True
 
 
 def _free_port(host: str, port: int) -> int:

@@ -56,6 +56,7 @@ HINTS = {
     "tempo": "Executor “path”: planned env steps per env step, at most.",
 }
 WAIT, LOOKS, NO_GUIDE = "…", "trying guides …", "no guide works here"
+MOST_SEED = 2**53 - 1  # browsers round larger numbers
 OFF_AT_ZERO = ("replan_interval", "warm_start")
 COPY = (
     "navigator.clipboard.writeText(this.nextElementSibling.innerText);"
@@ -79,6 +80,7 @@ class Panel:
         self._fields: dict[tuple[int, str], Any] = {}
         self._folders: list[Any] = []
         self._menus: dict[str, Any] = {}
+        self._choices: dict[str, Any] = {}
         self._plots: dict[str, tuple[Any, list[int]]] = {}
         self._plotted = 0.0
         self.plots_wait: float | None = None  # seconds until they may be drawn
@@ -152,6 +154,12 @@ class Panel:
         settings = {**self.session.usual, **self.session.settings}
         for name, menu in self._menus.items():
             _write(menu, "value", str(settings[name]))
+        choices = self.session.world.choices()
+        for name, menu in self._choices.items():
+            if name in choices:
+                _write(menu, "value", choices[name][1])
+        if complaints:  # else a seed may be half typed
+            _write(self._seed, "value", self.session.seed)
         for (number, name), field in self._fields.items():
             if number < len(self.session.guides):
                 value = self.session.guides[number].parameters.get(name)
@@ -224,16 +232,19 @@ class Panel:
 
     def _add_choices(self, gui: Any) -> None:
         session = self.session
-        seed = gui.add_number(
+        self._seed = gui.add_number(
             "seed",
             session.seed,
             min=0,
+            max=max(session.seed, MOST_SEED),
             step=1,
             hint="Draw another start, goal and noise, and forget what you dragged.",
         )
-        self._on_update(seed, partial(self._post, "seed", session.set_seed))
+        self._on_update(self._seed, partial(self._post, "seed", session.set_seed))
         for name, (values, present) in session.world.choices().items():
-            menu = gui.add_dropdown(name, list(values), initial_value=present)
+            self._choices[name] = menu = gui.add_dropdown(
+                name, list(values), initial_value=present
+            )
             self._on_update(menu, partial(self._post, name, self._choose_world, name))
 
     def _add_settings(self, gui: Any) -> None:
