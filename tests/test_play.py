@@ -140,6 +140,20 @@ def test_a_handle_in_a_wall_is_to_blame_until_it_leaves(session: Session) -> Non
     assert session.frame().stuck == ()
 
 
+@pytest.mark.parametrize(("first", "last"), [("goal", "start"), ("start", "goal")])
+@pytest.mark.parametrize("freed", ["start", "goal"])
+def test_of_two_handles_in_walls_the_one_that_leaves_is_no_longer_to_blame(
+    session: Session, first: str, last: str, freed: str
+) -> None:
+    session.move(first, WALL)
+    session.move(last, WALL)
+    session.move(freed, FREE)
+    other = "start" if freed == "goal" else "goal"
+    assert session.frame().stuck == (other,)
+    session.move(other, (1.0, 1.0, 0.0))
+    assert session.frame().stuck == ()
+
+
 def test_where_nothing_can_be_planned_nothing_runs(session: Session) -> None:
     session.move("goal", WALL)
     session.run()
@@ -634,6 +648,19 @@ def test_a_guide_without_a_weight_does_not_steer_what_is_shared(
     assert "speed-limit" in program
     assert "keep-out" not in program
     session.change_guide(1, {}, weight=0.0)
+    assert_copies_plan_the_same(session)
+
+
+def test_a_guide_that_fails_does_not_steer_what_is_shared(session: Session) -> None:
+    set_up(session)
+    session.change_guide(0, {"columns": "nowhere"})
+    assert len(planned(session).messages) == 1
+    program = as_python(session.setup)
+    assert "speed-limit" in program
+    assert "keep-out" not in program
+    assert_copies_plan_the_same(session)
+    session.change_guide(1, {"columns": "nowhere"})
+    assert len(planned(session).messages) == 2
     assert_copies_plan_the_same(session)
 
 

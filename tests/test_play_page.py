@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import errno
@@ -33,9 +34,10 @@ from diffuser_policy.guides.trajectory import Trajectory
 from diffuser_policy.interrupts import hear_interrupts
 from diffuser_policy.play.page import Page, _check_host
 from diffuser_policy.play.panel import PLOTS_PER_SECOND, SLIDERS
+from diffuser_policy.play.scene import WIDTH
 from diffuser_policy.play.session import Frame, Session
 from diffuser_policy.play.sharing import as_command
-from diffuser_policy.play.worlds import BodyWorld, World
+from diffuser_policy.play.worlds import BodyWorld, MazeWorld, World
 from diffuser_policy.testing.toys import toy_config, toy_policy
 
 pytest.importorskip("viser", reason="needs the extra 'play'")
@@ -307,6 +309,28 @@ def test_a_choice_that_fails_is_taken_back(
     until(lambda: "no-such" in panel._warning.content)
     assert menu.value == "near"
     assert session.env_id == "Pendulum-v1"
+
+
+@pytest.mark.enable_socket
+def test_another_environment_is_described_and_fills_the_windows_that_are_open(
+    serve: Callable[..., Page], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = serve(maze_session())
+    session, callbacks = page.session, len(page.server._client_connect_cb)
+    window = Mock(client_id=7)
+    window.camera.aspect = 0.5  # narrow
+    asyncio.run(page._connected(window))
+    [resized] = window.camera.on_update.call_args.args
+    monkeypatch.setattr(MazeWorld, "camera", lambda _: ((0, 0, 10), (0, 0, 2)))
+    monkeypatch.setattr(MazeWorld, "legend", lambda _: "Another maze.")
+    old = page.view
+    page.worker.post("enter", session._enter, UMAZE)
+    until(
+        lambda: page.view is not old and page.panel._legend.content == "*Another maze.*"
+    )
+    asyncio.run(resized(window.camera))
+    assert tuple(window.camera.position) == pytest.approx((0, 0, 2 + 8 * WIDTH / 0.5))
+    assert len(page.server._client_connect_cb) == callbacks
 
 
 @pytest.mark.enable_socket

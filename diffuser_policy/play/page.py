@@ -71,6 +71,7 @@ class Page:
         try:
             self.view = SceneView(self.server, session, self._post)
             self.panel = Panel(self.server, session, self._post)
+            self.server.on_client_connect(self._connected)
         except BaseException:
             self.close()
             raise
@@ -137,6 +138,8 @@ class Page:
         if session.world is not self.view.world:  # another environment was chosen
             self.server.scene.reset()
             self.view = SceneView(self.server, session, self._post)
+            for client in self.server.get_clients().values():
+                self.view.fit(client)
         now = time.perf_counter()
         if not session.going:
             self._clock = None
@@ -153,6 +156,15 @@ class Page:
         self._show()
         # At least a moment: changes that wait are made between two frames.
         return max(next_frame - time.perf_counter(), 0.001)
+
+    async def _connected(self, client: Any) -> None:
+        """Fit what is seen into a new window, and again when its size changes."""
+
+        async def resized(_: Any) -> None:
+            self.view.fit(client)
+
+        client.camera.on_update(resized)
+        self.view.fit(client)
 
     def _post(self, name: str, change: Callable[..., object], *arguments: Any) -> None:
         """Leave a change with the worker."""

@@ -97,7 +97,7 @@ class Panel:
         gui.main_panel.dock_right()
         self._warning = gui.add_markdown("", visible=False)
         self._status = gui.add_markdown("Planning …")
-        gui.add_markdown(f"*{session.world.legend()}*")
+        self._legend = gui.add_markdown("")
         run = gui.add_button_group(
             "run",
             ("Run", "Pause", "Step", "Reset"),
@@ -151,6 +151,8 @@ class Panel:
         said = [*errors, *frame.remarks]
         _write(self._warning, "content", "\n\n".join(f"> ⚠ {each}" for each in said))
         _write(self._warning, "visible", bool(said))
+        legend = self.session.world.legend().strip()
+        _write(self._legend, "content", f"*{legend}*" if legend else "")
         settings = {**self.session.usual, **self.session.settings}
         for name, menu in self._menus.items():
             _write(menu, "value", str(settings[name]))

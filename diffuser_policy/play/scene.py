@@ -55,9 +55,10 @@ class SceneView:
         self._post = post
         self._nodes: dict[str, Any] = {}
         self._keys: dict[str, Any] = {}
-        server.on_client_connect(self._fit)
+        self._far: dict[int, float] = {}  # how far away each window looks from
+        self._eye, self._target = (np.array(place) for place in self.world.camera())
         camera = server.initial_camera
-        camera.position, camera.look_at = self.world.camera()
+        camera.position, camera.look_at = self._eye, self._target
         camera.up = (0.0, 0.0, 1.0)
         self.scene.set_up_direction("+z")
         self.scene.configure_default_lights(enabled=True, cast_shadow=False)
@@ -75,21 +76,18 @@ class SceneView:
         for name in self.meshes:
             self._mesh_node(f"/things/{name}", name)
 
-    async def _fit(self, client: Any) -> None:
-        """Look from further away in a window that is narrow, or becomes so."""
-        eye, target = (np.array(place) for place in self.world.camera())
-        last = 0.0
+    def fit(self, client: Any) -> None:
+        """Look from further away in a window that is narrow, or becomes so.
 
-        async def resized(camera: Any) -> None:
-            nonlocal last
-            far = max(WIDTH / max(camera.aspect, 0.1), 1.0)
-            if abs(far - last) > 0.02 * last:
-                last = far
-                camera.position = target + far * (eye - target)
-                camera.look_at = target
-
-        client.camera.on_update(resized)
-        await resized(client.camera)
+        Args:
+            client: viser's, of the window.
+        """
+        camera, last = client.camera, self._far.get(client.client_id, 0.0)
+        far = max(WIDTH / max(camera.aspect, 0.1), 1.0)
+        if abs(far - last) > 0.02 * last:
+            self._far[client.client_id] = far
+            camera.position = self._target + far * (self._eye - self._target)
+            camera.look_at = self._target
 
     def draw(self, frame: Frame, *, at: int) -> None:
         """Draw a frame over the last one.

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -66,6 +67,7 @@ class Setup:
         guides: What plans are steered by.
         settings: Planning and execution settings that differ from the planner's own.
         unguided: Whether the planner's own guide was removed.
+        left_out: Numbers of the guides that do not steer, since they fail.
     """
 
     planner: str
@@ -75,6 +77,7 @@ class Setup:
     guides: tuple[SavedPart, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     unguided: bool = False
+    left_out: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -232,6 +235,7 @@ class Session:
             guides=tuple(self.guides),
             settings=settings,
             unguided=unguided,
+            left_out=frozenset(self._failing),
         )
 
     @property
@@ -269,8 +273,8 @@ class Session:
         if name == "goal" and self._move_goal():
             return
         self.restart()
-        if "reset" in self._messages and not failed:  # else others are to blame
-            self._stuck = (name,)
+        if "reset" in self._messages:
+            self._blame(name, failed)
 
     def choose_world(self, name: str, value: str) -> None:
         """Set one of the world's choices, such as the task.
@@ -669,6 +673,21 @@ class Session:
         self._messages.pop("reset", None)
         self._stuck = ()
         return observation
+
+    def _blame(self, name: str, failed: bool) -> None:
+        """Note which handles a failed reset is about.
+
+        Args:
+            name: The one that was moved.
+            failed: Whether `reset` failed before, too. Then others may be to blame.
+        """
+        handles = {handle[0] for handle in self.world.handles(self._observation)}
+        said = self._messages["reset"]
+        named = {each for each in handles if re.search(rf"\b{re.escape(each)}\b", said)}
+        if named:
+            self._stuck = tuple(sorted({*self._stuck} - {name} | named))
+        elif not failed:
+            self._stuck = (name,)
 
     @property
     def _goal_keys(self) -> tuple[str, str]:

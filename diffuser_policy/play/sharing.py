@@ -20,7 +20,11 @@ def as_python(setup: Setup) -> str:
     env_id = setup.env_id
     if module.isidentifier() and "/" in env_id and ":" not in env_id:
         env_id = f"{module}:{env_id}"  # imports what registers it
-    guides = [part for part in setup.guides if part.weight]  # others do not steer
+    guides = [  # others do not steer
+        part
+        for number, part in enumerate(setup.guides)
+        if part.weight and number not in setup.left_out
+    ]
     names = "DiffuserPolicy, make_guide" if guides else "DiffuserPolicy"
     source = repr(setup.planner) + (f", seed={setup.seed}" if setup.seed else "")
     lines = [
