@@ -84,6 +84,30 @@ def test_a_ghost_that_is_pulled_up_reorders_the_tower() -> None:
     env.close()
 
 
+@pytest.mark.parametrize("following", ["block 0", "block 1", "goal 0"])
+def test_a_block_that_was_dragged_out_of_reach_does_not_block_other_drags(
+    following: str,
+) -> None:
+    env = made("Rearrangement")
+    world = world_of(env)
+    apart = np.array([*APART, [0.3, 0.45, 0.03]])
+    world.set_options({"blocks": apart.tolist(), "goal": apart.reshape(-1).tolist()})
+    env.reset(seed=0, options=world.options())
+    before = {name: place for name, place, _ in world.handles(None)}
+    world.move("block 0", (2.0, 0.0, 0.0))
+    with pytest.raises(KukaArrangementError, match=r"block 0 .* out of reach"):
+        env.reset(seed=0, options=world.options())
+    assert {name: place for name, place, _ in world.handles(None)} == before
+    x, y, z = before[following]
+    world.move(following, (x + 0.01, y, z))
+    env.reset(seed=0, options=world.options())
+    after = {name: place for name, place, _ in world.handles(None)}
+    for name, place in before.items():
+        off = (0.01, 0.0, 0.0) if name == following else (0.0, 0.0, 0.0)
+        assert np.allclose(np.subtract(after[name], place), off, atol=2e-4)
+    env.close()
+
+
 def test_blocks_start_where_they_are_dragged() -> None:
     env = made("Rearrangement")
     world = world_of(env)

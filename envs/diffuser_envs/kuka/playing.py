@@ -18,8 +18,16 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from diffuser_envs.errors import KukaOptionError, MissingExtraError
-from diffuser_envs.kuka.arrangements import STACKED_XY, order_of_pairs
+from diffuser_envs.errors import (
+    KukaArrangementError,
+    KukaOptionError,
+    MissingExtraError,
+)
+from diffuser_envs.kuka.arrangements import (
+    STACKED_XY,
+    check_arrangement,
+    order_of_pairs,
+)
 from diffuser_envs.kuka.columns import (
     BLOCK_HEIGHT,
     NUM_JOINTS,
@@ -69,6 +77,7 @@ class BlockPlayWorld:
         self.env = env
         self.position = tuple(tool)
         self._moved: dict[str, list[Any]] = {}
+        self._refused: list[Any] | None = None  # where the blocks cannot be
         self._parts = _arm_meshes()
 
     # --- what is seen -----------------------------------------------------------------
@@ -135,12 +144,23 @@ class BlockPlayWorld:
         )
 
     def move(self, name: str, place: Sequence[float]) -> None:
-        """Put a block or a ghost somewhere; see the module."""
+        """Put a block or a ghost somewhere; see the module.
+
+        Blocks are drawn where `reset` last put them. So an arrangement that it refuses
+        is tried only once, and the next move begins where they are seen.
+        """
         kind, _, number = name.partition(" ")
         block, at = int(number), np.asarray(place, float)
+        self._refused = None
         if kind == "block":
             starts = self._moved.get("blocks", self.env.block_poses()[:, :3])
-            self._moved["blocks"] = settled(np.array(starts), block, at[:2]).tolist()
+            blocks = settled(np.array(starts), block, at[:2])
+            try:
+                check_arrangement(blocks, self.env.num_blocks)
+            except KukaArrangementError:  # `reset` says why
+                self._refused = blocks.tolist()
+            else:
+                self._moved["blocks"] = blocks.tolist()
         elif isinstance(self.env.task, Conditional):
             heights = self._goal_places()[:, 2]
             heights[block] = at[2]
@@ -151,7 +171,8 @@ class BlockPlayWorld:
 
     def options(self) -> dict[str, Any]:
         """Return what `reset` is given: all that was moved."""
-        return dict(self._moved)
+        refused = {} if self._refused is None else {"blocks": self._refused}
+        return {**self._moved, **refused}
 
     def set_options(self, options: Mapping[str, Any]) -> None:
         """Begin with what `reset` was given.
@@ -169,6 +190,7 @@ class BlockPlayWorld:
     def forget(self) -> None:
         """Put everything back to where `reset` places it."""
         self._moved.clear()
+        self._refused = None
 
     def obstructed(self, points: FloatArray) -> bool:  # noqa: ARG002
         """Return no: nothing is in the tool's way that a path shows."""
