@@ -55,7 +55,7 @@ class OGBenchEnv(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArg
     """Makes goal dictionaries of an OGBench environment, and seeds all it draws.
 
     The seed of `reset` also fixes what OGBench takes from NumPy's global generator and
-    from its action space. The global generator itself stays where the user left it.
+    from its action space. The user's own draws from both stay what they were.
 
     Raises:
         ConfigError: The environment was made with `use_oracle_rep`: its goals would be
@@ -79,6 +79,7 @@ class OGBenchEnv(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArg
         if model.parent == Path(tempfile.gettempdir()):
             model.unlink(missing_ok=True)
         self._generator = np.random.RandomState()
+        self._actions = np.random.default_rng()
         self._draws = any(word in spec_id for word in DRAWING)
         self._goal: np.ndarray | None = None
         self.has_goals = options.get("reward_task_id") is None
@@ -140,9 +141,9 @@ class OGBenchEnv(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArg
             sequence = np.random.SeedSequence(seed)
             own, actions = map(int, sequence.generate_state(2))
             self._generator.seed(own)
-            self.env.unwrapped.action_space.seed(actions)
+            self._actions = np.random.default_rng(actions)
         try:
-            with self._own_generator():
+            with self._own_generator(), self._own_actions():
                 observation, info = self.env.reset(seed=seed, options=options or None)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             if "task_info" not in options:
@@ -259,6 +260,18 @@ class OGBenchEnv(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArg
                 drawn = np.random.get_state(legacy=False)  # noqa: NPY002
                 self._generator.set_state(drawn)
                 np.random.set_state(users)  # noqa: NPY002
+
+    @contextlib.contextmanager
+    def _own_actions(self) -> Iterator[None]:
+        """Draw actions by this environment's own generator: OGBench's reset acts."""
+        public = self.env.unwrapped.action_space.np_random.bit_generator
+        own, users = self._actions.bit_generator, public.state
+        public.state = own.state
+        try:
+            yield
+        finally:
+            own.state = public.state
+            public.state = users
 
 
 def _at_goal(

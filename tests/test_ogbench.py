@@ -221,6 +221,29 @@ def test_a_seed_fixes_all_that_is_drawn(env_id: str) -> None:
     assert not np.array_equal(episode(3, 0)[0], episode(4, 0)[0])
 
 
+def test_random_actions_of_the_user_and_resets_leave_each_other_alone() -> None:
+    """Random actions bring an ant into the pose that is its goal."""
+
+    def goals(*, samples: int) -> list[np.ndarray]:
+        found = []
+        env.reset(seed=5)
+        for _ in range(2):
+            for _ in range(samples):
+                env.action_space.sample()
+            found.append(env.reset()[0]["desired_goal"])
+        return found
+
+    env: Any = make_env("antmaze-medium-v0")
+    np.testing.assert_array_equal(goals(samples=0), goals(samples=3))
+    env.action_space.seed(7)
+    expected = env.action_space.sample()
+    env.action_space.seed(7)
+    env.reset(seed=0)
+    env.reset()
+    np.testing.assert_array_equal(env.action_space.sample(), expected)
+    env.close()
+
+
 def test_the_users_generator_stays_where_it_was() -> None:
     env: Any = make_env("pointmaze-teleport-v0")
     np.random.seed(5)  # noqa: NPY002
