@@ -345,7 +345,7 @@ def _download(name: str, revision: str | None) -> Path:
     with contextlib.suppress(OSError, ValueError):
         cached = Path(fetch(local_files_only=True))
         # An interrupted download leaves a part of the files.
-        if all((cached / name).is_file() for name in (WEIGHTS, CONFIG)):
+        if all((cached / part).is_file() for part in (WEIGHTS, CONFIG)):
             return cached  # which needs no network
     try:
         # A download may wait forever on a network that swallows packets: ask first.

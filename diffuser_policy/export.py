@@ -3,7 +3,7 @@
     denoiser.onnx       noisy trajectories, denoising step → clean trajectories
     time_to_goal.onnx   observations, goals → env steps, where plans need it
     planner.json        what surrounds the networks, as numbers; while the files are
-                        being replaced, it is missing
+                        being replaced, it is empty
 
 `planner.json` spells out what a `Planner` does with the networks, so that a reader of
 it needs no more than array arithmetic:
@@ -27,7 +27,6 @@ noise alone decides.
 
 from __future__ import annotations
 
-import os
 import warnings
 from contextlib import ExitStack
 from itertools import pairwise
@@ -107,7 +106,8 @@ def write_export(folder: Path, planner: Planner, featurizer: Featurizer) -> None
             write_network(network, horizons.time_to_goal, inputs, "times")
         # The networks are replaced one by one, then planner.json. If that is
         # interrupted, no program can plan with the networks of two planners.
-        Path(os.path.realpath(facts)).unlink(missing_ok=True)
+        if facts.exists():
+            facts.write_bytes(b"")
 
 
 def refuse_python(planner: Planner, featurizer: Featurizer) -> None:

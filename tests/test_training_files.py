@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -80,6 +83,29 @@ def test_losses_since_a_checkpoint_that_failed_are_told_with_the_next(
             counting.run(save_interval=2, progress=False)
     counting.run(save_interval=2, progress=False)
     assert losses(tmp_path) == means
+
+
+def test_half_a_line_of_losses_is_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counting: Trainer
+) -> None:
+    @contextlib.contextmanager
+    def half(path: Path, *arguments: Any, **settings: Any) -> Iterator[Any]:
+        def write(text: str) -> None:
+            file.write(text[:7])
+            file.flush()
+            full_disk()
+
+        with opened(path, *arguments, **settings) as file:
+            full = path.name == "metrics.jsonl" and counting.step == 4
+            yield SimpleNamespace(write=write) if full else file
+
+    opened = Path.open
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", half)
+        with pytest.raises(StorageError, match="Free some space"):
+            counting.run(save_interval=2, progress=False)
+    counting.run(save_interval=2, progress=False)
+    assert losses(tmp_path) == {2: 1.5, 6: (3 + 4 + 5 + 6) / 4}
 
 
 def test_progress_is_shown_on_request(

@@ -139,7 +139,8 @@ class TrainSettings:
         if isinstance(settings, PresetSettings) and isinstance(default, PresetSettings):
             planner, usual = vars(settings.planner), vars(default.planner)
             given = {name: planner[name] for name in changed(planner, usual)}
-            if with_all_steps(given) != given:  # as if the preset had all steps
+            # As if the preset had all steps: a number that is given wins, also its own.
+            if with_all_steps(given) != given:
                 start = dataclasses.replace(default.planner, **with_all_steps(given))
                 settings = parsed(dataclasses.replace(default, planner=start))
         return settings

@@ -371,7 +371,7 @@ class LearnedValue(Guide):
     In units of discounted return. The planner needs a value network, which
     `diffuser-policy train-value` trains.
 
-        policy.with_guide(make_guide("value"))
+        policy.with_guide(make_guide("value"), guide_placement="mean")
 
     Attributes:
         network: The value network; a planner fills it in.

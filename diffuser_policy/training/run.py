@@ -24,6 +24,7 @@ import contextlib
 import copy
 import json
 import math
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -478,10 +479,13 @@ class TrainingRun(Generic[Networks]):
         means = self._means()
         if self.processes.is_main:
             path = self.output / "training" / "metrics.jsonl"
+            size = path.stat().st_size if path.is_file() else 0
             try:
                 with path.open("a", encoding="utf-8", newline="\n") as file:
                     file.write(json.dumps({"step": self.step, **means}) + "\n")
             except OSError as error:
+                with contextlib.suppress(OSError):  # the next line begins a new one
+                    os.truncate(path, size)
                 raise storage_error(path, error) from error
         self._totals, self._logged_step = {}, self.step
         if self.processes.is_main and on_metrics is not None:
