@@ -3,14 +3,19 @@
 An interrupt within an optimizer step would leave some weights a step ahead of others,
 and a training could not resume exactly from a checkpoint of that. So a loop delays it
 until the step is complete.
+
+A fork cuts other threads off, too: in the child, a lock that one of them held would
+never be released. So a fork waits for such locks.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from types import FrameType
 
 
@@ -87,3 +92,15 @@ def stops_as_interrupt() -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def forkable_lock() -> AbstractContextManager[bool]:
+    """Return a lock that no process inherits from a thread that it lacks."""
+    lock = threading.RLock()
+    if hasattr(os, "register_at_fork"):  # not on Windows, which cannot fork
+        os.register_at_fork(
+            before=lock.acquire,
+            after_in_parent=lock.release,
+            after_in_child=lock.release,
+        )
+    return lock

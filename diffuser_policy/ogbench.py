@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import operator
 import tempfile
-import threading
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -31,12 +30,13 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from diffuser_policy.errors import ConfigError, shown, suggestion
+from diffuser_policy.interrupts import forkable_lock
 from diffuser_policy.walls import Walls
 
 PACKAGE = "ogbench"
 # Environments that draw from NumPy's global generator in `step` too, by their ids.
 DRAWING = ("teleport", "powderworld")
-_REPLACING = threading.RLock()  # held while an environment has the global generator
+_REPLACING = forkable_lock()  # held while an environment has the global generator
 TASKS, PLACES = ("task_id", "task_info"), ("start", "goal")  # options of `reset`
 EXCLUSIVE = (
     ("task_id", "task_info", "each of them is a whole task"),

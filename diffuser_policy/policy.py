@@ -31,7 +31,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,6 +59,7 @@ from diffuser_policy.errors import (
 from diffuser_policy.export import write_export
 from diffuser_policy.files import usable_folder
 from diffuser_policy.guides.guide import Guide, GuideFunction, as_guide, described
+from diffuser_policy.interrupts import forkable_lock
 from diffuser_policy.needs import PLANNING_NEEDS, REST_NEEDS, refuse_idle
 from diffuser_policy.numerics import (
     find_device,
@@ -78,7 +78,7 @@ from diffuser_policy.words import counted
 
 # Held while any policy draws random streams or gives some back. It takes microseconds,
 # and policies that hold locks of their own could not be copied.
-_DRAWING = threading.RLock()
+_DRAWING = forkable_lock()
 
 
 class DiffuserPolicy:
@@ -193,12 +193,12 @@ class DiffuserPolicy:
         rows = planning_columns(self.featurizer, seen)
         if not self.executor.sees_environment:
             seen = rows
-        known: contextlib.AbstractContextManager[PolicyState]
+        begun: contextlib.AbstractContextManager[PolicyState]
         if state is None:
-            known = self._fresh_unless_failing(len(rows))
+            begun = self._fresh_unless_failing(len(rows))
         else:
-            known = contextlib.nullcontext(self._checked(state, len(rows)))
-        with known as current:
+            begun = contextlib.nullcontext(self._checked(state, len(rows)))
+        with begun as current:
             forget = _flags(episode_start, len(rows))
             actions, following = self._followed(
                 current, rows, goals, seen, forget, deterministic=deterministic
@@ -550,7 +550,7 @@ class DiffuserPolicy:
         """Return the state that was passed in, if this policy can go on from it.
 
         Raises:
-            ObservationError: It is none, or is of another policy.
+            ObservationError: It is no state, or another policy returned it.
         """
         if not isinstance(state, tuple) or len(state) != len(PolicyState._fields):
             raise ObservationError(

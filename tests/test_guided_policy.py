@@ -354,6 +354,29 @@ def test_guides_that_are_made_after_a_fork_differ() -> None:
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are never forked")
+def test_a_fork_waits_for_other_threads() -> None:
+    script = (
+        "import os, signal, threading, time\n"
+        "from diffuser_policy.interrupts import forkable_lock\n"
+        "lock, held = forkable_lock(), threading.Event()\n"
+        "def hold():\n"
+        "    with lock:\n"
+        "        held.set()\n"
+        "        time.sleep(0.2)\n"
+        "threading.Thread(target=hold).start()\n"
+        "held.wait()\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    signal.alarm(5)\n"
+        "    with lock:\n"
+        "        os._exit(0)\n"
+        "with lock:\n"
+        "    assert os.waitpid(child, 0)[1] == 0\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 def test_values_of_guides_are_of_any_precision() -> None:
     def near(trajectory: Trajectory) -> Tensor:
         return -trajectory.position.square().sum(dim=(1, 2)).to(torch.bfloat16)

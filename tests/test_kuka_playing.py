@@ -98,6 +98,8 @@ def test_a_block_that_was_dragged_out_of_reach_does_not_block_other_drags(
     with pytest.raises(KukaArrangementError, match=r"block 0 .* out of reach"):
         env.reset(seed=0, options=world.options())
     assert {name: place for name, place, _ in world.handles(None)} == before
+    env.reset(seed=0, options=world.options())
+    assert {name: place for name, place, _ in world.handles(None)} == before
     x, y, z = before[following]
     world.move(following, (x + 0.01, y, z))
     env.reset(seed=0, options=world.options())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -353,6 +354,18 @@ def test_a_training_resumes_to_the_same_weights(
     )
     for (name, one), (_, other) in pairs:
         assert torch.equal(one, other), name
+
+
+def test_a_training_with_actions_in_other_units_does_not_resume(
+    tmp_path: Path, data: FlatDataset
+) -> None:
+    """Those of boxes of ±1 are in the same units as in earlier versions."""
+    config = DynamicsConfig(num_members=2, width=8, num_steps=2)
+    run_of(config, data, tmp_path).run(progress=False)
+    settings = json.loads((tmp_path / "training" / "settings.json").read_text())
+    assert "box" not in settings
+    with pytest.raises(ConfigError, match=r"box: None → \[\[0.0\], \[2.0\]\]"):
+        run_of(config, data, tmp_path, spaces.Box(-2.0, 2.0, (1,)))
 
 
 def test_steps_processes_and_accumulations_see_other_data(

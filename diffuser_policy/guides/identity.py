@@ -1,11 +1,11 @@
 """Identity of guides: a plan is followed until its guide changes.
 
-    key_of(KeepOut(center=(3, 4)))      the same for an equal guide
-    key_of(KeepOut(center=(3, 5)))      another
+    key_of(KeepOut(center=(3, 4), radius=1))    the same for an equal guide
+    key_of(KeepOut(center=(3, 5), radius=1))    another
 
-Guides of installed packages have the same key in every process, if their parameters are
-plain values. All others have one in this process alone: nobody knows whether a class or
-function of the same name does the same elsewhere.
+Guides that installed packages offer by name have the same key in every process, if
+their parameters are plain values. All others have one in this process alone: nobody
+knows whether a class or function of the same name does the same elsewhere.
 """
 
 from __future__ import annotations

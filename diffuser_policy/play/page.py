@@ -171,7 +171,7 @@ class Page:
         self.worker.post(name, self._change, change, *arguments)
 
     def _change(self, change: Callable[..., object], *arguments: Any) -> None:
-        """Make a change; what is said of those before it is no longer news."""
+        """Make a change, and drop the messages of earlier ones."""
         if self._said:
             self._complaints.clear()
         change(*arguments)

@@ -295,7 +295,7 @@ class Panel:
         button = gui.add_button(
             "Add guide",
             hint="Its settings appear below. The first guide also chooses the ranking "
-            "“guide” and, where it works, the executor “path”.",
+            "“guide” and the executor “path”, where they work.",
         )
         self._on_click(button, lambda _: self._once(self._add_guide, menu.value))
 

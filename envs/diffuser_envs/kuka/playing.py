@@ -146,8 +146,8 @@ class BlockPlayWorld:
     def move(self, name: str, place: Sequence[float]) -> None:
         """Put a block or a ghost somewhere; see the module.
 
-        Blocks are drawn where `reset` last put them. So an arrangement that it refuses
-        is tried only once, and the next move begins where they are seen.
+        Blocks are drawn where `reset` last put them. So one that it refuses is tried
+        only once, and whatever comes next begins where they are seen.
         """
         kind, _, number = name.partition(" ")
         block, at = int(number), np.asarray(place, float)
@@ -170,8 +170,12 @@ class BlockPlayWorld:
             self._moved["goal"] = goal.reshape(-1).tolist()
 
     def options(self) -> dict[str, Any]:
-        """Return what `reset` is given: all that was moved."""
+        """Return what `reset` is given: all that was moved.
+
+        An arrangement that it refuses is only returned once, so that it says why.
+        """
         refused = {} if self._refused is None else {"blocks": self._refused}
+        self._refused = None
         return {**self._moved, **refused}
 
     def set_options(self, options: Mapping[str, Any]) -> None:
