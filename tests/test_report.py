@@ -14,7 +14,7 @@ from rich.console import Console
 
 from diffuser_policy import evaluate
 from diffuser_policy.errors import StorageError
-from diffuser_policy.evaluation import EpisodeRecord, Evaluation, Timing
+from diffuser_policy.evaluation import EpisodeRecord, Evaluation, Timing, records
 from diffuser_policy.evaluation.loop import Tally
 from diffuser_policy.evaluation.report import (
     table,
@@ -62,6 +62,43 @@ def test_json_has_the_documented_form(tmp_path: Path) -> None:
     assert (settings["episodes"], settings["num_envs"]) == (7, 3)
     assert settings["policy"]["planner"]["num_candidates"] == 2
     assert {"diffuser-policy", "gymnasium", "torch"} <= set(data["versions"])
+
+
+def test_figures_are_computed_once_and_their_times_not_for_every_task(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Bootstraps of many episodes take long, and several reports show them."""
+    [record, other] = make_evaluation().episodes
+    told = tuple(
+        dataclasses.replace(each, task=task)
+        for each in (record, other)
+        for task in ("near", "far")
+    )
+    timing = Timing(
+        predict_seconds=2.0,
+        env_steps=9,
+        plan_seconds=(0.1, 0.2, 0.3),
+        plan_rows=(1,) * 3,
+    )
+    evaluation = make_evaluation(episodes=told, timing=timing)
+    times, means = [], []
+    inner = records.time_interval, records.mean_interval
+    monkeypatch.setattr(
+        records, "time_interval", lambda each: times.append(each) or inner[0](each)
+    )
+    monkeypatch.setattr(
+        records, "mean_interval", lambda each: means.append(each) or inner[1](each)
+    )
+    first = to_json(evaluation)
+    assert len(times) == 2  # plan_ms and plan_call_ms
+    computed = len(means)
+    assert to_json(evaluation) == first
+    table(evaluation)
+    repr(evaluation)
+    assert (len(times), len(means)) == (2, computed)
+    evaluation.summary().clear()  # a copy: the caller's own
+    evaluation.tasks()["near"].clear()
+    assert to_json(evaluation) == first
 
 
 def test_json_says_null_of_what_is_not_known() -> None:

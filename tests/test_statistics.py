@@ -14,6 +14,7 @@ from diffuser_policy.evaluation.statistics import (
     mean_draws,
     mean_interval,
     proportion_interval,
+    time_interval,
 )
 
 Z = 1.959963984540054
@@ -51,6 +52,21 @@ def test_many_values_are_resampled_in_chunks(monkeypatch: pytest.MonkeyPatch) ->
     chunked = mean_interval(values)
     assert chunked.low == pytest.approx(whole.low, abs=0.02)
     assert chunked.high == pytest.approx(whole.high, abs=0.02)
+
+
+def test_many_times_have_the_interval_of_the_bootstrap_without_its_draws(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = np.random.default_rng(5)
+    few, many = rng.exponential(size=20), rng.exponential(size=statistics.MANY_TIMES)
+    assert time_interval(few) == mean_interval(few)
+    drawn = mean_interval(many)
+    monkeypatch.delattr(statistics, "mean_draws")
+    found = time_interval(many)
+    assert found.mean == drawn.mean
+    half = Z * many.std() / math.sqrt(len(many))
+    assert found.low == pytest.approx(drawn.low, abs=0.1 * half)
+    assert found.high == pytest.approx(drawn.high, abs=0.1 * half)
 
 
 def test_equal_results_have_an_interval_without_width() -> None:

@@ -2,7 +2,8 @@
 
     Evaluation = episodes (bit-equal for equal settings) + timing (of this machine)
 
-Means of episodes carry 95 % bootstrap intervals, success rates Wilson's.
+Means of episodes carry 95 % bootstrap intervals, success rates Wilson's. They are
+computed once: reports, files and model cards ask for the same.
 
 An environment that scores its episodes itself puts a number under `score` into the
 `info` of the last step. What else appears in that `info`, and did not before, are facts
@@ -14,7 +15,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import cached_property
 from numbers import Real
 from typing import Any
 
@@ -24,6 +26,7 @@ from diffuser_policy.evaluation.statistics import (
     Interval,
     mean_interval,
     proportion_interval,
+    time_interval,
 )
 from diffuser_policy.words import counted
 
@@ -160,13 +163,16 @@ class Evaluation:
 
     def tasks(self) -> dict[str, Summary]:
         """Return score, return, success and time to goal of each task, by its name."""
-        names = dict.fromkeys(e.task for e in self.episodes if e.task is not None)
-        found = {}
-        for name in names:
-            own = tuple(e for e in self.episodes if e.task == name)
-            figures = replace(self, episodes=own).summary()
-            found[name] = {key: figures[key] for key in OF_TASKS}
-        return found
+        return {name: dict(figures) for name, figures in self._tasks.items()}
+
+    @cached_property
+    def _tasks(self) -> dict[str, Summary]:
+        own: dict[str, list[EpisodeRecord]] = {}
+        for episode in self.episodes:
+            if episode.task is not None:
+                own.setdefault(episode.task, []).append(episode)
+        found = {name: _summary_of(episodes) for name, episodes in own.items()}
+        return {n: {key: of[key] for key in OF_TASKS} for n, of in found.items()}
 
     def summary(self) -> Summary:
         """Return the figures by name; none for those that could not be measured.
@@ -180,21 +186,30 @@ class Evaluation:
         - `plan_ms`: milliseconds per plan; `plan_call_ms`: per call of `predict` that
           planned, for all of its rows.
         """
-        episodes, timing = self.episodes, self.timing
-        every = [episode.details for episode in episodes]
-        names = dict.fromkeys(name for details in every for name in scores_in(details))
+        return dict(self._summary)
+
+    @cached_property
+    def _summary(self) -> Summary:
+        plans, calls = self.timing.plan_milliseconds(), self.timing.call_milliseconds()
         return {
-            "score": _mean([episode.score for episode in episodes]),
-            **{name: _mean([d.get(name) for d in every]) for name in names},
-            "return": _mean([episode.episode_return for episode in episodes]),
-            "success_rate": _rate([episode.success for episode in episodes]),
-            "final_success_rate": _rate(
-                [episode.final_success for episode in episodes]
-            ),
-            "time_to_goal": _mean([episode.time_to_goal for episode in episodes]),
-            "plan_ms": _mean(timing.plan_milliseconds().tolist()),
-            "plan_call_ms": _mean(timing.call_milliseconds().tolist()),
+            **_summary_of(self.episodes),
+            "plan_ms": time_interval(plans) if len(plans) else None,
+            "plan_call_ms": time_interval(calls) if len(calls) else None,
         }
+
+
+def _summary_of(episodes: Sequence[EpisodeRecord]) -> Summary:
+    """Return the figures of episodes, without times."""
+    every = [episode.details for episode in episodes]
+    names = dict.fromkeys(name for details in every for name in scores_in(details))
+    return {
+        "score": _mean([episode.score for episode in episodes]),
+        **{name: _mean([d.get(name) for d in every]) for name in names},
+        "return": _mean([episode.episode_return for episode in episodes]),
+        "success_rate": _rate([episode.success for episode in episodes]),
+        "final_success_rate": _rate([episode.final_success for episode in episodes]),
+        "time_to_goal": _mean([episode.time_to_goal for episode in episodes]),
+    }
 
 
 def scores_in(details: Mapping[str, Any]) -> list[str]:
