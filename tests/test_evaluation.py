@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -20,7 +21,12 @@ from diffuser_policy.errors import (
     UnknownNameError,
 )
 from diffuser_policy.evaluation import Timing
-from diffuser_policy.evaluation.loop import Tally, episode_stream, planned_episode
+from diffuser_policy.evaluation.loop import (
+    Progress,
+    Tally,
+    episode_stream,
+    planned_episode,
+)
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.testing import toy_policy
 from tests.point_env import POINT, PointEnv
@@ -413,6 +419,29 @@ def test_progress_counts_env_steps(
     assert "success=" in shown
     run(policy, POINT)
     assert capsys.readouterr().err == ""
+
+
+def test_progress_reads_each_record_once() -> None:
+    """The time of many episodes does not grow with the square of their number."""
+    reads = Counter[int]()
+
+    @dataclasses.dataclass
+    class Record:
+        number: int
+        length: int = 1
+        success: bool | None = None
+
+        @property
+        def score(self) -> float:
+            reads[self.number] += 1
+            return float(self.number)
+
+    with closing(Progress(Script([None]), 5, progress=True)) as bar:
+        for number in range(1, 5):
+            bar.finish(Record(number, success=number > 1))  # type: ignore[arg-type]
+        bar.finish(Record(90, success=None))  # type: ignore[arg-type]
+        assert bar.postfix == "episodes=5, score=20.0, success=0.75"
+    assert len(set(reads.values())) == 1
 
 
 @pytest.mark.parametrize(

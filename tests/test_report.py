@@ -81,14 +81,18 @@ def test_figures_are_computed_once_and_their_times_not_for_every_task(
         plan_rows=(1,) * 3,
     )
     evaluation = make_evaluation(episodes=told, timing=timing)
-    times, means = [], []
-    inner = records.time_interval, records.mean_interval
-    monkeypatch.setattr(
-        records, "time_interval", lambda each: times.append(each) or inner[0](each)
-    )
-    monkeypatch.setattr(
-        records, "mean_interval", lambda each: means.append(each) or inner[1](each)
-    )
+
+    def calls_of(name: str) -> list[Any]:
+        calls, inner = [], getattr(records, name)
+
+        def recorded(values: Any) -> Any:
+            calls.append(values)
+            return inner(values)
+
+        monkeypatch.setattr(records, name, recorded)
+        return calls
+
+    times, means = calls_of("time_interval"), calls_of("mean_interval")
     first = to_json(evaluation)
     assert len(times) == 2  # plan_ms and plan_call_ms
     computed = len(means)

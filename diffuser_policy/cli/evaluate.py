@@ -109,21 +109,22 @@ def evaluate(settings: EvaluateSettings) -> int:
 
 def _lines() -> Callable[[Sequence[EpisodeRecord], int], None]:
     """Return a function that says in one line how far an evaluation is."""
-    from diffuser_policy.evaluation.loop import means_so_far
+    from diffuser_policy.evaluation.loop import Means
 
+    means = Means()
     began = said = time.monotonic()
 
     def line(records: Sequence[EpisodeRecord], total: int) -> None:
         nonlocal said
+        means.add(records[-1])
         now = time.monotonic()
         if now - said < LINE_INTERVAL or len(records) == total:  # the table follows
             return
         said = now
         passed = datetime.timedelta(seconds=round(now - began))
         text = f"{len(records):,} of {total:,} episodes after {passed}"
-        means = [f"{name} {mean}" for name, mean in means_so_far(records).items()]
-        if means:
-            text += f": {', '.join(means)}"
+        if told := [f"{name} {mean}" for name, mean in means.shown().items()]:
+            text += f": {', '.join(told)}"
         with contextlib.suppress(OSError):  # nobody reads it: the results matter more
             print(text, file=sys.stderr)
 

@@ -551,6 +551,7 @@ class Progress(tqdm):  # type: ignore[misc]
     def __init__(self, env: Env, num_episodes: int, progress: bool | None) -> None:
         self.most = step_limit(env)
         self.records: list[EpisodeRecord] = []
+        self.means = Means()
         super().__init__(
             total=num_episodes * self.most if self.most else None,
             desc="evaluate",
@@ -564,20 +565,37 @@ class Progress(tqdm):  # type: ignore[misc]
         self.records.append(record)
         if self.most:
             self.update(self.most - record.length)
-        shown = {"episodes": str(len(self.records)), **means_so_far(self.records)}
+        if self.disable:
+            return
+        self.means.add(record)
+        shown = {"episodes": str(len(self.records)), **self.means.shown()}
         self.set_postfix(shown, refresh=False)
 
 
-def means_so_far(records: Sequence[EpisodeRecord]) -> dict[str, str]:
-    """Return the mean score and success of episodes, as far as they have any."""
-    scores = [r.score for r in records if r.score is not None]
-    successes = [r.success for r in records if r.success is not None]
-    shown = {}
-    if scores:
-        shown["score"] = f"{np.mean(scores):.1f}"
-    if successes:
-        shown["success"] = f"{np.mean(successes):.2f}"
-    return shown
+class Means:
+    """Mean score and success of episodes, added one by one."""
+
+    def __init__(self) -> None:
+        self.scores = self.successes = 0.0  # sums
+        self.num_scores = self.num_successes = 0
+
+    def add(self, record: EpisodeRecord) -> None:
+        """Count what an episode has of both."""
+        if record.score is not None:
+            self.scores += record.score
+            self.num_scores += 1
+        if record.success is not None:
+            self.successes += record.success
+            self.num_successes += 1
+
+    def shown(self) -> dict[str, str]:
+        """Return both as text, as far as any episode has them."""
+        shown = {}
+        if self.num_scores:
+            shown["score"] = f"{self.scores / self.num_scores:.1f}"
+        if self.num_successes:
+            shown["success"] = f"{self.successes / self.num_successes:.2f}"
+        return shown
 
 
 def describe(policy: Any) -> dict[str, Any]:
