@@ -27,6 +27,7 @@ from diffuser_policy.evaluation.loop import (
     episode_stream,
     planned_episode,
 )
+from diffuser_policy.planning.state import PolicyState
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.testing import toy_policy
 from tests.point_env import POINT, PointEnv
@@ -252,6 +253,47 @@ def test_a_policy_returns_one_action_for_every_environment(
     message = rf"returned actions of shape \({number}, 2\) for 3 observations"
     with pytest.raises(EnvContractError, match=message):
         run(policy, POINT)
+
+
+def test_many_environments_begin_in_one_copy_of_their_states(
+    policy: DiffuserPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy for each of them would cost the square of their number."""
+    copied: list[list[int]] = []
+    first: list[int] = []
+    with_rows, predict = PolicyState.with_rows, policy.predict
+
+    def recorded(state: PolicyState, index: Any, other: PolicyState) -> PolicyState:
+        copied.append(list(index))
+        return with_rows(state, index, other)
+
+    def counted(*given: Any, **settings: Any) -> Any:
+        if not first:
+            first.append(len(copied))
+        return predict(*given, **settings)
+
+    monkeypatch.setattr(PolicyState, "with_rows", recorded)
+    monkeypatch.setattr(policy, "predict", counted)
+    run(policy, POINT, num_envs=5)
+    assert first == [1]
+    assert copied[0] == [0, 1, 2, 3, 4]
+
+
+def test_a_new_environment_is_not_compared_with_each_of_the_others() -> None:
+    reads: list[int] = []
+
+    class Counting(PointEnv):
+        @property
+        def unwrapped(self) -> PointEnv:
+            reads.append(id(self))
+            return self
+
+    def reads_of_the_first(num_envs: int) -> int:
+        reads.clear()
+        evaluate(Beeline(), Counting, episodes=num_envs, num_envs=num_envs)
+        return reads.count(reads[0])
+
+    assert reads_of_the_first(2) == reads_of_the_first(6)
 
 
 def test_more_envs_than_episodes_are_not_made(policy: DiffuserPolicy) -> None:

@@ -117,13 +117,14 @@ def evaluate(
 
         envs = [made()]
         check_ends(envs[0])
+        bare = {id(envs[0].unwrapped): envs[0].unwrapped}
         tasks = evaluation_tasks(envs[0])
         if episodes is None:
             episodes = DEFAULT_TASK_EPISODES if tasks else DEFAULT_EPISODES
         schedule = [name for name in tasks or (None,) for _ in range(episodes)]
         while len(envs) < min(num_envs, len(schedule)):
             new = made()
-            _check_distinct(envs, new)
+            _check_distinct(bare, new)
             envs.append(new)
         policy = fitted(policy, envs[0])
         driver = Driver(policy, len(envs), deterministic=deterministic)
@@ -322,6 +323,7 @@ class Driver:
         self.state: Any = None
         if self.has_rows:
             self.state = policy.initial_state(num_slots, np.zeros(num_slots, np.int64))
+        self.beginning: dict[int, int] = {}  # slot → stream of the episode that begins
 
     def timing(self) -> Timing:
         """Return the wall-clock times of all calls so far."""
@@ -335,13 +337,12 @@ class Driver:
     def begin(self, slot: int, stream: int) -> None:
         """Forget the slot's last episode; the next one draws from a random stream."""
         self.starting[slot] = True
-        if self.has_rows:
-            fresh = self.policy.initial_state(1, np.array([stream], np.int64))
-            self.state = self.state.with_rows([slot], fresh)
+        self.beginning[slot] = stream
 
     def act(self, slots: Sequence[int], observations: Sequence[Any]) -> np.ndarray:
         """Return actions `[slots, …]` for the observations of some slots."""
         index = np.asarray(slots)
+        self._write_first_states()
         state, starting = self.state, self.starting.copy()
         if self.has_rows:
             state, starting = state.rows(index), starting[index]
@@ -377,6 +378,14 @@ class Driver:
             self.plans.append((seconds, made))
         self.state, self.starting[index] = following, False
         return chosen
+
+    def _write_first_states(self) -> None:
+        """Write the states of all episodes that begin into one copy of the state."""
+        if self.has_rows and self.beginning:
+            streams = np.array([*self.beginning.values()], np.int64)
+            fresh = self.policy.initial_state(len(streams), streams)
+            self.state = self.state.with_rows([*self.beginning], fresh)
+        self.beginning.clear()
 
 
 def _run(
@@ -639,15 +648,21 @@ def _maker(
     return lambda: env_of(env(), env)
 
 
-def _check_distinct(envs: Sequence[Env], new: Env) -> None:
+def _check_distinct(others: dict[int, Env], new: Env) -> None:
     """Refuse an environment that is one of the others, perhaps in another wrapper.
+
+    Args:
+        others: The others, unwrapped, by their `id`; the new one is added.
+        new: The environment.
 
     Raises:
         ConfigError: It is.
     """
-    if any(new.unwrapped is other.unwrapped for other in envs):
+    bare = new.unwrapped
+    if id(bare) in others:
         raise ConfigError(
             f"The function that makes {env_name(new)} returned the same environment "
             f"twice, and episodes run side by side. Make a new one at every call "
             f"(lambda: gymnasium.make(…)), or set num_envs=1 (--num-envs 1)."
         )
+    others[id(bare)] = bare
