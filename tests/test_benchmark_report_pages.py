@@ -9,14 +9,20 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 image = pytest.importorskip("PIL.Image", reason="needs the extra 'plot'")
 pytest.importorskip("matplotlib", reason="needs the extra 'plot'")
 
+from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
 from diffuser_policy.benchmark.report import write_report  # noqa: E402
 from diffuser_policy.benchmark.report.figures import (  # noqa: E402
+    CURVES,
+    WIDTH,
     Panel,
     Picture,
     styles,
@@ -251,3 +257,43 @@ def test_methods_are_told_apart() -> None:
     found = styles([*names, "mine", "awac", "dt", "sac-her"])
     assert len(set(found.values())) == len(found)
     assert found["iql"] == styles(["iql"])["iql"]
+
+
+def test_many_methods_of_others_have_lines_of_their_own() -> None:
+    found = styles([f"mine-{i}" for i in range(24)])
+    assert len(set(found.values())) == 24
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [f"Method-{i}" for i in range(10, 14)],
+        [f"CEM (learned, {i})" for i in range(12)],
+        [f"Planner {i} of another package with a long name" for i in range(3)],
+        [f"A{i}" for i in range(40)],
+    ],
+    ids=["short", "long", "very long", "many"],
+)
+def test_the_legend_of_curves_fits_and_leaves_the_axes_their_height(
+    labels: list[str],
+) -> None:
+    row = SimpleNamespace(measure="score", title="Line", name="line")
+    ends = {"mean": 5.0, "low": 4.0, "high": 6.0}
+    curve = [{"step": step, "score": ends} for step in (0, 1000)]
+    entries = [
+        SimpleNamespace(method=label, row=row, results=[SimpleNamespace(curve=curve)])
+        for label in labels
+    ]
+    study = SimpleNamespace(
+        methods=tuple(labels), entries_of=lambda _: entries, label=str
+    )
+    figure = Figure((WIDTH, CURVES.height), layout="constrained")
+    ax = figure.subplots()
+    assert CURVES.draw(ax, study, row)  # type: ignore[arg-type]
+    FigureCanvasAgg(figure).draw()
+    [legend] = figure.legends
+    shown = legend.get_window_extent()
+    assert 0 <= shown.x0 < shown.x1 <= figure.bbox.width
+    assert 0 <= shown.y0 < shown.y1 < ax.get_window_extent().y0
+    assert len(legend.get_texts()) == len(labels)
+    assert ax.get_window_extent().height / figure.dpi > 2.3

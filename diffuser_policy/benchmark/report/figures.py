@@ -1,12 +1,11 @@
 """The figures: small pictures, one per problem, so that they fit any page width.
 
-A method has the same color and marker in every figure. The colors are Okabe and Ito's,
-which any color vision tells apart, without their yellow, which is faint on white.
+A method has the same color, marker and line in every figure. The colors are Okabe and
+Ito's, which any color vision tells apart, without their yellow, faint on white.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import re
@@ -45,6 +44,8 @@ OTHER_STYLES = (
     *(("#882255", "<"), ("#44aa99", ">"), ("#332288", "p"), ("#aa8800", "h")),
     *(("#aa4499", "d"), ("#117733", "8"), ("#661100", "s"), ("#6699cc", "^")),
 )
+LINES = ("-", ":", "-.")  # of other methods: each time that their colors are used up
+MOST_COLUMNS, LEGEND_ROW = 4, 0.2  # of legends; inches
 MOST_PLANS = 4  # pictures of each cell
 PNG_HEADER = b"\x89PNG\r\n\x1a\n"
 
@@ -87,7 +88,8 @@ class Kind(NamedTuple):
         title: Follows the problems' subject in its title.
         draw: Draws a problem; returns false where there is nothing to draw.
         note: Shown below the figure.
-        height: Height of a panel in inches; None makes it grow with the methods.
+        height: Height of a panel in inches, to which `draw` may add what a legend
+            needs; None makes it grow with the methods.
     """
 
     name: str
@@ -97,11 +99,21 @@ class Kind(NamedTuple):
     height: float | None = None
 
 
-def styles(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Return the color and the marker of each method of a report."""
-    others = [method for method in methods if method not in STYLES]
-    given = dict(zip(others, itertools.cycle(OTHER_STYLES), strict=False))
-    return {method: STYLES.get(method) or given[method] for method in methods}
+class Style(NamedTuple):
+    """How a method is drawn: Matplotlib's color, marker and line style."""
+
+    color: str
+    marker: str
+    line: str
+
+
+def styles(methods: Sequence[str]) -> dict[str, Style]:
+    """Return the style of each method of a report."""
+    found = {m: Style(*STYLES[m], LINES[0]) for m in methods if m in STYLES}
+    for i, method in enumerate(m for m in methods if m not in STYLES):
+        again, which = divmod(i, len(OTHER_STYLES))
+        found[method] = Style(*OTHER_STYLES[which], LINES[again % len(LINES)])
+    return found
 
 
 def picture(
@@ -187,7 +199,7 @@ def _draw_episodes(ax: Axes, study: Study, row: Row) -> bool:
     entries, style = study.entries_of([row]), styles(study.methods)
     rng = np.random.default_rng(0)
     for place, entry in enumerate(entries):
-        color, _ = style[entry.method]
+        color = style[entry.method].color
         scores = entry.values(row.measure).ravel()
         shown = scores
         if len(np.unique(scores)) <= FEW:
@@ -208,7 +220,7 @@ def _draw_episodes(ax: Axes, study: Study, row: Row) -> bool:
 def _draw_curves(ax: Axes, study: Study, row: Row) -> bool:
     style, trained = styles(study.methods), False
     for entry in study.entries_of([row]):
-        color, marker = style[entry.method]
+        color, marker, line = style[entry.method]
         name, curve = study.label(entry.method), curve_of(entry)
         if curve is None:
             dashes = (0, (5, 3))
@@ -218,17 +230,26 @@ def _draw_curves(ax: Axes, study: Study, row: Row) -> bool:
         steps = curve.steps / 1000
         ax.fill_between(steps, curve.low, curve.high, color=color, alpha=0.13, lw=0)
         mark: Any = {"marker": marker, "ms": 4.5, "mec": "white", "mew": 0.5}
-        ax.plot(steps, curve.mean, lw=1.6, color=color, label=name, **mark)
+        ax.plot(steps, curve.mean, lw=1.6, ls=line, color=color, label=name, **mark)
     ax.set(xlabel="gradient steps, thousands", ylabel=row.measure)
     ax.set_xlim(left=0)
     _tidy(ax)
-    handles, labels = ax.get_legend_handles_labels()
-    if handles:
-        longest = max(map(len, labels))
-        columns = 2 if longest > 16 else 3 if longest > 10 else 4
-        place: Any = {"loc": "outside lower center", "ncols": columns}
-        ax.figure.legend(handles, labels, frameon=False, fontsize=9, **place)
+    _add_legend(ax)
     return trained
+
+
+def _add_legend(ax: Axes) -> None:
+    """Put a legend below the axes, in as many columns as fit; the figure grows."""
+    figure: Any = ax.figure
+    handles, labels = ax.get_legend_handles_labels()
+    for columns in range(min(MOST_COLUMNS, len(handles)), 0, -1):
+        place: Any = {"loc": "outside lower center", "ncols": columns}
+        legend = figure.legend(handles, labels, frameon=False, fontsize=9, **place)
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            rows = math.ceil(len(handles) / columns)
+            figure.set_figheight(figure.get_figheight() + (rows - 1) * LEGEND_ROW)
+            return
+        legend.remove()
 
 
 def _draw_differences(ax: Axes, study: Study, row: Row) -> bool:
@@ -242,7 +263,7 @@ def _draw_differences(ax: Axes, study: Study, row: Row) -> bool:
 def _draw_intervals(ax: Axes, study: Study, found: Mapping[str, Interval]) -> None:
     """Draw means, and above them intervals, which may be narrower than the marks."""
     for place, (method, interval) in enumerate(found.items()):
-        color, marker = styles(study.methods)[method]
+        color, marker, _ = styles(study.methods)[method]
         size = STAR_SIZE if marker == "*" else MARK_SIZE
         ax.plot(interval.mean, place, marker=marker, color=color, ms=size, mec="white")
         if math.isfinite(interval.low):
