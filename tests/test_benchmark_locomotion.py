@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -277,6 +278,24 @@ def test_data_that_do_not_fit_are_refused_before_anything_runs(
 
 def still(context: object) -> None:
     """Be a method that is never run."""
+
+
+def test_cells_that_differ_in_their_seed_are_checked_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Some methods make an environment for it."""
+    checked: list[Mapping[str, Any]] = []
+    kind = type(find_method("random"))
+    monkeypatch.setattr(
+        kind, "check", lambda _self, _problem, settings: checked.append(settings)
+    )
+    problem = Problem(env=LINE, dataset="test/line-v0")
+    cells = [
+        Cell(problem=problem, method="random", seed=seed, settings={"a": value})
+        for seed, value in enumerate((1, 1, True, 2))
+    ]
+    check_cells(cells)
+    assert [repr(each) for each in checked] == ["{'a': 1}", "{'a': True}", "{'a': 2}"]
 
 
 def test_a_demonstrators_evaluations_do_not_depend_on_those_before(

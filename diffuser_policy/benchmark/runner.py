@@ -88,9 +88,9 @@ def check_cells(cells: Sequence[Cell], *, progress: bool = False) -> None:
                 f"cell folder {cell.id!r}. Name each method once, and give functions "
                 f"different names."
             )
-    for cell in cells:
-        check_reachable(cell.method)
-        find_method(cell.method)
+    for method in dict.fromkeys(cell.method for cell in cells):
+        check_reachable(method)
+        find_method(method)
     # First of all: checks of methods make environments as well.
     problems = {cell.problem.name: cell.problem for cell in cells}
     lacking: list[tuple[str, MissingExtraError]] = []
@@ -100,7 +100,9 @@ def check_cells(cells: Sequence[Cell], *, progress: bool = False) -> None:
         except MissingExtraError as error:
             lacking.append((name, error))
     _refuse_lacking("problem", problems, lacking)
-    for cell in cells:
+    # Some checks make environments; cells that differ in their seed need one alone.
+    different = {repr((c.problem, c.method, c.settings)): c for c in cells}
+    for cell in different.values():
         try:
             find_method(cell.method).check(cell.problem, cell.settings)
         except MissingExtraError as error:
