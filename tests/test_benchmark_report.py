@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from diffuser_policy.benchmark.problem import Problem
 from diffuser_policy.benchmark.report import compact_tables, load_study, scores
 from diffuser_policy.benchmark.report.scores import (
     PUBLISHED,
@@ -20,7 +22,7 @@ from diffuser_policy.benchmark.report.scores import (
     published_tables,
     score_table,
 )
-from diffuser_policy.benchmark.report.study import Study, curve_of
+from diffuser_policy.benchmark.report.study import Entry, Row, Study, curve_of
 from diffuser_policy.benchmark.report.tables import (
     compute_table,
     dataset_table,
@@ -191,6 +193,21 @@ def test_the_gap_is_to_the_best_baseline_on_the_same_episodes(tmp_path: Path) ->
     assert second["its score"].startswith("60.0 [")
     assert second["difference"].startswith("-5.0 [")
     assert second["intervals"] == "overlapping"
+
+
+def test_two_methods_are_compared_once_however_many_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr(scores, "compare", lambda *figures: made.append(figures))
+    problem = Problem(env="test/Line-v0", dataset="test/line-v0")
+    row = Row(problem, "Other", "score")
+    run: Any = SimpleNamespace(episodes=[{"seed": 0, "score": 1.0}])
+    ours, *others = (Entry(row, f"method-{i}", (run,)) for i in range(301))
+    for _ in range(2):
+        for theirs in others:
+            scores.compared(ours, theirs)
+    assert len(made) == 300
 
 
 def test_of_single_episodes_no_overlap_is_told(tmp_path: Path) -> None:

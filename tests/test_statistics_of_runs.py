@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,6 +119,30 @@ def test_average_weighs_problems_alike() -> None:
     assert interval.mean == pytest.approx((long.mean() + short.mean()) / 2)
     error = math.sqrt(long.var() / 1000 + short.var() / 10) / 2
     assert interval.high - interval.low == pytest.approx(2 * 1.96 * error, rel=0.05)
+
+
+def test_averages_of_many_problems_draw_once_for_all_methods(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[Any] = []
+    default_rng = np.random.default_rng
+
+    def counted(seed: Any = None) -> np.random.Generator:
+        made.append(seed)
+        return default_rng(seed)
+
+    first, second = np.random.default_rng(13).normal(size=(2, 40, 1, 6))
+    monkeypatch.setattr(np.random, "default_rng", counted)
+    average_interval([*first])
+    made.clear()
+    found = average_interval([*second])
+    assert made == []
+    monkeypatch.setattr(statistics, "KEPT_BYTES", 1_000_000)  # too few for all
+    average_interval([np.arange(7.0)[None]])
+    kept = [draws.nbytes for draws in statistics._kept.values()]
+    assert 0 < sum(kept) <= 1_000_000
+    assert average_interval([*second]) == found
+    assert made
 
 
 def test_problems_are_drawn_apart() -> None:

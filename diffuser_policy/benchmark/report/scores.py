@@ -6,7 +6,6 @@ import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -283,9 +282,17 @@ def _papers_figures(method: str) -> dict[str, str]:
     return found
 
 
-@lru_cache(maxsize=256)  # tables and figures ask for the same comparisons
 def compared(ours: Entry, theirs: Entry) -> Comparison | None:
-    """Compare two methods on the episodes of a problem that both ran, if any."""
+    """Compare two methods on the episodes of a problem that both ran, if any.
+
+    The first keeps what is found: tables and figures ask for the same comparisons.
+    """
+    if theirs not in ours.comparisons:
+        ours.comparisons[theirs] = _compared(ours, theirs)
+    return ours.comparisons[theirs]
+
+
+def _compared(ours: Entry, theirs: Entry) -> Comparison | None:
     runs, others = (entry.by_seed(ours.row.measure) for entry in (ours, theirs))
     shared = sorted(set.intersection(*map(set, [*runs, *others])))
     if not shared:

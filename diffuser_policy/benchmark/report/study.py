@@ -29,6 +29,7 @@ from diffuser_policy.benchmark.suites import read_suite
 from diffuser_policy.envs import HOMES
 from diffuser_policy.errors import CheckpointError, ConfigError, DiffuserPolicyError
 from diffuser_policy.evaluation.statistics import (
+    Comparison,
     Interval,
     pooled_mean,
     rate_interval,
@@ -123,6 +124,11 @@ class Entry:
     def time_to_goal(self) -> Interval:
         """Mean number of env steps of the episodes that reach the goal."""
         return run_interval(self.values("time_to_goal"))
+
+    @cached_property
+    def comparisons(self) -> dict[Entry, Comparison | None]:
+        """Comparisons with other methods, as far as they were made."""
+        return {}
 
     def rate(self, name: str) -> Interval | None:
         """Return the share of successes with its interval; None if unknown."""
