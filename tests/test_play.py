@@ -177,6 +177,21 @@ def test_a_run_reaches_the_goal_with_the_plan_that_was_shown(session: Session) -
     assert frame.env_steps == 300
 
 
+def test_a_long_run_keeps_what_is_drawn_alone(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session.run()
+    whole = [planned(session) for _ in range(30)][-1]
+    assert (len(whole.trace), len(whole.past)) == (31, 31)
+    monkeypatch.setattr("diffuser_policy.play.session.LONGEST_TRACE", 10)
+    session.restart()
+    session.run()
+    frame = [planned(session) for _ in range(30)][-1]
+    assert frame.env_steps == 30
+    assert np.array_equal(frame.trace, whole.trace[-10:])
+    assert np.array_equal(frame.past, whole.past[:10])
+
+
 def test_a_goal_that_moves_during_a_run_is_followed(session: Session) -> None:
     session.run()
     for _ in range(20):

@@ -21,6 +21,7 @@ import contextlib
 import itertools
 import re
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -92,9 +93,10 @@ class Frame:
         chain: `[denoising steps + 1, steps, observation]` how it came out of noise.
         route: `[places, observation]` on the way to the goal, if plans lead from one
             to the next.
-        trace: `[n, observation]` what has happened in this run.
+        trace: `[n, observation]` what has happened in this run; the end of it, if that
+            is very long.
         past: `[n, observation]` what happened since the plan was made, env step by env
-            step.
+            step; the beginning of it, if that is very long.
         stride: Env steps between planning steps.
         plan_seconds: Wall-clock time of the last plan.
         num_plans: Plans made in this run; 0 while nothing runs.
@@ -135,9 +137,9 @@ class _Run:
 
     observation: Any
     tally: Tally
-    trace: list[np.ndarray]
+    trace: deque[np.ndarray]  # as much as is drawn
+    past: list[np.ndarray]  # since the last new plan
     state: PolicyState | None = None
-    since: int = 0  # env step of the last new plan
     over: bool = False
     truncated: bool = False  # time is up: it cannot go on to another goal
 
@@ -474,8 +476,7 @@ class Session:
         outcome, score, plans, steps = "", None, 0, 0
         if self._run is not None:
             run = self._run
-            trace = np.array(run.trace[-LONGEST_TRACE:])
-            past = np.array(run.trace[run.since :])
+            trace, past = np.array([*run.trace]), np.array(run.past)
             steps = run.tally.length
             if run.state is not None:
                 length = int(run.state.lengths[0])
@@ -637,10 +638,12 @@ class Session:
         if run.state is None or state.num_plans[0] > run.state.num_plans[0]:
             self._plan_seconds = seconds
         if state.ages[0] == 0:
-            run.since = len(run.trace) - 1
+            run.past = [run.trace[-1]]
         after = step_env(self.env, action)
         run.observation, run.state = after.observation, state
         run.trace.append(self._bare.read(after.observation)[0][0])
+        if len(run.past) < LONGEST_TRACE:
+            run.past.append(run.trace[-1])
         run.tally.add(after.reward, after.info)
         if after.terminated or after.truncated:
             run.over, run.truncated, self._going = True, after.truncated, False
@@ -655,10 +658,12 @@ class Session:
             if "reset" in self._messages:
                 return False
             observation = self._observation
+            first = self._bare.read(observation)[0][0]
             self._run = _Run(
                 observation,
                 Tally(self.env, self.seed, observation, goal_keys=self._goal_keys),
-                [self._bare.read(observation)[0][0]],
+                deque([first], maxlen=LONGEST_TRACE),
+                [first],
             )
         return True
 
