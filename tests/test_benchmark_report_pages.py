@@ -16,7 +16,6 @@ import pytest
 image = pytest.importorskip("PIL.Image", reason="needs the extra 'plot'")
 pytest.importorskip("matplotlib", reason="needs the extra 'plot'")
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from diffuser_policy.benchmark.report import write_report  # noqa: E402
@@ -287,10 +286,11 @@ def test_the_legend_of_curves_fits_and_leaves_the_axes_their_height(
     study = SimpleNamespace(
         methods=tuple(labels), entries_of=lambda _: entries, label=str
     )
+    assert CURVES.height is not None
     figure = Figure((WIDTH, CURVES.height), layout="constrained")
     ax = figure.subplots()
     assert CURVES.draw(ax, study, row)  # type: ignore[arg-type]
-    FigureCanvasAgg(figure).draw()
+    figure.draw_without_rendering()
     [legend] = figure.legends
     shown = legend.get_window_extent()
     assert 0 <= shown.x0 < shown.x1 <= figure.bbox.width
