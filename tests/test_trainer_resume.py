@@ -246,6 +246,17 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     assert names == ["step-00000005", "step-00000006"]
 
 
+def test_checkpoints_are_found_and_deleted_after_100_million_steps(
+    tmp_path: Path,
+) -> None:
+    parts: Parts = {"network": torch.nn.Linear(1, 1)}
+    for step in (99_999_998, 99_999_999, 100_000_000, 100_000_001):
+        save_state(tmp_path, step, parts)
+    names = ["step-100000000", "step-100000001"]
+    assert [path.name for path in checkpoints(tmp_path)] == names
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
 def test_a_finished_run_stays_as_it_is(
     tmp_path: Path, uninterrupted: dict[str, bytes]
 ) -> None:

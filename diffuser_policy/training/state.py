@@ -31,7 +31,7 @@ Parts = Mapping[str, nn.Module | torch.optim.Optimizer]
 
 SCHEMA = 1
 TENSORS = "tensors.safetensors"
-FOLDER = re.compile(r"step-(\d{8})")
+FOLDER = re.compile(r"step-\d{8,}")
 NUM_KEPT = 2
 
 
@@ -62,7 +62,8 @@ def checkpoints(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     found = [path for path in folder.iterdir() if FOLDER.fullmatch(path.name)]
-    return sorted(path for path in found if (path / "state.json").is_file())
+    complete = (path for path in found if (path / "state.json").is_file())
+    return sorted(complete, key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:
