@@ -282,6 +282,11 @@ def test_a_guide_that_is_kept_is_the_same_guide(held: Any) -> None:
     assert Guidance(guide=guide).key == Guidance(guide=guide).key
 
 
+def test_a_sum_of_many_guides_that_are_looked_up_stays_the_same_guide() -> None:
+    guide = sum((Held(frozenset({number})) for number in range(1, 200)), Held(Slim(1)))
+    assert Guidance(guide=guide).key == Guidance(guide=guide).key
+
+
 def test_methods_of_two_objects_are_two_guides() -> None:
     """The next object takes the place of the one before."""
 

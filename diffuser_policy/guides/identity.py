@@ -110,7 +110,7 @@ class _Itself:
         return id(self.part)
 
 
-@functools.lru_cache(maxsize=128)
+@functools.lru_cache(maxsize=4096)  # more than one sum of guides asks for, in turn
 def _number_of_kept(part: Hashable) -> str:  # noqa: ARG001
     """Return a number that equal parts share; they are kept, with their addresses."""
     return _next_number()
