@@ -282,3 +282,21 @@ def test_rows_are_labelled_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> No
     assert some == names
     np.testing.assert_array_equal(parts, whole)
     assert len(whole) == 100
+
+
+def test_fewer_rows_are_labelled_at_a_time_where_they_are_wide(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counts = []
+
+    def noted(rows: np.ndarray, layout: TrajectoryLayout) -> NamedColumns:
+        counts.append(len(rows))
+        return NamedColumns(rows, layout)
+
+    monkeypatch.setattr("diffuser_policy.columns.labels.NamedColumns", noted)
+    monkeypatch.setattr("diffuser_policy.columns.layout.PIECE", 3 * 12)
+    layout = TrajectoryLayout(
+        action_dim=0, observation_dim=3, aliases={"position": (0, 1), "velocity": (2,)}
+    )
+    labelled(SIDES, np.ones((7, 3), np.float32), layout)
+    assert counts == [3, 3, 1]

@@ -430,7 +430,7 @@ def test_one_episode_is_enough_for_a_critic(tmp_path: Path) -> None:
 def test_actions_outside_of_the_space_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("diffuser_policy.data.flat.PIECE", 160)  # 20 actions
+    monkeypatch.setattr("diffuser_policy.columns.layout.PIECE", 160)  # 20 actions
     actions = rewarded().fields["action"].copy()
     actions[77, 0] = 1e3
     flat = rewarded(action=actions)

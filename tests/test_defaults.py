@@ -21,7 +21,6 @@ from diffuser_policy.config import (
     ValueConfig,
     WindowConfig,
 )
-from diffuser_policy.data import flat as flat_module
 from diffuser_policy.data import minari
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.minari import load_flat, write_minari
@@ -379,7 +378,7 @@ def test_large_data_are_looked_at_in_blocks(monkeypatch: pytest.MonkeyPatch) -> 
     restless = choose(changed(flat, desired_goal=rng.normal(size=(160, 2))), {})
     assert any("chased for 1 step in" in line for line in restless.reasons)
     for size in (1, 100, 1000):  # bytes
-        monkeypatch.setattr(flat_module, "PIECE", size)
+        monkeypatch.setattr("diffuser_policy.columns.layout.PIECE", size)
         assert choose(flat, {}) == whole
 
 
@@ -407,7 +406,7 @@ def test_a_mapped_dataset_is_not_kept_in_memory(
     flat = changed(flat, observation=more, metadata={"observation_columns": {}})
     flat.save(tmp_path / "it")
     flat = FlatDataset.load(tmp_path / "it")
-    monkeypatch.setattr(flat_module, "PIECE", 2**18)
+    monkeypatch.setattr("diffuser_policy.columns.layout.PIECE", 2**18)
     look(flat)
     assert resident(tmp_path / "it") < 2e6
 

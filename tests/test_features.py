@@ -110,6 +110,28 @@ def test_rows_are_mapped_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.dtype == np.float32
 
 
+class Watched(Turned):
+    """Notes how many observations it maps at a time."""
+
+    def __init__(self) -> None:
+        self.counts: list[int] = []
+
+    def features(self, observations: np.ndarray) -> np.ndarray:
+        self.counts.append(len(observations))
+        found: np.ndarray = super().features(observations)
+        return found
+
+
+def test_fewer_rows_are_mapped_at_a_time_where_they_are_wide(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An observation has 16 bytes here, and its planning columns have 12."""
+    monkeypatch.setattr("diffuser_policy.columns.layout.PIECE", 3 * (16 + 12))
+    rows, watched = np.ones((7, 4), np.float32), Watched()
+    planning_columns(watched, rows)
+    assert watched.counts == [3, 3, 1]
+
+
 def test_without_a_featurizer_nothing_is_copied() -> None:
     rows, flat = np.ones((2, 4), np.float32), toy_dataset()
     assert planning_columns(Identity(4), rows) is rows

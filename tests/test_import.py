@@ -14,7 +14,7 @@ import pytest
 
 from diffuser_policy.cli import main
 from diffuser_policy.config import CollectSettings
-from diffuser_policy.data.arrays import ArrayNames
+from diffuser_policy.data.arrays import Array, ArrayNames
 from diffuser_policy.data.collection import collect
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.foreign import (
@@ -565,6 +565,28 @@ def test_observations_outside_of_the_space_are_counted() -> None:
     rows_outside["observations"][2:5, 1] = -1.1
     made = import_file(npz(rows_outside), PENDULUM, progress=False)
     assert made.remarks[0].startswith("3 of 12 observations lie outside of the space")
+
+
+def test_fewer_rows_are_compared_at_a_time_where_they_are_wide(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With next observations alone, a file is compared with itself, too."""
+    given = changed(observations=np.full((12, 3), 1.1, np.float32))
+    del given["terminals"], given["timeouts"]
+    given["next_observations"] = given["observations"].copy()
+    given["next_observations"][4] = 0.0
+    counts, read = list[int](), Array.rows
+
+    def noted(array: Array, start: int, stop: int) -> np.ndarray:
+        counts.append(stop - start)
+        return read(array, start, stop)
+
+    monkeypatch.setattr(Array, "rows", noted)
+    monkeypatch.setattr("diffuser_policy.columns.layout.PIECE", 5 * 12)
+    made = import_file(hdf5(given), PENDULUM, progress=False)
+    assert "12 of 12 observations lie outside" in " ".join(made.remarks)
+    assert counts[:9] == [5, 5, 5, 5, 1, 1, 5, 5, 2]
+    assert made.num_episodes == 2
 
 
 def test_whole_numbered_actions_are_whole() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diffuser_policy import DiffuserPolicy
 from diffuser_policy.config import LandmarksConfig, PlannerConfig, TrainConfig
+from diffuser_policy.data.windows import JoinedRows
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.export import write_export
 from diffuser_policy.guides.trajectory import Trajectory
@@ -23,7 +24,7 @@ from diffuser_policy.networks.landmarks import Landmarks
 from diffuser_policy.plotting import Scene, plan_figure
 from diffuser_policy.speed.cases import network_flops, plan_flops
 from diffuser_policy.testing import toy_config, toy_dataset, toy_policy
-from diffuser_policy.training.trainer import Trainer
+from diffuser_policy.training.trainer import Trainer, untrained
 from tests.policy_helpers import observe
 
 SPEED = 0.1  # of a corridor's unit, per env step
@@ -140,6 +141,28 @@ def test_a_place_where_runs_only_end_does_not_cut_off_the_way() -> None:
     aims, [direct] = begun.subgoals(point(0, 0), point(7, 0.8), 20)
     assert not direct
     assert aims[0, 0] < 4.0
+
+
+def test_places_of_wide_data_are_read_a_few_rows_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = toy_config(landmarks=LandmarksConfig(num=20))
+    whole = untrained(config, toy_dataset())[1].landmarks
+    read, counts = JoinedRows.__getitem__, list[int]()
+
+    def noted(rows: JoinedRows, some: slice) -> np.ndarray:
+        found = read(rows, some)
+        counts.append(len(found))
+        return found
+
+    monkeypatch.setattr(JoinedRows, "__getitem__", noted)
+    monkeypatch.setattr("diffuser_policy.columns.layout.PIECE", 50 * 4 * 6)
+    parts = untrained(config, toy_dataset())[1].landmarks
+    assert max(counts) == 50
+    assert whole is not None
+    assert parts is not None
+    assert torch.equal(parts.places, whole.places)
+    assert torch.equal(parts.times, whole.times)
 
 
 def test_more_landmarks_than_rows_do_no_harm() -> None:

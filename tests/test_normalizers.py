@@ -116,6 +116,32 @@ def test_data_read_some_rows_at_a_time_are_the_same_data(
     assert torch.equal(parts.scale, whole.scale)
 
 
+class Watched:
+    """Rows that note how many of them are read at a time."""
+
+    def __init__(self, rows: np.ndarray) -> None:
+        self.rows, self.shape, self.counts = rows, rows.shape, list[int]()
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        found: np.ndarray = self.rows[rows]
+        self.counts.append(len(found))
+        return found
+
+
+@EVERY
+def test_fewer_rows_are_read_at_a_time_where_they_are_wide(
+    cls: type[Normalizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = np.random.default_rng(0).normal(3.0, 0.2, (20, 100)).astype(np.float32)
+    whole = cls.fit(rows)
+    monkeypatch.setattr("diffuser_policy.columns.layout.PIECE", 7 * rows[0].nbytes)
+    watched = Watched(rows)
+    parts = cls.fit(watched)
+    assert max(watched.counts) == 7
+    assert torch.equal(parts.shift, whole.shift)
+    assert torch.equal(parts.scale, whole.scale)
+
+
 def test_identity_changes_nothing() -> None:
     rows = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
     assert torch.equal(IdentityNormalizer.fit(rows.numpy()).normalize(rows), rows)

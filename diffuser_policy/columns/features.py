@@ -28,10 +28,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from diffuser_policy.columns.layout import rows_at_once
 from diffuser_policy.errors import ConfigError, DiffuserPolicyError
 from diffuser_policy.plugins import Kind, Registrable
 
-CHUNK = 65_536  # rows that are mapped at once: bounds the memory of what φ computes
+CHUNK = 65_536  # rows that are mapped at once, at most: φ needs memory for them
 NEEDED = ("observation_size", "columns", "num_columns", "objects", "features")
 
 
@@ -217,8 +218,9 @@ def planning_columns(featurizer: Featurizer, observations: np.ndarray) -> np.nda
             "one with other options."
         )
     planned = np.empty((len(observations), featurizer.num_columns), np.float32)
-    for begin in range(0, len(observations), CHUNK):
-        part = observations[begin : begin + CHUNK]
+    count = rows_at_once(observations[:1].nbytes + planned[:1].nbytes, CHUNK)
+    for begin in range(0, len(observations), count):
+        part = observations[begin : begin + count]
         try:  # on a copy: it may compute in place
             found = np.asarray(featurizer.features(part.copy()))
         except DiffuserPolicyError:
@@ -239,8 +241,8 @@ def planning_columns(featurizer: Featurizer, observations: np.ndarray) -> np.nda
                 f"{len(part)} observations, expected "
                 f"{[len(part), featurizer.num_columns]}."
             )
-        planned[begin : begin + CHUNK] = found
-        bad = ~np.isfinite(planned[begin : begin + CHUNK]).all(axis=1)
+        planned[begin : begin + count] = found
+        bad = ~np.isfinite(planned[begin : begin + count]).all(axis=1)
         if bad.any():
             row = int(np.argmax(bad))
             raise FeaturizerError(

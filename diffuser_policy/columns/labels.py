@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from diffuser_policy.columns.layout import Rows, TrajectoryLayout
+from diffuser_policy.columns.layout import Rows, TrajectoryLayout, rows_at_once
 from diffuser_policy.errors import (
     ConfigError,
     DatasetError,
@@ -31,7 +31,7 @@ from diffuser_policy.errors import (
 )
 from diffuser_policy.plugins import Kind
 
-CHUNK = 65_536  # rows that are labelled at once: they bound the memory
+CHUNK = 65_536  # rows that are labelled at once, at most: they bound the memory
 Labels = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
 
@@ -83,8 +83,9 @@ def labelled(
     function: Labels = LABELS.find(name).target
     names: tuple[str, ...] = ()
     found = []
-    for begin in range(0, rows.shape[0], CHUNK):
-        some, columns = _labelled(name, function, rows[begin : begin + CHUNK], layout)
+    count = rows_at_once(4 * rows.shape[1], CHUNK)
+    for begin in range(0, rows.shape[0], count):
+        some, columns = _labelled(name, function, rows[begin : begin + count], layout)
         if names and some != names:
             raise DatasetError(
                 f"The labels {name!r} are {', '.join(names)} for some rows and "

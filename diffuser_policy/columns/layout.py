@@ -26,6 +26,7 @@ from diffuser_policy.errors import ConfigError, UnknownNameError
 from diffuser_policy.settings import converted, typed
 
 MOST_COLUMNS = 1_000_000
+PIECE = 2**24  # bytes that are read at a time
 
 
 class Rows(Protocol):
@@ -37,6 +38,16 @@ class Rows(Protocol):
 
     def __getitem__(self, rows: slice, /) -> np.ndarray:
         """Return successive rows."""
+
+
+def rows_at_once(size: int, most: int) -> int:
+    """Return how many rows are read at a time: `PIECE` bytes, and at least one row.
+
+    Args:
+        size: Bytes of a row.
+        most: No more rows than these, however narrow.
+    """
+    return min(most, max(1, PIECE // max(1, size)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,14 +23,14 @@ import torch
 from torch import Tensor, nn
 
 from diffuser_policy.choices import NormalizerName
-from diffuser_policy.columns.layout import Rows
+from diffuser_policy.columns.layout import Rows, rows_at_once
 from diffuser_policy.errors import ConfigError, DatasetError
 
 # Spread below which a column counts as constant, relative to its values, or to 1 where
 # they are smaller: around zero, rounding looks like a column in tiny units. Enlarged to
 # the size of the others, it would be noise to learn, and far from the data elsewhere.
 CONSTANT = 1e-6
-ROWS = 65_536  # that are read at a time
+ROWS = 65_536  # that are read at a time, at most
 
 
 class Normalizer(nn.Module):
@@ -173,8 +173,9 @@ def _checked_parts(rows: Rows) -> Iterator[np.ndarray]:
         raise DatasetError(
             f"A normalizer is fitted to a matrix [num_rows, columns], got {rows.shape}."
         )
-    for begin in range(0, rows.shape[0], ROWS):
-        part = rows[begin : begin + ROWS]
+    count = rows_at_once(4 * rows.shape[1], ROWS)  # in single precision
+    for begin in range(0, rows.shape[0], count):
+        part = rows[begin : begin + count]
         # Sums and differences of whole numbers may wrap around in their own type.
         part = part.astype(np.result_type(part.dtype, np.float32), copy=False)
         finite = np.isfinite(part).all(axis=0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import tokenize
 import zipfile
 import zlib
@@ -189,6 +190,11 @@ class Array:
     def __len__(self) -> int:
         """Return the number of rows."""
         return int(self.stored.shape[0])
+
+    @property
+    def row_size(self) -> int:
+        """Bytes of a row."""
+        return int(math.prod(self.shape) * self.stored.dtype.itemsize)
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Read rows `[stop - start, *shape]`."""

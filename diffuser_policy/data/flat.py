@@ -46,6 +46,7 @@ import numpy as np
 from gymnasium import spaces
 
 from diffuser_policy.choices import GOAL_KEYS
+from diffuser_policy.columns.layout import rows_at_once
 from diffuser_policy.errors import (
     DatasetError,
     DatasetNotFoundError,
@@ -65,7 +66,6 @@ SCHEMA = 1
 META_FILE = "meta.json"
 SUMMED = ("observation", "action", "run_starts")  # the first fields of checksums
 FLOAT32_MOST = float(np.finfo(np.float32).max)  # greatest number of a field
-PIECE = 2**24  # bytes that are read at a time
 SPREAD = 10_000  # rows that stand for all of an array
 REQUIRED = ("observation", "action", "reward", "terminated")
 FLAGS = ("terminated",)  # everything else is float32
@@ -612,7 +612,7 @@ def _moves(array: np.ndarray, starts: np.ndarray) -> bool:
 
 def pieces(array: np.ndarray) -> Iterator[np.ndarray]:
     """Yield slices of rows; of a mapped array, memory holds one slice at a time."""
-    rows = max(1, PIECE // max(1, array[:1].nbytes))
+    rows = rows_at_once(array[:1].nbytes, max(1, len(array)))
     for begin in range(0, len(array), rows):
         yield array[begin : begin + rows]
         release(array)

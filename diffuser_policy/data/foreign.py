@@ -41,6 +41,7 @@ import numpy as np
 from tqdm import tqdm
 
 from diffuser_policy.choices import GOAL_KEYS
+from diffuser_policy.columns.layout import rows_at_once
 from diffuser_policy.data.arrays import (
     AS_USUAL,
     D4RL_GOALS,
@@ -76,7 +77,7 @@ from diffuser_policy.files import usable_path
 from diffuser_policy.spaces import find_goal_columns, outside
 from diffuser_policy.versions import RECORDERS, versions
 
-BLOCK = 100_000  # rows compared at a time
+BLOCK = 100_000  # rows compared at a time, at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -502,9 +503,10 @@ def _num_outside(array: Array, space: Any) -> int:
     """Return how many rows lie outside of a space, rounding aside."""
     if not (space.bounded_below.any() or space.bounded_above.any()):
         return 0
+    size = rows_at_once(array.row_size, BLOCK)
     count = 0
-    for begin in range(0, len(array), BLOCK):
-        rows = array.rows(begin, min(begin + BLOCK, len(array)))
+    for begin in range(0, len(array), size):
+        rows = array.rows(begin, min(begin + size, len(array)))
         count += int(outside(rows, space).sum())
     return count
 
@@ -524,8 +526,9 @@ def _resets(
     """
     cut = np.zeros(len(last), np.bool_)
     if "next_observations" in arrays:
-        for begin in range(0, len(last) - 1, BLOCK):
-            end = min(begin + BLOCK, len(last) - 1)
+        size = rows_at_once(arrays["observations"].row_size, BLOCK)
+        for begin in range(0, len(last) - 1, size):
+            end = min(begin + size, len(last) - 1)
             following = arrays["next_observations"].rows(begin, end)
             now = arrays["observations"].rows(begin + 1, end + 1)
             # One of them may be rounded: to float16, or from float64.

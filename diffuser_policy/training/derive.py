@@ -17,7 +17,7 @@ from diffuser_policy.columns.features import (
     FeaturizerError,
     make_featurizer,
 )
-from diffuser_policy.columns.layout import TrajectoryLayout, named_columns
+from diffuser_policy.columns.layout import TrajectoryLayout, named_columns, rows_at_once
 from diffuser_policy.columns.normalizers import NORMALIZERS
 from diffuser_policy.config import PolicyConfig, TrainConfig
 from diffuser_policy.data.flat import FlatDataset, spread_rows
@@ -33,7 +33,7 @@ from diffuser_policy.observations import RESERVED, ObservationColumns, Part
 from diffuser_policy.settings import from_json, json_data, to_json
 from diffuser_policy.spaces import SpaceSpec, find_goal_columns
 
-AT_ONCE = 1_000_000  # rows that are read at a time
+AT_ONCE = 1_000_000  # rows that are read at a time, at most
 
 
 def policy_config(train: TrainConfig, flat: FlatDataset) -> PolicyConfig:
@@ -159,10 +159,11 @@ def initial_networks(
     networks.normalizer = normalizer.fit(rows, config.layout.ties)
     if config.landmarks is not None:
         columns = list(config.layout.columns("goal"))
+        count = rows_at_once(4 * rows.shape[1], AT_ONCE)
         places = np.concatenate(
             [
-                rows[begin : begin + AT_ONCE][:, columns]
-                for begin in range(0, planned.num_rows, AT_ONCE)
+                rows[begin : begin + count][:, columns]
+                for begin in range(0, planned.num_rows, count)
             ]
         )
         networks.landmarks = Landmarks.fit(
