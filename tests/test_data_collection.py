@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from diffuser_policy.checkpoint import read_planner, shipped_planners
 from diffuser_policy.cli.collect import CollectCommand
 from diffuser_policy.cli.collect import collect as collect_command
 from diffuser_policy.config import CollectSettings
-from diffuser_policy.data import demonstrators
+from diffuser_policy.data import collection, demonstrators
 from diffuser_policy.data.collection import (
     collect,
     collect_episodes,
@@ -37,6 +38,7 @@ from diffuser_policy.data.demonstrators import (
     default_demonstrator,
 )
 from diffuser_policy.data.episodes import record_episode
+from diffuser_policy.data.flat import Episode
 from diffuser_policy.data.minari import _any_episodes, load_flat
 from diffuser_policy.data.returns import returns_to_go
 from diffuser_policy.data.workers import WorkerError, map_unordered
@@ -556,6 +558,42 @@ def test_episodes_of_any_env_and_policy_are_recorded(
                 replayed, episode.observations["observation"][step]
             )
             replayed, *_ = pendulum.step(action)
+
+
+def test_one_recorded_episode_at_a_time_is_in_memory(
+    pendulum: gym.Env[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, kept = list[weakref.ref[Episode]](), list[int]()
+
+    def noted(*args: Any, **settings: Any) -> Episode:
+        kept.append(sum(each() is not None for each in made))
+        episode = record_episode(*args, **settings)
+        made.append(weakref.ref(episode))
+        return episode
+
+    monkeypatch.setattr(collection, "record_episode", noted)
+    policy, place = RandomPolicy(pendulum), "test/pendulum-v0"
+    collect_episodes(pendulum, policy, num_episodes=5, dataset_id=place)
+    assert len(kept) == 5
+    assert max(kept) <= 1
+
+
+def test_a_lost_connection_to_an_environment_is_no_error_of_the_disk(
+    datasets: Path, pendulum: gym.Env[Any, Any]
+) -> None:
+    """In the second episode: the first one is written by then."""
+
+    class Remote(RandomPolicy):
+        def predict(self, *args: Any) -> Any:
+            if len(self.starts) > 30:
+                raise ConnectionResetError("the simulator is gone")
+            return super().predict(*args)
+
+    with pytest.raises(ConnectionResetError, match="the simulator is gone"):
+        collect_episodes(
+            pendulum, Remote(pendulum), num_episodes=2, dataset_id="test/pendulum-v0"
+        )
+    assert not list(datasets.rglob("*.hdf5"))
 
 
 def test_the_bar_of_a_recording_counts_env_steps(

@@ -406,29 +406,51 @@ def collect_episodes(
             stack.callback(env.close)
         check_spaces(env)
         check_ends(env)
-        hidden, episodes = None if progress else True, []
+        hidden = None if progress else True
         bar = tqdm(range(num_episodes), unit="episode", miniters=0, disable=hidden)
-        for i in bar:
-            sequence = np.random.SeedSequence(seed, spawn_key=(i,))
-            env_seed = int(sequence.generate_state(1)[0])
-            episodes.append(
-                record_episode(
-                    env, policy, env_seed, deterministic=deterministic, bar=bar
-                )
+        stack.callback(bar.close)
+        try:
+            return write_minari(
+                dataset_id,
+                _episodes(env, policy, seed, bar, deterministic=deterministic),
+                env=env,
+                collection={
+                    "policy": type(policy).__name__,
+                    "num_episodes": num_episodes,
+                    "seed": seed,
+                    "deterministic": deterministic,
+                    "versions": versions(*RECORDERS),
+                },
+                overwrite=overwrite,
             )
-        return write_minari(
-            dataset_id,
-            episodes,
-            env=env,
-            collection={
-                "policy": type(policy).__name__,
-                "num_episodes": num_episodes,
-                "seed": seed,
-                "deterministic": deterministic,
-                "versions": versions(*RECORDERS),
-            },
-            overwrite=overwrite,
-        )
+        except _RecordingError as failed:
+            raise failed.error from None
+
+
+class _RecordingError(Exception):
+    """An environment or policy raised an OSError, as of a lost connection.
+
+    Raised as it is, it would look like an error of writing the dataset.
+    """
+
+    def __init__(self, error: OSError) -> None:
+        self.error = error
+
+
+def _episodes(
+    env: Env, policy: Policy, seed: int, bar: tqdm, *, deterministic: bool
+) -> Iterator[Episode]:
+    """Record one episode after the other, when it is asked for."""
+    for i in bar:
+        sequence = np.random.SeedSequence(seed, spawn_key=(i,))
+        env_seed = int(sequence.generate_state(1)[0])
+        try:
+            episode = record_episode(
+                env, policy, env_seed, deterministic=deterministic, bar=bar
+            )
+        except OSError as error:
+            raise _RecordingError(error) from error
+        yield episode
 
 
 def protocol_of(
