@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from diffuser_policy import DiffuserPolicy
 from diffuser_policy.build import num_weights, seeded
 from diffuser_policy.checkpoint import read_planner
 from diffuser_policy.cli import main
+from diffuser_policy.columns.layout import TrajectoryLayout
+from diffuser_policy.columns.normalizers import LimitsNormalizer
 from diffuser_policy.config import (
     CriticConfig,
     CriticTrainConfig,
@@ -25,6 +28,8 @@ from diffuser_policy.config import (
 from diffuser_policy.data.collection import collect_episodes
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.returns import returns_to_go
+from diffuser_policy.data.steps import StepDataset
+from diffuser_policy.data.windows import WindowDataset
 from diffuser_policy.errors import ConfigError, DatasetError, DivergedError
 from diffuser_policy.networks.critic import Critic, Transitions
 from diffuser_policy.testing import toy_config, toy_dataset, toy_policy
@@ -43,6 +48,13 @@ def rewarded(**changed: np.ndarray) -> FlatDataset:
     rewards = np.random.default_rng(0).normal(size=flat.num_rows)
     fields = {**flat.fields, "reward": rewards, **changed}
     return dataclasses.replace(flat, fields=fields)
+
+
+def steps_of(flat: FlatDataset) -> StepDataset:
+    layout = TrajectoryLayout(action_dim=2, observation_dim=4)
+    normalizer = LimitsNormalizer.blank(6)
+    windows = WindowDataset(flat, layout=layout, normalizer=normalizer)
+    return StepDataset(flat, windows, layout)
 
 
 def trainer(
@@ -158,7 +170,7 @@ def test_steps_lead_to_the_next_row_of_their_run(tmp_path: Path) -> None:
     ended = np.zeros(180, np.bool_)
     ended[[59, 179]] = True  # the second run is cut off, the others terminate
     made = trainer(tmp_path, rewarded(terminated=ended))
-    steps = made.steps.rows.tolist()
+    steps = made.steps.rows_of(torch.arange(len(made.steps))).tolist()
     assert {59, 179} <= {*steps}
     assert 119 not in steps
     assert len(steps) == 179
@@ -175,6 +187,32 @@ def test_steps_lead_to_the_next_row_of_their_run(tmp_path: Path) -> None:
         assert bool(done) == (index in {59, 179})
         assert bool(done) or torch.equal(rows[index + 1], later)
     assert drawn == {*steps}
+
+
+def test_the_steps_of_a_critic_are_all_that_are_known() -> None:
+    rng = np.random.default_rng(0)
+    flat = rewarded(terminated=rng.random(180) < 0.1)
+    starts = np.unique([0, *rng.integers(1, 180, 60), 180])
+    flat = FlatDataset(flat.fields, starts, flat.metadata)
+    found = steps_of(flat)
+    known = flat.followed | flat.fields["terminated"]
+    rows = found.rows_of(torch.arange(len(found)))
+    assert (
+        rows.tolist() == np.flatnonzero(known).tolist() == flat.known_steps().tolist()
+    )
+
+
+def test_the_steps_of_a_critic_keep_nothing_for_each_row() -> None:
+    """What they keep is what runs have."""
+    flat = toy_dataset(2, 50_000)
+    tracemalloc.start()
+    try:
+        found = steps_of(flat)
+        found.sample(2, torch.Generator().manual_seed(0), torch.device("cpu"))
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < flat.num_rows
 
 
 def test_a_critic_says_the_lower_of_both_values_always_of_the_same_steps(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import time
+import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -14,7 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffuser_policy.data.flat import Episode, FlatDataset, flatten, spread_rows
+from diffuser_policy.data.flat import (
+    Episode,
+    FlatDataset,
+    flatten,
+    run_returns,
+    spread_rows,
+)
 from diffuser_policy.errors import DatasetError, DatasetNotFoundError, StorageError
 from tests.data_helpers import cut_stream, make_episode
 
@@ -410,6 +417,30 @@ def test_the_best_share_has_the_nearest_number_of_runs(
     single = FlatDataset(flat.fields, np.arange(101))
     best = single.best_runs(share, rewards)
     np.testing.assert_array_equal(best, rewards >= 100 - number)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 300, 10_000])
+def test_returns_are_summed_a_few_runs_at_a_time_to_the_same_numbers(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The third run is longer than what is read at a time."""
+    rewards = np.random.default_rng(0).normal(size=2000).astype(np.float32)
+    starts = np.array([0, 3, 4, 1500, *range(1501, 1990, 9), 2000])
+    whole = np.add.reduceat(rewards.astype(np.float64), starts[:-1])
+    monkeypatch.setattr("diffuser_policy.columns.layout.PIECE", 8 * rows)
+    np.testing.assert_array_equal(run_returns(rewards, starts), whole)
+
+
+def test_returns_of_many_runs_need_little_memory() -> None:
+    rewards, starts = np.ones(10_000_000, np.float32), np.arange(0, 10_000_001, 1000)
+    tracemalloc.start()
+    try:
+        found = run_returns(rewards, starts)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (found == 1000).all()
+    assert most < 3e7
 
 
 def test_rows_that_stand_for_an_array_are_spread_over_all_of_it() -> None:

@@ -125,7 +125,16 @@ def run_returns(rewards: np.ndarray, run_starts: np.ndarray) -> np.ndarray:
         rewards: `[N]`.
         run_starts: `[R + 1]`, as of a `FlatDataset`.
     """
-    return np.add.reduceat(rewards.astype(np.float64), run_starts[:-1])
+    starts, returns = run_starts[:-1], np.empty(len(run_starts) - 1)
+    # Some runs at a time, but none in two parts: that would be rounded in another way.
+    group = starts // rows_at_once(returns.itemsize, len(rewards))
+    for runs in np.split(np.arange(len(starts)), np.flatnonzero(np.diff(group)) + 1):
+        begin, end = starts[runs[0]], run_starts[runs[-1] + 1]
+        returns[runs] = np.add.reduceat(
+            rewards[begin:end].astype(np.float64), starts[runs] - begin
+        )
+        release(rewards)
+    return returns
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,8 +281,17 @@ class FlatDataset:
         Raises:
             DatasetError: There are none.
         """
-        rows = np.flatnonzero(self.followed | self.fields["terminated"])
-        if not len(rows):
+        return np.delete(np.arange(self.num_rows), self.unknown_steps())
+
+    def unknown_steps(self) -> np.ndarray:
+        """Return the rows of the other steps, int64 `[steps]`: one in a run, at most.
+
+        Raises:
+            DatasetError: All steps are.
+        """
+        last = self.run_starts[1:] - 1
+        rows = last[~self.fields["terminated"][last]]
+        if len(rows) == self.num_rows:
             raise DatasetError(
                 f"No step of {self!r} is followed by another, and none terminated: "
                 f"there is nothing to learn. Record longer episodes."

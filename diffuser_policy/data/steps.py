@@ -10,10 +10,11 @@ import zlib
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from diffuser_policy.columns.layout import TrajectoryLayout
-from diffuser_policy.data.flat import FlatDataset
-from diffuser_policy.data.windows import WindowDataset
+from diffuser_policy.data.flat import FlatDataset, pieces, release
+from diffuser_policy.data.windows import JoinedRows, WindowDataset
 from diffuser_policy.errors import DatasetError
 from diffuser_policy.networks.critic import Critic, Transitions, Values
 
@@ -24,8 +25,7 @@ class StepDataset:
     """Steps of all runs, normalized.
 
     Attributes:
-        rows: Rows of the data with a step to learn from.
-        rewards: `[num_rows]`, in units of reward.
+        rewards: `[num_rows]` of all rows, in units of reward.
     """
 
     def __init__(
@@ -47,9 +47,16 @@ class StepDataset:
                 "the planner with --window.actions, or use `train-value`."
             )
         self.windows, self.layout = windows, layout
-        self.rewards = torch.from_numpy(flat.fields["reward"].astype(np.float32))
-        self.ended = torch.from_numpy(np.array(flat.fields["terminated"], np.bool_))
-        self.rows = torch.from_numpy(flat.known_steps())
+        self.rewards = flat.fields["reward"]
+        outcomes = (flat.fields[name][:, None] for name in ("reward", "terminated"))
+        self._outcomes = JoinedRows(list(outcomes))
+        left_out = flat.unknown_steps()
+        self._num_steps = flat.num_rows - len(left_out)
+        # Steps before each row that is left out, which tell rows of steps from ranks.
+        self._before = torch.from_numpy(left_out - np.arange(len(left_out)))
+
+    def __len__(self) -> int:
+        return self._num_steps
 
     @torch.no_grad()
     def values(self, critic: Critic, discount: float) -> Values:
@@ -61,7 +68,9 @@ class StepDataset:
         """
         batch = self._rated(critic)
         found = critic.of_actions(batch.observations, batch.actions).amin(dim=0)
-        return Values.of(found.cpu().numpy(), self.rewards.numpy(), discount)
+        values = Values.of(found.cpu().numpy(), self.rewards, discount)
+        release(self.rewards)
+        return values
 
     def dead(self, critic: Critic) -> bool:
         """Return whether a network of a critic says the same of nearly all steps.
@@ -75,12 +84,15 @@ class StepDataset:
     def _rated(self, critic: Critic) -> Transitions:
         """Return the steps whose values are looked at."""
         generator, device = torch.Generator().manual_seed(0), critic.return_mean.device
-        return self.sample(min(NUM_RATED, len(self.rows)), generator, device)
+        return self.sample(min(NUM_RATED, len(self)), generator, device)
 
     @property
     def checksum(self) -> int:
         """A number that tells these rewards from others."""
-        return zlib.crc32(self.rewards.numpy().data)
+        total = 0
+        for part in pieces(self.rewards):
+            total = zlib.crc32(part.data, total)
+        return total
 
     def sample(
         self, size: int, generator: torch.Generator, device: torch.device
@@ -92,15 +104,20 @@ class StepDataset:
             generator: Source of randomness, advanced by the call.
             device: Where to put them.
         """
-        drawn = torch.randint(len(self.rows), (size,), generator=generator)
-        now = self.rows[drawn]
+        ranks = torch.randint(len(self), (size,), generator=generator)
+        now = self.rows_of(ranks)
         later = (now + 1).clamp(max=len(self.rewards) - 1)
         rows, layout = self.windows.recorded(now), self.layout
+        rewards, ended = torch.from_numpy(self._outcomes.take(now)).T.contiguous()
         parts = (
             rows[:, layout.observations],
             rows[:, layout.actions],
-            self.rewards[now],
+            rewards,
             self.windows.recorded(later)[:, layout.observations],
-            self.ended[now],
+            ended > 0,
         )
         return Transitions(*(part.to(device) for part in parts))
+
+    def rows_of(self, ranks: Tensor) -> Tensor:
+        """Return the rows of the data of steps, which are counted from 0 here."""
+        return ranks + torch.searchsorted(self._before, ranks, right=True)
