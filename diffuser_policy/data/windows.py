@@ -334,7 +334,7 @@ class WindowDataset:
         """Return the first row of the windows with these ranks over all runs."""
         ends = counts.cumsum(0)
         run = torch.searchsorted(ends, ranks, right=True)
-        return self.run_starts[run] + ranks - (ends - counts)[run]
+        return self.run_starts[run] + ranks - (ends[run] - counts[run])
 
 
 def in_planning_columns(flat: FlatDataset, featurizer: Featurizer) -> FlatDataset:
