@@ -55,6 +55,7 @@ from diffuser_policy.errors import (
     NotFiniteError,
     ObservationError,
     UnknownNameError,
+    shown,
 )
 from diffuser_policy.export import write_export
 from diffuser_policy.files import usable_folder
@@ -242,10 +243,13 @@ class DiffuserPolicy:
         if not is_finite(current.progress) or (
             not is_finite(actions) and np.isnan(actions).any()
         ):
+            broken = np.isnan(actions).any(axis=1) | ~np.isfinite(current.progress)
+            row = int(np.argmax(broken))
             raise NotFiniteError(
                 f"The executor {self.config.execution.executor!r} cannot follow the "
-                f"plan: its actions would be {actions.tolist()}, at a progress of "
-                f"{current.progress.tolist()} env steps. Lower its settings "
+                f"plan of row {row}: its action would be "
+                f"{shown(actions[row].tolist())}, at a progress of "
+                f"{current.progress[row]:g} env steps. Lower its settings "
                 f"(position_gain, velocity_gain, lookahead), or check the units of the "
                 f"observation."
             )
@@ -278,7 +282,7 @@ class DiffuserPolicy:
         """
         if conditions is not None and not isinstance(conditions, Conditions):
             raise ConditionError(
-                f"Make conditions with Conditions().pin(…), got {conditions!r}."
+                f"Make conditions with Conditions().pin(…), got {shown(conditions)}."
             )
         rows, goals = self.read(observation)
         if state is None:
@@ -355,13 +359,14 @@ class DiffuserPolicy:
         if given.shape != (count,) or given.dtype.kind not in "iu":
             raise ConfigError(
                 f"streams must be {count} whole numbers, one for each environment; "
-                f"got {streams!r}."
+                f"got {shown(streams)}."
             )
         state.streams[:] = given
         if (state.streams < 0).any():
+            row = int(np.argmax(state.streams < 0))
             raise ConfigError(
-                "streams must be whole numbers from 0 to 2**63 - 1, got "
-                f"{given.tolist()}."
+                f"streams must be whole numbers from 0 to 2**63 - 1, and that of "
+                f"environment {row} is {given[row]}."
             )
         return state
 
@@ -803,7 +808,7 @@ def _flags(episode_start: Any, num_rows: int) -> np.ndarray:
     if kind != "b" and (kind not in "iuf" or not np.isin(given, (0, 1)).all()):
         raise ObservationError(
             "episode_start must hold a flag for each environment, got "
-            f"{episode_start!r}."
+            f"{shown(episode_start)}."
         )
     flags = given.astype(np.bool_).reshape(-1)  # a copy
     if len(flags) != num_rows:

@@ -87,6 +87,26 @@ def test_values_that_are_not_finite_are_named(name: str, value: float) -> None:
         FlatDataset(fields, np.array([0, 100]))
 
 
+def test_wide_values_that_are_not_finite_are_named_by_their_column() -> None:
+    fields = make_fields() | {"observation": np.zeros((10, 376))}
+    fields["observation"][5, 7] = np.nan
+    told = (
+        r"observation is not finite in 1 of 10 rows; the first is row 5: column 7 is "
+    )
+    with pytest.raises(DatasetError, match=f"{told}nan. Remove") as raised:
+        FlatDataset(fields, np.array([0, 10]))
+    assert len(str(raised.value)) < 200
+
+
+def test_wide_actions_out_of_bounds_are_cut_in_the_error() -> None:
+    fields = make_fields() | {"action": np.full((10, 376), 2.0)}
+    bounds = {"action_low": [-1.0] * 376, "action_high": [1.0] * 376}
+    flat = FlatDataset(fields, np.array([0, 10]), bounds)
+    with pytest.raises(DatasetError, match=r"row 0 is \[2\.0, .*…") as raised:
+        flat.check_actions()
+    assert len(str(raised.value)) < 1000
+
+
 def test_numbers_that_single_precision_cannot_hold_are_said_to_be_too_large() -> None:
     fields = make_fields() | {"reward": np.linspace(-1e39, 1e39, 10)}
     told = r"reward is not finite in 6 .*above 3\.4e\+38 are too large for single prec"

@@ -166,6 +166,19 @@ def test_wrong_columns_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         planning_columns(Holey(), rows)
 
 
+def test_columns_that_are_not_finite_are_named_in_few_words() -> None:
+    class Broken(Turned):
+        observation_size = 1000
+
+        def features(self, observations: np.ndarray) -> np.ndarray:
+            return np.where([False, False, True], np.nan, observations[:, :3])
+
+    told = r"2 obs.* of row 0, where planning column 2 is nan: \[1\.0, 1\.0.*…"
+    with pytest.raises(FeaturizerError, match=told) as raised:
+        planning_columns(Broken(), np.ones((2, 1000), np.float32))
+    assert len(str(raised.value)) < 500
+
+
 # --- settings and data --------------------------------------------------------------
 
 

@@ -479,8 +479,11 @@ def bad_row(name: str, value: float) -> dict[str, Any]:
         (changed(actions=np.float32(1)), r"actions has the shape \[\]"),
         (changed(actions=np.full((12, 1), "left")), "actions must hold numbers"),
         (changed(terminals=np.arange(12)), "terminals must be 0 or 1"),
-        (bad_row("observations", np.nan), "observations is not finite in row 6"),
-        (bad_row("rewards", np.inf), "rewards is not finite in row 6"),
+        (
+            bad_row("observations", np.nan),
+            r"observations is .* in row 6: column 0 is nan\.",
+        ),
+        (bad_row("rewards", np.inf), r"rewards is not finite in row 6: inf\."),
         (changed(rewards=np.full(12, 1e39)), "row 0: 1e.39.* too large for single"),
         (bad_row("actions", 2.5), r"action of row 6 is \[2.5\].*scale or clip"),
         (changed(masks=np.zeros((12, 2))), "masks has the shape.*remove or rename"),

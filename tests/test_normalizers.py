@@ -176,6 +176,13 @@ def test_data_that_is_not_finite_is_refused(cls: type[Normalizer], bad: float) -
         cls.fit(rows)
 
 
+@pytest.mark.parametrize("bad", [np.nan, 1e300])
+def test_errors_of_many_columns_are_cut(bad: float) -> None:
+    with pytest.raises(DatasetError, match=r"Columns \[0, 1, .*…") as raised:
+        LimitsNormalizer.fit(np.stack([np.zeros(5000), np.full(5000, bad)]))
+    assert len(str(raised.value)) < 600
+
+
 @pytest.mark.parametrize("shape", [(0, 3), (4,)])
 def test_data_that_is_no_matrix_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(DatasetError, match="matrix"):

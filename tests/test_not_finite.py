@@ -135,6 +135,29 @@ def test_actions_that_would_be_nan_name_the_executor(
     assert streams(policy) == before
 
 
+def test_actions_that_would_be_nan_are_those_of_the_first_such_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    policy = toy_policy()
+    actions = np.zeros((300, 2))
+    actions[200:, 1] = np.nan
+    monkeypatch.setattr(policy.executor, "act", lambda *_: actions)
+    told = r"plan of row 200: its action would be \[0\.0, nan\], at a progress of 0 env"
+    with pytest.raises(NotFiniteError, match=told) as raised:
+        policy.predict(observe(300))
+    assert len(str(raised.value)) < 400
+
+
+def test_times_that_are_not_finite_are_those_of_the_first_such_row() -> None:
+    horizons = toy_policy(horizon="predicted").planner.horizons
+    horizons.scale = 1e30
+    goals = np.zeros((300, 2), np.float32)
+    goals[200:] = 3e38
+    told = r"not finite: that of row 200 is (inf|nan) env steps\.$"
+    with pytest.raises(NotFiniteError, match=told):
+        horizons.predict_time(np.zeros((300, 4), np.float32), goals)
+
+
 def test_rankings_that_are_nan_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = toy_policy()
     unknown = torch.full((1, 2), torch.nan)

@@ -369,6 +369,19 @@ def test_streams_are_whole_numbers(policy: DiffuserPolicy, streams: Any) -> None
         policy.initial_state(2, streams)
 
 
+def test_errors_of_many_environments_name_the_first(policy: DiffuserPolicy) -> None:
+    streams = np.arange(20_000)
+    streams[[12_345, 19_999]] = -7
+    with pytest.raises(ConfigError, match=r"environment 12345 is -7\.$"):
+        policy.initial_state(20_000, streams)
+    with pytest.raises(ConfigError, match=r"streams must be 3 .*…") as raised:
+        policy.initial_state(3, streams.tolist())
+    assert len(str(raised.value)) < 400
+    with pytest.raises(ObservationError, match=r"episode_start must .*…") as refused:
+        policy.predict(observe(2), None, [2] * 3000)
+    assert len(str(refused.value)) < 400
+
+
 def test_an_error_while_planning_changes_nothing(
     policy: DiffuserPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,7 +24,7 @@ from diffuser_policy.benchmark.cells import CURVE_SEED, Cell, CellFolder
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.minari import load_flat
 from diffuser_policy.envs import Env, action_and_state, env_name
-from diffuser_policy.errors import ConfigError, EnvContractError
+from diffuser_policy.errors import ConfigError, EnvContractError, shown
 from diffuser_policy.evaluation import Evaluation, evaluate
 from diffuser_policy.evaluation.loop import fitted, has_rows
 from diffuser_policy.evaluation.report import to_json as evaluation_json
@@ -121,12 +121,12 @@ class MethodContext:
             return
         self._reported, self._stage = now, stage
         self.count_time(stage)
-        shown = {k: float(v) for k, v in (figures or {}).items() if np.isfinite(v)}
+        known = {k: float(v) for k, v in (figures or {}).items() if np.isfinite(v)}
         if self.curve_points:
             last = self.curve_points[-1]
             score = (last["score"] or last["return"])["mean"]
-            shown |= {} if score is None else {"score": score}
-        told = {"stage": stage, "done": done, "total": total, "figures": shown}
+            known |= {} if score is None else {"score": score}
+        told = {"stage": stage, "done": done, "total": total, "figures": known}
         self._files.write("progress", {**told, "time": now})
 
     def count_time(self, stage: str) -> None:
@@ -401,6 +401,7 @@ class CheckedPolicy:
         row = int(np.flatnonzero(~within.reshape(len(actions), -1).all(axis=1))[0])
         raise ConfigError(
             f"The method {self._name!r} returned an action outside of the action "
-            f"space: {actions[row].tolist()}, expected low {space.low.tolist()} to "
-            f"high {space.high.tolist()}. Clip or rescale it."
+            f"space: {shown(actions[row].tolist())}, expected low "
+            f"{shown(space.low.tolist())} to high {shown(space.high.tolist())}. Clip "
+            f"or rescale it."
         )

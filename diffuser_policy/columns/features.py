@@ -29,7 +29,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from diffuser_policy.columns.layout import rows_at_once
-from diffuser_policy.errors import ConfigError, DiffuserPolicyError
+from diffuser_policy.errors import ConfigError, DiffuserPolicyError, shown
 from diffuser_policy.plugins import Kind, Registrable
 
 CHUNK = 65_536  # rows that are mapped at once, at most: φ needs memory for them
@@ -245,8 +245,12 @@ def planning_columns(featurizer: Featurizer, observations: np.ndarray) -> np.nda
         bad = ~np.isfinite(planned[begin : begin + count]).all(axis=1)
         if bad.any():
             row = int(np.argmax(bad))
+            made = planned[begin + row]
+            column = int(np.argmin(np.isfinite(made)))
             raise FeaturizerError(
                 f"The featurizer {name} made NaN or infinite columns of "
-                f"{int(bad.sum())} observations; the first is {part[row].tolist()}."
+                f"{int(bad.sum())} observations; the first is that of row "
+                f"{begin + row}, where planning column {column} is {made[column]:g}: "
+                f"{shown(part[row].tolist())}."
             )
     return planned

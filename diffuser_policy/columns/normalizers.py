@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from diffuser_policy.choices import NormalizerName
 from diffuser_policy.columns.layout import Rows, rows_at_once
-from diffuser_policy.errors import ConfigError, DatasetError
+from diffuser_policy.errors import ConfigError, DatasetError, shown
 
 # Spread below which a column counts as constant, relative to its values, or to 1 where
 # they are smaller: around zero, rounding looks like a column in tiny units. Enlarged to
@@ -181,8 +181,8 @@ def _checked_parts(rows: Rows) -> Iterator[np.ndarray]:
         finite = np.isfinite(part).all(axis=0)
         if not finite.all():
             raise DatasetError(
-                f"Columns {np.flatnonzero(~finite).tolist()} hold NaN or infinite "
-                f"values; remove those rows before fitting a normalizer."
+                f"Columns {shown(np.flatnonzero(~finite).tolist())} hold NaN or "
+                f"infinite values; remove those rows before fitting a normalizer."
             )
         yield part
 
@@ -206,8 +206,9 @@ def _affine(shift: np.ndarray, scale: np.ndarray) -> tuple[Tensor, Tensor]:
     wild = np.flatnonzero(~(largest <= np.finfo(np.float32).max))
     if len(wild):
         raise DatasetError(
-            f"Columns {wild.tolist()} hold numbers that are too large to plan with "
-            f"({largest[wild].tolist()}). Scale them down, or remove those rows."
+            f"Columns {shown(wild.tolist())} hold numbers that are too large to plan "
+            f"with ({shown(largest[wild].tolist())}). Scale them down, or remove those "
+            f"rows."
         )
     constant = scale <= CONSTANT * np.maximum(1.0, np.abs(shift))
     safe = np.where(constant, 1.0, scale)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from diffuser_policy.data.flat import FLOAT32_MOST, Episode
+from diffuser_policy.data.flat import FLOAT32_MOST, Episode, first_not_finite
 from diffuser_policy.envs import (
     Env,
     action_and_state,
@@ -19,7 +19,7 @@ from diffuser_policy.envs import (
     step_env,
     usable_action,
 )
-from diffuser_policy.errors import EnvContractError
+from diffuser_policy.errors import EnvContractError, shown
 from diffuser_policy.observations import arrays_in, batched, numbers
 from diffuser_policy.spaces import outside
 
@@ -132,9 +132,9 @@ def _check_actions(env: Env, actions: np.ndarray, step: int = 0) -> None:
     if beyond.any():
         row = int(np.argmax(beyond))
         raise EnvContractError(
-            f"The action of env step {step + row} is {actions[row].tolist()}, and "
-            f"those of {env_name(env)} lie in {space}. Correct the policy, or clip its "
-            f"actions."
+            f"The action of env step {step + row} is {shown(actions[row].tolist())}, "
+            f"and those of {env_name(env)} lie in {space}. Correct the policy, or clip "
+            f"its actions."
         )
 
 
@@ -166,6 +166,7 @@ def check_episode(env: Env, episode: Episode) -> None:
 
 def _not_finite(env: Env, what: str, value: Any) -> EnvContractError:
     return EnvContractError(
-        f"{env_name(env)}: the {what} is {value}, which is not finite in float32. "
-        f"Correct the environment or the policy: nothing can be learned from it."
+        f"{env_name(env)}: the {what} is not finite in float32: "
+        f"{first_not_finite(numbers(value))}. Correct the environment or the policy: "
+        f"nothing can be learned from it."
     )

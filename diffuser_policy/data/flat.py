@@ -224,7 +224,7 @@ class FlatDataset:
             raise DatasetError(
                 f"run_starts must rise from 0 to the number of rows "
                 f"({self.num_rows:,}) in whole numbers, without an empty run; got "
-                f"{self.run_starts!r}."
+                f"{shown(self.run_starts)}."
             )
         starts = _read_only(_as_array("run_starts", self.run_starts, np.int64))
         object.__setattr__(self, "run_starts", starts)
@@ -370,9 +370,9 @@ class FlatDataset:
                 at = int(np.argmax(beyond))
                 raise DatasetError(
                     f"{self!r}: the action of row {row + at:,} is "
-                    f"{part[at].tolist()}, and the environment's lie between "
-                    f"{low.tolist()} and {high.tolist()}. Clip the actions, or scale "
-                    f"them, and write the dataset again."
+                    f"{shown(part[at].tolist())}, and the environment's lie between "
+                    f"{shown(low.tolist())} and {shown(high.tolist())}. Clip the "
+                    f"actions, or scale them, and write the dataset again."
                 )
             row += len(part)
         release(actions)
@@ -596,9 +596,21 @@ def check_finite(name: str, array: np.ndarray) -> None:
     row = int(np.argmax(bad))
     raise DatasetError(
         f"{name} is not finite in {int(bad.sum()):,} of {len(array):,} rows; the first "
-        f"is row {row}: {array[row].tolist()}. Remove or repair these steps."
+        f"is row {row}: {first_not_finite(array[row])}. Remove or repair these steps."
         f"{remark_on_size(array[row])}"
     )
+
+
+def first_not_finite(values: np.ndarray) -> str:
+    """Return the first number of a step that is not finite, and its column.
+
+    Args:
+        values: Those of the step, of which one is not finite in single precision.
+    """
+    given = np.ravel(values).astype(np.float64)
+    column = int(np.argmax(~(np.abs(given) <= FLOAT32_MOST)))  # no NaN is
+    where = f"column {column} is " if len(given) > 1 else ""
+    return f"{where}{given[column]:g}"
 
 
 def remark_on_size(values: np.ndarray) -> str:

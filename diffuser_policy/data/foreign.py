@@ -52,7 +52,12 @@ from diffuser_policy.data.arrays import (
     open_arrays,
     shapes_of,
 )
-from diffuser_policy.data.flat import FLOAT32_MOST, Episode, remark_on_size
+from diffuser_policy.data.flat import (
+    FLOAT32_MOST,
+    Episode,
+    first_not_finite,
+    remark_on_size,
+)
 from diffuser_policy.data.minari import (
     at_work,
     check_spaces,
@@ -72,6 +77,7 @@ from diffuser_policy.errors import (
     DatasetError,
     DatasetNotFoundError,
     require_extra,
+    shown,
 )
 from diffuser_policy.files import usable_path
 from diffuser_policy.spaces import find_goal_columns, outside
@@ -389,7 +395,7 @@ class Source:
             row = start + int(np.argmax(bad))
             raise DatasetError(
                 f"{self.where}: {array.name} is not finite in row {row}: "
-                f"{rows[row - start].tolist()}. Remove or repair its episode."
+                f"{first_not_finite(rows[row - start])}. Remove or repair its episode."
                 f"{remark_on_size(rows[row - start])}"
             )
         return rows if rows.dtype.kind == "f" else rows.astype(np.float32)
@@ -401,9 +407,9 @@ class Source:
             row = int(np.argmax(beyond))
             raise DatasetError(
                 f"{self.where}: the action of row {start + row} is "
-                f"{actions[row].tolist()}, and those of {env_name(self.env)} lie in "
-                f"{space}. Name the environment that the data are from (--env), or "
-                f"scale or clip the actions."
+                f"{shown(actions[row].tolist())}, and those of {env_name(self.env)} "
+                f"lie in {space}. Name the environment that the data are from (--env), "
+                f"or scale or clip the actions."
             )
         if not np.issubdtype(space.dtype, np.floating):
             split = (actions != np.rint(actions)).reshape(len(actions), -1).any(axis=1)
@@ -411,9 +417,9 @@ class Source:
                 row = int(np.argmax(split))
                 raise DatasetError(
                     f"{self.where}: the action of row {start + row} is "
-                    f"{actions[row].tolist()}, and those of {env_name(self.env)} are "
-                    f"whole numbers. Name the environment that the data are from "
-                    f"(--env), or round the actions."
+                    f"{shown(actions[row].tolist())}, and those of "
+                    f"{env_name(self.env)} are whole numbers. Name the environment "
+                    f"that the data are from (--env), or round the actions."
                 )
 
 
@@ -473,7 +479,7 @@ def _ends(
         and ("masks" in flags or "valids" in flags or "rewards" not in arrays)
     )
     # Masks alone could mean that an episode terminated, or that it went on.
-    shown = "next_observations" in arrays and "masks" not in flags
+    seen = "next_observations" in arrays and "masks" not in flags
     if is_ogbench and ("terminals" in flags or "valids" in flags):
         last = ~flags["valids"] if "valids" in flags else flags["terminals"].copy()
         if "masks" in flags:
@@ -483,7 +489,7 @@ def _ends(
                 "are left out."
             )
         terminal = none if done is None else done
-    elif "terminals" in flags or "timeouts" in flags or shown:
+    elif "terminals" in flags or "timeouts" in flags or seen:
         terminal = flags.get("terminals", none)
         last = terminal | flags.get("timeouts", none)
         if "timeouts" not in flags:

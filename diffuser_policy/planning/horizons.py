@@ -152,8 +152,10 @@ class Horizons:
             times = self.time_to_goal(states, targets)
         predicted: np.ndarray = self.scale * times.cpu().numpy()
         if not np.isfinite(predicted).all():
+            row = int(np.argmin(np.isfinite(predicted)))
             raise NotFiniteError(
-                f"The predicted times to the goal are {predicted.tolist()} env steps."
+                f"The predicted times to the goal are not finite: that of row {row} is "
+                f"{predicted[row]:g} env steps."
             )
         return predicted
 
