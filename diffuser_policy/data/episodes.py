@@ -167,6 +167,6 @@ def check_episode(env: Env, episode: Episode) -> None:
 def _not_finite(env: Env, what: str, value: Any) -> EnvContractError:
     return EnvContractError(
         f"{env_name(env)}: the {what} is not finite in float32: "
-        f"{first_not_finite(numbers(value))}. Correct the environment or the policy: "
-        f"nothing can be learned from it."
+        f"{first_not_finite(np.asarray(numbers(value)))}. Correct the environment or "
+        f"the policy: nothing can be learned from it."
     )

@@ -290,7 +290,7 @@ class FlatDataset:
             DatasetError: All steps are.
         """
         last = self.run_starts[1:] - 1
-        rows = last[~self.fields["terminated"][last]]
+        rows: np.ndarray = last[~self.fields["terminated"][last]]
         if len(rows) == self.num_rows:
             raise DatasetError(
                 f"No step of {self!r} is followed by another, and none terminated: "
