@@ -163,6 +163,34 @@ def test_without_any_sign_of_cuts_the_step_limit_counts() -> None:
     assert flat.run_lengths.tolist() == [4, 199, 199, 45]
 
 
+def endless(env_id: str = PENDULUM) -> Any:
+    """Make an environment that names no step limit."""
+    return gym.make(env_id, max_episode_steps=-1)
+
+
+@pytest.mark.parametrize("left_out", [["timeouts"], [], ["timeouts", "rewards"]])
+def test_a_file_that_marks_no_end_is_not_one_long_episode(left_out: list[str]) -> None:
+    """Nor where it has no rewards, as OGBench's."""
+    arrays = without(*left_out)
+    flags = [name for name in ("terminals", "timeouts") if name in arrays]
+    arrays |= {name: np.zeros(12) for name in flags}
+    with pytest.raises(DatasetError, match=f"no row of {' and '.join(flags)} marks"):
+        import_file(npz(arrays), endless(), progress=False)
+    after = np.roll(arrays["observations"], -1, axis=0).copy()
+    after[8] += 1
+    file = npz(arrays | {"next_observations": after})
+    assert import_file(file, endless(), progress=False).num_episodes == 2
+    arrays["timeouts"] = np.arange(12) == 11  # as the error advises
+    made = import_file(npz(arrays), endless(), progress=False, overwrite=True)
+    assert (made.num_episodes, made.num_steps) == (1, 11)
+
+
+def test_cuts_that_nothing_marks_are_remarked_on() -> None:
+    made = import_file(npz(without("timeouts")), endless(), progress=False)
+    assert made.num_episodes == 2
+    assert "names no step limit" in made.remarks[0]
+
+
 @pytest.mark.parametrize("scale", [1.0, 0.5])
 def test_maze2d_is_turned_into_the_coordinates_of_our_mazes(scale: float) -> None:
     """D4RL's rows and columns, written from our own recording, come back as it was."""

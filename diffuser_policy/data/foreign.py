@@ -32,7 +32,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -492,17 +492,32 @@ def _ends(
     elif "terminals" in flags or "timeouts" in flags or seen:
         terminal = flags.get("terminals", none)
         last = terminal | flags.get("timeouts", none)
-        if "timeouts" not in flags:
-            last |= _resets(arrays, last, env, remarks)
     else:
-        raise DatasetError(
-            f"{where} does not say where episodes end. Name the arrays that do: "
-            f"--terminals NAME (it terminated), --timeouts NAME (it was cut), or "
-            f"--next-observations NAME (they are not those of the next row)."
-        )
+        raise _endless(where, ())
+    if not last.any() or not (is_ogbench or "timeouts" in flags):
+        last = last | _resets(arrays, last, env, remarks)
+    tells = "next_observations" in arrays or num_rows <= (step_limit(env) or 0)
+    if not last.any() and not tells:
+        raise _endless(where, [arrays[role].name for role in flags if role != "masks"])
     last = last.copy()
     last[-1] = True
     return terminal, last, done
+
+
+def _endless(where: str, flags: Collection[str]) -> DatasetError:
+    """Return the error for a file without the ends of episodes.
+
+    Args:
+        where: The file.
+        flags: Its arrays that should mark them.
+    """
+    found = f": no row of {' and '.join(flags)} marks one" if flags else ""
+    return DatasetError(
+        f"{where} does not say where episodes end{found}. Name the arrays that do: "
+        f"--terminals NAME (it terminated), --timeouts NAME (it was cut), or "
+        f"--next-observations NAME (they are not those of the next row). A file of one "
+        f"episode needs a 1 in the last row of terminals or timeouts."
+    )
 
 
 def _num_outside(array: Array, space: Any) -> int:
@@ -547,6 +562,12 @@ def _resets(
         for end in [*(np.flatnonzero(last) + 1).tolist(), len(last)]:
             cut[begin + limit - 1 : end : limit] = True
             begin = end
+    elif last.any():
+        remarks.append(
+            f"The file has no timeouts, and {env_name(env)} names no step limit: "
+            "episodes end only where they terminated. If some were cut, name the array "
+            "that says where (--timeouts)."
+        )
     if (num := int((cut & ~last).sum())) > 0:
         remarks.append(
             f"The file has no timeouts: {num:,} ends of episodes were found by "
