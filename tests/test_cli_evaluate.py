@@ -252,7 +252,11 @@ def test_settings_that_the_data_was_recorded_with_are_noted(
     told = capsys.readouterr().err
     assert "was recorded in Pendulum-v1 with g=2.0, which the" in told
     assert "give --env-option g=2.0.\n" in told
-    assert main([*arguments, "--env", "Pendulum-v1", *settings[2:]]) == 0
+    for same in ("Pendulum-v1", "gymnasium:Pendulum-v1"):
+        assert main([*arguments, "--env", same, *settings[2:]]) == 0
+        told = capsys.readouterr().err
+        assert "was recorded in Pendulum-v1 with g=2.0, which the" in told
+    assert main([*arguments, "--env", "Pendulum-v1", *settings]) == 0
     assert "note:" not in capsys.readouterr().err
     assert main(["plan", planner, "--out", str(tmp_path / "plan")]) == 0
     told = capsys.readouterr().err

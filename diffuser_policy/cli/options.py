@@ -169,9 +169,10 @@ class PlannerSettings:
             from diffuser_policy.envs import check_recorded
 
             check_recorded(str(recorded), f"The planner {self.planner!r}")
-            self._note_recording(policy, str(recorded), env_options)
         else:
             self._note_differences(policy, self.env, recorded)
+        if str(env_id).rpartition(":")[2] == recorded:
+            self._note_recording(policy, str(env_id), env_options)
         return policy, str(env_id)
 
     def _note_recording(
@@ -181,8 +182,8 @@ class PlannerSettings:
         env_options: Mapping[str, Any] | None,
     ) -> None:
         """Note on standard error how the data were recorded in another environment."""
-        recorded = policy.config.provenance["dataset"].get("env_spec")
-        settings, wrappers = unregistered(recorded, env_id)
+        recorded = policy.config.provenance["dataset"]
+        settings, wrappers = unregistered(recorded.get("env_spec"), env_id)
         given = env_options or {}
         settings = {k: v for k, v in settings.items() if k not in given}
         if not settings and not wrappers:
@@ -195,9 +196,9 @@ class PlannerSettings:
             options = " ".join(f"--env-option {shlex.quote(text)}" for text in texts)
             advice = f"give {options}."
         print(
-            f"note: the data of {self.planner} was recorded in {env_id} with "
-            f"{' and '.join(had)}, which the environment made here lacks. To make the "
-            f"same one, {advice}",
+            f"note: the data of {self.planner} was recorded in "
+            f"{recorded['env_id']} with {' and '.join(had)}, which the environment "
+            f"made here lacks. To make the same one, {advice}",
             file=sys.stderr,
         )
 
