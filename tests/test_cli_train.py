@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shlex
@@ -13,10 +14,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium import wrappers
 
 from diffuser_policy.checkpoint import read_planner
 from diffuser_policy.cli import main
 from diffuser_policy.cli.train import PresetSettings, TrainSettings, options_of
+from diffuser_policy.cli.training import evaluate_command
 from diffuser_policy.config import InverseDynamicsConfig, TrainConfig, ValueConfig
 from diffuser_policy.data import minari
 from diffuser_policy.data.collection import collect_episodes
@@ -25,7 +28,7 @@ from diffuser_policy.errors import ConfigError, UnknownNameError
 from diffuser_policy.evaluation import evaluate
 from diffuser_policy.guides.guide import described
 from diffuser_policy.policy import DiffuserPolicy
-from diffuser_policy.testing import toy_dataset
+from diffuser_policy.testing import toy_config, toy_dataset
 from diffuser_policy.training.presets import PRESETS, preset
 from diffuser_policy.training.trainer import Trainer
 from tests.point_env import POINT, PointEnv
@@ -286,6 +289,32 @@ def test_a_guide_is_saved_with_the_planner(
     shown = capsys.readouterr().out
     command = shlex.join(options[:2]) if "--guide" in options else "--guide"
     assert (command in shown) == ("--guide" in options)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "named"),
+    [
+        ({"env_id": POINT}, ""),
+        ({}, " --env MODULE:FUNCTION"),
+        ({"env_id": "mine/Own-v0"}, " --env MODULE:mine/Own-v0"),
+        ({"env_id": "Own-v0"}, " --env MODULE:Own-v0"),
+        ({"env_id": "Pendulum-v7"}, ""),  # the environment has another version here
+        ({"wrapper": "NormalizeObservation"}, " --env MODULE:FUNCTION"),
+        ({"wrapper": "RecordEpisodeStatistics"}, ""),
+    ],
+)
+def test_the_command_that_follows_names_the_environment_if_it_has_to(
+    recorded: dict[str, Any], named: str, tmp_path: Path
+) -> None:
+    facts = {k: v for k, v in toy_dataset().metadata.items() if k != "env_id"}
+    if "wrapper" in recorded:
+        env = getattr(wrappers, recorded["wrapper"])(gym.make("Pendulum-v1"))
+        recorded = {"env_id": "Pendulum-v1", "env_spec": env.spec.to_json()}
+        env.close()
+    flat = dataclasses.replace(toy_dataset(), metadata=facts | recorded)
+    trainer = Trainer(toy_config(), flat, tmp_path / "run")
+    command = evaluate_command(trainer)
+    assert command == f"diffuser-policy evaluate {tmp_path / 'run'}{named}"
 
 
 def test_a_log_gets_a_line_at_every_save(tmp_path: Path, capsys: Capture) -> None:

@@ -387,7 +387,7 @@ def train(settings: TrainSettings) -> int:
     return carry_out(
         trainer,
         f"{settings.preset or 'A planner'} on {trainer.config.dataset}",
-        f"Next: {evaluate_command(output)}{_module_of(flat)}",
+        f"Next: {evaluate_command(trainer)}",
         save_interval=settings.save_interval,
         on_metrics=log,
     )
@@ -531,16 +531,6 @@ def _option(name: str, value: Any, hint: Any) -> list[str]:
         return [f"--{prefix}{dot}{'' if value else 'no-'}{own}"]
     values = value if isinstance(value, tuple) else (value,)
     return [f"--{prefix}{dot}{own}", *map(str, values)]
-
-
-def _module_of(flat: FlatDataset) -> str:
-    """Return the option that names an environment of the user's own."""
-    from diffuser_policy.envs import is_trusted
-
-    env_id = flat.metadata.get("env_id")
-    if not env_id or is_trusted(env_id):
-        return ""
-    return f" --env {shlex.quote(f'MODULE:{env_id}')}"
 
 
 def _tensorboard(output: Path) -> Callable[[int, dict[str, float]], None]:

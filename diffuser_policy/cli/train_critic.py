@@ -45,7 +45,7 @@ def train_critic(settings: TrainCriticSettings) -> int:
         settings,
         CriticTrainer,
         lambda trainer: (
-            f"Next: {evaluate_command(trainer.output)} --ranking critic "
+            f"Next: {evaluate_command(trainer)} --ranking critic "
             f"{candidate_options(trainer, 32)}"
         ),
     )

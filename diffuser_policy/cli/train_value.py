@@ -43,7 +43,7 @@ def train_value(settings: TrainValueSettings) -> int:
         settings,
         ValueTrainer,
         lambda trainer: (
-            f"Next: {evaluate_command(trainer.output)} --guide value "
+            f"Next: {evaluate_command(trainer)} --guide value "
             f"--guide-scale 0 --ranking guide {candidate_options(trainer, 16)}"
         ),
     )

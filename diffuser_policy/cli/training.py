@@ -11,14 +11,20 @@ import datetime
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from diffuser_policy.choices import RUNS
 from diffuser_policy.cli import EXIT_INTERRUPTED, EXIT_OK
-from diffuser_policy.cli.options import Planner, note_unfinished, shown_as, writes_log
+from diffuser_policy.cli.options import (
+    Planner,
+    note_unfinished,
+    shown_as,
+    unregistered,
+    writes_log,
+)
 from diffuser_policy.config import CompanionTrainConfig
 from diffuser_policy.errors import ConfigError
 
@@ -180,9 +186,34 @@ def _lines(run: TrainingRun[Any]) -> OnMetrics:
     return line
 
 
-def evaluate_command(output: Path) -> str:
-    """Return the command that evaluates a planner, as a shell reads it."""
-    return shlex.join(["diffuser-policy", "evaluate", str(output)])
+def evaluate_command(trainer: Any) -> str:
+    """Return the command that evaluates a trained planner, as a shell reads it."""
+    words = ["diffuser-policy", "evaluate", str(trainer.output)]
+    recorded = trainer.policy_config.provenance.get("dataset", {})
+    if named := _env_to_name(recorded):
+        words += ["--env", named]
+    return shlex.join(words)
+
+
+def _env_to_name(recorded: Mapping[str, Any]) -> str:
+    """Return what the user has to name as the environment of data; empty if nothing.
+
+    That is one that only the user can make, or whose module only the user knows.
+    """
+    import gymnasium as gym
+
+    from diffuser_policy.envs import imported_by, is_trusted, split_version
+
+    env_id = recorded.get("env_id")
+    if not env_id:
+        return "MODULE:FUNCTION"
+    if is_trusted(env_id):
+        if unregistered(recorded.get("env_spec"), env_id)[1]:
+            return "MODULE:FUNCTION"
+        names = {split_version(known)[0] for known in gym.registry}
+        if imported_by(env_id) or split_version(env_id)[0] in names:
+            return ""
+    return f"MODULE:{env_id}"
 
 
 def candidate_options(trainer: Any, number: int) -> str:
