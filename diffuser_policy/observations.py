@@ -44,6 +44,8 @@ ADVICE = {
     "MultiDiscrete": ONE_HOT,
     "MultiBinary": ONE_HOT,
 }
+# Wrappers that change the numbers of observations, and not their structure.
+SCALING = ("NormalizeObservation", "RescaleObservation", "VecNormalize")
 # Wrappers that hand observations on as they are, by name and package.
 TRANSPARENT = {
     "gymnasium": (
@@ -401,6 +403,24 @@ def is_dictionary_inside(env: Any) -> bool:
         if isinstance(getattr(env, "observation_space", None), spaces.Dict):
             return True
     return False
+
+
+def scaling_wrappers(env: Any) -> list[str]:
+    """Return the names of the wrappers that change the numbers of observations.
+
+    Args:
+        env: An environment, or several: Gymnasium's or Stable-Baselines3's.
+    """
+    found = []
+    while env is not None:
+        name = type(env).__name__
+        if name in SCALING and getattr(env, "norm_obs", True):
+            found.append(name)
+        inside: Any = getattr(env, "env", getattr(env, "venv", None))
+        if name in ("SyncVectorEnv", "DummyVecEnv") and env.envs:
+            inside = env.envs[0]
+        env = inside
+    return found
 
 
 def single_space(env: Any, kind: str) -> Any:

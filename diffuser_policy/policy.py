@@ -31,6 +31,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ from diffuser_policy.numerics import (
     stream_generator,
     within_memory,
 )
-from diffuser_policy.observations import is_finite
+from diffuser_policy.observations import SCALING, is_finite, scaling_wrappers
 from diffuser_policy.planning.plan import Following, Plan
 from diffuser_policy.planning.ranking import has_feasibility
 from diffuser_policy.planning.replanning import Reasons
@@ -477,6 +478,9 @@ class DiffuserPolicy:
         Observations of the planner's own structure do not need this. It reads flat
         ones, where Gymnasium's `FlattenObservation` shows which column is which.
 
+        A `UserWarning` names wrappers that normalize or rescale observations, unless
+        the data was recorded in such a wrapper.
+
         Args:
             env: An environment, or several: Gymnasium's or Stable-Baselines3's.
 
@@ -485,6 +489,16 @@ class DiffuserPolicy:
                 knows.
         """
         spaces = self.spaces.fitted(env)
+        recorded = str(self.config.provenance.get("dataset"))
+        if not any(name in recorded for name in SCALING):
+            for name in scaling_wrappers(env):
+                warnings.warn(
+                    f"The environment's wrapper {name} changes the numbers of "
+                    f"observations, and this planner's data was not recorded in it, as "
+                    f"far as it tells. The planner normalizes observations itself: "
+                    f"leave out the wrapper (VecNormalize: norm_obs=False).",
+                    stacklevel=2,
+                )
         if spaces == self.spaces:
             return self
         policy = copy.copy(self)

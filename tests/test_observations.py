@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,12 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from gymnasium.wrappers import FilterObservation, FlattenObservation, TimeLimit
+from gymnasium.wrappers import (
+    FilterObservation,
+    FlattenObservation,
+    NormalizeObservation,
+    TimeLimit,
+)
 
 from diffuser_policy import DiffuserPolicy, evaluate
 from diffuser_policy.config import (
@@ -459,6 +466,42 @@ def test_environments_of_stable_baselines3_show_their_order_too() -> None:
     flat.seed(0)
     found, _ = policy.for_env(flat).predict(flat.reset(), deterministic=True)
     np.testing.assert_array_equal(found, expected)
+
+
+def recorded_as(**facts: Any) -> DiffuserPolicy:
+    """Return a planner whose data say this about their recording."""
+    flat = toy_dataset(goals=False)
+    window = WindowConfig(horizon=16, hindsight_goal="none")
+    return toy_policy(
+        toy_config(time_to_goal=None, window=window),
+        flat=dataclasses.replace(flat, metadata={**flat.metadata, **facts}),
+    )
+
+
+def test_wrappers_that_normalize_observations_are_warned_of() -> None:
+    """The planner normalizes them too: it would see other numbers than its data has."""
+
+    def normalized() -> Any:
+        return TimeLimit(NormalizeObservation(Noise(box(4), ACTIONS)), 3)
+
+    policy, told = recorded_as(), "NormalizeObservation changes the numbers"
+    rows = gym.vector.SyncVectorEnv([normalized])
+    for env in (normalized(), rows):
+        with pytest.warns(UserWarning, match=told):
+            policy.for_env(env)
+    with pytest.warns(UserWarning, match=told):
+        evaluate(policy, normalized, episodes=1, progress=False)
+    spec = {"additional_wrappers": [{"name": "NormalizeObservation"}]}
+    recorded_as(env_spec=json.dumps(spec)).for_env(normalized())
+
+
+def test_vecnormalize_is_warned_of_where_it_normalizes_observations() -> None:
+    vec_env = pytest.importorskip("stable_baselines3.common.vec_env")
+    policy = recorded_as()
+    rows = vec_env.DummyVecEnv([lambda: TimeLimit(Noise(box(4), ACTIONS), 3)])
+    policy.for_env(vec_env.VecNormalize(rows, norm_obs=False))
+    with pytest.warns(UserWarning, match="VecNormalize changes .* norm_obs=False"):
+        policy.for_env(vec_env.VecNormalize(rows))
 
 
 def test_what_may_have_changed_a_flat_observation_is_not_trusted() -> None:
