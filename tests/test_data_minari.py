@@ -257,6 +257,19 @@ def test_a_missing_dataset_says_what_to_do(tmp_path: Path) -> None:
     assert isinstance(caught.value, FileNotFoundError)
 
 
+def test_a_file_in_place_of_a_dataset_is_to_be_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my hopper.hdf5").touch()
+    command = "diffuser-policy import 'my hopper.hdf5' --env ENV_ID"
+    with pytest.raises(DatasetNotFoundError, match=f"is a file.*`{command}`"):
+        load_flat("my hopper.hdf5")
+    with pytest.raises(DatasetNotFoundError) as caught:  # there is no such id
+        load_flat("my hoper.hdf5")
+    assert "minari download" not in str(caught.value)
+
+
 def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     episodes, _ = cut_stream([4, 3])
     episodes[1].observations["observation"][1, 2] = np.nan

@@ -30,6 +30,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -465,13 +466,19 @@ def _existing_folder(dataset_id: str) -> Path:
     folder = usable_path(root / dataset_id, DatasetNotFoundError)
     if dataset_id and (folder / "data" / "metadata.json").is_file():
         return folder
+    if usable_path(dataset_id, DatasetNotFoundError).is_file():
+        raise DatasetNotFoundError(
+            f"{dataset_id} is a file, and no dataset of Minari. `diffuser-policy "
+            f"import {shlex.quote(dataset_id)} --env ENV_ID` makes a dataset of one."
+        )
     known = local_dataset_ids()
     listed = ", ".join(known) or "none"
     env_id, option = "ENV_ID", ""
     official = f"download an official one with `minari download {dataset_id}`, "
     if found := recorded_by(dataset_id):
         env_id, option = found
-    if found or dataset_id.startswith("diffuser/"):  # recorded by this package
+    own = found or dataset_id.startswith("diffuser/")  # recorded by this package
+    if own or not DATASET_ID.fullmatch(dataset_id):
         official = ""
     raise DatasetNotFoundError(
         f"No dataset {dataset_id!r} in {root}. {suggestion(dataset_id, known)}"
