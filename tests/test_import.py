@@ -396,6 +396,26 @@ def test_an_end_may_have_the_name_of_the_other() -> None:
     assert not flat.fields["terminated"].any()
 
 
+def test_cuts_that_all_terminate_too_are_cuts() -> None:
+    """Stable-Baselines3's dones mark every end, and its timeouts those by the limit."""
+    arrays = rows()
+    arrays["dones"] = arrays.pop("terminals") | arrays["timeouts"]
+    made = import_file(npz(arrays), PENDULUM, names=ArrayNames(terminals="dones"))
+    assert "were cut (1 row) count as cut: dones marks every end." in made.remarks[0]
+    flat = load_flat(made.dataset_id)
+    assert flat.fields["terminated"].nonzero()[0].tolist() == [3]
+    assert flat.run_lengths.tolist() == [4, 4, 2]
+
+
+def test_one_cut_of_several_that_terminates_too_terminates() -> None:
+    arrays = rows()
+    arrays["timeouts"][3] = True
+    made = import_file(npz(arrays), PENDULUM)
+    assert "were cut (1 row) count as terminated." in made.remarks[0]
+    terminated = load_flat(made.dataset_id).fields["terminated"]
+    assert terminated.nonzero()[0].tolist() == [3]
+
+
 def test_empty_names_are_refused() -> None:
     """No text is no default."""
     with pytest.raises(ConfigError, match="'' is not a Minari id"):

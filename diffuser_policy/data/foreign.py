@@ -82,6 +82,7 @@ from diffuser_policy.errors import (
 from diffuser_policy.files import usable_path
 from diffuser_policy.spaces import find_goal_columns, outside
 from diffuser_policy.versions import RECORDERS, versions
+from diffuser_policy.words import counted
 
 BLOCK = 100_000  # rows compared at a time, at most
 
@@ -490,8 +491,18 @@ def _ends(
             )
         terminal = none if done is None else done
     elif "terminals" in flags or "timeouts" in flags or seen:
-        terminal = flags.get("terminals", none)
-        last = terminal | flags.get("timeouts", none)
+        terminal, cut = (flags.get(role, none) for role in ("terminals", "timeouts"))
+        last = terminal | cut
+        if both := int((terminal & cut).sum()):
+            # Whoever marks every cut as terminated means that the episode is over.
+            taken = "terminated"
+            if both == cut.sum():
+                terminal = terminal & ~cut
+                taken = f"cut: {arrays['terminals'].name} marks every end"
+            remarks.append(
+                f"Steps that both terminated and were cut ({counted(both, 'row')}) "
+                f"count as {taken}."
+            )
     else:
         raise _endless(where, ())
     if not last.any() or not (is_ogbench or "timeouts" in flags):
