@@ -133,7 +133,7 @@ def test_finite_values_may_overflow_their_sum() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"action": None}, "action missing"),
+        ({"action": None}, "action missing.*terminations, pass zeros"),
         ({"reward": np.zeros(9)}, "reward has 9 rows and action has 10"),
         ({"reward": np.zeros((10, 1))}, r"reward must have shape \[rows\]"),
         ({"observation": np.zeros(10)}, r"observation must have shape \[rows, size\]"),

@@ -534,7 +534,10 @@ def bad_row(name: str, value: float) -> dict[str, Any]:
         (bad_row("rewards", np.inf), r"rewards is not finite in row 6: inf\."),
         (changed(rewards=np.full(12, 1e39)), "row 0: 1e.39.* too large for single"),
         (bad_row("actions", 2.5), r"action of row 6 is \[2.5\].*scale or clip"),
-        (changed(masks=np.zeros((12, 2))), "masks has the shape.*remove or rename"),
+        (changed(masks=np.zeros((12, 2))), r"masks need \[rows\]\. Remove or rename"),
+        (changed(rewards=np.zeros((12, 2))), r"rewards need \[rows\]\. Name another"),
+        (changed(rewards=np.zeros((3, 4))), r"need \[rows\]\. It seems to have an"),
+        (changed(observations=np.zeros((4, 3, 3))), "an axis of episodes or environ"),
         (changed(rewards=np.full(12, np.inf, np.float16)), "not finite in row 0"),
         ({k: v[:0] for k, v in rows().items()}, "observations has no rows"),
         (changed(timeouts=np.ones(12)) | {"terminals": np.zeros(12)}, "no episode of"),
@@ -552,6 +555,22 @@ def test_arrays_that_do_not_fit_are_named(
     with pytest.raises(DatasetError, match=message):
         imported(write(arrays))
     assert not list(Path("datasets").glob("diffuser/*/"))  # no part of a dataset
+
+
+def test_a_file_with_a_group_for_each_episode_is_to_be_joined() -> None:
+    """As robomimic writes them; to name one group would import one episode."""
+    groups = {
+        f"data/demo_{number}/{name}": array[:4]
+        for number in range(12)
+        for name, array in {"obs/pos": np.zeros((4, 3)), **rows()}.items()
+        if name in ("obs/pos", "actions")
+    }
+    told = "group of arrays for each episode: data/demo_0, data/demo_1 and so on. Join"
+    with pytest.raises(DatasetError, match=told):
+        imported(hdf5(groups))
+    layers = {f"metadata/policy/fc{layer}/weight": np.zeros(3) for layer in range(3)}
+    with pytest.raises(DatasetError, match="no array 'observations'"):
+        imported(hdf5(layers | without("observations"), "layers.hdf5"))
 
 
 def test_what_is_no_such_file_is_refused() -> None:
@@ -681,8 +700,14 @@ def test_environments_and_ids_are_checked_first() -> None:
         imported(file, "CartPole-v1")
     nested: Any = gym.make(PENDULUM)
     nested.observation_space = gym.spaces.Dict(joints=nested.observation_space)
-    with pytest.raises(DatasetError, match=r"observe one array, or a goal dictionary"):
+    told = "observe one array, or a goal dictionary with observation, achieved_goal"
+    with pytest.raises(DatasetError, match=told):
         import_file(file, nested, progress=False)
+    nested.observation_space = gym.spaces.Tuple([gym.spaces.Box(-1, 1, (3,))])
+    with pytest.raises(DatasetError, match=f"{told}.*FlattenObservation"):
+        import_file(file, nested, progress=False)
+    flat = gym.wrappers.FlattenObservation(nested)
+    import_file(file, flat, dataset_id="test/flat-v0", progress=False)
     with pytest.raises(ConfigError, match="not a Minari id"):
         imported(file, dataset_id="nonsense")
     imported(file)

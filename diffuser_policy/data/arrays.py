@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import re
 import tokenize
 import zipfile
 import zlib
@@ -50,6 +51,7 @@ HDF5_MAGIC, ZIP_MAGIC = b"\x89HDF\r\n\x1a\n", b"PK"
 SHOWN = 20  # names of arrays in a message
 D4RL_GOALS = "infos/goal"  # the other names are those of their roles
 GOAL_ROLES = ("achieved_goals", "desired_goals")
+NUMBERS = ("rewards", "terminals", "timeouts", "masks", "valids")  # one for each row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,6 +234,7 @@ class _Finder:
             other = "remove or rename the array in the file"
         if name not in self.stored:
             known = sorted(self.stored)
+            _refuse_groups(known, name, self.where)
             listed = ", ".join(known[:SHOWN]) + ", …" * (len(known) > SHOWN)
             raise DatasetError(
                 f"{self.where} has no array {name!r}. {suggestion(name, known)}It has: "
@@ -254,10 +257,19 @@ class _Finder:
         size = int(np.prod(stored.shape[1:], dtype=np.int64))
         if not stored.shape or size != int(np.prod(shape, dtype=np.int64)):
             expected = ", ".join(["rows", *map(str, shape)])
+            needed = f"{self.env} needs [{expected}]"
+            advice = f"Name the environment that the data are from (--env), or {other}."
+            if role in NUMBERS:
+                needed = f"{role} need [{expected}]"
+                advice = f"{other[0].upper()}{other[1:]}."
+            if _has_another_axis(stored.shape, shape, count):
+                advice = (
+                    "It seems to have an axis of episodes or environments too: in all "
+                    "arrays, put these behind one another along the rows."
+                )
             raise DatasetError(
                 f"{self.where}: {name} has the shape {list(stored.shape)}, and "
-                f"{self.env} needs [{expected}]. Name the environment that the data "
-                f"are from (--env), or {other}."
+                f"{needed}. {advice}"
             )
         if count is not None and stored.shape[0] != count:
             raise DatasetError(
@@ -268,6 +280,48 @@ class _Finder:
         if not stored.shape[0]:
             raise DatasetError(f"{self.where}: {name} has no rows.")
         return Array(name, stored, shape)
+
+
+def _has_another_axis(
+    stored: tuple[int, ...], row: tuple[int, ...], count: int | None
+) -> bool:
+    """Return whether an array seems to have one axis more than rows of this shape.
+
+    Args:
+        stored: The array's shape.
+        row: Shape of a row.
+        count: Number of rows; any if none.
+    """
+    if count is None:
+        return stored[2:] == row and len(stored) > 1
+    return math.prod(stored[:2]) == count and math.prod(stored[2:]) == math.prod(row)
+
+
+def _refuse_groups(known: Iterable[str], name: str, where: str) -> None:
+    """Refuse a file with a group for each episode, such as `data/demo_0/actions`.
+
+    Args:
+        known: The names of its arrays.
+        name: The one that is looked for.
+        where: The file.
+
+    Raises:
+        DatasetError: It is one.
+    """
+    found: dict[tuple[str, str], list[str]] = {}
+    for path in known:
+        group = re.fullmatch(r"((?:.*?/)?[^/]*?)(\d+)/(.*)", path)
+        if group is not None and group[3].rpartition("/")[2] in ("actions", name):
+            episode = f"{group[1]}{group[2]}"
+            found.setdefault((group[1], group[3]), []).append(episode)
+    for episodes in found.values():
+        if len(episodes) > 1:
+            raise DatasetError(
+                f"{where} has a group of arrays for each episode: "
+                f"{', '.join(episodes[:2])} and so on. Join those of all episodes to "
+                f"long arrays, with a row for every env step and a 1 in `timeouts` at "
+                f"the last row of each episode, or make a FlatDataset in Python."
+            )
 
 
 def shapes_of(env: Env) -> dict[str, tuple[int, ...]]:
@@ -285,7 +339,8 @@ def shapes_of(env: Env) -> dict[str, tuple[int, ...]]:
         raise DatasetError(
             f"{env_name(env)} observes {space}. A file can be imported for "
             f"environments that observe one array, or a goal dictionary with "
-            f"{', '.join(sorted(wanted))}."
+            f"{', '.join(('observation', *GOAL_KEYS))}. "
+            f"gymnasium.wrappers.FlattenObservation makes one array of others."
         )
     observation: Any = parts["observation"].shape
     action: Any = env.action_space.shape
@@ -294,8 +349,7 @@ def shapes_of(env: Env) -> dict[str, tuple[int, ...]]:
         "next_observations": observation,
         "actions": action,
     }
-    flags = ("rewards", "terminals", "timeouts", "masks", "valids")
-    shapes |= dict.fromkeys(flags, ())
+    shapes |= dict.fromkeys(NUMBERS, ())
     if goal:
         shapes |= {
             role: parts[key].shape

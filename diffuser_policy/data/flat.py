@@ -168,7 +168,8 @@ class FlatDataset:
         if missing:
             raise DatasetError(
                 f"A dataset needs the fields {', '.join(REQUIRED)}; "
-                f"{', '.join(missing)} missing, got {', '.join(self.fields) or 'none'}."
+                f"{', '.join(missing)} missing, got {', '.join(self.fields) or 'none'}"
+                f". Without rewards or terminations, pass zeros."
             )
         arrays = {
             name: _read_only(
