@@ -433,6 +433,19 @@ def copied(value: Any) -> Any:
     return copy.deepcopy(value)
 
 
+def check_one(given: Any) -> None:
+    """Refuse what is neither an environment nor an id.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    if not isinstance(given, gym.Env | str):
+        raise ConfigError(
+            f"Pass one gymnasium.Env (not a vector environment, and none of the old "
+            f"`gym`), or an id such as 'Pendulum-v1'; got {_kind(given)}."
+        )
+
+
 def env_of(made: Any, factory: Any) -> Env:
     """Return what a class or function made, if it is an environment.
 

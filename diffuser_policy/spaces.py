@@ -348,12 +348,13 @@ class SpaceSpec:
         self, observation: Any, fields: Mapping[str, Sequence[Part]]
     ) -> ObservationError:
         """Return the error for an observation without all parts."""
-        missing = []
+        missing, in_tuples = [], False
         for part in (part for parts in fields.values() for part in parts):
             try:
                 part.of(observation)
             except LookupError:
                 missing.append(part.name)
+                in_tuples |= any(isinstance(step, int) for step in part.path)
         taken = [part.name for parts in self.parts.fields.values() for part in parts]
         takes = f"goal dictionaries with {taken}"
         if not self.has_goal:
@@ -367,15 +368,21 @@ class SpaceSpec:
             has = f"it has {sorted(map(str, observation))}"
         else:
             has = f"got {type(observation).__name__} of shape {_shape(observation)}"
-        flat = ""
-        if not isinstance(observation, Mapping | tuple):
-            flat = (
+        advice = ""
+        if in_tuples and isinstance(observation, Mapping | tuple | list):
+            advice = (
+                " Where the space is a Tuple, pass the tuple that env.reset returned, "
+                "and no list."
+            )
+        elif not isinstance(observation, Mapping | tuple):
+            advice = (
                 " A flat array does not say what its columns are: leave out the "
                 "wrapper that flattens observations, or use policy.for_env(env). "
                 "Make OGBench's environments with diffuser_policy.envs.make_env."
             )
         return ObservationError(
-            f"The observation lacks {missing}; {has}. This planner takes {takes}.{flat}"
+            f"The observation lacks {missing}; {has}. This planner takes {takes}."
+            f"{advice}"
         )
 
 
@@ -607,8 +614,8 @@ def action_bounds(low: Any, high: Any, size: int) -> tuple[np.ndarray, np.ndarra
         raise DatasetError(
             f"Planning needs a bounded Box of actions, and a bound is infinite: "
             f"{named}. Wrap the environment so that its actions have finite bounds "
-            f"(gymnasium.wrappers.TransformAction), and record the data again; or set "
-            f"'action_low' and 'action_high' in the metadata."
+            f"(gymnasium.wrappers.TransformAction), and record the data again; or make "
+            f"a FlatDataset, whose metadata may set 'action_low' and 'action_high'."
         )
     if (first > last).any():
         raise DatasetError(

@@ -447,6 +447,17 @@ def test_a_flattened_goal_is_read_where_the_wrapper_shows_it(name: str) -> None:
     ]
 
 
+@pytest.mark.parametrize("space", [spaces.Tuple([box(2), box(1)]), NESTED])
+def test_a_list_in_place_of_a_tuple_is_told_apart(space: spaces.Space[Any]) -> None:
+    columns = ObservationColumns.of(parts_of(space))
+    bounds: Any = {"action_low": (-1.0,), "action_high": (1.0,)}
+    spec = SpaceSpec(observation_size=columns.size, columns=columns, **bounds)
+    seen = space.sample()
+    given = [*seen] if isinstance(seen, tuple) else {**seen, "c": [*seen["c"]]}
+    with pytest.raises(ObservationError, match=r"a Tuple, pass the tuple that env\.re"):
+        spec.read(given)
+
+
 @pytest.mark.parametrize("size", [6, 8])
 def test_a_box_of_the_right_size_is_no_goal_dictionary(size: int) -> None:
     policy = toy_policy()

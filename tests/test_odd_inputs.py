@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -47,6 +48,7 @@ from diffuser_policy.evaluation import evaluate
 from diffuser_policy.testing import check_policy, toy_config, toy_dataset, toy_policy
 from diffuser_policy.training.trainer import Trainer
 from tests.planner_helpers import LAYOUT
+from tests.point_env import PointEnv
 from tests.policy_helpers import observe
 
 HUGE = 10**400
@@ -198,7 +200,22 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a number that makes no environment": (
         lambda: collect_episodes(5, toy_policy(), num_episodes=1, dataset_id="ab/c-v0"),  # type: ignore[arg-type]
         ConfigError,
-        "named by a text",
+        r"Pass one gymnasium\.Env .*, or an id such as 'Pendulum-v1'; got int 5",
+    ),
+    "several environments to record": (
+        lambda: collect_episodes(
+            gym.vector.SyncVectorEnv([PointEnv] * 2),  # type: ignore[arg-type]
+            toy_policy(),
+            num_episodes=1,
+            dataset_id="ab/c-v0",
+        ),
+        ConfigError,
+        "not a vector environment.* got SyncVectorEnv",
+    ),
+    "several environments to import for": (
+        lambda: import_file(__file__, gym.vector.SyncVectorEnv([PointEnv])),  # type: ignore[arg-type]
+        ConfigError,
+        "not a vector environment.* got SyncVectorEnv",
     ),
     "a policy by its name": (
         lambda: evaluate("multi2d-umaze", MAZE),

@@ -66,6 +66,7 @@ from diffuser_policy.data.workers import map_unordered, num_cores
 from diffuser_policy.envs import (
     Env,
     check_ends,
+    check_one,
     check_predicts,
     env_name,
     env_of,
@@ -396,6 +397,8 @@ def collect_episodes(
     """
     seed = seed_or_drawn(seed)
     check_predicts(policy)
+    if not callable(env):
+        check_one(env)
     num_episodes = converted(num_episodes, int, "num_episodes")
     if num_episodes < 1:
         raise ConfigError(f"num_episodes must be at least 1, got {num_episodes}.")

@@ -68,6 +68,7 @@ from diffuser_policy.data.minari import (
 from diffuser_policy.envs import (
     POINT_MAZES,
     Env,
+    check_one,
     env_name,
     glimpses,
     make_env,
@@ -133,13 +134,15 @@ def import_file(
         DatasetNotFoundError: No such file.
         DatasetError: The file is damaged or of another kind, lacks an array, or holds
             arrays that do not fit the environment or each other; or the dataset exists.
-        ConfigError: A malformed id, goals for an environment without any, one array
-            named for two roles, or another process is writing this dataset.
+        ConfigError: No environment, a malformed id, goals for an environment without
+            any, one array named for two roles, or another process is writing this
+            dataset.
         StorageError: The disk is full, or cannot be written.
         MissingExtraError: The extra `data`, or the simulator, is not installed.
     """
     require_extra("minari", "data")
     file = usable_path(file, DatasetNotFoundError)
+    check_one(env)
     if dataset_id is None:
         dataset_id = default_dataset_id(file)
     with contextlib.ExitStack() as stack:
