@@ -182,7 +182,7 @@ class _Chooser:
                 )
 
     def hint_at_goals(self) -> None:
-        """Explain how to name goals, if two parts of observations might be goals."""
+        """Explain where goals might be: in two parts of observations, or flattened."""
         known = self.flat.metadata.get("columns") or {}
         parts = [from_json(Part, part) for part in known.get("observation", ())]
         sizes = [part.size for part in parts]
@@ -192,6 +192,12 @@ class _Chooser:
                 f"none: no achieved_goal and desired_goal. If two of "
                 f"{', '.join(part.name for part in parts)} are, name them "
                 f"(--goal-keys ACHIEVED DESIRED, load_flat(…, goal_keys=…))",
+            )
+        if "FlattenObservation" in str(self.flat.metadata.get("env_spec")):
+            self.say(
+                "goals",
+                "none: a flat array does not say which columns are goals. If there are "
+                "any, record the environment without FlattenObservation",
             )
 
     def pushes(self) -> tuple[float, float] | None:

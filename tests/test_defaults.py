@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -359,6 +360,15 @@ def test_what_was_given_has_no_reason() -> None:
     assert lines["network"].endswith("a residual MLP")
     assert lines["ranking"].endswith(" smoothness")
     assert lines["normalizer"].endswith(" gaussian")
+
+
+def test_goals_that_a_wrapper_flattened_are_asked_after() -> None:
+    flat = toy_dataset(goals=False)
+    spec = {"additional_wrappers": [{"name": "FlattenObservation"}]}
+    told = "record the environment without FlattenObservation"
+    for facts, is_told in (({}, False), ({"env_spec": json.dumps(spec)}, True)):
+        recorded = changed(flat, metadata=facts)
+        assert (told in "\n".join(choose(recorded, {}).reasons)) == is_told
 
 
 def test_large_data_are_looked_at_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
