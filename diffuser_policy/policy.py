@@ -278,7 +278,8 @@ class DiffuserPolicy:
             ObservationError: An observation that cannot be planned from, or a state of
                 another policy or with plans under way.
             NotFiniteError: A plan with NaN or infinity in it.
-            ConditionError: Conditions that do not fit the plan.
+            ConditionError: Conditions that do not fit the plan, or clash with each
+                other, with the observation or with the goal.
             MemoryLimitError: More observations than fit into memory.
         """
         if conditions is not None and not isinstance(conditions, Conditions):

@@ -65,15 +65,49 @@ def test_the_goal_may_be_pinned_at_rest() -> None:
 
 
 def test_more_conditions_pin_more() -> None:
-    conditions = Conditions().pin(5, "position", [2.0, 4.0]).pin(0, "velocity", [0, 1])
+    conditions = Conditions().pin(5, "position", [2.0, 4.0]).pin(-1, "velocity", [0, 1])
     plan = make_planner(num_candidates=2).plan(
         START, GOALS, generators(3), conditions=conditions
     )
     np.testing.assert_allclose(
         plan.candidates[:, :, 5, :2], np.full((3, 2, 2), [2.0, 4.0]), rtol=1e-5
     )
-    # Given conditions win over the current observation.
-    np.testing.assert_allclose(plan.candidates[..., 0, 2:], np.full((3, 2, 2), [0, 1]))
+    np.testing.assert_allclose(plan.candidates[..., -1, 2:], np.full((3, 2, 2), [0, 1]))
+
+
+@pytest.mark.parametrize(
+    ("conditions", "message"),
+    [
+        (Conditions().pin(0, "position", [9.0, 9.0]), "'observation' at .* 0 and on"),
+        (Conditions().pin(-1, "goal", [9.0, 9.0]), "'goal' at planning step -1 and on"),
+        (Conditions().pin(15, "position", GOALS[::-1]), r"\[ 10\.   1\. 300\.\]"),
+        (
+            Conditions().pin(3, "position", [1.0, 2.0]).pin(3, "position", [1.0, 3.0]),
+            "column 3 of the trajectory to 2.0 and 3.0. Pin each entry once",
+        ),
+        (
+            Conditions().pin(3, "position", [0.0, 0.0])
+            | Conditions().pin(-13, "observation", [1.0, 0.0, 0.0, 0.0]),
+            "'position' at planning step 3 and on 'observation' at step -13 clash",
+        ),
+    ],
+)
+def test_conditions_that_clash_are_refused_before_noise_is_drawn(
+    conditions: Conditions, message: str
+) -> None:
+    planner, sources = make_planner(), generators(3)
+    with pytest.raises(ConditionError, match=message):
+        planner.plan(START, GOALS, sources, conditions=conditions)
+    for drawn, fresh in zip(sources, generators(3), strict=True):
+        assert torch.equal(drawn.get_state(), fresh.get_state())
+
+
+def test_the_same_value_may_be_pinned_twice() -> None:
+    planner = make_planner(horizon={"choice": "predicted"}, num_candidates=2)
+    plain = planner.plan(START, GOALS, generators(3))
+    again = Conditions().pin(0, "position", START[:, :2]).pin(-1, "goal", GOALS)
+    plan = planner.plan(START, GOALS, generators(3), conditions=again | again)
+    np.testing.assert_array_equal(plan.candidates, plain.candidates)
 
 
 def test_conditions_outside_the_plan_are_refused() -> None:
@@ -98,9 +132,9 @@ def test_conditions_for_other_rows_are_refused(number: int) -> None:
 
 def test_one_row_of_values_pins_all_plans() -> None:
     planner = make_planner(horizon={"choice": "predicted"})
-    conditions = Conditions().pin(3, "position", torch.tensor([[2.0, 4.0]]))
+    conditions = Conditions().pin(2, "position", torch.tensor([[2.0, 4.0]]))
     plan = planner.plan(START, GOALS, generators(3), conditions=conditions)
-    np.testing.assert_allclose(plan.observations[:, 3, :2], [[2.0, 4.0]] * 3, rtol=1e-5)
+    np.testing.assert_allclose(plan.observations[:, 2, :2], [[2.0, 4.0]] * 3, rtol=1e-5)
 
 
 def test_a_layout_without_goal_ignores_goals() -> None:

@@ -109,7 +109,7 @@ class Conditions:
         return Conditions((*self.pins, pin))
 
     def __or__(self, other: Conditions) -> Conditions:
-        """Return both sets of conditions; `other` wins where they overlap."""
+        """Return both sets of conditions; a plan refuses them where they clash."""
         return Conditions(self.pins + other.pins)
 
     def check_rows(self, batch_size: int) -> None:
@@ -125,6 +125,37 @@ class Conditions:
                     f"{len(pin.values):,} plans, and there are {batch_size:,}. Give "
                     f"one row of values for all, or one for each."
                 )
+
+    def check_clashes(
+        self, others: Conditions, layout: TrajectoryLayout, num_planning_steps: int
+    ) -> None:
+        """Refuse other conditions that pin what is pinned already to another value.
+
+        Args:
+            others: Compared with these, and with each other; all for the same plans.
+            layout: Names of the columns, with those of all conditions.
+            num_planning_steps: Rows of the plan, with the steps of all conditions.
+
+        Raises:
+            ConditionError: Two conditions want different values at one place.
+        """
+        taken: dict[tuple[int, int], tuple[Pin, Tensor]] = {}
+        for number, pin in enumerate((*self.pins, *others.pins)):
+            columns, parts = layout.columns(pin.columns), pin.values.cpu().unbind(-1)
+            for column, values in zip(columns, parts, strict=True):
+                place = pin.step % num_planning_steps, column
+                earlier, before = taken.get(place, (pin, values))
+                same = torch.equal(*torch.broadcast_tensors(before, values))
+                if number >= len(self.pins) and not same:
+                    raise ConditionError(
+                        f"The conditions on {earlier.columns!r} at planning step "
+                        f"{earlier.step} and on {pin.columns!r} at step {pin.step} "
+                        f"clash: they pin column {column} of the trajectory to "
+                        f"{before.numpy()} and {values.numpy()}. Pin each entry once. "
+                        f"Plans begin with the observation and end at the goal without "
+                        f"conditions; to change these, pass others."
+                    )
+                taken[place] = pin, values
 
     def rows(self, index: np.ndarray, batch_size: int) -> Conditions:
         """Return the conditions of some of the plans.

@@ -155,13 +155,14 @@ class Planner:
             previous: Plans to the goals that rows follow, for warm starts and
                 steadiness; length zero if a row follows none. Unused for rows that
                 now get a subgoal.
-            conditions: What to pin besides start and goal, for plans of equal length.
+            conditions: What to pin besides start and goal.
             step_noise: Add noise while denoising; off, the initial noise alone decides.
             keep_chain: Keep the denoising chain; all rows need the same length.
 
         Raises:
-            ConditionError: Conditions that don't fit the plan, or a chain of plans of
-                different lengths or starts.
+            ConditionError: Conditions that don't fit the plan, or clash with each
+                other, with start or goal; or a chain of plans of different lengths or
+                starts.
             ObservationError: No observations, or an observation or goal too far from
                 the planner's data.
             NotFiniteError: A plan with NaN or infinity in it.
@@ -217,6 +218,9 @@ class Planner:
             "Pass fewer observations at a time, or lower num_candidates "
             "(--num-candidates).",
         ):
+            if conditions is not None:  # refuse bad ones before any noise is drawn
+                for rows in request.batches(np.arange(len(lengths)), MOST_AT_ONCE):
+                    self._pinned(request.rows(rows))
             return self._plan(request, None if failed is None else failed > 0)
 
     def _plan(self, request: Request, careful: np.ndarray | None) -> Plan:
@@ -359,12 +363,16 @@ class Planner:
                 size = len(self.layout.columns("velocity"))
                 still = torch.zeros(size, dtype=torch.float32)
                 given = given.pin(-1, "velocity", still)
-        return (given | (request.conditions or Conditions())).compile(
+        every = given if request.conditions is None else given | request.conditions
+        compiled = every.compile(
             self.layout,
             self.normalizer,
             num_planning_steps=request.length,
             batch_size=len(request.lengths),
         )
+        if request.conditions is not None:
+            given.check_clashes(request.conditions, self.layout, request.length)
+        return compiled
 
     def _steering(
         self, goals: np.ndarray | None, num_candidates: int
