@@ -241,6 +241,42 @@ def test_nothing_to_plan_for_is_refused() -> None:
         make_planner().plan(START[:0], GOALS[:0], [])
 
 
+@pytest.mark.parametrize("choice", ["fixed", "predicted"])
+@pytest.mark.parametrize(
+    ("rows", "goals", "message"),
+    [
+        (START[0], GOALS, r"observations \[rows, 4\], got the shape \(4,\)"),
+        (START[:, :3], GOALS, r"\[rows, 4\], got the shape \(3, 3\)"),
+        (START[None], GOALS, r"\[rows, 4\], got the shape \(1, 3, 4\)"),
+        (START, GOALS[:1], r"a goal for each .* \[3, 2\], got the shape \(1, 2\)"),
+        (START, GOALS[0], r"\[3, 2\], got the shape \(2,\)"),
+        (START, START, r"\[3, 2\], got the shape \(3, 4\)"),
+        (START * [[1], [np.nan], [1]], GOALS, r"observations hold NaN .* rows \[1\]"),
+        (START, GOALS * [[1], [1], [np.inf]], r"goals hold NaN .* rows \[2\]"),
+    ],
+)
+def test_rows_of_another_shape_or_without_numbers_are_refused(
+    rows: np.ndarray, goals: np.ndarray, message: str, choice: str
+) -> None:
+    planner = make_planner(horizon={"choice": choice})
+    with pytest.raises(ObservationError, match=message):
+        planner.plan(rows, goals, generators(3))
+
+
+def test_goals_that_only_guides_see_have_any_width_and_a_row_each() -> None:
+    layout = TrajectoryLayout(action_dim=2, observation_dim=4)
+    planner = make_planner(layout=layout)
+    assert len(planner.plan(START, START, generators(3))) == 3
+    with pytest.raises(ObservationError, match=r"\[3, goal\], got the shape \(1, 2\)"):
+        planner.plan(START, GOALS[:1], generators(3))
+
+
+@pytest.mark.parametrize("number", [1, 2, 4])
+def test_every_row_has_a_generator(number: int) -> None:
+    with pytest.raises(ConfigError, match=f"each row .* got {number} for 3"):
+        make_planner().plan(START, GOALS, generators(number))
+
+
 def test_states_only_plans_have_no_actions() -> None:
     policy = toy_policy(
         toy_config(window=WindowConfig(horizon=16, min_horizon=8, actions=False))

@@ -395,6 +395,13 @@ def test_without_step_noise_ddpm_takes_the_mean_of_every_step() -> None:
     assert (noisy - quiet.trajectories).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_every_row_has_a_generator(temperature: float) -> None:
+    sampler = DDIMSampler(gaussian(), temperature=temperature)
+    with pytest.raises(ConfigError, match=r"for each row .* got 1 for 3"):
+        sampler.sample(free(3), generators(0))
+
+
 def test_the_chain_is_kept_only_on_request() -> None:
     samples = DDIMSampler(network_denoiser(), 2).sample(free(1, 8, 3), generators(0))
     assert samples.chain is None

@@ -229,8 +229,16 @@ class Sampler:
             step_noise: Add noise in every step. Off, every step takes its mean, and
                 the initial noise alone decides, as it always does in DDIM.
             keep_chain: Also return the trajectories of every denoising step.
+
+        Raises:
+            ConfigError: Another number of generators than of rows.
         """
         rows, *shape = inpainting.values.shape
+        if len(generators) != rows:
+            raise ConfigError(
+                f"Sampling needs a generator for each row of the conditions, got "
+                f"{len(generators)} for {rows}."
+            )
         given = inpainting.repeat(num_candidates)
         device = given.values.device
         steer = None if steering is None else steering(given)

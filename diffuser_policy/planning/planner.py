@@ -49,6 +49,7 @@ from diffuser_policy.errors import (
 from diffuser_policy.guides.guide import Guide, value_of
 from diffuser_policy.guides.trajectory import CLEAN, Trajectory
 from diffuser_policy.numerics import plain_arithmetic, unusable, within_memory
+from diffuser_policy.observations import is_finite
 from diffuser_policy.planning.horizons import Horizons
 from diffuser_policy.planning.plan import Following, Plan
 from diffuser_policy.planning.ranking import FirstRanking, Ranking
@@ -163,23 +164,19 @@ class Planner:
             ConditionError: Conditions that don't fit the plan, or clash with each
                 other, with start or goal; or a chain of plans of different lengths or
                 starts.
-            ObservationError: No observations, or an observation or goal too far from
-                the planner's data.
+            ObservationError: No observations, other shapes, NaN or infinity, or an
+                observation or goal too far from the planner's data.
+            ConfigError: Another number of generators than of rows.
             NotFiniteError: A plan with NaN or infinity in it.
             MemoryLimitError: More observations or candidates than fit into memory.
         """
-        if not len(observations):
-            raise ObservationError(
-                "Planning needs at least one row of observations [rows, "
-                f"observation], got the shape {observations.shape}. Skip the call "
-                "when there are no rows."
-            )
-        if conditions is not None:
-            conditions.check_rows(len(observations))
         # The caller's own may change, and PyTorch takes none that are read-only.
         observations, aims = np.array(observations, np.float32, order="C"), None
         if goals is not None:
             goals = np.array(goals, np.float32, order="C")
+        self._check(observations, goals, len(generators))
+        if conditions is not None:
+            conditions.check_rows(len(observations))
         if goals is not None and self.layout.goal_conditioned:
             if self.routes is None:
                 aims = goals
@@ -222,6 +219,47 @@ class Planner:
                 for rows in request.batches(np.arange(len(lengths)), MOST_AT_ONCE):
                     self._pinned(request.rows(rows))
             return self._plan(request, None if failed is None else failed > 0)
+
+    def _check(
+        self, observations: np.ndarray, goals: np.ndarray | None, num_generators: int
+    ) -> None:
+        """Refuse arrays that cannot be planned from; see `plan`.
+
+        Raises:
+            ObservationError: No rows, another shape, or NaN or infinity.
+            ConfigError: Another number of generators than of rows.
+        """
+        size = self.layout.observation_dim
+        if not observations.size or observations.shape[1:] != (size,):
+            raise ObservationError(
+                f"Planning needs at least one row of observations [rows, {size}], got "
+                f"the shape {observations.shape}. Skip the call when there are no "
+                f"rows; for a single one, pass observations[None]."
+            )
+        num_rows = len(observations)
+        if num_generators != num_rows:
+            raise ConfigError(
+                f"Planning needs a generator for each row of observations, got "
+                f"{num_generators} for {num_rows}."
+            )
+        if goals is not None:
+            width: int | str = "goal"
+            right = goals.ndim == 2 and len(goals) == num_rows
+            if self.layout.goal_conditioned:
+                width = len(self.layout.columns("goal"))
+                right = goals.shape == (num_rows, width)
+            if not right:
+                raise ObservationError(
+                    f"Planning needs a goal for each row of observations "
+                    f"[{num_rows}, {width}], got the shape {goals.shape}."
+                )
+        for name, rows in (("observations", observations), ("goals", goals)):
+            if rows is not None and not is_finite(rows):
+                raise ObservationError(
+                    f"The {name} hold NaN or infinity in rows "
+                    f"{np.flatnonzero(~np.isfinite(rows).all(axis=1)).tolist()}. Plan "
+                    f"for the other rows, or correct the environment."
+                )
 
     def _plan(self, request: Request, careful: np.ndarray | None) -> Plan:
         """Return the plans, of a single candidate where that is good enough."""
