@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -52,6 +53,28 @@ def losses(output: Path) -> dict[int, float]:
     """Return the losses that a training wrote, by gradient step."""
     lines = (output / "training" / "metrics.jsonl").read_text().splitlines()
     return {line["step"]: line["denoiser"] for line in map(json.loads, lines)}
+
+
+def test_after_ctrl_c_the_losses_of_all_finished_steps_are_told(
+    tmp_path: Path, counting: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    descend, heard = counting._descend, []
+
+    def interrupted() -> dict[str, float]:
+        if counting.step == 2:
+            signal.raise_signal(signal.SIGINT)
+        return descend()
+
+    monkeypatch.setattr(counting, "_descend", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        counting.run(
+            save_interval=2,
+            progress=False,
+            on_metrics=lambda step, _: heard.append(step),
+        )
+    Trainer(toy_config(), toy_dataset(), tmp_path, device="cpu")  # would resume
+    assert losses(tmp_path) == {2: (1 + 2) / 2, 3: 3.0}
+    assert heard == [2, 3]
 
 
 def test_losses_are_means_since_the_last_checkpoint(

@@ -191,7 +191,7 @@ class TrainingRun(Generic[Networks]):
             save_interval: Gradient steps between checkpoints.
             progress: Show a progress bar; not given: only on a terminal.
             on_metrics: Called with the gradient step and the mean losses since the
-                last call, at every checkpoint.
+                last call, at every checkpoint, also one that Ctrl-C asked for.
 
         Raises:
             ConfigError: No interval between checkpoints, or another process is, or has
@@ -234,6 +234,7 @@ class TrainingRun(Generic[Networks]):
                     self._log(on_metrics)
                 if interrupted():
                     self.save()
+                    self._log(on_metrics)
                     raise KeyboardInterrupt
             # A kill or a full disk may have come within the last save.
             self.save()
