@@ -15,7 +15,7 @@ from diffuser_policy.config import (
     ExecutionConfig,
     PlannerConfig,
 )
-from diffuser_policy.errors import ConfigError
+from diffuser_policy.errors import ConfigError, MemoryLimitError
 from diffuser_policy.evaluation import evaluate
 from diffuser_policy.guides.trajectory import Trajectory
 from diffuser_policy.plotting import Scene
@@ -288,3 +288,40 @@ def test_wrong_answers_of_a_featurizer_are_named(
     monkeypatch.setattr(Turned, "feasibility", lambda *_: wrong)
     with pytest.raises(FeaturizerError, match=r"`feasibility` .* 8 candidates"):
         policy.plan(observe(2)["observation"])
+
+
+def fails(*_: object) -> object:
+    raise IndexError("inner")
+
+
+@pytest.mark.parametrize(
+    ("method", "given"),
+    [
+        ("act", r"plans and observations of shape \[2, 4\]"),
+        ("feasibility", r"candidates of shape \[8, 16, 3\] and the stride 1"),
+    ],
+)
+def test_a_featurizer_that_fails_or_returns_no_numbers_is_named(
+    method: str, given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, seen = turned_policy(), observe(2)["observation"]
+    for answer, message in (
+        (fails, f"Turned failed: IndexError: inner. Its `{method}` .* {given}"),
+        (lambda *_: [[1.0], [1.0, 2.0]], "Turned failed: ValueError"),
+        (lambda *_: "text", f"returned values of type <U4 from `{method}`"),
+        (lambda *_: np.full((2, 2), 1j), "returned values of type complex128"),
+    ):
+        monkeypatch.setattr(Turned, method, answer)
+        with pytest.raises(FeaturizerError, match=message):
+            policy.predict(seen)
+
+
+def test_a_featurizer_that_runs_out_of_memory_is_told_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def demanding(*_: object) -> object:
+        raise MemoryError
+
+    monkeypatch.setattr(Turned, "act", demanding)
+    with pytest.raises(MemoryLimitError, match="The featurizer Turned needs more"):
+        turned_policy().predict(observe(2)["observation"])

@@ -30,6 +30,7 @@ import numpy as np
 
 from diffuser_policy.columns.layout import rows_at_once
 from diffuser_policy.errors import ConfigError, DiffuserPolicyError, shown
+from diffuser_policy.numerics import within_memory
 from diffuser_policy.plugins import Kind, Registrable
 
 CHUNK = 65_536  # rows that are mapped at once, at most: φ needs memory for them
@@ -197,6 +198,38 @@ def make_featurizer(name: str, user: str | None = None) -> Featurizer:
     return featurizer
 
 
+def numbers_of(featurizer: Any, method: str, *arguments: Any, given: str) -> np.ndarray:
+    """Return what a method of a featurizer returns, as an array of real numbers.
+
+    Args:
+        featurizer: Has the method.
+        method: Its name.
+        arguments: What it is called with; it may change them.
+        given: Says so in an error.
+
+    Raises:
+        FeaturizerError: It fails, or returned something other than real numbers.
+        MemoryLimitError: It needs more memory than there is.
+    """
+    name = type(featurizer).__name__
+    try:
+        with within_memory(f"The featurizer {name}", "Pass fewer rows at a time."):
+            found = np.asarray(getattr(featurizer, method)(*arguments))
+    except DiffuserPolicyError:
+        raise
+    except Exception as error:  # whatever another package's code raises
+        raise FeaturizerError(
+            f"The featurizer {name} failed: {type(error).__name__}: {error}. Its "
+            f"`{method}` is called with {given}."
+        ) from error
+    if found.dtype.kind not in "biuf":
+        raise FeaturizerError(
+            f"The featurizer {name} returned values of type {found.dtype} from "
+            f"`{method}`, expected real numbers."
+        )
+    return found
+
+
 def planning_columns(featurizer: Featurizer, observations: np.ndarray) -> np.ndarray:
     """Return the planning columns `[rows, num_columns]` of observations, checked.
 
@@ -221,20 +254,9 @@ def planning_columns(featurizer: Featurizer, observations: np.ndarray) -> np.nda
     count = rows_at_once(observations[:1].nbytes + planned[:1].nbytes, CHUNK)
     for begin in range(0, len(observations), count):
         part = observations[begin : begin + count]
-        try:  # on a copy: it may compute in place
-            found = np.asarray(featurizer.features(part.copy()))
-        except DiffuserPolicyError:
-            raise
-        except Exception as error:  # whatever another package's code raises
-            raise FeaturizerError(
-                f"The featurizer {name} failed: {type(error).__name__}: {error}. Its "
-                f"`features` is called with observations of shape {list(part.shape)}."
-            ) from error
-        if found.dtype.kind not in "biuf":
-            raise FeaturizerError(
-                f"The featurizer {name} returned values of type {found.dtype}, "
-                f"expected real numbers."
-            )
+        given = f"observations of shape {list(part.shape)}"
+        # On a copy: it may compute in place.
+        found = numbers_of(featurizer, "features", part.copy(), given=given)
         if found.shape != (len(part), featurizer.num_columns):
             raise FeaturizerError(
                 f"The featurizer {name} returned the shape {list(found.shape)} for "

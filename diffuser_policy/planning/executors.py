@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffuser_policy.columns.features import FeaturizerError, who_lacks_it
+from diffuser_policy.columns.features import FeaturizerError, numbers_of, who_lacks_it
 from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.columns.normalizers import Normalizer
 from diffuser_policy.errors import ConfigError
@@ -127,10 +127,12 @@ class FeaturesExecutor(Executor):
         """Return the featurizer's actions.
 
         Raises:
-            FeaturizerError: They are not finite numbers, one action per plan.
+            FeaturizerError: It fails, or returns something other than finite numbers,
+                one action per plan.
         """
         copied = following.rows(np.arange(len(observations))), observations.copy()
-        actions = np.asarray(self.featurizer.act(*copied))
+        given = f"plans and observations of shape {list(observations.shape)}"
+        actions = numbers_of(self.featurizer, "act", *copied, given=given)
         expected, name = (len(observations), self.num_actions), type(self.featurizer)
         if actions.shape != expected or not np.isfinite(actions).all():
             raise FeaturizerError(

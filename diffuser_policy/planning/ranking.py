@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffuser_policy.columns.features import FeaturizerError
+from diffuser_policy.columns.features import FeaturizerError, numbers_of
 from diffuser_policy.columns.normalizers import selection
 from diffuser_policy.guides.guide import Guide, value_of
 from diffuser_policy.guides.trajectory import Trajectory
@@ -177,11 +177,18 @@ class FeasibilityRanking(Ranking):
         """Return the featurizer's values.
 
         Raises:
-            FeaturizerError: They are not one finite number per candidate.
+            FeaturizerError: It fails, or returns something other than one finite number
+                per candidate.
         """
         candidates = trajectory["observation"].cpu().numpy().copy()  # theirs to change
-        found = self.featurizer.feasibility(candidates, trajectory.stride)
-        values = np.asarray(found, np.float32)
+        shape, stride = list(candidates.shape), trajectory.stride
+        values = numbers_of(
+            self.featurizer,
+            "feasibility",
+            candidates,
+            stride,
+            given=f"candidates of shape {shape} and the stride {stride}",
+        ).astype(np.float32)
         if values.shape != (len(trajectory),) or not np.isfinite(values).all():
             name = type(self.featurizer).__name__
             raise FeaturizerError(
