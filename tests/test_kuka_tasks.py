@@ -231,6 +231,15 @@ def test_towers_name_every_block_once(order: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("num_blocks", [None, 4])
+@pytest.mark.parametrize("order", [(), (0,)])
+def test_a_tower_has_two_blocks_or_more(
+    order: tuple[int, ...], num_blocks: int | None
+) -> None:
+    with pytest.raises(KukaArrangementError, match="A tower names two or more"):
+        tower_goal(order, num_blocks)
+
+
+@pytest.mark.parametrize("num_blocks", [None, 4])
 def test_towers_name_blocks_by_whole_numbers(num_blocks: int | None) -> None:
     with pytest.raises(KukaArrangementError, match="whole numbers"):
         tower_goal((0.5, 1), num_blocks)  # type: ignore[arg-type]

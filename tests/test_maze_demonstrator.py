@@ -249,6 +249,17 @@ def test_a_state_of_other_envs_is_refused() -> None:
         demonstrator.predict(batch, state)
 
 
+@pytest.mark.parametrize(
+    "state",
+    ["j", 5, (), [np.zeros(1)], (np.zeros(1),), (np.array(["j"], object),)],
+)
+def test_what_is_no_state_is_refused(state: Any) -> None:
+    demonstrator = WaypointDemonstrator(get_layout("umaze"))
+    observation = observe([-0.8, 0.8], [0.0, 0.0], [-0.8, 0.8])
+    with pytest.raises(MazeObservationError, match="what predict returned last"):
+        demonstrator.predict(observation, state)
+
+
 @pytest.mark.parametrize("starts", [[True], [True] * 3, [[True, False]]])
 def test_starts_of_other_envs_are_refused(starts: Any) -> None:
     demonstrator = WaypointDemonstrator(get_layout("umaze"))

@@ -17,6 +17,7 @@ def row_starts(
     episode_start: npt.ArrayLike | None,
     num_rows: int,
     *,
+    kind: str,
     error: type[Exception],
 ) -> npt.NDArray[np.bool_]:
     """Return which rows begin anew, shape `[num_rows]`: all without a state.
@@ -25,9 +26,15 @@ def row_starts(
         state: What the last call returned, if there was one.
         episode_start: Which rows start an episode, shape `[num_rows]`.
         num_rows: Rows of the observation.
-        error: Raised if the state or `episode_start` is for another number of
-            environments.
+        kind: NumPy's letter of the type of a state's array.
+        error: Raised if the state is of another kind, or if it or `episode_start` is
+            for another number of environments.
     """
+    if state is not None and not _is_state(state, kind):
+        raise error(
+            f"the state must be what predict returned last, got {state!r:.100}; pass"
+            f" state=None to start over"
+        )
     if state is not None and len(state[0]) != num_rows:
         raise error(
             f"the state is for {len(state[0])} environments, the observation for"
@@ -45,6 +52,14 @@ def row_starts(
     return starts
 
 
+def _is_state(state: Any, kind: str) -> bool:
+    """Return whether it looks like a state: a tuple with an array of rows."""
+    if not isinstance(state, tuple) or len(state) != 1:
+        return False
+    rows = state[0]
+    return isinstance(rows, np.ndarray) and rows.ndim == 1 and rows.dtype.kind == kind
+
+
 def row_memories(
     state: State | None,
     episode_start: npt.ArrayLike | None,
@@ -60,14 +75,20 @@ def row_memories(
         episode_start: Which rows start an episode, shape `[num_rows]`.
         num_rows: Rows of the observation.
         new: Makes a memory, a dataclass.
-        error: Raised if the state or `episode_start` is for another number of
-            environments.
+        error: Raised if the state is none of these memories, or if it or
+            `episode_start` is for another number of environments.
     """
-    starts = row_starts(state, episode_start, num_rows, error=error)
+    starts = row_starts(state, episode_start, num_rows, kind="O", error=error)
     memories = np.empty(num_rows, dtype=np.object_)
     for row in range(num_rows):
+        memories[row] = fresh = new()
         if state is None or starts[row]:
-            memories[row] = new()
-        else:
-            memories[row] = replace(state[0][row])
+            continue
+        known = state[0][row]
+        if type(known) is not type(fresh):
+            raise error(
+                f"the state must be what predict returned last, but it remembers"
+                f" {known!r:.100}; pass state=None to start over"
+            )
+        memories[row] = replace(known)
     return memories

@@ -155,6 +155,7 @@ class StackDemonstrator:
 
         Raises:
             UnsupportedEnvError: The environment does not stack blocks.
+            KukaOptionError: A setting that is no finite number or out of its range.
         """
         base: Any = env.unwrapped
         task = getattr(base, "task", None)

@@ -446,8 +446,8 @@ def tower_goal(tower: Sequence[int], num_blocks: int | None = None) -> FloatArra
     """Return the goal of a tower, as ordered pairs.
 
     Args:
-        tower: Blocks from the bottom to the top. Without `num_blocks` every block once;
-            otherwise two or more of them.
+        tower: Two or more blocks from the bottom to the top. Without `num_blocks`
+            every block once.
         num_blocks: Number of blocks in the scene.
 
     Returns:
@@ -455,10 +455,15 @@ def tower_goal(tower: Sequence[int], num_blocks: int | None = None) -> FloatArra
         shape `[n (n - 1)]`.
 
     Raises:
-        KukaArrangementError: A block is missing, unknown or named twice, or one of them
-            is no whole number.
+        KukaArrangementError: Fewer than two blocks; or a block is missing, unknown or
+            named twice, or one of them is no whole number.
     """
     names = block_numbers(tower)
+    if num_blocks is None and len(names) < 2:
+        raise KukaArrangementError(
+            f"A tower names two or more blocks, once each, from the bottom to the top, "
+            f"as (2, 0, 1); got {names}."
+        )
     if num_blocks is None:
         num_blocks = len(check_order(names, len(names)))
     elif (

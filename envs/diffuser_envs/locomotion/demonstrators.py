@@ -174,7 +174,7 @@ class SacDemonstrator:
         rows = self._read(observation)
         single, rows = rows.ndim == 1, np.atleast_2d(rows)
         starts = row_starts(
-            state, episode_start, len(rows), error=LocomotionObservationError
+            state, episode_start, len(rows), kind="i", error=LocomotionObservationError
         )
         drawn = self._rng.choice(len(self._actors), size=len(rows), p=self._shares)
         if state is not None:
