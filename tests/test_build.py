@@ -326,6 +326,8 @@ def test_seeds_are_whole_numbers_from_zero(seed: Any) -> None:
     assert policy.seed == 0  # nothing changed
     with pytest.raises(ConfigError, match="seed must be a whole number from 0"):
         TrainConfig(dataset="toy/point-v0", seed=seed)
+    with pytest.raises(ConfigError, match="seed must be a whole number from 0"):
+        toy_policy(seed=seed)
 
 
 @pytest.mark.parametrize(

@@ -276,6 +276,11 @@ def test_any_collection_of_rules_can_be_skipped(collect: Callable[[Any], Any]) -
     assert set(found) == RULES.keys() - REFUSALS - {"dtype"}
 
 
+def test_a_negative_tolerance_is_refused_before_the_policy_is_blamed() -> None:
+    with pytest.raises(ConfigError, match=r"tolerance must be 0 or more, got -1\.0"):
+        check_policy(toy_policy(), tolerance=-1.0)
+
+
 def test_a_text_is_no_collection_of_rules() -> None:
     with pytest.raises(ConfigError, match="skip must be a list of texts, got 'dtype'"):
         check_policy(_Averaging(lambda: None), skip="dtype")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -181,6 +183,15 @@ def test_errors_of_many_columns_are_cut(bad: float) -> None:
     with pytest.raises(DatasetError, match=r"Columns \[0, 1, .*…") as raised:
         LimitsNormalizer.fit(np.stack([np.zeros(5000), np.full(5000, bad)]))
     assert len(str(raised.value)) < 600
+
+
+@EVERY
+@pytest.mark.parametrize("dtype", [object, str, complex, "M8[s]"])
+def test_data_that_are_no_real_numbers_are_refused(
+    cls: type[Normalizer], dtype: Any
+) -> None:
+    with pytest.raises(DatasetError, match="real numbers, got values of type"):
+        cls.fit(np.zeros((3, 2), np.int64).astype(dtype))
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (4,)])

@@ -395,6 +395,11 @@ def test_without_step_noise_ddpm_takes_the_mean_of_every_step() -> None:
     assert (noisy - quiet.trajectories).abs().max() > 0.01
 
 
+def test_a_sampler_without_steps_names_those_that_have_some() -> None:
+    with pytest.raises(NotImplementedError, match="Use DDPMSampler, DDIMSampler or"):
+        Sampler(gaussian()).sample(free(1), generators(0))
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_every_row_has_a_generator(temperature: float) -> None:
     sampler = DDIMSampler(gaussian(), temperature=temperature)

@@ -19,7 +19,7 @@ from diffuser_policy.data.windows import (
     WindowDataset,
     in_planning_columns,
 )
-from diffuser_policy.errors import ConfigError, DatasetError
+from diffuser_policy.errors import ConfigError, DatasetError, UnknownNameError
 from diffuser_policy.testing import toy_dataset
 from tests.features_helpers import Scene
 
@@ -203,6 +203,13 @@ def test_shorter_windows_start_before_the_padding_too() -> None:
     starts = windows.read(starts_of(windows, 2))
     assert starts[:, TIME].tolist() == [*range(3), *range(8)]
     assert (starts[:, 0] >= 100).all()  # real actions: no start is padding
+
+
+@pytest.mark.parametrize("name", ["padding", "hindsight_goal"])
+def test_unknown_choices_are_refused(name: str) -> None:
+    kind = name.replace("_", " ")
+    with pytest.raises(UnknownNameError, match=f"Unknown {kind} 'reflect'.*none"):
+        windows_of([3, 8], **{name: "reflect"})
 
 
 def test_without_padding_short_runs_have_no_windows() -> None:

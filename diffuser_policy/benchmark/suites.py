@@ -193,8 +193,8 @@ def load_suite(source: str | Path) -> Suite:
     """Return a suite by name, or from a TOML file.
 
     Raises:
-        UnknownNameError: No suite of that name, and no file.
-        ConfigError: The file is no suite.
+        UnknownNameError: Neither the name of a suite nor a `.toml` file's.
+        ConfigError: There is no such file, or it is no suite.
     """
     if not isinstance(source, str | os.PathLike):
         raise UnknownNameError("suite", shown(source), SUITES)

@@ -167,7 +167,7 @@ def _checked_parts(rows: Rows) -> Iterator[np.ndarray]:
     """Yield some rows at a time; refuse data that no normalizer can be fitted to.
 
     Raises:
-        DatasetError: Not a non-empty matrix, or with non-finite values.
+        DatasetError: Not a non-empty matrix of real numbers, or with non-finite values.
     """
     if len(rows.shape) != 2 or rows.shape[0] == 0:
         raise DatasetError(
@@ -176,6 +176,11 @@ def _checked_parts(rows: Rows) -> Iterator[np.ndarray]:
     count = rows_at_once(4 * rows.shape[1], ROWS)  # in single precision
     for begin in range(0, rows.shape[0], count):
         part = rows[begin : begin + count]
+        if part.dtype.kind not in "biuf":
+            raise DatasetError(
+                f"A normalizer is fitted to real numbers, got values of type "
+                f"{part.dtype}. Convert them to floats."
+            )
         # Sums and differences of whole numbers may wrap around in their own type.
         part = part.astype(np.result_type(part.dtype, np.float32), copy=False)
         finite = np.isfinite(part).all(axis=0)

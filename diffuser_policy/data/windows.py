@@ -16,7 +16,7 @@ import copy
 import dataclasses
 import mmap
 from pathlib import Path
-from typing import Self
+from typing import Self, get_args
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.columns.normalizers import Normalizer
 from diffuser_policy.data.flat import FlatDataset, release
 from diffuser_policy.diffusion.conditions import Inpainting
-from diffuser_policy.errors import ConfigError, DatasetError
+from diffuser_policy.errors import ConfigError, DatasetError, UnknownNameError
 
 KEPT = 2**28  # bytes of a mapped dataset that may stay in memory
 AT_ONCE = 64  # rows, or windows, between two looks at how much that is
@@ -81,10 +81,17 @@ class WindowDataset:
 
         Raises:
             ConfigError: A stride below one, or a goal that the layout does not name.
+            UnknownNameError: A padding or hindsight goal that does not exist.
             DatasetError: No run of that share is as long as the longest window.
         """
         if stride < 1:
             raise ConfigError(f"stride must be at least 1 env step, got {stride}.")
+        for kind, name, known in (
+            ("padding", padding, get_args(Padding)),
+            ("hindsight goal", hindsight_goal, get_args(HindsightGoal)),
+        ):
+            if name not in known:
+                raise UnknownNameError(kind, str(name), known)
         if hindsight_goal == "goal" and not layout.goal_conditioned:
             raise ConfigError(
                 "hindsight_goal='goal' needs a layout with the alias 'goal', and this "

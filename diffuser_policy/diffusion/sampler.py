@@ -112,7 +112,10 @@ class Weights(NamedTuple):
 
 
 class Sampler:
-    """Reverse process over a grid of denoising steps."""
+    """Reverse process over a grid of denoising steps.
+
+    Use `DDPMSampler`, `DDIMSampler` or `DPMSolverSampler`, or define `weights`.
+    """
 
     def __init__(
         self,
@@ -202,7 +205,10 @@ class Sampler:
             j: Denoising step to reach; -1 is clean.
             h: The step before i, if there was one.
         """
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} says nothing about its steps. Use DDPMSampler, "
+            f"DDIMSampler or DPMSolverSampler, or define `weights`."
+        )
 
     @plain_arithmetic()
     @torch.inference_mode()

@@ -109,6 +109,8 @@ def check_policy(
     tolerance = converted(tolerance, float, "tolerance")
     if num_envs < 2:
         raise ConfigError(f"num_envs must be at least 2, got {num_envs}.")
+    if tolerance < 0:
+        raise ConfigError(f"tolerance must be 0 or more, got {tolerance}.")
     observation_space = _space(policy, "observation_space", observation_space)
     action_space = _space(policy, "action_space", action_space)
     if observe is None:

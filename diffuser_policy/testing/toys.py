@@ -23,6 +23,7 @@ from diffuser_policy.config import (
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.windows import in_planning_columns
 from diffuser_policy.policy import DiffuserPolicy
+from diffuser_policy.settings import seed_or_drawn
 from diffuser_policy.training.derive import initial_networks, policy_config
 
 SECONDS_PER_STEP = 0.1
@@ -102,7 +103,11 @@ def toy_policy(
         seed: Fixes the weights and the policy.
         settings: Planning and execution settings, as in
             `DiffuserPolicy.with_settings`.
+
+    Raises:
+        ConfigError: A seed that is none, or settings that contradict each other.
     """
+    seed = seed_or_drawn(seed)
     flat = toy_dataset() if flat is None else flat
     made = policy_config(toy_config() if config is None else config, flat)
     planned = in_planning_columns(flat, config_featurizer(made))
