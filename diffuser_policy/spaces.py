@@ -623,3 +623,21 @@ def action_bounds(low: Any, high: Any, size: int) -> tuple[np.ndarray, np.ndarra
             f"metadata."
         )
     return first, last
+
+
+def fitted(policy: Any, env: Any) -> Any:
+    """Return the policy, adapted to an environment.
+
+    Args:
+        policy: Anything with `predict`.
+        env: The environment.
+
+    Raises:
+        SpaceMismatchError: It is one for other spaces.
+    """
+    if callable(getattr(policy, "for_env", None)):
+        return policy.for_env(env)
+    own: Any = getattr(policy, "spaces", None)
+    if isinstance(own, SpaceSpec):
+        own.check(env)
+    return policy

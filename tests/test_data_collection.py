@@ -48,9 +48,11 @@ from diffuser_policy.errors import (
     DatasetError,
     EnvContractError,
     MissingExtraError,
+    SpaceMismatchError,
     UnknownNameError,
 )
 from diffuser_policy.observations import ObservationColumns
+from diffuser_policy.testing import toy_policy
 from tests.data_helpers import COLLECTED, ENV, EXPERT, SMALL, assert_same, record
 
 pytest.importorskip("gymnasium_robotics")
@@ -624,6 +626,12 @@ def test_episodes_of_discrete_actions_are_refused_before_acting() -> None:
     with pytest.raises(ConfigError, match="num_episodes"):
         collect_episodes(env, policy, num_episodes=0, dataset_id="test/cart-v0")
     env.close()
+
+
+def test_a_planner_for_other_spaces_is_refused(pendulum: gym.Env[Any, Any]) -> None:
+    usual: dict[str, Any] = {"num_episodes": 1, "dataset_id": "test/others-v0"}
+    with pytest.raises(SpaceMismatchError, match="observation"):
+        collect_episodes(pendulum, toy_policy(), **usual)
 
 
 def test_numbers_are_checked_before_anything_is_recorded(

@@ -26,8 +26,9 @@ from diffuser_policy.data.minari import load_flat
 from diffuser_policy.envs import Env, action_and_state, env_name
 from diffuser_policy.errors import ConfigError, EnvContractError, shown
 from diffuser_policy.evaluation import Evaluation, evaluate
-from diffuser_policy.evaluation.loop import fitted, has_rows
+from diffuser_policy.evaluation.loop import has_rows
 from diffuser_policy.evaluation.report import to_json as evaluation_json
+from diffuser_policy.spaces import fitted
 
 PROGRESS_SECONDS = 2.0
 POINTS = 3  # at the end of a learning curve, compared with as many before them

@@ -94,6 +94,7 @@ from diffuser_policy.settings import (
     parameters_of,
     seed_or_drawn,
 )
+from diffuser_policy.spaces import fitted
 from diffuser_policy.versions import RECORDERS, versions
 
 OBSERVATION_PREFIX = "observations."  # of arrays in a shard
@@ -288,6 +289,8 @@ def collect(settings: CollectSettings, *, progress: bool = True) -> Path:
             id has other settings or another demonstrator's code, or another process is
             collecting it.
         DatasetError: The dataset already exists, or a space is of an unsupported kind.
+        EnvContractError: The environment or the demonstrator breaks Gymnasium's rules.
+        WorkerError: A worker process died.
         StorageError: The disk is full, or cannot be written.
     """
     require_extra("minari", "data")  # before an hour's work, not after it
@@ -388,11 +391,14 @@ def collect_episodes(
         progress: Show a bar, on a terminal.
 
     Raises:
+        UnknownNameError: No environment of that id.
         ConfigError: Fewer than one episode, a malformed id or seed, or another
             process is collecting this dataset.
         DatasetError: The dataset exists, or a space is of an unsupported kind.
+        SpaceMismatchError: A policy for other spaces than the environment's.
         EnvContractError: The environment breaks Gymnasium's rules, returns numbers that
-            are not finite, or its episodes do not end.
+            are not finite, or its episodes do not end; or the policy returns no action
+            of the environment's.
         StorageError: The disk is full, or cannot be written.
     """
     seed = seed_or_drawn(seed)
@@ -409,6 +415,7 @@ def collect_episodes(
             stack.callback(env.close)
         check_spaces(env)
         check_ends(env)
+        policy = fitted(policy, env)
         hidden = None if progress else True
         bar = tqdm(range(num_episodes), unit="episode", miniters=0, disable=hidden)
         stack.callback(bar.close)

@@ -49,7 +49,7 @@ from diffuser_policy.evaluation.records import EpisodeRecord, Evaluation, Timing
 from diffuser_policy.evaluation.scores import score_of_returns
 from diffuser_policy.observations import batched, numbers, part_at
 from diffuser_policy.settings import converted, json_data, seed_or_drawn
-from diffuser_policy.spaces import FlattenedSpaces, SpaceSpec
+from diffuser_policy.spaces import FlattenedSpaces, SpaceSpec, fitted
 from diffuser_policy.versions import versions
 
 if TYPE_CHECKING:
@@ -162,20 +162,6 @@ def _close(env: Env) -> None:
         env.close()
     except Exception as error:  # of whoever wrote the environment
         warnings.warn(f"{env_name(env)} was not closed: {error!r}.", stacklevel=2)
-
-
-def fitted(policy: Any, env: Env) -> Any:
-    """Return the policy, adapted to an environment.
-
-    Raises:
-        SpaceMismatchError: It is one for other spaces.
-    """
-    if callable(getattr(policy, "for_env", None)):
-        return policy.for_env(env)
-    spaces: Any = getattr(policy, "spaces", None)
-    if isinstance(spaces, SpaceSpec):
-        spaces.check(env)
-    return policy
 
 
 def has_rows(policy: Any) -> bool:
