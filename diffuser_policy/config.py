@@ -430,7 +430,9 @@ class PlannerConfig:
     and at least `min_guided_steps` for guided plans, if `warm_start` leaves so many."""
     steadiness: float | None = None
     """Replanning: the running plan is kept unless a new one is better by this much, in
-    the unit of the ranking; None: the two are not compared."""
+    the unit of the ranking: env steps for time_to_goal, squared normalized displacement
+    for smoothness, else that of the featurizer, the guide or the returns; None: the two
+    are not compared."""
 
     def __post_init__(self) -> None:
         """Check names and ranges."""

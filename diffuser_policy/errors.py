@@ -37,7 +37,7 @@ class HorizonError(ConfigError):
 
 
 class ConditionError(DiffuserPolicyError, ValueError):
-    """A condition that names missing columns or steps, or clashes with another."""
+    """A condition that does not fit a plan, or clashes with another or with a goal."""
 
 
 class ObservationError(DiffuserPolicyError, ValueError):
@@ -49,7 +49,7 @@ class SpaceMismatchError(DiffuserPolicyError, ValueError):
 
 
 class EnvContractError(DiffuserPolicyError, ValueError):
-    """An environment that breaks Gymnasium's rules, or whose episodes never end."""
+    """An environment or policy that breaks its contract, or episodes without end."""
 
 
 class DatasetError(DiffuserPolicyError, ValueError):

@@ -186,7 +186,10 @@ class DiffuserPolicy:
         Raises:
             ObservationError: An observation that cannot be planned from, a state that
                 this policy did not return, or flags for another number of environments.
-            NotFiniteError: An action that would be NaN.
+            GuideError: A guide that cannot steer or rank.
+            FeaturizerError: A featurizer that fails.
+            NotFiniteError: A plan or an action that would be NaN or infinite.
+            CheckpointError: The same, because weights are damaged.
             MemoryLimitError: More observations than fit into memory.
 
         After an error, the policy is as it was before the call.
@@ -277,9 +280,13 @@ class DiffuserPolicy:
         Raises:
             ObservationError: An observation that cannot be planned from, or a state of
                 another policy or with plans under way.
+            GuideError: A guide that cannot steer or rank.
+            FeaturizerError: A featurizer that fails.
             NotFiniteError: A plan with NaN or infinity in it.
+            CheckpointError: The same, because weights are damaged.
             ConditionError: Conditions that do not fit the plan, or clash with each
                 other, with the observation or with the goal.
+            UnknownNameError: Conditions on columns that the planner does not have.
             MemoryLimitError: More observations than fit into memory.
         """
         if conditions is not None and not isinstance(conditions, Conditions):
@@ -319,6 +326,7 @@ class DiffuserPolicy:
 
         Raises:
             ObservationError: An observation that cannot be planned from.
+            FeaturizerError: A featurizer that fails.
             ConfigError: The planner has no goals.
         """
         rows, goals = self.read(observation)
@@ -396,6 +404,7 @@ class DiffuserPolicy:
 
         Raises:
             ObservationError: An observation that cannot be planned from.
+            FeaturizerError: A featurizer that fails.
         """
         seen, goals, _ = self.spaces.read(observation)
         return planning_columns(self.featurizer, seen), goals
@@ -451,7 +460,11 @@ class DiffuserPolicy:
 
     @property
     def guide(self) -> Guide | None:
-        """The guide that steers plans, if there is one."""
+        """The guide that steers plans, if there is one, as it was given.
+
+        Guides such as `value` take the planner's networks only where plans are made:
+        `policy.planner.guidance.guide` is the one that has them.
+        """
         return self.config.guide
 
     def accelerated(self, acceleration: Acceleration) -> DiffuserPolicy:

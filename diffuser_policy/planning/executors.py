@@ -343,16 +343,17 @@ class PathExecutor(TrackingExecutor):
 
     A guide may bend a plan so that the dynamics cannot follow it on time. The path is
     still worth following, so this executor slows its clock down. With the
-    planned positions p(s) at s env steps and the planned speed |v(s)|, its pace on the
-    path c and its progress per env step are
+    planned positions p(s) at s env steps, the planned speed |v(s)| in units per second
+    and the duration $\Delta t$ of an env step, its pace on the path c and its progress
+    per env step are
 
-    $$c = \mathrm{clip}\Bigl(\frac{|v(s)|}{|p'(s)|}, f r, r\Bigr), \qquad
+    $$c = \mathrm{clip}\Bigl(\frac{|v(s)|\,\Delta t}{|p'(s)|}, f r, r\Bigr), \qquad
     \dot s = c\;\mathrm{clip}\bigl(2 - 2\,|p(s) - p| / d, f, 1\bigr)$$
 
     with tempo r, tolerance d and floor f: planned positions say where to go, planned
     velocities how fast, and the clock waits for a ball that has strayed, at a pace of
     no less than $f^2 r$. The action is
-    $k_p\,(p(s) - p) + k_v\,(c\,p'(s) - v)$: only the clock waits.
+    $k_p\,(p(s) - p) + k_v\,(c\,p'(s) / \Delta t - v)$: only the clock waits.
     """
 
     def __init__(

@@ -95,7 +95,8 @@ class Planner:
                 start the next one; none: every plan starts from noise.
             warm_start_steps: Denoising steps from there.
             steadiness: How much better than the rest of a plan a new one has to be, in
-                the unit of the ranking; none: the rest is no candidate.
+                the unit of the ranking (squared normalized units for smoothness); none:
+                the rest is no candidate.
             satisficing: Sample all candidates only where one is not good enough.
             routes: Finds subgoals for goals beyond the reach of a plan; none: plans
                 lead to the goals.
@@ -164,10 +165,14 @@ class Planner:
             ConditionError: Conditions that don't fit the plan, or clash with each
                 other, with start or goal; or a chain of plans of different lengths or
                 starts.
+            UnknownNameError: Conditions on columns that the layout does not have.
             ObservationError: No observations, other shapes, NaN or infinity, or an
                 observation or goal too far from the planner's data.
             ConfigError: Another number of generators than of rows.
+            GuideError: A guide that cannot steer or rank.
+            FeaturizerError: A featurizer whose ranking fails.
             NotFiniteError: A plan with NaN or infinity in it.
+            CheckpointError: The same, because weights are damaged.
             MemoryLimitError: More observations or candidates than fit into memory.
         """
         # The caller's own may change, and PyTorch takes none that are read-only.

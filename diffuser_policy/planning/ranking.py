@@ -83,7 +83,11 @@ class SmoothnessRanking(Ranking):
     """Takes the candidate whose largest displacement is smallest."""
 
     def __call__(self, trajectory: Trajectory, num_candidates: int) -> Tensor:
-        """Return the negative largest displacement between planning steps."""
+        """Return the negative square of the largest displacement, normalized units.
+
+        Displacements lie between successive planning steps, over the columns that a
+        goal pins, or else those of the observation.
+        """
         if trajectory.num_planning_steps < 2:  # nothing moves
             return FirstRanking()(trajectory, num_candidates)
         moved = trajectory.normalized[..., _position(trajectory)].diff(dim=1)
@@ -216,7 +220,8 @@ class GuideRanking(Ranking):
             guide: Compares the candidates.
             among: Only candidates that are at most `tolerance` worse than the best of
                 this ranking are compared.
-            tolerance: In units of that ranking.
+            tolerance: In units of that ranking: env steps for `TimeToGoalRanking`,
+                squared normalized units for `SmoothnessRanking`.
         """
         self.guide, self.tolerance = guide, tolerance
         self.among = FirstRanking() if among is None else among

@@ -140,6 +140,8 @@ class TrainingRun(Generic[Networks]):
         Raises:
             ConfigError: The folder holds a run with other settings or other data, or
                 another process is training in it.
+            CheckpointError: A checkpoint, settings or metrics there are damaged.
+            StorageError: The folder cannot be read or written.
         """
         self.networks, self.optimization = networks, optimization
         self.loss = Loss(networks, self.losses, seed)

@@ -65,9 +65,14 @@ class Trainer(TrainingRun[PlannerNetworks]):
         Raises:
             ConfigError: The folder holds a run with other settings or other data, or
                 no policy could plan and act with these settings.
-            UnknownNameError: No guide of a name.
+            DatasetError: Data without a window of this length, without the bounds of
+                actions, or, for a value network, with the same reward everywhere.
+            UnknownNameError: No guide or featurizer of a name.
+            FeaturizerError: A featurizer that fails, or does not suit the data.
             GuideError: A guide that cannot be read.
             MissingColumnsError: A guide that asks for columns that plans do not have.
+            CheckpointError: The folder holds a damaged checkpoint.
+            StorageError: The folder cannot be read or written.
         """
         self.config = config
         processes = processes or Processes.single(device)
