@@ -145,7 +145,7 @@ class Conditions:
             for column, values in zip(columns, parts, strict=True):
                 place = pin.step % num_planning_steps, column
                 earlier, before = taken.get(place, (pin, values))
-                same = torch.equal(*torch.broadcast_tensors(before, values))
+                same = bool((before == values).all())
                 if number >= len(self.pins) and not same:
                     raise ConditionError(
                         f"The conditions on {earlier.columns!r} at planning step "
