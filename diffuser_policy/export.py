@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from diffuser_policy.columns.features import Featurizer, Identity
 from diffuser_policy.diffusion.denoiser import Denoiser
 from diffuser_policy.errors import ConfigError, require_extra
-from diffuser_policy.files import json_text, replaced_file
+from diffuser_policy.files import json_text, replaced_file, write_text
 from diffuser_policy.planning.planner import Planner
 from diffuser_policy.planning.ranking import (
     FirstRanking,
@@ -107,7 +107,7 @@ def write_export(folder: Path, planner: Planner, featurizer: Featurizer) -> None
         # The networks are replaced one by one, then planner.json. If that is
         # interrupted, no program can plan with the networks of two planners.
         if facts.exists():
-            facts.write_bytes(b"")
+            write_text(facts, "")
 
 
 def refuse_python(planner: Planner, featurizer: Featurizer) -> None:

@@ -95,7 +95,7 @@ def stops_as_interrupt() -> Iterator[None]:
 
 
 def forkable_lock() -> AbstractContextManager[bool]:
-    """Return a lock that no process inherits from a thread that it lacks."""
+    """Return a lock that a fork waits for, so that the child can take it."""
     lock = threading.RLock()
     if hasattr(os, "register_at_fork"):  # not on Windows, which cannot fork
         os.register_at_fork(

@@ -419,7 +419,7 @@ def scaling_wrappers(env: Any) -> list[str]:
         inside: Any = getattr(env, "env", getattr(env, "venv", None))
         if name in ("SyncVectorEnv", "DummyVecEnv") and env.envs:
             inside = env.envs[0]
-        env = inside
+        env = None if inside is env else inside
     return found
 
 

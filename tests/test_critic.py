@@ -343,7 +343,10 @@ def test_the_command_trains_and_the_planner_ranks_with_it(
     policy.save_pretrained(planner)
     command = ["train-critic", str(planner), "--dataset", DATASET, "--num-steps", "3"]
     assert main([*command, "--width", "8", "--output", str(output)]) == 0
-    next_command = f"diffuser-policy evaluate '{output}' --ranking critic"
+    next_command = (
+        f"diffuser-policy evaluate '{output}' --env MODULE:toy/Point-v0 "
+        f"--ranking critic"
+    )
     assert next_command in capsys.readouterr().out
     config, networks = read_planner(output)
     assert config.critic == CriticConfig(width=8)

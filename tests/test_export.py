@@ -237,9 +237,14 @@ def test_networks_of_two_planners_are_never_read(
     """Whichever file cannot be replaced: planner.json is empty."""
     toy_policy().export(tmp_path)
     other, replace = toy_policy(seed=1), Path.replace
+    emptied = False
 
     def broken(path: Path, target: Path) -> Path:
-        return full_disk() if target.name == name else replace(path, target)
+        nonlocal emptied
+        if target.name == name and emptied:
+            full_disk()
+        emptied = True
+        return replace(path, target)
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", broken)

@@ -80,10 +80,10 @@ def test_more_conditions_pin_more() -> None:
     [
         (Conditions().pin(0, "position", [9.0, 9.0]), "'observation' at .* 0 and on"),
         (Conditions().pin(-1, "goal", [9.0, 9.0]), "'goal' at planning step -1 and on"),
-        (Conditions().pin(15, "position", GOALS[::-1]), r"\[ 10\.   1\. 300\.\]"),
+        (Conditions().pin(15, "position", GOALS[::-1]), "to 10 and 300. Pin"),
         (
             Conditions().pin(3, "position", [1.0, 2.0]).pin(3, "position", [1.0, 3.0]),
-            "column 3 of the trajectory to 2.0 and 3.0. Pin each entry once",
+            "column 3 of the trajectory to 2 and 3. Pin each entry once",
         ),
         (
             Conditions().pin(3, "position", [0.0, 0.0])

@@ -74,7 +74,8 @@ def test_training_saves_both_networks_and_resumes(
     assert main(arguments) == 0
     shown = capsys.readouterr().out
     assert "6 gradient steps in" in shown
-    assert f"diffuser-policy evaluate '{output}' --guide value" in shown
+    named = "--env MODULE:toy/Point-v0"  # nothing that is installed registers it
+    assert f"diffuser-policy evaluate '{output}' {named} --guide value" in shown
     config, networks = read_planner(output)
     assert networks.value is not None
     assert config.value == ValueConfig(dim=16, multipliers=(1, 4), discount=0.9)

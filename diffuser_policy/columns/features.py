@@ -205,7 +205,7 @@ def numbers_of(featurizer: Any, method: str, *arguments: Any, given: str) -> np.
         featurizer: Has the method.
         method: Its name.
         arguments: What it is called with; it may change them.
-        given: Says so in an error.
+        given: Describes the arguments, in errors.
 
     Raises:
         FeaturizerError: It fails, or returned something other than real numbers.

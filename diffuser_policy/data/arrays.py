@@ -51,7 +51,7 @@ HDF5_MAGIC, ZIP_MAGIC = b"\x89HDF\r\n\x1a\n", b"PK"
 SHOWN = 20  # names of arrays in a message
 D4RL_GOALS = "infos/goal"  # the other names are those of their roles
 GOAL_ROLES = ("achieved_goals", "desired_goals")
-NUMBERS = ("rewards", "terminals", "timeouts", "masks", "valids")  # one for each row
+ONE_PER_ROW = ("rewards", "terminals", "timeouts", "masks", "valids")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,7 +259,7 @@ class _Finder:
             expected = ", ".join(["rows", *map(str, shape)])
             needed = f"{self.env} needs [{expected}]"
             advice = f"Name the environment that the data are from (--env), or {other}."
-            if role in NUMBERS:
+            if role in ONE_PER_ROW:
                 needed = f"{role} need [{expected}]"
                 advice = f"{other[0].upper()}{other[1:]}."
             if _has_another_axis(stored.shape, shape, count):
@@ -349,7 +349,7 @@ def shapes_of(env: Env) -> dict[str, tuple[int, ...]]:
         "next_observations": observation,
         "actions": action,
     }
-    shapes |= dict.fromkeys(NUMBERS, ())
+    shapes |= dict.fromkeys(ONE_PER_ROW, ())
     if goal:
         shapes |= {
             role: parts[key].shape

@@ -497,7 +497,7 @@ def _ends(
         terminal, cut = (flags.get(role, none) for role in ("terminals", "timeouts"))
         last = terminal | cut
         if both := int((terminal & cut).sum()):
-            # Whoever marks every cut as terminated means that the episode is over.
+            # If that is so of every cut, `terminals` marks all ends of episodes.
             taken = "terminated"
             if both == cut.sum():
                 terminal = terminal & ~cut
@@ -578,13 +578,13 @@ def _resets(
             begin = end
     elif last.any():
         remarks.append(
-            f"The file has no timeouts, and {env_name(env)} names no step limit: "
+            f"The file marks no timeouts, and {env_name(env)} names no step limit: "
             "episodes end only where they terminated. If some were cut, name the array "
             "that says where (--timeouts)."
         )
     if (num := int((cut & ~last).sum())) > 0:
         remarks.append(
-            f"The file has no timeouts: {num:,} ends of episodes were found by "
+            f"The file marks no timeouts: {num:,} ends of episodes were found by "
             + (
                 "next observations that are not those of the next row."
                 if "next_observations" in arrays

@@ -145,15 +145,21 @@ class Conditions:
             for column, values in zip(columns, parts, strict=True):
                 place = pin.step % num_planning_steps, column
                 earlier, before = taken.get(place, (pin, values))
-                same = bool((before == values).all())
-                if number >= len(self.pins) and not same:
+                apart = before - values
+                if number >= len(self.pins) and apart.any():
+                    row = int(apart.reshape(-1).nonzero()[0])
+                    one, other = (
+                        float(each.expand(apart.shape).reshape(-1)[row])
+                        for each in (before, values)
+                    )
                     raise ConditionError(
                         f"The conditions on {earlier.columns!r} at planning step "
                         f"{earlier.step} and on {pin.columns!r} at step {pin.step} "
                         f"clash: they pin column {column} of the trajectory to "
-                        f"{before.numpy()} and {values.numpy()}. Pin each entry once. "
-                        f"Plans begin with the observation and end at the goal without "
-                        f"conditions; to change these, pass others."
+                        f"{one:g} and {other:g}. Pin each entry once. The observation "
+                        f"and the goal are pinned already (with goal_velocity, the "
+                        f"velocity there too): pass another observation or goal, or "
+                        f"set goal_velocity=False."
                     )
                 taken[place] = pin, values
 

@@ -45,6 +45,7 @@ from diffuser_policy.errors import (
     MissingColumnsError,
     NotFiniteError,
     ObservationError,
+    shown,
 )
 from diffuser_policy.guides.guide import Guide, value_of
 from diffuser_policy.guides.trajectory import CLEAN, Trajectory
@@ -260,10 +261,10 @@ class Planner:
                 )
         for name, rows in (("observations", observations), ("goals", goals)):
             if rows is not None and not is_finite(rows):
+                wrong = np.flatnonzero(~np.isfinite(rows).all(axis=1)).tolist()
                 raise ObservationError(
-                    f"The {name} hold NaN or infinity in rows "
-                    f"{np.flatnonzero(~np.isfinite(rows).all(axis=1)).tolist()}. Plan "
-                    f"for the other rows, or correct the environment."
+                    f"The {name} hold NaN or infinity in rows {shown(wrong)}. Plan for "
+                    f"the other rows, or correct the environment."
                 )
 
     def _plan(self, request: Request, careful: np.ndarray | None) -> Plan:

@@ -146,8 +146,8 @@ class BlockPlayWorld:
     def move(self, name: str, place: Sequence[float]) -> None:
         """Put a block or a ghost somewhere; see the module.
 
-        Blocks are drawn where `reset` last put them. So one that it refuses is tried
-        only once, and whatever comes next begins where they are seen.
+        Blocks are drawn where `reset` last put them. So an arrangement that it refuses
+        is tried only once, and the next move begins where the blocks are seen.
         """
         kind, _, number = name.partition(" ")
         block, at = int(number), np.asarray(place, float)
