@@ -28,7 +28,6 @@ it out.
 from __future__ import annotations
 
 import math
-import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -38,6 +37,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffuser_policy.errors import ConfigError
+from diffuser_policy.interrupts import forkable_lock
 
 CONFIDENCE = 0.95
 _Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
@@ -328,7 +328,7 @@ def _counts(
 
 _Drawn = tuple[int, int, tuple[int, ...]]  # size, resamples, seed
 _kept: OrderedDict[_Drawn, np.ndarray] = OrderedDict()  # the latest used one at the end
-_kept_lock = threading.Lock()
+_kept_lock = forkable_lock()
 
 
 def _kept_counts(size: int, num_resamples: int, seed: tuple[int, ...]) -> np.ndarray:
