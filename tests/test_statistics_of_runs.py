@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import OrderedDict
 from typing import Any
 
 import numpy as np
@@ -133,6 +134,7 @@ def test_averages_of_many_problems_draw_once_for_all_methods(
 
     first, second = np.random.default_rng(13).normal(size=(2, 40, 1, 6))
     monkeypatch.setattr(np.random, "default_rng", counted)
+    monkeypatch.setattr(statistics, "_kept", OrderedDict())  # not other tests' draws
     average_interval([*first])
     made.clear()
     found = average_interval([*second])
