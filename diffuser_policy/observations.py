@@ -29,6 +29,7 @@ from gymnasium import spaces
 
 from diffuser_policy.choices import GOAL_KEYS
 from diffuser_policy.errors import ConfigError, DatasetError
+from diffuser_policy.words import counted
 
 RESERVED = ("action", "observation", "goal")  # names with a meaning of their own
 PIXEL_RANK = 2  # arrays of bytes with as many axes are pictures
@@ -187,10 +188,10 @@ class ObservationColumns:
         sizes = [sum(part.size for part in goal) for goal in (achieved, desired)]
         if sizes[0] != sizes[1]:
             raise DatasetError(
-                f"{goal_keys[0]!r} has {sizes[0]} numbers and {goal_keys[1]!r} has "
-                f"{sizes[1]}: a goal is achieved where the two are equal, so both "
-                "need the same number. Name other keys (--goal-keys of `train`), or "
-                "wrap the environment."
+                f"{goal_keys[0]!r} has {counted(sizes[0], 'number')} and "
+                f"{goal_keys[1]!r} has {sizes[1]}: a goal is achieved where the "
+                "two are equal, so both need the same number. Name other keys "
+                "(--goal-keys of `train`), or wrap the environment."
             )
         rest = [part for part in parts if part not in (*achieved, *desired)]
         rest = rest or achieved  # the observation is what the goal is about

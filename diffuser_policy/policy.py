@@ -601,8 +601,8 @@ class DiffuserPolicy:
                 )
         if len(given.lengths) != num_rows:
             raise ObservationError(
-                f"state remembers {len(given.lengths)} environments, but the "
-                f"observation has {num_rows} rows."
+                f"state remembers {counted(len(given.lengths), 'environment')}, but "
+                f"the observation has {counted(num_rows, 'row')}."
             )
         shapes = self._state_shapes()
         if not self.spaces.has_goal:  # the first observation says how many columns
@@ -841,7 +841,7 @@ def _flags(episode_start: Any, num_rows: int) -> np.ndarray:
     flags = given.astype(np.bool_).reshape(-1)  # a copy
     if len(flags) != num_rows:
         raise ObservationError(
-            f"episode_start has {len(flags)} flags, but the observation has "
-            f"{num_rows} rows."
+            f"episode_start has {counted(len(flags), 'flag')}, but the observation has "
+            f"{counted(num_rows, 'row')}."
         )
     return flags

@@ -30,12 +30,12 @@ def test_versions_have_to_agree_unless_allowed(tmp_path: Path) -> None:
     other = VERSIONS | {"torch": "2.6.0", "numpy": "2.0.0"}
     write_result(tmp_path, result_of(UMAZE, "bc", versions=other))
     with pytest.raises(
-        ConfigError, match=r"torch 2\.6\.0 \(1 cells.*torch 2\.9\.0.*--mixed-versions"
+        ConfigError, match=r"torch 2\.6\.0 \(1 cell,.*torch 2\.9\.0.*--mixed-versions"
     ):
         load_study(tmp_path)
     study = load_study(tmp_path, mixed=True)
     where = warnings_of(study)["package in several versions"]
-    assert where == "torch 2.6.0 (1 cells), 2.9.0 (1 cells)"
+    assert where == "torch 2.6.0 (1 cell), 2.9.0 (1 cell)"
 
 
 def test_a_package_that_one_cell_lacks_is_no_difference(tmp_path: Path) -> None:

@@ -214,7 +214,7 @@ def test_the_command_refuses_mixed_versions(
     assert not (tmp_path / "report").exists()
     assert main(["benchmark", "report", str(tmp_path), "--mixed-versions"]) == 0
     page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
-    assert "mujoco 3.1.6 (1 cells), 9.9.9 (1 cells)" in page
+    assert "mujoco 3.1.6 (1 cell), 9.9.9 (1 cell)" in page
 
 
 def test_both_forms_escape_all_that_a_report_can_hold(tmp_path: Path) -> None:

@@ -186,9 +186,7 @@ def test_a_single_observation_gives_a_single_action(
     np.testing.assert_array_equal(again, action[None])
     assert [len(part) for part in state] == [1] * 5
     pair = {k: np.stack([v, v]) for k, v in observation.items()}
-    with pytest.raises(
-        ObservationError, match="state has 1 rows and the observation 2"
-    ):
+    with pytest.raises(ObservationError, match="state has 1 row and the observation 2"):
         policy.predict(pair, state)
 
 

@@ -310,7 +310,7 @@ def test_data_of_another_environment_are_refused() -> None:
     with pytest.raises(FeaturizerError, match=r"of 4 columns, and .* has 3"):
         policy_config(config(), other)
     register_featurizer("long")(type("Long", (Turned,), {"columns": {"goal": (0,)}}))
-    with pytest.raises(FeaturizerError, match=r"1 columns that a goal pins.*have 2"):
+    with pytest.raises(FeaturizerError, match=r"1 column that a goal pins.*have 2"):
         policy_config(config("long"), toy_dataset())
 
 

@@ -171,7 +171,7 @@ def test_bad_input_is_refused(envs: dict[str, gym.Env[Any, Any]]) -> None:
         plain.predict(np.zeros(38))
     with pytest.raises(KukaObservationError, match="39 finite numbers"):
         plain.predict(np.full(39, np.nan))
-    with pytest.raises(KukaObservationError, match="for 1 environments"):
+    with pytest.raises(KukaObservationError, match="for 1 environment,"):
         plain.predict(np.stack((good, good)), plain.predict(good)[1])
     goal = StackDemonstrator("conditional")
     with pytest.raises(KukaObservationError, match="needs goal observations"):

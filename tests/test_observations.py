@@ -238,7 +238,7 @@ def test_an_observation_that_is_all_goal_is_the_observation_too() -> None:
             in_order(a=box(1), b=box(2)),
             ("a", "b"),
             DatasetError,
-            "1 numbers and 'b' has 2",
+            "1 number and 'b' has 2",
         ),
         (box(0), ("achieved_goal", "desired_goal"), DatasetError, "no numbers"),
     ],

@@ -173,8 +173,8 @@ BAD_CALLS: dict[str, tuple[Callable[[PolicyState], tuple[Any, ...]], str]] = {
         ),
         "state is of another planner",
     ),
-    "flags": (lambda state: (observe(2), state, [True]), "1 flags"),
-    "flags and no state": (lambda _: (observe(2), None, [True]), "1 flags"),
+    "flags": (lambda state: (observe(2), state, [True]), "1 flag, but"),
+    "flags and no state": (lambda _: (observe(2), None, [True]), "1 flag, but"),
 }
 
 

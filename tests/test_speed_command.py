@@ -79,7 +79,7 @@ def test_guides_that_need_two_steps_are_measured(placement: Placement) -> None:
         assert first.name == "ddim 1"
         first.run()
     guides = list(guide_cases(Subject(single, POINT)))  # one step goes with one of them
-    assert [case.name for case in guides[1:]] == ["KeepOut, clean, 1 steps"]
+    assert [case.name for case in guides[1:]] == ["KeepOut, clean, 1 step"]
 
 
 def test_a_guide_that_only_ranks_is_measured_as_one_that_steers() -> None:
@@ -271,7 +271,8 @@ def test_planners_of_one_length_and_without_goals_are_measured(horizon: int) -> 
     measured = measure_speed(policy, "Pendulum-v1", rounds=1, quick=True)
     assert {timing.case.group for timing in measured.timings} == set(TITLES)
     names = [timing.case.name for timing in measured.group("paper's setting")]
-    assert names == [f"{who} network, {horizon} steps" for who in ("this", "their")]
+    length = "1 step" if horizon == 1 else f"{horizon} steps"
+    assert names == [f"{who} network, {length}" for who in ("this", "their")]
 
 
 def test_the_json_holds_every_figure(measured: SpeedMeasurement) -> None:

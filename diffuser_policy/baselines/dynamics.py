@@ -58,6 +58,7 @@ from diffuser_policy.settings import positive
 from diffuser_policy.training.processes import Processes
 from diffuser_policy.training.run import Networks, TrainingRun
 from diffuser_policy.training.trainer import Trainer
+from diffuser_policy.words import counted
 
 EMA_DECAY = 0.99  # short: the step size falls to zero in any case
 SLACK = 0.5  # of the data's range, on either side: where imagination ends
@@ -311,7 +312,7 @@ def _check_sizes(
     if given != (state_size, action_size):
         raise SpaceMismatchError(
             f"These dynamics take states with {state_size} and actions with "
-            f"{action_size} columns; got {given[0]} and {given[1]}."
+            f"{counted(action_size, 'column')}; got {given[0]} and {given[1]}."
         )
 
 

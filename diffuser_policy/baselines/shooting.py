@@ -48,6 +48,7 @@ from diffuser_policy.spaces import (
     find_goal_columns,
     into_box,
 )
+from diffuser_policy.words import counted
 
 # States `[…, steps, state]` and a goal `[goal]`, both in environment units, to the mean
 # reward a step `[…]`.
@@ -216,8 +217,8 @@ def check_rows(held: np.ndarray, rows: int) -> None:
     """
     if len(held) != rows:
         raise ObservationError(
-            f"state has {len(held)} rows and the observation {rows}; pass the state "
-            f"that the last call returned, or none."
+            f"state has {counted(len(held), 'row')} and the observation {rows}; pass "
+            f"the state that the last call returned, or none."
         )
 
 

@@ -48,6 +48,7 @@ from diffuser_policy.data.flat import FlatDataset, run_returns
 from diffuser_policy.envs import Env, env_name, reward_of_goals
 from diffuser_policy.errors import ConfigError, DatasetError
 from diffuser_policy.spaces import into_box
+from diffuser_policy.words import counted
 
 MIN_SPREAD = 1e-3  # of a column; what never changes must not be blown up
 MARGIN = 1.02  # so that actions of the data are not at the very end of tanh
@@ -132,8 +133,8 @@ class Codec:
         """
         if rows.shape[-1] != len(self.mean):
             raise ConfigError(
-                f"This policy takes {len(self.mean)} numbers (observation, then goal), "
-                f"got {rows.shape[-1]}."
+                f"This policy takes {counted(len(self.mean), 'number')} (observation, "
+                f"then goal), got {rows.shape[-1]}."
             )
         return np.asarray((rows - self.mean) / self.std, np.float32)
 

@@ -54,6 +54,7 @@ from diffuser_policy.errors import (
 from diffuser_policy.files import alone_in, write_text
 from diffuser_policy.observations import ObservationColumns, parts_of
 from diffuser_policy.versions import versions
+from diffuser_policy.words import counted
 
 MODULE = "diffuser_policy.benchmark.cell_process"
 LOCK_FILE, HOLDER_FILE = "run.lock", "run.txt"  # held by the runner; who that is
@@ -241,8 +242,8 @@ def _check_data(problem: Problem, env: Any, *, rewarded: bool, progress: bool) -
     if found != expected:
         raise DatasetError(
             f"{problem.dataset} is not of {problem.env}: its observations and actions "
-            f"have {found[0]} and {found[1]} numbers, those of the environment "
-            f"{expected[0]} and {expected[1]}."
+            f"have {found[0]} and {counted(found[1], 'number')}, those of the "
+            f"environment {expected[0]} and {expected[1]}."
         )
     flat.check_actions()
     if rewarded:

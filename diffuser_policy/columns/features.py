@@ -32,6 +32,7 @@ from diffuser_policy.columns.layout import rows_at_once
 from diffuser_policy.errors import ConfigError, DiffuserPolicyError, shown
 from diffuser_policy.numerics import within_memory
 from diffuser_policy.plugins import Kind, Registrable
+from diffuser_policy.words import counted
 
 CHUNK = 65_536  # rows that are mapped at once, at most: φ needs memory for them
 NEEDED = ("observation_size", "columns", "num_columns", "objects", "features")
@@ -246,9 +247,9 @@ def planning_columns(featurizer: Featurizer, observations: np.ndarray) -> np.nda
     name, size = type(featurizer).__name__, featurizer.observation_size
     if observations.shape[1:] != (size,):
         raise FeaturizerError(
-            f"The featurizer {name} takes observations of {size} columns, got "
-            f"{list(observations.shape)}. It belongs to another environment, or to "
-            "one with other options."
+            f"The featurizer {name} takes observations of "
+            f"{counted(size, 'column')}, got {list(observations.shape)}. "
+            "It belongs to another environment, or to one with other options."
         )
     planned = np.empty((len(observations), featurizer.num_columns), np.float32)
     count = rows_at_once(observations[:1].nbytes + planned[:1].nbytes, CHUNK)

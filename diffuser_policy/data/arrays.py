@@ -34,6 +34,7 @@ from diffuser_policy.errors import (
     require_extra,
     suggestion,
 )
+from diffuser_policy.words import counted
 
 # What h5py and NumPy raise for files with wrong bits.
 DAMAGE = (
@@ -273,8 +274,8 @@ class _Finder:
             )
         if count is not None and stored.shape[0] != count:
             raise DatasetError(
-                f"{self.where}: {name} has {stored.shape[0]:,} rows, and the "
-                f"observations have {count:,}. All arrays need a row for every env "
+                f"{self.where}: {name} has {counted(stored.shape[0], 'row')}, and "
+                f"the observations have {count:,}. All arrays need a row for every env "
                 f"step."
             )
         if not stored.shape[0]:

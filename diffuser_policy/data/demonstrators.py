@@ -67,6 +67,7 @@ from diffuser_policy.data.flat import Episode
 from diffuser_policy.envs import Env, action_and_state, register_namespace
 from diffuser_policy.errors import ConfigError, DatasetError, DiffuserPolicyError
 from diffuser_policy.plugins import Kind
+from diffuser_policy.words import counted
 
 EPISODES_PER_SHARD = 10
 MAX_ATTEMPTS = 20  # for one episode
@@ -269,8 +270,9 @@ def record_run(
         observation, _, terminated, _, _ = base.step(actions[step].copy())
         if terminated:
             raise ConfigError(
-                f"{type(base).__name__} terminated after {step + 1} steps. A run needs "
-                "an environment that never terminates; record episodes instead."
+                f"{type(base).__name__} terminated after "
+                f"{counted(step + 1, 'step')}. A run needs an environment that never "
+                "terminates; record episodes instead."
             )
         since += 1
         reached = demonstrator.has_reached(

@@ -61,6 +61,7 @@ from diffuser_policy.files import (
 )
 from diffuser_policy.settings import json_data
 from diffuser_policy.spaces import action_bounds, outside
+from diffuser_policy.words import counted
 
 SCHEMA = 1
 META_FILE = "meta.json"
@@ -193,8 +194,8 @@ class FlatDataset:
                 )
             if len(array) != num_rows:
                 raise DatasetError(
-                    f"{name} has {len(array):,} rows and action has {num_rows:,}; "
-                    "every field needs one entry per step."
+                    f"{name} has {counted(len(array), 'row')} and action has "
+                    f"{num_rows:,}; every field needs one entry per step."
                 )
         if (GOAL_KEYS[0] in arrays) != (GOAL_KEYS[1] in arrays):
             raise DatasetError(
@@ -244,7 +245,7 @@ class FlatDataset:
     def __repr__(self) -> str:
         shapes = ", ".join(f"{n} {list(a.shape)}" for n, a in self.fields.items())
         origin = self.metadata.get("dataset_id", "unnamed")
-        return f"FlatDataset({origin!r}: {self.num_runs:,} runs, {shapes})"
+        return f"FlatDataset({origin!r}: {counted(self.num_runs, 'run')}, {shapes})"
 
     @property
     def num_rows(self) -> int:
@@ -500,7 +501,8 @@ class FlatDataset:
             raise DatasetError(f"{folder} cannot be read: {error}") from error
         if dataset.num_rows != num_rows:
             raise DatasetError(
-                f"{folder} should have {num_rows:,} rows and has {dataset.num_rows:,}."
+                f"{folder} should have {counted(num_rows, 'row')} and has "
+                f"{dataset.num_rows:,}."
             )
         return dataset
 
@@ -784,7 +786,7 @@ def flatten(
         if row + length > num_rows:
             raise DatasetError(
                 f"The dataset is damaged: from episode {number} on it holds more than "
-                f"the {num_rows:,} steps that it announces."
+                f"the {counted(num_rows, 'step')} that it announces."
             )
         if length == 0:
             continue
@@ -821,7 +823,7 @@ def flatten(
         raise DatasetError("The dataset holds no steps.")
     if row != num_rows:
         raise DatasetError(
-            f"The episodes have {row:,} steps, but the dataset announces "
+            f"The episodes have {counted(row, 'step')}, but the dataset announces "
             f"{num_rows:,}: it is damaged or still being written."
         )
     if folder is not None:

@@ -29,6 +29,7 @@ from diffuser_policy.columns.normalizers import Normalizer
 from diffuser_policy.data.flat import FlatDataset, release
 from diffuser_policy.diffusion.conditions import Inpainting
 from diffuser_policy.errors import ConfigError, DatasetError, UnknownNameError
+from diffuser_policy.words import counted
 
 KEPT = 2**28  # bytes of a mapped dataset that may stay in memory
 AT_ONCE = 64  # rows, or windows, between two looks at how much that is
@@ -117,9 +118,10 @@ class WindowDataset:
         if self.num_windows(max_planning_steps) == 0:
             longest = int(self.run_starts.diff()[self._is_used].max())
             raise DatasetError(
-                f"The longest continuous run{self._share} has {longest} steps, but a "
-                f"window of {max_planning_steps} planning steps with stride {stride} "
-                f"spans {(max_planning_steps - 1) * stride + 1} env steps. Plan a "
+                f"The longest continuous run{self._share} has "
+                f"{counted(longest, 'step')}, but a window of "
+                f"{max_planning_steps} planning steps with stride {stride} spans "
+                f"{(max_planning_steps - 1) * stride + 1} env steps. Plan a "
                 f"shorter horizon (--window.horizon), use padding='repeat' "
                 f"(--window.padding), or collect longer runs."
             )

@@ -23,6 +23,7 @@ from torch import Tensor
 from diffuser_policy.columns.layout import TrajectoryLayout
 from diffuser_policy.columns.normalizers import Normalizer, selection
 from diffuser_policy.errors import ConditionError, UnknownNameError, shown
+from diffuser_policy.words import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +123,8 @@ class Conditions:
             if pin.values.ndim == 2 and len(pin.values) not in (1, batch_size):
                 raise ConditionError(
                     f"The condition on {pin.columns!r} has values for "
-                    f"{len(pin.values):,} plans, and there are {batch_size:,}. Give "
-                    f"one row of values for all, or one for each."
+                    f"{counted(len(pin.values), 'plan')}, and there are "
+                    f"{batch_size:,}. Give one row of values for all, or one for each."
                 )
 
     def check_clashes(
@@ -211,7 +212,7 @@ class Conditions:
             if not -num_planning_steps <= pin.step < num_planning_steps:
                 raise ConditionError(
                     f"The condition on {pin.columns!r} pins planning step {pin.step}, "
-                    f"but the plan has {num_planning_steps} steps."
+                    f"but the plan has {counted(num_planning_steps, 'step')}."
                 )
             size, given = len(columns), tuple(pin.values.shape)
             if given not in [(size,), (1, size), (batch_size, size)]:

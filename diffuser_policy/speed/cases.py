@@ -51,6 +51,7 @@ from diffuser_policy.observations import batched
 from diffuser_policy.planning.state import PolicyState
 from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.speed.libraries import by_library
+from diffuser_policy.words import counted
 
 PAPER_STEPS = 256  # Janner et al. 2022, Appendix C; also their release for Maze2D
 PAPER_NETWORK: dict[str, Any] = {"dim": 32, "multipliers": (1, 4, 8)}
@@ -157,7 +158,7 @@ def paper_cases(subject: Subject) -> Iterator[Case]:
             length = policy.config.window.num_planning_steps
         yield Case(
             group=PAPER,
-            name=f"{owner} network, {env_steps} steps",
+            name=f"{owner} network, {counted(env_steps, 'step')}",
             run=_sampling(DDPMSampler(denoiser, steps), columns, length),
             flops=PAPER_STEPS * network_flops(denoiser, columns, length),
             share=steps / PAPER_STEPS,
@@ -248,10 +249,10 @@ def guide_cases(subject: Subject) -> Iterator[Case]:
     clean = steered(guide_placement="clean")  # goes with any steps
     steps = clean.planner.sampler.num_steps
     unguided = policy.with_guide(guide, guide_scale=0.0, num_sampling_steps=steps)
-    yield subject.singly(unguided, group=GUIDE, name=f"none, {steps} steps")
+    yield subject.singly(unguided, group=GUIDE, name=f"none, {counted(steps, 'step')}")
     for placement in get_args(Placement)[: 1 if subject.quick else None]:
         guided = _if_possible(steered, guide_placement=placement)
-        name = f"{guide.name}, {placement}, {steps} steps"
+        name = f"{guide.name}, {placement}, {counted(steps, 'step')}"
         if guided is not None:
             yield subject.singly(guided, group=GUIDE, name=name)
 

@@ -32,6 +32,7 @@ from diffuser_policy.numerics import plain_arithmetic
 from diffuser_policy.observations import RESERVED, ObservationColumns, Part
 from diffuser_policy.settings import from_json, json_data, to_json
 from diffuser_policy.spaces import SpaceSpec, find_goal_columns
+from diffuser_policy.words import counted
 
 AT_ONCE = 1_000_000  # rows that are read at a time, at most
 
@@ -246,7 +247,7 @@ def _pinned_goal_size(flat: FlatDataset, featurizer: Featurizer) -> int:
     if featurizer.observation_size != flat.observation_size:
         raise FeaturizerError(
             f"The featurizer {name} takes observations of "
-            f"{featurizer.observation_size} columns, and {flat!r} has "
+            f"{counted(featurizer.observation_size, 'column')}, and {flat!r} has "
             f"{flat.observation_size}. Use data of its environment."
         )
     pinned = len(featurizer.columns.get("goal", ()))
@@ -254,7 +255,7 @@ def _pinned_goal_size(flat: FlatDataset, featurizer: Featurizer) -> int:
         return 0
     if pinned != flat.goal_size:
         raise FeaturizerError(
-            f"The featurizer {name} names {pinned} columns that a goal pins, and "
-            f"goals of {flat!r} have {flat.goal_size}."
+            f"The featurizer {name} names {counted(pinned, 'column')} that a goal "
+            f"pins, and goals of {flat!r} have {flat.goal_size}."
         )
     return pinned

@@ -36,9 +36,10 @@ def row_starts(
             f" state=None to start over"
         )
     if state is not None and len(state[0]) != num_rows:
+        number = len(state[0])
         raise error(
-            f"the state is for {len(state[0])} environments, the observation for"
-            f" {num_rows}; pass state=None to start over"
+            f"the state is for {number} environment{'s' * (number != 1)}, the"
+            f" observation for {num_rows}; pass state=None to start over"
         )
     starts = np.full(num_rows, state is None)
     if episode_start is not None:

@@ -157,7 +157,8 @@ def _score_cell(entry: Entry | None, *, strong: bool, details: bool) -> Cell:
         rate, time = number(100 * success.mean, 0), entry.time_to_goal
         small.append(f"{rate} % {ends(success, digits=0, scale=100)}")
         if math.isfinite(time.mean):
-            small.append(f"in {number(time.mean, 0)} steps")
+            shown = number(time.mean, 0)
+            small.append(f"in {shown} step{'s' * (shown != '1')}")
     latched = run_interval(entry.values(LATCHED))
     if details and math.isfinite(latched.mean):
         small.append(f"latched {estimate(latched)}")

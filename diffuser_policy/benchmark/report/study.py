@@ -36,6 +36,7 @@ from diffuser_policy.evaluation.statistics import (
     run_interval,
 )
 from diffuser_policy.settings import differences
+from diffuser_policy.words import counted
 
 BLOCKS = (
     *("Maze2D", "Multi2D", "HalfCheetah", "Hopper", "Walker2d", "KukaStack"),
@@ -255,7 +256,7 @@ def load_study(folder: str | Path, *, mixed: bool = False) -> Study:
     versions = _versions_of(results)
     if not mixed and (differing := mixed_versions(versions)):
         told = [
-            f"{package} {version} ({len(cells)} cells, such as {cells[0]})"
+            f"{package} {version} ({counted(len(cells), 'cell')}, such as {cells[0]})"
             for package, groups in differing.items()
             for version, cells in groups.items()
         ]

@@ -234,10 +234,10 @@ def warning_table(study: Study) -> Table | None:
         f"cell {kind}": [cell.name for cell in study.open_cells if cell.kind == kind]
         for kind in ("failed", "unfinished", "not begun")
     }
-    found["package in several versions"] = [
-        f"{package} {', '.join(f'{v} ({len(c)} cells)' for v, c in groups.items())}"
-        for package, groups in mixed_versions(study.versions).items()
-    ]
+    mixed = found["package in several versions"] = []
+    for package, groups in mixed_versions(study.versions).items():
+        told = [f"{v} ({counted(len(cells), 'cell')})" for v, cells in groups.items()]
+        mixed.append(f"{package} {', '.join(told)}")
     found["methods ran different episodes"] = [
         row.title for row in study.rows if _episodes_differ(study, row)
     ]
