@@ -82,15 +82,13 @@ SLEEP = """
         sys.exit(130)
 """
 STUBBORN = """
-    import pathlib, subprocess, sys, time
+    import pathlib, signal, subprocess, sys, time
     {first}
+    signal.signal(signal.SIGINT, lambda *_: None)
     helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     pathlib.Path(sys.argv[1]).write_text(str(helper.pid))
     while True:
-        try:
-            time.sleep(60)
-        except KeyboardInterrupt:
-            pass
+        time.sleep(60)
 """
 
 
