@@ -46,6 +46,16 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _plain_terminal() -> Iterator[None]:
+    """Print the same in every terminal and on servers, child processes included."""
+    with pytest.MonkeyPatch.context() as patch:
+        for variable in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "LINES"):
+            patch.delenv(variable, raising=False)
+        patch.setenv("COLUMNS", "80")
+        yield
+
+
 @pytest.fixture
 def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of the datasets of one test, which also has its own cache."""
