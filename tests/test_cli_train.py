@@ -314,7 +314,8 @@ def test_the_command_that_follows_names_the_environment_if_it_has_to(
     flat = dataclasses.replace(toy_dataset(), metadata=facts | recorded)
     trainer = Trainer(toy_config(), flat, tmp_path / "run")
     command = evaluate_command(trainer)
-    assert command == f"diffuser-policy evaluate {tmp_path / 'run'}{named}"
+    run = shlex.quote(str(tmp_path / "run"))
+    assert command == f"diffuser-policy evaluate {run}{named}"
 
 
 def test_a_log_gets_a_line_at_every_save(tmp_path: Path, capsys: Capture) -> None:
