@@ -206,123 +206,69 @@ class SacDemonstrator:
         )
 
 
+QUALITIES = {
+    "expert": "the last good policy of its training",
+    "medium": "a policy of medium quality",
+    "medium-expert": "the medium and the expert policy in turns",
+    "medium-replay": "the stages of its training up to medium quality",
+}
+
+
+def _by(
+    robot: str,
+    quality: str,
+    stages: Mapping[str, float],
+    episodes: int = SacDemonstrator.default_episodes,
+) -> type[SacDemonstrator]:
+    """Return the demonstrator of a robot and a quality, named after both.
+
+    Args:
+        robot: Name of the environment, without version.
+        quality: A key of `QUALITIES`.
+        stages: Actors by the env steps they had learned from → share of the episodes.
+        episodes: Episodes of about 300,000 env steps.
+    """
+    prefix = robot.lower()
+    facts = {
+        "__doc__": f"{robot}, by {QUALITIES[quality]}.",
+        "robot": robot,
+        "dataset_id": f"diffuser/{prefix}-{quality}-v1",
+        "actors": {f"{prefix}-{stage}": share for stage, share in stages.items()},
+        "default_episodes": episodes,
+    }
+    return type(robot + quality.title().replace("-", ""), (SacDemonstrator,), facts)
+
+
 # Shares of episodes that make the env steps of all actors about the same. Episodes last
 # 168, 263, 563 and 380 steps up to Hopper's medium actor and 970 by its expert; by
 # those of Walker2d 250, 223, 264, 676 and 994.
+HopperExpert = _by("Hopper", "expert", {"0950k": 1.0}, 310)
+HopperMedium = _by("Hopper", "medium", {"0200k": 1.0}, 800)
+HopperMediumExpert = _by("Hopper", "medium-expert", {"0200k": 0.72, "0950k": 0.28}, 550)
+HopperMediumReplay = _by(
+    "Hopper",
+    "medium-replay",
+    {"0050k": 0.40, "0100k": 0.26, "0150k": 0.12, "0200k": 0.18},
+    1050,
+)
 
+Walker2dExpert = _by("Walker2d", "expert", {"1000k": 1.0})
+Walker2dMedium = _by("Walker2d", "medium", {"0200k": 1.0}, 450)
+Walker2dMediumExpert = _by(
+    "Walker2d", "medium-expert", {"0200k": 0.60, "1000k": 0.40}, 370
+)
+Walker2dMediumReplay = _by(
+    "Walker2d",
+    "medium-replay",
+    {"0050k": 0.29, "0100k": 0.33, "0150k": 0.28, "0200k": 0.11},
+    1000,
+)
 
-class HopperExpert(SacDemonstrator):
-    """Hopper, by the last good policy of its training."""
-
-    robot = "Hopper"
-    dataset_id = "diffuser/hopper-expert-v1"
-    actors: ClassVar = {"hopper-0950k": 1.0}
-    default_episodes = 310
-
-
-class HopperMedium(SacDemonstrator):
-    """Hopper, by a policy of medium quality."""
-
-    robot = "Hopper"
-    dataset_id = "diffuser/hopper-medium-v1"
-    actors: ClassVar = {"hopper-0200k": 1.0}
-    default_episodes = 800
-
-
-class HopperMediumExpert(SacDemonstrator):
-    """Hopper, by the medium and the expert policy in turns."""
-
-    robot = "Hopper"
-    dataset_id = "diffuser/hopper-medium-expert-v1"
-    actors: ClassVar = {"hopper-0200k": 0.72, "hopper-0950k": 0.28}
-    default_episodes = 550
-
-
-class HopperMediumReplay(SacDemonstrator):
-    """Hopper, by the stages of its training up to medium quality."""
-
-    robot = "Hopper"
-    dataset_id = "diffuser/hopper-medium-replay-v1"
-    actors: ClassVar = {
-        "hopper-0050k": 0.40,
-        "hopper-0100k": 0.26,
-        "hopper-0150k": 0.12,
-        "hopper-0200k": 0.18,
-    }
-    default_episodes = 1050
-
-
-class Walker2dExpert(SacDemonstrator):
-    """Walker2d, by the policy at the end of its training."""
-
-    robot = "Walker2d"
-    dataset_id = "diffuser/walker2d-expert-v1"
-    actors: ClassVar = {"walker2d-1000k": 1.0}
-
-
-class Walker2dMedium(SacDemonstrator):
-    """Walker2d, by a policy of medium quality."""
-
-    robot = "Walker2d"
-    dataset_id = "diffuser/walker2d-medium-v1"
-    actors: ClassVar = {"walker2d-0200k": 1.0}
-    default_episodes = 450
-
-
-class Walker2dMediumExpert(SacDemonstrator):
-    """Walker2d, by the medium and the expert policy in turns."""
-
-    robot = "Walker2d"
-    dataset_id = "diffuser/walker2d-medium-expert-v1"
-    actors: ClassVar = {"walker2d-0200k": 0.60, "walker2d-1000k": 0.40}
-    default_episodes = 370
-
-
-class Walker2dMediumReplay(SacDemonstrator):
-    """Walker2d, by the stages of its training up to medium quality."""
-
-    robot = "Walker2d"
-    dataset_id = "diffuser/walker2d-medium-replay-v1"
-    actors: ClassVar = {
-        "walker2d-0050k": 0.29,
-        "walker2d-0100k": 0.33,
-        "walker2d-0150k": 0.28,
-        "walker2d-0200k": 0.11,
-    }
-    default_episodes = 1000
-
-
-class HalfCheetahExpert(SacDemonstrator):
-    """HalfCheetah, by the policy at the end of its training."""
-
-    robot = "HalfCheetah"
-    dataset_id = "diffuser/halfcheetah-expert-v1"
-    actors: ClassVar = {"halfcheetah-1000k": 1.0}
-
-
-class HalfCheetahMedium(SacDemonstrator):
-    """HalfCheetah, by a policy of medium quality."""
-
-    robot = "HalfCheetah"
-    dataset_id = "diffuser/halfcheetah-medium-v1"
-    actors: ClassVar = {"halfcheetah-0150k": 1.0}
-
-
-class HalfCheetahMediumExpert(SacDemonstrator):
-    """HalfCheetah, by the medium and the expert policy in turns."""
-
-    robot = "HalfCheetah"
-    dataset_id = "diffuser/halfcheetah-medium-expert-v1"
-    actors: ClassVar = {"halfcheetah-0150k": 0.5, "halfcheetah-1000k": 0.5}
-
-
-class HalfCheetahMediumReplay(SacDemonstrator):
-    """HalfCheetah, by the stages of its training up to medium quality."""
-
-    robot = "HalfCheetah"
-    dataset_id = "diffuser/halfcheetah-medium-replay-v1"
-    actors: ClassVar = {
-        "halfcheetah-0050k": 1.0,
-        "halfcheetah-0100k": 1.0,
-        "halfcheetah-0150k": 1.0,
-    }
+HalfCheetahExpert = _by("HalfCheetah", "expert", {"1000k": 1.0})
+HalfCheetahMedium = _by("HalfCheetah", "medium", {"0150k": 1.0})
+HalfCheetahMediumExpert = _by(
+    "HalfCheetah", "medium-expert", {"0150k": 0.5, "1000k": 0.5}
+)
+HalfCheetahMediumReplay = _by(
+    "HalfCheetah", "medium-replay", {"0050k": 1.0, "0100k": 1.0, "0150k": 1.0}
+)
