@@ -42,32 +42,12 @@ class FeaturizerError(ConfigError):
     """A featurizer that is missing, broken, or not the one that was trained with."""
 
 
-class Followed(Protocol):
-    """What `Featurizer.act` sees of the plans that are followed, one per row.
-
-    Attributes:
-        observations: `[rows, steps, columns]` planned columns.
-        actions: `[rows, steps, action]` planned actions; no columns if there are none.
-        lengths: `[rows]` planning steps.
-        progress: `[rows]` how far each plan has been followed, in planned env steps.
-        stride: Env steps between two planning steps.
-    """
-
-    observations: np.ndarray
-    actions: np.ndarray
-    lengths: np.ndarray
-    progress: np.ndarray
-    stride: int
-
-    def reference(self, ahead: float = 0.0) -> np.ndarray:
-        """Return planned columns `[rows, columns]`, some env steps ahead."""
-
-
 class Featurizer(Protocol):
     """A map from observations to planning columns, and perhaps the way back.
 
     Two more methods are optional. `act(plans, observations)` returns actions
-    `[rows, action]` for `Followed` plans and the environment's own observations
+    `[rows, action]` for the plans that are followed
+    (`diffuser_policy.planning.plan.Following`) and the environment's own observations
     `[rows, observation_size]`; the executor "features" needs it.
     `feasibility(candidates, stride)` returns `[n]` for candidates
     `[n, steps, num_columns]`, higher is better: how well a plan can be executed. The
