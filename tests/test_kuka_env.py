@@ -283,6 +283,14 @@ def test_arguments_are_checked(settings: dict[str, Any], message: str) -> None:
         KukaStackEnv(**settings)
 
 
+def test_counts_may_be_written_with_a_point() -> None:
+    settings: dict[str, Any] = {"num_blocks": 2.0, "substeps": 6.0}
+    env = KukaStackEnv(**settings)
+    env.reset(seed=0)
+    assert env.step(env.action_space.sample())[0].shape == (7 + 8 * 2,)
+    env.close()
+
+
 TWICE = [float(pair in {(0, 1), (2, 1), (3, 2)}) for pair in PAIRS]
 CYCLE = [float(pair in {(0, 1), (1, 0), (3, 2)}) for pair in PAIRS]
 TOO_FAR = [[0.9, 0.0, 0.03], *ROW[1:].tolist()]

@@ -24,9 +24,8 @@ The authors' latched score stands beside it, under its own name.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Integral, Real
+from functools import partial
 from typing import Any, TypeAlias
 
 import gymnasium
@@ -40,6 +39,7 @@ from diffuser_envs.errors import (
     KukaActionError,
     KukaOptionError,
     check_known,
+    check_number,
     check_options,
 )
 from diffuser_envs.kuka.arm import HOME, JOINT_HIGH, JOINT_LOW, JOINT_REACH
@@ -139,6 +139,7 @@ class KukaStackEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle
             height=height,
         )
         _check_arguments(num_blocks, joint_noise, substeps, render_mode)
+        num_blocks, substeps = int(num_blocks), int(substeps)
         self.task = make_task(task, num_blocks)
         self.num_blocks = num_blocks
         self.joint_noise = joint_noise
@@ -459,20 +460,11 @@ def _check_arguments(
     num_blocks: int, joint_noise: float, substeps: int, render_mode: str | None
 ) -> None:
     """Raise unless these arguments are within their ranges."""
-    whole = isinstance(num_blocks, Integral)
-    if not (whole and 2 <= num_blocks <= MAX_BLOCKS):
-        raise KukaOptionError(
-            f"num_blocks must be 2 to {MAX_BLOCKS} (more do not fit into the arm's"
-            f" work sector), got {num_blocks}"
-        )
-    if not (isinstance(joint_noise, Real) and 0.0 <= joint_noise < math.inf):
-        raise KukaOptionError(
-            f"joint_noise is a standard deviation in rad, 0 or more; got {joint_noise}"
-        )
-    if not (isinstance(substeps, Integral) and substeps >= 1):
-        raise KukaOptionError(
-            f"substeps must be a whole number, 1 or more; got {substeps}"
-        )
+    check = partial(check_number, error=KukaOptionError)
+    why = "more do not fit into the arm's work sector"
+    check("num_blocks", num_blocks, least=2, most=MAX_BLOCKS, whole=True, why=why)
+    check("joint_noise", joint_noise, least=0.0, why="a standard deviation in rad")
+    check("substeps", substeps, least=1, whole=True)
     known = KukaStackEnv.metadata["render_modes"]
     if render_mode is not None:
         check_known("render_mode", render_mode, known, KukaOptionError)

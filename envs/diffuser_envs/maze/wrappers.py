@@ -19,7 +19,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 
-from diffuser_envs.errors import MazeOptionError, UnsupportedEnvError
+from diffuser_envs.errors import MazeOptionError, UnsupportedEnvError, check_number
 from diffuser_envs.maze.layouts import (
     D4RL_NOISE,
     FloatArray,
@@ -69,18 +69,18 @@ class GoalResampling(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArg
             raise MazeOptionError(
                 f'on_success must be "keep" or "resample", not {on_success!r}'
             )
-        try:
-            goal_noise = float(goal_noise)
-        except (TypeError, ValueError):
-            raise MazeOptionError(
-                f"goal_noise must be a number of meters, not {goal_noise!r}"
-            ) from None
+        layout = layout_of(env)
+        most, why = layout.most_noise, "in meters; with more, goals may lie in walls"
+        check_number(
+            "goal_noise", goal_noise, MazeOptionError, least=0.0, most=most, why=why
+        )
+        goal_noise = float(goal_noise)
         RecordConstructorArgs.__init__(
             self, goal_noise=goal_noise, on_success=on_success
         )
         gymnasium.Wrapper.__init__(self, env)
         self._maze: Any = env.unwrapped
-        self._layout = layout_of(env)
+        self._layout = layout
         if not hasattr(self._maze, "compute_reward"):
             raise UnsupportedEnvError(f"{self._maze!r} has no goals (compute_reward)")
         seen = env.observation_space
@@ -91,12 +91,6 @@ class GoalResampling(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArg
                 "GoalResampling inside of the wrapper that hides them"
             )
         self._radius = getattr(self._maze, "success_radius", _ROBOTICS_SUCCESS_RADIUS)
-        most = self._layout.most_noise
-        if not 0.0 <= goal_noise <= most:
-            raise MazeOptionError(
-                f"goal_noise must be from 0 to {most:g} m, or goals may lie in walls; "
-                f"got {goal_noise:g}"
-            )
         self._goal_noise = goal_noise
         self._resamples = on_success == "resample"
 
