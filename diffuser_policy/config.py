@@ -816,10 +816,7 @@ def _current(planner: Mapping[str, Any]) -> dict[str, Any]:
                 f"version plans as with {name}={RETIRED[name]!r}. Install the version "
                 f"that wrote it, or set it to that value."
             )
-    kept = {name: value for name, value in planner.items() if name not in RETIRED}
-    if kept.get("temperature") == 0:  # once several were allowed, all the same
-        kept["num_candidates"] = 1
-    return kept
+    return {name: value for name, value in planner.items() if name not in RETIRED}
 
 
 def _check_provenance(provenance: Any) -> None:

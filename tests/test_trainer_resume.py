@@ -360,17 +360,6 @@ def test_another_number_of_processes_is_refused(finished: Path) -> None:
         Trainer(toy_config(), toy_dataset(), finished, processes=two)
 
 
-def test_runs_that_never_said_what_their_data_were_go_on(finished: Path) -> None:
-    path = finished / "training" / "settings.json"
-    saved = json.loads(path.read_text())
-    del saved["data"]["others"]
-    path.write_text(json.dumps(saved))
-    assert make_trainer(finished).step == 6
-    del saved["data"], saved["num_processes"]
-    path.write_text(json.dumps(saved))
-    assert make_trainer(finished).step == 6
-
-
 def test_a_finished_run_keeps_the_figures_of_its_planner(finished: Path) -> None:
     """They are of these weights, whoever starts the training again."""
     found = {
@@ -502,7 +491,7 @@ def test_settings_without_any_work_bind_nobody(tmp_path: Path) -> None:
     assert saved["seed"] == 3
 
 
-@pytest.mark.parametrize("damaged", ["{", "3", '{"data": 3}', '{"data": null}'])
+@pytest.mark.parametrize("damaged", ["{", "3"])
 def test_damaged_settings_are_refused_with_advice(finished: Path, damaged: str) -> None:
     (finished / "training" / "settings.json").write_text(damaged)
     with pytest.raises(CheckpointError, match=r"settings\.json cannot be read"):
@@ -598,14 +587,6 @@ def test_losses_that_cannot_be_read_are_dropped(half_done: Path, line: bytes) ->
     assert steps == [2, 4, 6]
 
 
-def test_a_checkpoint_without_a_checksum_still_loads(half_done: Path) -> None:
-    path = checkpoints(half_done / "training")[-1] / "state.json"
-    state = json.loads(path.read_text())
-    del state["sha256"]
-    path.write_text(json.dumps(state))
-    assert make_trainer(half_done).step == 4
-
-
 def test_a_checkpoint_of_another_step_than_it_says_is_refused(half_done: Path) -> None:
     last = checkpoints(half_done / "training")[-1]
     last.rename(last.with_name("step-00000005"))
@@ -615,7 +596,7 @@ def test_a_checkpoint_of_another_step_than_it_says_is_refused(half_done: Path) -
 
 def test_a_checkpoint_of_another_schema_is_refused(half_done: Path) -> None:
     state = checkpoints(half_done / "training")[-1] / "state.json"
-    state.write_text(json.dumps({"schema": 99, "step": 4}))
+    state.write_text(json.dumps({**json.loads(state.read_text()), "schema": 99}))
     with pytest.raises(CheckpointError, match="schema 99"):
         make_trainer(half_done)
 

@@ -126,8 +126,7 @@ def load_parts(path: Path, parts: Parts, *, data: object = None) -> int:
             # that is mapped.
             keys = file.keys()
             tensors = {key: file.get_tensor(key).clone() for key in keys}
-        expected = metadata.get(SUM)  # earlier versions wrote none
-        if expected is not None and expected != _sum(tensors, metadata):
+        if metadata[SUM] != _sum(tensors, metadata):
             raise ValueError("its checksum differs: it is damaged")
         restore(parts, tensors)
     except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:

@@ -442,18 +442,12 @@ class TrainingRun(Generic[Networks]):
             return
         try:
             saved = dict(json.loads(settings.read_text(encoding="utf-8")))
-            data = dict(saved.get("data", {}))
         except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(
                 f"{settings} cannot be read ({error}). Choose another output folder, "
                 f"or delete the file if you know that the run has the same settings."
             ) from error
         current = json.loads(json.dumps(self.settings))
-        for key in ("data", "num_processes"):  # not in the files of earlier versions
-            if key not in saved:
-                del current[key]
-        if "others" not in data:
-            current.get("data", {}).pop("others", None)
         for tree in (saved, current):
             for name in self.unimportant:
                 tree.pop(name, None)
