@@ -324,7 +324,7 @@ def test_other_rewards_are_other_data(tmp_path: Path) -> None:
     flat = rewarded()
     fields = {**flat.fields, "reward": 2 * flat.fields["reward"]}
     doubled = FlatDataset(fields, flat.run_starts, flat.metadata)
-    with pytest.raises(ConfigError, match=r"data\.rewards"):
+    with pytest.raises(ConfigError, match=r"data\.others"):
         make_trainer(tmp_path, flat=doubled)
 
 

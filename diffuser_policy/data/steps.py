@@ -6,14 +6,12 @@ that terminated stays.
 
 from __future__ import annotations
 
-import zlib
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from diffuser_policy.columns.layout import TrajectoryLayout
-from diffuser_policy.data.flat import FlatDataset, pieces, release
+from diffuser_policy.data.flat import FlatDataset, release
 from diffuser_policy.data.windows import JoinedRows, WindowDataset
 from diffuser_policy.errors import DatasetError
 from diffuser_policy.networks.critic import Critic, Transitions, Values
@@ -85,14 +83,6 @@ class StepDataset:
         """Return the steps whose values are looked at."""
         generator, device = torch.Generator().manual_seed(0), critic.return_mean.device
         return self.sample(min(NUM_RATED, len(self)), generator, device)
-
-    @property
-    def checksum(self) -> int:
-        """A number that tells these rewards from others."""
-        total = 0
-        for part in pieces(self.rewards):
-            total = zlib.crc32(part.data, total)
-        return total
 
     def sample(
         self, size: int, generator: torch.Generator, device: torch.device

@@ -108,7 +108,8 @@ class CompanionTrainer(TrainingRun[Network]):
             featurizer: Makes the planning columns.
 
         Returns:
-            The network with initial weights, and checksums of the training targets.
+            The network with initial weights, and checksums of training targets that
+            are not in the data.
         """
         raise NotImplementedError
 

@@ -33,7 +33,7 @@ class CriticTrainer(CompanionTrainer[Critic]):
     def prepare(
         self, flat: FlatDataset, featurizer: Featurizer
     ) -> tuple[Critic, dict[str, int]]:
-        """Return the network, scaled to the returns, and a checksum of the rewards.
+        """Return the network, scaled to the returns.
 
         Raises:
             DatasetError: Data without rewards to learn from, or a planner without
@@ -49,7 +49,7 @@ class CriticTrainer(CompanionTrainer[Critic]):
         with seeded(self.config.seed):
             network = build_critic(self.policy_config, settings)
         network.set_scale(*return_scale(returns, flat))
-        return network, {"rewards": self.steps.checksum}
+        return network, {}
 
     def critic_values(self) -> Values:
         """Return what the averaged critic says of the data."""

@@ -8,9 +8,7 @@ the discounted return-to-go of the first row (`diffuser_policy.data.returns`).
 from __future__ import annotations
 
 import dataclasses
-import zlib
 
-import numpy as np
 import torch
 
 from diffuser_policy.build import build_value_network, seeded
@@ -36,7 +34,7 @@ class ValueTrainer(CompanionTrainer[ValueNetwork]):
     def prepare(
         self, flat: FlatDataset, featurizer: Featurizer
     ) -> tuple[ValueNetwork, dict[str, int]]:
-        """Return the network, scaled to the returns, and a checksum of the rewards.
+        """Return the network, scaled to the returns.
 
         Raises:
             DatasetError: Data without rewards to learn from.
@@ -52,8 +50,7 @@ class ValueTrainer(CompanionTrainer[ValueNetwork]):
             returns=returns,
             **window_settings(self.policy_config, self.planner_networks.normalizer),
         )
-        rewards = zlib.crc32(np.ascontiguousarray(flat.fields["reward"]).data)
-        return network, {"rewards": rewards}
+        return network, {}
 
     def draw(self, step: int, generator: torch.Generator) -> Batch:
         """Return windows, their conditions, and the return-to-go of their first row."""
