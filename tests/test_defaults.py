@@ -12,9 +12,8 @@ import pytest
 
 from diffuser_policy import DiffuserPolicy, defaults
 from diffuser_policy.cli import main
-from diffuser_policy.cli.train import DatasetSettings, TrainSettings, options_of
+from diffuser_policy.cli.train import TrainSettings
 from diffuser_policy.config import (
-    ExecutionConfig,
     InverseDynamicsConfig,
     OptimizationConfig,
     TimeToGoalConfig,
@@ -689,64 +688,6 @@ def test_the_command_line_says_what_it_chose_and_can_stop_there(
     for subject in ("plans", "normalizer", "training", "ranking", "executor"):
         assert f"\n  {subject} " in shown
     assert not out.exists()
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        "",
-        "--no-time-to-goal --window.horizon 8",
-        "--window.min-horizon None --planner.horizon fixed",
-        "--window.normalizer gaussian --window.padding none --seed 4",
-        "--ema-decay 0.999 --batch-size 32 --max-gradient-norm None",
-        "--value --value.multipliers 1 2 --value.pooling mean",
-        "--execution.executor inverse-dynamics --inverse-dynamics.max-steps 16",
-        "--execution.executor pursuit --execution.velocity-gain 1 --network.attention",
-        "--window.actions --execution.replan-interval 5 --network.clip False",
-        "--network.architecture mlp --network.depth 2",
-        "--window.position 0 1 --window.velocity 2 3 --window.stride 3",
-        "--window.hindsight-goal none",
-        "--network.architecture unet --planner.temperature 0",
-        "--window.min-horizon 24",
-    ],
-)
-@pytest.mark.parametrize("goals", [False, True])
-def test_the_shown_options_ask_for_the_same(given: str, goals: bool) -> None:
-    if not goals and "pursuit" in given:
-        given += " --window.position 0 1"
-    if not goals and "replan-interval" in given:  # plans would be a single action
-        given += " --window.horizon 16"
-    flat = rewarded(toy_dataset(run_length=100, goals=goals))
-    settings = TrainSettings.parse(["--dataset", "my/name-v0", *given.split()])
-    assert isinstance(settings, DatasetSettings)
-    config = settings.choice(flat).config
-    words = options_of(config, flat)
-    assert TrainSettings.parse(words).choice(flat).config == config
-    if not given:
-        assert words == ["--dataset", "my/name-v0", "--seed", "0"]
-
-
-def test_the_settings_of_a_preset_can_be_asked_for_without_it() -> None:
-    flat = toy_dataset(run_length=400)
-    config = TrainConfig(
-        dataset="my/name-v0", execution=ExecutionConfig(velocity_gain=3)
-    )
-    again = TrainSettings.parse(options_of(config, flat)).choice(flat).config
-    assert again == config
-
-
-def test_a_dry_run_prints_what_turns_something_off(
-    recorded: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    keys = ["--goal-keys", "achieved_goal", "desired_goal"]
-    options = ["--no-inverse-dynamics", "--execution.executor", "actions"]
-    given = [*options, *keys, "--output", "runs/mine"]
-    assert main(["train", "--dataset", recorded, "--dry-run", *given]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    [line] = [x for x in lines if x.startswith("To train it: ")]
-    assert f"diffuser-policy train --dataset {recorded}" in line
-    assert "--execution.executor actions" in line
-    assert line.endswith("--output runs/mine")
 
 
 @pytest.mark.parametrize("way", [["--dry-run"], []])

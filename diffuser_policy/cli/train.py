@@ -9,10 +9,10 @@ import inspect
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import tyro
 
@@ -28,7 +28,6 @@ from diffuser_policy.cli.options import (
 )
 from diffuser_policy.cli.training import carry_out, common_fields, evaluate_command
 from diffuser_policy.config import (
-    PARTS,
     CriticConfig,
     ExecutionConfig,
     InverseDynamicsConfig,
@@ -70,7 +69,7 @@ FIELD_OF = {
     "critic": "criticism",
 }
 """Networks that are trained with the planner, and the fields of their settings."""
-LENGTHS = frozenset({"horizon", "min_horizon", "stride"})  # they have to fit together
+DRY_RUN = ("--dry-run", "--dry_run")  # tyro takes both
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +108,8 @@ class TrainSettings:
     change nothing in the training, and --guide none saves no guide. Default: the
     preset's, or the value network, if there is one. Without a preset, only if plans are
     ranked by it or --planner.guide-scale is given."""
+    words: tyro.conf.Suppress[tuple[str, ...]] = field(default=(), compare=False)
+    """The command line that gave the settings, after `train`."""
 
     @classmethod
     def parse(cls, args: list[str]) -> TrainSettings:
@@ -143,7 +144,7 @@ class TrainSettings:
             if with_all_steps(given) != given:
                 start = dataclasses.replace(default.planner, **with_all_steps(given))
                 settings = parsed(dataclasses.replace(default, planner=start))
-        return settings
+        return dataclasses.replace(settings, words=tuple(args))
 
     def check(self) -> None:
         """Refuse what cannot work with any data.
@@ -372,12 +373,8 @@ def train(settings: TrainSettings) -> int:
             made, networks, _ = untrained(choice.config, flat)
         policy = usable_policy(choice.config, made, networks)
         if processes.is_main:
-            words = options_of(choice.config, flat, start=settings.preset)
-            if settings.goal_keys != GOAL_KEYS:
-                words += ["--goal-keys", *settings.goal_keys]
-            if settings.output is not None:
-                words += ["--output", str(settings.output)]
-            command = shlex.join(["diffuser-policy", "train", *words])
+            typed = [word for word in settings.words if word not in DRY_RUN]
+            command = shlex.join(["diffuser-policy", "train", *typed])
             print(f"To train it: {command}\nThe planner: {policy}")
         return EXIT_OK
     with _noted():
@@ -443,94 +440,6 @@ def _show(choice: Choice, flat: FlatDataset) -> None:
     )
     for line in choice.reasons:
         print(f"  {line}")
-
-
-def options_of(
-    config: TrainConfig, flat: FlatDataset, *, start: str | None = None
-) -> list[str]:
-    """Return the options that ask for these settings, as words of a command line.
-
-    Args:
-        config: The settings.
-        flat: Its dataset. What is chosen for it anyway is not asked for, and neither is
-            a setting that has no effect.
-        start: A preset, whose settings are kept instead of chosen for the dataset.
-    """
-    from diffuser_policy.defaults import choose
-
-    words = [] if start is None else [start]
-    words += ["--dataset", config.dataset, "--seed", str(config.seed)]
-    given: dict[str, Any] = {"dataset": config.dataset, "seed": config.seed}
-    while True:  # whatever is asked for may change what is chosen beside it
-        if start is None:
-            chosen = choose(flat, given).config
-        else:
-            chosen = _changed(preset(start), given)
-        more = list[str]()
-        for name in PARTS:
-            part, other = getattr(config, name), getattr(chosen, name)
-            option = name.replace("_", "-")
-            if (part is None) != (other is None):
-                given[name] = {} if part else False
-                more.append(f"--{option}" if part else f"--no-{option}")
-            elif part is not None and part != other:
-                asked = changed(vars(part), vars(other))
-                asked = _effective(name, asked, config, goals=flat.has_goals)
-                if not LENGTHS.isdisjoint(asked):
-                    asked = [own for own in vars(part) if own in {*LENGTHS, *asked}]
-                given[name] = given.get(name, {}) | {n: vars(part)[n] for n in asked}
-                prefix = "" if name == "optimization" else f"{option}."
-                hints = get_type_hints(type(part))
-                for own in asked:
-                    more += _option(f"{prefix}{own}", getattr(part, own), hints[own])
-        if not more and chosen.guide != config.guide and "guide" not in given:
-            # No guide stands for the value network.
-            given["guide"] = config.guide or ("value",)
-            for text in given["guide"]:
-                more += ["--guide", text]
-        if not more:
-            return words
-        words += more
-
-
-def _changed(config: TrainConfig, given: Mapping[str, Any]) -> TrainConfig:
-    """Return settings of which some are changed, as `choose` takes them."""
-    parts: dict[str, Any] = {}
-    for name, value in given.items():
-        if name not in PARTS:
-            parts[name] = value
-        elif value is False:
-            parts[name] = None
-        else:
-            part = getattr(config, name) or PARTS[name]()
-            own = with_all_steps(value) if name == "planner" else value
-            parts[name] = dataclasses.replace(part, **own)
-    return dataclasses.replace(config, **parts)
-
-
-def _effective(
-    part: str, names: Iterable[str], config: TrainConfig, *, goals: bool
-) -> list[str]:
-    """Return the settings of a part that have an effect."""
-    found = []
-    for name in names:
-        with contextlib.suppress(ConfigError):
-            if part == "network":
-                refuse_idle([name], vars(config.network), NETWORK_NEEDS)
-            elif part in ("planner", "execution"):
-                planning = {**vars(config.planner), **vars(config.execution)}
-                _refuse_idle([name], planning, config.window, goals=goals)
-            found.append(name)
-    return found
-
-
-def _option(name: str, value: Any, hint: Any) -> list[str]:
-    """Return the words that set an option."""
-    prefix, dot, own = name.replace("_", "-").rpartition(".")
-    if hint is bool:
-        return [f"--{prefix}{dot}{'' if value else 'no-'}{own}"]
-    values = value if isinstance(value, tuple) else (value,)
-    return [f"--{prefix}{dot}{own}", *map(str, values)]
 
 
 def _tensorboard(output: Path) -> Callable[[int, dict[str, float]], None]:
