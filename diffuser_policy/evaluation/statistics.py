@@ -28,22 +28,20 @@ it out.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from diffuser_policy.errors import ConfigError
-from diffuser_policy.interrupts import forkable_lock
 
 CONFIDENCE = 0.95
 _Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 NUM_RESAMPLES = 10_000
 MANY_TIMES = 500  # wall-clock times from which on their mean counts as normal
-KEPT_BYTES = 256 * 2**20  # of counts: some 40 problems of 300 episodes each
 CHUNK = 4_000_000  # numbers drawn at a time: what keeps the memory small
 
 
@@ -326,29 +324,17 @@ def _counts(
         yield rng.multinomial(size, shares, min(rows, num_resamples - begin))
 
 
-_Drawn = tuple[int, int, tuple[int, ...]]  # size, resamples, seed
-_kept: OrderedDict[_Drawn, np.ndarray] = OrderedDict()  # the latest used one at the end
-_kept_lock = forkable_lock()
-
-
+# An array takes at most 2 * CHUNK bytes, all of them 1 GB at most. An average of 40
+# problems of 300 episodes needs 80, of runs and of episodes: some 240 MB.
+@lru_cache(maxsize=128)
 def _kept_counts(size: int, num_resamples: int, seed: tuple[int, ...]) -> np.ndarray:
     """Return `_counts` of all draws, which take most of the time.
 
-    All methods have the same numbers of runs and episodes. An average has draws of
-    every problem, so bytes limit what is kept, and not the number of arrays.
+    All methods have the same numbers of runs and episodes.
     """
-    key = size, num_resamples, seed
-    with _kept_lock:
-        if key in _kept:
-            _kept.move_to_end(key)
-            return _kept[key]
     rng, shares = np.random.default_rng(seed), np.full(size, 1 / size)
     counts = rng.multinomial(size, shares, num_resamples).astype(np.int16)
     counts.flags.writeable = False
-    with _kept_lock:
-        _kept[key] = counts
-        while sum(each.nbytes for each in _kept.values()) > KEPT_BYTES:
-            _kept.popitem(last=False)
     return counts
 
 
