@@ -12,6 +12,7 @@ import numpy as np
 from diffuser_policy.benchmark.cells import Cell
 from diffuser_policy.benchmark.report.study import Study
 from diffuser_policy.benchmark.report.tables import Table, warning_table
+from diffuser_policy.settings import from_json
 
 MAZES = [
     f"diffuser_envs/{kind}-{size}-v1"
@@ -206,7 +207,7 @@ def write_result(folder: Path, result: Mapping[str, Any]) -> Path:
 
 def write_cell(folder: Path, cell: Mapping[str, Any]) -> Path:
     """Write a cell without a result; return its folder."""
-    place = folder / "cells" / Cell.from_json(cell).id
+    place = folder / "cells" / from_json(Cell, cell).id
     place.mkdir(parents=True, exist_ok=True)
     (place / "cell.json").write_text(json.dumps(cell))
     return place

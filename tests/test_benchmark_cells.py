@@ -34,6 +34,7 @@ from diffuser_policy.evaluation.loop import PlannedEpisode, planned_episode
 from diffuser_policy.planning.plan import Plan
 from diffuser_policy.plotting import Scene, plan_figure
 from diffuser_policy.policy import DiffuserPolicy
+from diffuser_policy.settings import from_json
 from diffuser_policy.testing import toy_policy
 from tests.point_env import POINT, PointEnv
 from tests.training_helpers import pendulum_policy
@@ -203,8 +204,9 @@ def test_a_cell_that_another_process_holds_is_left_alone(
 
 def test_a_cell_is_a_process(methods: Path, tmp_path: Path) -> None:
     cell = make_cell(f"{methods}:right")
-    cell = Cell.from_json(
-        {**cell.to_json(), "problem": {**cell.problem.to_json(), "env": "CartPole-v1"}}
+    cell = from_json(
+        Cell,
+        {**cell.to_json(), "problem": {**cell.problem.to_json(), "env": "CartPole-v1"}},
     )
     prepared(tmp_path, cell)
     command = [sys.executable, "-m", "diffuser_policy.benchmark.cell_process"]
@@ -346,7 +348,7 @@ def test_a_cell_survives_json() -> None:
     cell = make_cell(
         "iql", seed=3, settings={"width": 64}, num_steps=10, max_steps=20, suite="mine"
     )
-    again = Cell.from_json(json.loads(json.dumps(cell.to_json())))
+    again = from_json(Cell, json.loads(json.dumps(cell.to_json())))
     assert again == cell
     assert again.digest == cell.digest
     assert cell.id == "line-none--iql--seed-3"
@@ -500,9 +502,9 @@ def test_names_of_problems_lose_their_version_alone() -> None:
 
 def test_unknown_fields_of_problems_are_refused() -> None:
     with pytest.raises(ConfigError, match="datset"):
-        Problem.from_json({"env": "a/B-v0", "datset": "x-v0"})
+        from_json(Problem, {"env": "a/B-v0", "datset": "x-v0"})
     with pytest.raises(ConfigError, match="hindsigt"):
-        Problem.from_json({"env": "a/B-v0", "dataset": "x-v0", "goals": "hindsigt"})
+        from_json(Problem, {"env": "a/B-v0", "dataset": "x-v0", "goals": "hindsigt"})
 
 
 @pytest.mark.parametrize("options", [{"noise": float("nan")}, {"noise": object()}])

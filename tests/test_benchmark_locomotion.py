@@ -32,6 +32,7 @@ from diffuser_policy.errors import (
     DatasetNotFoundError,
     UnknownNameError,
 )
+from diffuser_policy.settings import from_json
 from tests.baseline_helpers import line_data
 from tests.benchmark_report_helpers import result_of, rows_of, with_scores
 
@@ -46,7 +47,7 @@ def test_problems_of_one_environment_are_told_apart_by_their_labels() -> None:
     assert titles == [f"{robot}-{each}" for robot in ROBOTS for each in QUALITIES]
     cell = suite.cells(methods=["bc"], problems=["Hopper-medium"], seeds=[3])[0]
     assert cell.id == "hopper-medium--bc--seed-3"
-    assert Cell.from_json(json.loads(json.dumps(cell.to_json()))) == cell
+    assert from_json(Cell, json.loads(json.dumps(cell.to_json()))) == cell
 
 
 def test_a_cell_without_a_label_is_written_as_before_there_were_labels() -> None:

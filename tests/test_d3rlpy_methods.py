@@ -36,14 +36,17 @@ PLAN = EvaluationProtocol(
 
 
 def context_for(
-    folder: Path, flat: FlatDataset, *, method: str, goals: str = "none", **budget: Any
+    folder: Path,
+    flat: FlatDataset,
+    *,
+    method: str,
+    goals: Goals = "none",
+    **budget: Any,
 ) -> MethodContext:
     """Return a training on data that are not on any disk."""
     env = {"none": "test/Line-none-v0", "hindsight": "test/Line-new-v0"}[goals]
     cell = Cell(
-        problem=Problem.from_json(
-            {"env": env, "dataset": "test/line-v0", "goals": goals}
-        ),
+        problem=Problem(env=env, dataset="test/line-v0", goals=goals),
         method=method,
         evaluation=PLAN,
         **{"num_steps": 40, **budget},
@@ -61,7 +64,7 @@ def trained(method: Method, training: MethodContext, **settings: Any) -> Any:
 
 @pytest.mark.parametrize("name", LEARNERS)
 @pytest.mark.parametrize("goals", ["none", "hindsight"])
-def test_every_method_makes_a_policy(name: str, goals: str, tmp_path: Path) -> None:
+def test_every_method_makes_a_policy(name: str, goals: Goals, tmp_path: Path) -> None:
     flat = line_data(goals=goals != "none")
     training = context_for(tmp_path, flat, method=name, goals=goals, num_steps=6)
     policy = trained(find_method(name), training)

@@ -183,15 +183,6 @@ class Cell:
         data = to_json(self) | {"problem": self.problem.to_json()}
         return dict(plain(data))
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Cell:
-        """Rebuild a cell.
-
-        Raises:
-            ConfigError: A field is unknown, missing or of the wrong type.
-        """
-        return from_json(cls, data)
-
 
 class CellFolder:
     """Where a cell works and leaves its files, in the folder of a benchmark."""
@@ -337,7 +328,7 @@ class CellFolder:
 
 def _cell_of(data: Mapping[str, Any]) -> Cell:
     """Return the cell of a cell.json."""
-    return Cell.from_json({k: v for k, v in data.items() if k not in ADDED})
+    return from_json(Cell, {k: v for k, v in data.items() if k not in ADDED})
 
 
 def _checksum_of_planner(name: Any) -> str | None:

@@ -27,7 +27,7 @@ from diffuser_policy.envs import (
 )
 from diffuser_policy.errors import ConfigError, DatasetError, shown
 from diffuser_policy.evaluation.scores import score_of_returns
-from diffuser_policy.settings import MisfitError, from_json, plain, to_json, typed
+from diffuser_policy.settings import MisfitError, plain, to_json, typed
 
 LABEL = re.compile(r"(?=.{1,60}$)[A-Za-z0-9]+([._-][A-Za-z0-9]+)*")
 
@@ -93,15 +93,6 @@ class Problem:
         """
         data = to_json(self)
         return {k: v for k, v in data.items() if k != "label" or v is not None}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Problem:
-        """Rebuild a problem.
-
-        Raises:
-            ConfigError: A field is unknown, missing or of the wrong type.
-        """
-        return from_json(cls, data)
 
 
 def check_task(problem: Problem, flat: FlatDataset, env: Env) -> None:

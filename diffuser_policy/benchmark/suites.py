@@ -221,7 +221,7 @@ def load_suite(source: str | Path) -> Suite:
             raise ConfigError(f"problems are tables, [[problems]]; got {problems!r}.")
         pairs = [(entry.pop("methods", None), entry) for entry in problems]
         methods_of = {
-            Problem.from_json(entry).name: methods
+            from_json(Problem, entry).name: methods
             for methods, entry in pairs
             if methods is not None
         }
