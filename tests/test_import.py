@@ -17,12 +17,8 @@ from diffuser_policy.config import CollectSettings
 from diffuser_policy.data.arrays import Array, ArrayNames
 from diffuser_policy.data.collection import collect
 from diffuser_policy.data.flat import FlatDataset
-from diffuser_policy.data.foreign import (
-    Imported,
-    default_dataset_id,
-    import_file,
-)
-from diffuser_policy.data.minari import at_work, load_flat
+from diffuser_policy.data.foreign import Imported, import_file
+from diffuser_policy.data.minari import at_work, load_flat, own_dataset_id
 from diffuser_policy.envs import make_env
 from diffuser_policy.errors import (
     ConfigError,
@@ -487,15 +483,15 @@ def test_goals_that_observations_lack_have_to_be_given() -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "expected"),
+    ("name", "expected"),
     [
-        ("maze2d-large-sparse-v1.hdf5", "diffuser/maze2d-large-sparse-v1"),
-        ("My data (2).npz", "diffuser/my-data-2-v0"),
-        ("….npz", "diffuser/unnamed-v0"),
+        ("maze2d-large-sparse-v1", "diffuser/maze2d-large-sparse-v1"),
+        ("My data (2)", "diffuser/my-data-2-v0"),
+        ("…", "diffuser/unnamed-v0"),
     ],
 )
-def test_the_id_is_made_of_the_files_name(file: str, expected: str) -> None:
-    assert default_dataset_id(Path("somewhere") / file) == expected
+def test_the_id_is_made_of_the_files_name(name: str, expected: str) -> None:
+    assert own_dataset_id(name) == expected
 
 
 # --- what is wrong --------------------------------------------------------------------

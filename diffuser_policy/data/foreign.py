@@ -144,7 +144,7 @@ def import_file(
     file = usable_path(file, DatasetNotFoundError)
     check_one(env)
     if dataset_id is None:
-        dataset_id = default_dataset_id(file)
+        dataset_id = own_dataset_id(file.stem)
     with contextlib.ExitStack() as stack:
         arrays = stack.enter_context(open_arrays(file))
         stack.enter_context(at_work(dataset_id, overwrite=overwrite))
@@ -184,14 +184,6 @@ def import_file(
         num_rows=source.num_rows,
         remarks=tuple(source.remarks),
     )
-
-
-def default_dataset_id(file: Path) -> str:
-    """Return `diffuser/<name of the file>`, with a version if it has none.
-
-    Example: `maze2d-large-sparse-v1.hdf5` → `diffuser/maze2d-large-sparse-v1`.
-    """
-    return own_dataset_id(file.stem)
 
 
 @dataclass(frozen=True, kw_only=True)
