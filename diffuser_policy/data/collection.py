@@ -46,7 +46,6 @@ from diffuser_policy.data.demonstrators import (
     check_goal_env,
     default_demonstrator,
     generators_of,
-    makes_runs,
     verify_sample,
 )
 from diffuser_policy.data.episodes import Policy, check_episode, record_episode
@@ -472,7 +471,9 @@ def protocol_of(
         UnknownNameError: No such demonstrator or generator.
         ConfigError: The settings do not suit the demonstrator or the environment.
     """
-    if settings.generator is not None or not makes_runs(demonstrator):
+    chases_targets = hasattr(DEMONSTRATORS.find(demonstrator).target, "has_reached")
+    episodes = settings.generator is not None or generators_of(demonstrator)
+    if episodes or not chases_targets:
         return _episode_protocol(settings, demonstrator, env)
     return _run_protocol(settings, demonstrator, env)
 

@@ -334,20 +334,6 @@ class OwnEpisodes:
         return record_episode(self.env, policy, seed)
 
 
-def makes_runs(demonstrator: str) -> bool:
-    """Return whether a demonstrator chases targets and offers no generators.
-
-    Args:
-        demonstrator: Registered name, `module:Class`, or `file.py:Class`.
-
-    Raises:
-        UnknownNameError: Neither registered nor importable.
-        ConfigError: It is offered twice, fails on import, or is no demonstrator.
-    """
-    target = DEMONSTRATORS.find(demonstrator).target
-    return hasattr(target, "has_reached") and not generators_of(demonstrator)
-
-
 def generators_of(demonstrator: str) -> Mapping[str, type[EpisodeGenerator]]:
     """Return the generators that a demonstrator offers, by name.
 
