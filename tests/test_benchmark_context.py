@@ -145,7 +145,7 @@ def test_actions_are_checked_where_they_have_one_bound(low: float, high: float) 
     space = gym.spaces.Box(low, high, (1,))
     rows = {"observation": np.zeros((2, 1))}
     inside, outside = (5.0, -5.0) if low == 0 else (-5.0, 5.0)
-    for push in (inside, 0.0, outside * 1e-4):
+    for push in (inside, 0.0, outside * 1e-9):
         CheckedPolicy(Scripted(push), space, "mine").predict(rows)
     with pytest.raises(ConfigError, match=r"outside of the action space: \[-?5\.0\]"):
         CheckedPolicy(Scripted(outside), space, "mine").predict(rows)

@@ -28,11 +28,10 @@ from diffuser_policy.errors import ConfigError, EnvContractError, shown
 from diffuser_policy.evaluation import Evaluation, evaluate
 from diffuser_policy.evaluation.loop import has_rows
 from diffuser_policy.evaluation.report import to_json as evaluation_json
-from diffuser_policy.spaces import fitted
+from diffuser_policy.spaces import fitted, outside
 
 PROGRESS_SECONDS = 2.0
 POINTS = 3  # at the end of a learning curve, compared with as many before them
-TOLERANCE = 1e-3  # of the action's range, or of 1 without: rounding is not an error
 
 
 class MethodContext:
@@ -388,18 +387,15 @@ class CheckedPolicy:
             )
         if not isinstance(space, spaces.Box):
             return given, state
-        low, high = (bound.astype(np.float64) for bound in (space.low, space.high))
-        span = high - low  # of whole numbers too, which would overflow
-        slack = TOLERANCE * np.where(np.isfinite(span), span, 1.0)
-        within = (actions >= low - slack) & (actions <= high + slack)
-        if within.all():  # false for NaN
-            return given, state
         if np.isnan(actions).any():
             raise ConfigError(
                 f"The method {self._name!r} returned actions that are not numbers "
                 f"(NaN). Look for divisions by zero, or for a training that diverged."
             )
-        row = int(np.flatnonzero(~within.reshape(len(actions), -1).all(axis=1))[0])
+        beyond = outside(actions, space)
+        if not beyond.any():
+            return given, state
+        row = int(beyond.argmax())
         raise ConfigError(
             f"The method {self._name!r} returned an action outside of the action "
             f"space: {shown(actions[row].tolist())}, expected low "
