@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -359,12 +358,9 @@ def test_a_training_resumes_to_the_same_weights(
 def test_a_training_with_actions_in_other_units_does_not_resume(
     tmp_path: Path, data: FlatDataset
 ) -> None:
-    """Those of boxes of ±1 are in the same units as in earlier versions."""
     config = DynamicsConfig(num_members=2, width=8, num_steps=2)
     run_of(config, data, tmp_path).run(progress=False)
-    settings = json.loads((tmp_path / "training" / "settings.json").read_text())
-    assert "box" not in settings
-    with pytest.raises(ConfigError, match=r"box: None → \[\[0.0\], \[2.0\]\]"):
+    with pytest.raises(ConfigError, match=r"box: .*→ \[\[0.0\], \[2.0\]\]"):
         run_of(config, data, tmp_path, spaces.Box(-2.0, 2.0, (1,)))
 
 

@@ -202,12 +202,13 @@ class OfflineRun(EnsembleRun[OfflineModel]):
         self.steps, self.config = Steps.of(flat, discount), config
         with seeded(config.seed):
             model = OfflineModel(self.steps, config, space)
-        # Without this setting, clones of earlier versions go on in boxes of ±1 alone:
-        # they learned actions in the units of the data.
-        unit = (model.box[0] == 0).all() and (model.box[1] == 1).all()
-        box = {} if unit else {"box": model.box.tolist()}
         super().__init__(
-            model, config=config, flat=flat, output=output, discount=discount, **box
+            model,
+            config=config,
+            flat=flat,
+            output=output,
+            discount=discount,
+            box=model.box.tolist(),
         )
 
     def losses(
