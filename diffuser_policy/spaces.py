@@ -164,22 +164,6 @@ class SpaceSpec:
         shape = self.action_shape
         return spaces.Box(low.reshape(shape), high.reshape(shape), dtype=dtype)
 
-    def check(self, env: Any) -> None:
-        """Refuse an environment whose spaces differ, or whose observations are flat.
-
-        Args:
-            env: An environment, or several: Gymnasium's or Stable-Baselines3's.
-
-        Raises:
-            SpaceMismatchError: Both spaces are named, the expected and the given.
-        """
-        if self.fitted(env) != self:
-            raise SpaceMismatchError(
-                "The environment flattens its observations, which this policy cannot "
-                "read as they come. Leave out the wrapper FlattenObservation, or use "
-                "policy.for_env(env)."
-            )
-
     def fitted(self, env: Any) -> SpaceSpec:
         """Return these spaces, adapted to the observations of an environment.
 
@@ -637,7 +621,4 @@ def fitted(policy: Any, env: Any) -> Any:
     """
     if callable(getattr(policy, "for_env", None)):
         return policy.for_env(env)
-    own: Any = getattr(policy, "spaces", None)
-    if isinstance(own, SpaceSpec):
-        own.check(env)
     return policy

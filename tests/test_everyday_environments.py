@@ -120,7 +120,7 @@ def served(env_id: str, output: Path) -> None:
     )
     Trainer(config, flat, output).run(progress=False)
     planner = DiffuserPolicy.from_pretrained(output)
-    planner.spaces.check(env)
+    planner.spaces.fitted(env)
 
     observation, _ = env.reset(seed=0)
     rows, goals, _ = planner.spaces.read(observation)

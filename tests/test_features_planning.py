@@ -188,7 +188,7 @@ def test_guides_see_the_goal() -> None:
 
 def test_environments_with_goals_are_accepted() -> None:
     policy = turned_policy()
-    policy.spaces.check(PointEnv())
+    policy.spaces.fitted(PointEnv())
     result = evaluate(policy, POINT, episodes=3, num_envs=2, progress=False)
     alone = evaluate(policy, POINT, episodes=3, num_envs=1, progress=False)
     assert [r.episode_return for r in result.episodes] == pytest.approx(

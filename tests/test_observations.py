@@ -273,7 +273,7 @@ def test_spaces_without_numbers_are_refused_with_what_to_do(
         parts_of(space)
     planner = toy_policy()
     with pytest.raises(SpaceMismatchError, match=message):
-        planner.spaces.check(Noise(space))
+        planner.spaces.fitted(Noise(space))
 
 
 def test_bytes_that_are_no_picture_are_numbers() -> None:
@@ -645,13 +645,13 @@ def test_no_single_bound_lies_outside_of_a_double(bound: float) -> None:
     assert space.dtype == np.float32
     assert -bound <= float(space.low[0])
     assert float(space.high[0]) <= bound
-    spec.check(Noise(box(2), spaces.Box(-bound, bound, (1,), np.float64)))
+    spec.fitted(Noise(box(2), spaces.Box(-bound, bound, (1,), np.float64)))
 
 
 def test_whole_actions_are_not_taken_for_any_others() -> None:
     spec = SpaceSpec(observation_size=2, action_low=(0.0,), action_high=(5.0,))
     with pytest.raises(SpaceMismatchError, match="action space"):
-        spec.check(Noise(box(2), spaces.Box(0, 5, (1,), np.int64)))
+        spec.fitted(Noise(box(2), spaces.Box(0, 5, (1,), np.int64)))
 
 
 @pytest.mark.parametrize(

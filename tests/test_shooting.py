@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gymnasium.wrappers import FlattenObservation
 
 from diffuser_policy.baselines.shooting import (
     MPPI,
@@ -20,6 +21,7 @@ from diffuser_policy.baselines.shooting import (
 from diffuser_policy.envs import make_env
 from diffuser_policy.errors import ConfigError, ObservationError, UnknownNameError
 from diffuser_policy.spaces import SpaceSpec
+from tests.point_env import PointEnv
 
 SPACES = SpaceSpec(
     observation_size=4,
@@ -96,6 +98,15 @@ def observe(states: np.ndarray, goals: np.ndarray) -> dict[str, np.ndarray]:
         "achieved_goal": states[..., :2],
         "desired_goal": goals,
     }
+
+
+def test_flattened_observations_are_planned_from_in_the_order_of_the_wrapper() -> None:
+    env = PointEnv()
+    policy = make_policy(CrossEntropy(num_iterations=1), spaces=env_spaces(env))
+    flat = FlattenObservation(env)
+    (rows, _), seen = flat.reset(seed=0), env.reset(seed=0)[0]
+    actions = [policy.for_env(flat).predict(rows)[0], policy.predict(seen)[0]]
+    np.testing.assert_array_equal(*actions)
 
 
 # --- optimizers -----------------------------------------------------------------------

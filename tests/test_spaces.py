@@ -176,26 +176,26 @@ def test_spaces_are_those_of_the_observations() -> None:
 
 
 def test_bounds_and_types_of_observations_do_not_matter() -> None:
-    FLAT.check(env(spaces.Box(-8, 8, (4,), np.float32)))
-    FLAT.check(env(spaces.Box(0, np.inf, (4,))))
-    GOAL.check(env(GOAL.observation_space()))
+    FLAT.fitted(env(spaces.Box(-8, 8, (4,), np.float32)))
+    FLAT.fitted(env(spaces.Box(0, np.inf, (4,))))
+    GOAL.fitted(env(GOAL.observation_space()))
 
 
 def test_planners_without_goals_fit_environments_with_goals() -> None:
-    FLAT.check(env(GOAL.observation_space()))
+    FLAT.fitted(env(GOAL.observation_space()))
     larger = SpaceSpec(observation_size=5, goal_size=2, **BOUNDS)
     other = spaces.Dict({"observation": spaces.Box(-1, 1, (4,))})
     for space in (larger.observation_space(), other):
         with pytest.raises(SpaceMismatchError, match="observation space") as caught:
-            FLAT.check(env(space))
+            FLAT.fitted(env(space))
         assert str(space) in str(caught.value)
 
 
 def test_action_bounds_of_another_precision_are_the_same() -> None:
     spec = SpaceSpec(observation_size=4, action_low=(-0.4,), action_high=(0.4,))
     box = spaces.Box(-1, 1, (4,))
-    spec.check(env(box, spaces.Box(-0.4, 0.4, (1,), np.float64)))
-    spec.check(env(box, spaces.Box(-0.4, 0.4, (1,), np.float32)))
+    spec.fitted(env(box, spaces.Box(-0.4, 0.4, (1,), np.float64)))
+    spec.fitted(env(box, spaces.Box(-0.4, 0.4, (1,), np.float32)))
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_another_environment_is_refused_by_both_spaces(
 ) -> None:
     other = env(observation_space, action_space)
     with pytest.raises(SpaceMismatchError, match=f"expects the {message}") as caught:
-        GOAL.check(other)
+        GOAL.fitted(other)
     which = "observation_space" if "observation" in message else "action_space"
     assert str(getattr(other, which)) in str(caught.value)
 

@@ -24,6 +24,7 @@ Sparse rewards are zero for nearly every sequence of random actions.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -290,6 +291,16 @@ class ShootingPolicy:
         self.replan_interval, self.seed = interval, seed
         low, high = np.array(spaces.action_low), np.array(spaces.action_high)
         self._center, self._half = (low + high) / 2, (high - low) / 2
+
+    def for_env(self, env: Any) -> ShootingPolicy:
+        """Return the policy adapted to the observations of an environment.
+
+        Raises:
+            SpaceMismatchError: Both spaces are named, the expected and the given.
+        """
+        policy = copy.copy(self)
+        policy.spaces = self.spaces.fitted(env)
+        return policy
 
     def initial_state(
         self, num_envs: int, streams: np.ndarray | None = None
