@@ -116,7 +116,7 @@ def as_markdown(out: Path, num_steps: int) -> str:
         f"by `examples/experiments/locomotion.py`, whose `NETWORKS` and `WAYS` say "
         f"what the names mean."
     )
-    return "\n".join(["# Planners of robots that walk", "", about, "", *lines, ""])
+    return "\n".join(["# Planners of walking robots", "", about, "", *lines, ""])
 
 
 def main() -> None:
