@@ -195,7 +195,7 @@ def write_json(path: Path, data: Any) -> None:
     """Write JSON data, atomically.
 
     Raises:
-        StorageError: It could not be written, or the data hold NaN or infinity; what
+        StorageError: It could not be written, or the data holds NaN or infinity; what
             was there before is intact.
     """
     write_text(path, json_text(path, data))
@@ -209,14 +209,14 @@ def json_text(path: Path, data: Any) -> str:
         data: `json_data` makes such data of anything.
 
     Raises:
-        StorageError: The data hold NaN or infinity.
+        StorageError: The data holds NaN or infinity.
     """
     try:
         return json.dumps(data, indent=1, allow_nan=False) + "\n"
     except ValueError as error:
         raise StorageError(
-            f"{path} was not written: the data hold NaN or infinity, which JSON cannot "
-            f"express."
+            f"{path} was not written: the data holds NaN or infinity, which JSON "
+            f"cannot express."
         ) from error
 
 

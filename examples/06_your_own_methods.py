@@ -85,7 +85,7 @@ def straight(context: MethodContext, *, damping: float = 0.5) -> Straight:  # no
 
 @register_method("online", needs_dataset=False)
 def online(context: MethodContext, *, num_env_steps: int = 50_000) -> Any:
-    """An agent that practises in the environment; its settings are up to you."""
+    """An agent that learns in the environment; its settings are up to you."""
     from stable_baselines3 import SAC
 
     agent = SAC(
@@ -144,7 +144,7 @@ def main(
     Args:
         num_data_steps: Env steps to record.
         num_gradient_steps: Of methods that learn from the data.
-        num_env_steps: Of the agent that practises.
+        num_env_steps: Of the agent that learns in the environment.
         episodes: Of each evaluation.
         num_workers: Methods at a time.
     """

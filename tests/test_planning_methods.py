@@ -1,4 +1,4 @@
-"""Planning by trial as methods: found by name, and run on a maze with tiny settings."""
+"""Sampling-based planning as methods: found by name, and run on a maze, tiny."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Planning by trial against problems whose best plan is known."""
+"""Sampling-based planning against problems whose best plan is known."""
 
 from __future__ import annotations
 

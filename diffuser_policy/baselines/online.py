@@ -1,6 +1,6 @@
 """SAC with hindsight goals, by Stable-Baselines3: the online reference of benchmarks.
 
-It reads no data and practises in the environment instead, with one gradient step an env
+It reads no data and learns in the environment instead, with one gradient step an env
 step (Haarnoja et al. 2018; Andrychowicz et al. 2017). Stable-Baselines3 unpickles its
 checkpoints, so they are made here, always between episodes: networks, optimizers and
 the replay buffer in safetensors. Episode i draws from generators of `(seed, i)`, so a
@@ -92,7 +92,7 @@ def sac_her(
     goals_per_row: int = 4,
     warm_up: int = 1000,
 ) -> Any:
-    """Practise until the budget of env steps is used up, rounded up to an episode.
+    """Learn until the budget of env steps is used up, rounded up to an episode.
 
     Args:
         context: Of the method; its steps are env steps.
@@ -127,7 +127,7 @@ def sac_her(
         seed=context.seed,
         device="cpu",
     )
-    practise(context, agent, env)
+    learn(context, agent, env)
     env.close()
     context.facts |= {
         "num_steps": int(agent._n_updates),
@@ -137,8 +137,8 @@ def sac_her(
     return agent
 
 
-def practise(context: MethodContext, agent: Any, env: SeededEpisodes) -> None:
-    """Practise episode by episode, from the checkpoint on if there is one."""
+def learn(context: MethodContext, agent: Any, env: SeededEpisodes) -> None:
+    """Learn episode by episode, from the checkpoint on if there is one."""
     folder = context.folder / CHECKPOINT
     if folder.is_dir():
         load_agent(agent, env, folder)

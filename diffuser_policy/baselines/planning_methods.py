@@ -1,4 +1,4 @@
-"""Planning by trial as methods of the benchmark, and random actions as the floor.
+"""Sampling-based planning as methods of the benchmark; random actions are the floor.
 
 | method | optimizer | where it plans |
 |---|---|---|

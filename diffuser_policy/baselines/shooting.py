@@ -1,4 +1,4 @@
-r"""Planning by trial: sequences of actions are drawn, a model says where they lead.
+r"""Sampling-based planning: actions are drawn, a model says where they lead.
 
     every `replan_interval` env steps, in every environment:
         what is left of the last plan → optimizer (draw, simulate, improve) → new plan
@@ -226,7 +226,7 @@ def check_rows(held: np.ndarray, rows: int) -> None:
 def check_search(
     spaces: SpaceSpec, *, horizon: int, hold: int, replan_interval: int | None
 ) -> int:
-    """Refuse settings and spaces with which planning by trial is impossible.
+    """Refuse settings and spaces with which sampling-based planning is impossible.
 
     Args:
         spaces: Spaces of the environment.
@@ -253,8 +253,8 @@ def check_search(
         )
     if not spaces.has_goal or spaces.appends_goal:
         raise ConfigError(
-            "Planning by trial needs goal dictionaries whose achieved goal repeats "
-            "columns of the observation, such as a position."
+            "Sampling-based planning needs goal dictionaries whose achieved goal "
+            "repeats columns of the observation, such as a position."
         )
     return interval
 
@@ -417,8 +417,8 @@ def env_spaces(env: Env) -> SpaceSpec:
     parts = getattr(space, "spaces", {})
     if not set(GOAL_PARTS) <= set(parts):
         raise ConfigError(
-            f"Planning by trial needs observations with {', '.join(GOAL_PARTS)}; this "
-            f"environment has {space}."
+            f"Sampling-based planning needs observations with "
+            f"{', '.join(GOAL_PARTS)}; this environment has {space}."
         )
     actions = action_box(env.action_space)
     seen = glimpses(env)

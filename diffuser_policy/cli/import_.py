@@ -26,7 +26,7 @@ class ImportCommand:
     file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
     """HDF5 or .npz."""
     env: Annotated[str, tyro.conf.arg(metavar="ID")]
-    """Environment that the data are from."""
+    """Environment that the data is from."""
     dataset_id: Annotated[str | None, shown_as("ID", name="dataset")] = None
     """Minari id of the dataset (default: diffuser/<name of the file>)."""
     observations: Name = None

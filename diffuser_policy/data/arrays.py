@@ -259,7 +259,7 @@ class _Finder:
         if not stored.shape or size != int(np.prod(shape, dtype=np.int64)):
             expected = ", ".join(["rows", *map(str, shape)])
             needed = f"{self.env} needs [{expected}]"
-            advice = f"Name the environment that the data are from (--env), or {other}."
+            advice = f"Name the environment that the data is from (--env), or {other}."
             if role in ONE_PER_ROW:
                 needed = f"{role} need [{expected}]"
                 advice = f"{other[0].upper()}{other[1:]}."

@@ -123,7 +123,7 @@ def import_file(
 
     Args:
         file: HDF5, or NumPy's `.npz`.
-        env: The environment that the data are from, or its id. Its spaces say what the
+        env: The environment that the data is from, or its id. Its spaces say what the
             arrays must look like.
         dataset_id: Minari id; made of the file's name by default.
         names: What the file calls its arrays.
@@ -404,7 +404,7 @@ class Source:
             raise DatasetError(
                 f"{self.where}: the action of row {start + row} is "
                 f"{shown(actions[row].tolist())}, and those of {env_name(self.env)} "
-                f"lie in {space}. Name the environment that the data are from (--env), "
+                f"lie in {space}. Name the environment that the data is from (--env), "
                 f"or scale or clip the actions."
             )
         if not np.issubdtype(space.dtype, np.floating):
@@ -415,7 +415,7 @@ class Source:
                     f"{self.where}: the action of row {start + row} is "
                     f"{shown(actions[row].tolist())}, and those of "
                     f"{env_name(self.env)} are whole numbers. Name the environment "
-                    f"that the data are from (--env), or round the actions."
+                    f"that the data is from (--env), or round the actions."
                 )
 
 

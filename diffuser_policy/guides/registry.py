@@ -345,7 +345,7 @@ def _recorded(part: Guide, found: RegisteredGuide) -> dict[str, Any]:
             raise GuideError(
                 f"The parameter {parameter.name!r} of the guide {found.name!r} cannot "
                 f"be saved: it must be {in_words(parameter.hint)}, as plain data, got "
-                f"{value!r}. Plain data are numbers, texts, none, lists, and tables "
+                f"{value!r}. Plain data is numbers, texts, none, lists, and tables "
                 f"whose keys are texts."
             ) from error
         data[parameter.name] = saved

@@ -12,7 +12,7 @@ hold of it, sideways and in height; how far blocks drift that no plan touches; a
 share of plans that could be carried out, with a first grasp within 35 mm and 20 mm.
 
 This needs the dataset: diffuser-policy collect diffuser_envs/KukaStack-Unconditional-v1
-It takes about four minutes of one core for each planner, and keeps finished ones.
+It takes about four minutes on one core for each planner, and keeps finished ones.
 """
 
 from __future__ import annotations

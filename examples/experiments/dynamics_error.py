@@ -26,7 +26,7 @@ bootstrap interval. A Diffuser of 64 planning steps can predict no more than 63.
 
 Intervals are over starts and actions; models and denoising noise have a single seed.
 This needs the dataset: diffuser-policy collect diffuser_envs/Multi2D-UMaze-v1
-The ensemble takes a minute or two of one core; the Diffuser, if none is given, a
+The ensemble takes a minute or two on one core; the Diffuser, if none is given, a
 quarter of an hour. The folder keeps what was trained, and it is not trained again.
 """
 

@@ -13,7 +13,7 @@ the full chain. A setting is within noise of the full chain if the 95 % bootstra
 interval of that mean reaches zero. For each maze, the setting with the fewest steps
 that is within noise is printed, in bold in the table.
 
-Times are the median over plans for one environment, in seconds of one core's work and
+Times are the median over plans for one environment, in seconds of work on one core and
 not of the clock, so other programs matter little. The first command takes an hour of
 one core. It saves every setting when it is done, resumes there when it is run again,
 and measures the times anew. Settings of a planner that was trained anew are played

@@ -4,7 +4,7 @@
     python examples/experiments/growth.py --rounds 2 --only candidates rows \
         --results demo/growth --picture demo/growth.png
 
-One size varies at a time; the others are those of the planner of the largest maze, made
+One size varies at a time; the others are those of `multi2d-large`, made
 plain: one candidate, five denoising steps, 64 planning steps, for one observation.
 Costs do not depend on the weights, so networks of other widths are untrained. All cases
 take turns. Times are processor time on one core, so other programs matter little; run
@@ -16,7 +16,7 @@ is shared; at 1, nothing is.
 
 The second table is arithmetic, not measurement: floating point operations as PyTorch
 counts them, over the published peak of a GPU and a share of it that well-made programs
-reach. The first command takes about ten minutes of one core.
+reach. The first command takes about ten minutes on one core.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ end (between planned points as well). "straight" plans lead to the goal in one p
 "subgoals" lead to the first subgoal.
 
 A planner of one's own is measured with `--planner ENV=FOLDER`, several times if needed;
-`--whole ENV=FOLDER` names one that was trained on whole ways, with
+`--whole ENV=FOLDER` names one that was trained on whole routes, with
 
     diffuser-policy train --dataset diffuser/pointmaze-giant-navigate-v0 \
         --no-landmarks --num-steps 5000 --output runs/whole
@@ -65,7 +65,7 @@ class Settings:
     planner: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """ENV=FOLDER: another planner whose plans are measured."""
     whole: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """ENV=FOLDER: a planner that was trained on whole ways."""
+    """ENV=FOLDER: a planner that was trained on whole routes."""
     num_plans: int = 100
     """Of each maze."""
     episodes: int = 10

@@ -209,7 +209,7 @@ class Row:
         earned: Undiscounted return.
         score: On D4RL's scale.
         reached: Share of episodes that reached the place that pays.
-        plan_ms: Milliseconds per plan, of one CPU core that may be shared.
+        plan_ms: Milliseconds per plan, on one CPU core that may be shared.
         returns: Of every episode.
     """
 

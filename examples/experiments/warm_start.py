@@ -299,7 +299,7 @@ def as_markdown(results: Results, panels: Sequence[Panel]) -> str:
         f"Made by `examples/experiments/warm_start.py`: {settings['planner']} in "
         f"{settings['env_id']}, {settings['episodes']} episodes, one candidate. Means "
         f"with 95 % intervals. Differences are paired: all rows ran the same episodes. "
-        f"Milliseconds are of one core."
+        f"Milliseconds are on one core."
     )
     ways = (
         f"*Cold*: DDIM, from noise. *Last K*: what is left of the plan is noised to "

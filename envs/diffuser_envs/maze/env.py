@@ -329,7 +329,7 @@ class Maze2DEnv(gymnasium.Env[Observation, npt.NDArray[np.float32]], EzPickle):
         if self.layout.is_free(points).mean() < MOSTLY:
             raise MazePositionError(
                 f"many positions are inside walls of {self.layout.title} or outside "
-                "it; these data are from another maze"
+                "it; this data is from another maze"
             )
         goals = turned(np.asarray(observations["desired_goal"], np.float64)) + shift
         converted = {
