@@ -84,6 +84,16 @@ class PointEnv(gym.Env[Observation, np.ndarray]):
         }
 
 
+class Wander:
+    """Acts at random."""
+
+    def __init__(self) -> None:
+        self.rng = np.random.default_rng(0)
+
+    def predict(self, *_: Any, **__: Any) -> tuple[np.ndarray, None]:
+        return self.rng.uniform(-1, 1, 2).astype(np.float32), None
+
+
 if POINT not in gym.registry:
     gym.register(POINT, entry_point="tests.point_env:PointEnv", max_episode_steps=30)
 

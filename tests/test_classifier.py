@@ -208,7 +208,7 @@ def test_the_planner_is_kept_and_gets_a_classifier(tmp_path: Path) -> None:
     assert policy.networks.classifier is None
     saved = weights(tmp_path)
     assert all(torch.equal(saved[name], before[name]) for name in before)
-    averaged = trainer.classifier.state_dict()
+    averaged = trainer.average.state_dict()
     added = {name: saved[name] for name in saved if name not in before}
     assert set(added) == {f"classifier.{name}" for name in averaged}
     assert all(torch.equal(added[f"classifier.{k}"], v) for k, v in averaged.items())
@@ -230,18 +230,16 @@ def test_the_balance_is_that_of_the_data(tmp_path: Path) -> None:
     flat = toy_dataset()
     position = flat.fields["observation"][:, :2]
     share = float((position[:, 0] > 0).mean())
-    balance = make_trainer(tmp_path, flat=flat).classifier.balance
+    balance = make_trainer(tmp_path, flat=flat).average.balance
     assert balance[0].item() == pytest.approx((1 - share) / share, rel=1e-4)
 
 
 def test_some_of_the_labels_can_be_asked_for(tmp_path: Path) -> None:
     chosen = ClassifierConfig(width=16, classes=("slow", "right"))
     trainer = make_trainer(tmp_path, classifier=chosen)
-    assert trainer.classifier.labels == ("slow", "right")
+    assert trainer.average.labels == ("slow", "right")
     every = make_trainer(tmp_path / "every")
-    torch.testing.assert_close(
-        trainer.classifier.balance, every.classifier.balance[[2, 0]]
-    )
+    torch.testing.assert_close(trainer.average.balance, every.average.balance[[2, 0]])
     unknown = ClassifierConfig(classes=("rihgt",))
     with pytest.raises(UnknownNameError, match="right"):
         make_trainer(tmp_path / "other", classifier=unknown)

@@ -31,7 +31,7 @@ from diffuser_policy.policy import DiffuserPolicy
 from diffuser_policy.testing import toy_config, toy_dataset
 from diffuser_policy.training.presets import PRESETS, preset
 from diffuser_policy.training.trainer import Trainer
-from tests.point_env import POINT, PointEnv
+from tests.point_env import POINT, PointEnv, Wander
 from tests.training_helpers import press_ctrl_c_in_the_third_step
 
 DATASET = "test/point-v0"
@@ -43,16 +43,6 @@ SMALL = (
     *("--network.num-denoising-steps", "8", "--execution.position-gain", "10"),
 )
 Capture = pytest.CaptureFixture[str]
-
-
-class Wander:
-    """Acts at random."""
-
-    def __init__(self) -> None:
-        self.rng = np.random.default_rng(0)
-
-    def predict(self, *_: Any, **__: Any) -> tuple[np.ndarray, None]:
-        return self.rng.uniform(-1, 1, 2).astype(np.float32), None
 
 
 class Limited(PointEnv):

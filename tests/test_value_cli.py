@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import gymnasium as gym
-import numpy as np
 import pytest
 import torch
 
@@ -17,7 +16,7 @@ from diffuser_policy.data.collection import collect_episodes
 from diffuser_policy.errors import ConfigError
 from diffuser_policy.testing import toy_config, toy_dataset, toy_policy
 from diffuser_policy.training.value_trainer import ValueTrainer
-from tests.point_env import PointEnv
+from tests.point_env import PointEnv, Wander
 from tests.training_helpers import press_ctrl_c_in_the_third_step
 
 DATASET, NO_REWARD = "test/valued-v0", "test/unrewarded-v0"
@@ -27,16 +26,6 @@ SMALL = (
     *("4", "--discount", "0.9"),
 )
 Capture = pytest.CaptureFixture[str]
-
-
-class Wander:
-    """Acts at random."""
-
-    def __init__(self) -> None:
-        self.rng = np.random.default_rng(0)
-
-    def predict(self, *_: object, **__: object) -> tuple[np.ndarray, None]:
-        return self.rng.uniform(-1, 1, 2).astype(np.float32), None
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -298,8 +298,8 @@ def test_the_planner_is_kept_and_gets_a_value_network(tmp_path: Path) -> None:
     saved = weights(tmp_path)
     assert all(torch.equal(saved[name], before[name]) for name in before)
     added = {name for name in saved if name not in before}
-    assert added == {f"value.{name}" for name in trainer.value.state_dict()}
-    averaged, last = trainer.value.state_dict(), trainer.networks.state_dict()
+    assert added == {f"value.{name}" for name in trainer.average.state_dict()}
+    averaged, last = trainer.average.state_dict(), trainer.networks.state_dict()
     assert all(torch.equal(saved[f"value.{name}"], averaged[name]) for name in last)
     assert not torch.equal(averaged["head.2.weight"], last["head.2.weight"])
     config = read_planner(tmp_path)[0]
@@ -315,8 +315,8 @@ def test_the_planner_is_kept_and_gets_a_value_network(tmp_path: Path) -> None:
 def test_targets_set_the_scale(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
     returns = returns_to_go(rewarded(), 0.9)
-    assert float(trainer.value.return_mean) == pytest.approx(returns.mean(), rel=1e-4)
-    assert float(trainer.value.return_std) == pytest.approx(returns.std(), rel=1e-4)
+    assert float(trainer.average.return_mean) == pytest.approx(returns.mean(), rel=1e-4)
+    assert float(trainer.average.return_std) == pytest.approx(returns.std(), rel=1e-4)
 
 
 def test_other_rewards_are_other_data(tmp_path: Path) -> None:

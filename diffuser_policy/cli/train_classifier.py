@@ -56,5 +56,5 @@ def train_classifier(settings: TrainClassifierSettings) -> int:
     return train_companion(
         settings,
         ClassifierTrainer,
-        lambda trainer: f"It predicts: {', '.join(trainer.classifier.labels)}.",
+        lambda trainer: f"It predicts: {', '.join(trainer.average.labels)}.",
     )

@@ -77,11 +77,6 @@ class ClassifierTrainer(CompanionTrainer[StateClassifier]):
         """Return the rows of these numbers `[rows]`, normalized."""
         return self.normalizer.normalize(torch.from_numpy(self.rows.take(rows)))
 
-    @property
-    def classifier(self) -> StateClassifier:
-        """The averaged classifier, with which to steer."""
-        return self.average
-
 
 def _chosen(
     classifier: ClassifierConfig, names: tuple[str, ...], targets: np.ndarray

@@ -63,8 +63,3 @@ class ValueTrainer(CompanionTrainer[ValueNetwork]):
         size = self.config.optimization.batch_size
         clean, returns = self.windows.sample_valued(size, length, generator)
         return clean, self.windows.conditions(clean), returns
-
-    @property
-    def value(self) -> ValueNetwork:
-        """The averaged value network, with which to rank and to steer."""
-        return self.average
