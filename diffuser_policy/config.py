@@ -816,7 +816,10 @@ def _current(planner: Mapping[str, Any]) -> dict[str, Any]:
                 f"version plans as with {name}={RETIRED[name]!r}. Install the version "
                 f"that wrote it, or set it to that value."
             )
-    return {name: value for name, value in planner.items() if name not in RETIRED}
+    kept = {name: value for name, value in planner.items() if name not in RETIRED}
+    if kept.get("temperature") == 0:  # once several were allowed, all the same
+        kept["num_candidates"] = 1
+    return kept
 
 
 def _check_provenance(provenance: Any) -> None:

@@ -151,6 +151,16 @@ def test_actions_are_checked_where_they_have_one_bound(low: float, high: float) 
         CheckedPolicy(Scripted(outside), space, "mine").predict(rows)
 
 
+def test_an_action_without_a_row_is_refused() -> None:
+    class Bare(Scripted):
+        def predict(self, *_: Any, **__: Any) -> Any:
+            return np.float32(0.5), None
+
+    checked = CheckedPolicy(Bare(0.5), gym.spaces.Box(-1.0, 1.0, ()), "mine")
+    with pytest.raises(ConfigError, match=r"actions of shape \(\)"):
+        checked.predict({"observation": np.zeros((1, 1))})
+
+
 def test_policies_that_fit_themselves_to_an_environment_are_checked_as_well(
     tmp_path: Path,
 ) -> None:

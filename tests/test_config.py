@@ -222,6 +222,12 @@ def test_retired_settings_load_only_with_the_value_that_changes_nothing(
         PolicyConfig.from_json(saved)
 
 
+def test_equal_candidates_that_were_saved_load_as_one() -> None:
+    saved = json.loads(json.dumps(toy_policy().config.to_json()))
+    saved["planner"] |= {"temperature": 0.0, "num_candidates": 4}
+    assert PolicyConfig.from_json(saved).planner.num_candidates == 1
+
+
 @pytest.mark.parametrize(
     ("table", "names"),
     [

@@ -596,7 +596,7 @@ def test_a_checkpoint_of_another_step_than_it_says_is_refused(half_done: Path) -
 
 def test_a_checkpoint_of_another_schema_is_refused(half_done: Path) -> None:
     state = checkpoints(half_done / "training")[-1] / "state.json"
-    state.write_text(json.dumps({**json.loads(state.read_text()), "schema": 99}))
+    state.write_text(json.dumps({"schema": 99, "step": 4}))
     with pytest.raises(CheckpointError, match="schema 99"):
         make_trainer(half_done)
 

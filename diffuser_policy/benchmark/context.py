@@ -380,7 +380,7 @@ class CheckedPolicy:
         """
         given, state = action_and_state(self._policy.predict(observation, **rest))
         actions, space = np.asarray(given), self._space
-        if actions.shape[1:] != space.shape:
+        if actions.ndim == 0 or actions.shape[1:] != space.shape:
             raise ConfigError(
                 f"The method {self._name!r} returned actions of shape {actions.shape}; "
                 f"expected [environments, {', '.join(map(str, space.shape))}]."

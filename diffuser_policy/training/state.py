@@ -85,7 +85,7 @@ def load_state(checkpoint: Path, parts: Parts) -> int:
         state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
         data = (checkpoint / TENSORS).read_bytes()
         tensors = load(data)
-        if state["sha256"] != checksum(data):
+        if state.get("schema") == SCHEMA and state["sha256"] != checksum(data):
             raise ValueError("its checksum differs: it is damaged")
         if step_of(checkpoint) != state["step"]:
             raise ValueError(f"it claims to be of step {state['step']}")
