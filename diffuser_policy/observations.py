@@ -189,7 +189,7 @@ class ObservationColumns:
         if sizes[0] != sizes[1]:
             raise DatasetError(
                 f"{goal_keys[0]!r} has {counted(sizes[0], 'number')} and "
-                f"{goal_keys[1]!r} has {sizes[1]}: a goal is achieved where the "
+                f"{goal_keys[1]!r} has {sizes[1]:,}: a goal is achieved where the "
                 "two are equal, so both need the same number. Name other keys "
                 "(--goal-keys of `train`), or wrap the environment."
             )

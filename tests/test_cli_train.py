@@ -448,5 +448,5 @@ def test_data_of_another_environment_than_the_preset_s_are_noted(
     words = ["train", "multi2d-umaze", "--dataset", "mine/own-v0", "--dry-run"]
     shorter = ["--window.horizon", "24", "--window.min-horizon", "24"]
     assert main([*words, *shorter]) == 0
-    noted = f"note: the preset multi2d-umaze is meant for data of {MAZE}, and these are"
+    noted = f"note: the preset multi2d-umaze is meant for data of {MAZE}, and this data"
     assert (noted in capsys.readouterr().err) == is_noted

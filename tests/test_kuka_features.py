@@ -442,8 +442,12 @@ def test_candidates_are_valued_each_by_itself() -> None:
     assert together.shape == (3,)
 
 
-def test_blocks_are_interchangeable() -> None:
+@pytest.mark.parametrize("grasps", [1, 2])
+def test_blocks_are_interchangeable(grasps: int) -> None:
+    """Also two that a plan grasps, and lets go, in the same step."""
     plan = good_plan(grasp=(0.01, 0.02, 0.003), place=(0.01, 0, 0.002))
+    if grasps == 2:
+        plan[:, FEATURES.objects[2][3]] = plan[:, FEATURES.objects[0][3]]
     order = [2, 0, 3, 1]
     exchanged = plan.copy()
     for target, source in enumerate(order):

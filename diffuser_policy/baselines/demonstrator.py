@@ -26,7 +26,7 @@ def _refuse_unknown(_: Problem, settings: Mapping[str, Any]) -> None:
     refuses=_refuse_unknown,
 )
 def demonstrator(context: MethodContext, *, name: str | None = None) -> Any:
-    """Act as a demonstrator does, with the variety that the data have.
+    """Act as a demonstrator does, with the variety that the data has.
 
     Args:
         context: The method's context.
@@ -42,7 +42,7 @@ def demonstrator(context: MethodContext, *, name: str | None = None) -> Any:
         observation: Any,
         state: Any = None,
         episode_start: Any = None,
-        deterministic: bool = False,  # noqa: ARG001 (never: as when data are recorded)
+        deterministic: bool = False,  # noqa: ARG001 (never: as when data is recorded)
     ) -> tuple[Any, Any]:
         # An expert may have a random stream. With a new one for every evaluation, no
         # evaluation depends on those before, which a resumed cell does not repeat. It

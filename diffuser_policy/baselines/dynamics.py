@@ -255,7 +255,7 @@ class DynamicsRun(EnsembleRun[DynamicsEnsemble]):
 
     Raises:
         ConfigError: The folder holds a run with other settings or other data.
-        DatasetError: The data hold no two successive states.
+        DatasetError: The data holds no two successive states.
     """
 
     def __init__(self, config: DynamicsConfig, flat: FlatDataset, output: Path) -> None:
@@ -311,8 +311,8 @@ def _check_sizes(
     given = (states.shape[-1], actions.shape[-1])
     if given != (state_size, action_size):
         raise SpaceMismatchError(
-            f"These dynamics take states with {state_size} and actions with "
-            f"{counted(action_size, 'column')}; got {given[0]} and {given[1]}."
+            f"These dynamics take states with {state_size:,} and actions with "
+            f"{counted(action_size, 'column')}; got {given[0]:,} and {given[1]:,}."
         )
 
 

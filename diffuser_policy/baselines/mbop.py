@@ -1,4 +1,4 @@
-r"""Model-based offline planning: imagined steps, near what the data do.
+r"""Model-based offline planning: imagined steps, near what the data does.
 
 MBOP (Argenson & Dulac-Arnold 2021) is MPPI (`shooting`) whose plans are drawn around a
 clone of the data's behavior, and end in a learned value. In each env step, N plans of H

@@ -218,7 +218,7 @@ def check_rows(held: np.ndarray, rows: int) -> None:
     """
     if len(held) != rows:
         raise ObservationError(
-            f"state has {counted(len(held), 'row')} and the observation {rows}; pass "
+            f"state has {counted(len(held), 'row')} and the observation {rows:,}; pass "
             f"the state that the last call returned, or none."
         )
 

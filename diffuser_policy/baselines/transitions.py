@@ -51,7 +51,7 @@ from diffuser_policy.spaces import into_box
 from diffuser_policy.words import counted
 
 MIN_SPREAD = 1e-3  # of a column; what never changes must not be blown up
-MARGIN = 1.02  # so that actions of the data are not at the very end of tanh
+MARGIN = 1.02  # so that no recorded action is at the very end of tanh
 MIN_RANGE = 1e-6  # of an action column, as a share of the space's
 
 
@@ -134,7 +134,7 @@ class Codec:
         if rows.shape[-1] != len(self.mean):
             raise ConfigError(
                 f"This policy takes {counted(len(self.mean), 'number')} (observation, "
-                f"then goal), got {rows.shape[-1]}."
+                f"then goal), got {rows.shape[-1]:,}."
             )
         return np.asarray((rows - self.mean) / self.std, np.float32)
 
@@ -371,7 +371,7 @@ def make_transitions(
 
     Raises:
         ConfigError: The environment lacks the goal or the reward.
-        DatasetError: The data lack them.
+        DatasetError: The data has none.
     """
     with closing(problem.make_env()) as env:
         if problem.goals == "hindsight":

@@ -100,8 +100,8 @@ def check_task(problem: Problem, flat: FlatDataset, env: Env) -> None:
 
     Raises:
         ConfigError: The environment lacks a fixed goal or `compute_reward`.
-        DatasetError: The data do not record achieved goals, contain terminal steps, or
-            have the same reward everywhere.
+        DatasetError: The data records no achieved goals, contains terminal steps, or
+            has the same reward everywhere.
     """
     if problem.goals == "none" and fixed_goal(env) is None:
         _varying_reward(flat)
@@ -136,8 +136,8 @@ def task_rewards(flat: FlatDataset, env: Env) -> np.ndarray:
 
     Raises:
         ConfigError: Goals differ from episode to episode.
-        DatasetError: The data do not record achieved goals or contain terminal steps,
-            or their reward never changes.
+        DatasetError: The data records no achieved goals, contains terminal steps, or
+            has a reward that never changes.
     """
     goal = fixed_goal(env)
     if goal is None:
@@ -157,7 +157,7 @@ def achieved_goals(flat: FlatDataset, env: Env) -> np.ndarray:
 
     Raises:
         ConfigError: The environment has no goals.
-        DatasetError: Achieved goals are unknown, or the data contain terminal steps.
+        DatasetError: Achieved goals are unknown, or the data contains terminal steps.
     """
     if _has_achieved_goals(flat, env):
         return flat.fields["achieved_goal"]

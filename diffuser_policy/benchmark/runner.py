@@ -242,8 +242,8 @@ def _check_data(problem: Problem, env: Any, *, rewarded: bool, progress: bool) -
     if found != expected:
         raise DatasetError(
             f"{problem.dataset} is not of {problem.env}: its observations and actions "
-            f"have {found[0]} and {counted(found[1], 'number')}, those of the "
-            f"environment {expected[0]} and {expected[1]}."
+            f"have {found[0]:,} and {counted(found[1], 'number')}, those of the "
+            f"environment {expected[0]:,} and {expected[1]:,}."
         )
     flat.check_actions()
     if rewarded:

@@ -181,7 +181,7 @@ class PlannerSettings:
         env_id: str,
         env_options: Mapping[str, Any] | None,
     ) -> None:
-        """Note on standard error how the data were recorded in another environment."""
+        """Note on standard error how the data was recorded in another environment."""
         recorded = policy.config.provenance["dataset"]
         settings, wrappers = unregistered(recorded.get("env_spec"), env_id)
         given = env_options or {}
@@ -228,7 +228,7 @@ class PlannerSettings:
 
 
 def unregistered(recorded: Any, env_id: str) -> tuple[dict[str, Any], list[str]]:
-    """Return how data were recorded in another environment than the id makes.
+    """Return how data was recorded in another environment than the id makes.
 
     Settings and wrappers that planners do not notice are left out, and so are limits
     of recordings that are longer than any episode (Minari's point mazes: a million).

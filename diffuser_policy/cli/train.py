@@ -401,8 +401,8 @@ def _note_environment(name: str, flat: FlatDataset) -> None:
     meant = recorded_by(dataset)
     if meant is not None and split_version(meant[0])[0] != split_version(env_id)[0]:
         print(
-            f"note: the preset {name} is meant for data of {meant[0]}, and these are "
-            f"of {env_id}. Without a preset, `diffuser-policy train --dataset ID` "
+            f"note: the preset {name} is meant for data of {meant[0]}, and this data "
+            f"is of {env_id}. Without a preset, `diffuser-policy train --dataset ID` "
             f"chooses settings that suit the dataset.",
             file=sys.stderr,
         )

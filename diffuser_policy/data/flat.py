@@ -402,7 +402,7 @@ class FlatDataset:
 
     @property
     def facts(self) -> dict[str, int]:
-        """The number of rows, and checksums that tell these data from others.
+        """The number of rows, and checksums that tell this data from other data.
 
         `checksum` is that of observations, actions and runs, `others` that of all
         fields.
@@ -422,7 +422,7 @@ class FlatDataset:
         Raises:
             StorageError: No space, no permission, NaN in the metadata, or the folder
                 holds other files.
-            DatasetError: The metadata are not JSON-able.
+            DatasetError: The metadata is not JSON-able.
         """
         folder = usable_path(folder)
         if _is_foreign(folder):

@@ -120,8 +120,8 @@ class WindowDataset:
             raise DatasetError(
                 f"The longest continuous run{self._share} has "
                 f"{counted(longest, 'step')}, but a window of "
-                f"{max_planning_steps} planning steps with stride {stride} spans "
-                f"{(max_planning_steps - 1) * stride + 1} env steps. Plan a "
+                f"{max_planning_steps:,} planning steps with stride {stride:,} spans "
+                f"{(max_planning_steps - 1) * stride + 1:,} env steps. Plan a "
                 f"shorter horizon (--window.horizon), use padding='repeat' "
                 f"(--window.padding), or collect longer runs."
             )

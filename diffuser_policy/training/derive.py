@@ -248,7 +248,7 @@ def _pinned_goal_size(flat: FlatDataset, featurizer: Featurizer) -> int:
         raise FeaturizerError(
             f"The featurizer {name} takes observations of "
             f"{counted(featurizer.observation_size, 'column')}, and {flat!r} has "
-            f"{flat.observation_size}. Use data of its environment."
+            f"{flat.observation_size:,}. Use data of its environment."
         )
     pinned = len(featurizer.columns.get("goal", ()))
     if not flat.has_goals or not pinned:
@@ -256,6 +256,6 @@ def _pinned_goal_size(flat: FlatDataset, featurizer: Featurizer) -> int:
     if pinned != flat.goal_size:
         raise FeaturizerError(
             f"The featurizer {name} names {counted(pinned, 'column')} that a goal "
-            f"pins, and goals of {flat!r} have {flat.goal_size}."
+            f"pins, and goals of {flat!r} have {flat.goal_size:,}."
         )
     return pinned

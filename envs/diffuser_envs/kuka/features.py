@@ -243,10 +243,17 @@ def _landing_miss(place: np.ndarray, held: np.ndarray) -> np.ndarray:
 
 
 def _event_mean(costs: np.ndarray, events: np.ndarray) -> np.ndarray:
-    """Return the mean cost `[n]` of events, each with half the weight of the last."""
-    flat, costs = events.reshape(len(events), -1), costs.reshape(len(costs), -1)
-    weights = 0.5 ** (np.cumsum(flat, axis=1) - 1.0) * flat
+    """Return the mean cost `[n]` of events; each before one halves its weight.
+
+    Args:
+        costs: `[n, steps, blocks]`.
+        events: The same shape.
+    """
+    count = events.sum(axis=2)
+    before = np.cumsum(count, axis=1) - count
+    weights = (0.5 ** before[..., None] * events).reshape(len(events), -1)
     total = weights.sum(axis=1)
+    costs = costs.reshape(len(costs), -1)
     mean: np.ndarray = (weights * costs).sum(axis=1) / np.maximum(total, 1e-12)
     return mean
 

@@ -1,6 +1,6 @@
 r"""Soft actor-critic policies of Hopper, Walker2d and HalfCheetah, for D4RL's recipe.
 
-D4RL's locomotion data were recorded by SAC policies at different stages of one training
+D4RL's locomotion data was recorded by SAC policies at different stages of one training
 (Fu et al., "D4RL: Datasets for Deep Data-Driven RL", 2020, section 4). `actors/` has
 such stages for each robot of Gymnasium, by the number of env steps they had learned
 from (`examples/experiments/train_behaviour.py` trains them):
