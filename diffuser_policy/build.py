@@ -54,6 +54,7 @@ from diffuser_policy.networks.landmarks import Landmarks
 from diffuser_policy.networks.mlp import ResidualMLP
 from diffuser_policy.networks.objects import ObjectTransformer
 from diffuser_policy.networks.time_to_goal import TimeToGoal
+from diffuser_policy.networks.transformer import TemporalTransformer
 from diffuser_policy.networks.unet import StartConditionedUNet, TemporalUNet
 from diffuser_policy.networks.value import ValueNetwork
 from diffuser_policy.numerics import within_memory
@@ -196,7 +197,13 @@ def config_featurizer(config: PolicyConfig) -> Featurizer:
 
 def build_network(
     config: PolicyConfig,
-) -> TemporalUNet | StartConditionedUNet | ResidualMLP | ObjectTransformer:
+) -> (
+    TemporalUNet
+    | StartConditionedUNet
+    | ResidualMLP
+    | TemporalTransformer
+    | ObjectTransformer
+):
     """Return the untrained denoising network that the settings describe.
 
     Raises:
@@ -221,6 +228,10 @@ def build_network(
             num_planning_steps=config.window.num_planning_steps,
             dim=settings.dim,
             depth=settings.depth,
+        )
+    if settings.architecture == "transformer":
+        return TemporalTransformer(
+            layout.transition_dim, dim=settings.dim, depth=settings.depth
         )
     unet = StartConditionedUNet if settings.residual else TemporalUNet
     network = unet(

@@ -13,7 +13,7 @@ NormalizerName = Literal["limits", "gaussian", "identity"]
 Padding = Literal["none", "repeat"]
 HindsightGoal = Literal["none", "goal", "observation"]
 
-Architecture = Literal["unet", "mlp", "objects"]
+Architecture = Literal["unet", "mlp", "transformer", "objects"]
 PredictionTarget = Literal["clean", "noise", "velocity"]
 Pooling = Literal["mean", "flatten"]
 ClassifierArchitecture = Literal["mlp", "pairs"]

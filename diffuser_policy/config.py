@@ -175,7 +175,8 @@ class NetworkConfig:
 
     architecture: Architecture = "unet"
     """unet: a temporal U-Net. mlp: a residual MLP, for windows of a few planning steps.
-    objects: a transformer over the objects that the layout names."""
+    transformer: attention between planning steps. objects: a transformer over the
+    objects that the layout names."""
     dim: int = 32
     """Base width in channels (U-Net), or width."""
     multipliers: tuple[int, ...] = (1, 2, 4)
@@ -185,7 +186,7 @@ class NetworkConfig:
     attention: bool = False
     """U-Net: use linear attention in every stage."""
     depth: int = 4
-    """MLP and objects: number of blocks."""
+    """MLP, transformer and objects: number of blocks."""
     patch: int = 8
     """Objects: planning steps that share a token."""
     residual: bool = False
@@ -219,10 +220,10 @@ class NetworkConfig:
                 "architecture='objects' predicts deviations from the current state: "
                 "set residual=True."
             )
-        if self.architecture == "mlp" and self.residual:
+        if self.architecture in ("mlp", "transformer") and self.residual:
             raise ConfigError(
-                "architecture='mlp' is given the current state as the first planning "
-                "step: leave residual=False."
+                f"architecture={self.architecture!r} is given the current state as the "
+                f"first planning step: leave residual=False."
             )
 
 

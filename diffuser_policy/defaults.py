@@ -46,13 +46,14 @@ NARROW = 24  # width of a U-Net for those: short plans need fewer weights
 SINGLE = 16  # least width of a U-Net whose coarsest stage sees one planning step
 GOALS_AHEAD = 2.5  # longest plan, in units of the median time that a goal is chased
 SHORT = 4  # env steps of a plan of states without a goal
-MLP: Mapping[str, Any] = {  # for plans without a goal
-    "architecture": "mlp",
+SMALL: Mapping[str, Any] = {  # networks for short plans
     "dim": 128,
     "depth": 3,
     "num_denoising_steps": 20,
     "loss_floor": 0.1,
 }
+SMALL_NETWORKS = {"mlp": "residual MLP", "transformer": "temporal transformer"}
+"""Networks that get these settings."""
 BEST_SHARE = 0.1  # of the episodes, if some are better than others,
 ENOUGH = 20_000  # and have as many env steps as this
 AVERAGED = 20  # how many times the memory of the average fits into a training
@@ -267,10 +268,12 @@ class _Chooser:
         acted = not self.goals and self.followed == "actions"
         suited = acted and horizon <= LONGEST_MLP
         suited = suited and not of_unet and not taken.get("residual")
-        if taken.get("architecture", "mlp" if suited else "unet") == "mlp":
-            self.set("network", **MLP)
+        self.set("network", architecture="mlp" if suited else "unet")
+        kind = SMALL_NETWORKS.get(self.get("network", "architecture"))
+        if kind is not None:
+            self.set("network", **SMALL)
             why = "" if "architecture" in taken else ": plans are short"
-            self.say("network", f"a residual MLP{why}")
+            self.say("network", f"a {kind}{why}")
 
     def windows(self) -> None:
         """Choose horizon, stride and padding from the lengths of the episodes."""
@@ -376,7 +379,7 @@ class _Chooser:
         """Return the planning steps of which plans are made."""
         if self.get("network", "architecture") == "objects":
             return int(self.get("network", "patch"))
-        if self.one_length():
+        if self.get("network", "architecture") in SMALL_NETWORKS:
             return 1
         return int(2 ** (len(self.get("network", "multipliers")) - 1))
 
@@ -439,7 +442,9 @@ class _Chooser:
 
     def plans(self) -> None:
         """Choose denoising steps, horizon and ranking."""
-        likely = not self.goals and self.one_length()
+        likely = (
+            not self.goals and self.get("network", "architecture") in SMALL_NETWORKS
+        )
         likely = likely and not (self.wanted["critic"] or self.wanted["value"])
         likely = likely and self.taken("planner").get("num_candidates", 1) == 1
         if likely:

@@ -229,6 +229,13 @@ def split_version(env_id: str) -> tuple[str, int | None]:
     return name if namespace is None else f"{namespace}/{name}", version
 
 
+def is_other_version(env_id: str, recorded: str) -> bool:
+    """Return whether two ids name different versions of one environment."""
+    (name, version), (own, own_version) = map(split_version, (env_id, recorded))
+    versions = {version, own_version}
+    return name == own and len(versions) == 2 and None not in versions
+
+
 def make_env(env_id: str, **kwargs: Any) -> Env:
     """Make an environment, importing the module its namespace is named after.
 

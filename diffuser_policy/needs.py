@@ -47,7 +47,7 @@ NETWORK_NEEDS: Needs = {
     "multipliers": ("architecture", ("unet",)),
     "kernel_size": ("architecture", ("unet",)),
     "attention": ("architecture", ("unet",)),
-    "depth": ("architecture", ("mlp", "objects")),
+    "depth": ("architecture", ("mlp", "transformer", "objects")),
     "patch": ("architecture", ("objects",)),
 }
 CLASSIFIER_NEEDS: Needs = {

@@ -232,6 +232,7 @@ def test_short_plans_are_a_residual_mlps_unless_something_else_is_asked_for() ->
     assert architecture(window={"horizon": 32}) == "unet"
     assert architecture(network={"multipliers": (1, 2)}) == "unet"
     assert architecture(network={"architecture": "unet"}) == "unet"
+    assert architecture(network={"architecture": "transformer"}) == "transformer"
     assert TrainConfig.for_dataset(toy_dataset()).network.architecture == "unet"
 
 
@@ -603,7 +604,7 @@ def test_plans_of_a_narrow_network_are_long_enough_for_its_norms(goals: bool) ->
 
 
 @pytest.mark.parametrize("length", [2, 3, 40])
-@pytest.mark.parametrize("architecture", ["unet", "mlp"])
+@pytest.mark.parametrize("architecture", ["unet", "mlp", "transformer"])
 @pytest.mark.parametrize("window", [{}, {"stride": 7}, {"hindsight_goal": "none"}])
 def test_plans_to_a_goal_have_two_planning_steps_or_more(
     window: dict[str, Any], architecture: str, length: int
@@ -626,6 +627,21 @@ def test_data_without_bounds_of_actions_get_settings() -> None:
         FlatDataset(flat.fields, flat.run_starts, facts), network={"dim": 8}
     )
     assert config.execution.executor == "inverse-dynamics"
+
+
+@pytest.mark.parametrize("goals", [False, True])
+def test_a_transformer_is_small_and_makes_plans_of_any_length(goals: bool) -> None:
+    flat = toy_dataset(run_length=100, goals=goals)
+    network = {"architecture": "transformer"}
+    choice = choose(flat, {"network": network})
+    config = choice.config
+    assert (config.network.dim, config.network.depth) == (128, 3)
+    assert "network     a temporal transformer" in choice.reasons
+    assert config.window.min_horizon is None or goals
+    assert config.planner.temperature == (1.0 if goals else 0.0)
+    odd = TrainConfig.for_dataset(flat, network=network, window={"horizon": 37})
+    assert odd.window.horizon == 37
+    assert untrained(odd, flat)
 
 
 def test_a_network_of_one_length_gets_plans_of_one_length() -> None:

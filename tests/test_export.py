@@ -90,6 +90,7 @@ PLANNERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"sampler": "ddpm", "num_sampling_steps": None, "ranking": "first"},
     ),
     "MLP": ({"architecture": "mlp", "depth": 1}, {}),
+    "transformer": ({"architecture": "transformer", "depth": 2}, {}),
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -71,6 +73,7 @@ def test_settings_choose_it() -> None:
     assert (made.num_planning_steps, len(made.blocks)) == (4, 1)
 
 
-def test_it_sees_the_current_state_as_it_is() -> None:
-    with pytest.raises(ConfigError, match="residual=False"):
-        NetworkConfig(architecture="mlp", residual=True)
+@pytest.mark.parametrize("architecture", ["mlp", "transformer"])
+def test_it_sees_the_current_state_as_it_is(architecture: Any) -> None:
+    with pytest.raises(ConfigError, match=f"'{architecture}'.* residual=False"):
+        NetworkConfig(architecture=architecture, residual=True)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from diffuser_policy.errors import ConfigError, HorizonError
-from diffuser_policy.networks.objects import ModulatedBlock, ObjectTransformer
+from diffuser_policy.networks.objects import ObjectTransformer
+from diffuser_policy.networks.transformer import ModulatedBlock
 
 OBJECTS = [(3, 4, 5, 6), (7, 8, 9, 10), (11, 12, 13, 14)]
 STEPS, COLUMNS = 16, 15

@@ -328,10 +328,38 @@ def test_other_rewards_are_other_data(tmp_path: Path) -> None:
         make_trainer(tmp_path, flat=doubled)
 
 
-def test_data_of_another_environment_are_refused(tmp_path: Path) -> None:
+def test_data_of_another_environment_is_refused(tmp_path: Path) -> None:
     stronger = rewarded(action_high=[2.0, 2.0])
     with pytest.raises(SpaceMismatchError, match=r"action_high: .* → \(2\.0, 2\.0\)"):
         make_trainer(tmp_path, flat=stronger)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "given", "fits"),
+    [
+        ("some/Robot-v0", "some/Robot-v1", False),
+        ("some/Robot-v0", "some/Robot-v0", True),
+        ("some/Robot-v0", "some/Goals-v1", True),  # environments share data
+        ("some/Robot-v0", "module:Robot-v1", True),
+        (None, "some/Robot-v1", True),
+    ],
+)
+def test_data_of_another_version_of_the_environment_is_refused(
+    tmp_path: Path, trained_on: str | None, given: str, *, fits: bool
+) -> None:
+    flat = toy_dataset()
+    flat = FlatDataset(
+        flat.fields, flat.run_starts, {**flat.metadata, "env_id": trained_on}
+    )
+    policy = toy_policy(flat=flat)
+    if fits:
+        make_trainer(tmp_path, policy=policy, flat=rewarded(env_id=given))
+        return
+    with pytest.raises(
+        SpaceMismatchError, match=r"in some/Robot-v1, .* some/Robot-v0: another"
+    ):
+        make_trainer(tmp_path, policy=policy, flat=rewarded(env_id=given))
     assert not list(tmp_path.iterdir())
 
 

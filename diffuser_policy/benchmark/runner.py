@@ -15,7 +15,6 @@ import datetime
 import math
 import os
 import platform
-import re
 import shlex
 import signal
 import time
@@ -44,7 +43,7 @@ from diffuser_policy.benchmark.problem import Problem, check_task
 from diffuser_policy.benchmark.suites import Suite, check_suite
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.data.minari import load_flat, local_dataset_ids, recorded_by
-from diffuser_policy.envs import evaluation_tasks
+from diffuser_policy.envs import evaluation_tasks, is_other_version
 from diffuser_policy.errors import (
     ConfigError,
     DatasetError,
@@ -253,11 +252,7 @@ def _check_data(problem: Problem, env: Any, *, rewarded: bool, progress: bool) -
 def _check_origin(problem: Problem, flat: FlatDataset) -> None:
     """Refuse data of another version of the environment: its rewards may differ."""
     recorded = str(flat.metadata.get("env_id") or "")
-    here, there = (
-        re.fullmatch(r"(?:.*:)?(.*?)(?:-v(\d+))?", name)
-        for name in (problem.env, recorded)
-    )
-    if here and there and here[1] == there[1] and here[2] != there[2]:
+    if is_other_version(problem.env, recorded):
         raise DatasetError(
             f"{problem.dataset} was recorded in {recorded}, and the problem "
             f"{problem.name} is on {problem.env}: another version is another "

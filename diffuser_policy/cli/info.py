@@ -114,6 +114,7 @@ def _describe(planner: str) -> Table:
     kind = {
         "unet": "temporal U-Net",
         "mlp": "residual MLP",
+        "transformer": "temporal transformer",
         "objects": "transformer over objects",
     }
     pursues = config.layout.goal_conditioned

@@ -206,20 +206,18 @@ class PlannerSettings:
         self, policy: DiffuserPolicy, env_id: str, recorded: str | None
     ) -> None:
         """Note on standard error how an environment differs from the planner's own."""
-        from diffuser_policy.envs import split_version
+        from diffuser_policy.envs import is_other_version, split_version
 
         if recorded is None:
             return
-        (name, version), (own, own_version) = map(split_version, (env_id, recorded))
-        versions = {version, own_version}
-        if name == own and len(versions) == 2 and None not in versions:
+        if is_other_version(env_id, recorded):
             print(
                 f"note: {self.planner} was trained on data of {recorded}. In {env_id}, "
                 f"another version of the environment, observations and rewards may "
                 f"mean something else.",
                 file=sys.stderr,
             )
-        if policy.planner.routes and (name, version) != (own, own_version):
+        if policy.planner.routes and split_version(env_id) != split_version(recorded):
             print(
                 f"note: the landmarks of {self.planner} are places in {recorded}. If "
                 f"{env_id} has other walls, they lead astray.",

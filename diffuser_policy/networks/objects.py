@@ -29,48 +29,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffuser_policy.errors import ConfigError, HorizonError
-from diffuser_policy.networks.perceptron import perceptron
-from diffuser_policy.networks.unet import SinusoidalEmbedding
+from diffuser_policy.networks.transformer import (
+    NUM_HEADS,
+    ModulatedBlock,
+    almost_zero,
+    step_embedding,
+)
 
-NUM_HEADS = 4  # of attention
-EMBEDDING_DIM = 64  # of the denoising step
 POINTER_DIM = 16  # of queries and keys of the pointers
 STAY = 3.0  # initial preference for an object's own position over other anchors
 FAR = -1e9  # logit of an anchor that must not be pointed at
-
-
-class ModulatedBlock(nn.Module):
-    """Attention over all tokens and a two-layer perceptron, modulated by the step."""
-
-    def __init__(self, dim: int) -> None:
-        """Build the block; at first it modulates nothing."""
-        super().__init__()
-        self.norm = nn.LayerNorm(dim, elementwise_affine=False)
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.merge = nn.Linear(dim, dim)
-        self.perceptron = perceptron(dim, 2 * dim, dim, activation=nn.SiLU)
-        self.modulation = nn.Linear(dim, 6 * dim)
-        nn.init.zeros_(self.modulation.weight)
-        nn.init.zeros_(self.modulation.bias)
-
-    def forward(self, tokens: Tensor, step: Tensor) -> Tensor:
-        """Map `[batch, tokens, dim]` to the same shape, given steps `[batch, dim]`."""
-        scale, shift, gate, scale_2, shift_2, gate_2 = self.modulation(step)[
-            :, None
-        ].chunk(6, dim=-1)
-        x = self.norm(tokens) * (1 + scale) + shift
-        heads = torch.unflatten(self.qkv(x), 2, (3, NUM_HEADS, -1))
-        q, k, v = heads.permute(2, 0, 3, 1, 4)
-        x = F.scaled_dot_product_attention(q, k, v)
-        x = self.merge(x.transpose(1, 2).flatten(2))
-        tokens = tokens + (1 + gate) * x
-        x = self.norm(tokens) * (1 + scale_2) + shift_2
-        out: Tensor = tokens + (1 + gate_2) * self.perceptron(x)
-        return out
 
 
 class ObjectTransformer(nn.Module):
@@ -135,24 +106,17 @@ class ObjectTransformer(nn.Module):
         self.read_object = nn.Linear(patch * (size + place) + place + size, dim)
         self.time = nn.Parameter(0.02 * torch.randn(num_planning_steps // patch, dim))
         self.kind = nn.Parameter(0.02 * torch.randn(2, dim))
-        self.step = nn.Sequential(
-            SinusoidalEmbedding(EMBEDDING_DIM),
-            nn.Linear(EMBEDDING_DIM, dim),
-            nn.SiLU(),
-            nn.Linear(dim, dim),
-            nn.SiLU(),
-        )
+        self.step = step_embedding(dim)
         self.blocks = nn.ModuleList(ModulatedBlock(dim) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
         # Robot: free columns, offset from an object, logit of itself, query.
         self.robot_sizes = [robot, place, 1, POINTER_DIM]
         # Object: free columns, offsets from others and tool, two logits, query, key.
         self.object_sizes = [size, place, place, 1, 1, POINTER_DIM, POINTER_DIM]
-        self.write_robot = nn.Linear(dim, patch * sum(self.robot_sizes))
-        self.write_object = nn.Linear(dim, patch * sum(self.object_sizes))
-        for head in (self.write_robot, self.write_object):  # almost zero at first
-            nn.init.normal_(head.weight, std=0.01)
-            nn.init.zeros_(head.bias)
+        robot_head = nn.Linear(dim, patch * sum(self.robot_sizes))
+        object_head = nn.Linear(dim, patch * sum(self.object_sizes))
+        self.write_robot = almost_zero(robot_head)
+        self.write_object = almost_zero(object_head)
 
     order: Tensor
     inverse: Tensor

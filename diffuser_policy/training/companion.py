@@ -22,6 +22,7 @@ from diffuser_policy.columns.features import Featurizer
 from diffuser_policy.config import CompanionTrainConfig, PolicyConfig
 from diffuser_policy.data.flat import FlatDataset
 from diffuser_policy.diffusion.conditions import Inpainting
+from diffuser_policy.envs import is_other_version
 from diffuser_policy.errors import SpaceMismatchError
 from diffuser_policy.numerics import plain_arithmetic
 from diffuser_policy.settings import differences, to_json
@@ -152,7 +153,17 @@ class CompanionTrainer(TrainingRun[Network]):
 def check_spaces(
     planner: PolicyConfig, flat: FlatDataset, featurizer: Featurizer
 ) -> None:
-    """Refuse data whose observations or actions are not the planner's."""
+    """Refuse data of another environment than the planner's, as far as they tell."""
+    ids = [
+        str(facts.get("env_id") or "")
+        for facts in (flat.metadata, planner.provenance.get("dataset", {}))
+    ]
+    if is_other_version(*ids):
+        raise SpaceMismatchError(
+            f"{flat!r} was recorded in {ids[0]}, and the planner was trained on data "
+            f"of {ids[1]}: another version is another environment. Use data of the "
+            f"planner's environment."
+        )
     derived = planner.window.features is not None
     given, expected = space_spec(flat, featurizer if derived else None), planner.spaces
     # Planners saved by earlier versions don't know the type of actions.

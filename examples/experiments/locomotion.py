@@ -34,6 +34,9 @@ NETWORKS = {
     "--network.first-action-weight 10",
     "H 4, states and inverse dynamics": "--window.horizon 4 --window.no-actions "
     "--execution.lookahead 8",
+    "H 4, transformer": "--window.horizon 4 --network.architecture transformer",
+    "H 16": "--window.horizon 16",
+    "H 16, transformer": "--window.horizon 16 --network.architecture transformer",
     "H 16, U-Net": "--window.horizon 16 --network.architecture unet "
     "--network.dim 16 --network.multipliers 1 2 4",
 }

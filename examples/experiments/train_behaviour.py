@@ -1,6 +1,6 @@
 """Train the policies that record the locomotion datasets, with soft actor-critic.
 
-D4RL's locomotion data were recorded by SAC policies: an *expert*, a *medium* one of
+D4RL's locomotion data was recorded by SAC policies: an *expert*, a *medium* one of
 about a third of the expert's return, and the replay buffer of the training up to there.
 This script trains all three robots in turns, a slice of steps each, and keeps the actor
 after every slice. Those that `diffuser_envs/locomotion/actors` ships are chosen among

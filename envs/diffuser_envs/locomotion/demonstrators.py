@@ -8,7 +8,7 @@ from (`examples/experiments/train_behaviour.py` trains them):
 | demonstrator | acts as |
 |---|---|
 | `hopper-expert` | the policy at the end of its training, or the last good one |
-| `hopper-medium` | a policy of about a third of the expert's return |
+| `hopper-medium` | a policy of about two fifths of the expert's return |
 | `hopper-medium-expert` | one of the two, each for half of the env steps |
 | `hopper-medium-replay` | the stages up to the medium one, in equal parts |
 
