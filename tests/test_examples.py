@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import os
 import re
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 
 from diffuser_policy.cli import main
+from diffuser_policy.guides.registry import GUIDES
 from tests.policy_helpers import untrained_policy
 
 ROOT = Path(__file__).parents[1]
@@ -332,10 +334,12 @@ def test_first_tries_of_other_lengths_are_made_anew_and_said(
 
 
 def test_the_locomotion_experiment_asks_for_what_there_is(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Its options exist, and a result makes a row of its table."""
-    made = runpy.run_path(str(ROOT / "examples/experiments/locomotion.py"))
+    monkeypatch.setattr(GUIDES, "registered", {})
+    monkeypatch.syspath_prepend(ROOT / "examples/experiments")
+    made = vars(importlib.import_module("locomotion"))
     calls = [
         ["train", "--dataset", "none/none-v0", *options.split()]
         for options in made["NETWORKS"].values()
@@ -347,16 +351,19 @@ def test_the_locomotion_experiment_asks_for_what_there_is(
         assert "none/none-v0" in error or "no-planner" in error
     interval = {"mean": 7.0, "low": 6.0, "high": 8.0}
     data = {
-        "summary": {"score": interval, "plan_ms": interval},
+        "summary": {"score": interval, "return": interval, "plan_ms": interval},
         "settings": {"episodes": 20},
     }
-    (tmp_path / "walker2d-medium-v1").mkdir()
-    file = tmp_path / "walker2d-medium-v1" / "H 4, one step.json"
-    file.write_text(json.dumps(data))
-    table = made["as_markdown"](tmp_path, 8000)
+    slower = {"summary": {"plan_ms": {**interval, "mean": 9.0}}}
+    folder = tmp_path / "walker2d-medium-v1"
+    folder.mkdir()
+    (folder / "H 4, one step.json").write_text(json.dumps(data))
+    assert made["collected"](tmp_path) == []  # its time alone is still to be measured
+    (folder / "H 4, one step, alone.json").write_text(json.dumps(slower))
+    table = made["as_markdown"](made["collected"](tmp_path), 8000)
     assert "trained for 8,000 gradient steps: 20 episodes" in table
-    assert "| network | way | walker2d-medium | ms a plan |" in table
-    assert "| H 4 | one step | 7.0 [6.0, 8.0] | 7.0 |" in table
+    assert "| network | way | walker2d-medium | ms, alone | ms, of 16 |" in table
+    assert "| H 4 | one step | 7.0 [6.0, 8.0] | 9.0 | 7.0 |" in table
 
 
 def text_of(page: str) -> list[str]:

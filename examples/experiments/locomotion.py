@@ -6,23 +6,33 @@
 
 For each network of `NETWORKS`, a planner is trained, and for some a critic or a value
 network; then every way of `WAYS` is tried on the same episodes. Their seeds are other
-than those of benchmarks: what is best here is what is reported there. A result that is
-there already is not made again, so the command resumes. The other
-datasets, such as halfcheetah-medium and hopper-medium-replay, follow in the same way.
+than those of benchmarks: what is best here is what is reported there. Every planner
+plans anew in every env step. A result that is there already is not made again, so the
+command resumes. The other datasets, such as halfcheetah-medium and
+hopper-medium-replay, follow in the same way.
 
-Every call writes a table of all results in `--out`, `locomotion.md` there.
+Every call writes all results of `--out`: as a table in `locomotion.md`, and as
+`locomotion.json`.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import time
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from diffuser_policy import Guide, Trajectory, register_guide
 from diffuser_policy.cli import main as command
+from diffuser_policy.errors import GuideError
+from diffuser_policy.networks.critic import Critic
+from diffuser_policy.versions import versions
 
 # Name → options of `train`; what is not said is chosen to suit the data.
 NETWORKS = {
@@ -35,13 +45,18 @@ NETWORKS = {
     "H 4, states and inverse dynamics": "--window.horizon 4 --window.no-actions "
     "--execution.lookahead 8",
     "H 4, transformer": "--window.horizon 4 --network.architecture transformer",
-    "H 16": "--window.horizon 16",
-    "H 16, transformer": "--window.horizon 16 --network.architecture transformer",
-    "H 16, U-Net": "--window.horizon 16 --network.architecture unet "
+    "H 4, U-Net": "--window.horizon 4 --network.architecture unet "
     "--network.dim 16 --network.multipliers 1 2 4",
+    "H 16": "--window.horizon 16 --execution.replan-interval 1",
+    "H 16, transformer": "--window.horizon 16 --execution.replan-interval 1 "
+    "--network.architecture transformer",
+    "H 16, U-Net": "--window.horizon 16 --execution.replan-interval 1 "
+    "--network.architecture unet --network.dim 16 --network.multipliers 1 2 4",
 }
 # Networks that are tried with one as well.
-COMPANIONS = {"critic": {"H 1", "H 1, all data"}, "value": {"H 4"}}
+COMPANIONS = {"critic": {"H 1", "H 1, all data", "H 4"}, "value": {"H 4"}}
+# Word of a way → the companion that it needs.
+NEEDS = {"critic": "critic", "value": "value", "end-value": "critic"}
 # Name → options of `evaluate`.
 WAYS = {
     "temperature 1": "--sampler ddpm --temperature 1",
@@ -50,7 +65,8 @@ WAYS = {
     "10 steps of DDIM": "--sampler ddim --num-sampling-steps 10 --temperature 0",
     "one step": "--sampler ddim --num-sampling-steps 1 --temperature 0",
     "critic of 8": "--sampler ddpm --temperature 1 --ranking critic --num-candidates 8",
-    "critic of 8, temperature 0.5": "--sampler ddpm --temperature 0.5 "
+    "5 steps, temperature 1": "--sampler ddim --num-sampling-steps 5 --temperature 1",
+    "critic of 8, 5 steps": "--sampler ddim --num-sampling-steps 5 --temperature 1 "
     "--ranking critic --num-candidates 8",
     "critic of 32, 5 steps": "--sampler ddim --num-sampling-steps 5 --temperature 1 "
     "--ranking critic --num-candidates 32",
@@ -58,11 +74,45 @@ WAYS = {
     "--ranking guide --num-candidates 8",
     "gradient of the value, 0.1": "--sampler ddpm --temperature 0.5 --guide value "
     "--guide-placement noisy --guide-scale 0.1 --guide-steps 2",
-    "gradient of the value, 0.01": "--sampler ddpm --temperature 0.5 --guide value "
-    "--guide-placement noisy --guide-scale 0.01 --guide-steps 2",
+    "value of the end, of 8": "--sampler ddpm --temperature 1 --guide end-value "
+    "--guide-scale 0 --ranking guide --num-candidates 8",
 }
 SEED = 50_000  # of the first episode
 NUM_STEPS = 8_000  # of gradient, that the published planners were trained for
+TIMED = 100  # env steps in which decisions for a single environment are timed
+
+
+@register_guide("end-value")
+@dataclass(frozen=True, kw_only=True)
+class EndValue(Guide):
+    """Prefers plans that end in a state which the planner's critic values highly.
+
+    Attributes:
+        critic: A planner fills it in.
+    """
+
+    critic: Critic | None = field(default=None, compare=False, repr=False)
+
+    def bind(self, networks: Any) -> EndValue:
+        """Return the guide with the planner's critic.
+
+        Raises:
+            GuideError: The planner has none.
+        """
+        if networks.critic is None:
+            raise GuideError("end-value needs a critic: train it with train-critic.")
+        return dataclasses.replace(self, critic=networks.critic)
+
+    def __call__(self, trajectory: Trajectory) -> Tensor:
+        """Return the values of the last planned states, in units of reward.
+
+        Raises:
+            GuideError: No planner has filled in a critic.
+        """
+        if self.critic is None:
+            raise GuideError("end-value has no critic yet: bind it to a planner.")
+        last = trajectory.normalized[:, -1, trajectory.layout.observations]
+        return self.critic.of_states(last)
 
 
 def run(*arguments: str) -> float:
@@ -75,49 +125,67 @@ def run(*arguments: str) -> float:
 
 def companion_of(way: str) -> str | None:
     """Return the network that a way needs beside the planner's."""
-    words = WAYS[way].split()
-    return next((name for name in COMPANIONS if name in words), None)
+    return next((NEEDS[word] for word in WAYS[way].split() if word in NEEDS), None)
 
 
-def as_markdown(out: Path, num_steps: int) -> str:
-    """Return a table of all results in a folder: a row for each network and way.
-
-    Args:
-        out: The folder.
-        num_steps: Gradient steps of the planners.
-    """
-    found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+def collected(out: Path) -> list[dict[str, Any]]:
+    """Return all results in a folder, a dictionary for each."""
+    found = []
     datasets = sorted(path.name for path in out.iterdir() if path.is_dir())
     for network, way, dataset in product(NETWORKS, WAYS, datasets):
         file = out / dataset / f"{network}, {way}.json"
-        if file.exists():
+        alone = out / dataset / f"{network}, {way}, alone.json"
+        if file.exists() and alone.exists():
             data = json.loads(file.read_text(encoding="utf-8"))
-            found.setdefault((network, way), {})[dataset] = data
-    names = [name.rpartition("-v")[0] for name in datasets]
-    lines = [f"| network | way | {' | '.join(names)} | ms a plan |"]
-    lines += ["|---" * (len(names) + 3) + "|"]
-    for (network, way), results in found.items():
+            timed = json.loads(alone.read_text(encoding="utf-8"))
+            found.append(
+                {
+                    "dataset": dataset.rpartition("-v")[0],
+                    "network": network,
+                    "way": way,
+                    "episodes": data["settings"]["episodes"],
+                    **{k: data["summary"][k] for k in ("score", "return", "plan_ms")},
+                    "decision_ms": timed["summary"]["plan_ms"],
+                }
+            )
+    return found
+
+
+def as_markdown(found: list[dict[str, Any]], num_steps: int) -> str:
+    """Return a table of results: a row for each network and way.
+
+    Args:
+        found: The results.
+        num_steps: Gradient steps of the planners.
+    """
+    names = sorted({result["dataset"] for result in found})
+    rows: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for each in found:
+        row = rows.setdefault((each["network"], each["way"]), {})
+        row[each["dataset"]] = each
+    lines = [f"| network | way | {' | '.join(names)} | ms, alone | ms, of 16 |"]
+    lines += ["|---" * (len(names) + 4) + "|"]
+    for (network, way), results in rows.items():
         cells = []
-        for dataset in datasets:
-            score = results.get(dataset, {}).get("summary", {}).get("score")
+        for name in names:
+            score = results[name]["score"] if name in results else None
             cells.append(
                 "–"
                 if score is None
                 else f"{score['mean']:.1f} [{score['low']:.1f}, {score['high']:.1f}]"
             )
-        times = [each["summary"]["plan_ms"]["mean"] for each in results.values()]
-        cells.append(f"{min(times):.1f}")
+        for kind in ("decision_ms", "plan_ms"):
+            times = [result[kind]["mean"] for result in results.values()]
+            cells.append(f"{min(times):.1f}")
         lines.append(f"| {network} | {way} | {' | '.join(cells)} |")
-    counts = {
-        data["settings"]["episodes"] for r in found.values() for data in r.values()
-    }
-    episodes = " or ".join(map(str, sorted(counts)))
+    episodes = " or ".join(map(str, sorted({each["episodes"] for each in found})))
     about = (
         f"D4RL's scores of planners trained for {num_steps:,} gradient steps: "
-        f"{episodes} episodes from seed {SEED}, with 95 % intervals. Time is that of "
-        f"one of 16 plans made together, on one core, the least of all datasets. Made "
-        f"by `examples/experiments/locomotion.py`, whose `NETWORKS` and `WAYS` say "
-        f"what the names mean."
+        f"{episodes} episodes from seed {SEED}, with 95 % intervals. Times are "
+        f"milliseconds a decision on one core, the least of all datasets: of one "
+        f"environment alone, and of one of 16 that are decided together. Made by "
+        f"`examples/experiments/locomotion.py`, whose `NETWORKS` and `WAYS` say what "
+        f"the names mean."
     )
     return "\n".join(["# Planners of walking robots", "", about, "", *lines, ""])
 
@@ -158,15 +226,24 @@ def main() -> None:
                 print(network, name, f"{seconds:.0f} s", flush=True)
             source = sources[name]
             file = folder / f"{network}, {way}.json"
+            alone = folder / f"{network}, {way}, alone.json"
+            common_ways = ["--env", given.env, "--seed", str(SEED), *WAYS[way].split()]
             if not file.exists():
-                options = ["--env", given.env, "--seed", str(SEED), "--json", str(file)]
-                options += ["--episodes", str(given.episodes), *WAYS[way].split()]
-                run("evaluate", str(source), *options)
+                options = ["--episodes", str(given.episodes), "--json", str(file)]
+                run("evaluate", str(source), *common_ways, *options)
+            if not alone.exists():
+                options = ["--episodes", "1", "--json", str(alone)]
+                options += ["--env-option", f"max_episode_steps={TIMED}"]
+                run("evaluate", str(source), *common_ways, *options)
             summary = json.loads(file.read_text(encoding="utf-8"))["summary"]
             earned = {k: round(summary[k]["mean"], 1) for k in ("return", "score")}
             print(network, way, earned, flush=True)
-    page = as_markdown(given.out, given.steps)
+    found = collected(given.out)
+    page = as_markdown(found, given.steps)
     (given.out / "locomotion.md").write_text(page, encoding="utf-8")
+    data = {"num_steps": given.steps, "results": found, "versions": versions()}
+    text = json.dumps(data, indent=1) + "\n"
+    (given.out / "locomotion.json").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
