@@ -46,7 +46,7 @@ NARROW = 24  # width of a U-Net for those: short plans need fewer weights
 SINGLE = 16  # least width of a U-Net whose coarsest stage sees one planning step
 GOALS_AHEAD = 2.5  # longest plan, in units of the median time that a goal is chased
 SHORT = 4  # env steps of a plan of states without a goal
-SMALL: Mapping[str, Any] = {  # networks for short plans
+SMALL: Mapping[str, Any] = {  # of networks other than a U-Net
     "dim": 128,
     "depth": 3,
     "num_denoising_steps": 20,

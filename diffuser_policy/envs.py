@@ -196,7 +196,7 @@ def other_versions(env_id: str) -> list[str]:
     have to be imported from a package that offers no plug-ins.
 
     Args:
-        env_id: As data record it.
+        env_id: As data records it.
     """
     with contextlib.suppress(ImportError):  # a package that is broken says so when used
         if is_trusted(env_id):
@@ -230,7 +230,10 @@ def split_version(env_id: str) -> tuple[str, int | None]:
 
 
 def is_other_version(env_id: str, recorded: str) -> bool:
-    """Return whether two ids name different versions of one environment."""
+    """Return whether two ids name different versions of one environment.
+
+    An id without a version may be any of them: Gymnasium takes the newest.
+    """
     (name, version), (own, own_version) = map(split_version, (env_id, recorded))
     versions = {version, own_version}
     return name == own and len(versions) == 2 and None not in versions

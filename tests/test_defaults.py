@@ -637,7 +637,7 @@ def test_a_transformer_is_small_and_makes_plans_of_any_length(goals: bool) -> No
     config = choice.config
     assert (config.network.dim, config.network.depth) == (128, 3)
     assert "network     a temporal transformer" in choice.reasons
-    assert config.window.min_horizon is None or goals
+    assert (config.window.min_horizon is not None) == goals
     assert config.planner.temperature == (1.0 if goals else 0.0)
     odd = TrainConfig.for_dataset(flat, network=network, window={"horizon": 37})
     assert odd.window.horizon == 37

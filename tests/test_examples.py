@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-import importlib
+import importlib.util
 import json
 import os
 import re
@@ -338,8 +338,14 @@ def test_the_locomotion_experiment_asks_for_what_there_is(
 ) -> None:
     """Its options exist, and a result makes a row of its table."""
     monkeypatch.setattr(GUIDES, "registered", {})
-    monkeypatch.syspath_prepend(ROOT / "examples/experiments")
-    made = vars(importlib.import_module("locomotion"))
+    path = ROOT / "examples/experiments/locomotion.py"
+    spec = importlib.util.spec_from_file_location("locomotion", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "locomotion", module)  # annotations are looked up
+    spec.loader.exec_module(module)
+    made = vars(module)
     calls = [
         ["train", "--dataset", "none/none-v0", *options.split()]
         for options in made["NETWORKS"].values()
@@ -353,7 +359,15 @@ def test_the_locomotion_experiment_asks_for_what_there_is(
     data = {
         "summary": {"score": interval, "return": interval, "plan_ms": interval},
         "settings": {"episodes": 20},
+        "versions": {},
     }
+    for network, options in made["NETWORKS"].items():
+        ways = made["ways_of"](network)
+        assert ways["one step"] is None
+        horizon = options.split()[1]
+        assert ("value of the end, of 8" in ways) <= (horizon != "1")
+    assert made["ways_of"]("H 4")["value of the end, of 8"] == "critic"
+    assert made["ways_of"]("H 1")["critic of 8"] == "critic"
     slower = {"summary": {"plan_ms": {**interval, "mean": 9.0}}}
     folder = tmp_path / "walker2d-medium-v1"
     folder.mkdir()
@@ -362,7 +376,7 @@ def test_the_locomotion_experiment_asks_for_what_there_is(
     (folder / "H 4, one step, alone.json").write_text(json.dumps(slower))
     table = made["as_markdown"](made["collected"](tmp_path), 8000)
     assert "trained for 8,000 gradient steps: 20 episodes" in table
-    assert "| network | way | walker2d-medium | ms, alone | ms, of 16 |" in table
+    assert "| network | way | walker2d-medium | ms, alone | ms, together |" in table
     assert "| H 4 | one step | 7.0 [6.0, 8.0] | 9.0 | 7.0 |" in table
 
 

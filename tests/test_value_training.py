@@ -341,7 +341,8 @@ def test_data_of_another_environment_is_refused(tmp_path: Path) -> None:
         ("some/Robot-v0", "some/Robot-v1", False),
         ("some/Robot-v0", "some/Robot-v0", True),
         ("some/Robot-v0", "some/Goals-v1", True),  # environments share data
-        ("some/Robot-v0", "module:Robot-v1", True),
+        ("some/Robot-v0", "module:some/Robot-v1", False),
+        ("some/Robot", "some/Robot-v1", True),  # the newest, whichever that is
         (None, "some/Robot-v1", True),
     ],
 )
@@ -357,7 +358,7 @@ def test_data_of_another_version_of_the_environment_is_refused(
         make_trainer(tmp_path, policy=policy, flat=rewarded(env_id=given))
         return
     with pytest.raises(
-        SpaceMismatchError, match=r"in some/Robot-v1, .* some/Robot-v0: another"
+        SpaceMismatchError, match=r"some/Robot-v1, .* some/Robot-v0: another"
     ):
         make_trainer(tmp_path, policy=policy, flat=rewarded(env_id=given))
     assert not list(tmp_path.iterdir())

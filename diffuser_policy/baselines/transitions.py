@@ -371,7 +371,7 @@ def make_transitions(
 
     Raises:
         ConfigError: The environment lacks the goal or the reward.
-        DatasetError: The data has none.
+        DatasetError: The data lacks it.
     """
     with closing(problem.make_env()) as env:
         if problem.goals == "hindsight":

@@ -152,7 +152,7 @@ def task_rewards(flat: FlatDataset, env: Env) -> np.ndarray:
 def achieved_goals(flat: FlatDataset, env: Env) -> np.ndarray:
     """Return the goal `[rows, goal]` that each row had achieved before its step.
 
-    The data record it, or the environment computes it by
+    The data records it, or the environment computes it by
     `achieved_goals(observations)`.
 
     Raises:
@@ -189,7 +189,7 @@ def behavior_facts(flat: FlatDataset, env: Env) -> dict[str, float] | None:
 
 
 def _has_achieved_goals(flat: FlatDataset, env: Env) -> bool:
-    """Return whether the data record achieved goals; if not, the environment has to."""
+    """Return whether the data records achieved goals; if not, the env has to."""
     base: Any = env.unwrapped
     space: Any = env.observation_space
     if reward_of_goals(env) is None:

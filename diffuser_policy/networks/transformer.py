@@ -50,7 +50,11 @@ class ModulatedBlock(nn.Module):
     """Attention over all tokens and a two-layer perceptron, modulated by the step."""
 
     def __init__(self, dim: int) -> None:
-        """Build the block; at first it modulates nothing."""
+        """Build the block; at first it modulates nothing.
+
+        Args:
+            dim: Width of a token, a multiple of `NUM_HEADS`.
+        """
         super().__init__()
         self.norm = nn.LayerNorm(dim, elementwise_affine=False)
         self.qkv = nn.Linear(dim, 3 * dim)

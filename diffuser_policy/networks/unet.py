@@ -27,7 +27,7 @@ ATTENTION_HEAD_DIM = 32
 
 
 class SinusoidalEmbedding(nn.Module):
-    """Embeds denoising steps as sines and cosines of geometric frequencies."""
+    """Embeds integers as sines and cosines of geometric frequencies."""
 
     frequencies: Tensor
 
@@ -39,7 +39,7 @@ class SinusoidalEmbedding(nn.Module):
         self.register_buffer("frequencies", exponents.exp(), persistent=False)
 
     def forward(self, i: Tensor) -> Tensor:
-        """Map steps `[batch]` to `[batch, dim]`."""
+        """Map denoising steps or positions `[n]` to `[n, dim]`."""
         angles = i[:, None].float() * self.frequencies
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
 

@@ -153,7 +153,11 @@ class CompanionTrainer(TrainingRun[Network]):
 def check_spaces(
     planner: PolicyConfig, flat: FlatDataset, featurizer: Featurizer
 ) -> None:
-    """Refuse data of another environment than the planner's, as far as they tell."""
+    """Refuse data whose spaces, or recorded environment, are not the planner's.
+
+    Raises:
+        SpaceMismatchError: They are not.
+    """
     ids = [
         str(facts.get("env_id") or "")
         for facts in (flat.metadata, planner.provenance.get("dataset", {}))

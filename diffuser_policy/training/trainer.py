@@ -236,7 +236,7 @@ def untrained(
     networks = initial_networks(made, planned, config.seed)
     shortest = shortest_window(made.window, networks.denoiser.horizon_multiple)
     network = networks.denoiser.network
-    if isinstance(network, TemporalUNet):  # others make plans of a single length
+    if isinstance(network, TemporalUNet):  # others need no shortest plan
         network.check_horizon(shortest)
     returns = None
     if config.value is not None and networks.value is not None:

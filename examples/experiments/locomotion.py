@@ -32,7 +32,6 @@ from diffuser_policy import Guide, Trajectory, register_guide
 from diffuser_policy.cli import main as command
 from diffuser_policy.errors import GuideError
 from diffuser_policy.networks.critic import Critic
-from diffuser_policy.versions import versions
 
 # Name → options of `train`; what is not said is chosen to suit the data.
 NETWORKS = {
@@ -53,10 +52,12 @@ NETWORKS = {
     "H 16, U-Net": "--window.horizon 16 --execution.replan-interval 1 "
     "--network.architecture unet --network.dim 16 --network.multipliers 1 2 4",
 }
-# Networks that are tried with one as well.
-COMPANIONS = {"critic": {"H 1", "H 1, all data", "H 4"}, "value": {"H 4"}}
-# Word of a way → the companion that it needs.
-NEEDS = {"critic": "critic", "value": "value", "end-value": "critic"}
+# Word of a way → the companion that it needs, and the networks that are tried with it.
+NEEDS = {
+    "critic": ("critic", {"H 1", "H 1, all data", "H 4"}),
+    "value": ("value", {"H 4"}),
+    "end-value": ("critic", {"H 4"}),  # plans of one step end where they begin
+}
 # Name → options of `evaluate`.
 WAYS = {
     "temperature 1": "--sampler ddpm --temperature 1",
@@ -104,7 +105,7 @@ class EndValue(Guide):
         return dataclasses.replace(self, critic=networks.critic)
 
     def __call__(self, trajectory: Trajectory) -> Tensor:
-        """Return the values of the last planned states, in units of reward.
+        """Return the values `[batch]` of the last planned states, in units of reward.
 
         Raises:
             GuideError: No planner has filled in a critic.
@@ -123,14 +124,19 @@ def run(*arguments: str) -> float:
     return time.process_time() - started
 
 
-def companion_of(way: str) -> str | None:
-    """Return the network that a way needs beside the planner's."""
-    return next((NEEDS[word] for word in WAYS[way].split() if word in NEEDS), None)
+def ways_of(network: str) -> dict[str, str | None]:
+    """Return the ways that a network is tried in, each with the companion it needs."""
+    ways: dict[str, str | None] = {}
+    for way, options in WAYS.items():
+        needs = [NEEDS[word] for word in options.split() if word in NEEDS]
+        if all(network in networks for _, networks in needs):
+            ways[way] = needs[0][0] if needs else None
+    return ways
 
 
 def collected(out: Path) -> list[dict[str, Any]]:
     """Return all results in a folder, a dictionary for each."""
-    found = []
+    found: list[dict[str, Any]] = []
     datasets = sorted(path.name for path in out.iterdir() if path.is_dir())
     for network, way, dataset in product(NETWORKS, WAYS, datasets):
         file = out / dataset / f"{network}, {way}.json"
@@ -146,6 +152,7 @@ def collected(out: Path) -> list[dict[str, Any]]:
                     "episodes": data["settings"]["episodes"],
                     **{k: data["summary"][k] for k in ("score", "return", "plan_ms")},
                     "decision_ms": timed["summary"]["plan_ms"],
+                    "versions": data["versions"],
                 }
             )
     return found
@@ -163,7 +170,7 @@ def as_markdown(found: list[dict[str, Any]], num_steps: int) -> str:
     for each in found:
         row = rows.setdefault((each["network"], each["way"]), {})
         row[each["dataset"]] = each
-    lines = [f"| network | way | {' | '.join(names)} | ms, alone | ms, of 16 |"]
+    lines = [f"| network | way | {' | '.join(names)} | ms, alone | ms, together |"]
     lines += ["|---" * (len(names) + 4) + "|"]
     for (network, way), results in rows.items():
         cells = []
@@ -183,9 +190,9 @@ def as_markdown(found: list[dict[str, Any]], num_steps: int) -> str:
         f"D4RL's scores of planners trained for {num_steps:,} gradient steps: "
         f"{episodes} episodes from seed {SEED}, with 95 % intervals. Times are "
         f"milliseconds a decision on one core, the least of all datasets: of one "
-        f"environment alone, and of one of 16 that are decided together. Made by "
-        f"`examples/experiments/locomotion.py`, whose `NETWORKS` and `WAYS` say what "
-        f"the names mean."
+        f"environment alone, and of one of up to 16 that are decided together. Made "
+        f"by `examples/experiments/locomotion.py`, whose `NETWORKS` and `WAYS` say "
+        f"what the names mean."
     )
     return "\n".join(["# Planners of walking robots", "", about, "", *lines, ""])
 
@@ -213,11 +220,10 @@ def main() -> None:
         options = ["--no-critic", *NETWORKS[network].split(), *steps]
         print(network, f"{run('train', *common, *options):.0f} s", flush=True)
         sources = dict.fromkeys([None], planner)
-        for way in given.ways:
-            name = companion_of(way)
-            if name is not None and network not in COMPANIONS[name]:
+        for way, name in ways_of(network).items():
+            if way not in given.ways:
                 continue
-            if name not in sources:
+            if name is not None and name not in sources:
                 sources[name] = folder / f"{network}-{name}"
                 num_steps = getattr(given, f"{name}_steps")
                 options = ["--num-steps", str(num_steps)]
@@ -241,7 +247,7 @@ def main() -> None:
     found = collected(given.out)
     page = as_markdown(found, given.steps)
     (given.out / "locomotion.md").write_text(page, encoding="utf-8")
-    data = {"num_steps": given.steps, "results": found, "versions": versions()}
+    data = {"num_steps": given.steps, "results": found}
     text = json.dumps(data, indent=1) + "\n"
     (given.out / "locomotion.json").write_text(text, encoding="utf-8")
 
