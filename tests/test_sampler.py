@@ -338,10 +338,16 @@ def test_pinning_an_independent_entry_changes_no_other(make: type[Sampler]) -> N
     torch.testing.assert_close(pinned[..., 1, 0], plain[..., 1, 0])
 
 
+@pytest.mark.parametrize(
+    ("dtype", "rounding"), [(torch.float64, 1e-10), (torch.float32, 1e-3)]
+)
 @pytest.mark.parametrize("make", MAKERS)
-def test_a_row_does_not_depend_on_its_batch(make: type[Sampler]) -> None:
-    sampler = make(network_denoiser())
-    values = torch.randn(3, 8, 3, generator=generators(1)[0])
+def test_a_row_does_not_depend_on_its_batch(
+    make: type[Sampler], dtype: torch.dtype, rounding: float
+) -> None:
+    """But for rounding, which is the processor's, and grows from step to step."""
+    sampler = make(network_denoiser().to(dtype))
+    values = torch.randn(3, 8, 3, generator=generators(1)[0]).to(dtype)
     mask = torch.zeros(1, 8, 3, dtype=torch.bool)
     mask[0, 0] = True
     together = sampler.sample(
@@ -351,7 +357,10 @@ def test_a_row_does_not_depend_on_its_batch(make: type[Sampler]) -> None:
         Inpainting(mask, values[1:2]), generators(11), num_candidates=2
     )
     torch.testing.assert_close(
-        together.trajectories[1], alone.trajectories[0], rtol=1e-4, atol=1e-4
+        together.trajectories[1],
+        alone.trajectories[0],
+        rtol=rounding,
+        atol=rounding,
     )
 
 
