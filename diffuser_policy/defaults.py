@@ -46,14 +46,13 @@ NARROW = 24  # width of a U-Net for those: short plans need fewer weights
 SINGLE = 16  # least width of a U-Net whose coarsest stage sees one planning step
 GOALS_AHEAD = 2.5  # longest plan, in units of the median time that a goal is chased
 SHORT = 4  # env steps of a plan of states without a goal
-SMALL: Mapping[str, Any] = {  # of networks other than a U-Net
+SMALL_NETWORKS = {"mlp": "residual MLP", "transformer": "temporal transformer"}
+SMALL: Mapping[str, Any] = {  # their settings
     "dim": 128,
     "depth": 3,
     "num_denoising_steps": 20,
     "loss_floor": 0.1,
 }
-SMALL_NETWORKS = {"mlp": "residual MLP", "transformer": "temporal transformer"}
-"""Networks that get these settings."""
 BEST_SHARE = 0.1  # of the episodes, if some are better than others,
 ENOUGH = 20_000  # and have as many env steps as this
 AVERAGED = 20  # how many times the memory of the average fits into a training

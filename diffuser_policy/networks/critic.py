@@ -48,7 +48,7 @@ class Values(NamedTuple):
 
     @classmethod
     def of(cls, values: np.ndarray, rewards: np.ndarray, discount: float) -> Values:
-        """Return quantiles of `values` `[n]`; the rewards of the data."""
+        """Return quantiles of `values` `[n]`, and the range that rewards allow."""
         low, median, high = map(float, np.quantile(values, (0.05, 0.5, 0.95)))
         least, most = min(float(rewards.min()), 0.0), max(float(rewards.max()), 0.0)
         return cls(low, median, high, (least / (1 - discount), most / (1 - discount)))

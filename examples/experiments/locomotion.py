@@ -233,14 +233,14 @@ def main() -> None:
             source = sources[name]
             file = folder / f"{network}, {way}.json"
             alone = folder / f"{network}, {way}, alone.json"
-            common_ways = ["--env", given.env, "--seed", str(SEED), *WAYS[way].split()]
+            asked = ["--env", given.env, "--seed", str(SEED), *WAYS[way].split()]
             if not file.exists():
                 options = ["--episodes", str(given.episodes), "--json", str(file)]
-                run("evaluate", str(source), *common_ways, *options)
+                run("evaluate", str(source), *asked, *options)
             if not alone.exists():
                 options = ["--episodes", "1", "--json", str(alone)]
                 options += ["--env-option", f"max_episode_steps={TIMED}"]
-                run("evaluate", str(source), *common_ways, *options)
+                run("evaluate", str(source), *asked, *options)
             summary = json.loads(file.read_text(encoding="utf-8"))["summary"]
             earned = {k: round(summary[k]["mean"], 1) for k in ("return", "score")}
             print(network, way, earned, flush=True)
